@@ -1,0 +1,195 @@
+"""The front's share of the configuration: what it may be told, and what is sane.
+
+Frozen models, made once by the supervisor from file, command line and defaults, and sent
+to the front as JSON. Each part of a service defines its own keys and defaults here, next
+to the only code that reads them; an unknown key is an error. Durations are seconds, sizes
+are bytes, shares are fractions once they are parsed. No I/O, no clock.
+"""
+
+import re
+from ipaddress import ip_network
+from typing import Annotated, Final, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def parse_duration(value: object) -> object:
+    """"500ms", "2s", "1h" as seconds. A number passes: it is already parsed."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", value)
+    if match is None:
+        raise ValueError('expected a duration with a unit, such as "500ms", "2s" or "1h"')
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def parse_size(value: object) -> object:
+    """"512B", "16KiB", "64MiB" as bytes. A number passes: it is already parsed."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+)(B|KiB|MiB|GiB)", value)
+    if match is None:
+        raise ValueError('expected a size with a unit, such as "16KiB" or "64MiB"')
+    return int(match[1]) * _BYTES[match[2]]
+
+
+def parse_share(value: object) -> object:
+    """"50%" as 0.5. A number passes: it is already parsed."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d{1,3})%", value)
+    if match is None or int(match[1]) > 100:
+        raise ValueError('expected a share from "0%" to "100%"')
+    return int(match[1]) / 100
+
+
+class Address(NamedTuple):
+    """Where to connect or listen: host and port, or the path of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read "host:port", "[v6]:port" or "unix:/path"; ValueError says what was expected."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or len(path.encode()) > 107 or "\0" in path:
+            raise ValueError("expected a path of 1 to 107 bytes after unix:")
+        return Address(path=path)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:\[\]/,]+)):(\d{1,5})", text)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError('expected "host:port", "[v6 address]:port" or "unix:/path"')
+    return Address(host=match[1] or match[2], port=int(match[3]))
+
+
+def _address(text: str) -> str:
+    return str(parse_address(text))
+
+
+def _network(text: str) -> str:
+    return str(ip_network(text, strict=False))
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False, strict=True)]
+Positive = Annotated[Duration, Field(gt=0)]
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0, strict=True)]
+Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
+AddressText = Annotated[str, AfterValidator(_address)]
+Network = Annotated[str, AfterValidator(_network)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Weight = Annotated[int, Field(ge=1, le=100, strict=True)]
+Mode = Literal["http", "tcp"]
+Balance = Literal["round_robin", "least_connections", "power_of_two", "hash", "random"]
+
+
+class Part(BaseModel):
+    """A table of the configuration: frozen, and strict about what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Health(Part):
+    """Active checks."""
+
+    path: str | None = Field(None, pattern=r"^/[\x21-\x7e]*$")
+    """Asked with GET; 2xx and 3xx are good. None: a TCP connect is the check."""
+    interval: Positive = 2.0
+    timeout: Positive = 1.0
+    rise: Count = 2
+    """Good checks in a row before a worker that was down comes back."""
+    fall: Count = 3
+    """Bad checks in a row before a worker that is up leaves."""
+
+
+class Ejection(Part):
+    """Passive health: what the traffic itself shows."""
+
+    failures: Annotated[int, Field(ge=0, strict=True)] = 5
+    """Connect failures, resets and 5xx in a row; 0 switches ejection off."""
+    eject_for: Positive = 10.0
+    """Times the number of ejections, at most ten times."""
+    max_ejected: Share = 0.5
+
+
+class Timeouts(Part):
+    """Every wait of the front has an end; 0 means none only where it says so."""
+
+    connect: Positive = 5.0
+    head: Positive = 10.0
+    body: Positive = 30.0
+    response: Positive = 60.0
+    total: Duration = 0.0
+    """A whole exchange, from the request's head to the answer's last byte. 0: no limit."""
+    keepalive: Positive = 75.0
+    tunnel: Positive = 3600.0
+    queue: Duration = 2.0
+    """Waiting for a worker when none can take the request. 0: refused at once."""
+    start: Positive = 30.0
+    """A worker's time to get ready."""
+    stop: Positive = 30.0
+    """A worker's or front's time to finish when it is told to leave."""
+
+
+class Limits(Part):
+    """What a stranger can make grow, and where it ends."""
+
+    head: Annotated[Size, Field(ge=1024, le=1 << 20)] = 16 << 10
+    """Bytes of a request head, request line and fields together: 431 beyond."""
+    headers: Annotated[int, Field(ge=1, le=1000, strict=True)] = 100
+    """Fields of a request: 431 beyond."""
+    queue: Annotated[int, Field(ge=0, strict=True)] = 1024
+    """Requests that wait for a worker: 503 beyond."""
+
+
+class Target(Part):
+    """One worker as the front sees it: a slot and where it listens."""
+
+    slot: int
+    address: AddressText
+    weight: Weight = 1
+    joined: bool = False
+    """Its process is ready: check it. Upstreams that nobody supervises always are."""
+    up: bool = False
+    """It was in the rotation before a front died; the next one believes that."""
+
+
+class Traffic(Part):
+    """The keys of a service that the front acts on; the supervisor's tables add theirs."""
+
+    mode: Mode = "http"
+    balance: Balance = "round_robin"
+    trusted_proxies: tuple[Network, ...] = ()
+    max_connections: Annotated[int, Field(ge=0, strict=True)] = 0
+    """0: as many as descriptors allow."""
+    access_log: str = "stdout"
+    """"stdout", "off" or the path of a file."""
+    access_log_format: Literal["json", "combined"] = "json"
+    health: Health = Health()
+    ejection: Ejection = Ejection()
+    timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
+
+
+class FrontService(Traffic):
+    """One service, resolved: inherited listeners in, targets out."""
+
+    name: str
+    listeners: tuple[int, ...]
+    """Numbers of the inherited descriptors, bound and listening."""
+    targets: tuple[Target, ...]
+
+
+class FrontConfig(Part):
+    """All that a front is told."""
+
+    services: tuple[FrontService, ...]

@@ -1,0 +1,65 @@
+"""Whose fault a failure is, which status it becomes, and whether another worker may try.
+
+Every failure of an exchange or a relayed connection is one `Fault`, so the answer to the
+client, the metric label, the log's reason and the decision to retry come from one line of
+one table. No I/O, no clock.
+
+A fault is a value and not an exception where it happens on the data path: the callbacks
+of a transport have nobody above them to catch anything. `http1` raises `Rejected`, which
+carries a fault, because a grammar is deeper than one call.
+"""
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+
+class Side(StrEnum):
+    CLIENT = "client"
+    WORKER = "worker"
+    FRONT = "front"
+
+
+class Fault(NamedTuple):
+    """One kind of failure."""
+
+    kind: str
+    """The value of the metric's label and of the access log's `ended`."""
+    side: Side
+    status: int
+    """What the client is told if it can still be told; 0: nothing, the connection ends."""
+    text: str
+    """The body of that answer."""
+
+
+BAD_REQUEST: Final = Fault("bad_request", Side.CLIENT, 400, "bad request")
+HEAD_TOO_LARGE: Final = Fault("head_too_large", Side.CLIENT, 431, "request head too large")
+HEAD_TIMEOUT: Final = Fault("head_timeout", Side.CLIENT, 408, "request head took too long")
+BODY_TIMEOUT: Final = Fault("body_timeout", Side.CLIENT, 408, "request body took too long")
+CLIENT_GONE: Final = Fault("client_gone", Side.CLIENT, 0, "")
+VERSION: Final = Fault("version", Side.CLIENT, 505, "HTTP version not supported")
+EXPECTATION: Final = Fault("expectation", Side.CLIENT, 417, "expectation failed")
+NOT_IMPLEMENTED: Final = Fault("not_implemented", Side.CLIENT, 501, "not implemented")
+NO_WORKER: Final = Fault("no_worker", Side.FRONT, 503, "no worker available")
+QUEUE_FULL: Final = Fault("queue_full", Side.FRONT, 503, "too many requests are waiting")
+STOPPING: Final = Fault("stopping", Side.FRONT, 503, "shutting down")
+CONNECT_FAILED: Final = Fault("connect_failed", Side.WORKER, 502, "cannot connect to a worker")
+CONNECT_TIMEOUT: Final = Fault("connect_timeout", Side.WORKER, 504, "connecting to a worker took too long")
+WORKER_RESET: Final = Fault("worker_reset", Side.WORKER, 502, "the worker broke off")
+WORKER_CLOSED: Final = Fault("worker_closed", Side.WORKER, 502, "the worker closed the connection")
+BAD_RESPONSE: Final = Fault("bad_response", Side.WORKER, 502, "the worker's answer is not HTTP")
+RESPONSE_TIMEOUT: Final = Fault("response_timeout", Side.WORKER, 504, "the worker took too long")
+SEND_TIMEOUT: Final = Fault("send_timeout", Side.CLIENT, 0, "")
+"""The client stopped reading its answer."""
+TOTAL_TIMEOUT: Final = Fault("total_timeout", Side.FRONT, 504, "the exchange took too long")
+TUNNEL_TIMEOUT: Final = Fault("tunnel_timeout", Side.FRONT, 0, "")
+
+FAULTS: Final = tuple(value for value in tuple(globals().values()) if isinstance(value, Fault))
+
+
+class Rejected(Exception):
+    """The grammar refused a message: `fault` says how to answer, `reason` says why."""
+
+    def __init__(self, fault: Fault, reason: str) -> None:
+        super().__init__(reason)
+        self.fault = fault
+        self.reason = reason

@@ -1,0 +1,1 @@
+"""Reads the configuration, runs everything, talks to people."""

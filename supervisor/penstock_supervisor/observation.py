@@ -1,0 +1,50 @@
+"""What the supervisor knows at one moment, as plain values: the admin port's only input.
+
+The runner makes an `Observation`; `/metrics`, `/status`, `/healthz` and `/readyz` are all
+views of one. Nothing here can reach back into the runner, so a page can be tested without
+starting anything. No I/O, no clock.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildView:
+    """One child: a front, or a worker's slot."""
+
+    role: Literal["front", "worker"]
+    service: str
+    """Empty for a front, which serves all of them."""
+    slot: int
+    state: str
+    """`lifecycle.State` by name, lower case."""
+    pid: int | None
+    address: str
+    """Where it listens; empty for a front."""
+    restarts: Mapping[str, int]
+    """Restarts so far by reason: exit, signal, start_timeout, spawn."""
+    since_s: float
+    """Seconds in this state."""
+    last_exit: str
+    """"status 1", "SIGKILL", or empty."""
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    """The child's last answer to STATS; empty if it never gave one."""
+    fresh: bool = False
+    """It answered this time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    children: tuple[ChildView, ...]
+    services: Mapping[str, Mapping[str, Any]]
+    """By name: scheme, mode, listen, workers or upstreams (addresses)."""
+    uptime_s: float
+    ready: bool
+    """Every service has a worker in rotation."""
+    stopping: bool
+    listener_fds: int
+    channel_fds: int
+    """Descriptors of the supervisor itself, by kind."""
+    loop_lag_s: float
