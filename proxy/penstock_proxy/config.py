@@ -17,7 +17,7 @@ _BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def parse_duration(value: object) -> object:
-    """"500ms", "2s", "1h" as seconds. A number passes: it is already parsed."""
+    """ "500ms", "2s", "1h" as seconds. A number passes: it is already parsed."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", value)
@@ -27,7 +27,7 @@ def parse_duration(value: object) -> object:
 
 
 def parse_size(value: object) -> object:
-    """"512B", "16KiB", "64MiB" as bytes. A number passes: it is already parsed."""
+    """ "512B", "16KiB", "64MiB" as bytes. A number passes: it is already parsed."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d+)(B|KiB|MiB|GiB)", value)
@@ -37,7 +37,7 @@ def parse_size(value: object) -> object:
 
 
 def parse_share(value: object) -> object:
-    """"50%" as 0.5. A number passes: it is already parsed."""
+    """ "50%" as 0.5. A number passes: it is already parsed."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d{1,3})%", value)
@@ -80,7 +80,15 @@ def _network(text: str) -> str:
     return str(ip_network(text, strict=False))
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False, strict=True)]
+def _path(text: str) -> str:
+    if re.fullmatch(r"/[\x21-\x7e]*", text) is None:
+        raise ValueError('expected a path that starts with "/" and has no spaces')
+    return text
+
+
+Duration = Annotated[
+    float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False, strict=True)
+]
 Positive = Annotated[Duration, Field(gt=0)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0, strict=True)]
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
@@ -101,7 +109,7 @@ class Part(BaseModel):
 class Health(Part):
     """Active checks."""
 
-    path: str | None = Field(None, pattern=r"^/[\x21-\x7e]*$")
+    path: Annotated[str, AfterValidator(_path)] | None = None
     """Asked with GET; 2xx and 3xx are good. None: a TCP connect is the check."""
     interval: Positive = 2.0
     timeout: Positive = 1.0

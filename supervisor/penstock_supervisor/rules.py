@@ -1,0 +1,104 @@
+"""The rules of a configuration that span several keys, or several services.
+
+Every one yields `Problem`s and none raises, so one look at a file finds all of them. What
+a single value may be is the models' business. No I/O, no clock.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Final
+
+from penstock_proxy.config import Address, parse_address
+from penstock_supervisor.problems import Problem
+
+if TYPE_CHECKING:
+    from penstock_supervisor.services import Config, Service
+
+PROGRAMS: Final = ("app", "command", "upstreams")
+_SUPERVISED: Final = ("workers", "ports", "weights", "env", "directory", "restart")
+"""Keys that say how a program is run; nothing is run for `upstreams`."""
+
+
+def of_table(table: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the presence of keys alone shows, however wrong their values are."""
+    named = [key for key in PROGRAMS if key in table]
+    if not named:
+        yield Problem((), "expected one of app, command, upstreams: there is nothing to run")
+    elif len(named) > 1:
+        yield Problem((), f"expected one of app, command, upstreams, not {' and '.join(named)}")
+    if named == ["upstreams"]:
+        for key in _SUPERVISED:
+            if key in table:
+                yield Problem((key,), "only with app or command: upstreams are run by others")
+        if table["upstreams"] == []:
+            yield Problem(("upstreams",), "expected at least one address")
+
+
+def of_service(service: "Service") -> Iterator[Problem]:
+    """One service whose values are fine one by one."""
+    yield from _room(service)
+    addresses = [upstream.address for upstream in service.upstreams]
+    if len(set(addresses)) < len(addresses):
+        yield Problem(("upstreams",), "an address is named twice; give it a weight instead")
+    if service.listen in addresses:
+        yield Problem(("upstreams",), f"{service.listen} is where the service itself listens")
+    if service.mode == "tcp" and service.trusted_proxies:
+        yield Problem(("trusted_proxies",), 'only with mode = "http": tcp has no headers')
+    if service.mode == "tcp" and service.access_log_format == "combined":
+        yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
+    if service.restart.backoff > service.restart.backoff_max:
+        yield Problem(("restart", "backoff"), "expected at most backoff_max")
+
+
+def of_config(config: "Config") -> Iterator[Problem]:
+    """Services beside each other, and the admin port beside all."""
+    for one, other in combinations(config.services, 2):
+        at = ("service", other.name)
+        if _clash(one.listen, other.listen):
+            yield Problem((*at, "listen"), f"{other.listen} is taken by service.{one.name}")
+        if one.ports and other.ports and _overlap(one.ports, other.ports):
+            yield Problem((*at, "ports"), f"overlaps the ports of service.{one.name}")
+    listeners = {f"service.{service.name}": service.listen for service in config.services}
+    if config.admin:
+        for owner, listen in listeners.items():
+            if _clash(config.admin, listen):
+                yield Problem(("admin",), f"{config.admin} is taken by {owner}")
+        listeners["admin"] = config.admin
+    for service in config.services:
+        yield from _taken(service, listeners)
+
+
+def _taken(service: "Service", listeners: Mapping[str, str]) -> Iterator[Problem]:
+    for owner, listen in listeners.items():
+        port = parse_address(listen).port
+        if service.ports and _overlap(service.ports, (port, port)):
+            text = f"contains {port}, where {owner} listens"
+            yield Problem(("service", service.name, "ports"), text)
+
+
+def _room(service: "Service") -> Iterator[Problem]:
+    workers = service.workers
+    if service.weights and len(service.weights) != workers:
+        text = f"expected one for each of {workers} workers, not {len(service.weights)}"
+        yield Problem(("weights",), text)
+    if service.ports is not None:
+        size = service.ports.last - service.ports.first + 1
+        if size < workers:
+            yield Problem(("ports",), f"expected a port for each of {workers} workers, not {size}")
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def _clash(one: str, other: str) -> bool:
+    """Both cannot be listened on. Port 0 is a different free port each time."""
+    a, b = parse_address(one), parse_address(other)
+    if a.path or b.path:
+        return a.path == b.path
+    return a.port == b.port != 0 and (a.host == b.host or _wild(a, b) or _wild(b, a))
+
+
+def _wild(wide: Address, narrow: Address) -> bool:
+    """`wide` is every address of the family that `narrow` is one of."""
+    return wide.host == ("::" if ":" in narrow.host else "0.0.0.0")

@@ -1,0 +1,168 @@
+"""What a configuration consists of: the tables of the supervisor, frozen.
+
+The keys that the front acts on are defined in `penstock_proxy.config`, next to their only
+reader; a `Service` adds those that say what is run and how. One value is judged here, on
+its own; `rules` judges several together. Directories are looked at, since a log that can
+not be written is better found before anything starts; otherwise no I/O, no clock.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from penstock_proxy.config import AddressText, Count, Part, Positive, Traffic, Weight, parse_address
+from penstock_worker.contract import SCRUBBED
+
+ADMIN: Final = "127.0.0.1:9464"
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
+"""A service's name: a label, part of a log's prefix, and a key that needs no quotes."""
+_APP: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+class PortRange(NamedTuple):
+    """The ports that workers may get, both ends included."""
+
+    first: int
+    last: int
+
+
+def parse_app(text: str) -> str:
+    """Accept "module:attribute"; ValueError guesses what was meant."""
+    if _APP.fullmatch(text):
+        return text
+    path, _, attribute = text.partition(":")
+    module = path.removesuffix(".py").strip("./").replace("/", ".")
+    guess = f"{module}:{attribute or 'app'}"
+    hint = f' (did you mean "{guess}"?)' if _APP.fullmatch(guess) else ""
+    raise ValueError(f'expected "module:attribute"{hint}')
+
+
+def _ports(value: object) -> object:
+    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", str(value))
+    if match is None or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
+        raise ValueError('expected a range of ports, such as "8101-8199"')
+    return PortRange(int(match[1]), int(match[2]))
+
+
+def _workers(value: object) -> object:
+    if value == "auto":
+        return len(os.sched_getaffinity(0))
+    if type(value) is int:
+        return value
+    raise ValueError('expected a number of workers or "auto"')
+
+
+def _reachable(text: str) -> str:
+    address = parse_address(text)
+    if not address.path and not address.port:
+        raise ValueError("expected a port to connect to")
+    return text
+
+
+def _admin(text: str) -> str:
+    return str(parse_address(text)) if text else ""
+
+
+def _access_log(text: str) -> str:
+    # A bare word is a slip of the pen ("sdtout") more often than a file's name.
+    if text in ("stdout", "off"):
+        return text
+    if "/" not in text or text.endswith("/") or "\0" in text:
+        raise ValueError('expected "stdout", "off" or the path of a file, such as "./access.log"')
+    if not Path(text).parent.is_dir():
+        raise ValueError(
+            f"expected a file in a directory that exists ({Path(text).parent} does not)"
+        )
+    return text
+
+
+def _directory(text: str) -> str:
+    if "\0" in text or not Path(text).is_dir():
+        raise ValueError("expected a directory that exists")
+    return text
+
+
+def _variable(name: str) -> str:
+    if name in SCRUBBED:
+        raise ValueError("expected a variable that penstock does not set itself")
+    if not re.fullmatch(r"[^\W\d]\w*", name, re.ASCII):
+        raise ValueError("expected the name of a variable")
+    return name
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError("expected a table's name of letters, digits, - and _, at most 63")
+    return text
+
+
+def _word(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("expected a word of at least one character")
+    return value
+
+
+Word = Annotated[str, AfterValidator(_word)]
+Variable = Annotated[str, AfterValidator(_variable)]
+
+
+class Restart(Part):
+    """How a worker that ended comes back."""
+
+    max_restarts: Count = 5
+    """More than these `within` is a giveup: the worker stays down."""
+    within: Positive = 60.0
+    backoff: Positive = 0.1
+    """Before the first restart; doubled each time."""
+    backoff_max: Positive = 10.0
+
+
+class Upstream(Part):
+    """An address that somebody else serves."""
+
+    address: Annotated[AddressText, AfterValidator(_reachable)]
+    weight: Weight = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        if isinstance(value, Mapping):
+            return value
+        match = re.fullmatch(r"(\S+)(?:\s+weight=(\d{1,9}))?", str(value).strip())
+        if match is None or not isinstance(value, str):
+            raise ValueError('expected "host:port" or "host:port weight=3"')
+        return {"address": match[1], "weight": int(match[2] or 1)}
+
+
+class Service(Traffic):
+    """One port that is served, and by what."""
+
+    name: Annotated[str, AfterValidator(_name)]
+    """The key of its table."""
+    listen: Annotated[AddressText, Field(examples=["127.0.0.1:8000"])]
+    scheme: Literal["ports"] = "ports"
+    app: Annotated[str, AfterValidator(parse_app)] | None = None
+    command: Annotated[tuple[Word, ...], Field(min_length=1)] | None = None
+    upstreams: tuple[Upstream, ...] = ()
+    workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=512)] = 2
+    weights: tuple[Weight, ...] = ()
+    """By slot."""
+    ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
+    """None: any that are free. A slot keeps its port."""
+    env: Mapping[Variable, str] = Field(default_factory=dict)
+    directory: Annotated[str, AfterValidator(_directory)] | None = None
+    """Where the program is started; None: where the supervisor was."""
+    access_log: Annotated[str, AfterValidator(_access_log)] = "stdout"
+    restart: Restart = Restart()
+
+
+class Config(Part):
+    """Everything that one `penstock run` is told."""
+
+    admin: Annotated[str, AfterValidator(_admin)] = ADMIN
+    """Empty: no admin port."""
+    services: tuple[Service, ...]
