@@ -1,0 +1,95 @@
+"""Takes connections from one listener as long as there is room for them.
+
+Owns: when a listening socket is read from, and when it is left alone. Must not know: what
+becomes of a connection (`deliver`), or who the workers are.
+
+The listener itself belongs to the supervisor and stays open whatever happens here, so
+pausing costs nobody a connection: the kernel's queue holds them.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+_BATCH: Final = 16
+"""Connections a wake-up, so that one busy listener does not starve the rest."""
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE_S: Final = 0.25
+
+_log = logging.getLogger(__name__)
+
+
+class Acceptor:
+    """One listener. `has_room` is asked before each accept; `retry` after a refusal."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listener: socket.socket,
+        has_room: Callable[[], bool],
+        deliver: Callable[[socket.socket, Any], None],
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._has_room = has_room
+        self._deliver = deliver
+        self._reading = False
+        self._closed = False
+        self._exhausted = False
+
+    @property
+    def paused(self) -> bool:
+        return not self._reading and not self._closed
+
+    def start(self) -> None:
+        """Accept from now on. Harmless when already accepting."""
+        if not self._reading and not self._closed:
+            self._reading = True
+            self._loop.add_reader(self._listener, self._readable)
+
+    def drain(self) -> None:
+        """Take what the kernel has queued, then close: those clients were told yes."""
+        if self._closed:
+            return
+        while self._accept():
+            pass
+        self._pause()
+        self._closed = True
+        self._listener.close()
+
+    def _readable(self) -> None:
+        for _ in range(_BATCH):
+            if not self._has_room():
+                self._pause()
+                return
+            if not self._accept():
+                return
+
+    def _accept(self) -> bool:
+        try:
+            sock, peer = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return False
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            self._out_of_descriptors(error)
+            return False
+        self._exhausted = False
+        self._deliver(sock, peer)
+        return True
+
+    def _out_of_descriptors(self, error: OSError) -> None:
+        if not self._exhausted:
+            _log.error("cannot accept: %s; trying again until it can", error.strerror)
+        self._exhausted = True
+        self._pause()
+        self._loop.call_later(_PAUSE_S, self.start)
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._listener)

@@ -1,0 +1,48 @@
+"""May one more connection come in?
+
+Owns: the account of a front's descriptors. A relayed connection needs two, and a front
+that runs out of them in the middle of its work can neither serve nor refuse; so they are
+counted before anything is accepted (the idea is relayd's). No I/O: who opens and closes
+says so here.
+"""
+
+from typing import Final
+
+RESERVE: Final = 32
+"""For health checks, log files, the channel, and what the runtime opens on the side."""
+
+
+class Admission:
+    """The account of one process. All counts are descriptors."""
+
+    __slots__ = ("_limit", "clients", "listeners", "other", "upstreams")
+
+    def __init__(self, limit: int, listeners: int, other: int) -> None:
+        """`limit`: RLIMIT_NOFILE; `other`: open ones that are none of the rest."""
+        self._limit = limit
+        self.listeners = listeners
+        self.other = other
+        self.clients = 0
+        self.upstreams = 0
+
+    @property
+    def open(self) -> int:
+        """Descriptors in use, by our own account."""
+        return self.listeners + self.other + self.clients + self.upstreams
+
+    def has_room(self) -> bool:
+        """Are two left for one more connection and its way to a worker?
+
+        Each client already in may still need its second one.
+        """
+        committed = self.listeners + self.other + self.clients + max(self.clients, self.upstreams)
+        return committed + RESERVE + 2 <= self._limit
+
+    def by_kind(self) -> dict[str, int]:
+        """For `penstock_fds`."""
+        return {
+            "listener": self.listeners,
+            "client": self.clients,
+            "upstream": self.upstreams,
+            "other": self.other,
+        }

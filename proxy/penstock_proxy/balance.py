@@ -1,0 +1,260 @@
+"""The policies: who is in the rotation goes in, whose turn it is comes out.
+
+A policy owns the order of turns and nothing else. It must not know why a member is in or
+out of the rotation: the pool tells it through `rotate`, seldom, and all the work is done
+there, so that `pick` is a handful of reads for every request. Whoever asks may name
+members to `avoid`: those that this request has already tried. No I/O, no clock, and
+randomness is an argument.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from hashlib import blake2b
+from math import gcd, log
+from typing import Final, Generic, Protocol, TypeVar, assert_never
+
+from penstock_proxy.config import Balance
+
+_REMEMBERED_CLIENTS: Final = 4096
+"""How many clients' workers `ClientHash` keeps in mind: strangers must not make it grow."""
+
+
+class Candidate(Protocol):
+    """What a policy may know of a member."""
+
+    address: str
+    weight: int
+    active: int
+
+
+M = TypeVar("M", bound=Candidate)
+
+
+class Policy(Protocol[M]):
+    """One way to choose."""
+
+    def rotate(self, rotation: Sequence[M]) -> None:
+        """From now on these may be picked, and nobody else."""
+
+    def pick(self, client: str, avoid: Collection[M]) -> M | None:
+        """The member for a request of this client address; None when all are avoided."""
+
+
+def policy(balance: Balance, members: Sequence[M], random: Callable[[], float]) -> Policy[M]:
+    """The policy of that name for all members that will ever be in the rotation.
+
+    `random` returns numbers in [0, 1). The rotation is empty until `rotate` is called.
+    """
+    match balance:
+        case "round_robin":
+            return RoundRobin(members)
+        case "least_connections":
+            return LeastConnections(members)
+        case "power_of_two":
+            return PowerOfTwo(random)
+        case "hash":
+            return ClientHash()
+        case "random":
+            return Lottery(random)
+    assert_never(balance)
+
+
+def schedule(weights: Sequence[int]) -> list[int]:
+    """One whole round of turns as indexes: each as often as its weight, well mixed.
+
+    nginx's smooth weighted round robin: [5, 1, 1] becomes 0 0 1 0 2 0 0, not five in a row.
+    """
+    divisor = gcd(*weights) or 1
+    total = sum(weights) // divisor
+    credit = [0] * len(weights)
+    turns = []
+    for _ in range(total):
+        credit = [have + weight // divisor for have, weight in zip(credit, weights, strict=True)]
+        richest = max(range(len(credit)), key=credit.__getitem__)
+        credit[richest] -= total
+        turns.append(richest)
+    return turns
+
+
+class RoundRobin(Generic[M]):
+    """Exact turns, by weight.
+
+    The schedule is made once, over all members, and the cursor is a place in it. Whoever
+    is out of the rotation is skipped there, so one that joins or leaves moves nobody
+    else's turn; a cursor into the list of those present would jump with each change.
+    """
+
+    __slots__ = ("_at", "_next", "_schedule")
+
+    def __init__(self, members: Sequence[M]) -> None:
+        self._schedule = [members[index] for index in schedule([m.weight for m in members])]
+        self._at = 0
+        self._next: list[tuple[M, int]] = []
+        """For each place in the schedule: whose turn it really is, and the place after it."""
+
+    def rotate(self, rotation: Sequence[M]) -> None:
+        present = set(rotation)
+        places = len(self._schedule)
+        turns = [
+            (member, (place + 1) % places)
+            for place, member in enumerate(self._schedule)
+            if member in present
+        ]
+        self._next = []
+        if not turns:
+            return
+        following = turns[0]
+        for member in reversed(self._schedule):
+            if member in present:
+                following = turns.pop()
+            self._next.append(following)
+        self._next.reverse()
+
+    def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
+        turns = self._next
+        if not turns:
+            return None
+        member, after = turns[self._at]
+        if avoid:
+            # The avoided lose this turn, as if they were out of the rotation. Were the
+            # cursor left where it is, the one behind a dead worker would get the dead
+            # one's turns on top of its own.
+            for _ in turns:
+                if member not in avoid:
+                    break
+                member, after = turns[after]
+            else:
+                return None
+        self._at = after
+        return member
+
+
+class LeastConnections(Generic[M]):
+    """Whoever has the least to do for its weight; equals take exact turns."""
+
+    __slots__ = ("_rotation", "_turns")
+
+    def __init__(self, members: Sequence[M]) -> None:
+        self._turns = RoundRobin(members)
+        self._rotation: tuple[M, ...] = ()
+
+    def rotate(self, rotation: Sequence[M]) -> None:
+        self._rotation = tuple(rotation)
+        self._turns.rotate(rotation)
+
+    def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
+        members: Sequence[M] = self._rotation
+        if avoid:
+            members = [member for member in members if member not in avoid]
+        if not members:
+            return None
+        loads = [member.active / member.weight for member in members]
+        least = min(loads)
+        if loads.count(least) == 1:
+            return members[loads.index(least)]
+        idle = {member for member, load in zip(members, loads, strict=True) if load == least}
+        return self._turns.pick(client, [m for m in self._rotation if m not in idle])
+
+
+class PowerOfTwo(Generic[M]):
+    """Two different ones at random, and of these the one with less to do for its weight.
+
+    Nearly as even as looking at all of them, at a cost that does not grow with them, and
+    several fronts that do not know of each other do not all run to the same idle worker.
+    """
+
+    __slots__ = ("_random", "_rotation")
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self._random = random
+        self._rotation: tuple[M, ...] = ()
+
+    def rotate(self, rotation: Sequence[M]) -> None:
+        self._rotation = tuple(rotation)
+
+    def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
+        members: Sequence[M] = self._rotation
+        if avoid:
+            members = [member for member in members if member not in avoid]
+        count = len(members)
+        if count < 2:
+            return members[0] if count else None
+        first = int(self._random() * count)
+        # One of the others: count from the one behind the first.
+        second = (first + 1 + int(self._random() * (count - 1))) % count
+        one, other = members[first], members[second]
+        # a/b < c/d without the division.
+        difference = one.active * other.weight - other.active * one.weight
+        if difference == 0 and one.weight != other.weight:
+            # Idle workers would otherwise share equally whatever their weights.
+            mine = self._random() * (one.weight + other.weight) < one.weight
+            return one if mine else other
+        return one if difference <= 0 else other
+
+
+class ClientHash(Generic[M]):
+    """A client keeps its worker, and one that leaves moves nobody's clients but its own.
+
+    Rendezvous hashing: each pair of client and member has a score, the highest wins. A
+    ring needs hundreds of points a member to be about even and approximates weights; this
+    is even and exact, and its cost, one digest a member, is paid once a client while the
+    rotation stays the same. Scores hang on the address, not the slot, so that a reordered
+    list of upstreams moves nobody.
+    """
+
+    __slots__ = ("_known", "_rotation")
+
+    def __init__(self) -> None:
+        self._rotation: tuple[M, ...] = ()
+        self._known: dict[str, M] = {}
+
+    def rotate(self, rotation: Sequence[M]) -> None:
+        self._rotation = tuple(rotation)
+        self._known.clear()
+
+    def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
+        member = self._known.get(client)
+        if member is None:
+            if not self._rotation:
+                return None
+            if len(self._known) >= _REMEMBERED_CLIENTS:
+                self._known.clear()
+            member = self._known[client] = _highest(client, self._rotation)
+        if avoid and member in avoid:
+            others = [other for other in self._rotation if other not in avoid]
+            return _highest(client, others) if others else None
+        return member
+
+
+class Lottery(Generic[M]):
+    """Any one at random, by weight."""
+
+    __slots__ = ("_random", "_tickets")
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self._random = random
+        self._tickets: tuple[M, ...] = ()
+
+    def rotate(self, rotation: Sequence[M]) -> None:
+        self._tickets = tuple(member for member in rotation for _ in range(member.weight))
+
+    def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
+        tickets: Sequence[M] = self._tickets
+        if avoid:
+            tickets = [ticket for ticket in tickets if ticket not in avoid]
+        return tickets[int(self._random() * len(tickets))] if tickets else None
+
+
+def _highest(client: str, members: Sequence[M]) -> M:
+    """The member with the highest score for this client."""
+
+    def score(member: M) -> float:
+        # Not Python's hash(): it differs from process to process, and the next front
+        # must send each client where the last one did.
+        pair = f"{member.address} {client}".encode(errors="surrogateescape")
+        digest = blake2b(pair, digest_size=6).digest()
+        share = (int.from_bytes(digest, "big") + 0.5) / (1 << 48)
+        # Weighted rendezvous (Schindelhauer and Schomaker 2005): the maximum of ln(u)/w
+        # over uniform u falls on each member with probability w / sum(w).
+        return log(share) / member.weight
+
+    return max(members, key=score)

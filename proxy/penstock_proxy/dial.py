@@ -1,0 +1,123 @@
+"""Connects to workers, and wraps connected sockets in transports, without a task.
+
+Owns: the way from an address to a connected socket, and from a socket to a transport.
+Must not know: HTTP, pools, whom the connection is for.
+
+`loop.create_connection` costs a task, a future and a trip through the event loop for each
+connection. On one host the kernel finishes the handshake inside `connect`, so asking a
+second time says at once that it is done (or refused), and the event loop is never asked.
+Measured with a connection per request: 76–80 µs of CPU against 82–97 for the loop's own
+`create_server` and `create_connection`.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from penstock_proxy.config import Address
+
+_UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
+_DONE: Final = frozenset({0, errno.EISCONN})
+
+SocketAddress = tuple[int, Any]
+"""Address family and what `connect` takes."""
+
+
+def socket_address(address: Address) -> SocketAddress:
+    """The socket address of a target. Names were resolved by the supervisor: numbers only."""
+    if address.path:
+        return socket.AF_UNIX, address.path
+    family, _, _, _, sockaddr = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )[0]
+    return family, sockaddr
+
+
+def adopt(
+    loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, sock: socket.socket
+) -> None:
+    """Give a connected socket to a protocol; `connection_made` follows in the next turn.
+
+    Drives `connect_accepted_socket` by hand: it waits exactly once, for a future of the
+    loop's, so one callback does what a task would.
+    """
+    wrapping = loop.connect_accepted_socket(lambda: protocol, sock)
+    waiter = wrapping.send(None)
+    assert isinstance(waiter, asyncio.Future)
+    waiter._asyncio_future_blocking = False
+
+    def finish(_: object) -> None:
+        try:
+            wrapping.send(None)
+        except (StopIteration, OSError, asyncio.CancelledError):
+            pass  # a connection that failed before it was made is told to the protocol
+
+    waiter.add_done_callback(finish)
+
+
+class Dialing:
+    """A connect that has not come to an end."""
+
+    __slots__ = ("_done", "_loop", "_sock")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        done: Callable[[socket.socket | None, int], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._done = done
+        loop.add_writer(sock, self._writable)
+
+    def cancel(self) -> None:
+        """Give up. `done` is not called any more."""
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+
+    def _writable(self) -> None:
+        self._loop.remove_writer(self._sock)
+        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._sock.close()
+            self._done(None, error)
+        else:
+            self._done(self._sock, 0)
+
+
+def dial(
+    loop: asyncio.AbstractEventLoop,
+    address: SocketAddress,
+    done: Callable[[socket.socket | None, int], None],
+) -> Dialing | None:
+    """Connect. `done(socket, 0)` or `done(None, errno)` is called once.
+
+    It is called before this returns, with None as the result, when the kernel knows at
+    once; otherwise the result can be cancelled.
+    """
+    family, sockaddr = address
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as error:  # no descriptors
+        done(None, error.errno or errno.EMFILE)
+        return None
+    failure = sock.connect_ex(sockaddr)
+    if failure == errno.EINPROGRESS:
+        failure = sock.connect_ex(sockaddr)
+    if failure in _DONE:
+        done(sock, 0)
+        return None
+    if failure in _UNDER_WAY:
+        return Dialing(loop, sock, done)
+    sock.close()
+    done(None, failure)
+    return None
+
+
+def why(error: int) -> str:
+    """The system's words for an errno."""
+    return os.strerror(error)

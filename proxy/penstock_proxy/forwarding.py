@@ -1,0 +1,213 @@
+"""What is added, removed and believed on the way to a worker and back.
+
+Owns: hop-by-hop fields (RFC 9110 §7.6.1), X-Forwarded-For / -Proto / -Host and
+X-Request-ID, and the memory of header blocks seen before. Must not know: sockets,
+framing beyond what `http1` says of it, which worker is next. No I/O.
+
+A client that is not in `trusted_proxies` is not believed: whatever it says about where a
+request came from is dropped, under every spelling that a WSGI or CGI program would fold
+into the same variable (`X_Forwarded_For`), and replaced by what we see ourselves. From a
+trusted proxy the lists are continued.
+
+A client on a keep-alive connection sends the same header block with nearly every request,
+so what a block means is remembered by its very bytes. The memory is small and bounded; a
+stranger who fills it takes away the short cut and nothing else.
+"""
+
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
+from typing import Final, NamedTuple
+
+from penstock_proxy import http1
+from penstock_proxy.errors import BAD_REQUEST, BAD_RESPONSE
+from penstock_proxy.http1 import NO_LENGTH, Framing, RequestLine
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+_NOT_TO_WORKERS: Final = _HOP_BY_HOP | {b"proxy", b"x-request-id"}
+"""`Proxy` becomes HTTP_PROXY in a CGI program (httpoxy, CVE-2016-5385)."""
+_BELIEVED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"})
+_CLAIMS: Final = frozenset({b"forwarded", b"x-real-ip", b"x-client-ip", b"true-client-ip"})
+_NO_TRAILERS: Final = _NOT_TO_WORKERS | {
+    b"content-length",
+    b"content-encoding",
+    b"content-type",
+    b"content-range",
+    b"host",
+    b"trailer",
+    b"authorization",
+    b"cookie",
+    b"set-cookie",
+    b"cache-control",
+    b"expect",
+}
+"""RFC 9110 §6.5.1: framing, routing, authentication and the like come in no trailer."""
+
+_REMEMBERED: Final = 256
+_REMEMBERED_SIZE: Final = 4 << 10
+
+
+class Prepared(NamedTuple):
+    """What a request's header block comes to, all but its request line."""
+
+    framing: Framing
+    host: bytes
+    """Empty for HTTP/1.0 without Host."""
+    out: bytes
+    """The fields for the worker, up to and with "X-Forwarded-For: "."""
+    request_id: bytes
+    """A trusted proxy's; empty: make one."""
+    close: bool
+    keep_alive: bool
+    expects: bool
+    plain: bool
+    """No body, no upgrade: the common case."""
+
+
+class Response(NamedTuple):
+    """A worker's response head, ready for the client but for Connection and framing."""
+
+    status: int
+    minor: int
+    length: int
+    chunked: bool
+    close: bool
+    """The worker's connection cannot be used again."""
+    upgrade: bytes
+    out: bytes
+    """Status line and fields without the empty line; Content-Length is in it, if any."""
+
+
+class Forwarding:
+    """Turns heads around for one service."""
+
+    def __init__(self, trusted: Sequence[str], max_fields: int) -> None:
+        self._networks = tuple(ip_network(text) for text in trusted)
+        self._max_fields = max_fields
+        self._remembered: tuple[dict[bytes, Prepared], dict[bytes, Prepared]] = ({}, {})
+
+    def trusts(self, client: str) -> bool:
+        """Is this address one of `trusted_proxies`? A unix socket's peer (empty) is not."""
+        if not self._networks or not client:
+            return False
+        address = ip_address(client.partition("%")[0])
+        return any(
+            address.version == network.version and address in network for network in self._networks
+        )
+
+    def request(self, line: RequestLine, block: bytes, *, trusted: bool) -> Prepared:
+        """Judge a request and say what goes to the worker. Raises Rejected."""
+        memory = self._remembered[trusted]
+        usual = line.minor == 1 and line.target.startswith(b"/")
+        if usual:
+            known = memory.get(block)
+            if known is not None:
+                return known
+        framing = http1.parse_fields(block, BAD_REQUEST, self._max_fields)
+        host = http1.check_request(line, framing)
+        prepared = _prepare(line, framing, host, trusted=trusted)
+        if usual and len(block) <= _REMEMBERED_SIZE:
+            if len(memory) >= _REMEMBERED:
+                memory.clear()
+            memory[block] = prepared
+        return prepared
+
+
+def _prepare(line: RequestLine, framing: Framing, host: bytes, *, trusted: bool) -> Prepared:
+    out: list[bytes] = []
+    hops: list[bytes] = []
+    proto, forwarded_host, request_id, expects = b"http", host, b"", False
+    for name, value, raw in framing.lines:
+        if name == b"host":
+            out.append(b"Host: " + host)
+        elif name == b"x-request-id":
+            if trusted and len(value) <= 128:
+                request_id = value
+        elif name in _NOT_TO_WORKERS or name in framing.connection:
+            if name == b"te" and b"trailers" in value.lower():
+                out.append(b"TE: trailers\r\nConnection: TE")
+        elif name in _BELIEVED:
+            if trusted and name == b"x-forwarded-for":
+                hops.append(value)
+            elif trusted and name == b"x-forwarded-proto":
+                proto = value
+            elif trusted:
+                forwarded_host = value
+        elif trusted or not _claims(name):
+            expects = expects or name == b"expect"
+            if name != b"expect" or line.minor == 1:
+                out.append(raw)
+    upgrade = framing.upgrade if line.minor == 1 and framing.upgrade.lower() != b"h2c" else b""
+    if upgrade:
+        out.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
+    if framing.chunked:
+        out.append(b"Transfer-Encoding: chunked")
+    if not any(name == b"host" for name, _, _ in framing.lines):
+        out.append(b"Host: " + (host or b"localhost"))
+    out.append(b"X-Forwarded-Proto: " + proto)
+    if forwarded_host:
+        out.append(b"X-Forwarded-Host: " + forwarded_host)
+    out.append(b"X-Forwarded-For: " + b"".join(hop + b", " for hop in hops))
+    return Prepared(
+        framing=framing._replace(lines=[], upgrade=upgrade),
+        host=host,
+        out=b"\r\n".join(out),
+        request_id=request_id,
+        close=b"close" in framing.connection,
+        keep_alive=b"keep-alive" in framing.connection,
+        expects=expects and line.minor == 1,
+        plain=framing.length <= 0 and not framing.chunked and not upgrade,
+    )
+
+
+def _claims(name: bytes) -> bool:
+    """Does a field claim to know where a request came from?"""
+    folded = name.replace(b"_", b"-")
+    return folded.startswith(b"x-forwarded-") or folded in _CLAIMS or folded == b"x-request-id"
+
+
+def response(head: bytes) -> Response:
+    """Judge a worker's response head and say what goes to the client. Raises Rejected."""
+    minor, status, end = http1.parse_status_line(head)
+    framing = http1.parse_fields(head[end:], BAD_RESPONSE)
+    options = framing.connection
+    kept = [b"HTTP/1.1" + head[8 : end - 2]]
+    kept += [
+        raw
+        for name, _, raw in framing.lines
+        if name not in _HOP_BY_HOP and name not in options
+    ]
+    kept.append(b"")
+    close = b"close" in options if minor else b"keep-alive" not in options
+    return Response(
+        status,
+        minor,
+        framing.length,
+        framing.chunked,
+        close,
+        framing.upgrade,
+        b"\r\n".join(kept),
+    )
+
+
+def trailers(block: bytes) -> bytes:
+    """Keep of a trailer block what may be in one."""
+    return b"".join(
+        line + b"\r\n"
+        for line in block.split(b"\r\n")
+        if line and line.partition(b":")[0].lower() not in _NO_TRAILERS
+    )
+
+
+__all__ = ["NO_LENGTH", "Forwarding", "Prepared", "Response", "response", "trailers"]

@@ -1,0 +1,302 @@
+"""The grammar and framing of HTTP/1.1, and nothing else.
+
+Owns: which bytes are a request head, a response head, a chunked body (RFC 9112), and how
+long the body is. One reading of every byte: what two servers could read in two ways is
+refused, never repaired, because a front that guesses differently from its worker is how
+requests are smuggled.
+
+Must not know: sockets, workers, time, what is forwarded (`forwarding`). No I/O.
+
+Every pattern is possessive, so a hostile head cannot make it backtrack, and the common
+head costs one match and one pass over its lines. Bare LF, obs-fold, white space before a
+colon, signed, listed or repeated Content-Length and every Transfer-Encoding but `chunked`
+are refused, as are both together.
+"""
+
+import re
+from typing import Final, NamedTuple
+
+from penstock_proxy.errors import (
+    BAD_REQUEST,
+    BAD_RESPONSE,
+    EXPECTATION,
+    HEAD_TOO_LARGE,
+    NOT_IMPLEMENTED,
+    VERSION,
+    Fault,
+    Rejected,
+)
+
+MAX_RESPONSE_HEAD: Final = 64 << 10
+"""Bytes of a worker's response head. nginx: 4–8 KiB, HAProxy: 16 KiB."""
+MAX_CHUNK_LINE: Final = 256
+"""Bytes of a chunk's size and extensions; nobody honest sends more than a few."""
+MAX_TRAILERS: Final = 8 << 10
+NO_LENGTH: Final = -1
+
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_REQUEST_LINE: Final = re.compile(
+    rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x24-\x7e]++) HTTP/(\d)\.(\d)\r\n"
+)
+_STATUS_LINE: Final = re.compile(
+    rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?+\r\n"
+)
+_FIELDS: Final = re.compile(
+    rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
+)
+_HOST: Final = re.compile(
+    rb"(?:[A-Za-z0-9.\-_~%!$&'()*+,;=]*+|\[[0-9A-Fa-f:.]++\])(?::\d{0,5}+)?+"
+)
+_ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?@]++)(/?+.*+)")
+_CHUNK_LINE: Final = re.compile(
+    rb"([0-9A-Fa-f]{1,15}+)"
+    rb"(?:[ \t]*+;[ \t]*+" + _TOKEN + rb"++"
+    rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb'++|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"))?+)*+\r\n'
+)
+_TOKENS: Final = re.compile(rb"[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+(?:,[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+)*+")
+
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"host"})
+
+Lines = list[tuple[bytes, bytes, bytes]]
+"""A header block as (lower-case name, value without outer white space, the raw line)."""
+
+
+class RequestLine(NamedTuple):
+    """Method, target as received, minor version, where the header block begins."""
+
+    method: bytes
+    target: bytes
+    minor: int
+    end: int
+
+
+class Framing(NamedTuple):
+    """What a header block says about its message, apart from what is forwarded."""
+
+    lines: Lines
+    length: int
+    """Content-Length, or NO_LENGTH."""
+    chunked: bool
+    connection: frozenset[bytes]
+    """The options of Connection, lower case."""
+    upgrade: bytes
+    """The value of Upgrade; empty unless Connection says upgrade too."""
+
+
+class StatusLine(NamedTuple):
+    minor: int
+    status: int
+    end: int
+
+
+def looks_wrong(data: bytes) -> bool:
+    """Say early that an incomplete head can never become one.
+
+    TLS on a plain port and bare LF would otherwise wait for the head's time-out.
+    """
+    return data[:1] not in _FIRST or b"\n" in data.replace(b"\r\n", b"")
+
+
+_FIRST: Final = frozenset(bytes([c]) for c in range(256) if re.match(_TOKEN, bytes([c]))) | {b"\r"}
+
+
+def parse_request_line(head: bytes) -> RequestLine:
+    """Read the request line. Raises Rejected: 400, or 505 for another major version."""
+    match = _REQUEST_LINE.match(head)
+    if match is None:
+        raise Rejected(BAD_REQUEST, "malformed request line")
+    method, target, major, minor = match.groups()
+    if major != b"1" or minor > b"1":
+        raise Rejected(VERSION, "only HTTP/1.0 and HTTP/1.1 are served")
+    if not target.startswith(b"/") and (target != b"*" or method != b"OPTIONS"):
+        # CONNECT asks for a forward proxy, which this is not.
+        if method == b"CONNECT":
+            raise Rejected(NOT_IMPLEMENTED, "CONNECT is for forward proxies")
+        if not _ABSOLUTE.fullmatch(target):
+            raise Rejected(BAD_REQUEST, "malformed request target")
+    return RequestLine(method, target, 1 if minor == b"1" else 0, match.end())
+
+
+def split_absolute(target: bytes) -> tuple[bytes, bytes]:
+    """Split an absolute-form target into authority and origin-form (RFC 9112 §3.2.2)."""
+    match = _ABSOLUTE.fullmatch(target)
+    assert match is not None
+    path = match[2]
+    return match[1], path if path.startswith(b"/") else b"/" + path
+
+
+def parse_status_line(head: bytes) -> StatusLine:
+    """Read the status line. Raises Rejected with BAD_RESPONSE."""
+    match = _STATUS_LINE.match(head)
+    if match is None:
+        raise Rejected(BAD_RESPONSE, "malformed status line")
+    return StatusLine(1 if match[1] == b"1" else 0, int(match[2]), match.end())
+
+
+def parse_fields(block: bytes, fault: Fault, max_fields: int = 1000) -> Framing:
+    """Read a header block up to and with its empty line, and what it says of the body.
+
+    Raises Rejected with `fault`, or with HEAD_TOO_LARGE beyond `max_fields`.
+    """
+    if _FIELDS.fullmatch(block) is None:
+        raise Rejected(fault, "malformed header field")
+    raw = block.split(b"\r\n")[:-2]
+    if len(raw) > max_fields:
+        raise Rejected(HEAD_TOO_LARGE, f"more than {max_fields} header fields")
+    lines: Lines = []
+    length, chunked, upgrade = NO_LENGTH, False, b""
+    connection: list[bytes] = []
+    seen: set[bytes] = set()
+    for line in raw:
+        name, _, value = line.partition(b":")
+        name, value = name.lower(), value.strip(b" \t")
+        lines.append((name, value, line))
+        if name in _FRAMING:
+            if name in seen:
+                raise Rejected(fault, f"repeated {name.decode()}")
+            seen.add(name)
+            if name == b"content-length":
+                length = _length(value, fault)
+            elif name == b"transfer-encoding":
+                chunked = _chunked(value, fault)
+        elif name == b"connection":
+            connection += _options(value, fault)
+        elif name == b"upgrade":
+            upgrade = value
+    if chunked and length != NO_LENGTH:
+        raise Rejected(fault, "both Content-Length and Transfer-Encoding")
+    options = frozenset(connection)
+    if options & _FRAMING:
+        # Whoever obeyed would lose the framing that everybody else goes by.
+        raise Rejected(fault, "Connection names a framing field")
+    return Framing(lines, length, chunked, options, upgrade if b"upgrade" in options else b"")
+
+
+def check_request(line: RequestLine, framing: Framing) -> bytes:
+    """Judge a request as a whole and return its host (empty for HTTP/1.0 without one).
+
+    Raises Rejected: 400, or 417 for an expectation other than 100-continue.
+    """
+    host: bytes | None = None
+    for name, value, _ in framing.lines:
+        if name == b"host":
+            host = value
+        elif name == b"expect" and value.lower() != b"100-continue":
+            raise Rejected(EXPECTATION, "unknown expectation")
+    if host is not None and _HOST.fullmatch(host) is None:
+        raise Rejected(BAD_REQUEST, "malformed Host")
+    if line.minor == 0:
+        if framing.chunked:
+            raise Rejected(BAD_REQUEST, "Transfer-Encoding in HTTP/1.0")
+    elif host is None:
+        raise Rejected(BAD_REQUEST, "no Host")
+    if line.target[:1] not in b"/*":
+        authority, _ = split_absolute(line.target)
+        if host is not None and authority.lower() != host.lower():
+            raise Rejected(BAD_REQUEST, "Host disagrees with the target")
+        if _HOST.fullmatch(authority) is None:
+            raise Rejected(BAD_REQUEST, "malformed authority")
+        return authority
+    return host or b""
+
+
+def _length(value: bytes, fault: Fault) -> int:
+    # int() also takes signs, underscores and blanks; 18 digits stay below 2^63.
+    if not value.isdigit() or len(value) > 18:
+        raise Rejected(fault, "malformed Content-Length")
+    return int(value)
+
+
+def _chunked(value: bytes, fault: Fault) -> bool:
+    if value.lower() != b"chunked":
+        # Codings that we do not know would hide where the body ends.
+        wrong = NOT_IMPLEMENTED if fault is BAD_REQUEST and _TOKENS.fullmatch(value) else fault
+        raise Rejected(wrong, "Transfer-Encoding other than chunked")
+    return True
+
+
+def _options(value: bytes, fault: Fault) -> list[bytes]:
+    if _TOKENS.fullmatch(value) is None:
+        raise Rejected(fault, "malformed Connection")
+    return [option for part in value.lower().split(b",") if (option := part.strip(b" \t"))]
+
+
+class Chunked:
+    """Takes a chunked body apart: payload out, framing checked and gone (RFC 9112 §7.1).
+
+    The payload is framed anew for the other side, so no reading of ours of an extension
+    or of a size can differ from the next server's.
+    """
+
+    __slots__ = ("_fault", "_left", "_line", "done", "rest", "trailers")
+
+    def __init__(self, fault: Fault) -> None:
+        self._fault = fault
+        self._left = 0
+        """Payload bytes of this chunk still to come; -2: its CRLF; -1: the trailers."""
+        self._line = b""
+        self.done = False
+        self.rest = b""
+        """Bytes behind the end, once it is done."""
+        self.trailers = b""
+        """The raw trailer block without its empty line, once it is done."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes, return the payload in them. Raises Rejected."""
+        out: list[bytes] = []
+        if self._line:
+            data, self._line = self._line + data, b""
+        at, size = 0, len(data)
+        while at < size:
+            if self._left > 0:
+                piece = data if at == 0 and size <= self._left else data[at : at + self._left]
+                out.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if self._left == 0:
+                    self._left = -2
+            elif self._left == -1:
+                self._finish(data[at:])
+                break
+            else:
+                at = self._size_line(data, at)
+                if at < 0:
+                    break
+        return out
+
+    def _size_line(self, data: bytes, at: int) -> int:
+        """Read the end of a chunk and the next one's size; -1 when bytes are missing."""
+        start = at
+        if self._left == -2:
+            crlf = data[at : at + 2]
+            if not b"\r\n".startswith(crlf):
+                raise Rejected(self._fault, "a chunk is longer than it said")
+            if len(crlf) < 2:
+                self._line = data[start:]
+                return -1
+            at += 2
+        end = data.find(b"\n", at, at + MAX_CHUNK_LINE)
+        if end < 0:
+            if len(data) - at >= MAX_CHUNK_LINE:
+                raise Rejected(self._fault, "chunk size line too long")
+            self._line = data[start:]
+            return -1
+        match = _CHUNK_LINE.fullmatch(data, at, end + 1)
+        if match is None:
+            raise Rejected(self._fault, "malformed chunk size")
+        self._left = int(match[1], 16) or -1
+        return end + 1
+
+    def _finish(self, data: bytes) -> None:
+        if data.startswith(b"\r\n"):
+            self.done, self.rest = True, data[2:]
+            return
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            if len(data) > MAX_TRAILERS:
+                raise Rejected(self._fault, "trailers too large")
+            self._line = data
+            return
+        if end > MAX_TRAILERS or _FIELDS.fullmatch(data, 0, end + 4) is None:
+            raise Rejected(self._fault, "malformed trailers")
+        self.done, self.trailers, self.rest = True, data[: end + 2], data[end + 4 :]

@@ -1,0 +1,294 @@
+"""The members of one service, and which of them are in the rotation.
+
+The pool is the only owner of a member's standing. The supervisor's word (join, leave),
+active checks and the traffic's own failures all end here as events of one table;
+`balance` is told the outcome and chooses among those that are UP. It must not know how a
+check is made or a request delivered. No I/O, no clock: `now` is any clock that does not
+jump, in seconds.
+
+Why the traffic may only eject, for a time, and checks alone say DOWN: a burst of 5xx is
+often a bad request's fault, and ejecting on it without limits would let one client take
+the whole service down.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+from typing import Any, Final
+
+from penstock_proxy.balance import policy
+from penstock_proxy.config import Balance, Ejection, Health, Target
+
+MAX_TIMES: Final = 10
+"""Ejections grow with their number, up to this many times `eject_for`."""
+
+
+class Standing(StrEnum):
+    ABSENT = auto()
+    """No process, as far as the supervisor says."""
+    CHECKING = auto()
+    """Joined, and not one good check yet."""
+    UP = auto()
+    """In the rotation. No other standing is."""
+    DOWN = auto()
+    """Its checks fail."""
+    EJECTED = auto()
+    """Its checks pass but the traffic fails: out for a time."""
+
+
+class Event(Enum):
+    JOIN = auto()
+    LEAVE = auto()
+    GOOD = auto()
+    """As many good checks in a row as it takes."""
+    BAD = auto()
+    """As many bad checks in a row as it takes."""
+    EJECT = auto()
+    RETURN = auto()
+    """The ejection is over."""
+
+
+# None means impossible. A cell that is merely dull leads back to its own standing: the
+# supervisor may repeat itself, and a check may end after the member has left.
+TRANSITIONS: Final[dict[Standing, dict[Event, Standing | None]]] = {
+    Standing.ABSENT: {
+        Event.JOIN: Standing.CHECKING,
+        Event.LEAVE: Standing.ABSENT,
+        Event.GOOD: Standing.ABSENT,
+        Event.BAD: Standing.ABSENT,
+        Event.EJECT: None,
+        Event.RETURN: None,
+    },
+    Standing.CHECKING: {
+        Event.JOIN: Standing.CHECKING,
+        Event.LEAVE: Standing.ABSENT,
+        Event.GOOD: Standing.UP,
+        # Not DOWN: it would have to rise again, and may only be slow to warm up.
+        Event.BAD: Standing.CHECKING,
+        Event.EJECT: None,
+        Event.RETURN: None,
+    },
+    Standing.UP: {
+        Event.JOIN: Standing.UP,
+        Event.LEAVE: Standing.ABSENT,
+        Event.GOOD: Standing.UP,
+        Event.BAD: Standing.DOWN,
+        Event.EJECT: Standing.EJECTED,
+        Event.RETURN: None,
+    },
+    Standing.DOWN: {
+        Event.JOIN: Standing.DOWN,
+        Event.LEAVE: Standing.ABSENT,
+        Event.GOOD: Standing.UP,
+        Event.BAD: Standing.DOWN,
+        Event.EJECT: None,
+        Event.RETURN: None,
+    },
+    Standing.EJECTED: {
+        Event.JOIN: Standing.EJECTED,
+        Event.LEAVE: Standing.ABSENT,
+        # A health path that answers says little about the requests that failed.
+        Event.GOOD: Standing.EJECTED,
+        Event.BAD: Standing.DOWN,
+        Event.EJECT: None,
+        Event.RETURN: Standing.UP,
+    },
+}
+
+
+class ImpossibleEventError(Exception):
+    """The pool made an event that cannot happen in this standing: a bug here."""
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One worker as the pool sees it. Only the pool writes it, but for `active`."""
+
+    slot: int
+    address: str
+    weight: int
+    standing: Standing
+    active: int = 0
+    """Exchanges or connections in flight; written by the delivery."""
+    failures: int = 0
+    """Of the traffic, in a row."""
+    generation: int = 0
+    """How often it joined or left: a check that began in another one is void."""
+    reason: str = ""
+    """Of the last change, for people."""
+    passes: int = 0
+    """Good checks in a row."""
+    fails: int = 0
+    """Bad checks in a row."""
+    penalty: int = 0
+    """Ejections that are not forgotten yet."""
+    until: float = 0.0
+    """End of the ejection."""
+    since: float = 0.0
+    """When it last came into the rotation."""
+
+
+class Pool:
+    """Who may be picked, and who is.
+
+    `random` returns numbers in [0, 1). `on_change(member, reason)` is called after each
+    entry into the rotation and each exit; it may pick, but must not change standings.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        *,
+        balance: Balance,
+        health: Health,
+        ejection: Ejection,
+        random: Callable[[], float],
+        on_change: Callable[[Member, str], None],
+    ) -> None:
+        self.members = tuple(_member(target) for target in targets)
+        self.ejections = {member.slot: 0 for member in self.members}
+        """Since the start, by slot."""
+        self.in_rotation = 0
+        self._by_slot = {member.slot: member for member in self.members}
+        self._health = health
+        self._ejection = ejection
+        self._on_change = on_change
+        self._policy = policy(balance, self.members, random)
+        self._rotate()
+
+    def pick(self, client: str, avoid: Collection[Member] = ()) -> Member | None:
+        """The member for a request of this client address, or None when there is none.
+
+        `avoid` holds the members that this request has tried already.
+        """
+        return self._policy.pick(client, avoid)
+
+    def join(self, slot: int) -> None:
+        """The slot's process is ready; it is picked after its first good check."""
+        self._step(self._by_slot[slot], Event.JOIN, "waits for its first good check")
+
+    def leave(self, slot: int) -> None:
+        """The slot's process is gone."""
+        self._step(self._by_slot[slot], Event.LEAVE, "process is gone")
+
+    def checked(self, member: Member, *, ok: bool, now: float, why: str) -> None:
+        """Note the result of an active check; `why` says what was wrong with a bad one."""
+        first = member.standing is Standing.CHECKING
+        if ok:
+            member.passes, member.fails = member.passes + 1, 0
+            if first or member.passes >= self._health.rise:
+                reason = f"passed {_checks(member.passes)}" if not first else _FIRST
+                self._step(member, Event.GOOD, reason, now)
+            return
+        member.passes, member.fails = 0, member.fails + 1
+        if first:
+            member.reason = f"no good check yet: {why}"
+        if member.fails >= self._health.fall:
+            self._step(member, Event.BAD, f"failed {_checks(member.fails)}: {why}")
+
+    def failed(self, member: Member, now: float) -> None:
+        """Note a failure of the traffic (connect failed, reset, 5xx); it may eject."""
+        if member.standing is not Standing.UP:
+            return
+        member.failures += 1
+        needed = self._ejection.failures
+        if not needed or member.failures < needed or not self._may_eject():
+            return
+        self._forget(member, now)
+        member.penalty = min(member.penalty + 1, MAX_TIMES)
+        duration = self._ejection.eject_for * member.penalty
+        member.until = now + duration
+        self.ejections[member.slot] += 1
+        failures = "a failure" if needed == 1 else f"{member.failures} failures in a row"
+        self._step(member, Event.EJECT, f"ejected for {duration:g} s after {failures}")
+
+    def succeeded(self, member: Member) -> None:
+        """Note a success of the traffic: it ends a row of failures."""
+        member.failures = 0
+
+    def tick(self, now: float) -> None:
+        """End the ejections that are over; call it about every 100 ms."""
+        for member in self.members:
+            if member.standing is Standing.EJECTED and member.until <= now:
+                self._step(member, Event.RETURN, "its ejection is over", member.until)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The members as plain values, for the status page and the metrics."""
+        return [
+            {
+                "slot": member.slot,
+                "address": member.address,
+                "weight": member.weight,
+                "standing": member.standing.value,
+                "active": member.active,
+                "failures": member.failures,
+                "ejections": self.ejections[member.slot],
+                "reason": member.reason,
+            }
+            for member in self.members
+        ]
+
+    def _may_eject(self) -> bool:
+        """Never the last one, and never more than the share of those whose checks pass."""
+        if self.in_rotation < 2:
+            return False
+        ejected = sum(member.standing is Standing.EJECTED for member in self.members)
+        # A little more than exact: 0.29 * 100 is 28.999… in binary.
+        allowed = self._ejection.max_ejected * (self.in_rotation + ejected) + 1e-9
+        return ejected + 1 <= allowed
+
+    def _forget(self, member: Member, now: float) -> None:
+        """Healthy for as long as its last ejection took: one ejection is forgotten."""
+        healthy = now - member.since
+        while member.penalty and healthy >= (took := self._ejection.eject_for * member.penalty):
+            healthy -= took
+            member.penalty -= 1
+
+    def _step(self, member: Member, event: Event, reason: str, now: float = 0.0) -> None:
+        before = member.standing
+        to = TRANSITIONS[before][event]
+        if to is None:
+            raise ImpossibleEventError(f"slot {member.slot}: {event.name} while {before.name}")
+        if to is before:
+            return
+        member.standing, member.reason = to, reason
+        if event is Event.JOIN or event is Event.LEAVE:
+            # Another process: what the last one did is not held against it.
+            member.generation += 1
+            member.failures = member.passes = member.fails = member.penalty = 0
+        if to is Standing.UP:
+            member.failures, member.since = 0, now
+        elif before is not Standing.UP:
+            return
+        self._rotate()
+        self._on_change(member, reason)
+        if not self.in_rotation:
+            self._recall()
+
+    def _recall(self) -> None:
+        """An ejected member is better than none at all."""
+        for member in self.members:
+            if member.standing is Standing.EJECTED:
+                self._step(member, Event.RETURN, "nobody else is left", member.until)
+
+    def _rotate(self) -> None:
+        rotation = [member for member in self.members if member.standing is Standing.UP]
+        self.in_rotation = len(rotation)
+        self._policy.rotate(rotation)
+
+
+_FIRST: Final = "passed its first check"
+
+
+def _checks(count: int) -> str:
+    return "a check" if count == 1 else f"{count} checks in a row"
+
+
+def _member(target: Target) -> Member:
+    if not target.joined:
+        standing, reason = Standing.ABSENT, "not started yet"
+    elif target.up:
+        standing, reason = Standing.UP, "was up before the front was restarted"
+    else:
+        standing, reason = Standing.CHECKING, "waits for its first good check"
+    return Member(target.slot, target.address, target.weight, standing, reason=reason)

@@ -1,0 +1,162 @@
+"""Delivery tcp: two connections made into one, byte for byte.
+
+Owns: the two halves of a relayed connection from the moment both ends are connected,
+half-close both ways, back-pressure, and what it amounted to. Must not know: what the
+bytes mean, how the worker was chosen. Upgraded HTTP connections end up here as well.
+
+Bytes that one side sends while the other is not yet ready wait in the kernel: a half
+reads nothing until its peer is there.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from penstock_proxy.deadlines import NEVER, Deadlines
+from penstock_proxy.metrics import ServiceCounters
+
+OK: Final = "ok"
+
+
+class _Half(asyncio.Protocol):
+    """One of the two connections. `transport` is None before it is made and after."""
+
+    __slots__ = ("finished", "other", "transport")
+
+    other: "_Half"
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.finished = False
+        """It has sent its end of file."""
+
+    def pause_writing(self) -> None:
+        if self.other.transport is not None:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other.transport is not None:
+            self.other.transport.resume_reading()
+
+    def eof_received(self) -> bool:
+        self.finished = True
+        other = self.other
+        if other.transport is None or other.finished:
+            return False
+        if not other.transport.is_closing():
+            other.transport.write_eof()
+        return True
+
+
+class WorkerHalf(_Half):
+    """The connection to the worker."""
+
+    __slots__ = ()
+
+    other: "ClientHalf"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        client = self.other
+        client.sent += len(data)
+        client.counters.sent += len(data)
+        client.touched = client.deadlines.now
+        if client.transport is not None:
+            client.transport.write(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self.other.ended(error, "worker_reset")
+
+
+class ClientHalf(_Half):
+    """The connection from the client, and the account of the pair."""
+
+    __slots__ = (
+        "_closed",
+        "bucket",
+        "counters",
+        "deadline",
+        "deadlines",
+        "idle_s",
+        "outcome",
+        "received",
+        "sent",
+        "touched",
+    )
+
+    other: WorkerHalf
+
+    def __init__(
+        self,
+        counters: ServiceCounters,
+        deadlines: Deadlines,
+        idle_s: float,
+        closed: Callable[["ClientHalf"], None],
+    ) -> None:
+        """`closed` is called once, when both connections are gone."""
+        super().__init__()
+        self.other = WorkerHalf()
+        self.other.other = self
+        self.counters = counters
+        self.deadlines = deadlines
+        self.idle_s = idle_s
+        self._closed = closed
+        self.received = 0
+        self.sent = 0
+        self.outcome = OK
+        """"ok", or the kind of the fault that ended it."""
+        self.touched = deadlines.now
+        self.deadline = NEVER
+        self.bucket = NEVER
+
+    def start(self) -> None:
+        """Both ends are known: the idle time runs from now on."""
+        self.touched = self.deadlines.now
+        self.deadlines.arm(self, self.touched + self.idle_s)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.start()
+        if self.other.transport is None:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        self.counters.received += len(data)
+        self.touched = self.deadlines.now
+        worker = self.other.transport
+        if worker is not None:
+            worker.write(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self.ended(error, "client_gone")
+
+    def ended(self, error: Exception | None, kind: str) -> None:
+        """One connection is gone: end the other when what it was sent has gone out."""
+        if error is not None and self.outcome == OK:
+            self.outcome = kind
+        for half in (self, self.other):
+            if half.transport is not None:
+                half.transport.close()
+        if self.transport is None and self.other.transport is None:
+            self.deadlines.disarm(self)
+            self._closed(self)
+
+    def expired(self, now: float) -> None:
+        if self.touched + self.idle_s > now:
+            self.deadlines.arm(self, self.touched + self.idle_s)
+            return
+        self.outcome = "tunnel_timeout"
+        self.abort()
+
+    def abort(self) -> None:
+        """End both at once; what is unsent is lost."""
+        for half in (self, self.other):
+            if half.transport is not None:
+                half.transport.abort()
