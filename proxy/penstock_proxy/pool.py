@@ -177,8 +177,8 @@ class Pool:
         if ok:
             member.passes, member.fails = member.passes + 1, 0
             if first or member.passes >= self._health.rise:
-                reason = f"passed {_checks(member.passes)}" if not first else _FIRST
-                self._step(member, Event.GOOD, reason, now)
+                passed = "its first check" if first else _checks(member.passes)
+                self._step(member, Event.GOOD, f"passed {passed}", now)
             return
         member.passes, member.fails = 0, member.fails + 1
         if first:
@@ -275,9 +275,6 @@ class Pool:
         rotation = [member for member in self.members if member.standing is Standing.UP]
         self.in_rotation = len(rotation)
         self._policy.rotate(rotation)
-
-
-_FIRST: Final = "passed its first check"
 
 
 def _checks(count: int) -> str:
