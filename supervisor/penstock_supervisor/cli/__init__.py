@@ -1,1 +1,66 @@
-"""The command line: one file per family of verbs."""
+"""The command line: one file per family of verbs, and here what they have in common.
+
+Every failure that a person can mend is one line on stderr that starts with `penstock:`,
+and its exit status says who has to act: 1, something could not be done; 2, the command
+line or the configuration is wrong. A traceback is always our own mistake. What a verb
+does is never decided here: it reads options, calls one function and prints.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from penstock_supervisor.cli.check import check
+from penstock_supervisor.cli.run import run
+from penstock_supervisor.config import ConfigError
+
+__all__ = ["FAILED", "USAGE", "main", "penstock"]
+
+FAILED: Final = 1
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+"""128 + SIGINT, what a shell reports of a program that did not catch it."""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage or configuration.",
+)
+@click.version_option(package_name="penstock", message="%(prog)s %(version)s")
+def penstock() -> None:
+    """Run N copies of a program behind one port, and keep them alive.
+
+    \b
+    penstock run                     the demo application: 2 workers, port 8000
+    penstock run mypkg.mod:app -w 4  an aiohttp or ASGI application
+    penstock run -- node server.js   any program; it gets PORT
+    penstock check FILE              say what is wrong with a configuration
+    """
+
+
+penstock.add_command(run)
+penstock.add_command(check)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    try:
+        status = penstock.main(arguments, prog_name="penstock", standalone_mode=False)
+    except ConfigError as error:
+        return _complain(USAGE, *error.problems)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "penstock"
+        return _complain(USAGE, f"{error.format_message()} (see {path} --help)")
+    except click.ClickException as error:
+        return _complain(FAILED, error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    return status if isinstance(status, int) else 0
+
+
+def _complain(status: int, *lines: str) -> int:
+    for line in lines:
+        sys.stderr.write(f"penstock: {line}\n")
+    return status

@@ -1,0 +1,42 @@
+# What a person does with a clone. Everything lives in .venv and goes with `make clean`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+run: $(VENV)/ready ## the demo application: http://127.0.0.1:8000 (more with ARGS="-w 4")
+	@exec $(BIN)/penstock run $(ARGS)
+
+test: $(VENV)/ready ## every test (some of them with ARGS="-k config")
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/ready ## style, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/ready ## as lint wants it
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/ready ## nanoseconds of the hot path (compare with ARGS="--baseline FILE")
+	$(BIN)/python bench/micro.py $(ARGS)
+
+clean: ## remove everything that was made here
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --clear: a package that is no longer named must not stay importable.
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "penstock needs Python 3.11 or newer; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,asgi]'
+	@touch $@

@@ -1,0 +1,31 @@
+"""`penstock check FILE…`: what a file says, or everything that is wrong with it.
+
+Lines without a prefix, `FILE: key: text`, so that an editor can jump to them.
+"""
+
+from pathlib import Path
+
+import click
+
+from penstock_supervisor.cli.words import described
+from penstock_supervisor.config import ConfigError, load
+
+
+@click.command()
+@click.argument("files", metavar="FILE…", nargs=-1, required=True, type=click.Path(path_type=Path))
+def check(files: tuple[Path, ...]) -> int:
+    """Say what is wrong with a configuration: every error at once.
+
+    Nothing is started and no port is opened. Exit status 0 if penstock run would accept
+    every FILE, 2 if not.
+    """
+    status = 0
+    for file in files:
+        try:
+            config = load(file, {})
+        except ConfigError as error:
+            click.echo("\n".join(error.problems), err=True)
+            status = 2
+        else:
+            click.echo(f"{file}: ok: {described(config)}")
+    return status

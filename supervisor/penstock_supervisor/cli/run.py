@@ -1,0 +1,167 @@
+"""`penstock run`: the whole thing in the foreground.
+
+Options are keys of the configuration under other names: they are written over the file's
+and judged by the same rules, so a mistake reads the same wherever it was made. What runs,
+and how it ends, is the runner's business; here a signal is a call of one of its methods.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from shlex import join
+from typing import Any, Final
+
+import click
+
+from penstock_supervisor.cli import logs
+from penstock_supervisor.config import Config, ConfigError, inherited_environment, load, parse_app
+
+_log: Final = logging.getLogger(__name__)
+_COMMAND: Final = "penstock.command"
+
+
+class _Run(click.Command):
+    """Keeps what follows `--` apart.
+
+    click drops the `--`, and then `run node` and `run -- node` would be the same.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            cut = args.index("--")
+            ctx.meta[_COMMAND] = tuple(args[cut + 1 :])
+            args = args[:cut]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["[APP | -- COMMAND… | --to ADDR… | -c FILE]", "[OPTIONS]"]
+
+
+@click.command(cls=_Run)
+@click.argument("app", nargs=-1)
+@click.option(
+    "--to",
+    "upstreams",
+    multiple=True,
+    metavar="ADDR",
+    help="An address that somebody else serves; again for more, or with commas. "
+    '"ADDR weight=3" gets three turns.',
+)
+@click.option(
+    "-c",
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Read a TOML file; options are written over it.",
+)
+@click.option(
+    "-w", "--workers", metavar="N|auto", help="How many copies; auto is one per core.  [default: 2]"
+)
+@click.option(
+    "-b",
+    "--bind",
+    "listen",
+    metavar="ADDR",
+    help="Where clients connect: host:port, [v6]:port or unix:/path.  [default: 127.0.0.1:8000]",
+)
+@click.option(
+    "--scheme", metavar="SCHEME", help="How connections get to workers: ports.  [default: ports]"
+)
+@click.option(
+    "--mode",
+    metavar="MODE",
+    help="http (request by request) or tcp (any protocol).  [default: http]",
+)
+@click.option(
+    "--balance",
+    metavar="POLICY",
+    help="round_robin, least_connections, power_of_two, hash or random.  [default: round_robin]",
+)
+@click.option(
+    "--admin",
+    metavar="ADDR",
+    help='/metrics, /healthz, /readyz and /status; "" for nowhere.  [default: 127.0.0.1:9464]',
+)
+@click.option(
+    "--access-log", metavar="WHERE", help="stdout, off or the path of a file.  [default: stdout]"
+)
+@click.option("--access-log-format", metavar="FORMAT", help="json or combined.  [default: json]")
+@click.option("-v", "--verbose", count=True, help="Say more on stderr.")
+@click.option("-q", "--quiet", count=True, help="Say less; twice: errors only.")
+@click.pass_context
+def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **options: Any) -> int:
+    """Run copies of a program behind one port, in the foreground, until Ctrl-C.
+
+    APP is module:attribute, an aiohttp Application, a function that makes one, or an ASGI
+    application. COMMAND is any program; it has to listen on the port in PORT, or on the
+    one written for {port} in its arguments. With nothing named, the demo application.
+
+    \b
+    penstock run
+    penstock run mypkg.mod:app -w 4 -b 0.0.0.0:8000
+    penstock run -w auto -- node server.js
+    penstock run --to 127.0.0.1:9001 --to 127.0.0.1:9002
+    penstock run -c configs/ports.toml
+
+    TERM and INT: finish what is being served, then leave; again: at once. USR1 reopens
+    the access log.
+    """
+    config = load(file, dict(_overrides(options, ctx.meta.get(_COMMAND))))
+    logs.set_up(verbose - quiet)
+    return asyncio.run(_run(config))
+
+
+def _overrides(
+    options: dict[str, Any], command: tuple[str, ...] | None
+) -> Iterator[tuple[str, Any]]:
+    """The options that were given, as a file would write them."""
+    app, upstreams = options.pop("app"), options.pop("upstreams")
+    if app:
+        yield "app", _app(app)
+    if command == ():
+        raise ConfigError(("COMMAND: expected a program after --",))
+    if command is not None:
+        yield "command", command
+    if upstreams:
+        yield "upstreams", [each.strip() for text in upstreams for each in text.split(",")]
+    for key, value in options.items():
+        if value is not None:
+            yield key, _number(value) if key == "workers" else value
+
+
+def _app(words: tuple[str, ...]) -> str:
+    """One "module:attribute"; a person who left out `--` is told so."""
+    hint = f"; to run a command: penstock run -- {join(words)}"
+    if len(words) > 1:
+        raise ConfigError((f'APP: expected one "module:attribute"{hint}',))
+    try:
+        return parse_app(words[0])
+    except ValueError as error:
+        raise ConfigError((f'APP: {error}, not "{words[0]}"{hint}',)) from error
+
+
+def _number(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+async def _run(config: Config) -> int:
+    # Late: `penstock check` and a refused configuration need none of it.
+    from penstock_supervisor.cli.banner import show
+    from penstock_supervisor.runner import Runner, StartError
+
+    runner = Runner(config, environment=inherited_environment(), on_started=show)
+    loop = asyncio.get_running_loop()
+    # HUP will reload; until it can, a terminal that went away ends what it started.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, runner.stop)
+    loop.add_signal_handler(signal.SIGUSR1, runner.reopen_logs)
+    try:
+        return await runner.run()
+    except StartError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,24 @@
+"""A configuration in a few words, for `check` and for the banner. Pure."""
+
+from shlex import join
+
+from penstock_supervisor.config import Config, Service
+
+
+def described(config: Config) -> str:
+    """One line: every service, and the admin port."""
+    services = "; ".join(
+        f"{service.name} on {service.listen}, {doing(service)}" for service in config.services
+    )
+    return f"{services}; {f'admin on {config.admin}' if config.admin else 'no admin port'}"
+
+
+def doing(service: Service) -> str:
+    """`2 workers of pkg.mod:app (ports, http, round_robin)`."""
+    how = f"({service.mode}, {service.balance})"
+    if service.upstreams:
+        count = len(service.upstreams)
+        return f"{count} upstream{'s' * (count != 1)} {how}"
+    program = service.app or join(service.command or ())
+    count = service.workers
+    return f"{count} worker{'s' * (count != 1)} of {program} {how}"
