@@ -1,0 +1,261 @@
+"""A connection from a client: where requests are read.
+
+Owns: one client's connection, which bytes on it are a head, a body or the next request,
+and how it ends. Must not know: workers (`exchange`), how a request is forwarded.
+
+Requests on one connection are answered in their order, one at a time: what a client sends
+ahead waits here up to the size of a head, and then in the kernel. A connection that we end
+while its client is still sending is shut down for writing first and read until the client
+has had its time to see the answer; a plain close would make the kernel reset it, and the
+answer with it.
+"""
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from penstock_proxy import http1
+from penstock_proxy.deadlines import NEVER
+from penstock_proxy.errors import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TOO_LARGE, Fault, Rejected
+from penstock_proxy.exchange import Exchange
+from penstock_proxy.http1 import RequestLine
+
+if TYPE_CHECKING:
+    from penstock_proxy.service import ServiceFront
+
+_LINGER_S: Final = 2.0
+_STOPPING_S: Final = 1.0
+"""A client that has not sent a byte when we stop gets this long to begin."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client."""
+
+    __slots__ = (
+        "_beginning",
+        "_closing",
+        "_heading",
+        "_served",
+        "_trusted",
+        "address",
+        "blocked",
+        "bucket",
+        "buffer",
+        "deadline",
+        "exchange",
+        "forwarded_for",
+        "service",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, service: "ServiceFront", peer: Any) -> None:
+        self.service = service
+        self.address = peer_address(peer)
+        self.forwarded_for = (self.address or "unknown").encode() + b"\r\nX-Request-ID: "
+        self._trusted = service.forwarding.trusts(self.address)
+        self.buffer = b""
+        self.exchange: Exchange | None = None
+        self.blocked = False
+        """The client does not take what it is sent."""
+        self.deadline = NEVER
+        self.bucket = NEVER
+        self._heading = True
+        """A head is awaited since a moment that its deadline runs from."""
+        self._served = False
+        self._beginning = False
+        self._closing = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        service = self.service
+        service.deadlines.arm(self, service.deadlines.now + service.timeouts.head)
+
+    def data_received(self, data: bytes) -> None:
+        self.service.counters.received += len(data)
+        exchange = self.exchange
+        if exchange is None:
+            if self._closing:
+                return
+            self.buffer = self.buffer + data if self.buffer else data
+            self._next()
+        elif exchange.request_done:
+            self.buffer += data
+            if len(self.buffer) >= self.service.config.limits.head:
+                self.transport.pause_reading()
+        else:
+            rest = exchange.upload(data)
+            if rest:
+                self.buffer = rest
+
+    def _next(self) -> None:
+        """Begin what the buffer holds. A loop: answers of our own come back into it."""
+        if self._beginning:
+            return
+        self._beginning = True
+        while self.buffer and self.exchange is None and not (self._closing or self.blocked):
+            if not self._begin():
+                break
+        self._beginning = False
+
+    def _begin(self) -> bool:
+        data = self.buffer
+        service = self.service
+        limit = service.config.limits.head
+        end = data.find(b"\r\n\r\n", 0, limit) + 4
+        if end <= 4:
+            return self._incomplete(data, limit, blank=end == 4)
+        head = data if end == len(data) else data[:end]
+        try:
+            line = http1.parse_request_line(head)
+            prepared = service.forwarding.request(line, head[line.end :], trusted=self._trusted)
+        except Rejected as rejected:
+            self._refuse(rejected.fault, rejected.reason)
+            return False
+        self.buffer = data[end:]
+        self._heading = False
+        self._served = True
+        request_id = prepared.request_id or service.next_request_id()
+        exchange = self.exchange = Exchange(self, line, prepared, request_id)
+        if line.minor and line.target.startswith(b"/"):
+            start = head[: line.end]
+        else:
+            target = line.target if line.target[:1] in b"/*" else http1.split_absolute(line.target)[1]
+            start = b"%b %b HTTP/1.1\r\n" % (line.method, target)
+        exchange.start(b"%b%b%b%b\r\n\r\n" % (start, prepared.out, self.forwarded_for, request_id))
+        if self.buffer and self.exchange is exchange and not exchange.request_done:
+            rest, self.buffer = self.buffer, b""
+            self.buffer = exchange.upload(rest)
+        return True
+
+    def _incomplete(self, data: bytes, limit: int, *, blank: bool) -> bool:
+        """There is no whole head yet: go on, wait, or refuse what can never be one."""
+        if blank or data.startswith(b"\r\n"):
+            # RFC 9112 §2.2: an empty line before a request line is skipped.
+            self.buffer = data[2:]
+            return True
+        if len(data) >= limit:
+            self._refuse(HEAD_TOO_LARGE, f"head beyond {limit} bytes")
+        elif http1.looks_wrong(data):
+            self._refuse(BAD_REQUEST, "not HTTP")
+        elif not self._heading:
+            self._heading = True
+            service = self.service
+            service.deadlines.arm(self, service.deadlines.now + service.timeouts.head)
+        return False
+
+    def _refuse(self, fault: Fault, reason: str) -> None:
+        """Answer what never became an exchange, and end the connection."""
+        self.service.refused(self, fault, reason)
+        self.buffer = b""
+        self.answer(fault, None, keep=False)
+        self._end(gently=True)
+
+    def answer(self, fault: Fault, line: RequestLine | None, *, keep: bool) -> None:
+        """Send an answer of our own: the fault's status and one line of text."""
+        body = b"" if line and line.method == b"HEAD" else f"{fault.text}\n".encode()
+        head = (
+            f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}\r\n"
+            f"Content-Type: text/plain; charset=utf-8\r\n"
+            f"Content-Length: {len(fault.text) + 1}\r\n"
+        )
+        if not keep:
+            head += "Connection: close\r\n"
+        elif line and not line.minor:
+            head += "Connection: keep-alive\r\n"
+        data = head.encode() + b"\r\n" + body
+        self.service.counters.sent += len(data)
+        self.transport.write(data)
+
+    def exchange_over(self, *, keep: bool, cut: bool) -> None:
+        """The exchange has ended: on to the next, or to the end of the connection."""
+        exchange, self.exchange = self.exchange, None
+        if not keep or self.service.stopping:
+            assert exchange is not None
+            if cut:
+                self.transport.close()
+                self._closing = True
+                self._close_by(self.service.timeouts.body)
+            else:
+                self._end(gently=not exchange.request_done or bool(self.buffer))
+            return
+        service = self.service
+        deadline = service.deadlines.now + service.timeouts.keepalive
+        self.deadline = deadline
+        if deadline < self.bucket:
+            service.deadlines.arm(self, deadline)
+        if self.buffer:
+            self.transport.resume_reading()
+            self._next()
+
+    def _end(self, *, gently: bool) -> None:
+        """Close when all is written; `gently`: the client may still be sending."""
+        self._closing = True
+        self.buffer = b""
+        if gently and not self.transport.is_closing():
+            self.transport.write_eof()
+            self.transport.resume_reading()
+            self._close_by(_LINGER_S)
+        else:
+            self.transport.close()
+            self._close_by(self.service.timeouts.body)
+
+    def _close_by(self, seconds: float) -> None:
+        self.service.deadlines.arm(self, self.service.deadlines.now + seconds)
+
+    def stop(self) -> None:
+        """No new requests, please: end an idle connection, let others finish."""
+        if self.exchange is not None or self._closing:
+            return
+        if self._served and not self._heading:
+            self._end(gently=False)
+        else:
+            self._close_by(_STOPPING_S)
+
+    def expired(self, now: float) -> None:
+        if self._closing:
+            self.transport.abort()
+        elif self.exchange is not None:
+            self.exchange.expired(now)
+        elif self._heading and (self.buffer or not self._served) and not self.service.stopping:
+            self._refuse(HEAD_TIMEOUT, "")
+        else:
+            self._end(gently=False)
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+        if self.exchange is not None and self.exchange.link is not None:
+            self.exchange.link.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+        if self._closing:
+            return
+        if self.exchange is None:
+            self._next()
+        elif self.exchange.link is not None:
+            self.exchange.expire_in(self.service.timeouts.body)
+            self.exchange.link.transport.resume_reading()
+
+    def eof_received(self) -> bool:
+        # A client that shuts down its side looks like one that left, until something is
+        # written to it. Like nginx we take it at its word; but what is being closed by us
+        # may finish.
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closing = True
+        self.service.deadlines.disarm(self)
+        if self.exchange is not None:
+            self.exchange.client_gone()
+        self.service.client_lost(self)
+
+
+def peer_address(peer: Any) -> str:
+    """The address of `accept`'s peer; IPv4 in IPv6 as IPv4; empty for a unix socket."""
+    if not isinstance(peer, tuple):
+        return ""
+    address: str = peer[0]
+    return address.removeprefix("::ffff:") if "." in address else address

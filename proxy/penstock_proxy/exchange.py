@@ -1,0 +1,429 @@
+"""Delivery http: one request and its response.
+
+Owns: an exchange from the moment its head is read until it is counted: which workers were
+tried, whether it may be tried again, what the client was told, how it ended. Must not
+know: how bytes are read from either side (`client`, `upstream`).
+
+It is made for each request and dies with it, so nothing of one request can be left over
+in the next. It costs no task and no timer; its deadline is its client's.
+
+Another worker may be tried as long as the client has seen nothing: always when no byte
+was sent to the first one, and for an idempotent request (RFC 9110 §9.2.2) also after
+that, if all that was sent is still here to be sent again.
+"""
+
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from penstock_proxy import forwarding
+from penstock_proxy.errors import (
+    BAD_REQUEST,
+    BAD_RESPONSE,
+    BODY_TIMEOUT,
+    CLIENT_GONE,
+    CONNECT_FAILED,
+    CONNECT_TIMEOUT,
+    NO_WORKER,
+    QUEUE_FULL,
+    RESPONSE_TIMEOUT,
+    SEND_TIMEOUT,
+    TOTAL_TIMEOUT,
+    Fault,
+    Rejected,
+)
+from penstock_proxy.forwarding import Prepared, Response
+from penstock_proxy.http1 import Chunked, RequestLine
+from penstock_proxy.upstream import Body, WorkerConnection
+
+if TYPE_CHECKING:
+    from penstock_proxy.client import ClientConnection
+    from penstock_proxy.dial import Dialing
+    from penstock_proxy.pool import Member
+
+_IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+_MAX_TRIES: Final = 16
+"""Ends what the queue's time-out would otherwise end later."""
+
+
+class Exchange:
+    """One request and its response."""
+
+    __slots__ = (
+        "_chunked_in",
+        "_chunked_out",
+        "_fresh",
+        "_keep",
+        "_last_fault",
+        "_left_in",
+        "_outgoing",
+        "_responding",
+        "_streamed",
+        "_tried",
+        "client",
+        "connect_s",
+        "dialing",
+        "first_byte_s",
+        "line",
+        "link",
+        "member",
+        "prepared",
+        "received",
+        "request_done",
+        "request_id",
+        "retries",
+        "sent",
+        "started",
+        "status",
+    )
+
+    def __init__(
+        self, client: "ClientConnection", line: RequestLine, prepared: Prepared, request_id: bytes
+    ) -> None:
+        self.client = client
+        self.line = line
+        self.prepared = prepared
+        self.request_id = request_id
+        self.started = monotonic()
+        self.connect_s: float | None = None
+        self.first_byte_s: float | None = None
+        self.member: Member | None = None
+        self.link: WorkerConnection | None = None
+        self.dialing: Dialing | None = None
+        self.status = 0
+        self.sent = 0
+        """Bytes of the response's body."""
+        self.received = 0
+        """Bytes of the request's body."""
+        self.retries = 0
+        self.request_done = prepared.framing.length <= 0 and not prepared.framing.chunked
+        self._left_in = prepared.framing.length
+        self._chunked_in = None if not prepared.framing.chunked else Chunked(BAD_REQUEST)
+        self._chunked_out = False
+        self._outgoing: list[bytes] = []
+        self._streamed = False
+        """Bytes of the body are gone that cannot be sent again."""
+        self._responding = False
+        self._fresh = False
+        self._tried: tuple[Member, ...] = ()
+        self._last_fault = NO_WORKER
+        if line.minor:
+            self._keep = not prepared.close
+        else:
+            self._keep = prepared.keep_alive
+
+    # -- to the worker
+
+    def start(self, head: bytes) -> None:
+        """Send the request's head to whoever is next."""
+        self._outgoing.append(head)
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Choose a worker and send it what there is; wait if there is none."""
+        client = self.client
+        service = client.service
+        member = service.pool.pick(client.address, self._tried)
+        if member is None:
+            self._wait()
+            return
+        self.member = member
+        member.active += 1
+        idle = service.idle[member.slot]
+        if idle and not self._fresh:
+            link = idle.pop()
+            service.idle_count -= 1
+            link.begin(self)
+            self._send_all(link)
+            return
+        self.dialing = None
+        self.expire_in(service.timeouts.connect)
+        service.dial(member, self)
+
+    def connected(self, link: WorkerConnection) -> None:
+        """A new connection to the worker stands."""
+        self.dialing = None
+        self.connect_s = monotonic() - self.started
+        self.client.service.counters.connect.observe(self.connect_s)
+        self._send_all(link)
+
+    def _send_all(self, link: WorkerConnection) -> None:
+        self.link = link
+        if self.client.blocked:
+            link.transport.pause_reading()
+        if len(self._outgoing) == 1:
+            link.transport.write(self._outgoing[0])
+        else:
+            link.transport.writelines(self._outgoing)
+        self.uploading()
+
+    def uploading(self) -> None:
+        """The worker takes bytes: read on, or wait for its answer."""
+        timeouts = self.client.service.timeouts
+        if self.request_done:
+            self.expire_in(timeouts.response)
+        else:
+            self.client.transport.resume_reading()
+            self.expire_in(timeouts.body)
+
+    def upload(self, data: bytes) -> bytes:
+        """Take bytes of the request's body; return what lies behind its end."""
+        rest = b""
+        if self._chunked_in is not None:
+            try:
+                pieces = self._chunked_in.feed(data)
+            except Rejected as rejected:
+                self.fail(rejected.fault, rejected.reason)
+                return b""
+            out = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+            self.received += sum(map(len, pieces))
+            if self._chunked_in.done:
+                self.request_done = True
+                rest = self._chunked_in.rest
+                out += b"0\r\n" + forwarding.trailers(self._chunked_in.trailers) + b"\r\n"
+        else:
+            out = data
+            if len(data) > self._left_in:
+                out, rest = data[: self._left_in], data[self._left_in :]
+            self._left_in -= len(out)
+            self.received += len(out)
+            self.request_done = self._left_in == 0
+        if out:
+            self._send(out)
+        return rest
+
+    def _send(self, data: bytes) -> None:
+        link = self.link
+        if link is None:
+            # Not connected yet: hold this one piece, and leave the rest in the kernel.
+            self._outgoing.append(data)
+            self.client.transport.pause_reading()
+            return
+        self._streamed = True
+        self._outgoing.clear()
+        link.transport.write(data)
+        timeouts = self.client.service.timeouts
+        self.expire_in(timeouts.response if self.request_done else timeouts.body)
+
+    # -- to the client
+
+    def interim(self, response: Response) -> None:
+        """Pass a 1xx on (HTTP/1.0 has none)."""
+        if self.line.minor:
+            self.client.transport.write(response.out + b"\r\n")
+
+    def response_head(self, response: Response, body: Body) -> bytes:
+        """Note how the worker answered and return the head for the client."""
+        client = self.client
+        service = client.service
+        member = self.member
+        assert member is not None
+        now = monotonic()
+        self._responding = True
+        self._outgoing.clear()
+        self.status = response.status
+        self.first_byte_s = now - self.started
+        service.counters.first_byte.observe(self.first_byte_s)
+        if response.status >= 500:
+            service.pool.failed(member, now)
+        elif member.failures:
+            service.pool.succeeded(member)
+        unknown_end = body is Body.CHUNKED or body is Body.UNTIL_CLOSE
+        self._chunked_out = unknown_end and self.line.minor == 1
+        if (unknown_end and self.line.minor == 0) or not self.request_done or service.stopping:
+            self._keep = False
+        head = response.out
+        if self._chunked_out:
+            head += b"Transfer-Encoding: chunked\r\n"
+        if not self._keep:
+            head += b"Connection: close\r\n"
+        elif self.line.minor == 0:
+            head += b"Connection: keep-alive\r\n"
+        return head + b"\r\n"
+
+    def relay(self, data: bytes, body: int) -> None:
+        """Write to the client; `body` of these bytes are body."""
+        self.sent += body
+        client = self.client
+        client.service.counters.sent += len(data)
+        client.transport.write(data)
+
+    def body(self, piece: bytes) -> None:
+        """Pass a piece of the response's body on."""
+        size = len(piece)
+        if self._chunked_out:
+            piece = b"%x\r\n%b\r\n" % (size, piece)
+        self.relay(piece, size)
+        self.expire_in(self.client.service.timeouts.body)
+
+    def finish(self, trailers: bytes) -> None:
+        """The response is complete."""
+        if self._chunked_out:
+            self.relay(b"0\r\n" + trailers + b"\r\n", 0)
+        self._close("ok", keep=self._keep and self.request_done)
+
+    def switch(self, link: WorkerConnection, response: Response, rest: bytes) -> None:
+        """The worker agreed to another protocol: from here on bytes are just bytes."""
+        if not self.prepared.framing.upgrade or not self.request_done:
+            self.fail(BAD_RESPONSE, "101 without being asked")
+            return
+        self.status = 101
+        self.first_byte_s = monotonic() - self.started
+        agreed = b"Connection: Upgrade\r\nUpgrade: " + (response.upgrade or b"") + b"\r\n\r\n"
+        self.relay(response.out + agreed + rest, len(rest))
+        self.client.service.tunnel(self, link)
+
+    # -- how it ends
+
+    def connect_failed(self, reason: str, fault: Fault = CONNECT_FAILED) -> None:
+        """No byte has reached the worker: the next one may be tried."""
+        assert self.member is not None
+        self.client.service.pool.failed(self.member, monotonic())
+        self._again_or_fail(fault, reason)
+
+    def lost(self, fault: Fault, *, unheard: bool) -> None:
+        """The worker's connection ended too early. `unheard`: before it said anything."""
+        link, self.link = self.link, None
+        assert link is not None and self.member is not None
+        stale = link.used and unheard and not self._fresh
+        if not stale:
+            self.client.service.pool.failed(self.member, monotonic())
+        idempotent = self.line.method in _IDEMPOTENT
+        if not self._responding and not self._streamed and unheard and idempotent:
+            # A connection that was kept too long says nothing about its worker.
+            self._fresh = self._fresh or stale
+            self._again_or_fail(fault, "before it answered", same=stale)
+        else:
+            self.fail(fault, "in the middle of an answer" if self._responding else "")
+
+    def _again_or_fail(self, fault: Fault, reason: str, *, same: bool = False) -> None:
+        member = self._leave_member()
+        service = self.client.service
+        service.counters.errors[fault.kind] += 1
+        service.log_fault(self, fault, reason, member)
+        self._last_fault = fault
+        if self.retries >= _MAX_TRIES:
+            self.fail(fault, "")
+            return
+        self.retries += 1
+        service.counters.retries += 1
+        if not same and member is not None:
+            self._tried += (member,)
+        self.dispatch()
+
+    def _wait(self) -> None:
+        service = self.client.service
+        patience = self.started + service.timeouts.queue - monotonic()
+        if patience <= 0:
+            self.fail(self._last_fault, "")
+        elif len(service.waiting) >= service.config.limits.queue:
+            service.counters.rejected["queue_full"] += 1
+            self.fail(QUEUE_FULL, "")
+        else:
+            self._tried = ()
+            service.waiting[self] = None
+            self.expire_in(patience)
+
+    def expire_in(self, seconds: float) -> None:
+        """Set the deadline of what is waited for now."""
+        client = self.client
+        total = client.service.timeouts.total
+        deadline = monotonic() + seconds
+        if total and deadline > self.started + total:
+            deadline = self.started + total
+        client.deadline = deadline
+        if deadline < client.bucket:
+            client.service.deadlines.arm(client, deadline)
+
+    def expired(self, now: float) -> None:
+        """Something took too long: find out what, and end it."""
+        service = self.client.service
+        total = service.timeouts.total
+        if total and now >= self.started + total:
+            self.fail(TOTAL_TIMEOUT, "")
+        elif self in service.waiting:
+            del service.waiting[self]
+            if self._last_fault is NO_WORKER:
+                service.counters.rejected["no_worker"] += 1
+            self.fail(self._last_fault, "")
+        elif self.link is None:
+            if self.dialing is not None:
+                self.dialing.cancel()
+                self.dialing = None
+            self.connect_failed("", CONNECT_TIMEOUT)
+        elif self.client.blocked:
+            self.fail(SEND_TIMEOUT, "")
+        elif not self.request_done and not self.link.blocked:
+            self.fail(BODY_TIMEOUT, "")
+        else:
+            assert self.member is not None
+            service.pool.failed(self.member, now)
+            self.fail(RESPONSE_TIMEOUT, "")
+
+    def client_gone(self) -> None:
+        """The client has left: so does the exchange with the worker."""
+        self._end_dialing()
+        self.client.service.counters.errors[CLIENT_GONE.kind] += 1
+        self._keep = False
+        self._drop_link()
+        self._close(CLIENT_GONE.kind, keep=False)
+
+    def fail(self, fault: Fault, reason: str) -> None:
+        """End it with a fault: tell the client if it can be told, else cut it off."""
+        client = self.client
+        service = client.service
+        service.log_fault(self, fault, reason, self.member)
+        if fault is not self._last_fault or not self.retries:
+            service.counters.errors[fault.kind] += 1
+        self._end_dialing()
+        self._drop_link()
+        if self._responding or not fault.status:
+            self._close(fault.kind, keep=False, cut=True)
+            return
+        self.status = fault.status
+        keep = self._keep and self.request_done and not service.stopping
+        client.answer(fault, self.line, keep=keep)
+        self._close(fault.kind, keep=keep)
+
+    def _end_dialing(self) -> None:
+        if self.dialing is not None:
+            self.dialing.cancel()
+            self.dialing = None
+        self.client.service.waiting.pop(self, None)
+
+    def _drop_link(self) -> None:
+        link, self.link = self.link, None
+        if link is not None:
+            link.exchange = None
+            link.transport.abort()
+
+    def _leave_member(self) -> "Member | None":
+        member, self.member = self.member, None
+        if member is not None:
+            member.active -= 1
+        return member
+
+    def _close(self, ended: str, *, keep: bool, cut: bool = False) -> None:
+        """Count it, log it, give the connections back. The only way out."""
+        client = self.client
+        service = client.service
+        link, self.link = self.link, None
+        member = self.member
+        total_s = monotonic() - self.started
+        service.count(self, member, total_s, ended)
+        self._leave_member()
+        if link is not None:
+            link.exchange = None
+            if link.reusable and self.request_done:
+                service.keep(link)
+            else:
+                link.transport.close()
+        client.exchange_over(keep=keep, cut=cut)
+
+    def tunnel_over(self, ended: str, received: int, sent: int) -> None:
+        """The pipe that this exchange became is closed."""
+        self.received += received
+        self.sent += sent
+        if ended != "ok":
+            self.client.service.counters.errors[ended] += 1
+        self.client.service.count(self, self.member, monotonic() - self.started, ended)
+        self._leave_member()

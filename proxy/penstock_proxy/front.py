@@ -1,0 +1,241 @@
+"""One front process: takes its orders, runs its services, answers for them.
+
+Owns: the front's event loop, the tick of its coarse clock, its account of descriptors and
+the channel to the supervisor. It reads one variable of the environment (which descriptor
+the channel is) and nothing else: configuration comes over the channel, listening sockets
+are inherited. Without its supervisor it has no reason to live and leaves.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+from time import monotonic
+from typing import Any, Final
+
+import uvloop
+from pydantic import ValidationError
+
+from penstock_proxy import orders
+from penstock_proxy.access_log import AccessLog
+from penstock_proxy.admission import Admission
+from penstock_proxy.checker import Checker
+from penstock_proxy.config import FrontConfig, FrontService
+from penstock_proxy.deadlines import TICK_S, Deadlines
+from penstock_proxy.metrics import snapshot
+from penstock_proxy.pool import Member
+from penstock_proxy.service import ServiceFront
+from penstock_worker import channel
+from penstock_worker.channel import Channel, Message
+from penstock_worker.contract import EXIT_FAILED
+
+_EXIT_ABANDONED: Final = 1
+
+_log = logging.getLogger("penstock.front")
+
+
+class Front:
+    """Runs until it is told to drain and has, or until the supervisor is gone."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._services: dict[str, ServiceFront] = {}
+        self._checkers: dict[str, Checker] = {}
+        self._logs: dict[str, AccessLog] = {}
+        self._deadlines = Deadlines(monotonic())
+        self._admission = Admission(_raise_descriptor_limit(), 0, 0)
+        self._channel: Channel | None = None
+        self._configured: asyncio.Future[FrontConfig] = loop.create_future()
+        self._finished: asyncio.Future[int] = loop.create_future()
+        self._draining = False
+        self._tick_due = 0.0
+        self._lag_s = 0.0
+
+    async def run(self, channel_: Channel) -> int:
+        """Serve. Returns the exit status: 0 after a drain."""
+        self._channel = channel_
+        await asyncio.wait({self._configured, self._finished}, return_when="FIRST_COMPLETED")
+        if self._finished.done():
+            return self._finished.result()
+        try:
+            self._build(self._configured.result())
+        except OSError as error:
+            channel_.send({"cmd": orders.FAILED, "reason": str(error)})
+            return EXIT_FAILED
+        # What was made so far lives as long as the process: never look through it again.
+        gc.collect()
+        gc.freeze()
+        self._tick_due = monotonic()
+        self._tick()
+        async with asyncio.TaskGroup() as group:
+            checks = [group.create_task(checker.run()) for checker in self._checkers.values()]
+            for service in self._services.values():
+                for acceptor in service.acceptors:
+                    acceptor.start()
+            channel_.send({"cmd": orders.READY})
+            status = await self._finished
+            for check in checks:
+                check.cancel()
+        for log in self._logs.values():
+            log.close()
+        return status
+
+    def _build(self, config: FrontConfig) -> None:
+        self._admission.listeners = sum(len(s.listeners) for s in config.services)
+        for service in config.services:
+            front = ServiceFront(
+                self._loop,
+                service,
+                self._deadlines,
+                self._admission,
+                self._access_log(service),
+                lambda member, reason, name=service.name: self._rotated(name, member, reason),
+            )
+            self._services[service.name] = front
+            self._checkers[service.name] = Checker(
+                front.pool, service.health, front.counters, clock=monotonic
+            )
+        known = self._admission.open
+        self._admission.other = max(0, _open_descriptors() - known)
+
+    def _access_log(self, service: FrontService) -> AccessLog | None:
+        if service.access_log == "off":
+            return None
+        log = AccessLog(self._loop, service.access_log, service.access_log_format)
+        self._logs[service.name] = log
+        return log
+
+    # -- orders
+
+    def ordered(self, message: Message) -> None:
+        """Carry out one message of the supervisor."""
+        command = message["cmd"]
+        if command == orders.CONFIGURE:
+            self._configure(message)
+        elif command == orders.JOIN:
+            service = self._services[message["service"]]
+            service.pool.join(message["slot"])
+            self._checkers[message["service"]].wake(message["slot"])
+        elif command == orders.LEAVE:
+            self._services[message["service"]].pool.leave(message["slot"])
+        elif command == orders.STATS:
+            self._tell(self._stats(message["seq"]))
+        elif command == orders.REOPEN:
+            for log in self._logs.values():
+                log.reopen()
+        elif command == orders.DRAIN:
+            self.drain()
+        else:
+            _log.warning("an order that this front does not know: %.80r", command)
+
+    def _configure(self, message: Message) -> None:
+        try:
+            self._configured.set_result(FrontConfig.model_validate(message["config"]))
+        except ValidationError as error:
+            self._tell({"cmd": orders.FAILED, "reason": f"configuration: {error}"})
+            self._finish(EXIT_FAILED)
+
+    def drain(self) -> None:
+        """Accept no more, finish what there is, leave."""
+        if not self._draining:
+            self._draining = True
+            for service in self._services.values():
+                service.drain()
+            self._leave_when_empty()
+
+    def abandoned(self) -> None:
+        """The supervisor is gone."""
+        self._finish(_EXIT_ABANDONED)
+
+    def _finish(self, status: int) -> None:
+        if not self._finished.done():
+            self._finished.set_result(status)
+
+    def _leave_when_empty(self) -> None:
+        if self._draining and not any(service.clients for service in self._services.values()):
+            self._finish(0)
+
+    # -- telling
+
+    def _tell(self, message: Message) -> None:
+        assert self._channel is not None
+        self._channel.send(message)
+
+    def _rotated(self, service: str, member: Member, reason: str) -> None:
+        self._tell(
+            {
+                "cmd": orders.ROTATION,
+                "service": service,
+                "slot": member.slot,
+                "state": member.standing.value,
+                "reason": reason,
+            }
+        )
+
+    def _stats(self, seq: int) -> Message:
+        kinds = {**self._admission.by_kind(), "channel": 1}
+        kinds["other"] = max(0, _open_descriptors() - (sum(kinds.values()) - kinds["other"]))
+        for service in self._services.values():
+            service.counters.queue = len(service.waiting)
+        return {
+            "cmd": orders.STATS,
+            "seq": seq,
+            "metrics": snapshot(
+                {name: service.counters for name, service in self._services.items()},
+                fds=kinds,
+                loop_lag_s=self._lag_s,
+                log_dropped={name: log.dropped for name, log in self._logs.items()},
+            ),
+            "pools": {name: service.pool.rows() for name, service in self._services.items()},
+        }
+
+    def _tick(self) -> None:
+        now = monotonic()
+        self._lag_s = max(0.0, now - self._tick_due)
+        self._tick_due = now + TICK_S
+        self._loop.call_later(TICK_S, self._tick)
+        self._deadlines.tick(now)
+        for service in self._services.values():
+            service.tick(now)
+        self._leave_when_empty()
+
+
+def _open_descriptors() -> int:
+    # One of them is the directory itself.
+    return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 — a count, not paths
+
+
+def _raise_descriptor_limit() -> int:
+    """Take all that we may have: the hard limit. Returns it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+async def _serve(sock: Any) -> int:
+    loop = asyncio.get_running_loop()
+    front = Front(loop)
+    loop.add_signal_handler(signal.SIGTERM, front.drain)
+    link = Channel(loop, sock, front.ordered, front.abandoned)
+    try:
+        return await front.run(link)
+    finally:
+        link.close()
+
+
+def main() -> int:
+    """`python -m penstock_proxy.front`, started by the supervisor only."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    sock = channel.inherited(os.environ)
+    if sock is None:
+        sys.stderr.write("penstock: a front is started by `penstock run`, not by hand\n")
+        return 2
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(sock))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

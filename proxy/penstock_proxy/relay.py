@@ -1,0 +1,153 @@
+"""Delivery tcp until both ends stand: from an accepted connection to a pump.
+
+Owns: the choice of a worker for one connection, the connect and its time-out, the next
+worker on refusal, and the account when the pump is done. The client is not read before
+its worker is there: what it sends first waits in the kernel, in nobody's memory.
+"""
+
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from penstock_proxy.client import peer_address
+from penstock_proxy.deadlines import NEVER
+from penstock_proxy.dial import Dialing, adopt, dial, why
+from penstock_proxy.errors import CONNECT_FAILED, CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, Fault
+from penstock_proxy.pump import OK, ClientHalf
+
+if TYPE_CHECKING:
+    from penstock_proxy.pool import Member
+    from penstock_proxy.service import ServiceFront
+
+_MAX_TRIES: Final = 16
+
+
+class Relay:
+    """One client connection on its way to a worker, and what became of it."""
+
+    __slots__ = (
+        "_dialing",
+        "_last_fault",
+        "_sock",
+        "_tried",
+        "address",
+        "bucket",
+        "connect_s",
+        "deadline",
+        "half",
+        "member",
+        "retries",
+        "service",
+        "started",
+    )
+
+    def __init__(self, service: "ServiceFront", sock: socket.socket, peer: Any) -> None:
+        self.service = service
+        self.address = peer_address(peer)
+        self.started = monotonic()
+        self.connect_s: float | None = None
+        self.member: Member | None = None
+        self.half: ClientHalf | None = None
+        self.retries = 0
+        self.deadline = NEVER
+        self.bucket = NEVER
+        self._sock: socket.socket | None = sock
+        self._dialing: Dialing | None = None
+        self._tried: tuple[Member, ...] = ()
+        self._last_fault = NO_WORKER
+
+    def dispatch(self) -> None:
+        """Choose a worker and connect to it; wait if there is none."""
+        service = self.service
+        member = service.pool.pick(self.address, self._tried)
+        if member is None:
+            self._wait()
+            return
+        self.member = member
+        member.active += 1
+        service.admission.upstreams += 1
+        self._dialing = dial(service.loop, service.addresses[member.slot], self._dialed)
+        if self._dialing is not None:
+            service.deadlines.arm(self, monotonic() + service.timeouts.connect)
+
+    def _dialed(self, sock: socket.socket | None, error: int) -> None:
+        self._dialing = None
+        service = self.service
+        if sock is None:
+            self._failed(CONNECT_FAILED, why(error))
+            return
+        member = self.member
+        assert member is not None and self._sock is not None
+        service.deadlines.disarm(self)
+        self.connect_s = monotonic() - self.started
+        service.counters.connect.observe(self.connect_s)
+        service.counters.worker_connections[member.slot] += 1
+        if member.failures:
+            service.pool.succeeded(member)
+        half = ClientHalf(
+            service.counters, service.deadlines, service.timeouts.tunnel, self._closed
+        )
+        self.half = half
+        client, self._sock = self._sock, None
+        # The worker's half first: it must stand before the client's first byte.
+        adopt(service.loop, half.other, sock)
+        adopt(service.loop, half, client)
+
+    def _failed(self, fault: Fault, reason: str) -> None:
+        service, member = self.service, self.member
+        assert member is not None
+        service.admission.upstreams -= 1
+        member.active -= 1
+        self.member = None
+        service.pool.failed(member, monotonic())
+        service.counters.errors[fault.kind] += 1
+        service.log_worker_fault(member, fault, reason)
+        self._last_fault = fault
+        if self.retries >= _MAX_TRIES:
+            self._give_up(fault)
+            return
+        self.retries += 1
+        service.counters.retries += 1
+        self._tried += (member,)
+        self.dispatch()
+
+    def _wait(self) -> None:
+        service = self.service
+        patience = self.started + service.timeouts.queue - monotonic()
+        if patience <= 0:
+            self._give_up(self._last_fault)
+        elif len(service.waiting) >= service.config.limits.queue:
+            self._give_up(QUEUE_FULL)
+        else:
+            self._tried = ()
+            service.waiting[self] = None
+            service.deadlines.arm(self, monotonic() + patience)
+
+    def expired(self, now: float) -> None:
+        if self in self.service.waiting:
+            del self.service.waiting[self]
+            self._give_up(self._last_fault)
+        elif self._dialing is not None:
+            self._dialing.cancel()
+            self._dialing = None
+            self._failed(CONNECT_TIMEOUT, "")
+
+    def _give_up(self, fault: Fault) -> None:
+        """TCP has no words: the connection is closed."""
+        service = self.service
+        service.deadlines.disarm(self)
+        if fault is NO_WORKER or fault is QUEUE_FULL:
+            service.counters.rejected[fault.kind] += 1
+        assert self._sock is not None
+        self._sock.close()
+        service.relay_over(self, fault.kind, 0, 0)
+
+    def _closed(self, half: ClientHalf) -> None:
+        service, member = self.service, self.member
+        assert member is not None
+        self.half = None
+        service.admission.upstreams -= 1
+        member.active -= 1
+        if half.outcome != OK:
+            service.counters.errors[half.outcome] += 1
+        service.relay_over(self, half.outcome, half.received, half.sent)

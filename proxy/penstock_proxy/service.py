@@ -1,0 +1,290 @@
+"""One service's parts, joined: what its connections share.
+
+Owns: the pool, the idle connections to workers, those who wait for a worker, the clients,
+the counters and the log of one service in one front. The connections themselves decide
+nothing that concerns another one; here is what concerns more than one.
+"""
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from os import urandom
+from random import random
+from time import monotonic
+from typing import Any, Final
+
+from penstock_proxy.acceptor import Acceptor
+from penstock_proxy.access_log import AccessLog, Entry
+from penstock_proxy.admission import Admission
+from penstock_proxy.client import ClientConnection
+from penstock_proxy.config import FrontService, parse_address
+from penstock_proxy.deadlines import Deadlines
+from penstock_proxy.dial import adopt, dial, socket_address, why
+from penstock_proxy.errors import Fault, Side
+from penstock_proxy.exchange import Exchange
+from penstock_proxy.forwarding import Forwarding
+from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER, ServiceCounters
+from penstock_proxy.pool import Member, Pool, Standing
+from penstock_proxy.pump import ClientHalf
+from penstock_proxy.relay import Relay
+from penstock_proxy.upstream import WorkerConnection
+
+IDLE_S: Final = 60.0
+"""An idle connection to a worker is closed before most servers would (75 s and more)."""
+_MAX_IDLE: Final = 1024
+"""Idle connections kept for one worker."""
+_LINES_A_TICK: Final = 10
+"""Log lines about faults; the rest is counted. An outage must not fill a disk."""
+_LABELS: Final = {method.encode(): method for method in METHODS}
+
+_log = logging.getLogger("penstock.front")
+
+
+class ServiceFront:
+    """One service in one front."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: FrontService,
+        deadlines: Deadlines,
+        admission: Admission,
+        log: AccessLog | None,
+        rotated: Callable[[Member, str], None],
+    ) -> None:
+        """`rotated` is told of each worker that enters or leaves the rotation."""
+        self.loop = loop
+        self.config = config
+        self.timeouts = config.timeouts
+        self.deadlines = deadlines
+        self.admission = admission
+        self.log = log
+        self.counters = ServiceCounters()
+        self.forwarding = Forwarding(config.trusted_proxies, config.limits.headers)
+        self.idle: dict[int, deque[WorkerConnection]] = {t.slot: deque() for t in config.targets}
+        self.waiting: dict[Exchange | Relay, None] = {}
+        self.clients: set[ClientConnection | Relay] = set()
+        self.stopping = False
+        self.addresses = {t.slot: socket_address(parse_address(t.address)) for t in config.targets}
+        self._rotated = rotated
+        self.pool = Pool(
+            config.targets,
+            balance=config.balance,
+            health=config.health,
+            ejection=config.ejection,
+            random=random,
+            on_change=self._changed,
+        )
+        self.acceptors = [
+            Acceptor(loop, socket.socket(fileno=fd), self._has_room, self._accepted)
+            for fd in config.listeners
+        ]
+        self._id_prefix = urandom(10).hex()
+        self._ids = count()
+        self._lines = 0
+
+    # -- connections come and go
+
+    def _has_room(self) -> bool:
+        limit = self.config.max_connections
+        return self.admission.has_room() and (not limit or self.counters.active < limit)
+
+    def _accepted(self, sock: socket.socket, peer: Any) -> None:
+        self.counters.connections += 1
+        self.counters.active += 1
+        self.admission.clients += 1
+        if self.config.mode == "http":
+            client = ClientConnection(self, peer)
+            self.clients.add(client)
+            adopt(self.loop, client, sock)
+        else:
+            relay = Relay(self, sock, peer)
+            self.clients.add(relay)
+            relay.dispatch()
+
+    def client_lost(self, client: ClientConnection | Relay) -> None:
+        """A client's connection is closed."""
+        self.clients.discard(client)
+        self.counters.active -= 1
+        self.admission.clients -= 1
+
+    def relay_over(self, relay: Relay, ended: str, received: int, sent: int) -> None:
+        """A relayed TCP connection has ended."""
+        self.client_lost(relay)
+        total_s = monotonic() - relay.started
+        self.counters.total.observe(total_s)
+        if self.log is not None:
+            self.log.add(
+                Entry(
+                    monotonic(), relay.address, "", "", "", 0, sent, received,
+                    self._worker(relay.member), relay.connect_s, None, total_s,
+                    relay.retries, "", ended, b"",
+                )  # fmt: skip
+            )
+
+    # -- connections to workers
+
+    def dial(self, member: Member, exchange: Exchange) -> None:
+        """Open a connection to a worker for an exchange."""
+        self.admission.upstreams += 1
+
+        def done(sock: socket.socket | None, error: int) -> None:
+            if sock is None:
+                self.admission.upstreams -= 1
+                exchange.dialing = None
+                exchange.connect_failed(why(error))
+            else:
+                self.counters.worker_connections[member.slot] += 1
+                adopt(self.loop, WorkerConnection(member, exchange, self._link_lost), sock)
+
+        exchange.dialing = dial(self.loop, self.addresses[member.slot], done)
+
+    def keep(self, link: WorkerConnection) -> None:
+        """Put a connection back for the next exchange."""
+        idle = self.idle[link.member.slot]
+        if len(idle) >= _MAX_IDLE or self.stopping:
+            link.transport.close()
+            return
+        link.transport.resume_reading()
+        link.idle_since = self.deadlines.now
+        idle.append(link)
+
+    def _link_lost(self, link: WorkerConnection) -> None:
+        self.admission.upstreams -= 1
+        if link.exchange is None:
+            idle = self.idle[link.member.slot]
+            if link in idle:
+                idle.remove(link)
+
+    def tunnel(self, exchange: Exchange, link: WorkerConnection) -> None:
+        """Make one pipe of an exchange's two connections."""
+        client = exchange.client
+
+        def closed(half: ClientHalf) -> None:
+            self.admission.upstreams -= 1
+            exchange.tunnel_over(half.outcome, half.received, half.sent)
+            self.client_lost(client)
+
+        half = ClientHalf(self.counters, self.deadlines, self.timeouts.tunnel, closed)
+        half.transport, half.other.transport = client.transport, link.transport
+        client.transport.set_protocol(half)
+        link.transport.set_protocol(half.other)
+        self.deadlines.disarm(client)
+        half.start()
+        if client.buffer:
+            link.transport.write(client.buffer)
+        client.transport.resume_reading()
+        if not client.blocked:
+            link.transport.resume_reading()
+
+    # -- what happens to everybody
+
+    def _changed(self, member: Member, reason: str) -> None:
+        self._rotated(member, reason)
+        idle = self.idle[member.slot]
+        if member.standing is not Standing.UP:
+            while idle:
+                idle.pop().transport.close()
+        elif self.waiting:
+            self.loop.call_soon(self._serve_waiting)
+
+    def _serve_waiting(self) -> None:
+        """Let those who wait try again; who finds nobody goes to the end of the queue."""
+        for _ in range(len(self.waiting) if self.pool.in_rotation else 0):
+            waiting = next(iter(self.waiting), None)
+            if waiting is None:
+                return
+            del self.waiting[waiting]
+            waiting.dispatch()
+
+    def tick(self, now: float) -> None:
+        """Four times a second: what is due, whoever it concerns."""
+        self.pool.tick(now)
+        self._serve_waiting()
+        self._lines = 0
+        for idle in self.idle.values():
+            while idle and idle[0].idle_since + IDLE_S < now:
+                idle.popleft().transport.close()
+        for acceptor in self.acceptors:
+            if acceptor.paused and self._has_room():
+                acceptor.start()
+
+    def drain(self) -> None:
+        """Accept no more; end what is idle; let the rest finish."""
+        for acceptor in self.acceptors:
+            acceptor.drain()
+        self.stopping = True
+        for client in list(self.clients):
+            if isinstance(client, ClientConnection):
+                client.stop()
+
+    # -- telling
+
+    def count(self, exchange: Exchange, member: Member | None, total_s: float, ended: str) -> None:
+        """Count and log an exchange that has ended."""
+        line = exchange.line
+        slot = FRONT_SLOT if member is None else member.slot
+        self.counters.requests[_LABELS.get(line.method, OTHER), exchange.status, slot] += 1
+        self.counters.total.observe(total_s)
+        if self.log is not None:
+            self.log.add(
+                Entry(
+                    monotonic(), exchange.client.address, line.method.decode(),
+                    line.target.decode(), f"HTTP/1.{line.minor}", exchange.status,
+                    exchange.sent, exchange.received, self._worker(member),
+                    exchange.connect_s, exchange.first_byte_s, total_s, exchange.retries,
+                    exchange.request_id.decode("latin-1"), ended, exchange.prepared.out,
+                )  # fmt: skip
+            )
+
+    def refused(self, client: ClientConnection, fault: Fault, reason: str) -> None:
+        """Count and log what never became an exchange."""
+        self.counters.errors[fault.kind] += 1
+        self.counters.requests[OTHER, fault.status, FRONT_SLOT] += 1
+        self._say(logging.INFO, "%s: %s from %s: %s", fault.kind, client.address, reason)
+        if self.log is not None:
+            self.log.add(
+                Entry(
+                    monotonic(), client.address, "", "", "", fault.status, 0, 0, "",
+                    None, None, 0.0, 0, "", fault.kind, b"",
+                )  # fmt: skip
+            )
+
+    def log_fault(
+        self, exchange: Exchange, fault: Fault, reason: str, member: Member | None
+    ) -> None:
+        """Say why an exchange, or one try of it, failed."""
+        level = logging.INFO if fault.side is Side.CLIENT else logging.WARNING
+        worker = self._worker(member) or self.config.name
+        self._say(
+            level,
+            "%s: %s %s from %s: %s%s",
+            worker,
+            exchange.line.method.decode(),
+            exchange.line.target[:200].decode(),
+            exchange.client.address,
+            f"{fault.status} {fault.text}",
+            f" ({reason})" if reason else "",
+        )
+
+    def log_worker_fault(self, member: Member, fault: Fault, reason: str) -> None:
+        """Say why a worker could not be used."""
+        self._say(logging.WARNING, "%s: %s (%s)", self._worker(member), fault.text, reason)
+
+    def next_request_id(self) -> bytes:
+        """Unique on this host and in this process; 32 hexadecimal digits."""
+        return b"%b%012x" % (self._id_prefix.encode(), next(self._ids))
+
+    def _say(self, level: int, message: str, *args: object) -> None:
+        self._lines += 1
+        if self._lines < _LINES_A_TICK:
+            _log.log(level, message, *args)
+        elif self._lines == _LINES_A_TICK:
+            _log.warning("%s: more faults follow; the metrics count them all", self.config.name)
+
+    def _worker(self, member: Member | None) -> str:
+        return "" if member is None else f"{self.config.name}/{member.slot}"

@@ -1,0 +1,210 @@
+"""A connection to a worker: where responses are read.
+
+Owns: one connection of the pool, the framing of the response on it, and whether it may be
+used again. Must not know: which worker is next, what the client gets to see (`exchange`).
+
+A connection is either idle, and then a byte on it is a fault and its end is nothing, or it
+belongs to one exchange. It goes back to the pool only when the response ended exactly
+where its framing said and nothing followed: what is left over on a reused connection would
+be read as the answer to somebody else's request.
+"""
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final
+
+from penstock_proxy import forwarding
+from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, Rejected
+from penstock_proxy.forwarding import Response
+from penstock_proxy.http1 import MAX_RESPONSE_HEAD, NO_LENGTH, Chunked
+from penstock_proxy.pool import Member
+
+if TYPE_CHECKING:
+    from penstock_proxy.exchange import Exchange
+
+_MAX_INTERIM: Final = 16
+"""1xx responses before a final one. Nobody needs more than two or three."""
+
+
+class Body(Enum):
+    """How the end of a response is known (RFC 9112 §6.3)."""
+
+    NONE = auto()
+    LENGTH = auto()
+    CHUNKED = auto()
+    UNTIL_CLOSE = auto()
+
+
+class WorkerConnection(asyncio.Protocol):
+    """One connection. `exchange` is None while it is idle."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_chunked",
+        "_gone",
+        "_in_head",
+        "_interim",
+        "_left",
+        "blocked",
+        "exchange",
+        "idle_since",
+        "member",
+        "reusable",
+        "transport",
+        "used",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self, member: Member, exchange: "Exchange", gone: Callable[["WorkerConnection"], None]
+    ) -> None:
+        """`gone` is called once, when the connection is lost."""
+        self.member = member
+        self.exchange: Exchange | None = exchange
+        self.used = False
+        """It has carried an exchange before: its worker may have closed it meanwhile."""
+        self.reusable = False
+        self.blocked = False
+        """The worker does not take what it is sent."""
+        self.idle_since = 0.0
+        self._gone = gone
+        self._buffer = b""
+        self._in_head = True
+        self._interim = 0
+        self._body = Body.NONE
+        self._left = 0
+        self._chunked: Chunked | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if self.exchange is None:
+            transport.abort()
+        else:
+            self.exchange.connected(self)
+
+    def begin(self, exchange: "Exchange") -> None:
+        """Take a new exchange. The caller writes the request."""
+        self.exchange = exchange
+        self._in_head = True
+        self._interim = 0
+        self.reusable = False
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            # Nobody asked for anything: whatever this is must not answer the next one.
+            self.transport.abort()
+            return
+        try:
+            if self._in_head:
+                self._read_head(exchange, data)
+            else:
+                self._read_body(exchange, data)
+        except Rejected as rejected:
+            exchange.fail(BAD_RESPONSE, rejected.reason)
+
+    def _read_head(self, exchange: "Exchange", data: bytes) -> None:
+        if self._buffer:
+            data, self._buffer = self._buffer + data, b""
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4 or end > MAX_RESPONSE_HEAD:
+                if len(data) > MAX_RESPONSE_HEAD:
+                    raise Rejected(BAD_RESPONSE, "response head too large")
+                self._buffer = data
+                return
+            response = forwarding.response(data[:end])
+            data = data[end:]
+            if response.status >= 200:
+                break
+            if response.status == 101:
+                exchange.switch(self, response, data)
+                return
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                raise Rejected(BAD_RESPONSE, "too many interim responses")
+            exchange.interim(response)
+            if not data:
+                return
+        self._in_head = False
+        self._frame(response, exchange)
+        head = exchange.response_head(response, self._body)
+        if self._body is Body.LENGTH and len(data) == self._left:
+            # The whole answer in one read: one write, and nothing to remember.
+            exchange.relay(head + data, len(data))
+            self._end(exchange, b"")
+        else:
+            exchange.relay(head, 0)
+            if data or self._left == 0:
+                self._read_body(exchange, data)
+
+    def _frame(self, response: Response, exchange: "Exchange") -> None:
+        self.reusable = not response.close
+        self._left = NO_LENGTH
+        if exchange.line.method == b"HEAD" or response.status in (204, 304):
+            self._body = Body.LENGTH
+            self._left = 0
+        elif response.chunked:
+            self._body = Body.CHUNKED
+            self._chunked = Chunked(BAD_RESPONSE)
+        elif response.length != NO_LENGTH:
+            self._body = Body.LENGTH
+            self._left = response.length
+        else:
+            self._body = Body.UNTIL_CLOSE
+            self.reusable = False
+
+    def _read_body(self, exchange: "Exchange", data: bytes) -> None:
+        if self._body is Body.LENGTH:
+            if len(data) > self._left:
+                # More than was promised: the promise is kept, the connection is not.
+                self.reusable = False
+                data = data[: self._left]
+            self._left -= len(data)
+            if data:
+                exchange.body(data)
+            if self._left == 0:
+                self._end(exchange, b"")
+        elif self._body is Body.CHUNKED:
+            assert self._chunked is not None
+            for piece in self._chunked.feed(data):
+                exchange.body(piece)
+            if self._chunked.done:
+                if self._chunked.rest:
+                    self.reusable = False
+                self._end(exchange, forwarding.trailers(self._chunked.trailers))
+        elif data:
+            exchange.body(data)
+
+    def _end(self, exchange: "Exchange", trailers: bytes) -> None:
+        self._chunked = None
+        self.used = True
+        exchange.finish(trailers)
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+        if self.exchange is not None:
+            self.exchange.client.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+        if self.exchange is not None:
+            self.exchange.uploading()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._gone(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            return
+        if not self._in_head and self._body is Body.UNTIL_CLOSE and error is None:
+            exchange.finish(b"")
+        else:
+            fault = WORKER_CLOSED if error is None else WORKER_RESET
+            exchange.lost(fault, unheard=self._in_head and not self._buffer and self._interim == 0)
