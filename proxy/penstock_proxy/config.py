@@ -77,7 +77,10 @@ def _address(text: str) -> str:
 
 
 def _network(text: str) -> str:
-    return str(ip_network(text, strict=False))
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        raise ValueError('expected an address or a network, such as "10.0.0.0/8"') from None
 
 
 def _path(text: str) -> str:

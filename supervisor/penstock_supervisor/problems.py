@@ -21,6 +21,8 @@ from penstock_proxy.config import parse_duration, parse_share, parse_size
 
 Location = tuple[int | str, ...]
 
+NEAR: Final = 0.7
+"""How like a word has to be to have been meant: at 0.6, send_proxy is trusted_proxies."""
 MAX_SHOWN: Final = 60
 """Characters of a found value; a line has to stay one line."""
 
@@ -84,7 +86,7 @@ def dotted(where: Location) -> str:
 
 def meant(word: object, known: Iterable[str]) -> str:
     """`; did you mean "interval"?`, or nothing when no known word is near."""
-    near = get_close_matches(str(word).lower(), list(known), n=1)
+    near = get_close_matches(str(word).lower(), list(known), n=1, cutoff=NEAR)
     return f'; did you mean "{near[0]}"?' if near else ""
 
 
@@ -172,7 +174,7 @@ def _unknown_in(model: type[BaseModel], where: Location) -> str:
         return f"unknown key{near}"
     below = [(name, _part(field)) for name, field in parent.model_fields.items()]
     keys = {inner: f"{name}.{inner}" for name, part in below if part for inner in part.model_fields}
-    close = get_close_matches(key.lower(), keys, n=1)
+    close = get_close_matches(key.lower(), keys, n=1, cutoff=NEAR)
     return f'unknown key; did you mean "{keys[close[0]]}"?' if close else "unknown key"
 
 

@@ -72,11 +72,9 @@ def _access_log(text: str) -> str:
     if text in ("stdout", "off"):
         return text
     if "/" not in text or text.endswith("/") or "\0" in text:
-        raise ValueError('expected "stdout", "off" or the path of a file, such as "./access.log"')
+        raise ValueError('expected "stdout", "off" or a path, such as "./access.log"')
     if not Path(text).parent.is_dir():
-        raise ValueError(
-            f"expected a file in a directory that exists ({Path(text).parent} does not)"
-        )
+        raise ValueError("expected a file in a directory that exists")
     return text
 
 
@@ -96,7 +94,7 @@ def _variable(name: str) -> str:
 
 def _name(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise ValueError("expected a table's name of letters, digits, - and _, at most 63")
+        raise ValueError("expected at most 63 letters, digits, - and _")
     return text
 
 
@@ -104,6 +102,12 @@ def _word(value: str) -> str:
     if not value or "\0" in value:
         raise ValueError("expected a word of at least one character")
     return value
+
+
+def _words(command: tuple[str, ...]) -> tuple[str, ...]:
+    if not command:
+        raise ValueError('expected a program and its arguments, such as ["node", "server.js"]')
+    return command
 
 
 Word = Annotated[str, AfterValidator(_word)]
@@ -146,7 +150,7 @@ class Service(Traffic):
     listen: Annotated[AddressText, Field(examples=["127.0.0.1:8000"])]
     scheme: Literal["ports"] = "ports"
     app: Annotated[str, AfterValidator(parse_app)] | None = None
-    command: Annotated[tuple[Word, ...], Field(min_length=1)] | None = None
+    command: Annotated[tuple[Word, ...], AfterValidator(_words)] | None = None
     upstreams: tuple[Upstream, ...] = ()
     workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=512)] = 2
     weights: tuple[Weight, ...] = ()

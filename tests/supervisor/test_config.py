@@ -1,0 +1,467 @@
+"""A file, options and defaults become one frozen object, or one line for every mistake."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from penstock_supervisor import config as configuration
+from penstock_supervisor.config import (
+    ConfigError,
+    PortRange,
+    Service,
+    Upstream,
+    inherited_environment,
+    load,
+)
+
+Write = Callable[[str], Path]
+
+WEB = """
+[service.web]
+listen = "127.0.0.1:8000"
+"""
+APP = f'{WEB}app = "pkg.mod:app"\n'
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        path = tmp_path / "penstock.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def service(path: Path, **overrides: Any) -> Service:
+    (only,) = load(path, overrides).services
+    return only
+
+
+def complaints(path: Path | None, **overrides: Any) -> list[str]:
+    """Every problem, without the file's name."""
+    with pytest.raises(ConfigError) as failure:
+        load(path, overrides)
+    return [problem.removeprefix(f"{path}: ") for problem in failure.value.problems]
+
+
+# What a good file becomes.
+
+
+def test_nothing_named_is_the_demo_application() -> None:
+    config = load(None, {})
+
+    (web,) = config.services
+    assert config.admin == "127.0.0.1:9464"
+    assert (web.name, web.app, web.listen) == ("web", "penstock_worker.demo:app", "127.0.0.1:8000")
+    assert (web.workers, web.health.path, web.scheme, web.mode) == (2, "/healthz", "ports", "http")
+
+
+def test_an_application_of_ones_own_is_not_asked_for_the_path_of_the_demo() -> None:
+    (web,) = load(None, {"app": "pkg.mod:app"}).services
+    assert web.health.path is None
+
+
+def test_units_become_seconds_bytes_and_fractions(write: Write) -> None:
+    web = service(
+        write(f"""{APP}
+        ports = "8101-8199"
+        health = {{ interval = "500ms" }}
+        timeouts = {{ tunnel = "1h" }}
+        limits = {{ head = "64KiB" }}
+        ejection = {{ max_ejected = "25%" }}
+        """)
+    )
+    assert web.health.interval == 0.5
+    assert web.timeouts.tunnel == 3600
+    assert web.limits.head == 65536
+    assert web.ejection.max_ejected == 0.25
+    assert web.ports == PortRange(8101, 8199)
+
+
+def test_an_upstream_may_say_its_weight(write: Write) -> None:
+    web = service(write(f'{WEB}upstreams = ["[::1]:9001 weight=3", "unix:/run/a.sock"]'))
+    assert web.upstreams == (
+        Upstream(address="[::1]:9001", weight=3),
+        Upstream(address="unix:/run/a.sock"),
+    )
+
+
+def test_auto_is_a_worker_for_each_core_that_we_may_use(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 2, 5})
+    assert service(write(f'{APP}workers = "auto"')).workers == 3
+
+
+def test_options_are_written_over_the_one_service_of_a_file(write: Write) -> None:
+    path = write(f'admin = ""\n{APP}workers = 3')
+    config = load(path, {"workers": 5, "listen": "127.0.0.1:80", "admin": "127.0.0.1:1"})
+    assert config.admin == "127.0.0.1:1"
+    assert [(s.workers, s.listen, s.app) for s in config.services] == [
+        (5, "127.0.0.1:80", "pkg.mod:app")
+    ]
+
+
+def test_a_program_of_the_command_line_takes_the_place_of_the_files(write: Write) -> None:
+    web = service(write(APP), command=("node", "server.js"))
+    assert (web.app, web.command) == (None, ("node", "server.js"))
+
+
+def test_options_do_not_guess_which_of_two_services_they_mean(write: Write) -> None:
+    path = write(f'{APP}[service.api]\nlisten = "127.0.0.1:8001"\napp = "a:b"')
+    assert complaints(path, workers=3) == [
+        "--workers: options change a file with one service, and this one has web, api"
+    ]
+    assert load(path, {"admin": ""}).admin == "", "the admin port is no service's"
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = load(None, {})
+    with pytest.raises(ValidationError):
+        config.admin = ""
+    with pytest.raises(ValidationError):
+        config.services[0].health.rise = 9
+
+
+def test_a_child_inherits_nothing_that_makes_us_somebodys_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("PENSTOCK_CHANNEL_FD", "3")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/x")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    environment = inherited_environment()
+    assert environment["LANG"] == "C.UTF-8"
+    assert not environment.keys() & {"PORT", "PENSTOCK_CHANNEL_FD", "NOTIFY_SOCKET"}
+
+
+# What a bad one is told. The text after the file's name, whole: it is what a person reads.
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("workerz = 2", 'workerz: unknown key; did you mean "workers"?'),
+        ("fall = 2", 'fall: unknown key; did you mean "health.fall"?'),
+        (
+            "health = { intervall = '2s' }",
+            'health.intervall: unknown key; did you mean "interval"?',
+        ),
+        ("xyzzy = 1", "xyzzy: unknown key"),
+        ("name = 'x'", "name: unknown key; a service is named by its table"),
+        (
+            "timeouts = { head = 5 }",
+            'timeouts.head: expected a duration with a unit, such as "500ms", "2s" or "1h", not 5',
+        ),
+        (
+            "timeouts = { head = '' }",
+            'timeouts.head: expected a duration with a unit, such as "500ms", "2s" or "1h", not ""',
+        ),
+        (
+            "limits = { head = 4096 }",
+            'limits.head: expected a size with a unit, such as "16KiB" or "64MiB", not 4096',
+        ),
+        ("limits = { head = '12B' }", 'limits.head: expected at least "1024B", not "12B"'),
+        ("health = { timeout = '0s' }", 'health.timeout: expected more than "0s", not "0s"'),
+        (
+            "ejection = { max_ejected = 0.5 }",
+            'ejection.max_ejected: expected a share, such as "50%", not 0.5',
+        ),
+        ("health = 'x'", 'health: expected a table, not "x"'),
+        (
+            "health = { path = 'healthz' }",
+            'health.path: expected a path that starts with "/" and has no spaces, not "healthz"',
+        ),
+        ("workers = 'four'", 'workers: expected a number of workers or "auto", not "four"'),
+        ("workers = 0", "workers: expected at least 1, not 0"),
+        ("workers = true", 'workers: expected a number of workers or "auto", not true'),
+        ("max_connections = 1.5", "max_connections: expected a whole number, not 1.5"),
+        ("scheme = 'shared'", 'scheme: expected "ports", not "shared"'),
+        (
+            "mode = 'htpp'",
+            'mode: expected "http" or "tcp", not "htpp"; did you mean "http"?',
+        ),
+        ("ports = 8101", 'ports: expected a range of ports, such as "8101-8199", not 8101'),
+        (
+            "ports = '8199-8101'",
+            'ports: expected a range of ports, such as "8101-8199", not "8199-8101"',
+        ),
+        ("ports = '8101-8101'", "ports: expected a port for each of 2 workers, not 1"),
+        ("ports = '7999-8005'", "ports: contains 8000, where service.web listens"),
+        ("ports = '9400-9499'", "ports: contains 9464, where admin listens"),
+        ("weights = [1, 2, 3]", "weights: expected one for each of 2 workers, not 3"),
+        ("weights = [1, 0]", "weights[1]: expected at least 1, not 0"),
+        ("env = { A = 1 }", "env.A: expected a string, not 1"),
+        (
+            "env = { PORT = '1' }",
+            'env.PORT: expected a variable that penstock does not set itself, not "PORT"',
+        ),
+        ("directory = '/nowhere'", 'directory: expected a directory that exists, not "/nowhere"'),
+        (
+            "access_log = 'sdtout'",
+            'access_log: expected "stdout", "off" or a path, such as "./access.log", not "sdtout"',
+        ),
+        (
+            "access_log = '/nowhere/log'",
+            'access_log: expected a file in a directory that exists, not "/nowhere/log"',
+        ),
+        (
+            "trusted_proxies = ['x']",
+            'trusted_proxies[0]: expected an address or a network, such as "10.0.0.0/8", not "x"',
+        ),
+        (
+            "mode = 'tcp'\ntrusted_proxies = ['::1']",
+            'trusted_proxies: only with mode = "http": tcp has no headers',
+        ),
+        (
+            "mode = 'tcp'\naccess_log_format = 'combined'",
+            'access_log_format: only with mode = "http": it is made of requests',
+        ),
+        (
+            "restart = { backoff = '20s' }",
+            "restart.backoff: expected at most backoff_max",
+        ),
+        ("fronts = 2", "fronts: unknown key"),
+        ("accept_proxy = true", "accept_proxy: unknown key"),
+        ("send_proxy = 'v1'", "send_proxy: unknown key"),
+    ],
+)
+def test_a_mistake_is_told_with_its_key(write: Write, line: str, problem: str) -> None:
+    assert complaints(write(APP + line)) == [f"service.web.{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("program", "problem"),
+    [
+        ("", ": expected one of app, command, upstreams: there is nothing to run"),
+        (
+            "app = 'a:b'\ncommand = ['x']",
+            ": expected one of app, command, upstreams, not app and command",
+        ),
+        (
+            "app = 'app.py'",
+            '.app: expected "module:attribute" (did you mean "app:app"?), not "app.py"',
+        ),
+        (
+            "app = './src/web.py:on'",
+            '.app: expected "module:attribute" (did you mean "src.web:on"?), not "./src/web.py:on"',
+        ),
+        ("app = 'a b'", '.app: expected "module:attribute", not "a b"'),
+        ("command = 'node server.js'", '.command: expected a list, not "node server.js"'),
+        (
+            "command = []",
+            '.command: expected a program and its arguments, such as ["node", "server.js"], not []',
+        ),
+        (
+            "command = ['']",
+            '.command[0]: expected a word of at least one character, not ""',
+        ),
+        ("upstreams = []", ".upstreams: expected at least one address"),
+        (
+            "upstreams = ['x']",
+            '.upstreams[0]: expected "host:port", "[v6 address]:port" or "unix:/path", not "x"',
+        ),
+        (
+            "upstreams = ['h:1 wieght=2']",
+            '.upstreams[0]: expected "host:port" or "host:port weight=3", not "h:1 wieght=2"',
+        ),
+        ("upstreams = ['h:1 weight=101']", ".upstreams[0]: expected at most 100, not 101"),
+        ("upstreams = ['h:0']", '.upstreams[0]: expected a port to connect to, not "h:0"'),
+        (
+            "upstreams = [9001]",
+            '.upstreams[0]: expected "host:port" or "host:port weight=3", not 9001',
+        ),
+        (
+            "upstreams = ['h:1', 'h:1']",
+            ".upstreams: an address is named twice; give it a weight instead",
+        ),
+        (
+            "upstreams = ['127.0.0.1:8000']",
+            ".upstreams: 127.0.0.1:8000 is where the service itself listens",
+        ),
+        (
+            "upstreams = ['h:1']\nworkers = 2",
+            ".workers: only with app or command: upstreams are run by others",
+        ),
+    ],
+)
+def test_exactly_one_program_or_addresses(write: Write, program: str, problem: str) -> None:
+    assert complaints(write(WEB + program)) == [f"service.web{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "nothing to serve: expected a table such as [service.web]"),
+        ("service = 1", "service: expected tables, such as [service.web], not 1"),
+        ("service = { web = 1 }", "service.web: expected a table, such as [service.web], not 1"),
+        (f'run_dir = "/run"\n{APP}', "run_dir: unknown key"),
+        (f'admn = ""\n{APP}', 'admn: unknown key; did you mean "admin"?'),
+        (f"admin = 9464\n{APP}", "admin: expected a string, not 9464"),
+        (
+            f'admin = "localhost"\n{APP}',
+            'admin: expected "host:port", "[v6 address]:port" or "unix:/path", not "localhost"',
+        ),
+        (f'admin = "0.0.0.0:8000"\n{APP}', "admin: 0.0.0.0:8000 is taken by service.web"),
+        (
+            '[service.web]\napp = "a:b"',
+            'service.web.listen: missing: expected for example "127.0.0.1:8000"',
+        ),
+        (
+            '[service."a b"]\napp = "a:b"\nlisten = "127.0.0.1:1"',
+            'service.a b.name: expected at most 63 letters, digits, - and _, not "a b"',
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_whole_file(write: Write, text: str, problem: str) -> None:
+    assert complaints(write(text)) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "clash"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1", True),
+        ("127.0.0.1:1", "127.0.0.1:2", False),
+        ("127.0.0.1:1", "127.0.0.2:1", False),
+        ("0.0.0.0:1", "127.0.0.1:1", True),
+        ("[::1]:1", "[::]:1", True),
+        ("[::]:1", "127.0.0.1:1", False),
+        ("127.0.0.1:0", "127.0.0.1:0", False),
+        ("unix:/a", "unix:/a", True),
+        ("unix:/a", "unix:/b", False),
+        ("unix:/a", "127.0.0.1:1", False),
+    ],
+)
+def test_two_services_do_not_share_an_address(
+    write: Write, one: str, other: str, clash: bool
+) -> None:
+    path = write(
+        f'[service.a]\nlisten = "{one}"\napp = "a:b"\n[service.b]\nlisten = "{other}"\napp = "a:b"'
+    )
+    if clash:
+        assert complaints(path) == [f"service.b.listen: {other} is taken by service.a"]
+    else:
+        assert len(load(path, {}).services) == 2
+
+
+def test_two_services_do_not_share_ports_of_workers(write: Write) -> None:
+    path = write(f"""{APP}ports = "8101-8110"
+    [service.api]
+    listen = "127.0.0.1:8001"
+    app = "a:b"
+    ports = "8110-8120"
+    """)
+    assert complaints(path) == ["service.api.ports: overlaps the ports of service.web"]
+
+
+def test_every_mistake_is_told_at_once(write: Write) -> None:
+    path = write("""
+    admn = ""
+    [service.web]
+    listen = "8000"
+    app = "app"
+    workers = -1
+    [service.web.health]
+    interval = 5
+    paht = "/"
+    [service.api]
+    upstreams = ["x"]
+    """)
+    keys = [problem.partition(":")[0] for problem in complaints(path)]
+    assert sorted(keys) == [
+        "admn",
+        "service.api.listen",
+        "service.api.upstreams[0]",
+        "service.web.app",
+        "service.web.health.interval",
+        "service.web.health.paht",
+        "service.web.listen",
+        "service.web.workers",
+    ]
+
+
+def test_every_line_names_the_file(write: Write) -> None:
+    path = write("x = 1")
+    with pytest.raises(ConfigError) as failure:
+        load(path, {})
+    assert all(problem.startswith(f"{path}: ") for problem in failure.value.problems)
+    assert str(failure.value) == "\n".join(failure.value.problems)
+
+
+def test_a_mistake_of_the_command_line_names_the_option() -> None:
+    assert complaints(None, workers="x", listen="here", upstreams=["h:1"]) == [
+        "--workers: only with app or command: upstreams are run by others",
+        '--bind: expected "host:port", "[v6 address]:port" or "unix:/path", not "here"',
+    ]
+
+
+# Files that are not even TOML.
+
+
+def test_bad_syntax_is_told_with_line_and_column(write: Write) -> None:
+    (problem,) = complaints(write('[service.web]\nlisten "127.0.0.1:1"'))
+    assert problem == "line 2, column 8: Expected '=' after a key in a key/value pair"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"a = \xff", "byte 4: expected UTF-8 text"),
+        (b"a = " + b"[" * 100_000, "nested too deeply"),
+        (b"a = ", "end of document: Invalid value"),
+    ],
+)
+def test_what_is_not_toml_is_one_line(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(content)
+    assert complaints(path) == [problem]
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    assert complaints(tmp_path / "none.toml") == ["No such file or directory"]
+    assert complaints(tmp_path) == ["Is a directory"]
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["2s", "127.0.0.1:1", "a:b", "8101-8199", "50%", "auto", "tcp", "1KiB"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(sorted(Service.model_fields)) | st.text(max_size=8)
+TABLES = st.dictionaries(
+    st.sampled_from(["web", "api", "a b", ""]), st.dictionaries(KEYS, VALUES, max_size=8) | VALUES
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.fixed_dictionaries({}, optional={"service": TABLES | VALUES, "admin": VALUES, "x": VALUES})
+)
+def test_any_table_is_a_config_or_lines_that_say_why_not(
+    monkeypatch: pytest.MonkeyPatch, table: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(configuration, "_read", lambda _path: table)
+    try:
+        problems: tuple[str, ...] | None = None if load(Path("x.toml"), {}).services else ()
+    except ConfigError as error:
+        problems = error.problems
+    assert problems is None or all(problem.startswith("x.toml: ") for problem in problems)
+    assert problems != ()
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.toml")), ids=str)
+def test_every_file_that_we_ship_is_accepted(path: Path) -> None:
+    assert load(path, {}).services
