@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _complain(USAGE, *error.problems)
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "penstock"
-        return _complain(USAGE, f"{error.format_message()} (see {path} --help)")
+        return _complain(USAGE, f"{error.format_message()} (try --help)")
     except click.ClickException as error:
         return _complain(FAILED, error.format_message())
     except (click.Abort, KeyboardInterrupt):

@@ -1,0 +1,273 @@
+"""What a person types, and what they are told: words, streams and exit statuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from penstock_supervisor.cli import banner, logs, main, penstock
+from penstock_supervisor.config import Config, load
+
+GOOD = '[service.web]\nlisten = "127.0.0.1:8000"\napp = "a:b"\n'
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configurations that would have been run."""
+    configs: list[Config] = []
+
+    async def run(config: Config) -> int:
+        configs.append(config)
+        return 0
+
+    monkeypatch.setattr(sys.modules["penstock_supervisor.cli.run"], "_run", run)
+    monkeypatch.setattr(logs, "set_up", lambda _verbosity: None)
+    return configs
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The line on stderr; nothing may be on stdout."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def test_nothing_named_runs_the_demo_application(started: list[Config]) -> None:
+    assert main(["run"]) == 0
+    assert started == [load(None, {})]
+
+
+def test_options_are_keys_of_the_configuration(started: list[Config]) -> None:
+    line = "run pkg.mod:app -w 4 -b 0.0.0.0:80 --balance hash --mode http --scheme ports"
+    more = ["--admin", "", "--access-log", "off", "--access-log-format", "combined"]
+    assert main([*line.split(), *more]) == 0
+    expected = {
+        "app": "pkg.mod:app",
+        "workers": 4,
+        "listen": "0.0.0.0:80",
+        "balance": "hash",
+        "admin": "",
+        "access_log": "off",
+        "access_log_format": "combined",
+    }
+    assert started == [load(None, expected)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--to", "127.0.0.1:1", "--to", "127.0.0.1:2 weight=3"],
+        ["--to", "127.0.0.1:1,127.0.0.1:2 weight=3"],
+        ["--to", "127.0.0.1:1, 127.0.0.1:2  weight=3"],
+    ],
+)
+def test_upstreams_are_named_one_by_one_or_with_commas(
+    started: list[Config], arguments: list[str]
+) -> None:
+    assert main(["run", *arguments]) == 0
+    (web,) = started[0].services
+    assert [(u.address, u.weight) for u in web.upstreams] == [
+        ("127.0.0.1:1", 1),
+        ("127.0.0.1:2", 3),
+    ]
+    assert web.app is None
+
+
+def test_all_that_follows_two_dashes_is_the_command(started: list[Config]) -> None:
+    assert main(["run", "-w", "3", "--", "node", "-w", "--", "{port}"]) == 0
+    (web,) = started[0].services
+    assert web.command == ("node", "-w", "--", "{port}")
+    assert web.workers == 3
+
+
+def test_options_are_written_over_the_file(started: list[Config], tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(GOOD)
+    assert main(["run", "-c", str(path), "-w", "auto", "--mode", "tcp"]) == 0
+    (web,) = started[0].services
+    assert (web.app, web.mode) == ("a:b", "tcp")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["run", "n"],
+            (
+                'APP: expected "module:attribute" (did you mean "n:app"?), not "n"'
+                "; to run a command: penstock run -- n"
+            ),
+        ),
+        (
+            ["run", "node", "a b"],
+            "APP: expected one \"module:attribute\"; to run a command: penstock run -- node 'a b'",
+        ),
+        (["run", "--"], "COMMAND: expected a program after --"),
+        (
+            ["run", "-w", "four"],
+            '--workers: expected a number of workers or "auto", not "four"',
+        ),
+        (["run", "-w", "0"], "--workers: expected at least 1, not 0"),
+        (
+            ["run", "-b", "8000"],
+            '--bind: expected "host:port", "[v6 address]:port" or "unix:/path", not "8000"',
+        ),
+        (["run", "--scheme", "shared"], '--scheme: expected "ports", not "shared"'),
+        (
+            ["run", "--to", "h:1", "-w", "2"],
+            "--workers: only with app or command: upstreams are run by others",
+        ),
+        (
+            ["run", "a:b", "--", "node"],
+            "service.web: expected one of app, command, upstreams, not app and command",
+        ),
+        (
+            ["run", "--workers"],
+            "Option '--workers' requires an argument. (try --help)",
+        ),
+        (["run", "-c", "none.toml"], "none.toml: No such file or directory"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_2(
+    started: list[Config], capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+) -> None:
+    assert refused(capsys, *arguments) == f"penstock: {line}\n"
+    assert started == []
+
+
+def test_run_refuses_a_bad_file_with_every_mistake(
+    started: list[Config], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(f"{GOOD}workerz = 2\nhealth = {{ rise = 0 }}")
+    assert refused(capsys, "run", "-c", str(path)).splitlines() == [
+        f"penstock: {path}: service.web.health.rise: expected at least 1, not 0",
+        f'penstock: {path}: service.web.workerz: unknown key; did you mean "workers"?',
+    ]
+    assert started == []
+
+
+def test_check_says_what_it_found(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(
+        f'{GOOD}[service.lb]\nlisten = "unix:/x"\nmode = "tcp"\nupstreams = ["h:1"]\n'
+        '[service.node]\nlisten = "127.0.0.1:1"\nworkers = 1\ncommand = ["node", "a b.js"]'
+    )
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out == (
+        f"{path}: ok: web on 127.0.0.1:8000, 2 workers of a:b (http, round_robin); "
+        "lb on unix:/x, 1 upstream (tcp, round_robin); "
+        "node on 127.0.0.1:1, 1 worker of node 'a b.js' (http, round_robin); "
+        "admin on 127.0.0.1:9464\n"
+    )
+
+
+def test_check_looks_at_every_file_and_fails_if_one_is_bad(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text(f'admin = ""\n{GOOD}')
+    bad.write_text("[service.web]\nx = 1")
+    assert main(["check", str(bad), str(good)]) == 2
+    out, err = capsys.readouterr()
+    assert (
+        out == f"{good}: ok: web on 127.0.0.1:8000, 2 workers of a:b (http, round_robin);"
+        " no admin port\n"
+    )
+    assert err.splitlines() == [
+        f"{bad}: service.web: expected one of app, command, upstreams: there is nothing to run",
+        f'{bad}: service.web.listen: missing: expected for example "127.0.0.1:8000"',
+        f"{bad}: service.web.x: unknown key",
+    ]
+
+
+def test_what_cannot_be_started_is_one_line_and_exit_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(_config: Config) -> int:
+        raise click.ClickException("cannot listen on 127.0.0.1:80: permission denied")
+
+    monkeypatch.setattr(sys.modules["penstock_supervisor.cli.run"], "_run", run)
+    assert main(["run", "-q"]) == 1
+    assert capsys.readouterr().err == (
+        "penstock: cannot listen on 127.0.0.1:80: permission denied\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["check", "-h"]])
+def test_help_is_no_failure(arguments: list[str]) -> None:
+    result = CliRunner().invoke(penstock, arguments)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: ")
+
+
+def test_help_of_run_names_every_option_and_shows_examples() -> None:
+    text = CliRunner().invoke(penstock, ["run", "--help"]).stdout
+    for parameter in penstock.commands["run"].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.opts[-1] in text
+    assert "penstock run -w auto -- node server.js" in text
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "penstock_supervisor", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == "penstock 0.1.0\n"
+    assert done.stderr == ""
+
+
+def test_the_exit_status_of_the_process_is_that_of_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "penstock_supervisor", "run", "-w", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("penstock: --workers: ")
+
+
+def printed(config: Config, capsys: pytest.CaptureFixture[str], **more: Any) -> list[str]:
+    arguments: dict[str, Any] = {"listening": {}, "workers": {}, "admin": "", **more}
+    banner.show(config, console=Console(highlight=False), **arguments)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_banner_says_where_everything_really_is(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(
+        load(None, {"listen": "127.0.0.1:0"}),
+        capsys,
+        listening={"web": "127.0.0.1:40000"},
+        workers={"web": ["127.0.0.1:8101", "127.0.0.1:8102"]},
+        admin="127.0.0.1:9464",
+    )
+    assert lines == [
+        "web on http://127.0.0.1:40000, 2 workers of penstock_worker.demo:app (http, round_robin)",
+        "  web/0 on 127.0.0.1:8101",
+        "  web/1 on 127.0.0.1:8102",
+        "admin on http://127.0.0.1:9464/metrics /status /healthz /readyz",
+        "Ctrl-C to stop",
+    ]
+
+
+def test_the_banner_makes_no_web_address_of_what_is_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = load(None, {"upstreams": ["h:1"], "listen": "unix:/a[b]", "admin": ""})
+    assert printed(config, capsys, admin="unix:/admin") == [
+        "web on unix:/a[b], 1 upstream (http, round_robin)",
+        "admin on unix:/admin: /metrics /status /healthz /readyz",
+        "Ctrl-C to stop",
+    ]
