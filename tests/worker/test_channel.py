@@ -1,0 +1,302 @@
+"""Messages arrive whole and in order, a bad or deaf peer is cut off; on asyncio and uvloop.
+
+Real socket pairs: every promise here is about what the kernel does with partial data.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from penstock_worker import channel as channel_module
+from penstock_worker.channel import MAX_LINE, MAX_UNSENT, Channel, Message, inherited, pair
+from penstock_worker.contract import CHANNEL_FD
+
+DEADLINE_S = 10.0
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
+    made = uvloop.new_event_loop() if request.param == "uvloop" else asyncio.new_event_loop()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Peer:
+    """A channel whose callbacks take notes."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        self.loop = loop
+        self.messages: list[Message] = []
+        self.goodbyes = 0
+        self.on_message: Callable[[Message], None] = self.messages.append
+        self.channel = Channel(loop, sock, lambda m: self.on_message(m), self._gone)
+
+    def _gone(self) -> None:
+        self.goodbyes += 1
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = self.loop.time() + DEADLINE_S
+        while not condition():
+            assert self.loop.time() < deadline
+            self.loop.run_until_complete(asyncio.sleep(0.001))
+
+
+@pytest.fixture
+def ends(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[Peer, socket.socket]]:
+    """A channel, and the bare socket that it talks to."""
+    ours, theirs = pair()
+    peer = Peer(loop, ours)
+    with theirs:
+        yield peer, theirs
+    peer.channel.close()
+
+
+def test_messages_go_both_ways_in_order(loop: asyncio.AbstractEventLoop) -> None:
+    left, right = (Peer(loop, end) for end in pair())
+    sent: list[Message] = [{"cmd": "n", "n": n, "text": "ä\n\0"} for n in range(200)]
+    for message in sent:
+        left.channel.send(message)
+        right.channel.send(message)
+    left.until(lambda: len(left.messages) == len(right.messages) == 200)
+    assert left.messages == right.messages == sent
+    left.channel.close()
+    right.until(lambda: right.goodbyes == 1)
+    assert left.goodbyes == 0, "who closes knows it already"
+
+
+def test_a_message_in_pieces_is_put_together(ends: tuple[Peer, socket.socket]) -> None:
+    peer, theirs = ends
+    for byte in b'{"cmd":"a"}\n{"cmd":"b"}\n{"cmd":':
+        theirs.send(bytes([byte]))
+        peer.loop.run_until_complete(asyncio.sleep(0))
+    theirs.send(b'"c"}\n')
+    peer.until(lambda: len(peer.messages) == 3)
+    assert [m["cmd"] for m in peer.messages] == ["a", "b", "c"]
+
+
+def test_a_message_larger_than_the_socket_buffer_arrives_whole(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    left, right = (Peer(loop, end) for end in pair())
+    big = {"cmd": "big", "text": "x" * (MAX_LINE - 100)}
+    left.channel.send(big)
+    left.channel.send({"cmd": "small"})
+    left.until(lambda: len(right.messages) == 2)
+    assert right.messages == [big, {"cmd": "small"}]
+    left.channel.close()
+    right.channel.close()
+
+
+def test_the_last_words_of_a_peer_are_heard_before_its_end(
+    ends: tuple[Peer, socket.socket],
+) -> None:
+    peer, theirs = ends
+    peer.channel.send({"cmd": "nobody reads this"})
+    theirs.send(b'{"cmd":"failed"}\n')
+    theirs.close()
+    peer.channel.send({"cmd": "nor this"})
+    peer.until(lambda: peer.goodbyes == 1)
+    assert peer.messages == [{"cmd": "failed"}]
+    assert peer.channel.closed
+
+
+def test_sending_to_a_peer_that_is_gone_is_harmless(ends: tuple[Peer, socket.socket]) -> None:
+    peer, theirs = ends
+    theirs.close()
+    peer.channel.send({"cmd": "a"})
+    peer.until(lambda: peer.goodbyes == 1)
+    peer.channel.send({"cmd": "b"})
+    peer.channel.close()
+    assert peer.goodbyes == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"hello\n",
+        b"\xff\xfe\n",
+        b"[]\n",
+        b'"cmd"\n',
+        b"{}\n",
+        b'{"cmd":1}\n',
+        b"[" * 100_000 + b"\n",
+        b'{"cmd":"x","n":' + b"9" * 5000 + b"}\n",
+    ],
+    ids=lambda line: repr(line[:12]),
+)
+def test_a_peer_that_talks_garbage_is_cut_off_and_logged_once(
+    ends: tuple[Peer, socket.socket], line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer, theirs = ends
+    theirs.sendall(b'{"cmd":"good"}\n' + line + b'{"cmd":"late"}\n' + line)
+    peer.until(lambda: peer.goodbyes == 1)
+    assert peer.messages == [{"cmd": "good"}]
+    assert [r.levelno for r in caplog.records] == [logging.ERROR]
+    assert peer.channel.closed
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n"])
+def test_a_line_without_bounds_is_cut_off(
+    loop: asyncio.AbstractEventLoop, ending: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = pair()
+    peer = Peer(loop, ours)
+    flood = bytearray(b"x" * (2 * MAX_LINE) + ending)
+
+    def pour() -> None:
+        try:
+            del flood[: theirs.send(flood)]
+        except BlockingIOError:
+            return
+        except OSError:
+            loop.remove_writer(theirs)
+
+    loop.add_writer(theirs, pour)
+    peer.until(lambda: peer.goodbyes == 1)
+    loop.remove_writer(theirs)
+    theirs.close()
+    assert peer.messages == []
+    assert "line of more than" in caplog.text
+
+
+def test_a_peer_that_has_stopped_reading_is_cut_off_but_not_from_within_send(
+    ends: tuple[Peer, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    peer, _ = ends
+    piece = {"cmd": "piece", "text": "x" * (MAX_LINE // 2)}
+    sent = 0
+    while not peer.channel.closed:
+        peer.channel.send(piece)
+        sent += MAX_LINE // 2
+        assert sent < 2 * MAX_UNSENT
+    assert peer.goodbyes == 0
+    assert "unread" in caplog.text
+    peer.until(lambda: peer.goodbyes == 1)
+
+
+def test_a_message_that_the_peer_would_refuse_is_not_sent(
+    ends: tuple[Peer, socket.socket],
+) -> None:
+    peer, theirs = ends
+    with pytest.raises(ValueError, match="too long"):
+        peer.channel.send({"cmd": "big", "text": "x" * MAX_LINE})
+    peer.channel.send({"cmd": "small"})
+    assert json.loads(theirs.recv(100)) == {"cmd": "small"}
+
+
+def test_a_receiver_that_raises_still_gets_the_next_message(
+    ends: tuple[Peer, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    peer, theirs = ends
+
+    def clumsy(message: Message) -> None:
+        peer.messages.append(message)
+        raise ZeroDivisionError
+
+    peer.on_message = clumsy
+    theirs.send(b'{"cmd":"a"}\n{"cmd":"b"}\n')
+    peer.until(lambda: len(peer.messages) == 2)
+    assert "ZeroDivisionError" in caplog.text
+    assert not peer.channel.closed
+
+
+def test_a_receiver_that_closes_hears_nothing_more(ends: tuple[Peer, socket.socket]) -> None:
+    peer, theirs = ends
+
+    def leave(message: Message) -> None:
+        peer.messages.append(message)
+        peer.channel.close()
+
+    peer.on_message = leave
+    theirs.send(b'{"cmd":"a"}\n{"cmd":"b"}\n')
+    peer.until(lambda: peer.channel.closed)
+    peer.loop.run_until_complete(asyncio.sleep(0))
+    assert (peer.messages, peer.goodbyes) == ([{"cmd": "a"}], 0)
+    assert theirs.recv(1) == b""
+
+
+def test_closing_between_the_end_and_its_news_silences_the_news(
+    ends: tuple[Peer, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, _ = ends
+    monkeypatch.setattr(channel_module, "MAX_UNSENT", 0)
+    while not peer.channel.closed:
+        peer.channel.send({"cmd": "x", "text": "x" * 100_000})
+    peer.channel.close()
+    peer.loop.run_until_complete(asyncio.sleep(0.01))
+    assert peer.goodbyes == 0
+
+
+def test_a_pair_is_not_inherited_and_does_not_block() -> None:
+    ends = pair()
+    for end in ends:
+        with end:
+            assert not end.get_inheritable()
+            assert not end.getblocking()
+
+
+def test_an_inherited_end_is_adopted_and_its_name_is_gone() -> None:
+    ours, theirs = pair()
+    with ours:
+        theirs.setblocking(True)
+        theirs.set_inheritable(True)
+        number = theirs.detach()
+        environ: dict[str, str] = {CHANNEL_FD: str(number), "OTHER": "1"}
+        adopted = inherited(environ)
+        assert adopted is not None
+        with adopted:
+            assert environ == {"OTHER": "1"}
+            assert adopted.fileno() == number
+            assert not adopted.get_inheritable()
+            assert not adopted.getblocking()
+
+
+def test_no_name_is_no_channel() -> None:
+    assert inherited({}) is None
+
+
+@pytest.mark.parametrize("number", ["", "x", "-1", "99999", "9" * 30])
+def test_a_name_of_nothing_is_one_clear_error(number: str) -> None:
+    environ = {CHANNEL_FD: number}
+    with pytest.raises(ValueError, match=CHANNEL_FD):
+        inherited(environ)
+    assert environ == {}
+
+
+def test_a_descriptor_of_another_kind_is_refused_and_left_open() -> None:
+    def refuse(fd: int) -> None:
+        with pytest.raises(ValueError, match="is no"):
+            inherited({CHANNEL_FD: str(fd)})
+        os.fstat(fd)
+
+    reading, writing = os.pipe()
+    refuse(reading)
+    os.close(reading)
+    os.close(writing)
+    with socket.socket(socket.AF_INET) as stranger:
+        refuse(stranger.fileno())
+
+
+def test_many_channels_leave_no_descriptor_behind(loop: asyncio.AbstractEventLoop) -> None:
+    def once() -> int:
+        left, right = (Peer(loop, end) for end in pair())
+        left.channel.send({"cmd": "x"})
+        right.until(lambda: len(right.messages) == 1)
+        left.channel.close()
+        right.until(lambda: right.goodbyes == 1)
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = once()
+    for _ in range(20):
+        once()
+    assert once() == before
