@@ -1,0 +1,170 @@
+"""The steps that `micro` measures: a name, and a context manager that yields the step.
+
+A new case is a function here and a row in CASES. A step repeats for ever at the same cost:
+whatever it changes has to be as it was when it returns.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from random import random
+from typing import Any, Final, cast
+
+from penstock_proxy import http1
+from penstock_proxy.admission import Admission
+from penstock_proxy.client import ClientConnection
+from penstock_proxy.config import Balance, Ejection, FrontService, Health, Target
+from penstock_proxy.deadlines import Deadlines
+from penstock_proxy.errors import BAD_REQUEST
+from penstock_proxy.exchange import Exchange
+from penstock_proxy.forwarding import Forwarding
+from penstock_proxy.pool import Member, Pool
+from penstock_proxy.service import ServiceFront
+from penstock_proxy.upstream import WorkerConnection
+
+Step = Callable[[], object]
+
+REQUEST: Final = (
+    b"GET /api/items?page=2 HTTP/1.1\r\n"
+    b"Host: example.org\r\n"
+    b"User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n"
+    b"Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n"
+    b"Accept-Language: en-US,en;q=0.5\r\n"
+    b"Accept-Encoding: gzip, deflate, br\r\n"
+    b"Cookie: session=0123456789abcdef0123456789abcdef; theme=dark\r\n"
+    b"Connection: keep-alive\r\n"
+    b"\r\n"
+)
+RESPONSE: Final = (
+    b"HTTP/1.1 200 OK\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\n"
+    b"Content-Length: 13\r\n"
+    b"Date: Sat, 21 Nov 2026 10:00:00 GMT\r\n"
+    b"Server: bench\r\n"
+    b"\r\n"
+    b"Hello, world!"
+)
+CHUNKS: Final = b"400\r\n" + b"x" * 1024 + b"\r\n0\r\n\r\n"
+
+
+class Transport:
+    """A transport that goes nowhere: as much of one as the front uses."""
+
+    written: object = b""
+
+    def write(self, data: bytes) -> None:
+        self.written = data
+
+    def writelines(self, data: object) -> None:
+        self.written = data
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    abort = close
+
+
+class MemoryService(ServiceFront):
+    """A service whose workers are reached at once and through memory."""
+
+    link: WorkerConnection
+
+    def dial(self, member: Member, exchange: Exchange) -> None:
+        self.link = WorkerConnection(member, exchange, lambda _link: None)
+        self.link.connection_made(cast("asyncio.Transport", Transport()))
+
+
+def _targets(count: int) -> tuple[Target, ...]:
+    return tuple(
+        Target(slot=slot, address=f"127.0.0.1:{9000 + slot}", joined=True, up=True)
+        for slot in range(count)
+    )
+
+
+def _ignore(*_anything: Any) -> None:
+    """Nobody is told of changes here."""
+
+
+@contextmanager
+def request_line() -> Iterator[Step]:
+    yield lambda: http1.parse_request_line(REQUEST)
+
+
+@contextmanager
+def request_fields() -> Iterator[Step]:
+    block = REQUEST[http1.parse_request_line(REQUEST).end :]
+    yield lambda: http1.parse_fields(block, BAD_REQUEST)
+
+
+@contextmanager
+def request_forwarded(*, remembered: bool) -> Iterator[Step]:
+    line = http1.parse_request_line(REQUEST)
+    block = REQUEST[line.end :]
+    forwarding = Forwarding((), 100)
+    # An HTTP/1.0 request is never remembered, and costs the same otherwise.
+    line = line if remembered else line._replace(minor=0)
+    yield lambda: forwarding.request(line, block, trusted=False)
+
+
+@contextmanager
+def chunked() -> Iterator[Step]:
+    yield lambda: http1.Chunked(BAD_REQUEST).feed(CHUNKS)
+
+
+@contextmanager
+def pick(balance: Balance, workers: int) -> Iterator[Step]:
+    pool = Pool(
+        _targets(workers),
+        balance=balance,
+        health=Health(),
+        ejection=Ejection(),
+        random=random,
+        on_change=_ignore,
+    )
+    yield lambda: pool.pick("192.0.2.1")
+
+
+@contextmanager
+def exchange() -> Iterator[Step]:
+    """A request in, to a worker; a response back, to the client; counted."""
+    loop = asyncio.new_event_loop()
+    config = FrontService(name="web", listeners=(), targets=_targets(2), access_log="off")
+    service = MemoryService(loop, config, Deadlines(0.0), Admission(1024, 0, 0), None, _ignore)
+    client = ClientConnection(service, ("192.0.2.1", 5000))
+    client.connection_made(cast("asyncio.Transport", Transport()))
+    member = service.pool.members[0]
+    workers = {}
+    for _ in service.pool.members:
+        # Once by way of `dial`, so that every later turn finds an idle connection.
+        client.data_received(REQUEST)
+        workers[service.link.member] = service.link
+        service.link.data_received(RESPONSE)
+
+    def step() -> None:
+        client.data_received(REQUEST)
+        assert client.exchange is not None
+        workers[client.exchange.member or member].data_received(RESPONSE)
+
+    step()
+    assert client.exchange is None
+    yield step
+    loop.close()
+
+
+CASES: Final[dict[str, Callable[[], AbstractContextManager[Step]]]] = {
+    "head: request line": request_line,
+    "head: 7 fields": request_fields,
+    "head: forwarded, never seen before": lambda: request_forwarded(remembered=False),
+    "head: forwarded, same fields as before": lambda: request_forwarded(remembered=True),
+    "body: chunked, 1 KiB": chunked,
+    "pick: round_robin, 4 workers": lambda: pick("round_robin", 4),
+    "pick: round_robin, 64 workers": lambda: pick("round_robin", 64),
+    "pick: least_connections, 4 workers": lambda: pick("least_connections", 4),
+    "pick: power_of_two, 4 workers": lambda: pick("power_of_two", 4),
+    "pick: hash, 4 workers": lambda: pick("hash", 4),
+    "pick: random, 4 workers": lambda: pick("random", 4),
+    "exchange: over memory, kept alive": exchange,
+}
