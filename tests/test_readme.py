@@ -1,0 +1,61 @@
+"""The reference in README.md is complete and says the defaults that are really used."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from penstock_proxy import metrics
+from penstock_supervisor.config import Config, Service
+
+README = Path("README.md").read_text()
+DOCUMENTED = dict(re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| .+ \|$", README, re.MULTILINE))
+METRICS = dict(re.findall(r"^\| `(penstock_\w+)` \| ([\w, ]*?) ?\| .+ \|$", README, re.MULTILINE))
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Dotted names; a table in a table is its keys."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= keys(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+KEYS = {"admin": Config.model_fields["admin"], **keys(Service)}
+del KEYS["name"]  # a table's own key
+
+
+def test_every_key_is_documented_and_no_other() -> None:
+    documented = {key for key in DOCUMENTED if not key.startswith("penstock_")}
+    assert documented == KEYS.keys()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_documented_default_is_the_default(key: str) -> None:
+    text = DOCUMENTED[key]
+    if text == "required":
+        assert KEYS[key].is_required()
+        return
+    if text == "none":
+        assert KEYS[key].default is None
+        return
+    value: Any = tomllib.loads(f"x = {text.strip('`')}")["x"]
+    if key == "admin":
+        assert Config(admin=value, services=()) == Config(services=())
+        return
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    required = {"name": "web", "listen": "127.0.0.1:1"}
+    assert Service.model_validate({**required, **value}) == Service.model_validate(required)
+
+
+def test_every_metric_of_the_front_is_documented_with_its_labels() -> None:
+    for metric in metrics.TABLE:
+        assert METRICS[metric.name] == ", ".join(metric.labels)
