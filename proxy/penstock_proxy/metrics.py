@@ -26,6 +26,9 @@ METHODS: Final = frozenset(
 """A client names its method as it likes: anything else is counted as OTHER *before* it
 becomes a key of `requests`, or a stranger could grow that dictionary for ever."""
 
+METHOD_LABELS: Final = {method.encode(): method for method in METHODS}
+"""For the data path: `METHOD_LABELS.get(method, OTHER)`."""
+
 FRONT_SLOT: Final = -1
 """The slot of requests that the front answered by itself; its label is empty."""
 

@@ -1,0 +1,228 @@
+"""One line for each exchange or relayed connection: JSON, or the combined format.
+
+Owns what a line looks like, and that nothing a stranger sends can look like another line:
+the output is printable ASCII, whatever came in; every field is cut at MAX_FIELD. It does
+not know where lines go (`sink`) nor what time it is.
+
+Why `add` only remembers: on the data path a line would cost as much as reading a request
+head. It is one append to a list; `flush` makes the lines of about 100 ms at once and gives
+them to the sink's thread. What cannot be written in time is dropped and counted there.
+"""
+
+from collections.abc import Callable
+from json.encoder import encode_basestring_ascii as quoted
+from time import gmtime
+from typing import Final, Literal
+
+from penstock_proxy.sink import Sink
+
+MAX_FIELD: Final = 2048
+"""Characters of any one field; what is longer ends in CUT."""
+CUT: Final = "..."
+
+Entry = tuple[
+    float,  # wall clock, seconds since the epoch
+    str,  # client's address, perhaps as a trusted proxy reported it
+    str | bytes,  # method, empty for a relayed connection
+    str | bytes,  # target as received
+    str,  # version, "HTTP/1.1"
+    int,  # status, 0: nobody was told one
+    int,  # bytes sent to the client
+    int,  # bytes received from the client
+    str,  # worker, "web/0"; empty: no worker was asked
+    float | None,  # seconds to the worker's connection; None: not reached, or reused
+    float | None,  # seconds to its first byte
+    float,  # seconds to the end
+    int,  # retries
+    str,  # request id
+    str,  # how it ended: "ok" or Fault.kind
+    bytes,  # header block, for the combined format; else empty
+]
+"""A plain tuple: a NamedTuple of this length takes six times as long to make. A `str` is
+one character a byte (latin-1) wherever it came from a client."""
+
+Format = Literal["json", "combined"]
+
+_MONTHS: Final = (
+    "Jan",
+    "Feb",
+    "Mar",
+    "Apr",
+    "May",
+    "Jun",
+    "Jul",
+    "Aug",
+    "Sep",
+    "Oct",
+    "Nov",
+    "Dec",
+)
+_ESCAPES: Final = {
+    code: f"\\x{code:02X}" for code in (*range(0x20), 0x22, 0x5C, *range(0x7F, 0x100))
+}
+"""As nginx writes them, so that the quotes around a field are the only ones."""
+
+
+class AccessLog:
+    """The log of one service. `add` is for the data path, everything else for its owner.
+
+    Make one by `open_log`. The owner calls `flush` about every 100 ms.
+    """
+
+    __slots__ = ("_entries", "_line", "_sink", "add")
+
+    add: Callable[[Entry], None]
+    """Remember one entry. It is the list's own method, without a Python call around it."""
+
+    def __init__(self, service: str, sink: Sink, form: Format) -> None:
+        self._sink = sink
+        self._entries: list[Entry] = []
+        self._line = _Json(service).line if form == "json" else _Combined().line
+        self.add = self._entries.append
+
+    @property
+    def dropped(self) -> int:
+        """Lines that could not be written."""
+        return self._sink.dropped
+
+    def flush(self) -> None:
+        """Make lines of the entries so far and hand them over."""
+        entries = self._entries
+        if entries:
+            lines = "".join(map(self._line, entries))
+            entries.clear()
+            self._sink.write(lines.encode("ascii"))
+
+    def reopen(self) -> None:
+        """Continue in a new file of the same name; what came before goes to the old one."""
+        self.flush()
+        self._sink.reopen()
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Flush, and wait for the writing, as far as `timeout_s` reaches."""
+        self.flush()
+        self._sink.close(timeout_s)
+
+
+def open_log(service: str, target: str, form: Format) -> AccessLog | None:
+    """Open what the key `access_log` says: "stdout", "off" (None) or a path.
+
+    OSError if the file cannot be opened.
+    """
+    if target == "off":
+        return None
+    return AccessLog(service, Sink(1 if target == "stdout" else target), form)
+
+
+class _Json:
+    """Lines of JSON. Times in seconds; a figure that there is none of is null."""
+
+    def __init__(self, service: str) -> None:
+        self._service = quoted(service)
+        self._second = -1
+        self._time = ""
+
+    def line(self, entry: Entry) -> str:
+        (
+            time_s, client, method, target, version, status, sent, received, worker,
+            connect_s, first_byte_s, total_s, retries, request_id, ended, _,
+        ) = entry  # fmt: skip
+        second, milli = divmod(round(time_s * 1000), 1000)
+        if second != self._second:
+            # Thousands of lines share a second; making its text costs more than a line.
+            self._second = second
+            at = gmtime(second)
+            self._time = (
+                f"{at.tm_year:04}-{at.tm_mon:02}-{at.tm_mday:02}"
+                f"T{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02}"
+            )
+        # What cannot come from a client (version, worker, ended) is spared the closer look.
+        return (
+            f'{{"time":"{self._time}.{milli:03}Z"'
+            f',"service":{self._service},"client":{_json(client)},"method":{_json(method)}'
+            f',"target":{_json(target)},"version":{quoted(version)},"status":{status}'
+            f',"bytes":{sent},"received":{received}'
+            f',"worker":{quoted(worker) if worker else "null"}'
+            f',"duration":{{"connect":{_seconds(connect_s)},"first_byte":{_seconds(first_byte_s)}'
+            f',"total":{total_s:.6f}}},"retries":{retries}'
+            f',"request_id":{_json(request_id)},"ended":{quoted(ended)}}}\n'
+        )
+
+
+class _Combined:
+    """Lines as Apache and nginx write them by default, and every log reader knows them.
+
+    Nothing is added to them, since readers are strict about the end of a line. The time is
+    UTC: it repeats no hour in autumn.
+    """
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._time = ""
+
+    def line(self, entry: Entry) -> str:
+        time_s, client, method, target, version, status, sent = entry[:7]
+        head = entry[15]
+        second = int(time_s)
+        if second != self._second:
+            self._second = second
+            at = gmtime(second)
+            self._time = (
+                f"{at.tm_mday:02}/{_MONTHS[at.tm_mon - 1]}/{at.tm_year:04}"
+                f":{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} +0000"
+            )
+        lower = head.lower()
+        request = f"{_escaped(method)} {_escaped(target)} {_escaped(version)}" if method else "-"
+        return (
+            f'{_address(client)} - - [{self._time}] "{request}" {status:03} {sent}'
+            f' "{_field(head, lower, b"referer:")}" "{_field(head, lower, b"user-agent:")}"\n'
+        )
+
+
+def _seconds(value: float | None) -> str:
+    return "null" if value is None else f"{value:.6f}"
+
+
+def _json(value: str | bytes) -> str:
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    if text.isascii() and text.isprintable() and len(text) <= MAX_FIELD:
+        return quoted(text)
+    # Valid UTF-8 is shown as what it says, and the rest as \xNN. A lone surrogate must not
+    # get through: many readers of JSON refuse the whole line.
+    text = _octets(_cut(text)).decode("utf-8", "backslashreplace")
+    # DEL is the one control character that JSON lets pass.
+    return quoted(text).replace("\x7f", "\\u007f")
+
+
+def _escaped(value: str | bytes) -> str:
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    if text.isascii() and text.isprintable() and len(text) <= MAX_FIELD:
+        return text if '"' not in text and "\\" not in text else text.translate(_ESCAPES)
+    return _octets(_cut(text)).decode("latin-1").translate(_ESCAPES)
+
+
+def _address(client: str) -> str:
+    """The one field without quotes around it, so that its blanks are escaped too."""
+    return _escaped(client).replace(" ", "\\x20") or "-"
+
+
+def _field(head: bytes, lower: bytes, name: bytes) -> str:
+    """The first field of that name, or "-"."""
+    start = 0 if lower.startswith(name) else lower.find(b"\n" + name) + 1
+    if not start and not lower.startswith(name):
+        return "-"
+    end = head.find(b"\n", start)
+    value = head[start + len(name) : len(head) if end < 0 else end].strip()
+    return _escaped(value) or "-"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_FIELD else text[: MAX_FIELD - len(CUT)] + CUT
+
+
+def _octets(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        # Not from a client's bytes after all, or decoded by somebody else.
+        return text.encode("utf-8", "surrogatepass")
