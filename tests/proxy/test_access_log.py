@@ -187,8 +187,13 @@ def test_a_long_field_is_cut_and_says_so(text: str) -> None:
 
 @pytest.mark.parametrize("form", ["json", "combined"])
 @given(
-    client=st.text(), method=st.text() | st.binary(), target=st.text() | st.binary(),
-    version=st.sampled_from(["HTTP/1.0", "HTTP/1.1", ""]), worker=st.sampled_from(["web/0", ""]), request_id=st.text(), head=st.binary(),
+    client=st.text(),
+    method=st.text() | st.binary(),
+    target=st.text() | st.binary(),
+    version=st.sampled_from(["HTTP/1.0", "HTTP/1.1", ""]),
+    worker=st.sampled_from(["web/0", ""]),
+    request_id=st.text(),
+    head=st.binary(),
 )  # fmt: skip
 def test_no_entry_whatever_it_says_makes_more_or_less_than_one_printable_line(
     form: Format, client: str, method: str | bytes, target: str | bytes, version: str,
