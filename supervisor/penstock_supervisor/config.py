@@ -11,7 +11,7 @@ ignored would be a promise that nobody keeps.
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -187,10 +187,12 @@ def _service(name: str, table: object) -> tuple[list[Problem], Service | None]:
     if "name" in table:
         found.append(Problem(("name",), "unknown key; a service is named by its table"))
     found += [*rules.of_table(table), *without_units(Service, table)]
+    if table.get("workers") == "auto":
+        table = {**table, "workers": len(os.sched_getaffinity(0))}
     service = None
     try:
         service = Service.model_validate({**table, "name": name})
-        found += rules.of_service(service)
+        found += [*rules.of_service(service), *_places(service)]
     except ValidationError as failure:
         # An upstream is one string for its writer, whatever it is for us. A bare number is
         # both a value without a unit and a bad value: once is enough.
@@ -199,3 +201,12 @@ def _service(name: str, table: object) -> tuple[list[Problem], Service | None]:
             place = where[:2] if where[0] == "upstreams" else where
             found += [Problem(place, text)] if place not in known else []
     return [Problem((*at, *where), text) for where, text in found], service
+
+
+def _places(service: Service) -> Iterator[Problem]:
+    """Directories that have to exist: better missed now than by a worker or a front."""
+    log, directory = service.access_log, service.directory
+    if log not in ("stdout", "off") and not Path(log).parent.is_dir():
+        yield Problem(("access_log",), expected("a file in a directory that exists", log))
+    if directory is not None and not Path(directory).is_dir():
+        yield Problem(("directory",), expected("a directory that exists", directory))

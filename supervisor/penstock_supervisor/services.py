@@ -2,14 +2,12 @@
 
 The keys that the front acts on are defined in `penstock_proxy.config`, next to their only
 reader; a `Service` adds those that say what is run and how. One value is judged here, on
-its own; `rules` judges several together. Directories are looked at, since a log that can
-not be written is better found before anything starts; otherwise no I/O, no clock.
+its own; `rules` judges several together, and `config` what depends on this machine. No
+I/O, no clock.
 """
 
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -49,8 +47,6 @@ def _ports(value: object) -> object:
 
 
 def _workers(value: object) -> object:
-    if value == "auto":
-        return len(os.sched_getaffinity(0))
     if type(value) is int:
         return value
     raise ValueError('expected a number of workers or "auto"')
@@ -73,14 +69,6 @@ def _access_log(text: str) -> str:
         return text
     if "/" not in text or text.endswith("/") or "\0" in text:
         raise ValueError('expected "stdout", "off" or a path, such as "./access.log"')
-    if not Path(text).parent.is_dir():
-        raise ValueError("expected a file in a directory that exists")
-    return text
-
-
-def _directory(text: str) -> str:
-    if "\0" in text or not Path(text).is_dir():
-        raise ValueError("expected a directory that exists")
     return text
 
 
@@ -158,7 +146,7 @@ class Service(Traffic):
     ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
     """None: any that are free. A slot keeps its port."""
     env: Mapping[Variable, str] = Field(default_factory=dict)
-    directory: Annotated[str, AfterValidator(_directory)] | None = None
+    directory: Word | None = None
     """Where the program is started; None: where the supervisor was."""
     access_log: Annotated[str, AfterValidator(_access_log)] = "stdout"
     restart: Restart = Restart()
