@@ -21,7 +21,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configurations that would have been run."""
     configs: list[Config] = []
 
-    async def run(config: Config) -> int:
+    async def run(config: Config, *, quiet: bool) -> int:
+        assert not quiet
         configs.append(config)
         return 0
 
@@ -190,7 +191,8 @@ def test_check_looks_at_every_file_and_fails_if_one_is_bad(
 def test_what_cannot_be_started_is_one_line_and_exit_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def run(_config: Config) -> int:
+    async def run(_config: Config, *, quiet: bool) -> int:
+        assert quiet
         raise click.ClickException("cannot listen on 127.0.0.1:80: permission denied")
 
     monkeypatch.setattr(sys.modules["penstock_supervisor.cli.run"], "_run", run)

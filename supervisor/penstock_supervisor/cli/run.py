@@ -6,7 +6,6 @@ and how it ends, is the runner's business; here a signal is a call of one of its
 """
 
 import asyncio
-import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,6 @@ import click
 from penstock_supervisor.cli import logs
 from penstock_supervisor.config import Config, ConfigError, inherited_environment, load, parse_app
 
-_log: Final = logging.getLogger(__name__)
 _COMMAND: Final = "penstock.command"
 
 
@@ -111,7 +109,7 @@ def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **op
     """
     config = load(file, dict(_overrides(options, ctx.meta.get(_COMMAND))))
     logs.set_up(verbose - quiet)
-    return asyncio.run(_run(config))
+    return asyncio.run(_run(config, quiet=quiet > verbose))
 
 
 def _overrides(
@@ -150,16 +148,22 @@ def _number(text: str) -> int | str:
         return text
 
 
-async def _run(config: Config) -> int:
+async def _run(config: Config, *, quiet: bool) -> int:
     # Late: `penstock check` and a refused configuration need none of it.
-    from penstock_supervisor.cli.banner import show
+    from penstock_supervisor.cli import banner
     from penstock_supervisor.runner import Runner, StartError
 
-    runner = Runner(config, environment=inherited_environment(), on_started=show)
+    def started(runner: Runner) -> None:
+        if not quiet:
+            banner.show(config, runner.listening, runner.workers, runner.admin)
+
+    runner = Runner(config, environment=inherited_environment(), on_started=started)
     loop = asyncio.get_running_loop()
-    # HUP will reload; until it can, a terminal that went away ends what it started.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, runner.stop)
+    # A terminal that went away ends what it started, but for what nohup started.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, runner.stop)
     loop.add_signal_handler(signal.SIGUSR1, runner.reopen_logs)
     try:
         return await runner.run()
