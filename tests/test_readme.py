@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from penstock_proxy import metrics
 from penstock_supervisor.config import Config, Service
 
-README = Path("README.md").read_text()
+README = (Path(__file__).parents[1] / "README.md").read_text()
 REFERENCE = README.partition("## Configuration")[2].partition("\n## ")[0]
 DOCUMENTED = dict(re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| .+ \|$", REFERENCE, re.MULTILINE))
 METRICS = dict(re.findall(r"^\| `(penstock_\w+)` \| ([\w, ]*?) ?\| .+ \|$", README, re.MULTILINE))

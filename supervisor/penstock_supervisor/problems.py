@@ -134,8 +134,6 @@ def _text(model: type[BaseModel], where: Location, error: ErrorDetails) -> str:
             return f"{context['error']}, not {shown(found)}"
         case "literal_error":
             return _not_one_of(context["expected"], found)
-        case "too_short":
-            return "expected at least one element"
         case _:
             return f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {shown(found)}"
 

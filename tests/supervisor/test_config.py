@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from penstock_supervisor import config as configuration
 from penstock_supervisor.config import (
@@ -18,7 +19,9 @@ from penstock_supervisor.config import (
     inherited_environment,
     load,
 )
+from penstock_supervisor.problems import MAX_SHOWN, explained, shown
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 Write = Callable[[str], Path]
 
 WEB = """
@@ -197,6 +200,7 @@ def test_a_child_inherits_nothing_that_makes_us_somebodys_worker(
         ("ports = '9400-9499'", "ports: contains 9464, where admin listens"),
         ("weights = [1, 2, 3]", "weights: expected one for each of 2 workers, not 3"),
         ("weights = [1, 0]", "weights[1]: expected at least 1, not 0"),
+        ("env = { 'A B' = '1' }", 'env.A B: expected the name of a variable, not "A B"'),
         ("env = { A = 1 }", "env.A: expected a string, not 1"),
         (
             "env = { PORT = '1' }",
@@ -272,6 +276,7 @@ def test_a_mistake_is_told_with_its_key(write: Write, line: str, problem: str) -
             '.upstreams[0]: expected "host:port" or "host:port weight=3", not "h:1 wieght=2"',
         ),
         ("upstreams = ['h:1 weight=101']", ".upstreams[0]: expected at most 100, not 101"),
+        ("upstreams = [{ address = 'h:1', wait = 2 }]", ".upstreams[0]: unknown key"),
         ("upstreams = ['h:0']", '.upstreams[0]: expected a port to connect to, not "h:0"'),
         (
             "upstreams = [9001]",
@@ -401,6 +406,22 @@ def test_a_mistake_of_the_command_line_names_the_option() -> None:
     ]
 
 
+def test_what_nobody_has_words_for_is_told_in_pydantics() -> None:
+    class Odd(BaseModel):
+        key: UUID
+
+    with pytest.raises(ValidationError) as failure:
+        Odd.model_validate({"key": "x"})
+    ((where, text),) = explained(Odd, failure.value)
+    assert where == ("key",)
+    assert text.startswith("input should be a valid UUID")
+    assert text.endswith(', not "x"')
+
+
+def test_a_long_value_is_cut_where_it_is_shown() -> None:
+    assert len(shown("x" * 1000)) == MAX_SHOWN
+
+
 # Files that are not even TOML.
 
 
@@ -462,6 +483,6 @@ def test_any_table_is_a_config_or_lines_that_say_why_not(
     assert problems != ()
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.toml")), ids=str)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
 def test_every_file_that_we_ship_is_accepted(path: Path) -> None:
     assert load(path, {}).services
