@@ -4,7 +4,8 @@ Owns: when a listening socket is read from, and when it is left alone. Must not 
 becomes of a connection (`deliver`), or who the workers are.
 
 The listener itself belongs to the supervisor and stays open whatever happens here, so
-pausing costs nobody a connection: the kernel's queue holds them.
+pausing costs nobody a connection: the kernel's queue holds them. Whoever ticks calls
+`resume` when there is room again.
 """
 
 import asyncio
@@ -17,13 +18,12 @@ from typing import Any, Final
 _BATCH: Final = 16
 """Connections a wake-up, so that one busy listener does not starve the rest."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_PAUSE_S: Final = 0.25
 
 _log = logging.getLogger(__name__)
 
 
 class Acceptor:
-    """One listener. `has_room` is asked before each accept; `retry` after a refusal."""
+    """One listener. `has_room` is asked before each accept."""
 
     def __init__(
         self,
@@ -36,17 +36,19 @@ class Acceptor:
         self._listener = listener
         self._has_room = has_room
         self._deliver = deliver
+        self._started = False
         self._reading = False
         self._closed = False
         self._exhausted = False
 
-    @property
-    def paused(self) -> bool:
-        return not self._reading and not self._closed
-
     def start(self) -> None:
-        """Accept from now on. Harmless when already accepting."""
-        if not self._reading and not self._closed:
+        """Accept from now on."""
+        self._started = True
+        self.resume()
+
+    def resume(self) -> None:
+        """There may be room again. Harmless while accepting, and before and after."""
+        if self._started and not self._reading and not self._closed:
             self._reading = True
             self._loop.add_reader(self._listener, self._readable)
 
@@ -87,7 +89,6 @@ class Acceptor:
             _log.error("cannot accept: %s; trying again until it can", error.strerror)
         self._exhausted = True
         self._pause()
-        self._loop.call_later(_PAUSE_S, self.start)
 
     def _pause(self) -> None:
         if self._reading:

@@ -67,8 +67,7 @@ class ClientConnection(asyncio.Protocol):
         self._beginning = False
         self._closing = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
         service = self.service
         service.deadlines.arm(self, service.deadlines.now + service.timeouts.head)

@@ -46,7 +46,7 @@ def adopt(
     """
     wrapping = loop.connect_accepted_socket(lambda: protocol, sock)
     waiter = wrapping.send(None)
-    assert isinstance(waiter, asyncio.Future)
+    assert waiter is not None
     waiter._asyncio_future_blocking = False
 
     def finish(_: object) -> None:

@@ -131,7 +131,6 @@ class Exchange:
         idle = service.idle[member.slot]
         if idle and not self._fresh:
             link = idle.pop()
-            service.idle_count -= 1
             link.begin(self)
             self._send_all(link)
             return

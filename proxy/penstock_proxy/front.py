@@ -20,7 +20,7 @@ import uvloop
 from pydantic import ValidationError
 
 from penstock_proxy import orders
-from penstock_proxy.access_log import AccessLog
+from penstock_proxy.access_log import AccessLog, open_log
 from penstock_proxy.admission import Admission
 from penstock_proxy.checker import Checker
 from penstock_proxy.config import FrontConfig, FrontService
@@ -102,10 +102,9 @@ class Front:
         self._admission.other = max(0, _open_descriptors() - known)
 
     def _access_log(self, service: FrontService) -> AccessLog | None:
-        if service.access_log == "off":
-            return None
-        log = AccessLog(self._loop, service.access_log, service.access_log_format)
-        self._logs[service.name] = log
+        log = open_log(service.name, service.access_log, service.access_log_format)
+        if log is not None:
+            self._logs[service.name] = log
         return log
 
     # -- orders

@@ -51,7 +51,7 @@ _NO_CODE: Final = "none"
 """Nobody was told anything: the client had gone, or the connection simply broke off."""
 _KINDS: Final = frozenset(fault.kind for fault in FAULTS)
 
-Kind = Literal["counter", "gauge", "histogram"]
+Kind = Literal["counter", "gauge", "histogram", "info"]
 
 
 class Metric(NamedTuple):

@@ -55,8 +55,7 @@ class WorkerHalf(_Half):
 
     other: "ClientHalf"
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -118,8 +117,7 @@ class ClientHalf(_Half):
         self.touched = self.deadlines.now
         self.deadlines.arm(self, self.touched + self.idle_s)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
         self.start()
         if self.other.transport is None:

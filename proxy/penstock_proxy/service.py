@@ -14,11 +14,11 @@ from functools import partial
 from itertools import count
 from os import urandom
 from random import random
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Final
 
 from penstock_proxy.acceptor import Acceptor
-from penstock_proxy.access_log import AccessLog, Entry
+from penstock_proxy.access_log import AccessLog
 from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, parse_address
@@ -86,6 +86,9 @@ class ServiceFront:
         self._id_prefix = urandom(10).hex()
         self._ids = count()
         self._lines = 0
+        self._wall = 0.0
+        """Wall clock less monotonic clock: only the log tells the time of day."""
+        self.tick(deadlines.now)
 
     # -- connections come and go
 
@@ -119,12 +122,12 @@ class ServiceFront:
         self.counters.total.observe(total_s)
         if self.log is not None:
             self.log.add(
-                Entry(
-                    monotonic(), relay.address, "", "", "", 0, sent, received,
+                (
+                    monotonic() + self._wall, relay.address, "", "", "", 0, sent, received,
                     self._worker(relay.member), relay.connect_s, None, total_s,
                     relay.retries, "", ended, b"",
-                )  # fmt: skip
-            )
+                )
+            )  # fmt: skip
 
     # -- connections to workers
 
@@ -206,12 +209,15 @@ class ServiceFront:
         self.pool.tick(now)
         self._serve_waiting()
         self._lines = 0
+        self._wall = time() - now  # noqa: TID251 — a log line carries the time of day
+        if self.log is not None:
+            self.log.flush()
         for idle in self.idle.values():
             while idle and idle[0].idle_since + IDLE_S < now:
                 idle.popleft().transport.close()
-        for acceptor in self.acceptors:
-            if acceptor.paused and self._has_room():
-                acceptor.start()
+        if self._has_room():
+            for acceptor in self.acceptors:
+                acceptor.resume()
 
     def drain(self) -> None:
         """Accept no more; end what is idle; let the rest finish."""
@@ -232,27 +238,27 @@ class ServiceFront:
         self.counters.total.observe(total_s)
         if self.log is not None:
             self.log.add(
-                Entry(
-                    monotonic(), exchange.client.address, line.method.decode(),
-                    line.target.decode(), f"HTTP/1.{line.minor}", exchange.status,
-                    exchange.sent, exchange.received, self._worker(member),
-                    exchange.connect_s, exchange.first_byte_s, total_s, exchange.retries,
+                (
+                    monotonic() + self._wall, exchange.client.address, line.method, line.target,
+                    "HTTP/1.1" if line.minor else "HTTP/1.0", exchange.status, exchange.sent,
+                    exchange.received, self._worker(member), exchange.connect_s,
+                    exchange.first_byte_s, total_s, exchange.retries,
                     exchange.request_id.decode("latin-1"), ended, exchange.prepared.out,
-                )  # fmt: skip
-            )
+                )
+            )  # fmt: skip
 
     def refused(self, client: ClientConnection, fault: Fault, reason: str) -> None:
         """Count and log what never became an exchange."""
         self.counters.errors[fault.kind] += 1
         self.counters.requests[OTHER, fault.status, FRONT_SLOT] += 1
-        self._say(logging.INFO, "%s: %s from %s: %s", fault.kind, client.address, reason)
+        self._say(logging.INFO, "%s: refused %s with %d: %s", self.config.name, client.address, fault.status, reason)
         if self.log is not None:
             self.log.add(
-                Entry(
-                    monotonic(), client.address, "", "", "", fault.status, 0, 0, "",
+                (
+                    monotonic() + self._wall, client.address, "", "", "", fault.status, len(fault.text) + 1, 0, "",
                     None, None, 0.0, 0, "", fault.kind, b"",
-                )  # fmt: skip
-            )
+                )
+            )  # fmt: skip
 
     def log_fault(
         self, exchange: Exchange, fault: Fault, reason: str, member: Member | None

@@ -78,8 +78,7 @@ class WorkerConnection(asyncio.Protocol):
         self._left = 0
         self._chunked: Chunked | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
         if self.exchange is None:
             transport.abort()
