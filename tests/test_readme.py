@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from penstock_proxy import metrics
+from penstock_supervisor import collector
 from penstock_supervisor.config import Config, Service
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -56,6 +57,10 @@ def test_the_documented_default_is_the_default(key: str) -> None:
     assert Service.model_validate({**required, **value}) == Service.model_validate(required)
 
 
-def test_every_metric_of_the_front_is_documented_with_its_labels() -> None:
-    for metric in metrics.TABLE:
-        assert METRICS[metric.name] == ", ".join(metric.labels)
+@pytest.mark.parametrize("metric", [*collector.TABLE, *metrics.TABLE], ids=lambda m: m.name)
+def test_every_metric_is_documented_with_its_labels(metric: metrics.Metric) -> None:
+    assert METRICS[metric.name] == ", ".join(metric.labels)
+
+
+def test_no_other_metric_is_documented() -> None:
+    assert METRICS.keys() == {metric.name for metric in (*collector.TABLE, *metrics.TABLE)}
