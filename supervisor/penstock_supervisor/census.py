@@ -1,0 +1,118 @@
+"""Asks every child how it is, and puts the answers beside what we know ourselves.
+
+Owns the questions that are out (STATS, by number) and the measure of our own loop's lag. A
+child that does not answer in time costs the deadline once and nothing else: its last answer
+stands, and is marked as old. Several may ask at once; each question has a number.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from penstock_proxy.orders import STATS
+from penstock_supervisor.child import Child
+from penstock_supervisor.lifecycle import State
+from penstock_supervisor.observation import ChildView
+from penstock_worker.channel import Message
+
+_CAN_ANSWER: Final = (State.UP, State.STOPPING)
+
+
+class _Question:
+    """Whose answer is still missing, and who gave one."""
+
+    def __init__(self, asked: Iterable[Child]) -> None:
+        self.missing = set(asked)
+        self.answered: set[Child] = set()
+        self.settled = asyncio.Event()
+        self._look()
+
+    def drop(self, child: Child, *, answered: bool) -> None:
+        if child in self.missing:
+            self.missing.discard(child)
+            if answered:
+                self.answered.add(child)
+            self._look()
+
+    def _look(self) -> None:
+        if not self.missing:
+            self.settled.set()
+
+
+class Census:
+    """The questions that are out."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._open: dict[int, _Question] = {}
+
+    async def take(self, children: Sequence[Child], deadline_s: float) -> tuple[ChildView, ...]:
+        """Ask all that can answer, wait for the last or the deadline, and describe everybody."""
+        question = _Question(
+            child for child in children if child.has_channel and child.state in _CAN_ANSWER
+        )
+        self._last = number = self._last + 1
+        self._open[number] = question
+        try:
+            for child in tuple(question.missing):
+                child.send({"cmd": STATS, "seq": number})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(deadline_s):
+                    await question.settled.wait()
+        finally:
+            del self._open[number]
+        return tuple(_view(child, fresh=child in question.answered) for child in children)
+
+    def answered(self, child: Child, message: Message) -> None:
+        """Note an answer; a late one is still the newest that there is."""
+        child.stats = message
+        number = message.get("seq")
+        if isinstance(number, int) and (question := self._open.get(number)):
+            question.drop(child, answered=True)
+
+    def moved(self, child: Child) -> None:
+        """Nobody waits for one that is gone."""
+        if not child.has_channel:
+            for question in self._open.values():
+                question.drop(child, answered=False)
+
+
+def _view(child: Child, *, fresh: bool) -> ChildView:
+    return ChildView(
+        role=child.plan.role,
+        service=child.plan.service,
+        slot=child.plan.slot,
+        state=child.state.name.lower(),
+        pid=child.pid,
+        address="" if child.plan.address is None else str(child.plan.address),
+        restarts=dict(child.restarts),
+        since_s=child.since_s(),
+        last_exit=child.last_exit,
+        stats=child.stats,
+        fresh=fresh,
+    )
+
+
+class Lag:
+    """How late the event loop is: the difference between a wake that was asked for and it."""
+
+    INTERVAL_S: Final = 0.5
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._last_s = 0.0
+        self._handle = loop.call_later(self.INTERVAL_S, self._tick, loop.time())
+
+    @property
+    def seconds(self) -> float:
+        return self._last_s
+
+    def close(self) -> None:
+        self._handle.cancel()
+
+    def _tick(self, asked_at: float) -> None:
+        now = self._loop.time()
+        self._last_s = max(0.0, now - asked_at - self.INTERVAL_S)
+        self._handle = self._loop.call_later(self.INTERVAL_S, self._tick, now)

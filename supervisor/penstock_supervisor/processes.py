@@ -1,0 +1,266 @@
+"""Processes: made, signalled, waited for. The only user of subprocess.
+
+Owns what the kernel knows of a child: its pid, its group, its pipes, its end. It does not
+know why a child is started or what follows from its exit.
+
+Every child leads a session and process group of its own, so that a signal reaches all that
+it started and a Ctrl-C in the terminal reaches only us. It dies with us: by
+PR_SET_PDEATHSIG itself, by the guardian what it started. An exit is seen through a pidfd in
+the event loop: SIGCHLD is one handler for a whole process and can be lost; a pidfd cannot.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from penstock_supervisor import guardian
+
+_PR_SET_PDEATHSIG: Final = 1
+# Loaded before any fork: between fork and exec nothing may be imported or looked up.
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+_log = logging.getLogger(__name__)
+
+
+class SpawnError(Exception):
+    """The process could not be made. `key` is the configuration's word for the culprit."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+class Program(NamedTuple):
+    """All that exec needs."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    directory: str | None = None
+    inherited: tuple[int, ...] = ()
+    """Descriptors that keep their numbers in the child."""
+    captured: bool = True
+    """Its stdout comes to us through a pipe, as its stderr always does."""
+
+
+class Exit(NamedTuple):
+    """How a process ended."""
+
+    status: int | None
+    signal: int | None
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"status {self.status}"
+        try:
+            return signal.Signals(self.signal).name
+        except ValueError:
+            return f"signal {self.signal}"
+
+    @property
+    def described(self) -> str:
+        """As the rest of "web/0 ..."."""
+        return f"exited with {self}" if self.signal is None else f"was killed by {self}"
+
+
+class Guardian:
+    """Our side of the guardian process; the ids of all living groups are here as well."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._groups: set[int] = set()
+        self._closing = False
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        assert self._process.stdin is not None
+        return self._process.stdin.fileno()
+
+    def came(self, group: int) -> None:
+        """Note a group; its leader has already told the guardian, before it was exec'd."""
+        self._groups.add(group)
+
+    def went(self, group: int) -> None:
+        self._groups.discard(group)
+        self._say(f"-{group}\n")
+
+    def repeat(self) -> None:
+        """Say who is there and nobody else: somebody announced himself and never came."""
+        self._say(f"={' '.join(map(str, sorted(self._groups)))}\n")
+
+    def close(self) -> None:
+        """End it. It finds no group and leaves; it does not stay behind."""
+        self._closing = True
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._groups.clear()
+        self.repeat()
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> None:
+        # Unbuffered: a line that sits in our memory when we are killed protects nobody.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-E", guardian.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            bufsize=0,
+            cwd="/",
+            start_new_session=True,
+        )
+        # A guardian that does not read must not stop us; it reads all the time.
+        os.set_blocking(self.fileno(), False)
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._pidfd, self._died)
+
+    def _died(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        status = self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        _log.warning("the guardian process ended (%d); starting another", status)
+        self._start()
+        self.repeat()
+
+    def _say(self, line: str) -> None:
+        with suppress(OSError):
+            # EPIPE: it died, and its successor is told everything.
+            os.write(self.fileno(), line.encode())
+
+
+class Process:
+    """One running child. `on_exit` is called once, from the loop, after it was reaped."""
+
+    def __init__(
+        self,
+        program: Program,
+        loop: AbstractEventLoop,
+        guardian_: Guardian,
+        on_exit: Callable[[Exit], None],
+    ) -> None:
+        """SpawnError if there is no such program, or it cannot be run."""
+        self._loop = loop
+        self._guardian = guardian_
+        self._on_exit = on_exit
+        self._popen = _popen(program, guardian_)
+        guardian_.came(self.pid)
+        self.stdout = None if self._popen.stdout is None else _adopted(self._popen.stdout)
+        assert self._popen.stderr is not None
+        self.stderr = _adopted(self._popen.stderr)
+        self._pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(self._pidfd, self._exited)
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the whole group."""
+        if self._popen.returncode is None:
+            # Until it is reaped its number belongs to nobody else.
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        # What is left of its group goes with it, and before it is reaped: afterwards the
+        # number could be somebody else's.
+        self.signal(signal.SIGKILL)
+        self._guardian.went(self.pid)
+        code = self._popen.wait()
+        self._on_exit(Exit(code, None) if code >= 0 else Exit(None, -code))
+
+
+def reap_strangers(ours: set[int]) -> None:
+    """Reap what was left to us as process 1 of a container; elsewhere there is nobody."""
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None or found.si_pid in ours:
+            return
+        with suppress(ChildProcessError):
+            os.waitpid(found.si_pid, os.WNOHANG)
+
+
+def _adopted(pipe: object) -> int:
+    """Take the descriptor out of Popen's file object, which would block and buffer."""
+    fd = os.dup(pipe.fileno())  # type: ignore[attr-defined]
+    pipe.close()  # type: ignore[attr-defined]
+    os.set_blocking(fd, False)
+    return fd
+
+
+def _popen(program: Program, guardian_: Guardian) -> subprocess.Popen[bytes]:
+    parent, telling = os.getpid(), guardian_.fileno()
+
+    def before_exec() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        # The parent may have died before the line above.
+        if os.getppid() != parent:
+            os._exit(1)
+        # The group's first act, so that there is no moment in which nobody knows of it.
+        os.write(telling, b"+%d\n" % os.getpid())
+
+    try:
+        return subprocess.Popen(
+            program.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if program.captured else None,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            cwd=program.directory,
+            env=dict(program.environment),
+            pass_fds=program.inherited,
+            start_new_session=True,
+            # The death signal is a thread's: this must run in the thread that lives longest.
+            preexec_fn=before_exec,  # noqa: PLW1509
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        guardian_.repeat()
+        raise _explained(program, error) from error
+
+
+def _explained(program: Program, error: Exception) -> SpawnError:
+    directory = program.directory
+    if directory is not None and not Path(directory).is_dir():
+        return SpawnError("directory", f'"{directory}": no such directory')
+    if directory is not None and isinstance(error, OSError) and error.filename == directory:
+        return SpawnError("directory", f'"{directory}": {_reason(error)}')
+    name = f'"{program.argv[0]}"'
+    if isinstance(error, FileNotFoundError):
+        # A script whose interpreter is missing says the same as a missing script.
+        if "/" in program.argv[0] and Path(directory or ".", program.argv[0]).exists():
+            return SpawnError("command", f"{name}: the interpreter in its first line is missing")
+        return SpawnError("command", f"{name}: no such program")
+    if isinstance(error, PermissionError):
+        return SpawnError("command", f"{name}: not executable (permission denied)")
+    if isinstance(error, OSError) and error.errno == errno.ENOEXEC:
+        return SpawnError("command", f"{name}: not a program (no #! line?)")
+    return SpawnError("command", f"{name}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,255 @@
+"""Opens the listening sockets and keeps them, and finds ports for workers.
+
+The supervisor holds every listener for as long as it runs, and fronts inherit them: one can
+die and the next one goes on with the same queue of connections, so none is refused. What
+the sockets are for is not known here.
+
+Whatever cannot be opened is a StartError of one line: address, key, reason, and who has it.
+"""
+
+import errno
+import os
+import random
+import socket
+import stat
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from penstock_proxy.config import Address, parse_address
+from penstock_supervisor.errors import StartError
+from penstock_supervisor.services import Service
+
+BACKLOG: Final = 4096
+"""What waits while a front is being replaced; the kernel cuts it to net.core.somaxconn."""
+WORKER_HOST: Final = "127.0.0.1"
+_EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_UNPRIVILEGED: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
+
+class Listener:
+    """One listening socket; `key` is what the configuration calls it."""
+
+    def __init__(self, address: str, key: str) -> None:
+        self.key = key
+        wanted = parse_address(address)
+        self._file: tuple[int, int] | None = None
+        try:
+            self.socket = _unix(wanted.path) if wanted.path else _tcp(wanted)
+        except OSError as error:
+            raise StartError(f"cannot listen on {address} ({key}): {_why(wanted, error)}") from None
+        self.address = self._actual(wanted)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        """Close our copy; a unix socket's name goes, if it still is ours."""
+        if self.socket.fileno() < 0:
+            return
+        self.socket.close()
+        if self._file is not None:
+            with suppress(OSError):
+                if _identity(self.address.path) == self._file:
+                    Path(self.address.path).unlink()
+
+    def _actual(self, wanted: Address) -> Address:
+        """As asked for, with the port that the kernel chose for port 0."""
+        if wanted.path:
+            self._file = _identity(wanted.path)
+            return wanted
+        return wanted._replace(port=self.socket.getsockname()[1])
+
+
+def _tcp(address: Address) -> socket.socket:
+    found = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    # A name with both is served on IPv4, where the clients of a local name are.
+    family, kind, protocol, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
+    sock = socket.socket(family, kind, protocol)
+    try:
+        # Without it a restart would wait for the last run's connections in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        return _listening(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _unix(path: str) -> socket.socket:
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        return _listening(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _listening(sock: socket.socket) -> socket.socket:
+    sock.setblocking(False)
+    sock.listen(BACKLOG)
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a run that was killed; one that answers is somebody's."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "the file exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # Not blocking: a socket with a full queue would make a connect wait, and EAGAIN
+        # is an answer too.
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def _why(address: Address, error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "unknown host"
+    if error.errno == errno.EADDRINUSE:
+        return "address already in use" + ("" if address.path else _by_whom(address.port))
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine has no such address"
+    if error.errno == errno.ENOENT and address.path:
+        return "no such directory"
+    if error.errno == errno.EACCES and not address.path:
+        return _what_is_needed(address.port)
+    return (error.strerror or str(error)).lower()
+
+
+def _what_is_needed(port: int) -> str:
+    first = _number(_UNPRIVILEGED, 1024)
+    return (
+        f"permission denied: ports below {first} need root, CAP_NET_BIND_SERVICE, "
+        f"or sysctl net.ipv4.ip_unprivileged_port_start={port}"
+    )
+
+
+def _by_whom(port: int) -> str:
+    """Best effort: other people's processes are only shown to root."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr
+            if listens and connection.pid and listens.port == port:
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except (psutil.Error, OSError):
+        pass
+    return ""
+
+
+def choose_addresses(services: Sequence[Service]) -> dict[str, list[Address]]:
+    """Give every slot of every service the address that it keeps for the whole run."""
+    ports: dict[str, list[int]] = {service.name: [] for service in services}
+    taken: set[int] = set()
+    # Those that are bound to a range choose first; the others go around them.
+    for service in sorted(services, key=lambda one: one.ports is None):
+        if service.app is None and service.command is None:
+            continue
+        found = worker_ports(
+            service.workers,
+            service.ports,
+            taken,
+            key=f"service.{service.name}.ports",
+            draw=random.randrange,
+        )
+        taken.update(found)
+        ports[service.name] = found
+    return {name: [Address(WORKER_HOST, port) for port in found] for name, found in ports.items()}
+
+
+def worker_ports(
+    count: int,
+    given: tuple[int, int] | None,
+    taken: Collection[int],
+    *,
+    key: str,
+    draw: Callable[[int], int],
+) -> list[int]:
+    """Find `count` ports that nobody has, in the given range or wherever it is safe.
+
+    `draw(n)` gives a number in [0, n): the start is random, so that two runs that begin
+    together do not try the same ports. StartError if a given range has too few.
+    """
+    found: list[int] = []
+    candidates = range(given[0], given[1] + 1) if given else _safe_ports(count + len(taken))
+    # A given range is filled from its start: that is what its owner expects to see.
+    start = 0 if given else draw(len(candidates))
+    for port in (*candidates[start:], *candidates[:start]):
+        if len(found) == count:
+            break
+        if port not in taken and _is_free(port):
+            found.append(port)
+    if len(found) < count:
+        where = f"{given[0]}-{given[1]}" if given else "the whole machine"
+        raise StartError(f"{key}: {where} has {len(found)} free ports and {count} are needed")
+    return found
+
+
+def _safe_ports(needed: int) -> Sequence[int]:
+    """Ports that the kernel never gives to an outgoing connection.
+
+    While a worker restarts its port is nobody's, and the front's own connections to its
+    neighbours could take it. Below 10000 live the well-known services, which may only be
+    started later.
+    """
+    low, high = _ephemeral_range()
+    for first in (10_000, 1024):
+        safe = [port for port in range(first, 65_536) if not low <= port <= high]
+        if len(safe) >= 4 * needed:
+            return safe
+    return range(10_000, 65_536)
+
+
+def _ephemeral_range() -> tuple[int, int]:
+    try:
+        low, high = _EPHEMERAL.read_text().split()
+        return int(low), int(high)
+    except (OSError, ValueError):
+        return 32_768, 60_999
+
+
+def _number(path: Path, default: int) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return default
+
+
+def _is_free(port: int) -> bool:
+    """Nobody has it on any address: a program may well ignore HOST and bind all of them."""
+    for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            probe = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:
+            # No IPv6 here.
+            continue
+        with probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    return False
+    return True
