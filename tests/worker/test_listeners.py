@@ -1,0 +1,106 @@
+"""HOST and PORT become a bound socket, or one line that says why not."""
+
+import socket
+
+import pytest
+
+from penstock_worker import listeners
+from penstock_worker.listeners import ListenError, address, backlog, own_port, refused
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def test_the_port_is_ours_on_loopback_and_nobody_is_let_in_yet() -> None:
+    with own_port({"PORT": "0"}) as sock:
+        host, port = sock.getsockname()
+        assert host == "127.0.0.1"
+        assert address(sock) == f"127.0.0.1:{port}"
+        with socket.socket() as client:
+            assert client.connect_ex((host, port)) != 0
+        sock.listen(backlog())
+        with socket.create_connection((host, port)):
+            pass
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_the_host_may_be_ipv6(host: str) -> None:
+    with own_port({"PORT": "0", "HOST": host}) as sock:
+        assert address(sock) == f"[::1]:{sock.getsockname()[1]}"
+
+
+def test_a_socket_does_not_block_and_is_not_inherited() -> None:
+    with own_port({"PORT": "0"}) as sock:
+        assert not sock.getblocking()
+        assert not sock.get_inheritable()
+
+
+def test_connections_of_a_predecessor_do_not_keep_the_port() -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)) as old:
+        client = socket.create_connection(("127.0.0.1", port))
+        served, _ = old.accept()
+        served.close()
+        client.close()
+    with own_port({"PORT": str(port)}):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("environ", "reason"),
+    [
+        ({}, "PORT is not set"),
+        ({"PORT": ""}, "PORT='' is not a port"),
+        ({"PORT": "http"}, "PORT='http' is not a port"),
+        ({"PORT": "-1"}, "is not a port"),
+        ({"PORT": "65536"}, "is not a port"),
+        ({"PORT": "٣"}, "is not a port"),
+        ({"PORT": "0", "HOST": "203.0.113.9"}, "203.0.113.9:0: this machine has no such address"),
+        ({"PORT": "0", "HOST": "no.such.host.invalid"}, "unknown host"),
+        ({"PORT": "0", "HOST": "x" * 70}, "unknown host"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(environ: dict[str, str], reason: str) -> None:
+    with pytest.raises(ListenError, match=reason) as failure:
+        own_port(environ)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_port_that_is_taken_is_said_with_its_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{port}: address alr"):
+            own_port({"PORT": str(port)})
+
+
+def test_of_two_that_bind_one_port_the_second_to_listen_hears_why() -> None:
+    with (
+        own_port({"PORT": "0"}) as first,
+        own_port({"PORT": str(first.getsockname()[1])}) as second,
+    ):
+        first.listen()
+        with pytest.raises(OSError, match="in use") as failure:
+            second.listen()
+        assert "address already in use" in str(refused(second, failure.value))
+
+
+def test_no_permission_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As root there is no port that is refused, so the kernel's answer is given here.
+    def deny(*_: object) -> socket.socket:
+        raise PermissionError(13, "x")
+
+    monkeypatch.setattr(listeners, "_bound", deny)
+    with pytest.raises(ListenError, match=r"127\.0\.0\.1:80: permission denied"):
+        own_port({"PORT": "80"})

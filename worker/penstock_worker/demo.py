@@ -1,0 +1,204 @@
+"""The demo application: one page for each thing that traffic can be.
+
+Short and long answers, bodies both ways, events, WebSocket, a worker that is busy, stuck or
+dead. Small, but nothing in it is only for show: bodies are streamed with bounded memory,
+every number has a bound, and what is long ends when the worker has to leave, so the demo
+is also an example of a program that can be replaced without loss.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+from weakref import WeakSet
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from penstock_worker.contract import SERVICE, SLOT
+
+_MAX_SLEEP_S: Final = 3600.0
+_MAX_BYTES: Final = 16 << 30
+_MAX_BURN_MS: Final = 60_000.0
+_MAX_EVENTS: Final = 1_000_000.0
+_LAST_WORD_S: Final = 0.05
+"""For the answer of /crash to leave; a loop writes when the handler has returned."""
+_PIECE: Final = memoryview(bytes(range(256)) * 256)
+"""64 KiB: what a socket buffer takes at once, and all that /bytes ever holds."""
+
+_NAME: Final = web.AppKey("name", str)
+_LEAVING: Final = web.AppKey("leaving", asyncio.Event)
+_SOCKETS: Final = web.AppKey("sockets", WeakSet[web.WebSocketResponse])
+
+
+def application(environ: Mapping[str, str]) -> web.Application:
+    """Build it; `environ` says which worker it is."""
+    app = web.Application()
+    service = environ.get(SERVICE, "worker")
+    app[_NAME] = f"{service}/{environ[SLOT]}" if SLOT in environ else service
+    app[_LEAVING] = asyncio.Event()
+    sockets: WeakSet[web.WebSocketResponse] = WeakSet()
+    app[_SOCKETS] = sockets
+    app.on_shutdown.append(_leave)
+    for path, handler in _PAGES.items():
+        # Any method: a person tries with whatever the client at hand sends.
+        app.router.add_route("*", path, handler)
+    return app
+
+
+async def hello(request: web.Request) -> web.Response:
+    return web.Response(text=f"hello from {_who(request)}\n")
+
+
+async def healthz(request: web.Request) -> web.Response:
+    return web.Response(text="ok\n")
+
+
+async def headers(request: web.Request) -> web.Response:
+    """The head as it arrived here, which is where a proxy's work is to be seen."""
+    version = f"HTTP/{request.version.major}.{request.version.minor}"
+    head = {
+        "method": request.method,
+        "target": request.raw_path,
+        "version": version,
+        "peer": request.remote,
+        "headers": [[name, value] for name, value in request.headers.items()],
+    }
+    return web.json_response(head, dumps=lambda value: json.dumps(value, indent=1) + "\n")
+
+
+async def echo(request: web.Request) -> web.StreamResponse:
+    """The body, as it comes."""
+    answer = web.StreamResponse()
+    answer.content_type = "application/octet-stream"
+    if "Content-Type" in request.headers:
+        answer.headers["Content-Type"] = request.headers["Content-Type"]
+    # An encoded body was decoded on its way in, and is longer now.
+    if request.content_length is not None and "Content-Encoding" not in request.headers:
+        answer.content_length = request.content_length
+    await answer.prepare(request)
+    if request.method != "HEAD":
+        async for piece in request.content.iter_any():
+            await answer.write(piece)
+    await answer.write_eof()
+    return answer
+
+
+async def sleep(request: web.Request) -> web.Response:
+    seconds = _number(request, "s", default=1.0, most=_MAX_SLEEP_S)
+    await asyncio.sleep(seconds)
+    return web.Response(text=f"slept {seconds:g} s in {_who(request)}\n")
+
+
+async def some_bytes(request: web.Request) -> web.StreamResponse:
+    left = int(_number(request, "n", default=1 << 20, most=_MAX_BYTES))
+    answer = web.StreamResponse()
+    answer.content_type = "application/octet-stream"
+    answer.content_length = left
+    await answer.prepare(request)
+    while left and request.method != "HEAD":
+        piece = _PIECE[:left]
+        await answer.write(piece)
+        left -= len(piece)
+    await answer.write_eof()
+    return answer
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """Server-sent events, one a second, until the client or the worker leaves."""
+    count = int(_number(request, "n", default=_MAX_EVENTS, most=_MAX_EVENTS))
+    answer = web.StreamResponse(headers={"Cache-Control": "no-store"})
+    answer.content_type = "text/event-stream"
+    await answer.prepare(request)
+    for number in range(count):
+        await answer.write(f"id: {number}\ndata: {_who(request)}\n\n".encode())
+        if number + 1 < count and await _told_to_leave(request.app[_LEAVING], within_s=1.0):
+            break
+    await answer.write_eof()
+    return answer
+
+
+async def websocket(request: web.Request) -> web.WebSocketResponse:
+    """Says what it hears."""
+    socket = web.WebSocketResponse(max_msg_size=16 << 20)
+    await socket.prepare(request)
+    request.app[_SOCKETS].add(socket)
+    async for message in socket:
+        if message.type is WSMsgType.TEXT:
+            await socket.send_str(message.data)
+        elif message.type is WSMsgType.BINARY:
+            await socket.send_bytes(message.data)
+    return socket
+
+
+async def crash(request: web.Request) -> web.Response:
+    """Die, without a chance to clean up.
+
+    The answer goes out first: a proxy may send an unanswered GET to the next worker, and
+    one visit would end them all.
+    """
+    asyncio.get_running_loop().call_later(_LAST_WORD_S, os._exit, 1)
+    text = f"{_who(request)} dies now\n"
+    return web.Response(text=text, headers={"Connection": "close"})
+
+
+async def burn(request: web.Request) -> web.Response:
+    """Keep the processor, and with it the event loop, for so much processor time."""
+    milliseconds = _number(request, "ms", default=100.0, most=_MAX_BURN_MS)
+    until = time.thread_time() + milliseconds / 1000
+    while time.thread_time() < until:
+        pass
+    return web.Response(text=f"burnt {milliseconds:g} ms in {_who(request)}\n")
+
+
+_PAGES: Final[dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = {
+    "/": hello,
+    "/healthz": healthz,
+    "/headers": headers,
+    "/echo": echo,
+    "/sleep": sleep,
+    "/bytes": some_bytes,
+    "/sse": events,
+    "/ws": websocket,
+    "/crash": crash,
+    "/burn": burn,
+}
+
+
+async def _leave(app: web.Application) -> None:
+    app[_LEAVING].set()
+    sockets = app[_SOCKETS]
+    for socket in list(sockets):
+        await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the worker is leaving")
+
+
+async def _told_to_leave(leaving: asyncio.Event, within_s: float) -> bool:
+    try:
+        async with asyncio.timeout(within_s):
+            return await leaving.wait()
+    except TimeoutError:
+        return False
+
+
+def _who(request: web.Request) -> str:
+    return f"{request.app[_NAME]} (pid {os.getpid()})"
+
+
+def _number(request: web.Request, name: str, *, default: float, most: float) -> float:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    # Not a number compares false with everything, so it is refused here as well.
+    if not 0 <= value <= most:
+        raise web.HTTPBadRequest(
+            text=f"{name}={text!r:.40}: a number from 0 to {most:g} is wanted\n"
+        )
+    return value
+
+
+app: Final = application(os.environ)  # noqa: TID251 -- what `penstock_worker.demo:app` names

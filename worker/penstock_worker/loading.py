@@ -1,0 +1,182 @@
+"""From "mypkg.mod:app" to something that can be served.
+
+Owns the question of what an attribute is: an aiohttp Application, an ASGI 3 application, or
+a factory of one of them. What it is not is said in one line, with the place in the user's
+code, since that line is all that a person sees of a worker that does not start. How a
+program is served is not known here.
+
+The kinds are told apart by signature and never by trying: calling an ASGI application to
+see what happens would start a request.
+"""
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+_ACCEPTED: Final = (
+    "an aiohttp Application, an ASGI 3 application, or a factory of one without arguments"
+)
+
+
+class LoadError(Exception):
+    """What is named cannot be served, and why, in one line. Trying again would not help."""
+
+    def __init__(self, reason: str, details: str = "") -> None:
+        super().__init__(reason)
+        self.details = details
+        """The traceback, if it happened in the user's code."""
+
+
+class StartError(Exception):
+    """The program refused to start and has said why itself; it may be over by the next try."""
+
+
+class Program(NamedTuple):
+    """What was found at `spec`."""
+
+    kind: Literal["aiohttp", "asgi", "factory"]
+    spec: str
+    target: Any
+
+
+def load(spec: str) -> Program:
+    """Import `spec` ("module:attribute", dots allowed in both) and say what it is.
+
+    LoadError if it cannot be imported, is not there, or is nothing that can be served.
+    """
+    module_name, _, path = spec.partition(":")
+    names = path.split(".")
+    if not all(name.isidentifier() for name in (*module_name.split("."), *names)):
+        raise LoadError(f'"{spec}" is not MODULE:ATTRIBUTE, as in mypkg.mod:app')
+    try:
+        target: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise LoadError(f'cannot import "{spec}": {explained(error)}', details(error)) from error
+    for name in names:
+        try:
+            target = getattr(target, name)
+        except AttributeError:
+            raise LoadError(f'cannot import "{spec}": {_missing(target, name)}') from None
+    return classified(spec, target)
+
+
+async def made(program: Program) -> Program:
+    """Call a factory; everything else is returned as it is.
+
+    LoadError if it made nothing that can be served. What the factory itself raises is
+    passed on: it may have met something that is over by the next try.
+    """
+    if program.kind != "factory":
+        return program
+    target = program.target()
+    if inspect.isawaitable(target):
+        target = await target
+    found = classified(f"{program.spec}()", target)
+    if found.kind == "factory":
+        raise LoadError(f'"{found.spec}" is another callable without arguments, not {_ACCEPTED}')
+    return found
+
+
+def classified(spec: str, target: object) -> Program:
+    if _is_aiohttp(target):
+        return Program("aiohttp", spec, target)
+    if callable(target):
+        try:
+            signature = inspect.signature(target)
+        except (TypeError, ValueError):
+            raise LoadError(f'"{spec}" is {_called(target)}, not {_ACCEPTED}') from None
+        return Program(_kind(spec, target, signature), spec, target)
+    raise LoadError(f'"{spec}" is {_called(target)}, not {_ACCEPTED}')
+
+
+def explained(error: BaseException) -> str:
+    """One line: the error, and the place in the user's code that it comes from."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    line = f"{type(error).__name__}: {' '.join(text.split())}" if text else type(error).__name__
+    where = _place(error)
+    return f"{line} ({where})" if where else line
+
+
+def details(error: BaseException) -> str:
+    """The traceback from where the user's code begins; empty if it had no part in it."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    names = [frame.f_code.co_filename for frame, _ in frames]
+    wanted = _is_theirs if any(map(_is_theirs, names)) else _is_foreign
+    place = error.__traceback__
+    while place is not None and not wanted(place.tb_frame.f_code.co_filename):
+        place = place.tb_next
+    if place is None and not isinstance(error, SyntaxError):
+        return ""
+    return "".join(traceback.format_exception(type(error), error, place))
+
+
+def _kind(
+    spec: str, target: Callable[..., object], signature: inspect.Signature
+) -> Literal["asgi", "factory"]:
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    # A decorator often hides the three names behind *args; a factory hardly ever has them.
+    if _takes(signature, 3) and (takes_any or not _takes(signature, 0)):
+        return "asgi"
+    if _takes(signature, 0):
+        return "factory"
+    if _takes(signature, 2):
+        raise LoadError(
+            f'"{spec}" takes two arguments, like a WSGI application: '
+            "run it with a WSGI server as a command"
+        )
+    raise LoadError(f'"{spec}" is {_called(target)} with other arguments, not {_ACCEPTED}')
+
+
+def _takes(signature: inspect.Signature, number: int) -> bool:
+    try:
+        signature.bind(*(None,) * number)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_aiohttp(target: object) -> bool:
+    # Whoever has an Application has imported it; an ASGI program need not pay for it.
+    web = sys.modules.get("aiohttp.web")
+    return web is not None and isinstance(target, web.Application)
+
+
+def _called(target: object) -> str:
+    if target is None:
+        return "None"
+    name = type(target).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _missing(holder: object, name: str) -> str:
+    kind = "module" if inspect.ismodule(holder) else type(holder).__name__
+    return f'{kind} "{getattr(holder, "__name__", "")}" has no attribute "{name}"'
+
+
+def _place(error: BaseException) -> str:
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_shown(error.filename)}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    foreign = [frame for frame in frames if _is_foreign(frame.filename)]
+    # Rather the line of theirs that called a library than the line of the library.
+    chosen = [frame for frame in foreign if _is_theirs(frame.filename)] or foreign
+    return f"{_shown(chosen[-1].filename)}:{chosen[-1].lineno}" if chosen else ""
+
+
+def _is_foreign(filename: str) -> bool:
+    """Neither ours nor the import machinery's."""
+    return not filename.startswith("<frozen") and filename not in {__file__, importlib.__file__}
+
+
+def _is_theirs(filename: str) -> bool:
+    path = Path(filename)
+    return path.is_relative_to(Path.cwd()) and "site-packages" not in path.parts
+
+
+def _shown(filename: str) -> str:
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
