@@ -1,0 +1,101 @@
+"""Hand-made observations: a service `web` of two workers and one front, and one of upstreams.
+
+A fixture and not a module to import, because test modules cannot import each other.
+"""
+
+import json
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from penstock_proxy.metrics import FRONT_SLOT, ServiceCounters, snapshot
+from penstock_supervisor.observation import ChildView, Observation
+
+
+@pytest.fixture
+def made() -> SimpleNamespace:
+    return SimpleNamespace(
+        front=front, worker=worker, observation=observation, row=row, front_stats=front_stats
+    )
+
+
+def counters() -> ServiceCounters:
+    counted = ServiceCounters()
+    counted.connections = 5
+    counted.active = 2
+    counted.worker_connections[0] = 3
+    counted.requests["GET", 200, 0] = 7
+    counted.requests["GET", 503, FRONT_SLOT] = 1
+    counted.total.observe(0.003)
+    counted.total.observe(100.0)
+    counted.sent = 1000
+    counted.checks[0, "ok"] = 4
+    return counted
+
+
+def row(slot: int, standing: str = "up", **more: Any) -> dict[str, Any]:
+    return {
+        "slot": slot, "address": f"127.0.0.1:810{slot}", "weight": 1, "standing": standing,
+        "active": 3, "failures": 0, "ejections": 2, "reason": "", **more,
+    }  # fmt: skip
+
+
+def front_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
+    """What came over the channel: through JSON, as there."""
+    told = snapshot(
+        {"web": counters()},
+        fds={"listener": 1, "client": 2, "upstream": 3, "other": 9},
+        loop_lag_s=0.002,
+        log_dropped={},
+    )
+    stats: dict[str, Any] = json.loads(
+        json.dumps({"cmd": "stats", "seq": 1, "metrics": told, "pools": pools})
+    )
+    return stats
+
+
+def front(**changes: Any) -> ChildView:
+    return _child(
+        {
+            "role": "front", "service": "", "slot": 0, "address": "", "fresh": True,
+            "stats": front_stats(web=[row(0), row(1, "down")], api=[row(0)]), **changes,
+        }
+    )  # fmt: skip
+
+
+def worker(slot: int = 0, **changes: Any) -> ChildView:
+    return _child(
+        {
+            "role": "worker", "service": "web", "slot": slot,
+            "address": f"127.0.0.1:810{slot}", **changes,
+        }
+    )  # fmt: skip
+
+
+def _child(values: dict[str, Any]) -> ChildView:
+    # Our own pid: a process that is certain to be there.
+    defaults: dict[str, Any] = {
+        "state": "up", "pid": os.getpid(), "restarts": {}, "since_s": 1.5, "last_exit": "",
+    }  # fmt: skip
+    return ChildView(**{**defaults, **values})
+
+
+def observation(*children: ChildView, **changes: Any) -> Observation:
+    values: dict[str, Any] = {
+        "children": children or (front(), worker(0), worker(1)),
+        "services": {
+            "web": {
+                "scheme": "ports", "mode": "http", "listen": "127.0.0.1:8000",
+                "workers": ("127.0.0.1:8100", "127.0.0.1:8101"),
+            },
+            "api": {
+                "scheme": "ports", "mode": "tcp", "listen": "127.0.0.1:8001",
+                "upstreams": ("127.0.0.1:8100",),
+            },
+        },
+        "uptime_s": 12.0, "ready": True, "stopping": False,
+        "listener_fds": 3, "channel_fds": 3, "loop_lag_s": 0.001,
+    }  # fmt: skip
+    return Observation(**{**values, **changes})

@@ -1,0 +1,240 @@
+"""Proves that the admin port answers what it should, disturbs nothing, and leaves nothing open."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from penstock_supervisor import admin
+from penstock_supervisor.observation import Observation
+
+Observe = Callable[[float], Awaitable[Observation]]
+
+
+def always(observation: Observation) -> Observe:
+    async def observe(_: float) -> Observation:
+        return observation
+
+    return observe
+
+
+@asynccontextmanager
+async def client(observe: Observe) -> AsyncIterator[aiohttp.ClientSession]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    host, port = listener.getsockname()
+    async with (
+        admin.serve(listener, observe),
+        aiohttp.ClientSession(f"http://{host}:{port}") as session,
+    ):
+        yield session
+    assert listener.fileno() == -1
+
+
+async def got(session: aiohttp.ClientSession, path: str, **headers: str) -> tuple[int, str, str]:
+    async with session.get(path, headers=headers) as answer:
+        return answer.status, answer.headers["Content-Type"], await answer.text()
+
+
+async def test_metrics_are_text_by_default(made: Any) -> None:
+    async with client(always(made.observation())) as session:
+        status, kind, body = await got(session, "/metrics")
+    assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert 'penstock_connections_total{service="web"} 5.0\n' in body
+    assert not body.endswith("# EOF\n")
+
+
+async def test_metrics_are_openmetrics_when_asked_for(made: Any) -> None:
+    async with client(always(made.observation())) as session:
+        status, kind, body = await got(
+            session, "/metrics", Accept="application/openmetrics-text; version=1.0.0"
+        )
+    assert (status, kind) == (200, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+    assert body.endswith("# EOF\n")
+
+
+async def test_metrics_are_compressed_only_for_who_can_read_that(made: Any) -> None:
+    async with client(always(made.observation())) as session:
+        async with session.get("/metrics", headers={"Accept-Encoding": "gzip"}) as answer:
+            assert answer.headers["Content-Encoding"] == "gzip"
+            assert "penstock_build_info" in await answer.text()
+        async with session.get("/metrics", headers={"Accept-Encoding": "identity"}) as answer:
+            assert "Content-Encoding" not in answer.headers
+
+
+async def test_the_supervisor_is_healthy_as_long_as_it_answers(made: Any) -> None:
+    async with client(always(made.observation(ready=False, stopping=True))) as session:
+        assert await got(session, "/healthz") == (200, "text/plain; charset=utf-8", "ok\n")
+
+
+async def test_readiness_says_which_service_has_no_worker(made: Any) -> None:
+    pools = {"web": [made.row(0, "down")], "api": [made.row(0)]}
+    observation = made.observation(made.front(stats=made.front_stats(**pools)), ready=False)
+    async with client(always(observation)) as session:
+        status, _, text = await got(session, "/readyz")
+    assert (status, text) == (503, "not ready: no worker in rotation for web\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"ready": True}, (200, "ready\n")),
+        ({"ready": False}, (503, "not ready\n")),
+        ({"ready": True, "stopping": True}, (503, "stopping\n")),
+    ],
+)
+async def test_readiness_is_that_of_the_run(
+    made: Any, changes: dict[str, bool], expected: tuple[int, str]
+) -> None:
+    async with client(always(made.observation(**changes))) as session:
+        status, _, text = await got(session, "/readyz")
+    assert (status, text) == expected
+
+
+async def test_the_status_is_json(made: Any) -> None:
+    async with client(always(made.observation())) as session:
+        status, kind, body = await got(session, "/status")
+    assert (status, kind) == (200, "application/json; charset=utf-8")
+    assert json.loads(body)["services"]["web"]["workers"][1]["standing"] == "down"
+
+
+async def test_the_index_links_every_page(made: Any) -> None:
+    async with client(always(made.observation())) as session:
+        status, kind, body = await got(session, "/")
+        assert (status, kind) == (200, "text/html; charset=utf-8")
+        links = [part.split('"')[0] for part in body.split('href="')[1:]]
+        assert {(await got(session, link))[0] for link in links} == {200}
+    assert sorted(links) == ["/healthz", "/metrics", "/readyz", "/status"]
+
+
+async def test_other_paths_are_not_found_and_other_methods_not_allowed(made: Any) -> None:
+    async with client(always(made.observation())) as session:
+        assert (await got(session, "/nothing"))[0] == 404
+        for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+            async with session.request(method, "/metrics") as answer:
+                assert answer.status == 405
+        async with session.head("/metrics") as answer:
+            assert (answer.status, await answer.read()) == (200, b"")
+
+
+async def test_requests_that_come_together_share_one_observation(made: Any) -> None:
+    begun: list[asyncio.Event] = []
+    entered = asyncio.Event()
+
+    async def observe(_: float) -> Observation:
+        gate = asyncio.Event()
+        begun.append(gate)
+        entered.set()
+        await gate.wait()
+        observation: Observation = made.observation()
+        return observation
+
+    shared = admin._Shared(observe, 1.0)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(shared.look())
+        await entered.wait()
+        entered.clear()
+        later = [tasks.create_task(shared.look()) for _ in range(20)]
+        begun[0].set()
+        await first
+        await entered.wait()
+        assert not any(one.done() for one in later), "they would see what was before they asked"
+        begun[1].set()
+    assert len(begun) == 2
+    assert len({id(one.result()) for one in later}) == 1
+    assert first.result() is not later[0].result()
+
+
+async def test_an_observation_that_fails_is_made_again_for_the_next(
+    made: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = 0
+
+    async def observe(_: float) -> Observation:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError("once")
+        observation: Observation = made.observation()
+        return observation
+
+    async with client(observe) as session:
+        assert (await got(session, "/status"))[0] == 500
+        assert (await got(session, "/status"))[0] == 200
+    assert "once" in caplog.text
+
+
+async def test_children_get_a_deadline_and_a_probe_a_shorter_one(made: Any) -> None:
+    deadlines: list[float] = []
+
+    async def observe(deadline_s: float) -> Observation:
+        deadlines.append(deadline_s)
+        observation: Observation = made.observation()
+        return observation
+
+    async with client(observe) as session:
+        await got(session, "/metrics")
+        await got(session, "/readyz")
+    assert deadlines == [1.0, 0.1]
+
+
+async def test_connections_are_bounded_and_come_back(made: Any) -> None:
+    async with client(always(made.observation())) as session:
+        address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
+        held = []
+        for _ in range(admin.MAX_CONNECTIONS):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            held.append(writer)
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await got(session, "/healthz")
+        for writer in held:
+            writer.close()
+            await writer.wait_closed()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    assert (await got(session, "/healthz"))[0] == 200
+                    break
+                except aiohttp.ClientConnectionError:
+                    await asyncio.sleep(0)
+
+
+async def test_garbage_is_refused_and_the_next_is_served(made: Any) -> None:
+    async with client(always(made.observation())) as session:
+        address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"\x16\x03\x01 nonsense\r\n\r\n")
+        assert b" 400 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        assert (await got(session, "/healthz"))[0] == 200
+
+
+async def test_a_unix_socket_will_do(made: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "admin")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    async with (
+        admin.serve(listener, always(made.observation())),
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session,
+    ):
+        assert (await got(session, "http://localhost/healthz"))[0] == 200
+
+
+async def test_the_end_does_not_wait_for_idle_connections(made: Any) -> None:
+    async with client(always(made.observation())) as session:
+        address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    async with asyncio.timeout(10):
+        await reader.read()
+    writer.close()

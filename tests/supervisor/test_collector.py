@@ -1,0 +1,276 @@
+"""Proves that a page tells what was observed, exactly, in both formats, and nothing else."""
+
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from penstock_proxy import metrics
+from penstock_supervisor import collector
+from penstock_supervisor.collector import render
+from penstock_supervisor.observation import Observation
+
+Values = dict[tuple[str, ...], float]
+
+
+def page(observation: Observation) -> str:
+    body, kind = render(observation, "")
+    assert kind == "text/plain; version=0.0.4; charset=utf-8"
+    return body.decode()
+
+
+def samples(observation: Observation, name: str, *labels: str) -> Values:
+    """By the values of `labels`; those are all that the sample has."""
+    found: Values = {}
+    for family in parse_text(page(observation)):
+        for sample in family.samples:
+            if sample.name == name:
+                assert set(sample.labels) == set(labels), name
+                found[tuple(sample.labels[label] for label in labels)] = sample.value
+    return found
+
+
+@contextmanager
+def process(code: str) -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+PROCESS = ("role", "service", "slot")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "penstock_process_open_fds", "penstock_process_max_fds", "penstock_process_threads",
+        "penstock_process_resident_memory_bytes", "penstock_process_cpu_seconds_total",
+    ],
+)  # fmt: skip
+def test_every_process_has_the_figures_of_the_kernel(made: Any, name: str) -> None:
+    found = samples(made.observation(), name, *PROCESS)
+    assert set(found) == {
+        ("supervisor", "", ""), ("front", "", "0"), ("worker", "web", "0"), ("worker", "web", "1"),
+    }  # fmt: skip
+    assert all(value > 0 for value in found.values())
+
+
+def test_descriptors_and_their_limit_are_the_processs_own(made: Any) -> None:
+    code = """if True:
+        import os, resource, time
+        resource.setrlimit(resource.RLIMIT_NOFILE, (123, resource.getrlimit(7)[1]))
+        kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(40)]
+        print(flush=True)
+        time.sleep(60)
+    """
+    with process(code) as child:
+        observation = made.observation(made.worker(pid=child.pid))
+        opened = samples(observation, "penstock_process_open_fds", *PROCESS)
+        limit = samples(observation, "penstock_process_max_fds", *PROCESS)
+        expected = len(os.listdir(f"/proc/{child.pid}/fd"))  # noqa: PTH208
+    assert expected > 40
+    assert opened["worker", "web", "0"] == expected
+    assert limit["worker", "web", "0"] == 123
+
+
+def test_no_limit_is_infinite(monkeypatch: pytest.MonkeyPatch, made: Any) -> None:
+    def unlimited(*_: object) -> tuple[int, int]:
+        return (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+    monkeypatch.setattr("psutil.Process.rlimit", unlimited)
+    limit = samples(made.observation(), "penstock_process_max_fds", *PROCESS)
+    assert limit["supervisor", "", ""] == math.inf
+
+
+def test_a_process_that_vanished_is_left_out_and_its_state_is_told_still(made: Any) -> None:
+    with process("print(flush=True); import time; time.sleep(60)") as child:
+        pass
+    observation = made.observation(made.worker(pid=child.pid, state="up"))
+    assert set(samples(observation, "penstock_process_open_fds", *PROCESS)) == {
+        ("supervisor", "", "")
+    }
+    state = samples(observation, "penstock_worker_state", *PROCESS, "state")
+    assert state["worker", "web", "0", "up"] == 1
+
+
+def test_a_zombie_harms_nothing(made: Any) -> None:
+    with process("print(flush=True); import time; time.sleep(60)") as child:
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert "penstock_worker_state" in page(made.observation(made.worker(pid=child.pid)))
+
+
+def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> None:
+    observation = made.observation(made.worker(pid=None, state="backoff"))
+    state = samples(observation, "penstock_worker_state", *PROCESS, "state")
+    assert {key[3]: value for key, value in state.items() if value} == {"backoff": 1}
+    assert len(state) > 1
+    assert not samples(observation, "penstock_worker_info", *PROCESS, "pid", "address")
+
+
+def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
+    told = {"metrics": {"fds": {"listener": 1, "client": 5}, "loop_lag_s": 0.25}}
+    observation = made.observation(made.front(), made.worker(stats=told))
+    found = samples(observation, "penstock_fds", *PROCESS, "kind")
+    assert found["front", "", "0", "upstream"] == 3
+    assert found["worker", "web", "0", "client"] == 5
+    assert found["supervisor", "", "", "listener"] == 3
+    assert found["supervisor", "", "", "other"] > 0
+    lag = samples(observation, "penstock_event_loop_lag_seconds", *PROCESS)
+    assert lag == {
+        ("supervisor", "", ""): 0.001, ("front", "", "0"): 0.002, ("worker", "web", "0"): 0.25,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "stats",
+    [
+        {"metrics": None},
+        {"metrics": []},
+        {"metrics": {"fds": 7, "loop_lag_s": "late"}},
+        {"metrics": {"fds": {"client": "x", "listener": None, "a": True}, "loop_lag_s": None}},
+        {"metrics": {"fds": {"client": -1, "channel": math.nan}, "loop_lag_s": math.inf}},
+        {"metrics": {"fds": {"client": 10**400}, "loop_lag_s": []}},
+    ],
+)
+def test_nonsense_from_a_worker_is_left_out(made: Any, stats: dict[str, Any]) -> None:
+    observation = made.observation(made.worker(stats=stats))
+    assert all(key[0] != "worker" for key in samples(observation, "penstock_fds", *PROCESS, "kind"))
+    lag = samples(observation, "penstock_event_loop_lag_seconds", *PROCESS)
+    assert set(lag) == {("supervisor", "", "")}
+
+
+def test_unknown_kinds_of_descriptors_share_one_label(made: Any) -> None:
+    told = {"metrics": {"fds": {"a\n": 1, "b": 2, "other": 4}}}
+    found = samples(made.observation(made.worker(stats=told)), "penstock_fds", *PROCESS, "kind")
+    assert found["worker", "web", "0", "other"] == 7
+
+
+def test_restarts_are_told_for_every_reason_from_the_start(made: Any) -> None:
+    observation = made.observation(made.front(), made.worker(restarts={"signal": 2}))
+    found = samples(observation, "penstock_worker_restarts_total", *PROCESS, "reason")
+    assert {key: value for key, value in found.items() if value} == {
+        ("worker", "web", "0", "signal"): 2
+    }
+    assert {key[3] for key in found} == {"exit", "signal", "start_timeout", "spawn"}
+
+
+def test_the_rotation_is_what_the_front_says(made: Any) -> None:
+    observation = made.observation()
+    rotation = samples(observation, "penstock_worker_in_rotation", "service", "slot")
+    assert rotation == {("web", "0"): 1, ("web", "1"): 0, ("api", "0"): 1}
+    standing = samples(observation, "penstock_worker_standing", "service", "slot", "standing")
+    assert {key for key, value in standing.items() if value} == {
+        ("web", "0", "up"), ("web", "1", "down"), ("api", "0", "up"),
+    }  # fmt: skip
+    assert samples(observation, "penstock_worker_active", "service", "slot")["web", "0"] == 3
+    assert samples(observation, "penstock_ejections_total", "service", "slot")["web", "0"] == 2
+
+
+def test_upstreams_that_nobody_supervises_are_told_with_their_addresses(made: Any) -> None:
+    found = samples(made.observation(), "penstock_worker_info", *PROCESS, "pid", "address")
+    assert ("worker", "api", "0", "", "127.0.0.1:8100") in found
+    assert ("worker", "web", "0", str(os.getpid()), "127.0.0.1:8100") in found
+    assert sum(key[1] == "web" for key in found) == 2
+
+
+def test_traffic_is_told_as_the_front_counted_it(made: Any) -> None:
+    observation = made.observation()
+    requests = samples(observation, "penstock_requests_total", "service", "slot", "method", "code")
+    assert requests == {("web", "0", "GET", "200"): 7, ("web", "", "GET", "503"): 1}
+    assert samples(observation, "penstock_connections_total", "service") == {("web",): 5}
+    assert samples(observation, "penstock_bytes_total", "service", "direction") == {
+        ("web", "sent"): 1000, ("web", "received"): 0,
+    }  # fmt: skip
+    checks = samples(observation, "penstock_health_checks_total", "service", "slot", "result")
+    assert checks == {("web", "0", "ok"): 4}
+
+
+def test_a_histogram_is_cumulative_and_complete(made: Any) -> None:
+    buckets = samples(
+        made.observation(),
+        "penstock_request_duration_seconds_bucket", "service", "phase", "le",
+    )  # fmt: skip
+    total = {float(key[2]): value for key, value in buckets.items() if key[1] == "total"}
+    assert list(total) == [*metrics.BUCKETS_S, math.inf]
+    assert (total[0.0025], total[0.005], total[60.0], total[math.inf]) == (0, 1, 1, 2)
+    name = "penstock_request_duration_seconds"
+    assert samples(made.observation(), f"{name}_count", "service", "phase")["web", "total"] == 2
+    summed = samples(made.observation(), f"{name}_sum", "service", "phase")
+    assert summed["web", "total"] == pytest.approx(100.003)
+
+
+def test_what_several_fronts_counted_is_one_sum(made: Any) -> None:
+    observation = made.observation(made.front(slot=0), made.front(slot=1))
+    assert samples(observation, "penstock_connections_total", "service") == {("web",): 10}
+    assert samples(observation, "penstock_worker_active", "service", "slot")["web", "0"] == 6
+    assert samples(observation, "penstock_ejections_total", "service", "slot")["web", "0"] == 4
+
+
+def test_a_front_that_never_answered_leaves_traffic_out(made: Any) -> None:
+    observation = made.observation(made.front(stats={}))
+    assert not samples(observation, "penstock_connections_total", "service")
+    assert not samples(observation, "penstock_worker_in_rotation", "service", "slot")
+
+
+def test_the_supervisors_own_standard_metrics_are_there(made: Any) -> None:
+    observation = made.observation()
+    for name in ("process_open_fds", "process_max_fds", "process_start_time_seconds"):
+        assert samples(observation, name)[()] > 0
+    assert "python_info{" in page(observation)
+    (build,) = samples(observation, "penstock_build_info", "version", "python")
+    assert build[0]
+
+
+def test_openmetrics_is_given_to_who_asks_for_it(made: Any) -> None:
+    prometheus = (
+        "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    )
+    for accept in (
+        prometheus,
+        "application/openmetrics-text; version=x",
+        "*/*, Application/OpenMetrics-text",
+    ):
+        body, kind = render(made.observation(), accept)
+        assert kind == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        assert body.endswith(b"# EOF\n")
+    names = {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]
+    assert {"penstock_requests", "penstock_worker", "penstock_fds"} <= names
+
+
+def test_every_row_of_both_tables_is_on_the_page(made: Any) -> None:
+    text = page(made.observation())
+    for metric in (*collector.TABLE, *metrics.TABLE):
+        assert f"# HELP {metric.name} {metric.help}" in text
+        assert any(line.startswith(metric.name) for line in text.splitlines()), metric.name
+
+
+def test_no_metric_is_named_twice() -> None:
+    names = [metric.name for metric in (*collector.TABLE, *metrics.TABLE)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.needs("promtool")
+def test_promtool_has_nothing_to_say(made: Any) -> None:
+    judged = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=page(made.observation()), capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert (judged.returncode, judged.stdout, judged.stderr) == (0, "", "")

@@ -1,0 +1,52 @@
+"""Proves that /status puts what the front says beside what the supervisor says, slot by slot."""
+
+import json
+from typing import Any
+
+from penstock_supervisor.status import describe, lacking
+
+
+def test_a_status_says_everything_about_a_worker(made: Any) -> None:
+    worker = made.worker(restarts={"signal": 1}, last_exit="SIGKILL", pid=4711)
+    status = describe(made.observation(made.front(), worker), "1.2.3", 99)
+    assert status["services"]["web"]["workers"] == [
+        {
+            "slot": 0, "address": "127.0.0.1:8100", "state": "up", "since": 1.5, "pid": 4711,
+            "restarts": {"signal": 1}, "last_exit": "SIGKILL", "answers": False,
+            "standing": "up", "reason": "", "weight": 1, "active": 3, "failures": 0,
+            "ejections": 2,
+        }
+    ]  # fmt: skip
+
+
+def test_a_status_is_json_and_says_what_runs(made: Any) -> None:
+    status = json.loads(json.dumps(describe(made.observation(), "1.2.3", 99)))
+    assert (status["version"], status["pid"], status["uptime"]) == ("1.2.3", 99, 12.0)
+    assert (status["ready"], status["stopping"]) == (True, False)
+    assert [front["state"] for front in status["fronts"]] == ["up"]
+    web = status["services"]["web"]
+    assert (web["scheme"], web["mode"], web["listen"]) == ("ports", "http", "127.0.0.1:8000")
+    assert [worker["standing"] for worker in web["workers"]] == ["up", "down"]
+
+
+def test_upstreams_are_workers_without_a_process(made: Any) -> None:
+    (upstream,) = describe(made.observation(), "", 0)["services"]["api"]["workers"]
+    assert (upstream["slot"], upstream["address"]) == (0, "127.0.0.1:8100")
+    assert upstream["standing"] == "up"
+    assert "pid" not in upstream
+
+
+def test_what_no_front_has_said_is_null(made: Any) -> None:
+    status = describe(made.observation(made.front(stats={}), made.worker()), "", 0)
+    (worker,) = status["services"]["web"]["workers"]
+    assert worker["standing"] is None
+    (upstream,) = status["services"]["api"]["workers"]
+    assert upstream["active"] is None
+
+
+def test_a_service_without_a_worker_in_rotation_is_lacking(made: Any) -> None:
+    pools = {"web": [made.row(0, "ejected"), made.row(1, "checking")], "api": [made.row(0)]}
+    observation = made.observation(made.front(stats=made.front_stats(**pools)))
+    assert lacking(observation) == ("web",)
+    assert lacking(made.observation()) == ()
+    assert lacking(made.observation(made.worker())) == ("web", "api")
