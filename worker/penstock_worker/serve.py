@@ -34,7 +34,7 @@ _READABLE: Final = frozenset(
     {contract.PORT, contract.HOST, contract.SERVICE, contract.SLOT, contract.NODE_SLOT}
 )
 """Names that a program may want to read; the rest would mislead the children it starts."""
-_ORPHANED_S: Final = 5.0
+_ORPHANED_S: Final = 2.0
 """What is in flight may finish when the supervisor dies, but nothing survives it for long."""
 _EXIT_BROKEN: Final = 1
 _EXIT_USAGE: Final = 2
