@@ -249,7 +249,8 @@ class ClientConnection(asyncio.Protocol):
         self.service.deadlines.disarm(self)
         if self.exchange is not None:
             self.exchange.client_gone()
-        self.service.client_lost(self)
+        self.service.clients.discard(self)
+        self.service.client_lost()
 
 
 def peer_address(peer: Any) -> str:

@@ -28,6 +28,7 @@ class Waiting(Protocol):
 
 
 NEVER: Final = float("inf")
+_NOBODY: Final[tuple[float, set[Waiting]]] = (NEVER, set())
 
 
 class Deadlines:
@@ -39,7 +40,8 @@ class Deadlines:
         self.now = now
         self._next = int(now / TICK_S)
         """The oldest bucket that has not come up."""
-        self._buckets: dict[int, set[Waiting]] = {}
+        self._buckets: dict[int, tuple[float, set[Waiting]]] = {}
+        """By index: when it begins, and who is in it. All in it share the one float."""
 
     def arm(self, waiting: Waiting, deadline: float) -> None:
         """Set a deadline. Cheap when it is later than the one before."""
@@ -58,8 +60,7 @@ class Deadlines:
         self.now = now
         current = int(now / TICK_S)
         while self._next < current:
-            due = self._buckets.pop(self._next, ())
-            start = self._next * TICK_S
+            start, due = self._buckets.pop(self._next, _NOBODY)
             self._next += 1
             for waiting in due:
                 # Another one's `expired` may have moved or forgotten it meanwhile.
@@ -73,12 +74,15 @@ class Deadlines:
     def _put(self, waiting: Waiting) -> None:
         # A deadline in the past still waits for the next tick.
         index = max(int(waiting.deadline / TICK_S), self._next)
-        waiting.bucket = index * TICK_S
-        self._buckets.setdefault(index, set()).add(waiting)
+        bucket = self._buckets.get(index)
+        if bucket is None:
+            bucket = self._buckets[index] = (index * TICK_S, set())
+        waiting.bucket = bucket[0]
+        bucket[1].add(waiting)
 
     def _take(self, waiting: Waiting) -> None:
         if waiting.bucket != NEVER:
             bucket = self._buckets.get(int(waiting.bucket / TICK_S))
             if bucket is not None:
-                bucket.discard(waiting)
+                bucket[1].discard(waiting)
             waiting.bucket = NEVER

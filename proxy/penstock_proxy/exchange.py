@@ -33,12 +33,14 @@ from penstock_proxy.errors import (
 )
 from penstock_proxy.forwarding import Prepared, Response
 from penstock_proxy.http1 import Chunked, RequestLine
+from penstock_proxy.pump import OK
 from penstock_proxy.upstream import Body, WorkerConnection
 
 if TYPE_CHECKING:
     from penstock_proxy.client import ClientConnection
     from penstock_proxy.dial import Dialing
     from penstock_proxy.pool import Member
+    from penstock_proxy.pump import ClientHalf
 
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 _MAX_TRIES: Final = 16
@@ -48,33 +50,28 @@ _MAX_TRIES: Final = 16
 class Exchange:
     """One request and its response."""
 
-    __slots__ = (
-        "_chunked_in",
-        "_chunked_out",
-        "_fresh",
-        "_keep",
-        "_last_fault",
-        "_left_in",
-        "_outgoing",
-        "_responding",
-        "_streamed",
-        "_tried",
-        "client",
-        "connect_s",
-        "dialing",
-        "first_byte_s",
-        "line",
-        "link",
-        "member",
-        "prepared",
-        "received",
-        "request_done",
-        "request_id",
-        "retries",
-        "sent",
-        "started",
-        "status",
-    )
+    # Defaults of the class, not slots: most of an exchange never changes from them, and
+    # setting two dozen attributes would be a tenth of what the whole of it costs.
+    connect_s: float | None = None
+    first_byte_s: float | None = None
+    member: "Member | None" = None
+    link: WorkerConnection | None = None
+    dialing: "Dialing | None" = None
+    status = 0
+    sent = 0
+    """Bytes of the response's body."""
+    received = 0
+    """Bytes of the request's body."""
+    retries = 0
+    _left_in = 0
+    _chunked_in: Chunked | None = None
+    _chunked_out = False
+    _streamed = False
+    """Bytes of the body are gone that cannot be sent again."""
+    _responding = False
+    _fresh = False
+    _tried: "tuple[Member, ...]" = ()
+    _last_fault = NO_WORKER
 
     def __init__(
         self, client: "ClientConnection", line: RequestLine, prepared: Prepared, request_id: bytes
@@ -84,32 +81,13 @@ class Exchange:
         self.prepared = prepared
         self.request_id = request_id
         self.started = monotonic()
-        self.connect_s: float | None = None
-        self.first_byte_s: float | None = None
-        self.member: Member | None = None
-        self.link: WorkerConnection | None = None
-        self.dialing: Dialing | None = None
-        self.status = 0
-        self.sent = 0
-        """Bytes of the response's body."""
-        self.received = 0
-        """Bytes of the request's body."""
-        self.retries = 0
-        self.request_done = prepared.framing.length <= 0 and not prepared.framing.chunked
-        self._left_in = prepared.framing.length
-        self._chunked_in = None if not prepared.framing.chunked else Chunked(BAD_REQUEST)
-        self._chunked_out = False
         self._outgoing: list[bytes] = []
-        self._streamed = False
-        """Bytes of the body are gone that cannot be sent again."""
-        self._responding = False
-        self._fresh = False
-        self._tried: tuple[Member, ...] = ()
-        self._last_fault = NO_WORKER
-        if line.minor:
-            self._keep = not prepared.close
-        else:
-            self._keep = prepared.keep_alive
+        self._keep = not prepared.close if line.minor else prepared.keep_alive
+        framing = prepared.framing
+        self.request_done = framing.length <= 0 and not framing.chunked
+        if not self.request_done:
+            self._left_in = framing.length
+            self._chunked_in = Chunked(BAD_REQUEST) if framing.chunked else None
 
     # -- to the worker
 
@@ -258,7 +236,7 @@ class Exchange:
         """The response is complete."""
         if self._chunked_out:
             self.relay(b"0\r\n" + trailers + b"\r\n", 0)
-        self._close("ok", keep=self._keep and self.request_done)
+        self._close(OK, keep=self._keep and self.request_done)
 
     def switch(self, link: WorkerConnection, response: Response, rest: bytes) -> None:
         """The worker agreed to another protocol: from here on bytes are just bytes."""
@@ -418,11 +396,15 @@ class Exchange:
                 link.transport.close()
         client.exchange_over(keep=keep, cut=cut)
 
-    def tunnel_over(self, ended: str, received: int, sent: int) -> None:
+    def pump_closed(self, half: "ClientHalf") -> None:
         """The pipe that this exchange became is closed."""
-        self.received += received
-        self.sent += sent
-        if ended != "ok":
-            self.client.service.counters.errors[ended] += 1
-        self.client.service.count(self, self.member, monotonic() - self.started, ended)
+        service = self.client.service
+        service.admission.upstreams -= 1
+        self.received += half.received
+        self.sent += half.sent
+        if half.outcome != OK:
+            service.counters.errors[half.outcome] += 1
+        service.count(self, self.member, monotonic() - self.started, half.outcome)
         self._leave_member()
+        service.clients.discard(self.client)
+        service.client_lost()

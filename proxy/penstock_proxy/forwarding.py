@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from penstock_proxy import http1
 from penstock_proxy.errors import BAD_REQUEST, BAD_RESPONSE
-from penstock_proxy.http1 import NO_LENGTH, Framing, RequestLine
+from penstock_proxy.http1 import Framing, RequestLine
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -177,6 +177,24 @@ def _claims(name: bytes) -> bool:
     return folded.startswith(b"x-forwarded-") or folded in _CLAIMS or folded == b"x-request-id"
 
 
+class Responses:
+    """Turns response heads around. Workers repeat theirs, to the very byte, all second long."""
+
+    def __init__(self) -> None:
+        self._remembered: dict[bytes, Response] = {}
+
+    def read(self, head: bytes) -> Response:
+        """Judge a response head and say what goes to the client. Raises Rejected."""
+        known = self._remembered.get(head)
+        if known is None:
+            known = response(head)
+            if len(head) <= _REMEMBERED_SIZE:
+                if len(self._remembered) >= _REMEMBERED:
+                    self._remembered.clear()
+                self._remembered[head] = known
+        return known
+
+
 def response(head: bytes) -> Response:
     """Judge a worker's response head and say what goes to the client. Raises Rejected."""
     minor, status, end = http1.parse_status_line(head)
@@ -208,6 +226,3 @@ def trailers(block: bytes) -> bytes:
         for line in block.split(b"\r\n")
         if line and line.partition(b":")[0].lower() not in _NO_TRAILERS
     )
-
-
-__all__ = ["NO_LENGTH", "Forwarding", "Prepared", "Response", "response", "trailers"]

@@ -154,7 +154,7 @@ class Front:
             self._finished.set_result(status)
 
     def _leave_when_empty(self) -> None:
-        if self._draining and not any(service.clients for service in self._services.values()):
+        if self._draining and not any(service.counters.active for service in self._services.values()):
             self._finish(0)
 
     # -- telling

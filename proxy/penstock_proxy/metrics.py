@@ -26,14 +26,12 @@ METHODS: Final = frozenset(
 """A client names its method as it likes: anything else is counted as OTHER *before* it
 becomes a key of `requests`, or a stranger could grow that dictionary for ever."""
 
-METHOD_LABELS: Final = {method.encode(): method for method in METHODS}
-"""For the data path: `METHOD_LABELS.get(method, OTHER)`."""
-
 FRONT_SLOT: Final = -1
 """The slot of requests that the front answered by itself; its label is empty."""
 
-REJECTIONS: Final = ("descriptors", "connections", "queue_full", "no_worker", "stopping")
-"""Why somebody was not let in: no descriptor left, max_connections, limits.queue, …"""
+REJECTIONS: Final = ("queue_full", "no_worker")
+"""Why somebody was not let in. Too many connections is none of them: a front that is full
+stops accepting, and who comes waits in the listener's queue."""
 
 CHECK_RESULTS: Final = ("ok", "failed", "timeout", "refused")
 

@@ -9,8 +9,7 @@ reads nothing until its peer is there.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from penstock_proxy.deadlines import NEVER, Deadlines
 from penstock_proxy.metrics import ServiceCounters
@@ -71,11 +70,18 @@ class WorkerHalf(_Half):
         self.other.ended(error, "worker_reset")
 
 
+class Owner(Protocol):
+    """Who made a pair, and is told of its end. An object, because a closure is larger."""
+
+    def pump_closed(self, half: "ClientHalf") -> None:
+        """Both connections are gone. Called once."""
+
+
 class ClientHalf(_Half):
     """The connection from the client, and the account of the pair."""
 
     __slots__ = (
-        "_closed",
+        "_owner",
         "bucket",
         "counters",
         "deadline",
@@ -94,16 +100,15 @@ class ClientHalf(_Half):
         counters: ServiceCounters,
         deadlines: Deadlines,
         idle_s: float,
-        closed: Callable[["ClientHalf"], None],
+        owner: Owner,
     ) -> None:
-        """`closed` is called once, when both connections are gone."""
         super().__init__()
         self.other = WorkerHalf()
         self.other.other = self
         self.counters = counters
         self.deadlines = deadlines
         self.idle_s = idle_s
-        self._closed = closed
+        self._owner = owner
         self.received = 0
         self.sent = 0
         self.outcome = OK
@@ -144,7 +149,7 @@ class ClientHalf(_Half):
                 half.transport.close()
         if self.transport is None and self.other.transport is None:
             self.deadlines.disarm(self)
-            self._closed(self)
+            self._owner.pump_closed(self)
 
     def expired(self, now: float) -> None:
         if self.touched + self.idle_s > now:

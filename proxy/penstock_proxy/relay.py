@@ -34,7 +34,6 @@ class Relay:
         "bucket",
         "connect_s",
         "deadline",
-        "half",
         "member",
         "retries",
         "service",
@@ -47,7 +46,6 @@ class Relay:
         self.started = monotonic()
         self.connect_s: float | None = None
         self.member: Member | None = None
-        self.half: ClientHalf | None = None
         self.retries = 0
         self.deadline = NEVER
         self.bucket = NEVER
@@ -84,10 +82,7 @@ class Relay:
         service.counters.worker_connections[member.slot] += 1
         if member.failures:
             service.pool.succeeded(member)
-        half = ClientHalf(
-            service.counters, service.deadlines, service.timeouts.tunnel, self._closed
-        )
-        self.half = half
+        half = ClientHalf(service.counters, service.deadlines, service.timeouts.tunnel, self)
         client, self._sock = self._sock, None
         # The worker's half first: it must stand before the client's first byte.
         adopt(service.loop, half.other, sock)
@@ -142,10 +137,10 @@ class Relay:
         self._sock.close()
         service.relay_over(self, fault.kind, 0, 0)
 
-    def _closed(self, half: ClientHalf) -> None:
+    def pump_closed(self, half: ClientHalf) -> None:
+        """Both connections are gone."""
         service, member = self.service, self.member
         assert member is not None
-        self.half = None
         service.admission.upstreams -= 1
         member.active -= 1
         if half.outcome != OK:

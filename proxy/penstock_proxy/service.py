@@ -26,7 +26,7 @@ from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.dial import adopt, dial, socket_address, why
 from penstock_proxy.errors import Fault, Side
 from penstock_proxy.exchange import Exchange
-from penstock_proxy.forwarding import Forwarding
+from penstock_proxy.forwarding import Forwarding, Responses
 from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER, ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
 from penstock_proxy.pump import ClientHalf
@@ -65,9 +65,11 @@ class ServiceFront:
         self.log = log
         self.counters = ServiceCounters()
         self.forwarding = Forwarding(config.trusted_proxies, config.limits.headers)
+        self.responses = Responses()
         self.idle: dict[int, deque[WorkerConnection]] = {t.slot: deque() for t in config.targets}
         self.waiting: dict[Exchange | Relay, None] = {}
-        self.clients: set[ClientConnection | Relay] = set()
+        self.clients: set[ClientConnection] = set()
+        """Under http only: who may be idle and has to be told when we stop."""
         self.stopping = False
         self.addresses = {t.slot: socket_address(parse_address(t.address)) for t in config.targets}
         self._rotated = rotated
@@ -83,7 +85,7 @@ class ServiceFront:
             Acceptor(loop, socket.socket(fileno=fd), self._has_room, self._accepted)
             for fd in config.listeners
         ]
-        self._id_prefix = urandom(10).hex()
+        self._id_prefix = urandom(10).hex().encode()
         self._ids = count()
         self._lines = 0
         self._wall = 0.0
@@ -105,19 +107,16 @@ class ServiceFront:
             self.clients.add(client)
             adopt(self.loop, client, sock)
         else:
-            relay = Relay(self, sock, peer)
-            self.clients.add(relay)
-            relay.dispatch()
+            Relay(self, sock, peer).dispatch()
 
-    def client_lost(self, client: ClientConnection | Relay) -> None:
+    def client_lost(self) -> None:
         """A client's connection is closed."""
-        self.clients.discard(client)
         self.counters.active -= 1
         self.admission.clients -= 1
 
     def relay_over(self, relay: Relay, ended: str, received: int, sent: int) -> None:
         """A relayed TCP connection has ended."""
-        self.client_lost(relay)
+        self.client_lost()
         total_s = monotonic() - relay.started
         self.counters.total.observe(total_s)
         if self.log is not None:
@@ -166,13 +165,7 @@ class ServiceFront:
     def tunnel(self, exchange: Exchange, link: WorkerConnection) -> None:
         """Make one pipe of an exchange's two connections."""
         client = exchange.client
-
-        def closed(half: ClientHalf) -> None:
-            self.admission.upstreams -= 1
-            exchange.tunnel_over(half.outcome, half.received, half.sent)
-            self.client_lost(client)
-
-        half = ClientHalf(self.counters, self.deadlines, self.timeouts.tunnel, closed)
+        half = ClientHalf(self.counters, self.deadlines, self.timeouts.tunnel, exchange)
         half.transport, half.other.transport = client.transport, link.transport
         client.transport.set_protocol(half)
         link.transport.set_protocol(half.other)
@@ -225,8 +218,7 @@ class ServiceFront:
             acceptor.drain()
         self.stopping = True
         for client in list(self.clients):
-            if isinstance(client, ClientConnection):
-                client.stop()
+            client.stop()
 
     # -- telling
 
@@ -283,7 +275,7 @@ class ServiceFront:
 
     def next_request_id(self) -> bytes:
         """Unique on this host and in this process; 32 hexadecimal digits."""
-        return b"%b%012x" % (self._id_prefix.encode(), next(self._ids))
+        return b"%b%012x" % (self._id_prefix, next(self._ids))
 
     def _say(self, level: int, message: str, *args: object) -> None:
         self._lines += 1

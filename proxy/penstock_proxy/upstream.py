@@ -116,7 +116,7 @@ class WorkerConnection(asyncio.Protocol):
                     raise Rejected(BAD_RESPONSE, "response head too large")
                 self._buffer = data
                 return
-            response = forwarding.response(data[:end])
+            response = exchange.client.service.responses.read(data[:end])
             data = data[end:]
             if response.status >= 200:
                 break
