@@ -48,7 +48,7 @@ _INDEX: Final = """\
 
 @asynccontextmanager
 async def serve(sock: socket.socket, observe: Observe) -> AsyncIterator[None]:
-    """Answer on the listening `sock` until the end of the block, which closes it."""
+    """Answer on the listening `sock`, which stays the caller's, until the end of the block."""
     loop = asyncio.get_running_loop()
     runner = web.AppRunner(_Pages(observe).app(), access_log=None, shutdown_timeout=_LINGER_S)
     await runner.setup()
@@ -58,10 +58,11 @@ async def serve(sock: socket.socket, observe: Observe) -> AsyncIterator[None]:
     def connection() -> asyncio.BaseProtocol:
         return http() if len(http.connections) < MAX_CONNECTIONS else _Refused()
 
+    # asyncio closes what it is given; who opened a unix socket has a name to remove too.
     if sock.family == socket.AF_UNIX:
-        listening = await loop.create_unix_server(connection, sock=sock)
+        listening = await loop.create_unix_server(connection, sock=sock.dup())
     else:
-        listening = await loop.create_server(connection, sock=sock)
+        listening = await loop.create_server(connection, sock=sock.dup())
     try:
         yield
     finally:

@@ -26,14 +26,13 @@ def always(observation: Observation) -> Observe:
 
 @asynccontextmanager
 async def client(observe: Observe) -> AsyncIterator[aiohttp.ClientSession]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    host, port = listener.getsockname()
-    async with (
-        admin.serve(listener, observe),
-        aiohttp.ClientSession(f"http://{host}:{port}") as session,
-    ):
-        yield session
-    assert listener.fileno() == -1
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        async with (
+            admin.serve(listener, observe),
+            aiohttp.ClientSession(f"http://{host}:{port}") as session,
+        ):
+            yield session
 
 
 async def got(session: aiohttp.ClientSession, path: str, **headers: str) -> tuple[int, str, str]:
@@ -219,14 +218,26 @@ async def test_garbage_is_refused_and_the_next_is_served(made: Any) -> None:
 
 async def test_a_unix_socket_will_do(made: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "admin")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen()
-    async with (
-        admin.serve(listener, always(made.observation())),
-        aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session,
-    ):
-        assert (await got(session, "http://localhost/healthz"))[0] == 200
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        async with (
+            admin.serve(listener, always(made.observation())),
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session,
+        ):
+            assert (await got(session, "http://localhost/healthz"))[0] == 200
+
+
+async def test_the_end_closes_what_was_opened_and_leaves_the_listener(made: Any) -> None:
+    def opened() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        before = opened()
+        async with admin.serve(listener, always(made.observation())):
+            assert opened() == before + 1
+        assert opened() == before
+        assert listener.fileno() >= 0
 
 
 async def test_the_end_does_not_wait_for_idle_connections(made: Any) -> None:
