@@ -86,19 +86,21 @@ def _name(text: str) -> str:
     return text
 
 
-def _word(value: str) -> str:
-    if not value or "\0" in value:
-        raise ValueError("expected a word of at least one character")
+def _text(value: str) -> str:
+    # What ends a string for the kernel cannot be in one.
+    if "\0" in value:
+        raise ValueError("expected no zero byte")
     return value
 
 
-def _words(command: tuple[str, ...]) -> tuple[str, ...]:
-    if not command:
+def _command(words: tuple[str, ...]) -> tuple[str, ...]:
+    # Only the program needs a name; an empty argument is one.
+    if not words or not words[0]:
         raise ValueError('expected a program and its arguments, such as ["node", "server.js"]')
-    return command
+    return words
 
 
-Word = Annotated[str, AfterValidator(_word)]
+Text = Annotated[str, AfterValidator(_text)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
 
@@ -138,15 +140,15 @@ class Service(Traffic):
     listen: Annotated[AddressText, Field(examples=["127.0.0.1:8000"])]
     scheme: Literal["ports"] = "ports"
     app: Annotated[str, AfterValidator(parse_app)] | None = None
-    command: Annotated[tuple[Word, ...], AfterValidator(_words)] | None = None
+    command: Annotated[tuple[Text, ...], AfterValidator(_command)] | None = None
     upstreams: tuple[Upstream, ...] = ()
     workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=512)] = 2
     weights: tuple[Weight, ...] = ()
     """By slot."""
     ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
     """None: any that are free. A slot keeps its port."""
-    env: Mapping[Variable, str] = Field(default_factory=dict)
-    directory: Word | None = None
+    env: Mapping[Variable, Text] = Field(default_factory=dict)
+    directory: Text | None = None
     """Where the program is started; None: where the supervisor was."""
     access_log: Annotated[str, AfterValidator(_access_log)] = "stdout"
     restart: Restart = Restart()

@@ -112,8 +112,8 @@ def test_options_are_written_over_the_one_service_of_a_file(write: Write) -> Non
 
 
 def test_a_program_of_the_command_line_takes_the_place_of_the_files(write: Write) -> None:
-    web = service(write(APP), command=("node", "server.js"))
-    assert (web.app, web.command) == (None, ("node", "server.js"))
+    web = service(write(APP), command=("node", ""))
+    assert (web.app, web.command) == (None, ("node", ""))
 
 
 def test_options_do_not_guess_which_of_two_services_they_mean(write: Write) -> None:
@@ -240,6 +240,11 @@ def test_a_mistake_is_told_with_its_key(write: Write, line: str, problem: str) -
     assert complaints(write(APP + line)) == [f"service.web.{problem}"]
 
 
+BAD_COMMAND = (
+    '.command: expected a program and its arguments, such as ["node", "server.js"], not {}'
+)
+
+
 @pytest.mark.parametrize(
     ("program", "problem"),
     [
@@ -260,12 +265,13 @@ def test_a_mistake_is_told_with_its_key(write: Write, line: str, problem: str) -
         ("command = 'node server.js'", '.command: expected a list, not "node server.js"'),
         (
             "command = []",
-            '.command: expected a program and its arguments, such as ["node", "server.js"], not []',
+            BAD_COMMAND.format("[]"),
         ),
         (
             "command = ['']",
-            '.command[0]: expected a word of at least one character, not ""',
+            BAD_COMMAND.format('[""]'),
         ),
+        ('command = ["x", "\\u0000"]', '.command[1]: expected no zero byte, not "\\u0000"'),
         ("upstreams = []", ".upstreams: expected at least one address"),
         (
             "upstreams = ['x']",
