@@ -65,7 +65,7 @@ async def headers(request: web.Request) -> web.Response:
         "peer": request.remote,
         "headers": [[name, value] for name, value in request.headers.items()],
     }
-    return web.json_response(head, dumps=lambda value: json.dumps(value, indent=1) + "\n")
+    return web.json_response(head, dumps=lambda value: json.dumps(value) + "\n")
 
 
 async def echo(request: web.Request) -> web.StreamResponse:
