@@ -15,6 +15,8 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from penstock_proxy.dial import Stream
+
 _BATCH: Final = 16
 """Connections a wake-up, so that one busy listener does not starve the rest."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -30,10 +32,11 @@ class Acceptor:
         loop: asyncio.AbstractEventLoop,
         listener: socket.socket,
         has_room: Callable[[], bool],
-        deliver: Callable[[socket.socket, Any], None],
+        deliver: Callable[[Stream, Any], None],
     ) -> None:
         self._loop = loop
         self._listener = listener
+        self._family = int(listener.family)
         self._has_room = has_room
         self._deliver = deliver
         self._started = False
@@ -72,7 +75,8 @@ class Acceptor:
 
     def _accept(self) -> bool:
         try:
-            sock, peer = self._listener.accept()
+            # `accept` itself would make a socket object; see dial.Stream.
+            fd, peer = self._listener._accept()  # noqa: SLF001
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return False
         except OSError as error:
@@ -81,7 +85,7 @@ class Acceptor:
             self._out_of_descriptors(error)
             return False
         self._exhausted = False
-        self._deliver(sock, peer)
+        self._deliver(Stream(fd, self._family), peer)
         return True
 
     def _out_of_descriptors(self, error: OSError) -> None:

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -57,7 +58,8 @@ class Front:
     async def run(self, channel_: Channel) -> int:
         """Serve. Returns the exit status: 0 after a drain."""
         self._channel = channel_
-        await asyncio.wait({self._configured, self._finished}, return_when="FIRST_COMPLETED")
+        waits: set[asyncio.Future[Any]] = {self._configured, self._finished}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if self._finished.done():
             return self._finished.result()
         try:
@@ -92,7 +94,7 @@ class Front:
                 self._deadlines,
                 self._admission,
                 self._access_log(service),
-                lambda member, reason, name=service.name: self._rotated(name, member, reason),
+                partial(self._rotated, service.name),
             )
             self._services[service.name] = front
             self._checkers[service.name] = Checker(

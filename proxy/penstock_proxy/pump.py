@@ -20,11 +20,13 @@ OK: Final = "ok"
 class _Half(asyncio.Protocol):
     """One of the two connections. `transport` is None before it is made and after."""
 
-    __slots__ = ("finished", "other", "transport")
+    __slots__ = ("finished", "loop", "other", "transport")
 
     other: "_Half"
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Asked for by name, a running loop costs a getpid each time.
+        self.loop = loop
         self.transport: asyncio.Transport | None = None
         self.finished = False
         """It has sent its end of file."""
@@ -40,11 +42,20 @@ class _Half(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.finished = True
         other = self.other
-        if other.transport is None or other.finished:
+        if other.transport is None:
             return False
-        if not other.transport.is_closing():
-            other.transport.write_eof()
+        if other.finished:
+            # Both have said all they will: close both now, in one turn of the loop.
+            other.transport.close()
+            return False
+        # Often the other end closes in the same turn, and then there is nothing to tell it.
+        self.loop.call_soon(other.finish_writing)
         return True
+
+    def finish_writing(self) -> None:
+        """Pass the end of file on, unless the connection is on its way out already."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write_eof()
 
 
 class WorkerHalf(_Half):
@@ -97,13 +108,14 @@ class ClientHalf(_Half):
 
     def __init__(
         self,
+        loop: asyncio.AbstractEventLoop,
         counters: ServiceCounters,
         deadlines: Deadlines,
         idle_s: float,
         owner: Owner,
     ) -> None:
-        super().__init__()
-        self.other = WorkerHalf()
+        super().__init__(loop)
+        self.other = WorkerHalf(loop)
         self.other.other = self
         self.counters = counters
         self.deadlines = deadlines

@@ -5,13 +5,12 @@ worker on refusal, and the account when the pump is done. The client is not read
 its worker is there: what it sends first waits in the kernel, in nobody's memory.
 """
 
-import socket
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.client import peer_address
 from penstock_proxy.deadlines import NEVER
-from penstock_proxy.dial import Dialing, adopt, dial, why
+from penstock_proxy.dial import Dialing, Stream, adopt, dial, why
 from penstock_proxy.errors import CONNECT_FAILED, CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, Fault
 from penstock_proxy.pump import OK, ClientHalf
 
@@ -40,7 +39,7 @@ class Relay:
         "started",
     )
 
-    def __init__(self, service: "ServiceFront", sock: socket.socket, peer: Any) -> None:
+    def __init__(self, service: "ServiceFront", sock: Stream, peer: Any) -> None:
         self.service = service
         self.address = peer_address(peer)
         self.started = monotonic()
@@ -49,7 +48,7 @@ class Relay:
         self.retries = 0
         self.deadline = NEVER
         self.bucket = NEVER
-        self._sock: socket.socket | None = sock
+        self._sock: Stream | None = sock
         self._dialing: Dialing | None = None
         self._tried: tuple[Member, ...] = ()
         self._last_fault = NO_WORKER
@@ -68,7 +67,7 @@ class Relay:
         if self._dialing is not None:
             service.deadlines.arm(self, monotonic() + service.timeouts.connect)
 
-    def _dialed(self, sock: socket.socket | None, error: int) -> None:
+    def _dialed(self, sock: Stream | None, error: int) -> None:
         self._dialing = None
         service = self.service
         if sock is None:
@@ -82,7 +81,7 @@ class Relay:
         service.counters.worker_connections[member.slot] += 1
         if member.failures:
             service.pool.succeeded(member)
-        half = ClientHalf(service.counters, service.deadlines, service.timeouts.tunnel, self)
+        half = ClientHalf(service.loop, service.counters, service.deadlines, service.timeouts.tunnel, self)
         client, self._sock = self._sock, None
         # The worker's half first: it must stand before the client's first byte.
         adopt(service.loop, half.other, sock)

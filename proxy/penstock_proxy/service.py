@@ -23,7 +23,7 @@ from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.dial import adopt, dial, socket_address, why
+from penstock_proxy.dial import Stream, adopt, dial, socket_address, why
 from penstock_proxy.errors import Fault, Side
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding, Responses
@@ -98,7 +98,7 @@ class ServiceFront:
         limit = self.config.max_connections
         return self.admission.has_room() and (not limit or self.counters.active < limit)
 
-    def _accepted(self, sock: socket.socket, peer: Any) -> None:
+    def _accepted(self, sock: Stream, peer: Any) -> None:
         self.counters.connections += 1
         self.counters.active += 1
         self.admission.clients += 1
@@ -134,7 +134,7 @@ class ServiceFront:
         """Open a connection to a worker for an exchange."""
         self.admission.upstreams += 1
 
-        def done(sock: socket.socket | None, error: int) -> None:
+        def done(sock: Stream | None, error: int) -> None:
             if sock is None:
                 self.admission.upstreams -= 1
                 exchange.dialing = None
@@ -165,7 +165,7 @@ class ServiceFront:
     def tunnel(self, exchange: Exchange, link: WorkerConnection) -> None:
         """Make one pipe of an exchange's two connections."""
         client = exchange.client
-        half = ClientHalf(self.counters, self.deadlines, self.timeouts.tunnel, exchange)
+        half = ClientHalf(self.loop, self.counters, self.deadlines, self.timeouts.tunnel, exchange)
         half.transport, half.other.transport = client.transport, link.transport
         client.transport.set_protocol(half)
         link.transport.set_protocol(half.other)
