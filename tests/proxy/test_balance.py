@@ -1,0 +1,330 @@
+"""Turns are exact whoever comes and goes, and a client keeps its worker."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock_proxy.balance import (
+    ClientHash,
+    LeastConnections,
+    Lottery,
+    Policy,
+    PowerOfTwo,
+    RoundRobin,
+    policy,
+    schedule,
+)
+from penstock_proxy.config import Balance
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    address: str
+    weight: int = 1
+    active: int = 0
+
+    def __repr__(self) -> str:
+        return self.address
+
+
+def workers(*weights: int) -> list[Worker]:
+    return [Worker(f"w{index}", weight) for index, weight in enumerate(weights)]
+
+
+def names(policy: Policy[Worker], picks: int, avoid: Sequence[Worker] = ()) -> str:
+    """Who was picked, as digits in order; "-" for nobody."""
+    return "".join(
+        "-" if member is None else member.address[1:]
+        for member in (policy.pick("client", avoid) for _ in range(picks))
+    )
+
+
+def drawn(*numbers: float) -> Callable[[], float]:
+    return iter(numbers).__next__
+
+
+weights = st.lists(st.integers(1, 6), min_size=1, max_size=6)
+
+
+# All policies
+
+
+@pytest.mark.parametrize("balance", get_args(Balance))
+@given(data=st.data())
+def test_only_the_rotation_is_picked_and_the_avoided_never(
+    balance: Balance, data: st.DataObject
+) -> None:
+    members = workers(*data.draw(weights))
+    chosen = policy(balance, members, random.Random(7).random)
+    assert chosen.pick("client", ()) is None, "nobody was put into the rotation yet"
+    for _ in range(5):
+        rotation = [member for member in members if data.draw(st.booleans())]
+        avoid = [member for member in members if data.draw(st.booleans())]
+        for member in members:
+            member.active = data.draw(st.integers(0, 3))
+        chosen.rotate(rotation)
+        allowed = set(rotation) - set(avoid)
+        for client in ("10.0.0.1", "::1", ""):
+            picked = chosen.pick(client, avoid)
+            assert picked in allowed if allowed else picked is None
+            assert (chosen.pick(client, ()) is None) is (not rotation)
+
+
+def test_no_policy_minds_an_empty_service() -> None:
+    for balance in get_args(Balance):
+        empty: list[Worker] = []
+        chosen = policy(balance, empty, random.random)
+        chosen.rotate([])
+        assert chosen.pick("client", ()) is None
+
+
+# Round robin
+
+
+def test_workers_take_turns() -> None:
+    members = workers(1, 1, 1)
+    turns = RoundRobin(members)
+    turns.rotate(members)
+    assert names(turns, 7) == "0120120"
+
+
+def test_a_heavy_worker_does_not_get_its_turns_in_one_row() -> None:
+    # The example that nginx's smooth weighted round robin is known by.
+    assert schedule([5, 1, 1]) == [0, 0, 1, 0, 2, 0, 0]
+
+
+def test_weights_count_only_against_each_other() -> None:
+    assert schedule([50, 100]) == schedule([1, 2])
+
+
+@given(weights)
+def test_a_round_holds_each_worker_as_often_as_its_weight(given_weights: list[int]) -> None:
+    divisor = gcd(*given_weights)
+    assert Counter(schedule(given_weights)) == {
+        index: weight // divisor for index, weight in enumerate(given_weights)
+    }
+
+
+@given(weights, st.data())
+def test_over_any_k_rounds_each_worker_gets_its_weight_times_k(
+    given_weights: list[int], data: st.DataObject
+) -> None:
+    members = workers(*given_weights)
+    rotation = data.draw(st.lists(st.sampled_from(members), min_size=1, unique=True))
+    turns = RoundRobin(members)
+    turns.rotate(rotation)
+    names(turns, data.draw(st.integers(0, 30)))  # a window may begin anywhere
+
+    rounds = data.draw(st.integers(1, 3))
+    window = rounds * sum(member.weight for member in rotation)
+    picked = Counter(turns.pick("client") for _ in range(window))
+    assert picked == {member: rounds * member.weight for member in rotation}
+
+
+def test_one_that_leaves_and_comes_back_moves_nobody_elses_turn() -> None:
+    members = workers(1, 1, 1, 1)
+    turns = RoundRobin(members)
+    turns.rotate(members)
+    assert names(turns, 2) == "01"
+    turns.rotate([members[0], members[2], members[3]])
+    assert names(turns, 1) == "2", "1 has left, and 2 is still next"
+    turns.rotate(members)
+    assert names(turns, 5) == "30123"
+
+
+class Walk:
+    """The model: a finger on the schedule that steps over whoever is not wanted."""
+
+    def __init__(self, members: Sequence[Worker]) -> None:
+        self.places = [members[i] for i in schedule([member.weight for member in members])]
+        self.finger = 0
+
+    def pick(self, wanted: set[Worker]) -> Worker | None:
+        if not wanted:
+            return None
+        while True:
+            member = self.places[self.finger % len(self.places)]
+            self.finger += 1
+            if member in wanted:
+                return member
+
+
+@given(weights, st.data())
+def test_turns_are_those_of_a_finger_on_the_schedule(
+    given_weights: list[int], data: st.DataObject
+) -> None:
+    members = workers(*given_weights)
+    turns, model = RoundRobin(members), Walk(members)
+    rotation: set[Worker] = set()
+    some = st.sets(st.sampled_from(members))
+    for _ in range(data.draw(st.integers(1, 30))):
+        if data.draw(st.booleans()):
+            rotation = data.draw(some)
+            turns.rotate(list(rotation))
+        avoid = data.draw(some | st.just(set()))
+        assert turns.pick("client", avoid) is model.pick(rotation - avoid)
+
+
+def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> None:
+    members = workers(1, 1, 1)
+    dead, turns = members[0], RoundRobin(members)
+    turns.rotate(members)
+    served: Counter[Worker | None] = Counter()
+    for _ in range(20):
+        picked = turns.pick("client")
+        served[turns.pick("client", {dead}) if picked is dead else picked] += 1
+    assert served == {members[1]: 10, members[2]: 10}
+
+
+def test_asking_in_vain_moves_nobodys_turn() -> None:
+    members = workers(1, 1)
+    turns = RoundRobin(members)
+    turns.rotate(members)
+    assert names(turns, 3, avoid=members) == "---"
+    assert names(turns, 3) == "010"
+
+
+# Least connections
+
+
+def test_the_one_with_the_least_to_do_for_its_weight_is_picked() -> None:
+    members = workers(1, 3, 1)
+    least = LeastConnections(members)
+    least.rotate(members)
+    for member, active in zip(members, (1, 2, 1), strict=True):
+        member.active = active
+    assert names(least, 2) == "11"
+    assert names(least, 4, avoid=[members[1]]) == "0202", "equals take turns"
+
+
+def test_idle_workers_take_turns_by_weight() -> None:
+    members = workers(3, 1)
+    least = LeastConnections(members)
+    least.rotate(members)
+    assert Counter(names(least, 40)) == {"0": 30, "1": 10}
+
+
+# Power of two
+
+
+def test_of_two_the_one_with_less_to_do_for_its_weight_is_picked() -> None:
+    members = workers(1, 1, 4)
+    members[0].active, members[1].active, members[2].active = 2, 1, 5
+    # first = 0; the others from the one behind it are 1 and 2
+    two: PowerOfTwo[Worker] = PowerOfTwo(drawn(0.0, 0.0, 0.0, 0.9, 0.9, 0.9))
+    two.rotate(members)
+    assert names(two, 3) == "121"
+
+
+def test_the_two_are_always_different_and_every_pair_comes_up() -> None:
+    members = workers(1, 1, 1)
+    pairs = set()
+    for first in (0.0, 0.4, 0.8):
+        for second in (0.0, 0.6):
+            two: PowerOfTwo[Worker] = PowerOfTwo(drawn(first, second))
+            two.rotate(members)
+            for member in members:
+                member.active = 0
+            one = two.pick("client")
+            assert one is not None
+            one.active = 1
+            again: PowerOfTwo[Worker] = PowerOfTwo(drawn(first, second))
+            again.rotate(members)
+            other = again.pick("client")
+            assert other is not None
+            assert other is not one
+            pairs.add((one.address, other.address))
+    assert len(pairs) == 6
+
+
+def test_a_tie_between_unequal_weights_is_drawn_by_weight() -> None:
+    members = workers(3, 1)
+    two: PowerOfTwo[Worker] = PowerOfTwo(random.Random(1).random)
+    two.rotate(members)
+    picked = Counter(names(two, 4000))
+    assert picked["0"] == pytest.approx(3000, rel=0.05)
+
+
+def test_a_lone_worker_needs_no_second_one() -> None:
+    members = workers(1, 1)
+    two: PowerOfTwo[Worker] = PowerOfTwo(drawn())
+    two.rotate(members[:1])
+    assert names(two, 1) == "0"
+    two.rotate(members)
+    assert names(two, 1, avoid=members[:1]) == "1"
+
+
+# Hash
+
+CLIENTS = [f"10.0.{n // 250}.{n % 250}" for n in range(2000)]
+
+
+def homes(members: Sequence[Worker]) -> dict[str, Worker | None]:
+    chosen: ClientHash[Worker] = ClientHash()
+    chosen.rotate(members)
+    return {client: chosen.pick(client) for client in CLIENTS}
+
+
+def test_one_that_leaves_moves_nobodys_clients_but_its_own() -> None:
+    members = workers(1, 2, 1, 1)
+    before, after = homes(members), homes(members[1:])
+    assert {c for c in CLIENTS if before[c] is not after[c]} == {
+        client for client, home in before.items() if home is members[0]
+    }
+
+
+def test_the_order_of_the_list_moves_nobody() -> None:
+    members = workers(1, 1, 2)
+    assert homes(members) == homes(members[::-1])
+
+
+def test_clients_spread_by_weight() -> None:
+    members = workers(1, 1, 2)
+    share = Counter(homes(members).values())
+    assert [share[m] / len(CLIENTS) for m in members] == pytest.approx([0.25, 0.25, 0.5], abs=0.04)
+
+
+def test_the_next_front_sends_each_client_where_the_last_one_did() -> None:
+    # Literal, so that a change of the hash is seen. Python's own differs by process.
+    home = homes(workers(1, 1, 1, 1))
+    assert "".join(str(home[client])[1:] for client in CLIENTS[:12]) == "211111330113"
+
+
+def test_a_second_try_goes_elsewhere_and_the_client_still_keeps_its_worker() -> None:
+    members = workers(1, 1, 1)
+    chosen: ClientHash[Worker] = ClientHash()
+    chosen.rotate(members)
+    home = chosen.pick("10.0.0.1")
+    assert home is not None
+    second = chosen.pick("10.0.0.1", [home])
+    assert second not in (home, None)
+    assert chosen.pick("10.0.0.1") is home
+    chosen.rotate([member for member in members if member is not home])
+    assert chosen.pick("10.0.0.1") is second, "the second choice is where it goes without home"
+
+
+def test_strangers_do_not_make_the_memory_of_clients_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock_proxy.balance._REMEMBERED_CLIENTS", 100)
+    members = workers(1, 1)
+    chosen: ClientHash[Worker] = ClientHash()
+    chosen.rotate(members)
+    first = {client: chosen.pick(client) for client in CLIENTS}
+    assert len(chosen._known) <= 100
+    assert {client: chosen.pick(client) for client in CLIENTS} == first
+
+
+# Random
+
+
+def test_the_lottery_has_a_ticket_for_each_unit_of_weight() -> None:
+    members = workers(1, 3)
+    lottery: Lottery[Worker] = Lottery(drawn(0.0, 0.25, 0.5, 0.999))
+    lottery.rotate(members)
+    assert names(lottery, 4) == "0111"

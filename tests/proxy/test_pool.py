@@ -1,0 +1,441 @@
+"""The table is complete, and no order of events empties a rotation that could be kept."""
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock_proxy.config import Balance, Ejection, Health, Target
+from penstock_proxy.pool import (
+    MAX_TIMES,
+    TRANSITIONS,
+    Event,
+    ImpossibleEventError,
+    Member,
+    Pool,
+    Standing,
+)
+
+AT_ONCE = Health(rise=1, fall=1)
+TWICE = Ejection(failures=2, eject_for=10.0, max_ejected=0.5)
+
+
+def never() -> float:
+    raise AssertionError("this policy needs no randomness")
+
+
+class Service:
+    """A pool of n workers that have all passed a check, and what it said about them."""
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        health: Health = AT_ONCE,
+        ejection: Ejection = TWICE,
+        balance: Balance = "round_robin",
+        up: bool = True,
+    ) -> None:
+        self.said: list[tuple[int, str]] = []
+        self.pool = Pool(
+            [
+                Target(slot=slot, address=f"127.0.0.1:{8101 + slot}", joined=up, up=up)
+                for slot in range(n)
+            ],
+            balance=balance,
+            health=health,
+            ejection=ejection,
+            random=never,
+            on_change=lambda member, reason: self.said.append((member.slot, reason)),
+        )
+        self.members = self.pool.members
+
+    def check(self, slot: int, *results: bool, now: float = 0.0, why: str = "HTTP 503") -> None:
+        for ok in results:
+            self.pool.checked(self.members[slot], ok=ok, now=now, why=why)
+
+    def fail(self, slot: int, times: int = 1, now: float = 0.0) -> None:
+        for _ in range(times):
+            self.pool.failed(self.members[slot], now)
+
+    def turns(self, n: int) -> list[int | None]:
+        picked = [self.pool.pick("client") for _ in range(n)]
+        return [member.slot if member else None for member in picked]
+
+    def standings(self) -> str:
+        return " ".join(member.standing for member in self.members)
+
+
+# The table
+
+
+@pytest.mark.parametrize(("standing", "event"), list(product(Standing, Event)))
+def test_every_pair_was_thought_of(standing: Standing, event: Event) -> None:
+    assert event in TRANSITIONS[standing]
+
+
+def test_every_standing_can_be_reached() -> None:
+    assert {to for row in TRANSITIONS.values() for to in row.values() if to} == set(Standing)
+
+
+@pytest.mark.parametrize("standing", list(Standing))
+def test_one_whose_process_is_gone_is_absent_whatever_it_was(standing: Standing) -> None:
+    assert TRANSITIONS[standing][Event.LEAVE] is Standing.ABSENT
+
+
+@pytest.mark.parametrize("standing", [s for s in Standing if s is not Standing.UP])
+def test_nobody_enters_the_rotation_but_by_a_check_or_an_ejections_end(
+    standing: Standing,
+) -> None:
+    entries = {event for event, to in TRANSITIONS[standing].items() if to is Standing.UP}
+    assert entries <= {Event.GOOD, Event.RETURN}
+
+
+@pytest.mark.parametrize(
+    ("standing", "event"),
+    [(s, e) for s, row in TRANSITIONS.items() for e, to in row.items() if to is None],
+)
+def test_an_impossible_event_is_a_bug_in_the_pool(standing: Standing, event: Event) -> None:
+    service = Service(1)
+    service.members[0].standing = standing
+    with pytest.raises(ImpossibleEventError, match=f"slot 0: {event.name} while {standing.name}"):
+        service.pool._step(service.members[0], event, "no reason")
+
+
+# Active checks
+
+
+def test_nobody_is_picked_before_its_first_good_check() -> None:
+    service = Service(2, up=False)
+    assert service.turns(1) == [None]
+    service.pool.join(0)
+    service.pool.join(1)
+    assert service.turns(1) == [None]
+    assert service.standings() == "checking checking"
+
+    service.check(1, False, True)
+    assert service.turns(2) == [1, 1]
+    assert service.pool.in_rotation == 1
+    assert service.said == [(1, "passed its first check")]
+
+
+def test_one_good_check_is_enough_for_a_start_but_not_for_a_comeback() -> None:
+    service = Service(1, health=Health(rise=2, fall=3))
+    service.check(0, False, False, True, False, False)
+    assert service.standings() == "up", "a good check ends a row of bad ones"
+    service.check(0, False)
+    assert service.standings() == "down"
+    service.check(0, True, False, True)
+    assert service.standings() == "down", "a bad check ends a row of good ones"
+    service.check(0, True)
+    assert service.standings() == "up"
+    assert service.said == [
+        (0, "failed 3 checks in a row: HTTP 503"),
+        (0, "passed 2 checks in a row"),
+    ]
+
+
+def test_one_check_is_not_called_a_row() -> None:
+    service = Service(1)
+    service.check(0, False, True, why="timed out")
+    assert service.said == [(0, "failed a check: timed out"), (0, "passed a check")]
+
+
+def test_one_that_was_never_up_waits_for_one_good_check_however_many_were_bad() -> None:
+    service = Service(1, health=Health(rise=2, fall=2), up=False)
+    service.pool.join(0)
+    service.check(0, False, False, False, why="connection refused")
+    assert service.standings() == "checking"
+    assert service.members[0].reason == "no good check yet: connection refused"
+    service.check(0, True)
+    assert service.standings() == "up"
+
+
+def test_a_check_of_one_that_has_left_changes_nothing() -> None:
+    service = Service(1)
+    service.pool.leave(0)
+    service.check(0, True, False, True)
+    assert service.standings() == "absent"
+
+
+# The supervisor's word
+
+
+def test_one_whose_process_is_gone_is_out_at_once_and_checked_anew() -> None:
+    service = Service(2)
+    service.pool.leave(0)
+    assert service.turns(2) == [1, 1]
+    service.pool.join(0)
+    assert service.turns(2) == [1, 1]
+    service.check(0, True)
+    assert sorted(service.turns(2), key=str) == [0, 1]
+    assert service.said == [(0, "process is gone"), (0, "passed its first check")]
+
+
+def test_the_supervisor_may_repeat_itself() -> None:
+    service = Service(1)
+    generation = service.members[0].generation
+    service.pool.join(0)
+    assert (service.standings(), service.members[0].generation) == ("up", generation)
+    service.pool.leave(0)
+    service.pool.leave(0)
+    assert service.said == [(0, "process is gone")]
+    assert service.members[0].generation == generation + 1
+
+
+def test_a_new_front_believes_what_the_last_one_found() -> None:
+    targets = [
+        Target(slot=0, address="127.0.0.1:1", joined=True, up=True),
+        Target(slot=1, address="127.0.0.1:2", joined=True),
+        Target(slot=2, address="127.0.0.1:3", up=True),
+    ]
+    said: list[str] = []
+    pool = Pool(
+        targets,
+        balance="hash",
+        health=Health(),
+        ejection=Ejection(),
+        random=never,
+        on_change=lambda _, reason: said.append(reason),
+    )
+    assert [member.standing for member in pool.members] == ["up", "checking", "absent"]
+    assert pool.pick("10.0.0.1") is pool.members[0]
+    assert not said
+
+
+def test_whoever_is_told_of_a_change_sees_the_new_rotation() -> None:
+    seen: list[tuple[int, Member | None]] = []
+    pool = Pool(
+        [Target(slot=0, address="127.0.0.1:1", joined=True)],
+        balance="round_robin",
+        health=AT_ONCE,
+        ejection=TWICE,
+        random=never,
+        on_change=lambda _member, _reason: seen.append((pool.in_rotation, pool.pick("client"))),
+    )
+    pool.checked(pool.members[0], ok=True, now=0.0, why="")
+    pool.leave(0)
+    assert seen == [(1, pool.members[0]), (0, None)]
+
+
+# Passive failures
+
+
+def test_failures_in_a_row_eject_for_a_time() -> None:
+    service = Service(2)
+    service.fail(0, 2, now=100.0)
+    assert service.turns(2) == [1, 1]
+    service.pool.tick(109.9)
+    assert service.pool.in_rotation == 1
+    service.pool.tick(110.0)
+    assert service.pool.in_rotation == 2
+    assert service.members[0].failures == 0
+    assert service.said == [
+        (0, "ejected for 10 s after 2 failures in a row"),
+        (0, "its ejection is over"),
+    ]
+    assert service.pool.ejections == {0: 1, 1: 0}
+
+
+def test_a_success_ends_a_row_of_failures() -> None:
+    service = Service(2)
+    service.fail(0)
+    service.pool.succeeded(service.members[0])
+    service.fail(0)
+    assert service.pool.in_rotation == 2
+
+
+def test_zero_failures_switch_ejection_off() -> None:
+    service = Service(2, ejection=Ejection(failures=0))
+    service.fail(0, 100)
+    assert service.standings() == "up up"
+
+
+def test_the_last_one_in_the_rotation_is_never_ejected() -> None:
+    service = Service(2, ejection=Ejection(failures=1, max_ejected=1.0))
+    service.fail(0)
+    service.fail(1, 10)
+    assert service.standings() == "ejected up"
+    assert service.said == [(0, "ejected for 10 s after a failure")]
+
+
+@pytest.mark.parametrize(
+    ("share", "members", "most"), [(0.5, 5, 2), (0.5, 2, 1), (0.0, 9, 0), (0.29, 100, 29)]
+)
+def test_no_more_than_the_share_is_ejected(share: float, members: int, most: int) -> None:
+    service = Service(members, ejection=Ejection(failures=1, max_ejected=share))
+    for slot in range(members):
+        service.fail(slot)
+    assert service.standings().count("ejected") == most
+
+
+def test_one_that_could_not_be_ejected_is_when_there_is_room_again() -> None:
+    service = Service(2)
+    service.fail(0, 2, now=0.0)
+    service.fail(1, 3, now=5.0)
+    service.pool.tick(10.0)
+    service.fail(1, now=11.0)
+    assert service.standings() == "up ejected"
+
+
+def test_each_ejection_is_longer_up_to_a_limit() -> None:
+    service = Service(2)
+    now, durations = 0.0, []
+    for _ in range(MAX_TIMES + 2):
+        service.fail(0, 2, now)
+        durations.append(service.members[0].until - now)
+        now = service.members[0].until
+        service.pool.tick(now)
+    assert durations == [10.0 * n for n in range(1, MAX_TIMES + 1)] + [100.0, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("healthy", "duration"),
+    [(0.0, 40.0), (29.9, 40.0), (30.0, 30.0), (49.9, 30.0), (50.0, 20.0), (60.0, 10.0)],
+)
+def test_an_ejection_is_forgotten_after_as_long_a_time_in_health(
+    healthy: float, duration: float
+) -> None:
+    service = Service(2)
+    now = 0.0
+    for _ in range(3):
+        service.fail(0, 2, now)
+        now = service.members[0].until
+        service.pool.tick(now)
+    service.fail(0, 2, now + healthy)
+    assert service.members[0].until - (now + healthy) == pytest.approx(duration)
+
+
+def test_time_spent_down_is_not_health() -> None:
+    service = Service(2)
+    service.fail(0, 2, now=0.0)
+    service.pool.tick(10.0)
+    service.check(0, False, now=11.0)
+    service.check(0, True, now=1000.0)
+    service.fail(0, 2, now=1001.0)
+    assert service.members[0].until == 1001.0 + 20.0
+
+
+def test_a_new_process_has_no_past() -> None:
+    service = Service(2)
+    service.fail(0, 2, now=0.0)
+    service.pool.leave(0)
+    service.pool.join(0)
+    service.check(0, True, now=1.0)
+    service.fail(0, 2, now=1.0)
+    assert service.members[0].until == 11.0
+    assert service.pool.ejections[0] == 2, "the metric forgets nothing"
+
+
+def test_one_that_is_ejected_and_fails_its_checks_is_down_and_stays_so() -> None:
+    service = Service(2)
+    service.fail(0, 2, now=0.0)
+    service.check(0, True, False)
+    assert service.standings() == "down up"
+    service.pool.tick(1000.0)
+    assert service.standings() == "down up"
+
+
+def test_good_checks_do_not_shorten_an_ejection() -> None:
+    service = Service(2)
+    service.fail(0, 2, now=0.0)
+    service.check(0, True, True, True)
+    assert service.standings() == "ejected up"
+
+
+@pytest.mark.parametrize("standing", [s for s in Standing if s is not Standing.UP])
+def test_failures_of_one_that_is_out_do_not_count(standing: Standing) -> None:
+    service = Service(3)
+    service.members[0].standing = standing
+    service.fail(0, 10)
+    assert (service.members[0].standing, service.members[0].failures) == (standing, 0)
+
+
+def test_the_ejected_are_called_back_when_nobody_else_is_left() -> None:
+    service = Service(2)
+    service.fail(0, 2)
+    service.pool.leave(1)
+    assert service.turns(1) == [0]
+    assert service.said[1:] == [(1, "process is gone"), (0, "nobody else is left")]
+
+
+# For people
+
+
+def test_rows_are_plain_values() -> None:
+    service = Service(2)
+    service.members[1].active = 3
+    service.fail(1)
+    service.fail(0, 2)
+    assert service.pool.rows() == [
+        {
+            "slot": 0,
+            "address": "127.0.0.1:8101",
+            "weight": 1,
+            "standing": "ejected",
+            "active": 0,
+            "failures": 2,
+            "ejections": 1,
+            "reason": "ejected for 10 s after 2 failures in a row",
+        },
+        {
+            "slot": 1,
+            "address": "127.0.0.1:8102",
+            "weight": 1,
+            "standing": "up",
+            "active": 3,
+            "failures": 1,
+            "ejections": 0,
+            "reason": "was up before the front was restarted",
+        },
+    ]
+    assert type(service.pool.rows()[0]["standing"]) is str
+
+
+# Any order of events
+
+
+def anything(service: Service, data: st.DataObject, now: float) -> None:
+    slot = data.draw(st.integers(0, len(service.members) - 1))
+    member, pool = service.members[slot], service.pool
+    possible: list[Callable[[], None]] = [
+        lambda: pool.join(slot),
+        lambda: pool.leave(slot),
+        lambda: pool.checked(member, ok=True, now=now, why=""),
+        lambda: pool.checked(member, ok=False, now=now, why="HTTP 500"),
+        lambda: pool.failed(member, now),
+        lambda: pool.succeeded(member),
+        lambda: pool.tick(now),
+    ]
+    data.draw(st.sampled_from(possible))()
+
+
+@given(st.data())
+def test_no_order_of_events_ejects_too_many_or_picks_one_that_is_out(data: st.DataObject) -> None:
+    share = data.draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+    service = Service(
+        data.draw(st.integers(1, 5)),
+        health=Health(rise=data.draw(st.integers(1, 2)), fall=data.draw(st.integers(1, 2))),
+        ejection=Ejection(failures=data.draw(st.integers(1, 2)), max_ejected=share),
+        up=data.draw(st.booleans()),
+    )
+    inside = {member for member in service.members if member.standing is Standing.UP}
+    now = 0.0
+    for _ in range(data.draw(st.integers(0, 40))):
+        now += data.draw(st.sampled_from([0.0, 1.0, 15.0]))
+        ejections = sum(service.pool.ejections.values())
+        anything(service, data, now)
+
+        up = [member for member in service.members if member.standing is Standing.UP]
+        ejected = [member for member in service.members if member.standing is Standing.EJECTED]
+        assert service.pool.in_rotation == len(up)
+        assert set(service.turns(len(up))) == {member.slot for member in up}
+        assert up or not ejected, "somebody is kept out although nobody else is left"
+        if sum(service.pool.ejections.values()) > ejections:
+            assert len(ejected) <= share * (len(up) + len(ejected))
+        for slot, _reason in service.said:
+            inside ^= {service.members[slot]}
+        service.said.clear()
+        assert inside == set(up), "an entry or exit was not told, or told twice"
