@@ -121,7 +121,9 @@ class ClientConnection(asyncio.Protocol):
         if line.minor and line.target.startswith(b"/"):
             start = head[: line.end]
         else:
-            target = line.target if line.target[:1] in b"/*" else http1.split_absolute(line.target)[1]
+            target = (
+                line.target if line.target[:1] in b"/*" else http1.split_absolute(line.target)[1]
+            )
             start = b"%b %b HTTP/1.1\r\n" % (line.method, target)
         exchange.start(b"%b%b%b%b\r\n\r\n" % (start, prepared.out, self.forwarded_for, request_id))
         if self.buffer and self.exchange is exchange and not exchange.request_done:

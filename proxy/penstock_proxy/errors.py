@@ -43,7 +43,9 @@ NO_WORKER: Final = Fault("no_worker", Side.FRONT, 503, "no worker available")
 QUEUE_FULL: Final = Fault("queue_full", Side.FRONT, 503, "too many requests are waiting")
 STOPPING: Final = Fault("stopping", Side.FRONT, 503, "shutting down")
 CONNECT_FAILED: Final = Fault("connect_failed", Side.WORKER, 502, "cannot connect to a worker")
-CONNECT_TIMEOUT: Final = Fault("connect_timeout", Side.WORKER, 504, "connecting to a worker took too long")
+CONNECT_TIMEOUT: Final = Fault(
+    "connect_timeout", Side.WORKER, 504, "connecting to a worker took too long"
+)
 WORKER_RESET: Final = Fault("worker_reset", Side.WORKER, 502, "the worker broke off")
 WORKER_CLOSED: Final = Fault("worker_closed", Side.WORKER, 502, "the worker closed the connection")
 BAD_RESPONSE: Final = Fault("bad_response", Side.WORKER, 502, "the worker's answer is not HTTP")

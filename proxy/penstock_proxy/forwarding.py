@@ -202,9 +202,7 @@ def response(head: bytes) -> Response:
     options = framing.connection
     kept = [b"HTTP/1.1" + head[8 : end - 2]]
     kept += [
-        raw
-        for name, _, raw in framing.lines
-        if name not in _HOP_BY_HOP and name not in options
+        raw for name, _, raw in framing.lines if name not in _HOP_BY_HOP and name not in options
     ]
     kept.append(b"")
     close = b"close" in options if minor else b"keep-alive" not in options

@@ -49,7 +49,7 @@ class Front:
         self._deadlines = Deadlines(monotonic())
         self._admission = Admission(_raise_descriptor_limit(), 0, 0)
         self._channel: Channel | None = None
-        self._configured: asyncio.Future[FrontConfig] = loop.create_future()
+        self._configured: asyncio.Future[None] = loop.create_future()
         self._finished: asyncio.Future[int] = loop.create_future()
         self._draining = False
         self._tick_due = 0.0
@@ -60,30 +60,21 @@ class Front:
         self._channel = channel_
         waits: set[asyncio.Future[Any]] = {self._configured, self._finished}
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if self._finished.done():
-            return self._finished.result()
-        try:
-            self._build(self._configured.result())
-        except OSError as error:
-            channel_.send({"cmd": orders.FAILED, "reason": str(error)})
-            return EXIT_FAILED
-        # What was made so far lives as long as the process: never look through it again.
-        gc.collect()
-        gc.freeze()
-        self._tick_due = monotonic()
-        self._tick()
-        async with asyncio.TaskGroup() as group:
-            checks = [group.create_task(checker.run()) for checker in self._checkers.values()]
-            for service in self._services.values():
-                for acceptor in service.acceptors:
-                    acceptor.start()
-            channel_.send({"cmd": orders.READY})
-            status = await self._finished
-            for check in checks:
-                check.cancel()
+        if not self._finished.done():
+            # What was made so far lives as long as the process: never look through it again.
+            gc.collect()
+            gc.freeze()
+            self._tick_due = monotonic()
+            self._tick()
+            self._tell({"cmd": orders.READY})
+            async with asyncio.TaskGroup() as group:
+                checks = [group.create_task(c.run()) for c in self._checkers.values()]
+                await asyncio.wait({self._finished})
+                for check in checks:
+                    check.cancel()
         for log in self._logs.values():
             log.close()
-        return status
+        return self._finished.result()
 
     def _build(self, config: FrontConfig) -> None:
         self._admission.listeners = sum(len(s.listeners) for s in config.services)
@@ -127,17 +118,23 @@ class Front:
         elif command == orders.REOPEN:
             for log in self._logs.values():
                 log.reopen()
+        elif command == orders.ACCEPT:
+            for front in self._services.values():
+                front.accept()
         elif command == orders.DRAIN:
             self.drain()
         else:
             _log.warning("an order that this front does not know: %.80r", command)
 
     def _configure(self, message: Message) -> None:
+        # At once, not in `run`: the next order may be in the same read.
         try:
-            self._configured.set_result(FrontConfig.model_validate(message["config"]))
-        except ValidationError as error:
-            self._tell({"cmd": orders.FAILED, "reason": f"configuration: {error}"})
+            self._build(FrontConfig.model_validate(message["config"]))
+        except (ValidationError, OSError) as error:
+            self._tell({"cmd": orders.FAILED, "reason": f"front: {error}"})
             self._finish(EXIT_FAILED)
+        else:
+            self._configured.set_result(None)
 
     def drain(self) -> None:
         """Accept no more, finish what there is, leave."""
@@ -156,7 +153,9 @@ class Front:
             self._finished.set_result(status)
 
     def _leave_when_empty(self) -> None:
-        if self._draining and not any(service.counters.active for service in self._services.values()):
+        if self._draining and not any(
+            service.counters.active for service in self._services.values()
+        ):
             self._finish(0)
 
     # -- telling

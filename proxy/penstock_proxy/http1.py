@@ -38,22 +38,20 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE: Final = re.compile(
     rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x24-\x7e]++) HTTP/(\d)\.(\d)\r\n"
 )
-_STATUS_LINE: Final = re.compile(
-    rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?+\r\n"
-)
-_FIELDS: Final = re.compile(
-    rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
-)
-_HOST: Final = re.compile(
-    rb"(?:[A-Za-z0-9.\-_~%!$&'()*+,;=]*+|\[[0-9A-Fa-f:.]++\])(?::\d{0,5}+)?+"
-)
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?+\r\n")
+_FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9.\-_~%!$&'()*+,;=]*+|\[[0-9A-Fa-f:.]++\])(?::\d{0,5}+)?+")
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?@]++)(/?+.*+)")
 _CHUNK_LINE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,15}+)"
     rb"(?:[ \t]*+;[ \t]*+" + _TOKEN + rb"++"
-    rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb'++|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"))?+)*+\r\n'
+    rb"(?:[ \t]*+=[ \t]*+(?:"
+    + _TOKEN
+    + rb'++|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"))?+)*+\r\n'
 )
-_TOKENS: Final = re.compile(rb"[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+(?:,[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+)*+")
+_TOKENS: Final = re.compile(
+    rb"[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+(?:,[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+)*+"
+)
 
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"host"})
 

@@ -6,13 +6,14 @@ messages are the whole of what they know of each other. No I/O, no clock.
 
 supervisor → front
     CONFIGURE  config=FrontConfig (as JSON)     first, once; listeners are inherited
+    ACCEPT                                      the listeners listen: accept from now on
     JOIN       service, slot                    the slot's process is ready: check it
     LEAVE      service, slot                    the slot's process is gone
     STATS      seq                              answered: seq, metrics, pools
     REOPEN                                      open log files anew
     DRAIN                                       accept no more, finish, exit 0
 front → supervisor
-    READY                                       every listener is being accepted from
+    READY                                       configured; waits for ACCEPT
     FAILED     reason                           cannot start; then exit 78
     ROTATION   service, slot, state, reason     a worker entered or left the rotation
     STATS      seq, metrics, pools
@@ -22,8 +23,20 @@ from typing import Final
 
 from penstock_worker.contract import FAILED, READY, STATS
 
-__all__ = ["CONFIGURE", "DRAIN", "FAILED", "JOIN", "LEAVE", "READY", "REOPEN", "ROTATION", "STATS"]
+__all__ = [
+    "ACCEPT",
+    "CONFIGURE",
+    "DRAIN",
+    "FAILED",
+    "JOIN",
+    "LEAVE",
+    "READY",
+    "REOPEN",
+    "ROTATION",
+    "STATS",
+]
 
+ACCEPT: Final = "accept"
 CONFIGURE: Final = "configure"
 JOIN: Final = "join"
 LEAVE: Final = "leave"

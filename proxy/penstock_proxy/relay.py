@@ -81,7 +81,9 @@ class Relay:
         service.counters.worker_connections[member.slot] += 1
         if member.failures:
             service.pool.succeeded(member)
-        half = ClientHalf(service.loop, service.counters, service.deadlines, service.timeouts.tunnel, self)
+        half = ClientHalf(
+            service.loop, service.counters, service.deadlines, service.timeouts.tunnel, self
+        )
         client, self._sock = self._sock, None
         # The worker's half first: it must stand before the client's first byte.
         adopt(service.loop, half.other, sock)

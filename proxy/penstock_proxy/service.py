@@ -94,6 +94,11 @@ class ServiceFront:
 
     # -- connections come and go
 
+    def accept(self) -> None:
+        """The listeners listen: take what comes."""
+        for acceptor in self.acceptors:
+            acceptor.start()
+
     def _has_room(self) -> bool:
         limit = self.config.max_connections
         return self.admission.has_room() and (not limit or self.counters.active < limit)
@@ -243,7 +248,14 @@ class ServiceFront:
         """Count and log what never became an exchange."""
         self.counters.errors[fault.kind] += 1
         self.counters.requests[OTHER, fault.status, FRONT_SLOT] += 1
-        self._say(logging.INFO, "%s: refused %s with %d: %s", self.config.name, client.address, fault.status, reason)
+        self._say(
+            logging.INFO,
+            "%s: refused %s with %d: %s",
+            self.config.name,
+            client.address,
+            fault.status,
+            reason,
+        )
         if self.log is not None:
             self.log.add(
                 (
