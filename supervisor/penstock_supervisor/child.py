@@ -298,7 +298,9 @@ class Child:
             if self._no_use and said:
                 self._why = f"{self.name}: {said}"
                 what = f"{what}: {said}"
-        if self._no_use or end.status == contract.EXIT_FAILED:
+        # A front is our own program: one that does not even start is a broken installation.
+        broken = self.plan.role == "front" and not self.was_up
+        if self._no_use or broken or end.status == contract.EXIT_FAILED:
             self._no_use = True
             self._doomed = self._around.above.hopeless(self, self._why)
         self._ended(what)

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 from penstock_supervisor import guardian
 
 _PR_SET_PDEATHSIG: Final = 1
+_FAREWELL_S: Final = 5.0
 # Loaded before any fork: between fork and exec nothing may be imported or looked up.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -77,7 +78,7 @@ class Guardian:
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
         self._groups: set[int] = set()
-        self._closing = False
+        self._closed = False
         self._start()
 
     @property
@@ -101,17 +102,15 @@ class Guardian:
         self._say(f"={' '.join(map(str, sorted(self._groups)))}\n")
 
     def close(self) -> None:
-        """End it. It finds no group and leaves; it does not stay behind."""
-        self._closing = True
+        """End it: it kills what is still there, which should be nothing, and leaves."""
+        self._closed = True
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self._groups.clear()
-        self.repeat()
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.close()
         try:
-            self._process.wait(5)
+            self._process.wait(_FAREWELL_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -143,6 +142,8 @@ class Guardian:
         self.repeat()
 
     def _say(self, line: str) -> None:
+        if self._closed:
+            return
         with suppress(OSError):
             # EPIPE: it died, and its successor is told everything.
             os.write(self.fileno(), line.encode())

@@ -14,10 +14,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
-from penstock_proxy.orders import CONFIGURE, JOIN, LEAVE, REOPEN, ROTATION, STATS
+from penstock_proxy.orders import ACCEPT, CONFIGURE, JOIN, LEAVE, REOPEN, ROTATION, STATS
+from penstock_supervisor import admin as pages
 from penstock_supervisor import processes, schemes
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.child import Child, Surroundings
@@ -82,6 +83,7 @@ class Runner:
         self._begun_at = 0.0
         self._changed = asyncio.Event()
         self._failure: StartError | None = None
+        self._started = False
         self._stopping = False
         self._halting = False
 
@@ -102,7 +104,7 @@ class Runner:
             self._lag = stack.enter_context(closing(Lag()))
             async with asyncio.TaskGroup() as tasks:
                 if admin is not None:
-                    await stack.enter_async_context(self._serve_admin(admin))
+                    await stack.enter_async_context(pages.serve(admin.socket, self.observe))
                 self._plan(Surroundings(loop, tasks, guardian, output, self))
                 await self._live()
         if self._failure is not None:
@@ -147,7 +149,7 @@ class Runner:
     def _open(self, stack: AsyncExitStack) -> Listener | None:
         """Open every socket and choose every port, before anything is started."""
         for service in self.config.services:
-            listener = Listener(service.listen, f"service.{service.name}.listen")
+            listener = Listener(service.listen, f"service.{service.name}.listen", later=True)
             stack.callback(listener.close)
             self._listeners[service.name] = listener
             self.listening[service.name] = str(listener.address)
@@ -177,10 +179,23 @@ class Runner:
                 child.start()
             await self._until(lambda: self._is_over() or self._has_started())
             if not self._is_over():
-                _log.info("started")
-                self._on_started(self)
+                self._let_in()
             await self._until(self._is_over)
             await self._leave()
+
+    def _let_in(self) -> None:
+        """Everything works: an open port means that somebody answers."""
+        try:
+            for service in self.config.services:
+                self._listeners[service.name].listen()
+        except StartError as error:
+            self._failure = error
+            return
+        self._started = True
+        assert self._front is not None
+        self._front.send({"cmd": ACCEPT})
+        _log.info("started")
+        self._on_started(self)
 
     async def _leave(self) -> None:
         """The front finishes first: what it still serves needs its workers."""
@@ -249,11 +264,6 @@ class Runner:
             kind: self.workers.get(name, ()),
         }
 
-    def _serve_admin(self, listener: Listener) -> AbstractAsyncContextManager[object]:
-        from penstock_supervisor import admin
-
-        return admin.serve(listener.socket, self.observe)
-
     # `Above`: what children report.
 
     def spawned(self, child: Child) -> None:
@@ -272,6 +282,8 @@ class Runner:
             up=lambda service, slot: self._rotation.get((service, slot)) == "up",
         )
         child.send({"cmd": CONFIGURE, "config": config.model_dump(mode="json")})
+        if self._started:
+            child.send({"cmd": ACCEPT})
 
     def joined(self, child: Child) -> None:
         if child is not self._front:

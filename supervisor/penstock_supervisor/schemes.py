@@ -9,13 +9,13 @@ No I/O, no clock: ports, the environment and the interpreter's path are argument
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from penstock_proxy.config import Address, FrontConfig, FrontService, Target, Traffic
 from penstock_supervisor.services import Config, Restart, Service
 from penstock_worker import contract
 
-FRONT_RESTART = Restart(max_restarts=20, within=60.0, backoff=0.1, backoff_max=5.0)
+FRONT_RESTART: Final = Restart(max_restarts=20, within=60.0, backoff=0.1, backoff_max=2.0)
 """A front that comes back serves everybody: worth more tries than one worker of many."""
 
 

@@ -33,7 +33,8 @@ _UNPRIVILEGED: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 class Listener:
     """One listening socket; `key` is what the configuration calls it."""
 
-    def __init__(self, address: str, key: str) -> None:
+    def __init__(self, address: str, key: str, *, later: bool = False) -> None:
+        """`later`: take the address now, but let nobody connect before `listen`."""
         self.key = key
         wanted = parse_address(address)
         self._file: tuple[int, int] | None = None
@@ -42,19 +43,30 @@ class Listener:
         except OSError as error:
             raise StartError(f"cannot listen on {address} ({key}): {_why(wanted, error)}") from None
         self.address = self._actual(wanted)
+        if not later:
+            self.listen()
+
+    def listen(self) -> None:
+        """From now on clients can connect. StartError: somebody else was faster."""
+        try:
+            self.socket.listen(BACKLOG)
+        except OSError as error:
+            why = _why(self.address, error)
+            self.close()
+            raise StartError(f"cannot listen on {self.address} ({self.key}): {why}") from None
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     def close(self) -> None:
         """Close our copy; a unix socket's name goes, if it still is ours."""
-        if self.socket.fileno() < 0:
-            return
+        # A server that was given the socket may have closed it; the name is still ours.
         self.socket.close()
         if self._file is not None:
             with suppress(OSError):
                 if _identity(self.address.path) == self._file:
                     Path(self.address.path).unlink()
+            self._file = None
 
     def _actual(self, wanted: Address) -> Address:
         """As asked for, with the port that the kernel chose for port 0."""
@@ -75,7 +87,8 @@ def _tcp(address: Address) -> socket.socket:
         # Without it a restart would wait for the last run's connections in TIME_WAIT.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
-        return _listening(sock)
+        sock.setblocking(False)
+        return sock
     except BaseException:
         sock.close()
         raise
@@ -86,16 +99,11 @@ def _unix(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(path)
-        return _listening(sock)
+        sock.setblocking(False)
+        return sock
     except BaseException:
         sock.close()
         raise
-
-
-def _listening(sock: socket.socket) -> socket.socket:
-    sock.setblocking(False)
-    sock.listen(BACKLOG)
-    return sock
 
 
 def _remove_stale(path: str) -> None:

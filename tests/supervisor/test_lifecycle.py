@@ -1,4 +1,4 @@
-"""The table is complete, and no order of events makes two processes, timers or lies of one child."""
+"""The table is complete, and no order of events makes two processes or timers of one child."""
 
 from itertools import product
 

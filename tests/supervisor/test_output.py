@@ -1,0 +1,202 @@
+"""Every line of a child comes out once, whole, with its name; a full queue holds the child back."""
+
+import asyncio
+import os
+import pty
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing, suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock_supervisor.output import LONGEST, Capture, Output, _cut
+
+
+class Page:
+    """Where lines go, with as much room as a test wants."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.full = False
+
+    def write(self, lines: bytes) -> None:
+        self.text += lines
+
+
+class Pipe:
+    """The child's end, and our capture of the other."""
+
+    def __init__(self) -> None:
+        ours, self.theirs = os.pipe()
+        os.set_blocking(ours, False)
+        os.set_blocking(self.theirs, False)
+        self.page = Page()
+        self.closed: list[Capture] = []
+        self.capture = Capture(
+            asyncio.get_running_loop(), ours, b"web/0 | ", self.page, self.closed.append
+        )
+
+    def say(self, data: bytes) -> None:
+        os.write(self.theirs, data)
+
+    def fill(self) -> None:
+        """Write until the kernel takes no more."""
+        with suppress(BlockingIOError):
+            while True:
+                self.say(b"y" * 65_536)
+
+    def end(self) -> None:
+        if self.theirs >= 0:
+            os.close(self.theirs)
+            self.theirs = -1
+
+
+@pytest.fixture
+async def pipe() -> AsyncIterator[Pipe]:
+    made = Pipe()
+    yield made
+    made.end()
+    made.capture.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 — the kernel sets no event
+            await asyncio.sleep(0.005)
+
+
+async def test_every_line_gets_the_name(pipe: Pipe) -> None:
+    pipe.say(b"one\ntwo\n\n")
+    await until(lambda: pipe.page.text.count(b"\n") == 3)
+    assert pipe.page.text == b"web/0 | one\nweb/0 | two\nweb/0 | \n"
+
+
+async def test_a_line_in_pieces_is_one_line(pipe: Pipe) -> None:
+    pipe.say(b"hel")
+    pipe.capture.read_last_words()
+    assert pipe.page.text == b""
+    pipe.say(b"lo\r\n")
+    await until(lambda: bool(pipe.page.text))
+    assert pipe.page.text == b"web/0 | hello\n"
+
+
+async def test_a_last_line_without_an_end_is_not_lost(pipe: Pipe) -> None:
+    pipe.say(b"Segmentation fault")
+    pipe.end()
+    await until(lambda: pipe.capture.closed)
+    assert pipe.page.text == b"web/0 | Segmentation fault\n"
+    assert pipe.closed == [pipe.capture]
+
+
+async def test_last_words_are_read_before_the_loop_turns(pipe: Pipe) -> None:
+    pipe.say(b"fatal: no database\n")
+    pipe.capture.read_last_words()
+    assert pipe.page.text == b"web/0 | fatal: no database\n"
+
+
+async def test_a_full_queue_holds_the_child_back(pipe: Pipe) -> None:
+    pipe.page.full = True
+    pipe.say(b"x" * 1000 + b"\n")
+    await until(lambda: bool(pipe.page.text))
+    pipe.fill()
+    held = len(pipe.page.text)
+    pipe.capture.resume()
+    await asyncio.sleep(0)
+    assert len(pipe.page.text) == held
+
+    pipe.page.full = False
+    pipe.capture.resume()
+    pipe.end()
+    await until(lambda: pipe.capture.closed)
+    assert pipe.page.text.count(b"y") >= 65_536
+
+
+async def test_closing_twice_is_closing_once(pipe: Pipe) -> None:
+    pipe.capture.close()
+    pipe.capture.close()
+    pipe.capture.resume()
+    assert pipe.closed == [pipe.capture]
+
+
+@given(st.lists(st.binary(max_size=3 * LONGEST), max_size=8))
+def test_no_piece_is_too_long_and_no_byte_is_lost(pieces: list[bytes]) -> None:
+    rest, lines = b"", []
+    for piece in pieces:
+        *whole, rest = _cut(rest + piece.replace(b"\r", b""))
+        lines += whole
+    lines.append(rest)
+    assert all(len(line) <= LONGEST and b"\n" not in line for line in lines)
+    assert b"".join(lines) == b"".join(pieces).replace(b"\n", b"").replace(b"\r", b"")
+
+
+def test_a_line_of_many_megabytes_comes_in_pieces() -> None:
+    assert [len(line) for line in _cut(b"x" * (2 * LONGEST + 5))] == [LONGEST, LONGEST, 5]
+
+
+class Destination:
+    """Our stdout and stderr, as somebody reads them."""
+
+    def __init__(self) -> None:
+        self.out, self.out_end = os.pipe()
+        self.err, self.err_end = os.pipe()
+
+    def read(self) -> tuple[bytes, bytes]:
+        os.close(self.out_end)
+        os.close(self.err_end)
+        texts = os.read(self.out, 65_536), os.read(self.err, 65_536)
+        os.close(self.out)
+        os.close(self.err)
+        return texts
+
+
+def told(text: bytes) -> int:
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    os.write(theirs, text)
+    os.close(theirs)
+    return ours
+
+
+async def test_stdout_goes_to_stdout_and_stderr_to_stderr() -> None:
+    to = Destination()
+    loop = asyncio.get_running_loop()
+    with closing(Output(loop, stdout=to.out_end, stderr=to.err_end)) as output:
+        captures = output.capture("web/0", told(b"good\n"), told(b"bad\n"))
+        await until(lambda: all(capture.closed for capture in captures))
+    assert to.read() == (b"web/0 | good\n", b"web/0 | bad\n")
+
+
+async def test_a_front_speaks_on_stderr_only() -> None:
+    to = Destination()
+    loop = asyncio.get_running_loop()
+    with closing(Output(loop, stdout=to.out_end, stderr=to.err_end)) as output:
+        (capture,) = output.capture("front/0", None, told(b"hm\n"))
+        await until(lambda: capture.closed)
+    assert to.read() == (b"", b"front/0 | hm\n")
+
+
+async def test_closing_reads_what_is_left() -> None:
+    to = Destination()
+    loop = asyncio.get_running_loop()
+    with closing(Output(loop, stdout=to.out_end, stderr=to.err_end)) as output:
+        output.capture("web/0", told(b"last words"), told(b""))
+    assert to.read() == (b"web/0 | last words\n", b"")
+
+
+async def test_names_are_coloured_on_a_terminal_and_only_there() -> None:
+    ours, terminal = pty.openpty()
+    to = Destination()
+    loop = asyncio.get_running_loop()
+    with closing(Output(loop, stdout=terminal, stderr=to.err_end)) as output:
+        output.capture("web/0", told(b"good\n"), told(b"bad\n"))
+        output.capture("web/1", told(b"good\n"), told(b""))
+    os.close(terminal)
+    shown = b""
+    with suppress(OSError):
+        while data := os.read(ours, 4096):
+            shown += data
+    os.close(ours)
+    assert b"\x1b[36mweb/0 |\x1b[0m good" in shown
+    assert b"\x1b[33mweb/1 |\x1b[0m good" in shown
+    assert to.read()[1] == b"web/0 | bad\n"

@@ -1,0 +1,250 @@
+"""Real processes: every end is seen once, nothing of a group outlives it, failures have a name."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from penstock_supervisor.processes import Exit, Guardian, Process, Program, SpawnError
+
+WAIT_S = 20.0
+
+
+@pytest.fixture
+async def guardian() -> AsyncIterator[Guardian]:
+    with closing(Guardian(asyncio.get_running_loop())) as guardian_:
+        yield guardian_
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 — the kernel sets no event
+            await asyncio.sleep(0.01)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class Run:
+    """A process and the ends that were reported of it."""
+
+    def __init__(self, guardian_: Guardian, *argv: str, inherited: tuple[int, ...] = ()) -> None:
+        self.exits: list[Exit] = []
+        program = Program(argv, dict(os.environ), inherited=inherited)
+        loop = asyncio.get_running_loop()
+        self.process = Process(program, loop, guardian_, self.exits.append)
+        assert self.process.stdout is not None
+        self.stdout = self.process.stdout
+
+    async def ended(self) -> Exit:
+        await until(lambda: bool(self.exits))
+        os.close(self.stdout)
+        os.close(self.process.stderr)
+        (exit_,) = self.exits
+        return exit_
+
+    async def line(self) -> str:
+        data = bytearray()
+
+        def read() -> bool:
+            try:
+                data.extend(os.read(self.stdout, 4096))
+            except BlockingIOError:
+                return False
+            return data.endswith(b"\n")
+
+        await until(read)
+        return data.decode().strip()
+
+
+def shell(script: str) -> tuple[str, str, str]:
+    return "sh", "-c", script
+
+
+def is_gone(pid: int) -> bool:
+    """Dead; whose job it is to bury it is another question."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("status", [0, 1, 78])
+async def test_an_exit_is_reported_with_its_status(guardian: Guardian, status: int) -> None:
+    run = Run(guardian, *shell(f"exit {status}"))
+    end = await run.ended()
+    assert end == Exit(status, None)
+    assert end.described == f"exited with status {status}"
+
+
+async def test_a_death_by_signal_is_reported_by_its_name(guardian: Guardian) -> None:
+    run = Run(guardian, *shell("kill -SEGV $$"))
+    assert (await run.ended()).described == "was killed by SIGSEGV"
+
+
+async def test_a_child_that_ended_is_no_zombie(guardian: Guardian) -> None:
+    run = Run(guardian, *shell("exit 0"))
+    await run.ended()
+    assert not psutil.pid_exists(run.process.pid)
+
+
+async def test_a_signal_reaches_the_whole_group(guardian: Guardian) -> None:
+    run = Run(guardian, *shell("sleep 1000 & echo $!; wait"))
+    grandchild = int(await run.line())
+    run.process.signal(signal.SIGTERM)
+    assert await run.ended() == Exit(None, signal.SIGTERM)
+    await until(lambda: is_gone(grandchild))
+
+
+async def test_what_a_child_leaves_behind_is_killed(guardian: Guardian) -> None:
+    run = Run(guardian, *shell("trap '' TERM; sleep 1000 >/dev/null 2>&1 & echo $!"))
+    grandchild = int(await run.line())
+    assert await run.ended() == Exit(0, None)
+    await until(lambda: is_gone(grandchild))
+
+
+async def test_a_signal_after_the_end_goes_to_nobody(guardian: Guardian) -> None:
+    run = Run(guardian, *shell("exit 0"))
+    await run.ended()
+    run.process.signal(signal.SIGKILL)
+
+
+async def test_a_child_inherits_what_it_is_given_and_nothing_else(guardian: Guardian) -> None:
+    given, other = os.pipe()
+    try:
+        run = Run(guardian, sys.executable, "-c",
+                  "import os; print(*(n for n in os.listdir('/proc/self/fd')"
+                  " if os.path.exists(f'/proc/self/fd/{n}')))",
+                  inherited=(given,))  # fmt: skip
+        assert await run.line() == f"0 1 2 {given}"
+        await run.ended()
+    finally:
+        os.close(given)
+        os.close(other)
+
+
+async def test_a_child_leads_a_session_of_its_own(guardian: Guardian) -> None:
+    run = Run(guardian, sys.executable, "-c", "import os; print(os.getsid(0), os.getpgid(0))")
+    pid = run.process.pid
+    assert await run.line() == f"{pid} {pid}"
+    await run.ended()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data").write_text("just text\n")
+    (tmp_path / "data").chmod(0o755)
+    (tmp_path / "plain").write_text("#!/bin/sh\n")
+    (tmp_path / "orphan").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "orphan").chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("nodee", "no such program"),
+        ("./missing", "no such program"),
+        ("./plain", "not executable"),
+        ("./orphan", "interpreter in its first line is missing"),
+        ("./data", "not a program"),
+    ],
+)
+async def test_a_program_that_cannot_be_run_says_why(
+    guardian: Guardian, folder: Path, program: str, reason: str
+) -> None:
+    with pytest.raises(SpawnError, match=reason) as failure:
+        Process(
+            Program((program,), dict(os.environ), str(folder)),
+            asyncio.get_running_loop(),
+            guardian,
+            lambda _: None,
+        )
+    assert failure.value.key == "command"
+    assert str(failure.value).startswith(f'"{program}": ')
+
+
+async def test_a_missing_directory_is_blamed_and_not_the_program(guardian: Guardian) -> None:
+    with pytest.raises(SpawnError, match=r'"/no/such": no such directory') as failure:
+        Process(
+            Program(("sh",), dict(os.environ), "/no/such"),
+            asyncio.get_running_loop(),
+            guardian,
+            lambda _: None,
+        )
+    assert failure.value.key == "directory"
+
+
+async def test_failed_starts_leave_no_descriptor(guardian: Guardian) -> None:
+    before = descriptors()
+    for _ in range(5):
+        with pytest.raises(SpawnError):
+            Run(guardian, "nodee")
+    assert descriptors() == before
+
+
+async def test_finished_processes_leave_no_descriptor(guardian: Guardian) -> None:
+    before = descriptors()
+    for _ in range(5):
+        await Run(guardian, *shell("exit 0")).ended()
+    assert descriptors() == before
+
+
+async def test_the_guardian_kills_whole_groups_when_its_supervisor_is_gone() -> None:
+    # Its own supervisor is this process, so its end is played by the pipe's end.
+    loop = asyncio.get_running_loop()
+    guardian_ = Guardian(loop)
+    run = Run(guardian_, *shell("trap '' TERM; sleep 1000 & echo $!; wait"))
+    grandchild = int(await run.line())
+    guardian_.close()
+    await until(lambda: is_gone(grandchild))
+    assert (await run.ended()).signal == signal.SIGKILL
+
+
+async def test_the_guardian_leaves_with_nothing_to_do() -> None:
+    guardian_ = Guardian(asyncio.get_running_loop())
+    pid = guardian_.pid
+    run = Run(guardian_, *shell("exit 0"))
+    await run.ended()
+    guardian_.close()
+    assert not psutil.pid_exists(pid)
+
+
+async def test_the_guardian_ignores_signals_meant_for_a_terminal(guardian: Guardian) -> None:
+    run = Run(guardian, *shell("echo up; sleep 1000"))
+    await run.line()
+    process = psutil.Process(guardian.pid)
+    # It has read what the child announced, or will; its handlers were set before that.
+    await until(lambda: process.status() == psutil.STATUS_SLEEPING and _ignores_term(guardian.pid))
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    guardian.repeat()
+    assert process.is_running()
+    run.process.signal(signal.SIGKILL)
+    await run.ended()
+
+
+def _ignores_term(pid: int) -> bool:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigIgn:"):
+            return bool(int(line.split()[1], 16) & 1 << (signal.SIGTERM - 1))
+    return False
+
+
+async def test_a_guardian_that_dies_is_replaced_and_told_everything() -> None:
+    guardian_ = Guardian(asyncio.get_running_loop())
+    run = Run(guardian_, *shell("sleep 1000 & echo $!; wait"))
+    grandchild = int(await run.line())
+    first = guardian_.pid
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: guardian_.pid != first)
+    guardian_.close()
+    await until(lambda: is_gone(grandchild))
+    await run.ended()

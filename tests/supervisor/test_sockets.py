@@ -1,0 +1,190 @@
+"""Listeners open or say in one line why not; ports for workers are free and stay out of the way."""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from penstock_supervisor import sockets
+from penstock_supervisor.errors import StartError
+from penstock_supervisor.services import Service
+from penstock_supervisor.sockets import Listener, choose_addresses, worker_ports
+
+
+@pytest.fixture
+def taken() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def fails(address: str, key: str = "service.web.listen") -> str:
+    with pytest.raises(StartError) as failure:
+        Listener(address, key)
+    text = str(failure.value)
+    assert text.startswith(f"cannot listen on {address} ({key}): ")
+    assert "\n" not in text
+    return text.partition("): ")[2]
+
+
+def test_a_listener_is_non_blocking_and_knows_its_real_port() -> None:
+    with closing(Listener("127.0.0.1:0", "admin")) as listener:
+        assert listener.address.port
+        assert not listener.socket.getblocking()
+        assert not listener.socket.get_inheritable()
+        with socket.create_connection(("127.0.0.1", listener.address.port)):
+            listener.socket.accept()[0].close()
+
+
+def test_a_host_can_be_a_name_or_an_ipv6_address() -> None:
+    with closing(Listener("localhost:0", "admin")) as listener:
+        assert listener.socket.family == socket.AF_INET
+    with closing(Listener("[::1]:0", "admin")) as listener:
+        assert str(listener.address).startswith("[::1]:")
+
+
+def test_a_taken_port_says_by_whom(taken: socket.socket) -> None:
+    reason = fails(f"127.0.0.1:{taken.getsockname()[1]}")
+    assert reason.startswith("address already in use by ")
+    assert f"(pid {os.getpid()})" in reason
+
+
+def test_an_unknown_host_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    assert fails("nowhere.invalid:80") == "unknown host"
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    # TEST-NET-1 of RFC 5737 is nobody's.
+    assert fails("192.0.2.1:8000") == "this machine has no such address"
+
+
+def test_a_low_port_without_permission_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tests may run as root, who is refused nothing.
+    def refuse(_: object) -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(sockets, "_tcp", refuse)
+    reason = fails("127.0.0.1:80")
+    assert reason.startswith("permission denied: ports below ")
+    assert "CAP_NET_BIND_SERVICE" in reason
+
+
+def test_a_unix_socket_is_unlinked_when_closed(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    listener = Listener(f"unix:{path}", "service.web.listen")
+    assert path.is_socket()
+    listener.close()
+    assert not path.exists()
+    listener.close()
+
+
+def test_a_unix_socket_of_somebody_else_is_not_unlinked(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    listener = Listener(f"unix:{path}", "service.web.listen")
+    path.unlink()
+    path.write_text("mine")
+    listener.close()
+    assert path.read_text() == "mine"
+
+
+def test_a_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    Listener(f"unix:{path}", "service.web.listen").close()
+
+
+def test_a_unix_socket_that_answers_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    with closing(Listener(f"unix:{path}", "service.web.listen")):
+        assert fails(f"unix:{path}") == "address already in use"
+        assert path.is_socket()
+
+
+def test_a_file_is_never_taken_for_a_socket(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    path.write_text("precious")
+    assert fails(f"unix:{path}") == "the file exists and is not a socket"
+    assert path.read_text() == "precious"
+
+
+def test_a_missing_folder_is_named_as_such() -> None:
+    assert fails("unix:/no/such/web.sock") == "no such directory"
+
+
+def test_a_listener_that_fails_leaves_no_descriptor(taken: socket.socket) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        fails(f"127.0.0.1:{taken.getsockname()[1]}")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def zero(_: int) -> int:
+    return 0
+
+
+def test_free_ports_are_outside_of_the_kernels_own() -> None:
+    low, high = map(int, sockets._EPHEMERAL.read_text().split())
+    found = worker_ports(20, None, (), key="k", draw=zero)
+    assert len(set(found)) == 20
+    if high - low < 50_000:
+        assert not any(low <= port <= high for port in found)
+
+
+@pytest.mark.parametrize(
+    ("own", "lowest"),
+    [((32_768, 60_999), 10_000), ((2_000, 65_535), 1_024), ((1_024, 65_535), 10_000)],
+)
+def test_a_kernel_that_takes_all_ports_still_leaves_us_some(
+    own: tuple[int, int], lowest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "_ephemeral_range", lambda: own)
+    assert sockets._safe_ports(4)[0] == lowest
+
+
+def test_the_search_starts_where_the_draw_says() -> None:
+    (first,) = worker_ports(1, None, (), key="k", draw=zero)
+    (later,) = worker_ports(1, None, (), key="k", draw=lambda n: n // 2)
+    assert first < later
+
+
+def test_a_given_range_is_filled_around_what_is_taken(taken: socket.socket) -> None:
+    port = taken.getsockname()[1]
+    given = (port, min(port + 50, 65_535))
+    found = worker_ports(2, given, (), key="k", draw=zero)
+    assert port not in found
+    again = worker_ports(2, given, found, key="k", draw=zero)
+    assert not set(again) & set(found)
+
+
+def test_a_range_that_is_too_small_is_one_clear_line(taken: socket.socket) -> None:
+    port = taken.getsockname()[1]
+    with pytest.raises(StartError) as failure:
+        worker_ports(2, (port, port), (), key="service.web.ports", draw=zero)
+    assert (
+        str(failure.value) == f"service.web.ports: {port}-{port} has 0 free ports and 2 are needed"
+    )
+
+
+def test_services_never_share_a_port_and_upstreams_need_none() -> None:
+    free = worker_ports(1, None, (), key="k", draw=zero)[0]
+    services = (
+        Service(name="a", listen="127.0.0.1:1", app="a:b", workers=3),
+        Service.model_validate(
+            {"name": "b", "listen": "127.0.0.1:2", "command": ["b"], "ports": f"{free}-{free + 60}"}
+        ),
+        Service.model_validate(
+            {"name": "c", "listen": "127.0.0.1:3", "upstreams": ["127.0.0.1:9"]}
+        ),
+    )
+    places = choose_addresses(services)
+    assert {name: len(found) for name, found in places.items()} == {"a": 3, "b": 2, "c": 0}
+    assert len({*places["a"], *places["b"]}) == 5
+    assert all(free <= place.port <= free + 60 for place in places["b"])
