@@ -76,7 +76,7 @@ class Acceptor:
     def _accept(self) -> bool:
         try:
             # `accept` itself would make a socket object; see dial.Stream.
-            fd, peer = self._listener._accept()  # noqa: SLF001
+            fd, peer = self._listener._accept()  # type: ignore[attr-defined]
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return False
         except OSError as error:

@@ -29,7 +29,7 @@ _JITTER: Final = 0.1
 _AGENT: Final = "penstock-health"
 
 
-class CheckFailed(Exception):
+class CheckFailedError(Exception):
     """One bad check: `result` for the metric, the message for people."""
 
     def __init__(self, result: str, why: str) -> None:
@@ -92,7 +92,7 @@ class Checker:
         try:
             async with asyncio.timeout(self._health.timeout):
                 await self._probe(self._addresses[member.slot])
-        except CheckFailed as failure:
+        except CheckFailedError as failure:
             ok, result, why = False, failure.result, str(failure)
         except TimeoutError:
             ok, result, why = False, "timeout", f"no answer in {self._health.timeout:g} s"
@@ -127,14 +127,14 @@ class Checker:
                 async with session.get(url, allow_redirects=False) as response:
                     # The body is not read: closing the connection ends it.
                     if response.status >= 400:
-                        raise CheckFailed("failed", f"HTTP {response.status}")
+                        raise CheckFailedError("failed", f"HTTP {response.status}")
             except ClientOSError as error:
                 refused = isinstance(error.__cause__, ConnectionRefusedError)
-                raise CheckFailed(
+                raise CheckFailedError(
                     "refused" if refused else "failed", error.strerror or str(error)
                 ) from None
             except ClientError as error:
-                raise CheckFailed("failed", f"no HTTP answer: {error}") from None
+                raise CheckFailedError("failed", f"no HTTP answer: {error}") from None
 
 
 def _session(address: Address) -> "ClientSession":

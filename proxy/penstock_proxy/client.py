@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy import http1
 from penstock_proxy.deadlines import NEVER
-from penstock_proxy.errors import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TOO_LARGE, Fault, Rejected
+from penstock_proxy.errors import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TOO_LARGE, Fault, RejectedError
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.http1 import RequestLine
 
@@ -110,7 +110,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             line = http1.parse_request_line(head)
             prepared = service.forwarding.request(line, head[line.end :], trusted=self._trusted)
-        except Rejected as rejected:
+        except RejectedError as rejected:
             self._refuse(rejected.fault, rejected.reason)
             return False
         self.buffer = data[end:]

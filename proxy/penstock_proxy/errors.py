@@ -5,7 +5,7 @@ client, the metric label, the log's reason and the decision to retry come from o
 one table. No I/O, no clock.
 
 A fault is a value and not an exception where it happens on the data path: the callbacks
-of a transport have nobody above them to catch anything. `http1` raises `Rejected`, which
+of a transport have nobody above them to catch anything. `http1` raises `RejectedError`, which
 carries a fault, because a grammar is deeper than one call.
 """
 
@@ -58,7 +58,7 @@ TUNNEL_TIMEOUT: Final = Fault("tunnel_timeout", Side.FRONT, 0, "")
 FAULTS: Final = tuple(value for value in tuple(globals().values()) if isinstance(value, Fault))
 
 
-class Rejected(Exception):
+class RejectedError(Exception):
     """The grammar refused a message: `fault` says how to answer, `reason` says why."""
 
     def __init__(self, fault: Fault, reason: str) -> None:

@@ -29,7 +29,7 @@ from penstock_proxy.errors import (
     SEND_TIMEOUT,
     TOTAL_TIMEOUT,
     Fault,
-    Rejected,
+    RejectedError,
 )
 from penstock_proxy.forwarding import Prepared, Response
 from penstock_proxy.http1 import Chunked, RequestLine
@@ -148,7 +148,7 @@ class Exchange:
         if self._chunked_in is not None:
             try:
                 pieces = self._chunked_in.feed(data)
-            except Rejected as rejected:
+            except RejectedError as rejected:
                 self.fail(rejected.fault, rejected.reason)
                 return b""
             out = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
@@ -260,7 +260,8 @@ class Exchange:
     def lost(self, fault: Fault, *, unheard: bool) -> None:
         """The worker's connection ended too early. `unheard`: before it said anything."""
         link, self.link = self.link, None
-        assert link is not None and self.member is not None
+        assert link is not None
+        assert self.member is not None
         stale = link.used and unheard and not self._fresh
         if not stale:
             self.client.service.pool.failed(self.member, monotonic())

@@ -14,7 +14,7 @@ so what a block means is remembered by its very bytes. The memory is small and b
 stranger who fills it takes away the short cut and nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple
 
@@ -35,9 +35,13 @@ _HOP_BY_HOP: Final = frozenset(
         b"http2-settings",
     }
 )
-_NOT_TO_WORKERS: Final = _HOP_BY_HOP | {b"proxy", b"x-request-id"}
+_OURS: Final = frozenset(
+    {b"host", b"x-request-id", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
+)
+"""Written anew, whatever came in."""
+_ASKED: Final = _OURS | {b"te"}
+_NOT_TO_WORKERS: Final = _HOP_BY_HOP | _OURS | {b"proxy"}
 """`Proxy` becomes HTTP_PROXY in a CGI program (httpoxy, CVE-2016-5385)."""
-_BELIEVED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"})
 _CLAIMS: Final = frozenset({b"forwarded", b"x-real-ip", b"x-client-ip", b"true-client-ip"})
 _NO_TRAILERS: Final = _NOT_TO_WORKERS | {
     b"content-length",
@@ -54,6 +58,7 @@ _NO_TRAILERS: Final = _NOT_TO_WORKERS | {
 }
 """RFC 9110 §6.5.1: framing, routing, authentication and the like come in no trailer."""
 
+_MAX_ID: Final = 128
 _REMEMBERED: Final = 256
 _REMEMBERED_SIZE: Final = 4 << 10
 
@@ -70,9 +75,6 @@ class Prepared(NamedTuple):
     """A trusted proxy's; empty: make one."""
     close: bool
     keep_alive: bool
-    expects: bool
-    plain: bool
-    """No body, no upgrade: the common case."""
 
 
 class Response(NamedTuple):
@@ -107,7 +109,7 @@ class Forwarding:
         )
 
     def request(self, line: RequestLine, block: bytes, *, trusted: bool) -> Prepared:
-        """Judge a request and say what goes to the worker. Raises Rejected."""
+        """Judge a request and say what goes to the worker. Raises RejectedError."""
         memory = self._remembered[trusted]
         usual = line.minor == 1 and line.target.startswith(b"/")
         if usual:
@@ -125,56 +127,51 @@ class Forwarding:
 
 
 def _prepare(line: RequestLine, framing: Framing, host: bytes, *, trusted: bool) -> Prepared:
-    out: list[bytes] = []
-    hops: list[bytes] = []
-    proto, forwarded_host, request_id, expects = b"http", host, b"", False
-    for name, value, raw in framing.lines:
-        if name == b"host":
-            out.append(b"Host: " + host)
-        elif name == b"x-request-id":
-            if trusted and len(value) <= 128:
-                request_id = value
-        elif name in _NOT_TO_WORKERS or name in framing.connection:
-            if name == b"te" and b"trailers" in value.lower():
-                out.append(b"TE: trailers\r\nConnection: TE")
-        elif name in _BELIEVED:
-            if trusted and name == b"x-forwarded-for":
-                hops.append(value)
-            elif trusted and name == b"x-forwarded-proto":
-                proto = value
-            elif trusted:
-                forwarded_host = value
-        elif trusted or not _claims(name):
-            expects = expects or name == b"expect"
-            if name != b"expect" or line.minor == 1:
-                out.append(raw)
-    upgrade = framing.upgrade if line.minor == 1 and framing.upgrade.lower() != b"h2c" else b""
+    said: dict[bytes, list[bytes]] = {}
+    for name, value, _ in framing.lines:
+        if name in _ASKED:
+            said.setdefault(name, []).append(value)
+    believed = said if trusted else {}
+    upgrade = framing.upgrade if line.minor and framing.upgrade.lower() != b"h2c" else b""
+    expects = bool(framing.values.get(b"expect")) and line.minor == 1
+    dropped = _NOT_TO_WORKERS | framing.connection | (frozenset() if expects else {b"expect"})
+    out = [b"Host: " + (host or b"localhost")]
+    out += [
+        raw for name, _, raw in framing.lines if name not in dropped and (trusted or _tells(name))
+    ]
+    if any(b"trailers" in value.lower() for value in said.get(b"te", ())) and not upgrade:
+        out.append(b"TE: trailers\r\nConnection: TE")
     if upgrade:
         out.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
     if framing.chunked:
         out.append(b"Transfer-Encoding: chunked")
-    if not any(name == b"host" for name, _, _ in framing.lines):
-        out.append(b"Host: " + (host or b"localhost"))
-    out.append(b"X-Forwarded-Proto: " + proto)
-    if forwarded_host:
+    out.append(b"X-Forwarded-Proto: " + _last(believed, b"x-forwarded-proto", b"http"))
+    if forwarded_host := _last(believed, b"x-forwarded-host", host):
         out.append(b"X-Forwarded-Host: " + forwarded_host)
-    out.append(b"X-Forwarded-For: " + b"".join(hop + b", " for hop in hops))
+    hops = believed.get(b"x-forwarded-for", ())
+    out.append(b"X-Forwarded-For: " + b"".join(hop + b", " for hop in hops if hop))
+    request_id = _last(believed, b"x-request-id", b"")
     return Prepared(
-        framing=framing._replace(lines=[], upgrade=upgrade),
+        framing=framing._replace(lines=[], values={}, upgrade=upgrade),
         host=host,
         out=b"\r\n".join(out),
-        request_id=request_id,
+        request_id=request_id if len(request_id) <= _MAX_ID else b"",
         close=b"close" in framing.connection,
         keep_alive=b"keep-alive" in framing.connection,
-        expects=expects and line.minor == 1,
-        plain=framing.length <= 0 and not framing.chunked and not upgrade,
     )
 
 
-def _claims(name: bytes) -> bool:
-    """Does a field claim to know where a request came from?"""
+def _last(said: Mapping[bytes, Sequence[bytes]], name: bytes, otherwise: bytes) -> bytes:
+    """The last value that is not empty: the nearest proxy's word."""
+    return next((value for value in reversed(said.get(name, ())) if value), otherwise)
+
+
+def _tells(name: bytes) -> bool:
+    """May a stranger say this? Not if it claims to know where a request came from."""
     folded = name.replace(b"_", b"-")
-    return folded.startswith(b"x-forwarded-") or folded in _CLAIMS or folded == b"x-request-id"
+    return not (
+        folded.startswith(b"x-forwarded-") or folded in _CLAIMS or folded == b"x-request-id"
+    )
 
 
 class Responses:
@@ -184,7 +181,7 @@ class Responses:
         self._remembered: dict[bytes, Response] = {}
 
     def read(self, head: bytes) -> Response:
-        """Judge a response head and say what goes to the client. Raises Rejected."""
+        """Judge a response head and say what goes to the client. Raises RejectedError."""
         known = self._remembered.get(head)
         if known is None:
             known = response(head)
@@ -196,7 +193,7 @@ class Responses:
 
 
 def response(head: bytes) -> Response:
-    """Judge a worker's response head and say what goes to the client. Raises Rejected."""
+    """Judge a worker's response head and say what goes to the client. Raises RejectedError."""
     minor, status, end = http1.parse_status_line(head)
     framing = http1.parse_fields(head[end:], BAD_RESPONSE)
     options = framing.connection

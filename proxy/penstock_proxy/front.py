@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -104,27 +105,11 @@ class Front:
 
     def ordered(self, message: Message) -> None:
         """Carry out one message of the supervisor."""
-        command = message["cmd"]
-        if command == orders.CONFIGURE:
-            self._configure(message)
-        elif command == orders.JOIN:
-            service = self._services[message["service"]]
-            service.pool.join(message["slot"])
-            self._checkers[message["service"]].wake(message["slot"])
-        elif command == orders.LEAVE:
-            self._services[message["service"]].pool.leave(message["slot"])
-        elif command == orders.STATS:
-            self._tell(self._stats(message["seq"]))
-        elif command == orders.REOPEN:
-            for log in self._logs.values():
-                log.reopen()
-        elif command == orders.ACCEPT:
-            for front in self._services.values():
-                front.accept()
-        elif command == orders.DRAIN:
-            self.drain()
+        carry_out = _ORDERS.get(message["cmd"])
+        if carry_out is None:
+            _log.warning("an order that this front does not know: %.80r", message["cmd"])
         else:
-            _log.warning("an order that this front does not know: %.80r", command)
+            carry_out(self, message)
 
     def _configure(self, message: Message) -> None:
         # At once, not in `run`: the next order may be in the same read.
@@ -135,6 +120,22 @@ class Front:
             self._finish(EXIT_FAILED)
         else:
             self._configured.set_result(None)
+
+    def _accept(self, _: Message) -> None:
+        for service in self._services.values():
+            service.accept()
+
+    def _join(self, message: Message) -> None:
+        name, slot = message["service"], message["slot"]
+        self._services[name].pool.join(slot)
+        self._checkers[name].wake(slot)
+
+    def _leave(self, message: Message) -> None:
+        self._services[message["service"]].pool.leave(message["slot"])
+
+    def _reopen(self, _: Message) -> None:
+        for log in self._logs.values():
+            log.reopen()
 
     def drain(self) -> None:
         """Accept no more, finish what there is, leave."""
@@ -175,22 +176,19 @@ class Front:
             }
         )
 
-    def _stats(self, seq: int) -> Message:
+    def _stats(self, message: Message) -> None:
         kinds = {**self._admission.by_kind(), "channel": 1}
         kinds["other"] = max(0, _open_descriptors() - (sum(kinds.values()) - kinds["other"]))
         for service in self._services.values():
             service.counters.queue = len(service.waiting)
-        return {
-            "cmd": orders.STATS,
-            "seq": seq,
-            "metrics": snapshot(
-                {name: service.counters for name, service in self._services.items()},
-                fds=kinds,
-                loop_lag_s=self._lag_s,
-                log_dropped={name: log.dropped for name, log in self._logs.items()},
-            ),
-            "pools": {name: service.pool.rows() for name, service in self._services.items()},
-        }
+        metrics = snapshot(
+            {name: service.counters for name, service in self._services.items()},
+            fds=kinds,
+            loop_lag_s=self._lag_s,
+            log_dropped={name: log.dropped for name, log in self._logs.items()},
+        )
+        pools = {name: service.pool.rows() for name, service in self._services.items()}
+        self._tell({"cmd": orders.STATS, "seq": message["seq"], "metrics": metrics, "pools": pools})
 
     def _tick(self) -> None:
         now = monotonic()
@@ -201,6 +199,17 @@ class Front:
         for service in self._services.values():
             service.tick(now)
         self._leave_when_empty()
+
+
+_ORDERS: Final[dict[str, Callable[[Front, Message], None]]] = {
+    orders.CONFIGURE: Front._configure,
+    orders.ACCEPT: Front._accept,
+    orders.JOIN: Front._join,
+    orders.LEAVE: Front._leave,
+    orders.STATS: Front._stats,
+    orders.REOPEN: Front._reopen,
+    orders.DRAIN: lambda front, _: front.drain(),
+}
 
 
 def _open_descriptors() -> int:
@@ -229,7 +238,7 @@ async def _serve(sock: Any) -> int:
 def main() -> int:
     """`python -m penstock_proxy.front`, started by the supervisor only."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    sock = channel.inherited(os.environ)
+    sock = channel.inherited(os.environ)  # noqa: TID251 — which descriptor, and nothing else
     if sock is None:
         sys.stderr.write("penstock: a front is started by `penstock run`, not by hand\n")
         return 2

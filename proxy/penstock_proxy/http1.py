@@ -14,6 +14,7 @@ are refused, as are both together.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from penstock_proxy.errors import (
@@ -24,11 +25,11 @@ from penstock_proxy.errors import (
     NOT_IMPLEMENTED,
     VERSION,
     Fault,
-    Rejected,
+    RejectedError,
 )
 
 MAX_RESPONSE_HEAD: Final = 64 << 10
-"""Bytes of a worker's response head. nginx: 4–8 KiB, HAProxy: 16 KiB."""
+"""Bytes of a worker's response head. nginx: 4 to 8 KiB, HAProxy: 16 KiB."""
 MAX_CHUNK_LINE: Final = 256
 """Bytes of a chunk's size and extensions; nobody honest sends more than a few."""
 MAX_TRAILERS: Final = 8 << 10
@@ -54,9 +55,13 @@ _TOKENS: Final = re.compile(
 )
 
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"host"})
+"""What nobody may say twice, and nobody may have removed."""
+_SPECIAL: Final = _FRAMING | {b"connection", b"upgrade", b"expect"}
 
 Lines = list[tuple[bytes, bytes, bytes]]
 """A header block as (lower-case name, value without outer white space, the raw line)."""
+Values = dict[bytes, list[bytes]]
+"""The values of the fields in _SPECIAL, by lower-case name."""
 
 
 class RequestLine(NamedTuple):
@@ -72,6 +77,7 @@ class Framing(NamedTuple):
     """What a header block says about its message, apart from what is forwarded."""
 
     lines: Lines
+    values: Values
     length: int
     """Content-Length, or NO_LENGTH."""
     chunked: bool
@@ -99,19 +105,19 @@ _FIRST: Final = frozenset(bytes([c]) for c in range(256) if re.match(_TOKEN, byt
 
 
 def parse_request_line(head: bytes) -> RequestLine:
-    """Read the request line. Raises Rejected: 400, or 505 for another major version."""
+    """Read the request line. Raises RejectedError: 400, or 505 for another major version."""
     match = _REQUEST_LINE.match(head)
     if match is None:
-        raise Rejected(BAD_REQUEST, "malformed request line")
+        raise RejectedError(BAD_REQUEST, "malformed request line")
     method, target, major, minor = match.groups()
     if major != b"1" or minor > b"1":
-        raise Rejected(VERSION, "only HTTP/1.0 and HTTP/1.1 are served")
+        raise RejectedError(VERSION, "only HTTP/1.0 and HTTP/1.1 are served")
     if not target.startswith(b"/") and (target != b"*" or method != b"OPTIONS"):
         # CONNECT asks for a forward proxy, which this is not.
         if method == b"CONNECT":
-            raise Rejected(NOT_IMPLEMENTED, "CONNECT is for forward proxies")
+            raise RejectedError(NOT_IMPLEMENTED, "CONNECT is for forward proxies")
         if not _ABSOLUTE.fullmatch(target):
-            raise Rejected(BAD_REQUEST, "malformed request target")
+            raise RejectedError(BAD_REQUEST, "malformed request target")
     return RequestLine(method, target, 1 if minor == b"1" else 0, match.end())
 
 
@@ -124,84 +130,83 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes]:
 
 
 def parse_status_line(head: bytes) -> StatusLine:
-    """Read the status line. Raises Rejected with BAD_RESPONSE."""
+    """Read the status line. Raises RejectedError with BAD_RESPONSE."""
     match = _STATUS_LINE.match(head)
     if match is None:
-        raise Rejected(BAD_RESPONSE, "malformed status line")
+        raise RejectedError(BAD_RESPONSE, "malformed status line")
     return StatusLine(1 if match[1] == b"1" else 0, int(match[2]), match.end())
 
 
 def parse_fields(block: bytes, fault: Fault, max_fields: int = 1000) -> Framing:
     """Read a header block up to and with its empty line, and what it says of the body.
 
-    Raises Rejected with `fault`, or with HEAD_TOO_LARGE beyond `max_fields`.
+    Raises RejectedError with `fault`, or with HEAD_TOO_LARGE beyond `max_fields`.
     """
     if _FIELDS.fullmatch(block) is None:
-        raise Rejected(fault, "malformed header field")
+        raise RejectedError(fault, "malformed header field")
     raw = block.split(b"\r\n")[:-2]
     if len(raw) > max_fields:
-        raise Rejected(HEAD_TOO_LARGE, f"more than {max_fields} header fields")
+        raise RejectedError(HEAD_TOO_LARGE, f"more than {max_fields} header fields")
     lines: Lines = []
-    length, chunked, upgrade = NO_LENGTH, False, b""
-    connection: list[bytes] = []
-    seen: set[bytes] = set()
+    values: Values = {}
     for line in raw:
         name, _, value = line.partition(b":")
         name, value = name.lower(), value.strip(b" \t")
         lines.append((name, value, line))
-        if name in _FRAMING:
-            if name in seen:
-                raise Rejected(fault, f"repeated {name.decode()}")
-            seen.add(name)
-            if name == b"content-length":
-                length = _length(value, fault)
-            elif name == b"transfer-encoding":
-                chunked = _chunked(value, fault)
-        elif name == b"connection":
-            connection += _options(value, fault)
-        elif name == b"upgrade":
-            upgrade = value
+        if name in _SPECIAL:
+            values.setdefault(name, []).append(value)
+    return _framing(lines, values, fault)
+
+
+def _framing(lines: Lines, values: Values, fault: Fault) -> Framing:
+    length, chunked = NO_LENGTH, False
+    for name in _FRAMING & values.keys():
+        if len(values[name]) > 1:
+            raise RejectedError(fault, f"repeated {name.decode()}")
+    if b"content-length" in values:
+        length = _length(values[b"content-length"][0], fault)
+    if b"transfer-encoding" in values:
+        chunked = _chunked(values[b"transfer-encoding"][0], fault)
     if chunked and length != NO_LENGTH:
-        raise Rejected(fault, "both Content-Length and Transfer-Encoding")
-    options = frozenset(connection)
+        raise RejectedError(fault, "both Content-Length and Transfer-Encoding")
+    options = _options(values.get(b"connection", ()), fault)
     if options & _FRAMING:
         # Whoever obeyed would lose the framing that everybody else goes by.
-        raise Rejected(fault, "Connection names a framing field")
-    return Framing(lines, length, chunked, options, upgrade if b"upgrade" in options else b"")
+        raise RejectedError(fault, "Connection names a framing field")
+    upgrade = b", ".join(values.get(b"upgrade", ())) if b"upgrade" in options else b""
+    return Framing(lines, values, length, chunked, options, upgrade)
 
 
 def check_request(line: RequestLine, framing: Framing) -> bytes:
     """Judge a request as a whole and return its host (empty for HTTP/1.0 without one).
 
-    Raises Rejected: 400, or 417 for an expectation other than 100-continue.
+    Raises RejectedError: 400, or 417 for an expectation other than 100-continue.
     """
-    host: bytes | None = None
-    for name, value, _ in framing.lines:
-        if name == b"host":
-            host = value
-        elif name == b"expect" and value.lower() != b"100-continue":
-            raise Rejected(EXPECTATION, "unknown expectation")
+    expectations = framing.values.get(b"expect", ())
+    if any(value.lower() != b"100-continue" for value in expectations):
+        raise RejectedError(EXPECTATION, "unknown expectation")
+    if line.minor == 0 and framing.chunked:
+        raise RejectedError(BAD_REQUEST, "Transfer-Encoding in HTTP/1.0")
+    (host,) = framing.values.get(b"host", (None,))
+    if host is None and line.minor == 1:
+        raise RejectedError(BAD_REQUEST, "no Host")
     if host is not None and _HOST.fullmatch(host) is None:
-        raise Rejected(BAD_REQUEST, "malformed Host")
-    if line.minor == 0:
-        if framing.chunked:
-            raise Rejected(BAD_REQUEST, "Transfer-Encoding in HTTP/1.0")
-    elif host is None:
-        raise Rejected(BAD_REQUEST, "no Host")
-    if line.target[:1] not in b"/*":
-        authority, _ = split_absolute(line.target)
-        if host is not None and authority.lower() != host.lower():
-            raise Rejected(BAD_REQUEST, "Host disagrees with the target")
-        if _HOST.fullmatch(authority) is None:
-            raise Rejected(BAD_REQUEST, "malformed authority")
-        return authority
-    return host or b""
+        raise RejectedError(BAD_REQUEST, "malformed Host")
+    if line.target[:1] in b"/*":
+        return host or b""
+    authority, _ = split_absolute(line.target)
+    if _HOST.fullmatch(authority) is None:
+        raise RejectedError(BAD_REQUEST, "malformed authority")
+    if host is not None and authority.lower() != host.lower():
+        # RFC 9112 §3.2.2 would have the target win; a worker might let the field win.
+        raise RejectedError(BAD_REQUEST, "Host disagrees with the target")
+    return authority
 
 
 def _length(value: bytes, fault: Fault) -> int:
     # int() also takes signs, underscores and blanks; 18 digits stay below 2^63.
     if not value.isdigit() or len(value) > 18:
-        raise Rejected(fault, "malformed Content-Length")
+        raise RejectedError(fault, "malformed Content-Length")
     return int(value)
 
 
@@ -209,14 +214,20 @@ def _chunked(value: bytes, fault: Fault) -> bool:
     if value.lower() != b"chunked":
         # Codings that we do not know would hide where the body ends.
         wrong = NOT_IMPLEMENTED if fault is BAD_REQUEST and _TOKENS.fullmatch(value) else fault
-        raise Rejected(wrong, "Transfer-Encoding other than chunked")
+        raise RejectedError(wrong, "Transfer-Encoding other than chunked")
     return True
 
 
-def _options(value: bytes, fault: Fault) -> list[bytes]:
+def _options(values: Sequence[bytes], fault: Fault) -> frozenset[bytes]:
+    if not values:
+        return _NO_OPTIONS
+    value = b",".join(values)
     if _TOKENS.fullmatch(value) is None:
-        raise Rejected(fault, "malformed Connection")
-    return [option for part in value.lower().split(b",") if (option := part.strip(b" \t"))]
+        raise RejectedError(fault, "malformed Connection")
+    return frozenset(option for part in value.lower().split(b",") if (option := part.strip(b" \t")))
+
+
+_NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
 
 
 class Chunked:
@@ -240,7 +251,7 @@ class Chunked:
         """The raw trailer block without its empty line, once it is done."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes, return the payload in them. Raises Rejected."""
+        """Take bytes, return the payload in them. Raises RejectedError."""
         out: list[bytes] = []
         if self._line:
             data, self._line = self._line + data, b""
@@ -268,7 +279,7 @@ class Chunked:
         if self._left == -2:
             crlf = data[at : at + 2]
             if not b"\r\n".startswith(crlf):
-                raise Rejected(self._fault, "a chunk is longer than it said")
+                raise RejectedError(self._fault, "a chunk is longer than it said")
             if len(crlf) < 2:
                 self._line = data[start:]
                 return -1
@@ -276,12 +287,12 @@ class Chunked:
         end = data.find(b"\n", at, at + MAX_CHUNK_LINE)
         if end < 0:
             if len(data) - at >= MAX_CHUNK_LINE:
-                raise Rejected(self._fault, "chunk size line too long")
+                raise RejectedError(self._fault, "chunk size line too long")
             self._line = data[start:]
             return -1
         match = _CHUNK_LINE.fullmatch(data, at, end + 1)
         if match is None:
-            raise Rejected(self._fault, "malformed chunk size")
+            raise RejectedError(self._fault, "malformed chunk size")
         self._left = int(match[1], 16) or -1
         return end + 1
 
@@ -292,9 +303,9 @@ class Chunked:
         end = data.find(b"\r\n\r\n")
         if end < 0:
             if len(data) > MAX_TRAILERS:
-                raise Rejected(self._fault, "trailers too large")
+                raise RejectedError(self._fault, "trailers too large")
             self._line = data
             return
         if end > MAX_TRAILERS or _FIELDS.fullmatch(data, 0, end + 4) is None:
-            raise Rejected(self._fault, "malformed trailers")
+            raise RejectedError(self._fault, "malformed trailers")
         self.done, self.trailers, self.rest = True, data[: end + 2], data[end + 4 :]

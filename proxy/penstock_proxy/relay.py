@@ -74,7 +74,8 @@ class Relay:
             self._failed(CONNECT_FAILED, why(error))
             return
         member = self.member
-        assert member is not None and self._sock is not None
+        assert member is not None
+        assert self._sock is not None
         service.deadlines.disarm(self)
         self.connect_s = monotonic() - self.started
         service.counters.connect.observe(self.connect_s)

@@ -10,11 +10,10 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from itertools import count
 from os import urandom
 from random import random
-from time import monotonic, time
+from time import monotonic, time  # noqa: TID251 — a log line tells the time of day
 from typing import Any, Final
 
 from penstock_proxy.acceptor import Acceptor
@@ -207,7 +206,7 @@ class ServiceFront:
         self.pool.tick(now)
         self._serve_waiting()
         self._lines = 0
-        self._wall = time() - now  # noqa: TID251 — a log line carries the time of day
+        self._wall = time() - now
         if self.log is not None:
             self.log.flush()
         for idle in self.idle.values():
@@ -259,8 +258,8 @@ class ServiceFront:
         if self.log is not None:
             self.log.add(
                 (
-                    monotonic() + self._wall, client.address, "", "", "", fault.status, len(fault.text) + 1, 0, "",
-                    None, None, 0.0, 0, "", fault.kind, b"",
+                    monotonic() + self._wall, client.address, "", "", "", fault.status,
+                    len(fault.text) + 1, 0, "", None, None, 0.0, 0, "", fault.kind, b"",
                 )
             )  # fmt: skip
 

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from penstock_proxy import forwarding
-from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, Rejected
+from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, RejectedError
 from penstock_proxy.forwarding import Response
 from penstock_proxy.http1 import MAX_RESPONSE_HEAD, NO_LENGTH, Chunked
 from penstock_proxy.pool import Member
@@ -30,7 +30,6 @@ _MAX_INTERIM: Final = 16
 class Body(Enum):
     """How the end of a response is known (RFC 9112 §6.3)."""
 
-    NONE = auto()
     LENGTH = auto()
     CHUNKED = auto()
     UNTIL_CLOSE = auto()
@@ -74,7 +73,7 @@ class WorkerConnection(asyncio.Protocol):
         self._buffer = b""
         self._in_head = True
         self._interim = 0
-        self._body = Body.NONE
+        self._body = Body.LENGTH
         self._left = 0
         self._chunked: Chunked | None = None
 
@@ -103,32 +102,18 @@ class WorkerConnection(asyncio.Protocol):
                 self._read_head(exchange, data)
             else:
                 self._read_body(exchange, data)
-        except Rejected as rejected:
+        except RejectedError as rejected:
             exchange.fail(BAD_RESPONSE, rejected.reason)
 
     def _read_head(self, exchange: "Exchange", data: bytes) -> None:
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
-        while True:
-            end = data.find(b"\r\n\r\n") + 4
-            if end < 4 or end > MAX_RESPONSE_HEAD:
-                if len(data) > MAX_RESPONSE_HEAD:
-                    raise Rejected(BAD_RESPONSE, "response head too large")
-                self._buffer = data
-                return
-            response = exchange.client.service.responses.read(data[:end])
-            data = data[end:]
-            if response.status >= 200:
-                break
-            if response.status == 101:
-                exchange.switch(self, response, data)
-                return
-            self._interim += 1
-            if self._interim > _MAX_INTERIM:
-                raise Rejected(BAD_RESPONSE, "too many interim responses")
-            exchange.interim(response)
-            if not data:
-                return
+        response, data = self._final(exchange, data)
+        if response is None:
+            return
+        if response.status == 101:
+            exchange.switch(self, response, data)
+            return
         self._in_head = False
         self._frame(response, exchange)
         head = exchange.response_head(response, self._body)
@@ -140,6 +125,25 @@ class WorkerConnection(asyncio.Protocol):
             exchange.relay(head, 0)
             if data or self._left == 0:
                 self._read_body(exchange, data)
+
+    def _final(self, exchange: "Exchange", data: bytes) -> tuple[Response | None, bytes]:
+        """The final response and what follows it; None while it is not all there."""
+        while data:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4 or end > MAX_RESPONSE_HEAD:
+                if len(data) > MAX_RESPONSE_HEAD:
+                    raise RejectedError(BAD_RESPONSE, "response head too large")
+                self._buffer = data
+                break
+            response = exchange.client.service.responses.read(data[:end])
+            data = data[end:]
+            if response.status >= 200 or response.status == 101:
+                return response, data
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                raise RejectedError(BAD_RESPONSE, "too many interim responses")
+            exchange.interim(response)
+        return None, b""
 
     def _frame(self, response: Response, exchange: "Exchange") -> None:
         self.reusable = not response.close
@@ -158,7 +162,12 @@ class WorkerConnection(asyncio.Protocol):
             self.reusable = False
 
     def _read_body(self, exchange: "Exchange", data: bytes) -> None:
-        if self._body is Body.LENGTH:
+        if self._chunked is not None:
+            self._read_chunks(exchange, self._chunked, data)
+        elif self._body is Body.UNTIL_CLOSE:
+            if data:
+                exchange.body(data)
+        else:
             if len(data) > self._left:
                 # More than was promised: the promise is kept, the connection is not.
                 self.reusable = False
@@ -168,16 +177,14 @@ class WorkerConnection(asyncio.Protocol):
                 exchange.body(data)
             if self._left == 0:
                 self._end(exchange, b"")
-        elif self._body is Body.CHUNKED:
-            assert self._chunked is not None
-            for piece in self._chunked.feed(data):
-                exchange.body(piece)
-            if self._chunked.done:
-                if self._chunked.rest:
-                    self.reusable = False
-                self._end(exchange, forwarding.trailers(self._chunked.trailers))
-        elif data:
-            exchange.body(data)
+
+    def _read_chunks(self, exchange: "Exchange", chunked: Chunked, data: bytes) -> None:
+        for piece in chunked.feed(data):
+            exchange.body(piece)
+        if chunked.done:
+            if chunked.rest:
+                self.reusable = False
+            self._end(exchange, forwarding.trailers(chunked.trailers))
 
     def _end(self, exchange: "Exchange", trailers: bytes) -> None:
         self._chunked = None
