@@ -59,7 +59,7 @@ class Acceptor:
         """Take what the kernel has queued, then close: those clients were told yes."""
         if self._closed:
             return
-        while self._accept():
+        while self._started and self._accept():
             pass
         self._pause()
         self._closed = True

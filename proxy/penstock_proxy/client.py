@@ -11,7 +11,9 @@ answer with it.
 """
 
 import asyncio
+import struct
 from http import HTTPStatus
+from socket import SO_LINGER, SOL_SOCKET
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy import http1
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from penstock_proxy.service import ServiceFront
 
 _LINGER_S: Final = 2.0
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER on, for no time: close resets."""
 _STOPPING_S: Final = 1.0
 """A client that has not sent a byte when we stop gets this long to begin."""
 
@@ -176,9 +180,7 @@ class ClientConnection(asyncio.Protocol):
         if not keep or self.service.stopping:
             assert exchange is not None
             if cut:
-                self.transport.close()
-                self._closing = True
-                self._close_by(self.service.timeouts.body)
+                self._cut(visibly=exchange.line.minor == 1)
             else:
                 self._end(gently=not exchange.request_done or bool(self.buffer))
             return
@@ -187,8 +189,8 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = deadline
         if deadline < self.bucket:
             service.deadlines.arm(self, deadline)
+        self.transport.resume_reading()
         if self.buffer:
-            self.transport.resume_reading()
             self._next()
 
     def _end(self, *, gently: bool) -> None:
@@ -202,6 +204,15 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.transport.close()
             self._close_by(self.service.timeouts.body)
+
+    def _cut(self, *, visibly: bool) -> None:
+        """End in the middle of an answer. HTTP/1.0 sees it only if the connection is reset."""
+        if not visibly and (sock := self.transport.get_extra_info("socket")) is not None:
+            sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
+            self.transport.abort()
+        self.transport.close()
+        self._closing = True
+        self._close_by(self.service.timeouts.body)
 
     def _close_by(self, seconds: float) -> None:
         self.service.deadlines.arm(self, self.service.deadlines.now + seconds)
@@ -220,7 +231,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
         elif self.exchange is not None:
             self.exchange.expired(now)
-        elif self._heading and (self.buffer or not self._served) and not self.service.stopping:
+        elif self._heading and self.buffer and not self.service.stopping:
             self._refuse(HEAD_TIMEOUT, "")
         else:
             self._end(gently=False)
@@ -248,9 +259,9 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
-        self.service.deadlines.disarm(self)
         if self.exchange is not None:
             self.exchange.client_gone()
+        self.service.deadlines.disarm(self)
         self.service.clients.discard(self)
         self.service.client_lost()
 

@@ -56,7 +56,8 @@ class Exchange:
     first_byte_s: float | None = None
     member: "Member | None" = None
     link: WorkerConnection | None = None
-    dialing: "Dialing | None" = None
+    dialing: "Dialing | WorkerConnection | None" = None
+    """The way to a new connection, as long as it does not stand."""
     status = 0
     sent = 0
     """Bytes of the response's body."""
@@ -69,6 +70,8 @@ class Exchange:
     _streamed = False
     """Bytes of the body are gone that cannot be sent again."""
     _responding = False
+    _told = False
+    """The client has seen something of an answer, be it a 1xx."""
     _fresh = False
     _tried: "tuple[Member, ...]" = ()
     _last_fault = NO_WORKER
@@ -112,7 +115,6 @@ class Exchange:
             link.begin(self)
             self._send_all(link)
             return
-        self.dialing = None
         self.expire_in(service.timeouts.connect)
         service.dial(member, self)
 
@@ -186,7 +188,8 @@ class Exchange:
     def interim(self, response: Response) -> None:
         """Pass a 1xx on (HTTP/1.0 has none)."""
         if self.line.minor:
-            self.client.transport.write(response.out + b"\r\n")
+            self._told = True
+            self.relay(response.out + b"\r\n", 0)
 
     def response_head(self, response: Response, body: Body) -> bytes:
         """Note how the worker answered and return the head for the client."""
@@ -195,7 +198,7 @@ class Exchange:
         member = self.member
         assert member is not None
         now = monotonic()
-        self._responding = True
+        self._responding = self._told = True
         self._outgoing.clear()
         self.status = response.status
         self.first_byte_s = now - self.started
@@ -266,7 +269,7 @@ class Exchange:
         if not stale:
             self.client.service.pool.failed(self.member, monotonic())
         idempotent = self.line.method in _IDEMPOTENT
-        if not self._responding and not self._streamed and unheard and idempotent:
+        if not self._told and not self._streamed and idempotent:
             # A connection that was kept too long says nothing about its worker.
             self._fresh = self._fresh or stale
             self._again_or_fail(fault, "before it answered", same=stale)
@@ -294,7 +297,6 @@ class Exchange:
         if patience <= 0:
             self.fail(self._last_fault, "")
         elif len(service.waiting) >= service.config.limits.queue:
-            service.counters.rejected["queue_full"] += 1
             self.fail(QUEUE_FULL, "")
         else:
             self._tried = ()
@@ -319,14 +321,9 @@ class Exchange:
         if total and now >= self.started + total:
             self.fail(TOTAL_TIMEOUT, "")
         elif self in service.waiting:
-            del service.waiting[self]
-            if self._last_fault is NO_WORKER:
-                service.counters.rejected["no_worker"] += 1
             self.fail(self._last_fault, "")
         elif self.link is None:
-            if self.dialing is not None:
-                self.dialing.cancel()
-                self.dialing = None
+            self._end_dialing()
             self.connect_failed("", CONNECT_TIMEOUT)
         elif self.client.blocked:
             self.fail(SEND_TIMEOUT, "")
@@ -352,6 +349,8 @@ class Exchange:
         service.log_fault(self, fault, reason, self.member)
         if fault is not self._last_fault or not self.retries:
             service.counters.errors[fault.kind] += 1
+        if fault is NO_WORKER or fault is QUEUE_FULL:
+            service.counters.rejected[fault.kind] += 1
         self._end_dialing()
         self._drop_link()
         if self._responding or not fault.status:
@@ -391,7 +390,7 @@ class Exchange:
         self._leave_member()
         if link is not None:
             link.exchange = None
-            if link.reusable and self.request_done:
+            if link.reusable and self.request_done and not link.blocked:
                 service.keep(link)
             else:
                 link.transport.close()

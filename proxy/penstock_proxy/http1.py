@@ -98,7 +98,7 @@ def looks_wrong(data: bytes) -> bool:
 
     TLS on a plain port and bare LF would otherwise wait for the head's time-out.
     """
-    return data[:1] not in _FIRST or b"\n" in data.replace(b"\r\n", b"")
+    return data[:1] not in _FIRST or data.count(b"\n") != data.count(b"\r\n")
 
 
 _FIRST: Final = frozenset(bytes([c]) for c in range(256) if re.match(_TOKEN, bytes([c]))) | {b"\r"}

@@ -138,16 +138,20 @@ class ServiceFront:
         """Open a connection to a worker for an exchange."""
         self.admission.upstreams += 1
 
-        def done(sock: Stream | None, error: int) -> None:
-            if sock is None:
+        def done(stream: Stream | None, error: int) -> None:
+            if stream is None:
                 self.admission.upstreams -= 1
                 exchange.dialing = None
                 exchange.connect_failed(why(error))
             else:
                 self.counters.worker_connections[member.slot] += 1
-                adopt(self.loop, WorkerConnection(member, exchange, self._link_lost), sock)
+                link = WorkerConnection(member, exchange, self._link_lost)
+                exchange.dialing = link
+                adopt(self.loop, link, stream)
 
-        exchange.dialing = dial(self.loop, self.addresses[member.slot], done)
+        dialing = dial(self.loop, self.addresses[member.slot], done)
+        if dialing is not None:
+            exchange.dialing = dialing
 
     def keep(self, link: WorkerConnection) -> None:
         """Put a connection back for the next exchange."""

@@ -84,6 +84,10 @@ class WorkerConnection(asyncio.Protocol):
         else:
             self.exchange.connected(self)
 
+    def cancel(self) -> None:
+        """The exchange has gone before the connection was made."""
+        self.exchange = None
+
     def begin(self, exchange: "Exchange") -> None:
         """Take a new exchange. The caller writes the request."""
         self.exchange = exchange
@@ -213,4 +217,4 @@ class WorkerConnection(asyncio.Protocol):
             exchange.finish(b"")
         else:
             fault = WORKER_CLOSED if error is None else WORKER_RESET
-            exchange.lost(fault, unheard=self._in_head and not self._buffer and self._interim == 0)
+            exchange.lost(fault, unheard=self._in_head and not self._buffer)
