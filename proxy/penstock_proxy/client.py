@@ -129,7 +129,8 @@ class ClientConnection(asyncio.Protocol):
                 line.target if line.target[:1] in b"/*" else http1.split_absolute(line.target)[1]
             )
             start = b"%b %b HTTP/1.1\r\n" % (line.method, target)
-        exchange.start(b"%b%b%b%b\r\n\r\n" % (start, prepared.out, self.forwarded_for, request_id))
+        # `join` takes half the time of `%`.
+        exchange.start(b"".join((start, prepared.out, self.forwarded_for, request_id, b"\r\n\r\n")))
         if self.buffer and self.exchange is exchange and not exchange.request_done:
             rest, self.buffer = self.buffer, b""
             self.buffer = exchange.upload(rest)

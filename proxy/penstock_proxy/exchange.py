@@ -47,6 +47,9 @@ _MAX_TRIES: Final = 16
 """Ends what the queue's time-out would otherwise end later."""
 
 
+_LENGTH: Final = Body.LENGTH
+
+
 class Exchange:
     """One request and its response."""
 
@@ -207,18 +210,19 @@ class Exchange:
             service.pool.failed(member, now)
         elif member.failures:
             service.pool.succeeded(member)
-        unknown_end = body is Body.CHUNKED or body is Body.UNTIL_CLOSE
-        self._chunked_out = unknown_end and self.line.minor == 1
-        if (unknown_end and self.line.minor == 0) or not self.request_done or service.stopping:
-            self._keep = False
-        head = response.out
-        if self._chunked_out:
-            head += b"Transfer-Encoding: chunked\r\n"
+        minor = self.line.minor
+        self._keep = self._keep and self.request_done and not service.stopping
+        fields = b"\r\n"
+        if body is not _LENGTH:
+            # Whatever told the worker's end: chunks tell ours, or for HTTP/1.0 its close.
+            self._chunked_out = minor == 1
+            self._keep = self._keep and minor == 1
+            fields = b"Transfer-Encoding: chunked\r\n\r\n" if minor else fields
         if not self._keep:
-            head += b"Connection: close\r\n"
-        elif self.line.minor == 0:
-            head += b"Connection: keep-alive\r\n"
-        return head + b"\r\n"
+            fields = b"Connection: close\r\n" + fields
+        elif not minor:
+            fields = b"Connection: keep-alive\r\n" + fields
+        return response.out + fields
 
     def relay(self, data: bytes, body: int) -> None:
         """Write to the client; `body` of these bytes are body."""
@@ -363,7 +367,7 @@ class Exchange:
 
     def _end_dialing(self) -> None:
         if self.dialing is not None:
-            self.dialing.cancel()
+            self.client.service.stop_dialing(self.dialing)
             self.dialing = None
         self.client.service.waiting.pop(self, None)
 

@@ -22,7 +22,7 @@ from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.dial import Stream, adopt, dial, socket_address, why
+from penstock_proxy.dial import Dialing, Stream, adopt, dial, socket_address, why
 from penstock_proxy.errors import Fault, Side
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding, Responses
@@ -152,6 +152,13 @@ class ServiceFront:
         dialing = dial(self.loop, self.addresses[member.slot], done)
         if dialing is not None:
             exchange.dialing = dialing
+
+    def stop_dialing(self, dialing: Dialing | WorkerConnection) -> None:
+        """Nobody waits for this connection any more."""
+        dialing.cancel()
+        if isinstance(dialing, Dialing):
+            # One that stands already is counted when it is lost.
+            self.admission.upstreams -= 1
 
     def keep(self, link: WorkerConnection) -> None:
         """Put a connection back for the next exchange."""

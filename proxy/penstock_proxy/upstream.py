@@ -35,6 +35,10 @@ class Body(Enum):
     UNTIL_CLOSE = auto()
 
 
+_LENGTH: Final = Body.LENGTH
+"""Python 3.11 takes longer to find a member of an enum than to compare it."""
+
+
 class WorkerConnection(asyncio.Protocol):
     """One connection. `exchange` is None while it is idle."""
 
@@ -73,7 +77,7 @@ class WorkerConnection(asyncio.Protocol):
         self._buffer = b""
         self._in_head = True
         self._interim = 0
-        self._body = Body.LENGTH
+        self._body = _LENGTH
         self._left = 0
         self._chunked: Chunked | None = None
 
@@ -121,7 +125,7 @@ class WorkerConnection(asyncio.Protocol):
         self._in_head = False
         self._frame(response, exchange)
         head = exchange.response_head(response, self._body)
-        if self._body is Body.LENGTH and len(data) == self._left:
+        if self._body is _LENGTH and len(data) == self._left:
             # The whole answer in one read: one write, and nothing to remember.
             exchange.relay(head + data, len(data))
             self._end(exchange, b"")
@@ -153,13 +157,13 @@ class WorkerConnection(asyncio.Protocol):
         self.reusable = not response.close
         self._left = NO_LENGTH
         if exchange.line.method == b"HEAD" or response.status in (204, 304):
-            self._body = Body.LENGTH
+            self._body = _LENGTH
             self._left = 0
         elif response.chunked:
             self._body = Body.CHUNKED
             self._chunked = Chunked(BAD_RESPONSE)
         elif response.length != NO_LENGTH:
-            self._body = Body.LENGTH
+            self._body = _LENGTH
             self._left = response.length
         else:
             self._body = Body.UNTIL_CLOSE
