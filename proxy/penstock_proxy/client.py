@@ -140,7 +140,7 @@ class ClientConnection(asyncio.Protocol):
         """There is no whole head yet: go on, wait, or refuse what can never be one."""
         if blank or data.startswith(b"\r\n"):
             # RFC 9112 §2.2: an empty line before a request line is skipped.
-            self.buffer = data[2:]
+            self.buffer = http1.skip_empty_lines(data)
             return True
         if len(data) >= limit:
             self._refuse(HEAD_TOO_LARGE, f"head beyond {limit} bytes")

@@ -7,7 +7,8 @@ framing beyond what `http1` says of it, which worker is next. No I/O.
 A client that is not in `trusted_proxies` is not believed: whatever it says about where a
 request came from is dropped, under every spelling that a WSGI or CGI program would fold
 into the same variable (`X_Forwarded_For`), and replaced by what we see ourselves. From a
-trusted proxy the lists are continued.
+trusted proxy the lists are continued; the other spellings are not its own but a stranger's
+that it let through.
 
 A client on a keep-alive connection sends the same header block with nearly every request,
 so what a block means is remembered by its very bytes. The memory is small and bounded; a
@@ -137,7 +138,9 @@ def _prepare(line: RequestLine, framing: Framing, host: bytes, *, trusted: bool)
     dropped = _NOT_TO_WORKERS | framing.connection | (frozenset() if expects else {b"expect"})
     out = [b"Host: " + (host or b"localhost")]
     out += [
-        raw for name, _, raw in framing.lines if name not in dropped and (trusted or _tells(name))
+        raw
+        for name, _, raw in framing.lines
+        if name not in dropped and (_tells(name) or (trusted and b"_" not in name))
     ]
     if any(b"trailers" in value.lower() for value in said.get(b"te", ())) and not upgrade:
         out.append(b"TE: trailers\r\nConnection: TE")
@@ -202,7 +205,8 @@ def response(head: bytes) -> Response:
         raw for name, _, raw in framing.lines if name not in _HOP_BY_HOP and name not in options
     ]
     kept.append(b"")
-    close = b"close" in options if minor else b"keep-alive" not in options
+    # HTTP/1.0 knows no chunks: read once, then never trusted again (RFC 9112 §6.1).
+    close = b"close" in options if minor else framing.chunked or b"keep-alive" not in options
     return Response(
         status,
         minor,

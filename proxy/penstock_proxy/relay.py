@@ -63,8 +63,10 @@ class Relay:
         self.member = member
         member.active += 1
         service.admission.upstreams += 1
-        self._dialing = dial(service.loop, service.addresses[member.slot], self._dialed)
-        if self._dialing is not None:
+        dialing = dial(service.loop, service.addresses[member.slot], self._dialed)
+        # None may also mean that a refusal has led here again and dials the next worker.
+        if dialing is not None:
+            self._dialing = dialing
             service.deadlines.arm(self, monotonic() + service.timeouts.connect)
 
     def _dialed(self, sock: Stream | None, error: int) -> None:
