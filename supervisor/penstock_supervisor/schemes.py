@@ -15,6 +15,8 @@ from penstock_proxy.config import Address, FrontConfig, FrontService, Target, Tr
 from penstock_supervisor.services import Config, Restart, Service
 from penstock_worker import contract
 
+FRONT_START_S: Final = 30.0
+"""Not a service's `timeouts.start`: that is about the user's program."""
 FRONT_RESTART: Final = Restart(max_restarts=20, within=60.0, backoff=0.1, backoff_max=2.0)
 """A front that comes back serves everybody: worth more tries than one worker of many."""
 
@@ -84,7 +86,6 @@ def front_plan(
     argv: Sequence[str],
 ) -> ChildPlan:
     """The one front of all services; `listeners` are descriptors that it inherits."""
-    timeouts = [service.timeouts for service in config.services]
     return ChildPlan(
         role="front",
         service="",
@@ -93,8 +94,8 @@ def front_plan(
         environment=environment,
         channel=True,
         inherited=tuple(listeners),
-        start_s=max(one.start for one in timeouts),
-        stop_s=max(one.stop for one in timeouts),
+        start_s=FRONT_START_S,
+        stop_s=max(service.timeouts.stop for service in config.services),
         restart=FRONT_RESTART,
     )
 

@@ -215,8 +215,22 @@ async def test_no_connect_is_refused_while_the_front_is_away() -> None:
             socket.create_connection((host, int(port)), timeout=5).close()
 
 
-async def test_a_worker_that_keeps_crashing_is_given_up_and_the_others_stay() -> None:
-    code = "import os, pathlib, sys\nif os.environ['PENSTOCK_SLOT'] == '1': sys.exit(3)\n" + SERVER
+def failing(folder: Path) -> str:
+    """Slot 1 exits, again and again, once slot 0 was asked; before, it would end the run."""
+    asked = str(folder / "asked")
+    return (
+        "import os, pathlib, sys, time\n"
+        "if os.environ['PENSTOCK_SLOT'] == '1':\n"
+        f"    while not os.path.exists({asked!r}): time.sleep(0.01)\n"
+        "    sys.exit(3)\n"
+        + SERVER.replace("[0].close()", f"[0].close(); open({asked!r}, 'w').close()")
+    )
+
+
+async def test_a_worker_that_keeps_crashing_is_given_up_and_the_others_stay(
+    tmp_path: Path,
+) -> None:
+    code = failing(tmp_path)
     restart = {"max_restarts": 2, "backoff": "10ms"}
     async with running(service(code, restart=restart)) as stage:
         lost, kept = await stage.view("web/1"), await stage.view("web/0")
@@ -224,8 +238,8 @@ async def test_a_worker_that_keeps_crashing_is_given_up_and_the_others_stay() ->
         assert (kept.state, kept.restarts) == ("up", {})
 
 
-async def test_giving_up_is_loud(caplog: pytest.LogCaptureFixture) -> None:
-    code = "import os, sys\nif os.environ['PENSTOCK_SLOT'] == '1': sys.exit(3)\n" + SERVER
+async def test_giving_up_is_loud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code = failing(tmp_path)
     async with running(service(code, restart={"max_restarts": 1, "backoff": "10ms"})):
         pass
     (alarm,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
