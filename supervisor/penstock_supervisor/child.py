@@ -254,7 +254,8 @@ class Child:
 
     def _lost(self) -> None:
         """The channel ended. A worker can go on without; a front is deaf to joins and leaves."""
-        if self.plan.role == "front" and (process := self._process) is not None:
+        leaving = self.state is State.STOPPING
+        if self.plan.role == "front" and not leaving and (process := self._process) is not None:
             self._around.loop.call_later(_LOST_S, process.signal, signal.SIGKILL)
 
     def _deadline(self) -> None:

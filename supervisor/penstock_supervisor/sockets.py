@@ -88,10 +88,10 @@ def _tcp(address: Address) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
         sock.setblocking(False)
-        return sock
     except BaseException:
         sock.close()
         raise
+    return sock
 
 
 def _unix(path: str) -> socket.socket:
@@ -100,10 +100,10 @@ def _unix(path: str) -> socket.socket:
     try:
         sock.bind(path)
         sock.setblocking(False)
-        return sock
     except BaseException:
         sock.close()
         raise
+    return sock
 
 
 def _remove_stale(path: str) -> None:

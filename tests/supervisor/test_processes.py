@@ -11,7 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock_supervisor.processes import Exit, Guardian, Process, Program, SpawnError
+from penstock_supervisor.processes import (
+    Exit,
+    Guardian,
+    Process,
+    Program,
+    SpawnError,
+    reap_strangers,
+)
 
 WAIT_S = 20.0
 
@@ -248,3 +255,12 @@ async def test_a_guardian_that_dies_is_replaced_and_told_everything() -> None:
     guardian_.close()
     await until(lambda: is_gone(grandchild))
     await run.ended()
+
+
+async def test_process_1_buries_strangers_and_leaves_our_own_to_us() -> None:
+    pids = [os.posix_spawn("/bin/true", ["true"], {}) for _ in range(2)]
+    await until(lambda: all(map(is_gone, pids)))
+    reap_strangers(set(pids))
+    assert all(map(psutil.pid_exists, pids))
+    reap_strangers(set())
+    assert not any(map(psutil.pid_exists, pids))
