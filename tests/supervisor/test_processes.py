@@ -257,8 +257,12 @@ async def test_a_guardian_that_dies_is_replaced_and_told_everything() -> None:
     await run.ended()
 
 
+def stranger() -> int:
+    return os.posix_spawn("/bin/true", ["true"], {})
+
+
 async def test_process_1_buries_strangers_and_leaves_our_own_to_us() -> None:
-    pids = [os.posix_spawn("/bin/true", ["true"], {}) for _ in range(2)]
+    pids = [stranger() for _ in range(2)]
     await until(lambda: all(map(is_gone, pids)))
     reap_strangers(set(pids))
     assert all(map(psutil.pid_exists, pids))
