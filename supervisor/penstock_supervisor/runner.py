@@ -114,7 +114,8 @@ class Runner:
     def stop(self) -> None:
         """Drain and leave; called again, leave at once."""
         if not self._stopping:
-            _log.info("stopping")
+            longest = max(service.timeouts.stop for service in self.config.services)
+            _log.info("stopping: finishing what is served, at most %g s; again: at once", longest)
             self._stopping = True
         elif not self._halting:
             _log.warning("stopping at once")
