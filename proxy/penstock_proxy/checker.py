@@ -1,44 +1,62 @@
-"""Asks workers whether they are well: one probe after another for each.
+"""Active checks: asks every joined worker of one service, again and again, how it is.
 
-Owns: when a worker is asked, how, and for how long an answer is waited for. It judges one
-answer and tells the pool; what several answers come to is the pool's to say.
+Owns the timing of the checks and the connections they use, nothing else: what a result
+means is the pool's decision. Each member has a task and, under HTTP, a client session of
+its own, because aiohttp binds a session to one unix socket, and so that one slow worker
+delays nobody else's check. Each check opens a new connection: one that was kept says
+little about whether the worker still accepts.
 
-A check opens a connection of its own, as nginx's and HAProxy's do: one kept open would say
-nothing of a worker that no longer accepts. An answer that comes after its worker left or
-came anew is thrown away. aiohttp is imported at the first check, because a front that was
-killed has to be back before anybody notices.
+aiohttp is imported when the first check needs it, and beside the event loop: it takes
+longer than all the rest of a front's start, and a front that comes back has clients waiting.
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
-from random import random
-from typing import TYPE_CHECKING, Final
+import errno
+import logging
+import random as random_
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from penstock_proxy.config import Address, Health, parse_address
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
 
 if TYPE_CHECKING:
-    from aiohttp import ClientSession
+    import aiohttp
 
-_EAGER_S: Final = 0.2
-"""Between checks of a worker that has not been well yet: it is only starting."""
+QUICK_S: Final = 0.2
+"""Between checks of one that has just joined: a start should not take an interval."""
+QUICK_CHECKS: Final = 50
+"""After so many bad ones it is not starting but broken, and is asked at leisure."""
 _JITTER: Final = 0.1
-"""Fronts and workers that started together do not check in step for ever."""
-_AGENT: Final = "penstock-health"
+"""Without it all members, and all fronts, would be asked at the same moment for ever."""
+_MOST_BODY: Final = 64 << 10
+"""More of an answer is not read: what counts has been said in its first line."""
+_NOBODY_THERE: Final = {
+    errno.ECONNREFUSED: "connection refused",
+    errno.ENOENT: "its socket does not exist",
+}
+
+_log = logging.getLogger("penstock.checker")
 
 
-class CheckFailedError(Exception):
-    """One bad check: `result` for the metric, the message for people."""
+class Verdict(NamedTuple):
+    """What came of one check."""
 
-    def __init__(self, result: str, why: str) -> None:
-        super().__init__(why)
-        self.result = result
+    result: str
+    """The value of the metric's label, of metrics.CHECK_RESULTS."""
+    why: str = ""
+    """What was wrong, for people."""
+
+
+_OK: Final = Verdict("ok")
+_Ask = Callable[[], Awaitable[Verdict]]
 
 
 class Checker:
-    """Checks the members of one pool. `run` it as a task; cancel to stop."""
+    """Checks the members of one pool for as long as `run` runs."""
 
     def __init__(
         self,
@@ -47,97 +65,90 @@ class Checker:
         counters: ServiceCounters,
         *,
         clock: Callable[[], float],
-        random: Callable[[], float] = random,
+        random: Callable[[], float] = random_.random,
     ) -> None:
-        """`clock` in seconds, monotonic; `random` in [0, 1)."""
         self._pool = pool
         self._health = health
         self._counters = counters
         self._clock = clock
         self._random = random
         self._wakes = {member.slot: asyncio.Event() for member in pool.members}
-        self._addresses = {m.slot: parse_address(m.address) for m in pool.members}
 
     def wake(self, slot: int) -> None:
-        """Its process is ready: check it now."""
+        """Check this slot now: it has joined. Harmless before `run`."""
         self._wakes[slot].set()
 
     async def run(self) -> None:
         """Check until cancelled."""
+        if self._health.path is not None:
+            await asyncio.to_thread(import_module, "aiohttp")
         async with asyncio.TaskGroup() as group:
             for member in self._pool.members:
                 group.create_task(self._watch(member))
 
     async def _watch(self, member: Member) -> None:
+        """One member's checks, one after the other."""
         wake = self._wakes[member.slot]
-        while True:
-            if member.standing is Standing.ABSENT:
-                await wake.wait()
-            wake.clear()
-            if member.standing is not Standing.ABSENT:
-                await self._check(member)
-                with suppress(TimeoutError):
+        async with AsyncExitStack() as stack:
+            ask = await self._way_to(parse_address(member.address), stack)
+            while True:
+                if member.standing is Standing.ABSENT:
+                    await wake.wait()
+                wake.clear()
+                if member.standing is not Standing.ABSENT:
+                    await self._check(member, ask)
+                try:
                     async with asyncio.timeout(self._pause(member)):
                         await wake.wait()
+                except TimeoutError:
+                    continue
 
     def _pause(self, member: Member) -> float:
+        """Seconds from the end of one check to the next."""
         interval = self._health.interval
-        if member.standing is Standing.CHECKING:
-            return min(interval, _EAGER_S)
+        if member.standing is Standing.CHECKING and member.fails < QUICK_CHECKS:
+            interval = min(interval, QUICK_S)
         return interval * (1 + _JITTER * (2 * self._random() - 1))
 
-    async def _check(self, member: Member) -> None:
-        generation, began = member.generation, self._clock()
-        ok, result, why = True, "ok", ""
+    async def _check(self, member: Member, ask: _Ask) -> None:
+        generation, started = member.generation, self._clock()
+        verdict = await self._verdict(member, ask)
+        if member.generation != generation:
+            # The answer of a process that has gone says nothing about the one after it.
+            return
+        now = self._clock()
+        self._counters.checks[member.slot, verdict.result] += 1
+        self._counters.check_seconds.observe(now - started)
+        self._pool.checked(member, ok=verdict is _OK, now=now, why=verdict.why)
+
+    async def _verdict(self, member: Member, ask: _Ask) -> Verdict:
+        """Ask in time; whatever goes wrong on the way is a bad check and no more."""
         try:
             async with asyncio.timeout(self._health.timeout):
-                await self._probe(self._addresses[member.slot])
-        except CheckFailedError as failure:
-            ok, result, why = False, failure.result, str(failure)
+                return await ask()
         except TimeoutError:
-            ok, result, why = False, "timeout", f"no answer in {self._health.timeout:g} s"
-        except ConnectionRefusedError:
-            ok, result, why = False, "refused", "connection refused"
+            return Verdict("timeout", f"no answer within {self._health.timeout:g} s")
         except OSError as error:
-            ok, result, why = False, "failed", error.strerror or str(error)
-        now = self._clock()
-        self._counters.checks[member.slot, result] += 1
-        self._counters.check_seconds.observe(now - began)
-        if member.generation == generation:
-            self._pool.checked(member, ok=ok, now=now, why=why)
+            nobody = _NOBODY_THERE.get(error.errno or 0)
+            if nobody is not None:
+                return Verdict("refused", nobody)
+            return Verdict("failed", error.strerror or str(error))
+        except Exception as error:  # noqa: BLE001 — the one place for what nobody thought of
+            # A bug, ours or the client library's, must not end the checks of everybody.
+            _log.warning("check of %s", member.address, exc_info=True)
+            return Verdict("failed", f"the check itself: {type(error).__name__}")
 
-    async def _probe(self, address: Address) -> None:
-        if self._health.path is not None:
-            await self._ask(address, self._health.path)
-            return
-        connect = (
-            asyncio.open_unix_connection(address.path)
-            if address.path
-            else asyncio.open_connection(address.host, address.port)
-        )
-        _, writer = await connect
-        writer.close()
-
-    async def _ask(self, address: Address, path: str) -> None:
-        from aiohttp import ClientError, ClientOSError
-
-        async with _session(address) as session:
-            url = f"http://{address if not address.path else 'localhost'}{path}"
-            try:
-                async with session.get(url, allow_redirects=False) as response:
-                    # The body is not read: closing the connection ends it.
-                    if response.status >= 400:
-                        raise CheckFailedError("failed", f"HTTP {response.status}")
-            except ClientOSError as error:
-                refused = isinstance(error.__cause__, ConnectionRefusedError)
-                raise CheckFailedError(
-                    "refused" if refused else "failed", error.strerror or str(error)
-                ) from None
-            except ClientError as error:
-                raise CheckFailedError("failed", f"no HTTP answer: {error}") from None
+    async def _way_to(self, address: Address, stack: AsyncExitStack) -> _Ask:
+        path = self._health.path
+        if path is None:
+            return lambda: _connect(address)
+        session = await stack.enter_async_context(_session(address))
+        # For a unix socket there is no name to say; an empty Host is refused by many.
+        host = "localhost" if address.path else str(address)
+        return lambda: _get(session, f"http://{host}{path}")
 
 
-def _session(address: Address) -> "ClientSession":
+def _session(address: Address) -> "aiohttp.ClientSession":
     import aiohttp
 
     connector: aiohttp.BaseConnector
@@ -147,8 +158,40 @@ def _session(address: Address) -> "ClientSession":
         connector = aiohttp.TCPConnector(force_close=True, use_dns_cache=False)
     return aiohttp.ClientSession(
         connector=connector,
-        headers={"User-Agent": _AGENT},
+        headers={"User-Agent": "penstock-health", "Connection": "close"},
         cookie_jar=aiohttp.DummyCookieJar(),
+        # `_verdict` sets the time limit of the whole check.
+        timeout=aiohttp.ClientTimeout(total=None),
         auto_decompress=False,
-        max_line_size=8190,
     )
+
+
+async def _get(session: "aiohttp.ClientSession", url: str) -> Verdict:
+    from aiohttp import ClientError
+    from yarl import URL
+
+    try:
+        # encoded: the path is said exactly as it was configured.
+        async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
+            if not 200 <= response.status < 400:
+                return Verdict("failed", f"HTTP {response.status}")
+            # An answer that is cut off in the middle would be an error in the worker's log.
+            room = _MOST_BODY
+            while room > 0 and (piece := await response.content.read(room)):
+                room -= len(piece)
+            return _OK
+    except ClientError as error:
+        if isinstance(error, OSError):
+            raise
+        return Verdict("failed", f"no HTTP answer: {str(error) or type(error).__name__}")
+
+
+async def _connect(address: Address) -> Verdict:
+    loop = asyncio.get_running_loop()
+    transport: asyncio.Transport
+    if address.path:
+        transport, _ = await loop.create_unix_connection(asyncio.Protocol, address.path)
+    else:
+        transport, _ = await loop.create_connection(asyncio.Protocol, address.host, address.port)
+    transport.close()
+    return _OK

@@ -1,6 +1,5 @@
 """The table is complete, and no order of events empties a rotation that could be kept."""
 
-from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -400,7 +399,7 @@ def test_rows_are_plain_values() -> None:
 def anything(service: Service, data: st.DataObject, now: float) -> None:
     slot = data.draw(st.integers(0, len(service.members) - 1))
     member, pool = service.members[slot], service.pool
-    possible: list[Callable[[], None]] = [
+    possible = [
         lambda: pool.join(slot),
         lambda: pool.leave(slot),
         lambda: pool.checked(member, ok=True, now=now, why=""),

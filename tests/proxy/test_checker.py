@@ -1,0 +1,406 @@
+"""Real servers on loopback are found well, ill, slow, silent or gone, and said to be so."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from aiohttp import web
+
+from penstock_proxy import checker as checker_module
+from penstock_proxy.checker import QUICK_CHECKS, QUICK_S, Checker
+from penstock_proxy.config import Ejection, Health, Target
+from penstock_proxy.metrics import CHECK_RESULTS, ServiceCounters
+from penstock_proxy.pool import Member, Pool, Standing
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+HOUR = 3600.0
+FAST = 0.005
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until it is so; ten seconds are never reached but by a bug."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 — a pool is plain values, it has no events
+            await asyncio.sleep(0.001)
+
+
+class Checked:
+    """A pool of joined workers at these addresses, its checker, and what came of it."""
+
+    def __init__(
+        self,
+        *addresses: str,
+        path: str | None = "/healthz",
+        interval: float = FAST,
+        timeout: float = 5.0,
+        joined: bool = True,
+        clock: Callable[[], float] = monotonic,
+        random: Callable[[], float] = lambda: 0.5,
+    ) -> None:
+        health = Health(path=path, interval=interval, timeout=timeout, rise=2, fall=2)
+        self.said: list[str] = []
+        self.pool = Pool(
+            [Target(slot=n, address=a, joined=joined) for n, a in enumerate(addresses)],
+            balance="round_robin",
+            health=health,
+            ejection=Ejection(),
+            random=random,
+            on_change=lambda _, reason: self.said.append(reason),
+        )
+        self.counters = ServiceCounters()
+        self.checker = Checker(self.pool, health, self.counters, clock=clock, random=random)
+        self.member: Member = self.pool.members[0]
+
+    def count(self, result: str) -> int:
+        assert {label for _, label in self.counters.checks} <= set(CHECK_RESULTS)
+        return self.counters.checks[0, result]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self.checker.run())
+            yield
+            task.cancel()
+
+
+@asynccontextmanager
+async def serving(handler: Handler, path: Path | None = None) -> AsyncIterator[str]:
+    """An aiohttp server for /healthz; its address in the configuration's words."""
+    app = web.Application()
+    app.router.add_get("/healthz", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)
+    await runner.setup()
+    try:
+        if path is not None:
+            await web.UnixSite(runner, path).start()
+            yield f"unix:{path}"
+        else:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            yield f"127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def saying(answer: bytes) -> AsyncIterator[str]:
+    """A server that says this to everybody who has sent something, and hangs up."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def healthy(_request: web.Request) -> web.Response:
+    return web.Response()
+
+
+# Well, ill, well again
+
+
+async def test_a_worker_is_in_the_rotation_after_its_first_good_check() -> None:
+    async with serving(healthy) as address:
+        checked = Checked(address, interval=HOUR)
+        assert checked.pool.pick("client") is None
+        async with checked.running():
+            await until(lambda: checked.pool.pick("client") is checked.member)
+    assert checked.said == ["passed its first check"]
+    assert (checked.count("ok"), sum(checked.counters.check_seconds.counts)) == (1, 1)
+
+
+async def test_a_worker_whose_health_path_fails_leaves_and_comes_back() -> None:
+    status = 200
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    async with serving(answer) as address:
+        checked = Checked(address)
+        async with checked.running():
+            await until(lambda: checked.member.standing is Standing.UP)
+            status = 503
+            await until(lambda: checked.member.standing is Standing.DOWN)
+            status = 204
+            await until(lambda: checked.member.standing is Standing.UP)
+    assert checked.said == [
+        "passed its first check",
+        "failed 2 checks in a row: HTTP 503",
+        "passed 2 checks in a row",
+    ]
+
+
+async def test_a_slow_worker_delays_nobody_elses_check() -> None:
+    asked = asyncio.Event()
+
+    async def hang(_request: web.Request) -> web.Response:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with serving(hang) as slow, serving(healthy) as quick:
+        checked = Checked(slow, quick)
+        async with checked.running():
+            await asked.wait()
+            await until(lambda: checked.pool.in_rotation == 1)
+            assert checked.member.standing is Standing.CHECKING
+
+
+# What is asked, and what of the answer is read
+
+
+async def test_the_question_is_told_apart_from_a_clients_and_keeps_no_connection() -> None:
+    heads: list[web.Request] = []
+
+    async def note(request: web.Request) -> web.Response:
+        heads.append(request)
+        return web.Response()
+
+    async with serving(note) as address:
+        checked = Checked(address)
+        async with checked.running():
+            await until(lambda: len(heads) >= 2)
+    for head in heads:
+        assert head.headers["Host"] == address
+        assert head.headers["User-Agent"] == "penstock-health"
+        assert head.headers["Connection"] == "close"
+
+
+async def test_a_path_is_said_as_it_was_configured() -> None:
+    said: list[str] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said.append((await reader.readline()).decode())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        checked = Checked(f"127.0.0.1:{port}", path="/a%2fb?q=%41+c", interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert said == ["GET /a%2fb?q=%41+c HTTP/1.1\r\n"]
+
+
+async def test_a_redirect_is_good_and_is_not_followed() -> None:
+    async def redirect(_request: web.Request) -> web.Response:
+        raise web.HTTPFound("http://127.0.0.1:1/")
+
+    async with serving(redirect) as address:
+        checked = Checked(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+
+
+async def test_an_answer_without_an_end_is_not_read_to_it() -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(bytes(4096))
+
+    async with serving(endless) as address:
+        checked = Checked(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"220 smtp.example ready\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"],
+)
+async def test_what_is_not_a_whole_http_answer_is_a_bad_check(answer: bytes) -> None:
+    async with saying(answer) as address:
+        checked = Checked(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.count("failed") >= 1)
+    assert checked.member.reason.startswith("no good check yet: no HTTP answer: ")
+
+
+# Nobody there, or not in time
+
+
+async def test_silence_is_a_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # The kernel accepts, and nobody ever answers.
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        checked = Checked(address, timeout=0.02)
+        async with checked.running():
+            await until(lambda: checked.count("timeout") >= 2)
+    assert checked.member.reason == "no good check yet: no answer within 0.02 s"
+    assert checked.member.standing is Standing.CHECKING
+
+
+@pytest.mark.parametrize("path", [None, "/healthz"])
+async def test_nobody_there_is_refused(path: str | None) -> None:
+    with socket.socket() as bound:
+        # Bound, so that nobody else can take the port, but not listening.
+        bound.bind(("127.0.0.1", 0))
+        checked = Checked(f"127.0.0.1:{bound.getsockname()[1]}", path=path)
+        async with checked.running():
+            await until(lambda: checked.count("refused") >= 1)
+    assert checked.member.reason == "no good check yet: connection refused"
+
+
+@pytest.mark.parametrize("path", [None, "/healthz"])
+async def test_a_unix_socket_that_does_not_exist_is_refused(
+    path: str | None, tmp_path: Path
+) -> None:
+    checked = Checked(f"unix:{tmp_path}/none.sock", path=path)
+    async with checked.running():
+        await until(lambda: checked.count("refused") >= 1)
+    assert checked.member.reason == "no good check yet: its socket does not exist"
+
+
+@pytest.mark.parametrize("path", [None, "/healthz"])
+async def test_an_address_that_cannot_be_reached_is_a_bad_check(path: str | None) -> None:
+    # TCP to a broadcast address: refused by our own kernel, whatever network there is.
+    checked = Checked("255.255.255.255:9", path=path)
+    async with checked.running():
+        await until(lambda: checked.count("failed") >= 1)
+
+
+# Other ways to a worker
+
+
+async def test_without_a_path_a_connect_is_the_check() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        checked = Checked(f"127.0.0.1:{listener.getsockname()[1]}", path=None)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+            listener.close()
+            await until(lambda: checked.member.standing is Standing.DOWN)
+    assert checked.said[1] == "failed 2 checks in a row: connection refused"
+
+
+async def test_a_unix_socket_is_connected_to(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "w.sock"))
+        listener.listen()
+        checked = Checked(f"unix:{tmp_path}/w.sock", path=None, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+
+
+async def test_a_unix_socket_is_asked_by_http_with_a_host(tmp_path: Path) -> None:
+    hosts: list[str] = []
+
+    async def note(request: web.Request) -> web.Response:
+        hosts.append(request.headers["Host"])
+        return web.Response()
+
+    async with serving(note, tmp_path / "w.sock") as address:
+        checked = Checked(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert hosts == ["localhost"]
+
+
+# Coming and going
+
+
+async def test_who_has_not_joined_is_not_asked_and_who_joins_is_asked_at_once() -> None:
+    async with AsyncExitStack() as stack:
+        addresses = [await stack.enter_async_context(serving(healthy)) for _ in range(2)]
+        checked = Checked(*addresses, interval=HOUR, joined=False)
+        checked.checker.wake(0)  # said before it runs, and of nobody who has joined
+        async with checked.running():
+            checked.pool.join(1)
+            checked.checker.wake(1)
+            await until(lambda: checked.pool.in_rotation == 1)
+            assert checked.count("ok") == 0
+
+            # An hour is left of the pause; who leaves and comes back need not wait for it.
+            checked.pool.leave(1)
+            checked.checker.wake(1)
+            checked.pool.join(1)
+            checked.checker.wake(1)
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert checked.counters.checks[1, "ok"] == 2
+
+
+async def test_who_left_during_the_pause_is_asked_when_it_comes_back() -> None:
+    async with serving(healthy) as address:
+        checked = Checked(address, address)
+        checks = checked.counters.checks
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 2)
+            checked.pool.leave(0)
+            # Of a check that was under way nothing is counted.
+            before, others = checks[0, "ok"], checks[1, "ok"]
+            await until(lambda: checks[1, "ok"] > others + 10)
+            assert checks[0, "ok"] == before
+            checked.pool.join(0)
+            checked.checker.wake(0)
+            await until(lambda: checked.pool.in_rotation == 2)
+
+
+async def test_the_answer_of_a_process_that_has_gone_does_not_count() -> None:
+    asked, answered = asyncio.Event(), asyncio.Event()
+    statuses = iter((500, 200))
+
+    async def answer(_request: web.Request) -> web.Response:
+        status = next(statuses)
+        asked.set()
+        await answered.wait()
+        return web.Response(status=status)
+
+    async with serving(answer) as address:
+        checked = Checked(address, interval=HOUR)
+        async with checked.running():
+            await asked.wait()
+            checked.pool.leave(0)
+            checked.pool.join(0)
+            checked.checker.wake(0)
+            answered.set()
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert dict(checked.counters.checks) == {(0, "ok"): 1}
+
+
+async def test_a_bug_in_one_check_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_address: object) -> checker_module.Verdict:
+        raise ValueError("nobody thought of this")
+
+    monkeypatch.setattr(checker_module, "_connect", broken)
+    checked = Checked("127.0.0.1:1", path=None)
+    async with checked.running():
+        await until(lambda: checked.count("failed") >= 2)
+    assert checked.member.reason == "no good check yet: the check itself: ValueError"
+    assert "nobody thought of this" in caplog.text
+
+
+# When
+
+
+@pytest.mark.parametrize(("drawn", "share"), [(0.0, 0.9), (0.5, 1.0), (0.75, 1.05)])
+def test_checks_are_a_tenth_more_or_less_than_an_interval_apart(drawn: float, share: float) -> None:
+    checked = Checked("127.0.0.1:1", interval=2.0, random=lambda: drawn)
+    checked.member.standing = Standing.UP
+    assert checked.checker._pause(checked.member) == pytest.approx(2.0 * share)
+
+
+def test_one_that_is_only_starting_is_asked_often_but_not_for_ever() -> None:
+    checked = Checked("127.0.0.1:1", interval=2.0)
+    assert checked.checker._pause(checked.member) == QUICK_S
+    checked.member.fails = QUICK_CHECKS
+    assert checked.checker._pause(checked.member) == 2.0
+    assert Checked("127.0.0.1:1", interval=0.1).checker._pause(checked.member) == 0.1
+
+
+async def test_a_checks_time_is_the_clocks() -> None:
+    async with serving(healthy) as address:
+        checked = Checked(address, interval=HOUR, clock=iter((100.0, 100.25)).__next__)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert checked.counters.check_seconds.sum_s == 0.25
+    assert checked.member.since == 100.25
