@@ -20,7 +20,7 @@ def parse_duration(value: object) -> object:
     """ "500ms", "2s", "1h" as seconds. A number passes: it is already parsed."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", value)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", value)
     if match is None:
         raise ValueError('expected a duration with a unit, such as "500ms", "2s" or "1h"')
     return float(match[1]) * _UNITS[match[2]]
@@ -30,7 +30,7 @@ def parse_size(value: object) -> object:
     """ "512B", "16KiB", "64MiB" as bytes. A number passes: it is already parsed."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"(\d+)(B|KiB|MiB|GiB)", value)
+    match = re.fullmatch(r"([0-9]+)(B|KiB|MiB|GiB)", value)
     if match is None:
         raise ValueError('expected a size with a unit, such as "16KiB" or "64MiB"')
     return int(match[1]) * _BYTES[match[2]]
@@ -40,7 +40,7 @@ def parse_share(value: object) -> object:
     """ "50%" as 0.5. A number passes: it is already parsed."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"(\d{1,3})%", value)
+    match = re.fullmatch(r"([0-9]{1,3})%", value)
     if match is None or int(match[1]) > 100:
         raise ValueError('expected a share from "0%" to "100%"')
     return int(match[1]) / 100
@@ -66,7 +66,9 @@ def parse_address(text: str) -> Address:
         if not path or len(path.encode()) > 107 or "\0" in path:
             raise ValueError("expected a path of 1 to 107 bytes after unix:")
         return Address(path=path)
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:\[\]/,]+)):(\d{1,5})", text)
+    match = re.fullmatch(
+        r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\s:\[\]/,]+)):([0-9]{1,5})", text
+    )
     if match is None or int(match[3]) > 65535:
         raise ValueError('expected "host:port", "[v6 address]:port" or "unix:/path"')
     return Address(host=match[1] or match[2], port=int(match[3]))
@@ -94,7 +96,7 @@ Duration = Annotated[
 ]
 Positive = Annotated[Duration, Field(gt=0)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0, strict=True)]
-Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
+Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1, strict=True)]
 AddressText = Annotated[str, AfterValidator(_address)]
 Network = Annotated[str, AfterValidator(_network)]
 Count = Annotated[int, Field(ge=1, strict=True)]
