@@ -1,0 +1,53 @@
+"""Whoever is let in can be served: a front never runs out of descriptors in the middle."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock_proxy.admission import RESERVE, Admission
+
+COUNT = st.integers(0, 50)
+
+
+def test_room_is_for_a_client_and_its_way_to_a_worker() -> None:
+    account = Admission(RESERVE + 3 + 2, listeners=1, other=2)
+    assert account.has_room()
+    account.clients += 1
+    assert not account.has_room()
+
+
+def test_a_client_without_its_worker_yet_keeps_the_place_for_it() -> None:
+    account = Admission(RESERVE + 4, listeners=0, other=0)
+    account.clients = 1
+    assert account.has_room()
+    account.clients = 2
+    assert not account.has_room()
+
+
+def test_idle_connections_to_workers_take_room_too() -> None:
+    account = Admission(RESERVE + 10, listeners=0, other=0)
+    account.upstreams = 8
+    assert account.has_room()
+    account.upstreams = 9
+    assert not account.has_room()
+
+
+@given(limit=st.integers(0, 400), listeners=COUNT, other=COUNT, events=st.lists(st.booleans()))
+def test_everybody_who_was_let_in_finds_a_second_descriptor(
+    limit: int, listeners: int, other: int, events: list[bool]
+) -> None:
+    account = Admission(limit, listeners, other)
+    for connects in events:
+        if connects and account.upstreams < account.clients:
+            account.upstreams += 1
+        elif account.has_room():
+            account.clients += 1
+    account.upstreams = max(account.upstreams, account.clients)
+    assert account.clients == 0 or account.open + RESERVE <= limit
+
+
+@given(listeners=COUNT, other=COUNT, clients=COUNT, upstreams=COUNT)
+def test_the_kinds_add_up(listeners: int, other: int, clients: int, upstreams: int) -> None:
+    account = Admission(1024, listeners, other)
+    account.clients, account.upstreams = clients, upstreams
+    assert sum(account.by_kind().values()) == account.open
+    assert set(account.by_kind()) == {"listener", "client", "upstream", "other"}

@@ -1,0 +1,329 @@
+"""What one hop says stays with that hop, and nobody is told what a stranger made up."""
+
+import pytest
+
+from penstock_proxy import forwarding, http1
+from penstock_proxy.errors import BAD_RESPONSE, HEAD_TOO_LARGE, RejectedError
+from penstock_proxy.forwarding import Forwarding, Prepared, Response, Responses
+from penstock_proxy.http1 import NO_LENGTH
+
+
+def prepare(head: bytes, *, trusted: bool = False, using: Forwarding | None = None) -> Prepared:
+    line = http1.parse_request_line(head)
+    return (using or Forwarding((), 100)).request(line, head[line.end :], trusted=trusted)
+
+
+def sent(fields: bytes, *, trusted: bool = False, start: bytes = b"GET / HTTP/1.1") -> bytes:
+    """What a worker gets to see of these fields, without what every request has."""
+    out = prepare(start + b"\r\nHost: a\r\n" + fields + b"\r\n", trusted=trusted).out
+    first, _, rest = out.partition(b"\r\n")
+    assert first == b"Host: a"
+    assert rest.endswith(b"X-Forwarded-For: ")
+    return rest.removesuffix(b"X-Forwarded-For: ")
+
+
+OURS = b"X-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\n"
+
+# -- requests
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"",
+        b"A:  b \r\na: c\r\nCookie: d\r\n",
+        b"Content-Length: 3\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Content_Length: 3\r\n",
+        b"X-Forwarded: a\r\nXForwarded-For: b\r\n",
+    ],
+)
+def test_what_is_said_to_the_worker_reaches_it_as_it_came(fields: bytes) -> None:
+    assert sent(fields) == fields + OURS
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Connection: close\r\n",
+        b"Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n",
+        b"Connection: X-Mine\r\nX-Mine: 1\r\nx-mine: 2\r\n",
+        b"X-Mine: 1\r\nConnection: a, x-mine\r\n",
+        b"Proxy-Connection: keep-alive\r\n",
+        b"Proxy-Authorization: Basic eDp5\r\n",
+        b"TE: gzip\r\n",
+        b"Upgrade: websocket\r\n",
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+        b"HTTP2-Settings: AAMAAABk\r\n",
+        b"Proxy: http://elsewhere/\r\n",
+    ],
+)
+def test_what_is_said_to_this_hop_ends_here(fields: bytes) -> None:
+    assert sent(fields) == OURS
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(
+    "name", [b"X-Forwarded-For", b"x-forwarded-proto", b"X-Forwarded-Host", b"X-Request-ID"]
+)
+def test_connection_cannot_take_away_what_the_front_sets(name: bytes, *, trusted: bool) -> None:
+    assert sent(b"Connection: close, " + name + b"\r\n", trusted=trusted) == OURS
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}-more", "more-{}"])
+def test_connection_takes_away_whole_names_only(spelling: str) -> None:
+    field = spelling.format("X-Mine").encode() + b": 1\r\n"
+    expected = OURS if spelling == "{}" else field + OURS
+    assert sent(b"Connection: x-mine\r\n" + field) == expected
+
+
+def test_trailers_may_be_asked_for() -> None:
+    asked = b"TE: trailers\r\nConnection: TE\r\n"
+    assert sent(b"TE: gzip, Trailers\r\n") == asked + OURS
+    assert sent(b"TE: gzip\r\nTE: trailers\r\nConnection: te\r\n") == asked + OURS
+
+
+def test_an_upgrade_is_asked_for_in_the_fronts_own_words() -> None:
+    fields = b"Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\nTE: trailers\r\n"
+    assert sent(fields) == b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + OURS
+    assert sent(fields, start=b"GET / HTTP/1.0") == b"TE: trailers\r\nConnection: TE\r\n" + OURS
+
+
+def test_chunks_are_announced_anew() -> None:
+    chunked = b"Transfer-Encoding: chunked\r\n"
+    assert sent(b"transfer-encoding: CHUNKED\r\n", start=b"PUT / HTTP/1.1") == chunked + OURS
+
+
+def test_http_1_0_cannot_expect() -> None:
+    assert sent(b"Expect: 100-continue\r\n", start=b"GET / HTTP/1.0") == OURS
+
+
+@pytest.mark.parametrize(
+    ("head", "host", "out"),
+    [
+        (b"GET / HTTP/1.0\r\n", b"", b"Host: localhost\r\nX-Forwarded-Proto: http\r\n"),
+        (b"GET / HTTP/1.1\r\nHost:\r\n", b"", b"Host: localhost\r\nX-Forwarded-Proto: http\r\n"),
+        (b"GET http://b:1/ HTTP/1.0\r\n", b"b:1", b"Host: b:1\r\nX-Forwarded-Proto: http\r\n"),
+    ],
+)
+def test_a_worker_always_gets_a_host(head: bytes, host: bytes, out: bytes) -> None:
+    prepared = prepare(head + b"\r\n")
+    assert prepared.host == host
+    assert prepared.out.startswith(out)
+    assert (b"X-Forwarded-Host: " in prepared.out) == bool(host)
+
+
+def test_what_concerns_our_own_connection_is_noted() -> None:
+    def noted(options: bytes) -> tuple[bool, bool]:
+        prepared = prepare(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: " + options + b"\r\n\r\n")
+        return prepared.close, prepared.keep_alive
+
+    assert noted(b"") == (False, False)
+    assert noted(b"Close") == (True, False)
+    assert noted(b"x, Keep-Alive") == (False, True)
+
+
+# -- whom to believe
+
+CLAIMS = [
+    b"X-Forwarded-For", b"x-forwarded-proto", b"X-FORWARDED-HOST", b"X-Forwarded-Port",
+    b"X-Forwarded-Prefix", b"Forwarded", b"X-Real-IP", b"X-Client-IP", b"True-Client-IP",
+    b"X-Request-ID",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_stranger_is_not_believed_in_any_spelling(name: bytes) -> None:
+    spellings = {name, name.replace(b"-", b"_"), name.replace(b"-", b"_", 1), name.lower()}
+    fields = b"".join(spelling + b": claim\r\n" for spelling in spellings)
+    assert sent(fields) == OURS
+    assert prepare(b"GET / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n").request_id == b""
+
+
+@pytest.mark.parametrize("name", [name for name in CLAIMS if b"-" in name])
+def test_a_trusted_proxy_does_not_vouch_for_other_spellings(name: bytes) -> None:
+    assert sent(name.replace(b"-", b"_") + b": claim\r\n", trusted=True) == OURS
+
+
+def test_a_trusted_proxy_is_continued() -> None:
+    fields = (
+        b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-For:\r\n"
+        b"X-Forwarded-For: 192.0.2.2, 192.0.2.3\r\n"
+        b"X-Forwarded-Proto: http\r\nX-Forwarded-Proto: https\r\n"
+        b"X-Forwarded-Host: public\r\nX-Forwarded-Host:\r\n"
+        b"X-Forwarded-Port: 443\r\nForwarded: for=x\r\nX-Request-ID: abc\r\nA_B: c\r\n"
+    )
+    prepared = prepare(b"GET / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n", trusted=True)
+    assert prepared.request_id == b"abc"
+    assert prepared.out == (
+        b"Host: a\r\nX-Forwarded-Port: 443\r\nForwarded: for=x\r\nA_B: c\r\n"
+        b"X-Forwarded-Proto: https\r\nX-Forwarded-Host: public\r\n"
+        b"X-Forwarded-For: 192.0.2.1, 192.0.2.2, 192.0.2.3, "
+    )
+
+
+def test_an_endless_request_id_is_not_taken_over() -> None:
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: %b\r\n\r\n"
+    assert prepare(head % (b"x" * 128), trusted=True).request_id == b"x" * 128
+    assert prepare(head % (b"x" * 129), trusted=True).request_id == b""
+
+
+@pytest.mark.parametrize(
+    ("client", "trusted"),
+    [
+        ("10.1.2.3", True),
+        ("11.1.2.3", False),
+        ("2001:db8::1", True),
+        ("fe80::1%eth0", True),
+        ("::1", False),
+        ("", False),
+    ],
+)
+def test_trust_is_a_matter_of_networks(client: str, *, trusted: bool) -> None:
+    assert Forwarding(("10.0.0.0/8", "2001:db8::/32", "fe80::/10"), 100).trusts(client) is trusted
+    assert not Forwarding((), 100).trusts(client)
+
+
+# -- the memory
+
+
+def test_a_block_means_the_same_the_second_time_and_only_to_the_same_client() -> None:
+    using = Forwarding(("10.0.0.0/8",), 100)
+    head = b"GET /%b HTTP/1.1\r\nHost: a\r\nX-Request-ID: b\r\n\r\n"
+    first = prepare(head % b"1", using=using)
+    assert prepare(head % b"2", using=using) is first
+    believed = prepare(head % b"1", using=using, trusted=True)
+    assert (believed.request_id, first.request_id) == (b"b", b"")
+    assert prepare(head % b"1", using=using) is first
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"GET / HTTP/1.0", b"GET http://a/ HTTP/1.1", b"OPTIONS * HTTP/1.1"],
+)
+def test_an_unusual_request_is_judged_each_time(start: bytes) -> None:
+    using = Forwarding((), 100)
+    usual = prepare(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", using=using)
+    assert prepare(start + b"\r\nHost: a\r\n\r\n", using=using) is not usual
+    with pytest.raises(RejectedError):
+        prepare(b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", using=using)
+
+
+def test_the_memory_is_bounded() -> None:
+    using = Forwarding((), 100)
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n"
+    first = prepare(head % b"0", using=using)
+    for number in range(256):
+        prepare(head % b"%d" % (number + 1), using=using)
+    assert prepare(head % b"0", using=using) == first
+    assert prepare(head % b"0", using=using) is not first
+    long = prepare(head % (b"x" * 5000), using=using)
+    assert prepare(head % (b"x" * 5000), using=using) is not long
+
+
+def test_too_many_fields_are_refused() -> None:
+    with pytest.raises(RejectedError) as rejected:
+        prepare(b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n\r\n", using=Forwarding((), 1))
+    assert rejected.value.fault is HEAD_TOO_LARGE
+
+
+# -- responses
+
+
+def test_a_response_keeps_all_but_what_was_for_this_hop() -> None:
+    head = (
+        b"HTTP/1.0 203 Fine\xe4\r\nServer: x\r\nConnection: X-Mine, keep-alive\r\nx-mine: 1\r\n"
+        b"Keep-Alive: timeout=5\r\nContent-Length: 3\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n"
+        b"Proxy-Authenticate: Basic\r\nUpgrade: h2\r\nTrailer: A\r\n\r\n"
+    )
+    assert forwarding.response(head) == Response(
+        status=203,
+        minor=0,
+        length=3,
+        chunked=False,
+        close=False,
+        upgrade=b"",
+        out=b"HTTP/1.1 203 Fine\xe4\r\nServer: x\r\nContent-Length: 3\r\n"
+        b"Set-Cookie: a\r\nSet-Cookie: b\r\nTrailer: A\r\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "close"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nConnection: keep-alive, Close\r\n", True),
+        (b"HTTP/1.0 200 OK\r\n", True),
+        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n", True),
+    ],
+)
+def test_a_worker_says_whether_its_connection_can_be_used_again(
+    head: bytes, *, close: bool
+) -> None:
+    assert forwarding.response(head + b"\r\n").close is close
+
+
+def test_chunks_end_at_this_hop() -> None:
+    read = forwarding.response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert (read.chunked, read.length, read.out) == (True, NO_LENGTH, b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_worker_that_switches_says_to_what() -> None:
+    head = b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    read = forwarding.response(head)
+    assert (read.status, read.upgrade, read.out) == (
+        101,
+        b"websocket",
+        b"HTTP/1.1 101 Switching\r\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: content-length\r\nContent-Length: 1\r\n\r\n",
+        b"<html>\r\n\r\n",
+    ],
+)
+def test_a_doubtful_response_is_the_workers_fault(head: bytes) -> None:
+    responses = Responses()
+    for _ in range(2):
+        with pytest.raises(RejectedError) as rejected:
+            responses.read(head)
+        assert rejected.value.fault is BAD_RESPONSE
+
+
+def test_response_heads_are_remembered_within_bounds() -> None:
+    responses = Responses()
+    head = b"HTTP/1.1 200 OK\r\nX: %b\r\n\r\n"
+    first = responses.read(head % b"0")
+    assert responses.read(head % b"0") is first
+    for number in range(256):
+        responses.read(head % b"%d" % (number + 1))
+    assert responses.read(head % b"0") == first
+    assert responses.read(head % b"0") is not first
+    long = responses.read(head % (b"x" * 5000))
+    assert responses.read(head % (b"x" * 5000)) is not long
+
+
+@pytest.mark.parametrize(
+    ("block", "kept"),
+    [
+        (b"", b""),
+        (b"A: b\r\nX-Checksum: 1\r\n", b"A: b\r\nX-Checksum: 1\r\n"),
+        (
+            b"content-length: 1\r\nTransfer-Encoding: chunked\r\nHost: a\r\nSet-Cookie: b\r\n",
+            b"",
+        ),
+        (
+            b"Authorization: c\r\nCookie: d\r\nTrailer: f\r\nConnection: g\r\nHost: h\r\n",
+            b"",
+        ),
+    ],
+)
+def test_a_trailer_cannot_say_what_belongs_into_a_head(block: bytes, kept: bytes) -> None:
+    assert forwarding.trailers(block) == kept
