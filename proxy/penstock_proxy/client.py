@@ -159,8 +159,8 @@ class ClientConnection(asyncio.Protocol):
         self.answer(fault, None, keep=False)
         self._end(gently=True)
 
-    def answer(self, fault: Fault, line: RequestLine | None, *, keep: bool) -> None:
-        """Send an answer of our own: the fault's status and one line of text."""
+    def answer(self, fault: Fault, line: RequestLine | None, *, keep: bool) -> int:
+        """Send an answer of our own, one line of text. Returns the bytes of its body."""
         body = b"" if line and line.method == b"HEAD" else f"{fault.text}\n".encode()
         head = (
             f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}\r\n"
@@ -174,6 +174,7 @@ class ClientConnection(asyncio.Protocol):
         data = head.encode() + b"\r\n" + body
         self.service.counters.sent += len(data)
         self.transport.write(data)
+        return len(body)
 
     def exchange_over(self, *, keep: bool, cut: bool) -> None:
         """The exchange has ended: on to the next, or to the end of the connection."""

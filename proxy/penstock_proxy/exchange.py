@@ -362,7 +362,7 @@ class Exchange:
             return
         self.status = fault.status
         keep = self._keep and self.request_done and not service.stopping
-        client.answer(fault, self.line, keep=keep)
+        self.sent = client.answer(fault, self.line, keep=keep)
         self._close(fault.kind, keep=keep)
 
     def _end_dialing(self) -> None:
