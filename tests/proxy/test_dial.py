@@ -1,0 +1,274 @@
+"""A connect ends in exactly one call, at once if the kernel knows at once, and leaks nothing."""
+
+import asyncio
+import errno
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import uvloop
+
+from penstock_proxy.config import parse_address
+from penstock_proxy.dial import Dialing, Stream, adopt, dial, socket_address, why
+
+DEADLINE_S = 10.0
+
+
+def descriptors() -> set[str]:
+    """What is open, without the descriptor that looks."""
+    return {fd.name for fd in Path("/proc/self/fd").iterdir() if fd.exists()}
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop()
+        yield runner
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+@contextmanager
+def full_listener() -> Iterator[socket.socket]:
+    """One that answers nobody until it has accepted the connections that fill its queue."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = []
+        for _ in range(2):
+            client = socket.socket()
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+            waiting.append(client)
+        try:
+            yield listener
+        finally:
+            for client in waiting:
+                client.close()
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Whoever opens one more is told EMFILE."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+class Calls(list[tuple[Stream | None, int]]):
+    """What `done` was called with."""
+
+    def __call__(self, stream: Stream | None, error: int) -> None:
+        self.append((stream, error))
+
+
+def target(sock: socket.socket) -> tuple[int, Any]:
+    host, port = sock.getsockname()[:2]
+    return socket_address(parse_address(f"{host}:{port}"))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 — nothing sets an event for us
+            await asyncio.sleep(0.001)
+
+
+def test_a_target_is_numbers() -> None:
+    assert socket_address(parse_address("127.0.0.1:80")) == (socket.AF_INET, ("127.0.0.1", 80))
+    assert socket_address(parse_address("[::1]:80")) == (socket.AF_INET6, ("::1", 80, 0, 0))
+    assert socket_address(parse_address("unix:/a")) == (socket.AF_UNIX, "/a")
+    with pytest.raises(OSError, match="not known"):
+        socket_address(parse_address("localhost:80"))
+
+
+def test_on_one_host_a_connect_is_done_at_once(
+    runner: asyncio.Runner, listener: socket.socket
+) -> None:
+    calls = Calls()
+    assert dial(runner.get_loop(), target(listener), calls) is None
+    ((stream, error),) = calls
+    assert error == 0
+    assert stream is not None
+    assert (stream.family, stream.type) == (socket.AF_INET, socket.SOCK_STREAM)
+    assert not os.get_blocking(stream.fileno())
+    assert not os.get_inheritable(stream.fileno())
+    stream.close()
+
+
+def test_a_unix_socket_is_connected_to(runner: asyncio.Runner, tmp_path: Path) -> None:
+    calls, path = Calls(), str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        assert dial(runner.get_loop(), (socket.AF_UNIX, path), calls) is None
+    ((stream, error),) = calls
+    assert error == 0
+    assert stream is not None
+    stream.close()
+
+
+def test_a_refusal_is_told_at_once_and_leaks_nothing(
+    runner: asyncio.Runner, tmp_path: Path
+) -> None:
+    calls, loop = Calls(), runner.get_loop()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        before = descriptors()
+        assert dial(loop, target(silent), calls) is None
+        assert dial(loop, (socket.AF_UNIX, str(tmp_path / "none")), calls) is None
+        assert descriptors() == before
+    assert calls == [(None, errno.ECONNREFUSED), (None, errno.ENOENT)]
+    assert why(calls[0][1]) == "Connection refused"
+
+
+def test_no_descriptor_left_is_told_like_a_refusal(
+    runner: asyncio.Runner, listener: socket.socket
+) -> None:
+    calls = Calls()
+    with no_descriptors():
+        assert dial(runner.get_loop(), target(listener), calls) is None
+    assert calls == [(None, errno.EMFILE)]
+
+
+def test_a_worker_that_answers_late_is_connected_to(runner: asyncio.Runner) -> None:
+    calls = Calls()
+    with full_listener() as listener:
+
+        async def main() -> None:
+            dialing = dial(asyncio.get_running_loop(), target(listener), calls)
+            assert isinstance(dialing, Dialing)
+            assert not calls
+            while not calls:
+                listener.accept()[0].close()
+                await until(lambda: calls)
+
+        runner.run(main())
+    ((stream, error),) = calls
+    assert error == 0
+    assert stream is not None
+    stream.close()
+
+
+def test_a_worker_that_dies_while_it_is_dialed_refuses(runner: asyncio.Runner) -> None:
+    calls = Calls()
+    with full_listener() as listener:
+        before = descriptors()
+
+        async def main() -> None:
+            assert dial(asyncio.get_running_loop(), target(listener), calls) is not None
+            listener.close()
+            await until(lambda: calls)
+
+        runner.run(main())
+        assert descriptors() < before
+    assert calls == [(None, errno.ECONNREFUSED)]
+
+
+def test_a_connect_that_is_given_up_says_no_more(runner: asyncio.Runner) -> None:
+    calls = Calls()
+    with full_listener() as listener:
+
+        async def main() -> None:
+            # The loop opens descriptors of its own at its first turn.
+            await asyncio.sleep(0)
+            before = descriptors()
+            dialing = dial(asyncio.get_running_loop(), target(listener), calls)
+            assert dialing is not None
+            dialing.cancel()
+            assert descriptors() == before
+            await asyncio.sleep(0)
+
+        runner.run(main())
+    assert calls == []
+
+
+class Recorder(asyncio.Protocol):
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.told.append("made")
+
+    def data_received(self, data: bytes) -> None:
+        self.told.append(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.told.append("lost")
+
+
+def test_a_stream_becomes_a_transport_in_the_next_turn(
+    runner: asyncio.Runner, listener: socket.socket
+) -> None:
+    async def main() -> None:
+        calls, protocol = Calls(), Recorder()
+        dial(asyncio.get_running_loop(), target(listener), calls)
+        ((stream, _),) = calls
+        assert stream is not None
+        peer, _ = listener.accept()
+        with peer:
+            number = str(stream.fileno())
+            adopt(asyncio.get_running_loop(), protocol, stream)
+            stream.close()  # the transport has it
+            assert protocol.told == []
+            await until(lambda: protocol.told)
+            assert number in descriptors()
+            peer.sendall(b"a")
+            await until(lambda: b"a" in protocol.told)
+            protocol.transport.write(b"b")
+            assert peer.recv(1) == b"b"
+            protocol.transport.close()
+            await until(lambda: "lost" in protocol.told)
+            assert peer.recv(1) == b""
+            assert number not in descriptors()
+        assert protocol.told == ["made", b"a", "lost"]
+
+    runner.run(main())
+
+
+def test_a_connection_that_is_reset_before_it_is_adopted_is_told_as_lost(
+    runner: asyncio.Runner, listener: socket.socket
+) -> None:
+    async def main() -> None:
+        calls, protocol = Calls(), Recorder()
+        dial(asyncio.get_running_loop(), target(listener), calls)
+        ((stream, _),) = calls
+        assert stream is not None
+        peer, _ = listener.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        peer.close()
+        adopt(asyncio.get_running_loop(), protocol, stream)
+        await until(lambda: "lost" in protocol.told)
+        assert protocol.told == ["made", "lost"]
+
+    runner.run(main())
+
+
+def test_a_stream_is_closed_once(listener: socket.socket) -> None:
+    client = socket.create_connection(listener.getsockname())
+    stream = Stream(client.detach(), socket.AF_INET)
+    number = stream.fileno()
+    stream.close()
+    reused = os.open(os.devnull, os.O_RDONLY)
+    try:
+        assert reused == number
+        stream.close()
+        os.fstat(reused)
+    finally:
+        os.close(reused)
