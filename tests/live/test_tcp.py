@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.live.conftest import Cluster, Penstock, Wire, Worker
+    from tests.live.conftest import Cluster, Peak, Penstock, Wire, Worker
 
 MIB = 1 << 20
 HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -92,7 +92,7 @@ def test_a_reset_by_the_client_reaches_the_worker(penstock: "Penstock", origin: 
 
 
 def test_a_sender_waits_for_a_reader_and_not_in_the_front(
-    penstock: "Penstock", origin: "Worker", peak: "Callable[[int], Callable[[], int]]"
+    penstock: "Penstock", origin: "Worker", peak: "Peak"
 ) -> None:
     size = 64 * MIB
     read_on = threading.Event()

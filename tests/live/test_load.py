@@ -1,0 +1,120 @@
+"""Much at once and much in one piece go through, and leave the front as it was before."""
+
+import asyncio
+import resource
+import socket
+import threading
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.live.conftest import Cluster, Peak, Wire
+
+MIB = 1 << 20
+HELD = 2000
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+def many_descriptors() -> "Iterator[None]":
+    """The client's end of every connection is ours, and more than most shells allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3 * HELD
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"needs {wanted} descriptors, and may have {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["web", "raw"])
+def test_a_gibibyte_up_and_down_takes_no_memory(demo: "Cluster", peak: "Peak", name: str) -> None:
+    size, piece = 1024 * MIB, bytes(range(256)) * 4096
+    growth = peak(demo.front.pid)
+    wire = demo.connect(name)
+    sent = [0]
+
+    def send() -> None:
+        wire.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        for _ in range(size // len(piece)):
+            wire.send(piece)
+            sent[0] = zlib.crc32(piece, sent[0])
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert b"Content-Length: %d\r\n" % size in wire.head()
+    assert checksum(wire, size) == (size, sent[0])
+    sender.join()
+    assert growth() < 64 * MIB
+
+
+def checksum(wire: "Wire", size: int) -> tuple[int, int]:
+    """Read that much without keeping it."""
+    sum_, got = 0, 0
+    while got < size:
+        data = wire.some()
+        sum_, got = zlib.crc32(data, sum_), got + len(data)
+    return got, sum_
+
+
+def test_a_reader_that_does_not_read_fills_nothing_but_the_kernel(
+    demo: "Cluster", peak: "Peak"
+) -> None:
+    growth = peak(demo.front.pid)
+    wires = [demo.connect(name) for name in ("web", "raw") for _ in range(4)]
+    for wire in wires:
+        wire.send(b"GET /bytes?n=%d HTTP/1.1\r\nHost: x\r\n\r\n" % (64 * MIB))
+    seen = -1.0
+    while (now := demo.metric("penstock_bytes_total", direction="sent")) != seen:
+        seen = now
+    assert growth() < 16 * MIB
+    for wire in wires:
+        wire.head()
+        wire.exactly(64 * MIB)
+
+
+@pytest.mark.usefixtures("many_descriptors")
+@pytest.mark.parametrize("name", ["web", "raw"])
+async def test_two_thousand_connections_are_held_at_once_and_all_answered(
+    demo: "Cluster", name: str
+) -> None:
+    front = demo.front
+    demo.get("/", name)
+    before = front.num_fds()
+    socks = [socket.socket() for _ in range(HELD)]
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(open_and_ask(sock, demo.address(name)) for sock in socks))
+            assert demo.metric("penstock_connections_active", service=name) == HELD
+            assert demo.metric("penstock_fds", role="front", kind="client") == HELD
+            # Each of them is alive, and not just not yet closed.
+            await asyncio.gather(*map(ask, socks))
+    finally:
+        for sock in socks:
+            sock.close()
+    demo.until(lambda: demo.metric("penstock_connections_active", service=name) == 0)
+    # Some connections to workers are kept for the next to come.
+    kept = demo.metric("penstock_fds", role="front", kind="upstream") if name == "web" else 0
+    assert front.num_fds() <= before + kept
+    assert demo.get("/", name)[0] == 200
+
+
+async def open_and_ask(sock: socket.socket, address: tuple[str, int]) -> None:
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, address)
+    await ask(sock)
+
+
+async def ask(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, GET)
+    data = b""
+    while not data.endswith(b")\n"):
+        more = await loop.sock_recv(sock, 4096)
+        assert more, data
+        data += more
+    assert data.startswith(b"HTTP/1.1 200 ")
