@@ -115,6 +115,8 @@ class ClientConnection(asyncio.Protocol):
             line = http1.parse_request_line(head)
             prepared = service.forwarding.request(line, head[line.end :], trusted=self._trusted)
         except RejectedError as rejected:
+            if data.startswith(b"\r\n"):  # looked for here, where it costs nobody else
+                return self._incomplete(data, limit, blank=True)
             self._refuse(rejected.fault, rejected.reason)
             return False
         self.buffer = data[end:]
