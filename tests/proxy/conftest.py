@@ -1,0 +1,282 @@
+"""A service in memory, for the tests of exchanges.
+
+Client and workers are in memory: `Wire` is a real `asyncio.Transport`, `Network` stands for
+connecting, and `Turns` for the event loop, so that a test decides each turn of it.
+"""
+
+import asyncio
+import errno
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from penstock_proxy import exchange as exchange_module
+from penstock_proxy import service as service_module
+from penstock_proxy.admission import Admission
+from penstock_proxy.client import ClientConnection
+from penstock_proxy.config import FrontService, Limits, Target, Timeouts
+from penstock_proxy.deadlines import Deadlines
+from penstock_proxy.dial import Dialing, Stream
+from penstock_proxy.service import ServiceFront
+
+
+class Turns:
+    """As much of an event loop as a service in memory needs."""
+
+    def __init__(self) -> None:
+        self._ready: deque[Callable[[], object]] = deque()
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        self._ready.append(lambda: callback(*args))
+
+    def run(self) -> None:
+        """Turn until nothing is left to do."""
+        while self._ready:
+            self._ready.popleft()()
+
+
+class Wire(asyncio.Transport):
+    """One end of a connection in memory; the test is the other end."""
+
+    def __init__(self, loop: Turns, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        self._loop = loop
+        self._protocol = protocol
+        self._arriving: deque[bytes] = deque()
+        self._reading = True
+        self._closing = False
+        self.written = bytearray()
+        self.ended = False
+        """Its side was shut down for writing."""
+        self.lost = False
+
+    # -- what the front calls
+
+    def write(self, data: Any) -> None:
+        if not self._closing:
+            self.written += data
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.write(b"".join(list_of_data))
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        self._end(None)
+
+    def abort(self) -> None:
+        self._end(None)
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._loop.call_soon(self._deliver)
+
+    def is_reading(self) -> bool:
+        return self._reading
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = cast("asyncio.Protocol", protocol)
+
+    # -- what its other end does
+
+    def send(self, data: bytes) -> None:
+        """Bytes arrive; those that are not read stay in the kernel."""
+        self._arriving.append(data)
+        self._deliver()
+        self._loop.run()
+
+    def finish(self) -> None:
+        """The other end closes."""
+        if not self._closing and not self._protocol.eof_received():
+            self.close()
+        self._loop.run()
+
+    def reset(self) -> None:
+        """The other end breaks off."""
+        self._end(ConnectionResetError())
+        self._loop.run()
+
+    def stall(self) -> None:
+        """The other end stops reading."""
+        self._protocol.pause_writing()
+
+    def flow(self) -> None:
+        """It reads again."""
+        self._protocol.resume_writing()
+        self._loop.run()
+
+    def taken(self) -> bytes:
+        """What has been written since this was last asked."""
+        data = bytes(self.written)
+        self.written.clear()
+        return data
+
+    def _deliver(self) -> None:
+        while self._arriving and self._reading and not self._closing:
+            self._protocol.data_received(self._arriving.popleft())
+
+    def _end(self, error: Exception | None) -> None:
+        if not self._closing:
+            self._closing = True
+            self._loop.call_soon(self._lose, error)
+
+    def vanish(self) -> None:
+        """It is reset, and the loop hears of that before anything else."""
+        self._closing = True
+        self._lose(ConnectionResetError())
+        self._loop.run()
+
+    def deliver_only(self, data: bytes) -> None:
+        """Bytes arrive, and the turn is not over yet."""
+        self._protocol.data_received(data)
+
+    def _lose(self, error: Exception | None) -> None:
+        self.lost = True
+        self._protocol.connection_lost(error)
+
+
+Done = Callable[[Stream | None, int], None]
+
+
+class Hanging(Dialing):
+    """A connect that does not come to an end by itself."""
+
+    # Not `Dialing.__init__`: there is no socket here.
+    def __init__(self, network: "Network", done: Done) -> None:
+        self._network = network
+        self._ended = done
+
+    def cancel(self) -> None:
+        self._network.hanging.remove(self)
+
+    def refuse(self) -> None:
+        self._network.hanging.remove(self)
+        self._ended(None, errno.ECONNREFUSED)
+        self._network.loop.run()
+
+    def answer(self) -> None:
+        self._network.hanging.remove(self)
+        self._ended(Stream(-1, 0), 0)
+        self._network.loop.run()
+
+
+class Network:
+    """Connecting in memory: takes the place of `dial` and `adopt`."""
+
+    def __init__(self, loop: Turns) -> None:
+        self.loop = loop
+        self.refusing: set[int] = set()
+        """Ports that refuse."""
+        self.silent: set[int] = set()
+        """Ports that do not answer a connect."""
+        self.hanging: list[Hanging] = []
+        self.dialed: list[int] = []
+        self.wires: list[Wire] = []
+        """Connections to workers, oldest first."""
+
+    def dial(self, _loop: object, address: Any, done: Done) -> Hanging | None:
+        port = address[1][1]
+        self.dialed.append(port)
+        if port in self.silent:
+            self.hanging.append(Hanging(self, done))
+            return self.hanging[-1]
+        if port in self.refusing:
+            done(None, errno.ECONNREFUSED)
+        else:
+            done(Stream(-1, 0), 0)
+        return None
+
+    def adopt(self, loop: Turns, protocol: asyncio.Protocol, _stream: object) -> None:
+        wire = Wire(loop, protocol)
+        self.wires.append(wire)
+        loop.call_soon(protocol.connection_made, wire)
+
+
+class House:
+    """A service, its network and its clock. Workers listen on the ports from 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.loop = Turns()
+        self.network = Network(self.loop)
+        monkeypatch.setattr(service_module, "dial", self.network.dial)
+        monkeypatch.setattr(service_module, "adopt", self.network.adopt)
+        monkeypatch.setattr(service_module, "urandom", bytes)
+        for module in (service_module, exchange_module):
+            monkeypatch.setattr(module, "monotonic", lambda: self.now)
+
+    def open(self, workers: int = 1, *, queue: float = 0.0, total: float = 0.0) -> None:
+        """Build it anew: nothing is left from before."""
+        self.network.wires.clear()
+        self.network.dialed.clear()
+        self.admission = Admission(1024, 0, 0)
+        self.deadlines = Deadlines(self.now)
+        config = FrontService(
+            name="web",
+            listeners=(),
+            targets=tuple(
+                Target(slot=slot, address=f"127.0.0.1:{slot + 1}", joined=True, up=True)
+                for slot in range(workers)
+            ),
+            timeouts=Timeouts(queue=queue, total=total, connect=5.0),
+            limits=Limits(head=1024),
+            access_log="off",
+        )
+        self.service = ServiceFront(
+            cast("asyncio.AbstractEventLoop", self.loop),
+            config,
+            self.deadlines,
+            self.admission,
+            None,
+            lambda *_: None,
+        )
+
+    def client(self) -> Wire:
+        self.admission.clients += 1
+        self.service.counters.active += 1
+        protocol = ClientConnection(self.service, ("192.0.2.1", 5000))
+        self.service.clients.add(protocol)
+        wire = Wire(self.loop, protocol)
+        protocol.connection_made(wire)
+        return wire
+
+    @property
+    def worker(self) -> Wire:
+        """The newest connection to a worker."""
+        return self.network.wires[-1]
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.deadlines.tick(self.now)
+        self.service.tick(self.now)
+        self.loop.run()
+
+
+@pytest.fixture
+def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    house = House(monkeypatch)
+    house.open()
+    yield house
+    # Whatever happened: when both sides are gone, nothing is owed.
+    for client in list(house.service.clients):
+        cast("Wire", client.transport).reset()
+    house.loop.run()
+    for wire in house.network.wires:
+        wire.reset()
+    assert not house.network.hanging
+    assert (house.admission.clients, house.admission.upstreams) == (0, 0)
+    assert house.service.counters.active == 0
+    assert [member.active for member in house.service.pool.members] == [0] * len(
+        house.service.pool.members
+    )
+    assert not house.service.waiting

@@ -1,0 +1,396 @@
+"""Whatever way its bytes arrive in, an exchange comes to the same end, and leaves nothing behind.
+
+The fixture `house` checks at the end of each test that nothing is owed or open.
+"""
+
+from typing import NamedTuple
+
+import pytest
+from tests.proxy.conftest import House
+
+from penstock_proxy.errors import BAD_REQUEST
+from penstock_proxy.http1 import Chunked
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n"
+CHUNKED = b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Message(NamedTuple):
+    """What bytes on the wire mean, however they are framed."""
+
+    head: bytes
+    body: bytes
+    trailers: bytes = b""
+    rest: bytes = b""
+    """Behind the end of chunks."""
+
+
+def meaning(data: bytes) -> Message:
+    head, end, body = data.partition(b"\r\n\r\n")
+    assert end
+    if b"\r\nTransfer-Encoding: chunked" not in head:
+        return Message(head, body)
+    chunked = Chunked(BAD_REQUEST)
+    payload = b"".join(chunked.feed(body))
+    assert chunked.done
+    return Message(head, payload, chunked.trailers, chunked.rest)
+
+
+def splits(data: bytes) -> list[list[bytes]]:
+    """In two pieces at every offset, and byte by byte."""
+    two = [[data[:at], data[at:]] for at in range(1, len(data))]
+    return [[data], *two, [data[at : at + 1] for at in range(len(data))]]
+
+
+def status(data: bytes) -> int:
+    return int(data.split(b" ", 2)[1]) if data else 0
+
+
+# -- however it arrives
+
+
+@pytest.mark.parametrize(
+    ("request_", "body", "trailers"),
+    [
+        (GET, b"", b""),
+        (b"\r\n" + GET, b"", b""),
+        (b"\r\n\r\n\r\n" + GET, b"", b""),
+        (POST + b"abc", b"abc", b""),
+        (b"GET http://b/c?d HTTP/1.0\r\n\r\n", b"", b""),
+        (CHUNKED + b"1;x\r\na\r\n3\r\nbcd\r\n0\r\nA: b\r\nHost: b\r\n\r\n", b"abcd", b"A: b\r\n"),
+    ],
+)
+def test_a_request_may_be_cut_anywhere(
+    house: House, request_: bytes, body: bytes, trailers: bytes
+) -> None:
+    seen = set()
+    for pieces in splits(request_):
+        house.open()
+        client = house.client()
+        for piece in pieces:
+            client.send(piece)
+        assert len(house.network.wires) == 1
+        seen.add(meaning(house.worker.taken()))
+        house.worker.send(OK)
+        assert meaning(client.taken()).body == b"ok"
+        client.reset()
+    assert {(one.body, one.trailers, one.rest) for one in seen} == {(body, trailers, b"")}
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("minor", [b"0", b"1"])
+@pytest.mark.parametrize(
+    ("method", "response", "body"),
+    [
+        (b"GET", OK, b"ok"),
+        (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b""),
+        (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+        (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", b""),
+        (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
+        (
+            b"GET",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: b\r\n\r\n",
+            b"ok",
+        ),
+        (b"GET", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK, b"ok"),
+        (b"GET", b"HTTP/1.0 200 OK\r\n\r\nok until the end", b"ok until the end"),
+    ],
+)
+def test_a_response_may_be_cut_anywhere(
+    house: House, method: bytes, minor: bytes, response: bytes, body: bytes
+) -> None:
+    seen = set()
+    for pieces in splits(response):
+        house.open()
+        client = house.client()
+        client.send(method + b" / HTTP/1." + minor + b"\r\nHost: a\r\n\r\n")
+        for piece in pieces:
+            house.worker.send(piece)
+        house.worker.finish()
+        data = client.taken()
+        if b" 103 " in response and minor == b"1":
+            hints, _, data = data.partition(b"\r\n\r\n")
+            assert hints == b"HTTP/1.1 103 Early Hints\r\nLink: x"
+        seen.add((meaning(data), client.lost))
+        client.reset()
+    ((message, closed),) = seen
+    assert (message.body, message.rest) == (body, b"")
+    assert closed == (minor == b"0")
+    assert (b"Connection: close" in message.head) == closed
+
+
+def test_what_is_sent_ahead_is_answered_in_its_order_one_at_a_time(house: House) -> None:
+    ahead = b"".join(
+        (
+            b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+            b"POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"GET /4 HTTP/1.1\r\nHost: a\r\n\r\n",
+        )
+    )
+    for pieces in splits(ahead):
+        house.open()
+        client = house.client()
+        for piece in pieces:
+            client.send(piece)
+        for turn in (b"1", b"2", b"3", b"4"):
+            asked = house.worker.taken()
+            assert asked.split(b" ")[1] == b"/" + turn
+            assert asked.count(b" HTTP/1.1\r\n") == 1
+            house.worker.send(OK.replace(b"ok", b"o" + turn))
+            assert client.taken().endswith(b"o" + turn)
+        assert len(house.network.wires) == 1
+        client.reset()
+
+
+def test_what_is_sent_ahead_stays_in_the_kernel_beyond_a_head(house: House) -> None:
+    client = house.client()
+    for _ in range(100):
+        client.send(GET)
+    assert not client.is_reading()
+    for _ in range(100):
+        house.worker.send(OK)
+    assert client.is_reading()
+    assert client.taken().count(b"200 OK") == 100
+
+
+def test_empty_lines_without_end_are_nothing(house: House) -> None:
+    client = house.client()
+    client.send(b"\r\n" * 100_000 + GET)
+    house.worker.send(OK)
+    assert status(client.taken()) == 200
+
+
+# -- trying again
+
+
+class Try(NamedTuple):
+    """What the first worker does, to what request, and what the client gets in the end."""
+
+    request: bytes
+    said: bytes
+    """Before it resets the connection."""
+    status: int
+    tries: int
+
+
+TRIES = {
+    "GET, unheard": Try(GET, b"", 200, 2),
+    "GET, half a head": Try(GET, b"HTTP/1.1 200 O", 200, 2),
+    "PUT, unheard, its body is still here": Try(
+        POST.replace(b"POST", b"PUT") + b"abc", b"", 200, 2
+    ),
+    "GET, told of a 1xx": Try(GET, b"HTTP/1.1 103 Early\r\n\r\n", 103, 1),
+    "GET, in the middle": Try(GET, OK[:-1], 200, 1),
+    "POST, unheard": Try(POST + b"abc", b"", 502, 1),
+    "PATCH, unheard": Try(GET.replace(b"GET", b"PATCH"), b"", 502, 1),
+    "POST, half a head": Try(POST + b"abc", b"HTTP/1.1 200 O", 502, 1),
+}
+
+
+@pytest.mark.parametrize("case", TRIES.values(), ids=TRIES)
+def test_a_broken_connection_is_tried_again_if_nobody_can_tell(house: House, case: Try) -> None:
+    house.open(2)
+    client = house.client()
+    client.send(case.request)
+    asked = house.worker.taken()
+    house.worker.send(case.said)
+    house.worker.reset()
+    assert house.network.dialed == [1, 2][: case.tries]
+    if case.tries == 2:
+        assert house.worker.taken() == asked
+        house.worker.send(OK)
+        assert client.taken().endswith(b"ok")
+    assert status(client.taken() or b"- %d" % case.status) == case.status
+
+
+def test_a_body_that_has_flowed_on_is_not_there_to_be_sent_again(house: House) -> None:
+    house.open(2)
+    client = house.client()
+    client.send(POST.replace(b"POST", b"PUT"))
+    client.send(b"ab")
+    house.worker.reset()
+    assert status(client.taken()) == 502
+    assert client.ended
+    assert house.network.dialed == [1]
+
+
+@pytest.mark.parametrize("request_", [GET, POST + b"abc", POST])
+def test_a_refused_connect_is_tried_elsewhere_whatever_is_asked(
+    house: House, request_: bytes
+) -> None:
+    house.open(3)
+    house.network.refusing = {1, 2}
+    client = house.client()
+    client.send(request_)
+    assert house.network.dialed == [1, 2, 3]
+    assert house.worker.taken()
+    client.reset()
+
+
+def test_refused_by_all_is_a_bad_gateway(house: House) -> None:
+    house.open(2)
+    house.network.refusing = {1, 2}
+    client = house.client()
+    client.send(GET)
+    assert house.network.dialed == [1, 2]
+    assert status(client.taken()) == 502
+    client.send(GET)
+    assert status(client.taken()) == 502
+
+
+def test_a_connection_that_was_kept_too_long_is_nobodys_failure(house: House) -> None:
+    client = house.client()
+    client.send(GET)
+    house.worker.send(OK)
+    client.taken()
+    client.send(GET)
+    assert len(house.network.wires) == 1
+    house.worker.reset()
+    assert len(house.network.wires) == 2
+    house.worker.send(OK)
+    assert status(client.taken()) == 200
+    assert house.service.pool.members[0].failures == 0
+
+
+def test_the_second_worker_is_given_up_too_when_the_first_refused_at_once(house: House) -> None:
+    house.open(2)
+    house.network.refusing, house.network.silent = {1}, {2}
+    client = house.client()
+    client.send(GET)
+    assert house.network.dialed == [1, 2]
+    client.reset()
+    assert not house.network.hanging
+
+
+# -- workers that are wrong
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"hello\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 17,
+        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000,
+    ],
+)
+def test_an_answer_that_is_not_http_is_a_bad_gateway(house: House, said: bytes) -> None:
+    client = house.client()
+    client.send(GET)
+    house.worker.send(said)
+    assert b"HTTP/1.1 502 Bad Gateway\r\n" in client.taken()
+    assert house.worker.lost
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabX",
+    ],
+)
+def test_an_answer_that_breaks_off_never_looks_complete(house: House, said: bytes) -> None:
+    client = house.client()
+    client.send(GET)
+    house.worker.send(said)
+    house.worker.finish()
+    data = client.taken()
+    assert not data.endswith(b"0\r\n\r\n")
+    assert b"502" not in data
+    assert client.lost
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "said", [OK, b"HTTP/1.1 204 No\r\n\r\n", OK.replace(b"Content-Length: 2", b"Connection: close")]
+)
+def test_a_connection_with_something_left_over_serves_nobody_else(
+    house: House, said: bytes, *, late: bool
+) -> None:
+    client = house.client()
+    client.send(GET)
+    if late:
+        house.worker.send(said)
+        house.worker.send(b"HTTP/1.1 200 OK\r\n\r\nsmuggled")
+    else:
+        house.worker.send(said + b"HTTP/1.1 200 OK\r\n\r\nsmuggled")
+    if b"close" not in said:
+        assert house.worker.lost
+        assert b"smuggled" not in client.taken()
+        client.send(GET)
+        assert len(house.network.wires) == 2
+
+
+# -- clients that are wrong, or gone
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"\x16\x03\x01", 400),
+        (b"GET / HTTP/1.1\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 1024, 431),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431),
+        (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        (GET.replace(b"\r\n\r\n", b"\r\nExpect: x\r\n\r\n"), 417),
+    ],
+)
+def test_what_is_refused_reaches_no_worker(house: House, sent: bytes, expected: int) -> None:
+    client = house.client()
+    client.send(sent)
+    assert status(client.taken()) == expected
+    assert client.ended
+    client.send(GET)
+    assert client.taken() == b""
+    assert house.network.dialed == []
+    house.pass_time(3.0)
+    assert client.lost
+
+
+def test_a_body_that_is_no_chunks_ends_both_connections(house: House) -> None:
+    client = house.client()
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    client.send(b"zz\r\n")
+    assert status(client.taken()) == 400
+    assert house.worker.lost
+    assert client.ended
+
+
+def test_a_client_that_leaves_takes_its_exchange_along(house: House) -> None:
+    client = house.client()
+    client.send(GET)
+    client.reset()
+    assert house.worker.lost
+
+
+def test_a_client_that_leaves_before_a_connection_is_made_sends_nothing(house: House) -> None:
+    client = house.client()
+    client.deliver_only(GET)
+    client.vanish()
+    assert house.worker.taken() == b""
+    assert house.worker.lost
+    assert sum(house.service.counters.requests.values()) == 1
+
+
+def test_a_client_that_leaves_while_its_worker_is_dialed_takes_the_connect_along(
+    house: House,
+) -> None:
+    house.network.silent = {1}
+    client = house.client()
+    client.send(GET)
+    assert house.admission.upstreams == 1
+    client.reset()
+    assert not house.network.hanging
+    assert house.admission.upstreams == 0
