@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from penstock_proxy import exchange as exchange_module
+from penstock_proxy import relay as relay_module
 from penstock_proxy import service as service_module
 from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
@@ -209,10 +210,11 @@ class House:
         self.now = 1000.0
         self.loop = Turns()
         self.network = Network(self.loop)
-        monkeypatch.setattr(service_module, "dial", self.network.dial)
-        monkeypatch.setattr(service_module, "adopt", self.network.adopt)
         monkeypatch.setattr(service_module, "urandom", bytes)
-        for module in (service_module, exchange_module):
+        for module in (service_module, relay_module):
+            monkeypatch.setattr(module, "dial", self.network.dial)
+            monkeypatch.setattr(module, "adopt", self.network.adopt)
+        for module in (service_module, relay_module, exchange_module):
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
 
     def open(self, workers: int = 1, *, queue: float = 0.0, total: float = 0.0) -> None:
@@ -249,6 +251,13 @@ class House:
         wire = Wire(self.loop, protocol)
         protocol.connection_made(wire)
         return wire
+
+    def relay(self) -> None:
+        """A client of delivery tcp; its wire is the newest one when a worker is there."""
+        self.admission.clients += 1
+        self.service.counters.active += 1
+        relay_module.Relay(self.service, Stream(-1, 0), ("192.0.2.1", 5000)).dispatch()
+        self.loop.run()
 
     @property
     def worker(self) -> Wire:
