@@ -200,13 +200,17 @@ def response(head: bytes) -> Response:
     minor, status, end = http1.parse_status_line(head)
     framing = http1.parse_fields(head[end:], BAD_RESPONSE)
     options = framing.connection
-    kept = [b"HTTP/1.1" + head[8 : end - 2]]
-    kept += [
-        raw for name, _, raw in framing.lines if name not in _HOP_BY_HOP and name not in options
-    ]
-    kept.append(b"")
+    dropped = _HOP_BY_HOP | options
     # HTTP/1.0 knows no chunks: read once, then never trusted again (RFC 9112 §6.1).
     close = b"close" in options if minor else framing.chunked or b"keep-alive" not in options
+    if status == 204 or status < 200:
+        # Neither may announce a body (RFC 9110 §8.6). Whoever does may send one, and the
+        # next client must not get it for an answer.
+        dropped |= {b"content-length"}
+        close = close or framing.chunked or framing.length > 0
+    kept = [b"HTTP/1.1" + head[8 : end - 2]]
+    kept += [raw for name, _, raw in framing.lines if name not in dropped]
+    kept.append(b"")
     return Response(
         status,
         minor,

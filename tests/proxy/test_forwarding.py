@@ -297,6 +297,14 @@ def test_a_doubtful_response_is_the_workers_fault(head: bytes) -> None:
         assert rejected.value.fault is BAD_RESPONSE
 
 
+@pytest.mark.parametrize("field", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+def test_a_204_that_announces_a_body_loses_the_word_and_the_connection(field: bytes) -> None:
+    answer = forwarding.response(b"HTTP/1.1 204 No Content\r\n" + field + b"\r\nETag: x\r\n\r\n")
+
+    assert answer.out == b"HTTP/1.1 204 No Content\r\nETag: x\r\n"
+    assert answer.close
+
+
 def test_response_heads_are_remembered_within_bounds() -> None:
     responses = Responses()
     head = b"HTTP/1.1 200 OK\r\nX: %b\r\n\r\n"
