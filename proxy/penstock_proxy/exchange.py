@@ -15,9 +15,8 @@ that, if all that was sent is still here to be sent again.
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from penstock_proxy import forwarding
+from penstock_proxy.body import RequestBody
 from penstock_proxy.errors import (
-    BAD_REQUEST,
     BAD_RESPONSE,
     BODY_TIMEOUT,
     CLIENT_GONE,
@@ -32,7 +31,7 @@ from penstock_proxy.errors import (
     RejectedError,
 )
 from penstock_proxy.forwarding import Prepared, Response
-from penstock_proxy.http1 import Chunked, RequestLine
+from penstock_proxy.http1 import RequestLine
 from penstock_proxy.pump import OK
 from penstock_proxy.upstream import Body, WorkerConnection
 
@@ -67,8 +66,7 @@ class Exchange:
     received = 0
     """Bytes of the request's body."""
     retries = 0
-    _left_in = 0
-    _chunked_in: Chunked | None = None
+    _body: RequestBody | None = None
     _chunked_out = False
     _streamed = False
     """Bytes of the body are gone that cannot be sent again."""
@@ -92,8 +90,7 @@ class Exchange:
         framing = prepared.framing
         self.request_done = framing.length <= 0 and not framing.chunked
         if not self.request_done:
-            self._left_in = framing.length
-            self._chunked_in = Chunked(BAD_REQUEST) if framing.chunked else None
+            self._body = RequestBody(framing)
 
     # -- to the worker
 
@@ -149,26 +146,14 @@ class Exchange:
 
     def upload(self, data: bytes) -> bytes:
         """Take bytes of the request's body; return what lies behind its end."""
-        rest = b""
-        if self._chunked_in is not None:
-            try:
-                pieces = self._chunked_in.feed(data)
-            except RejectedError as rejected:
-                self.fail(rejected.fault, rejected.reason)
-                return b""
-            out = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
-            self.received += sum(map(len, pieces))
-            if self._chunked_in.done:
-                self.request_done = True
-                rest = self._chunked_in.rest
-                out += b"0\r\n" + forwarding.trailers(self._chunked_in.trailers) + b"\r\n"
-        else:
-            out = data
-            if len(data) > self._left_in:
-                out, rest = data[: self._left_in], data[self._left_in :]
-            self._left_in -= len(out)
-            self.received += len(out)
-            self.request_done = self._left_in == 0
+        assert self._body is not None
+        try:
+            out, rest = self._body.take(data)
+        except RejectedError as rejected:
+            self.fail(rejected.fault, rejected.reason)
+            return b""
+        self.received = self._body.received
+        self.request_done = self._body.done
         if out:
             self._send(out)
         return rest

@@ -10,6 +10,7 @@ be read as the answer to somebody else's request.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _MAX_INTERIM: Final = 16
 """1xx responses before a final one. Nobody needs more than two or three."""
+_LAST_READ: Final = 64 << 10
 
 
 class Body(Enum):
@@ -187,8 +189,8 @@ class WorkerConnection(asyncio.Protocol):
                 self._end(exchange, b"")
 
     def _read_chunks(self, exchange: "Exchange", chunked: Chunked, data: bytes) -> None:
-        for piece in chunked.feed(data):
-            exchange.body(piece)
+        if payload := b"".join(chunked.feed(data)):
+            exchange.body(payload)
         if chunked.done:
             if chunked.rest:
                 self.reusable = False
@@ -214,6 +216,8 @@ class WorkerConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gone(self)
+        if error is not None and self.exchange is not None:
+            self._hear_out()
         exchange, self.exchange = self.exchange, None
         if exchange is None:
             return
@@ -222,3 +226,20 @@ class WorkerConnection(asyncio.Protocol):
         else:
             fault = WORKER_CLOSED if error is None else WORKER_RESET
             exchange.lost(fault, unheard=self._in_head and not self._buffer)
+
+    def _hear_out(self) -> None:
+        """Read what the worker said before it closed without having read the whole request.
+
+        That close is a reset ("413, and I have heard enough"). The kernel keeps what came
+        before it; the transport gave up at the first write that failed, and closes its
+        descriptor only when it has told us.
+        """
+        sock = self.transport.get_extra_info("socket")
+        while sock is not None and self.exchange is not None:
+            try:
+                data = os.read(sock.fileno(), _LAST_READ)
+            except OSError:
+                return
+            if not data:
+                return
+            self.data_received(data)
