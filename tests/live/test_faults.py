@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -253,6 +253,38 @@ def test_a_get_that_was_sent_is_tried_with_the_next_worker(
     run = penstock("--to", origin(answer).address, "--to", origin(good).address, health=SELDOM)
     wire = run.connect()
     assert [wire.ask(GET).status for _ in range(4)] == [200] * 4
+
+
+@pytest.mark.parametrize("then", ["closes", "waits", "reads on"])
+def test_an_answer_before_the_end_of_the_request_gets_through(
+    penstock: "Penstock", origin: "Worker", then: str
+) -> None:
+    size = 4 << 20
+    over = threading.Event()
+
+    def answer(wire: "Wire") -> None:
+        wire.head()
+        wire.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno\n")
+        if then == "waits":
+            over.wait(60)
+        elif then == "reads on":
+            wire.exactly(size)
+        # What was sent and not read makes this close a reset.
+
+    def send(wire: "Wire") -> None:
+        with suppress(OSError):
+            wire.send(POST.replace(b"4", b"%d" % size), b"x" * (size - 4))
+
+    run = penstock("--to", origin(answer).address)
+    answers = []
+    for _ in range(20):
+        wire = run.connect()
+        sender = threading.Thread(target=send, args=(wire,))
+        sender.start()
+        answers.append((wire.answer().status, wire.is_ended()))
+        sender.join()
+    over.set()
+    assert answers == [(413, True)] * 20
 
 
 CUT = {
@@ -591,3 +623,12 @@ def test_tcp_connections_are_finished_before_the_end(
     assert wire.exactly(3) == b"two"
     wire.close()
     assert run.ended() == 0
+
+
+def test_who_does_not_finish_in_time_is_cut(penstock: "Penstock", origin: "Worker") -> None:
+    run = penstock("--to", origin(silent).address, mode="tcp", timeouts={"stop": "300ms"})
+    wire = run.connect()
+    wire.send(b"I stay")
+    run.until(lambda: run.workers()[0]["active"] == 1)
+    assert run.stop() == 0
+    assert wire.is_ended()

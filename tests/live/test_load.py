@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.live.conftest import Cluster, Peak, Wire
+    from tests.live.conftest import Cluster, Peak, Penstock, Wire, Worker
 
 MIB = 1 << 20
 HELD = 2000
@@ -75,6 +75,68 @@ def test_a_reader_that_does_not_read_fills_nothing_but_the_kernel(
     for wire in wires:
         wire.head()
         wire.exactly(64 * MIB)
+
+
+def test_a_sender_waits_for_its_worker_and_not_in_the_front(
+    penstock: "Penstock", origin: "Worker", peak: "Peak"
+) -> None:
+    size, read_on = 64 * MIB, threading.Event()
+
+    def answer(wire: "Wire") -> None:
+        wire.head()
+        assert read_on.wait(60)
+        wire.exactly(size)
+        wire.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    run = penstock("--to", origin(answer).address)
+    growth = peak(run.front.pid)
+    wire = run.connect()
+    head = b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+    sender = threading.Thread(target=wire.send, args=(head, b"x" * size))
+    sender.start()
+    seen = -1.0
+    while (now := run.metric("penstock_bytes_total", direction="received")) != seen:
+        seen = now
+    assert growth() < 8 * MIB
+    read_on.set()
+    assert wire.answer().status == 204
+    sender.join()
+
+
+def test_no_more_connections_than_allowed_and_the_next_one_waits(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
+    run = penstock("--to", origin(good).address, max_connections=2)
+    wires = [run.connect() for _ in range(3)]
+    for wire in wires:
+        wire.send(GET)
+    assert [wire.answer().status for wire in wires[:2]] == [200, 200]
+    assert run.metric("penstock_connections_active") == 2
+    wires[0].close()
+    assert wires[2].answer().status == 200
+
+
+@pytest.mark.parametrize("mode", ["http", "tcp"])
+def test_who_comes_when_descriptors_are_out_waits_and_is_served(
+    penstock: "Penstock", origin: "Worker", mode: str
+) -> None:
+    run = penstock("--to", origin(good).address, "--to", origin(good).address, mode=mode)
+    # Fewer than were counted on, as when the whole system runs out.
+    limit = run.front.num_fds() + 20
+    resource.prlimit(run.front.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    wires = [run.connect() for _ in range(60)]
+    for wire in wires:
+        wire.send(GET)
+    for wire in wires:
+        assert wire.answer().status == 200
+        wire.close()
+    # It was nobody's fault but ours.
+    assert run.metric("penstock_ejections_total") == 0
+
+
+def good(wire: "Wire") -> None:
+    while wire.head():
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
 @pytest.mark.usefixtures("many_descriptors")
