@@ -19,10 +19,16 @@ from contextlib import suppress
 from typing import Any, Final
 
 from penstock_proxy.config import Address
+from penstock_proxy.errors import CONNECT_FAILED, LACKING, Fault
 
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
 _STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _DONE: Final = frozenset({0, errno.EISCONN})
+
+_LACKING: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
+"""What we have run out of: descriptors, memory, ephemeral ports. No worker is to blame."""
 
 SocketAddress = tuple[int, Any]
 """Address family and what `connect` takes."""
@@ -152,3 +158,8 @@ def dial(
 def why(error: int) -> str:
     """The system's words for an errno."""
     return os.strerror(error)
+
+
+def blamed(error: int) -> Fault:
+    """Whose fault a failed connect is."""
+    return LACKING if error in _LACKING else CONNECT_FAILED

@@ -42,6 +42,7 @@ NOT_IMPLEMENTED: Final = Fault("not_implemented", Side.CLIENT, 501, "not impleme
 NO_WORKER: Final = Fault("no_worker", Side.FRONT, 503, "no worker available")
 QUEUE_FULL: Final = Fault("queue_full", Side.FRONT, 503, "too many requests are waiting")
 STOPPING: Final = Fault("stopping", Side.FRONT, 503, "shutting down")
+LACKING: Final = Fault("lacking", Side.FRONT, 503, "out of descriptors, memory or ports")
 CONNECT_FAILED: Final = Fault("connect_failed", Side.WORKER, 502, "cannot connect to a worker")
 CONNECT_TIMEOUT: Final = Fault(
     "connect_timeout", Side.WORKER, 504, "connecting to a worker took too long"

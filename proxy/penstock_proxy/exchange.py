@@ -29,6 +29,7 @@ from penstock_proxy.errors import (
     TOTAL_TIMEOUT,
     Fault,
     RejectedError,
+    Side,
 )
 from penstock_proxy.forwarding import Prepared, Response
 from penstock_proxy.http1 import RequestLine
@@ -245,8 +246,8 @@ class Exchange:
 
     def connect_failed(self, reason: str, fault: Fault = CONNECT_FAILED) -> None:
         """No byte has reached the worker: the next one may be tried."""
-        assert self.member is not None
-        self.client.service.pool.failed(self.member, monotonic())
+        if self.member is not None and fault.side is Side.WORKER:
+            self.client.service.pool.failed(self.member, monotonic())
         self._again_or_fail(fault, reason)
 
     def lost(self, fault: Fault, *, unheard: bool) -> None:

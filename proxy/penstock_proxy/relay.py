@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.client import peer_address
 from penstock_proxy.deadlines import NEVER
-from penstock_proxy.dial import Dialing, Stream, adopt, dial, why
-from penstock_proxy.errors import CONNECT_FAILED, CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, Fault
+from penstock_proxy.dial import Dialing, Stream, adopt, blamed, dial, why
+from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, Fault, Side
 from penstock_proxy.pump import OK, ClientHalf
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Relay:
         self._dialing = None
         service = self.service
         if sock is None:
-            self._failed(CONNECT_FAILED, why(error))
+            self._failed(blamed(error), why(error))
             return
         member = self.member
         assert member is not None
@@ -98,7 +98,8 @@ class Relay:
         service.admission.upstreams -= 1
         member.active -= 1
         self.member = None
-        service.pool.failed(member, monotonic())
+        if fault.side is Side.WORKER:
+            service.pool.failed(member, monotonic())
         service.counters.errors[fault.kind] += 1
         service.log_worker_fault(member, fault, reason)
         self._last_fault = fault

@@ -22,7 +22,7 @@ from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.dial import Dialing, Stream, adopt, dial, socket_address, why
+from penstock_proxy.dial import Dialing, Stream, adopt, blamed, dial, socket_address, why
 from penstock_proxy.errors import Fault, Side
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding, Responses
@@ -142,7 +142,7 @@ class ServiceFront:
             if stream is None:
                 self.admission.upstreams -= 1
                 exchange.dialing = None
-                exchange.connect_failed(why(error))
+                exchange.connect_failed(why(error), blamed(error))
             else:
                 self.counters.worker_connections[member.slot] += 1
                 link = WorkerConnection(member, exchange, self._link_lost)
