@@ -259,7 +259,7 @@ def test_a_get_that_was_sent_is_tried_with_the_next_worker(
 def test_an_answer_before_the_end_of_the_request_gets_through(
     penstock: "Penstock", origin: "Worker", then: str
 ) -> None:
-    size = 4 << 20
+    size = 16 << 20
     over = threading.Event()
 
     def answer(wire: "Wire") -> None:
@@ -272,6 +272,7 @@ def test_an_answer_before_the_end_of_the_request_gets_through(
         # What was sent and not read makes this close a reset.
 
     def send(wire: "Wire") -> None:
+        # Sent in vain, when the answer comes first.
         with suppress(OSError):
             wire.send(POST.replace(b"4", b"%d" % size), b"x" * (size - 4))
 
@@ -281,10 +282,11 @@ def test_an_answer_before_the_end_of_the_request_gets_through(
         wire = run.connect()
         sender = threading.Thread(target=send, args=(wire,))
         sender.start()
-        answers.append((wire.answer().status, wire.is_ended()))
+        answers.append(wire.answer().status)
+        wire.reset()
         sender.join()
     over.set()
-    assert answers == [(413, True)] * 20
+    assert answers == [413] * 20
 
 
 CUT = {
