@@ -80,15 +80,17 @@ class Acceptor:
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return False
         except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                raise
-            self._out_of_descriptors(error)
+            self._not_accepted(error)
             return False
         self._exhausted = False
         self._deliver(Stream(fd, self._family), peer)
         return True
 
-    def _out_of_descriptors(self, error: OSError) -> None:
+    def _not_accepted(self, error: OSError) -> None:
+        if error.errno not in _EXHAUSTED:
+            # A network's trouble with one connection, says accept(2): on with the next.
+            _log.warning("a connection was lost while it was accepted: %s", error.strerror)
+            return
         if not self._exhausted:
             _log.error("cannot accept: %s; trying again until it can", error.strerror)
         self._exhausted = True

@@ -5,18 +5,19 @@ kept but what does not make a whole chunk size yet. The worker gets chunks of ou
 so that no two servers can differ about an extension or a size. No I/O.
 """
 
-from penstock_proxy import forwarding
 from penstock_proxy.errors import BAD_REQUEST
+from penstock_proxy.forwarding import request_trailers
 from penstock_proxy.http1 import Chunked, Framing
 
 
 class RequestBody:
     """One body. `done` from the byte on that is its last."""
 
-    __slots__ = ("_chunked", "_left", "done", "received")
+    __slots__ = ("_chunked", "_left", "_options", "done", "received")
 
     def __init__(self, framing: Framing) -> None:
         self._chunked = Chunked(BAD_REQUEST) if framing.chunked else None
+        self._options = framing.connection
         self._left = framing.length
         self.done = False
         self.received = 0
@@ -41,4 +42,6 @@ class RequestBody:
         if not chunked.done:
             return out, b""
         self.done = True
-        return out + b"0\r\n" + forwarding.trailers(chunked.trailers) + b"\r\n", chunked.rest
+        return out + b"0\r\n" + request_trailers(
+            chunked.trailers, self._options
+        ) + b"\r\n", chunked.rest

@@ -74,19 +74,20 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
         service = self.service
-        service.deadlines.arm(self, service.deadlines.now + service.timeouts.head)
+        seconds = _STOPPING_S if service.stopping else service.timeouts.head
+        service.deadlines.arm_in(self, seconds)
 
     def data_received(self, data: bytes) -> None:
         self.service.counters.received += len(data)
         exchange = self.exchange
-        if exchange is None:
+        if exchange is None or exchange.request_done:
             if self._closing:
                 return
             self.buffer = self.buffer + data if self.buffer else data
-            self._next()
-        elif exchange.request_done:
-            self.buffer += data
-            if len(self.buffer) >= self.service.config.limits.head:
+            if exchange is None and not self.blocked:
+                self._next()
+            elif len(self.buffer) >= self.service.config.limits.head:
+                # It asks ahead, or for more while it does not read its answers.
                 self.transport.pause_reading()
         else:
             rest = exchange.upload(data)
@@ -150,8 +151,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(BAD_REQUEST, "not HTTP")
         elif not self._heading:
             self._heading = True
-            service = self.service
-            service.deadlines.arm(self, service.deadlines.now + service.timeouts.head)
+            self.service.deadlines.arm_in(self, self.service.timeouts.head)
         return False
 
     def _refuse(self, fault: Fault, reason: str) -> None:
@@ -188,11 +188,7 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._end(gently=not exchange.request_done or bool(self.buffer))
             return
-        service = self.service
-        deadline = service.deadlines.now + service.timeouts.keepalive
-        self.deadline = deadline
-        if deadline < self.bucket:
-            service.deadlines.arm(self, deadline)
+        self.service.deadlines.arm_in(self, self.service.timeouts.keepalive)
         self.transport.resume_reading()
         if self.buffer:
             self._next()
@@ -219,7 +215,7 @@ class ClientConnection(asyncio.Protocol):
         self._close_by(self.service.timeouts.body)
 
     def _close_by(self, seconds: float) -> None:
-        self.service.deadlines.arm(self, self.service.deadlines.now + seconds)
+        self.service.deadlines.arm_in(self, seconds)
 
     def stop(self) -> None:
         """No new requests, please: end an idle connection, let others finish."""
@@ -250,6 +246,7 @@ class ClientConnection(asyncio.Protocol):
         if self._closing:
             return
         if self.exchange is None:
+            self.transport.resume_reading()
             self._next()
         elif self.exchange.link is not None:
             self.exchange.expire_in(self.service.timeouts.body)

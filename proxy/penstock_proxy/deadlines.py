@@ -10,6 +10,7 @@ look each time its time-out passes, however many there are.
 Deadlines are late by up to a tick, never early. No I/O; the clock is an argument.
 """
 
+import logging
 from typing import Final, Protocol
 
 TICK_S: Final = 0.25
@@ -26,6 +27,8 @@ class Waiting(Protocol):
     def expired(self, now: float) -> None:
         """The deadline has passed. A new one may be set with `Deadlines.arm`."""
 
+
+_log = logging.getLogger("penstock.front")
 
 NEVER: Final = float("inf")
 _NOBODY: Final[tuple[float, set[Waiting]]] = (NEVER, set())
@@ -50,6 +53,13 @@ class Deadlines:
             self._take(waiting)
             self._put(waiting)
 
+    def arm_in(self, waiting: Waiting, seconds: float) -> None:
+        """Set a deadline from now on, for those who do not know the time themselves.
+
+        `now` may be a tick old, and a deadline is never early.
+        """
+        self.arm(waiting, self.now + TICK_S + seconds)
+
     def disarm(self, waiting: Waiting) -> None:
         """Forget it altogether: its owner is gone."""
         waiting.deadline = NEVER
@@ -67,9 +77,16 @@ class Deadlines:
                 if waiting.bucket == start:
                     waiting.bucket = NEVER
                     if waiting.deadline <= now:
-                        waiting.expired(now)
+                        self._expire(waiting)
                     elif waiting.deadline != NEVER:
                         self._put(waiting)
+
+    def _expire(self, waiting: Waiting) -> None:
+        """Tell one. A mistake in there must not cost the others their deadlines."""
+        try:
+            waiting.expired(self.now)
+        except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
+            _log.exception("a deadline could not be handled")
 
     def _put(self, waiting: Waiting) -> None:
         # A deadline in the past still waits for the next tick.

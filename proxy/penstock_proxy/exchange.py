@@ -15,32 +15,19 @@ that, if all that was sent is still here to be sent again.
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from penstock_proxy import errors
 from penstock_proxy.body import RequestBody
-from penstock_proxy.errors import (
-    BAD_RESPONSE,
-    BODY_TIMEOUT,
-    CLIENT_GONE,
-    CONNECT_FAILED,
-    CONNECT_TIMEOUT,
-    NO_WORKER,
-    QUEUE_FULL,
-    RESPONSE_TIMEOUT,
-    SEND_TIMEOUT,
-    TOTAL_TIMEOUT,
-    Fault,
-    RejectedError,
-    Side,
-)
+from penstock_proxy.errors import Fault, RejectedError, Side
 from penstock_proxy.forwarding import Prepared, Response
 from penstock_proxy.http1 import RequestLine
 from penstock_proxy.pump import OK
+from penstock_proxy.tunnel import Tunnel
 from penstock_proxy.upstream import Body, WorkerConnection
 
 if TYPE_CHECKING:
     from penstock_proxy.client import ClientConnection
     from penstock_proxy.dial import Dialing
     from penstock_proxy.pool import Member
-    from penstock_proxy.pump import ClientHalf
 
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 _MAX_TRIES: Final = 16
@@ -76,7 +63,7 @@ class Exchange:
     """The client has seen something of an answer, be it a 1xx."""
     _fresh = False
     _tried: "tuple[Member, ...]" = ()
-    _last_fault = NO_WORKER
+    _last_fault = errors.NO_WORKER
 
     def __init__(
         self, client: "ClientConnection", line: RequestLine, prepared: Prepared, request_id: bytes
@@ -111,11 +98,12 @@ class Exchange:
         self.member = member
         member.active += 1
         idle = service.idle[member.slot]
-        if idle and not self._fresh:
+        while idle and not self._fresh:
             link = idle.pop()
-            link.begin(self)
-            self._send_all(link)
-            return
+            if not link.transport.is_closing():
+                link.begin(self)
+                self._send_all(link)
+                return
         self.expire_in(service.timeouts.connect)
         service.dial(member, self)
 
@@ -139,11 +127,15 @@ class Exchange:
     def uploading(self) -> None:
         """The worker takes bytes: read on, or wait for its answer."""
         timeouts = self.client.service.timeouts
-        if self.request_done:
-            self.expire_in(timeouts.response)
-        else:
+        awaits = self.request_done or self._awaits_continue()
+        self.expire_in(timeouts.response if awaits else timeouts.body)
+        if self._body is not None and self.link is not None and not self.link.blocked:
+            # Also when all has come: it is by reading that we see a client leave.
             self.client.transport.resume_reading()
-            self.expire_in(timeouts.body)
+
+    def _awaits_continue(self) -> bool:
+        """Is it the worker's turn to speak before the client sends its body?"""
+        return self.prepared.expects and not self.received and not self._told
 
     def upload(self, data: bytes) -> bytes:
         """Take bytes of the request's body; return what lies behind its end."""
@@ -164,7 +156,8 @@ class Exchange:
         if link is None:
             # Not connected yet: hold this one piece, and leave the rest in the kernel.
             self._outgoing.append(data)
-            self.client.transport.pause_reading()
+            if not self.request_done:
+                self.client.transport.pause_reading()
             return
         self._streamed = True
         self._outgoing.clear()
@@ -179,6 +172,7 @@ class Exchange:
         if self.line.minor:
             self._told = True
             self.relay(response.out + b"\r\n", 0)
+            self.uploading()
 
     def response_head(self, response: Response, body: Body) -> bytes:
         """Note how the worker answered and return the head for the client."""
@@ -233,18 +227,19 @@ class Exchange:
 
     def switch(self, link: WorkerConnection, response: Response, rest: bytes) -> None:
         """The worker agreed to another protocol: from here on bytes are just bytes."""
-        if not self.prepared.framing.upgrade or not self.request_done:
-            self.fail(BAD_RESPONSE, "101 without being asked")
+        offers = self.prepared.framing.upgrade.lower().split(b", ")
+        if not response.upgrade or response.upgrade.lower() not in offers or not self.request_done:
+            self.fail(errors.BAD_RESPONSE, "101 to something that nobody asked for")
             return
         self.status = 101
         self.first_byte_s = monotonic() - self.started
-        agreed = b"Connection: Upgrade\r\nUpgrade: " + (response.upgrade or b"") + b"\r\n\r\n"
+        agreed = b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n\r\n"
         self.relay(response.out + agreed + rest, len(rest))
-        self.client.service.tunnel(self, link)
+        Tunnel(self, link)
 
     # -- how it ends
 
-    def connect_failed(self, reason: str, fault: Fault = CONNECT_FAILED) -> None:
+    def connect_failed(self, reason: str, fault: Fault = errors.CONNECT_FAILED) -> None:
         """No byte has reached the worker: the next one may be tried."""
         if self.member is not None and fault.side is Side.WORKER:
             self.client.service.pool.failed(self.member, monotonic())
@@ -267,13 +262,13 @@ class Exchange:
             self.fail(fault, "in the middle of an answer" if self._responding else "")
 
     def _again_or_fail(self, fault: Fault, reason: str, *, same: bool = False) -> None:
-        member = self._leave_member()
+        member = self.leave_member()
         service = self.client.service
         service.counters.errors[fault.kind] += 1
         service.log_fault(self, fault, reason, member)
         self._last_fault = fault
         if self.retries >= _MAX_TRIES:
-            self.fail(fault, "")
+            self._refuse(fault)
             return
         self.retries += 1
         service.counters.retries += 1
@@ -285,9 +280,9 @@ class Exchange:
         service = self.client.service
         patience = self.started + service.timeouts.queue - monotonic()
         if patience <= 0:
-            self.fail(self._last_fault, "")
+            self._refuse(self._last_fault)
         elif len(service.waiting) >= service.config.limits.queue:
-            self.fail(QUEUE_FULL, "")
+            self.fail(errors.QUEUE_FULL, "")
         else:
             self._tried = ()
             service.waiting[self] = None
@@ -309,37 +304,51 @@ class Exchange:
         service = self.client.service
         total = service.timeouts.total
         if total and now >= self.started + total:
-            self.fail(TOTAL_TIMEOUT, "")
+            self.fail(errors.TOTAL_TIMEOUT, "")
         elif self in service.waiting:
-            self.fail(self._last_fault, "")
+            self._refuse(self._last_fault)
         elif self.link is None:
             self._end_dialing()
-            self.connect_failed("", CONNECT_TIMEOUT)
+            self.connect_failed("", errors.CONNECT_TIMEOUT)
         elif self.client.blocked:
-            self.fail(SEND_TIMEOUT, "")
-        elif not self.request_done and not self.link.blocked:
-            self.fail(BODY_TIMEOUT, "")
+            self.fail(errors.SEND_TIMEOUT, "")
+        elif not (self.request_done or self.link.blocked or self._awaits_continue()):
+            self.fail(errors.BODY_TIMEOUT, "")
+        elif self._responding:
+            # A stream may be quiet for reasons of its own: no mark against the worker.
+            self.fail(errors.RESPONSE_TIMEOUT, "between two pieces")
         else:
             assert self.member is not None
             service.pool.failed(self.member, now)
-            self.fail(RESPONSE_TIMEOUT, "")
+            self.fail(errors.RESPONSE_TIMEOUT, "")
 
     def client_gone(self) -> None:
         """The client has left: so does the exchange with the worker."""
         self._end_dialing()
-        self.client.service.counters.errors[CLIENT_GONE.kind] += 1
+        self.client.service.counters.errors[errors.CLIENT_GONE.kind] += 1
         self._keep = False
         self._drop_link()
-        self._close(CLIENT_GONE.kind, keep=False)
+        self._close(errors.CLIENT_GONE.kind, keep=False)
 
     def fail(self, fault: Fault, reason: str) -> None:
-        """End it with a fault: tell the client if it can be told, else cut it off."""
+        """Count a fault, say why, and end the exchange with it."""
+        service = self.client.service
+        service.log_fault(self, fault, reason, self.member)
+        service.counters.errors[fault.kind] += 1
+        self._end(fault)
+
+    def _refuse(self, fault: Fault) -> None:
+        """There is nobody left to try. What a try ended with was counted with the try."""
+        if self.retries:
+            self._end(fault)
+        else:
+            self.fail(fault, "")
+
+    def _end(self, fault: Fault) -> None:
+        """Tell the client if it can be told, else cut it off."""
         client = self.client
         service = client.service
-        service.log_fault(self, fault, reason, self.member)
-        if fault is not self._last_fault or not self.retries:
-            service.counters.errors[fault.kind] += 1
-        if fault is NO_WORKER or fault is QUEUE_FULL:
+        if fault is errors.NO_WORKER or fault is errors.QUEUE_FULL:
             service.counters.rejected[fault.kind] += 1
         self._end_dialing()
         self._drop_link()
@@ -363,7 +372,8 @@ class Exchange:
             link.exchange = None
             link.transport.abort()
 
-    def _leave_member(self) -> "Member | None":
+    def leave_member(self) -> "Member | None":
+        """It has one exchange less."""
         member, self.member = self.member, None
         if member is not None:
             member.active -= 1
@@ -377,24 +387,12 @@ class Exchange:
         member = self.member
         total_s = monotonic() - self.started
         service.count(self, member, total_s, ended)
-        self._leave_member()
+        self.leave_member()
         if link is not None:
             link.exchange = None
             if link.reusable and self.request_done and not link.blocked:
                 service.keep(link)
             else:
-                link.transport.close()
+                # Not `close`: a worker that has answered may leave the request unread for ever.
+                link.transport.abort()
         client.exchange_over(keep=keep, cut=cut)
-
-    def pump_closed(self, half: "ClientHalf") -> None:
-        """The pipe that this exchange became is closed."""
-        service = self.client.service
-        service.admission.upstreams -= 1
-        self.received += half.received
-        self.sent += half.sent
-        if half.outcome != OK:
-            service.counters.errors[half.outcome] += 1
-        service.count(self, self.member, monotonic() - self.started, half.outcome)
-        self._leave_member()
-        service.clients.discard(self.client)
-        service.client_lost()

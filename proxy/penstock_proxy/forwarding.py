@@ -5,17 +5,16 @@ X-Request-ID, and the memory of header blocks seen before. Must not know: socket
 framing beyond what `http1` says of it, which worker is next. No I/O.
 
 A client that is not in `trusted_proxies` is not believed: whatever it says about where a
-request came from is dropped, under every spelling that a WSGI or CGI program would fold
-into the same variable (`X_Forwarded_For`), and replaced by what we see ourselves. From a
-trusted proxy the lists are continued; the other spellings are not its own but a stranger's
-that it let through.
+request came from is dropped and replaced by what we see ourselves. From a trusted proxy
+the lists are continued. A name with `_` is dropped from everybody, as nginx does: WSGI and
+CGI programs cannot tell it from the name with `-`, nor `SCRIPT_NAME` from their own.
 
 A client on a keep-alive connection sends the same header block with nearly every request,
 so what a block means is remembered by its very bytes. The memory is small and bounded; a
 stranger who fills it takes away the short cut and nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple
 
@@ -43,7 +42,18 @@ _OURS: Final = frozenset(
 _ASKED: Final = _OURS | {b"te"}
 _NOT_TO_WORKERS: Final = _HOP_BY_HOP | _OURS | {b"proxy"}
 """`Proxy` becomes HTTP_PROXY in a CGI program (httpoxy, CVE-2016-5385)."""
-_CLAIMS: Final = frozenset({b"forwarded", b"x-real-ip", b"x-client-ip", b"true-client-ip"})
+_CLAIMS: Final = frozenset(
+    {
+        b"forwarded",
+        b"x-forwarded",
+        b"x-real-ip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"client-ip",
+        b"true-client-ip",
+        b"cf-connecting-ip",
+    }
+)
 _NO_TRAILERS: Final = _NOT_TO_WORKERS | {
     b"content-length",
     b"content-encoding",
@@ -76,6 +86,8 @@ class Prepared(NamedTuple):
     """A trusted proxy's; empty: make one."""
     close: bool
     keep_alive: bool
+    expects: bool
+    """The client waits for 100 before it sends its body."""
 
 
 class Response(NamedTuple):
@@ -133,14 +145,14 @@ def _prepare(line: RequestLine, framing: Framing, host: bytes, *, trusted: bool)
         if name in _ASKED:
             said.setdefault(name, []).append(value)
     believed = said if trusted else {}
-    upgrade = framing.upgrade if line.minor and framing.upgrade.lower() != b"h2c" else b""
+    upgrade = _offers(framing.upgrade) if line.minor else b""
     expects = bool(framing.values.get(b"expect")) and line.minor == 1
     dropped = _NOT_TO_WORKERS | framing.connection | (frozenset() if expects else {b"expect"})
     out = [b"Host: " + (host or b"localhost")]
     out += [
         raw
         for name, _, raw in framing.lines
-        if name not in dropped and (_tells(name) or (trusted and b"_" not in name))
+        if name not in dropped and b"_" not in name and (trusted or _tells(name))
     ]
     if any(b"trailers" in value.lower() for value in said.get(b"te", ())) and not upgrade:
         out.append(b"TE: trailers\r\nConnection: TE")
@@ -161,7 +173,14 @@ def _prepare(line: RequestLine, framing: Framing, host: bytes, *, trusted: bool)
         request_id=request_id if len(request_id) <= _MAX_ID else b"",
         close=b"close" in framing.connection,
         keep_alive=b"keep-alive" in framing.connection,
+        expects=expects,
     )
+
+
+def _offers(upgrade: bytes) -> bytes:
+    """The protocols offered, without HTTP/2: it would carry requests past everything here."""
+    offers = (offer.strip(b" \t") for offer in upgrade.split(b","))
+    return b", ".join(offer for offer in offers if offer and offer.lower() != b"h2c")
 
 
 def _last(said: Mapping[bytes, Sequence[bytes]], name: bytes, otherwise: bytes) -> bytes:
@@ -171,10 +190,7 @@ def _last(said: Mapping[bytes, Sequence[bytes]], name: bytes, otherwise: bytes) 
 
 def _tells(name: bytes) -> bool:
     """May a stranger say this? Not if it claims to know where a request came from."""
-    folded = name.replace(b"_", b"-")
-    return not (
-        folded.startswith(b"x-forwarded-") or folded in _CLAIMS or folded == b"x-request-id"
-    )
+    return not (name.startswith(b"x-forwarded-") or name in _CLAIMS)
 
 
 class Responses:
@@ -223,9 +239,19 @@ def response(head: bytes) -> Response:
 
 
 def trailers(block: bytes) -> bytes:
-    """Keep of a trailer block what may be in one."""
+    """Keep of a response's trailer block what may be in one."""
+    return _trailers(block, lambda name: name not in _NO_TRAILERS)
+
+
+def request_trailers(block: bytes, options: frozenset[bytes]) -> bytes:
+    """The same for a request, whose trailers are a stranger's; `options` of Connection."""
+    dropped = _NO_TRAILERS | options
+    return _trailers(block, lambda name: name not in dropped and b"_" not in name and _tells(name))
+
+
+def _trailers(block: bytes, keeps: Callable[[bytes], bool]) -> bytes:
     return b"".join(
         line + b"\r\n"
         for line in block.split(b"\r\n")
-        if line and line.partition(b":")[0].lower() not in _NO_TRAILERS
+        if line and keeps(line.partition(b":")[0].lower())
     )

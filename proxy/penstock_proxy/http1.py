@@ -42,8 +42,8 @@ _REQUEST_LINE: Final = re.compile(
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?+\r\n")
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)++")
 _FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
-_HOST: Final = re.compile(rb"(?:[A-Za-z0-9.\-_~%!$&'()*+,;=]*+|\[[0-9A-Fa-f:.]++\])(?::\d{0,5}+)?+")
-_ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?@]++)(/?+.*+)")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9.\-_~%!$&'()*+,;=]++|\[[0-9A-Fa-f:.]++\])(?::\d{0,5}+)?+")
+_ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?@]++)((?:[/?].*+)?+)")
 _CHUNK_LINE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,15}+)"
     rb"(?:[ \t]*+;[ \t]*+" + _TOKEN + rb"++"
@@ -57,6 +57,7 @@ _TOKENS: Final = re.compile(
 
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"host"})
 """What nobody may say twice, and nobody may have removed."""
+_KEPT: Final = _FRAMING | {b"expect"}
 _SPECIAL: Final = _FRAMING | {b"connection", b"upgrade", b"expect"}
 
 Lines = list[tuple[bytes, bytes, bytes]]
@@ -176,7 +177,7 @@ def _framing(lines: Lines, values: Values, fault: Fault) -> Framing:
     if chunked and length != NO_LENGTH:
         raise RejectedError(fault, "both Content-Length and Transfer-Encoding")
     options = _options(values.get(b"connection", ()), fault)
-    if options & _FRAMING:
+    if options & _KEPT:
         # Whoever obeyed would lose the framing that everybody else goes by.
         raise RejectedError(fault, "Connection names a framing field")
     upgrade = b", ".join(values.get(b"upgrade", ())) if b"upgrade" in options else b""
@@ -189,7 +190,7 @@ def check_request(line: RequestLine, framing: Framing) -> bytes:
     Raises RejectedError: 400, or 417 for an expectation other than 100-continue.
     """
     expectations = framing.values.get(b"expect", ())
-    if any(value.lower() != b"100-continue" for value in expectations):
+    if line.minor and any(value.lower() != b"100-continue" for value in expectations):
         raise RejectedError(EXPECTATION, "unknown expectation")
     if line.minor == 0 and framing.chunked:
         raise RejectedError(BAD_REQUEST, "Transfer-Encoding in HTTP/1.0")

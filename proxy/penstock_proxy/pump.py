@@ -15,6 +15,8 @@ from penstock_proxy.deadlines import NEVER, Deadlines
 from penstock_proxy.metrics import ServiceCounters
 
 OK: Final = "ok"
+_FLUSH_S: Final = 30.0
+"""Without a byte taken by the one that is left; then it is cut off."""
 
 
 class _Half(asyncio.Protocol):
@@ -102,6 +104,7 @@ class ClientHalf(_Half):
         "received",
         "sent",
         "touched",
+        "unsent",
     )
 
     other: WorkerHalf
@@ -123,6 +126,7 @@ class ClientHalf(_Half):
         self._owner = owner
         self.received = 0
         self.sent = 0
+        self.unsent = 0
         self.outcome = OK
         """"ok", or the kind of the fault that ended it."""
         self.touched = deadlines.now
@@ -132,7 +136,7 @@ class ClientHalf(_Half):
     def start(self) -> None:
         """Both ends are known: the idle time runs from now on."""
         self.touched = self.deadlines.now
-        self.deadlines.arm(self, self.touched + self.idle_s)
+        self.deadlines.arm_in(self, self.idle_s)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -157,18 +161,39 @@ class ClientHalf(_Half):
         if error is not None and self.outcome == OK:
             self.outcome = kind
         for half in (self, self.other):
-            if half.transport is not None:
-                half.transport.close()
+            if half.transport is None:
+                continue
+            if error is not None and half is self.other:
+                # The client is gone: nobody wants what its worker does not take.
+                half.transport.abort()
+                continue
+            half.transport.close()
+            self.unsent = half.transport.get_write_buffer_size()
+            if self.unsent:
+                self.deadlines.arm_in(self, _FLUSH_S)
         if self.transport is None and self.other.transport is None:
             self.deadlines.disarm(self)
             self._owner.pump_closed(self)
 
     def expired(self, now: float) -> None:
-        if self.touched + self.idle_s > now:
+        if self.transport is None or self.other.transport is None:
+            self._flushing()
+        elif self.touched + self.idle_s > now:
             self.deadlines.arm(self, self.touched + self.idle_s)
+        else:
+            self.outcome = "tunnel_timeout"
+            self.abort()
+
+    def _flushing(self) -> None:
+        """The last one to leave takes what it was sent, if slowly, or is cut off."""
+        left = self.transport or self.other.transport
+        if left is None:
             return
-        self.outcome = "tunnel_timeout"
-        self.abort()
+        before, self.unsent = self.unsent, left.get_write_buffer_size()
+        if self.unsent < before:
+            self.deadlines.arm_in(self, _FLUSH_S)
+        else:
+            left.abort()
 
     def abort(self) -> None:
         """End both at once; what is unsent is lost."""

@@ -28,7 +28,6 @@ from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding, Responses
 from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER, ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
-from penstock_proxy.pump import ClientHalf
 from penstock_proxy.relay import Relay
 from penstock_proxy.upstream import WorkerConnection
 
@@ -38,6 +37,8 @@ _MAX_IDLE: Final = 1024
 """Idle connections kept for one worker."""
 _LINES_A_TICK: Final = 10
 """Log lines about faults; the rest is counted. An outage must not fill a disk."""
+_UP: Final = Standing.UP
+"""Python 3.11 takes longer to find a member of an enum than to compare it."""
 _LABELS: Final = {method.encode(): method for method in METHODS}
 
 _log = logging.getLogger("penstock.front")
@@ -87,6 +88,8 @@ class ServiceFront:
         self._id_prefix = urandom(10).hex().encode()
         self._ids = count()
         self._lines = 0
+        self._full = False
+        """Somebody was left waiting in the listener's queue."""
         self._wall = 0.0
         """Wall clock less monotonic clock: only the log tells the time of day."""
         self.tick(deadlines.now)
@@ -100,7 +103,8 @@ class ServiceFront:
 
     def _has_room(self) -> bool:
         limit = self.config.max_connections
-        return self.admission.has_room() and (not limit or self.counters.active < limit)
+        self._full = not self.admission.has_room() or 0 < limit <= self.counters.active
+        return not self._full
 
     def _accepted(self, sock: Stream, peer: Any) -> None:
         self.counters.connections += 1
@@ -117,6 +121,11 @@ class ServiceFront:
         """A client's connection is closed."""
         self.counters.active -= 1
         self.admission.clients -= 1
+        if self._full:
+            # Other services that wait for the same descriptors are woken by the next tick.
+            self._full = False
+            for acceptor in self.acceptors:
+                acceptor.resume()
 
     def relay_over(self, relay: Relay, ended: str, received: int, sent: int) -> None:
         """A relayed TCP connection has ended."""
@@ -163,8 +172,8 @@ class ServiceFront:
     def keep(self, link: WorkerConnection) -> None:
         """Put a connection back for the next exchange."""
         idle = self.idle[link.member.slot]
-        if len(idle) >= _MAX_IDLE or self.stopping:
-            link.transport.close()
+        if len(idle) >= _MAX_IDLE or self.stopping or link.member.standing is not _UP:
+            link.transport.abort()
             return
         link.transport.resume_reading()
         link.idle_since = self.deadlines.now
@@ -176,21 +185,6 @@ class ServiceFront:
             idle = self.idle[link.member.slot]
             if link in idle:
                 idle.remove(link)
-
-    def tunnel(self, exchange: Exchange, link: WorkerConnection) -> None:
-        """Make one pipe of an exchange's two connections."""
-        client = exchange.client
-        half = ClientHalf(self.loop, self.counters, self.deadlines, self.timeouts.tunnel, exchange)
-        half.transport, half.other.transport = client.transport, link.transport
-        client.transport.set_protocol(half)
-        link.transport.set_protocol(half.other)
-        self.deadlines.disarm(client)
-        half.start()
-        if client.buffer:
-            link.transport.write(client.buffer)
-        client.transport.resume_reading()
-        if not client.blocked:
-            link.transport.resume_reading()
 
     # -- what happens to everybody
 
