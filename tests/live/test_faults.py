@@ -1,30 +1,23 @@
-"""What goes wrong with a worker is told once, repeated only where it may be, and heals.
+"""What goes wrong with a worker is told once, and repeated only where it may be.
 
-And the other way round: a client that leaves takes its exchange with it, and whoever runs
-the whole gets an orderly end. Time-outs are short here and proved by what they become, never
-by a clock.
+And the other way round: a client that leaves takes its exchange with it. Time-outs are short
+here and proved by what they become, never by a clock.
 """
 
-import os
-import signal
 import socket
 import threading
 from collections import Counter
 from contextlib import ExitStack, suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.live.conftest import Cluster, Penstock, Wire, Worker
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno"
 SELDOM = {"interval": "1h"}
 """Health checks that notice nothing while a test lasts: it is the traffic that finds out."""
 QUEUER = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
@@ -104,7 +97,8 @@ def test_a_worker_that_does_not_answer_is_504(penstock: "Penstock", origin: "Wor
     # Nothing was lost between us and the client: it may go on.
     assert wire.ask(GET).status == 504
     run.until(lambda: ended(run) == [(504, "response_timeout")] * 2)
-    assert "web/0: GET / from 127.0.0.1: 504 the worker took too long" in run.err
+    reason = "web/0: GET / from 127.0.0.1: 504 the worker took too long"
+    run.until(lambda: reason in run.err)
 
 
 def test_a_worker_that_does_not_accept_is_504(penstock: "Penstock") -> None:
@@ -174,7 +168,8 @@ def test_a_refusing_worker_is_passed_over_and_nobody_notices(
     # No byte was sent, so this is true of a POST as well.
     wire = run.connect()
     assert [wire.ask(POST).status for _ in range(20)] == [200] * 20
-    assert "web/0: POST / from 127.0.0.1: 502 cannot connect to a worker" in run.err
+    reason = "web/0: POST / from 127.0.0.1: 502 cannot connect to a worker"
+    run.until(lambda: reason in run.err)
     run.until(lambda: len(run.log) == 20)
     assert {line["worker"] for line in run.log} == {"web/1"}
     assert sum(line["retries"] for line in run.log) == run.metric("penstock_retries_total") == 5
@@ -336,301 +331,3 @@ def test_an_answer_that_is_not_http_is_502(
     answered = run.connect().ask(GET)
     assert (answered.status, answered.body) == (502, b"the worker's answer is not HTTP\n")
     run.until(lambda: ended(run) == [(502, "bad_response")])
-
-
-# -- nobody there
-
-
-def test_without_a_worker_a_request_waits_and_is_503(
-    penstock: "Penstock", origin: "Worker"
-) -> None:
-    worker = origin(good)
-    run = penstock(
-        "--to", worker.address,
-        health={"interval": "50ms", "fall": 1}, timeouts={"queue": "300ms"},
-    )  # fmt: skip
-    worker.away()
-    run.until(lambda: run.workers()[0]["standing"] == "down")
-    answer = run.connect().ask(GET)
-    assert (answer.status, answer.body) == (503, b"no worker available\n")
-    run.until(lambda: ended(run) == [(503, "no_worker")])
-    assert run.metric("penstock_rejected_total", reason="no_worker") == 1
-
-
-def test_a_worker_that_returns_in_time_serves_those_who_wait(
-    penstock: "Penstock", origin: "Worker"
-) -> None:
-    worker = origin(good)
-    run = penstock(
-        "--to", worker.address,
-        health={"interval": "50ms", "fall": 1, "rise": 1}, timeouts={"queue": "60s"},
-    )  # fmt: skip
-    worker.away()
-    run.until(lambda: run.workers()[0]["standing"] == "down")
-    wires = [run.connect() for _ in range(20)]
-    for wire in wires:
-        wire.send(GET)
-    run.until(lambda: run.metric("penstock_queue_length") == 20)
-    worker.back()
-    assert [wire.answer().status for wire in wires] == [200] * 20
-
-
-def test_a_worker_whose_health_path_fails_leaves_and_comes_back(
-    penstock: "Penstock", origin: "Worker"
-) -> None:
-    status = [b"200 OK"]
-
-    def answer(wire: "Wire") -> None:
-        while True:
-            if wire.head().startswith(b"GET /healthz "):
-                wire.send(b"HTTP/1.1 " + status[0] + b"\r\nContent-Length: 0\r\n\r\n")
-            else:
-                wire.send(OK)
-
-    run = penstock(
-        "--to", origin(answer).address, "--to", origin(good).address,
-        health={"path": "/healthz", "interval": "50ms", "fall": 2, "rise": 2},
-    )  # fmt: skip
-
-    def served() -> set[str]:
-        before = len(run.log)
-        wire = run.connect()
-        assert [wire.ask(GET).status for _ in range(10)] == [200] * 10
-        run.until(lambda: len(run.log) == before + 10)
-        return {line["worker"] for line in run.log[before:]}
-
-    assert served() == {"web/0", "web/1"}
-    status[0] = b"503 Service Unavailable"
-    run.until(lambda: run.workers()[0]["standing"] == "down")
-    assert served() == {"web/1"}
-    assert run.metric("penstock_health_checks_total", slot="0", result="failed") >= 2
-    status[0] = b"200 OK"
-    run.until(lambda: run.workers()[0]["standing"] == "up")
-    assert served() == {"web/0", "web/1"}
-
-
-def test_a_worker_that_answers_5xx_is_ejected_and_tried_again(
-    penstock: "Penstock", origin: "Worker"
-) -> None:
-    reply = [ERROR]
-
-    def answer(wire: "Wire") -> None:
-        while wire.head():
-            wire.send(reply[0])
-
-    run = penstock(
-        "--to", origin(answer).address, "--to", origin(good).address, "--to", origin(good).address,
-        health=SELDOM, ejection={"failures": 3, "eject_for": "1s"},
-    )  # fmt: skip
-    wire = run.connect()
-    turns = Counter(wire.ask(GET).status for _ in range(30))
-    assert turns[500] >= 3
-    assert run.metric("penstock_ejections_total", slot="0") >= 1
-    reply[0] = OK
-    run.until(lambda: run.workers()[0]["standing"] == "up")
-    assert [wire.ask(GET).status for _ in range(30)] == [200] * 30
-
-
-# -- processes that die
-
-
-def load(run: "Cluster", stop: threading.Event, tell: "Callable[[str], None]") -> None:
-    """A client that asks and asks, and begins again with a new connection when it was cut."""
-    while not stop.is_set():
-        try:
-            sock = socket.create_connection(run.address(), timeout=60)
-        except OSError as error:
-            tell(f"connect: {error}")
-            continue
-        with sock:
-            try:
-                for _ in range(50):
-                    sock.sendall(GET)
-                    data = b""
-                    while not data.endswith(b")\n"):
-                        more = sock.recv(65536)
-                        if not more:
-                            raise ConnectionResetError("cut")
-                        data += more
-                    tell(data[9:12].decode())
-            except OSError:
-                tell("cut")
-
-
-class Load:
-    """Four clients that never stop; `results` counts what became of their requests."""
-
-    def __init__(self, run: "Cluster") -> None:
-        self.results = Counter[str]()
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=load, args=(run, self._stop, self._tell)) for _ in range(4)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _tell(self, what: str) -> None:
-        with self._lock:
-            self.results[what] += 1
-
-    def more(self, run: "Cluster", count: int = 200) -> None:
-        """Wait until so many more were answered."""
-        enough = self.results["200"] + count
-        run.until(lambda: self.results["200"] >= enough)
-
-    def end(self) -> Counter[str]:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-            assert not thread.is_alive()
-        return self.results
-
-
-def pid_of(run: "Cluster", slot: int) -> int | None:
-    pid: int | None = run.workers()[slot]["pid"]
-    return pid
-
-
-def replaced(run: "Cluster", pid: "Callable[[], int | None]") -> None:
-    """Kill a process, and wait for the one that takes its place."""
-    before = pid()
-    assert before
-    os.kill(before, signal.SIGKILL)
-    run.until(lambda: pid() not in (None, before))
-
-
-DEMO = {"app": "penstock_worker.demo:app", "access_log": "off"}
-
-
-def test_a_worker_killed_under_load_fails_no_get(penstock: "Penstock") -> None:
-    run = penstock(**DEMO, restart={"backoff": "50ms", "max_restarts": 20})
-    load = Load(run)
-    try:
-        for slot in (0, 1, 0):
-            load.more(run)
-            replaced(run, partial(pid_of, run, slot))
-            run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
-            load.more(run)
-    finally:
-        results = load.end()
-    assert set(results) == {"200"}
-    assert sum(sum(worker["restarts"].values()) for worker in run.workers()) == 3
-
-
-def test_a_front_killed_under_load_refuses_no_connect_and_is_back(penstock: "Penstock") -> None:
-    run = penstock(**DEMO)
-    load = Load(run)
-    try:
-        for _ in range(3):
-            load.more(run)
-            replaced(run, lambda: run.status()["fronts"][0]["pid"])
-            load.more(run)
-    finally:
-        results = load.end()
-    # What was under way was cut, and began anew; nobody was turned away.
-    assert set(results) <= {"200", "cut"}
-
-
-def test_nothing_survives_a_supervisor_killed_under_load(penstock: "Penstock") -> None:
-    run = penstock(**DEMO)
-    load = Load(run)
-    try:
-        load.more(run)
-        # A front, a guardian and two workers.
-        assert len(run.look()) == 4
-        run.process.kill()
-        assert run.ended() == -signal.SIGKILL
-    finally:
-        load.end()
-
-
-# -- an orderly end
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_is_under_way_is_finished_before_the_end(
-    penstock: "Penstock", origin: "Worker", number: int
-) -> None:
-    asked, go_on = threading.Event(), threading.Event()
-
-    def answer(wire: "Wire") -> None:
-        wire.head()
-        asked.set()
-        assert go_on.wait(60)
-        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsl")
-        wire.send(b"owly")
-
-    run = penstock("--to", origin(answer).address)
-    address = run.address()
-    idle, busy = run.connect(), run.connect()
-    busy.send(GET)
-    assert asked.wait(60)
-    run.look()
-    run.process.send_signal(number)
-    # The door is closed, and who stood idle in it is gone.
-    run.until(lambda: is_refused(address))
-    assert idle.is_ended()
-    go_on.set()
-    answered = busy.answer()
-    assert (answered.status, answered.body, answered["Connection"]) == (200, b"slowly", "close")
-    assert busy.is_ended()
-    assert run.ended() == 0
-
-
-def is_refused(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, timeout=60).close()
-    except OSError:
-        return True
-    return False
-
-
-def test_a_second_signal_ends_at_once(penstock: "Penstock", origin: "Worker") -> None:
-    asked = threading.Event()
-
-    def answer(wire: "Wire") -> None:
-        wire.head()
-        asked.set()
-        wire.rest()
-
-    run = penstock("--to", origin(answer).address)
-    wire = run.connect()
-    wire.send(GET)
-    assert asked.wait(60)
-    run.look()
-    run.process.terminate()
-    run.until(lambda: "stopping" in run.err)
-    run.process.terminate()
-    assert run.ended() == 0
-    assert wire.is_ended()
-
-
-def test_tcp_connections_are_finished_before_the_end(
-    penstock: "Penstock", origin: "Worker"
-) -> None:
-    def answer(wire: "Wire") -> None:
-        while data := wire.sock.recv(1000):
-            wire.send(data)
-
-    run = penstock("--to", origin(answer).address, mode="tcp")
-    address = run.address()
-    wire = run.connect()
-    wire.send(b"one")
-    assert wire.exactly(3) == b"one"
-    run.look()
-    run.process.terminate()
-    run.until(lambda: is_refused(address))
-    wire.send(b"two")
-    assert wire.exactly(3) == b"two"
-    wire.close()
-    assert run.ended() == 0
-
-
-def test_who_does_not_finish_in_time_is_cut(penstock: "Penstock", origin: "Worker") -> None:
-    run = penstock("--to", origin(silent).address, mode="tcp", timeouts={"stop": "300ms"})
-    wire = run.connect()
-    wire.send(b"I stay")
-    run.until(lambda: run.workers()[0]["active"] == 1)
-    assert run.stop() == 0
-    assert wire.is_ended()
