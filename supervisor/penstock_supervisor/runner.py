@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from penstock_proxy.orders import ACCEPT, CONFIGURE, JOIN, LEAVE, REOPEN, ROTATION, STATS
 from penstock_supervisor import admin as pages
-from penstock_supervisor import processes, schemes
+from penstock_supervisor import processes, schemes, upstreams
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.child import Child, Surroundings
 from penstock_supervisor.errors import StartError
@@ -75,6 +75,7 @@ class Runner:
         self._descriptors = (stdout, stderr)
         self._listeners: dict[str, Listener] = {}
         self._places: dict[str, list[Address]] = {}
+        self._upstreams: dict[str, list[Address]] = {}
         self._front: Child | None = None
         self._children: dict[tuple[str, int], Child] = {}
         self._rotation: dict[tuple[str, int], str] = {}
@@ -159,10 +160,11 @@ class Runner:
             admin = self._listeners[""] = Listener(self.config.admin, "admin")
             stack.callback(admin.close)
             self.admin = str(admin.address)
+        self._upstreams = upstreams.resolve(self.config.services)
         self._places = choose_addresses(self.config.services)
         for service in self.config.services:
-            upstreams = tuple(upstream.address for upstream in service.upstreams)
-            self.workers[service.name] = upstreams or tuple(map(str, self._places[service.name]))
+            named = tuple(upstream.address for upstream in service.upstreams)
+            self.workers[service.name] = named or tuple(map(str, self._places[service.name]))
         return admin
 
     def _plan(self, surroundings: Surroundings) -> None:
@@ -277,7 +279,7 @@ class Runner:
                 service.name: (self._listeners[service.name].fileno(),)
                 for service in self.config.services
             },
-            self._places,
+            {**self._places, **self._upstreams},
             joined=lambda service, slot: self._children[service, slot].state is State.UP,
             # What the last front knew: the next one serves at once and checks meanwhile.
             up=lambda service, slot: self._rotation.get((service, slot)) == "up",

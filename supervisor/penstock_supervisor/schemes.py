@@ -103,18 +103,21 @@ def front_plan(
 def front_config(
     config: Config,
     listeners: Mapping[str, Sequence[int]],
-    workers: Mapping[str, Sequence[Address]],
+    places: Mapping[str, Sequence[Address]],
     joined: Callable[[str, int], bool],
     up: Callable[[str, int], bool],
 ) -> FrontConfig:
-    """What a front is told when it starts, by service name; a later one starts informed."""
+    """What a front is told when it starts, by service name; a later one starts informed.
+
+    `places` are the workers' or upstreams' addresses, names already resolved.
+    """
     return FrontConfig(
         services=tuple(
             FrontService(
                 **{key: getattr(service, key) for key in Traffic.model_fields},
                 name=service.name,
                 listeners=tuple(listeners[service.name]),
-                targets=_targets(service, workers.get(service.name, ()), joined, up),
+                targets=_targets(service, places.get(service.name, ()), joined, up),
             )
             for service in config.services
         )
@@ -123,7 +126,7 @@ def front_config(
 
 def _targets(
     service: Service,
-    workers: Sequence[Address],
+    places: Sequence[Address],
     joined: Callable[[str, int], bool],
     up: Callable[[str, int], bool],
 ) -> tuple[Target, ...]:
@@ -131,12 +134,12 @@ def _targets(
         return tuple(
             Target(
                 slot=slot,
-                address=upstream.address,
+                address=str(address),
                 weight=upstream.weight,
                 joined=True,
                 up=up(service.name, slot),
             )
-            for slot, upstream in enumerate(service.upstreams)
+            for slot, (upstream, address) in enumerate(zip(service.upstreams, places, strict=True))
         )
     return tuple(
         Target(
@@ -146,7 +149,7 @@ def _targets(
             joined=joined(service.name, slot),
             up=up(service.name, slot),
         )
-        for slot, address in enumerate(workers)
+        for slot, address in enumerate(places)
     )
 
 

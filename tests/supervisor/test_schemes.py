@@ -1,5 +1,6 @@
 """A service becomes exactly the children it asks for, and a front that knows where they are."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from penstock_proxy.config import Address, FrontConfig
@@ -69,11 +70,16 @@ def test_a_front_may_finish_what_its_most_patient_service_allows() -> None:
     assert (plan.name, plan.origin, plan.inherited) == ("front/0", "", (7, 8))
 
 
-def told(config: Config, *joined: int, up: tuple[int, ...] = ()) -> FrontConfig:
+def told(
+    config: Config,
+    *joined: int,
+    up: tuple[int, ...] = (),
+    places: Sequence[Address] = PLACES,
+) -> FrontConfig:
     return front_config(
         config,
         {"web": (7,)},
-        {"web": PLACES},
+        {"web": places},
         joined=lambda _, slot: slot in joined,
         up=lambda _, slot: slot in up,
     )
@@ -91,8 +97,9 @@ def test_a_front_is_told_every_slot_and_who_is_there() -> None:
 
 
 def test_upstreams_are_always_joined() -> None:
-    web = service(upstreams=["127.0.0.1:9001", "unix:/run/x.sock weight=3"])
-    (front,) = told(Config(admin="", services=(web,)), up=(1,)).services
+    web = service(upstreams=["localhost:9001", "unix:/run/x.sock weight=3"])
+    places = (Address("127.0.0.1", 9001), Address(path="/run/x.sock"))
+    (front,) = told(Config(admin="", services=(web,)), up=(1,), places=places).services
     assert [(t.address, t.weight, t.joined, t.up) for t in front.targets] == [
         ("127.0.0.1:9001", 1, True, False),
         ("unix:/run/x.sock", 3, True, True),
