@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from penstock_proxy.config import Address, Health, parse_address
+from penstock_proxy.dial import is_our_lack
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
 
@@ -113,7 +114,7 @@ class Checker:
     async def _check(self, member: Member, ask: _Ask) -> None:
         generation, started = member.generation, self._clock()
         verdict = await self._verdict(member, ask)
-        if member.generation != generation:
+        if verdict is None or member.generation != generation:
             # The answer of a process that has gone says nothing about the one after it.
             return
         now = self._clock()
@@ -121,14 +122,20 @@ class Checker:
         self._counters.check_seconds.observe(now - started)
         self._pool.checked(member, ok=verdict is _OK, now=now, why=verdict.why)
 
-    async def _verdict(self, member: Member, ask: _Ask) -> Verdict:
-        """Ask in time; whatever goes wrong on the way is a bad check and no more."""
+    async def _verdict(self, member: Member, ask: _Ask) -> Verdict | None:
+        """Ask in time; whatever goes wrong on the way is a bad check and no more.
+
+        None if it was ourselves who could not ask.
+        """
         try:
             async with asyncio.timeout(self._health.timeout):
                 return await ask()
         except TimeoutError:
             return Verdict("timeout", f"no answer within {self._health.timeout:g} s")
         except OSError as error:
+            if is_our_lack(error.errno or 0):
+                _log.warning("cannot check %s: %s", member.address, error.strerror)
+                return None
             nobody = _NOBODY_THERE.get(error.errno or 0)
             if nobody is not None:
                 return Verdict("refused", nobody)

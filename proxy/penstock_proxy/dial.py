@@ -28,7 +28,7 @@ _DONE: Final = frozenset({0, errno.EISCONN})
 _LACKING: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 )
-"""What we have run out of: descriptors, memory, ephemeral ports. No worker is to blame."""
+"""Descriptors, memory, ephemeral ports."""
 
 SocketAddress = tuple[int, Any]
 """Address family and what `connect` takes."""
@@ -160,6 +160,11 @@ def why(error: int) -> str:
     return os.strerror(error)
 
 
+def is_our_lack(error: int) -> bool:
+    """Is an errno about what we have run out of? Then no worker is to blame."""
+    return error in _LACKING
+
+
 def blamed(error: int) -> Fault:
     """Whose fault a failed connect is."""
-    return LACKING if error in _LACKING else CONNECT_FAILED
+    return LACKING if is_our_lack(error) else CONNECT_FAILED

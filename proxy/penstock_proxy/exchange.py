@@ -174,7 +174,7 @@ class Exchange:
             self.relay(response.out + b"\r\n", 0)
             self.uploading()
 
-    def response_head(self, response: Response, body: Body) -> bytes:
+    def response_head(self, response: Response, body: Body, *, complete: bool) -> bytes:
         """Note how the worker answered and return the head for the client."""
         client = self.client
         service = client.service
@@ -191,7 +191,9 @@ class Exchange:
         elif member.failures:
             service.pool.succeeded(member)
         minor = self.line.minor
-        self._keep = self._keep and self.request_done and not service.stopping
+        # All of an answer before all of its request: the rest of that is not waited for.
+        early = complete and not self.request_done
+        self._keep = self._keep and not early and not service.stopping
         fields = b"\r\n"
         if body is not _LENGTH:
             # Whatever told the worker's end: chunks tell ours, or for HTTP/1.0 its close.

@@ -126,8 +126,9 @@ class WorkerConnection(asyncio.Protocol):
             return
         self._in_head = False
         self._frame(response, exchange)
-        head = exchange.response_head(response, self._body)
-        if self._body is _LENGTH and len(data) == self._left:
+        complete = self._body is _LENGTH and len(data) >= self._left
+        head = exchange.response_head(response, self._body, complete=complete)
+        if complete and len(data) == self._left:
             # The whole answer in one read: one write, and nothing to remember.
             exchange.relay(head + data, len(data))
             self._end(exchange, b"")

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Final
 from weakref import WeakSet
 
@@ -77,11 +78,13 @@ async def echo(request: web.Request) -> web.StreamResponse:
     # An encoded body was decoded on its way in, and is longer now.
     if request.content_length is not None and "Content-Encoding" not in request.headers:
         answer.content_length = request.content_length
-    await answer.prepare(request)
-    if request.method != "HEAD":
-        async for piece in request.content.iter_any():
-            await answer.write(piece)
-    await answer.write_eof()
+    # A client that leaves in the middle is nothing to report.
+    with suppress(ConnectionError):
+        await answer.prepare(request)
+        if request.method != "HEAD":
+            async for piece in request.content.iter_any():
+                await answer.write(piece)
+        await answer.write_eof()
     return answer
 
 
@@ -96,12 +99,13 @@ async def some_bytes(request: web.Request) -> web.StreamResponse:
     answer = web.StreamResponse()
     answer.content_type = "application/octet-stream"
     answer.content_length = left
-    await answer.prepare(request)
-    while left and request.method != "HEAD":
-        piece = _PIECE[:left]
-        await answer.write(piece)
-        left -= len(piece)
-    await answer.write_eof()
+    with suppress(ConnectionError):
+        await answer.prepare(request)
+        while left and request.method != "HEAD":
+            piece = _PIECE[:left]
+            await answer.write(piece)
+            left -= len(piece)
+        await answer.write_eof()
     return answer
 
 
