@@ -19,6 +19,21 @@ from penstock_proxy.dial import Stream
 
 _BATCH: Final = 16
 """Connections a wake-up, so that one busy listener does not starve the rest."""
+_PASSING: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+    }
+)
+"""The trouble of one connection that is not there any more: like EAGAIN, says accept(2)."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _log = logging.getLogger(__name__)
@@ -59,11 +74,13 @@ class Acceptor:
         """Take what the kernel has queued, then close: those clients were told yes."""
         if self._closed:
             return
-        while self._started and self._accept():
-            pass
-        self._pause()
-        self._closed = True
-        self._listener.close()
+        try:
+            while self._started and self._accept():
+                pass
+        finally:
+            self._pause()
+            self._closed = True
+            self._listener.close()
 
     def _readable(self) -> None:
         for _ in range(_BATCH):
@@ -77,7 +94,7 @@ class Acceptor:
         try:
             # `accept` itself would make a socket object; see dial.Stream.
             fd, peer = self._listener._accept()  # type: ignore[attr-defined]
-        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+        except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
             self._not_accepted(error)
@@ -87,10 +104,10 @@ class Acceptor:
         return True
 
     def _not_accepted(self, error: OSError) -> None:
-        if error.errno not in _EXHAUSTED:
-            # A network's trouble with one connection, says accept(2): on with the next.
-            _log.warning("a connection was lost while it was accepted: %s", error.strerror)
+        if error.errno in _PASSING:
             return
+        if error.errno not in _EXHAUSTED:
+            raise error
         if not self._exhausted:
             _log.error("cannot accept: %s; trying again until it can", error.strerror)
         self._exhausted = True

@@ -34,8 +34,7 @@ OURS = b"X-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\n"
         b"A:  b \r\na: c\r\nCookie: d\r\n",
         b"Content-Length: 3\r\n",
         b"Expect: 100-continue\r\n",
-        b"Content_Length: 3\r\n",
-        b"X-Forwarded: a\r\nXForwarded-For: b\r\n",
+        b"XForwarded-For: b\r\n",
     ],
 )
 def test_what_is_said_to_the_worker_reaches_it_as_it_came(fields: bytes) -> None:
@@ -102,7 +101,6 @@ def test_http_1_0_cannot_expect() -> None:
     ("head", "host", "out"),
     [
         (b"GET / HTTP/1.0\r\n", b"", b"Host: localhost\r\nX-Forwarded-Proto: http\r\n"),
-        (b"GET / HTTP/1.1\r\nHost:\r\n", b"", b"Host: localhost\r\nX-Forwarded-Proto: http\r\n"),
         (b"GET http://b:1/ HTTP/1.0\r\n", b"b:1", b"Host: b:1\r\nX-Forwarded-Proto: http\r\n"),
     ],
 )
@@ -156,7 +154,7 @@ def test_a_trusted_proxy_is_continued() -> None:
     prepared = prepare(b"GET / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n", trusted=True)
     assert prepared.request_id == b"abc"
     assert prepared.out == (
-        b"Host: a\r\nX-Forwarded-Port: 443\r\nForwarded: for=x\r\nA_B: c\r\n"
+        b"Host: a\r\nX-Forwarded-Port: 443\r\nForwarded: for=x\r\n"
         b"X-Forwarded-Proto: https\r\nX-Forwarded-Host: public\r\n"
         b"X-Forwarded-For: 192.0.2.1, 192.0.2.2, 192.0.2.3, "
     )
