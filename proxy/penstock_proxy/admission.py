@@ -38,6 +38,12 @@ class Admission:
         committed = self.listeners + self.other + self.clients + max(self.clients, self.upstreams)
         return committed + RESERVE + 2 <= self._limit
 
+    def check(self) -> None:
+        """Is there room for anybody at all? OSError if not: nobody would ever be accepted."""
+        needed = self.listeners + self.other + RESERVE + 2
+        if needed > self._limit:
+            raise OSError(f"at least {needed} descriptors are needed, and {self._limit} allowed")
+
     def by_kind(self) -> dict[str, int]:
         """For `penstock_fds`."""
         return {

@@ -121,6 +121,9 @@ class Checker:
         self._counters.checks[member.slot, verdict.result] += 1
         self._counters.check_seconds.observe(now - started)
         self._pool.checked(member, ok=verdict is _OK, now=now, why=verdict.why)
+        if member.standing is Standing.CHECKING and member.fails == self._health.fall:
+            # Not in the rotation yet, so nothing else would say a word about it.
+            _log.warning("no good check of %s yet: %s", member.address, verdict.why)
 
     async def _verdict(self, member: Member, ask: _Ask) -> Verdict | None:
         """Ask in time; whatever goes wrong on the way is a bad check and no more.

@@ -94,6 +94,7 @@ class Front:
             )
         known = self._admission.open
         self._admission.other = max(0, _open_descriptors() - known)
+        self._admission.check()
 
     def _access_log(self, service: FrontService) -> AccessLog | None:
         log = open_log(service.name, service.access_log, service.access_log_format)
@@ -237,7 +238,12 @@ async def _serve(sock: Any) -> int:
 
 def main() -> int:
     """`python -m penstock_proxy.front`, started by the supervisor only."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
     sock = channel.inherited(os.environ)  # noqa: TID251 — which descriptor, and nothing else
     if sock is None:
         sys.stderr.write("penstock: a front is started by `penstock run`, not by hand\n")

@@ -88,6 +88,7 @@ class ServiceFront:
         self._id_prefix = urandom(10).hex().encode()
         self._ids = count()
         self._lines = 0
+        self._said_full = False
         self._full = False
         """Somebody was left waiting in the listener's queue."""
         self._wall = 0.0
@@ -104,6 +105,10 @@ class ServiceFront:
     def _has_room(self) -> bool:
         limit = self.config.max_connections
         self._full = not self.admission.has_room() or 0 < limit <= self.counters.active
+        if self._full and not self._said_full:
+            self._said_full = True
+            what = "no descriptors are left" if not self.admission.has_room() else "it is full"
+            _log.warning("%s accepts no more connections: %s", self.config.name, what)
         return not self._full
 
     def _accepted(self, sock: Stream, peer: Any) -> None:
@@ -218,6 +223,7 @@ class ServiceFront:
             while idle and idle[0].idle_since + IDLE_S < now:
                 idle.popleft().transport.close()
         if self._has_room():
+            self._said_full = False
             for acceptor in self.acceptors:
                 acceptor.resume()
 

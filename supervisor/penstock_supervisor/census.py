@@ -89,6 +89,7 @@ def _view(child: Child, *, fresh: bool) -> ChildView:
         restarts=dict(child.restarts),
         since_s=child.since_s(),
         last_exit=child.last_exit,
+        exits=dict(child.exits),
         stats=child.stats,
         fresh=fresh,
     )

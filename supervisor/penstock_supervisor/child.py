@@ -68,6 +68,8 @@ class Child:
         self.name = plan.name
         self.restarts: Counter[str] = Counter()
         """Restarts so far, by reason."""
+        self.exits: Counter[str] = Counter()
+        """Every end of a process, by exit status or name of the signal."""
         self.last_exit = ""
         self.stats: dict[str, Any] = {}
         """Its last answer to STATS."""
@@ -93,9 +95,8 @@ class Child:
         self._timer: TimerHandle | None = None
         self._asking: Task[None] | None = None
         self._wait_s = 0.0
-        self._why = ""
+        self._why = self._reason = ""
         """The reason for the exit that is being handled or is certain to come."""
-        self._reason = ""
         self._no_use = False
         """The child itself said that another start would not help."""
         self._doomed = False
@@ -287,6 +288,7 @@ class Child:
             capture.read_last_words()
         self._release()
         self.last_exit = str(end)
+        self.exits[self.last_exit.removeprefix("status ")] += 1
         if self.state is State.STOPPING:
             _log.info("%s %s", self.name, end.described)
             self._handle(Event.EXITED)

@@ -73,6 +73,9 @@ TABLE: Final = (
     Metric("penstock_worker_restarts_total", "counter",
            "Restarts of a worker or front, by what ended the one before.",
            (*_PROCESS, "reason")),
+    Metric("penstock_worker_exits_total", "counter",
+           "Ends of a worker's or front's processes, by exit status or name of the signal.",
+           (*_PROCESS, "status")),
     Metric("penstock_worker_in_rotation", "gauge",
            "1 for a worker that gets traffic.", ("service", "slot")),
     Metric("penstock_worker_standing", "gauge",
@@ -147,6 +150,8 @@ class _Page(Collector):
         for reason in RESTART_REASONS:
             count = child.restarts.get(reason, 0)
             self._add("penstock_worker_restarts_total", (*labels, reason), count)
+        for status, count in child.exits.items():
+            self._add("penstock_worker_exits_total", (*labels, status), count)
         if child.pid is None:
             return
         info = {"pid": str(child.pid), "address": child.address}

@@ -29,6 +29,8 @@ class ChildView:
     """Seconds in this state."""
     last_exit: str
     """"status 1", "SIGKILL", or empty."""
+    exits: Mapping[str, int] = field(default_factory=dict)
+    """Every end of its processes, by exit status ("1") or signal ("SIGKILL")."""
     stats: Mapping[str, Any] = field(default_factory=dict)
     """The child's last answer to STATS; empty if it never gave one."""
     fresh: bool = False

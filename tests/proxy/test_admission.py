@@ -1,11 +1,18 @@
 """Whoever is let in can be served: a front never runs out of descriptors in the middle."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_proxy.admission import RESERVE, Admission
 
 COUNT = st.integers(0, 50)
+
+
+def test_a_limit_that_lets_nobody_in_is_said_at_once() -> None:
+    Admission(1 + 5 + RESERVE + 2, listeners=1, other=5).check()
+    with pytest.raises(OSError, match="at least 40 descriptors are needed, and 39 allowed"):
+        Admission(39, listeners=1, other=5).check()
 
 
 def test_room_is_for_a_client_and_its_way_to_a_worker() -> None:

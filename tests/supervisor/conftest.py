@@ -78,6 +78,7 @@ def _child(values: dict[str, Any]) -> ChildView:
     # Our own pid: a process that is certain to be there.
     defaults: dict[str, Any] = {
         "state": "up", "pid": os.getpid(), "restarts": {}, "since_s": 1.5, "last_exit": "",
+        "exits": {"1": 1},
     }  # fmt: skip
     return ChildView(**{**defaults, **values})
 

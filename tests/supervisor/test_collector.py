@@ -171,6 +171,15 @@ def test_restarts_are_told_for_every_reason_from_the_start(made: Any) -> None:
     assert {key[3] for key in found} == {"exit", "signal", "start_timeout", "spawn"}
 
 
+def test_every_end_of_a_process_is_counted(made: Any) -> None:
+    observation = made.observation(made.worker(exits={"0": 1, "SIGKILL": 2}))
+    found = samples(observation, "penstock_worker_exits_total", *PROCESS, "status")
+    assert found == {
+        ("worker", "web", "0", "0"): 1,
+        ("worker", "web", "0", "SIGKILL"): 2,
+    }
+
+
 def test_the_rotation_is_what_the_front_says(made: Any) -> None:
     observation = made.observation()
     rotation = samples(observation, "penstock_worker_in_rotation", "service", "slot")

@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = penstock.main(arguments, prog_name="penstock", standalone_mode=False)
     except ConfigError as error:
         return _complain(USAGE, *error.problems)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(f"{error.ctx.get_help()}\n")
+        return USAGE
     except click.UsageError as error:
         return _complain(USAGE, f"{error.format_message()} (try --help)")
     except click.ClickException as error:

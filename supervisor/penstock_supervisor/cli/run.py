@@ -6,7 +6,9 @@ and how it ends, is the runner's business; here a signal is a call of one of its
 """
 
 import asyncio
+import logging
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from shlex import join
@@ -18,6 +20,8 @@ from penstock_supervisor.cli import logs
 from penstock_supervisor.config import Config, ConfigError, inherited_environment, load, parse_app
 
 _COMMAND: Final = "penstock.command"
+
+_log = logging.getLogger(__name__)
 
 
 class _Run(click.Command):
@@ -37,7 +41,7 @@ class _Run(click.Command):
         return ["[APP | -- COMMAND… | --to ADDR… | -c FILE]", "[OPTIONS]"]
 
 
-@click.command(cls=_Run)
+@click.command(cls=_Run, short_help="Run copies of a program behind one port, in the foreground.")
 @click.argument("app", nargs=-1)
 @click.option(
     "--to",
@@ -161,11 +165,17 @@ async def _run(config: Config, *, quiet: bool) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, runner.stop)
-    # A terminal that went away ends what it started, but for what nohup started.
+    # A terminal that went away ends what it started, but for what nohup started. Without a
+    # terminal it is somebody who knows nginx and wants the file to be read again.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        loop.add_signal_handler(signal.SIGHUP, runner.stop)
+        hung_up = runner.stop if sys.stdin.isatty() else _cannot_reload
+        loop.add_signal_handler(signal.SIGHUP, hung_up)
     loop.add_signal_handler(signal.SIGUSR1, runner.reopen_logs)
     try:
         return await runner.run()
     except StartError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _cannot_reload() -> None:
+    _log.warning("HUP is ignored: reloading is not there yet; TERM stops")
