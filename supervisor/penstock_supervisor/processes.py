@@ -13,19 +13,23 @@ import ctypes
 import errno
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from penstock_supervisor import guardian
+from penstock_supervisor.restarts import Restarts
 
 _PR_SET_PDEATHSIG: Final = 1
 _FAREWELL_S: Final = 5.0
+_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 10.0
 # Loaded before any fork: between fork and exec nothing may be imported or looked up.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -73,19 +77,39 @@ class Exit(NamedTuple):
 
 
 class Guardian:
-    """Our side of the guardian process; the ids of all living groups are here as well."""
+    """Our side of the guardian process; the ids of all living groups are here as well.
+
+    It is there for a supervisor that dies, so a run goes on without it. It is tried again for
+    as long as the run lasts, and its successor is told everything.
+    """
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
         self._groups: set[int] = set()
-        self._closed = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
+        self._since = 0.0
+        self._again: TimerHandle | None = None
+        self._restarts = Restarts(
+            # Never given up: without it a supervisor that is killed could leave workers.
+            max_restarts=sys.maxsize,
+            within_s=_LONGEST_PAUSE_S,
+            backoff_s=_PAUSE_S,
+            backoff_max_s=_LONGEST_PAUSE_S,
+            random=random.random,
+            first_at_once=True,
+        )
         self._start()
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def pid(self) -> int | None:
+        """None between two of them."""
+        return None if self._process is None else self._process.pid
 
-    def fileno(self) -> int:
+    def fileno(self) -> int | None:
+        """The pipe to it; None between two of them."""
+        if self._process is None:
+            return None
         assert self._process.stdin is not None
         return self._process.stdin.fileno()
 
@@ -103,50 +127,83 @@ class Guardian:
 
     def close(self) -> None:
         """End it: it kills what is still there, which should be nothing, and leaves."""
-        self._closed = True
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        assert self._process.stdin is not None
-        with suppress(OSError):
-            self._process.stdin.close()
+        if self._again is not None:
+            self._again.cancel()
+        process = self._parted()
+        if process is None:
+            return
         try:
-            self._process.wait(_FAREWELL_S)
+            process.wait(_FAREWELL_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            process.kill()
+            process.wait()
 
     def _start(self) -> None:
-        # Unbuffered: a line that sits in our memory when we are killed protects nobody.
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-E", guardian.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            bufsize=0,
-            cwd="/",
-            start_new_session=True,
-        )
-        # A guardian that does not read must not stop us; it reads all the time.
-        os.set_blocking(self.fileno(), False)
-        self._pidfd = os.pidfd_open(self._process.pid)
+        self._again = None
+        self._since = self._loop.time()
+        try:
+            process = _guardian()
+        except OSError as error:
+            self._start_again(f"cannot be started ({_reason(error)})", up_for_s=0.0)
+            return
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except OSError as error:
+            # Its end would not be seen; it knows of nobody yet, and takes nobody with it.
+            with process:
+                process.kill()
+            self._start_again(f"cannot be watched ({_reason(error)})", up_for_s=0.0)
+            return
+        self._process = process
         self._loop.add_reader(self._pidfd, self._died)
-
-    def _died(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        status = self._process.wait()
-        assert self._process.stdin is not None
-        with suppress(OSError):
-            self._process.stdin.close()
-        _log.warning("the guardian process ended (%d); starting another", status)
-        self._start()
         self.repeat()
 
+    def _died(self) -> None:
+        process = self._parted()
+        assert process is not None
+        self._start_again(f"ended ({process.wait()})", up_for_s=self._loop.time() - self._since)
+
+    def _start_again(self, why: str, *, up_for_s: float) -> None:
+        pause_s = self._restarts.exited(self._loop.time(), up_for_s)
+        assert pause_s is not None
+        _log.warning("the guardian process %s; starting another in %.1f s", why, pause_s)
+        self._again = self._loop.call_later(pause_s, self._start)
+
+    def _parted(self) -> subprocess.Popen[bytes] | None:
+        """Let go of it: what watches it and leads to it is closed; the caller waits for it."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        assert process.stdin is not None
+        with suppress(OSError):
+            process.stdin.close()
+        return process
+
     def _say(self, line: str) -> None:
-        if self._closed:
+        fd = self.fileno()
+        if fd is None:
             return
         with suppress(OSError):
             # EPIPE: it died, and its successor is told everything.
-            os.write(self.fileno(), line.encode())
+            os.write(fd, line.encode())
+
+
+def _guardian() -> subprocess.Popen[bytes]:
+    # Unbuffered: a line that sits in our memory when we are killed protects nobody.
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-E", guardian.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        bufsize=0,
+        cwd="/",
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    # A guardian that does not read must not stop us; it reads all the time.
+    os.set_blocking(process.stdin.fileno(), False)
+    return process
 
 
 class Process:
@@ -223,7 +280,13 @@ def _popen(program: Program, guardian_: Guardian) -> subprocess.Popen[bytes]:
         if os.getppid() != parent:
             os._exit(1)
         # The group's first act, so that there is no moment in which nobody knows of it.
-        os.write(telling, b"+%d\n" % os.getpid())
+        # Without a guardian the parent knows, and tells the next one; Popen has undone our
+        # ignoring of SIGPIPE, which would kill us here.
+        if telling is not None:
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+            with suppress(BrokenPipeError):
+                os.write(telling, b"+%d\n" % os.getpid())
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
     try:
         return subprocess.Popen(

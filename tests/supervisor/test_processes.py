@@ -1,7 +1,9 @@
 """Real processes: every end is seen once, nothing of a group outlives it, failures have a name."""
 
 import asyncio
+import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +39,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def pid_of(guardian_: Guardian) -> int:
+    assert guardian_.pid is not None
+    return guardian_.pid
 
 
 class Run:
@@ -217,7 +224,7 @@ async def test_the_guardian_kills_whole_groups_when_its_supervisor_is_gone() -> 
 
 async def test_the_guardian_leaves_with_nothing_to_do() -> None:
     guardian_ = Guardian(asyncio.get_running_loop())
-    pid = guardian_.pid
+    pid = pid_of(guardian_)
     run = Run(guardian_, *shell("exit 0"))
     await run.ended()
     guardian_.close()
@@ -227,9 +234,10 @@ async def test_the_guardian_leaves_with_nothing_to_do() -> None:
 async def test_the_guardian_ignores_signals_meant_for_a_terminal(guardian: Guardian) -> None:
     run = Run(guardian, *shell("echo up; sleep 1000"))
     await run.line()
-    process = psutil.Process(guardian.pid)
+    pid = pid_of(guardian)
+    process = psutil.Process(pid)
     # It has read what the child announced, or will; its handlers were set before that.
-    await until(lambda: process.status() == psutil.STATUS_SLEEPING and _ignores_term(guardian.pid))
+    await until(lambda: process.status() == psutil.STATUS_SLEEPING and _ignores_term(pid))
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     guardian.repeat()
@@ -249,12 +257,82 @@ async def test_a_guardian_that_dies_is_replaced_and_told_everything() -> None:
     guardian_ = Guardian(asyncio.get_running_loop())
     run = Run(guardian_, *shell("sleep 1000 & echo $!; wait"))
     grandchild = int(await run.line())
-    first = guardian_.pid
+    first = pid_of(guardian_)
     os.kill(first, signal.SIGKILL)
-    await until(lambda: guardian_.pid != first)
+    await until(lambda: guardian_.pid not in {None, first})
     guardian_.close()
     await until(lambda: is_gone(grandchild))
     await run.ended()
+
+
+async def test_a_guardian_that_keeps_dying_is_replaced_with_longer_pauses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = descriptors()
+    with closing(Guardian(asyncio.get_running_loop())) as guardian_:
+        gone: set[int | None] = {None}
+        for _ in range(4):
+            await until(lambda: guardian_.pid not in gone)
+            gone.add(pid_of(guardian_))
+            os.kill(pid_of(guardian_), signal.SIGKILL)
+            await until(lambda: guardian_.pid is None or guardian_.pid not in gone)
+        await until(lambda: guardian_.pid not in gone)
+    pauses = [float(text) for text in re.findall(r"ended \(-9\); .* in (\S+) s", caplog.text)]
+    assert len(pauses) == 4
+    # Drawn from the upper halves of 0.1, 0.2 and 0.4 s, after a first one at once.
+    assert pauses[0] == 0
+    assert pauses[1:] == sorted(pauses[1:])
+    assert pauses[3] >= 0.2
+    assert descriptors() == before
+
+
+async def test_a_child_can_start_while_the_death_of_the_guardian_is_not_known_yet() -> None:
+    guardian_ = Guardian(asyncio.get_running_loop())
+    first = pid_of(guardian_)
+    os.kill(first, signal.SIGKILL)
+    # Blocking on purpose: the loop must not come to see it.
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
+    run = Run(guardian_, *shell("sleep 1000 & echo $!; wait"))
+    grandchild = int(await run.line())
+    await until(lambda: guardian_.pid not in {None, first})
+    guardian_.close()
+    await until(lambda: is_gone(grandchild))
+    await run.ended()
+
+
+async def test_a_guardian_that_cannot_start_is_tried_again_while_children_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/no/such/python")
+        guardian_ = Guardian(asyncio.get_running_loop())
+        run = Run(guardian_, *shell("sleep 1000 & echo $!; wait"))
+        grandchild = int(await run.line())
+        await until(lambda: caplog.text.count("cannot be started (No such file") >= 2)
+        assert guardian_.pid is None
+    await until(lambda: guardian_.pid is not None)
+    guardian_.close()
+    await until(lambda: is_gone(grandchild))
+    await run.ended()
+    assert descriptors() == before
+
+
+async def test_a_guardian_that_cannot_be_watched_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", refuse)
+        guardian_ = Guardian(asyncio.get_running_loop())
+        assert guardian_.pid is None
+        assert psutil.Process().children() == []
+    assert "cannot be watched (Too many open files)" in caplog.text
+    guardian_.close()
+    assert descriptors() == before
 
 
 def stranger() -> int:
