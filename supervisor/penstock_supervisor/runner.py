@@ -161,7 +161,7 @@ class Runner:
             stack.callback(admin.close)
             self.admin = str(admin.address)
         self._upstreams = upstreams.resolve(self.config.services)
-        self._places = choose_addresses(self.config.services)
+        self._places = choose_addresses(self.config.services, self._listeners.values())
         for service in self.config.services:
             named = tuple(upstream.address for upstream in service.upstreams)
             self.workers[service.name] = named or tuple(map(str, self._places[service.name]))

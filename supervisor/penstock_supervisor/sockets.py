@@ -8,6 +8,7 @@ Whatever cannot be opened is a StartError of one line: address, key, reason, and
 """
 
 import errno
+import fcntl
 import os
 import random
 import socket
@@ -38,9 +39,14 @@ class Listener:
         self.key = key
         wanted = parse_address(address)
         self._file: tuple[int, int] | None = None
+        self._claim: _Claim | None = None
         try:
+            if wanted.path:
+                self._claim = _Claim(wanted.path)
             self.socket = _unix(wanted.path) if wanted.path else _tcp(wanted)
         except OSError as error:
+            if self._claim is not None:
+                self._claim.close()
             raise StartError(f"cannot listen on {address} ({key}): {_why(wanted, error)}") from None
         self.address = self._actual(wanted)
         if not later:
@@ -67,6 +73,10 @@ class Listener:
                 if _identity(self.address.path) == self._file:
                     Path(self.address.path).unlink()
             self._file = None
+        if self._claim is not None:
+            # Last: whoever gets it next may take the name for a dead run's.
+            self._claim.close()
+            self._claim = None
 
     def _actual(self, wanted: Address) -> Address:
         """As asked for, with the port that the kernel chose for port 0."""
@@ -74,6 +84,49 @@ class Listener:
             self._file = _identity(wanted.path)
             return wanted
         return wanted._replace(port=self.socket.getsockname()[1])
+
+
+class _Claim:
+    """The right to a unix socket's name: a lock on a file beside it.
+
+    The name alone does not tell a run that is still starting from one that was killed: a
+    socket refuses to be connected to before `listen` as it does when nobody has it. The lock
+    goes with the process that has it, however that ends; a file left behind is harmless.
+    """
+
+    def __init__(self, path: str) -> None:
+        """OSError with EADDRINUSE: another run has it."""
+        self._path = f"{path}.lock"
+        while True:
+            # For us alone: who can open a file can lock it.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(self._path, flags, 0o600)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._fd)
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from None
+            except BaseException:
+                os.close(self._fd)
+                raise
+            if self._is_at_its_path():
+                return
+            # Its last owner removed it between our two calls: the lock would be on nothing.
+            os.close(self._fd)
+
+    def close(self) -> None:
+        """Give it up; the file goes first, while nobody else can have locked it."""
+        with suppress(OSError):
+            if self._is_at_its_path():
+                Path(self._path).unlink()
+        os.close(self._fd)
+
+    def _is_at_its_path(self) -> bool:
+        opened = os.fstat(self._fd)
+        try:
+            return _identity(self._path) == (opened.st_dev, opened.st_ino)
+        except FileNotFoundError:
+            return False
 
 
 def _tcp(address: Address) -> socket.socket:
@@ -107,7 +160,10 @@ def _unix(path: str) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket of a run that was killed; one that answers is somebody's."""
+    """Remove the socket of a run that was killed; one that answers is somebody's.
+
+    For the owner of the claim only: a run that has not come to `listen` does not answer.
+    """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -167,10 +223,15 @@ def _by_whom(port: int) -> str:
     return ""
 
 
-def choose_addresses(services: Sequence[Service]) -> dict[str, list[Address]]:
-    """Give every slot of every service the address that it keeps for the whole run."""
+def choose_addresses(
+    services: Sequence[Service], listeners: Collection[Listener]
+) -> dict[str, list[Address]]:
+    """Give every slot of every service the address that it keeps for the whole run.
+
+    The ports of `listeners` are nobody's: until they listen, they look free to a probe.
+    """
     ports: dict[str, list[int]] = {service.name: [] for service in services}
-    taken: set[int] = set()
+    taken = {one.address.port for one in listeners if not one.address.path}
     # Those that are bound to a range choose first; the others go around them.
     for service in sorted(services, key=lambda one: one.ports is None):
         if service.app is None and service.command is None:

@@ -314,6 +314,27 @@ def test_a_unix_socket_is_served_and_removed(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+def test_a_run_never_takes_the_unix_socket_of_one_that_is_starting(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    where = "127.0.0.1:0", f"unix:{path}"
+    with running(first, web(shell("sleep 1000")).replace(*where)) as starting:
+        starting.until(lambda: any(p.name() == "sleep" for p in starting.look()))
+        with running(second, web(HTTP).replace(*where)) as late:
+            assert late.ended() == 1
+            assert f"cannot listen on unix:{path} (service.web.listen): address already" in late.err
+        assert path.is_socket()
+        starting.process.kill()
+        assert starting.ended() == -signal.SIGKILL
+    # What a killed run leaves is in nobody's way.
+    assert path.is_socket()
+    with running(second, web(HTTP).replace(*where)) as next_:
+        assert next_.started().stop() == 0
+    assert {one.name for one in tmp_path.iterdir()} == {"first", "second"}
+
+
 QUICK = '[service.web.restart]\nmax_restarts = 1\nbackoff = "20ms"\n'
 SOON = '[service.web.timeouts]\nstart = "1s"\n'
 CANNOT_START = {

@@ -6,6 +6,7 @@ is in this process, so that a test can look at both ends.
 
 import asyncio
 import os
+import random
 import re
 import signal
 import socket
@@ -21,6 +22,7 @@ import pytest
 from penstock_supervisor.observation import ChildView
 from penstock_supervisor.runner import Runner, StartError
 from penstock_supervisor.services import Config, Service
+from penstock_supervisor.sockets import worker_ports
 
 FRONT = (sys.executable, str(Path(__file__).with_name("standin_front.py")))
 SERVER = """
@@ -310,6 +312,15 @@ async def test_a_taken_port_is_found_before_anything_is_started() -> None:
         assert text.startswith(f"cannot listen on 127.0.0.1:{port} (service.web.listen): address")
         text = await failure(service(), admin=f"127.0.0.1:{port}")
         assert text.startswith(f"cannot listen on 127.0.0.1:{port} (admin): address")
+
+
+async def test_no_worker_gets_a_port_that_the_run_itself_listens_on() -> None:
+    first = worker_ports(1, None, (), key="k", draw=random.randrange)[0]
+    own = {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
+    web = service(listen=f"127.0.0.1:{first}", ports=f"{first}-{first + 60}")
+    async with running(web, admin=f"127.0.0.1:{first + 1}") as stage:
+        assert {stage.runner.listening["web"], stage.runner.admin} == own
+        assert not own & set(stage.runner.workers["web"])
 
 
 async def test_a_service_that_worked_survives_what_would_have_ended_the_start() -> None:

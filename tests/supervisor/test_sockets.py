@@ -1,6 +1,7 @@
 """Listeners open or say in one line why not; ports for workers are free and stay out of the way."""
 
 import errno
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -108,21 +109,69 @@ def test_a_unix_socket_that_answers_is_left_alone(tmp_path: Path) -> None:
         assert path.is_socket()
 
 
+def test_a_unix_socket_that_does_not_answer_yet_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    with closing(Listener(f"unix:{path}", "service.web.listen", later=True)) as first:
+        assert fails(f"unix:{path}") == "address already in use"
+        first.listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            first.socket.accept()[0].close()
+
+
+def test_a_lock_that_a_dead_run_left_stops_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    (tmp_path / "web.sock.lock").touch()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    Listener(f"unix:{path}", "service.web.listen", later=True).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_its_owner_removes_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "web.sock.lock"
+    real = fcntl.flock
+    taken: list[int] = []
+
+    def after_its_owner(fd: int, operation: int) -> None:
+        if not taken:
+            lock.unlink()
+        taken.append(fd)
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_its_owner)
+    with closing(Listener(f"unix:{tmp_path}/web.sock", "service.web.listen", later=True)):
+        assert len(taken) == 2
+        assert lock.exists()
+        assert fails(f"unix:{tmp_path}/web.sock") == "address already in use"
+
+
+def test_children_do_not_keep_the_name_of_a_unix_socket(tmp_path: Path) -> None:
+    with closing(Listener(f"unix:{tmp_path}/web.sock", "service.web.listen")) as listener:
+        assert listener._claim is not None
+        assert not os.get_inheritable(listener._claim._fd)
+
+
 def test_a_file_is_never_taken_for_a_socket(tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     path.write_text("precious")
     assert fails(f"unix:{path}") == "the file exists and is not a socket"
     assert path.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_folder_is_named_as_such() -> None:
     assert fails("unix:/no/such/web.sock") == "no such directory"
 
 
-def test_a_listener_that_fails_leaves_no_descriptor(taken: socket.socket) -> None:
+def test_a_listener_that_fails_leaves_no_descriptor(taken: socket.socket, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         fails(f"127.0.0.1:{taken.getsockname()[1]}")
+        fails(f"unix:{tmp_path}/file")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -184,7 +233,24 @@ def test_services_never_share_a_port_and_upstreams_need_none() -> None:
             {"name": "c", "listen": "127.0.0.1:3", "upstreams": ["127.0.0.1:9"]}
         ),
     )
-    places = choose_addresses(services)
+    places = choose_addresses(services, ())
     assert {name: len(found) for name, found in places.items()} == {"a": 3, "b": 2, "c": 0}
     assert len({*places["a"], *places["b"]}) == 5
     assert all(free <= place.port <= free + 60 for place in places["b"])
+
+
+def test_a_worker_never_gets_the_port_of_a_listener_that_does_not_listen_yet(
+    tmp_path: Path,
+) -> None:
+    with (
+        closing(Listener("127.0.0.1:0", "service.web.listen", later=True)) as listener,
+        closing(Listener(f"unix:{tmp_path}/web.sock", "service.b.listen", later=True)) as other,
+    ):
+        port = listener.address.port
+        web = Service.model_validate(
+            {"name": "web", "listen": "127.0.0.1:0", "command": ["a"], "workers": 1,
+             "ports": f"{port}-{port}"}
+        )  # fmt: skip
+        assert sockets._is_free(port)
+        with pytest.raises(StartError, match=f"{port}-{port} has 0 free ports and 1 are needed"):
+            choose_addresses((web,), (listener, other))
