@@ -58,6 +58,9 @@ class Transport:
     def writelines(self, data: object) -> None:
         self.written = data
 
+    def is_closing(self) -> bool:
+        return False
+
     def pause_reading(self) -> None: ...
 
     def resume_reading(self) -> None: ...
