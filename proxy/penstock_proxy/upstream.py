@@ -134,6 +134,7 @@ class WorkerConnection(asyncio.Protocol):
             self._end(exchange, b"")
         else:
             exchange.relay(head, 0)
+            exchange.expire_in(exchange.client.service.timeouts.body)
             if data or self._left == 0:
                 self._read_body(exchange, data)
 

@@ -225,6 +225,22 @@ def test_too_many_fields_are_refused() -> None:
     assert rejected.value.fault is HEAD_TOO_LARGE
 
 
+@pytest.mark.parametrize(
+    "name",
+    [b"X-Real-IP", b"X_Forwarded_For", b"Forwarded", b"X-Forwarded-Port", b"X-Mine", b"Host"],
+)
+def test_trailers_claim_nothing_that_fields_may_not(name: bytes) -> None:
+    block = name + b": a\r\nDigest: b\r\n"
+    assert forwarding.request_trailers(block, frozenset({b"x-mine"})) == b"Digest: b\r\n"
+
+
+@pytest.mark.parametrize(
+    "name", [b"SCRIPT_NAME", b"X_Request_ID", b"X-Forwarded", b"Client-IP", b"CF-Connecting-IP"]
+)
+def test_a_stranger_does_not_say_where_it_is_or_who(name: bytes) -> None:
+    assert sent(name + b": a\r\n") == OURS
+
+
 # -- responses
 
 
