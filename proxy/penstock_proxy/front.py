@@ -117,7 +117,7 @@ class Front:
         try:
             self._build(FrontConfig.model_validate(message["config"]))
         except (ValidationError, OSError) as error:
-            self._tell({"cmd": orders.FAILED, "reason": f"front: {error}"})
+            self._tell({"cmd": orders.FAILED, "reason": str(error)})
             self._finish(EXIT_FAILED)
         else:
             self._configured.set_result(None)
