@@ -38,6 +38,9 @@ class Turns:
             self._ready.popleft()()
 
 
+_HIGH_WATER = 64 << 10
+
+
 class Wire(asyncio.Transport):
     """One end of a connection in memory; the test is the other end."""
 
@@ -48,28 +51,40 @@ class Wire(asyncio.Transport):
         self._arriving: deque[bytes] = deque()
         self._reading = True
         self._closing = False
+        self._ended = False
+        self._stalled = False
+        self._unsent = bytearray()
         self.written = bytearray()
         self.ended = False
         """Its side was shut down for writing."""
         self.lost = False
+        self.full = False
+        """The next write stalls it."""
 
     # -- what the front calls
 
     def write(self, data: Any) -> None:
-        if not self._closing:
-            self.written += data
+        if self._closing:
+            return
+        if self.full and not self._stalled:
+            self.stall()
+        (self._unsent if self._stalled else self.written).extend(data)
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return _HIGH_WATER + len(self._unsent) if self._stalled else 0
 
     def write_eof(self) -> None:
         self.ended = True
 
     def close(self) -> None:
-        self._end(None)
+        if self._stalled:
+            # As asyncio does: not before all is sent.
+            self._closing = True
+        else:
+            self._end(None)
 
     def abort(self) -> None:
         self._end(None)
@@ -111,13 +126,25 @@ class Wire(asyncio.Transport):
         self._loop.run()
 
     def stall(self) -> None:
-        """The other end stops reading."""
+        """The other end stops reading, and the buffer for it is full."""
+        self._stalled = True
         self._protocol.pause_writing()
 
     def flow(self) -> None:
         """It reads again."""
-        self._protocol.resume_writing()
+        self._stalled = self.full = False
+        self.written += self._unsent
+        self._unsent.clear()
+        if self._closing:
+            self.abort()
+        else:
+            self._protocol.resume_writing()
         self._loop.run()
+
+    def sip(self) -> None:
+        """It reads one byte, and stops again."""
+        self.written += self._unsent[:1]
+        del self._unsent[:1]
 
     def taken(self) -> bytes:
         """What has been written since this was last asked."""
@@ -130,13 +157,13 @@ class Wire(asyncio.Transport):
             self._protocol.data_received(self._arriving.popleft())
 
     def _end(self, error: Exception | None) -> None:
-        if not self._closing:
-            self._closing = True
+        if not self._ended:
+            self._closing = self._ended = True
             self._loop.call_soon(self._lose, error)
 
     def vanish(self) -> None:
         """It is reset, and the loop hears of that before anything else."""
-        self._closing = True
+        self._closing = self._ended = True
         self._lose(ConnectionResetError())
         self._loop.run()
 
@@ -183,6 +210,8 @@ class Network:
         """Ports that refuse."""
         self.silent: set[int] = set()
         """Ports that do not answer a connect."""
+        self.full = False
+        """New connections take nothing."""
         self.hanging: list[Hanging] = []
         self.dialed: list[int] = []
         self.wires: list[Wire] = []
@@ -202,6 +231,7 @@ class Network:
 
     def adopt(self, loop: Turns, protocol: asyncio.Protocol, _stream: object) -> None:
         wire = Wire(loop, protocol)
+        wire.full = self.full
         self.wires.append(wire)
         loop.call_soon(protocol.connection_made, wire)
 

@@ -5,12 +5,17 @@ import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import uvloop
 
 from penstock_proxy.acceptor import Acceptor
+from penstock_proxy.admission import RESERVE, Admission
+from penstock_proxy.config import FrontService
+from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.dial import Stream
+from penstock_proxy.service import ServiceFront
 
 DEADLINE_S = 10.0
 
@@ -158,6 +163,37 @@ def test_when_descriptors_run_out_it_waits_and_says_so_once(
         acceptor.resume()
         await until(lambda: len(door.came) == 2)
         acceptor.drain()
+
+    runner.run(main())
+
+
+@pytest.mark.parametrize("full", ["service", "descriptors"])
+def test_the_next_one_comes_in_when_one_leaves_and_waits_for_no_tick(
+    runner: asyncio.Runner, door: Door, full: str
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        config = FrontService(
+            name="web",
+            listeners=(door.listener.fileno(),),
+            targets=(),
+            max_connections=2 if full == "service" else 0,
+            access_log="off",
+        )
+        admission = Admission(RESERVE + 4 if full == "descriptors" else 1024, 0, 0)
+        deadlines = Deadlines(loop.time())
+        service = ServiceFront(loop, config, deadlines, admission, None, lambda *_: None)
+        service.accept()
+        door.knock(5)
+        door.listener.detach()
+        counters = service.counters
+        for client, expected in zip(door.clients, (2, 3, 4, 5, 5), strict=True):
+            await until(partial(lambda count: counters.connections == count, expected))
+            await turns()
+            assert counters.connections == expected
+            client.close()
+        await until(lambda: not service.clients)
+        service.drain()
 
     runner.run(main())
 

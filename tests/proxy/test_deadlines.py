@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -88,6 +89,41 @@ def test_whoever_is_told_may_forget_or_move_the_others() -> None:
     assert sum(len(waiter.told) for waiter in waiters) == 1
     deadlines.tick(START + 3.0)
     assert sorted(len(waiter.told) for waiter in waiters) == [0, 1, 1]
+
+
+def test_a_mistake_of_one_costs_no_other_its_deadline(caplog: pytest.LogCaptureFixture) -> None:
+    deadlines = Deadlines(START)
+    waiters = [Waiter() for _ in range(8)]
+
+    def mistaken(_now: float) -> None:
+        raise ZeroDivisionError
+
+    for waiter in waiters:
+        deadlines.arm(waiter, START + 0.1)
+    for waiter in waiters[::2]:
+        waiter.then = mistaken
+    for step in range(1, 9):
+        deadlines.tick(START + step)
+    assert [waiter.told for waiter in waiters] == [[START + 1]] * 8
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 4
+    # And it may wait again.
+    deadlines.arm(waiters[0], START + 9.0)
+    waiters[0].then = lambda _now: None
+    deadlines.tick(START + 10.0)
+    assert waiters[0].told == [START + 1, START + 10.0]
+
+
+@pytest.mark.parametrize("late", [0.0, 0.01, 0.1, TICK_S - 0.001])
+@pytest.mark.parametrize("jitter", [0.0, 0.01, 0.1])
+def test_who_does_not_know_the_time_is_not_told_early_either(late: float, jitter: float) -> None:
+    deadlines, waiter = Deadlines(START), Waiter()
+    armed_at = START + late
+    deadlines.arm_in(waiter, 1.0)
+    step = 0
+    while not waiter.told:
+        step += 1
+        deadlines.tick(START + step * TICK_S + jitter)
+    assert armed_at + 1.0 <= waiter.told[0] <= START + 1.0 + 3 * TICK_S + jitter
 
 
 def test_forgetting_what_was_never_set_is_harmless() -> None:

@@ -144,8 +144,10 @@ def test_a_client_that_does_not_take_its_answer_is_cut_off(house: House) -> None
     house.worker.send(OK[:-1])
     client.stall()
     house.pass_time(31.0)
-    assert client.lost
+    assert house.worker.lost
     assert house.service.counters.errors["send_timeout"] == 1
+    house.pass_time(31.0)
+    assert client.lost
 
 
 def test_an_exchange_as_a_whole_has_its_time(house: House) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from penstock_proxy import forwarding, http1
+from penstock_proxy.body import RequestBody
 from penstock_proxy.errors import BAD_RESPONSE, HEAD_TOO_LARGE, RejectedError
 from penstock_proxy.forwarding import Forwarding, Prepared, Response, Responses
 from penstock_proxy.http1 import NO_LENGTH
@@ -88,6 +89,20 @@ def test_an_upgrade_is_asked_for_in_the_fronts_own_words() -> None:
     assert sent(fields, start=b"GET / HTTP/1.0") == b"TE: trailers\r\nConnection: TE\r\n" + OURS
 
 
+@pytest.mark.parametrize(
+    ("offers", "left"),
+    [
+        (b"Upgrade: websocket, h2c\r\n", b"websocket"),
+        (b"Upgrade: H2C,websocket\r\n", b"websocket"),
+        (b"Upgrade: a ,\t,h2c , b\r\n", b"a, b"),
+        (b"Upgrade: h2c\r\nUpgrade: a\r\n", b"a"),
+    ],
+)
+def test_no_list_of_offers_smuggles_http_2(offers: bytes, left: bytes) -> None:
+    expected = b"Connection: Upgrade\r\nUpgrade: " + left + b"\r\n" + OURS
+    assert sent(b"Connection: upgrade\r\n" + offers) == expected
+
+
 def test_chunks_are_announced_anew() -> None:
     chunked = b"Transfer-Encoding: chunked\r\n"
     assert sent(b"transfer-encoding: CHUNKED\r\n", start=b"PUT / HTTP/1.1") == chunked + OURS
@@ -126,7 +141,7 @@ def test_what_concerns_our_own_connection_is_noted() -> None:
 CLAIMS = [
     b"X-Forwarded-For", b"x-forwarded-proto", b"X-FORWARDED-HOST", b"X-Forwarded-Port",
     b"X-Forwarded-Prefix", b"Forwarded", b"X-Real-IP", b"X-Client-IP", b"True-Client-IP",
-    b"X-Request-ID",
+    b"X-Forwarded", b"X-Cluster-Client-IP", b"Client-IP", b"CF-Connecting-IP", b"X-Request-ID",
 ]  # fmt: skip
 
 
@@ -141,6 +156,13 @@ def test_a_stranger_is_not_believed_in_any_spelling(name: bytes) -> None:
 @pytest.mark.parametrize("name", [name for name in CLAIMS if b"-" in name])
 def test_a_trusted_proxy_does_not_vouch_for_other_spellings(name: bytes) -> None:
     assert sent(name.replace(b"-", b"_") + b": claim\r\n", trusted=True) == OURS
+
+
+def test_what_connection_takes_away_comes_in_no_trailer_either() -> None:
+    fields = b"Host: a\r\nTransfer-Encoding: chunked\r\nConnection: x-mine\r\n\r\n"
+    body = RequestBody(prepare(b"PUT / HTTP/1.1\r\n" + fields).framing)
+    sent_on, _ = body.take(b"0\r\nX-Mine: 1\r\nX-Real-IP: 2\r\nDigest: b\r\n\r\n")
+    assert sent_on == b"0\r\nDigest: b\r\n\r\n"
 
 
 def test_a_trusted_proxy_is_continued() -> None:

@@ -78,6 +78,11 @@ def with_fields(fields: bytes, version: bytes = b"1.1") -> bytes:
         (b"CONNECT a:80 HTTP/1.1", NOT_IMPLEMENTED),
         (b"GET http:///a HTTP/1.1", BAD_REQUEST),
         (b"GET http://user@a/ HTTP/1.1", BAD_REQUEST),
+        (b"GET http://x@a HTTP/1.1", BAD_REQUEST),
+        (b"GET http://@a/ HTTP/1.1", BAD_REQUEST),
+        (b"GET http://a:80@b/ HTTP/1.0", BAD_REQUEST),
+        (b"GET HTTPS://a:b@c:1?d HTTP/1.0", BAD_REQUEST),
+        (b"GET http://a\\@b/ HTTP/1.1", BAD_REQUEST),
         (b"GET ftp://a/ HTTP/1.1", BAD_REQUEST),
         (b"GET / HTTP/1.2", VERSION),
         (b"GET / HTTP/2.0", VERSION),
@@ -261,7 +266,7 @@ def test_chunks_are_not_for_http_1_0() -> None:
     assert refusal(with_fields(b"Transfer-Encoding: chunked\r\n", b"1.0")) == BAD_REQUEST
 
 
-@pytest.mark.parametrize("name", [b"Content-Length", b"transfer-encoding", b"HOST"])
+@pytest.mark.parametrize("name", [b"Content-Length", b"transfer-encoding", b"HOST", b"Expect"])
 def test_connection_cannot_take_away_what_others_go_by(name: bytes) -> None:
     assert refusal(with_fields(b"Connection: close, " + name + b"\r\n")) == BAD_REQUEST
 
@@ -333,6 +338,7 @@ def test_a_request_says_its_host_once(head: bytes, host: bytes) -> None:
         b"GET / HTTP/1.1\r\nHost: [a]:80\r\nX: \r\n\xff: \r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: \xe4\r\n\r\n", b"GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n",
         b"GET http://a/ HTTP/1.1\r\nHost:\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost:\r\n\r\n", b"GET / HTTP/1.1\r\nHost: :80\r\n\r\n",
         b"GET http://a/ HTTP/1.1\r\nHost: a:80\r\n\r\n",
         b"GET http://a|b/ HTTP/1.1\r\nHost: a\r\n\r\n", b"GET http://a\\b/ HTTP/1.0\r\n\r\n",
     ],
@@ -354,6 +360,8 @@ def test_a_doubtful_host_is_refused(head: bytes) -> None:
 )
 def test_only_one_expectation_is_known(value: bytes, fault: Fault | None) -> None:
     assert refusal(with_fields(b"Expect: " + value + b"\r\n")) == fault
+    # HTTP/1.0 knows none at all (RFC 9110 §10.1.1).
+    assert refusal(with_fields(b"Expect: " + value + b"\r\n", b"1.0")) is None
 
 
 # -- the status line

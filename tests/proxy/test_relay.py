@@ -42,6 +42,64 @@ def test_a_side_that_stalls_stops_the_other(house: House) -> None:
     assert worker.is_reading()
 
 
+def test_a_client_that_breaks_off_is_not_kept_for_a_worker_that_takes_nothing(
+    house: House,
+) -> None:
+    house.relay()
+    client, worker = sides(house)
+    worker.full = True
+    client.send(b"a")
+    assert not client.is_reading()
+    client.reset()
+    assert worker.lost
+    assert house.service.counters.errors["client_gone"] == 1
+
+
+@pytest.mark.parametrize("takes", [False, True])
+def test_the_last_one_has_its_time_to_take_the_rest(house: House, *, takes: bool) -> None:
+    house.relay()
+    client, worker = sides(house)
+    client.full = True
+    worker.send(b"ab")
+    worker.reset()
+    house.pass_time(29.0)
+    assert (client.lost, client.taken()) == (False, b"")
+    if takes:
+        client.flow()
+    else:
+        house.pass_time(2.0)
+    assert (client.lost, client.taken()) == (True, b"ab" if takes else b"")
+
+
+def test_the_last_one_keeps_its_time_as_long_as_it_takes_something(house: House) -> None:
+    house.relay()
+    client, worker = sides(house)
+    client.full = True
+    worker.send(b"abc")
+    worker.reset()
+    for left in (2, 1):
+        client.sip()
+        house.pass_time(31.0)
+        assert (client.lost, client.get_write_buffer_size() & 0xFF) == (False, left)
+    house.pass_time(31.0)
+    assert client.lost
+    assert client.taken() == b"ab"
+
+
+@pytest.mark.parametrize("between", [0.0, 0.1, 0.2, 0.24])
+def test_silence_is_never_cut_early(house: House, between: float) -> None:
+    house.relay()
+    client, worker = sides(house)
+    house.pass_time(0.24)
+    house.now += between
+    client.send(b"a")
+    last = house.now
+    house.pass_time(last + 3600.0 - 0.01 - house.now)
+    assert (client.lost, worker.lost) == (False, False)
+    house.pass_time(1.0)
+    assert (client.lost, worker.lost) == (True, True)
+
+
 def test_a_refusal_leads_to_the_next_worker(house: House) -> None:
     house.open(3)
     house.network.refusing = {1, 2}
