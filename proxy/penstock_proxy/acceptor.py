@@ -106,12 +106,13 @@ class Acceptor:
     def _not_accepted(self, error: OSError) -> None:
         if error.errno in _PASSING:
             return
+        # Whatever it is, it is there until the next tick: asking at once would be a busy loop.
+        self._pause()
         if error.errno not in _EXHAUSTED:
             raise error
         if not self._exhausted:
             _log.error("cannot accept: %s; trying again until it can", error.strerror)
         self._exhausted = True
-        self._pause()
 
     def _pause(self) -> None:
         if self._reading:

@@ -29,12 +29,13 @@ class Tunnel:
         link.transport.set_protocol(half.other)
         service.deadlines.disarm(client)
         half.start()
-        if client.buffer:
-            link.transport.write(client.buffer)
         if not link.blocked:
             client.transport.resume_reading()
         if not client.blocked:
             link.transport.resume_reading()
+        # Last: it may be what makes the worker stall.
+        if client.buffer:
+            link.transport.write(client.buffer)
 
     def pump_closed(self, half: ClientHalf) -> None:
         """The pipe is closed."""
