@@ -75,6 +75,18 @@ def test_a_body_is_not_read_on_while_a_kept_worker_takes_nothing(house: House) -
     client.reset()
 
 
+def test_after_a_switch_a_worker_that_takes_nothing_stops_its_client(house: House) -> None:
+    client = house.client()
+    client.send(UPGRADE + b"early")
+    house.worker.full = True
+    house.worker.send(SWITCH + b"x\r\n\r\n")
+    assert status(client.taken()) == 101
+    assert not client.is_reading()
+    house.worker.flow()
+    assert client.is_reading()
+    assert house.worker.taken().endswith(b"early")
+
+
 def test_a_worker_that_stalls_before_the_switch_stops_its_client_behind_it(house: House) -> None:
     client = house.client()
     client.send(UPGRADE)
