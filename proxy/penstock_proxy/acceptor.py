@@ -77,6 +77,9 @@ class Acceptor:
         try:
             while self._started and self._accept():
                 pass
+        except OSError as error:
+            # Whoever drains has more to do, and here there is nothing left to save.
+            _log.error("cannot accept what was queued: %s", error.strerror)
         finally:
             self._pause()
             self._closed = True

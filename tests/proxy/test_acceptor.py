@@ -257,3 +257,16 @@ def test_an_error_that_nobody_planned_for_is_told_and_outlived(
         acceptor.drain()
 
     runner.run(main())
+
+
+def test_a_listener_that_cannot_be_drained_is_closed_all_the_same(
+    runner: asyncio.Runner, door: Door
+) -> None:
+    async def main() -> None:
+        acceptor = door.open()
+        acceptor.start()
+        door.listener.shutdown(socket.SHUT_RDWR)
+        acceptor.drain()
+        assert door.listener.fileno() == -1
+
+    runner.run(main())
