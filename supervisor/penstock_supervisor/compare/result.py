@@ -1,0 +1,130 @@
+"""What a comparison found: plain frozen values, the content of `--json`.
+
+Everything that is shown (table, page, verdicts, baseline) is made from a `Comparison` and
+from nothing else, so a file that was written yesterday on another machine can be shown and
+compared today. No I/O, no clock.
+
+Units: seconds, bytes, microseconds of CPU where a name says `cpu_us`. Roles are
+"supervisor", "front", "workers", and "server" for an address that somebody else runs.
+"""
+
+from statistics import median
+from typing import Final, Literal
+
+from penstock_proxy.config import Part
+
+FORMAT: Final = 1
+LOADS: Final = ("keepalive", "connect", "rate")
+FAULTS: Final = ("kill", "roll", "block")
+
+LoadKind = Literal["keepalive", "connect", "rate"]
+FaultKind = Literal["kill", "roll", "block"]
+
+
+class Spread(Part):
+    """One figure over all rounds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+    @property
+    def low(self) -> float:
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        return max(self.values)
+
+
+class LoadResult(Part):
+    """One kind of load on one subject, a value a round."""
+
+    requests: int
+    errors: dict[str, int]
+    """By kind: connect, reset, timeout, status, protocol."""
+    requests_per_s: Spread
+    p50_s: Spread
+    p90_s: Spread
+    p99_s: Spread
+    p999_s: Spread
+    worst_s: float
+    histogram: dict[int, int]
+    """Latencies of all rounds, by bucket of `compare.histogram`."""
+    cpu_us: dict[str, Spread]
+    """CPU time a request, by role."""
+    limited: bool
+    """The load generator was the limit, not the subject."""
+    rate: float = 0.0
+    """Requests asked for in a second, of a constant-rate load."""
+
+
+class Held(Part):
+    """Connections that are open and idle."""
+
+    connections: int
+    fds: dict[str, float]
+    """Descriptors a connection, by role."""
+    memory: dict[str, float]
+    """Bytes a connection, by role."""
+    ephemeral_ports: float
+    """A connection."""
+    curve: tuple[tuple[int, dict[str, int]], ...]
+    """Connections open, and descriptors of each role at that moment."""
+
+
+class FaultResult(Part):
+    """What clients noticed of a fault."""
+
+    requests: int
+    failed: int
+    full_capacity_s: float | None
+    """From the fault until every worker served again; None: not within the time given."""
+    worst_s: float
+
+
+class Subject(Part):
+    """One column: a scheme, or an address that somebody else serves."""
+
+    name: str
+    """As in the table: "ports/http", "handoff", or the address."""
+    scheme: str
+    """ports, handoff, shared, reuseport, or "" for an address."""
+    mode: str
+    """http, tcp, or "" for an address."""
+    loads: dict[LoadKind, LoadResult] = {}
+    held: Held | None = None
+    split: dict[str, int] = {}
+    """Requests or connections that each worker had, by slot."""
+    split_of: str = "connections"
+    """What `split` counts: requests or connections."""
+    jain: float | None = None
+    """Jain's fairness ratio of `split`: 1 is even, 1/n is all to one."""
+    faults: dict[FaultKind, FaultResult] = {}
+    notes: tuple[str, ...] = ()
+    """What could not be measured, and why."""
+
+
+class Comparison(Part):
+    """One run of `penstock compare`."""
+
+    format: int = FORMAT
+    penstock: str
+    """Version."""
+    started: str
+    """ISO 8601, UTC."""
+    command: str
+    machine: dict[str, str]
+    """What it ran on: cpu, cores, memory, kernel, python, uvloop, limits…"""
+    config: str
+    """TOML: exactly what was run, the scheme aside."""
+    workers: int
+    rounds: int
+    seconds: float
+    """Of one load in one round."""
+    quick: bool
+    interrupted: bool
+    """Ended by Ctrl-C: what is here was measured, what is missing was not."""
+    subjects: tuple[Subject, ...]
