@@ -7,89 +7,63 @@ tells through `Above`.
 """
 
 import logging
-import random
+import os
 import signal
-from asyncio import AbstractEventLoop, Task, TaskGroup, TimerHandle
-from collections import Counter
+import socket
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.orders import DRAIN
-from penstock_supervisor import readiness
+from penstock_supervisor import diagnosis, readiness
+from penstock_supervisor.above import Surroundings
+from penstock_supervisor.errors import StartError
+from penstock_supervisor.history import History
 from penstock_supervisor.lifecycle import Command, Event, Life, State
-from penstock_supervisor.output import Capture, Output
-from penstock_supervisor.processes import Exit, Guardian, Process, Program, SpawnError
-from penstock_supervisor.restarts import Restarts
+from penstock_supervisor.processes import Exit, Process, SpawnError
 from penstock_supervisor.schemes import ChildPlan
-from penstock_worker import channel, contract
-from penstock_worker.channel import Channel, Message
+from penstock_supervisor.spawning import spawn
+from penstock_worker import contract
+from penstock_worker.channel import Channel
+
+if TYPE_CHECKING:
+    from asyncio import Task, TimerHandle
+
+    from penstock_supervisor.links import Link
+    from penstock_supervisor.output import Capture
 
 _log = logging.getLogger(__name__)
 
 _LOST_S: Final = 1.0
-"""From the end of a front's channel to its death: it may be about to exit by itself."""
-
-
-class Above(Protocol):
-    """Whom a child reports to. None of these may raise."""
-
-    def spawned(self, child: "Child") -> None:
-        """A new process is there, and its channel if it has one."""
-
-    def joined(self, child: "Child") -> None: ...
-    def left(self, child: "Child") -> None: ...
-    def heard(self, child: "Child", message: Message) -> None: ...
-
-    def hopeless(self, child: "Child", why: str) -> bool:
-        """It failed to start in a way that rarely mends itself. True: the run ends for it."""
-
-    def gave_up(self, child: "Child", why: str) -> bool:
-        """Nobody will start it again. True: the run ends for it, and says why itself."""
-
-    def moved(self, child: "Child") -> None:
-        """Its state may be another one."""
-
-
-class Surroundings(NamedTuple):
-    """What every child of a run needs from it."""
-
-    loop: AbstractEventLoop
-    tasks: TaskGroup
-    guardian: Guardian
-    output: Output
-    above: Above
+"""From the end of a child's channel to ours of it: it may be about to exit by itself."""
+_MOST_WORDS: Final = 16 << 10
+"""Of what a worker says of itself, in a log."""
 
 
 class Child:
     """A slot and whatever process is in it at the moment."""
 
-    def __init__(self, plan: ChildPlan, surroundings: Surroundings) -> None:
+    def __init__(
+        self, plan: ChildPlan, surroundings: Surroundings, after: "Child | None" = None
+    ) -> None:
+        """`after`: the one in this slot before, whose history goes on."""
         self.plan = plan
         self.name = plan.name
-        self.restarts: Counter[str] = Counter()
-        """Restarts so far, by reason."""
-        self.exits: Counter[str] = Counter()
-        """Every end of a process, by exit status or name of the signal."""
-        self.last_exit = ""
+        self.history = after.history if after else History(plan)
         self.stats: dict[str, Any] = {}
         """Its last answer to STATS."""
-        self.was_up = False
-        """It was ready at least once."""
         self.stop_s = plan.stop_s
+        self.link: Link | None = None
+        """To the front, for the process that runs now."""
+        self.speaks = False
+        """It has said something of ours, and can be asked."""
         self._around = surroundings
         self._life = Life(plan.name)
         self._since = surroundings.loop.time()
         self._spawned_at = self._since
         self._up_at: float | None = None
-        self._restarts = Restarts(
-            max_restarts=plan.restart.max_restarts,
-            within_s=plan.restart.within,
-            backoff_s=plan.restart.backoff,
-            backoff_max_s=plan.restart.backoff_max,
-            random=random.random,
-            first_at_once=plan.role == "front",
-        )
         self._process: Process | None = None
+        self._passed: tuple[int, ...] = ()
+        """The listening sockets that it was given; the run's own descriptors."""
         self._captures: tuple[Capture, ...] = ()
         self._channel: Channel | None = None
         self._timer: TimerHandle | None = None
@@ -120,11 +94,7 @@ class Child:
 
     def misled(self) -> str:
         """Where it listens instead of where it should, or nothing."""
-        asked = self.state is State.STARTING and not self.plan.channel and self.pid is not None
-        found = readiness.where_it_listens(self.pid or 0) if asked else ()
-        if not found or str(self.plan.address) in found:
-            return ""
-        return f"{self.name} listens on {' and '.join(found)} — it must use PORT or {{port}}"
+        return diagnosis.misled(self.plan, self.pid) if self.state is State.STARTING else ""
 
     def since_s(self) -> float:
         """Seconds in this state."""
@@ -132,6 +102,16 @@ class Child:
 
     def start(self) -> None:
         self._handle(Event.START)
+
+    def start_instead(self, reason: str) -> None:
+        """Start in the place of one that still runs. Too often is a giveup, as with exits."""
+        self.history.restarts[reason] += 1
+        if self.history.intensity.exited(self._around.loop.time(), 0.0) is None:
+            times, within = self.history.intensity.recent, self.plan.restart.within
+            self._why = f"{self.name} had to be replaced {times} times within {within:g} s"
+            self._handle(Event.SPENT)
+        else:
+            self._handle(Event.START)
 
     def stop(self, at_most_s: float | None = None) -> None:
         """Ask it to leave; it has its plan's time, or less."""
@@ -143,10 +123,9 @@ class Child:
         """End it without asking."""
         self._handle(Event.HALT)
 
-    def send(self, message: Message) -> None:
-        """Dropped if there is nobody to take it."""
-        if self._channel is not None:
-            self._channel.send(message)
+    def send(self, message: Any, handle: socket.socket | None = None) -> bool:
+        """False if there is nobody to take it. ValueError, TypeError: it cannot be sent."""
+        return self._channel is not None and self._channel.send(message, handle)
 
     def _handle(self, event: Event) -> None:
         before = self.state
@@ -160,10 +139,11 @@ class Child:
         self._around.above.moved(self)
 
     def _went_up(self) -> None:
-        self.was_up = True
+        self.history.was_up = True
         self._up_at = self._since
         took = self._since - self._spawned_at
         _log.info("%s is ready after %.1f s (pid %s)", self.name, took, self.pid)
+        self._around.above.event(self, "listening", text=str(self.plan.address or ""))
 
     # Commands.
 
@@ -171,10 +151,15 @@ class Child:
         loop = self._around.loop
         self._spawned_at, self._up_at = loop.time(), None
         self._why, self._reason, self._no_use = "", "", False
+        self.speaks = False
         try:
-            self._process, mine = self._make_process()
-        except SpawnError as error:
-            origin = f"{self.plan.origin}.{error.key}" if self.plan.origin else self.name
+            self._passed = self._around.above.passed(self)
+            self._process, mine, self.link = spawn(
+                self.plan, self._passed, self._around, self._exited
+            )
+        except (SpawnError, StartError) as error:
+            key = error.key if isinstance(error, SpawnError) else "listen"
+            origin = f"{self.plan.origin}.{key}" if self.plan.origin else self.name
             self._why, self._reason = f"{origin}: {error}", "spawn"
             # An exit like any other, but not in the middle of the commands of a start.
             loop.call_soon(self._failed_to_spawn)
@@ -182,35 +167,15 @@ class Child:
         self._captures = self._around.output.capture(
             self.name, self._process.stdout, self._process.stderr
         )
-        if mine is not None:
-            self._channel = Channel(loop, mine, self._heard, self._lost)
-        elif self.plan.address is not None:
+        self._channel = Channel(loop, mine, self._heard, self._lost)
+        if not self.plan.ours:
             self._asking = self._around.tasks.create_task(self._ask())
         _log.debug("%s: started as pid %d", self.name, self._process.pid)
+        self._around.above.event(self, "fork")
         self._around.above.spawned(self)
 
-    def _make_process(self) -> tuple[Process, Any]:
-        plan, mine, theirs = self.plan, None, None
-        environment, inherited = dict(plan.environment), plan.inherited
-        if plan.channel:
-            mine, theirs = channel.pair()
-            environment[contract.CHANNEL_FD] = str(theirs.fileno())
-            inherited = (*inherited, theirs.fileno())
-        program = Program(
-            plan.argv, environment, plan.directory, inherited, captured=plan.role != "front"
-        )
-        try:
-            process = Process(program, self._around.loop, self._around.guardian, self._exited)
-        except SpawnError:
-            if mine is not None:
-                mine.close()
-            raise
-        finally:
-            if theirs is not None:
-                theirs.close()
-        return process, mine
-
     def _failed_to_spawn(self) -> None:
+        self._around.above.event(self, "error", text=self._why)
         self._doomed = self._around.above.hopeless(self, self._why)
         self._ended(f"{self.name} could not be started: {self._why}")
 
@@ -234,35 +199,80 @@ class Child:
             self._timer = None
 
     def _alarm(self) -> None:
+        self._around.above.event(self, "giveup", text=self._why)
         if not self._around.above.gave_up(self, self._why):
             _log.critical("GIVING UP on %s, nobody starts it again: %s", self.name, self._why)
 
     # What happens to it.
 
     async def _ask(self) -> None:
-        assert self.plan.address is not None
-        await readiness.until_it_answers(self.plan.address)
+        plan, pid = self.plan, self.pid
+        if plan.address is not None:
+            await readiness.until_it_answers(plan.address)
+        elif self._passed and pid is not None:
+            await readiness.until_it_takes(pid, os.fstat(self._passed[0]).st_ino)
         self._handle(Event.READY)
 
-    def _heard(self, message: Message) -> None:
-        if message["cmd"] == contract.READY:
+    def _heard(self, message: Any, handle: socket.socket | None) -> None:
+        command = message.get("cmd") if isinstance(message, dict) else None
+        self.speaks |= isinstance(command, str) and command.startswith(contract.INTERNAL)
+        if command == contract.ONLINE:
+            self._around.above.event(self, "online")
+        elif command == contract.READY:
             self._handle(Event.READY)
-        elif message["cmd"] == contract.FAILED:
+        elif command == contract.FAILED:
             self._no_use = True
-            self._why = str(message.get("reason", "it does not say why"))
+            self._why = _bounded(message.get("reason", "it does not say why"))
+        elif command == contract.RETIRE:
+            self._retires(
+                _bounded(message.get("reason", "")), _bounded(message.get("traceback", ""))
+            )
         else:
-            self._around.above.heard(self, message)
+            self._around.above.heard(self, message, handle)
+            return
+        if handle is not None:
+            handle.close()
+
+    def _retires(self, reason: str, traceback: str) -> None:
+        why = f"{self.name} retires: {reason or 'it gives no reason'}"
+        _log.error("%s%s", why, f"\n{traceback.rstrip()}" if traceback else "")
+        self._around.above.event(self, "retire", text=reason)
+        self._replace("retire", why)
+
+    def _replace(self, reason: str, why: str) -> None:
+        """This process has to go, and another has to come first if it still works."""
+        if self.state is State.UP:
+            self._around.above.retiring(self, reason, why)
+        elif self.state is State.STARTING and self._process is not None:
+            self._why = why
+            self._process.signal(signal.SIGKILL)
 
     def _lost(self) -> None:
-        """The channel ended. A worker can go on without; a front is deaf to joins and leaves."""
-        leaving = self.state is State.STOPPING
-        if self.plan.role == "front" and not leaving and (process := self._process) is not None:
+        """The channel ended. A front is deaf then, and so is a worker that runs our code."""
+        assert self._channel is not None
+        fault, process = self._channel.fault, self._process
+        self._around.above.event(self, "disconnect", text=fault)
+        if fault:
+            _log.error("%s: its channel was closed: %s", self.name, fault)
+            self._around.above.event(self, "error", text=fault)
+        if self.state is State.STOPPING or process is None:
+            return
+        if self.plan.role == "front":
             self._around.loop.call_later(_LOST_S, process.signal, signal.SIGKILL)
+        elif fault or self.plan.ours:
+            wait_s = 0.0 if fault else _LOST_S
+            why = f"{self.name} has no channel any more: {fault or 'it closed it'}"
+            self._around.loop.call_later(wait_s, self._mute, process, why)
+
+    def _mute(self, process: Process, why: str) -> None:
+        if self._process is process:
+            self._replace("channel", why)
 
     def _deadline(self) -> None:
         self._timer = None
         if self.state is State.STARTING:
-            self._why, self._reason = self._diagnosis(), "start_timeout"
+            late = diagnosis.late(self.plan, self.pid, self._passed)
+            self._why, self._reason = late, "start_timeout"
             self._doomed = self._around.above.hopeless(self, self._why)
             if not self._doomed:
                 _log.error("%s", self._why)
@@ -270,25 +280,14 @@ class Child:
             _log.warning("%s did not leave within %g s and is killed", self.name, self.stop_s)
         self._handle(Event.DEADLINE)
 
-    def _diagnosis(self) -> str:
-        """Why it is not ready, and where the process really listens if it does."""
-        plan, pid = self.plan, self.pid
-        if plan.address is None or plan.channel:
-            return f"{self.name}: not ready within {plan.start_s:g} s"
-        text = f"{self.name}: nothing answered on {plan.address} within {plan.start_s:g} s"
-        found = readiness.where_it_listens(pid) if pid is not None else ()
-        if not found:
-            return f"{text}; its process listens nowhere"
-        return (
-            f"{text}; its process listens on {' and '.join(found)} — it must use PORT or {{port}}"
-        )
-
     def _exited(self, end: Exit) -> None:
         for capture in self._captures:
             capture.read_last_words()
         self._release()
-        self.last_exit = str(end)
-        self.exits[self.last_exit.removeprefix("status ")] += 1
+        self.history.last_exit = str(end)
+        name = "" if end.signal is None else str(end)
+        self._around.above.event(self, "exit", code=end.status, signal=name)
+        self.history.exits[self.history.last_exit.removeprefix("status ")] += 1
         if self.state is State.STOPPING:
             _log.info("%s %s", self.name, end.described)
             self._handle(Event.EXITED)
@@ -302,7 +301,7 @@ class Child:
                 self._why = f"{self.name}: {said}"
                 what = f"{what}: {said}"
         # A front is our own program: one that does not even start is a broken installation.
-        broken = self.plan.role == "front" and not self.was_up
+        broken = self.plan.role == "front" and not self.history.was_up
         if self._no_use or broken or end.status == contract.EXIT_FAILED:
             self._no_use = True
             self._doomed = self._around.above.hopeless(self, self._why)
@@ -314,20 +313,26 @@ class Child:
             self._handle(Event.EXITED)
             return
         now, of = self._around.loop.time(), self.plan.restart
-        wait_s = self._restarts.exited(now, 0.0 if self._up_at is None else now - self._up_at)
-        times = self._restarts.recent
+        wait_s = self.history.intensity.exited(
+            now, 0.0 if self._up_at is None else now - self._up_at
+        )
+        times = self.history.intensity.recent
         if wait_s is None and not self._no_use:
             self._why = f"{self._why}; it ended {times} times within {of.within:g} s"
         if wait_s is None or self._no_use or self._doomed:
             self._handle(Event.SPENT)
             return
         self._wait_s = wait_s
-        self.restarts[self._reason] += 1
+        self.history.restarts[self._reason] += 1
         _log.warning("%s; restart %d of %d in %.1f s", what, times, of.max_restarts, wait_s)
         self._handle(Event.EXITED)
 
     def _release(self) -> None:
         """Let go of what belonged to the process; its pipes end by themselves."""
+        self._around.above.gone(self)
+        if self.link is not None:
+            self.link.close()
+            self.link = None
         self._process = None
         self._captures = ()
         if self._channel is not None:
@@ -350,3 +355,7 @@ _EXECUTE: Final[dict[Command, Callable[[Child], None]]] = {
     Command.LEAVE: lambda child: child._around.above.left(child),
     Command.GIVE_UP: Child._alarm,
 }
+
+
+def _bounded(words: object) -> str:
+    return str(words)[:_MOST_WORDS]

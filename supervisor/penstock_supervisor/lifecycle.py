@@ -77,7 +77,8 @@ TRANSITIONS: Final[dict[State, dict[Event, Step | None]]] = {
         Event.START: _SPAWN,
         Event.READY: None,
         Event.EXITED: None,
-        Event.SPENT: None,
+        # A replacement that would have been one too many.
+        Event.SPENT: Step(State.GIVEN_UP, (Command.GIVE_UP,)),
         Event.DEADLINE: None,
         Event.STOP: Step(State.DOWN),
         Event.HALT: Step(State.DOWN),

@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 PROGRAMS: Final = ("app", "command", "upstreams")
 _SUPERVISED: Final = ("workers", "ports", "weights", "env", "directory", "restart")
 """Keys that say how a program is run; nothing is run for `upstreams`."""
+_ALL: Final = ("ports", "handoff", "shared", "reuseport")
+SCHEMES_OF: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
+    "ports": (("ports",), "no other gives workers ports of their own"),
+    "trusted_proxies": (("ports",), "no other adds fields to a request"),
+    "handoff_window": (("handoff",), "no other passes connections"),
+    "balance": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
+    "weights": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
+    "ejection": (("ports", "handoff"), "otherwise nobody sees what traffic does"),
+    "max_connections": (("ports", "handoff"), "otherwise the workers accept"),
+    "limits": (("ports", "handoff"), "otherwise the workers accept"),
+}
+"""Keys that only some schemes act on, and why."""
 
 
 def of_table(table: Mapping[str, Any]) -> Iterator[Problem]:
@@ -26,6 +38,7 @@ def of_table(table: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem((), "expected one of app, command, upstreams: there is nothing to run")
     elif len(named) > 1:
         yield Problem((), f"expected one of app, command, upstreams, not {' and '.join(named)}")
+    yield from _of_scheme(table)
     if named == ["upstreams"]:
         for key in _SUPERVISED:
             if key in table:
@@ -37,28 +50,74 @@ def of_table(table: Mapping[str, Any]) -> Iterator[Problem]:
 def of_service(service: "Service") -> Iterator[Problem]:
     """One service whose values are fine one by one."""
     yield from _room(service)
+    yield from unfit(service)
     addresses = [upstream.address for upstream in service.upstreams]
     if len(set(addresses)) < len(addresses):
         yield Problem(("upstreams",), "an address is named twice; give it a weight instead")
     if service.listen in addresses:
         yield Problem(("upstreams",), f"{service.listen} is where the service itself listens")
-    if service.mode == "tcp" and service.trusted_proxies:
-        yield Problem(("trusted_proxies",), 'only with mode = "http": tcp has no headers')
-    if service.mode == "tcp" and service.access_log_format == "combined":
+    if service.mode != "http" and service.trusted_proxies:
+        yield Problem(
+            ("trusted_proxies",), f'only with mode = "http": {service.mode} has no headers'
+        )
+    if service.mode != "http" and service.access_log_format == "combined":
         yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
     if service.restart.backoff > service.restart.backoff_max:
         yield Problem(("restart", "backoff"), "expected at most backoff_max")
+
+
+def unfit(service: "Service") -> Iterator[Problem]:
+    """Why its scheme cannot work with its program, mode or address, and what can."""
+    scheme = service.scheme
+    if service.upstreams and scheme != "ports":
+        text = 'expected "ports": upstreams are run by others, and can only be connected to'
+        yield Problem(("scheme",), text)
+    if service.command is not None and scheme == "handoff":
+        text = "expected app with handoff: a command cannot take connections from a link"
+        yield Problem(("scheme",), f"{text}; ports, shared and reuseport work with any program")
+    if parse_address(service.listen).path and scheme == "reuseport":
+        text = "a unix socket has no port to share; ports, handoff and shared work with one"
+        yield Problem(("scheme",), text)
+    if service.health.path and service.command is not None and scheme in ("shared", "reuseport"):
+        text = (
+            f"nobody can ask one worker of a command with {scheme}; one of an app, and with ports"
+        )
+        yield Problem(("health", "path"), text)
+    if service.mode == "udp":
+        yield from _unfit_for_datagrams(service)
+
+
+def _unfit_for_datagrams(service: "Service") -> Iterator[Problem]:
+    if service.scheme in ("ports", "handoff"):
+        text = f"{service.scheme} works with connections, and udp has none; shared and reuseport do"
+        yield Problem(("mode",), text)
+    if parse_address(service.listen).path:
+        yield Problem(("listen",), "expected host:port with udp")
+    if service.health.path is not None:
+        yield Problem(("health", "path"), "udp has no requests to ask with")
+
+
+def _of_scheme(table: Mapping[str, Any]) -> Iterator[Problem]:
+    scheme = table.get("scheme", "ports")
+    for key, (schemes, why) in SCHEMES_OF.items():
+        if key in table and scheme in _ALL and scheme not in schemes:
+            yield Problem((key,), f"only with scheme = {_listed(schemes)}: {why}")
+
+
+def _listed(schemes: tuple[str, ...]) -> str:
+    return " or ".join(f'"{scheme}"' for scheme in schemes)
 
 
 def of_config(config: "Config") -> Iterator[Problem]:
     """Services beside each other, and the admin port beside all."""
     for one, other in combinations(config.services, 2):
         at = ("service", other.name)
-        if _clash(one.listen, other.listen):
+        # The ports of datagrams are others than those of streams.
+        if (one.mode == "udp") == (other.mode == "udp") and _clash(one.listen, other.listen):
             yield Problem((*at, "listen"), f"{other.listen} is taken by service.{one.name}")
         if one.ports and other.ports and _overlap(one.ports, other.ports):
             yield Problem((*at, "ports"), f"overlaps the ports of service.{one.name}")
-    listeners = {f"service.{service.name}": service.listen for service in config.services}
+    listeners = {f"service.{one.name}": one.listen for one in config.services if one.mode != "udp"}
     if config.admin:
         for owner, listen in listeners.items():
             if _clash(config.admin, listen):

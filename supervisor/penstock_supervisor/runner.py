@@ -12,27 +12,35 @@ reported and left alone, while the others serve. Only without a front nobody cou
 import asyncio
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
-from typing import TYPE_CHECKING, Final
+from time import time  # noqa: TID251 — an event tells the time of day
+from typing import Any, Final
 
-from penstock_proxy.orders import ACCEPT, CONFIGURE, JOIN, LEAVE, REOPEN, ROTATION, STATS
+from penstock_proxy.orders import ACCEPT, CONFIGURE, REOPEN
 from penstock_supervisor import admin as pages
-from penstock_supervisor import processes, schemes, upstreams
+from penstock_supervisor import processes, schemes
+from penstock_supervisor.above import Surroundings
 from penstock_supervisor.census import Census, Lag
-from penstock_supervisor.child import Child, Surroundings
+from penstock_supervisor.changes import Changes
+from penstock_supervisor.child import Child
+from penstock_supervisor.doors import Doors
 from penstock_supervisor.errors import StartError
+from penstock_supervisor.events import Event
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.observation import Observation
 from penstock_supervisor.output import Output
+from penstock_supervisor.premises import Premises
 from penstock_supervisor.processes import Guardian
-from penstock_supervisor.services import Config
-from penstock_supervisor.sockets import Listener, choose_addresses
-from penstock_worker.channel import Message
-
-if TYPE_CHECKING:
-    from penstock_proxy.config import Address
+from penstock_supervisor.roster import Roster, Slot, slot_of
+from penstock_supervisor.rotation import Rotation
+from penstock_supervisor.services import Config, Service
+from penstock_supervisor.succession import Succession
+from penstock_supervisor.survey import Survey
+from penstock_supervisor.watch import Watch
+from penstock_worker import contract
 
 __all__ = ["FRONT", "Runner", "StartError"]
 
@@ -58,6 +66,7 @@ class Runner:
         *,
         environment: Mapping[str, str],
         on_started: Callable[["Runner"], None] = lambda _: None,
+        on_event: Callable[[Event], None] = lambda _: None,
         front: Sequence[str] = FRONT,
         python: str = sys.executable,
         stdout: int = 1,
@@ -70,19 +79,14 @@ class Runner:
         self.admin = ""
         self._environment = environment
         self._on_started = on_started
+        self._on_event = on_event
         self._front_argv = front
         self._python = python
         self._descriptors = (stdout, stderr)
-        self._listeners: dict[str, Listener] = {}
-        self._places: dict[str, list[Address]] = {}
-        self._upstreams: dict[str, list[Address]] = {}
-        self._front: Child | None = None
-        self._children: dict[tuple[str, int], Child] = {}
-        self._rotation: dict[tuple[str, int], str] = {}
         self._census = Census()
-        self._lag: Lag | None = None
+        self._changes = Changes()
+        self._roster = Roster()
         self._begun_at = 0.0
-        self._changed = asyncio.Event()
         self._failure: StartError | None = None
         self._started = False
         self._stopping = False
@@ -98,16 +102,35 @@ class Runner:
         loop = asyncio.get_running_loop()
         self._begun_at = loop.time()
         async with AsyncExitStack() as stack:
-            admin = self._open(stack)
-            guardian = stack.enter_context(closing(Guardian(loop)))
             stdout, stderr = self._descriptors
+            self._premises = stack.enter_context(
+                closing(
+                    Premises(self.config, self._environment, stdout=stdout, python=self._python)
+                )
+            )
+            guardian = stack.enter_context(closing(Guardian(loop)))
             output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
-            self._lag = stack.enter_context(closing(Lag()))
+            lag = stack.enter_context(closing(Lag()))
+            self._watch = Watch(self._unfronted(), self._ask, self._turned_here)
+            self._rotation = stack.enter_context(
+                closing(
+                    Rotation(loop, self.config.services, self._roster, self._watch, self._turned)
+                )
+            )
+            self._survey = Survey(self._premises, self._roster, self._watch, self._census, lag)
+            self._doors = Doors(self._premises.intakes, self._roster)
+            self._succession = Succession(
+                self._roster, self._rotation, self._changes, self._successor
+            )
             async with asyncio.TaskGroup() as tasks:
-                if admin is not None:
-                    await stack.enter_async_context(pages.serve(admin.socket, self.observe))
-                self._plan(Surroundings(loop, tasks, guardian, output, self))
-                await self._live()
+                await self._show(stack)
+                self._around = Surroundings(loop, tasks, guardian, output, self)
+                watching = tasks.create_task(self._watch.run())
+                try:
+                    self._emit("setup", "supervisor", text="everything is open")
+                    await self._live()
+                finally:
+                    watching.cancel()
         if self._failure is not None:
             raise self._failure
         return 0
@@ -121,98 +144,110 @@ class Runner:
         elif not self._halting:
             _log.warning("stopping at once")
             self._halting = True
-            for child in self._everybody():
+            for child in self._roster.everybody():
                 child.halt()
-        self._changed.set()
+        self._changes.happened()
+
+    def roll(self) -> None:
+        """Replace all workers, one after the other, without losing a request."""
+        if self._started and not self._is_over():
+            self._succession.roll(self._around.tasks)
+        else:
+            _log.warning("workers are replaced only while everything runs")
+
+    def replace(self, service: str, slot: int) -> None:
+        """Replace one worker; KeyError if there is none."""
+        child = self._roster.holders[service, slot]
+        if not self._is_over():
+            self._succession.retire(child, "asked", f"{child.name} shall be replaced")
+
+    def send(
+        self, service: str, slot: int, message: Any, handle: socket.socket | None = None
+    ) -> bool:
+        """Send a program's message to a worker. KeyError: no such worker; False: it is away."""
+        return self._roster.holders[service, slot].send(message, handle)
 
     def reopen_logs(self) -> None:
-        """Have the front open its log files anew, after they were moved away."""
-        if self._front is not None:
-            self._front.send({"cmd": REOPEN})
+        """Have whoever writes access logs open them anew, after they were moved away."""
+        if self._roster.front is not None:
+            self._roster.front.send({"cmd": REOPEN})
+        for child in self._roster.workers():
+            if contract.ACCESS_LOG in child.plan.environment:
+                child.send({"cmd": contract.REOPEN})
 
     async def observe(self, deadline_s: float) -> Observation:
         """Describe the run now; children have `deadline_s` to tell what only they know."""
-        views = await self._census.take(tuple(self._everybody()), deadline_s)
-        return Observation(
-            children=views,
-            services={
-                service.name: self._described(service.name) for service in self.config.services
-            },
+        return await self._survey.take(
+            deadline_s,
             uptime_s=asyncio.get_running_loop().time() - self._begun_at,
             ready=self._is_ready(),
             stopping=self._stopping,
-            listener_fds=sum(one.fileno() >= 0 for one in self._listeners.values()),
-            channel_fds=sum(child.has_channel for child in self._everybody()),
-            loop_lag_s=0.0 if self._lag is None else self._lag.seconds,
         )
 
     # The way of a run.
 
-    def _open(self, stack: AsyncExitStack) -> Listener | None:
-        """Open every socket and choose every port, before anything is started."""
+    async def _show(self, stack: AsyncExitStack) -> None:
+        """Note where everything is, and open the admin port to whoever asks."""
         for service in self.config.services:
-            listener = Listener(service.listen, f"service.{service.name}.listen", later=True)
-            stack.callback(listener.close)
-            self._listeners[service.name] = listener
-            self.listening[service.name] = str(listener.address)
-        admin = None
-        if self.config.admin:
-            admin = self._listeners[""] = Listener(self.config.admin, "admin")
-            stack.callback(admin.close)
+            self.listening[service.name] = str(self._premises.intakes[service.name].address)
+            self.workers[service.name] = self._premises.workers(service.name)
+        if (admin := self._premises.admin) is not None:
             self.admin = str(admin.address)
-        self._upstreams = upstreams.resolve(self.config.services)
-        self._places = choose_addresses(self.config.services, self._listeners.values())
-        for service in self.config.services:
-            named = tuple(upstream.address for upstream in service.upstreams)
-            self.workers[service.name] = named or tuple(map(str, self._places[service.name]))
-        return admin
+            await stack.enter_async_context(pages.serve(admin.socket, self.observe))
 
-    def _plan(self, surroundings: Surroundings) -> None:
-        listeners = [self._listeners[service.name].fileno() for service in self.config.services]
-        plan = schemes.front_plan(self.config, listeners, self._environment, self._front_argv)
-        self._front = Child(plan, surroundings)
+    def _enlist(self) -> None:
+        plan = self._premises.front_plan(self._front_argv)
+        if plan is not None:
+            self._roster.front = Child(plan, self._around)
         for service in self.config.services:
-            places = self._places[service.name]
-            for plan in schemes.worker_plans(service, places, self._environment, self._python):
-                self._children[plan.service, plan.slot] = Child(plan, surroundings)
+            for slot in range(service.workers if schemes.runs(service) else 0):
+                plan = self._premises.worker_plan(service, slot)
+                self._roster.holders[service.name, slot] = Child(plan, self._around)
 
     async def _live(self) -> None:
         with self._nobody_left():
-            for child in self._everybody():
+            self._enlist()
+            # Workers that accept by themselves do so when they are ready; whoever connects
+            # before waits for them.
+            self._premises.listen(fronted=False)
+            for child in self._roster.everybody():
                 child.start()
-            await self._until(lambda: self._is_over() or self._has_started())
+            await self._changes.until(lambda: self._is_over() or self._roster.has_started())
             if not self._is_over():
                 self._let_in()
-            await self._until(self._is_over)
+            await self._changes.until(self._is_over)
             await self._leave()
 
     def _let_in(self) -> None:
         """Everything works: an open port means that somebody answers."""
         try:
-            for service in self.config.services:
-                self._listeners[service.name].listen()
+            self._premises.listen(fronted=True)
         except StartError as error:
             self._failure = error
             return
         self._started = True
-        assert self._front is not None
-        self._front.send({"cmd": ACCEPT})
+        if self._roster.front is not None:
+            self._roster.front.send({"cmd": ACCEPT})
         _log.info("started")
         self._on_started(self)
 
     async def _leave(self) -> None:
         """The front finishes first: what it still serves needs its workers."""
-        for service in self.config.services:
-            self._listeners[service.name].close()
+        self._succession.cancel()
+        for intake in self._premises.intakes.values():
+            intake.close()
         haste = None if self._failure is None else _HASTE_S
-        front = self._front
-        assert front is not None
-        front.stop(haste)
-        if not self._failure:
-            await self._until(lambda: front.at_rest)
-        for child in self._children.values():
+        front = self._roster.front
+        if front is not None:
+            front.stop(haste)
+            if not self._failure:
+                for child in self._roster.workers():
+                    if not self._is_fronted(child):
+                        child.stop(haste)
+                await self._changes.until(lambda: front.at_rest)
+        for child in self._roster.workers():
             child.stop(haste)
-        await self._until(lambda: all(child.at_rest for child in self._everybody()))
+        await self._changes.until(lambda: all(child.at_rest for child in self._roster.everybody()))
 
     @contextmanager
     def _nobody_left(self) -> Iterator[None]:
@@ -220,129 +255,146 @@ class Runner:
         try:
             yield
         except BaseException:
-            for child in self._everybody():
+            for child in self._roster.everybody():
                 child.halt()
             raise
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        # Everything that a condition can depend on sets `_changed`. There is one waiter.
-        while not condition():
-            self._changed.clear()
-            await self._changed.wait()
-
-    def _everybody(self) -> Iterator[Child]:
-        if self._front is not None:
-            yield self._front
-        yield from self._children.values()
 
     def _is_over(self) -> bool:
         return self._stopping or self._failure is not None
 
-    def _has_started(self) -> bool:
-        """Every service worked, and every slot had its chance."""
-        everybody = tuple(self._everybody())
-        return all(child.was_up or child.state is State.GIVEN_UP for child in everybody) and all(
-            self._ever_worked(child) for child in everybody
-        )
-
-    def _ever_worked(self, child: Child) -> bool:
-        """The child's service did, by this child or a sister."""
-        return any(
-            one.was_up for one in self._everybody() if one.plan.service == child.plan.service
-        )
-
     def _is_ready(self) -> bool:
-        if self._front is None or self._front.state is not State.UP or self._is_over():
+        front = self._roster.front
+        if not self._started or self._is_over() or (front and front.state is not State.UP):
             return False
-        serving = {service for (service, _), state in self._rotation.items() if state == "up"}
-        return all(service.name in serving for service in self.config.services)
+        return self._rotation.serving() >= {service.name for service in self.config.services}
 
-    def _described(self, name: str) -> dict[str, object]:
-        service = next(one for one in self.config.services if one.name == name)
-        kind = "upstreams" if service.upstreams else "workers"
-        return {
-            "scheme": service.scheme,
-            "mode": service.mode,
-            "listen": self.listening.get(name, service.listen),
-            kind: self.workers.get(name, ()),
-        }
+    # Who takes over from whom.
+
+    def _successor(self, child: Child) -> tuple[Child, bool]:
+        service = self._premises.services[child.plan.service]
+        beside = self._premises.move(service, child.plan.slot)
+        plan = self._premises.worker_plan(service, child.plan.slot)
+        return Child(plan, self._around, after=child), beside
 
     # `Above`: what children report.
 
+    def passed(self, child: Child) -> tuple[int, ...]:
+        if child.plan.role == "front":
+            return ()
+        return self._premises.intakes[child.plan.service].of_worker(child.plan.slot)
+
     def spawned(self, child: Child) -> None:
         child.stats = {}
-        if child is not self._front:
+        if child is not self._roster.front:
+            self._rotation.link(child)
             return
-        config = schemes.front_config(
-            self.config,
-            {
-                service.name: (self._listeners[service.name].fileno(),)
-                for service in self.config.services
-            },
-            {**self._places, **self._upstreams},
-            joined=lambda service, slot: self._children[service, slot].state is State.UP,
-            # What the last front knew: the next one serves at once and checks meanwhile.
-            up=lambda service, slot: self._rotation.get((service, slot)) == "up",
-        )
+        config = self._premises.front_config(self._rotation.is_joined, self._rotation.is_up)
         child.send({"cmd": CONFIGURE, "config": config.model_dump(mode="json")})
+        self._rotation.front_spawned()
         if self._started:
             child.send({"cmd": ACCEPT})
 
+    def gone(self, child: Child) -> None:
+        if child is self._roster.front:
+            self._rotation.front_gone()
+            return
+        # Before what it had not taken is taken back: it must not be picked for that again.
+        self.left(child)
+        self._rotation.unlink(child)
+
     def joined(self, child: Child) -> None:
-        if child is not self._front:
-            self._order(JOIN, child)
+        if self._roster.comes(child):
+            self._succession.arrived(child)
+        elif self._roster.holds(child):
+            self._rotation.join(child)
 
     def left(self, child: Child) -> None:
-        if child is not self._front:
-            self._rotation.pop((child.plan.service, child.plan.slot), None)
-            self._order(LEAVE, child)
+        if self._roster.holds(child):
+            self._rotation.leave(child)
 
-    def heard(self, child: Child, message: Message) -> None:
-        if message["cmd"] == STATS:
+    def heard(self, child: Child, message: Any, handle: socket.socket | None) -> None:
+        if self._is_program_s(child, message):
+            # It has the handle now, and whoever gets the event closes it.
+            self.event(child, "message", message=message, handle=handle)
+        elif handle is not None:
+            handle.close()
+
+    def _is_program_s(self, child: Child, message: Any) -> bool:
+        """False for a message of ours, which is carried out."""
+        command = message.get("cmd") if isinstance(message, dict) else None
+        if command == contract.STATS:
             self._census.answered(child, message)
-        elif message["cmd"] == ROTATION and child is self._front:
-            self._turned(message)
+        elif command == contract.PONG:
+            self._watch.answered(*slot_of(child), message)
+        elif child is self._roster.front:
+            if not (isinstance(command, str) and self._rotation.heard(message)):
+                _log.warning("%s says %.80r, which is not understood", child.name, message)
+        elif isinstance(command, str) and command.startswith("NODE_"):
+            _log.warning("%s says %.80r, which is not understood", child.name, command)
         else:
-            _log.warning("%s says %r, which is not understood", child.name, message["cmd"])
+            return True
+        return False
+
+    def retiring(self, child: Child, reason: str, why: str) -> None:
+        if not self._is_over():
+            self._succession.retire(child, reason, why)
 
     def hopeless(self, child: Child, why: str) -> bool:
-        return not self._ever_worked(child) and self._fail(why)
+        return not self._roster.ever_worked(child.plan.service) and self._fail(why)
 
     def gave_up(self, child: Child, why: str) -> bool:
-        if child is self._front:
+        if child is self._roster.front:
             return self._fail(f"{why}; without a front nobody can be served")
-        if self._ever_worked(child):
+        if self._roster.ever_worked(child.plan.service):
+            self._doors.shut(slot_of(child))
             return False
         # One that ignores PORT gets away with it once; its sisters find the port taken.
-        misled = filter(None, (one.misled() for one in self._children.values()))
+        misled = filter(None, (one.misled() for one in self._roster.workers()))
         return self._fail("; ".join((why, *misled)))
 
     def moved(self, child: Child) -> None:
         self._census.moved(child)
+        self._succession.moved(child)
         if os.getpid() == 1 and child.pid is None:
-            processes.reap_strangers({one.pid for one in self._everybody() if one.pid})
-        self._changed.set()
+            processes.reap_strangers({one.pid for one in self._roster.everybody() if one.pid})
+        self._changes.happened()
 
-    def _order(self, what: str, child: Child) -> None:
-        assert self._front is not None
-        self._front.send({"cmd": what, "service": child.plan.service, "slot": child.plan.slot})
+    def event(self, child: Child, name: str, **details: Any) -> None:
+        plan = child.plan
+        self._emit(name, plan.role, plan.service, plan.slot, child.pid, **details)
 
-    def _turned(self, message: Message) -> None:
-        """A worker entered or left the rotation, says the front."""
-        service, slot, state = message.get("service"), message.get("slot"), message.get("state")
-        if not (isinstance(service, str) and isinstance(slot, int) and isinstance(state, str)):
-            return
-        child = self._children.get((service, slot))
-        if child is not None and child.state is not State.UP:
-            # On its way before the front heard that the process is gone.
-            return
-        self._rotation[service, slot] = state
-        reason = message.get("reason")
-        _log.info("%s/%d is %s%s", service, slot, state, f": {reason}" if reason else "")
-        self._changed.set()
+    def _emit(
+        self,
+        name: str,
+        role: str,
+        service: str = "",
+        slot: int | None = None,
+        pid: int | None = None,
+        **details: Any,
+    ) -> None:
+        self._on_event(Event(name, role, service, slot, pid, time(), **details))
+
+    # The rotation moved.
+
+    def _turned(self, slot: Slot, state: str) -> None:
+        self._doors.turned(slot, state)
+        self._changes.happened()
+
+    def _turned_here(self, service: str, slot: int, state: str, reason: str) -> None:
+        self._rotation.turned(service, slot, state, reason)
+
+    def _ask(self, service: str, slot: int, message: Any, handle: socket.socket | None) -> bool:
+        holder = self._roster.holders.get((service, slot))
+        return holder is not None and holder.send(message, handle)
+
+    def _unfronted(self) -> tuple[Service, ...]:
+        return tuple(one for one in self.config.services if not schemes.has_front(one))
+
+    def _is_fronted(self, child: Child) -> bool:
+        return schemes.has_front(self._premises.services[child.plan.service])
 
     def _fail(self, why: str) -> bool:
         if not self._is_over():
             self._failure = StartError(why)
-            self._changed.set()
+            self._changes.happened()
         return self._failure is not None

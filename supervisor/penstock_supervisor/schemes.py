@@ -1,14 +1,20 @@
 """A service becomes a plan: which children to start, how, and what the front is told.
 
 Everything that follows from the scheme is written here, so that a child's life, the
-sockets and the front need not know which scheme they are part of. There is one so far:
-`ports`, where every worker has a port of its own and the front connects to it.
+sockets and the front need not know which scheme they are part of. Where a worker's
+connections come from:
+
+    ports      the front connects to a port of the worker's own
+    handoff    the front accepts, and passes the connection itself over a link
+    shared     every worker accepts from the one listening socket
+    reuseport  every worker accepts from a socket of its own on the same port
 
 No I/O, no clock: ports, the environment and the interpreter's path are arguments.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from penstock_proxy.config import Address, FrontConfig, FrontService, Target, Traffic
@@ -21,6 +27,21 @@ FRONT_RESTART: Final = Restart(max_restarts=20, within=60.0, backoff=0.1, backof
 """A front that comes back serves everybody: worth more tries than one worker of many."""
 
 
+def has_front(service: Service) -> bool:
+    """Does a front accept this service's connections? Otherwise its workers do."""
+    return service.scheme in ("ports", "handoff")
+
+
+def has_ports(service: Service) -> bool:
+    """Does each of its workers listen on a port of its own?"""
+    return service.scheme == "ports" and runs(service)
+
+
+def runs(service: Service) -> bool:
+    """Is there a program, and not only addresses that somebody else serves?"""
+    return service.app is not None or service.command is not None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildPlan:
     """One child to keep alive."""
@@ -29,13 +50,19 @@ class ChildPlan:
     service: str
     """Empty for a front."""
     slot: int
+    scheme: str = ""
+    """Empty for a front."""
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     directory: str | None = None
-    channel: bool
-    """It speaks ours, and says itself when it is ready; otherwise its port is asked."""
+    ours: bool
+    """It runs our code, and says itself when it is ready; otherwise it is watched."""
     address: Address | None = None
-    """Where it has to listen."""
+    """Where it has to listen; None: it does not open a port."""
+    listens: bool = False
+    """It is given a listening socket, or a bound one for datagrams."""
+    linked: bool = False
+    """Connections are passed to it over a link."""
     inherited: tuple[int, ...] = ()
     start_s: float
     stop_s: float
@@ -52,30 +79,42 @@ class ChildPlan:
         return f"service.{self.service}" if self.service else ""
 
 
-def worker_plans(
-    service: Service,
-    addresses: Sequence[Address],
-    environment: Mapping[str, str],
-    python: str,
-) -> tuple[ChildPlan, ...]:
-    """One plan for each address, by slot. None if there is nothing to run."""
-    if service.app is None and service.command is None:
-        return ()
-    return tuple(
-        ChildPlan(
-            role="worker",
-            service=service.name,
-            slot=slot,
-            argv=_argv(service, address, python),
-            environment=_environment(service, slot, address, environment),
-            directory=service.directory,
-            channel=service.app is not None,
-            address=address,
-            start_s=service.timeouts.start,
-            stop_s=service.timeouts.stop,
-            restart=service.restart,
-        )
-        for slot, address in enumerate(addresses)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What this machine and this run have for the workers of one service."""
+
+    environment: Mapping[str, str]
+    python: str
+    main: Address
+    """Where the service's clients connect."""
+    stdout: int = -1
+    """A descriptor that workers can inherit, for an access log that they write."""
+
+
+def worker_plan(service: Service, slot: int, own: Address | None, means: Means) -> ChildPlan:
+    """The plan for one slot; `own` is its port, under `ports`."""
+    where = own or means.main
+    logs = _logs(service)
+    inherited = (means.stdout,) if logs == "stdout" else ()
+    return ChildPlan(
+        role="worker",
+        service=service.name,
+        slot=slot,
+        scheme=service.scheme,
+        argv=_argv(service, where, means.python),
+        environment={
+            **_environment(service, slot, where, means.environment),
+            **_log_variable(service, logs, means.stdout),
+        },
+        directory=service.directory,
+        ours=service.app is not None,
+        address=own,
+        listens=not has_front(service),
+        linked=service.scheme == "handoff",
+        inherited=inherited,
+        start_s=service.timeouts.start,
+        stop_s=service.timeouts.stop,
+        restart=service.restart,
     )
 
 
@@ -92,10 +131,10 @@ def front_plan(
         slot=0,
         argv=tuple(argv),
         environment=environment,
-        channel=True,
+        ours=True,
         inherited=tuple(listeners),
         start_s=FRONT_START_S,
-        stop_s=max(service.timeouts.stop for service in config.services),
+        stop_s=max(service.timeouts.stop for service in config.services if has_front(service)),
         restart=FRONT_RESTART,
     )
 
@@ -117,9 +156,11 @@ def front_config(
                 **{key: getattr(service, key) for key in Traffic.model_fields},
                 name=service.name,
                 listeners=tuple(listeners[service.name]),
+                scheme="handoff" if service.scheme == "handoff" else "ports",
                 targets=_targets(service, places.get(service.name, ()), joined, up),
             )
             for service in config.services
+            if has_front(service)
         )
     )
 
@@ -141,15 +182,17 @@ def _targets(
             )
             for slot, (upstream, address) in enumerate(zip(service.upstreams, places, strict=True))
         )
+    # Without ports nobody is joined before his link is there, which comes as an order.
+    reached = has_ports(service)
     return tuple(
         Target(
             slot=slot,
-            address=str(address),
+            address=str(places[slot]) if reached else "",
             weight=service.weights[slot] if slot < len(service.weights) else 1,
-            joined=joined(service.name, slot),
-            up=up(service.name, slot),
+            joined=reached and joined(service.name, slot),
+            up=reached and up(service.name, slot),
         )
-        for slot, address in enumerate(places)
+        for slot in range(service.workers)
     )
 
 
@@ -157,19 +200,42 @@ def _argv(service: Service, address: Address, python: str) -> tuple[str, ...]:
     if service.app is not None:
         return (python, "-m", "penstock_worker.serve", service.app)
     assert service.command is not None
-    return tuple(word.replace("{port}", str(address.port)) for word in service.command)
+    given = {"{port}": str(address.port), "{fd}": str(contract.LISTEN_START)}
+    return tuple(_filled(word, given) for word in service.command)
+
+
+def _filled(word: str, given: Mapping[str, str]) -> str:
+    for name, value in given.items():
+        word = word.replace(name, value)
+    return word
+
+
+def _logs(service: Service) -> str:
+    """Where a worker writes the access log, because no front sees its requests; or "off"."""
+    if service.scheme == "ports" or service.app is None or service.mode != "http":
+        return "off"
+    return service.access_log
+
+
+def _log_variable(service: Service, where: str, stdout: int) -> dict[str, str]:
+    if where == "off":
+        return {}
+    place = str(stdout) if where == "stdout" else str(Path(where).absolute())
+    return {contract.ACCESS_LOG: f"{service.access_log_format}:{place}"}
 
 
 def _environment(
     service: Service, slot: int, address: Address, inherited: Mapping[str, str]
 ) -> dict[str, str]:
+    # A unix socket has neither: a program that asks for PORT is told at once.
+    where = {contract.PORT: str(address.port), contract.HOST: address.host}
     return {
         # Into a pipe Python would keep its lines for minutes; whoever wants that says so.
         "PYTHONUNBUFFERED": "1",
         **inherited,
         **service.env,
-        contract.PORT: str(address.port),
-        contract.HOST: address.host,
+        **({} if address.path else where),
+        contract.SCHEME: service.scheme,
         contract.SERVICE: service.name,
         contract.SLOT: str(slot),
         contract.NODE_SLOT: str(slot),

@@ -100,6 +100,7 @@ def _command(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
+Scheme = Literal["ports", "handoff", "shared", "reuseport"]
 Text = Annotated[str, AfterValidator(_text)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
@@ -138,7 +139,7 @@ class Service(Traffic):
     name: Annotated[str, AfterValidator(_name)]
     """The key of its table."""
     listen: Annotated[AddressText, Field(examples=["127.0.0.1:8000"])]
-    scheme: Literal["ports"] = "ports"
+    scheme: Scheme = "ports"
     app: Annotated[str, AfterValidator(parse_app)] | None = None
     command: Annotated[tuple[Text, ...], AfterValidator(_command)] | None = None
     upstreams: tuple[Upstream, ...] = ()

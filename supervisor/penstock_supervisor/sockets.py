@@ -22,6 +22,7 @@ import psutil
 
 from penstock_proxy.config import Address, parse_address
 from penstock_supervisor.errors import StartError
+from penstock_supervisor.schemes import has_ports
 from penstock_supervisor.services import Service
 
 BACKLOG: Final = 4096
@@ -34,16 +35,29 @@ _UNPRIVILEGED: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 class Listener:
     """One listening socket; `key` is what the configuration calls it."""
 
-    def __init__(self, address: str, key: str, *, later: bool = False) -> None:
-        """`later`: take the address now, but let nobody connect before `listen`."""
+    def __init__(
+        self,
+        address: str,
+        key: str,
+        *,
+        later: bool = False,
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+        sisters: bool = False,
+    ) -> None:
+        """`later`: take the address now, but let nobody connect before `listen`.
+
+        `kind` SOCK_DGRAM makes a socket for datagrams, which has nothing to listen to.
+        `sisters`: others of this run will have the same port (SO_REUSEPORT).
+        """
         self.key = key
         wanted = parse_address(address)
+        self._kind = kind
         self._file: tuple[int, int] | None = None
         self._claim: _Claim | None = None
         try:
             if wanted.path:
                 self._claim = _Claim(wanted.path)
-            self.socket = _unix(wanted.path) if wanted.path else _tcp(wanted)
+            self.socket = _unix(wanted.path) if wanted.path else _inet(wanted, kind, sisters)
         except OSError as error:
             if self._claim is not None:
                 self._claim.close()
@@ -54,6 +68,8 @@ class Listener:
 
     def listen(self) -> None:
         """From now on clients can connect. StartError: somebody else was faster."""
+        if self._kind == socket.SOCK_DGRAM:
+            return
         try:
             self.socket.listen(BACKLOG)
         except OSError as error:
@@ -129,16 +145,18 @@ class _Claim:
             return False
 
 
-def _tcp(address: Address) -> socket.socket:
-    found = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+def _inet(address: Address, kind: socket.SocketKind, sisters: bool) -> socket.socket:
+    found = socket.getaddrinfo(address.host, address.port, type=kind, flags=socket.AI_PASSIVE)
     # A name with both is served on IPv4, where the clients of a local name are.
     family, kind, protocol, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
     sock = socket.socket(family, kind, protocol)
     try:
-        # Without it a restart would wait for the last run's connections in TIME_WAIT.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind == socket.SOCK_STREAM:
+            # Without it a restart would wait for the last run's connections in TIME_WAIT.
+            # For datagrams it would let two runs have one port.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sisters:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(where)
         sock.setblocking(False)
     except BaseException:
@@ -224,28 +242,33 @@ def _by_whom(port: int) -> str:
 
 
 def choose_addresses(
-    services: Sequence[Service], listeners: Collection[Listener]
+    services: Sequence[Service], taken: Collection[int]
 ) -> dict[str, list[Address]]:
-    """Give every slot of every service the address that it keeps for the whole run.
+    """Give every slot of every service the address that it keeps as long as nobody moves it.
 
-    The ports of `listeners` are nobody's: until they listen, they look free to a probe.
+    The ports in `taken` are nobody's: until somebody listens, they look free to a probe.
     """
     ports: dict[str, list[int]] = {service.name: [] for service in services}
-    taken = {one.address.port for one in listeners if not one.address.path}
+    taken = set(taken)
     # Those that are bound to a range choose first; the others go around them.
     for service in sorted(services, key=lambda one: one.ports is None):
-        if service.app is None and service.command is None:
+        if not has_ports(service):
             continue
-        found = worker_ports(
-            service.workers,
-            service.ports,
-            taken,
-            key=f"service.{service.name}.ports",
-            draw=random.randrange,
-        )
+        found = _ports_for(service, service.workers, taken)
         taken.update(found)
         ports[service.name] = found
     return {name: [Address(WORKER_HOST, port) for port in found] for name, found in ports.items()}
+
+
+def spare_address(service: Service, taken: Collection[int]) -> Address:
+    """One more address for a worker of this service; StartError if there is none."""
+    (port,) = _ports_for(service, 1, taken)
+    return Address(WORKER_HOST, port)
+
+
+def _ports_for(service: Service, count: int, taken: Collection[int]) -> list[int]:
+    key = f"service.{service.name}.ports"
+    return worker_ports(count, service.ports, taken, key=key, draw=random.randrange)
 
 
 def worker_ports(

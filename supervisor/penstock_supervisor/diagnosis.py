@@ -1,0 +1,38 @@
+"""Why a worker is not ready, in one line for the person who wrote its program."""
+
+import os
+
+from penstock_supervisor import readiness
+from penstock_supervisor.schemes import ChildPlan
+
+
+def late(plan: ChildPlan, pid: int | None, passed: tuple[int, ...]) -> str:
+    """It had its time: say what it did instead. `passed` are the sockets it was given."""
+    name = f"{plan.service or plan.role}/{plan.slot}"
+    if plan.ours:
+        return f"{name}: not ready within {plan.start_s:g} s"
+    if plan.listens:
+        what = "did not take the socket that it was given as descriptor 3 (LISTEN_FDS)"
+        text, must = f"{name}: {what} within {plan.start_s:g} s", "use LISTEN_FDS or {fd}"
+    else:
+        text = f"{name}: nothing answered on {plan.address} within {plan.start_s:g} s"
+        must = "use PORT or {port}"
+    found = _listens(pid, passed)
+    if not found:
+        return f"{text}; its process listens nowhere{' else' if plan.listens else ''}"
+    return f"{text}; its process listens on {' and '.join(found)} — it must {must}"
+
+
+def misled(plan: ChildPlan, pid: int | None) -> str:
+    """Where a program listens that was told to use another port, or nothing."""
+    if plan.ours or plan.address is None:
+        return ""
+    found = _listens(pid, ())
+    if not found or str(plan.address) in found:
+        return ""
+    return f"{plan.name} listens on {' and '.join(found)} — it must use PORT or {{port}}"
+
+
+def _listens(pid: int | None, passed: tuple[int, ...]) -> tuple[str, ...]:
+    inodes = [os.fstat(fd).st_ino for fd in passed]
+    return () if pid is None else tuple(readiness.where_it_listens(pid, *inodes))

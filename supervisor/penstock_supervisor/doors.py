@@ -1,0 +1,39 @@
+"""Which sockets of a `reuseport` service are open, by how its workers are.
+
+The kernel deals connections out to every open socket of the port. A worker that fails its
+checks, or is given up, must not get its share: its socket is shut, and what waited on it is
+counted. One that passes them again gets a new socket over its channel; one that is started
+again inherits one.
+"""
+
+import logging
+from collections.abc import Mapping
+
+from penstock_supervisor.intakes import Intake
+from penstock_supervisor.roster import Roster, Slot
+from penstock_worker import contract
+
+_log = logging.getLogger(__name__)
+
+
+class Doors:
+    """`intakes` are by service; those that are not `reuseport` are left alone."""
+
+    def __init__(self, intakes: Mapping[str, Intake], roster: Roster) -> None:
+        self._intakes = intakes
+        self._roster = roster
+
+    def turned(self, slot: Slot, state: str) -> None:
+        """A worker entered or left the rotation."""
+        if state == "down":
+            self.shut(slot)
+        elif state == "up" and (fresh := self._intakes[slot[0]].reopen(slot[1])) is not None:
+            self._roster.holders[slot].send({"cmd": contract.LISTEN}, fresh)
+
+    def shut(self, slot: Slot) -> None:
+        """Nobody serves this slot."""
+        intake = self._intakes[slot[0]]
+        before = intake.dropped
+        if intake.shut(slot[1]):
+            lost = intake.dropped - before
+            _log.warning("%s/%d: its socket is closed; %d waited on it", *slot, lost)

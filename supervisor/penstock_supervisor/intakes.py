@@ -1,0 +1,130 @@
+"""The listening sockets of one service, whoever accepts from them.
+
+Owns which sockets there are by scheme: one for the front (`ports`, `handoff`), one for all
+workers (`shared`), or one for each slot on the same port (`reuseport`). The supervisor keeps
+all of them open, so whoever accepts can die, and the next one goes on with the same queue.
+
+One thing is only true of `reuseport`: the kernel deals connections out to every socket of the
+port, whether anybody takes them or not. So a slot that nobody serves has its socket shut, for
+otherwise every n-th client would wait in the dark; and it gets a new one when somebody does.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from penstock_supervisor.errors import StartError
+from penstock_supervisor.observation import SocketView
+from penstock_supervisor.schemes import has_front
+from penstock_supervisor.services import Service
+from penstock_supervisor.sockets import Listener
+
+if TYPE_CHECKING:
+    from penstock_proxy.config import Address
+
+_TCP_INFO_UNACKED: Final = 24
+"""Offset of tcpi_unacked in struct tcp_info: of a listener, who waits to be accepted."""
+
+
+class Intake:
+    """Opened when made; StartError says why it cannot be."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.dropped = 0
+        """Connections that waited on a socket when it was shut."""
+        self._key = f"service.{service.name}.listen"
+        self._kind = socket.SOCK_DGRAM if service.mode == "udp" else socket.SOCK_STREAM
+        self._listening = False
+        self._slots: dict[int, Listener] = {}
+        """Under `reuseport`, those that are open."""
+        first = self._open(service.listen)
+        self.address: Address = first.address
+        self._one: Listener | None = None
+        if service.scheme != "reuseport":
+            self._one = first
+            return
+        first.close()
+        try:
+            for slot in range(service.workers):
+                self._slots[slot] = self._open(str(self.address), sisters=True)
+        except StartError:
+            self.close()
+            raise
+
+    def listen(self) -> None:
+        """From now on clients can connect."""
+        self._listening = True
+        for listener in self._all():
+            listener.listen()
+
+    def of_front(self) -> tuple[int, ...]:
+        """The descriptors that a front inherits."""
+        if self._one is None or not has_front(self.service):
+            return ()
+        return (self._one.fileno(),)
+
+    def of_worker(self, slot: int) -> tuple[int, ...]:
+        """The descriptors that a process in this slot is given, opened anew if they were shut."""
+        if has_front(self.service):
+            return ()
+        if self._one is not None:
+            return (self._one.fileno(),)
+        self.reopen(slot)
+        return (self._slots[slot].fileno(),)
+
+    def shut(self, slot: int) -> bool:
+        """Take this slot's socket out of the port, whoever holds a copy; reuseport only.
+
+        The last one stays: a client that waits has better chances than one that is refused.
+        """
+        listener = self._slots.get(slot)
+        if listener is None or len(self._slots) < 2:
+            return False
+        if self._kind == socket.SOCK_STREAM:
+            self.dropped += _waiting(listener.socket)
+            # A worker that is stuck has a copy: closing ours would change nothing.
+            listener.socket.shutdown(socket.SHUT_RDWR)
+        del self._slots[slot]
+        listener.close()
+        return True
+
+    def reopen(self, slot: int) -> socket.socket | None:
+        """Give the slot a socket again; None if it has one, or shares one."""
+        if self._one is not None or slot in self._slots:
+            return None
+        listener = self._slots[slot] = self._open(str(self.address), sisters=True)
+        if self._listening:
+            listener.listen()
+        return listener.socket
+
+    def views(self) -> Iterator[SocketView]:
+        """What the page of metrics says of each."""
+        for slot, listener in self._slots.items():
+            yield self._view(slot, listener)
+        if self._one is not None and self._one.fileno() >= 0:
+            yield self._view(None, self._one)
+
+    def close(self) -> None:
+        for listener in self._all():
+            listener.close()
+        self._slots.clear()
+
+    def _all(self) -> tuple[Listener, ...]:
+        return tuple(self._slots.values()) if self._one is None else (self._one,)
+
+    def _open(self, address: str, *, sisters: bool = False) -> Listener:
+        return Listener(address, self._key, later=True, kind=self._kind, sisters=sisters)
+
+    def _view(self, slot: int | None, listener: Listener) -> SocketView:
+        inode = os.fstat(listener.fileno()).st_ino
+        kind = "unix" if self.address.path else "udp" if self._kind == socket.SOCK_DGRAM else "tcp"
+        return SocketView(self.service.name, slot, inode, str(self.address), kind)
+
+
+def _waiting(sock: socket.socket) -> int:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_UNACKED + 4)
+    (count,) = struct.unpack_from("I", info, _TCP_INFO_UNACKED)
+    return int(count)

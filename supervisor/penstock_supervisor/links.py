@@ -1,0 +1,38 @@
+"""The link between the front and one worker process, as the supervisor keeps it.
+
+A pair of SOCK_SEQPACKET sockets, made before the process is started. The process inherits
+one end, the front gets copies of both: it sends connections through the one, and takes back
+from the other what a process that died or stopped had not taken. Our own copies are for the
+next front: as long as they are open, nothing that is on its way can be lost.
+"""
+
+import socket
+from itertools import count
+from typing import Final, Self
+
+_NUMBERS: Final = count(1)
+
+
+class Link:
+    """Both ends, for one process; closed by whoever made it."""
+
+    def __init__(self, number: int, front: socket.socket, worker: socket.socket) -> None:
+        self.number = number
+        """Tells it from the links of other processes in the same slot."""
+        self.front = front
+        self.worker = worker
+
+    @classmethod
+    def made(cls) -> Self:
+        front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        front.setblocking(False)
+        worker.setblocking(False)
+        return cls(next(_NUMBERS), front, worker)
+
+    def copy(self) -> "Link":
+        """Descriptors of its own, for the same link."""
+        return Link(self.number, self.front.dup(), self.worker.dup())
+
+    def close(self) -> None:
+        self.front.close()
+        self.worker.close()

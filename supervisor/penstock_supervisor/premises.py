@@ -1,0 +1,130 @@
+"""Every socket and port of a run: opened before anything is started, closed after everything.
+
+Owns the listening sockets of all services, the admin port, the addresses of workers and of
+upstreams, and with them answers what a child is started with and what a front is told. It
+does not know who runs.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from penstock_supervisor import schemes, upstreams
+from penstock_supervisor.errors import StartError
+from penstock_supervisor.intakes import Intake
+from penstock_supervisor.processes import high
+from penstock_supervisor.schemes import ChildPlan, Means, has_front, has_ports
+from penstock_supervisor.services import Config, Service
+from penstock_supervisor.sockets import Listener, choose_addresses, spare_address
+
+if TYPE_CHECKING:
+    from penstock_proxy.config import Address, FrontConfig
+    from penstock_supervisor.roster import Slot
+
+
+class Premises:
+    """Made once for a run; StartError says what cannot be had."""
+
+    def __init__(
+        self,
+        config: Config,
+        environment: Mapping[str, str],
+        *,
+        stdout: int,
+        python: str = sys.executable,
+    ) -> None:
+        self.config = config
+        self.services = {service.name: service for service in config.services}
+        self.intakes: dict[str, Intake] = {}
+        self.admin: Listener | None = None
+        self.places: dict[str, list[Address]] = {}
+        """Of workers with ports of their own, by slot."""
+        self._environment = environment
+        self._python = python
+        self._stack = ExitStack()
+        try:
+            self._open()
+            self._stdout = high(stdout)
+            self._stack.callback(os.close, self._stdout)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self) -> None:
+        for service in self.config.services:
+            intake = self.intakes[service.name] = Intake(service)
+            self._stack.callback(intake.close)
+        if self.config.admin:
+            self.admin = Listener(self.config.admin, "admin")
+            self._stack.callback(self.admin.close)
+        self._upstreams = upstreams.resolve(self.config.services)
+        self.places = choose_addresses(self.config.services, self._taken())
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def workers(self, name: str) -> tuple[str, ...]:
+        """The addresses of a service's workers, or of what it is a front for."""
+        named = tuple(upstream.address for upstream in self.services[name].upstreams)
+        return named or tuple(map(str, self.places[name]))
+
+    def listen(self, *, fronted: bool) -> None:
+        """Let clients of the services with or without a front connect. StartError."""
+        for name, intake in self.intakes.items():
+            if has_front(self.services[name]) is fronted:
+                intake.listen()
+
+    def front_plan(self, argv: Sequence[str]) -> ChildPlan | None:
+        """None if no service has a front."""
+        inherited = [fd for intake in self.intakes.values() for fd in intake.of_front()]
+        if not inherited:
+            return None
+        return schemes.front_plan(self.config, inherited, self._environment, argv)
+
+    def front_config(
+        self, joined: "Callable[[Slot], bool]", up: "Callable[[Slot], bool]"
+    ) -> "FrontConfig":
+        return schemes.front_config(
+            self.config,
+            {name: intake.of_front() for name, intake in self.intakes.items()},
+            {**self.places, **self._upstreams},
+            joined=lambda service, slot: joined((service, slot)),
+            # What the last front knew: the next one serves at once and checks meanwhile.
+            up=lambda service, slot: up((service, slot)),
+        )
+
+    def worker_plan(self, service: Service, slot: int) -> ChildPlan:
+        own = self.places[service.name][slot] if has_ports(service) else None
+        means = Means(
+            environment=self._environment,
+            python=self._python,
+            main=self.intakes[service.name].address,
+            stdout=self._stdout,
+        )
+        return schemes.worker_plan(service, slot, own, means)
+
+    def listener_fds(self) -> int:
+        """Listening sockets that are open here."""
+        views = sum(1 for intake in self.intakes.values() for _ in intake.views())
+        return views + (self.admin is not None and self.admin.fileno() >= 0)
+
+    def move(self, service: Service, slot: int) -> bool:
+        """Give the slot another port, because the one it has is in use; False: there is none."""
+        if not has_ports(service):
+            return True
+        try:
+            address = spare_address(service, self._taken())
+        except StartError:
+            return False
+        self.places[service.name][slot] = address
+        return True
+
+    def _taken(self) -> set[int]:
+        """Ports that are ours, whatever they look like to a probe."""
+        listening = [intake.address for intake in self.intakes.values()]
+        if self.admin is not None:
+            listening.append(self.admin.address)
+        own = [address for places in self.places.values() for address in places]
+        return {address.port for address in (*listening, *own) if not address.path}

@@ -1,0 +1,54 @@
+"""Puts together what is known at one moment: asks the children, looks at the sockets.
+
+The only maker of an `Observation`. It owns nothing: who is asked, and what is open, belongs
+to others, and is read here.
+"""
+
+from penstock_supervisor.census import Census, Lag
+from penstock_supervisor.observation import Observation
+from penstock_supervisor.premises import Premises
+from penstock_supervisor.roster import Roster
+from penstock_supervisor.watch import Watch
+
+
+class Survey:
+    def __init__(
+        self, premises: Premises, roster: Roster, watch: Watch, census: Census, lag: Lag
+    ) -> None:
+        self._premises = premises
+        self._roster = roster
+        self._watch = watch
+        self._census = census
+        self._lag = lag
+
+    async def take(
+        self, deadline_s: float, *, uptime_s: float, ready: bool, stopping: bool
+    ) -> Observation:
+        """Describe the run now; children have `deadline_s` to tell what only they know."""
+        views = await self._census.take(tuple(self._roster.slots()), deadline_s)
+        everybody = tuple(self._roster.everybody())
+        links = sum(child.link is not None for child in everybody)
+        intakes = self._premises.intakes
+        return Observation(
+            children=views,
+            services={name: self._described(name) for name in intakes},
+            uptime_s=uptime_s,
+            ready=ready,
+            stopping=stopping,
+            listener_fds=self._premises.listener_fds(),
+            # Of a link we keep both ends.
+            channel_fds=sum(child.has_channel for child in everybody) + 2 * links,
+            loop_lag_s=self._lag.seconds,
+            unfronted=self._watch.stats(),
+            sockets=tuple(view for intake in intakes.values() for view in intake.views()),
+            dropped={name: intake.dropped for name, intake in intakes.items()},
+        )
+
+    def _described(self, name: str) -> dict[str, object]:
+        service = self._premises.services[name]
+        return {
+            "scheme": service.scheme,
+            "mode": service.mode,
+            "listen": str(self._premises.intakes[name].address),
+            "upstreams" if service.upstreams else "workers": self._premises.workers(name),
+        }
