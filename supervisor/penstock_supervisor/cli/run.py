@@ -6,7 +6,6 @@ and how it ends, is the runner's business; here a signal is a call of one of its
 """
 
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,8 +19,6 @@ from penstock_supervisor.cli import logs
 from penstock_supervisor.config import Config, ConfigError, inherited_environment, load, parse_app
 
 _COMMAND: Final = "penstock.command"
-
-_log = logging.getLogger(__name__)
 
 
 class _Run(click.Command):
@@ -70,12 +67,14 @@ class _Run(click.Command):
     help="Where clients connect: host:port, [v6]:port or unix:/path.  [default: 127.0.0.1:8000]",
 )
 @click.option(
-    "--scheme", metavar="SCHEME", help="How connections get to workers: ports.  [default: ports]"
+    "--scheme",
+    metavar="SCHEME",
+    help="How connections get to workers: ports, handoff, shared or reuseport.  [default: ports]",
 )
 @click.option(
     "--mode",
     metavar="MODE",
-    help="http (request by request) or tcp (any protocol).  [default: http]",
+    help="http (request by request), tcp (any protocol) or udp.  [default: http]",
 )
 @click.option(
     "--balance",
@@ -105,11 +104,12 @@ def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **op
     penstock run
     penstock run mypkg.mod:app -w 4 -b 0.0.0.0:8000
     penstock run -w auto -- node server.js
+    penstock run mypkg.mod:app --scheme handoff
     penstock run --to 127.0.0.1:9001 --to 127.0.0.1:9002
     penstock run -c configs/ports.toml
 
-    TERM and INT: finish what is being served, then leave; again: at once. USR1 reopens
-    the access log.
+    TERM and INT: finish what is being served, then leave; again: at once. HUP replaces the
+    workers one after the other, without losing a request. USR1 reopens the access log.
     """
     config = load(file, dict(_overrides(options, ctx.meta.get(_COMMAND))))
     logs.set_up(verbose - quiet)
@@ -166,16 +166,12 @@ async def _run(config: Config, *, quiet: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, runner.stop)
     # A terminal that went away ends what it started, but for what nohup started. Without a
-    # terminal it is somebody who knows nginx and wants the file to be read again.
+    # terminal it is somebody who knows nginx and wants new processes.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        hung_up = runner.stop if sys.stdin.isatty() else _cannot_reload
+        hung_up = runner.stop if sys.stdin.isatty() else runner.roll
         loop.add_signal_handler(signal.SIGHUP, hung_up)
     loop.add_signal_handler(signal.SIGUSR1, runner.reopen_logs)
     try:
         return await runner.run()
     except StartError as error:
         raise click.ClickException(str(error)) from error
-
-
-def _cannot_reload() -> None:
-    _log.warning("HUP is ignored: reloading is not there yet; TERM stops")

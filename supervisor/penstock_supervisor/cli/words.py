@@ -3,6 +3,7 @@
 from shlex import join
 
 from penstock_supervisor.config import Config, Service
+from penstock_supervisor.schemes import has_front
 
 
 def described(config: Config) -> str:
@@ -14,8 +15,10 @@ def described(config: Config) -> str:
 
 
 def doing(service: Service) -> str:
-    """`2 workers of pkg.mod:app (ports, http, round_robin)`."""
-    how = f"({service.mode}, {service.balance})"
+    """`2 workers of pkg.mod:app (handoff, http, round_robin)`; `ports` goes without saying."""
+    scheme = () if service.scheme == "ports" else (service.scheme,)
+    policy = (service.balance,) if has_front(service) else ()
+    how = f"({', '.join((*scheme, service.mode, *policy))})"
     if service.upstreams:
         count = len(service.upstreams)
         return f"{count} upstream{'s' * (count != 1)} {how}"
