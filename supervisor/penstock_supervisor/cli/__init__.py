@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from penstock_supervisor.cli.check import check
+from penstock_supervisor.cli.compare import compare
 from penstock_supervisor.cli.run import run
 from penstock_supervisor.config import ConfigError
 
@@ -37,11 +38,13 @@ def penstock() -> None:
     penstock run mypkg.mod:app -w 4  an aiohttp or ASGI application
     penstock run -- node server.js   any program; it gets PORT
     penstock check FILE              say what is wrong with a configuration
+    penstock compare                 measure every scheme, side by side
     """
 
 
 penstock.add_command(run)
 penstock.add_command(check)
+penstock.add_command(compare)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,31 +8,18 @@ and how it ends, is the runner's business; here a signal is a call of one of its
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from shlex import join
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from penstock_supervisor.cli import logs
-from penstock_supervisor.config import Config, ConfigError, inherited_environment, load, parse_app
+from penstock_supervisor.cli.programs import Dashed, overrides
+from penstock_supervisor.config import Config, inherited_environment, load
 
-_COMMAND: Final = "penstock.command"
 
-
-class _Run(click.Command):
-    """Keeps what follows `--` apart.
-
-    click drops the `--`, and then `run node` and `run -- node` would be the same.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--" in args:
-            cut = args.index("--")
-            ctx.meta[_COMMAND] = tuple(args[cut + 1 :])
-            args = args[:cut]
-        return super().parse_args(ctx, args)
+class _Run(Dashed):
+    """`run`, with a usage line of its own."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return ["[APP | -- COMMAND… | --to ADDR… | -c FILE]", "[OPTIONS]"]
@@ -111,45 +98,9 @@ def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **op
     TERM and INT: finish what is being served, then leave; again: at once. HUP replaces the
     workers one after the other, without losing a request. USR1 reopens the access log.
     """
-    config = load(file, dict(_overrides(options, ctx.meta.get(_COMMAND))))
+    config = load(file, dict(overrides("run", options, ctx)))
     logs.set_up(verbose - quiet)
     return asyncio.run(_run(config, quiet=quiet > verbose))
-
-
-def _overrides(
-    options: dict[str, Any], command: tuple[str, ...] | None
-) -> Iterator[tuple[str, Any]]:
-    """The options that were given, as a file would write them."""
-    app, upstreams = options.pop("app"), options.pop("upstreams")
-    if app:
-        yield "app", _app(app)
-    if command == ():
-        raise ConfigError(("COMMAND: expected a program after --",))
-    if command is not None:
-        yield "command", command
-    if upstreams:
-        yield "upstreams", [each.strip() for text in upstreams for each in text.split(",")]
-    for key, value in options.items():
-        if value is not None:
-            yield key, _number(value) if key == "workers" else value
-
-
-def _app(words: tuple[str, ...]) -> str:
-    """One "module:attribute"; a person who left out `--` is told so."""
-    hint = f"; to run a command: penstock run -- {join(words)}"
-    if len(words) > 1:
-        raise ConfigError((f'APP: expected one "module:attribute"{hint}',))
-    try:
-        return parse_app(words[0])
-    except ValueError as error:
-        raise ConfigError((f'APP: {error}, not "{words[0]}"{hint}',)) from error
-
-
-def _number(text: str) -> int | str:
-    try:
-        return int(text)
-    except ValueError:
-        return text
 
 
 async def _run(config: Config, *, quiet: bool) -> int:

@@ -1,0 +1,269 @@
+"""`penstock compare`: every scheme with one program, under one load, in one table.
+
+Reads what is wanted as `run` does, judges everything that could fail at the end before
+anything is measured (where results go, what the page needs), and shows the result. What is
+measured is `compare.plan`'s business, how it is shown `compare.table`'s and `compare.page`'s.
+"""
+
+import asyncio
+import importlib.util
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import join
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from penstock_proxy.config import parse_address
+from penstock_supervisor.cli import logs
+from penstock_supervisor.cli.programs import Dashed, overrides
+from penstock_supervisor.config import Config, ConfigError, Service, load
+
+if TYPE_CHECKING:
+    from penstock_supervisor.compare.result import Comparison
+    from penstock_supervisor.compare.run import Order
+
+_INTERRUPTED: Final = 130
+_WORDS: Final = "penstock.words"
+_PLOTLY: Final = 'compare --html needs plotly: pip install "penstock[report]"'
+_FILE: Final = click.Path(path_type=Path)
+
+
+class _Compare(Dashed):
+    """Keeps the command line for the result, which says what it was made with."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["[APP | -- COMMAND… | -c FILE]", "[--to ADDR…] [OPTIONS]"]
+
+
+@click.command(cls=_Compare, short_help="Measure every scheme with one program, side by side.")
+@click.argument("app", nargs=-1)
+@click.option("-c", "--config", "file", metavar="FILE", type=_FILE, help="Read a TOML file.")
+@click.option(
+    "--to",
+    "others",
+    multiple=True,
+    metavar="ADDR",
+    help="Measure an address that somebody else serves as well; again for more, or with commas.",
+)
+@click.option(
+    "-w", "--workers", metavar="N|auto", help="How many copies; auto is one per core.  [default: 2]"
+)
+@click.option(
+    "--schemes",
+    metavar="LIST",
+    help="Only these of ports/http, ports/tcp, handoff, shared and reuseport, with commas.",
+)
+@click.option("--quick", is_flag=True, help="Take less than a minute; the default is a few.")
+@click.option("--rounds", type=click.IntRange(1, 100), metavar="N", help="Measure N times.")
+@click.option(
+    "--load",
+    "generator",
+    type=click.Choice(["own", "wrk"]),
+    default="own",
+    help="What makes the load: ours, or wrk where it can.  [default: own]",
+)
+@click.option("--path", metavar="/PATH", default="/", help="What is asked for.  [default: /]")
+@click.option("--json", "json_file", metavar="FILE", type=_FILE, help="Write the figures.")
+@click.option("--html", "html_file", metavar="FILE", type=_FILE, help="Write a page with charts.")
+@click.option(
+    "--baseline", metavar="FILE", type=_FILE, help="Compare with what --json wrote earlier."
+)
+@click.option("-v", "--verbose", count=True, help="Say more on stderr.")
+@click.option("-q", "--quiet", count=True, help="Say less: no progress.")
+@click.pass_context
+def compare(ctx: click.Context, /, **options: Any) -> int:
+    """Run a program under every scheme, under the same load, and show which is best at what.
+
+    APP and COMMAND are as with penstock run; with nothing named, the demo application. Each
+    scheme gets a free port on 127.0.0.1, and all of them take turns.
+
+    \b
+    penstock compare --quick
+    penstock compare mypkg.mod:app -w 4 --html report.html
+    penstock compare -c configs/ports.toml --json today.json --baseline yesterday.json
+    penstock compare --schemes ports,shared -- node server.js
+    penstock compare mypkg.mod:app --to 127.0.0.1:8080
+
+    Ctrl-C ends early, and shows what was measured so far. Exit status 130 then.
+    """
+    html, earlier = options["html_file"], options["baseline"]
+    service = _service(load(options["file"], dict(overrides("compare", _given(options), ctx))))
+    _judge(options["path"], service)
+    for option, path in (("--json", options["json_file"]), ("--html", html)):
+        _writable(option, path)
+    if html is not None and importlib.util.find_spec("plotly") is None:
+        raise click.ClickException(_PLOTLY)
+    baseline = None if earlier is None else _baseline(earlier)
+    logs.set_up(options["verbose"] - options["quiet"] - 1)
+    with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
+        order = _order(
+            service, options, directory, join(("penstock", "compare", *ctx.meta[_WORDS]))
+        )
+        comparison = _measured(order, quiet=options["quiet"] > options["verbose"])
+    _show(comparison, baseline, options["json_file"], html)
+    return _INTERRUPTED if comparison.interrupted else 0
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """What is a key of the configuration here; `--to` names subjects, and not upstreams."""
+    return {"app": options["app"], "upstreams": (), "workers": options["workers"]}
+
+
+def _service(config: Config) -> Service:
+    """The one that is measured. ConfigError."""
+    if len(config.services) != 1:
+        names = ", ".join(service.name for service in config.services)
+        raise ConfigError((f"compare measures a file with one service, and this one has {names}",))
+    (service,) = config.services
+    if service.mode == "udp":
+        raise ConfigError(('compare asks over HTTP, and cannot measure mode = "udp"',))
+    return service
+
+
+def _judge(path: str, service: Service) -> None:
+    """The path of a request, by the rule of any path in a configuration. ConfigError."""
+    health = type(service.health)
+    try:
+        health.model_validate({"path": path})
+    except ValueError:
+        text = f'--path: expected a path that starts with "/" and has no spaces, not "{path}"'
+        raise ConfigError((text,)) from None
+
+
+def _addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Where others serve. ConfigError."""
+    found = {}
+    for text in (part.strip() for each in texts for part in each.split(",")):
+        try:
+            address = parse_address(text)
+        except ValueError as error:
+            raise ConfigError((f'--to: {error}, not "{text}"',)) from None
+        if not address.path and not address.port:
+            raise ConfigError((f'--to: expected a port to connect to, not "{text}"',))
+        found[str(address)] = None
+    return tuple(found)
+
+
+def _writable(option: str, path: Path | None) -> None:
+    """Better missed now than after minutes of measuring. ConfigError."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError((f'{option}: expected a file in a directory that exists, not "{path}"',))
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError((f"{option}: {path}: permission denied",))
+
+
+def _baseline(path: Path) -> Any:
+    from penstock_supervisor.compare import baseline
+
+    try:
+        return baseline.load(path)
+    except ValueError as error:
+        raise ConfigError((f"--baseline: {error}",)) from None
+
+
+def _order(service: Service, options: dict[str, Any], directory: str, command: str) -> "Order":
+    # Late: `penstock --help` and a refused command line need none of it.
+    from penstock_supervisor.compare import plan, variants
+    from penstock_supervisor.compare.run import Order
+
+    others = _addresses(options["others"])
+    try:
+        names = variants.named(options["schemes"]) if options["schemes"] else variants.NAMES
+    except ValueError as error:
+        raise ConfigError((f"--schemes: {error}",)) from None
+    choice = variants.choose(service, names, directory)
+    if not choice.variants and not others:
+        raise ConfigError(choice.notes)
+    wrk = (shutil.which("wrk") or "") if options["generator"] == "wrk" else ""
+    if options["generator"] == "wrk" and not wrk:
+        raise click.ClickException("compare --load wrk needs wrk, and there is no such program")
+    return Order(
+        variants=choice.variants,
+        others=others,
+        measures=plan.measures(
+            quick=options["quick"], rounds=options["rounds"], descriptors=_descriptors()
+        ),
+        path=options["path"],
+        wrk=wrk,
+        workers=len(service.upstreams) or service.workers,
+        config=variants.as_toml(service),
+        command=command,
+        notes=choice.notes,
+        verbose=options["verbose"] > 0,
+    )
+
+
+def _descriptors() -> int:
+    """As many as a process may have here, and so those that are started: as with `run`."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+class _Bar:
+    """Tells a person what runs, and about how long it still takes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def begin(self, seconds: float) -> None:
+        self._progress.update(self._task, total=seconds)
+
+    def now(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+
+    def done(self, seconds: float) -> None:
+        self._progress.advance(self._task, seconds)
+
+
+def _measured(order: "Order", *, quiet: bool) -> "Comparison":
+    from penstock_supervisor.compare.run import CompareError
+    from penstock_supervisor.compare.run import compare as measure
+
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    for note in order.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    columns = (BarColumn(), TextColumn("{task.description}", markup=False), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, transient=True) as progress:
+            return asyncio.run(measure(order, _Bar(progress)))
+    except CompareError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _show(
+    comparison: "Comparison", baseline: Any, json_file: Path | None, html_file: Path | None
+) -> None:
+    from penstock_supervisor.compare import page, table
+
+    console = Console(highlight=False)
+    console.print(table.render(comparison, baseline, console.width))
+    with _writing("--json", json_file):
+        if json_file is not None:
+            json_file.write_text(comparison.model_dump_json(indent=2) + "\n")
+    with _writing("--html", html_file):
+        if html_file is not None:
+            page.write(comparison, baseline, html_file)
+
+
+@contextmanager
+def _writing(option: str, path: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"{option}: {path}: {error.strerror}") from None
