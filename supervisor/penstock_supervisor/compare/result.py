@@ -11,6 +11,8 @@ Units: seconds, bytes, microseconds of CPU where a name says `cpu_us`. Roles are
 from statistics import median
 from typing import Final, Literal
 
+from pydantic import Field
+
 from penstock_proxy.config import Part
 
 FORMAT: Final = 1
@@ -94,15 +96,15 @@ class Subject(Part):
     """ports, handoff, shared, reuseport, or "" for an address."""
     mode: str
     """http, tcp, or "" for an address."""
-    loads: dict[LoadKind, LoadResult] = {}
+    loads: dict[LoadKind, LoadResult] = Field(default_factory=dict)
     held: Held | None = None
-    split: dict[str, int] = {}
+    split: dict[str, int] = Field(default_factory=dict)
     """Requests or connections that each worker had, by slot."""
     split_of: str = "connections"
     """What `split` counts: requests or connections."""
     jain: float | None = None
     """Jain's fairness ratio of `split`: 1 is even, 1/n is all to one."""
-    faults: dict[FaultKind, FaultResult] = {}
+    faults: dict[FaultKind, FaultResult] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What could not be measured, and why."""
 
@@ -127,4 +129,6 @@ class Comparison(Part):
     quick: bool
     interrupted: bool
     """Ended by Ctrl-C: what is here was measured, what is missing was not."""
+    notes: tuple[str, ...] = ()
+    """Schemes that were passed over, and measurements that there was no time for."""
     subjects: tuple[Subject, ...]

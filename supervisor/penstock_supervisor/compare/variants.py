@@ -1,0 +1,147 @@
+"""Which subjects there are: one service, written once for each scheme.
+
+The user's own keys stay as they are as far as a scheme takes them; what `rules` says that it
+does not take is left out, and a scheme that cannot work with the program at all is passed
+over with the reason that a configuration file would get. Everything that would disturb the
+others or the figures is taken out of all of them: fixed ports, the access log, the admin
+port.
+
+No I/O, no clock.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
+
+from penstock_proxy.config import parse_address, parse_duration, parse_share, parse_size
+from penstock_supervisor import rules
+from penstock_supervisor.services import Config, Service
+
+NAMES: Final = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
+"""All that can be compared, in the order in which they are shown."""
+UNCHANGED: Final = ("listen", "scheme", "mode", "ports", "access_log", "access_log_format")
+"""Keys that the comparison decides for itself, so `as_toml` leaves them out."""
+_HIDDEN: Final = "(not shown)"
+"""In place of a variable's value: results are passed around, and secrets live in variables."""
+
+
+class Variant(NamedTuple):
+    """One subject that is run by us."""
+
+    name: str
+    service: Service
+
+    @property
+    def config(self) -> Config:
+        return Config(admin="127.0.0.1:0", services=(self.service,))
+
+
+class Choice(NamedTuple):
+    """What is compared, and what is not."""
+
+    variants: tuple[Variant, ...]
+    notes: tuple[str, ...]
+    """Why a scheme was passed over."""
+
+
+def named(text: str) -> tuple[str, ...]:
+    """Read "ports,handoff"; ValueError. A scheme stands for all its modes."""
+    chosen = set()
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        found = {name for name in NAMES if word in (name, name.partition("/")[0])}
+        if not found:
+            raise ValueError(f'expected some of {", ".join(NAMES)}, not "{word}"')
+        chosen |= found
+    if not chosen:
+        raise ValueError(f"expected some of {', '.join(NAMES)}")
+    return tuple(name for name in NAMES if name in chosen)
+
+
+def choose(service: Service, names: Iterable[str], directory: str) -> Choice:
+    """Write `service` for each of `names`. A unix socket gets its own name in `directory`."""
+    variants, notes = [], []
+    for number, name in enumerate(names):
+        scheme, _, mode = name.partition("/")
+        listen = f"unix:{directory}/{number}" if parse_address(service.listen).path else ""
+        variant, why = _written(service, scheme, mode, listen or "127.0.0.1:0")
+        if why:
+            notes.append(f"{name} is not compared: {why}")
+        else:
+            variants.append(Variant(name, variant))
+    return Choice(tuple(variants), tuple(notes))
+
+
+def _written(service: Service, scheme: str, mode: str, listen: str) -> tuple[Service, str]:
+    """The service under `scheme`, and why it cannot work there."""
+    refused = [key for key, (schemes, _) in rules.SCHEMES_OF.items() if scheme not in schemes]
+    mode = mode or service.mode
+    if mode != "http":
+        refused += ["trusted_proxies"]
+    changes: dict[str, Any] = {
+        **{key: Service.model_fields[key].get_default(call_default_factory=True)
+           for key in {*refused, "ports", "access_log_format"}},
+        "scheme": scheme,
+        "mode": mode,
+        "listen": listen,
+        "access_log": "off",
+    }  # fmt: skip
+    written = service.model_copy(update=changes)
+    why = []
+    for where, text in rules.unfit(written):
+        if where[:1] == ("health",):
+            # It can be run without, as one that was written for this scheme would be.
+            health = written.health.model_copy(update={"path": None})
+            written = written.model_copy(update={"health": health})
+        else:
+            why.append(text)
+    return written, "; ".join(why)
+
+
+def as_toml(service: Service) -> str:
+    """The table that was run, as a file would say it; scheme, mode and addresses aside."""
+    lines = [f"[service.{service.name}]"]
+    for key, value in _given(service).items():
+        if key in UNCHANGED or key == "name":
+            continue
+        shown = dict.fromkeys(value, _HIDDEN) if key == "env" else value
+        lines.append(f"{key} = {_toml(shown, Service.model_fields[key])}")
+    return "\n".join(lines) + "\n"
+
+
+def _given(part: BaseModel) -> dict[str, Any]:
+    """What differs from the defaults, and how many workers in any case."""
+    kept = {}
+    for key, field in type(part).model_fields.items():
+        value = getattr(part, key)
+        default = field.get_default(call_default_factory=True)
+        if value != default or key == "workers":
+            kept[key] = value
+    return kept
+
+
+def _toml(value: object, field: FieldInfo | None = None) -> str:
+    parsers = (
+        [one.func for one in field.metadata if isinstance(one, BeforeValidator)] if field else []
+    )
+    match value:
+        case BaseModel():
+            fields = type(value).model_fields
+            inner = (f"{key} = {_toml(one, fields[key])}" for key, one in _given(value).items())
+            return f"{{ {', '.join(inner)} }}"
+        case Mapping():
+            return f"{{ {', '.join(f'{key} = {_toml(one)}' for key, one in value.items())} }}"
+        case bool() | str():
+            return json.dumps(value, ensure_ascii=False)
+        case int() | float() if parse_duration in parsers:
+            return f'"{value:g}s"'
+        case int() | float() if parse_share in parsers:
+            return f'"{value:.0%}"'
+        case int() if parse_size in parsers:
+            return f'"{value}B"'
+        case Sequence():
+            return f"[{', '.join(_toml(one) for one in value)}]"
+        case _:
+            return str(value)
