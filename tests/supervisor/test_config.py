@@ -185,10 +185,16 @@ def test_a_child_inherits_nothing_that_makes_us_somebodys_worker(
         ("workers = 0", "workers: expected at least 1, not 0"),
         ("workers = true", 'workers: expected a number of workers or "auto", not true'),
         ("max_connections = 1.5", "max_connections: expected a whole number, not 1.5"),
-        ("scheme = 'shared'", 'scheme: expected "ports", not "shared"'),
+        (
+            "scheme = 'share'",
+            (
+                'scheme: expected "ports", "handoff", "shared" or "reuseport", not "share"; '
+                'did you mean "shared"?'
+            ),
+        ),
         (
             "mode = 'htpp'",
-            'mode: expected "http" or "tcp", not "htpp"; did you mean "http"?',
+            'mode: expected "http", "tcp" or "udp", not "htpp"; did you mean "http"?',
         ),
         ("ports = 8101", 'ports: expected a range of ports, such as "8101-8199", not 8101'),
         (

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from penstock_proxy.config import Address, FrontConfig
-from penstock_supervisor.schemes import ChildPlan, front_config, front_plan, worker_plans
+from penstock_supervisor.schemes import ChildPlan, Means, front_config, front_plan, worker_plan
 from penstock_supervisor.services import Config, Service
 
 PLACES = (Address("127.0.0.1", 8101), Address("127.0.0.1", 8102))
@@ -14,14 +16,19 @@ def service(**keys: Any) -> Service:
     return Service.model_validate({"name": "web", "listen": "127.0.0.1:8000", **keys})
 
 
-def plans(made: Service, **environment: str) -> tuple[ChildPlan, ...]:
-    return worker_plans(made, PLACES, environment, "/python")
+MAIN = Address("127.0.0.1", 8000)
+
+
+def plans(made: Service, *, main: Address = MAIN, **environment: str) -> tuple[ChildPlan, ...]:
+    means = Means(environment=environment, python="/python", main=main, stdout=70)
+    ports = PLACES if made.scheme == "ports" else (None, None)
+    return tuple(worker_plan(made, slot, own, means) for slot, own in enumerate(ports))
 
 
 def test_an_app_runs_in_our_runtime_with_a_channel() -> None:
     first, second = plans(service(app="shop.web:app"))
     assert first.argv == ("/python", "-m", "penstock_worker.serve", "shop.web:app")
-    assert first.channel
+    assert first.ours
     assert (first.name, second.name) == ("web/0", "web/1")
     assert (first.address, second.address) == PLACES
     assert first.origin == "service.web"
@@ -31,7 +38,7 @@ def test_a_command_gets_its_port_wherever_it_asks_for_it() -> None:
     first, second = plans(service(command=["node", "server.js", "--listen=:{port}", "{port}"]))
     assert first.argv == ("node", "server.js", "--listen=:8101", "8101")
     assert second.argv[-1] == "8102"
-    assert not first.channel
+    assert not first.ours
 
 
 def test_a_worker_is_told_who_and_where_it_is() -> None:
@@ -41,6 +48,7 @@ def test_a_worker_is_told_who_and_where_it_is() -> None:
         "COLOUR": "blue",
         "PORT": "8102",
         "HOST": "127.0.0.1",
+        "PENSTOCK_SCHEME": "ports",
         "PENSTOCK_SERVICE": "web",
         "PENSTOCK_SLOT": "1",
         "NODE_APP_INSTANCE": "1",
@@ -53,8 +61,53 @@ def test_who_wants_buffered_output_keeps_it() -> None:
     assert first.environment["PYTHONUNBUFFERED"] == ""
 
 
-def test_a_service_of_upstreams_starts_nothing() -> None:
-    assert worker_plans(service(upstreams=["127.0.0.1:9001"]), (), {}, "/python") == ()
+@pytest.mark.parametrize(
+    ("scheme", "listens", "linked"),
+    [
+        ("ports", False, False),
+        ("handoff", False, True),
+        ("shared", True, False),
+        ("reuseport", True, False),
+    ],
+)
+def test_a_scheme_says_where_connections_come_from(
+    scheme: str, listens: bool, linked: bool
+) -> None:
+    plan, _ = plans(service(app="a:b", scheme=scheme))
+    assert (plan.listens, plan.linked) == (listens, linked)
+    assert (plan.address is None) is (scheme != "ports")
+    assert plan.environment["PENSTOCK_SCHEME"] == scheme
+
+
+def test_a_command_that_is_given_a_socket_can_name_its_descriptor() -> None:
+    made = service(command=["uvicorn", "--fd", "{fd}", "--port={port}"], scheme="shared")
+    assert plans(made)[0].argv == ("uvicorn", "--fd", "3", "--port=8000")
+
+
+def test_a_unix_socket_has_no_port_to_tell() -> None:
+    made = service(listen="unix:/run/x.sock", app="a:b", scheme="shared")
+    environment = plans(made, main=Address(path="/run/x.sock"))[0].environment
+    assert "PORT" not in environment
+    assert "HOST" not in environment
+
+
+@pytest.mark.parametrize(
+    ("keys", "written"),
+    [
+        ({}, "json:70"),
+        ({"access_log_format": "combined"}, "combined:70"),
+        ({"access_log": "/var/log/x.log"}, "json:/var/log/x.log"),
+        ({"access_log": "off"}, None),
+        ({"mode": "tcp"}, None),
+        ({"scheme": "ports"}, None),
+    ],
+)
+def test_without_a_front_that_reads_requests_the_worker_writes_the_access_log(
+    keys: dict[str, Any], written: str | None
+) -> None:
+    plan, _ = plans(service(app="a:b", **{"scheme": "handoff", **keys}))
+    assert plan.environment.get("PENSTOCK_ACCESS_LOG") == written
+    assert plan.inherited == ((70,) if written and written.endswith(":70") else ())
 
 
 def test_a_front_may_finish_what_its_most_patient_service_allows() -> None:
@@ -68,6 +121,12 @@ def test_a_front_may_finish_what_its_most_patient_service_allows() -> None:
     plan = front_plan(config, [7, 8], {"A": "b"}, ["front"])
     assert (plan.start_s, plan.stop_s) == (30, 60)
     assert (plan.name, plan.origin, plan.inherited) == ("front/0", "", (7, 8))
+
+
+def test_a_front_does_not_wait_for_services_that_it_has_nothing_to_do_with() -> None:
+    slow = service(name="api", app="a:b", scheme="shared", timeouts={"stop": "60s"})
+    config = Config(admin="", services=(service(app="a:b", timeouts={"stop": "5s"}), slow))
+    assert front_plan(config, [7], {}, ["front"]).stop_s == 5
 
 
 def told(
@@ -94,6 +153,21 @@ def test_a_front_is_told_every_slot_and_who_is_there() -> None:
     ]
     assert (front.name, front.listeners, front.balance) == ("web", (7,), "hash")
     assert (front.limits, front.timeouts) == (web.limits, web.timeouts)
+
+
+def test_a_front_that_passes_connections_is_told_of_links_later() -> None:
+    web = service(app="a:b", scheme="handoff", weights=[3, 1])
+    (front,) = told(Config(admin="", services=(web,)), 0, 1, up=(1,), places=()).services
+    assert front.scheme == "handoff"
+    assert [(t.slot, t.address, t.weight, t.joined, t.up) for t in front.targets] == [
+        (0, "", 3, False, False),
+        (1, "", 1, False, False),
+    ]
+
+
+def test_a_front_hears_nothing_of_services_without_one() -> None:
+    web = service(app="a:b", scheme="reuseport")
+    assert told(Config(admin="", services=(web,))).services == ()
 
 
 def test_upstreams_are_always_joined() -> None:

@@ -1,0 +1,143 @@
+"""Sockets by scheme: one for all, or one a slot on one port; a slot nobody serves gets nobody."""
+
+import os
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+
+from penstock_supervisor.errors import StartError
+from penstock_supervisor.intakes import Intake
+from penstock_supervisor.services import Service
+
+CLIENTS = 64
+
+
+def service(scheme: str, **keys: Any) -> Service:
+    return Service.model_validate(
+        {
+            "name": "web",
+            "listen": "127.0.0.1:0",
+            "app": "a:b",
+            "workers": 3,
+            "scheme": scheme,
+            **keys,
+        }
+    )
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def opened(stack: ExitStack, scheme: str, **keys: Any) -> Intake:
+    intake = stack.enter_context(closing(Intake(service(scheme, **keys))))
+    intake.listen()
+    return intake
+
+
+def accepts(stack: ExitStack, fds: tuple[int, ...]) -> int:
+    """How many wait there; takes them all."""
+    sock = stack.enter_context(socket.socket(fileno=os.dup(fds[0])))
+    taken = 0
+    while select.select([sock], [], [], 0)[0]:
+        sock.accept()[0].close()
+        taken += 1
+    return taken
+
+
+def connect(stack: ExitStack, intake: Intake, count: int = CLIENTS) -> None:
+    where = (intake.address.host, intake.address.port)
+    for _ in range(count):
+        stack.enter_context(socket.create_connection(where, timeout=10))
+
+
+@pytest.mark.parametrize("scheme", ["ports", "handoff"])
+def test_with_a_front_only_the_front_gets_the_socket(stack: ExitStack, scheme: str) -> None:
+    intake = opened(stack, scheme)
+    assert len(intake.of_front()) == 1
+    assert intake.of_worker(0) == ()
+
+
+def test_a_shared_socket_is_the_same_for_every_worker(stack: ExitStack) -> None:
+    intake = opened(stack, "shared")
+    assert intake.of_front() == ()
+    assert intake.of_worker(0) == intake.of_worker(2)
+    assert [view.slot for view in intake.views()] == [None]
+
+
+def test_each_worker_of_a_reused_port_has_a_socket_and_a_share(stack: ExitStack) -> None:
+    intake = opened(stack, "reuseport")
+    connect(stack, intake)
+    shares = [accepts(stack, intake.of_worker(slot)) for slot in range(3)]
+    assert sum(shares) == CLIENTS
+    assert all(shares)
+    assert len({view.inode for view in intake.views()}) == 3
+
+
+def test_a_slot_keeps_its_socket_and_its_queue(stack: ExitStack) -> None:
+    intake = opened(stack, "reuseport")
+    before = intake.of_worker(1)
+    assert intake.reopen(1) is None
+    assert intake.of_worker(1) == before
+
+
+def test_a_socket_that_is_shut_gets_nobody_even_if_a_stuck_worker_has_a_copy(
+    stack: ExitStack,
+) -> None:
+    intake = opened(stack, "reuseport")
+    stuck = stack.enter_context(socket.socket(fileno=os.dup(intake.of_worker(1)[0])))
+    connect(stack, intake)
+    assert intake.shut(1)
+    waited = intake.dropped
+    connect(stack, intake)
+    left = sum(accepts(stack, intake.of_worker(slot)) for slot in (0, 2))
+    assert waited > 0
+    assert left + waited == 2 * CLIENTS
+    with pytest.raises(OSError, match="Invalid argument"):
+        stuck.accept()
+
+
+def test_a_shut_socket_is_opened_anew_for_a_successor(stack: ExitStack) -> None:
+    intake = opened(stack, "reuseport")
+    intake.shut(1)
+    assert len(list(intake.views())) == 2
+    fds = intake.of_worker(1)
+    connect(stack, intake)
+    assert accepts(stack, fds) > 0
+
+
+def test_the_last_socket_stays(stack: ExitStack) -> None:
+    intake = opened(stack, "reuseport", workers=2)
+    assert intake.shut(0)
+    assert not intake.shut(1)
+    assert not intake.shut(0)
+
+
+@pytest.mark.parametrize("scheme", ["shared", "reuseport"])
+def test_datagrams_have_sockets_too(stack: ExitStack, scheme: str) -> None:
+    intake = opened(stack, scheme, mode="udp")
+    sock = stack.enter_context(socket.socket(fileno=os.dup(intake.of_worker(0)[0])))
+    assert sock.type == socket.SOCK_DGRAM
+    assert {view.kind for view in intake.views()} == {"udp"}
+
+
+@pytest.mark.parametrize("mode", ["http", "udp"])
+def test_two_runs_do_not_share_a_port_by_accident(stack: ExitStack, mode: str) -> None:
+    first = opened(stack, "reuseport", mode=mode)
+    with pytest.raises(StartError, match="already in use"):
+        Intake(service("reuseport", mode=mode, listen=str(first.address)))
+
+
+def test_what_is_opened_is_closed(stack: ExitStack) -> None:
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for scheme in ("ports", "shared", "reuseport"):
+        intake = Intake(service(scheme))
+        intake.listen()
+        intake.close()
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

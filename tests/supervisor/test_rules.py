@@ -1,0 +1,103 @@
+"""A scheme that cannot work with a program, mode or address is refused, with what can."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock_supervisor.config import ConfigError, load
+from penstock_supervisor.rules import SCHEMES_OF
+from penstock_supervisor.services import Service
+
+
+def complaints(folder: Path, text: str) -> list[str]:
+    path = folder / "web.toml"
+    path.write_text(f'[service.web]\nlisten = "127.0.0.1:8000"\n{text}')
+    try:
+        load(path, {})
+    except ConfigError as error:
+        return [line.removeprefix(f"{path}: service.web.") for line in error.problems]
+    return []
+
+
+APP = "app = 'a:b'\n"
+COMMAND = "command = ['node', 'x.js']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "upstreams = ['127.0.0.1:1']\nscheme = 'shared'",
+            'scheme: expected "ports": upstreams are run by others, and can only be connected to',
+        ),
+        (
+            f"{COMMAND}scheme = 'handoff'",
+            (
+                "scheme: expected app with handoff: a command cannot take connections from a link; "
+                "ports, shared and reuseport work with any program"
+            ),
+        ),
+        (
+            f"{APP}scheme = 'handoff'\nmode = 'udp'",
+            "mode: handoff works with connections, and udp has none; shared and reuseport do",
+        ),
+        (
+            f"{APP}mode = 'udp'",
+            "mode: ports works with connections, and udp has none; shared and reuseport do",
+        ),
+        (
+            f"{APP}scheme = 'shared'\nmode = 'udp'\nhealth = {{ path = '/x' }}",
+            "health.path: udp has no requests to ask with",
+        ),
+        (
+            f"{COMMAND}scheme = 'reuseport'\nhealth = {{ path = '/x' }}",
+            (
+                "health.path: nobody can ask one worker of a command with reuseport; "
+                "one of an app, and with ports"
+            ),
+        ),
+        (
+            f"{APP}scheme = 'shared'\nbalance = 'hash'",
+            (
+                'balance: only with scheme = "ports" or "handoff": '
+                "otherwise the kernel chooses the worker"
+            ),
+        ),
+        (
+            f"{APP}handoff_window = 4",
+            'handoff_window: only with scheme = "handoff": no other passes connections',
+        ),
+        (
+            f"{APP}scheme = 'reuseport'\nports = '8101-8199'",
+            'ports: only with scheme = "ports": no other gives workers ports of their own',
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_told_with_what_does(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    assert complaints(tmp_path, text) == [problem]
+
+
+def test_a_unix_socket_cannot_be_reused(tmp_path: Path) -> None:
+    path = tmp_path / "web.toml"
+    path.write_text("[service.web]\nlisten = 'unix:/x'\nscheme = 'reuseport'\napp = 'a:b'")
+    with pytest.raises(ConfigError, match="a unix socket has no port to share"):
+        load(path, {})
+
+
+@pytest.mark.parametrize("scheme", ["shared", "reuseport"])
+def test_a_program_that_knows_listen_fds_works_without_a_front(tmp_path: Path, scheme: str) -> None:
+    assert complaints(tmp_path, f"{COMMAND}scheme = '{scheme}'") == []
+
+
+def test_streams_and_datagrams_may_have_the_same_port(tmp_path: Path) -> None:
+    text = (
+        f"{APP}[service.dns]\nlisten = '127.0.0.1:8000'\nscheme = 'shared'\nmode = 'udp'\n"
+        "app = 'a:b'"
+    )
+    assert complaints(tmp_path, text) == []
+
+
+def test_every_key_that_a_scheme_can_refuse_is_a_key() -> None:
+    assert set(SCHEMES_OF) <= set(Service.model_fields)
