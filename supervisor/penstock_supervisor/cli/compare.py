@@ -145,7 +145,7 @@ def _judge(path: str, service: Service) -> None:
 
 def _addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Where others serve. ConfigError."""
-    found = {}
+    found: dict[str, None] = {}
     for text in (part.strip() for each in texts for part in each.split(",")):
         try:
             address = parse_address(text)

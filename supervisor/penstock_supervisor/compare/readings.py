@@ -20,6 +20,7 @@ _PROC: Final = Path("/proc")
 _TABLES: Final = ("/proc/net/tcp", "/proc/net/tcp6")
 _LISTEN: Final = "0A"
 _ESTABLISHED: Final = "01"
+_LINGERS: Final = "06"
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -72,8 +73,14 @@ def tree(pid: int) -> tuple[int, ...]:
 
 
 def outgoing(ports: Collection[int]) -> int:
-    """Local ports that connections to `ports` of this machine hold, those that linger too."""
-    return sum(row.remote in ports and row.local not in ports for row in _rows())
+    """Connections from here to `ports` of this machine: each has a local port of its own.
+
+    Those that are over and linger (TIME_WAIT) are not among them: they go by themselves, and
+    how many there are depends on when one looks.
+    """
+    return sum(
+        row.remote in ports and row.local not in ports and row.state != _LINGERS for row in _rows()
+    )
 
 
 def outgoing_of(pids: Collection[int], port: int) -> int:

@@ -76,18 +76,18 @@ def choose(service: Service, names: Iterable[str], directory: str) -> Choice:
 
 def _written(service: Service, scheme: str, mode: str, listen: str) -> tuple[Service, str]:
     """The service under `scheme`, and why it cannot work there."""
-    refused = [key for key, (schemes, _) in rules.SCHEMES_OF.items() if scheme not in schemes]
+    refused = {key for key, (schemes, _) in rules.SCHEMES_OF.items() if scheme not in schemes}
+    refused |= {"ports", "access_log_format"}
     mode = mode or service.mode
     if mode != "http":
-        refused += ["trusted_proxies"]
+        refused.add("trusted_proxies")
+    fields = Service.model_fields
     changes: dict[str, Any] = {
-        **{key: Service.model_fields[key].get_default(call_default_factory=True)
-           for key in {*refused, "ports", "access_log_format"}},
-        "scheme": scheme,
-        "mode": mode,
-        "listen": listen,
-        "access_log": "off",
-    }  # fmt: skip
+        key: field.get_default(call_default_factory=True)
+        for key, field in fields.items()
+        if key in refused
+    }
+    changes |= {"scheme": scheme, "mode": mode, "listen": listen, "access_log": "off"}
     written = service.model_copy(update=changes)
     why = []
     for where, text in rules.unfit(written):

@@ -1,0 +1,125 @@
+"""Rounds become figures: nothing is estimated, and what was not measured stays empty."""
+
+from typing import Any
+
+import pytest
+
+from penstock_supervisor.compare import histogram
+from penstock_supervisor.compare.findings import Findings, Round, Sample, held, jain, summary
+from penstock_supervisor.compare.result import FaultResult
+
+
+def one_round(**more: Any) -> Round:
+    counts = {histogram.index(0.001): 900, histogram.index(0.1): 100}
+    usual: dict[str, Any] = {
+        "requests": 1000, "errors": {}, "seconds": 2.0, "histogram": counts, "worst_s": 0.1,
+        "limited": False, "cpu_s": {"front": 0.02, "workers": 0.1},
+    }  # fmt: skip
+    return Round(**{**usual, **more})
+
+
+def test_a_load_has_a_value_a_round_and_the_sum_of_all() -> None:
+    found = summary([one_round(), one_round(seconds=4.0, errors={"reset": 2}, worst_s=0.3)])
+    assert found.requests == 2000
+    assert found.requests_per_s.values == (500.0, 250.0)
+    assert found.errors == {"reset": 2}
+    assert found.worst_s == 0.3
+    assert sum(found.histogram.values()) == 2000
+
+
+def test_latencies_are_those_of_each_round() -> None:
+    found = summary([one_round()])
+    assert found.p50_s.median == pytest.approx(0.001, rel=0.02)
+    assert found.p99_s.median == pytest.approx(0.1, rel=0.02)
+
+
+def test_processor_time_is_told_by_role_and_request() -> None:
+    found = summary([one_round(), one_round(cpu_s={"front": 0.04, "workers": 0.1})])
+    assert found.cpu_us["front"].values == pytest.approx((20.0, 40.0))
+    assert found.cpu_us["workers"].values == pytest.approx((100.0, 100.0))
+
+
+def test_a_round_without_an_answer_has_no_latency_and_no_cost() -> None:
+    bad = one_round(requests=0, histogram={}, errors={"connect": 5}, worst_s=0.0)
+    alone = summary([bad])
+    assert alone.requests_per_s.values == (0.0,)
+    assert alone.p50_s.values == (0.0,)
+    assert alone.cpu_us == {}
+    both = summary([bad, one_round()])
+    assert len(both.p50_s.values) == 1
+    assert both.requests_per_s.values == (0.0, 500.0)
+
+
+def test_a_load_was_limited_if_one_round_was() -> None:
+    assert not summary([one_round(), one_round()]).limited
+    assert summary([one_round(), one_round(limited=True)]).limited
+
+
+def test_the_split_adds_up_over_rounds_and_is_judged_by_jain() -> None:
+    findings = Findings("shared", "shared", "http")
+    findings.shared("connections", {"0": 10, "10": 0, "2": 5})
+    findings.shared("connections", {"0": 10, "10": 20, "2": 15})
+    subject = findings.subject()
+    assert list(subject.split.items()) == [("0", 20), ("2", 20), ("10", 20)]
+    assert subject.jain == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "ratio"), [((5, 5), 1.0), ((10, 0, 0, 0), 0.25), ((), None), ((0, 0), None)]
+)
+def test_jain_is_1_for_even_and_one_nth_for_all_to_one(
+    shares: tuple[int, ...], ratio: float | None
+) -> None:
+    assert jain(shares) == ratio
+
+
+def test_a_held_connection_costs_what_was_added() -> None:
+    found = held(
+        [
+            Sample(0, {"front": 10, "workers": 20}, {"front": 1000, "workers": 0}, 1),
+            Sample(10, {"front": 30, "workers": 30}, {"front": 2000, "workers": 0}, 11),
+            Sample(100, {"front": 210, "workers": 120}, {"front": 11000, "workers": 0}, 101),
+        ]
+    )
+    assert found is not None
+    assert found.connections == 100
+    assert found.fds == {"front": 2.0, "workers": 1.0}
+    assert found.memory == {"front": 100.0, "workers": 0.0}
+    assert found.ephemeral_ports == 1.0
+    assert found.curve[1] == (10, {"front": 30, "workers": 30})
+
+
+def test_what_was_left_over_from_before_is_no_gain() -> None:
+    found = held(
+        [Sample(0, {"front": 50}, {"front": 9}, 40), Sample(10, {"front": 40}, {"front": 8}, 0)]
+    )
+    assert found is not None
+    assert found.fds == {"front": 0.0}
+    assert found.ephemeral_ports == 0.0
+
+
+def test_nothing_held_is_no_result() -> None:
+    assert held([Sample(0, {}, {}, 0)]) is None
+
+
+def test_what_was_not_measured_is_empty_and_a_note_is_said_once() -> None:
+    findings = Findings("127.0.0.1:80")
+    findings.note("gone")
+    findings.note("gone")
+    subject = findings.subject()
+    assert subject.notes == ("gone",)
+    assert (subject.loads, subject.held, subject.split, subject.jain, subject.faults) == (
+        {}, None, {}, None, {},
+    )  # fmt: skip
+
+
+def test_a_subject_has_all_that_was_found() -> None:
+    findings = Findings("handoff", "handoff", "http")
+    findings.loaded("keepalive", one_round())
+    findings.faults["kill"] = FaultResult(requests=5, failed=1, full_capacity_s=None, worst_s=1.0)
+    subject = findings.subject()
+    assert (subject.name, subject.scheme, subject.mode) == ("handoff", "handoff", "http")
+    assert set(subject.loads) == {"keepalive"}
+    assert set(subject.faults) == {"kill"}
+    assert findings.throughput("keepalive") == 500.0
+    assert findings.throughput("rate") == 0.0

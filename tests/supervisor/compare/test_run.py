@@ -1,0 +1,182 @@
+"""A whole comparison of real clusters: short, in order, and nothing of it is left running."""
+
+import http.server
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import pytest
+
+from penstock_supervisor.compare import plan, variants
+from penstock_supervisor.compare.result import Comparison
+from penstock_supervisor.compare.run import CompareError, Order, compare
+from penstock_supervisor.config import load
+
+
+class Watched:
+    """Remembers what was said, and does something when it hears a word."""
+
+    def __init__(self, word: str = "", act: Callable[[], None] = lambda: None) -> None:
+        self.said: list[str] = []
+        self.seconds = 0.0
+        self._word = word
+        self._act = act
+
+    def begin(self, seconds: float) -> None:
+        assert seconds > 0
+
+    def now(self, text: str) -> None:
+        self.said.append(text)
+        if self._word and self._word in text:
+            self._word = ""
+            self._act()
+
+    def done(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def order(names: str, *others: str, **more: Any) -> Order:
+    (service,) = load(None, more.pop("keys", {})).services
+    measures = plan.measures(quick=True, rounds=None, descriptors=1024)
+    return Order(
+        variants=variants.choose(service, variants.named(names), "/tmp").variants if names else (),
+        others=others,
+        measures=replace(
+            measures,
+            seconds=0.3,
+            warmup_s=0.1,
+            held=20,
+            fault_s={"kill": 0.5, "roll": 0.5, "block": 0.5},
+            most_s=None,
+            **more.pop("measures", {}),
+        ),
+        path=more.pop("path", "/"),
+        wrk="",
+        workers=2,
+        config="",
+        command="penstock compare",
+        notes=("handoff is not compared: a reason",),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    left = [one for one in psutil.Process().children(recursive=True) if one.pid not in before]
+    assert left == []
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """A server that somebody else runs: here it is a thread of ours, which is local too."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 128
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+async def test_every_figure_of_a_subject_is_there() -> None:
+    watched = Watched()
+    found = await compare(order("ports/http"), watched)
+    (subject,) = found.subjects
+    assert (subject.name, subject.scheme, subject.mode) == ("ports/http", "ports", "http")
+    assert set(subject.loads) == {"keepalive", "connect", "rate"}
+    for load in subject.loads.values():
+        assert load.requests > 0
+        assert load.errors == {}
+        assert set(load.cpu_us) == {"supervisor", "front", "workers"}
+        assert 0 < load.p50_s.median <= load.p99_s.median
+    assert subject.loads["rate"].rate >= plan.LEAST_A_SECOND
+    assert subject.held
+    assert subject.held.connections == 20
+    assert subject.split_of == "requests"
+    assert set(subject.split) == {"0", "1"}
+    assert subject.jain is not None
+    assert set(subject.faults) == {"kill", "block", "roll"}
+    assert subject.faults["kill"].full_capacity_s is not None
+    assert subject.faults["block"].full_capacity_s is not None
+    assert subject.faults["block"].full_capacity_s >= plan.BLOCKED_S
+    assert found.notes == ("handoff is not compared: a reason",)
+    assert not found.interrupted
+    assert Comparison.model_validate_json(found.model_dump_json()) == found
+    assert watched.said[0] == "starting every subject"
+    assert watched.said[-1] == "stopping"
+
+
+async def test_a_relayed_connection_has_three_descriptors_and_a_local_port() -> None:
+    found = await compare(order("ports/tcp"), Watched())
+    held = found.subjects[0].held
+    assert held
+    assert held.fds["front"] == pytest.approx(2.0)
+    assert held.fds["workers"] == pytest.approx(1.0)
+    assert held.ephemeral_ports == pytest.approx(1.0, abs=0.1)
+    assert [count for count, _ in held.curve] == [0, 2, 5, 10, 15, 20]
+
+
+async def test_an_address_of_somebody_else_is_measured_and_not_broken(stranger: str) -> None:
+    found = await compare(order("", stranger), Watched())
+    (subject,) = found.subjects
+    assert (subject.name, subject.scheme) == (stranger, "")
+    assert subject.loads["keepalive"].requests > 0
+    assert set(subject.loads["keepalive"].cpu_us) == {"server"}
+    assert subject.held
+    assert subject.faults == {}
+    assert subject.split == {}
+
+
+async def test_ctrl_c_keeps_what_was_measured_and_stops_everything() -> None:
+    watched = Watched("a connection per request", lambda: os.kill(os.getpid(), signal.SIGINT))
+    found = await compare(order("ports"), watched)
+    assert found.interrupted
+    assert [set(one.loads) for one in found.subjects] == [{"keepalive"}, {"keepalive"}]
+    assert watched.said[-1] == "stopping"
+
+
+async def test_ctrl_c_while_it_starts_ends_as_well() -> None:
+    watched = Watched("starting", lambda: os.kill(os.getpid(), signal.SIGINT))
+    found = await compare(order("ports/tcp"), watched)
+    assert found.interrupted
+    assert found.subjects[0].loads == {}
+
+
+async def test_a_program_that_answers_nothing_good_is_named() -> None:
+    with pytest.raises(CompareError, match=r"ports/http: no GET /none was answered with success"):
+        await compare(order("ports/http", path="/none"), Watched())
+
+
+async def test_who_cannot_be_measured_leaves_a_note_and_the_others_go_on(stranger: str) -> None:
+    wanted = order("ports/http", stranger, keys={"app": "penstock_worker.demo:nothing"})
+    found = await compare(wanted, Watched())
+    ours, theirs = found.subjects
+    assert ours.loads == {}
+    assert ours.notes[0].startswith("cannot be started: ")
+    assert theirs.loads["keepalive"].requests > 0
+
+
+async def test_what_there_was_no_time_for_is_noted(stranger: str) -> None:
+    wanted = order("", stranger)
+    found = await compare(replace(wanted, measures=replace(wanted.measures, most_s=0.1)), Watched())
+    assert found.subjects[0].held is None
+    assert "not measured: held connections; there was no time for it" in found.notes

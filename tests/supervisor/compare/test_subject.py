@@ -1,0 +1,130 @@
+"""A subject is a real cluster: it says where it is and what is what, and nothing of it stays."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psutil
+import pytest
+
+from penstock_supervisor.compare import readings
+from penstock_supervisor.compare.subject import Outside, Running, SubjectError
+from penstock_supervisor.compare.variants import Variant, choose
+from penstock_supervisor.config import load
+
+WAIT_S = 60.0
+
+
+def variant(name: str = "ports/http", **keys: object) -> Variant:
+    (service,) = load(None, keys).services
+    (one,) = choose(service, (name,), "/tmp").variants
+    return one
+
+
+@asynccontextmanager
+async def running(one: Variant) -> AsyncIterator[Running]:
+    subject = Running(one)
+    try:
+        await subject.start()
+        yield subject
+    finally:
+        await subject.stop()
+
+
+def gone(pids: set[int]) -> None:
+    """Wait for the end of processes, some of which are nobody's children any more."""
+    found = []
+    for pid in pids:
+        try:
+            found.append(psutil.Process(pid))
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(found, WAIT_S)
+    assert alive == []
+
+
+async def test_a_subject_tells_its_processes_apart_and_leaves_none() -> None:
+    async with running(variant(workers=3)) as subject:
+        assert subject.address.startswith("127.0.0.1:")
+        roles = await subject.roles()
+        assert set(roles) == {"supervisor", "front", "workers"}
+        assert len(roles["front"]) == 1
+        assert len(roles["workers"]) == 3
+        assert len(roles["supervisor"]) == 2
+        pids = {pid for role in roles.values() for pid in role}
+        assert len(pids) == 6
+        assert readings.rss(roles["workers"]) > 0
+        what, split = await subject.split()
+        assert (what, split) == ("requests", dict.fromkeys(split, 0))
+    gone(pids)
+
+
+async def test_what_a_worker_started_is_part_of_the_workers() -> None:
+    program = "import os, sys, subprocess; subprocess.run([sys.executable, '-m', 'http.server', '-b', '127.0.0.1', os.environ['PORT']])"
+    (service,) = load(None, {"command": (sys.executable, "-c", program), "workers": 1}).services
+    (one,) = choose(service, ("ports/tcp",), "/tmp").variants
+    async with running(one) as subject:
+        roles = await subject.roles()
+        assert len(roles["workers"]) == 2
+    gone({pid for role in roles.values() for pid in role})
+
+
+async def test_a_program_that_cannot_start_is_named_in_one_line() -> None:
+    subject = Running(variant(app="penstock_worker.demo:nothing"))
+    try:
+        with pytest.raises(SubjectError, match="nothing") as caught:
+            await subject.start()
+    finally:
+        await subject.stop()
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_supervisor_that_died_is_noticed_and_takes_its_processes_along() -> None:
+    async with running(variant()) as subject:
+        roles = await subject.roles()
+        subject.signal(signal.SIGKILL)
+        gone({pid for role in roles.values() for pid in role} - set(roles["supervisor"]))
+        with pytest.raises(SubjectError, match="does not answer"):
+            await subject.workers()
+
+
+def test_a_subject_leaves_when_nobody_measures_any_more() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "penstock_supervisor.compare.subject"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(variant().config.model_dump_json().encode() + b"\n")
+        process.stdin.flush()
+        assert b"listening" in process.stdout.readline()
+        children = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+        process.stdin.close()
+        try:
+            assert process.wait(WAIT_S) == 0
+        finally:
+            process.kill()
+    assert len(children) == 4
+    gone(children)
+
+
+async def test_an_address_has_the_processes_that_listen_there() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "http.server", "-b", "127.0.0.1", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        try:
+            assert server.stdout
+            port = int(server.stdout.readline().split(b"port ")[1].split()[0])
+            outside = Outside(f"127.0.0.1:{port}")
+            roles = await outside.roles()
+            assert roles == {"server": (server.pid,)}
+            assert await outside.outgoing(roles) == 0
+            assert await outside.split() == ("connections", {})
+        finally:
+            server.kill()

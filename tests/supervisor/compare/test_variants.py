@@ -1,0 +1,147 @@
+"""One service under every scheme: what is kept, what is left out, and what cannot be."""
+
+import tomllib
+from typing import Any
+
+import pytest
+
+from penstock_supervisor.compare.variants import NAMES, Variant, as_toml, choose, named
+from penstock_supervisor.config import Config, Service, load
+
+
+def service(**keys: Any) -> Service:
+    (one,) = load(None, {"app": "a:b", **keys}).services
+    return one
+
+
+def chosen(one: Service) -> dict[str, Service]:
+    return {variant.name: variant.service for variant in choose(one, NAMES, "/tmp/x").variants}
+
+
+def test_every_scheme_is_compared_and_ports_twice() -> None:
+    found = chosen(service())
+    assert tuple(found) == NAMES
+    assert [(one.scheme, one.mode) for one in found.values()] == [
+        ("ports", "http"), ("ports", "tcp"), ("handoff", "http"), ("shared", "http"),
+        ("reuseport", "http"),
+    ]  # fmt: skip
+
+
+def test_each_gets_a_free_port_and_writes_no_access_log() -> None:
+    one = service(listen="0.0.0.0:80", access_log="stdout")
+    for variant in choose(one, NAMES, "/tmp/x").variants:
+        assert variant.service.listen == "127.0.0.1:0"
+        assert variant.service.access_log == "off"
+        assert variant.config.admin == "127.0.0.1:0"
+
+
+def test_a_unix_socket_gets_a_name_of_its_own_and_no_reuseport() -> None:
+    choice = choose(service(listen="unix:/run/web"), NAMES, "/tmp/x")
+    names = [variant.service.listen for variant in choice.variants]
+    assert len(set(names)) == 4
+    assert all(name.startswith("unix:/tmp/x/") for name in names)
+    (note,) = choice.notes
+    assert note.startswith("reuseport is not compared: a unix socket has no port to share")
+
+
+def test_a_command_is_not_compared_under_handoff_and_the_note_says_why() -> None:
+    (one,) = load(None, {"command": ("node", "server.js")}).services
+    choice = choose(one, NAMES, "/tmp/x")
+    assert [variant.name for variant in choice.variants] == [
+        "ports/http", "ports/tcp", "shared", "reuseport",
+    ]  # fmt: skip
+    (note,) = choice.notes
+    assert note.startswith("handoff is not compared: ")
+    assert "command" in note
+
+
+def test_addresses_that_others_serve_can_only_be_connected_to() -> None:
+    (one,) = load(None, {"upstreams": ["127.0.0.1:1"]}).services
+    choice = choose(one, NAMES, "/tmp/x")
+    assert [variant.name for variant in choice.variants] == ["ports/http", "ports/tcp"]
+    assert len(choice.notes) == 3
+
+
+def test_keys_that_a_scheme_does_not_take_are_left_out_of_it_alone() -> None:
+    found = chosen(service(balance="hash", workers=3))
+    assert {name: one.balance for name, one in found.items()} == {
+        "ports/http": "hash", "ports/tcp": "hash", "handoff": "hash",
+        "shared": "round_robin", "reuseport": "round_robin",
+    }  # fmt: skip
+    assert all(one.workers == 3 for one in found.values())
+
+
+def test_a_check_that_a_command_cannot_be_asked_for_is_left_out() -> None:
+    (one,) = load(None, {"command": ("node",)}).services
+    one = one.model_copy(update={"health": one.health.model_copy(update={"path": "/ok"})})
+    found = chosen(one)
+    assert found["ports/http"].health.path == "/ok"
+    assert found["shared"].health.path is None
+
+
+def test_a_service_of_another_protocol_keeps_it_where_no_mode_is_named() -> None:
+    found = chosen(service(mode="tcp"))
+    assert found["handoff"].mode == "tcp"
+    assert found["ports/http"].mode == "http"
+
+
+def test_a_variant_survives_the_way_to_its_process() -> None:
+    one = service(workers=3, balance="random")
+    for variant in choose(one, NAMES, "/tmp/x").variants:
+        config = variant.config
+        assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ports", ("ports/http", "ports/tcp")),
+        ("shared, ports/tcp", ("ports/tcp", "shared")),
+        ("reuseport,handoff,", ("handoff", "reuseport")),
+        (",".join(reversed(NAMES)), NAMES),
+    ],
+)
+def test_schemes_are_named_with_commas(text: str, expected: tuple[str, ...]) -> None:
+    assert named(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", ",", "port", "ports/udp", "shared;handoff"])
+def test_what_is_no_scheme_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected some of ports/http, ports/tcp, handoff"):
+        named(text)
+
+
+def test_the_configuration_is_shown_as_a_file_would_say_it() -> None:
+    one = service(workers=3).model_copy(
+        update={
+            "env": {"KEY": "secret", "B": ""},
+            "health": service().health.model_copy(update={"path": "/ok", "interval": 0.5}),
+            "limits": service().limits.model_copy(update={"head": 4096}),
+            "ejection": service().ejection.model_copy(update={"max_ejected": 0.25}),
+            "weights": (1, 2, 3),
+        }
+    )
+    text = as_toml(one)
+    table = tomllib.loads(text)["service"]["web"]
+    assert table == {
+        "app": "a:b",
+        "workers": 3,
+        "weights": [1, 2, 3],
+        "env": {"KEY": "(not shown)", "B": "(not shown)"},
+        "health": {"path": "/ok", "interval": "0.5s"},
+        "limits": {"head": "4096B"},
+        "ejection": {"max_ejected": "25%"},
+    }
+    assert "secret" not in text
+
+
+def test_what_was_shown_can_be_read_back() -> None:
+    one = chosen(service(workers=3, balance="least_connections"))["ports/http"]
+    table = tomllib.loads(as_toml(one))["service"]["web"]
+    again = Service.model_validate({**table, "name": "web", "listen": one.listen})
+    assert again.model_copy(update={"access_log": "off"}) == one
+
+
+def test_a_variant_knows_its_configuration() -> None:
+    one = service()
+    assert Variant("x", one).config.services == (one,)

@@ -1,0 +1,220 @@
+"""`penstock compare` on the command line: what is refused, before anything is measured."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from penstock_supervisor.cli import logs, main, penstock
+from penstock_supervisor.compare.result import Comparison
+from penstock_supervisor.compare.run import CompareError, Order
+
+MODULE = "penstock_supervisor.cli.compare"
+
+
+def comparison(**more: Any) -> Comparison:
+    usual: dict[str, Any] = {
+        "penstock": "1", "started": "2026-01-01T00:00:00+00:00", "command": "penstock compare",
+        "machine": {}, "config": "", "workers": 2, "rounds": 1, "seconds": 1.0, "quick": True,
+        "interrupted": False, "subjects": (),
+    }  # fmt: skip
+    return Comparison(**{**usual, **more})
+
+
+@pytest.fixture
+def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
+    """What would have been measured."""
+    made: list[Order] = []
+
+    def measured(order: Order, *, quiet: bool) -> Comparison:
+        assert quiet in (True, False)
+        made.append(order)
+        return comparison()
+
+    monkeypatch.setattr(sys.modules[MODULE], "_measured", measured)
+    monkeypatch.setattr(sys.modules[MODULE], "_show", lambda *_: None)
+    monkeypatch.setattr(logs, "set_up", lambda _verbosity: None)
+    return made
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["compare", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def test_nothing_named_compares_the_demo_application_under_every_scheme(
+    orders: list[Order],
+) -> None:
+    assert main(["compare", "--quick"]) == 0
+    (order,) = orders
+    assert [variant.name for variant in order.variants] == [
+        "ports/http", "ports/tcp", "handoff", "shared", "reuseport",
+    ]  # fmt: skip
+    assert {variant.service.app for variant in order.variants} == {"penstock_worker.demo:app"}
+    assert (order.workers, order.path, order.wrk, order.others) == (2, "/", "", ())
+    assert order.measures.quick
+    assert order.command == "penstock compare --quick"
+
+
+def test_a_program_is_named_as_with_run(orders: list[Order]) -> None:
+    assert main(["compare", "-w", "3", "--rounds", "2", "--", "node", "a b.js", "--quick"]) == 0
+    (order,) = orders
+    assert order.variants[0].service.command == ("node", "a b.js", "--quick")
+    assert (order.workers, order.measures.rounds, order.measures.quick) == (3, 2, False)
+    assert order.command == "penstock compare -w 3 --rounds 2 -- node 'a b.js' --quick"
+    assert any(note.startswith("handoff is not compared") for note in order.notes)
+
+
+def test_a_file_is_compared_whatever_its_scheme(orders: list[Order], tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('[service.api]\nlisten = "127.0.0.1:80"\napp = "a:b"\nworkers = 4\n')
+    assert main(["compare", "-c", str(path), "--schemes", "shared,ports/tcp"]) == 0
+    (order,) = orders
+    assert [variant.name for variant in order.variants] == ["ports/tcp", "shared"]
+    assert order.workers == 4
+    assert "[service.api]" in order.config
+
+
+def test_addresses_of_others_are_subjects_too(orders: list[Order]) -> None:
+    assert main(["compare", "--to", "127.0.0.1:1, 127.0.0.1:2", "--to", "127.0.0.1:1"]) == 0
+    assert orders[0].others == ("127.0.0.1:1", "127.0.0.1:2")
+    assert len(orders[0].variants) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["n"], 'APP: expected "module:attribute" (did you mean "n:app"?), not "n"'
+         "; to run a command: penstock compare -- n"),
+        (["--"], "COMMAND: expected a program after --"),
+        (["-w", "0"], "--workers: expected at least 1, not 0"),
+        (["--schemes", "port"], "--schemes: expected some of ports/http, ports/tcp, handoff,"
+         ' shared, reuseport, not "port"'),
+        (["--path", "x"], '--path: expected a path that starts with "/" and has no spaces,'
+         ' not "x"'),
+        (["--to", "8080"], '--to: expected "host:port", "[v6 address]:port" or "unix:/path",'
+         ' not "8080"'),
+        (["--to", "h:0"], '--to: expected a port to connect to, not "h:0"'),
+        (["--json", "none/x.json"], "--json: expected a file in a directory that exists,"
+         ' not "none/x.json"'),
+        (["--html", "/"], '--html: expected a file in a directory that exists, not "/"'),
+        (["--rounds", "0"],
+         "Invalid value for '--rounds': 0 is not in the range 1<=x<=100. (try --help)"),
+        (["-c", "none.toml"], "none.toml: No such file or directory"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line_is_one_line_and_exit_2(
+    orders: list[Order], capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+) -> None:
+    assert refused(capsys, *arguments) == f"penstock: {line}\n"
+    assert orders == []
+
+
+def test_a_file_with_several_services_or_with_datagrams_is_refused(
+    orders: list[Order], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(
+        '[service.a]\nlisten = "h:1"\napp = "a:b"\n[service.b]\nlisten = "h:2"\napp = "a:b"\n'
+    )
+    assert "one service, and this one has a, b" in refused(capsys, "-c", str(path))
+    path.write_text('[service.a]\nlisten="h:1"\napp="a:b"\nmode="udp"\nscheme="shared"\n')
+    assert "cannot measure" in refused(capsys, "-c", str(path))
+    assert orders == []
+
+
+def test_schemes_that_cannot_work_are_the_reason_when_there_is_nothing_else(
+    orders: list[Order], capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = refused(capsys, "--schemes", "handoff", "--", "node")
+    assert err.startswith("penstock: handoff is not compared: ")
+    assert orders == []
+
+
+def test_a_page_needs_plotly_and_says_so_before_anything_is_measured(
+    orders: list[Order],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "plotly" else found(name)
+    )
+    assert main(["compare", "--html", str(tmp_path / "x.html")]) == 1
+    assert capsys.readouterr().err == (
+        'penstock: compare --html needs plotly: pip install "penstock[report]"\n'
+    )
+    assert orders == []
+
+
+def test_a_missing_wrk_is_said_before_anything_is_measured(
+    orders: list[Order], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    assert main(["compare", "--load", "wrk"]) == 1
+    assert capsys.readouterr().err == (
+        "penstock: compare --load wrk needs wrk, and there is no such program\n"
+    )
+    assert orders == []
+
+
+def test_a_baseline_that_is_none_is_refused(
+    orders: list[Order], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "old.json"
+    path.write_text("{")
+    err = refused(capsys, "--baseline", str(path))
+    assert err.startswith("penstock: --baseline: ")
+    assert str(path) in err
+    assert err.count("\n") == 1
+    assert orders == []
+
+
+def test_what_was_measured_is_shown_and_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = comparison(command="penstock compare x")
+    monkeypatch.setattr(sys.modules[MODULE], "_measured", lambda *_, **__: made)
+    monkeypatch.setattr(logs, "set_up", lambda _verbosity: None)
+    path = tmp_path / "x.json"
+    assert main(["compare", "--json", str(path)]) == 0
+    assert Comparison.model_validate(json.loads(path.read_text())) == made
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupted_comparison_is_shown_and_exits_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = comparison(interrupted=True)
+    monkeypatch.setattr(sys.modules[MODULE], "_measured", lambda *_, **__: made)
+    monkeypatch.setattr(logs, "set_up", lambda _verbosity: None)
+    path = tmp_path / "x.json"
+    assert main(["compare", "--json", str(path)]) == 130
+    assert json.loads(path.read_text())["interrupted"] is True
+    assert capsys.readouterr().err == ""
+
+
+def test_what_cannot_be_compared_is_one_line_and_exit_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def compare(*_: object) -> Comparison:
+        raise CompareError("nothing can be compared; shared: no")
+
+    monkeypatch.setattr("penstock_supervisor.compare.run.compare", compare)
+    monkeypatch.setattr(logs, "set_up", lambda _verbosity: None)
+    assert main(["compare", "-q"]) == 1
+    assert capsys.readouterr().err == "penstock: nothing can be compared; shared: no\n"
+
+
+def test_help_names_every_option() -> None:
+    text = CliRunner().invoke(penstock, ["compare", "--help"]).stdout
+    for parameter in penstock.commands["compare"].params:
+        assert parameter.opts[-1] in text or parameter.name == "app"
+    assert "penstock compare --quick" in text
