@@ -63,6 +63,9 @@ _MERITS: Final = {
     "roll.failed": _Merit("failed requests while workers are replaced", "when releases are many"),
     "block.worst": _Merit("worst latency beside a blocked worker", "when requests may block"),
 }
+ADVICE: Final = ("Choose", "Nothing here speaks for it")
+"""How the sentence begins that says when to choose it."""
+
 _REASONS: Final = 3
 """More reasons than these are none."""
 _MUCH: Final = 1.3
@@ -261,7 +264,7 @@ def _choose(merits: Mapping[str, Row], at: int, subject: Subject, names: Names) 
         who = _listed(["it", *(names[n] for n in sorted(level - {at}))], "or")
         reasons = [_MERITS[row.figure.key].reason for row in won[:_REASONS] if row.best == level]
         together[level] = f"{who} {_listed(reasons, 'or')}"
-    text = f"Choose {'; '.join(together.values())}" if won else "Nothing here speaks for it"
+    text = f"{ADVICE[0]} {'; '.join(together.values())}" if won else ADVICE[1]
     lost = [row for row in merits.values() if _lags(row, at)]
     lost.sort(key=lambda row: -_lags(row, at))
     if lost:

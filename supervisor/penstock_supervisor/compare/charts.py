@@ -1,0 +1,28 @@
+"""What is drawn on the page, in order: Plotly figures as plain values.
+
+Plain values and not Plotly's own classes, which take a second to be imported and are not
+there without the extra; a test has Plotly judge every panel. No I/O, no clock.
+"""
+
+from collections.abc import Iterator
+
+from penstock_supervisor.compare import bars, curves, verdict
+from penstock_supervisor.compare.figures import sections
+from penstock_supervisor.compare.paint import Panel, colours
+from penstock_supervisor.compare.result import LOADS, Comparison
+
+
+def panels(comparison: Comparison) -> Iterator[Panel]:
+    """In the order of the page."""
+    paint = colours(comparison)
+    rows = verdict.rows(comparison)
+    for section in sections(comparison):
+        if section in LOADS:
+            yield from curves.percentiles(comparison, section, paint)
+        if section == "held":
+            yield from curves.descriptors(comparison, paint)
+        if section == "split":
+            yield from bars.splits(comparison, paint)
+        for row in rows:
+            if row.figure.section == section and not row.figure.role:
+                yield bars.bars(comparison, row, rows, paint)

@@ -1,0 +1,35 @@
+// Draws the panels that the page carries, in the colours of the reader's light or dark page.
+"use strict";
+{
+  const panels = JSON.parse(document.getElementById("panels").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const config = { displayModeBar: false, responsive: true };
+
+  // "--ink" stands for whatever the style sheet says that it is now.
+  const inked = (value, style) => {
+    if (typeof value === "string" && /^--[a-z]+$/.test(value)) return style.getPropertyValue(value).trim();
+    if (Array.isArray(value)) return value.map((one) => inked(one, style));
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, inked(one, style)]));
+  };
+
+  const theme = (style) => {
+    const axis = { color: "--faint", gridcolor: "--grid", linecolor: "--line", tickfont: { color: "--ink", size: 12 },
+                   title: { font: { color: "--faint", size: 12 } } };
+    const font = { family: style.getPropertyValue("font-family"), size: 12, color: "--ink" };
+    const hoverlabel = { bgcolor: "--paper", bordercolor: "--line", font: { color: "--ink" } };
+    return { layout: { font, hoverlabel, xaxis: axis, yaxis: axis, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" } };
+  };
+
+  const draw = () => {
+    const style = getComputedStyle(document.body);
+    return Promise.all(panels.map(({ name, figure }) => {
+      const layout = { ...figure.layout, template: theme(style) };
+      return Plotly.react(name, inked(figure.data, style), inked(layout, style), config);
+    }));
+  };
+
+  dark.addEventListener("change", draw);
+  // For whoever waits for the whole page, such as a test or a picture.
+  window.drawn = draw();
+}
