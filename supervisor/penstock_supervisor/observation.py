@@ -7,7 +7,20 @@ starting anything. No I/O, no clock.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+SocketKind = Literal["tcp", "udp", "unix"]
+
+
+class SocketView(NamedTuple):
+    """A listening socket that the supervisor keeps open."""
+
+    service: str
+    slot: int | None
+    """The slot that it belongs to; None when all accept from it, or the front does."""
+    inode: int
+    address: str
+    kind: SocketKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +48,15 @@ class ChildView:
     """The child's last answer to STATS; empty if it never gave one."""
     fresh: bool = False
     """It answered this time."""
+    scheme: str = ""
+    """How connections reach it; empty for a front."""
+    spoke: bool = False
+    """It says of itself what it knows: its answers to STATS count. A program that was merely
+    started never does."""
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    """What processes that had this slot before counted (`penstock_proxy.metrics.Series`)."""
+    events: Mapping[str, int] = field(default_factory=dict)
+    """What happened to it so far, by name of the event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,3 +72,9 @@ class Observation:
     channel_fds: int
     """Descriptors of the supervisor itself, by kind."""
     loop_lag_s: float
+    unfronted: Mapping[str, Any] = field(default_factory=dict)
+    """What the watch says of services without a front, shaped as a front's answer to STATS."""
+    sockets: tuple[SocketView, ...] = ()
+    """The listening sockets of all services."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """By service: connections that waited on a socket when it was shut."""
