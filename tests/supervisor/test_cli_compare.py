@@ -90,19 +90,19 @@ def test_addresses_of_others_are_subjects_too(orders: list[Order]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["n"], 'APP: expected "module:attribute" (did you mean "n:app"?), not "n"'
-         "; to run a command: penstock compare -- n"),
+        (["n"], ('APP: expected "module:attribute" (did you mean "n:app"?), not "n"'
+         "; to run a command: penstock compare -- n")),
         (["--"], "COMMAND: expected a program after --"),
         (["-w", "0"], "--workers: expected at least 1, not 0"),
-        (["--schemes", "port"], "--schemes: expected some of ports/http, ports/tcp, handoff,"
-         ' shared, reuseport, not "port"'),
-        (["--path", "x"], '--path: expected a path that starts with "/" and has no spaces,'
-         ' not "x"'),
-        (["--to", "8080"], '--to: expected "host:port", "[v6 address]:port" or "unix:/path",'
-         ' not "8080"'),
+        (["--schemes", "port"], ("--schemes: expected some of ports/http, ports/tcp, handoff,"
+         ' shared, reuseport, not "port"')),
+        (["--path", "x"], ('--path: expected a path that starts with "/" and has no spaces,'
+         ' not "x"')),
+        (["--to", "8080"], ('--to: expected "host:port", "[v6 address]:port" or "unix:/path",'
+         ' not "8080"')),
         (["--to", "h:0"], '--to: expected a port to connect to, not "h:0"'),
-        (["--json", "none/x.json"], "--json: expected a file in a directory that exists,"
-         ' not "none/x.json"'),
+        (["--json", "none/x.json"], ("--json: expected a file in a directory that exists,"
+         ' not "none/x.json"')),
         (["--html", "/"], '--html: expected a file in a directory that exists, not "/"'),
         (["--rounds", "0"],
          "Invalid value for '--rounds': 0 is not in the range 1<=x<=100. (try --help)"),

@@ -249,7 +249,7 @@ def _measured(order: "Order", *, quiet: bool) -> "Comparison":
 def _show(
     comparison: "Comparison", baseline: Any, json_file: Path | None, html_file: Path | None
 ) -> None:
-    from penstock_supervisor.compare import page, table
+    from penstock_supervisor.compare import table
 
     console = Console(highlight=False)
     console.print(table.render(comparison, baseline, console.width))
@@ -258,6 +258,9 @@ def _show(
             json_file.write_text(comparison.model_dump_json(indent=2) + "\n")
     with _writing("--html", html_file):
         if html_file is not None:
+            # Only here: it draws with plotly, which not everybody has.
+            from penstock_supervisor.compare import page
+
             page.write(comparison, baseline, html_file)
 
 

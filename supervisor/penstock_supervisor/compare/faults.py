@@ -45,7 +45,7 @@ async def fault(kind: FaultKind, subject: Running, job: Job) -> FaultResult:
             began = loop.time()
             await _break(kind, subject, before)
             until = began + job.seconds + plan.GRACE_S
-            if await _restored(subject, _condition(kind, before), until):
+            if await _restored(subject, condition(kind, before), until):
                 took = loop.time() - began
     except ExceptionGroup as group:
         # One of both failed and the other was cancelled; the first is the reason.
@@ -93,7 +93,7 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-def _condition(kind: FaultKind, before: Rows) -> Callable[[Rows], bool]:
+def condition(kind: FaultKind, before: Rows) -> Callable[[Rows], bool]:
     """Is everybody there, and as far as somebody was replaced, somebody new?"""
     if kind == "block":
         return all_up

@@ -66,6 +66,7 @@ class Running:
         self._transport, self._pipes = await loop.subprocess_exec(
             lambda: _Pipes(loop, verbose=self._verbose),
             *_ARGV,
+            *(("-v",) if self._verbose else ()),
             env=inherited_environment(),
             start_new_session=True,
         )
@@ -274,7 +275,7 @@ def _main() -> int:
         if not piece:
             return 1
         line += piece
-    logs.set_up(-1)
+    logs.set_up(0 if "-v" in sys.argv else -1)
     return asyncio.run(_run(Config.model_validate_json(line)))
 
 

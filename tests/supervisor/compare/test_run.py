@@ -103,11 +103,11 @@ async def test_every_figure_of_a_subject_is_there() -> None:
     (subject,) = found.subjects
     assert (subject.name, subject.scheme, subject.mode) == ("ports/http", "ports", "http")
     assert set(subject.loads) == {"keepalive", "connect", "rate"}
-    for load in subject.loads.values():
-        assert load.requests > 0
-        assert load.errors == {}
-        assert set(load.cpu_us) == {"supervisor", "front", "workers"}
-        assert 0 < load.p50_s.median <= load.p99_s.median
+    for one in subject.loads.values():
+        assert one.requests > 0
+        assert one.errors == {}
+        assert set(one.cpu_us) == {"supervisor", "front", "workers"}
+        assert 0 < one.p50_s.median <= one.p99_s.median
     assert subject.loads["rate"].rate >= plan.LEAST_A_SECOND
     assert subject.held
     assert subject.held.connections == 20

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import psutil
@@ -62,7 +62,8 @@ async def test_a_subject_tells_its_processes_apart_and_leaves_none() -> None:
 
 
 async def test_what_a_worker_started_is_part_of_the_workers() -> None:
-    program = "import os, sys, subprocess; subprocess.run([sys.executable, '-m', 'http.server', '-b', '127.0.0.1', os.environ['PORT']])"
+    argv = "[sys.executable, '-m', 'http.server', '-b', '127.0.0.1', os.environ['PORT']]"
+    program = f"import os, subprocess, sys; subprocess.run({argv})"
     (service,) = load(None, {"command": (sys.executable, "-c", program), "workers": 1}).services
     (one,) = choose(service, ("ports/tcp",), "/tmp").variants
     async with running(one) as subject:
@@ -112,19 +113,23 @@ def test_a_subject_leaves_when_nobody_measures_any_more() -> None:
     gone(children)
 
 
-async def test_an_address_has_the_processes_that_listen_there() -> None:
+@pytest.fixture
+def stranger() -> Iterator[tuple[int, int]]:
+    """A server that is no child of a subject: its process and port."""
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "http.server", "-b", "127.0.0.1", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as server:
-        try:
-            assert server.stdout
-            port = int(server.stdout.readline().split(b"port ")[1].split()[0])
-            outside = Outside(f"127.0.0.1:{port}")
-            roles = await outside.roles()
-            assert roles == {"server": (server.pid,)}
-            assert await outside.outgoing(roles) == 0
-            assert await outside.split() == ("connections", {})
-        finally:
-            server.kill()
+        assert server.stdout
+        yield server.pid, int(server.stdout.readline().split(b"port ")[1].split()[0])
+        server.kill()
+
+
+async def test_an_address_has_the_processes_that_listen_there(stranger: tuple[int, int]) -> None:
+    pid, port = stranger
+    outside = Outside(f"127.0.0.1:{port}")
+    roles = await outside.roles()
+    assert roles == {"server": (pid,)}
+    assert await outside.outgoing(roles) == 0
+    assert await outside.split() == ("connections", {})
