@@ -101,10 +101,10 @@ def condition(kind: FaultKind, before: Rows) -> Callable[[Rows], bool]:
     return lambda rows: all_up(rows) and not any(row["pid"] in gone for row in rows)
 
 
-async def _restored(subject: Running, condition: Callable[[Rows], bool], until: float) -> bool:
+async def _restored(subject: Running, is_back: Callable[[Rows], bool], until: float) -> bool:
     loop = asyncio.get_running_loop()
     while loop.time() < until:
-        if condition(await subject.workers()):
+        if is_back(await subject.workers()):
             return True
         await asyncio.sleep(_POLL_S)
     return False

@@ -178,8 +178,10 @@ class _Run:
         return [one for one in everybody if one.name not in self._useless]
 
     def _passes(self) -> tuple[plan.Pass, ...]:
-        ours = [name for name in self._ours if name not in self._useless]
-        others = [name for name in self._others if name not in self._useless]
+        working = [one.name for one in self._working()]
+        # Upstreams are run by somebody else, even behind a front of ours.
+        ours = [n for n in working if n in self._ours and not self._ours[n].service.upstreams]
+        others = [name for name in working if name not in ours]
         return plan.passes(ours, others, self._order.measures)
 
     async def _measure(self) -> None:
