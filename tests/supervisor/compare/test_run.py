@@ -146,6 +146,15 @@ async def test_an_address_of_somebody_else_is_measured_and_not_broken(stranger: 
     assert subject.split == {}
 
 
+async def test_upstreams_behind_a_front_of_ours_are_not_broken_either(stranger: str) -> None:
+    found = await compare(order("ports/http", keys={"upstreams": [stranger]}), Watched())
+    (subject,) = found.subjects
+    assert set(subject.loads["connect"].cpu_us) == {"supervisor", "front"}
+    assert set(subject.split) == {"0"}
+    assert subject.faults == {}
+    assert subject.notes == ()
+
+
 async def test_ctrl_c_keeps_what_was_measured_and_stops_everything() -> None:
     watched = Watched("a connection per request", lambda: os.kill(os.getpid(), signal.SIGINT))
     found = await compare(order("ports"), watched)
