@@ -104,15 +104,11 @@ class Queue(NamedTuple):
 def queues(kinds: Collection[SocketKind]) -> dict[int, Queue]:
     """Every listening socket of these kinds by inode, as far as the kernel tells."""
     found: dict[int, Queue] = {}
-    try:
-        if "tcp" in kinds:
-            found |= _inet_queues(socket.IPPROTO_TCP, _TCP_LISTEN)
-        if "udp" in kinds:
-            found |= _inet_queues(socket.IPPROTO_UDP, _TCP_CLOSE)
-        if "unix" in kinds:
-            found |= _unix_queues()
-    except OSError as error:
-        _log.debug("the kernel does not tell about queues: %s", error)
+    for kind in kinds:
+        try:
+            found |= _queues(kind)
+        except OSError as error:
+            _log.debug("the kernel does not tell about queues (%s): %s", kind, error)
     return found
 
 
@@ -193,6 +189,16 @@ def _program(ports: Collection[int], end: End) -> bytes:
             # The last condition has no jump of its own: as long as this jump is.
             program += _JUMP.pack(_BC_JMP, _JUMP.size, left * step)
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(program), _INET_DIAG_BYTECODE) + program
+
+
+def _queues(kind: SocketKind) -> Iterator[tuple[int, Queue]]:
+    match kind:
+        case "tcp":
+            return _inet_queues(socket.IPPROTO_TCP, _TCP_LISTEN)
+        case "udp":
+            return _inet_queues(socket.IPPROTO_UDP, _TCP_CLOSE)
+        case "unix":
+            return _unix_queues()
 
 
 def _inet_queues(protocol: int, states: int) -> Iterator[tuple[int, Queue]]:
