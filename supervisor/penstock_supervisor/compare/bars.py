@@ -11,7 +11,15 @@ from typing import Final
 
 from penstock_supervisor.compare import verdict
 from penstock_supervisor.compare.figures import Cell
-from penstock_supervisor.compare.paint import ROLE_DEPTHS, Figure, Panel, axes, faded, plain
+from penstock_supervisor.compare.paint import (
+    ROLE_DEPTHS,
+    Figure,
+    Panel,
+    axes,
+    faded,
+    plain,
+    shortened,
+)
 from penstock_supervisor.compare.result import Comparison, Subject
 from penstock_supervisor.compare.units import Scale, scale, share
 
@@ -40,7 +48,7 @@ def bars(
         data = [_bar(names, row.cells, unit, paint) | {"error_x": _error(row.cells, unit)}]
     data.append(_values(names, row, unit))
     # Room for the figures at the ends of the bars.
-    most = max((cell.high for cell in row.cells if cell and isfinite(cell.high)), default=0.0)
+    most = max(map(_end, row.cells), default=0.0)
     layout = {
         "height": _BAR * len(names) + 16,
         "margin": _FLAT,
@@ -59,6 +67,8 @@ def bars(
             "ticks": "",
             "ticksuffix": " ",
             "type": "category",
+            "tickvals": [plain(name) for name in names],
+            "ticktext": [plain(shortened(name)) for name in names],
         },
     }
     better = "more is better" if figure.more else "less is better"
@@ -67,9 +77,10 @@ def bars(
     return Panel(
         f"bar-{figure.key}".replace(".", "-"),
         figure.section,
-        f"{title[0].upper()}{title[1:]}",
+        title if title.startswith("p") and title[1:2].isdigit() else title[0].upper() + title[1:],
         f"{unit_name}{better}",
         {"data": data, "layout": layout},
+        roles=tuple(trace["name"] for trace in data if trace.get("name")),
     )
 
 
@@ -128,6 +139,13 @@ def _spreads(names: Sequence[str], cells: Sequence[Cell | None], unit: Scale) ->
     }
 
 
+def _end(cell: Cell | None) -> float:
+    """How far its bar reaches, or the line that shows its spread."""
+    if cell is None or not isfinite(cell.value):
+        return 0.0
+    return cell.high if cell.rounds > 1 else cell.value
+
+
 def _values(names: Sequence[str], row: verdict.Row, unit: Scale) -> Figure:
     """The figures, as text behind the bars; the best in bold."""
     texts, places = [], []
@@ -138,7 +156,7 @@ def _values(names: Sequence[str], row: verdict.Row, unit: Scale) -> Figure:
         if cell and cell.doubt == "errors":
             text = f"{text} (errors)"
         texts.append(f"<b>{text}</b>" if at in row.best else text)
-        places.append(cell.high * unit.factor if cell and isfinite(cell.high) else 0.0)
+        places.append(_end(cell) * unit.factor)
     return {
         "type": "scatter",
         "mode": "text",
@@ -171,8 +189,9 @@ def _split(subject: Subject, at: int, most: float, colour: str) -> Panel:
             "x": [plain(slot) for slot in slots],
             "y": shares,
             "text": [share(one) for one in shares] if len(slots) <= 8 else None,
-            "textposition": "outside",
-            "textfont": {"color": "--ink", "size": 12},
+            "textposition": "auto",
+            "insidetextfont": {"color": "#10141a", "size": 12},
+            "outsidetextfont": {"color": "--ink", "size": 12},
             "cliponaxis": False,
             "marker": {"color": colour},
             "hovertemplate": "worker %{x}: %{y:.1%}<extra></extra>",

@@ -123,11 +123,16 @@ def _comparison(found: Any, path: Path) -> Comparison:
             f"{path} has format {_line(str(found['format']))}, and this version reads {FORMAT}"
         )
     try:
-        return Comparison.model_validate(found, strict=False)
+        comparison = Comparison.model_validate(found, strict=False)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{path}: {_line(where)}: {_line(first['msg'])}") from error
+    names = [subject.name for subject in comparison.subjects]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{path} has two subjects named {_line(name)}")
+    return comparison
 
 
 def _refuse(constant: str) -> NoReturn:

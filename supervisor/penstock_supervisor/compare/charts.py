@@ -19,10 +19,12 @@ def panels(comparison: Comparison) -> Iterator[Panel]:
     for section in sections(comparison):
         if section in LOADS:
             yield from curves.percentiles(comparison, section, paint)
-        if section == "held":
-            yield from curves.descriptors(comparison, paint)
         if section == "split":
+            # Each of these says its fairness itself.
             yield from bars.splits(comparison, paint)
+            continue
         for row in rows:
             if row.figure.section == section and not row.figure.role:
                 yield bars.bars(comparison, row, rows, paint)
+        if section == "held":
+            yield from curves.descriptors(comparison, paint)

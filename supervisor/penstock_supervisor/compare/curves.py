@@ -17,6 +17,8 @@ from penstock_supervisor.compare.result import Comparison, LoadResult
 _NINES: Final = (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 _STEPS: Final = 40
 """Points of a latency curve for each further nine."""
+_FIRST: Final = 3
+"""Not from the very quickest: a seventh of all is where something can be seen."""
 
 
 def percentiles(comparison: Comparison, section: str, paint: Mapping[str, str]) -> Iterator[Panel]:
@@ -46,10 +48,11 @@ def percentiles(comparison: Comparison, section: str, paint: Mapping[str, str]) 
     high = max(max(line["y"]) for line in lines)
     layout = axes(
         {
-            "title": {"text": "Share of the requests", "standoff": 8},
+            "title": {"text": "Share of the requests, %", "standoff": 8},
             "tickvals": [-log10(1 - q) for q in ticks],
-            "ticktext": [f"{q * 100:.7g} %" for q in ticks],
-            "range": [0, most * 1.02],
+            "ticktext": [f"{q * 100:.7g}" for q in ticks],
+            "tickangle": 0,
+            "range": [_FIRST / _STEPS, most * 1.02],
         },
         {
             "type": "log",
@@ -73,7 +76,7 @@ def _curve(load: LoadResult) -> list[tuple[float, float]]:
     total = sums[-1]
     points: list[tuple[float, float]] = []
     at = 0
-    for step in range(int(log10(total) * _STEPS) + 1):
+    for step in range(_FIRST, int(log10(total) * _STEPS) + 1):
         nines = step / _STEPS
         while sums[at] < total * (1 - 10**-nines):
             at += 1
@@ -134,7 +137,7 @@ def descriptors(comparison: Comparison, paint: Mapping[str, str]) -> Iterator[Pa
             230,
         )
         layout["annotations"] = _apart(notes, max(counts) * 0.1)
-        yield Panel(f"fds-{at}", "held", name, "descriptors, by role",
+        yield Panel(f"fds-{at}", "held", name, "descriptors against connections",
                     {"data": lines, "layout": layout})  # fmt: skip
 
 

@@ -9,6 +9,7 @@ Plotly is an extra. Only this module imports it, and only to write.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
@@ -27,6 +28,7 @@ from penstock_supervisor.compare.units import Scale, scale
 _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 )
+_UNITS: Final = re.compile(r"(\d) (%|times|ms|µs|s|B|KiB|MiB)(?!\w)")
 _NUMBERED: Final = "rounds: bars are medians, the thin lines reach from the lowest to the highest"
 
 
@@ -114,15 +116,20 @@ def _schemes(comparison: Comparison) -> Iterator[str]:
     yield '<p class="faint">Made from the figures below, and from nothing else.</p>'
     yield '<div class="schemes">'
     for name, text in verdict.paragraphs(comparison).items():
-        body = " ".join(
-            f'<span class="choose">{escape(sentence)}</span>'
-            if sentence.startswith(verdict.ADVICE)
-            else escape(sentence)
-            for sentence in text.replace(". ", ".\n").split("\n")
+        advice, _, figures = (
+            text.partition(". ") if text.startswith(verdict.ADVICE) else ("", "", text)
         )
+        body = (
+            f'<p class="choose">{_kept(advice)}.</p>' if advice else ""
+        ) + f"<p>{_kept(figures)}</p>"
         yield f'<div class="scheme" style="--colour:{paint[name]}">'
         yield f"<h3>{escape(name)}</h3>{body}</div>"
     yield "</div>"
+
+
+def _kept(text: str) -> str:
+    """Escaped, with each number on one line with its unit."""
+    return _UNITS.sub("\\1&nbsp;\\2", escape(text))
 
 
 def _table(comparison: Comparison) -> Iterator[str]:
@@ -163,7 +170,7 @@ def _table_head(comparison: Comparison) -> Iterator[str]:
 
 
 def _section_row(title: str, columns: int) -> str:
-    return f'<tr class="section"><th>{escape(title)}</th><td colspan="{columns}"></td></tr>'
+    return f'<tr class="section"><th colspan="{columns + 1}"><span>{escape(title)}</span></th></tr>'
 
 
 def _cell(cell: Cell | None, unit: Scale, best: bool, more: bool, part: bool) -> str:
@@ -222,13 +229,22 @@ def _sections(comparison: Comparison, charts: Sequence[Panel]) -> Iterator[str]:
             yield f'<p class="faint">{comparison.rounds} {_NUMBERED}.</p>'
         yield from _legend(comparison, section)
         yield '<div class="panels">'
-        for panel in inside:
-            wide = ' class="wide"' if panel.wide else ""
-            yield (
-                f"<figure{wide}><figcaption>{escape(panel.title)} <span>{escape(panel.hint)}</span>"
-                f'</figcaption><div class="chart" id="{panel.name}"></div></figure>'
-            )
+        yield from map(_figure, inside)
         yield "</div>"
+
+
+def _figure(panel: Panel) -> str:
+    wide = ' class="wide"' if panel.wide else ""
+    roles = "".join(
+        f'<span class="chip" style="--colour:var(--faint);--depth:{ROLE_DEPTHS.get(role, 0.8):g}">'
+        f"{escape(role)}</span>"
+        for role in panel.roles
+    )
+    roles = f'<span class="legend">{roles}</span>' if roles else ""
+    return (
+        f"<figure{wide}><figcaption>{escape(panel.title)} <span>{escape(panel.hint)}</span>{roles}"
+        f'</figcaption><div class="chart" id="{panel.name}"></div></figure>'
+    )
 
 
 def _legend(comparison: Comparison, section: str) -> Iterator[str]:
@@ -237,12 +253,6 @@ def _legend(comparison: Comparison, section: str) -> Iterator[str]:
     yield '<ul class="legend">'
     for name, colour in colours(comparison).items():
         yield f'<li class="chip" style="--colour:{colour}">{escape(name)}</li>'
-    yield "</ul>"
-    yield '<ul class="legend"><li class="faint">Bars by role:</li>'
-    used = {row.figure.role for row in verdict.rows(comparison) if row.figure.section == section}
-    for role, depth in ROLE_DEPTHS.items():
-        if role in used:
-            yield f'<li class="chip" style="--colour:var(--faint);--depth:{depth:g}">{role}</li>'
     yield "</ul>"
 
 

@@ -9,6 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from penstock_supervisor.compare.result import Comparison
 
+MOST: Final = 22
+"""Characters of a name beside a bar; on a phone the bar needs its room too."""
+
 Figure = dict[str, Any]
 """As Plotly takes it: `data` and `layout`, or a part of them."""
 
@@ -37,6 +40,8 @@ class Panel(NamedTuple):
     figure: Figure
     wide: bool = False
     """Takes the whole width."""
+    roles: tuple[str, ...] = ()
+    """Whose shares are told apart by depth."""
 
 
 def colours(comparison: Comparison) -> dict[str, str]:
@@ -61,6 +66,11 @@ def axes(x: Figure, y: Figure, height: int) -> Figure:
 def plain(text: str) -> str:
     """Plotly reads some HTML in labels; a name is text and nothing else."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def shortened(name: str) -> str:
+    """A long name by its end, which is where paths and addresses differ."""
+    return name if len(name) <= MOST else f"…{name[1 - MOST :]}"
 
 
 def faded(colour: str, depth: float) -> str:

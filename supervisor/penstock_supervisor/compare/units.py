@@ -33,7 +33,8 @@ class Scale(NamedTuple):
 
     def text(self, value: float) -> str:
         """With the unit."""
-        return f"{self.number(value)} {self.suffix}".strip()
+        suffix = self.suffix if isfinite(value) else ""
+        return f"{self.number(value)} {suffix}".strip()
 
 
 _TIMES: Final = ((1.0, "s", 1.0), (1e-3, "ms", 1e3), (0.0, "µs", 1e6))
@@ -55,7 +56,7 @@ def scale(quantity: Quantity, values: Iterable[float]) -> Scale:
             return Scale("µs", 1.0, 0 if typical >= 100 else 1)
         case "rate":
             suffix, factor = _fitting(_COUNTS, max(sizes, default=0.0))
-            return Scale("", factor, _decimals(typical * factor) if suffix else 0, suffix)
+            return Scale("", factor, _decimals(max(sizes) * factor) if suffix else 0, suffix)
         case "ratio":
             return Scale("", 1.0, 3)
         case "number":

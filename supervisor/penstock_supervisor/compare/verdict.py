@@ -116,12 +116,12 @@ def _sentences(
         yield from _noted(subject)
         return
     told = {key: text for key, row in merits.items() if (text := _place(row, at, names))}
+    yield from _choose(merits, at, subject, names)
     yield from _speed(merits, told, at)
     yield from _cpu(merits, told, subject, at)
     yield from _held(subject, told)
     yield from _split(subject)
     yield from _faults(subject)
-    yield from _choose(merits, at, subject, names)
     yield from _doubts(comparison, subject, merits, at)
 
 
@@ -193,7 +193,9 @@ def _cpu(
         if row is None or not row.cells[at]:
             continue
         front = subject.loads[kind].cpu_us.get("front")
-        inside = f", {shown('cpu', front.median)} of it in the front" if front else ""
+        inside = (
+            f", {shown('cpu', front.median)} of it in the front" if front and front.values else ""
+        )
         parts.append(f"{_value(row, at)} {what}{told.get(row.figure.key, '')}{inside}")
     if parts:
         yield f"It costs CPU: {'; '.join(parts)}."

@@ -1,0 +1,227 @@
+"""The page is whole and safe: a real browser draws every chart and asks nobody for anything."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from penstock_supervisor.compare import charts, page, paint
+from penstock_supervisor.compare.result import Comparison, Subject
+
+if os.environ.get("CI") != "true":
+    pytest.importorskip("plotly", reason="needs the extra report")
+
+DEADLINE_S = 60.0
+QUIET = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--remote-debugging-port=0",
+)  # fmt: skip
+HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><b>&amp;"
+
+
+class Tab:
+    """A page of a running Chromium, by its debugging protocol."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._session = ""
+        self._last = 0
+        self.events: list[dict[str, Any]] = []
+
+    async def open(self, path: Path) -> None:
+        """Load it and wait until its script has drawn everything."""
+        target = await self.ask("Target.createTarget", url="about:blank")
+        attached = await self.ask(
+            "Target.attachToTarget", targetId=target["targetId"], flatten=True
+        )
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            await self.ask(f"{domain}.enable")
+        await self.ask("Page.navigate", url=path.as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self._take(await self._socket.receive_json())
+        await self.value("window.drawn.then(() => true)")
+
+    async def value(self, script: str) -> Any:
+        answer = await self.ask(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    async def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._last += 1
+        message = {"id": self._last, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        await self._socket.send_json(message)
+        while True:
+            answer = await self._socket.receive_json()
+            if answer.get("id") == self._last:
+                assert "error" not in answer, answer
+                return dict(answer["result"])
+            self._take(answer)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if "method" in event:
+            self.events.append(event)
+
+    def complaints(self) -> list[dict[str, Any]]:
+        """What a person would see in red in the browser's console."""
+        said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        return [event for event in self.events if event["method"] in said]
+
+    def asked_for(self) -> list[str]:
+        """Every address that was asked for, and that is neither the page nor inside it."""
+        sent = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        urls = [event["params"]["request"]["url"] for event in sent]
+        return [url for url in urls if not url.startswith(("file://", "data:"))]
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Tab]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        process = await asyncio.create_subprocess_exec(
+            "chromium", *QUIET, f"--user-data-dir={home}", "about:blank",
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                address = await debugging_address(process)
+                async with (
+                    aiohttp.ClientSession() as session,
+                    session.ws_connect(address, max_msg_size=0) as socket,
+                ):
+                    yield Tab(socket)
+        finally:
+            # Its helpers are in its process group, and would go on without it.
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.communicate()
+
+
+async def debugging_address(process: asyncio.subprocess.Process) -> str:
+    assert process.stderr
+    async for line in process.stderr:
+        if found := re.search(rb"DevTools listening on (ws://\S+)", line):
+            return found[1].decode()
+    pytest.fail("chromium said no address")
+
+
+@pytest.mark.needs("chromium")
+async def test_a_browser_draws_every_chart_and_asks_nobody_for_anything(
+    compared: Callable[..., Comparison], tmp_path: Path
+) -> None:
+    comparison = compared(others=1)
+    written = tmp_path / "page.html"
+    page.write(comparison, compared(seed=2), written)
+
+    async with chromium() as tab:
+        await tab.open(written)
+        drawn = json.loads(
+            await tab.value(
+                "JSON.stringify(Object.fromEntries([...document.querySelectorAll('.chart')].map("
+                "chart => [chart.id, chart.querySelectorAll('svg .trace, svg .point').length])))"
+            )
+        )
+        wide = await tab.value("document.documentElement.scrollWidth <= innerWidth")
+        assert tab.complaints() == []
+        assert tab.asked_for() == []
+
+    assert drawn.keys() == {panel.name for panel in charts.panels(comparison)}
+    assert all(drawn.values()), drawn
+    assert wide
+
+
+@pytest.mark.needs("chromium")
+async def test_names_and_notes_of_a_file_are_text_and_never_code(
+    sample: Comparison, tmp_path: Path
+) -> None:
+    subject = sample.subjects[0].model_copy(update={"name": HOSTILE, "notes": (HOSTILE,)})
+    hostile = sample.model_copy(
+        update={
+            "subjects": (subject, *sample.subjects[1:]),
+            "machine": {HOSTILE: HOSTILE},
+            "notes": (HOSTILE,),
+            "command": HOSTILE,
+            "config": HOSTILE,
+            "started": HOSTILE,
+            "penstock": HOSTILE,
+        }
+    )
+    written = tmp_path / "page.html"
+    page.write(hostile, hostile, written)
+
+    async with chromium() as tab:
+        await tab.open(written)
+        title = await tab.value("document.title")
+        images = await tab.value("document.querySelectorAll('img').length")
+        heading = await tab.value("document.querySelector('.scheme h3').textContent")
+        labels = await tab.value(
+            "[...document.querySelectorAll('#bar-keepalive-requests_per_s .ytick')]"
+            ".map(tick => tick.textContent.trim())"
+        )
+        assert tab.complaints() == []
+        assert tab.asked_for() == []
+
+    assert title.startswith("penstock compare: ")
+    assert images == 0
+    assert heading == HOSTILE
+    assert paint.shortened(HOSTILE) in labels
+
+
+def test_plotly_takes_every_panel(compared: Callable[..., Comparison]) -> None:
+    from plotly import graph_objects
+
+    for panel in charts.panels(compared(others=8)):
+        figure = inked(panel.figure)
+        graph_objects.Figure(data=figure["data"], layout=figure["layout"])
+
+
+def test_what_was_not_measured_is_not_drawn_and_breaks_nothing(
+    sample: Comparison, tmp_path: Path
+) -> None:
+    for subjects in partly_measured(sample):
+        page.write(
+            sample.model_copy(update={"subjects": subjects, "interrupted": True}),
+            None,
+            tmp_path / "page.html",
+        )
+
+
+def test_a_subject_has_the_same_colour_whatever_it_is_compared_with(sample: Comparison) -> None:
+    colours = paint.colours(sample)
+    alone = sample.model_copy(update={"subjects": sample.subjects[2:3]})
+
+    assert paint.colours(alone)["handoff"] == colours["handoff"]
+    assert len(set(colours.values())) == len(colours)
+
+
+def partly_measured(sample: Comparison) -> Iterator[tuple[Subject, ...]]:
+    first, *others = sample.subjects
+    yield ()
+    yield (Subject(name="handoff", scheme="handoff", mode=""),)
+    yield (first,)
+    yield (first.model_copy(update={"loads": {}, "split": {}, "jain": None}), *others)
+    yield (first.model_copy(update={"held": None, "faults": {}}), *others)
+    silent = first.loads["keepalive"].model_copy(update={"histogram": {}, "cpu_us": {}})
+    yield (first.model_copy(update={"loads": {"keepalive": silent}}), *others)
+
+
+def inked(value: Any) -> Any:
+    """With a colour for each name that the page's script would fill in."""
+    if isinstance(value, dict):
+        return {key: inked(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [inked(one) for one in value]
+    return "#000000" if isinstance(value, str) and value.startswith("--") else value

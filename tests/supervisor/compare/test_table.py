@@ -1,0 +1,134 @@
+"""The table can be read: every figure whole, the best marked without colours too."""
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from penstock_supervisor.compare import table
+from penstock_supervisor.compare.result import Comparison, Subject
+from penstock_supervisor.compare.units import scale, share, shown, times
+
+
+def written(
+    comparison: Comparison,
+    width: int,
+    baseline: Comparison | None = None,
+    colours: bool = False,
+) -> str:
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, force_terminal=colours, color_system="standard" if colours else None
+    )
+    console.print(table.render(comparison, baseline, width))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_all_schemes_fit_beside_each_other_in_eighty_columns(
+    sample: Comparison, width: int
+) -> None:
+    lines = written(sample, width).splitlines()
+    head = next(line for line in lines if "handoff" in line)
+
+    assert head.split() == [subject.name for subject in sample.subjects]
+    assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120])
+@pytest.mark.parametrize("others", [0, 1, 9])
+def test_no_figure_is_cut_however_many_columns_there_are(
+    compared: Callable[..., Comparison], width: int, others: int
+) -> None:
+    comparison = compared(others=others)
+    text = written(comparison, max(width, 40))
+
+    assert "…" not in text
+    for subject in comparison.subjects:
+        assert subject.name in text
+    assert text.count("±") >= 15 * len(comparison.subjects)
+
+
+def test_the_best_of_a_row_has_a_mark_and_so_has_who_is_level(sample: Comparison) -> None:
+    line = next(one for one in written(sample, 100).splitlines() if "descriptors each" in one)
+
+    assert line.split()[2:] == ["3", "3", "*1", "*1", "*1"]
+
+
+def test_there_are_no_colours_where_no_terminal_reads(sample: Comparison) -> None:
+    assert "\x1b" not in written(sample, 80)
+    assert "\x1b" in written(sample, 80, colours=True)
+
+
+def test_what_was_not_measured_is_a_dash_and_what_never_ended_says_so(sample: Comparison) -> None:
+    first, *others = sample.subjects
+    bare = first.model_copy(update={"held": None})
+    text = written(sample.model_copy(update={"subjects": (bare, *others)}), 100)
+    line = next(one for one in text.splitlines() if "memory each" in one)
+
+    assert line.split()[3] == "-"
+    assert "- not measured" in text
+    assert "never" in text
+
+
+def test_a_limit_of_the_load_generator_shows_in_the_row(sample: Comparison) -> None:
+    first, *others = sample.subjects
+    load = first.loads["keepalive"].model_copy(update={"limited": True})
+    limited = first.model_copy(update={"loads": {**first.loads, "keepalive": load}})
+    text = written(sample.model_copy(update={"subjects": (limited, *others)}), 100)
+
+    assert "*≥18" in text
+    assert "≥ the load generator was the limit" in text
+
+
+def test_an_interrupted_run_shows_what_there_is(sample: Comparison) -> None:
+    nothing = sample.model_copy(update={"subjects": (), "interrupted": True})
+    started = Subject(name="handoff", scheme="handoff", mode="")
+    some = sample.model_copy(update={"subjects": (started,), "interrupted": True, "quick": True})
+
+    assert "Nothing was measured." in written(nothing, 80)
+    assert "Interrupted" in written(some, 80)
+
+
+def test_a_baseline_has_a_table_of_its_own(compared: Callable[..., Comparison]) -> None:
+    before = compared(seed=2)
+    slower = before.model_copy(update={"workers": 2})
+    text = written(compared(), 80, slower)
+
+    assert "Against the baseline of 2026-11-21 07:12:44Z, penstock 0.1.0" in text
+    assert "Workers: 2, now 4." in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("quantity", "values", "texts"),
+    [
+        ("time", [0.0004, 0.0021, 0.0034], ["0.40 ms", "2.10 ms", "3.40 ms"]),
+        ("time", [0.00041], ["410 µs"]),
+        ("time", [1.5, 12.0], ["1.50 s", "12.00 s"]),
+        ("time", [0.0], ["0 s"]),
+        ("rate", [5970.0, 12_340.0], ["6.0k", "12.3k"]),
+        ("rate", [5970.0], ["5,970"]),
+        ("rate", [1_234_000.0], ["1.23M"]),
+        ("memory", [9318.0], ["9.10 KiB"]),
+        ("memory", [3.2e6], ["3.05 MiB"]),
+        ("number", [3.0, 1.0], ["3", "1"]),
+        ("number", [3.004, 1.0], ["3.00", "1.00"]),
+        ("cpu", [26.4, 0.4], ["26.4 µs", "0.4 µs"]),
+        ("ratio", [0.91], ["0.910"]),
+        ("time", [float("inf"), 0.4], ["never", "400 ms"]),
+    ],
+)
+def test_a_row_has_one_unit_and_three_digits_that_matter(
+    quantity: str, values: list[float], texts: list[str]
+) -> None:
+    unit = scale(quantity, values)  # type: ignore[arg-type]
+
+    assert [unit.text(value) for value in values] == texts
+
+
+def test_shares_and_ratios_are_written_for_people() -> None:
+    assert (share(0.25), share(0.001), share(0.0)) == ("25 %", "<1 %", "0 %")
+    assert (times(3.0), times(1.84), times(41.2)) == ("3 times", "1.8 times", "41 times")
+    assert shown("rate", 9_999_999.0) == "10.0M"

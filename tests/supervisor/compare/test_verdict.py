@@ -1,0 +1,181 @@
+"""What is said about the schemes follows from the figures, and says where they end."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from penstock_supervisor.compare import verdict
+from penstock_supervisor.compare.figures import Cell, Figure, figures
+from penstock_supervisor.compare.result import (
+    Comparison,
+    Held,
+    LoadKind,
+    LoadResult,
+    Spread,
+    Subject,
+)
+
+
+def cell(value: float, spread: float = 0.0, rounds: int = 3, doubt: str = "") -> Cell:
+    return Cell(value, value - spread, value + spread, rounds, doubt)  # type: ignore[arg-type]
+
+
+MORE = Figure(key="more", section="x", label="x", quantity="rate", more=True, read=lambda _: None)
+LESS = Figure(key="less", section="x", label="x", quantity="time", read=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("figure", "cells", "best"),
+    [
+        (MORE, [cell(10), cell(20), cell(15)], {1}),
+        (LESS, [cell(10), cell(20), cell(15)], {0}),
+        (LESS, [cell(10, 3), cell(12, 1), cell(15)], {0, 1}),
+        # Narrow spreads, but nobody should choose by two per cent.
+        (LESS, [cell(100), cell(102), cell(150)], {0, 1}),
+        # Of one round each, nobody knows how far they spread.
+        (LESS, [cell(100, rounds=1), cell(108, rounds=1), cell(150, rounds=1)], {0, 1}),
+        # All alike is no victory, and neither is having been measured alone.
+        (LESS, [cell(10, 3), cell(12, 3)], set()),
+        (LESS, [cell(10), None, None], set()),
+        (LESS, [None, None], set()),
+        # Who was held back by the load generator can lose to nobody.
+        (MORE, [cell(10, doubt="limited"), cell(20), cell(15)], {0, 1}),
+        (MORE, [cell(10, doubt="limited"), cell(20, doubt="limited")], set()),
+        # Who refuses is quick.
+        (LESS, [cell(1, doubt="errors"), cell(20), cell(40)], {1}),
+        # No end of it is worse than any.
+        (LESS, [cell(float("inf"), rounds=1), cell(20, rounds=1)], {1}),
+        (LESS, [cell(0, rounds=0), cell(0, rounds=0), cell(1, rounds=0)], {0, 1}),
+    ],
+)
+def test_the_best_is_who_cannot_be_told_from_the_best(
+    figure: Figure, cells: list[Cell | None], best: set[int]
+) -> None:
+    assert verdict.best(figure, cells) == best
+
+
+def test_a_row_has_a_cell_for_each_subject_and_a_part_has_no_best(sample: Comparison) -> None:
+    for row in verdict.rows(sample):
+        assert len(row.cells) == len(sample.subjects)
+        assert any(row.cells)
+        if row.figure.role:
+            assert not row.best
+
+
+def test_figures_have_names_of_their_own(sample: Comparison) -> None:
+    keys = [figure.key for figure in figures(sample)]
+
+    assert len(keys) == len(set(keys))
+    assert {"keepalive.requests_per_s", "connect.cpu.front", "held.fds", "split.jain",
+            "roll.failed"} <= set(keys)  # fmt: skip
+
+
+def test_errors_that_nobody_had_are_no_row(sample: Comparison) -> None:
+    assert "keepalive.errors" not in {figure.key for figure in figures(sample)}
+
+    failing = failed(sample.subjects[0], "keepalive", 3)
+    some = sample.model_copy(update={"subjects": (failing, *sample.subjects[1:])})
+
+    assert "keepalive.errors" in {figure.key for figure in figures(some)}
+
+
+def test_each_subject_gets_a_paragraph_with_its_costs_and_when_to_choose_it(
+    sample: Comparison,
+) -> None:
+    told = verdict.paragraphs(sample)
+
+    assert list(told) == ["ports/http", "ports/tcp", "handoff", "shared", "reuseport"]
+    assert (
+        "3 descriptors (3 times handoff), 2 in the front and 1 in the workers" in told["ports/http"]
+    )
+    assert "rather not when descriptors run out first" in told["ports/http"]
+    assert "1 local port" in told["ports/tcp"]
+    assert "1 descriptor (level with the best), no local port" in told["handoff"]
+    assert "The busiest of 4 workers had 36 %" in told["shared"]
+    assert "full capacity never back" in told["reuseport"]
+    for text in told.values():
+        assert text.startswith(verdict.ADVICE)
+        assert "It costs CPU: " in text
+
+
+def test_an_address_of_somebody_else_is_measured_and_not_recommended(
+    compared: Callable[..., Comparison],
+) -> None:
+    text = verdict.paragraphs(compared(others=1))["127.0.0.1:8080"]
+
+    assert "Choose" not in text
+    assert "requests/s over keep-alive connections" in text
+    assert "Not measured" not in text
+
+
+def test_what_was_not_measured_is_said_and_never_taken_for_nothing(sample: Comparison) -> None:
+    bare = sample.subjects[2].model_copy(
+        update={"held": None, "faults": {}, "notes": ("held connections: too few descriptors",)}
+    )
+    others = (*sample.subjects[:2], *sample.subjects[3:])
+    text = verdict.paragraphs(sample.model_copy(update={"subjects": (bare, *others)}))["handoff"]
+
+    assert "Not measured: descriptors per connection, memory per connection" in text
+    assert "Held connections: too few descriptors." in text
+    assert "An open connection takes" not in text
+    assert "Failed requests" not in text
+
+
+def test_a_subject_without_any_figure_says_so(sample: Comparison) -> None:
+    nothing = Subject(name="handoff", scheme="handoff", mode="", notes=("it did not start",))
+    told = verdict.paragraphs(sample.model_copy(update={"subjects": (nothing,)}))
+
+    assert told == {"handoff": "Nothing was measured. It did not start."}
+
+
+def test_it_is_said_when_the_load_generator_was_the_limit(sample: Comparison) -> None:
+    first, *others = sample.subjects
+    load = first.loads["keepalive"].model_copy(update={"limited": True})
+    limited = first.model_copy(update={"loads": {**first.loads, "keepalive": load}})
+    text = verdict.paragraphs(sample.model_copy(update={"subjects": (limited, *others)}))[
+        first.name
+    ]
+
+    assert re.search(r"[Aa]t least \S+ requests/s over keep-alive connections", text)
+    assert "Under keep-alive load the load generator was the limit" in text
+
+
+def test_it_is_said_when_requests_failed_and_when_a_rate_was_not_reached(
+    sample: Comparison,
+) -> None:
+    first, *others = sample.subjects
+    failing = failed(first, "connect", 5000)
+    slow = first.loads["rate"].model_copy(update={"requests_per_s": Spread(values=(4000.0,))})
+    broken = failing.model_copy(update={"loads": {**failing.loads, "rate": slow}})
+    text = verdict.paragraphs(sample.model_copy(update={"subjects": (broken, *others)}))[first.name]
+
+    assert "of the requests failed (reset 5,000)" in text
+    assert "It reached only 50 % of the constant rate" in text
+
+
+def test_alone_a_subject_is_described_and_not_compared(sample: Comparison) -> None:
+    text = verdict.paragraphs(sample.model_copy(update={"subjects": sample.subjects[:1]}))
+
+    assert "the best" not in text["ports/http"]
+    assert "Choose" not in text["ports/http"]
+    assert "An open connection takes 3 descriptors" in text["ports/http"]
+
+
+def test_the_smallest_of_results_can_be_judged(sample: Comparison) -> None:
+    once = Spread(values=(1.0,))
+    load = LoadResult(
+        requests=0, errors={}, requests_per_s=Spread(values=(0.0,)), p50_s=once, p90_s=once,
+        p99_s=once, p999_s=once, worst_s=1.0, histogram={}, cpu_us={}, limited=False,
+    )  # fmt: skip
+    held = Held(connections=1, fds={}, memory={}, ephemeral_ports=0.0, curve=())
+    least = Subject(name="a", scheme="", mode="", loads={"keepalive": load}, held=held)
+    most = sample.subjects[0]
+    told = verdict.paragraphs(sample.model_copy(update={"subjects": (least, most)}))
+
+    assert told["a"].startswith("0 requests/s over keep-alive connections")
+
+
+def failed(subject: Subject, kind: LoadKind, many: int) -> Subject:
+    load = subject.loads[kind].model_copy(update={"errors": {"reset": many}})
+    return subject.model_copy(update={"loads": {**subject.loads, kind: load}})
