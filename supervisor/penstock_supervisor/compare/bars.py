@@ -65,10 +65,9 @@ def bars(
             "fixedrange": True,
             "showgrid": False,
             "ticks": "",
-            "ticksuffix": " ",
             "type": "category",
             "tickvals": [plain(name) for name in names],
-            "ticktext": [plain(shortened(name)) for name in names],
+            "ticktext": [f"{plain(shortened(name))}\u00a0" for name in names],
         },
     }
     better = "more is better" if figure.more else "less is better"

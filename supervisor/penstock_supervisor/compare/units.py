@@ -82,10 +82,7 @@ def times(ratio: float) -> str:
 
 
 def _fitting(steps: tuple[tuple[float, str, float], ...], typical: float) -> tuple[str, float]:
-    for least, suffix, factor in steps:
-        if typical >= least:
-            return suffix, factor
-    raise AssertionError("the last step has no least value")
+    return next((suffix, factor) for least, suffix, factor in steps if typical >= least)
 
 
 def _decimals(typical: float) -> int:

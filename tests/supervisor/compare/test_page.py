@@ -199,6 +199,29 @@ def test_what_was_not_measured_is_not_drawn_and_breaks_nothing(
         )
 
 
+def test_what_is_doubtful_says_so_beside_its_figure(sample: Comparison, tmp_path: Path) -> None:
+    first, second, *others = sample.subjects
+    limited = first.loads["keepalive"].model_copy(update={"limited": True})
+    failing = second.loads["keepalive"].model_copy(update={"errors": {"reset": 90_000}})
+    doubtful = sample.model_copy(
+        update={
+            "rounds": 1,
+            "subjects": (
+                first.model_copy(update={"loads": {"keepalive": limited}}),
+                second.model_copy(update={"loads": {"keepalive": failing}}),
+                *others,
+            ),
+        }
+    )
+    page.write(doubtful, None, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text("utf-8")
+
+    assert page.available()
+    assert 'title="the load generator was the limit">≥ 18' in text
+    assert " ! <small>" in text
+    assert "(errors)" in text
+
+
 def test_a_subject_has_the_same_colour_whatever_it_is_compared_with(sample: Comparison) -> None:
     colours = paint.colours(sample)
     alone = sample.model_copy(update={"subjects": sample.subjects[2:3]})

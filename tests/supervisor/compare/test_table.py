@@ -82,6 +82,21 @@ def test_a_limit_of_the_load_generator_shows_in_the_row(sample: Comparison) -> N
     assert "≥ the load generator was the limit" in text
 
 
+def test_failed_requests_and_schemes_that_were_passed_over_are_told(sample: Comparison) -> None:
+    first, *others = sample.subjects
+    load = first.loads["keepalive"].model_copy(update={"errors": {"reset": 90_000}})
+    failing = first.model_copy(update={"loads": {**first.loads, "keepalive": load}})
+    text = written(
+        sample.model_copy(
+            update={"subjects": (failing, *others), "notes": ("udp is not compared: no port",)}
+        ),
+        100,
+    )
+
+    assert "! too many requests failed" in text
+    assert "udp is not compared: no port" in text
+
+
 def test_an_interrupted_run_shows_what_there_is(sample: Comparison) -> None:
     nothing = sample.model_copy(update={"subjects": (), "interrupted": True})
     started = Subject(name="handoff", scheme="handoff", mode="")

@@ -55,6 +55,12 @@ def test_the_best_is_who_cannot_be_told_from_the_best(
     assert verdict.best(figure, cells) == best
 
 
+def test_what_is_nothing_or_has_no_end_has_no_spread() -> None:
+    assert cell(0, 1).spread == 0
+    assert Cell(float("inf"), float("inf"), float("inf"), 3).spread == 0
+    assert cell(100, 4).spread == pytest.approx(0.04)
+
+
 def test_a_row_has_a_cell_for_each_subject_and_a_part_has_no_best(sample: Comparison) -> None:
     for row in verdict.rows(sample):
         assert len(row.cells) == len(sample.subjects)
