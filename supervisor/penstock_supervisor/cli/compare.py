@@ -108,7 +108,7 @@ def compare(ctx: click.Context, /, **options: Any) -> int:
         raise click.ClickException(_PLOTLY)
     baseline = None if earlier is None else _baseline(earlier)
     logs.set_up(options["verbose"] - options["quiet"] - 1)
-    with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
+    with _room(service) as directory:
         order = _order(
             service, options, directory, join(("penstock", "compare", *ctx.meta[_WORDS]))
         )
@@ -131,6 +131,16 @@ def _service(config: Config) -> Service:
     if service.mode == "udp":
         raise ConfigError(('compare asks over HTTP, and cannot measure mode = "udp"',))
     return service
+
+
+@contextmanager
+def _room(service: Service) -> Iterator[str]:
+    """A directory for unix sockets, if there are any: who is killed cannot take it away."""
+    if not parse_address(service.listen).path:
+        yield ""
+        return
+    with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
+        yield directory
 
 
 def _judge(path: str, service: Service) -> None:
