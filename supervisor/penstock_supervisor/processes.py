@@ -11,6 +11,7 @@ the event loop: SIGCHLD is one handler for a whole process and can be lost; a pi
 
 import ctypes
 import errno
+import fcntl
 import logging
 import os
 import random
@@ -25,11 +26,14 @@ from typing import Final, NamedTuple
 
 from penstock_supervisor import guardian
 from penstock_supervisor.restarts import Restarts
+from penstock_worker.contract import LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_START
 
 _PR_SET_PDEATHSIG: Final = 1
 _FAREWELL_S: Final = 5.0
 _PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 10.0
+_HIGH: Final = 64
+"""The first number that is surely none of the passed sockets'."""
 # Loaded before any fork: between fork and exec nothing may be imported or looked up.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -54,6 +58,11 @@ class Program(NamedTuple):
     """Descriptors that keep their numbers in the child."""
     captured: bool = True
     """Its stdout comes to us through a pipe, as its stderr always does."""
+    listen: tuple[int, ...] = ()
+    """Listening sockets that it gets as descriptors 3, 4 …, by the protocol of systemd
+    (sd_listen_fds(3)). No other inherited descriptor may have such a number: see `high`."""
+    names: str = ""
+    """What each of them is called in LISTEN_FDNAMES."""
 
 
 class Exit(NamedTuple):
@@ -288,6 +297,9 @@ def _popen(program: Program, guardian_: Guardian) -> subprocess.Popen[bytes]:
                 os.write(telling, b"+%d\n" % os.getpid())
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
+        if program.listen:
+            _take_places(program)
+
     try:
         return subprocess.Popen(
             program.argv,
@@ -297,7 +309,7 @@ def _popen(program: Program, guardian_: Guardian) -> subprocess.Popen[bytes]:
             bufsize=0,
             cwd=program.directory,
             env=dict(program.environment),
-            pass_fds=program.inherited,
+            pass_fds=(*program.inherited, *program.listen),
             start_new_session=True,
             # The death signal is a thread's: this must run in the thread that lives longest.
             preexec_fn=before_exec,  # noqa: PLW1509
@@ -305,6 +317,37 @@ def _popen(program: Program, guardian_: Guardian) -> subprocess.Popen[bytes]:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         guardian_.repeat()
         raise _explained(program, error) from error
+
+
+def _take_places(program: Program) -> None:
+    """In the child: put the listening sockets where they are expected, and become the program.
+
+    LISTEN_PID is only known here, and the environment of the exec that follows is made
+    already; so this one is done by ourselves. If it fails, that one fails in the same way
+    and has the means to say why.
+    """
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in program.listen]
+    for place, fd in enumerate(copies, LISTEN_START):
+        os.dup2(fd, place, inheritable=True)
+    kept = {*range(3), *range(LISTEN_START, LISTEN_START + len(copies)), *program.inherited}
+    # What Popen would close: the originals, and what our own parent left open for us.
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 — numbers, not paths
+        with suppress(OSError):
+            if int(name) not in kept:
+                os.set_inheritable(int(name), False)
+    environment = {
+        **program.environment,
+        LISTEN_FDS: str(len(copies)),
+        LISTEN_FDNAMES: ":".join([program.names] * len(copies)),
+        LISTEN_PID: str(os.getpid()),
+    }
+    with suppress(OSError, ValueError):
+        os.execvpe(program.argv[0], program.argv, environment)
+
+
+def high(fd: int) -> int:
+    """Copy a descriptor to a number that no passed socket wants; the caller closes it."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
 
 
 def _explained(program: Program, error: Exception) -> SpawnError:
