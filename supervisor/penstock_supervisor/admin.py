@@ -19,7 +19,7 @@ from typing import Final
 
 from aiohttp import web
 
-from penstock_supervisor import collector, status
+from penstock_supervisor import collector, sockdiag, status
 from penstock_supervisor.observation import Observation
 
 Observe = Callable[[float], Awaitable[Observation]]
@@ -145,4 +145,8 @@ class _Pages:
 
     async def _status(self, _: web.Request) -> web.Response:
         observation = await self._thorough.look()
-        return web.json_response(status.describe(observation, version("penstock"), os.getpid()))
+        async with self._rendering:
+            kinds = {view.kind for view in observation.sockets}
+            queues = await asyncio.to_thread(sockdiag.queues, kinds)
+        described = status.describe(observation, version("penstock"), os.getpid(), queues)
+        return web.json_response(described)

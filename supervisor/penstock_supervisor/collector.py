@@ -1,17 +1,16 @@
 """One `Observation` as a page of metrics.
 
-Owns the supervisor's table of metrics, the figures that the kernel has about each process,
-and the rendering of both tables: this one, and the front's own (`penstock_proxy.metrics`),
-whose numbers came over the channel. It asks nobody: an observation goes in, text comes out.
+Owns the supervisor's table of metrics, and the rendering of both tables: this one, and the
+front's own (`penstock_proxy.metrics`), whose numbers came over the channel. It asks nobody but
+the kernel (about processes, and about sockets): an observation goes in, text comes out.
 
 Why a registry for each scrape and not one for ever: whatever is not in the observation is
 not on the page. A worker that is gone needs nobody to remember to remove its series.
 """
 
-import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from platform import python_version
@@ -25,27 +24,26 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-)
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import OTHER, Metric
 from penstock_proxy.pool import Standing
+from penstock_supervisor import sockdiag
+from penstock_supervisor.descriptors import per_connection, place
+from penstock_supervisor.families import Labels, family
+from penstock_supervisor.figures import figures
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.observation import ChildView, Observation
+from penstock_supervisor.series import number, table
+from penstock_supervisor.traffic import Traffic
 
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS: Final = "application/openmetrics-text"
 
 FD_KINDS: Final = ("listener", "client", "upstream", "channel", OTHER)
-RESTART_REASONS: Final = ("exit", "signal", "start_timeout", "spawn")
+RESTART_REASONS: Final = ("exit", "signal", "start_timeout", "spawn", "retire", "channel")
 _STATES: Final = tuple(state.name.lower() for state in State)
 _PROCESS: Final = ("role", "service", "slot")
 
@@ -86,9 +84,31 @@ TABLE: Final = (
     Metric("penstock_ejections_total", "counter",
            "Times that a worker was taken out of the rotation for what traffic showed.",
            ("service", "slot")),
+    Metric("penstock_worker_events_total", "counter",
+           "What happened to a worker or front, by name of the event.",
+           (*_PROCESS, "event")),
+    Metric("penstock_fds_per_connection", "gauge",
+           "Descriptors for each open client connection, in all processes together.",
+           ("service",)),
+    Metric("penstock_ephemeral_ports", "gauge",
+           "Local ports taken by connections to workers, those in TIME_WAIT too.",
+           ("service",)),
+    Metric("penstock_accept_queue_length", "gauge",
+           "Connections that wait to be accepted; an empty slot means one socket for all.",
+           ("service", "slot")),
+    Metric("penstock_accept_queue_limit", "gauge",
+           "Most connections that may wait to be accepted.", ("service", "slot")),
+    Metric("penstock_accept_queue_overflows_total", "counter",
+           "Connections, or datagrams, that found no room at a listening socket.",
+           ("service", "slot")),
+    Metric("penstock_accept_queue_dropped_total", "counter",
+           "Connections that waited at a worker's socket when it had to be closed.",
+           ("service",)),
+    Metric("penstock_fairness_jain_ratio", "gauge",
+           "How evenly workers shared the work so far: 1 if by weight, 1/n if one has all.",
+           ("service",)),
 )  # fmt: skip
 
-Labels = tuple[str, ...]
 Samples = defaultdict[str, list[tuple[Labels, Any]]]
 
 
@@ -118,13 +138,14 @@ class _Page(Collector):
         self._of_supervisor(observation)
         for child in observation.children:
             self._of_child(child)
-        fronts = [child.stats for child in observation.children if child.role == "front"]
-        self._of_pools(fronts, {(one.service, one.slot) for one in observation.children})
-        self._of_services(fronts)
+        traffic = Traffic(observation)
+        self._of_pools(traffic, {(one.service, one.slot) for one in observation.children})
+        self._of_services(observation, traffic)
+        self._of_sockets(observation)
 
     def collect(self) -> Iterator[Any]:
         for metric in (*TABLE, *metrics.TABLE):
-            yield _family(metric, self._samples.get(metric.name, ()))
+            yield family(metric, self._samples.get(metric.name, ()))
 
     def _add(self, name: str, labels: Labels, value: Any) -> None:
         self._samples[name].append((labels, value))
@@ -152,42 +173,37 @@ class _Page(Collector):
             self._add("penstock_worker_restarts_total", (*labels, reason), count)
         for status, count in child.exits.items():
             self._add("penstock_worker_exits_total", (*labels, status), count)
+        for event, count in child.events.items():
+            self._add("penstock_worker_events_total", (*labels, event), count)
         if child.pid is None:
             return
         info = {"pid": str(child.pid), "address": child.address}
         self._add("penstock_worker_info", labels, info)
         self._of_process(labels, child.pid)
-        told = _table(child.stats.get("metrics"))
-        self._of_fds(labels, _table(told.get("fds")))
-        if (lag := _number(told.get("loop_lag_s"))) is not None:
+        told = table(child.stats.get("metrics"))
+        self._of_fds(labels, table(told.get("fds")))
+        if (lag := number(told.get("loop_lag_s"))) is not None:
             self._add("penstock_event_loop_lag_seconds", labels, lag)
 
     def _of_process(self, labels: Labels, pid: int) -> None:
-        for name, value in _figures(pid).items():
+        for name, value in figures(pid).items():
             self._add(name, labels, value)
 
     def _of_fds(self, labels: Labels, fds: Mapping[str, Any]) -> None:
         # A worker's figures come from a program that is not ours: it may say anything.
         kinds: defaultdict[str, float] = defaultdict(float)
         for kind, told in fds.items():
-            if (value := _number(told)) is not None:
+            if (value := number(told)) is not None:
                 kinds[kind if kind in FD_KINDS else OTHER] += value
         for kind, value in kinds.items():
             self._add("penstock_fds", (*labels, kind), value)
 
-    def _of_pools(
-        self, fronts: Iterable[Mapping[str, Any]], supervised: set[tuple[str, int]]
-    ) -> None:
-        rows: dict[tuple[str, int], dict[str, Any]] = {}
-        for stats in fronts:
-            for service, pool in stats.get("pools", {}).items():
-                for row in pool:
-                    known = rows.setdefault(
-                        (service, row["slot"]), {**row, "active": 0, "ejections": 0}
-                    )
-                    # Each front has traffic and a judgement of its own; numbers add up.
-                    known["active"] += row["active"]
-                    known["ejections"] += row["ejections"]
+    def _of_pools(self, traffic: Traffic, supervised: set[tuple[str, int]]) -> None:
+        rows = {
+            (service, slot): row
+            for service, pool in traffic.pools.items()
+            for slot, row in pool.items()
+        }
         for (service, slot), row in rows.items():
             labels = (service, str(slot))
             if (service, slot) not in supervised:
@@ -201,83 +217,46 @@ class _Page(Collector):
             self._add("penstock_worker_active", labels, row["active"])
             self._add("penstock_ejections_total", labels, row["ejections"])
 
-    def _of_services(self, fronts: Iterable[Mapping[str, Any]]) -> None:
-        parts: defaultdict[str, list[metrics.Series]] = defaultdict(list)
-        for stats in fronts:
-            for service, series in stats.get("metrics", {}).get("services", {}).items():
-                parts[service].append(series)
+    def _of_services(self, observation: Observation, traffic: Traffic) -> None:
         labels_of = {metric.name: metric.labels[1:] for metric in metrics.TABLE}
-        for service, some in parts.items():
-            for name, samples in metrics.merge(some).items():
+        for service, series in traffic.series.items():
+            for name, samples in series.items():
                 for text, value in samples.items():
                     labels = tuple(text.split(" ")) if labels_of[name] else ()
                     self._add(name, (service, *labels), value)
+        for service in observation.services:
+            if (ratio := traffic.split(service).jain) is not None:
+                self._add("penstock_fairness_jain_ratio", (service,), ratio)
+        for service, descriptors in per_connection(observation, traffic, sockdiag.accepted):
+            self._add("penstock_fds_per_connection", (service,), descriptors)
+        self._of_ports(observation, traffic)
 
-
-def _figures(pid: int) -> dict[str, float]:
-    """What the kernel says; without what it will not say, and empty if the process is gone."""
-    figures: dict[str, float] = {}
-    try:
-        process = psutil.Process(pid)
-    except psutil.Error:
-        return figures
-    with process.oneshot():
-        ask = {
-            "penstock_process_open_fds": process.num_fds,
-            "penstock_process_max_fds": lambda: _limit(process.rlimit(psutil.RLIMIT_NOFILE)[0]),
-            "penstock_process_resident_memory_bytes": lambda: process.memory_info().rss,
-            "penstock_process_cpu_seconds_total": lambda: sum(process.cpu_times()[:2]),
-            "penstock_process_threads": process.num_threads,
+    def _of_ports(self, observation: Observation, traffic: Traffic) -> None:
+        # The pool's addresses: those of upstreams have no names any more.
+        reached = {
+            service: {where for row in pool.values() if (where := place(row["address"]))}
+            for service, pool in traffic.pools.items()
+            if observation.services.get(service, {}).get("scheme") == "ports"
         }
-        for name, figure in ask.items():
-            with suppress(psutil.Error):
-                figures[name] = figure()
-    return figures
+        counts = sockdiag.towards({where for places in reached.values() for where in places})
+        if counts is not None:
+            for service, places in reached.items():
+                taken = sum(counts[where] for where in places)
+                self._add("penstock_ephemeral_ports", (service,), taken)
 
-
-def _limit(soft: int) -> float:
-    return math.inf if soft == psutil.RLIM_INFINITY else soft
-
-
-def _family(metric: Metric, samples: Iterable[tuple[Labels, Any]]) -> Any:
-    name, kind, text, labels = metric
-    family: Any
-    match kind:
-        case "counter":
-            family = CounterMetricFamily(name, text, labels=labels)
-        case "gauge":
-            family = GaugeMetricFamily(name, text, labels=labels)
-        case "info":
-            family = InfoMetricFamily(name.removesuffix("_info"), text, labels=labels)
-        case "histogram":
-            family = HistogramMetricFamily(name, text, labels=labels)
-            for values, flat in samples:
-                family.add_metric(values, *_cumulative(flat))
-            return family
-    for values, value in samples:
-        family.add_metric(values, value)
-    return family
-
-
-def _cumulative(flat: list[float]) -> tuple[list[tuple[str, float]], float]:
-    """From counts by bucket and a sum to what Prometheus wants: counts up to each bound."""
-    *counts, total = flat
-    buckets, so_far = [], 0.0
-    for bound, count in zip((*metrics.BUCKETS_S, math.inf), counts, strict=True):
-        so_far += count
-        buckets.append((floatToGoString(bound), so_far))  # type: ignore[no-untyped-call]
-    return buckets, total
-
-
-def _table(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if 0 <= number < math.inf else None
+    def _of_sockets(self, observation: Observation) -> None:
+        queues = sockdiag.queues({view.kind for view in observation.sockets})
+        for view in observation.sockets:
+            if (queue := queues.get(view.inode)) is None:
+                continue
+            labels = (view.service, "" if view.slot is None else str(view.slot))
+            told = {
+                "penstock_accept_queue_length": queue.length,
+                "penstock_accept_queue_limit": queue.limit,
+                "penstock_accept_queue_overflows_total": queue.overflows,
+            }
+            for name, value in told.items():
+                if value is not None:
+                    self._add(name, labels, value)
+        for service, count in observation.dropped.items():
+            self._add("penstock_accept_queue_dropped_total", (service,), count)

@@ -37,7 +37,7 @@ class ChildView:
     address: str
     """Where it listens; empty for a front."""
     restarts: Mapping[str, int]
-    """Restarts so far by reason: exit, signal, start_timeout, spawn."""
+    """Restarts so far by reason: exit, signal, start_timeout, spawn, retire, channel."""
     since_s: float
     """Seconds in this state."""
     last_exit: str
@@ -45,7 +45,7 @@ class ChildView:
     exits: Mapping[str, int] = field(default_factory=dict)
     """Every end of its processes, by exit status ("1") or signal ("SIGKILL")."""
     stats: Mapping[str, Any] = field(default_factory=dict)
-    """The child's last answer to STATS; empty if it never gave one."""
+    """Its process' last answer to STATS; empty if that never gave one."""
     fresh: bool = False
     """It answered this time."""
     scheme: str = ""
@@ -54,7 +54,8 @@ class ChildView:
     """It says of itself what it knows: its answers to STATS count. A program that was merely
     started never does."""
     carried: Mapping[str, Any] = field(default_factory=dict)
-    """What processes that had this slot before counted (`penstock_proxy.metrics.Series`)."""
+    """What other processes of this slot counted (`penstock_proxy.metrics.Series`): those that
+    ended, and one that leaves while this one took over."""
     events: Mapping[str, int] = field(default_factory=dict)
     """What happened to it so far, by name of the event."""
 

@@ -270,6 +270,20 @@ FIRING = [
       'penstock_request_duration_seconds_bucket{phase="first_byte",le="10"}': "0+9x20",
       'penstock_request_duration_seconds_bucket{phase="first_byte",le="+Inf"}': "0+9x20"}),
     ("PenstockAccessLogDropped", {"penstock_access_log_lines_dropped_total": "0+1x20"}),
+    ("PenstockAcceptQueueFull", {'penstock_accept_queue_overflows_total{slot=""}': "0+1x20"}),
+    ("PenstockAcceptQueueDropped", {"penstock_accept_queue_dropped_total": "0x9 1x20"}),
+    ("PenstockHandoffsLost", {'penstock_handoffs_total{result="lost"}': "0x9 1x20"}),
+    ("PenstockFewLocalPorts",
+     {"penstock_ephemeral_ports": "50000x20",
+      'penstock_worker_in_rotation{slot="0"}': "1x20",
+      'penstock_worker_in_rotation{slot="1"}': "1x20"}),
+    ("PenstockUnfairSplit",
+     {'penstock_requests_total{slot="0",code="200"}': "0+6000x20",
+      'penstock_requests_total{slot="1",code="200"}': "0+60x20",
+      'penstock_requests_total{slot="2",code="200"}': "0+60x20",
+      'penstock_worker_in_rotation{slot="0"}': "1x20",
+      'penstock_worker_in_rotation{slot="1"}': "1x20",
+      'penstock_worker_in_rotation{slot="2"}': "1x20"}),
 ]  # fmt: skip
 
 

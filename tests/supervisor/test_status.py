@@ -8,7 +8,7 @@ from penstock_supervisor.status import describe, lacking
 
 def test_a_status_says_everything_about_a_worker(made: Any) -> None:
     worker = made.worker(restarts={"signal": 1}, last_exit="SIGKILL", pid=4711)
-    status = describe(made.observation(made.front(), worker), "1.2.3", 99)
+    status = describe(made.observation(made.front(), worker), "1.2.3", 99, {})
     assert status["services"]["web"]["workers"] == [
         {
             "slot": 0, "address": "127.0.0.1:8100", "state": "up", "since": 1.5, "pid": 4711,
@@ -20,7 +20,7 @@ def test_a_status_says_everything_about_a_worker(made: Any) -> None:
 
 
 def test_a_status_is_json_and_says_what_runs(made: Any) -> None:
-    status = json.loads(json.dumps(describe(made.observation(), "1.2.3", 99)))
+    status = json.loads(json.dumps(describe(made.observation(), "1.2.3", 99, {})))
     assert (status["version"], status["pid"], status["uptime"]) == ("1.2.3", 99, 12.0)
     assert (status["ready"], status["stopping"]) == (True, False)
     assert [front["state"] for front in status["fronts"]] == ["up"]
@@ -30,14 +30,14 @@ def test_a_status_is_json_and_says_what_runs(made: Any) -> None:
 
 
 def test_upstreams_are_workers_without_a_process(made: Any) -> None:
-    (upstream,) = describe(made.observation(), "", 0)["services"]["api"]["workers"]
+    (upstream,) = describe(made.observation(), "", 0, {})["services"]["api"]["workers"]
     assert (upstream["slot"], upstream["address"]) == (0, "127.0.0.1:8100")
     assert upstream["standing"] == "up"
     assert "pid" not in upstream
 
 
 def test_what_no_front_has_said_is_null(made: Any) -> None:
-    status = describe(made.observation(made.front(stats={}), made.worker()), "", 0)
+    status = describe(made.observation(made.front(stats={}), made.worker()), "", 0, {})
     (worker,) = status["services"]["web"]["workers"]
     assert worker["standing"] is None
     (upstream,) = status["services"]["api"]["workers"]
