@@ -52,8 +52,10 @@ class Verdict(NamedTuple):
     """What was wrong, for people."""
 
 
-_OK: Final = Verdict("ok")
+OK: Final = Verdict("ok")
 _Ask = Callable[[], Awaitable[Verdict]]
+Way = Callable[[Member], Awaitable[Verdict]]
+"""How to ask a member that has no address; OSError and TimeoutError are verdicts too."""
 
 
 class Checker:
@@ -67,7 +69,10 @@ class Checker:
         *,
         clock: Callable[[], float],
         random: Callable[[], float] = random_.random,
+        way: Way | None = None,
     ) -> None:
+        """`way`: instead of a connection to the member's address."""
+        self._way = way
         self._pool = pool
         self._health = health
         self._counters = counters
@@ -81,7 +86,7 @@ class Checker:
 
     async def run(self) -> None:
         """Check until cancelled."""
-        if self._health.path is not None:
+        if self._health.path is not None and self._way is None:
             await asyncio.to_thread(import_module, "aiohttp")
         async with asyncio.TaskGroup() as group:
             for member in self._pool.members:
@@ -91,7 +96,7 @@ class Checker:
         """One member's checks, one after the other."""
         wake = self._wakes[member.slot]
         async with AsyncExitStack() as stack:
-            ask = await self._way_to(parse_address(member.address), stack)
+            ask = await self._way_to(member, stack)
             while True:
                 if member.standing is Standing.ABSENT:
                     await wake.wait()
@@ -120,7 +125,7 @@ class Checker:
         now = self._clock()
         self._counters.checks[member.slot, verdict.result] += 1
         self._counters.check_seconds.observe(now - started)
-        self._pool.checked(member, ok=verdict is _OK, now=now, why=verdict.why)
+        self._pool.checked(member, ok=verdict is OK, now=now, why=verdict.why)
         if member.standing is Standing.CHECKING and member.fails == self._health.fall:
             # Not in the rotation yet, so nothing else would say a word about it.
             _log.warning("no good check of %s yet: %s", member.address, verdict.why)
@@ -148,14 +153,19 @@ class Checker:
             _log.warning("check of %s", member.address, exc_info=True)
             return Verdict("failed", f"the check itself: {type(error).__name__}")
 
-    async def _way_to(self, address: Address, stack: AsyncExitStack) -> _Ask:
+    async def _way_to(self, member: Member, stack: AsyncExitStack) -> _Ask:
+        if (way := self._way) is not None:
+            return lambda: way(member)
         path = self._health.path
+        # Asked for each time: another process in this slot may listen elsewhere.
         if path is None:
-            return lambda: _connect(address)
+            return lambda: _connect(parse_address(member.address))
+        address = parse_address(member.address)
         session = await stack.enter_async_context(_session(address))
-        # For a unix socket there is no name to say; an empty Host is refused by many.
-        host = "localhost" if address.path else str(address)
-        return lambda: _get(session, f"http://{host}{path}")
+        if address.path:
+            # There is no name to say; an empty Host is refused by many.
+            return lambda: _get(session, f"http://localhost{path}")
+        return lambda: _get(session, f"http://{member.address}{path}")
 
 
 def _session(address: Address) -> "aiohttp.ClientSession":
@@ -189,7 +199,7 @@ async def _get(session: "aiohttp.ClientSession", url: str) -> Verdict:
             room = _MOST_BODY
             while room > 0 and (piece := await response.content.read(room)):
                 room -= len(piece)
-            return _OK
+            return OK
     except ClientError as error:
         if isinstance(error, OSError):
             raise
@@ -204,4 +214,4 @@ async def _connect(address: Address) -> Verdict:
     else:
         transport, _ = await loop.create_connection(asyncio.Protocol, address.host, address.port)
     transport.close()
-    return _OK
+    return OK

@@ -8,6 +8,7 @@ import socket
 from asyncio import AbstractEventLoop, TaskGroup
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from penstock_supervisor.events import Name
 from penstock_supervisor.output import Output
 from penstock_supervisor.processes import Guardian
 
@@ -45,7 +46,7 @@ class Above(Protocol):
     def moved(self, child: "Child") -> None:
         """Its state may be another one."""
 
-    def event(self, child: "Child", name: str, **details: Any) -> None:
+    def event(self, child: "Child", name: Name, **details: Any) -> None:
         """Something happened that people may want to know: `events` has the names."""
 
 

@@ -8,13 +8,15 @@ stands, and is marked as old. Several may ask at once; each question has a numbe
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
+from penstock_proxy.metrics import merge
 from penstock_proxy.orders import STATS
 from penstock_supervisor.child import Child
+from penstock_supervisor.events import Events
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.observation import ChildView
-from penstock_worker.channel import Message
+from penstock_supervisor.series import cleaned, ended, table
 
 _CAN_ANSWER: Final = (State.UP, State.STOPPING)
 
@@ -43,15 +45,14 @@ class _Question:
 class Census:
     """The questions that are out."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: Events) -> None:
+        self._events = events
         self._last = 0
         self._open: dict[int, _Question] = {}
 
     async def take(self, children: Sequence[Child], deadline_s: float) -> tuple[ChildView, ...]:
         """Ask all that can answer, wait for the last or the deadline, and describe everybody."""
-        question = _Question(
-            child for child in children if child.has_channel and child.state in _CAN_ANSWER
-        )
+        question = _Question(child for child in children if _can_answer(child))
         self._last = number = self._last + 1
         self._open[number] = question
         try:
@@ -62,14 +63,22 @@ class Census:
                     await question.settled.wait()
         finally:
             del self._open[number]
-        return tuple(_view(child, fresh=child in question.answered) for child in children)
+        return tuple(self._view(child, fresh=child in question.answered) for child in children)
 
-    def answered(self, child: Child, message: Message) -> None:
+    def answered(self, child: Child, message: dict[str, Any]) -> None:
         """Note an answer; a late one is still the newest that there is."""
         child.stats = message
         number = message.get("seq")
         if isinstance(number, int) and (question := self._open.get(number)):
             question.drop(child, answered=True)
+
+    def carry(self, child: Child) -> None:
+        """Its process is gone: what it had counted is kept, or sums would go down."""
+        counted = table(child.stats.get("metrics")).get("series")
+        plan, history = child.plan, child.history
+        last = ended(cleaned(counted, plan.slot, plan.scheme))
+        history.carried = merge([history.carried, last])
+        child.stats = {}
 
     def moved(self, child: Child) -> None:
         """Nobody waits for one that is gone."""
@@ -77,22 +86,29 @@ class Census:
             for question in self._open.values():
                 question.drop(child, answered=False)
 
+    def _view(self, child: Child, *, fresh: bool) -> ChildView:
+        return ChildView(
+            role=child.plan.role,
+            service=child.plan.service,
+            slot=child.plan.slot,
+            state=child.state.name.lower(),
+            pid=child.pid,
+            address="" if child.plan.address is None else str(child.plan.address),
+            restarts=dict(child.history.restarts),
+            since_s=child.since_s(),
+            last_exit=child.history.last_exit,
+            exits=dict(child.history.exits),
+            carried=child.history.carried,
+            scheme=child.plan.scheme,
+            spoke=child.speaks,
+            events=self._events.of(child.plan.role, child.plan.service, child.plan.slot),
+            stats=child.stats,
+            fresh=fresh,
+        )
 
-def _view(child: Child, *, fresh: bool) -> ChildView:
-    return ChildView(
-        role=child.plan.role,
-        service=child.plan.service,
-        slot=child.plan.slot,
-        state=child.state.name.lower(),
-        pid=child.pid,
-        address="" if child.plan.address is None else str(child.plan.address),
-        restarts=dict(child.restarts),
-        since_s=child.since_s(),
-        last_exit=child.last_exit,
-        exits=dict(child.exits),
-        stats=child.stats,
-        fresh=fresh,
-    )
+
+def _can_answer(child: Child) -> bool:
+    return child.has_channel and child.speaks and child.state in _CAN_ANSWER
 
 
 class Lag:

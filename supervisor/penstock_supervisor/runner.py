@@ -28,7 +28,7 @@ from penstock_supervisor.changes import Changes
 from penstock_supervisor.child import Child
 from penstock_supervisor.doors import Doors
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.events import Event
+from penstock_supervisor.events import Event, Events, Name, Role
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.observation import Observation
 from penstock_supervisor.output import Output
@@ -66,7 +66,7 @@ class Runner:
         *,
         environment: Mapping[str, str],
         on_started: Callable[["Runner"], None] = lambda _: None,
-        on_event: Callable[[Event], None] = lambda _: None,
+        events: Events | None = None,
         front: Sequence[str] = FRONT,
         python: str = sys.executable,
         stdout: int = 1,
@@ -79,11 +79,11 @@ class Runner:
         self.admin = ""
         self._environment = environment
         self._on_started = on_started
-        self._on_event = on_event
+        self._events = events or Events()
         self._front_argv = front
         self._python = python
         self._descriptors = (stdout, stderr)
-        self._census = Census()
+        self._census = Census(self._events)
         self._changes = Changes()
         self._roster = Roster()
         self._begun_at = 0.0
@@ -284,7 +284,6 @@ class Runner:
         return self._premises.intakes[child.plan.service].of_worker(child.plan.slot)
 
     def spawned(self, child: Child) -> None:
-        child.stats = {}
         if child is not self._roster.front:
             self._rotation.link(child)
             return
@@ -295,6 +294,7 @@ class Runner:
             child.send({"cmd": ACCEPT})
 
     def gone(self, child: Child) -> None:
+        self._census.carry(child)
         if child is self._roster.front:
             self._rotation.front_gone()
             return
@@ -359,20 +359,22 @@ class Runner:
             processes.reap_strangers({one.pid for one in self._roster.everybody() if one.pid})
         self._changes.happened()
 
-    def event(self, child: Child, name: str, **details: Any) -> None:
+    def event(self, child: Child, name: Name, **details: Any) -> None:
         plan = child.plan
         self._emit(name, plan.role, plan.service, plan.slot, child.pid, **details)
 
     def _emit(
         self,
-        name: str,
-        role: str,
+        name: Name,
+        role: Role,
         service: str = "",
         slot: int | None = None,
         pid: int | None = None,
         **details: Any,
     ) -> None:
-        self._on_event(Event(name, role, service, slot, pid, time(), **details))
+        self._events.emit(
+            Event(name=name, role=role, service=service, slot=slot, pid=pid, at=time(), **details)
+        )
 
     # The rotation moved.
 
