@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from penstock_proxy.dial import Stream
+from penstock_worker.streams import Stream
 
 _BATCH: Final = 16
 """Connections a wake-up, so that one busy listener does not starve the rest."""

@@ -168,7 +168,8 @@ class Target(Part):
     """One worker as the front sees it: a slot and where it listens."""
 
     slot: int
-    address: AddressText
+    address: AddressText | Literal[""]
+    """Empty: connections are passed to it over a link."""
     weight: Weight = 1
     joined: bool = False
     """Its process is ready: check it. Upstreams that nobody supervises always are."""
@@ -184,6 +185,8 @@ class Traffic(Part):
     trusted_proxies: tuple[Network, ...] = ()
     max_connections: Annotated[int, Field(ge=0, strict=True)] = 0
     """0: as many as descriptors allow."""
+    handoff_window: Annotated[int, Field(ge=1, le=1024, strict=True)] = 16
+    """Connections on their way to one worker at a time."""
     access_log: str = "stdout"
     """"stdout", "off" or the path of a file."""
     access_log_format: Literal["json", "combined"] = "json"
@@ -197,6 +200,7 @@ class FrontService(Traffic):
     """One service, resolved: inherited listeners in, targets out."""
 
     name: str
+    scheme: Literal["ports", "handoff"] = "ports"
     listeners: tuple[int, ...]
     """Numbers of the inherited descriptors, bound and listening."""
     targets: tuple[Target, ...]

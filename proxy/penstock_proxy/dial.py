@@ -1,7 +1,7 @@
-"""Connects to workers, and wraps connected sockets in transports, without a task.
+"""Connects to workers, without a task.
 
-Owns: the way from an address to a connected socket, and from a socket to a transport.
-Must not know: HTTP, pools, whom the connection is for.
+Owns: the way from an address to a connected socket. Must not know: HTTP, pools, whom the
+connection is for, and what a transport makes of it (`penstock_worker.streams`).
 
 `loop.create_connection` costs a task, a future and a trip through the event loop for each
 connection. On one host the kernel finishes the handshake inside `connect`, so asking a
@@ -15,11 +15,11 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final
 
 from penstock_proxy.config import Address
 from penstock_proxy.errors import CONNECT_FAILED, LACKING, Fault
+from penstock_worker.streams import Stream
 
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
 _STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -34,36 +34,6 @@ SocketAddress = tuple[int, Any]
 """Address family and what `connect` takes."""
 
 
-class Stream:
-    """A connected stream socket, as little of it as uvloop asks for.
-
-    A `socket.socket` would look up two enum members each time uvloop asks for its family
-    and type (a tenth of what Python does for a relayed connection), ask the kernel for its
-    own name when it is made, and stay for the connection's life as 90 bytes of nothing.
-    """
-
-    __slots__ = ("_fd", "family")
-
-    type: Final = int(socket.SOCK_STREAM)
-
-    def __init__(self, fd: int, family: int) -> None:
-        self._fd = fd
-        self.family = family
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def given(self) -> None:
-        """A transport has the descriptor now, and will close it."""
-        self._fd = -1
-
-    def close(self) -> None:
-        """Close it, unless a transport has it."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-
-
 def socket_address(address: Address) -> SocketAddress:
     """The socket address of a target. Names were resolved by the supervisor: numbers only."""
     if address.path:
@@ -72,26 +42,6 @@ def socket_address(address: Address) -> SocketAddress:
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
     )[0]
     return family, sockaddr
-
-
-def adopt(loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, stream: Stream) -> None:
-    """Give a connected stream to a protocol; `connection_made` follows in the next turn.
-
-    Drives `connect_accepted_socket` by hand: it waits exactly once, for a future of the
-    loop's, so one callback does what a task would.
-    """
-    wrapping = loop.connect_accepted_socket(lambda: protocol, stream)  # type: ignore[arg-type]
-    waiter = wrapping.send(None)
-    stream.given()
-    assert waiter is not None
-    waiter._asyncio_future_blocking = False
-
-    def finish(_: object) -> None:
-        # A connection that failed before it was made is told to the protocol.
-        with suppress(StopIteration, OSError, asyncio.CancelledError):
-            wrapping.send(None)
-
-    waiter.add_done_callback(finish)
 
 
 class Dialing:

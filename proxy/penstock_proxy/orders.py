@@ -7,7 +7,12 @@ messages are the whole of what they know of each other. No I/O, no clock.
 supervisor → front
     CONFIGURE  config=FrontConfig (as JSON)     first, once; listeners are inherited
     ACCEPT                                      the listeners listen: accept from now on
-    JOIN       service, slot                    the slot's process is ready: check it
+    LINK       service, slot, link, end         with a socket: one end of the link to a process
+                                                in that slot, "front" or "worker"
+    UNLINK     service, link                    that process is gone: take back what it left
+    JOIN       service, slot, address | link    the slot's process is ready: check it. It
+                                                listens there, or is at that link's end
+    HOLD       service, slot, seq               pick it no more; answered HELD
     LEAVE      service, slot                    the slot's process is gone
     STATS      seq                              answered: seq, metrics, pools
     REOPEN                                      open log files anew
@@ -15,6 +20,7 @@ supervisor → front
 front → supervisor
     READY                                       configured; waits for ACCEPT
     FAILED     reason                           cannot start; then exit 78
+    HELD       seq                              it will not be picked any more
     ROTATION   service, slot, state, reason     a worker entered or left the rotation
     STATS      seq, metrics, pools
 """
@@ -28,17 +34,25 @@ __all__ = [
     "CONFIGURE",
     "DRAIN",
     "FAILED",
+    "HELD",
+    "HOLD",
     "JOIN",
     "LEAVE",
+    "LINK",
     "READY",
     "REOPEN",
     "ROTATION",
     "STATS",
+    "UNLINK",
 ]
 
 ACCEPT: Final = "accept"
 CONFIGURE: Final = "configure"
+LINK: Final = "link"
+UNLINK: Final = "unlink"
 JOIN: Final = "join"
+HOLD: Final = "hold"
+HELD: Final = "held"
 LEAVE: Final = "leave"
 REOPEN: Final = "reopen"
 DRAIN: Final = "drain"

@@ -34,6 +34,8 @@ class Standing(StrEnum):
     """Its checks fail."""
     EJECTED = auto()
     """Its checks pass but the traffic fails: out for a time."""
+    HELD = auto()
+    """About to be told to leave: it finishes what it has."""
 
 
 class Event(Enum):
@@ -46,6 +48,8 @@ class Event(Enum):
     EJECT = auto()
     RETURN = auto()
     """The ejection is over."""
+    HOLD = auto()
+    """Nobody may pick it any more."""
 
 
 # None means impossible. A cell that is merely dull leads back to its own standing: the
@@ -58,6 +62,7 @@ TRANSITIONS: Final[dict[Standing, dict[Event, Standing | None]]] = {
         Event.BAD: Standing.ABSENT,
         Event.EJECT: None,
         Event.RETURN: None,
+        Event.HOLD: Standing.ABSENT,
     },
     Standing.CHECKING: {
         Event.JOIN: Standing.CHECKING,
@@ -67,6 +72,7 @@ TRANSITIONS: Final[dict[Standing, dict[Event, Standing | None]]] = {
         Event.BAD: Standing.CHECKING,
         Event.EJECT: None,
         Event.RETURN: None,
+        Event.HOLD: Standing.HELD,
     },
     Standing.UP: {
         Event.JOIN: Standing.UP,
@@ -75,6 +81,7 @@ TRANSITIONS: Final[dict[Standing, dict[Event, Standing | None]]] = {
         Event.BAD: Standing.DOWN,
         Event.EJECT: Standing.EJECTED,
         Event.RETURN: None,
+        Event.HOLD: Standing.HELD,
     },
     Standing.DOWN: {
         Event.JOIN: Standing.DOWN,
@@ -83,6 +90,7 @@ TRANSITIONS: Final[dict[Standing, dict[Event, Standing | None]]] = {
         Event.BAD: Standing.DOWN,
         Event.EJECT: None,
         Event.RETURN: None,
+        Event.HOLD: Standing.HELD,
     },
     Standing.EJECTED: {
         Event.JOIN: Standing.EJECTED,
@@ -92,8 +100,22 @@ TRANSITIONS: Final[dict[Standing, dict[Event, Standing | None]]] = {
         Event.BAD: Standing.DOWN,
         Event.EJECT: None,
         Event.RETURN: Standing.UP,
+        Event.HOLD: Standing.HELD,
+    },
+    Standing.HELD: {
+        # Another process took the slot over.
+        Event.JOIN: Standing.CHECKING,
+        Event.LEAVE: Standing.ABSENT,
+        Event.GOOD: Standing.HELD,
+        Event.BAD: Standing.HELD,
+        Event.EJECT: None,
+        Event.RETURN: None,
+        Event.HOLD: Standing.HELD,
     },
 }
+
+
+_ANOTHER: Final = (Event.JOIN, Event.LEAVE)
 
 
 class ImpossibleEventError(Exception):
@@ -163,9 +185,23 @@ class Pool:
         """
         return self._policy.pick(client, avoid)
 
-    def join(self, slot: int) -> None:
-        """The slot's process is ready; it is picked after its first good check."""
-        self._step(self._by_slot[slot], Event.JOIN, "waits for its first good check")
+    def join(self, slot: int, address: str | None = None) -> None:
+        """The slot's process is ready; it is picked after its first good check.
+
+        `address`: where it listens, if it is not where the one before did.
+        """
+        member = self._by_slot[slot]
+        if address is not None:
+            member.address = address
+        self._step(member, Event.JOIN, "waits for its first good check")
+
+    def hold(self, slot: int) -> None:
+        """The slot's process is about to leave: from now on it is not picked."""
+        self._step(self._by_slot[slot], Event.HOLD, "is about to leave")
+
+    def member(self, slot: int) -> Member:
+        """The member in this slot. KeyError: there is no such slot."""
+        return self._by_slot[slot]
 
     def leave(self, slot: int) -> None:
         """The slot's process is gone."""
@@ -252,7 +288,7 @@ class Pool:
         if to is before:
             return
         member.standing, member.reason = to, reason
-        if event is Event.JOIN or event is Event.LEAVE:
+        if event in _ANOTHER:
             # Another process: what the last one did is not held against it.
             member.generation += 1
             member.failures = member.passes = member.fails = member.penalty = 0

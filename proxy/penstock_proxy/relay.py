@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.client import peer_address
 from penstock_proxy.deadlines import NEVER
-from penstock_proxy.dial import Dialing, Stream, adopt, blamed, dial, why
+from penstock_proxy.dial import Dialing, blamed, dial, why
 from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, Fault, Side
 from penstock_proxy.pump import OK, ClientHalf
+from penstock_worker.streams import Stream, adopt
 
 if TYPE_CHECKING:
     from penstock_proxy.pool import Member

@@ -22,7 +22,7 @@ from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.dial import Dialing, Stream, adopt, blamed, dial, socket_address, why
+from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
 from penstock_proxy.errors import Fault, Side
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding, Responses
@@ -30,6 +30,7 @@ from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER, ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
 from penstock_proxy.relay import Relay
 from penstock_proxy.upstream import WorkerConnection
+from penstock_worker.streams import Stream, adopt
 
 IDLE_S: Final = 60.0
 """An idle connection to a worker is closed before most servers would (75 s and more)."""

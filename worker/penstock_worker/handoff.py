@@ -1,0 +1,226 @@
+"""Connections over a link: one connection = one SOCK_SEQPACKET message = one credit; both ends.
+
+The front sends a byte and a descriptor; the kernel keeps the bounds of messages, so none can
+be merged with the next and none of the descriptors lost (on a stream both happen). The worker
+answers with what it has taken and how many of those that it took have ended since.
+
+A worker says that it takes one *before* it does. So what it has not said it takes is still
+in the kernel, where the front, which has a copy of the worker's end, can read it back when
+the worker dies, stops or is full: reading a message is atomic, exactly one of the two gets
+it, and nothing can be lost between them. What the worker has said it takes is the worker's.
+
+Neither end waits for the other. No HTTP, no pool, no idea of what a connection is for.
+"""
+
+import array
+import os
+import socket
+import struct
+from asyncio import AbstractEventLoop, TimerHandle
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from penstock_worker.contract import LINK_FD
+from penstock_worker.streams import Stream
+
+CLIENT: Final = b"c"
+PROBE: Final = b"p"
+"""A health check: served like a client, and counted nowhere."""
+
+CREDIT: Final = struct.Struct("<HH")
+"""Taken, ended: how many since the last message."""
+_FEW: Final = 8
+"""Connections a wake-up: the loop has those to serve that it took before."""
+_REPORT_S: Final = 0.05
+"""Until an end is told that no credit carries along."""
+_RESERVE: Final = 16
+"""Descriptors that the program may need while connections come."""
+_NO_BLOCK: Final = socket.MSG_DONTWAIT
+_FD: Final = struct.Struct("i")
+_SPACE: Final = socket.CMSG_SPACE(_FD.size)
+_MOST: Final = 0xFFFF
+
+
+class Report(NamedTuple):
+    """What a worker has done since its last word."""
+
+    taken: int
+    ended: int
+
+
+def send(link: socket.socket, kind: bytes, fd: int) -> None:
+    """Send one connection; the caller still has its copy. BlockingIOError: it is full."""
+    link.sendmsg([kind], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(fd))], _NO_BLOCK)
+
+
+def receive(link: socket.socket) -> tuple[bytes, int] | None:
+    """Take one connection out of a link; None if there is none.
+
+    The kind is empty when the link has ended, and the descriptor -1 if none came.
+    """
+    try:
+        kind, ancillary, _, _ = link.recvmsg(1, _SPACE, _NO_BLOCK | socket.MSG_CMSG_CLOEXEC)
+    except (BlockingIOError, InterruptedError):
+        return None
+    fds = array.array("i")
+    for level, what, data in ancillary:
+        if (level, what) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    for extra in fds[1:]:
+        os.close(extra)
+    return kind, fds[0] if fds else -1
+
+
+def reports(link: socket.socket) -> Report | None:
+    """Everything that a worker has said; None if it has said nothing. OSError: it is gone."""
+    taken = ended = 0
+    heard = False
+    while True:
+        try:
+            data = link.recv(CREDIT.size, _NO_BLOCK)
+        except (BlockingIOError, InterruptedError):
+            return Report(taken, ended) if heard else None
+        if len(data) != CREDIT.size:
+            # Nothing is the end; anything else is no worker of ours.
+            raise ConnectionResetError
+        heard = True
+        more = CREDIT.unpack(data)
+        taken, ended = taken + more[0], ended + more[1]
+
+
+class Taker:
+    """A worker's end: takes what comes and passes it on.
+
+    `on_connection(stream, probe)` owns the stream. Whoever serves it calls `ended` when a
+    connection that was no probe is closed.
+    """
+
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        link: socket.socket,
+        on_connection: Callable[[Stream, bool], None],
+        limit: int,
+    ) -> None:
+        """`limit`: how many descriptors this process may have."""
+        self.taken = 0
+        """Connections of clients so far."""
+        self._loop = loop
+        self._link = link
+        self._on_connection = on_connection
+        self._last_fd = limit - _RESERVE
+        self._ended = 0
+        self._reading = False
+        self._full = False
+        self._report: TimerHandle | None = None
+
+    def start(self) -> None:
+        """Take connections from now on."""
+        if not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._link, self._readable)
+
+    def ended(self) -> None:
+        """A client's connection is closed."""
+        self._ended += 1
+        if self._report is None:
+            self._report = self._loop.call_later(_REPORT_S, self._tell)
+        if self._full:
+            self._full = False
+            self.start()
+
+    def drain(self) -> None:
+        """Take what is on its way, and nothing after it."""
+        while self._take():
+            pass
+        self._pause()
+
+    def close(self) -> None:
+        self._pause()
+        if self._report is not None:
+            self._report.cancel()
+            self._report = None
+        self._link.close()
+
+    def _readable(self) -> None:
+        for _ in range(_FEW):
+            if not self._take():
+                return
+
+    def _take(self) -> bool:
+        try:
+            if not self._link.recv(1, socket.MSG_PEEK | _NO_BLOCK):
+                self._pause()
+                return False
+            # The credit first: who says that he takes one and dies is known to have had it.
+            self._link.send(CREDIT.pack(1, self._ends()), _NO_BLOCK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            # No front has the other end any more.
+            self._pause()
+            return False
+        got = receive(self._link)
+        if got is None or got[1] < 0:
+            # The front took it back in this very moment.
+            return True
+        kind, fd = got
+        if fd >= self._last_fd:
+            # The lowest number that was free: all below are in use. One more, and the kernel
+            # would drop a client's connection on the floor.
+            self._full = True
+            self._pause()
+        probe = kind == PROBE
+        self.taken += not probe
+        os.set_blocking(fd, False)
+        self._on_connection(Stream(fd, _family(fd)), probe)
+        return not self._full
+
+    def _ends(self) -> int:
+        ended = min(self._ended, _MOST)
+        self._ended -= ended
+        return ended
+
+    def _tell(self) -> None:
+        self._report = None
+        ended = self._ends()
+        if not ended:
+            return
+        try:
+            self._link.send(CREDIT.pack(0, ended), _NO_BLOCK)
+        except (BlockingIOError, InterruptedError):
+            # A front that is away: said again, with those that end until then.
+            self._ended += ended
+            self._report = self._loop.call_later(_REPORT_S, self._tell)
+        except OSError:
+            return
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._link)
+
+
+def inherited(environ: Mapping[str, str]) -> socket.socket | None:
+    """Adopt the end that `environ` names; None if there is none. ValueError: it is no link."""
+    number = environ.get(LINK_FD)
+    if number is None:
+        return None
+    try:
+        link = socket.socket(fileno=int(number))
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"{LINK_FD}={number!r} is no socket: {error}") from None
+    if (link.family, link.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+        link.detach()
+        raise ValueError(f"{LINK_FD}={number!r} is no link")
+    os.set_inheritable(link.fileno(), False)
+    link.setblocking(False)
+    return link
+
+
+def _family(fd: int) -> int:
+    """uvloop asks for it, and only tells unix from the rest."""
+    sock = socket.socket(fileno=fd)
+    family = int(sock.family)
+    sock.detach()
+    return family
