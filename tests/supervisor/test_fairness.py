@@ -1,0 +1,39 @@
+"""Proves that the ratio says how even a split is, whatever the unit and however many share."""
+
+import math
+
+import pytest
+
+from penstock_supervisor.fairness import jain
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1000])
+def test_equal_shares_are_one(n: int) -> None:
+    assert jain([13.0] * n) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1000])
+def test_one_who_has_everything_is_one_in_n(n: int) -> None:
+    assert jain([5.0] + [0.0] * (n - 1)) == pytest.approx(1 / n)
+
+
+@pytest.mark.parametrize("k", range(1, 11))
+def test_k_of_n_who_share_alike_are_k_in_n(k: int) -> None:
+    assert jain([3] * k + [0] * (10 - k)) == pytest.approx(k / 10)
+
+
+def test_the_unit_makes_no_difference() -> None:
+    shares = [1.0, 2.0, 3.0, 10.0]
+    assert jain([1e-3 * share for share in shares]) == pytest.approx(jain(shares))
+
+
+@pytest.mark.parametrize("shares", [[], [0], [0.0, 0.0, 0.0]])
+def test_nothing_yet_is_no_ratio(shares: list[float]) -> None:
+    assert jain(shares) is None
+
+
+@pytest.mark.parametrize("scale", [1e-300, 5e-324, 1e300, 2.0**63])
+def test_no_share_is_too_large_or_too_small(scale: float) -> None:
+    ratio = jain([scale, scale, scale])
+    assert ratio is not None
+    assert math.isclose(ratio, 1.0)
