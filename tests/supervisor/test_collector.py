@@ -4,6 +4,7 @@ import math
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from penstock_proxy import metrics
-from penstock_supervisor import collector
+from penstock_supervisor import collector, sockdiag
 from penstock_supervisor.collector import render
-from penstock_supervisor.observation import Observation
+from penstock_supervisor.observation import Observation, SocketView
 
 Values = dict[tuple[str, ...], float]
 
@@ -168,7 +169,9 @@ def test_restarts_are_told_for_every_reason_from_the_start(made: Any) -> None:
     assert {key: value for key, value in found.items() if value} == {
         ("worker", "web", "0", "signal"): 2
     }
-    assert {key[3] for key in found} == {"exit", "signal", "start_timeout", "spawn"}
+    assert {key[3] for key in found} == {
+        "exit", "signal", "start_timeout", "spawn", "retire", "channel",
+    }  # fmt: skip
 
 
 def test_every_end_of_a_process_is_counted(made: Any) -> None:
@@ -264,11 +267,116 @@ def test_openmetrics_is_given_to_who_asks_for_it(made: Any) -> None:
     assert {"penstock_requests", "penstock_worker", "penstock_fds"} <= names
 
 
-def test_every_row_of_both_tables_is_on_the_page(made: Any) -> None:
-    text = page(made.observation())
+@pytest.fixture
+def full(made: Any) -> Iterator[Observation]:
+    """Everything that can be observed: a service behind a front, and one without."""
+    told = {
+        "metrics": {
+            "fds": {"client": 2},
+            "series": {
+                "penstock_connections_active": {"": 2},
+                "penstock_worker_connections_total": {"0": 5},
+            },
+        }
+    }
+    with socket.create_server(("127.0.0.1", 0), backlog=9) as listening:
+        view = SocketView("direct", 0, os.fstat(listening.fileno()).st_ino, "", "tcp")
+        base = made.observation()
+        services = {
+            **base.services,
+            "direct": {"scheme": "reuseport", "mode": "http", "listen": "127.0.0.1:1"},
+        }
+        yield made.observation(
+            *base.children,
+            made.worker(0, service="direct", stats=told, events={"fork": 2, "exit": 1}),
+            services=services,
+            sockets=(view,),
+            dropped={"direct": 4},
+            unfronted={"pools": {"direct": [made.row(0, active=0)]}},
+        )
+
+
+def test_every_row_of_both_tables_is_on_the_page(full: Observation) -> None:
+    text = page(full)
     for metric in (*collector.TABLE, *metrics.TABLE):
         assert f"# HELP {metric.name} {metric.help}" in text
         assert any(line.startswith(metric.name) for line in text.splitlines()), metric.name
+
+
+def test_a_listening_socket_is_told_with_its_queue(full: Observation) -> None:
+    def of(name: str) -> Values:
+        return samples(full, f"penstock_accept_queue_{name}", "service", "slot")
+
+    assert of("length") == {("direct", "0"): 0}
+    assert of("limit") == {("direct", "0"): 9}
+    assert of("overflows_total") == {("direct", "0"): 0}
+    dropped = samples(full, "penstock_accept_queue_dropped_total", "service")
+    assert dropped == {("direct",): 4}
+
+
+def test_one_socket_for_all_has_no_slot_and_one_that_is_gone_no_figures(made: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        inode = os.fstat(listening.fileno()).st_ino
+        views = (SocketView("web", None, inode, "", "tcp"), SocketView("api", None, 0, "", "tcp"))
+        observation = made.observation(sockets=views)
+        found = samples(observation, "penstock_accept_queue_length", "service", "slot")
+    assert found == {("web", ""): 0}
+
+
+def test_local_ports_are_those_of_the_connections_to_workers(made: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        host, port = listening.getsockname()
+        rows = [made.row(0, address=f"{host}:{port}"), made.row(1, address="unix:/run/x")]
+        observation = made.observation(made.front(stats=made.front_stats(web=rows)))
+        with socket.create_connection((host, port)), socket.create_connection((host, port)):
+            found = samples(observation, "penstock_ephemeral_ports", "service")
+    assert found == {("web",): 2}
+
+
+def test_a_kernel_that_does_not_tell_costs_only_its_figures(
+    monkeypatch: pytest.MonkeyPatch, full: Observation
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("no netlink here")
+
+    monkeypatch.setattr(sockdiag, "_dump", refused)
+    assert not samples(full, "penstock_ephemeral_ports", "service")
+    assert not samples(full, "penstock_accept_queue_length", "service", "slot")
+    assert samples(full, "penstock_worker_active", "service", "slot")["direct", "0"] == 2
+
+
+def test_what_workers_count_is_on_the_page_where_no_front_is(full: Observation) -> None:
+    found = samples(full, "penstock_worker_connections_total", "service", "slot")
+    assert found["direct", "0"] == 5
+    assert samples(full, "penstock_fds_per_connection", "service")["direct",] == 1
+    fairness = samples(full, "penstock_fairness_jain_ratio", "service")
+    assert fairness == {("web",): 0.5, ("direct",): 1}
+
+
+def test_events_are_counted_by_name(full: Observation) -> None:
+    assert samples(full, "penstock_worker_events_total", *PROCESS, "event") == {
+        ("worker", "direct", "0", "fork"): 2, ("worker", "direct", "0", "exit"): 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        [],
+        {"penstock_requests_total": {'0 GET 200"} 1\n': 1, "9 GET 200": 2, "0 \n 200": math.nan}},
+        {"penstock_request_duration_seconds": {"total": [1, 2], "\n": [0] * 18}},
+        {"penstock_handoffs_total": {"lost": 1e9}, "penstock_up\n": {"": 1}},
+        {"penstock_connections_active": {"": "x"}, "penstock_connections_total": {"": -1}},
+    ],
+)
+def test_a_page_survives_what_a_worker_counts(made: Any, series: object) -> None:
+    services = {"web": {"scheme": "shared", "mode": "http", "listen": "127.0.0.1:1"}}
+    hostile = made.worker(0, stats={"metrics": {"series": series}}, carried=series)
+    observation = made.observation(hostile, services=services)
+    found = samples(observation, "penstock_requests_total", "service", "slot", "method", "code")
+    # The slot is its own whatever it says, and each of the two is judged the same.
+    assert set(found) <= {("web", "0", "GET", "200")}
+    assert not samples(observation, "penstock_handoffs_total", "service", "result")
 
 
 def test_no_metric_is_named_twice() -> None:
@@ -277,9 +385,9 @@ def test_no_metric_is_named_twice() -> None:
 
 
 @pytest.mark.needs("promtool")
-def test_promtool_has_nothing_to_say(made: Any) -> None:
+def test_promtool_has_nothing_to_say(full: Observation) -> None:
     judged = subprocess.run(
         ["promtool", "check", "metrics"],
-        input=page(made.observation()), capture_output=True, text=True, check=False, timeout=30,
+        input=page(full), capture_output=True, text=True, check=False, timeout=30,
     )  # fmt: skip
     assert (judged.returncode, judged.stdout, judged.stderr) == (0, "", "")

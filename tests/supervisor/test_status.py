@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from penstock_supervisor.observation import SocketView
+from penstock_supervisor.sockdiag import Queue
 from penstock_supervisor.status import describe, lacking
 
 
@@ -50,3 +52,42 @@ def test_a_service_without_a_worker_in_rotation_is_lacking(made: Any) -> None:
     assert lacking(observation) == ("web",)
     assert lacking(made.observation()) == ()
     assert lacking(made.observation(made.worker())) == ("web", "api")
+
+
+def test_a_status_says_how_the_work_was_shared(made: Any) -> None:
+    services = describe(made.observation(), "", 0, {})["services"]
+    assert services["web"]["split"] == {
+        "of": "requests", "by_slot": {"0": 7, "1": 0}, "jain_ratio": 0.5,
+    }  # fmt: skip
+    assert services["api"]["split"] == {"of": "connections", "by_slot": {}, "jain_ratio": None}
+
+
+def test_a_status_says_which_process_does_what(made: Any) -> None:
+    observation = made.observation(
+        made.front(pid=11), made.worker(0, pid=12), made.worker(1, pid=None)
+    )
+    assert describe(observation, "", 10, {})["pids"] == {
+        "supervisor": [10], "front": [11], "worker": [12],
+    }  # fmt: skip
+
+
+def test_a_status_says_how_full_each_socket_is(made: Any) -> None:
+    views = (SocketView("web", 0, 5, "", "tcp"), SocketView("web", 1, 6, "", "tcp"))
+    observation = made.observation(sockets=views, dropped={"web": 3})
+    services = describe(observation, "", 0, {5: Queue(1, 511, 2)})["services"]
+    assert services["web"]["dropped"] == 3
+    assert services["web"]["sockets"] == [
+        {"slot": 0, "kind": "tcp", "length": 1, "limit": 511, "overflows": 2},
+        {"slot": 1, "kind": "tcp", "length": None, "limit": None, "overflows": None},
+    ]
+    assert services["api"]["sockets"] == []
+
+
+def test_where_no_front_is_the_watch_says_who_is_up(made: Any) -> None:
+    pools = {"web": [made.row(0), made.row(1, "down")], "api": [made.row(0, "down")]}
+    observation = made.observation(
+        made.worker(0), made.worker(1), unfronted={"metrics": {"services": {}}, "pools": pools}
+    )
+    workers = describe(observation, "", 0, {})["services"]["web"]["workers"]
+    assert [worker["standing"] for worker in workers] == ["up", "down"]
+    assert lacking(observation) == ("api",)
