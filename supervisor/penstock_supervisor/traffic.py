@@ -8,13 +8,15 @@ Front and watch are ours; what workers say is judged in `series` first. No I/O, 
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import Series
 from penstock_supervisor.fairness import jain
 from penstock_supervisor.observation import ChildView, Observation
 from penstock_supervisor.series import COUNTED, cleaned, ended, number, table
+
+_CHECKS: Final = ("penstock_health_checks_total", "penstock_health_check_duration_seconds")
 
 Row = dict[str, Any]
 """What is said of one worker by who picks it, or watches it."""
@@ -100,8 +102,7 @@ class Traffic:
                 parts[service].append(series)
         for service, series in unfronted.get("metrics", {}).get("services", {}).items():
             # The watch sees no traffic: its zeros would say that there is none.
-            theirs = COUNTED.get(self._services.get(service, {}).get("scheme", ""), ())
-            parts[service].append({name: of for name, of in series.items() if name not in theirs})
+            parts[service].append({name: of for name, of in series.items() if name in _CHECKS})
         for (service, _), series in self._workers.items():
             parts[service].append(series)
         return {service: metrics.merge(some) for service, some in parts.items()}

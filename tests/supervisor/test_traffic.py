@@ -28,6 +28,8 @@ def watched(made: Any, *slots: int, **more: Any) -> Mapping[str, Any]:
         "penstock_connections_total": {"": 0},
         "penstock_connections_active": {"": 0},
         "penstock_requests_total": {},
+        "penstock_bytes_total": {"sent": 0, "received": 0},
+        "penstock_rejected_total": {"no_worker": 0},
         "penstock_health_checks_total": {f"{slot} ok": 3 for slot in slots},
     }
     rows = [made.row(slot, active=0, **more) for slot in slots]
