@@ -12,6 +12,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -90,7 +91,11 @@ class Front:
             )
             self._services[service.name] = front
             self._checkers[service.name] = Checker(
-                front.pool, service.health, front.counters, clock=monotonic
+                front.pool,
+                service.health,
+                front.counters,
+                clock=monotonic,
+                way=None if front.delegate is None else front.delegate.check,
             )
         known = self._admission.open
         self._admission.other = max(0, _open_descriptors() - known)
@@ -104,8 +109,14 @@ class Front:
 
     # -- orders
 
-    def ordered(self, message: Message) -> None:
+    def ordered(self, message: Any, handle: socket.socket | None) -> None:
         """Carry out one message of the supervisor."""
+        if handle is not None:
+            if message["cmd"] == orders.LINK:
+                self._link(message, handle)
+            else:
+                handle.close()
+            return
         carry_out = _ORDERS.get(message["cmd"])
         if carry_out is None:
             _log.warning("an order that this front does not know: %.80r", message["cmd"])
@@ -126,10 +137,31 @@ class Front:
         for service in self._services.values():
             service.accept()
 
+    def _link(self, message: Message, handle: socket.socket) -> None:
+        delegate = self._services[message["service"]].delegate
+        if delegate is None:
+            handle.close()
+        else:
+            delegate.linked(message["slot"], message["link"], message["end"], handle)
+
+    def _unlink(self, message: Message) -> None:
+        delegate = self._services[message["service"]].delegate
+        if delegate is not None:
+            delegate.unlinked(message["link"])
+
     def _join(self, message: Message) -> None:
-        name, slot = message["service"], message["slot"]
-        self._services[name].pool.join(slot)
+        name, slot, address = message["service"], message["slot"], message.get("address")
+        service = self._services[name]
+        if service.delegate is not None:
+            service.delegate.joined(slot, message["link"])
+        elif address is not None:
+            service.move(slot, address)
+        service.pool.join(slot, address)
         self._checkers[name].wake(slot)
+
+    def _hold(self, message: Message) -> None:
+        self._services[message["service"]].pool.hold(message["slot"])
+        self._tell({"cmd": orders.HELD, "seq": message["seq"]})
 
     def _leave(self, message: Message) -> None:
         self._services[message["service"]].pool.leave(message["slot"])
@@ -156,7 +188,8 @@ class Front:
 
     def _leave_when_empty(self) -> None:
         if self._draining and not any(
-            service.counters.active for service in self._services.values()
+            service.counters.active + service.counters.in_flight
+            for service in self._services.values()
         ):
             self._finish(0)
 
@@ -206,6 +239,8 @@ _ORDERS: Final[dict[str, Callable[[Front, Message], None]]] = {
     orders.CONFIGURE: Front._configure,
     orders.ACCEPT: Front._accept,
     orders.JOIN: Front._join,
+    orders.HOLD: Front._hold,
+    orders.UNLINK: Front._unlink,
     orders.LEAVE: Front._leave,
     orders.STATS: Front._stats,
     orders.REOPEN: Front._reopen,

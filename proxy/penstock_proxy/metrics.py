@@ -33,6 +33,9 @@ REJECTIONS: Final = ("queue_full", "no_worker")
 """Why somebody was not let in. Too many connections is none of them: a front that is full
 stops accepting, and who comes waits in the listener's queue."""
 
+HANDOFFS: Final = ("taken", "returned", "lost")
+"""What becomes of a connection that is sent to a worker."""
+
 CHECK_RESULTS: Final = ("ok", "failed", "timeout", "refused")
 
 BUCKETS_S: Final = (
@@ -67,7 +70,15 @@ TABLE: Final = (
     Metric("penstock_connections_active", "gauge",
            "Client connections that are open now.", ("service",)),
     Metric("penstock_worker_connections_total", "counter",
-           "Connections that the front opened to workers.", ("service", "slot")),
+           "Connections that a worker got: opened or passed by the front, or accepted.",
+           ("service", "slot")),
+    Metric("penstock_connection_fds", "gauge",
+           "Descriptors that fronts hold for client connections.", ("service",)),
+    Metric("penstock_handoffs_total", "counter",
+           "Connections that were sent to workers: taken by the worker, returned to go to "
+           "another, or lost.", ("service", "result")),
+    Metric("penstock_handoffs_in_flight", "gauge",
+           "Connections that were sent to workers and not taken yet.", ("service",)),
     Metric("penstock_requests_total", "counter",
            "Requests that ended; an empty slot means that the front answered by itself.",
            ("service", "slot", "method", "code")),
@@ -120,14 +131,23 @@ class ServiceCounters:
 
     __slots__ = (
         "active", "check_seconds", "checks", "connect", "connections", "errors", "first_byte",
-        "queue", "received", "rejected", "requests", "retries", "sent", "total",
-        "worker_connections",
+        "handoffs", "in_flight", "opened", "queue", "received", "rejected", "requests",
+        "retries", "sent", "total", "upstreams", "worker_connections",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.connections = 0
         """Client connections accepted."""
         self.active = 0
+        """Client connections whose descriptor is here."""
+        self.upstreams = 0
+        """Connections to workers that are open."""
+        self.in_flight = 0
+        """Client connections that were sent and not taken yet."""
+        self.opened = 0
+        """Client connections that workers have taken and that have not ended."""
+        self.handoffs = dict.fromkeys(HANDOFFS, 0)
+        """By result, of HANDOFFS."""
         self.worker_connections: defaultdict[int, int] = defaultdict(int)
         """By slot."""
         self.requests: defaultdict[tuple[str, int, int], int] = defaultdict(int)
@@ -203,7 +223,10 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         requests[f"{_slot(slot)} {method} {_code(status)}"] += count
     return {
         "penstock_connections_total": {"": counters.connections},
-        "penstock_connections_active": {"": counters.active},
+        "penstock_connections_active": {"": counters.active + counters.in_flight + counters.opened},
+        "penstock_connection_fds": {"": counters.active + counters.upstreams},
+        "penstock_handoffs_total": dict(counters.handoffs),
+        "penstock_handoffs_in_flight": {"": counters.in_flight},
         "penstock_worker_connections_total": {
             _slot(slot): count for slot, count in counters.worker_connections.items()
         },

@@ -64,6 +64,7 @@ class Relay:
         self.member = member
         member.active += 1
         service.admission.upstreams += 1
+        service.counters.upstreams += 1
         dialing = dial(service.loop, service.addresses[member.slot], self._dialed)
         # None may also mean that a refusal has led here again and dials the next worker.
         if dialing is not None:
@@ -97,6 +98,7 @@ class Relay:
         service, member = self.service, self.member
         assert member is not None
         service.admission.upstreams -= 1
+        service.counters.upstreams -= 1
         member.active -= 1
         self.member = None
         if fault.side is Side.WORKER:
@@ -113,16 +115,10 @@ class Relay:
         self.dispatch()
 
     def _wait(self) -> None:
-        service = self.service
-        patience = self.started + service.timeouts.queue - monotonic()
-        if patience <= 0:
-            self._give_up(self._last_fault)
-        elif len(service.waiting) >= service.config.limits.queue:
-            self._give_up(QUEUE_FULL)
-        else:
-            self._tried = ()
-            service.waiting[self] = None
-            service.deadlines.arm(self, monotonic() + patience)
+        self._tried = ()
+        fault = self.service.queue(self, self.started)
+        if fault is not None:
+            self._give_up(QUEUE_FULL if fault is QUEUE_FULL else self._last_fault)
 
     def expired(self, now: float) -> None:
         if self in self.service.waiting:
@@ -148,6 +144,7 @@ class Relay:
         service, member = self.service, self.member
         assert member is not None
         service.admission.upstreams -= 1
+        service.counters.upstreams -= 1
         member.active -= 1
         if half.outcome != OK:
             service.counters.errors[half.outcome] += 1

@@ -22,8 +22,9 @@ from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
+from penstock_proxy.delegate import Delegate, Passage
 from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
-from penstock_proxy.errors import Fault, Side
+from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, Fault, Side
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding, Responses
 from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER, ServiceCounters
@@ -68,11 +69,13 @@ class ServiceFront:
         self.forwarding = Forwarding(config.trusted_proxies, config.limits.headers)
         self.responses = Responses()
         self.idle: dict[int, deque[WorkerConnection]] = {t.slot: deque() for t in config.targets}
-        self.waiting: dict[Exchange | Relay, None] = {}
+        self.waiting: dict[Exchange | Relay | Passage, None] = {}
         self.clients: set[ClientConnection] = set()
         """Under http only: who may be idle and has to be told when we stop."""
         self.stopping = False
-        self.addresses = {t.slot: socket_address(parse_address(t.address)) for t in config.targets}
+        self.addresses = {
+            t.slot: socket_address(parse_address(t.address)) for t in config.targets if t.address
+        }
         self._rotated = rotated
         self.pool = Pool(
             config.targets,
@@ -82,8 +85,10 @@ class ServiceFront:
             random=random,
             on_change=self._changed,
         )
+        self.delegate = Delegate(self) if config.scheme == "handoff" else None
+        deliver = self._accepted if self.delegate is None else self.delegate.accepted
         self.acceptors = [
-            Acceptor(loop, socket.socket(fileno=fd), self._has_room, self._accepted)
+            Acceptor(loop, socket.socket(fileno=fd), self._has_room, deliver)
             for fd in config.listeners
         ]
         self._id_prefix = urandom(10).hex().encode()
@@ -105,7 +110,9 @@ class ServiceFront:
 
     def _has_room(self) -> bool:
         limit = self.config.max_connections
-        self._full = not self.admission.has_room() or 0 < limit <= self.counters.active
+        counters = self.counters
+        here = counters.active + counters.in_flight + counters.opened
+        self._full = not self.admission.has_room() or 0 < limit <= here
         if self._full and not self._said_full:
             self._said_full = True
             what = "no descriptors are left" if not self.admission.has_room() else "it is full"
@@ -127,11 +134,35 @@ class ServiceFront:
         """A client's connection is closed."""
         self.counters.active -= 1
         self.admission.clients -= 1
+        self._resume()
+
+    def roomier(self) -> None:
+        """A worker has taken connections, or some that it had are over."""
+        self._resume()
+        if self.waiting:
+            self._serve_waiting()
+
+    def _resume(self) -> None:
         if self._full:
             # Other services that wait for the same descriptors are woken by the next tick.
             self._full = False
             for acceptor in self.acceptors:
                 acceptor.resume()
+
+    def queue(self, waiting: Relay | Passage, started: float) -> Fault | None:
+        """Let a connection wait for a worker; the fault if it may not."""
+        patience = started + self.timeouts.queue - monotonic()
+        if patience <= 0:
+            return NO_WORKER
+        if len(self.waiting) >= self.config.limits.queue:
+            return QUEUE_FULL
+        self.waiting[waiting] = None
+        self.deadlines.arm(waiting, monotonic() + patience)
+        return None
+
+    def move(self, slot: int, address: str) -> None:
+        """Another process is in this slot, and listens elsewhere."""
+        self.addresses[slot] = socket_address(parse_address(address))
 
     def relay_over(self, relay: Relay, ended: str, received: int, sent: int) -> None:
         """A relayed TCP connection has ended."""
@@ -152,10 +183,12 @@ class ServiceFront:
     def dial(self, member: Member, exchange: Exchange) -> None:
         """Open a connection to a worker for an exchange."""
         self.admission.upstreams += 1
+        self.counters.upstreams += 1
 
         def done(stream: Stream | None, error: int) -> None:
             if stream is None:
                 self.admission.upstreams -= 1
+                self.counters.upstreams -= 1
                 exchange.dialing = None
                 exchange.connect_failed(why(error), blamed(error))
             else:
@@ -174,6 +207,7 @@ class ServiceFront:
         if isinstance(dialing, Dialing):
             # One that stands already is counted when it is lost.
             self.admission.upstreams -= 1
+            self.counters.upstreams -= 1
 
     def keep(self, link: WorkerConnection) -> None:
         """Put a connection back for the next exchange."""
@@ -187,6 +221,7 @@ class ServiceFront:
 
     def _link_lost(self, link: WorkerConnection) -> None:
         self.admission.upstreams -= 1
+        self.counters.upstreams -= 1
         if link.exchange is None:
             idle = self.idle[link.member.slot]
             if link in idle:
@@ -207,7 +242,7 @@ class ServiceFront:
         """Let those who wait try again; who finds nobody goes to the end of the queue."""
         for _ in range(len(self.waiting) if self.pool.in_rotation else 0):
             waiting = next(iter(self.waiting), None)
-            if waiting is None:
+            if waiting is None or (self.delegate is not None and not self.delegate.has_room):
                 return
             del self.waiting[waiting]
             waiting.dispatch()
@@ -215,6 +250,8 @@ class ServiceFront:
     def tick(self, now: float) -> None:
         """Four times a second: what is due, whoever it concerns."""
         self.pool.tick(now)
+        if self.delegate is not None:
+            self.delegate.tick(now)
         self._serve_waiting()
         self._lines = 0
         self._wall = time() - now

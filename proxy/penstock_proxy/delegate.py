@@ -1,0 +1,253 @@
+"""Delivery handoff: the connection itself goes to the worker, and is none of ours any more.
+
+Owns the links of one service, and which of them can take one more: at most `handoff_window`
+are on their way to a worker. What a worker has not taken in time, because it died, stopped
+or is full, is read back and goes to another; the client, whose bytes wait in the kernel,
+notices nothing. The client is never read here.
+
+On its way a connection has no object: it is accepted, sent and closed in one call. Only one
+that has to wait for a worker becomes a `Passage`.
+"""
+
+import asyncio
+import os
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from penstock_proxy import probe
+from penstock_proxy.checker import OK, Verdict
+from penstock_proxy.client import peer_address
+from penstock_proxy.deadlines import NEVER
+from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, WORKER_CLOSED
+from penstock_proxy.link import Link
+from penstock_worker.streams import Stream
+
+if TYPE_CHECKING:
+    from penstock_proxy.pool import Member
+    from penstock_proxy.service import ServiceFront
+
+_MOST_LINKS: Final = 4096
+"""Processes of one service at a time, those that leave included."""
+
+
+class Delegate:
+    """All links of one service."""
+
+    def __init__(self, service: "ServiceFront") -> None:
+        self._service = service
+        self._window = service.config.handoff_window
+        self._links: dict[int, Link] = {}
+        self._current: dict[int, Link] = {}
+        """By slot, those that connections are sent over."""
+        self._closed: set[Member] = set(service.pool.members)
+        """Members that cannot take one more now: no link, full, or stuck."""
+
+    # What the supervisor says.
+
+    def linked(self, slot: int, number: int, end: str, sock: socket.socket) -> None:
+        """One end of the link to a process in this slot."""
+        link = self._links.get(number)
+        if link is None:
+            if len(self._links) >= _MOST_LINKS:
+                sock.close()
+                return
+            service = self._service
+            member = service.pool.member(slot)
+            link = Link(service.loop, number, member, service.counters, self._heard)
+            self._links[number] = link
+        link.has(end, sock)
+        self._service.admission.other += 1
+
+    def joined(self, slot: int, number: int) -> None:
+        """From now on connections for this slot go over that link."""
+        link = self._links.get(number)
+        if link is not None and link.is_whole:
+            self._current[slot] = link
+            self._closed.discard(link.member)
+
+    def unlinked(self, number: int) -> None:
+        """That process is gone: what it had not taken goes to others."""
+        link = self._links.pop(number, None)
+        if link is None:
+            return
+        member = link.member
+        if self._current.get(member.slot) is link:
+            del self._current[member.slot]
+            self._closed.add(member)
+        found = link.take_back()
+        self._service.admission.other -= link.descriptors()
+        link.close()
+        self._redirect(found, member)
+
+    # A connection's way.
+
+    def accepted(self, stream: Stream, peer: Any) -> None:
+        """Pass it on at once, or let it wait."""
+        service = self._service
+        service.counters.connections += 1
+        if not self.pass_on(stream.fileno(), peer_address(peer), ()):
+            service.counters.active += 1
+            service.admission.clients += 1
+            Passage(self, service, stream.fileno(), peer_address(peer)).wait()
+
+    def pass_on(self, fd: int, address: str, tried: tuple["Member", ...]) -> bool:
+        """Pick a worker and send it; False if nobody can take it now."""
+        service, closed = self._service, self._closed
+        while True:
+            avoid = closed.union(tried) if tried else closed
+            member = service.pool.pick(address, avoid)
+            if member is None or member in avoid:
+                return False
+            link = self._current[member.slot]
+            if link.send(fd, service.deadlines.now):
+                if link.in_flight >= self._window:
+                    closed.add(member)
+                return True
+            # Its queue is full, or it is gone and we have not heard of it yet.
+            closed.add(member)
+
+    @property
+    def has_room(self) -> bool:
+        """Can anybody take one more?"""
+        return self._service.pool.in_rotation > 0 and any(
+            member.standing == "up" and member not in self._closed
+            for member in self._service.pool.members
+        )
+
+    def tick(self, now: float) -> None:
+        """Take back what waited too long at a worker that does not take it."""
+        patience = self._service.timeouts.connect
+        for link in tuple(self._links.values()):
+            if link.oldest() + patience < now:
+                self._stuck(link)
+            elif self._can_send(link) and link.in_flight == 0:
+                # Refused by the kernel before, and nothing on its way that would tell.
+                self._closed.discard(link.member)
+
+    def _stuck(self, link: Link) -> None:
+        service, member = self._service, link.member
+        self._closed.add(member)
+        found = link.take_back()
+        for _ in found:
+            service.pool.failed(member, monotonic())
+            service.counters.errors[CONNECT_TIMEOUT.kind] += 1
+        service.log_worker_fault(member, CONNECT_TIMEOUT, f"{len(found)} connections not taken")
+        link.stuck = True
+        self._redirect(found, member)
+
+    def _heard(self, link: Link) -> None:
+        """A worker took some, or some ended."""
+        link.stuck = False
+        if link.broken:
+            self._closed.add(link.member)
+            self._service.log_worker_fault(link.member, WORKER_CLOSED, "its link ended")
+            self._redirect(link.take_back(), link.member)
+        elif self._can_send(link):
+            self._closed.discard(link.member)
+        self._service.roomier()
+
+    def _can_send(self, link: Link) -> bool:
+        current = self._current.get(link.member.slot) is link
+        return current and link.is_whole and not link.stuck and link.in_flight < self._window
+
+    def _redirect(self, found: list[int], member: "Member") -> None:
+        service = self._service
+        for fd in found:
+            service.counters.retries += 1
+            service.counters.active += 1
+            service.admission.clients += 1
+            Passage(self, service, fd, _peer(fd), (member,)).dispatch()
+
+    # Health.
+
+    async def check(self, member: "Member") -> Verdict:
+        """Pass one end of a socket pair like a client's, and ask on the other."""
+        link = self._current.get(member.slot)
+        if link is None or not link.is_whole:
+            return Verdict("refused", "it has no link")
+        path = self._service.config.health.path
+        mine, theirs = socket.socketpair()
+        with mine:
+            mine.setblocking(False)
+            with theirs:
+                taken = link.probe(theirs, self._service.deadlines.now)
+            if taken is None:
+                return Verdict("timeout", "it has not taken the check before this one")
+            if path is not None:
+                return await probe.ask(mine, path)
+            try:
+                await asyncio.shield(taken)
+            except asyncio.CancelledError:
+                if not taken.cancelled():
+                    raise
+                return Verdict("failed", "it did not take the check")
+        return OK
+
+
+class Passage:
+    """A connection that waits for a worker."""
+
+    __slots__ = (
+        "_delegate",
+        "_fd",
+        "_service",
+        "_tried",
+        "address",
+        "bucket",
+        "deadline",
+        "started",
+    )
+
+    def __init__(
+        self,
+        delegate: Delegate,
+        service: "ServiceFront",
+        fd: int,
+        address: str,
+        tried: tuple["Member", ...] = (),
+    ) -> None:
+        self._delegate = delegate
+        self._service = service
+        self._fd = fd
+        self._tried = tried
+        self.address = address
+        self.started = monotonic()
+        self.deadline = NEVER
+        self.bucket = NEVER
+
+    def dispatch(self) -> None:
+        """Try again; wait if there is still nobody."""
+        if not self._delegate.pass_on(self._fd, self.address, self._tried):
+            self.wait()
+            return
+        self._service.deadlines.disarm(self)
+        self._service.client_lost()
+
+    def wait(self) -> None:
+        self._tried = ()
+        fault = self._service.queue(self, self.started)
+        if fault is not None:
+            self._give_up(fault.kind)
+
+    def expired(self, now: float) -> None:
+        self._service.waiting.pop(self, None)
+        self._give_up(NO_WORKER.kind)
+
+    def _give_up(self, reason: str) -> None:
+        service = self._service
+        service.deadlines.disarm(self)
+        service.counters.rejected[reason] += 1
+        os.close(self._fd)
+        service.client_lost()
+
+
+def _peer(fd: int) -> str:
+    """Whose connection it is that came back; empty if it has gone."""
+    sock = socket.socket(fileno=fd)
+    try:
+        return peer_address(sock.getpeername())
+    except OSError:
+        return ""
+    finally:
+        sock.detach()

@@ -1,0 +1,207 @@
+"""The front's end of the link to one worker process: what is on its way, and what it has.
+
+Owns the account. Every connection that is sent ends as exactly one of *taken* (the worker
+said so), *returned* (read back, to go to another) or *lost* (gone without either, which no
+worker of ours can bring about); until then it is in flight. Taken ones are open until the
+worker says that they ended, or its process does.
+
+It does not know who is picked, or why something is taken back: that is `delegate`.
+"""
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from penstock_proxy.metrics import ServiceCounters
+from penstock_proxy.pool import Member
+from penstock_worker.handoff import CLIENT, PROBE, receive, reports, send
+
+NEVER: Final = float("inf")
+
+
+class Sent(NamedTuple):
+    """One connection in flight."""
+
+    at: float
+    probe: "asyncio.Future[None] | None"
+    """Of a health check: done when it is taken. It counts for nothing else."""
+
+
+class Link:
+    """One process's link. `on_heard(link)` is called after each word of its worker."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        number: int,
+        member: Member,
+        counters: ServiceCounters,
+        on_heard: Callable[["Link"], None],
+    ) -> None:
+        self.number = number
+        self.member = member
+        self.in_flight = 0
+        """Clients' connections."""
+        self.open = 0
+        self.stuck = False
+        """It did not take what was sent in time, and has not said a word since."""
+        self.broken = False
+        """It says what no worker of ours says; nothing is sent any more."""
+        self._loop = loop
+        self._counters = counters
+        self._on_heard = on_heard
+        self._sent: deque[Sent] = deque()
+        self._front: socket.socket | None = None
+        self._worker: socket.socket | None = None
+        self._probe: Sent | None = None
+
+    # What it is made of.
+
+    def has(self, end: str, sock: socket.socket) -> None:
+        """Adopt one end: "front" is ours, "worker" a copy of the worker's."""
+        if end == "front":
+            self._drop(self._front)
+            self._front = sock
+            self._loop.add_reader(sock, self._readable)
+        else:
+            self._drop(self._worker)
+            self._worker = sock
+
+    @property
+    def is_whole(self) -> bool:
+        return self._front is not None and self._worker is not None and not self.broken
+
+    def close(self) -> None:
+        """Let go of both ends; what is still in flight has to be taken back before."""
+        self._counters.opened -= self.open
+        self.member.active -= self.open
+        self.open = 0
+        self._drop(self._front)
+        self._drop(self._worker)
+        self._front = self._worker = None
+
+    def descriptors(self) -> int:
+        return (self._front is not None) + (self._worker is not None)
+
+    # Down.
+
+    def send(self, fd: int, now: float) -> bool:
+        """Send a client's connection and close our copy; False if it cannot take it now."""
+        assert self._front is not None
+        try:
+            send(self._front, CLIENT, fd)
+        except OSError:
+            return False
+        os.close(fd)
+        self._sent.append(Sent(now, None))
+        self.in_flight += 1
+        self.member.active += 1
+        self._counters.in_flight += 1
+        return True
+
+    def probe(self, sock: socket.socket, now: float) -> "asyncio.Future[None] | None":
+        """Send a health check; None if it cannot, or the last one has not been taken yet."""
+        if self._probe is not None or self._front is None:
+            return None
+        sent = Sent(now, self._loop.create_future())
+        try:
+            send(self._front, PROBE, sock.fileno())
+        except OSError:
+            return None
+        self._sent.append(sent)
+        self._probe = sent
+        return sent.probe
+
+    def oldest(self) -> float:
+        """When the connection that waits longest was sent; NEVER if there is none."""
+        return next((sent.at for sent in self._sent if sent.probe is None), NEVER)
+
+    # Up.
+
+    def take_back(self) -> list[int]:
+        """Read back what the worker has not taken, and settle the account; descriptors."""
+        found: list[int] = []
+        while self._worker is not None and (got := self._received()) is not None:
+            kind, fd = got
+            if kind == CLIENT and fd >= 0:
+                found.append(fd)
+            elif fd >= 0:
+                os.close(fd)
+        # After it: whatever the worker has taken in the meantime, it has announced.
+        self._hear()
+        counters, waiting = self._counters, self.in_flight
+        returned = min(len(found), waiting)
+        counters.handoffs["returned"] += returned
+        counters.handoffs["lost"] += waiting - returned
+        counters.in_flight -= waiting
+        # It announced one that we were quicker to read: it never had it.
+        announced = min(len(found) - returned, self.open)
+        self.open -= announced
+        counters.opened -= announced
+        self.member.active -= waiting + announced
+        self.in_flight = 0
+        self._sent.clear()
+        self._settle_probe(taken=False)
+        return found
+
+    def _received(self) -> tuple[bytes, int] | None:
+        assert self._worker is not None
+        try:
+            return receive(self._worker)
+        except OSError:
+            return None
+
+    def _readable(self) -> None:
+        self._hear()
+        self._on_heard(self)
+
+    def _hear(self) -> None:
+        if self._front is None or self.broken:
+            return
+        try:
+            report = reports(self._front)
+        except OSError:
+            # It closed its end, or says something else: its process ends, or has to.
+            self.broken = True
+            self._loop.remove_reader(self._front)
+            return
+        if report is not None:
+            self._credit(report.taken)
+            ended = min(report.ended, self.open)
+            self.open -= ended
+            self.member.active -= ended
+            self._counters.opened -= ended
+
+    def _credit(self, taken: int) -> None:
+        counted = 0
+        for _ in range(min(taken, len(self._sent))):
+            sent = self._sent.popleft()
+            if sent.probe is None:
+                counted += 1
+            else:
+                self._settle_probe(taken=True)
+        self.in_flight -= counted
+        self.open += counted
+        counters = self._counters
+        counters.in_flight -= counted
+        counters.opened += counted
+        counters.handoffs["taken"] += counted
+        counters.worker_connections[self.member.slot] += counted
+
+    def _settle_probe(self, *, taken: bool) -> None:
+        if self._probe is None:
+            return
+        future, self._probe = self._probe.probe, None
+        if future is not None and not future.done():
+            if taken:
+                future.set_result(None)
+            else:
+                future.cancel()
+
+    def _drop(self, sock: socket.socket | None) -> None:
+        if sock is not None:
+            self._loop.remove_reader(sock)
+            sock.close()
