@@ -23,7 +23,6 @@ import uvloop
 from pydantic import ValidationError
 
 from penstock_proxy import orders
-from penstock_proxy.access_log import AccessLog, open_log
 from penstock_proxy.admission import Admission
 from penstock_proxy.checker import Checker
 from penstock_proxy.config import FrontConfig, FrontService
@@ -32,6 +31,7 @@ from penstock_proxy.metrics import snapshot
 from penstock_proxy.pool import Member
 from penstock_proxy.service import ServiceFront
 from penstock_worker import channel
+from penstock_worker.access_log import AccessLog, open_log
 from penstock_worker.channel import Channel, Message
 from penstock_worker.contract import EXIT_FAILED
 

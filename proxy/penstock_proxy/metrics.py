@@ -1,6 +1,6 @@
 """The front's metrics: one table of what is told, and the plain numbers that are counted.
 
-Owns the names, help texts, labels and buckets of everything a front measures, and the
+Owns the names, help texts and labels of everything a front measures, and the
 counters of one service. It does not know who reads them: `snapshot` makes plain JSON that
 travels over the channel, and the supervisor renders it by the same TABLE, so that a metric
 is named in exactly one place.
@@ -9,22 +9,17 @@ Why not prometheus_client here: its `inc()` costs 0.25 µs and `labels().inc()` 
 requests that take 20 µs as a whole. An attribute that is an int costs 0.02. No I/O, no clock.
 """
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from http import HTTPStatus
 from typing import Any, Final, Literal, NamedTuple
 
 from penstock_proxy.errors import FAULTS
-
-OTHER: Final = "other"
-"""What a label says for a value outside its closed set."""
-
-METHODS: Final = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE")
-)
-"""A client names its method as it likes: anything else is counted as OTHER *before* it
-becomes a key of `requests`, or a stranger could grow that dictionary for ever."""
+from penstock_worker.counters import BUCKETS_S as BUCKETS_S
+from penstock_worker.counters import METHODS as METHODS
+from penstock_worker.counters import OTHER as OTHER
+from penstock_worker.counters import Histogram, code, flat
+from penstock_worker.counters import Series as Series
+from penstock_worker.counters import Value as Value
 
 FRONT_SLOT: Final = -1
 """The slot of requests that the front answered by itself; its label is empty."""
@@ -38,18 +33,6 @@ HANDOFFS: Final = ("taken", "returned", "lost")
 
 CHECK_RESULTS: Final = ("ok", "failed", "timeout", "refused")
 
-BUCKETS_S: Final = (
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
-    0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-)  # fmt: skip
-"""From a proxy's own cost to the default `timeouts.response`; +Inf follows."""
-
-_CODES: Final = {status.value: str(status.value) for status in HTTPStatus}
-"""The registered ones. A worker can say any three digits, and an application that echoes
-/status/NNN lets its clients choose them: 900 codes by ten methods by every slot would not
-fit into one message of the channel."""
-_NO_CODE: Final = "none"
-"""Nobody was told anything: the client had gone, or the connection simply broke off."""
 _KINDS: Final = frozenset(fault.kind for fault in FAULTS)
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
@@ -108,21 +91,6 @@ TABLE: Final = (
 worker is in rotation) travels beside it, in `pools`."""
 
 
-class Histogram:
-    """Counts by bucket, not cumulative, and a sum; the last count is what exceeds all."""
-
-    __slots__ = ("counts", "sum_s")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS_S) + 1)
-        self.sum_s = 0.0
-
-    def observe(self, seconds: float) -> None:
-        # bisect_left, because a bucket's bound belongs to the bucket (`le`).
-        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
-        self.sum_s += seconds
-
-
 class ServiceCounters:
     """What one front counts for one service. Written by the data path, read at scrape.
 
@@ -166,13 +134,6 @@ class ServiceCounters:
         self.checks: defaultdict[tuple[int, str], int] = defaultdict(int)
         """By slot and result, of CHECK_RESULTS."""
         self.check_seconds = Histogram()
-
-
-Value = int | float | list[int | float]
-"""A number, or for a histogram its counts by bucket and then its sum."""
-Series = dict[str, dict[str, Value]]
-"""By metric, then by the values of its labels after `service`, joined by one space. One
-short string a sample keeps the message small; no value of a label contains a space."""
 
 
 def snapshot(
@@ -220,7 +181,7 @@ def _plus(left: Value, right: Value) -> Value:
 def _series(counters: ServiceCounters, dropped: int) -> Series:
     requests: defaultdict[str, int] = defaultdict(int)
     for (method, status, slot), count in counters.requests.items():
-        requests[f"{_slot(slot)} {method} {_code(status)}"] += count
+        requests[f"{_slot(slot)} {method} {code(status)}"] += count
     return {
         "penstock_connections_total": {"": counters.connections},
         "penstock_connections_active": {"": counters.active + counters.in_flight + counters.opened},
@@ -232,9 +193,9 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         },
         "penstock_requests_total": dict(requests),
         "penstock_request_duration_seconds": {
-            "connect": _flat(counters.connect),
-            "first_byte": _flat(counters.first_byte),
-            "total": _flat(counters.total),
+            "connect": flat(counters.connect),
+            "first_byte": flat(counters.first_byte),
+            "total": flat(counters.total),
         },
         "penstock_bytes_total": {"received": counters.received, "sent": counters.sent},
         "penstock_connection_errors_total": _closed(counters.errors, _KINDS),
@@ -242,7 +203,7 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         "penstock_retries_total": {"": counters.retries},
         "penstock_queue_length": {"": counters.queue},
         "penstock_health_checks_total": _checks(counters.checks),
-        "penstock_health_check_duration_seconds": {"": _flat(counters.check_seconds)},
+        "penstock_health_check_duration_seconds": {"": flat(counters.check_seconds)},
         "penstock_access_log_lines_dropped_total": {"": dropped},
     }
 
@@ -261,13 +222,5 @@ def _closed(counts: Mapping[str, int], known: frozenset[str]) -> dict[str, Value
     return dict(samples)
 
 
-def _flat(histogram: Histogram) -> list[int | float]:
-    return [*histogram.counts, histogram.sum_s]
-
-
 def _slot(slot: int) -> str:
     return "" if slot == FRONT_SLOT else str(slot)
-
-
-def _code(status: int) -> str:
-    return _CODES.get(status, OTHER) if status else _NO_CODE

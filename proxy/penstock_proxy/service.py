@@ -17,7 +17,6 @@ from time import monotonic, time  # noqa: TID251 — a log line tells the time o
 from typing import Any, Final
 
 from penstock_proxy.acceptor import Acceptor
-from penstock_proxy.access_log import AccessLog
 from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, parse_address
@@ -31,6 +30,7 @@ from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER, ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
 from penstock_proxy.relay import Relay
 from penstock_proxy.upstream import WorkerConnection
+from penstock_worker.access_log import AccessLog
 from penstock_worker.streams import Stream, adopt
 
 IDLE_S: Final = 60.0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock_proxy.sink import Sink
+from penstock_worker.sink import Sink
 
 LINE = b"x" * 63 + b"\n"
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_proxy.access_log import CUT, MAX_FIELD, AccessLog, Entry, Format, open_log
-from penstock_proxy.sink import Sink
+from penstock_worker.access_log import CUT, MAX_FIELD, AccessLog, Entry, Format, open_log
+from penstock_worker.sink import Sink
 
 NOON = 1795262400.0
 """2026-11-21T12:00:00Z."""

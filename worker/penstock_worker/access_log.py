@@ -14,7 +14,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from time import gmtime
 from typing import Final, Literal
 
-from penstock_proxy.sink import Sink
+from penstock_worker.sink import Sink
 
 MAX_FIELD: Final = 2048
 """Characters of any one field; what is longer ends in CUT."""

@@ -1,0 +1,112 @@
+"""What is counted of requests: closed sets of labels, buckets, and plain numbers.
+
+Owns how a request is counted wherever it is seen, by a front or by a worker without one, so
+that both can be added up: the names of methods and codes, the buckets of durations. It does
+not know who reads the numbers. No I/O, no clock.
+
+Why not prometheus_client here: its `inc()` costs 0.25 µs and `labels().inc()` 1 µs, on
+requests that take 20 µs as a whole. An attribute that is an int costs 0.02.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from http import HTTPStatus
+from typing import Final
+
+OTHER: Final = "other"
+"""What a label says for a value outside its closed set."""
+
+METHODS: Final = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE")
+)
+"""A client names its method as it likes: anything else is counted as OTHER *before* it
+becomes a key of `requests`, or a stranger could grow that dictionary for ever."""
+
+BUCKETS_S: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
+    0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+"""From a proxy's own cost to the default `timeouts.response`; +Inf follows."""
+
+_CODES: Final = {status.value: str(status.value) for status in HTTPStatus}
+"""The registered ones. A worker can say any three digits, and an application that echoes
+/status/NNN lets its clients choose them: 900 codes by ten methods by every slot would not
+fit into one message of the channel."""
+_NO_CODE: Final = "none"
+"""Nobody was told anything: the client had gone, or the connection simply broke off."""
+_LAST_CODE: Final = 999
+
+Value = int | float | list[int | float]
+"""A number, or for a histogram its counts by bucket and then its sum."""
+Series = dict[str, dict[str, Value]]
+"""By metric, then by the values of its labels after `service`, joined by one space. One
+short string a sample keeps the message small; no value of a label contains a space."""
+
+
+class Histogram:
+    """Counts by bucket, not cumulative, and a sum; the last count is what exceeds all."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        # bisect_left, because a bucket's bound belongs to the bucket (`le`).
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+
+class RequestCounters:
+    """What one worker counts of the requests and connections that no front sees."""
+
+    __slots__ = ("active", "connections", "requests", "total")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        """Connections of clients so far."""
+        self.active = 0
+        """Those that are open now."""
+        self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
+        """By method (of METHODS, or OTHER) and status (0: nothing was said)."""
+        self.total = Histogram()
+
+    def ended(self, method: str, status: int, seconds: float) -> None:
+        """One request is over."""
+        if method not in METHODS:
+            method = OTHER
+        # A program may say any number, and each would be a key for ever.
+        if not 0 <= status <= _LAST_CODE:
+            status = _LAST_CODE
+        self.requests[method, status] += 1
+        self.total.observe(seconds)
+
+
+def request_series(counters: RequestCounters, slot: str) -> Series:
+    """What a worker in `slot` says of its requests."""
+    requests: defaultdict[str, Value] = defaultdict(int)
+    for (method, status), count in counters.requests.items():
+        requests[f"{slot} {method} {code(status)}"] += count  # type: ignore[operator]
+    return {
+        "penstock_requests_total": dict(requests),
+        "penstock_request_duration_seconds": {"total": flat(counters.total)},
+    }
+
+
+def connection_series(counters: RequestCounters, slot: str) -> Series:
+    """What it says of the connections that it accepted itself."""
+    return {
+        "penstock_connections_total": {"": counters.connections},
+        "penstock_connections_active": {"": counters.active},
+        "penstock_worker_connections_total": {slot: counters.connections},
+    }
+
+
+def flat(histogram: Histogram) -> list[int | float]:
+    return [*histogram.counts, histogram.sum_s]
+
+
+def code(status: int) -> str:
+    """The value of the label `code`."""
+    return _CODES.get(status, OTHER) if status else _NO_CODE
