@@ -48,7 +48,7 @@ class Child:
         """`after`: the one in this slot before, whose history goes on."""
         self.plan = plan
         self.name = plan.name
-        self.history = after.history if after else History(plan)
+        self.history: History = after.history if after else History(plan)
         self.stats: dict[str, Any] = {}
         """Its last answer to STATS."""
         self.stop_s = plan.stop_s

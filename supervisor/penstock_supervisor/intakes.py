@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.observation import SocketView
+from penstock_supervisor.observation import SocketKind, SocketView
 from penstock_supervisor.schemes import has_front
 from penstock_supervisor.services import Service
 from penstock_supervisor.sockets import Listener
@@ -116,11 +116,17 @@ class Intake:
         return tuple(self._slots.values()) if self._one is None else (self._one,)
 
     def _open(self, address: str, *, sisters: bool = False) -> Listener:
-        return Listener(address, self._key, later=True, kind=self._kind, sisters=sisters)
+        listener = Listener(address, self._key, later=True, kind=self._kind, sisters=sisters)
+        if self.service.command is not None and not has_front(self.service):
+            # As from systemd: a plain program waits in accept. Ours does not mind.
+            listener.socket.setblocking(True)
+        return listener
 
     def _view(self, slot: int | None, listener: Listener) -> SocketView:
         inode = os.fstat(listener.fileno()).st_ino
-        kind = "unix" if self.address.path else "udp" if self._kind == socket.SOCK_DGRAM else "tcp"
+        kind: SocketKind = "unix" if self.address.path else "tcp"
+        if self._kind == socket.SOCK_DGRAM:
+            kind = "udp"
         return SocketView(self.service.name, slot, inode, str(self.address), kind)
 
 

@@ -342,7 +342,7 @@ def _take_places(program: Program) -> None:
         LISTEN_PID: str(os.getpid()),
     }
     with suppress(OSError, ValueError):
-        os.execvpe(program.argv[0], program.argv, environment)
+        os.execvpe(program.argv[0], list(program.argv), environment)
 
 
 def high(fd: int) -> int:

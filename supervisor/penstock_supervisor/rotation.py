@@ -45,6 +45,7 @@ class Rotation:
         self._watch = watch
         self._changed = changed
         self._standings: dict[Slot, str] = {}
+        self._joined: set[Slot] = set()
         self._held: set[Slot] = set()
         self._numbers = count(1)
         self._holds: dict[int, tuple[TimerHandle, Callable[[], None]]] = {}
@@ -70,6 +71,7 @@ class Rotation:
         """The slot's process is ready, wherever it listens."""
         slot = slot_of(child)
         self._held.discard(slot)
+        self._joined.add(slot)
         if not self._is_fronted(child):
             self._watch.join(*slot, asks=child.speaks)
             return
@@ -85,6 +87,9 @@ class Rotation:
         slot = slot_of(child)
         self._standings.pop(slot, None)
         self._held.discard(slot)
+        if slot not in self._joined:
+            return
+        self._joined.discard(slot)
         if self._is_fronted(child):
             self._tell({"cmd": LEAVE, "service": slot[0], "slot": slot[1]})
         else:

@@ -130,7 +130,7 @@ class _Watched:
 
     async def _ping(self, slot: int) -> Verdict:
         number = next(self._numbers)
-        waiting = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._asked[slot, number] = waiting
         try:
             ping = {"cmd": contract.PING, "seq": number}

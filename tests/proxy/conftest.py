@@ -19,8 +19,9 @@ from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, Limits, Target, Timeouts
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.dial import Dialing, Stream
+from penstock_proxy.dial import Dialing
 from penstock_proxy.service import ServiceFront
+from penstock_worker.streams import Stream
 
 
 class Turns:

@@ -14,8 +14,8 @@ from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.dial import Stream
 from penstock_proxy.service import ServiceFront
+from penstock_worker.streams import Stream
 
 DEADLINE_S = 10.0
 

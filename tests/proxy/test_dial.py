@@ -14,7 +14,8 @@ import pytest
 import uvloop
 
 from penstock_proxy.config import parse_address
-from penstock_proxy.dial import Dialing, Stream, adopt, dial, socket_address, why
+from penstock_proxy.dial import Dialing, dial, socket_address, why
+from penstock_worker.streams import Stream, adopt
 
 DEADLINE_S = 10.0
 

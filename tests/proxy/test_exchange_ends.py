@@ -9,7 +9,7 @@ import pytest
 from tests.proxy.conftest import House, Wire
 
 from penstock_proxy.acceptor import Acceptor
-from penstock_proxy.dial import Stream
+from penstock_worker.streams import Stream
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import socket
 import sys
 
 from penstock_proxy.config import FrontConfig
 from penstock_worker.channel import Channel, Message, inherited
+from penstock_worker.contract import FAILED, READY, STATS
 
 
 class Front:
@@ -16,10 +18,13 @@ class Front:
         assert sock is not None
         self.channel = Channel(loop, sock, self.ordered, self.finished.set)
 
-    def ordered(self, message: Message) -> None:
+    def ordered(self, message: Message, handle: socket.socket | None) -> None:
+        if handle is not None:
+            handle.close()
         sys.stderr.write(f"got {message['cmd']} {message.get('slot', '')}".strip() + "\n")
         sys.stderr.flush()
-        getattr(self, message["cmd"])(message)
+        name = "stats" if message["cmd"] == STATS else message["cmd"]
+        getattr(self, name)(message)
 
     def configure(self, message: Message) -> None:
         for service in FrontConfig.model_validate(message["config"]).services:
@@ -29,9 +34,9 @@ class Front:
                 os.fstat(listener)
         sys.stderr.flush()
         if self.play == "refuse":
-            self.channel.send({"cmd": "failed", "reason": "no such log"})
+            self.channel.send({"cmd": FAILED, "reason": "no such log"})
             os._exit(78)
-        self.channel.send({"cmd": "ready"})
+        self.channel.send({"cmd": READY})
 
     def join(self, message: Message) -> None:
         if self.play == "hang up once":
@@ -51,12 +56,25 @@ class Front:
     def leave(self, message: Message) -> None:
         pass
 
+    def hold(self, message: Message) -> None:
+        if self.play != "deaf":
+            self.channel.send({"cmd": "held", "seq": message["seq"]})
+
+    def link(self, message: Message) -> None:
+        pass
+
+    def unlink(self, message: Message) -> None:
+        pass
+
+    def accept(self, message: Message) -> None:
+        pass
+
     def reopen(self, message: Message) -> None:
         pass
 
     def stats(self, message: Message) -> None:
         if self.play != "silent":
-            self.channel.send({"cmd": "stats", "seq": message["seq"], "metrics": {}, "pools": {}})
+            self.channel.send({"cmd": STATS, "seq": message["seq"], "metrics": {}, "pools": {}})
 
     def drain(self, message: Message) -> None:
         if self.play != "stubborn":
