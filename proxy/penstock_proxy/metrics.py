@@ -185,12 +185,12 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
     return {
         "penstock_connections_total": {"": counters.connections},
         "penstock_connections_active": {"": counters.active + counters.in_flight + counters.opened},
-        "penstock_connection_fds": {"": counters.active + counters.upstreams},
-        "penstock_handoffs_total": dict(counters.handoffs),
-        "penstock_handoffs_in_flight": {"": counters.in_flight},
         "penstock_worker_connections_total": {
             _slot(slot): count for slot, count in counters.worker_connections.items()
         },
+        "penstock_connection_fds": {"": counters.active + counters.upstreams},
+        "penstock_handoffs_total": dict(counters.handoffs),
+        "penstock_handoffs_in_flight": {"": counters.in_flight},
         "penstock_requests_total": dict(requests),
         "penstock_request_duration_seconds": {
             "connect": flat(counters.connect),

@@ -116,7 +116,7 @@ def test_a_health_path_is_a_path(path: str) -> None:
     "wrong",
     [
         {"unknown": 1},
-        {"mode": "udp"},
+        {"mode": "htpp"},
         {"balance": "roundrobin"},
         {"trusted_proxies": ["nowhere"]},
         {"max_connections": -1},
