@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from penstock_proxy.metrics import merge
+from penstock_proxy.metrics import Series, merge
 from penstock_proxy.orders import STATS
 from penstock_supervisor.child import Child
 from penstock_supervisor.events import Events
@@ -50,9 +50,14 @@ class Census:
         self._last = 0
         self._open: dict[int, _Question] = {}
 
-    async def take(self, children: Sequence[Child], deadline_s: float) -> tuple[ChildView, ...]:
-        """Ask all that can answer, wait for the last or the deadline, and describe everybody."""
-        question = _Question(child for child in children if _can_answer(child))
+    async def take(
+        self, slots: Sequence[Child], everybody: Sequence[Child], deadline_s: float
+    ) -> tuple[ChildView, ...]:
+        """Ask all that can answer, wait for the last or the deadline, and describe each slot.
+
+        What leaves a slot while another process has it counts for the slot as well.
+        """
+        question = _Question(child for child in everybody if _can_answer(child))
         self._last = number = self._last + 1
         self._open[number] = question
         try:
@@ -63,7 +68,8 @@ class Census:
                     await question.settled.wait()
         finally:
             del self._open[number]
-        return tuple(self._view(child, fresh=child in question.answered) for child in children)
+        others = [child for child in everybody if child not in slots]
+        return tuple(self._view(child, others, fresh=child in question.answered) for child in slots)
 
     def answered(self, child: Child, message: dict[str, Any]) -> None:
         """Note an answer; a late one is still the newest that there is."""
@@ -74,10 +80,7 @@ class Census:
 
     def carry(self, child: Child) -> None:
         """Its process is gone: what it had counted is kept, or sums would go down."""
-        counted = table(child.stats.get("metrics")).get("series")
-        plan, history = child.plan, child.history
-        last = ended(cleaned(counted, plan.slot, plan.scheme))
-        history.carried = merge([history.carried, last])
+        child.history.carried = merge([child.history.carried, ended(_counted(child))])
         child.stats = {}
 
     def moved(self, child: Child) -> None:
@@ -86,7 +89,8 @@ class Census:
             for question in self._open.values():
                 question.drop(child, answered=False)
 
-    def _view(self, child: Child, *, fresh: bool) -> ChildView:
+    def _view(self, child: Child, others: Iterable[Child], *, fresh: bool) -> ChildView:
+        sisters = [_counted(one) for one in others if one.history is child.history]
         return ChildView(
             role=child.plan.role,
             service=child.plan.service,
@@ -98,13 +102,19 @@ class Census:
             since_s=child.since_s(),
             last_exit=child.history.last_exit,
             exits=dict(child.history.exits),
-            carried=child.history.carried,
+            carried=merge([child.history.carried, *sisters]),
             scheme=child.plan.scheme,
             spoke=child.speaks,
             events=self._events.of(child.plan.role, child.plan.service, child.plan.slot),
             stats=child.stats,
             fresh=fresh,
         )
+
+
+def _counted(child: Child) -> Series:
+    """What its process said it counted, as far as it can be believed."""
+    told = table(child.stats.get("metrics")).get("series")
+    return cleaned(told, child.plan.slot, child.plan.scheme)
 
 
 def _can_answer(child: Child) -> bool:

@@ -25,8 +25,8 @@ class Survey:
         self, deadline_s: float, *, uptime_s: float, ready: bool, stopping: bool
     ) -> Observation:
         """Describe the run now; children have `deadline_s` to tell what only they know."""
-        views = await self._census.take(tuple(self._roster.slots()), deadline_s)
         everybody = tuple(self._roster.everybody())
+        views = await self._census.take(tuple(self._roster.slots()), everybody, deadline_s)
         links = sum(child.link is not None for child in everybody)
         intakes = self._premises.intakes
         return Observation(

@@ -119,7 +119,11 @@ def test_options_are_written_over_the_file(started: list[Config], tmp_path: Path
             ["run", "-b", "8000"],
             '--bind: expected "host:port", "[v6 address]:port" or "unix:/path", not "8000"',
         ),
-        (["run", "--scheme", "shared"], '--scheme: expected "ports", not "shared"'),
+        (
+            ["run", "--scheme", "pots"],
+            '--scheme: expected "ports", "handoff", "shared" or "reuseport", not "pots"; '
+            'did you mean "ports"?',
+        ),
         (
             ["run", "--to", "h:1", "-w", "2"],
             "--workers: only with app or command: upstreams are run by others",

@@ -68,10 +68,10 @@ def test_an_address_of_another_machine_is_refused() -> None:
 
 def test_a_low_port_without_permission_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     # Tests may run as root, who is refused nothing.
-    def refuse(_: object) -> socket.socket:
+    def refuse(*_: object) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(sockets, "_tcp", refuse)
+    monkeypatch.setattr(sockets, "_inet", refuse)
     reason = fails("127.0.0.1:80")
     assert reason.startswith("permission denied: ports below ")
     assert "CAP_NET_BIND_SERVICE" in reason
