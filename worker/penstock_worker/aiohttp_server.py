@@ -1,18 +1,18 @@
-"""Serves an aiohttp Application on a socket that is given.
+"""Serves an aiohttp Application: a protocol for each connection that somebody else accepts.
 
-Owns the settings that make aiohttp's server a worker behind a front, and the order of its
-end: accept no more, close what is idle, tell what is long to close (`on_shutdown`), let
-what is in flight finish. It does not know why it has to leave.
+Owns the settings that make aiohttp's server a worker, and the order of its end: close what
+is idle, tell what is long to close (`on_shutdown`), let what is in flight finish. It does not
+know where connections come from, nor why it has to leave.
 """
 
 import asyncio
-import socket
-from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
 
-from penstock_worker.listeners import backlog, refused
+from penstock_worker.recorder import Note, Recorder
 
 KEEPALIVE_S: Final = 120
 """Longer than a front keeps an idle connection: who closes first decides who gets the race
@@ -24,34 +24,75 @@ _HEAD_PART: Final = 1 << 20
 
 
 class AiohttpServer:
-    def __init__(self, app: web.Application) -> None:
+    """`recorder` is None where a front counts and logs."""
+
+    def __init__(self, app: web.Application, recorder: Recorder | None) -> None:
+        settings: dict[str, Any] = {
+            "keepalive_timeout": KEEPALIVE_S,
+            "max_line_size": _HEAD_PART,
+            "max_field_size": _HEAD_PART,
+        }
+        # Its own log stays silent in any case; `access_log` only has to be true to be asked.
+        logged: dict[str, Any] = {"access_log": None}
+        if recorder is not None:
+            logged = {"access_log": recorder, "access_log_class": _recording(recorder)}
+        self._unlogged = {**settings, "access_log": None}
         self._runner = web.AppRunner(
-            app,
-            # Requests are logged once, by the front.
-            access_log=None,
-            handler_cancellation=True,
-            keepalive_timeout=KEEPALIVE_S,
-            shutdown_timeout=_DRAIN_S,
-            max_line_size=_HEAD_PART,
-            max_field_size=_HEAD_PART,
+            app, handler_cancellation=True, shutdown_timeout=_DRAIN_S, **settings, **logged
         )
 
-    async def run(
-        self, sock: socket.socket, on_ready: Callable[[], None], leaving: asyncio.Event
-    ) -> None:
-        """Start, serve until `leaving`, finish. ListenError if somebody else has the port."""
-        try:
-            await self._runner.setup()
-            try:
-                await web.SockSite(self._runner, sock, backlog=backlog()).start()
-            except OSError as error:
-                raise refused(sock, error) from error
-            on_ready()
-            await leaving.wait()
-        finally:
-            await self._runner.cleanup()
+    async def start(self) -> None:
+        """The program's own start; its errors come out."""
+        await self._runner.setup()
+        assert self._runner.server is not None
+        self._serve = self._runner.server
+        self._probe = partial(
+            web.RequestHandler,
+            self._serve,
+            loop=asyncio.get_running_loop(),
+            **self._unlogged,
+        )
 
-    def clients(self) -> int:
-        """Connections that are open now."""
-        server = self._runner.server
-        return 0 if server is None else len(server.connections)
+    def protocol(self, probe: bool) -> asyncio.Protocol:
+        """For one connection; what comes over a probe's is not counted."""
+        return self._probe() if probe else self._serve()
+
+    async def finish(self) -> None:
+        """Let requests finish, and the program clean up."""
+        await self._runner.cleanup()
+
+
+def _recording(recorder: Recorder) -> type[AbstractAccessLogger]:
+    """aiohttp makes a logger for each connection, by a class."""
+
+    class Recording(AbstractAccessLogger):
+        def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+            recorder.count(request.method, response.status, time)
+            if recorder.logs:
+                recorder.note(_note(request, response, time))
+
+    return Recording
+
+
+def _note(request: web.BaseRequest, response: web.StreamResponse, total_s: float) -> Note:
+    headers = request.headers
+    head = "".join(
+        f"{name}: {headers[name]}\r\n" for name in ("Referer", "User-Agent") if name in headers
+    )
+    return Note(
+        client=request.remote or "",
+        method=request.method,
+        target=_octets(request.raw_path),
+        version=f"HTTP/{request.version.major}.{request.version.minor}",
+        status=response.status,
+        sent=response.body_length,
+        received=getattr(request.content, "total_bytes", 0),
+        total_s=total_s,
+        request_id=headers.get("X-Request-ID", ""),
+        head=_octets(head),
+    )
+
+
+def _octets(text: str) -> bytes:
+    """As it came: aiohttp reads bytes so."""
+    return text.encode("utf-8", "surrogateescape")

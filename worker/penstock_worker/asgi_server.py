@@ -1,82 +1,163 @@
-"""Serves an ASGI 3 application through uvicorn, on a socket that is given.
+"""Serves an ASGI 3 application through uvicorn: a protocol for each connection.
 
-Owns the settings that make uvicorn a worker behind a front. uvicorn would like to own the
-process as well (signals, logging, the loop); all of that is taken from it, so that an ASGI
-worker starts and leaves in exactly the way an aiohttp worker does.
+Owns the settings that make uvicorn's protocols a worker. uvicorn would like to own the
+process as well (signals, logging, the loop, the listening socket); all of that is taken from
+it, so that an ASGI worker starts and leaves in exactly the way an aiohttp worker does.
 
 Importing this needs the extra `penstock[asgi]`; nobody imports it before an ASGI
 application was found.
 """
 
 import asyncio
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import copy
+from asyncio import TimerHandle
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 from typing import Any, Final
 
 import uvicorn
 
-from penstock_worker.listeners import backlog, refused
+from penstock_worker.listeners import backlog
 from penstock_worker.loading import StartError
+from penstock_worker.recorder import Note, Recorder
 
 KEEPALIVE_S: Final = 120
 """As in `aiohttp_server`: longer than a front keeps an idle connection."""
+_SECOND_S: Final = 1.0
+_NOTED: Final = frozenset((b"content-length", b"referer", b"user-agent", b"x-request-id"))
+_SWITCHED: Final = 101
+_FORBIDDEN: Final = 403
+_BROKEN: Final = 500
+
+_Message = dict[str, Any]
+_Send = Callable[[_Message], Awaitable[None]]
+_Receive = Callable[[], Awaitable[_Message]]
+_App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 
 class AsgiServer:
-    def __init__(self, app: Any) -> None:
+    """`recorder` is None where a front counts and logs."""
+
+    def __init__(self, app: Any, recorder: Recorder | None) -> None:
+        self._recorder = recorder
         self._config = uvicorn.Config(
             app,
             interface="asgi3",
             lifespan="auto",
-            # Logging belongs to the application, and requests are logged by the front.
+            # Logging belongs to the application, and requests are logged elsewhere.
             log_config=None,
             access_log=False,
             timeout_keep_alive=KEEPALIVE_S,
             backlog=backlog(),
         )
-        self._server: _Server | None = None
+        self._uncounted = self._config
+        self._server = uvicorn.Server(self._config)
+        self._second: TimerHandle | None = None
 
-    async def run(
-        self, sock: socket.socket, on_ready: Callable[[], None], leaving: asyncio.Event
-    ) -> None:
-        """Start, serve until `leaving`, finish.
-
-        ListenError if somebody else has the port, StartError if the application refuses.
-        """
-        self._server = _Server(self._config, on_ready, leaving)
+    async def start(self) -> None:
+        """The program's own start. StartError if the application refuses."""
+        self._config.load()
+        self._uncounted = copy.copy(self._config)
+        if self._recorder is not None:
+            self._config.loaded_app = _recorded(self._config.loaded_app, self._recorder)
+        self._server.lifespan = self._config.lifespan_class(self._config)
         try:
-            await self._server.serve(sockets=[sock])
+            await self._server.startup(sockets=[])
         except SystemExit as error:
             raise StartError("its lifespan startup failed") from error
+        self._tick()
 
-    def clients(self) -> int:
-        """Connections that are open now."""
-        return 0 if self._server is None else len(self._server.server_state.connections)
+    def protocol(self, probe: bool) -> asyncio.Protocol:
+        """For one connection; what comes over a probe's is not counted."""
+        config = self._uncounted if probe else self._config
+        made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+            config=config,
+            server_state=self._server.server_state,
+            app_state=self._server.lifespan.state,
+        )
+        return made
+
+    async def finish(self) -> None:
+        """Let requests finish, and the program clean up."""
+        if self._server.started:
+            await self._server.shutdown(sockets=[])
+        if self._second is not None:
+            self._second.cancel()
+
+    def _tick(self) -> None:
+        """What uvicorn's own loop does once a second: the `Date` of all responses."""
+        date = formatdate(usegmt=True).encode()
+        self._server.server_state.default_headers = [
+            (b"date", date), *self._config.encoded_headers
+        ]  # fmt: skip
+        self._second = asyncio.get_running_loop().call_later(_SECOND_S, self._tick)
 
 
-class _Server(uvicorn.Server):
-    def __init__(
-        self, config: uvicorn.Config, on_ready: Callable[[], None], leaving: asyncio.Event
-    ) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-        self._leaving = leaving
+class _Answer:
+    """What is seen of one answer as it goes by."""
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        # uvicorn's way ends with raising the signal again, which is a death and no exit 0.
-        yield
+    __slots__ = ("_send", "sent", "status")
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        assert sockets is not None
+    def __init__(self, send: _Send) -> None:
+        self._send = send
+        self.status = 0
+        self.sent = 0
+
+    def send(self, message: _Message) -> Awaitable[None]:
+        kind = message["type"]
+        if kind == "http.response.body":
+            self.sent += len(message.get("body", b""))
+        elif kind == "http.response.start":
+            self.status = message["status"]
+        elif not self.status:
+            # A WebSocket is one exchange, and its first word decides.
+            self.status = _SWITCHED if kind == "websocket.accept" else _FORBIDDEN
+        return self._send(message)
+
+
+def _recorded(app: Any, recorder: Recorder) -> _App:
+    """`app`, and each of its requests is counted when it has ended."""
+    clock = asyncio.get_running_loop().time
+
+    async def recorded(scope: _Message, receive: _Receive, send: _Send) -> None:
+        if scope["type"] == "lifespan":
+            await app(scope, receive, send)
+            return
+        started = clock()
+        answer = _Answer(send)
         try:
-            await super().startup(sockets=sockets)
-        except OSError as error:
-            # The application's own errors do not come this way: uvicorn logs those.
-            raise refused(sockets[0], error) from error
-        if self.started:
-            self._on_ready()
+            await app(scope, receive, answer.send)
+        except Exception:
+            answer.status = answer.status or _BROKEN
+            raise
+        finally:
+            total_s = clock() - started
+            recorder.count(scope.get("method", "GET"), answer.status, total_s)
+            if recorder.logs:
+                recorder.note(_note(scope, answer, total_s))
 
-    async def on_tick(self, counter: int) -> bool:
-        return await super().on_tick(counter) or self._leaving.is_set()
+    return recorded
+
+
+def _note(scope: _Message, answer: _Answer, total_s: float) -> Note:
+    found = {name: value for name, value in scope["headers"] if name in _NOTED}
+    length = found.get(b"content-length", b"")
+    target = scope.get("raw_path") or scope["path"].encode()
+    if scope["query_string"]:
+        target += b"?" + scope["query_string"]
+    return Note(
+        client=scope["client"][0] if scope.get("client") else "",
+        method=scope.get("method", "GET"),
+        target=target,
+        version=f"HTTP/{scope['http_version']}",
+        status=answer.status,
+        sent=answer.sent,
+        received=int(length) if length.isdigit() else 0,
+        total_s=total_s,
+        request_id=found.get(b"x-request-id", b"").decode("latin-1"),
+        head=b"".join(
+            b"%b: %b\r\n" % (name, found[name])
+            for name in (b"referer", b"user-agent")
+            if name in found
+        ),
+    )

@@ -1,9 +1,9 @@
 """The demo application: one page for each thing that traffic can be.
 
 Short and long answers, bodies both ways, events, WebSocket, a worker that is busy, stuck or
-dead. Small, but nothing in it is only for show: bodies are streamed with bounded memory,
-every number has a bound, and what is long ends when the worker has to leave, so the demo
-is also an example of a program that can be replaced without loss.
+dead; `udp` is its sister for datagrams. Small, but nothing in it is only for show: bodies are
+streamed with bounded memory, every number has a bound, and what is long ends when the worker
+has to leave, so the demo is also an example of a program that can be replaced without loss.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final, cast
 from weakref import WeakSet
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -36,8 +36,7 @@ _SOCKETS: Final = web.AppKey("sockets", WeakSet[web.WebSocketResponse])
 def application(environ: Mapping[str, str]) -> web.Application:
     """Build it; `environ` says which worker it is."""
     app = web.Application()
-    service = environ.get(SERVICE, "worker")
-    app[_NAME] = f"{service}/{environ[SLOT]}" if SLOT in environ else service
+    app[_NAME] = _name(environ)
     app[_LEAVING] = asyncio.Event()
     sockets: WeakSet[web.WebSocketResponse] = WeakSet()
     app[_SOCKETS] = sockets
@@ -46,6 +45,19 @@ def application(environ: Mapping[str, str]) -> web.Application:
         # Any method: a person tries with whatever the client at hand sends.
         app.router.add_route("*", path, handler)
     return app
+
+
+class Datagrams(asyncio.DatagramProtocol):
+    """Says what it hears, and to a greeting who it is; `environ` says that."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._greeting = f"hello from {_name(environ)}\n".encode()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        self._transport.sendto(self._greeting if data == b"hello\n" else data, addr)
 
 
 async def hello(request: web.Request) -> web.Response:
@@ -185,6 +197,11 @@ async def _told_to_leave(leaving: asyncio.Event, within_s: float) -> bool:
         return False
 
 
+def _name(environ: Mapping[str, str]) -> str:
+    service = environ.get(SERVICE, "worker")
+    return f"{service}/{environ[SLOT]}" if SLOT in environ else service
+
+
 def _who(request: web.Request) -> str:
     return f"{request.app[_NAME]} (pid {os.getpid()})"
 
@@ -206,3 +223,8 @@ def _number(request: web.Request, name: str, *, default: float, most: float) -> 
 
 
 app: Final = application(os.environ)  # noqa: TID251 -- what `penstock_worker.demo:app` names
+
+
+def udp() -> asyncio.DatagramProtocol:
+    """What `penstock_worker.demo:udp` names."""
+    return Datagrams(os.environ)  # noqa: TID251 -- who we are

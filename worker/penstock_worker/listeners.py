@@ -1,10 +1,10 @@
-"""Where a worker's connections come from: so far, a port of its own.
+"""Where a worker's connections come from: a link, a passed socket, or a port of its own.
 
-Owns the step from the contract's variables to a bound socket, and says in one line why
-there is none. It does not know who serves the socket, and reads no environment itself.
+Owns the step from the contract's variables to a socket, and says in one line why there is
+none. It does not know who serves the socket, and reads no environment itself.
 
-Binding is all that is done here; whoever serves the socket listens. So a port that is taken
-is found before the program has opened its database, and nobody is let in before it has.
+An own port is only bound here; whoever serves it listens. So a port that is taken is found
+before the program has opened its database, and nobody is let in before it has.
 """
 
 import errno
@@ -12,27 +12,87 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
-from penstock_worker.contract import HOST, PORT
+from penstock_worker import handoff
+from penstock_worker.contract import HOST, LISTEN_FDS, LISTEN_PID, LISTEN_START, PORT
 
 BACKLOG: Final = 4096
 """More than that in the queue is not a burst; the kernel cuts it to its own limit anyway."""
 _DEFAULT_HOST: Final = "127.0.0.1"
 _LAST_PORT: Final = 65_535
+_MOST_PASSED: Final = 1024
+_TYPES: Final = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM}
 
 
 class ListenError(Exception):
     """There is no socket to serve, and why, in one line."""
 
 
-def own_port(environ: Mapping[str, str]) -> socket.socket:
+class Source(NamedTuple):
+    """A socket that connections come from, or datagrams."""
+
+    kind: Literal["link", "stream", "datagram"]
+    sock: socket.socket
+    own: bool = False
+    """Bound by ourselves, to our own port."""
+
+    def listen(self) -> None:
+        """Let clients in, if nobody has yet. ListenError if somebody else has the port."""
+        # A passed one that listens already may have a queue length that somebody chose.
+        if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return
+        try:
+            self.sock.listen(backlog())
+        except OSError as error:
+            raise refused(self.sock, error) from error
+
+
+def found(environ: Mapping[str, str]) -> Source:
+    """The link, the passed socket or the own port that `environ` names; or ListenError."""
+    try:
+        link = handoff.inherited(environ)
+    except ValueError as error:
+        raise ListenError(str(error)) from None
+    if link is not None:
+        return Source("link", link)
+    return passed(environ) or Source("stream", own_port(environ), own=True)
+
+
+def passed(environ: Mapping[str, str]) -> Source | None:
+    """Adopt the first of the sockets that were passed to us; None if none were."""
+    count = environ.get(LISTEN_FDS)
+    if count is None or environ.get(LISTEN_PID, str(os.getpid())) != str(os.getpid()):
+        # Left over from a process above us, and meant for it.
+        return None
+    if not (count.isascii() and count.isdigit() and 0 < int(count) <= _MOST_PASSED):
+        raise ListenError(f"{LISTEN_FDS}={count!r} is not a number of sockets")
+    try:
+        for fd in range(LISTEN_START, LISTEN_START + int(count)):
+            os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=LISTEN_START)
+    except OSError as error:
+        why = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise ListenError(f"{LISTEN_FDS}={count}, but not all of them are there: {why}") from None
+    sock.setblocking(False)
+    if sock.family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        if sock.type == socket.SOCK_DGRAM:
+            return Source("datagram", sock)
+        if sock.type == socket.SOCK_STREAM:
+            return Source("stream", sock)
+    sock.detach()
+    raise ListenError(f"descriptor {LISTEN_START} is no TCP, UDP or unix socket to serve")
+
+
+def own_port(
+    environ: Mapping[str, str], kind: Literal["stream", "datagram"] = "stream"
+) -> socket.socket:
     """Bind to HOST and PORT; ListenError if that cannot be. PORT=0 takes any free one."""
     port = _port(environ)
     host = environ.get(HOST, "").strip("[]") or _DEFAULT_HOST
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return _bound(host, port)
+        return _bound(host, port, _TYPES[kind])
     except (OSError, UnicodeError) as error:
         raise ListenError(f"cannot listen on {shown}: {_why(error)}") from error
 
@@ -49,6 +109,8 @@ def refused(sock: socket.socket, error: OSError) -> ListenError:
 
 def address(sock: socket.socket) -> str:
     """Where it is bound, as in a URL."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
@@ -62,14 +124,15 @@ def _port(environ: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bound(host: str, port: int, wanted: socket.SocketKind) -> socket.socket:
     family, kind, protocol, _, where = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        host, port, type=wanted, flags=socket.AI_PASSIVE
     )[0]
     sock = socket.socket(family, kind, protocol)
     try:
-        # A restarted worker would otherwise wait for its predecessor's TIME_WAIT.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if wanted == socket.SOCK_STREAM:
+            # A restarted worker would otherwise wait for its predecessor's TIME_WAIT.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
     except BaseException:
         sock.close()

@@ -1,14 +1,15 @@
 """From "mypkg.mod:app" to something that can be served.
 
-Owns the question of what an attribute is: an aiohttp Application, an ASGI 3 application, or
-a factory of one of them. What it is not is said in one line, with the place in the user's
-code, since that line is all that a person sees of a worker that does not start. How a
-program is served is not known here.
+Owns the question of what an attribute is: an aiohttp Application, an ASGI 3 application, a
+protocol for datagrams, or a factory of one of them. What it is not is said in one line, with
+the place in the user's code, since that line is all that a person sees of a worker that does
+not start. How a program is served is not known here.
 
 The kinds are told apart by signature and never by trying: calling an ASGI application to
 see what happens would start a request.
 """
 
+import asyncio
 import importlib
 import inspect
 import sys
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 _ACCEPTED: Final = (
-    "an aiohttp Application, an ASGI 3 application, or a factory of one without arguments"
+    "an aiohttp Application, an ASGI 3 application, an asyncio.DatagramProtocol, "
+    "or a factory of one without arguments"
 )
 
 
@@ -38,7 +40,7 @@ class StartError(Exception):
 class Program(NamedTuple):
     """What was found at `spec`."""
 
-    kind: Literal["aiohttp", "asgi", "factory"]
+    kind: Literal["aiohttp", "asgi", "datagram", "factory"]
     spec: str
     target: Any
 
@@ -84,12 +86,18 @@ async def made(program: Program) -> Program:
 def classified(spec: str, target: object) -> Program:
     if _is_aiohttp(target):
         return Program("aiohttp", spec, target)
+    if isinstance(target, asyncio.DatagramProtocol):
+        return Program("datagram", spec, lambda: target)
     if callable(target):
         try:
             signature = inspect.signature(target)
         except (TypeError, ValueError):
             raise LoadError(f'"{spec}" is {_called(target)}, not {_ACCEPTED}') from None
-        return Program(_kind(spec, target, signature), spec, target)
+        if _is_datagram(target) and not _takes(signature, 0):
+            raise LoadError(f'"{spec}" cannot be made without arguments; write a factory of it')
+        return Program(
+            "factory" if _is_datagram(target) else _kind(spec, target, signature), spec, target
+        )
     raise LoadError(f'"{spec}" is {_called(target)}, not {_ACCEPTED}')
 
 
@@ -143,6 +151,10 @@ def _is_aiohttp(target: object) -> bool:
     # Whoever has an Application has imported it; an ASGI program need not pay for it.
     web = sys.modules.get("aiohttp.web")
     return web is not None and isinstance(target, web.Application)
+
+
+def _is_datagram(target: object) -> bool:
+    return inspect.isclass(target) and issubclass(target, asyncio.DatagramProtocol)
 
 
 def _called(target: object) -> str:

@@ -1,34 +1,39 @@
-"""A worker's own process: contract, listener, program, drain.
+"""A worker's own process: contract, connections, program, drain.
 
     PORT=9001 python -m penstock_worker.serve mypkg.mod:app
 
 Owns the life of the process: what it takes from its environment, when it says READY or
 FAILED, why it leaves and with which status. It knows neither HTTP nor how an application is
-found; those are `aiohttp_server`, `asgi_server` and `loading`.
+found nor where connections come from; those are `aiohttp_server`, `asgi_server`,
+`datagram_server`, `loading`, `listeners` and `intake`.
 
 A start that fails is of two kinds. What is wrong with the program or its port is FAILED and
 `contract.EXIT_FAILED`: another start would only say it again. What the program's own start
 raises is status 1, because a database that is away may be back when we are started again.
+
+A worker that *retires* goes on serving: its supervisor first sees to it that nobody picks it
+any more, and then sends the TERM that ends it.
 """
 
 import asyncio
 import os
 import signal
-import socket
 import sys
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Protocol
 
 import uvloop
 
-from penstock_worker import channel, contract, listeners, loading
-from penstock_worker.channel import Channel, Message
-from penstock_worker.lag import LagMeter
-from penstock_worker.listeners import ListenError
+from penstock_worker import channel, contract, intake, listeners, loading, recorder, retiring
+from penstock_worker.counters import RequestCounters
+from penstock_worker.intake import Intake
+from penstock_worker.line import Line
+from penstock_worker.listeners import ListenError, Source
 from penstock_worker.loading import LoadError, Program, StartError
+from penstock_worker.recorder import Recorder
 
 _READABLE: Final = frozenset(
     {contract.PORT, contract.HOST, contract.SERVICE, contract.SLOT, contract.NODE_SLOT}
@@ -36,6 +41,8 @@ _READABLE: Final = frozenset(
 """Names that a program may want to read; the rest would mislead the children it starts."""
 _ORPHANED_S: Final = 2.0
 """What is in flight may finish when the supervisor dies, but nothing survives it for long."""
+_RETIRED_S: Final = 10.0
+"""For the answer to RETIRE, a TERM. Who asked and hears nothing leaves by itself."""
 _EXIT_BROKEN: Final = 1
 _EXIT_USAGE: Final = 2
 _EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
@@ -45,13 +52,14 @@ _USAGE: Final = "usage: PORT=9001 python -m penstock_worker.serve MODULE:ATTRIBU
 class Server(Protocol):
     """One way to serve an application."""
 
-    async def run(
-        self, sock: socket.socket, on_ready: Callable[[], None], leaving: asyncio.Event
-    ) -> None:
-        """Start, serve until `leaving`, finish. Errors of the program's start come out."""
+    async def start(self) -> None:
+        """The program's own start. Its errors come out."""
 
-    def clients(self) -> int:
-        """Connections that are open now."""
+    def protocol(self, probe: bool) -> asyncio.Protocol:
+        """A protocol for one connection, which may be a health check's."""
+
+    async def finish(self) -> None:
+        """Let what is in flight finish, and the program clean up; also after a failed start."""
 
 
 class Worker:
@@ -61,37 +69,52 @@ class Worker:
         self,
         spec: str,
         loop: AbstractEventLoop,
-        link: socket.socket | None,
+        environ: Mapping[str, str],
+        line: Line,
         say: Callable[[str], object],
     ) -> None:
         self._spec = spec
         self._loop = loop
+        self._environ = environ
+        self._line = line
         self._say = say
-        self._channel = Channel(loop, link, self._told, self._orphaned) if link else None
-        self._lag = LagMeter(loop)
         self._leaving = asyncio.Event()
-        self._server: Server | None = None
-        self._listening = False
+        self._retired = False
+        self._status = 0
+        line.on_lost = self._orphaned
+        retiring.watch(loop, self.retire)
 
-    def load(self) -> Program:
-        return loading.load(self._spec)
-
-    async def run(self, program: Program, sock: socket.socket) -> None:
-        """Serve until told to leave."""
-        self._server = _server(await loading.made(program))
-        self._lag.start()
+    async def run(self, program: Program, source: Source) -> int:
+        """Serve until told to leave; returns the exit status."""
+        program = await loading.made(program)
+        source = _suited(program, source, self._environ)
+        counted = self._environ.get(contract.SCHEME, "ports") != "ports"
+        notes = self._recorder() if counted else None
+        server = _server(program, source, notes)
+        connections = self._line.connections
         try:
-            await self._server.run(sock, lambda: self._ready(sock), self._leaving)
+            await server.start()
+            connections.open(source, server.protocol)
+            self._line.start(source, notes)
+            self._ready(source)
+            await self._leaving.wait()
+            await connections.finish()
         finally:
-            self._lag.stop()
+            try:
+                await server.finish()
+            finally:
+                connections.close()
+                source.sock.close()
+                self._line.stop()
+                if notes is not None:
+                    notes.close()
+        return self._status
 
     def failed(self, error: ListenError | LoadError) -> int:
         """Say why there will be no worker; returns the exit status."""
         self._say(getattr(error, "details", ""))
-        if self._channel is None:
+        if not self._line.send({"cmd": contract.FAILED, "reason": str(error)}):
             self._say(f"penstock_worker: {error}\n")
-        else:
-            self._channel.send({"cmd": contract.FAILED, "reason": str(error)})
         return contract.EXIT_FAILED
 
     def broken(self, error: Exception) -> int:
@@ -105,20 +128,39 @@ class Worker:
         self._say(f'penstock_worker: cannot {when} "{self._spec}": {why}\n')
         return _EXIT_BROKEN
 
-    def close(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
+    def retire(self, reason: str, traceback: str = "") -> None:
+        """Ask for a successor, and serve until told to leave. Once; then it is only said."""
+        if not self._retired and not self._leaving.is_set():
+            self._retired = True
+            said = {"cmd": contract.RETIRE, "reason": reason, "traceback": traceback}
+            if self._line.send(said):
+                self._loop.call_later(_RETIRED_S, self._leaving.set)
+                return
+            # Nobody replaces a lone worker; whoever started it sees that it has left.
+            self._leaving.set()
+            self._status = _EXIT_BROKEN if traceback else 0
+        self._say(traceback)
 
-    def _ready(self, sock: socket.socket) -> None:
+    def _recorder(self) -> Recorder:
+        service = self._environ.get(contract.SERVICE, "")
+        where = self._environ.get(contract.ACCESS_LOG)
+        try:
+            log = recorder.opened(where, service)
+        except (OSError, ValueError) as error:
+            raise LoadError(f"cannot write the access log: {error}") from None
+        slot = self._environ.get(contract.SLOT, "0")
+        made = Recorder(self._loop, self._line.counters, log, f"{service}/{slot}")
+        made.start()
+        return made
+
+    def _ready(self, source: Source) -> None:
         # Only now: until here a signal may simply end us, there is nothing to finish.
         self._loop.add_signal_handler(signal.SIGTERM, self._leaving.set)
         self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
-        self._listening = True
-        if self._channel is None:
-            where = listeners.address(sock)
-            self._say(f"penstock_worker: {self._spec} on http://{where} (pid {os.getpid()})\n")
-        else:
-            self._channel.send({"cmd": contract.READY})
+        if not self._line.send({"cmd": contract.READY}):
+            scheme = "udp" if source.kind == "datagram" else "http"
+            where = "a link" if source.kind == "link" else listeners.address(source.sock)
+            self._say(f"penstock_worker: {self._spec} on {scheme}://{where} (pid {os.getpid()})\n")
 
     def _interrupted(self) -> None:
         # A person who presses Ctrl-C again means it. TERM is not counted like that: systemd
@@ -131,27 +173,6 @@ class Worker:
         self._leaving.set()
         self._loop.call_later(_ORPHANED_S, os._exit, _EXIT_BROKEN)
 
-    def _told(self, message: Message) -> None:
-        # A supervisor that is newer than we are may ask for more than we know.
-        if message["cmd"] == contract.STATS and self._channel is not None:
-            metrics = {"fds": self._descriptors(), "loop_lag_s": self._lag.worst_s()}
-            self._channel.send(
-                {"cmd": contract.STATS, "seq": message.get("seq"), "metrics": metrics}
-            )
-
-    def _descriptors(self) -> dict[str, int]:
-        known = {
-            "listener": int(self._listening and not self._leaving.is_set()),
-            "client": 0 if self._server is None else self._server.clients(),
-            "channel": 1,
-        }
-        try:
-            # Less the one that lists them.
-            found = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208
-        except OSError:
-            return known
-        return {**known, "other": max(0, found - sum(known.values()))}
-
 
 def run(
     arguments: Sequence[str], environ: MutableMapping[str, str], say: Callable[[str], object]
@@ -160,20 +181,25 @@ def run(
     if len(arguments) != 1 or arguments[0].startswith("-"):
         say(_USAGE)
         return _EXIT_USAGE
+    told = dict(environ)
     try:
-        link = channel.inherited(environ)
+        upward = channel.inherited(environ)
     except ValueError as error:
         say(f"penstock_worker: {error}\n")
         return contract.EXIT_FAILED
     for name in contract.SCRUBBED:
         if name not in _READABLE:
             environ.pop(name, None)
+    intake.raise_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        worker = Worker(arguments[0], runner.get_loop(), link, say)
+        loop = runner.get_loop()
+        counters = RequestCounters()
+        line = Line(loop, upward, told, counters, Intake(loop, counters))
+        worker = Worker(arguments[0], loop, told, line, say)
         try:
-            sock = listeners.own_port(environ)
-            with sock:
-                runner.run(worker.run(worker.load(), sock))
+            source = listeners.found(told)
+            with source.sock:
+                return runner.run(worker.run(loading.load(arguments[0]), source))
         except (ListenError, LoadError) as error:
             return worker.failed(error)
         except KeyboardInterrupt:
@@ -181,16 +207,39 @@ def run(
         except Exception as error:  # noqa: BLE001 -- the program's own; said, and an exit status
             return worker.broken(error)
         finally:
-            worker.close()
-    return 0
+            line.close()
 
 
-def _server(program: Program) -> Server:
-    # Neither is imported before it is needed: a worker of one kind does not pay for both.
+def _suited(program: Program, source: Source, environ: Mapping[str, str]) -> Source:
+    """The source, if it is of the kind that the program serves; or LoadError."""
+    datagrams = program.kind == "datagram"
+    if datagrams == (source.kind == "datagram"):
+        return source
+    if not datagrams:
+        raise LoadError(
+            f'"{program.spec}" serves connections, and its socket is for datagrams: '
+            "an asyncio.DatagramProtocol is wanted there"
+        )
+    if not source.own:
+        raise LoadError(
+            f'"{program.spec}" serves datagrams, and what it is given are connections: '
+            'set mode = "udp"'
+        )
+    # Only now it is known what the program wants of the port.
+    source.sock.close()
+    return Source("datagram", listeners.own_port(environ, "datagram"), own=True)
+
+
+def _server(program: Program, source: Source, notes: Recorder | None) -> Server:
+    # None is imported before it is needed: a worker of one kind does not pay for all.
+    if program.kind == "datagram":
+        from penstock_worker.datagram_server import DatagramServer
+
+        return DatagramServer(program.target, source.sock)
     if program.kind == "aiohttp":
         from penstock_worker.aiohttp_server import AiohttpServer
 
-        return AiohttpServer(program.target)
+        return AiohttpServer(program.target, notes)
     if find_spec("uvicorn") is None:
         raise LoadError(
             f'"{program.spec}" is an ASGI application, which needs uvicorn: '
@@ -198,7 +247,7 @@ def _server(program: Program) -> Server:
         )
     from penstock_worker.asgi_server import AsgiServer
 
-    return AsgiServer(program.target)
+    return AsgiServer(program.target, notes)
 
 
 def main() -> None:

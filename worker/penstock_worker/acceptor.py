@@ -1,0 +1,119 @@
+"""Accepts from one listening socket, in a worker.
+
+Owns when the socket is read from. It may be shared with other workers, who are woken by the
+same connection: a few at a time are taken and the rest is left to whoever is idle, or the
+one that woke first would have them all and the others nothing to do. Must not know what
+becomes of a connection, nor who else listens.
+
+The supervisor keeps the socket open whatever happens here, so pausing and leaving cost
+nobody a connection.
+"""
+
+import errno
+import logging
+import socket
+from asyncio import AbstractEventLoop, TimerHandle
+from collections.abc import Callable
+from typing import Final
+
+FEW: Final = 2
+"""Connections a wake-up. One would be fairest, and cost an epoll_wait for each of a burst."""
+_RETRY_S: Final = 0.1
+"""Until it is tried again when there is no descriptor left, or no memory."""
+_PASSING: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+    }
+)
+"""The trouble of one connection that is not there any more: like EAGAIN, says accept(2)."""
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Acceptor:
+    """Owns `listener`, which listens already. `deliver(fd, family)` owns the descriptor."""
+
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        listener: socket.socket,
+        deliver: Callable[[int, int], None],
+    ) -> None:
+        self.closed = False
+        self._loop = loop
+        self._listener = listener
+        self._family = int(listener.family)
+        self._deliver = deliver
+        self._exhausted = False
+        self._retry: TimerHandle | None = None
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._retry = None
+        if not self.closed:
+            self._loop.add_reader(self._listener, self._readable)
+
+    def drain(self, most: int) -> None:
+        """Take what the kernel has queued, then close: those clients were told yes."""
+        if not self.closed:
+            while most > 0 and self._accept():
+                most -= 1
+            self.close()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self._pause()
+        self.closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._listener.close()
+
+    def _readable(self) -> None:
+        for _ in range(FEW):
+            if not self._accept():
+                return
+
+    def _accept(self) -> bool:
+        try:
+            # `accept` itself would make a socket object, and ask for the family of each.
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            return self._not_accepted(error)
+        self._exhausted = False
+        self._deliver(fd, self._family)
+        return True
+
+    def _not_accepted(self, error: OSError) -> bool:
+        """Nothing came; True if the next one may."""
+        if error.errno in _PASSING:
+            return True
+        if error.errno not in _EXHAUSTED:
+            # The supervisor has shut it: nobody will ever come this way again, and it would
+            # be readable for ever.
+            _log.debug("no more connections from this socket: %s", error.strerror)
+            self.close()
+            return False
+        if self._retry is None:
+            self._pause()
+            self._retry = self._loop.call_later(_RETRY_S, self.start)
+        if not self._exhausted:
+            _log.error("cannot accept: %s; trying again until it can", error.strerror)
+        self._exhausted = True
+        return False
+
+    def _pause(self) -> None:
+        self._loop.remove_reader(self._listener)
