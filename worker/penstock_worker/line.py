@@ -14,8 +14,8 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from penstock_worker import contract
-from penstock_worker.channel import Channel, OnMessage
+from penstock_worker import contract, process
+from penstock_worker.channel import Channel
 from penstock_worker.counters import (
     RequestCounters,
     Series,
@@ -44,8 +44,6 @@ class Line:
         self.counters = counters
         self.connections = connections
         self.on_lost: Callable[[], None] = lambda: None
-        self.on_message: OnMessage = _unheard
-        """What the program is told."""
         self._scheme = environ.get(contract.SCHEME, "ports")
         self._slot = environ.get(contract.SLOT, "")
         self._lag = LagMeter(loop)
@@ -57,6 +55,10 @@ class Line:
     def send(self, message: dict[str, Any]) -> bool:
         """False: there is nobody to hear it."""
         return self._channel is not None and self._channel.send(message)
+
+    def attach(self, on_retire: Callable[[str], None]) -> None:
+        """Let the program talk through this line."""
+        process.attach(self._channel, on_retire)
 
     def start(self, source: Source, notes: Recorder | None) -> None:
         """The worker serves now."""
@@ -72,12 +74,13 @@ class Line:
             self._channel.close()
 
     def _lost(self) -> None:
+        process.disconnected()
         self.on_lost()
 
     def _told(self, message: Any, handle: socket.socket | None) -> None:
         command = message.get("cmd") if isinstance(message, dict) else None
         if not isinstance(command, str) or not command.startswith(contract.INTERNAL):
-            self.on_message(message, handle)
+            process.deliver(message, handle)
             return
         if handle is not None:
             self._given(command, handle)
@@ -128,8 +131,3 @@ class Line:
         except OSError:
             return known
         return {**known, "other": max(0, found - sum(known.values()))}
-
-
-def _unheard(_: Any, handle: socket.socket | None) -> None:
-    if handle is not None:
-        handle.close()

@@ -82,6 +82,7 @@ class Worker:
         self._retired = False
         self._status = 0
         line.on_lost = self._orphaned
+        line.attach(self.retire)
         retiring.watch(loop, self.retire)
 
     async def run(self, program: Program, source: Source) -> int:
