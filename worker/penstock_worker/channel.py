@@ -1,11 +1,9 @@
 """JSON lines with descriptors beside them, between the supervisor and one child, both ends.
 
 A channel is one half of a Unix stream socket pair that was made before the child was
-started; `contract.CHANNEL_FD` tells a child which descriptor it is. The wire is that of
-Node's child processes: one JSON value a line, and a descriptor travels beside the line
-`{"cmd": "NODE_HANDLE", "type": …, "msg": …}`, one at a time, each acknowledged before the
-next (on a stream two of them can merge and one be lost). What messages mean is not known
-here.
+started; `contract.CHANNEL_FD` tells a child which descriptor it is. Lines and envelopes are
+those of `wire`. A descriptor is acknowledged before anything else is sent: on a stream two
+of them can overtake the lines that they belong to. What messages mean is not known here.
 
 The two ends do not trust each other to be quick or sane. Sending never waits: what the
 kernel does not take is kept, up to a bound, because a peer that has stopped reading must
@@ -18,36 +16,37 @@ child that is about to exit can be sure that its last word has left.
 """
 
 import array
-import json
+import errno
 import logging
 import os
 import socket
 import stat
-from asyncio import AbstractEventLoop, Handle
+from asyncio import AbstractEventLoop, Handle, TimerHandle
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from penstock_worker import wire
 from penstock_worker.contract import CHANNEL_FD
 
-MAX_LINE: Final = 1 << 20
-"""Bytes of one message. The largest is a configuration with its text escaped."""
+MAX_LINE: Final = wire.MAX_LINE
 MAX_UNSENT: Final = 4 << 20
 """Bytes that wait for a slow peer. Beyond it the peer is not slow but has stopped reading."""
+MAX_LINES: Final = 1 << 16
+"""The same for messages of a few bytes, each of which costs more than those."""
 MAX_HANDLES: Final = 64
 """Descriptors that wait to be sent, each a copy that is open meanwhile."""
-_MAX_STRAY: Final = 16
-"""Descriptors that arrived and whose lines have not: a line may take many reads."""
+_MOST_AT_ONCE: Final = 16
+"""Descriptors of one read that we see and can name. The kernel closes what is beyond."""
 _RECEIVE: Final = 64 << 10
 _READS: Final = 16
 """Reads at one go: more than a socket buffer holds, and no more, or a peer that talks without
 a pause would have the loop for itself."""
 _TRIES: Final = 4
 """How often a descriptor is sent that the peer has no room for (Node: three times again)."""
-
-HANDLE: Final = "NODE_HANDLE"
-ACK: Final = "NODE_HANDLE_ACK"
-NACK: Final = "NODE_HANDLE_NACK"
+_SHORT: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
+"""The kernel is short of something; the peer is well."""
+_PAUSE_S: Final = 0.05
 
 Message = dict[str, Any]
 OnMessage = Callable[[Any, socket.socket | None], None]
@@ -58,8 +57,12 @@ class _Parcel(NamedTuple):
     """A line that waits to be sent, and the descriptor that goes with its first byte."""
 
     line: bytes
-    handle: socket.socket | None
-    on_sent: Callable[[bool], None] | None
+    handle: socket.socket | None = None
+    on_sent: Callable[[bool], None] | None = None
+    asks: bool = False
+    """Its last byte asks for an acknowledgement."""
+    answers: bool = False
+    """It is one."""
 
 
 class Channel:
@@ -93,11 +96,19 @@ class Channel:
         """Behind the handle that waits to be acknowledged."""
         self._pending: _Parcel | None = None
         """That handle. There is one at a time."""
+        self._handles = 0
+        """Those that are not acknowledged, all in all."""
+        self._asked = False
+        """All of it is with the peer, which may answer now."""
+        self._answering = False
+        """Our own answer has not left yet, so the peer cannot send a handle again."""
         self._tries = 0
         self._unsent = 0
         """Bytes of all parcels that wait."""
         self._deaf = False
         """The peer takes nothing any more; its last words may still be unread."""
+        self._again: Handle | None = None
+        self._pause: TimerHandle | None = None
         self._farewell: Handle | None = None
         loop.add_reader(sock, self._read)
 
@@ -110,27 +121,39 @@ class Channel:
         """Queue one message, with a copy of the handle; False if the peer is gone.
 
         `on_sent` hears whether the peer has the handle. ValueError: not JSON, or a line over
-        MAX_LINE, for which the peer would cut us off. TypeError: a handle that is none.
+        MAX_LINE, for which the peer would cut us off. TypeError: a handle that cannot travel.
+        OSError: no descriptor is left for the copy.
         """
-        if handle is not None:
-            message = envelope(message, handle)
-        line = json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        if len(line) > MAX_LINE:
-            raise ValueError(f"a message of {len(line)} bytes is too long")
+        if wire.command(message) in (wire.HANDLE, wire.ACK, wire.NACK):
+            raise ValueError(f"{wire.command(message)} is the channel's own")
+        line = wire.encoded(message if handle is None else wire.envelope(message, handle))
         if self.closed or self._deaf:
             return False
-        if handle is not None:
+        if handle is None:
+            parcel = _Parcel(line)
+        else:
             handle.setblocking(False)
-            handle = handle.dup()
+            parcel = _Parcel(line, handle.dup(), on_sent, asks=True)
+            self._handles += 1
         self._unsent += len(line)
-        self._queue.append(_Parcel(line, handle, on_sent))
+        self._queue.append(parcel)
         self._advance()
-        handles = sum(parcel.handle is not None for parcel in self._queue) if handle else 0
         if self._unsent > MAX_UNSENT:
             self._cut_off(f"the peer left {self._unsent} bytes unread")
-        elif handles > MAX_HANDLES:
-            self._cut_off(f"the peer left {handles} descriptors untaken")
+        elif len(self._queue) + len(self._writing) > MAX_LINES:
+            self._cut_off(f"the peer left more than {MAX_LINES} messages unread")
+        elif self._handles > MAX_HANDLES:
+            self._cut_off(f"the peer left {self._handles} descriptors untaken")
         return True
+
+    @property
+    def crowded(self) -> bool:
+        """One message more may be too much; who sends much at once can look here first."""
+        return (
+            self._handles >= MAX_HANDLES
+            or self._unsent >= MAX_UNSENT - MAX_LINE
+            or len(self._queue) + len(self._writing) >= MAX_LINES
+        )
 
     def close(self) -> None:
         """Leave; what the kernel has not taken yet is lost."""
@@ -146,15 +169,21 @@ class Channel:
         while self._queue and self._pending is None:
             parcel = self._queue.popleft()
             self._writing.append(parcel)
-            if parcel.handle is not None:
-                self._pending, self._tries = parcel, 1
+            if parcel.asks:
+                self._pending, self._tries, self._asked = parcel, 1, False
         self._flush()
 
-    def _urgent(self, command: str) -> None:
-        """An acknowledgement: past the queue, or two peers with handles wait for ever."""
-        line = b'{"cmd":"%b"}\n' % command.encode()
+    def _answer(self, command: str) -> None:
+        """Acknowledge, past the queue: two peers with handles would wait for ever."""
+        if self._deaf:
+            return
+        if self._answering:
+            self._cut_off("descriptors that do not wait to be acknowledged")
+            return
+        line = wire.encoded({"cmd": command})
+        self._answering = True
         self._unsent += len(line)
-        self._writing.append(_Parcel(line, None, None))
+        self._writing.append(_Parcel(line, answers=True))
         self._flush()
 
     def _flush(self) -> None:
@@ -164,16 +193,19 @@ class Channel:
             parcel = self._writing[0]
             sent = self._write(parcel)
             if sent < 0:
-                self._loop.add_writer(self._sock, self._writable)
                 return
             self._unsent -= sent
             self._writing.popleft()
-            if sent < len(parcel.line) and not self._deaf:
+            if sent < len(parcel.line):
                 # The descriptor went with the first byte.
-                self._writing.appendleft(_Parcel(parcel.line[sent:], None, None))
+                self._writing.appendleft(parcel._replace(line=parcel.line[sent:], handle=None))
+            elif parcel.asks:
+                self._asked = True
+            elif parcel.answers:
+                self._answering = False
 
     def _write(self, parcel: _Parcel) -> int:
-        """Bytes that the kernel took; -1 if it has no room."""
+        """Bytes that the kernel took; -1 if it has no room, and `_flush` is called again."""
         rights: list[tuple[int, int, array.array[int]]] = []
         if parcel.handle is not None:
             fds = array.array("i", [parcel.handle.fileno()])
@@ -181,22 +213,32 @@ class Channel:
         try:
             return self._sock.sendmsg([parcel.line], rights)
         except (BlockingIOError, InterruptedError):
-            return -1
-        except OSError:
-            # Not yet the end: what the peer said before it left is still to be read, and
-            # reading finds the end-of-file by itself.
-            self._deaf = True
-            return len(parcel.line)
+            self._loop.add_writer(self._sock, self._writable)
+        except OSError as error:
+            if error.errno not in _SHORT:
+                # Not yet the end: what the peer said before it left is still to be read, and
+                # reading finds the end-of-file by itself.
+                self._deaf = True
+                return len(parcel.line)
+            if self._pause is None:
+                _logger.warning("channel: %s; trying again", error.strerror)
+                self._pause = self._loop.call_later(_PAUSE_S, self._resumed)
+        return -1
 
     def _writable(self) -> None:
         self._loop.remove_writer(self._sock)
         self._flush()
 
+    def _resumed(self) -> None:
+        self._pause = None
+        self._flush()
+
     def _acknowledged(self, taken: bool) -> None:
         parcel = self._pending
-        if parcel is None or parcel.handle is None:
+        if parcel is None or parcel.handle is None or not self._asked:
             self._cut_off("an acknowledgement that nobody asked for")
             return
+        self._asked = False
         if not taken and self._tries < _TRIES:
             self._tries += 1
             self._unsent += len(parcel.line)
@@ -206,6 +248,7 @@ class Channel:
         if not taken:
             _logger.warning("channel: the peer cannot take a descriptor; it is given up")
         self._pending = None
+        self._handles -= 1
         parcel.handle.close()
         self._tell(parcel, taken)
         if not self.closed:
@@ -217,29 +260,39 @@ class Channel:
         # Until there is no more: a peer that closes with our words unread makes an error
         # condition, at which uvloop calls a reader once and then never again.
         for _ in range(_READS):
+            if self.closed:
+                return
             try:
-                data = self._receive()
+                data, fds = self._receive()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
                 # The same peer: reset, after its last words.
-                data = b""
+                data, fds = b"", ()
             if not data:
                 self._lose()
+            elif len(fds) > 1:
+                self._cut_off(f"{len(fds)} descriptors with one line")
             else:
                 self._split(data)
-            if self.closed:
-                return
+        if not self.closed and self._again is None:
+            self._again = self._loop.call_soon(self._read_on)
 
-    def _receive(self) -> bytes:
-        space = socket.CMSG_SPACE(_MAX_STRAY * 4)
+    def _read_on(self) -> None:
+        self._again = None
+        self._read()
+
+    def _receive(self) -> tuple[bytes, Sequence[int]]:
+        # The kernel ends a read behind bytes that carried descriptors: those that come
+        # together were sent together.
+        space = socket.CMSG_SPACE(_MOST_AT_ONCE * 4)
         data, ancillary, _, _ = self._sock.recvmsg(_RECEIVE, space, socket.MSG_CMSG_CLOEXEC)
+        fds = array.array("i")
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds = array.array("i")
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-                self._arrived.extend(fds)
-        return data
+        self._arrived.extend(fds)
+        return data, fds
 
     def _split(self, data: bytes) -> None:
         self._received += data
@@ -257,22 +310,22 @@ class Channel:
 
     def _take(self, line: bytearray) -> None:
         try:
-            message = _parse(line)
+            message = wire.decoded(line)
         except ValueError as error:
             self._cut_off(str(error))
             return
-        command = message.get("cmd") if isinstance(message, dict) else None
-        if command == HANDLE:
+        command = wire.command(message)
+        if command == wire.HANDLE:
             self._take_handle(message)
-        elif command in (ACK, NACK):
-            self._acknowledged(command == ACK)
+        elif command in (wire.ACK, wire.NACK):
+            self._acknowledged(command == wire.ACK)
         else:
             self._hand_on(message, None)
 
     def _take_handle(self, message: dict[str, Any]) -> None:
         if not self._arrived:
             # We are out of descriptors: the kernel dropped it. It is sent again.
-            self._urgent(NACK)
+            self._answer(wire.NACK)
             return
         fd = self._arrived.popleft()
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
@@ -281,7 +334,7 @@ class Channel:
             return
         handle = socket.socket(fileno=fd)
         handle.setblocking(False)
-        self._urgent(ACK)
+        self._answer(wire.ACK)
         if self.closed:
             handle.close()
         else:
@@ -304,6 +357,7 @@ class Channel:
     def _lose(self) -> None:
         if self.closed:
             return
+        # Who waits for a handle hears of its loss; others see that the channel is closed.
         waiting = [parcel for parcel in (self._pending, *self._queue) if parcel is not None]
         self._release()
         self._farewell = self._loop.call_soon(self._part, waiting)
@@ -311,6 +365,8 @@ class Channel:
     def _part(self, waiting: list[_Parcel]) -> None:
         for parcel in waiting:
             self._tell(parcel, taken=False)
+            if self._farewell is None:
+                return
         self._on_disconnect()
 
     def _tell(self, parcel: _Parcel, taken: bool) -> None:
@@ -327,6 +383,9 @@ class Channel:
         self.closed = True
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
+        for timer in (self._again, self._pause):
+            if timer is not None:
+                timer.cancel()
         self._sock.close()
         for parcel in (self._pending, *self._queue):
             if parcel is not None and parcel.handle is not None:
@@ -338,22 +397,7 @@ class Channel:
         self._writing.clear()
         self._queue.clear()
         self._pending = None
-        self._unsent = 0
-
-
-def envelope(message: Any, handle: socket.socket) -> dict[str, Any]:
-    """The line that a socket travels with; TypeError if it is none that can."""
-    if not isinstance(handle, socket.socket) or handle.fileno() < 0:
-        raise TypeError(f"expected an open socket, not {type(handle).__name__}")
-    found: dict[str, Any] = {"cmd": HANDLE, "type": "net.Socket", "msg": message}
-    if handle.type == socket.SOCK_DGRAM and handle.family in (socket.AF_INET, socket.AF_INET6):
-        six = handle.family == socket.AF_INET6
-        return {**found, "type": "dgram.Socket", "dgramType": "udp6" if six else "udp4"}
-    if handle.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-        raise TypeError(f"a socket of {handle.family!r}, {handle.type!r} cannot be sent")
-    if handle.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        found["type"] = "net.Server"
-    return found
+        self._unsent = self._handles = 0
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -383,12 +427,3 @@ def inherited(environ: MutableMapping[str, str]) -> socket.socket | None:
     os.set_inheritable(sock.fileno(), False)
     sock.setblocking(False)
     return sock
-
-
-def _parse(line: bytearray) -> Any:
-    if len(line) > MAX_LINE:
-        raise ValueError(f"a line of more than {MAX_LINE} bytes")
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError(f"not JSON: {bytes(line[:80])!r}") from None
