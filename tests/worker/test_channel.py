@@ -1,4 +1,4 @@
-"""Messages arrive whole and in order, a bad or deaf peer is cut off; on asyncio and uvloop.
+"""Anys arrive whole and in order, a bad or deaf peer is cut off; on asyncio and uvloop.
 
 Real socket pairs: every promise here is about what the kernel does with partial data.
 """
@@ -9,13 +9,15 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
 
-from penstock_worker import channel as channel_module
-from penstock_worker.channel import MAX_LINE, MAX_UNSENT, Channel, Message, inherited, pair
+from penstock_worker import outgoing
+from penstock_worker.channel import MAX_LINE, MAX_UNSENT, Channel, inherited, pair
 from penstock_worker.contract import CHANNEL_FD
 
 DEADLINE_S = 10.0
@@ -35,10 +37,14 @@ class Peer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self.loop = loop
-        self.messages: list[Message] = []
+        self.messages: list[Any] = []
         self.goodbyes = 0
-        self.on_message: Callable[[Message], None] = self.messages.append
-        self.channel = Channel(loop, sock, lambda m: self.on_message(m), self._gone)
+        self.on_message: Callable[[Any], None] = self.messages.append
+        self.channel = Channel(loop, sock, self._heard, self._gone)
+
+    def _heard(self, message: Any, handle: socket.socket | None) -> None:
+        assert handle is None
+        self.on_message(message)
 
     def _gone(self) -> None:
         self.goodbyes += 1
@@ -62,7 +68,7 @@ def ends(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[Peer, socket.socket]
 
 def test_messages_go_both_ways_in_order(loop: asyncio.AbstractEventLoop) -> None:
     left, right = (Peer(loop, end) for end in pair())
-    sent: list[Message] = [{"cmd": "n", "n": n, "text": "ä\n\0"} for n in range(200)]
+    sent: list[Any] = [{"cmd": "n", "n": n, "text": "ä\n\0"} for n in range(200)]
     for message in sent:
         left.channel.send(message)
         right.channel.send(message)
@@ -71,6 +77,24 @@ def test_messages_go_both_ways_in_order(loop: asyncio.AbstractEventLoop) -> None
     left.channel.close()
     right.until(lambda: right.goodbyes == 1)
     assert left.goodbyes == 0, "who closes knows it already"
+
+
+@pytest.mark.parametrize("value", [[], {}, {"cmd": 1}, "cmd", 1.5, True, None, [None, {"a": []}]])
+def test_a_message_is_any_json_value(ends: tuple[Peer, socket.socket], value: Any) -> None:
+    peer, theirs = ends
+    assert peer.channel.send(value)
+    assert json.loads(theirs.recv(100)) == value
+    theirs.send(json.dumps(value).encode() + b"\r\n")
+    peer.until(lambda: peer.messages == [value])
+
+
+def test_what_a_child_sends_before_its_loop_runs_has_left(loop: asyncio.AbstractEventLoop) -> None:
+    ours, theirs = pair()
+    channel = Channel(loop, ours, lambda _, __: None, lambda: None)
+    with theirs:
+        assert channel.send({"cmd": "FAILED"})
+        channel.close()
+        assert theirs.recv(100) == b'{"cmd":"FAILED"}\n'
 
 
 def test_a_message_in_pieces_is_put_together(ends: tuple[Peer, socket.socket]) -> None:
@@ -125,10 +149,9 @@ def test_sending_to_a_peer_that_is_gone_is_harmless(ends: tuple[Peer, socket.soc
         b"\n",
         b"hello\n",
         b"\xff\xfe\n",
-        b"[]\n",
-        b'"cmd"\n',
-        b"{}\n",
-        b'{"cmd":1}\n',
+        b"NaN\n",
+        b'{"n":-Infinity}\n',
+        '{"cmd":"x"}\n'.encode("utf-16"),
         b"[" * 100_000 + b"\n",
         b'{"cmd":"x","n":' + b"9" * 5000 + b"}\n",
     ],
@@ -194,12 +217,75 @@ def test_a_message_that_the_peer_would_refuse_is_not_sent(
     assert json.loads(theirs.recv(100)) == {"cmd": "small"}
 
 
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), {"n": float("inf")}, {1, 2}, b"bytes", object()],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_not_json_is_one_clear_error(
+    ends: tuple[Peer, socket.socket], value: object
+) -> None:
+    peer, theirs = ends
+    with pytest.raises(ValueError, match="not JSON"):
+        peer.channel.send(value)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(1)
+
+
+def test_a_value_without_an_end_is_one_clear_error(ends: tuple[Peer, socket.socket]) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (endless, deep):
+        with pytest.raises(ValueError, match="not JSON"):
+            ends[0].channel.send(value)
+
+
+def test_tiny_messages_that_nobody_reads_are_bounded_by_number(
+    ends: tuple[Peer, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, _ = ends
+    monkeypatch.setattr(outgoing, "MAX_LINES", 1000)
+    crowded = 0
+    for _ in range(20_000):
+        if peer.channel.closed:
+            break
+        crowded += peer.channel.crowded
+        peer.channel.send(0)
+    assert crowded == 1, "it is known just before it is too late"
+    assert "1000 messages unread" in peer.channel.fault
+
+
+def test_a_peer_that_talks_without_a_pause_leaves_the_loop_to_others(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    ours, theirs = pair()
+    peer = Peer(loop, ours)
+    turns: list[int] = []
+
+    def again(message: Any) -> None:
+        # What is read is there again at once.
+        peer.messages.append(message)
+        theirs.send(b"1\n")
+
+    peer.on_message = again
+    theirs.send(b"1\n")
+    for _ in range(20):
+        loop.run_until_complete(asyncio.sleep(0))
+        turns.append(len(peer.messages))
+    assert 0 < max(b - a for a, b in pairwise(turns)) < 100
+    peer.channel.close()
+    theirs.close()
+
+
 def test_a_receiver_that_raises_still_gets_the_next_message(
     ends: tuple[Peer, socket.socket], caplog: pytest.LogCaptureFixture
 ) -> None:
     peer, theirs = ends
 
-    def clumsy(message: Message) -> None:
+    def clumsy(message: Any) -> None:
         peer.messages.append(message)
         raise ZeroDivisionError
 
@@ -213,7 +299,7 @@ def test_a_receiver_that_raises_still_gets_the_next_message(
 def test_a_receiver_that_closes_hears_nothing_more(ends: tuple[Peer, socket.socket]) -> None:
     peer, theirs = ends
 
-    def leave(message: Message) -> None:
+    def leave(message: Any) -> None:
         peer.messages.append(message)
         peer.channel.close()
 
@@ -229,7 +315,7 @@ def test_closing_between_the_end_and_its_news_silences_the_news(
     ends: tuple[Peer, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, _ = ends
-    monkeypatch.setattr(channel_module, "MAX_UNSENT", 0)
+    monkeypatch.setattr(outgoing, "MAX_UNSENT", 0)
     while not peer.channel.closed:
         peer.channel.send({"cmd": "x", "text": "x" * 100_000})
     peer.channel.close()

@@ -16,53 +16,34 @@ child that is about to exit can be sure that its last word has left.
 """
 
 import array
-import errno
 import logging
 import os
 import socket
 import stat
-from asyncio import AbstractEventLoop, Handle, TimerHandle
+from asyncio import AbstractEventLoop, Handle
 from collections import deque
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from penstock_worker import wire
+from penstock_worker import outgoing, wire
 from penstock_worker.contract import CHANNEL_FD
+from penstock_worker.outgoing import Outgoing, Parcel
 
 MAX_LINE: Final = wire.MAX_LINE
-MAX_UNSENT: Final = 4 << 20
-"""Bytes that wait for a slow peer. Beyond it the peer is not slow but has stopped reading."""
-MAX_LINES: Final = 1 << 16
-"""The same for messages of a few bytes, each of which costs more than those."""
-MAX_HANDLES: Final = 64
-"""Descriptors that wait to be sent, each a copy that is open meanwhile."""
+MAX_UNSENT: Final = outgoing.MAX_UNSENT
+MAX_HANDLES: Final = outgoing.MAX_HANDLES
+ACK: Final = wire.ACK
+envelope = wire.envelope
 _MOST_AT_ONCE: Final = 16
 """Descriptors of one read that we see and can name. The kernel closes what is beyond."""
 _RECEIVE: Final = 64 << 10
 _READS: Final = 16
 """Reads at one go: more than a socket buffer holds, and no more, or a peer that talks without
 a pause would have the loop for itself."""
-_TRIES: Final = 4
-"""How often a descriptor is sent that the peer has no room for (Node: three times again)."""
-_SHORT: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
-"""The kernel is short of something; the peer is well."""
-_PAUSE_S: Final = 0.05
 
 Message = dict[str, Any]
 OnMessage = Callable[[Any, socket.socket | None], None]
 _logger: Final = logging.getLogger(__name__)
-
-
-class _Parcel(NamedTuple):
-    """A line that waits to be sent, and the descriptor that goes with its first byte."""
-
-    line: bytes
-    handle: socket.socket | None = None
-    on_sent: Callable[[bool], None] | None = None
-    asks: bool = False
-    """Its last byte asks for an acknowledgement."""
-    answers: bool = False
-    """It is one."""
 
 
 class Channel:
@@ -91,24 +72,8 @@ class Channel:
         self._received = bytearray()
         self._arrived: deque[int] = deque()
         """Descriptors that came, in the order of the lines that they belong to."""
-        self._writing: deque[_Parcel] = deque()
-        self._queue: deque[_Parcel] = deque()
-        """Behind the handle that waits to be acknowledged."""
-        self._pending: _Parcel | None = None
-        """That handle. There is one at a time."""
-        self._handles = 0
-        """Those that are not acknowledged, all in all."""
-        self._asked = False
-        """All of it is with the peer, which may answer now."""
-        self._answering = False
-        """Our own answer has not left yet, so the peer cannot send a handle again."""
-        self._tries = 0
-        self._unsent = 0
-        """Bytes of all parcels that wait."""
-        self._deaf = False
-        """The peer takes nothing any more; its last words may still be unread."""
+        self._outgoing = Outgoing(loop, sock, self._cut_off)
         self._again: Handle | None = None
-        self._pause: TimerHandle | None = None
         self._farewell: Handle | None = None
         loop.add_reader(sock, self._read)
 
@@ -127,33 +92,19 @@ class Channel:
         if wire.command(message) in (wire.HANDLE, wire.ACK, wire.NACK):
             raise ValueError(f"{wire.command(message)} is the channel's own")
         line = wire.encoded(message if handle is None else wire.envelope(message, handle))
-        if self.closed or self._deaf:
+        if self.closed or self._outgoing.deaf:
             return False
         if handle is None:
-            parcel = _Parcel(line)
+            self._outgoing.put(Parcel(line))
         else:
             handle.setblocking(False)
-            parcel = _Parcel(line, handle.dup(), on_sent, asks=True)
-            self._handles += 1
-        self._unsent += len(line)
-        self._queue.append(parcel)
-        self._advance()
-        if self._unsent > MAX_UNSENT:
-            self._cut_off(f"the peer left {self._unsent} bytes unread")
-        elif len(self._queue) + len(self._writing) > MAX_LINES:
-            self._cut_off(f"the peer left more than {MAX_LINES} messages unread")
-        elif self._handles > MAX_HANDLES:
-            self._cut_off(f"the peer left {self._handles} descriptors untaken")
+            self._outgoing.put(Parcel(line, handle.dup(), on_sent, asks=True))
         return True
 
     @property
     def crowded(self) -> bool:
         """One message more may be too much; who sends much at once can look here first."""
-        return (
-            self._handles >= MAX_HANDLES
-            or self._unsent >= MAX_UNSENT - MAX_LINE
-            or len(self._queue) + len(self._writing) >= MAX_LINES
-        )
+        return self._outgoing.crowded
 
     def close(self) -> None:
         """Leave; what the kernel has not taken yet is lost."""
@@ -161,98 +112,6 @@ class Channel:
         if self._farewell is not None:
             self._farewell.cancel()
             self._farewell = None
-
-    # Sending.
-
-    def _advance(self) -> None:
-        """Write what may be written: everything up to the next handle, and that one."""
-        while self._queue and self._pending is None:
-            parcel = self._queue.popleft()
-            self._writing.append(parcel)
-            if parcel.asks:
-                self._pending, self._tries, self._asked = parcel, 1, False
-        self._flush()
-
-    def _answer(self, command: str) -> None:
-        """Acknowledge, past the queue: two peers with handles would wait for ever."""
-        if self._deaf:
-            return
-        if self._answering:
-            self._cut_off("descriptors that do not wait to be acknowledged")
-            return
-        line = wire.encoded({"cmd": command})
-        self._answering = True
-        self._unsent += len(line)
-        self._writing.append(_Parcel(line, answers=True))
-        self._flush()
-
-    def _flush(self) -> None:
-        # At once when it can be: a child says why it failed and exits without another turn
-        # of its loop.
-        while self._writing and not self._deaf and not self.closed:
-            parcel = self._writing[0]
-            sent = self._write(parcel)
-            if sent < 0:
-                return
-            self._unsent -= sent
-            self._writing.popleft()
-            if sent < len(parcel.line):
-                # The descriptor went with the first byte.
-                self._writing.appendleft(parcel._replace(line=parcel.line[sent:], handle=None))
-            elif parcel.asks:
-                self._asked = True
-            elif parcel.answers:
-                self._answering = False
-
-    def _write(self, parcel: _Parcel) -> int:
-        """Bytes that the kernel took; -1 if it has no room, and `_flush` is called again."""
-        rights: list[tuple[int, int, array.array[int]]] = []
-        if parcel.handle is not None:
-            fds = array.array("i", [parcel.handle.fileno()])
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
-        try:
-            return self._sock.sendmsg([parcel.line], rights)
-        except (BlockingIOError, InterruptedError):
-            self._loop.add_writer(self._sock, self._writable)
-        except OSError as error:
-            if error.errno not in _SHORT:
-                # Not yet the end: what the peer said before it left is still to be read, and
-                # reading finds the end-of-file by itself.
-                self._deaf = True
-                return len(parcel.line)
-            if self._pause is None:
-                _logger.warning("channel: %s; trying again", error.strerror)
-                self._pause = self._loop.call_later(_PAUSE_S, self._resumed)
-        return -1
-
-    def _writable(self) -> None:
-        self._loop.remove_writer(self._sock)
-        self._flush()
-
-    def _resumed(self) -> None:
-        self._pause = None
-        self._flush()
-
-    def _acknowledged(self, taken: bool) -> None:
-        parcel = self._pending
-        if parcel is None or parcel.handle is None or not self._asked:
-            self._cut_off("an acknowledgement that nobody asked for")
-            return
-        self._asked = False
-        if not taken and self._tries < _TRIES:
-            self._tries += 1
-            self._unsent += len(parcel.line)
-            self._writing.append(parcel)
-            self._flush()
-            return
-        if not taken:
-            _logger.warning("channel: the peer cannot take a descriptor; it is given up")
-        self._pending = None
-        self._handles -= 1
-        parcel.handle.close()
-        self._tell(parcel, taken)
-        if not self.closed:
-            self._advance()
 
     # Receiving.
 
@@ -318,14 +177,14 @@ class Channel:
         if command == wire.HANDLE:
             self._take_handle(message)
         elif command in (wire.ACK, wire.NACK):
-            self._acknowledged(command == wire.ACK)
+            self._outgoing.acknowledged(command == wire.ACK)
         else:
             self._hand_on(message, None)
 
     def _take_handle(self, message: dict[str, Any]) -> None:
         if not self._arrived:
             # We are out of descriptors: the kernel dropped it. It is sent again.
-            self._answer(wire.NACK)
+            self._outgoing.answer(wire.NACK)
             return
         fd = self._arrived.popleft()
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
@@ -334,7 +193,7 @@ class Channel:
             return
         handle = socket.socket(fileno=fd)
         handle.setblocking(False)
-        self._answer(wire.ACK)
+        self._outgoing.answer(wire.ACK)
         if self.closed:
             handle.close()
         else:
@@ -357,47 +216,30 @@ class Channel:
     def _lose(self) -> None:
         if self.closed:
             return
-        # Who waits for a handle hears of its loss; others see that the channel is closed.
-        waiting = [parcel for parcel in (self._pending, *self._queue) if parcel is not None]
-        self._release()
-        self._farewell = self._loop.call_soon(self._part, waiting)
+        self._farewell = self._loop.call_soon(self._part, self._release())
 
-    def _part(self, waiting: list[_Parcel]) -> None:
+    def _part(self, waiting: list[Parcel]) -> None:
         for parcel in waiting:
-            self._tell(parcel, taken=False)
+            outgoing.tell(parcel, taken=False)
             if self._farewell is None:
                 return
         self._on_disconnect()
 
-    def _tell(self, parcel: _Parcel, taken: bool) -> None:
-        if parcel.on_sent is None:
-            return
-        try:
-            parcel.on_sent(taken)
-        except Exception:
-            _logger.exception("channel: who was told of a descriptor failed")
-
-    def _release(self) -> None:
+    def _release(self) -> list[Parcel]:
+        """Let go of everything; returns what was not sent, or not acknowledged."""
         if self.closed:
-            return
+            return []
         self.closed = True
         self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
-        for timer in (self._again, self._pause):
-            if timer is not None:
-                timer.cancel()
+        waiting = self._outgoing.close()
+        if self._again is not None:
+            self._again.cancel()
         self._sock.close()
-        for parcel in (self._pending, *self._queue):
-            if parcel is not None and parcel.handle is not None:
-                parcel.handle.close()
         for fd in self._arrived:
             os.close(fd)
         self._received.clear()
         self._arrived.clear()
-        self._writing.clear()
-        self._queue.clear()
-        self._pending = None
-        self._unsent = self._handles = 0
+        return waiting
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
