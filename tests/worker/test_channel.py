@@ -272,10 +272,14 @@ def test_a_peer_that_talks_without_a_pause_leaves_the_loop_to_others(
 
     peer.on_message = again
     theirs.send(b"1\n")
-    for _ in range(20):
-        loop.run_until_complete(asyncio.sleep(0))
+
+    def turn() -> None:
         turns.append(len(peer.messages))
-    assert 0 < max(b - a for a, b in pairwise(turns)) < 100
+        loop.call_soon(turn)
+
+    turn()
+    peer.until(lambda: len(peer.messages) > 500)
+    assert max(b - a for a, b in pairwise(turns)) < 100
     peer.channel.close()
     theirs.close()
 
