@@ -1,5 +1,6 @@
 """What an attribute is, is told by its shape; what it is not, in one line with its place."""
 
+import asyncio
 import functools
 import sys
 from collections.abc import Callable
@@ -42,6 +43,24 @@ def one(scope: Any) -> None:
     del scope
 
 
+class Datagrams(asyncio.DatagramProtocol):
+    def __init__(self, greeting: bytes = b"") -> None:
+        self.greeting = greeting
+
+
+class Needy(asyncio.DatagramProtocol):
+    def __init__(self, greeting: bytes) -> None:
+        self.greeting = greeting
+
+
+def make_datagrams() -> Datagrams:
+    return Datagrams(b"hello")
+
+
+async def make_datagrams_later() -> Datagrams:
+    return Datagrams(b"hello")
+
+
 @pytest.fixture
 def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of programs; the modules imported from it are forgotten again."""
@@ -58,6 +77,9 @@ def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (asgi, "asgi"),
         (decorated, "asgi"),
         (Framework(), "asgi"),
+        (Datagrams(), "datagram"),
+        (Datagrams, "factory"),
+        (make_datagrams, "factory"),
         (Framework, "factory"),
         (functools.partial(asgi), "asgi"),
         (functools.partial(make_aiohttp, "y"), "factory"),
@@ -165,3 +187,16 @@ def test_a_module_that_is_not_there_has_no_traceback(cwd: Path) -> None:
 def test_an_error_without_a_place_is_its_name() -> None:
     assert explained(KeyError()) == "KeyError"
     assert details(KeyError()) == ""
+
+
+@pytest.mark.parametrize("make", [Datagrams, make_datagrams, make_datagrams_later])
+async def test_a_protocol_for_datagrams_is_made_once(make: Any) -> None:
+    found = await made(classified("x:make", make))
+    assert found.kind == "datagram"
+    assert isinstance(found.target(), Datagrams)
+    assert found.target() is found.target()
+
+
+def test_a_protocol_that_wants_arguments_is_told_to_have_a_factory() -> None:
+    with pytest.raises(LoadError, match='"x:Needy" cannot be made without arguments'):
+        classified("x:Needy", Needy)

@@ -6,205 +6,24 @@ One scenario each. A test knows the port from the kernel, so no two can want the
 import contextlib
 import http.client
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
-from penstock_worker import channel
-from penstock_worker.contract import (
-    CHANNEL_FD,
-    EXIT_FAILED,
-    FAILED,
-    INTERNAL,
-    ONLINE,
-    READY,
-    STATS,
-)
+from penstock_worker.contract import CHANNEL_FD, EXIT_FAILED, FAILED, INTERNAL, ONLINE, STATS
+
+if TYPE_CHECKING:
+    from tests.worker.conftest import Served
 
 DEADLINE_S = 30.0
 
-AIOHTTP = """
-import asyncio
-from pathlib import Path
-from aiohttp import web
-
-async def hello(request):
-    return web.Response(text="hello")
-
-async def slow(request):
-    Path("begun").touch()
-    try:
-        while not Path("finish").exists():
-            await asyncio.sleep(0.01)
-    except asyncio.CancelledError:
-        Path("cancelled").touch()
-        raise
-    return web.Response(text="slow")
-
-async def cleanup(app):
-    yield
-    Path("cleaned").touch()
-
-def make():
-    app = web.Application()
-    app.router.add_get("/", hello)
-    app.router.add_get("/slow", slow)
-    app.cleanup_ctx.append(cleanup)
-    return app
-
-async def make_later():
-    asyncio.get_running_loop()
-    return make()
-
-app = make()
-"""
-
-ASGI = """
-import asyncio
-from pathlib import Path
-
-async def respond(send, text):
-    await send({"type": "http.response.start", "status": 200,
-                "headers": [(b"content-length", str(len(text)).encode())]})
-    await send({"type": "http.response.body", "body": text})
-
-async def lifespan(receive, send):
-    while True:
-        message = await receive()
-        if message["type"] == "lifespan.startup":
-            await send({"type": "lifespan.startup.complete"})
-        else:
-            Path("cleaned").touch()
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-
-async def websocket(receive, send):
-    await receive()
-    await send({"type": "websocket.accept"})
-    while (message := await receive())["type"] == "websocket.receive":
-        await send({"type": "websocket.send", "text": message["text"]})
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        await lifespan(receive, send)
-    elif scope["type"] == "websocket":
-        await websocket(receive, send)
-    elif scope["path"] == "/slow":
-        Path("begun").touch()
-        while not Path("finish").exists():
-            await asyncio.sleep(0.01)
-        await respond(send, b"slow")
-    else:
-        await respond(send, b"hello")
-
-def make():
-    return app
-"""
-
-REFUSES = """
-async def app(scope, receive, send):
-    assert scope["type"] == "lifespan"
-    await receive()
-    await send({"type": "lifespan.startup.failed", "message": "the database is away"})
-"""
-
-BREAKS = """
-from aiohttp import web
-
-async def connect(app):
-    raise ConnectionRefusedError("the database is away")
-
-app = web.Application()
-app.on_startup.append(connect)
-"""
-
-LOOKS = """
-import json, os, subprocess, sys
-from aiohttp import web
-
-LOOK = 'import json, os; print(json.dumps([dict(os.environ), os.listdir("/proc/self/fd")]))'
-
-async def look(request):
-    found = json.loads(subprocess.check_output([sys.executable, "-c", LOOK], close_fds=False))
-    return web.json_response(found)
-
-app = web.Application()
-app.router.add_get("/", look)
-"""
-
-
-class Served:
-    """One worker process and, if it has a supervisor, the supervisor's end of the channel."""
-
-    def __init__(self, directory: Path, spec: str, *, supervised: bool, **variables: str) -> None:
-        self.directory = directory
-        environment = {**os.environ, "PORT": "0", **variables}
-        self.link, theirs = channel.pair()
-        if supervised:
-            environment[CHANNEL_FD] = str(theirs.fileno())
-        self._stderr = directory / "stderr"
-        with self._stderr.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "penstock_worker.serve", spec],
-                cwd=directory,
-                env=environment,
-                pass_fds=(theirs.fileno(),) if supervised else (),
-                stdout=stderr,
-                stderr=stderr,
-            )
-        theirs.close()
-        self.link.settimeout(DEADLINE_S)
-        self._lines = self.link.makefile("rb")
-
-    def tell(self, message: dict[str, Any]) -> None:
-        self.link.sendall(json.dumps(message).encode() + b"\n")
-
-    def hear(self) -> dict[str, Any]:
-        """The next message but the first, which is always the same."""
-        message: dict[str, Any] = json.loads(self._lines.readline())
-        return self.hear() if message["cmd"] == ONLINE else message
-
-    def words(self) -> list[str]:
-        """All that it ever says from now on."""
-        return [json.loads(line)["cmd"] for line in self._lines]
-
-    def hang_up(self) -> None:
-        self._lines.close()
-        self.link.close()
-
-    def stderr(self) -> str:
-        return self._stderr.read_text()
-
-    def port(self) -> int:
-        assert self.hear() == {"cmd": READY}, self.stderr()
-        (port,) = listening(self.process.pid)
-        return port
-
-    def exit_status(self) -> int:
-        return self.process.wait(DEADLINE_S)
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.hang_up()
-
-
-def listening(pid: int) -> list[int]:
-    found = psutil.Process(pid).net_connections("inet")
-    return [one.laddr.port for one in found if one.status == psutil.CONN_LISTEN]
+Serve = Callable[..., "Served"]
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -231,27 +50,6 @@ def request(port: int, path: str) -> Iterator[http.client.HTTPConnection]:
         yield connection
 
 
-Serve = Callable[..., Served]
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start workers of the programs above; they end with the test."""
-    for name, text in (
-        ("aio.py", AIOHTTP), ("asg.py", ASGI), ("refuses.py", REFUSES),
-        ("breaks.py", BREAKS), ("looks.py", LOOKS),
-    ):  # fmt: skip
-        (tmp_path / name).write_text(text)
-    with contextlib.ExitStack() as stack:
-
-        def start(spec: str, *, supervised: bool = True, **variables: str) -> Served:
-            served = Served(tmp_path, spec, supervised=supervised, **variables)
-            stack.callback(served.end)
-            return served
-
-        yield start
-
-
 @pytest.mark.parametrize("spec", ["aio:app", "aio:make", "aio:make_later", "asg:app", "asg:make"])
 def test_a_program_is_served_once_it_is_ready_and_cleaned_up_at_its_end(
     serve: Serve, spec: str
@@ -273,7 +71,7 @@ def test_term_lets_a_request_finish_and_admits_no_other(serve: Serve, spec: str)
         until(lambda: (served.directory / "begun").exists())
         served.signal(signal.SIGTERM)
         assert idle.sock.recv(1) == b"", "an idle connection is closed at once"
-        until(lambda: listening(served.process.pid) == [])
+        until(lambda: served.listening() == [])
         served.signal(signal.SIGTERM)
         (served.directory / "finish").touch()
         assert slow.getresponse().read() == b"slow"
@@ -296,7 +94,7 @@ def test_an_impatient_second_interrupt_ends_it_at_once(serve: Serve) -> None:
     with request(port, "/slow"):
         until(lambda: (served.directory / "begun").exists())
         served.signal(signal.SIGINT)
-        until(lambda: listening(served.process.pid) == [])
+        until(lambda: served.listening() == [])
         served.signal(signal.SIGINT)
         assert served.exit_status() == 128 + signal.SIGINT
 
@@ -415,7 +213,7 @@ def test_a_start_that_may_work_next_time_is_no_reason_to_give_up(serve: Serve, s
 def test_by_hand_it_says_where_it_is_and_why_it_is_not(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app", supervised=False)
     until(lambda: "\n" in served.stderr())
-    (port,) = listening(served.process.pid)
+    (port,) = served.listening()
     where = f"http://127.0.0.1:{port} (pid {served.process.pid})"
     assert served.stderr() == f"penstock_worker: penstock_worker.demo:app on {where}\n"
     assert get(port, "/healthz") == (200, b"ok\n")

@@ -13,6 +13,7 @@ import copy
 from asyncio import TimerHandle
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
+from time import monotonic
 from typing import Any, Final
 
 import uvicorn
@@ -117,13 +118,12 @@ class _Answer:
 
 def _recorded(app: Any, recorder: Recorder) -> _App:
     """`app`, and each of its requests is counted when it has ended."""
-    clock = asyncio.get_running_loop().time
 
     async def recorded(scope: _Message, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "lifespan":
             await app(scope, receive, send)
             return
-        started = clock()
+        started = monotonic()
         answer = _Answer(send)
         try:
             await app(scope, receive, answer.send)
@@ -131,7 +131,7 @@ def _recorded(app: Any, recorder: Recorder) -> _App:
             answer.status = answer.status or _BROKEN
             raise
         finally:
-            total_s = clock() - started
+            total_s = monotonic() - started
             recorder.count(scope.get("method", "GET"), answer.status, total_s)
             if recorder.logs:
                 recorder.note(_note(scope, answer, total_s))

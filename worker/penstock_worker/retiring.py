@@ -8,7 +8,6 @@ What a *transport* reports is not of this kind: a connection that is reset, or a
 bytes that break a protocol, must not be a way to end workers from outside.
 """
 
-import asyncio
 import sys
 import threading
 import traceback
@@ -22,6 +21,8 @@ _MOST: Final = 16 << 10
 """Characters of a traceback. A recursion without an end has a thousand frames; the first and
 the last tell what it is."""
 _CUT: Final = "\n    [...]\n"
+_HUNG_UP: Final = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)
+"""A peer that is gone while a forgotten task still writes to it: nothing is wrong with us."""
 _MINE: Final = ("handle", "task", "future")
 """Keys of a context that come with an exception of a callback, a task or a future."""
 
@@ -63,7 +64,7 @@ def watch(loop: AbstractEventLoop, retire: Retire) -> None:
 def is_uncaught(context: dict[str, Any]) -> bool:
     """Is this the report of an exception in the program's own code?"""
     error = context.get("exception")
-    if not isinstance(error, Exception) or isinstance(error, asyncio.CancelledError):
+    if not isinstance(error, Exception) or isinstance(error, _HUNG_UP):
         return False
     if "transport" in context or "protocol" in context:
         return False

@@ -19,6 +19,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.util import find_spec
@@ -81,8 +82,9 @@ class Worker:
         self._leaving = asyncio.Event()
         self._retired = False
         self._status = 0
+        self._thread = threading.get_ident()
         line.on_lost = self._orphaned
-        line.attach(self.retire)
+        line.attach(self._asked_to_retire)
         retiring.watch(loop, self.retire)
 
     async def run(self, program: Program, source: Source) -> int:
@@ -91,7 +93,7 @@ class Worker:
         source = _suited(program, source, self._environ)
         counted = self._environ.get(contract.SCHEME, "ports") != "ports"
         notes = self._recorder() if counted else None
-        server = _server(program, source, notes)
+        server = _server(program, source, notes, self._line)
         connections = self._line.connections
         try:
             await server.start()
@@ -141,6 +143,13 @@ class Worker:
             self._leaving.set()
             self._status = _EXIT_BROKEN if traceback else 0
         self._say(traceback)
+
+    def _asked_to_retire(self, reason: str) -> None:
+        """By the program, from whatever thread."""
+        if threading.get_ident() == self._thread:
+            self.retire(reason)
+        else:
+            self._loop.call_soon_threadsafe(self.retire, reason)
 
     def _recorder(self) -> Recorder:
         service = self._environ.get(contract.SERVICE, "")
@@ -231,12 +240,14 @@ def _suited(program: Program, source: Source, environ: Mapping[str, str]) -> Sou
     return Source("datagram", listeners.own_port(environ, "datagram"), own=True)
 
 
-def _server(program: Program, source: Source, notes: Recorder | None) -> Server:
+def _server(program: Program, source: Source, notes: Recorder | None, line: Line) -> Server:
     # None is imported before it is needed: a worker of one kind does not pay for all.
     if program.kind == "datagram":
         from penstock_worker.datagram_server import DatagramServer
 
-        return DatagramServer(program.target, source.sock)
+        datagrams = DatagramServer(program.target, source.sock)
+        line.on_datagrams = datagrams.replace
+        return datagrams
     if program.kind == "aiohttp":
         from penstock_worker.aiohttp_server import AiohttpServer
 

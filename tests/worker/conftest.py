@@ -1,0 +1,322 @@
+"""Worker processes for tests: the programs that they run, and a supervisor's hands."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from penstock_worker import channel, wire
+from penstock_worker.contract import CHANNEL_FD, LINK_FD, LISTEN_FDS, ONLINE, READY, STATS
+
+DEADLINE_S = 30.0
+
+AIOHTTP = """
+import asyncio
+from pathlib import Path
+from aiohttp import web
+
+async def hello(request):
+    return web.Response(text="hello")
+
+async def slow(request):
+    Path("begun").touch()
+    try:
+        while not Path("finish").exists():
+            await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        Path("cancelled").touch()
+        raise
+    return web.Response(text="slow")
+
+async def cleanup(app):
+    yield
+    Path("cleaned").touch()
+
+def make():
+    app = web.Application()
+    app.router.add_get("/", hello)
+    app.router.add_get("/slow", slow)
+    app.cleanup_ctx.append(cleanup)
+    return app
+
+async def make_later():
+    asyncio.get_running_loop()
+    return make()
+
+app = make()
+"""
+
+ASGI = """
+import asyncio
+from pathlib import Path
+
+async def respond(send, text):
+    await send({"type": "http.response.start", "status": 200,
+                "headers": [(b"content-length", str(len(text)).encode())]})
+    await send({"type": "http.response.body", "body": text})
+
+async def lifespan(receive, send):
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            Path("cleaned").touch()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+async def websocket(receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await lifespan(receive, send)
+    elif scope["type"] == "websocket":
+        await websocket(receive, send)
+    elif scope["path"] == "/slow":
+        Path("begun").touch()
+        while not Path("finish").exists():
+            await asyncio.sleep(0.01)
+        await respond(send, b"slow")
+    else:
+        await respond(send, b"hello")
+
+def make():
+    return app
+"""
+
+REFUSES = """
+async def app(scope, receive, send):
+    assert scope["type"] == "lifespan"
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "the database is away"})
+"""
+
+BREAKS = """
+from aiohttp import web
+
+async def connect(app):
+    raise ConnectionRefusedError("the database is away")
+
+app = web.Application()
+app.on_startup.append(connect)
+"""
+
+LOOKS = """
+import json, os, subprocess, sys
+from aiohttp import web
+
+LOOK = 'import json, os; print(json.dumps([dict(os.environ), os.listdir("/proc/self/fd")]))'
+
+async def look(request):
+    found = json.loads(subprocess.check_output([sys.executable, "-c", LOOK], close_fds=False))
+    return web.json_response(found)
+
+app = web.Application()
+app.router.add_get("/", look)
+"""
+
+
+RETIRES = """
+import asyncio, threading
+from aiohttp import web
+from penstock_worker import process
+
+def broken():
+    raise RuntimeError("nobody catches this")
+
+async def fails():
+    broken()
+
+def deep(kind=0):
+    deep(kind + 1) if kind < 900 else broken()
+
+def gone():
+    raise ConnectionResetError("the client left")
+
+@process.on_message
+def heard(message, handle):
+    if handle is not None:
+        handle.close()
+    process.send({"heard": message, "handle": handle is not None})
+
+async def hello(request):
+    return web.Response(text="hello")
+
+async def retire(request):
+    if "thread" in request.query:
+        await asyncio.to_thread(process.retire, "had enough")
+    else:
+        process.retire("had enough")
+    return web.Response(text="retired")
+
+async def throw(request):
+    kind = request.match_info["kind"]
+    if kind == "callback":
+        asyncio.get_running_loop().call_soon(broken)
+    elif kind == "task":
+        asyncio.get_running_loop().create_task(fails())
+    elif kind == "thread":
+        threading.Thread(target=broken).start()
+    elif kind == "deep":
+        asyncio.get_running_loop().call_soon(deep)
+    elif kind == "gone":
+        asyncio.get_running_loop().call_soon(gone)
+    elif kind == "handler":
+        broken()
+    return web.Response(text=kind)
+
+app = web.Application()
+app.router.add_get("/", hello)
+app.router.add_get("/throw/{kind}", throw)
+app.router.add_get("/retire", retire)
+"""
+
+PASSES = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+"""A number is known only after the fork, and 3 is where a passed socket is looked for."""
+
+
+class Served:
+    """One worker process and, if it has a supervisor, the supervisor's end of the channel."""
+
+    def __init__(
+        self,
+        directory: Path,
+        spec: str,
+        *,
+        supervised: bool = True,
+        passed: socket.socket | None = None,
+        link: socket.socket | None = None,
+        inherits: Sequence[int] = (),
+        **variables: str,
+    ) -> None:
+        self.directory = directory
+        environment = {**os.environ, "PORT": "0", **variables}
+        self.link, theirs = channel.pair()
+        inherited = list(inherits)
+        command = [sys.executable]
+        if supervised:
+            environment[CHANNEL_FD] = str(theirs.fileno())
+            inherited.append(theirs.fileno())
+        if link is not None:
+            environment[LINK_FD] = str(link.fileno())
+            inherited.append(link.fileno())
+        if passed is not None:
+            environment[LISTEN_FDS] = "1"
+            command += ["-c", PASSES, str(passed.fileno())]
+            inherited.append(passed.fileno())
+        assert 3 not in inherited, "a passed socket would take its place"
+        handle, name = tempfile.mkstemp(dir=directory, prefix="stderr")
+        self._stderr = Path(name)
+        self.process = subprocess.Popen(
+            [*command, "-m", "penstock_worker.serve", spec],
+            cwd=directory,
+            env=environment,
+            pass_fds=inherited,
+            stdout=handle,
+            stderr=handle,
+        )
+        os.close(handle)
+        theirs.close()
+        self.link.settimeout(DEADLINE_S)
+        self._lines = self.link.makefile("rb")
+
+    def tell(self, message: dict[str, Any], handle: socket.socket | None = None) -> None:
+        if handle is None:
+            self.link.sendall(wire.encoded(message))
+            return
+        line = wire.encoded(wire.envelope(message, handle))
+        assert socket.send_fds(self.link, [line], [handle.fileno()]) == len(line)
+        assert self.hear() == {"cmd": wire.ACK}
+
+    def hear(self) -> dict[str, Any]:
+        """The next message but the first, which is always the same."""
+        message: dict[str, Any] = json.loads(self._lines.readline())
+        return self.hear() if message.get("cmd") == ONLINE else message
+
+    def stats(self) -> dict[str, Any]:
+        self.tell({"cmd": STATS, "seq": 1})
+        metrics: dict[str, Any] = self.hear()["metrics"]
+        return metrics
+
+    def words(self) -> list[str]:
+        """All that it ever says from now on."""
+        return [json.loads(line)["cmd"] for line in self._lines]
+
+    def hang_up(self) -> None:
+        self._lines.close()
+        self.link.close()
+
+    def stderr(self) -> str:
+        return self._stderr.read_text()
+
+    def ready(self) -> "Served":
+        assert self.hear() == {"cmd": READY}, self.stderr()
+        return self
+
+    def listening(self) -> list[int]:
+        """Ports that it listens on."""
+        found = psutil.Process(self.process.pid).net_connections("inet")
+        return [one.laddr.port for one in found if one.status == psutil.CONN_LISTEN]
+
+    def port(self) -> int:
+        (port,) = self.ready().listening()
+        return port
+
+    def exit_status(self) -> int:
+        return self.process.wait(DEADLINE_S)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        """Let it do nothing, until it gets CONT."""
+        self.signal(signal.SIGSTOP)
+        assert os.WIFSTOPPED(os.waitpid(self.process.pid, os.WUNTRACED)[1])
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.hang_up()
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start workers of the programs above; they end with the test."""
+    for name, text in (
+        ("aio.py", AIOHTTP), ("asg.py", ASGI), ("refuses.py", REFUSES), ("breaks.py", BREAKS),
+        ("looks.py", LOOKS), ("retires.py", RETIRES),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(text)
+    with contextlib.ExitStack() as stack:
+        # So that no descriptor of a test's own is 3 in a worker.
+        stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+
+        def start(spec: str, **settings: Any) -> Served:
+            served = Served(tmp_path, spec, **settings)
+            stack.callback(served.end)
+            return served
+
+        yield start

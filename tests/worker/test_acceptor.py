@@ -1,0 +1,127 @@
+"""A few connections a wake-up, all that are queued at the end, and patience when short."""
+
+import asyncio
+import errno
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from penstock_worker.acceptor import FEW, Acceptor
+
+QUEUED = 7
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.001)
+
+
+class Deliveries(list[int]):
+    """Takes descriptors and closes them."""
+
+    def __call__(self, fd: int, family: int) -> None:
+        assert family == socket.AF_INET
+        os.close(fd)
+        self.append(fd)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        yield sock
+
+
+@contextmanager
+def clients(listener: socket.socket, count: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        yield
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_of_a_burst_it_takes_few_at_a_wake_up(listener: socket.socket) -> None:
+    taken = Deliveries()
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
+    with clients(listener, QUEUED):
+        acceptor.start()
+        steps = []
+        async with asyncio.timeout(30):
+            while len(taken) < QUEUED:
+                before = len(taken)
+                await asyncio.sleep(0)
+                steps.append(len(taken) - before)
+    acceptor.close()
+    assert max(steps) == FEW
+
+
+async def test_at_the_end_it_takes_all_that_wait_and_closes(listener: socket.socket) -> None:
+    taken = Deliveries()
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
+    with clients(listener, QUEUED):
+        acceptor.drain(100)
+    assert (len(taken), acceptor.closed, listener.fileno()) == (QUEUED, True, -1)
+    acceptor.drain(100)
+    acceptor.close()
+
+
+async def test_even_the_end_is_bounded(listener: socket.socket) -> None:
+    taken = Deliveries()
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
+    with clients(listener, QUEUED):
+        acceptor.drain(3)
+    assert len(taken) == 3
+
+
+async def test_without_descriptors_it_waits_and_goes_on(
+    listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = Deliveries()
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
+    acceptor.start()
+    with clients(listener, QUEUED):
+        with no_descriptor_left():
+            await until(lambda: bool(caplog.records))
+            assert not taken
+        await until(lambda: len(taken) == QUEUED)
+    acceptor.close()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"cannot accept: {os.strerror(errno.EMFILE)}; trying again until it can"
+    )
+
+
+async def test_closing_while_it_waits_is_final(listener: socket.socket) -> None:
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, Deliveries())
+    with clients(listener, 1), no_descriptor_left():
+        acceptor.drain(1)
+    assert acceptor.closed
+    acceptor.start()
+    assert listener.fileno() == -1
+
+
+async def test_a_socket_that_was_shut_is_left(listener: socket.socket) -> None:
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, Deliveries())
+    acceptor.start()
+    listener.shutdown(socket.SHUT_RDWR)
+    await until(lambda: acceptor.closed)
+    assert listener.fileno() == -1

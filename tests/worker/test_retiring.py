@@ -1,0 +1,140 @@
+"""Whatever nobody caught makes a worker ask for a successor; it serves until it is told to go."""
+
+import http.client
+import signal
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from penstock_worker import contract, wire
+from penstock_worker.retiring import is_uncaught, reason, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.worker.conftest import Served
+
+    Serve = Callable[..., Served]
+
+DEADLINE_S = 30.0
+
+
+def get(port: int, path: str = "/") -> tuple[int, str]:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+    with closing(client):
+        client.request("GET", path)
+        answer = client.getresponse()
+        return answer.status, answer.read().decode()
+
+
+@pytest.mark.parametrize("kind", ["callback", "task", "thread"])
+def test_what_nobody_caught_is_said_and_it_serves_until_it_is_told_to_leave(
+    serve: "Serve", kind: str
+) -> None:
+    served = serve("retires:app")
+    port = served.port()
+    assert get(port, f"/throw/{kind}") == (200, kind)
+    said = served.hear()
+    assert (said["cmd"], said["reason"]) == (
+        contract.RETIRE, "RuntimeError: nobody catches this"
+    )  # fmt: skip
+    assert said["traceback"].startswith("Traceback ")
+    assert "in broken" in said["traceback"]
+    assert get(port) == (200, "hello")
+    served.signal(signal.SIGTERM)
+    assert served.exit_status() == 0
+    assert served.stderr() == "", "the traceback is told once, over the channel"
+
+
+@pytest.mark.parametrize("path", ["/retire", "/retire?thread"])
+def test_a_program_may_ask_for_it(serve: "Serve", path: str) -> None:
+    served = serve("retires:app")
+    port = served.port()
+    assert get(port, path) == (200, "retired")
+    assert served.hear() == {"cmd": contract.RETIRE, "reason": "had enough", "traceback": ""}
+    assert get(port) == (200, "hello")
+
+
+def test_it_asks_once_and_shows_what_comes_later(serve: "Serve") -> None:
+    served = serve("retires:app")
+    port = served.port()
+    get(port, "/retire")
+    get(port, "/throw/callback")
+    assert served.hear()["reason"] == "had enough"
+    served.tell({"cmd": contract.PING, "seq": 1})
+    assert served.hear()["cmd"] == contract.PONG
+    assert "nobody catches this" in served.stderr()
+
+
+@pytest.mark.parametrize(("kind", "status"), [("handler", 500), ("gone", 200)])
+def test_a_request_that_fails_or_a_client_that_hangs_up_is_no_reason(
+    serve: "Serve", kind: str, status: int
+) -> None:
+    served = serve("retires:app")
+    assert get(served.port(), f"/throw/{kind}")[0] == status
+    served.tell({"cmd": contract.PING, "seq": 1})
+    assert served.hear()["cmd"] == contract.PONG
+
+
+def test_a_traceback_is_bounded(serve: "Serve") -> None:
+    served = serve("retires:app")
+    get(served.port(), "/throw/deep")
+    traceback = served.hear()["traceback"]
+    assert len(traceback) <= 16 << 10
+    assert traceback.endswith("RuntimeError: nobody catches this\n")
+
+
+@pytest.mark.parametrize(("path", "status"), [("/throw/callback", 1), ("/retire", 0)])
+def test_without_a_supervisor_it_leaves(serve: "Serve", path: str, status: int) -> None:
+    served = serve("retires:app", supervised=False)
+    deadline = time.monotonic() + DEADLINE_S
+    while "\n" not in served.stderr():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    (port,) = served.listening()
+    assert get(port, path)[0] == 200
+    assert served.exit_status() == status
+    assert ("nobody catches this" in served.stderr()) == bool(status)
+
+
+def test_messages_of_the_program_reach_it_and_ours_do_not(serve: "Serve") -> None:
+    served = serve("retires:app").ready()
+    for message in (5, None, "x", ["y"], {"cmd": "stats"}, {"cmd": "NODE_OTHER"}, {"cmd": 7}):
+        served.tell({"cmd": contract.INTERNAL + "FUTURE"})
+        served.link.sendall(wire.encoded(message))
+        assert served.hear() == {"heard": message, "handle": False}
+
+
+@pytest.mark.parametrize(
+    ("context", "uncaught"),
+    [
+        ({"exception": ValueError(), "handle": 1}, True),
+        ({"exception": OSError(5, "x"), "future": 1}, True),
+        ({"exception": ValueError(), "task": 1}, True),
+        ({"exception": ConnectionResetError(), "task": 1}, False),
+        ({"exception": BrokenPipeError(), "handle": 1}, False),
+        ({"exception": OSError(), "transport": 1}, False),
+        ({"exception": ValueError(), "transport": 1, "protocol": 1}, False),
+        ({"exception": ValueError(), "protocol": 1, "handle": 1}, False),
+        ({"exception": KeyboardInterrupt(), "handle": 1}, False),
+        ({"exception": ValueError()}, False),
+        ({"message": "a warning", "task": 1}, False),
+    ],
+)
+def test_only_the_programs_own_mistakes_count(context: dict[str, Any], uncaught: bool) -> None:
+    assert is_uncaught(context) is uncaught
+
+
+def test_a_reason_is_one_bounded_line() -> None:
+    assert reason(ValueError("a\n b")) == "ValueError: a b"
+    assert reason(ValueError()) == "ValueError"
+    assert len(reason(ValueError("x" * 9999))) == 500
+
+
+def test_a_long_traceback_keeps_both_ends() -> None:
+    text = shown(ValueError("a" + "x" * 99999 + "z"))
+    assert text.startswith("ValueError: a")
+    assert text.endswith("z\n")
+    assert len(text) <= 16 << 10
