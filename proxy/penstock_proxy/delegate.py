@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from penstock_proxy.pool import Member
     from penstock_proxy.service import ServiceFront
 
+_COUNTING: Final = ("least_connections", "power_of_two")
+"""Policies that need to know at once which connections have ended."""
 _MOST_LINKS: Final = 4096
 """Processes of one service at a time, those that leave included."""
 
@@ -37,6 +39,9 @@ class Delegate:
     def __init__(self, service: "ServiceFront") -> None:
         self._service = service
         self._window = service.config.handoff_window
+        self._enough = max(1, self._window // 2)
+        """In flight, by our account: worth asking how many really are."""
+        self._is_counting = service.config.balance in _COUNTING
         self._links: dict[int, Link] = {}
         self._current: dict[int, Link] = {}
         """By slot, those that connections are sent over."""
@@ -65,6 +70,7 @@ class Delegate:
         if link is not None and link.is_whole:
             self._current[slot] = link
             self._closed.discard(link.member)
+            self._attend(link)
 
     def unlinked(self, number: int) -> None:
         """That process is gone: what it had not taken goes to others."""
@@ -101,11 +107,32 @@ class Delegate:
                 return False
             link = self._current[member.slot]
             if link.send(fd, service.deadlines.now):
-                if link.in_flight >= self._window:
-                    closed.add(member)
+                if link.in_flight >= self._enough:
+                    self._is_full(link)
                 return True
             # Its queue is full, or it is gone and we have not heard of it yet.
             closed.add(member)
+
+    def _is_full(self, link: Link) -> None:
+        """Ask it; if it has not taken enough, nobody is sent to it until it does."""
+        link.hear()
+        if link.in_flight >= self._window:
+            self._closed.add(link.member)
+        self._attend(link)
+
+    def _attend(self, link: Link) -> None:
+        """Be woken by its words only while something waits for them."""
+        link.watch(
+            self._is_counting
+            or link.is_probed
+            or link.in_flight >= self._window
+            or bool(self._service.waiting)
+        )
+
+    def attend(self) -> None:
+        """Somebody waits: the first word of any worker counts."""
+        for link in self._links.values():
+            self._attend(link)
 
     @property
     def has_room(self) -> bool:
@@ -119,6 +146,8 @@ class Delegate:
         """Take back what waited too long at a worker that does not take it."""
         patience = self._service.timeouts.connect
         for link in tuple(self._links.values()):
+            if (link.in_flight or link.open) and link.hear():
+                self._heard(link)
             if link.oldest() + patience < now:
                 self._stuck(link)
             elif self._can_send(link) and link.in_flight == 0:
@@ -146,6 +175,7 @@ class Delegate:
         elif self._can_send(link):
             self._closed.discard(link.member)
         self._service.roomier()
+        self._attend(link)
 
     def _can_send(self, link: Link) -> bool:
         current = self._current.get(link.member.slot) is link
@@ -172,6 +202,7 @@ class Delegate:
             mine.setblocking(False)
             with theirs:
                 taken = link.probe(theirs, self._service.deadlines.now)
+            self._attend(link)
             if taken is None:
                 return Verdict("timeout", "it has not taken the check before this one")
             if path is not None:
@@ -229,6 +260,8 @@ class Passage:
         fault = self._service.queue(self, self.started)
         if fault is not None:
             self._give_up(fault.kind)
+        else:
+            self._delegate.attend()
 
     def expired(self, now: float) -> None:
         self._service.waiting.pop(self, None)

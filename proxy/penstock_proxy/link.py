@@ -5,6 +5,9 @@ said so), *returned* (read back, to go to another) or *lost* (gone without eithe
 worker of ours can bring about); until then it is in flight. Taken ones are open until the
 worker says that they ended, or its process does.
 
+What a worker says is read when somebody needs to know it: being woken for every credit costs
+more than the credit. `watch` is for when there is nothing else to do but wait for one.
+
 It does not know who is picked, or why something is taken back: that is `delegate`.
 """
 
@@ -57,6 +60,7 @@ class Link:
         self._front: socket.socket | None = None
         self._worker: socket.socket | None = None
         self._probe: Sent | None = None
+        self._watched = False
 
     # What it is made of.
 
@@ -64,8 +68,7 @@ class Link:
         """Adopt one end: "front" is ours, "worker" a copy of the worker's."""
         if end == "front":
             self._drop(self._front)
-            self._front = sock
-            self._loop.add_reader(sock, self._readable)
+            self._front, self._watched = sock, False
         else:
             self._drop(self._worker)
             self._worker = sock
@@ -85,6 +88,21 @@ class Link:
 
     def descriptors(self) -> int:
         return (self._front is not None) + (self._worker is not None)
+
+    @property
+    def is_probed(self) -> bool:
+        """A health check has not been taken yet."""
+        return self._probe is not None
+
+    def watch(self, wanted: bool) -> None:
+        """Whether each word of the worker wakes us."""
+        if wanted == self._watched or self._front is None or self.broken:
+            return
+        self._watched = wanted
+        if wanted:
+            self._loop.add_reader(self._front, self._readable)
+        else:
+            self._loop.remove_reader(self._front)
 
     # Down.
 
@@ -131,7 +149,7 @@ class Link:
             elif fd >= 0:
                 os.close(fd)
         # After it: whatever the worker has taken in the meantime, it has announced.
-        self._hear()
+        self.hear()
         counters, waiting = self._counters, self.in_flight
         returned = min(len(found), waiting)
         counters.handoffs["returned"] += returned
@@ -155,25 +173,27 @@ class Link:
             return None
 
     def _readable(self) -> None:
-        self._hear()
+        self.hear()
         self._on_heard(self)
 
-    def _hear(self) -> None:
+    def hear(self) -> bool:
+        """Read what the worker has said so far; False if that is nothing."""
         if self._front is None or self.broken:
-            return
+            return False
         try:
             report = reports(self._front)
         except OSError:
             # It closed its end, or says something else: its process ends, or has to.
+            self.watch(False)
             self.broken = True
-            self._loop.remove_reader(self._front)
-            return
+            return True
         if report is not None:
             self._credit(report.taken)
             ended = min(report.ended, self.open)
             self.open -= ended
             self.member.active -= ended
             self._counters.opened -= ended
+        return report is not None
 
     def _credit(self, taken: int) -> None:
         counted = 0

@@ -18,6 +18,8 @@ import socket
 import struct
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Mapping
+from fcntl import ioctl
+from termios import FIONREAD
 from typing import Final, NamedTuple
 
 from penstock_worker.contract import LINK_FD
@@ -37,6 +39,7 @@ _RESERVE: Final = 16
 """Descriptors that the program may need while connections come."""
 _NO_BLOCK: Final = socket.MSG_DONTWAIT
 _FD: Final = struct.Struct("i")
+_QUEUED: Final = _FD
 _SPACE: Final = socket.CMSG_SPACE(_FD.size)
 _MOST: Final = 0xFFFF
 
@@ -131,7 +134,7 @@ class Taker:
 
     def drain(self) -> None:
         """Take what is on its way, and nothing after it."""
-        while self._take():
+        while self._take(_FEW):
             pass
         self._pause()
 
@@ -143,28 +146,38 @@ class Taker:
         self._link.close()
 
     def _readable(self) -> None:
-        for _ in range(_FEW):
-            if not self._take():
-                return
+        self._take(_FEW)
 
-    def _take(self) -> bool:
+    def _take(self, most: int) -> bool:
+        """Take some; False if there are none, or no more may be taken."""
         try:
-            if not self._link.recv(1, socket.MSG_PEEK | _NO_BLOCK):
-                self._pause()
+            # A message is one byte, so this many wait.
+            count = min(most, _QUEUED.unpack(ioctl(self._link, FIONREAD, bytes(_QUEUED.size)))[0])
+            if not count:
+                if self._reading and not self._link.recv(1, socket.MSG_PEEK | _NO_BLOCK):
+                    self._pause()
                 return False
             # The credit first: who says that he takes one and dies is known to have had it.
-            self._link.send(CREDIT.pack(1, self._ends()), _NO_BLOCK)
+            self._credit(count)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
             # No front has the other end any more.
             self._pause()
             return False
-        got = receive(self._link)
-        if got is None or got[1] < 0:
-            # The front took it back in this very moment.
-            return True
-        kind, fd = got
+        # Fewer, if the front takes them back in this very moment.
+        while count and (got := receive(self._link)) is not None:
+            count -= 1
+            if got[1] >= 0:
+                self._adopt(*got)
+        return not self._full
+
+    def _credit(self, taken: int) -> None:
+        ended = min(self._ended, _MOST)
+        self._link.send(CREDIT.pack(taken, ended), _NO_BLOCK)
+        self._ended -= ended
+
+    def _adopt(self, kind: bytes, fd: int) -> None:
         if fd >= self._last_fd:
             # The lowest number that was free: all below are in use. One more, and the kernel
             # would drop a client's connection on the floor.
@@ -174,23 +187,15 @@ class Taker:
         self.taken += not probe
         os.set_blocking(fd, False)
         self._on_connection(Stream(fd, _family(fd)), probe)
-        return not self._full
-
-    def _ends(self) -> int:
-        ended = min(self._ended, _MOST)
-        self._ended -= ended
-        return ended
 
     def _tell(self) -> None:
         self._report = None
-        ended = self._ends()
-        if not ended:
+        if not self._ended:
             return
         try:
-            self._link.send(CREDIT.pack(0, ended), _NO_BLOCK)
+            self._credit(0)
         except (BlockingIOError, InterruptedError):
             # A front that is away: said again, with those that end until then.
-            self._ended += ended
             self._report = self._loop.call_later(_REPORT_S, self._tell)
         except OSError:
             return
