@@ -10,9 +10,9 @@ import asyncio
 import logging
 import socket
 from collections import Counter, deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self
+from weakref import WeakSet, finalize
 
 MOST: Final = 1024
 """Events that wait for one listener."""
@@ -60,7 +60,11 @@ class Event:
 
 
 class Subscription:
-    """One listener's queue: `async for event in subscription`."""
+    """One listener's queue: `async for event in subscription`.
+
+    It ends when the run is over, or with `close`. Whoever only stops reading, by `break` say,
+    and keeps no reference has closed it too.
+    """
 
     def __init__(self) -> None:
         self.dropped = 0
@@ -68,8 +72,12 @@ class Subscription:
         self._events: deque[Event] = deque()
         self._news = asyncio.Event()
         self._closed = False
+        finalize(self, _discard_all, self._events)
 
     def put(self, event: Event) -> None:
+        if self._closed:
+            _discard(event)
+            return
         if len(self._events) == MOST:
             self.dropped += 1
             _discard(self._events.popleft())
@@ -84,8 +92,7 @@ class Subscription:
     def close(self) -> None:
         """Nobody listens any more."""
         self.end()
-        while self._events:
-            _discard(self._events.popleft())
+        _discard_all(self._events)
 
     def __aiter__(self) -> Self:
         return self
@@ -105,7 +112,8 @@ class Events:
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str, int, str]] = Counter()
         """By role, service, slot and name."""
-        self._subscriptions: list[Subscription] = []
+        # Weak: who forgot his subscription does not want to have its events kept for ever.
+        self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._closed = False
 
     def emit(self, event: Event) -> None:
@@ -114,37 +122,27 @@ class Events:
             self.counts[event.role, event.service, event.slot, event.name] += 1
         # What a person has to know, whoever reports it logs in full.
         _log.debug("%s: %s %.200s", event.who, event.name, event.text)
-        for number, subscription in enumerate(self._subscriptions):
-            subscription.put(event if number == 0 else _copied(event))
-        if not self._subscriptions:
+        subscriptions = tuple(self._subscriptions)
+        for subscription in subscriptions[1:]:
+            subscription.put(_copied(event))
+        if subscriptions:
+            subscriptions[0].put(event)
+        else:
             _discard(event)
 
-    async def listen(self) -> AsyncIterator[Event]:
-        """Every event from now on, until `close`."""
-        subscription = self.subscribe()
-        try:
-            async for event in subscription:
-                yield event
-        finally:
-            self.unsubscribe(subscription)
-
     def subscribe(self) -> Subscription:
+        """Every event from now on, until `close`."""
         subscription = Subscription()
         if self._closed:
             subscription.end()
         else:
-            self._subscriptions.append(subscription)
+            self._subscriptions.add(subscription)
         return subscription
-
-    def unsubscribe(self, subscription: Subscription) -> None:
-        if subscription in self._subscriptions:
-            self._subscriptions.remove(subscription)
-        subscription.close()
 
     def close(self) -> None:
         """The run is over: listeners take what there is and end."""
         self._closed = True
-        for subscription in self._subscriptions:
+        for subscription in tuple(self._subscriptions):
             subscription.end()
         self._subscriptions.clear()
 
@@ -157,9 +155,19 @@ class Events:
 def _copied(event: Event) -> Event:
     if event.handle is None:
         return event
-    return replace(event, handle=event.handle.dup())
+    try:
+        return replace(event, handle=event.handle.dup())
+    except OSError as error:
+        # No descriptors are left: the others still hear what happened.
+        _log.warning("%s: what came with a message is not copied: %s", event.who, error.strerror)
+        return replace(event, handle=None)
 
 
 def _discard(event: Event) -> None:
     if event.handle is not None:
         event.handle.close()
+
+
+def _discard_all(events: deque[Event]) -> None:
+    while events:
+        _discard(events.popleft())

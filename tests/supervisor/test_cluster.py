@@ -1,0 +1,261 @@
+"""A cluster inside a Python program: it serves inside the block, and nothing is left after it."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from penstock_supervisor.cluster import Cluster, Config, Event, StartError
+from penstock_supervisor.events import Subscription
+
+WAIT_S = 60.0
+SERVER = """
+import os, socket, time
+with socket.socket(fileno=3) as server:
+    while True:
+        server.accept()[0].close()
+"""
+TALKER = """
+import json, os, socket
+channel = socket.socket(fileno=int(os.environ["PENSTOCK_CHANNEL_FD"]))
+channel.setblocking(True)
+lines = channel.makefile()
+pair = socket.socketpair()
+for line in lines:
+    message = json.loads(line)
+    if message == "give":
+        envelope = {"cmd": "NODE_HANDLE", "type": "net.Socket", "msg": "here it is"}
+        socket.send_fds(channel, [json.dumps(envelope).encode() + b"\\n"], [pair[0].fileno()])
+    elif not (isinstance(message, dict) and "cmd" in message):
+        channel.sendall(json.dumps({"heard": message}).encode() + b"\\n")
+"""
+# Accepts in a thread, so that the supervisor sees that it took its socket.
+BOTH = f"""
+import threading
+def accept():
+    import socket
+    with socket.socket(fileno=3) as server:
+        while True:
+            server.accept()[0].close()
+threading.Thread(target=accept, daemon=True).start()
+{TALKER}
+"""
+
+
+def config(code: str = SERVER, **keys: Any) -> Config:
+    service = {"name": "web", "listen": "127.0.0.1:0", "scheme": "shared", "workers": 2, **keys}
+    if "app" not in keys:
+        service["command"] = [sys.executable, "-c", code]
+    return Config.model_validate({"admin": "", "services": [service]})
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def the(name: str, events: Subscription, times: int = 1) -> Event:
+    """The event of that name that comes next, or the one after it."""
+    async for event in events:
+        if event.name == name:
+            times -= 1
+            if not times:
+                return event
+        elif event.handle is not None:
+            event.handle.close()
+    raise LookupError(name)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = descriptors()
+    yield
+    assert [child.cmdline() for child in psutil.Process().children(recursive=True)] == []
+    assert descriptors() <= before
+
+
+async def test_inside_the_block_clients_are_served_and_after_it_refused() -> None:
+    async with asyncio.timeout(WAIT_S):
+        async with Cluster(config()) as cluster:
+            host, port = cluster.listening["web"].rsplit(":", 1)
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.close()
+            await writer.wait_closed()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(host, int(port))
+
+
+async def test_what_happens_in_a_life_is_told_in_order() -> None:
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config(workers=1))
+        events = cluster.events()
+        async with cluster:
+            pass
+        names = [event.name async for event in events if event.role == "worker"]
+    assert names == ["fork", "listening", "exit"] or names == [
+        "fork", "listening", "disconnect", "exit",
+    ]  # fmt: skip
+
+
+async def test_an_exit_is_told_with_its_signal_and_another_worker_comes() -> None:
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config())
+        events = cluster.events()
+        async with cluster:
+            first = await the("fork", events)
+            assert first.pid is not None
+            os.kill(first.pid, signal.SIGKILL)
+            gone = await the("exit", events)
+            assert (gone.pid, gone.slot, gone.code, gone.signal) == (
+                first.pid, first.slot, None, "SIGKILL",
+            )  # fmt: skip
+            again = await the("fork", events)
+            assert (again.slot, again.pid != first.pid) == (first.slot, True)
+
+
+async def test_messages_go_both_ways_to_the_right_worker() -> None:
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config(BOTH))
+        events = cluster.events()
+        async with cluster:
+            for slot in (1, 0):
+                assert cluster.send("web", slot, {"to": slot})
+                answer = await the("message", events)
+                assert (answer.slot, answer.message) == (slot, {"heard": {"to": slot}})
+
+
+async def test_a_descriptor_comes_with_its_message_and_is_the_listener_s() -> None:
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config(BOTH, workers=1))
+        events = cluster.events()
+        async with cluster:
+            assert cluster.send("web", 0, "give")
+            event = await the("message", events)
+            assert event.message == "here it is"
+            assert event.handle is not None
+            assert event.handle.family == socket.AF_UNIX
+            event.handle.close()
+
+
+async def test_descriptors_that_nobody_takes_are_closed() -> None:
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config(BOTH, workers=1))
+        events, ignored = cluster.events(), cluster.events()
+        async with cluster:
+            assert cluster.send("web", 0, "give")
+            event = await the("message", events)
+            assert event.handle is not None
+            event.handle.close()
+        ignored.close()
+        # `nothing_left` counts.
+
+
+async def test_a_worker_is_replaced_on_request() -> None:
+    async with asyncio.timeout(WAIT_S):
+        async with Cluster(config()) as cluster:
+            events = cluster.events()
+            cluster.replace("web", 1)
+            seen: dict[str, Event] = {}
+            while not {"listening", "exit"} <= seen.keys():
+                event = await anext(events)
+                seen[event.name] = event
+            assert seen["listening"].slot == seen["exit"].slot == 1
+            assert seen["listening"].pid != seen["exit"].pid
+
+
+async def test_there_is_no_other_slot() -> None:
+    async with asyncio.timeout(WAIT_S), Cluster(config()) as cluster:
+        with pytest.raises(KeyError):
+            cluster.send("web", 2, "hello")
+        with pytest.raises(KeyError):
+            cluster.replace("api", 0)
+
+
+async def test_a_program_that_cannot_run_fails_the_start_with_one_line() -> None:
+    broken = Config.model_validate(
+        {"admin": "", "services": [
+            {"name": "web", "listen": "127.0.0.1:0", "command": ["/no/such/program"]},
+        ]}
+    )  # fmt: skip
+    async with asyncio.timeout(WAIT_S):
+        with pytest.raises(StartError, match="no such program"):
+            async with Cluster(broken):
+                pytest.fail("it cannot start")
+
+
+async def test_the_events_end_when_the_cluster_stops_itself() -> None:
+    async with asyncio.timeout(WAIT_S):
+        async with Cluster(config()) as cluster:
+            events = cluster.events()
+            cluster.stop()
+            names = [event.name async for event in events]
+            assert names.count("exit") == 2
+            assert not cluster.send("web", 0, "anybody?")
+
+
+async def test_stopped_before_it_started_is_a_failed_start() -> None:
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config())
+        cluster.stop()
+        with pytest.raises(StartError, match="stopped before"):
+            async with cluster:
+                pytest.fail("it was stopped")
+
+
+async def test_cancelled_while_it_starts_it_leaves_nothing() -> None:
+    cluster = Cluster(config("import time; time.sleep(1000)"))
+    events = cluster.events()
+
+    async def enter() -> None:
+        async with cluster:
+            pytest.fail("it never takes its socket")
+
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
+        entering = tasks.create_task(enter())
+        await the("fork", events, 2)
+        entering.cancel()
+
+
+async def test_cancelled_while_it_stops_it_ends_at_once() -> None:
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + SERVER
+    cluster = Cluster(config(stubborn, timeouts={"stop": "10m"}))
+    inside = asyncio.Event()
+
+    async def live() -> None:
+        async with cluster:
+            inside.set()
+
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
+        living = tasks.create_task(live())
+        await inside.wait()
+        living.cancel()
+
+
+async def test_an_error_inside_stops_the_cluster_and_comes_out() -> None:
+    async with asyncio.timeout(WAIT_S):
+        with pytest.raises(ZeroDivisionError):
+            async with Cluster(config()):
+                _ = 1 / 0
+
+
+async def test_a_worker_of_ours_says_that_it_is_online_first() -> None:
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config(app="penstock_worker.demo:app", workers=1, access_log="off"))
+        events = cluster.events()
+        async with cluster:
+            pass
+        names = [event.name async for event in events if event.role == "worker"]
+    assert names[:3] == ["fork", "online", "listening"]
+    assert names[-1] == "exit"
+
+
+def test_an_event_is_plain_enough_for_json() -> None:
+    event = Event(name="message", role="worker", service="web", slot=0, message={"a": [1, None]})
+    assert json.loads(json.dumps(event.message)) == {"a": [1, None]}
