@@ -63,7 +63,8 @@ class Child:
         self._up_at: float | None = None
         self._process: Process | None = None
         self._passed: tuple[int, ...] = ()
-        """The listening sockets that it was given; the run's own descriptors."""
+        """Inodes of the listening sockets that it was given. Not descriptors: the run may
+        close those, and something else gets their numbers."""
         self._captures: tuple[Capture, ...] = ()
         self._channel: Channel | None = None
         self._timer: TimerHandle | None = None
@@ -153,10 +154,9 @@ class Child:
         self._why, self._reason, self._no_use = "", "", False
         self.speaks = False
         try:
-            self._passed = self._around.above.passed(self)
-            self._process, mine, self.link = spawn(
-                self.plan, self._passed, self._around, self._exited
-            )
+            passed = self._around.above.passed(self)
+            self._passed = tuple(os.fstat(fd).st_ino for fd in passed)
+            self._process, mine, self.link = spawn(self.plan, passed, self._around, self._exited)
         except (SpawnError, StartError) as error:
             key = error.key if isinstance(error, SpawnError) else "listen"
             origin = f"{self.plan.origin}.{key}" if self.plan.origin else self.name
@@ -210,7 +210,7 @@ class Child:
         if plan.address is not None:
             await readiness.until_it_answers(plan.address)
         elif self._passed and pid is not None:
-            await readiness.until_it_takes(pid, os.fstat(self._passed[0]).st_ino)
+            await readiness.until_it_takes(pid, self._passed[0])
         self._handle(Event.READY)
 
     def _heard(self, message: Any, handle: socket.socket | None) -> None:
@@ -283,10 +283,11 @@ class Child:
     def _exited(self, end: Exit) -> None:
         for capture in self._captures:
             capture.read_last_words()
+        name = "" if end.signal is None else str(end)
+        # While it still has its pid.
+        self._around.above.event(self, "exit", code=end.status, signal=name)
         self._release()
         self.history.last_exit = str(end)
-        name = "" if end.signal is None else str(end)
-        self._around.above.event(self, "exit", code=end.status, signal=name)
         self.history.exits[self.history.last_exit.removeprefix("status ")] += 1
         if self.state is State.STOPPING:
             _log.info("%s %s", self.name, end.described)

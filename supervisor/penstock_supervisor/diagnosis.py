@@ -1,13 +1,11 @@
 """Why a worker is not ready, in one line for the person who wrote its program."""
 
-import os
-
 from penstock_supervisor import readiness
 from penstock_supervisor.schemes import ChildPlan
 
 
 def late(plan: ChildPlan, pid: int | None, passed: tuple[int, ...]) -> str:
-    """It had its time: say what it did instead. `passed` are the sockets it was given."""
+    """It had its time: say what it did instead. `passed` are inodes of the sockets it got."""
     name = f"{plan.service or plan.role}/{plan.slot}"
     if plan.ours:
         return f"{name}: not ready within {plan.start_s:g} s"
@@ -34,5 +32,4 @@ def misled(plan: ChildPlan, pid: int | None) -> str:
 
 
 def _listens(pid: int | None, passed: tuple[int, ...]) -> tuple[str, ...]:
-    inodes = [os.fstat(fd).st_ino for fd in passed]
-    return () if pid is None else tuple(readiness.where_it_listens(pid, *inodes))
+    return () if pid is None else readiness.where_it_listens(pid, *passed)
