@@ -19,8 +19,8 @@ import signal
 import subprocess
 import sys
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -296,27 +296,40 @@ def _popen(program: Program, guardian_: Guardian) -> subprocess.Popen[bytes]:
             with suppress(BrokenPipeError):
                 os.write(telling, b"+%d\n" % os.getpid())
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-
         if program.listen:
             _take_places(program)
 
     try:
-        return subprocess.Popen(
-            program.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if program.captured else None,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            cwd=program.directory,
-            env=dict(program.environment),
-            pass_fds=(*program.inherited, *program.listen),
-            start_new_session=True,
-            # The death signal is a thread's: this must run in the thread that lives longest.
-            preexec_fn=before_exec,  # noqa: PLW1509
-        )
+        with _places_taken(program.listen):
+            return subprocess.Popen(
+                program.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if program.captured else None,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                cwd=program.directory,
+                env=dict(program.environment),
+                pass_fds=(*program.inherited, *program.listen),
+                start_new_session=True,
+                # The death signal is a thread's: this must run in the thread that lives longest.
+                preexec_fn=before_exec,  # noqa: PLW1509
+            )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         guardian_.repeat()
         raise _explained(program, error) from error
+
+
+@contextmanager
+def _places_taken(sockets: Sequence[int]) -> Iterator[None]:
+    """Popen's own pipe must not have a number that one of the sockets is about to get."""
+    taken: list[int] = []
+    try:
+        while sockets and (not taken or taken[-1] < LISTEN_START + len(sockets)):
+            taken.append(fcntl.fcntl(sockets[0], fcntl.F_DUPFD_CLOEXEC, LISTEN_START))
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
 
 
 def _take_places(program: Program) -> None:
