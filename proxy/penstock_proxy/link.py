@@ -168,9 +168,11 @@ class Link:
     def _received(self) -> tuple[bytes, int] | None:
         assert self._worker is not None
         try:
-            return receive(self._worker)
+            got = receive(self._worker)
         except OSError:
             return None
+        # A worker can shut its end down for us too; the end is no message.
+        return got if got is not None and got[0] else None
 
     def _readable(self) -> None:
         self.hear()

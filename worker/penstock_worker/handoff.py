@@ -80,7 +80,8 @@ def reports(link: socket.socket) -> Report | None:
     heard = False
     while True:
         try:
-            data = link.recv(CREDIT.size, _NO_BLOCK)
+            # One byte more, or a longer message would look like one of ours.
+            data = link.recv(CREDIT.size + 1, _NO_BLOCK)
         except (BlockingIOError, InterruptedError):
             return Report(taken, ended) if heard else None
         if len(data) != CREDIT.size:
