@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 DEADLINE_S = 30.0
 
 
+def until(condition: "Callable[[], bool]") -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def get(port: int, path: str = "/") -> tuple[int, str]:
     client = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
     with closing(client):
@@ -63,17 +70,21 @@ def test_it_asks_once_and_shows_what_comes_later(serve: "Serve") -> None:
     get(port, "/retire")
     get(port, "/throw/callback")
     assert served.hear()["reason"] == "had enough"
+    until(lambda: "nobody catches this" in served.stderr())
     served.tell({"cmd": contract.PING, "seq": 1})
     assert served.hear()["cmd"] == contract.PONG
-    assert "nobody catches this" in served.stderr()
 
 
-@pytest.mark.parametrize(("kind", "status"), [("handler", 500), ("gone", 200)])
+@pytest.mark.parametrize(
+    ("kind", "status", "said"),
+    [("handler", 500, "nobody catches this"), ("gone", 200, "the client left")],
+)
 def test_a_request_that_fails_or_a_client_that_hangs_up_is_no_reason(
-    serve: "Serve", kind: str, status: int
+    serve: "Serve", kind: str, status: int, said: str
 ) -> None:
     served = serve("retires:app")
     assert get(served.port(), f"/throw/{kind}")[0] == status
+    until(lambda: said in served.stderr())
     served.tell({"cmd": contract.PING, "seq": 1})
     assert served.hear()["cmd"] == contract.PONG
 
@@ -89,10 +100,7 @@ def test_a_traceback_is_bounded(serve: "Serve") -> None:
 @pytest.mark.parametrize(("path", "status"), [("/throw/callback", 1), ("/retire", 0)])
 def test_without_a_supervisor_it_leaves(serve: "Serve", path: str, status: int) -> None:
     served = serve("retires:app", supervised=False)
-    deadline = time.monotonic() + DEADLINE_S
-    while "\n" not in served.stderr():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: "\n" in served.stderr())
     (port,) = served.listening()
     assert get(port, path)[0] == 200
     assert served.exit_status() == status
