@@ -1,13 +1,29 @@
-"""A port that accepts is ready, one that does not is asked again, and a wrong one is found."""
+"""A port that accepts is ready, one that does not is asked again, and a wrong one is found.
+
+A program that was given a socket is ready when it waits for it, in whichever way it does.
+"""
 
 import asyncio
 import os
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+import pytest
+
 from penstock_proxy.config import Address
-from penstock_supervisor.readiness import until_it_answers, waits, where_it_listens
+from penstock_supervisor.readiness import (
+    takes,
+    until_it_answers,
+    until_it_takes,
+    waits,
+    where_it_listens,
+)
 
 
 def descriptors() -> int:
@@ -63,3 +79,146 @@ def test_the_real_port_of_a_process_is_found() -> None:
 
 def test_a_process_that_is_gone_listens_nowhere() -> None:
     assert where_it_listens(2**22 + 1) == ()
+
+
+TAKEN = {
+    "accept": "s.accept()",
+    "accept in a thread": "import threading; threading.Thread(target=s.accept).start()",
+    "accept with a time limit": "s.settimeout(1000); s.accept()",
+    "select": "import select; select.select([s], [], [])",
+    "poll": "import select; p = select.poll(); p.register(s, 1); p.poll()",
+    "epoll": "import select; p = select.epoll(); p.register(s, 1); p.poll()",
+    "asyncio": """
+import asyncio
+async def main():
+    server = await asyncio.start_server(lambda r, w: w.close(), sock=s)
+    await server.serve_forever()
+asyncio.run(main())
+""",
+    "a child of a child": "import os, time\nif os.fork(): time.sleep(1000)\nelse: s.accept()",
+}
+IGNORED = {
+    "sleeps": "import time; time.sleep(1000)",
+    "closes it": "import time; s.close(); time.sleep(1000)",
+    "listens elsewhere": """
+import select
+own = socket.create_server(("127.0.0.1", 0))
+p = select.poll(); p.register(own); p.poll()
+""",
+    "waits for something else": """
+import select
+a, b = socket.socketpair()
+p = select.epoll(); p.register(a, 1); p.poll()
+""",
+}
+
+
+@contextmanager
+def given(sock: socket.socket, argv: Sequence[str]) -> Iterator[int]:
+    """A program that has the socket as its descriptor 3, in a session of its own."""
+
+    def place() -> None:
+        os.dup2(sock.fileno(), 3)
+
+    process = subprocess.Popen(
+        argv,
+        preexec_fn=place,  # noqa: PLW1509 — nobody else runs in a test
+        pass_fds=(3,),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        yield process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def python(code: str) -> tuple[str, ...]:
+    return sys.executable, "-c", f"import socket; s = socket.socket(fileno=3)\n{code}"
+
+
+def inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def in_call(pid: int) -> str:
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0]
+
+
+async def waits_for_something(pid: int) -> None:
+    """Until the program has started, and does what it does for ever."""
+    async with asyncio.timeout(60):
+        # clock_nanosleep, poll, epoll_wait, epoll_pwait: of x86-64, then of arm64.
+        while in_call(pid) not in {"230", "7", "232", "281", "115", "73", "22"}:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("code", TAKEN.values(), ids=TAKEN)
+async def test_a_program_takes_its_socket_however_it_waits_for_it(
+    listening: socket.socket, code: str
+) -> None:
+    with given(listening, python(code)) as pid:
+        async with asyncio.timeout(60):
+            await until_it_takes(pid, inode(listening))
+
+
+@pytest.mark.needs("node")
+async def test_a_node_program_takes_its_socket(listening: socket.socket) -> None:
+    code = 'require("net").createServer().listen({ fd: 3 })'
+    with given(listening, ("node", "-e", code)) as pid:
+        async with asyncio.timeout(60):
+            await until_it_takes(pid, inode(listening))
+
+
+@pytest.mark.parametrize("code", ["s.recvfrom(9)", TAKEN["poll"], TAKEN["epoll"]])
+async def test_datagrams_are_taken_too(code: str) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        with given(sock, python(code)) as pid:
+            async with asyncio.timeout(60):
+                await until_it_takes(pid, inode(sock))
+
+
+@pytest.mark.parametrize("code", IGNORED.values(), ids=IGNORED)
+async def test_a_program_that_ignores_its_socket_is_not_ready(
+    listening: socket.socket, code: str
+) -> None:
+    with given(listening, python(code)) as pid:
+        await waits_for_something(pid)
+        assert not takes(pid, inode(listening))
+
+
+async def test_that_a_sister_waits_for_it_says_nothing_of_a_program(
+    listening: socket.socket,
+) -> None:
+    with (
+        given(listening, python(TAKEN["epoll"])) as sister,
+        given(listening, python(IGNORED["sleeps"])) as pid,
+    ):
+        async with asyncio.timeout(60):
+            await until_it_takes(sister, inode(listening))
+        await waits_for_something(pid)
+        assert not takes(pid, inode(listening))
+
+
+async def test_a_socket_that_was_given_is_no_place_where_a_program_listens_by_itself(
+    listening: socket.socket,
+) -> None:
+    with given(listening, python(IGNORED["listens elsewhere"])) as pid:
+        await waits_for_something(pid)
+        port = listening.getsockname()[1]
+        everything = where_it_listens(pid)
+        assert f"127.0.0.1:{port}" in everything
+        (elsewhere,) = where_it_listens(pid, inode(listening))
+        assert {elsewhere, f"127.0.0.1:{port}"} == set(everything)
+
+
+def test_a_process_that_is_gone_takes_nothing() -> None:
+    assert not takes(2**22 + 1, 1)
