@@ -23,6 +23,16 @@ class SocketView(NamedTuple):
     kind: SocketKind
 
 
+class Queue(NamedTuple):
+    """Of a listening socket; None is what its kind does not have."""
+
+    length: int | None
+    """Connections that wait to be accepted."""
+    limit: int | None
+    overflows: int | None
+    """Connections, or datagrams, for which there was no room."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildView:
     """One child: a front, or a worker's slot."""

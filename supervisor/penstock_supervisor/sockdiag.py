@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv6Address, ip_address
 from typing import Final, Literal, NamedTuple
 
-from penstock_supervisor.observation import SocketKind
+from penstock_supervisor.observation import Queue, SocketKind
 
 _log = logging.getLogger(__name__)
 
@@ -89,16 +89,6 @@ class Place(NamedTuple):
     host: str
     """A numeric address; empty for any."""
     port: int
-
-
-class Queue(NamedTuple):
-    """Of a listening socket; None is what its kind does not have."""
-
-    length: int | None
-    """Connections that wait to be accepted."""
-    limit: int | None
-    overflows: int | None
-    """Connections, or datagrams, for which there was no room."""
 
 
 def queues(kinds: Collection[SocketKind]) -> dict[int, Queue]:

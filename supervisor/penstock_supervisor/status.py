@@ -9,8 +9,7 @@ and both are shown. No I/O, no clock.
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from penstock_supervisor.observation import ChildView, Observation
-from penstock_supervisor.sockdiag import Queue
+from penstock_supervisor.observation import ChildView, Observation, Queue
 from penstock_supervisor.traffic import Row, Traffic
 
 _TOLD_BY_POOL: Final = ("standing", "reason", "weight", "active", "failures", "ejections")

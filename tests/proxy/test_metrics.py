@@ -15,12 +15,12 @@ from penstock_proxy.metrics import (
     OTHER,
     REJECTIONS,
     TABLE,
-    Histogram,
     Series,
     ServiceCounters,
     merge,
     snapshot,
 )
+from penstock_worker.counters import Histogram
 
 
 def told(counters: ServiceCounters, *, dropped: int = 0) -> Series:
