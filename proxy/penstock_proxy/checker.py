@@ -128,7 +128,7 @@ class Checker:
         self._pool.checked(member, ok=verdict is OK, now=now, why=verdict.why)
         if member.standing is Standing.CHECKING and member.fails == self._health.fall:
             # Not in the rotation yet, so nothing else would say a word about it.
-            _log.warning("no good check of %s yet: %s", member.address, verdict.why)
+            _log.warning("no good check of %s yet: %s", _named(member), verdict.why)
 
     async def _verdict(self, member: Member, ask: _Ask) -> Verdict | None:
         """Ask in time; whatever goes wrong on the way is a bad check and no more.
@@ -142,7 +142,7 @@ class Checker:
             return Verdict("timeout", f"no answer within {self._health.timeout:g} s")
         except OSError as error:
             if is_our_lack(error.errno or 0):
-                _log.warning("cannot check %s: %s", member.address, error.strerror)
+                _log.warning("cannot check %s: %s", _named(member), error.strerror)
                 return None
             nobody = _NOBODY_THERE.get(error.errno or 0)
             if nobody is not None:
@@ -150,7 +150,7 @@ class Checker:
             return Verdict("failed", error.strerror or str(error))
         except Exception as error:  # noqa: BLE001 — the one place for what nobody thought of
             # A bug, ours or the client library's, must not end the checks of everybody.
-            _log.warning("check of %s", member.address, exc_info=True)
+            _log.warning("check of %s", _named(member), exc_info=True)
             return Verdict("failed", f"the check itself: {type(error).__name__}")
 
     async def _way_to(self, member: Member, stack: AsyncExitStack) -> _Ask:
@@ -166,6 +166,11 @@ class Checker:
             # There is no name to say; an empty Host is refused by many.
             return lambda: _get(session, f"http://localhost{path}")
         return lambda: _get(session, f"http://{member.address}{path}")
+
+
+def _named(member: Member) -> str:
+    """For people; a worker that gets its connections passed has no address."""
+    return member.address or f"the worker in slot {member.slot}"
 
 
 def _session(address: Address) -> "aiohttp.ClientSession":

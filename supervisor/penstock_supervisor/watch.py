@@ -48,7 +48,8 @@ class Watch:
         self._services[service].pool.leave(slot)
 
     hold = leave
-    """It finishes what it has and takes no more: here that is the same."""
+    """It finishes what it has and takes no more. Here that is the same: from now on it is its
+    successor that would be asked."""
 
     def answered(self, service: str, slot: int, message: dict[str, Any]) -> None:
         """A PONG came."""

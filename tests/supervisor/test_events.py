@@ -125,7 +125,7 @@ async def test_without_descriptors_to_spare_the_others_hear_it_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Scarce(socket.socket):
-        def dup(self) -> socket.socket:
+        def dup(self) -> "Scarce":
             raise OSError(24, "Too many open files")
 
     events = Events()
