@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from penstock_supervisor import sockdiag
-from penstock_supervisor.observation import SocketKind
-from penstock_supervisor.sockdiag import Place, Queue, accepted, queues, towards
+from penstock_supervisor.observation import Queue, SocketKind
+from penstock_supervisor.sockdiag import Place, accepted, queues, towards
 
 DEADLINE_S = 10.0
 ALL: tuple[SocketKind, ...] = ("tcp", "udp", "unix")

@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-from penstock_supervisor.observation import SocketView
-from penstock_supervisor.sockdiag import Queue
+from penstock_supervisor.observation import Queue, SocketView
 from penstock_supervisor.status import describe, lacking
 
 
