@@ -188,6 +188,7 @@ app.router.add_get("/retire", retire)
 PASSES = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
+os.close(int(sys.argv[1]))
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """

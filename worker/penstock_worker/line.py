@@ -44,6 +44,8 @@ class Line:
         self.counters = counters
         self.connections = connections
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_datagrams: Callable[[socket.socket], None] = socket.socket.close
+        """Gets a new socket for datagrams."""
         self._scheme = environ.get(contract.SCHEME, "ports")
         self._slot = environ.get(contract.SLOT, "")
         self._lag = LagMeter(loop)
@@ -98,6 +100,8 @@ class Line:
     def _given(self, command: str, handle: socket.socket) -> None:
         if command == contract.PROBE:
             self.connections.probe(handle)
+        elif command == contract.LISTEN and handle.type == socket.SOCK_DGRAM:
+            self.on_datagrams(handle)
         elif command == contract.LISTEN:
             self.connections.listen(handle)
         else:
