@@ -235,18 +235,18 @@ class Client:
     def _writable(self) -> None:
         sock = self._sock
         assert sock is not None
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._fail(self._lost())
-            return
-        self._connected = True
         try:
-            sent = sock.send(self._unsent) if self._unsent else 0
+            # To send nothing says as well whether it is connected.
+            self._unsent = self._unsent[sock.send(self._unsent) :]
+            self._connected = True
         except BlockingIOError:
             return
         except OSError:
-            self._fail(self._lost())
+            # Nobody waits for one that was only being connected.
+            asked, error = self.asked, self._lost()
+            if asked:
+                self._over(self, error)
             return
-        self._unsent = self._unsent[sent:]
         if not self._unsent:
             self._poll.written(sock.fileno())
 
@@ -254,7 +254,7 @@ class Client:
         answer = self._answer
         if not data:
             ended = answer is not None and answer.end()
-            self._judge(answer) if ended and answer else self._fail(self._lost())
+            self._judge(answer) if ended and answer else self._over(self, self._lost())
             return
         if answer is None:
             answer = self._answer = Answer()
@@ -265,7 +265,7 @@ class Client:
             answer.feed(data)
         except RejectedError:
             self.close()
-            self._fail("protocol")
+            self._over(self, "protocol")
             return
         if answer.done:
             if whole and answer.keep and answer.good:
@@ -289,9 +289,6 @@ class Client:
         else:
             self.close()
         self._over(self, "")
-
-    def _fail(self, error: str) -> None:
-        self._over(self, error)
 
 
 def request(host: str, path: str, *, keep: bool) -> bytes:

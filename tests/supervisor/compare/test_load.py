@@ -1,0 +1,314 @@
+"""The load generator: what it asks, what it counts as which error, and that nothing of it stays."""
+
+import asyncio
+import resource
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from penstock_supervisor.compare import clients, histogram
+from penstock_supervisor.compare.job import merge, split
+from penstock_supervisor.compare.load import Holder, Job, Report, drive
+
+WAIT_S = 60.0
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CLOSING = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+ENDLESS = b"HTTP/1.1 200 OK\r\n\r\nuntil the end"
+
+
+class Server:
+    """Answers every request with what `answer` gives for its number, and remembers them."""
+
+    def __init__(self, answer: Callable[[int], Awaitable[bytes]]) -> None:
+        self._answer = answer
+        self.address = ""
+        self.requests: list[bytes] = []
+        self.peers: list[str] = []
+        self.open = 0
+        self.asked = asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.peers.append(str(writer.get_extra_info("peername")))
+        self.open += 1
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                while True:
+                    self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+                    self.asked.set()
+                    answer = await self._answer(len(self.requests))
+                    if answer == b"reset":
+                        writer.transport.abort()
+                        return
+                    for piece in answer.split(b"|"):
+                        writer.write(piece)
+                        await writer.drain()
+                        await asyncio.sleep(0)
+                    if answer in (ENDLESS, CLOSING) or answer.startswith(b"HTTP/1.1 100 then"):
+                        return
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(answer: bytes | Callable[[int], Awaitable[bytes]], path: str = "",
+                  host: str = "127.0.0.1") -> AsyncIterator[Server]:  # fmt: skip
+    async def same(_: int) -> bytes:
+        assert isinstance(answer, bytes)
+        return answer
+
+    server = Server(same if isinstance(answer, bytes) else answer)
+    if path:
+        listener = await asyncio.start_unix_server(server, path)
+        server.address = f"unix:{path}"
+    else:
+        listener = await asyncio.start_server(server, host, 0)
+        port = listener.sockets[0].getsockname()[1]
+        server.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        yield server
+    finally:
+        listener.close()
+
+
+def job(address: str, kind: str = "keepalive", **more: Any) -> Job:
+    return Job.model_validate(
+        {"address": address, "kind": kind, "connections": 4, "seconds": 0.3} | more
+    )
+
+
+async def driven(one: Job, processes: int = 1) -> Report:
+    async with asyncio.timeout(WAIT_S):
+        return await drive(one, processes)
+
+
+async def test_kept_connections_are_used_again_and_every_answer_is_counted() -> None:
+    async with serving(GOOD) as server:
+        report = await driven(job(server.address, path="/x?y", host="example.org"))
+    assert report.errors == {}
+    assert report.requests == len(server.requests) > 4
+    assert sum(report.histogram.values()) == report.requests
+    assert histogram.percentile(report.histogram, 1) >= report.worst_s > 0
+    assert len(server.peers) == 4
+    assert set(server.requests) == {b"GET /x?y HTTP/1.1\r\nHost: example.org\r\n\r\n"}
+
+
+async def test_a_connection_per_request_says_so_and_is_a_new_one_each_time() -> None:
+    async with serving(CLOSING) as server:
+        report = await driven(job(server.address, "connect"))
+    assert report.errors == {}
+    assert report.requests == len(server.requests) == len(server.peers) > 4
+    assert all(b"\r\nConnection: close\r\n" in request for request in server.requests)
+
+
+async def test_a_constant_rate_is_kept_by_a_server_that_keeps_up() -> None:
+    async with serving(GOOD) as server:
+        report = await driven(job(server.address, "rate", rate=200.0, seconds=1.0))
+    assert report.errors == {}
+    assert report.requests == len(server.requests) <= 201
+    assert report.requests > 100
+
+
+async def test_a_stall_is_seen_by_all_who_were_due_meanwhile() -> None:
+    async def answer(number: int) -> bytes:
+        if number == 20:
+            await asyncio.sleep(0.5)  # the stall itself
+        return GOOD
+
+    async with serving(answer) as server:
+        report = await driven(job(server.address, "rate", rate=200.0, seconds=1.5, connections=1))
+    # Of one connection a client that waits its turn would have seen one slow answer.
+    late = sum(n for bucket, n in report.histogram.items() if histogram.upper(bucket) > 0.1)
+    assert late >= 60
+    assert report.worst_s >= 0.5
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Enc|oding: chunked\r\n\r\n2\r|\nok\r\n0|\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + GOOD,
+        b"HTTP/1.1 103 Hints\r\nX: y\r|\n\r\n|HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\na|bc",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+        ENDLESS,
+        CLOSING,
+    ],
+)
+async def test_every_kind_of_answer_is_read_to_its_end(answer: bytes) -> None:
+    async with serving(answer) as server:
+        report = await driven(job(server.address))
+    assert report.errors == {}
+    assert report.requests == len(server.requests) > 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"reset", "reset"),
+        (b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", "status"),
+        (b"HTTP/1.1 404 None\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", "status"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "protocol"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nok", "protocol"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0x1\r\n\r\n", "protocol"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "protocol"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70000 + b"\r\n\r\n", "protocol"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["keepalive", "rate"])
+async def test_a_bad_answer_is_an_error_of_its_kind(answer: bytes, error: str, kind: str) -> None:
+    async with serving(answer) as server:
+        report = await driven(job(server.address, kind, rate=100.0))
+    assert set(report.errors) == {error}
+    assert report.errors[error] == len(server.requests) > 0
+    assert report.requests == 0
+    assert report.histogram == {}
+
+
+@pytest.mark.parametrize("kind", ["keepalive", "connect", "rate"])
+async def test_who_is_not_there_is_an_error_to_connect(tmp_path: Path, kind: str) -> None:
+    report = await driven(job(f"unix:{tmp_path}/nobody", kind, rate=100.0))
+    assert set(report.errors) == {"connect"}
+
+
+async def test_a_refused_port_is_an_error_to_connect() -> None:
+    async with serving(GOOD) as server:
+        pass
+    report = await driven(job(server.address))
+    assert set(report.errors) == {"connect"}
+
+
+async def test_no_answer_in_time_is_a_timeout() -> None:
+    release = asyncio.Event()
+
+    async def answer(_: int) -> bytes:
+        await release.wait()
+        return GOOD
+
+    async with serving(answer) as server:
+        report = await driven(job(server.address))
+        release.set()
+    assert report.errors == {"timeout": 4}
+
+
+async def test_a_connection_that_was_closed_while_idle_is_opened_again_silently() -> None:
+    # Answered as if it would be kept, and closed: at a low rate nothing is outstanding then.
+    idle_closed = b"HTTP/1.1 100 then\r\n\r\n" + GOOD
+    async with serving(idle_closed) as server:
+        report = await driven(job(server.address, "rate", rate=20.0, connections=8, seconds=1.0))
+    assert report.errors == {}
+    assert report.requests == len(server.requests) > 8
+    assert len(server.peers) > 8
+
+
+async def test_unix_sockets_and_ipv6_are_reached(tmp_path: Path) -> None:
+    async with serving(GOOD, path=f"{tmp_path}/s") as server:
+        assert (await driven(job(server.address))).errors == {}
+    async with serving(GOOD, host="::1") as server:
+        report = await driven(job(server.address, "connect"))
+    assert report.errors == {}
+    assert report.requests > 0
+
+
+async def test_many_connections_of_this_machine_come_from_several_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clients, "_A_SOURCE", 2)
+    async with serving(GOOD) as server, Holder(server.address) as holder:
+        assert await holder.grow(6) == 6
+    hosts = {peer.split("'")[1] for peer in server.peers}
+    assert hosts == {"127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"}
+
+
+async def test_processes_share_a_job_and_their_figures_are_added() -> None:
+    async with serving(GOOD) as server:
+        report = await driven(job(server.address, connections=3), 2)
+    assert report.errors == {}
+    assert report.requests == len(server.requests)
+    assert len(server.peers) == 3
+
+
+def test_a_split_job_asks_for_the_same_in_all() -> None:
+    parts = split(job("x:1", "rate", connections=5, rate=90.0), 3)
+    assert [part.connections for part in parts] == [2, 2, 1]
+    assert sum(part.rate for part in parts) == 90.0
+    assert len(split(job("x:1", connections=2), 8)) == 2
+
+
+def test_one_generator_that_was_the_limit_limits_all() -> None:
+    one = Report(requests=1, errors={"reset": 1}, seconds=1.0, histogram={3: 1}, worst_s=0.5,
+                 cpu_share=0.2, limited=False)  # fmt: skip
+    other = one.model_copy(update={"cpu_share": 0.95, "limited": True, "worst_s": 0.1})
+    both = merge([one, other])
+    assert both == Report(requests=2, errors={"reset": 2}, seconds=1.0, histogram={3: 2},
+                          worst_s=0.5, cpu_share=0.95, limited=True)  # fmt: skip
+
+
+async def test_an_unknown_name_is_one_clear_error() -> None:
+    with pytest.raises(OSError, match="the load generator: "):
+        await driven(job("nobody.invalid:1"))
+
+
+async def test_a_cancelled_load_leaves_no_process() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    async with serving(GOOD) as server, asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(drive(job(server.address, seconds=600.0), 2))
+        await server.asked.wait()
+        task.cancel()
+    assert set(psutil.Process().children(recursive=True)) == before
+
+
+async def test_a_generator_ends_with_who_wanted_the_load() -> None:
+    async with serving(GOOD) as server:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "penstock_supervisor.compare.generator",
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(job(server.address, seconds=600.0).model_dump_json().encode() + b"\n")
+        async with asyncio.timeout(WAIT_S):
+            await server.asked.wait()
+            process.stdin.close()
+            assert await process.wait() == 1
+
+
+async def test_held_connections_asked_once_and_stay() -> None:
+    async with serving(GOOD) as server:
+        async with Holder(server.address, "/x") as holder:
+            assert await holder.grow(100) == 100
+            assert await holder.grow(50) == 150
+            assert await holder.grow(0) == 150
+            assert server.open == len(server.requests) == 150
+        assert server.requests[0].startswith(b"GET /x HTTP/1.1\r\n")
+
+
+async def test_a_held_connection_that_was_closed_is_not_counted() -> None:
+    async def answer(number: int) -> bytes:
+        return b"reset" if number % 2 else GOOD
+
+    async with serving(answer) as server, Holder(server.address) as holder:
+        assert await holder.grow(10) == 5
+
+
+async def test_who_holds_gets_as_many_descriptors_as_may_be_had() -> None:
+    with lowered_limit():
+        async with serving(GOOD) as server, Holder(server.address):
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            assert soft == hard
+
+
+@contextmanager
+def lowered_limit() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
