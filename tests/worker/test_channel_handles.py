@@ -628,6 +628,30 @@ def test_handles_that_the_peer_never_takes_are_bounded_and_given_back(
     assert len(descriptors()) == before - 1, "only the channel's own end is gone"
 
 
+def test_who_has_to_send_more_at_one_go_can_say_so(
+    loop: asyncio.AbstractEventLoop, stack: ExitStack
+) -> None:
+    before = descriptors()
+    ours, theirs = pair()
+    right = Peer(loop, theirs)
+    told: list[bool] = []
+    left = Channel(loop, ours, lambda _, __: None, lambda: None, most_handles=200)
+    handle = bound_udp(stack)
+    for number in range(200):
+        assert left.send(number, handle, told.append)
+    assert left.crowded
+    right.until(lambda: len(told) == 200)
+    assert right.messages == list(range(200))
+    assert told == [True] * 200
+    for _ in range(201):
+        left.send("too many", handle)
+    assert "201 descriptors untaken" in left.fault
+    left.close()
+    right.close()
+    stack.close()
+    assert descriptors() == before
+
+
 def test_handles_on_their_way_to_a_peer_that_dies_are_closed_and_told_of(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:

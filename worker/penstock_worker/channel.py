@@ -52,7 +52,7 @@ class Channel:
     `on_message(value, handle)` gets every message in order, and owns the handle, if there
     is one: a socket that does not block. `on_disconnect` is called once, after the last
     message, when the peer is gone or was cut off; never from within `send`. After `close`
-    neither is called.
+    neither is called. `most_handles`: of those that wait; for who has to send more at one go.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Channel:
         sock: socket.socket,
         on_message: OnMessage,
         on_disconnect: Callable[[], None],
+        most_handles: int = MAX_HANDLES,
     ) -> None:
         self.closed = False
         self.fault = ""
@@ -72,7 +73,7 @@ class Channel:
         self._received = bytearray()
         self._arrived: deque[int] = deque()
         """Descriptors that came, in the order of the lines that they belong to."""
-        self._outgoing = Outgoing(loop, sock, self._cut_off)
+        self._outgoing = Outgoing(loop, sock, self._cut_off, most_handles)
         self._again: Handle | None = None
         self._farewell: Handle | None = None
         loop.add_reader(sock, self._read)

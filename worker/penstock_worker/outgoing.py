@@ -49,13 +49,18 @@ class Outgoing:
     """The sending half; `sock` belongs to the channel and outlives this."""
 
     def __init__(
-        self, loop: AbstractEventLoop, sock: socket.socket, blame: Callable[[str], None]
+        self,
+        loop: AbstractEventLoop,
+        sock: socket.socket,
+        blame: Callable[[str], None],
+        most_handles: int = MAX_HANDLES,
     ) -> None:
         self.deaf = False
         """The peer takes nothing any more; its last words may still be unread."""
         self._loop = loop
         self._sock = sock
         self._blame = blame
+        self._most_handles = most_handles
         self._closed = False
         self._writing: deque[Parcel] = deque()
         self._queue: deque[Parcel] = deque()
@@ -77,7 +82,7 @@ class Outgoing:
     def crowded(self) -> bool:
         """One message more may be too much."""
         return (
-            self._handles >= MAX_HANDLES
+            self._handles >= self._most_handles
             or self._unsent >= MAX_UNSENT - wire.MAX_LINE
             or len(self._queue) + len(self._writing) >= MAX_LINES
         )
@@ -92,7 +97,7 @@ class Outgoing:
             self._blame(f"the peer left {self._unsent} bytes unread")
         elif len(self._queue) + len(self._writing) > MAX_LINES:
             self._blame(f"the peer left more than {MAX_LINES} messages unread")
-        elif self._handles > MAX_HANDLES:
+        elif self._handles > self._most_handles:
             self._blame(f"the peer left {self._handles} descriptors untaken")
 
     def close(self) -> list[Parcel]:
