@@ -19,12 +19,12 @@ from penstock_supervisor.compare.result import FAULTS, LOADS, FaultKind, LoadKin
 
 Kind = Literal["keepalive", "connect", "rate", "held", "kill", "roll", "block"]
 
-QUICK_S: Final = 55.0
+QUICK_S: Final = 57.0
 """All that a quick comparison may take, its start included."""
-START_S: Final = 8.0
+START_S: Final = 6.0
 """For all subjects to come up, on a small machine."""
-STOP_S: Final = 3.0
-_OVERHEAD_S: Final = 0.6
+STOP_S: Final = 1.5
+_OVERHEAD_S: Final = 0.25
 """Beside each load: the generator's processes start and end."""
 _RESERVED: Final = 200
 """Descriptors of a process that are not clients'."""
@@ -85,11 +85,11 @@ def measures(*, quick: bool, rounds: int | None, descriptors: int) -> Measures:
     if quick:
         return Measures(
             rounds=rounds or 1,
-            seconds=0.8,
-            warmup_s=0.3,
+            seconds=0.6,
+            warmup_s=0.2,
             connections=min(32, most),
-            held=min(100, most),
-            fault_s={"kill": 1.5, "roll": 3.0, "block": 1.8},
+            held=min(400, most),
+            fault_s={"kill": 1.1, "roll": 1.7, "block": 1.5},
             # Who asks for more rounds takes the time for them.
             most_s=QUICK_S if rounds is None else None,
             quick=True,
