@@ -23,7 +23,7 @@ from penstock_supervisor.processes import Exit, Process, SpawnError
 from penstock_supervisor.schemes import ChildPlan
 from penstock_supervisor.spawning import spawn
 from penstock_worker import contract
-from penstock_worker.channel import Channel
+from penstock_worker.channel import MAX_HANDLES, Channel
 
 if TYPE_CHECKING:
     from asyncio import Task, TimerHandle
@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 _LOST_S: Final = 1.0
 """From the end of a child's channel to ours of it: it may be about to exit by itself."""
+_MOST_LINK_ENDS: Final = 1 << 13
 _MOST_WORDS: Final = 16 << 10
 """Of what a worker says of itself, in a log."""
 
@@ -167,7 +168,9 @@ class Child:
         self._captures = self._around.output.capture(
             self.name, self._process.stdout, self._process.stderr
         )
-        self._channel = Channel(loop, mine, self._heard, self._lost)
+        # A front that starts is sent all links at once, and is our own program.
+        most = _MOST_LINK_ENDS if self.plan.role == "front" else MAX_HANDLES
+        self._channel = Channel(loop, mine, self._heard, self._lost, most_handles=most)
         if not self.plan.ours:
             self._asking = self._around.tasks.create_task(self._ask())
         _log.debug("%s: started as pid %d", self.name, self._process.pid)

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from penstock_supervisor import guardian
+from penstock_supervisor import guardian, limits
 from penstock_supervisor.restarts import Restarts
 from penstock_worker.contract import LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_START
 
@@ -284,6 +284,7 @@ def _popen(program: Program, guardian_: Guardian) -> subprocess.Popen[bytes]:
     parent, telling = os.getpid(), guardian_.fileno()
 
     def before_exec() -> None:
+        limits.give_back()
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         # The parent may have died before the line above.
         if os.getppid() != parent:

@@ -99,6 +99,8 @@ class Rotation:
         """Nobody may pick it any more; `then` is called when that is so."""
         slot = slot_of(child)
         self._held.add(slot)
+        # Who is up next in this slot is said by the front; not that the last one was.
+        self._standings.pop(slot, None)
         if not self._is_fronted(child):
             self._watch.hold(*slot)
             self._loop.call_soon(then)

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from penstock_proxy.orders import ACCEPT, CONFIGURE, REOPEN
 from penstock_supervisor import admin as pages
-from penstock_supervisor import processes, schemes
+from penstock_supervisor import limits, processes, schemes
 from penstock_supervisor.above import Surroundings
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.changes import Changes
@@ -36,7 +36,7 @@ from penstock_supervisor.premises import Premises
 from penstock_supervisor.processes import Guardian
 from penstock_supervisor.roster import Roster, Slot, slot_of
 from penstock_supervisor.rotation import Rotation
-from penstock_supervisor.services import Config, Service
+from penstock_supervisor.services import Config
 from penstock_supervisor.succession import Succession
 from penstock_supervisor.survey import Survey
 from penstock_supervisor.watch import Watch
@@ -99,6 +99,7 @@ class Runner:
 
         Whatever way this is left, nothing of it is left running.
         """
+        limits.lift()
         loop = asyncio.get_running_loop()
         self._begun_at = loop.time()
         async with AsyncExitStack() as stack:
@@ -111,7 +112,11 @@ class Runner:
             guardian = stack.enter_context(closing(Guardian(loop)))
             output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
             lag = stack.enter_context(closing(Lag()))
-            self._watch = Watch(self._unfronted(), self._ask, self._turned_here)
+            self._watch = Watch(
+                [one for one in self.config.services if not schemes.has_front(one)],
+                self._ask,
+                lambda *turn: self._rotation.turned(*turn),
+            )
             self._rotation = stack.enter_context(
                 closing(
                     Rotation(loop, self.config.services, self._roster, self._watch, self._turned)
@@ -151,15 +156,15 @@ class Runner:
     def roll(self) -> None:
         """Replace all workers, one after the other, without losing a request."""
         if self._started and not self._is_over():
-            self._succession.roll(self._around.tasks)
+            self._succession.roll(self._around.tasks, tuple(self._roster.holders))
         else:
             _log.warning("workers are replaced only while everything runs")
 
     def replace(self, service: str, slot: int) -> None:
-        """Replace one worker; KeyError if there is none."""
+        """Replace one worker when its successor is ready; KeyError if there is none."""
         child = self._roster.holders[service, slot]
-        if not self._is_over():
-            self._succession.retire(child, "asked", f"{child.name} shall be replaced")
+        if self._started and not self._is_over():
+            self._succession.roll(self._around.tasks, (slot_of(child),))
 
     def send(
         self, service: str, slot: int, message: Any, handle: socket.socket | None = None
@@ -209,27 +214,30 @@ class Runner:
             self._enlist()
             # Workers that accept by themselves do so when they are ready; whoever connects
             # before waits for them.
-            self._premises.listen(fronted=False)
-            for child in self._roster.everybody():
-                child.start()
+            if self._listens(fronted=False):
+                for child in self._roster.everybody():
+                    child.start()
             await self._changes.until(lambda: self._is_over() or self._roster.has_started())
-            if not self._is_over():
+            if not self._is_over() and self._listens(fronted=True):
                 self._let_in()
             await self._changes.until(self._is_over)
             await self._leave()
 
     def _let_in(self) -> None:
         """Everything works: an open port means that somebody answers."""
-        try:
-            self._premises.listen(fronted=True)
-        except StartError as error:
-            self._failure = error
-            return
         self._started = True
         if self._roster.front is not None:
             self._roster.front.send({"cmd": ACCEPT})
         _log.info("started")
         self._on_started(self)
+
+    def _listens(self, *, fronted: bool) -> bool:
+        """Let clients connect; False if somebody else was faster."""
+        try:
+            self._premises.listen(fronted=fronted)
+        except StartError as error:
+            self._failure = error
+        return self._failure is None
 
     async def _leave(self) -> None:
         """The front finishes first: what it still serves needs its workers."""
@@ -242,7 +250,7 @@ class Runner:
             front.stop(haste)
             if not self._failure:
                 for child in self._roster.workers():
-                    if not self._is_fronted(child):
+                    if not schemes.has_front(self._premises.services[child.plan.service]):
                         child.stop(haste)
                 await self._changes.until(lambda: front.at_rest)
         for child in self._roster.workers():
@@ -382,18 +390,9 @@ class Runner:
         self._doors.turned(slot, state)
         self._changes.happened()
 
-    def _turned_here(self, service: str, slot: int, state: str, reason: str) -> None:
-        self._rotation.turned(service, slot, state, reason)
-
     def _ask(self, service: str, slot: int, message: Any, handle: socket.socket | None) -> bool:
         holder = self._roster.holders.get((service, slot))
         return holder is not None and holder.send(message, handle)
-
-    def _unfronted(self) -> tuple[Service, ...]:
-        return tuple(one for one in self.config.services if not schemes.has_front(one))
-
-    def _is_fronted(self, child: Child) -> bool:
-        return schemes.has_front(self._premises.services[child.plan.service])
 
     def _fail(self, why: str) -> bool:
         if not self._is_over():

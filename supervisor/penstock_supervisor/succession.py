@@ -54,10 +54,10 @@ class Succession:
         else:
             self._next[child] = successor, reason
 
-    def roll(self, tasks: TaskGroup) -> None:
-        """Replace every worker, one after the other."""
+    def roll(self, tasks: TaskGroup, slots: tuple[Slot, ...]) -> None:
+        """Replace these workers, one after the other."""
         if self._rolling is None or self._rolling.done():
-            self._rolling = tasks.create_task(self._roll())
+            self._rolling = tasks.create_task(self._roll(slots))
         else:
             _log.warning("workers are being replaced already")
 
@@ -67,8 +67,7 @@ class Succession:
             self._rolling.cancel()
         self._next.clear()
 
-    async def _roll(self) -> None:
-        slots = tuple(self._roster.holders)
+    async def _roll(self, slots: tuple[Slot, ...]) -> None:
         _log.info("replacing %d workers, one after the other", len(slots))
         for slot in slots:
             if not await self.replace(slot):
