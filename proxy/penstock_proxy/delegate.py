@@ -142,12 +142,17 @@ class Delegate:
             for member in self._service.pool.members
         )
 
-    def tick(self, now: float) -> None:
-        """Take back what waited too long at a worker that does not take it."""
-        patience = self._service.timeouts.connect
+    def settle(self) -> None:
+        """Read what workers have said so far: somebody wants to know."""
         for link in tuple(self._links.values()):
             if (link.in_flight or link.open) and link.hear():
                 self._heard(link)
+
+    def tick(self, now: float) -> None:
+        """Take back what waited too long at a worker that does not take it."""
+        patience = self._service.timeouts.connect
+        self.settle()
+        for link in tuple(self._links.values()):
             if link.oldest() + patience < now:
                 self._stuck(link)
             elif self._can_send(link) and link.in_flight == 0:

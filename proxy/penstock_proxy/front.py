@@ -215,6 +215,8 @@ class Front:
         kinds["other"] = max(0, _open_descriptors() - (sum(kinds.values()) - kinds["other"]))
         for service in self._services.values():
             service.counters.queue = len(service.waiting)
+            if service.delegate is not None:
+                service.delegate.settle()
         metrics = snapshot(
             {name: service.counters for name, service in self._services.items()},
             fds=kinds,

@@ -115,7 +115,7 @@ class Runner:
             self._watch = Watch(
                 [one for one in self.config.services if not schemes.has_front(one)],
                 self._ask,
-                lambda *turn: self._rotation.turned(*turn),
+                lambda *turn: self._rotation.turned(*turn),  # noqa: PLW0108 — not there yet
             )
             self._rotation = stack.enter_context(
                 closing(
@@ -214,9 +214,8 @@ class Runner:
             self._enlist()
             # Workers that accept by themselves do so when they are ready; whoever connects
             # before waits for them.
-            if self._listens(fronted=False):
-                for child in self._roster.everybody():
-                    child.start()
+            for child in self._roster.everybody() if self._listens(fronted=False) else ():
+                child.start()
             await self._changes.until(lambda: self._is_over() or self._roster.has_started())
             if not self._is_over() and self._listens(fronted=True):
                 self._let_in()
