@@ -1,0 +1,275 @@
+"""A connection goes to a worker that can take it, and to another if it does not.
+
+A real service of the front with real listeners and links; the workers' ends are in the hands
+of the test, and so is the clock.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from penstock_proxy.admission import Admission
+from penstock_proxy.config import FrontService, Target
+from penstock_proxy.deadlines import Deadlines
+from penstock_proxy.pool import Standing
+from penstock_proxy.service import ServiceFront
+from penstock_worker.handoff import CREDIT, receive
+
+if TYPE_CHECKING:
+    from penstock_proxy.checker import Verdict
+
+WAIT_S = 10.0
+
+
+class House:
+    """A service with a few workers, each of which does what it is told."""
+
+    def __init__(self, workers: int = 2, **keys: Any) -> None:
+        self.loop = asyncio.new_event_loop()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        listener.setblocking(False)
+        self.address = listener.getsockname()
+        self.now = monotonic()
+        self.deadlines = Deadlines(self.now)
+        self.admission = Admission(10_000, 1, 10)
+        config = FrontService(
+            name="web",
+            scheme="handoff",
+            listeners=(listener.detach(),),
+            targets=tuple(Target(slot=slot, address="") for slot in range(workers)),
+            **keys,
+        )
+        self.service = ServiceFront(
+            self.loop, config, self.deadlines, self.admission, None, lambda *_: None
+        )
+        assert self.service.delegate is not None
+        self.delegate = self.service.delegate
+        self.workers: dict[int, socket.socket] = {}
+        self.clients: list[socket.socket] = []
+        self.held: list[int] = []
+        for slot in range(workers):
+            self.start(slot, slot + 1)
+        self.service.accept()
+
+    def start(self, slot: int, number: int) -> None:
+        """A process of this slot is ready, and healthy."""
+        front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.delegate.linked(slot, number, "front", front)
+        self.delegate.linked(slot, number, "worker", worker.dup())
+        self.workers[number] = worker
+        self.delegate.joined(slot, number)
+        pool = self.service.pool
+        pool.join(slot)
+        pool.checked(pool.member(slot), ok=True, now=self.now, why="")
+
+    def connect(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.clients.append(socket.create_connection(self.address, timeout=WAIT_S))
+        self.turn()
+
+    def turn(self) -> None:
+        """Let the loop see all that is there."""
+        for _ in range(50):
+            self.loop.run_until_complete(asyncio.sleep(0))
+
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.deadlines.tick(self.now)
+        self.service.tick(self.now)
+        self.turn()
+
+    def take(self, number: int, most: int = 1000) -> int:
+        """The worker takes what waits for it; how many."""
+        taken = 0
+        while taken < most:
+            with suppress(BlockingIOError):
+                self.workers[number].send(CREDIT.pack(1, 0))
+            if (got := receive(self.workers[number])) is None:
+                break
+            self.held.append(got[1])
+            taken += 1
+        self.turn()
+        return taken
+
+    @property
+    def results(self) -> tuple[int, int, int]:
+        self.delegate.settle()
+        handoffs = self.service.counters.handoffs
+        return handoffs["taken"], handoffs["returned"], handoffs["lost"]
+
+    def close(self) -> None:
+        for number in tuple(self.workers):
+            self.delegate.unlinked(number)
+        self.service.drain()
+        for waiting in tuple(self.service.waiting):
+            waiting.expired(self.now)
+        for worker in self.workers.values():
+            worker.close()
+        for client in self.clients:
+            client.close()
+        for fd in self.held:
+            os.close(fd)
+        self.loop.close()
+
+
+@pytest.fixture
+def houses() -> Iterator[Any]:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with ExitStack() as stack:
+
+        def make(**keys: Any) -> House:
+            made = House(**keys)
+            stack.callback(made.close)
+            return made
+
+        yield make
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_connections_go_round_and_our_copies_are_closed(houses: Any) -> None:
+    house = houses()
+    before = house.admission.open
+    house.connect(6)
+    assert (house.take(1), house.take(2)) == (3, 3)
+    assert house.results == (6, 0, 0)
+    assert house.admission.open == before
+    assert house.service.counters.opened == 6
+
+
+def test_what_a_dead_worker_had_not_taken_goes_to_another(houses: Any) -> None:
+    house = houses()
+    house.connect(6)
+    assert house.take(1, 1) == 1
+    house.service.pool.leave(0)
+    house.delegate.unlinked(1)
+    assert house.take(2) == 5
+    assert house.results == (6, 2, 0)
+    assert house.service.counters.retries == 2
+
+
+def test_what_a_stopped_worker_does_not_take_in_time_goes_to_another(houses: Any) -> None:
+    house = houses(timeouts={"connect": "1s"})
+    house.connect(4)
+    house.take(2)
+    house.tick(0.5)
+    assert house.results == (2, 0, 0)
+    house.tick(0.6)
+    assert house.take(2) == 2
+    assert house.results == (4, 2, 0)
+    # It wakes up: what it finds is not its any more.
+    assert receive(house.workers[1]) is None
+    house.connect(4)
+    assert house.take(2) == 4, "nothing is sent to it before it says a word"
+
+
+def test_a_stuck_worker_that_takes_a_check_is_sent_connections_again(houses: Any) -> None:
+    house = houses(timeouts={"connect": "1s"})
+    house.connect(2)
+    house.take(2)
+    house.tick(1.5)
+    house.take(2)
+    checking = house.loop.create_task(house.delegate.check(house.service.pool.member(0)))
+    house.turn()
+    got = receive(house.workers[1])
+    assert got is not None
+    os.close(got[1])
+    house.workers[1].send(CREDIT.pack(1, 0))
+    verdict: Verdict = house.loop.run_until_complete(checking)
+    assert verdict.result == "ok"
+    house.connect(2)
+    assert (house.take(1), house.take(2)) == (1, 1)
+
+
+def test_no_more_than_the_window_are_on_their_way(houses: Any) -> None:
+    house = houses(workers=1, handoff_window=3)
+    house.connect(5)
+    assert house.service.counters.in_flight == 3
+    assert len(house.service.waiting) == 2
+    assert house.take(1, 1) == 1
+    assert house.service.counters.in_flight == 3
+    house.take(1)
+    house.take(1)
+    assert house.results == (5, 0, 0)
+    assert not house.service.waiting
+
+
+def test_who_waits_in_vain_is_closed_and_counted(houses: Any) -> None:
+    house = houses(workers=1, handoff_window=1, timeouts={"queue": "1s"}, limits={"queue": 1})
+    house.connect(3)
+    assert house.service.counters.rejected["queue_full"] == 1
+    house.tick(60.0)
+    assert house.service.counters.rejected["no_worker"] == 1
+    assert house.service.counters.active == 0
+    assert house.admission.clients == 0
+
+
+def test_a_worker_that_is_held_gets_no_more_and_keeps_what_it_has(houses: Any) -> None:
+    house = houses()
+    house.connect(2)
+    house.service.pool.hold(0)
+    house.connect(4)
+    assert (house.take(1), house.take(2)) == (1, 5)
+    assert house.service.pool.member(0).standing is Standing.HELD
+
+
+def test_a_successor_takes_over_while_the_old_one_still_has_clients(houses: Any) -> None:
+    house = houses(workers=1)
+    house.connect(2)
+    house.take(1)
+    house.service.pool.hold(0)
+    house.start(0, 7)
+    house.connect(3)
+    assert (house.take(1), house.take(7)) == (0, 3)
+    assert house.service.pool.member(0).active == 5
+    house.delegate.unlinked(1)
+    house.delegate.settle()
+    assert house.service.pool.member(0).active == 3, "what the old one had is over"
+
+
+def test_a_worker_that_talks_nonsense_is_left_alone_and_its_share_goes_on(houses: Any) -> None:
+    house = houses()
+    house.connect(2)
+    house.workers[1].send(b"nonsense")
+    house.delegate.settle()
+    house.connect(4)
+    assert house.take(2) == 6
+    assert house.results[2] == 0
+
+
+def test_connections_that_are_open_in_workers_count_for_the_limit(houses: Any) -> None:
+    house = houses(max_connections=2)
+    house.connect(3)
+    house.take(1)
+    house.take(2)
+    assert house.service.counters.connections == 2
+    house.workers[1].send(CREDIT.pack(0, 1))
+    house.tick(0.3)
+    assert house.service.counters.connections == 3
+
+
+def test_policies_that_count_hear_of_an_end_at_once(houses: Any) -> None:
+    house = houses(balance="least_connections")
+    house.connect(2)
+    house.take(1)
+    house.take(2)
+    house.workers[2].send(CREDIT.pack(0, 1))
+    house.turn()
+    house.connect(1)
+    assert (house.take(1), house.take(2)) == (0, 1)
+
+
+def test_before_anybody_is_linked_clients_wait(houses: Any) -> None:
+    house = houses(workers=1)
+    house.delegate.unlinked(1)
+    house.service.pool.leave(0)
+    house.connect(2)
+    assert len(house.service.waiting) == 2
+    house.start(0, 9)
+    house.tick(0.3)
+    assert house.take(9) == 2
