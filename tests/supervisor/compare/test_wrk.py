@@ -47,7 +47,8 @@ async def test_its_figures_are_read(address: str, kind: str) -> None:
     assert report.requests > 0
     assert report.errors.get("status", 0) == 0
     assert 0.9 < report.seconds < 5
-    assert sum(report.histogram.values()) == pytest.approx(report.requests, rel=0.2)
+    # wrk puts in those that a slow answer kept it from sending, so there may be more.
+    assert sum(report.histogram.values()) > 0.8 * report.requests
     assert report.worst_s > 0
     assert report.cpu_share > 0
 
