@@ -153,11 +153,11 @@ class Client:
         return self._sock is not None
 
     def connect(self) -> str:
-        """Open the connection ahead of the first request. "connect" if that fails at once."""
+        """Open the connection ahead of the first request. An error if that fails at once."""
         try:
             self._sock = self._route.connect()
-        except OSError:
-            return "connect"
+        except OSError as error:
+            return _refusal(error)
         self._poll.add(self._sock.fileno(), self._ready, writing=True)
         return ""
 
@@ -167,9 +167,9 @@ class Client:
         if fresh := self._sock is None:
             try:
                 self._sock = self._route.connect()
-            except OSError:
+            except OSError as error:
                 self.asked = 0.0
-                return "connect"
+                return _refusal(error)
         return self._send(self._sock, fresh=fresh)
 
     def _send(self, sock: socket.socket, *, fresh: bool) -> str:
@@ -289,6 +289,11 @@ class Client:
         else:
             self.close()
         self._over(self, "")
+
+
+def _refusal(error: OSError) -> str:
+    """Whether it was this machine that had no port left, which is no fault of the target."""
+    return "no port" if error.errno == errno.EADDRNOTAVAIL else "connect"
 
 
 def request(host: str, path: str, *, keep: bool) -> bytes:

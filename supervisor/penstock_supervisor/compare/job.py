@@ -30,7 +30,8 @@ class Report(Part):
     requests: int
     """Answered, and well: 2xx and 3xx."""
     errors: dict[str, int]
-    """The others, by kind: connect, reset, timeout, status, protocol."""
+    """The others, by kind: connect, no port (none was left to connect from), reset, timeout,
+    status, protocol."""
     seconds: float
     histogram: dict[int, int]
     """Latencies of the good answers, by bucket of `compare.histogram`."""

@@ -46,7 +46,7 @@ class LoadResult(Part):
 
     requests: int
     errors: dict[str, int]
-    """By kind: connect, reset, timeout, status, protocol."""
+    """By kind: connect, no port, reset, timeout, status, protocol."""
     requests_per_s: Spread
     p50_s: Spread
     p90_s: Spread

@@ -1,7 +1,9 @@
 """The load generator: what it asks, what it counts as which error, and that nothing of it stays."""
 
 import asyncio
+import errno
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -13,6 +15,7 @@ import psutil
 import pytest
 
 from penstock_supervisor.compare import clients, histogram
+from penstock_supervisor.compare.generator import Load
 from penstock_supervisor.compare.job import merge, split
 from penstock_supervisor.compare.load import Holder, Job, Report, drive
 
@@ -176,6 +179,17 @@ async def test_a_bad_answer_is_an_error_of_its_kind(answer: bytes, error: str, k
 async def test_who_is_not_there_is_an_error_to_connect(tmp_path: Path, kind: str) -> None:
     report = await driven(job(f"unix:{tmp_path}/nobody", kind, rate=100.0))
     assert set(report.errors) == {"connect"}
+
+
+def test_a_port_that_is_missing_here_is_told_from_a_target_that_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(_: clients.Route) -> socket.socket:
+        raise OSError(errno.EADDRNOTAVAIL, "not connected")
+
+    monkeypatch.setattr(clients.Route, "connect", none_left)
+    load = Load(job("127.0.0.1:1", "connect"), clients.Poll())
+    assert set(load.run().errors) == {"no port"}
 
 
 async def test_a_refused_port_is_an_error_to_connect() -> None:
