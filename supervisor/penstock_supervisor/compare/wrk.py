@@ -3,8 +3,9 @@
 It has no constant rate and speaks to TCP ports only: what it cannot do is left to ours. A
 script that it runs at its end prints the whole histogram, because its own output has only a
 few points of it. Before that, wrk itself adds to the histogram the answers that a slow one
-kept it from asking for; ours does so for a constant rate only. So latencies of the two are
-not to be compared with each other.
+kept it from asking for; ours does so for a constant rate only. And it starts its clock when a
+connection is there, ours when one is wanted. So latencies of the two are not to be compared
+with each other.
 """
 
 import asyncio
