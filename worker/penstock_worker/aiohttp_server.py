@@ -63,6 +63,13 @@ class AiohttpServer:
         """For one connection; what comes over a probe's is not counted."""
         return self._probe() if probe else self._serve()
 
+    def leave(self) -> None:
+        """Whoever asks once more is told that it is the last time."""
+        for made in (self._serve, *self._serve.connections):
+            # Each connection has a copy of its own.
+            name = "request_factory" if made is self._serve else "_request_factory"
+            setattr(made, name, _last(getattr(made, name)))
+
     async def finish(self) -> None:
         """Let requests finish, and the program clean up."""
         await self._runner.cleanup()
@@ -76,6 +83,15 @@ def _timed(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseReques
         request = make(*arguments)
         request[_BEGUN] = monotonic()
         return request
+
+    return made
+
+
+def _last(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """Requests as if their clients wanted no other on the same connection."""
+
+    def made(message: Any, *arguments: Any) -> web.BaseRequest:
+        return make(message._replace(should_close=True), *arguments)
 
     return made
 

@@ -78,6 +78,12 @@ class AsgiServer:
         )
         return made
 
+    def leave(self) -> None:
+        """Whoever asks once more is told that it is the last time."""
+        self._config.loaded_app = _last(self._config.loaded_app)
+        for connection in self._server.server_state.connections:
+            connection.app = _last(connection.app)  # type: ignore[union-attr]
+
     async def finish(self) -> None:
         """Let requests finish, and the program clean up."""
         if self._server.started:
@@ -137,6 +143,21 @@ def _recorded(app: Any, recorder: Recorder) -> _App:
                 recorder.note(_note(scope, answer, total_s))
 
     return recorded
+
+
+def _last(app: Any) -> _App:
+    """`app`, whose answers end their connections."""
+
+    async def last(scope: _Message, receive: _Receive, send: _Send) -> None:
+        def say(message: _Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), (b"connection", b"close")]
+                message = {**message, "headers": headers}
+            return send(message)
+
+        await app(scope, receive, say)
+
+    return last
 
 
 def _note(scope: _Message, answer: _Answer, total_s: float) -> Note:

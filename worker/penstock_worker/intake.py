@@ -6,18 +6,16 @@ the worker leaves.
 
 The end is the delicate part. A client that was accepted was told yes, so what waits in a
 queue is taken before the queue is closed; and a server that closes "idle" connections must
-not close one whose first request is still on its way. `finish` therefore waits for what has
-arrived to be read, and for a client that is new to say something, but not for long.
+not close one whose next request is on its way, for nobody can tell that client whether it was
+served. `finish` therefore leaves everybody time to ask once more, and be told that it was the
+last time; who says nothing for so long is idle.
 """
 
 import asyncio
-import fcntl
-import os
 import resource
 import socket
-import struct
-import termios
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from penstock_worker.acceptor import Acceptor
@@ -26,13 +24,8 @@ from penstock_worker.handoff import Taker
 from penstock_worker.listeners import Source, backlog
 from penstock_worker.streams import Stream, adopt
 
-_NEW_S: Final = 1.0
-"""How long a client may have been here and have said nothing when the worker leaves."""
-_LOOK_S: Final = 0.002
-_BYTES_RECEIVED: Final = 128
-"""Offset of tcpi_bytes_received in struct tcp_info: eight bytes."""
-_COUNT: Final = struct.Struct("i")
-_LONG: Final = struct.Struct("Q")
+_LAST_S: Final = 1.0
+"""For a client that is here when the worker leaves, to ask once more."""
 
 Serve = Callable[[bool], asyncio.Protocol]
 
@@ -40,17 +33,14 @@ Serve = Callable[[bool], asyncio.Protocol]
 class Served(Stream):
     """A connection that a protocol was given. Its transport closes it, and so we hear of it."""
 
-    __slots__ = ("_ended", "number", "probe", "since")
+    __slots__ = ("_ended", "probe")
 
     def __init__(
-        self, fd: int, family: int, ended: Callable[["Served"], None], *, probe: bool, since: float
+        self, fd: int, family: int, ended: Callable[["Served"], None], *, probe: bool
     ) -> None:
         super().__init__(fd, family)
         self._ended: Callable[[Served], None] | None = ended
-        self.number = fd
-        """For questions to the kernel, while it is open."""
         self.probe = probe
-        self.since = since
 
     def close(self) -> None:
         super().close()
@@ -70,6 +60,7 @@ class Intake:
         self._acceptors: list[Acceptor] = []
         self._taker: Taker | None = None
         self._over = False
+        self._empty = asyncio.Event()
 
     def open(self, source: Source, serve: Serve) -> None:
         """Take connections from now on; `serve(probe)` makes a protocol for each.
@@ -121,18 +112,17 @@ class Intake:
         return int(self._taker is not None)
 
     async def finish(self) -> None:
-        """Take what waits, close the sources, and let everybody say what he came for."""
+        """Take what waits, close the sources, and let everybody ask once more."""
         self._over = True
         most = backlog()
         for acceptor in self._acceptors:
             acceptor.drain(most)
         if self._taker is not None:
             self._taker.drain()
-        until = self._loop.time() + _NEW_S
-        waiting = [one for one in self._served if self._is_awaited(one)]
-        while waiting and self._loop.time() < until:
-            await asyncio.sleep(_LOOK_S)
-            waiting = [one for one in waiting if self._is_awaited(one)]
+        if self._served:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_S):
+                    await self._empty.wait()
 
     def close(self) -> None:
         """Nobody is served any more."""
@@ -155,7 +145,7 @@ class Intake:
 
     def _take(self, fd: int, family: int, *, probe: bool) -> None:
         assert self._serve is not None
-        one = Served(fd, family, self._gone, probe=probe, since=self._loop.time())
+        one = Served(fd, family, self._gone, probe=probe)
         self._served.add(one)
         try:
             adopt(self._loop, self._serve(probe), one)
@@ -165,6 +155,8 @@ class Intake:
 
     def _gone(self, one: Served) -> None:
         self._served.discard(one)
+        if self._over and not self._served:
+            self._empty.set()
         if one.probe:
             return
         if self._taker is not None:
@@ -172,32 +164,9 @@ class Intake:
         else:
             self._counters.active -= 1
 
-    def _is_awaited(self, one: Served) -> bool:
-        """Has it said something that nobody has read, or come just now and said nothing?"""
-        if one not in self._served:
-            return False
-        try:
-            if _COUNT.unpack(fcntl.ioctl(one.number, termios.FIONREAD, bytes(_COUNT.size)))[0]:
-                return True
-            return self._loop.time() - one.since < _NEW_S and not _has_spoken(one)
-        except OSError:
-            return False
-
 
 def raise_limit() -> None:
     """As many descriptors as we may have: a connection each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _has_spoken(one: Served) -> bool:
-    if one.family == socket.AF_UNIX:
-        # The kernel does not keep count; who writes at once has been read by now.
-        return True
-    sock = socket.socket(fileno=os.dup(one.number))
-    with sock:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + _LONG.size)
-    return len(info) < _BYTES_RECEIVED + _LONG.size or bool(
-        _LONG.unpack_from(info, _BYTES_RECEIVED)[0]
-    )

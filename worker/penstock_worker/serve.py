@@ -59,6 +59,9 @@ class Server(Protocol):
     def protocol(self, probe: bool) -> asyncio.Protocol:
         """A protocol for one connection, which may be a health check's."""
 
+    def leave(self) -> None:
+        """From now on each answer is the last on its connection."""
+
     async def finish(self) -> None:
         """Let what is in flight finish, and the program clean up; also after a failed start."""
 
@@ -101,6 +104,7 @@ class Worker:
             self._line.start(source, notes)
             self._ready(source)
             await self._leaving.wait()
+            server.leave()
             await connections.finish()
         finally:
             try:
