@@ -84,12 +84,23 @@ class Premises:
         return schemes.front_plan(self.config, inherited, self._environment, argv)
 
     def front_config(
-        self, joined: "Callable[[Slot], bool]", up: "Callable[[Slot], bool]"
+        self,
+        holds: "Mapping[Slot, Address | None]",
+        joined: "Callable[[Slot], bool]",
+        up: "Callable[[Slot], bool]",
     ) -> "FrontConfig":
+        """What a new front is told; `holds` are the addresses of those that it can pick.
+
+        Not `places`: a successor that is still starting has another one.
+        """
+        places = {
+            name: [holds[name, slot] or place for slot, place in enumerate(of)]
+            for name, of in self.places.items()
+        }
         return schemes.front_config(
             self.config,
             {name: intake.of_front() for name, intake in self.intakes.items()},
-            {**self.places, **self._upstreams},
+            {**places, **self._upstreams},
             joined=lambda service, slot: joined((service, slot)),
             # What the last front knew: the next one serves at once and checks meanwhile.
             up=lambda service, slot: up((service, slot)),

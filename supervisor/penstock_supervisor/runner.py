@@ -275,8 +275,6 @@ class Runner:
             return False
         return self._rotation.serving() >= {service.name for service in self.config.services}
 
-    # Who takes over from whom.
-
     def _successor(self, child: Child) -> tuple[Child, bool]:
         service = self._premises.services[child.plan.service]
         beside = self._premises.move(service, child.plan.slot)
@@ -294,7 +292,8 @@ class Runner:
         if child is not self._roster.front:
             self._rotation.link(child)
             return
-        config = self._premises.front_config(self._rotation.is_joined, self._rotation.is_up)
+        holds = {slot: holder.plan.address for slot, holder in self._roster.holders.items()}
+        config = self._premises.front_config(holds, self._rotation.is_joined, self._rotation.is_up)
         child.send({"cmd": CONFIGURE, "config": config.model_dump(mode="json")})
         self._rotation.front_spawned()
         if self._started:
