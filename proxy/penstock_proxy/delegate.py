@@ -41,6 +41,7 @@ class Delegate:
         self._window = service.config.handoff_window
         self._enough = max(1, self._window // 2)
         """In flight, by our account: worth asking how many really are."""
+        self._is_hashing = service.config.balance == "hash"
         self._is_counting = service.config.balance in _COUNTING
         self._links: dict[int, Link] = {}
         self._current: dict[int, Link] = {}
@@ -92,10 +93,12 @@ class Delegate:
         """Pass it on at once, or let it wait."""
         service = self._service
         service.counters.connections += 1
-        if not self.pass_on(stream.fileno(), peer_address(peer), ()):
+        # No other policy looks at it.
+        address = peer_address(peer) if self._is_hashing else ""
+        if not self.pass_on(stream.fileno(), address, ()):
             service.counters.active += 1
             service.admission.clients += 1
-            Passage(self, service, stream.fileno(), peer_address(peer)).wait()
+            Passage(self, service, stream.fileno(), address).wait()
 
     def pass_on(self, fd: int, address: str, tried: tuple["Member", ...]) -> bool:
         """Pick a worker and send it; False if nobody can take it now."""
@@ -206,7 +209,7 @@ class Delegate:
         with mine:
             mine.setblocking(False)
             with theirs:
-                taken = link.probe(theirs, self._service.deadlines.now)
+                taken = link.probe(theirs)
             self._attend(link)
             if taken is None:
                 return Verdict("timeout", "it has not taken the check before this one")

@@ -16,21 +16,13 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
 from penstock_worker.handoff import CLIENT, PROBE, receive, reports, send
 
 NEVER: Final = float("inf")
-
-
-class Sent(NamedTuple):
-    """One connection in flight."""
-
-    at: float
-    probe: "asyncio.Future[None] | None"
-    """Of a health check: done when it is taken. It counts for nothing else."""
 
 
 class Link:
@@ -56,10 +48,12 @@ class Link:
         self._loop = loop
         self._counters = counters
         self._on_heard = on_heard
-        self._sent: deque[Sent] = deque()
+        self._sent: deque[float | asyncio.Future[None]] = deque()
+        """In flight, in order: when a client's connection was sent, or, for a health check,
+        what is done when it is taken. Such a one counts for nothing else."""
         self._front: socket.socket | None = None
         self._worker: socket.socket | None = None
-        self._probe: Sent | None = None
+        self._probe: asyncio.Future[None] | None = None
         self._watched = False
 
     # What it is made of.
@@ -114,28 +108,28 @@ class Link:
         except OSError:
             return False
         os.close(fd)
-        self._sent.append(Sent(now, None))
+        self._sent.append(now)
         self.in_flight += 1
         self.member.active += 1
         self._counters.in_flight += 1
         return True
 
-    def probe(self, sock: socket.socket, now: float) -> "asyncio.Future[None] | None":
+    def probe(self, sock: socket.socket) -> "asyncio.Future[None] | None":
         """Send a health check; None if it cannot, or the last one has not been taken yet."""
         if self._probe is not None or self._front is None:
             return None
-        sent = Sent(now, self._loop.create_future())
+        taken: asyncio.Future[None] = self._loop.create_future()
         try:
             send(self._front, PROBE, sock.fileno())
         except OSError:
             return None
-        self._sent.append(sent)
-        self._probe = sent
-        return sent.probe
+        self._sent.append(taken)
+        self._probe = taken
+        return taken
 
     def oldest(self) -> float:
         """When the connection that waits longest was sent; NEVER if there is none."""
-        return next((sent.at for sent in self._sent if sent.probe is None), NEVER)
+        return next((sent for sent in self._sent if isinstance(sent, float)), NEVER)
 
     # Up.
 
@@ -200,8 +194,7 @@ class Link:
     def _credit(self, taken: int) -> None:
         counted = 0
         for _ in range(min(taken, len(self._sent))):
-            sent = self._sent.popleft()
-            if sent.probe is None:
+            if isinstance(self._sent.popleft(), float):
                 counted += 1
             else:
                 self._settle_probe(taken=True)
@@ -216,8 +209,8 @@ class Link:
     def _settle_probe(self, *, taken: bool) -> None:
         if self._probe is None:
             return
-        future, self._probe = self._probe.probe, None
-        if future is not None and not future.done():
+        future, self._probe = self._probe, None
+        if not future.done():
             if taken:
                 future.set_result(None)
             else:

@@ -190,9 +190,9 @@ def test_the_end_of_a_process_is_the_end_of_what_it_had(stage: Stage) -> None:
 def test_a_probe_counts_for_nothing_but_itself(stage: Stage) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        taken = stage.link.probe(theirs, 1.0)
+        taken = stage.link.probe(theirs)
         assert taken is not None
-        assert stage.link.probe(theirs, 1.0) is None, "one at a time"
+        assert stage.link.probe(theirs) is None, "one at a time"
         stage.check()
         assert stage.link.oldest() == NEVER
         kind, fd = receive(stage.worker) or (b"", -1)

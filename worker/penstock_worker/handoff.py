@@ -37,7 +37,13 @@ _REPORT_S: Final = 0.05
 """Until an end is told that no credit carries along."""
 _RESERVE: Final = 16
 """Descriptors that the program may need while connections come."""
-_NO_BLOCK: Final = socket.MSG_DONTWAIT
+_CREDIT_SIZE: Final = CREDIT.size
+# Plain numbers: Python 3.11 takes longer to or two members of an enum than the kernel to send.
+_NO_BLOCK: Final = int(socket.MSG_DONTWAIT)
+_SOCKET: Final = int(socket.SOL_SOCKET)
+_RIGHTS: Final = int(socket.SCM_RIGHTS)
+_PEEK: Final = int(socket.MSG_PEEK) | _NO_BLOCK
+_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC) | _NO_BLOCK
 _FD: Final = struct.Struct("i")
 _QUEUED: Final = _FD
 _SPACE: Final = socket.CMSG_SPACE(_FD.size)
@@ -53,7 +59,7 @@ class Report(NamedTuple):
 
 def send(link: socket.socket, kind: bytes, fd: int) -> None:
     """Send one connection; the caller still has its copy. BlockingIOError: it is full."""
-    link.sendmsg([kind], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(fd))], _NO_BLOCK)
+    link.sendmsg((kind,), ((_SOCKET, _RIGHTS, _FD.pack(fd)),), _NO_BLOCK)
 
 
 def receive(link: socket.socket) -> tuple[bytes, int] | None:
@@ -62,12 +68,12 @@ def receive(link: socket.socket) -> tuple[bytes, int] | None:
     The kind is empty when the link has ended, and the descriptor -1 if none came.
     """
     try:
-        kind, ancillary, _, _ = link.recvmsg(1, _SPACE, _NO_BLOCK | socket.MSG_CMSG_CLOEXEC)
+        kind, ancillary, _, _ = link.recvmsg(1, _SPACE, _CLOEXEC)
     except (BlockingIOError, InterruptedError):
         return None
     fds = array.array("i")
     for level, what, data in ancillary:
-        if (level, what) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        if level == _SOCKET and what == _RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     for extra in fds[1:]:
         os.close(extra)
@@ -81,10 +87,10 @@ def reports(link: socket.socket) -> Report | None:
     while True:
         try:
             # One byte more, or a longer message would look like one of ours.
-            data = link.recv(CREDIT.size + 1, _NO_BLOCK)
+            data = link.recv(_CREDIT_SIZE + 1, _NO_BLOCK)
         except (BlockingIOError, InterruptedError):
             return Report(taken, ended) if heard else None
-        if len(data) != CREDIT.size:
+        if len(data) != _CREDIT_SIZE:
             # Nothing is the end; anything else is no worker of ours.
             raise ConnectionResetError
         heard = True
@@ -155,7 +161,7 @@ class Taker:
             # A message is one byte, so this many wait.
             count = min(most, _QUEUED.unpack(ioctl(self._link, FIONREAD, bytes(_QUEUED.size)))[0])
             if not count:
-                if self._reading and not self._link.recv(1, socket.MSG_PEEK | _NO_BLOCK):
+                if self._reading and not self._link.recv(1, _PEEK):
                     self._pause()
                 return False
             # The credit first: who says that he takes one and dies is known to have had it.
