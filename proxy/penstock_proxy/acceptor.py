@@ -9,33 +9,16 @@ pausing costs nobody a connection: the kernel's queue holds them. Whoever ticks 
 """
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from penstock_worker.acceptor import EXHAUSTED, PASSING
 from penstock_worker.streams import Stream
 
 _BATCH: Final = 16
 """Connections a wake-up, so that one busy listener does not starve the rest."""
-_PASSING: Final = frozenset(
-    {
-        errno.ECONNABORTED,
-        errno.EPROTO,
-        errno.EPERM,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENONET,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-    }
-)
-"""The trouble of one connection that is not there any more: like EAGAIN, says accept(2)."""
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
 _log = logging.getLogger(__name__)
 
 
@@ -107,11 +90,11 @@ class Acceptor:
         return True
 
     def _not_accepted(self, error: OSError) -> None:
-        if error.errno in _PASSING:
+        if error.errno in PASSING:
             return
         # Whatever it is, it is there until the next tick: asking at once would be a busy loop.
         self._pause()
-        if error.errno not in _EXHAUSTED:
+        if error.errno not in EXHAUSTED:
             raise error
         if not self._exhausted:
             _log.error("cannot accept: %s; trying again until it can", error.strerror)

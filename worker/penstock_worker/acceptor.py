@@ -20,7 +20,7 @@ FEW: Final = 2
 """Connections a wake-up. One would be fairest, and cost an epoll_wait for each of a burst."""
 _RETRY_S: Final = 0.1
 """Until it is tried again when there is no descriptor left, or no memory."""
-_PASSING: Final = frozenset(
+PASSING: Final = frozenset(
     {
         errno.ECONNABORTED,
         errno.EPROTO,
@@ -35,7 +35,7 @@ _PASSING: Final = frozenset(
     }
 )
 """The trouble of one connection that is not there any more: like EAGAIN, says accept(2)."""
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _log: Final = logging.getLogger(__name__)
 
@@ -99,9 +99,9 @@ class Acceptor:
 
     def _not_accepted(self, error: OSError) -> bool:
         """Nothing came; True if the next one may."""
-        if error.errno in _PASSING:
+        if error.errno in PASSING:
             return True
-        if error.errno not in _EXHAUSTED:
+        if error.errno not in EXHAUSTED:
             # The supervisor has shut it: nobody will ever come this way again, and it would
             # be readable for ever.
             _log.debug("no more connections from this socket: %s", error.strerror)
