@@ -664,6 +664,21 @@ def test_handles_on_their_way_to_a_peer_that_dies_are_closed_and_told_of(
     assert peer.channel.fault == "", "it just left"
 
 
+def test_a_peer_that_only_stops_taking_is_gone_and_holds_no_descriptor_of_ours(
+    ends: tuple[Peer, socket.socket], stack: ExitStack
+) -> None:
+    # No end-of-file tells of it: its writing half is open.
+    peer, theirs = ends
+    theirs.send(line("last words"))
+    theirs.shutdown(socket.SHUT_RD)
+    peer.channel.send("take it", bound_udp(stack), peer.notes(1))
+    assert peer.goodbyes == 0, "not from within send"
+    peer.until(lambda: peer.goodbyes == 1)
+    assert (peer.messages, peer.told) == (["last words"], [(1, False)])
+    assert peer.channel.fault == ""
+    assert not peer.channel.send("more")
+
+
 def test_handles_that_wait_when_we_leave_are_closed_and_nobody_is_called(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:

@@ -73,7 +73,7 @@ class Channel:
         self._received = bytearray()
         self._arrived: deque[int] = deque()
         """Descriptors that came, in the order of the lines that they belong to."""
-        self._outgoing = Outgoing(loop, sock, self._cut_off, most_handles)
+        self._outgoing = Outgoing(loop, sock, self._cut_off, self._read_soon, most_handles)
         self._again: Handle | None = None
         self._farewell: Handle | None = None
         loop.add_reader(sock, self._read)
@@ -125,6 +125,9 @@ class Channel:
             try:
                 data, fds = self._receive()
             except (BlockingIOError, InterruptedError):
+                if self._outgoing.deaf:
+                    # It has shut down its reading half only, and no end-of-file ever comes.
+                    self._lose()
                 return
             except OSError:
                 # The same peer: reset, after its last words.
@@ -135,6 +138,9 @@ class Channel:
                 self._cut_off(f"{len(fds)} descriptors with one line")
             else:
                 self._split(data)
+        self._read_soon()
+
+    def _read_soon(self) -> None:
         if not self.closed and self._again is None:
             self._again = self._loop.call_soon(self._read_on)
 

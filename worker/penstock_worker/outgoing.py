@@ -53,6 +53,7 @@ class Outgoing:
         loop: AbstractEventLoop,
         sock: socket.socket,
         blame: Callable[[str], None],
+        on_deaf: Callable[[], None],
         most_handles: int = MAX_HANDLES,
     ) -> None:
         self.deaf = False
@@ -60,6 +61,7 @@ class Outgoing:
         self._loop = loop
         self._sock = sock
         self._blame = blame
+        self._on_deaf = on_deaf
         self._most_handles = most_handles
         self._closed = False
         self._writing: deque[Parcel] = deque()
@@ -168,9 +170,9 @@ class Outgoing:
             self._loop.add_writer(self._sock, self._writable)
         except OSError as error:
             if error.errno not in _SHORT:
-                # Not yet the end: what the peer said before it left is still to be read, and
-                # reading finds the end-of-file by itself.
+                # Not yet the end: what the peer said before it left is still to be read.
                 self.deaf = True
+                self._on_deaf()
                 return len(parcel.line)
             if self._pause is None:
                 _logger.warning("channel: %s; trying again", error.strerror)
