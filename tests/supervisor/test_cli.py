@@ -121,8 +121,10 @@ def test_options_are_written_over_the_file(started: list[Config], tmp_path: Path
         ),
         (
             ["run", "--scheme", "pots"],
-            ('--scheme: expected "ports", "handoff", "shared" or "reuseport", not "pots"; '
-            'did you mean "ports"?'),
+            (
+                '--scheme: expected "ports", "handoff", "shared" or "reuseport", not "pots"; '
+                'did you mean "ports"?'
+            ),
         ),
         (
             ["run", "--to", "h:1", "-w", "2"],

@@ -79,6 +79,8 @@ class Outgoing:
         self._unsent = 0
         """Bytes of all parcels that wait."""
         self._pause: TimerHandle | None = None
+        self._short = False
+        """The kernel has refused since it last took something, which was logged."""
 
     @property
     def crowded(self) -> bool:
@@ -148,6 +150,7 @@ class Outgoing:
             sent = self._write(parcel)
             if sent < 0:
                 return
+            self._short = False
             self._unsent -= sent
             self._writing.popleft()
             if sent < len(parcel.line):
@@ -174,8 +177,10 @@ class Outgoing:
                 self.deaf = True
                 self._on_deaf()
                 return len(parcel.line)
-            if self._pause is None:
+            if not self._short:
+                self._short = True
                 _logger.warning("channel: %s; trying again", error.strerror)
+            if self._pause is None:
                 self._pause = self._loop.call_later(_PAUSE_S, self._resumed)
         return -1
 
