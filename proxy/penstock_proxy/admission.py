@@ -1,9 +1,9 @@
 """May one more connection come in?
 
-Owns: the account of a front's descriptors. A relayed connection needs two, and a front
-that runs out of them in the middle of its work can neither serve nor refuse; so they are
-counted before anything is accepted (the idea is relayd's). No I/O: who opens and closes
-says so here.
+Owns: the account of a front's descriptors. A relayed connection needs two, one that is
+passed to a worker needs one, and a front that runs out of them in the middle of its work can
+neither serve nor refuse; so they are counted before anything is accepted (the idea is
+relayd's). No I/O: who opens and closes says so here.
 """
 
 from typing import Final
@@ -15,7 +15,7 @@ RESERVE: Final = 32
 class Admission:
     """The account of one process. All counts are descriptors."""
 
-    __slots__ = ("_limit", "clients", "listeners", "other", "upstreams")
+    __slots__ = ("_limit", "clients", "in_flight", "listeners", "other", "upstreams", "waiting")
 
     def __init__(self, limit: int, listeners: int, other: int) -> None:
         """`limit`: RLIMIT_NOFILE; `other`: open ones that are none of the rest."""
@@ -23,19 +23,26 @@ class Admission:
         self.listeners = listeners
         self.other = other
         self.clients = 0
+        """Of clients that are, or will be, connected to a worker by a second one."""
         self.upstreams = 0
+        self.waiting = 0
+        """Of clients that will be passed to a worker: there is no second one."""
+        self.in_flight = 0
+        """Passed and not taken yet. Not open here, but each may come back: the kernel would
+        drop what comes while there is no number for it, and with it the client."""
 
     @property
     def open(self) -> int:
         """Descriptors in use, by our own account."""
-        return self.listeners + self.other + self.clients + self.upstreams
+        return self.listeners + self.other + self.clients + self.upstreams + self.waiting
 
     def has_room(self) -> bool:
         """Are two left for one more connection and its way to a worker?
 
         Each client already in may still need its second one.
         """
-        committed = self.listeners + self.other + self.clients + max(self.clients, self.upstreams)
+        committed = self.listeners + self.other + self.waiting + self.in_flight
+        committed += self.clients + max(self.clients, self.upstreams)
         return committed + RESERVE + 2 <= self._limit
 
     def check(self) -> None:
@@ -48,7 +55,7 @@ class Admission:
         """For `penstock_fds`."""
         return {
             "listener": self.listeners,
-            "client": self.clients,
+            "client": self.clients + self.waiting,
             "upstream": self.upstreams,
             "other": self.other,
         }

@@ -60,7 +60,9 @@ class Delegate:
                 return
             service = self._service
             member = service.pool.member(slot)
-            link = Link(service.loop, number, member, service.counters, self._heard)
+            link = Link(
+                service.loop, number, member, service.counters, service.admission, self._heard
+            )
             self._links[number] = link
         link.has(end, sock)
         self._service.admission.other += 1
@@ -97,7 +99,7 @@ class Delegate:
         address = peer_address(peer) if self._is_hashing else ""
         if not self.pass_on(stream.fileno(), address, ()):
             service.counters.active += 1
-            service.admission.clients += 1
+            service.admission.waiting += 1
             Passage(self, service, stream.fileno(), address).wait()
 
     def pass_on(self, fd: int, address: str, tried: tuple["Member", ...]) -> bool:
@@ -194,7 +196,7 @@ class Delegate:
         for fd in found:
             service.counters.retries += 1
             service.counters.active += 1
-            service.admission.clients += 1
+            service.admission.waiting += 1
             Passage(self, service, fd, _peer(fd), (member,)).dispatch()
 
     # Health.
@@ -261,7 +263,7 @@ class Passage:
             self.wait()
             return
         self._service.deadlines.disarm(self)
-        self._service.client_lost()
+        self._service.passage_over()
 
     def wait(self) -> None:
         self._tried = ()
@@ -280,7 +282,7 @@ class Passage:
         service.deadlines.disarm(self)
         service.counters.rejected[reason] += 1
         os.close(self._fd)
-        service.client_lost()
+        service.passage_over()
 
 
 def _peer(fd: int) -> str:

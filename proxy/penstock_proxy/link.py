@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from penstock_proxy.admission import Admission
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
 from penstock_worker.handoff import CLIENT, PROBE, receive, reports, send
@@ -34,6 +35,7 @@ class Link:
         number: int,
         member: Member,
         counters: ServiceCounters,
+        admission: Admission,
         on_heard: Callable[["Link"], None],
     ) -> None:
         self.number = number
@@ -47,6 +49,7 @@ class Link:
         """It says what no worker of ours says; nothing is sent any more."""
         self._loop = loop
         self._counters = counters
+        self._admission = admission
         self._on_heard = on_heard
         self._sent: deque[float | asyncio.Future[None]] = deque()
         """In flight, in order: when a client's connection was sent, or, for a health check,
@@ -112,6 +115,7 @@ class Link:
         self.in_flight += 1
         self.member.active += 1
         self._counters.in_flight += 1
+        self._admission.in_flight += 1
         return True
 
     def probe(self, sock: socket.socket) -> "asyncio.Future[None] | None":
@@ -149,6 +153,7 @@ class Link:
         counters.handoffs["returned"] += returned
         counters.handoffs["lost"] += waiting - returned
         counters.in_flight -= waiting
+        self._admission.in_flight -= waiting
         # It announced one that we were quicker to read: it never had it.
         announced = min(len(found) - returned, self.open)
         self.open -= announced
@@ -202,6 +207,7 @@ class Link:
         self.open += counted
         counters = self._counters
         counters.in_flight -= counted
+        self._admission.in_flight -= counted
         counters.opened += counted
         counters.handoffs["taken"] += counted
         counters.worker_connections[self.member.slot] += counted

@@ -136,6 +136,12 @@ class ServiceFront:
         self.admission.clients -= 1
         self._resume()
 
+    def passage_over(self) -> None:
+        """A connection that waited for a worker has gone to it, or is closed."""
+        self.counters.active -= 1
+        self.admission.waiting -= 1
+        self._resume()
+
     def roomier(self) -> None:
         """A worker has taken connections, or some that it had are over."""
         self._resume()

@@ -38,6 +38,16 @@ def test_idle_connections_to_workers_take_room_too() -> None:
     assert not account.has_room()
 
 
+def test_what_is_passed_to_a_worker_needs_one_until_it_is_taken() -> None:
+    account = Admission(RESERVE + 5, listeners=0, other=0)
+    account.waiting = 1
+    account.in_flight = 2
+    assert account.has_room()
+    assert account.open == 1
+    account.in_flight = 3
+    assert not account.has_room()
+
+
 @given(limit=st.integers(0, 400), listeners=COUNT, other=COUNT, events=st.lists(st.booleans()))
 def test_everybody_who_was_let_in_finds_a_second_descriptor(
     limit: int, listeners: int, other: int, events: list[bool]
@@ -52,9 +62,11 @@ def test_everybody_who_was_let_in_finds_a_second_descriptor(
     assert account.clients == 0 or account.open + RESERVE <= limit
 
 
-@given(listeners=COUNT, other=COUNT, clients=COUNT, upstreams=COUNT)
-def test_the_kinds_add_up(listeners: int, other: int, clients: int, upstreams: int) -> None:
+@given(listeners=COUNT, other=COUNT, clients=COUNT, upstreams=COUNT, waiting=COUNT)
+def test_the_kinds_add_up(
+    listeners: int, other: int, clients: int, upstreams: int, waiting: int
+) -> None:
     account = Admission(1024, listeners, other)
-    account.clients, account.upstreams = clients, upstreams
+    account.clients, account.upstreams, account.waiting = clients, upstreams, waiting
     assert sum(account.by_kind().values()) == account.open
     assert set(account.by_kind()) == {"listener", "client", "upstream", "other"}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from penstock_proxy.admission import Admission
+from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Target
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.pool import Standing
@@ -206,7 +206,34 @@ def test_who_waits_in_vain_is_closed_and_counted(houses: Any) -> None:
     house.tick(2.0)
     assert house.service.counters.rejected["no_worker"] == 1
     assert house.service.counters.active == 0
-    assert house.admission.clients == 0
+    assert (house.admission.waiting, house.admission.clients) == (0, 0)
+
+
+def test_a_connection_needs_one_descriptor_wherever_it_is(houses: Any) -> None:
+    house = houses(workers=1, handoff_window=2)
+    account = house.admission
+    house.connect(5)
+    assert (account.in_flight, account.waiting, account.clients) == (2, 3, 0)
+    assert account.by_kind()["client"] == 3
+    house.take(1, 2)
+    assert (account.in_flight, account.waiting) == (2, 1)
+    house.delegate.unlinked(1)
+    assert (account.in_flight, account.waiting) == (0, 3), "what came back is here again"
+
+
+def test_no_more_are_let_in_than_may_come_back(houses: Any) -> None:
+    house = houses(workers=1)
+    account = house.admission
+    account.other += 10_000 - account.open - RESERVE - 4
+    house.connect(6)
+    assert account.in_flight == 3, "two are left for one more"
+    house.delegate.unlinked(1)
+    assert len(house.service.waiting) == 3
+    assert account.open + RESERVE <= 10_000
+    account.other = 10
+    house.start(0, 2)
+    house.tick(0.3)
+    assert house.take(2) == 6
 
 
 def test_a_worker_that_is_held_gets_no_more_and_keeps_what_it_has(houses: Any) -> None:

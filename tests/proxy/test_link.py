@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock_proxy.admission import Admission
 from penstock_proxy.link import NEVER, Link
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Standing
@@ -27,7 +28,8 @@ class Stage:
         self.counters = ServiceCounters()
         self.member = Member(0, "", 1, Standing.UP)
         self.heard = 0
-        self.link = Link(self.loop, 1, self.member, self.counters, self._on_heard)
+        self.admission = Admission(1024, 0, 0)
+        self.link = Link(self.loop, 1, self.member, self.counters, self.admission, self._on_heard)
         front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.worker = worker
         self.link.has("front", front)
@@ -73,7 +75,7 @@ class Stage:
 
     def check(self) -> None:
         assert self.sent == sum(self.results) + self.counters.in_flight
-        assert self.link.in_flight == self.counters.in_flight
+        assert self.link.in_flight == self.counters.in_flight == self.admission.in_flight
         assert self.link.open == self.counters.opened
         assert self.member.active == self.link.in_flight + self.link.open
 
