@@ -54,6 +54,11 @@ class Link:
         self._sent: deque[float | asyncio.Future[None]] = deque()
         """In flight, in order: when a client's connection was sent, or, for a health check,
         what is done when it is taken. Such a one counts for nothing else."""
+        self._ahead = 0
+        """Announced, and then taken back by us: the worker takes as many of the next ones
+        without a word."""
+        self._recalled = 0
+        """Taken back and not announced, as far as was heard: that word may be on its way."""
         self._front: socket.socket | None = None
         self._worker: socket.socket | None = None
         self._probe: asyncio.Future[None] | None = None
@@ -116,6 +121,8 @@ class Link:
         self.member.active += 1
         self._counters.in_flight += 1
         self._admission.in_flight += 1
+        if self._ahead:
+            self._credit(0)
         return True
 
     def probe(self, sock: socket.socket) -> "asyncio.Future[None] | None":
@@ -129,6 +136,8 @@ class Link:
             return None
         self._sent.append(taken)
         self._probe = taken
+        if self._ahead:
+            self._credit(0)
         return taken
 
     def oldest(self) -> float:
@@ -140,7 +149,9 @@ class Link:
     def take_back(self) -> list[int]:
         """Read back what the worker has not taken, and settle the account; descriptors."""
         found: list[int] = []
+        messages = 0
         while self._worker is not None and (got := self._received()) is not None:
+            messages += 1
             kind, fd = got
             if kind == CLIENT and fd >= 0:
                 found.append(fd)
@@ -159,6 +170,9 @@ class Link:
         self.open -= announced
         counters.opened -= announced
         self.member.active -= waiting + announced
+        unheard = min(messages, len(self._sent))
+        self._recalled += unheard
+        self._ahead += messages - unheard
         self.in_flight = 0
         self._sent.clear()
         self._settle_probe(taken=False)
@@ -197,8 +211,15 @@ class Link:
         return report is not None
 
     def _credit(self, taken: int) -> None:
+        credit = taken + self._ahead
+        used = min(credit, len(self._sent))
+        # No more than we have given it reason to say, whatever it says.
+        unused = credit - used
+        late = min(max(unused - self._ahead, 0), self._recalled)
+        self._recalled -= late
+        self._ahead = min(unused, self._ahead + late)
         counted = 0
-        for _ in range(min(taken, len(self._sent))):
+        for _ in range(used):
             if isinstance(self._sent.popleft(), float):
                 counted += 1
             else:

@@ -11,7 +11,6 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -125,8 +124,10 @@ class Front:
 
     def close(self) -> None:
         for process in self.processes:
-            with suppress(ProcessLookupError):
-                self.end(process)
+            if process.alive:
+                process.signal(signal.SIGKILL)
+        for process in self.processes:
+            self.end(process)
         self.loop.close()
 
 

@@ -120,6 +120,9 @@ class Taker:
         self._on_connection = on_connection
         self._last_fd = limit - _RESERVE
         self._ended = 0
+        self._announced = 0
+        """Said to be taken, and then taken back by the front before they could be: as many of
+        the next ones need no word."""
         self._reading = False
         self._full = False
         self._report: TimerHandle | None = None
@@ -165,7 +168,9 @@ class Taker:
                     self._pause()
                 return False
             # The credit first: who says that he takes one and dies is known to have had it.
-            self._credit(count)
+            if count > self._announced:
+                self._credit(count - self._announced)
+                self._announced = count
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -175,6 +180,7 @@ class Taker:
         # Fewer, if the front takes them back in this very moment.
         while count and (got := receive(self._link)) is not None:
             count -= 1
+            self._announced -= 1
             if got[1] >= 0:
                 self._adopt(*got)
         return not self._full
