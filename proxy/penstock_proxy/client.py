@@ -123,7 +123,7 @@ class ClientConnection(asyncio.Protocol):
         self.buffer = data[end:]
         self._heading = False
         self._served = True
-        request_id = prepared.request_id or service.next_request_id()
+        request_id = prepared.request_id or service.journal.next_request_id()
         exchange = self.exchange = Exchange(self, line, prepared, request_id)
         if line.minor and line.target.startswith(b"/"):
             start = head[: line.end]
@@ -156,7 +156,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, fault: Fault, reason: str) -> None:
         """Answer what never became an exchange, and end the connection."""
-        self.service.refused(self, fault, reason)
+        self.service.journal.refused(self, fault, reason)
         self.buffer = b""
         self.answer(fault, None, keep=False)
         self._end(gently=True)

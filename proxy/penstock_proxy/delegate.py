@@ -171,7 +171,7 @@ class Delegate:
         for _ in found:
             service.pool.failed(member, monotonic())
             service.counters.errors[CONNECT_TIMEOUT.kind] += 1
-        service.log_worker_fault(member, CONNECT_TIMEOUT, f"{len(found)} connections not taken")
+        service.journal.worker_fault(member, CONNECT_TIMEOUT, f"{len(found)} connections not taken")
         link.stuck = True
         self._redirect(found, member)
 
@@ -180,7 +180,7 @@ class Delegate:
         link.stuck = False
         if link.broken:
             self._closed.add(link.member)
-            self._service.log_worker_fault(link.member, WORKER_CLOSED, "its link ended")
+            self._service.journal.worker_fault(link.member, WORKER_CLOSED, "its link ended")
             self._redirect(link.take_back(), link.member)
         elif self._can_send(link):
             self._closed.discard(link.member)

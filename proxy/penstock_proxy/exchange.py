@@ -267,7 +267,7 @@ class Exchange:
         member = self.leave_member()
         service = self.client.service
         service.counters.errors[fault.kind] += 1
-        service.log_fault(self, fault, reason, member)
+        service.journal.fault(self, fault, reason, member)
         self._last_fault = fault
         if self.retries >= _MAX_TRIES:
             self._refuse(fault)
@@ -335,7 +335,7 @@ class Exchange:
     def fail(self, fault: Fault, reason: str) -> None:
         """Count a fault, say why, and end the exchange with it."""
         service = self.client.service
-        service.log_fault(self, fault, reason, self.member)
+        service.journal.fault(self, fault, reason, self.member)
         service.counters.errors[fault.kind] += 1
         self._end(fault)
 
@@ -388,7 +388,7 @@ class Exchange:
         link, self.link = self.link, None
         member = self.member
         total_s = monotonic() - self.started
-        service.count(self, member, total_s, ended)
+        service.journal.count(self, member, total_s, ended)
         self.leave_member()
         if link is not None:
             link.exchange = None

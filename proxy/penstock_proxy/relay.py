@@ -104,7 +104,7 @@ class Relay:
         if fault.side is Side.WORKER:
             service.pool.failed(member, monotonic())
         service.counters.errors[fault.kind] += 1
-        service.log_worker_fault(member, fault, reason)
+        service.journal.worker_fault(member, fault, reason)
         self._last_fault = fault
         if self.retries >= _MAX_TRIES:
             self._give_up(fault)

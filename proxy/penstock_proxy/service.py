@@ -1,8 +1,9 @@
 """One service's parts, joined: what its connections share.
 
-Owns: the pool, the idle connections to workers, those who wait for a worker, the clients,
-the counters and the log of one service in one front. The connections themselves decide
-nothing that concerns another one; here is what concerns more than one.
+Owns: the pool, the idle connections to workers, those who wait for a worker, and the
+clients of one service in one front; what is told of them is the `journal`'s. The
+connections themselves decide nothing that concerns another one; here is what concerns more
+than one.
 """
 
 import asyncio
@@ -10,10 +11,8 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable
-from itertools import count
-from os import urandom
 from random import random
-from time import monotonic, time  # noqa: TID251 — a log line tells the time of day
+from time import monotonic
 from typing import Any, Final
 
 from penstock_proxy.acceptor import Acceptor
@@ -23,10 +22,11 @@ from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.delegate import Delegate, Passage
 from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
-from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, Fault, Side
+from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, Fault
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding, Responses
-from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER, ServiceCounters
+from penstock_proxy.journal import Journal
+from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
 from penstock_proxy.relay import Relay
 from penstock_proxy.upstream import WorkerConnection
@@ -37,11 +37,8 @@ IDLE_S: Final = 60.0
 """An idle connection to a worker is closed before most servers would (75 s and more)."""
 _MAX_IDLE: Final = 1024
 """Idle connections kept for one worker."""
-_LINES_A_TICK: Final = 10
-"""Log lines about faults; the rest is counted. An outage must not fill a disk."""
 _UP: Final = Standing.UP
 """Python 3.11 takes longer to find a member of an enum than to compare it."""
-_LABELS: Final = {method.encode(): method for method in METHODS}
 
 _log = logging.getLogger("penstock.front")
 
@@ -64,8 +61,8 @@ class ServiceFront:
         self.timeouts = config.timeouts
         self.deadlines = deadlines
         self.admission = admission
-        self.log = log
         self.counters = ServiceCounters()
+        self.journal = Journal(config.name, self.counters, log)
         self.forwarding = Forwarding(config.trusted_proxies, config.limits.headers)
         self.responses = Responses()
         self.idle: dict[int, deque[WorkerConnection]] = {t.slot: deque() for t in config.targets}
@@ -91,14 +88,9 @@ class ServiceFront:
             Acceptor(loop, socket.socket(fileno=fd), self._has_room, deliver)
             for fd in config.listeners
         ]
-        self._id_prefix = urandom(10).hex().encode()
-        self._ids = count()
-        self._lines = 0
         self._said_full = False
         self._full = False
         """Somebody was left waiting in the listener's queue."""
-        self._wall = 0.0
-        """Wall clock less monotonic clock: only the log tells the time of day."""
         self.tick(deadlines.now)
 
     # -- connections come and go
@@ -173,16 +165,7 @@ class ServiceFront:
     def relay_over(self, relay: Relay, ended: str, received: int, sent: int) -> None:
         """A relayed TCP connection has ended."""
         self.client_lost()
-        total_s = monotonic() - relay.started
-        self.counters.total.observe(total_s)
-        if self.log is not None:
-            self.log.add(
-                (
-                    monotonic() + self._wall, relay.address, "", "", "", 0, sent, received,
-                    self._worker(relay.member), relay.connect_s, None, total_s,
-                    relay.retries, "", ended, b"",
-                )
-            )  # fmt: skip
+        self.journal.relayed(relay, ended, received, sent)
 
     # -- connections to workers
 
@@ -259,10 +242,7 @@ class ServiceFront:
         if self.delegate is not None:
             self.delegate.tick(now)
         self._serve_waiting()
-        self._lines = 0
-        self._wall = time() - now
-        if self.log is not None:
-            self.log.flush()
+        self.journal.tick(now)
         for idle in self.idle.values():
             while idle and idle[0].idle_since + IDLE_S < now:
                 idle.popleft().transport.close()
@@ -278,77 +258,3 @@ class ServiceFront:
         self.stopping = True
         for client in list(self.clients):
             client.stop()
-
-    # -- telling
-
-    def count(self, exchange: Exchange, member: Member | None, total_s: float, ended: str) -> None:
-        """Count and log an exchange that has ended."""
-        line = exchange.line
-        slot = FRONT_SLOT if member is None else member.slot
-        self.counters.requests[_LABELS.get(line.method, OTHER), exchange.status, slot] += 1
-        self.counters.total.observe(total_s)
-        if self.log is not None:
-            self.log.add(
-                (
-                    monotonic() + self._wall, exchange.client.address, line.method, line.target,
-                    "HTTP/1.1" if line.minor else "HTTP/1.0", exchange.status, exchange.sent,
-                    exchange.received, self._worker(member), exchange.connect_s,
-                    exchange.first_byte_s, total_s, exchange.retries,
-                    exchange.request_id.decode("latin-1"), ended, exchange.prepared.out,
-                )
-            )  # fmt: skip
-
-    def refused(self, client: ClientConnection, fault: Fault, reason: str) -> None:
-        """Count and log what never became an exchange."""
-        self.counters.errors[fault.kind] += 1
-        self.counters.requests[OTHER, fault.status, FRONT_SLOT] += 1
-        self._say(
-            logging.INFO,
-            "%s: refused %s with %d: %s",
-            self.config.name,
-            client.address,
-            fault.status,
-            reason,
-        )
-        if self.log is not None:
-            self.log.add(
-                (
-                    monotonic() + self._wall, client.address, "", "", "", fault.status,
-                    len(fault.text) + 1, 0, "", None, None, 0.0, 0, "", fault.kind, b"",
-                )
-            )  # fmt: skip
-
-    def log_fault(
-        self, exchange: Exchange, fault: Fault, reason: str, member: Member | None
-    ) -> None:
-        """Say why an exchange, or one try of it, failed."""
-        level = logging.INFO if fault.side is Side.CLIENT else logging.WARNING
-        worker = self._worker(member) or self.config.name
-        self._say(
-            level,
-            "%s: %s %s from %s: %s%s",
-            worker,
-            exchange.line.method.decode(),
-            exchange.line.target[:200].decode(),
-            exchange.client.address,
-            f"{fault.status} {fault.text}",
-            f" ({reason})" if reason else "",
-        )
-
-    def log_worker_fault(self, member: Member, fault: Fault, reason: str) -> None:
-        """Say why a worker could not be used."""
-        self._say(logging.WARNING, "%s: %s (%s)", self._worker(member), fault.text, reason)
-
-    def next_request_id(self) -> bytes:
-        """Unique on this host and in this process; 32 hexadecimal digits."""
-        return b"%b%012x" % (self._id_prefix, next(self._ids))
-
-    def _say(self, level: int, message: str, *args: object) -> None:
-        self._lines += 1
-        if self._lines < _LINES_A_TICK:
-            _log.log(level, message, *args)
-        elif self._lines == _LINES_A_TICK:
-            _log.warning("%s: more faults follow; the metrics count them all", self.config.name)
-
-    def _worker(self, member: Member | None) -> str:
-        return "" if member is None else f"{self.config.name}/{member.slot}"

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from penstock_proxy import exchange as exchange_module
+from penstock_proxy import journal as journal_module
 from penstock_proxy import relay as relay_module
 from penstock_proxy import service as service_module
 from penstock_proxy.admission import Admission
@@ -244,11 +245,11 @@ class House:
         self.now = 1000.0
         self.loop = Turns()
         self.network = Network(self.loop)
-        monkeypatch.setattr(service_module, "urandom", bytes)
+        monkeypatch.setattr(journal_module, "urandom", bytes)
         for module in (service_module, relay_module):
             monkeypatch.setattr(module, "dial", self.network.dial)
             monkeypatch.setattr(module, "adopt", self.network.adopt)
-        for module in (service_module, relay_module, exchange_module):
+        for module in (service_module, relay_module, exchange_module, journal_module):
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
 
     def open(self, workers: int = 1, *, queue: float = 0.0, total: float = 0.0) -> None:
