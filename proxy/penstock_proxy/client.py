@@ -128,10 +128,7 @@ class ClientConnection(asyncio.Protocol):
         if line.minor and line.target.startswith(b"/"):
             start = head[: line.end]
         else:
-            target = (
-                line.target if line.target[:1] in b"/*" else http1.split_absolute(line.target)[1]
-            )
-            start = b"%b %b HTTP/1.1\r\n" % (line.method, target)
+            start = b"%b %b HTTP/1.1\r\n" % (line.method, http1.worker_target(line))
         # `join` takes half the time of `%`.
         exchange.start(b"".join((start, prepared.out, self.forwarded_for, request_id, b"\r\n\r\n")))
         if self.buffer and self.exchange is exchange and not exchange.request_done:

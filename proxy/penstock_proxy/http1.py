@@ -10,7 +10,9 @@ Must not know: sockets, workers, time, what is forwarded (`forwarding`). No I/O.
 Every pattern is possessive, so a hostile head cannot make it backtrack, and the common
 head costs one match and one pass over its lines. Bare LF, obs-fold, white space before a
 colon, signed, listed or repeated Content-Length and every Transfer-Encoding but `chunked`
-are refused, as are both together.
+are refused, as are both together. Where a grammar is wider than what other parsers take
+(blanks around a chunk extension, a length with leading zeros that some read as octal), we
+keep to what all of them read alike.
 """
 
 import re
@@ -39,17 +41,23 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE: Final = re.compile(
     rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x24-\x7e]++) HTTP/(\d)\.(\d)\r\n"
 )
+_PART_OF_REQUEST_LINE: Final = re.compile(
+    rb"\r|" + _TOKEN + rb"{1,32}+(?: (?:[\x21\x24-\x7e]++(?: [HTP/\d.]{0,8}+\r?+)?+)?+)?+"
+)
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?+\r\n")
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)++")
 _FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
-_HOST: Final = re.compile(rb"(?:[A-Za-z0-9.\-_~%!$&'()*+,;=]++|\[[0-9A-Fa-f:.]++\])(?::\d{0,5}+)?+")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9.\-_~%!$&'()*+;=]++|\[[0-9A-Fa-f:.]++\])(?::\d{0,5}+)?+")
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?@]++)((?:[/?].*+)?+)")
 _CHUNK_LINE: Final = re.compile(
-    rb"([0-9A-Fa-f]{1,15}+)"
-    rb"(?:[ \t]*+;[ \t]*+" + _TOKEN + rb"++"
-    rb"(?:[ \t]*+=[ \t]*+(?:"
-    + _TOKEN
-    + rb'++|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"))?+)*+\r\n'
+    rb"([0-9A-Fa-f]{1,15}+)(?:;" + _TOKEN + rb"++(?:=(?:" + _TOKEN + rb"++"
+    rb'|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"))?+)*+\r\n'
+)
+_PART_OF_CHUNK_LINE: Final = re.compile(
+    rb"[0-9A-Fa-f]{0,15}+|[0-9A-Fa-f]{1,15}+(?:;[\t\x20-\x7e\x80-\xff]*+)?+\r?+"
+)
+_ENDS_CHUNKED: Final = re.compile(
+    rb"(?:(?!chunked\b)" + _TOKEN + rb"++[ \t]*+,[ \t]*+)++chunked", re.IGNORECASE
 )
 _TOKENS: Final = re.compile(
     rb"[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+(?:,[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+)*+"
@@ -98,12 +106,13 @@ class StatusLine(NamedTuple):
 def looks_wrong(data: bytes) -> bool:
     """Say early that an incomplete head can never become one.
 
-    TLS on a plain port and bare LF would otherwise wait for the head's time-out.
+    TLS or SSH on a plain port and bare LF would otherwise wait for the head's time-out.
     """
-    return data[:1] not in _FIRST or data.count(b"\n") != data.count(b"\r\n")
-
-
-_FIRST: Final = frozenset(bytes([c]) for c in range(256) if re.match(_TOKEN, bytes([c]))) | {b"\r"}
+    if data.count(b"\n") != data.count(b"\r\n"):
+        return True
+    if b"\n" in data:
+        return _REQUEST_LINE.match(data) is None
+    return _PART_OF_REQUEST_LINE.fullmatch(data) is None
 
 
 def skip_empty_lines(data: bytes) -> bytes:
@@ -119,12 +128,16 @@ def parse_request_line(head: bytes) -> RequestLine:
     method, target, major, minor = match.groups()
     if major != b"1" or minor > b"1":
         raise RejectedError(VERSION, "only HTTP/1.0 and HTTP/1.1 are served")
-    if not target.startswith(b"/") and (target != b"*" or method != b"OPTIONS"):
-        # CONNECT asks for a forward proxy, which this is not.
-        if method == b"CONNECT":
-            raise RejectedError(NOT_IMPLEMENTED, "CONNECT is for forward proxies")
-        if not _ABSOLUTE.fullmatch(target):
-            raise RejectedError(BAD_REQUEST, "malformed request target")
+    if method == b"CONNECT":
+        # It asks for a forward proxy, which this is not; and a worker that agreed, whatever
+        # the target looks like, would take all that follows for no HTTP.
+        raise RejectedError(NOT_IMPLEMENTED, "CONNECT is for forward proxies")
+    if (
+        not target.startswith(b"/")
+        and (target != b"*" or method != b"OPTIONS")
+        and not _ABSOLUTE.fullmatch(target)
+    ):
+        raise RejectedError(BAD_REQUEST, "malformed request target")
     return RequestLine(method, target, 1 if minor == b"1" else 0, match.end())
 
 
@@ -134,6 +147,18 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes]:
     assert match is not None
     path = match[2]
     return match[1], path if path.startswith(b"/") else b"/" + path
+
+
+def worker_target(line: RequestLine) -> bytes:
+    """Return the target as a worker gets it: never in absolute-form."""
+    if line.target[:1] in b"/*":
+        return line.target
+    match = _ABSOLUTE.fullmatch(line.target)
+    assert match is not None
+    if line.method == b"OPTIONS" and not match[2]:
+        # RFC 9112 §3.2.4: so somebody who talks to a proxy asks about the server as a whole.
+        return b"*"
+    return split_absolute(line.target)[1]
 
 
 def parse_status_line(head: bytes) -> StatusLine:
@@ -211,17 +236,20 @@ def check_request(line: RequestLine, framing: Framing) -> bytes:
 
 
 def _length(value: bytes, fault: Fault) -> int:
-    # int() also takes signs, underscores and blanks; 18 digits stay below 2^63.
-    if not value.isdigit() or len(value) > 18:
+    # int() also takes signs, underscores and blanks; 18 digits stay below 2^63. Leading
+    # zeros make a number octal to whoever reads it with strtol's base 0.
+    if not value.isdigit() or len(value) > 18 or (value[:1] == b"0" and len(value) > 1):
         raise RejectedError(fault, "malformed Content-Length")
     return int(value)
 
 
 def _chunked(value: bytes, fault: Fault) -> bool:
     if value.lower() != b"chunked":
-        # Codings that we do not know would hide where the body ends.
-        wrong = NOT_IMPLEMENTED if fault is BAD_REQUEST and _TOKENS.fullmatch(value) else fault
-        raise RejectedError(wrong, "Transfer-Encoding other than chunked")
+        # RFC 9112 §6.1: 501 for a coding that we do not know; §6.3: but 400 if the body's end
+        # cannot be known at all, because the last coding is not chunked.
+        if fault is BAD_REQUEST and _ENDS_CHUNKED.fullmatch(value):
+            raise RejectedError(NOT_IMPLEMENTED, "Transfer-Encoding other than chunked")
+        raise RejectedError(fault, "Transfer-Encoding other than chunked")
     return True
 
 
@@ -293,6 +321,8 @@ class Chunked:
             at += 2
         end = data.find(b"\n", at, at + MAX_CHUNK_LINE)
         if end < 0:
+            if _PART_OF_CHUNK_LINE.fullmatch(data, at, at + MAX_CHUNK_LINE) is None:
+                raise RejectedError(self._fault, "malformed chunk size")
             if len(data) - at >= MAX_CHUNK_LINE:
                 raise RejectedError(self._fault, "chunk size line too long")
             self._line = data[start:]
@@ -309,6 +339,8 @@ class Chunked:
             return
         end = data.find(b"\r\n\r\n")
         if end < 0:
+            if data.count(b"\n") != data.count(b"\r\n") or data[:1] in b" \t":
+                raise RejectedError(self._fault, "malformed trailers")
             if len(data) > MAX_TRAILERS + 3:  # most of the end may be here
                 raise RejectedError(self._fault, "trailers too large")
             self._line = data

@@ -120,9 +120,38 @@ def test_an_absolute_target_falls_into_authority_and_path(
 
 
 @pytest.mark.parametrize(
+    ("line", "target"),
+    [
+        (b"GET /a?b", b"/a?b"),
+        (b"OPTIONS *", b"*"),
+        (b"GET http://a", b"/"),
+        (b"GET http://a/b?c", b"/b?c"),
+        (b"OPTIONS http://a/", b"/"),
+        (b"OPTIONS http://a?b", b"/?b"),
+        (b"OPTIONS http://a", b"*"),
+        (b"OPTIONS http://a/://a", b"/://a"),
+    ],
+)
+def test_a_worker_is_never_asked_in_absolute_form(line: bytes, target: bytes) -> None:
+    request_line = http1.parse_request_line(line + b" HTTP/1.1\r\n")
+    assert http1.worker_target(request_line) == target
+
+
+@pytest.mark.parametrize(
     ("data", "wrong"),
     [
         (b"G", False),
+        (b"GET /a HTTP/1.1\r", False),
+        (b"GET /a HTT", False),
+        (b"GET /a HTTP/2.0\r\n", False),
+        (b"GET /a HTTP/1.1\r\nHost: a\r\nX", False),
+        (b"A" * 33, True),
+        (b"GET /\x00", True),
+        (b"GET /a\r", True),
+        (b"GET /a HTTP/1.1X", True),
+        (b"GET / HTTP/1.1\rX", True),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", True),
+        (b"EHLO example.org\r\n", True),
         (b"GET / HTTP/1.1\r\nHost: a\r", False),
         (b"\r", False),
         (b"\x16\x03\x01\x02\x00", True),
@@ -201,7 +230,6 @@ def test_more_fields_than_allowed_are_too_large() -> None:
         (b"", NO_LENGTH, False),
         (b"Content-Length: 0\r\n", 0, False),
         (b"content-LENGTH:\t12 \r\n", 12, False),
-        (b"Content-Length: 007\r\n", 7, False),
         (b"Content-Length: " + b"9" * 18 + b"\r\n", 10**18 - 1, False),
         (b"Transfer-Encoding: chunked\r\n", NO_LENGTH, True),
         (b"transfer-encoding:\tCHUNKED \t\r\n", NO_LENGTH, True),
@@ -219,7 +247,8 @@ def test_a_body_is_as_long_as_its_fields_say(fields: bytes, length: int, chunked
 @pytest.mark.parametrize(
     "value",
     [
-        b"", b"+5", b"-5", b"-0", b"5 5", b"5,5", b"5, 5", b"5;q=1", b"0x5", b"5_0", b"5.0", b"5e1",
+        b"", b"007", b"00",
+        b"+5", b"-5", b"-0", b"5 5", b"5,5", b"5, 5", b"5;q=1", b"0x5", b"5_0", b"5.0", b"5e1",
         b"five", b'"5"', b"\xb2", b"9" * 19, b"1" + b"0" * 100,
     ],
 )  # fmt: skip
@@ -245,14 +274,16 @@ def test_a_length_is_digits_and_nothing_else(value: bytes) -> None:
         (b'Transfer-Encoding: "chunked"\r\n', BAD_REQUEST),
         (b"Transfer-Encoding: chu nked\r\n", BAD_REQUEST),
         (b"Transfer-Encoding: chunked\xa0\r\n", BAD_REQUEST),
-        (b"Transfer-Encoding: \r\n", NOT_IMPLEMENTED),
-        (b"Transfer-Encoding: ,chunked\r\n", NOT_IMPLEMENTED),
-        (b"Transfer-Encoding: chunked, chunked\r\n", NOT_IMPLEMENTED),
+        (b"Transfer-Encoding: \r\n", BAD_REQUEST),
+        (b"Transfer-Encoding: ,chunked\r\n", BAD_REQUEST),
+        (b"Transfer-Encoding: chunked, chunked\r\n", BAD_REQUEST),
         (b"Transfer-Encoding: identity, chunked\r\n", NOT_IMPLEMENTED),
-        (b"Transfer-Encoding: chunked, identity\r\n", NOT_IMPLEMENTED),
-        (b"Transfer-Encoding: chunked,\tgzip\r\n", NOT_IMPLEMENTED),
-        (b"Transfer-Encoding: xchunked\r\n", NOT_IMPLEMENTED),
-        (b"Transfer-Encoding: identity\r\n", NOT_IMPLEMENTED),
+        (b"Transfer-Encoding: gzip , br,\tCHUNKED\r\n", NOT_IMPLEMENTED),
+        (b"Transfer-Encoding: chunked, gzip, chunked\r\n", BAD_REQUEST),
+        (b"Transfer-Encoding: chunked, identity\r\n", BAD_REQUEST),
+        (b"Transfer-Encoding: chunked,\tgzip\r\n", BAD_REQUEST),
+        (b"Transfer-Encoding: xchunked\r\n", BAD_REQUEST),
+        (b"Transfer-Encoding: identity\r\n", BAD_REQUEST),
     ],
 )
 def test_framing_that_is_doubtful_is_refused(fields: bytes, fault: Fault) -> None:

@@ -40,7 +40,7 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
         (b"3\r\nabc\r\n" + END, b"abc", b"", b""),
         (b"3\r\nabc\r\n" + END + b"GET /", b"abc", b"", b"GET /"),
         (b"00A\r\n0123456789\r\n000\r\n\r\n", b"0123456789", b"", b""),
-        (b'1;a;b=c;d="e;\\"\x80" ; f = g\r\nx\r\n' + END, b"x", b"", b""),
+        (b'1;a;b=c;d="e;\\"\x80";f=g\r\nx\r\n' + END, b"x", b"", b""),
         (b"1\r\nx\r\n0;last\r\n\r\n", b"x", b"", b""),
         (b"2\r\n\r\n\r\n" + END, b"\r\n", b"", b""),
         (b"0\r\nA: b\r\nC: d\r\n\r\nrest", b"", b"A: b\r\nC: d\r\n", b"rest"),
@@ -71,6 +71,11 @@ def test_a_body_is_taken_apart(data: bytes, payload: bytes, trailers: bytes, res
         b"1\r\r\nx\r\n",
         b"1;\r\nx\r\n",
         b"1;a=\r\nx\r\n",
+        b"1 ;a\r\nx\r\n",
+        b"1; a\r\nx\r\n",
+        b"1;a =b\r\nx\r\n",
+        b"1;a= b\r\nx\r\n",
+        b"1;a=b \r\nx\r\n",
         b"1;a\x00\r\nx\r\n",
         b'1;a="b\r\nx\r\n',
         b"1 a\r\nx\r\n",
@@ -130,3 +135,11 @@ FRAGMENTS = st.sampled_from(
 @given(st.lists(FRAGMENTS, max_size=20).map(b"".join), st.lists(st.integers(0, 200), max_size=6))
 def test_pieces_mean_what_the_whole_means(data: bytes, cuts: list[int]) -> None:
     assert decode(split(data, cuts)) == decode([data])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"Z", b"0x", b"+", b" ", b"1 ", b"1\n", b"1\rx", b"1;\x00", b"0\r\nA: b\n", b"0\r\n A"],
+)
+def test_what_can_never_become_a_body_is_refused_before_its_line_ends(start: bytes) -> None:
+    assert isinstance(decode([start]), str)
