@@ -68,6 +68,13 @@ class Acceptor:
             self._closed = True
             self._listener.close()
 
+    def close(self) -> None:
+        """Take no more; what waits is taken by another who has the same socket."""
+        if not self._closed:
+            self._pause()
+            self._closed = True
+            self._listener.close()
+
     def _readable(self) -> None:
         for _ in range(_BATCH):
             if not self._has_room():

@@ -114,6 +114,8 @@ class Front:
         if handle is not None:
             if message["cmd"] == orders.LINK:
                 self._link(message, handle)
+            elif message["cmd"] == orders.COVER:
+                self._services[message["service"]].gates.cover(message["front"], handle)
             else:
                 handle.close()
             return
@@ -135,7 +137,11 @@ class Front:
 
     def _accept(self, _: Message) -> None:
         for service in self._services.values():
-            service.accept()
+            service.gates.start()
+
+    def _uncover(self, message: Message) -> None:
+        for service in self._services.values():
+            service.gates.uncover(message["front"])
 
     def _link(self, message: Message, handle: socket.socket) -> None:
         delegate = self._services[message["service"]].delegate
@@ -240,6 +246,7 @@ class Front:
 _ORDERS: Final[dict[str, Callable[[Front, Message], None]]] = {
     orders.CONFIGURE: Front._configure,
     orders.ACCEPT: Front._accept,
+    orders.UNCOVER: Front._uncover,
     orders.JOIN: Front._join,
     orders.HOLD: Front._hold,
     orders.UNLINK: Front._unlink,

@@ -7,6 +7,9 @@ messages are the whole of what they know of each other. No I/O, no clock.
 supervisor → front
     CONFIGURE  config=FrontConfig (as JSON)     first, once; listeners are inherited
     ACCEPT                                      the listeners listen: accept from now on
+    COVER      service, front                   with that front's listener: it is away, so
+                                                accept from there too
+    UNCOVER    front                            it is back
     LINK       service, slot, link, end         with a socket: one end of the link to a process
                                                 in that slot, "front" or "worker"
     UNLINK     service, link                    that process is gone: take back what it left
@@ -32,6 +35,7 @@ from penstock_worker.contract import FAILED, READY, STATS
 __all__ = [
     "ACCEPT",
     "CONFIGURE",
+    "COVER",
     "DRAIN",
     "FAILED",
     "HELD",
@@ -43,11 +47,14 @@ __all__ = [
     "REOPEN",
     "ROTATION",
     "STATS",
+    "UNCOVER",
     "UNLINK",
 ]
 
 ACCEPT: Final = "accept"
 CONFIGURE: Final = "configure"
+COVER: Final = "cover"
+UNCOVER: Final = "uncover"
 LINK: Final = "link"
 UNLINK: Final = "unlink"
 JOIN: Final = "join"

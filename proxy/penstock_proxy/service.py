@@ -8,14 +8,12 @@ than one.
 
 import asyncio
 import logging
-import socket
 from collections import deque
 from collections.abc import Callable
 from random import random
 from time import monotonic
 from typing import Any, Final
 
-from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, parse_address
@@ -25,6 +23,7 @@ from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
 from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, Fault
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding, Responses
+from penstock_proxy.gates import Gates
 from penstock_proxy.journal import Journal
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
@@ -84,21 +83,13 @@ class ServiceFront:
         )
         self.delegate = Delegate(self) if config.scheme == "handoff" else None
         deliver = self._accepted if self.delegate is None else self.delegate.accepted
-        self.acceptors = [
-            Acceptor(loop, socket.socket(fileno=fd), self._has_room, deliver)
-            for fd in config.listeners
-        ]
+        self.gates = Gates(loop, config.listeners, admission, self._has_room, deliver)
         self._said_full = False
         self._full = False
         """Somebody was left waiting in the listener's queue."""
         self.tick(deadlines.now)
 
     # -- connections come and go
-
-    def accept(self) -> None:
-        """The listeners listen: take what comes."""
-        for acceptor in self.acceptors:
-            acceptor.start()
 
     def _has_room(self) -> bool:
         limit = self.config.max_connections
@@ -144,8 +135,7 @@ class ServiceFront:
         if self._full:
             # Other services that wait for the same descriptors are woken by the next tick.
             self._full = False
-            for acceptor in self.acceptors:
-                acceptor.resume()
+            self.gates.resume()
 
     def queue(self, waiting: Relay | Passage, started: float) -> Fault | None:
         """Let a connection wait for a worker; the fault if it may not."""
@@ -248,13 +238,11 @@ class ServiceFront:
                 idle.popleft().transport.close()
         if self._has_room():
             self._said_full = False
-            for acceptor in self.acceptors:
-                acceptor.resume()
+            self.gates.resume()
 
     def drain(self) -> None:
         """Accept no more; end what is idle; let the rest finish."""
-        for acceptor in self.acceptors:
-            acceptor.drain()
+        self.gates.drain()
         self.stopping = True
         for client in list(self.clients):
             client.stop()

@@ -53,8 +53,8 @@ class Child:
         self.stats: dict[str, Any] = {}
         """Its last answer to STATS."""
         self.stop_s = plan.stop_s
-        self.link: Link | None = None
-        """To the front, for the process that runs now."""
+        self.links: tuple[Link, ...] = ()
+        """To each front by its slot, for the process that runs now."""
         self.speaks = False
         """It has said something of ours, and can be asked."""
         self._around = surroundings
@@ -157,7 +157,7 @@ class Child:
         try:
             passed = self._around.above.passed(self)
             self._passed = tuple(os.fstat(fd).st_ino for fd in passed)
-            self._process, mine, self.link = spawn(self.plan, passed, self._around, self._exited)
+            self._process, mine, self.links = spawn(self.plan, passed, self._around, self._exited)
         except (SpawnError, StartError) as error:
             key = error.key if isinstance(error, SpawnError) else "listen"
             origin = f"{self.plan.origin}.{key}" if self.plan.origin else self.name
@@ -334,9 +334,9 @@ class Child:
     def _release(self) -> None:
         """Let go of what belonged to the process; its pipes end by themselves."""
         self._around.above.gone(self)
-        if self.link is not None:
-            self.link.close()
-            self.link = None
+        for link in self.links:
+            link.close()
+        self.links = ()
         self._process = None
         self._captures = ()
         if self._channel is not None:

@@ -27,7 +27,6 @@ from penstock_supervisor.problems import (
     without_units,
 )
 from penstock_supervisor.services import (
-    ADMIN,
     Config,
     PortRange,
     Restart,
@@ -60,6 +59,7 @@ DEMO: Final[Mapping[str, Any]] = {
 
 OPTIONS: Final = {
     "admin": "--admin",
+    "fronts": "--fronts",
     "app": "APP",
     "command": "COMMAND",
     "upstreams": "--to",
@@ -72,6 +72,8 @@ OPTIONS: Final = {
     "access_log_format": "--access-log-format",
 }
 """What a key is called on the command line."""
+_TOP: Final = ("admin", "fronts")
+"""Keys of the whole run."""
 
 
 class ConfigError(Exception):
@@ -133,8 +135,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _merged(table: dict[str, Any], overrides: Mapping[str, Any], source: _Source) -> dict[str, Any]:
     """The file's tables with the options written over them."""
-    changes = {key: value for key, value in overrides.items() if key != "admin"}
-    merged = {**table, "admin": overrides.get("admin", table.get("admin", ADMIN))}
+    changes = {key: value for key, value in overrides.items() if key not in _TOP}
+    merged = {**table, **{key: overrides[key] for key in _TOP if key in overrides}}
     services = table.get("service")
     named = any(key in changes for key in rules.PROGRAMS)
     if not source.file and not named:
@@ -156,7 +158,7 @@ def _merged(table: dict[str, Any], overrides: Mapping[str, Any], source: _Source
 
 
 def _checked(table: Mapping[str, Any], source: _Source) -> Config:
-    top = ("admin", "service")
+    top = (*_TOP, "service")
     problems = [Problem((key,), unknown(key, top)) for key in table if key not in top]
     tables = table.get("service", {})
     if not isinstance(tables, Mapping):
@@ -167,8 +169,11 @@ def _checked(table: Mapping[str, Any], source: _Source) -> Config:
     checked = [_service(name, service) for name, service in tables.items()]
     problems += [problem for found, _ in checked for problem in found]
     services = tuple(service for _, service in checked if service is not None)
+    given = {key: table[key] for key in _TOP if key in table}
+    if given.get("fronts") == "auto":
+        given["fronts"] = len(os.sched_getaffinity(0))
     try:
-        config = Config(admin=table["admin"], services=services)
+        config = Config(**given, services=services)
     except ValidationError as failure:
         problems += explained(Config, failure)
         config = Config(admin="", services=services)

@@ -1,12 +1,18 @@
 """The listening sockets of one service, whoever accepts from them.
 
-Owns which sockets there are by scheme: one for the front (`ports`, `handoff`), one for all
-workers (`shared`), or one for each slot on the same port (`reuseport`). The supervisor keeps
-all of them open, so whoever accepts can die, and the next one goes on with the same queue.
+Owns which sockets there are by scheme: one for each front on the same port (`ports`,
+`handoff`), one for all workers (`shared`), or one for each worker's slot on the same port
+(`reuseport`). The supervisor keeps all of them open, so whoever accepts can die, and the next
+one goes on with the same queue.
 
-One thing is only true of `reuseport`: the kernel deals connections out to every socket of the
-port, whether anybody takes them or not. So a slot that nobody serves has its socket shut, for
-otherwise every n-th client would wait in the dark; and it gets a new one when somebody does.
+Where several sockets have one port the kernel deals connections out to each of them, whether
+anybody takes them or not. A worker's slot that nobody serves has its socket shut, for
+otherwise every n-th client would wait in the dark; it gets a new one when somebody does. A
+front's is covered by the other fronts as long as it is away: nothing that waits is lost.
+
+Why not one socket for all fronts: an event loop cannot wait with EPOLLEXCLUSIVE, so every
+connection would wake all of them, and whoever is quickest would have most of the clients. A
+unix socket has no port to share, so that is how it is done there.
 """
 
 import os
@@ -31,7 +37,7 @@ _TCP_INFO_UNACKED: Final = 24
 class Intake:
     """Opened when made; StartError says why it cannot be."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, fronts: int = 1) -> None:
         self.service = service
         self.dropped = 0
         """Connections that waited on a socket when it was shut."""
@@ -39,16 +45,18 @@ class Intake:
         self._kind = socket.SOCK_DGRAM if service.mode == "udp" else socket.SOCK_STREAM
         self._listening = False
         self._slots: dict[int, Listener] = {}
-        """Under `reuseport`, those that are open."""
+        """Of workers or fronts that have one each, those that are open."""
         first = self._open(service.listen)
         self.address: Address = first.address
         self._one: Listener | None = None
-        if service.scheme != "reuseport":
+        split = has_front(service) and fronts > 1 and not self.address.path
+        if not split and service.scheme != "reuseport":
             self._one = first
             return
+        # It was only to see that nobody else has the port, and which it is.
         first.close()
         try:
-            for slot in range(service.workers):
+            for slot in range(fronts if split else service.workers):
                 self._slots[slot] = self._open(str(self.address), sisters=True)
         except StartError:
             self.close()
@@ -60,11 +68,17 @@ class Intake:
         for listener in self._all():
             listener.listen()
 
-    def of_front(self) -> tuple[int, ...]:
-        """The descriptors that a front inherits."""
-        if self._one is None or not has_front(self.service):
+    def of_front(self, slot: int) -> tuple[int, ...]:
+        """The descriptors that the front in this slot inherits."""
+        if not has_front(self.service):
             return ()
-        return (self._one.fileno(),)
+        return ((self._one or self._slots[slot]).fileno(),)
+
+    def apart(self, slot: int) -> socket.socket | None:
+        """The socket of this front alone; None if all fronts accept from the same, or none."""
+        if not has_front(self.service) or self._one is not None:
+            return None
+        return self._slots[slot].socket
 
     def of_worker(self, slot: int) -> tuple[int, ...]:
         """The descriptors that a process in this slot is given, opened anew if they were shut."""
@@ -76,12 +90,12 @@ class Intake:
         return (self._slots[slot].fileno(),)
 
     def shut(self, slot: int) -> bool:
-        """Take this slot's socket out of the port, whoever holds a copy; reuseport only.
+        """Take this worker's socket out of the port, whoever holds a copy; reuseport only.
 
         The last one stays: a client that waits has better chances than one that is refused.
         """
         listener = self._slots.get(slot)
-        if listener is None or len(self._slots) < 2:
+        if has_front(self.service) or listener is None or len(self._slots) < 2:
             return False
         if self._kind == socket.SOCK_STREAM:
             self.dropped += _waiting(listener.socket)
@@ -92,8 +106,8 @@ class Intake:
         return True
 
     def reopen(self, slot: int) -> socket.socket | None:
-        """Give the slot a socket again; None if it has one, or shares one."""
-        if self._one is not None or slot in self._slots:
+        """Give the worker a socket again; None if it has one, or shares one."""
+        if has_front(self.service) or self._one is not None or slot in self._slots:
             return None
         listener = self._slots[slot] = self._open(str(self.address), sisters=True)
         if self._listening:

@@ -1,9 +1,10 @@
-"""The link between the front and one worker process, as the supervisor keeps it.
+"""The link between one front and one worker process, as the supervisor keeps it.
 
-A pair of SOCK_SEQPACKET sockets, made before the process is started. The process inherits
-one end, the front gets copies of both: it sends connections through the one, and takes back
-from the other what a process that died or stopped had not taken. Our own copies are for the
-next front: as long as they are open, nothing that is on its way can be lost.
+A pair of SOCK_SEQPACKET sockets, made before the process is started; with several fronts a
+pair for each, because what is on its way must be one front's alone. The process inherits one
+end, the front gets copies of both: it sends connections through the one, and takes back from
+the other what a process that died or stopped had not taken. Our own copies are for the next
+front in its slot: as long as they are open, nothing that is on its way can be lost.
 """
 
 import socket

@@ -7,7 +7,7 @@ does not know who runs.
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,7 @@ class Premises:
 
     def _open(self) -> None:
         for service in self.config.services:
-            intake = self.intakes[service.name] = Intake(service)
+            intake = self.intakes[service.name] = Intake(service, self.config.fronts)
             self._stack.callback(intake.close)
         if self.config.admin:
             self.admin = Listener(self.config.admin, "admin")
@@ -76,15 +76,16 @@ class Premises:
             if has_front(self.services[name]) is fronted:
                 intake.listen()
 
-    def front_plan(self, argv: Sequence[str]) -> ChildPlan | None:
+    def front_plans(self, argv: Sequence[str]) -> Iterator[ChildPlan]:
         """None if no service has a front."""
-        inherited = [fd for intake in self.intakes.values() for fd in intake.of_front()]
-        if not inherited:
-            return None
-        return schemes.front_plan(self.config, inherited, self._environment, argv)
+        if any(map(has_front, self.config.services)):
+            for slot in range(self.config.fronts):
+                inherited = [fd for one in self.intakes.values() for fd in one.of_front(slot)]
+                yield schemes.front_plan(self.config, slot, inherited, self._environment, argv)
 
     def front_config(
         self,
+        slot: int,
         holds: "Mapping[Slot, Address | None]",
         joined: "Callable[[Slot], bool]",
         up: "Callable[[Slot], bool]",
@@ -94,16 +95,17 @@ class Premises:
         Not `places`: a successor that is still starting has another one.
         """
         places = {
-            name: [holds[name, slot] or place for slot, place in enumerate(of)]
+            name: [holds[name, number] or place for number, place in enumerate(of)]
             for name, of in self.places.items()
         }
         return schemes.front_config(
             self.config,
-            {name: intake.of_front() for name, intake in self.intakes.items()},
+            slot,
+            {name: intake.of_front(slot) for name, intake in self.intakes.items()},
             {**places, **self._upstreams},
-            joined=lambda service, slot: joined((service, slot)),
-            # What the last front knew: the next one serves at once and checks meanwhile.
-            up=lambda service, slot: up((service, slot)),
+            joined=lambda service, number: joined((service, number)),
+            # What a front knew before: the next one serves at once and checks meanwhile.
+            up=lambda service, number: up((service, number)),
         )
 
     def worker_plan(self, service: Service, slot: int) -> ChildPlan:
@@ -113,6 +115,7 @@ class Premises:
             python=self._python,
             main=self.intakes[service.name].address,
             stdout=self._stdout,
+            fronts=self.config.fronts,
         )
         return schemes.worker_plan(service, slot, own, means)
 

@@ -1,4 +1,4 @@
-"""Who is in which slot: the front, and for each slot of each service one worker, or two.
+"""Who is in which slot: the fronts, and for each slot of each service one worker, or two.
 
 Two while one takes over from the other. The *holder* of a slot is the one that the slot's
 future is about; a *comer* is started to take its place and becomes the holder when it is
@@ -17,15 +17,15 @@ Slot = tuple[str, int]
 
 class Roster:
     def __init__(self) -> None:
-        self.front: Child | None = None
+        self.fronts: list[Child] = []
+        """By slot; none if no service has a front."""
         self.holders: dict[Slot, Child] = {}
         self._comers: dict[Slot, Child] = {}
         self._leavers: set[Child] = set()
 
     def everybody(self) -> Iterator[Child]:
-        """Every child, the front first."""
-        if self.front is not None:
-            yield self.front
+        """Every child, the fronts first."""
+        yield from self.fronts
         yield from self.workers()
 
     def workers(self) -> Iterator[Child]:
@@ -35,9 +35,8 @@ class Roster:
         yield from tuple(self._leavers)
 
     def slots(self) -> Iterator[Child]:
-        """Front and holders: what people see of a run, one child a slot."""
-        if self.front is not None:
-            yield self.front
+        """Fronts and holders: what people see of a run, one child a slot."""
+        yield from self.fronts
         yield from tuple(self.holders.values())
 
     def holds(self, child: Child) -> bool:
@@ -75,7 +74,7 @@ class Roster:
         self._leavers.discard(leaver)
 
     def ever_worked(self, service: str) -> bool:
-        """Did any worker of the service ever, or the front for ""?"""
+        """Did any worker of the service ever, or any front for ""?"""
         return any(one.history.was_up for one in self.slots() if one.plan.service == service)
 
     def has_started(self) -> bool:

@@ -1,17 +1,19 @@
 """Who is in the rotation, and all that is said to those who decide it.
 
-Under `ports` and `handoff` the front decides, under `shared` and `reuseport`, where there is
-none, the watch of this process does. Both are told the same things (a process is ready, gone,
-about to leave) and both answer with who entered or left; so nobody else need know which of
-the two it is. Owns what was answered, the questions that are out ("stop picking"), and the
-links of processes that ended while no front was there to take back what they had not taken.
+Under `ports` and `handoff` the fronts decide, each for itself; under `shared` and `reuseport`,
+where there is none, the watch of this process does. All are told the same things (a process
+is ready, gone, about to leave) and answer with who entered or left; so nobody else need know
+who it is, or how many. Owns what was answered (a worker is in the rotation when it is in that
+of every front), the questions that are out ("stop picking": answered when every front has),
+and the links of processes that ended while no front was there to take back what they had not
+taken.
 """
 
 import logging
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from penstock_proxy.orders import HELD, HOLD, JOIN, LEAVE, LINK, ROTATION, UNLINK
 from penstock_supervisor.child import Child
@@ -20,16 +22,29 @@ from penstock_supervisor.links import Link
 from penstock_supervisor.roster import Roster, Slot, slot_of
 from penstock_supervisor.schemes import has_front
 from penstock_supervisor.services import Service
+from penstock_supervisor.verdicts import UP, Verdicts
 from penstock_supervisor.watch import Watch
 
 _HELD_S: Final = 1.0
 """A front that does not answer is stuck, and a stuck front picks nobody."""
 
+_WATCH: Final = 0
+"""Whose verdict it is where there is no front."""
+
 _log = logging.getLogger(__name__)
 
 
+class _Hold(NamedTuple):
+    """A question that is out."""
+
+    timer: TimerHandle
+    then: Callable[[], None]
+    missing: set[Child]
+    """Fronts that have not answered."""
+
+
 class Rotation:
-    """`changed` is called whenever somebody entered or left."""
+    """`changed` is called whenever somebody entered or left, as all fronts see it."""
 
     def __init__(
         self,
@@ -44,17 +59,21 @@ class Rotation:
         self._roster = roster
         self._watch = watch
         self._changed = changed
-        self._standings: dict[Slot, str] = {}
+        self._verdicts = Verdicts()
         self._joined: set[Slot] = set()
         self._held: set[Slot] = set()
         self._numbers = count(1)
-        self._holds: dict[int, tuple[TimerHandle, Callable[[], None]]] = {}
+        self._holds: dict[int, _Hold] = {}
         self._orphans: list[tuple[Slot, Link]] = []
 
     # What is known.
 
     def is_up(self, slot: Slot) -> bool:
-        return self._standings.get(slot) == "up"
+        """In the rotation of every front."""
+        return self._merged(slot) == UP
+
+    def is_up_anywhere(self, slot: Slot) -> bool:
+        return self._verdicts.is_up_anywhere(slot)
 
     def is_joined(self, slot: Slot) -> bool:
         """Is its process ready, and not about to leave?"""
@@ -62,8 +81,13 @@ class Rotation:
         return holder is not None and holder.state is State.UP and slot not in self._held
 
     def serving(self) -> set[str]:
-        """The services that have anybody in rotation."""
-        return {service for (service, _), state in self._standings.items() if state == "up"}
+        """The services that have anybody in rotation, whichever front a client comes to."""
+        watched = self._verdicts.serving(_WATCH) - self._fronted
+        fronts = [one.plan.slot for one in self._roster.fronts if one.state is State.UP]
+        if not fronts:
+            return watched
+        fronted = set.intersection(*map(self._verdicts.serving, fronts))
+        return watched | (fronted & self._fronted)
 
     # What is said.
 
@@ -75,23 +99,20 @@ class Rotation:
         if not self._is_fronted(child):
             self._watch.join(*slot, asks=child.speaks)
             return
-        order = {"cmd": JOIN, "service": slot[0], "slot": slot[1]}
-        if child.link is not None:
-            order["link"] = child.link.number
-        elif child.plan.address is not None:
-            order["address"] = str(child.plan.address)
-        self._tell(order)
+        for front in self._roster.fronts:
+            self._join(front, child)
 
     def leave(self, child: Child) -> None:
         """The slot's process is gone, or is told to go."""
         slot = slot_of(child)
-        self._standings.pop(slot, None)
+        self._verdicts.forget(slot)
         self._held.discard(slot)
         if slot not in self._joined:
             return
         self._joined.discard(slot)
         if self._is_fronted(child):
-            self._tell({"cmd": LEAVE, "service": slot[0], "slot": slot[1]})
+            for front in self._roster.fronts:
+                front.send({"cmd": LEAVE, "service": slot[0], "slot": slot[1]})
         else:
             self._watch.leave(*slot)
 
@@ -99,106 +120,143 @@ class Rotation:
         """Nobody may pick it any more; `then` is called when that is so."""
         slot = slot_of(child)
         self._held.add(slot)
-        # Who is up next in this slot is said by the front; not that the last one was.
-        self._standings.pop(slot, None)
+        # Who is up next in this slot is said by the fronts; not that the last one was.
+        self._verdicts.forget(slot)
         if not self._is_fronted(child):
             self._watch.hold(*slot)
             self._loop.call_soon(then)
             return
         number = next(self._numbers)
         timer = self._loop.call_later(_HELD_S, self._let_go, number)
-        self._holds[number] = timer, then
         order = {"cmd": HOLD, "service": slot[0], "slot": slot[1], "seq": number}
-        if not self._tell(order):
-            # A front that comes back picks only whom it is told of.
+        # One that comes back picks only whom it is told of.
+        asked = {front for front in self._roster.fronts if front.send(order)}
+        self._holds[number] = _Hold(timer, then, asked)
+        if not asked:
             self._loop.call_soon(self._let_go, number)
 
     def link(self, child: Child) -> None:
-        """A process with a link was started."""
-        if child.link is not None:
-            self._send_link(slot_of(child), child.link)
+        """A process that may have links was started."""
+        if child.links:
+            for front in self._roster.fronts:
+                self._send_link(front, slot_of(child), child.links[front.plan.slot])
 
     def unlink(self, child: Child) -> None:
-        """That process is gone; call it before its link is closed."""
-        slot, link = slot_of(child), child.link
-        if link is None:
-            return
-        if self._tell({"cmd": UNLINK, "service": slot[0], "link": link.number}):
-            return
-        # What it had not taken waits in its end for the next front.
-        self._orphans.append((slot, link.copy()))
+        """That process is gone; call it before its links are closed."""
+        slot = slot_of(child)
+        for front, link in zip(self._roster.fronts, child.links, strict=False):
+            if front.send({"cmd": UNLINK, "service": slot[0], "link": link.number}):
+                continue
+            # What it had not taken is in its end, and any front can take it back.
+            heir = next((one for one in self._roster.fronts if one.has_channel), None)
+            if heir is not None:
+                self._bequeath(heir, slot, link)
+            else:
+                self._orphans.append((slot, link.copy()))
 
-    def front_spawned(self) -> None:
-        """A new front is configured; tell it about the links that are there."""
+    def front_spawned(self, front: Child, up: Iterable[Slot]) -> None:
+        """A new front is configured, and believes that those are up; tell it about the links
+        that are there."""
+        number = front.plan.slot
+        self._verdicts.begin(number, up)
         for slot, link in self._orphans:
-            self._send_link(slot, link)
-            self._tell({"cmd": UNLINK, "service": slot[0], "link": link.number})
+            self._bequeath(front, slot, link)
             link.close()
         self._orphans.clear()
         for child in self._roster.workers():
-            self.link(child)
-            if (
-                child.link is not None
-                and self._roster.holds(child)
-                and self.is_joined(slot_of(child))
-            ):
-                self.join(child)
+            if not child.links:
+                continue
+            self._send_link(front, slot_of(child), child.links[number])
+            if self._roster.holds(child) and self.is_joined(slot_of(child)):
+                self._join(front, child)
 
-    def front_gone(self) -> None:
+    def front_gone(self, front: Child) -> None:
         """It picks nobody any more."""
         for number in tuple(self._holds):
-            self._let_go(number)
+            self._answered(number, front)
 
     def close(self) -> None:
-        for timer, _ in self._holds.values():
-            timer.cancel()
+        for hold in self._holds.values():
+            hold.timer.cancel()
         for _, link in self._orphans:
             link.close()
 
     # What is heard.
 
-    def heard(self, message: dict[str, Any]) -> bool:
-        """A message of the front; False if it is about something else."""
+    def heard(self, front: Child, message: dict[str, Any]) -> bool:
+        """A message of a front; False if it is about something else."""
         if message["cmd"] == HELD:
             number = message.get("seq")
             if isinstance(number, int):
-                self._let_go(number)
+                self._answered(number, front)
             return True
         if message["cmd"] != ROTATION:
             return False
         service, slot, state = message.get("service"), message.get("slot"), message.get("state")
         if isinstance(service, str) and isinstance(slot, int) and isinstance(state, str):
-            self.turned(service, slot, state, str(message.get("reason") or ""))
+            reason = str(message.get("reason") or "")
+            self._turned((service, slot), state, reason, by=front.plan.slot)
         return True
 
     def turned(self, service: str, number: int, state: str, reason: str) -> None:
-        """A worker entered or left the rotation."""
-        slot = service, number
+        """The watch says that a worker entered or left the rotation."""
+        self._turned((service, number), state, reason, by=_WATCH)
+
+    def _turned(self, slot: Slot, state: str, reason: str, *, by: int) -> None:
         holder = self._roster.holders.get(slot)
         if holder is not None and holder.state is not State.UP:
             # On its way before the front heard that the process is gone.
             return
-        self._standings[slot] = state
-        _log.info("%s/%d is %s%s", service, number, state, f": {reason}" if reason else "")
-        self._changed(slot, state)
+        before = self._merged(slot)
+        self._verdicts.say(slot, by, state)
+        merged = self._merged(slot)
+        where = f" at front/{by}" if len(self._counting(slot)) > 1 and state != UP else ""
+        why = f": {reason}" if reason else ""
+        _log.log(
+            logging.DEBUG if merged == before else logging.INFO,
+            "%s/%d is %s%s%s", *slot, state, where, why,
+        )  # fmt: skip
+        if merged != before:
+            self._changed(slot, merged)
+
+    def _merged(self, slot: Slot) -> str:
+        return self._verdicts.merged(slot, self._counting(slot))
+
+    def _counting(self, slot: Slot) -> list[int]:
+        """Whose verdict counts: not that of a front that is given up."""
+        if slot[0] not in self._fronted:
+            return [_WATCH]
+        return [front.plan.slot for front in self._roster.fronts if not front.at_rest]
+
+    def _answered(self, number: int, front: Child) -> None:
+        """This front picks it no more."""
+        if (hold := self._holds.get(number)) is not None:
+            hold.missing.discard(front)
+            if not hold.missing:
+                self._let_go(number)
 
     def _let_go(self, number: int) -> None:
-        timer, then = self._holds.pop(number, (None, None))
-        if timer is not None and then is not None:
-            timer.cancel()
-            then()
+        if (hold := self._holds.pop(number, None)) is not None:
+            hold.timer.cancel()
+            hold.then()
 
     def _is_fronted(self, child: Child) -> bool:
         return child.plan.service in self._fronted
 
-    def _tell(self, order: dict[str, Any]) -> bool:
-        front = self._roster.front
-        return front is not None and front.send(order)
+    def _join(self, front: Child, child: Child) -> None:
+        service, slot = slot_of(child)
+        order: dict[str, Any] = {"cmd": JOIN, "service": service, "slot": slot}
+        if child.links:
+            order["link"] = child.links[front.plan.slot].number
+        elif child.plan.address is not None:
+            order["address"] = str(child.plan.address)
+        front.send(order)
 
-    def _send_link(self, slot: Slot, link: Link) -> None:
-        front = self._roster.front
-        if front is None:
-            return
+    def _bequeath(self, front: Child, slot: Slot, link: Link) -> None:
+        self._send_link(front, slot, link)
+        front.send({"cmd": UNLINK, "service": slot[0], "link": link.number})
+
+    def _send_link(self, front: Child, slot: Slot, link: Link) -> None:
         order = {"cmd": LINK, "service": slot[0], "slot": slot[1], "link": link.number}
         front.send({**order, "end": "front"}, link.front)
         front.send({**order, "end": "worker"}, link.worker)

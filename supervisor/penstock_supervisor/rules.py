@@ -9,7 +9,9 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.config import Address, parse_address
+from penstock_supervisor import shares
 from penstock_supervisor.problems import Problem
+from penstock_supervisor.schemes import has_front
 
 if TYPE_CHECKING:
     from penstock_supervisor.services import Config, Service
@@ -125,6 +127,19 @@ def of_config(config: "Config") -> Iterator[Problem]:
         listeners["admin"] = config.admin
     for service in config.services:
         yield from _taken(service, listeners)
+    yield from _fronts(config)
+
+
+def _fronts(config: "Config") -> Iterator[Problem]:
+    """Are they of use, and is there something for each?"""
+    fronted = [service for service in config.services if has_front(service)]
+    if config.services and not fronted and "fronts" in config.model_fields_set:
+        text = 'only with a service of scheme = "ports" or "handoff": the others have no front'
+        yield Problem(("fronts",), text)
+    for service in fronted:
+        for key in shares.too_small(service, config.fronts):
+            text = f"expected 0, or at least 1 for each of {config.fronts} fronts"
+            yield Problem(("service", service.name, *key), text)
 
 
 def _taken(service: "Service", listeners: Mapping[str, str]) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack, closing, contextmanager
 from time import time  # noqa: TID251 — an event tells the time of day
 from typing import Any, Final
 
-from penstock_proxy.orders import ACCEPT, CONFIGURE, REOPEN
+from penstock_proxy.orders import REOPEN
 from penstock_supervisor import admin as pages
 from penstock_supervisor import limits, processes, schemes
 from penstock_supervisor.above import Surroundings
@@ -29,7 +29,7 @@ from penstock_supervisor.child import Child
 from penstock_supervisor.doors import Doors
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.events import Event, Events, Name, Role
-from penstock_supervisor.lifecycle import State
+from penstock_supervisor.fronts import Fronts
 from penstock_supervisor.observation import Observation
 from penstock_supervisor.output import Output
 from penstock_supervisor.premises import Premises
@@ -123,6 +123,7 @@ class Runner:
                 )
             )
             self._survey = Survey(self._premises, self._roster, self._watch, self._census, lag)
+            self._fronts = Fronts(self._premises, self._roster, self._rotation)
             self._doors = Doors(self._premises.intakes, self._roster)
             self._succession = Succession(
                 self._roster, self._rotation, self._changes, self._successor
@@ -174,8 +175,7 @@ class Runner:
 
     def reopen_logs(self) -> None:
         """Have whoever writes access logs open them anew, after they were moved away."""
-        if self._roster.front is not None:
-            self._roster.front.send({"cmd": REOPEN})
+        self._fronts.tell({"cmd": REOPEN})
         for child in self._roster.workers():
             if contract.ACCESS_LOG in child.plan.environment:
                 child.send({"cmd": contract.REOPEN})
@@ -201,9 +201,7 @@ class Runner:
             await stack.enter_async_context(pages.serve(admin.socket, self.observe))
 
     def _enlist(self) -> None:
-        plan = self._premises.front_plan(self._front_argv)
-        if plan is not None:
-            self._roster.front = Child(plan, self._around)
+        self._fronts.enlist(self._front_argv, self._around)
         for service in self.config.services:
             for slot in range(service.workers if schemes.runs(service) else 0):
                 plan = self._premises.worker_plan(service, slot)
@@ -225,8 +223,7 @@ class Runner:
     def _let_in(self) -> None:
         """Everything works: an open port means that somebody answers."""
         self._started = True
-        if self._roster.front is not None:
-            self._roster.front.send({"cmd": ACCEPT})
+        self._fronts.accept()
         _log.info("started")
         self._on_started(self)
 
@@ -239,19 +236,17 @@ class Runner:
         return self._failure is None
 
     async def _leave(self) -> None:
-        """The front finishes first: what it still serves needs its workers."""
+        """The fronts finish first: what they still serve needs its workers."""
         self._succession.cancel()
         for intake in self._premises.intakes.values():
             intake.close()
         haste = None if self._failure is None else _HASTE_S
-        front = self._roster.front
-        if front is not None:
-            front.stop(haste)
-            if not self._failure:
-                for child in self._roster.workers():
-                    if not schemes.has_front(self._premises.services[child.plan.service]):
-                        child.stop(haste)
-                await self._changes.until(lambda: front.at_rest)
+        self._fronts.stop(haste)
+        if not self._failure:
+            for child in self._roster.workers():
+                if not schemes.has_front(self._premises.services[child.plan.service]):
+                    child.stop(haste)
+            await self._changes.until(lambda: self._fronts.at_rest)
         for child in self._roster.workers():
             child.stop(haste)
         await self._changes.until(lambda: all(child.at_rest for child in self._roster.everybody()))
@@ -270,8 +265,7 @@ class Runner:
         return self._stopping or self._failure is not None
 
     def _is_ready(self) -> bool:
-        front = self._roster.front
-        if not self._started or self._is_over() or (front and front.state is not State.UP):
+        if not self._started or self._is_over() or not self._fronts.serve:
             return False
         return self._rotation.serving() >= {service.name for service in self.config.services}
 
@@ -289,27 +283,24 @@ class Runner:
         return self._premises.intakes[child.plan.service].of_worker(child.plan.slot)
 
     def spawned(self, child: Child) -> None:
-        if child is not self._roster.front:
+        if child.plan.role == "front":
+            self._fronts.spawned(child)
+        else:
             self._rotation.link(child)
-            return
-        holds = {slot: holder.plan.address for slot, holder in self._roster.holders.items()}
-        config = self._premises.front_config(holds, self._rotation.is_joined, self._rotation.is_up)
-        child.send({"cmd": CONFIGURE, "config": config.model_dump(mode="json")})
-        self._rotation.front_spawned()
-        if self._started:
-            child.send({"cmd": ACCEPT})
 
     def gone(self, child: Child) -> None:
         self._census.carry(child)
-        if child is self._roster.front:
-            self._rotation.front_gone()
+        if child.plan.role == "front":
+            self._fronts.gone(child)
             return
         # Before what it had not taken is taken back: it must not be picked for that again.
         self.left(child)
         self._rotation.unlink(child)
 
     def joined(self, child: Child) -> None:
-        if self._roster.comes(child):
+        if child.plan.role == "front":
+            self._fronts.ready(child)
+        elif self._roster.comes(child):
             self._succession.arrived(child)
         elif self._roster.holds(child):
             self._rotation.join(child)
@@ -332,8 +323,8 @@ class Runner:
             self._census.answered(child, message)
         elif command == contract.PONG:
             self._watch.answered(*slot_of(child), message)
-        elif child is self._roster.front:
-            if not (isinstance(command, str) and self._rotation.heard(message)):
+        elif child.plan.role == "front":
+            if not (isinstance(command, str) and self._rotation.heard(child, message)):
                 _log.warning("%s says %.80r, which is not understood", child.name, message)
         elif isinstance(command, str) and command.startswith("NODE_"):
             _log.warning("%s says %.80r, which is not understood", child.name, command)
@@ -349,8 +340,9 @@ class Runner:
         return not self._roster.ever_worked(child.plan.service) and self._fail(why)
 
     def gave_up(self, child: Child, why: str) -> bool:
-        if child is self._roster.front:
-            return self._fail(f"{why}; without a front nobody can be served")
+        if child.plan.role == "front":
+            last = self._fronts.gave_up(child)
+            return last and self._fail(f"{why}; without a front nobody can be served")
         if self._roster.ever_worked(child.plan.service):
             self._doors.shut(slot_of(child))
             return False

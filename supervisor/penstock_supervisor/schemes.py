@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from penstock_proxy.config import Address, FrontConfig, FrontService, Target, Traffic
+from penstock_proxy.config import Address, FrontConfig, FrontService, Target
+from penstock_supervisor import shares
 from penstock_supervisor.services import Config, Restart, Service
 from penstock_worker import contract
 
@@ -61,8 +62,8 @@ class ChildPlan:
     """Where it has to listen; None: it does not open a port."""
     listens: bool = False
     """It is given a listening socket, or a bound one for datagrams."""
-    linked: bool = False
-    """Connections are passed to it over a link."""
+    links: int = 0
+    """Connections are passed to it over so many links, one from each front."""
     inherited: tuple[int, ...] = ()
     start_s: float
     stop_s: float
@@ -89,6 +90,7 @@ class Means:
     """Where the service's clients connect."""
     stdout: int = -1
     """A descriptor that workers can inherit, for an access log that they write."""
+    fronts: int = 1
 
 
 def worker_plan(service: Service, slot: int, own: Address | None, means: Means) -> ChildPlan:
@@ -110,7 +112,7 @@ def worker_plan(service: Service, slot: int, own: Address | None, means: Means) 
         ours=service.app is not None,
         address=own,
         listens=not has_front(service),
-        linked=service.scheme == "handoff",
+        links=means.fronts if service.scheme == "handoff" else 0,
         inherited=inherited,
         start_s=service.timeouts.start,
         stop_s=service.timeouts.stop,
@@ -120,15 +122,16 @@ def worker_plan(service: Service, slot: int, own: Address | None, means: Means) 
 
 def front_plan(
     config: Config,
+    slot: int,
     listeners: Sequence[int],
     environment: Mapping[str, str],
     argv: Sequence[str],
 ) -> ChildPlan:
-    """The one front of all services; `listeners` are descriptors that it inherits."""
+    """A front, of all services; `listeners` are descriptors that it inherits."""
     return ChildPlan(
         role="front",
         service="",
-        slot=0,
+        slot=slot,
         argv=tuple(argv),
         environment=environment,
         ours=True,
@@ -141,19 +144,21 @@ def front_plan(
 
 def front_config(
     config: Config,
+    slot: int,
     listeners: Mapping[str, Sequence[int]],
     places: Mapping[str, Sequence[Address]],
     joined: Callable[[str, int], bool],
     up: Callable[[str, int], bool],
 ) -> FrontConfig:
-    """What a front is told when it starts, by service name; a later one starts informed.
+    """What the front in this slot is told when it starts, by service name; a later one starts
+    informed.
 
     `places` are the workers' or upstreams' addresses, names already resolved.
     """
     return FrontConfig(
         services=tuple(
             FrontService(
-                **{key: getattr(service, key) for key in Traffic.model_fields},
+                **shares.of_front(service, config.fronts, slot),
                 name=service.name,
                 listeners=tuple(listeners[service.name]),
                 scheme="handoff" if service.scheme == "handoff" else "ports",

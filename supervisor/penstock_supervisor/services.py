@@ -16,6 +16,8 @@ from penstock_proxy.config import AddressText, Count, Part, Positive, Traffic, W
 from penstock_worker.contract import SCRUBBED
 
 ADMIN: Final = "127.0.0.1:9464"
+MOST_FRONTS: Final = 64
+"""Each checks every worker, and has a link to each under handoff."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
 """A service's name: a label, part of a log's prefix, and a key that needs no quotes."""
 _APP: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -50,6 +52,12 @@ def _workers(value: object) -> object:
     if type(value) is int:
         return value
     raise ValueError('expected a number of workers or "auto"')
+
+
+def _fronts(value: object) -> object:
+    if type(value) is int:
+        return value
+    raise ValueError('expected a number of fronts or "auto"')
 
 
 def _reachable(text: str) -> str:
@@ -160,4 +168,6 @@ class Config(Part):
 
     admin: Annotated[str, AfterValidator(_admin)] = ADMIN
     """Empty: no admin port."""
+    fronts: Annotated[int, BeforeValidator(_fronts), Field(ge=1, le=MOST_FRONTS)] = 1
+    """Processes that stand before the workers, each of which serves every service."""
     services: tuple[Service, ...]

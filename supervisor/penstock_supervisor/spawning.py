@@ -22,7 +22,7 @@ class Spawned(NamedTuple):
 
     process: Process
     channel: socket.socket
-    link: Link | None
+    links: tuple[Link, ...]
 
 
 def spawn(
@@ -34,13 +34,14 @@ def spawn(
     """Start it with `passed` as its listening sockets. SpawnError if that cannot be."""
     environment = dict(plan.environment)
     mine, theirs = channel.pair()
-    link = Link.made() if plan.linked else None
+    links = tuple(Link.made() for _ in range(plan.links))
     given = [high(theirs.fileno())]
     theirs.close()
     environment[contract.CHANNEL_FD] = str(given[0])
-    if link is not None:
-        given.append(high(link.worker.fileno()))
-        environment[contract.LINK_FD] = str(given[1])
+    if links:
+        ends = [high(link.worker.fileno()) for link in links]
+        given += ends
+        environment[contract.LINK_FD] = ",".join(map(str, ends))
     program = Program(
         plan.argv,
         environment,
@@ -54,10 +55,10 @@ def spawn(
         process = Process(program, around.loop, around.guardian, on_exit)
     except BaseException:
         mine.close()
-        if link is not None:
+        for link in links:
             link.close()
         raise
     finally:
         for fd in given:
             os.close(fd)
-    return Spawned(process, mine, link)
+    return Spawned(process, mine, links)

@@ -27,7 +27,7 @@ class Survey:
         """Describe the run now; children have `deadline_s` to tell what only they know."""
         everybody = tuple(self._roster.everybody())
         views = await self._census.take(tuple(self._roster.slots()), everybody, deadline_s)
-        links = sum(child.link is not None for child in everybody)
+        links = sum(len(child.links) for child in everybody)
         intakes = self._premises.intakes
         return Observation(
             children=views,

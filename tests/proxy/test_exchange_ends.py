@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from tests.proxy.conftest import House, Wire
 
-from penstock_proxy.acceptor import Acceptor
+from penstock_proxy.gates import Gates
 from penstock_worker.streams import Stream
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -139,7 +139,7 @@ def test_a_client_that_leaves_after_its_whole_request_is_noticed(
 # -- those who come last
 
 
-class Queue(Acceptor):
+class Queue(Gates):
     """A listener whose kernel has let one client in that nobody has accepted."""
 
     def __init__(self, house: House) -> None:
@@ -154,7 +154,7 @@ class Queue(Acceptor):
 
 @pytest.mark.parametrize("speaks", [False, True])
 def test_who_is_let_in_at_the_very_end_must_speak_at_once(house: House, *, speaks: bool) -> None:
-    house.service.acceptors = [Queue(house)]
+    house.service.gates = Queue(house)
     house.service.drain()
     house.loop.run()
     (client,) = house.network.wires

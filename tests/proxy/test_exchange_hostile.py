@@ -144,7 +144,7 @@ def test_at_the_limit_the_next_one_comes_in_as_soon_as_one_leaves(
         def resume(self) -> None:
             resumed.append(house.service.counters.active)
 
-    monkeypatch.setattr(house.service, "acceptors", [Door()])
+    monkeypatch.setattr(house.service, "gates", Door())
     config = house.service.config.model_copy(update={"max_connections": 1})
     monkeypatch.setattr(house.service, "config", config)
     client = house.client()

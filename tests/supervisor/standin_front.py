@@ -69,6 +69,12 @@ class Front:
     def accept(self, message: Message) -> None:
         pass
 
+    def cover(self, message: Message) -> None:
+        pass
+
+    def uncover(self, message: Message) -> None:
+        pass
+
     def reopen(self, message: Message) -> None:
         pass
 

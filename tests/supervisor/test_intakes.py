@@ -60,13 +60,13 @@ def connect(stack: ExitStack, intake: Intake, count: int = CLIENTS) -> None:
 @pytest.mark.parametrize("scheme", ["ports", "handoff"])
 def test_with_a_front_only_the_front_gets_the_socket(stack: ExitStack, scheme: str) -> None:
     intake = opened(stack, scheme)
-    assert len(intake.of_front()) == 1
+    assert len(intake.of_front(0)) == 1
     assert intake.of_worker(0) == ()
 
 
 def test_a_shared_socket_is_the_same_for_every_worker(stack: ExitStack) -> None:
     intake = opened(stack, "shared")
-    assert intake.of_front() == ()
+    assert intake.of_front(0) == ()
     assert intake.of_worker(0) == intake.of_worker(2)
     assert [view.slot for view in intake.views()] == [None]
 

@@ -62,19 +62,14 @@ def test_who_wants_buffered_output_keeps_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "listens", "linked"),
-    [
-        ("ports", False, False),
-        ("handoff", False, True),
-        ("shared", True, False),
-        ("reuseport", True, False),
-    ],
+    ("scheme", "listens", "links"),
+    [("ports", False, 0), ("handoff", False, 3), ("shared", True, 0), ("reuseport", True, 0)],
 )
-def test_a_scheme_says_where_connections_come_from(
-    scheme: str, listens: bool, linked: bool
-) -> None:
-    plan, _ = plans(service(app="a:b", scheme=scheme))
-    assert (plan.listens, plan.linked) == (listens, linked)
+def test_a_scheme_says_where_connections_come_from(scheme: str, listens: bool, links: int) -> None:
+    means = Means(environment={}, python="python", main=MAIN, fronts=3)
+    own = PLACES[0] if scheme == "ports" else None
+    plan = worker_plan(service(app="a:b", scheme=scheme), 0, own, means)
+    assert (plan.listens, plan.links) == (listens, links)
     assert (plan.address is None) is (scheme != "ports")
     assert plan.environment["PENSTOCK_SCHEME"] == scheme
 
@@ -118,7 +113,7 @@ def test_a_front_may_finish_what_its_most_patient_service_allows() -> None:
             service(name="api", app="a:b", timeouts={"stop": "60s"}),
         ),
     )
-    plan = front_plan(config, [7, 8], {"A": "b"}, ["front"])
+    plan = front_plan(config, 0, [7, 8], {"A": "b"}, ["front"])
     assert (plan.start_s, plan.stop_s) == (30, 60)
     assert (plan.name, plan.origin, plan.inherited) == ("front/0", "", (7, 8))
 
@@ -126,7 +121,7 @@ def test_a_front_may_finish_what_its_most_patient_service_allows() -> None:
 def test_a_front_does_not_wait_for_services_that_it_has_nothing_to_do_with() -> None:
     slow = service(name="api", app="a:b", scheme="shared", timeouts={"stop": "60s"})
     config = Config(admin="", services=(service(app="a:b", timeouts={"stop": "5s"}), slow))
-    assert front_plan(config, [7], {}, ["front"]).stop_s == 5
+    assert front_plan(config, 0, [7], {}, ["front"]).stop_s == 5
 
 
 def told(
@@ -134,9 +129,11 @@ def told(
     *joined: int,
     up: tuple[int, ...] = (),
     places: Sequence[Address] = PLACES,
+    front: int = 0,
 ) -> FrontConfig:
     return front_config(
         config,
+        front,
         {"web": (7,)},
         {"web": places},
         joined=lambda _, slot: slot in joined,

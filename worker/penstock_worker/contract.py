@@ -4,7 +4,7 @@ Both sides import this and nothing else in common, so a name that is mistyped is
 AttributeError and not a worker that waits for ever. No I/O, no clock.
 
 A worker is told by its environment where it stands (service, slot, scheme), where its
-connections come from (HOST and PORT, LISTEN_FDS, or a link to the front) and on which
+connections come from (HOST and PORT, LISTEN_FDS, or links to the fronts) and on which
 inherited descriptor the channel to the supervisor is. The channel is Node's: one JSON value a
 line, descriptors beside them. What is ours and not the program's is an object whose `cmd`
 starts with INTERNAL; Node shows no program a command that starts with NODE_, so one that
@@ -25,8 +25,8 @@ NODE_SLOT: Final = "NODE_APP_INSTANCE"
 CHANNEL_FD: Final = "PENSTOCK_CHANNEL_FD"
 """Decimal number of the inherited end of the channel (AF_UNIX, SOCK_STREAM)."""
 LINK_FD: Final = "PENSTOCK_LINK_FD"
-"""Decimal number of the inherited end of the link to the front (AF_UNIX, SOCK_SEQPACKET):
-connections come over it, under `handoff`."""
+"""Decimal numbers, with commas between, of the inherited ends of the links to the fronts
+(AF_UNIX, SOCK_SEQPACKET), one to each: connections come over them, under `handoff`."""
 LISTEN_FDS: Final = "LISTEN_FDS"
 LISTEN_PID: Final = "LISTEN_PID"
 LISTEN_FDNAMES: Final = "LISTEN_FDNAMES"

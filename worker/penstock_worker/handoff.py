@@ -138,6 +138,10 @@ class Taker:
         self._ended += 1
         if self._report is None:
             self._report = self._loop.call_later(_REPORT_S, self._tell)
+        self.room()
+
+    def room(self) -> None:
+        """A descriptor is free, whosever it was."""
         if self._full:
             self._full = False
             self.start()
@@ -219,11 +223,13 @@ class Taker:
             self._loop.remove_reader(self._link)
 
 
-def inherited(environ: Mapping[str, str]) -> socket.socket | None:
-    """Adopt the end that `environ` names; None if there is none. ValueError: it is no link."""
-    number = environ.get(LINK_FD)
-    if number is None:
-        return None
+def inherited(environ: Mapping[str, str]) -> tuple[socket.socket, ...]:
+    """Adopt the ends that `environ` names, one for each front; ValueError: one is no link."""
+    numbers = environ.get(LINK_FD)
+    return () if numbers is None else tuple(map(_link, numbers.split(",")))
+
+
+def _link(number: str) -> socket.socket:
     try:
         link = socket.socket(fileno=int(number))
     except (ValueError, OverflowError, OSError) as error:

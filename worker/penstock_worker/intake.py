@@ -1,6 +1,6 @@
 """The connections of one worker: where they come from, which are open, how they end.
 
-Owns the sources (listening sockets, or the link to the front) and the set of connections
+Owns the sources (listening sockets, or the links to the fronts) and the set of connections
 that were adopted from them, whatever protocol serves them now. Must not know HTTP, nor why
 the worker leaves.
 
@@ -16,6 +16,7 @@ import resource
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from penstock_worker.acceptor import Acceptor
@@ -24,6 +25,7 @@ from penstock_worker.handoff import Taker
 from penstock_worker.listeners import Source, backlog
 from penstock_worker.streams import Stream, adopt
 
+_NO_LINK: Final = -1
 _LAST_S: Final = 1.0
 """For a client that is here when the worker leaves, to ask once more."""
 
@@ -33,13 +35,21 @@ Serve = Callable[[bool], asyncio.Protocol]
 class Served(Stream):
     """A connection that a protocol was given. Its transport closes it, and so we hear of it."""
 
-    __slots__ = ("_ended", "probe")
+    __slots__ = ("_ended", "link", "probe")
 
     def __init__(
-        self, fd: int, family: int, ended: Callable[["Served"], None], *, probe: bool
+        self,
+        fd: int,
+        family: int,
+        ended: Callable[["Served"], None],
+        link: int,
+        *,
+        probe: bool,
     ) -> None:
         super().__init__(fd, family)
         self._ended: Callable[[Served], None] | None = ended
+        self.link = link
+        """The one it came over, or _NO_LINK: that front wants to hear of its end."""
         self.probe = probe
 
     def close(self) -> None:
@@ -58,7 +68,7 @@ class Intake:
         self._serve: Serve | None = None
         self._served: set[Served] = set()
         self._acceptors: list[Acceptor] = []
-        self._taker: Taker | None = None
+        self._takers: tuple[Taker, ...] = ()
         self._over = False
         self._empty = asyncio.Event()
 
@@ -70,8 +80,12 @@ class Intake:
         self._serve = serve
         if source.kind == "link":
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            self._taker = Taker(self._loop, source.sock, self._passed, limit)
-            self._taker.start()
+            self._takers = tuple(
+                Taker(self._loop, sock, partial(self._passed, link), limit)
+                for link, sock in enumerate((source.sock, *source.more))
+            )
+            for taker in self._takers:
+                taker.start()
         elif source.kind == "stream":
             source.listen()
             self._acceptors.append(Acceptor(self._loop, source.sock, self._accepted))
@@ -109,7 +123,7 @@ class Intake:
 
     @property
     def links(self) -> int:
-        return int(self._taker is not None)
+        return len(self._takers)
 
     async def finish(self) -> None:
         """Take what waits, close the sources, and let everybody ask once more."""
@@ -117,8 +131,8 @@ class Intake:
         most = backlog()
         for acceptor in self._acceptors:
             acceptor.drain(most)
-        if self._taker is not None:
-            self._taker.drain()
+        for taker in self._takers:
+            taker.drain()
         if self._served:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_S):
@@ -129,23 +143,23 @@ class Intake:
         self._over = True
         for acceptor in self._acceptors:
             acceptor.close()
-        if self._taker is not None:
-            self._taker.close()
-            self._taker = None
+        for taker in self._takers:
+            taker.close()
+        self._takers = ()
 
-    def _passed(self, stream: Stream, probe: bool) -> None:
+    def _passed(self, link: int, stream: Stream, probe: bool) -> None:
         fd = stream.fileno()
         stream.given()
-        self._take(fd, stream.family, probe=probe)
+        self._take(fd, stream.family, link, probe=probe)
 
     def _accepted(self, fd: int, family: int) -> None:
         self._counters.connections += 1
         self._counters.active += 1
         self._take(fd, family, probe=False)
 
-    def _take(self, fd: int, family: int, *, probe: bool) -> None:
+    def _take(self, fd: int, family: int, link: int = _NO_LINK, *, probe: bool) -> None:
         assert self._serve is not None
-        one = Served(fd, family, self._gone, probe=probe)
+        one = Served(fd, family, self._gone, link, probe=probe)
         self._served.add(one)
         try:
             adopt(self._loop, self._serve(probe), one)
@@ -159,10 +173,12 @@ class Intake:
             self._empty.set()
         if one.probe:
             return
-        if self._taker is not None:
-            self._taker.ended()
-        else:
+        if one.link == _NO_LINK:
             self._counters.active -= 1
+        elif self._takers:
+            self._takers[one.link].ended()
+            for taker in self._takers:
+                taker.room()
 
 
 def raise_limit() -> None:

@@ -1,4 +1,4 @@
-"""Where a worker's connections come from: a link, a passed socket, or a port of its own.
+"""Where a worker's connections come from: links, a passed socket, or a port of its own.
 
 Owns the step from the contract's variables to a socket, and says in one line why there is
 none. It does not know who serves the socket, and reads no environment itself.
@@ -36,6 +36,8 @@ class Source(NamedTuple):
     sock: socket.socket
     own: bool = False
     """Bound by ourselves, to our own port."""
+    more: tuple[socket.socket, ...] = ()
+    """Links to other fronts than the first."""
 
     def listen(self) -> None:
         """Let clients in, if nobody has yet. ListenError if somebody else has the port."""
@@ -49,13 +51,13 @@ class Source(NamedTuple):
 
 
 def found(environ: Mapping[str, str]) -> Source:
-    """The link, the passed socket or the own port that `environ` names; or ListenError."""
+    """The links, the passed socket or the own port that `environ` names; or ListenError."""
     try:
-        link = handoff.inherited(environ)
+        links = handoff.inherited(environ)
     except ValueError as error:
         raise ListenError(str(error)) from None
-    if link is not None:
-        return Source("link", link)
+    if links:
+        return Source("link", links[0], more=links[1:])
     return passed(environ) or Source("stream", own_port(environ), own=True)
 
 

@@ -69,6 +69,11 @@ class _Run(Dashed):
     help="round_robin, least_connections, power_of_two, hash or random.  [default: round_robin]",
 )
 @click.option(
+    "--fronts",
+    metavar="N|auto",
+    help="How many processes stand before the workers; auto is one per core.  [default: 1]",
+)
+@click.option(
     "--admin",
     metavar="ADDR",
     help='/metrics, /healthz, /readyz and /status; "" for nowhere.  [default: 127.0.0.1:9464]',

@@ -1,0 +1,117 @@
+"""The fronts of a run, as one: what all of them are told, and what the end of one is to others.
+
+Every front serves every service, by itself: it has its own share of the clients, which the
+kernel deals out, checks the workers itself, and knows nothing of the other fronts. What
+concerns more than one is here. A front that is away, because it ended and its successor is
+not ready yet, or for good, is *covered*: the others accept from its sockets as well as their
+own, so that whoever is dealt to it is served at once, and nothing that waits is lost.
+
+It does not know who is in the rotation: that is `rotation`, which talks to the fronts too.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from penstock_proxy.orders import ACCEPT, CONFIGURE, COVER, UNCOVER
+from penstock_supervisor.above import Surroundings
+from penstock_supervisor.child import Child
+from penstock_supervisor.lifecycle import State
+from penstock_supervisor.premises import Premises
+from penstock_supervisor.roster import Roster
+from penstock_supervisor.rotation import Rotation
+
+_log = logging.getLogger(__name__)
+
+
+class Fronts:
+    """Made once for a run; `enlist` fills the roster's list of them."""
+
+    def __init__(self, premises: Premises, roster: Roster, rotation: Rotation) -> None:
+        self._premises = premises
+        self._roster = roster
+        self._rotation = rotation
+        self._accepting = False
+        self._away: set[int] = set()
+        """Slots whose front was there and is not now, or not ready yet."""
+
+    def enlist(self, argv: Sequence[str], around: Surroundings) -> None:
+        plans = self._premises.front_plans(argv)
+        self._roster.fronts.extend(Child(plan, around) for plan in plans)
+
+    # What is asked of all of them.
+
+    def tell(self, order: dict[str, Any]) -> bool:
+        """Send it to all that are there; False if nobody is."""
+        return bool([one for one in self._roster.fronts if one.send(order)])
+
+    def accept(self) -> None:
+        """The sockets listen: from now on every front accepts, and every later one."""
+        self._accepting = True
+        self.tell({"cmd": ACCEPT})
+
+    def stop(self, at_most_s: float | None) -> None:
+        """Nobody covers for anybody any more: all of them finish and leave."""
+        self._accepting = False
+        for front in self._roster.fronts:
+            front.stop(at_most_s)
+
+    @property
+    def at_rest(self) -> bool:
+        return all(front.at_rest for front in self._roster.fronts)
+
+    @property
+    def serve(self) -> bool:
+        """Is there one for whoever comes? With one away the others cover it."""
+        fronts = self._roster.fronts
+        return not fronts or any(front.state is State.UP for front in fronts)
+
+    # What happens to one of them.
+
+    def spawned(self, front: Child) -> None:
+        """A new process: it starts informed."""
+        holds = {slot: holder.plan.address for slot, holder in self._roster.holders.items()}
+        rotation = self._rotation
+        config = self._premises.front_config(
+            front.plan.slot, holds, rotation.is_joined, rotation.is_up_anywhere
+        )
+        front.send({"cmd": CONFIGURE, "config": config.model_dump(mode="json")})
+        rotation.front_spawned(
+            front,
+            [(one.name, target.slot) for one in config.services for target in one.targets
+             if target.up],
+        )  # fmt: skip
+        if self._accepting:
+            front.send({"cmd": ACCEPT})
+            for slot in self._away - {front.plan.slot}:
+                self._cover(slot, front)
+
+    def ready(self, front: Child) -> None:
+        """It accepts from its own sockets again, and the others need not."""
+        slot = front.plan.slot
+        if slot in self._away:
+            self._away.discard(slot)
+            self.tell({"cmd": UNCOVER, "front": slot})
+
+    def gone(self, front: Child) -> None:
+        """Its process is."""
+        slot = front.plan.slot
+        self._rotation.front_gone(front)
+        self._away.add(slot)
+        if self._accepting:
+            for other in self._roster.fronts:
+                if other is not front:
+                    self._cover(slot, other)
+
+    def gave_up(self, front: Child) -> bool:
+        """Nobody starts it again. True if it was the last."""
+        left = [one for one in self._roster.fronts if not one.at_rest]
+        if left:
+            others = ", ".join(one.name for one in left)
+            _log.critical("%s is not started again; %s take its clients", front.name, others)
+        return not left
+
+    def _cover(self, slot: int, by: Child) -> None:
+        for name, intake in self._premises.intakes.items():
+            if (listener := intake.apart(slot)) is not None:
+                by.send({"cmd": COVER, "service": name, "front": slot}, listener)
