@@ -183,7 +183,7 @@ def test_the_next_one_comes_in_when_one_leaves_and_waits_for_no_tick(
         admission = Admission(RESERVE + 4 if full == "descriptors" else 1024, 0, 0)
         deadlines = Deadlines(loop.time())
         service = ServiceFront(loop, config, deadlines, admission, None, lambda *_: None)
-        service.accept()
+        service.gates.start()
         door.knock(5)
         door.listener.detach()
         counters = service.counters

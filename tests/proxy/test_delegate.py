@@ -55,7 +55,7 @@ class House:
         self.held: list[int] = []
         for slot in range(workers):
             self.start(slot, slot + 1)
-        self.service.accept()
+        self.service.gates.start()
 
     def start(self, slot: int, number: int) -> None:
         """A process of this slot is ready, and healthy."""
