@@ -19,7 +19,7 @@ from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple
 
 from penstock_proxy import http1
-from penstock_proxy.errors import BAD_REQUEST, BAD_RESPONSE
+from penstock_proxy.errors import BAD_REQUEST, BAD_RESPONSE, RejectedError
 from penstock_proxy.http1 import Framing, RequestLine
 
 _HOP_BY_HOP: Final = frozenset(
@@ -69,6 +69,8 @@ _NO_TRAILERS: Final = _NOT_TO_WORKERS | {
 }
 """RFC 9110 §6.5.1: framing, routing, authentication and the like come in no trailer."""
 
+_HTTP_ITSELF: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
+"""Names of protocols: HTTP/2 in the clear, any HTTP by its number, HTTP under TLS (RFC 2817)."""
 _MAX_ID: Final = 128
 _REMEMBERED: Final = 256
 _REMEMBERED_SIZE: Final = 4 << 10
@@ -178,9 +180,11 @@ def _prepare(line: RequestLine, framing: Framing, host: bytes, *, trusted: bool)
 
 
 def _offers(upgrade: bytes) -> bytes:
-    """The protocols offered, without HTTP/2: it would carry requests past everything here."""
+    """The protocols offered, without those that would carry requests past everything here."""
     offers = (offer.strip(b" \t") for offer in upgrade.split(b","))
-    return b", ".join(offer for offer in offers if offer and offer.lower() != b"h2c")
+    return b", ".join(
+        offer for offer in offers if offer and offer.lower().partition(b"/")[0] not in _HTTP_ITSELF
+    )
 
 
 def _last(said: Mapping[bytes, Sequence[bytes]], name: bytes, otherwise: bytes) -> bytes:
@@ -221,9 +225,12 @@ def response(head: bytes) -> Response:
     close = b"close" in options if minor else framing.chunked or b"keep-alive" not in options
     if status == 204 or status < 200:
         # Neither may announce a body (RFC 9110 §8.6). Whoever does may send one, and the
-        # next client must not get it for an answer.
+        # next client must not get it for an answer; nor this one for the final response.
+        announced = framing.chunked or framing.length > 0
+        if announced and status < 200:
+            raise RejectedError(BAD_RESPONSE, "an interim response with a body")
         dropped |= {b"content-length"}
-        close = close or framing.chunked or framing.length > 0
+        close = close or announced
     kept = [b"HTTP/1.1" + head[8 : end - 2]]
     kept += [raw for name, _, raw in framing.lines if name not in dropped]
     kept.append(b"")

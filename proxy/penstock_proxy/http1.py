@@ -62,6 +62,10 @@ _ENDS_CHUNKED: Final = re.compile(
 _TOKENS: Final = re.compile(
     rb"[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+(?:,[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+)*+"
 )
+_PROTOCOL: Final = _TOKEN + rb"++(?:/" + _TOKEN + rb"++)?+"
+_PROTOCOLS: Final = re.compile(
+    rb"[ \t]*+(?:" + _PROTOCOL + rb")?+[ \t]*+(?:,[ \t]*+(?:" + _PROTOCOL + rb")?+[ \t]*+)*+"
+)
 
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"host"})
 """What nobody may say twice, and nobody may have removed."""
@@ -113,6 +117,11 @@ def looks_wrong(data: bytes) -> bool:
     if b"\n" in data:
         return _REQUEST_LINE.match(data) is None
     return _PART_OF_REQUEST_LINE.fullmatch(data) is None
+
+
+def answer_looks_wrong(data: bytes) -> bool:
+    """Say early that an incomplete response head can never become one."""
+    return not b"HTTP/1.".startswith(data[:7]) or data.count(b"\n") != data.count(b"\r\n")
 
 
 def skip_empty_lines(data: bytes) -> bytes:
@@ -206,6 +215,8 @@ def _framing(lines: Lines, values: Values, fault: Fault) -> Framing:
         # Whoever obeyed would lose the framing that everybody else goes by.
         raise RejectedError(fault, "Connection names a framing field")
     upgrade = b", ".join(values.get(b"upgrade", ())) if b"upgrade" in options else b""
+    if upgrade and _PROTOCOLS.fullmatch(upgrade) is None:
+        raise RejectedError(fault, "malformed Upgrade")
     return Framing(lines, values, length, chunked, options, upgrade)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from penstock_proxy import forwarding
 from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, RejectedError
 from penstock_proxy.forwarding import Response
-from penstock_proxy.http1 import MAX_RESPONSE_HEAD, NO_LENGTH, Chunked
+from penstock_proxy.http1 import MAX_RESPONSE_HEAD, NO_LENGTH, Chunked, answer_looks_wrong
 from penstock_proxy.pool import Member
 
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ class WorkerConnection(asyncio.Protocol):
             if end < 4 or end > MAX_RESPONSE_HEAD:
                 if len(data) > MAX_RESPONSE_HEAD:
                     raise RejectedError(BAD_RESPONSE, "response head too large")
+                if answer_looks_wrong(data):
+                    raise RejectedError(BAD_RESPONSE, "not HTTP")
                 self._buffer = data
                 break
             response = exchange.client.service.responses.read(data[:end])
@@ -163,6 +165,9 @@ class WorkerConnection(asyncio.Protocol):
         if exchange.line.method == b"HEAD" or response.status in (204, 304):
             self._body = _LENGTH
             self._left = 0
+            if response.chunked:
+                # Legal for HEAD and 304, but who says it may send the chunks as well, later.
+                self.reusable = False
         elif response.chunked:
             self._body = Body.CHUNKED
             self._chunked = Chunked(BAD_RESPONSE)

@@ -96,6 +96,7 @@ def test_an_upgrade_is_asked_for_in_the_fronts_own_words() -> None:
         (b"Upgrade: H2C,websocket\r\n", b"websocket"),
         (b"Upgrade: a ,\t,h2c , b\r\n", b"a, b"),
         (b"Upgrade: h2c\r\nUpgrade: a\r\n", b"a"),
+        (b"Upgrade: HTTP/2.0, TLS/1.2, h2, h2c/1, http, a/2\r\n", b"a/2"),
     ],
 )
 def test_no_list_of_offers_smuggles_http_2(offers: bytes, left: bytes) -> None:

@@ -333,6 +333,28 @@ def test_upgrade_counts_if_connection_says_so(fields: bytes, upgrade: bytes) -> 
     assert read(with_fields(fields))[1].upgrade == upgrade
 
 
+@pytest.mark.parametrize("value", [b'"h2c"', b"a b", b"a/b/c", b"/a", b"a/", b"a;q=1", b"\xff"])
+def test_upgrade_is_a_list_of_protocols(value: bytes) -> None:
+    fields = b"Upgrade: " + value + b"\r\n"
+    assert refusal(with_fields(fields + b"Connection: upgrade\r\n")) == BAD_REQUEST
+    assert refusal(with_fields(fields)) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    [
+        (b"H", False),
+        (b"HTTP/1.1 200 OK\r\nA: b\r", False),
+        (b"HTTQ", True),
+        (b"HTTP/2", True),
+        (b"\r", True),
+        (b"HTTP/1.1 200 OK\n", True),
+    ],
+)
+def test_what_can_never_become_a_response_is_seen_early(data: bytes, wrong: bool) -> None:
+    assert http1.answer_looks_wrong(data) is wrong
+
+
 # -- the request as a whole
 
 

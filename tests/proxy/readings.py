@@ -1,0 +1,185 @@
+"""How others read the same bytes: h11, and llhttp (Node's parser) through httptools.
+
+A reading is one message of a stream. Both are told where we believe that it ends: h11 has to
+leave exactly the rest, llhttp must not be done one byte earlier and must be done there.
+What they refuse raises `OtherwiseError`.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import h11
+import httptools
+
+from penstock_proxy import http1
+from penstock_proxy.errors import BAD_REQUEST
+from penstock_proxy.http1 import Chunked
+
+PLAIN_METHODS: Final = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS"})
+MAX_EVENT: Final = 1 << 20
+Fields = list[tuple[bytes, bytes]]
+
+
+class OtherwiseError(Exception):
+    """Somebody else reads this in another way."""
+
+
+class Reading(NamedTuple):
+    """One request, or one response (then `start` has the status and no target)."""
+
+    start: tuple[bytes, bytes, int]
+    fields: Fields
+    body: bytes
+    trailers: Fields
+    end: int
+    """Where the next message begins."""
+
+
+def fields_of(block: bytes) -> Fields:
+    pairs = (line.partition(b":") for line in block.split(b"\r\n") if line)
+    return [(name.lower(), value.strip(b" \t")) for name, _, value in pairs]
+
+
+def our_request(data: bytes) -> Reading | None:
+    """The first request of a stream as we read it; None: more has to come. RejectedError."""
+    begin = len(data) - len(http1.skip_empty_lines(data))
+    head_end = data.find(b"\r\n\r\n", begin) + 4
+    if head_end < 4:
+        return None
+    head = data[begin:head_end]
+    line = http1.parse_request_line(head)
+    framing = http1.parse_fields(head[line.end :], BAD_REQUEST)
+    http1.check_request(line, framing)
+    start = (line.method, line.target, line.minor)
+    fields = [(name, value) for name, value, _ in framing.lines]
+    if framing.chunked:
+        chunked = Chunked(BAD_REQUEST)
+        body = b"".join(chunked.feed(data[head_end:]))
+        if not chunked.done:
+            return None
+        end = len(data) - len(chunked.rest)
+        return Reading(start, fields, body, fields_of(chunked.trailers), end)
+    end = head_end + max(0, framing.length)
+    if end > len(data):
+        return None
+    return Reading(start, fields, data[head_end:end], [], end)
+
+
+def h11_request(data: bytes, end: int) -> Reading:
+    """The first request as h11 reads it."""
+    return _h11(h11.Connection(h11.SERVER, MAX_EVENT), data, end)
+
+
+def h11_response(data: bytes, end: int, method: bytes = b"GET", *, ended: bool = False) -> Reading:
+    """The first final response as h11 reads it; `ended`: the connection ends behind it."""
+    client = h11.Connection(h11.CLIENT, MAX_EVENT)
+    client.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
+    client.send(h11.EndOfMessage())
+    return _h11(client, data, end, ended=ended)
+
+
+def _h11(connection: h11.Connection, data: bytes, end: int, *, ended: bool = False) -> Reading:
+    try:
+        connection.receive_data(data)
+        if ended:
+            connection.receive_data(b"")
+        head = connection.next_event()
+        while isinstance(head, h11.InformationalResponse):
+            head = connection.next_event()
+        body = b""
+        if not isinstance(head, h11.Request | h11.Response):
+            raise OtherwiseError(f"h11 says {head!r}")
+        while isinstance(event := connection.next_event(), h11.Data):
+            body += bytes(event.data)
+    except h11.RemoteProtocolError as error:
+        raise OtherwiseError(f"h11: {error}") from error
+    if not isinstance(event, h11.EndOfMessage):
+        raise OtherwiseError(f"h11 says {event!r}")
+    left = len(connection.trailing_data[0])
+    return Reading(
+        _start(head),
+        list(head.headers),
+        body,
+        list(event.headers),
+        end if ended else len(data) - left,
+    )
+
+
+def _start(head: h11.Request | h11.Response) -> tuple[bytes, bytes, int]:
+    if isinstance(head, h11.Request):
+        return head.method, head.target, int(head.http_version[2:])
+    return b"%d" % head.status_code, b"", int(head.http_version[2:])
+
+
+class _Heard:
+    """What llhttp calls."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.fields: Fields = []
+        self.trailers: Fields = []
+        self.body = b""
+        self.begun = 0
+        self.heads = 0
+        self.complete = 0
+
+    def on_message_begin(self) -> None:
+        self.begun += 1
+        self.fields = []
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        kept = self.trailers if self.heads == self.begun else self.fields
+        kept.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.heads += 1
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.complete += 1
+
+
+def llhttp_request(data: bytes, end: int) -> Reading:
+    """The first request as llhttp reads it. It knows few methods: others become PUT."""
+    method = data.lstrip(b"\r\n").split(b" ", 1)[0]
+    skipped = len(data) - len(data.lstrip(b"\r\n"))
+    grown = 0
+    if method not in PLAIN_METHODS:
+        data = data[:skipped] + b"PUT" + data[skipped + len(method) :]
+        grown = 3 - len(method)
+    heard = _Heard()
+    parser = httptools.HttpRequestParser(heard)
+    _llhttp(parser, heard, data[: end + grown], done=1)
+    version = parser.get_http_version()
+    return Reading(
+        (method, heard.url, int(version[2:])), heard.fields, heard.body, heard.trailers, end
+    )
+
+
+def llhttp_response(data: bytes, end: int, *, finals: int = 1) -> Reading:
+    """The last of `finals` responses (1xx count) as llhttp reads it, which knows no HEAD."""
+    heard = _Heard()
+    parser = httptools.HttpResponseParser(heard)
+    _llhttp(parser, heard, data[:end], done=finals)
+    status = b"%d" % parser.get_status_code()
+    version = int(parser.get_http_version()[2:])
+    return Reading((status, b"", version), heard.fields, heard.body, heard.trailers, end)
+
+
+def _llhttp(parser: Any, heard: _Heard, data: bytes, *, done: int) -> None:
+    try:
+        parser.feed_data(data[:-1])
+        if heard.complete >= done:
+            raise OtherwiseError("llhttp: it ends earlier")
+        parser.feed_data(data[-1:])
+    except httptools.HttpParserUpgrade:
+        # It stops behind the head of a request that offers a protocol; so it is complete.
+        pass
+    except httptools.HttpParserError as error:
+        raise OtherwiseError(f"llhttp: {error!r}") from error
+    if heard.complete != done:
+        raise OtherwiseError("llhttp: it does not end there")
