@@ -21,6 +21,7 @@ from penstock_proxy.deadlines import NEVER
 from penstock_proxy.errors import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TOO_LARGE, Fault, RejectedError
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.http1 import RequestLine
+from penstock_worker.peers import peer_address
 
 if TYPE_CHECKING:
     from penstock_proxy.service import ServiceFront
@@ -54,11 +55,11 @@ class ClientConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, service: "ServiceFront", peer: Any) -> None:
+    def __init__(self, service: "ServiceFront", peer: Any, *, believed: bool = True) -> None:
         self.service = service
         self.address = peer_address(peer)
         self.forwarded_for = (self.address or "unknown").encode() + b"\r\nX-Request-ID: "
-        self._trusted = service.forwarding.trusts(self.address)
+        self._trusted = believed and service.forwarding.trusts(self.address)
         self.buffer = b""
         self.exchange: Exchange | None = None
         self.blocked = False
@@ -262,11 +263,3 @@ class ClientConnection(asyncio.Protocol):
         self.service.deadlines.disarm(self)
         self.service.clients.discard(self)
         self.service.client_lost()
-
-
-def peer_address(peer: Any) -> str:
-    """The address of `accept`'s peer; IPv4 in IPv6 as IPv4; empty for a unix socket."""
-    if not isinstance(peer, tuple):
-        return ""
-    address: str = peer[0]
-    return address.removeprefix("::ffff:") if "." in address else address

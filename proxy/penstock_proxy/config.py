@@ -12,6 +12,8 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from penstock_worker.peers import UNIX
+
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -79,10 +81,12 @@ def _address(text: str) -> str:
 
 
 def _network(text: str) -> str:
+    if text == UNIX:
+        return text
     try:
         return str(ip_network(text, strict=False))
     except ValueError:
-        raise ValueError('expected an address or a network, such as "10.0.0.0/8"') from None
+        raise ValueError('expected an address, a network or "unix"') from None
 
 
 def _path(text: str) -> str:
@@ -183,6 +187,9 @@ class Traffic(Part):
     mode: Mode = "http"
     balance: Balance = "round_robin"
     trusted_proxies: tuple[Network, ...] = ()
+    """Whose word on others is believed. "unix": of whoever connects to a unix socket."""
+    accept_proxy: bool = False
+    """Every connection begins with a PROXY header, and comes from one of `trusted_proxies`."""
     max_connections: Annotated[int, Field(ge=0, strict=True)] = 0
     """0: as many as descriptors allow."""
     handoff_window: Annotated[int, Field(ge=1, le=1024, strict=True)] = 16

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy import probe
 from penstock_proxy.checker import OK, Verdict
-from penstock_proxy.client import peer_address
 from penstock_proxy.deadlines import NEVER
-from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, WORKER_CLOSED
+from penstock_proxy.entrance import Reading, Visitor
+from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, WORKER_CLOSED, Fault
 from penstock_proxy.link import Link
+from penstock_worker.peers import peer_address
 from penstock_worker.streams import Stream
 
 if TYPE_CHECKING:
@@ -101,6 +102,28 @@ class Delegate:
             service.counters.active += 1
             service.admission.waiting += 1
             Passage(self, service, stream.fileno(), address).wait()
+
+    @property
+    def reading(self) -> Reading:
+        """What is done here with a PROXY header: the worker reads it."""
+        return "look" if self._is_hashing else "no"
+
+    def arrived(self) -> None:
+        """A connection stands in the entrance."""
+        self._service.counters.connections += 1
+        self._service.counters.active += 1
+        self._service.admission.waiting += 1
+
+    def entered(self, stream: Stream, visitor: Visitor) -> None:
+        """It is known whose it is: on to a worker."""
+        address = peer_address(visitor.peer) if self._is_hashing else ""
+        Passage(self, self._service, stream.fileno(), address).dispatch()
+
+    def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
+        """It did not come in."""
+        self._service.passage_over()
+        if fault is not None:
+            self._service.journal.turned_away(address, fault, reason)
 
     def pass_on(self, fd: int, address: str, tried: tuple["Member", ...]) -> bool:
         """Pick a worker and send it; False if nobody can take it now."""

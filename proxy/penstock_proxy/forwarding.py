@@ -15,12 +15,12 @@ stranger who fills it takes away the short cut and nothing else.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple
 
 from penstock_proxy import http1
 from penstock_proxy.errors import BAD_REQUEST, BAD_RESPONSE, RejectedError
 from penstock_proxy.http1 import Framing, RequestLine
+from penstock_worker.peers import Trusted
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -110,18 +110,13 @@ class Forwarding:
     """Turns heads around for one service."""
 
     def __init__(self, trusted: Sequence[str], max_fields: int) -> None:
-        self._networks = tuple(ip_network(text) for text in trusted)
+        self.trusted = Trusted(trusted)
         self._max_fields = max_fields
         self._remembered: tuple[dict[bytes, Prepared], dict[bytes, Prepared]] = ({}, {})
 
     def trusts(self, client: str) -> bool:
-        """Is this address one of `trusted_proxies`? A unix socket's peer (empty) is not."""
-        if not self._networks or not client:
-            return False
-        address = ip_address(client.partition("%")[0])
-        return any(
-            address.version == network.version and address in network for network in self._networks
-        )
+        """Is this address, empty for a unix socket's peer, one of `trusted_proxies`?"""
+        return client in self.trusted
 
     def request(self, line: RequestLine, block: bytes, *, trusted: bool) -> Prepared:
         """Judge a request and say what goes to the worker. Raises RejectedError."""

@@ -14,7 +14,7 @@ from time import monotonic, time  # noqa: TID251 — a log line tells the time o
 from typing import TYPE_CHECKING, Final
 
 from penstock_proxy.errors import Fault, Side
-from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER, ServiceCounters
+from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER, REJECTIONS, ServiceCounters
 from penstock_proxy.pool import Member
 from penstock_worker.access_log import AccessLog
 
@@ -108,6 +108,18 @@ class Journal:
                     len(fault.text) + 1, 0, "", None, None, 0.0, 0, "", fault.kind, b"",
                 )
             )  # fmt: skip
+
+    def turned_away(self, address: str, fault: Fault, reason: str) -> None:
+        """Count and say whose connection was closed before anything was read from it."""
+        counts = self._counters
+        (counts.rejected if fault.kind in REJECTIONS else counts.errors)[fault.kind] += 1
+        self._say(
+            logging.INFO,
+            "%s: closed a connection from %s: %s",
+            self._service,
+            address or "a unix socket",
+            reason,
+        )
 
     def fault(self, exchange: "Exchange", fault: Fault, reason: str, member: Member | None) -> None:
         """Say why an exchange, or one try of it, failed."""

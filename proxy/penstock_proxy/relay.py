@@ -8,11 +8,11 @@ its worker is there: what it sends first waits in the kernel, in nobody's memory
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from penstock_proxy.client import peer_address
 from penstock_proxy.deadlines import NEVER
 from penstock_proxy.dial import Dialing, blamed, dial, why
 from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, Fault, Side
 from penstock_proxy.pump import OK, ClientHalf
+from penstock_worker.peers import peer_address
 from penstock_worker.streams import Stream, adopt
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.delegate import Delegate, Passage
 from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
+from penstock_proxy.entrance import Entrance, Gate, Reading, Visitor
 from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, Fault
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding, Responses
@@ -83,6 +84,9 @@ class ServiceFront:
         )
         self.delegate = Delegate(self) if config.scheme == "handoff" else None
         deliver = self._accepted if self.delegate is None else self.delegate.accepted
+        self.entrance = self._entrance() if config.accept_proxy else None
+        if self.entrance is not None:
+            deliver = self.entrance.accepted
         self.gates = Gates(loop, config.listeners, admission, self._has_room, deliver)
         self._said_full = False
         self._full = False
@@ -102,12 +106,38 @@ class ServiceFront:
             _log.warning("%s accepts no more connections: %s", self.config.name, what)
         return not self._full
 
+    def _entrance(self) -> Entrance:
+        """A header is taken where we serve the client; else the worker takes it."""
+        reading: Reading = "take"
+        gate: Gate = self
+        if self.delegate is not None:
+            reading, gate = self.delegate.reading, self.delegate
+        trusted, head_s = self.forwarding.trusted, self.timeouts.head
+        return Entrance(self.loop, self.deadlines, head_s, trusted, gate, reading=reading)
+
     def _accepted(self, sock: Stream, peer: Any) -> None:
+        self.arrived()
+        self._deliver(sock, peer, believed=True)
+
+    def arrived(self) -> None:
+        """A client's connection was accepted."""
         self.counters.connections += 1
         self.counters.active += 1
         self.admission.clients += 1
+
+    def entered(self, stream: Stream, visitor: Visitor) -> None:
+        """A client's connection was accepted, and it is known whose it is."""
+        self._deliver(stream, visitor.peer, believed=visitor.believed)
+
+    def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
+        """A client's connection did not come in."""
+        self.client_lost()
+        if fault is not None:
+            self.journal.turned_away(address, fault, reason)
+
+    def _deliver(self, sock: Stream, peer: Any, *, believed: bool) -> None:
         if self.config.mode == "http":
-            client = ClientConnection(self, peer)
+            client = ClientConnection(self, peer, believed=believed)
             self.clients.add(client)
             adopt(self.loop, client, sock)
         else:
@@ -244,5 +274,7 @@ class ServiceFront:
         """Accept no more; end what is idle; let the rest finish."""
         self.gates.drain()
         self.stopping = True
+        if self.entrance is not None:
+            self.entrance.drain()
         for client in list(self.clients):
             client.stop()

@@ -23,6 +23,7 @@ _ALL: Final = ("ports", "handoff", "shared", "reuseport")
 SCHEMES_OF: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "ports": (("ports",), "no other gives workers ports of their own"),
     "trusted_proxies": (("ports",), "no other adds fields to a request"),
+    "accept_proxy": (("ports",), "no other reads what a client sends"),
     "handoff_window": (("handoff",), "no other passes connections"),
     "balance": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
     "weights": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
@@ -58,14 +59,21 @@ def of_service(service: "Service") -> Iterator[Problem]:
         yield Problem(("upstreams",), "an address is named twice; give it a weight instead")
     if service.listen in addresses:
         yield Problem(("upstreams",), f"{service.listen} is where the service itself listens")
-    if service.mode != "http" and service.trusted_proxies:
-        yield Problem(
-            ("trusted_proxies",), f'only with mode = "http": {service.mode} has no headers'
-        )
+    yield from _of_proxies(service)
     if service.mode != "http" and service.access_log_format == "combined":
         yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
     if service.restart.backoff > service.restart.backoff_max:
         yield Problem(("restart", "backoff"), "expected at most backoff_max")
+
+
+def _of_proxies(service: "Service") -> Iterator[Problem]:
+    """Whose word is taken for what."""
+    if service.accept_proxy and not service.trusted_proxies:
+        text = "expected trusted_proxies beside it: or any client is whoever it likes"
+        yield Problem(("accept_proxy",), text)
+    elif service.mode != "http" and service.trusted_proxies and not service.accept_proxy:
+        text = f'only with mode = "http" or accept_proxy: {service.mode} has no headers'
+        yield Problem(("trusted_proxies",), text)
 
 
 def unfit(service: "Service") -> Iterator[Problem]:

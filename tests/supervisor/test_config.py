@@ -223,11 +223,11 @@ def test_a_child_inherits_nothing_that_makes_us_somebodys_worker(
         ),
         (
             "trusted_proxies = ['x']",
-            'trusted_proxies[0]: expected an address or a network, such as "10.0.0.0/8", not "x"',
+            'trusted_proxies[0]: expected an address, a network or "unix", not "x"',
         ),
         (
             "mode = 'tcp'\ntrusted_proxies = ['::1']",
-            'trusted_proxies: only with mode = "http": tcp has no headers',
+            'trusted_proxies: only with mode = "http" or accept_proxy: tcp has no headers',
         ),
         (
             "mode = 'tcp'\naccess_log_format = 'combined'",
@@ -238,7 +238,10 @@ def test_a_child_inherits_nothing_that_makes_us_somebodys_worker(
             "restart.backoff: expected at most backoff_max",
         ),
         ("fronts = 2", "fronts: unknown key"),
-        ("accept_proxy = true", "accept_proxy: unknown key"),
+        (
+            "accept_proxy = true",
+            "accept_proxy: expected trusted_proxies beside it: or any client is whoever it likes",
+        ),
         ("send_proxy = 'v1'", "send_proxy: unknown key"),
     ],
 )

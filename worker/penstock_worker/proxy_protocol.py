@@ -1,0 +1,235 @@
+"""The PROXY protocol, versions 1 and 2: who is at the far end of a proxy's connection.
+
+Owns the grammar of the header that a proxy writes before anything else (proxy-protocol.txt of
+HAProxy, 2020/03/05), both ways. Must not know where bytes come from, nor who may be believed:
+a header is worth what its sender is (`peers`). No I/O, no clock.
+
+It is read strictly, because what one side takes for the header's end the other takes for the
+first byte of a request. A header that has not all come is no error, though the specification
+would let us call it one: TCP may cut anything anywhere.
+"""
+
+import re
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final, NamedTuple
+
+Place = tuple[str, int] | str | None
+"""An address and port, the path of a unix socket, or None: it was not said."""
+
+SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
+LINE: Final = 107
+"""The longest line of version 1, its CRLF included (§2.1)."""
+MOST: Final = 4 << 10
+"""Addresses and extensions of version 2 together. 64 KiB could be announced; HAProxy sends
+less than 1 KiB even with all that it knows of a client's certificate."""
+
+_V1: Final = b"PROXY "
+_SHORTEST: Final = len(b"PROXY UNKNOWN\r\n")
+_FIXED: Final = 16
+LARGEST: Final = _FIXED + MOST
+_FIELDS: Final = struct.Struct(">12sBBH")
+_TCP: Final = re.compile(
+    rb"PROXY TCP(?:4 ([0-9.]{7,15}) ([0-9.]{7,15})|6 ([0-9A-Fa-f:.]{2,45}) ([0-9A-Fa-f:.]{2,45}))"
+    rb" (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4})\r\n"
+)
+_UNKNOWN: Final = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?\r\n")
+_LAST_PORT: Final = 0xFFFF
+_LOCAL: Final = 0x20
+_PROXY: Final = 0x21
+_STREAM: Final = 1
+_UNSPEC, _INET, _INET6, _UNIX = range(4)
+_SIZES: Final = {_UNSPEC: 0, _INET: 12, _INET6: 36, _UNIX: 216}
+"""Bytes of both addresses and ports, by family."""
+_PROTOCOLS: Final = 3
+_CRC32C: Final = 0x03
+_TLV: Final = struct.Struct(">BH")
+_UNIX_PATH: Final = 108
+
+
+class HeaderError(Exception):
+    """Not a PROXY header, and no bytes to come can make it one."""
+
+
+class Header(NamedTuple):
+    """What a header says."""
+
+    size: int
+    """Its bytes: what follows is the client's."""
+    version: int
+    local: bool
+    """The proxy speaks for itself, as a health check does: its own addresses count."""
+    source: Place
+    """Who connected to the proxy; None: it cannot say, or speaks for itself."""
+    destination: Place
+    """What they connected to."""
+
+
+def parse(data: bytes) -> Header | int:
+    """Read a header at the start of `data`, whatever follows it. HeaderError if there is none.
+
+    A number says how many bytes more it takes at the very least: all of `data` belongs to
+    the header then.
+    """
+    if not data:
+        return _SHORTEST
+    if data[:1] == b"P":
+        return _parse_v1(data)
+    if not SIGNATURE.startswith(data[:12]):
+        raise HeaderError("no PROXY header")
+    if len(data) < _FIXED:
+        return _FIXED - len(data)
+    return _parse_v2(data)
+
+
+def _parse_v1(data: bytes) -> Header | int:
+    if not _V1.startswith(data[:6]):
+        raise HeaderError("no PROXY header")
+    end = data.find(b"\n", 0, LINE) + 1
+    if not end:
+        if len(data) >= LINE:
+            raise HeaderError(f"a PROXY line beyond {LINE} bytes")
+        return 1
+    line = data[:end]
+    found = _TCP.fullmatch(line)
+    if found is None:
+        if _UNKNOWN.fullmatch(line) is None:
+            raise HeaderError("a malformed PROXY line")
+        return Header(end, 1, False, None, None)
+    source, destination = found[1] or found[3], found[2] or found[4]
+    kind = IPv4Address if found[1] else IPv6Address
+    ports = int(found[5]), int(found[6])
+    try:
+        places = [_text(kind(address.decode())) for address in (source, destination)]
+    except ValueError:
+        raise HeaderError("a malformed address in a PROXY line") from None
+    if max(ports) > _LAST_PORT:
+        raise HeaderError("a port beyond 65535 in a PROXY line")
+    return Header(end, 1, False, (places[0], ports[0]), (places[1], ports[1]))
+
+
+def _parse_v2(data: bytes) -> Header | int:
+    command, family, length = data[12], data[13], int.from_bytes(data[14:16], "big")
+    if command not in (_LOCAL, _PROXY):
+        raise HeaderError(f"version and command {command:#04x} of a PROXY header are unknown")
+    if length > MOST:
+        raise HeaderError(f"a PROXY header beyond {LARGEST} bytes")
+    # What LOCAL says of a family is ignored (§2.2).
+    if command == _PROXY and (family >> 4 not in _SIZES or family & 15 >= _PROTOCOLS):
+        raise HeaderError(f"family and protocol {family:#04x} of a PROXY header are unknown")
+    size = _FIXED + length
+    if len(data) < size:
+        return size - len(data)
+    if command == _LOCAL:
+        return Header(size, 2, True, None, None)
+    family, protocol = family >> 4, family & 15
+    known = _SIZES[family] if protocol else 0
+    if length < known:
+        raise HeaderError("a PROXY header too short for its addresses")
+    if known:
+        # What an unspecified family is followed by need not be extensions.
+        _check_extensions(data[:size], _FIXED + known)
+    source, destination = _places(data, family) if protocol == _STREAM else (None, None)
+    return Header(size, 2, False, source, destination)
+
+
+def _places(data: bytes, family: int) -> tuple[Place, Place]:
+    if family == _UNSPEC:
+        return None, None
+    if family == _UNIX:
+        paths = struct.unpack_from(f"{_UNIX_PATH}s{_UNIX_PATH}s", data, _FIXED)
+        source, destination = (path.split(b"\0", 1)[0].decode(errors="replace") for path in paths)
+        return source, destination
+    kind, size = (IPv4Address, 4) if family == _INET else (IPv6Address, 16)
+    one, other, *ports = struct.unpack_from(f">{size}s{size}sHH", data, _FIXED)
+    return (_text(kind(one)), ports[0]), (_text(kind(other)), ports[1])
+
+
+def _text(address: IPv4Address | IPv6Address) -> str:
+    """As everywhere else: one client has one name, whatever family carried it."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
+
+
+def _check_extensions(header: bytes, at: int) -> None:
+    """Walk the TLVs; they tell us nothing but whether the header is what was sent."""
+    size = len(header)
+    while at < size:
+        value = at + _TLV.size
+        if value > size:
+            raise HeaderError("a cut extension in a PROXY header")
+        kind, length = _TLV.unpack_from(header, at)
+        at = value + length
+        if at > size:
+            raise HeaderError("an extension beyond the end of a PROXY header")
+        if kind == _CRC32C:
+            blank = header[:value] + bytes(length) + header[at:]
+            if length != 4 or crc32c(blank) != int.from_bytes(header[value:at], "big"):
+                raise HeaderError("the checksum of a PROXY header is wrong")
+
+
+def build(version: int, source: Place = None, destination: Place = None) -> bytes:
+    """The header of a connection that is relayed for `source`; None: nobody can say for whom."""
+    family, ends = _addressed(source, destination)
+    if version == 1:
+        if family in (_UNSPEC, _UNIX):
+            return b"PROXY UNKNOWN\r\n"
+        (one, one_port), (other, other_port) = ends
+        name = 4 if family == _INET else 6
+        return f"PROXY TCP{name} {one} {other} {one_port} {other_port}\r\n".encode()
+    packed = b"".join(address.packed for address, _ in ends)
+    packed += b"".join(port.to_bytes(2, "big") for _, port in ends)
+    if family == _UNIX:
+        paths = (
+            place.encode() if isinstance(place, str) else b"" for place in (source, destination)
+        )
+        packed = struct.pack(f"{_UNIX_PATH}s{_UNIX_PATH}s", *paths)
+    kind = family << 4 | _STREAM if family else 0
+    return _FIELDS.pack(SIGNATURE, _PROXY, kind, len(packed)) + packed
+
+
+def build_local() -> bytes:
+    """Version 2, of a connection that the proxy makes for itself. Version 1 has none: it is
+    recommended to say the connection's own addresses (§2.1)."""
+    return _FIELDS.pack(SIGNATURE, _LOCAL, 0, 0)
+
+
+_End = tuple[IPv4Address | IPv6Address, int]
+
+
+def _addressed(source: Place, destination: Place) -> tuple[int, tuple[_End, ...]]:
+    """The family of both, and both in it."""
+    if isinstance(source, str) and isinstance(destination, str | None):
+        return _UNIX, ()
+    if not isinstance(source, tuple) or not isinstance(destination, tuple):
+        return _UNSPEC, ()
+    # A scope means nothing elsewhere.
+    hosts = [
+        ip_address(_text(ip_address(end[0].partition("%")[0]))) for end in (source, destination)
+    ]
+    if hosts[0].version != hosts[1].version:
+        # As HAProxy does: there is no header for a client and a target of two families.
+        hosts = [host if host.version == 6 else ip_address(f"::ffff:{host}") for host in hosts]
+    family = _INET if hosts[0].version == 4 else _INET6
+    return family, ((hosts[0], source[1]), (hosts[1], destination[1]))
+
+
+def _table() -> tuple[int, ...]:
+    rows = []
+    for byte in range(256):
+        value = byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        rows.append(value)
+    return tuple(rows)
+
+
+_CRC_TABLE: Final = _table()
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli), of RFC 4960, appendix B. zlib has only the other one."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value = value >> 8 ^ _CRC_TABLE[(value ^ byte) & 0xFF]
+    return value ^ 0xFFFFFFFF
