@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from penstock_proxy import metrics
+from penstock_proxy import errors, metrics
 from penstock_supervisor import collector
 from penstock_supervisor.config import Config, Service
 
@@ -17,6 +17,8 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 REFERENCE = README.partition("## Configuration")[2].partition("\n## ")[0]
 DOCUMENTED = dict(re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| .+ \|$", REFERENCE, re.MULTILINE))
 METRICS = dict(re.findall(r"^\| `(penstock_\w+)` \| ([\w, ]*?) ?\| .+ \|$", README, re.MULTILINE))
+
+BOUNDS = README.partition("## Bounds")[2].partition("\n## ")[0]
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
@@ -56,6 +58,22 @@ def test_the_documented_default_is_the_default(key: str) -> None:
         value = {name: value}
     required = {"name": "web", "listen": "127.0.0.1:1"}
     assert Service.model_validate({**required, **value}) == Service.model_validate(required)
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key.startswith("limits.")])
+def test_every_limit_is_in_the_table_of_bounds_with_its_default(key: str) -> None:
+    rows = re.findall(rf"^\|[^|]+\| `{key}` = (`[^`]+`)[^|]*\|(.+)\|$", BOUNDS, re.MULTILINE)
+    assert rows, f"no row for {key}"
+    assert {default for default, _ in rows} == {DOCUMENTED[key]}
+    assert all(len(rest.split("|")) == 3 for _, rest in rows)
+
+
+def test_every_metric_in_the_table_of_bounds_exists() -> None:
+    named = set(re.findall(r"penstock_\w+", BOUNDS))
+    assert named <= {metric.name for metric in (*collector.TABLE, *metrics.TABLE)}
+    kinds = set(re.findall(r'kind="(\w+)"', BOUNDS))
+    assert kinds <= {fault.kind for fault in errors.FAULTS}
+    assert set(re.findall(r'rejected_total\{reason="(\w+)"', BOUNDS)) <= set(metrics.REJECTIONS)
 
 
 @pytest.mark.parametrize("metric", [*collector.TABLE, *metrics.TABLE], ids=lambda m: m.name)

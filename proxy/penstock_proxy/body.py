@@ -2,10 +2,11 @@
 
 Owns: how much of one body has come and where it ends. Pieces pass as they come; nothing is
 kept but what does not make a whole chunk size yet. The worker gets chunks of our making,
-so that no two servers can differ about an extension or a size. No I/O.
+so that no two servers can differ about an extension or a size. Also owns how much may come,
+and how slowly. No I/O, no clock.
 """
 
-from penstock_proxy.errors import BAD_REQUEST
+from penstock_proxy.errors import BAD_REQUEST, BODY_TOO_LARGE, RejectedError
 from penstock_proxy.forwarding import request_trailers
 from penstock_proxy.http1 import Chunked, Framing
 
@@ -13,15 +14,46 @@ from penstock_proxy.http1 import Chunked, Framing
 class RequestBody:
     """One body. `done` from the byte on that is its last."""
 
-    __slots__ = ("_chunked", "_left", "_options", "done", "received")
+    __slots__ = (
+        "_base", "_chunked", "_left", "_min_rate", "_most", "_options", "_since", "done",
+        "received",
+    )  # fmt: skip
 
-    def __init__(self, framing: Framing) -> None:
+    def __init__(self, framing: Framing, most: int = 0, min_rate: int = 0) -> None:
+        """`most` bytes, `min_rate` of them a second; 0: no limit."""
+        self._most = most
+        self._min_rate = min_rate
+        self._since = 0.0
+        self._base = 0
         self._chunked = Chunked(BAD_REQUEST) if framing.chunked else None
         self._options = framing.connection
         self._left = framing.length
         self.done = False
         self.received = 0
         """Bytes of payload so far."""
+
+    @property
+    def is_too_large(self) -> bool:
+        """It says by itself that it is longer than it may be."""
+        return 0 < self._most < self._left
+
+    def begin(self, now: float) -> None:
+        """From now on the client is waited for; it was not its turn before."""
+        self._since = now
+        self._base = self.received
+
+    def slack(self, now: float, grace_s: float, answer_s: float) -> float:
+        """Seconds that the client has left before it is too slow, on average.
+
+        The grace is what lets a client begin slowly, and pause; it is used up only once.
+        When all has come, it is the answer's turn.
+        """
+        if self.done:
+            return answer_s
+        if not self._min_rate:
+            return grace_s
+        earned = (self.received - self._base) / self._min_rate
+        return min(grace_s, self._since + grace_s + earned - now)
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
         """Return what goes to the worker, and what lies behind the end. Raises RejectedError."""
@@ -38,6 +70,8 @@ class RequestBody:
     def _take_chunks(self, chunked: Chunked, data: bytes) -> tuple[bytes, bytes]:
         payload = b"".join(chunked.feed(data))
         self.received += len(payload)
+        if 0 < self._most < self.received:
+            raise RejectedError(BODY_TOO_LARGE, f"more than {self._most} bytes in chunks")
         out = b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
         if not chunked.done:
             return out, b""

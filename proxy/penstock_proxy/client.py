@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy import http1
 from penstock_proxy.deadlines import NEVER
-from penstock_proxy.errors import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TOO_LARGE, Fault, RejectedError
+from penstock_proxy.errors import (
+    BAD_REQUEST,
+    HEAD_TIMEOUT,
+    HEAD_TOO_LARGE,
+    TARGET_TOO_LONG,
+    Fault,
+    RejectedError,
+)
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.http1 import RequestLine
 from penstock_worker.peers import peer_address
@@ -40,7 +47,8 @@ class ClientConnection(asyncio.Protocol):
         "_beginning",
         "_closing",
         "_heading",
-        "_served",
+        "_left",
+        "_skipped",
         "_trusted",
         "address",
         "blocked",
@@ -68,7 +76,10 @@ class ClientConnection(asyncio.Protocol):
         self.bucket = NEVER
         self._heading = True
         """A head is awaited since a moment that its deadline runs from."""
-        self._served = False
+        self._left = service.config.limits.requests or -1
+        """Requests that it may still send; below zero: as many as it likes."""
+        self._skipped = 0
+        """Bytes of empty lines before its requests."""
         self._beginning = False
         self._closing = False
 
@@ -115,6 +126,8 @@ class ClientConnection(asyncio.Protocol):
         head = data if end == len(data) else data[:end]
         try:
             line = http1.parse_request_line(head)
+            if end > service.config.limits.target:
+                self._check_target(line)
             prepared = service.forwarding.request(line, head[line.end :], trusted=self._trusted)
         except RejectedError as rejected:
             if data.startswith(b"\r\n"):  # looked for here, where it costs nobody else
@@ -123,7 +136,10 @@ class ClientConnection(asyncio.Protocol):
             return False
         self.buffer = data[end:]
         self._heading = False
-        self._served = True
+        self._left -= 1
+        if not self._left:
+            # As if it had asked for it: the answer says so, and no other request is read.
+            prepared = prepared._replace(close=True, keep_alive=False)
         request_id = prepared.request_id or service.journal.next_request_id()
         exchange = self.exchange = Exchange(self, line, prepared, request_id)
         if line.minor and line.target.startswith(b"/"):
@@ -142,8 +158,14 @@ class ClientConnection(asyncio.Protocol):
         if blank or data.startswith(b"\r\n"):
             # RFC 9112 §2.2: an empty line before a request line is skipped.
             self.buffer = http1.skip_empty_lines(data)
+            self._skipped += len(data) - len(self.buffer)
+            if self._skipped > limit:
+                self._refuse(BAD_REQUEST, "nothing but empty lines")
             return True
-        if len(data) >= limit:
+        target = self.service.config.limits.target
+        if len(data) > target and http1.is_target_beyond(data, target):
+            self._refuse(TARGET_TOO_LONG, f"target beyond {target} bytes")
+        elif len(data) >= limit:
             self._refuse(HEAD_TOO_LARGE, f"head beyond {limit} bytes")
         elif http1.looks_wrong(data):
             self._refuse(BAD_REQUEST, "not HTTP")
@@ -151,6 +173,11 @@ class ClientConnection(asyncio.Protocol):
             self._heading = True
             self.service.deadlines.arm_in(self, self.service.timeouts.head)
         return False
+
+    def _check_target(self, line: RequestLine) -> None:
+        limit = self.service.config.limits.target
+        if len(line.target) > limit:
+            raise RejectedError(TARGET_TOO_LONG, f"target beyond {limit} bytes")
 
     def _refuse(self, fault: Fault, reason: str) -> None:
         """Answer what never became an exchange, and end the connection."""
@@ -219,7 +246,7 @@ class ClientConnection(asyncio.Protocol):
         """No new requests, please: end an idle connection, let others finish."""
         if self.exchange is not None or self._closing:
             return
-        if self._served and not self._heading:
+        if not self._heading:
             self._end(gently=False)
         else:
             self._close_by(_STOPPING_S)
@@ -228,11 +255,19 @@ class ClientConnection(asyncio.Protocol):
         if self._closing:
             self.transport.abort()
         elif self.exchange is not None:
+            was_blocked = self.blocked
             self.exchange.expired(now)
+            if was_blocked:
+                # It has had its time to take what it was sent; another would be as long.
+                self._give_up()
         elif self._heading and self.buffer and not self.service.stopping:
             self._refuse(HEAD_TIMEOUT, "")
         else:
             self._end(gently=False)
+
+    def _give_up(self) -> None:
+        if self._closing:
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         self.blocked = True

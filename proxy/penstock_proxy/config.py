@@ -158,14 +158,27 @@ class Timeouts(Part):
 
 
 class Limits(Part):
-    """What a stranger can make grow, and where it ends."""
+    """What a stranger can make grow, and where it ends. README has one table of all bounds."""
 
     head: Annotated[Size, Field(ge=1024, le=1 << 20)] = 16 << 10
     """Bytes of a request head, request line and fields together: 431 beyond."""
     headers: Annotated[int, Field(ge=1, le=1000, strict=True)] = 100
     """Fields of a request: 431 beyond."""
+    target: Annotated[Size, Field(ge=256, le=1 << 20)] = 8 << 10
+    """Bytes of a request's target: 414 beyond."""
+    body: Size = 1 << 30
+    """Bytes of a request's body: 413 beyond. 0: no limit."""
+    min_rate: Size = 500
+    """Bytes a second of a request's body, on average once `timeouts.body` has passed: 408
+    below. 0: no limit."""
+    response_head: Annotated[Size, Field(ge=1024, le=1 << 20)] = 64 << 10
+    """Bytes of a worker's response head: 502 beyond."""
+    requests: Annotated[int, Field(ge=0, strict=True)] = 10_000
+    """Requests on one connection; the last answer says that it is. 0: no limit."""
     queue: Annotated[int, Field(ge=0, strict=True)] = 1024
     """Requests that wait for a worker: 503 beyond."""
+    log_field: Annotated[Size, Field(ge=64, le=64 << 10)] = 1 << 10
+    """Bytes of any one field of the access log; what is longer ends in "..."."""
 
 
 class Target(Part):

@@ -33,6 +33,8 @@ class Fault(NamedTuple):
 
 BAD_REQUEST: Final = Fault("bad_request", Side.CLIENT, 400, "bad request")
 HEAD_TOO_LARGE: Final = Fault("head_too_large", Side.CLIENT, 431, "request head too large")
+TARGET_TOO_LONG: Final = Fault("target_too_long", Side.CLIENT, 414, "request target too long")
+BODY_TOO_LARGE: Final = Fault("body_too_large", Side.CLIENT, 413, "request body too large")
 HEAD_TIMEOUT: Final = Fault("head_timeout", Side.CLIENT, 408, "request head took too long")
 BODY_TIMEOUT: Final = Fault("body_timeout", Side.CLIENT, 408, "request body took too long")
 CLIENT_GONE: Final = Fault("client_gone", Side.CLIENT, 0, "")

@@ -78,12 +78,16 @@ class Exchange:
         framing = prepared.framing
         self.request_done = framing.length <= 0 and not framing.chunked
         if not self.request_done:
-            self._body = RequestBody(framing)
+            limits = client.service.config.limits
+            self._body = RequestBody(framing, limits.body, limits.min_rate)
 
     # -- to the worker
 
     def start(self, head: bytes) -> None:
         """Send the request's head to whoever is next."""
+        if self._body is not None and self._body.is_too_large:
+            self.fail(errors.BODY_TOO_LARGE, "as it says itself")
+            return
         self._outgoing.append(head)
         self.dispatch()
 
@@ -126,12 +130,20 @@ class Exchange:
 
     def uploading(self) -> None:
         """The worker takes bytes: read on, or wait for its answer."""
-        timeouts = self.client.service.timeouts
-        awaits = self.request_done or self._awaits_continue()
-        self.expire_in(timeouts.response if awaits else timeouts.body)
-        if self._body is not None and self.link is not None and not self.link.blocked:
+        body = self._body
+        if body is not None:
+            body.begin(monotonic())
+        self._expect(body)
+        if body is not None and self.link is not None and not self.link.blocked:
             # Also when all has come: it is by reading that we see a client leave.
             self.client.transport.resume_reading()
+
+    def _expect(self, body: RequestBody | None) -> None:
+        timeouts = self.client.service.timeouts
+        if body is None or self._awaits_continue():
+            self.expire_in(timeouts.response)
+        else:
+            self.expire_in(body.slack(monotonic(), timeouts.body, timeouts.response))
 
     def _awaits_continue(self) -> bool:
         """Is it the worker's turn to speak before the client sends its body?"""
@@ -162,8 +174,7 @@ class Exchange:
         self._streamed = True
         self._outgoing.clear()
         link.transport.write(data)
-        timeouts = self.client.service.timeouts
-        self.expire_in(timeouts.response if self.request_done else timeouts.body)
+        self._expect(self._body)
 
     # -- to the client
 

@@ -195,19 +195,28 @@ def _tells(name: bytes) -> bool:
 class Responses:
     """Turns response heads around. Workers repeat theirs, to the very byte, all second long."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = http1.MAX_RESPONSE_HEAD) -> None:
+        """`limit`: bytes of one head."""
+        self._limit = limit
         self._remembered: dict[bytes, Response] = {}
 
     def read(self, head: bytes) -> Response:
         """Judge a response head and say what goes to the client. Raises RejectedError."""
         known = self._remembered.get(head)
         if known is None:
+            # Here, and not before every look-up: what is remembered was short enough.
+            self.check(len(head))
             known = response(head)
             if len(head) <= _REMEMBERED_SIZE:
                 if len(self._remembered) >= _REMEMBERED:
                     self._remembered.clear()
                 self._remembered[head] = known
         return known
+
+    def check(self, size: int) -> None:
+        """Raises RejectedError for a head of that size, whole or not."""
+        if size > self._limit:
+            raise RejectedError(BAD_RESPONSE, f"response head beyond {self._limit} bytes")
 
 
 def response(head: bytes) -> Response:

@@ -102,7 +102,12 @@ class Front:
         self._admission.check()
 
     def _access_log(self, service: FrontService) -> AccessLog | None:
-        log = open_log(service.name, service.access_log, service.access_log_format)
+        log = open_log(
+            service.name,
+            service.access_log,
+            service.access_log_format,
+            service.limits.log_field,
+        )
         if log is not None:
             self._logs[service.name] = log
         return log

@@ -31,7 +31,7 @@ from penstock_proxy.errors import (
 )
 
 MAX_RESPONSE_HEAD: Final = 64 << 10
-"""Bytes of a worker's response head. nginx: 4 to 8 KiB, HAProxy: 16 KiB."""
+"""Bytes of a response head, unless told otherwise. nginx: 4 to 8 KiB, HAProxy: 16 KiB."""
 MAX_CHUNK_LINE: Final = 256
 """Bytes of a chunk's size and extensions; nobody honest sends more than a few."""
 MAX_TRAILERS: Final = 8 << 10
@@ -122,6 +122,13 @@ def looks_wrong(data: bytes) -> bool:
 def answer_looks_wrong(data: bytes) -> bool:
     """Say early that an incomplete response head can never become one."""
     return not b"HTTP/1.".startswith(data[:7]) or data.count(b"\n") != data.count(b"\r\n")
+
+
+def is_target_beyond(data: bytes, limit: int) -> bool:
+    """Is the target of an incomplete head longer than this already?"""
+    start = data.find(b" ") + 1
+    part = data[start : start + limit + 1]
+    return start > 0 and len(part) > limit and b" " not in part and b"\r" not in part
 
 
 def skip_empty_lines(data: bytes) -> bytes:

@@ -64,7 +64,7 @@ class ServiceFront:
         self.counters = ServiceCounters()
         self.journal = Journal(config.name, self.counters, log)
         self.forwarding = Forwarding(config.trusted_proxies, config.limits.headers)
-        self.responses = Responses()
+        self.responses = Responses(config.limits.response_head)
         self.idle: dict[int, deque[WorkerConnection]] = {t.slot: deque() for t in config.targets}
         self.waiting: dict[Exchange | Relay | Passage, None] = {}
         self.clients: set[ClientConnection] = set()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from penstock_proxy import forwarding
 from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, RejectedError
 from penstock_proxy.forwarding import Response
-from penstock_proxy.http1 import MAX_RESPONSE_HEAD, NO_LENGTH, Chunked, answer_looks_wrong
+from penstock_proxy.http1 import NO_LENGTH, Chunked, answer_looks_wrong
 from penstock_proxy.pool import Member
 
 if TYPE_CHECKING:
@@ -140,16 +140,16 @@ class WorkerConnection(asyncio.Protocol):
 
     def _final(self, exchange: "Exchange", data: bytes) -> tuple[Response | None, bytes]:
         """The final response and what follows it; None while it is not all there."""
+        responses = exchange.client.service.responses
         while data:
             end = data.find(b"\r\n\r\n") + 4
-            if end < 4 or end > MAX_RESPONSE_HEAD:
-                if len(data) > MAX_RESPONSE_HEAD:
-                    raise RejectedError(BAD_RESPONSE, "response head too large")
+            if end < 4:
+                responses.check(len(data))
                 if answer_looks_wrong(data):
                     raise RejectedError(BAD_RESPONSE, "not HTTP")
                 self._buffer = data
                 break
-            response = exchange.client.service.responses.read(data[:end])
+            response = responses.read(data[:end])
             data = data[end:]
             if response.status >= 200 or response.status == 101:
                 return response, data

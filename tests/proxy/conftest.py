@@ -252,7 +252,9 @@ class House:
         for module in (service_module, relay_module, exchange_module, journal_module):
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
 
-    def open(self, workers: int = 1, *, queue: float = 0.0, total: float = 0.0) -> None:
+    def open(
+        self, workers: int = 1, *, queue: float = 0.0, total: float = 0.0, **limits: int
+    ) -> None:
         """Build it anew: nothing is left from before."""
         self.network.wires.clear()
         self.network.dialed.clear()
@@ -266,7 +268,7 @@ class House:
                 for slot in range(workers)
             ),
             timeouts=Timeouts(queue=queue, total=total, connect=5.0),
-            limits=Limits(head=1024),
+            limits=Limits(**{"head": 1024, **limits}),
             access_log="off",
         )
         self.service = ServiceFront(

@@ -1,7 +1,7 @@
 """One line for each exchange or relayed connection: JSON, or the combined format.
 
 Owns what a line looks like, and that nothing a stranger sends can look like another line:
-the output is printable ASCII, whatever came in; every field is cut at MAX_FIELD. It does
+the output is printable ASCII, whatever came in; every field is cut. It does
 not know where lines go (`sink`) nor what time it is.
 
 Why `add` only remembers: on the data path a line would cost as much as reading a request
@@ -16,8 +16,8 @@ from typing import Final, Literal
 
 from penstock_worker.sink import Sink
 
-MAX_FIELD: Final = 2048
-"""Characters of any one field; what is longer ends in CUT."""
+MAX_FIELD: Final = 1024
+"""Characters of any one field, unless told otherwise; what is longer ends in CUT."""
 CUT: Final = "..."
 
 Entry = tuple[
@@ -74,10 +74,11 @@ class AccessLog:
     add: Callable[[Entry], None]
     """Remember one entry. It is the list's own method, without a Python call around it."""
 
-    def __init__(self, service: str, sink: Sink, form: Format) -> None:
+    def __init__(self, service: str, sink: Sink, form: Format, most: int = MAX_FIELD) -> None:
+        """`most`: characters of one field."""
         self._sink = sink
         self._entries: list[Entry] = []
-        self._line = _Json(service).line if form == "json" else _Combined().line
+        self._line = _Json(service, most).line if form == "json" else _Combined(most).line
         self.add = self._entries.append
 
     @property
@@ -104,21 +105,22 @@ class AccessLog:
         self._sink.close(timeout_s)
 
 
-def open_log(service: str, target: str, form: Format) -> AccessLog | None:
+def open_log(service: str, target: str, form: Format, most: int = MAX_FIELD) -> AccessLog | None:
     """Open what the key `access_log` says: "stdout", "off" (None) or a path.
 
     OSError if the file cannot be opened.
     """
     if target == "off":
         return None
-    return AccessLog(service, Sink(1 if target == "stdout" else target), form)
+    return AccessLog(service, Sink(1 if target == "stdout" else target), form, most)
 
 
 class _Json:
     """Lines of JSON. Times in seconds; a figure that there is none of is null."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, most: int) -> None:
         self._service = quoted(service)
+        self._most = most
         self._second = -1
         self._time = ""
 
@@ -136,16 +138,18 @@ class _Json:
                 f"{at.tm_year:04}-{at.tm_mon:02}-{at.tm_mday:02}"
                 f"T{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02}"
             )
+        most = self._most
         # What cannot come from a client (version, worker, ended) is spared the closer look.
         return (
             f'{{"time":"{self._time}.{milli:03}Z"'
-            f',"service":{self._service},"client":{_json(client)},"method":{_json(method)}'
-            f',"target":{_json(target)},"version":{quoted(version)},"status":{status}'
+            f',"service":{self._service},"client":{_json(client, most)}'
+            f',"method":{_json(method, most)}'
+            f',"target":{_json(target, most)},"version":{quoted(version)},"status":{status}'
             f',"bytes":{sent},"received":{received}'
             f',"worker":{quoted(worker) if worker else "null"}'
             f',"duration":{{"connect":{_seconds(connect_s)},"first_byte":{_seconds(first_byte_s)}'
             f',"total":{total_s:.6f}}},"retries":{retries}'
-            f',"request_id":{_json(request_id)},"ended":{quoted(ended)}}}\n'
+            f',"request_id":{_json(request_id, most)},"ended":{quoted(ended)}}}\n'
         )
 
 
@@ -156,7 +160,8 @@ class _Combined:
     UTC: it repeats no hour in autumn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._second = -1
         self._time = ""
 
@@ -171,11 +176,14 @@ class _Combined:
                 f"{at.tm_mday:02}/{_MONTHS[at.tm_mon - 1]}/{at.tm_year:04}"
                 f":{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} +0000"
             )
-        lower = head.lower()
-        request = f"{_escaped(method)} {_escaped(target)} {_escaped(version)}" if method else "-"
+        lower, most = head.lower(), self._most
+        request = "-"
+        if method:
+            request = f"{_escaped(method, most)} {_escaped(target, most)} {_escaped(version, most)}"
         return (
-            f'{_address(client)} - - [{self._time}] "{request}" {status:03} {sent}'
-            f' "{_field(head, lower, b"referer:")}" "{_field(head, lower, b"user-agent:")}"\n'
+            f'{_address(client, most)} - - [{self._time}] "{request}" {status:03} {sent}'
+            f' "{_field(head, lower, b"referer:", most)}"'
+            f' "{_field(head, lower, b"user-agent:", most)}"\n'
         )
 
 
@@ -183,41 +191,41 @@ def _seconds(value: float | None) -> str:
     return "null" if value is None else f"{value:.6f}"
 
 
-def _json(value: str | bytes) -> str:
+def _json(value: str | bytes, most: int) -> str:
     text = value.decode("latin-1") if isinstance(value, bytes) else value
-    if text.isascii() and text.isprintable() and len(text) <= MAX_FIELD:
+    if text.isascii() and text.isprintable() and len(text) <= most:
         return quoted(text)
     # Valid UTF-8 is shown as what it says, and the rest as \xNN. A lone surrogate must not
     # get through: many readers of JSON refuse the whole line.
-    text = _octets(_cut(text)).decode("utf-8", "backslashreplace")
+    text = _octets(_cut(text, most)).decode("utf-8", "backslashreplace")
     # DEL is the one control character that JSON lets pass.
     return quoted(text).replace("\x7f", "\\u007f")
 
 
-def _escaped(value: str | bytes) -> str:
+def _escaped(value: str | bytes, most: int) -> str:
     text = value.decode("latin-1") if isinstance(value, bytes) else value
-    if text.isascii() and text.isprintable() and len(text) <= MAX_FIELD:
+    if text.isascii() and text.isprintable() and len(text) <= most:
         return text if '"' not in text and "\\" not in text else text.translate(_ESCAPES)
-    return _octets(_cut(text)).decode("latin-1").translate(_ESCAPES)
+    return _octets(_cut(text, most)).decode("latin-1").translate(_ESCAPES)
 
 
-def _address(client: str) -> str:
+def _address(client: str, most: int) -> str:
     """The one field without quotes around it, so that its blanks are escaped too."""
-    return _escaped(client).replace(" ", "\\x20") or "-"
+    return _escaped(client, most).replace(" ", "\\x20") or "-"
 
 
-def _field(head: bytes, lower: bytes, name: bytes) -> str:
+def _field(head: bytes, lower: bytes, name: bytes, most: int) -> str:
     """The first field of that name, or "-"."""
     start = 0 if lower.startswith(name) else lower.find(b"\n" + name) + 1
     if not start and not lower.startswith(name):
         return "-"
     end = head.find(b"\n", start)
     value = head[start + len(name) : len(head) if end < 0 else end].strip()
-    return _escaped(value) or "-"
+    return _escaped(value, most) or "-"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_FIELD else text[: MAX_FIELD - len(CUT)] + CUT
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - len(CUT)] + CUT
 
 
 def _octets(text: str) -> bytes:
