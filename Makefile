@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench clean
+.PHONY: help run test chaos lint format bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -16,6 +16,11 @@ run: $(VENV)/ready ## the demo application: http://127.0.0.1:8000 (more with ARG
 
 test: $(VENV)/ready ## every test (some of them with ARGS="-k config")
 	$(BIN)/python -m pytest $(ARGS)
+
+SECONDS ?= 600
+SEED ?= random
+chaos: $(VENV)/ready ## everything that can go wrong, for as long as you like (SECONDS=3600)
+	$(BIN)/python -m pytest tests/chaos --chaos-seconds=$(SECONDS) --chaos-seed=$(SEED) $(ARGS)
 
 lint: $(VENV)/ready ## style, types, and who may import whom
 	$(BIN)/ruff check .

@@ -4,17 +4,25 @@ Owns: the two halves of a relayed connection from the moment both ends are conne
 half-close both ways, back-pressure, and what it amounted to. Must not know: what the
 bytes mean, how the worker was chosen. Upgraded HTTP connections end up here as well.
 
+Each end hears of the other what it would have heard without us: an end of file is passed on
+as one, and a reset as a reset. To a protocol that reads until the end, an end of file in
+place of a reset would say that it has everything.
+
 Bytes that one side sends while the other is not yet ready wait in the kernel: a half
 reads nothing until its peer is there.
 """
 
 import asyncio
+import struct
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Final, Protocol
 
 from penstock_proxy.deadlines import NEVER, Deadlines
 from penstock_proxy.metrics import ServiceCounters
 
 OK: Final = "ok"
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER on, for no time: close resets."""
 _FLUSH_S: Final = 30.0
 """Without a byte taken by the one that is left; then it is cut off."""
 
@@ -53,6 +61,13 @@ class _Half(asyncio.Protocol):
         # Often the other end closes in the same turn, and then there is nothing to tell it.
         self.loop.call_soon(other.finish_writing)
         return True
+
+    def resets(self) -> None:
+        """However it is closed from now on, that is a reset."""
+        if self.transport is not None:
+            sock = self.transport.get_extra_info("socket")
+            if sock is not None and sock.fileno() >= 0:
+                sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
 
     def finish_writing(self) -> None:
         """Pass the end of file on, unless the connection is on its way out already."""
@@ -163,6 +178,8 @@ class ClientHalf(_Half):
         for half in (self, self.other):
             if half.transport is None:
                 continue
+            if error is not None:
+                half.resets()
             if error is not None and half is self.other:
                 # The client is gone: nobody wants what its worker does not take.
                 half.transport.abort()

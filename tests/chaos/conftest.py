@@ -1,0 +1,86 @@
+"""How long a storm lasts, from which seed it is made, and what is said of it at the end.
+
+    pytest tests/chaos                                    about a minute, always the same seed
+    make chaos SECONDS=3600                               an hour, from a seed of its own
+    pytest tests/chaos --chaos-seed=7 --chaos-seconds=9   that one again
+
+The seed decides what every client asks and every worker does wrong, and which fault comes
+when; what meets what in time is the machine's.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from tests.chaos.ledger import Ledger
+from tests.live.conftest import Cluster
+
+SEED: Final = 20_250_101
+SECONDS: Final = 40.0
+"""Of storm, in all; what is swept through comes on top."""
+TOTAL = pytest.StashKey[Ledger]()
+
+Start = Callable[..., Cluster]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("chaos")
+    group.addoption("--chaos-seed", default=str(SEED), help="a number, or `random`")
+    group.addoption("--chaos-seconds", type=float, default=SECONDS, help="of storm, in all")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TOTAL] = Ledger()
+    if config.getoption("--chaos-seed") == "random":
+        config.option.chaos_seed = str(random.SystemRandom().randrange(1 << 32))
+
+
+def _words(config: pytest.Config) -> str:
+    option = config.getoption
+    return f"--chaos-seed={option('--chaos-seed')} --chaos-seconds={option('--chaos-seconds'):g}"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    total = config.stash[TOTAL]
+    if not total.sent:
+        return
+    terminalreporter.write_line(f"chaos: {total}")
+    terminalreporter.write_line(f"chaos: {total.faults.total():,} faults: {total.told_faults()}")
+    terminalreporter.write_line(f"chaos: again with: pytest tests/chaos {_words(config)}")
+
+
+@pytest.fixture(scope="session")
+def seed(pytestconfig: pytest.Config) -> int:
+    return int(pytestconfig.getoption("--chaos-seed"))
+
+
+@pytest.fixture(scope="session")
+def seconds(pytestconfig: pytest.Config) -> float:
+    """Of storm, in all storms together."""
+    return float(pytestconfig.getoption("--chaos-seconds"))
+
+
+@pytest.fixture
+def ledger(pytestconfig: pytest.Config) -> Iterator[Ledger]:
+    """The account of one test; it ends in that of the session, however the test ends."""
+    account = Ledger()
+    yield account
+    pytestconfig.stash[TOTAL].add(account)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Makes a run: `start(web={...}, raw={...})`."""
+    with ExitStack() as stack:
+
+        def make(**services: Mapping[str, Any]) -> Cluster:
+            made = Cluster(tmp_path, services)
+            stack.callback(made.close)
+            return made
+
+        yield make
