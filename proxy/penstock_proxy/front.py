@@ -159,6 +159,7 @@ class Front:
         delegate = self._services[message["service"]].delegate
         if delegate is not None:
             delegate.unlinked(message["link"])
+        self._tell({"cmd": orders.UNLINKED, "link": message["link"]})
 
     def _join(self, message: Message) -> None:
         name, slot, address = message["service"], message["slot"], message.get("address")

@@ -12,7 +12,8 @@ supervisor → front
     UNCOVER    front                            it is back
     LINK       service, slot, link, end         with a socket: one end of the link to a process
                                                 in that slot, "front" or "worker"
-    UNLINK     service, link                    that process is gone: take back what it left
+    UNLINK     service, link                    that process is gone: take back what it left;
+                                                answered UNLINKED
     JOIN       service, slot, address | link    the slot's process is ready: check it. It
                                                 listens there, or is at that link's end
     HOLD       service, slot, seq               pick it no more; answered HELD
@@ -24,6 +25,7 @@ front → supervisor
     READY                                       configured; waits for ACCEPT
     FAILED     reason                           cannot start; then exit 78
     HELD       seq                              it will not be picked any more
+    UNLINKED   link                             what it left is taken back
     ROTATION   service, slot, state, reason     a worker entered or left the rotation
     STATS      seq, metrics, pools
 """
@@ -49,6 +51,7 @@ __all__ = [
     "STATS",
     "UNCOVER",
     "UNLINK",
+    "UNLINKED",
 ]
 
 ACCEPT: Final = "accept"
@@ -57,6 +60,7 @@ COVER: Final = "cover"
 UNCOVER: Final = "uncover"
 LINK: Final = "link"
 UNLINK: Final = "unlink"
+UNLINKED: Final = "unlinked"
 JOIN: Final = "join"
 HOLD: Final = "hold"
 HELD: Final = "held"

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from penstock_proxy.metrics import Series, merge
 from penstock_proxy.orders import STATS
+from penstock_supervisor import carried
 from penstock_supervisor.child import Child
 from penstock_supervisor.events import Events
 from penstock_supervisor.lifecycle import State
@@ -80,7 +81,11 @@ class Census:
 
     def carry(self, child: Child) -> None:
         """Its process is gone: what it had counted is kept, or sums would go down."""
-        child.history.carried = merge([child.history.carried, ended(_counted(child))])
+        history = child.history
+        if child.plan.role == "front":
+            history.carried = dict(carried.after(history.carried, child.stats))
+        else:
+            history.carried = merge([history.carried, ended(_counted(child))])
         child.stats = {}
 
     def moved(self, child: Child) -> None:
@@ -91,6 +96,7 @@ class Census:
 
     def _view(self, child: Child, others: Iterable[Child], *, fresh: bool) -> ChildView:
         sisters = [_counted(one) for one in others if one.history is child.history]
+        before = child.history.carried
         return ChildView(
             role=child.plan.role,
             service=child.plan.service,
@@ -102,7 +108,7 @@ class Census:
             since_s=child.since_s(),
             last_exit=child.history.last_exit,
             exits=dict(child.history.exits),
-            carried=merge([child.history.carried, *sisters]),
+            carried=merge([before, *sisters]) if sisters else before,
             scheme=child.plan.scheme,
             spoke=child.speaks,
             events=self._events.of(child.plan.role, child.plan.service, child.plan.slot),

@@ -22,7 +22,7 @@ class History:
         self.was_up = False
         """One was ready at least once."""
         self.carried: dict[str, Any] = {}
-        """What processes that have ended had counted."""
+        """What processes that have ended had counted; `ChildView.carried`."""
         self.intensity = Restarts(
             max_restarts=plan.restart.max_restarts,
             within_s=plan.restart.within,

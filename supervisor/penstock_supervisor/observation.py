@@ -64,8 +64,9 @@ class ChildView:
     """It says of itself what it knows: its answers to STATS count. A program that was merely
     started never does."""
     carried: Mapping[str, Any] = field(default_factory=dict)
-    """What other processes of this slot counted (`penstock_proxy.metrics.Series`): those that
-    ended, and one that leaves while this one took over."""
+    """What other processes of this slot counted: those that ended, and one that leaves while
+    this one took over. Of a worker `penstock_proxy.metrics.Series`, of a front
+    `carried.Carried`."""
     events: Mapping[str, int] = field(default_factory=dict)
     """What happened to it so far, by name of the event."""
 

@@ -5,17 +5,17 @@ where there is none, the watch of this process does. All are told the same thing
 is ready, gone, about to leave) and answer with who entered or left; so nobody else need know
 who it is, or how many. Owns what was answered (a worker is in the rotation when it is in that
 of every front), the questions that are out ("stop picking": answered when every front has),
-and the links of processes that ended while no front was there to take back what they had not
-taken.
+and the links of processes that ended, until a front has taken back what they had not taken.
 """
 
 import logging
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from penstock_proxy.orders import HELD, HOLD, JOIN, LEAVE, LINK, ROTATION, UNLINK
+from penstock_proxy.orders import HELD, HOLD, JOIN, LEAVE, LINK, ROTATION, UNLINK, UNLINKED
 from penstock_supervisor.child import Child
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.links import Link
@@ -43,6 +43,16 @@ class _Hold(NamedTuple):
     """Fronts that have not answered."""
 
 
+@dataclass(slots=True)
+class _Orphan:
+    """Our copy of a link to a process that has ended."""
+
+    slot: Slot
+    link: Link
+    heir: Child | None = None
+    """The front that was told to take back what is in it, and has not said that it did."""
+
+
 class Rotation:
     """`changed` is called whenever somebody entered or left, as all fronts see it."""
 
@@ -64,7 +74,8 @@ class Rotation:
         self._held: set[Slot] = set()
         self._numbers = count(1)
         self._holds: dict[int, _Hold] = {}
-        self._orphans: list[tuple[Slot, Link]] = []
+        self._orphans: dict[int, _Orphan] = {}
+        """By number of the link."""
 
     # What is known.
 
@@ -145,24 +156,20 @@ class Rotation:
         """That process is gone; call it before its links are closed."""
         slot = slot_of(child)
         for front, link in zip(self._roster.fronts, child.links, strict=False):
-            if front.send({"cmd": UNLINK, "service": slot[0], "link": link.number}):
-                continue
-            # What it had not taken is in its end, and any front can take it back.
-            heir = next((one for one in self._roster.fronts if one.has_channel), None)
-            if heir is not None:
-                self._bequeath(heir, slot, link)
+            orphan = self._orphans[link.number] = _Orphan(slot, link.copy())
+            if front.send(_unlink(orphan)):
+                orphan.heir = front
             else:
-                self._orphans.append((slot, link.copy()))
+                self._bequeath(orphan)
 
     def front_spawned(self, front: Child, up: Iterable[Slot]) -> None:
         """A new front is configured, and believes that those are up; tell it about the links
         that are there."""
         number = front.plan.slot
         self._verdicts.begin(number, up)
-        for slot, link in self._orphans:
-            self._bequeath(front, slot, link)
-            link.close()
-        self._orphans.clear()
+        for orphan in self._orphans.values():
+            if orphan.heir is None:
+                self._bequeath(orphan)
         for child in self._roster.workers():
             if not child.links:
                 continue
@@ -174,12 +181,15 @@ class Rotation:
         """It picks nobody any more."""
         for number in tuple(self._holds):
             self._answered(number, front)
+        for orphan in self._orphans.values():
+            if orphan.heir is front:
+                self._bequeath(orphan, but=front)
 
     def close(self) -> None:
         for hold in self._holds.values():
             hold.timer.cancel()
-        for _, link in self._orphans:
-            link.close()
+        for orphan in self._orphans.values():
+            orphan.link.close()
 
     # What is heard.
 
@@ -189,6 +199,9 @@ class Rotation:
             number = message.get("seq")
             if isinstance(number, int):
                 self._answered(number, front)
+            return True
+        if message["cmd"] == UNLINKED:
+            self._taken_back(message.get("link"), front)
             return True
         if message["cmd"] != ROTATION:
             return False
@@ -252,11 +265,25 @@ class Rotation:
             order["address"] = str(child.plan.address)
         front.send(order)
 
-    def _bequeath(self, front: Child, slot: Slot, link: Link) -> None:
-        self._send_link(front, slot, link)
-        front.send({"cmd": UNLINK, "service": slot[0], "link": link.number})
+    def _bequeath(self, orphan: _Orphan, but: Child | None = None) -> None:
+        """What is in it any front can take back; with none there it waits for the next."""
+        there = (one for one in self._roster.fronts if one.has_channel and one is not but)
+        orphan.heir = next(there, None)
+        if orphan.heir is not None:
+            self._send_link(orphan.heir, orphan.slot, orphan.link)
+            orphan.heir.send(_unlink(orphan))
+
+    def _taken_back(self, number: object, front: Child) -> None:
+        orphan = self._orphans.get(number) if isinstance(number, int) else None
+        if orphan is not None and orphan.heir is front:
+            del self._orphans[orphan.link.number]
+            orphan.link.close()
 
     def _send_link(self, front: Child, slot: Slot, link: Link) -> None:
         order = {"cmd": LINK, "service": slot[0], "slot": slot[1], "link": link.number}
         front.send({**order, "end": "front"}, link.front)
         front.send({**order, "end": "worker"}, link.worker)
+
+
+def _unlink(orphan: _Orphan) -> dict[str, Any]:
+    return {"cmd": UNLINK, "service": orphan.slot[0], "link": orphan.link.number}

@@ -12,9 +12,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import Series
+from penstock_supervisor.carried import ejections
+from penstock_supervisor.carried import series as carried
 from penstock_supervisor.fairness import jain
 from penstock_supervisor.observation import ChildView, Observation
 from penstock_supervisor.series import COUNTED, cleaned, ended, number, table
+from penstock_supervisor.verdicts import UP
 
 _CHECKS: Final = ("penstock_health_checks_total", "penstock_health_check_duration_seconds")
 
@@ -40,9 +43,9 @@ class Traffic:
             for child in observation.children
             if child.role == "worker"
         }
-        fronts = [child.stats for child in observation.children if child.role == "front"]
-        self.pools = self._pools((*fronts, observation.unfronted))
-        self.series = self._merged(fronts, observation.unfronted)
+        self._fronts = [child for child in observation.children if child.role == "front"]
+        self.pools = self._pools(observation.unfronted)
+        self.series = self._merged(observation.unfronted)
 
     def open(self, service: str) -> float | None:
         """Client connections now."""
@@ -78,27 +81,35 @@ class Traffic:
         before = cleaned(child.carried, child.slot, scheme)
         return metrics.merge((ended(before), cleaned(now, child.slot, scheme)))
 
-    def _pools(self, told: tuple[Mapping[str, Any], ...]) -> dict[str, dict[int, Row]]:
+    def _pools(self, unfronted: Mapping[str, Any]) -> dict[str, dict[int, Row]]:
         pools: defaultdict[str, dict[int, Row]] = defaultdict(dict)
-        for stats in told:
+        for stats in (*(front.stats for front in self._fronts), unfronted):
             for service, rows in stats.get("pools", {}).items():
                 for row in rows:
-                    none = {**row, "active": 0, "ejections": 0}
-                    known = pools[service].setdefault(row["slot"], none)
-                    # Each front has traffic and a judgement of its own; numbers add up.
-                    known["active"] += row["active"]
-                    known["ejections"] += row["ejections"]
-        for (service, slot), series in self._workers.items():
-            if row := pools[service].get(slot):
-                row["active"] += int(_single(series, "penstock_connections_active"))
+                    known = pools[service].get(row["slot"])
+                    pools[service][row["slot"]] = row if known is None else _together(known, row)
+        for service, of in pools.items():
+            for slot, row in of.items():
+                of[slot] = {
+                    **row,
+                    "active": row["active"] + self._accepted_by(service, slot),
+                    "ejections": row["ejections"] + self._ejected_before(service, slot),
+                }
         return dict(pools)
 
-    def _merged(
-        self, fronts: list[Mapping[str, Any]], unfronted: Mapping[str, Any]
-    ) -> dict[str, Series]:
+    def _accepted_by(self, service: str, slot: int) -> int:
+        """Connections that a worker has accepted itself, and that are open."""
+        return int(_single(self._workers.get((service, slot), {}), "penstock_connections_active"))
+
+    def _ejected_before(self, service: str, slot: int) -> int:
+        """By fronts that have ended."""
+        return sum(ejections(one.carried, service).get(slot, 0) for one in self._fronts)
+
+    def _merged(self, unfronted: Mapping[str, Any]) -> dict[str, Series]:
         parts: defaultdict[str, list[Series]] = defaultdict(list)
-        for stats in fronts:
-            for service, series in stats.get("metrics", {}).get("services", {}).items():
+        for front in self._fronts:
+            now = front.stats.get("metrics", {}).get("services", {})
+            for service, series in (*carried(front.carried).items(), *now.items()):
                 parts[service].append(series)
         for service, series in unfronted.get("metrics", {}).get("services", {}).items():
             # The watch sees no traffic: its zeros would say that there is none.
@@ -106,6 +117,18 @@ class Traffic:
         for (service, _), series in self._workers.items():
             parts[service].append(series)
         return {service: metrics.merge(some) for service, some in parts.items()}
+
+
+def _together(one: Row, other: Row) -> Row:
+    """What two fronts say of the same worker. Each has traffic and a judgement of its own:
+    numbers of things add up, and it is as well as the one says that thinks less of it."""
+    worse = other if one["standing"] == UP else one
+    return {
+        **worse,
+        "active": one["active"] + other["active"],
+        "ejections": one["ejections"] + other["ejections"],
+        "failures": max(one["failures"], other["failures"]),
+    }
 
 
 def _single(series: Series, name: str) -> float:

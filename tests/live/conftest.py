@@ -328,8 +328,13 @@ class Cluster:
 
     @property
     def front(self) -> psutil.Process:
-        (pid,) = (front["pid"] for front in self.status()["fronts"])
-        return psutil.Process(pid)
+        (front,) = self.fronts
+        return front
+
+    @property
+    def fronts(self) -> list[psutil.Process]:
+        """By slot; all of them have to be there."""
+        return [psutil.Process(front["pid"]) for front in self.status()["fronts"]]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Tell it to leave; return its exit status once nothing is left of it."""
@@ -419,8 +424,8 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     """Makes runs that the tests of a module share: `launch(web={...}, raw={...})`."""
     with ExitStack() as stack:
 
-        def make(**services: Mapping[str, Any]) -> Cluster:
-            made = Cluster(tmp_path_factory.mktemp("run"), services)
+        def make(*words: str, **services: Mapping[str, Any]) -> Cluster:
+            made = Cluster(tmp_path_factory.mktemp("run"), services, *words)
             stack.callback(made.close)
             return made
 

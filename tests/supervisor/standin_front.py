@@ -64,7 +64,7 @@ class Front:
         pass
 
     def unlink(self, message: Message) -> None:
-        pass
+        self.channel.send({"cmd": "unlinked", "link": message["link"]})
 
     def accept(self, message: Message) -> None:
         pass

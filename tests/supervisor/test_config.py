@@ -102,6 +102,16 @@ def test_auto_is_a_worker_for_each_core_that_we_may_use(
     assert service(write(f'{APP}workers = "auto"')).workers == 3
 
 
+def test_fronts_may_be_as_many_as_cores_and_said_on_the_command_line(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 2, 5})
+    several = write(f'fronts = "auto"\n{APP}[service.api]\nlisten = "127.0.0.1:8001"\napp = "a:b"')
+    assert load(several, {}).fronts == 3
+    assert load(several, {"fronts": 2}).fronts == 2, "they are no service's"
+    assert load(None, {}).fronts == 1
+
+
 def test_options_are_written_over_the_one_service_of_a_file(write: Write) -> None:
     path = write(f'admin = ""\n{APP}workers = 3')
     config = load(path, {"workers": 5, "listen": "127.0.0.1:80", "admin": "127.0.0.1:1"})
@@ -324,6 +334,10 @@ def test_exactly_one_program_or_addresses(write: Write, program: str, problem: s
         (f'run_dir = "/run"\n{APP}', "run_dir: unknown key"),
         (f'admn = ""\n{APP}', 'admn: unknown key; did you mean "admin"?'),
         (f"admin = 9464\n{APP}", "admin: expected a string, not 9464"),
+        (f"fronts = 0\n{APP}", "fronts: expected at least 1, not 0"),
+        (f"fronts = 65\n{APP}", "fronts: expected at most 64, not 65"),
+        (f'fronts = "all"\n{APP}', 'fronts: expected a number of fronts or "auto", not "all"'),
+        (f"fronts = true\n{APP}", 'fronts: expected a number of fronts or "auto", not true'),
         (
             f'admin = "localhost"\n{APP}',
             'admin: expected "host:port", "[v6 address]:port" or "unix:/path", not "localhost"',

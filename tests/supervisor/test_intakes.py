@@ -5,6 +5,7 @@ import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +37,8 @@ def stack() -> Iterator[ExitStack]:
 
 
 def opened(stack: ExitStack, scheme: str, **keys: Any) -> Intake:
-    intake = stack.enter_context(closing(Intake(service(scheme, **keys))))
+    fronts = keys.pop("fronts", 1)
+    intake = stack.enter_context(closing(Intake(service(scheme, **keys), fronts)))
     intake.listen()
     return intake
 
@@ -62,6 +64,51 @@ def test_with_a_front_only_the_front_gets_the_socket(stack: ExitStack, scheme: s
     intake = opened(stack, scheme)
     assert len(intake.of_front(0)) == 1
     assert intake.of_worker(0) == ()
+
+
+@pytest.mark.parametrize("scheme", ["ports", "handoff"])
+def test_each_of_several_fronts_has_a_socket_and_a_share(stack: ExitStack, scheme: str) -> None:
+    intake = opened(stack, scheme, fronts=3)
+    connect(stack, intake)
+    shares = [accepts(stack, intake.of_front(slot)) for slot in range(3)]
+    assert sum(shares) == CLIENTS
+    assert all(shares)
+    assert [view.slot for view in intake.views()] == [0, 1, 2]
+    assert intake.of_front(1) == intake.of_front(1), "the next one gets the same"
+
+
+def test_a_socket_of_a_front_is_not_shut_or_opened_by_what_becomes_of_a_worker(
+    stack: ExitStack,
+) -> None:
+    intake = opened(stack, "ports", fronts=2)
+    assert not intake.shut(0)
+    assert intake.reopen(2) is None
+    assert [view.slot for view in intake.views()] == [0, 1]
+
+
+def test_a_unix_socket_is_shared_by_all_fronts(stack: ExitStack, tmp_path: Path) -> None:
+    intake = opened(stack, "ports", fronts=2, listen=f"unix:{tmp_path}/web")
+    assert intake.of_front(0) == intake.of_front(1)
+    assert intake.apart(0) is None
+    assert [view.slot for view in intake.views()] == [None]
+
+
+def test_only_a_socket_of_its_own_can_be_covered(stack: ExitStack) -> None:
+    assert opened(stack, "ports").apart(0) is None
+    assert opened(stack, "reuseport").apart(0) is None
+    intake = opened(stack, "handoff", fronts=2)
+    sock = intake.apart(1)
+    assert sock is not None
+    assert (sock.fileno(),) == intake.of_front(1)
+
+
+@pytest.mark.parametrize("fronts", [1, 2])
+def test_a_port_that_somebody_has_is_refused_however_many_fronts(
+    stack: ExitStack, fronts: int
+) -> None:
+    first = opened(stack, "ports", fronts=2)
+    with pytest.raises(StartError, match="already in use"):
+        Intake(service("ports", listen=str(first.address)), fronts)
 
 
 def test_a_shared_socket_is_the_same_for_every_worker(stack: ExitStack) -> None:

@@ -101,3 +101,38 @@ def test_streams_and_datagrams_may_have_the_same_port(tmp_path: Path) -> None:
 
 def test_every_key_that_a_scheme_can_refuse_is_a_key() -> None:
     assert set(SCHEMES_OF) <= set(Service.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            f"{APP}scheme = 'shared'",
+            (
+                'fronts: only with a service of scheme = "ports" or "handoff": '
+                "the others have no front"
+            ),
+        ),
+        (
+            f"{APP}max_connections = 1",
+            "service.web.max_connections: expected 0, or at least 1 for each of 2 fronts",
+        ),
+        (
+            f"{APP}limits = {{ queue = 1 }}",
+            "service.web.limits.queue: expected 0, or at least 1 for each of 2 fronts",
+        ),
+        (f"{APP}max_connections = 2", None),
+        (f"{APP}[service.x]\nlisten = '127.0.0.1:1'\nscheme = 'shared'\n{APP}", None),
+    ],
+)
+def test_several_fronts_have_to_have_something_to_do(
+    tmp_path: Path, text: str, problem: str | None
+) -> None:
+    path = tmp_path / "web.toml"
+    path.write_text(f"fronts = 2\n[service.web]\nlisten = '127.0.0.1:8000'\n{text}")
+    if problem is None:
+        assert load(path, {}).fronts == 2
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    assert caught.value.problems == (f"{path}: {problem}",)

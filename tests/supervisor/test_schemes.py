@@ -180,3 +180,14 @@ def test_upstreams_are_always_joined() -> None:
 def test_what_a_front_is_told_survives_the_channel() -> None:
     config = told(Config(admin="", services=(service(app="a:b", trusted_proxies=["10.0.0.0/8"]),)))
     assert FrontConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_every_front_has_its_slot_and_its_share() -> None:
+    web = service(app="a:b", max_connections=5)
+    config = Config(admin="", fronts=2, services=(web,))
+    assert [front_plan(config, slot, [7], {}, ["x"]).name for slot in (0, 1)] == [
+        "front/0",
+        "front/1",
+    ]
+    shares = [told(config, front=slot).services[0].max_connections for slot in (0, 1)]
+    assert shares == [3, 2]

@@ -139,3 +139,14 @@ def test_several_fronts_are_one(made: Any) -> None:
     assert traffic.series["web"]["penstock_connections_total"] == {"": 10}
     assert traffic.pools["web"][0]["active"] == 6
     assert traffic.split("web").by_slot == {0: 14, 1: 0}
+
+
+def test_a_worker_is_as_well_as_the_front_says_that_thinks_less_of_it(made: Any) -> None:
+    good = made.front_stats(web=[made.row(0), made.row(1)])
+    bad = made.front_stats(web=[made.row(0, "down", reason="refused", failures=7), made.row(1)])
+    for fronts in ((good, bad), (bad, good)):
+        views = [made.front(slot=slot, stats=stats) for slot, stats in enumerate(fronts)]
+        rows = Traffic(made.observation(*views)).pools["web"]
+        assert (rows[0]["standing"], rows[0]["reason"]) == ("down", "refused")
+        assert (rows[0]["failures"], rows[0]["ejections"]) == (7, 4)
+        assert rows[1]["standing"] == "up"

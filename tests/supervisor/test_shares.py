@@ -1,0 +1,51 @@
+"""What fronts get of a bound adds up to the bound, and nobody gets nothing."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock_supervisor.services import Service
+from penstock_supervisor.shares import SPLIT, of_front, share, too_small
+
+
+def service(**keys: object) -> Service:
+    return Service.model_validate({"name": "web", "listen": "127.0.0.1:0", "app": "a:b", **keys})
+
+
+@given(st.integers(0, 1 << 30), st.integers(1, 64))
+def test_shares_add_up_and_differ_by_one_at_most(total: int, fronts: int) -> None:
+    shares = [share(total, fronts, number) for number in range(fronts)]
+    assert sum(shares) == total
+    assert max(shares) - min(shares) <= 1
+    assert shares == sorted(shares, reverse=True), "what is left over is the first ones'"
+
+
+def test_a_front_is_told_its_share_and_all_else_as_it_is() -> None:
+    web = service(max_connections=5, handoff_window=16, limits={"queue": 3, "head": "8KiB"})
+    first, second = (of_front(web, 2, number) for number in range(2))
+    assert [told["max_connections"] for told in (first, second)] == [3, 2]
+    assert [told["limits"].queue for told in (first, second)] == [2, 1]
+    assert [told["handoff_window"] for told in (first, second)] == [8, 8]
+    assert first["limits"].head == second["limits"].head == 8192
+    assert first["health"] == web.health
+
+
+def test_a_single_front_is_told_everything_as_it_is() -> None:
+    web = service(max_connections=5, limits={"queue": 3})
+    assert of_front(web, 1, 0) == {key: getattr(web, key) for key in of_front(web, 1, 0)}
+
+
+def test_without_a_bound_there_is_none_for_anybody() -> None:
+    told = of_front(service(max_connections=0, limits={"queue": 0}), 3, 2)
+    assert told["max_connections"] == told["limits"].queue == 0
+
+
+def test_every_front_may_pass_one_connection_at_least() -> None:
+    assert of_front(service(scheme="handoff", handoff_window=1), 8, 7)["handoff_window"] == 1
+
+
+def test_a_bound_that_is_too_small_to_divide_is_named() -> None:
+    web = service(max_connections=3, limits={"queue": 1})
+    assert list(too_small(web, 1)) == []
+    assert list(too_small(web, 2)) == [("limits", "queue")]
+    assert list(too_small(web, 4)) == [("max_connections",), ("limits", "queue")]
+    assert set(too_small(web, 4)) <= set(SPLIT)
