@@ -19,6 +19,7 @@ from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding
 from penstock_proxy.pool import Member, Pool
+from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
 from penstock_proxy.upstream import WorkerConnection
 
@@ -135,7 +136,9 @@ def exchange() -> Iterator[Step]:
     """A request in, to a worker; a response back, to the client; counted."""
     loop = asyncio.new_event_loop()
     config = FrontService(name="web", listeners=(), targets=_targets(2), access_log="off")
-    service = MemoryService(loop, config, Deadlines(0.0), Admission(1024, 0, 0), None, _ignore)
+    service = MemoryService(
+        loop, Reactor(loop), config, Deadlines(0.0), Admission(1024, 0, 0), None, _ignore
+    )
     client = ClientConnection(service, ("192.0.2.1", 5000))
     client.connection_made(cast("asyncio.Transport", Transport()))
     member = service.pool.members[0]

@@ -23,6 +23,9 @@ from penstock_worker.streams import Stream
 
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
 _STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+_UNIX: Final = int(socket.AF_UNIX)
+_TCP: Final = int(socket.IPPROTO_TCP)
+_NODELAY: Final = int(socket.TCP_NODELAY)
 _DONE: Final = frozenset({0, errno.EISCONN})
 
 _LACKING: Final = frozenset(
@@ -92,6 +95,9 @@ def dial(
     except OSError as error:  # no descriptors
         done(None, error.errno or errno.EMFILE)
         return None
+    if family != _UNIX:
+        # What a small answer waits for otherwise is the other side's delayed acknowledgement.
+        sock.setsockopt(_TCP, _NODELAY, 1)
     failure = sock.connect_ex(sockaddr)
     if failure == errno.EINPROGRESS:
         failure = sock.connect_ex(sockaddr)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 _MAX_TRIES: Final = 16
 """Ends what the queue's time-out would otherwise end later."""
-
+_REPLAYED: Final = 64 << 10
+"""Bytes of a request's body that are kept until its answer begins."""
 
 _LENGTH: Final = Body.LENGTH
 
@@ -46,7 +47,7 @@ class Exchange:
     first_byte_s: float | None = None
     member: "Member | None" = None
     link: WorkerConnection | None = None
-    dialing: "Dialing | WorkerConnection | None" = None
+    dialing: "Dialing | None" = None
     """The way to a new connection, as long as it does not stand."""
     status = 0
     sent = 0
@@ -113,7 +114,6 @@ class Exchange:
 
     def connected(self, link: WorkerConnection) -> None:
         """A new connection to the worker stands."""
-        self.dialing = None
         self.connect_s = monotonic() - self.started
         self.client.service.counters.connect.observe(self.connect_s)
         self._send_all(link)
@@ -171,8 +171,12 @@ class Exchange:
             if not self.request_done:
                 self.client.transport.pause_reading()
             return
-        self._streamed = True
-        self._outgoing.clear()
+        if self.request_done and self._outgoing and len(data) <= _REPLAYED:
+            # Small, and all there: it can be sent again.
+            self._outgoing.append(data)
+        else:
+            self._streamed = True
+            self._outgoing.clear()
         link.transport.write(data)
         self._expect(self._body)
 

@@ -29,6 +29,7 @@ from penstock_proxy.config import FrontConfig, FrontService
 from penstock_proxy.deadlines import TICK_S, Deadlines
 from penstock_proxy.metrics import snapshot
 from penstock_proxy.pool import Member
+from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
 from penstock_worker import channel
 from penstock_worker.access_log import AccessLog, open_log
@@ -45,6 +46,7 @@ class Front:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._reactor = Reactor(loop)
         self._services: dict[str, ServiceFront] = {}
         self._checkers: dict[str, Checker] = {}
         self._logs: dict[str, AccessLog] = {}
@@ -83,6 +85,7 @@ class Front:
         for service in config.services:
             front = ServiceFront(
                 self._loop,
+                self._reactor,
                 service,
                 self._deadlines,
                 self._admission,

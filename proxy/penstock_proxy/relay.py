@@ -12,8 +12,9 @@ from penstock_proxy.deadlines import NEVER
 from penstock_proxy.dial import Dialing, blamed, dial, why
 from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, Fault, Side
 from penstock_proxy.pump import OK, ClientHalf
+from penstock_proxy.transport import adopt
 from penstock_worker.peers import peer_address
-from penstock_worker.streams import Stream, adopt
+from penstock_worker.streams import Stream
 
 if TYPE_CHECKING:
     from penstock_proxy.pool import Member
@@ -91,8 +92,8 @@ class Relay:
         )
         client, self._sock = self._sock, None
         # The worker's half first: it must stand before the client's first byte.
-        adopt(service.loop, half.other, sock)
-        adopt(service.loop, half, client)
+        adopt(service.reactor, half.other, sock)
+        adopt(service.reactor, half, client)
 
     def _failed(self, fault: Fault, reason: str) -> None:
         service, member = self.service, self.member

@@ -28,10 +28,12 @@ from penstock_proxy.gates import Gates
 from penstock_proxy.journal import Journal
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
+from penstock_proxy.reactor import Reactor
 from penstock_proxy.relay import Relay
+from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import WorkerConnection
 from penstock_worker.access_log import AccessLog
-from penstock_worker.streams import Stream, adopt
+from penstock_worker.streams import Stream
 
 IDLE_S: Final = 60.0
 """An idle connection to a worker is closed before most servers would (75 s and more)."""
@@ -49,6 +51,7 @@ class ServiceFront:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        reactor: Reactor,
         config: FrontService,
         deadlines: Deadlines,
         admission: Admission,
@@ -57,6 +60,7 @@ class ServiceFront:
     ) -> None:
         """`rotated` is told of each worker that enters or leaves the rotation."""
         self.loop = loop
+        self.reactor = reactor
         self.config = config
         self.timeouts = config.timeouts
         self.deadlines = deadlines
@@ -139,7 +143,7 @@ class ServiceFront:
         if self.config.mode == "http":
             client = ClientConnection(self, peer, believed=believed)
             self.clients.add(client)
-            adopt(self.loop, client, sock)
+            adopt(self.reactor, client, sock)
         else:
             Relay(self, sock, peer).dispatch()
 
@@ -195,28 +199,24 @@ class ServiceFront:
         self.counters.upstreams += 1
 
         def done(stream: Stream | None, error: int) -> None:
+            exchange.dialing = None
             if stream is None:
                 self.admission.upstreams -= 1
                 self.counters.upstreams -= 1
-                exchange.dialing = None
                 exchange.connect_failed(why(error), blamed(error))
             else:
                 self.counters.worker_connections[member.slot] += 1
-                link = WorkerConnection(member, exchange, self._link_lost)
-                exchange.dialing = link
-                adopt(self.loop, link, stream)
+                adopt(self.reactor, WorkerConnection(member, exchange, self._link_lost), stream)
 
         dialing = dial(self.loop, self.addresses[member.slot], done)
         if dialing is not None:
             exchange.dialing = dialing
 
-    def stop_dialing(self, dialing: Dialing | WorkerConnection) -> None:
+    def stop_dialing(self, dialing: Dialing) -> None:
         """Nobody waits for this connection any more."""
         dialing.cancel()
-        if isinstance(dialing, Dialing):
-            # One that stands already is counted when it is lost.
-            self.admission.upstreams -= 1
-            self.counters.upstreams -= 1
+        self.admission.upstreams -= 1
+        self.counters.upstreams -= 1
 
     def keep(self, link: WorkerConnection) -> None:
         """Put a connection back for the next exchange."""

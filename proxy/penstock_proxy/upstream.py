@@ -85,14 +85,8 @@ class WorkerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
-        if self.exchange is None:
-            transport.abort()
-        else:
-            self.exchange.connected(self)
-
-    def cancel(self) -> None:
-        """The exchange has gone before the connection was made."""
-        self.exchange = None
+        assert self.exchange is not None
+        self.exchange.connected(self)
 
     def begin(self, exchange: "Exchange") -> None:
         """Take a new exchange. The caller writes the request."""

@@ -155,6 +155,8 @@ def _inet(address: Address, kind: socket.SocketKind, sisters: bool) -> socket.so
             # Without it a restart would wait for the last run's connections in TIME_WAIT.
             # For datagrams it would let two runs have one port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Whatever is accepted from it inherits this, at no cost for each connection.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if sisters:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(where)

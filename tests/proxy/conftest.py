@@ -21,6 +21,7 @@ from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, Limits, Target, Timeouts
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.dial import Dialing
+from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
 from penstock_worker.streams import Stream
 
@@ -231,11 +232,11 @@ class Network:
             done(Stream(-1, 0), 0)
         return None
 
-    def adopt(self, loop: Turns, protocol: asyncio.Protocol, _stream: object) -> None:
-        wire = Wire(loop, protocol)
+    def adopt(self, _reactor: object, protocol: asyncio.Protocol, _stream: object) -> None:
+        wire = Wire(self.loop, protocol)
         wire.full = self.full
         self.wires.append(wire)
-        loop.call_soon(protocol.connection_made, wire)
+        protocol.connection_made(wire)
 
 
 class House:
@@ -273,6 +274,7 @@ class House:
         )
         self.service = ServiceFront(
             cast("asyncio.AbstractEventLoop", self.loop),
+            Reactor(cast("asyncio.AbstractEventLoop", self.loop)),
             config,
             self.deadlines,
             self.admission,

@@ -18,6 +18,7 @@ from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Target
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.pool import Standing
+from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
 from penstock_worker.handoff import CREDIT, receive
 
@@ -46,7 +47,13 @@ class House:
             **keys,
         )
         self.service = ServiceFront(
-            self.loop, config, self.deadlines, self.admission, None, lambda *_: None
+            self.loop,
+            Reactor(self.loop),
+            config,
+            self.deadlines,
+            self.admission,
+            None,
+            lambda *_: None,
         )
         assert self.service.delegate is not None
         self.delegate = self.service.delegate

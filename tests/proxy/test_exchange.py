@@ -375,15 +375,6 @@ def test_a_client_that_leaves_takes_its_exchange_along(house: House) -> None:
     assert house.worker.lost
 
 
-def test_a_client_that_leaves_before_a_connection_is_made_sends_nothing(house: House) -> None:
-    client = house.client()
-    client.deliver_only(GET)
-    client.vanish()
-    assert house.worker.taken() == b""
-    assert house.worker.lost
-    assert sum(house.service.counters.requests.values()) == 1
-
-
 def test_a_client_that_leaves_while_its_worker_is_dialed_takes_the_connect_along(
     house: House,
 ) -> None:

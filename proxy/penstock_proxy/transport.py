@@ -1,0 +1,294 @@
+"""A connection's bytes, in and out: the transport of a front's plain connections.
+
+Owns: one connected stream socket, what could not be written to it yet, and
+how it ends. It keeps the contract of `asyncio.Transport` (and with it that of the TLS
+connections, which the event loop serves), so a protocol does not know which one it has:
+`connection_lost` comes once, never in the middle of another call, and the descriptor is
+open until it has returned.
+
+What is written goes out at once. What is read comes in pieces of 16 KiB, and in larger ones
+as long as those are filled and the other side keeps up, so a slow reader of something huge
+costs kilobytes.
+
+It must not know: what the bytes mean. Must not be used: after `connection_lost`.
+"""
+
+import asyncio
+import os
+import socket
+from collections import deque
+from typing import Any, Final, cast
+
+from penstock_proxy.reactor import ENDED, IN, OUT, Reactor
+from penstock_worker.streams import Stream
+
+HIGH_WATER: Final = 64 << 10
+"""Bytes that wait to be written before the protocol is told to pause."""
+_FIRST_READ: Final = 16 << 10
+_LARGEST_READ: Final = 256 << 10
+_MOST_PIECES: Final = 64
+"""Of one writev. The kernel takes 1024; what waits here is few."""
+
+
+class SocketTransport(asyncio.Transport):
+    """One connection. Made by `adopt`."""
+
+    __slots__ = (
+        "_closing",
+        "_ending",
+        "_error",
+        "_events",
+        "_fd",
+        "_heard_end",
+        "_high",
+        "_lost",
+        "_paused",
+        "_protocol",
+        "_reactor",
+        "_read_size",
+        "_sock",
+        "_stalled",
+        "_unsent",
+        "_waiting",
+    )
+
+    def __init__(self, reactor: Reactor, fd: int, protocol: asyncio.Protocol) -> None:
+        # Not `asyncio.Transport.__init__`: a dictionary for each connection, always empty.
+        self._reactor = reactor
+        self._fd = fd
+        self._protocol = protocol
+        self._unsent: deque[bytes] | None = None
+        """Made when it is needed, which for most it never is."""
+        self._waiting = 0
+        """Bytes in it."""
+        self._high = HIGH_WATER
+        self._events = 0
+        """What the reactor looks for."""
+        self._read_size = _FIRST_READ
+        self._paused = False
+        """The protocol does not want to read."""
+        self._heard_end = False
+        self._ending = False
+        """To be shut down for writing when all is written."""
+        self._stalled = False
+        """The protocol was told to pause."""
+        self._closing = False
+        self._lost = False
+        self._error: OSError | None = None
+        self._sock: socket.socket | None = None
+
+    # -- called by the reactor
+
+    def ready(self, events: int) -> None:
+        if self._events & OUT and events & ~IN:
+            self._flush()
+        if self._events & IN and events & ~OUT and not self._closing:
+            self._read(events)
+
+    def broken(self) -> None:
+        self.abort()
+
+    def _read(self, events: int) -> None:
+        size = self._read_size
+        try:
+            data = os.read(self._fd, size)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        if data:
+            if len(data) == size:
+                if size < _LARGEST_READ:
+                    self._read_size = size * 2
+                self._protocol.data_received(data)
+                return
+            self._protocol.data_received(data)
+            # That was all, and its end is known already: no need to ask for it.
+            if not events & ENDED or self._paused or self._closing:
+                return
+        self._heard_end = True
+        self._look()
+        if not self._protocol.eof_received():
+            self.close()
+
+    def _flush(self) -> None:
+        unsent = self._unsent
+        assert unsent is not None
+        try:
+            sent = os.writev(self._fd, [unsent[i] for i in range(min(len(unsent), _MOST_PIECES))])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        self._waiting -= sent
+        while sent:
+            piece = unsent.popleft()
+            sent -= len(piece)
+            if sent < 0:
+                unsent.appendleft(piece[sent:])
+                break
+        if not unsent:
+            self._flushed()
+        if self._stalled and self._waiting <= self._high // 4 and not self._lost:
+            self._stalled = False
+            self._protocol.resume_writing()
+
+    def _flushed(self) -> None:
+        self._unsent = None
+        if self._closing:
+            self._lose(None)
+        else:
+            if self._ending:
+                self._shut_down()
+            self._look()
+
+    def _look(self) -> None:
+        """Tell the reactor what to look for."""
+        events = 0
+        if not (self._paused or self._heard_end or self._closing):
+            events = IN
+        if self._unsent is not None:
+            events |= OUT
+        before, self._events = self._events, events
+        if events == before or self._lost:
+            return
+        if not events:
+            self._reactor.forget(self._fd)
+        elif not before:
+            self._reactor.watch(self._fd, self, events)
+        else:
+            self._reactor.change(self._fd, events)
+
+    # -- writing
+
+    def write(self, data: "bytes | bytearray | memoryview") -> None:
+        if self._closing or self._ending or not data:
+            return
+        if self._unsent is None:
+            try:
+                sent = os.write(self._fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._fail(error)
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+            self._unsent = deque()
+        self._unsent.append(bytes(data))
+        self._waiting += len(data)
+        self._look()
+        if self._waiting > self._high and not self._stalled:
+            self._stalled = True
+            self._protocol.pause_writing()
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.write(b"".join(list_of_data))
+
+    def write_eof(self) -> None:
+        if not (self._ending or self._closing):
+            self._ending = True
+            if self._unsent is None:
+                self._shut_down()
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def _shut_down(self) -> None:
+        try:
+            self._socket().shutdown(socket.SHUT_WR)
+        except OSError:
+            # It is gone already, and reading will say so.
+            return
+
+    def get_write_buffer_size(self) -> int:
+        return self._waiting
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = HIGH_WATER if high is None else high
+
+    # -- reading
+
+    def pause_reading(self) -> None:
+        if not self._paused:
+            self._paused = True
+            # Somebody is slow: small pieces from now on.
+            self._read_size = _FIRST_READ
+            self._look()
+
+    def resume_reading(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._look()
+
+    def is_reading(self) -> bool:
+        return not (self._paused or self._closing)
+
+    # -- who it belongs to
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = cast("asyncio.Protocol", protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Only "socket"; it must not be closed, nor used once the connection is lost."""
+        return self._socket() if name == "socket" else default
+
+    def _socket(self) -> socket.socket:
+        if self._sock is None:
+            self._sock = socket.socket(fileno=self._fd)
+        return self._sock
+
+    # -- how it ends
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        """When all is written."""
+        if not self._closing:
+            self._closing = True
+            if self._unsent is None:
+                self._lose(None)
+            else:
+                self._look()
+
+    def abort(self) -> None:
+        self._lose(None)
+
+    def _fail(self, error: OSError) -> None:
+        self._lose(error)
+
+    def _lose(self, error: OSError | None) -> None:
+        if self._lost:
+            return
+        self._lost = self._closing = True
+        self._error = error
+        self._unsent, self._waiting = None, 0
+        if self._events:
+            self._events = 0
+            self._reactor.closing(self._fd)
+        self._reactor.later(self._end)
+
+    def _end(self) -> None:
+        try:
+            self._protocol.connection_lost(self._error)
+        finally:
+            if self._sock is not None:
+                self._sock.detach()
+            os.close(self._fd)
+
+
+def adopt(reactor: Reactor, protocol: asyncio.Protocol, stream: Stream) -> None:
+    """Give a connected stream to a protocol, and tell it so before returning."""
+    fd = stream.fileno()
+    os.set_blocking(fd, False)
+    transport = SocketTransport(reactor, fd, protocol)
+    stream.given()
+    protocol.connection_made(transport)
+    transport._look()
