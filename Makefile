@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
 .PHONY: help run test chaos lint format bench clean
@@ -35,8 +36,11 @@ format: $(VENV)/ready ## as lint wants it
 bench: $(VENV)/ready ## nanoseconds of the hot path (compare with ARGS="--baseline FILE")
 	$(BIN)/python bench/micro.py $(ARGS)
 
+fuzz: $(VENV)/ready ## look for bytes that are read in two ways (for SECONDS=60; 0: until Ctrl-C)
+	@SECONDS=$(SECONDS) $(BIN)/python -m tests.fuzz.campaign
+
 clean: ## remove everything that was made here
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --clear: a package that is no longer named must not stay importable.

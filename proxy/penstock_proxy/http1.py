@@ -59,6 +59,10 @@ _PART_OF_CHUNK_LINE: Final = re.compile(
 _ENDS_CHUNKED: Final = re.compile(
     rb"(?:(?!chunked\b)" + _TOKEN + rb"++[ \t]*+,[ \t]*+)++chunked", re.IGNORECASE
 )
+_FRAMING_AGAIN: Final = re.compile(
+    rb"(?:\A|\n)(?:content-length|transfer-encoding):", re.IGNORECASE
+)
+"""In trailers. RFC 9110 §6.5.1 forbids it, and there are parsers that obey it as in a head."""
 _TOKENS: Final = re.compile(
     rb"[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+(?:,[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+)*+"
 )
@@ -67,7 +71,8 @@ _PROTOCOLS: Final = re.compile(
     rb"[ \t]*+(?:" + _PROTOCOL + rb")?+[ \t]*+(?:,[ \t]*+(?:" + _PROTOCOL + rb")?+[ \t]*+)*+"
 )
 
-_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"host"})
+_LENGTHS: Final = frozenset({b"content-length", b"transfer-encoding"})
+_FRAMING: Final = _LENGTHS | {b"host"}
 """What nobody may say twice, and nobody may have removed."""
 _KEPT: Final = _FRAMING | {b"expect"}
 _SPECIAL: Final = _FRAMING | {b"connection", b"upgrade", b"expect"}
@@ -198,11 +203,13 @@ def parse_fields(block: bytes, fault: Fault, max_fields: int = 1000) -> Framing:
     lines: Lines = []
     values: Values = {}
     for line in raw:
-        name, _, value = line.partition(b":")
-        name, value = name.lower(), value.strip(b" \t")
+        name, _, given = line.partition(b":")
+        name, value = name.lower(), given.strip(b" \t")
         lines.append((name, value, line))
         if name in _SPECIAL:
-            values.setdefault(name, []).append(value)
+            # A tab beside a length or a coding is legal, and llhttp reads it as part of it.
+            kept = given.strip(b" ") if name in _LENGTHS else value
+            values.setdefault(name, []).append(kept)
     return _framing(lines, values, fault)
 
 
@@ -365,4 +372,6 @@ class Chunked:
             return
         if end > MAX_TRAILERS or _FIELDS.fullmatch(data, 0, end + 4) is None:
             raise RejectedError(self._fault, "malformed trailers")
+        if _FRAMING_AGAIN.search(data, 0, end) is not None:
+            raise RejectedError(self._fault, "framing in trailers")
         self.done, self.trailers, self.rest = True, data[: end + 2], data[end + 4 :]

@@ -1,8 +1,8 @@
 """How others read the same bytes: h11, and llhttp (Node's parser) through httptools.
 
-A reading is one message of a stream. Both are told where we believe that it ends: h11 has to
-leave exactly the rest, llhttp must not be done one byte earlier and must be done there.
-What they refuse raises `OtherwiseError`.
+A reading is one message of a stream. h11 says itself where the next one begins; llhttp is told
+where we believe it, must not be done one byte earlier and must be done there. What they
+refuse raises `OtherwiseError`.
 """
 
 from typing import Any, Final, NamedTuple
@@ -64,20 +64,20 @@ def our_request(data: bytes) -> Reading | None:
     return Reading(start, fields, data[head_end:end], [], end)
 
 
-def h11_request(data: bytes, end: int) -> Reading:
+def h11_request(data: bytes) -> Reading:
     """The first request as h11 reads it."""
-    return _h11(h11.Connection(h11.SERVER, MAX_EVENT), data, end)
+    return _h11(h11.Connection(h11.SERVER, MAX_EVENT), data)
 
 
-def h11_response(data: bytes, end: int, method: bytes = b"GET", *, ended: bool = False) -> Reading:
+def h11_response(data: bytes, method: bytes = b"GET", *, ended: bool = False) -> Reading:
     """The first final response as h11 reads it; `ended`: the connection ends behind it."""
     client = h11.Connection(h11.CLIENT, MAX_EVENT)
     client.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
     client.send(h11.EndOfMessage())
-    return _h11(client, data, end, ended=ended)
+    return _h11(client, data, ended=ended)
 
 
-def _h11(connection: h11.Connection, data: bytes, end: int, *, ended: bool = False) -> Reading:
+def _h11(connection: h11.Connection, data: bytes, *, ended: bool = False) -> Reading:
     try:
         connection.receive_data(data)
         if ended:
@@ -100,7 +100,7 @@ def _h11(connection: h11.Connection, data: bytes, end: int, *, ended: bool = Fal
         list(head.headers),
         body,
         list(event.headers),
-        end if ended else len(data) - left,
+        len(data) - left,
     )
 
 
@@ -125,6 +125,7 @@ class _Heard:
     def on_message_begin(self) -> None:
         self.begun += 1
         self.fields = []
+        self.body = b""
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -160,11 +161,14 @@ def llhttp_request(data: bytes, end: int) -> Reading:
     )
 
 
-def llhttp_response(data: bytes, end: int, *, finals: int = 1) -> Reading:
-    """The last of `finals` responses (1xx count) as llhttp reads it, which knows no HEAD."""
+def llhttp_response(data: bytes, end: int) -> Reading:
+    """The first final response as llhttp reads it, which knows nothing of HEAD."""
     heard = _Heard()
     parser = httptools.HttpResponseParser(heard)
-    _llhttp(parser, heard, data[:end], done=finals)
+    interim, at = 0, 0
+    while data.startswith(b"1", at + 9):
+        interim, at = interim + 1, data.index(b"\r\n\r\n", at) + 4
+    _llhttp(parser, heard, data[:end], done=interim + 1)
     status = b"%d" % parser.get_status_code()
     version = int(parser.get_http_version()[2:])
     return Reading((status, b"", version), heard.fields, heard.body, heard.trailers, end)

@@ -229,10 +229,10 @@ def test_more_fields_than_allowed_are_too_large() -> None:
     [
         (b"", NO_LENGTH, False),
         (b"Content-Length: 0\r\n", 0, False),
-        (b"content-LENGTH:\t12 \r\n", 12, False),
+        (b"content-LENGTH:  12 \r\n", 12, False),
         (b"Content-Length: " + b"9" * 18 + b"\r\n", 10**18 - 1, False),
         (b"Transfer-Encoding: chunked\r\n", NO_LENGTH, True),
-        (b"transfer-encoding:\tCHUNKED \t\r\n", NO_LENGTH, True),
+        (b"transfer-encoding:CHUNKED  \r\n", NO_LENGTH, True),
         # Another name, whatever a program behind a gateway folds it into.
         (b"Content_Length: 5\r\n", NO_LENGTH, False),
         (b"Transfer_Encoding: chunked\r\n", NO_LENGTH, False),
@@ -249,7 +249,7 @@ def test_a_body_is_as_long_as_its_fields_say(fields: bytes, length: int, chunked
     [
         b"", b"007", b"00",
         b"+5", b"-5", b"-0", b"5 5", b"5,5", b"5, 5", b"5;q=1", b"0x5", b"5_0", b"5.0", b"5e1",
-        b"five", b'"5"', b"\xb2", b"9" * 19, b"1" + b"0" * 100,
+        b"five", b"\t5", b"5\t", b'"5"', b"\xb2", b"9" * 19, b"1" + b"0" * 100,
     ],
 )  # fmt: skip
 def test_a_length_is_digits_and_nothing_else(value: bytes) -> None:

@@ -49,19 +49,19 @@ PASSED = {
     "coding in capitals": (
         head(b"TRANSFER-ENCODING:CHUNKED\r\n") + b"1\r\na\r\n" + END, b"POST /", b"a", b"",
     ),
-    "coding behind tabs": (
-        head(b"Transfer-Encoding:\t chunked \t\r\n") + b"1\r\na\r\n" + END, b"POST /", b"a", b"",
+    "coding between blanks": (
+        head(b"Transfer-Encoding:  chunked  \r\n") + b"1\r\na\r\n" + END, b"POST /", b"a", b"",
     ),
     "length behind blanks": (
-        head(b"Content-Length: \t 1 \t\r\n") + b"a", b"POST /", b"a", b"",
+        head(b"Content-Length:  1  \r\n") + b"a", b"POST /", b"a", b"",
     ),
     "size with zeros": (CHUNKED + b"0001\r\na\r\n000\r\n\r\n", b"POST /", b"a", b""),
     "extensions": (
         CHUNKED + b'1;a;b=c;d="e;\\"\\r\x80"\r\na\r\n0;f\r\n\r\n', b"POST /", b"a", b"",
     ),
     "trailers": (
-        CHUNKED + b"1\r\na\r\n0\r\nDigest: x\r\nContent-Length: 9\r\nX-Forwarded-For: b\r\n"
-        b"Host: b\r\nTransfer-Encoding: chunked\r\nX_Y: z\r\nCookie: c\r\n\r\n",
+        CHUNKED + b"1\r\na\r\n0\r\nDigest: x\r\nX-Forwarded-For: b\r\n"
+        b"Host: b\r\nX_Y: z\r\nCookie: c\r\n\r\n",
         b"POST /", b"a", b"Digest: x",
     ),
     "names that only look like framing": (
@@ -107,7 +107,7 @@ PASSED = {
 def received(house: House) -> Reading:
     """The one request that a worker got, as two others read it."""
     data = bytes(house.worker.written)
-    first, second = h11_request(data, len(data)), llhttp_request(data, len(data))
+    first, second = h11_request(data), llhttp_request(data, len(data))
     assert first.end == len(data)
     assert first == second
     return first

@@ -18,7 +18,7 @@ def heard(client: Wire, method: bytes = b"GET") -> Reading:
     """The final response in all that a client got until its connection ended."""
     assert client.lost
     data = client.taken()
-    return h11_response(data, len(data), method, ended=True)
+    return h11_response(data, method, ended=True)
 
 
 def says(house: House, request: bytes, said: list[bytes]) -> Wire:
@@ -41,7 +41,7 @@ def serves_another(house: House) -> None:
     assert len(house.network.wires) == wires + 1
     house.worker.send(GOOD)
     data = client.taken()
-    assert h11_response(data, len(data)).body == b"good"
+    assert h11_response(data).body == b"good"
 
 
 @pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
@@ -51,7 +51,7 @@ def test_a_response_of_two_readings_is_a_bad_gateway(
 ) -> None:
     client = says(house, GET, split(said) if bytewise and len(said) < 9999 else [said])
     data = client.taken()
-    reading = h11_response(data, len(data))
+    reading = h11_response(data)
     assert (reading.start[0], reading.end) == (b"502", len(data)), why
     assert b"forged" not in data
     assert house.worker.lost
@@ -99,9 +99,9 @@ def test_an_answer_that_is_cut_anywhere_is_an_error_or_looks_cut(
         if at < len(said) and b" 502 " not in data:
             assert client.lost
             with pytest.raises(OtherwiseError, match="peer closed"):
-                h11_response(data, len(data), method, ended=True)
+                h11_response(data, method, ended=True)
         else:
-            reading = h11_response(data, len(data), method)
+            reading = h11_response(data, method)
             if at < len(said) and method != b"HEAD":
                 assert reading.body == REASONS[reset]
             else:
@@ -113,7 +113,7 @@ def test_an_answer_that_ends_with_its_connection_ends_with_a_last_chunk(house: H
     client = says(house, GET, [OK + b"\r\ngo", b"od"])
     house.worker.finish()
     data = client.taken()
-    assert h11_response(data, len(data)).body == b"good"
+    assert h11_response(data).body == b"good"
 
 
 def test_an_answer_that_ends_with_its_connection_looks_cut_when_that_is_reset(
@@ -172,7 +172,7 @@ def test_what_follows_an_answer_is_nobodys(
         house.worker.send(everything[at:])
         assert house.worker.lost
         data = client.taken()
-        reading = h11_response(data, len(data), method)
+        reading = h11_response(data, method)
         assert reading.end == len(data)
         assert reading.body in (b"", b"good")
         assert b"forged" not in data
@@ -184,7 +184,7 @@ def test_a_few_interim_responses_get_through(house: House, number: int) -> None:
     client = says(house, GET, [b"HTTP/1.1 100 Continue\r\n\r\n" * number + GOOD])
     data = client.taken()
     assert data.count(b"HTTP/1.1 100 Continue\r\n\r\n") == number
-    assert h11_response(data, len(data)).body == b"good"
+    assert h11_response(data).body == b"good"
 
 
 def test_an_interim_response_that_says_it_is_empty_loses_the_word(house: House) -> None:

@@ -88,6 +88,14 @@ _TRAILERS: Final = {
     "trailer with CR": (b"X: y\rZ: w\r\n", "RFC 9112 2.2"),
     "trailer with NUL": (b"X: \x00\r\n", "RFC 9110 5.5"),
     "trailer of a request": (b"GET /evil HTTP/1.1\r\nHost: a\r\n", "aiohttp CVE-2025-53643"),
+    "trailer of a length": (
+        b"Content-Length: 9\r\n",
+        "RFC 9110 6.5.1; Http11Probe SMUG-TRAILER-CL",
+    ),
+    "trailer of a coding": (
+        b"X: y\r\ntRansfer-encoding: chunked\r\n",
+        "RFC 9110 6.5.1; Http11Probe SMUG-TRAILER-TE; llhttp and h11 obey it",
+    ),
     "trailers without end": (b"X: y\r\n" * 5000, "Tomcat CVE-2023-46589"),
 }
 BODIES: Final[dict[str, tuple[bytes, str]]] = {

@@ -1,0 +1,78 @@
+"""Both fuzzers side by side for a while: what `make fuzz` and the test run.
+
+Each is a process of its own (libFuzzer ends its process), begins with the corpus and keeps what
+it learns in `folder`, so that the next run by hand goes on where this one ended.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+NAMES: Final = ("requests", "responses")
+_HERE: Final = Path(__file__).parent
+_GRACE_S: Final = 120
+"""Beyond its time: the corpus is replayed first, and a busy machine is slow."""
+
+
+class Result(NamedTuple):
+    name: str
+    executions: int
+    found: bool
+    output: str
+
+
+def run(seconds: int, seed: int, folder: Path) -> list[Result]:
+    """Fuzz for so many seconds (0: until interrupted); `seed` 0 is another one each time."""
+    processes = [_start(name, seconds, seed, folder) for name in NAMES]
+    results = []
+    try:
+        for name, process in zip(NAMES, processes, strict=True):
+            output, _ = process.communicate(timeout=seconds + _GRACE_S if seconds else None)
+            number = re.search(r"number_of_executed_units: (\d+)", output)
+            executions = int(number[1]) if number else 0
+            results.append(Result(name, executions, process.returncode != 0, output))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return results
+
+
+def _start(name: str, seconds: int, seed: int, folder: Path) -> "subprocess.Popen[str]":
+    learned = folder / name
+    learned.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "tests.fuzz", name,
+            f"-max_total_time={seconds}", f"-seed={seed}", "-print_final_stats=1", "-reload=0",
+            f"-dict={_HERE / 'http.dict'}", f"-artifact_prefix={folder}/found-{name}-",
+            str(learned), str(_HERE / "corpus" / name),
+        ],
+        cwd=_HERE.parent.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )  # fmt: skip
+
+
+def main() -> None:
+    """By hand: SECONDS (60) and SEED (0) from the environment, everything below `.fuzz`."""
+    seconds, seed = (
+        int(os.environ.get(name, usual)) for name, usual in (("SECONDS", 60), ("SEED", 0))
+    )
+    results = run(seconds, seed, Path(".fuzz"))
+    for result in results:
+        print(result.output[-3000:] if result.found else "", end="")
+    for result in results:
+        end = "found something, see .fuzz" if result.found else "found nothing"
+        print(f"{result.name}: {result.executions} executions, {end}")
+    sys.exit(any(result.found for result in results))
+
+
+if __name__ == "__main__":
+    main()

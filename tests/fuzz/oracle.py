@@ -1,0 +1,265 @@
+"""What must hold for any bytes at all, from a client or from a worker.
+
+Others read what we accept in the same way: h11 and llhttp see the same method, target, fields,
+body and end in what a client sent. They see exactly that, once, in what the front makes of
+it for the worker. However the bytes are cut, it is the same. The other way round: what a
+client gets of an answer is what others read in the worker's bytes, or looks cut, or is our 502.
+
+We may be stricter than they are, never laxer. What is excepted: h11 refuses empty lines before
+a request, which RFC 9112 section 2.2 has us skip; llhttp refuses methods that it does not know.
+"""
+
+from typing import Final, NamedTuple, cast
+from zlib import crc32
+
+import pytest
+from tests.proxy.conftest import House, Wire
+from tests.proxy.readings import (
+    OtherwiseError,
+    Reading,
+    h11_request,
+    h11_response,
+    llhttp_request,
+    llhttp_response,
+    our_request,
+)
+
+from penstock_proxy import http1
+from penstock_proxy.errors import RejectedError
+from penstock_proxy.http1 import RequestLine
+
+MAX_INPUT: Final = 1000
+"""Below every limit of the service in memory: limits are not what is looked for here."""
+_DONE: Final = b"HTTP/1.1 204 No Content\r\n\r\n"
+_LENGTHS: Final = frozenset({b"content-length", b"transfer-encoding"})
+_ID: Final = b"x-request-id"
+"""Another one for each request; no client of these is believed with its own."""
+_OURS: Final = frozenset(
+    {b"host", b"connection", b"upgrade", b"te", b"transfer-encoding", _ID}
+    | {b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
+)
+
+
+class Stage:
+    """A service in memory that serves one input after the other."""
+
+    def __init__(self) -> None:
+        self.house = House(pytest.MonkeyPatch())
+        self.house.open()
+
+    def clear(self) -> None:
+        house = self.house
+        for client in list(house.service.clients):
+            cast("Wire", client.transport).reset()
+        for wire in house.network.wires:
+            wire.reset()
+        house.network.wires.clear()
+        house.network.dialed.clear()
+        house.loop.run()
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    """Cut it; one in eight byte by byte. The same input is always cut in the same way."""
+    step = 1 + crc32(data) % 8
+    return [data[at : at + step] for at in range(0, len(data), step)]
+
+
+# -- requests
+
+
+class Expected(NamedTuple):
+    """What a client's stream comes to."""
+
+    readings: list[Reading]
+    status: int
+    """What ends it; 0: nothing, or nothing for certain as the rest is incomplete."""
+    open: bool
+    """More could follow."""
+
+
+class Outcome(NamedTuple):
+    """What became of a client's stream."""
+
+    received: list[Reading]
+    statuses: list[int]
+    refused: bool
+
+
+def check_request(stage: Stage, data: bytes) -> None:
+    """Raise AssertionError or OtherwiseError if something does not hold."""
+    expected = _expect(data)
+    whole, pieces = _serve(stage, [data]), _serve(stage, _pieces(data))
+    count = len(expected.readings)
+    assert whole.statuses[:count] == [204] * count
+    assert len(whole.statuses) - count == whole.refused
+    if expected.status:
+        assert whole.statuses[count:] == [expected.status]
+    assert whole.refused <= (bool(expected.status) or expected.open)
+    # Garbage is seen as soon as it can be, so its status may be another; nothing else may.
+    assert whole.refused == pieces.refused
+    assert whole.received == pieces.received
+    assert len(whole.received) == count
+    for meant, got in zip(expected.readings, whole.received, strict=True):
+        _check_forwarded(meant, got)
+
+
+def _expect(data: bytes) -> Expected:
+    readings: list[Reading] = []
+    while data:
+        try:
+            reading = our_request(data)
+        except RejectedError as rejected:
+            return Expected(readings, rejected.fault.status, False)
+        if reading is None:
+            return Expected(readings, 0, True)
+        _compare_request(data, reading)
+        readings.append(reading)
+        if _closes(reading):
+            return Expected(readings, 0, False)
+        data = data[reading.end :]
+    return Expected(readings, 0, True)
+
+
+def _compare_request(data: bytes, ours: Reading) -> None:
+    begin = len(data) - len(http1.skip_empty_lines(data))
+    first, second = h11_request(data[begin:]), llhttp_request(data, ours.end)
+    for other in (first._replace(end=first.end + begin), second):
+        if _plain(other) != _plain(ours):
+            raise OtherwiseError(f"{_plain(ours)} is {_plain(other)}")
+
+
+def _plain(reading: Reading) -> Reading:
+    """h11 writes the one coding that there is in lower case."""
+    return reading._replace(
+        fields=[
+            (name, value.lower() if name == b"transfer-encoding" else value)
+            for name, value in reading.fields
+        ]
+    )
+
+
+def _closes(reading: Reading) -> bool:
+    said = b",".join(value for name, value in reading.fields if name == b"connection").lower()
+    options = {option.strip(b" \t") for option in said.split(b",")}
+    return b"close" in options if reading.start[2] else b"keep-alive" not in options
+
+
+def _serve(stage: Stage, pieces: list[bytes]) -> Outcome:
+    house = stage.house
+    client = house.client()
+    received: list[Reading] = []
+    try:
+        for piece in pieces:
+            client.send(piece)
+        while (reading := _take(house)) is not None:
+            received.append(reading)
+            house.worker.send(_DONE)
+        statuses = [int(part[:3]) for part in client.taken().split(b"HTTP/1.1 ")[1:]]
+        refused = statuses[-1:] > [399]
+        if refused:
+            assert client.ended
+            assert not any(wire.written and not wire.lost for wire in house.network.wires)
+        return Outcome(received, statuses, refused)
+    finally:
+        stage.clear()
+
+
+def _take(house: House) -> Reading | None:
+    """The request that the worker got, if it is complete."""
+    for wire in house.network.wires:
+        data = bytes(wire.written)
+        if not data or wire.lost:
+            continue
+        try:
+            reading = h11_request(data)
+        except OtherwiseError as other:
+            if "NEED_DATA" in str(other):
+                return None
+            raise
+        assert reading.end == len(data), "two requests at once"
+        assert _plain(llhttp_request(data, len(data))) == _plain(reading)
+        wire.written.clear()
+        # Chunks of another size are the same body.
+        return reading._replace(fields=[pair for pair in reading.fields if pair[0] != _ID], end=0)
+    return None
+
+
+def _check_forwarded(meant: Reading, got: Reading) -> None:
+    method, target, minor = meant.start
+    line = RequestLine(method, target, minor, 0)
+    assert got.start == (method, http1.worker_target(line), 1)
+    assert got.body == meant.body
+    assert {*got.trailers} <= {*meant.trailers}
+    said = {pair for pair in got.fields if pair[0] not in _OURS}
+    assert said <= {*meant.fields}
+    assert [name for name, _ in got.fields].count(b"host") == 1
+    forwarded = [value for name, value in got.fields if name == b"x-forwarded-for"]
+    assert forwarded == [b"192.0.2.1"]
+
+
+# -- responses
+
+
+def check_response(stage: Stage, data: bytes) -> None:
+    """The same for a worker's stream; its first byte says how it was asked and how it ends."""
+    mode, said = data[:1], data[1:]
+    method = b"HEAD" if mode in b"1357" else b"GET"
+    offer = b"Connection: upgrade\r\nUpgrade: websocket\r\n" if mode in b"2367" else b""
+    reset = mode in b"4567"
+    asked = method + b" / HTTP/1.1\r\nHost: a\r\n" + offer + b"\r\n"
+    whole = _answer(stage, asked, [said], reset=reset)
+    pieces = _answer(stage, asked, _pieces(said), reset=reset)
+    assert whole.start == pieces.start
+    if whole.start[0] != b"101":
+        assert (whole.body, whole.trailers) == (pieces.body, pieces.trailers)
+    if whole.start[0] == b"101":
+        assert offer
+    elif whole.end:
+        _check_answer(said, whole, method, closed=not reset)
+
+
+def _answer(stage: Stage, asked: bytes, pieces: list[bytes], *, reset: bool) -> Reading:
+    """What the client reads; `end` is 0 when it is cut, or is no answer of the worker's."""
+    house = stage.house
+    try:
+        client = house.client()
+        client.send(asked)
+        worker = house.worker
+        for piece in pieces:
+            worker.send(piece)
+        if not worker.lost:
+            worker.reset() if reset else worker.finish()
+        data = client.taken()
+        if _is_switched(data):
+            return Reading((b"101", b"", 1), [], b"", [], 0)
+        try:
+            reading = h11_response(data, asked.split(b" ", 1)[0], ended=client.lost)
+        except OtherwiseError as cut:
+            if "peer closed" not in str(cut) or not client.lost:
+                raise
+            return Reading((b"cut", b"", 1), [], b"", [], 0)
+        assert reading.end == len(data)
+        return reading._replace(end=0) if reading.start[0] in (b"502", b"504") else reading
+    finally:
+        stage.clear()
+
+
+def _is_switched(data: bytes) -> bool:
+    while data.startswith(b"HTTP/1.1 1") and not data.startswith(b"HTTP/1.1 101"):
+        data = data.partition(b"\r\n\r\n")[2]
+    return data.startswith(b"HTTP/1.1 101")
+
+
+def _check_answer(said: bytes, client: Reading, method: bytes, *, closed: bool) -> None:
+    """`client` has an answer that looks whole. Is it what others read in the worker's bytes?"""
+    other = h11_response(said, method, ended=closed)
+    assert (other.start[0], other.body) == (client.start[0], client.body)
+    assert {*client.trailers} <= {*other.trailers}
+    names = {name for name, _ in other.fields}
+    if method != b"HEAD" and (other.start[0] in (b"204", b"304") or names & _LENGTHS):
+        # What ends with its connection has no end that llhttp could be asked about.
+        assert _plain(llhttp_response(said, other.end)) == _plain(other)
+    passed = {
+        pair for pair in client.fields if pair[0] not in (b"connection", b"transfer-encoding")
+    }
+    assert passed <= {*other.fields}

@@ -1,0 +1,46 @@
+"""Writes the known tricks into the corpus: `python -m tests.fuzz.seed`.
+
+The corpus is files because a fuzzer wants files, and because what was found once has to stay.
+Files that no trick has are left alone.
+"""
+
+import re
+from pathlib import Path
+from typing import Final
+
+from tests.fuzz.oracle import MAX_INPUT
+from tests.proxy.test_smuggling_passed import PASSED
+from tests.proxy.test_smuggling_responses import WHOLE
+from tests.proxy.tricks.chunks import BODIES
+from tests.proxy.tricks.requests import REQUESTS
+from tests.proxy.tricks.responses import CHUNKED, REFUSED
+
+CORPUS: Final = Path(__file__).parent / "corpus"
+
+
+def seeds() -> dict[Path, bytes]:
+    """What the corpus has at least; the first byte of a response is the oracle's mode."""
+    requests = {name: trick.data for name, trick in REQUESTS.items()}
+    requests |= {f"passed {name}": row[0] for name, row in PASSED.items()}
+    responses = {name: b"0" + said for name, (said, _) in REFUSED.items()}
+    responses |= {f"chunk {name}": b"0" + CHUNKED + body for name, (body, _) in BODIES.items()}
+    responses |= {
+        f"whole {name}": (b"1" if name == "HEAD" else b"0") + row[1] for name, row in WHOLE.items()
+    }
+    responses |= {f"cut {name}": b"0" + row[1][:-3] for name, row in WHOLE.items()}
+    return {
+        CORPUS / kind / re.sub(r"\W+", "-", name).strip("-").lower(): data
+        for kind, table in (("requests", requests), ("responses", responses))
+        for name, data in table.items()
+        if len(data) <= MAX_INPUT
+    }
+
+
+def main() -> None:
+    for path, data in seeds().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Fuzzers find nothing: neither in what was ever found, nor in as long as they are given here.
+
+The oracle is shown to bite first: a grammar that is a little laxer is caught by the corpus.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.fuzz import campaign, oracle
+from tests.fuzz.seed import CORPUS, seeds
+from tests.proxy.readings import OtherwiseError
+
+from penstock_proxy import http1, upstream
+from penstock_proxy.http1 import Chunked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHECKS = {"requests": oracle.check_request, "responses": oracle.check_response}
+FILES = {name: sorted((CORPUS / name).iterdir()) for name in CHECKS}
+SECONDS = int(os.environ.get("FUZZ_SECONDS", "60" if os.environ.get("CI") == "true" else "5"))
+
+
+@pytest.fixture(scope="module")
+def stage() -> oracle.Stage:
+    return oracle.Stage()
+
+
+def test_the_corpus_has_every_known_trick() -> None:
+    assert {path: path.read_bytes() for path in seeds()} == seeds(), (
+        "run: python -m tests.fuzz.seed"
+    )
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_nothing_in_the_corpus_is_read_in_two_ways(stage: oracle.Stage, name: str) -> None:
+    for path in FILES[name]:
+        try:
+            CHECKS[name](stage, path.read_bytes())
+        except (AssertionError, OtherwiseError) as error:
+            raise AssertionError(path) from error
+
+
+def lax(pattern: "re.Pattern[bytes]", old: bytes, new: bytes) -> "re.Pattern[bytes]":
+    assert old in pattern.pattern
+    return re.compile(pattern.pattern.replace(old, new), pattern.flags)
+
+
+FAULTS = {
+    "chunk sizes end with LF": ("_CHUNK_LINE", rb"\r\n", rb"\r?\n"),
+    "a blank before an extension": ("_CHUNK_LINE", rb"(?:;", rb"[ \t]*(?:;"),
+    "a blank behind a size": ("_CHUNK_LINE", rb"\r\n", rb"[ \t]*\r\n"),
+    "controls in a value": ("_FIELDS", rb"\x20-\x7e", rb"\x01-\x09\x0b\x0c\x0e-\x7e"),
+    "NUL in a value": ("_FIELDS", rb"[\t\x20", rb"[\x00\t\x20"),
+    "bare CR in a value": (
+        "_FIELDS", rb"[\t\x20-\x7e\x80-\xff]*+", rb"(?:[\t\x20-\x7e\x80-\xff]|\r(?!\n))*+",
+    ),
+    "a blank before the colon": ("_FIELDS", rb"++:", rb"++ ?:"),
+    "fields without a name": ("_FIELDS", rb"++:", rb"*+:"),
+    "trailers that frame": ("_FRAMING_AGAIN", rb"transfer-encoding", rb"never"),
+    "two spaces in a request line": ("_REQUEST_LINE", rb") (", rb") {1,2}("),
+    "targets beyond ASCII": ("_REQUEST_LINE", rb"\x24-\x7e", rb"\x24-\x7e\x80-\xff"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "old", "new"), FAULTS.values(), ids=FAULTS)
+def test_a_grammar_that_is_laxer_is_caught(
+    monkeypatch: pytest.MonkeyPatch, name: str, old: bytes, new: bytes
+) -> None:
+    monkeypatch.setattr(http1, name, lax(getattr(http1, name), old, new))
+    assert catches()
+
+
+def catches() -> bool:
+    """Does anything in the corpus break the oracle?"""
+    stage = oracle.Stage()
+    for name, check in CHECKS.items():
+        for path in FILES[name]:
+            try:
+                check(stage, path.read_bytes())
+            except (AssertionError, OtherwiseError):
+                return True
+    return False
+
+
+def test_a_chunk_that_may_end_with_anything_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    size_line = Chunked._size_line
+
+    def any_two_bytes(self: Chunked, data: bytes, at: int) -> int:
+        if self._left == -2 and len(data) >= at + 2:
+            self._left, at = 0, at + 2
+            return size_line(self, data, at) if at < len(data) else at
+        return size_line(self, data, at)
+
+    monkeypatch.setattr(Chunked, "_size_line", any_two_bytes)
+    assert catches()
+
+
+def test_a_cut_answer_that_looks_whole_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: upstream.WorkerConnection, error: Exception | None) -> None:
+        self._gone(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.finish(b"")
+
+    monkeypatch.setattr(upstream.WorkerConnection, "connection_lost", lost)
+    assert catches()
+
+
+def test_a_fuzzer_finds_nothing(
+    tmp_path: Path, record_property: "Callable[[str, object], None]"
+) -> None:
+    pytest.importorskip("atheris")
+    results = campaign.run(SECONDS, 1, tmp_path)
+    for result in results:
+        record_property("fuzzed", f"{result.name}: {result.executions} executions")
+    assert not [result.output[-3000:] for result in results if result.found]
+    assert all(result.executions > len(FILES[result.name]) for result in results)
