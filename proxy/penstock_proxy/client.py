@@ -28,6 +28,7 @@ from penstock_proxy.errors import (
 )
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.http1 import RequestLine
+from penstock_proxy.tls_connection import TlsConnection
 from penstock_worker.peers import peer_address
 
 if TYPE_CHECKING:
@@ -235,6 +236,8 @@ class ClientConnection(asyncio.Protocol):
         if not visibly and (sock := self.transport.get_extra_info("socket")) is not None:
             sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
             self.transport.abort()
+        elif isinstance(self.transport, TlsConnection):
+            self.transport.break_off()
         self.transport.close()
         self._closing = True
         self._close_by(self.service.timeouts.body)

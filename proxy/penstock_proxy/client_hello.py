@@ -56,7 +56,7 @@ def _unwrapped(data: bytes) -> bytes | None:
         if not speaks_tls(head):
             raise HelloError("not a TLS record")
         if len(head) < 5:
-            return _incomplete(data)
+            break
         size = head[3] << 8 | head[4]
         if not 0 < size <= _MAX_RECORD:
             raise HelloError("a record without content, or with too much")
@@ -67,14 +67,13 @@ def _unwrapped(data: bytes) -> bytes | None:
         if have >= wanted:
             return b"".join(parts)[4:wanted]
         if len(part) < size:
-            return _incomplete(data)
+            break
         at += 5 + size
-    raise HelloError("too many records")
-
-
-def _incomplete(data: bytes) -> None:
+    else:
+        raise HelloError("too many records")
     if len(data) >= MAX_HELLO:
         raise HelloError("too large")
+    return None
 
 
 def _wanted(parts: list[bytes]) -> int:

@@ -149,6 +149,8 @@ class Timeouts(Part):
     """A whole exchange, from the request's head to the answer's last byte. 0: no limit."""
     keepalive: Positive = 75.0
     tunnel: Positive = 3600.0
+    handshake: Positive = 10.0
+    """Of TLS: from the connection to the first byte inside."""
     queue: Duration = 2.0
     """Waiting for a worker when none can take the request. 0: refused at once."""
     start: Positive = 30.0
@@ -175,6 +177,8 @@ class Limits(Part):
     """Bytes of a worker's response head: 502 beyond."""
     requests: Annotated[int, Field(ge=0, strict=True)] = 10_000
     """Requests on one connection; the last answer says that it is. 0: no limit."""
+    handshakes: Count = 512
+    """Of TLS, unfinished at once: beyond, the oldest makes room."""
     queue: Annotated[int, Field(ge=0, strict=True)] = 1024
     """Requests that wait for a worker: 503 beyond."""
     log_field: Annotated[Size, Field(ge=64, le=64 << 10)] = 1 << 10
@@ -224,6 +228,8 @@ class FrontService(Traffic):
     listeners: tuple[int, ...]
     """Numbers of the inherited descriptors, bound and listening."""
     targets: tuple[Target, ...]
+    tls: bool = False
+    """Its clients speak TLS. What it shows them comes by an order."""
 
 
 class FrontConfig(Part):

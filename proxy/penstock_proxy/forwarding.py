@@ -52,6 +52,8 @@ _CLAIMS: Final = frozenset(
         b"client-ip",
         b"true-client-ip",
         b"cf-connecting-ip",
+        b"client-cert",
+        b"client-cert-chain",
     }
 )
 _NO_TRAILERS: Final = _NOT_TO_WORKERS | {
@@ -109,8 +111,10 @@ class Response(NamedTuple):
 class Forwarding:
     """Turns heads around for one service."""
 
-    def __init__(self, trusted: Sequence[str], max_fields: int) -> None:
+    def __init__(self, trusted: Sequence[str], max_fields: int, scheme: bytes = b"http") -> None:
+        """`scheme`: what clients speak with us, http or https."""
         self.trusted = Trusted(trusted)
+        self._scheme = scheme
         self._max_fields = max_fields
         self._remembered: tuple[dict[bytes, Prepared], dict[bytes, Prepared]] = ({}, {})
 
@@ -128,7 +132,7 @@ class Forwarding:
                 return known
         framing = http1.parse_fields(block, BAD_REQUEST, self._max_fields)
         host = http1.check_request(line, framing)
-        prepared = _prepare(line, framing, host, trusted=trusted)
+        prepared = _prepare(line, framing, host, self._scheme, trusted=trusted)
         if usual and len(block) <= _REMEMBERED_SIZE:
             if len(memory) >= _REMEMBERED:
                 memory.clear()
@@ -136,7 +140,9 @@ class Forwarding:
         return prepared
 
 
-def _prepare(line: RequestLine, framing: Framing, host: bytes, *, trusted: bool) -> Prepared:
+def _prepare(
+    line: RequestLine, framing: Framing, host: bytes, scheme: bytes, *, trusted: bool
+) -> Prepared:
     said: dict[bytes, list[bytes]] = {}
     for name, value, _ in framing.lines:
         if name in _ASKED:
@@ -157,7 +163,7 @@ def _prepare(line: RequestLine, framing: Framing, host: bytes, *, trusted: bool)
         out.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
     if framing.chunked:
         out.append(b"Transfer-Encoding: chunked")
-    out.append(b"X-Forwarded-Proto: " + _last(believed, b"x-forwarded-proto", b"http"))
+    out.append(b"X-Forwarded-Proto: " + _last(believed, b"x-forwarded-proto", scheme))
     if forwarded_host := _last(believed, b"x-forwarded-host", host):
         out.append(b"X-Forwarded-Host: " + forwarded_host)
     hops = believed.get(b"x-forwarded-for", ())

@@ -147,6 +147,25 @@ class Front:
         for service in self._services.values():
             service.gates.start()
 
+    def _tls(self, message: Message) -> None:
+        if (handshakes := self._services[message["service"]].handshakes) is not None:
+            handshakes.begin(message)
+
+    def _certificate(self, message: Message) -> None:
+        handshakes = self._services[message["service"]].handshakes
+        if handshakes is None:
+            return
+        try:
+            handshakes.add(message)
+        except OSError as error:
+            # Of OpenSSL or the system; the supervisor has tried the same with success.
+            why = f"cannot use the certificates of {message['service']}: {error}"
+            if handshakes.ready:
+                _log.error("%s; those before stay", why)
+            else:
+                self._tell({"cmd": orders.FAILED, "reason": why})
+                self._finish(EXIT_FAILED)
+
     def _uncover(self, message: Message) -> None:
         for service in self._services.values():
             service.gates.uncover(message["front"])
@@ -230,6 +249,8 @@ class Front:
         kinds["other"] = max(0, _open_descriptors() - (sum(kinds.values()) - kinds["other"]))
         for service in self._services.values():
             service.counters.queue = len(service.waiting)
+            if service.handshakes is not None:
+                service.counters.unfinished = service.handshakes.pending
             if service.delegate is not None:
                 service.delegate.settle()
         metrics = snapshot(
@@ -261,6 +282,8 @@ _ORDERS: Final[dict[str, Callable[[Front, Message], None]]] = {
     orders.UNLINK: Front._unlink,
     orders.LEAVE: Front._leave,
     orders.STATS: Front._stats,
+    orders.TLS: Front._tls,
+    orders.CERTIFICATE: Front._certificate,
     orders.REOPEN: Front._reopen,
     orders.DRAIN: lambda front, _: front.drain(),
 }

@@ -31,6 +31,23 @@ stops accepting, and who comes waits in the listener's queue."""
 HANDOFFS: Final = ("taken", "returned", "lost")
 """What becomes of a connection that is sent to a worker."""
 
+HANDSHAKES: Final = (
+    "ok",
+    "resumed",
+    "version",
+    "cipher",
+    "client_certificate",
+    "refused",
+    "failed",
+    "gone",
+    "timeout",
+    "displaced",
+    "not_tls",
+)
+"""How a TLS handshake ended: well, for want of a version or a cipher that both know, by what
+was wrong with the client's certificate, by the client's own refusal, by anything else that
+OpenSSL minds, by leaving, by taking too long, by giving way to others, or before it began."""
+
 CHECK_RESULTS: Final = ("ok", "failed", "timeout", "refused")
 
 _KINDS: Final = frozenset(fault.kind for fault in FAULTS)
@@ -78,6 +95,10 @@ TABLE: Final = (
     Metric("penstock_retries_total", "counter",
            "Requests and connections that were tried again with another worker.",
            ("service",)),
+    Metric("penstock_tls_handshakes_total", "counter",
+           "TLS handshakes with clients that ended, by how.", ("service", "result")),
+    Metric("penstock_tls_handshakes_unfinished", "gauge",
+           "Clients whose TLS handshake is not done.", ("service",)),
     Metric("penstock_queue_length", "gauge",
            "Requests that wait for a worker now.", ("service",)),
     Metric("penstock_health_checks_total", "counter",
@@ -99,11 +120,11 @@ class ServiceCounters:
 
     __slots__ = (
         "active", "check_seconds", "checks", "connect", "connections", "errors", "first_byte",
-        "handoffs", "in_flight", "opened", "queue", "received", "rejected", "requests",
-        "retries", "sent", "total", "upstreams", "worker_connections",
+        "handoffs", "handshakes", "in_flight", "opened", "queue", "received", "rejected",
+        "requests", "retries", "sent", "total", "unfinished", "upstreams", "worker_connections",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # noqa: PLR0915 — a list, and no steps
         self.connections = 0
         """Client connections accepted."""
         self.active = 0
@@ -129,6 +150,10 @@ class ServiceCounters:
         """By Fault.kind."""
         self.rejected: defaultdict[str, int] = defaultdict(int, dict.fromkeys(REJECTIONS, 0))
         """By reason, of REJECTIONS."""
+        self.handshakes: defaultdict[str, int] = defaultdict(int, dict.fromkeys(HANDSHAKES, 0))
+        """By result, of HANDSHAKES."""
+        self.unfinished = 0
+        """TLS handshakes that are under way."""
         self.retries = 0
         self.queue = 0
         self.checks: defaultdict[tuple[int, str], int] = defaultdict(int)
@@ -201,6 +226,8 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         "penstock_connection_errors_total": _closed(counters.errors, _KINDS),
         "penstock_rejected_total": _closed(counters.rejected, frozenset(REJECTIONS)),
         "penstock_retries_total": {"": counters.retries},
+        "penstock_tls_handshakes_total": _closed(counters.handshakes, frozenset(HANDSHAKES)),
+        "penstock_tls_handshakes_unfinished": {"": counters.unfinished},
         "penstock_queue_length": {"": counters.queue},
         "penstock_health_checks_total": _checks(counters.checks),
         "penstock_health_check_duration_seconds": {"": flat(counters.check_seconds)},

@@ -18,6 +18,10 @@ supervisor → front
                                                 listens there, or is at that link's end
     HOLD       service, slot, seq               pick it no more; answered HELD
     LEAVE      service, slot                    the slot's process is gone
+    TLS        service, terms, of               a set of so many certificates follows:
+    CERTIFICATE  service, names, kind, chain, key   one of it, as texts; after the last the
+                                                set is used for whoever connects. The key
+                                                comes last: a message that is shown is cut
     STATS      seq                              answered: seq, metrics, pools
     REOPEN                                      open log files anew
     DRAIN                                       accept no more, finish, exit 0
@@ -36,6 +40,7 @@ from penstock_worker.contract import FAILED, READY, STATS
 
 __all__ = [
     "ACCEPT",
+    "CERTIFICATE",
     "CONFIGURE",
     "COVER",
     "DRAIN",
@@ -49,6 +54,7 @@ __all__ = [
     "REOPEN",
     "ROTATION",
     "STATS",
+    "TLS",
     "UNCOVER",
     "UNLINK",
     "UNLINKED",
@@ -66,5 +72,7 @@ HOLD: Final = "hold"
 HELD: Final = "held"
 LEAVE: Final = "leave"
 REOPEN: Final = "reopen"
+TLS: Final = "tls"
+CERTIFICATE: Final = "certificate"
 DRAIN: Final = "drain"
 ROTATION: Final = "rotation"

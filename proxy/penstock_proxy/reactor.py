@@ -7,7 +7,7 @@ never in the middle of another call.
 The event loop of the process sees it as one descriptor. A connection of the loop's own
 would cost five more system calls to make, two trips through the loop to be told of, and
 four times the memory (measured; a connection per request: 104 µs of CPU against 75).
-Everything else of a front, timers, channel, checks, TLS, stays with the loop.
+Everything else of a front, timers, channel and checks, stays with the loop.
 
 It must not know: protocols, HTTP, what a connection is for (`transport` does).
 """

@@ -12,6 +12,7 @@ from penstock_proxy.deadlines import NEVER
 from penstock_proxy.dial import Dialing, blamed, dial, why
 from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, Fault, Side
 from penstock_proxy.pump import OK, ClientHalf
+from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
 from penstock_worker.peers import peer_address
 from penstock_worker.streams import Stream
@@ -41,7 +42,7 @@ class Relay:
         "started",
     )
 
-    def __init__(self, service: "ServiceFront", sock: Stream, peer: Any) -> None:
+    def __init__(self, service: "ServiceFront", sock: Stream | TlsConnection, peer: Any) -> None:
         self.service = service
         self.address = peer_address(peer)
         self.started = monotonic()
@@ -50,7 +51,7 @@ class Relay:
         self.retries = 0
         self.deadline = NEVER
         self.bucket = NEVER
-        self._sock: Stream | None = sock
+        self._sock: Stream | TlsConnection | None = sock
         self._dialing: Dialing | None = None
         self._tried: tuple[Member, ...] = ()
         self._last_fault = NO_WORKER
@@ -93,7 +94,10 @@ class Relay:
         client, self._sock = self._sock, None
         # The worker's half first: it must stand before the client's first byte.
         adopt(service.reactor, half.other, sock)
-        adopt(service.reactor, half, client)
+        if isinstance(client, Stream):
+            adopt(service.reactor, half, client)
+        else:
+            client.carry(half)
 
     def _failed(self, fault: Fault, reason: str) -> None:
         service, member = self.service, self.member

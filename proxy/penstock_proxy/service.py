@@ -25,11 +25,13 @@ from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, Fault
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Forwarding, Responses
 from penstock_proxy.gates import Gates
+from penstock_proxy.handshakes import Handshakes
 from penstock_proxy.journal import Journal
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.relay import Relay
+from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import WorkerConnection
 from penstock_worker.access_log import AccessLog
@@ -67,7 +69,9 @@ class ServiceFront:
         self.admission = admission
         self.counters = ServiceCounters()
         self.journal = Journal(config.name, self.counters, log)
-        self.forwarding = Forwarding(config.trusted_proxies, config.limits.headers)
+        self.forwarding = Forwarding(
+            config.trusted_proxies, config.limits.headers, b"https" if config.tls else b"http"
+        )
         self.responses = Responses(config.limits.response_head)
         self.idle: dict[int, deque[WorkerConnection]] = {t.slot: deque() for t in config.targets}
         self.waiting: dict[Exchange | Relay | Passage, None] = {}
@@ -87,6 +91,7 @@ class ServiceFront:
             on_change=self._changed,
         )
         self.delegate = Delegate(self) if config.scheme == "handoff" else None
+        self.handshakes = Handshakes(self) if config.tls else None
         deliver = self._accepted if self.delegate is None else self.delegate.accepted
         self.entrance = self._entrance() if config.accept_proxy else None
         if self.entrance is not None:
@@ -140,12 +145,24 @@ class ServiceFront:
             self.journal.turned_away(address, fault, reason)
 
     def _deliver(self, sock: Stream, peer: Any, *, believed: bool) -> None:
-        if self.config.mode == "http":
+        if self.handshakes is not None:
+            self.handshakes.accepted(sock, peer, believed=believed)
+        elif self.config.mode == "http":
             client = ClientConnection(self, peer, believed=believed)
             self.clients.add(client)
             adopt(self.reactor, client, sock)
         else:
             Relay(self, sock, peer).dispatch()
+
+    def secured(self, connection: TlsConnection) -> None:
+        """A client speaks TLS, and can be served."""
+        if self.config.mode == "http":
+            client = ClientConnection(self, connection.peer, believed=connection.believed)
+            self.clients.add(client)
+            connection.carry(client)
+        else:
+            connection.pause_reading()
+            Relay(self, connection, connection.peer).dispatch()
 
     def client_lost(self) -> None:
         """A client's connection is closed."""

@@ -104,6 +104,14 @@ TABLE: Final = (
     Metric("penstock_accept_queue_dropped_total", "counter",
            "Connections that waited at a worker's socket when it had to be closed.",
            ("service",)),
+    Metric("penstock_tls_certificate_not_after_seconds", "gauge",
+           "Until when a certificate is good, in seconds since 1970, by its first name.",
+           ("service", "name")),
+    Metric("penstock_tls_reloads_total", "counter",
+           "Changed certificate files that were taken, or that could not be used.",
+           ("service", "result")),
+    Metric("penstock_tls_last_reload_successful", "gauge",
+           "1 if the certificates on disk are those that are shown.", ("service",)),
     Metric("penstock_fairness_jain_ratio", "gauge",
            "How evenly workers shared the work so far: 1 if by weight, 1/n if one has all.",
            ("service",)),
@@ -142,6 +150,7 @@ class _Page(Collector):
         self._of_pools(traffic, {(one.service, one.slot) for one in observation.children})
         self._of_services(observation, traffic)
         self._of_sockets(observation)
+        self._of_certificates(observation)
 
     def collect(self) -> Iterator[Any]:
         for metric in (*TABLE, *metrics.TABLE):
@@ -260,3 +269,11 @@ class _Page(Collector):
                     self._add(name, labels, value)
         for service, count in observation.dropped.items():
             self._add("penstock_accept_queue_dropped_total", (service,), count)
+
+    def _of_certificates(self, observation: Observation) -> None:
+        for service, view in observation.tls.items():
+            for name, at in view.not_after.items():
+                self._add("penstock_tls_certificate_not_after_seconds", (service, name), at)
+            for result, count in view.reloads.items():
+                self._add("penstock_tls_reloads_total", (service, result), count)
+            self._add("penstock_tls_last_reload_successful", (service,), int(view.current))

@@ -178,6 +178,7 @@ def _checked(table: Mapping[str, Any], source: _Source) -> Config:
         problems += explained(Config, failure)
         config = Config(admin="", services=services)
     problems += rules.of_config(config)
+    problems += _certificates(services)
     if problems:
         raise source.error(*problems)
     return config
@@ -206,6 +207,16 @@ def _service(name: str, table: object) -> tuple[list[Problem], Service | None]:
             place = where[:2] if where[0] == "upstreams" else where
             found += [Problem(place, text)] if place not in known else []
     return [Problem((*at, *where), text) for where, text in found], service
+
+
+def _certificates(services: tuple[Service, ...]) -> Iterator[Problem]:
+    """Certificates and keys, as far as their keys in the file are fine."""
+    encrypted = [service for service in services if service.tls.files]
+    if encrypted:
+        # Late: it needs a library that takes longer to load than all the rest.
+        from penstock_supervisor import certificates
+
+        yield from certificates.problems(encrypted)
 
 
 def _places(service: Service) -> Iterator[Problem]:

@@ -11,15 +11,19 @@ It does not know who is in the rotation: that is `rotation`, which talks to the 
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock_proxy.orders import ACCEPT, CONFIGURE, COVER, UNCOVER
 from penstock_supervisor.above import Surroundings
 from penstock_supervisor.child import Child
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.premises import Premises
+from penstock_supervisor.renewal import Renewal
 from penstock_supervisor.roster import Roster
 from penstock_supervisor.rotation import Rotation
+
+if TYPE_CHECKING:
+    from asyncio import Task
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ class Fronts:
         self._premises = premises
         self._roster = roster
         self._rotation = rotation
+        self.renewal = Renewal(premises.config.services, self.tell)
+        self._renewing: Task[None] | None = None
         self._accepting = False
         self._away: set[int] = set()
         """Slots whose front was there and is not now, or not ready yet."""
@@ -38,6 +44,7 @@ class Fronts:
     def enlist(self, argv: Sequence[str], around: Surroundings) -> None:
         plans = self._premises.front_plans(argv)
         self._roster.fronts.extend(Child(plan, around) for plan in plans)
+        self._renewing = around.tasks.create_task(self.renewal.run())
 
     # What is asked of all of them.
 
@@ -53,6 +60,8 @@ class Fronts:
     def stop(self, at_most_s: float | None) -> None:
         """Nobody covers for anybody any more: all of them finish and leave."""
         self._accepting = False
+        if self._renewing is not None:
+            self._renewing.cancel()
         for front in self._roster.fronts:
             front.stop(at_most_s)
 
@@ -76,6 +85,8 @@ class Fronts:
             front.plan.slot, holds, rotation.is_joined, rotation.is_up_anywhere
         )
         front.send({"cmd": CONFIGURE, "config": config.model_dump(mode="json")})
+        for order in self.renewal.orders():
+            front.send(order)
         rotation.front_spawned(
             front,
             [(one.name, target.slot) for one in config.services for target in one.targets

@@ -33,6 +33,17 @@ class Queue(NamedTuple):
     """Connections, or datagrams, for which there was no room."""
 
 
+class TlsView(NamedTuple):
+    """The certificates of one service."""
+
+    not_after: Mapping[str, float]
+    """Seconds since 1970 until each is good, by the first of its names."""
+    reloads: Mapping[str, int]
+    """How often changed files were taken (ok), or could not be used (failed)."""
+    current: bool
+    """What is on disk is what is shown."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildView:
     """One child: a front, or a worker's slot."""
@@ -88,5 +99,7 @@ class Observation:
     """What the watch says of services without a front, shaped as a front's answer to STATS."""
     sockets: tuple[SocketView, ...] = ()
     """The listening sockets of all services."""
+    tls: Mapping[str, TlsView] = field(default_factory=dict)
+    """By service, where the front speaks TLS."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """By service: connections that waited on a socket when it was shut."""

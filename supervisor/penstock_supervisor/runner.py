@@ -122,8 +122,15 @@ class Runner:
                     Rotation(loop, self.config.services, self._roster, self._watch, self._turned)
                 )
             )
-            self._survey = Survey(self._premises, self._roster, self._watch, self._census, lag)
             self._fronts = Fronts(self._premises, self._roster, self._rotation)
+            self._survey = Survey(
+                self._premises,
+                self._roster,
+                self._watch,
+                self._census,
+                lag,
+                self._fronts.renewal,
+            )
             self._doors = Doors(self._premises.intakes, self._roster)
             self._succession = Succession(
                 self._roster, self._rotation, self._changes, self._successor

@@ -160,6 +160,7 @@ def front_config(
             FrontService(
                 **shares.of_front(service, config.fronts, slot),
                 name=service.name,
+                tls=bool(service.tls.files),
                 listeners=tuple(listeners[service.name]),
                 scheme="handoff" if service.scheme == "handoff" else "ports",
                 targets=_targets(service, places.get(service.name, ()), joined, up),

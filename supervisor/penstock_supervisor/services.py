@@ -113,6 +113,33 @@ Text = Annotated[str, AfterValidator(_text)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
 
+class CertificateFiles(Part):
+    """A certificate and its key, PEM both."""
+
+    cert: Annotated[Text, Field(examples=["/etc/ssl/web.pem"])]
+    """The certificate, then those that it rests on."""
+    key: Annotated[Text, Field(examples=["/etc/ssl/web.key"])]
+
+
+class Tls(Part):
+    """What clients are shown, where the front speaks TLS with them."""
+
+    cert: Text | None = None
+    key: Text | None = None
+    certificates: tuple[CertificateFiles, ...] = ()
+    """Instead of one: by the names in them. The first is for all other names."""
+    client_ca: Text | None = None
+    client_certificates: Literal["off", "optional", "required"] = "off"
+    min_version: Literal["1.2", "1.3"] = "1.2"
+
+    @property
+    def files(self) -> tuple[tuple[tuple[str | int, ...], CertificateFiles], ...]:
+        """What is shown, each with its place in the configuration; empty: no TLS."""
+        if self.cert is not None and self.key is not None:
+            return (((), CertificateFiles(cert=self.cert, key=self.key)),)
+        return tuple((("certificates", at), one) for at, one in enumerate(self.certificates))
+
+
 class Restart(Part):
     """How a worker that ended comes back."""
 
@@ -161,6 +188,7 @@ class Service(Traffic):
     """Where the program is started; None: where the supervisor was."""
     access_log: Annotated[str, AfterValidator(_access_log)] = "stdout"
     restart: Restart = Restart()
+    tls: Tls = Tls()
 
 
 class Config(Part):

@@ -7,19 +7,27 @@ to others, and is read here.
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.observation import Observation
 from penstock_supervisor.premises import Premises
+from penstock_supervisor.renewal import Renewal
 from penstock_supervisor.roster import Roster
 from penstock_supervisor.watch import Watch
 
 
 class Survey:
     def __init__(
-        self, premises: Premises, roster: Roster, watch: Watch, census: Census, lag: Lag
+        self,
+        premises: Premises,
+        roster: Roster,
+        watch: Watch,
+        census: Census,
+        lag: Lag,
+        renewal: Renewal,
     ) -> None:
         self._premises = premises
         self._roster = roster
         self._watch = watch
         self._census = census
         self._lag = lag
+        self._renewal = renewal
 
     async def take(
         self, deadline_s: float, *, uptime_s: float, ready: bool, stopping: bool
@@ -41,6 +49,7 @@ class Survey:
             loop_lag_s=self._lag.seconds,
             unfronted=self._watch.stats(),
             sockets=tuple(view for intake in intakes.values() for view in intake.views()),
+            tls=self._renewal.views(),
             dropped={name: intake.dropped for name, intake in intakes.items()},
         )
 

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from penstock_proxy import metrics
 from penstock_supervisor import collector, sockdiag
 from penstock_supervisor.collector import render
-from penstock_supervisor.observation import Observation, SocketView
+from penstock_supervisor.observation import Observation, SocketView, TlsView
 
 Values = dict[tuple[str, ...], float]
 
@@ -292,6 +292,7 @@ def full(made: Any) -> Iterator[Observation]:
             services=services,
             sockets=(view,),
             dropped={"direct": 4},
+            tls={"web": TlsView({"a.example": 5.0}, {"ok": 2, "failed": 1}, current=False)},
             unfronted={"pools": {"direct": [made.row(0, active=0)]}},
         )
 
@@ -312,6 +313,14 @@ def test_a_listening_socket_is_told_with_its_queue(full: Observation) -> None:
     assert of("overflows_total") == {("direct", "0"): 0}
     dropped = samples(full, "penstock_accept_queue_dropped_total", "service")
     assert dropped == {("direct",): 4}
+
+
+def test_certificates_say_until_when_they_are_good_and_how_renewing_went(full: Observation) -> None:
+    good = samples(full, "penstock_tls_certificate_not_after_seconds", "service", "name")
+    assert good == {("web", "a.example"): 5}
+    reloads = samples(full, "penstock_tls_reloads_total", "service", "result")
+    assert reloads == {("web", "ok"): 2, ("web", "failed"): 1}
+    assert samples(full, "penstock_tls_last_reload_successful", "service") == {("web",): 0}
 
 
 def test_one_socket_for_all_has_no_slot_and_one_that_is_gone_no_figures(made: Any) -> None:

@@ -29,10 +29,9 @@ def show(
     console = console or Console(stderr=True, highlight=False)
     for service in config.services:
         address = listening.get(service.name, service.listen)
-        web = service.mode == "http" and not address.startswith("unix:")
-        line = Text.assemble(
-            (service.name, "bold"), " on ", (f"http://{address}" if web else address, "bold cyan")
-        )
+        if service.mode == "http" and not address.startswith("unix:"):
+            address = f"{'https' if service.tls.files else 'http'}://{address}"
+        line = Text.assemble((service.name, "bold"), " on ", (address, "bold cyan"))
         console.print(line.append(f", {doing(service)}"), soft_wrap=True)
         for slot, worker in enumerate(workers.get(service.name, ())):
             console.print(Text(f"  {service.name}/{slot} on {worker}", "dim"), soft_wrap=True)

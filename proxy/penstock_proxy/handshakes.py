@@ -1,0 +1,95 @@
+"""Clients of one service that have connected and are not yet who they will be: TLS at its door.
+
+Owns the contexts that handshakes begin with, how many may be unfinished at once, and what
+became of them. Must not know: how a handshake goes (`tls_connection`), what is done with
+those that succeed (the service's `secured`).
+
+Strangers are bounded without shutting the door to everybody: beyond `limits.handshakes` the
+oldest unfinished one makes room. Whoever wants to come in needs a few round trips; who holds
+the place longest is who never will.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from penstock_proxy.tls import Contexts, Inbox
+from penstock_proxy.tls_connection import TlsConnection
+from penstock_proxy.transport import adopt
+from penstock_worker.streams import Stream
+
+if TYPE_CHECKING:
+    from penstock_proxy.deadlines import Deadlines
+    from penstock_proxy.service import ServiceFront
+
+_TEXT: Final = b"this port speaks TLS: ask for https://\n"
+_PLAIN: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_TEXT), _TEXT)
+)
+
+
+class Handshakes:
+    """Those of one service."""
+
+    contexts: Contexts
+    """Not there before the first set has come; nobody is accepted before."""
+    ready = False
+    """They are there."""
+
+    def __init__(self, service: "ServiceFront") -> None:
+        self._service = service
+        self._pending: dict[TlsConnection, None] = {}
+        """The oldest first."""
+        self._limit = service.config.limits.handshakes
+        self._inbox: Inbox | None = None
+        self.plain_answer = _PLAIN if service.config.mode == "http" else b""
+        """To who forgot the s of https."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._service.loop
+
+    @property
+    def deadlines(self) -> "Deadlines":
+        return self._service.deadlines
+
+    @property
+    def pending(self) -> int:
+        """How many are unfinished."""
+        return len(self._pending)
+
+    def begin(self, order: dict[str, Any]) -> None:
+        """A new set of certificates follows."""
+        self._inbox = Inbox(order)
+
+    def add(self, order: dict[str, Any]) -> None:
+        """One of the set; the last one makes it valid for whoever connects from now on."""
+        if self._inbox is not None and (contexts := self._inbox.add(order)) is not None:
+            self._inbox = None
+            self.contexts = contexts
+            self.ready = True
+
+    def accepted(self, stream: Stream, peer: Any, *, believed: bool) -> None:
+        """Somebody has connected, and was counted."""
+        connection = TlsConnection(self, peer, believed=believed)
+        self._pending[connection] = None
+        self.deadlines.arm_in(connection, self._service.timeouts.handshake)
+        if len(self._pending) > self._limit:
+            oldest = next(iter(self._pending))
+            del self._pending[oldest]
+            oldest.displace()
+        adopt(self._service.reactor, connection, stream)
+
+    def done(self, connection: TlsConnection) -> None:
+        """It is open: the service has it now."""
+        self._pending.pop(connection, None)
+        self.deadlines.disarm(connection)
+        tls = connection.get_extra_info("ssl_object")
+        self._service.counters.handshakes["resumed" if tls.session_reused else "ok"] += 1
+        self._service.secured(connection)
+
+    def failed(self, connection: TlsConnection, result: str) -> None:
+        """It is gone, and never was open."""
+        self._pending.pop(connection, None)
+        self._service.counters.handshakes[result] += 1
+        self._service.client_lost()
