@@ -1,8 +1,8 @@
 """A connection's bytes, in and out: the transport of a front's plain connections.
 
 Owns: one connected stream socket, what could not be written to it yet, and
-how it ends. It keeps the contract of `asyncio.Transport` (and with it that of the TLS
-connections, which the event loop serves), so a protocol does not know which one it has:
+how it ends. It keeps the contract of `asyncio.Transport`, as `tls_connection` does, which stands
+on one of these, so a protocol does not know which one it has:
 `connection_lost` comes once, never in the middle of another call, and the descriptor is
 open until it has returned.
 
