@@ -88,7 +88,7 @@ class Outcome(NamedTuple):
 def check_request(stage: Stage, data: bytes) -> None:
     """Raise AssertionError or OtherwiseError if something does not hold."""
     expected = _expect(data)
-    whole, pieces = _serve(stage, [data]), _serve(stage, _pieces(data))
+    whole, pieces = serve(stage, [data]), serve(stage, _pieces(data))
     count = len(expected.readings)
     assert whole.statuses[:count] == [204] * count
     assert len(whole.statuses) - count == whole.refused
@@ -144,7 +144,7 @@ def _closes(reading: Reading) -> bool:
     return b"close" in options if reading.start[2] else b"keep-alive" not in options
 
 
-def _serve(stage: Stage, pieces: list[bytes]) -> Outcome:
+def serve(stage: Stage, pieces: list[bytes]) -> Outcome:
     house = stage.house
     client = house.client()
     received: list[Reading] = []
