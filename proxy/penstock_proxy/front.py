@@ -284,6 +284,7 @@ _ORDERS: Final[dict[str, Callable[[Front, Message], None]]] = {
     orders.STATS: Front._stats,
     orders.TLS: Front._tls,
     orders.CERTIFICATE: Front._certificate,
+    orders.PING: lambda front, _: front._tell({"cmd": orders.PONG}),
     orders.REOPEN: Front._reopen,
     orders.DRAIN: lambda front, _: front.drain(),
 }

@@ -23,6 +23,7 @@ supervisor → front
                                                 set is used for whoever connects. The key
                                                 comes last: a message that is shown is cut
     STATS      seq                              answered: seq, metrics, pools
+    PING                                        answered PONG: is it stuck?
     REOPEN                                      open log files anew
     DRAIN                                       accept no more, finish, exit 0
 front → supervisor
@@ -32,11 +33,12 @@ front → supervisor
     UNLINKED   link                             what it left is taken back
     ROTATION   service, slot, state, reason     a worker entered or left the rotation
     STATS      seq, metrics, pools
+    PONG
 """
 
 from typing import Final
 
-from penstock_worker.contract import FAILED, READY, STATS
+from penstock_worker.contract import FAILED, PING, PONG, READY, STATS
 
 __all__ = [
     "ACCEPT",
@@ -50,6 +52,8 @@ __all__ = [
     "JOIN",
     "LEAVE",
     "LINK",
+    "PING",
+    "PONG",
     "READY",
     "REOPEN",
     "ROTATION",

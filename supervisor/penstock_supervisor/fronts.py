@@ -3,17 +3,20 @@
 Every front serves every service, by itself: it has its own share of the clients, which the
 kernel deals out, checks the workers itself, and knows nothing of the other fronts. What
 concerns more than one is here. A front that is away, because it ended and its successor is
-not ready yet, or for good, is *covered*: the others accept from its sockets as well as their
-own, so that whoever is dealt to it is served at once, and nothing that waits is lost.
+not ready yet, or for good, or because it does not answer, is *covered*: the others accept
+from its sockets as well as their own, so that whoever is dealt to it is served at once, and
+nothing that waits is lost.
 
 It does not know who is in the rotation: that is `rotation`, which talks to the fronts too.
 """
 
 import logging
+from asyncio import AbstractEventLoop, TimerHandle
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from penstock_proxy.orders import ACCEPT, CONFIGURE, COVER, UNCOVER
+from penstock_proxy.orders import ACCEPT, CONFIGURE, COVER, PING, UNCOVER
 from penstock_supervisor.above import Surroundings
 from penstock_supervisor.child import Child
 from penstock_supervisor.lifecycle import State
@@ -25,21 +28,30 @@ from penstock_supervisor.rotation import Rotation
 if TYPE_CHECKING:
     from asyncio import Task
 
+ASK_S: Final = 1.0
+"""How often a front is asked whether it is there."""
+PATIENCE: Final = 3
+"""Questions in a row without an answer: then it is stuck. One that is merely busy answers the
+next one; and what the others take from a socket is as well served by them."""
+
 _log = logging.getLogger(__name__)
 
 
 class Fronts:
     """Made once for a run; `enlist` fills the roster's list of them."""
 
-    def __init__(self, premises: Premises, roster: Roster, rotation: Rotation) -> None:
+    def __init__(
+        self, loop: AbstractEventLoop, premises: Premises, roster: Roster, rotation: Rotation
+    ) -> None:
+        self._loop = loop
         self._premises = premises
         self._roster = roster
         self._rotation = rotation
         self.renewal = Renewal(premises.config.services, self.tell)
         self._renewing: Task[None] | None = None
         self._accepting = False
-        self._away: set[int] = set()
-        """Slots whose front was there and is not now, or not ready yet."""
+        self._asking: TimerHandle | None = None
+        self._unanswered: Counter[Child] = Counter()
 
     def enlist(self, argv: Sequence[str], around: Surroundings) -> None:
         plans = self._premises.front_plans(argv)
@@ -56,14 +68,23 @@ class Fronts:
         """The sockets listen: from now on every front accepts, and every later one."""
         self._accepting = True
         self.tell({"cmd": ACCEPT})
+        if len(self._roster.fronts) > 1:
+            self._asking = self._loop.call_later(ASK_S, self._ask)
 
     def stop(self, at_most_s: float | None) -> None:
         """Nobody covers for anybody any more: all of them finish and leave."""
         self._accepting = False
         if self._renewing is not None:
             self._renewing.cancel()
+        self.close()
         for front in self._roster.fronts:
             front.stop(at_most_s)
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
 
     @property
     def at_rest(self) -> bool:
@@ -73,7 +94,10 @@ class Fronts:
     def serve(self) -> bool:
         """Is there one for whoever comes? With one away the others cover it."""
         fronts = self._roster.fronts
-        return not fronts or any(front.state is State.UP for front in fronts)
+        away = self._roster.away
+        return not fronts or any(
+            one.state is State.UP and one.plan.slot not in away for one in fronts
+        )
 
     # What happens to one of them.
 
@@ -94,25 +118,27 @@ class Fronts:
         )  # fmt: skip
         if self._accepting:
             front.send({"cmd": ACCEPT})
-            for slot in self._away - {front.plan.slot}:
+            for slot in self._roster.away - {front.plan.slot}:
                 self._cover(slot, front)
 
     def ready(self, front: Child) -> None:
         """It accepts from its own sockets again, and the others need not."""
         slot = front.plan.slot
-        if slot in self._away:
-            self._away.discard(slot)
+        if slot in self._roster.away:
+            self._roster.away.discard(slot)
             self.tell({"cmd": UNCOVER, "front": slot})
 
     def gone(self, front: Child) -> None:
         """Its process is."""
-        slot = front.plan.slot
         self._rotation.front_gone(front)
-        self._away.add(slot)
-        if self._accepting:
-            for other in self._roster.fronts:
-                if other is not front:
-                    self._cover(slot, other)
+        self._unanswered.pop(front, None)
+        self._is_away(front)
+
+    def answered(self, front: Child) -> None:
+        """It is there."""
+        if self._unanswered.pop(front, 0) >= PATIENCE and front.state is State.UP:
+            _log.warning("%s answers again", front.name)
+            self.ready(front)
 
     def gave_up(self, front: Child) -> bool:
         """Nobody starts it again. True if it was the last."""
@@ -121,6 +147,25 @@ class Fronts:
             others = ", ".join(one.name for one in left)
             _log.critical("%s is not started again; %s take its clients", front.name, others)
         return not left
+
+    def _ask(self) -> None:
+        self._asking = self._loop.call_later(ASK_S, self._ask)
+        for front in self._roster.fronts:
+            if front.state is not State.UP:
+                continue
+            if self._unanswered[front] == PATIENCE:
+                _log.error("%s does not answer; the others take its new clients", front.name)
+                self._is_away(front)
+            self._unanswered[front] += 1
+            front.send({"cmd": PING})
+
+    def _is_away(self, front: Child) -> None:
+        slot = front.plan.slot
+        self._roster.away.add(slot)
+        if self._accepting:
+            for other in self._roster.fronts:
+                if other is not front:
+                    self._cover(slot, other)
 
     def _cover(self, slot: int, by: Child) -> None:
         for name, intake in self._premises.intakes.items():

@@ -19,6 +19,8 @@ class Roster:
     def __init__(self) -> None:
         self.fronts: list[Child] = []
         """By slot; none if no service has a front."""
+        self.away: set[int] = set()
+        """Slots of fronts that others accept for: gone, not back yet, or stuck."""
         self.holders: dict[Slot, Child] = {}
         self._comers: dict[Slot, Child] = {}
         self._leavers: set[Child] = set()

@@ -94,7 +94,8 @@ class Rotation:
     def serving(self) -> set[str]:
         """The services that have anybody in rotation, whichever front a client comes to."""
         watched = self._verdicts.serving(_WATCH) - self._fronted
-        fronts = [one.plan.slot for one in self._roster.fronts if one.state is State.UP]
+        up = (one.plan.slot for one in self._roster.fronts if one.state is State.UP)
+        fronts = [number for number in up if number not in self._roster.away]
         if not fronts:
             return watched
         fronted = set.intersection(*map(self._verdicts.serving, fronts))
@@ -236,10 +237,11 @@ class Rotation:
         return self._verdicts.merged(slot, self._counting(slot))
 
     def _counting(self, slot: Slot) -> list[int]:
-        """Whose verdict counts: not that of a front that is given up."""
+        """Whose verdict counts: not that of a front that others accept for."""
         if slot[0] not in self._fronted:
             return [_WATCH]
-        return [front.plan.slot for front in self._roster.fronts if not front.at_rest]
+        numbers = (front.plan.slot for front in self._roster.fronts if not front.at_rest)
+        return [number for number in numbers if number not in self._roster.away]
 
     def _answered(self, number: int, front: Child) -> None:
         """This front picks it no more."""

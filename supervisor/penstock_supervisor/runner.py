@@ -122,7 +122,9 @@ class Runner:
                     Rotation(loop, self.config.services, self._roster, self._watch, self._turned)
                 )
             )
-            self._fronts = Fronts(self._premises, self._roster, self._rotation)
+            self._fronts = stack.enter_context(
+                closing(Fronts(loop, self._premises, self._roster, self._rotation))
+            )
             self._survey = Survey(
                 self._premises,
                 self._roster,
@@ -328,6 +330,8 @@ class Runner:
         command = message.get("cmd") if isinstance(message, dict) else None
         if command == contract.STATS:
             self._census.answered(child, message)
+        elif command == contract.PONG and child.plan.role == "front":
+            self._fronts.answered(child)
         elif command == contract.PONG:
             self._watch.answered(*slot_of(child), message)
         elif child.plan.role == "front":

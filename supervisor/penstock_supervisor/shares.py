@@ -14,8 +14,9 @@ from penstock_proxy.config import Part, Traffic
 SPLIT: Final[tuple[tuple[str, ...], ...]] = (
     ("max_connections",),
     ("limits", "queue"),
+    ("limits", "handshakes"),
 )
-"""Keys of a service that are divided; 0 means something else than a number in all of them."""
+"""Keys of a service that are divided; where 0 is allowed it is no number of things."""
 
 
 def share(total: int, fronts: int, number: int) -> int:

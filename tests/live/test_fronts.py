@@ -30,8 +30,8 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 @pytest.fixture(scope="module")
 def shared_run(launch: "Launch") -> "Cluster":
     return launch(
-        "--fronts", "2", web={**APP, "access_log": "./access.log"}, raw={**APP, "mode": "tcp"},
-        hand={**APP, "scheme": "handoff"},
+        "--fronts", "2", web={**APP, "access_log": "./access.log"},
+        raw={**APP, "mode": "tcp", "workers": 1}, hand={**APP, "scheme": "handoff"},
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_both_take_clients_and_what_they_count_adds_up(run: "Cluster", name: str
     wires = connected(run, name)
     assert run.metric("penstock_connections_total", service=name) == before + MANY
     assert run.metric("penstock_connections_active", service=name) == MANY
-    assert all(worker["active"] for worker in run.workers(name)) or name == "web"
+    assert sum(worker["active"] for worker in run.workers(name)) == MANY * (name != "web")
     shares = [run.metric("penstock_fds", role="front", slot=str(k), kind="client") for k in (0, 1)]
     if name in RELAYED:
         assert sum(shares) == MANY
@@ -148,6 +148,22 @@ def test_who_waits_for_a_front_that_is_killed_is_served(run: "Cluster", name: st
     stuck.kill()
     assert [wire.answer().status for wire in wires] == [200] * MANY
     replaced(run, 1, stuck)
+
+
+def test_one_that_does_not_answer_loses_its_share_until_it_does(run: "Cluster") -> None:
+    stuck = run.fronts[1]
+    stuck.suspend()
+    try:
+        wires = connected(run, "web")
+        assert "front/1 does not answer; the others take its new clients" in run.err
+        assert whose(run, "web", [run.fronts[0]]) == [{port_of(wire) for wire in wires}]
+        assert run.get("/readyz", "admin")[0] == 200
+    finally:
+        stuck.resume()
+    run.until(lambda: "front/1 answers again" in run.err)
+    assert all(map(lives, wires))
+    connected(run, "web")
+    assert all(whose(run, "web", run.fronts))
 
 
 def test_what_a_worker_had_not_taken_is_not_lost_with_it_and_a_front(run: "Cluster") -> None:
@@ -219,7 +235,11 @@ def test_workers_are_replaced_without_a_loss(run: "Cluster") -> None:
 def test_all_of_them_finish_what_they_serve_before_the_end(penstock: "Penstock") -> None:
     run = penstock(
         "--fronts", "2",
-        services={"web": APP, "raw": {**APP, "mode": "tcp"}, "hand": {**APP, "scheme": "handoff"}},
+        services={
+            "web": {**APP, "workers": 1},
+            "raw": {**APP, "workers": 1, "mode": "tcp"},
+            "hand": {**APP, "workers": 1, "scheme": "handoff"},
+        },
     )  # fmt: skip
     wires = [run.connect(name) for name in KINDS for _ in range(8)]
     for wire in wires:

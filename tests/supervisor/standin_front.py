@@ -7,7 +7,7 @@ import sys
 
 from penstock_proxy.config import FrontConfig
 from penstock_worker.channel import Channel, Message, inherited
-from penstock_worker.contract import FAILED, READY, STATS
+from penstock_worker.contract import FAILED, PING, PONG, READY, STATS
 
 
 class Front:
@@ -23,6 +23,10 @@ class Front:
             handle.close()
         sys.stderr.write(f"got {message['cmd']} {message.get('slot', '')}".strip() + "\n")
         sys.stderr.flush()
+        if message["cmd"] == PING:
+            if self.play != "silent":
+                self.channel.send({"cmd": PONG})
+            return
         name = "stats" if message["cmd"] == STATS else message["cmd"]
         getattr(self, name)(message)
 

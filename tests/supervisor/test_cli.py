@@ -270,6 +270,15 @@ def test_the_banner_says_where_everything_really_is(capsys: pytest.CaptureFixtur
     ]
 
 
+def test_several_fronts_are_said_of_what_has_any(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(None, {"fronts": 3, "admin": ""})
+    assert printed(config, capsys)[0].endswith(" (http, round_robin, 3 fronts)")
+    config = config.model_copy(
+        update={"services": (config.services[0].model_copy(update={"scheme": "shared"}),)}
+    )
+    assert printed(config, capsys)[0].endswith(" (shared, http)")
+
+
 def test_the_banner_makes_no_web_address_of_what_is_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -20,10 +20,13 @@ def test_shares_add_up_and_differ_by_one_at_most(total: int, fronts: int) -> Non
 
 
 def test_a_front_is_told_its_share_and_all_else_as_it_is() -> None:
-    web = service(max_connections=5, handoff_window=16, limits={"queue": 3, "head": "8KiB"})
+    web = service(
+        max_connections=5, handoff_window=16, limits={"queue": 3, "handshakes": 9, "head": "8KiB"}
+    )
     first, second = (of_front(web, 2, number) for number in range(2))
     assert [told["max_connections"] for told in (first, second)] == [3, 2]
     assert [told["limits"].queue for told in (first, second)] == [2, 1]
+    assert [told["limits"].handshakes for told in (first, second)] == [5, 4]
     assert [told["handoff_window"] for told in (first, second)] == [8, 8]
     assert first["limits"].head == second["limits"].head == 8192
     assert first["health"] == web.health

@@ -211,6 +211,30 @@ def test_connections_of_a_link_are_served_and_their_ends_told(
 
 
 @pytest.mark.parametrize("spec", APPS)
+def test_each_front_has_a_link_and_hears_of_its_own_clients(serve: "Serve", spec: str) -> None:
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    fds = [worker.fileno() for _, worker in pairs]
+    served = serve(
+        spec, inherits=fds, PENSTOCK_LINK_FD=",".join(map(str, fds)), PENSTOCK_SCHEME="handoff"
+    ).ready()
+    for front, worker in pairs:
+        worker.close()
+        clients = [passed_on(front) for _ in range(2)]
+        reported(front, taken=2, ended=0)
+        for client in clients:
+            client.sendall(GET % b"/")
+            assert answer(client) == b"hello"
+        reported(front, taken=0, ended=2)
+    assert served.stats()["fds"]["channel"] == 3
+    # One that is gone for good is no reason to leave the other.
+    pairs[0][0].close()
+    client = passed_on(pairs[1][0])
+    client.sendall(GET % b"/")
+    assert answer(client) == b"hello"
+    pairs[1][0].close()
+
+
+@pytest.mark.parametrize("spec", APPS)
 def test_a_health_check_over_a_link_is_served_and_not_counted(
     serve: "Serve", spec: str, ends: tuple[socket.socket, socket.socket]
 ) -> None:

@@ -62,6 +62,9 @@ class _Compare(Dashed):
     "-w", "--workers", metavar="N|auto", help="How many copies; auto is one per core.  [default: 2]"
 )
 @click.option(
+    "--fronts", metavar="N|auto", help="How many fronts, where there is any.  [default: 1]"
+)
+@click.option(
     "--schemes",
     metavar="LIST",
     help="Only these of ports/http, ports/tcp, handoff, shared and reuseport, with commas.",
@@ -100,7 +103,8 @@ def compare(ctx: click.Context, /, **options: Any) -> int:
     Ctrl-C ends early, and shows what was measured so far. Exit status 130 then.
     """
     html, earlier = options["html_file"], options["baseline"]
-    service = _service(load(options["file"], dict(overrides("compare", _given(options), ctx))))
+    config = load(options["file"], dict(overrides("compare", _given(options), ctx)))
+    service = _service(config)
     _judge(options["path"], service)
     for option, path in (("--json", options["json_file"]), ("--html", html)):
         _writable(option, path)
@@ -109,9 +113,8 @@ def compare(ctx: click.Context, /, **options: Any) -> int:
     baseline = None if earlier is None else _baseline(earlier)
     logs.set_up(options["verbose"] - options["quiet"] - 1)
     with _room(service) as directory:
-        order = _order(
-            service, options, directory, join(("penstock", "compare", *ctx.meta[_WORDS]))
-        )
+        command = join(("penstock", "compare", *ctx.meta[_WORDS]))
+        order = _order(service, config.fronts, options, directory, command)
         comparison = _measured(order, quiet=options["quiet"] > options["verbose"])
     _show(comparison, baseline, options["json_file"], html)
     return _INTERRUPTED if comparison.interrupted else 0
@@ -119,7 +122,8 @@ def compare(ctx: click.Context, /, **options: Any) -> int:
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """What is a key of the configuration here; `--to` names subjects, and not upstreams."""
-    return {"app": options["app"], "upstreams": (), "workers": options["workers"]}
+    keys = ("app", "workers", "fronts")
+    return {**{key: options[key] for key in keys}, "upstreams": ()}
 
 
 def _service(config: Config) -> Service:
@@ -186,7 +190,9 @@ def _baseline(path: Path) -> Any:
         raise ConfigError((f"--baseline: {error}",)) from None
 
 
-def _order(service: Service, options: dict[str, Any], directory: str, command: str) -> "Order":
+def _order(
+    service: Service, fronts: int, options: dict[str, Any], directory: str, command: str
+) -> "Order":
     # Late: `penstock --help` and a refused command line need none of it.
     from penstock_supervisor.compare import plan, variants
     from penstock_supervisor.compare.run import Order
@@ -196,7 +202,7 @@ def _order(service: Service, options: dict[str, Any], directory: str, command: s
         names = variants.named(options["schemes"]) if options["schemes"] else variants.NAMES
     except ValueError as error:
         raise ConfigError((f"--schemes: {error}",)) from None
-    choice = variants.choose(service, names, directory)
+    choice = variants.choose(service, names, directory, fronts)
     if not choice.variants and not others:
         raise ConfigError(choice.notes)
     wrk = (shutil.which("wrk") or "") if options["generator"] == "wrk" else ""
@@ -211,7 +217,7 @@ def _order(service: Service, options: dict[str, Any], directory: str, command: s
         path=options["path"],
         wrk=wrk,
         workers=len(service.upstreams) or service.workers,
-        config=variants.as_toml(service),
+        config=variants.as_toml(service, fronts),
         command=command,
         notes=choice.notes,
         verbose=options["verbose"] > 0,

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from penstock_proxy.config import parse_address, parse_duration, parse_share, parse_size
 from penstock_supervisor import rules
+from penstock_supervisor.schemes import has_front
 from penstock_supervisor.services import Config, Service
 
 NAMES: Final = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
@@ -33,10 +34,11 @@ class Variant(NamedTuple):
 
     name: str
     service: Service
+    fronts: int = 1
 
     @property
     def config(self) -> Config:
-        return Config(admin="127.0.0.1:0", services=(self.service,))
+        return Config(admin="127.0.0.1:0", fronts=self.fronts, services=(self.service,))
 
 
 class Choice(NamedTuple):
@@ -60,7 +62,7 @@ def named(text: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name in chosen)
 
 
-def choose(service: Service, names: Iterable[str], directory: str) -> Choice:
+def choose(service: Service, names: Iterable[str], directory: str, fronts: int = 1) -> Choice:
     """Write `service` for each of `names`. A unix socket gets its own name in `directory`."""
     variants, notes = [], []
     for number, name in enumerate(names):
@@ -70,7 +72,7 @@ def choose(service: Service, names: Iterable[str], directory: str) -> Choice:
         if why:
             notes.append(f"{name} is not compared: {why}")
         else:
-            variants.append(Variant(name, variant))
+            variants.append(Variant(name, variant, fronts if has_front(variant) else 1))
     return Choice(tuple(variants), tuple(notes))
 
 
@@ -100,9 +102,10 @@ def _written(service: Service, scheme: str, mode: str, listen: str) -> tuple[Ser
     return written, "; ".join(why)
 
 
-def as_toml(service: Service) -> str:
-    """The table that was run, as a file would say it; scheme, mode and addresses aside."""
-    lines = [f"[service.{service.name}]"]
+def as_toml(service: Service, fronts: int = 1) -> str:
+    """What was run, as a file would say it; scheme, mode and addresses aside."""
+    lines = [f"fronts = {fronts}"] if fronts > 1 else []
+    lines.append(f"[service.{service.name}]")
     for key, value in _given(service).items():
         if key in UNCHANGED or key == "name":
             continue

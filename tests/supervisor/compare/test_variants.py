@@ -145,3 +145,11 @@ def test_what_was_shown_can_be_read_back() -> None:
 def test_a_variant_knows_its_configuration() -> None:
     one = service()
     assert Variant("x", one).config.services == (one,)
+
+
+def test_there_are_as_many_fronts_as_wanted_where_there_is_any() -> None:
+    one = service()
+    made = {v.name: v.config.fronts for v in choose(one, NAMES, "/tmp/x", 2).variants}
+    assert made == {"ports/http": 2, "ports/tcp": 2, "handoff": 2, "shared": 1, "reuseport": 1}
+    assert tomllib.loads(as_toml(one, 2))["fronts"] == 2
+    assert "fronts" not in tomllib.loads(as_toml(one))
