@@ -28,7 +28,7 @@ from penstock_proxy.errors import (
 )
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.http1 import RequestLine
-from penstock_proxy.tls_connection import TlsConnection
+from penstock_proxy.tls_connection import end
 from penstock_worker.peers import peer_address
 
 if TYPE_CHECKING:
@@ -64,10 +64,16 @@ class ClientConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, service: "ServiceFront", peer: Any, *, believed: bool = True) -> None:
+    def __init__(
+        self, service: "ServiceFront", peer: Any, *, believed: bool = True, fields: bytes = b""
+    ) -> None:
+        """`fields` are lines for the worker that this connection has and others have not."""
         self.service = service
         self.address = peer_address(peer)
-        self.forwarded_for = (self.address or "unknown").encode() + b"\r\nX-Request-ID: "
+        self.forwarded_for = b"%b\r\n%bX-Request-ID: " % (
+            (self.address or "unknown").encode(),
+            fields,
+        )
         self._trusted = believed and service.forwarding.trusts(self.address)
         self.buffer = b""
         self.exchange: Exchange | None = None
@@ -236,9 +242,7 @@ class ClientConnection(asyncio.Protocol):
         if not visibly and (sock := self.transport.get_extra_info("socket")) is not None:
             sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
             self.transport.abort()
-        elif isinstance(self.transport, TlsConnection):
-            self.transport.break_off()
-        self.transport.close()
+        end(self.transport, cut=True)
         self._closing = True
         self._close_by(self.service.timeouts.body)
 

@@ -230,6 +230,8 @@ class FrontService(Traffic):
     targets: tuple[Target, ...]
     tls: bool = False
     """Its clients speak TLS. What it shows them comes by an order."""
+    verifies: bool = False
+    """It asks them for certificates."""
 
 
 class FrontConfig(Part):

@@ -42,19 +42,22 @@ _OURS: Final = frozenset(
 _ASKED: Final = _OURS | {b"te"}
 _NOT_TO_WORKERS: Final = _HOP_BY_HOP | _OURS | {b"proxy"}
 """`Proxy` becomes HTTP_PROXY in a CGI program (httpoxy, CVE-2016-5385)."""
-_CLAIMS: Final = frozenset(
-    {
-        b"forwarded",
-        b"x-forwarded",
-        b"x-real-ip",
-        b"x-client-ip",
-        b"x-cluster-client-ip",
-        b"client-ip",
-        b"true-client-ip",
-        b"cf-connecting-ip",
-        b"client-cert",
-        b"client-cert-chain",
-    }
+CERTIFICATE_FIELDS: Final = frozenset({b"client-cert", b"client-cert-chain"})
+"""Who a client has proven to be (RFC 9440), as far as whoever spoke TLS with it says."""
+_CLAIMS: Final = (
+    frozenset(
+        {
+            b"forwarded",
+            b"x-forwarded",
+            b"x-real-ip",
+            b"x-client-ip",
+            b"x-cluster-client-ip",
+            b"client-ip",
+            b"true-client-ip",
+            b"cf-connecting-ip",
+        }
+    )
+    | CERTIFICATE_FIELDS
 )
 _NO_TRAILERS: Final = _NOT_TO_WORKERS | {
     b"content-length",
@@ -111,10 +114,18 @@ class Response(NamedTuple):
 class Forwarding:
     """Turns heads around for one service."""
 
-    def __init__(self, trusted: Sequence[str], max_fields: int, scheme: bytes = b"http") -> None:
-        """`scheme`: what clients speak with us, http or https."""
+    def __init__(
+        self,
+        trusted: Sequence[str],
+        max_fields: int,
+        scheme: bytes = b"http",
+        ours: frozenset[bytes] = frozenset(),
+    ) -> None:
+        """`scheme`: what clients speak with us, http or https. `ours` are fields that we know
+        better than a trusted proxy does."""
         self.trusted = Trusted(trusted)
         self._scheme = scheme
+        self._ours = ours
         self._max_fields = max_fields
         self._remembered: tuple[dict[bytes, Prepared], dict[bytes, Prepared]] = ({}, {})
 
@@ -132,7 +143,7 @@ class Forwarding:
                 return known
         framing = http1.parse_fields(block, BAD_REQUEST, self._max_fields)
         host = http1.check_request(line, framing)
-        prepared = _prepare(line, framing, host, self._scheme, trusted=trusted)
+        prepared = _prepare(line, framing, host, self._scheme, self._ours, trusted=trusted)
         if usual and len(block) <= _REMEMBERED_SIZE:
             if len(memory) >= _REMEMBERED:
                 memory.clear()
@@ -141,7 +152,13 @@ class Forwarding:
 
 
 def _prepare(
-    line: RequestLine, framing: Framing, host: bytes, scheme: bytes, *, trusted: bool
+    line: RequestLine,
+    framing: Framing,
+    host: bytes,
+    scheme: bytes,
+    ours: frozenset[bytes],
+    *,
+    trusted: bool,
 ) -> Prepared:
     said: dict[bytes, list[bytes]] = {}
     for name, value, _ in framing.lines:
@@ -150,7 +167,9 @@ def _prepare(
     believed = said if trusted else {}
     upgrade = _offers(framing.upgrade) if line.minor else b""
     expects = bool(framing.values.get(b"expect")) and line.minor == 1
-    dropped = _NOT_TO_WORKERS | framing.connection | (frozenset() if expects else {b"expect"})
+    dropped = (
+        _NOT_TO_WORKERS | ours | framing.connection | (frozenset() if expects else {b"expect"})
+    )
     out = [b"Host: " + (host or b"localhost")]
     out += [
         raw

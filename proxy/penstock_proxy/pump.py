@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 from penstock_proxy.deadlines import NEVER, Deadlines
 from penstock_proxy.metrics import ServiceCounters
+from penstock_proxy.tls_connection import end
 
 OK: Final = "ok"
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -184,7 +185,7 @@ class ClientHalf(_Half):
                 # The client is gone: nobody wants what its worker does not take.
                 half.transport.abort()
                 continue
-            half.transport.close()
+            end(half.transport, cut=error is not None)
             self.unsent = half.transport.get_write_buffer_size()
             if self.unsent:
                 self.deadlines.arm_in(self, _FLUSH_S)

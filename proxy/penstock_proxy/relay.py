@@ -141,7 +141,10 @@ class Relay:
         if fault is NO_WORKER or fault is QUEUE_FULL:
             service.counters.rejected[fault.kind] += 1
         assert self._sock is not None
-        self._sock.close()
+        if isinstance(self._sock, Stream):
+            self._sock.close()
+        else:
+            self._sock.break_off()
         service.relay_over(self, fault.kind, 0, 0)
 
     def pump_closed(self, half: ClientHalf) -> None:

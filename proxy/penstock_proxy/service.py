@@ -23,7 +23,7 @@ from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
 from penstock_proxy.entrance import Entrance, Gate, Reading, Visitor
 from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, Fault
 from penstock_proxy.exchange import Exchange
-from penstock_proxy.forwarding import Forwarding, Responses
+from penstock_proxy.forwarding import CERTIFICATE_FIELDS, Forwarding, Responses
 from penstock_proxy.gates import Gates
 from penstock_proxy.handshakes import Handshakes
 from penstock_proxy.journal import Journal
@@ -70,7 +70,10 @@ class ServiceFront:
         self.counters = ServiceCounters()
         self.journal = Journal(config.name, self.counters, log)
         self.forwarding = Forwarding(
-            config.trusted_proxies, config.limits.headers, b"https" if config.tls else b"http"
+            config.trusted_proxies,
+            config.limits.headers,
+            b"https" if config.tls else b"http",
+            ours=CERTIFICATE_FIELDS if config.verifies else frozenset(),
         )
         self.responses = Responses(config.limits.response_head)
         self.idle: dict[int, deque[WorkerConnection]] = {t.slot: deque() for t in config.targets}
@@ -157,7 +160,12 @@ class ServiceFront:
     def secured(self, connection: TlsConnection) -> None:
         """A client speaks TLS, and can be served."""
         if self.config.mode == "http":
-            client = ClientConnection(self, connection.peer, believed=connection.believed)
+            client = ClientConnection(
+                self,
+                connection.peer,
+                believed=connection.believed,
+                fields=connection.certificate_field(),
+            )
             self.clients.add(client)
             connection.carry(client)
         else:

@@ -161,6 +161,7 @@ def front_config(
                 **shares.of_front(service, config.fronts, slot),
                 name=service.name,
                 tls=bool(service.tls.files),
+                verifies=service.tls.client_certificates != "off",
                 listeners=tuple(listeners[service.name]),
                 scheme="handoff" if service.scheme == "handoff" else "ports",
                 targets=_targets(service, places.get(service.name, ()), joined, up),
