@@ -77,7 +77,7 @@ class MemoryService(ServiceFront):
     link: WorkerConnection
 
     def dial(self, member: Member, exchange: Exchange) -> None:
-        self.link = WorkerConnection(member, exchange, lambda _link: None)
+        self.link = WorkerConnection(member, exchange, _ignore, _ignore)
         self.link.connection_made(cast("asyncio.Transport", Transport()))
 
 

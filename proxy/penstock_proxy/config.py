@@ -138,6 +138,15 @@ class Ejection(Part):
     max_ejected: Share = 0.5
 
 
+class Retries(Part):
+    """How much a service may try again that a worker may have worked for already."""
+
+    budget: Share = 0.2
+    """Of the requests of the last ten seconds."""
+    min_per_second: Annotated[int, Field(ge=0, le=1_000_000, strict=True)] = 3
+    """However few requests there are; over ten seconds."""
+
+
 class Timeouts(Part):
     """Every wait of the front has an end; 0 means none only where it says so."""
 
@@ -216,6 +225,7 @@ class Traffic(Part):
     access_log_format: Literal["json", "combined"] = "json"
     health: Health = Health()
     ejection: Ejection = Ejection()
+    retries: Retries = Retries()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
 

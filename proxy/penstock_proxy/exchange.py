@@ -1,15 +1,15 @@
 """Delivery http: one request and its response.
 
 Owns: an exchange from the moment its head is read until it is counted: which workers were
-tried, whether it may be tried again, what the client was told, how it ended. Must not
-know: how bytes are read from either side (`client`, `upstream`).
+tried, what the client was told, how it ended. Must not know: how bytes are read from either
+side (`client`, `upstream`), what allows another try (`retrying`).
 
 It is made for each request and dies with it, so nothing of one request can be left over
 in the next. It costs no task and no timer; its deadline is its client's.
 
-Another worker may be tried as long as the client has seen nothing: always when no byte
-was sent to the first one, and for an idempotent request (RFC 9110 §9.2.2) also after
-that, if all that was sent is still here to be sent again.
+It may be tried again as long as the client has seen nothing and all that was sent is still
+here to be sent again. So the beginning of a body is kept for a while, and one that is known
+to be longer is sent on a new connection, which cannot have ended unnoticed.
 """
 
 from time import monotonic
@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 from penstock_proxy import errors
 from penstock_proxy.body import RequestBody
-from penstock_proxy.errors import Fault, RejectedError, Side
+from penstock_proxy.errors import Fault, RejectedError
 from penstock_proxy.forwarding import Prepared, Response
 from penstock_proxy.http1 import RequestLine
 from penstock_proxy.pump import OK
-from penstock_proxy.tunnel import Tunnel
+from penstock_proxy.receipts import acknowledged
+from penstock_proxy.retrying import IDEMPOTENT, Loss
+from penstock_proxy.tries import Tries
 from penstock_proxy.upstream import Body, WorkerConnection
 
 if TYPE_CHECKING:
@@ -29,11 +31,10 @@ if TYPE_CHECKING:
     from penstock_proxy.dial import Dialing
     from penstock_proxy.pool import Member
 
-_IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
-_MAX_TRIES: Final = 16
-"""Ends what the queue's time-out would otherwise end later."""
 _REPLAYED: Final = 64 << 10
-"""Bytes of a request's body that are kept until its answer begins."""
+"""Bytes of a body that are kept until its worker answers."""
+_PIECES: Final = 64
+"""And in how many pieces: small ones cost more memory than they hold."""
 
 _LENGTH: Final = Body.LENGTH
 
@@ -59,12 +60,11 @@ class Exchange:
     _chunked_out = False
     _streamed = False
     """Bytes of the body are gone that cannot be sent again."""
-    _responding = False
+    responding = False
     _told = False
     """The client has seen something of an answer, be it a 1xx."""
-    _fresh = False
-    _tried: "tuple[Member, ...]" = ()
-    _last_fault = errors.NO_WORKER
+    tries: Tries | None = None
+    """Since the first one has failed."""
 
     def __init__(
         self, client: "ClientConnection", line: RequestLine, prepared: Prepared, request_id: bytes
@@ -94,28 +94,40 @@ class Exchange:
 
     def dispatch(self) -> None:
         """Choose a worker and send it what there is; wait if there is none."""
-        client = self.client
+        client, tries = self.client, self.tries
         service = client.service
-        member = service.pool.pick(client.address, self._tried)
+        member = service.pool.pick(client.address, () if tries is None else tries.tried)
         if member is None:
             self._wait()
             return
         self.member = member
         member.active += 1
-        idle = service.idle[member.slot]
-        while idle and not self._fresh:
-            link = idle.pop()
-            if not link.transport.is_closing():
-                link.begin(self)
-                self._send_all(link)
-                return
+        if self._body is None and tries is None and self.line.method in IDEMPOTENT:
+            link = service.kept.take(member)
+        else:
+            link = self._safe(member)
+        if link is not None:
+            link.begin(self)
+            self._send_all(link)
+            return
         self.expire_in(service.timeouts.connect)
         service.dial(member, self)
+
+    def _safe(self, member: "Member") -> WorkerConnection | None:
+        """A kept connection whose end would not be the end of this request, if there is one."""
+        kept, framing = self.client.service.kept, self.prepared.framing
+        if (self.tries is not None and self.tries.fresh) or framing.length > _REPLAYED:
+            return None
+        if self.line.method in IDEMPOTENT and not framing.chunked:
+            return kept.take(member)
+        return kept.take_safe(member, monotonic())
 
     def connected(self, link: WorkerConnection) -> None:
         """A new connection to the worker stands."""
         self.connect_s = monotonic() - self.started
         self.client.service.counters.connect.observe(self.connect_s)
+        if self.line.method not in IDEMPOTENT:
+            link.acked = acknowledged(link.transport)
         self._send_all(link)
 
     def _send_all(self, link: WorkerConnection) -> None:
@@ -171,12 +183,11 @@ class Exchange:
             if not self.request_done:
                 self.client.transport.pause_reading()
             return
-        if self.request_done and self._outgoing and len(data) <= _REPLAYED:
-            # Small, and all there: it can be sent again.
+        if not self._streamed:
             self._outgoing.append(data)
-        else:
-            self._streamed = True
-            self._outgoing.clear()
+            if self._told or self.received > _REPLAYED or len(self._outgoing) > _PIECES:
+                self._streamed = True
+                self._outgoing.clear()
         link.transport.write(data)
         self._expect(self._body)
 
@@ -196,7 +207,7 @@ class Exchange:
         member = self.member
         assert member is not None
         now = monotonic()
-        self._responding = self._told = True
+        self.responding = self._told = True
         self._outgoing.clear()
         self.status = response.status
         self.first_byte_s = now - self.started
@@ -242,66 +253,40 @@ class Exchange:
             self.relay(b"0\r\n" + trailers + b"\r\n", 0)
         self._close(OK, keep=self._keep and self.request_done)
 
-    def switch(self, link: WorkerConnection, response: Response, rest: bytes) -> None:
-        """The worker agreed to another protocol: from here on bytes are just bytes."""
-        offers = self.prepared.framing.upgrade.lower().split(b", ")
-        if not response.upgrade or response.upgrade.lower() not in offers or not self.request_done:
-            self.fail(errors.BAD_RESPONSE, "101 to something that nobody asked for")
-            return
-        self.status = 101
-        self.first_byte_s = monotonic() - self.started
-        agreed = b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n\r\n"
-        self.relay(response.out + agreed + rest, len(rest))
-        Tunnel(self, link)
-
     # -- how it ends
 
     def connect_failed(self, reason: str, fault: Fault = errors.CONNECT_FAILED) -> None:
-        """No byte has reached the worker: the next one may be tried."""
-        if self.member is not None and fault.side is Side.WORKER:
-            self.client.service.pool.failed(self.member, monotonic())
-        self._again_or_fail(fault, reason)
+        """There is no connection to the worker."""
+        self.tries = self.tries or Tries(self)
+        self.tries.unsent(fault, reason)
 
-    def lost(self, fault: Fault, *, unheard: bool) -> None:
-        """The worker's connection ended too early. `unheard`: before it said anything."""
-        link, self.link = self.link, None
-        assert link is not None
-        assert self.member is not None
-        stale = link.used and unheard and not self._fresh
-        if not stale:
-            self.client.service.pool.failed(self.member, monotonic())
-        idempotent = self.line.method in _IDEMPOTENT
-        if not self._told and not self._streamed and idempotent:
-            # A connection that was kept too long says nothing about its worker.
-            self._fresh = self._fresh or stale
-            self._again_or_fail(fault, "before it answered", same=stale)
-        else:
-            self.fail(fault, "in the middle of an answer" if self._responding else "")
+    def lost(self, link: WorkerConnection, fault: Fault, loss: Loss) -> None:
+        """The worker's connection ended too early."""
+        self.link = None
+        self.tries = self.tries or Tries(self)
+        self.tries.lost(link, fault, loss)
 
-    def _again_or_fail(self, fault: Fault, reason: str, *, same: bool = False) -> None:
-        member = self.leave_member()
-        service = self.client.service
-        service.counters.errors[fault.kind] += 1
-        service.journal.fault(self, fault, reason, member)
-        self._last_fault = fault
-        if self.retries >= _MAX_TRIES:
-            self._refuse(fault)
-            return
-        self.retries += 1
-        service.counters.retries += 1
-        if not same and member is not None:
-            self._tried += (member,)
-        self.dispatch()
+    def _last_fault(self) -> Fault:
+        return errors.NO_WORKER if self.tries is None else self.tries.last_fault
+
+    @property
+    def is_idempotent(self) -> bool:
+        return self.line.method in IDEMPOTENT
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Has the client seen nothing, and is all that was sent still here?"""
+        return not (self._told or self._streamed)
 
     def _wait(self) -> None:
         service = self.client.service
         patience = self.started + service.timeouts.queue - monotonic()
-        if patience <= 0:
-            self._refuse(self._last_fault)
+        tries = self.tries
+        if patience <= 0 or (tries is not None and not tries.another_round()):
+            self.refuse(self._last_fault())
         elif len(service.waiting) >= service.config.limits.queue:
             self.fail(errors.QUEUE_FULL, "")
         else:
-            self._tried = ()
             service.waiting[self] = None
             self.expire_in(patience)
 
@@ -323,7 +308,7 @@ class Exchange:
         if total and now >= self.started + total:
             self.fail(errors.TOTAL_TIMEOUT, "")
         elif self in service.waiting:
-            self._refuse(self._last_fault)
+            self.refuse(self._last_fault())
         elif self.link is None:
             self._end_dialing()
             self.connect_failed("", errors.CONNECT_TIMEOUT)
@@ -331,7 +316,7 @@ class Exchange:
             self.fail(errors.SEND_TIMEOUT, "")
         elif not (self.request_done or self.link.blocked or self._awaits_continue()):
             self.fail(errors.BODY_TIMEOUT, "")
-        elif self._responding:
+        elif self.responding:
             # A stream may be quiet for reasons of its own: no mark against the worker.
             self.fail(errors.RESPONSE_TIMEOUT, "between two pieces")
         else:
@@ -354,7 +339,7 @@ class Exchange:
         service.counters.errors[fault.kind] += 1
         self._end(fault)
 
-    def _refuse(self, fault: Fault) -> None:
+    def refuse(self, fault: Fault) -> None:
         """There is nobody left to try. What a try ended with was counted with the try."""
         if self.retries:
             self._end(fault)
@@ -369,7 +354,7 @@ class Exchange:
             service.counters.rejected[fault.kind] += 1
         self._end_dialing()
         self._drop_link()
-        if self._responding or not fault.status:
+        if self.responding or not fault.status:
             self._close(fault.kind, keep=False, cut=True)
             return
         self.status = fault.status
@@ -407,8 +392,8 @@ class Exchange:
         self.leave_member()
         if link is not None:
             link.exchange = None
-            if link.reusable and self.request_done and not link.blocked:
-                service.keep(link)
+            if link.keep_s and self.request_done and not link.blocked:
+                service.kept.keep(link, self.started + total_s)
             else:
                 # Not `close`: a worker that has answered may leave the request unread for ever.
                 link.transport.abort()

@@ -14,6 +14,7 @@ so what a block means is remembered by its very bytes. The memory is small and b
 stranger who fills it takes away the short cut and nothing else.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -76,6 +77,10 @@ _NO_TRAILERS: Final = _NOT_TO_WORKERS | {
 
 _HTTP_ITSELF: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
 """Names of protocols: HTTP/2 in the clear, any HTTP by its number, HTTP under TLS (RFC 2817)."""
+IDLE_S: Final = 60.0
+"""An idle connection to a worker is closed before most servers would (75 s and more)."""
+_TIMEOUT: Final = re.compile(rb"(?i:\btimeout[ \t]*=[ \t]*\"?)(\d{1,9})")
+
 _MAX_ID: Final = 128
 _REMEMBERED: Final = 256
 _REMEMBERED_SIZE: Final = 4 << 10
@@ -106,6 +111,8 @@ class Response(NamedTuple):
     chunked: bool
     close: bool
     """The worker's connection cannot be used again."""
+    keep_s: float
+    """How long it may be idle before it is used again; 0: it cannot be."""
     upgrade: bytes
     out: bytes
     """Status line and fields without the empty line; Content-Length is in it, if any."""
@@ -269,9 +276,19 @@ def response(head: bytes) -> Response:
         framing.length,
         framing.chunked,
         close,
+        0.0 if close else _keep_s(framing),
         framing.upgrade,
         b"\r\n".join(kept),
     )
+
+
+def _keep_s(framing: Framing) -> float:
+    """How long its worker will keep the connection: its own word, but no longer than most."""
+    for name, value, _ in framing.lines:
+        if name == b"keep-alive" and (match := _TIMEOUT.search(value)) is not None:
+            # 0 is less than a second, and not the end.
+            return min(IDLE_S, float(match[1]) or 0.001)
+    return IDLE_S
 
 
 def trailers(block: bytes) -> bytes:

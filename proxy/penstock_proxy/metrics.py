@@ -99,6 +99,11 @@ TABLE: Final = (
            "TLS handshakes with clients that ended, by how.", ("service", "result")),
     Metric("penstock_tls_handshakes_unfinished", "gauge",
            "Clients whose TLS handshake is not done.", ("service",)),
+    Metric("penstock_retries_denied_total", "counter",
+           "Requests that failed because the budget of retries was spent.", ("service",)),
+    Metric("penstock_stale_connections_total", "counter",
+           "Requests that were sent anew, as a kept connection to a worker had ended.",
+           ("service",)),
     Metric("penstock_queue_length", "gauge",
            "Requests that wait for a worker now.", ("service",)),
     Metric("penstock_health_checks_total", "counter",
@@ -121,7 +126,8 @@ class ServiceCounters:
     __slots__ = (
         "active", "check_seconds", "checks", "connect", "connections", "errors", "first_byte",
         "handoffs", "handshakes", "in_flight", "opened", "queue", "received", "rejected",
-        "requests", "retries", "sent", "total", "unfinished", "upstreams", "worker_connections",
+        "requests", "retries", "retries_denied", "sent", "stale", "total", "unfinished",
+        "upstreams", "worker_connections",
     )  # fmt: skip
 
     def __init__(self) -> None:  # noqa: PLR0915 — a list, and no steps
@@ -144,8 +150,7 @@ class ServiceCounters:
         self.connect = Histogram()
         self.first_byte = Histogram()
         self.total = Histogram()
-        self.received = 0
-        self.sent = 0
+        self.received = self.sent = 0
         self.errors: defaultdict[str, int] = defaultdict(int, dict.fromkeys(_KINDS, 0))
         """By Fault.kind."""
         self.rejected: defaultdict[str, int] = defaultdict(int, dict.fromkeys(REJECTIONS, 0))
@@ -154,7 +159,8 @@ class ServiceCounters:
         """By result, of HANDSHAKES."""
         self.unfinished = 0
         """TLS handshakes that are under way."""
-        self.retries = 0
+        self.retries = self.retries_denied = self.stale = 0
+        """`stale`: requests that met the end of a kept connection."""
         self.queue = 0
         self.checks: defaultdict[tuple[int, str], int] = defaultdict(int)
         """By slot and result, of CHECK_RESULTS."""
@@ -228,6 +234,8 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         "penstock_retries_total": {"": counters.retries},
         "penstock_tls_handshakes_total": _closed(counters.handshakes, frozenset(HANDSHAKES)),
         "penstock_tls_handshakes_unfinished": {"": counters.unfinished},
+        "penstock_retries_denied_total": {"": counters.retries_denied},
+        "penstock_stale_connections_total": {"": counters.stale},
         "penstock_queue_length": {"": counters.queue},
         "penstock_health_checks_total": _checks(counters.checks),
         "penstock_health_check_duration_seconds": {"": flat(counters.check_seconds)},

@@ -8,11 +8,10 @@ than one.
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from random import random
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
@@ -27,22 +26,17 @@ from penstock_proxy.forwarding import CERTIFICATE_FIELDS, Forwarding, Responses
 from penstock_proxy.gates import Gates
 from penstock_proxy.handshakes import Handshakes
 from penstock_proxy.journal import Journal
+from penstock_proxy.kept import Kept
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.relay import Relay
+from penstock_proxy.retrying import Budget
 from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import WorkerConnection
 from penstock_worker.access_log import AccessLog
 from penstock_worker.streams import Stream
-
-IDLE_S: Final = 60.0
-"""An idle connection to a worker is closed before most servers would (75 s and more)."""
-_MAX_IDLE: Final = 1024
-"""Idle connections kept for one worker."""
-_UP: Final = Standing.UP
-"""Python 3.11 takes longer to find a member of an enum than to compare it."""
 
 _log = logging.getLogger("penstock.front")
 
@@ -76,7 +70,8 @@ class ServiceFront:
             ours=CERTIFICATE_FIELDS if config.verifies else frozenset(),
         )
         self.responses = Responses(config.limits.response_head)
-        self.idle: dict[int, deque[WorkerConnection]] = {t.slot: deque() for t in config.targets}
+        self.kept = Kept(t.slot for t in config.targets)
+        self.budget = Budget(config.retries, deadlines.now)
         self.waiting: dict[Exchange | Relay | Passage, None] = {}
         self.clients: set[ClientConnection] = set()
         """Under http only: who may be idle and has to be told when we stop."""
@@ -231,7 +226,8 @@ class ServiceFront:
                 exchange.connect_failed(why(error), blamed(error))
             else:
                 self.counters.worker_connections[member.slot] += 1
-                adopt(self.reactor, WorkerConnection(member, exchange, self._link_lost), stream)
+                link = WorkerConnection(member, exchange, self._link_lost, self.kept.ended)
+                adopt(self.reactor, link, stream)
 
         dialing = dial(self.loop, self.addresses[member.slot], done)
         if dialing is not None:
@@ -243,32 +239,17 @@ class ServiceFront:
         self.admission.upstreams -= 1
         self.counters.upstreams -= 1
 
-    def keep(self, link: WorkerConnection) -> None:
-        """Put a connection back for the next exchange."""
-        idle = self.idle[link.member.slot]
-        if len(idle) >= _MAX_IDLE or self.stopping or link.member.standing is not _UP:
-            link.transport.abort()
-            return
-        link.transport.resume_reading()
-        link.idle_since = self.deadlines.now
-        idle.append(link)
-
     def _link_lost(self, link: WorkerConnection) -> None:
         self.admission.upstreams -= 1
         self.counters.upstreams -= 1
-        if link.exchange is None:
-            idle = self.idle[link.member.slot]
-            if link in idle:
-                idle.remove(link)
+        self.kept.lost(link)
 
     # -- what happens to everybody
 
     def _changed(self, member: Member, reason: str) -> None:
         self._rotated(member, reason)
-        idle = self.idle[member.slot]
         if member.standing is not Standing.UP:
-            while idle:
-                idle.pop().transport.close()
+            self.kept.drop(member.slot)
         elif self.waiting:
             self.loop.call_soon(self._serve_waiting)
 
@@ -288,9 +269,9 @@ class ServiceFront:
             self.delegate.tick(now)
         self._serve_waiting()
         self.journal.tick(now)
-        for idle in self.idle.values():
-            while idle and idle[0].idle_since + IDLE_S < now:
-                idle.popleft().transport.close()
+        self.kept.tick(now)
+        counts = self.counters
+        self.budget.seen(sum(counts.total.counts), now)
         if self._has_room():
             self._said_full = False
             self.gates.resume()
@@ -298,7 +279,7 @@ class ServiceFront:
     def drain(self) -> None:
         """Accept no more; end what is idle; let the rest finish."""
         self.gates.drain()
-        self.stopping = True
+        self.stopping = self.kept.stopping = True
         if self.entrance is not None:
             self.entrance.drain()
         for client in list(self.clients):

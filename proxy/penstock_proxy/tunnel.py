@@ -7,17 +7,32 @@ it is closed. What the new protocol says is nobody's business here.
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from penstock_proxy.errors import BAD_RESPONSE
+from penstock_proxy.forwarding import Response
 from penstock_proxy.pump import OK, ClientHalf
-from penstock_proxy.upstream import WorkerConnection
 
 if TYPE_CHECKING:
     from penstock_proxy.exchange import Exchange
+    from penstock_proxy.upstream import WorkerConnection
+
+
+def switch(exchange: "Exchange", link: "WorkerConnection", response: Response, rest: bytes) -> None:
+    """The worker agreed to another protocol: from here on bytes are just bytes."""
+    offers = exchange.prepared.framing.upgrade.lower().split(b", ")
+    if not response.upgrade or response.upgrade.lower() not in offers or not exchange.request_done:
+        exchange.fail(BAD_RESPONSE, "101 to something that nobody asked for")
+        return
+    exchange.status = 101
+    exchange.first_byte_s = monotonic() - exchange.started
+    agreed = b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n\r\n"
+    exchange.relay(response.out + agreed + rest, len(rest))
+    Tunnel(exchange, link)
 
 
 class Tunnel:
     """One upgraded exchange."""
 
-    def __init__(self, exchange: "Exchange", link: WorkerConnection) -> None:
+    def __init__(self, exchange: "Exchange", link: "WorkerConnection") -> None:
         """Make one pipe of the exchange's two connections."""
         client, service = exchange.client, exchange.client.service
         self._exchange = exchange

@@ -13,13 +13,16 @@ import asyncio
 import os
 from collections.abc import Callable
 from enum import Enum, auto
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from penstock_proxy import forwarding
+from penstock_proxy import forwarding, receipts
 from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, RejectedError
 from penstock_proxy.forwarding import Response
 from penstock_proxy.http1 import NO_LENGTH, Chunked, answer_looks_wrong
 from penstock_proxy.pool import Member
+from penstock_proxy.retrying import Loss
+from penstock_proxy.tunnel import switch
 
 if TYPE_CHECKING:
     from penstock_proxy.exchange import Exchange
@@ -48,15 +51,17 @@ class WorkerConnection(asyncio.Protocol):
         "_body",
         "_buffer",
         "_chunked",
+        "_ended",
         "_gone",
         "_in_head",
         "_interim",
         "_left",
+        "acked",
         "blocked",
         "exchange",
         "idle_since",
+        "keep_s",
         "member",
-        "reusable",
         "transport",
         "used",
     )
@@ -64,18 +69,27 @@ class WorkerConnection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(
-        self, member: Member, exchange: "Exchange", gone: Callable[["WorkerConnection"], None]
+        self,
+        member: Member,
+        exchange: "Exchange",
+        gone: Callable[["WorkerConnection"], None],
+        ended: Callable[["WorkerConnection", float], None],
     ) -> None:
-        """`gone` is called once, when the connection is lost."""
+        """`gone` is called once, when the connection is lost; `ended(link, now)` before that,
+        if its worker closed it while it was idle."""
         self.member = member
         self.exchange: Exchange | None = exchange
         self.used = False
         """It has carried an exchange before: its worker may have closed it meanwhile."""
-        self.reusable = False
+        self.keep_s = 0.0
+        """How long it may be idle before it is used again; 0: it cannot be used again."""
         self.blocked = False
         """The worker does not take what it is sent."""
         self.idle_since = 0.0
+        self.acked = receipts.UNKNOWN
+        """What its worker's kernel had taken before this request, if that matters."""
         self._gone = gone
+        self._ended = ended
         self._buffer = b""
         self._in_head = True
         self._interim = 0
@@ -93,7 +107,7 @@ class WorkerConnection(asyncio.Protocol):
         self.exchange = exchange
         self._in_head = True
         self._interim = 0
-        self.reusable = False
+        self.keep_s = 0.0
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
@@ -116,7 +130,7 @@ class WorkerConnection(asyncio.Protocol):
         if response is None:
             return
         if response.status == 101:
-            exchange.switch(self, response, data)
+            switch(exchange, self, response, data)
             return
         self._in_head = False
         self._frame(response, exchange)
@@ -154,14 +168,14 @@ class WorkerConnection(asyncio.Protocol):
         return None, b""
 
     def _frame(self, response: Response, exchange: "Exchange") -> None:
-        self.reusable = not response.close
+        self.keep_s = response.keep_s
         self._left = NO_LENGTH
         if exchange.line.method == b"HEAD" or response.status in (204, 304):
             self._body = _LENGTH
             self._left = 0
             if response.chunked:
                 # Legal for HEAD and 304, but who says it may send the chunks as well, later.
-                self.reusable = False
+                self.keep_s = 0.0
         elif response.chunked:
             self._body = Body.CHUNKED
             self._chunked = Chunked(BAD_RESPONSE)
@@ -170,7 +184,7 @@ class WorkerConnection(asyncio.Protocol):
             self._left = response.length
         else:
             self._body = Body.UNTIL_CLOSE
-            self.reusable = False
+            self.keep_s = 0.0
 
     def _read_body(self, exchange: "Exchange", data: bytes) -> None:
         if self._chunked is not None:
@@ -181,7 +195,7 @@ class WorkerConnection(asyncio.Protocol):
         else:
             if len(data) > self._left:
                 # More than was promised: the promise is kept, the connection is not.
-                self.reusable = False
+                self.keep_s = 0.0
                 data = data[: self._left]
             self._left -= len(data)
             if data:
@@ -194,7 +208,7 @@ class WorkerConnection(asyncio.Protocol):
             exchange.body(payload)
         if chunked.done:
             if chunked.rest:
-                self.reusable = False
+                self.keep_s = 0.0
             self._end(exchange, forwarding.trailers(chunked.trailers))
 
     def _end(self, exchange: "Exchange", trailers: bytes) -> None:
@@ -213,20 +227,31 @@ class WorkerConnection(asyncio.Protocol):
             self.exchange.uploading()
 
     def eof_received(self) -> bool:
+        if self.exchange is None and self.used:
+            self._ended(self, monotonic())
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._gone(self)
         if error is not None and self.exchange is not None:
             self._hear_out()
         exchange, self.exchange = self.exchange, None
+        # Not before: an answer that was heard out has put it back among those that are kept.
+        self._gone(self)
         if exchange is None:
             return
         if not self._in_head and self._body is Body.UNTIL_CLOSE and error is None:
             exchange.finish(b"")
         else:
             fault = WORKER_CLOSED if error is None else WORKER_RESET
-            exchange.lost(fault, unheard=self._in_head and not self._buffer)
+            exchange.lost(self, fault, self._loss(error))
+
+    def _loss(self, error: Exception | None) -> Loss:
+        """What its worker can have seen of the request."""
+        if self._buffer or self._interim or not self._in_head:
+            return Loss.BROKEN
+        if receipts.untaken(self.transport, self.acked, error):
+            return Loss.UNREAD
+        return Loss.STALE if self.used else Loss.BROKEN
 
     def _hear_out(self) -> None:
         """Read what the worker said before it closed without having read the whole request.

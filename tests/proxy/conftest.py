@@ -16,6 +16,9 @@ from penstock_proxy import exchange as exchange_module
 from penstock_proxy import journal as journal_module
 from penstock_proxy import relay as relay_module
 from penstock_proxy import service as service_module
+from penstock_proxy import tries as tries_module
+from penstock_proxy import tunnel as tunnel_module
+from penstock_proxy import upstream as upstream_module
 from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, Limits, Target, Timeouts
@@ -239,6 +242,17 @@ class Network:
         protocol.connection_made(wire)
 
 
+_WITH_A_CLOCK = (
+    service_module,
+    relay_module,
+    exchange_module,
+    journal_module,
+    tries_module,
+    tunnel_module,
+    upstream_module,
+)
+
+
 class House:
     """A service, its network and its clock. Workers listen on the ports from 1."""
 
@@ -250,7 +264,7 @@ class House:
         for module in (service_module, relay_module):
             monkeypatch.setattr(module, "dial", self.network.dial)
             monkeypatch.setattr(module, "adopt", self.network.adopt)
-        for module in (service_module, relay_module, exchange_module, journal_module):
+        for module in _WITH_A_CLOCK:
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
 
     def open(

@@ -14,6 +14,7 @@ from penstock_proxy.http1 import Chunked
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n"
+PUT = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
 CHUNKED = b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -209,11 +210,39 @@ def test_a_broken_connection_is_tried_again_if_nobody_can_tell(house: House, cas
 def test_a_body_that_has_flowed_on_is_not_there_to_be_sent_again(house: House) -> None:
     house.open(2)
     client = house.client()
-    client.send(POST.replace(b"POST", b"PUT"))
-    client.send(b"ab")
+    client.send(PUT % 200_000)
+    client.send(b"a" * 100_000)
     house.worker.reset()
     assert status(client.taken()) == 502
     assert client.ended
+    assert house.network.dialed == [1]
+
+
+@pytest.mark.parametrize("pieces", [[b"a"], [b"a", b"b"], [b"a" * 60_000, b"b"]])
+def test_the_beginning_of_a_body_is_kept_to_be_sent_again(
+    house: House, pieces: list[bytes]
+) -> None:
+    house.open(2)
+    client = house.client()
+    client.send(PUT % 65_000)
+    for piece in pieces:
+        client.send(piece)
+    house.worker.reset()
+    assert house.network.dialed == [1, 2]
+    assert house.worker.taken().endswith(b"\r\n\r\n" + b"".join(pieces))
+    client.send(b"c" * (65_000 - len(b"".join(pieces))))
+    house.worker.send(OK)
+    assert client.taken() == OK
+
+
+def test_many_small_pieces_are_not_kept_to_be_sent_again(house: House) -> None:
+    house.open(2)
+    client = house.client()
+    client.send(PUT % 1000)
+    for _ in range(100):
+        client.send(b"a")
+    house.worker.reset()
+    assert status(client.taken()) == 502
     assert house.network.dialed == [1]
 
 

@@ -279,10 +279,28 @@ def test_a_response_keeps_all_but_what_was_for_this_hop() -> None:
         length=3,
         chunked=False,
         close=False,
+        keep_s=5.0,
         upgrade=b"",
         out=b"HTTP/1.1 203 Fine\xe4\r\nServer: x\r\nContent-Length: 3\r\n"
         b"Set-Cookie: a\r\nSet-Cookie: b\r\nTrailer: A\r\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "keep_s"),
+    [
+        (b"", 60.0),
+        (b"Keep-Alive: timeout=5\r\n", 5.0),
+        (b"keep-alive: max=7, Timeout = 7\r\n", 7.0),
+        (b"Keep-Alive: timeout=0\r\n", 0.001),
+        (b"Keep-Alive: timeout=600\r\n", 60.0),
+        (b"Keep-Alive: max=5\r\n", 60.0),
+        (b"Keep-Alive: notimeout=5\r\n", 60.0),
+        (b"Keep-Alive: timeout=5\r\nConnection: close\r\n", 0.0),
+    ],
+)
+def test_a_worker_says_how_long_it_keeps_a_connection(said: bytes, keep_s: float) -> None:
+    assert forwarding.response(b"HTTP/1.1 200 OK\r\n" + said + b"\r\n").keep_s == keep_s
 
 
 @pytest.mark.parametrize(
