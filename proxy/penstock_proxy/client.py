@@ -58,6 +58,7 @@ class ClientConnection(asyncio.Protocol):
         "deadline",
         "exchange",
         "forwarded_for",
+        "preface",
         "service",
         "transport",
     )
@@ -65,9 +66,18 @@ class ClientConnection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(
-        self, service: "ServiceFront", peer: Any, *, believed: bool = True, fields: bytes = b""
+        self,
+        service: "ServiceFront",
+        peer: Any,
+        preface: bytes = b"",
+        *,
+        believed: bool = True,
+        fields: bytes = b"",
     ) -> None:
-        """`fields` are lines for the worker that this connection has and others have not."""
+        """`preface`: what each connection to a worker begins with. `believed`: the client may
+        be one of those whose word is taken. `fields` are lines for the worker that this
+        connection has and others have not."""
+        self.preface = preface
         self.service = service
         self.address = peer_address(peer)
         self.forwarded_for = b"%b\r\n%bX-Request-ID: " % (

@@ -214,6 +214,8 @@ class Traffic(Part):
     balance: Balance = "round_robin"
     trusted_proxies: tuple[Network, ...] = ()
     """Whose word on others is believed. "unix": of whoever connects to a unix socket."""
+    send_proxy: Literal["", "v1", "v2"] = ""
+    """What connections to workers begin with: a PROXY header of this version."""
     accept_proxy: bool = False
     """Every connection begins with a PROXY header, and comes from one of `trusted_proxies`."""
     max_connections: Annotated[int, Field(ge=0, strict=True)] = 0

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 from penstock_proxy import probe
 from penstock_proxy.checker import OK, Verdict
 from penstock_proxy.deadlines import NEVER
-from penstock_proxy.entrance import Reading, Visitor
+from penstock_proxy.entrance import Reading, Visitor, visitor
 from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, WORKER_CLOSED, Fault
 from penstock_proxy.link import Link
 from penstock_worker.peers import peer_address
+from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, parse
 from penstock_worker.streams import Stream
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Delegate:
         self._enough = max(1, self._window // 2)
         """In flight, by our account: worth asking how many really are."""
         self._is_hashing = service.config.balance == "hash"
+        self._introduced = service.config.accept_proxy
         self._is_counting = service.config.balance in _COUNTING
         self._links: dict[int, Link] = {}
         self._current: dict[int, Link] = {}
@@ -220,7 +222,8 @@ class Delegate:
             service.counters.retries += 1
             service.counters.active += 1
             service.admission.waiting += 1
-            Passage(self, service, fd, _peer(fd), (member,)).dispatch()
+            address = _peer(fd, introduced=self._introduced) if self._is_hashing else ""
+            Passage(self, service, fd, address, (member,)).dispatch()
 
     # Health.
 
@@ -308,12 +311,18 @@ class Passage:
         service.passage_over()
 
 
-def _peer(fd: int) -> str:
+def _peer(fd: int, *, introduced: bool) -> str:
     """Whose connection it is that came back; empty if it has gone."""
     sock = socket.socket(fileno=fd)
     try:
-        return peer_address(sock.getpeername())
-    except OSError:
+        peer = sock.getpeername()
+        if introduced:
+            # It was complete before, and nobody has taken it since.
+            header = parse(sock.recv(LARGEST, socket.MSG_PEEK))
+            if isinstance(header, Header):
+                peer = visitor(header, peer).peer
+        return peer_address(peer)
+    except (OSError, HeaderError):
         return ""
     finally:
         sock.detach()

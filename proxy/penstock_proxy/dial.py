@@ -50,15 +50,17 @@ def socket_address(address: Address) -> SocketAddress:
 class Dialing:
     """A connect that has not come to an end."""
 
-    __slots__ = ("_done", "_loop", "_sock")
+    __slots__ = ("_done", "_loop", "_preface", "_sock")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         done: Callable[[Stream | None, int], None],
+        preface: bytes,
     ) -> None:
         self._loop = loop
+        self._preface = preface
         self._sock = sock
         self._done = done
         loop.add_writer(sock, self._writable)
@@ -71,6 +73,7 @@ class Dialing:
     def _writable(self) -> None:
         self._loop.remove_writer(self._sock)
         error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        error = error or _said(self._sock, self._preface)
         if error:
             self._sock.close()
             self._done(None, error)
@@ -83,8 +86,9 @@ def dial(
     loop: asyncio.AbstractEventLoop,
     address: SocketAddress,
     done: Callable[[Stream | None, int], None],
+    preface: bytes = b"",
 ) -> Dialing | None:
-    """Connect. `done(stream, 0)` or `done(None, errno)` is called once.
+    """Connect, and say `preface`. `done(stream, 0)` or `done(None, errno)` is called once.
 
     It is called before this returns, with None as the result, when the kernel knows at
     once; otherwise the result can be cancelled.
@@ -102,13 +106,30 @@ def dial(
     if failure == errno.EINPROGRESS:
         failure = sock.connect_ex(sockaddr)
     if failure in _DONE:
+        failure = _said(sock, preface) if preface else 0
+    if not failure:
         done(Stream(sock.detach(), family), 0)
         return None
     if failure in _UNDER_WAY:
-        return Dialing(loop, sock, done)
+        return Dialing(loop, sock, done, preface)
     sock.close()
     done(None, failure)
     return None
+
+
+def _said(sock: socket.socket, preface: bytes) -> int:
+    """Send a preface; the errno if it could not be sent.
+
+    Nothing was sent before it, so there is room for all of it: it is far smaller than the
+    smallest buffer of a connection.
+    """
+    if not preface:
+        return 0
+    try:
+        sent = sock.send(preface)
+    except OSError as error:
+        return error.errno or errno.ECONNRESET
+    return 0 if sent == len(preface) else errno.ENOBUFS
 
 
 def why(error: int) -> str:

@@ -13,11 +13,11 @@ makes an entrance.
 Nobody in here makes us spin, however slowly the bytes come. What has been looked at, and is
 part of a header that is not complete, is taken, so the descriptor is readable again only
 when there is more. Where nothing may be taken, the kernel is told to wake us for more than
-that (SO_RCVLOWAT); where it does so for the same bytes again, because their sender has left or
-because unix sockets know no such mark, the next tick looks.
+that (SO_RCVLOWAT); unix sockets know no such mark, so there the next tick looks.
 """
 
 import asyncio
+import select
 import socket
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -201,6 +201,8 @@ class _Arrival:
             self._sock.setsockopt(_SOCKET, _LOWAT, seen + lacking)
             self._await()
             deadlines.arm(self, self._until)
+        elif _has_ended(self._sock):
+            raise HeaderError("its PROXY header broke off")
         else:
             self._pause()
             deadlines.arm(self, min(deadlines.now, self._until))
@@ -226,6 +228,13 @@ class _Arrival:
         self._pause()
         self._entrance.deadlines.disarm(self)
         self._entrance.inside.discard(self)
+
+
+def _has_ended(sock: socket.socket) -> bool:
+    """Will nothing come any more? What is only looked at hides the end behind it."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def visitor(header: Header, peer: Any) -> Visitor:

@@ -98,7 +98,7 @@ class Front:
                 service.health,
                 front.counters,
                 clock=monotonic,
-                way=None if front.delegate is None else front.delegate.check,
+                way=front.way,
             )
         known = self._admission.open
         self._admission.other = max(0, _open_descriptors() - known)

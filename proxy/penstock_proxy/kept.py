@@ -22,7 +22,7 @@ from penstock_proxy.pool import Member, Standing
 if TYPE_CHECKING:
     from penstock_proxy.upstream import WorkerConnection
 
-_MAX_IDLE: Final = 1024
+MAX_IDLE: Final = 1024
 """Idle connections kept for one worker."""
 _SPARE_S: Final = 1.0
 """Before a worker is expected to close. More than both sides' event loops are ever late in
@@ -35,9 +35,11 @@ _UP: Final = Standing.UP
 class Kept:
     """Of one service."""
 
-    __slots__ = ("_idle", "_patience", "stopping")
+    __slots__ = ("_idle", "_most", "_patience", "stopping")
 
-    def __init__(self, slots: Iterable[int]) -> None:
+    def __init__(self, slots: Iterable[int], most: int = MAX_IDLE) -> None:
+        """`most`: how many are kept for one worker."""
+        self._most = most
         self._idle: dict[int, deque[WorkerConnection]] = {slot: deque() for slot in slots}
         """The one that was used last is at the right."""
         self._patience: dict[int, tuple[float, float]] = {}
@@ -75,7 +77,7 @@ class Kept:
         member = link.member
         idle = self._idle[member.slot]
         transport = link.transport
-        if len(idle) >= _MAX_IDLE or self.stopping or member.standing is not _UP:
+        if len(idle) >= self._most or self.stopping or member.standing is not _UP:
             transport.abort()
             return
         transport.resume_reading()

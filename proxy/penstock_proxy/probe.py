@@ -15,11 +15,11 @@ from penstock_proxy.http1 import parse_status_line
 _MOST_HEAD: Final = 64 << 10
 
 
-async def ask(sock: socket.socket, path: str) -> Verdict:
+async def ask(sock: socket.socket, path: str, host: str = "localhost") -> Verdict:
     """GET `path`; 2xx and 3xx are good. OSError when the connection breaks."""
     loop = asyncio.get_running_loop()
     request = (
-        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: penstock-health\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: penstock-health\r\n"
         "Connection: close\r\n\r\n"
     )
     await loop.sock_sendall(sock, request.encode())

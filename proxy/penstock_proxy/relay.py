@@ -37,13 +37,22 @@ class Relay:
         "connect_s",
         "deadline",
         "member",
+        "preface",
         "retries",
         "service",
         "started",
     )
 
-    def __init__(self, service: "ServiceFront", sock: Stream | TlsConnection, peer: Any) -> None:
+    def __init__(
+        self,
+        service: "ServiceFront",
+        sock: Stream | TlsConnection,
+        peer: Any,
+        preface: bytes = b"",
+    ) -> None:
+        """`preface`: what the worker is told first, before the client's own bytes."""
         self.service = service
+        self.preface = preface
         self.address = peer_address(peer)
         self.started = monotonic()
         self.connect_s: float | None = None
@@ -67,7 +76,7 @@ class Relay:
         member.active += 1
         service.admission.upstreams += 1
         service.counters.upstreams += 1
-        dialing = dial(service.loop, service.addresses[member.slot], self._dialed)
+        dialing = dial(service.loop, service.addresses[member.slot], self._dialed, self.preface)
         # None may also mean that a refusal has led here again and dials the next worker.
         if dialing is not None:
             self._dialing = dialing

@@ -11,9 +11,10 @@ import logging
 from collections.abc import Callable
 from random import random
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from penstock_proxy.admission import Admission
+from penstock_proxy.checker import Verdict, Way
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
@@ -26,9 +27,10 @@ from penstock_proxy.forwarding import CERTIFICATE_FIELDS, Forwarding, Responses
 from penstock_proxy.gates import Gates
 from penstock_proxy.handshakes import Handshakes
 from penstock_proxy.journal import Journal
-from penstock_proxy.kept import Kept
+from penstock_proxy.kept import MAX_IDLE, Kept
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool, Standing
+from penstock_proxy.preface import check, of_client
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.relay import Relay
 from penstock_proxy.retrying import Budget
@@ -36,7 +38,10 @@ from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import WorkerConnection
 from penstock_worker.access_log import AccessLog
+from penstock_worker.proxy_protocol import Place
 from penstock_worker.streams import Stream
+
+_PROXY_VERSIONS: Final = {"": 0, "v1": 1, "v2": 2}
 
 _log = logging.getLogger("penstock.front")
 
@@ -70,7 +75,8 @@ class ServiceFront:
             ours=CERTIFICATE_FIELDS if config.verifies else frozenset(),
         )
         self.responses = Responses(config.limits.response_head)
-        self.kept = Kept(t.slot for t in config.targets)
+        # One that began with a PROXY header is one client's, and serves one request.
+        self.kept = Kept((t.slot for t in config.targets), 0 if config.send_proxy else MAX_IDLE)
         self.budget = Budget(config.retries, deadlines.now)
         self.waiting: dict[Exchange | Relay | Passage, None] = {}
         self.clients: set[ClientConnection] = set()
@@ -79,6 +85,7 @@ class ServiceFront:
         self.addresses = {
             t.slot: socket_address(parse_address(t.address)) for t in config.targets if t.address
         }
+        self._proxy_version = _PROXY_VERSIONS[config.send_proxy]
         self._rotated = rotated
         self.pool = Pool(
             config.targets,
@@ -90,11 +97,8 @@ class ServiceFront:
         )
         self.delegate = Delegate(self) if config.scheme == "handoff" else None
         self.handshakes = Handshakes(self) if config.tls else None
-        deliver = self._accepted if self.delegate is None else self.delegate.accepted
         self.entrance = self._entrance() if config.accept_proxy else None
-        if self.entrance is not None:
-            deliver = self.entrance.accepted
-        self.gates = Gates(loop, config.listeners, admission, self._has_room, deliver)
+        self.gates = Gates(loop, config.listeners, admission, self._has_room, self._way_in())
         self._said_full = False
         self._full = False
         """Somebody was left waiting in the listener's queue."""
@@ -122,9 +126,14 @@ class ServiceFront:
         trusted, head_s = self.forwarding.trusted, self.timeouts.head
         return Entrance(self.loop, self.deadlines, head_s, trusted, gate, reading=reading)
 
+    def _way_in(self) -> Callable[[Stream, Any], None]:
+        if self.entrance is not None:
+            return self.entrance.accepted
+        return self._accepted if self.delegate is None else self.delegate.accepted
+
     def _accepted(self, sock: Stream, peer: Any) -> None:
         self.arrived()
-        self._deliver(sock, peer, believed=True)
+        self._deliver(sock, peer)
 
     def arrived(self) -> None:
         """A client's connection was accepted."""
@@ -134,7 +143,7 @@ class ServiceFront:
 
     def entered(self, stream: Stream, visitor: Visitor) -> None:
         """A client's connection was accepted, and it is known whose it is."""
-        self._deliver(stream, visitor.peer, believed=visitor.believed)
+        self._deliver(stream, visitor.peer, visitor.destination, believed=visitor.believed)
 
     def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
         """A client's connection did not come in."""
@@ -142,22 +151,28 @@ class ServiceFront:
         if fault is not None:
             self.journal.turned_away(address, fault, reason)
 
-    def _deliver(self, sock: Stream, peer: Any, *, believed: bool) -> None:
+    def _deliver(
+        self, sock: Stream, peer: Any, destination: Place = None, *, believed: bool = True
+    ) -> None:
+        version = self._proxy_version
+        preface = of_client(version, sock, peer, destination) if version else b""
         if self.handshakes is not None:
-            self.handshakes.accepted(sock, peer, believed=believed)
+            self.handshakes.accepted(sock, peer, preface, believed=believed)
         elif self.config.mode == "http":
-            client = ClientConnection(self, peer, believed=believed)
+            client = ClientConnection(self, peer, preface, believed=believed)
             self.clients.add(client)
             adopt(self.reactor, client, sock)
         else:
-            Relay(self, sock, peer).dispatch()
+            Relay(self, sock, peer, preface).dispatch()
 
     def secured(self, connection: TlsConnection) -> None:
         """A client speaks TLS, and can be served."""
+        peer, preface = connection.peer, connection.preface
         if self.config.mode == "http":
             client = ClientConnection(
                 self,
-                connection.peer,
+                peer,
+                preface,
                 believed=connection.believed,
                 fields=connection.certificate_field(),
             )
@@ -165,7 +180,7 @@ class ServiceFront:
             connection.carry(client)
         else:
             connection.pause_reading()
-            Relay(self, connection, connection.peer).dispatch()
+            Relay(self, connection, peer, preface).dispatch()
 
     def client_lost(self) -> None:
         """A client's connection is closed."""
@@ -229,9 +244,20 @@ class ServiceFront:
                 link = WorkerConnection(member, exchange, self._link_lost, self.kept.ended)
                 adopt(self.reactor, link, stream)
 
-        dialing = dial(self.loop, self.addresses[member.slot], done)
+        dialing = dial(self.loop, self.addresses[member.slot], done, exchange.client.preface)
         if dialing is not None:
             exchange.dialing = dialing
+
+    @property
+    def way(self) -> Way | None:
+        """How to check a worker to which it is not enough to connect."""
+        if self.delegate is not None:
+            return self.delegate.check
+        return self._check if self._proxy_version else None
+
+    async def _check(self, member: Member) -> Verdict:
+        where = self.addresses[member.slot]
+        return await check(where, member.address, self._proxy_version, self.config.health.path)
 
     def stop_dialing(self, dialing: Dialing) -> None:
         """Nobody waits for this connection any more."""

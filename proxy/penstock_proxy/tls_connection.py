@@ -72,6 +72,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         "bucket",
         "deadline",
         "peer",
+        "preface",
     )
 
     _lower: asyncio.Transport
@@ -79,10 +80,11 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     _incoming: ssl.MemoryBIO
     _outgoing: ssl.MemoryBIO
 
-    def __init__(self, owner: "Handshakes", peer: Any, *, believed: bool) -> None:
-        """`peer` and `believed` are as the entrance says them, for whoever is carried."""
+    def __init__(self, owner: "Handshakes", peer: Any, preface: bytes, *, believed: bool) -> None:
+        """`peer`, `preface` and `believed` are for whoever is carried, as without TLS."""
         super().__init__()
         self.peer = peer
+        self.preface = preface
         self.believed = believed
         self.deadline = NEVER
         self.bucket = NEVER

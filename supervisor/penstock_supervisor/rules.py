@@ -22,8 +22,7 @@ _SUPERVISED: Final = ("workers", "ports", "weights", "env", "directory", "restar
 _ALL: Final = ("ports", "handoff", "shared", "reuseport")
 SCHEMES_OF: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "ports": (("ports",), "no other gives workers ports of their own"),
-    "trusted_proxies": (("ports",), "no other adds fields to a request"),
-    "accept_proxy": (("ports",), "no other reads what a client sends"),
+    "send_proxy": (("ports",), "elsewhere a worker has the client's own connection"),
     "handoff_window": (("handoff",), "no other passes connections"),
     "balance": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
     "weights": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
@@ -73,9 +72,13 @@ def _of_proxies(service: "Service") -> Iterator[Problem]:
     if service.accept_proxy and not service.trusted_proxies:
         text = "expected trusted_proxies beside it: or any client is whoever it likes"
         yield Problem(("accept_proxy",), text)
-    elif service.mode != "http" and service.trusted_proxies and not service.accept_proxy:
-        text = f'only with mode = "http" or accept_proxy: {service.mode} has no headers'
-        yield Problem(("trusted_proxies",), text)
+    elif service.trusted_proxies and not service.accept_proxy:
+        if service.mode != "http":
+            text = f'only with mode = "http" or accept_proxy: {service.mode} has no headers'
+            yield Problem(("trusted_proxies",), text)
+        elif service.scheme != "ports":
+            text = 'only with scheme = "ports" or accept_proxy: no other adds fields to a request'
+            yield Problem(("trusted_proxies",), text)
 
 
 def unfit(service: "Service") -> Iterator[Problem]:
@@ -95,6 +98,12 @@ def unfit(service: "Service") -> Iterator[Problem]:
             f"nobody can ask one worker of a command with {scheme}; one of an app, and with ports"
         )
         yield Problem(("health", "path"), text)
+    if service.accept_proxy and service.command is not None and scheme in ("shared", "reuseport"):
+        text = (
+            f"nobody reads the header for a command with {scheme}; "
+            "the front does with ports, and the worker of an app"
+        )
+        yield Problem(("accept_proxy",), text)
     if service.mode == "udp":
         yield from _unfit_for_datagrams(service)
 
@@ -124,6 +133,8 @@ def _unfit_for_datagrams(service: "Service") -> Iterator[Problem]:
         yield Problem(("listen",), "expected host:port with udp")
     if service.health.path is not None:
         yield Problem(("health", "path"), "udp has no requests to ask with")
+    if service.accept_proxy:
+        yield Problem(("accept_proxy",), "expected connections: a datagram has no beginning")
 
 
 def _of_scheme(table: Mapping[str, Any]) -> Iterator[Problem]:

@@ -21,9 +21,12 @@ from penstock_proxy.config import Address, FrontConfig, FrontService, Target
 from penstock_supervisor import shares
 from penstock_supervisor.services import Config, Restart, Service
 from penstock_worker import contract
+from penstock_worker.peers import Terms, written
 
 FRONT_START_S: Final = 30.0
 """Not a service's `timeouts.start`: that is about the user's program."""
+_FRONTS: Final = ("127.0.0.0/8", "::1")
+"""Whose connections come to a worker's own port: it is of this host."""
 FRONT_RESTART: Final = Restart(max_restarts=20, within=60.0, backoff=0.1, backoff_max=2.0)
 """A front that comes back serves everybody: worth more tries than one worker of many."""
 
@@ -107,6 +110,7 @@ def worker_plan(service: Service, slot: int, own: Address | None, means: Means) 
         environment={
             **_environment(service, slot, where, means.environment),
             **_log_variable(service, logs, means.stdout),
+            **_header_variable(service),
         },
         directory=service.directory,
         ours=service.app is not None,
@@ -229,6 +233,17 @@ def _log_variable(service: Service, where: str, stdout: int) -> dict[str, str]:
         return {}
     place = str(stdout) if where == "stdout" else str(Path(where).absolute())
     return {contract.ACCESS_LOG: f"{service.access_log_format}:{place}"}
+
+
+def _header_variable(service: Service) -> dict[str, str]:
+    """For a worker that reads PROXY headers: those that clients' proxies send, where it gets
+    the connection itself, or those that the front sends."""
+    terms = None
+    if service.scheme != "ports" and service.accept_proxy:
+        terms = Terms(service.timeouts.head, service.trusted_proxies)
+    elif service.scheme == "ports" and service.send_proxy and service.app is not None:
+        terms = Terms(service.timeouts.head, _FRONTS)
+    return {} if terms is None else {contract.ACCEPT_PROXY: written(terms)}
 
 
 def _environment(

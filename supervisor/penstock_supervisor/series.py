@@ -18,7 +18,13 @@ from typing import Any, Final
 from penstock_proxy import metrics
 from penstock_proxy.metrics import BUCKETS_S, METHODS, OTHER, Metric, Series, Value
 
-_OF_REQUESTS: Final = frozenset(("penstock_requests_total", "penstock_request_duration_seconds"))
+_OF_REQUESTS: Final = frozenset(
+    (
+        "penstock_requests_total",
+        "penstock_request_duration_seconds",
+        "penstock_rejected_total",
+    )
+)
 _OF_CONNECTIONS: Final = frozenset(
     (
         "penstock_connections_total",
@@ -40,6 +46,8 @@ _MOST_SAMPLES: Final = 4096
 _TABLE: Final = {metric.name: metric for metric in metrics.TABLE}
 _CODES: Final = frozenset(str(status.value) for status in HTTPStatus) | {"none"}
 _PHASES: Final = ("connect", "first_byte", "total")
+_REASONS: Final = ("proxy_header", "proxy_untrusted")
+"""Why a worker closes a connection; all others are of who stands before it."""
 
 
 def cleaned(told: object, slot: int, scheme: str) -> Series:
@@ -104,6 +112,8 @@ def _label(name: str, value: str, slot: int) -> str | None:
         case "code":
             return value if value in _CODES else OTHER
         case "phase" if value in _PHASES:
+            return value
+        case "reason" if value in _REASONS:
             return value
     return None
 

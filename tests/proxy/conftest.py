@@ -223,7 +223,7 @@ class Network:
         self.wires: list[Wire] = []
         """Connections to workers, oldest first."""
 
-    def dial(self, _loop: object, address: Any, done: Done) -> Hanging | None:
+    def dial(self, _loop: object, address: Any, done: Done, preface: bytes = b"") -> Hanging | None:
         port = address[1][1]
         self.dialed.append(port)
         if port in self.silent:

@@ -252,7 +252,7 @@ def test_a_child_inherits_nothing_that_makes_us_somebodys_worker(
             "accept_proxy = true",
             "accept_proxy: expected trusted_proxies beside it: or any client is whoever it likes",
         ),
-        ("send_proxy = 'v1'", "send_proxy: unknown key"),
+        ("send_proxy = 'v3'", 'send_proxy: expected "", "v1" or "v2", not "v3"'),
     ],
 )
 def test_a_mistake_is_told_with_its_key(write: Write, line: str, problem: str) -> None:

@@ -35,9 +35,12 @@ LISTEN_START: Final = 3
 ACCESS_LOG: Final = "PENSTOCK_ACCESS_LOG"
 """Where a worker that has no front before it writes its access log: "FORMAT:WHERE", FORMAT
 json or combined, WHERE an inherited descriptor's number or a path. Absent: nowhere."""
+ACCEPT_PROXY: Final = "PENSTOCK_ACCEPT_PROXY"
+"""[seconds, [network, …]] in JSON: every connection begins with a PROXY header, which comes in
+that time and from one of those. Absent: none does."""
 
 SCRUBBED: Final = (
-    PORT, HOST, SERVICE, SLOT, SCHEME, NODE_SLOT, CHANNEL_FD, LINK_FD, ACCESS_LOG,
+    PORT, HOST, SERVICE, SLOT, SCHEME, NODE_SLOT, CHANNEL_FD, LINK_FD, ACCESS_LOG, ACCEPT_PROXY,
     LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES,
     "NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE", "NODE_UNIQUE_ID",
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",

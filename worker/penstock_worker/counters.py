@@ -61,7 +61,7 @@ class Histogram:
 class RequestCounters:
     """What one worker counts of the requests and connections that no front sees."""
 
-    __slots__ = ("active", "connections", "requests", "total")
+    __slots__ = ("active", "connections", "rejected", "requests", "total")
 
     def __init__(self) -> None:
         self.connections = 0
@@ -71,6 +71,8 @@ class RequestCounters:
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
         """By method (of METHODS, or OTHER) and status (0: nothing was said)."""
         self.total = Histogram()
+        self.rejected: defaultdict[str, int] = defaultdict(int)
+        """Connections that did not begin as they should, by reason."""
 
     def ended(self, method: str, status: int, seconds: float) -> None:
         """One request is over."""
@@ -88,10 +90,13 @@ def request_series(counters: RequestCounters, slot: str) -> Series:
     requests: defaultdict[str, Value] = defaultdict(int)
     for (method, status), count in counters.requests.items():
         requests[f"{slot} {method} {code(status)}"] += count  # type: ignore[operator]
-    return {
+    series: Series = {
         "penstock_requests_total": dict(requests),
         "penstock_request_duration_seconds": {"total": flat(counters.total)},
     }
+    if counters.rejected:
+        series["penstock_rejected_total"] = dict(counters.rejected)
+    return series
 
 
 def connection_series(counters: RequestCounters, slot: str) -> Series:

@@ -5,9 +5,12 @@ word "unix" for whoever may connect to our unix sockets. Must not know what is b
 them. No I/O, no clock.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_network
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from penstock_worker.contract import ACCEPT_PROXY
 
 UNIX: Final = "unix"
 
@@ -35,3 +38,28 @@ class Trusted:
             return False
         found = ip_address(address.partition("%")[0])
         return any(found.version == net.version and found in net for net in self._networks)
+
+
+class Terms(NamedTuple):
+    """On what terms a worker reads PROXY headers."""
+
+    seconds: float
+    """For a header to come."""
+    trusted: tuple[str, ...]
+
+
+def written(terms: Terms) -> str:
+    """As in the environment."""
+    return json.dumps([terms.seconds, list(terms.trusted)])
+
+
+def told(environ: Mapping[str, str]) -> Terms | None:
+    """Do connections begin with a header? ValueError: it is not said as we would."""
+    text = environ.get(ACCEPT_PROXY)
+    if text is None:
+        return None
+    try:
+        seconds, trusted = json.loads(text)
+        return Terms(float(seconds), tuple(map(str, trusted)))
+    except (ValueError, TypeError):
+        raise ValueError(f"{ACCEPT_PROXY}={text!r} says nothing") from None

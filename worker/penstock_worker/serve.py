@@ -28,9 +28,19 @@ from typing import Final, Protocol
 
 import uvloop
 
-from penstock_worker import channel, contract, intake, listeners, loading, recorder, retiring
+from penstock_worker import (
+    channel,
+    contract,
+    intake,
+    listeners,
+    loading,
+    peers,
+    recorder,
+    retiring,
+)
 from penstock_worker.counters import RequestCounters
 from penstock_worker.intake import Intake
+from penstock_worker.introduction import Introductions, Serve
 from penstock_worker.line import Line
 from penstock_worker.listeners import ListenError, Source
 from penstock_worker.loading import LoadError, Program, StartError
@@ -86,6 +96,7 @@ class Worker:
         self._retired = False
         self._status = 0
         self._thread = threading.get_ident()
+        self._introductions: Introductions | None = None
         line.on_lost = self._orphaned
         line.attach(self._asked_to_retire)
         retiring.watch(loop, self.retire)
@@ -100,7 +111,7 @@ class Worker:
         connections = self._line.connections
         try:
             await server.start()
-            connections.open(source, server.protocol)
+            connections.open(source, self._introduced(server.protocol))
             self._line.start(source, notes)
             self._ready(source)
             await self._leaving.wait()
@@ -111,6 +122,8 @@ class Worker:
                 await server.finish()
             finally:
                 connections.close()
+                if self._introductions is not None:
+                    self._introductions.close()
                 source.sock.close()
                 self._line.stop()
                 if notes is not None:
@@ -154,6 +167,17 @@ class Worker:
             self.retire(reason)
         else:
             self._loop.call_soon_threadsafe(self.retire, reason)
+
+    def _introduced(self, serve: Serve) -> Serve:
+        """Connections begin with a PROXY header, if we were told so."""
+        try:
+            terms = peers.told(self._environ)
+        except ValueError as error:
+            raise LoadError(str(error)) from None
+        if terms is None:
+            return serve
+        self._introductions = Introductions(self._loop, terms, self._line.counters)
+        return self._introductions.before(serve)
 
     def _recorder(self) -> Recorder:
         service = self._environ.get(contract.SERVICE, "")

@@ -79,9 +79,10 @@ def choose(service: Service, names: Iterable[str], directory: str, fronts: int =
 def _written(service: Service, scheme: str, mode: str, listen: str) -> tuple[Service, str]:
     """The service under `scheme`, and why it cannot work there."""
     refused = {key for key, (schemes, _) in rules.SCHEMES_OF.items() if scheme not in schemes}
-    refused |= {"ports", "access_log_format"}
+    # The clients of a comparison speak for themselves.
+    refused |= {"ports", "access_log_format", "accept_proxy"}
     mode = mode or service.mode
-    if mode != "http":
+    if mode != "http" or scheme != "ports":
         refused.add("trusted_proxies")
     fields = Service.model_fields
     changes: dict[str, Any] = {
