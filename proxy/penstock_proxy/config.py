@@ -7,6 +7,7 @@ are bytes, shares are fractions once they are parsed. No I/O, no clock.
 """
 
 import re
+from collections.abc import Mapping
 from ipaddress import ip_network
 from typing import Annotated, Final, Literal, NamedTuple
 
@@ -95,6 +96,13 @@ def _path(text: str) -> str:
     return text
 
 
+def _server_name(text: str) -> str:
+    match = re.fullmatch(r"(?:\*\.)?(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?", text)
+    if match is None or len(text) > 255:
+        raise ValueError('expected a name as in certificates, such as "a.example" or "*.example"')
+    return text.lower().removesuffix(".")
+
+
 Duration = Annotated[
     float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False, strict=True)
 ]
@@ -102,6 +110,7 @@ Positive = Annotated[Duration, Field(gt=0)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0, strict=True)]
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1, strict=True)]
 AddressText = Annotated[str, AfterValidator(_address)]
+ServerName = Annotated[str, AfterValidator(_server_name)]
 Network = Annotated[str, AfterValidator(_network)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Weight = Annotated[int, Field(ge=1, le=100, strict=True)]
@@ -218,6 +227,8 @@ class Traffic(Part):
     """What connections to workers begin with: a PROXY header of this version."""
     accept_proxy: bool = False
     """Every connection begins with a PROXY header, and comes from one of `trusted_proxies`."""
+    sni: Mapping[ServerName, str] = Field(default_factory=dict)
+    """TLS that is passed through: the service for each name that clients ask for."""
     max_connections: Annotated[int, Field(ge=0, strict=True)] = 0
     """0: as many as descriptors allow."""
     handoff_window: Annotated[int, Field(ge=1, le=1024, strict=True)] = 16

@@ -33,7 +33,8 @@ of nearly every one; a longer one takes another turn."""
 _STOPPING_S: Final = 1.0
 """For one that is here when we stop."""
 # Plain numbers: Python 3.11 takes longer to find a member of an enum than the kernel to look.
-_PEEK: Final = int(socket.MSG_PEEK)
+# The kernel accepts sockets that block, whatever the listener does.
+_PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _SOCKET: Final = int(socket.SOL_SOCKET)
 _LOWAT: Final = int(socket.SO_RCVLOWAT)
 _STREAM: Final = int(socket.SOCK_STREAM)

@@ -40,6 +40,8 @@ BODY_TIMEOUT: Final = Fault("body_timeout", Side.CLIENT, 408, "request body took
 CLIENT_GONE: Final = Fault("client_gone", Side.CLIENT, 0, "")
 PROXY_HEADER: Final = Fault("proxy_header", Side.CLIENT, 0, "")
 PROXY_UNTRUSTED: Final = Fault("proxy_untrusted", Side.CLIENT, 0, "")
+HELLO_TIMEOUT: Final = Fault("hello_timeout", Side.CLIENT, 0, "")
+"""A TLS client's first words, by which it is routed, did not come."""
 VERSION: Final = Fault("version", Side.CLIENT, 505, "HTTP version not supported")
 EXPECTATION: Final = Fault("expectation", Side.CLIENT, 417, "expectation failed")
 NOT_IMPLEMENTED: Final = Fault("not_implemented", Side.CLIENT, 501, "not implemented")

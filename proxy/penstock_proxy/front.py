@@ -100,6 +100,8 @@ class Front:
                 clock=monotonic,
                 way=front.way,
             )
+        for front in self._services.values():
+            front.route(self._services)
         known = self._admission.open
         self._admission.other = max(0, _open_descriptors() - known)
         self._admission.check()

@@ -8,7 +8,7 @@ than one.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import random
 from time import monotonic
 from typing import Any, Final
@@ -34,10 +34,13 @@ from penstock_proxy.preface import check, of_client
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.relay import Relay
 from penstock_proxy.retrying import Budget
+from penstock_proxy.server_names import ByName
+from penstock_proxy.sni import Door, Routes
 from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import WorkerConnection
 from penstock_worker.access_log import AccessLog
+from penstock_worker.peers import peer_address
 from penstock_worker.proxy_protocol import Place
 from penstock_worker.streams import Stream
 
@@ -48,6 +51,12 @@ _log = logging.getLogger("penstock.front")
 
 class ServiceFront:
     """One service in one front."""
+
+    routes: Routes | None = None
+    """Some of its connections are another service's, by the name they ask for."""
+    _said_full = False
+    _full = False
+    """Somebody was left waiting in the listener's queue."""
 
     def __init__(
         self,
@@ -99,9 +108,6 @@ class ServiceFront:
         self.handshakes = Handshakes(self) if config.tls else None
         self.entrance = self._entrance() if config.accept_proxy else None
         self.gates = Gates(loop, config.listeners, admission, self._has_room, self._way_in())
-        self._said_full = False
-        self._full = False
-        """Somebody was left waiting in the listener's queue."""
         self.tick(deadlines.now)
 
     # -- connections come and go
@@ -133,7 +139,10 @@ class ServiceFront:
 
     def _accepted(self, sock: Stream, peer: Any) -> None:
         self.arrived()
-        self._deliver(sock, peer)
+        if self.routes is None:
+            self._deliver(sock, peer)
+        else:
+            self.routes.accepted(sock, Visitor(peer))
 
     def arrived(self) -> None:
         """A client's connection was accepted."""
@@ -143,13 +152,38 @@ class ServiceFront:
 
     def entered(self, stream: Stream, visitor: Visitor) -> None:
         """A client's connection was accepted, and it is known whose it is."""
-        self._deliver(stream, visitor.peer, visitor.destination, believed=visitor.believed)
+        if self.routes is None:
+            self._deliver(stream, visitor.peer, visitor.destination, believed=visitor.believed)
+        else:
+            self.routes.accepted(stream, visitor)
 
     def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
         """A client's connection did not come in."""
         self.client_lost()
         if fault is not None:
             self.journal.turned_away(address, fault, reason)
+
+    def route(self, services: "Mapping[str, ServiceFront]") -> None:
+        """All services are there: those that clients ask for by name are known."""
+        if self.config.sni:
+            doors = [(name, services[other]) for name, other in self.config.sni.items()]
+            names = ByName[Door](doors, self)
+            self.routes = Routes(self.loop, self.deadlines, self.timeouts.handshake, names, self)
+
+    def routed_away(self) -> None:
+        """A connection that was looked at is nobody's for a moment."""
+        self.counters.active -= 1
+        self.admission.clients -= 1
+
+    def routed(self, stream: Stream, visitor: Visitor) -> None:
+        """A connection comes by its name, maybe from another one's listener."""
+        if not self._has_room():
+            stream.close()
+            self.journal.turned_away(peer_address(visitor.peer), QUEUE_FULL, "it is full")
+            return
+        self.counters.active += 1
+        self.admission.clients += 1
+        self._deliver(stream, visitor.peer, visitor.destination, believed=visitor.believed)
 
     def _deliver(
         self, sock: Stream, peer: Any, destination: Place = None, *, believed: bool = True
@@ -308,5 +342,7 @@ class ServiceFront:
         self.stopping = self.kept.stopping = True
         if self.entrance is not None:
             self.entrance.drain()
+        if self.routes is not None:
+            self.routes.drain()
         for client in list(self.clients):
             client.stop()

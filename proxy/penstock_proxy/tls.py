@@ -19,6 +19,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
+from penstock_proxy.server_names import ByName
+
 _CIPHERS: Final = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2. Those of 1.3 are all good."""
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -60,7 +62,7 @@ class Contexts:
     def __init__(self, terms: Terms, credentials: Sequence[Credential]) -> None:
         """The first credential is for all names that no other has."""
         made: dict[tuple[str, ...], tuple[ssl.SSLContext, set[str]]] = {}
-        self._by_name: dict[str, ssl.SSLContext] = {}
+        known: list[tuple[str, ssl.SSLContext]] = []
         for one in credentials:
             names = tuple(sorted(one.names))
             context, kinds = made.get(names, (None, set()))
@@ -70,17 +72,14 @@ class Contexts:
                 made.setdefault(names, (context, kinds))
             kinds.add(one.kind)
             _load(context, one)
-            for name in names:
-                self._by_name.setdefault(name, context)
+            known += [(name, context) for name in names]
             if one is credentials[0]:
-                self._default = context
+                first = context
+        self._by_name = ByName(known, first)
 
     def of(self, name: str) -> ssl.SSLContext:
-        """For a name in lower case, or empty: exact, then by wildcard, then the first."""
-        exact = self._by_name.get(name)
-        if exact is not None:
-            return exact
-        return self._by_name.get(f"*.{name.partition('.')[2]}", self._default)
+        """For a name in lower case, or for none."""
+        return self._by_name.of(name)
 
 
 class Inbox:

@@ -140,12 +140,15 @@ class Renewal:
         """Look until cancelled."""
         while self._kept:
             await asyncio.sleep(LOOK_S)
-            for kept in self._kept.values():
-                if not await asyncio.to_thread(kept.settled):
-                    continue
-                if kept.take(await asyncio.to_thread(kept.read)):
-                    for order in kept.orders():
-                        self._tell(order)
+            await self.look()
+
+    async def look(self) -> None:
+        """Tell what is new, if anything is."""
+        for kept in self._kept.values():
+            if await asyncio.to_thread(kept.settled):
+                found = await asyncio.to_thread(kept.read)
+                for order in kept.orders() if kept.take(found) else ():
+                    self._tell(order)
 
     def views(self) -> dict[str, TlsView]:
         """By service."""

@@ -9,12 +9,12 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.config import Address, parse_address
-from penstock_supervisor import shares
+from penstock_supervisor import shares, tls_rules
 from penstock_supervisor.problems import Problem
 from penstock_supervisor.schemes import has_front
 
 if TYPE_CHECKING:
-    from penstock_supervisor.services import Config, Service, Tls
+    from penstock_supervisor.services import Config, Service
 
 PROGRAMS: Final = ("app", "command", "upstreams")
 _SUPERVISED: Final = ("workers", "ports", "weights", "env", "directory", "restart")
@@ -27,6 +27,7 @@ SCHEMES_OF: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "balance": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
     "weights": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
     "ejection": (("ports", "handoff"), "otherwise nobody sees what traffic does"),
+    "sni": (("ports",), "no other looks at what a client sends"),
     "tls": (("ports",), "elsewhere the program has the connection, and can speak TLS itself"),
     "max_connections": (("ports", "handoff"), "otherwise the workers accept"),
     "limits": (("ports", "handoff"), "otherwise the workers accept"),
@@ -62,7 +63,7 @@ def of_service(service: "Service") -> Iterator[Problem]:
     yield from _of_proxies(service)
     if service.mode != "http" and service.access_log_format == "combined":
         yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
-    yield from _encrypted(service.tls)
+    yield from tls_rules.of_service(service)
     if service.restart.backoff > service.restart.backoff_max:
         yield Problem(("restart", "backoff"), "expected at most backoff_max")
 
@@ -108,23 +109,6 @@ def unfit(service: "Service") -> Iterator[Problem]:
         yield from _unfit_for_datagrams(service)
 
 
-def _encrypted(tls: "Tls") -> Iterator[Problem]:
-    """A half of what TLS needs."""
-    for one, other in (("cert", "key"), ("key", "cert")):
-        if getattr(tls, one) is not None and getattr(tls, other) is None:
-            yield Problem(("tls", other), f"missing: {one} is nothing without it")
-    if tls.certificates and (tls.cert or tls.key):
-        yield Problem(("tls", "certificates"), "expected either cert and key or certificates")
-    elif tls.model_fields_set and not (tls.files or tls.cert or tls.key):
-        yield Problem(("tls",), "expected cert and key, or certificates")
-    if tls.client_certificates != "off" and tls.client_ca is None:
-        text = f'missing: with client_certificates = "{tls.client_certificates}" nobody else knows'
-        yield Problem(("tls", "client_ca"), f"{text} which are good")
-    if tls.client_certificates == "off" and tls.client_ca is not None:
-        text = 'does nothing without client_certificates = "optional" or "required"'
-        yield Problem(("tls", "client_ca"), text)
-
-
 def _unfit_for_datagrams(service: "Service") -> Iterator[Problem]:
     if service.scheme in ("ports", "handoff"):
         text = f"{service.scheme} works with connections, and udp has none; shared and reuseport do"
@@ -166,6 +150,7 @@ def of_config(config: "Config") -> Iterator[Problem]:
     for service in config.services:
         yield from _taken(service, listeners)
     yield from _fronts(config)
+    yield from tls_rules.of_config(config)
 
 
 def _fronts(config: "Config") -> Iterator[Problem]:
