@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from penstock_supervisor import rules
+from penstock_supervisor import identity, rules
 from penstock_supervisor.problems import (
     Problem,
     dotted,
@@ -60,6 +60,8 @@ DEMO: Final[Mapping[str, Any]] = {
 OPTIONS: Final = {
     "admin": "--admin",
     "fronts": "--fronts",
+    "user": "--user",
+    "group": "--group",
     "app": "APP",
     "command": "COMMAND",
     "upstreams": "--to",
@@ -72,7 +74,7 @@ OPTIONS: Final = {
     "access_log_format": "--access-log-format",
 }
 """What a key is called on the command line."""
-_TOP: Final = ("admin", "fronts")
+_TOP: Final = ("admin", "fronts", "user", "group", "no_new_privileges")
 """Keys of the whole run."""
 
 
@@ -177,7 +179,7 @@ def _checked(table: Mapping[str, Any], source: _Source) -> Config:
     except ValidationError as failure:
         problems += explained(Config, failure)
         config = Config(admin="", services=services)
-    problems += rules.of_config(config)
+    problems += [*rules.of_config(config), *_account(config)]
     problems += _certificates(services)
     if problems:
         raise source.error(*problems)
@@ -217,6 +219,23 @@ def _certificates(services: tuple[Service, ...]) -> Iterator[Problem]:
         from penstock_supervisor import certificates
 
         yield from certificates.problems(encrypted)
+
+
+def _account(config: Config) -> Iterator[Problem]:
+    """Whether `user` and `group` are known here, and can be had."""
+    if config.user is None:
+        if config.group is not None:
+            yield Problem(("group",), "only with user: it is the group that the user runs in")
+        return
+    try:
+        found = identity.find(config.user, config.group)
+    except identity.UnknownError as unknown_:
+        yield Problem((unknown_.key,), str(unknown_))
+        return
+    if os.geteuid() != 0 and not found.is_ours:
+        key = "user" if found.uid != os.geteuid() else "group"
+        ours = f"{os.geteuid()}:{os.getegid()}"
+        yield Problem((key,), f"only root can run as {found.uid}:{found.gid}, and we are {ours}")
 
 
 def _places(service: Service) -> Iterator[Problem]:

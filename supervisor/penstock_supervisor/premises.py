@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from penstock_supervisor import schemes, upstreams
+from penstock_supervisor import logfiles, privileges, schemes, upstreams
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.intakes import Intake
-from penstock_supervisor.processes import high
+from penstock_supervisor.program import high
 from penstock_supervisor.schemes import ChildPlan, Means, has_front, has_ports
 from penstock_supervisor.services import Config, Service
 from penstock_supervisor.sockets import Listener, choose_addresses, spare_address
@@ -41,13 +41,17 @@ class Premises:
         self.admin: Listener | None = None
         self.places: dict[str, list[Address]] = {}
         """Of workers with ports of their own, by slot."""
-        self._environment = environment
+        self.privileges = privileges.of(config)
+        """Of what is ours: fronts and the guardian."""
+        user = self.privileges.identity
+        self._environment = dict(environment) if user is None else user.environment(environment)
         self._python = python
         self._stack = ExitStack()
         try:
             self._open()
             self._stdout = high(stdout)
             self._stack.callback(os.close, self._stdout)
+            self.hand_over_logs()
         except BaseException:
             self._stack.close()
             raise
@@ -65,6 +69,10 @@ class Premises:
     def close(self) -> None:
         self._stack.close()
 
+    def hand_over_logs(self) -> None:
+        """Before whoever writes them opens them, at the start or anew."""
+        logfiles.hand_over(self.config, self.privileges.identity)
+
     def workers(self, name: str) -> tuple[str, ...]:
         """The addresses of a service's workers, or of what it is a front for."""
         named = tuple(upstream.address for upstream in self.services[name].upstreams)
@@ -81,7 +89,9 @@ class Premises:
         if any(map(has_front, self.config.services)):
             for slot in range(self.config.fronts):
                 inherited = [fd for one in self.intakes.values() for fd in one.of_front(slot)]
-                yield schemes.front_plan(self.config, slot, inherited, self._environment, argv)
+                yield schemes.front_plan(
+                    self.config, slot, inherited, self._environment, argv, self.privileges
+                )
 
     def front_config(
         self,
@@ -116,6 +126,7 @@ class Premises:
             main=self.intakes[service.name].address,
             stdout=self._stdout,
             fronts=self.config.fronts,
+            privileges=self.privileges._replace(no_new=self.config.no_new_privileges),
         )
         return schemes.worker_plan(service, slot, own, means)
 

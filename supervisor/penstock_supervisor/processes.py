@@ -11,29 +11,39 @@ the event loop: SIGCHLD is one handler for a whole process and can be lost; a pi
 
 import ctypes
 import errno
-import fcntl
 import logging
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import penstock_proxy
+import penstock_worker
 from penstock_supervisor import guardian, limits
+from penstock_supervisor.errors import StartError
+from penstock_supervisor.privileges import AS_WE_ARE, Privileges, closed
+from penstock_supervisor.program import Program, places_taken, take_places
 from penstock_supervisor.restarts import Restarts
-from penstock_worker.contract import LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_START
 
 _PR_SET_PDEATHSIG: Final = 1
+_NEEDED: Final = (
+    (Path(sys.executable).resolve(), os.X_OK),
+    *(
+        (Path(one.__file__ or "").resolve(), os.R_OK)
+        for one in (os, penstock_proxy, penstock_worker)
+    ),
+)
+"""What fronts and workers are made of. It may be in somebody's home, and closed to others."""
 _FAREWELL_S: Final = 5.0
 _PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 10.0
-_HIGH: Final = 64
-"""The first number that is surely none of the passed sockets'."""
 # Loaded before any fork: between fork and exec nothing may be imported or looked up.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -46,23 +56,6 @@ class SpawnError(Exception):
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
         self.key = key
-
-
-class Program(NamedTuple):
-    """All that exec needs."""
-
-    argv: Sequence[str]
-    environment: Mapping[str, str]
-    directory: str | None = None
-    inherited: tuple[int, ...] = ()
-    """Descriptors that keep their numbers in the child."""
-    captured: bool = True
-    """Its stdout comes to us through a pipe, as its stderr always does."""
-    listen: tuple[int, ...] = ()
-    """Listening sockets that it gets as descriptors 3, 4 …, by the protocol of systemd
-    (sd_listen_fds(3)). No other inherited descriptor may have such a number: see `high`."""
-    names: str = ""
-    """What each of them is called in LISTEN_FDNAMES."""
 
 
 class Exit(NamedTuple):
@@ -92,8 +85,10 @@ class Guardian:
     as long as the run lasts, and its successor is told everything.
     """
 
-    def __init__(self, loop: AbstractEventLoop) -> None:
+    def __init__(self, loop: AbstractEventLoop, privileges: Privileges = AS_WE_ARE) -> None:
+        """As whom children run, so does it: it kills none but them. StartError: it may not."""
         self._loop = loop
+        self._privileges = privileges
         self._groups: set[int] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
@@ -151,7 +146,7 @@ class Guardian:
         self._again = None
         self._since = self._loop.time()
         try:
-            process = _guardian()
+            process = _guardian(self._privileges)
         except OSError as error:
             self._start_again(f"cannot be started ({_reason(error)})", up_for_s=0.0)
             return
@@ -199,16 +194,48 @@ class Guardian:
             os.write(fd, line.encode())
 
 
-def _guardian() -> subprocess.Popen[bytes]:
-    # Unbuffered: a line that sits in our memory when we are killed protects nobody.
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-E", guardian.__file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        bufsize=0,
-        cwd="/",
-        start_new_session=True,
-    )
+def _guardian(privileges: Privileges) -> subprocess.Popen[bytes]:
+    """OSError; StartError if it cannot become who it has to be, or could do nothing then.
+
+    As the first child, it finds out for all of them.
+    """
+    heard, saying = os.pipe()
+
+    def before_exec() -> None:
+        # Popen only tells that something happened here.
+        try:
+            privileges.take_effect()
+        except OSError as error:
+            os.write(saying, _reason(error).lower().encode())
+            raise
+        for path, mode in _NEEDED if privileges.identity is not None else ():
+            if (by := closed(path, mode)) is not None:
+                inside = "" if by == path else f", and {path} is in it"
+                os.write(saying, f"{by} is closed to it{inside}".encode())
+                raise PermissionError
+
+    try:
+        # Unbuffered: a line that sits in our memory when we are killed protects nobody.
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-E", guardian.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            bufsize=0,
+            cwd="/",
+            # Whoever is that user can read what it is given.
+            env={},
+            start_new_session=True,
+            preexec_fn=before_exec,  # noqa: PLW1509
+        )
+    except subprocess.SubprocessError as error:
+        os.close(saying)
+        saying = -1
+        why = os.read(heard, select.PIPE_BUF).decode() or str(error)
+        raise StartError(f"user: cannot run anything as {privileges.name}: {why}") from None
+    finally:
+        os.close(heard)
+        if saying >= 0:
+            os.close(saying)
     assert process.stdin is not None
     # A guardian that does not read must not stop us; it reads all the time.
     os.set_blocking(process.stdin.fileno(), False)
@@ -285,6 +312,8 @@ def _popen(program: Program, guardian_: Guardian) -> subprocess.Popen[bytes]:
 
     def before_exec() -> None:
         limits.give_back()
+        program.privileges.take_effect()
+        # After it: a change of user forgets the signal.
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         # The parent may have died before the line above.
         if os.getppid() != parent:
@@ -298,10 +327,10 @@ def _popen(program: Program, guardian_: Guardian) -> subprocess.Popen[bytes]:
                 os.write(telling, b"+%d\n" % os.getpid())
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if program.listen:
-            _take_places(program)
+            take_places(program)
 
     try:
-        with _places_taken(program.listen):
+        with places_taken(program.listen):
             return subprocess.Popen(
                 program.argv,
                 stdin=subprocess.DEVNULL,
@@ -320,56 +349,14 @@ def _popen(program: Program, guardian_: Guardian) -> subprocess.Popen[bytes]:
         raise _explained(program, error) from error
 
 
-@contextmanager
-def _places_taken(sockets: Sequence[int]) -> Iterator[None]:
-    """Popen's own pipe must not have a number that one of the sockets is about to get."""
-    taken: list[int] = []
-    try:
-        while sockets and (not taken or taken[-1] < LISTEN_START + len(sockets)):
-            taken.append(fcntl.fcntl(sockets[0], fcntl.F_DUPFD_CLOEXEC, LISTEN_START))
-        yield
-    finally:
-        for fd in taken:
-            os.close(fd)
-
-
-def _take_places(program: Program) -> None:
-    """In the child: put the listening sockets where they are expected, and become the program.
-
-    LISTEN_PID is only known here, and the environment of the exec that follows is made
-    already; so this one is done by ourselves. If it fails, that one fails in the same way
-    and has the means to say why.
-    """
-    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in program.listen]
-    for place, fd in enumerate(copies, LISTEN_START):
-        os.dup2(fd, place, inheritable=True)
-    kept = {*range(3), *range(LISTEN_START, LISTEN_START + len(copies)), *program.inherited}
-    # What Popen would close: the originals, and what our own parent left open for us.
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 — numbers, not paths
-        with suppress(OSError):
-            if int(name) not in kept:
-                os.set_inheritable(int(name), False)
-    environment = {
-        **program.environment,
-        LISTEN_FDS: str(len(copies)),
-        LISTEN_FDNAMES: ":".join([program.names] * len(copies)),
-        LISTEN_PID: str(os.getpid()),
-    }
-    with suppress(OSError, ValueError):
-        os.execvpe(program.argv[0], list(program.argv), environment)
-
-
-def high(fd: int) -> int:
-    """Copy a descriptor to a number that no passed socket wants; the caller closes it."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
-
-
 def _explained(program: Program, error: Exception) -> SpawnError:
     directory = program.directory
     if directory is not None and not Path(directory).is_dir():
         return SpawnError("directory", f'"{directory}": no such directory')
     if directory is not None and isinstance(error, OSError) and error.filename == directory:
         return SpawnError("directory", f'"{directory}": {_reason(error)}')
+    if isinstance(error, subprocess.SubprocessError):
+        return SpawnError("user", f"cannot run as {program.privileges.name}")
     name = f'"{program.argv[0]}"'
     if isinstance(error, FileNotFoundError):
         # A script whose interpreter is missing says the same as a missing script.
@@ -377,7 +364,8 @@ def _explained(program: Program, error: Exception) -> SpawnError:
             return SpawnError("command", f"{name}: the interpreter in its first line is missing")
         return SpawnError("command", f"{name}: no such program")
     if isinstance(error, PermissionError):
-        return SpawnError("command", f"{name}: not executable (permission denied)")
+        whose = f" for {program.privileges.name}" if program.privileges.identity else ""
+        return SpawnError("command", f"{name}: not executable{whose} (permission denied)")
     if isinstance(error, OSError) and error.errno == errno.ENOEXEC:
         return SpawnError("command", f"{name}: not a program (no #! line?)")
     return SpawnError("command", f"{name}: {_reason(error)}")

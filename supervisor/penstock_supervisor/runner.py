@@ -109,7 +109,7 @@ class Runner:
                     Premises(self.config, self._environment, stdout=stdout, python=self._python)
                 )
             )
-            guardian = stack.enter_context(closing(Guardian(loop)))
+            guardian = stack.enter_context(closing(Guardian(loop, self._premises.privileges)))
             output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
             lag = stack.enter_context(closing(Lag()))
             self._watch = Watch(
@@ -184,6 +184,7 @@ class Runner:
 
     def reopen_logs(self) -> None:
         """Have whoever writes access logs open them anew, after they were moved away."""
+        self._premises.hand_over_logs()
         self._fronts.tell({"cmd": REOPEN})
         for child in self._roster.workers():
             if contract.ACCESS_LOG in child.plan.environment:

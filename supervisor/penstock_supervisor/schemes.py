@@ -15,13 +15,16 @@ No I/O, no clock: ports, the environment and the interpreter's path are argument
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from penstock_proxy.config import Address, FrontConfig, FrontService, Target
 from penstock_supervisor import shares
 from penstock_supervisor.services import Config, Restart, Service
 from penstock_worker import contract
 from penstock_worker.peers import Terms, written
+
+if TYPE_CHECKING:
+    from penstock_supervisor.privileges import Privileges
 
 FRONT_START_S: Final = 30.0
 """Not a service's `timeouts.start`: that is about the user's program."""
@@ -68,6 +71,8 @@ class ChildPlan:
     links: int = 0
     """Connections are passed to it over so many links, one from each front."""
     inherited: tuple[int, ...] = ()
+    privileges: "Privileges | None" = None
+    """As whom it runs; None: as we are."""
     start_s: float
     stop_s: float
     restart: Restart
@@ -94,6 +99,8 @@ class Means:
     stdout: int = -1
     """A descriptor that workers can inherit, for an access log that they write."""
     fronts: int = 1
+    privileges: "Privileges | None" = None
+    """As whom workers run."""
 
 
 def worker_plan(service: Service, slot: int, own: Address | None, means: Means) -> ChildPlan:
@@ -118,6 +125,7 @@ def worker_plan(service: Service, slot: int, own: Address | None, means: Means) 
         listens=not has_front(service),
         links=means.fronts if service.scheme == "handoff" else 0,
         inherited=inherited,
+        privileges=means.privileges,
         start_s=service.timeouts.start,
         stop_s=service.timeouts.stop,
         restart=service.restart,
@@ -130,6 +138,7 @@ def front_plan(
     listeners: Sequence[int],
     environment: Mapping[str, str],
     argv: Sequence[str],
+    privileges: "Privileges | None" = None,
 ) -> ChildPlan:
     """A front, of all services; `listeners` are descriptors that it inherits."""
     return ChildPlan(
@@ -140,6 +149,7 @@ def front_plan(
         environment=environment,
         ours=True,
         inherited=tuple(listeners),
+        privileges=privileges,
         start_s=FRONT_START_S,
         stop_s=max(service.timeouts.stop for service in config.services if has_front(service)),
         restart=FRONT_RESTART,

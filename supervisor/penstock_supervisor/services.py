@@ -16,6 +16,8 @@ from penstock_proxy.config import AddressText, Count, Part, Positive, Traffic, W
 from penstock_worker.contract import SCRUBBED
 
 ADMIN: Final = "127.0.0.1:9464"
+MOST_ID: Final = (1 << 32) - 2
+"""Of a user or group; the number after it means "no change" to the kernel."""
 MOST_FRONTS: Final = 64
 """Each checks every worker, and has a link to each under handoff."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
@@ -58,6 +60,17 @@ def _fronts(value: object) -> object:
     if type(value) is int:
         return value
     raise ValueError('expected a number of fronts or "auto"')
+
+
+def _account(value: object) -> object:
+    """A user or group: a name, or a number either way it is written."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value or "\0" in value or value.startswith("-"):
+        raise ValueError("expected a name or a number")
+    if value.isdecimal() and int(value) > MOST_ID:
+        raise ValueError(f"expected a name or a number up to {MOST_ID}")
+    return value
 
 
 def _reachable(text: str) -> str:
@@ -109,6 +122,7 @@ def _command(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Scheme = Literal["ports", "handoff", "shared", "reuseport"]
+Account = Annotated[str, BeforeValidator(_account)]
 Text = Annotated[str, AfterValidator(_text)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
@@ -198,4 +212,10 @@ class Config(Part):
     """Empty: no admin port."""
     fronts: Annotated[int, BeforeValidator(_fronts), Field(ge=1, le=MOST_FRONTS)] = 1
     """Processes that stand before the workers, each of which serves every service."""
+    user: Account | None = None
+    """As whom fronts and workers run; None: as whom we do."""
+    group: Account | None = None
+    """None: the user's own."""
+    no_new_privileges: bool = True
+    """What a worker executes cannot gain any, as sudo would."""
     services: tuple[Service, ...]

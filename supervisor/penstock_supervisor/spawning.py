@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from penstock_supervisor.above import Surroundings
 from penstock_supervisor.links import Link
-from penstock_supervisor.processes import Exit, Process, Program, high
+from penstock_supervisor.privileges import AS_WE_ARE
+from penstock_supervisor.processes import Exit, Process
+from penstock_supervisor.program import Program, high
 from penstock_supervisor.schemes import ChildPlan
 from penstock_worker import channel, contract
 
@@ -50,6 +52,7 @@ def spawn(
         captured=plan.role != "front",
         listen=passed,
         names=plan.service,
+        privileges=plan.privileges or AS_WE_ARE,
     )
     try:
         process = Process(program, around.loop, around.guardian, on_exit)

@@ -17,15 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock_supervisor.processes import (
-    Exit,
-    Guardian,
-    Process,
-    Program,
-    SpawnError,
-    high,
-    reap_strangers,
-)
+from penstock_supervisor.processes import Exit, Guardian, Process, SpawnError, reap_strangers
+from penstock_supervisor.program import Program, high
 
 WAIT_S = 20.0
 
@@ -444,7 +437,8 @@ async def test_a_program_that_cannot_be_run_says_why_with_a_socket_too(
 
 CROWDED = """
 import asyncio, os, socket
-from penstock_supervisor.processes import Guardian, Process, Program, SpawnError, high
+from penstock_supervisor.processes import Guardian, Process, SpawnError
+from penstock_supervisor.program import Program, high
 
 async def main():
     loop = asyncio.get_running_loop()

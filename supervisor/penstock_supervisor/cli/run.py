@@ -74,6 +74,12 @@ class _Run(Dashed):
     help="How many processes stand before the workers; auto is one per core.  [default: 1]",
 )
 @click.option(
+    "--user",
+    metavar="NAME",
+    help="As whom fronts and workers run, when started as root.  [default: as root]",
+)
+@click.option("--group", metavar="NAME", help="Their group.  [default: the user's]")
+@click.option(
     "--admin",
     metavar="ADDR",
     help='/metrics, /healthz, /readyz and /status; "" for nowhere.  [default: 127.0.0.1:9464]',

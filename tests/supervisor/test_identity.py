@@ -1,0 +1,92 @@
+"""Names of users and groups: what they mean on this machine, and what was meant."""
+
+import grp
+import os
+import pwd
+
+import pytest
+
+from penstock_supervisor import identity
+from penstock_supervisor.config import ConfigError, load
+from penstock_supervisor.identity import Identity, UnknownError
+
+NOBODY = pwd.getpwnam("nobody")
+DAEMON = pwd.getpwnam("daemon")
+UNKNOWN = "4000000000"
+US = str(os.geteuid())
+
+
+def test_a_user_brings_its_group_its_home_and_its_groups() -> None:
+    found = identity.find("daemon", None)
+    assert (found.uid, found.gid, found.name) == (DAEMON.pw_uid, DAEMON.pw_gid, "daemon")
+    assert found.home == DAEMON.pw_dir
+    assert set(found.groups) == set(os.getgrouplist("daemon", DAEMON.pw_gid))
+
+
+def test_a_number_is_as_good_as_a_name() -> None:
+    assert identity.find(str(NOBODY.pw_uid), None) == identity.find("nobody", None)
+
+
+def test_a_group_takes_the_place_of_the_users_own() -> None:
+    found = identity.find("nobody", "daemon")
+    assert found.gid == grp.getgrnam("daemon").gr_gid
+    assert found.gid in found.groups
+    assert identity.find("nobody", str(found.gid)) == found
+
+
+def test_a_user_without_an_entry_needs_a_group_and_is_in_no_other() -> None:
+    found = identity.find(UNKNOWN, "daemon")
+    assert (found.uid, found.groups) == (int(UNKNOWN), (found.gid,))
+    with pytest.raises(UnknownError, match="expected group beside it") as caught:
+        identity.find(UNKNOWN, None)
+    assert caught.value.key == "user"
+
+
+@pytest.mark.parametrize(
+    ("user", "group", "key", "text"),
+    [
+        ("nobdy", None, "user", 'there is no user "nobdy" on this machine; did you mean "nobody"?'),
+        ("nobody", "daemn", "group", 'no group "daemn" on this machine; did you mean "daemon"?'),
+    ],
+)
+def test_a_slip_of_the_pen_is_answered_with_what_was_meant(
+    user: str, group: str | None, key: str, text: str
+) -> None:
+    with pytest.raises(UnknownError) as caught:
+        identity.find(user, group)
+    assert caught.value.key == key
+    assert text in str(caught.value)
+
+
+def test_the_environment_is_the_users_and_leads_to_nothing_of_ours() -> None:
+    other = Identity(os.geteuid() + 1, 1, (1,), "x", "/home/x", "/bin/zsh")
+    ours = {"HOME": "/root", "USER": "root", "PATH": "/bin", "XDG_RUNTIME_DIR": "/run/user/0"}
+    assert other.environment(ours) == {
+        "HOME": "/home/x", "USER": "x", "LOGNAME": "x", "SHELL": "/bin/zsh", "PATH": "/bin",
+    }  # fmt: skip
+    assert other._replace(uid=os.geteuid()).environment(ours) == ours
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"user": "nobdy"}, '--user: there is no user "nobdy"'),
+        ({"user": "nobody", "group": "daemn"}, '--group: there is no group "daemn"'),
+        ({"user": ""}, '--user: expected a name or a number, not ""'),
+        ({"user": True}, "--user: expected a name or a number, not true"),
+        ({"user": -1}, "--user: expected a name or a number, not -1"),
+        ({"user": 1 << 32}, "--user: expected a name or a number up to 4294967294"),
+        ({"group": "daemon"}, "--group: only with user"),
+    ],
+)
+def test_who_cannot_be_is_an_error_of_the_configuration(
+    keys: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, keys)
+    assert problem in str(caught.value)
+
+
+def test_whoever_we_are_may_be_named_by_us() -> None:
+    found = load(None, {"user": int(US), "group": os.getegid()})
+    assert (found.user, found.group) == (US, str(os.getegid()))
