@@ -211,6 +211,8 @@ class ClientConnection(asyncio.Protocol):
             f"Content-Type: text/plain; charset=utf-8\r\n"
             f"Content-Length: {len(fault.text) + 1}\r\n"
         )
+        if fault.status == 503:
+            head += f"Retry-After: {self.service.retry_after(fault)}\r\n"
         if not keep:
             head += "Connection: close\r\n"
         elif line and not line.minor:

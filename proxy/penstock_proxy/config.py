@@ -199,6 +199,10 @@ class Limits(Part):
     """Of TLS, unfinished at once: beyond, the oldest makes room."""
     queue: Annotated[int, Field(ge=0, strict=True)] = 1024
     """Requests that wait for a worker: 503 beyond."""
+    per_worker: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Requests or connections that one worker has at a time; the others wait. 0: no limit."""
+    queue_per_worker: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Requests that wait, for each worker in the rotation; 0: `queue` alone counts."""
     log_field: Annotated[Size, Field(ge=64, le=64 << 10)] = 1 << 10
     """Bytes of any one field of the access log; what is longer ends in "..."."""
 

@@ -19,7 +19,7 @@ from penstock_proxy import probe
 from penstock_proxy.checker import OK, Verdict
 from penstock_proxy.deadlines import NEVER
 from penstock_proxy.entrance import Reading, Visitor, visitor
-from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, WORKER_CLOSED, Fault
+from penstock_proxy.errors import CONNECT_TIMEOUT, WORKER_CLOSED, Fault
 from penstock_proxy.link import Link
 from penstock_worker.peers import peer_address
 from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, parse
@@ -45,7 +45,9 @@ class Delegate:
         """In flight, by our account: worth asking how many really are."""
         self._is_hashing = service.config.balance == "hash"
         self._introduced = service.config.accept_proxy
-        self._is_counting = service.config.balance in _COUNTING
+        self._is_counting = (
+            service.config.balance in _COUNTING or service.config.limits.per_worker > 0
+        )
         self._links: dict[int, Link] = {}
         self._current: dict[int, Link] = {}
         """By slot, those that connections are sent over."""
@@ -87,9 +89,11 @@ class Delegate:
         if self._current.get(member.slot) is link:
             del self._current[member.slot]
             self._closed.add(member)
+        service = self._service
         found = link.take_back()
-        self._service.admission.other -= link.descriptors()
+        service.admission.other -= link.descriptors()
         link.close()
+        service.freed(member)
         self._redirect(found, member)
 
     # A connection's way.
@@ -100,7 +104,7 @@ class Delegate:
         service.counters.connections += 1
         # No other policy looks at it.
         address = peer_address(peer) if self._is_hashing else ""
-        if not self.pass_on(stream.fileno(), address, ()):
+        if service.waiting or not self.pass_on(stream.fileno(), address, ()):
             service.counters.active += 1
             service.admission.waiting += 1
             Passage(self, service, stream.fileno(), address).wait()
@@ -142,6 +146,7 @@ class Delegate:
                 return True
             # Its queue is full, or it is gone and we have not heard of it yet.
             closed.add(member)
+            service.freed(member)
 
     def _is_full(self, link: Link) -> None:
         """Ask it; if it has not taken enough, nobody is sent to it until it does."""
@@ -167,8 +172,8 @@ class Delegate:
     @property
     def has_room(self) -> bool:
         """Can anybody take one more?"""
-        return self._service.pool.in_rotation > 0 and any(
-            member.standing == "up" and member not in self._closed
+        return self._service.pool.free > 0 and any(
+            member.standing == "up" and not member.full and member not in self._closed
             for member in self._service.pool.members
         )
 
@@ -198,6 +203,7 @@ class Delegate:
             service.counters.errors[CONNECT_TIMEOUT.kind] += 1
         service.journal.worker_fault(member, CONNECT_TIMEOUT, f"{len(found)} connections not taken")
         link.stuck = True
+        service.freed(member)
         self._redirect(found, member)
 
     def _heard(self, link: Link) -> None:
@@ -209,6 +215,7 @@ class Delegate:
             self._redirect(link.take_back(), link.member)
         elif self._can_send(link):
             self._closed.discard(link.member)
+        self._service.freed(link.member)
         self._service.roomier()
         self._attend(link)
 
@@ -293,15 +300,17 @@ class Passage:
 
     def wait(self) -> None:
         self._tried = ()
-        fault = self._service.queue(self, self.started)
-        if fault is not None:
-            self._give_up(fault.kind)
-        else:
+        service = self._service
+        patience = service.queue(self, self.started)
+        if isinstance(patience, float):
+            service.deadlines.arm(self, monotonic() + patience)
             self._delegate.attend()
+        else:
+            self._give_up(patience.kind)
 
     def expired(self, now: float) -> None:
-        self._service.waiting.pop(self, None)
-        self._give_up(NO_WORKER.kind)
+        self._service.waiting.leave(self)
+        self._give_up(self._service.nobody().kind)
 
     def _give_up(self, reason: str) -> None:
         service = self._service

@@ -47,6 +47,7 @@ EXPECTATION: Final = Fault("expectation", Side.CLIENT, 417, "expectation failed"
 NOT_IMPLEMENTED: Final = Fault("not_implemented", Side.CLIENT, 501, "not implemented")
 NO_WORKER: Final = Fault("no_worker", Side.FRONT, 503, "no worker available")
 QUEUE_FULL: Final = Fault("queue_full", Side.FRONT, 503, "too many requests are waiting")
+QUEUE_TIMEOUT: Final = Fault("queue_timeout", Side.FRONT, 503, "no worker was free in time")
 STOPPING: Final = Fault("stopping", Side.FRONT, 503, "shutting down")
 LACKING: Final = Fault("lacking", Side.FRONT, 503, "out of descriptors, memory or ports")
 CONNECT_FAILED: Final = Fault("connect_failed", Side.WORKER, 502, "cannot connect to a worker")
@@ -61,6 +62,9 @@ SEND_TIMEOUT: Final = Fault("send_timeout", Side.CLIENT, 0, "")
 """The client stopped reading its answer."""
 TOTAL_TIMEOUT: Final = Fault("total_timeout", Side.FRONT, 504, "the exchange took too long")
 TUNNEL_TIMEOUT: Final = Fault("tunnel_timeout", Side.FRONT, 0, "")
+
+TURNED_AWAY: Final = frozenset({NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT})
+"""Of those whom nobody has begun to serve; counted by reason as well."""
 
 FAULTS: Final = tuple(value for value in tuple(globals().values()) if isinstance(value, Fault))
 

@@ -20,6 +20,7 @@ from penstock_proxy.body import RequestBody
 from penstock_proxy.errors import Fault, RejectedError
 from penstock_proxy.forwarding import Prepared, Response
 from penstock_proxy.http1 import RequestLine
+from penstock_proxy.kept import REPLAYED
 from penstock_proxy.pump import OK
 from penstock_proxy.receipts import acknowledged
 from penstock_proxy.retrying import IDEMPOTENT, Loss
@@ -31,10 +32,8 @@ if TYPE_CHECKING:
     from penstock_proxy.dial import Dialing
     from penstock_proxy.pool import Member
 
-_REPLAYED: Final = 64 << 10
-"""Bytes of a body that are kept until its worker answers."""
 _PIECES: Final = 64
-"""And in how many pieces: small ones cost more memory than they hold."""
+"""Of a body that are kept until its worker answers: small ones cost more than they hold."""
 
 _LENGTH: Final = Body.LENGTH
 
@@ -90,7 +89,10 @@ class Exchange:
             self.fail(errors.BODY_TOO_LARGE, "as it says itself")
             return
         self._outgoing.append(head)
-        self.dispatch()
+        if self.client.service.waiting:
+            self._wait()
+        else:
+            self.dispatch()
 
     def dispatch(self) -> None:
         """Choose a worker and send it what there is; wait if there is none."""
@@ -105,22 +107,14 @@ class Exchange:
         if self._body is None and tries is None and self.line.method in IDEMPOTENT:
             link = service.kept.take(member)
         else:
-            link = self._safe(member)
+            fresh = tries is not None and tries.fresh
+            link = None if fresh else service.kept.take_for(member, self, monotonic())
         if link is not None:
             link.begin(self)
             self._send_all(link)
             return
         self.expire_in(service.timeouts.connect)
         service.dial(member, self)
-
-    def _safe(self, member: "Member") -> WorkerConnection | None:
-        """A kept connection whose end would not be the end of this request, if there is one."""
-        kept, framing = self.client.service.kept, self.prepared.framing
-        if (self.tries is not None and self.tries.fresh) or framing.length > _REPLAYED:
-            return None
-        if self.line.method in IDEMPOTENT and not framing.chunked:
-            return kept.take(member)
-        return kept.take_safe(member, monotonic())
 
     def connected(self, link: WorkerConnection) -> None:
         """A new connection to the worker stands."""
@@ -185,7 +179,7 @@ class Exchange:
             return
         if not self._streamed:
             self._outgoing.append(data)
-            if self._told or self.received > _REPLAYED or len(self._outgoing) > _PIECES:
+            if self._told or self.received > REPLAYED or len(self._outgoing) > _PIECES:
                 self._streamed = True
                 self._outgoing.clear()
         link.transport.write(data)
@@ -267,7 +261,8 @@ class Exchange:
         self.tries.lost(link, fault, loss)
 
     def _last_fault(self) -> Fault:
-        return errors.NO_WORKER if self.tries is None else self.tries.last_fault
+        fault = errors.NO_WORKER if self.tries is None else self.tries.last_fault
+        return self.client.service.nobody() if fault is errors.NO_WORKER else fault
 
     @property
     def is_idempotent(self) -> bool:
@@ -279,16 +274,16 @@ class Exchange:
         return not (self._told or self._streamed)
 
     def _wait(self) -> None:
-        service = self.client.service
-        patience = self.started + service.timeouts.queue - monotonic()
-        tries = self.tries
-        if patience <= 0 or (tries is not None and not tries.another_round()):
+        if self.tries is not None and not self.tries.another_round():
             self.refuse(self._last_fault())
-        elif len(service.waiting) >= service.config.limits.queue:
-            self.fail(errors.QUEUE_FULL, "")
-        else:
-            service.waiting[self] = None
+            return
+        patience = self.client.service.queue(self, self.started)
+        if isinstance(patience, float):
             self.expire_in(patience)
+        elif patience is errors.QUEUE_FULL:
+            self.fail(patience, "")
+        else:
+            self.refuse(self._last_fault())
 
     def expire_in(self, seconds: float) -> None:
         """Set the deadline of what is waited for now."""
@@ -350,7 +345,7 @@ class Exchange:
         """Tell the client if it can be told, else cut it off."""
         client = self.client
         service = client.service
-        if fault is errors.NO_WORKER or fault is errors.QUEUE_FULL:
+        if fault in errors.TURNED_AWAY:
             service.counters.rejected[fault.kind] += 1
         self._end_dialing()
         self._drop_link()
@@ -366,7 +361,7 @@ class Exchange:
         if self.dialing is not None:
             self.client.service.stop_dialing(self.dialing)
             self.dialing = None
-        self.client.service.waiting.pop(self, None)
+        self.client.service.waiting.leave(self)
 
     def _drop_link(self) -> None:
         link, self.link = self.link, None
@@ -379,6 +374,8 @@ class Exchange:
         member, self.member = self.member, None
         if member is not None:
             member.active -= 1
+            if member.full:
+                self.client.service.freed(member)
         return member
 
     def _close(self, ended: str, *, keep: bool, cut: bool = False) -> None:

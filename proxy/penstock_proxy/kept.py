@@ -20,8 +20,12 @@ from penstock_proxy.forwarding import IDLE_S
 from penstock_proxy.pool import Member, Standing
 
 if TYPE_CHECKING:
+    from penstock_proxy.exchange import Exchange
     from penstock_proxy.upstream import WorkerConnection
 
+REPLAYED: Final = 64 << 10
+"""Bytes of a request's body that are kept until its worker answers, to be sent again. One
+that is known to be longer gets a connection of its own."""
 MAX_IDLE: Final = 1024
 """Idle connections kept for one worker."""
 _SPARE_S: Final = 1.0
@@ -54,6 +58,17 @@ class Kept:
             if not link.transport.is_closing():
                 return link
         return None
+
+    def take_for(
+        self, member: Member, exchange: "Exchange", now: float
+    ) -> "WorkerConnection | None":
+        """One whose end would not be the end of this request, if there is one."""
+        framing = exchange.prepared.framing
+        if framing.length > REPLAYED:
+            return None
+        if exchange.is_idempotent and not framing.chunked:
+            return self.take(member)
+        return self.take_safe(member, now)
 
     def take_safe(self, member: Member, now: float) -> "WorkerConnection | None":
         """One for a request that must not be sent twice."""

@@ -24,7 +24,7 @@ from penstock_worker.counters import Value as Value
 FRONT_SLOT: Final = -1
 """The slot of requests that the front answered by itself; its label is empty."""
 
-REJECTIONS: Final = ("queue_full", "no_worker", "proxy_header", "proxy_untrusted")
+REJECTIONS: Final = ("queue_full", "queue_timeout", "no_worker", "proxy_header", "proxy_untrusted")
 """Why somebody was not let in. Too many connections is none of them: a front that is full
 stops accepting, and who comes waits in the listener's queue."""
 

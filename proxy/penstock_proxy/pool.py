@@ -11,7 +11,7 @@ often a bad request's fault, and ejecting on it without limits would let one cli
 the whole service down.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import Any, Final
@@ -148,6 +148,8 @@ class Member:
     """End of the ejection."""
     since: float = 0.0
     """When it last came into the rotation."""
+    full: bool = False
+    """It has as much as it may have at a time."""
 
 
 class Pool:
@@ -166,11 +168,17 @@ class Pool:
         ejection: Ejection,
         random: Callable[[], float],
         on_change: Callable[[Member, str], None],
+        per_worker: int = 0,
     ) -> None:
+        """`per_worker`: how much a member may have at a time; 0: no limit."""
         self.members = tuple(_member(target) for target in targets)
         self.ejections = {member.slot: 0 for member in self.members}
         """Since the start, by slot."""
         self.in_rotation = 0
+        self.free = 0
+        """Members that can be picked now."""
+        self._per_worker = per_worker
+        self._full: set[Member] = set()
         self._by_slot = {member.slot: member for member in self.members}
         self._health = health
         self._ejection = ejection
@@ -181,9 +189,36 @@ class Pool:
     def pick(self, client: str, avoid: Collection[Member] = ()) -> Member | None:
         """The member for a request of this client address, or None when there is none.
 
-        `avoid` holds the members that this request has tried already.
+        `avoid` holds the members that this request has tried already. Whoever asks counts
+        it as `active`, or says that it has `left`.
         """
+        if self._per_worker:
+            return self._pick_limited(client, avoid)
         return self._policy.pick(client, avoid)
+
+    def _pick_limited(self, client: str, avoid: Collection[Member]) -> Member | None:
+        if self._full:
+            avoid = self._full.union(avoid)
+        member = self._policy.pick(client, avoid)
+        if member is None or member in avoid:
+            return None
+        if member.active + 1 >= self._per_worker:
+            member.full = True
+            self._full.add(member)
+            self.free -= 1
+        return member
+
+    def left(self, member: Member) -> bool:
+        """A member that was full has less to do: is there room again?"""
+        if not member.full or member.active >= self._per_worker:
+            return False
+        member.full = False
+        self._full.discard(member)
+        self._count_free()
+        return True
+
+    def _count_free(self) -> None:
+        self.free = self.in_rotation - sum(m.standing is Standing.UP for m in self._full)
 
     def join(self, slot: int, address: str | None = None) -> None:
         """The slot's process is ready; it is picked after its first good check.
@@ -248,6 +283,10 @@ class Pool:
             if member.standing is Standing.EJECTED and member.until <= now:
                 self._step(member, Event.RETURN, "its ejection is over", member.until)
 
+    def returns(self) -> Iterator[float]:
+        """When those that are ejected come back."""
+        return (member.until for member in self.members if member.standing is Standing.EJECTED)
+
     def rows(self) -> list[dict[str, Any]]:
         """The members as plain values, for the status page and the metrics."""
         return [
@@ -311,6 +350,7 @@ class Pool:
         rotation = [member for member in self.members if member.standing is Standing.UP]
         self.in_rotation = len(rotation)
         self._policy.rotate(rotation)
+        self._count_free()
 
 
 def _checks(count: int) -> str:

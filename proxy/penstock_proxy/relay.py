@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.deadlines import NEVER
 from penstock_proxy.dial import Dialing, blamed, dial, why
-from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, Fault, Side
+from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, TURNED_AWAY, Fault, Side
 from penstock_proxy.pump import OK, ClientHalf
 from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
@@ -65,6 +65,13 @@ class Relay:
         self._tried: tuple[Member, ...] = ()
         self._last_fault = NO_WORKER
 
+    def start(self) -> None:
+        """Choose a worker, but after those who wait for one."""
+        if self.service.waiting:
+            self._wait()
+        else:
+            self.dispatch()
+
     def dispatch(self) -> None:
         """Choose a worker and connect to it; wait if there is none."""
         service = self.service
@@ -114,6 +121,8 @@ class Relay:
         service.admission.upstreams -= 1
         service.counters.upstreams -= 1
         member.active -= 1
+        if member.full:
+            service.freed(member)
         self.member = None
         if fault.side is Side.WORKER:
             service.pool.failed(member, monotonic())
@@ -129,15 +138,27 @@ class Relay:
         self.dispatch()
 
     def _wait(self) -> None:
+        service = self.service
+        if self._tried and not service.budget.take(monotonic()):
+            # All have been tried, and what follows is another round.
+            service.counters.retries_denied += 1
+            self._give_up(self._last_fault)
+            return
         self._tried = ()
-        fault = self.service.queue(self, self.started)
-        if fault is not None:
-            self._give_up(QUEUE_FULL if fault is QUEUE_FULL else self._last_fault)
+        patience = service.queue(self, self.started)
+        if isinstance(patience, float):
+            service.deadlines.arm(self, monotonic() + patience)
+        else:
+            self._give_up(patience if patience is QUEUE_FULL else self._why())
+
+    def _why(self) -> Fault:
+        """What its last try ended with, if there was one."""
+        return self._last_fault if self.retries else self.service.nobody()
 
     def expired(self, now: float) -> None:
         if self in self.service.waiting:
-            del self.service.waiting[self]
-            self._give_up(self._last_fault)
+            self.service.waiting.leave(self)
+            self._give_up(self._why())
         elif self._dialing is not None:
             self._dialing.cancel()
             self._dialing = None
@@ -147,7 +168,7 @@ class Relay:
         """TCP has no words: the connection is closed."""
         service = self.service
         service.deadlines.disarm(self)
-        if fault is NO_WORKER or fault is QUEUE_FULL:
+        if fault in TURNED_AWAY:
             service.counters.rejected[fault.kind] += 1
         assert self._sock is not None
         if isinstance(self._sock, Stream):
@@ -163,6 +184,8 @@ class Relay:
         service.admission.upstreams -= 1
         service.counters.upstreams -= 1
         member.active -= 1
+        if member.full:
+            service.freed(member)
         if half.outcome != OK:
             service.counters.errors[half.outcome] += 1
         service.relay_over(self, half.outcome, half.received, half.sent)

@@ -21,7 +21,7 @@ from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.delegate import Delegate, Passage
 from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
 from penstock_proxy.entrance import Entrance, Gate, Reading, Visitor
-from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, Fault
+from penstock_proxy.errors import QUEUE_FULL, Fault
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import CERTIFICATE_FIELDS, Forwarding, Responses
 from penstock_proxy.gates import Gates
@@ -39,6 +39,7 @@ from penstock_proxy.sni import Door, Routes
 from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import WorkerConnection
+from penstock_proxy.waiting import Queue, nobody, retry_after
 from penstock_worker.access_log import AccessLog
 from penstock_worker.peers import peer_address
 from penstock_worker.proxy_protocol import Place
@@ -87,7 +88,10 @@ class ServiceFront:
         # One that began with a PROXY header is one client's, and serves one request.
         self.kept = Kept((t.slot for t in config.targets), 0 if config.send_proxy else MAX_IDLE)
         self.budget = Budget(config.retries, deadlines.now)
-        self.waiting: dict[Exchange | Relay | Passage, None] = {}
+        self.waiting: Queue[Exchange | Relay | Passage] = Queue(
+            config.limits, config.timeouts.queue
+        )
+        self._is_waking = False
         self.clients: set[ClientConnection] = set()
         """Under http only: who may be idle and has to be told when we stop."""
         self.stopping = False
@@ -103,6 +107,7 @@ class ServiceFront:
             ejection=config.ejection,
             random=random,
             on_change=self._changed,
+            per_worker=config.limits.per_worker,
         )
         self.delegate = Delegate(self) if config.scheme == "handoff" else None
         self.handshakes = Handshakes(self) if config.tls else None
@@ -133,6 +138,7 @@ class ServiceFront:
         return Entrance(self.loop, self.deadlines, head_s, trusted, gate, reading=reading)
 
     def _way_in(self) -> Callable[[Stream, Any], None]:
+        """What becomes of an accepted connection first."""
         if self.entrance is not None:
             return self.entrance.accepted
         return self._accepted if self.delegate is None else self.delegate.accepted
@@ -197,7 +203,7 @@ class ServiceFront:
             self.clients.add(client)
             adopt(self.reactor, client, sock)
         else:
-            Relay(self, sock, peer, preface).dispatch()
+            Relay(self, sock, peer, preface).start()
 
     def secured(self, connection: TlsConnection) -> None:
         """A client speaks TLS, and can be served."""
@@ -240,16 +246,28 @@ class ServiceFront:
             self._full = False
             self.gates.resume()
 
-    def queue(self, waiting: Relay | Passage, started: float) -> Fault | None:
-        """Let a connection wait for a worker; the fault if it may not."""
-        patience = started + self.timeouts.queue - monotonic()
-        if patience <= 0:
-            return NO_WORKER
-        if len(self.waiting) >= self.config.limits.queue:
-            return QUEUE_FULL
-        self.waiting[waiting] = None
-        self.deadlines.arm(waiting, monotonic() + patience)
-        return None
+    def queue(self, waiting: Exchange | Relay | Passage, started: float) -> Fault | float:
+        """Let somebody wait for a worker: the seconds it may; the fault if it may not."""
+        return self.waiting.enter(waiting, started, monotonic(), self.pool.in_rotation)
+
+    def nobody(self) -> Fault:
+        """Why nobody could be found for somebody."""
+        return nobody(self.pool.in_rotation)
+
+    def retry_after(self, fault: Fault) -> int:
+        """Seconds after which a client that gets a 503 may try again."""
+        return retry_after(fault, monotonic(), self.pool.returns(), self.timeouts.queue)
+
+    def freed(self, member: Member) -> None:
+        """A worker that had as much as it may has less: the first in the queue is next."""
+        if self.pool.left(member) and self.waiting:
+            self._wake()
+
+    def _wake(self) -> None:
+        # Not at once: whoever has just ended is not done with its connections.
+        if not self._is_waking:
+            self._is_waking = True
+            self.loop.call_soon(self._serve_waiting)
 
     def move(self, slot: int, address: str) -> None:
         """Another process is in this slot, and listens elsewhere."""
@@ -311,16 +329,16 @@ class ServiceFront:
         if member.standing is not Standing.UP:
             self.kept.drop(member.slot)
         elif self.waiting:
-            self.loop.call_soon(self._serve_waiting)
+            self._wake()
 
     def _serve_waiting(self) -> None:
         """Let those who wait try again; who finds nobody goes to the end of the queue."""
-        for _ in range(len(self.waiting) if self.pool.in_rotation else 0):
-            waiting = next(iter(self.waiting), None)
-            if waiting is None or (self.delegate is not None and not self.delegate.has_room):
+        self._is_waking = False
+        for _ in range(len(self.waiting)):
+            if not self.pool.free or (self.delegate is not None and not self.delegate.has_room):
                 return
-            del self.waiting[waiting]
-            waiting.dispatch()
+            if self.waiting:
+                self.waiting.first().dispatch()
 
     def tick(self, now: float) -> None:
         """Four times a second: what is due, whoever it concerns."""

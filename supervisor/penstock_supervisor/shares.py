@@ -14,6 +14,8 @@ from penstock_proxy.config import Part, Traffic
 SPLIT: Final[tuple[tuple[str, ...], ...]] = (
     ("max_connections",),
     ("limits", "queue"),
+    ("limits", "per_worker"),
+    ("limits", "queue_per_worker"),
     ("limits", "handshakes"),
 )
 """Keys of a service that are divided; where 0 is allowed it is no number of things."""

@@ -211,7 +211,7 @@ def test_who_waits_in_vain_is_closed_and_counted(houses: Any) -> None:
     house.connect(3)
     assert house.service.counters.rejected["queue_full"] == 1
     house.tick(2.0)
-    assert house.service.counters.rejected["no_worker"] == 1
+    assert house.service.counters.rejected["queue_timeout"] == 1
     assert house.service.counters.active == 0
     assert (house.admission.waiting, house.admission.clients) == (0, 0)
 
@@ -307,3 +307,23 @@ def test_before_anybody_is_linked_clients_wait(houses: Any) -> None:
     house.start(0, 9)
     house.tick(0.3)
     assert house.take(9) == 2
+
+
+def test_a_worker_has_no_more_connections_than_it_may_have(houses: Any) -> None:
+    house = houses(workers=2, limits={"per_worker": 2}, timeouts={"queue": "9s"})
+    house.connect(6)
+    assert [member.active for member in house.service.pool.members] == [2, 2]
+    assert len(house.service.waiting) == 2
+    assert (house.take(1), house.take(2)) == (2, 2)
+    assert len(house.service.waiting) == 2, "taken is not ended"
+    house.workers[2].send(CREDIT.pack(0, 1))
+    house.turn()
+    assert [member.active for member in house.service.pool.members] == [2, 2]
+    assert len(house.service.waiting) == 1
+    house.delegate.unlinked(1)
+    assert house.service.pool.members[0].active == 0
+    house.service.pool.leave(0)
+    house.workers[2].send(CREDIT.pack(1, 1))
+    house.turn()
+    assert not house.service.waiting
+    assert house.service.pool.members[1].active == 2

@@ -1,0 +1,85 @@
+"""Those who wait for a worker, in the order in which they came.
+
+Owns: the queue of one service, how long it may get, and what somebody who is not served is
+told. Must not know: what waits (an exchange, a connection), or who is free. No I/O, no clock.
+
+There is one queue for all workers: whoever is free takes the first, so nobody waits behind
+a slow one. It is bounded by number and by time; what cannot be served in time is refused
+while its client still listens, and costs no worker anything.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from math import ceil
+from typing import Generic, TypeVar
+
+from penstock_proxy.config import Limits
+from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT, Fault
+
+T = TypeVar("T")
+
+
+class Queue(Generic[T]):
+    """First come, first served; every step costs the same however many wait."""
+
+    __slots__ = ("_limits", "_patience_s", "_waiting")
+
+    def __init__(self, limits: Limits, patience_s: float) -> None:
+        self._limits = limits
+        self._patience_s = patience_s
+        # Not a dict: to find the first of one, all that have left since it grew are passed.
+        self._waiting: OrderedDict[T, None] = OrderedDict()
+
+    def enter(self, who: T, started: float, now: float, workers: int) -> Fault | float:
+        """Wait at the end: the seconds left for that, or why it may not.
+
+        `started`: since when it has been on its way; `workers`: how many are in the rotation.
+        """
+        patience = started + self._patience_s - now
+        if patience <= 0:
+            return nobody(workers)
+        if len(self._waiting) >= self._room(workers):
+            return QUEUE_FULL
+        self._waiting[who] = None
+        return patience
+
+    def _room(self, workers: int) -> int:
+        limits = self._limits
+        if not limits.queue_per_worker:
+            return limits.queue
+        # While there is no worker at all one is about to come back.
+        return min(limits.queue, limits.queue_per_worker * max(1, workers))
+
+    def first(self) -> T:
+        """Take the one out who has waited longest. KeyError: nobody waits."""
+        return self._waiting.popitem(last=False)[0]
+
+    def leave(self, who: T) -> None:
+        """It waits no more; harmless if it did not."""
+        self._waiting.pop(who, None)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, who: object) -> bool:
+        return who in self._waiting
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._waiting)
+
+
+def nobody(workers: int) -> Fault:
+    """Why somebody was not served, with so many workers in the rotation."""
+    return QUEUE_TIMEOUT if workers else NO_WORKER
+
+
+def retry_after(fault: Fault, now: float, back: Iterable[float], patience_s: float) -> int:
+    """Whole seconds after which a client that got a 503 may try again, at least 1.
+
+    `back`: when workers that were ejected come back; `patience_s`: how long others wait now.
+    What else may end the trouble, a restart above all, is a matter of moments or unknown.
+    """
+    known = [at - now for at in back]
+    if fault is QUEUE_FULL or fault is QUEUE_TIMEOUT:
+        known.append(patience_s)
+    return max(1, ceil(min(known, default=1.0)))
