@@ -19,6 +19,7 @@ from penstock_supervisor.above import Surroundings
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.history import History
 from penstock_supervisor.lifecycle import Command, Event, Life, State
+from penstock_supervisor.links import Link
 from penstock_supervisor.processes import Exit, Process, SpawnError
 from penstock_supervisor.schemes import ChildPlan
 from penstock_supervisor.spawning import spawn
@@ -28,7 +29,6 @@ from penstock_worker.channel import MAX_HANDLES, Channel
 if TYPE_CHECKING:
     from asyncio import Task, TimerHandle
 
-    from penstock_supervisor.links import Link
     from penstock_supervisor.output import Capture
 
 _log = logging.getLogger(__name__)
@@ -128,6 +128,11 @@ class Child:
     def send(self, message: Any, handle: socket.socket | None = None) -> bool:
         """False if there is nobody to take it. ValueError, TypeError: it cannot be sent."""
         return self._channel is not None and self._channel.send(message, handle)
+
+    def part_with_links(self) -> tuple[Link, ...]:
+        """Whoever calls this closes them."""
+        links, self.links = self.links, ()
+        return links
 
     def _handle(self, event: Event) -> None:
         before = self.state

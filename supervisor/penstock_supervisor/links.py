@@ -30,10 +30,6 @@ class Link:
         worker.setblocking(False)
         return cls(next(_NUMBERS), front, worker)
 
-    def copy(self) -> "Link":
-        """Descriptors of its own, for the same link."""
-        return Link(self.number, self.front.dup(), self.worker.dup())
-
     def close(self) -> None:
         self.front.close()
         self.worker.close()

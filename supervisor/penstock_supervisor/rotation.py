@@ -45,7 +45,7 @@ class _Hold(NamedTuple):
 
 @dataclass(slots=True)
 class _Orphan:
-    """Our copy of a link to a process that has ended."""
+    """A link to a process that has ended."""
 
     slot: Slot
     link: Link
@@ -154,10 +154,10 @@ class Rotation:
                 self._send_link(front, slot_of(child), child.links[front.plan.slot])
 
     def unlink(self, child: Child) -> None:
-        """That process is gone; call it before its links are closed."""
+        """That process is gone; its links are ours until what it left is taken back."""
         slot = slot_of(child)
-        for front, link in zip(self._roster.fronts, child.links, strict=False):
-            orphan = self._orphans[link.number] = _Orphan(slot, link.copy())
+        for front, link in zip(self._roster.fronts, child.part_with_links(), strict=False):
+            orphan = self._orphans[link.number] = _Orphan(slot, link)
             if front.send(_unlink(orphan)):
                 orphan.heir = front
             else:

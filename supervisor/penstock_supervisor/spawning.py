@@ -8,12 +8,13 @@ wants, the process is started, and our copies of the far ends are closed.
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from penstock_supervisor.above import Surroundings
 from penstock_supervisor.links import Link
 from penstock_supervisor.privileges import AS_WE_ARE
-from penstock_supervisor.processes import Exit, Process
+from penstock_supervisor.processes import Exit, Process, SpawnError
 from penstock_supervisor.program import Program, high
 from penstock_supervisor.schemes import ChildPlan
 from penstock_worker import channel, contract
@@ -34,34 +35,43 @@ def spawn(
     on_exit: Callable[[Exit], None],
 ) -> Spawned:
     """Start it with `passed` as its listening sockets. SpawnError if that cannot be."""
-    environment = dict(plan.environment)
-    mine, theirs = channel.pair()
-    links = tuple(Link.made() for _ in range(plan.links))
-    given = [high(theirs.fileno())]
-    theirs.close()
-    environment[contract.CHANNEL_FD] = str(given[0])
-    if links:
-        ends = [high(link.worker.fileno()) for link in links]
-        given += ends
-        environment[contract.LINK_FD] = ",".join(map(str, ends))
-    program = Program(
-        plan.argv,
-        environment,
-        plan.directory,
-        (*plan.inherited, *given),
-        captured=plan.role != "front",
-        listen=passed,
-        names=plan.service,
-        privileges=plan.privileges or AS_WE_ARE,
-    )
-    try:
+    with ExitStack() as ours, ExitStack() as theirs:
+        try:
+            mine, links, given = _ends(plan, ours, theirs)
+        except OSError as error:
+            why = f"no channel and no links can be made for it: {error.strerror}"
+            raise SpawnError("workers", why) from None
+        environment = {**plan.environment, contract.CHANNEL_FD: str(given[0])}
+        if links:
+            environment[contract.LINK_FD] = ",".join(map(str, given[1:]))
+        program = Program(
+            plan.argv,
+            environment,
+            plan.directory,
+            (*plan.inherited, *given),
+            captured=plan.role != "front",
+            listen=passed,
+            names=plan.service,
+            privileges=plan.privileges or AS_WE_ARE,
+        )
         process = Process(program, around.loop, around.guardian, on_exit)
-    except BaseException:
-        mine.close()
-        for link in links:
-            link.close()
-        raise
-    finally:
-        for fd in given:
-            os.close(fd)
+        ours.pop_all()
     return Spawned(process, mine, links)
+
+
+def _ends(
+    plan: ChildPlan, ours: ExitStack, theirs: ExitStack
+) -> tuple[socket.socket, tuple[Link, ...], list[int]]:
+    """Our end of its channel, its links, and the numbers of what it inherits of both."""
+    mine, far = channel.pair()
+    ours.callback(mine.close)
+    with far:
+        given = [high(far.fileno())]
+    theirs.callback(os.close, given[0])
+    links: list[Link] = []
+    for _ in range(plan.links):
+        links.append(Link.made())
+        ours.callback(links[-1].close)
+        given.append(high(links[-1].worker.fileno()))
+        theirs.callback(os.close, given[-1])
+    return mine, tuple(links), given

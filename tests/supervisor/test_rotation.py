@@ -1,0 +1,281 @@
+"""What is asked of the fronts is asked of all, and answered when all have, or cannot any more.
+
+Fronts and workers only note what they are told; the loop does what is due when a test says so.
+Links are real, because what is left open of one is lost for everybody.
+"""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from penstock_supervisor.lifecycle import State
+from penstock_supervisor.links import Link
+from penstock_supervisor.roster import Roster
+from penstock_supervisor.rotation import Rotation
+from penstock_supervisor.services import Service
+
+WEB = ("web", 0)
+
+
+class Front:
+    def __init__(self, slot: int) -> None:
+        self.plan = SimpleNamespace(slot=slot, role="front", service="")
+        self.state = State.UP
+        self.at_rest = False
+        self.has_channel = True
+        self.got: list[dict[str, Any]] = []
+
+    def send(self, message: dict[str, Any], handle: object = None) -> bool:
+        if self.has_channel:
+            self.got.append({**message, "handle": handle} if handle else message)
+        return self.has_channel
+
+    def heard(self, command: str) -> list[dict[str, Any]]:
+        return [message for message in self.got if message["cmd"] == command]
+
+
+class Worker:
+    def __init__(self, links: int = 0) -> None:
+        self.plan = SimpleNamespace(service="web", slot=0, role="worker", address="127.0.0.1:1")
+        self.state = State.UP
+        self.links = tuple(Link.made() for _ in range(links))
+
+    def part_with_links(self) -> tuple[Link, ...]:
+        links, self.links = self.links, ()
+        return links
+
+
+class Timer:
+    def __init__(self, todo: Callable[[], None]) -> None:
+        self.todo: Callable[[], None] | None = todo
+
+    def cancel(self) -> None:
+        self.todo = None
+
+
+class Loop:
+    def __init__(self) -> None:
+        self._due: list[Timer] = []
+
+    def call_later(self, _: float, todo: Callable[..., None], *arguments: Any) -> Timer:
+        self._due.append(Timer(lambda: todo(*arguments)))
+        return self._due[-1]
+
+    def call_soon(self, todo: Callable[..., None], *arguments: Any) -> None:
+        self.call_later(0, todo, *arguments)
+
+    def pass_time(self) -> None:
+        """Everything that waits is due."""
+        due, self._due = self._due, []
+        for timer in due:
+            if timer.todo is not None:
+                timer.todo()
+
+
+class Stage:
+    def __init__(self, scheme: str, links: int) -> None:
+        service = Service.model_validate(
+            {"name": "web", "listen": "127.0.0.1:0", "app": "a:b", "scheme": scheme, "workers": 1}
+        )
+        self.roster, self.loop = Roster(), Loop()
+        self.fronts = [Front(slot) for slot in range(2)]
+        cast("list[Any]", self.roster.fronts).extend(self.fronts)
+        self.worker = Worker(links)
+        self.roster.holders[WEB] = cast("Any", self.worker)
+        self.turns: list[tuple[Any, str]] = []
+        self.rotation = Rotation(
+            cast("Any", self.loop),
+            (service,),
+            self.roster,
+            cast("Any", None),
+            lambda slot, state: self.turns.append((slot, state)),
+        )
+        self.released: list[str] = []
+
+    def hold(self, name: str = "then") -> None:
+        self.rotation.hold(cast("Any", self.worker), lambda: self.released.append(name))
+
+    def says(self, front: int, command: str, **more: Any) -> None:
+        assert self.rotation.heard(cast("Any", self.fronts[front]), {"cmd": command, **more})
+
+    def verdict(self, front: int, state: str) -> None:
+        self.says(front, "rotation", service="web", slot=0, state=state, reason="said so")
+
+    def dies(self, slot: int) -> None:
+        """Its process is gone; the channel is closed a moment later, as it really is."""
+        self.fronts[slot].state = State.BACKOFF
+        self.rotation.front_gone(cast("Any", self.fronts[slot]))
+        self.fronts[slot].has_channel = False
+        self.roster.away.add(slot)
+
+    def close(self) -> None:
+        self.rotation.close()
+        for link in self.worker.links:
+            link.close()
+
+
+@pytest.fixture
+def ports() -> Iterator[Stage]:
+    stage = Stage("ports", 0)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def handoff() -> Iterator[Stage]:
+    stage = Stage("handoff", 2)
+    yield stage
+    stage.close()
+
+
+def test_a_worker_is_told_to_stop_when_every_front_has_answered(ports: Stage) -> None:
+    ports.hold()
+    (first,), (second,) = (front.heard("hold") for front in ports.fronts)
+    ports.says(0, "held", seq=first["seq"])
+    ports.says(0, "held", seq=first["seq"])
+    assert ports.released == [], "the same one twice is one"
+    ports.says(1, "held", seq=second["seq"])
+    assert ports.released == ["then"]
+    ports.loop.pass_time()
+    assert ports.released == ["then"], "once"
+
+
+def test_a_front_that_dies_while_it_is_asked_has_answered(ports: Stage) -> None:
+    ports.hold()
+    ports.says(1, "held", seq=ports.fronts[1].heard("hold")[0]["seq"])
+    ports.dies(0)
+    assert ports.released == ["then"]
+
+
+def test_one_that_is_away_is_not_asked_and_nobody_waits_for_it(ports: Stage) -> None:
+    ports.dies(0)
+    ports.hold()
+    assert not ports.fronts[0].heard("hold")
+    ports.says(1, "held", seq=ports.fronts[1].heard("hold")[0]["seq"])
+    assert ports.released == ["then"]
+
+
+def test_with_no_front_there_nobody_picks_anybody(ports: Stage) -> None:
+    ports.dies(0)
+    ports.dies(1)
+    ports.hold()
+    ports.loop.pass_time()
+    assert ports.released == ["then"]
+
+
+def test_one_that_does_not_answer_is_waited_for_and_not_for_ever(ports: Stage) -> None:
+    ports.hold()
+    ports.says(0, "held", seq=ports.fronts[0].heard("hold")[0]["seq"])
+    assert ports.released == []
+    ports.loop.pass_time()
+    assert ports.released == ["then"]
+
+
+def test_nonsense_answers_nothing(ports: Stage) -> None:
+    ports.hold()
+    for number in (None, "1", 99, [1]):
+        ports.says(0, "held", seq=number)
+        ports.says(0, "unlinked", link=number)
+    assert ports.released == []
+    assert not ports.rotation.heard(cast("Any", ports.fronts[0]), {"cmd": "unheard of"})
+
+
+def test_it_has_entered_when_it_has_for_all_and_left_when_it_has_for_one(ports: Stage) -> None:
+    ports.verdict(0, "up")
+    assert not ports.rotation.is_up(WEB)
+    assert ports.rotation.is_up_anywhere(WEB)
+    assert ports.rotation.serving() == set()
+    ports.verdict(1, "up")
+    assert ports.rotation.is_up(WEB)
+    assert ports.rotation.serving() == {"web"}
+    ports.verdict(0, "down")
+    ports.verdict(1, "down")
+    ports.verdict(1, "up")
+    ports.verdict(0, "up")
+    assert ports.turns == [(WEB, "up"), (WEB, "down"), (WEB, "up")]
+
+
+def test_the_verdict_of_a_front_that_is_away_is_not_waited_for(ports: Stage) -> None:
+    ports.verdict(0, "up")
+    ports.dies(1)
+    assert ports.rotation.is_up(WEB)
+    assert ports.rotation.serving() == {"web"}
+    ports.dies(0)
+    assert not ports.rotation.is_up(WEB)
+    assert ports.rotation.serving() == set()
+
+
+def test_what_was_said_of_a_process_that_is_gone_does_not_count(ports: Stage) -> None:
+    ports.verdict(0, "up")
+    ports.verdict(1, "up")
+    ports.rotation.leave(cast("Any", ports.worker))
+    ports.worker.state = State.BACKOFF
+    ports.verdict(1, "up")
+    assert not ports.rotation.is_up_anywhere(WEB)
+
+
+def test_each_front_is_sent_its_own_link_and_joined_by_it(handoff: Stage) -> None:
+    child, links = cast("Any", handoff.worker), handoff.worker.links
+    handoff.rotation.link(child)
+    handoff.rotation.join(child)
+    for front, link in zip(handoff.fronts, links, strict=True):
+        assert [one["handle"] for one in front.heard("link")] == [link.front, link.worker]
+        assert [one["link"] for one in front.heard("join")] == [link.number]
+
+
+def test_a_link_is_kept_until_its_front_has_taken_back_what_is_in_it(handoff: Stage) -> None:
+    links = handoff.worker.links
+    handoff.rotation.unlink(cast("Any", handoff.worker))
+    assert [front.heard("unlink")[0]["link"] for front in handoff.fronts] == [
+        link.number for link in links
+    ]
+    handoff.says(0, "unlinked", link=links[1].number)
+    assert links[1].front.fileno() >= 0, "it is not the one that was asked"
+    for slot, link in enumerate(links):
+        handoff.says(slot, "unlinked", link=link.number)
+    assert [link.front.fileno() for link in links] == [-1, -1]
+    assert [link.worker.fileno() for link in links] == [-1, -1]
+
+
+def test_what_a_front_died_over_is_taken_back_by_another(handoff: Stage) -> None:
+    first, second = handoff.worker.links
+    handoff.rotation.unlink(cast("Any", handoff.worker))
+    handoff.dies(0)
+    heir = handoff.fronts[1]
+    assert [one["handle"] for one in heir.heard("link")] == [first.front, first.worker]
+    assert [one["link"] for one in heir.heard("unlink")] == [second.number, first.number]
+    handoff.says(1, "unlinked", link=first.number)
+    assert first.front.fileno() == -1
+
+
+def test_with_no_front_there_it_waits_for_the_next(handoff: Stage) -> None:
+    links = handoff.worker.links
+    handoff.dies(0)
+    handoff.dies(1)
+    handoff.rotation.unlink(cast("Any", handoff.worker))
+    assert all(link.front.fileno() >= 0 for link in links)
+    handoff.fronts[1] = handoff.roster.fronts[1] = cast("Any", Front(1))
+    handoff.rotation.front_spawned(cast("Any", handoff.fronts[1]), [])
+    assert [one["link"] for one in handoff.fronts[1].heard("unlink")] == [
+        link.number for link in links
+    ]
+
+
+def test_a_new_front_is_told_of_every_link_and_of_who_has_joined(handoff: Stage) -> None:
+    handoff.rotation.join(cast("Any", handoff.worker))
+    handoff.verdict(0, "up")
+    handoff.fronts[0] = handoff.roster.fronts[0] = cast("Any", Front(0))
+    handoff.rotation.front_spawned(cast("Any", handoff.fronts[0]), [])
+    assert [one["end"] for one in handoff.fronts[0].heard("link")] == ["front", "worker"]
+    (joined,) = handoff.fronts[0].heard("join")
+    assert joined["link"] == handoff.worker.links[0].number
+    assert not handoff.rotation.is_up_anywhere(WEB), "it has not checked anybody yet"
+
+
+def test_at_the_end_nothing_is_left_open(handoff: Stage) -> None:
+    links = handoff.worker.links
+    handoff.rotation.unlink(cast("Any", handoff.worker))
+    handoff.rotation.close()
+    assert all(sock.fileno() == -1 for link in links for sock in (link.front, link.worker))
