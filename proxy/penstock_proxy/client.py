@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _LINGER_S: Final = 2.0
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on, for no time: close resets."""
+_HEAD: Final = RequestLine(b"HEAD", b"", 1, 0)
+"""As much of a request that was refused as its answer depends on."""
 _STOPPING_S: Final = 1.0
 """A client that has not sent a byte when we stop gets this long to begin."""
 
@@ -199,8 +201,9 @@ class ClientConnection(asyncio.Protocol):
     def _refuse(self, fault: Fault, reason: str) -> None:
         """Answer what never became an exchange, and end the connection."""
         self.service.journal.refused(self, fault, reason)
+        line = _HEAD if self.buffer.startswith(b"HEAD ") else None
         self.buffer = b""
-        self.answer(fault, None, keep=False)
+        self.answer(fault, line, keep=False)
         self._end(gently=True)
 
     def answer(self, fault: Fault, line: RequestLine | None, *, keep: bool) -> int:

@@ -149,9 +149,10 @@ def parse_request_line(head: bytes) -> RequestLine:
     method, target, major, minor = match.groups()
     if major != b"1" or minor > b"1":
         raise RejectedError(VERSION, "only HTTP/1.0 and HTTP/1.1 are served")
-    if method == b"CONNECT":
+    if len(method) == 7 and method.upper() == b"CONNECT":
         # It asks for a forward proxy, which this is not; and a worker that agreed, whatever
-        # the target looks like, would take all that follows for no HTTP.
+        # the target looks like, would take all that follows for no HTTP. Some workers, unlike
+        # RFC 9110 §9.1, do not mind small letters.
         raise RejectedError(NOT_IMPLEMENTED, "CONNECT is for forward proxies")
     if (
         not target.startswith(b"/")

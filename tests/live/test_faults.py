@@ -307,6 +307,20 @@ def test_an_answer_that_was_cut_looks_cut(
     run.until(lambda: ended(run) == [(200, "worker_closed")])
 
 
+@pytest.mark.parametrize("framing", CUT)
+def test_an_answer_that_was_cut_is_reset_where_its_end_is_the_connections(
+    penstock: "Penstock", origin: "Worker", framing: str
+) -> None:
+    def answer(wire: "Wire") -> None:
+        wire.head()
+        wire.send(b"HTTP/1.1 200 OK\r\n" + CUT[framing])
+
+    wire = penstock("--to", origin(answer).address).connect()
+    wire.send(b"GET / HTTP/1.0\r\n\r\n")
+    with pytest.raises(ConnectionResetError):
+        wire.rest()
+
+
 NOT_HTTP = {
     "noise": b"\x00\x01\x02\r\n\r\n",
     "another protocol": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",

@@ -89,6 +89,12 @@ def test_behind_a_good_request_it_is_refused_and_the_good_one_answered(
     assert b"evil HTTP" not in b"".join(bytes(wire.written) for wire in house.network.wires)
 
 
+def test_a_refused_head_gets_no_body(house: House) -> None:
+    client = house.client()
+    client.send(b"HEAD / HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n")
+    assert answers(client.taken(), b"HEAD") == [400]
+
+
 def test_every_trick_says_where_it_was_seen() -> None:
     assert all(trick.source for trick in REQUESTS.values())
     assert len(REQUESTS) > 200

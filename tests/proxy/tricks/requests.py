@@ -290,6 +290,7 @@ def starts() -> dict[str, Trick]:
         "asterisk and GET": (b"GET * HTTP/1.1", 400, "RFC 9112 3.2.4"),
         "authority and GET": (b"GET a:80 HTTP/1.1", 400, "RFC 9112 3.2.3"),
         "CONNECT": (b"CONNECT a:80 HTTP/1.1", 501, "RFC 9110 9.3.6: for forward proxies"),
+        "connect": (b"connect / HTTP/1.1", 501, "workers that make capitals of it"),
         "CONNECT with a path": (b"CONNECT / HTTP/1.1", 501, "a 2xx would end HTTP there"),
         "another scheme": (b"GET ftp://a/ HTTP/1.1", 400, "RFC 9112 3.2.2"),
         "user and host": (b"GET http://b@a/ HTTP/1.1", 400, "RFC 9110 4.2.4"),
