@@ -263,8 +263,9 @@ def response(head: bytes) -> Response:
         # Neither may announce a body (RFC 9110 §8.6). Whoever does may send one, and the
         # next client must not get it for an answer; nor this one for the final response.
         announced = framing.chunked or framing.length > 0
-        if announced and status < 200:
-            raise RejectedError(BAD_RESPONSE, "an interim response with a body")
+        if status < 200 and (announced or (close and status != 101)):
+            # HTTP/1.0 has no interim responses: to who reads it as such, it is the only one.
+            raise RejectedError(BAD_RESPONSE, "an interim response with a body, or that closes")
         dropped |= {b"content-length"}
         close = close or announced
     kept = [b"HTTP/1.1" + head[8 : end - 2]]

@@ -104,6 +104,13 @@ _WHOLE: Final = {
         b"HTTP/1.1 100 Continue\r\nTransfer-Encoding: chunked\r\n\r\n" + END,
         "RFC 9112 6.1; Envoy #11458",
     ),
+    "1xx of HTTP/1.0": (
+        b"HTTP/1.0 103 Early Hints\r\n\r\n" + FORGED,
+        "RFC 9110 15.2; llhttp reads no more behind it; found by our fuzzer",
+    ),
+    "1xx that closes": (
+        b"HTTP/1.1 103 Early Hints\r\nConnection: close\r\n\r\n" + FORGED, "the same",
+    ),
     "1xx without end": (CONTINUE * 17, "an answer that never comes; Go takes five"),
     "1xx, then nonsense": (CONTINUE + b"forged\r\n\r\n", "RFC 9110 15.2"),
     "a head without end": (OK + b"X: y\r\n" * 20_000, "curl CVE-2023-38039"),
