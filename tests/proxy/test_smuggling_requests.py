@@ -4,6 +4,8 @@ What is refused is answered once, reaches no worker whole, and its connection en
 behind it is ever read as a request.
 """
 
+from collections.abc import Callable
+
 import h11
 import pytest
 from tests.proxy.conftest import House
@@ -87,6 +89,49 @@ def test_behind_a_good_request_it_is_refused_and_the_good_one_answered(
     assert answers(client.taken(), b"GET", b"GET") == [200, trick.status]
     assert client.ended
     assert b"evil HTTP" not in b"".join(bytes(wire.written) for wire in house.network.wires)
+
+
+def worker_answers(house: House) -> None:
+    house.worker.send(OK)
+
+
+def worker_breaks_off(house: House) -> None:
+    house.worker.reset()
+
+
+def body_takes_too_long(house: House) -> None:
+    house.pass_time(house.service.timeouts.body + 1)
+    house.pass_time(house.service.timeouts.body + 1)
+
+
+EARLY = {
+    "the worker answers": (worker_answers, 200),
+    "the worker breaks off": (worker_breaks_off, 502),
+    "the body takes too long": (body_takes_too_long, 408),
+    "nobody is there": (lambda house: None, 502),
+}
+
+
+@pytest.mark.parametrize("part", [0, 1, len(EVIL) - 1])
+@pytest.mark.parametrize(("happens", "status"), EARLY.values(), ids=EARLY)
+def test_a_body_that_was_answered_before_its_end_is_never_a_request(
+    house: House, happens: Callable[[House], None], status: int, part: int
+) -> None:
+    """CL.0 and pause-based desync (Kettle 2022), client-side desync: what is left is nobody's."""
+    if status == 502 and happens is not worker_breaks_off:
+        house.network.refusing = {1}
+    client = house.client()
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(EVIL))
+    if part:
+        client.send(EVIL[:part])
+    happens(house)
+    assert answers(client.taken(), b"POST") == [status]
+    client.send(EVIL[part:] + EVIL)
+    assert client.taken() == b""
+    assert len(house.network.dialed) == 1
+    assert all(wire.lost for wire in house.network.wires)
+    heads = [bytes(wire.written).count(b"\r\nX-Request-ID: ") for wire in house.network.wires]
+    assert sum(heads) <= 1
 
 
 def test_a_refused_head_gets_no_body(house: House) -> None:
