@@ -41,8 +41,6 @@ class Delegate:
     def __init__(self, service: "ServiceFront") -> None:
         self._service = service
         self._window = service.config.handoff_window
-        self._enough = max(1, self._window // 2)
-        """In flight, by our account: worth asking how many really are."""
         self._is_hashing = service.config.balance == "hash"
         self._introduced = service.config.accept_proxy
         self._is_counting = (
@@ -51,6 +49,8 @@ class Delegate:
         self._links: dict[int, Link] = {}
         self._current: dict[int, Link] = {}
         """By slot, those that connections are sent over."""
+        self._filled: list[Link] = []
+        """Connections were put there that are not sent yet."""
         self._closed: set[Member] = set(service.pool.members)
         """Members that cannot take one more now: no link, full, or stuck."""
 
@@ -104,10 +104,38 @@ class Delegate:
         service.counters.connections += 1
         # No other policy looks at it.
         address = peer_address(peer) if self._is_hashing else ""
-        if service.waiting or not self.pass_on(stream.fileno(), address, ()):
-            service.counters.active += 1
-            service.admission.waiting += 1
-            Passage(self, service, stream.fileno(), address).wait()
+        # Who waits comes first.
+        member = None if service.waiting else self._pick(address, self._closed)
+        if member is None:
+            self._passage(stream.fileno(), address).wait()
+            return
+        link = self._current[member.slot]
+        if not self._filled:
+            service.reactor.later(self._flush)
+        if not link.has_unsent:
+            self._filled.append(link)
+        if not link.put(stream.fileno()) or link.in_flight >= self._window:
+            self._send(link)
+
+    def _flush(self) -> None:
+        """Whoever was accepted in this turn is sent on its way."""
+        filled, self._filled = self._filled, []
+        for link in filled:
+            self._send(link)
+
+    def _send(self, link: Link) -> None:
+        """Send what was put there. Its queue may be full, or it may be gone unheard."""
+        for fd in link.flush(self._service.deadlines.now):
+            self._closed.add(link.member)
+            self._service.freed(link.member)
+            self._passage(fd, self._whose(fd)).dispatch()
+        if link.in_flight >= self._window:
+            self._is_full(link)
+
+    def _passage(self, fd: int, address: str, tried: tuple["Member", ...] = ()) -> "Passage":
+        self._service.counters.active += 1
+        self._service.admission.waiting += 1
+        return Passage(self, self._service, fd, address, tried)
 
     @property
     def reading(self) -> Reading:
@@ -136,17 +164,28 @@ class Delegate:
         service, closed = self._service, self._closed
         while True:
             avoid = closed.union(tried) if tried else closed
-            member = service.pool.pick(address, avoid)
-            if member is None or member in avoid:
+            member = self._pick(address, avoid)
+            if member is None:
                 return False
             link = self._current[member.slot]
             if link.send(fd, service.deadlines.now):
-                if link.in_flight >= self._enough:
+                if link.in_flight >= self._window:
                     self._is_full(link)
                 return True
             # Its queue is full, or it is gone and we have not heard of it yet.
             closed.add(member)
             service.freed(member)
+
+    def _pick(self, address: str, avoid: "set[Member]") -> "Member | None":
+        """The pool would rather name one to avoid than none."""
+        pool = self._service.pool
+        member = pool.pick(address, avoid)
+        if member in avoid:
+            assert member is not None
+            # It gets nothing, so it is no fuller than it was.
+            pool.left(member)
+            return None
+        return member
 
     def _is_full(self, link: Link) -> None:
         """Ask it; if it has not taken enough, nobody is sent to it until it does."""
@@ -227,10 +266,11 @@ class Delegate:
         service = self._service
         for fd in found:
             service.counters.retries += 1
-            service.counters.active += 1
-            service.admission.waiting += 1
-            address = _peer(fd, introduced=self._introduced) if self._is_hashing else ""
-            Passage(self, service, fd, address, (member,)).dispatch()
+            self._passage(fd, self._whose(fd), (member,)).dispatch()
+
+    def _whose(self, fd: int) -> str:
+        """The address of one that came back, if anybody asks."""
+        return _peer(fd, introduced=self._introduced) if self._is_hashing else ""
 
     # Health.
 

@@ -15,13 +15,13 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from penstock_proxy.admission import Admission
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
-from penstock_worker.handoff import CLIENT, PROBE, receive, reports, send
+from penstock_worker.handoff import CLIENT, MOST, PROBE, receive, reports, send
 
 NEVER: Final = float("inf")
 
@@ -54,6 +54,8 @@ class Link:
         self._sent: deque[float | asyncio.Future[None]] = deque()
         """In flight, in order: when a client's connection was sent, or, for a health check,
         what is done when it is taken. Such a one counts for nothing else."""
+        self._unsent: list[int] = []
+        """In flight too, and part of the next message."""
         self._ahead = 0
         """Announced, and then taken back by us: the worker takes as many of the next ones
         without a word."""
@@ -92,6 +94,11 @@ class Link:
         return (self._front is not None) + (self._worker is not None)
 
     @property
+    def has_unsent(self) -> bool:
+        """Something was put that is not sent yet."""
+        return bool(self._unsent)
+
+    @property
     def is_probed(self) -> bool:
         """A health check has not been taken yet."""
         return self._probe is not None
@@ -110,20 +117,42 @@ class Link:
 
     def send(self, fd: int, now: float) -> bool:
         """Send a client's connection and close our copy; False if it cannot take it now."""
+        self.put(fd)
+        return not self.flush(now)
+
+    def put(self, fd: int) -> bool:
+        """Let a client's connection be part of the next message; False if that is full now.
+
+        It is in flight from now on. Whoever does this has to `flush`.
+        """
+        self._unsent.append(fd)
+        self._counted(1)
+        return len(self._unsent) < MOST
+
+    def flush(self, now: float) -> list[int]:
+        """Send what was put and close our copies; what it cannot take now is in flight no more."""
+        fds = self._unsent
+        if not fds:
+            return fds
+        self._unsent = []
         assert self._front is not None
         try:
-            send(self._front, CLIENT, fd)
+            send(self._front, CLIENT, fds)
         except OSError:
-            return False
-        os.close(fd)
-        self._sent.append(now)
-        self.in_flight += 1
-        self.member.active += 1
-        self._counters.in_flight += 1
-        self._admission.in_flight += 1
+            self._counted(-len(fds))
+            return fds
+        for fd in fds:
+            os.close(fd)
+            self._sent.append(now)
         if self._ahead:
             self._credit(0)
-        return True
+        return []
+
+    def _counted(self, more: int) -> None:
+        self.in_flight += more
+        self.member.active += more
+        self._counters.in_flight += more
+        self._admission.in_flight += more
 
     def probe(self, sock: socket.socket) -> "asyncio.Future[None] | None":
         """Send a health check; None if it cannot, or the last one has not been taken yet."""
@@ -131,7 +160,7 @@ class Link:
             return None
         taken: asyncio.Future[None] = self._loop.create_future()
         try:
-            send(self._front, PROBE, sock.fileno())
+            send(self._front, PROBE, (sock.fileno(),))
         except OSError:
             return None
         self._sent.append(taken)
@@ -149,16 +178,19 @@ class Link:
     def take_back(self) -> list[int]:
         """Read back what the worker has not taken, and settle the account; descriptors."""
         found: list[int] = []
-        messages = 0
+        read_back = 0
         while self._worker is not None and (got := self._received()) is not None:
-            messages += 1
-            kind, fd = got
-            if kind == CLIENT and fd >= 0:
-                found.append(fd)
-            elif fd >= 0:
-                os.close(fd)
+            read_back += len(got[0])
+            kinds, fds = got
+            if kinds.startswith(CLIENT):
+                found += fds
+            else:
+                for fd in fds:
+                    os.close(fd)
         # After it: whatever the worker has taken in the meantime, it has announced.
         self.hear()
+        found += self._unsent
+        self._unsent = []
         counters, waiting = self._counters, self.in_flight
         returned = min(len(found), waiting)
         counters.handoffs["returned"] += returned
@@ -170,15 +202,15 @@ class Link:
         self.open -= announced
         counters.opened -= announced
         self.member.active -= waiting + announced
-        unheard = min(messages, len(self._sent))
+        unheard = min(read_back, len(self._sent))
         self._recalled += unheard
-        self._ahead += messages - unheard
+        self._ahead += read_back - unheard
         self.in_flight = 0
         self._sent.clear()
         self._settle_probe(taken=False)
         return found
 
-    def _received(self) -> tuple[bytes, int] | None:
+    def _received(self) -> tuple[bytes, Sequence[int]] | None:
         assert self._worker is not None
         try:
             got = receive(self._worker)

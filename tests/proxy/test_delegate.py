@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.pool import Standing
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
-from penstock_worker.handoff import CREDIT, receive
+from penstock_worker.handoff import CLIENT, CREDIT, MOST, receive
 
 if TYPE_CHECKING:
     from penstock_proxy.checker import Verdict
@@ -75,9 +75,11 @@ class House:
         pool.join(slot)
         pool.checked(pool.member(slot), ok=True, now=self.now, why="")
 
-    def connect(self, count: int = 1) -> None:
+    def connect(self, count: int = 1, *, at_once: bool = False) -> None:
         for _ in range(count):
             self.clients.append(socket.create_connection(self.address, timeout=WAIT_S))
+            if not at_once:
+                self.turn()
         self.turn()
 
     def turn(self) -> None:
@@ -93,14 +95,17 @@ class House:
 
     def take(self, number: int, most: int = 1000) -> int:
         """The worker takes what waits for it; how many."""
-        taken = 0
+        worker, taken = self.workers[number], 0
         while taken < most:
-            with suppress(BlockingIOError):
-                self.workers[number].send(CREDIT.pack(1, 0))
-            if (got := receive(self.workers[number])) is None:
+            try:
+                size = len(worker.recv(MOST, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            except BlockingIOError:
                 break
-            self.held.append(got[1])
-            taken += 1
+            worker.send(CREDIT.pack(size, 0))
+            got = receive(worker)
+            assert got is not None
+            self.held += got[1]
+            taken += size
         self.turn()
         return taken
 
@@ -149,6 +154,30 @@ def test_connections_go_round_and_our_copies_are_closed(houses: Any) -> None:
     assert house.service.counters.opened == 6
 
 
+def test_those_that_come_together_are_sent_together(houses: Any) -> None:
+    house = houses()
+    house.connect(4, at_once=True)
+    for number in (1, 2):
+        got = receive(house.workers[number])
+        assert got is not None
+        assert (got[0], len(got[1])) == (CLIENT * 2, 2)
+        house.held += got[1]
+    house.connect(20, at_once=True)
+    assert (house.take(1), house.take(2)) == (10, 10)
+
+
+def test_of_those_that_come_together_the_last_may_have_to_wait(houses: Any) -> None:
+    house = houses(workers=1, handoff_window=5)
+    house.connect(12, at_once=True)
+    assert house.service.counters.in_flight == 5
+    assert len(house.service.waiting) == 7
+    assert house.take(1) == 5
+    while house.take(1):
+        pass
+    assert house.results == (12, 0, 0)
+    assert not house.service.waiting
+
+
 def test_what_a_dead_worker_had_not_taken_goes_to_another(houses: Any) -> None:
     house = houses()
     house.connect(6)
@@ -185,7 +214,7 @@ def test_a_stuck_worker_that_takes_a_check_is_sent_connections_again(houses: Any
     house.turn()
     got = receive(house.workers[1])
     assert got is not None
-    os.close(got[1])
+    os.close(got[1][0])
     house.workers[1].send(CREDIT.pack(1, 0))
     verdict: Verdict = house.loop.run_until_complete(checking)
     assert verdict.result == "ok"

@@ -57,9 +57,10 @@ class Stage:
 
     def dequeue(self, count: int) -> int:
         got = 0
-        while got < count and (one := receive(self.worker)) is not None:
-            os.close(one[1])
-            got += 1
+        while got < count and (some := receive(self.worker)) is not None:
+            for fd in some[1]:
+                os.close(fd)
+                got += 1
         return got
 
     def back(self) -> int:
@@ -197,8 +198,8 @@ def test_a_probe_counts_for_nothing_but_itself(stage: Stage) -> None:
         assert stage.link.probe(theirs) is None, "one at a time"
         stage.check()
         assert stage.link.oldest() == NEVER
-        kind, fd = receive(stage.worker) or (b"", -1)
-        os.close(fd)
+        kind, fds = receive(stage.worker) or (b"", ())
+        os.close(fds[0])
         assert kind == PROBE
         stage.credit(1)
         stage.link.hear()

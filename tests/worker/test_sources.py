@@ -75,7 +75,7 @@ def passed_on(front: socket.socket, kind: bytes = handoff.CLIENT) -> socket.sock
     mine, theirs = socket.socketpair()
     mine.settimeout(DEADLINE_S)
     with theirs:
-        handoff.send(front, kind, theirs.fileno())
+        handoff.send(front, kind, [theirs.fileno()])
     return mine
 
 

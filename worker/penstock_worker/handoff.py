@@ -1,8 +1,9 @@
-"""Connections over a link: one connection = one SOCK_SEQPACKET message = one credit; both ends.
+"""Connections over a link: one connection = one byte and one descriptor = one credit; both ends.
 
-The front sends a byte and a descriptor; the kernel keeps the bounds of messages, so none can
-be merged with the next and none of the descriptors lost (on a stream both happen). The worker
-answers with what it has taken and how many of those that it took have ended since.
+The front sends those that were accepted at the same time in one SOCK_SEQPACKET message, eight
+at most: a message costs as much as five descriptors. The kernel keeps the bounds of messages,
+so none can be merged with the next and none of the descriptors lost (on a stream both happen).
+The worker answers with what it has taken and how many of those that it took have ended since.
 
 A worker says that it takes one *before* it does. So what it has not said it takes is still
 in the kernel, where the front, which has a copy of the worker's end, can read it back when
@@ -17,7 +18,8 @@ import os
 import socket
 import struct
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from fcntl import ioctl
 from termios import FIONREAD
 from typing import Final, NamedTuple
@@ -31,8 +33,9 @@ PROBE: Final = b"p"
 
 CREDIT: Final = struct.Struct("<HH")
 """Taken, ended: how many since the last message."""
-_FEW: Final = 8
-"""Connections a wake-up: the loop has those to serve that it took before."""
+MOST: Final = 8
+"""Connections a message, and about as many a wake-up: the loop has those to serve that it took
+before."""
 _REPORT_S: Final = 0.05
 """Until an end is told that no credit carries along."""
 _RESERVE: Final = 16
@@ -46,7 +49,7 @@ _PEEK: Final = int(socket.MSG_PEEK) | _NO_BLOCK
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC) | _NO_BLOCK
 _FD: Final = struct.Struct("i")
 _QUEUED: Final = _FD
-_SPACE: Final = socket.CMSG_SPACE(_FD.size)
+_SPACE: Final = socket.CMSG_SPACE(_FD.size * MOST)
 _MOST: Final = 0xFFFF
 
 
@@ -57,27 +60,28 @@ class Report(NamedTuple):
     ended: int
 
 
-def send(link: socket.socket, kind: bytes, fd: int) -> None:
-    """Send one connection; the caller still has its copy. BlockingIOError: it is full."""
-    link.sendmsg((kind,), ((_SOCKET, _RIGHTS, _FD.pack(fd)),), _NO_BLOCK)
+def send(link: socket.socket, kind: bytes, fds: Sequence[int]) -> None:
+    """Send up to MOST connections; the caller still has its copies. BlockingIOError: it is full."""
+    link.sendmsg((kind * len(fds),), ((_SOCKET, _RIGHTS, array.array("i", fds)),), _NO_BLOCK)
 
 
-def receive(link: socket.socket) -> tuple[bytes, int] | None:
-    """Take one connection out of a link; None if there is none.
+def receive(link: socket.socket) -> tuple[bytes, Sequence[int]] | None:
+    """Take the connections of one message out of a link; None if there is none.
 
-    The kind is empty when the link has ended, and the descriptor -1 if none came.
+    The first is a byte for each of them: all CLIENT or all PROBE, or empty when the link has
+    ended. There are fewer descriptors only if this process has no number for them.
     """
     try:
-        kind, ancillary, _, _ = link.recvmsg(1, _SPACE, _CLOEXEC)
+        kinds, ancillary, _, _ = link.recvmsg(MOST, _SPACE, _CLOEXEC)
     except (BlockingIOError, InterruptedError):
         return None
     fds = array.array("i")
     for level, what, data in ancillary:
         if level == _SOCKET and what == _RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    for extra in fds[1:]:
+    for extra in fds[len(kinds) :]:
         os.close(extra)
-    return kind, fds[0] if fds else -1
+    return kinds, fds[: len(kinds)]
 
 
 def reports(link: socket.socket) -> Report | None:
@@ -148,7 +152,7 @@ class Taker:
 
     def drain(self) -> None:
         """Take what is on its way, and nothing after it."""
-        while self._take(_FEW):
+        while self._take() and not self._full:
             pass
         self._pause()
 
@@ -160,34 +164,48 @@ class Taker:
         self._link.close()
 
     def _readable(self) -> None:
-        self._take(_FEW)
+        left = MOST
+        while left > 0 and not self._full and (taken := self._take()):
+            left -= taken
 
-    def _take(self, most: int) -> bool:
-        """Take some; False if there are none, or no more may be taken."""
+    def _take(self) -> int:
+        """Take some, up to MOST; how many that were."""
         try:
-            # A message is one byte, so this many wait.
-            count = min(most, _QUEUED.unpack(ioctl(self._link, FIONREAD, bytes(_QUEUED.size)))[0])
+            # A byte is a connection, so this many wait.
+            count: int = _QUEUED.unpack(ioctl(self._link, FIONREAD, bytes(_QUEUED.size)))[0]
+            if not count or count > MOST:
+                # The first message only, whose size is known without taking it.
+                count = len(self._link.recv(MOST, _PEEK))
             if not count:
-                if self._reading and not self._link.recv(1, _PEEK):
-                    self._pause()
-                return False
+                self._pause()
+                return 0
             # The credit first: who says that he takes one and dies is known to have had it.
-            if count > self._announced:
-                self._credit(count - self._announced)
-                self._announced = count
+            self._announce(count)
         except (BlockingIOError, InterruptedError):
-            return False
+            return 0
         except OSError:
             # No front has the other end any more.
             self._pause()
-            return False
-        # Fewer, if the front takes them back in this very moment.
-        while count and (got := receive(self._link)) is not None:
-            count -= 1
-            self._announced -= 1
-            if got[1] >= 0:
-                self._adopt(*got)
-        return not self._full
+            return 0
+        # Fewer, or others, if the front takes them back in this very moment.
+        taken = 0
+        while taken < count and (got := receive(self._link)) is not None:
+            kinds, fds = got
+            if not kinds:
+                break
+            taken += len(kinds)
+            with suppress(OSError):
+                self._announce(len(kinds))
+            self._announced = max(0, self._announced - len(kinds))
+            for fd in fds:
+                self._adopt(kinds[:1], fd)
+        return taken
+
+    def _announce(self, count: int) -> None:
+        """Say of so many that they are taken, but for those of whom that was said before."""
+        if count > self._announced:
+            self._credit(count - self._announced)
+            self._announced = count
 
     def _credit(self, taken: int) -> None:
         ended = min(self._ended, _MOST)
