@@ -27,6 +27,7 @@ from penstock_proxy.errors import (
     RejectedError,
 )
 from penstock_proxy.exchange import Exchange
+from penstock_proxy.forwarding import Prepared
 from penstock_proxy.http1 import RequestLine
 from penstock_proxy.tls_connection import end
 from penstock_worker.peers import peer_address
@@ -51,6 +52,7 @@ class ClientConnection(asyncio.Protocol):
         "_closing",
         "_heading",
         "_left",
+        "_peer",
         "_skipped",
         "_trusted",
         "address",
@@ -59,7 +61,7 @@ class ClientConnection(asyncio.Protocol):
         "buffer",
         "deadline",
         "exchange",
-        "forwarded_for",
+        "from_here",
         "preface",
         "service",
         "transport",
@@ -75,18 +77,17 @@ class ClientConnection(asyncio.Protocol):
         *,
         believed: bool = True,
         fields: bytes = b"",
+        port: int = 0,
     ) -> None:
         """`preface`: what each connection to a worker begins with. `believed`: the client may
         be one of those whose word is taken. `fields` are lines for the worker that this
-        connection has and others have not."""
+        connection has and others have not. `port`: what it connected to, if not to us."""
         self.preface = preface
         self.service = service
-        self.address = peer_address(peer)
-        self.forwarded_for = b"%b\r\n%bX-Request-ID: " % (
-            (self.address or "unknown").encode(),
-            fields,
-        )
-        self._trusted = believed and service.forwarding.trusts(self.address)
+        self.address = self._peer = peer_address(peer)
+        forwarding = service.forwarding
+        trusted = self._trusted = believed and forwarding.trusts(self.address)
+        self.from_here = forwarding.of_connection(self.address, port, fields, trusted=trusted)
         self.buffer = b""
         self.exchange: Exchange | None = None
         self.blocked = False
@@ -156,9 +157,8 @@ class ClientConnection(asyncio.Protocol):
         self.buffer = data[end:]
         self._heading = False
         self._left -= 1
-        if not self._left:
-            # As if it had asked for it: the answer says so, and no other request is read.
-            prepared = prepared._replace(close=True, keep_alive=False)
+        if self._trusted or not self._left:
+            prepared = self._regarded(prepared)
         request_id = prepared.request_id or service.journal.next_request_id()
         exchange = self.exchange = Exchange(self, line, prepared, request_id)
         if line.minor and line.target.startswith(b"/"):
@@ -166,11 +166,20 @@ class ClientConnection(asyncio.Protocol):
         else:
             start = b"%b %b HTTP/1.1\r\n" % (line.method, http1.worker_target(line))
         # `join` takes half the time of `%`.
-        exchange.start(b"".join((start, prepared.out, self.forwarded_for, request_id, b"\r\n\r\n")))
+        exchange.start(b"".join((start, prepared.out, self.from_here, request_id, b"\r\n\r\n")))
         if self.buffer and self.exchange is exchange and not exchange.request_done:
             rest, self.buffer = self.buffer, b""
             self.buffer = exchange.upload(rest)
         return True
+
+    def _regarded(self, prepared: Prepared) -> Prepared:
+        """A request that is not only what it says: a proxy's, or the last one."""
+        if self._trusted:
+            self.address = prepared.client or self._peer
+        if not self._left:
+            # As if it had asked for it: the answer says so, and no other request is read.
+            return prepared._replace(close=True, keep_alive=False)
+        return prepared
 
     def _incomplete(self, data: bytes, limit: int, *, blank: bool) -> bool:
         """There is no whole head yet: go on, wait, or refuse what can never be one."""

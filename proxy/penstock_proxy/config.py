@@ -207,6 +207,25 @@ class Limits(Part):
     """Bytes of any one field of the access log; what is longer ends in "..."."""
 
 
+def _pseudonym(text: str) -> str:
+    if re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", text) is None:
+        raise ValueError('expected a name without spaces, such as "penstock", or "" for none')
+    return text
+
+
+class Fields(Part):
+    """What a worker is told of a request's way, and in which words proxies are believed."""
+
+    x_forwarded: bool = True
+    """X-Forwarded-For, -Proto, -Host and -Port."""
+    forwarded: bool = False
+    """Forwarded, as of RFC 7239."""
+    via: Annotated[str, AfterValidator(_pseudonym)] = "penstock"
+    """Our name in Via; empty: Via is left alone."""
+    believe: Literal["x-forwarded", "forwarded"] = "x-forwarded"
+    """What `trusted_proxies` write; the other one may be a stranger's."""
+
+
 class Target(Part):
     """One worker as the front sees it: a slot and where it listens."""
 
@@ -245,6 +264,7 @@ class Traffic(Part):
     retries: Retries = Retries()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
+    forwarding: Fields = Fields()
 
 
 class FrontService(Traffic):

@@ -1,13 +1,14 @@
 """What is added, removed and believed on the way to a worker and back.
 
-Owns: hop-by-hop fields (RFC 9110 §7.6.1), X-Forwarded-For / -Proto / -Host and
-X-Request-ID, and the memory of header blocks seen before. Must not know: sockets,
-framing beyond what `http1` says of it, which worker is next. No I/O.
+Owns: hop-by-hop fields (RFC 9110 §7.6.1), X-Forwarded-For / -Proto / -Host / -Port, Forwarded,
+Via and X-Request-ID, and the memory of header blocks seen before. Must not know: sockets,
+framing beyond what `http1` says of it, which worker is next, what proxies are believed
+(`claims`). No I/O.
 
 A client that is not in `trusted_proxies` is not believed: whatever it says about where a
-request came from is dropped and replaced by what we see ourselves. From a trusted proxy
-the lists are continued. A name with `_` is dropped from everybody, as nginx does: WSGI and
-CGI programs cannot tell it from the name with `-`, nor `SCRIPT_NAME` from their own.
+request came from is dropped and replaced by what we see ourselves. A name with anything but
+letters, digits and `-` in it is dropped from everybody, as nginx does: CGI programs and their
+like cannot tell it from the one with `-`, nor `SCRIPT_NAME` from their own.
 
 A client on a keep-alive connection sends the same header block with nearly every request,
 so what a block means is remembered by its very bytes. The memory is small and bounded; a
@@ -15,10 +16,12 @@ stranger who fills it takes away the short cut and nothing else.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from penstock_proxy import http1
+from penstock_proxy import claims, http1
+from penstock_proxy.claims import Claims
+from penstock_proxy.config import Fields, FrontService
 from penstock_proxy.errors import BAD_REQUEST, BAD_RESPONSE, RejectedError
 from penstock_proxy.http1 import Framing, RequestLine
 from penstock_worker.peers import Trusted
@@ -36,30 +39,12 @@ _HOP_BY_HOP: Final = frozenset(
         b"http2-settings",
     }
 )
-_OURS: Final = frozenset(
-    {b"host", b"x-request-id", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
-)
+_OURS: Final = claims.NAMED | {b"host", b"x-request-id"}
 """Written anew, whatever came in."""
-_ASKED: Final = _OURS | {b"te"}
+_ASKED: Final = _OURS | {b"te", b"via"}
 _NOT_TO_WORKERS: Final = _HOP_BY_HOP | _OURS | {b"proxy"}
 """`Proxy` becomes HTTP_PROXY in a CGI program (httpoxy, CVE-2016-5385)."""
-CERTIFICATE_FIELDS: Final = frozenset({b"client-cert", b"client-cert-chain"})
-"""Who a client has proven to be (RFC 9440), as far as whoever spoke TLS with it says."""
-_CLAIMS: Final = (
-    frozenset(
-        {
-            b"forwarded",
-            b"x-forwarded",
-            b"x-real-ip",
-            b"x-client-ip",
-            b"x-cluster-client-ip",
-            b"client-ip",
-            b"true-client-ip",
-            b"cf-connecting-ip",
-        }
-    )
-    | CERTIFICATE_FIELDS
-)
+_AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")
 _NO_TRAILERS: Final = _NOT_TO_WORKERS | {
     b"content-length",
     b"content-encoding",
@@ -67,6 +52,7 @@ _NO_TRAILERS: Final = _NOT_TO_WORKERS | {
     b"content-range",
     b"host",
     b"trailer",
+    b"via",
     b"authorization",
     b"cookie",
     b"set-cookie",
@@ -81,6 +67,9 @@ IDLE_S: Final = 60.0
 """An idle connection to a worker is closed before most servers would (75 s and more)."""
 _TIMEOUT: Final = re.compile(rb"(?i:\btimeout[ \t]*=[ \t]*\"?)(\d{1,9})")
 
+_USUAL_PORTS: Final = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
+_AS_USUAL: Final = Fields()
+
 _MAX_ID: Final = 128
 _REMEMBERED: Final = 256
 _REMEMBERED_SIZE: Final = 4 << 10
@@ -93,7 +82,9 @@ class Prepared(NamedTuple):
     host: bytes
     """Empty for HTTP/1.0 without Host."""
     out: bytes
-    """The fields for the worker, up to and with "X-Forwarded-For: "."""
+    """The fields for the worker, up to what `of_connection` begins with."""
+    client: str
+    """Whose request it is, if trusted proxies say so; empty: the connection's own peer's."""
     request_id: bytes
     """A trusted proxy's; empty: make one."""
     close: bool
@@ -127,14 +118,36 @@ class Forwarding:
         max_fields: int,
         scheme: bytes = b"http",
         ours: frozenset[bytes] = frozenset(),
+        port: int = 0,
+        terms: Fields = _AS_USUAL,
     ) -> None:
-        """`scheme`: what clients speak with us, http or https. `ours` are fields that we know
-        better than a trusted proxy does."""
+        """`scheme`: what clients speak with us, http or https; `port`: where, 0 for a unix
+        socket. `ours` are fields that we know better than a trusted proxy does."""
         self.trusted = Trusted(trusted)
         self._scheme = scheme
-        self._ours = ours
+        self._port = port
+        self._terms = terms
+        self._via = terms.via.encode()
+        self._dropped = _NOT_TO_WORKERS | ours | ({b"via"} if terms.via else frozenset())
         self._max_fields = max_fields
         self._remembered: tuple[dict[bytes, Prepared], dict[bytes, Prepared]] = ({}, {})
+
+    def of_connection(self, address: str, port: int, fields: bytes, *, trusted: bool) -> bytes:
+        """What follows `Prepared.out` in each request of a connection; a request id follows.
+
+        `port` is what the client connected to, if a proxy has said it; `fields` are lines that
+        this connection has and others have not.
+        """
+        bare = address.partition("%")[0]
+        lines = b""
+        if self._terms.x_forwarded:
+            lines = (bare or "unknown").encode() + b"\r\n"
+            port = 0 if trusted else port or self._port
+            if port:
+                lines += b"X-Forwarded-Port: %d\r\n" % port
+        if self._terms.forwarded:
+            lines += b"Forwarded: for=%b;proto=%b\r\n" % (_node(bare), self._scheme)
+        return lines + fields + b"X-Request-ID: "
 
     def trusts(self, client: str) -> bool:
         """Is this address, empty for a unix socket's peer, one of `trusted_proxies`?"""
@@ -150,60 +163,105 @@ class Forwarding:
                 return known
         framing = http1.parse_fields(block, BAD_REQUEST, self._max_fields)
         host = http1.check_request(line, framing)
-        prepared = _prepare(line, framing, host, self._scheme, self._ours, trusted=trusted)
+        prepared = self._prepare(line, framing, host, trusted=trusted)
         if usual and len(block) <= _REMEMBERED_SIZE:
             if len(memory) >= _REMEMBERED:
                 memory.clear()
             memory[block] = prepared
         return prepared
 
+    def _prepare(
+        self, line: RequestLine, framing: Framing, host: bytes, *, trusted: bool
+    ) -> Prepared:
+        said: dict[bytes, list[bytes]] = {}
+        # What Connection names is not passed on; but what proxies say is not unsaid by it.
+        ignored = framing.connection & {b"via"}
+        for name, value, _ in framing.lines:
+            if name in _ASKED and name not in ignored:
+                said.setdefault(name, []).append(value)
+        told = claims.NONE
+        if trusted:
+            told = claims.believed(said, self.trusted, self._terms.believe)
+        upgrade = _offers(framing.upgrade) if line.minor else b""
+        expects = bool(framing.values.get(b"expect")) and line.minor == 1
+        dropped = self._dropped | framing.connection | (frozenset() if expects else {b"expect"})
+        out = [b"Host: " + (host or b"localhost")]
+        out += [
+            raw
+            for name, _, raw in framing.lines
+            if name not in dropped
+            and _AMBIGUOUS.search(name) is None
+            and (trusted or not claims.is_claim(name))
+        ]
+        if any(b"trailers" in value.lower() for value in said.get(b"te", ())) and not upgrade:
+            out.append(b"TE: trailers\r\nConnection: TE")
+        if upgrade:
+            out.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
+        if framing.chunked:
+            out.append(b"Transfer-Encoding: chunked")
+        request_id = next((one for one in reversed(said.get(b"x-request-id", ())) if one), b"")
+        return Prepared(
+            framing=framing._replace(lines=[], values={}, upgrade=upgrade),
+            host=host,
+            out=b"\r\n".join(out) + b"\r\n" + self._way(line, said, told, host, trusted=trusted),
+            client=told.hops[0] if told.hops else "",
+            request_id=request_id if trusted and len(request_id) <= _MAX_ID else b"",
+            close=b"close" in framing.connection,
+            keep_alive=b"keep-alive" in framing.connection,
+            expects=expects,
+        )
 
-def _prepare(
-    line: RequestLine,
-    framing: Framing,
-    host: bytes,
-    scheme: bytes,
-    ours: frozenset[bytes],
-    *,
-    trusted: bool,
-) -> Prepared:
-    said: dict[bytes, list[bytes]] = {}
-    for name, value, _ in framing.lines:
-        if name in _ASKED:
-            said.setdefault(name, []).append(value)
-    believed = said if trusted else {}
-    upgrade = _offers(framing.upgrade) if line.minor else b""
-    expects = bool(framing.values.get(b"expect")) and line.minor == 1
-    dropped = (
-        _NOT_TO_WORKERS | ours | framing.connection | (frozenset() if expects else {b"expect"})
+    def _way(
+        self, line: RequestLine, said: claims.Said, told: Claims, host: bytes, *, trusted: bool
+    ) -> bytes:
+        """The fields that say how the request came to us."""
+        lines = b""
+        if self._via:
+            passed = b"".join(value + b", " for value in said.get(b"via", ()) if value)
+            lines = b"Via: %b1.%d %b\r\n" % (passed, line.minor, self._via)
+        proto, host = told.proto or self._scheme, told.host or host
+        if self._terms.forwarded and told.hops:
+            lines += _elements(told, proto, host)
+        if not self._terms.x_forwarded:
+            return lines
+        lines += b"X-Forwarded-Proto: " + proto + b"\r\n"
+        if host:
+            lines += b"X-Forwarded-Host: " + host + b"\r\n"
+        if trusted and (port := self._port_of(told)):
+            lines += b"X-Forwarded-Port: " + port + b"\r\n"
+        return lines + b"X-Forwarded-For: " + "".join(hop + ", " for hop in told.hops).encode()
+
+    def _port_of(self, told: Claims) -> bytes:
+        """A proxy that says what the client speaks, and not where, means the usual place."""
+        if told.port:
+            return told.port
+        return _USUAL_PORTS.get(told.proto, b"") or (b"%d" % self._port if self._port else b"")
+
+
+def of_service(config: FrontService, port: int) -> Forwarding:
+    """By its configuration."""
+    return Forwarding(
+        config.trusted_proxies,
+        config.limits.headers,
+        b"https" if config.tls else b"http",
+        ours=claims.CERTIFICATE_FIELDS if config.verifies else frozenset(),
+        port=port,
+        terms=config.forwarding,
     )
-    out = [b"Host: " + (host or b"localhost")]
-    out += [
-        raw
-        for name, _, raw in framing.lines
-        if name not in dropped and b"_" not in name and (trusted or _tells(name))
-    ]
-    if any(b"trailers" in value.lower() for value in said.get(b"te", ())) and not upgrade:
-        out.append(b"TE: trailers\r\nConnection: TE")
-    if upgrade:
-        out.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
-    if framing.chunked:
-        out.append(b"Transfer-Encoding: chunked")
-    out.append(b"X-Forwarded-Proto: " + _last(believed, b"x-forwarded-proto", scheme))
-    if forwarded_host := _last(believed, b"x-forwarded-host", host):
-        out.append(b"X-Forwarded-Host: " + forwarded_host)
-    hops = believed.get(b"x-forwarded-for", ())
-    out.append(b"X-Forwarded-For: " + b"".join(hop + b", " for hop in hops if hop))
-    request_id = _last(believed, b"x-request-id", b"")
-    return Prepared(
-        framing=framing._replace(lines=[], values={}, upgrade=upgrade),
-        host=host,
-        out=b"\r\n".join(out),
-        request_id=request_id if len(request_id) <= _MAX_ID else b"",
-        close=b"close" in framing.connection,
-        keep_alive=b"keep-alive" in framing.connection,
-        expects=expects,
-    )
+
+
+def _elements(told: Claims, proto: bytes, host: bytes) -> bytes:
+    """Forwarded, as those before us said it or would have."""
+    first, *others = map(_node, told.hops)
+    text = b"Forwarded: for=%b;proto=%b" % (first, proto)
+    if host:
+        text += b';host="%b"' % host
+    return text + b"".join(b", for=" + node for node in others) + b"\r\n"
+
+
+def _node(address: str) -> bytes:
+    """A node of Forwarded: IPv6 in brackets, and therefore quoted (RFC 7239 §6)."""
+    return b'"[%b]"' % address.encode() if ":" in address else (address or "unknown").encode()
 
 
 def _offers(upgrade: bytes) -> bytes:
@@ -212,16 +270,6 @@ def _offers(upgrade: bytes) -> bytes:
     return b", ".join(
         offer for offer in offers if offer and offer.lower().partition(b"/")[0] not in _HTTP_ITSELF
     )
-
-
-def _last(said: Mapping[bytes, Sequence[bytes]], name: bytes, otherwise: bytes) -> bytes:
-    """The last value that is not empty: the nearest proxy's word."""
-    return next((value for value in reversed(said.get(name, ())) if value), otherwise)
-
-
-def _tells(name: bytes) -> bool:
-    """May a stranger say this? Not if it claims to know where a request came from."""
-    return not (name.startswith(b"x-forwarded-") or name in _CLAIMS)
 
 
 class Responses:
@@ -300,7 +348,12 @@ def trailers(block: bytes) -> bytes:
 def request_trailers(block: bytes, options: frozenset[bytes]) -> bytes:
     """The same for a request, whose trailers are a stranger's; `options` of Connection."""
     dropped = _NO_TRAILERS | options
-    return _trailers(block, lambda name: name not in dropped and b"_" not in name and _tells(name))
+    return _trailers(
+        block,
+        lambda name: (
+            name not in dropped and not claims.is_claim(name) and not _AMBIGUOUS.search(name)
+        ),
+    )
 
 
 def _trailers(block: bytes, keeps: Callable[[bytes], bool]) -> bytes:

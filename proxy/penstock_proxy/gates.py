@@ -74,3 +74,15 @@ class Gates:
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
         return Acceptor(self._loop, listener, self._has_room, self._deliver)
+
+
+def port_of(fds: tuple[int, ...]) -> int:
+    """Where clients connect, by one of these listeners; 0 for a unix socket, and for none."""
+    if not fds:
+        return 0
+    sock = socket.socket(fileno=fds[0])
+    try:
+        name = sock.getsockname()
+    finally:
+        sock.detach()
+    return int(name[1]) if isinstance(name, tuple) else 0

@@ -69,9 +69,11 @@ class Handshakes:
             self.contexts = contexts
             self.ready = True
 
-    def accepted(self, stream: Stream, peer: Any, preface: bytes, *, believed: bool) -> None:
+    def accepted(
+        self, stream: Stream, peer: Any, preface: bytes, port: int, *, believed: bool
+    ) -> None:
         """Somebody has connected, and was counted."""
-        connection = TlsConnection(self, peer, preface, believed=believed)
+        connection = TlsConnection(self, peer, preface, port, believed=believed)
         self._pending[connection] = None
         self.deadlines.arm_in(connection, self._service.timeouts.handshake)
         if len(self._pending) > self._limit:

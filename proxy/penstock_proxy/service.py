@@ -23,8 +23,8 @@ from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
 from penstock_proxy.entrance import Entrance, Gate, Reading, Visitor
 from penstock_proxy.errors import QUEUE_FULL, Fault
 from penstock_proxy.exchange import Exchange
-from penstock_proxy.forwarding import CERTIFICATE_FIELDS, Forwarding, Responses
-from penstock_proxy.gates import Gates
+from penstock_proxy.forwarding import Responses, of_service
+from penstock_proxy.gates import Gates, port_of
 from penstock_proxy.handshakes import Handshakes
 from penstock_proxy.journal import Journal
 from penstock_proxy.kept import MAX_IDLE, Kept
@@ -78,12 +78,7 @@ class ServiceFront:
         self.admission = admission
         self.counters = ServiceCounters()
         self.journal = Journal(config.name, self.counters, log)
-        self.forwarding = Forwarding(
-            config.trusted_proxies,
-            config.limits.headers,
-            b"https" if config.tls else b"http",
-            ours=CERTIFICATE_FIELDS if config.verifies else frozenset(),
-        )
+        self.forwarding = of_service(config, port_of(config.listeners))
         self.responses = Responses(config.limits.response_head)
         # One that began with a PROXY header is one client's, and serves one request.
         self.kept = Kept((t.slot for t in config.targets), 0 if config.send_proxy else MAX_IDLE)
@@ -196,10 +191,11 @@ class ServiceFront:
     ) -> None:
         version = self._proxy_version
         preface = of_client(version, sock, peer, destination) if version else b""
+        port = destination[1] if isinstance(destination, tuple) else 0
         if self.handshakes is not None:
-            self.handshakes.accepted(sock, peer, preface, believed=believed)
+            self.handshakes.accepted(sock, peer, preface, port, believed=believed)
         elif self.config.mode == "http":
-            client = ClientConnection(self, peer, preface, believed=believed)
+            client = ClientConnection(self, peer, preface, believed=believed, port=port)
             self.clients.add(client)
             adopt(self.reactor, client, sock)
         else:
@@ -215,6 +211,7 @@ class ServiceFront:
                 preface,
                 believed=connection.believed,
                 fields=connection.certificate_field(),
+                port=connection.port,
             )
             self.clients.add(client)
             connection.carry(client)

@@ -72,6 +72,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         "bucket",
         "deadline",
         "peer",
+        "port",
         "preface",
     )
 
@@ -80,11 +81,14 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     _incoming: ssl.MemoryBIO
     _outgoing: ssl.MemoryBIO
 
-    def __init__(self, owner: "Handshakes", peer: Any, preface: bytes, *, believed: bool) -> None:
-        """`peer`, `preface` and `believed` are for whoever is carried, as without TLS."""
+    def __init__(
+        self, owner: "Handshakes", peer: Any, preface: bytes, port: int, *, believed: bool
+    ) -> None:
+        """`peer`, `preface`, `port` and `believed` are for whoever is carried, as without TLS."""
         super().__init__()
         self.peer = peer
         self.preface = preface
+        self.port = port
         self.believed = believed
         self.deadline = NEVER
         self.bucket = NEVER

@@ -22,6 +22,7 @@ _SUPERVISED: Final = ("workers", "ports", "weights", "env", "directory", "restar
 _ALL: Final = ("ports", "handoff", "shared", "reuseport")
 SCHEMES_OF: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "ports": (("ports",), "no other gives workers ports of their own"),
+    "forwarding": (("ports",), "no other adds fields to a request"),
     "send_proxy": (("ports",), "elsewhere a worker has the client's own connection"),
     "handoff_window": (("handoff",), "no other passes connections"),
     "balance": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
@@ -61,6 +62,9 @@ def of_service(service: "Service") -> Iterator[Problem]:
     if service.listen in addresses:
         yield Problem(("upstreams",), f"{service.listen} is where the service itself listens")
     yield from _of_proxies(service)
+    if service.mode != "http" and "forwarding" in service.model_fields_set:
+        text = f'only with mode = "http": {service.mode} has no headers'
+        yield Problem(("forwarding",), text)
     if service.mode != "http" and service.access_log_format == "combined":
         yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
     yield from tls_rules.of_service(service)

@@ -36,7 +36,7 @@ _ID: Final = b"x-request-id"
 """Another one for each request; no client of these is believed with its own."""
 _OURS: Final = frozenset(
     {b"host", b"connection", b"upgrade", b"te", b"transfer-encoding", _ID}
-    | {b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
+    | {b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"via"}
 )
 
 

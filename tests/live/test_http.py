@@ -7,6 +7,7 @@ here: what is compared is what was on the wire.
 import re
 import threading
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -348,7 +349,7 @@ def test_hop_by_hop_fields_end_here(penstock: "Penstock", origin: "Worker") -> N
     assert {name for name, _ in answer.fields} == {b"Content-Length", b"X-Kept"}
     assert set(fields_of(seen[0])) == {
         "host", "x-kept", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host",
-        "x-request-id",
+        "x-forwarded-port", "x-request-id", "via",
     }  # fmt: skip
 
 
@@ -367,9 +368,11 @@ def test_a_stranger_is_not_believed(penstock: "Penstock", origin: "Worker") -> N
     assert fields.pop("x-request-id") != "chosen-by-client"
     assert fields == {
         "host": "example.org",
+        "via": "1.1 penstock",
         "x-forwarded-for": "127.0.0.1",
         "x-forwarded-proto": "http",
         "x-forwarded-host": "example.org",
+        "x-forwarded-port": str(run.address()[1]),
     }
 
 
@@ -379,11 +382,42 @@ def test_a_trusted_proxy_is_believed_and_continued(penstock: "Penstock", origin:
     run.connect().ask(request("/", *CLAIMS[:3], CLAIMS[-1]))
     assert fields_of(seen[0]) == {
         "host": "example.org",
+        "via": "1.1 penstock",
         "x-forwarded-for": "10.1.1.1, 127.0.0.1",
         "x-forwarded-proto": "https",
         "x-forwarded-host": "bank.example",
+        "x-forwarded-port": "443",
         "x-request-id": "chosen-by-client",
     }
+    run.until(lambda: run.log, "a line of the log")
+    assert run.log[0]["client"] == "10.1.1.1"
+
+
+def test_clients_behind_a_trusted_proxy_are_told_apart_by_the_hash(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
+    """All of them come over one connection: their proxy says whose each request is."""
+    got: dict[int, list[str]] = {0: [], 1: []}
+
+    def answer(number: int, wire: "Wire") -> None:
+        while head := wire.head():
+            if b"penstock-health" not in head:
+                got[number].append(fields_of(head)["x-forwarded-for"].partition(",")[0])
+            wire.send(OK)
+
+    workers = [origin(partial(answer, number)) for number in got]
+    run = penstock(
+        "--to", workers[0].address, "--to", workers[1].address,
+        balance="hash", trusted_proxies=["127.0.0.1"],
+    )  # fmt: skip
+    wire = run.connect()
+    clients = [f"203.0.113.{number}" for number in range(40)]
+    for client in clients * 2:
+        wire.ask(request("/", f"X-Forwarded-For: 6.6.6.6, {client}"))
+    for seen in got.values():
+        assert len(set(seen)) * 2 == len(seen) > 0
+    assert {*got[0]} | {*got[1]} == {*clients}
+    assert not {*got[0]} & {*got[1]}
 
 
 def test_every_request_has_an_id_of_its_own_that_the_log_knows(

@@ -4,14 +4,20 @@ import pytest
 
 from penstock_proxy import forwarding, http1
 from penstock_proxy.body import RequestBody
+from penstock_proxy.config import Fields
 from penstock_proxy.errors import BAD_RESPONSE, HEAD_TOO_LARGE, RejectedError
 from penstock_proxy.forwarding import Forwarding, Prepared, Response, Responses
 from penstock_proxy.http1 import NO_LENGTH
 
 
+def plain(*trusted: str, most: int = 100) -> Forwarding:
+    """Without Via, which has tests of its own."""
+    return Forwarding(trusted, most, terms=Fields(via=""))
+
+
 def prepare(head: bytes, *, trusted: bool = False, using: Forwarding | None = None) -> Prepared:
     line = http1.parse_request_line(head)
-    return (using or Forwarding((), 100)).request(line, head[line.end :], trusted=trusted)
+    return (using or plain()).request(line, head[line.end :], trusted=trusted)
 
 
 def sent(fields: bytes, *, trusted: bool = False, start: bytes = b"GET / HTTP/1.1") -> bytes:
@@ -174,12 +180,13 @@ def test_a_trusted_proxy_is_continued() -> None:
         b"X-Forwarded-Host: public\r\nX-Forwarded-Host:\r\n"
         b"X-Forwarded-Port: 443\r\nForwarded: for=x\r\nX-Request-ID: abc\r\nA_B: c\r\n"
     )
-    prepared = prepare(b"GET / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n", trusted=True)
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n"
+    prepared = prepare(head, trusted=True, using=plain("192.0.2.2/31"))
     assert prepared.request_id == b"abc"
+    assert prepared.client == "192.0.2.1"
     assert prepared.out == (
-        b"Host: a\r\nX-Forwarded-Port: 443\r\nForwarded: for=x\r\n"
-        b"X-Forwarded-Proto: https\r\nX-Forwarded-Host: public\r\n"
-        b"X-Forwarded-For: 192.0.2.1, 192.0.2.2, 192.0.2.3, "
+        b"Host: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: public\r\n"
+        b"X-Forwarded-Port: 443\r\nX-Forwarded-For: 192.0.2.1, 192.0.2.2, 192.0.2.3, "
     )
 
 
@@ -201,15 +208,15 @@ def test_an_endless_request_id_is_not_taken_over() -> None:
     ],
 )
 def test_trust_is_a_matter_of_networks(client: str, *, trusted: bool) -> None:
-    assert Forwarding(("10.0.0.0/8", "2001:db8::/32", "fe80::/10"), 100).trusts(client) is trusted
-    assert not Forwarding((), 100).trusts(client)
+    assert plain("10.0.0.0/8", "2001:db8::/32", "fe80::/10").trusts(client) is trusted
+    assert not plain().trusts(client)
 
 
 # -- the memory
 
 
 def test_a_block_means_the_same_the_second_time_and_only_to_the_same_client() -> None:
-    using = Forwarding(("10.0.0.0/8",), 100)
+    using = plain("10.0.0.0/8")
     head = b"GET /%b HTTP/1.1\r\nHost: a\r\nX-Request-ID: b\r\n\r\n"
     first = prepare(head % b"1", using=using)
     assert prepare(head % b"2", using=using) is first
@@ -223,7 +230,7 @@ def test_a_block_means_the_same_the_second_time_and_only_to_the_same_client() ->
     [b"GET / HTTP/1.0", b"GET http://a/ HTTP/1.1", b"OPTIONS * HTTP/1.1"],
 )
 def test_an_unusual_request_is_judged_each_time(start: bytes) -> None:
-    using = Forwarding((), 100)
+    using = plain()
     usual = prepare(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", using=using)
     assert prepare(start + b"\r\nHost: a\r\n\r\n", using=using) is not usual
     with pytest.raises(RejectedError):
@@ -231,7 +238,7 @@ def test_an_unusual_request_is_judged_each_time(start: bytes) -> None:
 
 
 def test_the_memory_is_bounded() -> None:
-    using = Forwarding((), 100)
+    using = plain()
     head = b"GET / HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n"
     first = prepare(head % b"0", using=using)
     for number in range(256):
@@ -244,7 +251,7 @@ def test_the_memory_is_bounded() -> None:
 
 def test_too_many_fields_are_refused() -> None:
     with pytest.raises(RejectedError) as rejected:
-        prepare(b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n\r\n", using=Forwarding((), 1))
+        prepare(b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n\r\n", using=plain(most=1))
     assert rejected.value.fault is HEAD_TOO_LARGE
 
 
