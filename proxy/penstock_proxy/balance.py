@@ -7,8 +7,10 @@ members to `avoid`: those that this request has already tried. No I/O, no clock,
 randomness is an argument.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
+from itertools import accumulate
 from math import gcd, log
 from typing import Final, Generic, Protocol, TypeVar, assert_never
 
@@ -24,6 +26,8 @@ class Candidate(Protocol):
     address: str
     weight: int
     active: int
+    ramp: float
+    """What it takes of its weight's share: 1, or less for a while. Read of the slow only."""
 
 
 M = TypeVar("M", bound=Candidate)
@@ -34,6 +38,9 @@ class Policy(Protocol[M]):
 
     def rotate(self, rotation: Sequence[M]) -> None:
         """From now on these may be picked, and nobody else."""
+
+    def spare(self, slow: Collection[M]) -> None:
+        """From now on these take only `ramp` of their share, and all others the whole."""
 
     def pick(self, client: str, avoid: Collection[M]) -> M | None:
         """The member for a request of this client address; None when all are avoided."""
@@ -83,9 +90,11 @@ class RoundRobin(Generic[M]):
     else's turn; a cursor into the list of those present would jump with each change.
     """
 
-    __slots__ = ("_at", "_next", "_schedule")
+    __slots__ = ("_at", "_credit", "_next", "_schedule")
 
     def __init__(self, members: Sequence[M]) -> None:
+        self._credit: dict[M, float] = {}
+        """Of the slow: the part of a turn that each has saved."""
         self._schedule = [members[index] for index in schedule([m.weight for m in members])]
         self._at = 0
         self._next: list[tuple[M, int]] = []
@@ -109,11 +118,16 @@ class RoundRobin(Generic[M]):
             self._next.append(following)
         self._next.reverse()
 
+    def spare(self, slow: Collection[M]) -> None:
+        self._credit = {member: self._credit.get(member, 0.0) for member in slow}
+
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         turns = self._next
         if not turns:
             return None
         member, after = turns[self._at]
+        if self._credit:
+            return self._pick_sparing(avoid)
         if avoid:
             # The avoided lose this turn, as if they were out of the rotation. Were the
             # cursor left where it is, the one behind a dead worker would get the dead
@@ -127,19 +141,48 @@ class RoundRobin(Generic[M]):
         self._at = after
         return member
 
+    def _pick_sparing(self, avoid: Collection[M]) -> M | None:
+        """Whoever is slow lets turns go by, as if it were avoided, until it has saved one."""
+        turns, credit = self._next, self._credit
+        otherwise: tuple[M, int] | None = None
+        after = self._at
+        for _ in turns:
+            member, after = turns[after]
+            if member in avoid:
+                continue
+            if member in credit:
+                credit[member] += member.ramp
+                # A little less than exact: ten times 0.1 is 0.999… in binary.
+                if credit[member] < 1 - 1e-9:
+                    otherwise = otherwise or (member, after)
+                    continue
+                credit[member] -= 1
+            self._at = after
+            return member
+        if otherwise is None:
+            return None
+        # Nobody but the slow is left: they share as if they were not.
+        member, self._at = otherwise
+        return member
+
 
 class LeastConnections(Generic[M]):
     """Whoever has the least to do for its weight; equals take exact turns."""
 
-    __slots__ = ("_rotation", "_turns")
+    __slots__ = ("_is_sparing", "_rotation", "_turns")
 
     def __init__(self, members: Sequence[M]) -> None:
         self._turns = RoundRobin(members)
         self._rotation: tuple[M, ...] = ()
+        self._is_sparing = False
 
     def rotate(self, rotation: Sequence[M]) -> None:
         self._rotation = tuple(rotation)
         self._turns.rotate(rotation)
+
+    def spare(self, slow: Collection[M]) -> None:
+        self._is_sparing = bool(slow)
+        self._turns.spare(slow)
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         members: Sequence[M] = self._rotation
@@ -147,7 +190,10 @@ class LeastConnections(Generic[M]):
             members = [member for member in members if member not in avoid]
         if not members:
             return None
-        loads = [member.active / member.weight for member in members]
+        if self._is_sparing:
+            loads = [member.active / (member.weight * member.ramp) for member in members]
+        else:
+            loads = [member.active / member.weight for member in members]
         least = min(loads)
         if loads.count(least) == 1:
             return members[loads.index(least)]
@@ -162,14 +208,18 @@ class PowerOfTwo(Generic[M]):
     several fronts that do not know of each other do not all run to the same idle worker.
     """
 
-    __slots__ = ("_random", "_rotation")
+    __slots__ = ("_is_sparing", "_random", "_rotation")
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self._rotation: tuple[M, ...] = ()
+        self._is_sparing = False
 
     def rotate(self, rotation: Sequence[M]) -> None:
         self._rotation = tuple(rotation)
+
+    def spare(self, slow: Collection[M]) -> None:
+        self._is_sparing = bool(slow)
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         members: Sequence[M] = self._rotation
@@ -182,11 +232,15 @@ class PowerOfTwo(Generic[M]):
         # One of the others: count from the one behind the first.
         second = (first + 1 + int(self._random() * (count - 1))) % count
         one, other = members[first], members[second]
+        weight: float = one.weight
+        others: float = other.weight
+        if self._is_sparing:
+            weight, others = weight * one.ramp, others * other.ramp
         # a/b < c/d without the division.
-        difference = one.active * other.weight - other.active * one.weight
-        if difference == 0 and one.weight != other.weight:
+        difference = one.active * others - other.active * weight
+        if difference == 0 and weight != others:
             # Idle workers would otherwise share equally whatever their weights.
-            mine = self._random() * (one.weight + other.weight) < one.weight
+            mine = self._random() * (weight + others) < weight
             return one if mine else other
         return one if difference <= 0 else other
 
@@ -211,6 +265,9 @@ class ClientHash(Generic[M]):
         self._rotation = tuple(rotation)
         self._known.clear()
 
+    def spare(self, slow: Collection[M]) -> None:
+        """Nobody is spared: a client that goes elsewhere for a time has lost its worker."""
+
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         member = self._known.get(client)
         if member is None:
@@ -228,19 +285,26 @@ class ClientHash(Generic[M]):
 class Lottery(Generic[M]):
     """Any one at random, by weight."""
 
-    __slots__ = ("_random", "_tickets")
+    __slots__ = ("_is_sparing", "_random", "_tickets")
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self._tickets: tuple[M, ...] = ()
+        self._is_sparing = False
 
     def rotate(self, rotation: Sequence[M]) -> None:
         self._tickets = tuple(member for member in rotation for _ in range(member.weight))
+
+    def spare(self, slow: Collection[M]) -> None:
+        self._is_sparing = bool(slow)
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         tickets: Sequence[M] = self._tickets
         if avoid:
             tickets = [ticket for ticket in tickets if ticket not in avoid]
+        if self._is_sparing and tickets:
+            ends = list(accumulate(ticket.ramp for ticket in tickets))
+            return tickets[bisect_right(ends, self._random() * ends[-1])]
         return tickets[int(self._random() * len(tickets))] if tickets else None
 
 

@@ -125,7 +125,8 @@ class Checker:
         now = self._clock()
         self._counters.checks[member.slot, verdict.result] += 1
         self._counters.check_seconds.observe(now - started)
-        self._pool.checked(member, ok=verdict is OK, now=now, why=verdict.why)
+        there = verdict.result != "refused"
+        self._pool.checked(member, ok=verdict is OK, now=now, why=verdict.why, is_there=there)
         if member.standing is Standing.CHECKING and member.fails == self._health.fall:
             # Not in the rotation yet, so nothing else would say a word about it.
             _log.warning("no good check of %s yet: %s", _named(member), verdict.why)

@@ -135,6 +135,8 @@ class Health(Part):
     """Good checks in a row before a worker that was down comes back."""
     fall: Count = 3
     """Bad checks in a row before a worker that is up leaves."""
+    slow_start: Duration = 0.0
+    """One that comes into the rotation has its whole share only after this. 0: at once."""
 
 
 class Ejection(Part):
@@ -145,6 +147,10 @@ class Ejection(Part):
     eject_for: Positive = 10.0
     """Times the number of ejections, at most ten times."""
     max_ejected: Share = 0.5
+    panic: Share = 0.25
+    """With fewer of the living in the rotation, all of them are picked. Processes on one
+    host fail their checks together, for a common cause, which is overload more often than
+    not: what the fallen leave undone would fell the rest. 0: never."""
 
 
 class Retries(Part):

@@ -212,8 +212,7 @@ class Delegate:
     def has_room(self) -> bool:
         """Can anybody take one more?"""
         return self._service.pool.free > 0 and any(
-            member.standing == "up" and not member.full and member not in self._closed
-            for member in self._service.pool.members
+            not member.full and member not in self._closed for member in self._service.pool.picked
         )
 
     def settle(self) -> None:

@@ -104,6 +104,9 @@ TABLE: Final = (
     Metric("penstock_stale_connections_total", "counter",
            "Requests that were sent anew, as a kept connection to a worker had ended.",
            ("service",)),
+    Metric("penstock_panic", "gauge",
+           "Fronts that use every worker that lives, as too few are in the rotation.",
+           ("service",)),
     Metric("penstock_queue_length", "gauge",
            "Requests that wait for a worker now.", ("service",)),
     Metric("penstock_health_checks_total", "counter",
@@ -125,7 +128,7 @@ class ServiceCounters:
 
     __slots__ = (
         "active", "check_seconds", "checks", "connect", "connections", "errors", "first_byte",
-        "handoffs", "handshakes", "in_flight", "opened", "queue", "received", "rejected",
+        "handoffs", "handshakes", "in_flight", "opened", "panic", "queue", "received", "rejected",
         "requests", "retries", "retries_denied", "sent", "stale", "total", "unfinished",
         "upstreams", "worker_connections",
     )  # fmt: skip
@@ -161,7 +164,7 @@ class ServiceCounters:
         """TLS handshakes that are under way."""
         self.retries = self.retries_denied = self.stale = 0
         """`stale`: requests that met the end of a kept connection."""
-        self.queue = 0
+        self.queue = self.panic = 0
         self.checks: defaultdict[tuple[int, str], int] = defaultdict(int)
         """By slot and result, of CHECK_RESULTS."""
         self.check_seconds = Histogram()
@@ -236,6 +239,7 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         "penstock_tls_handshakes_unfinished": {"": counters.unfinished},
         "penstock_retries_denied_total": {"": counters.retries_denied},
         "penstock_stale_connections_total": {"": counters.stale},
+        "penstock_panic": {"": counters.panic},
         "penstock_queue_length": {"": counters.queue},
         "penstock_health_checks_total": _checks(counters.checks),
         "penstock_health_check_duration_seconds": {"": flat(counters.check_seconds)},

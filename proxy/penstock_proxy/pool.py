@@ -19,6 +19,12 @@ from typing import Any, Final
 from penstock_proxy.balance import policy
 from penstock_proxy.config import Balance, Ejection, Health, Target
 
+NEVER: Final = float("-inf")
+"""Long ago: of what was so before we came."""
+COLDEST: Final = 0.1
+"""The part of its share that a member begins with: with less it would not warm up."""
+_FALLEN: Final = ("down", "ejected")
+"""Standings of those that were in the rotation, and whose process is still there."""
 MAX_TIMES: Final = 10
 """Ejections grow with their number, up to this many times `eject_for`."""
 
@@ -148,6 +154,12 @@ class Member:
     """End of the ejection."""
     since: float = 0.0
     """When it last came into the rotation."""
+    ramp: float = 1.0
+    """What it takes of its weight's share."""
+    warming_since: float = NEVER
+    """When it began to warm up."""
+    is_there: bool = True
+    """Something listens where it should: its last check was not refused."""
     full: bool = False
     """It has as much as it may have at a time."""
 
@@ -168,13 +180,20 @@ class Pool:
         ejection: Ejection,
         random: Callable[[], float],
         on_change: Callable[[Member, str], None],
+        on_panic: Callable[[bool], None] = lambda _: None,
         per_worker: int = 0,
     ) -> None:
-        """`per_worker`: how much a member may have at a time; 0: no limit."""
+        """`per_worker`: how much a member may have at a time; 0: no limit.
+
+        `on_panic` is called when so few are in the rotation that all are picked again, and
+        when that is over.
+        """
         self.members = tuple(_member(target) for target in targets)
         self.ejections = {member.slot: 0 for member in self.members}
         """Since the start, by slot."""
         self.in_rotation = 0
+        self.picked: tuple[Member, ...] = ()
+        """Who may be picked: the rotation, or in a panic all that live."""
         self.free = 0
         """Members that can be picked now."""
         self._per_worker = per_worker
@@ -183,6 +202,10 @@ class Pool:
         self._health = health
         self._ejection = ejection
         self._on_change = on_change
+        self._on_panic = on_panic
+        self._is_panicking = False
+        self._slow_start = 0.0 if balance == "hash" else health.slow_start
+        self._slow: tuple[Member, ...] = ()
         self._policy = policy(balance, self.members, random)
         self._rotate()
 
@@ -218,7 +241,7 @@ class Pool:
         return True
 
     def _count_free(self) -> None:
-        self.free = self.in_rotation - sum(m.standing is Standing.UP for m in self._full)
+        self.free = sum(not member.full for member in self.picked)
 
     def join(self, slot: int, address: str | None = None) -> None:
         """The slot's process is ready; it is picked after its first good check.
@@ -242,8 +265,14 @@ class Pool:
         """The slot's process is gone."""
         self._step(self._by_slot[slot], Event.LEAVE, "process is gone")
 
-    def checked(self, member: Member, *, ok: bool, now: float, why: str) -> None:
-        """Note the result of an active check; `why` says what was wrong with a bad one."""
+    def checked(
+        self, member: Member, *, ok: bool, now: float, why: str, is_there: bool = True
+    ) -> None:
+        """Note the result of an active check; `why` says what was wrong with a bad one, and
+        `is_there` whether anything listens there at all."""
+        if member.is_there != is_there:
+            member.is_there = is_there
+            self._rotate()
         first = member.standing is Standing.CHECKING
         if ok:
             member.passes, member.fails = member.passes + 1, 0
@@ -278,7 +307,9 @@ class Pool:
         member.failures = 0
 
     def tick(self, now: float) -> None:
-        """End the ejections that are over; call it about every 100 ms."""
+        """End the ejections that are over, and warm up; call it about every 100 ms."""
+        if self._slow:
+            self._warm_up(now)
         for member in self.members:
             if member.standing is Standing.EJECTED and member.until <= now:
                 self._step(member, Event.RETURN, "its ejection is over", member.until)
@@ -330,10 +361,13 @@ class Pool:
         if event in _ANOTHER:
             # Another process: what the last one did is not held against it.
             member.generation += 1
+            member.is_there = True
             member.failures = member.passes = member.fails = member.penalty = 0
         if to is Standing.UP:
             member.failures, member.since = 0, now
+            self._cool(member, now)
         elif before is not Standing.UP:
+            self._rotate()
             return
         self._rotate()
         self._on_change(member, reason)
@@ -346,11 +380,45 @@ class Pool:
             if member.standing is Standing.EJECTED:
                 self._step(member, Event.RETURN, "nobody else is left", member.until)
 
+    def _cool(self, member: Member, now: float) -> None:
+        """It has come into the rotation and begins with little, if others can do the rest."""
+        if not self._slow_start:
+            return
+        others = [m for m in self.members if m.standing is Standing.UP and m is not member]
+        member.warming_since = now
+        if others and not any(now - m.warming_since >= self._slow_start for m in others):
+            # Nobody is warm, so there is nobody to spare it: as at a start, when all join.
+            member.warming_since = max(m.warming_since for m in others)
+        self._warm_up(now)
+
+    def _warm_up(self, now: float) -> None:
+        """Each has a share that grows in time; that of the warmest is a whole one."""
+        rotation = [m for m in self.members if m.standing is Standing.UP]
+        warmth = {
+            m: max(COLDEST, min(1.0, (now - m.warming_since) / self._slow_start)) for m in rotation
+        }
+        most = max(warmth.values(), default=1.0)
+        for member in self.members:
+            member.ramp = warmth.get(member, most) / most
+        self._slow = tuple(member for member in rotation if member.ramp < 1)
+        self._policy.spare(self._slow)
+
     def _rotate(self) -> None:
         rotation = [member for member in self.members if member.standing is Standing.UP]
         self.in_rotation = len(rotation)
-        self._policy.rotate(rotation)
+        living = [
+            m
+            for m in self.members
+            if m.standing is Standing.UP or (m.standing in _FALLEN and m.is_there)
+        ]
+        # A little less than exact: 0.29 * 100 is 28.999… in binary.
+        panics = len(rotation) < self._ejection.panic * len(living) - 1e-9
+        self.picked = tuple(living if panics else rotation)
+        self._policy.rotate(self.picked)
         self._count_free()
+        if panics != self._is_panicking:
+            self._is_panicking = panics
+            self._on_panic(panics)
 
 
 def _checks(count: int) -> str:

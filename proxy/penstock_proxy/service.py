@@ -102,6 +102,7 @@ class ServiceFront:
             ejection=config.ejection,
             random=random,
             on_change=self._changed,
+            on_panic=self._panicked,
             per_worker=config.limits.per_worker,
         )
         self.delegate = Delegate(self) if config.scheme == "handoff" else None
@@ -326,6 +327,16 @@ class ServiceFront:
         if member.standing is not Standing.UP:
             self.kept.drop(member.slot)
         elif self.waiting:
+            self._wake()
+
+    def _panicked(self, panics: bool) -> None:
+        self.counters.panic = int(panics)
+        name = self.config.name
+        if panics:
+            _log.warning("%s: too few workers are in the rotation: all that live are used", name)
+        else:
+            _log.info("%s: enough workers are in the rotation again", name)
+        if self.waiting:
             self._wake()
 
     def _serve_waiting(self) -> None:

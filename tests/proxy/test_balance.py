@@ -29,6 +29,7 @@ class Worker:
     address: str
     weight: int = 1
     active: int = 0
+    ramp: float = 1.0
 
     def __repr__(self) -> str:
         return self.address
