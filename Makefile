@@ -4,10 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos lint format bench clean
+.PHONY: help run test chaos lint format bench fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -18,7 +17,7 @@ run: $(VENV)/ready ## the demo application: http://127.0.0.1:8000 (more with ARG
 test: $(VENV)/ready ## every test (some of them with ARGS="-k config")
 	$(BIN)/python -m pytest $(ARGS)
 
-SECONDS ?= 600
+chaos: SECONDS ?= 600
 SEED ?= random
 chaos: $(VENV)/ready ## everything that can go wrong, for as long as you like (SECONDS=3600)
 	$(BIN)/python -m pytest tests/chaos --chaos-seconds=$(SECONDS) --chaos-seed=$(SEED) $(ARGS)
@@ -36,6 +35,7 @@ format: $(VENV)/ready ## as lint wants it
 bench: $(VENV)/ready ## nanoseconds of the hot path (compare with ARGS="--baseline FILE")
 	$(BIN)/python bench/micro.py $(ARGS)
 
+fuzz: SECONDS ?= 60
 fuzz: $(VENV)/ready ## look for bytes that are read in two ways (for SECONDS=60; 0: until Ctrl-C)
 	@SECONDS=$(SECONDS) $(BIN)/python -m tests.fuzz.campaign
 

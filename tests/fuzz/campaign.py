@@ -27,13 +27,18 @@ class Result(NamedTuple):
 def run(seconds: int, seed: int, folder: Path) -> list[Result]:
     """Fuzz for so many seconds (0: until interrupted); `seed` 0 is another one each time."""
     processes = [_start(name, seconds, seed, folder) for name in NAMES]
-    results = []
+    results, interrupted = [], False
     try:
         for name, process in zip(NAMES, processes, strict=True):
-            output, _ = process.communicate(timeout=seconds + _GRACE_S if seconds else None)
-            number = re.search(r"number_of_executed_units: (\d+)", output)
-            executions = int(number[1]) if number else 0
-            results.append(Result(name, executions, process.returncode != 0, output))
+            try:
+                output, _ = process.communicate(timeout=seconds + _GRACE_S if seconds else None)
+            except KeyboardInterrupt:
+                interrupted = True  # and so are they
+                output, _ = process.communicate(timeout=_GRACE_S)
+            said = re.findall(r"number_of_executed_units: (\d+)|(?m:^#(\d+)\b)", output)
+            executions = int("".join(said[-1])) if said else 0
+            found = "Test unit written" in output or (process.returncode != 0 and not interrupted)
+            results.append(Result(name, executions, found, output))
     finally:
         for process in processes:
             process.kill()
