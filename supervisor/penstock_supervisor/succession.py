@@ -97,6 +97,9 @@ class Succession:
         before = self._roster.take_over(comer)
         if before.state is State.UP:
             self._rotation.hold(before, before.stop)
+        else:
+            # It crashed meanwhile: nobody picks it, and it must not come back beside its heir.
+            before.stop()
         self._rotation.join(comer)
 
     def moved(self, child: Child) -> None:

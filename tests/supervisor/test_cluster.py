@@ -170,6 +170,28 @@ async def test_a_worker_is_replaced_on_request() -> None:
             assert seen["listening"].pid != seen["exit"].pid
 
 
+async def test_a_worker_that_dies_while_its_successor_starts_does_not_come_back_beside_it() -> None:
+    """Whenever its own restart comes: before, while or after the successor gets ready."""
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config(workers=1, restart={"backoff": "1ms", "backoff_max": "1ms"}))
+        events = cluster.events()
+        async with cluster:
+            first = await the("listening", events)
+            cluster.replace("web", 0)
+            successor = await the("fork", events)
+            assert first.pid is not None
+            os.kill(first.pid, signal.SIGKILL)
+            alive = {first.pid, successor.pid}
+            came = False
+            while not came or alive != {successor.pid}:
+                event = await anext(events)
+                came = came or (event.name == "listening" and event.pid == successor.pid)
+                if event.name == "fork":
+                    alive.add(event.pid)
+                elif event.name == "exit":
+                    alive.discard(event.pid)
+
+
 async def test_there_is_no_other_slot() -> None:
     async with asyncio.timeout(WAIT_S), Cluster(config()) as cluster:
         with pytest.raises(KeyError):
