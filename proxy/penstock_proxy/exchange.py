@@ -260,6 +260,11 @@ class Exchange:
         self.tries = self.tries or Tries(self)
         self.tries.lost(link, fault, loss)
 
+    def useless(self, fault: Fault, reason: str) -> None:
+        """The worker's answer cannot be passed on, or does not come."""
+        self.tries = self.tries or Tries(self)
+        self.tries.useless(fault, reason)
+
     def _last_fault(self) -> Fault:
         fault = errors.NO_WORKER if self.tries is None else self.tries.last_fault
         return self.client.service.nobody() if fault is errors.NO_WORKER else fault
@@ -315,23 +320,20 @@ class Exchange:
             # A stream may be quiet for reasons of its own: no mark against the worker.
             self.fail(errors.RESPONSE_TIMEOUT, "between two pieces")
         else:
-            assert self.member is not None
-            service.pool.failed(self.member, now)
-            self.fail(errors.RESPONSE_TIMEOUT, "")
+            self.useless(errors.RESPONSE_TIMEOUT, "")
 
     def client_gone(self) -> None:
         """The client has left: so does the exchange with the worker."""
         self._end_dialing()
         self.client.service.counters.errors[errors.CLIENT_GONE.kind] += 1
         self._keep = False
-        self._drop_link()
+        self.drop_link()
         self._close(errors.CLIENT_GONE.kind, keep=False)
 
     def fail(self, fault: Fault, reason: str) -> None:
         """Count a fault, say why, and end the exchange with it."""
-        service = self.client.service
-        service.journal.fault(self, fault, reason, self.member)
-        service.counters.errors[fault.kind] += 1
+        self.client.service.journal.fault(self, fault, reason, self.member)
+        self.client.service.counters.errors[fault.kind] += 1
         self._end(fault)
 
     def refuse(self, fault: Fault) -> None:
@@ -348,7 +350,7 @@ class Exchange:
         if fault in errors.TURNED_AWAY:
             service.counters.rejected[fault.kind] += 1
         self._end_dialing()
-        self._drop_link()
+        self.drop_link()
         if self.responding or not fault.status:
             self._close(fault.kind, keep=False, cut=True)
             return
@@ -363,7 +365,7 @@ class Exchange:
             self.dialing = None
         self.client.service.waiting.leave(self)
 
-    def _drop_link(self) -> None:
+    def drop_link(self) -> None:
         link, self.link = self.link, None
         if link is not None:
             link.exchange = None

@@ -61,6 +61,18 @@ class Tries:
         else:
             self._again_or_fail(fault, "before it answered", verdict)
 
+    def useless(self, fault: Fault, reason: str) -> None:
+        """What the worker says cannot be passed on, or it says nothing: others may do better."""
+        exchange = self._exchange
+        assert exchange.member is not None
+        exchange.client.service.pool.failed(exchange.member, monotonic())
+        verdict = again(Loss.BROKEN, idempotent=exchange.is_idempotent, used=False)
+        if not exchange.is_repeatable or verdict is Again.NEVER:
+            exchange.fail(fault, reason)
+            return
+        exchange.drop_link()
+        self._again_or_fail(fault, reason, verdict)
+
     def _again_or_fail(self, fault: Fault, reason: str, verdict: Again) -> None:
         exchange = self._exchange
         service = exchange.client.service

@@ -20,7 +20,7 @@ def switch(exchange: "Exchange", link: "WorkerConnection", response: Response, r
     """The worker agreed to another protocol: from here on bytes are just bytes."""
     offers = exchange.prepared.framing.upgrade.lower().split(b", ")
     if not response.upgrade or response.upgrade.lower() not in offers or not exchange.request_done:
-        exchange.fail(BAD_RESPONSE, "101 to something that nobody asked for")
+        exchange.useless(BAD_RESPONSE, "101 to something that nobody asked for")
         return
     exchange.status = 101
     exchange.first_byte_s = monotonic() - exchange.started

@@ -121,7 +121,7 @@ class WorkerConnection(asyncio.Protocol):
             else:
                 self._read_body(exchange, data)
         except RejectedError as rejected:
-            exchange.fail(BAD_RESPONSE, rejected.reason)
+            exchange.useless(BAD_RESPONSE, rejected.reason)
 
     def _read_head(self, exchange: "Exchange", data: bytes) -> None:
         if self._buffer:

@@ -207,6 +207,32 @@ def test_a_broken_connection_is_tried_again_if_nobody_can_tell(house: House, cas
     assert status(client.taken() or b"- %d" % case.status) == case.status
 
 
+@pytest.mark.parametrize("kind", ["nonsense", "silence", "a switch"])
+@pytest.mark.parametrize(("request_", "dialed"), [(GET, [1, 2]), (POST + b"abc", [1])])
+def test_an_answer_that_is_of_no_use_is_asked_of_another_if_nobody_can_tell(
+    house: House, kind: str, request_: bytes, dialed: list[int]
+) -> None:
+    house.open(2)
+    client = house.client()
+    client.send(request_)
+    first, asked = house.worker, house.worker.taken()
+    if kind == "silence":
+        house.pass_time(61.0)
+    elif kind == "nonsense":
+        first.send(b"SSH-2.0-OpenSSH\r\n\r\n")
+    else:
+        first.send(b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+    assert first.lost
+    assert house.network.dialed == dialed
+    assert house.service.pool.members[0].failures == 1
+    if len(dialed) == 1:
+        assert status(client.taken()) == (504 if kind == "silence" else 502)
+        return
+    assert house.worker.taken() == asked
+    house.worker.send(OK)
+    assert client.taken() == OK
+
+
 def test_a_body_that_has_flowed_on_is_not_there_to_be_sent_again(house: House) -> None:
     house.open(2)
     client = house.client()
