@@ -31,10 +31,11 @@ def run(seconds: int, seed: int, folder: Path) -> list[Result]:
     try:
         for name, process in zip(NAMES, processes, strict=True):
             try:
-                output, _ = process.communicate(timeout=seconds + _GRACE_S if seconds else None)
+                process.wait(seconds + _GRACE_S if seconds else None)
             except KeyboardInterrupt:
                 interrupted = True  # and so are they
-                output, _ = process.communicate(timeout=_GRACE_S)
+                process.wait(_GRACE_S)
+            output = _log(folder, name).read_text(errors="replace")
             said = re.findall(r"number_of_executed_units: (\d+)|(?m:^#(\d+)\b)", output)
             executions = int("".join(said[-1])) if said else 0
             found = "Test unit written" in output or (process.returncode != 0 and not interrupted)
@@ -46,23 +47,27 @@ def run(seconds: int, seed: int, folder: Path) -> list[Result]:
     return results
 
 
-def _start(name: str, seconds: int, seed: int, folder: Path) -> "subprocess.Popen[str]":
+def _start(name: str, seconds: int, seed: int, folder: Path) -> "subprocess.Popen[bytes]":
     learned = folder / name
     learned.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "tests.fuzz", name,
-            f"-max_total_time={seconds}", f"-seed={seed}", "-print_final_stats=1", "-reload=0",
-            f"-dict={_HERE / 'http.dict'}", f"-artifact_prefix={folder}/found-{name}-",
-            str(learned), str(_HERE / "corpus" / name),
-        ],
-        cwd=_HERE.parent.parent,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )  # fmt: skip
+    words = [
+        sys.executable, "-m", "tests.fuzz", name,
+        f"-max_total_time={seconds}", f"-seed={seed}", "-print_final_stats=1", "-reload=0",
+        f"-dict={_HERE / 'http.dict'}", f"-artifact_prefix={folder}/found-{name}-",
+        str(learned), str(_HERE / "corpus" / name),
+    ]  # fmt: skip
+    with _log(folder, name).open("wb") as log:
+        return subprocess.Popen(
+            words,
+            cwd=_HERE.parent.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _log(folder: Path, name: str) -> Path:
+    return folder / f"{name}.log"
 
 
 def main() -> None:
