@@ -5,7 +5,7 @@ becomes of a connection (`deliver`), or who the workers are.
 
 The listener itself belongs to the supervisor and stays open whatever happens here, so
 pausing costs nobody a connection: the kernel's queue holds them. Whoever ticks calls
-`resume` when there is room again.
+`resume` when there is room again, and `overdue` to hear who has waited there for too long.
 """
 
 import asyncio
@@ -14,7 +14,9 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from penstock_worker import farewell
 from penstock_worker.acceptor import EXHAUSTED, PASSING
+from penstock_worker.backlog import Backlog
 from penstock_worker.streams import Stream
 
 _BATCH: Final = 16
@@ -31,16 +33,28 @@ class Acceptor:
         listener: socket.socket,
         has_room: Callable[[], bool],
         deliver: Callable[[Stream, Any], None],
+        on_full: Callable[[], None] = lambda: None,
+        on_exhausted: Callable[[], None] = lambda: None,
+        patience_s: float = 0.0,
     ) -> None:
         self._loop = loop
-        self._listener = listener
+        self.listener = listener
         self._family = int(listener.family)
         self._has_room = has_room
         self._deliver = deliver
         self._started = False
         self._reading = False
         self._closed = False
-        self._exhausted = False
+        self._on_full = on_full
+        self._on_exhausted = on_exhausted
+        self._backlog = Backlog(patience_s)
+        self._taken = 0
+        self.is_exhausted = False
+        """The last accept failed for want of a descriptor, or of memory."""
+
+    @property
+    def is_reading(self) -> bool:
+        return self._reading
 
     def start(self) -> None:
         """Accept from now on."""
@@ -51,14 +65,42 @@ class Acceptor:
         """There may be room again. Harmless while accepting, and before and after."""
         if self._started and not self._reading and not self._closed:
             self._reading = True
-            self._loop.add_reader(self._listener, self._readable)
+            self._loop.add_reader(self.listener, self._readable)
 
-    def drain(self) -> None:
-        """Take what the kernel has queued, then close: those clients were told yes."""
+    def overdue(self, now: float) -> int:
+        """How many wait, and have done so for longer than their patience."""
+        if self._closed or not self._started:
+            return 0
+        if self._reading and not self._backlog.is_watched:
+            return 0
+        return self._backlog.look(now, self._taken, farewell.waiting(self.listener))
+
+    def take(self) -> Stream | None:
+        """One that waits, whether there is room or not, for who has something to tell it."""
+        try:
+            fd, _ = self.listener._accept()  # type: ignore[attr-defined]
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                self._lacking(error)
+            return None
+        self._taken += 1
+        return Stream(fd, self._family)
+
+    def taken(self) -> None:
+        """Somebody else took one off the queue."""
+        self._taken += 1
+
+    def drain(self, refuse: Callable[[], bool] = lambda: False) -> None:
+        """Take what the kernel has queued, then close: those clients were told yes.
+
+        `refuse` is called for each that cannot be taken for want of a descriptor.
+        """
         if self._closed:
             return
         try:
             while self._started and self._accept():
+                pass
+            while self.is_exhausted and refuse():
                 pass
         except OSError as error:
             # Whoever drains has more to do, and here there is nothing left to save.
@@ -66,19 +108,22 @@ class Acceptor:
         finally:
             self._pause()
             self._closed = True
-            self._listener.close()
+            self.listener.close()
 
     def close(self) -> None:
         """Take no more; what waits is taken by another who has the same socket."""
         if not self._closed:
             self._pause()
             self._closed = True
-            self._listener.close()
+            self.listener.close()
 
     def _readable(self) -> None:
-        for _ in range(_BATCH):
+        for turn in range(_BATCH):
             if not self._has_room():
-                self._pause()
+                # Only who is woken knows that somebody waits.
+                if turn == 0:
+                    self._pause()
+                    self._on_full()
                 return
             if not self._accept():
                 return
@@ -86,28 +131,34 @@ class Acceptor:
     def _accept(self) -> bool:
         try:
             # `accept` itself would make a socket object; see dial.Stream.
-            fd, peer = self._listener._accept()  # type: ignore[attr-defined]
+            fd, peer = self.listener._accept()  # type: ignore[attr-defined]
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            self._not_accepted(error)
-            return False
-        self._exhausted = False
+            return self._not_accepted(error)
+        self.is_exhausted = False
+        self._taken += 1
         self._deliver(Stream(fd, self._family), peer)
         return True
 
-    def _not_accepted(self, error: OSError) -> None:
+    def _not_accepted(self, error: OSError) -> bool:
+        """Nothing came; True if the next one may."""
         if error.errno in PASSING:
-            return
+            return True
         # Whatever it is, it is there until the next tick: asking at once would be a busy loop.
         self._pause()
         if error.errno not in EXHAUSTED:
             raise error
-        if not self._exhausted:
+        self._lacking(error)
+        return False
+
+    def _lacking(self, error: OSError) -> None:
+        if not self.is_exhausted:
             _log.error("cannot accept: %s; trying again until it can", error.strerror)
-        self._exhausted = True
+        self.is_exhausted = True
+        self._on_exhausted()
 
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._listener)
+            self._loop.remove_reader(self.listener)

@@ -8,18 +8,20 @@ relayd's). No I/O: who opens and closes says so here.
 
 from typing import Final
 
-RESERVE: Final = 32
-"""For health checks, log files, the channel, and what the runtime opens on the side."""
+RESERVE: Final = 48
+"""For health checks, log files, the channel, what the runtime opens on the side, and those
+who are told that there is no room for them."""
 
 
 class Admission:
     """The account of one process. All counts are descriptors."""
 
-    __slots__ = ("_limit", "clients", "in_flight", "listeners", "other", "upstreams", "waiting")
+    __slots__ = ("clients", "in_flight", "limit", "listeners", "other", "upstreams", "waiting")
 
     def __init__(self, limit: int, listeners: int, other: int) -> None:
         """`limit`: RLIMIT_NOFILE; `other`: open ones that are none of the rest."""
-        self._limit = limit
+        self.limit = limit
+        """May be changed from outside, by prlimit(2)."""
         self.listeners = listeners
         self.other = other
         self.clients = 0
@@ -43,13 +45,18 @@ class Admission:
         """
         committed = self.listeners + self.other + self.waiting + self.in_flight
         committed += self.clients + max(self.clients, self.upstreams)
-        return committed + RESERVE + 2 <= self._limit
+        return committed + RESERVE + 2 <= self.limit
+
+    @property
+    def capacity(self) -> int:
+        """How many connections this process can have at most, each with its way to a worker."""
+        return max(0, self.limit - self.listeners - self.other - RESERVE) // 2
 
     def check(self) -> None:
         """Is there room for anybody at all? OSError if not: nobody would ever be accepted."""
         needed = self.listeners + self.other + RESERVE + 2
-        if needed > self._limit:
-            raise OSError(f"at least {needed} descriptors are needed, and {self._limit} allowed")
+        if needed > self.limit:
+            raise OSError(f"at least {needed} descriptors are needed, and {self.limit} allowed")
 
     def by_kind(self) -> dict[str, int]:
         """For `penstock_fds`."""

@@ -273,6 +273,23 @@ class ClientConnection(asyncio.Protocol):
     def _close_by(self, seconds: float) -> None:
         self.service.deadlines.arm_in(self, seconds)
 
+    @property
+    def counts_for(self) -> str:
+        """The address that this connection counts for; empty: for none."""
+        return "" if self._trusted else self.address
+
+    @property
+    def idle_since(self) -> float:
+        """Since when nothing is asked or answered here; NEVER while something is."""
+        if self.exchange is not None or self._closing or self.buffer or self.blocked:
+            return NEVER
+        timeouts = self.service.timeouts
+        return self.deadline - (timeouts.head if self._heading else timeouts.keepalive)
+
+    def end_idle(self) -> None:
+        """It is in the way of somebody who has something to ask."""
+        self._end(gently=False)
+
     def stop(self) -> None:
         """No new requests, please: end an idle connection, let others finish."""
         if self.exchange is not None or self._closing:
@@ -328,4 +345,4 @@ class ClientConnection(asyncio.Protocol):
             self.exchange.client_gone()
         self.service.deadlines.disarm(self)
         self.service.clients.discard(self)
-        self.service.client_lost()
+        self.service.client_lost(self.counts_for)

@@ -49,6 +49,16 @@ def parse_share(value: object) -> object:
     return int(match[1]) / 100
 
 
+def parse_share_or_number(value: object) -> object:
+    """ "50%" as 0.5, and 50 as 50: whether it is a share is told by its type."""
+    share = parse_share(value)
+    if isinstance(share, float) and 0 < share <= 1:
+        return share
+    if isinstance(share, int) and not isinstance(share, bool) and share >= 0:
+        return share
+    raise ValueError('expected a share from "1%" to "100%", or a number of connections')
+
+
 class Address(NamedTuple):
     """Where to connect or listen: host and port, or the path of a unix socket."""
 
@@ -109,6 +119,7 @@ Duration = Annotated[
 Positive = Annotated[Duration, Field(gt=0)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0, strict=True)]
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1, strict=True)]
+PerClient = Annotated[int | float, BeforeValidator(parse_share_or_number)]
 AddressText = Annotated[str, AfterValidator(_address)]
 ServerName = Annotated[str, AfterValidator(_server_name)]
 Network = Annotated[str, AfterValidator(_network)]
@@ -203,6 +214,9 @@ class Limits(Part):
     """Requests on one connection; the last answer says that it is. 0: no limit."""
     handshakes: Count = 512
     """Of TLS, unfinished at once: beyond, the oldest makes room."""
+    connections_per_client: PerClient = 0.5
+    """Of one address, or one /64 of IPv6: a share of what the front can take, or a number; 429
+    beyond. 0: no limit."""
     queue: Annotated[int, Field(ge=0, strict=True)] = 1024
     """Requests that wait for a worker: 503 beyond."""
     per_worker: Annotated[int, Field(ge=0, strict=True)] = 0

@@ -46,6 +46,10 @@ VERSION: Final = Fault("version", Side.CLIENT, 505, "HTTP version not supported"
 EXPECTATION: Final = Fault("expectation", Side.CLIENT, 417, "expectation failed")
 NOT_IMPLEMENTED: Final = Fault("not_implemented", Side.CLIENT, 501, "not implemented")
 NO_WORKER: Final = Fault("no_worker", Side.FRONT, 503, "no worker available")
+FULL: Final = Fault("full", Side.FRONT, 503, "too many connections")
+CLIENT_FULL: Final = Fault(
+    "client_full", Side.CLIENT, 429, "too many connections from this address"
+)
 QUEUE_FULL: Final = Fault("queue_full", Side.FRONT, 503, "too many requests are waiting")
 QUEUE_TIMEOUT: Final = Fault("queue_timeout", Side.FRONT, 503, "no worker was free in time")
 STOPPING: Final = Fault("stopping", Side.FRONT, 503, "shutting down")

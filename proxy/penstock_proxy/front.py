@@ -31,7 +31,7 @@ from penstock_proxy.metrics import snapshot
 from penstock_proxy.pool import Member
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
-from penstock_worker import channel
+from penstock_worker import channel, farewell
 from penstock_worker.access_log import AccessLog, open_log
 from penstock_worker.channel import Channel, Message
 from penstock_worker.contract import EXIT_FAILED
@@ -52,6 +52,7 @@ class Front:
         self._logs: dict[str, AccessLog] = {}
         self._deadlines = Deadlines(monotonic())
         self._admission = Admission(_raise_descriptor_limit(), 0, 0)
+        self._spare = farewell.Spare()
         self._channel: Channel | None = None
         self._configured: asyncio.Future[None] = loop.create_future()
         self._finished: asyncio.Future[int] = loop.create_future()
@@ -78,6 +79,7 @@ class Front:
                     check.cancel()
         for log in self._logs.values():
             log.close()
+        self._spare.close()
         return self._finished.result()
 
     def _build(self, config: FrontConfig) -> None:
@@ -92,6 +94,7 @@ class Front:
                 self._access_log(service),
                 partial(self._rotated, service.name),
             )
+            front.overflow.spare = self._spare
             self._services[service.name] = front
             self._checkers[service.name] = Checker(
                 front.pool,
@@ -253,6 +256,7 @@ class Front:
             service.counters.queue = len(service.waiting)
             if service.handshakes is not None:
                 service.counters.unfinished = service.handshakes.pending
+            service.counters.accepting = service.gates.is_accepting
             if service.delegate is not None:
                 service.delegate.settle()
         metrics = snapshot(
@@ -270,6 +274,7 @@ class Front:
         self._tick_due = now + TICK_S
         self._loop.call_later(TICK_S, self._tick)
         self._deadlines.tick(now)
+        self._admission.limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         for service in self._services.values():
             service.tick(now)
         self._leave_when_empty()

@@ -9,11 +9,29 @@ same place.
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.admission import Admission
+from penstock_proxy.errors import LACKING, Fault
 from penstock_worker.streams import Stream
+
+
+class Overflow(Protocol):
+    """Who knows whether there is room, and what to do when there is none."""
+
+    def has_room(self) -> bool:
+        """May one more be accepted?"""
+
+    def crowded(self) -> None:
+        """Somebody waits for whom there is no room."""
+
+    def exhausted(self) -> None:
+        """An accept failed for want of a descriptor, or of memory."""
+
+    def refuse(self, acceptor: Acceptor, fault: Fault) -> bool:
+        """Take one off the queue and tell it no. False: there is none, or no way to."""
 
 
 class Gates:
@@ -24,12 +42,14 @@ class Gates:
         loop: asyncio.AbstractEventLoop,
         fds: tuple[int, ...],
         admission: Admission,
-        has_room: Callable[[], bool],
+        overflow: Overflow,
+        patience_s: float,
         deliver: Callable[[Stream, Any], None],
     ) -> None:
         self._loop = loop
         self._admission = admission
-        self._has_room = has_room
+        self._overflow = overflow
+        self._patience_s = patience_s
         self._deliver = deliver
         self._own = [self._acceptor(socket.socket(fileno=fd)) for fd in fds]
         self._covered: dict[int, Acceptor] = {}
@@ -46,11 +66,26 @@ class Gates:
         for acceptor in self._all():
             acceptor.resume()
 
+    @property
+    def is_accepting(self) -> bool:
+        """Are its own listeners read from, and does that bring anybody in?"""
+        return all(one.is_reading and not one.is_exhausted for one in self._own)
+
+    def look(self, now: float, fault: Fault, most: int) -> int:
+        """Tell those who have waited too long; returns how many that were."""
+        told = 0
+        for acceptor in self._all():
+            for _ in range(min(acceptor.overdue(now), most - told)):
+                if not self._overflow.refuse(acceptor, fault):
+                    break
+                told += 1
+        return told
+
     def drain(self) -> None:
-        """Take what waits, and nothing after it."""
+        """Take what waits, and nothing after it; who cannot be taken is told so."""
         self._draining = True
         for acceptor in self._all():
-            acceptor.drain()
+            acceptor.drain(partial(self._overflow.refuse, acceptor, LACKING))
 
     def cover(self, front: int, listener: socket.socket) -> None:
         """That front is away: accept from its listener too."""
@@ -73,7 +108,15 @@ class Gates:
         yield from self._covered.values()
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
-        return Acceptor(self._loop, listener, self._has_room, self._deliver)
+        return Acceptor(
+            self._loop,
+            listener,
+            self._overflow.has_room,
+            self._deliver,
+            self._overflow.crowded,
+            self._overflow.exhausted,
+            self._patience_s,
+        )
 
 
 def port_of(fds: tuple[int, ...]) -> int:

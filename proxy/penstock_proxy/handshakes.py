@@ -94,4 +94,5 @@ class Handshakes:
         """It is gone, and never was open."""
         self._pending.pop(connection, None)
         self._service.counters.handshakes[result] += 1
-        self._service.client_lost()
+        service = self._service
+        service.client_lost(service.counted_as(connection.peer, believed=connection.believed))

@@ -120,6 +120,13 @@ class Kept:
         while idle:
             idle.pop().transport.close()
 
+    def end_oldest(self, count: int) -> None:
+        """Their descriptors are needed: close so many, of each worker those idle for longest."""
+        for idle in self._idle.values():
+            while idle and count > 0:
+                count -= 1
+                idle.popleft().transport.close()
+
     def tick(self, now: float) -> None:
         """Close what has been idle for long enough, or nearly too long for its worker."""
         for idle in self._idle.values():

@@ -24,9 +24,22 @@ from penstock_worker.counters import Value as Value
 FRONT_SLOT: Final = -1
 """The slot of requests that the front answered by itself; its label is empty."""
 
-REJECTIONS: Final = ("queue_full", "queue_timeout", "no_worker", "proxy_header", "proxy_untrusted")
-"""Why somebody was not let in. Too many connections is none of them: a front that is full
-stops accepting, and who comes waits in the listener's queue."""
+REJECTIONS: Final = (
+    "queue_full",
+    "queue_timeout",
+    "no_worker",
+    "full",
+    "lacking",
+    "client_full",
+    "proxy_header",
+    "proxy_untrusted",
+)
+"""Why somebody was not let in. Who comes while a front is full waits in the listener's queue,
+and is counted here only when that took too long."""
+
+PAUSES: Final = ("full", "lacking", "system")
+"""Why a front leaves connections waiting: `max_connections`, its own descriptors, or the
+system's descriptors and memory."""
 
 HANDOFFS: Final = ("taken", "returned", "lost")
 """What becomes of a connection that is sent to a worker."""
@@ -92,6 +105,12 @@ TABLE: Final = (
            ("service", "kind")),
     Metric("penstock_rejected_total", "counter",
            "Connections and requests that were not let in.", ("service", "reason")),
+    Metric("penstock_accepting", "gauge",
+           "Fronts that accept connections now; 0 while all of them leave them waiting.",
+           ("service",)),
+    Metric("penstock_accept_pauses_total", "counter",
+           "Times that a front left connections waiting, by what was lacking.",
+           ("service", "reason")),
     Metric("penstock_retries_total", "counter",
            "Requests and connections that were tried again with another worker.",
            ("service",)),
@@ -127,10 +146,10 @@ class ServiceCounters:
     """
 
     __slots__ = (
-        "active", "check_seconds", "checks", "connect", "connections", "errors", "first_byte",
-        "handoffs", "handshakes", "in_flight", "opened", "panic", "queue", "received", "rejected",
-        "requests", "retries", "retries_denied", "sent", "stale", "total", "unfinished",
-        "upstreams", "worker_connections",
+        "accepting", "active", "check_seconds", "checks", "connect", "connections", "errors",
+        "first_byte", "handoffs", "handshakes", "in_flight", "opened", "panic", "pauses",
+        "queue", "received", "rejected", "requests", "retries", "retries_denied", "sent", "stale",
+        "total", "unfinished", "upstreams", "worker_connections",
     )  # fmt: skip
 
     def __init__(self) -> None:  # noqa: PLR0915 — a list, and no steps
@@ -138,8 +157,7 @@ class ServiceCounters:
         """Client connections accepted."""
         self.active = 0
         """Client connections whose descriptor is here."""
-        self.upstreams = 0
-        """Connections to workers that are open."""
+        self.upstreams = 0  # connections to workers that are open
         self.in_flight = 0
         """Client connections that were sent and not taken yet."""
         self.opened = 0
@@ -164,6 +182,10 @@ class ServiceCounters:
         """TLS handshakes that are under way."""
         self.retries = self.retries_denied = self.stale = 0
         """`stale`: requests that met the end of a kept connection."""
+        self.accepting = False
+        """Its listeners are read from."""
+        self.pauses = dict.fromkeys(PAUSES, 0)
+        """By reason, of PAUSES."""
         self.queue = self.panic = 0
         self.checks: defaultdict[tuple[int, str], int] = defaultdict(int)
         """By slot and result, of CHECK_RESULTS."""
@@ -234,6 +256,8 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         "penstock_bytes_total": {"received": counters.received, "sent": counters.sent},
         "penstock_connection_errors_total": _closed(counters.errors, _KINDS),
         "penstock_rejected_total": _closed(counters.rejected, frozenset(REJECTIONS)),
+        "penstock_accepting": {"": int(counters.accepting)},
+        "penstock_accept_pauses_total": dict(counters.pauses),
         "penstock_retries_total": {"": counters.retries},
         "penstock_tls_handshakes_total": _closed(counters.handshakes, frozenset(HANDSHAKES)),
         "penstock_tls_handshakes_unfinished": {"": counters.unfinished},

@@ -21,7 +21,7 @@ from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.delegate import Delegate, Passage
 from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
 from penstock_proxy.entrance import Entrance, Gate, Reading, Visitor
-from penstock_proxy.errors import QUEUE_FULL, Fault
+from penstock_proxy.errors import FULL, Fault
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Responses, of_service
 from penstock_proxy.gates import Gates, port_of
@@ -29,6 +29,7 @@ from penstock_proxy.handshakes import Handshakes
 from penstock_proxy.journal import Journal
 from penstock_proxy.kept import MAX_IDLE, Kept
 from penstock_proxy.metrics import ServiceCounters
+from penstock_proxy.overflow import Overflow
 from penstock_proxy.pool import Member, Pool, Standing
 from penstock_proxy.preface import check, of_client
 from penstock_proxy.reactor import Reactor
@@ -55,9 +56,6 @@ class ServiceFront:
 
     routes: Routes | None = None
     """Some of its connections are another service's, by the name they ask for."""
-    _said_full = False
-    _full = False
-    """Somebody was left waiting in the listener's queue."""
 
     def __init__(
         self,
@@ -108,21 +106,13 @@ class ServiceFront:
         self.delegate = Delegate(self) if config.scheme == "handoff" else None
         self.handshakes = Handshakes(self) if config.tls else None
         self.entrance = self._entrance() if config.accept_proxy else None
-        self.gates = Gates(loop, config.listeners, admission, self._has_room, self._way_in())
+        self.overflow = Overflow(self)
+        patience_s = config.timeouts.queue
+        way = self._way_in()
+        self.gates = Gates(loop, config.listeners, admission, self.overflow, patience_s, way)
         self.tick(deadlines.now)
 
     # -- connections come and go
-
-    def _has_room(self) -> bool:
-        limit = self.config.max_connections
-        counters = self.counters
-        here = counters.active + counters.in_flight + counters.opened
-        self._full = not self.admission.has_room() or 0 < limit <= here
-        if self._full and not self._said_full:
-            self._said_full = True
-            what = "no descriptors are left" if not self.admission.has_room() else "it is full"
-            _log.warning("%s accepts no more connections: %s", self.config.name, what)
-        return not self._full
 
     def _entrance(self) -> Entrance:
         """A header is taken where we serve the client; else the worker takes it."""
@@ -161,7 +151,7 @@ class ServiceFront:
 
     def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
         """A client's connection did not come in."""
-        self.client_lost()
+        self.client_lost("")
         if fault is not None:
             self.journal.turned_away(address, fault, reason)
 
@@ -179,9 +169,9 @@ class ServiceFront:
 
     def routed(self, stream: Stream, visitor: Visitor) -> None:
         """A connection comes by its name, maybe from another one's listener."""
-        if not self._has_room():
-            stream.close()
-            self.journal.turned_away(peer_address(visitor.peer), QUEUE_FULL, "it is full")
+        if not self.overflow.has_room():
+            self.overflow.turn_away(stream, FULL)
+            self.journal.turned_away(peer_address(visitor.peer), FULL, "it is full")
             return
         self.counters.active += 1
         self.admission.clients += 1
@@ -190,6 +180,8 @@ class ServiceFront:
     def _deliver(
         self, sock: Stream, peer: Any, destination: Place = None, *, believed: bool = True
     ) -> None:
+        if not self.overflow.admits(sock, self.counted_as(peer, believed=believed)):
+            return
         version = self._proxy_version
         preface = of_client(version, sock, peer, destination) if version else b""
         port = destination[1] if isinstance(destination, tuple) else 0
@@ -220,29 +212,31 @@ class ServiceFront:
             connection.pause_reading()
             Relay(self, connection, peer, preface).dispatch()
 
-    def client_lost(self) -> None:
-        """A client's connection is closed."""
+    def counted_as(self, peer: Any, *, believed: bool) -> str:
+        """The address that a connection counts for; empty: a trusted proxy comes for many."""
+        address = peer_address(peer)
+        is_proxy = believed and self.config.mode == "http" and self.forwarding.trusts(address)
+        return "" if is_proxy else address
+
+    def client_lost(self, share: str) -> None:
+        """A client's connection is closed; `share` is the address that it counted for."""
         self.counters.active -= 1
         self.admission.clients -= 1
-        self._resume()
+        if share:
+            self.overflow.tally.leaves(share)
+        self.overflow.resume()
 
     def passage_over(self) -> None:
         """A connection that waited for a worker has gone to it, or is closed."""
         self.counters.active -= 1
         self.admission.waiting -= 1
-        self._resume()
+        self.overflow.resume()
 
     def roomier(self) -> None:
         """A worker has taken connections, or some that it had are over."""
-        self._resume()
+        self.overflow.resume()
         if self.waiting:
             self._serve_waiting()
-
-    def _resume(self) -> None:
-        if self._full:
-            # Other services that wait for the same descriptors are woken by the next tick.
-            self._full = False
-            self.gates.resume()
 
     def queue(self, waiting: Exchange | Relay | Passage, started: float) -> Fault | float:
         """Let somebody wait for a worker: the seconds it may; the fault if it may not."""
@@ -273,7 +267,7 @@ class ServiceFront:
 
     def relay_over(self, relay: Relay, ended: str, received: int, sent: int) -> None:
         """A relayed TCP connection has ended."""
-        self.client_lost()
+        self.client_lost(relay.address)
         self.journal.relayed(relay, ended, received, sent)
 
     # -- connections to workers
@@ -358,9 +352,7 @@ class ServiceFront:
         self.kept.tick(now)
         counts = self.counters
         self.budget.seen(sum(counts.total.counts), now)
-        if self._has_room():
-            self._said_full = False
-            self.gates.resume()
+        self.overflow.tick(now)
 
     def drain(self) -> None:
         """Accept no more; end what is idle; let the rest finish."""

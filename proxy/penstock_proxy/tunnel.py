@@ -66,4 +66,4 @@ class Tunnel:
         )
         exchange.leave_member()
         service.clients.discard(exchange.client)
-        service.client_lost()
+        service.client_lost(exchange.client.counts_for)

@@ -300,6 +300,7 @@ class House:
         self.admission.clients += 1
         self.service.counters.active += 1
         protocol = ClientConnection(self.service, ("192.0.2.1", 5000))
+        self.service.overflow.tally.enters(protocol.counts_for)
         self.service.clients.add(protocol)
         wire = Wire(self.loop, protocol)
         protocol.connection_made(wire)
@@ -309,7 +310,9 @@ class House:
         """A client of delivery tcp; its wire is the newest one when a worker is there."""
         self.admission.clients += 1
         self.service.counters.active += 1
-        relay_module.Relay(self.service, Stream(-1, 0), ("192.0.2.1", 5000)).dispatch()
+        relay = relay_module.Relay(self.service, Stream(-1, 0), ("192.0.2.1", 5000))
+        self.service.overflow.tally.enters(relay.address)
+        relay.dispatch()
         self.loop.run()
 
     @property
@@ -342,3 +345,4 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         house.service.pool.members
     )
     assert not house.service.waiting
+    assert len(house.service.overflow.tally) == 0

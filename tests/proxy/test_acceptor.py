@@ -12,7 +12,7 @@ import uvloop
 
 from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.admission import RESERVE, Admission
-from penstock_proxy.config import FrontService
+from penstock_proxy.config import FrontService, Limits
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
@@ -179,6 +179,7 @@ def test_the_next_one_comes_in_when_one_leaves_and_waits_for_no_tick(
             listeners=(door.listener.fileno(),),
             targets=(),
             max_connections=2 if full == "service" else 0,
+            limits=Limits(connections_per_client=0),
             access_log="off",
         )
         admission = Admission(RESERVE + 4 if full == "descriptors" else 1024, 0, 0)

@@ -148,6 +148,9 @@ class Queue(Gates):
     def resume(self) -> None:
         pass
 
+    def look(self, *_: object) -> int:
+        return 0
+
     def drain(self) -> None:
         self._house.service._accepted(Stream(-1, 0), ("192.0.2.1", 5000))
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import uvloop
 
+from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.admission import Admission
+from penstock_proxy.errors import Fault
 from penstock_proxy.gates import Gates
 from penstock_worker.streams import Stream
 
@@ -26,7 +28,7 @@ class House:
         self.room = True
         self.admission = Admission(1024, 1, 0)
         self.gates = Gates(
-            loop, (self.own.dup().detach(),), self.admission, lambda: self.room, self._deliver
+            loop, (self.own.dup().detach(),), self.admission, self, 2.0, self._deliver
         )
         stack.callback(self.gates.drain)
 
@@ -34,6 +36,18 @@ class House:
         listener = self._stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.setblocking(False)
         return listener
+
+    # What `Overflow` is asked.
+
+    def has_room(self) -> bool:
+        return self.room
+
+    def crowded(self) -> None: ...
+
+    def exhausted(self) -> None: ...
+
+    def refuse(self, acceptor: Acceptor, fault: Fault) -> bool:
+        raise AssertionError("there is room, or time")
 
     def _deliver(self, stream: Stream, peer: Any) -> None:
         stream.close()

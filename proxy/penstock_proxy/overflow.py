@@ -1,0 +1,243 @@
+"""What happens when more come than can be served.
+
+Owns, for one service: when its listeners are left alone and why; who is ended to make room;
+who has waited too long and is told so; and who has too many connections already. Must not
+know what is done with a connection that comes in (`service`).
+
+Who finds no room waits in the kernel's queue, and most often is let in a moment later: that
+is the gentlest answer, and costs nothing. Room is made from what nobody misses, the keep-alive
+connections that have been idle for longest. But a queue that does not move is no answer at
+all, so whoever has waited for `timeouts.queue` is accepted on a descriptor of the reserve, told
+503 (in tcp mode there are no words) and closed.
+"""
+
+import logging
+from heapq import nsmallest
+from http import HTTPStatus
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+from penstock_proxy.deadlines import NEVER
+from penstock_proxy.errors import CLIENT_FULL, FULL, LACKING, Fault
+from penstock_proxy.tally import Tally
+from penstock_worker import farewell
+from penstock_worker.streams import Stream
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+
+    from penstock_proxy.acceptor import Acceptor
+    from penstock_proxy.client import ClientConnection
+    from penstock_proxy.service import ServiceFront
+
+MOST_LEAVING: Final = 16
+"""Who are told no, and have not hung up yet. Their descriptors are of the reserve."""
+_LEAVING_S: Final = 2.0
+_REFUSED_A_TICK: Final = 256
+_IDLE_S: Final = 1.0
+"""Who was served just now may be about to ask again."""
+_FEWEST: Final = 32
+"""Idle ones that are ended at a time; more, if there are many."""
+_RETRY_AFTER_S: Final = 1
+
+_log = logging.getLogger("penstock.front")
+
+
+def words(fault: Fault) -> bytes:
+    """A whole answer, for who is told before it was asked what it wants."""
+    again = f"Retry-After: {_RETRY_AFTER_S}\r\n" if fault.status == 503 else ""
+    return (
+        f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}\r\n"
+        f"Content-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: {len(fault.text) + 1}\r\n"
+        f"{again}Connection: close\r\n\r\n{fault.text}\n"
+    ).encode()
+
+
+class Overflow:
+    """The bounds of one service's front door."""
+
+    def __init__(self, service: "ServiceFront") -> None:
+        self._service = service
+        config = service.config
+        # Inside TLS there is nothing to say before the handshake, which costs too much here.
+        self._speaks = config.mode == "http" and config.scheme == "ports" and not config.tls
+        self._share = service.config.limits.connections_per_client
+        self.tally = Tally(0)
+        self.is_full = False
+        """Somebody was left waiting in the listener's queue."""
+        self._said = False
+        self._made_room = NEVER
+        self.spare: farewell.Spare | None = None
+        """The process's one; it is opened before anybody is accepted."""
+        self._leaving: set[_Leaving] = set()
+
+    # -- may one more come?
+
+    def has_room(self) -> bool:
+        """Asked before each accept."""
+        return self._lacking() is None
+
+    def crowded(self) -> None:
+        """Somebody waits for whom there is no room."""
+        fault = self._lacking()
+        if fault is None:
+            return
+        if not self.is_full:
+            self.is_full = True
+            self._service.counters.pauses[fault.kind] += 1
+        self._say(fault)
+        self._make_room()
+
+    def _lacking(self) -> Fault | None:
+        service = self._service
+        if not service.admission.has_room():
+            return LACKING
+        limit, counters = service.config.max_connections, service.counters
+        here = counters.active + counters.in_flight + counters.opened
+        return FULL if 0 < limit <= here else None
+
+    def resume(self) -> None:
+        """Somebody has left."""
+        if self.is_full:
+            # Other services that wait for the same descriptors are woken by the next tick.
+            self.is_full = False
+            self._service.gates.resume()
+
+    def exhausted(self) -> None:
+        """The system has no descriptor or memory for an accept, whatever our account says."""
+        self._service.counters.pauses["system"] += 1
+        self._make_room()
+
+    def tick(self, now: float) -> None:
+        """Four times a second: let in who finds room by now, send off who waited too long."""
+        fault = self._lacking()
+        gates = self._service.gates
+        self._count_share()
+        refused = gates.look(now, fault or LACKING, _REFUSED_A_TICK)
+        if refused:
+            name = self._service.config.name
+            _log.warning("%s: %d connections waited too long and were refused", name, refused)
+        if fault is None:
+            self.is_full = False
+            self._said = False
+            gates.resume()
+
+    # -- who has enough
+
+    def _count_share(self) -> None:
+        share, service = self._share, self._service
+        if isinstance(share, int):
+            self.tally.most = share
+            return
+        most = service.admission.capacity
+        if service.config.max_connections:
+            most = min(most, service.config.max_connections)
+        self.tally.most = max(1, int(most * share))
+
+    def admits(self, stream: Stream, address: str) -> bool:
+        """May this client have one more? If not, it is told so, and the connection is ours.
+
+        Without an address it counts for nobody: a trusted proxy comes for many.
+        """
+        if not address or self.tally.enters(address):
+            return True
+        self.turn_away(stream, CLIENT_FULL)
+        self._service.client_lost("")
+        self._service.journal.turned_away(address, CLIENT_FULL, CLIENT_FULL.text)
+        return False
+
+    # -- sending off
+
+    def refuse(self, acceptor: "Acceptor", fault: Fault) -> bool:
+        """Take one off the queue and tell it no. False: there is none, or no way to."""
+        stream = None if acceptor.is_exhausted else acceptor.take()
+        if stream is not None:
+            self.turn_away(stream, fault)
+        elif acceptor.is_exhausted and self.spare is not None:
+            if not self.spare.refuse(acceptor.listener, self._words(fault)):
+                return False
+            acceptor.taken()
+        else:
+            return False
+        self._service.counters.rejected[fault.kind] += 1
+        return True
+
+    def turn_away(self, stream: Stream, fault: Fault) -> None:
+        """Tell a client no, and leave it a moment to hear it."""
+        fd = stream.fileno()
+        stream.given()
+        sock = farewell.tell(fd, stream.family, self._words(fault))
+        if farewell.is_over(sock) or len(self._leaving) >= MOST_LEAVING:
+            sock.close()
+        else:
+            _Leaving(self._service, sock, self._leaving)
+
+    def _words(self, fault: Fault) -> bytes:
+        return words(fault) if self._speaks else b""
+
+    def close(self) -> None:
+        """Who is being sent off has had time enough."""
+        for leaving in tuple(self._leaving):
+            leaving.end()
+
+    # -- making room
+
+    def _make_room(self) -> None:
+        """End who has been idle for longest, at most once a tick."""
+        service = self._service
+        now = service.deadlines.now
+        if self._made_room == now:
+            return
+        self._made_room = now
+        ended = _end_longest(service.clients, now)
+        # A worker's connection is worth a client's only if there are more of them.
+        service.kept.end_oldest(service.admission.upstreams - service.admission.clients)
+        if ended:
+            _log.info("%s: ended %d idle connections to make room", service.config.name, ended)
+
+    def _say(self, fault: Fault) -> None:
+        if not self._said:
+            self._said = True
+            what = "no descriptors are left" if fault is LACKING else "it is full"
+            _log.warning("%s accepts no more connections: %s", self._service.config.name, what)
+
+
+def _end_longest(clients: "Iterable[ClientConnection]", now: float) -> int:
+    idle = [client for client in clients if client.idle_since + _IDLE_S < now]
+    most = max(_FEWEST, len(idle) // 8)
+    for client in nsmallest(most, idle, key=attrgetter("idle_since")):
+        client.end_idle()
+    return min(most, len(idle))
+
+
+class _Leaving:
+    """One client that was told no, until it has hung up."""
+
+    __slots__ = ("_all", "_service", "_sock", "bucket", "deadline")
+
+    def __init__(
+        self, service: "ServiceFront", sock: "socket.socket", leaving: "set[_Leaving]"
+    ) -> None:
+        self._service = service
+        self._sock = sock
+        self._all = leaving
+        self.deadline = NEVER
+        self.bucket = NEVER
+        leaving.add(self)
+        service.loop.add_reader(sock, self._readable)
+        service.deadlines.arm_in(self, _LEAVING_S)
+
+    def _readable(self) -> None:
+        if farewell.is_over(self._sock):
+            self.end()
+
+    def expired(self, now: float) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self._service.loop.remove_reader(self._sock)
+        self._service.deadlines.disarm(self)
+        self._all.discard(self)
+        self._sock.close()

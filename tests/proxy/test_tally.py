@@ -1,0 +1,61 @@
+"""No client has more connections than its share, and nobody is remembered who has none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock_proxy.tally import Tally
+
+
+def test_a_client_has_its_share_and_no_more() -> None:
+    tally = Tally(2)
+    assert [tally.enters("192.0.2.1") for _ in range(3)] == [True, True, False]
+    assert tally.enters("192.0.2.2")
+    tally.leaves("192.0.2.1")
+    assert tally.enters("192.0.2.1")
+    assert not tally.enters("192.0.2.1")
+
+
+def test_without_a_limit_everybody_enters_and_is_counted() -> None:
+    tally = Tally(0)
+    assert all(tally.enters("192.0.2.1") for _ in range(100))
+    tally.most = 100
+    assert not tally.enters("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("not:an:address", "not:an:address", True),
+    ],
+)
+def test_an_ipv6_network_of_64_bits_is_one_client(one: str, other: str, same: bool) -> None:
+    tally = Tally(1)
+    assert tally.enters(one)
+    assert tally.enters(other) is not same
+
+
+ADDRESS = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2", "2001:db8:1::"])
+
+
+@given(st.integers(0, 3), st.lists(st.tuples(ADDRESS, st.booleans()), max_size=60))
+def test_the_count_is_as_large_as_there_are_connections(
+    most: int, events: list[tuple[str, bool]]
+) -> None:
+    tally = Tally(most)
+    inside: list[str] = []
+    for address, enters in events:
+        if enters:
+            if tally.enters(address):
+                inside.append(address)
+        elif address in inside:
+            inside.remove(address)
+            tally.leaves(address)
+        assert len(tally) <= len(inside)
+    for address in inside:
+        tally.leaves(address)
+    assert len(tally) == 0
