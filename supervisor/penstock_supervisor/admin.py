@@ -1,26 +1,27 @@
 """The admin port: /metrics, /healthz, /readyz, /status, and an index of them. Read only.
 
-Owns an HTTP server on a socket that somebody else opened. It knows the run by one function,
+Owns what is told, here and over the control socket. It knows the run by one function,
 `observe`, and cannot change anything, so it needs no password; it does tell what runs where,
-which is why it listens on the loopback address unless told otherwise.
+which is why it listens on the loopback address unless told otherwise, and there answers only
+who asks for it by its address. There are no headers by which a page of another origin may read.
 
 Nothing that is asked here may disturb what is served elsewhere: requests that come together
-share one observation, rendering is done by few threads, and connections are bounded, since
-they take descriptors from the process that has to start the next worker.
+share one observation, rendering is done by few threads, and `reception` bounds connections.
 """
 
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection
 from importlib.metadata import version
+from ipaddress import ip_address
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from penstock_supervisor import collector, sockdiag, status
 from penstock_supervisor.observation import Observation
+from penstock_supervisor.reception import Handler
 
 Observe = Callable[[float], Awaitable[Observation]]
 """Given the seconds that children have to answer."""
@@ -29,10 +30,8 @@ DEADLINE_S: Final = 1.0
 """Prometheus waits ten seconds for a page; a child that is stuck should not cost them all."""
 _PROBE_S: Final = 0.1
 """For /readyz, which must answer within the second that a probe usually has."""
-MAX_CONNECTIONS: Final = 64
 _RENDERERS: Final = 2
-_LINGER_S: Final = 1.0
-"""What an answer under way gets when the run ends."""
+_READS: Final = ("GET", "HEAD")
 
 _INDEX: Final = """\
 <!doctype html><meta charset="utf-8"><title>penstock</title>
@@ -46,36 +45,54 @@ _INDEX: Final = """\
 """
 
 
-@asynccontextmanager
-async def serve(sock: socket.socket, observe: Observe) -> AsyncIterator[None]:
-    """Answer on the listening `sock`, which stays the caller's, until the end of the block."""
-    loop = asyncio.get_running_loop()
-    runner = web.AppRunner(_Pages(observe).app(), access_log=None, shutdown_timeout=_LINGER_S)
-    await runner.setup()
-    http = runner.server
-    assert http is not None
+def app(pages: "Pages", bound: socket.socket, name: str = "") -> web.Application:
+    """What is answered on the listening socket `bound`; `name` is the host that it was named by."""
+    made = web.Application(middlewares=[_only_read])
+    if bound.family != socket.AF_UNIX and ip_address(bound.getsockname()[0]).is_loopback:
+        made.middlewares.append(_Addressed({name.lower(), "localhost"} - {""}).judge)
+    pages.add_to(made)
+    return made
 
-    def connection() -> asyncio.BaseProtocol:
-        return http() if len(http.connections) < MAX_CONNECTIONS else _Refused()
 
-    # asyncio closes what it is given; who opened a unix socket has a name to remove too.
-    if sock.family == socket.AF_UNIX:
-        listening = await loop.create_unix_server(connection, sock=sock.dup())
-    else:
-        listening = await loop.create_server(connection, sock=sock.dup())
+@web.middleware
+async def _only_read(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever the path: nobody has to look for the one that changes something."""
+    if request.method not in _READS:
+        raise web.HTTPMethodNotAllowed(request.method, _READS)
+    return await handler(request)
+
+
+class _Addressed:
+    """On a loopback address: is it us that was meant?
+
+    The page of a stranger can have its own name lead to 127.0.0.1 and then read what our port
+    answers, since for the browser it is that stranger's (DNS rebinding). Our own names are
+    addresses and `localhost`; no stranger owns those.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+
+    @web.middleware
+    async def judge(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if all(map(self._is_ours, request.headers.getall(hdrs.HOST, ()))):
+            return await handler(request)
+        raise web.HTTPMisdirectedRequest(text="this port is asked for by its address\n")
+
+    def _is_ours(self, host: str) -> bool:
+        if host.startswith("["):
+            name = host[1:].partition("]")[0]
+        else:
+            name = host.partition(":")[0].lower().removesuffix(".")
+        return name in self._names or name.endswith(".localhost") or _is_address(name)
+
+
+def _is_address(text: str) -> bool:
     try:
-        yield
-    finally:
-        listening.close()
-        await runner.cleanup()
-
-
-class _Refused(asyncio.Protocol):
-    """One connection too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class _Shared:
@@ -102,20 +119,20 @@ class _Shared:
             return self._last
 
 
-class _Pages:
+class Pages:
+    """What is told of a run, on every socket that it is told on."""
+
     def __init__(self, observe: Observe) -> None:
         self._thorough = _Shared(observe, DEADLINE_S)
         self._quick = _Shared(observe, _PROBE_S)
         self._rendering = asyncio.Semaphore(_RENDERERS)
 
-    def app(self) -> web.Application:
-        app = web.Application()
+    def add_to(self, app: web.Application) -> None:
         app.router.add_get("/", self._index)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
-        return app
 
     async def _index(self, _: web.Request) -> web.Response:
         return web.Response(text=_INDEX, content_type="text/html")

@@ -125,6 +125,13 @@ class Child:
         """End it without asking."""
         self._handle(Event.HALT)
 
+    def signal(self, number: signal.Signals) -> bool:
+        """To all that it is; False if it is away. What follows is as if others had done it."""
+        if self._process is None:
+            return False
+        self._process.signal(number)
+        return True
+
     def send(self, message: Any, handle: socket.socket | None = None) -> bool:
         """False if there is nobody to take it. ValueError, TypeError: it cannot be sent."""
         return self._channel is not None and self._channel.send(message, handle)

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from penstock_supervisor import identity, rules
+from penstock_supervisor import identity, rules, run_dir
 from penstock_supervisor.problems import (
     Problem,
     dotted,
@@ -60,6 +60,7 @@ DEMO: Final[Mapping[str, Any]] = {
 OPTIONS: Final = {
     "admin": "--admin",
     "fronts": "--fronts",
+    "run_dir": "--run-dir",
     "user": "--user",
     "group": "--group",
     "app": "APP",
@@ -74,7 +75,7 @@ OPTIONS: Final = {
     "access_log_format": "--access-log-format",
 }
 """What a key is called on the command line."""
-_TOP: Final = ("admin", "fronts", "user", "group", "no_new_privileges")
+_TOP: Final = ("admin", "fronts", "run_dir", "user", "group", "no_new_privileges")
 """Keys of the whole run."""
 
 
@@ -100,6 +101,11 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:
 def inherited_environment() -> dict[str, str]:
     """What a child may inherit: nothing that makes *us* somebody's worker."""
     return {name: value for name, value in os.environ.items() if name not in SCRUBBED}
+
+
+def default_run_dirs() -> tuple[Path, ...]:
+    """Where a run has its control socket when `run_dir` does not say it."""
+    return run_dir.defaults(os.environ.get("XDG_RUNTIME_DIR", ""))
 
 
 class _Source(NamedTuple):

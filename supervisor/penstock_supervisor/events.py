@@ -11,6 +11,7 @@ import logging
 import socket
 from collections import Counter, deque
 from dataclasses import dataclass, replace
+from time import time  # noqa: TID251 — an event tells the time of day
 from typing import Any, Final, Literal, Self
 from weakref import WeakSet, finalize
 
@@ -115,6 +116,20 @@ class Events:
         # Weak: who forgot his subscription does not want to have its events kept for ever.
         self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._closed = False
+
+    def happened(
+        self,
+        name: Name,
+        role: Role,
+        service: str = "",
+        slot: int | None = None,
+        pid: int | None = None,
+        **details: Any,
+    ) -> None:
+        """Tell of something that happened just now."""
+        self.emit(
+            Event(name=name, role=role, service=service, slot=slot, pid=pid, at=time(), **details)
+        )
 
     def emit(self, event: Event) -> None:
         """Tell it. With several listeners, each has a copy of the handle."""

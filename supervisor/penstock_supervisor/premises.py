@@ -5,16 +5,20 @@ upstreams, and with them answers what a child is started with and what a front i
 does not know who runs.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock_supervisor import logfiles, privileges, schemes, upstreams
+from penstock_supervisor.config import default_run_dirs
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.intakes import Intake
 from penstock_supervisor.program import high
+from penstock_supervisor.run_dir import ControlSocket, RefusedError
 from penstock_supervisor.schemes import ChildPlan, Means, has_front, has_ports
 from penstock_supervisor.services import Config, Service
 from penstock_supervisor.sockets import Listener, choose_addresses, spare_address
@@ -22,6 +26,8 @@ from penstock_supervisor.sockets import Listener, choose_addresses, spare_addres
 if TYPE_CHECKING:
     from penstock_proxy.config import Address, FrontConfig
     from penstock_supervisor.roster import Slot
+
+_log = logging.getLogger(__name__)
 
 
 class Premises:
@@ -39,6 +45,7 @@ class Premises:
         self.services = {service.name: service for service in config.services}
         self.intakes: dict[str, Intake] = {}
         self.admin: Listener | None = None
+        self.control: ControlSocket | None = None
         self.places: dict[str, list[Address]] = {}
         """Of workers with ports of their own, by slot."""
         self.privileges = privileges.of(config)
@@ -63,6 +70,9 @@ class Premises:
         if self.config.admin:
             self.admin = Listener(self.config.admin, "admin")
             self._stack.callback(self.admin.close)
+        self.control = _control(self.config)
+        if self.control is not None:
+            self._stack.callback(self.control.close)
         self._upstreams = upstreams.resolve(self.config.services)
         self.places = choose_addresses(self.config.services, self._taken())
 
@@ -153,3 +163,23 @@ class Premises:
             listening.append(self.admin.address)
         own = [address for places in self.places.values() for address in places]
         return {address.port for address in (*listening, *own) if not address.path}
+
+
+def _control(config: Config) -> ControlSocket | None:
+    """In the directory that is named, or in the first that can be had; a run works without."""
+    if config.run_dir is not None:
+        try:
+            return ControlSocket(Path(config.run_dir)) if config.run_dir else None
+        except OSError as error:
+            raise StartError(f"run_dir: {config.run_dir}: {error.strerror}") from None
+        except RefusedError as error:
+            raise StartError(f"run_dir: {error}") from None
+    for path in default_run_dirs():
+        try:
+            return ControlSocket(path)
+        except RefusedError as error:
+            _log.error("no control socket in %s", error)
+        except OSError as error:
+            _log.debug("no control socket in %s: %s", path, error.strerror)
+    _log.warning("no control socket: no directory for it; name one with run_dir")
+    return None

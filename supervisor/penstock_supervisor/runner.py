@@ -16,19 +16,18 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
-from time import time  # noqa: TID251 — an event tells the time of day
+from signal import Signals
 from typing import Any, Final
 
 from penstock_proxy.orders import REOPEN
-from penstock_supervisor import admin as pages
-from penstock_supervisor import limits, processes, schemes
+from penstock_supervisor import desk, limits, processes, schemes
 from penstock_supervisor.above import Surroundings
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.changes import Changes
 from penstock_supervisor.child import Child
 from penstock_supervisor.doors import Doors
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.events import Event, Events, Name, Role
+from penstock_supervisor.events import Events, Name
 from penstock_supervisor.fronts import Fronts
 from penstock_supervisor.observation import Observation
 from penstock_supervisor.output import Output
@@ -142,7 +141,7 @@ class Runner:
                 self._around = Surroundings(loop, tasks, guardian, output, self)
                 watching = tasks.create_task(self._watch.run())
                 try:
-                    self._emit("setup", "supervisor", text="everything is open")
+                    self._events.happened("setup", "supervisor", text="everything is open")
                     await self._live()
                 finally:
                     watching.cancel()
@@ -150,31 +149,30 @@ class Runner:
             raise self._failure
         return 0
 
-    def stop(self) -> None:
-        """Drain and leave; called again, leave at once."""
-        if not self._stopping:
+    def stop(self, *, now: bool = False) -> None:
+        """Drain and leave; called again, or `now`, leave at once."""
+        if not self._stopping and not now:
             longest = max(service.timeouts.stop for service in self.config.services)
             _log.info("stopping: finishing what is served, at most %g s; again: at once", longest)
             self._stopping = True
         elif not self._halting:
             _log.warning("stopping at once")
-            self._halting = True
+            self._stopping = self._halting = True
             for child in self._roster.everybody():
                 child.halt()
         self._changes.happened()
 
-    def roll(self) -> None:
+    def roll(self) -> bool:
         """Replace all workers, one after the other, without losing a request."""
-        if self._started and not self._is_over():
-            self._succession.roll(self._around.tasks, tuple(self._roster.holders))
-        else:
-            _log.warning("workers are replaced only while everything runs")
+        return self._roll(tuple(self._roster.holders))
 
-    def replace(self, service: str, slot: int) -> None:
+    def replace(self, service: str, slot: int) -> bool:
         """Replace one worker when its successor is ready; KeyError if there is none."""
-        child = self._roster.holders[service, slot]
-        if self._started and not self._is_over():
-            self._succession.roll(self._around.tasks, (slot_of(child),))
+        return self._roll((slot_of(self._roster.holders[service, slot]),))
+
+    def signal(self, service: str, slot: int, number: Signals) -> bool:
+        """Signal one worker, which ends it as any signal does. KeyError: there is none."""
+        return self._roster.holders[service, slot].signal(number)
 
     def send(
         self, service: str, slot: int, message: Any, handle: socket.socket | None = None
@@ -199,16 +197,24 @@ class Runner:
             stopping=self._stopping,
         )
 
+    def _roll(self, slots: tuple[Slot, ...]) -> bool:
+        """False: now is not the time."""
+        if not self._started or self._is_over():
+            _log.warning("workers are replaced only while everything runs")
+            return False
+        self._succession.roll(self._around.tasks, slots)
+        return True
+
     # The way of a run.
 
     async def _show(self, stack: AsyncExitStack) -> None:
-        """Note where everything is, and open the admin port to whoever asks."""
+        """Note where everything is, and let people ask."""
         for service in self.config.services:
             self.listening[service.name] = str(self._premises.intakes[service.name].address)
             self.workers[service.name] = self._premises.workers(service.name)
         if (admin := self._premises.admin) is not None:
             self.admin = str(admin.address)
-            await stack.enter_async_context(pages.serve(admin.socket, self.observe))
+        await desk.serve(stack, self._premises, self)
 
     def _enlist(self) -> None:
         self._fronts.enlist(self._front_argv, self._around)
@@ -371,20 +377,7 @@ class Runner:
 
     def event(self, child: Child, name: Name, **details: Any) -> None:
         plan = child.plan
-        self._emit(name, plan.role, plan.service, plan.slot, child.pid, **details)
-
-    def _emit(
-        self,
-        name: Name,
-        role: Role,
-        service: str = "",
-        slot: int | None = None,
-        pid: int | None = None,
-        **details: Any,
-    ) -> None:
-        self._events.emit(
-            Event(name=name, role=role, service=service, slot=slot, pid=pid, at=time(), **details)
-        )
+        self._events.happened(name, plan.role, plan.service, plan.slot, child.pid, **details)
 
     # The rotation moved.
 

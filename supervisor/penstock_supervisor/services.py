@@ -212,6 +212,8 @@ class Config(Part):
     """Empty: no admin port."""
     fronts: Annotated[int, BeforeValidator(_fronts), Field(ge=1, le=MOST_FRONTS)] = 1
     """Processes that stand before the workers, each of which serves every service."""
+    run_dir: Text | None = None
+    """Where the control socket is; empty: there is none; None: a private place of the user."""
     user: Account | None = None
     """As whom fronts and workers run; None: as whom we do."""
     group: Account | None = None

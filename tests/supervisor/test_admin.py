@@ -4,15 +4,16 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from penstock_supervisor import admin
+from penstock_supervisor import admin, reception
 from penstock_supervisor.observation import Observation
+from penstock_supervisor.reception import MAX_CONNECTIONS
 
 Observe = Callable[[float], Awaitable[Observation]]
 
@@ -24,12 +25,16 @@ def always(observation: Observation) -> Observe:
     return observe
 
 
+def serve(sock: socket.socket, observe: Observe) -> AbstractAsyncContextManager[None]:
+    return reception.serve(sock, admin.app(admin.Pages(observe), sock))
+
+
 @asynccontextmanager
 async def client(observe: Observe) -> AsyncIterator[aiohttp.ClientSession]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
         async with (
-            admin.serve(listener, observe),
+            serve(listener, observe),
             aiohttp.ClientSession(f"http://{host}:{port}") as session,
         ):
             yield session
@@ -186,9 +191,9 @@ async def test_connections_are_bounded_and_come_back(made: Any) -> None:
     async with client(always(made.observation())) as session:
         address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
         held = []
-        for _ in range(admin.MAX_CONNECTIONS):
+        for _ in range(MAX_CONNECTIONS):
             reader, writer = await asyncio.open_connection(*address)
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             held.append(writer)
         with pytest.raises(aiohttp.ClientConnectionError):
@@ -222,7 +227,7 @@ async def test_a_unix_socket_will_do(made: Any, tmp_path: Path) -> None:
         listener.bind(path)
         listener.listen()
         async with (
-            admin.serve(listener, always(made.observation())),
+            serve(listener, always(made.observation())),
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session,
         ):
             assert (await got(session, "http://localhost/healthz"))[0] == 200
@@ -234,7 +239,7 @@ async def test_the_end_closes_what_was_opened_and_leaves_the_listener(made: Any)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         before = opened()
-        async with admin.serve(listener, always(made.observation())):
+        async with serve(listener, always(made.observation())):
             assert opened() == before + 1
         assert opened() == before
         assert listener.fileno() >= 0
@@ -244,8 +249,87 @@ async def test_the_end_does_not_wait_for_idle_connections(made: Any) -> None:
     async with client(always(made.observation())) as session:
         address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
         reader, writer = await asyncio.open_connection(*address)
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
     async with asyncio.timeout(10):
         await reader.read()
     writer.close()
+
+
+PATHS = ("/", "/metrics", "/healthz", "/readyz", "/status", "/reload", "/stop", "/nothing")
+METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND")
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_nothing_can_be_changed_whatever_the_path(made: Any, method: str) -> None:
+    async with client(always(made.observation())) as session:
+        for path in PATHS:
+            headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+            async with session.request(method, path, headers=headers) as answer:
+                assert (answer.status, answer.headers["Allow"]) == (405, "GET,HEAD")
+
+
+async def said(address: tuple[str, int], request: bytes) -> bytes:
+    """The status line of what is answered to these bytes."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(request)
+    async with asyncio.timeout(10):
+        line = await reader.readline()
+    writer.close()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:9464", 200),
+        ("127.0.0.1", 200),
+        ("localhost:1", 200),
+        ("LocalHost", 200),
+        ("localhost.", 200),
+        ("penstock.localhost:9464", 200),
+        ("[::1]:9464", 200),
+        ("my-admin:9464", 200),
+        ("evil.example", 421),
+        ("evil.example:9464", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("notlocalhost", 421),
+        ("[evil.example]", 421),
+        ("", 421),
+    ],
+)
+async def test_on_loopback_only_who_asks_for_its_address_is_answered(
+    made: Any, host: str, status: int
+) -> None:
+    pages = admin.Pages(always(made.observation()))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with reception.serve(listener, admin.app(pages, listener, "my-admin")):
+            request = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+            line = await said(listener.getsockname(), request.encode())
+    assert line.split()[1] == str(status).encode()
+
+
+async def test_one_of_two_hosts_that_is_not_ours_is_enough_to_refuse(made: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with serve(listener, always(made.observation())):
+            request = b"GET /status HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
+            line = await said(listener.getsockname(), request)
+    assert line.split()[1] in (b"400", b"421")
+
+
+async def test_elsewhere_it_is_asked_for_by_any_name(made: Any) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        async with serve(listener, always(made.observation())):
+            request = b"GET /healthz HTTP/1.1\r\nHost: metrics.example\r\n\r\n"
+            line = await said(("127.0.0.1", listener.getsockname()[1]), request)
+    assert b" 200 " in line
+
+
+async def test_no_page_of_another_origin_may_read_an_answer(made: Any) -> None:
+    async with client(always(made.observation())) as session:
+        for path in ("/", "/metrics", "/status"):
+            async with session.get(path, headers={"Origin": "http://evil.example"}) as answer:
+                found = {name.lower() for name in answer.headers}
+            assert answer.status == 200
+            assert not any(name.startswith("access-control-") for name in found)

@@ -331,7 +331,7 @@ def test_exactly_one_program_or_addresses(write: Write, program: str, problem: s
         ("", "nothing to serve: expected a table such as [service.web]"),
         ("service = 1", "service: expected tables, such as [service.web], not 1"),
         ("service = { web = 1 }", "service.web: expected a table, such as [service.web], not 1"),
-        (f'run_dir = "/run"\n{APP}', "run_dir: unknown key"),
+        (f'run_dirr = "/run"\n{APP}', 'run_dirr: unknown key; did you mean "run_dir"?'),
         (f'admn = ""\n{APP}', 'admn: unknown key; did you mean "admin"?'),
         (f"admin = 9464\n{APP}", "admin: expected a string, not 9464"),
         (f"fronts = 0\n{APP}", "fronts: expected at least 1, not 0"),

@@ -14,6 +14,7 @@ import click
 
 from penstock_supervisor.cli.check import check
 from penstock_supervisor.cli.compare import compare
+from penstock_supervisor.cli.control import reload, status, stop
 from penstock_supervisor.cli.run import run
 from penstock_supervisor.config import ConfigError
 
@@ -27,7 +28,7 @@ INTERRUPTED: Final = 130
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit status: 0 done, 1 failed, 2 wrong usage or configuration.",
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 3 not running.",
 )
 @click.version_option(package_name="penstock", message="%(prog)s %(version)s")
 def penstock() -> None:
@@ -39,18 +40,22 @@ def penstock() -> None:
     penstock run -- node server.js   any program; it gets PORT
     penstock check FILE              say what is wrong with a configuration
     penstock compare                 measure every scheme, side by side
+    penstock status                  what runs; also reload, stop
     """
 
 
 penstock.add_command(run)
 penstock.add_command(check)
 penstock.add_command(compare)
+penstock.add_command(status)
+penstock.add_command(reload)
+penstock.add_command(stop)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     try:
-        status = penstock.main(arguments, prog_name="penstock", standalone_mode=False)
+        result = penstock.main(arguments, prog_name="penstock", standalone_mode=False)
     except ConfigError as error:
         return _complain(USAGE, *error.problems)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -59,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         return _complain(USAGE, f"{error.format_message()} (try --help)")
     except click.ClickException as error:
-        return _complain(FAILED, error.format_message())
+        return _complain(error.exit_code, error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    return status if isinstance(status, int) else 0
+    return result if isinstance(result, int) else 0
 
 
 def _complain(status: int, *lines: str) -> int:

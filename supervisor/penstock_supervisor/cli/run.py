@@ -74,6 +74,11 @@ class _Run(Dashed):
     help="How many processes stand before the workers; auto is one per core.  [default: 1]",
 )
 @click.option(
+    "--run-dir",
+    metavar="DIR",
+    help='The directory of the control socket; "" for none.  [default: a private one]',
+)
+@click.option(
     "--user",
     metavar="NAME",
     help="As whom fronts and workers run, when started as root.  [default: as root]",

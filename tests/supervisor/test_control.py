@@ -1,0 +1,197 @@
+"""The control socket: orders reach the run, and nobody else's do."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from penstock_supervisor import admin, control, reception
+from penstock_supervisor.observation import Observation
+from penstock_supervisor.run_dir import ControlSocket
+
+WAIT_S = 20.0
+
+
+class Run:
+    """Notes what it is told; `ready` is whether it can do it now."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.ready = True
+
+    def stop(self, *, now: bool = False) -> None:
+        self.told.append(("stop", now))
+
+    def roll(self) -> bool:
+        self.told.append("roll")
+        return self.ready
+
+    def reopen_logs(self) -> None:
+        self.told.append("reopen")
+
+    def replace(self, service: str, slot: int) -> bool:
+        if (service, slot) != ("web", 0):
+            raise KeyError(service)
+        self.told.append(("replace", service, slot))
+        return self.ready
+
+    def signal(self, service: str, slot: int, number: signal.Signals) -> bool:
+        if (service, slot) != ("web", 0):
+            raise KeyError(service)
+        self.told.append((number, service, slot))
+        return self.ready
+
+
+@pytest.fixture
+def run() -> Run:
+    return Run()
+
+
+@asynccontextmanager
+async def served(folder: Path, run: Run, observation: Observation) -> AsyncIterator[ControlSocket]:
+    async def observe(_: float) -> Observation:
+        return observation
+
+    with closing(ControlSocket(folder / "run")) as sock:
+        async with reception.serve(sock.socket, control.app(admin.Pages(observe), run)):
+            yield sock
+
+
+@pytest.fixture
+async def opened(tmp_path: Path, run: Run, made: Any) -> AsyncIterator[ControlSocket]:
+    async with served(tmp_path, run, made.observation()) as sock:
+        yield sock
+
+
+@pytest.fixture
+async def session(opened: ControlSocket) -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.UnixConnector(str(opened.path))
+    async with aiohttp.ClientSession("http://localhost", connector=connector) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/reload", "roll"),
+        ("/stop", ("stop", False)),
+        ("/stop?now=1", ("stop", True)),
+        ("/reopen", "reopen"),
+        ("/workers/web/0/replace", ("replace", "web", 0)),
+        ("/workers/web/0/terminate", (signal.SIGTERM, "web", 0)),
+        ("/workers/web/0/kill", (signal.SIGKILL, "web", 0)),
+    ],
+)
+async def test_an_order_reaches_the_run(
+    session: aiohttp.ClientSession, run: Run, path: str, told: object
+) -> None:
+    async with session.post(path) as answer:
+        body = await answer.json()
+    assert (answer.status, body["pid"]) == (202, os.getpid())
+    assert answer.headers["Connection"] == "close"
+    assert run.told == [told]
+
+
+@pytest.mark.parametrize("path", ["/reload", "/workers/web/0/replace", "/workers/web/0/kill"])
+async def test_what_cannot_be_done_now_is_said(
+    session: aiohttp.ClientSession, run: Run, path: str
+) -> None:
+    run.ready = False
+    async with session.post(path) as answer:
+        assert (answer.status, "not" in (await answer.json())["error"]) == (409, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/workers/web/7/kill", 404),
+        ("POST", "/workers/none/0/replace", 404),
+        ("POST", "/workers/web/0/dance", 404),
+        ("POST", "/workers/web/-1/kill", 404),
+        ("POST", "/workers/web/99999999/kill", 404),
+        ("POST", "/nothing", 404),
+        ("POST", "/status", 405),
+        ("GET", "/reload", 405),
+        ("HEAD", "/stop", 405),
+        ("PUT", "/stop", 405),
+        ("DELETE", "/workers/web/0/kill", 405),
+    ],
+)
+async def test_what_is_no_order_changes_nothing(
+    session: aiohttp.ClientSession, run: Run, method: str, path: str, status: int
+) -> None:
+    async with session.request(method, path) as answer:
+        await answer.read()
+    assert answer.status == status
+    assert run.told == []
+
+
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/healthz", "/readyz"])
+async def test_what_the_admin_port_tells_is_told_here_too(
+    session: aiohttp.ClientSession, path: str
+) -> None:
+    async with session.get(path) as answer:
+        assert answer.status == 200
+        assert await answer.read()
+
+
+async def test_a_stranger_with_a_descriptor_is_not_let_in(
+    session: aiohttp.ClientSession, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "peer", lambda _: control.Peer(1, os.geteuid() + 1, 1))
+    for method, path in (("POST", "/stop"), ("GET", "/status")):
+        async with session.request(method, path) as answer:
+            assert answer.status == 403
+    assert run.told == []
+
+
+def test_the_kernel_says_who_is_at_the_other_end() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert control.peer(one) == (os.getpid(), os.geteuid(), os.getegid())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"POST /st", b"POST /stop HTTP/1.1\r\nHost: x\r\nX-Slow: "],
+)
+async def test_who_connects_and_asks_nothing_is_given_up(
+    tmp_path: Path, run: Run, made: Any, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(reception, "FIRST_S", 0.0)
+    monkeypatch.setattr(reception, "_LOOK_S", 0.01)
+    async with served(tmp_path, run, made.observation()) as sock:
+        reader, writer = await asyncio.open_unix_connection(sock.path)
+        writer.write(said)
+        async with asyncio.timeout(WAIT_S):
+            # What it said and nobody read makes a reset of the end.
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        writer.close()
+    assert run.told == []
+
+
+async def test_a_head_without_end_is_refused(opened: ControlSocket, run: Run) -> None:
+    reader, writer = await asyncio.open_unix_connection(opened.path)
+    writer.write(b"POST /stop HTTP/1.1\r\nHost: x\r\nX: " + b"x" * (1 << 16) + b"\r\n\r\n")
+    async with asyncio.timeout(WAIT_S):
+        assert b" 400 " in await reader.readline()
+    writer.close()
+    assert run.told == []
+
+
+async def test_a_body_is_not_read(opened: ControlSocket, run: Run) -> None:
+    reader, writer = await asyncio.open_unix_connection(opened.path)
+    writer.write(b"POST /stop HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n")
+    async with asyncio.timeout(WAIT_S):
+        assert b" 202 " in await reader.readline()
+        await reader.read()
+    writer.close()
+    assert run.told == [("stop", False)]
