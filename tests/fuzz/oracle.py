@@ -3,7 +3,8 @@
 Others read what we accept in the same way: h11 and llhttp see the same method, target, fields,
 body and end in what a client sent. They see exactly that, once, in what the front makes of
 it for the worker. However the bytes are cut, it is the same. The other way round: what a
-client gets of an answer is what others read in the worker's bytes, or looks cut, or is our 502.
+client gets of an answer is what others read in the worker's bytes, or looks cut, or is our 502;
+and the next client gets its own answer.
 
 We may be stricter than they are, never laxer. What is excepted: h11 refuses empty lines before
 a request, which RFC 9112 section 2.2 has us skip; llhttp refuses methods that it does not know.
@@ -31,6 +32,7 @@ from penstock_proxy.http1 import RequestLine
 MAX_INPUT: Final = 1000
 """Below every limit of the service in memory: limits are not what is looked for here."""
 _DONE: Final = b"HTTP/1.1 204 No Content\r\n\r\n"
+_NEXT: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 _LENGTHS: Final = frozenset({b"content-length", b"transfer-encoding"})
 _ID: Final = b"x-request-id"
 """Another one for each request; no client of these is believed with its own."""
@@ -216,6 +218,28 @@ def check_response(stage: Stage, data: bytes) -> None:
         assert offer
     elif whole.end:
         _check_answer(said, whole, method, closed=not reset)
+    _check_next(stage, asked, said)
+
+
+def _check_next(stage: Stage, asked: bytes, said: bytes) -> None:
+    """Whatever the worker said to one client, the next one gets the answer that is meant for it."""
+    house = stage.house
+    try:
+        house.client().send(asked)
+        worker = house.worker
+        for piece in _pieces(said):
+            worker.send(piece)
+        for wire in house.network.wires:
+            wire.written.clear()
+        client = house.client()
+        client.send(b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
+        (wire,) = (wire for wire in house.network.wires if wire.written)
+        wire.send(_NEXT)
+        data = client.taken()
+        reading = h11_response(data)
+        assert (reading.body, reading.end) == (b"next", len(data))
+    finally:
+        stage.clear()
 
 
 def _answer(stage: Stage, asked: bytes, pieces: list[bytes], *, reset: bool) -> Reading:

@@ -10,10 +10,10 @@ from typing import Final
 
 from tests.fuzz.oracle import MAX_INPUT
 from tests.proxy.test_smuggling_passed import PASSED
-from tests.proxy.test_smuggling_responses import WHOLE
+from tests.proxy.test_smuggling_responses import TOO_MUCH, WHOLE
 from tests.proxy.tricks.chunks import BODIES
 from tests.proxy.tricks.requests import REQUESTS
-from tests.proxy.tricks.responses import CHUNKED, REFUSED
+from tests.proxy.tricks.responses import CHUNKED, FORGED, REFUSED
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
@@ -26,6 +26,10 @@ def seeds() -> dict[Path, bytes]:
     responses |= {f"chunk {name}": b"0" + CHUNKED + body for name, (body, _) in BODIES.items()}
     responses |= {
         f"whole {name}": (b"1" if name == "HEAD" else b"0") + row[1] for name, row in WHOLE.items()
+    }
+    responses |= {
+        f"too much {name}": (b"1" if row[0].startswith(b"HEAD") else b"0") + row[1] + FORGED
+        for name, row in TOO_MUCH.items()
     }
     responses |= {f"cut {name}": b"0" + row[1][:-3] for name, row in WHOLE.items()}
     return {

@@ -110,6 +110,18 @@ def test_a_cut_answer_that_looks_whole_is_caught(monkeypatch: pytest.MonkeyPatch
     assert catches()
 
 
+def test_what_is_left_over_for_the_next_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def data_received(self: upstream.WorkerConnection, data: bytes) -> None:
+        if self.exchange is None:
+            self._buffer = data  # it would be read as the beginning of the next answer
+        else:
+            received(self, data)
+
+    received = upstream.WorkerConnection.data_received
+    monkeypatch.setattr(upstream.WorkerConnection, "data_received", data_received)
+    assert catches()
+
+
 def test_a_fuzzer_finds_nothing(
     tmp_path: Path, record_property: "Callable[[str, object], None]"
 ) -> None:
