@@ -23,7 +23,9 @@ _REMEMBERED_CLIENTS: Final = 4096
 class Candidate(Protocol):
     """What a policy may know of a member."""
 
+    slot: int
     address: str
+    """Empty: connections are passed to it."""
     weight: int
     active: int
     ramp: float
@@ -252,7 +254,7 @@ class ClientHash(Generic[M]):
     ring needs hundreds of points a member to be about even and approximates weights; this
     is even and exact, and its cost, one digest a member, is paid once a client while the
     rotation stays the same. Scores hang on the address, not the slot, so that a reordered
-    list of upstreams moves nobody.
+    list of upstreams moves nobody; who has no address has its slot for life.
     """
 
     __slots__ = ("_known", "_rotation")
@@ -314,7 +316,7 @@ def _highest(client: str, members: Sequence[M]) -> M:
     def score(member: M) -> float:
         # Not Python's hash(): it differs from process to process, and the next front
         # must send each client where the last one did.
-        pair = f"{member.address} {client}".encode(errors="surrogateescape")
+        pair = f"{member.address or member.slot} {client}".encode(errors="surrogateescape")
         digest = blake2b(pair, digest_size=6).digest()
         share = (int.from_bytes(digest, "big") + 0.5) / (1 << 48)
         # Weighted rendezvous (Schindelhauer and Schomaker 2005): the maximum of ln(u)/w

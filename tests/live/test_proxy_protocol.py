@@ -5,8 +5,10 @@ HAProxy, nginx and curl are the peers, as they are in the world, each way.
 
 import json
 import os
+import re
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -243,6 +245,51 @@ def test_requests_of_two_clients_never_share_a_connection_that_names_one(
             wire.ask(GET)
             wanted.append(build(1, client, HERE))
     assert seen == wanted
+
+
+@pytest.mark.needs("openssl")
+def test_a_header_comes_before_tls_and_goes_on_behind_it(
+    launch: "Launch", programs: str, tmp_path: Path
+) -> None:
+    cert, key = tmp_path / "cert", tmp_path / "key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-keyout", key, "-out", cert, "-subj", "/CN=x", "-days", "2"],
+        check=True, capture_output=True, timeout=60, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    keys: dict[str, Any] = {
+        **TRUSTED, "app": "program:app", "directory": programs, "workers": 1,
+        "send_proxy": "v2", "tls": {"cert": str(cert), "key": str(key)},
+    }  # fmt: skip
+    run = launch(secure=keys, rough={**keys, "mode": "tcp"})
+    context = ssl.create_default_context(cafile=str(cert))
+    context.check_hostname = False
+    for service in ("secure", "rough"):
+        address = re.search(rf"(?m)^{service} on \S*?([\d.]+):(\d+)", run.err)
+        assert address
+        with socket.create_connection((address[1], int(address[2])), timeout=WAIT_S) as sock:
+            sock.sendall(build(2, TRUE, HERE))
+            with context.wrap_socket(sock) as secure:
+                secure.sendall(GET.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+                data = b""
+                while piece := secure.recv(1 << 16):
+                    data += piece
+        said = json.loads(data.partition(b"\r\n\r\n")[2])
+        assert (said["remote"], said["here"]) == (TRUE[0], list(HERE))
+
+
+def _has_said(run: "Cluster", client: str) -> bool:
+    return any(line["client"] == client for line in run.log)
+
+
+def test_the_log_knows_the_true_client(penstock: "Penstock", programs: str) -> None:
+    keys = {"access_log": "./access.log", "app": "program:app", "directory": programs}
+    for scheme in ("ports", "shared"):
+        run = penstock(**{**TRUSTED, **keys, "scheme": scheme, "workers": 1})
+        run.connect().ask(build(1, TRUE, HERE), GET)
+        run.until(partial(_has_said, run, TRUE[0]), "a line of the log")
+        run.close()
+        (run.folder / "access.log").unlink()
 
 
 # -- peers of the world

@@ -30,6 +30,7 @@ class Worker:
     weight: int = 1
     active: int = 0
     ramp: float = 1.0
+    slot: int = 0
 
     def __repr__(self) -> str:
         return self.address
@@ -329,3 +330,10 @@ def test_the_lottery_has_a_ticket_for_each_unit_of_weight() -> None:
     lottery: Lottery[Worker] = Lottery(drawn(0.0, 0.25, 0.5, 0.999))
     lottery.rotate(members)
     assert names(lottery, 4) == "0111"
+
+
+def test_a_hash_tells_workers_without_an_address_apart() -> None:
+    policy: ClientHash[Worker] = ClientHash()
+    policy.rotate([Worker("", slot=slot) for slot in range(3)])
+    found = [policy.pick(f"192.0.2.{number}") for number in range(60)]
+    assert {member.slot for member in found if member is not None} == {0, 1, 2}

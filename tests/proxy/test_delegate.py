@@ -21,6 +21,7 @@ from penstock_proxy.pool import Standing
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
 from penstock_worker.handoff import CLIENT, CREDIT, MOST, receive
+from penstock_worker.proxy_protocol import Header, build, parse
 
 if TYPE_CHECKING:
     from penstock_proxy.checker import Verdict
@@ -60,6 +61,7 @@ class House:
         self.workers: dict[int, socket.socket] = {}
         self.clients: list[socket.socket] = []
         self.held: list[int] = []
+        self.sent = 0
         for slot in range(workers):
             self.start(slot, slot + 1)
         self.service.gates.start()
@@ -108,6 +110,16 @@ class House:
             taken += size
         self.turn()
         return taken
+
+    def taken(self) -> Iterator[socket.socket]:
+        """What workers have taken, to look at it."""
+        while self.held:
+            with socket.socket(fileno=self.held.pop()) as sock:
+                yield sock
+
+    @property
+    def counted(self) -> int:
+        return self.service.counters.in_flight
 
     @property
     def results(self) -> tuple[int, int, int]:
@@ -187,6 +199,49 @@ def test_what_a_dead_worker_had_not_taken_goes_to_another(houses: Any) -> None:
     assert house.take(2) == 5
     assert house.results == (6, 2, 0)
     assert house.service.counters.retries == 2
+
+
+def test_a_connection_goes_by_the_address_in_its_header_which_the_worker_reads(
+    houses: Any,
+) -> None:
+    house = houses(workers=3, balance="hash", accept_proxy=True, trusted_proxies=["127.0.0.1"])
+    headers = [build(2, (f"203.0.113.{n % 6}", n), ("192.0.2.1", 443)) for n in range(24)]
+    for header in headers:
+        house.connect()
+        assert house.counted == house.sent, "nobody is passed on before it is known"
+        house.clients[-1].sendall(header + b"GET")
+        house.turn()
+        house.sent += 1
+    of: dict[str, int] = {}
+    for number in (1, 3):
+        house.take(number)
+        for sock in house.taken():
+            found = parse(sock.recv(100))
+            assert isinstance(found, Header)
+            assert isinstance(found.source, tuple)
+            assert of.setdefault(found.source[0], number) == number
+    house.service.pool.leave(1)
+    house.delegate.unlinked(2)
+    before = dict(of)
+    for number in (1, 3):
+        house.take(number)
+        for sock in house.taken():
+            found = parse(sock.recv(100))
+            assert isinstance(found, Header)
+            assert isinstance(found.source, tuple)
+            assert before.get(found.source[0]) is None, "only the dead one's have moved"
+            assert of.setdefault(found.source[0], number) == number
+    assert len(of) == 6
+    assert house.results[0] == 24
+
+
+def test_a_stranger_is_not_passed_on_where_a_header_is_wanted(houses: Any) -> None:
+    for balance in ("hash", "round_robin"):
+        house = houses(balance=balance, accept_proxy=True, trusted_proxies=["192.0.2.0/24"])
+        house.connect(3)
+        counters = house.service.counters
+        assert counters.rejected["proxy_untrusted"] == 3
+        assert (counters.active, counters.in_flight, house.admission.waiting) == (0, 0, 0)
 
 
 def test_what_a_stopped_worker_does_not_take_in_time_goes_to_another(houses: Any) -> None:

@@ -71,6 +71,39 @@ COMMAND = "command = ['node', 'x.js']\n"
             f"{APP}scheme = 'reuseport'\nports = '8101-8199'",
             'ports: only with scheme = "ports": no other gives workers ports of their own',
         ),
+        (
+            f"{COMMAND}scheme = 'shared'\naccept_proxy = true\ntrusted_proxies = ['unix']",
+            (
+                "accept_proxy: nobody reads the header for a command with shared; "
+                "the front does with ports, and the worker of an app"
+            ),
+        ),
+        (
+            f"{APP}scheme = 'shared'\nmode = 'udp'\naccept_proxy = true\ntrusted_proxies = ['::']",
+            "accept_proxy: expected connections: a datagram has no beginning",
+        ),
+        (
+            f"{APP}scheme = 'handoff'\nsend_proxy = 'v2'",
+            (
+                'send_proxy: only with scheme = "ports": '
+                "elsewhere a worker has the client's own connection"
+            ),
+        ),
+        (
+            f"{APP}scheme = 'shared'\ntrusted_proxies = ['::1']",
+            (
+                'trusted_proxies: only with scheme = "ports" or accept_proxy: '
+                "no other adds fields to a request"
+            ),
+        ),
+        (
+            f"{APP}scheme = 'handoff'\nforwarding = {{ via = '' }}",
+            'forwarding: only with scheme = "ports": no other adds fields to a request',
+        ),
+        (
+            f"{APP}mode = 'tcp'\nforwarding = {{ forwarded = true }}",
+            'forwarding: only with mode = "http": tcp has no headers',
+        ),
     ],
 )
 def test_what_does_not_go_together_is_told_with_what_does(

@@ -8,6 +8,7 @@ import pytest
 from penstock_proxy.config import Address, FrontConfig
 from penstock_supervisor.schemes import ChildPlan, Means, front_config, front_plan, worker_plan
 from penstock_supervisor.services import Config, Service
+from penstock_worker import peers
 
 PLACES = (Address("127.0.0.1", 8101), Address("127.0.0.1", 8102))
 
@@ -54,6 +55,24 @@ def test_a_worker_is_told_who_and_where_it_is() -> None:
         "NODE_APP_INSTANCE": "1",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+@pytest.mark.parametrize(
+    ("keys", "terms"),
+    [
+        ({"app": "a:b", "accept_proxy": True}, None),
+        ({"app": "a:b", "accept_proxy": True, "scheme": "handoff"}, (10.0, ("10.0.0.0/8",))),
+        ({"app": "a:b", "accept_proxy": True, "scheme": "shared"}, (10.0, ("10.0.0.0/8",))),
+        ({"app": "a:b", "scheme": "shared"}, None),
+        ({"app": "a:b", "send_proxy": "v2"}, (10.0, ("127.0.0.0/8", "::1"))),
+        ({"command": ["x"], "send_proxy": "v2"}, None),
+    ],
+)
+def test_a_worker_knows_whether_connections_begin_with_a_header(
+    keys: dict[str, Any], terms: tuple[float, tuple[str, ...]] | None
+) -> None:
+    first, _ = plans(service(**keys, trusted_proxies=["10.0.0.0/8"]))
+    assert peers.told(first.environment) == terms
 
 
 def test_who_wants_buffered_output_keeps_it() -> None:

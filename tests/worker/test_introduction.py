@@ -1,0 +1,204 @@
+"""A program's protocol gets a connection whose header was read, and knows whose it is."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock_worker.contract import ACCEPT_PROXY
+from penstock_worker.counters import RequestCounters
+from penstock_worker.introduction import HEADER, UNTRUSTED, Introductions
+from penstock_worker.peers import Terms, told, written
+from penstock_worker.proxy_protocol import build, build_local
+from penstock_worker.streams import Stream, adopt
+
+WAIT_S = 10.0
+TRUE, HERE = ("203.0.113.9", 4321), ("192.0.2.1", 443)
+TRUE6, HERE6 = ("2001:db8::9", 4321), ("2001:db8::1", 443)
+
+
+class Program(asyncio.Protocol):
+    """Repeats what it hears, and remembers whom it heard it from."""
+
+    def __init__(self) -> None:
+        self.heard = b""
+        self.names: tuple[Any, ...] = ()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        sock = transport.get_extra_info("socket")
+        self.names = (
+            transport.get_extra_info("peername"), transport.get_extra_info("sockname"),
+            sock.getpeername(), sock.getsockname(),
+        )  # fmt: skip
+        assert sock.fileno() >= 0
+        assert transport.get_extra_info("nothing", 7) == 7
+
+    def data_received(self, data: bytes) -> None:
+        self.heard += data
+        self.transport.write(data)
+
+
+class House:
+    """What a worker has of it, without the worker."""
+
+    def __init__(self, seconds: float = WAIT_S, trusted: tuple[str, ...] = ("unix",)) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.counters = RequestCounters()
+        self.made: list[Program] = []
+        self.all = Introductions(self.loop, Terms(seconds, trusted), self.counters)
+        self.serve = self.all.before(self._program)
+
+    def _program(self, probe: bool) -> asyncio.Protocol:
+        self.made.append(Program())
+        return self.made[-1]
+
+    def connect(self, *, probe: bool = False) -> socket.socket:
+        mine, theirs = socket.socketpair()
+        mine.setblocking(False)
+        theirs.setblocking(False)
+        adopt(self.loop, self.serve(probe), Stream(theirs.detach(), int(socket.AF_UNIX)))
+        return mine
+
+    async def closed(self, sock: socket.socket) -> None:
+        # What is left unread makes the kernel say it louder.
+        with suppress(ConnectionResetError):
+            async with asyncio.timeout(WAIT_S):
+                assert await self.loop.sock_recv(sock, 1) == b""
+
+
+def run(main: Callable[[], Any]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from((build(1, TRUE, HERE), build(2, TRUE6, HERE6), build_local(), build(1))),
+    st.lists(st.integers(0, 60), max_size=5),
+)
+def test_it_does_not_matter_how_the_bytes_come(header: bytes, cuts: list[int]) -> None:
+    whole = header + b"hello"
+    places = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
+
+    async def main() -> None:
+        house = House()
+        with house.connect() as client:
+            for start, end in pairwise(places):
+                await house.loop.sock_sendall(client, whole[start:end])
+                for _ in range(3):
+                    await asyncio.sleep(0)
+            async with asyncio.timeout(WAIT_S):
+                back = b""
+                while len(back) < 5:
+                    back += await house.loop.sock_recv(client, 10)
+        (program,) = house.made
+        assert (back, program.heard) == (b"hello", b"hello")
+        if header == build(1, TRUE, HERE):
+            assert program.names == (TRUE, HERE, TRUE, HERE)
+        elif header == build(2, TRUE6, HERE6):
+            true, here = (*TRUE6, 0, 0), (*HERE6, 0, 0)
+            assert program.names == (true, here, true, here)
+        else:
+            assert not any(program.names)
+        assert not house.all.open
+
+    run(main)
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", build(2, TRUE, HERE)[:20], b"PROXY x\r\n"])
+def test_the_program_never_sees_who_does_not_begin_with_a_header(said: bytes) -> None:
+    async def main() -> None:
+        house = House()
+        with house.connect() as client:
+            await house.loop.sock_sendall(client, said)
+            client.shutdown(socket.SHUT_WR)
+            await house.closed(client)
+        assert house.made == []
+        assert house.counters.rejected == {HEADER: 1, UNTRUSTED: 0}
+
+    run(main)
+
+
+def test_strangers_and_the_silent_are_closed() -> None:
+    async def main() -> None:
+        house = House(trusted=("10.0.0.0/8",))
+        with house.connect() as client:
+            await house.loop.sock_sendall(client, build(1, TRUE, HERE))
+            await house.closed(client)
+        assert house.counters.rejected == {HEADER: 0, UNTRUSTED: 1}
+        quick = House(seconds=0.01)
+        with quick.connect() as client:
+            await quick.closed(client)
+        assert quick.counters.rejected == {HEADER: 1, UNTRUSTED: 0}
+        assert house.made == quick.made == []
+
+    run(main)
+
+
+def test_one_that_leaves_without_a_word_is_nobodys_fault() -> None:
+    async def main() -> None:
+        house = House()
+        house.connect().close()
+        async with asyncio.timeout(WAIT_S):
+            while not house.all.open:  # noqa: ASYNC110 -- nothing sets an event for us
+                await asyncio.sleep(0)
+            while house.all.open:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert not any(house.counters.rejected.values())
+
+    run(main)
+
+
+def test_a_health_check_of_ours_has_no_header() -> None:
+    async def main() -> None:
+        house = House()
+        with house.connect(probe=True) as client:
+            await house.loop.sock_sendall(client, b"GET")
+            async with asyncio.timeout(WAIT_S):
+                assert await house.loop.sock_recv(client, 10) == b"GET"
+
+    run(main)
+
+
+def test_who_has_not_said_whose_it_is_ends_with_the_worker() -> None:
+    async def main() -> None:
+        house = House()
+        with house.connect() as client:
+            async with asyncio.timeout(WAIT_S):
+                while not house.all.open:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            house.all.close()
+            await house.closed(client)
+
+    run(main)
+
+
+def test_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        house = House(trusted=())
+        with caplog.at_level(logging.WARNING):
+            for _ in range(50):
+                with house.connect() as client:
+                    await house.closed(client)
+        assert house.counters.rejected[UNTRUSTED] == 50
+
+    run(main)
+    assert 1 < len(caplog.records) <= 10
+
+
+def test_terms_come_as_they_were_written() -> None:
+    terms = Terms(2.5, ("10.0.0.0/8", "unix"))
+    assert told({ACCEPT_PROXY: written(terms)}) == terms
+    assert told({}) is None
+    for wrong in ("", "[]", "[1]", "[null, []]", "x", "{}"):
+        with pytest.raises(ValueError, match="says nothing"):
+            told({ACCEPT_PROXY: wrong})
