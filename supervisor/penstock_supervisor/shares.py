@@ -17,8 +17,10 @@ SPLIT: Final[tuple[tuple[str, ...], ...]] = (
     ("limits", "per_worker"),
     ("limits", "queue_per_worker"),
     ("limits", "handshakes"),
+    ("limits", "connections_per_client"),
 )
-"""Keys of a service that are divided; where 0 is allowed it is no number of things."""
+"""Keys of a service that are divided; where 0 is allowed it is no number of things, and a
+fraction is one of what is divided already."""
 
 
 def share(total: int, fronts: int, number: int) -> int:
@@ -29,7 +31,8 @@ def share(total: int, fronts: int, number: int) -> int:
 def too_small(service: Traffic, fronts: int) -> Iterator[tuple[str, ...]]:
     """The keys whose value does not give every front something."""
     for key in SPLIT:
-        if 0 < _value(service, key) < fronts:
+        value = _value(service, key)
+        if isinstance(value, int) and 0 < value < fronts:
             yield key
 
 
@@ -43,17 +46,16 @@ def of_front(service: Traffic, fronts: int, number: int) -> dict[str, Any]:
     return told
 
 
-def _value(service: Traffic, key: tuple[str, ...]) -> int:
+def _value(service: Traffic, key: tuple[str, ...]) -> object:
     value: Any = service
     for name in key:
         value = getattr(value, name)
-    assert isinstance(value, int)
     return value
 
 
 def _changed(value: Any, rest: tuple[str, ...], fronts: int, number: int) -> Any:
     if not rest:
-        return share(value, fronts, number)
+        return share(value, fronts, number) if isinstance(value, int) else value
     assert isinstance(value, Part)
     changed = _changed(getattr(value, rest[0]), rest[1:], fronts, number)
     return value.model_copy(update={rest[0]: changed})

@@ -32,6 +32,14 @@ def test_a_front_is_told_its_share_and_all_else_as_it_is() -> None:
     assert first["health"] == web.health
 
 
+def test_a_part_of_what_is_divided_is_not_divided_again() -> None:
+    part = service(limits={"connections_per_client": "50%"})
+    number = service(limits={"connections_per_client": 5})
+    told = [of_front(one, 2, 1)["limits"].connections_per_client for one in (part, number)]
+    assert told == [0.5, 2]
+    assert list(too_small(part, 64)) == []
+
+
 def test_a_single_front_is_told_everything_as_it_is() -> None:
     web = service(max_connections=5, limits={"queue": 3})
     assert of_front(web, 1, 0) == {key: getattr(web, key) for key in of_front(web, 1, 0)}
