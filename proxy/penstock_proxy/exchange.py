@@ -22,7 +22,7 @@ from penstock_proxy.forwarding import Prepared, Response
 from penstock_proxy.http1 import RequestLine
 from penstock_proxy.kept import REPLAYED
 from penstock_proxy.pump import OK
-from penstock_proxy.receipts import acknowledged
+from penstock_proxy.receipts import ONE_WRITE, UNKNOWN, acknowledged
 from penstock_proxy.retrying import IDEMPOTENT, Loss
 from penstock_proxy.tries import Tries
 from penstock_proxy.upstream import Body, WorkerConnection
@@ -182,6 +182,8 @@ class Exchange:
             if self._told or self.received > REPLAYED or len(self._outgoing) > _PIECES:
                 self._streamed = True
                 self._outgoing.clear()
+        if link.acked == ONE_WRITE:
+            link.acked = UNKNOWN
         link.transport.write(data)
         self._expect(self._body)
 

@@ -22,6 +22,9 @@ ENDED: Final = -1
 UNKNOWN: Final = -2
 """There is nothing to ask."""
 
+ONE_WRITE: Final = 0
+"""A unix socket that stands, and tells no more than whether the next write goes nowhere."""
+
 _ESTABLISHED: Final = 1
 """Of `tcpi_state`; all else is an end."""
 _ACKED: Final = struct.Struct("=B119xQ")
@@ -29,7 +32,7 @@ _ACKED: Final = struct.Struct("=B119xQ")
 
 
 def acknowledged(transport: asyncio.Transport) -> int:
-    """Bytes that the other end has acknowledged so far; ENDED, or UNKNOWN."""
+    """Bytes that the other end has acknowledged so far; ENDED, ONE_WRITE or UNKNOWN."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:
         return UNKNOWN
@@ -65,12 +68,12 @@ def untaken(transport: asyncio.Transport, before: int, error: Exception | None) 
 
 
 def _peek(fd: int) -> int:
-    """For a unix socket: 0 as long as it stands."""
+    """For a unix socket: ONE_WRITE as long as it stands."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
     try:
-        return 0 if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) else ENDED
+        return ONE_WRITE if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) else ENDED
     except BlockingIOError:
-        return 0
+        return ONE_WRITE
     except OSError:
         return ENDED
     finally:
