@@ -284,7 +284,7 @@ class Cluster:
         return found
 
     def address(self, name: str = "web") -> tuple[str, int]:
-        match = re.search(rf"^{name} on (?:http://)?([\d.]+):(\d+)", self.err, re.MULTILINE)
+        match = re.search(rf"^{name} on (?:https?://)?([\d.]+):(\d+)", self.err, re.MULTILINE)
         assert match, self.err
         return match[1], int(match[2])
 
@@ -368,12 +368,25 @@ class Cluster:
 
 
 def _table(path: str, keys: Mapping[str, Any]) -> Iterator[str]:
-    """A table in TOML; text, numbers and lists read there as they do in JSON."""
+    """A table in TOML."""
     yield f"[{path}]"
-    yield from (f"{k} = {json.dumps(v)}" for k, v in keys.items() if not isinstance(v, Mapping))
+    # Quoted: the name of a host has dots, and is one key all the same.
+    for key, value in keys.items():
+        if not isinstance(value, Mapping):
+            yield f"{json.dumps(key)} = {_value(value)}"
     for key, value in keys.items():
         if isinstance(value, Mapping):
             yield from _table(f"{path}.{key}", value)
+
+
+def _value(value: Any) -> str:
+    """Numbers and text read in TOML as they do in JSON, and so do lists of them; tables do not."""
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{json.dumps(key)} = {_value(one)}" for key, one in value.items())
+        return f"{{{pairs}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return json.dumps(value)
 
 
 def _is_alive(process: psutil.Process) -> bool:

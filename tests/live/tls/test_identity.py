@@ -1,0 +1,65 @@
+"""A client is who its certificate says, to its worker too, and nobody else is."""
+
+import base64
+import json
+import ssl
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+from cryptography import x509
+
+if TYPE_CHECKING:
+    from tests.live.conftest import Cluster
+    from tests.live.tls.conftest import Dial, Ended, Files, Wire
+
+
+def identified(files: "Files", name: str, authority: trustme.CA | None = None) -> ssl.SSLContext:
+    context = files.trusting()
+    (authority or files.authority).issue_cert(name).configure_cert(context)
+    return context
+
+
+def headers(wire: "Wire", *said: bytes) -> list[list[str]]:
+    wire.send(b"GET /headers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
+    wire.send(b"".join(line + b"\r\n" for line in (*said, b"")))
+    found: list[list[str]] = json.loads(wire.rest().partition(b"\r\n\r\n")[2])["headers"]
+    return found
+
+
+def certificates(found: list[list[str]]) -> list[str]:
+    return [value for name, value in found if name.lower().startswith("client-cert")]
+
+
+@pytest.mark.parametrize("service", ["known", "asked"])
+def test_a_worker_is_told_of_the_certificate_that_a_client_has_shown(
+    run: "Cluster", files: "Files", dial: "Dial", service: str
+) -> None:
+    wire = dial(run, service, context=identified(files, "client.example"))
+    (told,) = certificates(headers(wire, b"Client-Cert: :Zm9yZ2Vk:", b"Client-Cert-Chain: :eA==:"))
+    assert told[0] == told[-1] == ":"
+    certificate = x509.load_der_x509_certificate(base64.b64decode(told[1:-1]))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["client.example"]
+
+
+@pytest.mark.parametrize("service", ["web", "asked"])
+def test_what_a_client_says_of_its_certificate_is_not_believed(
+    run: "Cluster", dial: "Dial", service: str
+) -> None:
+    wire = dial(run, service)
+    assert not certificates(headers(wire, b"Client-Cert: :Zm9yZ2Vk:", b"client_cert: x"))
+
+
+def test_a_client_without_the_certificate_that_is_required_is_refused(
+    run: "Cluster", ended: "Ended", files: "Files", dial: "Dial"
+) -> None:
+    before = ended(run, "known", "client_certificate")
+    strange = identified(files, "client.example", trustme.CA())
+    for context in (files.trusting(), strange):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            # In TLS 1.3 a client is done before it is judged.
+            dial(run, "known", context=context).read()
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        dial(run, "asked", context=strange).read()
+    run.until(lambda: ended(run, "known", "client_certificate") == before + 2)
