@@ -21,6 +21,7 @@ from typing import Final, Protocol
 IN: Final = select.EPOLLIN | select.EPOLLRDHUP
 """Something to read, or the other side has said all that it will."""
 ENDED: Final = select.EPOLLRDHUP
+BROKEN: Final = select.EPOLLERR
 OUT: Final = select.EPOLLOUT
 
 _MOST: Final = 256

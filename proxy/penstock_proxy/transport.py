@@ -19,7 +19,7 @@ import socket
 from collections import deque
 from typing import Any, Final, cast
 
-from penstock_proxy.reactor import ENDED, IN, OUT, Reactor
+from penstock_proxy.reactor import BROKEN, ENDED, IN, OUT, Reactor
 from penstock_worker.streams import Stream
 
 HIGH_WATER: Final = 64 << 10
@@ -104,8 +104,9 @@ class SocketTransport(asyncio.Transport):
                 self._protocol.data_received(data)
                 return
             self._protocol.data_received(data)
-            # That was all, and its end is known already: no need to ask for it.
-            if not events & ENDED or self._paused or self._closing:
+            # That was all, and its end is known already: no need to ask for it. What broke off
+            # has an error that reading will tell.
+            if events & (ENDED | BROKEN) != ENDED or self._paused or self._closing:
                 return
         self._heard_end = True
         self._look()

@@ -269,6 +269,14 @@ def test_a_reset_is_told_with_its_error(house: House) -> None:
     assert isinstance(pair.notes.error, ConnectionResetError)
 
 
+def test_a_reset_behind_the_last_bytes_is_no_end(house: House) -> None:
+    pair = house.pair()
+    pair.peer.sendall(b"last")
+    pair.reset()
+    pair.hears("made lost")
+    assert isinstance(pair.notes.error, ConnectionResetError)
+
+
 def test_writing_to_who_is_gone_is_a_loss_and_no_exception(house: House) -> None:
     pair = house.pair()
     pair.transport.pause_reading()
