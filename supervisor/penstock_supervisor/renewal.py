@@ -1,6 +1,6 @@
 """Certificates as they are on disk now, and who has to know when they change.
 
-Owns what each service shows at the moment, and the look at its files: once a second, in a
+Owns what each service shows at the moment, and the look at its files: twice a second, in a
 thread, because a disk may be slow and the loop must not be. Files are looked at by what their
 names lead to, so a link that is turned round (certbot) is a change like any other. A change
 counts when it has stood still for a look: certificate and key are written one after the other.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from penstock_supervisor.certificates import Bundle
     from penstock_supervisor.services import Service
 
-LOOK_S: Final = 1.0
+LOOK_S: Final = 0.5
 RESULTS: Final = ("ok", "failed")
 
 _log = logging.getLogger(__name__)
