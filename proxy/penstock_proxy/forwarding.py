@@ -129,6 +129,11 @@ class Forwarding:
         self._terms = terms
         self._via = terms.via.encode()
         self._dropped = _NOT_TO_WORKERS | ours | ({b"via"} if terms.via else frozenset())
+        self._is_usual = terms.x_forwarded and not terms.forwarded
+        self._usual_rest = tuple(
+            self._of_connection("", 0, b"", trusted=trusted).removeprefix(b"unknown")
+            for trusted in (False, True)
+        )
         self._max_fields = max_fields
         self._remembered: tuple[dict[bytes, Prepared], dict[bytes, Prepared]] = ({}, {})
 
@@ -138,7 +143,11 @@ class Forwarding:
         `port` is what the client connected to, if a proxy has said it; `fields` are lines that
         this connection has and others have not.
         """
-        bare = address.partition("%")[0]
+        if self._is_usual and not port and not fields and "%" not in address:
+            return (address or "unknown").encode() + self._usual_rest[trusted]
+        return self._of_connection(address.partition("%")[0], port, fields, trusted=trusted)
+
+    def _of_connection(self, bare: str, port: int, fields: bytes, *, trusted: bool) -> bytes:
         lines = b""
         if self._terms.x_forwarded:
             lines = (bare or "unknown").encode() + b"\r\n"
