@@ -1,4 +1,5 @@
-"""What every test may rely on: `needs` says which outside programs a test is about.
+"""What every test may rely on: `needs` says which outside programs a test is about, `root` that
+it is about what only root can do.
 
 A person without nginx or Prometheus should still see the suite pass, so such a test is
 skipped for them. Where CI=true it fails: a proof that is skipped everywhere proves nothing.
@@ -16,6 +17,8 @@ PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbi
 def pytest_runtest_setup(item: pytest.Item) -> None:
     wanted = [program for marker in item.iter_markers("needs") for program in marker.args]
     missing = [program for program in wanted if shutil.which(program, path=PATH) is None]
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        missing.append("root")
     if not missing:
         return
     reason = f"needs {', '.join(missing)}"

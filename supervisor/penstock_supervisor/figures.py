@@ -6,8 +6,14 @@ looked at, has none: whoever asks goes on without. Reads /proc, so it belongs in
 
 import math
 from contextlib import suppress
+from pathlib import Path
+from typing import Final
 
 import psutil
+
+from penstock_supervisor.looking import eyes_of
+
+_LIMIT: Final = "Max open files"
 
 
 def figures(pid: int) -> dict[str, float]:
@@ -17,19 +23,23 @@ def figures(pid: int) -> dict[str, float]:
         process = psutil.Process(pid)
     except psutil.Error:
         return found
-    with process.oneshot():
+    limits = Path(f"/proc/{pid}/limits")
+    with eyes_of(pid), process.oneshot():
         ask = {
             "penstock_process_open_fds": process.num_fds,
-            "penstock_process_max_fds": lambda: _limit(process.rlimit(psutil.RLIMIT_NOFILE)[0]),
+            "penstock_process_max_fds": lambda: most_descriptors(limits.read_text()),
             "penstock_process_resident_memory_bytes": lambda: process.memory_info().rss,
             "penstock_process_cpu_seconds_total": lambda: sum(process.cpu_times()[:2]),
             "penstock_process_threads": process.num_threads,
         }
         for name, figure in ask.items():
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, OSError, ValueError):
                 found[name] = figure()
     return found
 
 
-def _limit(soft: int) -> float:
-    return math.inf if soft == psutil.RLIM_INFINITY else soft
+def most_descriptors(limits: str) -> float:
+    """The soft limit in /proc/PID/limits, which everybody may read; prlimit(2) asks who we are."""
+    (line,) = (line for line in limits.splitlines() if line.startswith(_LIMIT))
+    soft = line.removeprefix(_LIMIT).split()[0]
+    return math.inf if soft == "unlimited" else float(soft)

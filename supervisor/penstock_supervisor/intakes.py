@@ -25,10 +25,11 @@ from penstock_supervisor.errors import StartError
 from penstock_supervisor.observation import SocketKind, SocketView
 from penstock_supervisor.schemes import has_front
 from penstock_supervisor.services import Service
-from penstock_supervisor.sockets import Listener
+from penstock_supervisor.sockets import Access, Listener
 
 if TYPE_CHECKING:
     from penstock_proxy.config import Address
+    from penstock_supervisor.identity import Identity
 
 _TCP_INFO_UNACKED: Final = 24
 """Offset of tcpi_unacked in struct tcp_info: of a listener, who waits to be accepted."""
@@ -37,8 +38,13 @@ _TCP_INFO_UNACKED: Final = 24
 class Intake:
     """Opened when made; StartError says why it cannot be."""
 
-    def __init__(self, service: Service, fronts: int = 1) -> None:
+    def __init__(self, service: Service, fronts: int = 1, owner: "Identity | None" = None) -> None:
+        """`owner`: whose a unix socket is; None: ours."""
         self.service = service
+        self._access = Access(
+            None if service.socket_mode is None else int(service.socket_mode, 8),
+            *((-1, -1) if owner is None or owner.is_ours else (owner.uid, owner.gid)),
+        )
         self.dropped = 0
         """Connections that waited on a socket when it was shut."""
         self._key = f"service.{service.name}.listen"
@@ -130,7 +136,14 @@ class Intake:
         return tuple(self._slots.values()) if self._one is None else (self._one,)
 
     def _open(self, address: str, *, sisters: bool = False) -> Listener:
-        listener = Listener(address, self._key, later=True, kind=self._kind, sisters=sisters)
+        listener = Listener(
+            address,
+            self._key,
+            later=True,
+            kind=self._kind,
+            sisters=sisters,
+            access=self._access,
+        )
         if self.service.command is not None and not has_front(self.service):
             # As from systemd: a plain program waits in accept. Ours does not mind.
             listener.socket.setblocking(True)

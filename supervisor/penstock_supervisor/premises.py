@@ -65,7 +65,9 @@ class Premises:
 
     def _open(self) -> None:
         for service in self.config.services:
-            intake = self.intakes[service.name] = Intake(service, self.config.fronts)
+            intake = self.intakes[service.name] = Intake(
+                service, self.config.fronts, self.privileges.identity
+            )
             self._stack.callback(intake.close)
         if self.config.admin:
             self.admin = Listener(self.config.admin, "admin")

@@ -109,6 +109,8 @@ def unfit(service: "Service") -> Iterator[Problem]:
             "the front does with ports, and the worker of an app"
         )
         yield Problem(("accept_proxy",), text)
+    if service.socket_mode is not None and not parse_address(service.listen).path:
+        yield Problem(("socket_mode",), 'only with listen = "unix:/path": a port is everybody\'s')
     if service.mode == "udp":
         yield from _unfit_for_datagrams(service)
 

@@ -20,7 +20,7 @@ from signal import Signals
 from typing import Any, Final
 
 from penstock_proxy.orders import REOPEN
-from penstock_supervisor import desk, limits, processes, schemes
+from penstock_supervisor import advice, desk, limits, processes, schemes
 from penstock_supervisor.above import Surroundings
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.changes import Changes
@@ -99,6 +99,8 @@ class Runner:
         Whatever way this is left, nothing of it is left running.
         """
         limits.lift()
+        for line in advice.of(self.config, os.geteuid()):
+            _log.warning("%s", line)
         loop = asyncio.get_running_loop()
         self._begun_at = loop.time()
         async with AsyncExitStack() as stack:

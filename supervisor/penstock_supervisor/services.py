@@ -73,6 +73,12 @@ def _account(value: object) -> object:
     return value
 
 
+def _socket_mode(text: str) -> str:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError('expected a mode in octal, such as "0660"')
+    return text
+
+
 def _reachable(text: str) -> str:
     address = parse_address(text)
     if not address.path and not address.port:
@@ -188,6 +194,8 @@ class Service(Traffic):
     name: Annotated[str, AfterValidator(_name)]
     """The key of its table."""
     listen: Annotated[AddressText, Field(examples=["127.0.0.1:8000"])]
+    socket_mode: Annotated[str, AfterValidator(_socket_mode)] | None = None
+    """Who may connect to a unix socket; None: as the umask says."""
     scheme: Scheme = "ports"
     app: Annotated[str, AfterValidator(parse_app)] | None = None
     command: Annotated[tuple[Text, ...], AfterValidator(_command)] | None = None

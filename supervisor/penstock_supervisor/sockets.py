@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import psutil
 
@@ -32,6 +32,18 @@ _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _UNPRIVILEGED: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
+class Access(NamedTuple):
+    """Who may connect to a unix socket; a number of -1 leaves it with us."""
+
+    mode: int | None = None
+    """None: as the umask says."""
+    uid: int = -1
+    gid: int = -1
+
+
+_AS_USUAL: Final = Access()
+
+
 class Listener:
     """One listening socket; `key` is what the configuration calls it."""
 
@@ -43,6 +55,7 @@ class Listener:
         later: bool = False,
         kind: socket.SocketKind = socket.SOCK_STREAM,
         sisters: bool = False,
+        access: Access = _AS_USUAL,
     ) -> None:
         """`later`: take the address now, but let nobody connect before `listen`.
 
@@ -57,7 +70,9 @@ class Listener:
         try:
             if wanted.path:
                 self._claim = _Claim(wanted.path)
-            self.socket = _unix(wanted.path) if wanted.path else _inet(wanted, kind, sisters)
+            self.socket = (
+                _unix(wanted.path, access) if wanted.path else _inet(wanted, kind, sisters)
+            )
         except OSError as error:
             if self._claim is not None:
                 self._claim.close()
@@ -167,16 +182,36 @@ def _inet(address: Address, kind: socket.SocketKind, sisters: bool) -> socket.so
     return sock
 
 
-def _unix(path: str) -> socket.socket:
+def _unix(path: str, access: Access) -> socket.socket:
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        if access.mode is not None:
+            # The file has the socket's mode, but for the umask: never more than is wanted.
+            os.fchmod(sock.fileno(), access.mode)
         sock.bind(path)
+        if access != _AS_USUAL:
+            _open_to(path, access)
         sock.setblocking(False)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _open_to(path: str, access: Access) -> None:
+    """By a descriptor: whoever can write to the directory must not have us open another file."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        ours = found.st_uid == os.geteuid() and found.st_nlink == 1
+        if not (stat.S_ISSOCK(found.st_mode) and ours):
+            raise OSError(errno.EEXIST, "somebody put another file in its place")
+        os.chown(f"/proc/self/fd/{fd}", access.uid, access.gid)
+        if access.mode is not None:
+            Path(f"/proc/self/fd/{fd}").chmod(access.mode)
+    finally:
+        os.close(fd)
 
 
 def _remove_stale(path: str) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,18 +226,28 @@ class Cluster:
     """One `penstock run` and every process that it ever had."""
 
     def __init__(
-        self, folder: Path, services: Mapping[str, Mapping[str, Any]], *words: str
+        self,
+        folder: Path,
+        services: Mapping[str, Mapping[str, Any]],
+        *words: str,
+        under: Sequence[str] = (),
+        top: Mapping[str, Any] | None = None,
     ) -> None:
+        """`under` are words that start it, such as those of setpriv; `top`, keys of the run."""
         self.folder = folder
         self.may_trace = False
         """A worker's last words have a traceback, and are logged by us."""
-        lines = ['admin = "127.0.0.1:0"']
-        for name, keys in services.items():
-            lines += _table(f"service.{name}", {"listen": "127.0.0.1:0", **keys})
+        keys = {"admin": "127.0.0.1:0", **(top or {})}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+        for name, table in services.items():
+            lines += _table(f"service.{name}", {"listen": "127.0.0.1:0", **table})
         (folder / "penstock.toml").write_text("\n".join(lines))
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "penstock_supervisor", "run", "-c", "penstock.toml", *words],
+                [
+                    *under, sys.executable, "-m", "penstock_supervisor", "run",
+                    "-c", "penstock.toml", *words,
+                ],
                 cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
             )  # fmt: skip
         self._seen: dict[int, psutil.Process] = {}
@@ -422,10 +432,15 @@ def penstock(tmp_path: Path) -> Iterator[Penstock]:
     with ExitStack() as stack:
 
         def make(
-            *words: str, services: Mapping[str, Mapping[str, Any]] | None = None, **keys: Any
+            *words: str,
+            services: Mapping[str, Mapping[str, Any]] | None = None,
+            folder: Path = tmp_path,
+            under: Sequence[str] = (),
+            top: Mapping[str, Any] | None = None,
+            **keys: Any,
         ) -> Cluster:
             tables = services or {"web": {"access_log": "./access.log", **keys}}
-            made = Cluster(tmp_path, tables, *words)
+            made = Cluster(folder, tables, *words, under=under, top=top)
             stack.callback(made.close)
             return made
 

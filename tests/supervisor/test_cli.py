@@ -1,5 +1,6 @@
 """What a person types, and what they are told: words, streams and exit statuses."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,11 +176,25 @@ def test_check_says_what_it_found(capsys: pytest.CaptureFixture[str], tmp_path: 
     )
 
 
+def test_check_warns_of_what_is_not_wrong(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(f'admin = "0.0.0.0:9464"\n{GOOD}')
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert main(["check", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{path}: ok: ")
+    user, admin = err.splitlines()
+    assert user.startswith(f"{path}: warning: user: fronts and workers run as root")
+    assert admin.startswith(f"{path}: warning: admin: other machines can reach 0.0.0.0:9464")
+
+
 def test_check_looks_at_every_file_and_fails_if_one_is_bad(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
-    good.write_text(f'admin = ""\n{GOOD}')
+    good.write_text(f'admin = ""\nuser = {os.geteuid()}\ngroup = {os.getegid()}\n{GOOD}')
     bad.write_text("[service.web]\nx = 1")
     assert main(["check", str(bad), str(good)]) == 2
     out, err = capsys.readouterr()

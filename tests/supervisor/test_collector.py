@@ -2,7 +2,6 @@
 
 import math
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from penstock_proxy import metrics
 from penstock_supervisor import collector, sockdiag
 from penstock_supervisor.collector import render
+from penstock_supervisor.figures import most_descriptors
 from penstock_supervisor.observation import Observation, SocketView, TlsView
 
 Values = dict[tuple[str, ...], float]
@@ -90,13 +90,13 @@ def test_descriptors_and_their_limit_are_the_processs_own(made: Any) -> None:
     assert limit["worker", "web", "0"] == 123
 
 
-def test_no_limit_is_infinite(monkeypatch: pytest.MonkeyPatch, made: Any) -> None:
-    def unlimited(*_: object) -> tuple[int, int]:
-        return (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-
-    monkeypatch.setattr("psutil.Process.rlimit", unlimited)
-    limit = samples(made.observation(), "penstock_process_max_fds", *PROCESS)
-    assert limit["supervisor", "", ""] == math.inf
+def test_no_limit_is_infinite() -> None:
+    limits = (
+        "Limit                     Soft Limit           Hard Limit           Units     \n"
+        "Max open files            unlimited            unlimited            files     \n"
+    )
+    assert most_descriptors(limits) == math.inf
+    assert most_descriptors(limits.replace("unlimited", "1024     ")) == 1024
 
 
 def test_a_process_that_vanished_is_left_out_and_its_state_is_told_still(made: Any) -> None:

@@ -3,10 +3,12 @@
 Lines without a prefix, `FILE: key: text`, so that an editor can jump to them.
 """
 
+import os
 from pathlib import Path
 
 import click
 
+from penstock_supervisor import advice
 from penstock_supervisor.cli.words import described
 from penstock_supervisor.config import ConfigError, load
 
@@ -16,7 +18,8 @@ from penstock_supervisor.config import ConfigError, load
 def check(files: tuple[Path, ...]) -> int:
     """Say what is wrong with a configuration: every error at once.
 
-    Nothing is started and no port is opened. Exit status 0 if penstock run would accept
+    Nothing is started and no port is opened. What is not wrong, but should be thought about,
+    is a warning. Exit status 0 if penstock run would accept
     every FILE, 2 if not.
     """
     status = 0
@@ -27,5 +30,7 @@ def check(files: tuple[Path, ...]) -> int:
             click.echo("\n".join(error.problems), err=True)
             status = 2
         else:
+            for line in advice.of(config, os.geteuid()):
+                click.echo(f"{file}: warning: {line}", err=True)
             click.echo(f"{file}: ok: {described(config)}")
     return status

@@ -1,0 +1,40 @@
+"""What is warned of, and what is not."""
+
+from typing import Any
+
+import pytest
+
+from penstock_supervisor import advice
+from penstock_supervisor.services import Config
+
+
+def warned(uid: int, **keys: Any) -> list[str]:
+    """The keys that are warned of."""
+    config = Config(services=(), **keys)
+    return [line.partition(":")[0] for line in advice.of(config, uid)]
+
+
+def test_root_is_warned_unless_a_user_is_named() -> None:
+    assert warned(0) == ["user"]
+    assert warned(0, user="www-data") == []
+    assert warned(0, user="root") == []
+    assert warned(1000) == []
+
+
+@pytest.mark.parametrize(
+    ("admin", "is_open"),
+    [
+        ("127.0.0.1:9464", False),
+        ("127.8.8.8:9464", False),
+        ("localhost:9464", False),
+        ("[::1]:9464", False),
+        ("unix:/run/admin", False),
+        ("", False),
+        ("0.0.0.0:9464", True),
+        ("[::]:9464", True),
+        ("10.0.0.1:9464", True),
+        ("example.org:9464", True),
+    ],
+)
+def test_an_admin_port_that_others_can_reach_is_warned_of(admin: str, is_open: bool) -> None:
+    assert warned(1000, admin=admin) == ["admin"] * is_open
