@@ -8,6 +8,7 @@ is never thrown away, because it might be somebody else's.
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -57,7 +58,7 @@ class Client:
         self.got = 0
         """Bytes received so far."""
         self.given = 0
-        """Bytes sent so far."""
+        """Bytes sent so far, at most."""
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
 
@@ -76,11 +77,11 @@ class Client:
     # -- what is sent
 
     async def send(self, data: bytes) -> None:
+        self.given += len(data)
         try:
             await self._loop.sock_sendall(self.sock, data)
         except OSError as error:
             raise Cut(type(error).__name__) from None
-        self.given += len(data)
 
     # -- how it leaves
 
@@ -120,6 +121,10 @@ class Client:
         self.got += len(data)
         self._buffer += data
 
+    def take(self) -> bytes:
+        """Everything that is here."""
+        return self._take(len(self._buffer))
+
     async def until(self, mark: bytes) -> bytes:
         while (at := self._buffer.find(mark)) < 0:
             await self.more()
@@ -129,6 +134,20 @@ class Client:
         while len(self._buffer) < size:
             await self.more()
         return self._take(size)
+
+    async def there_and_back(self, data: bytes) -> bytes:
+        """Send it and read as much, at the same time: nobody holds all of it."""
+
+        async def give() -> None:
+            with suppress(Cut):
+                await self.send(data)
+
+        giving = asyncio.create_task(give())
+        try:
+            return await self.exactly(len(data))
+        finally:
+            giving.cancel()
+            await asyncio.wait([giving])
 
     async def rest(self) -> tuple[bytes, bool]:
         """Everything up to the end, and whether that was a clean one."""
@@ -165,7 +184,7 @@ class Client:
     async def _head(self) -> Answer:
         line, *lines = (await self.until(b"\r\n\r\n"))[:-4].split(b"\r\n")
         version, _, rest = line.partition(b" ")
-        if version != b"HTTP/1.1" or not rest[:3].isdigit():
+        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not rest[:3].isdigit():
             raise NonsenseError(line[:80])
         fields: dict[bytes, bytes] = {}
         for each in lines:

@@ -1,0 +1,48 @@
+"""What clients and workers of a storm agreed on, so that either can check the other.
+
+A request is named, and everything of its answer follows from the name: a client knows each
+byte that it has to get, without having heard it from anybody. Which worker does wrong, and
+how, follows from the seed, the worker's slot and the name.
+"""
+
+import random
+import zlib
+from hashlib import sha256
+from typing import Final
+
+FORMS: Final = ("sized", "chunked", "until-close")
+GOOD: Final = 2
+"""The first slots never do wrong by themselves; the first is not even killed."""
+HTTP_FAULTS: Final = (
+    "silence", "reset", "garbage", "two framings", "cut", "cut by a reset", "half-close",
+    "surplus", "drip", "never", "spin", "death", "interim", "flood", "early",
+)  # fmt: skip
+DIRECT_FAULTS: Final = (
+    "silence", "reset", "cut", "cut by a reset", "half-close", "drip", "spin", "death",
+)  # fmt: skip
+"""Where nobody is between who does wrong and its client: nothing that is no HTTP."""
+TCP_FAULTS: Final = ("cut", "cut by a reset", "half-close", "spin", "death", "drip")
+_RARE: Final = frozenset({"never", "spin", "death"})
+"""Each of them takes a worker away for a while."""
+
+
+def body(name: bytes, size: int) -> bytes:
+    """The body of the answer to that request."""
+    pattern = sha256(name).digest()
+    return (pattern * (size // len(pattern) + 1))[:size]
+
+
+def heard(data: bytes) -> bytes:
+    """What a worker says of a request's body, so that its client can see that it is whole."""
+    return b"%d-%08x" % (len(data), zlib.crc32(data))
+
+
+def fault(seed: int, slot: int, name: bytes, rate: float, faults: tuple[str, ...]) -> str:
+    """What the worker in that slot does wrong with that request; mostly nothing: ""."""
+    if slot < GOOD:
+        return ""
+    dice = random.Random(f"{seed}/{slot}/{name.hex()}")
+    if dice.random() >= rate:
+        return ""
+    chosen = dice.choice(faults)
+    return "" if chosen in _RARE and dice.random() < 0.9 else chosen

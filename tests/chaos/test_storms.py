@@ -1,0 +1,144 @@
+"""Every request gets exactly one answer or a visible cut, whatever breaks; then all is as before.
+
+Real clients, workers that do wrong, and somebody who kills, stops and replaces processes,
+under each scheme. What is asserted is the list of the suite's promises: no answer is wrong or
+somebody else's, what may be asked again succeeds while one worker lives, the admin port
+answers throughout, and when it is over descriptors, memory, threads and active connections
+are what they were, the counters add up, and the log has no traceback.
+"""
+
+import asyncio
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from tests.chaos.client import Client
+from tests.chaos.load import PLAIN, TCP, TCP_VANISHING, Load, Promise
+from tests.chaos.monkey import Monkey
+from tests.chaos.witness import Witness
+
+if TYPE_CHECKING:
+    from tests.chaos.conftest import Start
+    from tests.chaos.ledger import Ledger
+    from tests.live.conftest import Cluster
+
+ROOT: Final = Path(__file__).parents[2]
+CLIENTS: Final = 16
+WORKERS: Final = 4
+RATE: Final = 0.15
+"""Of the requests of a worker that does wrong."""
+KILLS: Final = ("worker killed", "worker killed", "worker terminated", "worker stopped")
+MORE: Final = (*KILLS, "worker killed", "workers replaced", "log opened anew")
+
+PATIENT: Final[dict[str, Any]] = {
+    "restart": {"max_restarts": 1_000_000, "backoff": "50ms", "backoff_max": "200ms"},
+    "health": {"interval": "300ms", "timeout": "1s"},
+    "timeouts": {"stop": "5s"},
+}
+"""Nobody is given up, and who is back is found at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """One service, what is asked of it and what is done to it."""
+
+    name: str
+    keys: dict[str, Any]
+    promise: Promise
+    deeds: tuple[str, ...]
+    share: float
+    """Of the time that all storms have."""
+    adds_up: tuple[str, ...] = field(default=())
+    """What of `Witness` holds afterwards; counters of what was killed are gone with it."""
+
+
+def program(mode: str, seed: int) -> dict[str, Any]:
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    return {
+        "command": [sys.executable, "-m", "tests.chaos.worker", mode, str(seed), str(RATE)],
+        "env": {"PYTHONPATH": path, "CHAOS_SEED": str(seed), "CHAOS_RATE": str(RATE)},
+        "workers": WORKERS,
+    }
+
+
+def app(seed: int) -> dict[str, Any]:
+    keys = program("http", seed)
+    del keys["command"]
+    return {**keys, "app": "tests.chaos.app:app", "directory": str(ROOT)}
+
+
+def storms(seed: int) -> list[Storm]:
+    http: dict[str, Any] = {
+        **PATIENT,
+        **program("http", seed),
+        "access_log": "./access.log",
+        "retries": {"budget": "100%", "min_per_second": 1000},
+        "timeouts": {"stop": "5s", "response": "3s", "connect": "2s", "queue": "20s"},
+    }
+    tcp = {**PATIENT, **program("tcp", seed), "mode": "tcp", "access_log": "off"}
+    alone = {**PATIENT, **program("direct", seed), "access_log": "off"}
+    relayed = Promise(repeats=False, staying=TCP, leaving=TCP_VANISHING)
+    direct = Promise(repeats=False, staying=PLAIN)
+    passed = Promise(repeats=False, staying=PLAIN, forms=(b"sized", b"chunked"))
+    return [
+        Storm("ports-http", http, Promise(), MORE, 0.35,
+              ("requests_add_up", "connections_add_up")),
+        Storm("ports-http-front-killed", http, Promise(may_break=True),
+              (*KILLS, "front killed"), 0.15),
+        Storm("ports-tcp", tcp, relayed, MORE, 0.15, ("connections_add_up",)),
+        Storm("handoff", {**PATIENT, **app(seed), "scheme": "handoff", "access_log": "off"},
+              passed, (*MORE, "front stopped"), 0.15, ("handoffs_add_up",)),
+        Storm("shared", {**alone, "scheme": "shared"}, direct, MORE, 0.1),
+        Storm("reuseport", {**alone, "scheme": "reuseport"}, direct, MORE, 0.1),
+    ]  # fmt: skip
+
+
+async def weather(
+    run: "Cluster", storm: Storm, seed: str, seconds: float, ledger: "Ledger"
+) -> tuple[Load, Witness]:
+    """The storm itself: warm up, look, break everything, let it rest, look again."""
+    address = run.address()
+    load = Load(seed, lambda: Client.connect(address), storm.promise, ledger)
+    witness = Witness(run, "web")
+    monkey = Monkey(run, "web", seed, ledger, storm.deeds)
+    await clients(load, seconds / 4, warm=True)
+    await asyncio.to_thread(witness.settled)
+    before = await asyncio.to_thread(witness.view)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(monkey.storm())
+        group.create_task(witness.ask())
+        await clients(load, seconds * 3 / 4)
+        monkey.restless = witness.restless = False
+    await asyncio.to_thread(witness.settled)
+    await asyncio.to_thread(witness.compare, before)
+    return load, witness
+
+
+async def clients(load: Load, seconds: float, *, warm: bool = False) -> None:
+    load.restless = True
+    async with asyncio.TaskGroup() as group:
+        for number in range(CLIENTS):
+            group.create_task(load.client(number + CLIENTS * warm))
+        await asyncio.sleep(seconds)
+        load.restless = False
+
+
+@pytest.mark.parametrize("name", [storm.name for storm in storms(0)])
+async def test_every_request_is_answered_once_or_visibly_cut_and_all_is_as_before(
+    start: "Start", ledger: "Ledger", seed: int, seconds: float, name: str
+) -> None:
+    (storm,) = (storm for storm in storms(seed) if storm.name == name)
+    run = await asyncio.to_thread(start, web=storm.keys)
+    load, witness = await weather(run, storm, f"{seed}/{name}", seconds * storm.share, ledger)
+    assert not ledger.wrong, "\n".join((*ledger.wrong[:20], str(ledger), run.err[-3000:]))
+    assert ledger.lost == 0
+    assert ledger.adds_up, ledger
+    assert ledger.answered > ledger.cut
+    assert witness.asked > 0
+    for what in storm.adds_up:
+        check = getattr(witness, what)
+        await asyncio.to_thread(check, *(() if what == "handoffs_add_up" else (load,)))
+    witness.log_is_clean()
