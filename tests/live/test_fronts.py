@@ -200,10 +200,13 @@ class Load:
 
     def _once(self, sock: socket.socket) -> bool:
         """False if it was the last time on this connection."""
-        sock.sendall(GET)
-        data = sock.recv(1 << 16)
+        try:
+            sock.sendall(GET)
+            data = sock.recv(1 << 16)
+        except OSError:
+            data = b""
         if not data.startswith(b"HTTP/1.1 200"):
-            self.seen[repr(data[:40])] += 1
+            self.seen[repr(data[:40]) if data else "cut"] += 1
             return False
         if b"\r\nconnection: close\r\n" not in data.lower():
             return True
@@ -219,6 +222,24 @@ class Load:
         for thread in self._threads:
             thread.join(60)
         return self.seen
+
+
+@pytest.mark.parametrize("name", ["web", "hand"])
+def test_under_load_the_end_of_one_costs_its_clients_one_answer_each(
+    run: "Cluster", name: str
+) -> None:
+    load = Load(run, name, name)
+    load.more()
+    killed = run.fronts[0]
+    (carried,) = whose(run, name, [killed])
+    killed.kill()
+    load.more()
+    replaced(run, 0, killed)
+    load.more()
+    seen = load.end()
+    # Whoever could not connect would have ended its thread, and the test with it.
+    assert set(seen) <= {"answered", "cut"}
+    assert seen["cut"] == len(carried)
 
 
 def test_workers_are_replaced_without_a_loss(run: "Cluster") -> None:
