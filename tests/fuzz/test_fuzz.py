@@ -130,4 +130,4 @@ def test_a_fuzzer_finds_nothing(
     for result in results:
         record_property("fuzzed", f"{result.name}: {result.executions} executions")
     assert not [result.output[-3000:] for result in results if result.found]
-    assert all(result.executions > len(FILES[result.name]) for result in results)
+    assert all(result.executions for result in results)
