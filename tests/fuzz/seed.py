@@ -1,8 +1,8 @@
 """Writes the known tricks into the corpus: `python -m tests.fuzz.seed`.
 
 The corpus is files because a fuzzer wants files, and because what was found once has to stay.
-Files that no trick has are left alone: `learned-` are what libFuzzer kept of two million tries,
-because they go where no trick goes.
+Files that no trick has are left alone: `learned-` are what libFuzzer kept of its first
+million tries, because they go where no trick goes.
 """
 
 import re
