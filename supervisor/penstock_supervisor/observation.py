@@ -91,6 +91,8 @@ class Observation:
     ready: bool
     """Every service has a worker in rotation."""
     stopping: bool
+    away: frozenset[int] = frozenset()
+    """Slots of fronts that others accept for."""
     listener_fds: int
     channel_fds: int
     """Descriptors of the supervisor itself, by kind."""

@@ -34,7 +34,11 @@ def describe(
         "uptime": round(observation.uptime_s, 3),
         "ready": observation.ready,
         "stopping": observation.stopping,
-        "fronts": [_process(child) for child in observation.children if child.role == "front"],
+        "fronts": [
+            {**_process(child), "covered": child.slot in observation.away}
+            for child in observation.children
+            if child.role == "front"
+        ],
         "services": {
             name: {
                 **facts,

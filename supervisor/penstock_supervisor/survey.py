@@ -43,6 +43,7 @@ class Survey:
             uptime_s=uptime_s,
             ready=ready,
             stopping=stopping,
+            away=frozenset(self._roster.away),
             listener_fds=self._premises.listener_fds(),
             # Of a link we keep both ends.
             channel_fds=sum(child.has_channel for child in everybody) + 2 * links,

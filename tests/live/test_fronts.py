@@ -158,6 +158,7 @@ def test_one_that_does_not_answer_loses_its_share_until_it_does(run: "Cluster") 
         assert "front/1 does not answer; the others take its new clients" in run.err
         assert whose(run, "web", [run.fronts[0]]) == [{port_of(wire) for wire in wires}]
         assert run.get("/readyz", "admin")[0] == 200
+        assert [front["covered"] for front in run.status()["fronts"]] == [False, True]
     finally:
         stuck.resume()
     run.until(lambda: "front/1 answers again" in run.err)

@@ -24,7 +24,7 @@ def test_a_status_is_json_and_says_what_runs(made: Any) -> None:
     status = json.loads(json.dumps(describe(made.observation(), "1.2.3", 99, {})))
     assert (status["version"], status["pid"], status["uptime"]) == ("1.2.3", 99, 12.0)
     assert (status["ready"], status["stopping"]) == (True, False)
-    assert [front["state"] for front in status["fronts"]] == ["up"]
+    assert [(one["state"], one["covered"]) for one in status["fronts"]] == [("up", False)]
     web = status["services"]["web"]
     assert (web["scheme"], web["mode"], web["listen"]) == ("ports", "http", "127.0.0.1:8000")
     assert [worker["standing"] for worker in web["workers"]] == ["up", "down"]

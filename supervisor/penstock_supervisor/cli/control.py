@@ -222,7 +222,7 @@ def _row(name: str, child: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         name,
         child.get("state") or "",
-        child.get("standing") or "",
+        child.get("standing") or ("covered by the others" if child.get("covered") else ""),
         process,
         child.get("address") or "",
         f"{restarts} restart{'s' * (restarts != 1)}" if restarts else "",
