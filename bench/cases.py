@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from penstock_proxy import http1
 from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
-from penstock_proxy.config import Balance, Ejection, FrontService, Health, Target
+from penstock_proxy.config import Balance, Ejection, FrontService, Health, Limits, Target
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.exchange import Exchange
@@ -135,7 +135,14 @@ def pick(balance: Balance, workers: int) -> Iterator[Step]:
 def exchange() -> Iterator[Step]:
     """A request in, to a worker; a response back, to the client; counted."""
     loop = asyncio.new_event_loop()
-    config = FrontService(name="web", listeners=(), targets=_targets(2), access_log="off")
+    config = FrontService(
+        name="web",
+        listeners=(),
+        targets=_targets(2),
+        access_log="off",
+        # The one client here asks for ever.
+        limits=Limits(requests=0),
+    )
     service = MemoryService(
         loop, Reactor(loop), config, Deadlines(0.0), Admission(1024, 0, 0), None, _ignore
     )

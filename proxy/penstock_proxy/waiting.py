@@ -9,9 +9,9 @@ while its client still listens, and costs no worker anything.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import ceil
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from penstock_proxy.config import Limits
 from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT, Fault
@@ -19,16 +19,19 @@ from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT, Fault
 T = TypeVar("T")
 
 
-class Queue(Generic[T]):
-    """First come, first served; every step costs the same however many wait."""
+class Queue(OrderedDict[T, None]):
+    """First come, first served; every step costs the same however many wait.
 
-    __slots__ = ("_limits", "_patience_s", "_waiting")
+    Not a dict: to find the first of one, all that have left since it grew are passed. And
+    one by inheritance, as every request asks whether anybody waits.
+    """
+
+    __slots__ = ("_limits", "_patience_s")
 
     def __init__(self, limits: Limits, patience_s: float) -> None:
+        super().__init__()
         self._limits = limits
         self._patience_s = patience_s
-        # Not a dict: to find the first of one, all that have left since it grew are passed.
-        self._waiting: OrderedDict[T, None] = OrderedDict()
 
     def enter(self, who: T, started: float, now: float, workers: int) -> Fault | float:
         """Wait at the end: the seconds left for that, or why it may not.
@@ -38,9 +41,9 @@ class Queue(Generic[T]):
         patience = started + self._patience_s - now
         if patience <= 0:
             return nobody(workers)
-        if len(self._waiting) >= self._room(workers):
+        if len(self) >= self._room(workers):
             return QUEUE_FULL
-        self._waiting[who] = None
+        self[who] = None
         return patience
 
     def _room(self, workers: int) -> int:
@@ -52,20 +55,11 @@ class Queue(Generic[T]):
 
     def first(self) -> T:
         """Take the one out who has waited longest. KeyError: nobody waits."""
-        return self._waiting.popitem(last=False)[0]
+        return self.popitem(last=False)[0]
 
     def leave(self, who: T) -> None:
         """It waits no more; harmless if it did not."""
-        self._waiting.pop(who, None)
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __contains__(self, who: object) -> bool:
-        return who in self._waiting
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self._waiting)
+        self.pop(who, None)
 
 
 def nobody(workers: int) -> Fault:

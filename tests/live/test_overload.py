@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -115,29 +116,42 @@ def test_a_worker_that_is_killed_under_load_costs_no_idempotent_request(
     over = threading.Event()
 
     def kill() -> None:
-        while not over.wait(0.7):
-            victim = next(worker for worker in run.workers() if worker["standing"] == "up")
-            psutil.Process(victim["pid"]).send_signal(signal.SIGKILL)
+        try:
+            for slot in range(3):
+                pid = run.workers()[slot]["pid"]
+                psutil.Process(pid).send_signal(signal.SIGKILL)
+                run.until(partial(is_replaced, run, slot, pid))
+        finally:
+            over.set()
+
+    async def load() -> Counter[int]:
+        statuses: Counter[int] = Counter()
+        while not over.is_set():
+            statuses += await storm(run, GET, clients=24, requests=20, pause=0.0)
+        return statuses
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        statuses = asyncio.run(storm(run, GET, clients=24, requests=250, pause=0.0))
+        statuses = asyncio.run(load())
     finally:
-        over.set()
         killer.join()
-    assert statuses == {200: 6000}
-    assert run.metric("penstock_worker_exits_total", status="SIGKILL") > 0
+    assert statuses.keys() == {200}
+    assert run.metric("penstock_worker_exits_total", status="SIGKILL") == 3
+
+
+def is_replaced(run: "Cluster", slot: int, pid: int) -> bool:
+    worker = run.workers()[slot]
+    return worker["pid"] not in (None, pid) and worker["standing"] == "up"
 
 
 def test_when_every_worker_fails_retries_are_bounded(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
-    tries: Counter[str] = Counter()
+    tries: list[bytes] = []
 
     def answer(wire: "Wire") -> None:
-        wire.head()
-        tries["all"] += 1
+        tries.append(wire.head())
 
     workers = [origin(answer) for _ in range(4)]
     words = [word for worker in workers for word in ("--to", worker.address)]
@@ -147,7 +161,8 @@ def test_when_every_worker_fails_retries_are_bounded(
     # The first ten seconds' least, or a tenth; it may have turned while we asked.
     retries = run.metric("penstock_retries_total")
     assert 10 <= retries <= 60
-    assert tries["all"] == 400 + retries
+    # One that finds nobody left to try is counted as well.
+    assert 400 <= len(tries) <= 400 + retries
     assert run.metric("penstock_retries_denied_total") == 400
 
 
