@@ -223,6 +223,9 @@ class Limits(Part):
     """Requests or connections that one worker has at a time; the others wait. 0: no limit."""
     queue_per_worker: Annotated[int, Field(ge=0, strict=True)] = 0
     """Requests that wait, for each worker in the rotation; 0: `queue` alone counts."""
+    buffer: Annotated[Size, Field(ge=16 << 10, le=1 << 30)] = 64 << 10
+    """Bytes that wait for one that reads slowly, before the other side is read no further. What
+    was read last comes on top: up to four times that much."""
     log_field: Annotated[Size, Field(ge=64, le=64 << 10)] = 1 << 10
     """Bytes of any one field of the access log; what is longer ends in "..."."""
 

@@ -80,7 +80,7 @@ class Handshakes:
             oldest = next(iter(self._pending))
             del self._pending[oldest]
             oldest.displace()
-        adopt(self._service.reactor, connection, stream)
+        adopt(self._service.reactor, connection, stream, self._service.config.limits.buffer)
 
     def done(self, connection: TlsConnection) -> None:
         """It is open: the service has it now."""

@@ -109,9 +109,9 @@ class Relay:
         )
         client, self._sock = self._sock, None
         # The worker's half first: it must stand before the client's first byte.
-        adopt(service.reactor, half.other, sock)
+        adopt(service.reactor, half.other, sock, service.config.limits.buffer)
         if isinstance(client, Stream):
-            adopt(service.reactor, half, client)
+            adopt(service.reactor, half, client, service.config.limits.buffer)
         else:
             client.carry(half)
 

@@ -190,7 +190,7 @@ class ServiceFront:
         elif self.config.mode == "http":
             client = ClientConnection(self, peer, preface, believed=believed, port=port)
             self.clients.add(client)
-            adopt(self.reactor, client, sock)
+            adopt(self.reactor, client, sock, self.config.limits.buffer)
         else:
             Relay(self, sock, peer, preface).start()
 
@@ -286,7 +286,7 @@ class ServiceFront:
             else:
                 self.counters.worker_connections[member.slot] += 1
                 link = WorkerConnection(member, exchange, self._link_lost, self.kept.ended)
-                adopt(self.reactor, link, stream)
+                adopt(self.reactor, link, stream, self.config.limits.buffer)
 
         dialing = dial(self.loop, self.addresses[member.slot], done, exchange.client.preface)
         if dialing is not None:

@@ -23,9 +23,11 @@ from penstock_proxy.reactor import BROKEN, ENDED, IN, OUT, Reactor
 from penstock_worker.streams import Stream
 
 HIGH_WATER: Final = 64 << 10
-"""Bytes that wait to be written before the protocol is told to pause."""
+"""Bytes that wait to be written before the protocol is told to pause, unless told otherwise."""
 _FIRST_READ: Final = 16 << 10
-_LARGEST_READ: Final = 256 << 10
+_LARGEST_READ: Final = 4
+"""Times the mark above, so that what waits for one that stops reading is at most five times it.
+Smaller reads cost a relayed stream a third more system calls."""
 _MOST_PIECES: Final = 64
 """Of one writev. The kernel takes 1024; what waits here is few."""
 
@@ -52,7 +54,9 @@ class SocketTransport(asyncio.Transport):
         "_waiting",
     )
 
-    def __init__(self, reactor: Reactor, fd: int, protocol: asyncio.Protocol) -> None:
+    def __init__(
+        self, reactor: Reactor, fd: int, protocol: asyncio.Protocol, high: int = HIGH_WATER
+    ) -> None:
         # Not `asyncio.Transport.__init__`: a dictionary for each connection, always empty.
         self._reactor = reactor
         self._fd = fd
@@ -61,7 +65,7 @@ class SocketTransport(asyncio.Transport):
         """Made when it is needed, which for most it never is."""
         self._waiting = 0
         """Bytes in it."""
-        self._high = HIGH_WATER
+        self._high = high
         self._events = 0
         """What the reactor looks for."""
         self._read_size = _FIRST_READ
@@ -99,7 +103,7 @@ class SocketTransport(asyncio.Transport):
             return
         if data:
             if len(data) == size:
-                if size < _LARGEST_READ:
+                if size < self._high * _LARGEST_READ:
                     self._read_size = size * 2
                 self._protocol.data_received(data)
                 return
@@ -285,11 +289,16 @@ class SocketTransport(asyncio.Transport):
             os.close(self._fd)
 
 
-def adopt(reactor: Reactor, protocol: asyncio.Protocol, stream: Stream) -> None:
-    """Give a connected stream to a protocol, and tell it so before returning."""
+def adopt(
+    reactor: Reactor, protocol: asyncio.Protocol, stream: Stream, high: int = HIGH_WATER
+) -> None:
+    """Give a connected stream to a protocol, and tell it so before returning.
+
+    `high`: bytes that may wait to be written before the protocol is told to pause.
+    """
     fd = stream.fileno()
     os.set_blocking(fd, False)
-    transport = SocketTransport(reactor, fd, protocol)
+    transport = SocketTransport(reactor, fd, protocol, high)
     stream.given()
     protocol.connection_made(transport)
     transport._look()

@@ -235,7 +235,9 @@ class Network:
             done(Stream(-1, 0), 0)
         return None
 
-    def adopt(self, _reactor: object, protocol: asyncio.Protocol, _stream: object) -> None:
+    def adopt(
+        self, _reactor: object, protocol: asyncio.Protocol, _stream: object, _high: int = 0
+    ) -> None:
         wire = Wire(self.loop, protocol)
         wire.full = self.full
         self.wires.append(wire)
