@@ -110,6 +110,26 @@ async def test_without_descriptors_it_waits_and_goes_on(
     )
 
 
+async def test_who_waits_too_long_for_a_descriptor_is_told_so(listener: socket.socket) -> None:
+    taken = Deliveries()
+    loop = asyncio.get_running_loop()
+    acceptor = Acceptor(loop, listener, taken, 0.2)
+    with socket.create_connection(listener.getsockname()) as client:
+        client.setblocking(False)
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        with no_descriptor_left():
+            acceptor.start()
+            said = b""
+            async with asyncio.timeout(30):
+                while piece := await loop.sock_recv(client, 4096):
+                    said += piece
+    assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert said.endswith(b"\r\n\r\nout of descriptors\n")
+    with clients(listener, 2):
+        await until(lambda: len(taken) == 2)
+    acceptor.close()
+
+
 async def test_closing_while_it_waits_is_final(listener: socket.socket) -> None:
     acceptor = Acceptor(asyncio.get_running_loop(), listener, Deliveries())
     with clients(listener, 1), no_descriptor_left():

@@ -6,7 +6,9 @@ one that woke first would have them all and the others nothing to do. Must not k
 becomes of a connection, nor who else listens.
 
 The supervisor keeps the socket open whatever happens here, so pausing and leaving cost
-nobody a connection.
+nobody a connection. Without a descriptor those who come wait in the kernel's queue; who has
+waited too long is told so on one that is kept for that. Where the socket is shared, another
+worker may take them first.
 """
 
 import errno
@@ -16,10 +18,21 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Final
 
+from penstock_worker import farewell
+from penstock_worker.backlog import Backlog
+
 FEW: Final = 2
 """Connections a wake-up. One would be fairest, and cost an epoll_wait for each of a burst."""
 _RETRY_S: Final = 0.1
 """Until it is tried again when there is no descriptor left, or no memory."""
+PATIENCE_S: Final = 2.0
+"""As long as a front lets a request wait, unless told otherwise."""
+_REFUSED_A_TRY: Final = 64
+_BUSY: Final = b"out of descriptors\n"
+_WORDS: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    b"Content-Length: %d\r\nRetry-After: 1\r\nConnection: close\r\n\r\n%b" % (len(_BUSY), _BUSY)
+)
 PASSING: Final = frozenset(
     {
         errno.ECONNABORTED,
@@ -48,6 +61,7 @@ class Acceptor:
         loop: AbstractEventLoop,
         listener: socket.socket,
         deliver: Callable[[int, int], None],
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.closed = False
         self._loop = loop
@@ -55,6 +69,10 @@ class Acceptor:
         self._family = int(listener.family)
         self._deliver = deliver
         self._exhausted = False
+        self._patience_s = patience_s
+        self._backlog = Backlog(patience_s)
+        self._taken = 0
+        self._spare = farewell.Spare()
         self._retry: TimerHandle | None = None
 
     def start(self) -> None:
@@ -78,6 +96,7 @@ class Acceptor:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        self._spare.close()
         self._listener.close()
 
     def _readable(self) -> None:
@@ -94,6 +113,7 @@ class Acceptor:
         except OSError as error:
             return self._not_accepted(error)
         self._exhausted = False
+        self._taken += 1
         self._deliver(fd, self._family)
         return True
 
@@ -111,9 +131,20 @@ class Acceptor:
             self._pause()
             self._retry = self._loop.call_later(_RETRY_S, self.start)
         if not self._exhausted:
+            self._backlog = Backlog(self._patience_s)
             _log.error("cannot accept: %s; trying again until it can", error.strerror)
         self._exhausted = True
+        self._refuse_overdue()
         return False
+
+    def _refuse_overdue(self) -> None:
+        """Tell those no who have waited too long already."""
+        waiting = farewell.waiting(self._listener)
+        overdue = self._backlog.look(self._loop.time(), self._taken, waiting)
+        for _ in range(min(overdue, _REFUSED_A_TRY)):
+            if not self._spare.refuse(self._listener, _WORDS):
+                return
+            self._taken += 1
 
     def _pause(self) -> None:
         self._loop.remove_reader(self._listener)
