@@ -514,4 +514,12 @@ def test_any_table_is_a_config_or_lines_that_say_why_not(
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
 def test_every_file_that_we_ship_is_accepted(path: Path) -> None:
-    assert load(path, {}).services
+    if path.name != "tls.toml":
+        assert load(path, {}).services
+        return
+    # Nobody has these files, and nothing else is wrong with it.
+    places = [
+        f"service.web.tls.certificates[{at}].{file}" for at in (0, 1) for file in ("cert", "key")
+    ]
+    found = complaints(path)
+    assert [line.partition(": cannot read ")[0] for line in found] == places
