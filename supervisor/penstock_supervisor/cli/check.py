@@ -4,13 +4,16 @@ Lines without a prefix, `FILE: key: text`, so that an editor can jump to them.
 """
 
 import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from penstock_supervisor import advice
 from penstock_supervisor.cli.words import described
-from penstock_supervisor.config import ConfigError, load
+from penstock_supervisor.config import Config, ConfigError, load
+from penstock_supervisor.problems import dotted
 
 
 @click.command()
@@ -30,7 +33,16 @@ def check(files: tuple[Path, ...]) -> int:
             click.echo("\n".join(error.problems), err=True)
             status = 2
         else:
-            for line in advice.of(config, os.geteuid()):
+            for line in (*advice.of(config, os.geteuid()), *_doubts(config)):
                 click.echo(f"{file}: warning: {line}", err=True)
             click.echo(f"{file}: ok: {described(config)}")
     return status
+
+
+def _doubts(config: Config) -> Iterator[str]:
+    """What clients will mind in certificates that can be used."""
+    if any(service.tls.files for service in config.services):
+        from penstock_supervisor import certificates
+
+        for where, text in certificates.warnings(config, datetime.now(UTC)):
+            yield f"{dotted(where)}: {text}"
