@@ -308,14 +308,14 @@ def test_trailers_get_through_both_ways(penstock: "Penstock", origin: "Worker") 
             wire.head()
             seen.append(wire.chunks())
             wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n")
-            wire.send(b"2\r\nok\r\n0\r\nX-Sum: 42\r\nContent-Length: 7\r\n\r\n")
+            wire.send(b"2\r\nok\r\n0\r\nX-Sum: 42\r\nSet-Cookie: a=b\r\n\r\n")
 
     wire = penstock("--to", origin(answer).address).connect()
-    body = b"2\r\nhi\r\n0\r\nX-Check: abc\r\nTransfer-Encoding: x\r\n\r\n"
+    body = b"2\r\nhi\r\n0\r\nX-Check: abc\r\nCookie: a=b\r\nX-Real-IP: 6.6.6.6\r\n\r\n"
     chunked = request("/", "Transfer-Encoding: chunked", "TE: trailers", method="POST", body=body)
     for _ in range(2):
         answered = wire.ask(chunked)
-        # Framing has no place in a trailer.
+        # Whom a request is from has no place in a trailer.
         assert (answered.body, answered.trailers) == (b"ok", b"X-Sum: 42\r\n")
     assert seen == [(b"hi", b"X-Check: abc\r\n")] * 2
 
