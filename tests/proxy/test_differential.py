@@ -117,18 +117,19 @@ def stage() -> oracle.Stage:
 
 
 @given(requests())
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_a_clients_bytes_are_read_in_one_way(stage: oracle.Stage, data: bytes) -> None:
     oracle.check_request(stage, data)
 
 
 @given(responses())
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_a_workers_bytes_are_read_in_one_way(stage: oracle.Stage, data: bytes) -> None:
     oracle.check_response(stage, data)
 
 
 @given(requests(), st.lists(st.integers(0, 999), max_size=6))
+@settings(deadline=None)
 def test_a_request_is_the_same_however_it_is_cut(
     stage: oracle.Stage, data: bytes, cuts: list[int]
 ) -> None:
@@ -143,7 +144,7 @@ def test_a_third_of_what_is_built_is_good() -> None:
     good = []
 
     @given(requests())
-    @settings(max_examples=100, database=None, derandomize=True)
+    @settings(max_examples=100, database=None, derandomize=True, deadline=None)
     def build(data: bytes) -> None:
         try:
             good.append(our_request(data) is not None)
