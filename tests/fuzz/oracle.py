@@ -46,8 +46,13 @@ class Stage:
     """A service in memory that serves one input after the other."""
 
     def __init__(self) -> None:
-        self.house = House(pytest.MonkeyPatch())
+        self._patch = pytest.MonkeyPatch()
+        self.house = House(self._patch)
         self.house.open()
+
+    def close(self) -> None:
+        """From now on connections are real again, for the tests that come after."""
+        self._patch.undo()
 
     def clear(self) -> None:
         house = self.house

@@ -5,6 +5,8 @@ The oracle is shown to bite first: a grammar that is a little laxer is caught by
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +27,10 @@ SECONDS = int(os.environ.get("FUZZ_SECONDS", "60" if os.environ.get("CI") == "tr
 
 
 @pytest.fixture(scope="module")
-def stage() -> oracle.Stage:
-    return oracle.Stage()
+def stage() -> Iterator[oracle.Stage]:
+    stage = oracle.Stage()
+    yield stage
+    stage.close()
 
 
 def test_the_corpus_has_every_known_trick() -> None:
@@ -76,13 +80,13 @@ def test_a_grammar_that_is_laxer_is_caught(
 
 def catches() -> bool:
     """Does anything in the corpus break the oracle?"""
-    stage = oracle.Stage()
-    for name, check in CHECKS.items():
-        for path in FILES[name]:
-            try:
-                check(stage, path.read_bytes())
-            except (AssertionError, OtherwiseError):
-                return True
+    with closing(oracle.Stage()) as stage:
+        for name, check in CHECKS.items():
+            for path in FILES[name]:
+                try:
+                    check(stage, path.read_bytes())
+                except (AssertionError, OtherwiseError):
+                    return True
     return False
 
 

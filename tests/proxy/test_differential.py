@@ -4,6 +4,7 @@ Streams are built near to good ones, with what tricks are made of, and bent by a
 `tests.fuzz.oracle` says what must hold, the fuzzers there go further from what is good.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -116,8 +117,10 @@ def responses(draw: st.DrawFn) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def stage() -> oracle.Stage:
-    return oracle.Stage()
+def stage() -> Iterator[oracle.Stage]:
+    stage = oracle.Stage()
+    yield stage
+    stage.close()
 
 
 @given(requests())
