@@ -15,7 +15,6 @@ from tests.proxy.readings import our_request
 
 from penstock_proxy.errors import RejectedError
 
-
 SLOW = [HealthCheck.too_slow]
 """A busy machine is no fault of a strategy."""
 
