@@ -207,9 +207,10 @@ def _open_to(path: str, access: Access) -> None:
         ours = found.st_uid == os.geteuid() and found.st_nlink == 1
         if not (stat.S_ISSOCK(found.st_mode) and ours):
             raise OSError(errno.EEXIST, "somebody put another file in its place")
-        os.chown(f"/proc/self/fd/{fd}", access.uid, access.gid)
         if access.mode is not None:
             Path(f"/proc/self/fd/{fd}").chmod(access.mode)
+        # Last: of what is another's we could not change the mode without one more capability.
+        os.chown(f"/proc/self/fd/{fd}", access.uid, access.gid)
     finally:
         os.close(fd)
 

@@ -9,6 +9,7 @@ the run gets a view of the file system of its own, in which that home shows what
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -38,6 +39,8 @@ AS_NOBODY: Final = (
 PENSTOCK: Final = (sys.executable, "-m", "penstock_supervisor")
 DEMO: Final = "penstock_worker.demo:app"
 SCHEMES: Final = ("ports", "handoff", "shared", "reuseport")
+CONTAINER: Final = "-all,+setuid,+setgid,+setpcap,+kill,+chown,+dac_override,+net_bind_service"
+"""The capabilities of root that README says are enough."""
 PROGRAM: Final = """
 import os
 from pathlib import Path
@@ -54,6 +57,14 @@ async def about(request):
 
 app = web.Application()
 app.router.add_get("/", about)
+"""
+
+
+WAITS: Final = """
+import socket
+with socket.socket(fileno=3) as listener:
+    while True:
+        listener.accept()[0].close()
 """
 
 
@@ -176,3 +187,262 @@ def test_all_but_the_supervisor_are_somebody_without_any_privilege(
     assert run.get("/")[0] == 200
     run.until(lambda: log.stat().st_size, "a line in the new log")
     assert log.stat().st_uid == NOBODY.pw_uid
+
+
+def pids(run: Any, kind: str) -> set[int]:
+    found: list[int] = run.status()["pids"][kind]
+    return set(found)
+
+
+def test_a_killed_supervisor_takes_everybody_along(
+    penstock: Any, folder: Path, under: Words
+) -> None:
+    run = penstock("--user", "nobody", folder=folder, under=under, app=DEMO)
+    assert len(run.look()) == 4
+    run.process.kill()
+    # It waits for the end of everybody that it has seen.
+    assert run.ended() == -signal.SIGKILL
+
+
+def test_a_front_and_a_worker_that_were_killed_come_back_as_nobody_on_a_low_port(
+    penstock: Any, folder: Path, under: Words
+) -> None:
+    run = penstock(
+        "--user", "nobody", folder=folder, under=under, app=DEMO, listen=f"127.0.0.1:{low_port()}"
+    )
+    before = pids(run, "front") | {min(pids(run, "worker"))}
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+
+    def are_back() -> bool:
+        status = run.status()
+        now = {*status["pids"]["front"], *status["pids"]["worker"]}
+        return len(now) == 3 and not now & before and bool(status["ready"])
+
+    run.until(are_back, "others in their places")
+    for child in run.look():
+        assert_nobody(child.pid)
+    assert run.get("/")[0] == 200
+
+
+def test_a_worker_may_gain_privileges_only_if_that_is_allowed(
+    penstock: Any, folder: Path, under: Words
+) -> None:
+    run = penstock(
+        folder=folder, under=under, app=DEMO, top={"user": "nobody", "no_new_privileges": False}
+    )
+    for pid in pids(run, "worker"):
+        found = facts(pid)
+        assert (found["NoNewPrivs"], found["Uid"].split()[0]) == ("0", str(NOBODY.pw_uid))
+        assert int(found["CapPrm"], 16) == int(found["CapEff"], 16) == 0
+    for pid in pids(run, "front"):
+        assert_nobody(pid)
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [(), ("setpriv", f"--bounding-set={CONTAINER}"), ("setpriv", "--bounding-set=-setpcap")],
+)
+def test_figures_of_others_are_read_by_a_root_that_may_not_look_at_everybody(
+    penstock: Any, folder: Path, under: Words, lacking: Words
+) -> None:
+    # As in a container: what follows is all that root has there, too.
+    run = penstock(
+        "--user", "nobody", folder=folder, under=(*under, *lacking), scheme="shared",
+        command=[sys.executable, "-c", WAITS], access_log="off",
+    )  # fmt: skip
+    page = run.get("/metrics", "admin")[1]
+    for figure in ("open_fds", "max_fds"):
+        for slot in "01":
+            sample = rf'penstock_process_{figure}{{role="worker",service="web",slot="{slot}"}} \d'
+            assert re.search(sample, page), sample
+
+
+def test_without_root_everything_works_but_as_oneself(
+    penstock: Any, folder: Path, under: Words
+) -> None:
+    os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
+    run = penstock(
+        "--user", "nobody", "--run-dir", "run",
+        folder=folder, under=(*under, *AS_NOBODY), app=DEMO, access_log="./access.log",
+    )  # fmt: skip
+    assert "WARNING" not in run.err
+    assert facts(run.process.pid)["Uid"].split() == [str(NOBODY.pw_uid)] * 4
+    for child in run.look():
+        found = facts(child.pid)
+        assert (found["Uid"].split()[0], found["NoNewPrivs"]) == (str(NOBODY.pw_uid), "1")
+    assert run.get("/")[0] == 200
+    assert (folder / "run").stat().st_mode & 0o777 == 0o700
+    # Root may ask as well.
+    done = said("status", "--run-dir", str(folder / "run"))
+    assert (done.returncode, "ready" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "line"),
+    [
+        (("--user", "root"), 2, "--user: only root can run as 0:0, and we are 65534:65534"),
+        (("--user", "daemon"), 2, "--user: only root can run as "),
+        (("--user", "nobody", "--group", "daemon"), 2, "--group: only root can run as "),
+        (("--user", "nobdy"), 2, '--user: there is no user "nobdy" on this machine; did you mean'),
+        (("-b", "127.0.0.1:81"), 1, "permission denied: ports below 1024 need root"),
+    ],
+)
+def test_what_takes_root_is_refused_to_others(
+    folder: Path, under: Words, words: Words, status: int, line: str
+) -> None:
+    start = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()
+    if "-b" in words and int(start) <= 81:
+        pytest.skip("low ports are everybody's here")
+    done = subprocess.run(
+        (*under, *AS_NOBODY, *PENSTOCK, "run", "--admin", "", *words),
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, line in done.stderr) == (status, True), done.stderr
+
+
+def test_an_interpreter_that_the_user_cannot_reach_is_one_line(folder: Path) -> None:
+    closed = folder / "closed"
+    closed.mkdir(0o700)
+    for one in (penstock_proxy, penstock_supervisor, penstock_worker):
+        package = Path(one.__file__ or "").parent
+        shutil.copytree(package, closed / package.name)
+    done = subprocess.run(
+        (*PENSTOCK, "run", "--user", "nobody", "--admin", "", "-b", "127.0.0.1:0"),
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(closed)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"penstock: user: cannot run anything as nobody: (/\S+) is closed to it, and \1/\S+ "
+        r"is in it\n",
+        done.stderr,
+    ), done.stderr
+
+
+def test_root_is_warned_that_everything_is_root(penstock: Any) -> None:
+    run = penstock(app=DEMO)
+    assert run.err.count("user: fronts and workers run as root") == 1
+
+
+# The control socket.
+
+
+def said(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run((*PENSTOCK, *words), capture_output=True, text=True, check=False)
+
+
+def test_a_run_is_asked_reloaded_and_stopped_over_its_socket(penstock: Any, folder: Path) -> None:
+    place = str(folder / "run")
+    assert said("status", "--run-dir", place).returncode == 3
+    run = penstock("--run-dir", place, folder=folder, app=DEMO)
+    done = said("status", "--run-dir", place, "--json")
+    status = json.loads(done.stdout)
+    assert (done.returncode, status["pid"], status["ready"]) == (0, run.process.pid, True)
+    before = pids(run, "worker")
+    done = said("reload", "--run-dir", place)
+    assert (done.returncode, done.stdout[:4]) == (0, "pid ")
+    run.until(lambda: run.status()["ready"] and not pids(run, "worker") & before, "new workers")
+    done = said("stop", "--run-dir", place, "--json")
+    assert (done.returncode, json.loads(done.stdout)["pid"]) == (0, run.process.pid)
+    assert run.ended() == 0
+    assert not (folder / "run").exists()
+    done = said("stop", "--run-dir", place)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == f"penstock: not running: no run in {place}\n"
+
+
+def test_of_two_runs_one_has_to_be_named(penstock: Any, commons: Path, folder: Path) -> None:
+    place = str(folder / "run")
+    one = penstock("--run-dir", place, folder=folder, app=DEMO, access_log="off")
+    beside = Path(tempfile.mkdtemp(dir=commons))
+    other = penstock("--run-dir", place, folder=beside, app=DEMO, access_log="off")
+    done = said("stop", "--run-dir", place)
+    assert (done.returncode, "name one with --pid" in done.stderr) == (1, True)
+    assert said("stop", "--run-dir", place, "--pid", str(other.process.pid)).returncode == 0
+    assert other.ended() == 0
+    assert said("status", "--run-dir", place).stdout.startswith("penstock ")
+    assert one.process.poll() is None
+
+
+def test_nobody_else_reaches_the_control_socket(penstock: Any, folder: Path, under: Words) -> None:
+    place = folder / "run"
+    run = penstock("--run-dir", str(place), folder=folder, under=under, app=DEMO,
+                   top={"user": "nobody"})  # fmt: skip
+    (sock,) = place.iterdir()
+    assert (place.stat().st_uid, sock.stat().st_mode & 0o777) == (0, 0o600)
+    code = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    words = (*under, *AS_NOBODY, sys.executable, "-c", code, str(sock))
+    done = subprocess.run(words, cwd="/", capture_output=True, text=True, check=False)
+    assert "PermissionError" in done.stderr
+    # Not even if the directory were open.
+    place.chmod(0o755)
+    done = subprocess.run(words, cwd="/", capture_output=True, text=True, check=False)
+    assert "PermissionError" in done.stderr
+    assert run.get("/")[0] == 200
+
+
+def test_silent_clients_hurt_nobody(penstock: Any, folder: Path) -> None:
+    place = folder / "run"
+    run = penstock("--run-dir", str(place), folder=folder, app=DEMO)
+    (path,) = place.iterdir()
+    held = []
+    for _ in range(40):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(path))
+        sock.send(b"POST /st")
+        held.append(sock)
+    assert said("status", "--run-dir", str(place)).returncode == 0
+    assert run.get("/")[0] == 200
+    assert said("stop", "--run-dir", str(place)).returncode == 0
+    assert run.ended() == 0
+    for sock in held:
+        sock.close()
+
+
+def test_a_directory_of_somebody_else_is_refused_before_anything_starts(folder: Path) -> None:
+    place = folder / "run"
+    place.mkdir(0o700)
+    os.chown(place, NOBODY.pw_uid, NOBODY.pw_gid)
+    done = said("run", "--admin", "", "-b", "127.0.0.1:0", "--run-dir", str(place))
+    line = f"penstock: run_dir: {place}: belongs to uid {NOBODY.pw_uid}, and we are uid 0"
+    assert (done.returncode, line in done.stderr) == (1, True), done.stderr
+
+
+# Files.
+
+
+def test_a_log_in_a_directory_of_the_user_is_left_to_the_user(
+    penstock: Any, folder: Path, under: Words
+) -> None:
+    # There he could put a link for root to follow, and so root does nothing.
+    os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
+    precious = folder / "precious"
+    precious.write_text("root's own")
+    precious.chmod(0o600)
+    run = penstock("--user", "nobody", folder=folder, under=under, app=DEMO,
+                   access_log="./access.log")  # fmt: skip
+    log = folder / "access.log"
+    assert log.stat().st_uid == NOBODY.pw_uid
+    log.unlink()
+    log.symlink_to("precious")
+    run.process.send_signal(signal.SIGUSR1)
+    run.until(lambda: "cannot reopen" in run.err, "the front's complaint")
+    assert (precious.stat().st_uid, precious.read_text()) == (0, "root's own")
+
+
+@pytest.mark.parametrize("mode", [None, "0600", "0666"])
+def test_a_unix_socket_is_the_users_and_as_open_as_it_is_said(
+    penstock: Any, folder: Path, under: Words, mode: str | None
+) -> None:
+    keys: dict[str, Any] = {} if mode is None else {"socket_mode": mode}
+    services = {
+        "web": {"listen": f"unix:{folder}/web.sock", "app": DEMO, "access_log": "off", **keys}
+    }
+    run = penstock("--user", "nobody", services=services, folder=folder, under=under)
+    found = (folder / "web.sock").stat()
+    assert (found.st_uid, found.st_gid) == (NOBODY.pw_uid, NOBODY.pw_gid)
+    if mode is not None:
+        assert found.st_mode & 0o777 == int(mode, 8)
+    assert run.stop() == 0
+    assert not (folder / "web.sock").exists()
