@@ -243,7 +243,8 @@ def test_figures_of_others_are_read_by_a_root_that_may_not_look_at_everybody(
     penstock: Any, folder: Path, under: Words
 ) -> None:
     run = penstock(
-        "--user", "nobody", folder=folder, under=(*under, "setpriv", f"--bounding-set={CONTAINER}"), scheme="shared",
+        "--user", "nobody", folder=folder, scheme="shared",
+        under=(*under, "setpriv", f"--bounding-set={CONTAINER}"),
         command=[sys.executable, "-c", WAITS], access_log="off",
     )  # fmt: skip
     page = run.get("/metrics", "admin")[1]
