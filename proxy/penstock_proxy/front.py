@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -251,7 +252,9 @@ class Front:
 
     def _stats(self, message: Message) -> None:
         kinds = {**self._admission.by_kind(), "channel": 1}
-        kinds["other"] = max(0, _open_descriptors() - (sum(kinds.values()) - kinds["other"]))
+        # Looking takes a descriptor, and there may be none: then our own account has to do.
+        with suppress(OSError):
+            kinds["other"] = max(0, _open_descriptors() - (sum(kinds.values()) - kinds["other"]))
         for service in self._services.values():
             service.counters.queue = len(service.waiting)
             if service.handshakes is not None:
