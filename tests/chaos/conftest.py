@@ -19,7 +19,7 @@ from tests.chaos.ledger import Ledger
 from tests.live.conftest import Cluster
 
 SEED: Final = 20_250_101
-SECONDS: Final = 40.0
+SECONDS: Final = 25.0
 """Of storm, in all; what is swept through comes on top."""
 TOTAL = pytest.StashKey[Ledger]()
 
@@ -78,8 +78,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Makes a run: `start(web={...}, raw={...})`."""
     with ExitStack() as stack:
 
-        def make(**services: Mapping[str, Any]) -> Cluster:
-            made = Cluster(tmp_path, services)
+        def make(*, fronts: int = 1, **services: Mapping[str, Any]) -> Cluster:
+            made = Cluster(tmp_path, services, top={"fronts": fronts})
             stack.callback(made.close)
             return made
 

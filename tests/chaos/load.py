@@ -100,8 +100,9 @@ class Load:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 client = await self._connect()
-        except (OSError, TimeoutError) as error:
-            self.wrong(f"cannot connect: {error!r}")
+        except (OSError, TimeoutError, Cut) as error:
+            if not self.promise.may_break:
+                self.wrong(f"cannot connect: {error!r}")
             await asyncio.sleep(0.1)
             return
         self.connections += 1

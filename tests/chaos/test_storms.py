@@ -9,15 +9,18 @@ are what they were, the counters add up, and the log has no traceback.
 
 import asyncio
 import os
+import ssl
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+import trustme
 from tests.chaos.client import Client
 from tests.chaos.load import PLAIN, TCP, TCP_VANISHING, Load, Promise
 from tests.chaos.monkey import Monkey
+from tests.chaos.tls_client import TlsClient
 from tests.chaos.witness import Witness
 
 if TYPE_CHECKING:
@@ -27,7 +30,11 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[2]
 CLIENTS: Final = 16
+NAME: Final = "chaos.example"
 WORKERS: Final = 4
+LEAST_S: Final = 2.5
+"""A storm that is shorter is none."""
+SAYS: Final = b"PROXY TCP4 192.0.2.7 192.0.2.1 12345 80\r\n"
 RATE: Final = 0.15
 """Of the requests of a worker that does wrong."""
 KILLS: Final = ("worker killed", "worker killed", "worker terminated", "worker stopped")
@@ -53,13 +60,17 @@ class Storm:
     """Of the time that all storms have."""
     adds_up: tuple[str, ...] = field(default=())
     """What of `Witness` holds afterwards; counters of what was killed are gone with it."""
+    fronts: int = 1
+    says: bytes = b""
+    """What clients say first: the words of the proxy before us."""
+    tls: bool = False
 
 
-def program(mode: str, seed: int) -> dict[str, Any]:
+def program(mode: str, seed: int, rate: float = RATE) -> dict[str, Any]:
     path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
     return {
-        "command": [sys.executable, "-m", "tests.chaos.worker", mode, str(seed), str(RATE)],
-        "env": {"PYTHONPATH": path, "CHAOS_SEED": str(seed), "CHAOS_RATE": str(RATE)},
+        "command": [sys.executable, "-m", "tests.chaos.worker", mode, str(seed), str(rate)],
+        "env": {"PYTHONPATH": path, "CHAOS_SEED": str(seed), "CHAOS_RATE": str(rate)},
         "workers": WORKERS,
     }
 
@@ -84,24 +95,57 @@ def storms(seed: int) -> list[Storm]:
     direct = Promise(repeats=False, staying=PLAIN)
     passed = Promise(repeats=False, staying=PLAIN, forms=(b"sized", b"chunked"))
     return [
-        Storm("ports-http", http, Promise(), MORE, 0.35,
+        Storm("ports-http", http, Promise(), MORE, 0.25,
               ("requests_add_up", "connections_add_up")),
         Storm("ports-http-front-killed", http, Promise(may_break=True),
-              (*KILLS, "front killed"), 0.15),
-        Storm("ports-tcp", tcp, relayed, MORE, 0.15, ("connections_add_up",)),
+              (*KILLS, "front killed"), 0.1),
+        Storm("ports-tcp", tcp, relayed, MORE, 0.1, ("connections_add_up",)),
         Storm("handoff", {**PATIENT, **app(seed), "scheme": "handoff", "access_log": "off"},
               passed, (*MORE, "front stopped"), 0.15, ("handoffs_add_up",)),
-        Storm("shared", {**alone, "scheme": "shared"}, direct, MORE, 0.1),
-        Storm("reuseport", {**alone, "scheme": "reuseport"}, direct, MORE, 0.1),
+        Storm("two-fronts", {**http, "access_log": "off"}, Promise(may_break=True),
+              (*MORE, "front killed", "front stopped"), 0.1, fronts=2),
+        Storm("tls", http, Promise(), MORE, 0.1, ("requests_add_up",), tls=True),
+        Storm("behind-a-proxy", {**http, "accept_proxy": True, "trusted_proxies": ["127.0.0.1"]},
+              Promise(), MORE, 0.05, ("requests_add_up",), says=SAYS),
+        Storm("shared", {**alone, "scheme": "shared"}, direct, MORE, 0.05),
+        Storm("reuseport", {**alone, "scheme": "reuseport"}, direct, MORE, 0.05),
     ]  # fmt: skip
 
 
+def secured(storm: Storm, folder: Path) -> tuple[dict[str, Any], ssl.SSLContext]:
+    """The same service behind TLS, and what its clients trust."""
+    authority = trustme.CA()
+    made = authority.issue_cert(NAME)
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    made.cert_chain_pems[0].write_to_path(str(cert))
+    made.private_key_pem.write_to_path(str(key))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return {**storm.keys, "tls": {"cert": str(cert), "key": str(key)}}, context
+
+
 async def weather(
-    run: "Cluster", storm: Storm, seed: str, seconds: float, ledger: "Ledger"
+    run: "Cluster",
+    storm: Storm,
+    seed: str,
+    seconds: float,
+    ledger: "Ledger",
+    context: ssl.SSLContext | None = None,
 ) -> tuple[Load, Witness]:
     """The storm itself: warm up, look, break everything, let it rest, look again."""
     address = run.address()
-    load = Load(seed, lambda: Client.connect(address), storm.promise, ledger)
+
+    async def connect() -> Client:
+        if context is not None:
+            secure = await TlsClient.connect(address)
+            await secure.shake_hands(context, NAME)
+            return secure
+        client = await Client.connect(address)
+        if storm.says:
+            await client.send(storm.says)
+        return client
+
+    load = Load(seed, connect, storm.promise, ledger)
     witness = Witness(run, "web")
     monkey = Monkey(run, "web", seed, ledger, storm.deeds)
     await clients(load, seconds / 4, warm=True)
@@ -128,11 +172,13 @@ async def clients(load: Load, seconds: float, *, warm: bool = False) -> None:
 
 @pytest.mark.parametrize("name", [storm.name for storm in storms(0)])
 async def test_every_request_is_answered_once_or_visibly_cut_and_all_is_as_before(
-    start: "Start", ledger: "Ledger", seed: int, seconds: float, name: str
+    start: "Start", ledger: "Ledger", seed: int, seconds: float, name: str, tmp_path: Path
 ) -> None:
     (storm,) = (storm for storm in storms(seed) if storm.name == name)
-    run = await asyncio.to_thread(start, web=storm.keys)
-    load, witness = await weather(run, storm, f"{seed}/{name}", seconds * storm.share, ledger)
+    keys, context = secured(storm, tmp_path) if storm.tls else (storm.keys, None)
+    run = await asyncio.to_thread(start, fronts=storm.fronts, web=keys)
+    share = max(LEAST_S, seconds * storm.share)
+    load, witness = await weather(run, storm, f"{seed}/{name}", share, ledger, context)
     assert not ledger.wrong, "\n".join((*ledger.wrong[:20], str(ledger), run.err[-3000:]))
     assert ledger.lost == 0
     assert ledger.adds_up, ledger
