@@ -10,7 +10,7 @@ import socket
 import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 PIECE: Final = 1 << 16
 RESET: Final = struct.pack("ii", 1, 0)
@@ -63,7 +63,7 @@ class Client:
         self._buffer = bytearray()
 
     @classmethod
-    async def connect(cls, address: tuple[str, int], sock: socket.socket | None = None) -> "Client":
+    async def connect(cls, address: tuple[str, int], sock: socket.socket | None = None) -> Self:
         """OSError: nobody listens, or whoever does has gone again."""
         client = cls(sock or socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         try:

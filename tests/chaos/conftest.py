@@ -79,7 +79,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def make(*, fronts: int = 1, **services: Mapping[str, Any]) -> Cluster:
-            made = Cluster(tmp_path, services, top={"fronts": fronts})
+            made = Cluster(tmp_path, services, top={"fronts": fronts} if fronts > 1 else None)
             stack.callback(made.close)
             return made
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trustme
 from tests.chaos.client import Client
-from tests.chaos.load import PLAIN, TCP, TCP_VANISHING, Load, Promise
+from tests.chaos.load import Load
 from tests.chaos.monkey import Monkey
+from tests.chaos.scenes import PLAIN, TCP, TCP_VANISHING, Promise
 from tests.chaos.tls_client import TlsClient
 from tests.chaos.witness import Witness
 
