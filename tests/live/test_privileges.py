@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trustme
 
 import penstock_proxy
 import penstock_supervisor
@@ -445,3 +447,26 @@ def test_a_unix_socket_is_the_users_and_as_open_as_it_is_said(
     assert found["open"].st_mode & 0o777 == 0o666
     assert run.stop() == 0
     assert not any((folder / name).exists() for name in modes)
+
+
+def test_a_front_serves_tls_with_a_key_that_only_root_can_read(
+    penstock: Any, folder: Path, under: Words
+) -> None:
+    authority = trustme.CA()
+    made = authority.issue_cert("localhost")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(made.cert_chain_pems[0].bytes())
+    key.write_bytes(made.private_key_pem.bytes())
+    key.chmod(0o600)
+    run = penstock(
+        "--user", "nobody", folder=folder, under=under, app=DEMO, access_log="off",
+        tls={"cert": "cert.pem", "key": "key.pem"},
+    )  # fmt: skip
+    assert_nobody(run.front.pid)
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    with (
+        socket.create_connection(run.address(), timeout=60) as sock,
+        context.wrap_socket(sock, server_hostname="localhost") as wire,
+    ):
+        wire.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert wire.recv(100).startswith(b"HTTP/1.1 200")
