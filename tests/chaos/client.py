@@ -86,8 +86,9 @@ class Client:
     # -- how it leaves
 
     def finish(self) -> None:
-        """Say that nothing more is sent."""
-        self.sock.shutdown(socket.SHUT_WR)
+        """Say that nothing more is sent; who has gone does not hear it."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         self.sock.close()

@@ -167,7 +167,7 @@ class Load:
 
     def _judge_cut(self, ask: Ask, cut: Cut, rest: bytes, *, behind: bool) -> None:
         """`rest`: what came of an answer's head, or of a chunk's line."""
-        named = rest.partition(b"X-Chaos: ")[2].partition(b"\r\n")[0]
+        named = rest.partition(b"X-Chaos: ")[2].partition(b"\r")[0]
         if not ask.name.startswith(named):
             self.wrong(f"{ask.name!r}: cut, and in another's head: {rest[:100]!r}")
         if cut.status == 200 and not deal.body(ask.name, ask.size).startswith(cut.body):
