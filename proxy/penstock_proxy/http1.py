@@ -216,8 +216,8 @@ def parse_fields(block: bytes, fault: Fault, max_fields: int = 1000) -> Framing:
 
 def _framing(lines: Lines, values: Values, fault: Fault) -> Framing:
     length, chunked = NO_LENGTH, False
-    for name in _FRAMING & values.keys():
-        if len(values[name]) > 1:
+    for name in _FRAMING:
+        if len(values.get(name, ())) > 1:
             raise RejectedError(fault, f"repeated {name.decode()}")
     if b"content-length" in values:
         length = _length(values[b"content-length"][0], fault)

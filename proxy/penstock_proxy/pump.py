@@ -15,7 +15,7 @@ reads nothing until its peer is there.
 import asyncio
 import struct
 from socket import SO_LINGER, SOL_SOCKET
-from typing import Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from penstock_proxy.deadlines import NEVER, Deadlines
 from penstock_proxy.metrics import ServiceCounters
@@ -28,12 +28,15 @@ _FLUSH_S: Final = 30.0
 """Without a byte taken by the one that is left; then it is cut off."""
 
 
-class _Half(asyncio.Protocol):
+_Other = TypeVar("_Other", bound="_Half[Any]")
+
+
+class _Half(asyncio.Protocol, Generic[_Other]):
     """One of the two connections. `transport` is None before it is made and after."""
 
     __slots__ = ("finished", "loop", "other", "transport")
 
-    other: "_Half"
+    other: _Other
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # Asked for by name, a running loop costs a getpid each time.
@@ -76,12 +79,10 @@ class _Half(asyncio.Protocol):
             self.transport.write_eof()
 
 
-class WorkerHalf(_Half):
+class WorkerHalf(_Half["ClientHalf"]):
     """The connection to the worker."""
 
     __slots__ = ()
-
-    other: "ClientHalf"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -106,7 +107,7 @@ class Owner(Protocol):
         """Both connections are gone. Called once."""
 
 
-class ClientHalf(_Half):
+class ClientHalf(_Half[WorkerHalf]):
     """The connection from the client, and the account of the pair."""
 
     __slots__ = (
@@ -122,8 +123,6 @@ class ClientHalf(_Half):
         "touched",
         "unsent",
     )
-
-    other: WorkerHalf
 
     def __init__(
         self,
