@@ -15,7 +15,7 @@ reads nothing until its peer is there.
 import asyncio
 import struct
 from socket import SO_LINGER, SOL_SOCKET
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Protocol
 
 from penstock_proxy.deadlines import NEVER, Deadlines
 from penstock_proxy.metrics import ServiceCounters
@@ -28,15 +28,12 @@ _FLUSH_S: Final = 30.0
 """Without a byte taken by the one that is left; then it is cut off."""
 
 
-_Other = TypeVar("_Other", bound="_Half[Any]")
-
-
-class _Half(asyncio.Protocol, Generic[_Other]):
+class _Half(asyncio.Protocol):
     """One of the two connections. `transport` is None before it is made and after."""
 
     __slots__ = ("finished", "loop", "other", "transport")
 
-    other: _Other
+    other: "_Half"
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # Asked for by name, a running loop costs a getpid each time.
@@ -79,10 +76,12 @@ class _Half(asyncio.Protocol, Generic[_Other]):
             self.transport.write_eof()
 
 
-class WorkerHalf(_Half["ClientHalf"]):
+class WorkerHalf(_Half):
     """The connection to the worker."""
 
     __slots__ = ()
+
+    other: "ClientHalf"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -107,7 +106,7 @@ class Owner(Protocol):
         """Both connections are gone. Called once."""
 
 
-class ClientHalf(_Half[WorkerHalf]):
+class ClientHalf(_Half):
     """The connection from the client, and the account of the pair."""
 
     __slots__ = (
@@ -123,6 +122,8 @@ class ClientHalf(_Half[WorkerHalf]):
         "touched",
         "unsent",
     )
+
+    other: WorkerHalf
 
     def __init__(
         self,
