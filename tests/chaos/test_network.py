@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SHARE: Final = 0.1
 """Of the time that all storms have, for both tests."""
+PROBE_S: Final = 3
 SHORT: Final = {
     "stop": "5s", "response": "5s", "queue": "20s", "head": "15s", "body": "15s",
     "keepalive": "10s", "tunnel": "15s",
@@ -56,12 +57,20 @@ class Line:
         self._process.stdin.flush()
 
     def socket(self) -> socket.socket:
-        """One that belongs to the clients' side, wherever it is used."""
+        """One that belongs to the clients' side, wherever it is used.
+
+        With keep-alive probes: a reset that the wire loses is not sent again, and who only
+        reads would never hear of it.
+        """
         wire.move_to(self._clients)
         try:
-            return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         finally:
             wire.move_to(self.servers)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_S)
+        return sock
 
     def end(self) -> dict[str, int]:
         """What it has done."""
