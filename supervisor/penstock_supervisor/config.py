@@ -26,6 +26,7 @@ from penstock_supervisor.problems import (
     unknown,
     without_units,
 )
+from penstock_supervisor.reach import PROGRAMS
 from penstock_supervisor.services import (
     Config,
     PortRange,
@@ -146,7 +147,7 @@ def _merged(table: dict[str, Any], overrides: Mapping[str, Any], source: _Source
     changes = {key: value for key, value in overrides.items() if key not in _TOP}
     merged = {**table, **{key: overrides[key] for key in _TOP if key in overrides}}
     services = table.get("service")
-    named = any(key in changes for key in rules.PROGRAMS)
+    named = any(key in changes for key in PROGRAMS)
     if not source.file and not named:
         changes = {**DEMO, **changes}
     if not changes or not isinstance(services, Mapping):
@@ -159,7 +160,7 @@ def _merged(table: dict[str, Any], overrides: Mapping[str, Any], source: _Source
     ((name, service),) = services.items()
     if isinstance(service, Mapping):
         # A program that is named on the command line takes the place of the file's.
-        dropped = rules.PROGRAMS if named else ()
+        dropped = PROGRAMS if named else ()
         kept = {key: value for key, value in service.items() if key not in dropped}
         merged["service"] = {name: {**kept, **changes}}
     return merged

@@ -6,34 +6,16 @@ a single value may be is the models' business. No I/O, no clock.
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from penstock_proxy.config import Address, parse_address
-from penstock_supervisor import shares, tls_rules
+from penstock_supervisor import reach, shares, tls_rules
 from penstock_supervisor.problems import Problem
+from penstock_supervisor.reach import PROGRAMS
 from penstock_supervisor.schemes import has_front
 
 if TYPE_CHECKING:
     from penstock_supervisor.services import Config, Service
-
-PROGRAMS: Final = ("app", "command", "upstreams")
-_SUPERVISED: Final = ("workers", "ports", "weights", "env", "directory", "restart")
-"""Keys that say how a program is run; nothing is run for `upstreams`."""
-_ALL: Final = ("ports", "handoff", "shared", "reuseport")
-SCHEMES_OF: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
-    "ports": (("ports",), "no other gives workers ports of their own"),
-    "forwarding": (("ports",), "no other adds fields to a request"),
-    "send_proxy": (("ports",), "elsewhere a worker has the client's own connection"),
-    "handoff_window": (("handoff",), "no other passes connections"),
-    "balance": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
-    "weights": (("ports", "handoff"), "otherwise the kernel chooses the worker"),
-    "ejection": (("ports", "handoff"), "otherwise nobody sees what traffic does"),
-    "sni": (("ports",), "no other looks at what a client sends"),
-    "tls": (("ports",), "elsewhere the program has the connection, and can speak TLS itself"),
-    "max_connections": (("ports", "handoff"), "otherwise the workers accept"),
-    "limits": (("ports", "handoff"), "otherwise the workers accept"),
-}
-"""Keys that only some schemes act on, and why."""
 
 
 def of_table(table: Mapping[str, Any]) -> Iterator[Problem]:
@@ -43,13 +25,9 @@ def of_table(table: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem((), "expected one of app, command, upstreams: there is nothing to run")
     elif len(named) > 1:
         yield Problem((), f"expected one of app, command, upstreams, not {' and '.join(named)}")
-    yield from _of_scheme(table)
-    if named == ["upstreams"]:
-        for key in _SUPERVISED:
-            if key in table:
-                yield Problem((key,), "only with app or command: upstreams are run by others")
-        if table["upstreams"] == []:
-            yield Problem(("upstreams",), "expected at least one address")
+    yield from reach.of_table(table)
+    if named == ["upstreams"] and table["upstreams"] == []:
+        yield Problem(("upstreams",), "expected at least one address")
 
 
 def of_service(service: "Service") -> Iterator[Problem]:
@@ -62,12 +40,12 @@ def of_service(service: "Service") -> Iterator[Problem]:
     if service.listen in addresses:
         yield Problem(("upstreams",), f"{service.listen} is where the service itself listens")
     yield from _of_proxies(service)
-    if service.mode != "http" and "forwarding" in service.model_fields_set:
-        text = f'only with mode = "http": {service.mode} has no headers'
-        yield Problem(("forwarding",), text)
     if service.mode != "http" and service.access_log_format == "combined":
         yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
     yield from tls_rules.of_service(service)
+    if service.balance == "hash" and service.health.slow_start:
+        text = 'expected another balance than "hash", which gives each client its one worker'
+        yield Problem(("health", "slow_start"), text)
     if service.restart.backoff > service.restart.backoff_max:
         yield Problem(("restart", "backoff"), "expected at most backoff_max")
 
@@ -125,17 +103,6 @@ def _unfit_for_datagrams(service: "Service") -> Iterator[Problem]:
         yield Problem(("health", "path"), "udp has no requests to ask with")
     if service.accept_proxy:
         yield Problem(("accept_proxy",), "expected connections: a datagram has no beginning")
-
-
-def _of_scheme(table: Mapping[str, Any]) -> Iterator[Problem]:
-    scheme = table.get("scheme", "ports")
-    for key, (schemes, why) in SCHEMES_OF.items():
-        if key in table and scheme in _ALL and scheme not in schemes:
-            yield Problem((key,), f"only with scheme = {_listed(schemes)}: {why}")
-
-
-def _listed(schemes: tuple[str, ...]) -> str:
-    return " or ".join(f'"{scheme}"' for scheme in schemes)
 
 
 def of_config(config: "Config") -> Iterator[Problem]:

@@ -34,8 +34,11 @@ SHARE: Final = 0.1
 """Of the time that all storms have, for both tests."""
 PROBE_S: Final = 3
 SHORT: Final = {
-    "stop": "5s", "response": "5s", "queue": "20s", "head": "15s", "body": "15s",
-    "keepalive": "10s", "tunnel": "15s",
+    "http": {
+        "stop": "5s", "response": "5s", "queue": "20s", "head": "15s", "body": "15s",
+        "keepalive": "10s",
+    },
+    "tcp": {"stop": "5s", "queue": "20s", "tunnel": "15s"},
 }  # fmt: skip
 """What ends a connection whose client has gone without a word that arrived."""
 
@@ -135,7 +138,7 @@ async def test_a_bad_line_costs_time_and_nothing_else(
     name = f"{seed}/network-{mode}"
     keys = {
         **PATIENT, **program(mode, seed, rate=0.0), "mode": mode, "access_log": "off",
-        "listen": f"{wire.SERVERS}:0", "timeouts": SHORT,
+        "listen": f"{wire.SERVERS}:0", "timeouts": SHORT[mode],
     }  # fmt: skip
     run = await asyncio.to_thread(start, web=keys)
     address = run.address()

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 
 from penstock_supervisor.config import ConfigError, load
-from penstock_supervisor.rules import SCHEMES_OF
-from penstock_supervisor.services import Service
 
 
 def complaints(folder: Path, text: str) -> list[str]:
@@ -101,8 +99,15 @@ COMMAND = "command = ['node', 'x.js']\n"
             'forwarding: only with scheme = "ports": no other adds fields to a request',
         ),
         (
+            f"{APP}balance = 'hash'\nhealth = {{ slow_start = '5s' }}",
+            (
+                'health.slow_start: expected another balance than "hash", '
+                "which gives each client its one worker"
+            ),
+        ),
+        (
             f"{APP}mode = 'tcp'\nforwarding = {{ forwarded = true }}",
-            'forwarding: only with mode = "http": tcp has no headers',
+            'forwarding: only with mode = "http": no other adds fields to a request',
         ),
     ],
 )
@@ -130,10 +135,6 @@ def test_streams_and_datagrams_may_have_the_same_port(tmp_path: Path) -> None:
         "app = 'a:b'"
     )
     assert complaints(tmp_path, text) == []
-
-
-def test_every_key_that_a_scheme_can_refuse_is_a_key() -> None:
-    assert set(SCHEMES_OF) <= set(Service.model_fields)
 
 
 @pytest.mark.parametrize(

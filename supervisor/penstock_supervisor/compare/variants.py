@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from penstock_proxy.config import parse_address, parse_duration, parse_share, parse_size
-from penstock_supervisor import rules
+from penstock_supervisor import reach, rules
 from penstock_supervisor.schemes import has_front
 from penstock_supervisor.services import Config, Service
 
@@ -78,20 +78,10 @@ def choose(service: Service, names: Iterable[str], directory: str, fronts: int =
 
 def _written(service: Service, scheme: str, mode: str, listen: str) -> tuple[Service, str]:
     """The service under `scheme`, and why it cannot work there."""
-    refused = {key for key, (schemes, _) in rules.SCHEMES_OF.items() if scheme not in schemes}
-    # The clients of a comparison speak for themselves.
-    refused |= {"ports", "access_log_format", "accept_proxy"}
     mode = mode or service.mode
-    if mode != "http" or scheme != "ports":
-        refused.add("trusted_proxies")
-    fields = Service.model_fields
-    changes: dict[str, Any] = {
-        key: field.get_default(call_default_factory=True)
-        for key, field in fields.items()
-        if key in refused
-    }
-    changes |= {"scheme": scheme, "mode": mode, "listen": listen, "access_log": "off"}
-    written = service.model_copy(update=changes)
+    written = _without(service, _refused(service, scheme, mode))
+    changes = {"scheme": scheme, "mode": mode, "listen": listen, "access_log": "off"}
+    written = written.model_copy(update=changes)
     why = []
     for where, text in rules.unfit(written):
         if where[:1] == ("health",):
@@ -101,6 +91,31 @@ def _written(service: Service, scheme: str, mode: str, listen: str) -> tuple[Ser
         else:
             why.append(text)
     return written, "; ".join(why)
+
+
+def _refused(service: Service, scheme: str, mode: str) -> set[str]:
+    """Keys that are left out: they do nothing there, or would disturb the comparison."""
+    program = next(key for key in reach.PROGRAMS if getattr(service, key))
+    given = {program} | ({"tls"} if service.tls.files else set())
+    refused = set(reach.unfit(reach.Setting(scheme, mode, program, given)))
+    # The clients of a comparison speak for themselves.
+    refused |= {"ports", "access_log_format", "accept_proxy"}
+    if mode != "http" or scheme != "ports":
+        refused.add("trusted_proxies")
+    return refused
+
+
+def _without(part: Any, keys: Iterable[str]) -> Any:
+    """The part, and those keys of it, or of its tables, as if they had not been written."""
+    changes: dict[str, Any] = {}
+    for key in keys:
+        name, _, inner = key.partition(".")
+        if inner:
+            changes[name] = _without(changes.get(name, getattr(part, name)), (inner,))
+        else:
+            field = type(part).model_fields[name]
+            changes[name] = field.get_default(call_default_factory=True)
+    return part.model_copy(update=changes)
 
 
 def as_toml(service: Service, fronts: int = 1) -> str:
