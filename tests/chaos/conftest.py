@@ -32,8 +32,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chaos-seconds", type=float, default=SECONDS, help="of storm, in all")
 
 
+class Accounts:
+    """Adds up what the tests report, in whichever process they ran."""
+
+    def __init__(self, total: Ledger) -> None:
+        self._total = total
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            for name, value in report.user_properties:
+                if name == "chaos":
+                    self._total.add(Ledger.from_plain(value))
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TOTAL] = Ledger()
+    total = config.stash[TOTAL] = Ledger()
+    config.pluginmanager.register(Accounts(total))
     if config.getoption("--chaos-seed") == "random":
         config.option.chaos_seed = str(random.SystemRandom().randrange(1 << 32))
 
@@ -66,11 +80,11 @@ def seconds(pytestconfig: pytest.Config) -> float:
 
 
 @pytest.fixture
-def ledger(pytestconfig: pytest.Config) -> Iterator[Ledger]:
+def ledger(record_property: Callable[[str, object], None]) -> Iterator[Ledger]:
     """The account of one test; it ends in that of the session, however the test ends."""
     account = Ledger()
     yield account
-    pytestconfig.stash[TOTAL].add(account)
+    record_property("chaos", account.plain())
 
 
 @pytest.fixture

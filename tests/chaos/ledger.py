@@ -7,7 +7,8 @@ words. One ledger is shared by the whole session and printed at its end.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 
 @dataclass(slots=True)
@@ -33,6 +34,14 @@ class Ledger:
         self.lost += other.lost
         self.wrong += other.wrong
         self.faults += other.faults
+
+    def plain(self) -> dict[str, Any]:
+        """As values that go from one process to another."""
+        return {**asdict(self), "faults": dict(self.faults)}
+
+    @classmethod
+    def from_plain(cls, values: Any) -> Self:
+        return cls(**{**values, "faults": Counter(values["faults"])})
 
     @property
     def adds_up(self) -> bool:
