@@ -96,10 +96,12 @@ REACH: Final[Mapping[str, Reach]] = {
         (Where(("ports",)),), "elsewhere the program has the connection, and can speak TLS itself"
     ),
     "forwarding": Reach((_REQUESTS,), "no other adds fields to a request"),
-    "max_connections": Reach((Where(_FRONT),), _ACCEPTS, (0,)),
+    "max_connections": Reach(
+        (Where(_FRONT), Where(modes=("http", "tcp"), programs=("app",))), _ACCEPTS, (0,)
+    ),
     "handoff_window": Reach((Where(("handoff",)),), "no other passes connections"),
     **dict.fromkeys(
-        ("access_log", "access_log_format"),
+        ("access_log", "access_log_format", "limits.log_field"),
         Reach(
             (Where(("ports",)), Where(modes=("http",), programs=("app",))),
             "otherwise nobody of us sees what is to be logged",
@@ -111,7 +113,10 @@ REACH: Final[Mapping[str, Reach]] = {
     "retries": Reach((Where(("ports",)),), "no other asks a worker twice"),
     "timeouts.connect": Reach((Where(_FRONT),), _ACCEPTS),
     "timeouts.head": Reach((_REQUESTS, Where(beside=("accept_proxy",))), _READ),
-    **dict.fromkeys(("timeouts.body", "timeouts.response", "timeouts.keepalive"), _BOUND),
+    **dict.fromkeys(("timeouts.body", "timeouts.response"), _BOUND),
+    "timeouts.keepalive": Reach(
+        (_REQUESTS, Where(("handoff", "shared", "reuseport"), ("http", "tcp"), ("app",))), _READ
+    ),
     "timeouts.total": _BOUND._replace(off=("0s",)),
     "timeouts.tunnel": _CARRIES,
     "timeouts.handshake": Reach(
@@ -132,9 +137,6 @@ REACH: Final[Mapping[str, Reach]] = {
     "limits.queue_per_worker": _WAITS._replace(off=(0,)),
     "limits.per_worker": Reach((Where(_FRONT),), _CHOOSES, (0,)),
     "limits.buffer": _CARRIES,
-    "limits.log_field": Reach(
-        (Where(("ports",)),), "otherwise the workers write the access log"
-    ),
 }  # fmt: skip
 """By key, or by table where all of its keys act in the same places."""
 

@@ -43,6 +43,9 @@ def of_service(service: "Service") -> Iterator[Problem]:
     if service.mode != "http" and service.access_log_format == "combined":
         yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
     yield from tls_rules.of_service(service)
+    if not has_front(service) and 0 < service.max_connections < service.workers:
+        text = f"expected 0, or at least 1 for each of {service.workers} workers"
+        yield Problem(("max_connections",), text)
     if service.balance == "hash" and service.health.slow_start:
         text = 'expected another balance than "hash", which gives each client its one worker'
         yield Problem(("health", "slow_start"), text)

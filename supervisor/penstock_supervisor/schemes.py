@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from penstock_proxy.config import Address, FrontConfig, FrontService, Target
 from penstock_supervisor import shares
 from penstock_supervisor.services import Config, Restart, Service
-from penstock_worker import contract
+from penstock_worker import bounds, contract
+from penstock_worker.bounds import Bounds
 from penstock_worker.peers import Terms, written
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def worker_plan(service: Service, slot: int, own: Address | None, means: Means) 
             **_environment(service, slot, where, means.environment),
             **_log_variable(service, logs, means.stdout),
             **_header_variable(service),
+            **_bounds_variable(service, slot),
         },
         directory=service.directory,
         ours=service.app is not None,
@@ -254,6 +256,23 @@ def _header_variable(service: Service) -> dict[str, str]:
     elif service.scheme == "ports" and service.send_proxy and service.app is not None:
         terms = Terms(service.timeouts.head, _FRONTS)
     return {} if terms is None else {contract.ACCEPT_PROXY: written(terms)}
+
+
+def _bounds_variable(service: Service, slot: int) -> dict[str, str]:
+    """For a worker whose clients are its own. A bound on connections is the front's, where one
+    accepts them; elsewhere each worker has its share of it."""
+    if service.scheme == "ports" or service.app is None or service.mode == "udp":
+        return {}
+    most = 0
+    if not has_front(service):
+        most = shares.share(service.max_connections, service.workers, slot)
+    told = Bounds(
+        direct=True,
+        connections=most,
+        keepalive_s=service.timeouts.keepalive,
+        log_field=service.limits.log_field,
+    )
+    return {contract.BOUNDS: bounds.written(told)}
 
 
 def _environment(

@@ -439,7 +439,10 @@ def penstock(tmp_path: Path) -> Iterator[Penstock]:
             top: Mapping[str, Any] | None = None,
             **keys: Any,
         ) -> Cluster:
-            tables = services or {"web": {"access_log": "./access.log", **keys}}
+            ours = "app" in keys and keys.get("mode") != "udp"
+            seen = ours or keys.get("scheme", "ports") == "ports"
+            log = "./access.log" if seen else "off"
+            tables = services or {"web": {"access_log": log, **keys}}
             made = Cluster(folder, tables, *words, under=under, top=top)
             stack.callback(made.close)
             return made

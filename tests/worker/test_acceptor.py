@@ -110,6 +110,38 @@ async def test_without_descriptors_it_waits_and_goes_on(
     )
 
 
+async def test_at_its_bound_they_wait_until_somebody_leaves(listener: socket.socket) -> None:
+    taken = Deliveries()
+    loop = asyncio.get_running_loop()
+    room = 3
+    acceptor = Acceptor(loop, listener, taken, 60.0, lambda: len(taken) < room)
+    acceptor.start()
+    with clients(listener, QUEUED):
+        await until(lambda: len(taken) == room)
+        for _ in range(QUEUED):
+            await asyncio.sleep(0)
+        assert len(taken) == room
+        room = QUEUED
+        acceptor.resume()
+        await until(lambda: len(taken) == QUEUED)
+    acceptor.close()
+
+
+async def test_who_waits_too_long_at_its_bound_is_told_so(listener: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    acceptor = Acceptor(loop, listener, Deliveries(), 0.2, lambda: False)
+    with socket.create_connection(listener.getsockname()) as client:
+        client.setblocking(False)
+        acceptor.start()
+        said = b""
+        async with asyncio.timeout(30):
+            while piece := await loop.sock_recv(client, 4096):
+                said += piece
+    assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert said.endswith(b"\r\n\r\ntoo many connections\n")
+    acceptor.close()
+
+
 async def test_who_waits_too_long_for_a_descriptor_is_told_so(listener: socket.socket) -> None:
     taken = Deliveries()
     loop = asyncio.get_running_loop()

@@ -28,11 +28,14 @@ _RETRY_S: Final = 0.1
 PATIENCE_S: Final = 2.0
 """As long as a front lets a request wait, unless told otherwise."""
 _REFUSED_A_TRY: Final = 64
-_BUSY: Final = b"out of descriptors\n"
+_LACKING: Final = b"out of descriptors\n"
+_FULL: Final = b"too many connections\n"
 _WORDS: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Length: %d\r\nRetry-After: 1\r\nConnection: close\r\n\r\n%b" % (len(_BUSY), _BUSY)
+    b"Content-Length: %d\r\nRetry-After: 1\r\nConnection: close\r\n\r\n%b"
 )
+_QUIET_S: Final = 10.0
+"""Between two lines that say that it is full: at its bound it is so again and again."""
 PASSING: Final = frozenset(
     {
         errno.ECONNABORTED,
@@ -62,13 +65,17 @@ class Acceptor:
         listener: socket.socket,
         deliver: Callable[[int, int], None],
         patience_s: float = PATIENCE_S,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`has_room` is asked before each one; whoever makes room says so by `resume`."""
         self.closed = False
         self._loop = loop
         self._listener = listener
         self._family = int(listener.family)
         self._deliver = deliver
+        self._has_room = has_room
         self._exhausted = False
+        self._said_full = -_QUIET_S
         self._patience_s = patience_s
         self._backlog = Backlog(patience_s)
         self._taken = 0
@@ -80,6 +87,12 @@ class Acceptor:
         self._retry = None
         if not self.closed:
             self._loop.add_reader(self._listener, self._readable)
+
+    def resume(self) -> None:
+        """Somebody has left."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self.start()
 
     def drain(self, most: int) -> None:
         """Take what the kernel has queued, then close: those clients were told yes."""
@@ -105,6 +118,9 @@ class Acceptor:
                 return
 
     def _accept(self) -> bool:
+        if not self._has_room():
+            self._is_full()
+            return False
         try:
             # `accept` itself would make a socket object, and ask for the family of each.
             fd, _ = self._listener._accept()  # type: ignore[attr-defined]
@@ -127,22 +143,34 @@ class Acceptor:
             _log.debug("no more connections from this socket: %s", error.strerror)
             self.close()
             return False
+        if not self._exhausted:
+            _log.error("cannot accept: %s; trying again until it can", error.strerror)
+        self._hold_back(_LACKING)
+        return False
+
+    def _is_full(self) -> None:
+        now = self._loop.time()
+        if now - self._said_full >= _QUIET_S:
+            self._said_full = now
+            _log.warning("accepts no more connections: it is full")
+        self._hold_back(_FULL)
+
+    def _hold_back(self, words: bytes) -> None:
+        """Leave them in the queue, and look again soon."""
         if self._retry is None:
             self._pause()
             self._retry = self._loop.call_later(_RETRY_S, self.start)
         if not self._exhausted:
             self._backlog = Backlog(self._patience_s)
-            _log.error("cannot accept: %s; trying again until it can", error.strerror)
         self._exhausted = True
-        self._refuse_overdue()
-        return False
+        self._refuse_overdue(words)
 
-    def _refuse_overdue(self) -> None:
+    def _refuse_overdue(self, words: bytes) -> None:
         """Tell those no who have waited too long already."""
         waiting = farewell.waiting(self._listener)
         overdue = self._backlog.look(self._loop.time(), self._taken, waiting)
         for _ in range(min(overdue, _REFUSED_A_TRY)):
-            if not self._spare.refuse(self._listener, _WORDS):
+            if not self._spare.refuse(self._listener, _WORDS % (len(words), words)):
                 return
             self._taken += 1
 

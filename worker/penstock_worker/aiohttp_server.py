@@ -14,27 +14,28 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from penstock_worker.bounds import Bounds
 from penstock_worker.recorder import Note, Recorder
 
-KEEPALIVE_S: Final = 120
-"""Longer than a front keeps an idle connection: who closes first decides who gets the race
-between the close and the next request, and only the front can retry."""
 _DRAIN_S: Final = 24 * 3600.0
 """How long requests may take to finish: the supervisor has the deadline, not we."""
 _HEAD_PART: Final = 1 << 20
-"""One line of a head. The front refuses what is too long, by its own configuration."""
+"""One line of a head, where a front refuses what is too long by its own configuration.
+Elsewhere aiohttp's own bounds hold: 8190 bytes a line, 128 fields."""
 _BEGUN: Final = "penstock.begun"
+_FRONTED: Final = Bounds()
 
 
 class AiohttpServer:
     """`recorder` is None where a front counts and logs."""
 
-    def __init__(self, app: web.Application, recorder: Recorder | None) -> None:
-        settings: dict[str, Any] = {
-            "keepalive_timeout": KEEPALIVE_S,
-            "max_line_size": _HEAD_PART,
-            "max_field_size": _HEAD_PART,
-        }
+    def __init__(
+        self, app: web.Application, recorder: Recorder | None, bounds: Bounds = _FRONTED
+    ) -> None:
+        # aiohttp counts from the beginning of the connection, and until a head is complete.
+        settings: dict[str, Any] = {"keepalive_timeout": bounds.keepalive_s}
+        if not bounds.direct:
+            settings |= {"max_line_size": _HEAD_PART, "max_field_size": _HEAD_PART}
         # Its own log stays silent in any case; `access_log` only has to be true to be asked.
         logged: dict[str, Any] = {"access_log": None}
         if recorder is not None:

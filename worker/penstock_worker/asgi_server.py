@@ -18,17 +18,18 @@ from typing import Any, Final
 
 import uvicorn
 
+from penstock_worker.asgi_heads import Heads, bounded
+from penstock_worker.bounds import Bounds
 from penstock_worker.listeners import backlog
 from penstock_worker.loading import StartError
 from penstock_worker.recorder import Note, Recorder
 
-KEEPALIVE_S: Final = 120
-"""As in `aiohttp_server`: longer than a front keeps an idle connection."""
 _SECOND_S: Final = 1.0
 _NOTED: Final = frozenset((b"content-length", b"referer", b"user-agent", b"x-request-id"))
 _SWITCHED: Final = 101
 _FORBIDDEN: Final = 403
 _BROKEN: Final = 500
+_FRONTED: Final = Bounds()
 
 _Message = dict[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
@@ -39,8 +40,9 @@ _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 class AsgiServer:
     """`recorder` is None where a front counts and logs."""
 
-    def __init__(self, app: Any, recorder: Recorder | None) -> None:
+    def __init__(self, app: Any, recorder: Recorder | None, bounds: Bounds = _FRONTED) -> None:
         self._recorder = recorder
+        self._heads = Heads(bounds.keepalive_s) if bounds.direct else None
         self._config = uvicorn.Config(
             app,
             interface="asgi3",
@@ -48,7 +50,8 @@ class AsgiServer:
             # Logging belongs to the application, and requests are logged elsewhere.
             log_config=None,
             access_log=False,
-            timeout_keep_alive=KEEPALIVE_S,
+            # It is only handed on to the loop, which takes any number of seconds.
+            timeout_keep_alive=bounds.keepalive_s,  # type: ignore[arg-type]
             backlog=backlog(),
         )
         self._uncounted = self._config
@@ -58,6 +61,8 @@ class AsgiServer:
     async def start(self) -> None:
         """The program's own start. StartError if the application refuses."""
         self._config.load()
+        if self._heads is not None:
+            self._config.http_protocol_class = bounded(self._config.http_protocol_class)
         self._uncounted = copy.copy(self._config)
         if self._recorder is not None:
             self._config.loaded_app = _recorded(self._config.loaded_app, self._recorder)
@@ -97,7 +102,10 @@ class AsgiServer:
         self._server.server_state.default_headers = [
             (b"date", date), *self._config.encoded_headers
         ]  # fmt: skip
-        self._second = asyncio.get_running_loop().call_later(_SECOND_S, self._tick)
+        loop = asyncio.get_running_loop()
+        if self._heads is not None:
+            self._heads.tick(self._server.server_state.connections, loop.time())
+        self._second = loop.call_later(_SECOND_S, self._tick)
 
 
 class _Answer:

@@ -39,8 +39,13 @@ ACCEPT_PROXY: Final = "PENSTOCK_ACCEPT_PROXY"
 """[seconds, [network, …]] in JSON: every connection begins with a PROXY header, which comes in
 that time and from one of those. Absent: none does."""
 
+BOUNDS: Final = "PENSTOCK_BOUNDS"
+"""What clients may take, where no front bounds it: an object in JSON, see `bounds`. Absent: a
+front does."""
+
 SCRUBBED: Final = (
     PORT, HOST, SERVICE, SLOT, SCHEME, NODE_SLOT, CHANNEL_FD, LINK_FD, ACCESS_LOG, ACCEPT_PROXY,
+    BOUNDS,
     LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES,
     "NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE", "NODE_UNIQUE_ID",
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",

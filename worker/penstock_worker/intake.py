@@ -69,6 +69,8 @@ class Intake:
         self._served: set[Served] = set()
         self._acceptors: list[Acceptor] = []
         self._takers: tuple[Taker, ...] = ()
+        self.most = 0
+        """Clients that were accepted here and are open; 0: no limit."""
         self._over = False
         self._empty = asyncio.Event()
 
@@ -88,7 +90,7 @@ class Intake:
                 taker.start()
         elif source.kind == "stream":
             source.listen()
-            self._acceptors.append(Acceptor(self._loop, source.sock, self._accepted))
+            self._acceptors.append(self._acceptor(source.sock))
         for acceptor in self._acceptors:
             acceptor.start()
 
@@ -99,7 +101,7 @@ class Intake:
             return
         # The one before was shut, or this would not be needed.
         self._acceptors = [one for one in self._acceptors if not one.closed]
-        self._acceptors.append(Acceptor(self._loop, sock, self._accepted))
+        self._acceptors.append(self._acceptor(sock))
         if self._serve is not None:
             self._acceptors[-1].start()
 
@@ -147,6 +149,12 @@ class Intake:
             taker.close()
         self._takers = ()
 
+    def _acceptor(self, listener: socket.socket) -> Acceptor:
+        return Acceptor(self._loop, listener, self._accepted, has_room=self._has_room)
+
+    def _has_room(self) -> bool:
+        return not 0 < self.most <= self._counters.active
+
     def _passed(self, link: int, stream: Stream, probe: bool) -> None:
         fd = stream.fileno()
         stream.given()
@@ -175,6 +183,9 @@ class Intake:
             return
         if one.link == _NO_LINK:
             self._counters.active -= 1
+            if self.most:
+                for acceptor in self._acceptors:
+                    acceptor.resume()
         elif self._takers:
             self._takers[one.link].ended()
             for taker in self._takers:

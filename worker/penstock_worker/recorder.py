@@ -9,7 +9,7 @@ from asyncio import AbstractEventLoop, TimerHandle
 from time import time  # noqa: TID251 -- a log line tells the time of day
 from typing import Final, NamedTuple
 
-from penstock_worker.access_log import AccessLog, Format
+from penstock_worker.access_log import MAX_FIELD, AccessLog, Format
 from penstock_worker.counters import RequestCounters
 from penstock_worker.sink import Sink
 
@@ -83,7 +83,7 @@ class Recorder:
         self._timer = self._loop.call_later(_FLUSH_S, self._tick)
 
 
-def opened(value: str | None, service: str) -> AccessLog | None:
+def opened(value: str | None, service: str, most: int = MAX_FIELD) -> AccessLog | None:
     """Open what `contract.ACCESS_LOG` says. ValueError and OSError: that cannot be."""
     if not value:
         return None
@@ -91,4 +91,4 @@ def opened(value: str | None, service: str) -> AccessLog | None:
     if form not in ("json", "combined") or not where:
         raise ValueError(f"{value!r} is not FORMAT:WHERE")
     form_: Format = "json" if form == "json" else "combined"
-    return AccessLog(service, Sink(int(where) if where.isdecimal() else where), form_)
+    return AccessLog(service, Sink(int(where) if where.isdecimal() else where), form_, most)

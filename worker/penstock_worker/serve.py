@@ -29,6 +29,7 @@ from typing import Final, Protocol
 import uvloop
 
 from penstock_worker import (
+    bounds,
     channel,
     contract,
     intake,
@@ -38,6 +39,7 @@ from penstock_worker import (
     recorder,
     retiring,
 )
+from penstock_worker.bounds import Bounds
 from penstock_worker.counters import RequestCounters
 from penstock_worker.intake import Intake
 from penstock_worker.introduction import Introductions, Serve
@@ -91,6 +93,7 @@ class Worker:
         self._loop = loop
         self._environ = environ
         self._line = line
+        self._bounds = Bounds()
         self._say = say
         self._leaving = asyncio.Event()
         self._retired = False
@@ -103,14 +106,16 @@ class Worker:
 
     async def run(self, program: Program, source: Source) -> int:
         """Serve until told to leave; returns the exit status."""
+        self._bounds = _bounds(self._environ)
         program = await loading.made(program)
         source = _suited(program, source, self._environ)
         counted = self._environ.get(contract.SCHEME, "ports") != "ports"
         notes = self._recorder() if counted else None
-        server = _server(program, source, notes, self._line)
+        server = _server(program, source, notes, self._line, self._bounds)
         connections = self._line.connections
         try:
             await server.start()
+            connections.most = self._bounds.connections
             connections.open(source, self._introduced(server.protocol))
             self._line.start(source, notes)
             self._ready(source)
@@ -183,7 +188,7 @@ class Worker:
         service = self._environ.get(contract.SERVICE, "")
         where = self._environ.get(contract.ACCESS_LOG)
         try:
-            log = recorder.opened(where, service)
+            log = recorder.opened(where, service, self._bounds.log_field)
         except (OSError, ValueError) as error:
             raise LoadError(f"cannot write the access log: {error}") from None
         slot = self._environ.get(contract.SLOT, "0")
@@ -268,7 +273,16 @@ def _suited(program: Program, source: Source, environ: Mapping[str, str]) -> Sou
     return Source("datagram", listeners.own_port(environ, "datagram"), own=True)
 
 
-def _server(program: Program, source: Source, notes: Recorder | None, line: Line) -> Server:
+def _bounds(environ: Mapping[str, str]) -> Bounds:
+    try:
+        return bounds.told(environ)
+    except ValueError as error:
+        raise LoadError(str(error)) from None
+
+
+def _server(
+    program: Program, source: Source, notes: Recorder | None, line: Line, bounded: Bounds
+) -> Server:
     # None is imported before it is needed: a worker of one kind does not pay for all.
     if program.kind == "datagram":
         from penstock_worker.datagram_server import DatagramServer
@@ -279,7 +293,7 @@ def _server(program: Program, source: Source, notes: Recorder | None, line: Line
     if program.kind == "aiohttp":
         from penstock_worker.aiohttp_server import AiohttpServer
 
-        return AiohttpServer(program.target, notes)
+        return AiohttpServer(program.target, notes, bounded)
     if find_spec("uvicorn") is None:
         raise LoadError(
             f'"{program.spec}" is an ASGI application, which needs uvicorn: '
@@ -287,7 +301,7 @@ def _server(program: Program, source: Source, notes: Recorder | None, line: Line
         )
     from penstock_worker.asgi_server import AsgiServer
 
-    return AsgiServer(program.target, notes)
+    return AsgiServer(program.target, notes, bounded)
 
 
 def main() -> None:
