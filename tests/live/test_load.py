@@ -106,7 +106,8 @@ def test_a_sender_waits_for_its_worker_and_not_in_the_front(
 def test_no_more_connections_than_allowed_and_the_next_one_waits(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
-    run = penstock("--to", origin(good).address, max_connections=2)
+    limits = {"connections_per_client": 2}
+    run = penstock("--to", origin(good).address, max_connections=2, limits=limits)
     wires = [run.connect() for _ in range(3)]
     for wire in wires:
         wire.send(GET)
@@ -122,9 +123,11 @@ def test_running_out_of_descriptors_is_no_workers_fault_and_passes(
 ) -> None:
     queue = "300ms" if mode == "http" else "60s"
     upstreams = [origin(good).address, origin(good).address]
-    run = penstock(mode=mode, upstreams=upstreams, timeouts={"queue": queue})
+    # All of ours come from one address.
+    limits = {"connections_per_client": 1000}
+    run = penstock(mode=mode, upstreams=upstreams, timeouts={"queue": queue}, limits=limits)
     # Fewer than were counted on, as when the whole system runs out.
-    limit = run.front.num_fds() + 20
+    limit = run.front.num_fds() + 70
     resource.prlimit(run.front.pid, resource.RLIMIT_NOFILE, (limit, limit))
     wires = [run.connect() for _ in range(60)]
     for wire in wires:
