@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from penstock_supervisor import certificates
-from penstock_supervisor.cli.check import check
+from penstock_supervisor.cli import penstock
 from penstock_supervisor.config import Config, ConfigError, load
 from penstock_supervisor.renewal import Renewal
 from penstock_supervisor.services import Service
@@ -195,7 +195,7 @@ def test_check_finds_files_that_cannot_be_used_and_warns_of_others(
         '[service.web]\nlisten = "127.0.0.1:0"\napp = "a:b"\n'
         f'[service.web.tls]\ncert = "{files["cert"]}"\nkey = "{files["key"]}"\n'
     )
-    done = CliRunner().invoke(check, [str(path)], standalone_mode=False)
+    done = CliRunner().invoke(penstock, ["check", str(path)], standalone_mode=False)
     assert done.return_value == 0
     assert f"{path}: warning: service.web.tls.cert: expired on" in done.output
     Path(files["key"]).unlink()
