@@ -7,7 +7,7 @@ it is closed. What the new protocol says is nobody's business here.
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from penstock_proxy.errors import BAD_RESPONSE
+from penstock_proxy.errors import BAD_RESPONSE, WORKER_RESET
 from penstock_proxy.forwarding import Response
 from penstock_proxy.pump import OK, ClientHalf
 
@@ -21,6 +21,10 @@ def switch(exchange: "Exchange", link: "WorkerConnection", response: Response, r
     offers = exchange.prepared.framing.upgrade.lower().split(b", ")
     if not response.upgrade or response.upgrade.lower() not in offers or not exchange.request_done:
         exchange.useless(BAD_RESPONSE, "101 to something that nobody asked for")
+        return
+    if link.transport.is_closing():
+        # Heard out after its end: nobody would tell the pipe, which would stay for ever.
+        exchange.useless(WORKER_RESET, "101 and no more")
         return
     exchange.status = 101
     exchange.first_byte_s = monotonic() - exchange.started

@@ -136,3 +136,15 @@ def test_a_connection_whose_last_words_were_an_answer_is_not_kept(
     assert client.taken() == OK
     assert house.service.kept.take(house.service.pool.members[0]) is None
     assert not house.service.kept._idle[0]
+
+
+def test_a_connection_whose_last_words_were_a_switch_becomes_no_pipe(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody would hear that it is gone: `house` finds a client that stays for ever.
+    switch = b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+    monkeypatch.setattr(WorkerConnection, "_hear_out", lambda link: link.data_received(switch))
+    client = house.client()
+    client.send(POST.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"))
+    house.worker.vanish()
+    assert status(client.taken()) == 502
