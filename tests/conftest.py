@@ -3,12 +3,16 @@ it is about what only root can do.
 
 A person without nginx or Prometheus should still see the suite pass, so such a test is
 skipped for them. Where CI=true it fails: a proof that is skipped everywhere proves nothing.
+For the same reason the end of a run says how much was fuzzed, and what the storms came to.
 """
 
 import os
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from tests.chaos.ledger import Ledger
 
 # Debian keeps servers in /usr/sbin, which is not in everybody's PATH.
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
@@ -25,3 +29,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason}, and CI has to install what the tests need", pytrace=False)
     pytest.skip(reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # Reports alone come from the processes that tests run in.
+    total, again = Ledger(), ""
+    for reports in terminalreporter.stats.values():
+        for name, said in _properties(reports):
+            if name == "fuzzed":
+                terminalreporter.write_line(f"fuzz: {said}")
+            elif name == "chaos":
+                account, again = said
+                total.add(Ledger.from_plain(account))
+    if total.sent:
+        faults = f"{total.faults.total():,} faults: {total.told_faults()}"
+        terminalreporter.write_line(f"chaos: {total}")
+        terminalreporter.write_line(f"chaos: {faults}")
+        terminalreporter.write_line(f"chaos: again with: pytest tests/chaos {again}")
+
+
+def _properties(reports: list[object]) -> Iterator[tuple[str, Any]]:
+    for report in reports:
+        if isinstance(report, pytest.TestReport) and report.when == "teardown":
+            yield from report.user_properties

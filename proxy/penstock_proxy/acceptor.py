@@ -63,6 +63,9 @@ class Acceptor:
 
     def resume(self) -> None:
         """There may be room again. Harmless while accepting, and before and after."""
+        if self._reading:
+            # Whoever came since the last time was let in.
+            self.is_exhausted = False
         if self._started and not self._reading and not self._closed:
             self._reading = True
             self._loop.add_reader(self.listener, self._readable)

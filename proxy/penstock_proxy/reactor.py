@@ -18,8 +18,10 @@ import select
 from collections.abc import Callable
 from typing import Final, Protocol
 
-IN: Final = select.EPOLLIN | select.EPOLLRDHUP
+IN: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI
 """Something to read, or the other side has said all that it will."""
+URGENT: Final = select.EPOLLPRI
+"""A mark in what is to be read: one read goes no further."""
 ENDED: Final = select.EPOLLRDHUP
 BROKEN: Final = select.EPOLLERR
 OUT: Final = select.EPOLLOUT
@@ -79,7 +81,7 @@ class Reactor:
 
     def closing(self, fd: int) -> None:
         """It is closed in this very moment, which makes the kernel forget it."""
-        del self._owners[fd]
+        self._owners.pop(fd, None)
 
     def later(self, callback: Callable[[], None]) -> None:
         """Call it when all that are ready now have been called."""
@@ -97,25 +99,31 @@ class Reactor:
 
     def _turn(self) -> None:
         assert self._epoll is not None
-        poll, owners = self._epoll.poll, self._owners
+        poll = self._epoll.poll
         self._turning = True
-        for _ in range(_ROUNDS):
-            found = poll(0, _MOST)
-            for fd, events in found:
-                owner = owners.get(fd)
-                if owner is None:
-                    # Another one's call has let go of it.
-                    continue
-                try:
-                    owner.ready(events)
-                except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
-                    _log.exception("a connection could not be handled")
-                    owner.broken()
-            if self._later:
-                self._settle()
-            if len(found) < _BUSY:
-                break
-        self._turning = False
+        try:
+            for _ in range(_ROUNDS):
+                found = poll(0, _MOST)
+                self._call(found)
+                if self._later:
+                    self._settle()
+                if len(found) < _BUSY:
+                    break
+        finally:
+            self._turning = False
+
+    def _call(self, found: list[tuple[int, int]]) -> None:
+        owners = self._owners
+        for fd, events in found:
+            owner = owners.get(fd)
+            if owner is None:
+                # Another one's call has let go of it.
+                continue
+            try:
+                owner.ready(events)
+            except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
+                _log.exception("a connection could not be handled")
+                owner.broken()
 
     def _settle(self) -> None:
         self._scheduled = False

@@ -19,7 +19,7 @@ import socket
 from collections import deque
 from typing import Any, Final, cast
 
-from penstock_proxy.reactor import BROKEN, ENDED, IN, OUT, Reactor
+from penstock_proxy.reactor import BROKEN, ENDED, IN, OUT, URGENT, Reactor
 from penstock_worker.streams import Stream
 
 HIGH_WATER: Final = 64 << 10
@@ -110,7 +110,7 @@ class SocketTransport(asyncio.Transport):
             self._protocol.data_received(data)
             # That was all, and its end is known already: no need to ask for it. What broke off
             # has an error that reading will tell.
-            if events & (ENDED | BROKEN) != ENDED or self._paused or self._closing:
+            if events & (ENDED | BROKEN | URGENT) != ENDED or self._paused or self._closing:
                 return
         self._heard_end = True
         self._look()
@@ -301,4 +301,8 @@ def adopt(
     transport = SocketTransport(reactor, fd, protocol, high)
     stream.given()
     protocol.connection_made(transport)
-    transport._look()
+    try:
+        transport._look()
+    except OSError as error:
+        # The kernel cannot watch one more.
+        transport._fail(error)

@@ -21,7 +21,6 @@ from tests.live.conftest import Cluster
 SEED: Final = 20_250_101
 SECONDS: Final = 25.0
 """Of storm, in all; what is swept through comes on top."""
-TOTAL = pytest.StashKey[Ledger]()
 
 Start = Callable[..., Cluster]
 
@@ -32,22 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chaos-seconds", type=float, default=SECONDS, help="of storm, in all")
 
 
-class Accounts:
-    """Adds up what the tests report, in whichever process they ran."""
-
-    def __init__(self, total: Ledger) -> None:
-        self._total = total
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "teardown":
-            for name, value in report.user_properties:
-                if name == "chaos":
-                    self._total.add(Ledger.from_plain(value))
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    total = config.stash[TOTAL] = Ledger()
-    config.pluginmanager.register(Accounts(total))
     if config.getoption("--chaos-seed") == "random":
         config.option.chaos_seed = str(random.SystemRandom().randrange(1 << 32))
 
@@ -55,17 +39,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def _words(config: pytest.Config) -> str:
     option = config.getoption
     return f"--chaos-seed={option('--chaos-seed')} --chaos-seconds={option('--chaos-seconds'):g}"
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    total = config.stash[TOTAL]
-    if not total.sent:
-        return
-    terminalreporter.write_line(f"chaos: {total}")
-    terminalreporter.write_line(f"chaos: {total.faults.total():,} faults: {total.told_faults()}")
-    terminalreporter.write_line(f"chaos: again with: pytest tests/chaos {_words(config)}")
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +53,13 @@ def seconds(pytestconfig: pytest.Config) -> float:
 
 
 @pytest.fixture
-def ledger(record_property: Callable[[str, object], None]) -> Iterator[Ledger]:
-    """The account of one test; it ends in that of the session, however the test ends."""
+def ledger(
+    record_property: Callable[[str, object], None], pytestconfig: pytest.Config
+) -> Iterator[Ledger]:
+    """The account of one test; the session adds them up, however the test ends."""
     account = Ledger()
     yield account
-    record_property("chaos", account.plain())
+    record_property("chaos", (account.plain(), _words(pytestconfig)))
 
 
 @pytest.fixture

@@ -226,6 +226,20 @@ def test_the_end_comes_with_the_last_bytes(house: House) -> None:
     assert pair.notes.error is None
 
 
+def test_an_urgent_byte_ends_nothing(house: House) -> None:
+    pair = house.pair()
+    pair.transport.pause_reading()
+    pair.peer.sendall(b"before")
+    pair.peer.send(b"!", socket.MSG_OOB)
+    pair.peer.sendall(b"behind")
+    pair.peer.close()
+    for _ in range(20):
+        house.turn()
+    pair.transport.resume_reading()
+    pair.hears("made end lost")
+    assert pair.notes.data == b"beforebehind"
+
+
 def test_all_of_much_is_read_before_the_end(house: House) -> None:
     pair = house.pair()
     pair.peer.setblocking(False)
