@@ -36,7 +36,9 @@ class Acceptor:
         on_full: Callable[[], None] = lambda: None,
         on_exhausted: Callable[[], None] = lambda: None,
         patience_s: float = 0.0,
+        on_batch: Callable[[], None] | None = None,
     ) -> None:
+        """`on_batch`: called when those that came together have been delivered."""
         self._loop = loop
         self.listener = listener
         self._family = int(listener.family)
@@ -47,6 +49,7 @@ class Acceptor:
         self._closed = False
         self._on_full = on_full
         self._on_exhausted = on_exhausted
+        self._on_batch = on_batch
         self._backlog = Backlog(patience_s)
         self._taken = 0
         self.is_exhausted = False
@@ -109,6 +112,8 @@ class Acceptor:
             # Whoever drains has more to do, and here there is nothing left to save.
             _log.error("cannot accept what was queued: %s", error.strerror)
         finally:
+            if self._on_batch is not None:
+                self._on_batch()
             self._pause()
             self._closed = True
             self.listener.close()
@@ -121,6 +126,11 @@ class Acceptor:
             self.listener.close()
 
     def _readable(self) -> None:
+        self._take_batch()
+        if self._on_batch is not None:
+            self._on_batch()
+
+    def _take_batch(self) -> None:
         for turn in range(_BATCH):
             if not self._has_room():
                 # Only who is woken knows that somebody waits.

@@ -110,15 +110,15 @@ class Delegate:
             self._passage(stream.fileno(), address).wait()
             return
         link = self._current[member.slot]
-        if not self._filled:
-            service.reactor.later(self._flush)
         if not link.has_unsent:
             self._filled.append(link)
         if not link.put(stream.fileno()) or link.in_flight >= self._window:
             self._send(link)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Whoever was accepted in this turn is sent on its way."""
+        if not self._filled:
+            return
         filled, self._filled = self._filled, []
         for link in filled:
             self._send(link)

@@ -45,8 +45,10 @@ class Gates:
         overflow: Overflow,
         patience_s: float,
         deliver: Callable[[Stream, Any], None],
+        on_batch: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
+        self._on_batch = on_batch
         self._admission = admission
         self._overflow = overflow
         self._patience_s = patience_s
@@ -116,6 +118,7 @@ class Gates:
             self._overflow.crowded,
             self._overflow.exhausted,
             self._patience_s,
+            self._on_batch,
         )
 
 

@@ -109,7 +109,15 @@ class ServiceFront:
         self.overflow = Overflow(self)
         patience_s = config.timeouts.queue
         way = self._way_in()
-        self.gates = Gates(loop, config.listeners, admission, self.overflow, patience_s, way)
+        self.gates = Gates(
+            loop,
+            config.listeners,
+            admission,
+            self.overflow,
+            patience_s,
+            way,
+            None if self.delegate is None else self.delegate.flush,
+        )
         self.tick(deadlines.now)
 
     # -- connections come and go
