@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from penstock_proxy.config import Address, Health, parse_address
 from penstock_proxy.dial import is_our_lack
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.pool import Member, Pool, Standing
+from penstock_proxy.pool import Member, Pool
+from penstock_proxy.standing import Standing
 
 if TYPE_CHECKING:
     import aiohttp

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 from penstock_proxy import receipts
 from penstock_proxy.forwarding import IDLE_S
-from penstock_proxy.pool import Member, Standing
+from penstock_proxy.pool import Member
+from penstock_proxy.standing import Standing
 
 if TYPE_CHECKING:
     from penstock_proxy.exchange import Exchange

@@ -1,7 +1,7 @@
 """The members of one service, and which of them are in the rotation.
 
 The pool is the only owner of a member's standing. The supervisor's word (join, leave),
-active checks and the traffic's own failures all end here as events of one table;
+active checks and the traffic's own failures all end here as events of one table (`standing`);
 `balance` is told the outcome and chooses among those that are UP. It must not know how a
 check is made or a request delivered. No I/O, no clock: `now` is any clock that does not
 jump, in seconds.
@@ -13,119 +13,20 @@ the whole service down.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
 from typing import Any, Final
 
 from penstock_proxy.balance import policy
 from penstock_proxy.config import Balance, Ejection, Health, Target
+from penstock_proxy.standing import ANOTHER, Event, Standing, after
 
 NEVER: Final = float("-inf")
 """Long ago: of what was so before we came."""
 COLDEST: Final = 0.1
 """The part of its share that a member begins with: with less it would not warm up."""
-_FALLEN: Final = ("down", "ejected")
+_FALLEN: Final = (Standing.DOWN, Standing.EJECTED)
 """Standings of those that were in the rotation, and whose process is still there."""
 MAX_TIMES: Final = 10
 """Ejections grow with their number, up to this many times `eject_for`."""
-
-
-class Standing(StrEnum):
-    ABSENT = auto()
-    """No process, as far as the supervisor says."""
-    CHECKING = auto()
-    """Joined, and not one good check yet."""
-    UP = auto()
-    """In the rotation. No other standing is."""
-    DOWN = auto()
-    """Its checks fail."""
-    EJECTED = auto()
-    """Its checks pass but the traffic fails: out for a time."""
-    HELD = auto()
-    """About to be told to leave: it finishes what it has."""
-
-
-class Event(Enum):
-    JOIN = auto()
-    LEAVE = auto()
-    GOOD = auto()
-    """As many good checks in a row as it takes."""
-    BAD = auto()
-    """As many bad checks in a row as it takes."""
-    EJECT = auto()
-    RETURN = auto()
-    """The ejection is over."""
-    HOLD = auto()
-    """Nobody may pick it any more."""
-
-
-# None means impossible. A cell that is merely dull leads back to its own standing: the
-# supervisor may repeat itself, and a check may end after the member has left.
-TRANSITIONS: Final[dict[Standing, dict[Event, Standing | None]]] = {
-    Standing.ABSENT: {
-        Event.JOIN: Standing.CHECKING,
-        Event.LEAVE: Standing.ABSENT,
-        Event.GOOD: Standing.ABSENT,
-        Event.BAD: Standing.ABSENT,
-        Event.EJECT: None,
-        Event.RETURN: None,
-        Event.HOLD: Standing.ABSENT,
-    },
-    Standing.CHECKING: {
-        Event.JOIN: Standing.CHECKING,
-        Event.LEAVE: Standing.ABSENT,
-        Event.GOOD: Standing.UP,
-        # Not DOWN: it would have to rise again, and may only be slow to warm up.
-        Event.BAD: Standing.CHECKING,
-        Event.EJECT: None,
-        Event.RETURN: None,
-        Event.HOLD: Standing.HELD,
-    },
-    Standing.UP: {
-        Event.JOIN: Standing.UP,
-        Event.LEAVE: Standing.ABSENT,
-        Event.GOOD: Standing.UP,
-        Event.BAD: Standing.DOWN,
-        Event.EJECT: Standing.EJECTED,
-        Event.RETURN: None,
-        Event.HOLD: Standing.HELD,
-    },
-    Standing.DOWN: {
-        Event.JOIN: Standing.DOWN,
-        Event.LEAVE: Standing.ABSENT,
-        Event.GOOD: Standing.UP,
-        Event.BAD: Standing.DOWN,
-        Event.EJECT: None,
-        Event.RETURN: None,
-        Event.HOLD: Standing.HELD,
-    },
-    Standing.EJECTED: {
-        Event.JOIN: Standing.EJECTED,
-        Event.LEAVE: Standing.ABSENT,
-        # A health path that answers says little about the requests that failed.
-        Event.GOOD: Standing.EJECTED,
-        Event.BAD: Standing.DOWN,
-        Event.EJECT: None,
-        Event.RETURN: Standing.UP,
-        Event.HOLD: Standing.HELD,
-    },
-    Standing.HELD: {
-        # Another process took the slot over.
-        Event.JOIN: Standing.CHECKING,
-        Event.LEAVE: Standing.ABSENT,
-        Event.GOOD: Standing.HELD,
-        Event.BAD: Standing.HELD,
-        Event.EJECT: None,
-        Event.RETURN: None,
-        Event.HOLD: Standing.HELD,
-    },
-}
-
-
-_ANOTHER: Final = (Event.JOIN, Event.LEAVE)
-
-
-class ImpossibleEventError(Exception):
-    """The pool made an event that cannot happen in this standing: a bug here."""
 
 
 @dataclass(slots=True, eq=False)
@@ -352,13 +253,11 @@ class Pool:
 
     def _step(self, member: Member, event: Event, reason: str, now: float = 0.0) -> None:
         before = member.standing
-        to = TRANSITIONS[before][event]
-        if to is None:
-            raise ImpossibleEventError(f"slot {member.slot}: {event.name} while {before.name}")
+        to = after(before, event, member.slot)
         if to is before:
             return
         member.standing, member.reason = to, reason
-        if event in _ANOTHER:
+        if event in ANOTHER:
             # Another process: what the last one did is not held against it.
             member.generation += 1
             member.is_there = True

@@ -30,13 +30,14 @@ from penstock_proxy.journal import Journal
 from penstock_proxy.kept import MAX_IDLE, Kept
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.overflow import Overflow
-from penstock_proxy.pool import Member, Pool, Standing
+from penstock_proxy.pool import Member, Pool
 from penstock_proxy.preface import check, of_client
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.relay import Relay
 from penstock_proxy.retrying import Budget
 from penstock_proxy.server_names import ByName
 from penstock_proxy.sni import Door, Routes
+from penstock_proxy.standing import Standing
 from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import WorkerConnection

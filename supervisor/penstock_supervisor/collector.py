@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import OTHER, Metric
-from penstock_proxy.pool import Standing
+from penstock_proxy.standing import Standing
 from penstock_supervisor import sockdiag
 from penstock_supervisor.descriptors import per_connection, place
 from penstock_supervisor.families import Labels, family

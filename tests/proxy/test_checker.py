@@ -14,7 +14,8 @@ from penstock_proxy import checker as checker_module
 from penstock_proxy.checker import QUICK_CHECKS, QUICK_S, Checker
 from penstock_proxy.config import Ejection, Health, Target
 from penstock_proxy.metrics import CHECK_RESULTS, ServiceCounters
-from penstock_proxy.pool import Member, Pool, Standing
+from penstock_proxy.pool import Member, Pool
+from penstock_proxy.standing import Standing
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HOUR = 3600.0

@@ -17,9 +17,9 @@ import pytest
 from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Target
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.pool import Standing
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
+from penstock_proxy.standing import Standing
 from penstock_worker.handoff import CLIENT, CREDIT, MOST, receive
 from penstock_worker.proxy_protocol import Header, build, parse
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from penstock_proxy.admission import Admission
 from penstock_proxy.link import NEVER, Link
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.pool import Member, Standing
+from penstock_proxy.pool import Member
+from penstock_proxy.standing import Standing
 from penstock_worker.handoff import CREDIT, PROBE, receive
 
 

@@ -18,7 +18,8 @@ import pytest
 from penstock_proxy.admission import Admission
 from penstock_proxy.link import Link
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.pool import Member, Standing
+from penstock_proxy.pool import Member
+from penstock_proxy.standing import Standing
 from penstock_worker.handoff import Taker
 from penstock_worker.streams import Stream
 

@@ -7,15 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_proxy.config import Balance, Ejection, Health, Target
-from penstock_proxy.pool import (
-    MAX_TIMES,
-    TRANSITIONS,
-    Event,
-    ImpossibleEventError,
-    Member,
-    Pool,
-    Standing,
-)
+from penstock_proxy.pool import MAX_TIMES, Member, Pool
+from penstock_proxy.standing import TRANSITIONS, Event, ImpossibleEventError, Standing
 
 AT_ONCE = Health(rise=1, fall=1)
 TWICE = Ejection(failures=2, eject_for=10.0, max_ejected=0.5)

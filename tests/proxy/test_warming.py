@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_proxy.config import Balance, Ejection, Health, Target
-from penstock_proxy.pool import COLDEST, Pool, Standing
+from penstock_proxy.pool import COLDEST, Pool
+from penstock_proxy.standing import Standing
 
 PERIOD = 10.0
 
