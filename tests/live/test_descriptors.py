@@ -3,8 +3,10 @@
 import resource
 import socket
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 HELD = 2
 """At a time: a front looks at its limit once a tick."""
+WAITING = 5
+LOOKS = 25
 
 
 def hold(run: "Cluster", most: int = 2000) -> list["Wire"]:
@@ -80,6 +84,75 @@ def test_out_of_descriptors_it_says_no_and_when_there_are_some_it_goes_on(
     run.until(lambda: run.metric("penstock_accepting", service="web"))
     run.until(lambda: run.metric("penstock_connections_active", service="web") == 0)
     assert run.get()[0] == 200
+
+
+def test_a_front_that_has_none_left_sleeps_until_it_has_and_loses_nobody(
+    penstock: "Penstock",
+) -> None:
+    run = penstock(
+        app="penstock_worker.demo:app",
+        workers=1,
+        timeouts={"queue": "60s", "head": "60s"},
+        limits={"connections_per_client": 0},
+    )
+    front = run.front
+    usual = cost_of_looking(run, front)
+    before = resource.prlimit(front.pid, resource.RLIMIT_NOFILE)
+    few = front.num_fds() + 80
+    resource.prlimit(front.pid, resource.RLIMIT_NOFILE, (few, before[1]))
+    held = hold(run)
+    waiting = [run.connect() for _ in range(WAITING)]
+    for wire in waiting:
+        wire.send(GET)
+    assert cost_of_looking(run, front) < 5 * usual
+    assert run.metric("penstock_accepting", service="web") == 0
+    resource.prlimit(front.pid, resource.RLIMIT_NOFILE, before)
+    # Whoever was let in and whoever was not: each has one answer.
+    for wire in waiting:
+        assert wire.answer().status == 200
+    for wire in held:
+        wire.send(GET[10:])
+        assert wire.answer().status == 200
+    assert run.metric("penstock_rejected_total") == 0
+
+
+def test_a_worker_that_has_none_left_sleeps_until_it_has(penstock: "Penstock") -> None:
+    run = penstock(app="penstock_worker.demo:app", workers=1, scheme="shared")
+    worker = psutil.Process(run.workers()[0]["pid"])
+    usual = cost_of_looking(run, worker)
+    before = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+    few = worker.num_fds() + 10
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (few, before[1]))
+    came: list[Wire] = []
+    while "Too many open files" not in run.err:
+        assert len(came) < 2000
+        came.append(run.connect())
+    assert cost_of_looking(run, worker) < 5 * usual
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, before)
+    for wire in came:
+        wire.send(GET)
+    # Who has waited for two seconds was told no.
+    statuses = {wire.answer().status for wire in came}
+    assert 200 in statuses <= {200, 503}
+    assert run.get()[0] == 200
+
+
+def cost_of_looking(run: "Cluster", process: psutil.Process) -> float:
+    """Processor time in nanoseconds that a process needs for each look at the metrics.
+
+    It does not grow while a process waits; one that asks in vain again and again needs all
+    that there is between two looks.
+    """
+    before = on_processor(process.pid)
+    for _ in range(LOOKS):
+        run.metric("penstock_build_info")
+    return (on_processor(process.pid) - before) / LOOKS
+
+
+def on_processor(pid: int) -> int:
+    """Of all its threads, by the kernel's scheduler."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
 
 def test_one_client_cannot_have_all_connections(penstock: "Penstock") -> None:
