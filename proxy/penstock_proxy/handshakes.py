@@ -1,7 +1,7 @@
 """Clients of one service that have connected and are not yet who they will be: TLS at its door.
 
 Owns the contexts that handshakes begin with, how many may be unfinished at once, and what
-became of them. Must not know: how a handshake goes (`tls_connection`), what is done with
+became of them. Must not know: how a handshake goes (`tls_handshake`), what is done with
 those that succeed (the service's `secured`).
 
 Strangers are bounded without shutting the door to everybody: beyond `limits.handshakes` the
@@ -13,13 +13,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.tls import Contexts, Inbox
-from penstock_proxy.tls_connection import TlsConnection
+from penstock_proxy.tls_handshake import Handshake
 from penstock_proxy.transport import adopt
 from penstock_worker.streams import Stream
 
 if TYPE_CHECKING:
     from penstock_proxy.deadlines import Deadlines
     from penstock_proxy.service import ServiceFront
+    from penstock_proxy.tls_connection import TlsConnection
 
 _TEXT: Final = b"this port speaks TLS: ask for https://\n"
 _PLAIN: Final = (
@@ -38,7 +39,7 @@ class Handshakes:
 
     def __init__(self, service: "ServiceFront") -> None:
         self._service = service
-        self._pending: dict[TlsConnection, None] = {}
+        self._pending: dict[Handshake, None] = {}
         """The oldest first."""
         self._limit = service.config.limits.handshakes
         self._inbox: Inbox | None = None
@@ -73,26 +74,26 @@ class Handshakes:
         self, stream: Stream, peer: Any, preface: bytes, port: int, *, believed: bool
     ) -> None:
         """Somebody has connected, and was counted."""
-        connection = TlsConnection(self, peer, preface, port, believed=believed)
-        self._pending[connection] = None
-        self.deadlines.arm_in(connection, self._service.timeouts.handshake)
+        handshake = Handshake(self, peer, preface, port, believed=believed)
+        self._pending[handshake] = None
+        self.deadlines.arm_in(handshake, self._service.timeouts.handshake)
         if len(self._pending) > self._limit:
             oldest = next(iter(self._pending))
             del self._pending[oldest]
             oldest.displace()
-        adopt(self._service.reactor, connection, stream, self._service.config.limits.buffer)
+        adopt(self._service.reactor, handshake, stream, self._service.config.limits.buffer)
 
-    def done(self, connection: TlsConnection) -> None:
-        """It is open: the service has it now."""
-        self._pending.pop(connection, None)
-        self.deadlines.disarm(connection)
+    def done(self, handshake: Handshake, connection: "TlsConnection") -> None:
+        """It has become a connection: the service has it now."""
+        self._pending.pop(handshake, None)
+        self.deadlines.disarm(handshake)
         tls = connection.get_extra_info("ssl_object")
         self._service.counters.handshakes["resumed" if tls.session_reused else "ok"] += 1
-        self._service.secured(connection)
+        self._service.secured(handshake, connection)
 
-    def failed(self, connection: TlsConnection, result: str) -> None:
-        """It is gone, and never was open."""
-        self._pending.pop(connection, None)
+    def failed(self, handshake: Handshake, result: str) -> None:
+        """It is gone, and never became one."""
+        self._pending.pop(handshake, None)
         self._service.counters.handshakes[result] += 1
         service = self._service
-        service.client_lost(service.counted_as(connection.peer, believed=connection.believed))
+        service.client_lost(service.counted_as(handshake.peer, believed=handshake.believed))

@@ -39,6 +39,7 @@ from penstock_proxy.server_names import ByName
 from penstock_proxy.sni import Door, Routes
 from penstock_proxy.standing import Standing
 from penstock_proxy.tls_connection import TlsConnection
+from penstock_proxy.tls_handshake import Handshake
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import WorkerConnection
 from penstock_proxy.waiting import Queue, nobody, retry_after
@@ -203,17 +204,17 @@ class ServiceFront:
         else:
             Relay(self, sock, peer, preface).start()
 
-    def secured(self, connection: TlsConnection) -> None:
+    def secured(self, handshake: Handshake, connection: TlsConnection) -> None:
         """A client speaks TLS, and can be served."""
-        peer, preface = connection.peer, connection.preface
+        peer, preface = handshake.peer, handshake.preface
         if self.config.mode == "http":
             client = ClientConnection(
                 self,
                 peer,
                 preface,
-                believed=connection.believed,
+                believed=handshake.believed,
                 fields=connection.certificate_field(),
-                port=connection.port,
+                port=handshake.port,
             )
             self.clients.add(client)
             connection.carry(client)

@@ -1,9 +1,9 @@
 """TLS between a client's socket and whoever reads the client, as a transport of its own.
 
-Owns one connection's TLS: the wait for the ClientHello, the handshake and how it failed, and
-from then on the way of every byte through OpenSSL, which sees buffers and no socket. To the
-event loop it is a protocol; to `client` and `pump` it is the transport that they know. Must
-not know: what the bytes mean, how many handshakes there may be (`handshakes`).
+Owns one connection from the end of its handshake (`tls_handshake`): the way of every byte
+through OpenSSL, which sees buffers and no socket, and how it ends. To what is below it is a
+protocol; to `client` and `pump` it is the transport that they know. Must not know: what the
+bytes mean, how the handshake went.
 
 Why not the event loop's own TLS: it cannot end one direction and go on with the other, takes
 a buffer of 256 KiB and two timers for each connection, begins with OpenSSL before a client
@@ -21,29 +21,12 @@ import asyncio
 import ssl
 from base64 import b64encode
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
-
-from penstock_proxy import client_hello
-from penstock_proxy.client_hello import HelloError
-from penstock_proxy.deadlines import NEVER
-
-if TYPE_CHECKING:
-    from penstock_proxy.handshakes import Handshakes
+from typing import Any, Final
 
 _RECORD: Final = 16 << 10
 """A record is read as a whole: nothing is ever left over inside OpenSSL."""
 _SLICE: Final = 64 << 10
 """Most that goes into a buffer of OpenSSL's at a time. They never shrink again."""
-_LINGER_S: Final = 1.0
-"""To read why it was refused."""
-
-_HELLO: Final = 0
-_SHAKING: Final = 1
-_PARTING: Final = 2
-"""Refused: told why, and about to be closed."""
-_OPEN: Final = 3
-_DEAF: Final = 4
-"""The client has said its last word; what comes after that is nobody's."""
 _MOST_UNSENT: Final = 1 << 20
 """Bytes that a client does not take. What it is sent by us ends far below; only the answers
 to a flood of its own (key updates, renegotiations) get there."""
@@ -55,139 +38,49 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     __slots__ = (
         "_blocked",
         "_closing",
-        "_early",
+        "_deaf",
         "_error",
         "_finished",
         "_incoming",
+        "_loop",
         "_lost",
         "_lower",
         "_outgoing",
-        "_owner",
         "_paused",
         "_protocol",
-        "_result",
-        "_state",
         "_tls",
-        "believed",
-        "bucket",
-        "deadline",
-        "peer",
-        "port",
-        "preface",
     )
 
-    _lower: asyncio.Transport
-    _tls: ssl.SSLObject
-    _incoming: ssl.MemoryBIO
-    _outgoing: ssl.MemoryBIO
-
     def __init__(
-        self, owner: "Handshakes", peer: Any, preface: bytes, port: int, *, believed: bool
+        self,
+        loop: asyncio.AbstractEventLoop,
+        lower: asyncio.Transport,
+        tls: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        *,
+        blocked: bool,
     ) -> None:
-        """`peer`, `preface`, `port` and `believed` are for whoever is carried, as without TLS."""
-        super().__init__()
-        self.peer = peer
-        self.preface = preface
-        self.port = port
-        self.believed = believed
-        self.deadline = NEVER
-        self.bucket = NEVER
-        self._owner = owner
-        self._state = _HELLO
-        self._early = b""
-        self._result = ""
-        """Why there will be no connection."""
+        """`tls` has shaken hands over both buffers; `blocked`: `lower` takes no more for now."""
+        # Not `asyncio.Transport.__init__`: a dictionary for each connection, always empty.
+        self._loop = loop
+        self._lower = lower
+        self._tls = tls
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._blocked = blocked
         self._protocol: asyncio.Protocol | None = None
         self._error: Exception | None = None
         self._paused = False
-        self._blocked = False
+        self._deaf = False
+        """The client has said its last word; what comes after that is nobody's."""
         self._closing = False
         """Nothing goes out any more."""
         self._finished = False
         """We have sent close_notify."""
         self._lost = False
 
-    # -- from the socket, until the handshake is done
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._lower = transport
-
-    def data_received(self, data: bytes) -> None:
-        state = self._state
-        if state == _OPEN:
-            if len(data) <= _SLICE:
-                self._incoming.write(data)
-                self._read()
-            else:
-                self._read_slices(data)
-        elif state == _HELLO:
-            self._early += data
-            self._hear()
-        elif state == _SHAKING:
-            self._incoming.write(data)
-            self._shake()
-
-    def _hear(self) -> None:
-        """Is the ClientHello complete? Whose certificate does it ask for?"""
-        early = self._early
-        try:
-            name = client_hello.server_name(early)
-        except HelloError:
-            if not client_hello.speaks_tls(early):
-                self._refuse_plain(early)
-                return
-            # What is wrong with it is for OpenSSL to say, in an alert.
-            name = ""
-        if name is None:
-            return
-        self._early = b""
-        self._state = _SHAKING
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = self._owner.contexts.of(name)
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._incoming.write(early)
-        self._shake()
-
-    def _shake(self) -> None:
-        try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            self._flush()
-        except ssl.SSLError as error:
-            self._flush()
-            self._refuse(_why(error.reason or ""))
-        else:
-            self._flush()
-            self._state = _OPEN
-            self._owner.done(self)
-            self._read()
-
-    def _refuse_plain(self, early: bytes) -> None:
-        if early[:1].isalpha():
-            self._lower.write(self._owner.plain_answer)
-        self._refuse("not_tls")
-
-    def _refuse(self, result: str) -> None:
-        """Let it read what it was told, as `client` does, and close."""
-        self._result = result
-        self._state = _PARTING
-        if not self._lower.is_closing():
-            self._lower.write_eof()
-            self._owner.deadlines.arm_in(self, _LINGER_S)
-
-    def displace(self) -> None:
-        """Others want to come in, and this one has not in all its time."""
-        self._give_up("displaced")
-
-    def expired(self, now: float) -> None:
-        self._give_up("timeout")
-
-    def _give_up(self, result: str) -> None:
-        self._result = self._result or result
-        self._state = _PARTING
-        self._lower.abort()
-
-    # -- from the socket, afterwards
+    # -- to whoever is carried
 
     def certificate_field(self) -> bytes:
         """What the worker is told of the client's certificate, as a line of a header block
@@ -208,18 +101,29 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         else:
             self.resume_reading()
 
+    # -- from below
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        if len(data) <= _SLICE:
+            self._incoming.write(data)
+            self.read()
+        else:
+            self._read_slices(data)
+
     def _read_slices(self, data: bytes) -> None:
         view = memoryview(data)
         for at in range(0, len(view), _SLICE):
             self._incoming.write(view[at : at + _SLICE])
-            self._read()
+            self.read()
 
-    def _read(self) -> None:
+    def read(self) -> None:
         """Pass on what there is."""
         incoming, tls = self._incoming, self._tls
         try:
             # Asking first is cheaper than an exception for each time that there is no more.
-            while incoming.pending and self._state == _OPEN and not (self._paused or self._closing):
+            while incoming.pending and not (self._paused or self._closing or self._deaf):
                 data = tls.read(_RECORD)
                 if data:
                     self._protocol.data_received(data)  # type: ignore[union-attr]
@@ -239,13 +143,13 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
 
     def _read_on(self) -> None:
         if not (self._paused or self._lost):
-            self._read()
+            self.read()
             if not (self._paused or self._closing):
                 self._lower.resume_reading()
 
     def _notified(self) -> None:
         """The client has said all that it will."""
-        self._state = _DEAF
+        self._deaf = True
         assert self._protocol is not None
         if not self._protocol.eof_received():
             self.close()
@@ -258,7 +162,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._lower.close()
 
     def eof_received(self) -> bool:
-        if self._state == _DEAF:
+        if self._deaf:
             # It said so before; whether we go on is already decided.
             return not self._closing
         self._error = ConnectionResetError("the client broke off")
@@ -266,11 +170,8 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost = self._closing = True
-        self._owner.deadlines.disarm(self)
         protocol, self._protocol = self._protocol, None
-        if self._state < _OPEN:
-            self._owner.failed(self, self._result or "gone")
-        elif protocol is not None:
+        if protocol is not None:
             protocol.connection_lost(error or self._error)
         else:
             self._error = error or self._error
@@ -372,7 +273,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._paused = False
         if self._incoming.pending:
             # Not at once: whoever resumes does not expect data before this returns.
-            self._owner.loop.call_soon(self._read_on)
+            self._loop.call_soon(self._read_on)
         else:
             self._lower.resume_reading()
 
@@ -398,20 +299,3 @@ def end(transport: asyncio.Transport, *, cut: bool) -> None:
         transport.break_off()
     else:
         transport.close()
-
-
-_REASONS: Final = {
-    "UNSUPPORTED_PROTOCOL": "version",
-    "VERSION_TOO_LOW": "version",
-    "WRONG_VERSION_NUMBER": "version",
-    "NO_SHARED_CIPHER": "cipher",
-    "NO_SUITABLE_SIGNATURE_ALGORITHM": "cipher",
-    "NO_SUITABLE_KEY_SHARE": "cipher",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "client_certificate",
-    "CERTIFICATE_VERIFY_FAILED": "client_certificate",
-}
-
-
-def _why(reason: str) -> str:
-    """OpenSSL's reason as one of `metrics.HANDSHAKES`; an alert is the client's refusal."""
-    return _REASONS.get(reason, "refused" if "ALERT" in reason else "failed")

@@ -20,6 +20,7 @@ from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.tls import Contexts, Credential, Terms
 from penstock_proxy.tls_connection import TlsConnection, end
+from penstock_proxy.tls_handshake import Handshake
 from penstock_worker.streams import Stream
 
 AUTHORITY = trustme.CA()
@@ -135,7 +136,7 @@ class House:
         self.handshakes.contexts = Contexts(Terms(), [CREDENTIAL])
         self.sockets: list[socket.socket] = []
 
-    def secured(self, connection: TlsConnection) -> None:
+    def secured(self, _handshake: Handshake, connection: TlsConnection) -> None:
         notes = Notes()
         self.carried.append(notes)
         connection.carry(notes)
