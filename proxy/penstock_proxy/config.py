@@ -154,7 +154,12 @@ class Ejection(Part):
     """Passive health: what the traffic itself shows."""
 
     failures: Annotated[int, Field(ge=0, strict=True)] = 5
-    """Connect failures, resets and 5xx in a row; 0 switches ejection off."""
+    """Connect failures, resets and 5xx in a row; 0: however many."""
+    share: Share = 0.5
+    """The same of the requests of the last ten seconds, and at least twice what the others
+    fail; 0: whatever share."""
+    requests: Count = 20
+    """With fewer in that time, a share says nothing."""
     eject_for: Positive = 10.0
     """Times the number of ejections, at most ten times."""
     max_ejected: Share = 0.5

@@ -191,6 +191,13 @@ class ServiceCounters:
         """By slot and result, of CHECK_RESULTS."""
         self.check_seconds = Histogram()
 
+    def by_slot(self) -> defaultdict[int, int]:
+        """Requests that ended, by the slot of their last worker."""
+        ended: defaultdict[int, int] = defaultdict(int)
+        for (_, _, slot), count in self.requests.items():
+            ended[slot] += count
+        return ended
+
 
 def snapshot(
     services: Mapping[str, ServiceCounters],

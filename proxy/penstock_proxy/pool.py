@@ -31,7 +31,7 @@ MAX_TIMES: Final = 10
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One worker as the pool sees it. Only the pool writes it, but for `active`."""
+    """One worker as the pool sees it. Only the pool writes it, but for `active` and `elsewhere`."""
 
     slot: int
     address: str
@@ -41,6 +41,10 @@ class Member:
     """Exchanges or connections in flight; written by the delivery."""
     failures: int = 0
     """Of the traffic, in a row."""
+    failed: int = 0
+    """Of the traffic, while it was in the rotation; since the start."""
+    elsewhere: int = 0
+    """Requests that it failed and that were tried elsewhere: no counter has them under its slot."""
     generation: int = 0
     """How often it joined or left: a check that began in another one is void."""
     reason: str = ""
@@ -192,16 +196,22 @@ class Pool:
         if member.standing is not Standing.UP:
             return
         member.failures += 1
+        member.failed += 1
         needed = self._ejection.failures
-        if not needed or member.failures < needed or not self._may_eject():
+        if needed and member.failures >= needed:
+            row = "a failure" if needed == 1 else f"{member.failures} failures in a row"
+            self.eject(member, now, row)
+
+    def eject(self, member: Member, now: float, why: str) -> None:
+        """Leave one that is in the rotation alone for a time, if it may be done without."""
+        if not self._may_eject():
             return
         self._forget(member, now)
         member.penalty = min(member.penalty + 1, MAX_TIMES)
         duration = self._ejection.eject_for * member.penalty
         member.until = now + duration
         self.ejections[member.slot] += 1
-        failures = "a failure" if needed == 1 else f"{member.failures} failures in a row"
-        self._step(member, Event.EJECT, f"ejected for {duration:g} s after {failures}")
+        self._step(member, Event.EJECT, f"ejected for {duration:g} s after {why}")
 
     def succeeded(self, member: Member) -> None:
         """Note a success of the traffic: it ends a row of failures."""

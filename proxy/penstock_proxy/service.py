@@ -29,6 +29,7 @@ from penstock_proxy.handshakes import Handshakes
 from penstock_proxy.journal import Journal
 from penstock_proxy.kept import MAX_IDLE, Kept
 from penstock_proxy.metrics import ServiceCounters
+from penstock_proxy.outliers import Outliers
 from penstock_proxy.overflow import Overflow
 from penstock_proxy.pool import Member, Pool
 from penstock_proxy.preface import check, of_client
@@ -58,6 +59,8 @@ class ServiceFront:
 
     routes: Routes | None = None
     """Some of its connections are another service's, by the name they ask for."""
+    _is_waking = False
+    """Those who wait are about to be served."""
 
     def __init__(
         self,
@@ -83,10 +86,10 @@ class ServiceFront:
         # One that began with a PROXY header is one client's, and serves one request.
         self.kept = Kept((t.slot for t in config.targets), 0 if config.send_proxy else MAX_IDLE)
         self.budget = Budget(config.retries, deadlines.now)
+        self.outliers = Outliers(config.ejection, deadlines.now)
         self.waiting: Queue[Exchange | Relay | Passage] = Queue(
             config.limits, config.timeouts.queue
         )
-        self._is_waking = False
         self.clients: set[ClientConnection] = set()
         """Under http only: who may be idle and has to be told when we stop."""
         self.stopping = False
@@ -362,7 +365,18 @@ class ServiceFront:
         self.kept.tick(now)
         counts = self.counters
         self.budget.seen(sum(counts.total.counts), now)
+        if self.outliers.is_due(now) and (worst := self.outliers.worst(self._given(), now)):
+            self.pool.eject(worst.member, now, worst.words)
         self.overflow.tick(now)
+
+    def _given(self) -> dict[Member, int]:
+        """How much each worker was given since the start, well done or not."""
+        counts, members = self.counters, self.pool.members
+        if self.config.mode == "http" and self.delegate is None:
+            ended = counts.by_slot()
+            return {member: ended[member.slot] + member.elsewhere for member in members}
+        # Those that stood; one that failed never did.
+        return {m: counts.worker_connections[m.slot] + m.failed for m in members}
 
     def drain(self) -> None:
         """Accept no more; end what is idle; let the rest finish."""

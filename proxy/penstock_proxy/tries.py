@@ -89,6 +89,7 @@ class Tries:
         exchange.retries += 1
         service.counters.retries += 1
         if member is not None:
+            member.elsewhere += 1
             self.tried += (member,)
         exchange.dispatch()
 

@@ -30,7 +30,7 @@ FACES: Final = 2
 BODY: Final = b"every byte may be the last"
 EARLY: Final = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 STEADY: Final[dict[str, Any]] = {
-    "ejection": {"failures": 0},
+    "ejection": {"failures": 0, "share": "0%"},
     "retries": {"budget": "100%", "min_per_second": 1000},
     "health": {"interval": "1h"},
     "access_log": "./access.log",

@@ -4,7 +4,10 @@ While there is nobody, requests wait for as long as they were told to, and no lo
 """
 
 from collections import Counter
+from itertools import count
 from typing import TYPE_CHECKING
+
+import pytest
 
 if TYPE_CHECKING:
     from tests.live.conftest import Cluster, Penstock, Wire, Worker
@@ -112,4 +115,37 @@ def test_a_worker_that_answers_5xx_is_ejected_and_tried_again(
     assert run.metric("penstock_ejections_total", slot="0") >= 1
     reply[0] = OK
     run.until(lambda: run.workers()[0]["standing"] == "up")
+    assert [wire.ask(GET).status for _ in range(30)] == [200] * 30
+
+
+@pytest.mark.parametrize("breaks_off", [False, True], ids=["5xx", "cut"])
+def test_a_worker_that_fails_every_second_request_is_ejected(
+    penstock: "Penstock", origin: "Worker", breaks_off: bool
+) -> None:
+    asked = count()
+
+    def answer(wire: "Wire") -> None:
+        while wire.head():
+            if next(asked) % 2 == 0:
+                wire.send(OK)
+            elif breaks_off:
+                # Silence would look like the end of a connection that was idle.
+                wire.send(OK[:20])
+                return
+            else:
+                wire.send(ERROR)
+
+    run = penstock(
+        "--to", origin(answer).address, "--to", origin(good).address, "--to", origin(good).address,
+        health=SELDOM, ejection={"eject_for": "1h"}, retries={"min_per_second": 1000},
+    )  # fmt: skip
+    wire = run.connect()
+
+    def is_ejected() -> bool:
+        statuses = {wire.ask(GET).status for _ in range(30)}
+        assert statuses <= ({200} if breaks_off else {200, 500})
+        return bool(run.workers()[0]["standing"] == "ejected")
+
+    run.until(is_ejected)
+    assert " failures of " in run.workers()[0]["reason"]
     assert [wire.ask(GET).status for _ in range(30)] == [200] * 30

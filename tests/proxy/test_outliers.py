@@ -1,0 +1,94 @@
+"""One that fails far more than the others is found, whatever comes between; nobody else is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock_proxy.config import Ejection
+from penstock_proxy.outliers import SECONDS, Outliers
+from penstock_proxy.pool import Member
+from penstock_proxy.standing import Standing
+
+HALF = Ejection(share=0.5, requests=20)
+
+
+class Town:
+    """Workers that do as they are told, and who looks at them each second."""
+
+    def __init__(self, n: int, ejection: Ejection = HALF) -> None:
+        self.members = [Member(slot, "", 1, Standing.UP) for slot in range(n)]
+        self.given = dict.fromkeys(self.members, 0)
+        self.now = 100.0
+        self.outliers = Outliers(ejection, self.now)
+        self.second()
+
+    def second(self, *did: tuple[int, int]) -> str:
+        """Each fails so many of so many in a second; who is found, and why."""
+        for member, (failed, count) in zip(self.members, did, strict=False):
+            member.failed += failed
+            self.given[member] += count
+        self.now += 1.0
+        assert self.outliers.is_due(self.now)
+        found = self.outliers.worst(self.given, self.now)
+        assert not self.outliers.is_due(self.now + 0.75)
+        return f"{found.member.slot}: {found.words}" if found else ""
+
+
+@pytest.mark.parametrize(
+    ("did", "found"),
+    [
+        pytest.param([(10, 20), (0, 20), (0, 20)], "0: 10 failures of 20 requests", id="half"),
+        pytest.param([(9, 20), (0, 20), (0, 20)], "", id="less than half"),
+        pytest.param([(19, 19), (0, 20), (0, 20)], "", id="too few to say"),
+        pytest.param([(10, 20), (15, 20), (0, 20)], "1: 15 failures of 20 requests", id="worst"),
+        pytest.param([(10, 20), (10, 20), (10, 20)], "", id="all of them"),
+        pytest.param([(20, 20), (11, 20), (11, 20)], "", id="not twice as often"),
+        pytest.param([(20, 20), (10, 20), (10, 20)], "0: 20 failures of 20 requests", id="twice"),
+        pytest.param([(10, 20), (0, 0), (0, 0)], "", id="nobody to compare with"),
+        # A request counts as given when it is over, and may fail before.
+        pytest.param([(20, 15), (0, 20)], "0: 20 failures of 20 requests", id="not over yet"),
+    ],
+)
+def test_who_is_an_outlier(did: list[tuple[int, int]], found: str) -> None:
+    assert Town(len(did)).second(*did) == found
+
+
+def test_it_adds_up_ten_seconds_and_no_more() -> None:
+    town = Town(2)
+    said = [town.second((1, 2), (0, 2)) for _ in range(SECONDS)]
+    assert said == [*[""] * 9, "0: 10 failures of 20 requests"]
+    # From now on nothing fails, and the failures go out of sight one by one.
+    assert town.second((0, 2), (0, 2)) == ""
+    assert town.second((20, 20), (0, 20)) != ""
+    said = [town.second() for _ in range(SECONDS)]
+    assert all(said[:-1])
+    assert not said[-1]
+
+
+def test_what_was_before_it_came_into_the_rotation_is_not_held_against_it() -> None:
+    town = Town(2)
+    assert town.second((20, 20), (0, 20)) != ""
+    bad = town.members[0]
+    bad.standing = Standing.EJECTED
+    assert town.second((0, 0), (0, 20)) == ""
+    bad.standing, bad.since = Standing.UP, town.now
+    assert town.second((1, 20), (0, 20)) == ""
+    assert town.second((19, 20), (0, 20)) == "0: 20 failures of 40 requests"
+
+
+def test_without_a_share_nobody_looks() -> None:
+    outliers = Outliers(Ejection(share=0.0), 0.0)
+    assert not outliers.is_due(1000.0)
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=3, max_size=3),
+        max_size=30,
+    )
+)
+def test_who_never_fails_is_never_found(seconds: list[list[tuple[int, int]]]) -> None:
+    town = Town(3)
+    for did in seconds:
+        (_, count), *others = did
+        assert not town.second((0, count), *others).startswith("0:")
