@@ -1,8 +1,8 @@
 """Which connections are ready, for all connections of a front at once.
 
 Owns: one epoll object, who is called when one of its descriptors is ready, and what is left
-to do when all of those have been called: connections that were lost are told so then, and
-never in the middle of another call.
+to do when all of those have been called: what they have written goes out then, and
+connections that were lost are told so, never in the middle of another call.
 
 The event loop of the process sees it as one descriptor. A connection of the loop's own
 would cost five more system calls to make, two trips through the loop to be told of, and
@@ -42,22 +42,28 @@ class Ready(Protocol):
     def ready(self, events: int) -> None:
         """It is ready for `events`, or has failed (EPOLLERR, EPOLLHUP come unasked)."""
 
+    def send_held(self) -> None:
+        """All have been called. Only those in `holding` are asked."""
+
     def broken(self) -> None:
-        """`ready` raised what nobody expected. It is not called again."""
+        """One of these raised what nobody expected. It is not called again."""
 
 
 class Reactor:
     """Made for a loop; `close` is for tests: in a front it lives as long as the process."""
 
-    __slots__ = ("_epoll", "_later", "_loop", "_owners", "_scheduled", "_turning")
+    __slots__ = ("_epoll", "_later", "_loop", "_owners", "_scheduled", "holding", "turning")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._epoll: select.epoll | None = None
         self._owners: dict[int, Ready] = {}
         self._later: list[Callable[[], None]] = []
-        self._turning = False
         self._scheduled = False
+        self.turning = False
+        """Those that are ready are being called; `holding` will be."""
+        self.holding: list[Ready] = []
+        """Those who have something to send when that is done."""
 
     def watch(self, fd: int, owner: Ready, events: int) -> None:
         """Call `owner.ready` whenever `fd` is ready for `events`, until `forget`."""
@@ -86,7 +92,7 @@ class Reactor:
     def later(self, callback: Callable[[], None]) -> None:
         """Call it when all that are ready now have been called."""
         self._later.append(callback)
-        if not (self._turning or self._scheduled):
+        if not (self.turning or self._scheduled):
             self._scheduled = True
             self._loop.call_soon(self._settle)
 
@@ -100,17 +106,18 @@ class Reactor:
     def _turn(self) -> None:
         assert self._epoll is not None
         poll = self._epoll.poll
-        self._turning = True
+        self.turning = True
         try:
             for _ in range(_ROUNDS):
                 found = poll(0, _MOST)
                 self._call(found)
-                if self._later:
+                while self.holding or self._later:
+                    self._send()
                     self._settle()
                 if len(found) < _BUSY:
                     break
         finally:
-            self._turning = False
+            self.turning = False
 
     def _call(self, found: list[tuple[int, int]]) -> None:
         owners = self._owners
@@ -123,6 +130,15 @@ class Reactor:
                 owner.ready(events)
             except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
                 _log.exception("a connection could not be handled")
+                owner.broken()
+
+    def _send(self) -> None:
+        holding, self.holding = self.holding, []
+        for owner in holding:
+            try:
+                owner.send_held()
+            except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
+                _log.exception("a connection could not be written to")
                 owner.broken()
 
     def _settle(self) -> None:

@@ -6,9 +6,12 @@ on one of these, so a protocol does not know which one it has:
 `connection_lost` comes once, never in the middle of another call, and the descriptor is
 open until it has returned.
 
-What is written goes out at once. What is read comes in pieces of 16 KiB, and in larger ones
-as long as those are filled and the other side keeps up, so a slow reader of something huge
-costs kilobytes.
+What is written goes out at once, or, if it is little, when all connections that are ready have
+been called: who waits for it on another core is then woken once for all of them and not once
+for each (measured on a relayed HTTP request: 1.0 of 12 µs in the kernel).
+
+What is read comes in pieces of 16 KiB, and in larger ones as long as those are filled and the
+other side keeps up, so a slow reader of something huge costs kilobytes.
 
 It must not know: what the bytes mean. Must not be used: after `connection_lost`.
 """
@@ -28,6 +31,8 @@ _FIRST_READ: Final = 16 << 10
 _LARGEST_READ: Final = 4
 """Times the mark above, so that what waits for one that stops reading is at most five times it.
 Smaller reads cost a relayed stream a third more system calls."""
+_LITTLE: Final = 16 << 10
+"""Bytes of what may wait for the others; each connection that one look finds may hold so much."""
 _MOST_PIECES: Final = 64
 """Of one writev. The kernel takes 1024; what waits here is few."""
 
@@ -42,6 +47,7 @@ class SocketTransport(asyncio.Transport):
         "_events",
         "_fd",
         "_heard_end",
+        "_held",
         "_high",
         "_lost",
         "_paused",
@@ -66,6 +72,8 @@ class SocketTransport(asyncio.Transport):
         self._waiting = 0
         """Bytes in it."""
         self._high = high
+        self._held = b""
+        """Written in this turn, and not sent: the reactor calls `send_held`."""
         self._events = 0
         """What the reactor looks for."""
         self._read_size = _FIRST_READ
@@ -172,16 +180,38 @@ class SocketTransport(asyncio.Transport):
         if self._closing or self._ending or not data:
             return
         if self._unsent is None:
-            try:
-                sent = os.write(self._fd, data)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._fail(error)
+            held = self._held
+            if held:
+                data = held + data
+                self._held = b""
+            if self._reactor.turning and len(data) <= _LITTLE:
+                self._held = bytes(data)
+                if not held:
+                    self._reactor.holding.append(self)
                 return
-            if sent == len(data):
-                return
-            data = data[sent:]
+            self._send(data)
+        else:
+            self._put_off(data)
+
+    def send_held(self) -> None:
+        """All that were ready have been called."""
+        held, self._held = self._held, b""
+        if held:
+            self._send(held)
+
+    def _send(self, data: "bytes | bytearray | memoryview") -> None:
+        try:
+            sent = os.write(self._fd, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._fail(error)
+            return
+        if sent != len(data):
+            self._put_off(data[sent:])
+
+    def _put_off(self, data: "bytes | bytearray | memoryview") -> None:
+        if self._unsent is None:
             self._unsent = deque()
         self._unsent.append(bytes(data))
         self._waiting += len(data)
@@ -195,6 +225,7 @@ class SocketTransport(asyncio.Transport):
 
     def write_eof(self) -> None:
         if not (self._ending or self._closing):
+            self.send_held()
             self._ending = True
             if self._unsent is None:
                 self._shut_down()
@@ -210,7 +241,7 @@ class SocketTransport(asyncio.Transport):
             return
 
     def get_write_buffer_size(self) -> int:
-        return self._waiting
+        return self._waiting + len(self._held)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._high = HIGH_WATER if high is None else high
@@ -257,6 +288,7 @@ class SocketTransport(asyncio.Transport):
     def close(self) -> None:
         """When all is written."""
         if not self._closing:
+            self.send_held()
             self._closing = True
             if self._unsent is None:
                 self._lose(None)
@@ -264,6 +296,7 @@ class SocketTransport(asyncio.Transport):
                 self._look()
 
     def abort(self) -> None:
+        self.send_held()
         self._lose(None)
 
     def _fail(self, error: OSError) -> None:
@@ -274,7 +307,7 @@ class SocketTransport(asyncio.Transport):
             return
         self._lost = self._closing = True
         self._error = error
-        self._unsent, self._waiting = None, 0
+        self._unsent, self._waiting, self._held = None, 0, b""
         if self._events:
             self._events = 0
             self._reactor.closing(self._fd)

@@ -392,3 +392,99 @@ def test_hundreds_at_once_are_all_served(house: House) -> None:
         pair.peer.sendall(b"echo")
     house.until(lambda: all(pair.notes.data for pair in pairs))
     assert all(pair.peer.recv(10) == b"echo" for pair in pairs)
+
+
+def test_what_is_written_in_one_turn_goes_out_when_all_have_been_called(house: House) -> None:
+    pairs = [house.pair() for _ in range(5)]
+    heard_meanwhile: list[bytes] = []
+
+    def listen(pair: Pair) -> bytes:
+        try:
+            return os.read(pair.peer.fileno(), 100)
+        except BlockingIOError:
+            return b""
+
+    def answer(_: bytes) -> None:
+        heard_meanwhile.extend(listen(pair) for pair in pairs)
+        for pair in pairs:
+            pair.transport.write(b"a")
+            pair.transport.write(b"b")
+
+    for pair in pairs:
+        pair.notes.on_data = answer
+        pair.peer.sendall(b"x")
+        pair.peer.setblocking(False)
+    house.until(lambda: all(pair.notes.data for pair in pairs))
+    # The kernel may have found them ready at different times; nobody heard in mid-turn of one.
+    assert heard_meanwhile[0] == b""
+    assert pairs[0].transport.get_write_buffer_size() == 0
+    total = sum(len(listen(pair)) for pair in pairs) + sum(map(len, heard_meanwhile))
+    assert total == 2 * len(pairs) * len(pairs)
+
+
+@pytest.mark.parametrize("how", ["close", "abort", "write_eof"])
+def test_what_is_held_goes_out_before_the_end(house: House, how: str) -> None:
+    pair = house.pair()
+
+    def answer(_: bytes) -> None:
+        pair.transport.write(b"last words")
+        assert pair.transport.get_write_buffer_size() == 10
+        getattr(pair.transport, how)()
+
+    pair.notes.on_data = answer
+    pair.peer.sendall(b"x")
+    house.until(lambda: pair.notes.data)
+    with pair.peer.makefile("rb") as file:
+        assert file.read() == b"last words"
+
+
+def test_little_and_much_keep_their_order(house: House) -> None:
+    pair = house.pair()
+    pieces: list[bytes | bytearray] = [
+        b"1",
+        b"2" * 40_000,
+        b"3",
+        bytearray(b"4"),
+        b"5" * (1 << 20),
+        b"6",
+    ]
+
+    def answer(_: bytes) -> None:
+        for piece in pieces:
+            pair.transport.write(piece)
+
+    pair.notes.on_data = answer
+    pair.peer.sendall(b"x")
+    house.until(lambda: pair.notes.data)
+    wanted, got = b"".join(pieces), bytearray()
+    while len(got) < len(wanted):
+        house.turn()
+        got += pair.peer.recv(1 << 20)
+    assert got == wanted
+
+
+def test_what_was_held_for_who_is_gone_is_a_loss(house: House) -> None:
+    pair = house.pair()
+
+    def answer(_: bytes) -> None:
+        pair.reset()
+        pair.transport.write(b"anybody?")
+        assert "lost" not in pair.notes.said
+
+    pair.notes.on_data = answer
+    pair.peer.sendall(b"x")
+    pair.hears("made lost")
+    assert pair.is_closed
+
+
+def test_what_is_written_while_a_loss_is_told_goes_out(house: House) -> None:
+    going, staying = house.pair(), house.pair()
+
+    def lost(error: Exception | None) -> None:
+        staying.transport.write(b"it is gone")
+        Notes.connection_lost(going.notes, error)
+
+    going.notes.connection_lost = lost  # type: ignore[method-assign]
+    going.peer.close()
+    going.hears("made end lost")
+    assert staying.peer.recv(100) == b"it is gone"
