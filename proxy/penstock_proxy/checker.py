@@ -80,6 +80,8 @@ class Checker:
         self._clock = clock
         self._random = random
         self._wakes = {member.slot: asyncio.Event() for member in pool.members}
+        self._unasked: set[int] = set()
+        """Slots that we lack something to ask, of which that was said."""
 
     def wake(self, slot: int) -> None:
         """Check this slot now: it has joined. Harmless before `run`."""
@@ -139,12 +141,12 @@ class Checker:
         """
         try:
             async with asyncio.timeout(self._health.timeout):
-                return await ask()
+                verdict = await ask()
         except TimeoutError:
             return Verdict("timeout", f"no answer within {self._health.timeout:g} s")
         except OSError as error:
             if is_our_lack(error.errno or 0):
-                _log.warning("cannot check %s: %s", _named(member), error.strerror)
+                self._cannot(member, error)
                 return None
             nobody = _NOBODY_THERE.get(error.errno or 0)
             if nobody is not None:
@@ -154,6 +156,14 @@ class Checker:
             # A bug, ours or the client library's, must not end the checks of everybody.
             _log.warning("check of %s", _named(member), exc_info=True)
             return Verdict("failed", f"the check itself: {type(error).__name__}")
+        self._unasked.discard(member.slot)
+        return verdict
+
+    def _cannot(self, member: Member, error: OSError) -> None:
+        if member.slot not in self._unasked:
+            self._unasked.add(member.slot)
+            why = f"{error.strerror}; trying again until it can"
+            _log.warning("cannot check %s: %s", _named(member), why)
 
     async def _way_to(self, member: Member, stack: AsyncExitStack) -> _Ask:
         if (way := self._way) is not None:

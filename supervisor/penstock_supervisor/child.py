@@ -132,9 +132,17 @@ class Child:
         self._process.signal(number)
         return True
 
-    def send(self, message: Any, handle: socket.socket | None = None) -> bool:
-        """False if there is nobody to take it. ValueError, TypeError: it cannot be sent."""
-        return self._channel is not None and self._channel.send(message, handle)
+    def send(
+        self,
+        message: Any,
+        handle: socket.socket | None = None,
+        on_sent: Callable[[bool], None] | None = None,
+    ) -> bool:
+        """False if there is nobody to take it. ValueError, TypeError: it cannot be sent.
+
+        `on_sent` hears whether the handle was taken.
+        """
+        return self._channel is not None and self._channel.send(message, handle, on_sent)
 
     def part_with_links(self) -> tuple[Link, ...]:
         """Whoever calls this closes them."""

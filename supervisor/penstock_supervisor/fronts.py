@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from penstock_proxy.orders import ACCEPT, CONFIGURE, COVER, PING, UNCOVER
 from penstock_supervisor.above import Surroundings
 from penstock_supervisor.child import Child
+from penstock_supervisor.delivery import deliver
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.premises import Premises
 from penstock_supervisor.renewal import Renewal
@@ -170,4 +171,5 @@ class Fronts:
     def _cover(self, slot: int, by: Child) -> None:
         for name, intake in self._premises.intakes.items():
             if (listener := intake.apart(slot)) is not None:
-                by.send({"cmd": COVER, "service": name, "front": slot}, listener)
+                order = {"cmd": COVER, "service": name, "front": slot}
+                deliver(self._loop, by, order, listener, lambda: slot in self._roster.away)

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from penstock_proxy.orders import HELD, HOLD, JOIN, LEAVE, LINK, ROTATION, UNLINK, UNLINKED
 from penstock_supervisor.child import Child
+from penstock_supervisor.delivery import deliver
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.links import Link
 from penstock_supervisor.roster import Roster, Slot, slot_of
@@ -283,8 +284,18 @@ class Rotation:
 
     def _send_link(self, front: Child, slot: Slot, link: Link) -> None:
         order = {"cmd": LINK, "service": slot[0], "slot": slot[1], "link": link.number}
-        front.send({**order, "end": "front"}, link.front)
-        front.send({**order, "end": "worker"}, link.worker)
+
+        def join() -> None:
+            """It was told to join a worker to which it had no link."""
+            holder = self._roster.holders.get(slot)
+            if holder is not None and link in holder.links and self.is_joined(slot):
+                self._join(front, holder)
+
+        def is_used() -> bool:
+            return link.number not in self._orphans
+
+        for end, sock in (("front", link.front), ("worker", link.worker)):
+            deliver(self._loop, front, {**order, "end": end}, sock, is_used, join)
 
 
 def _unlink(orphan: _Orphan) -> dict[str, Any]:

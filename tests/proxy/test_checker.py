@@ -1,9 +1,11 @@
 """Real servers on loopback are found well, ill, slow, silent or gone, and said to be so."""
 
 import asyncio
+import os
+import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -102,6 +104,19 @@ async def saying(answer: bytes) -> AsyncIterator[str]:
 
 async def healthy(_request: web.Request) -> web.Response:
     return web.Response()
+
+
+@contextmanager
+def without_descriptors() -> Iterator[None]:
+    """Not one more can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # Well, ill, well again
@@ -378,6 +393,28 @@ async def test_a_bug_in_one_check_ends_no_other(
         await until(lambda: checked.count("failed") >= 2)
     assert checked.member.reason == "no good check yet: the check itself: ValueError"
     assert "nobody thought of this" in caplog.text
+
+
+async def test_what_we_lack_ourselves_is_no_bad_check_and_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pauses = []
+
+    def draw() -> float:
+        pauses.append(1)
+        return 0.5
+
+    async with saying(b"") as address:
+        checked = Checked(address, path=None, random=draw)
+        async with checked.running():
+            await until(lambda: checked.count("ok") > 0)
+            with without_descriptors():
+                before = len(pauses)
+                await until(lambda: len(pauses) > before + 5)
+            good = checked.count("ok")
+            await until(lambda: checked.count("ok") > good)
+    assert set(checked.counters.checks) == {(0, "ok")}
+    assert len([line for line in caplog.messages if "Too many open files" in line]) == 1
 
 
 # When

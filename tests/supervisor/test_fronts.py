@@ -23,13 +23,14 @@ class Front:
         self.plan = SimpleNamespace(slot=slot, role="front", service="")
         self.name = f"front/{slot}"
         self.state = State.UP
+        self.pid = 1
         self.got: list[tuple[Any, ...]] = []
 
     @property
     def at_rest(self) -> bool:
         return self.state in (State.DOWN, State.GIVEN_UP)
 
-    def send(self, message: dict[str, Any], handle: object = None) -> bool:
+    def send(self, message: dict[str, Any], handle: object = None, _: object = None) -> bool:
         if self.state is State.BACKOFF or self.at_rest:
             return False
         self.got.append(

@@ -25,11 +25,21 @@ class Front:
         self.state = State.UP
         self.at_rest = False
         self.has_channel = True
+        self.pid = 1
+        self.has_room = True
+        """Descriptors for what it is sent."""
         self.got: list[dict[str, Any]] = []
 
-    def send(self, message: dict[str, Any], handle: object = None) -> bool:
-        if self.has_channel:
+    def send(
+        self,
+        message: dict[str, Any],
+        handle: object = None,
+        on_sent: Callable[[bool], None] | None = None,
+    ) -> bool:
+        if self.has_channel and (self.has_room or not handle):
             self.got.append({**message, "handle": handle} if handle else message)
+        if on_sent is not None:
+            on_sent(self.has_channel and self.has_room)
         return self.has_channel
 
     def heard(self, command: str) -> list[dict[str, Any]]:
@@ -272,6 +282,38 @@ def test_a_new_front_is_told_of_every_link_and_of_who_has_joined(handoff: Stage)
     (joined,) = handoff.fronts[0].heard("join")
     assert joined["link"] == handoff.worker.links[0].number
     assert not handoff.rotation.is_up_anywhere(WEB), "it has not checked anybody yet"
+
+
+def test_a_link_comes_late_to_a_front_that_had_no_descriptor_for_it(handoff: Stage) -> None:
+    worker = cast("Any", handoff.worker)
+    late, other = handoff.fronts
+    late.has_room = False
+    handoff.rotation.link(worker)
+    handoff.rotation.join(worker)
+    handoff.loop.pass_time()
+    assert [len(front.heard("link")) for front in handoff.fronts] == [0, 2]
+    late.has_room = True
+    handoff.loop.pass_time()
+    assert [message["end"] for message in late.heard("link")] == ["front", "worker"]
+    # It could do nothing with what it was told before.
+    assert late.got[-1]["cmd"] == "join"
+    assert len(other.heard("join")) == 1
+    handoff.loop.pass_time()
+    assert len(late.heard("link")) == 2
+
+
+@pytest.mark.parametrize("end", ["its worker has ended", "the front is another process"])
+def test_a_link_that_nobody_needs_any_more_is_not_sent_again(handoff: Stage, end: str) -> None:
+    late = handoff.fronts[0]
+    late.has_room = False
+    handoff.rotation.link(cast("Any", handoff.worker))
+    if end == "its worker has ended":
+        handoff.rotation.unlink(cast("Any", handoff.worker))
+    else:
+        late.pid += 1
+    late.has_room = True
+    handoff.loop.pass_time()
+    assert not late.heard("link")
 
 
 def test_at_the_end_nothing_is_left_open(handoff: Stage) -> None:

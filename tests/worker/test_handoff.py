@@ -5,6 +5,7 @@ Real socket pairs and descriptors; the front's end is in the hands of the test.
 
 import asyncio
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -236,6 +237,29 @@ def test_without_descriptors_it_leaves_them_to_others(worker: Worker) -> None:
     assert worker.taker.taken > taken, "one has ended, so it looks again"
     assert not worker.broke_its_word
     assert worker.left() + worker.taker.taken == 20, "and the rest is there for whoever asks"
+
+
+def test_what_the_program_has_left_no_number_for_stays_where_it_is(worker: Worker) -> None:
+    worker.send(6, each=3)
+    worker.taker.start()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hole, beyond = os.dup(0), os.dup(0)
+    os.close(hole)
+
+    async def work_without() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (beyond, hard))
+        try:
+            for _ in range(30):
+                await asyncio.sleep(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    # One is left, and three come at a time.
+    worker.loop.run_until_complete(work_without())
+    os.close(beyond)
+    assert (len(worker.taken), worker.said) == (0, 0)
+    worker.waits_for(lambda: len(worker.taken) == 6)
+    assert not worker.broke_its_word
 
 
 def test_when_it_leaves_it_takes_what_is_on_its_way_and_nothing_after_it(worker: Worker) -> None:

@@ -9,11 +9,14 @@ A worker says that it takes one *before* it does. So what it has not said it tak
 in the kernel, where the front, which has a copy of the worker's end, can read it back when
 the worker dies, stops or is full: reading a message is atomic, exactly one of the two gets
 it, and nothing can be lost between them. What the worker has said it takes is the worker's.
+The kernel drops a descriptor for which its receiver has no number, so a worker makes sure of
+that before: the program may have used up all that there are.
 
 Neither end waits for the other. No HTTP, no pool, no idea of what a connection is for.
 """
 
 import array
+import logging
 import os
 import socket
 import struct
@@ -40,6 +43,8 @@ _REPORT_S: Final = 0.05
 """Until an end is told that no credit carries along."""
 _RESERVE: Final = 16
 """Descriptors that the program may need while connections come."""
+_RETRY_S: Final = 0.1
+"""Until it is tried again when there is none left."""
 _CREDIT_SIZE: Final = CREDIT.size
 # Plain numbers: Python 3.11 takes longer to or two members of an enum than the kernel to send.
 _NO_BLOCK: Final = int(socket.MSG_DONTWAIT)
@@ -51,6 +56,8 @@ _FD: Final = struct.Struct("i")
 _QUEUED: Final = _FD
 _SPACE: Final = socket.CMSG_SPACE(_FD.size * MOST)
 _MOST: Final = 0xFFFF
+
+_log: Final = logging.getLogger(__name__)
 
 
 class Report(NamedTuple):
@@ -129,7 +136,10 @@ class Taker:
         the next ones need no word."""
         self._reading = False
         self._full = False
+        self._lacking = False
+        """So full that not even one fits, which was logged."""
         self._report: TimerHandle | None = None
+        self._retry: TimerHandle | None = None
 
     def start(self) -> None:
         """Take connections from now on."""
@@ -161,6 +171,9 @@ class Taker:
         if self._report is not None:
             self._report.cancel()
             self._report = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         self._link.close()
 
     def _readable(self) -> None:
@@ -171,13 +184,11 @@ class Taker:
     def _take(self) -> int:
         """Take some, up to MOST; how many that were."""
         try:
-            # A byte is a connection, so this many wait.
-            count: int = _QUEUED.unpack(ioctl(self._link, FIONREAD, bytes(_QUEUED.size)))[0]
-            if not count or count > MOST:
-                # The first message only, whose size is known without taking it.
-                count = len(self._link.recv(MOST, _PEEK))
+            count = self._waiting()
             if not count:
                 self._pause()
+                return 0
+            if not self._fit(count):
                 return 0
             # The credit first: who says that he takes one and dies is known to have had it.
             self._announce(count)
@@ -200,6 +211,40 @@ class Taker:
             for fd in fds:
                 self._adopt(kinds[:1], fd)
         return taken
+
+    def _waiting(self) -> int:
+        """How many come next; 0: the link has ended."""
+        # A byte is a connection, so this many wait.
+        count: int = _QUEUED.unpack(ioctl(self._link, FIONREAD, bytes(_QUEUED.size)))[0]
+        if 0 < count <= MOST:
+            return count
+        # The first message only, whose size is known without taking it.
+        return len(self._link.recv(MOST, _PEEK))
+
+    def _fit(self, count: int) -> bool:
+        """Are there numbers for so many? To have them is the only way to know."""
+        link = self._link.fileno()
+        numbers: list[int] = []
+        try:
+            # As far as it gets: what it has is closed in any case.
+            numbers.extend(os.dup(link) for _ in range(count))
+        except OSError as error:
+            if not self._lacking:
+                _log.error("cannot take connections: %s; trying again until it can", error.strerror)
+            self._lacking = self._full = True
+            self._pause()
+            if self._retry is None:
+                self._retry = self._loop.call_later(_RETRY_S, self._look_again)
+            return False
+        finally:
+            for number in numbers:
+                os.close(number)
+        self._lacking = False
+        return True
+
+    def _look_again(self) -> None:
+        self._retry = None
+        self.room()
 
     def _announce(self, count: int) -> None:
         """Say of so many that they are taken, but for those of whom that was said before."""
