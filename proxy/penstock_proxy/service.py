@@ -98,7 +98,19 @@ class ServiceFront:
         }
         self._proxy_version = _PROXY_VERSIONS[config.send_proxy]
         self._rotated = rotated
-        self.pool = Pool(
+        self.pool = self._pool()
+        self.delegate = Delegate(self) if config.scheme == "handoff" else None
+        self.handshakes = Handshakes(self) if config.tls else None
+        self.entrance = self._entrance() if config.accept_proxy else None
+        self.overflow = Overflow(self)
+        self.gates = self._gates()
+        self.tick(deadlines.now)
+
+    # -- its parts
+
+    def _pool(self) -> Pool:
+        config = self.config
+        return Pool(
             config.targets,
             balance=config.balance,
             health=config.health,
@@ -108,24 +120,17 @@ class ServiceFront:
             on_panic=self._panicked,
             per_worker=config.limits.per_worker,
         )
-        self.delegate = Delegate(self) if config.scheme == "handoff" else None
-        self.handshakes = Handshakes(self) if config.tls else None
-        self.entrance = self._entrance() if config.accept_proxy else None
-        self.overflow = Overflow(self)
-        patience_s = config.timeouts.queue
-        way = self._way_in()
-        self.gates = Gates(
-            loop,
-            config.listeners,
-            admission,
+
+    def _gates(self) -> Gates:
+        return Gates(
+            self.loop,
+            self.config.listeners,
+            self.admission,
             self.overflow,
-            patience_s,
-            way,
+            self.timeouts.queue,
+            self._way_in(),
             None if self.delegate is None else self.delegate.flush,
         )
-        self.tick(deadlines.now)
-
-    # -- connections come and go
 
     def _entrance(self) -> Entrance:
         """A header is taken where we serve the client; else the worker takes it."""
@@ -141,6 +146,8 @@ class ServiceFront:
         if self.entrance is not None:
             return self.entrance.accepted
         return self._accepted if self.delegate is None else self.delegate.accepted
+
+    # -- connections come and go
 
     def _accepted(self, sock: Stream, peer: Any) -> None:
         self.arrived()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from itertools import pairwise
 from time import monotonic
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -226,15 +227,16 @@ async def test_a_part_of_a_header_does_not_make_us_spin(
         await turns()
         (arrival,) = house.entrance.inside
         looks = 0
-        original = type(arrival)._header
+        kind: Any = type(arrival)
+        original = kind._header
 
         def counted(self: object) -> object:
             nonlocal looks
             looks += 1
-            return original(self)  # type: ignore[arg-type]
+            return original(self)
 
         patch = pytest.MonkeyPatch()
-        patch.setattr(type(arrival), "_header", counted)
+        patch.setattr(kind, "_header", counted)
         clean.callback(patch.undo)
         if leaves:
             client.shutdown(socket.SHUT_WR)
