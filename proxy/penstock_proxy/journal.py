@@ -99,7 +99,7 @@ class Journal:
             self._service,
             client.address,
             fault.status,
-            reason,
+            reason or fault.text,
         )
         if self._log is not None:
             self._log.add(
@@ -132,7 +132,7 @@ class Journal:
             exchange.line.method.decode(),
             exchange.line.target[:200].decode(),
             exchange.client.address,
-            f"{fault.status} {fault.text}",
+            f"{fault.status} {fault.text}" if fault.status else fault.kind,
             f" ({reason})" if reason else "",
         )
 

@@ -118,7 +118,7 @@ class Overflow:
         refused = gates.look(now, fault or LACKING, _REFUSED_A_TICK)
         if refused:
             name = self._service.config.name
-            _log.warning("%s: %d connections waited too long and were refused", name, refused)
+            _log.warning("%s: refused %d that had waited too long to be accepted", name, refused)
         if fault is None:
             self.is_full = False
             self._said = False

@@ -25,7 +25,7 @@ from typing import Final, Self
 
 from penstock_supervisor.errors import StartError
 
-_OF_ROOT: Final = Path("/run/penstock")
+OF_ROOT: Final = Path("/run/penstock")
 _MODE: Final = 0o700
 _SOCKET_MODE: Final = 0o600
 _BACKLOG: Final = 64
@@ -47,7 +47,7 @@ def defaults(runtime: str) -> tuple[Path, ...]:
     root with somebody else's environment.
     """
     if os.geteuid() == 0:
-        return (_OF_ROOT, Path("/tmp/penstock-0"))
+        return (OF_ROOT, Path("/tmp/penstock-0"))
     everywhere = (Path(f"/tmp/penstock-{os.geteuid()}"),)
     return (Path(runtime, "penstock"), *everywhere) if Path(runtime).is_absolute() else everywhere
 

@@ -1,7 +1,7 @@
 """`penstock status`, `reload` and `stop`: verbs that talk to a run over its control socket.
 
 Owns which run is meant (the one in `--run-dir`, in that of `-c`, or the only one of this
-user), and how its answers are shown. A socket is believed only if it is in a directory that
+user); how a run is shown is `overview`'s. A socket is believed only if it is in a directory that
 nobody else can write to, and answered by that directory's owner.
 """
 
@@ -9,7 +9,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from penstock_supervisor.cli import overview
 from penstock_supervisor.config import default_run_dirs, load
 from penstock_supervisor.control import peer
-from penstock_supervisor.run_dir import RefusedError, RunDir
+from penstock_supervisor.run_dir import OF_ROOT, RefusedError, RunDir
 
 NOT_RUNNING: Final = 3
+_ASK_AS_ROOT: Final = f"; root has {OF_ROOT}, which only root may look into"
 _PATIENCE_S: Final = 10.0
 _LOOK_S: Final = 0.1
 _RARELY: Final = 20
@@ -95,7 +97,7 @@ def _found(meant: _Meant, stack: ExitStack) -> Iterator[_Run]:
             continue
         except (OSError, RefusedError) as error:
             if meant.is_sure:
-                why = error.strerror if isinstance(error, OSError) else error
+                why = f"{path}: {error.strerror}" if isinstance(error, OSError) else error
                 raise click.ClickException(f"run_dir: {why}") from error
             continue
         for name in directory.names():
@@ -105,26 +107,36 @@ def _found(meant: _Meant, stack: ExitStack) -> Iterator[_Run]:
                     yield _Run(directory, name, sock)
 
 
+def _runs(meant: _Meant, stack: ExitStack) -> list[_Run]:
+    """All that are meant, and at least one. NotRunning."""
+    if runs := [run for run in _found(meant, stack) if meant.pid in (None, run.pid)]:
+        return runs
+    directories = meant.directories()
+    which = f"no run with pid {meant.pid}" if meant.pid else "no run"
+    hint = "" if meant.is_sure or OF_ROOT in directories or not OF_ROOT.exists() else _ASK_AS_ROOT
+    where = " or ".join(map(str, directories)) or "no directory"
+    raise NotRunning(f"not running: {which} in {where}{hint}")
+
+
 def _the_run(meant: _Meant, stack: ExitStack) -> _Run:
-    runs = [run for run in _found(meant, stack) if meant.pid in (None, run.pid)]
-    if not runs:
-        where = " or ".join(map(str, meant.directories()))
-        which = f"no run with pid {meant.pid}" if meant.pid else "no run"
-        raise NotRunning(f"not running: {which} in {where or 'no directory'}")
+    runs = _runs(meant, stack)
     if len(runs) > 1:
         pids = ", ".join(str(run.pid) for run in runs)
-        raise click.ClickException(f"more than one is running: name one with --pid ({pids})")
+        text = f"more than one is running: name one with --pid ({pids}), see penstock status"
+        raise click.ClickException(text)
     return runs[0]
 
 
-def _options(*, waits: bool = False) -> Callable[[Callable[..., int]], click.Command]:
+def _options(
+    short_help: str, *, waits: bool = False
+) -> Callable[[Callable[..., int]], click.Command]:
     """What all of these verbs have."""
     options = [
         click.option(
             "--run-dir",
             "directory",
             metavar="DIR",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),
             help="Where its control socket is.  [default: where a run of ours has it]",
         ),
         click.option(
@@ -147,27 +159,26 @@ def _options(*, waits: bool = False) -> Callable[[Callable[..., int]], click.Com
     def command(function: Callable[..., int]) -> click.Command:
         for option in reversed(options):
             function = option(function)
-        return click.command()(function)
+        return click.command(short_help=short_help)(function)
 
     return command
 
 
-@_options()
+@_options("Show what runs, and whether it serves.")
 def status(directory: Path | None, file: Path | None, pid: int | None, *, as_json: bool) -> int:
     """Show what runs: services, workers, and whether they serve.
 
-    Exit status 3 if nothing runs.
+    Of each run, if there are several. Exit status 3 if nothing runs.
     """
     with ExitStack() as stack:
-        found = _the_run(_Meant(directory, file, pid), stack).ask("GET", "/status")
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-    else:
-        click.echo("\n".join(_lines(found)))
+        for run in _runs(_Meant(directory, file, pid), stack):
+            found = run.ask("GET", "/status")
+            text = json.dumps(found, indent=2) if as_json else "\n".join(overview.lines(found))
+            click.echo(text)
     return 0
 
 
-@_options()
+@_options("Replace all workers, one after the other, losing nothing.")
 def reload(directory: Path | None, file: Path | None, pid: int | None, *, as_json: bool) -> int:
     """Replace all workers, one after the other, without losing a request: as HUP does.
 
@@ -179,7 +190,7 @@ def reload(directory: Path | None, file: Path | None, pid: int | None, *, as_jso
     return 0
 
 
-@_options(waits=True)
+@_options("Finish what is being served, and leave.", waits=True)
 def stop(
     directory: Path | None,
     file: Path | None,
@@ -204,33 +215,3 @@ def stop(
 
 def _say(answer: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo(json.dumps(answer) if as_json else f"pid {answer['pid']}: {answer['done']}")
-
-
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    state = "stopping" if found["stopping"] else "ready" if found["ready"] else "not ready"
-    yield f"penstock {found['version']}, pid {found['pid']}, up {found['uptime']:.0f} s, {state}"
-    yield from _table([_row(f"front/{front['slot']}", front) for front in found["fronts"]])
-    for name, service in found["services"].items():
-        yield f"{name} on {service['listen']} ({service['scheme']}, {service['mode']})"
-        yield from _table([_row(f"{name}/{one['slot']}", one) for one in service["workers"]])
-
-
-def _row(name: str, child: Mapping[str, Any]) -> tuple[str, ...]:
-    # An upstream has no process of ours; a front is in no rotation.
-    process = "" if child.get("pid") is None else f"pid {child['pid']}"
-    restarts = sum((child.get("restarts") or {}).values())
-    return (
-        name,
-        child.get("state") or "",
-        child.get("standing") or ("covered by the others" if child.get("covered") else ""),
-        process,
-        child.get("address") or "",
-        f"{restarts} restart{'s' * (restarts != 1)}" if restarts else "",
-    )
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width)
-        yield f"  {'  '.join(cells)}".rstrip()

@@ -1,0 +1,68 @@
+"""`penstock status` says of every process what a person wants to know, and no more."""
+
+from typing import Any
+
+import pytest
+
+from penstock_supervisor.cli import overview
+
+WORKER = {"slot": 0, "state": "up", "standing": "up", "reason": "passed its first check",
+          "pid": 12, "address": "127.0.0.1:8101", "restarts": {}, "answers": True}  # fmt: skip
+
+
+def shown(*workers: dict[str, Any], fronts: tuple[dict[str, Any], ...] = ()) -> list[str]:
+    web = {"listen": "127.0.0.1:80", "scheme": "ports", "mode": "http", "workers": list(workers)}
+    found = {"version": "1.0", "pid": 7, "uptime": 9.4, "ready": True, "stopping": False}
+    return list(overview.lines({**found, "fronts": fronts, "services": {"web": web}}))
+
+
+def test_a_worker_that_serves_is_up_and_needs_no_reason() -> None:
+    assert shown(WORKER) == [
+        "penstock 1.0, pid 7, up 9 s, ready",
+        "web on 127.0.0.1:80 (ports, http)",
+        "  web/0  up  pid 12  127.0.0.1:8101",
+    ]
+
+
+def test_a_worker_that_lives_but_gets_nothing_is_told_with_its_reason() -> None:
+    ejected = {**WORKER, "slot": 1, "standing": "ejected", "reason": "5 failures in a row"}
+    ejected["restarts"] = {"crash": 1}
+    _, _, well, bad = shown(WORKER, ejected)
+    assert well == "  web/0  up           pid 12  127.0.0.1:8101"
+    assert bad == "  web/1  up, ejected  pid 12  127.0.0.1:8101  1 restart  5 failures in a row"
+
+
+def test_an_upstream_has_no_process_of_ours() -> None:
+    upstream = {"slot": 0, "address": "10.0.0.1:80", "standing": "down", "reason": "refused"}
+    assert shown(upstream)[-1] == "  web/0  down  10.0.0.1:80  refused"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"state": "given_up", "standing": "absent", "pid": None}, "given up"),
+        ({"state": "starting", "standing": "checking"}, "starting"),
+        ({"standing": None}, "up"),
+        ({"answers": False}, "up"),
+        ({"state": None, "standing": None}, "unknown"),
+    ],
+)
+def test_the_process_comes_first(change: dict[str, Any], words: str) -> None:
+    assert shown({**WORKER, **change})[-1].split("  ")[2].rstrip() == words
+
+
+def test_a_front_that_is_stuck_is_covered() -> None:
+    front = {"slot": 0, "state": "up", "pid": 5, "restarts": {}, "answers": False, "covered": True}
+    assert shown(WORKER, fronts=(front,))[1] == (
+        "  front/0  up, does not answer, covered by the others  pid 5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "0 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (86400 * 40.5, "40 d")],
+)
+def test_a_duration_is_short(seconds: float, words: str) -> None:
+    found = {"version": "1", "pid": 1, "uptime": seconds, "ready": False, "stopping": True}
+    (line,) = overview.lines({**found, "fronts": (), "services": {}})
+    assert line == f"penstock 1, pid 1, up {words}, stopping"
