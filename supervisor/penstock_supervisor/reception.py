@@ -20,6 +20,8 @@ from typing import Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from penstock_worker import noise
+
 MAX_CONNECTIONS: Final = 64
 FIRST_S: Final = 10.0
 """From a connection to its first whole request."""
@@ -30,6 +32,8 @@ _LINGER_S: Final = 1.0
 """What an answer under way gets when the run ends."""
 _LINE: Final = 4 << 10
 _FIELD: Final = 4 << 10
+
+_log: Final = noise.without("penstock.reception")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -43,6 +47,7 @@ async def serve(sock: socket.socket, app: web.Application) -> AsyncIterator[None
     runner = web.AppRunner(
         app,
         access_log=None,
+        logger=_log,
         shutdown_timeout=_LINGER_S,
         keepalive_timeout=BETWEEN_S,
         lingering_time=_LINGER_S,

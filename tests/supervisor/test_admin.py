@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,15 +210,40 @@ async def test_connections_are_bounded_and_come_back(made: Any) -> None:
                     await asyncio.sleep(0)
 
 
-async def test_garbage_is_refused_and_the_next_is_served(made: Any) -> None:
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01 nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX Y: z\r\n\r\n",
+        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 9000,
+    ],
+    ids=["TLS", "a bad field", "a target without end", "fields without end"],
+)
+async def test_garbage_is_refused_and_fills_no_log_and_the_next_is_served(
+    made: Any, caplog: pytest.LogCaptureFixture, garbage: bytes
+) -> None:
     async with client(always(made.observation())) as session:
         address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
         reader, writer = await asyncio.open_connection(*address)
-        writer.write(b"\x16\x03\x01 nonsense\r\n\r\n")
+        writer.write(garbage)
         assert b" 400 " in await reader.readline()
         writer.close()
-        await writer.wait_closed()
+        with suppress(ConnectionResetError):
+            await writer.wait_closed()
         assert (await got(session, "/healthz"))[0] == 200
+    assert not caplog.messages
+
+
+async def test_an_unexpected_error_of_ours_is_logged(
+    made: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_: float) -> Observation:
+        raise ValueError("nobody thought of this")
+
+    async with client(broken) as session, session.get("/metrics") as answer:
+        assert answer.status == 500
+    assert "nobody thought of this" in caplog.text
 
 
 async def test_a_unix_socket_will_do(made: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from penstock_worker import noise
 from penstock_worker.bounds import Bounds
 from penstock_worker.recorder import Note, Recorder
 
@@ -24,6 +25,8 @@ _HEAD_PART: Final = 1 << 20
 Elsewhere aiohttp's own bounds hold: 8190 bytes a line, 128 fields."""
 _BEGUN: Final = "penstock.begun"
 _FRONTED: Final = Bounds()
+_LOG: Final = noise.without("aiohttp.server.penstock")
+"""Below aiohttp's own, which the program may have set up."""
 
 
 class AiohttpServer:
@@ -33,7 +36,7 @@ class AiohttpServer:
         self, app: web.Application, recorder: Recorder | None, bounds: Bounds = _FRONTED
     ) -> None:
         # aiohttp counts from the beginning of the connection, and until a head is complete.
-        settings: dict[str, Any] = {"keepalive_timeout": bounds.keepalive_s}
+        settings: dict[str, Any] = {"keepalive_timeout": bounds.keepalive_s, "logger": _LOG}
         if not bounds.direct:
             settings |= {"max_line_size": _HEAD_PART, "max_field_size": _HEAD_PART}
         # Its own log stays silent in any case; `access_log` only has to be true to be asked.
