@@ -181,6 +181,9 @@ def test_one_that_leaves_early_leaves_nothing_behind(behind: "Cluster", service:
         lambda: behind.metric("penstock_connections_active", service=service) == 0,
         "all connections to be gone",
     )
+    wire = behind.connect(service)
+    wire.send(build(2, TRUE, HERE), GET)
+    assert told(wire), "and others are served"
 
 
 def _is_none(count: Callable[[], float]) -> bool:
@@ -289,6 +292,7 @@ def test_the_log_knows_the_true_client(penstock: "Penstock", programs: str) -> N
         run.connect().ask(build(1, TRUE, HERE), GET)
         run.until(partial(_has_said, run, TRUE[0]), "a line of the log")
         run.close()
+        assert [line["client"] for line in run.log] == [TRUE[0]]
         (run.folder / "access.log").unlink()
 
 

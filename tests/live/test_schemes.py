@@ -379,6 +379,7 @@ def test_a_worker_that_retires_again_and_again_is_given_up(
         return "GIVING UP" in run.err
 
     run.until(one_retires)
+    assert re.search(r"GIVING UP on web/\d", run.err)
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])

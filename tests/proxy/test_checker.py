@@ -1,16 +1,15 @@
 """Real servers on loopback are found well, ill, slow, silent or gone, and said to be so."""
 
 import asyncio
-import os
-import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
 
 import pytest
 from aiohttp import web
+from tests.descriptors import no_descriptor_left
 
 from penstock_proxy import checker as checker_module
 from penstock_proxy.checker import QUICK_CHECKS, QUICK_S, Checker
@@ -104,19 +103,6 @@ async def saying(answer: bytes) -> AsyncIterator[str]:
 
 async def healthy(_request: web.Request) -> web.Response:
     return web.Response()
-
-
-@contextmanager
-def without_descriptors() -> Iterator[None]:
-    """Not one more can be opened."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # Well, ill, well again
@@ -408,7 +394,7 @@ async def test_what_we_lack_ourselves_is_no_bad_check_and_is_said_once(
         checked = Checked(address, path=None, random=draw)
         async with checked.running():
             await until(lambda: checked.count("ok") > 0)
-            with without_descriptors():
+            with no_descriptor_left():
                 before = len(pauses)
                 await until(lambda: len(pauses) > before + 5)
             good = checked.count("ok")

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Target
@@ -144,7 +145,7 @@ class House:
 
 @pytest.fixture
 def houses() -> Iterator[Any]:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = descriptors()
     with ExitStack() as stack:
 
         def make(**keys: Any) -> House:
@@ -153,7 +154,7 @@ def houses() -> Iterator[Any]:
             return made
 
         yield make
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
 
 
 def test_connections_go_round_and_our_copies_are_closed(houses: Any) -> None:

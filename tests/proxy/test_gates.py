@@ -61,7 +61,7 @@ class House:
         port: int = client.getsockname()[1]
         return port
 
-    def turn(self, until: Callable[[], bool]) -> None:
+    def turn(self, until: Callable[[], object]) -> None:
         async def wait() -> None:
             async with asyncio.timeout(10):
                 while not until():  # noqa: ASYNC110 — nothing sets an event for us
@@ -96,7 +96,8 @@ def test_what_waited_there_before_is_taken_too(house: House) -> None:
     waits = house.knock(house.other)
     house.gates.start()
     house.cover()
-    house.turn(lambda: house.came == [waits])
+    house.turn(lambda: house.came)
+    assert house.came == [waits]
 
 
 def test_when_it_is_back_what_waits_is_its_own(house: House) -> None:
@@ -121,7 +122,8 @@ def test_told_twice_it_has_it_once(house: House) -> None:
     house.cover()
     assert house.admission.listeners == 2
     waits = house.knock(house.other)
-    house.turn(lambda: house.came == [waits])
+    house.turn(lambda: house.came)
+    assert house.came == [waits]
 
 
 def test_without_room_nobody_comes_in_by_any_way(house: House) -> None:

@@ -15,6 +15,7 @@ from termios import FIONREAD
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.descriptors import descriptors
 
 from penstock_proxy.admission import Admission
 from penstock_proxy.link import NEVER, Link
@@ -98,12 +99,12 @@ class Stage:
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = descriptors()
     with ExitStack() as stack:
         made = Stage()
         stack.callback(made.close)
         yield made
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
 
 
 def test_what_is_sent_is_in_flight_until_it_is_taken(stage: Stage) -> None:
@@ -177,9 +178,9 @@ def test_a_worker_that_says_anything_else_is_not_heard_any_more(stage: Stage, wo
 def test_a_descriptor_that_a_worker_sends_up_is_dropped(stage: Stage) -> None:
     with open("/dev/null") as file:  # noqa: PTH123
         socket.send_fds(stage.worker, [CREDIT.pack(0, 0)], [file.fileno()])
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = descriptors()
     assert stage.link.hear()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
 
 
 def test_a_worker_that_is_gone_is_an_answer_of_no(stage: Stage) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_proxy.admission import Admission
 from penstock_proxy.link import Link
@@ -134,11 +135,11 @@ class Front:
 
 @pytest.fixture
 def front() -> Iterator[Front]:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = descriptors()
     made = Front()
     yield made
     made.close()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
 
 
 def connections() -> tuple[list[socket.socket], list[int]]:

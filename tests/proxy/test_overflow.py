@@ -7,13 +7,12 @@ import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
 import uvloop
+from tests.descriptors import descriptors, no_descriptor_left
 
 from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Limits, Target, Timeouts
@@ -125,22 +124,6 @@ def door() -> socket.socket:
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     listener.setblocking(False)
     return listener
-
-
-@contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # -- waiting
@@ -422,6 +405,7 @@ def test_a_trusted_proxy_comes_for_many(runner: asyncio.Runner) -> None:
         street = Street(door(), limits=limits, trusted_proxies=("127.0.0.0/8",))
         street.knock(3)
         await street.until(lambda: street.counters.active == 3)
+        assert street.counters.rejected["client_full"] == 0
         await street.close()
 
     runner.run(main())

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import trustme
 import uvloop
+from tests.proxy.notes import Notes
 
 from penstock_proxy.config import FrontService, Limits, Timeouts
 from penstock_proxy.deadlines import TICK_S, Deadlines
@@ -29,40 +30,6 @@ CREDENTIAL = Credential(
     MADE.cert_chain_pems[0].bytes().decode(), MADE.private_key_pem.bytes().decode(), ("a.example",)
 )
 CLIENT = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
-
-
-class Notes(asyncio.Protocol):
-    """Writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.data = b""
-        self.stays_open = False
-        self.error: Exception | None = None
-        self.pauses = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("TlsConnection", transport)
-        self.said.append("made")
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-        if self.pauses:
-            self.transport.pause_reading()
-
-    def eof_received(self) -> bool:
-        self.said.append("end")
-        return self.stays_open
-
-    def pause_writing(self) -> None:
-        self.said.append("pause")
-
-    def resume_writing(self) -> None:
-        self.said.append("resume")
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.error = error
-        self.said.append("lost")
 
 
 class Peer:
@@ -218,7 +185,7 @@ def test_much_arrives_whole_though_its_reader_is_slow(house: House) -> None:
     assert notes.transport.get_write_buffer_size() > 0
     house.until(lambda: peer.got == data, peer)
     assert notes.said[-1] == "resume"
-    notes.pauses = True
+    notes.on_data = lambda _: notes.transport.pause_reading()
     sender = data[: 1 << 18]
     peer.send(sender)
     for _ in range(len(sender) >> 14):
@@ -398,3 +365,5 @@ def test_who_floods_us_with_what_wants_an_answer_and_takes_none_is_cut(house: Ho
     cast("Any", connection)._outgoing.write(b"answers")
     peer.send(b"x")
     house.until(lambda: "lost" in notes.said)
+    assert lower.is_closing()
+    assert notes.data == b"x"

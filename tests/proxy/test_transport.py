@@ -11,49 +11,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import uvloop
+from tests.descriptors import descriptors
+from tests.proxy.notes import Notes
 
 from penstock_proxy.reactor import Reactor
-from penstock_proxy.transport import HIGH_WATER, SocketTransport, adopt
+from penstock_proxy.transport import HIGH_WATER, adopt
 from penstock_worker.streams import Stream
 
 RESET = struct.pack("ii", 1, 0)
 HUGE = b"x" * (4 << 20)
-
-
-class Notes(asyncio.Protocol):
-    """Writes down what it is told."""
-
-    transport: SocketTransport
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.data = b""
-        self.stays_open = False
-        self.on_data: Callable[[bytes], object] = lambda _: None
-        self.error: Exception | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, SocketTransport)
-        self.transport = transport
-        self.said.append("made")
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-        self.on_data(data)
-
-    def eof_received(self) -> bool:
-        self.said.append("end")
-        return self.stays_open
-
-    def pause_writing(self) -> None:
-        self.said.append("pause")
-
-    def resume_writing(self) -> None:
-        self.said.append("resume")
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.error = error
-        self.said.append("lost")
 
 
 class Pair:
@@ -119,7 +85,7 @@ class House:
 def house(request: pytest.FixtureRequest) -> Iterator[House]:
     # The first loop of a kind opens some that stay.
     request.param().close()
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = descriptors()
     loop: asyncio.AbstractEventLoop = request.param()
     house = House(loop)
     yield house
@@ -131,7 +97,7 @@ def house(request: pytest.FixtureRequest) -> Iterator[House]:
     assert all(pair.notes.said.count("lost") == 1 for pair in house.pairs)
     house.reactor.close()
     loop.close()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])

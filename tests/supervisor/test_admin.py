@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_supervisor import admin, reception
 from penstock_supervisor.observation import Observation
@@ -259,14 +260,11 @@ async def test_a_unix_socket_will_do(made: Any, tmp_path: Path) -> None:
 
 
 async def test_the_end_closes_what_was_opened_and_leaves_the_listener(made: Any) -> None:
-    def opened() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        before = opened()
+        before = descriptors()
         async with serve(listener, always(made.observation())):
-            assert opened() == before + 1
-        assert opened() == before
+            assert descriptors() == before + 1
+        assert descriptors() == before
         assert listener.fileno() >= 0
 
 

@@ -7,11 +7,11 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_supervisor.cluster import Cluster, Config, Event, StartError
 from penstock_supervisor.events import Subscription
@@ -55,10 +55,6 @@ def config(code: str = SERVER, **keys: Any) -> Config:
     if "app" not in keys:
         service["command"] = [sys.executable, "-c", code]
     return Config.model_validate({"admin": "", "services": [service]})
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def the(name: str, events: Subscription, times: int = 1) -> Event:
@@ -243,6 +239,7 @@ async def test_cancelled_while_it_starts_it_leaves_nothing() -> None:
         entering = tasks.create_task(enter())
         await the("fork", events, 2)
         entering.cancel()
+    assert entering.cancelled()
 
 
 async def test_cancelled_while_it_stops_it_ends_at_once() -> None:

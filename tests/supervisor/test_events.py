@@ -6,10 +6,10 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_supervisor import events as module
 from penstock_supervisor.events import MOST, Event, Events, Subscription
@@ -24,10 +24,6 @@ def given() -> socket.socket:
     ours, theirs = socket.socketpair()
     theirs.close()
     return ours
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_supervisor.processes import Exit, Guardian, Process, SpawnError, reap_strangers
 from penstock_supervisor.program import Program, high
@@ -33,10 +34,6 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not condition():  # noqa: ASYNC110 — the kernel sets no event
             await asyncio.sleep(0.01)
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def pid_of(guardian_: Guardian) -> int:
@@ -132,8 +129,10 @@ async def test_what_a_child_leaves_behind_is_killed(guardian: Guardian) -> None:
 
 async def test_a_signal_after_the_end_goes_to_nobody(guardian: Guardian) -> None:
     run = Run(guardian, *shell("exit 0"))
-    await run.ended()
+    pid = run.process.pid
+    assert await run.ended() == Exit(0, None)
     run.process.signal(signal.SIGKILL)
+    assert is_gone(pid)
 
 
 async def test_a_child_inherits_what_it_is_given_and_nothing_else(guardian: Guardian) -> None:
@@ -268,7 +267,7 @@ async def test_a_guardian_that_dies_is_replaced_and_told_everything() -> None:
     await until(lambda: guardian_.pid not in {None, first})
     guardian_.close()
     await until(lambda: is_gone(grandchild))
-    await run.ended()
+    assert await run.ended() == Exit(None, signal.SIGKILL)
 
 
 async def test_a_guardian_that_keeps_dying_is_replaced_with_longer_pauses(

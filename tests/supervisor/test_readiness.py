@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_proxy.config import Address
 from penstock_supervisor.readiness import (
@@ -24,10 +25,6 @@ from penstock_supervisor.readiness import (
     waits,
     where_it_listens,
 )
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def closed_port() -> socket.socket:
@@ -41,6 +38,8 @@ async def test_a_port_that_accepts_is_ready() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         async with asyncio.timeout(10):
             await until_it_answers(Address("127.0.0.1", server.getsockname()[1]))
+        with server.accept()[0] as asked:
+            assert asked.recv(1) == b"", "it was asked, and no more"
 
 
 async def test_a_port_that_opens_later_is_noticed() -> None:
@@ -152,6 +151,12 @@ def in_call(pid: int) -> str:
     return Path(f"/proc/{pid}/syscall").read_text().split()[0]
 
 
+async def assert_taken(sock: socket.socket, argv: Sequence[str]) -> None:
+    with given(sock, argv) as pid:
+        async with asyncio.timeout(60):
+            await until_it_takes(pid, inode(sock))
+
+
 async def waits_for_something(pid: int) -> None:
     """Until the program has started, and does what it does for ever."""
     async with asyncio.timeout(60):
@@ -164,26 +169,20 @@ async def waits_for_something(pid: int) -> None:
 async def test_a_program_takes_its_socket_however_it_waits_for_it(
     listening: socket.socket, code: str
 ) -> None:
-    with given(listening, python(code)) as pid:
-        async with asyncio.timeout(60):
-            await until_it_takes(pid, inode(listening))
+    await assert_taken(listening, python(code))
 
 
 @pytest.mark.needs("node")
 async def test_a_node_program_takes_its_socket(listening: socket.socket) -> None:
     code = 'require("net").createServer().listen({ fd: 3 })'
-    with given(listening, ("node", "-e", code)) as pid:
-        async with asyncio.timeout(60):
-            await until_it_takes(pid, inode(listening))
+    await assert_taken(listening, ("node", "-e", code))
 
 
 @pytest.mark.parametrize("code", ["s.recvfrom(9)", TAKEN["poll"], TAKEN["epoll"]])
 async def test_datagrams_are_taken_too(code: str) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        with given(sock, python(code)) as pid:
-            async with asyncio.timeout(60):
-                await until_it_takes(pid, inode(sock))
+        await assert_taken(sock, python(code))
 
 
 @pytest.mark.parametrize("code", IGNORED.values(), ids=IGNORED)

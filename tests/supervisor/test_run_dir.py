@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_supervisor import run_dir
 from penstock_supervisor.run_dir import ControlSocket, RefusedError, RunDir
@@ -166,12 +167,9 @@ def test_the_default_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_stays_open(tmp_path: Path) -> None:
-    def opened() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    before = opened()
+    before = descriptors()
     ControlSocket(tmp_path / "run").close()
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(RefusedError):
         ControlSocket(tmp_path / "link")
-    assert opened() == before
+    assert descriptors() == before

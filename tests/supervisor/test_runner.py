@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_supervisor.observation import ChildView
 from penstock_supervisor.runner import Runner, StartError
@@ -140,7 +141,7 @@ def assert_nothing_left() -> None:
 
 
 async def test_a_run_starts_everything_and_leaves_nothing() -> None:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 — a count, not paths
+    before = descriptors()
     async with running(service()) as stage:
         assert stage.runner.listening["web"].startswith("127.0.0.1:")
         assert len(stage.runner.workers["web"]) == 2
@@ -148,7 +149,7 @@ async def test_a_run_starts_everything_and_leaves_nothing() -> None:
         await stage.said("got join 0")
         await stage.said("got join 1")
     assert stage.out == "web/0 | up\nweb/1 | up\n" or stage.out == "web/1 | up\nweb/0 | up\n"
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
 
 
 async def test_the_front_leaves_before_any_worker_is_told_to() -> None:
@@ -166,18 +167,21 @@ async def test_the_front_leaves_before_any_worker_is_told_to() -> None:
     assert stage.out.count("leaving") == 2
 
 
-async def test_a_second_stop_does_not_wait_for_anybody() -> None:
+async def test_a_second_stop_does_not_wait_for_anybody(caplog: pytest.LogCaptureFixture) -> None:
     code = "import signal; signal.signal(15, signal.SIG_IGN)\n" + SERVER
-    async with running(service(code), play="stubborn") as stage:
+    async with running(service(code, timeouts={"stop": "10m"}), play="stubborn") as stage:
         stage.stop()
         await stage.said("got drain")
         stage.stop()
+    assert "did not leave" not in caplog.text, "nobody's time was over"
 
 
-async def test_who_does_not_leave_in_time_is_killed() -> None:
+async def test_who_does_not_leave_in_time_is_killed(caplog: pytest.LogCaptureFixture) -> None:
     code = "import signal; signal.signal(15, signal.SIG_IGN)\n" + SERVER
     async with running(service(code, timeouts={"stop": "100ms"}), play="stubborn"):
         pass
+    for name in ("front/0", "web/0", "web/1"):
+        assert f"{name} did not leave within 0.1 s and is killed" in caplog.text
 
 
 async def test_a_worker_comes_back_on_its_port_and_is_joined_again() -> None:
@@ -201,6 +205,7 @@ async def test_a_new_front_is_told_what_the_last_one_knew() -> None:
         await stage.said("slot 0 joined=True up=True")
         await stage.said("slot 1 joined=True up=True")
         await observed_ready(stage)
+    assert stage.err.count("got join") == 2, "nobody was announced twice"
 
 
 async def observed_ready(stage: Stage) -> None:
@@ -214,7 +219,8 @@ async def test_no_connect_is_refused_while_the_front_is_away() -> None:
         host, _, port = stage.runner.listening["web"].partition(":")
         os.kill(await stage.pid("front/0"), signal.SIGKILL)
         for _ in range(20):
-            socket.create_connection((host, int(port)), timeout=5).close()
+            with socket.socket() as client:
+                assert client.connect_ex((host, int(port))) == 0
 
 
 def failing(folder: Path) -> str:
@@ -382,3 +388,4 @@ async def test_logs_are_reopened_by_the_front() -> None:
     async with running(service(workers=1)) as stage:
         stage.runner.reopen_logs()
         await stage.said("got reopen")
+    assert stage.err.count("got reopen") == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_supervisor import sockdiag
 from penstock_supervisor.observation import Queue, SocketKind
@@ -26,7 +27,7 @@ def stack() -> Iterator[ExitStack]:
         yield opened
 
 
-def eventually(ask: Callable[[], bool], what: str) -> None:
+def eventually(ask: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not ask():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
@@ -61,10 +62,6 @@ def place(sock: socket.socket) -> Place:
 
 def queue(sock: socket.socket, kind: Any = "tcp") -> Queue:
     return queues({kind})[os.fstat(sock.fileno()).st_ino]
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # Queues.
@@ -111,7 +108,8 @@ def test_sockets_of_one_port_are_told_apart(stack: ExitStack) -> None:
 def test_a_queue_of_ip_6_is_told_too(stack: ExitStack) -> None:
     listening = listener(stack, "::1", backlog=4)
     connect(stack, listening, "::1")
-    eventually(lambda: queue(listening) == Queue(1, 4, 0), "one who waits")
+    eventually(lambda: queue(listening).length, "one who waits")
+    assert queue(listening) == Queue(1, 4, 0)
 
 
 def test_a_unix_socket_has_a_queue_that_does_not_overflow(stack: ExitStack, tmp_path: Path) -> None:

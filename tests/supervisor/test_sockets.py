@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_supervisor import sockets
 from penstock_supervisor.errors import StartError
@@ -99,7 +100,13 @@ def test_a_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    Listener(f"unix:{path}", "service.web.listen").close()
+    with (
+        closing(Listener(f"unix:{path}", "service.web.listen")) as listener,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.connect(str(path))
+        listener.socket.accept()[0].close()
+    assert not path.exists()
 
 
 def test_a_unix_socket_that_answers_is_left_alone(tmp_path: Path) -> None:
@@ -168,11 +175,11 @@ def test_a_missing_folder_is_named_as_such() -> None:
 
 def test_a_listener_that_fails_leaves_no_descriptor(taken: socket.socket, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     for _ in range(5):
         fails(f"127.0.0.1:{taken.getsockname()[1]}")
         fails(f"unix:{tmp_path}/file")
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors() == before
 
 
 def zero(_: int) -> int:

@@ -3,12 +3,12 @@
 import asyncio
 import errno
 import os
-import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from tests.descriptors import no_descriptor_left
 
 from penstock_worker.acceptor import FEW, Acceptor
 
@@ -45,18 +45,6 @@ def clients(listener: socket.socket, count: int) -> Iterator[None]:
         for _ in range(count):
             stack.enter_context(socket.create_connection(listener.getsockname()))
         yield
-
-
-@contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_of_a_burst_it_takes_few_at_a_wake_up(listener: socket.socket) -> None:

@@ -10,11 +10,11 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from tests.descriptors import descriptors
 
 from penstock_worker import outgoing
 from penstock_worker.channel import MAX_LINE, MAX_UNSENT, Channel, inherited, pair
@@ -384,7 +384,7 @@ def test_many_channels_leave_no_descriptor_behind(loop: asyncio.AbstractEventLoo
         right.until(lambda: len(right.messages) == 1)
         left.channel.close()
         right.until(lambda: right.goodbyes == 1)
-        return len(list(Path("/proc/self/fd").iterdir()))
+        return descriptors()
 
     before = once()
     for _ in range(20):

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import pytest
 import uvloop
+from tests.descriptors import descriptors
 
 from penstock_worker.contract import LINK_FD
 from penstock_worker.handoff import (
@@ -113,14 +114,14 @@ class Worker:
 def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
     # The first loop of a kind opens some that stay.
     request.param().close()
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = descriptors()
     loop: asyncio.AbstractEventLoop = request.param()
     made = Worker(loop)
     yield made
     made.close()
     made.turn()
     loop.close()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
 
 
 def test_it_says_that_it_takes_one_before_it_does(worker: Worker) -> None:
@@ -302,12 +303,12 @@ def test_a_message_without_a_connection_is_none(worker: Worker) -> None:
 def test_more_descriptors_than_one_are_closed() -> None:
     one, other = pair()
     with one, other, open(os.devnull) as file:  # noqa: PTH123
-        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        before = descriptors()
         socket.send_fds(one, [CLIENT], [file.fileno()] * 3)
         got = receive(other)
         assert got is not None
         os.close(got[1][0])
-        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+        assert descriptors() == before
 
 
 def test_a_full_link_says_so_at_once() -> None:

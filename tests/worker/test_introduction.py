@@ -68,7 +68,7 @@ class House:
         adopt(self.loop, self.serve(probe), Stream(theirs.detach(), int(socket.AF_UNIX)))
         return mine
 
-    async def closed(self, sock: socket.socket) -> None:
+    async def assert_closed(self, sock: socket.socket) -> None:
         # What is left unread makes the kernel say it louder.
         with suppress(ConnectionResetError):
             async with asyncio.timeout(WAIT_S):
@@ -121,7 +121,7 @@ def test_the_program_never_sees_who_does_not_begin_with_a_header(said: bytes) ->
         with house.connect() as client:
             await house.loop.sock_sendall(client, said)
             client.shutdown(socket.SHUT_WR)
-            await house.closed(client)
+            await house.assert_closed(client)
         assert house.made == []
         assert house.counters.rejected == {HEADER: 1, UNTRUSTED: 0}
 
@@ -133,11 +133,11 @@ def test_strangers_and_the_silent_are_closed() -> None:
         house = House(trusted=("10.0.0.0/8",))
         with house.connect() as client:
             await house.loop.sock_sendall(client, build(1, TRUE, HERE))
-            await house.closed(client)
+            await house.assert_closed(client)
         assert house.counters.rejected == {HEADER: 0, UNTRUSTED: 1}
         quick = House(seconds=0.01)
         with quick.connect() as client:
-            await quick.closed(client)
+            await quick.assert_closed(client)
         assert quick.counters.rejected == {HEADER: 1, UNTRUSTED: 0}
         assert house.made == quick.made == []
 
@@ -177,7 +177,7 @@ def test_who_has_not_said_whose_it_is_ends_with_the_worker() -> None:
                 while not house.all.open:  # noqa: ASYNC110
                     await asyncio.sleep(0)
             house.all.close()
-            await house.closed(client)
+            await house.assert_closed(client)
 
     run(main)
 
@@ -188,7 +188,7 @@ def test_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None
         with caplog.at_level(logging.WARNING):
             for _ in range(50):
                 with house.connect() as client:
-                    await house.closed(client)
+                    await house.assert_closed(client)
         assert house.counters.rejected[UNTRUSTED] == 50
 
     run(main)

@@ -54,8 +54,8 @@ def test_connections_of_a_predecessor_do_not_keep_the_port() -> None:
         served, _ = old.accept()
         served.close()
         client.close()
-    with own_port({"PORT": str(port)}):
-        pass
+    with own_port({"PORT": str(port)}) as sock:
+        assert sock.getsockname()[1] == port
 
 
 @pytest.mark.parametrize(

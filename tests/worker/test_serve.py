@@ -104,6 +104,7 @@ def test_a_handler_is_cancelled_when_its_client_is_gone(serve: Serve) -> None:
     with request(served.port(), "/slow"):
         until(lambda: (served.directory / "begun").exists())
     until(lambda: (served.directory / "cancelled").exists())
+    assert served.process.poll() is None
 
 
 @pytest.mark.parametrize("spec", ["aio:app", "asg:app"])

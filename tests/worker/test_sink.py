@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.descriptors import descriptors
 
 from penstock_worker.sink import Sink
 
@@ -296,12 +297,9 @@ def test_a_closed_sink_drops_and_counts(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
-    def count() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    before = count()
+    before = descriptors()
     for _ in range(5):
         with Sink(str(tmp_path / "log")) as sink:
             sink.reopen()
             sink.write(b"one\n")
-    assert count() == before
+    assert descriptors() == before

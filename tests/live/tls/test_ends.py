@@ -109,6 +109,7 @@ def test_large_bodies_arrive_whole_both_ways(
     got = b""
     while not got.endswith(data):
         got += wire.read()
+    assert got.partition(b"\r\n\r\n")[2] == data
 
 
 @pytest.mark.parametrize("mode", ["http", "tcp"])

@@ -185,18 +185,19 @@ def test_plotly_takes_every_panel(compared: Callable[..., Comparison]) -> None:
 
     for panel in charts.panels(compared(others=8)):
         figure = inked(panel.figure)
-        graph_objects.Figure(data=figure["data"], layout=figure["layout"])
+        drawn = graph_objects.Figure(data=figure["data"], layout=figure["layout"])
+        assert len(drawn.data) == len(figure["data"])
 
 
 def test_what_was_not_measured_is_not_drawn_and_breaks_nothing(
     sample: Comparison, tmp_path: Path
 ) -> None:
+    written = tmp_path / "page.html"
     for subjects in partly_measured(sample):
-        page.write(
-            sample.model_copy(update={"subjects": subjects, "interrupted": True}),
-            None,
-            tmp_path / "page.html",
-        )
+        part = sample.model_copy(update={"subjects": subjects, "interrupted": True})
+        page.write(part, None, written)
+        assert written.read_text().rstrip().endswith("</html>")
+        written.unlink()
 
 
 def test_what_is_doubtful_says_so_beside_its_figure(sample: Comparison, tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""A protocol that writes down what it is told, to be put on a transport of ours."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Notes(asyncio.Protocol):
+    """Keeps the data, and in `said` everything else in its order."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.data = b""
+        self.stays_open = False
+        self.on_data: Callable[[bytes], object] = lambda _: None
+        self.error: Exception | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.said.append("made")
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        self.on_data(data)
+
+    def eof_received(self) -> bool:
+        self.said.append("end")
+        return self.stays_open
+
+    def pause_writing(self) -> None:
+        self.said.append("pause")
+
+    def resume_writing(self) -> None:
+        self.said.append("resume")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.error = error
+        self.said.append("lost")
