@@ -16,7 +16,7 @@ from penstock_worker import process
 
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 RATE = float(os.environ.get("CHAOS_RATE", "0"))
-FAULTS = ("spin", "death", "retirement", "drop", "drop")
+FAULTS = ("blocked", "death", "retirement", "drop", "drop")
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
@@ -24,7 +24,8 @@ async def answer(request: web.Request) -> web.StreamResponse:
     size = int(request.match_info["size"])
     data = await request.read()
     fault = deal.fault(SEED, process.slot or 0, name, RATE, FAULTS)
-    if fault == "spin":
+    deal.note(fault)
+    if fault == "blocked":
         until = time.monotonic() + SPIN_S
         while time.monotonic() < until:
             pass

@@ -5,9 +5,12 @@ byte that it has to get, without having heard it from anybody. Which worker does
 how, follows from the seed, the worker's slot and the name.
 """
 
+import os
 import random
 import zlib
+from collections import Counter
 from hashlib import sha256
+from pathlib import Path
 from typing import Final
 
 FORMS: Final = ("sized", "chunked", "until-close")
@@ -15,14 +18,16 @@ GOOD: Final = 2
 """The first slots never do wrong by themselves; the first is not even killed."""
 HTTP_FAULTS: Final = (
     "silence", "reset", "garbage", "two framings", "cut", "cut by a reset", "half-close",
-    "surplus", "drip", "never", "spin", "death", "interim", "flood", "early",
+    "surplus", "drip", "never", "blocked", "death", "interim", "flood", "early",
 )  # fmt: skip
 DIRECT_FAULTS: Final = (
-    "silence", "reset", "cut", "cut by a reset", "half-close", "drip", "spin", "death",
+    "silence", "reset", "cut", "cut by a reset", "half-close", "drip", "blocked", "death",
 )  # fmt: skip
 """Where nobody is between who does wrong and its client: nothing that is no HTTP."""
-TCP_FAULTS: Final = ("cut", "cut by a reset", "half-close", "spin", "death", "drip")
-_RARE: Final = frozenset({"never", "spin", "death"})
+TCP_FAULTS: Final = ("cut", "cut by a reset", "half-close", "blocked", "death", "drip")
+DIARY: Final = "CHAOS_DIARY"
+"""Names the variable with the path of the file where workers note what they do wrong."""
+_RARE: Final = frozenset({"never", "blocked", "death"})
 """Each of them takes a worker away for a while."""
 
 
@@ -45,4 +50,17 @@ def fault(seed: int, slot: int, name: bytes, rate: float, faults: tuple[str, ...
     if dice.random() >= rate:
         return ""
     chosen = dice.choice(faults)
-    return "" if chosen in _RARE and dice.random() < 0.9 else chosen
+    return "" if chosen in _RARE and dice.random() < 0.75 else chosen
+
+
+def note(done: str) -> None:
+    """A worker is about to do that, if anything. Written before: some do not survive it."""
+    if done and (path := os.environ.get(DIARY)):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(fd, f"a worker: {done}\n".encode())
+        os.close(fd)
+
+
+def noted(diary: Path) -> Counter[str]:
+    """What all workers did wrong, and how often."""
+    return Counter(diary.read_text().splitlines()) if diary.exists() else Counter()

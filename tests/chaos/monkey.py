@@ -1,7 +1,8 @@
 """Does to processes what operators and machines do to them: kills, stops, replaces.
 
-Each deed is chosen by dice and counted by name. The first worker of a service is left alone,
-so that somebody lives; whoever is stopped is continued, also when the storm ends early.
+Each deed is done once, the last one first, and then they are chosen by dice; all are counted
+by name. The first worker of a service is left alone, so that somebody lives; whoever is
+stopped is continued, also when the storm ends early.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from tests.chaos.ledger import Ledger
 from tests.live.conftest import Cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 STOPPED_S: Final = (0.2, 4.0)
 """From what nobody notices to what lasts longer than any time-out of a storm."""
@@ -49,9 +50,10 @@ class Monkey:
     async def storm(self) -> None:
         """Until there is rest; then everybody goes on."""
         try:
-            while self.restless:
+            for deed in self._order():
                 await asyncio.sleep(self._dice.uniform(*PAUSE_S))
-                deed = self._dice.choice(self._deeds)
+                if not self.restless:
+                    return
                 # A process that is not there any more has been done something to already.
                 with suppress(psutil.NoSuchProcess, IndexError):
                     await asyncio.to_thread(self._does[deed])
@@ -59,6 +61,12 @@ class Monkey:
         finally:
             for process in tuple(self._stopped):
                 self._continue(process)
+
+    def _order(self) -> "Iterator[str]":
+        """Without an end. What a storm has for itself is listed last, and must not be missed."""
+        yield from reversed(dict.fromkeys(self._deeds))
+        while True:
+            yield self._dice.choice(self._deeds)
 
     def _worker(self) -> psutil.Process:
         """One of those that are there, but not the first."""

@@ -115,7 +115,9 @@ def line(seed: int, ledger: "Ledger") -> Iterator[Line]:
         made = Line(process)
         wire.move_to(made.servers)
         yield made
-        ledger.faults.update(made.end())
+        did = made.end()
+        ledger.faults.update(did)
+        assert all(did.values()), did
 
 
 async def change(line: Line, dice: random.Random, ledger: "Ledger", storm: asyncio.Event) -> None:

@@ -11,12 +11,14 @@ import asyncio
 import os
 import ssl
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trustme
+from tests.chaos import deal
 from tests.chaos.client import Client
 from tests.chaos.load import Load
 from tests.chaos.monkey import Monkey
@@ -38,6 +40,10 @@ LEAST_S: Final = 2.5
 SAYS: Final = b"PROXY TCP4 192.0.2.7 192.0.2.1 12345 80\r\n"
 RATE: Final = 0.15
 """Of the requests of a worker that does wrong."""
+LEFT: Final = (
+    "never said a word", "left in its head", "left in its body", "left before its answer",
+    "left in its answer", "left with answers to come", "stopped reading", "closed its half",
+)  # fmt: skip
 KILLS: Final = ("worker killed", "worker killed", "worker terminated", "worker stopped")
 MORE: Final = (*KILLS, "worker killed", "workers replaced", "log opened anew")
 
@@ -171,15 +177,31 @@ async def clients(load: Load, seconds: float, *, warm: bool = False) -> None:
         load.restless = False
 
 
+@pytest.fixture(scope="module")
+def occurred() -> dict[str, Counter[str]]:
+    """By storm: which faults there were, and how many of each."""
+    return {}
+
+
 @pytest.mark.parametrize("name", [storm.name for storm in storms(0)])
 async def test_every_request_is_answered_once_or_visibly_cut_and_all_is_as_before(
-    start: "Start", ledger: "Ledger", seed: int, seconds: float, name: str, tmp_path: Path
+    start: "Start",
+    ledger: "Ledger",
+    occurred: dict[str, Counter[str]],
+    seed: int,
+    seconds: float,
+    name: str,
+    tmp_path: Path,
 ) -> None:
     (storm,) = (storm for storm in storms(seed) if storm.name == name)
     keys, context = secured(storm, tmp_path) if storm.tls else (storm.keys, None)
+    diary = tmp_path / "diary"
+    keys = {**keys, "env": {**keys["env"], deal.DIARY: str(diary)}}
     run = await asyncio.to_thread(start, fronts=storm.fronts, web=keys)
     share = max(LEAST_S, seconds * storm.share)
     load, witness = await weather(run, storm, f"{seed}/{name}", share, ledger, context)
+    ledger.faults.update(deal.noted(diary))
+    occurred[name] = ledger.faults
     assert not ledger.wrong, "\n".join((*ledger.wrong[:20], str(ledger), run.err[-3000:]))
     assert ledger.lost == 0
     assert ledger.adds_up, ledger
@@ -189,3 +211,12 @@ async def test_every_request_is_answered_once_or_visibly_cut_and_all_is_as_befor
         check = getattr(witness, what)
         await asyncio.to_thread(check, *(() if what == "handoffs_add_up" else (load,)))
     witness.log_is_clean()
+
+
+def test_there_was_no_fault_that_did_not_occur(occurred: dict[str, Counter[str]]) -> None:
+    if len(occurred) < len(storms(0)):
+        pytest.skip("says something of all storms together")
+    wanted = {f"a worker: {fault}" for fault in (*deal.HTTP_FAULTS, *deal.TCP_FAULTS)}
+    wanted |= {f"a client that {how}" for how in LEFT}
+    wanted |= {deed for storm in storms(0) for deed in storm.deeds}
+    assert wanted <= set().union(*occurred.values())

@@ -1,8 +1,8 @@
 """A worker that does wrong: the program that storms run as their `command`.
 
 Serves HTTP, or echoes (`tcp`), on PORT or on the listening socket that it was given. What
-it does wrong, and when, is `deal`'s; it says it on its standard output, so that the storm can
-account for it. The words of the command line are `http`, `direct` or `tcp`, the seed, and
+it does wrong, and when, is `deal`'s; it notes it there, so that the storm can account for
+it. The words of the command line are `http`, `direct` or `tcp`, the seed, and
 how often.
 """
 
@@ -61,15 +61,17 @@ class Worker:
             await self._serve(client)
 
     def _fault(self, name: bytes) -> str:
-        return deal.fault(self._seed, self._slot, name, self._rate, self._faults)
+        found = deal.fault(self._seed, self._slot, name, self._rate, self._faults)
+        deal.note(found)
+        return found
 
     async def _is_at_once(self, fault: str) -> bool:
         """What is over before a byte is said."""
-        if fault == "spin":
+        if fault == "blocked":
             until = time.monotonic() + SPIN_S
             while time.monotonic() < until:
                 pass
-        return fault == "spin"
+        return fault == "blocked"
 
     # -- tcp
 
