@@ -17,6 +17,7 @@ from typing import Any, Final
 from penstock_worker import farewell
 from penstock_worker.acceptor import EXHAUSTED, PASSING
 from penstock_worker.backlog import Backlog
+from penstock_worker.listeners import backlog
 from penstock_worker.streams import Stream
 
 _BATCH: Final = 16
@@ -104,10 +105,12 @@ class Acceptor:
         if self._closed:
             return
         try:
-            while self._started and self._accept():
-                pass
-            while self.is_exhausted and refuse():
-                pass
+            # As many as can wait there at a time: new ones may come as fast as these are taken.
+            left = backlog() if self._started else 0
+            while left > 0 and self._accept():
+                left -= 1
+            while left > 0 and self.is_exhausted and refuse():
+                left -= 1
         except OSError as error:
             # Whoever drains has more to do, and here there is nothing left to save.
             _log.error("cannot accept what was queued: %s", error.strerror)

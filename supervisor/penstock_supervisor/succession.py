@@ -40,6 +40,8 @@ class Succession:
         self._next: dict[Child, tuple[Child, str]] = {}
         """Who starts, and why, when the one before is gone."""
         self._rolling: Task[None] | None = None
+        self._over = False
+        """The run ends."""
 
     def retire(self, child: Child, reason: str, why: str) -> None:
         """Replace it now: it does not matter whether the successor gets ready."""
@@ -63,6 +65,7 @@ class Succession:
 
     def cancel(self) -> None:
         """The run ends: nobody takes over from anybody any more."""
+        self._over = True
         if self._rolling is not None:
             self._rolling.cancel()
         self._next.clear()
@@ -112,7 +115,8 @@ class Succession:
                 self._left(child)
         elif self._roster.comes(child) and child.at_rest:
             self._roster.drop_comer(child)
-            _log.error("%s could not be replaced; the old process stays", child.name)
+            if not self._over:
+                _log.error("%s could not be replaced; the old process stays", child.name)
 
     def _left(self, child: Child) -> None:
         self._roster.forget(child)

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import uvloop
 
+from penstock_proxy import acceptor as acceptor_module
 from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Limits
@@ -44,6 +45,8 @@ class Door:
         self.came: list[int] = []
         """Ports of the clients, in the order of their delivery."""
         self.clients: list[socket.socket] = []
+        self.follow = 0
+        """So many more come while others are let in, one by one."""
         self._streams: list[Stream] = []
 
     def open(self) -> Acceptor:
@@ -74,6 +77,9 @@ class Door:
         self.room -= 1
         self.came.append(peer[1])
         self._streams.append(stream)
+        if self.follow:
+            self.follow -= 1
+            self.knock()
 
 
 @pytest.fixture
@@ -220,6 +226,24 @@ def test_draining_takes_whom_the_kernel_let_in_and_nobody_after(
         acceptor.drain()
         acceptor.resume()
         await turns()
+
+    runner.run(main())
+
+
+def test_draining_ends_though_new_ones_come_as_fast_as_they_are_let_in(
+    runner: asyncio.Runner, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 30
+    monkeypatch.setattr(acceptor_module, "backlog", lambda: most)
+
+    async def main() -> None:
+        acceptor = door.open()
+        acceptor.start()
+        door.knock(20)
+        door.follow = 2 * most
+        acceptor.drain()
+        assert len(door.came) == most
+        assert door.listener.fileno() == -1
 
     runner.run(main())
 
