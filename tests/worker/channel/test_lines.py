@@ -1,4 +1,4 @@
-"""Anys arrive whole and in order, a bad or deaf peer is cut off; on asyncio and uvloop.
+"""Messages arrive whole and in order, a bad or deaf peer is cut off; on asyncio and uvloop.
 
 Real socket pairs: every promise here is about what the kernel does with partial data.
 """
@@ -8,62 +8,16 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
-import uvloop
 from tests.descriptors import descriptors
+from tests.worker.channel.peers import Peer
 
 from penstock_worker import outgoing
 from penstock_worker.channel import MAX_LINE, MAX_UNSENT, Channel, inherited, pair
 from penstock_worker.contract import CHANNEL_FD
-
-DEADLINE_S = 10.0
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
-    made = uvloop.new_event_loop() if request.param == "uvloop" else asyncio.new_event_loop()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-class Peer:
-    """A channel whose callbacks take notes."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        self.loop = loop
-        self.messages: list[Any] = []
-        self.goodbyes = 0
-        self.on_message: Callable[[Any], None] = self.messages.append
-        self.channel = Channel(loop, sock, self._heard, self._gone)
-
-    def _heard(self, message: Any, handle: socket.socket | None) -> None:
-        assert handle is None
-        self.on_message(message)
-
-    def _gone(self) -> None:
-        self.goodbyes += 1
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        deadline = self.loop.time() + DEADLINE_S
-        while not condition():
-            assert self.loop.time() < deadline
-            self.loop.run_until_complete(asyncio.sleep(0.001))
-
-
-@pytest.fixture
-def ends(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[Peer, socket.socket]]:
-    """A channel, and the bare socket that it talks to."""
-    ours, theirs = pair()
-    peer = Peer(loop, ours)
-    with theirs:
-        yield peer, theirs
-    peer.channel.close()
 
 
 def test_messages_go_both_ways_in_order(loop: asyncio.AbstractEventLoop) -> None:

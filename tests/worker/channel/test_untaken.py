@@ -1,0 +1,175 @@
+"""Descriptors that nobody takes are bounded, closed, and told of exactly once."""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from tests.worker.channel.peers import (
+    ENVELOPE,
+    Peer,
+    bound_udp,
+    line,
+    nothing_happens,
+    open_targets,
+    read_line,
+    rights,
+    tcp_pair,
+)
+
+from penstock_worker.channel import MAX_HANDLES, Channel, pair
+
+
+def test_handles_that_the_peer_never_takes_are_bounded_and_given_back(
+    ends: tuple[Peer, socket.socket], stack: ExitStack
+) -> None:
+    peer, _ = ends
+    handle = bound_udp(stack)
+    before = len(open_targets())
+    crowded = []
+    while not peer.channel.closed:
+        crowded.append(peer.channel.crowded)
+        assert peer.channel.send("take it", handle, peer.notes(len(crowded)))
+        assert len(crowded) <= MAX_HANDLES + 1
+    assert crowded == [False] * MAX_HANDLES + [True], "it is known just before it is too late"
+    assert peer.told == [], "nobody is called from within send"
+    peer.until(lambda: peer.goodbyes == 1)
+    assert peer.told == [(number + 1, False) for number in range(MAX_HANDLES + 1)]
+    assert f"{MAX_HANDLES + 1} descriptors untaken" in peer.channel.fault
+    assert len(open_targets()) == before - 1, "only the channel's own end is gone"
+
+
+def test_who_has_to_send_more_at_one_go_can_say_so(
+    loop: asyncio.AbstractEventLoop, stack: ExitStack
+) -> None:
+    before = open_targets()
+    ours, theirs = pair()
+    right = Peer(loop, theirs)
+    told: list[bool] = []
+    left = Channel(loop, ours, lambda _, __: None, lambda: None, most_handles=200)
+    handle = bound_udp(stack)
+    for number in range(200):
+        assert left.send(number, handle, told.append)
+    assert left.crowded
+    right.until(lambda: len(told) == 200)
+    assert right.messages == list(range(200))
+    assert told == [True] * 200
+    for _ in range(201):
+        left.send("too many", handle)
+    assert "201 descriptors untaken" in left.fault
+    left.close()
+    right.close()
+    stack.close()
+    assert open_targets() == before
+
+
+def test_handles_on_their_way_to_a_peer_that_dies_are_closed_and_told_of(
+    ends: tuple[Peer, socket.socket], stack: ExitStack
+) -> None:
+    peer, theirs = ends
+    for number in range(10):
+        peer.channel.send(number, bound_udp(stack), peer.notes(number))
+    theirs.close()
+    peer.until(lambda: peer.goodbyes == 1)
+    assert peer.told == [(number, False) for number in range(10)]
+    assert peer.channel.fault == "", "it just left"
+
+
+def test_a_peer_that_only_stops_taking_is_gone_and_holds_no_descriptor_of_ours(
+    ends: tuple[Peer, socket.socket], stack: ExitStack
+) -> None:
+    # No end-of-file tells of it: its writing half is open.
+    peer, theirs = ends
+    theirs.send(line("last words"))
+    theirs.shutdown(socket.SHUT_RD)
+    peer.channel.send("take it", bound_udp(stack), peer.notes(1))
+    assert peer.goodbyes == 0, "not from within send"
+    peer.until(lambda: peer.goodbyes == 1)
+    assert (peer.messages, peer.told) == (["last words"], [(1, False)])
+    assert peer.channel.fault == ""
+    assert not peer.channel.send("more")
+
+
+def test_handles_that_wait_when_we_leave_are_closed_and_nobody_is_called(
+    ends: tuple[Peer, socket.socket], stack: ExitStack
+) -> None:
+    peer, _ = ends
+    for number in range(10):
+        peer.channel.send(number, bound_udp(stack), peer.notes(number))
+    peer.channel.close()
+    nothing_happens(peer)
+    assert (peer.told, peer.goodbyes) == ([], 0)
+
+
+def test_a_sender_that_closes_when_it_hears_of_a_loss_hears_nothing_more(
+    ends: tuple[Peer, socket.socket], stack: ExitStack
+) -> None:
+    peer, theirs = ends
+    told: list[bool] = []
+
+    def leave(taken: bool) -> None:
+        told.append(taken)
+        peer.channel.close()
+
+    for _ in range(3):
+        peer.channel.send("take it", bound_udp(stack), leave)
+    theirs.close()
+    peer.until(lambda: bool(told))
+    nothing_happens(peer)
+    assert (told, peer.goodbyes) == ([False], 0)
+
+
+def test_a_sender_that_raises_when_it_is_told_costs_nothing_else(
+    two: tuple[Peer, Peer], stack: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    left, right = two
+
+    def clumsy(taken: bool) -> None:
+        raise ZeroDivisionError
+
+    left.channel.send("first", bound_udp(stack), clumsy)
+    left.channel.send("second")
+    left.until(lambda: right.messages == ["first", "second"])
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_the_last_handle_of_a_peer_that_leaves_is_delivered(
+    ends: tuple[Peer, socket.socket], stack: ExitStack
+) -> None:
+    peer, theirs = ends
+    theirs.sendmsg([line(ENVELOPE)], rights(tcp_pair(stack)[0].fileno()))
+    theirs.close()
+    peer.until(lambda: peer.goodbyes == 1)
+    assert (peer.messages, len(peer.handles), peer.channel.fault) == (["take it"], 1, "")
+
+
+def test_a_kernel_that_is_short_is_waited_out_and_logged_once(
+    ends: tuple[Peer, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Short:
+        """The channel's socket, which the kernel has no memory for at first."""
+
+        def __init__(self, sock: socket.socket) -> None:
+            self.sock = sock
+            self.errors = [errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.sock, name)
+
+        def sendmsg(self, *arguments: Any) -> int:
+            if self.errors:
+                raise OSError(self.errors[0], os.strerror(self.errors.pop(0)))
+            return self.sock.sendmsg(*arguments)
+
+    peer, theirs = ends
+    outgoing = peer.channel._outgoing
+    outgoing._sock = Short(outgoing._sock)  # type: ignore[assignment]
+    assert peer.channel.send("in the end")
+    peer.until(lambda: outgoing._unsent == 0)
+    assert read_line(peer, theirs) == ("in the end", 0)
+    assert not peer.channel.closed
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
