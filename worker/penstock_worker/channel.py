@@ -28,6 +28,7 @@ from typing import Any, Final
 from penstock_worker import outgoing, wire
 from penstock_worker.contract import CHANNEL_FD
 from penstock_worker.outgoing import Outgoing, Parcel
+from penstock_worker.streams import inherited_end
 
 MAX_LINE: Final = wire.MAX_LINE
 MAX_UNSENT: Final = outgoing.MAX_UNSENT
@@ -260,19 +261,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 def inherited(environ: MutableMapping[str, str]) -> socket.socket | None:
     """Adopt the end that `environ` names and take its name away; None if there is none.
 
-    ValueError if what is named cannot be a channel. Afterwards no child of ours can find it:
-    the descriptor is close-on-exec.
+    ValueError if what is named cannot be a channel.
     """
     number = environ.pop(CHANNEL_FD, None)
-    if number is None:
-        return None
-    try:
-        sock = socket.socket(fileno=int(number))
-    except (ValueError, OverflowError, OSError) as error:
-        raise ValueError(f"{CHANNEL_FD}={number!r} is no socket: {error}") from None
-    if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-        sock.detach()
-        raise ValueError(f"{CHANNEL_FD}={number!r} is no Unix stream socket")
-    os.set_inheritable(sock.fileno(), False)
-    sock.setblocking(False)
-    return sock
+    return None if number is None else inherited_end(CHANNEL_FD, number, socket.SOCK_STREAM)

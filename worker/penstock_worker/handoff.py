@@ -28,7 +28,7 @@ from termios import FIONREAD
 from typing import Final, NamedTuple
 
 from penstock_worker.contract import LINK_FD
-from penstock_worker.streams import Stream
+from penstock_worker.streams import Stream, inherited_end
 
 CLIENT: Final = b"c"
 PROBE: Final = b"p"
@@ -289,20 +289,9 @@ class Taker:
 def inherited(environ: Mapping[str, str]) -> tuple[socket.socket, ...]:
     """Adopt the ends that `environ` names, one for each front; ValueError: one is no link."""
     numbers = environ.get(LINK_FD)
-    return () if numbers is None else tuple(map(_link, numbers.split(",")))
-
-
-def _link(number: str) -> socket.socket:
-    try:
-        link = socket.socket(fileno=int(number))
-    except (ValueError, OverflowError, OSError) as error:
-        raise ValueError(f"{LINK_FD}={number!r} is no socket: {error}") from None
-    if (link.family, link.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
-        link.detach()
-        raise ValueError(f"{LINK_FD}={number!r} is no link")
-    os.set_inheritable(link.fileno(), False)
-    link.setblocking(False)
-    return link
+    if numbers is None:
+        return ()
+    return tuple(inherited_end(LINK_FD, n, socket.SOCK_SEQPACKET) for n in numbers.split(","))
 
 
 def _family(fd: int) -> int:

@@ -1,7 +1,8 @@
 """Connected sockets on their way into a transport, at the least cost.
 
 Owns the step from a bare descriptor to a protocol that is connected: what is opened by
-accepting, connecting or receiving is adopted here, on the front's side and on a worker's.
+accepting, connecting or receiving is adopted here, on the front's side and on a worker's;
+and so is the end of a socket pair that our parent has left to us.
 """
 
 import asyncio
@@ -39,6 +40,24 @@ class Stream:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+
+def inherited_end(variable: str, number: str, kind: socket.SocketKind) -> socket.socket:
+    """The end of a Unix socket pair that `variable` says we have under this number.
+
+    ValueError if it is none of this kind. Afterwards no child of ours can find it: the
+    descriptor is close-on-exec.
+    """
+    try:
+        sock = socket.socket(fileno=int(number))
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"{variable}={number!r} is no socket: {error}") from None
+    if (sock.family, sock.type) != (socket.AF_UNIX, kind):
+        sock.detach()
+        raise ValueError(f"{variable}={number!r} is no Unix socket of kind {kind.name}")
+    os.set_inheritable(sock.fileno(), False)
+    sock.setblocking(False)
+    return sock
 
 
 def adopt(loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, stream: Stream) -> None:
