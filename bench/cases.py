@@ -8,12 +8,13 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from random import random
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from penstock_proxy import http1
 from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import Balance, Ejection, FrontService, Health, Limits, Target
+from penstock_proxy.connection import Transport
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.exchange import Exchange
@@ -48,15 +49,12 @@ RESPONSE: Final = (
 CHUNKS: Final = b"400\r\n" + b"x" * 1024 + b"\r\n0\r\n\r\n"
 
 
-class Transport:
+class Nowhere(Transport):
     """A transport that goes nowhere: as much of one as the front uses."""
 
     written: object = b""
 
-    def write(self, data: bytes) -> None:
-        self.written = data
-
-    def writelines(self, data: object) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written = data
 
     def is_closing(self) -> bool:
@@ -78,7 +76,7 @@ class MemoryService(ServiceFront):
 
     def dial(self, member: Member, exchange: Exchange) -> None:
         self.link = WorkerConnection(member, exchange, _ignore, _ignore)
-        self.link.connection_made(cast("asyncio.Transport", Transport()))
+        self.link.connection_made(Nowhere())
 
 
 def _targets(count: int) -> tuple[Target, ...]:
@@ -147,7 +145,7 @@ def exchange() -> Iterator[Step]:
         loop, Reactor(loop), config, Deadlines(0.0), Admission(1024, 0, 0), None, _ignore
     )
     client = ClientConnection(service, ("192.0.2.1", 5000))
-    client.connection_made(cast("asyncio.Transport", Transport()))
+    client.connection_made(Nowhere())
     member = service.pool.members[0]
     workers = {}
     for _ in service.pool.members:

@@ -234,8 +234,8 @@ class PowerOfTwo(Generic[M]):
         # One of the others: count from the one behind the first.
         second = (first + 1 + int(self._random() * (count - 1))) % count
         one, other = members[first], members[second]
-        weight: float = one.weight
-        others: float = other.weight
+        weight = float(one.weight)
+        others = float(other.weight)
         if self._is_sparing:
             weight, others = weight * one.ramp, others * other.ramp
         # a/b < c/d without the division.

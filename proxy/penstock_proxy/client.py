@@ -10,13 +10,13 @@ has had its time to see the answer; a plain close would make the kernel reset it
 answer with it.
 """
 
-import asyncio
 import struct
 from http import HTTPStatus
 from socket import SO_LINGER, SOL_SOCKET
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy import http1
+from penstock_proxy.connection import Transport
 from penstock_proxy.deadlines import NEVER
 from penstock_proxy.errors import (
     BAD_REQUEST,
@@ -29,7 +29,6 @@ from penstock_proxy.errors import (
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Prepared
 from penstock_proxy.http1 import RequestLine
-from penstock_proxy.tls_connection import end
 from penstock_worker.peers import peer_address
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ _STOPPING_S: Final = 1.0
 """A client that has not sent a byte when we stop gets this long to begin."""
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection:
     """One client."""
 
     __slots__ = (
@@ -67,7 +66,7 @@ class ClientConnection(asyncio.Protocol):
         "transport",
     )
 
-    transport: asyncio.Transport
+    transport: Transport
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class ClientConnection(asyncio.Protocol):
         self._beginning = False
         self._closing = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Transport) -> None:
         self.transport = transport
         service = self.service
         seconds = _STOPPING_S if service.stopping else service.timeouts.head
@@ -263,10 +262,10 @@ class ClientConnection(asyncio.Protocol):
 
     def _cut(self, *, visibly: bool) -> None:
         """End in the middle of an answer. HTTP/1.0 sees it only if the connection is reset."""
-        if not visibly and (sock := self.transport.get_extra_info("socket")) is not None:
+        if not visibly and (sock := self.transport.borrow()) is not None:
             sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
             self.transport.abort()
-        end(self.transport, cut=True)
+        self.transport.break_off()
         self._closing = True
         self._close_by(self.service.timeouts.body)
 

@@ -128,10 +128,8 @@ class Exchange:
         self.link = link
         if self.client.blocked:
             link.transport.pause_reading()
-        if len(self._outgoing) == 1:
-            link.transport.write(self._outgoing[0])
-        else:
-            link.transport.writelines(self._outgoing)
+        out = self._outgoing
+        link.transport.write(out[0] if len(out) == 1 else b"".join(out))
         self.uploading()
 
     def uploading(self) -> None:

@@ -87,8 +87,7 @@ class Handshakes:
         """It has become a connection: the service has it now."""
         self._pending.pop(handshake, None)
         self.deadlines.disarm(handshake)
-        tls = connection.get_extra_info("ssl_object")
-        self._service.counters.handshakes["resumed" if tls.session_reused else "ok"] += 1
+        self._service.counters.handshakes["resumed" if connection.is_resumed else "ok"] += 1
         self._service.secured(handshake, connection)
 
     def failed(self, handshake: Handshake, result: str) -> None:

@@ -17,9 +17,9 @@ import struct
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Final, Protocol
 
+from penstock_proxy.connection import Transport
 from penstock_proxy.deadlines import NEVER, Deadlines
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.tls_connection import end
 
 OK: Final = "ok"
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -28,17 +28,18 @@ _FLUSH_S: Final = 30.0
 """Without a byte taken by the one that is left; then it is cut off."""
 
 
-class _Half(asyncio.Protocol):
+class _Half:
     """One of the two connections. `transport` is None before it is made and after."""
 
     __slots__ = ("finished", "loop", "other", "transport")
 
     other: "_Half"
+    """Both halves also know it by its kind: `client` and `worker`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # Asked for by name, a running loop costs a getpid each time.
         self.loop = loop
-        self.transport: asyncio.Transport | None = None
+        self.transport: Transport | None = None
         self.finished = False
         """It has sent its end of file."""
 
@@ -66,7 +67,7 @@ class _Half(asyncio.Protocol):
     def resets(self) -> None:
         """However it is closed from now on, that is a reset."""
         if self.transport is not None:
-            sock = self.transport.get_extra_info("socket")
+            sock = self.transport.borrow()
             if sock is not None and sock.fileno() >= 0:
                 sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
 
@@ -79,15 +80,17 @@ class _Half(asyncio.Protocol):
 class WorkerHalf(_Half):
     """The connection to the worker."""
 
-    __slots__ = ()
+    __slots__ = ("client",)
 
-    other: "ClientHalf"
+    def __init__(self, loop: asyncio.AbstractEventLoop, client: "ClientHalf") -> None:
+        super().__init__(loop)
+        self.other = self.client = client
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Transport) -> None:
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        client = self.other
+        client = self.client
         client.sent += len(data)
         client.counters.sent += len(data)
         client.touched = client.deadlines.now
@@ -96,7 +99,7 @@ class WorkerHalf(_Half):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
-        self.other.ended(error, "worker_reset")
+        self.client.ended(error, "worker_reset")
 
 
 class Owner(Protocol):
@@ -121,9 +124,8 @@ class ClientHalf(_Half):
         "sent",
         "touched",
         "unsent",
+        "worker",
     )
-
-    other: WorkerHalf
 
     def __init__(
         self,
@@ -134,8 +136,7 @@ class ClientHalf(_Half):
         owner: Owner,
     ) -> None:
         super().__init__(loop)
-        self.other = WorkerHalf(loop)
-        self.other.other = self
+        self.other = self.worker = WorkerHalf(loop, self)
         self.counters = counters
         self.deadlines = deadlines
         self.idle_s = idle_s
@@ -154,7 +155,7 @@ class ClientHalf(_Half):
         self.touched = self.deadlines.now
         self.deadlines.arm_in(self, self.idle_s)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Transport) -> None:
         self.transport = transport
         self.start()
         if self.other.transport is None:
@@ -176,17 +177,18 @@ class ClientHalf(_Half):
         """One connection is gone: end the other when what it was sent has gone out."""
         if error is not None and self.outcome == OK:
             self.outcome = kind
-        for half in (self, self.other):
-            if half.transport is None:
-                continue
-            if error is not None:
-                half.resets()
-            if error is not None and half is self.other:
+        left = self.transport or self.worker.transport
+        if left is not None:
+            if error is None:
+                left.close()
+            elif left is self.transport:
+                self.resets()
+                left.break_off()
+            else:
                 # The client is gone: nobody wants what its worker does not take.
-                half.transport.abort()
-                continue
-            end(half.transport, cut=error is not None)
-            self.unsent = half.transport.get_write_buffer_size()
+                self.worker.resets()
+                left.abort()
+            self.unsent = left.get_write_buffer_size()
             if self.unsent:
                 self.deadlines.arm_in(self, _FLUSH_S)
         if self.transport is None and self.other.transport is None:

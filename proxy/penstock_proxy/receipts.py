@@ -12,10 +12,11 @@ connection too when it has read half of what came. On a unix socket, what is wri
 the end is an error at once, and goes nowhere.
 """
 
-import asyncio
 import socket
 import struct
 from typing import Final
+
+from penstock_proxy.connection import Transport
 
 ENDED: Final = -1
 """The other end has closed it."""
@@ -31,9 +32,9 @@ _ACKED: Final = struct.Struct("=B119xQ")
 """`tcpi_state` and `tcpi_bytes_acked` of struct tcp_info (linux/tcp.h, since Linux 4.1)."""
 
 
-def acknowledged(transport: asyncio.Transport) -> int:
+def acknowledged(transport: Transport) -> int:
     """Bytes that the other end has acknowledged so far; ENDED, ONE_WRITE or UNKNOWN."""
-    sock = transport.get_extra_info("socket")
+    sock = transport.borrow()
     if sock is None or sock.fileno() < 0:
         return UNKNOWN
     if sock.family == socket.AF_UNIX:
@@ -48,14 +49,14 @@ def acknowledged(transport: asyncio.Transport) -> int:
     return int(acked) if state == _ESTABLISHED else ENDED
 
 
-def untaken(transport: asyncio.Transport, before: int, error: Exception | None) -> bool:
+def untaken(transport: Transport, before: int, error: Exception | None) -> bool:
     """Is it sure that nothing was taken since `before`? Asked when the connection has ended.
 
     `error` is what it ended with; None is an end in good order.
     """
     if before < 0 or not (error is None or isinstance(error, BrokenPipeError)):
         return False
-    sock = transport.get_extra_info("socket")
+    sock = transport.borrow()
     if sock is None or sock.fileno() < 0:
         return False
     if sock.family == socket.AF_UNIX:

@@ -109,7 +109,7 @@ class Relay:
         )
         client, self._sock = self._sock, None
         # The worker's half first: it must stand before the client's first byte.
-        adopt(service.reactor, half.other, sock, service.config.limits.buffer)
+        adopt(service.reactor, half.worker, sock, service.config.limits.buffer)
         if isinstance(client, Stream):
             adopt(service.reactor, half, client, service.config.limits.buffer)
         else:

@@ -18,10 +18,13 @@ The other way round, an end of the socket without close_notify is a connection t
 """
 
 import asyncio
+import socket
 import ssl
 from base64 import b64encode
 from contextlib import suppress
 from typing import Any, Final
+
+from penstock_proxy.connection import Adopter, Receiver, Transport
 
 _RECORD: Final = 16 << 10
 """A record is read as a whole: nothing is ever left over inside OpenSSL."""
@@ -32,7 +35,7 @@ _MOST_UNSENT: Final = 1 << 20
 to a flood of its own (key updates, renegotiations) get there."""
 
 
-class TlsConnection(asyncio.Protocol, asyncio.Transport):
+class TlsConnection(Transport):
     """One connection from a client."""
 
     __slots__ = (
@@ -54,7 +57,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        lower: asyncio.Transport,
+        lower: Transport,
         tls: ssl.SSLObject,
         incoming: ssl.MemoryBIO,
         outgoing: ssl.MemoryBIO,
@@ -62,14 +65,13 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         blocked: bool,
     ) -> None:
         """`tls` has shaken hands over both buffers; `blocked`: `lower` takes no more for now."""
-        # Not `asyncio.Transport.__init__`: a dictionary for each connection, always empty.
         self._loop = loop
         self._lower = lower
         self._tls = tls
         self._incoming = incoming
         self._outgoing = outgoing
         self._blocked = blocked
-        self._protocol: asyncio.Protocol | None = None
+        self._protocol: Receiver | None = None
         self._error: Exception | None = None
         self._paused = False
         self._deaf = False
@@ -82,6 +84,11 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
 
     # -- to whoever is carried
 
+    @property
+    def is_resumed(self) -> bool:
+        """The client had spoken with us before, and showed its ticket."""
+        return bool(self._tls.session_reused)
+
     def certificate_field(self) -> bytes:
         """What the worker is told of the client's certificate, as a line of a header block
         (RFC 9440 §2.2); empty without one. It was verified, or we would not be here."""
@@ -90,7 +97,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             return b""
         return b"Client-Cert: :%b:\r\n" % b64encode(certificate)
 
-    def carry(self, protocol: asyncio.Protocol) -> None:
+    def carry(self, protocol: Adopter) -> None:
         """The handshake is done: from now on this is the transport of `protocol`."""
         self._protocol = protocol
         protocol.connection_made(self)
@@ -206,9 +213,6 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             return
         self._lower.write(outgoing.read())
 
-    def writelines(self, list_of_data: Any) -> None:
-        self.write(b"".join(list_of_data))
-
     def _flush(self) -> None:
         if self._outgoing.pending:
             self._lower.write(self._outgoing.read())
@@ -224,9 +228,6 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             self._tls.unwrap()
         self._incoming.write(unread)
         self._flush()
-
-    def can_write_eof(self) -> bool:
-        return True
 
     def write_eof(self) -> None:
         if not (self._closing or self._finished):
@@ -254,13 +255,8 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     def is_closing(self) -> bool:
         return self._closing or self._lower.is_closing()
 
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        assert isinstance(protocol, asyncio.Protocol)
+    def set_protocol(self, protocol: Receiver) -> None:
         self._protocol = protocol
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        assert self._protocol is not None
-        return self._protocol
 
     def pause_reading(self) -> None:
         if not (self._paused or self._closing):
@@ -283,19 +279,5 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return self._lower.get_write_buffer_size()
 
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._lower.get_write_buffer_limits()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._lower.set_write_buffer_limits(high, low)
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._tls if name == "ssl_object" else self._lower.get_extra_info(name, default)
-
-
-def end(transport: asyncio.Transport, *, cut: bool) -> None:
-    """Close it when all is sent; `cut`: who speaks TLS with us sees that more was to come."""
-    if cut and isinstance(transport, TlsConnection):
-        transport.break_off()
-    else:
-        transport.close()
+    def borrow(self) -> socket.socket | None:
+        return self._lower.borrow()

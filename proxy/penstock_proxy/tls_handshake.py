@@ -9,12 +9,12 @@ OpenSSL begins only when a whole ClientHello is there. So who connects and says 
 no buffers, and what it begins with is the certificate that the hello asks for.
 """
 
-import asyncio
 import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy import client_hello
 from penstock_proxy.client_hello import HelloError
+from penstock_proxy.connection import Transport
 from penstock_proxy.deadlines import NEVER
 from penstock_proxy.tls_connection import TlsConnection
 
@@ -30,7 +30,7 @@ _PARTING: Final = 2
 """Refused: told why, and about to be closed."""
 
 
-class Handshake(asyncio.Protocol):
+class Handshake:
     """One client that wants to come in."""
 
     __slots__ = (
@@ -51,7 +51,7 @@ class Handshake(asyncio.Protocol):
         "preface",
     )
 
-    _lower: asyncio.Transport
+    _lower: Transport
     _tls: ssl.SSLObject
     _incoming: ssl.MemoryBIO
     _outgoing: ssl.MemoryBIO
@@ -75,7 +75,7 @@ class Handshake(asyncio.Protocol):
 
     # -- from below
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Transport) -> None:
         self._lower = transport
 
     def data_received(self, data: bytes) -> None:
@@ -85,6 +85,9 @@ class Handshake(asyncio.Protocol):
         elif self._state == _SHAKING:
             self._incoming.write(data)
             self._shake()
+
+    def eof_received(self) -> bool:
+        return False
 
     def connection_lost(self, error: Exception | None) -> None:
         self._owner.deadlines.disarm(self)

@@ -1,10 +1,9 @@
 """A connection's bytes, in and out: the transport of a front's plain connections.
 
 Owns: one connected stream socket, what could not be written to it yet, and
-how it ends. It keeps the contract of `asyncio.Transport`, as `tls_connection` does, which stands
-on one of these, so a protocol does not know which one it has:
-`connection_lost` comes once, never in the middle of another call, and the descriptor is
-open until it has returned.
+how it ends. `tls_connection` stands on one of these, and keeps the same contract, so a
+receiver does not know which one it has: `connection_lost` comes once, never in the middle of
+another call, and the descriptor is open until it has returned.
 
 What is written goes out at once, or, if it is little, when all connections that are ready have
 been called: who waits for it on another core is then woken once for all of them and not once
@@ -16,12 +15,12 @@ other side keeps up, so a slow reader of something huge costs kilobytes.
 It must not know: what the bytes mean. Must not be used: after `connection_lost`.
 """
 
-import asyncio
 import os
 import socket
 from collections import deque
-from typing import Any, Final, cast
+from typing import Final
 
+from penstock_proxy.connection import Adopter, Receiver, Transport
 from penstock_proxy.reactor import BROKEN, ENDED, IN, OUT, URGENT, Reactor
 from penstock_worker.streams import Stream
 
@@ -37,7 +36,7 @@ _MOST_PIECES: Final = 64
 """Of one writev. The kernel takes 1024; what waits here is few."""
 
 
-class SocketTransport(asyncio.Transport):
+class SocketTransport(Transport):
     """One connection. Made by `adopt`."""
 
     __slots__ = (
@@ -61,9 +60,8 @@ class SocketTransport(asyncio.Transport):
     )
 
     def __init__(
-        self, reactor: Reactor, fd: int, protocol: asyncio.Protocol, high: int = HIGH_WATER
+        self, reactor: Reactor, fd: int, protocol: Receiver, high: int = HIGH_WATER
     ) -> None:
-        # Not `asyncio.Transport.__init__`: a dictionary for each connection, always empty.
         self._reactor = reactor
         self._fd = fd
         self._protocol = protocol
@@ -121,8 +119,9 @@ class SocketTransport(asyncio.Transport):
             if events & (ENDED | BROKEN | URGENT) != ENDED or self._paused or self._closing:
                 return
         self._heard_end = True
-        self._look()
-        if not self._protocol.eof_received():
+        if self._protocol.eof_received():
+            self._look()
+        else:
             self.close()
 
     def _flush(self) -> None:
@@ -220,9 +219,6 @@ class SocketTransport(asyncio.Transport):
             self._stalled = True
             self._protocol.pause_writing()
 
-    def writelines(self, list_of_data: Any) -> None:
-        self.write(b"".join(list_of_data))
-
     def write_eof(self) -> None:
         if not (self._ending or self._closing):
             self.send_held()
@@ -230,21 +226,15 @@ class SocketTransport(asyncio.Transport):
             if self._unsent is None:
                 self._shut_down()
 
-    def can_write_eof(self) -> bool:
-        return True
-
     def _shut_down(self) -> None:
         try:
-            self._socket().shutdown(socket.SHUT_WR)
+            self.borrow().shutdown(socket.SHUT_WR)
         except OSError:
             # It is gone already, and reading will say so.
             return
 
     def get_write_buffer_size(self) -> int:
         return self._waiting + len(self._held)
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._high = HIGH_WATER if high is None else high
 
     # -- reading
 
@@ -265,17 +255,10 @@ class SocketTransport(asyncio.Transport):
 
     # -- who it belongs to
 
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._protocol = cast("asyncio.Protocol", protocol)
+    def set_protocol(self, protocol: Receiver) -> None:
+        self._protocol = protocol
 
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._protocol
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Only "socket"; it must not be closed, nor used once the connection is lost."""
-        return self._socket() if name == "socket" else default
-
-    def _socket(self) -> socket.socket:
+    def borrow(self) -> socket.socket:
         if self._sock is None:
             self._sock = socket.socket(fileno=self._fd)
         return self._sock
@@ -322,9 +305,7 @@ class SocketTransport(asyncio.Transport):
             os.close(self._fd)
 
 
-def adopt(
-    reactor: Reactor, protocol: asyncio.Protocol, stream: Stream, high: int = HIGH_WATER
-) -> None:
+def adopt(reactor: Reactor, protocol: Adopter, stream: Stream, high: int = HIGH_WATER) -> None:
     """Give a connected stream to a protocol, and tell it so before returning.
 
     `high`: bytes that may wait to be written before the protocol is told to pause.

@@ -43,9 +43,9 @@ class Tunnel:
         half = ClientHalf(
             service.loop, service.counters, service.deadlines, service.timeouts.tunnel, self
         )
-        half.transport, half.other.transport = client.transport, link.transport
+        half.transport, half.worker.transport = client.transport, link.transport
         client.transport.set_protocol(half)
-        link.transport.set_protocol(half.other)
+        link.transport.set_protocol(half.worker)
         service.deadlines.disarm(client)
         half.start()
         if not link.blocked:

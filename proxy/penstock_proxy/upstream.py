@@ -9,7 +9,6 @@ where its framing said and nothing followed: what is left over on a reused conne
 be read as the answer to somebody else's request.
 """
 
-import asyncio
 import os
 from collections.abc import Callable
 from enum import Enum, auto
@@ -17,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from penstock_proxy import forwarding, receipts
+from penstock_proxy.connection import Transport
 from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, RejectedError
 from penstock_proxy.forwarding import Response
 from penstock_proxy.http1 import NO_LENGTH, Chunked, answer_looks_wrong
@@ -44,7 +44,7 @@ _LENGTH: Final = Body.LENGTH
 """Python 3.11 takes longer to find a member of an enum than to compare it."""
 
 
-class WorkerConnection(asyncio.Protocol):
+class WorkerConnection:
     """One connection. `exchange` is None while it is idle."""
 
     __slots__ = (
@@ -66,7 +66,7 @@ class WorkerConnection(asyncio.Protocol):
         "used",
     )
 
-    transport: asyncio.Transport
+    transport: Transport
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class WorkerConnection(asyncio.Protocol):
         self._left = 0
         self._chunked: Chunked | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Transport) -> None:
         self.transport = transport
         assert self.exchange is not None
         self.exchange.connected(self)
@@ -260,7 +260,7 @@ class WorkerConnection(asyncio.Protocol):
         before it; the transport gave up at the first write that failed, and closes its
         descriptor only when it has told us.
         """
-        sock = self.transport.get_extra_info("socket")
+        sock = self.transport.borrow()
         while sock is not None and self.exchange is not None:
             try:
                 data = os.read(sock.fileno(), _LAST_READ)

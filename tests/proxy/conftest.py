@@ -1,14 +1,13 @@
 """A service in memory, for the tests of exchanges.
 
-Client and workers are in memory: `Wire` is a real `asyncio.Transport`, `Network` stands for
+Client and workers are in memory: `Wire` is a `Transport` like any other, `Network` stands for
 connecting, and `Turns` for the event loop, so that a test decides each turn of it.
 """
 
-import asyncio
 import errno
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -22,11 +21,15 @@ from penstock_proxy import upstream as upstream_module
 from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, Limits, Target, Timeouts
+from penstock_proxy.connection import Adopter, Receiver, Transport
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.dial import Dialing
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
 from penstock_worker.streams import Stream
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 
 class Turns:
@@ -47,11 +50,10 @@ class Turns:
 _HIGH_WATER = 64 << 10
 
 
-class Wire(asyncio.Transport):
+class Wire(Transport):
     """One end of a connection in memory; the test is the other end."""
 
-    def __init__(self, loop: Turns, protocol: asyncio.Protocol) -> None:
-        super().__init__()
+    def __init__(self, loop: Turns, protocol: Receiver) -> None:
         self._loop = loop
         self._protocol = protocol
         self._arriving: deque[bytes] = deque()
@@ -75,9 +77,6 @@ class Wire(asyncio.Transport):
         if self.full and not self._stalled:
             self.stall()
         (self._unsent if self._stalled else self.written).extend(data)
-
-    def writelines(self, list_of_data: Any) -> None:
-        self.write(b"".join(list_of_data))
 
     def get_write_buffer_size(self) -> int:
         return _HIGH_WATER + len(self._unsent) if self._stalled else 0
@@ -109,8 +108,11 @@ class Wire(asyncio.Transport):
     def is_reading(self) -> bool:
         return self._reading
 
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._protocol = cast("asyncio.Protocol", protocol)
+    def set_protocol(self, protocol: Receiver) -> None:
+        self._protocol = protocol
+
+    def borrow(self) -> None:
+        """There is no socket."""
 
     # -- what its other end does
 
@@ -235,9 +237,7 @@ class Network:
             done(Stream(-1, 0), 0)
         return None
 
-    def adopt(
-        self, _reactor: object, protocol: asyncio.Protocol, _stream: object, _high: int = 0
-    ) -> None:
+    def adopt(self, _reactor: object, protocol: Adopter, _stream: object, _high: int = 0) -> None:
         wire = Wire(self.loop, protocol)
         wire.full = self.full
         self.wires.append(wire)
@@ -289,8 +289,8 @@ class House:
             access_log="off",
         )
         self.service = ServiceFront(
-            cast("asyncio.AbstractEventLoop", self.loop),
-            Reactor(cast("asyncio.AbstractEventLoop", self.loop)),
+            cast("AbstractEventLoop", self.loop),
+            Reactor(cast("AbstractEventLoop", self.loop)),
             config,
             self.deadlines,
             self.admission,

@@ -1,13 +1,14 @@
-"""A protocol that writes down what it is told, to be put on a transport of ours."""
+"""A receiver that writes down what it is told, to be put on a transport of ours."""
 
-import asyncio
 from typing import TYPE_CHECKING, Any
+
+from penstock_proxy.connection import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Notes(asyncio.Protocol):
+class Notes:
     """Keeps the data, and in `said` everything else in its order."""
 
     transport: Any
@@ -19,7 +20,7 @@ class Notes(asyncio.Protocol):
         self.on_data: Callable[[bytes], object] = lambda _: None
         self.error: Exception | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Transport) -> None:
         self.transport = transport
         self.said.append("made")
 

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from penstock_proxy.connection import Transport
+from penstock_proxy.reactor import Reactor
 from penstock_proxy.receipts import ENDED, UNKNOWN, acknowledged, untaken
+from penstock_proxy.transport import adopt
+from penstock_worker.streams import Stream
 
 FAMILIES = ["tcp", "unix"]
 
 
-class Asker(asyncio.Protocol):
+class Asker:
     """The front's end: notes how it ended, while that can still be asked."""
 
     def __init__(self) -> None:
@@ -21,31 +25,47 @@ class Asker(asyncio.Protocol):
         self.answered = asyncio.Event()
         self.ended: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Transport) -> None:
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
         self.answered.set()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
 
     def connection_lost(self, error: Exception | None) -> None:
         verdict = untaken(self.transport, self.before, error)
         self.ended.set_result((verdict, type(error).__name__))
 
 
+class Bare(Transport):
+    """It has no socket."""
+
+    def borrow(self) -> None:
+        """There is none."""
+
+
 async def connected(family: str, folder: Path) -> tuple[Asker, socket.socket]:
     """A connection that has carried a request and its answer already, and its other end."""
-    loop = asyncio.get_running_loop()
     if family == "tcp":
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            _, asker = await loop.create_connection(Asker, *listener.getsockname())
+            ours = socket.create_connection(listener.getsockname())
             worker, _ = listener.accept()
     else:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(folder / "socket"))
             listener.listen()
-            _, asker = await loop.create_unix_connection(Asker, str(folder / "socket"))
+            ours = socket.socket(socket.AF_UNIX)
+            ours.connect(str(folder / "socket"))
             worker, _ = listener.accept()
+    asker = Asker()
+    reactor = Reactor(asyncio.get_running_loop())
+    adopt(reactor, asker, Stream(ours.detach(), ours.family))
     asker.transport.write(b"GET")
     assert worker.recv(10) == b"GET"
     worker.send(b"ok")
@@ -113,7 +133,7 @@ async def test_an_end_is_known_before_the_event_loop_hears_of_it(
 
 
 async def test_without_a_socket_nothing_is_known() -> None:
-    transport = asyncio.Transport()
+    transport = Bare()
     assert acknowledged(transport) == UNKNOWN
     assert not untaken(transport, 5, None)
     assert not untaken(transport, UNKNOWN, None)

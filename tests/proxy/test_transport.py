@@ -106,7 +106,7 @@ def test_bytes_go_both_ways(house: House, family: int) -> None:
     pair.peer.sendall(b"question")
     pair.until(lambda: pair.notes.data == b"question")
     pair.transport.write(b"ans")
-    pair.transport.writelines([b"w", b"er"])
+    pair.transport.write(b"wer")
     assert pair.peer.recv(100, socket.MSG_WAITALL | socket.MSG_PEEK)[:3] == b"ans"
     pair.transport.close()
     assert pair.transport.is_closing()
@@ -279,7 +279,7 @@ def test_what_a_peer_said_before_it_broke_off_can_be_read_until_the_loss_is_told
     said = []
 
     def lost(error: Exception | None) -> None:
-        said.append(os.read(pair.transport.get_extra_info("socket").fileno(), 100))
+        said.append(os.read(pair.transport.borrow().fileno(), 100))
         Notes.connection_lost(pair.notes, error)
 
     pair.notes.connection_lost = lost  # type: ignore[method-assign]
@@ -319,7 +319,6 @@ def test_another_protocol_can_take_over(house: House) -> None:
     pair = house.pair()
     heir = Notes()
     pair.transport.set_protocol(heir)
-    assert pair.transport.get_protocol() is heir
     pair.peer.sendall(b"x")
     pair.until(lambda: heir.data == b"x")
     pair.transport.set_protocol(pair.notes)
