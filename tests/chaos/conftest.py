@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 from tests.chaos.ledger import Ledger
-from tests.live.conftest import Cluster
+from tests.live.cluster import Cluster
 
 SEED: Final = 20_250_101
 SECONDS: Final = 25.0

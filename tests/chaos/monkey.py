@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 from tests.chaos.ledger import Ledger
-from tests.live.conftest import Cluster
+from tests.live.cluster import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

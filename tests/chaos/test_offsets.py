@@ -16,12 +16,12 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.chaos.client import Answer, Client, Cut
-from tests.live.conftest import until
+from tests.live.wire import until
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Start
     from tests.chaos.ledger import Ledger
-    from tests.live.conftest import Cluster
+    from tests.live.cluster import Cluster
 
 WAIT_S: Final = 60.0
 AT_ONCE: Final = 16

@@ -29,7 +29,7 @@ from tests.chaos.witness import Witness
 if TYPE_CHECKING:
     from tests.chaos.conftest import Start
     from tests.chaos.ledger import Ledger
-    from tests.live.conftest import Cluster
+    from tests.live.cluster import Cluster
 
 ROOT: Final = Path(__file__).parents[2]
 CLIENTS: Final = 16

@@ -17,7 +17,8 @@ from typing import Any, Final
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from tests.chaos.load import Load
-from tests.live.conftest import Cluster, until
+from tests.live.cluster import Cluster
+from tests.live.wire import until
 
 GROWTH: Final = 24 << 20
 """What a process may be larger after a storm than it was when warm, however long it lasted:

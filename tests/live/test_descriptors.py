@@ -10,7 +10,9 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster, Penstock, Wire
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Penstock
+    from tests.live.wire import Wire
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 HELD = 2

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster, Penstock, Wire, Worker
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Penstock, Worker
+    from tests.live.wire import Wire
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"

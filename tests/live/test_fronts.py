@@ -18,7 +18,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.live.conftest import Cluster, Launch, Penstock, Wire
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Launch, Penstock
+    from tests.live.wire import Wire
 
 APP = {"app": "penstock_worker.demo:app", "access_log": "off"}
 KINDS = ("web", "raw", "hand")

@@ -12,7 +12,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.live.conftest import Cluster, Launch, Penstock, Wire, Worker
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Launch, Penstock, Worker
+    from tests.live.wire import Wire
 
 MIB = 1 << 20
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster, Penstock
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Penstock
 
 AIOHTTP = "penstock_worker.demo:app"
 ASGI = "program:app"

@@ -12,7 +12,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.live.conftest import Cluster, Peak, Penstock, Wire, Worker
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Peak, Penstock, Worker
+    from tests.live.wire import Wire
 
 MIB = 1 << 20
 HELD = 2000

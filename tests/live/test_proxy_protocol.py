@@ -22,7 +22,9 @@ import pytest
 from penstock_worker.proxy_protocol import SIGNATURE, build, build_local
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster, Launch, Penstock, Wire, Worker
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Launch, Penstock, Worker
+    from tests.live.wire import Wire
 
 # Debian keeps servers in /usr/sbin, which is not in everybody's PATH.
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))

@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster, Launch
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Launch
 
 PEERS = Path(__file__).parent / "peers"
 SBIN = "/usr/sbin:/usr/local/sbin"

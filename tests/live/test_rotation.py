@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster, Penstock, Wire, Worker
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Penstock, Worker
+    from tests.live.wire import Wire
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster, Penstock
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Penstock
 
 DEMO = "penstock_worker.demo:app"
 SCHEMES = ("ports", "handoff", "shared", "reuseport")

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.live.conftest import Cluster, Peak, Penstock, Wire, Worker
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Peak, Penstock, Worker
+    from tests.live.wire import Wire
 
 MIB = 1 << 20
 HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -13,7 +13,8 @@ from tests.proxy.tricks.requests import REQUESTS
 from tests.proxy.tricks.responses import CHUNKED, REFUSED
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Penstock, Wire, Worker
+    from tests.live.conftest import Penstock, Worker
+    from tests.live.wire import Wire
 
 GET = b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -12,7 +12,8 @@ import pytest
 import trustme
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster, Launch
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Launch
 
 
 class Files:

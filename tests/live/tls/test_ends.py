@@ -8,8 +8,8 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.live.conftest import Peak, Penstock, Worker
-    from tests.live.conftest import Wire as Plain
     from tests.live.tls.conftest import Dial, Files
+    from tests.live.wire import Wire as Plain
 
 MIB = 1 << 20
 HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

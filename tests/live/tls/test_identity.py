@@ -10,7 +10,7 @@ import trustme
 from cryptography import x509
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster
+    from tests.live.cluster import Cluster
     from tests.live.tls.conftest import Dial, Ended, Files, Wire
 
 

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster
+    from tests.live.cluster import Cluster
     from tests.live.tls.conftest import Dial, Ended, Files
 
 MIB = 1 << 20

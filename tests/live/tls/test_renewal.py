@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Cluster, Penstock
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Penstock
     from tests.live.tls.conftest import Dial, Files
 
 MIB = 1 << 20
