@@ -7,12 +7,13 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.live.conftest import WAIT_S
+from tests.live.wire import WAIT_S
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.live.conftest import Cluster, Penstock
+    from tests.live.cluster import Cluster
+    from tests.live.conftest import Penstock
 
 ORDERS = (
     "/reload", "/stop", "/stop?now=1", "/reopen", "/workers/web/0/replace",
