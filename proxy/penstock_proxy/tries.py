@@ -8,7 +8,7 @@ know: what may follow a failure (`retrying`), how a request is sent (`exchange`)
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from penstock_proxy.errors import NO_WORKER, Fault, Side
+from penstock_proxy.errors import NO_WORKER, RESPONSE_TIMEOUT, Fault, Side
 from penstock_proxy.retrying import Again, Loss, again
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ class Tries:
         assert exchange.member is not None
         exchange.client.service.pool.failed(exchange.member, monotonic())
         verdict = again(Loss.BROKEN, idempotent=exchange.is_idempotent, used=False)
-        if not exchange.is_repeatable or verdict is Again.NEVER:
+        # Each may be silent for as long as the first, and a third would be what the request does.
+        twice = fault is RESPONSE_TIMEOUT and self.last_fault is fault
+        if twice or not exchange.is_repeatable or verdict is Again.NEVER:
             exchange.fail(fault, reason)
             return
         exchange.drop_link()

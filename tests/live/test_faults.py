@@ -103,6 +103,23 @@ def test_a_worker_that_does_not_answer_is_504(penstock: "Penstock", origin: "Wor
     run.until(lambda: reason in run.err)
 
 
+def test_of_many_workers_that_do_not_answer_no_more_than_two_are_asked(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
+    asked: list[bytes] = []
+
+    def answer(wire: "Wire") -> None:
+        asked.append(wire.head())
+        wire.rest()
+
+    words = [word for _ in range(4) for word in ("--to", origin(answer).address)]
+    retries = {"min_per_second": 1000}
+    run = penstock(*words, health=SELDOM, timeouts={"response": "200ms"}, retries=retries)
+    assert run.connect().ask(GET).status == 504
+    assert len(asked) == 2
+    assert run.metric("penstock_retries_total") == 1
+
+
 def test_a_worker_that_does_not_accept_is_504(penstock: "Penstock") -> None:
     with ExitStack() as sockets:
         worker = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=8))
