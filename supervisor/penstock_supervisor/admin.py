@@ -1,4 +1,4 @@
-"""The admin port: /metrics, /healthz, /readyz, /status, and an index of them. Read only.
+"""The admin port: /metrics, /healthz, /readyz, /status, and a page for people. Read only.
 
 Owns what is told, here and over the control socket. It knows the run by one function,
 `observe`, and cannot change anything, so it needs no password; it does tell what runs where,
@@ -15,11 +15,11 @@ import socket
 from collections.abc import Awaitable, Callable, Collection
 from importlib.metadata import version
 from ipaddress import ip_address
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from penstock_supervisor import collector, sockdiag, status
+from penstock_supervisor import collector, page, sockdiag, status
 from penstock_supervisor.observation import Observation
 from penstock_supervisor.reception import Handler
 
@@ -32,17 +32,6 @@ _PROBE_S: Final = 0.1
 """For /readyz, which must answer within the second that a probe usually has."""
 _RENDERERS: Final = 2
 _READS: Final = ("GET", "HEAD")
-
-_INDEX: Final = """\
-<!doctype html><meta charset="utf-8"><title>penstock</title>
-<h1>penstock</h1>
-<ul>
-<li><a href="/status">/status</a> &ndash; what runs, as JSON
-<li><a href="/metrics">/metrics</a> &ndash; for Prometheus
-<li><a href="/readyz">/readyz</a> &ndash; 200 while every service has a worker in rotation
-<li><a href="/healthz">/healthz</a> &ndash; 200 while the supervisor lives
-</ul>
-"""
 
 
 def app(pages: "Pages", bound: socket.socket, name: str = "") -> web.Application:
@@ -135,14 +124,15 @@ class Pages:
         app.router.add_get("/status", self._status)
 
     async def _index(self, _: web.Request) -> web.Response:
-        return web.Response(text=_INDEX, content_type="text/html")
+        text = page.render(await self._described())
+        return web.Response(text=text, content_type="text/html", headers=page.HEADERS)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         observation = await self._thorough.look()
         accept = ",".join(request.headers.getall("Accept", ()))
         async with self._rendering:
-            page, kind = await asyncio.to_thread(collector.render, observation, accept)
-        response = web.Response(body=page, headers={"Content-Type": kind})
+            body, kind = await asyncio.to_thread(collector.render, observation, accept)
+        response = web.Response(body=body, headers={"Content-Type": kind})
         # Only for a client that says it can read it, as Prometheus does.
         response.enable_compression()
         return response
@@ -161,9 +151,11 @@ class Pages:
         return web.Response(status=503, text=f"not ready{why}\n")
 
     async def _status(self, _: web.Request) -> web.Response:
+        return web.json_response(await self._described())
+
+    async def _described(self) -> dict[str, Any]:
         observation = await self._thorough.look()
         async with self._rendering:
             kinds = {view.kind for view in observation.sockets}
             queues = await asyncio.to_thread(sockdiag.queues, kinds)
-        described = status.describe(observation, version("penstock"), os.getpid(), queues)
-        return web.json_response(described)
+        return status.describe(observation, version("penstock"), os.getpid(), queues)

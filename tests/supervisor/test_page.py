@@ -1,0 +1,95 @@
+"""The page for people has every process and upstream, and nobody else's HTML."""
+
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from penstock_supervisor import glance, page
+from penstock_supervisor.status import describe
+
+
+class Cells(HTMLParser):
+    """The texts of a page's cells, row by row, with the class of the second one."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.health: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            kind = dict(attrs).get("class")
+            if kind in ("good", "wait", "bad"):
+                self.health.append(kind)
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
+
+
+def shown(observation: Any) -> Cells:
+    return Cells(page.render(describe(observation, "1.0", 7, {})))
+
+
+def test_every_process_and_upstream_has_a_row(made: Any) -> None:
+    cells = shown(made.observation())
+    names = [row[0] for row in cells.rows if row[0]]
+    assert names == ["front/0", "web/0", "web/1", "api/0"]
+    assert len({len(row) for row in cells.rows[2:5]}) == 1, "a row has a cell for each heading"
+
+
+def test_one_that_is_out_of_the_rotation_is_marked_and_says_why(made: Any) -> None:
+    cells = shown(made.observation())
+    _, well, bad, _ = cells.health
+    assert (well, bad) == ("good", "bad")
+    (row,) = [row for row in cells.rows if row[0] == "web/1"]
+    assert row[1] == "up, down"
+    assert row[-1]
+
+
+def test_what_others_wrote_is_text(made: Any) -> None:
+    evil = "<script>alert(1)</script>\"'&"
+    services = {
+        evil: {
+            "scheme": "ports", "mode": "tcp", "listen": f"unix:/{evil}", "upstreams": (evil,),
+        }
+    }  # fmt: skip
+    cells = shown(made.observation(services=services))
+    assert "script" not in cells.tags
+    assert any(evil in cell for row in cells.rows for cell in row)
+
+
+@pytest.mark.parametrize(
+    ("child", "health"),
+    [
+        ({"state": "up", "standing": "up"}, "good"),
+        ({"state": "up", "standing": None}, "good"),
+        ({"state": None, "standing": "up"}, "good"),
+        ({"state": "up", "standing": "ejected"}, "bad"),
+        ({"state": None, "standing": "down"}, "bad"),
+        ({"state": "given_up", "standing": "absent"}, "bad"),
+        ({"state": "up", "standing": "held"}, "wait"),
+        ({"state": "up", "standing": "checking"}, "wait"),
+        ({"state": "starting", "standing": "absent"}, "wait"),
+        ({"state": "backoff", "standing": "absent"}, "wait"),
+        ({"state": "up", "answers": False, "covered": False}, "bad"),
+        ({"state": "up", "answers": True, "covered": False}, "good"),
+    ],
+)
+def test_a_colour_says_whether_it_serves(child: dict[str, Any], health: str) -> None:
+    (row,) = glance.workers("web", {"workers": [{"slot": 0, **child}]})
+    assert row.health == health
+
+
+def test_nothing_comes_from_elsewhere_and_no_other_page_frames_it() -> None:
+    policy = page.HEADERS["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert "script-src" not in policy
+    assert "frame-ancestors 'none'" in policy
