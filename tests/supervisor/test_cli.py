@@ -280,7 +280,7 @@ def test_the_banner_says_where_everything_really_is(capsys: pytest.CaptureFixtur
         "web on http://127.0.0.1:40000, 2 workers of penstock_worker.demo:app (http, round_robin)",
         "  web/0 on 127.0.0.1:8101",
         "  web/1 on 127.0.0.1:8102",
-        "admin on http://127.0.0.1:9464/metrics /status /healthz /readyz",
+        "admin on http://127.0.0.1:9464/ /metrics /status /healthz /readyz",
         "Ctrl-C to stop",
     ]
 

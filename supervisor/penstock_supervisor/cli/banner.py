@@ -38,6 +38,6 @@ def show(
     if admin.startswith("unix:"):
         console.print(Text(f"admin on {admin}: {' '.join(PAGES)}"), soft_wrap=True)
     elif admin:
-        pages = f"http://{admin}{PAGES[0]} {' '.join(PAGES[1:])}"
+        pages = f"http://{admin}/ {' '.join(PAGES)}"
         console.print(Text.assemble(("admin", "bold"), " on ", pages), soft_wrap=True)
     console.print(Text("Ctrl-C to stop", "dim"))
