@@ -211,7 +211,8 @@ def _guardian(privileges: Privileges) -> subprocess.Popen[bytes]:
         for path, mode in _NEEDED if privileges.identity is not None else ():
             if (by := closed(path, mode)) is not None:
                 inside = "" if by == path else f", and {path} is in it"
-                os.write(saying, f"{by} is closed to it{inside}".encode())
+                hint = "; a Python and an installation elsewhere, as in /opt, would do"
+                os.write(saying, f"{by} is closed to it{inside}{hint}".encode())
                 raise PermissionError
 
     try:
