@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.live.cluster import Cluster
+from tests.live.crowd import PROGRAM
 from tests.live.wire import Origin, Wire
 
 Penstock = Callable[..., Cluster]
@@ -54,6 +55,13 @@ def penstock(tmp_path: Path) -> Iterator[Penstock]:
             return made
 
         yield make
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    """An application of a test's own, which can be made to retire."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    return "program:app"
 
 
 @pytest.fixture(scope="module")

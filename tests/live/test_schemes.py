@@ -10,128 +10,25 @@ import signal
 import socket
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from tests.live.crowd import (
+    CROWD,
+    DEMO,
+    GET,
+    PASSED,
+    SCHEMES,
+    crowd,
+    descriptors,
+    failures,
+    handoffs,
+)
 
 if TYPE_CHECKING:
-    from tests.live.cluster import Cluster
     from tests.live.conftest import Penstock
-
-DEMO = "penstock_worker.demo:app"
-SCHEMES = ("ports", "handoff", "shared", "reuseport")
-PASSED = ("handoff", "shared", "reuseport")
-CROWD = 32
-GET = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-
-PROGRAM = """
-import asyncio, os
-from aiohttp import web
-from penstock_worker import process
-
-async def hello(request):
-    return web.Response(text=f"hello from {process.slot} (pid {os.getpid()})")
-
-async def slow(request):
-    await asyncio.sleep(float(request.query["s"]))
-    return web.Response(text=f"slept in {os.getpid()}")
-
-async def retire(request):
-    process.retire("had enough")
-    return web.Response(text=str(os.getpid()))
-
-async def throw(request):
-    def broken():
-        raise RuntimeError("nobody catches this")
-    asyncio.get_running_loop().call_soon(broken)
-    return web.Response(text=str(os.getpid()))
-
-async def say(request):
-    process.send({"from": process.slot})
-    return web.Response(text="said")
-
-app = web.Application()
-app.router.add_get("/", hello)
-app.router.add_get("/slow", slow)
-app.router.add_get("/retire", retire)
-app.router.add_get("/throw", throw)
-app.router.add_get("/say", say)
-app.router.add_get("/healthz", hello)
-"""
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> str:
-    """An application of a test's own, which can be made to retire."""
-    (tmp_path / "program.py").write_text(PROGRAM)
-    return "program:app"
-
-
-async def once(address: tuple[str, int], path: bytes = b"/") -> str:
-    """One request on a connection of its own; its body, or what went wrong."""
-    try:
-        reader, writer = await asyncio.open_connection(*address)
-    except OSError as error:
-        return f"connect: {error.strerror}"
-    try:
-        writer.write(GET % path)
-        answer = await asyncio.wait_for(reader.read(), 60)
-    except (OSError, TimeoutError) as error:
-        return f"lost: {type(error).__name__}"
-    finally:
-        writer.close()
-    head, _, body = answer.partition(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1.1 200"):
-        return f"answer: {head[:40]!r}"
-    return body.decode()
-
-
-async def crowd(
-    address: tuple[str, int],
-    count: int,
-    *,
-    meanwhile: Callable[[int], Awaitable[object] | None] = lambda _: None,
-) -> list[str]:
-    """`count` clients, CROWD at a time; `meanwhile(n)` is called after each n-th answer."""
-    answers: list[str] = []
-    started = 0
-
-    async def client() -> None:
-        nonlocal started
-        while started < count:
-            started += 1
-            answers.append(await once(address))
-            if (todo := meanwhile(len(answers))) is not None:
-                await todo
-
-    await asyncio.gather(*(client() for _ in range(CROWD)))
-    return answers
-
-
-def pids(run: "Cluster") -> set[int]:
-    return {worker["pid"] for worker in run.workers()}
-
-
-def settled(run: "Cluster", count: int, but: set[int]) -> None:
-    """Wait until `count` workers are up, none of them in `but`."""
-
-    def are_there() -> bool:
-        workers = run.workers()
-        fresh = {worker["pid"] for worker in workers if worker["standing"] == "up"}
-        return len(fresh) == count and not fresh & but
-
-    run.until(are_there)
-
-
-def failures(answers: list[str]) -> list[str]:
-    return [answer for answer in answers if not answer.startswith("hello")]
-
-
-def handoffs(run: "Cluster", result: str) -> float:
-    return run.metric("penstock_handoffs_total", result=result)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -221,166 +118,6 @@ def test_a_relayed_connection_costs_three_descriptors_and_a_port(penstock: "Pens
         wire.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert run.metric("penstock_fds_per_connection", service="web") == 3
     assert run.metric("penstock_ephemeral_ports", service="web") >= 50
-
-
-def descriptors(run: "Cluster") -> Counter[str]:
-    """Open ones by role, as the kernel has it."""
-    status = run.status()
-    found = Counter(supervisor=psutil.Process(run.process.pid).num_fds(), front=0, workers=0)
-    for front in status["fronts"]:
-        found["front"] += psutil.Process(front["pid"]).num_fds()
-    for worker in run.workers():
-        found["workers"] += psutil.Process(worker["pid"]).num_fds()
-    # The connection that asked for the status.
-    return found
-
-
-def test_of_ten_thousand_handed_off_none_is_lost_when_a_worker_is_killed(
-    penstock: "Penstock",
-) -> None:
-    run = penstock(app=DEMO, scheme="handoff", workers=3, access_log="off")
-    victim = run.workers()[0]["pid"]
-    before = descriptors(run)
-
-    def kill(answered: int) -> None:
-        if answered == 5_000:
-            psutil.Process(victim).kill()
-
-    answers = asyncio.run(crowd(run.address(), 10_000, meanwhile=kill))
-    # What the dead worker had taken is gone with it, and nothing else: a window at the most.
-    assert len(failures(answers)) <= CROWD, Counter(failures(answers))
-    settled(run, 3, {victim})
-    run.until(lambda: run.metric("penstock_handoffs_in_flight") == 0)
-    assert handoffs(run, "lost") == 0
-    sent = handoffs(run, "taken") + handoffs(run, "returned")
-    assert handoffs(run, "taken") >= 10_000 - handoffs(run, "returned")
-    assert sent >= 10_000
-    run.until(lambda: descriptors(run) <= before + Counter(supervisor=2, front=2, workers=6))
-
-
-def test_what_a_stopped_worker_does_not_take_goes_to_another(penstock: "Penstock") -> None:
-    run = penstock(
-        app=DEMO, scheme="handoff", workers=2, timeouts={"connect": "500ms"}, access_log="off"
-    )
-    stopped = psutil.Process(run.workers()[0]["pid"])
-    stopped.send_signal(signal.SIGSTOP)
-    try:
-        answers = asyncio.run(crowd(run.address(), 200))
-        assert not failures(answers)
-        assert not any("web/0" in answer for answer in answers)
-        assert handoffs(run, "returned") > 0
-    finally:
-        stopped.send_signal(signal.SIGCONT)
-    run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
-    assert handoffs(run, "lost") == 0
-    answers = asyncio.run(crowd(run.address(), 100))
-    assert not failures(answers)
-    assert any("web/0" in answer for answer in answers)
-
-
-@pytest.mark.parametrize("scheme", PASSED)
-def test_a_connect_is_never_refused_while_the_worker_is_replaced(
-    penstock: "Penstock", scheme: str
-) -> None:
-    run = penstock(app=DEMO, scheme=scheme, workers=1)
-    (victim,) = pids(run)
-    psutil.Process(victim).kill()
-    answers = asyncio.run(crowd(run.address(), CROWD))
-    assert not [answer for answer in answers if answer.startswith("connect:")]
-    settled(run, 1, {victim})
-
-
-def test_the_front_can_die_under_handoff(penstock: "Penstock") -> None:
-    run = penstock(app=DEMO, scheme="handoff", workers=2, access_log="off")
-    workers, front = pids(run), run.front
-
-    def kill(answered: int) -> None:
-        if answered == 500:
-            front.kill()
-
-    answers = asyncio.run(crowd(run.address(), 2_000, meanwhile=kill))
-    assert not [answer for answer in answers if answer.startswith("connect:")]
-    # Those that the front had accepted and not passed on go with it.
-    assert len(failures(answers)) <= CROWD
-    assert pids(run) == workers
-    assert not failures(asyncio.run(crowd(run.address(), 100)))
-
-
-@pytest.mark.parametrize("path", ["/retire", "/throw"])
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_worker_that_retires_under_load_loses_no_request(
-    penstock: "Penstock", program: str, scheme: str, path: str
-) -> None:
-    run = penstock(app=program, scheme=scheme, workers=2, health={"path": "/healthz"})
-    run.may_trace = path == "/throw"
-    before = pids(run)
-    retired: list[str] = []
-
-    async def load() -> list[str]:
-        address = run.address()
-        # One that is being served when its worker is told to go, whichever that is.
-        long = [asyncio.create_task(once(address, b"/slow?s=1")) for _ in range(8)]
-        answers = await crowd(address, 200)
-        retired.append(await once(address, path.encode()))
-        more = await crowd(address, 3_000)
-        return [*answers, *more, *(await asyncio.gather(*long))]
-
-    answers = asyncio.run(load())
-    assert not [one for one in answers if not one.startswith(("hello", "slept"))]
-    gone = int(retired[0])
-    settled(run, 2, {gone})
-    assert before - pids(run) == {gone}
-    run.until(lambda: not psutil.pid_exists(gone))
-    reason = "had enough" if path == "/retire" else "nobody catches this"
-    assert reason in run.err
-    assert ("RuntimeError" in run.err) is (path == "/throw")
-    assert run.metric("penstock_worker_restarts_total", reason="retire") == 1
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_all_workers_are_replaced_under_load_and_no_request_fails(
-    penstock: "Penstock", program: str, scheme: str
-) -> None:
-    run = penstock(app=program, scheme=scheme, workers=2, health={"path": "/healthz"})
-    before = pids(run)
-    run.process.send_signal(signal.SIGHUP)
-    failed: list[str] = []
-    while "all workers are replaced" not in run.err:
-        failed += failures(asyncio.run(crowd(run.address(), 200)))
-        run.look()
-        assert run.process.poll() is None
-    assert not failed
-    settled(run, 2, before)
-    run.until(lambda: not any(psutil.pid_exists(pid) for pid in before))
-
-
-def test_a_worker_that_retires_and_does_not_leave_is_killed(
-    penstock: "Penstock", program: str
-) -> None:
-    run = penstock(app=program, workers=2, timeouts={"stop": "1s"})
-    wire = run.connect()
-    wire.send(b"GET /slow?s=600 HTTP/1.1\r\nHost: x\r\n\r\n")
-    run.until(lambda: run.metric("penstock_worker_active", service="web") == 1)
-    before = pids(run)
-    run.process.send_signal(signal.SIGHUP)
-    settled(run, 2, before)
-    run.until(lambda: not any(psutil.pid_exists(pid) for pid in before))
-    assert "did not leave within 1 s and is killed" in run.err
-
-
-def test_a_worker_that_retires_again_and_again_is_given_up(
-    penstock: "Penstock", program: str
-) -> None:
-    run = penstock(
-        app=program, workers=2, restart={"max_restarts": 2}, health={"interval": "100ms"}
-    )
-
-    def one_retires() -> bool:
-        run.get("/retire")
-        return "GIVING UP" in run.err
-
-    run.until(one_retires)
-    assert re.search(r"GIVING UP on web/\d", run.err)
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])

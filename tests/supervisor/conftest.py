@@ -1,6 +1,6 @@
 """Hand-made observations: a service `web` of two workers and one front, and one of upstreams.
 
-A fixture and not a module to import, because test modules cannot import each other.
+A fixture, so that each test makes what it needs of it.
 """
 
 import json

@@ -9,74 +9,29 @@ import re
 import resource
 import signal
 import socket
-import struct
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.worker.sources.clients import (
+    APPS,
+    DEADLINE_S,
+    DEMO,
+    GET,
+    answer,
+    asked,
+    connected,
+    get,
+    linked,
+    passed_on,
+    shared,
+    until,
+)
 
 from penstock_worker import contract, handoff
 
 if TYPE_CHECKING:
-    from tests.worker.conftest import Served
-
-    Serve = Callable[..., Served]
-
-DEADLINE_S = 30.0
-DEMO = "penstock_worker.demo:app"
-APPS = ("aio:app", "asg:app")
-GET = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def connected(listener: socket.socket) -> socket.socket:
-    client = socket.socket(listener.family)
-    client.settimeout(DEADLINE_S)
-    client.connect(listener.getsockname())
-    return client
-
-
-def answer(client: socket.socket) -> bytes:
-    """All that comes; the body of a response."""
-    with client:
-        received = b"".join(iter(lambda: client.recv(65536), b""))
-    head, _, body = received.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), received
-    return body
-
-
-def asked(listener: socket.socket, path: bytes = b"/") -> socket.socket:
-    client = connected(listener)
-    client.sendall(GET % path)
-    return client
-
-
-def get(listener: socket.socket, path: bytes = b"/") -> bytes:
-    return answer(asked(listener, path))
-
-
-def queued(listener: socket.socket) -> int:
-    """How many wait to be accepted: tcpi_unacked."""
-    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
-    (count,) = struct.unpack_from("I", info, 24)
-    return int(count)
-
-
-def passed_on(front: socket.socket, kind: bytes = handoff.CLIENT) -> socket.socket:
-    """A client whose connection was sent over the link."""
-    mine, theirs = socket.socketpair()
-    mine.settimeout(DEADLINE_S)
-    with theirs:
-        handoff.send(front, kind, [theirs.fileno()])
-    return mine
+    from tests.worker.conftest import Serve
 
 
 def reported(front: socket.socket, taken: int, ended: int) -> None:
@@ -91,49 +46,6 @@ def reported(front: socket.socket, taken: int, ended: int) -> None:
         return heard == [taken, ended]
 
     until(said)
-
-
-@pytest.fixture(params=["tcp", "unix"])
-def listener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[socket.socket]:
-    if request.param == "tcp":
-        sock = socket.create_server(("127.0.0.1", 0), backlog=512)
-    else:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(str(tmp_path / "socket"))
-        sock.listen(512)
-    with sock:
-        yield sock
-
-
-@pytest.fixture
-def port() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as sock:
-        yield sock
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A link: the front's end and the worker's."""
-    front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with front, worker:
-        front.setblocking(False)
-        yield front, worker
-
-
-def shared(serve: "Serve", spec: str, listener: socket.socket, slot: int = 0) -> "Served":
-    return serve(
-        spec,
-        passed=listener,
-        PENSTOCK_SCHEME="shared",
-        PENSTOCK_SERVICE="web",
-        PENSTOCK_SLOT=str(slot),
-    ).ready()
-
-
-def linked(serve: "Serve", spec: str, worker: socket.socket) -> "Served":
-    return serve(
-        spec, link=worker, PENSTOCK_SCHEME="handoff", PENSTOCK_SERVICE="web", PENSTOCK_SLOT="0"
-    ).ready()
 
 
 def test_the_first_word_is_who_it_is(serve: "Serve") -> None:
@@ -294,174 +206,6 @@ def test_a_new_socket_is_accepted_from_when_the_old_one_was_shut(serve: "Serve")
         assert new.getsockname() == address
         assert get(new) == b"hello"
         assert served.stats()["fds"]["listener"] == 1
-
-
-@pytest.mark.parametrize("spec", APPS)
-def test_who_waits_in_the_queue_when_it_leaves_is_answered(
-    serve: "Serve", spec: str, listener: socket.socket
-) -> None:
-    served = shared(serve, spec, listener)
-    assert get(listener) == b"hello"
-    served.stop()
-    clients = [asked(listener) for _ in range(20)]
-    served.signal(signal.SIGTERM)
-    served.signal(signal.SIGCONT)
-    assert [answer(client) for client in clients] == [b"hello"] * 20
-    assert served.exit_status() == 0
-
-
-@pytest.mark.parametrize("spec", APPS)
-def test_who_waits_in_the_link_when_it_leaves_is_answered(
-    serve: "Serve", spec: str, ends: tuple[socket.socket, socket.socket]
-) -> None:
-    front, worker = ends
-    served = linked(serve, spec, worker)
-    served.stop()
-    clients = [passed_on(front) for _ in range(5)]
-    for client in clients:
-        client.sendall(GET % b"/")
-    served.signal(signal.SIGTERM)
-    served.signal(signal.SIGCONT)
-    assert [answer(client) for client in clients] == [b"hello"] * 5
-    assert served.exit_status() == 0
-
-
-@pytest.mark.parametrize("spec", APPS)
-def test_who_was_accepted_and_speaks_a_moment_later_is_answered_still(
-    serve: "Serve", spec: str, port: socket.socket
-) -> None:
-    served = shared(serve, spec, port)
-    served.stop()
-    client = connected(port)
-    served.signal(signal.SIGTERM)
-    served.signal(signal.SIGCONT)
-    # Accepted: nobody else would be now.
-    until(lambda: queued(port) == 0)
-    client.sendall(GET % b"/")
-    assert answer(client) == b"hello"
-    assert served.exit_status() == 0
-
-
-def test_whoever_says_nothing_does_not_hold_it_back(serve: "Serve", port: socket.socket) -> None:
-    served = shared(serve, "aio:app", port)
-    with connected(port) as silent:
-        until(lambda: served.stats()["fds"]["client"] == 1)
-        served.signal(signal.SIGTERM)
-        assert silent.recv(1) == b""
-    assert served.exit_status() == 0
-
-
-@pytest.mark.parametrize("spec", APPS)
-def test_it_counts_what_no_front_sees(serve: "Serve", spec: str, port: socket.socket) -> None:
-    served = shared(serve, spec, port, slot=3)
-    for _ in range(3):
-        assert get(port) == b"hello"
-    with connected(port) as odd:
-        odd.sendall(b"REPORT / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert odd.recv(65536)
-        series = served.stats()["series"]
-        assert series["penstock_connections_active"] == {"": 1}
-    assert series["penstock_connections_total"] == {"": 4}
-    assert series["penstock_worker_connections_total"] == {"3": 4}
-    requests = dict(series["penstock_requests_total"])
-    assert requests.pop("3 GET 200") == 3
-    (other,) = requests
-    assert other.startswith("3 other ")
-    *counts, seconds = series["penstock_request_duration_seconds"]["total"]
-    assert (sum(counts), seconds > 0) == (4, True)
-    until(lambda: served.stats()["series"]["penstock_connections_active"] == {"": 0})
-
-
-def test_under_handoff_connections_are_the_fronts_to_count(
-    serve: "Serve", ends: tuple[socket.socket, socket.socket]
-) -> None:
-    front, worker = ends
-    served = linked(serve, DEMO, worker)
-    client = passed_on(front)
-    client.sendall(GET % b"/")
-    assert answer(client)
-    metrics = served.stats()
-    assert set(metrics["series"]) == {
-        "penstock_requests_total", "penstock_request_duration_seconds"
-    }  # fmt: skip
-    assert metrics["fds"]["channel"] == 2
-
-
-def test_behind_a_front_that_forwards_nothing_is_counted(serve: "Serve") -> None:
-    assert serve(DEMO, PENSTOCK_SCHEME="ports").ready().stats()["series"] == {}
-
-
-@pytest.mark.parametrize("spec", APPS)
-@pytest.mark.parametrize("form", ["json", "combined"])
-def test_it_writes_the_access_log_itself(
-    serve: "Serve", spec: str, form: str, port: socket.socket, tmp_path: Path
-) -> None:
-    log = tmp_path / "access.log"
-    served = serve(
-        spec,
-        passed=port,
-        PENSTOCK_SCHEME="shared",
-        PENSTOCK_SERVICE="web",
-        PENSTOCK_SLOT="1",
-        PENSTOCK_ACCESS_LOG=f"{form}:{log}",
-    ).ready()
-    client = connected(port)
-    client.sendall(
-        b"GET /x?a=%20b HTTP/1.1\r\nHost: x\r\nUser-Agent: me\xff\r\nX-Request-ID: 7\r\n"
-        b"Connection: close\r\n\r\n"
-    )
-    with client:
-        while client.recv(65536):
-            pass
-    until(lambda: b"\n" in log.read_bytes())
-    line = log.read_text()
-    if form == "combined":
-        assert line.startswith("127.0.0.1 - - [")
-        assert '"GET /x?a=%20b HTTP/1.1" ' in line
-        assert line.endswith(' "-" "me\\xFF"\n')
-        return
-    found = json.loads(line)
-    assert (found["service"], found["worker"], found["client"]) == ("web", "web/1", "127.0.0.1")
-    assert (found["method"], found["target"]) == ("GET", "/x?a=%20b")
-    assert (found["request_id"], found["ended"]) == ("7", "ok")
-    assert found["duration"]["connect"] is None
-    assert found["duration"]["total"] >= 0
-    assert found["bytes"] > 0
-
-    log.rename(tmp_path / "access.log.1")
-    served.tell({"cmd": contract.REOPEN})
-    until(log.exists)
-    assert get(port) == b"hello"
-    served.signal(signal.SIGTERM)
-    assert served.exit_status() == 0
-    assert json.loads(log.read_text())["status"] == 200, "the last lines leave before it does"
-
-
-def test_an_access_log_may_be_a_descriptor(
-    serve: "Serve", port: socket.socket, tmp_path: Path
-) -> None:
-    with (tmp_path / "log").open("w+b") as log:
-        served = serve(
-            DEMO,
-            passed=port,
-            inherits=[log.fileno()],
-            PENSTOCK_SCHEME="shared",
-            PENSTOCK_ACCESS_LOG=f"json:{log.fileno()}",
-        ).ready()
-        assert get(port)
-        served.signal(signal.SIGTERM)
-        assert served.exit_status() == 0
-        log.seek(0)
-        assert json.loads(log.read())["target"] == "/"
-
-
-@pytest.mark.parametrize("where", ["json:/nosuch/dir/log", "xml:1", "json:", "json:999"])
-def test_an_access_log_that_cannot_be_is_one_line(
-    serve: "Serve", port: socket.socket, where: str
-) -> None:
-    served = serve(DEMO, passed=port, PENSTOCK_SCHEME="shared", PENSTOCK_ACCESS_LOG=where)
-    assert served.hear()["reason"].startswith("cannot write the access log: ")
-    assert served.exit_status() == contract.EXIT_FAILED
 
 
 def ask(address: tuple[str, int], text: bytes) -> bytes:

@@ -1,0 +1,70 @@
+"""A process of a test's own, its ends as they were reported, and what is left of it."""
+
+import asyncio
+import os
+from collections.abc import Callable
+
+import psutil
+
+from penstock_supervisor.processes import Exit, Guardian, Process
+from penstock_supervisor.program import Program
+
+WAIT_S = 20.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 — the kernel sets no event
+            await asyncio.sleep(0.01)
+
+
+class Run:
+    """A process and the ends that were reported of it."""
+
+    def __init__(
+        self,
+        guardian_: Guardian,
+        *argv: str,
+        inherited: tuple[int, ...] = (),
+        listen: tuple[int, ...] = (),
+    ) -> None:
+        self.exits: list[Exit] = []
+        # Whoever was given sockets himself must not hand his number on.
+        environment = {**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "7"}
+        program = Program(argv, environment, inherited=inherited, listen=listen, names="web")
+        loop = asyncio.get_running_loop()
+        self.process = Process(program, loop, guardian_, self.exits.append)
+        assert self.process.stdout is not None
+        self.stdout = self.process.stdout
+
+    async def ended(self) -> Exit:
+        await until(lambda: bool(self.exits))
+        os.close(self.stdout)
+        os.close(self.process.stderr)
+        (exit_,) = self.exits
+        return exit_
+
+    async def line(self) -> str:
+        data = bytearray()
+
+        def read() -> bool:
+            try:
+                data.extend(os.read(self.stdout, 4096))
+            except BlockingIOError:
+                return False
+            return data.endswith(b"\n")
+
+        await until(read)
+        return data.decode().strip()
+
+
+def shell(script: str) -> tuple[str, str, str]:
+    return "sh", "-c", script
+
+
+def is_gone(pid: int) -> bool:
+    """Dead; whose job it is to bury it is another question."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
