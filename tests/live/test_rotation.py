@@ -4,6 +4,7 @@ While there is nobody, requests wait for as long as they were told to, and no lo
 """
 
 from collections import Counter
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,81 @@ def test_a_worker_whose_health_path_fails_leaves_and_comes_back(
     status[0] = b"200 OK"
     run.until(lambda: run.workers()[0]["standing"] == "up")
     assert served() == {"web/0", "web/1"}
+
+
+class Patient:
+    """A worker that is as well as it is told to be."""
+
+    def __init__(self) -> None:
+        self.is_well = True
+        self.served = 0
+
+    def answer(self, wire: "Wire") -> None:
+        while head := wire.head():
+            if not head.startswith(b"GET /healthz "):
+                self.served += 1
+                wire.send(OK)
+            else:
+                status = b"200 OK" if self.is_well else b"503 Service Unavailable"
+                wire.send(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % status)
+
+
+OFTEN = {"path": "/healthz", "interval": "50ms", "fall": 1, "rise": 1}
+
+
+def test_a_worker_that_comes_back_begins_with_little(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
+    patient = Patient()
+    run = penstock(
+        "--to", origin(patient.answer).address, "--to", origin(Patient().answer).address,
+        health={**OFTEN, "slow_start": "2s"},
+    )  # fmt: skip
+    wire = run.connect()
+    checks = partial(run.metric, "penstock_health_checks_total", slot="1", result="ok")
+
+    def first_share() -> int:
+        """Of forty requests, right after it came back; more if the machine was slow."""
+        patient.is_well = False
+        run.until(lambda: run.workers()[0]["standing"] == "down")
+        # The other one is warm by then.
+        run.until(lambda: checks() >= 45)
+        before = patient.served
+        patient.is_well = True
+        run.until(lambda: run.workers()[0]["standing"] == "up")
+        assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
+        return patient.served - before
+
+    run.until(lambda: 0 < first_share() <= 10)
+
+    def has_its_share() -> bool:
+        before = patient.served
+        assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
+        return patient.served - before == 20
+
+    run.until(has_its_share)
+
+
+def test_when_too_few_are_well_all_who_live_are_used(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
+    patients = [Patient() for _ in range(4)]
+    words = [word for one in patients for word in ("--to", origin(one.answer).address)]
+    run = penstock(*words, health=OFTEN, ejection={"panic": "50%"})
+    for one in patients[1:]:
+        one.is_well = False
+    run.until(lambda: run.metric("penstock_panic", service="web") == 1)
+    run.until(lambda: [w["standing"] for w in run.workers()] == ["up", *["down"] * 3])
+    wire = run.connect()
+    before = [one.served for one in patients]
+    assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
+    assert [one.served - was for one, was in zip(patients, before, strict=True)] == [10] * 4
+    assert "web: too few workers are in the rotation: all that live are used" in run.err
+    patients[1].is_well = True
+    run.until(lambda: run.metric("penstock_panic", service="web") == 0)
+    before = [one.served for one in patients]
+    assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
+    assert [one.served - was for one, was in zip(patients, before, strict=True)] == [20, 20, 0, 0]
 
 
 def test_a_worker_that_answers_5xx_is_ejected_and_tried_again(
