@@ -84,10 +84,7 @@ class Cluster:
 
     def look(self) -> list[psutil.Process]:
         """Everything below the supervisor; remembered for the end."""
-        try:
-            found = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
+        found = descendants(self.process.pid)
         self._seen.update((process.pid, process) for process in found)
         return found
 
@@ -152,7 +149,7 @@ class Cluster:
 
     def ended(self) -> int:
         until(lambda: self.process.poll() is not None, "the supervisor's end")
-        until(lambda: not any(map(_is_alive, self._seen.values())), "the end of all it started")
+        until(lambda: not any(map(is_alive, self._seen.values())), "the end of all it started")
         return self.process.returncode
 
     def kill(self) -> None:
@@ -161,7 +158,7 @@ class Cluster:
         self.look()
         self.process.kill()
         self.process.wait(WAIT_S)
-        for process in filter(_is_alive, self._seen.values()):
+        for process in filter(is_alive, self._seen.values()):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
@@ -197,7 +194,15 @@ def _value(value: Any) -> str:
     return json.dumps(value)
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def descendants(pid: int) -> list[psutil.Process]:
+    """None, if there is no such process."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def is_alive(process: psutil.Process) -> bool:
     """A dead one that its new parent has not buried yet is none of ours."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

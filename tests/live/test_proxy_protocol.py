@@ -4,13 +4,11 @@ HAProxy, nginx and curl are the peers, as they are in the world, each way.
 """
 
 import json
-import os
 import re
 import shutil
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -18,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.conftest import PATH
+from tests.live.wire import WAIT_S, until
 
 from penstock_worker.proxy_protocol import SIGNATURE, build, build_local
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from tests.live.conftest import Launch, Penstock, Worker
     from tests.live.wire import Wire
 
-# Debian keeps servers in /usr/sbin, which is not in everybody's PATH.
-PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
-WAIT_S = 60.0
 TRUE, HERE = ("203.0.113.9", 4321), ("192.0.2.1", 443)
 TRUE6, HERE6 = ("2001:db8::9", 4321), ("2001:db8::1", 443)
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -106,13 +103,6 @@ def run_of_all(launch: "Launch", programs: str) -> "Cluster":
         shared=one(scheme="shared", **healthy),
         reuseport=one("asgi", scheme="reuseport"),
     )
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
 
 
 def told(wire: "Wire") -> Any:

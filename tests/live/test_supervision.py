@@ -19,8 +19,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.live.cluster import descendants, is_alive
+from tests.live.wire import WAIT_S
 
-WAIT_S = 60.0
 SERVER = """
 import http.server, os
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -75,10 +76,7 @@ class Run:
 
     def look(self) -> list[psutil.Process]:
         """Everything below the supervisor; remembered for the end."""
-        try:
-            found = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
+        found = descendants(self.process.pid)
         self._seen.update((process.pid, process) for process in found)
         return found
 
@@ -129,14 +127,6 @@ class Run:
         self.process.wait(WAIT_S)
         for process in filter(is_alive, self._seen.values()):
             process.kill()
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """A dead one that its new parent has not buried yet is none of ours."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @contextmanager

@@ -215,25 +215,27 @@ def test_a_connection_goes_by_the_address_in_its_header_which_the_worker_reads(
         house.sent += 1
     of: dict[str, int] = {}
     for number in (1, 3):
-        house.take(number)
-        for sock in house.taken():
-            found = parse(sock.recv(100))
-            assert isinstance(found, Header)
-            assert isinstance(found.source, tuple)
-            assert of.setdefault(found.source[0], number) == number
+        for address in told(house, number):
+            assert of.setdefault(address, number) == number
     house.service.pool.leave(1)
     house.delegate.unlinked(2)
     before = dict(of)
     for number in (1, 3):
-        house.take(number)
-        for sock in house.taken():
-            found = parse(sock.recv(100))
-            assert isinstance(found, Header)
-            assert isinstance(found.source, tuple)
-            assert before.get(found.source[0]) is None, "only the dead one's have moved"
-            assert of.setdefault(found.source[0], number) == number
+        for address in told(house, number):
+            assert before.get(address) is None, "only the dead one's have moved"
+            assert of.setdefault(address, number) == number
     assert len(of) == 6
     assert house.results[0] == 24
+
+
+def told(house: Any, number: int) -> Iterator[str]:
+    """The addresses in the headers of all that this worker takes."""
+    house.take(number)
+    for sock in house.taken():
+        found = parse(sock.recv(100))
+        assert isinstance(found, Header)
+        assert isinstance(found.source, tuple)
+        yield found.source[0]
 
 
 def test_a_stranger_is_not_passed_on_where_a_header_is_wanted(houses: Any) -> None:

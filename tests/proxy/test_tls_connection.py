@@ -272,6 +272,7 @@ def test_another_protocol_can_take_over(house: House) -> None:
     house.until(lambda: after.data == b"to whom?")
     peer.sock.close()
     house.until(lambda: after.said == ["lost"])
+    assert (notes.data, notes.said) == (b"", ["made"]), "the first hears nothing more"
     notes.said.append("lost")  # for the account at the end
 
 

@@ -47,6 +47,15 @@ def clients(listener: socket.socket, count: int) -> Iterator[None]:
         yield
 
 
+async def everything(client: socket.socket) -> bytes:
+    """What a client that does not block is told, up to the end."""
+    said = b""
+    async with asyncio.timeout(30):
+        while piece := await asyncio.get_running_loop().sock_recv(client, 4096):
+            said += piece
+    return said
+
+
 async def test_of_a_burst_it_takes_few_at_a_wake_up(listener: socket.socket) -> None:
     taken = Deliveries()
     acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
@@ -121,10 +130,7 @@ async def test_who_waits_too_long_at_its_bound_is_told_so(listener: socket.socke
     with socket.create_connection(listener.getsockname()) as client:
         client.setblocking(False)
         acceptor.start()
-        said = b""
-        async with asyncio.timeout(30):
-            while piece := await loop.sock_recv(client, 4096):
-                said += piece
+        said = await everything(client)
     assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert said.endswith(b"\r\n\r\ntoo many connections\n")
     acceptor.close()
@@ -139,10 +145,7 @@ async def test_who_waits_too_long_for_a_descriptor_is_told_so(listener: socket.s
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         with no_descriptor_left():
             acceptor.start()
-            said = b""
-            async with asyncio.timeout(30):
-                while piece := await loop.sock_recv(client, 4096):
-                    said += piece
+            said = await everything(client)
     assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert said.endswith(b"\r\n\r\nout of descriptors\n")
     with clients(listener, 2):
