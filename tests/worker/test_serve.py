@@ -78,6 +78,24 @@ def test_term_lets_a_request_finish_and_admits_no_other(serve: Serve, spec: str)
     assert served.exit_status() == 0
 
 
+def test_after_term_the_rest_of_an_upload_is_taken(serve: Serve) -> None:
+    served = serve("penstock_worker.demo:app")
+    port = served.port()
+    upload = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+    with contextlib.closing(upload), request(port, "/") as idle:
+        upload.putrequest("POST", "/echo")
+        upload.putheader("Content-Length", "8")
+        upload.endheaders(b"half")
+        upload.sock.settimeout(DEADLINE_S)
+        idle.getresponse().read()
+        served.signal(signal.SIGTERM)
+        assert idle.sock.recv(1) == b"", "nobody is waited for any more but who is served"
+        upload.send(b"more")
+        answer = upload.getresponse()
+        assert answer.read() == b"halfmore"
+    assert served.exit_status() == 0
+
+
 def test_what_is_long_is_told_to_close(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app")
     with request(served.port(), "/sse") as events:

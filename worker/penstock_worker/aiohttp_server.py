@@ -3,6 +3,9 @@
 Owns the settings that make aiohttp's server a worker, and the order of its end: close what
 is idle, tell what is long to close (`on_shutdown`), let what is in flight finish. It does not
 know where connections come from, nor why it has to leave.
+
+aiohttp's own end would be another: from its beginning on it throws away what clients send, so
+that an upload waits for its rest in vain, and a WebSocket for the answer to its close.
 """
 
 import asyncio
@@ -23,6 +26,8 @@ _DRAIN_S: Final = 24 * 3600.0
 _HEAD_PART: Final = 1 << 20
 """One line of a head, where a front refuses what is too long by its own configuration.
 Elsewhere aiohttp's own bounds hold: 8190 bytes a line, 128 fields."""
+_LOOK_S: Final = 0.05
+"""Between two looks at what is in flight when we leave."""
 _BEGUN: Final = "penstock.begun"
 _FRONTED: Final = Bounds()
 _LOG: Final = noise.without("aiohttp.server.penstock")
@@ -45,7 +50,7 @@ class AiohttpServer:
             logged = {"access_log": recorder, "access_log_class": _recording(recorder)}
         self._unlogged = {**settings, "access_log": None}
         self._timed = recorder is not None
-        self._runner = web.AppRunner(
+        self._runner = _Runner(
             app, handler_cancellation=True, shutdown_timeout=_DRAIN_S, **settings, **logged
         )
 
@@ -54,6 +59,7 @@ class AiohttpServer:
         await self._runner.setup()
         assert self._runner.server is not None
         self._serve = self._runner.server
+        self._serve.pre_shutdown = self._runner.close_idle  # type: ignore[method-assign]
         if self._timed:
             self._serve.request_factory = _timed(self._serve.request_factory)
         self._probe = partial(
@@ -73,10 +79,37 @@ class AiohttpServer:
             # Each connection has a copy of its own.
             name = "request_factory" if made is self._serve else "_request_factory"
             setattr(made, name, _last(getattr(made, name)))
+        for connection in self._serve.connections:
+            if (request := connection._current_request) is not None:
+                request._message = _closing(request._message)
 
     async def finish(self) -> None:
         """Let requests finish, and the program clean up."""
         await self._runner.cleanup()
+
+
+class _Runner(web.AppRunner):
+    """Reads on until all that is in flight has finished."""
+
+    def close_idle(self) -> None:
+        """Those that wait for a request which will not come."""
+        self._busy()
+
+    async def shutdown(self) -> None:
+        """The program's `on_shutdown`; afterwards nothing is in flight any more."""
+        await super().shutdown()
+        while self._busy():  # noqa: ASYNC110 -- aiohttp sets no event
+            await asyncio.sleep(_LOOK_S)
+
+    def _busy(self) -> bool:
+        assert self.server is not None
+        busy = False
+        for connection in self.server.connections:
+            if connection._waiter is not None and not connection._messages:
+                connection.force_close()
+            else:
+                busy = True
+        return busy
 
 
 def _timed(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
@@ -95,9 +128,14 @@ def _last(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest
     """Requests as if their clients wanted no other on the same connection."""
 
     def made(message: Any, *arguments: Any) -> web.BaseRequest:
-        return make(message._replace(should_close=True), *arguments)
+        return make(_closing(message), *arguments)
 
     return made
+
+
+def _closing(message: Any) -> Any:
+    """A request's head, as if its client wanted no other on the same connection."""
+    return message._replace(should_close=True)
 
 
 def _recording(recorder: Recorder) -> type[AbstractAccessLogger]:
