@@ -246,7 +246,7 @@ def test_the_module_is_the_command() -> None:
         check=True,
         timeout=60,
     )
-    assert done.stdout == "penstock 0.1.0\n"
+    assert done.stdout == "penstock 0.1.0 (pure Python)\n"
     assert done.stderr == ""
 
 

@@ -8,6 +8,7 @@ does is never decided here: it reads options, calls one function and prints.
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Final
 
 import click
@@ -26,11 +27,18 @@ INTERRUPTED: Final = 130
 """128 + SIGINT, what a shell reports of a program that did not catch it."""
 
 
+def _built() -> str:
+    """What the data path runs as: its sources, or the C that `make wheel` makes of them."""
+    spec = find_spec("penstock_proxy.transport")
+    origin = (spec and spec.origin) or ""
+    return "pure Python" if origin.endswith(".py") else "compiled"
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 3 not running.",
 )
-@click.version_option(package_name="penstock", message="%(prog)s %(version)s")
+@click.version_option(package_name="penstock", message=f"%(prog)s %(version)s ({_built()})")
 def penstock() -> None:
     """Run N copies of a program behind one port, and keep them alive.
 
