@@ -63,6 +63,7 @@ class ClientConnection:
         "from_here",
         "preface",
         "service",
+        "tls",
         "transport",
     )
 
@@ -77,11 +78,14 @@ class ClientConnection:
         believed: bool = True,
         fields: bytes = b"",
         port: int = 0,
+        tls: str = "",
     ) -> None:
         """`preface`: what each connection to a worker begins with. `believed`: the client may
         be one of those whose word is taken. `fields` are lines for the worker that this
-        connection has and others have not. `port`: what it connected to, if not to us."""
+        connection has and others have not. `port`: what it connected to, if not to us.
+        `tls`: what the access log says of it."""
         self.preface = preface
+        self.tls = tls
         self.service = service
         self.address = self._peer = peer_address(peer)
         forwarding = service.forwarding

@@ -73,6 +73,7 @@ class Journal:
                     exchange.received, self._worker(member), exchange.connect_s,
                     exchange.first_byte_s, total_s, exchange.retries,
                     exchange.request_id.decode("latin-1"), ended, exchange.prepared.out,
+                    exchange.client.tls,
                 )
             )  # fmt: skip
 
@@ -85,7 +86,7 @@ class Journal:
                 (
                     monotonic() + self._wall, relay.address, "", "", "", 0, sent, received,
                     self._worker(relay.member), relay.connect_s, None, total_s,
-                    relay.retries, "", ended, b"",
+                    relay.retries, "", ended, b"", relay.tls,
                 )
             )  # fmt: skip
 
@@ -106,6 +107,7 @@ class Journal:
                 (
                     monotonic() + self._wall, client.address, "", "", "", fault.status,
                     len(fault.text) + 1, 0, "", None, None, 0.0, 0, "", fault.kind, b"",
+                    client.tls,
                 )
             )  # fmt: skip
 

@@ -41,6 +41,7 @@ class Relay:
         "retries",
         "service",
         "started",
+        "tls",
     )
 
     def __init__(
@@ -49,9 +50,12 @@ class Relay:
         sock: Stream | TlsConnection,
         peer: Any,
         preface: bytes = b"",
+        tls: str = "",
     ) -> None:
-        """`preface`: what the worker is told first, before the client's own bytes."""
+        """`preface`: what the worker is told first, before the client's own bytes. `tls`: what
+        the access log says of it."""
         self.service = service
+        self.tls = tls
         self.preface = preface
         self.address = peer_address(peer)
         self.started = monotonic()

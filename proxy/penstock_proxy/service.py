@@ -217,6 +217,7 @@ class ServiceFront:
     def secured(self, handshake: Handshake, connection: TlsConnection) -> None:
         """A client speaks TLS, and can be served."""
         peer, preface = handshake.peer, handshake.preface
+        facts = connection.facts(self.config.limits.log_field)
         if self.config.mode == "http":
             client = ClientConnection(
                 self,
@@ -225,12 +226,13 @@ class ServiceFront:
                 believed=handshake.believed,
                 fields=connection.certificate_field(),
                 port=handshake.port,
+                tls=facts,
             )
             self.clients.add(client)
             connection.carry(client)
         else:
             connection.pause_reading()
-            Relay(self, connection, peer, preface).dispatch()
+            Relay(self, connection, peer, preface, facts).start()
 
     def counted_as(self, peer: Any, *, believed: bool) -> str:
         """The address that a connection counts for; empty: a trusted proxy comes for many."""

@@ -22,9 +22,13 @@ import socket
 import ssl
 from base64 import b64encode
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.connection import Adopter, Receiver, Transport
+from penstock_worker.access_log import secured
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _RECORD: Final = 16 << 10
 """A record is read as a whole: nothing is ever left over inside OpenSSL."""
@@ -96,6 +100,21 @@ class TlsConnection(Transport):
         if certificate is None:
             return b""
         return b"Client-Cert: :%b:\r\n" % b64encode(certificate)
+
+    def facts(self, most: int) -> str:
+        """What the access log says of it; `most`: characters of one field."""
+        tls = self._tls
+        cipher = tls.cipher()
+        # Of what is not verified there is none.
+        certificate: Mapping[str, Any] = tls.getpeercert() or {}
+        names = [pair for group in certificate.get("subject", ()) for pair in group]
+        return secured(
+            tls.version() or "",
+            cipher[0] if cipher else "",
+            ", ".join(f"{name}={value}" for name, value in names),
+            resumed=self.is_resumed,
+            most=most,
+        )
 
     def carry(self, protocol: Adopter) -> None:
         """The handshake is done: from now on this is the transport of `protocol`."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_worker.access_log import CUT, MAX_FIELD, AccessLog, Entry, Format, open_log
+from penstock_worker.access_log import CUT, MAX_FIELD, AccessLog, Entry, Format, open_log, secured
 from penstock_worker.sink import Sink
 
 NOON = 1795262400.0
@@ -36,10 +36,11 @@ def entry(
     request_id: str = "7f",
     ended: str = "ok",
     head: bytes = b"",
+    tls: str = "",
 ) -> Entry:
     return (
         time_s, client, method, target, version, status, 120, 34, worker,
-        connect_s, first_byte_s, 0.0025, 1, request_id, ended, head,
+        connect_s, first_byte_s, 0.0025, 1, request_id, ended, head, tls,
     )  # fmt: skip
 
 
@@ -56,6 +57,18 @@ def written(form: Format, *entries: Entry) -> str:
 def as_json(one: Entry) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(written("json", one))
     return value
+
+
+@pytest.mark.parametrize("subject", ["", 'commonName=a"\n', "commonName=" + "\u00e9" * 5000])
+def test_what_tls_came_to_is_told_where_it_was_spoken(subject: str) -> None:
+    assert "tls" not in as_json(entry())
+    told = as_json(entry(tls=secured("TLSv1.3", "TLS_AES_128", subject, resumed=True)))["tls"]
+    assert (told["version"], told["cipher"], told["resumed"]) == ("TLSv1.3", "TLS_AES_128", True)
+    if len(subject) > MAX_FIELD:
+        assert MAX_FIELD // 2 < len(told["subject"]) <= MAX_FIELD
+        assert told["subject"].endswith(CUT)
+    else:
+        assert told["subject"] == (subject or None)
 
 
 def as_combined(one: Entry) -> tuple[str, ...]:

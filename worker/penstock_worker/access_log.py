@@ -37,6 +37,7 @@ Entry = tuple[
     str,  # request id
     str,  # how it ended: "ok" or Fault.kind
     bytes,  # header block, for the combined format; else empty
+    str,  # what was agreed on by TLS, see `secured`; empty: it was not spoken with us
 ]
 """A plain tuple: a NamedTuple of this length takes six times as long to make. A `str` is
 one character a byte (latin-1) wherever it came from a client."""
@@ -105,6 +106,20 @@ class AccessLog:
         self._sink.close(timeout_s)
 
 
+def secured(
+    version: str, cipher: str, subject: str, *, resumed: bool, most: int = MAX_FIELD
+) -> str:
+    """What a line in JSON says of TLS, made once for a connection.
+
+    `subject`: of the client's certificate, if it has shown one and it was verified.
+    """
+    return (
+        f',"tls":{{"version":{quoted(version)},"cipher":{quoted(cipher)}'
+        f',"resumed":{"true" if resumed else "false"}'
+        f',"subject":{_json(subject.encode(), most) if subject else "null"}}}'
+    )
+
+
 def open_log(service: str, target: str, form: Format, most: int = MAX_FIELD) -> AccessLog | None:
     """Open what the key `access_log` says: "stdout", "off" (None) or a path.
 
@@ -127,7 +142,7 @@ class _Json:
     def line(self, entry: Entry) -> str:
         (
             time_s, client, method, target, version, status, sent, received, worker,
-            connect_s, first_byte_s, total_s, retries, request_id, ended, _,
+            connect_s, first_byte_s, total_s, retries, request_id, ended, _, tls,
         ) = entry  # fmt: skip
         second, milli = divmod(round(time_s * 1000), 1000)
         if second != self._second:
@@ -149,7 +164,7 @@ class _Json:
             f',"worker":{quoted(worker) if worker else "null"}'
             f',"duration":{{"connect":{_seconds(connect_s)},"first_byte":{_seconds(first_byte_s)}'
             f',"total":{total_s:.6f}}},"retries":{retries}'
-            f',"request_id":{_json(request_id, most)},"ended":{quoted(ended)}}}\n'
+            f',"request_id":{_json(request_id, most)},"ended":{quoted(ended)}{tls}}}\n'
         )
 
 

@@ -61,7 +61,7 @@ class Recorder:
                 (
                     self._loop.time() + self._wall, note.client, note.method, note.target,
                     note.version, note.status, note.sent, note.received, self._worker,
-                    None, None, note.total_s, 0, note.request_id, "ok", note.head,
+                    None, None, note.total_s, 0, note.request_id, "ok", note.head, "",
                 )
             )  # fmt: skip
 

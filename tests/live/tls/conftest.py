@@ -115,6 +115,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 DEMO = {"app": "penstock_worker.demo:app", "workers": 1, "access_log": "off"}
+LOGGED = {**DEMO, "access_log": "./access.log"}
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +126,11 @@ def shared(launch: "Launch", files: Files) -> "Cluster":
     mutual = {**one, "client_ca": str(files.ca)}
     return launch(
         web={**DEMO, "tls": {"certificates": web}},
-        raw={**DEMO, "mode": "tcp", "tls": one},
+        raw={**LOGGED, "mode": "tcp", "tls": one},
         modern={**DEMO, "tls": {**one, "min_version": "1.3"}},
-        known={**DEMO, "tls": {**mutual, "client_certificates": "required"}},
+        known={**LOGGED, "tls": {**mutual, "client_certificates": "required"}},
         asked={
-            **DEMO, "trusted_proxies": ["127.0.0.1"],
+            **LOGGED, "trusted_proxies": ["127.0.0.1"],
             "tls": {**mutual, "client_certificates": "optional"},
         },
         tight={

@@ -3,7 +3,7 @@
 import base64
 import json
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -63,3 +63,27 @@ def test_a_client_without_the_certificate_that_is_required_is_refused(
     with pytest.raises((ssl.SSLError, ConnectionError)):
         dial(run, "asked", context=strange).read()
     run.until(lambda: ended(run, "known", "client_certificate") == before + 2)
+
+
+@pytest.mark.parametrize(("service", "names"), [("raw", False), ("known", True), ("asked", False)])
+def test_the_log_says_what_was_agreed_on_and_with_whom(
+    run: "Cluster", files: "Files", dial: "Dial", service: str, names: bool
+) -> None:
+    target = f"/headers?{service}"
+    lines = len(run.log)
+    wire = dial(run, service, context=identified(files, "logged.example") if names else None)
+    wire.send(b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target.encode())
+    wire.rest()
+    wire.close()
+
+    def told() -> list[dict[str, Any]]:
+        found = [line for line in run.log[lines:] if line["service"] == service]
+        return [line for line in found if line["target"] in (target, "")]
+
+    run.until(told)
+    (line,) = told()
+    tls = line["tls"]
+    assert (tls["version"], tls["resumed"]) == ("TLSv1.3", False)
+    assert tls["cipher"].startswith("TLS_")
+    assert (tls["subject"] is None) is not names
+    assert not names or "organizationName=trustme" in tls["subject"]
