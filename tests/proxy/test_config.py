@@ -96,6 +96,12 @@ def test_what_is_no_address_is_told_what_one_looks_like(text: str) -> None:
         parse_address(text)
 
 
+@pytest.mark.parametrize("text", ["80", ":80"])
+def test_a_port_alone_is_told_which_hosts_it_may_have_meant(text: str) -> None:
+    with pytest.raises(ValueError, match=r'"127\.0\.0\.1:80", or "0\.0\.0\.0:80"'):
+        parse_address(text)
+
+
 @given(st.text(alphabet="[]:.%/0123456789abcdfunix", max_size=24))
 def test_an_address_that_is_taken_survives_being_written(text: str) -> None:
     try:
