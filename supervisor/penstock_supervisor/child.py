@@ -306,6 +306,8 @@ class Child:
     def _exited(self, end: Exit) -> None:
         for capture in self._captures:
             capture.read_last_words()
+        if self._channel is not None:
+            self._channel.hear_out()
         name = "" if end.signal is None else str(end)
         # While it still has its pid.
         self._around.above.event(self, "exit", code=end.status, signal=name)

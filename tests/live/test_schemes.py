@@ -80,6 +80,18 @@ def test_the_metrics_of_requests_do_not_depend_on_the_scheme(
     assert {line["worker"] for line in run.log} == {"web/0", "web/1"}
 
 
+@pytest.mark.parametrize("scheme", ["handoff", "shared"])
+def test_what_a_worker_counted_outlives_it_though_nobody_had_asked(
+    penstock: "Penstock", scheme: str
+) -> None:
+    run = penstock(app=DEMO, scheme=scheme, workers=1)
+    for _ in range(20):
+        assert run.get()[0] == 200
+    run.process.send_signal(signal.SIGHUP)
+    run.until(lambda: "web/0 exited with status 0" in run.err)
+    assert run.metric("penstock_requests_total", service="web") == 20
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_descriptors_are_what_the_scheme_promises(penstock: "Penstock", scheme: str) -> None:
     run = penstock(app=DEMO, scheme=scheme)

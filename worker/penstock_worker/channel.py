@@ -108,6 +108,10 @@ class Channel:
         """One message more may be too much; who sends much at once can look here first."""
         return self._outgoing.crowded
 
+    def hear_out(self) -> None:
+        """Read what has come by now; for who has heard from elsewhere that the peer is gone."""
+        self._read()
+
     def close(self) -> None:
         """Leave; what the kernel has not taken yet is lost."""
         self._release()

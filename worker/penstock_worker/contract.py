@@ -79,7 +79,8 @@ REOPEN: Final = INTERNAL + "REOPEN"
 
 # Both ways.
 STATS: Final = INTERNAL + "STATS"
-"""Asked {"cmd": STATS, "seq": int}, answered with the same `seq` and `metrics`."""
+"""Asked {"cmd": STATS, "seq": int}, answered with the same `seq` and `metrics`. Said once more,
+without being asked and with None, by one that leaves."""
 
 EXIT_FAILED: Final = 78
 """EX_CONFIG of sysexits.h: the child said FAILED; a restart would only say it again."""

@@ -51,6 +51,7 @@ class Line:
         self._lag = LagMeter(loop)
         self._datagrams = 0
         self._notes: Recorder | None = None
+        self._serves = False
         self._channel = Channel(loop, upward, self._told, self._lost) if upward else None
         self.send({"cmd": contract.ONLINE, "pid": os.getpid()})
 
@@ -66,10 +67,14 @@ class Line:
         """The worker serves now."""
         self._datagrams = int(source.kind == "datagram")
         self._notes = notes
+        self._serves = True
         self._lag.start()
 
     def stop(self) -> None:
+        """The worker has served. What it counted since it was last asked is still to be said."""
         self._lag.stop()
+        if self._serves and self._scheme != "ports":
+            self._tell_figures(None)
 
     def close(self) -> None:
         if self._channel is not None:
@@ -87,15 +92,16 @@ class Line:
         if handle is not None:
             self._given(command, handle)
         elif command == contract.STATS:
-            self.send(
-                {"cmd": contract.STATS, "seq": message.get("seq"), "metrics": self._metrics()}
-            )
+            self._tell_figures(message.get("seq"))
         elif command == contract.PING:
             self.send({"cmd": contract.PONG, "seq": message.get("seq")})
         elif command == contract.REOPEN and self._notes is not None:
             self._notes.reopen()
         else:
             _log.debug("a message that this worker does not know: %.80r", command)
+
+    def _tell_figures(self, number: object) -> None:
+        self.send({"cmd": contract.STATS, "seq": number, "metrics": self._metrics()})
 
     def _given(self, command: str, handle: socket.socket) -> None:
         if command == contract.PROBE:
