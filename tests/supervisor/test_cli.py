@@ -117,8 +117,8 @@ def test_options_are_written_over_the_file(started: list[Config], tmp_path: Path
         ),
         (["run", "-w", "0"], "--workers: expected at least 1, not 0"),
         (
-            ["run", "-b", "8000"],
-            '--bind: expected "host:port", "[v6 address]:port" or "unix:/path", not "8000"',
+            ["run", "-b", "nowhere"],
+            '--bind: expected "host:port", "[v6 address]:port" or "unix:/path", not "nowhere"',
         ),
         (
             ["run", "--scheme", "pots"],
