@@ -105,7 +105,7 @@ class Front:
                 way=front.way,
             )
         for front in self._services.values():
-            front.route(self._services)
+            front.arrivals.route(self._services)
         known = self._admission.open
         self._admission.other = max(0, _open_descriptors() - known)
         self._admission.check()
@@ -154,11 +154,11 @@ class Front:
             service.gates.start()
 
     def _tls(self, message: Message) -> None:
-        if (handshakes := self._services[message["service"]].handshakes) is not None:
+        if (handshakes := self._services[message["service"]].arrivals.handshakes) is not None:
             handshakes.begin(message)
 
     def _certificate(self, message: Message) -> None:
-        handshakes = self._services[message["service"]].handshakes
+        handshakes = self._services[message["service"]].arrivals.handshakes
         if handshakes is None:
             return
         try:
@@ -257,8 +257,8 @@ class Front:
             kinds["other"] = max(0, _open_descriptors() - (sum(kinds.values()) - kinds["other"]))
         for service in self._services.values():
             service.counters.queue = len(service.waiting)
-            if service.handshakes is not None:
-                service.counters.unfinished = service.handshakes.pending
+            if (handshakes := service.arrivals.handshakes) is not None:
+                service.counters.unfinished = handshakes.pending
             service.counters.accepting = service.gates.is_accepting
             if service.delegate is not None:
                 service.delegate.settle()

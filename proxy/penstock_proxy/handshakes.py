@@ -2,7 +2,7 @@
 
 Owns the contexts that handshakes begin with, how many may be unfinished at once, and what
 became of them. Must not know: how a handshake goes (`tls_handshake`), what is done with
-those that succeed (the service's `secured`).
+those that succeed (`arrivals`).
 
 Strangers are bounded without shutting the door to everybody: beyond `limits.handshakes` the
 oldest unfinished one makes room. Whoever wants to come in needs a few round trips; who holds
@@ -18,6 +18,8 @@ from penstock_proxy.transport import adopt
 from penstock_worker.streams import Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from penstock_proxy.deadlines import Deadlines
     from penstock_proxy.service import ServiceFront
     from penstock_proxy.tls_connection import TlsConnection
@@ -37,8 +39,14 @@ class Handshakes:
     ready = False
     """They are there."""
 
-    def __init__(self, service: "ServiceFront") -> None:
+    def __init__(
+        self,
+        service: "ServiceFront",
+        secured: "Callable[[Handshake, TlsConnection], None]",
+    ) -> None:
+        """`secured` is given each one that has become a connection."""
         self._service = service
+        self._secured = secured
         self._pending: dict[Handshake, None] = {}
         """The oldest first."""
         self._limit = service.config.limits.handshakes
@@ -88,7 +96,7 @@ class Handshakes:
         self._pending.pop(handshake, None)
         self.deadlines.disarm(handshake)
         self._service.counters.handshakes["resumed" if connection.is_resumed else "ok"] += 1
-        self._service.secured(handshake, connection)
+        self._secured(handshake, connection)
 
     def failed(self, handshake: Handshake, result: str) -> None:
         """It is gone, and never became one."""

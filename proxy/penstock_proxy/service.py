@@ -1,53 +1,49 @@
 """One service's parts, joined: what its connections share.
 
 Owns: the pool, the idle connections to workers, those who wait for a worker, and the
-clients of one service in one front; what is told of them is the `journal`'s. The
-connections themselves decide nothing that concerns another one; here is what concerns more
-than one.
+clients of one service in one front. How these come in is for `arrivals`, what is told of
+them for `journal`. The connections themselves decide nothing that concerns another one; here
+is what concerns more than one.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from random import random
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.admission import Admission
+from penstock_proxy.arrivals import Arrivals
 from penstock_proxy.checker import Verdict, Way
-from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.delegate import Delegate, Passage
 from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
-from penstock_proxy.entrance import Entrance, Gate, Reading, Visitor
-from penstock_proxy.errors import FULL, Fault
+from penstock_proxy.errors import Fault
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Responses, of_service
 from penstock_proxy.gates import Gates, port_of
-from penstock_proxy.handshakes import Handshakes
 from penstock_proxy.journal import Journal
 from penstock_proxy.kept import MAX_IDLE, Kept
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.outliers import Outliers
 from penstock_proxy.overflow import Overflow
 from penstock_proxy.pool import Member, Pool
-from penstock_proxy.preface import check, of_client
+from penstock_proxy.preface import check
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.relay import Relay
 from penstock_proxy.retrying import Budget
-from penstock_proxy.server_names import ByName
-from penstock_proxy.sni import Door, Routes
 from penstock_proxy.standing import Standing
-from penstock_proxy.tls_connection import TlsConnection
-from penstock_proxy.tls_handshake import Handshake
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import WorkerConnection
 from penstock_proxy.waiting import Queue, nobody, retry_after
 from penstock_worker.access_log import AccessLog
 from penstock_worker.peers import peer_address
-from penstock_worker.proxy_protocol import Place
 from penstock_worker.streams import Stream
+
+if TYPE_CHECKING:
+    from penstock_proxy.client import ClientConnection
 
 _PROXY_VERSIONS: Final = {"": 0, "v1": 1, "v2": 2}
 
@@ -57,8 +53,6 @@ _log = logging.getLogger("penstock.front")
 class ServiceFront:
     """One service in one front."""
 
-    routes: Routes | None = None
-    """Some of its connections are another service's, by the name they ask for."""
     _is_waking = False
     """Those who wait are about to be served."""
 
@@ -96,13 +90,12 @@ class ServiceFront:
         self.addresses = {
             t.slot: socket_address(parse_address(t.address)) for t in config.targets if t.address
         }
-        self._proxy_version = _PROXY_VERSIONS[config.send_proxy]
+        self.proxy_version = _PROXY_VERSIONS[config.send_proxy]
         self._rotated = rotated
         self.pool = self._pool()
         self.delegate = Delegate(self) if config.scheme == "handoff" else None
-        self.handshakes = Handshakes(self) if config.tls else None
-        self.entrance = self._entrance() if config.accept_proxy else None
         self.overflow = Overflow(self)
+        self.arrivals = Arrivals(self)
         self.gates = self._gates()
         self.tick(deadlines.now)
 
@@ -128,111 +121,17 @@ class ServiceFront:
             self.admission,
             self.overflow,
             self.timeouts.queue,
-            self._way_in(),
+            self.arrivals.way_in,
             None if self.delegate is None else self.delegate.flush,
         )
 
-    def _entrance(self) -> Entrance:
-        """A header is taken where we serve the client; else the worker takes it."""
-        reading: Reading = "take"
-        gate: Gate = self
-        if self.delegate is not None:
-            reading, gate = self.delegate.reading, self.delegate
-        trusted, head_s = self.forwarding.trusted, self.timeouts.head
-        return Entrance(self.loop, self.deadlines, head_s, trusted, gate, reading=reading)
-
-    def _way_in(self) -> Callable[[Stream, Any], None]:
-        """What becomes of an accepted connection first."""
-        if self.entrance is not None:
-            return self.entrance.accepted
-        return self._accepted if self.delegate is None else self.delegate.accepted
-
     # -- connections come and go
-
-    def _accepted(self, sock: Stream, peer: Any) -> None:
-        self.arrived()
-        if self.routes is None:
-            self._deliver(sock, peer)
-        else:
-            self.routes.accepted(sock, Visitor(peer))
 
     def arrived(self) -> None:
         """A client's connection was accepted."""
         self.counters.connections += 1
         self.counters.active += 1
         self.admission.clients += 1
-
-    def entered(self, stream: Stream, visitor: Visitor) -> None:
-        """A client's connection was accepted, and it is known whose it is."""
-        if self.routes is None:
-            self._deliver(stream, visitor.peer, visitor.destination, believed=visitor.believed)
-        else:
-            self.routes.accepted(stream, visitor)
-
-    def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
-        """A client's connection did not come in."""
-        self.client_lost("")
-        if fault is not None:
-            self.journal.turned_away(address, fault, reason)
-
-    def route(self, services: "Mapping[str, ServiceFront]") -> None:
-        """All services are there: those that clients ask for by name are known."""
-        if self.config.sni:
-            doors = [(name, services[other]) for name, other in self.config.sni.items()]
-            names = ByName[Door](doors, self)
-            self.routes = Routes(self.loop, self.deadlines, self.timeouts.handshake, names, self)
-
-    def routed_away(self) -> None:
-        """A connection that was looked at is nobody's for a moment."""
-        self.counters.active -= 1
-        self.admission.clients -= 1
-
-    def routed(self, stream: Stream, visitor: Visitor) -> None:
-        """A connection comes by its name, maybe from another one's listener."""
-        if not self.overflow.has_room():
-            self.overflow.turn_away(stream, FULL)
-            self.journal.turned_away(peer_address(visitor.peer), FULL, "it is full")
-            return
-        self.counters.active += 1
-        self.admission.clients += 1
-        self._deliver(stream, visitor.peer, visitor.destination, believed=visitor.believed)
-
-    def _deliver(
-        self, sock: Stream, peer: Any, destination: Place = None, *, believed: bool = True
-    ) -> None:
-        if not self.overflow.admits(sock, self.counted_as(peer, believed=believed)):
-            return
-        version = self._proxy_version
-        preface = of_client(version, sock, peer, destination) if version else b""
-        port = destination[1] if isinstance(destination, tuple) else 0
-        if self.handshakes is not None:
-            self.handshakes.accepted(sock, peer, preface, port, believed=believed)
-        elif self.config.mode == "http":
-            client = ClientConnection(self, peer, preface, believed=believed, port=port)
-            self.clients.add(client)
-            adopt(self.reactor, client, sock, self.config.limits.buffer)
-        else:
-            Relay(self, sock, peer, preface).start()
-
-    def secured(self, handshake: Handshake, connection: TlsConnection) -> None:
-        """A client speaks TLS, and can be served."""
-        peer, preface = handshake.peer, handshake.preface
-        facts = connection.facts(self.config.limits.log_field)
-        if self.config.mode == "http":
-            client = ClientConnection(
-                self,
-                peer,
-                preface,
-                believed=handshake.believed,
-                fields=connection.certificate_field(),
-                port=handshake.port,
-                tls=facts,
-            )
-            self.clients.add(client)
-            connection.carry(client)
-        else:
-            connection.pause_reading()
-            Relay(self, connection, peer, preface, facts).start()
 
     def counted_as(self, peer: Any, *, believed: bool) -> str:
         """The address that a connection counts for; empty: a trusted proxy comes for many."""
@@ -319,11 +218,11 @@ class ServiceFront:
         """How to check a worker to which it is not enough to connect."""
         if self.delegate is not None:
             return self.delegate.check
-        return self._check if self._proxy_version else None
+        return self._check if self.proxy_version else None
 
     async def _check(self, member: Member) -> Verdict:
         where = self.addresses[member.slot]
-        return await check(where, member.address, self._proxy_version, self.config.health.path)
+        return await check(where, member.address, self.proxy_version, self.config.health.path)
 
     def stop_dialing(self, dialing: Dialing) -> None:
         """Nobody waits for this connection any more."""
@@ -391,9 +290,6 @@ class ServiceFront:
         """Accept no more; end what is idle; let the rest finish."""
         self.gates.drain()
         self.stopping = self.kept.stopping = True
-        if self.entrance is not None:
-            self.entrance.drain()
-        if self.routes is not None:
-            self.routes.drain()
+        self.arrivals.drain()
         for client in list(self.clients):
             client.stop()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from penstock_proxy import arrivals as arrivals_module
 from penstock_proxy import exchange as exchange_module
 from penstock_proxy import journal as journal_module
 from penstock_proxy import relay as relay_module
@@ -265,6 +266,7 @@ class House:
         monkeypatch.setattr(journal_module, "urandom", bytes)
         for module in (service_module, relay_module):
             monkeypatch.setattr(module, "dial", self.network.dial)
+        for module in (arrivals_module, service_module, relay_module):
             monkeypatch.setattr(module, "adopt", self.network.adopt)
         for module in _WITH_A_CLOCK:
             monkeypatch.setattr(module, "monotonic", lambda: self.now)

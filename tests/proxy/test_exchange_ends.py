@@ -152,7 +152,7 @@ class Queue(Gates):
         return 0
 
     def drain(self) -> None:
-        self._house.service._accepted(Stream(-1, 0), ("192.0.2.1", 5000))
+        self._house.service.arrivals.way_in(Stream(-1, 0), ("192.0.2.1", 5000))
 
 
 @pytest.mark.parametrize("speaks", [False, True])

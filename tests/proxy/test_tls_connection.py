@@ -99,7 +99,7 @@ class House:
         )
         self.lost = 0
         self.carried: list[Notes] = []
-        self.handshakes = Handshakes(cast("Any", self))
+        self.handshakes = Handshakes(cast("Any", self), self.secured)
         self.handshakes.contexts = Contexts(Terms(), [CREDENTIAL])
         self.sockets: list[socket.socket] = []
 
