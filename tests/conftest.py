@@ -12,7 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.chaos.ledger import Ledger
+
+# No test says how long anything may take, and where CI=true each run is the same as the last.
+settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("penstock"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "penstock")
 
 # Debian keeps servers in /usr/sbin, which is not in everybody's PATH.
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))

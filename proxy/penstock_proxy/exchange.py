@@ -130,7 +130,10 @@ class Exchange:
             link.transport.pause_reading()
         out = self._outgoing
         link.transport.write(out[0] if len(out) == 1 else b"".join(out))
-        self.uploading()
+        if self._body is None:
+            self.expire_in(self.client.service.timeouts.response)
+        else:
+            self.uploading()
 
     def uploading(self) -> None:
         """The worker takes bytes: read on, or wait for its answer."""

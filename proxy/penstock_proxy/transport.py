@@ -92,13 +92,8 @@ class SocketTransport(Transport):
     def ready(self, events: int) -> None:
         if self._events & OUT and events & ~IN:
             self._flush()
-        if self._events & IN and events & ~OUT and not self._closing:
-            self._read(events)
-
-    def broken(self) -> None:
-        self.abort()
-
-    def _read(self, events: int) -> None:
+        if self._closing or not (self._events & IN and events & ~OUT):
+            return
         size = self._read_size
         try:
             data = os.read(self._fd, size)
@@ -107,6 +102,17 @@ class SocketTransport(Transport):
         except OSError as error:
             self._fail(error)
             return
+        if 0 < len(data) < size and not events & ENDED:
+            self._protocol.data_received(data)
+        else:
+            self._read_on(data, events)
+
+    def broken(self) -> None:
+        self.abort()
+
+    def _read_on(self, data: bytes, events: int) -> None:
+        """It was as much as we asked for, or the other side ends."""
+        size = self._read_size
         if data:
             if len(data) == size:
                 if size < self._high * _LARGEST_READ:

@@ -267,7 +267,7 @@ def test_all_of_them_finish_what_they_serve_before_the_end(penstock: "Penstock")
     )  # fmt: skip
     wires = [run.connect(name) for name in KINDS for _ in range(8)]
     for wire in wires:
-        wire.send(b"GET /sleep?s=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        wire.send(b"GET /sleep?s=3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     run.until(lambda: run.metric("penstock_connections_active") == len(wires))
     assert all(sum(map(len, whose(run, name, run.fronts))) == 8 for name in RELAYED)
     run.process.terminate()

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fuzz import oracle
 from tests.proxy.readings import our_request
 
 from penstock_proxy.errors import RejectedError
 
-SLOW = [HealthCheck.too_slow]
 """A busy machine is no fault of a strategy."""
 
 
@@ -123,19 +122,18 @@ def stage() -> Iterator[oracle.Stage]:
 
 
 @given(requests())
-@settings(max_examples=200, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=200)
 def test_a_clients_bytes_are_read_in_one_way(stage: oracle.Stage, data: bytes) -> None:
     oracle.check_request(stage, data)
 
 
 @given(responses())
-@settings(max_examples=200, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=200)
 def test_a_workers_bytes_are_read_in_one_way(stage: oracle.Stage, data: bytes) -> None:
     oracle.check_response(stage, data)
 
 
 @given(requests(), st.lists(st.integers(0, 999), max_size=6))
-@settings(deadline=None, suppress_health_check=SLOW)
 def test_a_request_is_the_same_however_it_is_cut(
     stage: oracle.Stage, data: bytes, cuts: list[int]
 ) -> None:
@@ -150,9 +148,7 @@ def test_a_third_of_what_is_built_is_good() -> None:
     good = []
 
     @given(requests())
-    @settings(
-        max_examples=100, database=None, derandomize=True, deadline=None, suppress_health_check=SLOW
-    )
+    @settings(max_examples=100, database=None, derandomize=True)
     def build(data: bytes) -> None:
         try:
             good.append(our_request(data) is not None)

@@ -142,7 +142,6 @@ async def test_the_header_is_taken_and_nothing_behind_it(
 
 @settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())

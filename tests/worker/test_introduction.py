@@ -80,7 +80,7 @@ def run(main: Callable[[], Any]) -> None:
         runner.run(main())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from((build(1, TRUE, HERE), build(2, TRUE6, HERE6), build_local(), build(1))),
     st.lists(st.integers(0, 60), max_size=5),

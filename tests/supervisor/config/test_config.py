@@ -139,7 +139,7 @@ TABLES = st.dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.fixed_dictionaries({}, optional={"service": TABLES | VALUES, "admin": VALUES, "x": VALUES})
 )
