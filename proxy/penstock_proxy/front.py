@@ -266,6 +266,7 @@ class Front:
             {name: service.counters for name, service in self._services.items()},
             fds=kinds,
             loop_lag_s=self._lag_s,
+            tasks=len(asyncio.all_tasks(self._loop)),
             log_dropped={name: log.dropped for name, log in self._logs.items()},
         )
         pools = {name: service.pool.rows() for name, service in self._services.items()}

@@ -205,14 +205,17 @@ def snapshot(
     fds: Mapping[str, int],
     loop_lag_s: float,
     log_dropped: Mapping[str, int],
+    tasks: int = 0,
 ) -> dict[str, Any]:
     """The `metrics` of a front's answer to STATS, ready for JSON.
 
-    `fds` is by kind (listener, client, upstream, channel, other), `log_dropped` by service.
+    `fds` is by kind (listener, client, upstream, channel, other), `log_dropped` by service,
+    `tasks` of the event loop.
     """
     return {
         "fds": dict(fds),
         "loop_lag_s": loop_lag_s,
+        "tasks": tasks,
         "services": {
             name: _series(counters, log_dropped.get(name, 0)) for name, counters in services.items()
         },

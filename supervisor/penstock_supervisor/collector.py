@@ -63,6 +63,8 @@ TABLE: Final = (
            (*_PROCESS, "kind")),
     Metric("penstock_event_loop_lag_seconds", "gauge",
            "How late the event loop was when it last looked.", _PROCESS),
+    Metric("penstock_event_loop_tasks", "gauge",
+           "Tasks of the event loop; more and more of them is a leak.", _PROCESS),
     Metric("penstock_worker_info", "info",
            "Process and address of a worker or front.", _PROCESS),
     Metric("penstock_worker_state", "gauge",
@@ -172,6 +174,7 @@ class _Page(Collector):
             rest = psutil.Process().num_fds() - sum(known.values())
             self._of_fds(labels, {**known, OTHER: max(0, rest)})
         self._add("penstock_event_loop_lag_seconds", labels, observation.loop_lag_s)
+        self._add("penstock_event_loop_tasks", labels, observation.tasks)
 
     def _of_child(self, child: ChildView) -> None:
         labels = (child.role, child.service, str(child.slot))
@@ -193,6 +196,8 @@ class _Page(Collector):
         self._of_fds(labels, table(told.get("fds")))
         if (lag := number(told.get("loop_lag_s"))) is not None:
             self._add("penstock_event_loop_lag_seconds", labels, lag)
+        if (tasks := number(told.get("tasks"))) is not None:
+            self._add("penstock_event_loop_tasks", labels, tasks)
 
     def _of_process(self, labels: Labels, pid: int) -> None:
         for name, value in figures(pid).items():

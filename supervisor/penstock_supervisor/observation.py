@@ -97,6 +97,8 @@ class Observation:
     channel_fds: int
     """Descriptors of the supervisor itself, by kind."""
     loop_lag_s: float
+    tasks: int = 0
+    """Of the supervisor's event loop."""
     unfronted: Mapping[str, Any] = field(default_factory=dict)
     """What the watch says of services without a front, shaped as a front's answer to STATS."""
     sockets: tuple[SocketView, ...] = ()

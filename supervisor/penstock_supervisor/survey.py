@@ -4,6 +4,8 @@ The only maker of an `Observation`. It owns nothing: who is asked, and what is o
 to others, and is read here.
 """
 
+import asyncio
+
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.observation import Observation
 from penstock_supervisor.premises import Premises
@@ -48,6 +50,7 @@ class Survey:
             # Of a link we keep both ends.
             channel_fds=sum(child.has_channel for child in everybody) + 2 * links,
             loop_lag_s=self._lag.seconds,
+            tasks=len(asyncio.all_tasks()),
             unfronted=self._watch.stats(),
             sockets=tuple(view for intake in intakes.values() for view in intake.views()),
             tls=self._renewal.views(),

@@ -3,7 +3,7 @@
 Real clients, workers that do wrong, and somebody who kills, stops and replaces processes,
 under each scheme. What is asserted is the list of the suite's promises: no answer is wrong or
 somebody else's, what may be asked again succeeds while one worker lives, the admin port
-answers throughout, and when it is over descriptors, memory, threads and active connections
+answers throughout, and when it is over descriptors, memory, threads, tasks and active connections
 are what they were, the counters add up, and the log has no traceback.
 """
 

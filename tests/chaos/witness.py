@@ -1,7 +1,7 @@
 """Looks at a run before and after a storm, and asks all the while.
 
-Owns what has to be as it was when the storm is over: descriptors, memory, threads, active
-connections; and what has to add up: every request that a client saw answered is counted once
+Owns what has to be as it was when the storm is over: descriptors, memory, threads, tasks,
+active connections; and what has to add up: every request that a client saw answered is counted once
 and logged once, and no connection was lost between front and worker.
 """
 
@@ -25,6 +25,7 @@ GROWTH: Final = 24 << 20
 allocators keep what a peak needed."""
 POOL: Final = 12
 """Threads that a process may have begun to use on the way; they are a fixed pool."""
+OURS: Final = ("supervisor", "front")
 COMPLAINTS: Final = re.compile(
     r"Traceback|Exception|Task exception|never retrieved|Fatal", re.MULTILINE
 )
@@ -56,6 +57,11 @@ class View:
     """Without connections to workers: idle ones may stay."""
     memory: dict[str, int]
     threads: dict[str, int]
+    tasks: int
+    """Of all event loops, but for those of workers, which are replaced."""
+
+    def is_within(self, before: "View") -> bool:
+        return self.fds_within(before) and self.tasks <= before.tasks
 
     def fds_within(self, before: "View") -> bool:
         return all(count <= before.fds[name] for name, count in self.fds.items())
@@ -125,7 +131,8 @@ class Witness:
         processes = {"supervisor": psutil.Process(self._run.process.pid)}
         for front in status["fronts"]:
             processes[f"front/{front.get('slot', 0)}"] = psutil.Process(front["pid"])
-        idle = int(self.page().sum("penstock_fds", role="front", kind="upstream"))
+        page = self.page()
+        idle = int(page.sum("penstock_fds", role="front", kind="upstream"))
         fds = {name: process.num_fds() for name, process in processes.items()}
         fronts = [name for name in fds if name.startswith("front")]
         if fronts:
@@ -135,14 +142,16 @@ class Witness:
             fds,
             {name: anonymous(process.pid) for name, process in processes.items()},
             {name: process.num_threads() for name, process in processes.items()},
+            int(sum(page.sum("penstock_event_loop_tasks", role=role) for role in OURS)),
         )
 
     def compare(self, before: View) -> None:
         """After the storm: nothing more than there was."""
         with suppress(AssertionError):
-            until(lambda: self.view().fds_within(before), "as few descriptors as before")
+            until(lambda: self.view().is_within(before), "as few descriptors as before")
         after = self.view()
         assert after.fds_within(before), f"descriptors: {before.fds} before, {after.fds} after"
+        assert after.is_within(before), f"tasks: {before.tasks} before, {after.tasks} after"
         for name, threads in after.threads.items():
             assert threads <= max(before.threads[name], POOL), f"{name} has {threads} threads"
         for name, size in after.memory.items():

@@ -113,7 +113,7 @@ def test_errors_and_rejections_exist_before_they_happen() -> None:
 
 def test_the_processs_own_figures_travel_beside_its_services() -> None:
     answer = snapshot({}, fds={"client": 2}, loop_lag_s=0.5, log_dropped={})
-    assert answer == {"fds": {"client": 2}, "loop_lag_s": 0.5, "services": {}}
+    assert answer == {"fds": {"client": 2}, "loop_lag_s": 0.5, "tasks": 0, "services": {}}
 
 
 def test_dropped_lines_are_told_and_default_to_none() -> None:

@@ -48,6 +48,7 @@ def front_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
         {"web": counters()},
         fds={"listener": 1, "client": 2, "upstream": 3, "other": 9},
         loop_lag_s=0.002,
+        tasks=3,
         log_dropped={},
     )
     stats: dict[str, Any] = json.loads(
@@ -97,6 +98,6 @@ def observation(*children: ChildView, **changes: Any) -> Observation:
             },
         },
         "uptime_s": 12.0, "ready": True, "stopping": False,
-        "listener_fds": 3, "channel_fds": 3, "loop_lag_s": 0.001,
+        "listener_fds": 3, "channel_fds": 3, "loop_lag_s": 0.001, "tasks": 4,
     }  # fmt: skip
     return Observation(**{**values, **changes})

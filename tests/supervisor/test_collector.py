@@ -126,7 +126,7 @@ def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> Non
 
 
 def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
-    told = {"metrics": {"fds": {"listener": 1, "client": 5}, "loop_lag_s": 0.25}}
+    told = {"metrics": {"fds": {"listener": 1, "client": 5}, "loop_lag_s": 0.25, "tasks": 7}}
     observation = made.observation(made.front(), made.worker(stats=told))
     found = samples(observation, "penstock_fds", *PROCESS, "kind")
     assert found["front", "", "0", "upstream"] == 3
@@ -137,6 +137,10 @@ def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
     assert lag == {
         ("supervisor", "", ""): 0.001, ("front", "", "0"): 0.002, ("worker", "web", "0"): 0.25,
     }  # fmt: skip
+    tasks = samples(observation, "penstock_event_loop_tasks", *PROCESS)
+    assert tasks == {
+        ("supervisor", "", ""): 4, ("front", "", "0"): 3, ("worker", "web", "0"): 7,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
     [
         {"metrics": None},
         {"metrics": []},
-        {"metrics": {"fds": 7, "loop_lag_s": "late"}},
+        {"metrics": {"fds": 7, "loop_lag_s": "late", "tasks": "many"}},
         {"metrics": {"fds": {"client": "x", "listener": None, "a": True}, "loop_lag_s": None}},
         {"metrics": {"fds": {"client": -1, "channel": math.nan}, "loop_lag_s": math.inf}},
         {"metrics": {"fds": {"client": 10**400}, "loop_lag_s": []}},
@@ -155,6 +159,7 @@ def test_nonsense_from_a_worker_is_left_out(made: Any, stats: dict[str, Any]) ->
     assert all(key[0] != "worker" for key in samples(observation, "penstock_fds", *PROCESS, "kind"))
     lag = samples(observation, "penstock_event_loop_lag_seconds", *PROCESS)
     assert set(lag) == {("supervisor", "", "")}
+    assert len(samples(observation, "penstock_event_loop_tasks", *PROCESS)) == 1
 
 
 def test_unknown_kinds_of_descriptors_share_one_label(made: Any) -> None:

@@ -10,7 +10,7 @@ A supervisor that is newer than we are may say more than we know: that is ignore
 import logging
 import os
 import socket
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, all_tasks
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -118,6 +118,7 @@ class Line:
         return {
             "fds": self._descriptors(),
             "loop_lag_s": self._lag.worst_s(),
+            "tasks": len(all_tasks()),
             "series": self._series(),
         }
 
