@@ -15,8 +15,6 @@ from tests.proxy.readings import our_request
 
 from penstock_proxy.errors import RejectedError
 
-"""A busy machine is no fault of a strategy."""
-
 
 def mostly(good: list[bytes], bad: list[bytes]) -> st.SearchStrategy[bytes]:
     """One in ten is bad, or a stream of several would hardly ever be good."""
