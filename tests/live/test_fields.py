@@ -1,12 +1,15 @@
 """What a worker is told of a request's way: what is added and removed, and who is believed."""
 
+import json
 from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.live.heads import OK, always, fields_of, request
 
 if TYPE_CHECKING:
-    from tests.live.conftest import Penstock, Worker
+    from pathlib import Path
+
+    from tests.live.conftest import Launch, Penstock, Worker
     from tests.live.wire import Wire
 
 
@@ -68,6 +71,58 @@ def test_a_trusted_proxy_is_believed_and_continued(penstock: "Penstock", origin:
     }
     run.until(lambda: run.log, "a line of the log")
     assert run.log[0]["client"] == "10.1.1.1"
+
+
+WAY = """
+from aiohttp import web
+
+async def way(request):
+    told = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via")
+    return web.json_response({
+        "forwarded": [dict(element) for element in request.forwarded],
+        **{name: request.headers.getall(name, []) for name in told},
+    })
+
+app = web.Application()
+app.router.add_get("/", way)
+"""
+
+
+def test_a_program_reads_the_way_in_the_words_of_rfc_7239(
+    launch: "Launch", tmp_path: "Path"
+) -> None:
+    """By aiohttp's own reading of it, for a stranger and for a trusted proxy that speaks it."""
+    (tmp_path / "way.py").write_text(WAY)
+    keys = {"app": "way:app", "directory": str(tmp_path), "workers": 1, "access_log": "off"}
+    run = launch(
+        web={**keys, "forwarding": {"forwarded": True}},
+        behind={
+            **keys, "trusted_proxies": ["127.0.0.0/8", "198.51.100.0/24"],
+            "forwarding": {"forwarded": True, "believe": "forwarded", "via": "other"},
+        },
+    )  # fmt: skip
+    said = (
+        "Forwarded: for=6.6.6.6, for=\"[2001:db8::1]\";proto=https;host=shop.example",
+        "Forwarded: for=198.51.100.7", "X-Forwarded-For: 9.9.9.9", "Via: 1.0 old",
+    )  # fmt: skip
+    assert json.loads(run.connect().ask(request("/", *said)).body) == {
+        "forwarded": [{"for": "127.0.0.1", "proto": "http"}],
+        "X-Forwarded-For": ["127.0.0.1"],
+        "X-Forwarded-Proto": ["http"],
+        "X-Forwarded-Host": ["example.org"],
+        "Via": ["1.0 old, 1.1 penstock"],
+    }
+    assert json.loads(run.connect("behind").ask(request("/", *said)).body) == {
+        "forwarded": [
+            {"for": "[2001:db8::1]", "proto": "https", "host": "shop.example"},
+            {"for": "198.51.100.7"},
+            {"for": "127.0.0.1", "proto": "http"},
+        ],
+        "X-Forwarded-For": ["2001:db8::1, 198.51.100.7, 127.0.0.1"],
+        "X-Forwarded-Proto": ["https"],
+        "X-Forwarded-Host": ["shop.example"],
+        "Via": ["1.0 old, 1.1 other"],
+    }
 
 
 def test_clients_behind_a_trusted_proxy_are_told_apart_by_the_hash(
