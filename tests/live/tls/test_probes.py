@@ -55,6 +55,9 @@ OLD = ("-cipher", "ALL:@SECLEVEL=0")
         ("web", ("-tls1_2", "-cipher", "DHE-RSA-AES128-GCM-SHA256:@SECLEVEL=0"), None),
         ("web", ("-tls1_2", "-cipher", "ADH:@SECLEVEL=0"), None),
         ("web", ("-tls1_2", "-cipher", "eNULL:@SECLEVEL=0"), None),
+        ("web", ("-tls1_2", "-cipher", "ALL:@SECLEVEL=0", "-sigalgs", "ECDSA+SHA1"), None),
+        # Who was talked into an older version than it knows of.
+        ("web", ("-tls1_2", "-fallback_scsv"), None),
     ],
 )
 def test_only_what_is_good_is_agreed_upon(
@@ -88,6 +91,13 @@ def test_a_session_is_resumed(run: "Cluster", ended: "Ended", tmp_path: Path, ve
     before = ended(run, "web", "resumed")
     assert "Reused, TLS" in probe(run, "web", version, "-sess_in", str(tmp_path / "session"))
     assert ended(run, "web", "resumed") == before + 1
+
+
+@pytest.mark.needs("openssl")
+def test_nothing_is_taken_before_the_handshake_is_done(run: "Cluster") -> None:
+    """Early data can be sent again by whoever has seen it: no ticket of ours offers that."""
+    said = probe(run, "web", "-tls1_3", "-ign_eof", say=LAST.decode())
+    assert said.count("Max Early Data: 0") == said.count("Post-Handshake New Session Ticket") > 0
 
 
 @pytest.mark.needs("openssl")
