@@ -120,6 +120,8 @@ def explained(model: type[BaseModel], failure: ValidationError) -> Iterator[Prob
 
 def _text(model: type[BaseModel], where: Location, error: ErrorDetails) -> str:
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "tuple_type" and isinstance(found, str) and found.split():
+        return expected(f"a list, such as {shown(found.split())}", found)
     if kind in _TYPES:
         return expected(_TYPES[kind], found)
     if kind in _BOUNDS:

@@ -138,7 +138,10 @@ BAD_COMMAND = (
             '.app: expected "module:attribute" (did you mean "src.web:on"?), not "./src/web.py:on"',
         ),
         ("app = 'a b'", '.app: expected "module:attribute", not "a b"'),
-        ("command = 'node server.js'", '.command: expected a list, not "node server.js"'),
+        (
+            "command = 'node server.js'",
+            '.command: expected a list, such as ["node", "server.js"], not "node server.js"',
+        ),
         (
             "command = []",
             BAD_COMMAND.format("[]"),
