@@ -43,6 +43,9 @@ _MOST_WORDS: Final = 16 << 10
 class Child:
     """A slot and whatever process is in it at the moment."""
 
+    _postponed = False
+    """It was not even started, for want of something of ours."""
+
     def __init__(
         self, plan: ChildPlan, surroundings: Surroundings, after: "Child | None" = None
     ) -> None:
@@ -173,6 +176,7 @@ class Child:
         loop = self._around.loop
         self._spawned_at, self._up_at = loop.time(), None
         self._why, self._reason, self._no_use = "", "", False
+        self._postponed = False
         self.speaks = False
         try:
             passed = self._around.above.passed(self)
@@ -180,6 +184,7 @@ class Child:
             self._process, mine, self.links = spawn(self.plan, passed, self._around, self._exited)
         except (SpawnError, StartError) as error:
             key = error.key if isinstance(error, SpawnError) else "listen"
+            self._postponed = isinstance(error, SpawnError) and error.passing
             origin = f"{self.plan.origin}.{key}" if self.plan.origin else self.name
             self._why, self._reason = f"{origin}: {error}", "spawn"
             # An exit like any other, but not in the middle of the commands of a start.
@@ -336,6 +341,11 @@ class Child:
     def _ended(self, what: str) -> None:
         """There is no process any more: shall there be another?"""
         if self.state is State.STOPPING:
+            self._handle(Event.EXITED)
+            return
+        if self._postponed and not self._doomed:
+            self._wait_s = self.history.intensity.postponed()
+            _log.warning("%s; trying again in %.1f s", what, self._wait_s)
             self._handle(Event.EXITED)
             return
         now, of = self._around.loop.time(), self.plan.restart

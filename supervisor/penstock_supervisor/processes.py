@@ -50,12 +50,18 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _log = logging.getLogger(__name__)
 
 
+_LACKING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""Descriptors, memory, processes."""
+
+
 class SpawnError(Exception):
     """The process could not be made. `key` is the configuration's word for the culprit."""
 
-    def __init__(self, key: str, text: str) -> None:
+    def __init__(self, key: str, text: str, *, passing: bool = False) -> None:
+        """`passing`: it is ourselves who lack something now, and the program is not to blame."""
         super().__init__(text)
         self.key = key
+        self.passing = passing
 
 
 class Exit(NamedTuple):
@@ -369,7 +375,8 @@ def _explained(program: Program, error: Exception) -> SpawnError:
         return SpawnError("command", f"{name}: not executable{whose} (permission denied)")
     if isinstance(error, OSError) and error.errno == errno.ENOEXEC:
         return SpawnError("command", f"{name}: not a program (no #! line?)")
-    return SpawnError("command", f"{name}: {_reason(error)}")
+    passing = isinstance(error, OSError) and error.errno in _LACKING
+    return SpawnError("command", f"{name}: {_reason(error)}", passing=passing)
 
 
 def _reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ Owns the places of passed sockets: from descriptor 3 on, by the protocol of syst
 nor how a process is made.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,4 +79,10 @@ def take_places(program: Program) -> None:
 
 def high(fd: int) -> int:
     """Copy a descriptor to a number that no passed socket wants; the caller closes it."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # The kernel's word for a number that is beyond the limit.
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None

@@ -57,6 +57,12 @@ class Restarts:
         self._streak = 1 if up_for_s >= self._backoff_max_s else self._streak + 1
         return self._wait()
 
+    def postponed(self) -> float:
+        """Seconds to wait before the next try of a start that was not the child's failure: it
+        counts as no exit."""
+        self._streak += 1
+        return self._wait()
+
     def forget(self) -> None:
         """Somebody asked for a new start: the past does not count against it."""
         self._exits.clear()

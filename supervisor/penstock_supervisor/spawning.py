@@ -40,7 +40,7 @@ def spawn(
             mine, links, given = _ends(plan, ours, theirs)
         except OSError as error:
             why = f"no channel and no links can be made for it: {error.strerror}"
-            raise SpawnError("workers", why) from None
+            raise SpawnError("workers", why, passing=True) from None
         environment = {**plan.environment, contract.CHANNEL_FD: str(given[0])}
         if links:
             environment[contract.LINK_FD] = ",".join(map(str, given[1:]))

@@ -1,6 +1,8 @@
 """A front that runs out of descriptors or connections waits, says no in the end, and recovers."""
 
+import os
 import resource
+import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -172,3 +174,21 @@ def test_one_client_cannot_have_all_connections(penstock: "Penstock") -> None:
     run.until(lambda: run.metric("penstock_connections_active", service="web") < 20)
     with suppress(ConnectionResetError):
         assert run.get()[0] == 200
+
+
+def test_no_worker_is_given_up_because_the_supervisor_has_no_descriptors(
+    penstock: "Penstock",
+) -> None:
+    run = penstock(
+        app="penstock_worker.demo:app",
+        workers=2,
+        restart={"max_restarts": 1, "backoff": "20ms", "backoff_max": "50ms"},
+    )
+    worker = run.workers("web")[0]["pid"]
+    limits = resource.prlimit(run.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(run.process.pid, resource.RLIMIT_NOFILE, (0, limits[1]))
+    os.kill(worker, signal.SIGKILL)
+    run.until(lambda: run.err.count("Too many open files; trying again in ") >= 3)
+    resource.prlimit(run.process.pid, resource.RLIMIT_NOFILE, limits)
+    run.until(lambda: all(one["standing"] == "up" for one in run.workers("web")))
+    assert "GIVING UP" not in run.err

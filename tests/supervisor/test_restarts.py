@@ -57,6 +57,13 @@ def test_a_long_life_starts_the_waits_anew() -> None:
     assert crashing.exited(11, up_for_s=0.9) == 0.2
 
 
+def test_what_was_not_its_failure_waits_longer_each_time_and_is_no_exit() -> None:
+    crashing = restarts(max_restarts=1)
+    crashing.exited(0, 0)
+    assert [crashing.postponed() for _ in range(5)] == [0.2, 0.4, 0.8, 1.0, 1.0]
+    assert crashing.recent == 1
+
+
 def test_a_front_comes_back_at_once_but_only_once_in_a_row() -> None:
     front = restarts(first_at_once=True)
     assert [front.exited(now, 0) for now in range(3)] == [0.0, 0.1, 0.2]
