@@ -211,7 +211,7 @@ class Pool:
         duration = self._ejection.eject_for * member.penalty
         member.until = now + duration
         self.ejections[member.slot] += 1
-        self._step(member, Event.EJECT, f"ejected for {duration:g} s after {why}")
+        self._step(member, Event.EJECT, f"for {duration:g} s, after {why}")
 
     def succeeded(self, member: Member) -> None:
         """Note a success of the traffic: it ends a row of failures."""

@@ -225,7 +225,7 @@ def test_failures_in_a_row_eject_for_a_time() -> None:
     assert service.pool.in_rotation == 2
     assert service.members[0].failures == 0
     assert service.said == [
-        (0, "ejected for 10 s after 2 failures in a row"),
+        (0, "for 10 s, after 2 failures in a row"),
         (0, "its ejection is over"),
     ]
     assert service.pool.ejections == {0: 1, 1: 0}
@@ -250,7 +250,7 @@ def test_the_last_one_in_the_rotation_is_never_ejected() -> None:
     service.fail(0)
     service.fail(1, 10)
     assert service.standings() == "ejected up"
-    assert service.said == [(0, "ejected for 10 s after a failure")]
+    assert service.said == [(0, "for 10 s, after a failure")]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_rows_are_plain_values() -> None:
             "active": 0,
             "failures": 2,
             "ejections": 1,
-            "reason": "ejected for 10 s after 2 failures in a row",
+            "reason": "for 10 s, after 2 failures in a row",
         },
         {
             "slot": 1,
