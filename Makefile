@@ -31,7 +31,8 @@ test-wheel: wheel ## what is relayed, and a minute of chaos, with that wheel
 	$(BIN)/python -m zipfile -e dist/penstock-*.whl dist/compiled
 	PYTHONPATH=dist/compiled $(BIN)/penstock --version | grep -F '(compiled)'
 	PYTHONPATH=$(CURDIR)/dist/compiled $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile \
-		tests/live/test_http.py tests/live/test_tcp.py tests/live/test_schemes.py tests/live/tls tests/chaos $(ARGS)
+		$(addprefix tests/live/test_,http.py turns.py bodies.py fields.py tcp.py schemes.py handing_over.py retiring.py) \
+		tests/live/tls tests/chaos $(ARGS)
 
 lint: $(VENV)/ready ## style, types, and who may import whom
 	$(BIN)/ruff check .

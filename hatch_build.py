@@ -18,9 +18,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = {
     "proxy/penstock_proxy": (
-        "acceptor", "admission", "balance", "body", "client", "connection", "deadlines", "delegate",
-        "dial", "errors", "exchange", "forwarding", "gates", "http1", "journal", "kept", "link",
-        "metrics", "outliers", "overflow", "pool", "pump", "reactor", "receipts", "relay",
+        "acceptor", "admission", "arrivals", "balance", "body", "client", "connection", "deadlines",
+        "delegate", "dial", "errors", "exchange", "forwarding", "gates", "http1", "journal", "kept",
+        "link", "metrics", "outliers", "overflow", "pool", "pump", "reactor", "receipts", "relay",
         "retrying", "service", "standing", "tally", "tls_connection", "transport", "upstream",
     ),
     "worker/penstock_worker": ("counters", "handoff"),
