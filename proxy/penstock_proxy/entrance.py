@@ -12,8 +12,6 @@ makes an entrance.
 """
 
 import asyncio
-import select
-import socket
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from penstock_proxy.deadlines import Deadlines
@@ -143,7 +141,7 @@ class _Arrival(Peeked):
         if takes:
             self._got += self._sock.recv(len(seen))
             self._await()
-        elif len(seen) <= self._seen and _has_ended(self._sock):
+        elif self._is_all(len(seen)):
             raise HeaderError("its PROXY header broke off")
         else:
             self._await_beyond(len(seen), found)
@@ -155,13 +153,6 @@ class _Arrival(Peeked):
     def _turn_away(self, fault: Fault | None, reason: str) -> None:
         self._close()
         self._entrance.gate.turned_away(peer_address(self._peer), fault, reason)
-
-
-def _has_ended(sock: socket.socket) -> bool:
-    """Will nothing come any more? What is only looked at hides the end behind it."""
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)
-    return bool(poll.poll(0))
 
 
 def visitor(header: Header, peer: Any) -> Visitor:

@@ -10,6 +10,7 @@ bytes again (unix sockets know no such mark, and an end overrides it), the next 
 """
 
 import asyncio
+import select
 import socket
 from typing import Final
 
@@ -98,6 +99,16 @@ class Peeked:
         else:
             self._pause()
             deadlines.arm(self, min(deadlines.now, self._until))
+
+    def _is_all(self, seen: int) -> bool:
+        """Is there nothing that was not seen before, and will nothing come any more? What is
+        only looked at hides the end behind it."""
+        if seen > self._seen:
+            return False
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        # Once more: the last of it may have come with the end.
+        return bool(poll.poll(0)) and len(self._sock.recv(seen + 1, PEEK)) <= seen
 
     def _pause(self) -> None:
         if self._reading:

@@ -96,10 +96,12 @@ class _Looked(Peeked):
             name = server_name(seen)
         except HelloError:
             name = ""
-        if name is None:
-            self._await_beyond(len(seen), 1)
-        else:
+        if name is not None:
             self._go(name)
+        elif self._is_all(len(seen)):
+            self._turn_away(None, "")
+        else:
+            self._await_beyond(len(seen), 1)
 
     def _go(self, name: str) -> None:
         stream = self._release()
