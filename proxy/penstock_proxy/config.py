@@ -288,7 +288,7 @@ class Traffic(Part):
     """TLS that is passed through: the service for each name that clients ask for."""
     max_connections: Annotated[int, Field(ge=0, strict=True)] = 0
     """0: as many as descriptors allow."""
-    handoff_window: Annotated[int, Field(ge=1, le=1024, strict=True)] = 16
+    handoff_window: Annotated[int, Field(ge=1, le=1024, strict=True)] = 64
     """Connections on their way to one worker at a time."""
     access_log: str = "stdout"
     """"stdout", "off" or the path of a file."""

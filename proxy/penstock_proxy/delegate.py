@@ -109,19 +109,24 @@ class Delegate:
         if member is None:
             self._passage(stream.fileno(), address).wait()
             return
+        self._put(stream.fileno(), member)
+
+    def _put(self, fd: int, member: "Member") -> None:
+        """It is on its way; those that go there at the same time go together."""
         link = self._current[member.slot]
         if not link.has_unsent:
             self._filled.append(link)
-        if not link.put(stream.fileno()) or link.in_flight >= self._window:
+        if not link.put(fd) or link.in_flight >= self._window:
             self._send(link)
 
     def flush(self) -> None:
-        """Whoever was accepted in this turn is sent on its way."""
-        if not self._filled:
-            return
-        filled, self._filled = self._filled, []
-        for link in filled:
-            self._send(link)
+        """Whoever was put in this turn is sent. Whoever dispatches has to call this."""
+        # One that cannot be sent is put to another.
+        while self._filled:
+            filled, self._filled = self._filled, []
+            for link in filled:
+                if link.has_unsent:
+                    self._send(link)
 
     def _send(self, link: Link) -> None:
         """Send what was put there. Its queue may be full, or it may be gone unheard."""
@@ -152,6 +157,7 @@ class Delegate:
         """It is known whose it is: on to a worker."""
         address = peer_address(visitor.peer) if self._is_hashing else ""
         Passage(self, self._service, stream.fileno(), address).dispatch()
+        self.flush()
 
     def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
         """It did not come in."""
@@ -160,21 +166,13 @@ class Delegate:
             self._service.journal.turned_away(address, fault, reason)
 
     def pass_on(self, fd: int, address: str, tried: tuple["Member", ...]) -> bool:
-        """Pick a worker and send it; False if nobody can take it now."""
-        service, closed = self._service, self._closed
-        while True:
-            avoid = closed.union(tried) if tried else closed
-            member = self._pick(address, avoid)
-            if member is None:
-                return False
-            link = self._current[member.slot]
-            if link.send(fd, service.deadlines.now):
-                if link.in_flight >= self._window:
-                    self._is_full(link)
-                return True
-            # Its queue is full, or it is gone and we have not heard of it yet.
-            closed.add(member)
-            service.freed(member)
+        """Pick a worker and put it on its way; False if nobody can take it now."""
+        closed = self._closed
+        member = self._pick(address, closed.union(tried) if tried else closed)
+        if member is None:
+            return False
+        self._put(fd, member)
+        return True
 
     def _pick(self, address: str, avoid: "set[Member]") -> "Member | None":
         """The pool would rather name one to avoid than none."""
@@ -211,9 +209,11 @@ class Delegate:
     @property
     def has_room(self) -> bool:
         """Can anybody take one more?"""
-        return self._service.pool.free > 0 and any(
-            not member.full and member not in self._closed for member in self._service.pool.picked
-        )
+        closed = self._closed
+        for member in self._service.pool.picked:
+            if not (member.full or member in closed):
+                return self._service.pool.free > 0
+        return False
 
     def settle(self) -> None:
         """Read what workers have said so far: somebody wants to know."""
@@ -266,6 +266,7 @@ class Delegate:
         for fd in found:
             service.counters.retries += 1
             self._passage(fd, self._whose(fd), (member,)).dispatch()
+        self.flush()
 
     def _whose(self, fd: int) -> str:
         """The address of one that came back, if anybody asks."""

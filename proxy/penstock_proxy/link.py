@@ -115,11 +115,6 @@ class Link:
 
     # Down.
 
-    def send(self, fd: int, now: float) -> bool:
-        """Send a client's connection and close our copy; False if it cannot take it now."""
-        self.put(fd)
-        return not self.flush(now)
-
     def put(self, fd: int) -> bool:
         """Let a client's connection be part of the next message; False if that is full now.
 

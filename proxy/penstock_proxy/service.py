@@ -257,11 +257,13 @@ class ServiceFront:
     def _serve_waiting(self) -> None:
         """Let those who wait try again; who finds nobody goes to the end of the queue."""
         self._is_waking = False
-        for _ in range(len(self.waiting)):
-            if not self.pool.free or (self.delegate is not None and not self.delegate.has_room):
-                return
-            if self.waiting:
-                self.waiting.first().dispatch()
+        waiting, delegate = self.waiting, self.delegate
+        for _ in range(len(waiting)):
+            if not (waiting and self.pool.free) or not (delegate is None or delegate.has_room):
+                break
+            waiting.first().dispatch()
+        if delegate is not None:
+            delegate.flush()
 
     def tick(self, now: float) -> None:
         """Four times a second: what is due, whoever it concerns."""

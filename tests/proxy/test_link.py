@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.descriptors import descriptors
+from tests.proxy.links import sent
 
 from penstock_proxy.admission import Admission
 from penstock_proxy.link import NEVER, Link
@@ -47,7 +48,7 @@ class Stage:
     def send(self, count: int = 1) -> None:
         for _ in range(count):
             fd = os.open("/dev/null", os.O_RDONLY)
-            assert self.link.send(fd, 1.0)
+            assert sent(self.link, fd, 1.0)
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(fd)
             self.sent += 1
@@ -186,7 +187,7 @@ def test_a_descriptor_that_a_worker_sends_up_is_dropped(stage: Stage) -> None:
 def test_a_worker_that_is_gone_is_an_answer_of_no(stage: Stage) -> None:
     stage.worker.shutdown(socket.SHUT_RDWR)
     fd = os.open("/dev/null", os.O_RDONLY)
-    assert not stage.link.send(fd, 1.0)
+    assert not sent(stage.link, fd, 1.0)
     os.close(fd)
     stage.check()
 
@@ -220,7 +221,7 @@ def test_a_probe_counts_for_nothing_but_itself(stage: Stage) -> None:
 
 def test_the_oldest_is_the_one_that_waits_longest(stage: Stage) -> None:
     for now in (3.0, 4.0, 5.0):
-        assert stage.link.send(os.open("/dev/null", os.O_RDONLY), now)
+        assert sent(stage.link, os.open("/dev/null", os.O_RDONLY), now)
         stage.sent += 1
     assert stage.link.oldest() == 3.0
     stage.take(2)

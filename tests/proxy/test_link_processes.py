@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from tests.descriptors import descriptors
+from tests.proxy.links import sent
 
 from penstock_proxy.admission import Admission
 from penstock_proxy.link import Link
@@ -89,7 +90,7 @@ class Front:
 
     def send(self, process: Process, fd: int) -> None:
         """However long it takes: a full link is heard until it is not."""
-        while not process.link.send(fd, 0.0):
+        while not sent(process.link, fd, 0.0):
             process.link.hear()
         self.sent += 1
         self.check()
