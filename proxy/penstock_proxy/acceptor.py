@@ -26,24 +26,25 @@ _log = logging.getLogger(__name__)
 
 
 class Acceptor:
-    """One listener. `has_room` is asked before each accept."""
+    """One listener. `room` is asked before each batch."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         listener: socket.socket,
-        has_room: Callable[[], bool],
+        room: Callable[[], int],
         deliver: Callable[[Stream, Any], None],
         on_full: Callable[[], None] = lambda: None,
         on_exhausted: Callable[[], None] = lambda: None,
         patience_s: float = 0.0,
         on_batch: Callable[[], None] | None = None,
     ) -> None:
-        """`on_batch`: called when those that came together have been delivered."""
+        """`room`: how many more may come. `on_batch`: called when those that came together
+        have been delivered."""
         self._loop = loop
         self.listener = listener
         self._family = int(listener.family)
-        self._has_room = has_room
+        self._room = room
         self._deliver = deliver
         self._started = False
         self._reading = False
@@ -134,15 +135,13 @@ class Acceptor:
             self._on_batch()
 
     def _take_batch(self) -> None:
-        for turn in range(_BATCH):
-            if not self._has_room():
-                # Only who is woken knows that somebody waits.
-                if turn == 0:
-                    self._pause()
-                    self._on_full()
-                return
-            if not self._accept():
-                return
+        left = min(_BATCH, self._room())
+        if left < 1:
+            # Only who is woken knows that somebody waits.
+            self._pause()
+            self._on_full()
+        while left > 0 and self._accept():
+            left -= 1
 
     def _accept(self) -> bool:
         try:

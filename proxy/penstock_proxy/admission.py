@@ -38,14 +38,14 @@ class Admission:
         """Descriptors in use, by our own account."""
         return self.listeners + self.other + self.clients + self.upstreams + self.waiting
 
-    def has_room(self) -> bool:
-        """Are two left for one more connection and its way to a worker?
+    def room(self) -> int:
+        """For how many more connections there are two left, one for the way to a worker.
 
-        Each client already in may still need its second one.
+        Each client already in may still need its second one. Below 1: for none.
         """
         committed = self.listeners + self.other + self.waiting + self.in_flight
         committed += self.clients + max(self.clients, self.upstreams)
-        return committed + RESERVE + 2 <= self.limit
+        return (self.limit - RESERVE - committed) // 2
 
     @property
     def capacity(self) -> int:

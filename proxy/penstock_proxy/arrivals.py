@@ -108,7 +108,7 @@ class Arrivals:
     def routed(self, stream: Stream, visitor: Visitor) -> None:
         """A connection comes by its name, maybe from another one's listener."""
         service = self._service
-        if not service.overflow.has_room():
+        if service.overflow.room() < 1:
             service.overflow.turn_away(stream, FULL)
             service.journal.turned_away(peer_address(visitor.peer), FULL, "it is full")
             return

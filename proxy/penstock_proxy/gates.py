@@ -21,8 +21,8 @@ from penstock_worker.streams import Stream
 class Overflow(Protocol):
     """Who knows whether there is room, and what to do when there is none."""
 
-    def has_room(self) -> bool:
-        """May one more be accepted?"""
+    def room(self) -> int:
+        """How many more may be accepted? Below 1: nobody."""
 
     def crowded(self) -> None:
         """Somebody waits for whom there is no room."""
@@ -113,7 +113,7 @@ class Gates:
         return Acceptor(
             self._loop,
             listener,
-            self._overflow.has_room,
+            self._overflow.room,
             self._deliver,
             self._overflow.crowded,
             self._overflow.exhausted,

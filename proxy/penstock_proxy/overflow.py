@@ -75,9 +75,14 @@ class Overflow:
 
     # -- may one more come?
 
-    def has_room(self) -> bool:
-        """Asked before each accept."""
-        return self._lacking() is None
+    def room(self) -> int:
+        """How many more may come in. Below 1: nobody."""
+        room, limit = self._service.admission.room(), self._service.config.max_connections
+        return min(room, limit - self._here()) if limit else room
+
+    def _here(self) -> int:
+        counters = self._service.counters
+        return counters.active + counters.in_flight + counters.opened
 
     def crowded(self) -> None:
         """Somebody waits for whom there is no room."""
@@ -91,12 +96,9 @@ class Overflow:
         self._make_room()
 
     def _lacking(self) -> Fault | None:
-        service = self._service
-        if not service.admission.has_room():
+        if self._service.admission.room() < 1:
             return LACKING
-        limit, counters = service.config.max_connections, service.counters
-        here = counters.active + counters.in_flight + counters.opened
-        return FULL if 0 < limit <= here else None
+        return FULL if 0 < self._service.config.max_connections <= self._here() else None
 
     def resume(self) -> None:
         """Somebody has left."""

@@ -50,7 +50,7 @@ class Door:
         self._streams: list[Stream] = []
 
     def open(self) -> Acceptor:
-        return Acceptor(asyncio.get_running_loop(), self.listener, self._has_room, self._deliver)
+        return Acceptor(asyncio.get_running_loop(), self.listener, lambda: self.room, self._deliver)
 
     def knock(self, times: int = 1) -> None:
         """The kernel completes a connection without asking us."""
@@ -67,9 +67,6 @@ class Door:
             client.close()
         for stream in self._streams:
             stream.close()
-
-    def _has_room(self) -> bool:
-        return self.room > 0
 
     def _deliver(self, stream: Stream, peer: tuple[str, int]) -> None:
         assert stream.family == socket.AF_INET

@@ -25,7 +25,7 @@ class House:
         self._loop, self._stack = loop, stack
         self.own, self.other = self._listener(), self._listener()
         self.came: list[int] = []
-        self.room = True
+        self.left = 1000
         self.admission = Admission(1024, 1, 0)
         self.gates = Gates(
             loop, (self.own.dup().detach(),), self.admission, self, 2.0, self._deliver
@@ -39,8 +39,8 @@ class House:
 
     # What `Overflow` is asked.
 
-    def has_room(self) -> bool:
-        return self.room
+    def room(self) -> int:
+        return self.left
 
     def crowded(self) -> None: ...
 
@@ -129,11 +129,11 @@ def test_told_twice_it_has_it_once(house: House) -> None:
 def test_without_room_nobody_comes_in_by_any_way(house: House) -> None:
     house.gates.start()
     house.cover()
-    house.room = False
+    house.left = 0
     knocked = [house.knock(house.own), house.knock(house.other)]
     house.turns()
     assert house.came == []
-    house.room = True
+    house.left = 1000
     house.gates.resume()
     house.turn(lambda: sorted(house.came) == sorted(knocked))
 
@@ -141,7 +141,7 @@ def test_without_room_nobody_comes_in_by_any_way(house: House) -> None:
 def test_a_front_that_leaves_takes_what_waits_everywhere_and_covers_nobody(house: House) -> None:
     house.gates.start()
     house.cover()
-    house.room = False
+    house.left = 0
     knocked = [house.knock(house.own), house.knock(house.other)]
     house.turns()
     house.gates.drain()
