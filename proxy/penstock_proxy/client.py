@@ -11,7 +11,6 @@ answer with it.
 """
 
 import struct
-from http import HTTPStatus
 from socket import SO_LINGER, SOL_SOCKET
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +24,7 @@ from penstock_proxy.errors import (
     TARGET_TOO_LONG,
     Fault,
     RejectedError,
+    status_line,
 )
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Prepared
@@ -222,7 +222,7 @@ class ClientConnection:
         """Send an answer of our own, one line of text. Returns the bytes of its body."""
         body = b"" if line and line.method == b"HEAD" else f"{fault.text}\n".encode()
         head = (
-            f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}\r\n"
+            f"{status_line(fault)}"
             f"Content-Type: text/plain; charset=utf-8\r\n"
             f"Content-Length: {len(fault.text) + 1}\r\n"
         )

@@ -10,6 +10,7 @@ carries a fault, because a grammar is deeper than one call.
 """
 
 from enum import StrEnum
+from http import HTTPStatus
 from typing import Final, NamedTuple
 
 
@@ -70,7 +71,16 @@ TUNNEL_TIMEOUT: Final = Fault("tunnel_timeout", Side.FRONT, 0, "")
 TURNED_AWAY: Final = frozenset({NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT})
 """Of those whom nobody has begun to serve; counted by reason as well."""
 
+_PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long"}
+"""As of RFC 9110; before Python 3.13 the standard library had older words."""
+
 FAULTS: Final = tuple(value for value in tuple(globals().values()) if isinstance(value, Fault))
+
+
+def status_line(fault: Fault) -> str:
+    """How an answer of our own begins."""
+    phrase = _PHRASES.get(fault.status) or HTTPStatus(fault.status).phrase
+    return f"HTTP/1.1 {fault.status} {phrase}\r\n"
 
 
 class RejectedError(Exception):

@@ -13,12 +13,11 @@ all, so whoever has waited for `timeouts.queue` is accepted on a descriptor of t
 
 import logging
 from heapq import nsmallest
-from http import HTTPStatus
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from penstock_proxy.deadlines import NEVER
-from penstock_proxy.errors import CLIENT_FULL, FULL, LACKING, Fault
+from penstock_proxy.errors import CLIENT_FULL, FULL, LACKING, Fault, status_line
 from penstock_proxy.tally import Tally
 from penstock_worker import farewell
 from penstock_worker.streams import Stream
@@ -48,7 +47,7 @@ def words(fault: Fault) -> bytes:
     """A whole answer, for who is told before it was asked what it wants."""
     again = f"Retry-After: {_RETRY_AFTER_S}\r\n" if fault.status == 503 else ""
     return (
-        f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}\r\n"
+        f"{status_line(fault)}"
         f"Content-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(fault.text) + 1}\r\n"
         f"{again}Connection: close\r\n\r\n{fault.text}\n"

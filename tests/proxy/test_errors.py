@@ -1,10 +1,19 @@
 """Every failure has one row: a name for the metric, a status for the client, a side to blame."""
 
-from http import HTTPStatus
+import re
 
 import pytest
 
-from penstock_proxy.errors import BAD_REQUEST, FAULTS, Fault, RejectedError, Side
+from penstock_proxy.errors import (
+    BAD_REQUEST,
+    BODY_TOO_LARGE,
+    FAULTS,
+    TARGET_TOO_LONG,
+    Fault,
+    RejectedError,
+    Side,
+    status_line,
+)
 
 
 def test_no_two_faults_share_a_name() -> None:
@@ -18,9 +27,14 @@ def test_a_fault_can_be_told_or_has_nothing_to_tell(fault: Fault) -> None:
     if fault.status == 0:
         assert fault.text == ""
     else:
-        assert HTTPStatus(fault.status).phrase
+        assert re.fullmatch(r"HTTP/1\.1 \d{3} [A-Z][A-Za-z -]+\r\n", status_line(fault))
         assert fault.text.isascii()
         assert fault.text.isprintable()
+
+
+def test_words_are_those_of_the_standard_with_every_python() -> None:
+    assert status_line(BODY_TOO_LARGE) == "HTTP/1.1 413 Content Too Large\r\n"
+    assert status_line(TARGET_TOO_LONG) == "HTTP/1.1 414 URI Too Long\r\n"
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.kind)
