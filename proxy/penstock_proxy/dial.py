@@ -15,6 +15,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from socket import SocketType
 from typing import Any, Final
 
 from penstock_proxy.config import Address
@@ -55,7 +56,7 @@ class Dialing:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        sock: socket.socket,
+        sock: SocketType,
         done: Callable[[Stream | None, int], None],
         preface: bytes,
     ) -> None:
@@ -79,7 +80,7 @@ class Dialing:
             self._done(None, error)
         else:
             family = int(self._sock.family)
-            self._done(Stream(self._sock.detach(), family), 0)
+            self._done(Stream(self._sock.detach(), family, blocks=False), 0)
 
 
 def dial(
@@ -95,7 +96,7 @@ def dial(
     """
     family, sockaddr = address
     try:
-        sock = socket.socket(family, _STREAM)
+        sock = SocketType(family, _STREAM)
     except OSError as error:  # no descriptors
         done(None, error.errno or errno.EMFILE)
         return None
@@ -108,7 +109,7 @@ def dial(
     if failure in _DONE:
         failure = _said(sock, preface) if preface else 0
     if not failure:
-        done(Stream(sock.detach(), family), 0)
+        done(Stream(sock.detach(), family, blocks=False), 0)
         return None
     if failure in _UNDER_WAY:
         return Dialing(loop, sock, done, preface)
@@ -117,7 +118,7 @@ def dial(
     return None
 
 
-def _said(sock: socket.socket, preface: bytes) -> int:
+def _said(sock: SocketType, preface: bytes) -> int:
     """Send a preface; the errno if it could not be sent.
 
     Nothing was sent before it, so there is room for all of it: it is far smaller than the

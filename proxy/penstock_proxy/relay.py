@@ -120,13 +120,7 @@ class Relay:
             client.carry(half)
 
     def _failed(self, fault: Fault, reason: str) -> None:
-        service, member = self.service, self.member
-        assert member is not None
-        service.admission.upstreams -= 1
-        service.counters.upstreams -= 1
-        member.active -= 1
-        if member.full:
-            service.freed(member)
+        service, member = self.service, self._leave_member()
         self.member = None
         if fault.side is Side.WORKER:
             service.pool.failed(member, monotonic())
@@ -140,6 +134,17 @@ class Relay:
         service.counters.retries += 1
         self._tried += (member,)
         self.dispatch()
+
+    def _leave_member(self) -> "Member":
+        """It has one connection less, and so have we."""
+        service, member = self.service, self.member
+        assert member is not None
+        service.admission.upstreams -= 1
+        service.counters.upstreams -= 1
+        member.active -= 1
+        if member.full:
+            service.freed(member)
+        return member
 
     def _wait(self) -> None:
         service = self.service
@@ -183,13 +188,8 @@ class Relay:
 
     def pump_closed(self, half: ClientHalf) -> None:
         """Both connections are gone."""
-        service, member = self.service, self.member
-        assert member is not None
-        service.admission.upstreams -= 1
-        service.counters.upstreams -= 1
-        member.active -= 1
-        if member.full:
-            service.freed(member)
+        self._leave_member()
+        service = self.service
         if half.outcome != OK:
             service.counters.errors[half.outcome] += 1
         service.relay_over(self, half.outcome, half.received, half.sent)

@@ -317,7 +317,8 @@ def adopt(reactor: Reactor, protocol: Adopter, stream: Stream, high: int = HIGH_
     `high`: bytes that may wait to be written before the protocol is told to pause.
     """
     fd = stream.fileno()
-    os.set_blocking(fd, False)
+    if stream.blocks:
+        os.set_blocking(fd, False)
     transport = SocketTransport(reactor, fd, protocol, high)
     stream.given()
     protocol.connection_made(transport)

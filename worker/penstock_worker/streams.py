@@ -20,13 +20,15 @@ class Stream:
     own name when it is made, and stay for the connection's life as 90 bytes of nothing.
     """
 
-    __slots__ = ("_fd", "family")
+    __slots__ = ("_fd", "blocks", "family")
 
     type: Final = int(socket.SOCK_STREAM)
 
-    def __init__(self, fd: int, family: int) -> None:
+    def __init__(self, fd: int, family: int, *, blocks: bool = True) -> None:
+        """`blocks`: as what was accepted does, and what we opened does not."""
         self._fd = fd
         self.family = family
+        self.blocks = blocks
 
     def fileno(self) -> int:
         return self._fd
