@@ -86,7 +86,7 @@ def parse_address(text: str) -> Address:
         if port := re.fullmatch(r":?([0-9]{1,5})", text):
             # So other programs are told to listen everywhere; here nobody does by chance.
             here, everywhere = f'"127.0.0.1:{port[1]}"', f'"0.0.0.0:{port[1]}"'
-            raise ValueError(f"expected a host too: {here}, or {everywhere} to listen for all")
+            raise ValueError(f"expected a host too: {here} is this machine, {everywhere} anywhere")
         raise ValueError('expected "host:port", "[v6 address]:port" or "unix:/path"')
     if int(match[3]) > 65535:
         raise ValueError("expected a port of at most 65535")

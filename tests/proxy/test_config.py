@@ -98,7 +98,7 @@ def test_what_is_no_address_is_told_what_one_looks_like(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["80", ":80"])
 def test_a_port_alone_is_told_which_hosts_it_may_have_meant(text: str) -> None:
-    with pytest.raises(ValueError, match=r'"127\.0\.0\.1:80", or "0\.0\.0\.0:80"'):
+    with pytest.raises(ValueError, match=r'"127\.0\.0\.1:80" is this machine, "0\.0\.0\.0:80"'):
         parse_address(text)
 
 

@@ -98,8 +98,8 @@ def test_addresses_of_others_are_subjects_too(orders: list[Order]) -> None:
          ' shared, reuseport, not "port"')),
         (["--path", "x"], ('--path: expected a path that starts with "/" and has no spaces,'
          ' not "x"')),
-        (["--to", "8080"], ('--to: expected "host:port", "[v6 address]:port" or "unix:/path",'
-         ' not "8080"')),
+        (["--to", "8080"], ('--to: expected a host too: "127.0.0.1:8080" is this machine,'
+         ' "0.0.0.0:8080" anywhere, not "8080"')),
         (["--to", "h:0"], '--to: expected a port to connect to, not "h:0"'),
         (["--json", "none/x.json"], ("--json: expected a file in a directory that exists,"
          ' not "none/x.json"')),
