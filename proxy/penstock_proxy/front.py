@@ -30,6 +30,7 @@ from penstock_proxy.config import FrontConfig, FrontService
 from penstock_proxy.deadlines import TICK_S, Deadlines
 from penstock_proxy.metrics import snapshot
 from penstock_proxy.pool import Member
+from penstock_proxy.priority import let_workers_finish
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import ServiceFront
 from penstock_worker import channel, farewell
@@ -106,6 +107,8 @@ class Front:
             )
         for front in self._services.values():
             front.arrivals.route(self._services)
+        if all(service.scheme == "handoff" for service in config.services):
+            let_workers_finish()
         known = self._admission.open
         self._admission.other = max(0, _open_descriptors() - known)
         self._admission.check()

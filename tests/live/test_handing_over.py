@@ -1,6 +1,7 @@
 """Of connections that are handed to workers none is lost, whoever dies or stops meanwhile."""
 
 import asyncio
+import os
 import signal
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -92,3 +93,21 @@ def test_the_front_can_die_under_handoff(penstock: "Penstock") -> None:
     assert len(failures(answers)) <= CROWD
     assert pids(run) == workers
     assert not failures(asyncio.run(crowd(run.address(), 100)))
+
+
+@pytest.mark.parametrize(
+    ("schemes", "policy"),
+    [
+        (["handoff"], os.SCHED_BATCH),
+        (["ports"], os.SCHED_OTHER),
+        (["handoff", "ports"], os.SCHED_OTHER),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_only_a_front_that_carries_no_bytes_lets_workers_finish_their_turn(
+    penstock: "Penstock", schemes: list[str], policy: int
+) -> None:
+    run = penstock(services={name: {"app": DEMO, "workers": 1, "scheme": name} for name in schemes})
+    assert [os.sched_getscheduler(front.pid) for front in run.fronts] == [policy]
+    workers = [worker["pid"] for name in schemes for worker in run.workers(name)]
+    assert {os.sched_getscheduler(pid) for pid in workers} == {os.SCHED_OTHER}
