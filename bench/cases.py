@@ -54,7 +54,7 @@ class Nowhere(Transport):
 
     written: object = b""
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         self.written = data
 
     def is_closing(self) -> bool:

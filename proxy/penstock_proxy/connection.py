@@ -41,7 +41,7 @@ class Transport:
 
     __slots__ = ()
 
-    def write(self, data: "bytes | bytearray | memoryview") -> None:
+    def write(self, data: bytes) -> None:
         raise NotImplementedError
 
     def write_eof(self) -> None:

@@ -214,7 +214,7 @@ class TlsConnection(Transport):
 
     # -- to the client
 
-    def write(self, data: Any) -> None:
+    def write(self, data: bytes) -> None:
         if self._closing or self._finished or not data:
             return
         tls, outgoing = self._tls, self._outgoing

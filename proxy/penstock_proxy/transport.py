@@ -181,30 +181,27 @@ class SocketTransport(Transport):
 
     # -- writing
 
-    def write(self, data: "bytes | bytearray | memoryview") -> None:
+    def write(self, data: bytes) -> None:
         if self._closing or self._ending or not data:
             return
-        if self._unsent is None:
-            held = self._held
-            if held:
-                data = held + data
-                self._held = b""
-            if self._reactor.turning and len(data) <= _LITTLE:
-                self._held = bytes(data)
-                if not held:
-                    self._reactor.holding.append(self)
-                return
-            self._send(data)
-        else:
+        if self._unsent is not None:
             self._put_off(data)
+            return
+        reactor = self._reactor
+        if self._held:
+            data = self._held + data
+        elif reactor.turning:
+            reactor.holding.append(self)
+        self._held = data
+        if not reactor.turning or len(data) > _LITTLE:
+            self.send_held()
 
     def send_held(self) -> None:
-        """All that were ready have been called."""
-        held, self._held = self._held, b""
-        if held:
-            self._send(held)
-
-    def _send(self, data: "bytes | bytearray | memoryview") -> None:
+        """All that were ready have been called, or it is too much to wait for that."""
+        data = self._held
+        if not data:
+            return
+        self._held = b""
         try:
             sent = os.write(self._fd, data)
         except BlockingIOError:
@@ -215,10 +212,10 @@ class SocketTransport(Transport):
         if sent != len(data):
             self._put_off(data[sent:])
 
-    def _put_off(self, data: "bytes | bytearray | memoryview") -> None:
+    def _put_off(self, data: bytes) -> None:
         if self._unsent is None:
             self._unsent = deque()
-        self._unsent.append(bytes(data))
+        self._unsent.append(data)
         self._waiting += len(data)
         self._look()
         if self._waiting > self._high and not self._stalled:

@@ -72,7 +72,7 @@ class Wire(Transport):
 
     # -- what the front calls
 
-    def write(self, data: Any) -> None:
+    def write(self, data: bytes) -> None:
         if self._closing:
             return
         if self.full and not self._stalled:
