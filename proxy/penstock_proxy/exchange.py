@@ -1,15 +1,15 @@
 """Delivery http: one request and its response.
 
-Owns: an exchange from the moment its head is read until it is counted: which workers were
-tried, what the client was told, how it ended. Must not know: how bytes are read from either
-side (`client`, `upstream`), what allows another try (`retrying`).
+Owns: an exchange from the moment its head is read until it is counted: which workers were tried,
+what the client was told, how it ended. Must not know: how bytes are read from either side
+(`client`, `upstream`), what allows another try (`retrying`).
 
-It is made for each request and dies with it, so nothing of one request can be left over
-in the next. It costs no task and no timer; its deadline is its client's.
+It is made for each request and dies with it, so nothing of one can be left over in the next. It
+costs no task and no timer; its deadline is its client's.
 
-It may be tried again as long as the client has seen nothing and all that was sent is still
-here to be sent again. So the beginning of a body is kept for a while, and one that is known
-to be longer is sent on a new connection, which cannot have ended unnoticed.
+It may be tried again as long as the client has seen nothing and all that was sent is still here
+to be sent again. So the beginning of a body is kept for a while, and one that is known to be
+longer is sent on a new connection, which cannot have ended unnoticed.
 """
 
 from time import monotonic
@@ -25,7 +25,7 @@ from penstock_proxy.pump import OK
 from penstock_proxy.receipts import ONE_WRITE, UNKNOWN, acknowledged
 from penstock_proxy.retrying import IDEMPOTENT, Loss
 from penstock_proxy.tries import Tries
-from penstock_proxy.upstream import Body, WorkerConnection
+from penstock_proxy.upstream import LENGTH, Body, WorkerConnection
 
 if TYPE_CHECKING:
     from penstock_proxy.client import ClientConnection
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _PIECES: Final = 64
 """Of a body that are kept until its worker answers: small ones cost more than they hold."""
-
-_LENGTH: Final = Body.LENGTH
 
 
 class Exchange:
@@ -218,7 +216,7 @@ class Exchange:
         early = complete and not self.request_done
         self._keep = self._keep and not early and not service.stopping
         fields = b"\r\n"
-        if body is not _LENGTH:
+        if body is not LENGTH:
             # Whatever told the worker's end: chunks tell ours, or for HTTP/1.0 its close.
             self._chunked_out = minor == 1
             self._keep = self._keep and minor == 1

@@ -40,7 +40,7 @@ class Body(Enum):
     UNTIL_CLOSE = auto()
 
 
-_LENGTH: Final = Body.LENGTH
+LENGTH: Final = Body.LENGTH
 """Python 3.11 takes longer to find a member of an enum than to compare it."""
 
 
@@ -93,7 +93,7 @@ class WorkerConnection:
         self._buffer = b""
         self._in_head = True
         self._interim = 0
-        self._body = _LENGTH
+        self._body = LENGTH
         self._left = 0
         self._chunked: Chunked | None = None
 
@@ -134,7 +134,7 @@ class WorkerConnection:
             return
         self._in_head = False
         self._frame(response, exchange)
-        complete = self._body is _LENGTH and len(data) >= self._left
+        complete = self._body is LENGTH and len(data) >= self._left
         head = exchange.response_head(response, self._body, complete=complete)
         if complete and len(data) == self._left:
             # The whole answer in one read: one write, and nothing to remember.
@@ -171,7 +171,7 @@ class WorkerConnection:
         self.keep_s = response.keep_s
         self._left = NO_LENGTH
         if exchange.line.method == b"HEAD" or response.status in (204, 304):
-            self._body = _LENGTH
+            self._body = LENGTH
             self._left = 0
             if response.chunked:
                 # Legal for HEAD and 304, but who says it may send the chunks as well, later.
@@ -180,7 +180,7 @@ class WorkerConnection:
             self._body = Body.CHUNKED
             self._chunked = Chunked(BAD_RESPONSE)
         elif response.length != NO_LENGTH:
-            self._body = _LENGTH
+            self._body = LENGTH
             self._left = response.length
         else:
             self._body = Body.UNTIL_CLOSE
