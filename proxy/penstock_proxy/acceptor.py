@@ -106,8 +106,9 @@ class Acceptor:
         if self._closed:
             return
         try:
-            # As many as can wait there at a time: new ones may come as fast as these are taken.
-            left = backlog() if self._started else 0
+            # As many as can wait there at a time, which is one more than the backlog: new ones
+            # may come as fast as these are taken.
+            left = backlog() + 1 if self._started else 0
             while left > 0 and self._accept():
                 left -= 1
             while left > 0 and self.is_exhausted and refuse():
@@ -130,9 +131,11 @@ class Acceptor:
             self.listener.close()
 
     def _readable(self) -> None:
-        self._take_batch()
-        if self._on_batch is not None:
-            self._on_batch()
+        try:
+            self._take_batch()
+        finally:
+            if self._on_batch is not None:
+                self._on_batch()
 
     def _take_batch(self) -> None:
         left = min(_BATCH, self._room())

@@ -51,6 +51,8 @@ class Delegate:
         """By slot, those that connections are sent over."""
         self._filled: list[Link] = []
         """Connections were put there that are not sent yet."""
+        self._since: dict[int, float] = {}
+        """Of these, since when those have been here that have waited."""
         self._closed: set[Member] = set(service.pool.members)
         """Members that cannot take one more now: no link, full, or stuck."""
 
@@ -123,24 +125,30 @@ class Delegate:
         """Whoever was put in this turn is sent. Whoever dispatches has to call this."""
         # One that cannot be sent is put to another.
         while self._filled:
-            filled, self._filled = self._filled, []
-            for link in filled:
-                if link.has_unsent:
-                    self._send(link)
+            link = self._filled.pop()
+            if link.has_unsent:
+                self._send(link)
+        self._since.clear()
 
     def _send(self, link: Link) -> None:
         """Send what was put there. Its queue may be full, or it may be gone unheard."""
         for fd in link.flush(self._service.deadlines.now):
             self._closed.add(link.member)
             self._service.freed(link.member)
-            self._passage(fd, self._whose(fd)).dispatch()
+            self._passage(fd, self._whose(fd), since=self._since.get(fd)).dispatch()
         if link.in_flight >= self._window:
             self._is_full(link)
 
-    def _passage(self, fd: int, address: str, tried: tuple["Member", ...] = ()) -> "Passage":
+    def _passage(
+        self,
+        fd: int,
+        address: str,
+        tried: tuple["Member", ...] = (),
+        since: float | None = None,
+    ) -> "Passage":
         self._service.counters.active += 1
         self._service.admission.waiting += 1
-        return Passage(self, self._service, fd, address, tried)
+        return Passage(self, self._service, fd, address, tried, since)
 
     @property
     def reading(self) -> Reading:
@@ -165,12 +173,13 @@ class Delegate:
         if fault is not None:
             self._service.journal.turned_away(address, fault, reason)
 
-    def pass_on(self, fd: int, address: str, tried: tuple["Member", ...]) -> bool:
+    def pass_on(self, fd: int, address: str, tried: tuple["Member", ...], since: float) -> bool:
         """Pick a worker and put it on its way; False if nobody can take it now."""
         closed = self._closed
         member = self._pick(address, closed.union(tried) if tried else closed)
         if member is None:
             return False
+        self._since[fd] = since
         self._put(fd, member)
         return True
 
@@ -320,19 +329,21 @@ class Passage:
         fd: int,
         address: str,
         tried: tuple["Member", ...] = (),
+        since: float | None = None,
     ) -> None:
+        """`since`: if it has waited before."""
         self._delegate = delegate
         self._service = service
         self._fd = fd
         self._tried = tried
         self.address = address
-        self.started = monotonic()
+        self.started = monotonic() if since is None else since
         self.deadline = NEVER
         self.bucket = NEVER
 
     def dispatch(self) -> None:
         """Try again; wait if there is still nobody."""
-        if not self._delegate.pass_on(self._fd, self.address, self._tried):
+        if not self._delegate.pass_on(self._fd, self.address, self._tried, self.started):
             self.wait()
             return
         self._service.deadlines.disarm(self)

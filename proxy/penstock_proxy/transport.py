@@ -18,6 +18,7 @@ It must not know: what the bytes mean. Must not be used: after `connection_lost`
 import os
 import socket
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 from penstock_proxy.connection import Adopter, Receiver, Transport
@@ -138,7 +139,8 @@ class SocketTransport(Transport):
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(error)
+            # Not a broken pipe any more, which says that nothing was taken (`receipts`).
+            self._fail(ConnectionResetError(error.errno, error.strerror))
             return
         self._waiting -= sent
         while sent:
@@ -282,7 +284,11 @@ class SocketTransport(Transport):
                 self._look()
 
     def abort(self) -> None:
-        self.send_held()
+        # No more than the kernel takes now, and nobody is told to pause.
+        held, self._held = self._held, b""
+        if held:
+            with suppress(OSError):
+                os.write(self._fd, held)
         self._lose(None)
 
     def _fail(self, error: OSError) -> None:

@@ -239,7 +239,7 @@ def test_draining_ends_though_new_ones_come_as_fast_as_they_are_let_in(
         door.knock(20)
         door.follow = 2 * most
         acceptor.drain()
-        assert len(door.came) == most
+        assert len(door.came) == most + 1, "as many as the kernel lets wait"
         assert door.listener.fileno() == -1
 
     runner.run(main())

@@ -5,6 +5,7 @@ of the test, and so is the clock.
 """
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.descriptors import descriptors
 
+from penstock_proxy import link as link_module
 from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Target
 from penstock_proxy.deadlines import Deadlines
@@ -301,6 +303,25 @@ def test_who_waits_in_vain_is_closed_and_counted(houses: Any) -> None:
     assert house.service.counters.rejected["queue_timeout"] == 1
     assert house.service.counters.active == 0
     assert (house.admission.waiting, house.admission.clients) == (0, 0)
+
+
+def test_who_is_refused_by_the_kernel_has_waited_since_it_came(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ETOOMANYREFS, "too many")
+
+    house = houses(workers=1, handoff_window=2)
+    house.connect(4)
+    since = [passage.started for passage in house.service.waiting]
+    with monkeypatch.context() as patched:
+        patched.setattr(link_module, "send", refuse)
+        house.take(1)
+    assert [passage.started for passage in house.service.waiting] == since
+    assert house.service.counters.in_flight == 0
+    house.tick(1.0)
+    house.take(1)
+    assert house.results == (4, 0, 0)
 
 
 def test_a_connection_needs_one_descriptor_wherever_it_is(houses: Any) -> None:

@@ -453,3 +453,26 @@ def test_what_is_written_while_a_loss_is_told_goes_out(house: House) -> None:
     going.peer.close()
     going.hears("made end lost")
     assert staying.peer.recv(100) == b"it is gone"
+
+
+def test_what_broke_off_behind_a_part_of_a_write_may_have_been_read(house: House) -> None:
+    pair = house.pair(socket.AF_UNIX)
+    pair.transport.write(HUGE)
+    assert 0 < pair.transport.get_write_buffer_size() < len(HUGE)
+    pair.peer.close()
+    house.until(lambda: "lost" in pair.notes.said)
+    assert isinstance(pair.notes.error, ConnectionResetError)
+
+
+def test_an_abort_in_mid_turn_tells_nobody_to_pause(house: House) -> None:
+    pair = house.pair(socket.AF_UNIX)
+
+    def fill(_: bytes) -> None:
+        while not pair.transport.get_write_buffer_size():
+            pair.transport.write(b"x" * 1000)
+            pair.transport.send_held()
+        pair.transport.abort()
+
+    pair.notes.on_data = fill
+    pair.peer.sendall(b"x")
+    pair.hears("made lost")
