@@ -6,6 +6,7 @@ skipped for them. Where CI=true it fails: a proof that is skipped everywhere pro
 For the same reason the end of a run says how much was fuzzed, and what the storms came to.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,20 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "penstock")
 
 # Debian keeps servers in /usr/sbin, which is not in everybody's PATH.
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+
+
+@pytest.fixture(autouse=True)
+def logging_is_left_as_it_was() -> Iterator[None]:
+    """A command that a test runs in this process sets it up for all that come after."""
+    loggers = [logging.getLogger(), logging.getLogger("asyncio")]
+    before = [(logger, logger.level, tuple(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        for handler in tuple(logger.handlers):
+            # pytest has others, and another one for each phase of a test.
+            if type(handler) is logging.StreamHandler and handler not in handlers:
+                logger.removeHandler(handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
