@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 import uvloop
@@ -466,13 +467,21 @@ def test_what_broke_off_behind_a_part_of_a_write_may_have_been_read(house: House
 
 def test_an_abort_in_mid_turn_tells_nobody_to_pause(house: House) -> None:
     pair = house.pair(socket.AF_UNIX)
+    held: list[int] = []
 
-    def fill(_: bytes) -> None:
-        while not pair.transport.get_write_buffer_size():
-            pair.transport.write(b"x" * 1000)
-            pair.transport.send_held()
+    def abort(_: bytes) -> None:
+        # Nothing fits any more, and it is more than may wait.
+        pair.transport.write(b"x" * 10_000)
+        held.append(pair.transport.get_write_buffer_size())
         pair.transport.abort()
+        held.append(pair.transport.get_write_buffer_size())
 
-    pair.notes.on_data = fill
+    with suppress(BlockingIOError):
+        while os.write(pair.fd, HUGE):
+            pass
+    pair.transport._high = 5_000
+    pair.notes.on_data = abort
     pair.peer.sendall(b"x")
-    pair.hears("made lost")
+    house.until(lambda: "lost" in pair.notes.said)
+    assert held == [10_000, 0]
+    assert pair.notes.said == ["made", "lost"]
