@@ -111,6 +111,9 @@ class Delegate:
         if member is None:
             self._passage(stream.fileno(), address).wait()
             return
+        if self._since:
+            # One that waited may have had this number, and be gone already.
+            self._since.pop(stream.fileno(), None)
         self._put(stream.fileno(), member)
 
     def _put(self, fd: int, member: "Member") -> None:
