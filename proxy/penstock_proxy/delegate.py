@@ -355,7 +355,7 @@ class Passage:
     def wait(self) -> None:
         self._tried = ()
         service = self._service
-        patience = service.queue(self, self.started)
+        patience = service.enqueue(self, self.dispatch, self.started)
         if isinstance(patience, float):
             service.deadlines.arm(self, monotonic() + patience)
             self._delegate.attend()

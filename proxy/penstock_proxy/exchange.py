@@ -283,7 +283,7 @@ class Exchange:
         if self.tries is not None and not self.tries.another_round():
             self.refuse(self._last_fault())
             return
-        patience = self.client.service.queue(self, self.started)
+        patience = self.client.service.enqueue(self, self.dispatch, self.started)
         if isinstance(patience, float):
             self.expire_in(patience)
         elif patience is errors.QUEUE_FULL:

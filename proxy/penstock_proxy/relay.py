@@ -154,7 +154,7 @@ class Relay:
             self._give_up(self._last_fault)
             return
         self._tried = ()
-        patience = service.queue(self, self.started)
+        patience = service.enqueue(self, self.dispatch, self.started)
         if isinstance(patience, float):
             service.deadlines.arm(self, monotonic() + patience)
         else:

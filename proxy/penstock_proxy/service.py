@@ -18,7 +18,7 @@ from penstock_proxy.arrivals import Arrivals
 from penstock_proxy.checker import Verdict, Way
 from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.delegate import Delegate, Passage
+from penstock_proxy.delegate import Delegate
 from penstock_proxy.dial import Dialing, blamed, dial, socket_address, why
 from penstock_proxy.errors import Fault
 from penstock_proxy.exchange import Exchange
@@ -81,9 +81,7 @@ class ServiceFront:
         self.kept = Kept((t.slot for t in config.targets), 0 if config.send_proxy else MAX_IDLE)
         self.budget = Budget(config.retries, deadlines.now)
         self.outliers = Outliers(config.ejection, deadlines.now)
-        self.waiting: Queue[Exchange | Relay | Passage] = Queue(
-            config.limits, config.timeouts.queue
-        )
+        self.waiting = Queue(config.limits, config.timeouts.queue)
         self.clients: set[ClientConnection] = set()
         """Under http only: who may be idle and has to be told when we stop."""
         self.stopping = False
@@ -159,9 +157,12 @@ class ServiceFront:
         if self.waiting:
             self._serve_waiting()
 
-    def queue(self, waiting: Exchange | Relay | Passage, started: float) -> Fault | float:
-        """Let somebody wait for a worker: the seconds it may; the fault if it may not."""
-        return self.waiting.enter(waiting, started, monotonic(), self.pool.in_rotation)
+    def enqueue(self, who: object, serve: Callable[[], None], started: float) -> Fault | float:
+        """Let somebody wait for a worker: the seconds it may; the fault if it may not.
+
+        `serve` is called when it is its turn.
+        """
+        return self.waiting.enter(who, serve, started, monotonic(), self.pool.in_rotation)
 
     def nobody(self) -> Fault:
         """Why nobody could be found for somebody."""
@@ -261,7 +262,7 @@ class ServiceFront:
         for _ in range(len(waiting)):
             if not (waiting and self.pool.free) or not (delegate is None or delegate.has_room):
                 break
-            waiting.first().dispatch()
+            waiting.first()()
         if delegate is not None:
             delegate.flush()
 

@@ -1,7 +1,8 @@
 """Those who wait for a worker, in the order in which they came.
 
 Owns: the queue of one service, how long it may get, and what somebody who is not served is
-told. Must not know: what waits (an exchange, a connection), or who is free. No I/O, no clock.
+told. Must not know: what waits, or who is free. It holds, for each that waits, the callable that
+serves it. No I/O, no clock.
 
 There is one queue for all workers: whoever is free takes the first, so nobody waits behind
 a slow one. It is bounded by number and by time; what cannot be served in time is refused
@@ -9,17 +10,14 @@ while its client still listens, and costs no worker anything.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import ceil
-from typing import TypeVar
 
 from penstock_proxy.config import Limits
 from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT, Fault
 
-T = TypeVar("T")
 
-
-class Queue(OrderedDict[T, None]):
+class Queue(OrderedDict[object, Callable[[], None]]):
     """First come, first served; every step costs the same however many wait.
 
     Not a dict: to find the first of one, all that have left since it grew are passed. And
@@ -33,17 +31,20 @@ class Queue(OrderedDict[T, None]):
         self._limits = limits
         self._patience_s = patience_s
 
-    def enter(self, who: T, started: float, now: float, workers: int) -> Fault | float:
+    def enter(
+        self, who: object, serve: Callable[[], None], started: float, now: float, workers: int
+    ) -> Fault | float:
         """Wait at the end: the seconds left for that, or why it may not.
 
-        `started`: since when it has been on its way; `workers`: how many are in the rotation.
+        `serve`: called when its turn has come. `started`: since when it has been on its way;
+        `workers`: how many are in the rotation.
         """
         patience = started + self._patience_s - now
         if patience <= 0:
             return nobody(workers)
         if len(self) >= self._room(workers):
             return QUEUE_FULL
-        self[who] = None
+        self[who] = serve
         return patience
 
     def _room(self, workers: int) -> int:
@@ -53,11 +54,11 @@ class Queue(OrderedDict[T, None]):
         # While there is no worker at all one is about to come back.
         return min(limits.queue, limits.queue_per_worker * max(1, workers))
 
-    def first(self) -> T:
-        """Take the one out who has waited longest. KeyError: nobody waits."""
-        return self.popitem(last=False)[0]
+    def first(self) -> Callable[[], None]:
+        """Take out the one who has waited longest: what serves it. KeyError: nobody waits."""
+        return self.popitem(last=False)[1]
 
-    def leave(self, who: T) -> None:
+    def leave(self, who: object) -> None:
         """It waits no more; harmless if it did not."""
         self.pop(who, None)
 

@@ -1,5 +1,7 @@
 """Who waits for a worker is served in order, in bounds of number and time, and hears why not."""
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,31 +23,39 @@ def status(data: bytes) -> int:
 # -- the queue
 
 
+def nothing() -> None:
+    """What serves somebody whose turn never comes."""
+
+
 def test_first_come_is_first_served_whoever_leaves() -> None:
-    queue: Queue[str] = Queue(Limits(), 2.0)
+    queue = Queue(Limits(), 2.0)
+    served: list[str] = []
     for who in "abcd":
-        assert queue.enter(who, 10.0, 11.5, 1) == 0.5
+        assert queue.enter(who, partial(served.append, who), 10.0, 11.5, 1) == 0.5
     queue.leave("b")
     queue.leave("b")
     assert (len(queue), "b" in queue, list(queue)) == (3, False, ["a", "c", "d"])
-    assert [queue.first(), queue.first(), queue.first()] == ["a", "c", "d"]
-    assert not queue
+    while queue:
+        queue.first()()
+    assert served == ["a", "c", "d"]
 
 
 def test_the_queue_is_bounded_by_number_and_time() -> None:
-    queue: Queue[int] = Queue(Limits(queue=3), 2.0)
-    assert queue.enter(0, 0.0, 2.0, 0) is NO_WORKER
-    assert queue.enter(0, 0.0, 2.0, 1) is QUEUE_TIMEOUT
-    assert [isinstance(queue.enter(who, 0.0, 0.0, 1), float) for who in range(3)] == [True] * 3
-    assert queue.enter(3, 0.0, 0.0, 1) is QUEUE_FULL
+    queue = Queue(Limits(queue=3), 2.0)
+    assert queue.enter(0, nothing, 0.0, 2.0, 0) is NO_WORKER
+    assert queue.enter(0, nothing, 0.0, 2.0, 1) is QUEUE_TIMEOUT
+    assert [isinstance(queue.enter(who, nothing, 0.0, 0.0, 1), float) for who in range(3)] == [
+        True
+    ] * 3
+    assert queue.enter(3, nothing, 0.0, 0.0, 1) is QUEUE_FULL
     queue.leave(1)
-    assert queue.enter(3, 0.0, 0.0, 1) == 2.0
+    assert queue.enter(3, nothing, 0.0, 0.0, 1) == 2.0
 
 
 @pytest.mark.parametrize(("workers", "room"), [(0, 2), (1, 2), (2, 4), (9, 5)])
 def test_the_queue_is_as_long_as_its_workers_are_many(workers: int, room: int) -> None:
-    queue: Queue[int] = Queue(Limits(queue=5, queue_per_worker=2), 2.0)
-    entered = [queue.enter(who, 0.0, 0.0, workers) for who in range(9)]
+    queue = Queue(Limits(queue=5, queue_per_worker=2), 2.0)
+    entered = [queue.enter(who, nothing, 0.0, 0.0, workers) for who in range(9)]
     assert entered == [2.0] * room + [QUEUE_FULL] * (9 - room)
 
 
