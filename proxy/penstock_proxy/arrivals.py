@@ -98,7 +98,7 @@ class Arrivals:
         """A client's connection did not come in."""
         self._service.client_lost("")
         if fault is not None:
-            self._service.journal.turned_away(address, fault, reason)
+            self._service.error_log.turned_away(address, fault, reason)
 
     def routed_away(self) -> None:
         """A connection that was looked at is nobody's for a moment."""
@@ -110,7 +110,7 @@ class Arrivals:
         service = self._service
         if service.overflow.room() < 1:
             service.overflow.turn_away(stream, FULL)
-            service.journal.turned_away(peer_address(visitor.peer), FULL, "it is full")
+            service.error_log.turned_away(peer_address(visitor.peer), FULL, "it is full")
             return
         service.counters.active += 1
         service.admission.clients += 1

@@ -162,7 +162,7 @@ class ClientConnection:
         self._left -= 1
         if self._trusted or not self._left:
             prepared = self._regarded(prepared)
-        request_id = prepared.request_id or service.journal.next_request_id()
+        request_id = prepared.request_id or service.error_log.next_request_id()
         exchange = self.exchange = Exchange(self, line, prepared, request_id)
         if line.minor and line.target.startswith(b"/"):
             start = head[: line.end]
@@ -212,7 +212,7 @@ class ClientConnection:
 
     def _refuse(self, fault: Fault, reason: str) -> None:
         """Answer what never became an exchange, and end the connection."""
-        self.service.journal.refused(self, fault, reason)
+        self.service.error_log.refused(self.address, fault, reason, self.tls)
         line = _HEAD if self.buffer.startswith(b"HEAD ") else None
         self.buffer = b""
         self.answer(fault, line, keep=False)

@@ -174,7 +174,7 @@ class Delegate:
         """It did not come in."""
         self._service.passage_over()
         if fault is not None:
-            self._service.journal.turned_away(address, fault, reason)
+            self._service.error_log.turned_away(address, fault, reason)
 
     def pass_on(self, fd: int, address: str, tried: tuple["Member", ...], since: float) -> bool:
         """Pick a worker and put it on its way; False if nobody can take it now."""
@@ -251,7 +251,9 @@ class Delegate:
         for _ in found:
             service.pool.failed(member, monotonic())
             service.counters.errors[CONNECT_TIMEOUT.kind] += 1
-        service.journal.worker_fault(member, CONNECT_TIMEOUT, f"{len(found)} connections not taken")
+        service.error_log.worker_fault(
+            member, CONNECT_TIMEOUT, f"{len(found)} connections not taken"
+        )
         link.stuck = True
         service.freed(member)
         self._redirect(found, member)
@@ -261,7 +263,7 @@ class Delegate:
         link.stuck = False
         if link.broken:
             self._closed.add(link.member)
-            self._service.journal.worker_fault(link.member, WORKER_CLOSED, "its link ended")
+            self._service.error_log.worker_fault(link.member, WORKER_CLOSED, "its link ended")
             self._redirect(link.take_back(), link.member)
         elif self._can_send(link):
             self._closed.discard(link.member)

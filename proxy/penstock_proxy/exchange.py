@@ -21,6 +21,7 @@ from penstock_proxy.errors import Fault, RejectedError
 from penstock_proxy.forwarding import Prepared, Response
 from penstock_proxy.http1 import RequestLine
 from penstock_proxy.kept import REPLAYED
+from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER
 from penstock_proxy.pump import OK
 from penstock_proxy.receipts import ONE_WRITE, UNKNOWN, acknowledged
 from penstock_proxy.retrying import IDEMPOTENT, Loss
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from penstock_proxy.dial import Dialing
     from penstock_proxy.pool import Member
 
+_LABELS: Final = {method.encode(): method for method in METHODS}
 _PIECES: Final = 64
 """Of a body that are kept until its worker answers: small ones cost more than they hold."""
 
@@ -333,8 +335,9 @@ class Exchange:
 
     def fail(self, fault: Fault, reason: str) -> None:
         """Count a fault, say why, and end the exchange with it."""
-        self.client.service.journal.fault(self, fault, reason, self.member)
-        self.client.service.counters.errors[fault.kind] += 1
+        client = self.client
+        client.service.error_log.fault(self.line, client.address, fault, reason, self.member)
+        client.service.counters.errors[fault.kind] += 1
         self._end(fault)
 
     def refuse(self, fault: Fault) -> None:
@@ -386,9 +389,8 @@ class Exchange:
         client = self.client
         service = client.service
         link, self.link = self.link, None
-        member = self.member
         total_s = monotonic() - self.started
-        service.journal.count(self, member, total_s, ended)
+        self.count(total_s, ended)
         self.leave_member()
         if link is not None:
             link.exchange = None
@@ -398,3 +400,22 @@ class Exchange:
                 # Not `close`: a worker that has answered may leave the request unread for ever.
                 link.transport.abort()
         client.exchange_over(keep=keep, cut=cut)
+
+    def count(self, total_s: float, ended: str) -> None:
+        """Count and log the exchange: once, when it has ended after `total_s` seconds."""
+        client, line, member = self.client, self.line, self.member
+        service = client.service
+        counters, log = service.counters, service.error_log
+        slot = FRONT_SLOT if member is None else member.slot
+        counters.requests[_LABELS.get(line.method, OTHER), self.status, slot] += 1
+        counters.total.observe(total_s)
+        if log.access_log is not None:
+            log.access_log.add(
+                (
+                    monotonic() + log.wall, client.address, line.method, line.target,
+                    "HTTP/1.1" if line.minor else "HTTP/1.0", self.status, self.sent,
+                    self.received, log.worker_name(member), self.connect_s, self.first_byte_s,
+                    total_s, self.retries, self.request_id.decode("latin-1"), ended,
+                    self.prepared.out, client.tls,
+                )
+            )  # fmt: skip

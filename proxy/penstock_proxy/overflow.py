@@ -146,7 +146,7 @@ class Overflow:
             return True
         self.turn_away(stream, CLIENT_FULL)
         self._service.client_lost("")
-        self._service.journal.turned_away(address, CLIENT_FULL, CLIENT_FULL.text)
+        self._service.error_log.turned_away(address, CLIENT_FULL, CLIENT_FULL.text)
         return False
 
     # -- sending off

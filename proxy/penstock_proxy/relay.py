@@ -125,7 +125,7 @@ class Relay:
         if fault.side is Side.WORKER:
             service.pool.failed(member, monotonic())
         service.counters.errors[fault.kind] += 1
-        service.journal.worker_fault(member, fault, reason)
+        service.error_log.worker_fault(member, fault, reason)
         self._last_fault = fault
         if self.retries >= _MAX_TRIES:
             self._give_up(fault)
@@ -184,7 +184,7 @@ class Relay:
             self._sock.close()
         else:
             self._sock.break_off()
-        service.relay_over(self, fault.kind, 0, 0)
+        self._end(fault.kind, 0, 0)
 
     def pump_closed(self, half: ClientHalf) -> None:
         """Both connections are gone."""
@@ -192,4 +192,20 @@ class Relay:
         service = self.service
         if half.outcome != OK:
             service.counters.errors[half.outcome] += 1
-        service.relay_over(self, half.outcome, half.received, half.sent)
+        self._end(half.outcome, half.received, half.sent)
+
+    def _end(self, ended: str, received: int, sent: int) -> None:
+        """Count and log the connection: once, when it has ended."""
+        service = self.service
+        total_s = monotonic() - self.started
+        service.client_lost(self.address)
+        service.counters.total.observe(total_s)
+        log = service.error_log
+        if log.access_log is not None:
+            log.access_log.add(
+                (
+                    monotonic() + log.wall, self.address, "", "", "", 0, sent, received,
+                    log.worker_name(self.member), self.connect_s, None, total_s,
+                    self.retries, "", ended, b"", self.tls,
+                )
+            )  # fmt: skip

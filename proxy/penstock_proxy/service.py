@@ -24,7 +24,7 @@ from penstock_proxy.errors import Fault
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Responses, of_service
 from penstock_proxy.gates import Gates, port_of
-from penstock_proxy.journal import Journal
+from penstock_proxy.journal import ErrorLog
 from penstock_proxy.kept import MAX_IDLE, Kept
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.outliers import Outliers
@@ -32,7 +32,6 @@ from penstock_proxy.overflow import Overflow
 from penstock_proxy.pool import Member, Pool
 from penstock_proxy.preface import check
 from penstock_proxy.reactor import Reactor
-from penstock_proxy.relay import Relay
 from penstock_proxy.retrying import Budget
 from penstock_proxy.standing import Standing
 from penstock_proxy.transport import adopt
@@ -74,7 +73,7 @@ class ServiceFront:
         self.deadlines = deadlines
         self.admission = admission
         self.counters = ServiceCounters()
-        self.journal = Journal(config.name, self.counters, log)
+        self.error_log = ErrorLog(config.name, self.counters, log)
         self.forwarding = of_service(config, port_of(config.listeners))
         self.responses = Responses(config.limits.response_head)
         # One that began with a PROXY header is one client's, and serves one request.
@@ -187,11 +186,6 @@ class ServiceFront:
         """Another process is in this slot, and listens elsewhere."""
         self.addresses[slot] = socket_address(parse_address(address))
 
-    def relay_over(self, relay: Relay, ended: str, received: int, sent: int) -> None:
-        """A relayed TCP connection has ended."""
-        self.client_lost(relay.address)
-        self.journal.relayed(relay, ended, received, sent)
-
     # -- connections to workers
 
     def dial(self, member: Member, exchange: Exchange) -> None:
@@ -272,7 +266,7 @@ class ServiceFront:
         if self.delegate is not None:
             self.delegate.tick(now)
         self._serve_waiting()
-        self.journal.tick(now)
+        self.error_log.tick(now)
         self.kept.tick(now)
         counts = self.counters
         self.budget.seen(sum(counts.total.counts), now)

@@ -83,7 +83,8 @@ class Tries:
             return
         member = exchange.leave_member()
         service.counters.errors[fault.kind] += 1
-        service.journal.fault(exchange, fault, reason, member)
+        client = exchange.client
+        service.error_log.fault(exchange.line, client.address, fault, reason, member)
         self.last_fault = fault
         if exchange.retries >= _MAX_TRIES:
             exchange.refuse(fault)

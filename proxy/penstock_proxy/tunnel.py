@@ -65,9 +65,7 @@ class Tunnel:
         exchange.sent += half.sent
         if half.outcome != OK:
             service.counters.errors[half.outcome] += 1
-        service.journal.count(
-            exchange, exchange.member, monotonic() - exchange.started, half.outcome
-        )
+        exchange.count(monotonic() - exchange.started, half.outcome)
         exchange.leave_member()
         service.clients.discard(exchange.client)
         service.client_lost(exchange.client.counts_for)
