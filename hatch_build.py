@@ -18,10 +18,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = {
     "proxy/penstock_proxy": (
-        "acceptor", "admission", "arrivals", "balance", "body", "client", "connection", "deadlines",
-        "delegate", "dial", "errors", "exchange", "forwarding", "gates", "http1", "journal", "kept",
-        "link", "metrics", "outliers", "overflow", "pool", "pump", "reactor", "receipts", "relay",
-        "retrying", "service", "standing", "tally", "tls_connection", "transport", "upstream",
+        "acceptor", "admission", "arrivals", "balance", "body", "client", "connection", "context",
+        "deadlines", "delegate", "dial", "downstream", "errors", "exchange", "forwarding", "gates",
+        "http1", "http_context", "journal", "kept", "link", "metrics", "outliers", "overflow",
+        "pool", "pump", "reactor", "receipts", "relay", "retry", "retry_budget", "service",
+        "standing", "tally", "tls_connection", "transport", "upgrade", "upstream",
+        "upstream_request",
     ),
     "worker/penstock_worker": ("counters", "handoff"),
 }  # fmt: skip

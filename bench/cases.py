@@ -17,12 +17,12 @@ from penstock_proxy.config import Balance, Ejection, FrontService, Health, Limit
 from penstock_proxy.connection import Transport
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.errors import BAD_REQUEST
-from penstock_proxy.exchange import Exchange
-from penstock_proxy.forwarding import Forwarding
+from penstock_proxy.forwarding import Forwarding, Responses
+from penstock_proxy.kept import ConnectionPool
 from penstock_proxy.pool import Member, Pool
 from penstock_proxy.reactor import Reactor
-from penstock_proxy.service import ServiceFront
-from penstock_proxy.upstream import WorkerConnection
+from penstock_proxy.service import Service
+from penstock_proxy.upstream import ResponseReceiver, WorkerConnection
 
 Step = Callable[[], object]
 
@@ -69,13 +69,13 @@ class Nowhere(Transport):
     abort = close
 
 
-class MemoryService(ServiceFront):
-    """A service whose workers are reached at once and through memory."""
+class MemoryConnections(ConnectionPool):
+    """Connections to workers that are made at once, and go through memory."""
 
     link: WorkerConnection
 
-    def dial(self, member: Member, exchange: Exchange) -> None:
-        self.link = WorkerConnection(member, exchange, _ignore, _ignore)
+    def connect(self, member: Member, receiver: ResponseReceiver, proxy_header: bytes) -> None:
+        self.link = WorkerConnection(member, receiver, self._responses, _ignore, _ignore)
         self.link.connection_made(Nowhere())
 
 
@@ -141,18 +141,19 @@ def exchange() -> Iterator[Step]:
         # The one client here asks for ever.
         limits=Limits(requests=0),
     )
-    service = MemoryService(
+    service = Service(
         loop, Reactor(loop), config, Deadlines(0.0), Admission(1024, 0, 0), None, _ignore
     )
+    connections = service.connections = MemoryConnections(service, Responses())
     client = ClientConnection(service, ("192.0.2.1", 5000))
     client.connection_made(Nowhere())
     member = service.pool.members[0]
     workers = {}
     for _ in service.pool.members:
-        # Once by way of `dial`, so that every later turn finds an idle connection.
+        # Once over a new connection, so that every later turn finds an idle connection.
         client.data_received(REQUEST)
-        workers[service.link.member] = service.link
-        service.link.data_received(RESPONSE)
+        workers[connections.link.member] = connections.link
+        connections.link.data_received(RESPONSE)
 
     def step() -> None:
         client.data_received(REQUEST)

@@ -7,25 +7,24 @@ service that wants none of them has none of them in its way. Must not know: work
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from penstock_proxy.client import ClientConnection
+from penstock_proxy.delegate import Delegate
 from penstock_proxy.entrance import Entrance, Gate, Reading, Visitor
 from penstock_proxy.errors import FULL, Fault
-from penstock_proxy.handshakes import Handshakes
+from penstock_proxy.handshakes import Handshake, TlsAcceptor
+from penstock_proxy.http_context import HttpContext
+from penstock_proxy.overflow import Overflow
 from penstock_proxy.preface import of_client
 from penstock_proxy.relay import Relay
 from penstock_proxy.server_names import ByName
 from penstock_proxy.sni import Door, Routes
+from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
 from penstock_worker.peers import peer_address
 from penstock_worker.proxy_protocol import Place
 from penstock_worker.streams import Stream
-
-if TYPE_CHECKING:
-    from penstock_proxy.service import ServiceFront
-    from penstock_proxy.tls_connection import TlsConnection
-    from penstock_proxy.tls_handshake import Handshake
 
 
 class Arrivals:
@@ -34,10 +33,13 @@ class Arrivals:
     routes: Routes | None = None
     """Some of them are another service's, by the name they ask for."""
 
-    def __init__(self, service: "ServiceFront") -> None:
+    def __init__(self, service: HttpContext, overflow: Overflow, delegate: Delegate | None) -> None:
+        """`delegate`: under handoff, who connections are given to."""
         config = service.config
         self._service = service
-        self.handshakes = Handshakes(service, self._secured) if config.tls else None
+        self._overflow = overflow
+        self._delegate = delegate
+        self.handshakes = TlsAcceptor(service, self._secured) if config.tls else None
         self.entrance = self._entrance() if config.accept_proxy else None
 
     def _entrance(self) -> Entrance:
@@ -45,8 +47,8 @@ class Arrivals:
         service = self._service
         reading: Reading = "take"
         gate: Gate = self
-        if service.delegate is not None:
-            reading, gate = service.delegate.reading, service.delegate
+        if self._delegate is not None:
+            reading, gate = self._delegate.reading, self._delegate
         trusted, head_s = service.forwarding.trusted, service.timeouts.head
         return Entrance(service.loop, service.deadlines, head_s, trusted, gate, reading=reading)
 
@@ -55,14 +57,13 @@ class Arrivals:
         """What becomes of an accepted connection first."""
         if self.entrance is not None:
             return self.entrance.accepted
-        delegate = self._service.delegate
-        return self._accepted if delegate is None else delegate.accepted
+        return self._accepted if self._delegate is None else self._delegate.accepted
 
-    def route(self, services: "Mapping[str, ServiceFront]") -> None:
-        """All services are there: those that clients ask for by name are known."""
+    def route(self, services: "Mapping[str, Arrivals]") -> None:
+        """All services are there, by name: those that clients ask for are known."""
         service = self._service
         if sni := service.config.sni:
-            doors = [(name, services[other].arrivals) for name, other in sni.items()]
+            doors = [(name, services[other]) for name, other in sni.items()]
             names = ByName[Door](doors, self)
             hello_s = service.timeouts.handshake
             self.routes = Routes(service.loop, service.deadlines, hello_s, names, self)
@@ -77,7 +78,7 @@ class Arrivals:
     # -- steps
 
     def _accepted(self, stream: Stream, peer: Any) -> None:
-        self._service.arrived()
+        self._service.client_accepted()
         if self.routes is None:
             self._deliver(stream, peer)
         else:
@@ -85,7 +86,7 @@ class Arrivals:
 
     def arrived(self) -> None:
         """There is one more, which has not said whose it is."""
-        self._service.arrived()
+        self._service.client_accepted()
 
     def entered(self, stream: Stream, visitor: Visitor) -> None:
         """A client's connection was accepted, and it is known whose it is."""
@@ -96,7 +97,7 @@ class Arrivals:
 
     def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
         """A client's connection did not come in."""
-        self._service.client_lost("")
+        self._service.client_closed("")
         if fault is not None:
             self._service.error_log.turned_away(address, fault, reason)
 
@@ -108,8 +109,8 @@ class Arrivals:
     def routed(self, stream: Stream, visitor: Visitor) -> None:
         """A connection comes by its name, maybe from another one's listener."""
         service = self._service
-        if service.overflow.room() < 1:
-            service.overflow.turn_away(stream, FULL)
+        if self._overflow.room() < 1:
+            self._overflow.turn_away(stream, FULL)
             service.error_log.turned_away(peer_address(visitor.peer), FULL, "it is full")
             return
         service.counters.active += 1
@@ -122,29 +123,33 @@ class Arrivals:
         self, stream: Stream, peer: Any, destination: Place = None, *, believed: bool = True
     ) -> None:
         service = self._service
-        if not service.overflow.admits(stream, service.counted_as(peer, believed=believed)):
+        counted_as = service.counted_as(peer, believed=believed)
+        if not self._overflow.admits(stream, counted_as):
             return
         version = service.proxy_version
-        preface = of_client(version, stream, peer, destination) if version else b""
+        proxy_header = of_client(version, stream, peer, destination) if version else b""
         port = destination[1] if isinstance(destination, tuple) else 0
         if self.handshakes is not None:
-            self.handshakes.accepted(stream, peer, preface, port, believed=believed)
+            self.handshakes.accepted(
+                stream, peer, proxy_header, port, counted_as, believed=believed
+            )
         elif service.config.mode == "http":
-            client = ClientConnection(service, peer, preface, believed=believed, port=port)
+            client = ClientConnection(service, peer, proxy_header, believed=believed, port=port)
             service.clients.add(client)
             adopt(service.reactor, client, stream, service.config.limits.buffer)
         else:
-            Relay(service, stream, peer, preface).start()
+            Relay(service, stream, peer, proxy_header).start()
 
-    def _secured(self, handshake: "Handshake", connection: "TlsConnection") -> None:
+    def _secured(self, handshake: Handshake, connection: TlsConnection) -> None:
         """A client speaks TLS, and can be served."""
-        service, peer, preface = self._service, handshake.peer, handshake.preface
+        service, peer = self._service, handshake.peer
+        proxy_header = handshake.proxy_header
         facts = connection.facts(service.config.limits.log_field)
         if service.config.mode == "http":
             client = ClientConnection(
                 service,
                 peer,
-                preface,
+                proxy_header,
                 believed=handshake.believed,
                 fields=connection.certificate_field(),
                 port=handshake.port,
@@ -154,4 +159,4 @@ class Arrivals:
             connection.carry(client)
         else:
             connection.pause_reading()
-            Relay(service, connection, peer, preface, facts).start()
+            Relay(service, connection, peer, proxy_header, facts).start()

@@ -1,22 +1,31 @@
 """A request's body on its way through: its framing is read, and written anew.
 
-Owns: how much of one body has come and where it ends. Pieces pass as they come; nothing is
-kept but what does not make a whole chunk size yet. The worker gets chunks of our making,
-so that no two servers can differ about an extension or a size. Also owns how much may come,
-and how slowly. No I/O, no clock.
+Owns: how much of one body has come and where it ends, how much may come, and how slowly, and
+the replay buffer: the beginning of a body is kept until its worker answers, so that it can be
+sent again to another one. Otherwise pieces pass as they come; nothing is kept but what does not
+make a whole chunk size yet. The worker gets chunks of our making, so that no two servers can
+differ about an extension or a size. No I/O, no clock.
 """
+
+from typing import Final
 
 from penstock_proxy.errors import BAD_REQUEST, BODY_TOO_LARGE, RejectedError
 from penstock_proxy.forwarding import request_trailers
 from penstock_proxy.http1 import Chunked, Framing
+
+MAX_REPLAYED: Final = 64 << 10
+"""Bytes of a body that are kept until its worker answers. One that is known to be longer gets
+a connection of its own."""
+_MAX_PIECES: Final = 64
+"""That are kept: small ones cost more than they hold."""
 
 
 class RequestBody:
     """One body. `done` from the byte on that is its last."""
 
     __slots__ = (
-        "_base", "_chunked", "_left", "_min_rate", "_most", "_options", "_since", "done",
-        "received",
+        "_base", "_chunked", "_kept", "_left", "_min_rate", "_most", "_options", "_since",
+        "done", "is_replayable", "received",
     )  # fmt: skip
 
     def __init__(self, framing: Framing, most: int = 0, min_rate: int = 0) -> None:
@@ -31,6 +40,9 @@ class RequestBody:
         self.done = False
         self.received = 0
         """Bytes of payload so far."""
+        self._kept: list[bytes] = []
+        self.is_replayable = True
+        """All that was taken of it is still here, to be sent again."""
 
     @property
     def is_too_large(self) -> bool:
@@ -54,6 +66,26 @@ class RequestBody:
             return grace_s
         earned = (self.received - self._base) / self._min_rate
         return min(grace_s, self._since + grace_s + earned - now)
+
+    def hold(self, piece: bytes) -> None:
+        """Keep a piece that has not been sent yet."""
+        self._kept.append(piece)
+
+    def keep(self, piece: bytes) -> None:
+        """Keep a piece for another attempt, as long as there is room for all of them."""
+        if self.is_replayable:
+            self._kept.append(piece)
+            if self.received > MAX_REPLAYED or len(self._kept) >= _MAX_PIECES:
+                self.forget()
+
+    def forget(self) -> None:
+        """There will be no other attempt."""
+        self.is_replayable = False
+        self._kept.clear()
+
+    def after(self, head: bytes) -> bytes:
+        """A request's head, and what was kept of its body."""
+        return b"".join((head, *self._kept)) if self._kept else head
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
         """Return what goes to the worker, and what lies behind the end. Raises RejectedError."""

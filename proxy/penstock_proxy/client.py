@@ -12,11 +12,12 @@ answer with it.
 
 import struct
 from socket import SO_LINGER, SOL_SOCKET
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from penstock_proxy import http1
 from penstock_proxy.connection import Transport
 from penstock_proxy.deadlines import NEVER
+from penstock_proxy.downstream import Downstream
 from penstock_proxy.errors import (
     BAD_REQUEST,
     HEAD_TIMEOUT,
@@ -29,10 +30,8 @@ from penstock_proxy.errors import (
 from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Prepared
 from penstock_proxy.http1 import RequestLine
+from penstock_proxy.http_context import HttpContext
 from penstock_worker.peers import peer_address
-
-if TYPE_CHECKING:
-    from penstock_proxy.service import ServiceFront
 
 _LINGER_S: Final = 2.0
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -43,7 +42,7 @@ _STOPPING_S: Final = 1.0
 """A client that has not sent a byte when we stop gets this long to begin."""
 
 
-class ClientConnection:
+class ClientConnection(Downstream):
     """One client."""
 
     __slots__ = (
@@ -54,37 +53,26 @@ class ClientConnection:
         "_peer",
         "_skipped",
         "_trusted",
-        "address",
-        "blocked",
-        "bucket",
-        "buffer",
-        "deadline",
         "exchange",
         "from_here",
-        "preface",
-        "service",
-        "tls",
-        "transport",
     )
-
-    transport: Transport
 
     def __init__(
         self,
-        service: "ServiceFront",
+        service: HttpContext,
         peer: Any,
-        preface: bytes = b"",
+        proxy_header: bytes = b"",
         *,
         believed: bool = True,
         fields: bytes = b"",
         port: int = 0,
         tls: str = "",
     ) -> None:
-        """`preface`: what each connection to a worker begins with. `believed`: the client may
+        """`proxy_header`: what each connection to a worker begins with. `believed`: the client may
         be one of those whose word is taken. `fields` are lines for the worker that this
         connection has and others have not. `port`: what it connected to, if not to us.
         `tls`: what the access log says of it."""
-        self.preface = preface
+        self.proxy_header = proxy_header
         self.tls = tls
         self.service = service
         self.address = self._peer = peer_address(peer)
@@ -94,7 +82,6 @@ class ClientConnection:
         self.buffer = b""
         self.exchange: Exchange | None = None
         self.blocked = False
-        """The client does not take what it is sent."""
         self.deadline = NEVER
         self.bucket = NEVER
         self._heading = True
@@ -348,4 +335,4 @@ class ClientConnection:
             self.exchange.client_gone()
         self.service.deadlines.disarm(self)
         self.service.clients.discard(self)
-        self.service.client_lost(self.counts_for)
+        self.service.client_closed(self.counts_for)

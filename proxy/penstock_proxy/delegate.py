@@ -13,21 +13,19 @@ import asyncio
 import os
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from penstock_proxy import probe
 from penstock_proxy.checker import OK, Verdict
+from penstock_proxy.context import ServiceContext
 from penstock_proxy.deadlines import NEVER
 from penstock_proxy.entrance import Reading, Visitor, visitor
 from penstock_proxy.errors import CONNECT_TIMEOUT, WORKER_CLOSED, Fault
 from penstock_proxy.link import Link
+from penstock_proxy.pool import Member
 from penstock_worker.peers import peer_address
 from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, parse
 from penstock_worker.streams import Stream
-
-if TYPE_CHECKING:
-    from penstock_proxy.pool import Member
-    from penstock_proxy.service import ServiceFront
 
 _COUNTING: Final = ("least_connections", "power_of_two")
 """Policies that need to know at once which connections have ended."""
@@ -38,7 +36,7 @@ _MOST_LINKS: Final = 4096
 class Delegate:
     """All links of one service."""
 
-    def __init__(self, service: "ServiceFront") -> None:
+    def __init__(self, service: ServiceContext) -> None:
         self._service = service
         self._window = service.config.handoff_window
         self._is_hashing = service.config.balance == "hash"
@@ -95,7 +93,7 @@ class Delegate:
         found = link.take_back()
         service.admission.other -= link.descriptors()
         link.close()
-        service.freed(member)
+        service.release(member)
         self._redirect(found, member)
 
     # A connection's way.
@@ -116,7 +114,7 @@ class Delegate:
             self._since.pop(stream.fileno(), None)
         self._put(stream.fileno(), member)
 
-    def _put(self, fd: int, member: "Member") -> None:
+    def _put(self, fd: int, member: Member) -> None:
         """It is on its way; those that go there at the same time go together."""
         link = self._current[member.slot]
         if not link.has_unsent:
@@ -137,7 +135,7 @@ class Delegate:
         """Send what was put there. Its queue may be full, or it may be gone unheard."""
         for fd in link.flush(self._service.deadlines.now):
             self._closed.add(link.member)
-            self._service.freed(link.member)
+            self._service.release(link.member)
             self._passage(fd, self._whose(fd), since=self._since.get(fd)).dispatch()
         if link.in_flight >= self._window:
             self._is_full(link)
@@ -146,7 +144,7 @@ class Delegate:
         self,
         fd: int,
         address: str,
-        tried: tuple["Member", ...] = (),
+        tried: tuple[Member, ...] = (),
         since: float | None = None,
     ) -> "Passage":
         self._service.counters.active += 1
@@ -170,13 +168,19 @@ class Delegate:
         Passage(self, self._service, stream.fileno(), address).dispatch()
         self.flush()
 
+    def pending_closed(self) -> None:
+        """A connection that waited for a worker has gone to it, or is closed."""
+        self._service.counters.active -= 1
+        self._service.admission.waiting -= 1
+        self._service.capacity_changed()
+
     def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
         """It did not come in."""
-        self._service.passage_over()
+        self.pending_closed()
         if fault is not None:
             self._service.error_log.turned_away(address, fault, reason)
 
-    def pass_on(self, fd: int, address: str, tried: tuple["Member", ...], since: float) -> bool:
+    def pass_on(self, fd: int, address: str, tried: tuple[Member, ...], since: float) -> bool:
         """Pick a worker and put it on its way; False if nobody can take it now."""
         closed = self._closed
         member = self._pick(address, closed.union(tried) if tried else closed)
@@ -186,7 +190,7 @@ class Delegate:
         self._put(fd, member)
         return True
 
-    def _pick(self, address: str, avoid: "set[Member]") -> "Member | None":
+    def _pick(self, address: str, avoid: set[Member]) -> Member | None:
         """The pool would rather name one to avoid than none."""
         pool = self._service.pool
         member = pool.pick(address, avoid)
@@ -255,7 +259,7 @@ class Delegate:
             member, CONNECT_TIMEOUT, f"{len(found)} connections not taken"
         )
         link.stuck = True
-        service.freed(member)
+        service.release(member)
         self._redirect(found, member)
 
     def _heard(self, link: Link) -> None:
@@ -267,15 +271,17 @@ class Delegate:
             self._redirect(link.take_back(), link.member)
         elif self._can_send(link):
             self._closed.discard(link.member)
-        self._service.freed(link.member)
-        self._service.roomier()
+        self._service.release(link.member)
+        self._service.capacity_changed()
+        if self._service.waiting:
+            self._service.serve_queue()
         self._attend(link)
 
     def _can_send(self, link: Link) -> bool:
         current = self._current.get(link.member.slot) is link
         return current and link.is_whole and not link.stuck and link.in_flight < self._window
 
-    def _redirect(self, found: list[int], member: "Member") -> None:
+    def _redirect(self, found: list[int], member: Member) -> None:
         service = self._service
         for fd in found:
             service.counters.retries += 1
@@ -288,7 +294,7 @@ class Delegate:
 
     # Health.
 
-    async def check(self, member: "Member") -> Verdict:
+    async def check(self, member: Member) -> Verdict:
         """Pass one end of a socket pair like a client's, and ask on the other."""
         link = self._current.get(member.slot)
         if link is None or not link.is_whole:
@@ -330,10 +336,10 @@ class Passage:
     def __init__(
         self,
         delegate: Delegate,
-        service: "ServiceFront",
+        service: ServiceContext,
         fd: int,
         address: str,
-        tried: tuple["Member", ...] = (),
+        tried: tuple[Member, ...] = (),
         since: float | None = None,
     ) -> None:
         """`since`: if it has waited before."""
@@ -352,7 +358,7 @@ class Passage:
             self.wait()
             return
         self._service.deadlines.disarm(self)
-        self._service.passage_over()
+        self._delegate.pending_closed()
 
     def wait(self) -> None:
         self._tried = ()
@@ -366,14 +372,14 @@ class Passage:
 
     def expired(self, now: float) -> None:
         self._service.waiting.leave(self)
-        self._give_up(self._service.nobody().kind)
+        self._give_up(self._service.no_worker().kind)
 
     def _give_up(self, reason: str) -> None:
         service = self._service
         service.deadlines.disarm(self)
         service.counters.rejected[reason] += 1
         os.close(self._fd)
-        service.passage_over()
+        self._delegate.pending_closed()
 
 
 def _peer(fd: int, *, introduced: bool) -> str:

@@ -32,7 +32,7 @@ from penstock_proxy.metrics import snapshot
 from penstock_proxy.pool import Member
 from penstock_proxy.priority import let_workers_finish
 from penstock_proxy.reactor import Reactor
-from penstock_proxy.service import ServiceFront
+from penstock_proxy.service import Service
 from penstock_worker import channel, farewell
 from penstock_worker.access_log import AccessLog, open_log
 from penstock_worker.channel import Channel, Message
@@ -49,7 +49,7 @@ class Front:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._reactor = Reactor(loop)
-        self._services: dict[str, ServiceFront] = {}
+        self._services: dict[str, Service] = {}
         self._checkers: dict[str, Checker] = {}
         self._logs: dict[str, AccessLog] = {}
         self._deadlines = Deadlines(monotonic())
@@ -87,7 +87,7 @@ class Front:
     def _build(self, config: FrontConfig) -> None:
         self._admission.listeners = sum(len(s.listeners) for s in config.services)
         for service in config.services:
-            front = ServiceFront(
+            front = Service(
                 self._loop,
                 self._reactor,
                 service,
@@ -105,8 +105,9 @@ class Front:
                 clock=monotonic,
                 way=front.way,
             )
+        chains = {name: front.arrivals for name, front in self._services.items()}
         for front in self._services.values():
-            front.arrivals.route(self._services)
+            front.arrivals.route(chains)
         if all(service.scheme == "handoff" for service in config.services):
             let_workers_finish()
         known = self._admission.open

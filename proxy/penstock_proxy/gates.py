@@ -10,7 +10,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.admission import Admission
@@ -18,20 +18,24 @@ from penstock_proxy.errors import LACKING, Fault
 from penstock_worker.streams import Stream
 
 
-class Overflow(Protocol):
+class AdmissionControl:
     """Who knows whether there is room, and what to do when there is none."""
 
     def room(self) -> int:
         """How many more may be accepted? Below 1: nobody."""
+        raise NotImplementedError
 
     def crowded(self) -> None:
         """Somebody waits for whom there is no room."""
+        raise NotImplementedError
 
     def exhausted(self) -> None:
         """An accept failed for want of a descriptor, or of memory."""
+        raise NotImplementedError
 
     def refuse(self, acceptor: Acceptor, fault: Fault) -> bool:
         """Take one off the queue and tell it no. False: there is none, or no way to."""
+        raise NotImplementedError
 
 
 class Gates:
@@ -42,7 +46,7 @@ class Gates:
         loop: asyncio.AbstractEventLoop,
         fds: tuple[int, ...],
         admission: Admission,
-        overflow: Overflow,
+        overflow: AdmissionControl,
         patience_s: float,
         deliver: Callable[[Stream, Any], None],
         on_batch: Callable[[], None] | None = None,

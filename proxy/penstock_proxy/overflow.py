@@ -16,19 +16,17 @@ from heapq import nsmallest
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.deadlines import NEVER
 from penstock_proxy.errors import CLIENT_FULL, FULL, LACKING, Fault, status_line
-from penstock_proxy.tally import Tally
+from penstock_proxy.gates import AdmissionControl, Gates
+from penstock_proxy.http_context import HttpClient, HttpContext
 from penstock_worker import farewell
 from penstock_worker.streams import Stream
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
-
-    from penstock_proxy.acceptor import Acceptor
-    from penstock_proxy.client import ClientConnection
-    from penstock_proxy.service import ServiceFront
 
 MOST_LEAVING: Final = 16
 """Who are told no, and have not hung up yet. Their descriptors are of the reserve."""
@@ -54,16 +52,18 @@ def words(fault: Fault) -> bytes:
     ).encode()
 
 
-class Overflow:
+class Overflow(AdmissionControl):
     """The bounds of one service's front door."""
 
-    def __init__(self, service: "ServiceFront") -> None:
+    gates: Gates
+    """The listeners, which are made after this."""
+
+    def __init__(self, service: HttpContext) -> None:
         self._service = service
         config = service.config
         # Inside TLS there is nothing to say before the handshake, which costs too much here.
         self._speaks = config.mode == "http" and config.scheme == "ports" and not config.tls
         self._share = service.config.limits.connections_per_client
-        self.tally = Tally(0)
         self.is_full = False
         """Somebody was left waiting in the listener's queue."""
         self._said = False
@@ -104,7 +104,7 @@ class Overflow:
         if self.is_full:
             # Other services that wait for the same descriptors are woken by the next tick.
             self.is_full = False
-            self._service.gates.resume()
+            self.gates.resume()
 
     def exhausted(self) -> None:
         """The system has no descriptor or memory for an accept, whatever our account says."""
@@ -114,7 +114,7 @@ class Overflow:
     def tick(self, now: float) -> None:
         """Four times a second: let in who finds room by now, send off who waited too long."""
         fault = self._lacking()
-        gates = self._service.gates
+        gates = self.gates
         self._count_share()
         refused = gates.look(now, fault or LACKING, _REFUSED_A_TICK)
         if refused:
@@ -130,28 +130,28 @@ class Overflow:
     def _count_share(self) -> None:
         share, service = self._share, self._service
         if isinstance(share, int):
-            self.tally.most = share
+            service.client_limit.most = share
             return
         most = service.admission.capacity
         if service.config.max_connections:
             most = min(most, service.config.max_connections)
-        self.tally.most = max(1, int(most * share))
+        service.client_limit.most = max(1, int(most * share))
 
     def admits(self, stream: Stream, address: str) -> bool:
         """May this client have one more? If not, it is told so, and the connection is ours.
 
         Without an address it counts for nobody: a trusted proxy comes for many.
         """
-        if not address or self.tally.enters(address):
+        if not address or self._service.client_limit.enters(address):
             return True
         self.turn_away(stream, CLIENT_FULL)
-        self._service.client_lost("")
+        self._service.client_closed("")
         self._service.error_log.turned_away(address, CLIENT_FULL, CLIENT_FULL.text)
         return False
 
     # -- sending off
 
-    def refuse(self, acceptor: "Acceptor", fault: Fault) -> bool:
+    def refuse(self, acceptor: Acceptor, fault: Fault) -> bool:
         """Take one off the queue and tell it no. False: there is none, or no way to."""
         stream = None if acceptor.is_exhausted else acceptor.take()
         if stream is not None:
@@ -194,7 +194,7 @@ class Overflow:
         self._made_room = now
         ended = _end_longest(service.clients, now)
         # A worker's connection is worth a client's only if there are more of them.
-        service.kept.end_oldest(service.admission.upstreams - service.admission.clients)
+        service.connections.end_oldest(service.admission.upstreams - service.admission.clients)
         if ended:
             _log.info("%s: ended %d idle connections to make room", service.config.name, ended)
 
@@ -205,7 +205,7 @@ class Overflow:
             _log.warning("%s accepts no more connections: %s", self._service.config.name, what)
 
 
-def _end_longest(clients: "Iterable[ClientConnection]", now: float) -> int:
+def _end_longest(clients: "Iterable[HttpClient]", now: float) -> int:
     idle = [client for client in clients if client.idle_since + _IDLE_S < now]
     most = max(_FEWEST, len(idle) // 8)
     for client in nsmallest(most, idle, key=attrgetter("idle_since")):
@@ -219,7 +219,7 @@ class _Leaving:
     __slots__ = ("_all", "_service", "_sock", "bucket", "deadline")
 
     def __init__(
-        self, service: "ServiceFront", sock: "socket.socket", leaving: "set[_Leaving]"
+        self, service: HttpContext, sock: "socket.socket", leaving: "set[_Leaving]"
     ) -> None:
         self._service = service
         self._sock = sock

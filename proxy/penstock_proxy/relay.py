@@ -6,38 +6,34 @@ its worker is there: what it sends first waits in the kernel, in nobody's memory
 """
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
+from penstock_proxy.context import ServiceContext
 from penstock_proxy.deadlines import NEVER
 from penstock_proxy.dial import Dialing, blamed, dial, why
-from penstock_proxy.errors import CONNECT_TIMEOUT, NO_WORKER, QUEUE_FULL, TURNED_AWAY, Fault, Side
+from penstock_proxy.errors import CONNECT_TIMEOUT, QUEUE_FULL, TURNED_AWAY, Fault, Side
+from penstock_proxy.pool import Member
 from penstock_proxy.pump import OK, ClientHalf
+from penstock_proxy.retry_budget import MAX_RETRIES, Attempts
 from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
 from penstock_worker.peers import peer_address
 from penstock_worker.streams import Stream
-
-if TYPE_CHECKING:
-    from penstock_proxy.pool import Member
-    from penstock_proxy.service import ServiceFront
-
-_MAX_TRIES: Final = 16
 
 
 class Relay:
     """One client connection on its way to a worker, and what became of it."""
 
     __slots__ = (
-        "_dialing",
-        "_last_fault",
+        "_attempts",
+        "_connecting",
         "_sock",
-        "_tried",
         "address",
         "bucket",
         "connect_s",
         "deadline",
         "member",
-        "preface",
+        "proxy_header",
         "retries",
         "service",
         "started",
@@ -46,17 +42,17 @@ class Relay:
 
     def __init__(
         self,
-        service: "ServiceFront",
+        service: ServiceContext,
         sock: Stream | TlsConnection,
         peer: Any,
-        preface: bytes = b"",
+        proxy_header: bytes = b"",
         tls: str = "",
     ) -> None:
-        """`preface`: what the worker is told first, before the client's own bytes. `tls`: what
+        """`proxy_header`: what the worker is told first, before the client's own bytes. `tls`: what
         the access log says of it."""
         self.service = service
         self.tls = tls
-        self.preface = preface
+        self.proxy_header = proxy_header
         self.address = peer_address(peer)
         self.started = monotonic()
         self.connect_s: float | None = None
@@ -65,9 +61,9 @@ class Relay:
         self.deadline = NEVER
         self.bucket = NEVER
         self._sock: Stream | TlsConnection | None = sock
-        self._dialing: Dialing | None = None
-        self._tried: tuple[Member, ...] = ()
-        self._last_fault = NO_WORKER
+        self._connecting: Dialing | None = None
+        self._attempts: Attempts | None = None
+        """Since the first one has failed."""
 
     def start(self) -> None:
         """Choose a worker, but after those who wait for one."""
@@ -78,8 +74,8 @@ class Relay:
 
     def dispatch(self) -> None:
         """Choose a worker and connect to it; wait if there is none."""
-        service = self.service
-        member = service.pool.pick(self.address, self._tried)
+        service, attempts = self.service, self._attempts
+        member = service.pool.pick(self.address, () if attempts is None else attempts.tried)
         if member is None:
             self._wait()
             return
@@ -87,14 +83,15 @@ class Relay:
         member.active += 1
         service.admission.upstreams += 1
         service.counters.upstreams += 1
-        dialing = dial(service.loop, service.addresses[member.slot], self._dialed, self.preface)
-        # None may also mean that a refusal has led here again and dials the next worker.
-        if dialing is not None:
-            self._dialing = dialing
+        address = service.addresses[member.slot]
+        connecting = dial(service.loop, address, self._connected, self.proxy_header)
+        # None may also mean that a refusal has led here again, on to the next worker.
+        if connecting is not None:
+            self._connecting = connecting
             service.deadlines.arm(self, monotonic() + service.timeouts.connect)
 
-    def _dialed(self, sock: Stream | None, error: int) -> None:
-        self._dialing = None
+    def _connected(self, sock: Stream | None, error: int) -> None:
+        self._connecting = None
         service = self.service
         if sock is None:
             self._failed(blamed(error), why(error))
@@ -120,22 +117,22 @@ class Relay:
             client.carry(half)
 
     def _failed(self, fault: Fault, reason: str) -> None:
-        service, member = self.service, self._leave_member()
+        service, member = self.service, self._release_member()
         self.member = None
         if fault.side is Side.WORKER:
             service.pool.failed(member, monotonic())
         service.counters.errors[fault.kind] += 1
         service.error_log.worker_fault(member, fault, reason)
-        self._last_fault = fault
-        if self.retries >= _MAX_TRIES:
+        attempts = self._attempts = self._attempts or Attempts()
+        attempts.failed(member, fault)
+        if self.retries >= MAX_RETRIES:
             self._give_up(fault)
             return
         self.retries += 1
         service.counters.retries += 1
-        self._tried += (member,)
         self.dispatch()
 
-    def _leave_member(self) -> "Member":
+    def _release_member(self) -> Member:
         """It has one connection less, and so have we."""
         service, member = self.service, self.member
         assert member is not None
@@ -143,17 +140,15 @@ class Relay:
         service.counters.upstreams -= 1
         member.active -= 1
         if member.full:
-            service.freed(member)
+            service.release(member)
         return member
 
     def _wait(self) -> None:
-        service = self.service
-        if self._tried and not service.budget.take(monotonic()):
-            # All have been tried, and what follows is another round.
+        service, attempts = self.service, self._attempts
+        if attempts is not None and not attempts.another_round(service.budget, monotonic()):
             service.counters.retries_denied += 1
-            self._give_up(self._last_fault)
+            self._give_up(attempts.last_fault)
             return
-        self._tried = ()
         patience = service.enqueue(self, self.dispatch, self.started)
         if isinstance(patience, float):
             service.deadlines.arm(self, monotonic() + patience)
@@ -162,15 +157,16 @@ class Relay:
 
     def _why(self) -> Fault:
         """What its last try ended with, if there was one."""
-        return self._last_fault if self.retries else self.service.nobody()
+        attempts = self._attempts
+        return self.service.no_worker() if attempts is None else attempts.last_fault
 
     def expired(self, now: float) -> None:
         if self in self.service.waiting:
             self.service.waiting.leave(self)
             self._give_up(self._why())
-        elif self._dialing is not None:
-            self._dialing.cancel()
-            self._dialing = None
+        elif self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
             self._failed(CONNECT_TIMEOUT, "")
 
     def _give_up(self, fault: Fault) -> None:
@@ -188,7 +184,7 @@ class Relay:
 
     def pump_closed(self, half: ClientHalf) -> None:
         """Both connections are gone."""
-        self._leave_member()
+        self._release_member()
         service = self.service
         if half.outcome != OK:
             service.counters.errors[half.outcome] += 1
@@ -198,7 +194,7 @@ class Relay:
         """Count and log the connection: once, when it has ended."""
         service = self.service
         total_s = monotonic() - self.started
-        service.client_lost(self.address)
+        service.client_closed(self.address)
         service.counters.total.observe(total_s)
         log = service.error_log
         if log.access_log is not None:

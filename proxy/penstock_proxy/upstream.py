@@ -1,10 +1,11 @@
 """A connection to a worker: where responses are read.
 
-Owns: one connection of the pool, the framing of the response on it, and whether it may be
-used again. Must not know: which worker is next, what the client gets to see (`exchange`).
+Owns: one connection to a worker, the framing of the response on it, whether it may be used
+again, and what whoever sent the request has to answer to (`ResponseReceiver`). Must not know:
+which worker is next, what the client gets to see.
 
 A connection is either idle, and then a byte on it is a fault and its end is nothing, or it
-belongs to one exchange. It goes back to the pool only when the response ended exactly
+belongs to one request. It goes back to the connection pool only when the response ended exactly
 where its framing said and nothing followed: what is left over on a reused connection would
 be read as the answer to somebody else's request.
 """
@@ -13,19 +14,16 @@ import os
 from collections.abc import Callable
 from enum import Enum, auto
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from penstock_proxy import forwarding, receipts
 from penstock_proxy.connection import Transport
-from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, RejectedError
-from penstock_proxy.forwarding import Response
-from penstock_proxy.http1 import NO_LENGTH, Chunked, answer_looks_wrong
+from penstock_proxy.dial import Dialing
+from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, Fault, RejectedError
+from penstock_proxy.forwarding import Response, Responses
+from penstock_proxy.http1 import NO_LENGTH, Chunked, RequestLine, answer_looks_wrong
 from penstock_proxy.pool import Member
-from penstock_proxy.retrying import Loss
-from penstock_proxy.tunnel import switch
-
-if TYPE_CHECKING:
-    from penstock_proxy.exchange import Exchange
+from penstock_proxy.retry import Loss
 
 _MAX_INTERIM: Final = 16
 """1xx responses before a final one. Nobody needs more than two or three."""
@@ -44,8 +42,74 @@ LENGTH: Final = Body.LENGTH
 """Python 3.11 takes longer to find a member of an enum than to compare it."""
 
 
+class ResponseReceiver:
+    """Whoever has sent a request over a connection, and gets the response.
+
+    A plain base class: where the data path is compiled, its calls are native ones.
+    """
+
+    line: RequestLine
+    connecting: Dialing | None = None
+    """The way to a new connection, as long as it is not made."""
+
+    def connected(self, link: "WorkerConnection") -> None:
+        """A new connection is there: send the request."""
+        raise NotImplementedError
+
+    def connect_failed(self, reason: str, fault: Fault) -> None:
+        """There is no connection to the worker."""
+        raise NotImplementedError
+
+    def interim(self, response: Response) -> None:
+        """A 1xx response has come, not 101."""
+        raise NotImplementedError
+
+    def response_head(self, response: Response, body: Body, *, complete: bool) -> bytes:
+        """The final response has come; returns the head for the client.
+
+        `complete`: all of its body has come with it.
+        """
+        raise NotImplementedError
+
+    def relay(self, data: bytes, body: int) -> None:
+        """Send the whole response, head and body, to the client; `body` bytes of it are body."""
+        raise NotImplementedError
+
+    def begin_body(self, head: bytes) -> None:
+        """Send the head; the body follows in pieces."""
+        raise NotImplementedError
+
+    def body(self, piece: bytes) -> None:
+        """A piece of the body; never empty."""
+        raise NotImplementedError
+
+    def finish(self, trailers: bytes) -> None:
+        """The response is complete."""
+        raise NotImplementedError
+
+    def upgraded(self, link: "WorkerConnection", response: Response, rest: bytes) -> None:
+        """The worker speaks another protocol from now on; `rest` is the beginning of it."""
+        raise NotImplementedError
+
+    def uploading(self) -> None:
+        """The worker takes more of the request's body."""
+        raise NotImplementedError
+
+    def pause_upload(self) -> None:
+        """The worker does not take what it is sent."""
+        raise NotImplementedError
+
+    def useless(self, fault: Fault, reason: str) -> None:
+        """What the worker says cannot be passed on."""
+        raise NotImplementedError
+
+    def lost(self, link: "WorkerConnection", fault: Fault, loss: Loss) -> None:
+        """The connection ended before the response did."""
+        raise NotImplementedError
+
+
 class WorkerConnection:
-    """One connection. `exchange` is None while it is idle."""
+    """One connection. `receiver` is None while it is idle."""
 
     __slots__ = (
         "_body",
@@ -56,12 +120,13 @@ class WorkerConnection:
         "_in_head",
         "_interim",
         "_left",
+        "_responses",
         "acked",
         "blocked",
-        "exchange",
         "idle_since",
         "keep_s",
         "member",
+        "receiver",
         "transport",
         "used",
     )
@@ -71,16 +136,18 @@ class WorkerConnection:
     def __init__(
         self,
         member: Member,
-        exchange: "Exchange",
+        receiver: ResponseReceiver,
+        responses: Responses,
         gone: Callable[["WorkerConnection"], None],
         ended: Callable[["WorkerConnection", float], None],
     ) -> None:
         """`gone` is called once, when the connection is lost; `ended(link, now)` before that,
         if its worker closed it while it was idle."""
         self.member = member
-        self.exchange: Exchange | None = exchange
+        self.receiver: ResponseReceiver | None = receiver
+        self._responses = responses
         self.used = False
-        """It has carried an exchange before: its worker may have closed it meanwhile."""
+        """It has carried a request before: its worker may have closed it meanwhile."""
         self.keep_s = 0.0
         """How long it may be idle before it is used again; 0: it cannot be used again."""
         self.blocked = False
@@ -99,56 +166,55 @@ class WorkerConnection:
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
-        assert self.exchange is not None
-        self.exchange.connected(self)
+        assert self.receiver is not None
+        self.receiver.connected(self)
 
-    def begin(self, exchange: "Exchange") -> None:
-        """Take a new exchange. The caller writes the request."""
-        self.exchange = exchange
+    def begin(self, receiver: ResponseReceiver) -> None:
+        """Take a new request. The caller writes it."""
+        self.receiver = receiver
         self._in_head = True
         self._interim = 0
         self.keep_s = 0.0
 
     def data_received(self, data: bytes) -> None:
-        exchange = self.exchange
-        if exchange is None:
+        receiver = self.receiver
+        if receiver is None:
             # Nobody asked for anything: whatever this is must not answer the next one.
             self.transport.abort()
             return
         try:
             if self._in_head:
-                self._read_head(exchange, data)
+                self._read_head(receiver, data)
             else:
-                self._read_body(exchange, data)
+                self._read_body(receiver, data)
         except RejectedError as rejected:
-            exchange.useless(BAD_RESPONSE, rejected.reason)
+            receiver.useless(BAD_RESPONSE, rejected.reason)
 
-    def _read_head(self, exchange: "Exchange", data: bytes) -> None:
+    def _read_head(self, receiver: ResponseReceiver, data: bytes) -> None:
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
-        response, data = self._final(exchange, data)
+        response, data = self._final(receiver, data)
         if response is None:
             return
         if response.status == 101:
-            switch(exchange, self, response, data)
+            receiver.upgraded(self, response, data)
             return
         self._in_head = False
-        self._frame(response, exchange)
+        self._frame(response, receiver)
         complete = self._body is LENGTH and len(data) >= self._left
-        head = exchange.response_head(response, self._body, complete=complete)
+        head = receiver.response_head(response, self._body, complete=complete)
         if complete and len(data) == self._left:
             # The whole answer in one read: one write, and nothing to remember.
-            exchange.relay(head + data, len(data))
-            self._end(exchange, b"")
+            receiver.relay(head + data, len(data))
+            self._end(receiver, b"")
         else:
-            exchange.relay(head, 0)
-            exchange.expire_in(exchange.client.service.timeouts.body)
+            receiver.begin_body(head)
             if data or self._left == 0:
-                self._read_body(exchange, data)
+                self._read_body(receiver, data)
 
-    def _final(self, exchange: "Exchange", data: bytes) -> tuple[Response | None, bytes]:
+    def _final(self, receiver: ResponseReceiver, data: bytes) -> tuple[Response | None, bytes]:
         """The final response and what follows it; None while it is not all there."""
-        responses = exchange.client.service.responses
+        responses = self._responses
         while data:
             end = data.find(b"\r\n\r\n") + 4
             if end < 4:
@@ -164,13 +230,13 @@ class WorkerConnection:
             self._interim += 1
             if self._interim > _MAX_INTERIM:
                 raise RejectedError(BAD_RESPONSE, "too many interim responses")
-            exchange.interim(response)
+            receiver.interim(response)
         return None, b""
 
-    def _frame(self, response: Response, exchange: "Exchange") -> None:
+    def _frame(self, response: Response, receiver: ResponseReceiver) -> None:
         self.keep_s = response.keep_s
         self._left = NO_LENGTH
-        if exchange.line.method == b"HEAD" or response.status in (204, 304):
+        if receiver.line.method == b"HEAD" or response.status in (204, 304):
             self._body = LENGTH
             self._left = 0
             if response.chunked:
@@ -186,12 +252,12 @@ class WorkerConnection:
             self._body = Body.UNTIL_CLOSE
             self.keep_s = 0.0
 
-    def _read_body(self, exchange: "Exchange", data: bytes) -> None:
+    def _read_body(self, receiver: ResponseReceiver, data: bytes) -> None:
         if self._chunked is not None:
-            self._read_chunks(exchange, self._chunked, data)
+            self._read_chunks(receiver, self._chunked, data)
         elif self._body is Body.UNTIL_CLOSE:
             if data:
-                exchange.body(data)
+                receiver.body(data)
         else:
             if len(data) > self._left:
                 # More than was promised: the promise is kept, the connection is not.
@@ -199,51 +265,51 @@ class WorkerConnection:
                 data = data[: self._left]
             self._left -= len(data)
             if data:
-                exchange.body(data)
+                receiver.body(data)
             if self._left == 0:
-                self._end(exchange, b"")
+                self._end(receiver, b"")
 
-    def _read_chunks(self, exchange: "Exchange", chunked: Chunked, data: bytes) -> None:
+    def _read_chunks(self, receiver: ResponseReceiver, chunked: Chunked, data: bytes) -> None:
         if payload := b"".join(chunked.feed(data)):
-            exchange.body(payload)
+            receiver.body(payload)
         if chunked.done:
             if chunked.rest:
                 self.keep_s = 0.0
-            self._end(exchange, forwarding.trailers(chunked.trailers))
+            self._end(receiver, forwarding.trailers(chunked.trailers))
 
-    def _end(self, exchange: "Exchange", trailers: bytes) -> None:
+    def _end(self, receiver: ResponseReceiver, trailers: bytes) -> None:
         self._chunked = None
         self.used = True
-        exchange.finish(trailers)
+        receiver.finish(trailers)
 
     def pause_writing(self) -> None:
         self.blocked = True
-        if self.exchange is not None:
-            self.exchange.client.transport.pause_reading()
+        if self.receiver is not None:
+            self.receiver.pause_upload()
 
     def resume_writing(self) -> None:
         self.blocked = False
-        if self.exchange is not None:
-            self.exchange.uploading()
+        if self.receiver is not None:
+            self.receiver.uploading()
 
     def eof_received(self) -> bool:
-        if self.exchange is None and self.used:
+        if self.receiver is None and self.used:
             self._ended(self, monotonic())
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        if error is not None and self.exchange is not None:
+        if error is not None and self.receiver is not None:
             self._hear_out()
-        exchange, self.exchange = self.exchange, None
+        receiver, self.receiver = self.receiver, None
         # Not before: an answer that was heard out has put it back among those that are kept.
         self._gone(self)
-        if exchange is None:
+        if receiver is None:
             return
         if not self._in_head and self._body is Body.UNTIL_CLOSE and error is None:
-            exchange.finish(b"")
+            receiver.finish(b"")
         else:
             fault = WORKER_CLOSED if error is None else WORKER_RESET
-            exchange.lost(self, fault, self._loss(error))
+            receiver.lost(self, fault, self._loss(error))
 
     def _loss(self, error: Exception | None) -> Loss:
         """What its worker can have seen of the request."""
@@ -261,7 +327,7 @@ class WorkerConnection:
         descriptor only when it has told us.
         """
         sock = self.transport.borrow()
-        while sock is not None and self.exchange is not None:
+        while sock is not None and self.receiver is not None:
             try:
                 data = os.read(sock.fileno(), _LAST_READ)
             except OSError:

@@ -56,7 +56,7 @@ class Stage:
 
     def clear(self) -> None:
         house = self.house
-        for client in list(house.service.clients):
+        for client in house.connections:
             cast("Wire", client.transport).reset()
         for wire in house.network.wires:
             wire.reset()

@@ -110,9 +110,9 @@ def test_a_chunk_that_may_end_with_anything_is_caught(monkeypatch: pytest.Monkey
 def test_a_cut_answer_that_looks_whole_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(self: upstream.WorkerConnection, error: Exception | None) -> None:
         self._gone(self)
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.finish(b"")
+        receiver, self.receiver = self.receiver, None
+        if receiver is not None:
+            receiver.finish(b"")
 
     monkeypatch.setattr(upstream.WorkerConnection, "connection_lost", lost)
     assert catches()
@@ -120,7 +120,7 @@ def test_a_cut_answer_that_looks_whole_is_caught(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_left_over_for_the_next_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def data_received(self: upstream.WorkerConnection, data: bytes) -> None:
-        if self.exchange is None:
+        if self.receiver is None:
             self._buffer = data  # it would be read as the beginning of the next answer
         else:
             received(self, data)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from penstock_proxy import arrivals as arrivals_module
+from penstock_proxy import context as context_module
 from penstock_proxy import exchange as exchange_module
 from penstock_proxy import journal as journal_module
+from penstock_proxy import kept as connection_pool_module
 from penstock_proxy import relay as relay_module
-from penstock_proxy import service as service_module
-from penstock_proxy import tries as tries_module
-from penstock_proxy import tunnel as tunnel_module
 from penstock_proxy import upstream as upstream_module
+from penstock_proxy import upstream_request as upstream_request_module
 from penstock_proxy.admission import Admission
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, Limits, Target, Timeouts
@@ -26,7 +26,7 @@ from penstock_proxy.connection import Adopter, Receiver, Transport
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.dial import Dialing
 from penstock_proxy.reactor import Reactor
-from penstock_proxy.service import ServiceFront
+from penstock_proxy.service import Service
 from penstock_worker.streams import Stream
 
 if TYPE_CHECKING:
@@ -246,13 +246,12 @@ class Network:
 
 
 _WITH_A_CLOCK = (
-    service_module,
+    context_module,
     relay_module,
     exchange_module,
     journal_module,
-    tries_module,
-    tunnel_module,
     upstream_module,
+    upstream_request_module,
 )
 
 
@@ -264,9 +263,9 @@ class House:
         self.loop = Turns()
         self.network = Network(self.loop)
         monkeypatch.setattr(journal_module, "urandom", bytes)
-        for module in (service_module, relay_module):
+        for module in (connection_pool_module, relay_module):
             monkeypatch.setattr(module, "dial", self.network.dial)
-        for module in (arrivals_module, service_module, relay_module):
+        for module in (arrivals_module, connection_pool_module, relay_module):
             monkeypatch.setattr(module, "adopt", self.network.adopt)
         for module in _WITH_A_CLOCK:
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
@@ -290,7 +289,7 @@ class House:
             limits=Limits(**{"head": 1024, **limits}),
             access_log="off",
         )
-        self.service = ServiceFront(
+        self.service = Service(
             cast("AbstractEventLoop", self.loop),
             Reactor(cast("AbstractEventLoop", self.loop)),
             config,
@@ -304,18 +303,23 @@ class House:
         self.admission.clients += 1
         self.service.counters.active += 1
         protocol = ClientConnection(self.service, ("192.0.2.1", 5000))
-        self.service.overflow.tally.enters(protocol.counts_for)
+        self.service.client_limit.enters(protocol.counts_for)
         self.service.clients.add(protocol)
         wire = Wire(self.loop, protocol)
         protocol.connection_made(wire)
         return wire
+
+    @property
+    def connections(self) -> list[ClientConnection]:
+        """Of clients, as the service has them."""
+        return [cast("ClientConnection", client) for client in self.service.clients]
 
     def relay(self) -> None:
         """A client of delivery tcp; its wire is the newest one when a worker is there."""
         self.admission.clients += 1
         self.service.counters.active += 1
         relay = relay_module.Relay(self.service, Stream(-1, 0), ("192.0.2.1", 5000))
-        self.service.overflow.tally.enters(relay.address)
+        self.service.client_limit.enters(relay.address)
         relay.dispatch()
         self.loop.run()
 
@@ -337,7 +341,7 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     house.open()
     yield house
     # Whatever happened: when both sides are gone, nothing is owed.
-    for client in list(house.service.clients):
+    for client in house.connections:
         cast("Wire", client.transport).reset()
     house.loop.run()
     for wire in house.network.wires:
@@ -349,4 +353,4 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         house.service.pool.members
     )
     assert not house.service.waiting
-    assert len(house.service.overflow.tally) == 0
+    assert len(house.service.client_limit) == 0

@@ -16,7 +16,7 @@ from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Limits
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.reactor import Reactor
-from penstock_proxy.service import ServiceFront
+from penstock_proxy.service import Service
 from penstock_worker.streams import Stream
 
 DEADLINE_S = 10.0
@@ -187,9 +187,7 @@ def test_the_next_one_comes_in_when_one_leaves_and_waits_for_no_tick(
         )
         admission = Admission(RESERVE + 4 if full == "descriptors" else 1024, 0, 0)
         deadlines = Deadlines(loop.time())
-        service = ServiceFront(
-            loop, Reactor(loop), config, deadlines, admission, None, lambda *_: None
-        )
+        service = Service(loop, Reactor(loop), config, deadlines, admission, None, lambda *_: None)
         service.gates.start()
         door.knock(5)
         door.listener.detach()

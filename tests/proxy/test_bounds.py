@@ -101,7 +101,7 @@ def test_a_megabyte_of_empty_lines_is_refused_and_not_kept(house: House) -> None
     client = house.client()
     client.send(b"\r\n" * (1 << 19))
     assert status(client) == 400
-    (connection,) = house.service.clients
+    (connection,) = house.connections
     assert connection.buffer == b""
 
 
@@ -295,7 +295,7 @@ def test_who_asks_ahead_without_end_is_read_no_further(house: House) -> None:
     for _ in range(100):
         client.send(GET)
     assert not client.is_reading()
-    (connection,) = house.service.clients
+    (connection,) = house.connections
     assert len(connection.buffer) <= 1024 + len(GET)
     assert len(house.network.wires) == 1
 

@@ -22,7 +22,7 @@ from penstock_proxy.config import FrontService, Target
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.delegate import Passage
 from penstock_proxy.reactor import Reactor
-from penstock_proxy.service import ServiceFront
+from penstock_proxy.service import Service
 from penstock_proxy.standing import Standing
 from penstock_worker.handoff import CLIENT, CREDIT, MOST, receive
 from penstock_worker.proxy_protocol import Header, build, parse
@@ -51,7 +51,7 @@ class House:
             targets=tuple(Target(slot=slot, address="") for slot in range(workers)),
             **keys,
         )
-        self.service = ServiceFront(
+        self.service = Service(
             self.loop,
             Reactor(self.loop),
             config,

@@ -33,7 +33,7 @@ def errors(house: House) -> dict[str, int]:
 def test_a_client_that_reads_none_of_our_own_answers_gets_no_more_of_them(house: House) -> None:
     house.service.pool.leave(0)
     client = house.client()
-    (protocol,) = house.service.clients
+    (protocol,) = house.connections
     client.full = True
     for _ in range(1000):
         client.send(GET)

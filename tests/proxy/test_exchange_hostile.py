@@ -22,7 +22,7 @@ def test_who_asks_on_and_on_and_reads_nothing_is_not_read_any_more(house: House)
     client.send(GET)
     client.stall()
     house.worker.send(OK)
-    (asking,) = house.service.clients
+    (asking,) = house.connections
     for _ in range(200):
         client.send(GET)
     assert len(asking.buffer) < 1024 + len(GET)
@@ -144,7 +144,7 @@ def test_at_the_limit_the_next_one_comes_in_as_soon_as_one_leaves(
         def resume(self) -> None:
             resumed.append(house.service.counters.active)
 
-    monkeypatch.setattr(house.service, "gates", Door())
+    monkeypatch.setattr(house.service.overflow, "gates", Door())
     config = house.service.config.model_copy(update={"max_connections": 1})
     monkeypatch.setattr(house.service, "config", config)
     client = house.client()

@@ -12,13 +12,13 @@ import uvloop
 from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.admission import Admission
 from penstock_proxy.errors import Fault
-from penstock_proxy.gates import Gates
+from penstock_proxy.gates import AdmissionControl, Gates
 from penstock_worker.streams import Stream
 
 AWAY = 7
 
 
-class House:
+class House(AdmissionControl):
     """Gates, and the ports of the clients that came in by them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, stack: ExitStack) -> None:
@@ -37,7 +37,7 @@ class House:
         listener.setblocking(False)
         return listener
 
-    # What `Overflow` is asked.
+    # What the gates ask.
 
     def room(self) -> int:
         return self.left

@@ -134,8 +134,8 @@ def test_a_connection_whose_last_words_were_an_answer_is_not_kept(
     client.send(GET)
     house.worker.vanish()
     assert client.taken() == OK
-    assert house.service.kept.take(house.service.pool.members[0]) is None
-    assert not house.service.kept._idle[0]
+    assert house.service.connections.take(house.service.pool.members[0]) is None
+    assert not house.service.connections._idle.get(0)
 
 
 def test_a_connection_whose_last_words_were_a_switch_becomes_no_pipe(

@@ -8,7 +8,7 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import uvloop
@@ -19,8 +19,11 @@ from penstock_proxy.config import FrontService, Limits, Target, Timeouts
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.overflow import MOST_LEAVING
 from penstock_proxy.reactor import Reactor
-from penstock_proxy.service import ServiceFront
+from penstock_proxy.service import Service
 from penstock_worker import farewell
+
+if TYPE_CHECKING:
+    from penstock_proxy.client import ClientConnection
 
 DEADLINE_S = 5.0
 PATIENCE_S = 2.0
@@ -46,7 +49,7 @@ class Street:
             timeouts=Timeouts(queue=PATIENCE_S),
             **keys,
         )
-        self.service = ServiceFront(
+        self.service = Service(
             self.loop,
             self.reactor,
             config,
@@ -141,7 +144,7 @@ def test_who_waits_too_long_is_told_no_and_who_does_not_is_let_in(
         street = Street(door(), mode=mode, **keys)
         service = street.service
         # A connection that stays, whatever it is.
-        service.arrived()
+        service.client_accepted()
         early, *_ = street.knock(1)
         early.send(GET)
         await street.until(lambda: sum(street.counters.pauses.values()))
@@ -159,7 +162,7 @@ def test_who_waits_too_long_is_told_no_and_who_does_not_is_let_in(
         assert street.counters.rejected[reason] == 1
         assert street.counters.connections == 1
         assert street.counters.pauses[reason] >= 1
-        service.client_lost("")
+        service.client_closed("")
         await street.until(lambda: street.counters.connections == 2)
         await street.close()
 
@@ -170,18 +173,18 @@ def test_a_queue_that_moves_is_left_alone_however_long_it_is(runner: asyncio.Run
     async def main() -> None:
         street = Street(door(), max_connections=5)
         for _ in range(5):
-            street.service.arrived()
+            street.service.client_accepted()
         for client in street.knock(40):
             client.send(GET[:10])
         for count in range(5, 45, 5):
             await street.pass_time(0.25)
             for _ in range(5):
-                street.service.client_lost("")
+                street.service.client_closed("")
             await street.until(lambda: street.counters.connections >= 5 + count)  # noqa: B023
         assert street.counters.rejected["full"] == 0
         for _ in range(35):
             # All of the 40 are still there, and will be counted when they leave.
-            street.service.arrived()
+            street.service.client_accepted()
         await street.close()
 
     runner.run(main())
@@ -195,14 +198,14 @@ def test_a_unix_socket_that_is_full_for_long_says_no_too(runner: asyncio.Runner)
         listener.setblocking(False)
         address = listener.getsockname()
         street = Street(listener, max_connections=1)
-        street.service.arrived()
+        street.service.client_accepted()
         client = socket.socket(socket.AF_UNIX)
         client.connect(address)
         client.setblocking(False)
         street.clients.append(client)
         await street.pass_time(PATIENCE_S + 1)
         assert (await street.hear(client)).startswith(b"HTTP/1.1 503 ")
-        street.service.client_lost("")
+        street.service.client_closed("")
         await street.close()
 
     runner.run(main())
@@ -343,7 +346,7 @@ def test_who_is_busy_is_not_idle(runner: asyncio.Runner) -> None:
         (busy,) = street.knock()
         await street.until(lambda: street.counters.connections == 1)
         busy.send(GET[:10])
-        (client,) = street.service.clients
+        client = cast("ClientConnection", next(iter(street.service.clients)))
         await street.until(lambda: client.buffer)
         street.knock()
         await street.pass_time(1.75)
@@ -381,7 +384,7 @@ def test_a_client_with_too_many_connections_is_told_so_and_others_are_not(
             await street.until(lambda: street.counters.active == 2)
             assert street.counters.rejected["client_full"] == 1
         await street.close()
-        assert len(street.service.overflow.tally) == 0
+        assert len(street.service.client_limit) == 0
 
     runner.run(main())
 
@@ -390,10 +393,10 @@ def test_a_share_is_of_what_the_front_can_take(runner: asyncio.Runner) -> None:
     async def main() -> None:
         share = Limits(connections_per_client=0.5)
         street = Street(door(), descriptors=RESERVE + 1 + 40, limits=share)
-        assert street.service.overflow.tally.most == 10
+        assert street.service.client_limit.most == 10
         await street.close()
         street = Street(door(), max_connections=8, limits=share)
-        assert street.service.overflow.tally.most == 4
+        assert street.service.client_limit.most == 4
         await street.close()
 
     runner.run(main())

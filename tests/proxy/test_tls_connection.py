@@ -16,12 +16,11 @@ from tests.proxy.notes import Notes
 
 from penstock_proxy.config import FrontService, Limits, Timeouts
 from penstock_proxy.deadlines import TICK_S, Deadlines
-from penstock_proxy.handshakes import Handshakes
+from penstock_proxy.handshakes import Handshake, TlsAcceptor
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.tls import Contexts, Credential, Terms
 from penstock_proxy.tls_connection import TlsConnection
-from penstock_proxy.tls_handshake import Handshake
 from penstock_worker.streams import Stream
 
 AUTHORITY = trustme.CA()
@@ -99,7 +98,7 @@ class House:
         )
         self.lost = 0
         self.carried: list[Notes] = []
-        self.handshakes = Handshakes(cast("Any", self), self.secured)
+        self.handshakes = TlsAcceptor(cast("Any", self), self.secured)
         self.handshakes.contexts = Contexts(Terms(), [CREDENTIAL])
         self.sockets: list[socket.socket] = []
 
@@ -108,10 +107,7 @@ class House:
         self.carried.append(notes)
         connection.carry(notes)
 
-    def counted_as(self, peer: Any, *, believed: bool) -> str:
-        return ""
-
-    def client_lost(self, _address: str) -> None:
+    def client_closed(self, _address: str) -> None:
         self.lost += 1
 
     def connect(self) -> socket.socket:
@@ -123,7 +119,7 @@ class House:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         stream = Stream(ours.detach(), socket.AF_INET)
-        self.handshakes.accepted(stream, address, b"", 0, believed=True)
+        self.handshakes.accepted(stream, address, b"", 0, "", believed=True)
         return peer
 
     def open(self) -> tuple[Peer, Notes]:

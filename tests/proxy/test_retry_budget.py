@@ -1,45 +1,20 @@
-"""What may be tried again, and that retries are bounded whatever happens."""
+"""Retries are bounded whatever happens: in all of a service, and in rounds of one request."""
 
-from itertools import pairwise, product
+from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_proxy.config import Retries
-from penstock_proxy.retrying import RULES, SLICES, Again, Budget, Loss, again
-
-# The rule
-
-
-@pytest.mark.parametrize(("loss", "idempotent"), list(product(Loss, [True, False])))
-def test_every_case_was_thought_of(loss: Loss, *, idempotent: bool) -> None:
-    assert idempotent in RULES[loss]
-
-
-@pytest.mark.parametrize("used", [True, False])
-@pytest.mark.parametrize("loss", [Loss.STALE, Loss.BROKEN])
-def test_what_may_have_been_done_is_never_done_twice(loss: Loss, *, used: bool) -> None:
-    assert again(loss, idempotent=False, used=used) is Again.NEVER
-
-
-@pytest.mark.parametrize(("idempotent", "used"), list(product([True, False], repeat=2)))
-def test_what_nobody_has_seen_is_sent_again_whatever_it_is(*, idempotent: bool, used: bool) -> None:
-    unsent = again(Loss.UNSENT, idempotent=idempotent, used=used)
-    unread = again(Loss.UNREAD, idempotent=idempotent, used=used)
-    assert unsent is Again.ELSEWHERE
-    assert unread is (Again.AFRESH if used else Again.PAID)
-
-
-def test_only_the_end_of_a_kept_connection_is_free_after_a_worker_had_a_request() -> None:
-    assert again(Loss.STALE, idempotent=True, used=True) is Again.AFRESH
-    assert again(Loss.BROKEN, idempotent=True, used=True) is Again.PAID
-
+from penstock_proxy.errors import CONNECT_FAILED, NO_WORKER
+from penstock_proxy.pool import Member
+from penstock_proxy.retry_budget import SLICES, Attempts, RetryBudget
+from penstock_proxy.standing import Standing
 
 # The budget
 
 
-def taken(budget: Budget, now: float) -> int:
+def taken(budget: RetryBudget, now: float) -> int:
     """All that it gives at once."""
     count = 0
     while budget.take(now):
@@ -48,14 +23,14 @@ def taken(budget: Budget, now: float) -> int:
 
 
 def test_a_service_at_rest_has_its_least() -> None:
-    budget = Budget(Retries(budget=0.2, min_per_second=3), 100.0)
+    budget = RetryBudget(Retries(budget=0.2, min_per_second=3), 100.0)
     assert taken(budget, 100.0) == 3 * SLICES
     assert taken(budget, 109.0) == 0
     assert taken(budget, 110.0) == 3 * SLICES
 
 
 def test_a_busy_service_has_its_share() -> None:
-    budget = Budget(Retries(budget=0.2, min_per_second=3), 0.0)
+    budget = RetryBudget(Retries(budget=0.2, min_per_second=3), 0.0)
     budget.seen(1000, 0.5)
     assert taken(budget, 5.0) == 200
     budget.seen(1500, 6.0)
@@ -64,13 +39,13 @@ def test_a_busy_service_has_its_share() -> None:
 
 
 def test_no_budget_is_no_retries() -> None:
-    budget = Budget(Retries(budget=0.0, min_per_second=0), 0.0)
+    budget = RetryBudget(Retries(budget=0.0, min_per_second=0), 0.0)
     budget.seen(1_000_000, 1.0)
     assert taken(budget, 1.0) == 0
 
 
 def test_a_clock_that_stands_still_or_leaps_is_no_matter() -> None:
-    budget = Budget(Retries(budget=1.0, min_per_second=0), 50.0)
+    budget = RetryBudget(Retries(budget=1.0, min_per_second=0), 50.0)
     budget.seen(10, 1e9)
     assert taken(budget, 1e9) == 10
     assert taken(budget, 1e9 - 5) == 0
@@ -85,7 +60,7 @@ def test_in_no_ten_seconds_are_there_more_retries_than_the_budget_says(
     share: float, least: int, steps: list[tuple[float, int, int]]
 ) -> None:
     start = 1000.0
-    budget = Budget(Retries(budget=share, min_per_second=least), start)
+    budget = RetryBudget(Retries(budget=share, min_per_second=least), start)
     now, total = start, 0
     requests: list[tuple[int, int]] = []
     retries: list[int] = []
@@ -104,3 +79,26 @@ def test_in_no_ten_seconds_are_there_more_retries_than_the_budget_says(
             if made + 1 <= allowed:
                 retries.append(int(now))
     assert all(one <= other for one, other in pairwise(retries))
+
+
+# The attempts of one request
+
+
+def member(slot: int) -> Member:
+    return Member(slot, f"127.0.0.1:{slot + 1}", 1, Standing.UP)
+
+
+def test_each_worker_is_tried_once_a_round_and_another_round_is_paid_for() -> None:
+    budget = RetryBudget(Retries(budget=0.0, min_per_second=0), 0.0)
+    attempts = Attempts()
+    assert attempts.last_fault is NO_WORKER
+    assert attempts.another_round(budget, 0.0), "nothing was tried: there is nothing to pay"
+    first, second = member(0), member(1)
+    attempts.failed(first, CONNECT_FAILED)
+    attempts.failed(second, CONNECT_FAILED)
+    attempts.failed(None, CONNECT_FAILED)
+    assert (attempts.tried, attempts.last_fault) == ((first, second), CONNECT_FAILED)
+    assert not attempts.another_round(budget, 0.0)
+    assert len(attempts.tried) == 2
+    assert attempts.another_round(RetryBudget(Retries(budget=0.0, min_per_second=1), 0.0), 0.0)
+    assert not attempts.tried

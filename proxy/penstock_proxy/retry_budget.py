@@ -1,7 +1,8 @@
-"""May a request be tried again, by whom, and how often in all?
+"""How often requests may be tried again, in all and each of them.
 
-Owns: the rule that says what the loss of a connection allows, and each service's budget of
-retries. Must not know: connections, workers, who is next. No I/O, no clock.
+Owns each service's budget of retries, and which members one request or connection was given to
+in vain. Must not know: what a failure allows (`retry`), connections, who is next. No I/O, no
+clock.
 
 A retry is load that nobody asked for. When every worker fails, retries multiply the load
 just when there is least to spare; so those that a worker may have worked for are paid from
@@ -12,64 +13,19 @@ had ended while it was idle is replaced by a new one.
 """
 
 from collections import deque
-from enum import Enum, auto
 from typing import Final
 
 from penstock_proxy.config import Retries
+from penstock_proxy.errors import NO_WORKER, Fault
+from penstock_proxy.pool import Member
 
-IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
-"""RFC 9110 §9.2.2."""
+MAX_RETRIES: Final = 16
+"""Of one request or connection. Ends what the queue's time-out would otherwise end later."""
 SLICES: Final = 10
 """A budget looks back this many seconds, one by one."""
 
 
-class Loss(Enum):
-    """What a worker can have seen of a request whose connection is lost."""
-
-    UNSENT = auto()
-    """Nothing: there was no connection."""
-    UNREAD = auto()
-    """Nothing: the kernel at the other end has taken none of it."""
-    STALE = auto()
-    """Perhaps all of it. But the connection was used before and has not said a word since,
-    so most likely it had ended while it was idle."""
-    BROKEN = auto()
-    """Perhaps all of it, and it is to blame."""
-
-
-class Again(Enum):
-    """What may be done next."""
-
-    NEVER = auto()
-    AFRESH = auto()
-    """At once, with the same worker on a new connection."""
-    ELSEWHERE = auto()
-    """With the next worker."""
-    PAID = auto()
-    """With the next worker, if the budget has one left."""
-
-
-RULES: Final[dict[Loss, dict[bool, Again]]] = {
-    Loss.UNSENT: {True: Again.ELSEWHERE, False: Again.ELSEWHERE},
-    Loss.UNREAD: {True: Again.PAID, False: Again.PAID},
-    Loss.STALE: {True: Again.AFRESH, False: Again.NEVER},
-    Loss.BROKEN: {True: Again.PAID, False: Again.NEVER},
-}
-"""By what was lost, and whether the method is idempotent."""
-
-
-def again(loss: Loss, *, idempotent: bool, used: bool) -> Again:
-    """What may follow a loss before the client has seen anything of an answer.
-
-    `used`: the connection had carried a request before this one.
-    """
-    if loss is Loss.UNREAD and used:
-        # It had ended while it was idle: no fault of its worker's, and nothing is repeated.
-        return Again.AFRESH
-    return RULES[loss][idempotent]
-
-
-class Budget:
+class RetryBudget:
     """How many retries there may be: a share of the requests of the last ten seconds, but
     at least some a second."""
 
@@ -106,3 +62,27 @@ class Budget:
             self._requests.append(0)
             self._made.append(0)
         self._at = max(self._at, int(now))
+
+
+class Attempts:
+    """The attempts of one request or connection that have failed."""
+
+    __slots__ = ("last_fault", "tried")
+
+    def __init__(self) -> None:
+        self.tried: tuple[Member, ...] = ()
+        """Not to be picked again in this round."""
+        self.last_fault = NO_WORKER
+
+    def failed(self, member: Member | None, fault: Fault) -> None:
+        """It was given to this member in vain."""
+        self.last_fault = fault
+        if member is not None:
+            self.tried += (member,)
+
+    def another_round(self, budget: RetryBudget, now: float) -> bool:
+        """All have been tried: may they be tried again, once one is free?"""
+        if self.tried and not budget.take(now):
+            return False
+        self.tried = ()
+        return True
