@@ -18,10 +18,11 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = {
     "proxy/penstock_proxy": (
-        "acceptor", "admission", "arrivals", "balance", "body", "client", "connection", "context",
-        "deadlines", "delegate", "dial", "downstream", "errors", "exchange", "forwarding", "gates",
+        "acceptor", "admission", "arrivals", "balance", "body", "chunked", "client", "connection", "context",
+        "deadlines", "delegate", "dial", "downstream", "errors", "exchange", "fields", "forwarding",
+        "gates",
         "http1", "http_context", "journal", "kept", "link", "metrics", "outliers", "overflow",
-        "pool", "pump", "reactor", "receipts", "relay", "retry", "retry_budget", "service",
+        "pool", "pump", "reactor", "receipts", "relay", "response", "retry", "retry_budget", "service",
         "standing", "tally", "tls_connection", "transport", "upgrade", "upstream",
         "upstream_request",
     ),

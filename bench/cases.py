@@ -12,15 +12,17 @@ from typing import Any, Final
 
 from penstock_proxy import http1
 from penstock_proxy.admission import Admission
+from penstock_proxy.chunked import Chunked
 from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import Balance, Ejection, FrontService, Health, Limits, Target
 from penstock_proxy.connection import Transport
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.errors import BAD_REQUEST
-from penstock_proxy.forwarding import Forwarding, Responses
+from penstock_proxy.forwarding import Forwarding
 from penstock_proxy.kept import ConnectionPool
 from penstock_proxy.pool import Member, Pool
 from penstock_proxy.reactor import Reactor
+from penstock_proxy.response import Responses
 from penstock_proxy.service import Service
 from penstock_proxy.upstream import ResponseReceiver, WorkerConnection
 
@@ -113,7 +115,7 @@ def request_forwarded(*, remembered: bool) -> Iterator[Step]:
 
 @contextmanager
 def chunked() -> Iterator[Step]:
-    yield lambda: http1.Chunked(BAD_REQUEST).feed(CHUNKS)
+    yield lambda: Chunked(BAD_REQUEST).feed(CHUNKS)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ differ about an extension or a size. No I/O, no clock.
 
 from typing import Final
 
+from penstock_proxy.chunked import Chunked
 from penstock_proxy.errors import BAD_REQUEST, BODY_TOO_LARGE, RejectedError
 from penstock_proxy.forwarding import request_trailers
-from penstock_proxy.http1 import Chunked, Framing
+from penstock_proxy.http1 import Framing
 
 MAX_REPLAYED: Final = 64 << 10
 """Bytes of a body that are kept until its worker answers. One that is known to be longer gets

@@ -15,11 +15,12 @@ from penstock_proxy import errors, upgrade
 from penstock_proxy.body import RequestBody
 from penstock_proxy.downstream import Downstream
 from penstock_proxy.errors import Fault, RejectedError
-from penstock_proxy.forwarding import Prepared, Response
+from penstock_proxy.forwarding import Prepared
 from penstock_proxy.http1 import RequestLine
 from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER
 from penstock_proxy.pump import OK, ClientHalf
 from penstock_proxy.receipts import ONE_WRITE, UNKNOWN
+from penstock_proxy.response import Response
 from penstock_proxy.upstream import LENGTH, Body, WorkerConnection
 from penstock_proxy.upstream_request import UpstreamRequest
 

@@ -1,11 +1,11 @@
-"""What is added, removed and believed on the way to a worker and back.
+"""The head of a request: as the client sent it, and as a worker gets it.
 
-Owns: hop-by-hop fields (RFC 9110 §7.6.1), X-Forwarded-For / -Proto / -Host / -Port, Forwarded,
-Via and X-Request-ID, and the memory of header blocks seen before. Must not know: sockets,
-framing beyond what `http1` says of it, which worker is next, what proxies are believed
+Owns: X-Forwarded-For / -Proto / -Host / -Port, Forwarded, Via and X-Request-ID, what is dropped
+from a request head, and the memory of header blocks seen before. Must not know: sockets,
+framing beyond what `http1` says of it, which worker is next, which proxies are trusted
 (`claims`). No I/O.
 
-A client that is not in `trusted_proxies` is not believed: whatever it says about where a
+A client that is not in `trusted_proxies` is not trusted: whatever it says about where a
 request came from is dropped and replaced by what we see ourselves. A name with anything but
 letters, digits and `-` in it is dropped from everybody, as nginx does: CGI programs and their
 like cannot tell it from the one with `-`, nor `SCRIPT_NAME` from their own.
@@ -16,57 +16,21 @@ stranger who fills it takes away the short cut and nothing else.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from penstock_proxy import claims, http1
 from penstock_proxy.claims import Claims
 from penstock_proxy.config import Fields, FrontService
-from penstock_proxy.errors import BAD_REQUEST, BAD_RESPONSE, RejectedError
+from penstock_proxy.errors import BAD_REQUEST
+from penstock_proxy.fields import NO_TRAILERS, NOT_TO_WORKERS, OURS, keep_trailers
 from penstock_proxy.http1 import Framing, RequestLine
 from penstock_worker.peers import Trusted
 
-_HOP_BY_HOP: Final = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"te",
-        b"transfer-encoding",
-        b"upgrade",
-        b"http2-settings",
-    }
-)
-_OURS: Final = claims.NAMED | {b"host", b"x-request-id"}
-"""Written anew, whatever came in."""
-_ASKED: Final = _OURS | {b"te", b"via"}
-_NOT_TO_WORKERS: Final = _HOP_BY_HOP | _OURS | {b"proxy"}
-"""`Proxy` becomes HTTP_PROXY in a CGI program (httpoxy, CVE-2016-5385)."""
+_ASKED: Final = OURS | {b"te", b"via"}
 _AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")
-_NO_TRAILERS: Final = _NOT_TO_WORKERS | {
-    b"content-length",
-    b"content-encoding",
-    b"content-type",
-    b"content-range",
-    b"host",
-    b"trailer",
-    b"via",
-    b"authorization",
-    b"cookie",
-    b"set-cookie",
-    b"cache-control",
-    b"expect",
-}
-"""RFC 9110 §6.5.1: framing, routing, authentication and the like come in no trailer."""
-
 _HTTP_ITSELF: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
 """Names of protocols: HTTP/2 in the clear, any HTTP by its number, HTTP under TLS (RFC 2817)."""
-IDLE_S: Final = 60.0
-"""An idle connection to a worker is closed before most servers would (75 s and more)."""
-_TIMEOUT: Final = re.compile(rb"(?i:\btimeout[ \t]*=[ \t]*\"?)(\d{1,9})")
-
 _USUAL_PORTS: Final = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
 _AS_USUAL: Final = Fields()
 
@@ -93,22 +57,6 @@ class Prepared(NamedTuple):
     """The client waits for 100 before it sends its body."""
 
 
-class Response(NamedTuple):
-    """A worker's response head, ready for the client but for Connection and framing."""
-
-    status: int
-    minor: int
-    length: int
-    chunked: bool
-    close: bool
-    """The worker's connection cannot be used again."""
-    keep_s: float
-    """How long it may be idle before it is used again; 0: it cannot be."""
-    upgrade: bytes
-    out: bytes
-    """Status line and fields without the empty line; Content-Length is in it, if any."""
-
-
 class Forwarding:
     """Turns heads around for one service."""
 
@@ -128,7 +76,7 @@ class Forwarding:
         self._port = port
         self._terms = terms
         self._via = terms.via.encode()
-        self._dropped = _NOT_TO_WORKERS | ours | ({b"via"} if terms.via else frozenset())
+        self._dropped = NOT_TO_WORKERS | ours | ({b"via"} if terms.via else frozenset())
         self._is_usual = terms.x_forwarded and not terms.forwarded
         self._usual_rest = tuple(
             self._of_connection("", 0, b"", trusted=trusted).removeprefix(b"unknown")
@@ -281,93 +229,12 @@ def _offers(upgrade: bytes) -> bytes:
     )
 
 
-class Responses:
-    """Turns response heads around. Workers repeat theirs, to the very byte, all second long."""
-
-    def __init__(self, limit: int = http1.MAX_RESPONSE_HEAD) -> None:
-        """`limit`: bytes of one head."""
-        self._limit = limit
-        self._remembered: dict[bytes, Response] = {}
-
-    def read(self, head: bytes) -> Response:
-        """Judge a response head and say what goes to the client. Raises RejectedError."""
-        known = self._remembered.get(head)
-        if known is None:
-            # Here, and not before every look-up: what is remembered was short enough.
-            self.check(len(head))
-            known = response(head)
-            if len(head) <= _REMEMBERED_SIZE:
-                if len(self._remembered) >= _REMEMBERED:
-                    self._remembered.clear()
-                self._remembered[head] = known
-        return known
-
-    def check(self, size: int) -> None:
-        """Raises RejectedError for a head of that size, whole or not."""
-        if size > self._limit:
-            raise RejectedError(BAD_RESPONSE, f"response head beyond {self._limit} bytes")
-
-
-def response(head: bytes) -> Response:
-    """Judge a worker's response head and say what goes to the client. Raises RejectedError."""
-    minor, status, end = http1.parse_status_line(head)
-    framing = http1.parse_fields(head[end:], BAD_RESPONSE)
-    options = framing.connection
-    dropped = _HOP_BY_HOP | options
-    # HTTP/1.0 knows no chunks: read once, then never trusted again (RFC 9112 §6.1).
-    close = b"close" in options if minor else framing.chunked or b"keep-alive" not in options
-    if status == 204 or status < 200:
-        # Neither may announce a body (RFC 9110 §8.6). Whoever does may send one, and the
-        # next client must not get it for an answer; nor this one for the final response.
-        announced = framing.chunked or framing.length > 0
-        if status < 200 and (announced or (close and status != 101)):
-            # HTTP/1.0 has no interim responses: to who reads it as such, it is the only one.
-            raise RejectedError(BAD_RESPONSE, "an interim response with a body, or that closes")
-        dropped |= {b"content-length"}
-        close = close or announced
-    kept = [b"HTTP/1.1" + head[8 : end - 2]]
-    kept += [raw for name, _, raw in framing.lines if name not in dropped]
-    kept.append(b"")
-    return Response(
-        status,
-        minor,
-        framing.length,
-        framing.chunked,
-        close,
-        0.0 if close else _keep_s(framing),
-        framing.upgrade,
-        b"\r\n".join(kept),
-    )
-
-
-def _keep_s(framing: Framing) -> float:
-    """How long its worker will keep the connection: its own word, but no longer than most."""
-    for name, value, _ in framing.lines:
-        if name == b"keep-alive" and (match := _TIMEOUT.search(value)) is not None:
-            # 0 is less than a second, and not the end.
-            return min(IDLE_S, float(match[1]) or 0.001)
-    return IDLE_S
-
-
-def trailers(block: bytes) -> bytes:
-    """Keep of a response's trailer block what may be in one."""
-    return _trailers(block, lambda name: name not in _NO_TRAILERS)
-
-
 def request_trailers(block: bytes, options: frozenset[bytes]) -> bytes:
-    """The same for a request, whose trailers are a stranger's; `options` of Connection."""
-    dropped = _NO_TRAILERS | options
-    return _trailers(
+    """Keep of a request's trailer block what may be in one; `options` of Connection."""
+    dropped = NO_TRAILERS | options
+    return keep_trailers(
         block,
         lambda name: (
             name not in dropped and not claims.is_claim(name) and not _AMBIGUOUS.search(name)
         ),
-    )
-
-
-def _trailers(block: bytes, keeps: Callable[[bytes], bool]) -> bytes:
-    return b"".join(
-        line + b"\r\n"
-        for line in block.split(b"\r\n")
-        if line and keeps(line.partition(b":")[0].lower())
     )

@@ -1,7 +1,7 @@
-"""The grammar and framing of HTTP/1.1, and nothing else.
+"""The grammar and framing of HTTP/1.1 heads, and nothing else.
 
-Owns: which bytes are a request head, a response head, a chunked body (RFC 9112), and how
-long the body is. One reading of every byte: what two servers could read in two ways is
+Owns: which bytes are a request head or a response head (RFC 9112), and how long the body is.
+One reading of every byte: what two servers could read in two ways is
 refused, never repaired, because a front that guesses differently from its worker is how
 requests are smuggled.
 
@@ -11,8 +11,7 @@ Every pattern is possessive, so a hostile head cannot make it backtrack, and the
 head costs one match and one pass over its lines. Bare LF, obs-fold, white space before a
 colon, signed, listed or repeated Content-Length and every Transfer-Encoding but `chunked`
 are refused, as are both together. Where a grammar is wider than what other parsers take
-(blanks around a chunk extension, a length with leading zeros that some read as octal), we
-keep to what all of them read alike.
+(a length with leading zeros, that some read as octal), we keep to what all of them read alike.
 """
 
 import re
@@ -32,45 +31,33 @@ from penstock_proxy.errors import (
 
 MAX_RESPONSE_HEAD: Final = 64 << 10
 """Bytes of a response head, unless told otherwise. nginx: 4 to 8 KiB, HAProxy: 16 KiB."""
-MAX_CHUNK_LINE: Final = 256
-"""Bytes of a chunk's size and extensions; nobody honest sends more than a few."""
-MAX_TRAILERS: Final = 8 << 10
 NO_LENGTH: Final = -1
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+"""One character of a token (RFC 9110 §5.6.2)."""
 _REQUEST_LINE: Final = re.compile(
-    rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x24-\x7e]++) HTTP/(\d)\.(\d)\r\n"
+    rb"(" + TOKEN + rb"{1,32}+) ([\x21\x24-\x7e]++) HTTP/(\d)\.(\d)\r\n"
 )
 _PART_OF_REQUEST_LINE: Final = re.compile(
-    rb"\r|" + _TOKEN + rb"{1,32}+(?: (?:[\x21\x24-\x7e]++(?: [HTP/\d.]{0,8}+\r?+)?+)?+)?+"
+    rb"\r|" + TOKEN + rb"{1,32}+(?: (?:[\x21\x24-\x7e]++(?: [HTP/\d.]{0,8}+\r?+)?+)?+)?+"
 )
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?+\r\n")
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)++")
-_FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
+FIELDS: Final = re.compile(rb"(?:" + TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9.\-_~%!$&'()*+;=]++|\[[0-9A-Fa-f:.]++\])(?::\d{0,5}+)?+")
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?@]++)((?:[/?].*+)?+)")
-_CHUNK_LINE: Final = re.compile(
-    rb"([0-9A-Fa-f]{1,15}+)(?:;" + _TOKEN + rb"++(?:=(?:" + _TOKEN + rb"++"
-    rb'|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"))?+)*+\r\n'
-)
-_PART_OF_CHUNK_LINE: Final = re.compile(
-    rb"[0-9A-Fa-f]{0,15}+|[0-9A-Fa-f]{1,15}+(?:;[\t\x20-\x7e\x80-\xff]*+)?+\r?+"
-)
 _ENDS_CHUNKED: Final = re.compile(
-    rb"(?:(?!chunked\b)" + _TOKEN + rb"++[ \t]*+,[ \t]*+)++chunked", re.IGNORECASE
+    rb"(?:(?!chunked\b)" + TOKEN + rb"++[ \t]*+,[ \t]*+)++chunked", re.IGNORECASE
 )
-_FRAMING_AGAIN: Final = re.compile(
-    rb"(?:\A|\n)(?:content-length|transfer-encoding):", re.IGNORECASE
-)
-"""In trailers. RFC 9110 §6.5.1 forbids it, and there are parsers that obey it as in a head."""
 _TOKENS: Final = re.compile(
-    rb"[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+(?:,[ \t]*+(?:" + _TOKEN + rb"++)?+[ \t]*+)*+"
+    rb"[ \t]*+(?:" + TOKEN + rb"++)?+[ \t]*+(?:,[ \t]*+(?:" + TOKEN + rb"++)?+[ \t]*+)*+"
 )
-_PROTOCOL: Final = _TOKEN + rb"++(?:/" + _TOKEN + rb"++)?+"
+_PROTOCOL: Final = TOKEN + rb"++(?:/" + TOKEN + rb"++)?+"
 _PROTOCOLS: Final = re.compile(
     rb"[ \t]*+(?:" + _PROTOCOL + rb")?+[ \t]*+(?:,[ \t]*+(?:" + _PROTOCOL + rb")?+[ \t]*+)*+"
 )
 
+_NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
 _LENGTHS: Final = frozenset({b"content-length", b"transfer-encoding"})
 _FRAMING: Final = _LENGTHS | {b"host"}
 """What nobody may say twice, and nobody may have removed."""
@@ -196,7 +183,7 @@ def parse_fields(block: bytes, fault: Fault, max_fields: int = 1000) -> Framing:
 
     Raises RejectedError with `fault`, or with HEAD_TOO_LARGE beyond `max_fields`.
     """
-    if _FIELDS.fullmatch(block) is None:
+    if FIELDS.fullmatch(block) is None:
         raise RejectedError(fault, "malformed header field")
     raw = block.split(b"\r\n")[:-2]
     if len(raw) > max_fields:
@@ -286,93 +273,3 @@ def _options(values: Sequence[bytes], fault: Fault) -> frozenset[bytes]:
     if _TOKENS.fullmatch(value) is None:
         raise RejectedError(fault, "malformed Connection")
     return frozenset(option for part in value.lower().split(b",") if (option := part.strip(b" \t")))
-
-
-_NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
-
-
-class Chunked:
-    """Takes a chunked body apart: payload out, framing checked and gone (RFC 9112 §7.1).
-
-    The payload is framed anew for the other side, so no reading of ours of an extension
-    or of a size can differ from the next server's.
-    """
-
-    __slots__ = ("_fault", "_left", "_line", "done", "rest", "trailers")
-
-    def __init__(self, fault: Fault) -> None:
-        self._fault = fault
-        self._left = 0
-        """Payload bytes of this chunk still to come; -2: its CRLF; -1: the trailers."""
-        self._line = b""
-        self.done = False
-        self.rest = b""
-        """Bytes behind the end, once it is done."""
-        self.trailers = b""
-        """The raw trailer block without its empty line, once it is done."""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes, return the payload in them. Raises RejectedError."""
-        out: list[bytes] = []
-        if self._line:
-            data, self._line = self._line + data, b""
-        at, size = 0, len(data)
-        while at < size:
-            if self._left > 0:
-                piece = data if at == 0 and size <= self._left else data[at : at + self._left]
-                out.append(piece)
-                at += len(piece)
-                self._left -= len(piece)
-                if self._left == 0:
-                    self._left = -2
-            elif self._left == -1:
-                self._finish(data[at:])
-                break
-            else:
-                at = self._size_line(data, at)
-                if at < 0:
-                    break
-        return out
-
-    def _size_line(self, data: bytes, at: int) -> int:
-        """Read the end of a chunk and the next one's size; -1 when bytes are missing."""
-        start = at
-        if self._left == -2:
-            crlf = data[at : at + 2]
-            if not b"\r\n".startswith(crlf):
-                raise RejectedError(self._fault, "a chunk is longer than it said")
-            if len(crlf) < 2:
-                self._line = data[start:]
-                return -1
-            at += 2
-        end = data.find(b"\n", at, at + MAX_CHUNK_LINE)
-        if end < 0:
-            if _PART_OF_CHUNK_LINE.fullmatch(data, at, at + MAX_CHUNK_LINE) is None:
-                raise RejectedError(self._fault, "malformed chunk size")
-            if len(data) - at >= MAX_CHUNK_LINE:
-                raise RejectedError(self._fault, "chunk size line too long")
-            self._line = data[start:]
-            return -1
-        match = _CHUNK_LINE.fullmatch(data, at, end + 1)
-        if match is None:
-            raise RejectedError(self._fault, "malformed chunk size")
-        self._left = int(match[1], 16) or -1
-        return end + 1
-
-    def _finish(self, data: bytes) -> None:
-        if data.startswith(b"\r\n"):
-            self.done, self.rest = True, data[2:]
-            return
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            if data.count(b"\n") != data.count(b"\r\n") or data[:1] in b" \t":
-                raise RejectedError(self._fault, "malformed trailers")
-            if len(data) > MAX_TRAILERS + 3:  # most of the end may be here
-                raise RejectedError(self._fault, "trailers too large")
-            self._line = data
-            return
-        if end > MAX_TRAILERS or _FIELDS.fullmatch(data, 0, end + 4) is None:
-            raise RejectedError(self._fault, "malformed trailers")
-        if _FRAMING_AGAIN.search(data, 0, end) is not None:
-            raise RejectedError(self._fault, "framing in trailers")
-        self.done, self.trailers, self.rest = True, data[: end + 2], data[end + 4 :]

@@ -11,10 +11,11 @@ from penstock_proxy.admission import Admission
 from penstock_proxy.config import FrontService
 from penstock_proxy.context import ServiceContext
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.forwarding import Responses, of_service
+from penstock_proxy.forwarding import of_service
 from penstock_proxy.kept import ConnectionPool
 from penstock_proxy.pool import Pool
 from penstock_proxy.reactor import Reactor
+from penstock_proxy.response import Responses
 from penstock_worker.access_log import AccessLog
 from penstock_worker.peers import peer_address
 

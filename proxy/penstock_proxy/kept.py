@@ -17,8 +17,8 @@ from typing import Final
 from penstock_proxy import receipts
 from penstock_proxy.context import ServiceContext
 from penstock_proxy.dial import Dialing, blamed, dial, why
-from penstock_proxy.forwarding import IDLE_S, Responses
 from penstock_proxy.pool import Member
+from penstock_proxy.response import IDLE_S, Responses
 from penstock_proxy.standing import Standing
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import ResponseReceiver, WorkerConnection

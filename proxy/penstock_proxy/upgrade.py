@@ -6,8 +6,8 @@ both connections are gone.
 """
 
 from penstock_proxy.downstream import Downstream
-from penstock_proxy.forwarding import Response
 from penstock_proxy.pump import ClientHalf, Owner
+from penstock_proxy.response import Response
 from penstock_proxy.upstream import WorkerConnection
 
 

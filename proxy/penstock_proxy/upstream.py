@@ -16,13 +16,14 @@ from enum import Enum, auto
 from time import monotonic
 from typing import Final
 
-from penstock_proxy import forwarding, receipts
+from penstock_proxy import receipts
+from penstock_proxy.chunked import Chunked
 from penstock_proxy.connection import Transport
 from penstock_proxy.dial import Dialing
 from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, Fault, RejectedError
-from penstock_proxy.forwarding import Response, Responses
-from penstock_proxy.http1 import NO_LENGTH, Chunked, RequestLine, answer_looks_wrong
+from penstock_proxy.http1 import NO_LENGTH, RequestLine, answer_looks_wrong
 from penstock_proxy.pool import Member
+from penstock_proxy.response import Response, Responses, keep_response_trailers
 from penstock_proxy.retry import Loss
 
 _MAX_INTERIM: Final = 16
@@ -275,7 +276,7 @@ class WorkerConnection:
         if chunked.done:
             if chunked.rest:
                 self.keep_s = 0.0
-            self._end(receiver, forwarding.trailers(chunked.trailers))
+            self._end(receiver, keep_response_trailers(chunked.trailers))
 
     def _end(self, receiver: ResponseReceiver, trailers: bytes) -> None:
         self._chunked = None

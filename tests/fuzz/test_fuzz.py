@@ -16,7 +16,7 @@ from tests.fuzz.seed import CORPUS, seeds
 from tests.proxy.readings import OtherwiseError
 
 from penstock_proxy import http1, upstream
-from penstock_proxy.http1 import Chunked
+from penstock_proxy.chunked import Chunked
 
 if TYPE_CHECKING:
     from collections.abc import Callable

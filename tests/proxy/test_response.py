@@ -1,0 +1,137 @@
+"""A worker's response loses what was for this hop, and says what becomes of its connection."""
+
+import pytest
+
+from penstock_proxy.errors import BAD_RESPONSE, RejectedError
+from penstock_proxy.http1 import NO_LENGTH
+from penstock_proxy.response import (
+    Response,
+    Responses,
+    keep_response_trailers,
+    parse_response,
+)
+
+
+def test_a_response_keeps_all_but_what_was_for_this_hop() -> None:
+    head = (
+        b"HTTP/1.0 203 Fine\xe4\r\nServer: x\r\nConnection: X-Mine, keep-alive\r\nx-mine: 1\r\n"
+        b"Keep-Alive: timeout=5\r\nContent-Length: 3\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n"
+        b"Proxy-Authenticate: Basic\r\nUpgrade: h2\r\nTrailer: A\r\n\r\n"
+    )
+    assert parse_response(head) == Response(
+        status=203,
+        minor=0,
+        length=3,
+        chunked=False,
+        close=False,
+        keep_s=5.0,
+        upgrade=b"",
+        out=b"HTTP/1.1 203 Fine\xe4\r\nServer: x\r\nContent-Length: 3\r\n"
+        b"Set-Cookie: a\r\nSet-Cookie: b\r\nTrailer: A\r\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "keep_s"),
+    [
+        (b"", 60.0),
+        (b"Keep-Alive: timeout=5\r\n", 5.0),
+        (b"keep-alive: max=7, Timeout = 7\r\n", 7.0),
+        (b"Keep-Alive: timeout=0\r\n", 0.001),
+        (b"Keep-Alive: timeout=600\r\n", 60.0),
+        (b"Keep-Alive: max=5\r\n", 60.0),
+        (b"Keep-Alive: notimeout=5\r\n", 60.0),
+        (b"Keep-Alive: timeout=5\r\nConnection: close\r\n", 0.0),
+    ],
+)
+def test_a_worker_says_how_long_it_keeps_a_connection(said: bytes, keep_s: float) -> None:
+    assert parse_response(b"HTTP/1.1 200 OK\r\n" + said + b"\r\n").keep_s == keep_s
+
+
+@pytest.mark.parametrize(
+    ("head", "close"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nConnection: keep-alive, Close\r\n", True),
+        (b"HTTP/1.0 200 OK\r\n", True),
+        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n", True),
+    ],
+)
+def test_a_worker_says_whether_its_connection_can_be_used_again(
+    head: bytes, *, close: bool
+) -> None:
+    assert parse_response(head + b"\r\n").close is close
+
+
+def test_chunks_end_at_this_hop() -> None:
+    read = parse_response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert (read.chunked, read.length, read.out) == (True, NO_LENGTH, b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_worker_that_switches_says_to_what() -> None:
+    head = b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    read = parse_response(head)
+    assert (read.status, read.upgrade, read.out) == (
+        101,
+        b"websocket",
+        b"HTTP/1.1 101 Switching\r\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: content-length\r\nContent-Length: 1\r\n\r\n",
+        b"<html>\r\n\r\n",
+    ],
+)
+def test_a_doubtful_response_is_the_workers_fault(head: bytes) -> None:
+    responses = Responses()
+    for _ in range(2):
+        with pytest.raises(RejectedError) as rejected:
+            responses.read(head)
+        assert rejected.value.fault is BAD_RESPONSE
+
+
+@pytest.mark.parametrize("field", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+def test_a_204_that_announces_a_body_loses_the_word_and_the_connection(field: bytes) -> None:
+    answer = parse_response(b"HTTP/1.1 204 No Content\r\n" + field + b"\r\nETag: x\r\n\r\n")
+
+    assert answer.out == b"HTTP/1.1 204 No Content\r\nETag: x\r\n"
+    assert answer.close
+
+
+def test_response_heads_are_remembered_within_bounds() -> None:
+    responses = Responses()
+    head = b"HTTP/1.1 200 OK\r\nX: %b\r\n\r\n"
+    first = responses.read(head % b"0")
+    assert responses.read(head % b"0") is first
+    for number in range(256):
+        responses.read(head % b"%d" % (number + 1))
+    assert responses.read(head % b"0") == first
+    assert responses.read(head % b"0") is not first
+    long = responses.read(head % (b"x" * 5000))
+    assert responses.read(head % (b"x" * 5000)) is not long
+
+
+@pytest.mark.parametrize(
+    ("block", "kept"),
+    [
+        (b"", b""),
+        (b"A: b\r\nX-Checksum: 1\r\n", b"A: b\r\nX-Checksum: 1\r\n"),
+        (
+            b"content-length: 1\r\nTransfer-Encoding: chunked\r\nHost: a\r\nSet-Cookie: b\r\n",
+            b"",
+        ),
+        (
+            b"Authorization: c\r\nCookie: d\r\nTrailer: f\r\nConnection: g\r\nHost: h\r\n",
+            b"",
+        ),
+    ],
+)
+def test_a_trailer_cannot_say_what_belongs_into_a_head(block: bytes, kept: bytes) -> None:
+    assert keep_response_trailers(block) == kept
