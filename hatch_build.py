@@ -18,11 +18,11 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = {
     "proxy/penstock_proxy": (
-        "acceptor", "admission", "arrivals", "balance", "body", "chunked", "client", "connection", "context",
-        "deadlines", "delegate", "dial", "downstream", "errors", "exchange", "fields", "forwarding",
-        "gates",
-        "http1", "http_context", "journal", "kept", "link", "metrics", "outliers", "overflow",
-        "pool", "pump", "reactor", "receipts", "relay", "response", "retry", "retry_budget", "service",
+        "acceptor", "admission", "arrivals", "balance", "body", "chunked", "client",
+        "connection", "context", "deadlines", "delegate", "dial", "downstream", "errors",
+        "exchange", "fields", "forwarding", "gates", "http1", "http_context", "journal", "kept",
+        "link", "metrics", "outliers", "overflow", "peer", "pending", "pool", "pump", "reactor",
+        "receipts", "rejection", "relay", "response", "retry", "retry_budget", "service",
         "standing", "tally", "tls_connection", "transport", "upgrade", "upstream",
         "upstream_request",
     ),

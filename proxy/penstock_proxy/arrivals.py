@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from penstock_proxy.client import ClientConnection
-from penstock_proxy.delegate import Delegate
-from penstock_proxy.entrance import Entrance, Gate, Reading, Visitor
+from penstock_proxy.delegate import Dispatcher
+from penstock_proxy.entrance import Entrance, Gate
 from penstock_proxy.errors import FULL, Fault
 from penstock_proxy.handshakes import Handshake, TlsAcceptor
 from penstock_proxy.http_context import HttpContext
 from penstock_proxy.overflow import Overflow
+from penstock_proxy.peer import HeaderHandling, Peer
 from penstock_proxy.preface import of_client
 from penstock_proxy.relay import Relay
 from penstock_proxy.server_names import ByName
@@ -33,7 +34,9 @@ class Arrivals:
     routes: Routes | None = None
     """Some of them are another service's, by the name they ask for."""
 
-    def __init__(self, service: HttpContext, overflow: Overflow, delegate: Delegate | None) -> None:
+    def __init__(
+        self, service: HttpContext, overflow: Overflow, delegate: Dispatcher | None
+    ) -> None:
         """`delegate`: under handoff, who connections are given to."""
         config = service.config
         self._service = service
@@ -45,12 +48,12 @@ class Arrivals:
     def _entrance(self) -> Entrance:
         """A header is taken where we serve the client; else the worker takes it."""
         service = self._service
-        reading: Reading = "take"
+        handling: HeaderHandling = "take"
         gate: Gate = self
         if self._delegate is not None:
-            reading, gate = self._delegate.reading, self._delegate
+            handling, gate = self._delegate.header_handling, self._delegate
         trusted, head_s = service.forwarding.trusted, service.timeouts.head
-        return Entrance(service.loop, service.deadlines, head_s, trusted, gate, reading=reading)
+        return Entrance(service.loop, service.deadlines, head_s, trusted, gate, handling=handling)
 
     @property
     def way_in(self) -> Callable[[Stream, Any], None]:
@@ -82,18 +85,18 @@ class Arrivals:
         if self.routes is None:
             self._deliver(stream, peer)
         else:
-            self.routes.accepted(stream, Visitor(peer))
+            self.routes.accepted(stream, Peer(peer))
 
     def arrived(self) -> None:
         """There is one more, which has not said whose it is."""
         self._service.client_accepted()
 
-    def entered(self, stream: Stream, visitor: Visitor) -> None:
+    def entered(self, stream: Stream, peer: Peer) -> None:
         """A client's connection was accepted, and it is known whose it is."""
         if self.routes is None:
-            self._deliver(stream, visitor.peer, visitor.destination, believed=visitor.believed)
+            self._deliver(stream, peer.address, peer.destination, believed=peer.may_be_trusted)
         else:
-            self.routes.accepted(stream, visitor)
+            self.routes.accepted(stream, peer)
 
     def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
         """A client's connection did not come in."""
@@ -106,16 +109,16 @@ class Arrivals:
         self._service.counters.active -= 1
         self._service.admission.clients -= 1
 
-    def routed(self, stream: Stream, visitor: Visitor) -> None:
+    def routed(self, stream: Stream, peer: Peer) -> None:
         """A connection comes by its name, maybe from another one's listener."""
         service = self._service
         if self._overflow.room() < 1:
-            self._overflow.turn_away(stream, FULL)
-            service.error_log.turned_away(peer_address(visitor.peer), FULL, "it is full")
+            self._overflow.rejections.reject(stream, FULL)
+            service.error_log.turned_away(peer_address(peer.address), FULL, "it is full")
             return
         service.counters.active += 1
         service.admission.clients += 1
-        self._deliver(stream, visitor.peer, visitor.destination, believed=visitor.believed)
+        self._deliver(stream, peer.address, peer.destination, believed=peer.may_be_trusted)
 
     # -- to whom
 

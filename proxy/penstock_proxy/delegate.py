@@ -6,11 +6,10 @@ or is full, is read back and goes to another; the client, whose bytes wait in th
 notices nothing. The client is never read here.
 
 On its way a connection has no object: it is accepted, sent and closed in one call. Only one
-that has to wait for a worker becomes a `Passage`.
+that has to wait for a worker becomes a `Pending`.
 """
 
 import asyncio
-import os
 import socket
 from time import monotonic
 from typing import Any, Final
@@ -18,10 +17,10 @@ from typing import Any, Final
 from penstock_proxy import probe
 from penstock_proxy.checker import OK, Verdict
 from penstock_proxy.context import ServiceContext
-from penstock_proxy.deadlines import NEVER
-from penstock_proxy.entrance import Reading, Visitor, visitor
 from penstock_proxy.errors import CONNECT_TIMEOUT, WORKER_CLOSED, Fault
 from penstock_proxy.link import Link
+from penstock_proxy.peer import HeaderHandling, Peer, peer_from_header
+from penstock_proxy.pending import Dispatching, Pending
 from penstock_proxy.pool import Member
 from penstock_worker.peers import peer_address
 from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, parse
@@ -33,7 +32,7 @@ _MOST_LINKS: Final = 4096
 """Processes of one service at a time, those that leave included."""
 
 
-class Delegate:
+class Dispatcher(Dispatching):
     """All links of one service."""
 
     def __init__(self, service: ServiceContext) -> None:
@@ -107,7 +106,7 @@ class Delegate:
         # Who waits comes first.
         member = None if service.waiting else self._pick(address, self._closed)
         if member is None:
-            self._passage(stream.fileno(), address).wait()
+            self._pending(stream.fileno(), address).wait()
             return
         if self._since:
             # One that waited may have had this number, and be gone already.
@@ -136,23 +135,23 @@ class Delegate:
         for fd in link.flush(self._service.deadlines.now):
             self._closed.add(link.member)
             self._service.release(link.member)
-            self._passage(fd, self._whose(fd), since=self._since.get(fd)).dispatch()
+            self._pending(fd, self._whose(fd), since=self._since.get(fd)).dispatch()
         if link.in_flight >= self._window:
             self._is_full(link)
 
-    def _passage(
+    def _pending(
         self,
         fd: int,
         address: str,
         tried: tuple[Member, ...] = (),
         since: float | None = None,
-    ) -> "Passage":
+    ) -> Pending:
         self._service.counters.active += 1
         self._service.admission.waiting += 1
-        return Passage(self, self._service, fd, address, tried, since)
+        return Pending(self, self._service, fd, address, tried, since)
 
     @property
-    def reading(self) -> Reading:
+    def header_handling(self) -> HeaderHandling:
         """What is done here with a PROXY header: the worker reads it."""
         return "look" if self._is_hashing else "no"
 
@@ -162,10 +161,10 @@ class Delegate:
         self._service.counters.active += 1
         self._service.admission.waiting += 1
 
-    def entered(self, stream: Stream, visitor: Visitor) -> None:
+    def entered(self, stream: Stream, peer: Peer) -> None:
         """It is known whose it is: on to a worker."""
-        address = peer_address(visitor.peer) if self._is_hashing else ""
-        Passage(self, self._service, stream.fileno(), address).dispatch()
+        address = peer_address(peer.address) if self._is_hashing else ""
+        Pending(self, self._service, stream.fileno(), address).dispatch()
         self.flush()
 
     def pending_closed(self) -> None:
@@ -217,7 +216,7 @@ class Delegate:
             or bool(self._service.waiting)
         )
 
-    def attend(self) -> None:
+    def watch_links(self) -> None:
         """Somebody waits: the first word of any worker counts."""
         for link in self._links.values():
             self._attend(link)
@@ -285,7 +284,7 @@ class Delegate:
         service = self._service
         for fd in found:
             service.counters.retries += 1
-            self._passage(fd, self._whose(fd), (member,)).dispatch()
+            self._pending(fd, self._whose(fd), (member,)).dispatch()
         self.flush()
 
     def _whose(self, fd: int) -> str:
@@ -319,69 +318,6 @@ class Delegate:
         return OK
 
 
-class Passage:
-    """A connection that waits for a worker."""
-
-    __slots__ = (
-        "_delegate",
-        "_fd",
-        "_service",
-        "_tried",
-        "address",
-        "bucket",
-        "deadline",
-        "started",
-    )
-
-    def __init__(
-        self,
-        delegate: Delegate,
-        service: ServiceContext,
-        fd: int,
-        address: str,
-        tried: tuple[Member, ...] = (),
-        since: float | None = None,
-    ) -> None:
-        """`since`: if it has waited before."""
-        self._delegate = delegate
-        self._service = service
-        self._fd = fd
-        self._tried = tried
-        self.address = address
-        self.started = monotonic() if since is None else since
-        self.deadline = NEVER
-        self.bucket = NEVER
-
-    def dispatch(self) -> None:
-        """Try again; wait if there is still nobody."""
-        if not self._delegate.pass_on(self._fd, self.address, self._tried, self.started):
-            self.wait()
-            return
-        self._service.deadlines.disarm(self)
-        self._delegate.pending_closed()
-
-    def wait(self) -> None:
-        self._tried = ()
-        service = self._service
-        patience = service.enqueue(self, self.dispatch, self.started)
-        if isinstance(patience, float):
-            service.deadlines.arm(self, monotonic() + patience)
-            self._delegate.attend()
-        else:
-            self._give_up(patience.kind)
-
-    def expired(self, now: float) -> None:
-        self._service.waiting.leave(self)
-        self._give_up(self._service.no_worker().kind)
-
-    def _give_up(self, reason: str) -> None:
-        service = self._service
-        service.deadlines.disarm(self)
-        service.counters.rejected[reason] += 1
-        os.close(self._fd)
-        self._delegate.pending_closed()
-
-
 def _peer(fd: int, *, introduced: bool) -> str:
     """Whose connection it is that came back; empty if it has gone."""
     sock = socket.socket(fileno=fd)
@@ -391,7 +327,7 @@ def _peer(fd: int, *, introduced: bool) -> str:
             # It was complete before, and nobody has taken it since.
             header = parse(sock.recv(LARGEST, socket.MSG_PEEK))
             if isinstance(header, Header):
-                peer = visitor(header, peer).peer
+                peer = peer_from_header(header, peer).address
         return peer_address(peer)
     except (OSError, HeaderError):
         return ""

@@ -12,34 +12,19 @@ makes an entrance.
 """
 
 import asyncio
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
 from penstock_proxy.peek import PEEK, STOPPING_S, Peeked
+from penstock_proxy.peer import HeaderHandling, Peer, peer_from_header
 from penstock_worker.peers import Trusted, peer_address
-from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, Place, parse
+from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, parse
 from penstock_worker.streams import Stream
 
 _LOOK: Final = 512
 """Bytes looked at at once. A header is smaller than the smallest segment (§2), so that is all
 of nearly every one; a longer one takes another turn."""
-
-Reading = Literal["take", "look", "no"]
-"""What is done with a header: taken off the connection; looked at, because whoever gets the
-connection reads it; or not even that, because nobody here needs to know the address."""
-
-
-class Visitor(NamedTuple):
-    """Whose connection has entered."""
-
-    peer: Any
-    """As `accept` says it: the true one, if a proxy has said who that is."""
-    destination: Place = None
-    """What the client connected to, if a proxy has said it."""
-    believed: bool = True
-    """May what it says of others be believed, if it is one of `trusted_proxies`? Not what a
-    proxy passes on for somebody whom it cannot name."""
 
 
 class Gate(Protocol):
@@ -48,7 +33,7 @@ class Gate(Protocol):
     def arrived(self) -> None:
         """There is one more descriptor."""
 
-    def entered(self, stream: Stream, visitor: Visitor) -> None:
+    def entered(self, stream: Stream, peer: Peer) -> None:
         """Owns the descriptor from now on."""
 
     def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
@@ -66,15 +51,15 @@ class Entrance:
         trusted: Trusted,
         gate: Gate,
         *,
-        reading: Reading,
+        handling: HeaderHandling,
     ) -> None:
         self.loop = loop
         self.deadlines = deadlines
         self.gate = gate
         self.head_s = head_s
-        self.takes = reading == "take"
+        self.takes = handling == "take"
         self.inside: set[Peeked] = set()
-        self._reads = reading != "no"
+        self._reads = handling != "no"
         self._trusted = trusted
 
     def accepted(self, stream: Stream, peer: Any) -> None:
@@ -87,7 +72,7 @@ class Entrance:
         elif self._reads:
             _Arrival(self, stream, peer).begin(self.head_s)
         else:
-            self.gate.entered(stream, Visitor(peer))
+            self.gate.entered(stream, Peer(peer))
 
     def drain(self) -> None:
         """Who is inside gets a moment, and no more."""
@@ -148,16 +133,8 @@ class _Arrival(Peeked):
         return None
 
     def _enter(self, header: Header) -> None:
-        self._entrance.gate.entered(self._release(), visitor(header, self._peer))
+        self._entrance.gate.entered(self._release(), peer_from_header(header, self._peer))
 
     def _turn_away(self, fault: Fault | None, reason: str) -> None:
         self._close()
         self._entrance.gate.turned_away(peer_address(self._peer), fault, reason)
-
-
-def visitor(header: Header, peer: Any) -> Visitor:
-    """Whose connection it is that came from `peer` with this header."""
-    if isinstance(header.source, tuple):
-        return Visitor(header.source, header.destination)
-    # A unix socket at the far end, like nothing at all, is no address to say.
-    return Visitor(peer, None, header.local)

@@ -18,38 +18,23 @@ from typing import TYPE_CHECKING, Final
 
 from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.deadlines import NEVER
-from penstock_proxy.errors import CLIENT_FULL, FULL, LACKING, Fault, status_line
+from penstock_proxy.errors import CLIENT_FULL, FULL, LACKING, Fault
 from penstock_proxy.gates import AdmissionControl, Gates
 from penstock_proxy.http_context import HttpClient, HttpContext
-from penstock_worker import farewell
+from penstock_proxy.rejection import Rejections
 from penstock_worker.streams import Stream
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable
 
-MOST_LEAVING: Final = 16
-"""Who are told no, and have not hung up yet. Their descriptors are of the reserve."""
-_LEAVING_S: Final = 2.0
+    from penstock_worker import farewell
+
 _REFUSED_A_TICK: Final = 256
 _IDLE_S: Final = 1.0
 """Who was served just now may be about to ask again."""
 _FEWEST: Final = 32
 """Idle ones that are ended at a time; more, if there are many."""
-_RETRY_AFTER_S: Final = 1
-
 _log = logging.getLogger("penstock.front")
-
-
-def words(fault: Fault) -> bytes:
-    """A whole answer, for who is told before it was asked what it wants."""
-    again = f"Retry-After: {_RETRY_AFTER_S}\r\n" if fault.status == 503 else ""
-    return (
-        f"{status_line(fault)}"
-        f"Content-Type: text/plain; charset=utf-8\r\n"
-        f"Content-Length: {len(fault.text) + 1}\r\n"
-        f"{again}Connection: close\r\n\r\n{fault.text}\n"
-    ).encode()
 
 
 class Overflow(AdmissionControl):
@@ -61,8 +46,6 @@ class Overflow(AdmissionControl):
     def __init__(self, service: HttpContext) -> None:
         self._service = service
         config = service.config
-        # Inside TLS there is nothing to say before the handshake, which costs too much here.
-        self._speaks = config.mode == "http" and config.scheme == "ports" and not config.tls
         self._share = service.config.limits.connections_per_client
         self.is_full = False
         """Somebody was left waiting in the listener's queue."""
@@ -70,7 +53,9 @@ class Overflow(AdmissionControl):
         self._made_room = NEVER
         self.spare: farewell.Spare | None = None
         """The process's one; it is opened before anybody is accepted."""
-        self._leaving: set[_Leaving] = set()
+        # Inside TLS there is nothing to say before the handshake, which costs too much here.
+        speaks = config.mode == "http" and config.scheme == "ports" and not config.tls
+        self.rejections = Rejections(service, speaks_http=speaks)
 
     # -- may one more come?
 
@@ -144,7 +129,7 @@ class Overflow(AdmissionControl):
         """
         if not address or self._service.client_limit.enters(address):
             return True
-        self.turn_away(stream, CLIENT_FULL)
+        self.rejections.reject(stream, CLIENT_FULL)
         self._service.client_closed("")
         self._service.error_log.turned_away(address, CLIENT_FULL, CLIENT_FULL.text)
         return False
@@ -155,33 +140,15 @@ class Overflow(AdmissionControl):
         """Take one off the queue and tell it no. False: there is none, or no way to."""
         stream = None if acceptor.is_exhausted else acceptor.take()
         if stream is not None:
-            self.turn_away(stream, fault)
+            self.rejections.reject(stream, fault)
         elif acceptor.is_exhausted and self.spare is not None:
-            if not self.spare.refuse(acceptor.listener, self._words(fault)):
+            if not self.spare.refuse(acceptor.listener, self.rejections.answer(fault)):
                 return False
             acceptor.taken()
         else:
             return False
         self._service.counters.rejected[fault.kind] += 1
         return True
-
-    def turn_away(self, stream: Stream, fault: Fault) -> None:
-        """Tell a client no, and leave it a moment to hear it."""
-        fd = stream.fileno()
-        stream.given()
-        sock = farewell.tell(fd, stream.family, self._words(fault))
-        if farewell.is_over(sock) or len(self._leaving) >= MOST_LEAVING:
-            sock.close()
-        else:
-            _Leaving(self._service, sock, self._leaving)
-
-    def _words(self, fault: Fault) -> bytes:
-        return words(fault) if self._speaks else b""
-
-    def close(self) -> None:
-        """Who is being sent off has had time enough."""
-        for leaving in tuple(self._leaving):
-            leaving.end()
 
     # -- making room
 
@@ -211,34 +178,3 @@ def _end_longest(clients: "Iterable[HttpClient]", now: float) -> int:
     for client in nsmallest(most, idle, key=attrgetter("idle_since")):
         client.end_idle()
     return min(most, len(idle))
-
-
-class _Leaving:
-    """One client that was told no, until it has hung up."""
-
-    __slots__ = ("_all", "_service", "_sock", "bucket", "deadline")
-
-    def __init__(
-        self, service: HttpContext, sock: "socket.socket", leaving: "set[_Leaving]"
-    ) -> None:
-        self._service = service
-        self._sock = sock
-        self._all = leaving
-        self.deadline = NEVER
-        self.bucket = NEVER
-        leaving.add(self)
-        service.loop.add_reader(sock, self._readable)
-        service.deadlines.arm_in(self, _LEAVING_S)
-
-    def _readable(self) -> None:
-        if farewell.is_over(self._sock):
-            self.end()
-
-    def expired(self, now: float) -> None:
-        self.end()
-
-    def end(self) -> None:
-        self._service.loop.remove_reader(self._sock)
-        self._service.deadlines.disarm(self)
-        self._all.discard(self)
-        self._sock.close()

@@ -15,7 +15,7 @@ from penstock_proxy.arrivals import Arrivals
 from penstock_proxy.checker import Verdict, Way
 from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.delegate import Delegate
+from penstock_proxy.delegate import Dispatcher
 from penstock_proxy.dial import socket_address
 from penstock_proxy.gates import Gates, port_of
 from penstock_proxy.http_context import HttpContext
@@ -53,7 +53,7 @@ class Service(HttpContext):
             loop, reactor, config, deadlines, admission, log, self._pool_of(config), port
         )
         self.outliers = Outliers(config.ejection, deadlines.now)
-        self.delegate = Delegate(self) if config.scheme == "handoff" else None
+        self.delegate = Dispatcher(self) if config.scheme == "handoff" else None
         self.overflow = Overflow(self)
         self.arrivals = Arrivals(self, self.overflow, self.delegate)
         self.gates = self.overflow.gates = self._gates()

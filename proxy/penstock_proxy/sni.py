@@ -13,9 +13,9 @@ from typing import Protocol
 
 from penstock_proxy.client_hello import MAX_HELLO, HelloError, server_name
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.entrance import Visitor
 from penstock_proxy.errors import HELLO_TIMEOUT, Fault
 from penstock_proxy.peek import PEEK, STOPPING_S, Peeked
+from penstock_proxy.peer import Peer
 from penstock_proxy.server_names import ByName
 from penstock_worker.peers import peer_address
 from penstock_worker.streams import Stream
@@ -24,7 +24,7 @@ from penstock_worker.streams import Stream
 class Door(Protocol):
     """Where a connection may go: a service."""
 
-    def routed(self, stream: Stream, visitor: Visitor) -> None:
+    def routed(self, stream: Stream, peer: Peer) -> None:
         """Owns the descriptor from now on, and counts it."""
 
 
@@ -56,9 +56,9 @@ class Routes:
         self.inside: set[Peeked] = set()
         self._hello_s = hello_s
 
-    def accepted(self, stream: Stream, visitor: Visitor) -> None:
+    def accepted(self, stream: Stream, peer: Peer) -> None:
         """Send it on as soon as its name is known."""
-        _Looked(self, stream, visitor).begin(self._hello_s)
+        _Looked(self, stream, peer).begin(self._hello_s)
 
     def drain(self) -> None:
         """Who is inside gets a moment, and no more."""
@@ -70,12 +70,12 @@ class Routes:
 class _Looked(Peeked):
     """One connection that belongs to nobody yet."""
 
-    __slots__ = ("_routes", "_visitor")
+    __slots__ = ("_peer", "_routes")
 
-    def __init__(self, routes: Routes, stream: Stream, visitor: Visitor) -> None:
+    def __init__(self, routes: Routes, stream: Stream, peer: Peer) -> None:
         super().__init__(routes.loop, routes.deadlines, routes.inside, stream)
         self._routes = routes
-        self._visitor = visitor
+        self._peer = peer
 
     def _too_late(self) -> None:
         self._turn_away(HELLO_TIMEOUT, "its TLS hello took too long")
@@ -106,8 +106,8 @@ class _Looked(Peeked):
     def _go(self, name: str) -> None:
         stream = self._release()
         self._routes.home.routed_away()
-        self._routes.doors.of(name).routed(stream, self._visitor)
+        self._routes.doors.of(name).routed(stream, self._peer)
 
     def _turn_away(self, fault: Fault | None, reason: str) -> None:
         self._close()
-        self._routes.home.turned_away(peer_address(self._visitor.peer), fault, reason)
+        self._routes.home.turned_away(peer_address(self._peer.address), fault, reason)

@@ -43,7 +43,7 @@ from penstock_worker import contract
 
 __all__ = ["FRONT", "Runner", "StartError"]
 
-FRONT: Final = (sys.executable, "-P", "-m", "penstock_proxy.front")
+FRONT: Final = (sys.executable, "-P", "-m", "penstock_proxy")
 """-P: the directory we happen to stand in must not shadow what the front imports."""
 _HASTE_S: Final = 5.0
 """Time to leave when the start failed: nobody is being served, and somebody is waiting."""

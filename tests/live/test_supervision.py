@@ -174,7 +174,7 @@ def test_a_killed_front_refuses_no_connect_and_is_back(tmp_path: Path) -> None:
     with running(tmp_path, web(HTTP)) as run:
         run.started()
         run.get()
-        (front,) = (p for p in run.look() if "penstock_proxy.front" in p.cmdline())
+        (front,) = (p for p in run.look() if "penstock_proxy" in p.cmdline())
         front.kill()
         # Straight after: nobody accepts yet, and nobody is turned away.
         for _ in range(10):

@@ -20,7 +20,7 @@ from penstock_proxy import link as link_module
 from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Target
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.delegate import Passage
+from penstock_proxy.pending import Pending
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import Service
 from penstock_proxy.standing import Standing
@@ -136,7 +136,7 @@ class House:
             self.delegate.unlinked(number)
         self.service.drain()
         for waiting in tuple(self.service.waiting):
-            assert isinstance(waiting, Passage)
+            assert isinstance(waiting, Pending)
             waiting.expired(self.now)
         for worker in self.workers.values():
             worker.close()

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock_proxy.deadlines import TICK_S, Deadlines
-from penstock_proxy.entrance import Entrance, Reading, Visitor
+from penstock_proxy.entrance import Entrance
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
+from penstock_proxy.peer import HeaderHandling, Peer
 from penstock_worker.peers import Trusted
 from penstock_worker.proxy_protocol import SIGNATURE, build, build_local
 from penstock_worker.streams import Stream
@@ -33,22 +34,27 @@ LONG = V2[:14] + (12 + 3 + 4000).to_bytes(2, "big") + V2[16:] + b"\4\x0f\xa0" + 
 class House:
     """An entrance, and what came of those who arrived."""
 
-    def __init__(self, reading: Reading = "take") -> None:
+    def __init__(self, handling: HeaderHandling = "take") -> None:
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(monotonic())
         self.inside = 0
-        self.came: list[tuple[bytes, Visitor]] = []
+        self.came: list[tuple[bytes, Peer]] = []
         self.away: list[tuple[str, Fault | None, str]] = []
         self.streams: list[Stream] = []
         self.looks = 0
         self.entrance = Entrance(
-            self.loop, self.deadlines, 10.0, Trusted(["10.0.0.0/8", "unix"]), self, reading=reading
+            self.loop,
+            self.deadlines,
+            10.0,
+            Trusted(["10.0.0.0/8", "unix"]),
+            self,
+            handling=handling,
         )
 
     def arrived(self) -> None:
         self.inside += 1
 
-    def entered(self, stream: Stream, visitor: Visitor) -> None:
+    def entered(self, stream: Stream, peer: Peer) -> None:
         sock = socket.socket(fileno=os.dup(stream.fileno()))
         with sock:
             try:
@@ -56,7 +62,7 @@ class House:
             except BlockingIOError:
                 rest = b""
         self.streams.append(stream)
-        self.came.append((rest, visitor))
+        self.came.append((rest, peer))
 
     def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
         self.inside -= 1
@@ -132,12 +138,12 @@ async def test_the_header_is_taken_and_nothing_behind_it(
             await turns(3)
         await house.until(lambda: house.settled)
     assert house.away == []
-    rest, visitor = house.came[0]
+    rest, peer = house.came[0]
     assert rest == b"GET"
     if header in (V1, V2, LONG):
-        assert visitor == Visitor(TRUE, HERE, True)
+        assert peer == Peer(TRUE, HERE, True)
     else:
-        assert visitor == Visitor(PROXY, None, header == build_local())
+        assert peer == Peer(PROXY, None, header == build_local())
 
 
 @settings(
@@ -153,23 +159,25 @@ def test_it_does_not_matter_how_the_bytes_are_cut(data: st.DataObject) -> None:
     whole = header + payload
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     pieces = [whole[start:end] for start, end in pairwise([0, *cuts, len(whole)])]
-    reading: Reading = data.draw(st.sampled_from(("take", "look")))
-    house = asyncio.run(_sent(pieces, reading, data.draw(st.sampled_from(PAIRS))))
+    handling: HeaderHandling = data.draw(st.sampled_from(("take", "look")))
+    house = asyncio.run(_sent(pieces, handling, data.draw(st.sampled_from(PAIRS))))
     if header == b"PROXY x\r\n":
         assert [fault for _, fault, _ in house.away] == [PROXY_HEADER]
         return
-    rest, visitor = house.came[0]
-    mine = whole if reading == "look" else payload
+    rest, peer = house.came[0]
+    mine = whole if handling == "look" else payload
     # Some of what comes behind the header may not have come yet.
     assert mine.startswith(rest)
     assert len(rest) >= len(mine) - len(payload)
-    assert visitor.peer == (TRUE if header in (V1, V2, LONG) else PROXY)
+    assert peer.address == (TRUE if header in (V1, V2, LONG) else PROXY)
 
 
 async def _sent(
-    pieces: list[bytes], reading: Reading, pair: Callable[[], tuple[socket.socket, socket.socket]]
+    pieces: list[bytes],
+    handling: HeaderHandling,
+    pair: Callable[[], tuple[socket.socket, socket.socket]],
 ) -> House:
-    house = House(reading)
+    house = House(handling)
     client, server = pair()
     with client, closing(house):
         house.arrive(server)
@@ -201,23 +209,23 @@ async def test_what_is_only_looked_at_stays_for_who_gets_the_connection(
             while not house.settled:
                 house.pass_time(TICK_S)
                 await asyncio.sleep(0.001)
-        assert house.came == [(V2 + b"GET", Visitor(TRUE, HERE, True))]
+        assert house.came == [(V2 + b"GET", Peer(TRUE, HERE, True))]
         found = socket.socket(fileno=os.dup(house.streams[0].fileno()))
         with found:
             assert found.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
 
 
-@pytest.mark.parametrize("reading", ["take", "look"])
+@pytest.mark.parametrize("handling", ["take", "look"])
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("leaves", [False, True])
 async def test_a_part_of_a_header_does_not_make_us_spin(
-    reading: Reading,
+    handling: HeaderHandling,
     pair: Callable[[], tuple[socket.socket, socket.socket]],
     clean: ExitStack,
     *,
     leaves: bool,
 ) -> None:
-    house = House(reading)
+    house = House(handling)
     clean.callback(house.close)
     client, server = pair()
     with client:

@@ -17,8 +17,8 @@ from tests.descriptors import descriptors, no_descriptor_left
 from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Limits, Target, Timeouts
 from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.overflow import MOST_LEAVING
 from penstock_proxy.reactor import Reactor
+from penstock_proxy.rejection import MAX_LINGERING
 from penstock_proxy.service import Service
 from penstock_worker import farewell
 
@@ -108,7 +108,7 @@ class Street:
         for client in self.clients:
             client.close()
         self.service.drain()
-        self.service.overflow.close()
+        self.service.overflow.rejections.close()
         self.spare.close()
         async with asyncio.timeout(DEADLINE_S):
             # Who waits for a worker does so by the clock.
@@ -420,9 +420,9 @@ def test_few_who_were_told_no_are_waited_for(runner: asyncio.Runner) -> None:
         street.knock()
         await street.until(lambda: street.counters.active == 1)
         before = descriptors()
-        clients = street.knock(3 * MOST_LEAVING)
+        clients = street.knock(3 * MAX_LINGERING)
         await street.until(lambda: street.counters.rejected["client_full"] == len(clients))
-        assert descriptors() - before - len(clients) <= MOST_LEAVING
+        assert descriptors() - before - len(clients) <= MAX_LINGERING
         # They never hang up, and are not waited for for long.
         await street.pass_time(2.75)
         assert descriptors() - before == len(clients)

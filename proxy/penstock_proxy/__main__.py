@@ -1,0 +1,7 @@
+"""`python -m penstock_proxy`: a proxy process, started by the supervisor only."""
+
+import sys
+
+from penstock_proxy.process import main
+
+sys.exit(main())
