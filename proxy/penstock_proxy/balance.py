@@ -5,14 +5,17 @@ out of the rotation: the pool tells it through `rotate`, seldom, and all the wor
 there, so that `pick` is a handful of reads for every request. Whoever asks may name
 members to `avoid`: those that this request has already tried. No I/O, no clock, and
 randomness is an argument.
+
+A new policy is a class here, a row in `POLICIES` and its name in `config.Balance`. What
+others have to know of it are attributes of its class, so that nobody asks for its name.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 from itertools import accumulate
 from math import gcd, log
-from typing import Final, Generic, Protocol, TypeVar, assert_never
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from penstock_proxy.config import Balance
 
@@ -35,36 +38,41 @@ class Candidate(Protocol):
 M = TypeVar("M", bound=Candidate)
 
 
-class Policy(Protocol[M]):
+class Policy(Generic[M]):
     """One way to choose."""
+
+    __slots__ = ()
+
+    counts_open: ClassVar[bool] = False
+    """It compares `active`, so it has to hear at once when a connection ends."""
+    ignores_slow_start: ClassVar[bool] = False
+    """It gives every member the whole of its share at once."""
+    uses_client_address: ClassVar[bool] = False
+    """`pick` needs to know who asks. Otherwise an empty string does as well."""
+
+    def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
+        """For all members that will ever be in the rotation, which is empty until `rotate`.
+
+        `random` returns numbers in [0, 1).
+        """
+        raise NotImplementedError
 
     def rotate(self, rotation: Sequence[M]) -> None:
         """From now on these may be picked, and nobody else."""
+        raise NotImplementedError
 
     def spare(self, slow: Collection[M]) -> None:
         """From now on these take only `ramp` of their share, and all others the whole."""
+        raise NotImplementedError
 
-    def pick(self, client: str, avoid: Collection[M]) -> M | None:
+    def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         """The member for a request of this client address; None when all are avoided."""
+        raise NotImplementedError
 
 
 def policy(balance: Balance, members: Sequence[M], random: Callable[[], float]) -> Policy[M]:
-    """The policy of that name for all members that will ever be in the rotation.
-
-    `random` returns numbers in [0, 1). The rotation is empty until `rotate` is called.
-    """
-    match balance:
-        case "round_robin":
-            return RoundRobin(members)
-        case "least_connections":
-            return LeastConnections(members)
-        case "power_of_two":
-            return PowerOfTwo(random)
-        case "hash":
-            return ClientHash()
-        case "random":
-            return Lottery(random)
-    assert_never(balance)
+    """The policy of that name, for these members; see `Policy`."""
+    return POLICIES[balance](members, random)
 
 
 def schedule(weights: Sequence[int]) -> list[int]:
@@ -84,7 +92,7 @@ def schedule(weights: Sequence[int]) -> list[int]:
     return turns
 
 
-class RoundRobin(Generic[M]):
+class RoundRobin(Policy[M]):
     """Exact turns, by weight.
 
     The schedule is made once, over all members, and the cursor is a place in it. Whoever
@@ -94,7 +102,7 @@ class RoundRobin(Generic[M]):
 
     __slots__ = ("_at", "_credit", "_next", "_schedule")
 
-    def __init__(self, members: Sequence[M]) -> None:
+    def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._credit: dict[M, float] = {}
         """Of the slow: the part of a turn that each has saved."""
         self._schedule = [members[index] for index in schedule([m.weight for m in members])]
@@ -168,13 +176,14 @@ class RoundRobin(Generic[M]):
         return member
 
 
-class LeastConnections(Generic[M]):
+class LeastConnections(Policy[M]):
     """Whoever has the least to do for its weight; equals take exact turns."""
 
     __slots__ = ("_is_sparing", "_rotation", "_turns")
+    counts_open = True
 
-    def __init__(self, members: Sequence[M]) -> None:
-        self._turns = RoundRobin(members)
+    def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
+        self._turns = RoundRobin(members, random)
         self._rotation: tuple[M, ...] = ()
         self._is_sparing = False
 
@@ -203,7 +212,7 @@ class LeastConnections(Generic[M]):
         return self._turns.pick(client, [m for m in self._rotation if m not in idle])
 
 
-class PowerOfTwo(Generic[M]):
+class PowerOfTwo(Policy[M]):
     """Two different ones at random, and of these the one with less to do for its weight.
 
     Nearly as even as looking at all of them, at a cost that does not grow with them, and
@@ -211,8 +220,9 @@ class PowerOfTwo(Generic[M]):
     """
 
     __slots__ = ("_is_sparing", "_random", "_rotation")
+    counts_open = True
 
-    def __init__(self, random: Callable[[], float]) -> None:
+    def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._random = random
         self._rotation: tuple[M, ...] = ()
         self._is_sparing = False
@@ -247,7 +257,7 @@ class PowerOfTwo(Generic[M]):
         return one if difference <= 0 else other
 
 
-class ClientHash(Generic[M]):
+class ClientHash(Policy[M]):
     """A client keeps its worker, and one that leaves moves nobody's clients but its own.
 
     Rendezvous hashing: each pair of client and member has a score, the highest wins. A
@@ -258,8 +268,10 @@ class ClientHash(Generic[M]):
     """
 
     __slots__ = ("_known", "_rotation")
+    ignores_slow_start = True
+    uses_client_address = True
 
-    def __init__(self) -> None:
+    def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._rotation: tuple[M, ...] = ()
         self._known: dict[str, M] = {}
 
@@ -284,12 +296,12 @@ class ClientHash(Generic[M]):
         return member
 
 
-class Lottery(Generic[M]):
+class Lottery(Policy[M]):
     """Any one at random, by weight."""
 
     __slots__ = ("_is_sparing", "_random", "_tickets")
 
-    def __init__(self, random: Callable[[], float]) -> None:
+    def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._random = random
         self._tickets: tuple[M, ...] = ()
         self._is_sparing = False
@@ -308,6 +320,16 @@ class Lottery(Generic[M]):
             ends = list(accumulate(ticket.ramp for ticket in tickets))
             return tickets[bisect_right(ends, self._random() * ends[-1])]
         return tickets[int(self._random() * len(tickets))] if tickets else None
+
+
+POLICIES: Final[Mapping[Balance, type[Policy[Any]]]] = {
+    "round_robin": RoundRobin,
+    "least_connections": LeastConnections,
+    "power_of_two": PowerOfTwo,
+    "hash": ClientHash,
+    "random": Lottery,
+}
+"""By their names in the configuration."""
 
 
 def _highest(client: str, members: Sequence[M]) -> M:

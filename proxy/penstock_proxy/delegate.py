@@ -26,8 +26,6 @@ from penstock_worker.peers import peer_address
 from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, parse
 from penstock_worker.streams import Stream
 
-_COUNTING: Final = ("least_connections", "power_of_two")
-"""Policies that need to know at once which connections have ended."""
 _MOST_LINKS: Final = 4096
 """Processes of one service at a time, those that leave included."""
 
@@ -38,11 +36,9 @@ class Dispatcher(Dispatching):
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
         self._window = service.config.handoff_window
-        self._is_hashing = service.config.balance == "hash"
+        self._is_hashing = service.pool.uses_client_address
         self._introduced = service.config.accept_proxy
-        self._is_counting = (
-            service.config.balance in _COUNTING or service.config.limits.per_worker > 0
-        )
+        self._is_counting = service.pool.counts_open
         self._links: dict[int, Link] = {}
         self._current: dict[int, Link] = {}
         """By slot, those that connections are sent over."""

@@ -109,9 +109,12 @@ class Pool:
         self._on_change = on_change
         self._on_panic = on_panic
         self._is_panicking = False
-        self._slow_start = 0.0 if balance == "hash" else health.slow_start
-        self._slow: tuple[Member, ...] = ()
         self._policy = policy(balance, self.members, random)
+        self.counts_open = self._policy.counts_open or per_worker > 0
+        """Who is picked depends on what is open: whoever closes has to say so at once."""
+        self.uses_client_address = self._policy.uses_client_address
+        self._slow_start = 0.0 if self._policy.ignores_slow_start else health.slow_start
+        self._slow: tuple[Member, ...] = ()
         self._rotate()
 
     def pick(self, client: str, avoid: Collection[Member] = ()) -> Member | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from penstock_proxy.balance import POLICIES
 from penstock_proxy.config import Address, parse_address
 from penstock_supervisor import reach, shares, tls_rules
 from penstock_supervisor.problems import Problem
@@ -46,8 +47,11 @@ def of_service(service: "Service") -> Iterator[Problem]:
     if not has_front(service) and 0 < service.max_connections < service.workers:
         text = f"expected 0, or at least 1 for each of {service.workers} workers"
         yield Problem(("max_connections",), text)
-    if service.balance == "hash" and service.health.slow_start:
-        text = 'expected another balance than "hash", which gives each client its one worker'
+    if service.health.slow_start and POLICIES[service.balance].ignores_slow_start:
+        text = (
+            f'expected another balance than "{service.balance}", '
+            "which gives each client its one worker"
+        )
         yield Problem(("health", "slow_start"), text)
     if service.restart.backoff > service.restart.backoff_max:
         yield Problem(("restart", "backoff"), "expected at most backoff_max")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_proxy.balance import (
+    POLICIES,
     ClientHash,
     LeastConnections,
     Lottery,
@@ -79,6 +80,34 @@ def test_only_the_rotation_is_picked_and_the_avoided_never(
             assert (chosen.pick(client, ()) is None) is (not rotation)
 
 
+def test_each_name_in_the_configuration_is_a_policy() -> None:
+    assert set(POLICIES) == set(get_args(Balance))
+
+
+@pytest.mark.parametrize("balance", get_args(Balance))
+def test_what_others_are_told_of_a_policy_is_so(balance: Balance) -> None:
+    """The facts of its class, by what it does."""
+    members = workers(1, 1, 1)
+
+    def picked(client: str = "client") -> list[Worker | None]:
+        chosen = policy(balance, members, random.Random(7).random)
+        chosen.rotate(members)
+        if slow:
+            chosen.spare(slow)
+        return [chosen.pick(client) for _ in range(60)]
+
+    slow: list[Worker] = []
+    facts = POLICIES[balance]
+    idle = picked()
+    assert facts.uses_client_address == any(picked(f"10.0.0.{n}") != idle for n in range(9))
+    members[0].active = 5
+    assert facts.counts_open == (picked() != idle)
+    members[0].active = 0
+    members[0].ramp = 0.1
+    slow = [members[0]]
+    assert facts.ignores_slow_start == (picked() == idle)
+
+
 def test_no_policy_minds_an_empty_service() -> None:
     for balance in get_args(Balance):
         empty: list[Worker] = []
@@ -92,7 +121,7 @@ def test_no_policy_minds_an_empty_service() -> None:
 
 def test_workers_take_turns() -> None:
     members = workers(1, 1, 1)
-    turns = RoundRobin(members)
+    turns = RoundRobin(members, drawn())
     turns.rotate(members)
     assert names(turns, 7) == "0120120"
 
@@ -120,7 +149,7 @@ def test_over_any_k_rounds_each_worker_gets_its_weight_times_k(
 ) -> None:
     members = workers(*given_weights)
     rotation = data.draw(st.lists(st.sampled_from(members), min_size=1, unique=True))
-    turns = RoundRobin(members)
+    turns = RoundRobin(members, drawn())
     turns.rotate(rotation)
     names(turns, data.draw(st.integers(0, 30)))  # a window may begin anywhere
 
@@ -132,7 +161,7 @@ def test_over_any_k_rounds_each_worker_gets_its_weight_times_k(
 
 def test_one_that_leaves_and_comes_back_moves_nobody_elses_turn() -> None:
     members = workers(1, 1, 1, 1)
-    turns = RoundRobin(members)
+    turns = RoundRobin(members, drawn())
     turns.rotate(members)
     assert names(turns, 2) == "01"
     turns.rotate([members[0], members[2], members[3]])
@@ -163,7 +192,7 @@ def test_turns_are_those_of_a_finger_on_the_schedule(
     given_weights: list[int], data: st.DataObject
 ) -> None:
     members = workers(*given_weights)
-    turns, model = RoundRobin(members), Walk(members)
+    turns, model = RoundRobin(members, drawn()), Walk(members)
     rotation: set[Worker] = set()
     some = st.sets(st.sampled_from(members))
     for _ in range(data.draw(st.integers(1, 30))):
@@ -176,7 +205,7 @@ def test_turns_are_those_of_a_finger_on_the_schedule(
 
 def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> None:
     members = workers(1, 1, 1)
-    dead, turns = members[0], RoundRobin(members)
+    dead, turns = members[0], RoundRobin(members, drawn())
     turns.rotate(members)
     served: Counter[Worker | None] = Counter()
     for _ in range(20):
@@ -187,7 +216,7 @@ def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> No
 
 def test_asking_in_vain_moves_nobodys_turn() -> None:
     members = workers(1, 1)
-    turns = RoundRobin(members)
+    turns = RoundRobin(members, drawn())
     turns.rotate(members)
     assert names(turns, 3, avoid=members) == "---"
     assert names(turns, 3) == "010"
@@ -198,7 +227,7 @@ def test_asking_in_vain_moves_nobodys_turn() -> None:
 
 def test_the_one_with_the_least_to_do_for_its_weight_is_picked() -> None:
     members = workers(1, 3, 1)
-    least = LeastConnections(members)
+    least = LeastConnections(members, drawn())
     least.rotate(members)
     for member, active in zip(members, (1, 2, 1), strict=True):
         member.active = active
@@ -208,7 +237,7 @@ def test_the_one_with_the_least_to_do_for_its_weight_is_picked() -> None:
 
 def test_idle_workers_take_turns_by_weight() -> None:
     members = workers(3, 1)
-    least = LeastConnections(members)
+    least = LeastConnections(members, drawn())
     least.rotate(members)
     assert Counter(names(least, 40)) == {"0": 30, "1": 10}
 
@@ -220,7 +249,7 @@ def test_of_two_the_one_with_less_to_do_for_its_weight_is_picked() -> None:
     members = workers(1, 1, 4)
     members[0].active, members[1].active, members[2].active = 2, 1, 5
     # first = 0; the others from the one behind it are 1 and 2
-    two: PowerOfTwo[Worker] = PowerOfTwo(drawn(0.0, 0.0, 0.0, 0.9, 0.9, 0.9))
+    two: PowerOfTwo[Worker] = PowerOfTwo(members, drawn(0.0, 0.0, 0.0, 0.9, 0.9, 0.9))
     two.rotate(members)
     assert names(two, 3) == "121"
 
@@ -230,14 +259,14 @@ def test_the_two_are_always_different_and_every_pair_comes_up() -> None:
     pairs = set()
     for first in (0.0, 0.4, 0.8):
         for second in (0.0, 0.6):
-            two: PowerOfTwo[Worker] = PowerOfTwo(drawn(first, second))
+            two: PowerOfTwo[Worker] = PowerOfTwo(members, drawn(first, second))
             two.rotate(members)
             for member in members:
                 member.active = 0
             one = two.pick("client")
             assert one is not None
             one.active = 1
-            again: PowerOfTwo[Worker] = PowerOfTwo(drawn(first, second))
+            again: PowerOfTwo[Worker] = PowerOfTwo(members, drawn(first, second))
             again.rotate(members)
             other = again.pick("client")
             assert other is not None
@@ -248,7 +277,7 @@ def test_the_two_are_always_different_and_every_pair_comes_up() -> None:
 
 def test_a_tie_between_unequal_weights_is_drawn_by_weight() -> None:
     members = workers(3, 1)
-    two: PowerOfTwo[Worker] = PowerOfTwo(random.Random(1).random)
+    two: PowerOfTwo[Worker] = PowerOfTwo(members, random.Random(1).random)
     two.rotate(members)
     picked = Counter(names(two, 4000))
     assert picked["0"] == pytest.approx(3000, rel=0.05)
@@ -256,7 +285,7 @@ def test_a_tie_between_unequal_weights_is_drawn_by_weight() -> None:
 
 def test_a_lone_worker_needs_no_second_one() -> None:
     members = workers(1, 1)
-    two: PowerOfTwo[Worker] = PowerOfTwo(drawn())
+    two: PowerOfTwo[Worker] = PowerOfTwo(members, drawn())
     two.rotate(members[:1])
     assert names(two, 1) == "0"
     two.rotate(members)
@@ -269,7 +298,7 @@ CLIENTS = [f"10.0.{n // 250}.{n % 250}" for n in range(2000)]
 
 
 def homes(members: Sequence[Worker]) -> dict[str, Worker | None]:
-    chosen: ClientHash[Worker] = ClientHash()
+    chosen: ClientHash[Worker] = ClientHash(members, drawn())
     chosen.rotate(members)
     return {client: chosen.pick(client) for client in CLIENTS}
 
@@ -301,7 +330,7 @@ def test_the_next_front_sends_each_client_where_the_last_one_did() -> None:
 
 def test_a_second_try_goes_elsewhere_and_the_client_still_keeps_its_worker() -> None:
     members = workers(1, 1, 1)
-    chosen: ClientHash[Worker] = ClientHash()
+    chosen: ClientHash[Worker] = ClientHash(members, drawn())
     chosen.rotate(members)
     home = chosen.pick("10.0.0.1")
     assert home is not None
@@ -315,7 +344,7 @@ def test_a_second_try_goes_elsewhere_and_the_client_still_keeps_its_worker() -> 
 def test_strangers_do_not_make_the_memory_of_clients_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock_proxy.balance._REMEMBERED_CLIENTS", 100)
     members = workers(1, 1)
-    chosen: ClientHash[Worker] = ClientHash()
+    chosen: ClientHash[Worker] = ClientHash(members, drawn())
     chosen.rotate(members)
     first = {client: chosen.pick(client) for client in CLIENTS}
     assert len(chosen._known) <= 100
@@ -327,13 +356,14 @@ def test_strangers_do_not_make_the_memory_of_clients_grow(monkeypatch: pytest.Mo
 
 def test_the_lottery_has_a_ticket_for_each_unit_of_weight() -> None:
     members = workers(1, 3)
-    lottery: Lottery[Worker] = Lottery(drawn(0.0, 0.25, 0.5, 0.999))
+    lottery: Lottery[Worker] = Lottery(members, drawn(0.0, 0.25, 0.5, 0.999))
     lottery.rotate(members)
     assert names(lottery, 4) == "0111"
 
 
 def test_a_hash_tells_workers_without_an_address_apart() -> None:
-    policy: ClientHash[Worker] = ClientHash()
-    policy.rotate([Worker("", slot=slot) for slot in range(3)])
+    members = [Worker("", slot=slot) for slot in range(3)]
+    policy: ClientHash[Worker] = ClientHash(members, drawn())
+    policy.rotate(members)
     found = [policy.pick(f"192.0.2.{number}") for number in range(60)]
     assert {member.slot for member in found if member is not None} == {0, 1, 2}

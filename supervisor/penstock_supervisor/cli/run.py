@@ -9,13 +9,16 @@ import asyncio
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, get_args
 
 import click
 
+from penstock_proxy.config import Balance
 from penstock_supervisor.cli import logs
 from penstock_supervisor.cli.programs import Dashed, overrides
 from penstock_supervisor.config import Config, inherited_environment, load
+
+_POLICIES: Final[tuple[str, ...]] = get_args(Balance)
 
 
 class _Run(Dashed):
@@ -66,7 +69,7 @@ class _Run(Dashed):
 @click.option(
     "--balance",
     metavar="POLICY",
-    help="round_robin, least_connections, power_of_two, hash or random.  [default: round_robin]",
+    help=f"{', '.join(_POLICIES[:-1])} or {_POLICIES[-1]}.  [default: {_POLICIES[0]}]",
 )
 @click.option(
     "--fronts",
