@@ -51,11 +51,17 @@ class Policy(Generic[M]):
     """`pick` needs to know who asks. Otherwise an empty string does as well."""
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
-        """For all members that will ever be in the rotation, which is empty until `rotate`.
+        """For these members. The rotation is empty until `rotate` is called.
 
         `random` returns numbers in [0, 1).
         """
         raise NotImplementedError
+
+    def add(self, member: M) -> None:
+        """From now on it may be in the rotation. Nobody is picked in its place."""
+
+    def remove(self, member: M) -> None:
+        """It is out of the rotation and will not come back: nothing of it is kept."""
 
     def rotate(self, rotation: Sequence[M]) -> None:
         """From now on these may be picked, and nobody else."""
@@ -95,24 +101,49 @@ def schedule(weights: Sequence[int]) -> list[int]:
 class RoundRobin(Policy[M]):
     """Exact turns, by weight.
 
-    The schedule is made once, over all members, and the cursor is a place in it. Whoever
-    is out of the rotation is skipped there, so one that joins or leaves moves nobody
-    else's turn; a cursor into the list of those present would jump with each change.
+    The schedule holds all members, and the cursor is a place in it. Whoever is out of the
+    rotation is skipped there, so one that joins or leaves moves nobody else's turn; a cursor
+    into the list of those present would jump with each change. One that is removed takes its
+    places with it, which moves nobody either. One that is added may change the order of the
+    others where weights differ; whoever is next stays next.
     """
 
-    __slots__ = ("_at", "_credit", "_next", "_schedule")
+    __slots__ = ("_at", "_credit", "_members", "_next", "_present", "_schedule")
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._credit: dict[M, float] = {}
         """Of the slow: the part of a turn that each has saved."""
-        self._schedule = [members[index] for index in schedule([m.weight for m in members])]
+        self._members = list(members)
+        self._present: set[M] = set()
+        self._schedule = _scheduled(self._members)
         self._at = 0
         self._next: list[tuple[M, int]] = []
         """For each place in the schedule: whose turn it really is, and the place after it."""
 
+    def add(self, member: M) -> None:
+        self._members.append(member)
+        before, self._schedule = self._schedule, _scheduled(self._members)
+        if before:
+            at = (self._next[self._at][1] - 1) % len(before) if self._next else self._at
+            self._at = _same_turn(before, at, self._schedule)
+        self._arrange()
+
+    def remove(self, member: M) -> None:
+        self._members.remove(member)
+        self._credit.pop(member, None)
+        self._at -= self._schedule[: self._at].count(member)
+        self._schedule = [one for one in self._schedule if one is not member]
+        if self._at == len(self._schedule):
+            self._at = 0
+        self._arrange()
+
     def rotate(self, rotation: Sequence[M]) -> None:
-        present = set(rotation)
-        places = len(self._schedule)
+        self._present = set(rotation)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Find out for each place in the schedule whose turn it is."""
+        present, places = self._present, len(self._schedule)
         turns = [
             (member, (place + 1) % places)
             for place, member in enumerate(self._schedule)
@@ -186,6 +217,12 @@ class LeastConnections(Policy[M]):
         self._turns = RoundRobin(members, random)
         self._rotation: tuple[M, ...] = ()
         self._is_sparing = False
+
+    def add(self, member: M) -> None:
+        self._turns.add(member)
+
+    def remove(self, member: M) -> None:
+        self._turns.remove(member)
 
     def rotate(self, rotation: Sequence[M]) -> None:
         self._rotation = tuple(rotation)
@@ -330,6 +367,20 @@ POLICIES: Final[Mapping[Balance, type[Policy[Any]]]] = {
     "random": Lottery,
 }
 """By their names in the configuration."""
+
+
+def _scheduled(members: Sequence[M]) -> list[M]:
+    return [members[index] for index in schedule([member.weight for member in members])]
+
+
+def _same_turn(before: Sequence[M], place: int, now: Sequence[M]) -> int:
+    """Where in another schedule the member at this place of one has had as many turns.
+
+    One may be several rounds of the other: weights count only against each other.
+    """
+    member = before[place]
+    turns = [place for place, one in enumerate(now) if one is member]
+    return turns[before[:place].count(member) % len(turns)]
 
 
 def _highest(client: str, members: Sequence[M]) -> M:

@@ -8,7 +8,8 @@ A worker that fails every second request never fails five in a row. But a share 
 also condemn the healthy for a request that fails wherever it goes; so a worker's share is held
 against it only if it is at least twice that of the others together (Envoy compares success
 rates for the same reason). All is read from counters that are there anyway, once a second:
-a request costs nothing.
+a request costs nothing. Who is a member is read from them, too: nobody has to say who was
+added, and what is known of one that was removed is forgotten within the ten seconds.
 """
 
 from collections import deque
@@ -69,7 +70,8 @@ class Outliers:
                 continue
             since = max(member.since, now - SECONDS)
             for at, seen in self._seen:
-                if at >= since:
+                # One that was added up, as before a restart, was not there yet.
+                if at >= since and member in seen:
                     failed, before = seen[member]
                     # A request counts as given when it is over: failures may come first.
                     of = max(count - before, member.failed - failed)

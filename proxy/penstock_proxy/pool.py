@@ -6,6 +6,9 @@ active checks and the traffic's own failures all end here as events of one table
 check is made or a request delivered. No I/O, no clock: `now` is any clock that does not
 jump, in seconds.
 
+Members come and go at any time. One that was removed stays ABSENT for whoever still holds
+it: what is then said of its requests and checks changes nothing.
+
 Why the traffic may only eject, for a time, and checks alone say DOWN: a burst of 5xx is
 often a bad request's fault, and ejecting on it without limits would let one client take
 the whole service down.
@@ -41,6 +44,8 @@ class Member:
     """Exchanges or connections in flight; written by the delivery."""
     failures: int = 0
     """Of the traffic, in a row."""
+    ejections: int = 0
+    """Since it was added."""
     failed: int = 0
     """Of the traffic, while it was in the rotation; since the start."""
     elsewhere: int = 0
@@ -94,8 +99,6 @@ class Pool:
         when that is over.
         """
         self.members = tuple(_member(target) for target in targets)
-        self.ejections = {member.slot: 0 for member in self.members}
-        """Since the start, by slot."""
         self.in_rotation = 0
         self.picked: tuple[Member, ...] = ()
         """Who may be picked: the rotation, or in a panic all that live."""
@@ -116,6 +119,39 @@ class Pool:
         self._slow_start = 0.0 if self._policy.ignores_slow_start else health.slow_start
         self._slow: tuple[Member, ...] = ()
         self._rotate()
+
+    def add(self, target: Target) -> Member:
+        """Take in a new member. Unless it is said to be up, its first good check comes first.
+
+        ValueError: its slot is taken.
+        """
+        if target.slot in self._by_slot:
+            raise ValueError(f"slot {target.slot} is taken")
+        member = _member(target)
+        self._by_slot[member.slot] = member
+        self.members = (*self.members, member)
+        self._policy.add(member)
+        if member.standing is Standing.UP:
+            self._rotate()
+            self._on_change(member, member.reason)
+        return member
+
+    def remove(self, slot: int) -> Member:
+        """Take a member out for good; what it has in flight may end whenever it does.
+
+        KeyError: there is no such slot. It may be added again at once.
+        """
+        member = self._by_slot[slot]
+        self._step(member, Event.LEAVE, "was removed")
+        del self._by_slot[slot]
+        self.members = tuple(self._by_slot.values())
+        self._policy.remove(member)
+        self._full.discard(member)
+        member.full = False
+        if member in self._slow:
+            self._slow = tuple(one for one in self._slow if one is not member)
+            self._policy.spare(self._slow)
+        return member
 
     def pick(self, client: str, avoid: Collection[Member] = ()) -> Member | None:
         """The member for a request of this client address, or None when there is none.
@@ -213,7 +249,7 @@ class Pool:
         member.penalty = min(member.penalty + 1, MAX_TIMES)
         duration = self._ejection.eject_for * member.penalty
         member.until = now + duration
-        self.ejections[member.slot] += 1
+        member.ejections += 1
         self._step(member, Event.EJECT, f"for {duration:g} s, after {why}")
 
     def succeeded(self, member: Member) -> None:
@@ -242,7 +278,7 @@ class Pool:
                 "standing": member.standing.value,
                 "active": member.active,
                 "failures": member.failures,
-                "ejections": self.ejections[member.slot],
+                "ejections": member.ejections,
                 "reason": member.reason,
             }
             for member in self.members

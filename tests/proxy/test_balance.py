@@ -203,6 +203,122 @@ def test_turns_are_those_of_a_finger_on_the_schedule(
         assert turns.pick("client", avoid) is model.pick(rotation - avoid)
 
 
+@given(weights, st.data())
+def test_one_that_is_removed_moves_nobody_elses_turn(
+    given_weights: list[int], data: st.DataObject
+) -> None:
+    members = workers(*given_weights)
+    turns, model = RoundRobin(members, drawn()), Walk(members)
+    left = list(members)
+    some = st.sets(st.sampled_from(members))
+    for _ in range(data.draw(st.integers(1, 30))):
+        if data.draw(st.booleans()) and left:
+            gone = left.pop(data.draw(st.integers(0, len(left) - 1)))
+            # Out of the rotation first, as the pool does it.
+            turns.rotate(left)
+            turns.remove(gone)
+        rotation = data.draw(some) & set(left)
+        turns.rotate(list(rotation))
+        avoid = data.draw(some)
+        assert turns.pick("client", avoid) is model.pick(rotation - avoid)
+
+
+class Ring:
+    """The model of equals: they stand in the order in which they came, and a finger goes round."""
+
+    def __init__(self) -> None:
+        self.places: list[Worker] = []
+        self.finger = 0
+
+    def _step(self) -> Worker:
+        member = self.places[self.finger]
+        self.finger = (self.finger + 1) % len(self.places)
+        return member
+
+    def add(self, member: Worker, rotation: set[Worker]) -> None:
+        while rotation and self.places[self.finger] not in rotation:
+            self._step()
+        self.places.append(member)
+
+    def remove(self, member: Worker) -> None:
+        place = self.places.index(member)
+        del self.places[place]
+        self.finger -= place < self.finger
+        if self.finger == len(self.places):
+            self.finger = 0
+
+    def pick(self, wanted: set[Worker]) -> Worker | None:
+        while wanted:
+            if (member := self._step()) in wanted:
+                return member
+        return None
+
+
+@given(st.lists(st.sampled_from(["add", "remove", "rotate", "pick", "pick", "pick"])), st.data())
+def test_one_that_is_added_comes_last_and_moves_nobody_elses_turn(
+    steps: list[str], data: st.DataObject
+) -> None:
+    turns, model = RoundRobin[Worker]((), drawn()), Ring()
+    rotation: set[Worker] = set()
+    for number, step in enumerate(steps):
+        if step == "add":
+            new = Worker(f"w{number}")
+            model.add(new, rotation)
+            turns.add(new)
+            if data.draw(st.booleans()):
+                rotation.add(new)
+                turns.rotate(list(rotation))
+        elif step == "remove" and model.places:
+            gone = data.draw(st.sampled_from(model.places))
+            rotation.discard(gone)
+            turns.rotate(list(rotation))
+            turns.remove(gone)
+            model.remove(gone)
+        elif step == "rotate" and model.places:
+            rotation = data.draw(st.sets(st.sampled_from(model.places)))
+            turns.rotate(list(rotation))
+        else:
+            assert turns.pick("client") is model.pick(rotation)
+
+
+@given(weights, st.integers(1, 6), st.data())
+def test_whoever_is_next_stays_next_when_one_is_added_whatever_their_weights(
+    given_weights: list[int], weight: int, data: st.DataObject
+) -> None:
+    members = workers(*given_weights)
+    rotation = data.draw(st.lists(st.sampled_from(members), min_size=1, unique=True))
+    turns, unchanged = RoundRobin(members, drawn()), RoundRobin(members, drawn())
+    for one in (turns, unchanged):
+        one.rotate(rotation)
+    before = data.draw(st.integers(0, 30))
+    assert names(turns, before) == names(unchanged, before)
+    new = Worker("w9", weight)
+    turns.add(new)
+    assert turns.pick("client") is unchanged.pick("client")
+
+    # And then each gets what it is worth, over any whole rounds.
+    rotation.append(new)
+    turns.rotate(rotation)
+    window = sum(member.weight for member in rotation)
+    picked = Counter(turns.pick("client") for _ in range(window))
+    assert picked == {member: member.weight for member in rotation}
+
+
+def test_rounds_may_become_shorter_and_longer() -> None:
+    one, other, third, fourth = workers(2, 2, 1, 2)
+    turns = RoundRobin([one, other, third], drawn())
+    turns.remove(third)
+    turns.rotate([one, other])
+    assert names(turns, 2) == "01"
+    turns.add(fourth)  # all are equals now: three places where there were four
+    turns.rotate([one, other, fourth])
+    assert names(turns, 4) == "0130"
+    turns.remove(fourth)
+    turns.add(third)
+    turns.rotate([one, other, third])
+    assert names(turns, 5) == "12010"
+
+
 def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> None:
     members = workers(1, 1, 1)
     dead, turns = members[0], RoundRobin(members, drawn())
@@ -212,6 +328,19 @@ def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> No
         picked = turns.pick("client")
         served[turns.pick("client", {dead}) if picked is dead else picked] += 1
     assert served == {members[1]: 10, members[2]: 10}
+
+
+def test_what_a_slow_one_has_saved_is_forgotten_with_it() -> None:
+    members = workers(1, 1)
+    turns = RoundRobin(members, drawn())
+    turns.rotate(members)
+    members[1].ramp = 0.5
+    turns.spare(members[1:])
+    assert names(turns, 3) == "001"
+    turns.rotate(members[:1])
+    turns.remove(members[1])
+    assert not turns._credit
+    assert names(turns, 2) == "00"
 
 
 def test_asking_in_vain_moves_nobodys_turn() -> None:
@@ -309,6 +438,23 @@ def test_one_that_leaves_moves_nobodys_clients_but_its_own() -> None:
     assert {c for c in CLIENTS if before[c] is not after[c]} == {
         client for client, home in before.items() if home is members[0]
     }
+
+
+def test_one_that_is_added_takes_its_share_of_everybodys_clients_and_moves_no_others() -> None:
+    *members, new = workers(1, 2, 1, 1)
+    chosen: ClientHash[Worker] = ClientHash(members, drawn())
+    chosen.rotate(members)
+    before = {client: chosen.pick(client) for client in CLIENTS}
+    chosen.add(new)
+    assert {client: chosen.pick(client) for client in CLIENTS} == before
+    chosen.rotate([*members, new])
+    after = {client: chosen.pick(client) for client in CLIENTS}
+    moved = {client for client in CLIENTS if after[client] is not before[client]}
+    assert {after[client] for client in moved} == {new}
+    assert len(moved) / len(CLIENTS) == pytest.approx(1 / 5, abs=0.04)
+    chosen.rotate(members)
+    chosen.remove(new)
+    assert {client: chosen.pick(client) for client in CLIENTS} == before
 
 
 def test_the_order_of_the_list_moves_nobody() -> None:

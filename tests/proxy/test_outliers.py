@@ -76,6 +76,29 @@ def test_what_was_before_it_came_into_the_rotation_is_not_held_against_it() -> N
     assert town.second((19, 20), (0, 20)) == "0: 20 failures of 40 requests"
 
 
+def test_one_that_was_added_up_is_judged_by_what_it_did_since() -> None:
+    town = Town(2)
+    town.second((0, 20), (0, 20))
+    # Up for ever, as far as it says: it was before a restart.
+    new = Member(2, "", 1, Standing.UP)
+    town.members.append(new)
+    town.given[new] = 1000
+    assert town.second((0, 20), (0, 20), (20, 20)) == ""
+    assert town.second((0, 20), (0, 20), (19, 19)) == ""
+    assert town.second((0, 20), (0, 20), (1, 1)) == "2: 20 failures of 20 requests"
+
+
+def test_one_that_was_removed_is_not_found_and_is_forgotten() -> None:
+    town = Town(3)
+    town.second((10, 20), (0, 20), (0, 20))
+    bad = town.members.pop(0)
+    del town.given[bad]
+    assert town.second((0, 20), (0, 20)) == ""
+    for _ in range(SECONDS):
+        town.second((0, 1), (0, 1))
+    assert all(bad not in seen for _, seen in town.outliers._seen)
+
+
 def test_without_a_share_nobody_looks() -> None:
     outliers = Outliers(Ejection(share=0.0), 0.0)
     assert not outliers.is_due(1000.0)

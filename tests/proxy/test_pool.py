@@ -228,7 +228,7 @@ def test_failures_in_a_row_eject_for_a_time() -> None:
         (0, "for 10 s, after 2 failures in a row"),
         (0, "its ejection is over"),
     ]
-    assert service.pool.ejections == {0: 1, 1: 0}
+    assert [member.ejections for member in service.members] == [1, 0]
 
 
 def test_a_success_ends_a_row_of_failures() -> None:
@@ -318,7 +318,7 @@ def test_a_new_process_has_no_past() -> None:
     service.check(0, True, now=1.0)
     service.fail(0, 2, now=1.0)
     assert service.members[0].until == 11.0
-    assert service.pool.ejections[0] == 2, "the metric forgets nothing"
+    assert service.members[0].ejections == 2, "the metric forgets nothing"
 
 
 def test_one_that_is_ejected_and_fails_its_checks_is_down_and_stays_so() -> None:
@@ -418,7 +418,7 @@ def test_no_order_of_events_ejects_too_many_or_picks_one_that_is_out(data: st.Da
     now = 0.0
     for _ in range(data.draw(st.integers(0, 40))):
         now += data.draw(st.sampled_from([0.0, 1.0, 15.0]))
-        ejections = sum(service.pool.ejections.values())
+        ejections = sum(member.ejections for member in service.members)
         anything(service, data, now)
 
         up = [member for member in service.members if member.standing is Standing.UP]
@@ -426,7 +426,7 @@ def test_no_order_of_events_ejects_too_many_or_picks_one_that_is_out(data: st.Da
         assert service.pool.in_rotation == len(up)
         assert set(service.turns(len(up))) == {member.slot for member in up}
         assert up or not ejected, "somebody is kept out although nobody else is left"
-        if sum(service.pool.ejections.values()) > ejections:
+        if sum(member.ejections for member in service.members) > ejections:
             assert len(ejected) <= share * (len(up) + len(ejected))
         for slot, _reason in service.said:
             inside ^= {service.members[slot]}
