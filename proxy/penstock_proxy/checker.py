@@ -59,8 +59,25 @@ Way = Callable[[Member], Awaitable[Verdict]]
 """How to ask a member that has no address; OSError and TimeoutError are verdicts too."""
 
 
+class _Checked:
+    """One member, and the task that checks it while there is one."""
+
+    __slots__ = ("cannot", "member", "task", "wake")
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.wake = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self.cannot = False
+        """We lack something to ask it, and that was said."""
+
+
 class Checker:
-    """Checks the members of one pool for as long as `run` runs."""
+    """Checks the members of one pool for as long as `run` runs.
+
+    The pool's members are checked from the start. Who adds one to the pool later, or
+    removes one, does the same here.
+    """
 
     def __init__(
         self,
@@ -79,33 +96,60 @@ class Checker:
         self._counters = counters
         self._clock = clock
         self._random = random
-        self._wakes = {member.slot: asyncio.Event() for member in pool.members}
-        self._unasked: set[int] = set()
-        """Slots that we lack something to ask, of which that was said."""
+        self._checked: dict[int, _Checked] = {}
+        """By slot."""
+        self._group: asyncio.TaskGroup | None = None
+        """While `run` runs."""
+        for member in pool.members:
+            self.add(member)
+
+    def add(self, member: Member) -> None:
+        """Check this one, too. Its slot must be free."""
+        assert member.slot not in self._checked
+        checked = self._checked[member.slot] = _Checked(member)
+        if self._group is not None:
+            self._begin(checked, self._group)
+
+    def remove(self, slot: int) -> None:
+        """Check this slot no more; a check that is under way is given up."""
+        checked = self._checked.pop(slot)
+        if checked.task is not None:
+            checked.task.cancel()
+            # Should whoever is asked just now swallow that, the task ends after the answer.
+            checked.wake.set()
 
     def wake(self, slot: int) -> None:
         """Check this slot now: it has joined. Harmless before `run`."""
-        self._wakes[slot].set()
+        self._checked[slot].wake.set()
 
     async def run(self) -> None:
         """Check until cancelled."""
         if self._health.path is not None and self._way is None:
             await asyncio.to_thread(import_module, "aiohttp")
         async with asyncio.TaskGroup() as group:
-            for member in self._pool.members:
-                group.create_task(self._watch(member))
+            for checked in self._checked.values():
+                self._begin(checked, group)
+            self._group = group
+            try:
+                # Even with nobody to check: the first one may be added later.
+                await asyncio.Event().wait()
+            finally:
+                self._group = None
 
-    async def _watch(self, member: Member) -> None:
+    def _begin(self, checked: _Checked, group: asyncio.TaskGroup) -> None:
+        checked.task = group.create_task(self._watch(checked))
+
+    async def _watch(self, checked: _Checked) -> None:
         """One member's checks, one after the other."""
-        wake = self._wakes[member.slot]
+        member, wake = checked.member, checked.wake
         async with AsyncExitStack() as stack:
             ask = await self._way_to(member, stack)
-            while True:
+            while self._checked.get(member.slot) is checked:
                 if member.standing is Standing.ABSENT:
                     await wake.wait()
                 wake.clear()
                 if member.standing is not Standing.ABSENT:
-                    await self._check(member, ask)
+                    await self._check(checked, ask)
                 try:
                     async with asyncio.timeout(self._pause(member)):
                         await wake.wait()
@@ -119,9 +163,10 @@ class Checker:
             interval = min(interval, QUICK_S)
         return interval * (1 + _JITTER * (2 * self._random() - 1))
 
-    async def _check(self, member: Member, ask: _Ask) -> None:
+    async def _check(self, checked: _Checked, ask: _Ask) -> None:
+        member = checked.member
         generation, started = member.generation, self._clock()
-        verdict = await self._verdict(member, ask)
+        verdict = await self._verdict(checked, ask)
         if verdict is None or member.generation != generation:
             # The answer of a process that has gone says nothing about the one after it.
             return
@@ -134,11 +179,12 @@ class Checker:
             # Not in the rotation yet, so nothing else would say a word about it.
             _log.warning("no good check of %s yet: %s", _named(member), verdict.why)
 
-    async def _verdict(self, member: Member, ask: _Ask) -> Verdict | None:
+    async def _verdict(self, checked: _Checked, ask: _Ask) -> Verdict | None:
         """Ask in time; whatever goes wrong on the way is a bad check and no more.
 
         None if it was ourselves who could not ask.
         """
+        member = checked.member
         try:
             async with asyncio.timeout(self._health.timeout):
                 verdict = await ask()
@@ -146,7 +192,7 @@ class Checker:
             return Verdict("timeout", f"no answer within {self._health.timeout:g} s")
         except OSError as error:
             if is_our_lack(error.errno or 0):
-                self._cannot(member, error)
+                self._cannot(checked, error)
                 return None
             nobody = _NOBODY_THERE.get(error.errno or 0)
             if nobody is not None:
@@ -156,14 +202,14 @@ class Checker:
             # A bug, ours or the client library's, must not end the checks of everybody.
             _log.warning("check of %s", _named(member), exc_info=True)
             return Verdict("failed", f"the check itself: {type(error).__name__}")
-        self._unasked.discard(member.slot)
+        checked.cannot = False
         return verdict
 
-    def _cannot(self, member: Member, error: OSError) -> None:
-        if member.slot not in self._unasked:
-            self._unasked.add(member.slot)
+    def _cannot(self, checked: _Checked, error: OSError) -> None:
+        if not checked.cannot:
+            checked.cannot = True
             why = f"{error.strerror}; trying again until it can"
-            _log.warning("cannot check %s: %s", _named(member), why)
+            _log.warning("cannot check %s: %s", _named(checked.member), why)
 
     async def _way_to(self, member: Member, stack: AsyncExitStack) -> _Ask:
         if (way := self._way) is not None:

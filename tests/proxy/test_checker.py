@@ -42,6 +42,7 @@ class Checked:
         joined: bool = True,
         clock: Callable[[], float] = monotonic,
         random: Callable[[], float] = lambda: 0.5,
+        way: checker_module.Way | None = None,
     ) -> None:
         health = Health(path=path, interval=interval, timeout=timeout, rise=2, fall=2)
         self.said: list[str] = []
@@ -54,8 +55,20 @@ class Checked:
             on_change=lambda _, reason: self.said.append(reason),
         )
         self.counters = ServiceCounters()
-        self.checker = Checker(self.pool, health, self.counters, clock=clock, random=random)
-        self.member: Member = self.pool.members[0]
+        self.checker = Checker(
+            self.pool, health, self.counters, clock=clock, random=random, way=way
+        )
+        if addresses:
+            self.member: Member = self.pool.members[0]
+
+    def add(self, slot: int, address: str) -> Member:
+        member = self.pool.add(Target(slot=slot, address=address, joined=True))
+        self.checker.add(member)
+        return member
+
+    def remove(self, slot: int) -> None:
+        self.pool.remove(slot)
+        self.checker.remove(slot)
 
     def count(self, result: str) -> int:
         assert {label for _, label in self.counters.checks} <= set(CHECK_RESULTS)
@@ -365,6 +378,104 @@ async def test_the_answer_of_a_process_that_has_gone_does_not_count() -> None:
             answered.set()
             await until(lambda: checked.pool.in_rotation == 1)
     assert dict(checked.counters.checks) == {(0, "ok"): 1}
+
+
+async def test_one_that_is_added_is_asked_even_if_there_was_nobody_before() -> None:
+    async with serving(healthy) as address:
+        checked = Checked(interval=HOUR)
+        checked.add(3, address)  # before it runs
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+            checked.remove(3)
+            checked.add(7, address)
+            await until(lambda: checked.pool.in_rotation == 1)
+            assert checked.pool.pick("client") is checked.pool.member(7)
+    assert dict(checked.counters.checks) == {(3, "ok"): 1, (7, "ok"): 1}
+
+
+async def test_one_that_is_removed_is_asked_no_more_and_all_others_are() -> None:
+    async with serving(healthy) as address:
+        checked = Checked(address, address)
+        checks = checked.counters.checks
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 2)
+            checked.remove(0)
+            before, others = checks[0, "ok"], checks[1, "ok"]
+            await until(lambda: checks[1, "ok"] > others + 10)
+    assert checks[0, "ok"] == before
+
+
+async def test_a_check_that_is_under_way_is_given_up_and_the_next_in_its_slot_begins() -> None:
+    asked = asyncio.Event()
+
+    async def hang(_request: web.Request) -> web.Response:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with serving(hang) as slow, serving(healthy) as quick:
+        checked = Checked(slow, interval=HOUR)
+        async with checked.running():
+            await asked.wait()
+            checked.remove(0)
+            member = checked.add(0, quick)
+            await until(lambda: member.standing is Standing.UP)
+    assert dict(checked.counters.checks) == {(0, "ok"): 1}
+
+
+async def test_whoever_is_asked_for_one_that_is_removed_is_told_to_stop() -> None:
+    asked, told = asyncio.Event(), asyncio.Event()
+
+    async def hang(_member: Member) -> checker_module.Verdict:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.set()
+        raise AssertionError
+
+    checked = Checked("", way=hang, interval=HOUR, timeout=HOUR)
+    async with checked.running():
+        await asked.wait()
+        checked.remove(0)
+        await until(told.is_set)
+
+
+async def test_no_task_is_left_of_those_that_were_removed() -> None:
+    async with saying(b"") as address:
+        checked = Checked(address, path=None)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+            before = len(asyncio.all_tasks())
+            for slot in range(1, 20):
+                member = checked.add(slot, address)
+                if slot % 2:
+                    await until(lambda one=member: one.standing is Standing.UP)  # type: ignore[misc]
+                checked.remove(slot)
+            await until(lambda: len(asyncio.all_tasks()) == before)
+    checked.add(20, address)  # after it ran: nothing happens
+    checked.remove(20)
+    checked.remove(0)
+
+
+async def test_the_task_of_one_that_is_removed_ends_even_if_its_check_does_not_let_go() -> None:
+    asked = asyncio.Event()
+
+    async def stubborn(_member: Member) -> checker_module.Verdict:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return checker_module.Verdict("failed")
+        raise AssertionError
+
+    checked = Checked("", way=stubborn, interval=HOUR)
+    async with checked.running():
+        await asked.wait()
+        before = len(asyncio.all_tasks())
+        checked.remove(0)
+        await until(lambda: len(asyncio.all_tasks()) == before - 1)
+    assert not checked.counters.checks
 
 
 async def test_a_bug_in_one_check_ends_no_other(
