@@ -1,32 +1,24 @@
 """Active checks: asks every joined worker of one service, again and again, how it is.
 
-Owns the timing of the checks and the connections they use, nothing else: what a result
-means is the pool's decision. Each member has a task and, under HTTP, a client session of
-its own, because aiohttp binds a session to one unix socket, and so that one slow worker
-delays nobody else's check. Each check opens a new connection: one that was kept says
-little about whether the worker still accepts.
-
-aiohttp is imported when the first check needs it, and beside the event loop: it takes
-longer than all the rest of a front's start, and a front that comes back has clients waiting.
+Owns the timing of the checks, nothing else: how a worker is asked is `probes`' business, what a
+result means is the pool's decision. Each member has a task of its own, so that one slow
+worker delays nobody else's check.
 """
 
 import asyncio
-import errno
 import logging
 import random as random_
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from importlib import import_module
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final
 
-from penstock_proxy.config import Address, Health, parse_address
+from penstock_proxy import probes
+from penstock_proxy.config import Health, parse_address
 from penstock_proxy.dial import is_our_lack
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool
+from penstock_proxy.probes import OK, Ask, Verdict, Way
 from penstock_proxy.standing import Standing
-
-if TYPE_CHECKING:
-    import aiohttp
 
 QUICK_S: Final = 0.2
 """Between checks of one that has just joined: a start should not take an interval."""
@@ -34,29 +26,8 @@ QUICK_CHECKS: Final = 50
 """After so many bad ones it is not starting but broken, and is asked at leisure."""
 _JITTER: Final = 0.1
 """Without it all members, and all fronts, would be asked at the same moment for ever."""
-_MOST_BODY: Final = 64 << 10
-"""More of an answer is not read: what counts has been said in its first line."""
-_NOBODY_THERE: Final = {
-    errno.ECONNREFUSED: "connection refused",
-    errno.ENOENT: "its socket does not exist",
-}
 
 _log = logging.getLogger("penstock.checker")
-
-
-class Verdict(NamedTuple):
-    """What came of one check."""
-
-    result: str
-    """The value of the metric's label, of metrics.CHECK_RESULTS."""
-    why: str = ""
-    """What was wrong, for people."""
-
-
-OK: Final = Verdict("ok")
-_Ask = Callable[[], Awaitable[Verdict]]
-Way = Callable[[Member], Awaitable[Verdict]]
-"""How to ask a member that has no address; OSError and TimeoutError are verdicts too."""
 
 
 class _Checked:
@@ -125,7 +96,7 @@ class Checker:
     async def run(self) -> None:
         """Check until cancelled."""
         if self._health.path is not None and self._way is None:
-            await asyncio.to_thread(import_module, "aiohttp")
+            await probes.import_client()
         async with asyncio.TaskGroup() as group:
             for checked in self._checked.values():
                 self._begin(checked, group)
@@ -163,7 +134,7 @@ class Checker:
             interval = min(interval, QUICK_S)
         return interval * (1 + _JITTER * (2 * self._random() - 1))
 
-    async def _check(self, checked: _Checked, ask: _Ask) -> None:
+    async def _check(self, checked: _Checked, ask: Ask) -> None:
         member = checked.member
         generation, started = member.generation, self._clock()
         verdict = await self._verdict(checked, ask)
@@ -179,7 +150,7 @@ class Checker:
             # Not in the rotation yet, so nothing else would say a word about it.
             _log.warning("no good check of %s yet: %s", _named(member), verdict.why)
 
-    async def _verdict(self, checked: _Checked, ask: _Ask) -> Verdict | None:
+    async def _verdict(self, checked: _Checked, ask: Ask) -> Verdict | None:
         """Ask in time; whatever goes wrong on the way is a bad check and no more.
 
         None if it was ourselves who could not ask.
@@ -194,10 +165,7 @@ class Checker:
             if is_our_lack(error.errno or 0):
                 self._cannot(checked, error)
                 return None
-            nobody = _NOBODY_THERE.get(error.errno or 0)
-            if nobody is not None:
-                return Verdict("refused", nobody)
-            return Verdict("failed", error.strerror or str(error))
+            return probes.of_error(error)
         except Exception as error:  # noqa: BLE001 — the one place for what nobody thought of
             # A bug, ours or the client library's, must not end the checks of everybody.
             _log.warning("check of %s", _named(member), exc_info=True)
@@ -211,70 +179,16 @@ class Checker:
             why = f"{error.strerror}; trying again until it can"
             _log.warning("cannot check %s: %s", _named(checked.member), why)
 
-    async def _way_to(self, member: Member, stack: AsyncExitStack) -> _Ask:
+    async def _way_to(self, member: Member, stack: AsyncExitStack) -> Ask:
         if (way := self._way) is not None:
             return lambda: way(member)
         path = self._health.path
-        # Asked for each time: another process in this slot may listen elsewhere.
         if path is None:
-            return lambda: _connect(parse_address(member.address))
-        address = parse_address(member.address)
-        session = await stack.enter_async_context(_session(address))
-        if address.path:
-            # There is no name to say; an empty Host is refused by many.
-            return lambda: _get(session, f"http://localhost{path}")
-        return lambda: _get(session, f"http://{member.address}{path}")
+            # Read each time: another process in this slot may listen elsewhere.
+            return lambda: probes.connect(parse_address(member.address))
+        return await stack.enter_async_context(probes.http_client(member, path))
 
 
 def _named(member: Member) -> str:
     """For people; a worker that gets its connections passed has no address."""
     return member.address or f"the worker in slot {member.slot}"
-
-
-def _session(address: Address) -> "aiohttp.ClientSession":
-    import aiohttp
-
-    connector: aiohttp.BaseConnector
-    if address.path:
-        connector = aiohttp.UnixConnector(address.path, force_close=True)
-    else:
-        connector = aiohttp.TCPConnector(force_close=True, use_dns_cache=False)
-    return aiohttp.ClientSession(
-        connector=connector,
-        headers={"User-Agent": "penstock-health", "Connection": "close"},
-        cookie_jar=aiohttp.DummyCookieJar(),
-        # `_verdict` sets the time limit of the whole check.
-        timeout=aiohttp.ClientTimeout(total=None),
-        auto_decompress=False,
-    )
-
-
-async def _get(session: "aiohttp.ClientSession", url: str) -> Verdict:
-    from aiohttp import ClientError
-    from yarl import URL
-
-    try:
-        # encoded: the path is said exactly as it was configured.
-        async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
-            if not 200 <= response.status < 400:
-                return Verdict("failed", f"HTTP {response.status}")
-            # An answer that is cut off in the middle would be an error in the worker's log.
-            room = _MOST_BODY
-            while room > 0 and (piece := await response.content.read(room)):
-                room -= len(piece)
-            return OK
-    except ClientError as error:
-        if isinstance(error, OSError):
-            raise
-        return Verdict("failed", f"no HTTP answer: {str(error) or type(error).__name__}")
-
-
-async def _connect(address: Address) -> Verdict:
-    loop = asyncio.get_running_loop()
-    transport: asyncio.Transport
-    if address.path:
-        transport, _ = await loop.create_unix_connection(asyncio.Protocol, address.path)
-    else:
-        transport, _ = await loop.create_connection(asyncio.Protocol, address.host, address.port)
-    transport.close()
-    return OK

@@ -14,14 +14,14 @@ import socket
 from time import monotonic
 from typing import Any, Final
 
-from penstock_proxy import probe
-from penstock_proxy.checker import OK, Verdict
+from penstock_proxy import probes
 from penstock_proxy.context import ServiceContext
 from penstock_proxy.errors import CONNECT_TIMEOUT, WORKER_CLOSED, Fault
 from penstock_proxy.link import Link
 from penstock_proxy.peer import HeaderHandling, Peer, peer_from_header
 from penstock_proxy.pending import Dispatching, Pending
 from penstock_proxy.pool import Member
+from penstock_proxy.probes import OK, Verdict
 from penstock_worker.peers import peer_address
 from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, parse
 from penstock_worker.streams import Stream
@@ -304,7 +304,7 @@ class Dispatcher(Dispatching):
             if taken is None:
                 return Verdict("timeout", "it has not taken the check before this one")
             if path is not None:
-                return await probe.ask(mine, path)
+                return await probes.get(mine, path)
             try:
                 await asyncio.shield(taken)
             except asyncio.CancelledError:

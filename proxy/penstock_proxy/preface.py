@@ -8,14 +8,9 @@ The header speaks for a whole connection, so a connection that has one is never 
 second request: the next may be somebody else's, and would be told of under a wrong name.
 """
 
-import asyncio
 import socket
-from contextlib import closing
 from typing import Any, Final
 
-from penstock_proxy import probe
-from penstock_proxy.checker import OK, Verdict
-from penstock_proxy.dial import SocketAddress
 from penstock_worker.proxy_protocol import Place, build, build_local
 from penstock_worker.streams import Stream
 
@@ -41,18 +36,6 @@ def of_ourselves(version: int, sock: socket.socket) -> bytes:
     if version == 1:
         return build(1, _place(sock.getsockname()), _place(sock.getpeername()))
     return build_local()
-
-
-async def check(address: SocketAddress, named: str, version: int, path: str | None) -> Verdict:
-    """Connect, say that it is us, and ask if there is something to ask for."""
-    loop = asyncio.get_running_loop()
-    family, sockaddr = address
-    with closing(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)) as sock:
-        await loop.sock_connect(sock, sockaddr)
-        await loop.sock_sendall(sock, of_ourselves(version, sock))
-        if path is None:
-            return OK
-        return await probe.ask(sock, path, "localhost" if family == socket.AF_UNIX else named)
 
 
 def _place(name: Any) -> Place:

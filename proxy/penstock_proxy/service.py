@@ -12,7 +12,6 @@ from random import random
 
 from penstock_proxy.admission import Admission
 from penstock_proxy.arrivals import Arrivals
-from penstock_proxy.checker import Verdict, Way
 from penstock_proxy.config import FrontService, parse_address
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.delegate import Dispatcher
@@ -22,7 +21,7 @@ from penstock_proxy.http_context import HttpContext
 from penstock_proxy.outliers import Outliers
 from penstock_proxy.overflow import Overflow
 from penstock_proxy.pool import Member, Pool
-from penstock_proxy.preface import check
+from penstock_proxy.probes import Verdict, Way, with_proxy_header
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.standing import Standing
 from penstock_worker.access_log import AccessLog
@@ -97,7 +96,8 @@ class Service(HttpContext):
 
     async def _check(self, member: Member) -> Verdict:
         where = self.addresses[member.slot]
-        return await check(where, member.address, self.proxy_version, self.config.health.path)
+        path = self.config.health.path
+        return await with_proxy_header(where, member.address, self.proxy_version, path)
 
     # -- hooks of the context
 

@@ -16,11 +16,12 @@ from itertools import count
 from time import monotonic
 from typing import Any, Final
 
-from penstock_proxy import metrics, probe
-from penstock_proxy.checker import OK, Checker, Verdict
+from penstock_proxy import metrics, probes
+from penstock_proxy.checker import Checker
 from penstock_proxy.config import Target
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool
+from penstock_proxy.probes import OK, Verdict
 from penstock_supervisor.services import Service
 from penstock_worker import contract
 
@@ -127,7 +128,7 @@ class _Watched:
             if not self._ask(self._name, member.slot, {"cmd": contract.PROBE}, theirs):
                 return Verdict("refused", "its channel is closed")
             theirs.close()
-            return await probe.ask(mine, self._health.path)
+            return await probes.get(mine, self._health.path)
 
     async def _ping(self, slot: int) -> Verdict:
         number = next(self._numbers)

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from tests.descriptors import no_descriptor_left
 
-from penstock_proxy import checker as checker_module
+from penstock_proxy import probes
 from penstock_proxy.checker import QUICK_CHECKS, QUICK_S, Checker
 from penstock_proxy.config import Ejection, Health, Target
 from penstock_proxy.metrics import CHECK_RESULTS, ServiceCounters
@@ -42,7 +42,7 @@ class Checked:
         joined: bool = True,
         clock: Callable[[], float] = monotonic,
         random: Callable[[], float] = lambda: 0.5,
-        way: checker_module.Way | None = None,
+        way: probes.Way | None = None,
     ) -> None:
         health = Health(path=path, interval=interval, timeout=timeout, rise=2, fall=2)
         self.said: list[str] = []
@@ -426,7 +426,7 @@ async def test_a_check_that_is_under_way_is_given_up_and_the_next_in_its_slot_be
 async def test_whoever_is_asked_for_one_that_is_removed_is_told_to_stop() -> None:
     asked, told = asyncio.Event(), asyncio.Event()
 
-    async def hang(_member: Member) -> checker_module.Verdict:
+    async def hang(_member: Member) -> probes.Verdict:
         asked.set()
         try:
             await asyncio.Event().wait()
@@ -461,12 +461,12 @@ async def test_no_task_is_left_of_those_that_were_removed() -> None:
 async def test_the_task_of_one_that_is_removed_ends_even_if_its_check_does_not_let_go() -> None:
     asked = asyncio.Event()
 
-    async def stubborn(_member: Member) -> checker_module.Verdict:
+    async def stubborn(_member: Member) -> probes.Verdict:
         asked.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            return checker_module.Verdict("failed")
+            return probes.Verdict("failed")
         raise AssertionError
 
     checked = Checked("", way=stubborn, interval=HOUR)
@@ -481,10 +481,10 @@ async def test_the_task_of_one_that_is_removed_ends_even_if_its_check_does_not_l
 async def test_a_bug_in_one_check_ends_no_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(_address: object) -> checker_module.Verdict:
+    async def broken(_address: object) -> probes.Verdict:
         raise ValueError("nobody thought of this")
 
-    monkeypatch.setattr(checker_module, "_connect", broken)
+    monkeypatch.setattr(probes, "connect", broken)
     checked = Checked("127.0.0.1:1", path=None)
     async with checked.running():
         await until(lambda: checked.count("failed") >= 2)

@@ -28,7 +28,7 @@ from penstock_worker.handoff import CLIENT, CREDIT, MOST, receive
 from penstock_worker.proxy_protocol import Header, build, parse
 
 if TYPE_CHECKING:
-    from penstock_proxy.checker import Verdict
+    from penstock_proxy.probes import Verdict
 
 WAIT_S = 10.0
 
