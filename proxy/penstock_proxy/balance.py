@@ -1,13 +1,14 @@
 """The policies: who is in the rotation goes in, whose turn it is comes out.
 
 A policy owns the order of turns and nothing else. It must not know why a member is in or
-out of the rotation: the pool tells it through `rotate`, seldom, and all the work is done
+out of the rotation: the pool tells it through `set_rotation`, seldom, and all the work is done
 there, so that `pick` is a handful of reads for every request. Whoever asks may name
 members to `avoid`: those that this request has already tried. No I/O, no clock, and
 randomness is an argument.
 
-A new policy is a class here, a row in `POLICIES` and its name in `config.Balance`. What
-others have to know of it are attributes of its class, so that nobody asks for its name.
+To add a policy, write a class here, give it a row in `POLICIES`, and add its name to
+`config.Balance`. What other modules have to know about a policy are attributes of its class:
+nothing else depends on its name.
 """
 
 from bisect import bisect_right
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from penstock_proxy.config import Balance
 
-_REMEMBERED_CLIENTS: Final = 4096
+_MAX_CACHED_CLIENTS: Final = 4096
 """How many clients' workers `ClientHash` keeps in mind: strangers must not make it grow."""
 
 
@@ -31,7 +32,7 @@ class Candidate(Protocol):
     """Empty: connections are passed to it."""
     weight: int
     active: int
-    ramp: float
+    weight_factor: float
     """What it takes of its weight's share: 1, or less for a while. Read of the slow only."""
 
 
@@ -44,31 +45,31 @@ class Policy(Generic[M]):
     __slots__ = ()
 
     counts_open: ClassVar[bool] = False
-    """It compares `active`, so it has to hear at once when a connection ends."""
+    """It compares `active`, so the end of a connection has to be counted at once."""
     ignores_slow_start: ClassVar[bool] = False
-    """It gives every member the whole of its share at once."""
+    """It gives every member its whole share at once."""
     uses_client_address: ClassVar[bool] = False
-    """`pick` needs to know who asks. Otherwise an empty string does as well."""
+    """`pick` depends on the client's address. If not, an empty string will do."""
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
-        """For these members. The rotation is empty until `rotate` is called.
+        """A policy for these members. The rotation is empty until `set_rotation` is called.
 
         `random` returns numbers in [0, 1).
         """
         raise NotImplementedError
 
     def add(self, member: M) -> None:
-        """From now on it may be in the rotation. Nobody is picked in its place."""
+        """A new member, which is not in the rotation yet."""
 
     def remove(self, member: M) -> None:
-        """It is out of the rotation and will not come back: nothing of it is kept."""
+        """Forget a member, which is out of the rotation already."""
 
-    def rotate(self, rotation: Sequence[M]) -> None:
+    def set_rotation(self, rotation: Sequence[M]) -> None:
         """From now on these may be picked, and nobody else."""
         raise NotImplementedError
 
-    def spare(self, slow: Collection[M]) -> None:
-        """From now on these take only `ramp` of their share, and all others the whole."""
+    def set_slow_start(self, slow: Collection[M]) -> None:
+        """From now on these take only `weight_factor` of their share, and all others the whole."""
         raise NotImplementedError
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
@@ -126,7 +127,7 @@ class RoundRobin(Policy[M]):
         if before:
             at = (self._next[self._at][1] - 1) % len(before) if self._next else self._at
             self._at = _same_turn(before, at, self._schedule)
-        self._arrange()
+        self._update_next()
 
     def remove(self, member: M) -> None:
         self._members.remove(member)
@@ -135,13 +136,13 @@ class RoundRobin(Policy[M]):
         self._schedule = [one for one in self._schedule if one is not member]
         if self._at == len(self._schedule):
             self._at = 0
-        self._arrange()
+        self._update_next()
 
-    def rotate(self, rotation: Sequence[M]) -> None:
+    def set_rotation(self, rotation: Sequence[M]) -> None:
         self._present = set(rotation)
-        self._arrange()
+        self._update_next()
 
-    def _arrange(self) -> None:
+    def _update_next(self) -> None:
         """Find out for each place in the schedule whose turn it is."""
         present, places = self._present, len(self._schedule)
         turns = [
@@ -159,7 +160,7 @@ class RoundRobin(Policy[M]):
             self._next.append(following)
         self._next.reverse()
 
-    def spare(self, slow: Collection[M]) -> None:
+    def set_slow_start(self, slow: Collection[M]) -> None:
         self._credit = {member: self._credit.get(member, 0.0) for member in slow}
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
@@ -168,7 +169,7 @@ class RoundRobin(Policy[M]):
             return None
         member, after = turns[self._at]
         if self._credit:
-            return self._pick_sparing(avoid)
+            return self._pick_in_slow_start(avoid)
         if avoid:
             # The avoided lose this turn, as if they were out of the rotation. Were the
             # cursor left where it is, the one behind a dead worker would get the dead
@@ -182,7 +183,7 @@ class RoundRobin(Policy[M]):
         self._at = after
         return member
 
-    def _pick_sparing(self, avoid: Collection[M]) -> M | None:
+    def _pick_in_slow_start(self, avoid: Collection[M]) -> M | None:
         """Whoever is slow lets turns go by, as if it were avoided, until it has saved one."""
         turns, credit = self._next, self._credit
         otherwise: tuple[M, int] | None = None
@@ -192,7 +193,7 @@ class RoundRobin(Policy[M]):
             if member in avoid:
                 continue
             if member in credit:
-                credit[member] += member.ramp
+                credit[member] += member.weight_factor
                 # A little less than exact: ten times 0.1 is 0.999… in binary.
                 if credit[member] < 1 - 1e-9:
                     otherwise = otherwise or (member, after)
@@ -210,13 +211,13 @@ class RoundRobin(Policy[M]):
 class LeastConnections(Policy[M]):
     """Whoever has the least to do for its weight; equals take exact turns."""
 
-    __slots__ = ("_is_sparing", "_rotation", "_turns")
+    __slots__ = ("_has_slow_start", "_rotation", "_turns")
     counts_open = True
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._turns = RoundRobin(members, random)
         self._rotation: tuple[M, ...] = ()
-        self._is_sparing = False
+        self._has_slow_start = False
 
     def add(self, member: M) -> None:
         self._turns.add(member)
@@ -224,13 +225,13 @@ class LeastConnections(Policy[M]):
     def remove(self, member: M) -> None:
         self._turns.remove(member)
 
-    def rotate(self, rotation: Sequence[M]) -> None:
+    def set_rotation(self, rotation: Sequence[M]) -> None:
         self._rotation = tuple(rotation)
-        self._turns.rotate(rotation)
+        self._turns.set_rotation(rotation)
 
-    def spare(self, slow: Collection[M]) -> None:
-        self._is_sparing = bool(slow)
-        self._turns.spare(slow)
+    def set_slow_start(self, slow: Collection[M]) -> None:
+        self._has_slow_start = bool(slow)
+        self._turns.set_slow_start(slow)
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         members: Sequence[M] = self._rotation
@@ -238,8 +239,8 @@ class LeastConnections(Policy[M]):
             members = [member for member in members if member not in avoid]
         if not members:
             return None
-        if self._is_sparing:
-            loads = [member.active / (member.weight * member.ramp) for member in members]
+        if self._has_slow_start:
+            loads = [member.active / (member.weight * member.weight_factor) for member in members]
         else:
             loads = [member.active / member.weight for member in members]
         least = min(loads)
@@ -256,19 +257,19 @@ class PowerOfTwo(Policy[M]):
     several fronts that do not know of each other do not all run to the same idle worker.
     """
 
-    __slots__ = ("_is_sparing", "_random", "_rotation")
+    __slots__ = ("_has_slow_start", "_random", "_rotation")
     counts_open = True
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._random = random
         self._rotation: tuple[M, ...] = ()
-        self._is_sparing = False
+        self._has_slow_start = False
 
-    def rotate(self, rotation: Sequence[M]) -> None:
+    def set_rotation(self, rotation: Sequence[M]) -> None:
         self._rotation = tuple(rotation)
 
-    def spare(self, slow: Collection[M]) -> None:
-        self._is_sparing = bool(slow)
+    def set_slow_start(self, slow: Collection[M]) -> None:
+        self._has_slow_start = bool(slow)
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         members: Sequence[M] = self._rotation
@@ -283,8 +284,8 @@ class PowerOfTwo(Policy[M]):
         one, other = members[first], members[second]
         weight = float(one.weight)
         others = float(other.weight)
-        if self._is_sparing:
-            weight, others = weight * one.ramp, others * other.ramp
+        if self._has_slow_start:
+            weight, others = weight * one.weight_factor, others * other.weight_factor
         # a/b < c/d without the division.
         difference = one.active * others - other.active * weight
         if difference == 0 and weight != others:
@@ -304,57 +305,57 @@ class ClientHash(Policy[M]):
     list of upstreams moves nobody; who has no address has its slot for life.
     """
 
-    __slots__ = ("_known", "_rotation")
+    __slots__ = ("_cached", "_rotation")
     ignores_slow_start = True
     uses_client_address = True
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._rotation: tuple[M, ...] = ()
-        self._known: dict[str, M] = {}
+        self._cached: dict[str, M] = {}
 
-    def rotate(self, rotation: Sequence[M]) -> None:
+    def set_rotation(self, rotation: Sequence[M]) -> None:
         self._rotation = tuple(rotation)
-        self._known.clear()
+        self._cached.clear()
 
-    def spare(self, slow: Collection[M]) -> None:
+    def set_slow_start(self, slow: Collection[M]) -> None:
         """Nobody is spared: a client that goes elsewhere for a time has lost its worker."""
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
-        member = self._known.get(client)
+        member = self._cached.get(client)
         if member is None:
             if not self._rotation:
                 return None
-            if len(self._known) >= _REMEMBERED_CLIENTS:
-                self._known.clear()
-            member = self._known[client] = _highest(client, self._rotation)
+            if len(self._cached) >= _MAX_CACHED_CLIENTS:
+                self._cached.clear()
+            member = self._cached[client] = _highest_score(client, self._rotation)
         if avoid and member in avoid:
             others = [other for other in self._rotation if other not in avoid]
-            return _highest(client, others) if others else None
+            return _highest_score(client, others) if others else None
         return member
 
 
-class Lottery(Policy[M]):
+class WeightedRandom(Policy[M]):
     """Any one at random, by weight."""
 
-    __slots__ = ("_is_sparing", "_random", "_tickets")
+    __slots__ = ("_has_slow_start", "_random", "_tickets")
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._random = random
         self._tickets: tuple[M, ...] = ()
-        self._is_sparing = False
+        self._has_slow_start = False
 
-    def rotate(self, rotation: Sequence[M]) -> None:
+    def set_rotation(self, rotation: Sequence[M]) -> None:
         self._tickets = tuple(member for member in rotation for _ in range(member.weight))
 
-    def spare(self, slow: Collection[M]) -> None:
-        self._is_sparing = bool(slow)
+    def set_slow_start(self, slow: Collection[M]) -> None:
+        self._has_slow_start = bool(slow)
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         tickets: Sequence[M] = self._tickets
         if avoid:
             tickets = [ticket for ticket in tickets if ticket not in avoid]
-        if self._is_sparing and tickets:
-            ends = list(accumulate(ticket.ramp for ticket in tickets))
+        if self._has_slow_start and tickets:
+            ends = list(accumulate(ticket.weight_factor for ticket in tickets))
             return tickets[bisect_right(ends, self._random() * ends[-1])]
         return tickets[int(self._random() * len(tickets))] if tickets else None
 
@@ -364,7 +365,7 @@ POLICIES: Final[Mapping[Balance, type[Policy[Any]]]] = {
     "least_connections": LeastConnections,
     "power_of_two": PowerOfTwo,
     "hash": ClientHash,
-    "random": Lottery,
+    "random": WeightedRandom,
 }
 """By their names in the configuration."""
 
@@ -383,7 +384,7 @@ def _same_turn(before: Sequence[M], place: int, now: Sequence[M]) -> int:
     return turns[before[:place].count(member) % len(turns)]
 
 
-def _highest(client: str, members: Sequence[M]) -> M:
+def _highest_score(client: str, members: Sequence[M]) -> M:
     """The member with the highest score for this client."""
 
     def score(member: M) -> float:

@@ -1,8 +1,8 @@
-"""Active checks: asks every joined worker of one service, again and again, how it is.
+"""Active health checks: when each joined worker of one service is probed.
 
-Owns the timing of the checks, nothing else: how a worker is asked is `probes`' business, what a
-result means is the pool's decision. Each member has a task of its own, so that one slow
-worker delays nobody else's check.
+Owns the timing of the checks, nothing else: how a worker is probed is up to `probes`, and what a
+result means is the pool's decision. Each member has a task of its own, so one slow worker
+delays nobody else's check. Members can be added and removed while it runs.
 """
 
 import asyncio
@@ -17,37 +17,37 @@ from penstock_proxy.config import Health, parse_address
 from penstock_proxy.dial import is_our_lack
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool
-from penstock_proxy.probes import OK, Ask, Verdict, Way
+from penstock_proxy.probes import OK, MemberProbe, Verdict, Way
 from penstock_proxy.standing import Standing
 
-QUICK_S: Final = 0.2
-"""Between checks of one that has just joined: a start should not take an interval."""
-QUICK_CHECKS: Final = 50
-"""After so many bad ones it is not starting but broken, and is asked at leisure."""
+STARTING_INTERVAL_S: Final = 0.2
+"""Between checks of a worker that has just joined: a start should not take an interval."""
+MAX_STARTING_CHECKS: Final = 50
+"""After so many bad ones it is not starting but broken: from then on the interval counts."""
 _JITTER: Final = 0.1
-"""Without it all members, and all fronts, would be asked at the same moment for ever."""
+"""Without it all members would be checked at the same moment for ever, by all fronts."""
 
 _log = logging.getLogger("penstock.checker")
 
 
-class _Checked:
-    """One member, and the task that checks it while there is one."""
+class _MemberChecks:
+    """The checks of one member, and their task while `run` runs."""
 
-    __slots__ = ("cannot", "member", "task", "wake")
+    __slots__ = ("lack_logged", "member", "task", "wake")
 
     def __init__(self, member: Member) -> None:
         self.member = member
         self.wake = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
-        self.cannot = False
-        """We lack something to ask it, and that was said."""
+        self.lack_logged = False
+        """That we had no descriptor or memory for its last check was logged."""
 
 
 class Checker:
     """Checks the members of one pool for as long as `run` runs.
 
-    The pool's members are checked from the start. Who adds one to the pool later, or
-    removes one, does the same here.
+    It begins with the pool's members. A member that is added to the pool later, or removed
+    from it, has to be added or removed here, too.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Checker:
         self._counters = counters
         self._clock = clock
         self._random = random
-        self._checked: dict[int, _Checked] = {}
+        self._checked: dict[int, _MemberChecks] = {}
         """By slot."""
         self._group: asyncio.TaskGroup | None = None
         """While `run` runs."""
@@ -75,18 +75,18 @@ class Checker:
             self.add(member)
 
     def add(self, member: Member) -> None:
-        """Check this one, too. Its slot must be free."""
+        """Check this member as well. Its slot must be free."""
         assert member.slot not in self._checked
-        checked = self._checked[member.slot] = _Checked(member)
+        checked = self._checked[member.slot] = _MemberChecks(member)
         if self._group is not None:
-            self._begin(checked, self._group)
+            self._start(checked, self._group)
 
     def remove(self, slot: int) -> None:
-        """Check this slot no more; a check that is under way is given up."""
+        """Stop checking this slot. A check in progress is cancelled."""
         checked = self._checked.pop(slot)
         if checked.task is not None:
             checked.task.cancel()
-            # Should whoever is asked just now swallow that, the task ends after the answer.
+            # A probe may swallow the cancellation. Then the task ends after that probe.
             checked.wake.set()
 
     def wake(self, slot: int) -> None:
@@ -99,28 +99,28 @@ class Checker:
             await probes.import_client()
         async with asyncio.TaskGroup() as group:
             for checked in self._checked.values():
-                self._begin(checked, group)
+                self._start(checked, group)
             self._group = group
             try:
-                # Even with nobody to check: the first one may be added later.
+                # Without a member it waits, too: the first one may be added later.
                 await asyncio.Event().wait()
             finally:
                 self._group = None
 
-    def _begin(self, checked: _Checked, group: asyncio.TaskGroup) -> None:
-        checked.task = group.create_task(self._watch(checked))
+    def _start(self, checked: _MemberChecks, group: asyncio.TaskGroup) -> None:
+        checked.task = group.create_task(self._run_checks(checked))
 
-    async def _watch(self, checked: _Checked) -> None:
+    async def _run_checks(self, checked: _MemberChecks) -> None:
         """One member's checks, one after the other."""
         member, wake = checked.member, checked.wake
         async with AsyncExitStack() as stack:
-            ask = await self._way_to(member, stack)
+            probe = await self._probe_of(member, stack)
             while self._checked.get(member.slot) is checked:
                 if member.standing is Standing.ABSENT:
                     await wake.wait()
                 wake.clear()
                 if member.standing is not Standing.ABSENT:
-                    await self._check(checked, ask)
+                    await self._check(checked, probe)
                 try:
                     async with asyncio.timeout(self._pause(member)):
                         await wake.wait()
@@ -130,14 +130,14 @@ class Checker:
     def _pause(self, member: Member) -> float:
         """Seconds from the end of one check to the next."""
         interval = self._health.interval
-        if member.standing is Standing.CHECKING and member.fails < QUICK_CHECKS:
-            interval = min(interval, QUICK_S)
+        if member.standing is Standing.CHECKING and member.bad_checks < MAX_STARTING_CHECKS:
+            interval = min(interval, STARTING_INTERVAL_S)
         return interval * (1 + _JITTER * (2 * self._random() - 1))
 
-    async def _check(self, checked: _Checked, ask: Ask) -> None:
+    async def _check(self, checked: _MemberChecks, probe: MemberProbe) -> None:
         member = checked.member
         generation, started = member.generation, self._clock()
-        verdict = await self._verdict(checked, ask)
+        verdict = await self._probe_once(checked, probe)
         if verdict is None or member.generation != generation:
             # The answer of a process that has gone says nothing about the one after it.
             return
@@ -145,41 +145,41 @@ class Checker:
         self._counters.checks[member.slot, verdict.result] += 1
         self._counters.check_seconds.observe(now - started)
         there = verdict.result != "refused"
-        self._pool.checked(member, ok=verdict is OK, now=now, why=verdict.why, is_there=there)
-        if member.standing is Standing.CHECKING and member.fails == self._health.fall:
+        self._pool.checked(member, ok=verdict is OK, now=now, why=verdict.why, is_listening=there)
+        if member.standing is Standing.CHECKING and member.bad_checks == self._health.fall:
             # Not in the rotation yet, so nothing else would say a word about it.
-            _log.warning("no good check of %s yet: %s", _named(member), verdict.why)
+            _log.warning("no good check of %s yet: %s", _label(member), verdict.why)
 
-    async def _verdict(self, checked: _Checked, ask: Ask) -> Verdict | None:
-        """Ask in time; whatever goes wrong on the way is a bad check and no more.
+    async def _probe_once(self, checked: _MemberChecks, probe: MemberProbe) -> Verdict | None:
+        """Probe within the time limit. Whatever goes wrong is a bad check, and no more.
 
-        None if it was ourselves who could not ask.
+        None if we had no descriptor or memory for it: that says nothing about the worker.
         """
         member = checked.member
         try:
             async with asyncio.timeout(self._health.timeout):
-                verdict = await ask()
+                verdict = await probe()
         except TimeoutError:
             return Verdict("timeout", f"no answer within {self._health.timeout:g} s")
         except OSError as error:
             if is_our_lack(error.errno or 0):
-                self._cannot(checked, error)
+                self._log_lack(checked, error)
                 return None
-            return probes.of_error(error)
+            return probes.from_error(error)
         except Exception as error:  # noqa: BLE001 — the one place for what nobody thought of
             # A bug, ours or the client library's, must not end the checks of everybody.
-            _log.warning("check of %s", _named(member), exc_info=True)
+            _log.warning("check of %s", _label(member), exc_info=True)
             return Verdict("failed", f"the check itself: {type(error).__name__}")
-        checked.cannot = False
+        checked.lack_logged = False
         return verdict
 
-    def _cannot(self, checked: _Checked, error: OSError) -> None:
-        if not checked.cannot:
-            checked.cannot = True
+    def _log_lack(self, checked: _MemberChecks, error: OSError) -> None:
+        if not checked.lack_logged:
+            checked.lack_logged = True
             why = f"{error.strerror}; trying again until it can"
-            _log.warning("cannot check %s: %s", _named(checked.member), why)
+            _log.warning("cannot check %s: %s", _label(checked.member), why)
 
-    async def _way_to(self, member: Member, stack: AsyncExitStack) -> Ask:
+    async def _probe_of(self, member: Member, stack: AsyncExitStack) -> MemberProbe:
         if (way := self._way) is not None:
             return lambda: way(member)
         path = self._health.path
@@ -189,6 +189,6 @@ class Checker:
         return await stack.enter_async_context(probes.http_client(member, path))
 
 
-def _named(member: Member) -> str:
+def _label(member: Member) -> str:
     """For people; a worker that gets its connections passed has no address."""
     return member.address or f"the worker in slot {member.slot}"

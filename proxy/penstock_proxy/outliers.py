@@ -1,15 +1,15 @@
-"""Which worker fails much more of what it is given than the others do?
+"""Outlier detection: which worker fails a much larger share of its requests than the others?
 
-Owns: what each of one service's workers was given and has failed in the last ten seconds,
-second by second, and which of them is an outlier. Must not know: what a failure is (`tries`),
+Owns: how many requests each worker of one service had and failed in the last ten seconds,
+second by second, and which of them is an outlier. Must not know: what a failure is (`retry`),
 what is done about it (`pool`). No I/O, no clock.
 
 A worker that fails every second request never fails five in a row. But a share alone would
 also condemn the healthy for a request that fails wherever it goes; so a worker's share is held
 against it only if it is at least twice that of the others together (Envoy compares success
 rates for the same reason). All is read from counters that are there anyway, once a second:
-a request costs nothing. Who is a member is read from them, too: nobody has to say who was
-added, and what is known of one that was removed is forgotten within the ten seconds.
+a request costs nothing. These counters also say who is a member, so nothing has to be done
+when one is added; a removed one is forgotten within the ten seconds.
 """
 
 from collections import deque
@@ -20,10 +20,10 @@ from penstock_proxy.config import Ejection
 from penstock_proxy.pool import Member
 from penstock_proxy.standing import Standing
 
-SECONDS: Final = 10
+WINDOW_S: Final = 10
 """How far it looks back."""
 _INTERVAL_S: Final = 1.0
-_TIMES: Final = 2
+_TIMES_THE_OTHERS: Final = 2
 """As many failures as the others have, for as many requests, are its own fault."""
 
 
@@ -32,45 +32,45 @@ class Outlier(NamedTuple):
 
     member: Member
     failed: int
-    given: int
+    requests: int
 
     @property
     def words(self) -> str:
-        return f"{self.failed} failures of {self.given} requests"
+        return f"{self.failed} failures of {self.requests} requests"
 
 
 class Outliers:
     """Of one service, as one front sees it."""
 
-    __slots__ = ("_at", "_least", "_seen", "_share")
+    __slots__ = ("_failure_ratio", "_min_requests", "_sampled_at", "_samples")
 
     def __init__(self, ejection: Ejection, now: float) -> None:
-        self._share = ejection.share
-        self._least = ejection.requests
-        self._at = now
-        self._seen: deque[tuple[float, dict[Member, tuple[int, int]]]] = deque(maxlen=SECONDS)
+        self._failure_ratio = ejection.share
+        self._min_requests = ejection.requests
+        self._sampled_at = now
+        self._samples: deque[tuple[float, dict[Member, tuple[int, int]]]] = deque(maxlen=WINDOW_S)
         """When, and what each had failed and was given by then."""
 
     def is_due(self, now: float) -> bool:
         """Is it time to look again?"""
-        return self._share > 0 and now - self._at >= _INTERVAL_S
+        return self._failure_ratio > 0 and now - self._sampled_at >= _INTERVAL_S
 
     def worst(self, given: Mapping[Member, int], now: float) -> Outlier | None:
         """The one that fails most, if that is too much; `given`: since the start, to all."""
-        self._at = now
+        self._sampled_at = now
         found = list(self._recent(given, now))
-        self._seen.append((now, {one: (one.failed, count) for one, count in given.items()}))
-        bad = [one for one in found if self._is_bad(one, found)]
-        return max(bad, key=lambda one: one.failed / one.given, default=None)
+        self._samples.append((now, {one: (one.failed, count) for one, count in given.items()}))
+        bad = [one for one in found if self._is_outlier(one, found)]
+        return max(bad, key=lambda one: one.failed / one.requests, default=None)
 
     def _recent(self, given: Mapping[Member, int], now: float) -> Iterable[Outlier]:
         """What each in the rotation did since it last came into it, or for as long as it counts."""
         for member, count in given.items():
             if member.standing is not Standing.UP:
                 continue
-            since = max(member.since, now - SECONDS)
-            for at, seen in self._seen:
-                # One that was added up, as before a restart, was not there yet.
+            since = max(member.up_since, now - WINDOW_S)
+            for at, seen in self._samples:
+                # A member that was up when it was added is missing in older samples.
                 if at >= since and member in seen:
                     failed, before = seen[member]
                     # A request counts as given when it is over: failures may come first.
@@ -78,9 +78,9 @@ class Outliers:
                     yield Outlier(member, member.failed - failed, of)
                     break
 
-    def _is_bad(self, one: Outlier, all_: Iterable[Outlier]) -> bool:
-        if one.given < self._least or one.failed < self._share * one.given:
+    def _is_outlier(self, one: Outlier, all_: Iterable[Outlier]) -> bool:
+        if one.requests < self._min_requests or one.failed < self._failure_ratio * one.requests:
             return False
         others = [other for other in all_ if other is not one]
-        failed, given = sum(o.failed for o in others), sum(o.given for o in others)
-        return given > 0 and one.failed * given >= _TIMES * failed * one.given
+        failed, given = sum(o.failed for o in others), sum(o.requests for o in others)
+        return given > 0 and one.failed * given >= _TIMES_THE_OTHERS * failed * one.requests

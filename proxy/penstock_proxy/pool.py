@@ -6,8 +6,8 @@ active checks and the traffic's own failures all end here as events of one table
 check is made or a request delivered. No I/O, no clock: `now` is any clock that does not
 jump, in seconds.
 
-Members come and go at any time. One that was removed stays ABSENT for whoever still holds
-it: what is then said of its requests and checks changes nothing.
+Members can be added and removed at any time. A removed member stays ABSENT for ever, so a
+request or check of it that ends later changes nothing.
 
 Why the traffic may only eject, for a time, and checks alone say DOWN: a burst of 5xx is
 often a bad request's fault, and ejecting on it without limits would let one client take
@@ -20,15 +20,15 @@ from typing import Any, Final
 
 from penstock_proxy.balance import policy
 from penstock_proxy.config import Balance, Ejection, Health, Target
-from penstock_proxy.standing import ANOTHER, Event, Standing, after
+from penstock_proxy.standing import PROCESS_CHANGES, MemberEvent, Standing, next_state
 
 NEVER: Final = float("-inf")
 """Long ago: of what was so before we came."""
-COLDEST: Final = 0.1
+MIN_WEIGHT_FACTOR: Final = 0.1
 """The part of its share that a member begins with: with less it would not warm up."""
-_FALLEN: Final = (Standing.DOWN, Standing.EJECTED)
+_UNHEALTHY: Final = (Standing.DOWN, Standing.EJECTED)
 """Standings of those that were in the rotation, and whose process is still there."""
-MAX_TIMES: Final = 10
+MAX_EJECTION_MULTIPLIER: Final = 10
 """Ejections grow with their number, up to this many times `eject_for`."""
 
 
@@ -54,21 +54,21 @@ class Member:
     """How often it joined or left: a check that began in another one is void."""
     reason: str = ""
     """Of the last change, for people."""
-    passes: int = 0
+    good_checks: int = 0
     """Good checks in a row."""
-    fails: int = 0
+    bad_checks: int = 0
     """Bad checks in a row."""
-    penalty: int = 0
-    """Ejections that are not forgotten yet."""
-    until: float = 0.0
-    """End of the ejection."""
-    since: float = 0.0
+    ejection_multiplier: int = 0
+    """The next ejection lasts `eject_for` times one more than this; it decays in time."""
+    ejected_until: float = 0.0
+    """When the ejection ends."""
+    up_since: float = 0.0
     """When it last came into the rotation."""
-    ramp: float = 1.0
-    """What it takes of its weight's share."""
-    warming_since: float = NEVER
-    """When it began to warm up."""
-    is_there: bool = True
+    weight_factor: float = 1.0
+    """What it takes of its weight's share: less than 1 in slow start."""
+    slow_start_since: float = NEVER
+    """When its slow start began."""
+    is_listening: bool = True
     """Something listens where it should: its last check was not refused."""
     full: bool = False
     """It has as much as it may have at a time."""
@@ -111,17 +111,18 @@ class Pool:
         self._ejection = ejection
         self._on_change = on_change
         self._on_panic = on_panic
-        self._is_panicking = False
+        self._in_panic_mode = False
         self._policy = policy(balance, self.members, random)
         self.counts_open = self._policy.counts_open or per_worker > 0
-        """Who is picked depends on what is open: whoever closes has to say so at once."""
+        """`pick` depends on `active`, so the end of a connection has to be counted at once."""
         self.uses_client_address = self._policy.uses_client_address
-        self._slow_start = 0.0 if self._policy.ignores_slow_start else health.slow_start
-        self._slow: tuple[Member, ...] = ()
-        self._rotate()
+        """`pick` depends on the client's address."""
+        self._slow_start_window = 0.0 if self._policy.ignores_slow_start else health.slow_start
+        self._in_slow_start: tuple[Member, ...] = ()
+        self._update_rotation()
 
     def add(self, target: Target) -> Member:
-        """Take in a new member. Unless it is said to be up, its first good check comes first.
+        """Add a member. It is picked after its first good check, unless `target.up` is set.
 
         ValueError: its slot is taken.
         """
@@ -132,25 +133,25 @@ class Pool:
         self.members = (*self.members, member)
         self._policy.add(member)
         if member.standing is Standing.UP:
-            self._rotate()
+            self._update_rotation()
             self._on_change(member, member.reason)
         return member
 
     def remove(self, slot: int) -> Member:
-        """Take a member out for good; what it has in flight may end whenever it does.
+        """Remove the member in this slot. What it has in flight may end at any time later.
 
-        KeyError: there is no such slot. It may be added again at once.
+        The slot can be added again at once. KeyError: there is no such slot.
         """
         member = self._by_slot[slot]
-        self._step(member, Event.LEAVE, "was removed")
+        self._apply(member, MemberEvent.LEAVE, "was removed")
         del self._by_slot[slot]
         self.members = tuple(self._by_slot.values())
         self._policy.remove(member)
         self._full.discard(member)
         member.full = False
-        if member in self._slow:
-            self._slow = tuple(one for one in self._slow if one is not member)
-            self._policy.spare(self._slow)
+        if member in self._in_slow_start:
+            self._in_slow_start = tuple(one for one in self._in_slow_start if one is not member)
+            self._policy.set_slow_start(self._in_slow_start)
         return member
 
     def pick(self, client: str, avoid: Collection[Member] = ()) -> Member | None:
@@ -181,10 +182,10 @@ class Pool:
             return False
         member.full = False
         self._full.discard(member)
-        self._count_free()
+        self._count_available()
         return True
 
-    def _count_free(self) -> None:
+    def _count_available(self) -> None:
         self.free = sum(not member.full for member in self.picked)
 
     def join(self, slot: int, address: str | None = None) -> None:
@@ -195,11 +196,11 @@ class Pool:
         member = self._by_slot[slot]
         if address is not None:
             member.address = address
-        self._step(member, Event.JOIN, "waits for its first good check")
+        self._apply(member, MemberEvent.JOIN, "waits for its first good check")
 
     def hold(self, slot: int) -> None:
         """The slot's process is about to leave: from now on it is not picked."""
-        self._step(self._by_slot[slot], Event.HOLD, "is about to leave")
+        self._apply(self._by_slot[slot], MemberEvent.HOLD, "is about to leave")
 
     def member(self, slot: int) -> Member:
         """The member in this slot. KeyError: there is no such slot."""
@@ -207,28 +208,28 @@ class Pool:
 
     def leave(self, slot: int) -> None:
         """The slot's process is gone."""
-        self._step(self._by_slot[slot], Event.LEAVE, "process is gone")
+        self._apply(self._by_slot[slot], MemberEvent.LEAVE, "process is gone")
 
     def checked(
-        self, member: Member, *, ok: bool, now: float, why: str, is_there: bool = True
+        self, member: Member, *, ok: bool, now: float, why: str, is_listening: bool = True
     ) -> None:
         """Note the result of an active check; `why` says what was wrong with a bad one, and
-        `is_there` whether anything listens there at all."""
-        if member.is_there != is_there:
-            member.is_there = is_there
-            self._rotate()
+        `is_listening` whether anything listens there at all."""
+        if member.is_listening != is_listening:
+            member.is_listening = is_listening
+            self._update_rotation()
         first = member.standing is Standing.CHECKING
         if ok:
-            member.passes, member.fails = member.passes + 1, 0
-            if first or member.passes >= self._health.rise:
-                passed = "its first check" if first else _checks(member.passes)
-                self._step(member, Event.GOOD, f"passed {passed}", now)
+            member.good_checks, member.bad_checks = member.good_checks + 1, 0
+            if first or member.good_checks >= self._health.rise:
+                passed = "its first check" if first else _checks(member.good_checks)
+                self._apply(member, MemberEvent.RISE, f"passed {passed}", now)
             return
-        member.passes, member.fails = 0, member.fails + 1
+        member.good_checks, member.bad_checks = 0, member.bad_checks + 1
         if first:
             member.reason = f"no good check yet: {why}"
-        if member.fails >= self._health.fall:
-            self._step(member, Event.BAD, f"failed {_checks(member.fails)}: {why}")
+        if member.bad_checks >= self._health.fall:
+            self._apply(member, MemberEvent.FALL, f"failed {_checks(member.bad_checks)}: {why}")
 
     def failed(self, member: Member, now: float) -> None:
         """Note a failure of the traffic (connect failed, reset, 5xx); it may eject."""
@@ -245,12 +246,12 @@ class Pool:
         """Leave one that is in the rotation alone for a time, if it may be done without."""
         if not self._may_eject():
             return
-        self._forget(member, now)
-        member.penalty = min(member.penalty + 1, MAX_TIMES)
-        duration = self._ejection.eject_for * member.penalty
-        member.until = now + duration
+        self._decay_multiplier(member, now)
+        member.ejection_multiplier = min(member.ejection_multiplier + 1, MAX_EJECTION_MULTIPLIER)
+        duration = self._ejection.eject_for * member.ejection_multiplier
+        member.ejected_until = now + duration
         member.ejections += 1
-        self._step(member, Event.EJECT, f"for {duration:g} s, after {why}")
+        self._apply(member, MemberEvent.EJECT, f"for {duration:g} s, after {why}")
 
     def succeeded(self, member: Member) -> None:
         """Note a success of the traffic: it ends a row of failures."""
@@ -258,15 +259,19 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """End the ejections that are over, and warm up; call it about every 100 ms."""
-        if self._slow:
-            self._warm_up(now)
+        if self._in_slow_start:
+            self._update_slow_start(now)
         for member in self.members:
-            if member.standing is Standing.EJECTED and member.until <= now:
-                self._step(member, Event.RETURN, "its ejection is over", member.until)
+            if member.standing is Standing.EJECTED and member.ejected_until <= now:
+                self._apply(
+                    member, MemberEvent.UNEJECT, "its ejection is over", member.ejected_until
+                )
 
     def returns(self) -> Iterator[float]:
         """When those that are ejected come back."""
-        return (member.until for member in self.members if member.standing is Standing.EJECTED)
+        return (
+            member.ejected_until for member in self.members if member.standing is Standing.EJECTED
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """The members as plain values, for the status page and the metrics."""
@@ -293,79 +298,84 @@ class Pool:
         allowed = self._ejection.max_ejected * (self.in_rotation + ejected) + 1e-9
         return ejected + 1 <= allowed
 
-    def _forget(self, member: Member, now: float) -> None:
+    def _decay_multiplier(self, member: Member, now: float) -> None:
         """Healthy for as long as its last ejection took: one ejection is forgotten."""
-        healthy = now - member.since
-        while member.penalty and healthy >= (took := self._ejection.eject_for * member.penalty):
-            healthy -= took
-            member.penalty -= 1
+        healthy, base = now - member.up_since, self._ejection.eject_for
+        while (count := member.ejection_multiplier) and healthy >= base * count:
+            healthy -= base * count
+            member.ejection_multiplier -= 1
 
-    def _step(self, member: Member, event: Event, reason: str, now: float = 0.0) -> None:
+    def _apply(self, member: Member, event: MemberEvent, reason: str, now: float = 0.0) -> None:
         before = member.standing
-        to = after(before, event, member.slot)
+        to = next_state(before, event, member.slot)
         if to is before:
             return
         member.standing, member.reason = to, reason
-        if event in ANOTHER:
+        if event in PROCESS_CHANGES:
             # Another process: what the last one did is not held against it.
             member.generation += 1
-            member.is_there = True
-            member.failures = member.passes = member.fails = member.penalty = 0
+            member.is_listening = True
+            member.failures = member.good_checks = member.bad_checks = 0
+            member.ejection_multiplier = 0
         if to is Standing.UP:
-            member.failures, member.since = 0, now
-            self._cool(member, now)
+            member.failures, member.up_since = 0, now
+            self._begin_slow_start(member, now)
         elif before is not Standing.UP:
-            self._rotate()
+            self._update_rotation()
             return
-        self._rotate()
+        self._update_rotation()
         self._on_change(member, reason)
         if not self.in_rotation:
-            self._recall()
+            self._uneject_all()
 
-    def _recall(self) -> None:
+    def _uneject_all(self) -> None:
         """An ejected member is better than none at all."""
         for member in self.members:
             if member.standing is Standing.EJECTED:
-                self._step(member, Event.RETURN, "nobody else is left", member.until)
+                self._apply(
+                    member, MemberEvent.UNEJECT, "nobody else is left", member.ejected_until
+                )
 
-    def _cool(self, member: Member, now: float) -> None:
+    def _begin_slow_start(self, member: Member, now: float) -> None:
         """It has come into the rotation and begins with little, if others can do the rest."""
-        if not self._slow_start:
+        if not self._slow_start_window:
             return
         others = [m for m in self.members if m.standing is Standing.UP and m is not member]
-        member.warming_since = now
-        if others and not any(now - m.warming_since >= self._slow_start for m in others):
+        member.slow_start_since = now
+        if others and not any(now - m.slow_start_since >= self._slow_start_window for m in others):
             # Nobody is warm, so there is nobody to spare it: as at a start, when all join.
-            member.warming_since = max(m.warming_since for m in others)
-        self._warm_up(now)
+            member.slow_start_since = max(m.slow_start_since for m in others)
+        self._update_slow_start(now)
 
-    def _warm_up(self, now: float) -> None:
+    def _update_slow_start(self, now: float) -> None:
         """Each has a share that grows in time; that of the warmest is a whole one."""
         rotation = [m for m in self.members if m.standing is Standing.UP]
-        warmth = {
-            m: max(COLDEST, min(1.0, (now - m.warming_since) / self._slow_start)) for m in rotation
+        window = self._slow_start_window
+        progress = {
+            m: max(MIN_WEIGHT_FACTOR, min(1.0, (now - m.slow_start_since) / window))
+            for m in rotation
         }
-        most = max(warmth.values(), default=1.0)
+        most = max(progress.values(), default=1.0)
         for member in self.members:
-            member.ramp = warmth.get(member, most) / most
-        self._slow = tuple(member for member in rotation if member.ramp < 1)
-        self._policy.spare(self._slow)
+            member.weight_factor = progress.get(member, most) / most
+        self._in_slow_start = tuple(member for member in rotation if member.weight_factor < 1)
+        self._policy.set_slow_start(self._in_slow_start)
 
-    def _rotate(self) -> None:
+    def _update_rotation(self) -> None:
         rotation = [member for member in self.members if member.standing is Standing.UP]
         self.in_rotation = len(rotation)
         living = [
             m
             for m in self.members
-            if m.standing is Standing.UP or (m.standing in _FALLEN and m.is_there)
+            if m.standing is Standing.UP or (m.standing in _UNHEALTHY and m.is_listening)
         ]
         # A little less than exact: 0.29 * 100 is 28.999… in binary.
         panics = len(rotation) < self._ejection.panic * len(living) - 1e-9
         self.picked = tuple(living if panics else rotation)
-        self._policy.rotate(self.picked)
-        self._count_free()
-        if panics != self._is_panicking:
-            self._is_panicking = panics
+        self._policy.set_rotation(self.picked)
+        self._count_available()
+        if panics != self._in_panic_mode:
+            self._in_panic_mode = panics
             self._on_panic(panics)
 
 

@@ -30,7 +30,7 @@ def of_client(version: int, stream: Stream, peer: Any, destination: Place) -> by
     return build(version, _place(peer), destination)
 
 
-def of_ourselves(version: int, sock: socket.socket) -> bytes:
+def local_header(version: int, sock: socket.socket) -> bytes:
     """For a connection of our own. Version 1 has no word for that, and servers that refuse
     UNKNOWN; what is recommended (§2.1) is to say the connection's own addresses."""
     if version == 1:

@@ -24,7 +24,7 @@ from penstock_proxy.dial import SocketAddress
 from penstock_proxy.errors import RejectedError
 from penstock_proxy.http1 import parse_status_line
 from penstock_proxy.pool import Member
-from penstock_proxy.preface import of_ourselves
+from penstock_proxy.preface import local_header
 
 if TYPE_CHECKING:
     import aiohttp
@@ -49,13 +49,13 @@ class Verdict(NamedTuple):
 
 
 OK: Final = Verdict("ok")
-Ask = Callable[[], Awaitable[Verdict]]
+MemberProbe = Callable[[], Awaitable[Verdict]]
 """One check of one member; OSError and TimeoutError are verdicts too."""
 Way = Callable[[Member], Awaitable[Verdict]]
 """The same for any member of a service."""
 
 
-def of_error(error: OSError) -> Verdict:
+def from_error(error: OSError) -> Verdict:
     """What an error of the connection says of the worker."""
     nobody = _NOBODY_THERE.get(error.errno or 0)
     if nobody is not None:
@@ -99,7 +99,7 @@ async def get(sock: socket.socket, path: str, host: str = "localhost") -> Verdic
         status = parse_status_line(head[: head.index(b"\r\n\r\n") + 4]).status
     except RejectedError as error:
         return Verdict("failed", f"no HTTP answer: {error}")
-    return _of_status(status)
+    return _from_status(status)
 
 
 async def with_proxy_header(
@@ -110,7 +110,7 @@ async def with_proxy_header(
     family, sockaddr = address
     with closing(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)) as sock:
         await loop.sock_connect(sock, sockaddr)
-        await loop.sock_sendall(sock, of_ourselves(version, sock))
+        await loop.sock_sendall(sock, local_header(version, sock))
         if path is None:
             return OK
         return await get(sock, path, "localhost" if family == socket.AF_UNIX else named)
@@ -125,7 +125,7 @@ async def import_client() -> None:
 
 
 @asynccontextmanager
-async def http_client(member: Member, path: str) -> AsyncIterator[Ask]:
+async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
     """GET `path` of a member that listens; 2xx and 3xx are good.
 
     A session for each member, because aiohttp binds one to a single unix socket.
@@ -161,7 +161,7 @@ async def _get_with(session: "aiohttp.ClientSession", url: str) -> Verdict:
     try:
         # encoded: the path is said exactly as it was configured.
         async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
-            verdict = _of_status(response.status)
+            verdict = _from_status(response.status)
             # An answer that is cut off in the middle would be an error in the worker's log.
             room = _MOST_BODY if verdict is OK else 0
             while room > 0 and (piece := await response.content.read(room)):
@@ -173,5 +173,5 @@ async def _get_with(session: "aiohttp.ClientSession", url: str) -> Verdict:
         return Verdict("failed", f"no HTTP answer: {str(error) or type(error).__name__}")
 
 
-def _of_status(status: int) -> Verdict:
+def _from_status(status: int) -> Verdict:
     return OK if 200 <= status < 400 else Verdict("failed", f"HTTP {status}")

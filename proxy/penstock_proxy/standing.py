@@ -24,15 +24,15 @@ class Standing(StrEnum):
     """About to be told to leave: it finishes what it has."""
 
 
-class Event(Enum):
+class MemberEvent(Enum):
     JOIN = auto()
     LEAVE = auto()
-    GOOD = auto()
+    RISE = auto()
     """As many good checks in a row as it takes."""
-    BAD = auto()
+    FALL = auto()
     """As many bad checks in a row as it takes."""
     EJECT = auto()
-    RETURN = auto()
+    UNEJECT = auto()
     """The ejection is over."""
     HOLD = auto()
     """Nobody may pick it any more."""
@@ -40,68 +40,68 @@ class Event(Enum):
 
 # None means impossible. A cell that is merely dull leads back to its own standing: the
 # supervisor may repeat itself, and a check may end after the member has left.
-TRANSITIONS: Final[dict[Standing, dict[Event, Standing | None]]] = {
+TRANSITIONS: Final[dict[Standing, dict[MemberEvent, Standing | None]]] = {
     Standing.ABSENT: {
-        Event.JOIN: Standing.CHECKING,
-        Event.LEAVE: Standing.ABSENT,
-        Event.GOOD: Standing.ABSENT,
-        Event.BAD: Standing.ABSENT,
-        Event.EJECT: None,
-        Event.RETURN: None,
-        Event.HOLD: Standing.ABSENT,
+        MemberEvent.JOIN: Standing.CHECKING,
+        MemberEvent.LEAVE: Standing.ABSENT,
+        MemberEvent.RISE: Standing.ABSENT,
+        MemberEvent.FALL: Standing.ABSENT,
+        MemberEvent.EJECT: None,
+        MemberEvent.UNEJECT: None,
+        MemberEvent.HOLD: Standing.ABSENT,
     },
     Standing.CHECKING: {
-        Event.JOIN: Standing.CHECKING,
-        Event.LEAVE: Standing.ABSENT,
-        Event.GOOD: Standing.UP,
+        MemberEvent.JOIN: Standing.CHECKING,
+        MemberEvent.LEAVE: Standing.ABSENT,
+        MemberEvent.RISE: Standing.UP,
         # Not DOWN: it would have to rise again, and may only be slow to warm up.
-        Event.BAD: Standing.CHECKING,
-        Event.EJECT: None,
-        Event.RETURN: None,
-        Event.HOLD: Standing.HELD,
+        MemberEvent.FALL: Standing.CHECKING,
+        MemberEvent.EJECT: None,
+        MemberEvent.UNEJECT: None,
+        MemberEvent.HOLD: Standing.HELD,
     },
     Standing.UP: {
-        Event.JOIN: Standing.UP,
-        Event.LEAVE: Standing.ABSENT,
-        Event.GOOD: Standing.UP,
-        Event.BAD: Standing.DOWN,
-        Event.EJECT: Standing.EJECTED,
-        Event.RETURN: None,
-        Event.HOLD: Standing.HELD,
+        MemberEvent.JOIN: Standing.UP,
+        MemberEvent.LEAVE: Standing.ABSENT,
+        MemberEvent.RISE: Standing.UP,
+        MemberEvent.FALL: Standing.DOWN,
+        MemberEvent.EJECT: Standing.EJECTED,
+        MemberEvent.UNEJECT: None,
+        MemberEvent.HOLD: Standing.HELD,
     },
     Standing.DOWN: {
-        Event.JOIN: Standing.DOWN,
-        Event.LEAVE: Standing.ABSENT,
-        Event.GOOD: Standing.UP,
-        Event.BAD: Standing.DOWN,
-        Event.EJECT: None,
-        Event.RETURN: None,
-        Event.HOLD: Standing.HELD,
+        MemberEvent.JOIN: Standing.DOWN,
+        MemberEvent.LEAVE: Standing.ABSENT,
+        MemberEvent.RISE: Standing.UP,
+        MemberEvent.FALL: Standing.DOWN,
+        MemberEvent.EJECT: None,
+        MemberEvent.UNEJECT: None,
+        MemberEvent.HOLD: Standing.HELD,
     },
     Standing.EJECTED: {
-        Event.JOIN: Standing.EJECTED,
-        Event.LEAVE: Standing.ABSENT,
+        MemberEvent.JOIN: Standing.EJECTED,
+        MemberEvent.LEAVE: Standing.ABSENT,
         # A health path that answers says little about the requests that failed.
-        Event.GOOD: Standing.EJECTED,
-        Event.BAD: Standing.DOWN,
-        Event.EJECT: None,
-        Event.RETURN: Standing.UP,
-        Event.HOLD: Standing.HELD,
+        MemberEvent.RISE: Standing.EJECTED,
+        MemberEvent.FALL: Standing.DOWN,
+        MemberEvent.EJECT: None,
+        MemberEvent.UNEJECT: Standing.UP,
+        MemberEvent.HOLD: Standing.HELD,
     },
     Standing.HELD: {
         # Another process took the slot over.
-        Event.JOIN: Standing.CHECKING,
-        Event.LEAVE: Standing.ABSENT,
-        Event.GOOD: Standing.HELD,
-        Event.BAD: Standing.HELD,
-        Event.EJECT: None,
-        Event.RETURN: None,
-        Event.HOLD: Standing.HELD,
+        MemberEvent.JOIN: Standing.CHECKING,
+        MemberEvent.LEAVE: Standing.ABSENT,
+        MemberEvent.RISE: Standing.HELD,
+        MemberEvent.FALL: Standing.HELD,
+        MemberEvent.EJECT: None,
+        MemberEvent.UNEJECT: None,
+        MemberEvent.HOLD: Standing.HELD,
     },
 }
 
 
-ANOTHER: Final = (Event.JOIN, Event.LEAVE)
+PROCESS_CHANGES: Final = (MemberEvent.JOIN, MemberEvent.LEAVE)
 """From here on it is another process, or none."""
 
 
@@ -109,7 +109,7 @@ class ImpossibleEventError(Exception):
     """The pool made an event that cannot happen in this standing: a bug there."""
 
 
-def after(standing: Standing, event: Event, slot: int) -> Standing:
+def next_state(standing: Standing, event: MemberEvent, slot: int) -> Standing:
     """Where a member stands after this event. ImpossibleEventError: it cannot happen there."""
     to = TRANSITIONS[standing][event]
     if to is None:

@@ -15,10 +15,10 @@ from penstock_proxy.balance import (
     POLICIES,
     ClientHash,
     LeastConnections,
-    Lottery,
     Policy,
     PowerOfTwo,
     RoundRobin,
+    WeightedRandom,
     policy,
     schedule,
 )
@@ -30,7 +30,7 @@ class Worker:
     address: str
     weight: int = 1
     active: int = 0
-    ramp: float = 1.0
+    weight_factor: float = 1.0
     slot: int = 0
 
     def __repr__(self) -> str:
@@ -72,7 +72,7 @@ def test_only_the_rotation_is_picked_and_the_avoided_never(
         avoid = [member for member in members if data.draw(st.booleans())]
         for member in members:
             member.active = data.draw(st.integers(0, 3))
-        chosen.rotate(rotation)
+        chosen.set_rotation(rotation)
         allowed = set(rotation) - set(avoid)
         for client in ("10.0.0.1", "::1", ""):
             picked = chosen.pick(client, avoid)
@@ -91,9 +91,9 @@ def test_what_others_are_told_of_a_policy_is_so(balance: Balance) -> None:
 
     def picked(client: str = "client") -> list[Worker | None]:
         chosen = policy(balance, members, random.Random(7).random)
-        chosen.rotate(members)
+        chosen.set_rotation(members)
         if slow:
-            chosen.spare(slow)
+            chosen.set_slow_start(slow)
         return [chosen.pick(client) for _ in range(60)]
 
     slow: list[Worker] = []
@@ -103,7 +103,7 @@ def test_what_others_are_told_of_a_policy_is_so(balance: Balance) -> None:
     members[0].active = 5
     assert facts.counts_open == (picked() != idle)
     members[0].active = 0
-    members[0].ramp = 0.1
+    members[0].weight_factor = 0.1
     slow = [members[0]]
     assert facts.ignores_slow_start == (picked() == idle)
 
@@ -112,7 +112,7 @@ def test_no_policy_minds_an_empty_service() -> None:
     for balance in get_args(Balance):
         empty: list[Worker] = []
         chosen = policy(balance, empty, random.random)
-        chosen.rotate([])
+        chosen.set_rotation([])
         assert chosen.pick("client", ()) is None
 
 
@@ -122,7 +122,7 @@ def test_no_policy_minds_an_empty_service() -> None:
 def test_workers_take_turns() -> None:
     members = workers(1, 1, 1)
     turns = RoundRobin(members, drawn())
-    turns.rotate(members)
+    turns.set_rotation(members)
     assert names(turns, 7) == "0120120"
 
 
@@ -150,7 +150,7 @@ def test_over_any_k_rounds_each_worker_gets_its_weight_times_k(
     members = workers(*given_weights)
     rotation = data.draw(st.lists(st.sampled_from(members), min_size=1, unique=True))
     turns = RoundRobin(members, drawn())
-    turns.rotate(rotation)
+    turns.set_rotation(rotation)
     names(turns, data.draw(st.integers(0, 30)))  # a window may begin anywhere
 
     rounds = data.draw(st.integers(1, 3))
@@ -162,11 +162,11 @@ def test_over_any_k_rounds_each_worker_gets_its_weight_times_k(
 def test_one_that_leaves_and_comes_back_moves_nobody_elses_turn() -> None:
     members = workers(1, 1, 1, 1)
     turns = RoundRobin(members, drawn())
-    turns.rotate(members)
+    turns.set_rotation(members)
     assert names(turns, 2) == "01"
-    turns.rotate([members[0], members[2], members[3]])
+    turns.set_rotation([members[0], members[2], members[3]])
     assert names(turns, 1) == "2", "1 has left, and 2 is still next"
-    turns.rotate(members)
+    turns.set_rotation(members)
     assert names(turns, 5) == "30123"
 
 
@@ -198,7 +198,7 @@ def test_turns_are_those_of_a_finger_on_the_schedule(
     for _ in range(data.draw(st.integers(1, 30))):
         if data.draw(st.booleans()):
             rotation = data.draw(some)
-            turns.rotate(list(rotation))
+            turns.set_rotation(list(rotation))
         avoid = data.draw(some | st.just(set()))
         assert turns.pick("client", avoid) is model.pick(rotation - avoid)
 
@@ -215,10 +215,10 @@ def test_one_that_is_removed_moves_nobody_elses_turn(
         if data.draw(st.booleans()) and left:
             gone = left.pop(data.draw(st.integers(0, len(left) - 1)))
             # Out of the rotation first, as the pool does it.
-            turns.rotate(left)
+            turns.set_rotation(left)
             turns.remove(gone)
         rotation = data.draw(some) & set(left)
-        turns.rotate(list(rotation))
+        turns.set_rotation(list(rotation))
         avoid = data.draw(some)
         assert turns.pick("client", avoid) is model.pick(rotation - avoid)
 
@@ -267,16 +267,16 @@ def test_one_that_is_added_comes_last_and_moves_nobody_elses_turn(
             turns.add(new)
             if data.draw(st.booleans()):
                 rotation.add(new)
-                turns.rotate(list(rotation))
+                turns.set_rotation(list(rotation))
         elif step == "remove" and model.places:
             gone = data.draw(st.sampled_from(model.places))
             rotation.discard(gone)
-            turns.rotate(list(rotation))
+            turns.set_rotation(list(rotation))
             turns.remove(gone)
             model.remove(gone)
         elif step == "rotate" and model.places:
             rotation = data.draw(st.sets(st.sampled_from(model.places)))
-            turns.rotate(list(rotation))
+            turns.set_rotation(list(rotation))
         else:
             assert turns.pick("client") is model.pick(rotation)
 
@@ -289,7 +289,7 @@ def test_whoever_is_next_stays_next_when_one_is_added_whatever_their_weights(
     rotation = data.draw(st.lists(st.sampled_from(members), min_size=1, unique=True))
     turns, unchanged = RoundRobin(members, drawn()), RoundRobin(members, drawn())
     for one in (turns, unchanged):
-        one.rotate(rotation)
+        one.set_rotation(rotation)
     before = data.draw(st.integers(0, 30))
     assert names(turns, before) == names(unchanged, before)
     new = Worker("w9", weight)
@@ -298,7 +298,7 @@ def test_whoever_is_next_stays_next_when_one_is_added_whatever_their_weights(
 
     # And then each gets what it is worth, over any whole rounds.
     rotation.append(new)
-    turns.rotate(rotation)
+    turns.set_rotation(rotation)
     window = sum(member.weight for member in rotation)
     picked = Counter(turns.pick("client") for _ in range(window))
     assert picked == {member: member.weight for member in rotation}
@@ -308,21 +308,21 @@ def test_rounds_may_become_shorter_and_longer() -> None:
     one, other, third, fourth = workers(2, 2, 1, 2)
     turns = RoundRobin([one, other, third], drawn())
     turns.remove(third)
-    turns.rotate([one, other])
+    turns.set_rotation([one, other])
     assert names(turns, 2) == "01"
     turns.add(fourth)  # all are equals now: three places where there were four
-    turns.rotate([one, other, fourth])
+    turns.set_rotation([one, other, fourth])
     assert names(turns, 4) == "0130"
     turns.remove(fourth)
     turns.add(third)
-    turns.rotate([one, other, third])
+    turns.set_rotation([one, other, third])
     assert names(turns, 5) == "12010"
 
 
 def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> None:
     members = workers(1, 1, 1)
     dead, turns = members[0], RoundRobin(members, drawn())
-    turns.rotate(members)
+    turns.set_rotation(members)
     served: Counter[Worker | None] = Counter()
     for _ in range(20):
         picked = turns.pick("client")
@@ -333,11 +333,11 @@ def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> No
 def test_what_a_slow_one_has_saved_is_forgotten_with_it() -> None:
     members = workers(1, 1)
     turns = RoundRobin(members, drawn())
-    turns.rotate(members)
-    members[1].ramp = 0.5
-    turns.spare(members[1:])
+    turns.set_rotation(members)
+    members[1].weight_factor = 0.5
+    turns.set_slow_start(members[1:])
     assert names(turns, 3) == "001"
-    turns.rotate(members[:1])
+    turns.set_rotation(members[:1])
     turns.remove(members[1])
     assert not turns._credit
     assert names(turns, 2) == "00"
@@ -346,7 +346,7 @@ def test_what_a_slow_one_has_saved_is_forgotten_with_it() -> None:
 def test_asking_in_vain_moves_nobodys_turn() -> None:
     members = workers(1, 1)
     turns = RoundRobin(members, drawn())
-    turns.rotate(members)
+    turns.set_rotation(members)
     assert names(turns, 3, avoid=members) == "---"
     assert names(turns, 3) == "010"
 
@@ -357,7 +357,7 @@ def test_asking_in_vain_moves_nobodys_turn() -> None:
 def test_the_one_with_the_least_to_do_for_its_weight_is_picked() -> None:
     members = workers(1, 3, 1)
     least = LeastConnections(members, drawn())
-    least.rotate(members)
+    least.set_rotation(members)
     for member, active in zip(members, (1, 2, 1), strict=True):
         member.active = active
     assert names(least, 2) == "11"
@@ -367,7 +367,7 @@ def test_the_one_with_the_least_to_do_for_its_weight_is_picked() -> None:
 def test_idle_workers_take_turns_by_weight() -> None:
     members = workers(3, 1)
     least = LeastConnections(members, drawn())
-    least.rotate(members)
+    least.set_rotation(members)
     assert Counter(names(least, 40)) == {"0": 30, "1": 10}
 
 
@@ -379,7 +379,7 @@ def test_of_two_the_one_with_less_to_do_for_its_weight_is_picked() -> None:
     members[0].active, members[1].active, members[2].active = 2, 1, 5
     # first = 0; the others from the one behind it are 1 and 2
     two: PowerOfTwo[Worker] = PowerOfTwo(members, drawn(0.0, 0.0, 0.0, 0.9, 0.9, 0.9))
-    two.rotate(members)
+    two.set_rotation(members)
     assert names(two, 3) == "121"
 
 
@@ -389,14 +389,14 @@ def test_the_two_are_always_different_and_every_pair_comes_up() -> None:
     for first in (0.0, 0.4, 0.8):
         for second in (0.0, 0.6):
             two: PowerOfTwo[Worker] = PowerOfTwo(members, drawn(first, second))
-            two.rotate(members)
+            two.set_rotation(members)
             for member in members:
                 member.active = 0
             one = two.pick("client")
             assert one is not None
             one.active = 1
             again: PowerOfTwo[Worker] = PowerOfTwo(members, drawn(first, second))
-            again.rotate(members)
+            again.set_rotation(members)
             other = again.pick("client")
             assert other is not None
             assert other is not one
@@ -407,7 +407,7 @@ def test_the_two_are_always_different_and_every_pair_comes_up() -> None:
 def test_a_tie_between_unequal_weights_is_drawn_by_weight() -> None:
     members = workers(3, 1)
     two: PowerOfTwo[Worker] = PowerOfTwo(members, random.Random(1).random)
-    two.rotate(members)
+    two.set_rotation(members)
     picked = Counter(names(two, 4000))
     assert picked["0"] == pytest.approx(3000, rel=0.05)
 
@@ -415,9 +415,9 @@ def test_a_tie_between_unequal_weights_is_drawn_by_weight() -> None:
 def test_a_lone_worker_needs_no_second_one() -> None:
     members = workers(1, 1)
     two: PowerOfTwo[Worker] = PowerOfTwo(members, drawn())
-    two.rotate(members[:1])
+    two.set_rotation(members[:1])
     assert names(two, 1) == "0"
-    two.rotate(members)
+    two.set_rotation(members)
     assert names(two, 1, avoid=members[:1]) == "1"
 
 
@@ -428,7 +428,7 @@ CLIENTS = [f"10.0.{n // 250}.{n % 250}" for n in range(2000)]
 
 def homes(members: Sequence[Worker]) -> dict[str, Worker | None]:
     chosen: ClientHash[Worker] = ClientHash(members, drawn())
-    chosen.rotate(members)
+    chosen.set_rotation(members)
     return {client: chosen.pick(client) for client in CLIENTS}
 
 
@@ -443,16 +443,16 @@ def test_one_that_leaves_moves_nobodys_clients_but_its_own() -> None:
 def test_one_that_is_added_takes_its_share_of_everybodys_clients_and_moves_no_others() -> None:
     *members, new = workers(1, 2, 1, 1)
     chosen: ClientHash[Worker] = ClientHash(members, drawn())
-    chosen.rotate(members)
+    chosen.set_rotation(members)
     before = {client: chosen.pick(client) for client in CLIENTS}
     chosen.add(new)
     assert {client: chosen.pick(client) for client in CLIENTS} == before
-    chosen.rotate([*members, new])
+    chosen.set_rotation([*members, new])
     after = {client: chosen.pick(client) for client in CLIENTS}
     moved = {client for client in CLIENTS if after[client] is not before[client]}
     assert {after[client] for client in moved} == {new}
     assert len(moved) / len(CLIENTS) == pytest.approx(1 / 5, abs=0.04)
-    chosen.rotate(members)
+    chosen.set_rotation(members)
     chosen.remove(new)
     assert {client: chosen.pick(client) for client in CLIENTS} == before
 
@@ -477,23 +477,23 @@ def test_the_next_front_sends_each_client_where_the_last_one_did() -> None:
 def test_a_second_try_goes_elsewhere_and_the_client_still_keeps_its_worker() -> None:
     members = workers(1, 1, 1)
     chosen: ClientHash[Worker] = ClientHash(members, drawn())
-    chosen.rotate(members)
+    chosen.set_rotation(members)
     home = chosen.pick("10.0.0.1")
     assert home is not None
     second = chosen.pick("10.0.0.1", [home])
     assert second not in (home, None)
     assert chosen.pick("10.0.0.1") is home
-    chosen.rotate([member for member in members if member is not home])
+    chosen.set_rotation([member for member in members if member is not home])
     assert chosen.pick("10.0.0.1") is second, "the second choice is where it goes without home"
 
 
 def test_strangers_do_not_make_the_memory_of_clients_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock_proxy.balance._REMEMBERED_CLIENTS", 100)
+    monkeypatch.setattr("penstock_proxy.balance._MAX_CACHED_CLIENTS", 100)
     members = workers(1, 1)
     chosen: ClientHash[Worker] = ClientHash(members, drawn())
-    chosen.rotate(members)
+    chosen.set_rotation(members)
     first = {client: chosen.pick(client) for client in CLIENTS}
-    assert len(chosen._known) <= 100
+    assert len(chosen._cached) <= 100
     assert {client: chosen.pick(client) for client in CLIENTS} == first
 
 
@@ -502,14 +502,14 @@ def test_strangers_do_not_make_the_memory_of_clients_grow(monkeypatch: pytest.Mo
 
 def test_the_lottery_has_a_ticket_for_each_unit_of_weight() -> None:
     members = workers(1, 3)
-    lottery: Lottery[Worker] = Lottery(members, drawn(0.0, 0.25, 0.5, 0.999))
-    lottery.rotate(members)
+    lottery: WeightedRandom[Worker] = WeightedRandom(members, drawn(0.0, 0.25, 0.5, 0.999))
+    lottery.set_rotation(members)
     assert names(lottery, 4) == "0111"
 
 
 def test_a_hash_tells_workers_without_an_address_apart() -> None:
     members = [Worker("", slot=slot) for slot in range(3)]
     policy: ClientHash[Worker] = ClientHash(members, drawn())
-    policy.rotate(members)
+    policy.set_rotation(members)
     found = [policy.pick(f"192.0.2.{number}") for number in range(60)]
     assert {member.slot for member in found if member is not None} == {0, 1, 2}

@@ -12,7 +12,7 @@ from aiohttp import web
 from tests.descriptors import no_descriptor_left
 
 from penstock_proxy import probes
-from penstock_proxy.checker import QUICK_CHECKS, QUICK_S, Checker
+from penstock_proxy.checker import MAX_STARTING_CHECKS, STARTING_INTERVAL_S, Checker
 from penstock_proxy.config import Ejection, Health, Target
 from penstock_proxy.metrics import CHECK_RESULTS, ServiceCounters
 from penstock_proxy.pool import Member, Pool
@@ -526,8 +526,8 @@ def test_checks_are_a_tenth_more_or_less_than_an_interval_apart(drawn: float, sh
 
 def test_one_that_is_only_starting_is_asked_often_but_not_for_ever() -> None:
     checked = Checked("127.0.0.1:1", interval=2.0)
-    assert checked.checker._pause(checked.member) == QUICK_S
-    checked.member.fails = QUICK_CHECKS
+    assert checked.checker._pause(checked.member) == STARTING_INTERVAL_S
+    checked.member.bad_checks = MAX_STARTING_CHECKS
     assert checked.checker._pause(checked.member) == 2.0
     assert Checked("127.0.0.1:1", interval=0.1).checker._pause(checked.member) == 0.1
 
@@ -538,4 +538,4 @@ async def test_a_checks_time_is_the_clocks() -> None:
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
     assert checked.counters.check_seconds.sum_s == 0.25
-    assert checked.member.since == 100.25
+    assert checked.member.up_since == 100.25

@@ -55,8 +55,8 @@ class Service:
             if up:
                 self.check(member)
 
-    def check(self, member: Member, *, ok: bool = True, is_there: bool = True) -> None:
-        self.pool.checked(member, ok=ok, now=self.now, why="HTTP 500", is_there=is_there)
+    def check(self, member: Member, *, ok: bool = True, is_listening: bool = True) -> None:
+        self.pool.checked(member, ok=ok, now=self.now, why="HTTP 500", is_listening=is_listening)
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -114,7 +114,7 @@ def test_one_that_is_added_warms_up() -> None:
     service.add(0, 1)
     service.wait(100.0)
     service.add(2)
-    assert service.pool.member(2).ramp == 0.1
+    assert service.pool.member(2).weight_factor == 0.1
     assert service.turns(42).count(2) == 2
     service.wait(10.0)
     assert service.turns(42).count(2) == 14
@@ -162,7 +162,7 @@ def test_its_requests_may_end_after_it(balance: Balance) -> None:
     service.pool.succeeded(gone)
     gone.active -= 1
     assert not service.pool.left(gone), "there is no more room than before"
-    service.check(gone, is_there=False)
+    service.check(gone, is_listening=False)
     service.check(gone, ok=False)
     assert gone.standing is Standing.ABSENT
     assert (new.standing, new.failures, service.pool.free) == (Standing.UP, 0, 1)
@@ -237,7 +237,7 @@ def test_who_is_left_has_the_whole_share_when_the_cold_or_the_warm_are_removed(s
     else:
         assert service.turns(4) == [0, 1, 0, 1]
     service.wait(0.25)
-    assert {member.ramp for member in service.pool.members} == {1.0}
+    assert {member.weight_factor for member in service.pool.members} == {1.0}
 
 
 # Nothing is left of them
@@ -295,9 +295,9 @@ def test_nobody_is_looked_at_as_slow_when_the_only_slow_one_is_removed(balance: 
     service.add(0, 1)
     service.wait(100.0)
     service.add(2)
-    assert service.pool._policy._is_sparing  # type: ignore[attr-defined]
+    assert service.pool._policy._has_slow_start  # type: ignore[attr-defined]
     service.pool.remove(2)
-    assert not service.pool._policy._is_sparing  # type: ignore[attr-defined]
+    assert not service.pool._policy._has_slow_start  # type: ignore[attr-defined]
 
 
 # Any order of events
@@ -371,12 +371,12 @@ class Events(RuleBasedStateMachine):
             self.proved.discard(member)
 
     @precondition(lambda self: self.there)
-    @rule(data=st.data(), ok=st.booleans(), is_there=st.booleans())
-    def checked(self, data: st.DataObject, ok: bool, is_there: bool) -> None:
+    @rule(data=st.data(), ok=st.booleans(), is_listening=st.booleans())
+    def checked(self, data: st.DataObject, ok: bool, is_listening: bool) -> None:
         member = self.some(data)
         if ok and member.standing not in (Standing.ABSENT, Standing.HELD):
             self.proved.add(member)
-        self.service.check(member, ok=ok, is_there=ok or is_there)
+        self.service.check(member, ok=ok, is_listening=ok or is_listening)
 
     @precondition(lambda self: self.there)
     @rule(data=st.data())
@@ -415,10 +415,10 @@ class Events(RuleBasedStateMachine):
         assert self.pool.left(member) == (was_full and member in self.there.values())
 
     @precondition(lambda self: self.gone)
-    @rule(data=st.data(), ok=st.booleans(), is_there=st.booleans())
-    def checked_too_late(self, data: st.DataObject, ok: bool, is_there: bool) -> None:
+    @rule(data=st.data(), ok=st.booleans(), is_listening=st.booleans())
+    def checked_too_late(self, data: st.DataObject, ok: bool, is_listening: bool) -> None:
         picked = self.pool.picked
-        self.service.check(data.draw(st.sampled_from(self.gone)), ok=ok, is_there=is_there)
+        self.service.check(data.draw(st.sampled_from(self.gone)), ok=ok, is_listening=is_listening)
         assert self.pool.picked == picked
 
     def has_room(self, member: Member) -> bool:
@@ -435,7 +435,7 @@ class Events(RuleBasedStateMachine):
         living = up | {
             m
             for m in self.there.values()
-            if m.standing in (Standing.DOWN, Standing.EJECTED) and m.is_there
+            if m.standing in (Standing.DOWN, Standing.EJECTED) and m.is_listening
         }
         assert set(self.pool.members) == set(self.there.values())
         assert all(member.standing is Standing.ABSENT for member in self.gone)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_proxy.config import Ejection
-from penstock_proxy.outliers import SECONDS, Outliers
+from penstock_proxy.outliers import WINDOW_S, Outliers
 from penstock_proxy.pool import Member
 from penstock_proxy.standing import Standing
 
@@ -17,7 +17,7 @@ class Town:
 
     def __init__(self, n: int, ejection: Ejection = HALF) -> None:
         self.members = [Member(slot, "", 1, Standing.UP) for slot in range(n)]
-        self.given = dict.fromkeys(self.members, 0)
+        self.requests = dict.fromkeys(self.members, 0)
         self.now = 100.0
         self.outliers = Outliers(ejection, self.now)
         self.second()
@@ -26,10 +26,10 @@ class Town:
         """Each fails so many of so many in a second; who is found, and why."""
         for member, (failed, count) in zip(self.members, did, strict=False):
             member.failed += failed
-            self.given[member] += count
+            self.requests[member] += count
         self.now += 1.0
         assert self.outliers.is_due(self.now)
-        found = self.outliers.worst(self.given, self.now)
+        found = self.outliers.worst(self.requests, self.now)
         assert not self.outliers.is_due(self.now + 0.75)
         return f"{found.member.slot}: {found.words}" if found else ""
 
@@ -55,12 +55,12 @@ def test_who_is_an_outlier(did: list[tuple[int, int]], found: str) -> None:
 
 def test_it_adds_up_ten_seconds_and_no_more() -> None:
     town = Town(2)
-    said = [town.second((1, 2), (0, 2)) for _ in range(SECONDS)]
+    said = [town.second((1, 2), (0, 2)) for _ in range(WINDOW_S)]
     assert said == [*[""] * 9, "0: 10 failures of 20 requests"]
     # From now on nothing fails, and the failures go out of sight one by one.
     assert town.second((0, 2), (0, 2)) == ""
     assert town.second((20, 20), (0, 20)) != ""
-    said = [town.second() for _ in range(SECONDS)]
+    said = [town.second() for _ in range(WINDOW_S)]
     assert all(said[:-1])
     assert not said[-1]
 
@@ -71,7 +71,7 @@ def test_what_was_before_it_came_into_the_rotation_is_not_held_against_it() -> N
     bad = town.members[0]
     bad.standing = Standing.EJECTED
     assert town.second((0, 0), (0, 20)) == ""
-    bad.standing, bad.since = Standing.UP, town.now
+    bad.standing, bad.up_since = Standing.UP, town.now
     assert town.second((1, 20), (0, 20)) == ""
     assert town.second((19, 20), (0, 20)) == "0: 20 failures of 40 requests"
 
@@ -82,7 +82,7 @@ def test_one_that_was_added_up_is_judged_by_what_it_did_since() -> None:
     # Up for ever, as far as it says: it was before a restart.
     new = Member(2, "", 1, Standing.UP)
     town.members.append(new)
-    town.given[new] = 1000
+    town.requests[new] = 1000
     assert town.second((0, 20), (0, 20), (20, 20)) == ""
     assert town.second((0, 20), (0, 20), (19, 19)) == ""
     assert town.second((0, 20), (0, 20), (1, 1)) == "2: 20 failures of 20 requests"
@@ -92,11 +92,11 @@ def test_one_that_was_removed_is_not_found_and_is_forgotten() -> None:
     town = Town(3)
     town.second((10, 20), (0, 20), (0, 20))
     bad = town.members.pop(0)
-    del town.given[bad]
+    del town.requests[bad]
     assert town.second((0, 20), (0, 20)) == ""
-    for _ in range(SECONDS):
+    for _ in range(WINDOW_S):
         town.second((0, 1), (0, 1))
-    assert all(bad not in seen for _, seen in town.outliers._seen)
+    assert all(bad not in seen for _, seen in town.outliers._samples)
 
 
 def test_without_a_share_nobody_looks() -> None:

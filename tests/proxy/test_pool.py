@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_proxy.config import Balance, Ejection, Health, Target
-from penstock_proxy.pool import MAX_TIMES, Member, Pool
-from penstock_proxy.standing import TRANSITIONS, Event, ImpossibleEventError, Standing
+from penstock_proxy.pool import MAX_EJECTION_MULTIPLIER, Member, Pool
+from penstock_proxy.standing import TRANSITIONS, ImpossibleEventError, MemberEvent, Standing
 
 AT_ONCE = Health(rise=1, fall=1)
 TWICE = Ejection(failures=2, eject_for=10.0, max_ejected=0.5)
@@ -63,8 +63,8 @@ class Service:
 # The table
 
 
-@pytest.mark.parametrize(("standing", "event"), list(product(Standing, Event)))
-def test_every_pair_was_thought_of(standing: Standing, event: Event) -> None:
+@pytest.mark.parametrize(("standing", "event"), list(product(Standing, MemberEvent)))
+def test_every_pair_was_thought_of(standing: Standing, event: MemberEvent) -> None:
     assert event in TRANSITIONS[standing]
 
 
@@ -74,7 +74,7 @@ def test_every_standing_can_be_reached() -> None:
 
 @pytest.mark.parametrize("standing", list(Standing))
 def test_one_whose_process_is_gone_is_absent_whatever_it_was(standing: Standing) -> None:
-    assert TRANSITIONS[standing][Event.LEAVE] is Standing.ABSENT
+    assert TRANSITIONS[standing][MemberEvent.LEAVE] is Standing.ABSENT
 
 
 @pytest.mark.parametrize("standing", [s for s in Standing if s is not Standing.UP])
@@ -82,18 +82,18 @@ def test_nobody_enters_the_rotation_but_by_a_check_or_an_ejections_end(
     standing: Standing,
 ) -> None:
     entries = {event for event, to in TRANSITIONS[standing].items() if to is Standing.UP}
-    assert entries <= {Event.GOOD, Event.RETURN}
+    assert entries <= {MemberEvent.RISE, MemberEvent.UNEJECT}
 
 
 @pytest.mark.parametrize(
     ("standing", "event"),
     [(s, e) for s, row in TRANSITIONS.items() for e, to in row.items() if to is None],
 )
-def test_an_impossible_event_is_a_bug_in_the_pool(standing: Standing, event: Event) -> None:
+def test_an_impossible_event_is_a_bug_in_the_pool(standing: Standing, event: MemberEvent) -> None:
     service = Service(1)
     service.members[0].standing = standing
     with pytest.raises(ImpossibleEventError, match=f"slot 0: {event.name} while {standing.name}"):
-        service.pool._step(service.members[0], event, "no reason")
+        service.pool._apply(service.members[0], event, "no reason")
 
 
 # Active checks
@@ -275,12 +275,12 @@ def test_one_that_could_not_be_ejected_is_when_there_is_room_again() -> None:
 def test_each_ejection_is_longer_up_to_a_limit() -> None:
     service = Service(2)
     now, durations = 0.0, []
-    for _ in range(MAX_TIMES + 2):
+    for _ in range(MAX_EJECTION_MULTIPLIER + 2):
         service.fail(0, 2, now)
-        durations.append(service.members[0].until - now)
-        now = service.members[0].until
+        durations.append(service.members[0].ejected_until - now)
+        now = service.members[0].ejected_until
         service.pool.tick(now)
-    assert durations == [10.0 * n for n in range(1, MAX_TIMES + 1)] + [100.0, 100.0]
+    assert durations == [10.0 * n for n in range(1, MAX_EJECTION_MULTIPLIER + 1)] + [100.0, 100.0]
 
 
 @pytest.mark.parametrize(
@@ -294,10 +294,10 @@ def test_an_ejection_is_forgotten_after_as_long_a_time_in_health(
     now = 0.0
     for _ in range(3):
         service.fail(0, 2, now)
-        now = service.members[0].until
+        now = service.members[0].ejected_until
         service.pool.tick(now)
     service.fail(0, 2, now + healthy)
-    assert service.members[0].until - (now + healthy) == pytest.approx(duration)
+    assert service.members[0].ejected_until - (now + healthy) == pytest.approx(duration)
 
 
 def test_time_spent_down_is_not_health() -> None:
@@ -307,7 +307,7 @@ def test_time_spent_down_is_not_health() -> None:
     service.check(0, False, now=11.0)
     service.check(0, True, now=1000.0)
     service.fail(0, 2, now=1001.0)
-    assert service.members[0].until == 1001.0 + 20.0
+    assert service.members[0].ejected_until == 1001.0 + 20.0
 
 
 def test_a_new_process_has_no_past() -> None:
@@ -317,7 +317,7 @@ def test_a_new_process_has_no_past() -> None:
     service.pool.join(0)
     service.check(0, True, now=1.0)
     service.fail(0, 2, now=1.0)
-    assert service.members[0].until == 11.0
+    assert service.members[0].ejected_until == 11.0
     assert service.members[0].ejections == 2, "the metric forgets nothing"
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_proxy.config import Balance, Ejection, Health, Target
-from penstock_proxy.pool import COLDEST, Pool
+from penstock_proxy.pool import MIN_WEIGHT_FACTOR, Pool
 from penstock_proxy.standing import Standing
 
 PERIOD = 10.0
@@ -41,8 +41,10 @@ class Service:
         )
         self.members = self.pool.members
 
-    def check(self, slot: int, *, ok: bool, is_there: bool = True) -> None:
-        self.pool.checked(self.members[slot], ok=ok, now=self.now, why="", is_there=is_there)
+    def check(self, slot: int, *, ok: bool, is_listening: bool = True) -> None:
+        self.pool.checked(
+            self.members[slot], ok=ok, now=self.now, why="", is_listening=is_listening
+        )
 
     def restart(self, slot: int) -> None:
         self.pool.leave(slot)
@@ -72,7 +74,7 @@ def test_a_newcomer_takes_more_and_more_until_it_has_its_share(balance: Balance)
     for _ in range(11):
         shares.append(service.shares(3000)[1])
         service.wait(PERIOD / 10)
-    parts = [max(COLDEST, tenth / 10) for tenth in range(11)]
+    parts = [max(MIN_WEIGHT_FACTOR, tenth / 10) for tenth in range(11)]
     if balance == "power_of_two":
         # In two of three pairs, and there against one other.
         expected = [2 / 3 * part / (1 + part) for part in parts]
@@ -129,9 +131,9 @@ def test_turns_follow_what_each_is_worth_whoever_comes_and_goes(
     if not present:
         assert service.turns(3) == []
         return
-    assert max(m.ramp for m in present) == 1, "somebody always takes the whole"
-    assert all(COLDEST <= m.ramp <= 1 for m in present)
-    worth = {m.slot: m.weight * m.ramp for m in present}
+    assert max(m.weight_factor for m in present) == 1, "somebody always takes the whole"
+    assert all(MIN_WEIGHT_FACTOR <= m.weight_factor <= 1 for m in present)
+    worth = {m.slot: m.weight * m.weight_factor for m in present}
     picks = 4000
     count = Counter(service.turns(picks))
     assert count.keys() <= worth.keys()
@@ -155,18 +157,18 @@ def test_nobody_warms_up_at_a_start_when_all_join(pause: float) -> None:
         service.pool.join(slot)
         service.check(slot, ok=True)
         service.wait(pause)
-    assert [member.ramp for member in service.members] == [1.0] * 3
+    assert [member.weight_factor for member in service.members] == [1.0] * 3
     assert service.shares(30) == [1 / 3] * 3
 
 
 def test_the_only_one_there_takes_all() -> None:
     service = Service(1, 1)
     service.restart(0)
-    assert service.members[0].ramp == COLDEST
+    assert service.members[0].weight_factor == MIN_WEIGHT_FACTOR
     service.pool.leave(1)
     assert service.turns(3) == [0, 0, 0]
     service.wait(0.25)
-    assert service.members[0].ramp == 1
+    assert service.members[0].weight_factor == 1
 
 
 def test_one_who_tried_the_others_gets_the_newcomer_at_once() -> None:
@@ -183,13 +185,13 @@ def test_one_that_was_ejected_warms_up_as_well() -> None:
     assert service.members[1].standing.value == "ejected"
     service.wait(11.0)
     assert service.members[1].standing.value == "up"
-    assert service.members[1].ramp < 0.2
+    assert service.members[1].weight_factor < 0.2
 
 
 def test_without_slow_start_and_for_a_hash_a_newcomer_has_its_share_at_once() -> None:
     for service in (Service(1, 1, slow_start=0.0), Service(1, 1, balance="hash")):
         service.restart(0)
-        assert [member.ramp for member in service.members] == [1.0, 1.0]
+        assert [member.weight_factor for member in service.members] == [1.0, 1.0]
 
 
 # Panic
@@ -214,7 +216,7 @@ def test_in_a_panic_nobody_is_picked_who_is_not_there() -> None:
     service = Service(1, 1, 1, 1, 1, 1, panic=0.9)
     service.check(0, ok=False)
     assert service.panics == [True]
-    service.check(1, ok=False, is_there=False)
+    service.check(1, ok=False, is_listening=False)
     service.pool.hold(2)
     service.pool.leave(3)
     service.pool.leave(4)
@@ -231,8 +233,8 @@ def test_in_a_panic_nobody_is_picked_who_is_not_there() -> None:
 
 def test_servers_that_all_refuse_are_not_worth_a_panic() -> None:
     service = Service(1, 1, panic=0.25)
-    service.check(0, ok=False, is_there=False)
-    service.check(1, ok=False, is_there=False)
+    service.check(0, ok=False, is_listening=False)
+    service.check(1, ok=False, is_listening=False)
     assert (service.turns(3), service.panics) == ([], [])
     service.check(1, ok=False)
     assert (service.turns(3), service.panics) == ([1, 1, 1], [True])
@@ -258,7 +260,7 @@ def test_who_is_picked_is_the_rotation_or_all_who_live(
         slot = number % workers
         if step in ("good", "bad", "gone"):
             there[slot] = step != "gone"
-            service.check(slot, ok=step == "good", is_there=there[slot])
+            service.check(slot, ok=step == "good", is_listening=there[slot])
         elif step == "fails":
             service.pool.failed(service.members[slot], service.now)
         elif step == "wait":
