@@ -17,7 +17,7 @@ from penstock_proxy.handshakes import Handshake, TlsAcceptor
 from penstock_proxy.http_context import HttpContext
 from penstock_proxy.overflow import Overflow
 from penstock_proxy.peer import HeaderHandling, Peer
-from penstock_proxy.preface import of_client
+from penstock_proxy.preface import client_header
 from penstock_proxy.relay import Relay
 from penstock_proxy.server_names import ByName
 from penstock_proxy.sni import Door, Routes
@@ -130,7 +130,7 @@ class Arrivals:
         if not self._overflow.admits(stream, counted_as):
             return
         version = service.proxy_version
-        proxy_header = of_client(version, stream, peer, destination) if version else b""
+        proxy_header = client_header(version, stream, peer, destination) if version else b""
         port = destination[1] if isinstance(destination, tuple) else 0
         if self.handshakes is not None:
             self.handshakes.accepted(

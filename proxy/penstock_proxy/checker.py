@@ -17,8 +17,8 @@ from penstock_proxy.config import Health, parse_address
 from penstock_proxy.dial import is_our_lack
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool
-from penstock_proxy.probes import OK, MemberProbe, Verdict, Way
-from penstock_proxy.standing import Standing
+from penstock_proxy.probes import OK, MemberProbe, Probe, ProbeResult
+from penstock_proxy.standing import MemberState
 
 STARTING_INTERVAL_S: Final = 0.2
 """Between checks of a worker that has just joined: a start should not take an interval."""
@@ -43,7 +43,7 @@ class _MemberChecks:
         """That we had no descriptor or memory for its last check was logged."""
 
 
-class Checker:
+class HealthChecker:
     """Checks the members of one pool for as long as `run` runs.
 
     It begins with the pool's members. A member that is added to the pool later, or removed
@@ -58,10 +58,10 @@ class Checker:
         *,
         clock: Callable[[], float],
         random: Callable[[], float] = random_.random,
-        way: Way | None = None,
+        probe: Probe | None = None,
     ) -> None:
-        """`way`: instead of a connection to the member's address."""
-        self._way = way
+        """`probe`: instead of a connection to the member's address."""
+        self._probe = probe
         self._pool = pool
         self._health = health
         self._counters = counters
@@ -89,13 +89,13 @@ class Checker:
             # A probe may swallow the cancellation. Then the task ends after that probe.
             checked.wake.set()
 
-    def wake(self, slot: int) -> None:
+    def check_now(self, slot: int) -> None:
         """Check this slot now: it has joined. Harmless before `run`."""
         self._checked[slot].wake.set()
 
     async def run(self) -> None:
         """Check until cancelled."""
-        if self._health.path is not None and self._way is None:
+        if self._health.path is not None and self._probe is None:
             await probes.import_client()
         async with asyncio.TaskGroup() as group:
             for checked in self._checked.values():
@@ -116,10 +116,10 @@ class Checker:
         async with AsyncExitStack() as stack:
             probe = await self._probe_of(member, stack)
             while self._checked.get(member.slot) is checked:
-                if member.standing is Standing.ABSENT:
+                if member.state is MemberState.ABSENT:
                     await wake.wait()
                 wake.clear()
-                if member.standing is not Standing.ABSENT:
+                if member.state is not MemberState.ABSENT:
                     await self._check(checked, probe)
                 try:
                     async with asyncio.timeout(self._pause(member)):
@@ -130,27 +130,27 @@ class Checker:
     def _pause(self, member: Member) -> float:
         """Seconds from the end of one check to the next."""
         interval = self._health.interval
-        if member.standing is Standing.CHECKING and member.bad_checks < MAX_STARTING_CHECKS:
+        if member.state is MemberState.CHECKING and member.bad_checks < MAX_STARTING_CHECKS:
             interval = min(interval, STARTING_INTERVAL_S)
         return interval * (1 + _JITTER * (2 * self._random() - 1))
 
     async def _check(self, checked: _MemberChecks, probe: MemberProbe) -> None:
         member = checked.member
         generation, started = member.generation, self._clock()
-        verdict = await self._probe_once(checked, probe)
-        if verdict is None or member.generation != generation:
+        result = await self._probe_once(checked, probe)
+        if result is None or member.generation != generation:
             # The answer of a process that has gone says nothing about the one after it.
             return
         now = self._clock()
-        self._counters.checks[member.slot, verdict.result] += 1
+        self._counters.checks[member.slot, result.outcome] += 1
         self._counters.check_seconds.observe(now - started)
-        there = verdict.result != "refused"
-        self._pool.checked(member, ok=verdict is OK, now=now, why=verdict.why, is_listening=there)
-        if member.standing is Standing.CHECKING and member.bad_checks == self._health.fall:
+        there = result.outcome != "refused"
+        self._pool.checked(member, ok=result is OK, now=now, why=result.why, is_listening=there)
+        if member.state is MemberState.CHECKING and member.bad_checks == self._health.fall:
             # Not in the rotation yet, so nothing else would say a word about it.
-            _log.warning("no good check of %s yet: %s", _label(member), verdict.why)
+            _log.warning("no good check of %s yet: %s", _label(member), result.why)
 
-    async def _probe_once(self, checked: _MemberChecks, probe: MemberProbe) -> Verdict | None:
+    async def _probe_once(self, checked: _MemberChecks, probe: MemberProbe) -> ProbeResult | None:
         """Probe within the time limit. Whatever goes wrong is a bad check, and no more.
 
         None if we had no descriptor or memory for it: that says nothing about the worker.
@@ -158,9 +158,9 @@ class Checker:
         member = checked.member
         try:
             async with asyncio.timeout(self._health.timeout):
-                verdict = await probe()
+                result = await probe()
         except TimeoutError:
-            return Verdict("timeout", f"no answer within {self._health.timeout:g} s")
+            return ProbeResult("timeout", f"no answer within {self._health.timeout:g} s")
         except OSError as error:
             if is_our_lack(error.errno or 0):
                 self._log_lack(checked, error)
@@ -169,9 +169,9 @@ class Checker:
         except Exception as error:  # noqa: BLE001 — the one place for what nobody thought of
             # A bug, ours or the client library's, must not end the checks of everybody.
             _log.warning("check of %s", _label(member), exc_info=True)
-            return Verdict("failed", f"the check itself: {type(error).__name__}")
+            return ProbeResult("failed", f"the check itself: {type(error).__name__}")
         checked.lack_logged = False
-        return verdict
+        return result
 
     def _log_lack(self, checked: _MemberChecks, error: OSError) -> None:
         if not checked.lack_logged:
@@ -180,8 +180,8 @@ class Checker:
             _log.warning("cannot check %s: %s", _label(checked.member), why)
 
     async def _probe_of(self, member: Member, stack: AsyncExitStack) -> MemberProbe:
-        if (way := self._way) is not None:
-            return lambda: way(member)
+        if (probe := self._probe) is not None:
+            return lambda: probe(member)
         path = self._health.path
         if path is None:
             # Read each time: another process in this slot may listen elsewhere.

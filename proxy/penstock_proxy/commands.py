@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from penstock_proxy import orders
-from penstock_proxy.checker import Checker
+from penstock_proxy.checker import HealthChecker
 from penstock_proxy.config import FrontConfig
 from penstock_proxy.service import Service
 from penstock_worker.access_log import AccessLog
@@ -26,7 +26,7 @@ class Commanded:
     """What commands act on: a process with its services, by name."""
 
     services: dict[str, Service]
-    checkers: dict[str, Checker]
+    checkers: dict[str, HealthChecker]
     logs: dict[str, AccessLog]
 
     def configure(self, config: FrontConfig) -> None:
@@ -126,7 +126,7 @@ def _join(process: Commanded, message: Message) -> None:
     elif address is not None:
         service.move(slot, address)
     service.pool.join(slot, address)
-    process.checkers[name].wake(slot)
+    process.checkers[name].check_now(slot)
 
 
 def _hold(process: Commanded, message: Message) -> None:

@@ -81,7 +81,7 @@ class ServiceContext:
 
     def release(self, member: Member) -> None:
         """A worker that had as much as it may has less: the first in the queue is next."""
-        if self.pool.left(member) and self.waiting:
+        if self.pool.released(member) and self.waiting:
             self.serve_queue_soon()
 
     # -- those who wait
@@ -99,7 +99,7 @@ class ServiceContext:
 
     def retry_after(self, fault: Fault) -> int:
         """Seconds after which a client that gets a 503 may try again."""
-        return retry_after(fault, monotonic(), self.pool.returns(), self.timeouts.queue)
+        return retry_after(fault, monotonic(), self.pool.ejection_ends(), self.timeouts.queue)
 
     # -- supplied by whoever joins the parts
 

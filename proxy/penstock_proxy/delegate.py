@@ -21,7 +21,7 @@ from penstock_proxy.link import Link
 from penstock_proxy.peer import HeaderHandling, Peer, peer_from_header
 from penstock_proxy.pending import Dispatching, Pending
 from penstock_proxy.pool import Member
-from penstock_proxy.probes import OK, Verdict
+from penstock_proxy.probes import OK, ProbeResult
 from penstock_worker.peers import peer_address
 from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, parse
 from penstock_worker.streams import Stream
@@ -192,7 +192,7 @@ class Dispatcher(Dispatching):
         if member in avoid:
             assert member is not None
             # It gets nothing, so it is no fuller than it was.
-            pool.left(member)
+            pool.released(member)
             return None
         return member
 
@@ -221,9 +221,9 @@ class Dispatcher(Dispatching):
     def has_room(self) -> bool:
         """Can anybody take one more?"""
         closed = self._closed
-        for member in self._service.pool.picked:
-            if not (member.full or member in closed):
-                return self._service.pool.free > 0
+        for member in self._service.pool.eligible:
+            if not (member.is_full or member in closed):
+                return self._service.pool.available > 0
         return False
 
     def settle(self) -> None:
@@ -289,11 +289,11 @@ class Dispatcher(Dispatching):
 
     # Health.
 
-    async def check(self, member: Member) -> Verdict:
+    async def check(self, member: Member) -> ProbeResult:
         """Pass one end of a socket pair like a client's, and ask on the other."""
         link = self._current.get(member.slot)
         if link is None or not link.is_whole:
-            return Verdict("refused", "it has no link")
+            return ProbeResult("refused", "it has no link")
         path = self._service.config.health.path
         mine, theirs = socket.socketpair()
         with mine:
@@ -302,7 +302,7 @@ class Dispatcher(Dispatching):
                 taken = link.probe(theirs)
             self._attend(link)
             if taken is None:
-                return Verdict("timeout", "it has not taken the check before this one")
+                return ProbeResult("timeout", "it has not taken the check before this one")
             if path is not None:
                 return await probes.get(mine, path)
             try:
@@ -310,7 +310,7 @@ class Dispatcher(Dispatching):
             except asyncio.CancelledError:
                 if not taken.cancelled():
                     raise
-                return Verdict("failed", "it did not take the check")
+                return ProbeResult("failed", "it did not take the check")
         return OK
 
 

@@ -165,7 +165,7 @@ class Exchange(UpstreamRequest):
         service.counters.first_byte.observe(self.first_byte_s)
         if response.status >= 500:
             service.pool.failed(member, now)
-        elif member.failures:
+        elif member.consecutive_failures:
             service.pool.succeeded(member)
         minor = self.line.minor
         # All of an answer before all of its request: the rest of that is not waited for.

@@ -19,7 +19,7 @@ from penstock_proxy.context import ServiceContext
 from penstock_proxy.dial import Dialing, blamed, dial, why
 from penstock_proxy.pool import Member
 from penstock_proxy.response import IDLE_S, Responses
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import ResponseReceiver, WorkerConnection
 from penstock_worker.streams import Stream
@@ -30,7 +30,7 @@ _SPARE_S: Final = 1.0
 """Before a worker is expected to close. More than both sides' event loops are ever late in
 good order; whoever closes after less than this gets such requests on new connections."""
 _REMEMBERED_S: Final = 60.0
-_UP: Final = Standing.UP
+_UP: Final = MemberState.UP
 """Python 3.11 takes longer to find a member of an enum than to compare it."""
 
 
@@ -126,7 +126,7 @@ class ConnectionPool:
         if idle is None:
             idle = self._idle[member.slot] = deque()
         transport = link.transport
-        if len(idle) >= self._most or self.stopping or member.standing is not _UP:
+        if len(idle) >= self._most or self.stopping or member.state is not _UP:
             transport.abort()
             return
         transport.resume_reading()

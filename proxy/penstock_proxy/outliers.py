@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from penstock_proxy.config import Ejection
 from penstock_proxy.pool import Member
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 
 WINDOW_S: Final = 10
 """How far it looks back."""
@@ -35,11 +35,11 @@ class Outlier(NamedTuple):
     requests: int
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"{self.failed} failures of {self.requests} requests"
 
 
-class Outliers:
+class OutlierDetection:
     """Of one service, as one front sees it."""
 
     __slots__ = ("_failure_ratio", "_min_requests", "_sampled_at", "_samples")
@@ -59,14 +59,16 @@ class Outliers:
         """The one that fails most, if that is too much; `given`: since the start, to all."""
         self._sampled_at = now
         found = list(self._recent(given, now))
-        self._samples.append((now, {one: (one.failed, count) for one, count in given.items()}))
+        self._samples.append(
+            (now, {one: (one.total_failures, count) for one, count in given.items()})
+        )
         bad = [one for one in found if self._is_outlier(one, found)]
         return max(bad, key=lambda one: one.failed / one.requests, default=None)
 
     def _recent(self, given: Mapping[Member, int], now: float) -> Iterable[Outlier]:
         """What each in the rotation did since it last came into it, or for as long as it counts."""
         for member, count in given.items():
-            if member.standing is not Standing.UP:
+            if member.state is not MemberState.UP:
                 continue
             since = max(member.up_since, now - WINDOW_S)
             for at, seen in self._samples:
@@ -74,8 +76,8 @@ class Outliers:
                 if at >= since and member in seen:
                     failed, before = seen[member]
                     # A request counts as given when it is over: failures may come first.
-                    of = max(count - before, member.failed - failed)
-                    yield Outlier(member, member.failed - failed, of)
+                    of = max(count - before, member.total_failures - failed)
+                    yield Outlier(member, member.total_failures - failed, of)
                     break
 
     def _is_outlier(self, one: Outlier, all_: Iterable[Outlier]) -> bool:

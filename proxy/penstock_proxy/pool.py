@@ -1,6 +1,6 @@
 """The members of one service, and which of them are in the rotation.
 
-The pool is the only owner of a member's standing. The supervisor's word (join, leave),
+The pool is the only owner of a member's state. The supervisor's word (join, leave),
 active checks and the traffic's own failures all end here as events of one table (`standing`);
 `balance` is told the outcome and chooses among those that are UP. It must not know how a
 check is made or a request delivered. No I/O, no clock: `now` is any clock that does not
@@ -20,36 +20,37 @@ from typing import Any, Final
 
 from penstock_proxy.balance import policy
 from penstock_proxy.config import Balance, Ejection, Health, Target
-from penstock_proxy.standing import PROCESS_CHANGES, MemberEvent, Standing, next_state
+from penstock_proxy.standing import PROCESS_CHANGES, MemberEvent, MemberState, next_state
 
 NEVER: Final = float("-inf")
 """Long ago: of what was so before we came."""
 MIN_WEIGHT_FACTOR: Final = 0.1
 """The part of its share that a member begins with: with less it would not warm up."""
-_UNHEALTHY: Final = (Standing.DOWN, Standing.EJECTED)
-"""Standings of those that were in the rotation, and whose process is still there."""
+_UNHEALTHY: Final = (MemberState.DOWN, MemberState.EJECTED)
+"""Out of the rotation, but the process is still there."""
 MAX_EJECTION_MULTIPLIER: Final = 10
 """Ejections grow with their number, up to this many times `eject_for`."""
 
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One worker as the pool sees it. Only the pool writes it, but for `active` and `elsewhere`."""
+    """One worker as the pool sees it. Only the pool writes it, but for `active` and
+    `retried_elsewhere`."""
 
     slot: int
     address: str
     weight: int
-    standing: Standing
+    state: MemberState
     active: int = 0
     """Exchanges or connections in flight; written by the delivery."""
-    failures: int = 0
-    """Of the traffic, in a row."""
+    consecutive_failures: int = 0
+    """Of its requests, in a row."""
     ejections: int = 0
     """Since it was added."""
-    failed: int = 0
-    """Of the traffic, while it was in the rotation; since the start."""
-    elsewhere: int = 0
-    """Requests that it failed and that were tried elsewhere: no counter has them under its slot."""
+    total_failures: int = 0
+    """Of its requests, while it was in the rotation; since it was added."""
+    retried_elsewhere: int = 0
+    """Requests that it failed and another member got: no counter has them under its slot."""
     generation: int = 0
     """How often it joined or left: a check that began in another one is void."""
     reason: str = ""
@@ -70,7 +71,7 @@ class Member:
     """When its slow start began."""
     is_listening: bool = True
     """Something listens where it should: its last check was not refused."""
-    full: bool = False
+    is_full: bool = False
     """It has as much as it may have at a time."""
 
 
@@ -78,7 +79,7 @@ class Pool:
     """Who may be picked, and who is.
 
     `random` returns numbers in [0, 1). `on_change(member, reason)` is called after each
-    entry into the rotation and each exit; it may pick, but must not change standings.
+    entry into the rotation and each exit; it may pick, but must not change states.
     """
 
     def __init__(
@@ -100,10 +101,10 @@ class Pool:
         """
         self.members = tuple(_member(target) for target in targets)
         self.in_rotation = 0
-        self.picked: tuple[Member, ...] = ()
-        """Who may be picked: the rotation, or in a panic all that live."""
-        self.free = 0
-        """Members that can be picked now."""
+        self.eligible: tuple[Member, ...] = ()
+        """Members that may be picked: the rotation, or in a panic all that live."""
+        self.available = 0
+        """How many of these are not full."""
         self._per_worker = per_worker
         self._full: set[Member] = set()
         self._by_slot = {member.slot: member for member in self.members}
@@ -132,7 +133,7 @@ class Pool:
         self._by_slot[member.slot] = member
         self.members = (*self.members, member)
         self._policy.add(member)
-        if member.standing is Standing.UP:
+        if member.state is MemberState.UP:
             self._update_rotation()
             self._on_change(member, member.reason)
         return member
@@ -148,7 +149,7 @@ class Pool:
         self.members = tuple(self._by_slot.values())
         self._policy.remove(member)
         self._full.discard(member)
-        member.full = False
+        member.is_full = False
         if member in self._in_slow_start:
             self._in_slow_start = tuple(one for one in self._in_slow_start if one is not member)
             self._policy.set_slow_start(self._in_slow_start)
@@ -158,7 +159,7 @@ class Pool:
         """The member for a request of this client address, or None when there is none.
 
         `avoid` holds the members that this request has tried already. Whoever asks counts
-        it as `active`, or says that it has `left`.
+        it as `active`, or calls `released`.
         """
         if self._per_worker:
             return self._pick_limited(client, avoid)
@@ -171,22 +172,22 @@ class Pool:
         if member is None or member in avoid:
             return None
         if member.active + 1 >= self._per_worker:
-            member.full = True
+            member.is_full = True
             self._full.add(member)
-            self.free -= 1
+            self.available -= 1
         return member
 
-    def left(self, member: Member) -> bool:
+    def released(self, member: Member) -> bool:
         """A member that was full has less to do: is there room again?"""
-        if not member.full or member.active >= self._per_worker:
+        if not member.is_full or member.active >= self._per_worker:
             return False
-        member.full = False
+        member.is_full = False
         self._full.discard(member)
         self._count_available()
         return True
 
     def _count_available(self) -> None:
-        self.free = sum(not member.full for member in self.picked)
+        self.available = sum(not member.is_full for member in self.eligible)
 
     def join(self, slot: int, address: str | None = None) -> None:
         """The slot's process is ready; it is picked after its first good check.
@@ -218,7 +219,7 @@ class Pool:
         if member.is_listening != is_listening:
             member.is_listening = is_listening
             self._update_rotation()
-        first = member.standing is Standing.CHECKING
+        first = member.state is MemberState.CHECKING
         if ok:
             member.good_checks, member.bad_checks = member.good_checks + 1, 0
             if first or member.good_checks >= self._health.rise:
@@ -233,13 +234,13 @@ class Pool:
 
     def failed(self, member: Member, now: float) -> None:
         """Note a failure of the traffic (connect failed, reset, 5xx); it may eject."""
-        if member.standing is not Standing.UP:
+        if member.state is not MemberState.UP:
             return
-        member.failures += 1
-        member.failed += 1
+        member.consecutive_failures += 1
+        member.total_failures += 1
         needed = self._ejection.failures
-        if needed and member.failures >= needed:
-            row = "a failure" if needed == 1 else f"{member.failures} failures in a row"
+        if needed and member.consecutive_failures >= needed:
+            row = "a failure" if needed == 1 else f"{member.consecutive_failures} failures in a row"
             self.eject(member, now, row)
 
     def eject(self, member: Member, now: float, why: str) -> None:
@@ -255,34 +256,34 @@ class Pool:
 
     def succeeded(self, member: Member) -> None:
         """Note a success of the traffic: it ends a row of failures."""
-        member.failures = 0
+        member.consecutive_failures = 0
 
     def tick(self, now: float) -> None:
         """End the ejections that are over, and warm up; call it about every 100 ms."""
         if self._in_slow_start:
             self._update_slow_start(now)
         for member in self.members:
-            if member.standing is Standing.EJECTED and member.ejected_until <= now:
+            if member.state is MemberState.EJECTED and member.ejected_until <= now:
                 self._apply(
                     member, MemberEvent.UNEJECT, "its ejection is over", member.ejected_until
                 )
 
-    def returns(self) -> Iterator[float]:
-        """When those that are ejected come back."""
+    def ejection_ends(self) -> Iterator[float]:
+        """When each ejection in force is over."""
         return (
-            member.ejected_until for member in self.members if member.standing is Standing.EJECTED
+            member.ejected_until for member in self.members if member.state is MemberState.EJECTED
         )
 
-    def rows(self) -> list[dict[str, Any]]:
+    def snapshot(self) -> list[dict[str, Any]]:
         """The members as plain values, for the status page and the metrics."""
         return [
             {
                 "slot": member.slot,
                 "address": member.address,
                 "weight": member.weight,
-                "standing": member.standing.value,
+                "standing": member.state.value,
                 "active": member.active,
-                "failures": member.failures,
+                "failures": member.consecutive_failures,
                 "ejections": member.ejections,
                 "reason": member.reason,
             }
@@ -293,7 +294,7 @@ class Pool:
         """Never the last one, and never more than the share of those whose checks pass."""
         if self.in_rotation < 2:
             return False
-        ejected = sum(member.standing is Standing.EJECTED for member in self.members)
+        ejected = sum(member.state is MemberState.EJECTED for member in self.members)
         # A little more than exact: 0.29 * 100 is 28.999… in binary.
         allowed = self._ejection.max_ejected * (self.in_rotation + ejected) + 1e-9
         return ejected + 1 <= allowed
@@ -306,21 +307,21 @@ class Pool:
             member.ejection_multiplier -= 1
 
     def _apply(self, member: Member, event: MemberEvent, reason: str, now: float = 0.0) -> None:
-        before = member.standing
+        before = member.state
         to = next_state(before, event, member.slot)
         if to is before:
             return
-        member.standing, member.reason = to, reason
+        member.state, member.reason = to, reason
         if event in PROCESS_CHANGES:
             # Another process: what the last one did is not held against it.
             member.generation += 1
             member.is_listening = True
-            member.failures = member.good_checks = member.bad_checks = 0
+            member.consecutive_failures = member.good_checks = member.bad_checks = 0
             member.ejection_multiplier = 0
-        if to is Standing.UP:
-            member.failures, member.up_since = 0, now
+        if to is MemberState.UP:
+            member.consecutive_failures, member.up_since = 0, now
             self._begin_slow_start(member, now)
-        elif before is not Standing.UP:
+        elif before is not MemberState.UP:
             self._update_rotation()
             return
         self._update_rotation()
@@ -331,7 +332,7 @@ class Pool:
     def _uneject_all(self) -> None:
         """An ejected member is better than none at all."""
         for member in self.members:
-            if member.standing is Standing.EJECTED:
+            if member.state is MemberState.EJECTED:
                 self._apply(
                     member, MemberEvent.UNEJECT, "nobody else is left", member.ejected_until
                 )
@@ -340,7 +341,7 @@ class Pool:
         """It has come into the rotation and begins with little, if others can do the rest."""
         if not self._slow_start_window:
             return
-        others = [m for m in self.members if m.standing is Standing.UP and m is not member]
+        others = [m for m in self.members if m.state is MemberState.UP and m is not member]
         member.slow_start_since = now
         if others and not any(now - m.slow_start_since >= self._slow_start_window for m in others):
             # Nobody is warm, so there is nobody to spare it: as at a start, when all join.
@@ -349,7 +350,7 @@ class Pool:
 
     def _update_slow_start(self, now: float) -> None:
         """Each has a share that grows in time; that of the warmest is a whole one."""
-        rotation = [m for m in self.members if m.standing is Standing.UP]
+        rotation = [m for m in self.members if m.state is MemberState.UP]
         window = self._slow_start_window
         progress = {
             m: max(MIN_WEIGHT_FACTOR, min(1.0, (now - m.slow_start_since) / window))
@@ -362,17 +363,17 @@ class Pool:
         self._policy.set_slow_start(self._in_slow_start)
 
     def _update_rotation(self) -> None:
-        rotation = [member for member in self.members if member.standing is Standing.UP]
+        rotation = [member for member in self.members if member.state is MemberState.UP]
         self.in_rotation = len(rotation)
         living = [
             m
             for m in self.members
-            if m.standing is Standing.UP or (m.standing in _UNHEALTHY and m.is_listening)
+            if m.state is MemberState.UP or (m.state in _UNHEALTHY and m.is_listening)
         ]
         # A little less than exact: 0.29 * 100 is 28.999… in binary.
         panics = len(rotation) < self._ejection.panic * len(living) - 1e-9
-        self.picked = tuple(living if panics else rotation)
-        self._policy.set_rotation(self.picked)
+        self.eligible = tuple(living if panics else rotation)
+        self._policy.set_rotation(self.eligible)
         self._count_available()
         if panics != self._in_panic_mode:
             self._in_panic_mode = panics
@@ -385,9 +386,9 @@ def _checks(count: int) -> str:
 
 def _member(target: Target) -> Member:
     if not target.joined:
-        standing, reason = Standing.ABSENT, "not started yet"
+        state, reason = MemberState.ABSENT, "not started yet"
     elif target.up:
-        standing, reason = Standing.UP, "was up before the front was restarted"
+        state, reason = MemberState.UP, "was up before the front was restarted"
     else:
-        standing, reason = Standing.CHECKING, "waits for its first good check"
-    return Member(target.slot, target.address, target.weight, standing, reason=reason)
+        state, reason = MemberState.CHECKING, "waits for its first good check"
+    return Member(target.slot, target.address, target.weight, state, reason=reason)

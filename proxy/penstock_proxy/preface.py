@@ -17,7 +17,7 @@ from penstock_worker.streams import Stream
 _STREAM: Final = int(socket.SOCK_STREAM)
 
 
-def of_client(version: int, stream: Stream, peer: Any, destination: Place) -> bytes:
+def client_header(version: int, stream: Stream, peer: Any, destination: Place) -> bytes:
     """For a client at `peer`; None as destination: what it is connected to here."""
     if not isinstance(peer, tuple):
         return build(version)

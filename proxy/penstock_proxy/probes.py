@@ -39,31 +39,31 @@ _NOBODY_THERE: Final = {
 }
 
 
-class Verdict(NamedTuple):
-    """What came of one check."""
+class ProbeResult(NamedTuple):
+    """The result of one check."""
 
-    result: str
+    outcome: str
     """The value of the metric's label, of metrics.CHECK_RESULTS."""
     why: str = ""
     """What was wrong, for people."""
 
 
-OK: Final = Verdict("ok")
-MemberProbe = Callable[[], Awaitable[Verdict]]
-"""One check of one member; OSError and TimeoutError are verdicts too."""
-Way = Callable[[Member], Awaitable[Verdict]]
+OK: Final = ProbeResult("ok")
+MemberProbe = Callable[[], Awaitable[ProbeResult]]
+"""Checks one member, once. It may raise OSError or TimeoutError: these are results, too."""
+Probe = Callable[[Member], Awaitable[ProbeResult]]
 """The same for any member of a service."""
 
 
-def from_error(error: OSError) -> Verdict:
+def from_error(error: OSError) -> ProbeResult:
     """What an error of the connection says of the worker."""
     nobody = _NOBODY_THERE.get(error.errno or 0)
     if nobody is not None:
-        return Verdict("refused", nobody)
-    return Verdict("failed", error.strerror or str(error))
+        return ProbeResult("refused", nobody)
+    return ProbeResult("failed", error.strerror or str(error))
 
 
-async def connect(address: Address) -> Verdict:
+async def connect(address: Address) -> ProbeResult:
     """It accepts, and that is enough."""
     loop = asyncio.get_running_loop()
     transport: asyncio.Transport
@@ -78,7 +78,7 @@ async def connect(address: Address) -> Verdict:
 # Over a socket that is there already
 
 
-async def get(sock: socket.socket, path: str, host: str = "localhost") -> Verdict:
+async def get(sock: socket.socket, path: str, host: str = "localhost") -> ProbeResult:
     """GET `path`; 2xx and 3xx are good. OSError when the connection breaks.
 
     The socket is the caller's, and one check's: what is left of an answer is not read.
@@ -94,17 +94,17 @@ async def get(sock: socket.socket, path: str, host: str = "localhost") -> Verdic
         data = await loop.sock_recv(sock, 4096)
         head += data
         if not data or len(head) > _MOST_HEAD:
-            return Verdict("failed", "no HTTP answer: it broke off")
+            return ProbeResult("failed", "no HTTP answer: it broke off")
     try:
         status = parse_status_line(head[: head.index(b"\r\n\r\n") + 4]).status
     except RejectedError as error:
-        return Verdict("failed", f"no HTTP answer: {error}")
+        return ProbeResult("failed", f"no HTTP answer: {error}")
     return _from_status(status)
 
 
 async def with_proxy_header(
     address: SocketAddress, named: str, version: int, path: str | None
-) -> Verdict:
+) -> ProbeResult:
     """Connect, say that it is us, and GET `path` if there is one; `named`: the Host."""
     loop = asyncio.get_running_loop()
     family, sockaddr = address
@@ -154,24 +154,24 @@ async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
             yield lambda: _get_with(session, f"http://{member.address}{path}")
 
 
-async def _get_with(session: "aiohttp.ClientSession", url: str) -> Verdict:
+async def _get_with(session: "aiohttp.ClientSession", url: str) -> ProbeResult:
     from aiohttp import ClientError
     from yarl import URL
 
     try:
         # encoded: the path is said exactly as it was configured.
         async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
-            verdict = _from_status(response.status)
+            result = _from_status(response.status)
             # An answer that is cut off in the middle would be an error in the worker's log.
-            room = _MOST_BODY if verdict is OK else 0
+            room = _MOST_BODY if result is OK else 0
             while room > 0 and (piece := await response.content.read(room)):
                 room -= len(piece)
-            return verdict
+            return result
     except ClientError as error:
         if isinstance(error, OSError):
             raise
-        return Verdict("failed", f"no HTTP answer: {str(error) or type(error).__name__}")
+        return ProbeResult("failed", f"no HTTP answer: {str(error) or type(error).__name__}")
 
 
-def _from_status(status: int) -> Verdict:
-    return OK if 200 <= status < 400 else Verdict("failed", f"HTTP {status}")
+def _from_status(status: int) -> ProbeResult:
+    return OK if 200 <= status < 400 else ProbeResult("failed", f"HTTP {status}")

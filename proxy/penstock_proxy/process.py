@@ -22,7 +22,7 @@ import uvloop
 
 from penstock_proxy import orders, stats
 from penstock_proxy.admission import Admission
-from penstock_proxy.checker import Checker
+from penstock_proxy.checker import HealthChecker
 from penstock_proxy.commands import Commanded, carry_out
 from penstock_proxy.config import FrontConfig, FrontService
 from penstock_proxy.deadlines import TICK_S, Deadlines
@@ -47,7 +47,7 @@ class Front(Commanded):
         self._loop = loop
         self._reactor = Reactor(loop)
         self.services: dict[str, Service] = {}
-        self.checkers: dict[str, Checker] = {}
+        self.checkers: dict[str, HealthChecker] = {}
         self.logs: dict[str, AccessLog] = {}
         self._deadlines = Deadlines(monotonic())
         self._admission = Admission(_raise_descriptor_limit(), 0, 0)
@@ -95,12 +95,12 @@ class Front(Commanded):
             )
             front.overflow.spare = self._spare
             self.services[service.name] = front
-            self.checkers[service.name] = Checker(
+            self.checkers[service.name] = HealthChecker(
                 front.pool,
                 service.health,
                 front.counters,
                 clock=monotonic,
-                way=front.way,
+                probe=front.probe,
             )
         chains = {name: front.arrivals for name, front in self.services.items()}
         for front in self.services.values():
@@ -171,7 +171,7 @@ class Front(Commanded):
                 "cmd": orders.ROTATION,
                 "service": service,
                 "slot": member.slot,
-                "state": member.standing.value,
+                "state": member.state.value,
                 "reason": reason,
             }
         )

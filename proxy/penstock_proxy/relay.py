@@ -103,7 +103,7 @@ class Relay:
         self.connect_s = monotonic() - self.started
         service.counters.connect.observe(self.connect_s)
         service.counters.worker_connections[member.slot] += 1
-        if member.failures:
+        if member.consecutive_failures:
             service.pool.succeeded(member)
         half = ClientHalf(
             service.loop, service.counters, service.deadlines, service.timeouts.tunnel, self
@@ -139,7 +139,7 @@ class Relay:
         service.admission.upstreams -= 1
         service.counters.upstreams -= 1
         member.active -= 1
-        if member.full:
+        if member.is_full:
             service.release(member)
         return member
 

@@ -18,12 +18,12 @@ from penstock_proxy.delegate import Dispatcher
 from penstock_proxy.dial import socket_address
 from penstock_proxy.gates import Gates, port_of
 from penstock_proxy.http_context import HttpContext
-from penstock_proxy.outliers import Outliers
+from penstock_proxy.outliers import OutlierDetection
 from penstock_proxy.overflow import Overflow
 from penstock_proxy.pool import Member, Pool
-from penstock_proxy.probes import Verdict, Way, with_proxy_header
+from penstock_proxy.probes import Probe, ProbeResult, with_proxy_header
 from penstock_proxy.reactor import Reactor
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 from penstock_worker.access_log import AccessLog
 
 _log = logging.getLogger("penstock.front")
@@ -51,7 +51,7 @@ class Service(HttpContext):
         super().__init__(
             loop, reactor, config, deadlines, admission, log, self._pool_of(config), port
         )
-        self.outliers = Outliers(config.ejection, deadlines.now)
+        self.outlier_detection = OutlierDetection(config.ejection, deadlines.now)
         self.delegate = Dispatcher(self) if config.scheme == "handoff" else None
         self.overflow = Overflow(self)
         self.arrivals = Arrivals(self, self.overflow, self.delegate)
@@ -88,13 +88,13 @@ class Service(HttpContext):
         self.addresses[slot] = socket_address(parse_address(address))
 
     @property
-    def way(self) -> Way | None:
+    def probe(self) -> Probe | None:
         """How to check a worker to which it is not enough to connect."""
         if self.delegate is not None:
             return self.delegate.check
         return self._check if self.proxy_version else None
 
-    async def _check(self, member: Member) -> Verdict:
+    async def _check(self, member: Member) -> ProbeResult:
         where = self.addresses[member.slot]
         path = self.config.health.path
         return await with_proxy_header(where, member.address, self.proxy_version, path)
@@ -110,7 +110,7 @@ class Service(HttpContext):
         self._is_waking = False
         waiting, delegate = self.waiting, self.delegate
         for _ in range(len(waiting)):
-            if not (waiting and self.pool.free) or not (delegate is None or delegate.has_room):
+            if not (waiting and self.pool.available) or not (delegate is None or delegate.has_room):
                 break
             waiting.first()()
         if delegate is not None:
@@ -126,7 +126,7 @@ class Service(HttpContext):
 
     def _changed(self, member: Member, reason: str) -> None:
         self._rotated(member, reason)
-        if member.standing is not Standing.UP:
+        if member.state is not MemberState.UP:
             self.connections.drop(member.slot)
         elif self.waiting:
             self.serve_queue_soon()
@@ -151,8 +151,10 @@ class Service(HttpContext):
         self.connections.tick(now)
         counts = self.counters
         self.budget.seen(sum(counts.total.counts), now)
-        if self.outliers.is_due(now) and (worst := self.outliers.worst(self._given(), now)):
-            self.pool.eject(worst.member, now, worst.words)
+        if self.outlier_detection.is_due(now) and (
+            worst := self.outlier_detection.worst(self._given(), now)
+        ):
+            self.pool.eject(worst.member, now, worst.description)
         self.overflow.tick(now)
 
     def _given(self) -> dict[Member, int]:
@@ -160,9 +162,9 @@ class Service(HttpContext):
         counts, members = self.counters, self.pool.members
         if self.config.mode == "http" and self.delegate is None:
             ended = counts.by_slot()
-            return {member: ended[member.slot] + member.elsewhere for member in members}
+            return {member: ended[member.slot] + member.retried_elsewhere for member in members}
         # Those that stood; one that failed never did.
-        return {m: counts.worker_connections[m.slot] + m.failed for m in members}
+        return {m: counts.worker_connections[m.slot] + m.total_failures for m in members}
 
     def drain(self) -> None:
         """Accept no more; end what is idle; let the rest finish."""

@@ -1,21 +1,21 @@
-"""Where a member of a service stands, and what moves it: the table behind the `pool`.
+"""The states of a member of a service, and the events that change them: the table of the `pool`.
 
-Owns the standings, the events, and what each event makes of each standing; all three are
-here once, so that a test can walk every pair. Must not know: when an event happens, or what
-follows from a standing. No I/O, no clock.
+Owns the states, the events, and the state that each event leads to from each state; all three
+are here once, so that a test can walk every pair. Must not know: when an event happens, or
+what follows from a state. No I/O, no clock.
 """
 
 from enum import Enum, StrEnum, auto
 from typing import Final
 
 
-class Standing(StrEnum):
+class MemberState(StrEnum):
     ABSENT = auto()
     """No process, as far as the supervisor says."""
     CHECKING = auto()
     """Joined, and not one good check yet."""
     UP = auto()
-    """In the rotation. No other standing is."""
+    """In the rotation. No other state is."""
     DOWN = auto()
     """Its checks fail."""
     EJECTED = auto()
@@ -38,80 +38,80 @@ class MemberEvent(Enum):
     """Nobody may pick it any more."""
 
 
-# None means impossible. A cell that is merely dull leads back to its own standing: the
+# None means impossible. An event that changes nothing leads back to the same state: the
 # supervisor may repeat itself, and a check may end after the member has left.
-TRANSITIONS: Final[dict[Standing, dict[MemberEvent, Standing | None]]] = {
-    Standing.ABSENT: {
-        MemberEvent.JOIN: Standing.CHECKING,
-        MemberEvent.LEAVE: Standing.ABSENT,
-        MemberEvent.RISE: Standing.ABSENT,
-        MemberEvent.FALL: Standing.ABSENT,
+TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
+    MemberState.ABSENT: {
+        MemberEvent.JOIN: MemberState.CHECKING,
+        MemberEvent.LEAVE: MemberState.ABSENT,
+        MemberEvent.RISE: MemberState.ABSENT,
+        MemberEvent.FALL: MemberState.ABSENT,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: Standing.ABSENT,
+        MemberEvent.HOLD: MemberState.ABSENT,
     },
-    Standing.CHECKING: {
-        MemberEvent.JOIN: Standing.CHECKING,
-        MemberEvent.LEAVE: Standing.ABSENT,
-        MemberEvent.RISE: Standing.UP,
+    MemberState.CHECKING: {
+        MemberEvent.JOIN: MemberState.CHECKING,
+        MemberEvent.LEAVE: MemberState.ABSENT,
+        MemberEvent.RISE: MemberState.UP,
         # Not DOWN: it would have to rise again, and may only be slow to warm up.
-        MemberEvent.FALL: Standing.CHECKING,
+        MemberEvent.FALL: MemberState.CHECKING,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: Standing.HELD,
+        MemberEvent.HOLD: MemberState.HELD,
     },
-    Standing.UP: {
-        MemberEvent.JOIN: Standing.UP,
-        MemberEvent.LEAVE: Standing.ABSENT,
-        MemberEvent.RISE: Standing.UP,
-        MemberEvent.FALL: Standing.DOWN,
-        MemberEvent.EJECT: Standing.EJECTED,
+    MemberState.UP: {
+        MemberEvent.JOIN: MemberState.UP,
+        MemberEvent.LEAVE: MemberState.ABSENT,
+        MemberEvent.RISE: MemberState.UP,
+        MemberEvent.FALL: MemberState.DOWN,
+        MemberEvent.EJECT: MemberState.EJECTED,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: Standing.HELD,
+        MemberEvent.HOLD: MemberState.HELD,
     },
-    Standing.DOWN: {
-        MemberEvent.JOIN: Standing.DOWN,
-        MemberEvent.LEAVE: Standing.ABSENT,
-        MemberEvent.RISE: Standing.UP,
-        MemberEvent.FALL: Standing.DOWN,
+    MemberState.DOWN: {
+        MemberEvent.JOIN: MemberState.DOWN,
+        MemberEvent.LEAVE: MemberState.ABSENT,
+        MemberEvent.RISE: MemberState.UP,
+        MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: Standing.HELD,
+        MemberEvent.HOLD: MemberState.HELD,
     },
-    Standing.EJECTED: {
-        MemberEvent.JOIN: Standing.EJECTED,
-        MemberEvent.LEAVE: Standing.ABSENT,
+    MemberState.EJECTED: {
+        MemberEvent.JOIN: MemberState.EJECTED,
+        MemberEvent.LEAVE: MemberState.ABSENT,
         # A health path that answers says little about the requests that failed.
-        MemberEvent.RISE: Standing.EJECTED,
-        MemberEvent.FALL: Standing.DOWN,
+        MemberEvent.RISE: MemberState.EJECTED,
+        MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: None,
-        MemberEvent.UNEJECT: Standing.UP,
-        MemberEvent.HOLD: Standing.HELD,
+        MemberEvent.UNEJECT: MemberState.UP,
+        MemberEvent.HOLD: MemberState.HELD,
     },
-    Standing.HELD: {
+    MemberState.HELD: {
         # Another process took the slot over.
-        MemberEvent.JOIN: Standing.CHECKING,
-        MemberEvent.LEAVE: Standing.ABSENT,
-        MemberEvent.RISE: Standing.HELD,
-        MemberEvent.FALL: Standing.HELD,
+        MemberEvent.JOIN: MemberState.CHECKING,
+        MemberEvent.LEAVE: MemberState.ABSENT,
+        MemberEvent.RISE: MemberState.HELD,
+        MemberEvent.FALL: MemberState.HELD,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: Standing.HELD,
+        MemberEvent.HOLD: MemberState.HELD,
     },
 }
 
 
 PROCESS_CHANGES: Final = (MemberEvent.JOIN, MemberEvent.LEAVE)
-"""From here on it is another process, or none."""
+"""After these the slot has another process, or none."""
 
 
 class ImpossibleEventError(Exception):
-    """The pool made an event that cannot happen in this standing: a bug there."""
+    """The pool made an event that cannot happen in this state: a bug there."""
 
 
-def next_state(standing: Standing, event: MemberEvent, slot: int) -> Standing:
-    """Where a member stands after this event. ImpossibleEventError: it cannot happen there."""
-    to = TRANSITIONS[standing][event]
+def next_state(state: MemberState, event: MemberEvent, slot: int) -> MemberState:
+    """The state after this event. ImpossibleEventError: it cannot happen in that state."""
+    to = TRANSITIONS[state][event]
     if to is None:
-        raise ImpossibleEventError(f"slot {slot}: {event.name} while {standing.name}")
+        raise ImpossibleEventError(f"slot {slot}: {event.name} while {state.name}")
     return to

@@ -33,7 +33,7 @@ def answer(
         tasks=len(asyncio.all_tasks(loop)),
         log_dropped={name: log.dropped for name, log in logs.items()},
     )
-    pools = {name: service.pool.rows() for name, service in services.items()}
+    pools = {name: service.pool.snapshot() for name, service in services.items()}
     return {"metrics": metrics, "pools": pools}
 
 

@@ -163,7 +163,7 @@ class UpstreamRequest(ResponseReceiver):
         self.retries += 1
         service.counters.retries += 1
         if member is not None:
-            member.elsewhere += 1
+            member.retried_elsewhere += 1
         self.dispatch()
 
     # -- letting go
@@ -188,7 +188,7 @@ class UpstreamRequest(ResponseReceiver):
         member, self.member = self.member, None
         if member is not None:
             member.active -= 1
-            if member.full:
+            if member.is_full:
                 self.client.service.release(member)
         return member
 

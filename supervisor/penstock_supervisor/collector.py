@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import OTHER, Metric
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 from penstock_supervisor import sockdiag
 from penstock_supervisor.descriptors import per_connection, place
 from penstock_supervisor.families import Labels, family
@@ -223,9 +223,9 @@ class _Page(Collector):
             if (service, slot) not in supervised:
                 info = {"pid": "", "address": row["address"]}
                 self._add("penstock_worker_info", ("worker", *labels), info)
-            up = row["standing"] == Standing.UP
+            up = row["standing"] == MemberState.UP
             self._add("penstock_worker_in_rotation", labels, int(up))
-            for standing in Standing:
+            for standing in MemberState:
                 is_it = int(row["standing"] == standing)
                 self._add("penstock_worker_standing", (*labels, standing.value), is_it)
             self._add("penstock_worker_active", labels, row["active"])

@@ -17,11 +17,11 @@ from time import monotonic
 from typing import Any, Final
 
 from penstock_proxy import metrics, probes
-from penstock_proxy.checker import Checker
+from penstock_proxy.checker import HealthChecker
 from penstock_proxy.config import Target
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool
-from penstock_proxy.probes import OK, Verdict
+from penstock_proxy.probes import OK, ProbeResult
 from penstock_supervisor.services import Service
 from penstock_worker import contract
 
@@ -75,7 +75,7 @@ class Watch:
             loop_lag_s=0.0,
             log_dropped={},
         )
-        pools = {name: watched.pool.rows() for name, watched in self._services.items()}
+        pools = {name: watched.pool.snapshot() for name, watched in self._services.items()}
         return {"metrics": series, "pools": pools}
 
 
@@ -91,7 +91,7 @@ class _Watched:
         self._mute: set[int] = set()
         """Slots whose program cannot be asked."""
         self._numbers = count(1)
-        self._asked: dict[tuple[int, int], asyncio.Future[Verdict]] = {}
+        self._asked: dict[tuple[int, int], asyncio.Future[ProbeResult]] = {}
         self.pool = Pool(
             [Target(slot=slot, address="") for slot in range(service.workers)],
             balance="round_robin",
@@ -100,14 +100,14 @@ class _Watched:
             random=lambda: 0.0,
             on_change=self._changed,
         )
-        self.checker = Checker(
-            self.pool, service.health, self.counters, clock=monotonic, way=self._check
+        self.checker = HealthChecker(
+            self.pool, service.health, self.counters, clock=monotonic, probe=self._check
         )
 
     def join(self, slot: int, asks: bool) -> None:
         (self._mute.discard if asks else self._mute.add)(slot)
         self.pool.join(slot)
-        self.checker.wake(slot)
+        self.checker.check_now(slot)
 
     def answered(self, slot: int, number: object) -> None:
         waiting = self._asked.get((slot, number)) if isinstance(number, int) else None
@@ -115,9 +115,9 @@ class _Watched:
             waiting.set_result(OK)
 
     def _changed(self, member: Member, reason: str) -> None:
-        self._on_change(self._name, member.slot, member.standing.value, reason)
+        self._on_change(self._name, member.slot, member.state.value, reason)
 
-    async def _check(self, member: Member) -> Verdict:
+    async def _check(self, member: Member) -> ProbeResult:
         if member.slot in self._mute:
             return OK
         if self._health.path is None:
@@ -126,18 +126,18 @@ class _Watched:
         with closing(mine), closing(theirs):
             mine.setblocking(False)
             if not self._ask(self._name, member.slot, {"cmd": contract.PROBE}, theirs):
-                return Verdict("refused", "its channel is closed")
+                return ProbeResult("refused", "its channel is closed")
             theirs.close()
             return await probes.get(mine, self._health.path)
 
-    async def _ping(self, slot: int) -> Verdict:
+    async def _ping(self, slot: int) -> ProbeResult:
         number = next(self._numbers)
-        waiting: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[ProbeResult] = asyncio.get_running_loop().create_future()
         self._asked[slot, number] = waiting
         try:
             ping = {"cmd": contract.PING, "seq": number}
             if not self._ask(self._name, slot, ping, None):
-                return Verdict("refused", "its channel is closed")
+                return ProbeResult("refused", "its channel is closed")
             return await waiting
         finally:
             del self._asked[slot, number]

@@ -12,11 +12,11 @@ from aiohttp import web
 from tests.descriptors import no_descriptor_left
 
 from penstock_proxy import probes
-from penstock_proxy.checker import MAX_STARTING_CHECKS, STARTING_INTERVAL_S, Checker
+from penstock_proxy.checker import MAX_STARTING_CHECKS, STARTING_INTERVAL_S, HealthChecker
 from penstock_proxy.config import Ejection, Health, Target
 from penstock_proxy.metrics import CHECK_RESULTS, ServiceCounters
 from penstock_proxy.pool import Member, Pool
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HOUR = 3600.0
@@ -42,7 +42,7 @@ class Checked:
         joined: bool = True,
         clock: Callable[[], float] = monotonic,
         random: Callable[[], float] = lambda: 0.5,
-        way: probes.Way | None = None,
+        probe: probes.Probe | None = None,
     ) -> None:
         health = Health(path=path, interval=interval, timeout=timeout, rise=2, fall=2)
         self.said: list[str] = []
@@ -55,8 +55,8 @@ class Checked:
             on_change=lambda _, reason: self.said.append(reason),
         )
         self.counters = ServiceCounters()
-        self.checker = Checker(
-            self.pool, health, self.counters, clock=clock, random=random, way=way
+        self.checker = HealthChecker(
+            self.pool, health, self.counters, clock=clock, random=random, probe=probe
         )
         if addresses:
             self.member: Member = self.pool.members[0]
@@ -140,11 +140,11 @@ async def test_a_worker_whose_health_path_fails_leaves_and_comes_back() -> None:
     async with serving(answer) as address:
         checked = Checked(address)
         async with checked.running():
-            await until(lambda: checked.member.standing is Standing.UP)
+            await until(lambda: checked.member.state is MemberState.UP)
             status = 503
-            await until(lambda: checked.member.standing is Standing.DOWN)
+            await until(lambda: checked.member.state is MemberState.DOWN)
             status = 204
-            await until(lambda: checked.member.standing is Standing.UP)
+            await until(lambda: checked.member.state is MemberState.UP)
     assert checked.said == [
         "passed its first check",
         "failed 2 checks in a row: HTTP 503",
@@ -165,7 +165,7 @@ async def test_a_slow_worker_delays_nobody_elses_check() -> None:
         async with checked.running():
             await asked.wait()
             await until(lambda: checked.pool.in_rotation == 1)
-            assert checked.member.standing is Standing.CHECKING
+            assert checked.member.state is MemberState.CHECKING
 
 
 # What is asked, and what of the answer is read
@@ -251,7 +251,7 @@ async def test_silence_is_a_timeout() -> None:
         async with checked.running():
             await until(lambda: checked.count("timeout") >= 2)
     assert checked.member.reason == "no good check yet: no answer within 0.02 s"
-    assert checked.member.standing is Standing.CHECKING
+    assert checked.member.state is MemberState.CHECKING
 
 
 @pytest.mark.parametrize("path", [None, "/healthz"])
@@ -292,7 +292,7 @@ async def test_without_a_path_a_connect_is_the_check() -> None:
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
             listener.close()
-            await until(lambda: checked.member.standing is Standing.DOWN)
+            await until(lambda: checked.member.state is MemberState.DOWN)
     assert checked.said[1] == "failed 2 checks in a row: connection refused"
 
 
@@ -326,18 +326,18 @@ async def test_who_has_not_joined_is_not_asked_and_who_joins_is_asked_at_once() 
     async with AsyncExitStack() as stack:
         addresses = [await stack.enter_async_context(serving(healthy)) for _ in range(2)]
         checked = Checked(*addresses, interval=HOUR, joined=False)
-        checked.checker.wake(0)  # said before it runs, and of nobody who has joined
+        checked.checker.check_now(0)  # said before it runs, and of nobody who has joined
         async with checked.running():
             checked.pool.join(1)
-            checked.checker.wake(1)
+            checked.checker.check_now(1)
             await until(lambda: checked.pool.in_rotation == 1)
             assert checked.count("ok") == 0
 
             # An hour is left of the pause; who leaves and comes back need not wait for it.
             checked.pool.leave(1)
-            checked.checker.wake(1)
+            checked.checker.check_now(1)
             checked.pool.join(1)
-            checked.checker.wake(1)
+            checked.checker.check_now(1)
             await until(lambda: checked.pool.in_rotation == 1)
     assert checked.counters.checks[1, "ok"] == 2
 
@@ -354,7 +354,7 @@ async def test_who_left_during_the_pause_is_asked_when_it_comes_back() -> None:
             await until(lambda: checks[1, "ok"] > others + 10)
             assert checks[0, "ok"] == before
             checked.pool.join(0)
-            checked.checker.wake(0)
+            checked.checker.check_now(0)
             await until(lambda: checked.pool.in_rotation == 2)
 
 
@@ -374,7 +374,7 @@ async def test_the_answer_of_a_process_that_has_gone_does_not_count() -> None:
             await asked.wait()
             checked.pool.leave(0)
             checked.pool.join(0)
-            checked.checker.wake(0)
+            checked.checker.check_now(0)
             answered.set()
             await until(lambda: checked.pool.in_rotation == 1)
     assert dict(checked.counters.checks) == {(0, "ok"): 1}
@@ -419,14 +419,14 @@ async def test_a_check_that_is_under_way_is_given_up_and_the_next_in_its_slot_be
             await asked.wait()
             checked.remove(0)
             member = checked.add(0, quick)
-            await until(lambda: member.standing is Standing.UP)
+            await until(lambda: member.state is MemberState.UP)
     assert dict(checked.counters.checks) == {(0, "ok"): 1}
 
 
 async def test_whoever_is_asked_for_one_that_is_removed_is_told_to_stop() -> None:
     asked, told = asyncio.Event(), asyncio.Event()
 
-    async def hang(_member: Member) -> probes.Verdict:
+    async def hang(_member: Member) -> probes.ProbeResult:
         asked.set()
         try:
             await asyncio.Event().wait()
@@ -434,7 +434,7 @@ async def test_whoever_is_asked_for_one_that_is_removed_is_told_to_stop() -> Non
             told.set()
         raise AssertionError
 
-    checked = Checked("", way=hang, interval=HOUR, timeout=HOUR)
+    checked = Checked("", probe=hang, interval=HOUR, timeout=HOUR)
     async with checked.running():
         await asked.wait()
         checked.remove(0)
@@ -450,7 +450,7 @@ async def test_no_task_is_left_of_those_that_were_removed() -> None:
             for slot in range(1, 20):
                 member = checked.add(slot, address)
                 if slot % 2:
-                    await until(lambda one=member: one.standing is Standing.UP)  # type: ignore[misc]
+                    await until(lambda one=member: one.state is MemberState.UP)  # type: ignore[misc]
                 checked.remove(slot)
             await until(lambda: len(asyncio.all_tasks()) == before)
     checked.add(20, address)  # after it ran: nothing happens
@@ -461,15 +461,15 @@ async def test_no_task_is_left_of_those_that_were_removed() -> None:
 async def test_the_task_of_one_that_is_removed_ends_even_if_its_check_does_not_let_go() -> None:
     asked = asyncio.Event()
 
-    async def stubborn(_member: Member) -> probes.Verdict:
+    async def stubborn(_member: Member) -> probes.ProbeResult:
         asked.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            return probes.Verdict("failed")
+            return probes.ProbeResult("failed")
         raise AssertionError
 
-    checked = Checked("", way=stubborn, interval=HOUR)
+    checked = Checked("", probe=stubborn, interval=HOUR)
     async with checked.running():
         await asked.wait()
         before = len(asyncio.all_tasks())
@@ -481,7 +481,7 @@ async def test_the_task_of_one_that_is_removed_ends_even_if_its_check_does_not_l
 async def test_a_bug_in_one_check_ends_no_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(_address: object) -> probes.Verdict:
+    async def broken(_address: object) -> probes.ProbeResult:
         raise ValueError("nobody thought of this")
 
     monkeypatch.setattr(probes, "connect", broken)
@@ -520,7 +520,7 @@ async def test_what_we_lack_ourselves_is_no_bad_check_and_is_said_once(
 @pytest.mark.parametrize(("drawn", "share"), [(0.0, 0.9), (0.5, 1.0), (0.75, 1.05)])
 def test_checks_are_a_tenth_more_or_less_than_an_interval_apart(drawn: float, share: float) -> None:
     checked = Checked("127.0.0.1:1", interval=2.0, random=lambda: drawn)
-    checked.member.standing = Standing.UP
+    checked.member.state = MemberState.UP
     assert checked.checker._pause(checked.member) == pytest.approx(2.0 * share)
 
 

@@ -23,12 +23,12 @@ from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.pending import Pending
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import Service
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 from penstock_worker.handoff import CLIENT, CREDIT, MOST, receive
 from penstock_worker.proxy_protocol import Header, build, parse
 
 if TYPE_CHECKING:
-    from penstock_proxy.probes import Verdict
+    from penstock_proxy.probes import ProbeResult
 
 WAIT_S = 10.0
 
@@ -278,8 +278,8 @@ def test_a_stuck_worker_that_takes_a_check_is_sent_connections_again(houses: Any
     assert got is not None
     os.close(got[1][0])
     house.workers[1].send(CREDIT.pack(1, 0))
-    verdict: Verdict = house.loop.run_until_complete(checking)
-    assert verdict.result == "ok"
+    verdict: ProbeResult = house.loop.run_until_complete(checking)
+    assert verdict.outcome == "ok"
     house.connect(2)
     assert (house.take(1), house.take(2)) == (1, 1)
 
@@ -359,7 +359,7 @@ def test_a_worker_that_is_held_gets_no_more_and_keeps_what_it_has(houses: Any) -
     house.service.pool.hold(0)
     house.connect(4)
     assert (house.take(1), house.take(2)) == (1, 5)
-    assert house.service.pool.member(0).standing is Standing.HELD
+    assert house.service.pool.member(0).state is MemberState.HELD
 
 
 def test_a_successor_takes_over_while_the_old_one_still_has_clients(houses: Any) -> None:

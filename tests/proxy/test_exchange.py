@@ -224,7 +224,7 @@ def test_an_answer_that_is_of_no_use_is_asked_of_another_if_nobody_can_tell(
         first.send(b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
     assert first.lost
     assert house.network.dialed == dialed
-    assert house.service.pool.members[0].failures == 1
+    assert house.service.pool.members[0].consecutive_failures == 1
     if len(dialed) == 1:
         assert status(client.taken()) == (504 if kind == "silence" else 502)
         return
@@ -307,7 +307,7 @@ def test_a_connection_that_was_kept_too_long_is_nobodys_failure(house: House) ->
     assert len(house.network.wires) == 2
     house.worker.send(OK)
     assert status(client.taken()) == 200
-    assert house.service.pool.members[0].failures == 0
+    assert house.service.pool.members[0].consecutive_failures == 0
 
 
 def test_the_second_worker_is_given_up_too_when_the_first_refused_at_once(house: House) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from tests.proxy.conftest import House
 
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -62,7 +62,7 @@ def test_a_quiet_stream_is_cut_and_its_worker_keeps_its_good_name(house: House) 
     house.worker.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     house.pass_time(31.0)
     assert client.lost
-    assert house.service.pool.members[0].failures == 0
+    assert house.service.pool.members[0].consecutive_failures == 0
 
 
 def test_a_worker_that_never_answers_does_not_keep_it(house: House) -> None:
@@ -70,7 +70,7 @@ def test_a_worker_that_never_answers_does_not_keep_it(house: House) -> None:
     client.send(GET)
     house.pass_time(61.0)
     assert status(client.taken()) == 504
-    assert house.service.pool.members[0].failures == 1
+    assert house.service.pool.members[0].consecutive_failures == 1
 
 
 def test_a_connection_that_is_closing_is_nobodys_next_one(house: House) -> None:
@@ -92,7 +92,7 @@ def test_a_worker_that_left_the_rotation_gets_no_connection_kept(house: House) -
     client = house.client()
     client.send(GET)
     house.service.pool.leave(0)
-    assert house.service.pool.members[0].standing is Standing.ABSENT
+    assert house.service.pool.members[0].state is MemberState.ABSENT
     house.worker.send(OK)
     assert status(client.taken()) == 200
     assert house.worker.lost

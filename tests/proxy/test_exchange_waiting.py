@@ -3,7 +3,7 @@
 import pytest
 from tests.proxy.conftest import House, Wire
 
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -202,7 +202,7 @@ def test_who_waits_is_served_when_a_worker_comes(house: House) -> None:
     clients[1].reset()
     pool.join(0)
     pool.checked(pool.members[0], ok=True, now=house.now, why="")
-    assert pool.members[0].standing is Standing.UP
+    assert pool.members[0].state is MemberState.UP
     house.loop.run()
     assert len(house.network.wires) == 2
     for wire in house.network.wires:

@@ -22,7 +22,7 @@ from penstock_proxy.admission import Admission
 from penstock_proxy.link import NEVER, Link
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 from penstock_worker.handoff import CREDIT, PROBE, receive
 
 
@@ -32,7 +32,7 @@ class Stage:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.counters = ServiceCounters()
-        self.member = Member(0, "", 1, Standing.UP)
+        self.member = Member(0, "", 1, MemberState.UP)
         self.heard = 0
         self.admission = Admission(1024, 0, 0)
         self.link = Link(self.loop, 1, self.member, self.counters, self.admission, self._on_heard)

@@ -21,7 +21,7 @@ from penstock_proxy.admission import Admission
 from penstock_proxy.link import Link
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 from penstock_worker.handoff import Taker
 from penstock_worker.streams import Stream
 
@@ -73,7 +73,7 @@ class Front:
 
     def start(self, name: bytes) -> Process:
         front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        member = Member(len(self.processes), "", 1, Standing.UP)
+        member = Member(len(self.processes), "", 1, MemberState.UP)
         link = Link(self.loop, member.slot, member, self.counters, self.admission, lambda _: None)
         link.has("front", front)
         link.has("worker", worker.dup())

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from penstock_proxy.config import Balance, Ejection, Health, Target
 from penstock_proxy.pool import Member, Pool
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 
 EVERY = pytest.mark.parametrize("balance", get_args(Balance))
 UP = "was up before the front was restarted"
@@ -86,7 +86,7 @@ def test_one_that_is_added_is_picked_after_its_first_good_check(balance: Balance
 def test_one_whose_process_is_not_there_yet_waits_for_it() -> None:
     service = Service()
     member = service.pool.add(Target(slot=0, address=""))
-    assert member.standing is Standing.ABSENT
+    assert member.state is MemberState.ABSENT
     service.check(member)
     assert service.turns(1) == []
     service.pool.join(0)
@@ -97,7 +97,7 @@ def test_one_whose_process_is_not_there_yet_waits_for_it() -> None:
 def test_one_that_is_said_to_be_up_is_picked_at_once_and_that_is_told() -> None:
     service = Service(slow_start=10.0)
     service.pool.add(Target(slot=0, address="", joined=True, up=True))
-    assert (service.turns(1), service.pool.free, service.said) == ([0], 1, [(0, UP)])
+    assert (service.turns(1), service.pool.available, service.said) == ([0], 1, [(0, UP)])
 
 
 def test_a_slot_is_one_members() -> None:
@@ -129,10 +129,10 @@ def test_one_that_is_removed_is_not_picked_and_that_is_told(balance: Balance) ->
     service.add(0, 1, 2)
     service.said.clear()
     removed = service.pool.remove(1)
-    assert (removed.slot, removed.standing) == (1, Standing.ABSENT)
+    assert (removed.slot, removed.state) == (1, MemberState.ABSENT)
     assert set(service.turns(60)) == {0, 2}
     assert service.said == [(1, "was removed")]
-    assert [row["slot"] for row in service.pool.rows()] == [0, 2]
+    assert [row["slot"] for row in service.pool.snapshot()] == [0, 2]
 
 
 @EVERY
@@ -140,7 +140,7 @@ def test_after_the_last_one_nobody_is_left_and_the_next_begins_anew(balance: Bal
     service = Service(balance)
     service.add(0)
     service.pool.remove(0)
-    assert (service.turns(2), service.pool.in_rotation, service.pool.free) == ([], 0, 0)
+    assert (service.turns(2), service.pool.in_rotation, service.pool.available) == ([], 0, 0)
     service.add(0)
     assert service.turns(2) == [0, 0]
 
@@ -156,16 +156,16 @@ def test_its_requests_may_end_after_it(balance: Balance) -> None:
     gone = service.pool.remove(0)
     service.add(0)
     new = service.pool.member(0)
-    assert (gone.active, new.active, service.pool.free) == (1, 0, 1)
+    assert (gone.active, new.active, service.pool.available) == (1, 0, 1)
 
     service.pool.failed(gone, service.now)
     service.pool.succeeded(gone)
     gone.active -= 1
-    assert not service.pool.left(gone), "there is no more room than before"
+    assert not service.pool.released(gone), "there is no more room than before"
     service.check(gone, is_listening=False)
     service.check(gone, ok=False)
-    assert gone.standing is Standing.ABSENT
-    assert (new.standing, new.failures, service.pool.free) == (Standing.UP, 0, 1)
+    assert gone.state is MemberState.ABSENT
+    assert (new.state, new.consecutive_failures, service.pool.available) == (MemberState.UP, 0, 1)
     assert service.turns(1) == [0]
 
 
@@ -281,7 +281,7 @@ def test_nothing_is_kept_of_members_that_come_and_go_for_ever(
         service.pool.remove(slot)
         for one in (*service.pool.members, member):
             one.active = 0
-            service.pool.left(one)
+            service.pool.released(one)
         service.pool.pick("10.0.0.1")
         held = contents(service.pool, {})
         assert {m for m in held if isinstance(m, Member)} == set(service.pool.members)
@@ -352,11 +352,11 @@ class Events(RuleBasedStateMachine):
     def remove(self, slot: int) -> None:
         if slot in self.there:
             member = self.there.pop(slot)
-            others = {one: one.standing for one in self.pool.members if one is not member}
+            others = {one: one.state for one in self.pool.members if one is not member}
             assert self.pool.remove(slot) is member
             for one, before in others.items():
                 # An ejected one is called back when nobody else is left.
-                assert one.standing is before or before is Standing.EJECTED
+                assert one.state is before or before is MemberState.EJECTED
             self.gone.append(member)
             self.proved.discard(member)
             self.told({member.slot: member})
@@ -374,7 +374,7 @@ class Events(RuleBasedStateMachine):
     @rule(data=st.data(), ok=st.booleans(), is_listening=st.booleans())
     def checked(self, data: st.DataObject, ok: bool, is_listening: bool) -> None:
         member = self.some(data)
-        if ok and member.standing not in (Standing.ABSENT, Standing.HELD):
+        if ok and member.state not in (MemberState.ABSENT, MemberState.HELD):
             self.proved.add(member)
         self.service.check(member, ok=ok, is_listening=ok or is_listening)
 
@@ -385,7 +385,7 @@ class Events(RuleBasedStateMachine):
         ejections = member.ejections
         self.pool.failed(member, self.service.now)
         if member.ejections > ejections:
-            ejected = sum(m.standing is Standing.EJECTED for m in self.there.values())
+            ejected = sum(m.state is MemberState.EJECTED for m in self.there.values())
             assert ejected <= self.share * (self.pool.in_rotation + ejected)
 
     @rule(seconds=st.sampled_from([0.25, 3.0, 12.0]))
@@ -396,7 +396,7 @@ class Events(RuleBasedStateMachine):
     def pick(self, client: int, avoided: set[int]) -> None:
         avoid = {self.there[slot] for slot in avoided if slot in self.there} | set(self.gone[-2:])
         member = self.pool.pick(f"10.0.0.{client}", avoid)
-        allowed = {m for m in set(self.pool.picked) - avoid if self.has_room(m)}
+        allowed = {m for m in set(self.pool.eligible) - avoid if self.has_room(m)}
         assert member in allowed if allowed else member is None
         if member is not None:
             member.active += 1
@@ -412,14 +412,14 @@ class Events(RuleBasedStateMachine):
             self.pool.failed(member, self.service.now)
         was_full = not self.has_room(member)
         member.active -= 1
-        assert self.pool.left(member) == (was_full and member in self.there.values())
+        assert self.pool.released(member) == (was_full and member in self.there.values())
 
     @precondition(lambda self: self.gone)
     @rule(data=st.data(), ok=st.booleans(), is_listening=st.booleans())
     def checked_too_late(self, data: st.DataObject, ok: bool, is_listening: bool) -> None:
-        picked = self.pool.picked
+        picked = self.pool.eligible
         self.service.check(data.draw(st.sampled_from(self.gone)), ok=ok, is_listening=is_listening)
-        assert self.pool.picked == picked
+        assert self.pool.eligible == picked
 
     def has_room(self, member: Member) -> bool:
         return not self.limit or member.active < self.limit
@@ -431,20 +431,20 @@ class Events(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        up = {m for m in self.there.values() if m.standing is Standing.UP}
+        up = {m for m in self.there.values() if m.state is MemberState.UP}
         living = up | {
             m
             for m in self.there.values()
-            if m.standing in (Standing.DOWN, Standing.EJECTED) and m.is_listening
+            if m.state in (MemberState.DOWN, MemberState.EJECTED) and m.is_listening
         }
         assert set(self.pool.members) == set(self.there.values())
-        assert all(member.standing is Standing.ABSENT for member in self.gone)
+        assert all(member.state is MemberState.ABSENT for member in self.gone)
         assert all(self.pool.member(slot) is member for slot, member in self.there.items())
-        assert set(self.pool.picked) in (up, living)
+        assert set(self.pool.eligible) in (up, living)
         assert self.pool.in_rotation == len(up)
         assert up <= self.proved, "one is in the rotation whose process passed no check"
-        assert up or not any(m.standing is Standing.EJECTED for m in self.there.values())
-        assert self.pool.free == sum(map(self.has_room, self.pool.picked))
+        assert up or not any(m.state is MemberState.EJECTED for m in self.there.values())
+        assert self.pool.available == sum(map(self.has_room, self.pool.eligible))
         self.told({})
         assert self.inside == up, "an entry or exit was not told, or told twice"
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_proxy.config import Ejection
-from penstock_proxy.outliers import WINDOW_S, Outliers
+from penstock_proxy.outliers import WINDOW_S, OutlierDetection
 from penstock_proxy.pool import Member
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 
 HALF = Ejection(share=0.5, requests=20)
 
@@ -16,22 +16,22 @@ class Town:
     """Workers that do as they are told, and who looks at them each second."""
 
     def __init__(self, n: int, ejection: Ejection = HALF) -> None:
-        self.members = [Member(slot, "", 1, Standing.UP) for slot in range(n)]
+        self.members = [Member(slot, "", 1, MemberState.UP) for slot in range(n)]
         self.requests = dict.fromkeys(self.members, 0)
         self.now = 100.0
-        self.outliers = Outliers(ejection, self.now)
+        self.outlier_detection = OutlierDetection(ejection, self.now)
         self.second()
 
     def second(self, *did: tuple[int, int]) -> str:
         """Each fails so many of so many in a second; who is found, and why."""
         for member, (failed, count) in zip(self.members, did, strict=False):
-            member.failed += failed
+            member.total_failures += failed
             self.requests[member] += count
         self.now += 1.0
-        assert self.outliers.is_due(self.now)
-        found = self.outliers.worst(self.requests, self.now)
-        assert not self.outliers.is_due(self.now + 0.75)
-        return f"{found.member.slot}: {found.words}" if found else ""
+        assert self.outlier_detection.is_due(self.now)
+        found = self.outlier_detection.worst(self.requests, self.now)
+        assert not self.outlier_detection.is_due(self.now + 0.75)
+        return f"{found.member.slot}: {found.description}" if found else ""
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_what_was_before_it_came_into_the_rotation_is_not_held_against_it() -> N
     town = Town(2)
     assert town.second((20, 20), (0, 20)) != ""
     bad = town.members[0]
-    bad.standing = Standing.EJECTED
+    bad.state = MemberState.EJECTED
     assert town.second((0, 0), (0, 20)) == ""
-    bad.standing, bad.up_since = Standing.UP, town.now
+    bad.state, bad.up_since = MemberState.UP, town.now
     assert town.second((1, 20), (0, 20)) == ""
     assert town.second((19, 20), (0, 20)) == "0: 20 failures of 40 requests"
 
@@ -80,7 +80,7 @@ def test_one_that_was_added_up_is_judged_by_what_it_did_since() -> None:
     town = Town(2)
     town.second((0, 20), (0, 20))
     # Up for ever, as far as it says: it was before a restart.
-    new = Member(2, "", 1, Standing.UP)
+    new = Member(2, "", 1, MemberState.UP)
     town.members.append(new)
     town.requests[new] = 1000
     assert town.second((0, 20), (0, 20), (20, 20)) == ""
@@ -96,11 +96,11 @@ def test_one_that_was_removed_is_not_found_and_is_forgotten() -> None:
     assert town.second((0, 20), (0, 20)) == ""
     for _ in range(WINDOW_S):
         town.second((0, 1), (0, 1))
-    assert all(bad not in seen for _, seen in town.outliers._samples)
+    assert all(bad not in seen for _, seen in town.outlier_detection._samples)
 
 
 def test_without_a_share_nobody_looks() -> None:
-    outliers = Outliers(Ejection(share=0.0), 0.0)
+    outliers = OutlierDetection(Ejection(share=0.0), 0.0)
     assert not outliers.is_due(1000.0)
 
 

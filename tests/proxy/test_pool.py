@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from penstock_proxy.config import Balance, Ejection, Health, Target
 from penstock_proxy.pool import MAX_EJECTION_MULTIPLIER, Member, Pool
-from penstock_proxy.standing import TRANSITIONS, ImpossibleEventError, MemberEvent, Standing
+from penstock_proxy.standing import TRANSITIONS, ImpossibleEventError, MemberEvent, MemberState
 
 AT_ONCE = Health(rise=1, fall=1)
 TWICE = Ejection(failures=2, eject_for=10.0, max_ejected=0.5)
@@ -56,43 +56,43 @@ class Service:
         picked = [self.pool.pick("client") for _ in range(n)]
         return [member.slot if member else None for member in picked]
 
-    def standings(self) -> str:
-        return " ".join(member.standing for member in self.members)
+    def states(self) -> str:
+        return " ".join(member.state for member in self.members)
 
 
 # The table
 
 
-@pytest.mark.parametrize(("standing", "event"), list(product(Standing, MemberEvent)))
-def test_every_pair_was_thought_of(standing: Standing, event: MemberEvent) -> None:
-    assert event in TRANSITIONS[standing]
+@pytest.mark.parametrize(("state", "event"), list(product(MemberState, MemberEvent)))
+def test_every_pair_was_thought_of(state: MemberState, event: MemberEvent) -> None:
+    assert event in TRANSITIONS[state]
 
 
-def test_every_standing_can_be_reached() -> None:
-    assert {to for row in TRANSITIONS.values() for to in row.values() if to} == set(Standing)
+def test_every_state_can_be_reached() -> None:
+    assert {to for row in TRANSITIONS.values() for to in row.values() if to} == set(MemberState)
 
 
-@pytest.mark.parametrize("standing", list(Standing))
-def test_one_whose_process_is_gone_is_absent_whatever_it_was(standing: Standing) -> None:
-    assert TRANSITIONS[standing][MemberEvent.LEAVE] is Standing.ABSENT
+@pytest.mark.parametrize("state", list(MemberState))
+def test_one_whose_process_is_gone_is_absent_whatever_it_was(state: MemberState) -> None:
+    assert TRANSITIONS[state][MemberEvent.LEAVE] is MemberState.ABSENT
 
 
-@pytest.mark.parametrize("standing", [s for s in Standing if s is not Standing.UP])
+@pytest.mark.parametrize("state", [s for s in MemberState if s is not MemberState.UP])
 def test_nobody_enters_the_rotation_but_by_a_check_or_an_ejections_end(
-    standing: Standing,
+    state: MemberState,
 ) -> None:
-    entries = {event for event, to in TRANSITIONS[standing].items() if to is Standing.UP}
+    entries = {event for event, to in TRANSITIONS[state].items() if to is MemberState.UP}
     assert entries <= {MemberEvent.RISE, MemberEvent.UNEJECT}
 
 
 @pytest.mark.parametrize(
-    ("standing", "event"),
+    ("state", "event"),
     [(s, e) for s, row in TRANSITIONS.items() for e, to in row.items() if to is None],
 )
-def test_an_impossible_event_is_a_bug_in_the_pool(standing: Standing, event: MemberEvent) -> None:
+def test_an_impossible_event_is_a_bug_in_the_pool(state: MemberState, event: MemberEvent) -> None:
     service = Service(1)
-    service.members[0].standing = standing
-    with pytest.raises(ImpossibleEventError, match=f"slot 0: {event.name} while {standing.name}"):
+    service.members[0].state = state
+    with pytest.raises(ImpossibleEventError, match=f"slot 0: {event.name} while {state.name}"):
         service.pool._apply(service.members[0], event, "no reason")
 
 
@@ -105,7 +105,7 @@ def test_nobody_is_picked_before_its_first_good_check() -> None:
     service.pool.join(0)
     service.pool.join(1)
     assert service.turns(1) == [None]
-    assert service.standings() == "checking checking"
+    assert service.states() == "checking checking"
 
     service.check(1, False, True)
     assert service.turns(2) == [1, 1]
@@ -116,13 +116,13 @@ def test_nobody_is_picked_before_its_first_good_check() -> None:
 def test_one_good_check_is_enough_for_a_start_but_not_for_a_comeback() -> None:
     service = Service(1, health=Health(rise=2, fall=3))
     service.check(0, False, False, True, False, False)
-    assert service.standings() == "up", "a good check ends a row of bad ones"
+    assert service.states() == "up", "a good check ends a row of bad ones"
     service.check(0, False)
-    assert service.standings() == "down"
+    assert service.states() == "down"
     service.check(0, True, False, True)
-    assert service.standings() == "down", "a bad check ends a row of good ones"
+    assert service.states() == "down", "a bad check ends a row of good ones"
     service.check(0, True)
-    assert service.standings() == "up"
+    assert service.states() == "up"
     assert service.said == [
         (0, "failed 3 checks in a row: HTTP 503"),
         (0, "passed 2 checks in a row"),
@@ -139,17 +139,17 @@ def test_one_that_was_never_up_waits_for_one_good_check_however_many_were_bad() 
     service = Service(1, health=Health(rise=2, fall=2), up=False)
     service.pool.join(0)
     service.check(0, False, False, False, why="connection refused")
-    assert service.standings() == "checking"
+    assert service.states() == "checking"
     assert service.members[0].reason == "no good check yet: connection refused"
     service.check(0, True)
-    assert service.standings() == "up"
+    assert service.states() == "up"
 
 
 def test_a_check_of_one_that_has_left_changes_nothing() -> None:
     service = Service(1)
     service.pool.leave(0)
     service.check(0, True, False, True)
-    assert service.standings() == "absent"
+    assert service.states() == "absent"
 
 
 # The supervisor's word
@@ -170,7 +170,7 @@ def test_the_supervisor_may_repeat_itself() -> None:
     service = Service(1)
     generation = service.members[0].generation
     service.pool.join(0)
-    assert (service.standings(), service.members[0].generation) == ("up", generation)
+    assert (service.states(), service.members[0].generation) == ("up", generation)
     service.pool.leave(0)
     service.pool.leave(0)
     assert service.said == [(0, "process is gone")]
@@ -192,7 +192,7 @@ def test_a_new_front_believes_what_the_last_one_found() -> None:
         random=never,
         on_change=lambda _, reason: said.append(reason),
     )
-    assert [member.standing for member in pool.members] == ["up", "checking", "absent"]
+    assert [member.state for member in pool.members] == ["up", "checking", "absent"]
     assert pool.pick("10.0.0.1") is pool.members[0]
     assert not said
 
@@ -223,7 +223,7 @@ def test_failures_in_a_row_eject_for_a_time() -> None:
     assert service.pool.in_rotation == 1
     service.pool.tick(110.0)
     assert service.pool.in_rotation == 2
-    assert service.members[0].failures == 0
+    assert service.members[0].consecutive_failures == 0
     assert service.said == [
         (0, "for 10 s, after 2 failures in a row"),
         (0, "its ejection is over"),
@@ -242,14 +242,14 @@ def test_a_success_ends_a_row_of_failures() -> None:
 def test_zero_failures_switch_ejection_off() -> None:
     service = Service(2, ejection=Ejection(failures=0))
     service.fail(0, 100)
-    assert service.standings() == "up up"
+    assert service.states() == "up up"
 
 
 def test_the_last_one_in_the_rotation_is_never_ejected() -> None:
     service = Service(2, ejection=Ejection(failures=1, max_ejected=1.0))
     service.fail(0)
     service.fail(1, 10)
-    assert service.standings() == "ejected up"
+    assert service.states() == "ejected up"
     assert service.said == [(0, "for 10 s, after a failure")]
 
 
@@ -260,7 +260,7 @@ def test_no_more_than_the_share_is_ejected(share: float, members: int, most: int
     service = Service(members, ejection=Ejection(failures=1, max_ejected=share))
     for slot in range(members):
         service.fail(slot)
-    assert service.standings().count("ejected") == most
+    assert service.states().count("ejected") == most
 
 
 def test_one_that_could_not_be_ejected_is_when_there_is_room_again() -> None:
@@ -269,7 +269,7 @@ def test_one_that_could_not_be_ejected_is_when_there_is_room_again() -> None:
     service.fail(1, 3, now=5.0)
     service.pool.tick(10.0)
     service.fail(1, now=11.0)
-    assert service.standings() == "up ejected"
+    assert service.states() == "up ejected"
 
 
 def test_each_ejection_is_longer_up_to_a_limit() -> None:
@@ -325,24 +325,24 @@ def test_one_that_is_ejected_and_fails_its_checks_is_down_and_stays_so() -> None
     service = Service(2)
     service.fail(0, 2, now=0.0)
     service.check(0, True, False)
-    assert service.standings() == "down up"
+    assert service.states() == "down up"
     service.pool.tick(1000.0)
-    assert service.standings() == "down up"
+    assert service.states() == "down up"
 
 
 def test_good_checks_do_not_shorten_an_ejection() -> None:
     service = Service(2)
     service.fail(0, 2, now=0.0)
     service.check(0, True, True, True)
-    assert service.standings() == "ejected up"
+    assert service.states() == "ejected up"
 
 
-@pytest.mark.parametrize("standing", [s for s in Standing if s is not Standing.UP])
-def test_failures_of_one_that_is_out_do_not_count(standing: Standing) -> None:
+@pytest.mark.parametrize("state", [s for s in MemberState if s is not MemberState.UP])
+def test_failures_of_one_that_is_out_do_not_count(state: MemberState) -> None:
     service = Service(3)
-    service.members[0].standing = standing
+    service.members[0].state = state
     service.fail(0, 10)
-    assert (service.members[0].standing, service.members[0].failures) == (standing, 0)
+    assert (service.members[0].state, service.members[0].consecutive_failures) == (state, 0)
 
 
 def test_the_ejected_are_called_back_when_nobody_else_is_left() -> None:
@@ -361,7 +361,7 @@ def test_rows_are_plain_values() -> None:
     service.members[1].active = 3
     service.fail(1)
     service.fail(0, 2)
-    assert service.pool.rows() == [
+    assert service.pool.snapshot() == [
         {
             "slot": 0,
             "address": "127.0.0.1:8101",
@@ -383,7 +383,7 @@ def test_rows_are_plain_values() -> None:
             "reason": "was up before the front was restarted",
         },
     ]
-    assert type(service.pool.rows()[0]["standing"]) is str
+    assert type(service.pool.snapshot()[0]["standing"]) is str
 
 
 # Any order of events
@@ -414,15 +414,15 @@ def test_no_order_of_events_ejects_too_many_or_picks_one_that_is_out(data: st.Da
         ejection=Ejection(failures=data.draw(st.integers(1, 2)), max_ejected=share, panic=0.0),
         up=data.draw(st.booleans()),
     )
-    inside = {member for member in service.members if member.standing is Standing.UP}
+    inside = {member for member in service.members if member.state is MemberState.UP}
     now = 0.0
     for _ in range(data.draw(st.integers(0, 40))):
         now += data.draw(st.sampled_from([0.0, 1.0, 15.0]))
         ejections = sum(member.ejections for member in service.members)
         anything(service, data, now)
 
-        up = [member for member in service.members if member.standing is Standing.UP]
-        ejected = [member for member in service.members if member.standing is Standing.EJECTED]
+        up = [member for member in service.members if member.state is MemberState.UP]
+        ejected = [member for member in service.members if member.state is MemberState.EJECTED]
         assert service.pool.in_rotation == len(up)
         assert set(service.turns(len(up))) == {member.slot for member in up}
         assert up or not ejected, "somebody is kept out although nobody else is left"

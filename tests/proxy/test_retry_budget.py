@@ -9,7 +9,7 @@ from penstock_proxy.config import Retries
 from penstock_proxy.errors import CONNECT_FAILED, NO_WORKER
 from penstock_proxy.pool import Member
 from penstock_proxy.retry_budget import SLICES, Attempts, RetryBudget
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 
 # The budget
 
@@ -85,7 +85,7 @@ def test_in_no_ten_seconds_are_there_more_retries_than_the_budget_says(
 
 
 def member(slot: int) -> Member:
-    return Member(slot, f"127.0.0.1:{slot + 1}", 1, Standing.UP)
+    return Member(slot, f"127.0.0.1:{slot + 1}", 1, MemberState.UP)
 
 
 def test_each_worker_is_tried_once_a_round_and_another_round_is_paid_for() -> None:

@@ -115,9 +115,9 @@ def test_no_policy_gives_a_worker_more_than_it_may_have(
             if member.active:
                 full = member.active == limit
                 member.active -= 1
-                assert pool.left(member) == full
+                assert pool.released(member) == full
         assert all(0 <= m.active <= limit for m in pool.members)
-        assert pool.free == sum(m.active < limit for m in pool.members)
+        assert pool.available == sum(m.active < limit for m in pool.members)
 
 
 def asked(house: House) -> list[bytes]:

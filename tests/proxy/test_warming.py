@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from penstock_proxy.config import Balance, Ejection, Health, Target
 from penstock_proxy.pool import MIN_WEIGHT_FACTOR, Pool
-from penstock_proxy.standing import Standing
+from penstock_proxy.standing import MemberState
 
 PERIOD = 10.0
 
@@ -127,7 +127,7 @@ def test_turns_follow_what_each_is_worth_whoever_comes_and_goes(
         else:
             service.check(slot, ok=step == "up")
     service.wait(0.25)
-    present = [m for m in service.members if m.standing is Standing.UP]
+    present = [m for m in service.members if m.state is MemberState.UP]
     if not present:
         assert service.turns(3) == []
         return
@@ -182,9 +182,9 @@ def test_one_who_tried_the_others_gets_the_newcomer_at_once() -> None:
 def test_one_that_was_ejected_warms_up_as_well() -> None:
     service = Service(1, 1, 1)
     service.pool.failed(service.members[1], service.now)
-    assert service.members[1].standing.value == "ejected"
+    assert service.members[1].state.value == "ejected"
     service.wait(11.0)
-    assert service.members[1].standing.value == "up"
+    assert service.members[1].state.value == "up"
     assert service.members[1].weight_factor < 0.2
 
 
@@ -204,7 +204,7 @@ def test_with_too_few_in_the_rotation_all_who_live_are_picked() -> None:
     assert (service.panics, sorted(set(service.turns(8)))) == ([], [2, 3])
     service.check(2, ok=False)
     assert (service.panics, sorted(set(service.turns(8)))) == ([True], [0, 1, 2, 3])
-    assert service.pool.in_rotation == 1, "their standing is what it was"
+    assert service.pool.in_rotation == 1, "their state is what it was"
     service.check(3, ok=False)
     assert sorted(set(service.turns(8))) == [0, 1, 2, 3]
     service.check(3, ok=True)
@@ -222,7 +222,7 @@ def test_in_a_panic_nobody_is_picked_who_is_not_there() -> None:
     service.pool.leave(4)
     service.pool.join(4)
     service.check(4, ok=False)
-    assert [m.standing.value for m in service.members] == [
+    assert [m.state.value for m in service.members] == [
         "down", "down", "held", "absent", "checking", "up",
     ]  # fmt: skip
     assert sorted(set(service.turns(20))) == [0, 5]
@@ -271,15 +271,15 @@ def test_who_is_picked_is_the_rotation_or_all_who_live(
                 step
             ](slot)
             there[slot] = there[slot] or service.members[slot].generation != before
-        # The model: who is what, from nothing but the standings.
-        up = {m.slot for m in service.members if m.standing is Standing.UP}
+        # The model: who is what, from nothing but the states.
+        up = {m.slot for m in service.members if m.state is MemberState.UP}
         living = {
             m.slot
             for m in service.members
-            if m.standing is Standing.UP
-            or (m.standing in (Standing.DOWN, Standing.EJECTED) and there[m.slot])
+            if m.state is MemberState.UP
+            or (m.state in (MemberState.DOWN, MemberState.EJECTED) and there[m.slot])
         }
         panics = len(up) < panic * len(living) - 1e-9
         assert set(service.turns(workers * 2)) == (living if panics else up)
-        assert service.pool.free == len(living if panics else up)
+        assert service.pool.available == len(living if panics else up)
         assert (service.panics[-1] if service.panics else False) == panics
