@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Final
 
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.observation import SocketKind, SocketView
-from penstock_supervisor.schemes import has_front
 from penstock_supervisor.services import Service
 from penstock_supervisor.sockets import Access, Listener
 
@@ -55,7 +54,7 @@ class Intake:
         first = self._open(service.listen)
         self.address: Address = first.address
         self._one: Listener | None = None
-        split = has_front(service) and fronts > 1 and not self.address.path
+        split = service.has_front and fronts > 1 and not self.address.path
         if not split and service.scheme != "reuseport":
             self._one = first
             return
@@ -76,19 +75,19 @@ class Intake:
 
     def of_front(self, slot: int) -> tuple[int, ...]:
         """The descriptors that the front in this slot inherits."""
-        if not has_front(self.service):
+        if not self.service.has_front:
             return ()
         return ((self._one or self._slots[slot]).fileno(),)
 
     def apart(self, slot: int) -> socket.socket | None:
         """The socket of this front alone; None if all fronts accept from the same, or none."""
-        if not has_front(self.service) or self._one is not None:
+        if not self.service.has_front or self._one is not None:
             return None
         return self._slots[slot].socket
 
     def of_worker(self, slot: int) -> tuple[int, ...]:
         """The descriptors that a process in this slot is given, opened anew if they were shut."""
-        if has_front(self.service):
+        if self.service.has_front:
             return ()
         if self._one is not None:
             return (self._one.fileno(),)
@@ -101,7 +100,7 @@ class Intake:
         The last one stays: a client that waits has better chances than one that is refused.
         """
         listener = self._slots.get(slot)
-        if has_front(self.service) or listener is None or len(self._slots) < 2:
+        if self.service.has_front or listener is None or len(self._slots) < 2:
             return False
         if self._kind == socket.SOCK_STREAM:
             self.dropped += _waiting(listener.socket)
@@ -113,7 +112,7 @@ class Intake:
 
     def reopen(self, slot: int) -> socket.socket | None:
         """Give the worker a socket again; None if it has one, or shares one."""
-        if has_front(self.service) or self._one is not None or slot in self._slots:
+        if self.service.has_front or self._one is not None or slot in self._slots:
             return None
         listener = self._slots[slot] = self._open(str(self.address), sisters=True)
         if self._listening:
@@ -144,7 +143,7 @@ class Intake:
             sisters=sisters,
             access=self._access,
         )
-        if self.service.command is not None and not has_front(self.service):
+        if self.service.command is not None and not self.service.has_front:
             # As from systemd: a plain program waits in accept. Ours does not mind.
             listener.socket.setblocking(True)
         return listener

@@ -19,7 +19,7 @@ from penstock_supervisor.errors import StartError
 from penstock_supervisor.intakes import Intake
 from penstock_supervisor.program import high
 from penstock_supervisor.run_dir import ControlSocket, RefusedError
-from penstock_supervisor.schemes import ChildPlan, Means, has_front, has_ports
+from penstock_supervisor.schemes import ChildPlan, Means
 from penstock_supervisor.services import Config, Service
 from penstock_supervisor.sockets import Listener, choose_addresses, spare_address
 
@@ -93,12 +93,12 @@ class Premises:
     def listen(self, *, fronted: bool) -> None:
         """Let clients of the services with or without a front connect. StartError."""
         for name, intake in self.intakes.items():
-            if has_front(self.services[name]) is fronted:
+            if self.services[name].has_front is fronted:
                 intake.listen()
 
     def front_plans(self, argv: Sequence[str]) -> Iterator[ChildPlan]:
         """None if no service has a front."""
-        if any(map(has_front, self.config.services)):
+        if any(service.has_front for service in self.config.services):
             for slot in range(self.config.fronts):
                 inherited = [fd for one in self.intakes.values() for fd in one.of_front(slot)]
                 yield schemes.front_plan(
@@ -131,7 +131,7 @@ class Premises:
         )
 
     def worker_plan(self, service: Service, slot: int) -> ChildPlan:
-        own = self.places[service.name][slot] if has_ports(service) else None
+        own = self.places[service.name][slot] if service.has_ports else None
         means = Means(
             environment=self._environment,
             python=self._python,
@@ -149,7 +149,7 @@ class Premises:
 
     def move(self, service: Service, slot: int) -> bool:
         """Give the slot another port, because the one it has is in use; False: there is none."""
-        if not has_ports(service):
+        if not service.has_ports:
             return True
         try:
             address = spare_address(service, self._taken())

@@ -21,7 +21,6 @@ from penstock_supervisor.delivery import deliver
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.links import Link
 from penstock_supervisor.roster import Roster, Slot, slot_of
-from penstock_supervisor.schemes import has_front
 from penstock_supervisor.services import Service
 from penstock_supervisor.verdicts import UP, Verdicts
 from penstock_supervisor.watch import Watch
@@ -66,7 +65,7 @@ class Rotation:
         changed: Callable[[Slot, str], None],
     ) -> None:
         self._loop = loop
-        self._fronted = {service.name for service in services if has_front(service)}
+        self._fronted = {service.name for service in services if service.has_front}
         self._roster = roster
         self._watch = watch
         self._changed = changed

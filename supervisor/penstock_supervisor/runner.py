@@ -20,7 +20,7 @@ from signal import Signals
 from typing import Any, Final
 
 from penstock_proxy.orders import REOPEN
-from penstock_supervisor import advice, desk, limits, processes, schemes
+from penstock_supervisor import advice, desk, limits, processes
 from penstock_supervisor.above import Surroundings
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.changes import Changes
@@ -114,7 +114,7 @@ class Runner:
             output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
             lag = stack.enter_context(closing(Lag()))
             self._watch = Watch(
-                [one for one in self.config.services if not schemes.has_front(one)],
+                [one for one in self.config.services if not one.has_front],
                 self._ask,
                 lambda *turn: self._rotation.turned(*turn),  # noqa: PLW0108 — not there yet
             )
@@ -221,7 +221,7 @@ class Runner:
     def _enlist(self) -> None:
         self._fronts.enlist(self._front_argv, self._around)
         for service in self.config.services:
-            for slot in range(service.workers if schemes.runs(service) else 0):
+            for slot in range(service.workers if service.has_program else 0):
                 plan = self._premises.worker_plan(service, slot)
                 self._roster.holders[service.name, slot] = Child(plan, self._around)
 
@@ -262,7 +262,7 @@ class Runner:
         self._fronts.stop(haste)
         if not self._failure:
             for child in self._roster.workers():
-                if not schemes.has_front(self._premises.services[child.plan.service]):
+                if not self._premises.services[child.plan.service].has_front:
                     child.stop(haste)
             await self._changes.until(lambda: self._fronts.at_rest)
         for child in self._roster.workers():

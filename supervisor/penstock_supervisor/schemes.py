@@ -35,21 +35,6 @@ FRONT_RESTART: Final = Restart(max_restarts=20, within=60.0, backoff=0.1, backof
 """A front that comes back serves everybody: worth more tries than one worker of many."""
 
 
-def has_front(service: Service) -> bool:
-    """Does a front accept this service's connections? Otherwise its workers do."""
-    return service.scheme in ("ports", "handoff")
-
-
-def has_ports(service: Service) -> bool:
-    """Does each of its workers listen on a port of its own?"""
-    return service.scheme == "ports" and runs(service)
-
-
-def runs(service: Service) -> bool:
-    """Is there a program, and not only addresses that somebody else serves?"""
-    return service.app is not None or service.command is not None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildPlan:
     """One child to keep alive."""
@@ -124,7 +109,7 @@ def worker_plan(service: Service, slot: int, own: Address | None, means: Means) 
         directory=service.directory,
         ours=service.app is not None,
         address=own,
-        listens=not has_front(service),
+        listens=not service.has_front,
         links=means.fronts if service.scheme == "handoff" else 0,
         inherited=inherited,
         privileges=means.privileges,
@@ -153,7 +138,7 @@ def front_plan(
         inherited=tuple(listeners),
         privileges=privileges,
         start_s=FRONT_START_S,
-        stop_s=max(service.timeouts.stop for service in config.services if has_front(service)),
+        stop_s=max(service.timeouts.stop for service in config.services if service.has_front),
         restart=FRONT_RESTART,
     )
 
@@ -183,7 +168,7 @@ def front_config(
                 targets=_targets(service, places.get(service.name, ()), joined, up),
             )
             for service in config.services
-            if has_front(service)
+            if service.has_front
         )
     )
 
@@ -206,7 +191,7 @@ def _targets(
             for slot, (upstream, address) in enumerate(zip(service.upstreams, places, strict=True))
         )
     # Without ports nobody is joined before his link is there, which comes as an order.
-    reached = has_ports(service)
+    reached = service.has_ports
     return tuple(
         Target(
             slot=slot,
@@ -264,7 +249,7 @@ def _bounds_variable(service: Service, slot: int) -> dict[str, str]:
     if service.scheme == "ports" or service.app is None or service.mode == "udp":
         return {}
     most = 0
-    if not has_front(service):
+    if not service.has_front:
         most = shares.share(service.max_connections, service.workers, slot)
     told = Bounds(
         direct=True,

@@ -22,7 +22,6 @@ import psutil
 
 from penstock_proxy.config import Address, parse_address
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.schemes import has_ports
 from penstock_supervisor.services import Service
 
 BACKLOG: Final = 4096
@@ -290,7 +289,7 @@ def choose_addresses(
     taken = set(taken)
     # Those that are bound to a range choose first; the others go around them.
     for service in sorted(services, key=lambda one: one.ports is None):
-        if not has_ports(service):
+        if not service.has_ports:
             continue
         found = _ports_for(service, service.workers, taken)
         taken.update(found)
