@@ -11,13 +11,12 @@ It does not know who is in the rotation: that is `rotation`, which talks to the 
 """
 
 import logging
-from asyncio import AbstractEventLoop, TimerHandle
+from asyncio import AbstractEventLoop, TaskGroup, TimerHandle
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.orders import ACCEPT, CONFIGURE, COVER, PING, UNCOVER
-from penstock_supervisor.above import Surroundings
 from penstock_supervisor.child import Child
 from penstock_supervisor.delivery import deliver
 from penstock_supervisor.lifecycle import State
@@ -25,6 +24,7 @@ from penstock_supervisor.premises import Premises
 from penstock_supervisor.renewal import Renewal
 from penstock_supervisor.roster import Roster
 from penstock_supervisor.rotation import Rotation
+from penstock_supervisor.schemes import ChildPlan
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -54,10 +54,11 @@ class Fronts:
         self._asking: TimerHandle | None = None
         self._unanswered: Counter[Child] = Counter()
 
-    def enlist(self, argv: Sequence[str], around: Surroundings) -> None:
-        plans = self._premises.front_plans(argv)
-        self._roster.fronts.extend(Child(plan, around) for plan in plans)
-        self._renewing = around.tasks.create_task(self.renewal.run())
+    def enlist(
+        self, argv: Sequence[str], make: Callable[[ChildPlan], Child], tasks: TaskGroup
+    ) -> None:
+        self._roster.fronts.extend(map(make, self._premises.front_plans(argv)))
+        self._renewing = tasks.create_task(self.renewal.run())
 
     # What is asked of all of them.
 

@@ -16,12 +16,12 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
+from functools import partial
 from signal import Signals
 from typing import Any, Final
 
 from penstock_proxy.orders import REOPEN
 from penstock_supervisor import advice, desk, limits, processes
-from penstock_supervisor.above import Surroundings
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.changes import Changes
 from penstock_supervisor.child import Child
@@ -35,6 +35,8 @@ from penstock_supervisor.premises import Premises
 from penstock_supervisor.processes import Guardian
 from penstock_supervisor.roster import Roster, Slot, slot_of
 from penstock_supervisor.rotation import Rotation
+from penstock_supervisor.running import spawn
+from penstock_supervisor.schemes import ChildPlan
 from penstock_supervisor.services import Config
 from penstock_supervisor.succession import Succession
 from penstock_supervisor.survey import Survey
@@ -140,7 +142,10 @@ class Runner:
             )
             async with asyncio.TaskGroup() as tasks:
                 await self._show(stack)
-                self._around = Surroundings(loop, tasks, guardian, output, self)
+                self._tasks = tasks
+                self._spawn = partial(
+                    spawn, loop=loop, tasks=tasks, guardian=guardian, output=output
+                )
                 watching = tasks.create_task(self._watch.run())
                 try:
                     self._events.happened("setup", "supervisor", text="everything is open")
@@ -204,7 +209,7 @@ class Runner:
         if not self._started or self._is_over():
             _log.warning("workers are replaced only while everything runs")
             return False
-        self._succession.roll(self._around.tasks, slots)
+        self._succession.roll(self._tasks, slots)
         return True
 
     # The way of a run.
@@ -219,11 +224,11 @@ class Runner:
         await desk.serve(stack, self._premises, self)
 
     def _enlist(self) -> None:
-        self._fronts.enlist(self._front_argv, self._around)
+        self._fronts.enlist(self._front_argv, self._child, self._tasks)
         for service in self.config.services:
             for slot in range(service.workers if service.has_program else 0):
                 plan = self._premises.worker_plan(service, slot)
-                self._roster.holders[service.name, slot] = Child(plan, self._around)
+                self._roster.holders[service.name, slot] = self._child(plan)
 
     async def _live(self) -> None:
         with self._nobody_left():
@@ -291,9 +296,12 @@ class Runner:
         service = self._premises.services[child.plan.service]
         beside = self._premises.move(service, child.plan.slot)
         plan = self._premises.worker_plan(service, child.plan.slot)
-        return Child(plan, self._around, after=child), beside
+        return self._child(plan, after=child), beside
 
-    # `Above`: what children report.
+    def _child(self, plan: ChildPlan, after: Child | None = None) -> Child:
+        return Child(plan, asyncio.get_running_loop(), self._spawn, self, after)
+
+    # `ChildObserver`: what children report.
 
     def passed(self, child: Child) -> tuple[int, ...]:
         if child.plan.role == "front":
