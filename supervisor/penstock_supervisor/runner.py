@@ -21,7 +21,7 @@ from signal import Signals
 from typing import Any, Final
 
 from penstock_proxy.orders import REOPEN
-from penstock_supervisor import advice, desk, limits, processes
+from penstock_supervisor import advice, desk, limits
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.changes import Changes
 from penstock_supervisor.child import Child
@@ -32,7 +32,7 @@ from penstock_supervisor.fronts import Fronts
 from penstock_supervisor.observation import Observation
 from penstock_supervisor.output import Output
 from penstock_supervisor.premises import Premises
-from penstock_supervisor.processes import Guardian
+from penstock_supervisor.reaper import Guardian, reap_strangers
 from penstock_supervisor.roster import Roster, Slot, slot_of
 from penstock_supervisor.rotation import Rotation
 from penstock_supervisor.running import spawn
@@ -382,7 +382,7 @@ class Runner:
         self._census.moved(child)
         self._succession.moved(child)
         if os.getpid() == 1 and child.pid is None:
-            processes.reap_strangers({one.pid for one in self._roster.everybody() if one.pid})
+            reap_strangers({one.pid for one in self._roster.everybody() if one.pid})
         self._changes.happened()
 
     def event(self, child: Child, name: Name, **details: Any) -> None:

@@ -21,8 +21,9 @@ from penstock_supervisor import readiness
 from penstock_supervisor.links import Link
 from penstock_supervisor.output import Capture, Output
 from penstock_supervisor.privileges import AS_WE_ARE
-from penstock_supervisor.processes import Exit, Guardian, Process, SpawnError
+from penstock_supervisor.processes import Exit, Process, SpawnError
 from penstock_supervisor.program import Program, high
+from penstock_supervisor.reaper import Guardian
 from penstock_supervisor.schemes import ChildPlan
 from penstock_worker import channel, contract
 from penstock_worker.channel import MAX_HANDLES, Channel

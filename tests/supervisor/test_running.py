@@ -13,7 +13,8 @@ import pytest
 
 from penstock_proxy.config import Address
 from penstock_supervisor.output import Output
-from penstock_supervisor.processes import Guardian, SpawnError
+from penstock_supervisor.processes import SpawnError
+from penstock_supervisor.reaper import Guardian
 from penstock_supervisor.running import ProcessCallbacks, spawn
 from penstock_supervisor.schemes import ChildPlan
 from penstock_supervisor.services import Restart

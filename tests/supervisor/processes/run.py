@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import psutil
 
-from penstock_supervisor.processes import Exit, Guardian, Process
+from penstock_supervisor.processes import Exit, Process
 from penstock_supervisor.program import Program
+from penstock_supervisor.reaper import Guardian
 
 WAIT_S = 20.0
 

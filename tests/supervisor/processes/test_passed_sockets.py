@@ -13,8 +13,9 @@ import pytest
 from tests.descriptors import descriptors
 from tests.supervisor.processes.run import WAIT_S, Run, shell
 
-from penstock_supervisor.processes import Exit, Guardian, Process, SpawnError
+from penstock_supervisor.processes import Exit, Process, SpawnError
 from penstock_supervisor.program import Program, high
+from penstock_supervisor.reaper import Guardian
 
 SHOWS = """
 import os, socket
@@ -112,7 +113,8 @@ async def test_a_program_that_cannot_be_run_says_why_with_a_socket_too(
 
 CROWDED = """
 import asyncio, os, socket
-from penstock_supervisor.processes import Guardian, Process, SpawnError
+from penstock_supervisor.processes import Process, SpawnError
+from penstock_supervisor.reaper import Guardian
 from penstock_supervisor.program import Program, high
 
 async def main():

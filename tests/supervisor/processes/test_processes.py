@@ -11,8 +11,9 @@ import pytest
 from tests.descriptors import descriptors
 from tests.supervisor.processes.run import Run, is_gone, shell, until
 
-from penstock_supervisor.processes import Exit, Guardian, Process, SpawnError, reap_strangers
+from penstock_supervisor.processes import Exit, Process, SpawnError
 from penstock_supervisor.program import Program
+from penstock_supervisor.reaper import Guardian, reap_strangers
 
 
 @pytest.mark.parametrize("status", [0, 1, 78])
