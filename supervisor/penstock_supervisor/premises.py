@@ -21,7 +21,8 @@ from penstock_supervisor.program import high
 from penstock_supervisor.run_dir import ControlSocket, RefusedError
 from penstock_supervisor.schemes import ChildPlan, Means
 from penstock_supervisor.services import Config, Service
-from penstock_supervisor.sockets import Listener, choose_addresses, spare_address
+from penstock_supervisor.sockets import Listener
+from penstock_supervisor.worker_ports import choose_addresses, spare_address
 
 if TYPE_CHECKING:
     from penstock_proxy.config import Address, FrontConfig

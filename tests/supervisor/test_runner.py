@@ -23,7 +23,7 @@ from tests.descriptors import descriptors
 from penstock_supervisor.observation import ChildView
 from penstock_supervisor.runner import Runner, StartError
 from penstock_supervisor.services import Config, Service
-from penstock_supervisor.sockets import worker_ports
+from penstock_supervisor.worker_ports import free_ports
 
 FRONT = (sys.executable, str(Path(__file__).with_name("standin_front.py")))
 SERVER = """
@@ -321,7 +321,7 @@ async def test_a_taken_port_is_found_before_anything_is_started() -> None:
 
 
 async def test_no_worker_gets_a_port_that_the_run_itself_listens_on() -> None:
-    first = worker_ports(1, None, (), key="k", draw=random.randrange)[0]
+    first = free_ports(1, None, (), key="k", draw=random.randrange)[0]
     own = {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
     web = service(listen=f"127.0.0.1:{first}", ports=f"{first}-{first + 60}")
     async with running(web, admin=f"127.0.0.1:{first + 1}") as stage:
