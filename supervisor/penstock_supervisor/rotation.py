@@ -4,20 +4,19 @@ Under `ports` and `handoff` the fronts decide, each for itself; under `shared` a
 where there is none, the watch of this process does. All are told the same things (a process
 is ready, gone, about to leave) and answer with who entered or left; so nobody else need know
 who it is, or how many. Owns what was answered (a worker is in the rotation when it is in that
-of every front), the questions that are out ("stop picking": answered when every front has),
-and the links of processes that ended, until a front has taken back what they had not taken.
+of every front), and the questions that are out ("stop picking": answered when every front has).
+Links are `handoff_links`' own.
 """
 
 import logging
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from penstock_proxy.orders import HELD, HOLD, JOIN, LEAVE, LINK, ROTATION, UNLINK, UNLINKED
+from penstock_proxy.orders import HELD, HOLD, JOIN, LEAVE, ROTATION, UNLINKED
 from penstock_supervisor.child import Child
-from penstock_supervisor.delivery import deliver
+from penstock_supervisor.handoff_links import HandoffLinks
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.links import Link
 from penstock_supervisor.roster import Roster, Slot, slot_of
@@ -43,16 +42,6 @@ class _Hold(NamedTuple):
     """Fronts that have not answered."""
 
 
-@dataclass(slots=True)
-class _Orphan:
-    """A link to a process that has ended."""
-
-    slot: Slot
-    link: Link
-    heir: Child | None = None
-    """The front that was told to take back what is in it, and has not said that it did."""
-
-
 class Rotation:
     """`changed` is called whenever somebody entered or left, as all fronts see it."""
 
@@ -74,8 +63,7 @@ class Rotation:
         self._held: set[Slot] = set()
         self._numbers = count(1)
         self._holds: dict[int, _Hold] = {}
-        self._orphans: dict[int, _Orphan] = {}
-        """By number of the link."""
+        self._links = HandoffLinks(loop, roster, self._join_late)
 
     # What is known.
 
@@ -147,34 +135,23 @@ class Rotation:
         if not asked:
             self._loop.call_soon(self._let_go, number)
 
-    def link(self, child: Child) -> None:
-        """A process that may have links was started."""
-        if child.links:
-            for front in self._roster.fronts:
-                self._send_link(front, slot_of(child), child.links[front.plan.slot])
+    def spawned(self, child: Child) -> None:
+        """A process was started that may have links."""
+        self._links.worker_spawned(child)
 
-    def unlink(self, child: Child) -> None:
-        """That process is gone; its links are ours until what it left is taken back."""
-        slot = slot_of(child)
-        for front, link in zip(self._roster.fronts, child.part_with_links(), strict=False):
-            orphan = self._orphans[link.number] = _Orphan(slot, link)
-            if front.send(_unlink(orphan)):
-                orphan.heir = front
-            else:
-                self._bequeath(orphan)
+    def gone(self, child: Child) -> None:
+        """That process is gone."""
+        self._links.worker_gone(child)
 
     def front_spawned(self, front: Child, up: Iterable[Slot]) -> None:
         """A new front is configured, and believes that those are up; tell it about the links
         that are there."""
-        number = front.plan.slot
-        self._verdicts.begin(number, up)
-        for orphan in self._orphans.values():
-            if orphan.heir is None:
-                self._bequeath(orphan)
+        self._verdicts.begin(front.plan.slot, up)
+        self._links.front_spawned(front)
         for child in self._roster.workers():
             if not child.links:
                 continue
-            self._send_link(front, slot_of(child), child.links[number])
+            self._links.send(front, child)
             if self._roster.holds(child) and self.is_joined(slot_of(child)):
                 self._join(front, child)
 
@@ -182,15 +159,12 @@ class Rotation:
         """It picks nobody any more."""
         for number in tuple(self._holds):
             self._answered(number, front)
-        for orphan in self._orphans.values():
-            if orphan.heir is front:
-                self._bequeath(orphan, but=front)
+        self._links.front_gone(front)
 
     def close(self) -> None:
         for hold in self._holds.values():
             hold.timer.cancel()
-        for orphan in self._orphans.values():
-            orphan.link.close()
+        self._links.close()
 
     # What is heard.
 
@@ -202,7 +176,7 @@ class Rotation:
                 self._answered(number, front)
             return True
         if message["cmd"] == UNLINKED:
-            self._taken_back(message.get("link"), front)
+            self._links.reclaimed(message.get("link"), front)
             return True
         if message["cmd"] != ROTATION:
             return False
@@ -267,35 +241,8 @@ class Rotation:
             order["address"] = str(child.plan.address)
         front.send(order)
 
-    def _bequeath(self, orphan: _Orphan, but: Child | None = None) -> None:
-        """What is in it any front can take back; with none there it waits for the next."""
-        there = (one for one in self._roster.fronts if one.has_channel and one is not but)
-        orphan.heir = next(there, None)
-        if orphan.heir is not None:
-            self._send_link(orphan.heir, orphan.slot, orphan.link)
-            orphan.heir.send(_unlink(orphan))
-
-    def _taken_back(self, number: object, front: Child) -> None:
-        orphan = self._orphans.get(number) if isinstance(number, int) else None
-        if orphan is not None and orphan.heir is front:
-            del self._orphans[orphan.link.number]
-            orphan.link.close()
-
-    def _send_link(self, front: Child, slot: Slot, link: Link) -> None:
-        order = {"cmd": LINK, "service": slot[0], "slot": slot[1], "link": link.number}
-
-        def join() -> None:
-            """It was told to join a worker to which it had no link."""
-            holder = self._roster.holders.get(slot)
-            if holder is not None and link in holder.links and self.is_joined(slot):
-                self._join(front, holder)
-
-        def is_used() -> bool:
-            return link.number not in self._orphans
-
-        for end, sock in (("front", link.front), ("worker", link.worker)):
-            deliver(self._loop, front, {**order, "end": end}, sock, is_used, join)
-
-
-def _unlink(orphan: _Orphan) -> dict[str, Any]:
-    return {"cmd": UNLINK, "service": orphan.slot[0], "link": orphan.link.number}
+    def _join_late(self, front: Child, slot: Slot, link: Link) -> None:
+        """It was told to join a worker to which it had no link."""
+        holder = self._roster.holders.get(slot)
+        if holder is not None and link in holder.links and self.is_joined(slot):
+            self._join(front, holder)

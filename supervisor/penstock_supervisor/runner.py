@@ -312,7 +312,7 @@ class Runner:
         if child.plan.role == "front":
             self._fronts.spawned(child)
         else:
-            self._rotation.link(child)
+            self._rotation.spawned(child)
 
     def gone(self, child: Child) -> None:
         self._census.carry(child)
@@ -321,7 +321,7 @@ class Runner:
             return
         # Before what it had not taken is taken back: it must not be picked for that again.
         self.left(child)
-        self._rotation.unlink(child)
+        self._rotation.gone(child)
 
     def joined(self, child: Child) -> None:
         if child.plan.role == "front":

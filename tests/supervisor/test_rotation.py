@@ -228,7 +228,7 @@ def test_what_was_said_of_a_process_that_is_gone_does_not_count(ports: Stage) ->
 
 def test_each_front_is_sent_its_own_link_and_joined_by_it(handoff: Stage) -> None:
     child, links = cast("Any", handoff.worker), handoff.worker.links
-    handoff.rotation.link(child)
+    handoff.rotation.spawned(child)
     handoff.rotation.join(child)
     for front, link in zip(handoff.fronts, links, strict=True):
         assert [one["handle"] for one in front.heard("link")] == [link.front, link.worker]
@@ -237,7 +237,7 @@ def test_each_front_is_sent_its_own_link_and_joined_by_it(handoff: Stage) -> Non
 
 def test_a_link_is_kept_until_its_front_has_taken_back_what_is_in_it(handoff: Stage) -> None:
     links = handoff.worker.links
-    handoff.rotation.unlink(cast("Any", handoff.worker))
+    handoff.rotation.gone(cast("Any", handoff.worker))
     assert [front.heard("unlink")[0]["link"] for front in handoff.fronts] == [
         link.number for link in links
     ]
@@ -251,7 +251,7 @@ def test_a_link_is_kept_until_its_front_has_taken_back_what_is_in_it(handoff: St
 
 def test_what_a_front_died_over_is_taken_back_by_another(handoff: Stage) -> None:
     first, second = handoff.worker.links
-    handoff.rotation.unlink(cast("Any", handoff.worker))
+    handoff.rotation.gone(cast("Any", handoff.worker))
     handoff.dies(0)
     heir = handoff.fronts[1]
     assert [one["handle"] for one in heir.heard("link")] == [first.front, first.worker]
@@ -264,7 +264,7 @@ def test_with_no_front_there_it_waits_for_the_next(handoff: Stage) -> None:
     links = handoff.worker.links
     handoff.dies(0)
     handoff.dies(1)
-    handoff.rotation.unlink(cast("Any", handoff.worker))
+    handoff.rotation.gone(cast("Any", handoff.worker))
     assert all(link.front.fileno() >= 0 for link in links)
     handoff.fronts[1] = handoff.roster.fronts[1] = cast("Any", Front(1))
     handoff.rotation.front_spawned(cast("Any", handoff.fronts[1]), [])
@@ -288,7 +288,7 @@ def test_a_link_comes_late_to_a_front_that_had_no_descriptor_for_it(handoff: Sta
     worker = cast("Any", handoff.worker)
     late, other = handoff.fronts
     late.has_room = False
-    handoff.rotation.link(worker)
+    handoff.rotation.spawned(worker)
     handoff.rotation.join(worker)
     handoff.loop.pass_time()
     assert [len(front.heard("link")) for front in handoff.fronts] == [0, 2]
@@ -306,9 +306,9 @@ def test_a_link_comes_late_to_a_front_that_had_no_descriptor_for_it(handoff: Sta
 def test_a_link_that_nobody_needs_any_more_is_not_sent_again(handoff: Stage, end: str) -> None:
     late = handoff.fronts[0]
     late.has_room = False
-    handoff.rotation.link(cast("Any", handoff.worker))
+    handoff.rotation.spawned(cast("Any", handoff.worker))
     if end == "its worker has ended":
-        handoff.rotation.unlink(cast("Any", handoff.worker))
+        handoff.rotation.gone(cast("Any", handoff.worker))
     else:
         late.pid += 1
     late.has_room = True
@@ -318,6 +318,6 @@ def test_a_link_that_nobody_needs_any_more_is_not_sent_again(handoff: Stage, end
 
 def test_at_the_end_nothing_is_left_open(handoff: Stage) -> None:
     links = handoff.worker.links
-    handoff.rotation.unlink(cast("Any", handoff.worker))
+    handoff.rotation.gone(cast("Any", handoff.worker))
     handoff.rotation.close()
     assert all(sock.fileno() == -1 for link in links for sock in (link.front, link.worker))
