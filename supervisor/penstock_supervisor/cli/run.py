@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from penstock_supervisor.cli import logs
+from penstock_supervisor import logging_setup
 from penstock_supervisor.cli.programs import Dashed, overrides
 from penstock_supervisor.config import Config, inherited_environment, load
 
@@ -115,7 +115,7 @@ def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **op
     workers one after the other, without losing a request. USR1 reopens the access log.
     """
     config = load(file, dict(overrides("run", options, ctx)))
-    logs.set_up(verbose - quiet)
+    logging_setup.set_up(verbose - quiet)
     return asyncio.run(_run(config, quiet=quiet > verbose))
 
 

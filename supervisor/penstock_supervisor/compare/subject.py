@@ -22,7 +22,7 @@ from typing import Any, Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock_proxy.config import Address, parse_address
-from penstock_supervisor.cli import logs
+from penstock_supervisor import logging_setup
 from penstock_supervisor.compare import readings
 from penstock_supervisor.compare.variants import Variant
 from penstock_supervisor.config import Config, inherited_environment
@@ -275,7 +275,7 @@ def _main() -> int:
         if not piece:
             return 1
         line += piece
-    logs.set_up(0 if "-v" in sys.argv else -1)
+    logging_setup.set_up(0 if "-v" in sys.argv else -1)
     return asyncio.run(_run(Config.model_validate_json(line)))
 
 
