@@ -1,11 +1,10 @@
 """A whole run: opens, starts, watches, stops. Executes what the tables and plans say.
 
 Owns the order of things (sockets before children, front before workers when leaving) and
-the facts that span children: has it started, is it over, who is in the rotation. What one
-child does is `child`; what it is started with is `schemes`.
+the facts of the whole: has it started, is it over, did it fail. What one child does is `child`,
+what it is started with is `schemes`, and what follows from its reports is `child_events`.
 
-A run fails as a whole only before a service ever worked: then a person stands before it and
-wants to know. Afterwards nothing but a stop ends it: a worker that cannot be kept alive is
+Once it has started nothing but a stop ends a run: a worker that cannot be kept alive is
 reported and left alone, while the others serve. Only without a front nobody could serve.
 """
 
@@ -14,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
 from functools import partial
@@ -25,17 +25,18 @@ from penstock_supervisor import advice, desk, limits
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.changes import Changes
 from penstock_supervisor.child import Child
+from penstock_supervisor.child_events import ChildEvents
 from penstock_supervisor.doors import Doors
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.events import Events, Name
+from penstock_supervisor.events import Events
 from penstock_supervisor.fronts import Fronts
 from penstock_supervisor.observation import Observation
 from penstock_supervisor.output import Output
 from penstock_supervisor.premises import Premises
-from penstock_supervisor.reaper import Guardian, reap_strangers
+from penstock_supervisor.reaper import Guardian
 from penstock_supervisor.roster import Roster, Slot, slot_of
 from penstock_supervisor.rotation import Rotation
-from penstock_supervisor.running import spawn
+from penstock_supervisor.running import Running, spawn
 from penstock_supervisor.schemes import ChildPlan
 from penstock_supervisor.services import Config
 from penstock_supervisor.succession import Succession
@@ -106,46 +107,11 @@ class Runner:
         loop = asyncio.get_running_loop()
         self._begun_at = loop.time()
         async with AsyncExitStack() as stack:
-            stdout, stderr = self._descriptors
-            self._premises = stack.enter_context(
-                closing(
-                    Premises(self.config, self._environment, stdout=stdout, python=self._python)
-                )
-            )
-            guardian = stack.enter_context(closing(Guardian(loop, self._premises.privileges)))
-            output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
-            lag = stack.enter_context(closing(Lag()))
-            self._watch = Watch(
-                [one for one in self.config.services if not one.has_front],
-                self._ask,
-                lambda *turn: self._rotation.turned(*turn),  # noqa: PLW0108 — not there yet
-            )
-            self._rotation = stack.enter_context(
-                closing(
-                    Rotation(loop, self.config.services, self._roster, self._watch, self._turned)
-                )
-            )
-            self._fronts = stack.enter_context(
-                closing(Fronts(loop, self._premises, self._roster, self._rotation))
-            )
-            self._survey = Survey(
-                self._premises,
-                self._roster,
-                self._watch,
-                self._census,
-                lag,
-                self._fronts.renewal,
-            )
-            self._doors = Doors(self._premises.intakes, self._roster)
-            self._succession = Succession(
-                self._roster, self._rotation, self._changes, self._successor
-            )
+            start = self._open(stack, loop)
             async with asyncio.TaskGroup() as tasks:
                 await self._show(stack)
                 self._tasks = tasks
-                self._spawn = partial(
-                    spawn, loop=loop, tasks=tasks, guardian=guardian, output=output
-                )
+                self._spawn = partial(start, tasks=tasks)
                 watching = tasks.create_task(self._watch.run())
                 try:
                     self._events.happened("setup", "supervisor", text="everything is open")
@@ -213,6 +179,53 @@ class Runner:
         return True
 
     # The way of a run.
+
+    def _open(self, stack: AsyncExitStack, loop: AbstractEventLoop) -> Callable[..., Running]:
+        """Make and join all parts; what has to be closed is `stack`'s. Returns how a process is
+        started, but for the `tasks` that it may need. StartError."""
+        stdout, stderr = self._descriptors
+        self._premises = stack.enter_context(
+            closing(Premises(self.config, self._environment, stdout=stdout, python=self._python))
+        )
+        guardian = stack.enter_context(closing(Guardian(loop, self._premises.privileges)))
+        output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
+        lag = stack.enter_context(closing(Lag()))
+        self._watch = Watch(
+            [one for one in self.config.services if not one.has_front],
+            self._ask,
+            lambda *turn: self._rotation.turned(*turn),  # noqa: PLW0108 — not there yet
+        )
+        self._rotation = stack.enter_context(
+            closing(Rotation(loop, self.config.services, self._roster, self._watch, self._turned))
+        )
+        self._fronts = stack.enter_context(
+            closing(Fronts(loop, self._premises, self._roster, self._rotation))
+        )
+        self._survey = Survey(
+            self._premises,
+            self._roster,
+            self._watch,
+            self._census,
+            lag,
+            self._fronts.renewal,
+        )
+        self._doors = Doors(self._premises.intakes, self._roster)
+        self._succession = Succession(self._roster, self._rotation, self._changes, self._successor)
+        self._observer = ChildEvents(
+            premises=self._premises,
+            roster=self._roster,
+            rotation=self._rotation,
+            fronts=self._fronts,
+            watch=self._watch,
+            doors=self._doors,
+            succession=self._succession,
+            census=self._census,
+            events=self._events,
+            changes=self._changes,
+            fail=self._fail,
+            is_over=self._is_over,
+        )
+        return partial(spawn, loop=loop, guardian=guardian, output=output)
 
     async def _show(self, stack: AsyncExitStack) -> None:
         """Note where everything is, and let people ask."""
@@ -299,95 +312,7 @@ class Runner:
         return self._child(plan, after=child), beside
 
     def _child(self, plan: ChildPlan, after: Child | None = None) -> Child:
-        return Child(plan, asyncio.get_running_loop(), self._spawn, self, after)
-
-    # `ChildObserver`: what children report.
-
-    def passed(self, child: Child) -> tuple[int, ...]:
-        if child.plan.role == "front":
-            return ()
-        return self._premises.intakes[child.plan.service].of_worker(child.plan.slot)
-
-    def spawned(self, child: Child) -> None:
-        if child.plan.role == "front":
-            self._fronts.spawned(child)
-        else:
-            self._rotation.spawned(child)
-
-    def gone(self, child: Child) -> None:
-        self._census.carry(child)
-        if child.plan.role == "front":
-            self._fronts.gone(child)
-            return
-        # Before what it had not taken is taken back: it must not be picked for that again.
-        self.left(child)
-        self._rotation.gone(child)
-
-    def joined(self, child: Child) -> None:
-        if child.plan.role == "front":
-            self._fronts.ready(child)
-        elif self._roster.comes(child):
-            self._succession.arrived(child)
-        elif self._roster.holds(child):
-            self._rotation.join(child)
-
-    def left(self, child: Child) -> None:
-        if self._roster.holds(child):
-            self._rotation.leave(child)
-
-    def heard(self, child: Child, message: Any, handle: socket.socket | None) -> None:
-        if self._is_program_s(child, message):
-            # It has the handle now, and whoever gets the event closes it.
-            self.event(child, "message", message=message, handle=handle)
-        elif handle is not None:
-            handle.close()
-
-    def _is_program_s(self, child: Child, message: Any) -> bool:
-        """False for a message of ours, which is carried out."""
-        command = message.get("cmd") if isinstance(message, dict) else None
-        if command == contract.STATS:
-            self._census.answered(child, message)
-        elif command == contract.PONG and child.plan.role == "front":
-            self._fronts.answered(child)
-        elif command == contract.PONG:
-            self._watch.answered(*slot_of(child), message)
-        elif child.plan.role == "front":
-            if not (isinstance(command, str) and self._rotation.heard(child, message)):
-                _log.warning("%s says %.80r, which is not understood", child.name, message)
-        elif isinstance(command, str) and command.startswith("NODE_"):
-            _log.warning("%s says %.80r, which is not understood", child.name, command)
-        else:
-            return True
-        return False
-
-    def retiring(self, child: Child, reason: str, why: str) -> None:
-        if not self._is_over():
-            self._succession.retire(child, reason, why)
-
-    def hopeless(self, child: Child, why: str) -> bool:
-        return not self._roster.ever_worked(child.plan.service) and self._fail(why)
-
-    def gave_up(self, child: Child, why: str) -> bool:
-        if child.plan.role == "front":
-            last = self._fronts.gave_up(child)
-            return last and self._fail(f"{why}; without a front nobody can be served")
-        if self._roster.ever_worked(child.plan.service):
-            self._doors.shut(slot_of(child))
-            return False
-        # One that ignores PORT gets away with it once; its sisters find the port taken.
-        misled = filter(None, (one.misled() for one in self._roster.workers()))
-        return self._fail("; ".join((why, *misled)))
-
-    def moved(self, child: Child) -> None:
-        self._census.moved(child)
-        self._succession.moved(child)
-        if os.getpid() == 1 and child.pid is None:
-            reap_strangers({one.pid for one in self._roster.everybody() if one.pid})
-        self._changes.happened()
-
-    def event(self, child: Child, name: Name, **details: Any) -> None:
-        plan = child.plan
-        self._events.happened(name, plan.role, plan.service, plan.slot, child.pid, **details)
+        return Child(plan, asyncio.get_running_loop(), self._spawn, self._observer, after)
 
     # The rotation moved.
 
