@@ -25,7 +25,7 @@ from penstock_supervisor.running import ProcessCallbacks, Running, Spawn
 from penstock_supervisor.schemes import ChildPlan
 from penstock_worker import contract
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 _LOST_S: Final = 1.0
 """From the end of a child's channel to ours of it: it may be about to exit by itself."""

@@ -26,7 +26,7 @@ from penstock_supervisor.succession import Succession
 from penstock_supervisor.watch import Watch
 from penstock_worker import contract
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class ChildEvents(ChildObserver):

@@ -20,7 +20,7 @@ from penstock_supervisor.services import Config
 
 __all__ = ["Cluster", "Config", "Event", "StartError"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class Cluster:

@@ -28,7 +28,7 @@ _PEER: Final = struct.Struct("iII")
 """struct ucred: pid, uid, gid."""
 _SIGNALS: Final = {"terminate": signal.SIGTERM, "kill": signal.SIGKILL}
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class Controls(Protocol):

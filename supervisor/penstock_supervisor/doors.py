@@ -13,7 +13,7 @@ from penstock_supervisor.intakes import Intake
 from penstock_supervisor.roster import Roster, Slot
 from penstock_worker import contract
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class Doors:

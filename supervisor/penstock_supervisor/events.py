@@ -28,7 +28,7 @@ NAMES: Final[tuple[Name, ...]] = (
 )  # fmt: skip
 Role = Literal["supervisor", "front", "worker"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ PATIENCE: Final = 3
 """Questions in a row without an answer: then it is stuck. One that is merely busy answers the
 next one; and what the others take from a socket is as well served by them."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class Fronts:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from penstock_proxy.config import Address, FrontConfig
     from penstock_supervisor.roster import Slot
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class Premises:

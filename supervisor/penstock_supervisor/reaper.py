@@ -35,7 +35,7 @@ _FAREWELL_S: Final = 5.0
 _PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 10.0
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class Guardian:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOOK_S: Final = 0.5
 RESULTS: Final = ("ok", "failed")
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 Signature = tuple[tuple[int, ...], ...]
 

@@ -30,7 +30,7 @@ _HELD_S: Final = 1.0
 _WATCH: Final = 0
 """Whose verdict it is where there is no front."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class _Hold(NamedTuple):

@@ -51,7 +51,7 @@ FRONT: Final = (sys.executable, "-P", "-m", "penstock_proxy.front")
 _HASTE_S: Final = 5.0
 """Time to leave when the start failed: nobody is being served, and somebody is waiting."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class Runner:

@@ -23,7 +23,7 @@ from typing import Final, Literal, NamedTuple
 
 from penstock_supervisor.observation import Queue, SocketKind
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 MOST_ROWS: Final = 1_000_000
 """Of one answer. A place has at most 64 k connections from one address."""

@@ -20,7 +20,7 @@ from penstock_supervisor.lifecycle import State
 from penstock_supervisor.roster import Roster, Slot, slot_of
 from penstock_supervisor.rotation import Rotation
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class Succession:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_supervisor import events as module
 from penstock_supervisor.events import MOST, Event, Events, Subscription
 
 
@@ -170,7 +169,7 @@ def test_everything_is_counted_by_slot_and_name_even_if_nobody_listens() -> None
 
 
 def test_each_is_a_line_for_who_wants_to_see_everything(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, module.__name__)
+    caplog.set_level(logging.DEBUG, "penstock.supervisor")
     events = Events()
     events.emit(Event(name="setup", role="supervisor", text="open"))
     events.emit(Event(name="error", role="front", slot=0, text="x" * 1000))
