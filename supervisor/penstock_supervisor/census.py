@@ -88,7 +88,7 @@ class Census:
             history.carried = merge([history.carried, ended(_counted(child))])
         child.stats = {}
 
-    def moved(self, child: Child) -> None:
+    def state_changed(self, child: Child) -> None:
         """Nobody waits for one that is gone."""
         if not child.has_channel:
             for question in self._open.values():

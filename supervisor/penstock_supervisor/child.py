@@ -16,9 +16,9 @@ from typing import Any, Final, Protocol
 from penstock_proxy.orders import DRAIN
 from penstock_supervisor import diagnosis
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.events import Name
-from penstock_supervisor.history import History
-from penstock_supervisor.lifecycle import Command, Event, Life, State
+from penstock_supervisor.events import EventName
+from penstock_supervisor.history import SlotHistory
+from penstock_supervisor.lifecycle import Command, Life, LifecycleEvent, State
 from penstock_supervisor.links import Link
 from penstock_supervisor.processes import Exit, SpawnError
 from penstock_supervisor.running import ProcessCallbacks, Running, Spawn
@@ -34,15 +34,15 @@ _MOST_WORDS: Final = 16 << 10
 
 
 class ChildObserver(Protocol):
-    """Whom a child reports to. None of these may raise, but for `passed`."""
+    """Whom a child reports to. None of these may raise, but for `sockets_for`."""
 
-    def passed(self, child: "Child") -> tuple[int, ...]:
+    def sockets_for(self, child: "Child") -> tuple[int, ...]:
         """The listening sockets that its next process is given. StartError: there is none."""
 
     def spawned(self, child: "Child") -> None:
         """A new process is there, and its channel."""
 
-    def gone(self, child: "Child") -> None:
+    def exited(self, child: "Child") -> None:
         """Its process is gone; what belonged to it is about to be let go of."""
 
     def joined(self, child: "Child") -> None: ...
@@ -54,16 +54,16 @@ class ChildObserver(Protocol):
     def retiring(self, child: "Child", reason: str, why: str) -> None:
         """It works, but has to be replaced: it says so itself, or cannot be talked to."""
 
-    def hopeless(self, child: "Child", why: str) -> bool:
+    def start_failed(self, child: "Child", why: str) -> bool:
         """It failed to start in a way that rarely mends itself. True: the run ends for it."""
 
     def gave_up(self, child: "Child", why: str) -> bool:
         """Nobody will start it again. True: the run ends for it, and says why itself."""
 
-    def moved(self, child: "Child") -> None:
+    def state_changed(self, child: "Child") -> None:
         """Its state may be another one."""
 
-    def event(self, child: "Child", name: Name, **details: Any) -> None:
+    def event(self, child: "Child", name: EventName, **details: Any) -> None:
         """Something happened that people may want to know: `events` has the names."""
 
 
@@ -84,7 +84,7 @@ class Child:
         """`after`: the one in this slot before, whose history goes on."""
         self.plan = plan
         self.name = plan.name
-        self.history: History = after.history if after else History(plan)
+        self.history: SlotHistory = after.history if after else SlotHistory(plan)
         self.stats: dict[str, Any] = {}
         """Its last answer to STATS."""
         self.stop_s = plan.stop_s
@@ -98,9 +98,9 @@ class Child:
         self._wait_s = 0.0
         self._why = self._reason = ""
         """The reason for the exit that is being handled or is certain to come."""
-        self._no_use = False
+        self._not_again = False
         """The child itself said that another start would not help."""
-        self._doomed = False
+        self._ends_run = False
         """The run ends because of this child: no more starts, and one line for all of it."""
 
     @property
@@ -129,36 +129,36 @@ class Child:
         """To each front by its slot, for the process that runs now."""
         return () if self._running is None else self._running.links
 
-    def misled(self) -> str:
+    def wrong_address(self) -> str:
         """Where it listens instead of where it should, or nothing."""
-        return diagnosis.misled(self.plan, self.pid) if self.state is State.STARTING else ""
+        return diagnosis.wrong_address(self.plan, self.pid) if self.state is State.STARTING else ""
 
     def since_s(self) -> float:
         """Seconds in this state."""
         return self._loop.time() - self._since
 
     def start(self) -> None:
-        self._handle(Event.START)
+        self._handle(LifecycleEvent.START)
 
     def start_instead(self, reason: str) -> None:
         """Start in the place of one that still runs. Too often is a giveup, as with exits."""
         self.history.restarts[reason] += 1
-        if self.history.intensity.exited(self._loop.time(), 0.0) is None:
-            times, within = self.history.intensity.recent, self.plan.restart.within
+        if self.history.restart_policy.exited(self._loop.time(), 0.0) is None:
+            times, within = self.history.restart_policy.recent, self.plan.restart.within
             self._why = f"{self.name} had to be replaced {times} times within {within:g} s"
-            self._handle(Event.SPENT)
+            self._handle(LifecycleEvent.SPENT)
         else:
-            self._handle(Event.START)
+            self._handle(LifecycleEvent.START)
 
     def stop(self, at_most_s: float | None = None) -> None:
         """Ask it to leave; it has its plan's time, or less."""
         if at_most_s is not None:
             self.stop_s = min(self.stop_s, at_most_s)
-        self._handle(Event.STOP)
+        self._handle(LifecycleEvent.STOP)
 
     def halt(self) -> None:
         """End it without asking."""
-        self._handle(Event.HALT)
+        self._handle(LifecycleEvent.HALT)
 
     def signal(self, number: signal.Signals) -> bool:
         """To all that it is; False if it is away. What follows is as if others had done it."""
@@ -179,11 +179,11 @@ class Child:
         """
         return self._running is not None and self._running.send(message, handle, on_sent)
 
-    def part_with_links(self) -> tuple[Link, ...]:
+    def take_links(self) -> tuple[Link, ...]:
         """Whoever calls this closes them."""
         return () if self._running is None else self._running.take_links()
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: LifecycleEvent) -> None:
         before = self.state
         for command in self._life.handle(event):
             _EXECUTE[command](self)
@@ -192,7 +192,7 @@ class Child:
             _log.debug("%s: %s", self.name, self.state.name.lower())
             if self.state is State.UP:
                 self._went_up()
-        self._observer.moved(self)
+        self._observer.state_changed(self)
 
     def _went_up(self) -> None:
         assert self._running is not None
@@ -205,11 +205,13 @@ class Child:
     # Commands.
 
     def _spawn(self) -> None:
-        self._why, self._reason, self._no_use = "", "", False
+        self._why, self._reason, self._not_again = "", "", False
         self._postponed = False
-        callbacks = ProcessCallbacks(self._exited, self._heard, self._lost, self._answers)
+        callbacks = ProcessCallbacks(
+            self._on_exit, self._on_message, self._on_disconnect, self._on_ready
+        )
         try:
-            sockets = self._observer.passed(self)
+            sockets = self._observer.sockets_for(self)
             self._running = self._spawn_process(self.plan, sockets, callbacks)
         except (SpawnError, StartError) as error:
             key = error.key if isinstance(error, SpawnError) else "listen"
@@ -225,7 +227,7 @@ class Child:
 
     def _failed_to_spawn(self) -> None:
         self._observer.event(self, "error", text=self._why)
-        self._doomed = self._observer.hopeless(self, self._why)
+        self._ends_run = self._observer.start_failed(self, self._why)
         self._ended(f"{self.name} could not be started: {self._why}")
 
     def _terminate(self) -> None:
@@ -246,36 +248,34 @@ class Child:
             self._timer.cancel()
             self._timer = None
 
-    def _alarm(self) -> None:
+    def _give_up(self) -> None:
         self._observer.event(self, "giveup", text=self._why)
         if not self._observer.gave_up(self, self._why):
             _log.critical("GIVING UP on %s, nobody starts it again: %s", self.name, self._why)
 
     # What happens to it.
 
-    def _answers(self) -> None:
-        self._handle(Event.READY)
+    def _on_ready(self) -> None:
+        self._handle(LifecycleEvent.READY)
 
-    def _heard(self, message: Any, handle: socket.socket | None) -> None:
+    def _on_message(self, message: Any, handle: socket.socket | None) -> None:
         command = message.get("cmd") if isinstance(message, dict) else None
         if command == contract.ONLINE:
             self._observer.event(self, "online")
         elif command == contract.READY:
-            self._handle(Event.READY)
+            self._handle(LifecycleEvent.READY)
         elif command == contract.FAILED:
-            self._no_use = True
-            self._why = _bounded(message.get("reason", "it does not say why"))
+            self._not_again = True
+            self._why = _cut(message.get("reason", "it does not say why"))
         elif command == contract.RETIRE:
-            self._retires(
-                _bounded(message.get("reason", "")), _bounded(message.get("traceback", ""))
-            )
+            self._on_retire(_cut(message.get("reason", "")), _cut(message.get("traceback", "")))
         else:
             self._observer.heard(self, message, handle)
             return
         if handle is not None:
             handle.close()
 
-    def _retires(self, reason: str, traceback: str) -> None:
+    def _on_retire(self, reason: str, traceback: str) -> None:
         why = f"{self.name} retires: {reason or 'it gives no reason'}"
         _log.error("%s%s", why, f"\n{traceback.rstrip()}" if traceback else "")
         self._observer.event(self, "retire", text=reason)
@@ -289,7 +289,7 @@ class Child:
             self._why = why
             self._running.signal(signal.SIGKILL)
 
-    def _lost(self, fault: str) -> None:
+    def _on_disconnect(self, fault: str) -> None:
         """The channel ended. A front is deaf then, and so is a worker that runs our code."""
         running = self._running
         assert running is not None
@@ -304,9 +304,9 @@ class Child:
         elif fault or self.plan.ours:
             wait_s = 0.0 if fault else _LOST_S
             why = f"{self.name} has no channel any more: {fault or 'it closed it'}"
-            self._loop.call_later(wait_s, self._mute, running, why)
+            self._loop.call_later(wait_s, self._replace_deaf, running, why)
 
-    def _mute(self, running: Running, why: str) -> None:
+    def _replace_deaf(self, running: Running, why: str) -> None:
         if self._running is running:
             self._replace("channel", why)
 
@@ -314,68 +314,68 @@ class Child:
         self._timer = None
         if self.state is State.STARTING:
             inodes = () if self._running is None else self._running.inodes
-            late = diagnosis.late(self.plan, self.pid, inodes)
+            late = diagnosis.missed_deadline(self.plan, self.pid, inodes)
             self._why, self._reason = late, "start_timeout"
-            self._doomed = self._observer.hopeless(self, self._why)
-            if not self._doomed:
+            self._ends_run = self._observer.start_failed(self, self._why)
+            if not self._ends_run:
                 _log.error("%s", self._why)
         elif self.state is State.STOPPING:
             _log.warning("%s did not leave within %g s and is killed", self.name, self.stop_s)
-        self._handle(Event.DEADLINE)
+        self._handle(LifecycleEvent.DEADLINE)
 
-    def _exited(self, end: Exit) -> None:
+    def _on_exit(self, end: Exit) -> None:
         running = self._running
         assert running is not None
         running.hear_out()
         name = "" if end.signal is None else str(end)
         # While it still has its pid.
         self._observer.event(self, "exit", code=end.status, signal=name)
-        self._observer.gone(self)
+        self._observer.exited(self)
         running.close()
         self._running = None
         self.history.last_exit = str(end)
         self.history.exits[self.history.last_exit.removeprefix("status ")] += 1
         if self.state is State.STOPPING:
             _log.info("%s %s", self.name, end.described)
-            self._handle(Event.EXITED)
+            self._handle(LifecycleEvent.EXITED)
             return
         now = self._loop.time()
         what = f"{self.name} {end.described} after {now - running.spawned_at:.1f} s"
         if self.state is not State.LATE:
             self._reason = "exit" if end.signal is None else "signal"
             said, self._why = self._why, what
-            if self._no_use and said:
+            if self._not_again and said:
                 self._why = f"{self.name}: {said}"
                 what = f"{what}: {said}"
         # A front is our own program: one that does not even start is a broken installation.
         broken = self.plan.role == "front" and not self.history.was_up
-        if self._no_use or broken or end.status == contract.EXIT_FAILED:
-            self._no_use = True
-            self._doomed = self._observer.hopeless(self, self._why)
+        if self._not_again or broken or end.status == contract.EXIT_FAILED:
+            self._not_again = True
+            self._ends_run = self._observer.start_failed(self, self._why)
         self._ended(what, 0.0 if running.ready_at is None else now - running.ready_at)
 
     def _ended(self, what: str, up_for_s: float = 0.0) -> None:
         """There is no process any more: shall there be another?"""
         if self.state is State.STOPPING:
-            self._handle(Event.EXITED)
+            self._handle(LifecycleEvent.EXITED)
             return
-        if self._postponed and not self._doomed:
-            self._wait_s = self.history.intensity.postponed()
+        if self._postponed and not self._ends_run:
+            self._wait_s = self.history.restart_policy.postponed()
             _log.warning("%s; trying again in %.1f s", what, self._wait_s)
-            self._handle(Event.EXITED)
+            self._handle(LifecycleEvent.EXITED)
             return
         of = self.plan.restart
-        wait_s = self.history.intensity.exited(self._loop.time(), up_for_s)
-        times = self.history.intensity.recent
-        if wait_s is None and not self._no_use:
+        wait_s = self.history.restart_policy.exited(self._loop.time(), up_for_s)
+        times = self.history.restart_policy.recent
+        if wait_s is None and not self._not_again:
             self._why = f"{self._why}; it ended {times} times within {of.within:g} s"
-        if wait_s is None or self._no_use or self._doomed:
-            self._handle(Event.SPENT)
+        if wait_s is None or self._not_again or self._ends_run:
+            self._handle(LifecycleEvent.SPENT)
             return
         self._wait_s = wait_s
         self.history.restarts[self._reason] += 1
         _log.warning("%s; restart %d of %d in %.1f s", what, times, of.max_restarts, wait_s)
-        self._handle(Event.EXITED)
+        self._handle(LifecycleEvent.EXITED)
 
 
 _EXECUTE: Final[dict[Command, Callable[[Child], None]]] = {
@@ -388,9 +388,9 @@ _EXECUTE: Final[dict[Command, Callable[[Child], None]]] = {
     Command.DISARM: Child._disarm,
     Command.JOIN: lambda child: child._observer.joined(child),
     Command.LEAVE: lambda child: child._observer.left(child),
-    Command.GIVE_UP: Child._alarm,
+    Command.GIVE_UP: Child._give_up,
 }
 
 
-def _bounded(words: object) -> str:
+def _cut(words: object) -> str:
     return str(words)[:_MOST_WORDS]

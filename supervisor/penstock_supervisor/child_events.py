@@ -16,7 +16,7 @@ from penstock_supervisor.census import Census
 from penstock_supervisor.changes import Changes
 from penstock_supervisor.child import Child, ChildObserver
 from penstock_supervisor.doors import Doors
-from penstock_supervisor.events import Events, Name
+from penstock_supervisor.events import EventName, Events
 from penstock_supervisor.fronts import Fronts
 from penstock_supervisor.premises import Premises
 from penstock_supervisor.reaper import reap_strangers
@@ -62,7 +62,7 @@ class ChildEvents(ChildObserver):
         self._fail = fail
         self._is_over = is_over
 
-    def passed(self, child: Child) -> tuple[int, ...]:
+    def sockets_for(self, child: Child) -> tuple[int, ...]:
         if child.plan.role == "front":
             return ()
         return self._premises.intakes[child.plan.service].of_worker(child.plan.slot)
@@ -73,10 +73,10 @@ class ChildEvents(ChildObserver):
         else:
             self._rotation.spawned(child)
 
-    def gone(self, child: Child) -> None:
+    def exited(self, child: Child) -> None:
         self._census.carry(child)
         if child.plan.role == "front":
-            self._fronts.gone(child)
+            self._fronts.exited(child)
             return
         # Before what it had not taken is taken back: it must not be picked for that again.
         self.left(child)
@@ -123,7 +123,7 @@ class ChildEvents(ChildObserver):
         if not self._is_over():
             self._succession.retire(child, reason, why)
 
-    def hopeless(self, child: Child, why: str) -> bool:
+    def start_failed(self, child: Child, why: str) -> bool:
         return not self._roster.ever_worked(child.plan.service) and self._fail(why)
 
     def gave_up(self, child: Child, why: str) -> bool:
@@ -134,16 +134,16 @@ class ChildEvents(ChildObserver):
             self._doors.shut(slot_of(child))
             return False
         # One that ignores PORT gets away with it once; its sisters find the port taken.
-        misled = filter(None, (one.misled() for one in self._roster.workers()))
-        return self._fail("; ".join((why, *misled)))
+        elsewhere = filter(None, (one.wrong_address() for one in self._roster.workers()))
+        return self._fail("; ".join((why, *elsewhere)))
 
-    def moved(self, child: Child) -> None:
-        self._census.moved(child)
-        self._succession.moved(child)
+    def state_changed(self, child: Child) -> None:
+        self._census.state_changed(child)
+        self._succession.state_changed(child)
         if os.getpid() == 1 and child.pid is None:
             reap_strangers({one.pid for one in self._roster.everybody() if one.pid})
         self._changes.happened()
 
-    def event(self, child: Child, name: Name, **details: Any) -> None:
+    def event(self, child: Child, name: EventName, **details: Any) -> None:
         plan = child.plan
         self._events.happened(name, plan.role, plan.service, plan.slot, child.pid, **details)

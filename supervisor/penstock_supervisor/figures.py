@@ -11,7 +11,7 @@ from typing import Final
 
 import psutil
 
-from penstock_supervisor.looking import eyes_of
+from penstock_supervisor.looking import as_owner_of
 
 _LIMIT: Final = "Max open files"
 
@@ -24,7 +24,7 @@ def figures(pid: int) -> dict[str, float]:
     except psutil.Error:
         return found
     limits = Path(f"/proc/{pid}/limits")
-    with eyes_of(pid), process.oneshot():
+    with as_owner_of(pid), process.oneshot():
         ask = {
             "penstock_process_open_fds": process.num_fds,
             "penstock_process_max_fds": lambda: most_descriptors(limits.read_text()),

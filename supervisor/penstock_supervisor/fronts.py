@@ -130,7 +130,7 @@ class Fronts:
             self._roster.away.discard(slot)
             self.tell({"cmd": UNCOVER, "front": slot})
 
-    def gone(self, front: Child) -> None:
+    def exited(self, front: Child) -> None:
         """Its process is."""
         self._rotation.front_gone(front)
         self._unanswered.pop(front, None)

@@ -49,7 +49,7 @@ class HandoffLinks:
     def worker_gone(self, child: Child) -> None:
         """Its links are ours until what the process left in them is taken back."""
         slot = slot_of(child)
-        for front, link in zip(self._roster.fronts, child.part_with_links(), strict=False):
+        for front, link in zip(self._roster.fronts, child.take_links(), strict=False):
             reclaim = self._reclaims[link.number] = _Reclaim(slot, link)
             if front.send(_unlink(reclaim)):
                 reclaim.by = front

@@ -19,7 +19,7 @@ from penstock_supervisor.errors import StartError
 from penstock_supervisor.intakes import Intake
 from penstock_supervisor.program import high
 from penstock_supervisor.run_dir import ControlSocket, RefusedError
-from penstock_supervisor.schemes import ChildPlan, Means
+from penstock_supervisor.schemes import ChildPlan, WorkerContext
 from penstock_supervisor.services import Config, Service
 from penstock_supervisor.sockets import Listener
 from penstock_supervisor.worker_ports import choose_addresses, spare_address
@@ -133,7 +133,7 @@ class Premises:
 
     def worker_plan(self, service: Service, slot: int) -> ChildPlan:
         own = self.places[service.name][slot] if service.has_ports else None
-        means = Means(
+        context = WorkerContext(
             environment=self._environment,
             python=self._python,
             main=self.intakes[service.name].address,
@@ -141,7 +141,7 @@ class Premises:
             fronts=self.config.fronts,
             privileges=self.privileges._replace(no_new=self.config.no_new_privileges),
         )
-        return schemes.worker_plan(service, slot, own, means)
+        return schemes.worker_plan(service, slot, own, context)
 
     def listener_fds(self) -> int:
         """Listening sockets that are open here."""

@@ -21,7 +21,7 @@ import penstock_worker
 from penstock_supervisor import guardian
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.privileges import AS_WE_ARE, Privileges, closed
-from penstock_supervisor.restarts import Restarts
+from penstock_supervisor.restarts import RestartPolicy
 
 _NEEDED: Final = (
     (Path(sys.executable).resolve(), os.X_OK),
@@ -54,7 +54,7 @@ class Guardian:
         self._pidfd = -1
         self._since = 0.0
         self._again: TimerHandle | None = None
-        self._restarts = Restarts(
+        self._restart_policy = RestartPolicy(
             # Never given up: without it a supervisor that is killed could leave workers.
             max_restarts=sys.maxsize,
             within_s=_LONGEST_PAUSE_S,
@@ -128,7 +128,7 @@ class Guardian:
         self._start_again(f"ended ({process.wait()})", up_for_s=self._loop.time() - self._since)
 
     def _start_again(self, why: str, *, up_for_s: float) -> None:
-        pause_s = self._restarts.exited(self._loop.time(), up_for_s)
+        pause_s = self._restart_policy.exited(self._loop.time(), up_for_s)
         assert pause_s is not None
         _log.warning("the guardian process %s; starting another in %.1f s", why, pause_s)
         self._again = self._loop.call_later(pause_s, self._start)

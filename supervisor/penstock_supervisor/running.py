@@ -75,10 +75,10 @@ class Running:
         self._callbacks = callbacks
         # A front that starts is sent all links at once, and is our own program.
         most = _MOST_LINK_ENDS if plan.role == "front" else MAX_HANDLES
-        self._channel = Channel(loop, end, self._heard, self._lost, most_handles=most)
-        self._asking: Task[None] | None = None
+        self._channel = Channel(loop, end, self._on_message, self._on_disconnect, most_handles=most)
+        self._waiting: Task[None] | None = None
         if not plan.ours:
-            self._asking = tasks.create_task(self._ask(plan))
+            self._waiting = tasks.create_task(self._wait_until_ready(plan))
 
     @property
     def pid(self) -> int:
@@ -118,22 +118,22 @@ class Running:
         for link in self.take_links():
             link.close()
         self._channel.close()
-        if self._asking is not None:
-            self._asking.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
 
-    async def _ask(self, plan: ChildPlan) -> None:
+    async def _wait_until_ready(self, plan: ChildPlan) -> None:
         if plan.address is not None:
             await readiness.until_it_answers(plan.address)
         elif self.inodes:
             await readiness.until_it_takes(self.pid, self.inodes[0])
         self._callbacks.on_ready()
 
-    def _heard(self, message: Any, handle: socket.socket | None) -> None:
+    def _on_message(self, message: Any, handle: socket.socket | None) -> None:
         command = message.get("cmd") if isinstance(message, dict) else None
         self.speaks |= isinstance(command, str) and command.startswith(contract.INTERNAL)
         self._callbacks.on_message(message, handle)
 
-    def _lost(self) -> None:
+    def _on_disconnect(self) -> None:
         self._callbacks.on_disconnect(self._channel.fault)
 
 

@@ -75,7 +75,7 @@ class ChildPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
+class WorkerContext:
     """What this machine and this run have for the workers of one service."""
 
     environment: Mapping[str, str]
@@ -89,20 +89,22 @@ class Means:
     """As whom workers run."""
 
 
-def worker_plan(service: Service, slot: int, own: Address | None, means: Means) -> ChildPlan:
+def worker_plan(
+    service: Service, slot: int, own: Address | None, context: WorkerContext
+) -> ChildPlan:
     """The plan for one slot; `own` is its port, under `ports`."""
-    where = own or means.main
+    where = own or context.main
     logs = _logs(service)
-    inherited = (means.stdout,) if logs == "stdout" else ()
+    inherited = (context.stdout,) if logs == "stdout" else ()
     return ChildPlan(
         role="worker",
         service=service.name,
         slot=slot,
         scheme=service.scheme,
-        argv=_argv(service, where, means.python),
+        argv=_argv(service, where, context.python),
         environment={
-            **_environment(service, slot, where, means.environment),
-            **_log_variable(service, logs, means.stdout),
+            **_environment(service, slot, where, context.environment),
+            **_log_variable(service, logs, context.stdout),
             **_header_variable(service),
             **_bounds_variable(service, slot),
         },
@@ -110,9 +112,9 @@ def worker_plan(service: Service, slot: int, own: Address | None, means: Means) 
         ours=service.app is not None,
         address=own,
         listens=not service.has_front,
-        links=means.fronts if service.scheme == "handoff" else 0,
+        links=context.fronts if service.scheme == "handoff" else 0,
         inherited=inherited,
-        privileges=means.privileges,
+        privileges=context.privileges,
         start_s=service.timeouts.start,
         stop_s=service.timeouts.stop,
         restart=service.restart,

@@ -105,7 +105,7 @@ class Succession:
             before.stop()
         self._rotation.join(comer)
 
-    def moved(self, child: Child) -> None:
+    def state_changed(self, child: Child) -> None:
         """Its state may be another one."""
         if self._roster.leaves(child):
             if child.state is State.BACKOFF:

@@ -10,7 +10,7 @@ from penstock_proxy.orders import STATS
 from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.child import Child
 from penstock_supervisor.events import Event, Events
-from penstock_supervisor.history import History
+from penstock_supervisor.history import SlotHistory
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.schemes import ChildPlan
 from penstock_supervisor.services import Restart
@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self, census: Census, slot: int = 0, after: "Worker | None" = None) -> None:
         self.plan = plan(slot)
-        self.history: History = after.history if after else History(self.plan)
+        self.history: SlotHistory = after.history if after else SlotHistory(self.plan)
         self.stats: dict[str, Any] = {}
         self.state = State.UP
         self.pid: int | None = 1
@@ -139,7 +139,7 @@ async def test_nobody_waits_for_one_that_is_gone(census: Census) -> None:
         taking = tasks.create_task(census.take([as_child(worker)], [as_child(worker)], 1e6))
         await asyncio.sleep(0)
         worker.has_channel = False
-        census.moved(as_child(worker))
+        census.state_changed(as_child(worker))
     assert not taking.result()[0].fresh
 
 

@@ -104,20 +104,20 @@ class Slot:
 
     # What it reports.
 
-    def passed(self, _: Child) -> tuple[int, ...]:
+    def sockets_for(self, _: Child) -> tuple[int, ...]:
         return (7,)
 
     def event(self, child: Child, name: str, **_: object) -> None:
         self.noted.append(f"{name} of {child.pid}")
 
-    def gone(self, child: Child) -> None:
+    def exited(self, child: Child) -> None:
         self.noted.append(f"gone {child.pid}")
 
     def heard(self, _: Child, message: object, handle: object) -> None:
         self.noted.append(f"heard {message}")
 
-    def hopeless(self, _: Child, why: str) -> bool:
-        self.noted.append(f"hopeless: {why}")
+    def start_failed(self, _: Child, why: str) -> bool:
+        self.noted.append(f"failed: {why}")
         return False
 
     def gave_up(self, _: Child, why: str) -> bool:
@@ -132,7 +132,7 @@ class Slot:
 
     def spawned(self, _: Child) -> None: ...
     def joined(self, _: Child) -> None: ...
-    def moved(self, _: Child) -> None: ...
+    def state_changed(self, _: Child) -> None: ...
 
 
 def test_what_a_process_said_last_is_heard_before_its_end_is_told() -> None:
@@ -181,7 +181,7 @@ def test_a_process_that_cannot_be_made_is_an_exit_but_not_within_the_start() -> 
     slot.child.start()
     assert slot.noted == []
     slot.loop.pass_time()
-    assert slot.noted[1] == 'hopeless: service.web.command: "x": no such program'
+    assert slot.noted[1] == 'failed: service.web.command: "x": no such program'
     assert slot.child.state is State.BACKOFF
 
 

@@ -89,7 +89,7 @@ class Stage:
 
     def dies(self, slot: int) -> None:
         self.fronts[slot].state = State.BACKOFF
-        self.all.gone(cast("Any", self.fronts[slot]))
+        self.all.exited(cast("Any", self.fronts[slot]))
 
     def comes(self, slot: int) -> None:
         self.fronts[slot].state = State.STARTING
@@ -147,7 +147,7 @@ def test_nobody_covers_before_the_sockets_listen_and_after_the_end() -> None:
     early.all.accept()
     early.all.stop(None)
     early.heard()
-    early.all.gone(cast("Any", early.fronts[1]))
+    early.all.exited(cast("Any", early.fronts[1]))
     assert early.heard() == [[], []]
     assert early.loop.todo is None, "nobody is asked any more"
 

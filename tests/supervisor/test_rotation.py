@@ -52,7 +52,7 @@ class Worker:
         self.state = State.UP
         self.links = tuple(Link.made() for _ in range(links))
 
-    def part_with_links(self) -> tuple[Link, ...]:
+    def take_links(self) -> tuple[Link, ...]:
         links, self.links = self.links, ()
         return links
 
