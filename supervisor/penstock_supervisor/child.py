@@ -19,7 +19,7 @@ from penstock_supervisor.errors import StartError
 from penstock_supervisor.events import EventName
 from penstock_supervisor.history import SlotHistory
 from penstock_supervisor.lifecycle import Command, Life, LifecycleEvent, State
-from penstock_supervisor.links import Link
+from penstock_supervisor.links import HandoffLink
 from penstock_supervisor.processes import Exit, SpawnError
 from penstock_supervisor.running import ProcessCallbacks, Running, Spawn
 from penstock_supervisor.schemes import ChildPlan
@@ -125,7 +125,7 @@ class Child:
         return self._running is not None and self._running.speaks
 
     @property
-    def links(self) -> tuple[Link, ...]:
+    def links(self) -> tuple[HandoffLink, ...]:
         """To each front by its slot, for the process that runs now."""
         return () if self._running is None else self._running.links
 
@@ -179,7 +179,7 @@ class Child:
         """
         return self._running is not None and self._running.send(message, handle, on_sent)
 
-    def take_links(self) -> tuple[Link, ...]:
+    def take_links(self) -> tuple[HandoffLink, ...]:
         """Whoever calls this closes them."""
         return () if self._running is None else self._running.take_links()
 
@@ -215,7 +215,7 @@ class Child:
             self._running = self._spawn_process(self.plan, sockets, callbacks)
         except (SpawnError, StartError) as error:
             key = error.key if isinstance(error, SpawnError) else "listen"
-            self._postponed = isinstance(error, SpawnError) and error.passing
+            self._postponed = isinstance(error, SpawnError) and error.temporary
             origin = f"{self.plan.origin}.{key}" if self.plan.origin else self.name
             self._why, self._reason = f"{origin}: {error}", "spawn"
             # An exit like any other, but not in the middle of the commands of a start.

@@ -65,7 +65,7 @@ class ChildEvents(ChildObserver):
     def sockets_for(self, child: Child) -> tuple[int, ...]:
         if child.plan.role == "front":
             return ()
-        return self._premises.intakes[child.plan.service].of_worker(child.plan.slot)
+        return self._premises.listeners[child.plan.service].worker_fds(child.plan.slot)
 
     def spawned(self, child: Child) -> None:
         if child.plan.role == "front":

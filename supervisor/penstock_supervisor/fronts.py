@@ -170,7 +170,7 @@ class Fronts:
                     self._cover(slot, other)
 
     def _cover(self, slot: int, by: Child) -> None:
-        for name, intake in self._premises.intakes.items():
-            if (listener := intake.apart(slot)) is not None:
+        for name, listeners in self._premises.listeners.items():
+            if (listener := listeners.front_socket(slot)) is not None:
                 order = {"cmd": COVER, "service": name, "front": slot}
                 deliver(self._loop, by, order, listener, lambda: slot in self._roster.away)

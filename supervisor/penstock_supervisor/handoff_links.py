@@ -15,10 +15,10 @@ from typing import Any
 from penstock_proxy.orders import LINK, UNLINK
 from penstock_supervisor.child import Child
 from penstock_supervisor.delivery import deliver
-from penstock_supervisor.links import Link
+from penstock_supervisor.links import HandoffLink
 from penstock_supervisor.roster import Roster, Slot, slot_of
 
-OnLate = Callable[[Child, Slot, Link], None]
+OnLate = Callable[[Child, Slot, HandoffLink], None]
 """front, slot, link: it has the link now, and was told of other things before."""
 
 
@@ -27,7 +27,7 @@ class _Reclaim:
     """A link to a process that has ended."""
 
     slot: Slot
-    link: Link
+    link: HandoffLink
     by: Child | None = None
     """The front that was told to take back what is in it, and has not said that it did."""
 
@@ -91,7 +91,7 @@ class HandoffLinks:
             self._send(reclaim.by, reclaim.slot, reclaim.link)
             reclaim.by.send(_unlink(reclaim))
 
-    def _send(self, front: Child, slot: Slot, link: Link) -> None:
+    def _send(self, front: Child, slot: Slot, link: HandoffLink) -> None:
         order = {"cmd": LINK, "service": slot[0], "slot": slot[1], "link": link.number}
 
         def on_late() -> None:

@@ -34,7 +34,7 @@ _TCP_INFO_UNACKED: Final = 24
 """Offset of tcpi_unacked in struct tcp_info: of a listener, who waits to be accepted."""
 
 
-class Intake:
+class ServiceListeners:
     """Opened when made; StartError says why it cannot be."""
 
     def __init__(self, service: Service, fronts: int = 1, owner: "Identity | None" = None) -> None:
@@ -62,7 +62,7 @@ class Intake:
         first.close()
         try:
             for slot in range(fronts if split else service.workers):
-                self._slots[slot] = self._open(str(self.address), sisters=True)
+                self._slots[slot] = self._open(str(self.address), reuseport=True)
         except StartError:
             self.close()
             raise
@@ -73,19 +73,19 @@ class Intake:
         for listener in self._all():
             listener.listen()
 
-    def of_front(self, slot: int) -> tuple[int, ...]:
+    def front_fds(self, slot: int) -> tuple[int, ...]:
         """The descriptors that the front in this slot inherits."""
         if not self.service.has_front:
             return ()
         return ((self._one or self._slots[slot]).fileno(),)
 
-    def apart(self, slot: int) -> socket.socket | None:
+    def front_socket(self, slot: int) -> socket.socket | None:
         """The socket of this front alone; None if all fronts accept from the same, or none."""
         if not self.service.has_front or self._one is not None:
             return None
         return self._slots[slot].socket
 
-    def of_worker(self, slot: int) -> tuple[int, ...]:
+    def worker_fds(self, slot: int) -> tuple[int, ...]:
         """The descriptors that a process in this slot is given, opened anew if they were shut."""
         if self.service.has_front:
             return ()
@@ -114,7 +114,7 @@ class Intake:
         """Give the worker a socket again; None if it has one, or shares one."""
         if self.service.has_front or self._one is not None or slot in self._slots:
             return None
-        listener = self._slots[slot] = self._open(str(self.address), sisters=True)
+        listener = self._slots[slot] = self._open(str(self.address), reuseport=True)
         if self._listening:
             listener.listen()
         return listener.socket
@@ -134,13 +134,13 @@ class Intake:
     def _all(self) -> tuple[Listener, ...]:
         return tuple(self._slots.values()) if self._one is None else (self._one,)
 
-    def _open(self, address: str, *, sisters: bool = False) -> Listener:
+    def _open(self, address: str, *, reuseport: bool = False) -> Listener:
         listener = Listener(
             address,
             self._key,
-            later=True,
+            bind_only=True,
             kind=self._kind,
-            sisters=sisters,
+            reuseport=reuseport,
             access=self._access,
         )
         if self.service.command is not None and not self.service.has_front:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from penstock_supervisor import logfiles, privileges, schemes, upstreams
 from penstock_supervisor.config import default_run_dirs
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.intakes import Intake
-from penstock_supervisor.program import high
+from penstock_supervisor.intakes import ServiceListeners
+from penstock_supervisor.program import dup_high
 from penstock_supervisor.run_dir import ControlSocket, RefusedError
 from penstock_supervisor.schemes import ChildPlan, WorkerContext
 from penstock_supervisor.services import Config, Service
@@ -44,7 +44,7 @@ class Premises:
     ) -> None:
         self.config = config
         self.services = {service.name: service for service in config.services}
-        self.intakes: dict[str, Intake] = {}
+        self.listeners: dict[str, ServiceListeners] = {}
         self.admin: Listener | None = None
         self.control: ControlSocket | None = None
         self.places: dict[str, list[Address]] = {}
@@ -57,7 +57,7 @@ class Premises:
         self._stack = ExitStack()
         try:
             self._open()
-            self._stdout = high(stdout)
+            self._stdout = dup_high(stdout)
             self._stack.callback(os.close, self._stdout)
             self.hand_over_logs()
         except BaseException:
@@ -66,10 +66,10 @@ class Premises:
 
     def _open(self) -> None:
         for service in self.config.services:
-            intake = self.intakes[service.name] = Intake(
+            listeners = self.listeners[service.name] = ServiceListeners(
                 service, self.config.fronts, self.privileges.identity
             )
-            self._stack.callback(intake.close)
+            self._stack.callback(listeners.close)
         if self.config.admin:
             self.admin = Listener(self.config.admin, "admin")
             self._stack.callback(self.admin.close)
@@ -93,15 +93,15 @@ class Premises:
 
     def listen(self, *, fronted: bool) -> None:
         """Let clients of the services with or without a front connect. StartError."""
-        for name, intake in self.intakes.items():
+        for name, listeners in self.listeners.items():
             if self.services[name].has_front is fronted:
-                intake.listen()
+                listeners.listen()
 
     def front_plans(self, argv: Sequence[str]) -> Iterator[ChildPlan]:
         """None if no service has a front."""
         if any(service.has_front for service in self.config.services):
             for slot in range(self.config.fronts):
-                inherited = [fd for one in self.intakes.values() for fd in one.of_front(slot)]
+                inherited = [fd for one in self.listeners.values() for fd in one.front_fds(slot)]
                 yield schemes.front_plan(
                     self.config, slot, inherited, self._environment, argv, self.privileges
                 )
@@ -124,7 +124,7 @@ class Premises:
         return schemes.front_config(
             self.config,
             slot,
-            {name: intake.of_front(slot) for name, intake in self.intakes.items()},
+            {name: listeners.front_fds(slot) for name, listeners in self.listeners.items()},
             {**places, **self._upstreams},
             joined=lambda service, number: joined((service, number)),
             # What a front knew before: the next one serves at once and checks meanwhile.
@@ -136,7 +136,7 @@ class Premises:
         context = WorkerContext(
             environment=self._environment,
             python=self._python,
-            main=self.intakes[service.name].address,
+            main=self.listeners[service.name].address,
             stdout=self._stdout,
             fronts=self.config.fronts,
             privileges=self.privileges._replace(no_new=self.config.no_new_privileges),
@@ -145,7 +145,7 @@ class Premises:
 
     def listener_fds(self) -> int:
         """Listening sockets that are open here."""
-        views = sum(1 for intake in self.intakes.values() for _ in intake.views())
+        views = sum(1 for listeners in self.listeners.values() for _ in listeners.views())
         return views + (self.admin is not None and self.admin.fileno() >= 0)
 
     def move(self, service: Service, slot: int) -> bool:
@@ -161,7 +161,7 @@ class Premises:
 
     def _taken(self) -> set[int]:
         """Ports that are ours, whatever they look like to a probe."""
-        listening = [intake.address for intake in self.intakes.values()]
+        listening = [listeners.address for listeners in self.listeners.values()]
         if self.admin is not None:
             listening.append(self.admin.address)
         own = [address for places in self.places.values() for address in places]

@@ -21,25 +21,25 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from penstock_supervisor import limits
-from penstock_supervisor.program import Program, places_taken, take_places
+from penstock_supervisor.program import ExecSpec, exec_with_sockets, reserve_numbers
 from penstock_supervisor.reaper import Guardian
 
 _PR_SET_PDEATHSIG: Final = 1
 # Loaded before any fork: between fork and exec nothing may be imported or looked up.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
-_LACKING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 """Descriptors, memory, processes."""
 
 
 class SpawnError(Exception):
     """The process could not be made. `key` is the configuration's word for the culprit."""
 
-    def __init__(self, key: str, text: str, *, passing: bool = False) -> None:
-        """`passing`: it is ourselves who lack something now, and the program is not to blame."""
+    def __init__(self, key: str, text: str, *, temporary: bool = False) -> None:
+        """`temporary`: it is ourselves who lack something now, and the program is not to blame."""
         super().__init__(text)
         self.key = key
-        self.passing = passing
+        self.temporary = temporary
 
 
 class Exit(NamedTuple):
@@ -67,7 +67,7 @@ class Process:
 
     def __init__(
         self,
-        program: Program,
+        spec: ExecSpec,
         loop: AbstractEventLoop,
         guardian: Guardian,
         on_exit: Callable[[Exit], None],
@@ -76,8 +76,8 @@ class Process:
         self._loop = loop
         self._guardian = guardian
         self._on_exit = on_exit
-        self._popen = _popen(program, guardian)
-        guardian.came(self.pid)
+        self._popen = _popen(spec, guardian)
+        guardian.add(self.pid)
         self.stdout = None if self._popen.stdout is None else _adopted(self._popen.stdout)
         assert self._popen.stderr is not None
         self.stderr = _adopted(self._popen.stderr)
@@ -101,7 +101,7 @@ class Process:
         # What is left of its group goes with it, and before it is reaped: afterwards the
         # number could be somebody else's.
         self.signal(signal.SIGKILL)
-        self._guardian.went(self.pid)
+        self._guardian.remove(self.pid)
         code = self._popen.wait()
         self._on_exit(Exit(code, None) if code >= 0 else Exit(None, -code))
 
@@ -114,12 +114,12 @@ def _adopted(pipe: object) -> int:
     return fd
 
 
-def _popen(program: Program, guardian: Guardian) -> subprocess.Popen[bytes]:
+def _popen(spec: ExecSpec, guardian: Guardian) -> subprocess.Popen[bytes]:
     parent, telling = os.getpid(), guardian.fileno()
 
     def before_exec() -> None:
-        limits.give_back()
-        program.privileges.take_effect()
+        limits.restore()
+        spec.privileges.take_effect()
         # After it: a change of user forgets the signal.
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         # The parent may have died before the line above.
@@ -133,50 +133,50 @@ def _popen(program: Program, guardian: Guardian) -> subprocess.Popen[bytes]:
             with suppress(BrokenPipeError):
                 os.write(telling, b"+%d\n" % os.getpid())
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        if program.listen:
-            take_places(program)
+        if spec.listen:
+            exec_with_sockets(spec)
 
     try:
-        with places_taken(program.listen):
+        with reserve_numbers(spec.listen):
             return subprocess.Popen(
-                program.argv,
+                spec.argv,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if program.captured else None,
+                stdout=subprocess.PIPE if spec.captured else None,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                cwd=program.directory,
-                env=dict(program.environment),
-                pass_fds=(*program.inherited, *program.listen),
+                cwd=spec.directory,
+                env=dict(spec.environment),
+                pass_fds=(*spec.inherited, *spec.listen),
                 start_new_session=True,
                 # The death signal is a thread's: this must run in the thread that lives longest.
                 preexec_fn=before_exec,  # noqa: PLW1509
             )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        guardian.repeat()
-        raise _explained(program, error) from error
+        guardian.resend()
+        raise _explained(spec, error) from error
 
 
-def _explained(program: Program, error: Exception) -> SpawnError:
-    directory = program.directory
+def _explained(spec: ExecSpec, error: Exception) -> SpawnError:
+    directory = spec.directory
     if directory is not None and not Path(directory).is_dir():
         return SpawnError("directory", f'"{directory}": no such directory')
     if directory is not None and isinstance(error, OSError) and error.filename == directory:
         return SpawnError("directory", f'"{directory}": {_reason(error)}')
     if isinstance(error, subprocess.SubprocessError):
-        return SpawnError("user", f"cannot run as {program.privileges.name}")
-    name = f'"{program.argv[0]}"'
+        return SpawnError("user", f"cannot run as {spec.privileges.name}")
+    name = f'"{spec.argv[0]}"'
     if isinstance(error, FileNotFoundError):
         # A script whose interpreter is missing says the same as a missing script.
-        if "/" in program.argv[0] and Path(directory or ".", program.argv[0]).exists():
+        if "/" in spec.argv[0] and Path(directory or ".", spec.argv[0]).exists():
             return SpawnError("command", f"{name}: the interpreter in its first line is missing")
         return SpawnError("command", f"{name}: no such program")
     if isinstance(error, PermissionError):
-        whose = f" for {program.privileges.name}" if program.privileges.identity else ""
+        whose = f" for {spec.privileges.name}" if spec.privileges.identity else ""
         return SpawnError("command", f"{name}: not executable{whose} (permission denied)")
     if isinstance(error, OSError) and error.errno == errno.ENOEXEC:
         return SpawnError("command", f"{name}: not a program (no #! line?)")
-    passing = isinstance(error, OSError) and error.errno in _LACKING
-    return SpawnError("command", f"{name}: {_reason(error)}", passing=passing)
+    temporary = isinstance(error, OSError) and error.errno in _SHORTAGES
+    return SpawnError("command", f"{name}: {_reason(error)}", temporary=temporary)
 
 
 def _reason(error: Exception) -> str:

@@ -77,23 +77,23 @@ class Guardian:
         assert self._process.stdin is not None
         return self._process.stdin.fileno()
 
-    def came(self, group: int) -> None:
+    def add(self, group: int) -> None:
         """Note a group; its leader has already told the guardian, before it was exec'd."""
         self._groups.add(group)
 
-    def went(self, group: int) -> None:
+    def remove(self, group: int) -> None:
         self._groups.discard(group)
-        self._say(f"-{group}\n")
+        self._write(f"-{group}\n")
 
-    def repeat(self) -> None:
+    def resend(self) -> None:
         """Say who is there and nobody else: somebody announced himself and never came."""
-        self._say(f"={' '.join(map(str, sorted(self._groups)))}\n")
+        self._write(f"={' '.join(map(str, sorted(self._groups)))}\n")
 
     def close(self) -> None:
         """End it: it kills what is still there, which should be nothing, and leaves."""
         if self._again is not None:
             self._again.cancel()
-        process = self._parted()
+        process = self._detach()
         if process is None:
             return
         try:
@@ -106,7 +106,7 @@ class Guardian:
         self._again = None
         self._since = self._loop.time()
         try:
-            process = _guardian(self._privileges)
+            process = _spawn_guardian(self._privileges)
         except OSError as error:
             self._start_again(f"cannot be started ({_reason(error)})", up_for_s=0.0)
             return
@@ -120,10 +120,10 @@ class Guardian:
             return
         self._process = process
         self._loop.add_reader(self._pidfd, self._died)
-        self.repeat()
+        self.resend()
 
     def _died(self) -> None:
-        process = self._parted()
+        process = self._detach()
         assert process is not None
         self._start_again(f"ended ({process.wait()})", up_for_s=self._loop.time() - self._since)
 
@@ -133,7 +133,7 @@ class Guardian:
         _log.warning("the guardian process %s; starting another in %.1f s", why, pause_s)
         self._again = self._loop.call_later(pause_s, self._start)
 
-    def _parted(self) -> subprocess.Popen[bytes] | None:
+    def _detach(self) -> subprocess.Popen[bytes] | None:
         """Let go of it: what watches it and leads to it is closed; the caller waits for it."""
         process, self._process = self._process, None
         if process is None:
@@ -145,7 +145,7 @@ class Guardian:
             process.stdin.close()
         return process
 
-    def _say(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         fd = self.fileno()
         if fd is None:
             return
@@ -154,7 +154,7 @@ class Guardian:
             os.write(fd, line.encode())
 
 
-def _guardian(privileges: Privileges) -> subprocess.Popen[bytes]:
+def _spawn_guardian(privileges: Privileges) -> subprocess.Popen[bytes]:
     """OSError; StartError if it cannot become who it has to be, or could do nothing then.
 
     As the first child, it finds out for all of them.

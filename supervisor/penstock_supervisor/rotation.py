@@ -18,7 +18,7 @@ from penstock_proxy.orders import HELD, HOLD, JOIN, LEAVE, ROTATION, UNLINKED
 from penstock_supervisor.child import Child
 from penstock_supervisor.handoff_links import HandoffLinks
 from penstock_supervisor.lifecycle import State
-from penstock_supervisor.links import Link
+from penstock_supervisor.links import HandoffLink
 from penstock_supervisor.roster import Roster, Slot, slot_of
 from penstock_supervisor.services import Service
 from penstock_supervisor.verdicts import UP, Verdicts
@@ -241,7 +241,7 @@ class Rotation:
             order["address"] = str(child.plan.address)
         front.send(order)
 
-    def _join_late(self, front: Child, slot: Slot, link: Link) -> None:
+    def _join_late(self, front: Child, slot: Slot, link: HandoffLink) -> None:
         """It was told to join a worker to which it had no link."""
         holder = self._roster.holders.get(slot)
         if holder is not None and link in holder.links and self.is_joined(slot):

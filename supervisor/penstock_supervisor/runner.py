@@ -101,7 +101,7 @@ class Runner:
 
         Whatever way this is left, nothing of it is left running.
         """
-        limits.lift()
+        limits.raise_to_hard()
         for line in advice.of(self.config, os.geteuid()):
             _log.warning("%s", line)
         loop = asyncio.get_running_loop()
@@ -209,7 +209,7 @@ class Runner:
             lag,
             self._fronts.renewal,
         )
-        self._doors = Doors(self._premises.intakes, self._roster)
+        self._doors = Doors(self._premises.listeners, self._roster)
         self._succession = Succession(self._roster, self._rotation, self._changes, self._successor)
         self._observer = ChildEvents(
             premises=self._premises,
@@ -230,7 +230,7 @@ class Runner:
     async def _show(self, stack: AsyncExitStack) -> None:
         """Note where everything is, and let people ask."""
         for service in self.config.services:
-            self.listening[service.name] = str(self._premises.intakes[service.name].address)
+            self.listening[service.name] = str(self._premises.listeners[service.name].address)
             self.workers[service.name] = self._premises.workers(service.name)
         if (admin := self._premises.admin) is not None:
             self.admin = str(admin.address)
@@ -274,8 +274,8 @@ class Runner:
     async def _leave(self) -> None:
         """The fronts finish first: what they still serve needs its workers."""
         self._succession.cancel()
-        for intake in self._premises.intakes.values():
-            intake.close()
+        for listeners in self._premises.listeners.values():
+            listeners.close()
         haste = None if self._failure is None else _HASTE_S
         self._fronts.stop(haste)
         if not self._failure:

@@ -18,11 +18,11 @@ from signal import Signals
 from typing import Any, Final, NamedTuple
 
 from penstock_supervisor import readiness
-from penstock_supervisor.links import Link
+from penstock_supervisor.links import HandoffLink
 from penstock_supervisor.output import Capture, Output
 from penstock_supervisor.privileges import AS_WE_ARE
 from penstock_supervisor.processes import Exit, Process, SpawnError
-from penstock_supervisor.program import Program, high
+from penstock_supervisor.program import ExecSpec, dup_high
 from penstock_supervisor.reaper import Guardian
 from penstock_supervisor.schemes import ChildPlan
 from penstock_worker import channel, contract
@@ -53,7 +53,7 @@ class Running:
         process: Process,
         captures: tuple[Capture, ...],
         end: socket.socket,
-        links: tuple[Link, ...],
+        links: tuple[HandoffLink, ...],
         inodes: tuple[int, ...],
         callbacks: ProcessCallbacks,
         *,
@@ -101,7 +101,7 @@ class Running:
         """As `Channel.send`."""
         return self._channel.send(message, handle, on_sent)
 
-    def take_links(self) -> tuple[Link, ...]:
+    def take_links(self) -> tuple[HandoffLink, ...]:
         """Whoever calls this closes them."""
         links, self.links = self.links, ()
         return links
@@ -158,7 +158,7 @@ def spawn(
             end, links, given = _ends(plan, ours, theirs)
         except OSError as error:
             why = f"no channel and no links can be made for it: {error.strerror}"
-            raise SpawnError("workers", why, passing=True) from None
+            raise SpawnError("workers", why, temporary=True) from None
         process = Process(_program(plan, sockets, given), loop, guardian, callbacks.on_exit)
         ours.pop_all()
     captures = output.capture(plan.name, process.stdout, process.stderr)
@@ -167,28 +167,28 @@ def spawn(
 
 def _ends(
     plan: ChildPlan, ours: ExitStack, theirs: ExitStack
-) -> tuple[socket.socket, tuple[Link, ...], list[int]]:
+) -> tuple[socket.socket, tuple[HandoffLink, ...], list[int]]:
     """Our end of its channel, its links, and the numbers of what it inherits of both."""
     mine, far = channel.pair()
     ours.callback(mine.close)
     with far:
-        given = [high(far.fileno())]
+        given = [dup_high(far.fileno())]
     theirs.callback(os.close, given[0])
-    links: list[Link] = []
+    links: list[HandoffLink] = []
     for _ in range(plan.links):
-        links.append(Link.made())
+        links.append(HandoffLink.pair())
         ours.callback(links[-1].close)
-        given.append(high(links[-1].worker.fileno()))
+        given.append(dup_high(links[-1].worker.fileno()))
         theirs.callback(os.close, given[-1])
     return mine, tuple(links), given
 
 
-def _program(plan: ChildPlan, sockets: tuple[int, ...], given: list[int]) -> Program:
+def _program(plan: ChildPlan, sockets: tuple[int, ...], given: list[int]) -> ExecSpec:
     """`given` are the far ends of the channel and, after it, of the links."""
     environment = {**plan.environment, contract.CHANNEL_FD: str(given[0])}
     if plan.links:
         environment[contract.LINK_FD] = ",".join(map(str, given[1:]))
-    return Program(
+    return ExecSpec(
         plan.argv,
         environment,
         plan.directory,

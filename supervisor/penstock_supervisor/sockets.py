@@ -46,33 +46,33 @@ class Listener:
         address: str,
         key: str,
         *,
-        later: bool = False,
+        bind_only: bool = False,
         kind: socket.SocketKind = socket.SOCK_STREAM,
-        sisters: bool = False,
+        reuseport: bool = False,
         access: Access = _AS_USUAL,
     ) -> None:
-        """`later`: take the address now, but let nobody connect before `listen`.
+        """`bind_only`: take the address now, but let nobody connect before `listen`.
 
         `kind` SOCK_DGRAM makes a socket for datagrams, which has nothing to listen to.
-        `sisters`: others of this run will have the same port (SO_REUSEPORT).
+        `reuseport`: others of this run will have the same port (SO_REUSEPORT).
         """
         self.key = key
         wanted = parse_address(address)
         self._kind = kind
         self._file: tuple[int, int] | None = None
-        self._claim: _Claim | None = None
+        self._path_lock: _PathLock | None = None
         try:
             if wanted.path:
-                self._claim = _Claim(wanted.path)
+                self._path_lock = _PathLock(wanted.path)
             self.socket = (
-                _unix(wanted.path, access) if wanted.path else _inet(wanted, kind, sisters)
+                _unix(wanted.path, access) if wanted.path else _inet(wanted, kind, reuseport)
             )
         except OSError as error:
-            if self._claim is not None:
-                self._claim.close()
+            if self._path_lock is not None:
+                self._path_lock.close()
             raise StartError(f"cannot listen on {address} ({key}): {_why(wanted, error)}") from None
         self.address = self._actual(wanted)
-        if not later:
+        if not bind_only:
             self.listen()
 
     def listen(self) -> None:
@@ -98,10 +98,10 @@ class Listener:
                 if _identity(self.address.path) == self._file:
                     Path(self.address.path).unlink()
             self._file = None
-        if self._claim is not None:
+        if self._path_lock is not None:
             # Last: whoever gets it next may take the name for a dead run's.
-            self._claim.close()
-            self._claim = None
+            self._path_lock.close()
+            self._path_lock = None
 
     def _actual(self, wanted: Address) -> Address:
         """As asked for, with the port that the kernel chose for port 0."""
@@ -111,7 +111,7 @@ class Listener:
         return wanted._replace(port=self.socket.getsockname()[1])
 
 
-class _Claim:
+class _PathLock:
     """The right to a unix socket's name: a lock on a file beside it.
 
     The name alone does not tell a run that is still starting from one that was killed: a
@@ -154,7 +154,7 @@ class _Claim:
             return False
 
 
-def _inet(address: Address, kind: socket.SocketKind, sisters: bool) -> socket.socket:
+def _inet(address: Address, kind: socket.SocketKind, reuseport: bool) -> socket.socket:
     found = socket.getaddrinfo(address.host, address.port, type=kind, flags=socket.AI_PASSIVE)
     # A name with both is served on IPv4, where the clients of a local name are.
     family, kind, protocol, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
@@ -166,7 +166,7 @@ def _inet(address: Address, kind: socket.SocketKind, sisters: bool) -> socket.so
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Whatever is accepted from it inherits this, at no cost for each connection.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sisters:
+        if reuseport:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(where)
         sock.setblocking(False)

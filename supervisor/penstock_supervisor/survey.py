@@ -38,10 +38,10 @@ class Survey:
         everybody = tuple(self._roster.everybody())
         views = await self._census.take(tuple(self._roster.slots()), everybody, deadline_s)
         links = sum(len(child.links) for child in everybody)
-        intakes = self._premises.intakes
+        by_service = self._premises.listeners
         return Observation(
             children=views,
-            services={name: self._described(name) for name in intakes},
+            services={name: self._described(name) for name in by_service},
             uptime_s=uptime_s,
             ready=ready,
             stopping=stopping,
@@ -52,9 +52,9 @@ class Survey:
             loop_lag_s=self._lag.seconds,
             tasks=len(asyncio.all_tasks()),
             unfronted=self._watch.stats(),
-            sockets=tuple(view for intake in intakes.values() for view in intake.views()),
+            sockets=tuple(view for listeners in by_service.values() for view in listeners.views()),
             tls=self._renewal.views(),
-            dropped={name: intake.dropped for name, intake in intakes.items()},
+            dropped={name: listeners.dropped for name, listeners in by_service.items()},
         )
 
     def _described(self, name: str) -> dict[str, object]:
@@ -62,6 +62,6 @@ class Survey:
         return {
             "scheme": service.scheme,
             "mode": service.mode,
-            "listen": str(self._premises.intakes[name].address),
+            "listen": str(self._premises.listeners[name].address),
             "upstreams" if service.upstreams else "workers": self._premises.workers(name),
         }

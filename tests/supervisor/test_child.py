@@ -187,7 +187,7 @@ def test_a_process_that_cannot_be_made_is_an_exit_but_not_within_the_start() -> 
 
 def test_a_start_that_failed_for_want_of_ours_is_tried_again_and_counts_for_nothing() -> None:
     slot = Slot()
-    slot.failure = SpawnError("workers", "Too many open files", passing=True)
+    slot.failure = SpawnError("workers", "Too many open files", temporary=True)
     slot.child.start()
     for _ in range(9):
         slot.loop.pass_time()

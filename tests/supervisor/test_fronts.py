@@ -72,9 +72,9 @@ class Stage:
         cast("list[Any]", self.roster.fronts).extend(self.fronts)
         # Of `web` each front has a socket of its own, of `local` all have the same.
         premises = SimpleNamespace(
-            intakes={
-                "web": SimpleNamespace(apart=lambda slot: f"socket {slot}"),
-                "local": SimpleNamespace(apart=lambda _: None),
+            listeners={
+                "web": SimpleNamespace(front_socket=lambda slot: f"socket {slot}"),
+                "local": SimpleNamespace(front_socket=lambda _: None),
             },
             config=SimpleNamespace(services=()),
             front_config=lambda *_: SimpleNamespace(services=(), model_dump=lambda mode: {}),

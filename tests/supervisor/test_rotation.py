@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from penstock_supervisor.lifecycle import State
-from penstock_supervisor.links import Link
+from penstock_supervisor.links import HandoffLink
 from penstock_supervisor.roster import Roster
 from penstock_supervisor.rotation import Rotation
 from penstock_supervisor.services import Service
@@ -50,9 +50,9 @@ class Worker:
     def __init__(self, links: int = 0) -> None:
         self.plan = SimpleNamespace(service="web", slot=0, role="worker", address="127.0.0.1:1")
         self.state = State.UP
-        self.links = tuple(Link.made() for _ in range(links))
+        self.links = tuple(HandoffLink.pair() for _ in range(links))
 
-    def take_links(self) -> tuple[Link, ...]:
+    def take_links(self) -> tuple[HandoffLink, ...]:
         links, self.links = self.links, ()
         return links
 

@@ -56,7 +56,7 @@ def test_a_process_for_which_there_are_no_descriptors_is_not_started(most: int) 
                 plan(LINKS, "true"), (), nothing,
                 loop=nothing, tasks=nothing, guardian=nothing, output=nothing,
             )  # fmt: skip
-        assert failure.value.passing
+        assert failure.value.temporary
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert descriptors() == before

@@ -117,7 +117,7 @@ def test_a_unix_socket_that_answers_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_unix_socket_that_does_not_answer_yet_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
-    with closing(Listener(f"unix:{path}", "service.web.listen", later=True)) as first:
+    with closing(Listener(f"unix:{path}", "service.web.listen", bind_only=True)) as first:
         assert fails(f"unix:{path}") == "address already in use"
         first.listen()
         with socket.socket(socket.AF_UNIX) as client:
@@ -130,7 +130,7 @@ def test_a_lock_that_a_dead_run_left_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "web.sock.lock").touch()
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    Listener(f"unix:{path}", "service.web.listen", later=True).close()
+    Listener(f"unix:{path}", "service.web.listen", bind_only=True).close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,7 +148,7 @@ def test_a_lock_that_its_owner_removes_meanwhile_is_taken_anew(
         real(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", after_its_owner)
-    with closing(Listener(f"unix:{tmp_path}/web.sock", "service.web.listen", later=True)):
+    with closing(Listener(f"unix:{tmp_path}/web.sock", "service.web.listen", bind_only=True)):
         assert len(taken) == 2
         assert lock.exists()
         assert fails(f"unix:{tmp_path}/web.sock") == "address already in use"
@@ -156,8 +156,8 @@ def test_a_lock_that_its_owner_removes_meanwhile_is_taken_anew(
 
 def test_children_do_not_keep_the_name_of_a_unix_socket(tmp_path: Path) -> None:
     with closing(Listener(f"unix:{tmp_path}/web.sock", "service.web.listen")) as listener:
-        assert listener._claim is not None
-        assert not os.get_inheritable(listener._claim._fd)
+        assert listener._path_lock is not None
+        assert not os.get_inheritable(listener._path_lock._fd)
 
 
 def test_a_file_is_never_taken_for_a_socket(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_services_never_share_a_port_and_upstreams_need_none() -> None:
 
 
 def test_a_worker_never_gets_the_port_of_a_listener_that_does_not_listen_yet() -> None:
-    with closing(Listener("127.0.0.1:0", "service.web.listen", later=True)) as listener:
+    with closing(Listener("127.0.0.1:0", "service.web.listen", bind_only=True)) as listener:
         port = listener.address.port
         web = Service.model_validate(
             {"name": "web", "listen": "127.0.0.1:0", "command": ["a"], "workers": 1,

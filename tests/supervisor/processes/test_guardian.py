@@ -52,7 +52,7 @@ async def test_the_guardian_ignores_signals_meant_for_a_terminal(guardian: Guard
     await until(lambda: process.status() == psutil.STATUS_SLEEPING and _ignores_term(pid))
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
-    guardian.repeat()
+    guardian.resend()
     assert process.is_running()
     run.process.signal(signal.SIGKILL)
     await run.ended()
