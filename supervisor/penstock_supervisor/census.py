@@ -52,13 +52,13 @@ class Census:
         self._open: dict[int, _Question] = {}
 
     async def take(
-        self, slots: Sequence[Child], everybody: Sequence[Child], deadline_s: float
+        self, shown: Sequence[Child], children: Sequence[Child], deadline_s: float
     ) -> tuple[ChildView, ...]:
         """Ask all that can answer, wait for the last or the deadline, and describe each slot.
 
         What leaves a slot while another process has it counts for the slot as well.
         """
-        question = _Question(child for child in everybody if _can_answer(child))
+        question = _Question(child for child in children if _can_answer(child))
         self._last = number = self._last + 1
         self._open[number] = question
         try:
@@ -69,8 +69,8 @@ class Census:
                     await question.settled.wait()
         finally:
             del self._open[number]
-        others = [child for child in everybody if child not in slots]
-        return tuple(self._view(child, others, fresh=child in question.answered) for child in slots)
+        others = [child for child in children if child not in shown]
+        return tuple(self._view(child, others, fresh=child in question.answered) for child in shown)
 
     def answered(self, child: Child, message: dict[str, Any]) -> None:
         """Note an answer; a late one is still the newest that there is."""

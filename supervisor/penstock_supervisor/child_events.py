@@ -13,17 +13,17 @@ from collections.abc import Callable
 from typing import Any
 
 from penstock_supervisor.census import Census
-from penstock_supervisor.changes import Changes
+from penstock_supervisor.changes import Condition
 from penstock_supervisor.child import Child, ChildObserver
-from penstock_supervisor.doors import Doors
+from penstock_supervisor.doors import ReuseportSockets
 from penstock_supervisor.events import EventName, Events
 from penstock_supervisor.fronts import Fronts
 from penstock_supervisor.premises import Premises
 from penstock_supervisor.reaper import reap_strangers
-from penstock_supervisor.roster import Roster, slot_of
+from penstock_supervisor.roster import Slots, slot_of
 from penstock_supervisor.rotation import Rotation
-from penstock_supervisor.succession import Succession
-from penstock_supervisor.watch import Watch
+from penstock_supervisor.succession import RollingRestart
+from penstock_supervisor.watch import WorkerChecks
 from penstock_worker import contract
 
 _log = logging.getLogger("penstock.supervisor")
@@ -37,28 +37,28 @@ class ChildEvents(ChildObserver):
         self,
         *,
         premises: Premises,
-        roster: Roster,
+        slots: Slots,
         rotation: Rotation,
         fronts: Fronts,
-        watch: Watch,
-        doors: Doors,
-        succession: Succession,
+        worker_checks: WorkerChecks,
+        reuseport: ReuseportSockets,
+        rolling_restart: RollingRestart,
         census: Census,
         events: Events,
-        changes: Changes,
+        condition: Condition,
         fail: Callable[[str], bool],
         is_over: Callable[[], bool],
     ) -> None:
         self._premises = premises
-        self._roster = roster
+        self._slots = slots
         self._rotation = rotation
         self._fronts = fronts
-        self._watch = watch
-        self._doors = doors
-        self._succession = succession
+        self._worker_checks = worker_checks
+        self._reuseport = reuseport
+        self._rolling_restart = rolling_restart
         self._census = census
         self._events = events
-        self._changes = changes
+        self._condition = condition
         self._fail = fail
         self._is_over = is_over
 
@@ -85,13 +85,13 @@ class ChildEvents(ChildObserver):
     def joined(self, child: Child) -> None:
         if child.plan.role == "front":
             self._fronts.ready(child)
-        elif self._roster.comes(child):
-            self._succession.arrived(child)
-        elif self._roster.holds(child):
+        elif self._slots.is_successor(child):
+            self._rolling_restart.successor_ready(child)
+        elif self._slots.is_current(child):
             self._rotation.join(child)
 
     def left(self, child: Child) -> None:
-        if self._roster.holds(child):
+        if self._slots.is_current(child):
             self._rotation.leave(child)
 
     def heard(self, child: Child, message: Any, handle: socket.socket | None) -> None:
@@ -109,7 +109,7 @@ class ChildEvents(ChildObserver):
         elif command == contract.PONG and child.plan.role == "front":
             self._fronts.answered(child)
         elif command == contract.PONG:
-            self._watch.answered(*slot_of(child), message)
+            self._worker_checks.answered(*slot_of(child), message)
         elif child.plan.role == "front":
             if not (isinstance(command, str) and self._rotation.heard(child, message)):
                 _log.warning("%s says %.80r, which is not understood", child.name, message)
@@ -121,28 +121,28 @@ class ChildEvents(ChildObserver):
 
     def retiring(self, child: Child, reason: str, why: str) -> None:
         if not self._is_over():
-            self._succession.retire(child, reason, why)
+            self._rolling_restart.retire(child, reason, why)
 
     def start_failed(self, child: Child, why: str) -> bool:
-        return not self._roster.ever_worked(child.plan.service) and self._fail(why)
+        return not self._slots.ever_ready(child.plan.service) and self._fail(why)
 
     def gave_up(self, child: Child, why: str) -> bool:
         if child.plan.role == "front":
             last = self._fronts.gave_up(child)
             return last and self._fail(f"{why}; without a front nobody can be served")
-        if self._roster.ever_worked(child.plan.service):
-            self._doors.shut(slot_of(child))
+        if self._slots.ever_ready(child.plan.service):
+            self._reuseport.shut(slot_of(child))
             return False
         # One that ignores PORT gets away with it once; its sisters find the port taken.
-        elsewhere = filter(None, (one.wrong_address() for one in self._roster.workers()))
+        elsewhere = filter(None, (one.wrong_address() for one in self._slots.workers()))
         return self._fail("; ".join((why, *elsewhere)))
 
     def state_changed(self, child: Child) -> None:
         self._census.state_changed(child)
-        self._succession.state_changed(child)
+        self._rolling_restart.state_changed(child)
         if os.getpid() == 1 and child.pid is None:
-            reap_strangers({one.pid for one in self._roster.everybody() if one.pid})
-        self._changes.happened()
+            reap_strangers({one.pid for one in self._slots.children() if one.pid})
+        self._condition.notify()
 
     def event(self, child: Child, name: EventName, **details: Any) -> None:
         plan = child.plan

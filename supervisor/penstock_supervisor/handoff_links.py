@@ -16,7 +16,8 @@ from penstock_proxy.orders import LINK, UNLINK
 from penstock_supervisor.child import Child
 from penstock_supervisor.delivery import deliver
 from penstock_supervisor.links import HandoffLink
-from penstock_supervisor.roster import Roster, Slot, slot_of
+from penstock_supervisor.roster import Slots, slot_of
+from penstock_supervisor.schemes import Slot
 
 OnLate = Callable[[Child, Slot, HandoffLink], None]
 """front, slot, link: it has the link now, and was told of other things before."""
@@ -33,9 +34,9 @@ class _Reclaim:
 
 
 class HandoffLinks:
-    def __init__(self, loop: AbstractEventLoop, roster: Roster, on_late: OnLate) -> None:
+    def __init__(self, loop: AbstractEventLoop, slots: Slots, on_late: OnLate) -> None:
         self._loop = loop
-        self._roster = roster
+        self._slots = slots
         self._on_late = on_late
         self._reclaims: dict[int, _Reclaim] = {}
         """By number of the link."""
@@ -43,13 +44,13 @@ class HandoffLinks:
     def worker_spawned(self, child: Child) -> None:
         """Each front is sent its link to the new process, if that has any."""
         if child.links:
-            for front in self._roster.fronts:
+            for front in self._slots.fronts:
                 self.send(front, child)
 
     def worker_gone(self, child: Child) -> None:
         """Its links are ours until what the process left in them is taken back."""
         slot = slot_of(child)
-        for front, link in zip(self._roster.fronts, child.take_links(), strict=False):
+        for front, link in zip(self._slots.fronts, child.take_links(), strict=False):
             reclaim = self._reclaims[link.number] = _Reclaim(slot, link)
             if front.send(_unlink(reclaim)):
                 reclaim.by = front
@@ -85,7 +86,7 @@ class HandoffLinks:
 
     def _assign(self, reclaim: _Reclaim, but: Child | None = None) -> None:
         """Any front can take back what is in it; with none there it waits for the next."""
-        there = (one for one in self._roster.fronts if one.has_channel and one is not but)
+        there = (one for one in self._slots.fronts if one.has_channel and one is not but)
         reclaim.by = next(there, None)
         if reclaim.by is not None:
             self._send(reclaim.by, reclaim.slot, reclaim.link)

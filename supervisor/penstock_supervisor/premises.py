@@ -19,14 +19,13 @@ from penstock_supervisor.errors import StartError
 from penstock_supervisor.intakes import ServiceListeners
 from penstock_supervisor.program import dup_high
 from penstock_supervisor.run_dir import ControlSocket, RefusedError
-from penstock_supervisor.schemes import ChildPlan, WorkerContext
+from penstock_supervisor.schemes import ChildPlan, Slot, WorkerContext
 from penstock_supervisor.services import Config, Service
 from penstock_supervisor.sockets import Listener
 from penstock_supervisor.worker_ports import choose_addresses, spare_address
 
 if TYPE_CHECKING:
     from penstock_proxy.config import Address, FrontConfig
-    from penstock_supervisor.roster import Slot
 
 _log = logging.getLogger("penstock.supervisor")
 

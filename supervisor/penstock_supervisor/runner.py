@@ -23,10 +23,10 @@ from typing import Any, Final
 from penstock_proxy.orders import REOPEN
 from penstock_supervisor import advice, desk, limits
 from penstock_supervisor.census import Census, Lag
-from penstock_supervisor.changes import Changes
+from penstock_supervisor.changes import Condition
 from penstock_supervisor.child import Child
 from penstock_supervisor.child_events import ChildEvents
-from penstock_supervisor.doors import Doors
+from penstock_supervisor.doors import ReuseportSockets
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.events import Events
 from penstock_supervisor.fronts import Fronts
@@ -34,14 +34,14 @@ from penstock_supervisor.observation import Observation
 from penstock_supervisor.output import Output
 from penstock_supervisor.premises import Premises
 from penstock_supervisor.reaper import Guardian
-from penstock_supervisor.roster import Roster, Slot, slot_of
+from penstock_supervisor.roster import Slots, slot_of
 from penstock_supervisor.rotation import Rotation
 from penstock_supervisor.running import Running, spawn
-from penstock_supervisor.schemes import ChildPlan
+from penstock_supervisor.schemes import ChildPlan, Slot
 from penstock_supervisor.services import Config
-from penstock_supervisor.succession import Succession
+from penstock_supervisor.succession import RollingRestart
 from penstock_supervisor.survey import Survey
-from penstock_supervisor.watch import Watch
+from penstock_supervisor.watch import WorkerChecks
 from penstock_worker import contract
 
 __all__ = ["FRONT", "Runner", "StartError"]
@@ -86,8 +86,8 @@ class Runner:
         self._python = python
         self._descriptors = (stdout, stderr)
         self._census = Census(self._events)
-        self._changes = Changes()
-        self._roster = Roster()
+        self._condition = Condition()
+        self._slots = Slots()
         self._begun_at = 0.0
         self._failure: StartError | None = None
         self._started = False
@@ -112,12 +112,12 @@ class Runner:
                 await self._show(stack)
                 self._tasks = tasks
                 self._spawn = partial(start, tasks=tasks)
-                watching = tasks.create_task(self._watch.run())
+                checking = tasks.create_task(self._worker_checks.run())
                 try:
                     self._events.happened("setup", "supervisor", text="everything is open")
                     await self._live()
                 finally:
-                    watching.cancel()
+                    checking.cancel()
         if self._failure is not None:
             raise self._failure
         return 0
@@ -131,33 +131,33 @@ class Runner:
         elif not self._halting:
             _log.warning("stopping at once")
             self._stopping = self._halting = True
-            for child in self._roster.everybody():
+            for child in self._slots.children():
                 child.halt()
-        self._changes.happened()
+        self._condition.notify()
 
     def roll(self) -> bool:
         """Replace all workers, one after the other, without losing a request."""
-        return self._roll(tuple(self._roster.holders))
+        return self._roll(tuple(self._slots.current))
 
     def replace(self, service: str, slot: int) -> bool:
         """Replace one worker when its successor is ready; KeyError if there is none."""
-        return self._roll((slot_of(self._roster.holders[service, slot]),))
+        return self._roll((slot_of(self._slots.current[service, slot]),))
 
     def signal(self, service: str, slot: int, number: Signals) -> bool:
         """Signal one worker, which ends it as any signal does. KeyError: there is none."""
-        return self._roster.holders[service, slot].signal(number)
+        return self._slots.current[service, slot].signal(number)
 
     def send(
         self, service: str, slot: int, message: Any, handle: socket.socket | None = None
     ) -> bool:
         """Send a program's message to a worker. KeyError: no such worker; False: it is away."""
-        return self._roster.holders[service, slot].send(message, handle)
+        return self._slots.current[service, slot].send(message, handle)
 
     def reopen_logs(self) -> None:
         """Have whoever writes access logs open them anew, after they were moved away."""
         self._premises.hand_over_logs()
         self._fronts.tell({"cmd": REOPEN})
-        for child in self._roster.workers():
+        for child in self._slots.workers():
             if contract.ACCESS_LOG in child.plan.environment:
                 child.send({"cmd": contract.REOPEN})
 
@@ -175,7 +175,7 @@ class Runner:
         if not self._started or self._is_over():
             _log.warning("workers are replaced only while everything runs")
             return False
-        self._succession.roll(self._tasks, slots)
+        self._rolling_restart.roll(self._tasks, slots)
         return True
 
     # The way of a run.
@@ -190,38 +190,48 @@ class Runner:
         guardian = stack.enter_context(closing(Guardian(loop, self._premises.privileges)))
         output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
         lag = stack.enter_context(closing(Lag()))
-        self._watch = Watch(
+        self._worker_checks = WorkerChecks(
             [one for one in self.config.services if not one.has_front],
             self._ask,
-            lambda *turn: self._rotation.turned(*turn),  # noqa: PLW0108 — not there yet
+            lambda *change: self._rotation.worker_changed(*change),  # noqa: PLW0108 — not there yet
         )
         self._rotation = stack.enter_context(
-            closing(Rotation(loop, self.config.services, self._roster, self._watch, self._turned))
+            closing(
+                Rotation(
+                    loop,
+                    self.config.services,
+                    self._slots,
+                    self._worker_checks,
+                    self._worker_changed,
+                )
+            )
         )
         self._fronts = stack.enter_context(
-            closing(Fronts(loop, self._premises, self._roster, self._rotation))
+            closing(Fronts(loop, self._premises, self._slots, self._rotation))
         )
         self._survey = Survey(
             self._premises,
-            self._roster,
-            self._watch,
+            self._slots,
+            self._worker_checks,
             self._census,
             lag,
             self._fronts.renewal,
         )
-        self._doors = Doors(self._premises.listeners, self._roster)
-        self._succession = Succession(self._roster, self._rotation, self._changes, self._successor)
+        self._reuseport = ReuseportSockets(self._premises.listeners, self._slots)
+        self._rolling_restart = RollingRestart(
+            self._slots, self._rotation, self._condition, self._successor
+        )
         self._observer = ChildEvents(
             premises=self._premises,
-            roster=self._roster,
+            slots=self._slots,
             rotation=self._rotation,
             fronts=self._fronts,
-            watch=self._watch,
-            doors=self._doors,
-            succession=self._succession,
+            worker_checks=self._worker_checks,
+            reuseport=self._reuseport,
+            rolling_restart=self._rolling_restart,
             census=self._census,
             events=self._events,
-            changes=self._changes,
+            condition=self._condition,
             fail=self._fail,
             is_over=self._is_over,
         )
@@ -236,24 +246,24 @@ class Runner:
             self.admin = str(admin.address)
         await desk.serve(stack, self._premises, self)
 
-    def _enlist(self) -> None:
-        self._fronts.enlist(self._front_argv, self._child, self._tasks)
+    def _add_children(self) -> None:
+        self._fronts.add(self._front_argv, self._child, self._tasks)
         for service in self.config.services:
             for slot in range(service.workers if service.has_program else 0):
                 plan = self._premises.worker_plan(service, slot)
-                self._roster.holders[service.name, slot] = self._child(plan)
+                self._slots.add(self._child(plan))
 
     async def _live(self) -> None:
         with self._nobody_left():
-            self._enlist()
+            self._add_children()
             # Workers that accept by themselves do so when they are ready; whoever connects
             # before waits for them.
-            for child in self._roster.everybody() if self._listens(fronted=False) else ():
+            for child in self._slots.children() if self._listens(fronted=False) else ():
                 child.start()
-            await self._changes.until(lambda: self._is_over() or self._roster.has_started())
+            await self._condition.wait_until(lambda: self._is_over() or self._slots.has_started())
             if not self._is_over() and self._listens(fronted=True):
                 self._let_in()
-            await self._changes.until(self._is_over)
+            await self._condition.wait_until(self._is_over)
             await self._leave()
 
     def _let_in(self) -> None:
@@ -273,19 +283,21 @@ class Runner:
 
     async def _leave(self) -> None:
         """The fronts finish first: what they still serve needs its workers."""
-        self._succession.cancel()
+        self._rolling_restart.cancel()
         for listeners in self._premises.listeners.values():
             listeners.close()
         haste = None if self._failure is None else _HASTE_S
         self._fronts.stop(haste)
         if not self._failure:
-            for child in self._roster.workers():
+            for child in self._slots.workers():
                 if not self._premises.services[child.plan.service].has_front:
                     child.stop(haste)
-            await self._changes.until(lambda: self._fronts.at_rest)
-        for child in self._roster.workers():
+            await self._condition.wait_until(lambda: self._fronts.at_rest)
+        for child in self._slots.workers():
             child.stop(haste)
-        await self._changes.until(lambda: all(child.at_rest for child in self._roster.everybody()))
+        await self._condition.wait_until(
+            lambda: all(child.at_rest for child in self._slots.children())
+        )
 
     @contextmanager
     def _nobody_left(self) -> Iterator[None]:
@@ -293,7 +305,7 @@ class Runner:
         try:
             yield
         except BaseException:
-            for child in self._roster.everybody():
+            for child in self._slots.children():
                 child.halt()
             raise
 
@@ -316,16 +328,16 @@ class Runner:
 
     # The rotation moved.
 
-    def _turned(self, slot: Slot, state: str) -> None:
-        self._doors.turned(slot, state)
-        self._changes.happened()
+    def _worker_changed(self, slot: Slot, state: str) -> None:
+        self._reuseport.worker_changed(slot, state)
+        self._condition.notify()
 
     def _ask(self, service: str, slot: int, message: Any, handle: socket.socket | None) -> bool:
-        holder = self._roster.holders.get((service, slot))
-        return holder is not None and holder.send(message, handle)
+        current = self._slots.current.get((service, slot))
+        return current is not None and current.send(message, handle)
 
     def _fail(self, why: str) -> bool:
         if not self._is_over():
             self._failure = StartError(why)
-            self._changes.happened()
+            self._condition.notify()
         return self._failure is not None

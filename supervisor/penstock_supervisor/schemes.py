@@ -27,6 +27,9 @@ from penstock_worker.peers import Terms, written
 if TYPE_CHECKING:
     from penstock_supervisor.privileges import Privileges
 
+Slot = tuple[str, int]
+"""Name of the service, and number."""
+
 FRONT_START_S: Final = 30.0
 """Not a service's `timeouts.start`: that is about the user's program."""
 _FRONTS: Final = ("127.0.0.0/8", "::1")

@@ -10,23 +10,23 @@ from penstock_supervisor.census import Census, Lag
 from penstock_supervisor.observation import Observation
 from penstock_supervisor.premises import Premises
 from penstock_supervisor.renewal import Renewal
-from penstock_supervisor.roster import Roster
-from penstock_supervisor.watch import Watch
+from penstock_supervisor.roster import Slots
+from penstock_supervisor.watch import WorkerChecks
 
 
 class Survey:
     def __init__(
         self,
         premises: Premises,
-        roster: Roster,
-        watch: Watch,
+        slots: Slots,
+        worker_checks: WorkerChecks,
         census: Census,
         lag: Lag,
         renewal: Renewal,
     ) -> None:
         self._premises = premises
-        self._roster = roster
-        self._watch = watch
+        self._slots = slots
+        self._worker_checks = worker_checks
         self._census = census
         self._lag = lag
         self._renewal = renewal
@@ -35,9 +35,9 @@ class Survey:
         self, deadline_s: float, *, uptime_s: float, ready: bool, stopping: bool
     ) -> Observation:
         """Describe the run now; children have `deadline_s` to tell what only they know."""
-        everybody = tuple(self._roster.everybody())
-        views = await self._census.take(tuple(self._roster.slots()), everybody, deadline_s)
-        links = sum(len(child.links) for child in everybody)
+        children = tuple(self._slots.children())
+        views = await self._census.take(tuple(self._slots.one_per_slot()), children, deadline_s)
+        links = sum(len(child.links) for child in children)
         by_service = self._premises.listeners
         return Observation(
             children=views,
@@ -45,13 +45,13 @@ class Survey:
             uptime_s=uptime_s,
             ready=ready,
             stopping=stopping,
-            away=frozenset(self._roster.away),
+            away=frozenset(self._slots.covered),
             listener_fds=self._premises.listener_fds(),
             # Of a link we keep both ends.
-            channel_fds=sum(child.has_channel for child in everybody) + 2 * links,
+            channel_fds=sum(child.has_channel for child in children) + 2 * links,
             loop_lag_s=self._lag.seconds,
             tasks=len(asyncio.all_tasks()),
-            unfronted=self._watch.stats(),
+            unfronted=self._worker_checks.stats(),
             sockets=tuple(view for listeners in by_service.values() for view in listeners.views()),
             tls=self._renewal.views(),
             dropped={name: listeners.dropped for name, listeners in by_service.items()},

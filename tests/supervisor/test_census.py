@@ -69,9 +69,9 @@ def series(connections: int, active: int = 1) -> dict[str, Any]:
 
 async def take(census: Census, *workers: Worker, leaving: tuple[Worker, ...] = ()) -> list[Any]:
     slots = [as_child(worker) for worker in workers]
-    everybody = [*slots, *map(as_child, leaving)]
+    children = [*slots, *map(as_child, leaving)]
     async with asyncio.timeout(WAIT_S):
-        return list(await census.take(slots, everybody, 0.2))
+        return list(await census.take(slots, children, 0.2))
 
 
 @pytest.fixture
@@ -180,14 +180,14 @@ async def test_one_that_ended_twice_over_is_carried_once(census: Census) -> None
 async def test_one_that_leaves_counts_for_its_slot_with_what_is_still_open(
     census: Census,
 ) -> None:
-    leaver = Worker(census)
-    successor, other = Worker(census, after=leaver), Worker(census, 1)
-    leaver.counted, successor.counted = series(3, active=2), series(1)
-    views = await take(census, successor, other, leaving=(leaver,))
+    draining = Worker(census)
+    successor, other = Worker(census, after=draining), Worker(census, 1)
+    draining.counted, successor.counted = series(3, active=2), series(1)
+    views = await take(census, successor, other, leaving=(draining,))
     assert views[0].carried["penstock_connections_total"] == {"": 3}
     assert views[0].carried["penstock_connections_active"] == {"": 2}
     assert views[1].carried == {}
-    census.carry(as_child(leaver))
+    census.carry(as_child(draining))
     (view,) = await take(census, successor)
     assert view.carried["penstock_connections_total"] == {"": 3}
     assert "penstock_connections_active" not in view.carried

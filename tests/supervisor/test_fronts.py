@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from penstock_proxy.orders import PING
-from penstock_supervisor.fronts import ASK_S, PATIENCE, Fronts
+from penstock_supervisor.fronts import MAX_UNANSWERED, PING_S, Fronts
 from penstock_supervisor.lifecycle import State
-from penstock_supervisor.roster import Roster
+from penstock_supervisor.roster import Slots
 
 
 class Front:
@@ -60,16 +60,16 @@ class Loop:
     todo: Callable[[], None] | None = None
 
     def call_later(self, delay_s: float, todo: Callable[[], None]) -> Timer:
-        assert delay_s == ASK_S
+        assert delay_s == PING_S
         self.todo = todo
         return Timer(self)
 
 
 class Stage:
     def __init__(self, count: int) -> None:
-        self.loop, self.roster = Loop(), Roster()
+        self.loop, self.slots = Loop(), Slots()
         self.fronts = [Front(slot) for slot in range(count)]
-        cast("list[Any]", self.roster.fronts).extend(self.fronts)
+        cast("list[Any]", self.slots.fronts).extend(self.fronts)
         # Of `web` each front has a socket of its own, of `local` all have the same.
         premises = SimpleNamespace(
             listeners={
@@ -85,7 +85,7 @@ class Stage:
             is_joined=lambda _: True,
             is_up_anywhere=lambda _: True,
         )
-        self.all = Fronts(cast("Any", self.loop), *cast("Any", (premises, self.roster, rotation)))
+        self.all = Fronts(cast("Any", self.loop), *cast("Any", (premises, self.slots, rotation)))
 
     def dies(self, slot: int) -> None:
         self.fronts[slot].state = State.BACKOFF
@@ -153,7 +153,7 @@ def test_nobody_covers_before_the_sockets_listen_and_after_the_end() -> None:
 
 
 def test_one_that_does_not_answer_is_covered_and_uncovered_when_it_does(three: Stage) -> None:
-    for _ in range(PATIENCE):
+    for _ in range(MAX_UNANSWERED):
         three.asks()
         three.answers(0)
         three.answers(2)
@@ -165,11 +165,11 @@ def test_one_that_does_not_answer_is_covered_and_uncovered_when_it_does(three: S
     assert three.all.serve
     three.answers(1)
     assert three.heard() == [[("uncover", 1)]] * 3
-    assert three.roster.away == set()
+    assert three.slots.covered == set()
 
 
 def test_a_late_answer_is_an_answer(three: Stage) -> None:
-    for _ in range(PATIENCE * 3):
+    for _ in range(MAX_UNANSWERED * 3):
         three.asks()
         three.asks()
         for slot in range(3):
@@ -180,14 +180,14 @@ def test_a_late_answer_is_an_answer(three: Stage) -> None:
 def test_one_that_is_killed_while_it_is_stuck_is_covered_until_its_successor_is_there(
     three: Stage,
 ) -> None:
-    for _ in range(PATIENCE + 1):
+    for _ in range(MAX_UNANSWERED + 1):
         three.asks()
         three.answers(0)
         three.answers(2)
     three.dies(1)
     three.heard()
     three.comes(1)
-    assert three.roster.away == set()
+    assert three.slots.covered == set()
     three.asks()
     assert three.heard()[0] == [("uncover", 1)], "what the one before owed is forgotten"
 
