@@ -12,13 +12,13 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from penstock_supervisor.census import Census
+from penstock_supervisor.census import StatsPoll
 from penstock_supervisor.changes import Condition
 from penstock_supervisor.child import Child, ChildObserver
 from penstock_supervisor.doors import ReuseportSockets
 from penstock_supervisor.events import EventName, Events
 from penstock_supervisor.fronts import Fronts
-from penstock_supervisor.premises import Premises
+from penstock_supervisor.premises import Resources
 from penstock_supervisor.reaper import reap_strangers
 from penstock_supervisor.roster import Slots, slot_of
 from penstock_supervisor.rotation import Rotation
@@ -36,27 +36,27 @@ class ChildEvents(ChildObserver):
     def __init__(
         self,
         *,
-        premises: Premises,
+        resources: Resources,
         slots: Slots,
         rotation: Rotation,
         fronts: Fronts,
         worker_checks: WorkerChecks,
         reuseport: ReuseportSockets,
         rolling_restart: RollingRestart,
-        census: Census,
+        stats_poll: StatsPoll,
         events: Events,
         condition: Condition,
         fail: Callable[[str], bool],
         is_over: Callable[[], bool],
     ) -> None:
-        self._premises = premises
+        self._resources = resources
         self._slots = slots
         self._rotation = rotation
         self._fronts = fronts
         self._worker_checks = worker_checks
         self._reuseport = reuseport
         self._rolling_restart = rolling_restart
-        self._census = census
+        self._stats_poll = stats_poll
         self._events = events
         self._condition = condition
         self._fail = fail
@@ -65,7 +65,7 @@ class ChildEvents(ChildObserver):
     def sockets_for(self, child: Child) -> tuple[int, ...]:
         if child.plan.role == "front":
             return ()
-        return self._premises.listeners[child.plan.service].worker_fds(child.plan.slot)
+        return self._resources.listeners[child.plan.service].worker_fds(child.plan.slot)
 
     def spawned(self, child: Child) -> None:
         if child.plan.role == "front":
@@ -74,7 +74,7 @@ class ChildEvents(ChildObserver):
             self._rotation.spawned(child)
 
     def exited(self, child: Child) -> None:
-        self._census.carry(child)
+        self._stats_poll.carry_over(child)
         if child.plan.role == "front":
             self._fronts.exited(child)
             return
@@ -105,7 +105,7 @@ class ChildEvents(ChildObserver):
         """False for a message of ours, which is carried out."""
         command = message.get("cmd") if isinstance(message, dict) else None
         if command == contract.STATS:
-            self._census.answered(child, message)
+            self._stats_poll.answered(child, message)
         elif command == contract.PONG and child.plan.role == "front":
             self._fronts.answered(child)
         elif command == contract.PONG:
@@ -138,7 +138,7 @@ class ChildEvents(ChildObserver):
         return self._fail("; ".join((why, *elsewhere)))
 
     def state_changed(self, child: Child) -> None:
-        self._census.state_changed(child)
+        self._stats_poll.state_changed(child)
         self._rolling_restart.state_changed(child)
         if os.getpid() == 1 and child.pid is None:
             reap_strangers({one.pid for one in self._slots.children() if one.pid})

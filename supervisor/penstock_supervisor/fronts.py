@@ -20,8 +20,8 @@ from penstock_proxy.orders import ACCEPT, CONFIGURE, COVER, PING, UNCOVER
 from penstock_supervisor.child import Child
 from penstock_supervisor.delivery import deliver
 from penstock_supervisor.lifecycle import State
-from penstock_supervisor.premises import Premises
-from penstock_supervisor.renewal import Renewal
+from penstock_supervisor.premises import Resources
+from penstock_supervisor.renewal import CertificateReload
 from penstock_supervisor.roster import Slots
 from penstock_supervisor.rotation import Rotation
 from penstock_supervisor.schemes import ChildPlan
@@ -42,14 +42,14 @@ class Fronts:
     """Made once for a run; `add` fills the slots' list of them."""
 
     def __init__(
-        self, loop: AbstractEventLoop, premises: Premises, slots: Slots, rotation: Rotation
+        self, loop: AbstractEventLoop, resources: Resources, slots: Slots, rotation: Rotation
     ) -> None:
         self._loop = loop
-        self._premises = premises
+        self._resources = resources
         self._slots = slots
         self._rotation = rotation
-        self.renewal = Renewal(premises.config.services, self.tell)
-        self._renewing: Task[None] | None = None
+        self.certificate_reload = CertificateReload(resources.config.services, self.tell)
+        self._reloading: Task[None] | None = None
         self._accepting = False
         self._ping_timer: TimerHandle | None = None
         self._unanswered: Counter[Child] = Counter()
@@ -57,8 +57,8 @@ class Fronts:
     def add(
         self, argv: Sequence[str], make: Callable[[ChildPlan], Child], tasks: TaskGroup
     ) -> None:
-        self._slots.fronts.extend(map(make, self._premises.front_plans(argv)))
-        self._renewing = tasks.create_task(self.renewal.run())
+        self._slots.fronts.extend(map(make, self._resources.front_plans(argv)))
+        self._reloading = tasks.create_task(self.certificate_reload.run())
 
     # What is asked of all of them.
 
@@ -76,8 +76,8 @@ class Fronts:
     def stop(self, at_most_s: float | None) -> None:
         """Nobody covers for anybody any more: all of them finish and leave."""
         self._accepting = False
-        if self._renewing is not None:
-            self._renewing.cancel()
+        if self._reloading is not None:
+            self._reloading.cancel()
         self.close()
         for front in self._slots.fronts:
             front.stop(at_most_s)
@@ -105,13 +105,13 @@ class Fronts:
 
     def spawned(self, front: Child) -> None:
         """A new process: it starts informed."""
-        holds = {slot: current.plan.address for slot, current in self._slots.current.items()}
+        current = {slot: current.plan.address for slot, current in self._slots.current.items()}
         rotation = self._rotation
-        config = self._premises.front_config(
-            front.plan.slot, holds, rotation.is_joined, rotation.is_up_anywhere
+        config = self._resources.front_config(
+            front.plan.slot, current, rotation.is_joined, rotation.is_up_anywhere
         )
         front.send({"cmd": CONFIGURE, "config": config.model_dump(mode="json")})
-        for order in self.renewal.orders():
+        for order in self.certificate_reload.orders():
             front.send(order)
         rotation.front_spawned(
             front,
@@ -170,7 +170,7 @@ class Fronts:
                     self._cover(slot, other)
 
     def _cover(self, slot: int, by: Child) -> None:
-        for name, listeners in self._premises.listeners.items():
+        for name, listeners in self._resources.listeners.items():
             if (listener := listeners.front_socket(slot)) is not None:
                 order = {"cmd": COVER, "service": name, "front": slot}
                 deliver(self._loop, by, order, listener, lambda: slot in self._slots.covered)

@@ -21,8 +21,8 @@ class SlotHistory:
         self.last_exit = ""
         self.was_up = False
         """One was ready at least once."""
-        self.carried: dict[str, Any] = {}
-        """What processes that have ended had counted; `ChildView.carried`."""
+        self.carryover: dict[str, Any] = {}
+        """What processes that have ended had counted; `ChildView.carryover`."""
         self.restart_policy = RestartPolicy(
             max_restarts=plan.restart.max_restarts,
             within_s=plan.restart.within,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("penstock.supervisor")
 
 
-class Premises:
+class Resources:
     """Made once for a run; StartError says what cannot be had."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Premises:
         self.listeners: dict[str, ServiceListeners] = {}
         self.admin: Listener | None = None
         self.control: ControlSocket | None = None
-        self.places: dict[str, list[Address]] = {}
+        self.addresses: dict[str, list[Address]] = {}
         """Of workers with ports of their own, by slot."""
         self.privileges = privileges.of(config)
         """Of what is ours: fronts and the guardian."""
@@ -76,7 +76,7 @@ class Premises:
         if self.control is not None:
             self._stack.callback(self.control.close)
         self._upstreams = upstreams.resolve(self.config.services)
-        self.places = choose_addresses(self.config.services, self._taken())
+        self.addresses = choose_addresses(self.config.services, self._taken())
 
     def close(self) -> None:
         self._stack.close()
@@ -85,10 +85,10 @@ class Premises:
         """Before whoever writes them opens them, at the start or anew."""
         logfiles.hand_over(self.config, self.privileges.identity)
 
-    def workers(self, name: str) -> tuple[str, ...]:
+    def worker_addresses(self, name: str) -> tuple[str, ...]:
         """The addresses of a service's workers, or of what it is a front for."""
         named = tuple(upstream.address for upstream in self.services[name].upstreams)
-        return named or tuple(map(str, self.places[name]))
+        return named or tuple(map(str, self.addresses[name]))
 
     def listen(self, *, fronted: bool) -> None:
         """Let clients of the services with or without a front connect. StartError."""
@@ -108,30 +108,30 @@ class Premises:
     def front_config(
         self,
         slot: int,
-        holds: "Mapping[Slot, Address | None]",
+        current: "Mapping[Slot, Address | None]",
         joined: "Callable[[Slot], bool]",
         up: "Callable[[Slot], bool]",
     ) -> "FrontConfig":
-        """What a new front is told; `holds` are the addresses of those that it can pick.
+        """What a new front is told; `current` are the addresses of those that it can pick.
 
-        Not `places`: a successor that is still starting has another one.
+        Not `addresses`: a successor that is still starting has another one.
         """
-        places = {
-            name: [holds[name, number] or place for number, place in enumerate(of)]
-            for name, of in self.places.items()
+        addresses = {
+            name: [current[name, number] or place for number, place in enumerate(of)]
+            for name, of in self.addresses.items()
         }
         return schemes.front_config(
             self.config,
             slot,
             {name: listeners.front_fds(slot) for name, listeners in self.listeners.items()},
-            {**places, **self._upstreams},
+            {**addresses, **self._upstreams},
             joined=lambda service, number: joined((service, number)),
             # What a front knew before: the next one serves at once and checks meanwhile.
             up=lambda service, number: up((service, number)),
         )
 
     def worker_plan(self, service: Service, slot: int) -> ChildPlan:
-        own = self.places[service.name][slot] if service.has_ports else None
+        own = self.addresses[service.name][slot] if service.has_ports else None
         context = WorkerContext(
             environment=self._environment,
             python=self._python,
@@ -147,7 +147,7 @@ class Premises:
         views = sum(1 for listeners in self.listeners.values() for _ in listeners.views())
         return views + (self.admin is not None and self.admin.fileno() >= 0)
 
-    def move(self, service: Service, slot: int) -> bool:
+    def move_worker(self, service: Service, slot: int) -> bool:
         """Give the slot another port, because the one it has is in use; False: there is none."""
         if not service.has_ports:
             return True
@@ -155,7 +155,7 @@ class Premises:
             address = spare_address(service, self._taken())
         except StartError:
             return False
-        self.places[service.name][slot] = address
+        self.addresses[service.name][slot] = address
         return True
 
     def _taken(self) -> set[int]:
@@ -163,7 +163,7 @@ class Premises:
         listening = [listeners.address for listeners in self.listeners.values()]
         if self.admin is not None:
             listening.append(self.admin.address)
-        own = [address for places in self.places.values() for address in places]
+        own = [address for addresses in self.addresses.values() for address in addresses]
         return {address.port for address in (*listening, *own) if not address.path}
 
 

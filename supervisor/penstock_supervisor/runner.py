@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from penstock_proxy.orders import REOPEN
 from penstock_supervisor import advice, desk, limits
-from penstock_supervisor.census import Census, Lag
+from penstock_supervisor.census import LoopLag, StatsPoll
 from penstock_supervisor.changes import Condition
 from penstock_supervisor.child import Child
 from penstock_supervisor.child_events import ChildEvents
@@ -30,9 +30,9 @@ from penstock_supervisor.doors import ReuseportSockets
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.events import Events
 from penstock_supervisor.fronts import Fronts
-from penstock_supervisor.observation import Observation
+from penstock_supervisor.observation import Snapshot
 from penstock_supervisor.output import Output
-from penstock_supervisor.premises import Premises
+from penstock_supervisor.premises import Resources
 from penstock_supervisor.reaper import Guardian
 from penstock_supervisor.roster import Slots, slot_of
 from penstock_supervisor.rotation import Rotation
@@ -40,11 +40,11 @@ from penstock_supervisor.running import Running, spawn
 from penstock_supervisor.schemes import ChildPlan, Slot
 from penstock_supervisor.services import Config
 from penstock_supervisor.succession import RollingRestart
-from penstock_supervisor.survey import Survey
+from penstock_supervisor.survey import SnapshotCollector
 from penstock_supervisor.watch import WorkerChecks
 from penstock_worker import contract
 
-__all__ = ["FRONT", "Runner", "StartError"]
+__all__ = ["FRONT", "StartError", "Supervisor"]
 
 FRONT: Final = (sys.executable, "-P", "-m", "penstock_proxy.front")
 """-P: the directory we happen to stand in must not shadow what the front imports."""
@@ -54,7 +54,7 @@ _HASTE_S: Final = 5.0
 _log = logging.getLogger("penstock.supervisor")
 
 
-class Runner:
+class Supervisor:
     """One `penstock run`. Made once, run once.
 
     From the call of `on_started` on, `listening` and `workers` (addresses by service) and
@@ -67,7 +67,7 @@ class Runner:
         config: Config,
         *,
         environment: Mapping[str, str],
-        on_started: Callable[["Runner"], None] = lambda _: None,
+        on_started: Callable[["Supervisor"], None] = lambda _: None,
         events: Events | None = None,
         front: Sequence[str] = FRONT,
         python: str = sys.executable,
@@ -84,11 +84,11 @@ class Runner:
         self._events = events or Events()
         self._front_argv = front
         self._python = python
-        self._descriptors = (stdout, stderr)
-        self._census = Census(self._events)
+        self._outputs = (stdout, stderr)
+        self._stats_poll = StatsPoll(self._events)
         self._condition = Condition()
         self._slots = Slots()
-        self._begun_at = 0.0
+        self._started_at = 0.0
         self._failure: StartError | None = None
         self._started = False
         self._stopping = False
@@ -105,17 +105,17 @@ class Runner:
         for line in advice.of(self.config, os.geteuid()):
             _log.warning("%s", line)
         loop = asyncio.get_running_loop()
-        self._begun_at = loop.time()
+        self._started_at = loop.time()
         async with AsyncExitStack() as stack:
             start = self._open(stack, loop)
             async with asyncio.TaskGroup() as tasks:
-                await self._show(stack)
+                await self._open_endpoints(stack)
                 self._tasks = tasks
                 self._spawn = partial(start, tasks=tasks)
                 checking = tasks.create_task(self._worker_checks.run())
                 try:
                     self._events.happened("setup", "supervisor", text="everything is open")
-                    await self._live()
+                    await self._serve()
                 finally:
                     checking.cancel()
         if self._failure is not None:
@@ -155,17 +155,17 @@ class Runner:
 
     def reopen_logs(self) -> None:
         """Have whoever writes access logs open them anew, after they were moved away."""
-        self._premises.hand_over_logs()
+        self._resources.hand_over_logs()
         self._fronts.tell({"cmd": REOPEN})
         for child in self._slots.workers():
             if contract.ACCESS_LOG in child.plan.environment:
                 child.send({"cmd": contract.REOPEN})
 
-    async def observe(self, deadline_s: float) -> Observation:
+    async def take_snapshot(self, deadline_s: float) -> Snapshot:
         """Describe the run now; children have `deadline_s` to tell what only they know."""
-        return await self._survey.take(
+        return await self._snapshots.take(
             deadline_s,
-            uptime_s=asyncio.get_running_loop().time() - self._begun_at,
+            uptime_s=asyncio.get_running_loop().time() - self._started_at,
             ready=self._is_ready(),
             stopping=self._stopping,
         )
@@ -183,16 +183,16 @@ class Runner:
     def _open(self, stack: AsyncExitStack, loop: AbstractEventLoop) -> Callable[..., Running]:
         """Make and join all parts; what has to be closed is `stack`'s. Returns how a process is
         started, but for the `tasks` that it may need. StartError."""
-        stdout, stderr = self._descriptors
-        self._premises = stack.enter_context(
-            closing(Premises(self.config, self._environment, stdout=stdout, python=self._python))
+        stdout, stderr = self._outputs
+        self._resources = stack.enter_context(
+            closing(Resources(self.config, self._environment, stdout=stdout, python=self._python))
         )
-        guardian = stack.enter_context(closing(Guardian(loop, self._premises.privileges)))
+        guardian = stack.enter_context(closing(Guardian(loop, self._resources.privileges)))
         output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
-        lag = stack.enter_context(closing(Lag()))
+        lag = stack.enter_context(closing(LoopLag()))
         self._worker_checks = WorkerChecks(
             [one for one in self.config.services if not one.has_front],
-            self._ask,
+            self._send_to_worker,
             lambda *change: self._rotation.worker_changed(*change),  # noqa: PLW0108 — not there yet
         )
         self._rotation = stack.enter_context(
@@ -207,29 +207,29 @@ class Runner:
             )
         )
         self._fronts = stack.enter_context(
-            closing(Fronts(loop, self._premises, self._slots, self._rotation))
+            closing(Fronts(loop, self._resources, self._slots, self._rotation))
         )
-        self._survey = Survey(
-            self._premises,
+        self._snapshots = SnapshotCollector(
+            self._resources,
             self._slots,
             self._worker_checks,
-            self._census,
+            self._stats_poll,
             lag,
-            self._fronts.renewal,
+            self._fronts.certificate_reload,
         )
-        self._reuseport = ReuseportSockets(self._premises.listeners, self._slots)
+        self._reuseport = ReuseportSockets(self._resources.listeners, self._slots)
         self._rolling_restart = RollingRestart(
             self._slots, self._rotation, self._condition, self._successor
         )
         self._observer = ChildEvents(
-            premises=self._premises,
+            resources=self._resources,
             slots=self._slots,
             rotation=self._rotation,
             fronts=self._fronts,
             worker_checks=self._worker_checks,
             reuseport=self._reuseport,
             rolling_restart=self._rolling_restart,
-            census=self._census,
+            stats_poll=self._stats_poll,
             events=self._events,
             condition=self._condition,
             fail=self._fail,
@@ -237,60 +237,60 @@ class Runner:
         )
         return partial(spawn, loop=loop, guardian=guardian, output=output)
 
-    async def _show(self, stack: AsyncExitStack) -> None:
+    async def _open_endpoints(self, stack: AsyncExitStack) -> None:
         """Note where everything is, and let people ask."""
         for service in self.config.services:
-            self.listening[service.name] = str(self._premises.listeners[service.name].address)
-            self.workers[service.name] = self._premises.workers(service.name)
-        if (admin := self._premises.admin) is not None:
+            self.listening[service.name] = str(self._resources.listeners[service.name].address)
+            self.workers[service.name] = self._resources.worker_addresses(service.name)
+        if (admin := self._resources.admin) is not None:
             self.admin = str(admin.address)
-        await desk.serve(stack, self._premises, self)
+        await desk.serve(stack, self._resources, self)
 
     def _add_children(self) -> None:
         self._fronts.add(self._front_argv, self._child, self._tasks)
         for service in self.config.services:
             for slot in range(service.workers if service.has_program else 0):
-                plan = self._premises.worker_plan(service, slot)
+                plan = self._resources.worker_plan(service, slot)
                 self._slots.add(self._child(plan))
 
-    async def _live(self) -> None:
-        with self._nobody_left():
+    async def _serve(self) -> None:
+        with self._halt_on_error():
             self._add_children()
             # Workers that accept by themselves do so when they are ready; whoever connects
             # before waits for them.
-            for child in self._slots.children() if self._listens(fronted=False) else ():
+            for child in self._slots.children() if self._listen(fronted=False) else ():
                 child.start()
             await self._condition.wait_until(lambda: self._is_over() or self._slots.has_started())
-            if not self._is_over() and self._listens(fronted=True):
-                self._let_in()
+            if not self._is_over() and self._listen(fronted=True):
+                self._accept()
             await self._condition.wait_until(self._is_over)
-            await self._leave()
+            await self._stop_all()
 
-    def _let_in(self) -> None:
+    def _accept(self) -> None:
         """Everything works: an open port means that somebody answers."""
         self._started = True
         self._fronts.accept()
         _log.info("started")
         self._on_started(self)
 
-    def _listens(self, *, fronted: bool) -> bool:
+    def _listen(self, *, fronted: bool) -> bool:
         """Let clients connect; False if somebody else was faster."""
         try:
-            self._premises.listen(fronted=fronted)
+            self._resources.listen(fronted=fronted)
         except StartError as error:
             self._failure = error
         return self._failure is None
 
-    async def _leave(self) -> None:
+    async def _stop_all(self) -> None:
         """The fronts finish first: what they still serve needs its workers."""
         self._rolling_restart.cancel()
-        for listeners in self._premises.listeners.values():
+        for listeners in self._resources.listeners.values():
             listeners.close()
         haste = None if self._failure is None else _HASTE_S
         self._fronts.stop(haste)
         if not self._failure:
             for child in self._slots.workers():
-                if not self._premises.services[child.plan.service].has_front:
+                if not self._resources.services[child.plan.service].has_front:
                     child.stop(haste)
             await self._condition.wait_until(lambda: self._fronts.at_rest)
         for child in self._slots.workers():
@@ -300,7 +300,7 @@ class Runner:
         )
 
     @contextmanager
-    def _nobody_left(self) -> Iterator[None]:
+    def _halt_on_error(self) -> Iterator[None]:
         """After a mistake of our own the children must not have to wait for the guardian."""
         try:
             yield
@@ -318,9 +318,9 @@ class Runner:
         return self._rotation.serving() >= {service.name for service in self.config.services}
 
     def _successor(self, child: Child) -> tuple[Child, bool]:
-        service = self._premises.services[child.plan.service]
-        beside = self._premises.move(service, child.plan.slot)
-        plan = self._premises.worker_plan(service, child.plan.slot)
+        service = self._resources.services[child.plan.service]
+        beside = self._resources.move_worker(service, child.plan.slot)
+        plan = self._resources.worker_plan(service, child.plan.slot)
         return self._child(plan, after=child), beside
 
     def _child(self, plan: ChildPlan, after: Child | None = None) -> Child:
@@ -332,7 +332,9 @@ class Runner:
         self._reuseport.worker_changed(slot, state)
         self._condition.notify()
 
-    def _ask(self, service: str, slot: int, message: Any, handle: socket.socket | None) -> bool:
+    def _send_to_worker(
+        self, service: str, slot: int, message: Any, handle: socket.socket | None
+    ) -> bool:
         current = self._slots.current.get((service, slot))
         return current is not None and current.send(message, handle)
 

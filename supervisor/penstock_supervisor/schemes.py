@@ -152,14 +152,14 @@ def front_config(
     config: Config,
     slot: int,
     listeners: Mapping[str, Sequence[int]],
-    places: Mapping[str, Sequence[Address]],
+    addresses: Mapping[str, Sequence[Address]],
     joined: Callable[[str, int], bool],
     up: Callable[[str, int], bool],
 ) -> FrontConfig:
     """What the front in this slot is told when it starts, by service name; a later one starts
     informed.
 
-    `places` are the workers' or upstreams' addresses, names already resolved.
+    `addresses` are the workers' or upstreams' addresses, names already resolved.
     """
     return FrontConfig(
         services=tuple(
@@ -170,7 +170,7 @@ def front_config(
                 verifies=service.tls.client_certificates != "off",
                 listeners=tuple(listeners[service.name]),
                 scheme="handoff" if service.scheme == "handoff" else "ports",
-                targets=_targets(service, places.get(service.name, ()), joined, up),
+                targets=_targets(service, addresses.get(service.name, ()), joined, up),
             )
             for service in config.services
             if service.has_front
@@ -180,7 +180,7 @@ def front_config(
 
 def _targets(
     service: Service,
-    places: Sequence[Address],
+    addresses: Sequence[Address],
     joined: Callable[[str, int], bool],
     up: Callable[[str, int], bool],
 ) -> tuple[Target, ...]:
@@ -193,14 +193,16 @@ def _targets(
                 joined=True,
                 up=up(service.name, slot),
             )
-            for slot, (upstream, address) in enumerate(zip(service.upstreams, places, strict=True))
+            for slot, (upstream, address) in enumerate(
+                zip(service.upstreams, addresses, strict=True)
+            )
         )
     # Without ports nobody is joined before his link is there, which comes as an order.
     reached = service.has_ports
     return tuple(
         Target(
             slot=slot,
-            address=str(places[slot]) if reached else "",
+            address=str(addresses[slot]) if reached else "",
             weight=service.weights[slot] if slot < len(service.weights) else 1,
             joined=reached and joined(service.name, slot),
             up=reached and up(service.name, slot),

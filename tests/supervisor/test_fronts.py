@@ -71,7 +71,7 @@ class Stage:
         self.fronts = [Front(slot) for slot in range(count)]
         cast("list[Any]", self.slots.fronts).extend(self.fronts)
         # Of `web` each front has a socket of its own, of `local` all have the same.
-        premises = SimpleNamespace(
+        resources = SimpleNamespace(
             listeners={
                 "web": SimpleNamespace(front_socket=lambda slot: f"socket {slot}"),
                 "local": SimpleNamespace(front_socket=lambda _: None),
@@ -85,7 +85,7 @@ class Stage:
             is_joined=lambda _: True,
             is_up_anywhere=lambda _: True,
         )
-        self.all = Fronts(cast("Any", self.loop), *cast("Any", (premises, self.slots, rotation)))
+        self.all = Fronts(cast("Any", self.loop), *cast("Any", (resources, self.slots, rotation)))
 
     def dies(self, slot: int) -> None:
         self.fronts[slot].state = State.BACKOFF

@@ -153,14 +153,14 @@ def told(
     config: Config,
     *joined: int,
     up: tuple[int, ...] = (),
-    places: Sequence[Address] = PLACES,
+    addresses: Sequence[Address] = PLACES,
     front: int = 0,
 ) -> FrontConfig:
     return front_config(
         config,
         front,
         {"web": (7,)},
-        {"web": places},
+        {"web": addresses},
         joined=lambda _, slot: slot in joined,
         up=lambda _, slot: slot in up,
     )
@@ -179,7 +179,7 @@ def test_a_front_is_told_every_slot_and_who_is_there() -> None:
 
 def test_a_front_that_passes_connections_is_told_of_links_later() -> None:
     web = service(app="a:b", scheme="handoff", weights=[3, 1])
-    (front,) = told(Config(admin="", services=(web,)), 0, 1, up=(1,), places=()).services
+    (front,) = told(Config(admin="", services=(web,)), 0, 1, up=(1,), addresses=()).services
     assert front.scheme == "handoff"
     assert [(t.slot, t.address, t.weight, t.joined, t.up) for t in front.targets] == [
         (0, "", 3, False, False),
@@ -194,8 +194,8 @@ def test_a_front_hears_nothing_of_services_without_one() -> None:
 
 def test_upstreams_are_always_joined() -> None:
     web = service(upstreams=["localhost:9001", "unix:/run/x.sock weight=3"])
-    places = (Address("127.0.0.1", 9001), Address(path="/run/x.sock"))
-    (front,) = told(Config(admin="", services=(web,)), up=(1,), places=places).services
+    addresses = (Address("127.0.0.1", 9001), Address(path="/run/x.sock"))
+    (front,) = told(Config(admin="", services=(web,)), up=(1,), addresses=addresses).services
     assert [(t.address, t.weight, t.joined, t.up) for t in front.targets] == [
         ("127.0.0.1:9001", 1, True, False),
         ("unix:/run/x.sock", 3, True, True),

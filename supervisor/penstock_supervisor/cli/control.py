@@ -19,7 +19,7 @@ import click
 
 from penstock_supervisor.cli import overview
 from penstock_supervisor.config import ROOT_RUN_DIR, default_run_dirs, load
-from penstock_supervisor.control import peer
+from penstock_supervisor.control import peer_credentials
 from penstock_supervisor.run_dir import RefusedError, RunDir
 
 NOT_RUNNING: Final = 3
@@ -56,7 +56,7 @@ class _Run:
     """One run that answers, and the only connection to it, which is for one request."""
 
     def __init__(self, directory: RunDir, name: str, sock: socket.socket) -> None:
-        self.pid = peer(sock).pid
+        self.pid = peer_credentials(sock).pid
         self._directory = directory
         self._name = name
         self._sock = sock
@@ -103,7 +103,7 @@ def _found(meant: _Meant, stack: ExitStack) -> Iterator[_Run]:
         for name in directory.names():
             with suppress(OSError):
                 sock = stack.enter_context(directory.connect(name, _PATIENCE_S))
-                if peer(sock).uid == directory.owner:
+                if peer_credentials(sock).uid == directory.owner:
                     yield _Run(directory, name, sock)
 
 

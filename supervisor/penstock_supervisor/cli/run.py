@@ -2,7 +2,7 @@
 
 Options are keys of the configuration under other names: they are written over the file's
 and judged by the same rules, so a mistake reads the same wherever it was made. What runs,
-and how it ends, is the runner's business; here a signal is a call of one of its methods.
+and how it ends, is the supervisor's business; here a signal is a call of one of its methods.
 """
 
 import asyncio
@@ -122,23 +122,23 @@ def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **op
 async def _run(config: Config, *, quiet: bool) -> int:
     # Late: `penstock check` and a refused configuration need none of it.
     from penstock_supervisor.cli import banner
-    from penstock_supervisor.runner import Runner, StartError
+    from penstock_supervisor.runner import StartError, Supervisor
 
-    def started(runner: Runner) -> None:
+    def started(supervisor: Supervisor) -> None:
         if not quiet:
-            banner.show(config, runner.listening, runner.workers, runner.admin)
+            banner.show(config, supervisor.listening, supervisor.workers, supervisor.admin)
 
-    runner = Runner(config, environment=inherited_environment(), on_started=started)
+    supervisor = Supervisor(config, environment=inherited_environment(), on_started=started)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, runner.stop)
+        loop.add_signal_handler(number, supervisor.stop)
     # A terminal that went away ends what it started, but for what nohup started. Without a
     # terminal it is somebody who knows nginx and wants new processes.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        hung_up = runner.stop if sys.stdin.isatty() else runner.roll
+        hung_up = supervisor.stop if sys.stdin.isatty() else supervisor.roll
         loop.add_signal_handler(signal.SIGHUP, hung_up)
-    loop.add_signal_handler(signal.SIGUSR1, runner.reopen_logs)
+    loop.add_signal_handler(signal.SIGUSR1, supervisor.reopen_logs)
     try:
-        return await runner.run()
+        return await supervisor.run()
     except StartError as error:
         raise click.ClickException(str(error)) from error

@@ -234,27 +234,29 @@ class _Pipes(asyncio.SubprocessProtocol):
 
 async def _run(config: Config) -> int:
     # Late: the measuring side never needs it.
-    from penstock_supervisor.runner import Runner
+    from penstock_supervisor.runner import Supervisor
 
-    def started(runner: Runner) -> None:
-        (listening,) = runner.listening.values()
-        _say({"listening": listening, "admin": runner.admin})
+    def started(supervisor: Supervisor) -> None:
+        (listening,) = supervisor.listening.values()
+        _say({"listening": listening, "admin": supervisor.admin})
 
     loop = asyncio.get_running_loop()
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    runner = Runner(config, environment=inherited_environment(), on_started=started, stdout=nowhere)
+    supervisor = Supervisor(
+        config, environment=inherited_environment(), on_started=started, stdout=nowhere
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, runner.stop)
-    loop.add_signal_handler(signal.SIGHUP, runner.roll)
+        loop.add_signal_handler(number, supervisor.stop)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.roll)
 
     def lost() -> None:
         loop.remove_reader(0)
-        runner.stop()
-        loop.call_later(_LEAVE_S, runner.stop)
+        supervisor.stop()
+        loop.call_later(_LEAVE_S, supervisor.stop)
 
     loop.add_reader(0, lost)
     try:
-        return await runner.run()
+        return await supervisor.run()
     except StartError as error:
         _say({"failed": str(error)})
         return 1
