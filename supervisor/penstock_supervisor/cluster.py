@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from penstock_supervisor.config import inherited_environment
+from penstock_supervisor.config import inherited_environment, load
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.events import Event, Events, Subscription
 from penstock_supervisor.runner import Supervisor
 from penstock_supervisor.services import Config
 
-__all__ = ["Cluster", "Config", "Event", "StartError"]
+__all__ = ["Cluster", "Config", "Event", "StartError", "load"]
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -26,7 +26,7 @@ _log = logging.getLogger("penstock.supervisor")
 class Cluster:
     """Workers behind one port, run from within an asyncio program.
 
-        config = load(Path("penstock.toml"), {})   # of penstock_supervisor.config
+        config = load(Path("penstock.toml"), {})
         async with Cluster(config) as cluster:
             async for event in cluster.events():
                 if event.name == "message":

@@ -93,7 +93,7 @@ class Fronts:
         return all(front.at_rest for front in self._slots.fronts)
 
     @property
-    def serve(self) -> bool:
+    def can_accept(self) -> bool:
         """Is there one for whoever comes? With one away the others cover it."""
         fronts = self._slots.fronts
         covered = self._slots.covered

@@ -313,7 +313,7 @@ class Supervisor:
         return self._stopping or self._failure is not None
 
     def _is_ready(self) -> bool:
-        if not self._started or self._is_over() or not self._fronts.serve:
+        if not self._started or self._is_over() or not self._fronts.can_accept:
             return False
         return self._rotation.serving() >= {service.name for service in self.config.services}
 

@@ -109,7 +109,7 @@ class Running:
     def hear_out(self) -> None:
         """Take what it said last: pipes and channel may hold what nobody has read yet."""
         for capture in self._captures:
-            capture.read_last_words()
+            capture.drain()
         self._channel.hear_out()
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from penstock_supervisor.observation import ChildView, Snapshot, SocketQueue
-from penstock_supervisor.traffic import Row, Traffic
+from penstock_supervisor.traffic import Traffic, WorkerRow
 
 _TOLD_BY_POOL: Final = ("standing", "reason", "weight", "active", "failures", "ejections")
 
@@ -85,7 +85,7 @@ def _sockets(
 
 
 def _workers(
-    snapshot: Snapshot, name: str, facts: Mapping[str, Any], pool: Mapping[int, Row]
+    snapshot: Snapshot, name: str, facts: Mapping[str, Any], pool: Mapping[int, WorkerRow]
 ) -> Iterator[dict[str, Any]]:
     children = [child for child in snapshot.children if child.service == name]
     for child in children:

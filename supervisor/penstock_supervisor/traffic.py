@@ -21,7 +21,7 @@ from penstock_supervisor.verdicts import UP
 
 _CHECKS: Final = ("penstock_health_checks_total", "penstock_health_check_duration_seconds")
 
-Row = dict[str, Any]
+WorkerRow = dict[str, Any]
 """What is said of one worker by who picks it, or watches it."""
 
 
@@ -81,8 +81,8 @@ class Traffic:
         before = sanitized(child.carryover, child.slot, scheme)
         return metrics.merge((without_gauges(before), sanitized(now, child.slot, scheme)))
 
-    def _pools(self, unfronted: Mapping[str, Any]) -> dict[str, dict[int, Row]]:
-        pools: defaultdict[str, dict[int, Row]] = defaultdict(dict)
+    def _pools(self, unfronted: Mapping[str, Any]) -> dict[str, dict[int, WorkerRow]]:
+        pools: defaultdict[str, dict[int, WorkerRow]] = defaultdict(dict)
         for stats in (*(front.stats for front in self._fronts), unfronted):
             for service, rows in stats.get("pools", {}).items():
                 for row in rows:
@@ -119,7 +119,7 @@ class Traffic:
         return {service: metrics.merge(some) for service, some in parts.items()}
 
 
-def _together(one: Row, other: Row) -> Row:
+def _together(one: WorkerRow, other: WorkerRow) -> WorkerRow:
     """What two fronts say of the same worker. Each has traffic and a judgement of its own:
     numbers of things add up, and it is as well as the one says that thinks less of it."""
     worse = other if one["standing"] == UP else one

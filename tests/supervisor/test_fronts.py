@@ -162,7 +162,7 @@ def test_one_that_does_not_answer_is_covered_and_uncovered_when_it_does(three: S
     assert three.heard() == [[COVER_1], [], [COVER_1]]
     three.asks()
     assert three.heard() == [[], [], []], "once"
-    assert three.all.serve
+    assert three.all.can_accept
     three.answers(1)
     assert three.heard() == [[("uncover", 1)]] * 3
     assert three.slots.covered == set()
@@ -197,7 +197,7 @@ def test_who_is_given_up_is_covered_and_the_last_one_ends_the_run(three: Stage) 
         three.dies(slot)
         three.fronts[slot].state = State.GIVEN_UP
         assert three.all.gave_up(cast("Any", three.fronts[slot])) is is_last
-        assert three.all.serve is not is_last
+        assert three.all.can_accept is not is_last
     assert three.all.at_rest
 
 
@@ -209,6 +209,6 @@ def test_a_single_front_is_not_asked_whether_it_is_there() -> None:
 
 def test_without_a_front_there_is_nothing_to_wait_for() -> None:
     none = Stage(0)
-    assert none.all.serve
+    assert none.all.can_accept
     assert none.all.at_rest
     assert not none.all.tell({"cmd": "reopen"})

@@ -3,7 +3,7 @@
 Owns both ends. `python -m penstock_supervisor.compare.subject` gets the configuration on its
 standard input, as one line of JSON, and answers with one line when it serves or cannot. The
 same pipe is its lifeline: whoever measures may be killed, and then it ends and the subject
-leaves by itself. `Running` is the measuring side: it starts the process, finds out which of
+leaves by itself. `RunningSubject` is the measuring side: it starts the process, finds out which of
 its processes do what, and stops it.
 
 A session of its own keeps a Ctrl-C in the terminal from reaching it: what is being measured
@@ -47,7 +47,7 @@ class SubjectError(Exception):
     """It cannot be measured. One line for people."""
 
 
-class Running:
+class RunningSubject:
     """One subject that we run. `start` once, then `stop` in any case."""
 
     def __init__(self, variant: Variant, *, verbose: bool = False) -> None:
