@@ -8,6 +8,7 @@ are bytes, shares are fractions once they are parsed. No I/O, no clock.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Annotated, Final, Literal, NamedTuple
 
@@ -119,6 +120,17 @@ def _server_name(text: str) -> str:
     return text.lower().removesuffix(".")
 
 
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """Marks a bound that is written for a whole service: of several fronts each gets its share.
+
+    0 is no number of things, and a fraction is one of what is divided already: both stay.
+    """
+
+    least: int = 0
+    """What each gets, however many there are."""
+
+
 Duration = Annotated[
     float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False, strict=True)
 ]
@@ -223,16 +235,16 @@ class Limits(Part):
     """Bytes of a worker's response head: 502 beyond."""
     requests: Annotated[int, Field(ge=0, strict=True)] = 10_000
     """Requests on one connection; the last answer says that it is. 0: no limit."""
-    handshakes: Count = 512
+    handshakes: Annotated[Count, Divided()] = 512
     """Of TLS, unfinished at once: beyond, the oldest makes room."""
-    connections_per_client: PerClient = 0.5
+    connections_per_client: Annotated[PerClient, Divided()] = 0.5
     """Of one address, or one /64 of IPv6: a share of what the front can take, or a number; 429
     beyond. 0: no limit."""
-    queue: Annotated[int, Field(ge=0, strict=True)] = 1024
+    queue: Annotated[int, Field(ge=0, strict=True), Divided()] = 1024
     """Requests that wait for a worker: 503 beyond."""
-    per_worker: Annotated[int, Field(ge=0, strict=True)] = 0
+    per_worker: Annotated[int, Field(ge=0, strict=True), Divided()] = 0
     """Requests or connections that one worker has at a time; the others wait. 0: no limit."""
-    queue_per_worker: Annotated[int, Field(ge=0, strict=True)] = 0
+    queue_per_worker: Annotated[int, Field(ge=0, strict=True), Divided()] = 0
     """Requests that wait, for each worker in the rotation; 0: `queue` alone counts."""
     buffer: Annotated[Size, Field(ge=16 << 10, le=1 << 30)] = 64 << 10
     """Bytes that wait for one that reads slowly, before the other side is read no further. What
@@ -286,9 +298,10 @@ class Traffic(Part):
     """Every connection begins with a PROXY header, and comes from one of `trusted_proxies`."""
     sni: Mapping[ServerName, str] = Field(default_factory=dict)
     """TLS that is passed through: the service for each name that clients ask for."""
-    max_connections: Annotated[int, Field(ge=0, strict=True)] = 0
+    max_connections: Annotated[int, Field(ge=0, strict=True), Divided()] = 0
     """0: as many as descriptors allow."""
-    handoff_window: Annotated[int, Field(ge=1, le=1024, strict=True)] = 64
+    # With fewer than one of them a worker would get nothing at all.
+    handoff_window: Annotated[int, Field(ge=1, le=1024, strict=True), Divided(least=1)] = 64
     """Connections on their way to one worker at a time."""
     access_log: str = "stdout"
     """"stdout", "off" or the path of a file."""

@@ -1,12 +1,12 @@
 """The admin port: /metrics, /healthz, /readyz, /status, and a page for people. Read only.
 
 Owns what is told, here and over the control socket. It knows the run by one function,
-`observe`, and cannot change anything, so it needs no password; it does tell what runs where,
+`take_snapshot`, and cannot change anything, so it needs no password; it does tell what runs where,
 which is why it listens on the loopback address unless told otherwise, and there answers only
 who asks for it by its address. There are no headers by which a page of another origin may read.
 
 Nothing that is asked here may disturb what is served elsewhere: requests that come together
-share one observation, rendering is done by few threads, and `reception` bounds connections.
+share one snapshot, rendering is done by few threads, and `reception` bounds connections.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from penstock_supervisor import collector, page, sockdiag, status
-from penstock_supervisor.observation import Observation
+from penstock_supervisor.observation import Snapshot
 from penstock_supervisor.reception import Handler
 
-Observe = Callable[[float], Awaitable[Observation]]
+TakeSnapshot = Callable[[float], Awaitable[Snapshot]]
 """Given the seconds that children have to answer."""
 
 DEADLINE_S: Final = 1.0
@@ -38,7 +38,7 @@ def app(pages: "Pages", bound: socket.socket, name: str = "") -> web.Application
     """What is answered on the listening socket `bound`; `name` is the host that it was named by."""
     made = web.Application(middlewares=[_only_read])
     if bound.family != socket.AF_UNIX and ip_address(bound.getsockname()[0]).is_loopback:
-        made.middlewares.append(_Addressed({name.lower(), "localhost"} - {""}).judge)
+        made.middlewares.append(_HostCheck({name.lower(), "localhost"} - {""}).judge)
     pages.add_to(made)
     return made
 
@@ -51,7 +51,7 @@ async def _only_read(request: web.Request, handler: Handler) -> web.StreamRespon
     return await handler(request)
 
 
-class _Addressed:
+class _HostCheck:
     """On a loopback address: is it us that was meant?
 
     The page of a stranger can have its own name lead to 127.0.0.1 and then read what our port
@@ -84,36 +84,36 @@ def _is_address(text: str) -> bool:
     return True
 
 
-class _Shared:
-    """Observations, made one after the other and shared by all that wait for the same one.
+class _SharedSnapshot:
+    """Snapshots, made one after the other and shared by all that wait for the same one.
 
     Who comes while one is being made gets the next: it never sees what was true before it
     asked. So however many ask, no more than one is being made and one is waited for.
     """
 
-    def __init__(self, observe: Observe, deadline_s: float) -> None:
-        self._observe = observe
+    def __init__(self, take_snapshot: TakeSnapshot, deadline_s: float) -> None:
+        self._take_snapshot = take_snapshot
         self._deadline_s = deadline_s
         self._turn = asyncio.Lock()
         self._begun = 0
-        self._last: Observation | None = None
+        self._last: Snapshot | None = None
 
-    async def look(self) -> Observation:
+    async def get(self) -> Snapshot:
         came = self._begun
         async with self._turn:
             if self._begun == came or self._last is None:
                 self._begun += 1
                 self._last = None
-                self._last = await self._observe(self._deadline_s)
+                self._last = await self._take_snapshot(self._deadline_s)
             return self._last
 
 
 class Pages:
     """What is told of a run, on every socket that it is told on."""
 
-    def __init__(self, observe: Observe) -> None:
-        self._thorough = _Shared(observe, DEADLINE_S)
-        self._quick = _Shared(observe, _PROBE_S)
+    def __init__(self, take_snapshot: TakeSnapshot) -> None:
+        self._thorough = _SharedSnapshot(take_snapshot, DEADLINE_S)
+        self._quick = _SharedSnapshot(take_snapshot, _PROBE_S)
         self._rendering = asyncio.Semaphore(_RENDERERS)
 
     def add_to(self, app: web.Application) -> None:
@@ -128,10 +128,10 @@ class Pages:
         return web.Response(text=text, content_type="text/html", headers=page.HEADERS)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        observation = await self._thorough.look()
+        snapshot = await self._thorough.get()
         accept = ",".join(request.headers.getall("Accept", ()))
         async with self._rendering:
-            body, kind = await asyncio.to_thread(collector.render, observation, accept)
+            body, kind = await asyncio.to_thread(collector.render, snapshot, accept)
         response = web.Response(body=body, headers={"Content-Type": kind})
         # Only for a client that says it can read it, as Prometheus does.
         response.enable_compression()
@@ -141,12 +141,12 @@ class Pages:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        observation = await self._quick.look()
-        if observation.stopping:
+        snapshot = await self._quick.get()
+        if snapshot.stopping:
             return web.Response(status=503, text="stopping\n")
-        if observation.ready:
+        if snapshot.ready:
             return web.Response(text="ready\n")
-        names = status.lacking(observation)
+        names = status.without_worker(snapshot)
         why = f": no worker in rotation for {', '.join(names)}" if names else ""
         return web.Response(status=503, text=f"not ready{why}\n")
 
@@ -154,8 +154,8 @@ class Pages:
         return web.json_response(await self._described())
 
     async def _described(self) -> dict[str, Any]:
-        observation = await self._thorough.look()
+        snapshot = await self._thorough.get()
         async with self._rendering:
-            kinds = {view.kind for view in observation.sockets}
+            kinds = {view.kind for view in snapshot.sockets}
             queues = await asyncio.to_thread(sockdiag.queues, kinds)
-        return status.describe(observation, version("penstock"), os.getpid(), queues)
+        return status.describe(snapshot, version("penstock"), os.getpid(), queues)

@@ -10,20 +10,20 @@ from typing import Any
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import Series
-from penstock_supervisor.series import ended, table
+from penstock_supervisor.series import table, without_gauges
 
-Carried = Mapping[str, Any]
+Carryover = Mapping[str, Any]
 """{"services": {service: Series}, "ejections": {service: {slot: number}}}, or empty."""
 
 
-def after(before: Carried, stats: Mapping[str, Any]) -> Carried:
+def carry_over(before: Carryover, stats: Mapping[str, Any]) -> Carryover:
     """What is carried on when the process that last said `stats` has ended."""
     told = table(table(stats.get("metrics")).get("services"))
     known = table(before.get("services"))
     pools = table(stats.get("pools"))
     return {
         "services": {
-            name: metrics.merge((known.get(name, {}), ended(told.get(name, {}))))
+            name: metrics.merge((known.get(name, {}), without_gauges(told.get(name, {}))))
             for name in (*known, *(name for name in told if name not in known))
         },
         "ejections": {
@@ -33,18 +33,18 @@ def after(before: Carried, stats: Mapping[str, Any]) -> Carried:
     }
 
 
-def series(carried: Carried) -> Mapping[str, Series]:
+def series(carried: Carryover) -> Mapping[str, Series]:
     """By service."""
     return table(carried.get("services"))
 
 
-def ejections(carried: Carried, service: str) -> Mapping[int, int]:
+def ejections(carried: Carryover, service: str) -> Mapping[int, int]:
     """By slot of the worker."""
     counts = table(table(carried.get("ejections")).get(service))
     return {int(slot): count for slot, count in counts.items()}
 
 
-def _ejections(before: Carried, pools: Mapping[str, Any], service: str) -> dict[int, int]:
+def _ejections(before: Carryover, pools: Mapping[str, Any], service: str) -> dict[int, int]:
     counts = dict(ejections(before, service))
     for row in pools.get(service, ()):
         counts[row["slot"]] = counts.get(row["slot"], 0) + row["ejections"]

@@ -17,12 +17,12 @@ from penstock_supervisor.child import Child
 from penstock_supervisor.events import Events
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.observation import ChildView
-from penstock_supervisor.series import cleaned, ended, table
+from penstock_supervisor.series import sanitized, table, without_gauges
 
 _CAN_ANSWER: Final = (State.UP, State.STOPPING)
 
 
-class _Question:
+class _Poll:
     """Whose answer is still missing, and who gave one."""
 
     def __init__(self, asked: Iterable[Child]) -> None:
@@ -43,60 +43,60 @@ class _Question:
             self.settled.set()
 
 
-class Census:
+class StatsPoll:
     """The questions that are out."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
         self._last = 0
-        self._open: dict[int, _Question] = {}
+        self._open: dict[int, _Poll] = {}
 
     async def take(
-        self, slots: Sequence[Child], everybody: Sequence[Child], deadline_s: float
+        self, shown: Sequence[Child], children: Sequence[Child], deadline_s: float
     ) -> tuple[ChildView, ...]:
         """Ask all that can answer, wait for the last or the deadline, and describe each slot.
 
         What leaves a slot while another process has it counts for the slot as well.
         """
-        question = _Question(child for child in everybody if _can_answer(child))
+        poll = _Poll(child for child in children if _can_answer(child))
         self._last = number = self._last + 1
-        self._open[number] = question
+        self._open[number] = poll
         try:
-            for child in tuple(question.missing):
+            for child in tuple(poll.missing):
                 child.send({"cmd": STATS, "seq": number})
             with suppress(TimeoutError):
                 async with asyncio.timeout(deadline_s):
-                    await question.settled.wait()
+                    await poll.settled.wait()
         finally:
             del self._open[number]
-        others = [child for child in everybody if child not in slots]
-        return tuple(self._view(child, others, fresh=child in question.answered) for child in slots)
+        others = [child for child in children if child not in shown]
+        return tuple(self._view(child, others, fresh=child in poll.answered) for child in shown)
 
     def answered(self, child: Child, message: dict[str, Any]) -> None:
         """Note an answer; a late one is still the newest that there is."""
         child.stats = message
         number = message.get("seq")
-        if isinstance(number, int) and (question := self._open.get(number)):
-            question.drop(child, answered=True)
+        if isinstance(number, int) and (poll := self._open.get(number)):
+            poll.drop(child, answered=True)
 
-    def carry(self, child: Child) -> None:
+    def carry_over(self, child: Child) -> None:
         """Its process is gone: what it had counted is kept, or sums would go down."""
         history = child.history
         if child.plan.role == "front":
-            history.carried = dict(carried.after(history.carried, child.stats))
+            history.carryover = dict(carried.carry_over(history.carryover, child.stats))
         else:
-            history.carried = merge([history.carried, ended(_counted(child))])
+            history.carryover = merge([history.carryover, without_gauges(_counted(child))])
         child.stats = {}
 
-    def moved(self, child: Child) -> None:
+    def state_changed(self, child: Child) -> None:
         """Nobody waits for one that is gone."""
         if not child.has_channel:
-            for question in self._open.values():
-                question.drop(child, answered=False)
+            for poll in self._open.values():
+                poll.drop(child, answered=False)
 
     def _view(self, child: Child, others: Iterable[Child], *, fresh: bool) -> ChildView:
         sisters = [_counted(one) for one in others if one.history is child.history]
-        before = child.history.carried
+        before = child.history.carryover
         return ChildView(
             role=child.plan.role,
             service=child.plan.service,
@@ -108,7 +108,7 @@ class Census:
             since_s=child.since_s(),
             last_exit=child.history.last_exit,
             exits=dict(child.history.exits),
-            carried=merge([before, *sisters]) if sisters else before,
+            carryover=merge([before, *sisters]) if sisters else before,
             scheme=child.plan.scheme,
             spoke=child.speaks,
             events=self._events.of(child.plan.role, child.plan.service, child.plan.slot),
@@ -120,14 +120,14 @@ class Census:
 def _counted(child: Child) -> Series:
     """What its process said it counted, as far as it can be believed."""
     told = table(child.stats.get("metrics")).get("series")
-    return cleaned(told, child.plan.slot, child.plan.scheme)
+    return sanitized(told, child.plan.slot, child.plan.scheme)
 
 
 def _can_answer(child: Child) -> bool:
     return child.has_channel and child.speaks and child.state in _CAN_ANSWER
 
 
-class Lag:
+class LoopLag:
     """How late the event loop is: the difference between a wake that was asked for and it."""
 
     INTERVAL_S: Final = 0.5

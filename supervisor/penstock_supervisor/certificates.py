@@ -137,11 +137,11 @@ def warnings(config: Config, now: datetime) -> Iterator[Problem]:
     for service in config.services:
         if service.tls.files:
             for one in read(service).shown:
-                for text in doubts(one, now):
+                for text in warnings_about(one, now):
                     yield Problem(("service", service.name, *one.where), text)
 
 
-def doubts(shown: Shown, now: datetime) -> Iterator[str]:
+def warnings_about(shown: Shown, now: datetime) -> Iterator[str]:
     """What clients will mind in a certificate."""
     if shown.not_after <= now:
         yield f"expired on {shown.not_after:%Y-%m-%d}"

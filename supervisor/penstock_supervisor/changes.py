@@ -8,15 +8,15 @@ import asyncio
 from collections.abc import Callable
 
 
-class Changes:
+class Condition:
     def __init__(self) -> None:
         self._waiting: set[asyncio.Event] = set()
 
-    def happened(self) -> None:
+    def notify(self) -> None:
         for event in self._waiting:
             event.set()
 
-    async def until(self, condition: Callable[[], bool]) -> None:
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return when it is true; it is asked again after each change."""
         event = asyncio.Event()
         self._waiting.add(event)

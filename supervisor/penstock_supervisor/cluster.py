@@ -1,7 +1,7 @@
 """A cluster as a part of somebody's Python program: started, listened to, talked to, stopped.
 
 Owns the task that the run is, and what an `async with` promises of it: inside of it everything
-serves, after it nothing of it is left. Everything else is the runner's. It sets up no signals
+serves, after it nothing of it is left. Everything else is the supervisor's. It sets up no signals
 and no logging: both are the program's.
 """
 
@@ -12,21 +12,21 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from penstock_supervisor.config import inherited_environment
+from penstock_supervisor.config import inherited_environment, load
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.events import Event, Events, Subscription
-from penstock_supervisor.runner import Runner
+from penstock_supervisor.runner import Supervisor
 from penstock_supervisor.services import Config
 
-__all__ = ["Cluster", "Config", "Event", "StartError"]
+__all__ = ["Cluster", "Config", "Event", "StartError", "load"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class Cluster:
     """Workers behind one port, run from within an asyncio program.
 
-        config = load(Path("penstock.toml"), {})   # of penstock_supervisor.config
+        config = load(Path("penstock.toml"), {})
         async with Cluster(config) as cluster:
             async for event in cluster.events():
                 if event.name == "message":
@@ -49,7 +49,7 @@ class Cluster:
         self._events = Events()
         self._settled = asyncio.Event()
         """It has started, or never will."""
-        self._runner = Runner(
+        self._supervisor = Supervisor(
             config,
             environment=inherited_environment() if environment is None else environment,
             on_started=lambda _: self._settled.set(),
@@ -62,12 +62,12 @@ class Cluster:
     @property
     def listening(self) -> Mapping[str, str]:
         """Where clients connect, by service; the real port where the configuration says 0."""
-        return self._runner.listening
+        return self._supervisor.listening
 
     @property
     def admin(self) -> str:
         """Address of the admin port; empty if there is none."""
-        return self._runner.admin
+        return self._supervisor.admin
 
     def events(self) -> Subscription:
         """What happens from now on, as an async iterator that ends when the cluster is over.
@@ -85,28 +85,28 @@ class Cluster:
         False: nobody is there to take it just now. KeyError: there is no such slot.
         ValueError, TypeError: it cannot be sent, and why.
         """
-        return self._runner.send(service, slot, message, handle)
+        return self._supervisor.send(service, slot, message, handle)
 
     def replace(self, service: str, slot: int) -> None:
         """Start another worker in this slot; the present one takes no more, finishes what it
         serves, and leaves. KeyError: there is no such slot."""
-        self._runner.replace(service, slot)
+        self._supervisor.replace(service, slot)
 
     def roll(self) -> None:
         """Replace all workers, one after the other."""
-        self._runner.roll()
+        self._supervisor.roll()
 
     def stop(self) -> None:
         """Begin to leave: finish what is served. Called again: leave at once.
 
         The end of the `async with` does the same, and waits for it.
         """
-        self._runner.stop()
+        self._supervisor.stop()
 
     async def __aenter__(self) -> Self:
         """Return when everything serves. StartError: it never will, and nothing is left."""
         # A group would end whoever is inside when the run fails, and not only tell him.
-        self._run = run = asyncio.create_task(self._runner.run())  # noqa: TID251
+        self._run = run = asyncio.create_task(self._supervisor.run())  # noqa: TID251
         run.add_done_callback(self._over)
         try:
             await self._settled.wait()
@@ -127,7 +127,7 @@ class Cluster:
         """Stop, and return when nothing is left. StartError: the run had failed before."""
         assert self._run is not None
         if not self._run.done():
-            self._runner.stop()
+            self._supervisor.stop()
         try:
             await asyncio.shield(self._run)
         except asyncio.CancelledError:
@@ -147,7 +147,7 @@ class Cluster:
         """Nobody waits any longer; still, nothing may be left, not even a zombie."""
         assert self._run is not None
         for _ in range(2):
-            self._runner.stop()
+            self._supervisor.stop()
         try:
             await asyncio.wait((self._run,))
         except asyncio.CancelledError:

@@ -1,10 +1,10 @@
-"""One `Observation` as a page of metrics.
+"""One `Snapshot` as a page of metrics.
 
 Owns the supervisor's table of metrics, and the rendering of both tables: this one, and the
 front's own (`penstock_proxy.metrics`), whose numbers came over the channel. It asks nobody but
-the kernel (about processes, and about sockets): an observation goes in, text comes out.
+the kernel (about processes, and about sockets): a snapshot goes in, text comes out.
 
-Why a registry for each scrape and not one for ever: whatever is not in the observation is
+Why a registry for each scrape and not one for ever: whatever is not in the snapshot is
 not on the page. A worker that is gone needs nobody to remember to remove its series.
 """
 
@@ -33,9 +33,9 @@ from penstock_proxy.standing import MemberState
 from penstock_supervisor import sockdiag
 from penstock_supervisor.descriptors import per_connection, place
 from penstock_supervisor.families import Labels, family
-from penstock_supervisor.figures import figures
+from penstock_supervisor.figures import process_stats
 from penstock_supervisor.lifecycle import State
-from penstock_supervisor.observation import ChildView, Observation
+from penstock_supervisor.observation import ChildView, Snapshot
 from penstock_supervisor.series import number, table
 from penstock_supervisor.traffic import Traffic
 
@@ -122,7 +122,7 @@ TABLE: Final = (
 Samples = defaultdict[str, list[tuple[Labels, Any]]]
 
 
-def render(observation: Observation, accept: str) -> tuple[bytes, str]:
+def render(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
     """Make the page and its Content-Type: OpenMetrics 1.0 if `accept` names it, else text.
 
     Reads /proc for every process, so it belongs into a thread.
@@ -131,7 +131,7 @@ def render(observation: Observation, accept: str) -> tuple[bytes, str]:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    registry.register(_Page(observation))
+    registry.register(_Page(snapshot))
     # Not the library's choose_encoder: what it answers depends on its version, and a
     # version in the header that is no number makes it raise.
     if any(one.split(";")[0].strip().lower() == _OPENMETRICS for one in accept.split(",")):
@@ -141,18 +141,18 @@ def render(observation: Observation, accept: str) -> tuple[bytes, str]:
 
 
 class _Page(Collector):
-    """The tables, filled from one observation."""
+    """The tables, filled from one snapshot."""
 
-    def __init__(self, observation: Observation) -> None:
+    def __init__(self, snapshot: Snapshot) -> None:
         self._samples: Samples = defaultdict(list)
-        self._of_supervisor(observation)
-        for child in observation.children:
+        self._of_supervisor(snapshot)
+        for child in snapshot.children:
             self._of_child(child)
-        traffic = Traffic(observation)
-        self._of_pools(traffic, {(one.service, one.slot) for one in observation.children})
-        self._of_services(observation, traffic)
-        self._of_sockets(observation)
-        self._of_certificates(observation)
+        traffic = Traffic(snapshot)
+        self._of_pools(traffic, {(one.service, one.slot) for one in snapshot.children})
+        self._of_services(snapshot, traffic)
+        self._of_sockets(snapshot)
+        self._of_certificates(snapshot)
 
     def collect(self) -> Iterator[Any]:
         for metric in (*TABLE, *metrics.TABLE):
@@ -161,7 +161,7 @@ class _Page(Collector):
     def _add(self, name: str, labels: Labels, value: Any) -> None:
         self._samples[name].append((labels, value))
 
-    def _of_supervisor(self, observation: Observation) -> None:
+    def _of_supervisor(self, snapshot: Snapshot) -> None:
         labels = ("supervisor", "", "")
         self._add(
             "penstock_build_info",
@@ -169,12 +169,12 @@ class _Page(Collector):
             {"version": version("penstock"), "python": python_version()},
         )
         self._of_process(labels, os.getpid())
-        known = {"listener": observation.listener_fds, "channel": observation.channel_fds}
+        known = {"listener": snapshot.listener_fds, "channel": snapshot.channel_fds}
         with suppress(psutil.Error):
             rest = psutil.Process().num_fds() - sum(known.values())
             self._of_fds(labels, {**known, OTHER: max(0, rest)})
-        self._add("penstock_event_loop_lag_seconds", labels, observation.loop_lag_s)
-        self._add("penstock_event_loop_tasks", labels, observation.tasks)
+        self._add("penstock_event_loop_lag_seconds", labels, snapshot.loop_lag_s)
+        self._add("penstock_event_loop_tasks", labels, snapshot.tasks)
 
     def _of_child(self, child: ChildView) -> None:
         labels = (child.role, child.service, str(child.slot))
@@ -200,7 +200,7 @@ class _Page(Collector):
             self._add("penstock_event_loop_tasks", labels, tasks)
 
     def _of_process(self, labels: Labels, pid: int) -> None:
-        for name, value in figures(pid).items():
+        for name, value in process_stats(pid).items():
             self._add(name, labels, value)
 
     def _of_fds(self, labels: Labels, fds: Mapping[str, Any]) -> None:
@@ -231,36 +231,36 @@ class _Page(Collector):
             self._add("penstock_worker_active", labels, row["active"])
             self._add("penstock_ejections_total", labels, row["ejections"])
 
-    def _of_services(self, observation: Observation, traffic: Traffic) -> None:
+    def _of_services(self, snapshot: Snapshot, traffic: Traffic) -> None:
         labels_of = {metric.name: metric.labels[1:] for metric in metrics.TABLE}
         for service, series in traffic.series.items():
             for name, samples in series.items():
                 for text, value in samples.items():
                     labels = tuple(text.split(" ")) if labels_of[name] else ()
                     self._add(name, (service, *labels), value)
-        for service in observation.services:
+        for service in snapshot.services:
             if (ratio := traffic.split(service).jain) is not None:
                 self._add("penstock_fairness_jain_ratio", (service,), ratio)
-        for service, descriptors in per_connection(observation, traffic, sockdiag.accepted):
+        for service, descriptors in per_connection(snapshot, traffic, sockdiag.accepted):
             self._add("penstock_fds_per_connection", (service,), descriptors)
-        self._of_ports(observation, traffic)
+        self._of_ports(snapshot, traffic)
 
-    def _of_ports(self, observation: Observation, traffic: Traffic) -> None:
+    def _of_ports(self, snapshot: Snapshot, traffic: Traffic) -> None:
         # The pool's addresses: those of upstreams have no names any more.
         reached = {
             service: {where for row in pool.values() if (where := place(row["address"]))}
             for service, pool in traffic.pools.items()
-            if observation.services.get(service, {}).get("scheme") == "ports"
+            if snapshot.services.get(service, {}).get("scheme") == "ports"
         }
-        counts = sockdiag.towards({where for places in reached.values() for where in places})
+        counts = sockdiag.connections_to({where for places in reached.values() for where in places})
         if counts is not None:
             for service, places in reached.items():
                 taken = sum(counts[where] for where in places)
                 self._add("penstock_ephemeral_ports", (service,), taken)
 
-    def _of_sockets(self, observation: Observation) -> None:
-        queues = sockdiag.queues({view.kind for view in observation.sockets})
-        for view in observation.sockets:
+    def _of_sockets(self, snapshot: Snapshot) -> None:
+        queues = sockdiag.queues({view.kind for view in snapshot.sockets})
+        for view in snapshot.sockets:
             if (queue := queues.get(view.inode)) is None:
                 continue
             labels = (view.service, "" if view.slot is None else str(view.slot))
@@ -272,11 +272,11 @@ class _Page(Collector):
             for name, value in told.items():
                 if value is not None:
                     self._add(name, labels, value)
-        for service, count in observation.dropped.items():
+        for service, count in snapshot.dropped.items():
             self._add("penstock_accept_queue_dropped_total", (service,), count)
 
-    def _of_certificates(self, observation: Observation) -> None:
-        for service, view in observation.tls.items():
+    def _of_certificates(self, snapshot: Snapshot) -> None:
+        for service, view in snapshot.tls.items():
             for name, at in view.not_after.items():
                 self._add("penstock_tls_certificate_not_after_seconds", (service, name), at)
             for result, count in view.reloads.items():

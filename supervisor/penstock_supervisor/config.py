@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from penstock_supervisor import identity, rules, run_dir
+from penstock_supervisor import identity, rules
 from penstock_supervisor.problems import (
     Problem,
     dotted,
@@ -50,6 +50,7 @@ __all__ = [
     "parse_app",
 ]
 
+ROOT_RUN_DIR: Final = Path("/run/penstock")
 LISTEN: Final = "127.0.0.1:8000"
 SERVICE: Final = "web"
 """The service of a command line that names no file."""
@@ -106,7 +107,19 @@ def inherited_environment() -> dict[str, str]:
 
 def default_run_dirs() -> tuple[Path, ...]:
     """Where a run has its control socket when `run_dir` does not say it."""
-    return run_dir.defaults(os.environ.get("XDG_RUNTIME_DIR", ""))
+    return run_dirs_of(os.geteuid(), os.environ.get("XDG_RUNTIME_DIR", ""))
+
+
+def run_dirs_of(uid: int, runtime: str) -> tuple[Path, ...]:
+    """Where runs of this user are when nobody says where, the best place first.
+
+    `runtime` is XDG_RUNTIME_DIR, or nothing. Root does not look there: it may have become
+    root with somebody else's environment.
+    """
+    in_tmp = Path(f"/tmp/penstock-{uid}")
+    if uid == 0:
+        return (ROOT_RUN_DIR, in_tmp)
+    return (Path(runtime, "penstock"), in_tmp) if Path(runtime).is_absolute() else (in_tmp,)
 
 
 class _Source(NamedTuple):

@@ -28,7 +28,7 @@ _PEER: Final = struct.Struct("iII")
 """struct ucred: pid, uid, gid."""
 _SIGNALS: Final = {"terminate": signal.SIGTERM, "kill": signal.SIGKILL}
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class Controls(Protocol):
@@ -45,7 +45,7 @@ class Controls(Protocol):
         """KeyError: there is no such slot."""
 
 
-class Peer(NamedTuple):
+class PeerCredentials(NamedTuple):
     """Who is at the other end, as the kernel says."""
 
     pid: int
@@ -53,19 +53,21 @@ class Peer(NamedTuple):
     gid: int
 
 
-def peer(sock: socket.socket) -> Peer:
+def peer_credentials(sock: socket.socket) -> PeerCredentials:
     size = _PEER.size
-    return Peer(*_PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)))
+    return PeerCredentials(
+        *_PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    )
 
 
 def app(pages: Pages, run: Controls) -> web.Application:
     made = web.Application(middlewares=[_as_json, _only_the_owner])
     pages.add_to(made)
-    orders = _Orders(run)
-    made.router.add_post("/reload", orders.reload)
-    made.router.add_post("/stop", orders.stop)
-    made.router.add_post("/reopen", orders.reopen)
-    made.router.add_post("/workers/{service}/{slot:[0-9]{1,4}}/{what}", orders.worker)
+    endpoints = _Endpoints(run)
+    made.router.add_post("/reload", endpoints.reload)
+    made.router.add_post("/stop", endpoints.stop)
+    made.router.add_post("/reopen", endpoints.reopen)
+    made.router.add_post("/workers/{service}/{slot:[0-9]{1,4}}/{what}", endpoints.worker)
     return made
 
 
@@ -90,7 +92,7 @@ async def _only_the_owner(request: web.Request, handler: Handler) -> web.StreamR
     transport = request.transport
     if transport is None:
         raise web.HTTPForbidden
-    who = peer(transport.get_extra_info("socket"))
+    who = peer_credentials(transport.get_extra_info("socket"))
     if who.uid not in (0, os.geteuid()):
         _log.warning("control socket: uid %d (pid %d) is not let in", who.uid, who.pid)
         raise web.HTTPForbidden(text="only for root and the user that the supervisor runs as\n")
@@ -100,7 +102,7 @@ async def _only_the_owner(request: web.Request, handler: Handler) -> web.StreamR
     return await handler(request)
 
 
-class _Orders:
+class _Endpoints:
     def __init__(self, run: Controls) -> None:
         self._run = run
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from socket import socket
 from typing import Any, Final, Protocol
 
-AGAIN_S: Final = 1.0
+RETRY_S: Final = 1.0
 
 
-class Front(Protocol):
+class Receiver(Protocol):
     """Who gets it."""
 
     @property
@@ -30,7 +30,7 @@ class Front(Protocol):
 
 def deliver(
     loop: AbstractEventLoop,
-    front: Front,
+    front: Receiver,
     order: Mapping[str, Any],
     handle: socket,
     is_wanted: Callable[[], bool] = lambda: True,
@@ -43,17 +43,17 @@ def deliver(
     """
     pid = front.pid
 
-    def again() -> None:
+    def retry() -> None:
         if front.pid == pid and handle.fileno() >= 0 and is_wanted():
-            front.send(order, handle, late)
+            front.send(order, handle, on_retry)
 
-    def first(taken: bool) -> None:
+    def on_first(taken: bool) -> None:
         if not taken:
-            loop.call_later(AGAIN_S, again)
+            loop.call_later(RETRY_S, retry)
 
-    def late(taken: bool) -> None:
-        first(taken)
+    def on_retry(taken: bool) -> None:
+        on_first(taken)
         if taken:
             on_late()
 
-    front.send(order, handle, first)
+    front.send(order, handle, on_first)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 from penstock_proxy.config import parse_address
-from penstock_supervisor.observation import ChildView, Observation
+from penstock_supervisor.observation import ChildView, Snapshot
 from penstock_supervisor.series import number, table
 from penstock_supervisor.sockdiag import Place
 from penstock_supervisor.traffic import Traffic
@@ -21,13 +21,13 @@ _ANYWHERE: Final = ("0.0.0.0", "::")
 
 
 def per_connection(
-    observation: Observation, traffic: Traffic, accepted: Accepted
+    snapshot: Snapshot, traffic: Traffic, accepted: Accepted
 ) -> Iterator[tuple[str, float]]:
     """By service; without those that have no client now, or of which too little is known."""
-    for service, facts in observation.services.items():
+    for service, facts in snapshot.services.items():
         workers = [
             child
-            for child in observation.children
+            for child in snapshot.children
             if child.service == service and child.role == "worker" and child.pid is not None
         ]
         fronted = facts["scheme"] in ("ports", "handoff")

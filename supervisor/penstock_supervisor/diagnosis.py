@@ -4,7 +4,7 @@ from penstock_supervisor import readiness
 from penstock_supervisor.schemes import ChildPlan
 
 
-def late(plan: ChildPlan, pid: int | None, passed: tuple[int, ...]) -> str:
+def missed_deadline(plan: ChildPlan, pid: int | None, passed: tuple[int, ...]) -> str:
     """It had its time: say what it did instead. `passed` are inodes of the sockets it got."""
     name = f"{plan.service or plan.role}/{plan.slot}"
     if plan.ours:
@@ -21,7 +21,7 @@ def late(plan: ChildPlan, pid: int | None, passed: tuple[int, ...]) -> str:
     return f"{text}; its process listens on {' and '.join(found)} — it must {must}"
 
 
-def misled(plan: ChildPlan, pid: int | None) -> str:
+def wrong_address(plan: ChildPlan, pid: int | None) -> str:
     """Where a program listens that was told to use another port, or nothing."""
     if plan.ours or plan.address is None:
         return ""

@@ -9,31 +9,32 @@ again inherits one.
 import logging
 from collections.abc import Mapping
 
-from penstock_supervisor.intakes import Intake
-from penstock_supervisor.roster import Roster, Slot
+from penstock_supervisor.intakes import ServiceListeners
+from penstock_supervisor.roster import Slots
+from penstock_supervisor.schemes import Slot
 from penstock_worker import contract
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
-class Doors:
-    """`intakes` are by service; those that are not `reuseport` are left alone."""
+class ReuseportSockets:
+    """`listeners` are by service; those that are not `reuseport` are left alone."""
 
-    def __init__(self, intakes: Mapping[str, Intake], roster: Roster) -> None:
-        self._intakes = intakes
-        self._roster = roster
+    def __init__(self, listeners: Mapping[str, ServiceListeners], slots: Slots) -> None:
+        self._listeners = listeners
+        self._slots = slots
 
-    def turned(self, slot: Slot, state: str) -> None:
+    def worker_changed(self, slot: Slot, state: str) -> None:
         """A worker entered or left the rotation."""
         if state == "down":
             self.shut(slot)
-        elif state == "up" and (fresh := self._intakes[slot[0]].reopen(slot[1])) is not None:
-            self._roster.holders[slot].send({"cmd": contract.LISTEN}, fresh)
+        elif state == "up" and (fresh := self._listeners[slot[0]].reopen(slot[1])) is not None:
+            self._slots.current[slot].send({"cmd": contract.LISTEN}, fresh)
 
     def shut(self, slot: Slot) -> None:
         """Nobody serves this slot."""
-        intake = self._intakes[slot[0]]
-        before = intake.dropped
-        if intake.shut(slot[1]):
-            lost = intake.dropped - before
+        listeners = self._listeners[slot[0]]
+        before = listeners.dropped
+        if listeners.shut(slot[1]):
+            lost = listeners.dropped - before
             _log.warning("%s/%d: its socket is closed; %d waited on it", *slot, lost)

@@ -15,27 +15,27 @@ from time import time  # noqa: TID251 — an event tells the time of day
 from typing import Any, Final, Literal, Self
 from weakref import WeakSet, finalize
 
-MOST: Final = 1024
+MAX_WAITING: Final = 1024
 """Events that wait for one listener."""
 
-Name = Literal[
+EventName = Literal[
     "setup", "fork", "online", "listening", "disconnect", "exit", "error", "message", "retire",
     "giveup",
 ]  # fmt: skip
-NAMES: Final[tuple[Name, ...]] = (
+EVENT_NAMES: Final[tuple[EventName, ...]] = (
     "setup", "fork", "online", "listening", "disconnect", "exit", "error", "message", "retire",
     "giveup",
 )  # fmt: skip
 Role = Literal["supervisor", "front", "worker"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One thing that happened."""
 
-    name: Name
+    name: EventName
     role: Role
     service: str = ""
     """Empty for the supervisor, and for a front, which serves all of them."""
@@ -79,7 +79,7 @@ class Subscription:
         if self._closed:
             _discard(event)
             return
-        if len(self._events) == MOST:
+        if len(self._events) == MAX_WAITING:
             self.dropped += 1
             _discard(self._events.popleft())
         self._events.append(event)
@@ -119,7 +119,7 @@ class Events:
 
     def happened(
         self,
-        name: Name,
+        name: EventName,
         role: Role,
         service: str = "",
         slot: int | None = None,
@@ -163,7 +163,7 @@ class Events:
 
     def of(self, role: str, service: str, slot: int) -> dict[str, int]:
         """How often each thing happened in one slot."""
-        found = {name: self.counts[role, service, slot, name] for name in NAMES}
+        found = {name: self.counts[role, service, slot, name] for name in EVENT_NAMES}
         return {name: count for name, count in found.items() if count}
 
 

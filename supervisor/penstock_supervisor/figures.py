@@ -11,12 +11,12 @@ from typing import Final
 
 import psutil
 
-from penstock_supervisor.looking import eyes_of
+from penstock_supervisor.looking import as_owner_of
 
 _LIMIT: Final = "Max open files"
 
 
-def figures(pid: int) -> dict[str, float]:
+def process_stats(pid: int) -> dict[str, float]:
     """What the kernel says; without what it will not say, and empty if the process is gone."""
     found: dict[str, float] = {}
     try:
@@ -24,10 +24,10 @@ def figures(pid: int) -> dict[str, float]:
     except psutil.Error:
         return found
     limits = Path(f"/proc/{pid}/limits")
-    with eyes_of(pid), process.oneshot():
+    with as_owner_of(pid), process.oneshot():
         ask = {
             "penstock_process_open_fds": process.num_fds,
-            "penstock_process_max_fds": lambda: most_descriptors(limits.read_text()),
+            "penstock_process_max_fds": lambda: soft_fd_limit(limits.read_text()),
             "penstock_process_resident_memory_bytes": lambda: process.memory_info().rss,
             "penstock_process_cpu_seconds_total": lambda: sum(process.cpu_times()[:2]),
             "penstock_process_threads": process.num_threads,
@@ -38,7 +38,7 @@ def figures(pid: int) -> dict[str, float]:
     return found
 
 
-def most_descriptors(limits: str) -> float:
+def soft_fd_limit(limits: str) -> float:
     """The soft limit in /proc/PID/limits, which everybody may read; prlimit(2) asks who we are."""
     (line,) = (line for line in limits.splitlines() if line.startswith(_LIMIT))
     soft = line.removeprefix(_LIMIT).split()[0]

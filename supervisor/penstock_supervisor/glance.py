@@ -1,9 +1,9 @@
 """What a person wants to know of each process at a glance: one row, in words.
 
 Read from what /status says, and shown by `penstock status` and the admin port's page. A worker
-has two sides, what the supervisor says of its process and what the front (or the watch) says of
-its place in the rotation; the second is told only where it is not what one expects of the
-first, and then with its reason. No I/O, no clock.
+has two sides: what the supervisor says of its process, and what the front (or the worker checks)
+say of its place in the rotation. The second is told only where it is not what one expects of
+the first, and then with its reason. No I/O, no clock.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ _SERVING: Final = "up"
 _ON_THEIR_WAY: Final = frozenset({"starting", "stopping", "backoff"})
 
 
-class Row(NamedTuple):
+class SummaryRow(NamedTuple):
     """One front, worker or upstream. Empty: there is nothing to say."""
 
     name: str
@@ -36,25 +36,25 @@ def heading(found: Mapping[str, Any]) -> str:
     return f"pid {found['pid']}, up {_duration(found['uptime'])}, {state}"
 
 
-def fronts(found: Mapping[str, Any]) -> Iterator[Row]:
+def fronts(found: Mapping[str, Any]) -> Iterator[SummaryRow]:
     for front in found["fronts"]:
         yield _row(f"front/{front['slot']}", front)
 
 
-def workers(name: str, service: Mapping[str, Any]) -> Iterator[Row]:
+def workers(name: str, service: Mapping[str, Any]) -> Iterator[SummaryRow]:
     split = service.get("split") or {}
     served = split.get("by_slot") or {}
     for one in service["workers"]:
         yield _row(f"{name}/{one['slot']}", one, served.get(str(one["slot"])))
 
 
-def _row(name: str, child: Mapping[str, Any], served: int | None = None) -> Row:
+def _row(name: str, child: Mapping[str, Any], served: int | None = None) -> SummaryRow:
     # An upstream has no process of ours; a front is in no rotation.
     restarts = sum((child.get("restarts") or {}).values())
     standing = child.get("standing")
     pid = child.get("pid")
     words = tuple(_words(child))
-    return Row(
+    return SummaryRow(
         name=name,
         state=", ".join(words),
         process="" if pid is None else f"pid {pid}",

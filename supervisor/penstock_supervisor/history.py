@@ -8,11 +8,11 @@ import random
 from collections import Counter
 from typing import Any
 
-from penstock_supervisor.restarts import Restarts
+from penstock_supervisor.restarts import RestartPolicy
 from penstock_supervisor.schemes import ChildPlan
 
 
-class History:
+class SlotHistory:
     def __init__(self, plan: ChildPlan) -> None:
         self.restarts: Counter[str] = Counter()
         """Restarts so far, by reason."""
@@ -21,9 +21,9 @@ class History:
         self.last_exit = ""
         self.was_up = False
         """One was ready at least once."""
-        self.carried: dict[str, Any] = {}
-        """What processes that have ended had counted; `ChildView.carried`."""
-        self.intensity = Restarts(
+        self.carryover: dict[str, Any] = {}
+        """What processes that have ended had counted; `ChildView.carryover`."""
+        self.restart_policy = RestartPolicy(
             max_restarts=plan.restart.max_restarts,
             within_s=plan.restart.within,
             backoff_s=plan.restart.backoff,

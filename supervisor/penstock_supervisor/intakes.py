@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Final
 
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.observation import SocketKind, SocketView
-from penstock_supervisor.schemes import has_front
 from penstock_supervisor.services import Service
 from penstock_supervisor.sockets import Access, Listener
 
@@ -35,7 +34,7 @@ _TCP_INFO_UNACKED: Final = 24
 """Offset of tcpi_unacked in struct tcp_info: of a listener, who waits to be accepted."""
 
 
-class Intake:
+class ServiceListeners:
     """Opened when made; StartError says why it cannot be."""
 
     def __init__(self, service: Service, fronts: int = 1, owner: "Identity | None" = None) -> None:
@@ -55,7 +54,7 @@ class Intake:
         first = self._open(service.listen)
         self.address: Address = first.address
         self._one: Listener | None = None
-        split = has_front(service) and fronts > 1 and not self.address.path
+        split = service.has_front and fronts > 1 and not self.address.path
         if not split and service.scheme != "reuseport":
             self._one = first
             return
@@ -63,7 +62,7 @@ class Intake:
         first.close()
         try:
             for slot in range(fronts if split else service.workers):
-                self._slots[slot] = self._open(str(self.address), sisters=True)
+                self._slots[slot] = self._open(str(self.address), reuseport=True)
         except StartError:
             self.close()
             raise
@@ -74,21 +73,21 @@ class Intake:
         for listener in self._all():
             listener.listen()
 
-    def of_front(self, slot: int) -> tuple[int, ...]:
+    def front_fds(self, slot: int) -> tuple[int, ...]:
         """The descriptors that the front in this slot inherits."""
-        if not has_front(self.service):
+        if not self.service.has_front:
             return ()
         return ((self._one or self._slots[slot]).fileno(),)
 
-    def apart(self, slot: int) -> socket.socket | None:
+    def front_socket(self, slot: int) -> socket.socket | None:
         """The socket of this front alone; None if all fronts accept from the same, or none."""
-        if not has_front(self.service) or self._one is not None:
+        if not self.service.has_front or self._one is not None:
             return None
         return self._slots[slot].socket
 
-    def of_worker(self, slot: int) -> tuple[int, ...]:
+    def worker_fds(self, slot: int) -> tuple[int, ...]:
         """The descriptors that a process in this slot is given, opened anew if they were shut."""
-        if has_front(self.service):
+        if self.service.has_front:
             return ()
         if self._one is not None:
             return (self._one.fileno(),)
@@ -101,7 +100,7 @@ class Intake:
         The last one stays: a client that waits has better chances than one that is refused.
         """
         listener = self._slots.get(slot)
-        if has_front(self.service) or listener is None or len(self._slots) < 2:
+        if self.service.has_front or listener is None or len(self._slots) < 2:
             return False
         if self._kind == socket.SOCK_STREAM:
             self.dropped += _waiting(listener.socket)
@@ -113,9 +112,9 @@ class Intake:
 
     def reopen(self, slot: int) -> socket.socket | None:
         """Give the worker a socket again; None if it has one, or shares one."""
-        if has_front(self.service) or self._one is not None or slot in self._slots:
+        if self.service.has_front or self._one is not None or slot in self._slots:
             return None
-        listener = self._slots[slot] = self._open(str(self.address), sisters=True)
+        listener = self._slots[slot] = self._open(str(self.address), reuseport=True)
         if self._listening:
             listener.listen()
         return listener.socket
@@ -135,16 +134,16 @@ class Intake:
     def _all(self) -> tuple[Listener, ...]:
         return tuple(self._slots.values()) if self._one is None else (self._one,)
 
-    def _open(self, address: str, *, sisters: bool = False) -> Listener:
+    def _open(self, address: str, *, reuseport: bool = False) -> Listener:
         listener = Listener(
             address,
             self._key,
-            later=True,
+            bind_only=True,
             kind=self._kind,
-            sisters=sisters,
+            reuseport=reuseport,
             access=self._access,
         )
-        if self.service.command is not None and not has_front(self.service):
+        if self.service.command is not None and not self.service.has_front:
             # As from systemd: a plain program waits in accept. Ours does not mind.
             listener.socket.setblocking(True)
         return listener

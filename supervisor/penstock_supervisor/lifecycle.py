@@ -27,7 +27,7 @@ class State(Enum):
     GIVEN_UP = auto()
 
 
-class Event(Enum):
+class LifecycleEvent(Enum):
     START = auto()
     READY = auto()
     EXITED = auto()
@@ -72,75 +72,77 @@ _HALT: Final = Step(State.STOPPING, (Command.DISARM, Command.KILL))
 _REST: Final = Step(State.DOWN, (Command.DISARM,))
 
 # None means impossible. A cell that is merely dull leads back to its own state.
-TRANSITIONS: Final[dict[State, dict[Event, Step | None]]] = {
+TRANSITIONS: Final[dict[State, dict[LifecycleEvent, Step | None]]] = {
     State.DOWN: {
-        Event.START: _SPAWN,
-        Event.READY: None,
-        Event.EXITED: None,
+        LifecycleEvent.START: _SPAWN,
+        LifecycleEvent.READY: None,
+        LifecycleEvent.EXITED: None,
         # A replacement that would have been one too many.
-        Event.SPENT: Step(State.GIVEN_UP, (Command.GIVE_UP,)),
-        Event.DEADLINE: None,
-        Event.STOP: Step(State.DOWN),
-        Event.HALT: Step(State.DOWN),
+        LifecycleEvent.SPENT: Step(State.GIVEN_UP, (Command.GIVE_UP,)),
+        LifecycleEvent.DEADLINE: None,
+        LifecycleEvent.STOP: Step(State.DOWN),
+        LifecycleEvent.HALT: Step(State.DOWN),
     },
     State.STARTING: {
-        Event.START: Step(State.STARTING),
-        Event.READY: Step(State.UP, (Command.DISARM, Command.JOIN)),
-        Event.EXITED: Step(State.BACKOFF, (Command.ARM_BACKOFF,)),
-        Event.SPENT: Step(State.GIVEN_UP, (Command.DISARM, Command.GIVE_UP)),
+        LifecycleEvent.START: Step(State.STARTING),
+        LifecycleEvent.READY: Step(State.UP, (Command.DISARM, Command.JOIN)),
+        LifecycleEvent.EXITED: Step(State.BACKOFF, (Command.ARM_BACKOFF,)),
+        LifecycleEvent.SPENT: Step(State.GIVEN_UP, (Command.DISARM, Command.GIVE_UP)),
         # Killed, not terminated: a child that never got ready has nothing to drain.
-        Event.DEADLINE: Step(State.LATE, (Command.KILL,)),
-        Event.STOP: Step(State.STOPPING, (Command.TERMINATE, Command.ARM_KILL)),
-        Event.HALT: _HALT,
+        LifecycleEvent.DEADLINE: Step(State.LATE, (Command.KILL,)),
+        LifecycleEvent.STOP: Step(State.STOPPING, (Command.TERMINATE, Command.ARM_KILL)),
+        LifecycleEvent.HALT: _HALT,
     },
     State.LATE: {
-        Event.START: Step(State.LATE),
+        LifecycleEvent.START: Step(State.LATE),
         # It answered between the deadline and its death. Nobody may be sent there.
-        Event.READY: Step(State.LATE),
-        Event.EXITED: Step(State.BACKOFF, (Command.ARM_BACKOFF,)),
-        Event.SPENT: Step(State.GIVEN_UP, (Command.GIVE_UP,)),
-        Event.DEADLINE: None,
-        Event.STOP: Step(State.STOPPING),
-        Event.HALT: Step(State.STOPPING),
+        LifecycleEvent.READY: Step(State.LATE),
+        LifecycleEvent.EXITED: Step(State.BACKOFF, (Command.ARM_BACKOFF,)),
+        LifecycleEvent.SPENT: Step(State.GIVEN_UP, (Command.GIVE_UP,)),
+        LifecycleEvent.DEADLINE: None,
+        LifecycleEvent.STOP: Step(State.STOPPING),
+        LifecycleEvent.HALT: Step(State.STOPPING),
     },
     State.UP: {
-        Event.START: Step(State.UP),
-        Event.READY: Step(State.UP),
-        Event.EXITED: Step(State.BACKOFF, (Command.LEAVE, Command.ARM_BACKOFF)),
-        Event.SPENT: Step(State.GIVEN_UP, (Command.LEAVE, Command.GIVE_UP)),
-        Event.DEADLINE: None,
-        Event.STOP: Step(State.STOPPING, (Command.LEAVE, Command.TERMINATE, Command.ARM_KILL)),
-        Event.HALT: Step(State.STOPPING, (Command.LEAVE, Command.KILL)),
+        LifecycleEvent.START: Step(State.UP),
+        LifecycleEvent.READY: Step(State.UP),
+        LifecycleEvent.EXITED: Step(State.BACKOFF, (Command.LEAVE, Command.ARM_BACKOFF)),
+        LifecycleEvent.SPENT: Step(State.GIVEN_UP, (Command.LEAVE, Command.GIVE_UP)),
+        LifecycleEvent.DEADLINE: None,
+        LifecycleEvent.STOP: Step(
+            State.STOPPING, (Command.LEAVE, Command.TERMINATE, Command.ARM_KILL)
+        ),
+        LifecycleEvent.HALT: Step(State.STOPPING, (Command.LEAVE, Command.KILL)),
     },
     State.STOPPING: {
         # A stop is never taken back: the child may already have closed its listener.
-        Event.START: Step(State.STOPPING),
-        Event.READY: Step(State.STOPPING),
-        Event.EXITED: _REST,
-        Event.SPENT: _REST,
-        Event.DEADLINE: Step(State.STOPPING, (Command.KILL,)),
-        Event.STOP: Step(State.STOPPING),
-        Event.HALT: _HALT,
+        LifecycleEvent.START: Step(State.STOPPING),
+        LifecycleEvent.READY: Step(State.STOPPING),
+        LifecycleEvent.EXITED: _REST,
+        LifecycleEvent.SPENT: _REST,
+        LifecycleEvent.DEADLINE: Step(State.STOPPING, (Command.KILL,)),
+        LifecycleEvent.STOP: Step(State.STOPPING),
+        LifecycleEvent.HALT: _HALT,
     },
     State.BACKOFF: {
         # Asked for by somebody who knows more than the timer: the wait is over.
-        Event.START: _SPAWN,
-        Event.READY: None,
-        Event.EXITED: None,
-        Event.SPENT: None,
-        Event.DEADLINE: _SPAWN,
-        Event.STOP: _REST,
-        Event.HALT: _REST,
+        LifecycleEvent.START: _SPAWN,
+        LifecycleEvent.READY: None,
+        LifecycleEvent.EXITED: None,
+        LifecycleEvent.SPENT: None,
+        LifecycleEvent.DEADLINE: _SPAWN,
+        LifecycleEvent.STOP: _REST,
+        LifecycleEvent.HALT: _REST,
     },
     State.GIVEN_UP: {
         # Given up by us, not by the person who asks.
-        Event.START: _SPAWN,
-        Event.READY: None,
-        Event.EXITED: None,
-        Event.SPENT: None,
-        Event.DEADLINE: None,
-        Event.STOP: Step(State.DOWN),
-        Event.HALT: Step(State.DOWN),
+        LifecycleEvent.START: _SPAWN,
+        LifecycleEvent.READY: None,
+        LifecycleEvent.EXITED: None,
+        LifecycleEvent.SPENT: None,
+        LifecycleEvent.DEADLINE: None,
+        LifecycleEvent.STOP: Step(State.DOWN),
+        LifecycleEvent.HALT: Step(State.DOWN),
     },
 }
 
@@ -163,7 +165,7 @@ class Life:
         """Without a process, a timer or an intention."""
         return self._state in (State.DOWN, State.GIVEN_UP)
 
-    def handle(self, event: Event) -> tuple[Command, ...]:
+    def handle(self, event: LifecycleEvent) -> tuple[Command, ...]:
         """Move on and return what to do; ImpossibleEventError is a bug of the caller."""
         step = TRANSITIONS[self._state][event]
         if step is None:

@@ -11,12 +11,12 @@ from typing import Final
 _GIVEN: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
-def lift() -> None:
+def raise_to_hard() -> None:
     """Take all that we may have."""
     _, hard = _GIVEN
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def give_back() -> None:
+def restore() -> None:
     """In a child, before it becomes the program."""
     resource.setrlimit(resource.RLIMIT_NOFILE, _GIVEN)

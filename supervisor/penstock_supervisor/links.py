@@ -14,7 +14,7 @@ from typing import Final, Self
 _NUMBERS: Final = count(1)
 
 
-class Link:
+class HandoffLink:
     """Both ends, for one process; closed by whoever made it."""
 
     def __init__(self, number: int, front: socket.socket, worker: socket.socket) -> None:
@@ -24,7 +24,7 @@ class Link:
         self.worker = worker
 
     @classmethod
-    def made(cls) -> Self:
+    def pair(cls) -> Self:
         front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         front.setblocking(False)
         worker.setblocking(False)

@@ -28,7 +28,7 @@ _OPEN: Final = (
     | os.O_CLOEXEC
 )  # fmt: skip
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 def hand_over(config: Config, identity: Identity | None) -> None:

@@ -24,14 +24,14 @@ def _sees_everybody() -> bool:
     return True
 
 
-_IS_BLIND: Final = os.geteuid() == 0 and not _sees_everybody()
+_NEEDS_OWNER: Final = os.geteuid() == 0 and not _sees_everybody()
 
 
 @contextmanager
-def eyes_of(pid: int) -> Iterator[None]:
+def as_owner_of(pid: int) -> Iterator[None]:
     """Inside, what the process' own user may see of it can be seen. Nothing may wait there."""
     try:
-        owner = Path(f"/proc/{pid}").stat() if _IS_BLIND else None
+        owner = Path(f"/proc/{pid}").stat() if _NEEDS_OWNER else None
     except OSError:
         owner = None
     if owner is None or owner.st_uid == os.geteuid():

@@ -1,7 +1,7 @@
 """What the supervisor knows at one moment, as plain values: the admin port's only input.
 
-The runner makes an `Observation`; `/metrics`, `/status`, `/healthz` and `/readyz` are all
-views of one. Nothing here can reach back into the runner, so a page can be tested without
+The supervisor makes a `Snapshot`; `/metrics`, `/status`, `/healthz` and `/readyz` are all
+views of one. Nothing here can reach back into the supervisor, so a page can be tested without
 starting anything. No I/O, no clock.
 """
 
@@ -23,7 +23,7 @@ class SocketView(NamedTuple):
     kind: SocketKind
 
 
-class Queue(NamedTuple):
+class SocketQueue(NamedTuple):
     """Of a listening socket; None is what its kind does not have."""
 
     length: int | None
@@ -74,16 +74,16 @@ class ChildView:
     spoke: bool = False
     """It says of itself what it knows: its answers to STATS count. A program that was merely
     started never does."""
-    carried: Mapping[str, Any] = field(default_factory=dict)
+    carryover: Mapping[str, Any] = field(default_factory=dict)
     """What other processes of this slot counted: those that ended, and one that leaves while
     this one took over. Of a worker `penstock_proxy.metrics.Series`, of a front
-    `carried.Carried`."""
+    `carried.Carryover`."""
     events: Mapping[str, int] = field(default_factory=dict)
     """What happened to it so far, by name of the event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
+class Snapshot:
     children: tuple[ChildView, ...]
     services: Mapping[str, Mapping[str, Any]]
     """By name: scheme, mode, listen, workers or upstreams (addresses)."""
@@ -100,7 +100,7 @@ class Observation:
     tasks: int = 0
     """Of the supervisor's event loop."""
     unfronted: Mapping[str, Any] = field(default_factory=dict)
-    """What the watch says of services without a front, shaped as a front's answer to STATS."""
+    """What is checked here, of services without a front; shaped as a front's answer to STATS."""
     sockets: tuple[SocketView, ...] = ()
     """The listening sockets of all services."""
     tls: Mapping[str, TlsView] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from penstock_worker.sink import Sink
 LONGEST: Final = 16 << 10
 """Bytes of a line; what is longer comes in pieces, each a line of its own."""
 _READ: Final = 64 << 10
-_LAST_WORDS: Final = 1 << 20
+_MOST_DRAINED: Final = 1 << 20
 """Bytes that are read from a child that is gone before its exit is logged."""
 _COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _FRONT: Final = 90
@@ -61,9 +61,9 @@ class Capture:
             self._reading = True
             self._loop.add_reader(self._fd, self._read)
 
-    def read_last_words(self) -> None:
+    def drain(self) -> None:
         """Take what the pipe still holds. Its end may be far: a grandchild can hold it."""
-        left = _LAST_WORDS
+        left = _MOST_DRAINED
         while left > 0 and not self.closed and not self._lines.full and (got := self._read()):
             left -= got
 
@@ -143,7 +143,7 @@ class Output:
     def close(self) -> None:
         """Read what is there, write what is read, wait for nobody."""
         for capture in tuple(self._captures):
-            capture.read_last_words()
+            capture.drain()
             capture.close()
         for sink in self._sinks:
             sink.close()

@@ -70,7 +70,7 @@ def _parts(found: Mapping[str, Any]) -> Iterator[str]:
     yield "</nav>\n"
 
 
-def _table(rows: Iterable[glance.Row], of: str) -> Iterator[str]:
+def _table(rows: Iterable[glance.SummaryRow], of: str) -> Iterator[str]:
     """`of`: what is counted, requests or connections; nothing: these have no such figures."""
     counts = f'<th class="n wide">active<th class="n">{escape(of)}' if of else ""
     yield f'<table><tr><th><th>state{counts}<th class="wide">process<th class="wide">address<th>\n'

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 from penstock_supervisor import logfiles, privileges, schemes, upstreams
 from penstock_supervisor.config import default_run_dirs
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.intakes import Intake
-from penstock_supervisor.program import high
+from penstock_supervisor.intakes import ServiceListeners
+from penstock_supervisor.program import dup_high
 from penstock_supervisor.run_dir import ControlSocket, RefusedError
-from penstock_supervisor.schemes import ChildPlan, Means, has_front, has_ports
+from penstock_supervisor.schemes import ChildPlan, Slot, WorkerContext
 from penstock_supervisor.services import Config, Service
-from penstock_supervisor.sockets import Listener, choose_addresses, spare_address
+from penstock_supervisor.sockets import Listener
+from penstock_supervisor.worker_ports import choose_addresses, spare_address
 
 if TYPE_CHECKING:
     from penstock_proxy.config import Address, FrontConfig
-    from penstock_supervisor.roster import Slot
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
-class Premises:
+class Resources:
     """Made once for a run; StartError says what cannot be had."""
 
     def __init__(
@@ -43,10 +43,10 @@ class Premises:
     ) -> None:
         self.config = config
         self.services = {service.name: service for service in config.services}
-        self.intakes: dict[str, Intake] = {}
+        self.listeners: dict[str, ServiceListeners] = {}
         self.admin: Listener | None = None
         self.control: ControlSocket | None = None
-        self.places: dict[str, list[Address]] = {}
+        self.addresses: dict[str, list[Address]] = {}
         """Of workers with ports of their own, by slot."""
         self.privileges = privileges.of(config)
         """Of what is ours: fronts and the guardian."""
@@ -56,7 +56,7 @@ class Premises:
         self._stack = ExitStack()
         try:
             self._open()
-            self._stdout = high(stdout)
+            self._stdout = dup_high(stdout)
             self._stack.callback(os.close, self._stdout)
             self.hand_over_logs()
         except BaseException:
@@ -65,10 +65,10 @@ class Premises:
 
     def _open(self) -> None:
         for service in self.config.services:
-            intake = self.intakes[service.name] = Intake(
+            listeners = self.listeners[service.name] = ServiceListeners(
                 service, self.config.fronts, self.privileges.identity
             )
-            self._stack.callback(intake.close)
+            self._stack.callback(listeners.close)
         if self.config.admin:
             self.admin = Listener(self.config.admin, "admin")
             self._stack.callback(self.admin.close)
@@ -76,7 +76,7 @@ class Premises:
         if self.control is not None:
             self._stack.callback(self.control.close)
         self._upstreams = upstreams.resolve(self.config.services)
-        self.places = choose_addresses(self.config.services, self._taken())
+        self.addresses = choose_addresses(self.config.services, self._taken())
 
     def close(self) -> None:
         self._stack.close()
@@ -85,22 +85,22 @@ class Premises:
         """Before whoever writes them opens them, at the start or anew."""
         logfiles.hand_over(self.config, self.privileges.identity)
 
-    def workers(self, name: str) -> tuple[str, ...]:
+    def worker_addresses(self, name: str) -> tuple[str, ...]:
         """The addresses of a service's workers, or of what it is a front for."""
         named = tuple(upstream.address for upstream in self.services[name].upstreams)
-        return named or tuple(map(str, self.places[name]))
+        return named or tuple(map(str, self.addresses[name]))
 
     def listen(self, *, fronted: bool) -> None:
         """Let clients of the services with or without a front connect. StartError."""
-        for name, intake in self.intakes.items():
-            if has_front(self.services[name]) is fronted:
-                intake.listen()
+        for name, listeners in self.listeners.items():
+            if self.services[name].has_front is fronted:
+                listeners.listen()
 
     def front_plans(self, argv: Sequence[str]) -> Iterator[ChildPlan]:
         """None if no service has a front."""
-        if any(map(has_front, self.config.services)):
+        if any(service.has_front for service in self.config.services):
             for slot in range(self.config.fronts):
-                inherited = [fd for one in self.intakes.values() for fd in one.of_front(slot)]
+                inherited = [fd for one in self.listeners.values() for fd in one.front_fds(slot)]
                 yield schemes.front_plan(
                     self.config, slot, inherited, self._environment, argv, self.privileges
                 )
@@ -108,62 +108,62 @@ class Premises:
     def front_config(
         self,
         slot: int,
-        holds: "Mapping[Slot, Address | None]",
+        current: "Mapping[Slot, Address | None]",
         joined: "Callable[[Slot], bool]",
         up: "Callable[[Slot], bool]",
     ) -> "FrontConfig":
-        """What a new front is told; `holds` are the addresses of those that it can pick.
+        """What a new front is told; `current` are the addresses of those that it can pick.
 
-        Not `places`: a successor that is still starting has another one.
+        Not `addresses`: a successor that is still starting has another one.
         """
-        places = {
-            name: [holds[name, number] or place for number, place in enumerate(of)]
-            for name, of in self.places.items()
+        addresses = {
+            name: [current[name, number] or place for number, place in enumerate(of)]
+            for name, of in self.addresses.items()
         }
         return schemes.front_config(
             self.config,
             slot,
-            {name: intake.of_front(slot) for name, intake in self.intakes.items()},
-            {**places, **self._upstreams},
+            {name: listeners.front_fds(slot) for name, listeners in self.listeners.items()},
+            {**addresses, **self._upstreams},
             joined=lambda service, number: joined((service, number)),
             # What a front knew before: the next one serves at once and checks meanwhile.
             up=lambda service, number: up((service, number)),
         )
 
     def worker_plan(self, service: Service, slot: int) -> ChildPlan:
-        own = self.places[service.name][slot] if has_ports(service) else None
-        means = Means(
+        own = self.addresses[service.name][slot] if service.has_ports else None
+        context = WorkerContext(
             environment=self._environment,
             python=self._python,
-            main=self.intakes[service.name].address,
+            main=self.listeners[service.name].address,
             stdout=self._stdout,
             fronts=self.config.fronts,
             privileges=self.privileges._replace(no_new=self.config.no_new_privileges),
         )
-        return schemes.worker_plan(service, slot, own, means)
+        return schemes.worker_plan(service, slot, own, context)
 
     def listener_fds(self) -> int:
         """Listening sockets that are open here."""
-        views = sum(1 for intake in self.intakes.values() for _ in intake.views())
+        views = sum(1 for listeners in self.listeners.values() for _ in listeners.views())
         return views + (self.admin is not None and self.admin.fileno() >= 0)
 
-    def move(self, service: Service, slot: int) -> bool:
+    def move_worker(self, service: Service, slot: int) -> bool:
         """Give the slot another port, because the one it has is in use; False: there is none."""
-        if not has_ports(service):
+        if not service.has_ports:
             return True
         try:
             address = spare_address(service, self._taken())
         except StartError:
             return False
-        self.places[service.name][slot] = address
+        self.addresses[service.name][slot] = address
         return True
 
     def _taken(self) -> set[int]:
         """Ports that are ours, whatever they look like to a probe."""
-        listening = [intake.address for intake in self.intakes.values()]
+        listening = [listeners.address for listeners in self.listeners.values()]
         if self.admin is not None:
             listening.append(self.admin.address)
-        own = [address for places in self.places.values() for address in places]
+        own = [address for addresses in self.addresses.values() for address in addresses]
         return {address.port for address in (*listening, *own) if not address.path}
 
 

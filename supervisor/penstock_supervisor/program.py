@@ -19,7 +19,7 @@ _HIGH: Final = 64
 """The first number that is surely none of the passed sockets'."""
 
 
-class Program(NamedTuple):
+class ExecSpec(NamedTuple):
     """All that exec needs."""
 
     argv: Sequence[str]
@@ -31,7 +31,7 @@ class Program(NamedTuple):
     """Its stdout comes to us through a pipe, as its stderr always does."""
     listen: tuple[int, ...] = ()
     """Listening sockets that it gets as descriptors 3, 4 …, by the protocol of systemd
-    (sd_listen_fds(3)). No other inherited descriptor may have such a number: see `high`."""
+    (sd_listen_fds(3)). No other inherited descriptor may have such a number: see `dup_high`."""
     names: str = ""
     """What each of them is called in LISTEN_FDNAMES."""
     privileges: Privileges = AS_WE_ARE
@@ -39,7 +39,7 @@ class Program(NamedTuple):
 
 
 @contextmanager
-def places_taken(sockets: Sequence[int]) -> Iterator[None]:
+def reserve_numbers(sockets: Sequence[int]) -> Iterator[None]:
     """Popen's own pipe must not have a number that one of the sockets is about to get."""
     taken: list[int] = []
     try:
@@ -51,7 +51,7 @@ def places_taken(sockets: Sequence[int]) -> Iterator[None]:
             os.close(fd)
 
 
-def take_places(program: Program) -> None:
+def exec_with_sockets(program: ExecSpec) -> None:
     """In the child: put the listening sockets where they are expected, and become the program.
 
     LISTEN_PID is only known here, and the environment of the exec that follows is made
@@ -77,7 +77,7 @@ def take_places(program: Program) -> None:
         os.execvpe(program.argv[0], list(program.argv), environment)
 
 
-def high(fd: int) -> int:
+def dup_high(fd: int) -> int:
     """Copy a descriptor to a number that no passed socket wants; the caller closes it."""
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)

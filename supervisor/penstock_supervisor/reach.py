@@ -51,7 +51,7 @@ class Where(NamedTuple):
         return " and ".join(words)
 
 
-class Reach(NamedTuple):
+class Applicability(NamedTuple):
     """Where a key acts, and why nowhere else."""
 
     places: tuple[Where, ...]
@@ -60,19 +60,19 @@ class Reach(NamedTuple):
     """Values that say of any place what is so there anyway."""
 
 
-_EVERYWHERE: Final = Reach((Where(),))
-_RUN: Final = Reach((Where(programs=("app", "command")),), "upstreams are run by others")
+_EVERYWHERE: Final = Applicability((Where(),))
+_RUN: Final = Applicability((Where(programs=("app", "command")),), "upstreams are run by others")
 _FRONT: Final = ("ports", "handoff")
 _REQUESTS: Final = Where(("ports",), ("http",))
 _READ: Final = "otherwise nothing of ours reads requests"
 _CHOOSES: Final = "otherwise the kernel chooses the worker"
 _ACCEPTS: Final = "otherwise the workers accept"
-_CARRIES: Final = Reach((Where(("ports",)),), "no other carries a connection's bytes")
-_BOUND: Final = Reach((_REQUESTS,), _READ)
+_CARRIES: Final = Applicability((Where(("ports",)),), "no other carries a connection's bytes")
+_BOUND: Final = Applicability((_REQUESTS,), _READ)
 _LIMIT: Final = _BOUND._replace(off=(0,))
-_WAITS: Final = Reach((Where(_FRONT),), f"{_ACCEPTS}, and nobody waits for one")
+_WAITS: Final = Applicability((Where(_FRONT),), f"{_ACCEPTS}, and nobody waits for one")
 
-REACH: Final[Mapping[str, Reach]] = {
+APPLICABILITY: Final[Mapping[str, Applicability]] = {
     **dict.fromkeys(
         (
             *PROGRAMS, "name", "listen", "socket_mode", "scheme", "mode", "trusted_proxies",
@@ -82,44 +82,44 @@ REACH: Final[Mapping[str, Reach]] = {
         _EVERYWHERE,
     ),
     **dict.fromkeys(("workers", "env", "directory", "restart", "timeouts.start"), _RUN),
-    "ports": Reach(
+    "ports": Applicability(
         (Where(("ports",), programs=("app", "command")),),
         "no other gives workers ports of their own",
     ),
-    "balance": Reach((Where(_FRONT),), _CHOOSES),
-    "weights": Reach((Where(_FRONT, programs=("app", "command")),), _CHOOSES),
-    "send_proxy": Reach(
+    "balance": Applicability((Where(_FRONT),), _CHOOSES),
+    "weights": Applicability((Where(_FRONT, programs=("app", "command")),), _CHOOSES),
+    "send_proxy": Applicability(
         (Where(("ports",)),), "elsewhere a worker has the client's own connection", ("",)
     ),
-    "sni": Reach((Where(("ports",)),), "no other looks at what a client sends"),
-    "tls": Reach(
+    "sni": Applicability((Where(("ports",)),), "no other looks at what a client sends"),
+    "tls": Applicability(
         (Where(("ports",)),), "elsewhere the program has the connection, and can speak TLS itself"
     ),
-    "forwarding": Reach((_REQUESTS,), "no other adds fields to a request"),
-    "max_connections": Reach(
+    "forwarding": Applicability((_REQUESTS,), "no other adds fields to a request"),
+    "max_connections": Applicability(
         (Where(_FRONT), Where(modes=("http", "tcp"), programs=("app",))), _ACCEPTS, (0,)
     ),
-    "handoff_window": Reach((Where(("handoff",)),), "no other passes connections"),
+    "handoff_window": Applicability((Where(("handoff",)),), "no other passes connections"),
     **dict.fromkeys(
         ("access_log", "access_log_format", "limits.log_field"),
-        Reach(
+        Applicability(
             (Where(("ports",)), Where(modes=("http",), programs=("app",))),
             "otherwise nobody of us sees what is to be logged",
             ("off",),
         ),
     ),
-    "health.slow_start": Reach((Where(_FRONT),), _CHOOSES, ("0s",)),
-    "ejection": Reach((Where(_FRONT),), "otherwise nobody sees what traffic does"),
-    "retries": Reach((Where(("ports",)),), "no other asks a worker twice"),
-    "timeouts.connect": Reach((Where(_FRONT),), _ACCEPTS),
-    "timeouts.head": Reach((_REQUESTS, Where(beside=("accept_proxy",))), _READ),
+    "health.slow_start": Applicability((Where(_FRONT),), _CHOOSES, ("0s",)),
+    "ejection": Applicability((Where(_FRONT),), "otherwise nobody sees what traffic does"),
+    "retries": Applicability((Where(("ports",)),), "no other asks a worker twice"),
+    "timeouts.connect": Applicability((Where(_FRONT),), _ACCEPTS),
+    "timeouts.head": Applicability((_REQUESTS, Where(beside=("accept_proxy",))), _READ),
     **dict.fromkeys(("timeouts.body", "timeouts.response"), _BOUND),
-    "timeouts.keepalive": Reach(
+    "timeouts.keepalive": Applicability(
         (_REQUESTS, Where(("handoff", "shared", "reuseport"), ("http", "tcp"), ("app",))), _READ
     ),
     "timeouts.total": _BOUND._replace(off=("0s",)),
     "timeouts.tunnel": _CARRIES,
-    "timeouts.handshake": Reach(
+    "timeouts.handshake": Applicability(
         (Where(("ports",), beside=("tls", "sni")),), "otherwise nobody of us speaks TLS"
     ),
     "timeouts.queue": _WAITS,
@@ -127,15 +127,15 @@ REACH: Final[Mapping[str, Reach]] = {
         ("limits.head", "limits.headers", "limits.target", "limits.response_head"), _BOUND
     ),
     **dict.fromkeys(("limits.body", "limits.min_rate", "limits.requests"), _LIMIT),
-    "limits.handshakes": Reach(
+    "limits.handshakes": Applicability(
         (Where(("ports",), beside=("tls",)),), "otherwise nobody of us speaks TLS"
     ),
-    "limits.connections_per_client": Reach(
+    "limits.connections_per_client": Applicability(
         (Where(("ports",)),), "no other knows which client's connections have ended", (0,)
     ),
     "limits.queue": _WAITS,
     "limits.queue_per_worker": _WAITS._replace(off=(0,)),
-    "limits.per_worker": Reach((Where(_FRONT),), _CHOOSES, (0,)),
+    "limits.per_worker": Applicability((Where(_FRONT),), _CHOOSES, (0,)),
     "limits.buffer": _CARRIES,
 }  # fmt: skip
 """By key, or by table where all of its keys act in the same places."""
@@ -153,7 +153,7 @@ def keys() -> Iterator[str]:
 
 def unfit(setting: Setting) -> Iterator[str]:
     """The keys and tables that do nothing there."""
-    for key, reach in REACH.items():
+    for key, reach in APPLICABILITY.items():
         if all(place.missing(setting) for place in reach.places):
             yield key
 
@@ -169,7 +169,7 @@ def of_table(table: Mapping[str, Any]) -> Iterator[Problem]:
     setting = Setting(scheme, mode, programs[0], given | {programs[0]})
     for key in unfit(setting):
         where = tuple(key.split("."))
-        reach = REACH[key]
+        reach = APPLICABILITY[key]
         if _is_given(table, where, reach.off):
             missing = dict.fromkeys(place.missing(setting) for place in reach.places)
             yield Problem(where, f"only with {', or with '.join(missing)}: {reach.why}")

@@ -21,7 +21,7 @@ from typing import Final
 import psutil
 
 from penstock_proxy.config import Address
-from penstock_supervisor.looking import eyes_of
+from penstock_supervisor.looking import as_owner_of
 
 _FIRST_S: Final = 0.05
 _LONGEST_S: Final = 0.5
@@ -85,7 +85,7 @@ def _takes(pid: int, inode: int, root: int) -> bool:
     that does not (poll, select), and then it must not have a listener of its own to wait for.
     """
     process = Path(f"/proc/{pid}")
-    with suppress(OSError), eyes_of(pid):
+    with suppress(OSError), as_owner_of(pid):
         held = _held(process, inode)
         if not held:
             return False
@@ -134,7 +134,7 @@ def where_it_listens(pid: int, *but: int) -> tuple[str, ...]:
     """
     found: set[str] = set()
     for process in _tree(pid):
-        with suppress(psutil.Error, OSError), eyes_of(process.pid):
+        with suppress(psutil.Error, OSError), as_owner_of(process.pid):
             given = {fd for inode in but for fd in _held(Path(f"/proc/{process.pid}"), inode)}
             for connection in process.net_connections("inet"):
                 if connection.status == psutil.CONN_LISTEN and connection.fd not in given:

@@ -27,7 +27,7 @@ FIRST_S: Final = 10.0
 """From a connection to its first whole request."""
 BETWEEN_S: Final = 75.0
 """To the next one, the sending of the answer before it included."""
-_LOOK_S: Final = 1.0
+_CHECK_S: Final = 1.0
 _LINGER_S: Final = 1.0
 """What an answer under way gets when the run ends."""
 _LINE: Final = 4 << 10
@@ -42,8 +42,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 async def serve(sock: socket.socket, app: web.Application) -> AsyncIterator[None]:
     """Answer on the listening `sock`, which stays the caller's, until the end of the block."""
     loop = asyncio.get_running_loop()
-    patience = _Patience(loop)
-    app.middlewares.insert(0, patience.while_handled)
+    idle_timeout = _IdleTimeout(loop)
+    app.middlewares.insert(0, idle_timeout.while_handled)
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -59,18 +59,20 @@ async def serve(sock: socket.socket, app: web.Application) -> AsyncIterator[None
     assert http is not None
 
     def connection() -> asyncio.BaseProtocol:
-        return patience.with_(http()) if len(http.connections) < MAX_CONNECTIONS else _Refused()
+        return (
+            idle_timeout.watched(http()) if len(http.connections) < MAX_CONNECTIONS else _Refused()
+        )
 
     # asyncio closes what it is given; who opened a unix socket has a name to remove too.
     if sock.family == socket.AF_UNIX:
         listening = await loop.create_unix_server(connection, sock=sock.dup())
     else:
         listening = await loop.create_server(connection, sock=sock.dup())
-    patience.look(http)
+    idle_timeout.check(http)
     try:
         yield
     finally:
-        patience.end()
+        idle_timeout.end()
         listening.close()
         await runner.cleanup()
 
@@ -83,7 +85,7 @@ class _Refused(asyncio.Protocol):
         transport.abort()
 
 
-class _Patience:
+class _IdleTimeout:
     """When each connection is given up, unless it has asked something by then."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -91,7 +93,7 @@ class _Patience:
         self._until: dict[RequestHandler, float] = {}
         self._next: asyncio.TimerHandle | None = None
 
-    def with_(self, connection: RequestHandler) -> RequestHandler:
+    def watched(self, connection: RequestHandler) -> RequestHandler:
         self._until[connection] = self._loop.time() + FIRST_S
         return connection
 
@@ -104,14 +106,14 @@ class _Patience:
         finally:
             self._until[connection] = self._loop.time() + BETWEEN_S
 
-    def look(self, http: web.Server) -> None:
+    def check(self, http: web.Server) -> None:
         """Give up who is late, forget who has gone. One timer for all, and no task."""
         now = self._loop.time()
         self._until = {one: self._until.get(one, now + FIRST_S) for one in http.connections}
         for connection, until in self._until.items():
             if now >= until and connection.transport is not None:
                 connection.transport.abort()
-        self._next = self._loop.call_later(_LOOK_S, self.look, http)
+        self._next = self._loop.call_later(_CHECK_S, self.check, http)
 
     def end(self) -> None:
         if self._next is not None:

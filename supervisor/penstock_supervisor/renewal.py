@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from penstock_supervisor.certificates import Bundle
     from penstock_supervisor.services import Service
 
-LOOK_S: Final = 0.5
+POLL_S: Final = 0.5
 RESULTS: Final = ("ok", "failed")
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 Signature = tuple[tuple[int, ...], ...]
 
 
-class _Kept:
+class _ServiceCertificates:
     """One service."""
 
     def __init__(self, service: "Service") -> None:
@@ -43,7 +43,7 @@ class _Kept:
         self._certificates = certificates
         self._service = service
         self._paths = certificates.paths(service)
-        self._seen = self._unsettled = self._look()
+        self._seen = self._unsettled = self._signatures()
         self.reloads = dict.fromkeys(RESULTS, 0)
         self.current = True
         """What is on disk is what is shown."""
@@ -52,7 +52,7 @@ class _Kept:
         except certificates.BadFilesError as bad:
             where, why = bad.problems[0]
             raise StartError(f"service.{service.name}.{dotted(where)}: {why}") from None
-        self._doubt()
+        self._warn()
 
     def orders(self) -> Iterator[dict[str, Any]]:
         """What a front is told."""
@@ -72,7 +72,7 @@ class _Kept:
 
     def settled(self) -> bool:
         """Is there something new that has stood still since the last look? Blocks."""
-        before, self._unsettled = self._unsettled, self._look()
+        before, self._unsettled = self._unsettled, self._signatures()
         if self._unsettled == self._seen or self._unsettled != before:
             return False
         self._seen = self._unsettled
@@ -85,7 +85,7 @@ class _Kept:
         except self._certificates.BadFilesError as bad:
             return "; ".join(f"{dotted(where)}: {text}" for where, text in bad.problems)
 
-    def take(self, found: "Bundle | str") -> bool:
+    def accept(self, found: "Bundle | str") -> bool:
         """Judge what was read; True if it is something new to show."""
         name = self._service.name
         if isinstance(found, str):
@@ -102,7 +102,7 @@ class _Kept:
             f"{one.name or 'no name'} until {one.not_after:%Y-%m-%d}" for one in found.shown
         )
         _log.info("%s has new certificates: %s", name, shown)
-        self._doubt()
+        self._warn()
         return True
 
     def view(self) -> TlsView:
@@ -113,46 +113,46 @@ class _Kept:
             not_after[one.name] = min(at, not_after.get(one.name, at))
         return TlsView(not_after, dict(self.reloads), self.current)
 
-    def _doubt(self) -> None:
+    def _warn(self) -> None:
         for one in self.bundle.shown:
-            for text in self._certificates.doubts(one, datetime.now(UTC)):
+            for text in self._certificates.warnings_about(one, datetime.now(UTC)):
                 _log.warning("service.%s.%s: %s", self._service.name, dotted(one.where), text)
 
-    def _look(self) -> Signature:
+    def _signatures(self) -> Signature:
         return tuple(map(_signature, self._paths))
 
 
-class Renewal:
+class CertificateReload:
     """All services whose clients speak TLS. Made once for a run; StartError."""
 
     def __init__(
         self, services: "Iterable[Service]", tell: Callable[[dict[str, Any]], Any]
     ) -> None:
-        self._kept = {one.name: _Kept(one) for one in services if one.tls.files}
+        self._served = {one.name: _ServiceCertificates(one) for one in services if one.tls.files}
         self._tell = tell
 
     def orders(self) -> Iterator[dict[str, Any]]:
         """All that a new front has to know."""
-        for kept in self._kept.values():
-            yield from kept.orders()
+        for served in self._served.values():
+            yield from served.orders()
 
     async def run(self) -> None:
         """Look until cancelled."""
-        while self._kept:
-            await asyncio.sleep(LOOK_S)
-            await self.look()
+        while self._served:
+            await asyncio.sleep(POLL_S)
+            await self.poll()
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Tell what is new, if anything is."""
-        for kept in self._kept.values():
-            if await asyncio.to_thread(kept.settled):
-                found = await asyncio.to_thread(kept.read)
-                for order in kept.orders() if kept.take(found) else ():
+        for served in self._served.values():
+            if await asyncio.to_thread(served.settled):
+                found = await asyncio.to_thread(served.read)
+                for order in served.orders() if served.accept(found) else ():
                     self._tell(order)
 
     def views(self) -> dict[str, TlsView]:
         """By service."""
-        return {name: kept.view() for name, kept in self._kept.items()}
+        return {name: served.view() for name, served in self._served.items()}
 
 
 def _signature(path: Path) -> tuple[int, ...]:

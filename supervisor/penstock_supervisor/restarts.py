@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 
-class Restarts:
+class RestartPolicy:
     """The exits of one child and what they mean."""
 
     def __init__(

@@ -1,38 +1,37 @@
 """Who is in the rotation, and all that is said to those who decide it.
 
 Under `ports` and `handoff` the fronts decide, each for itself; under `shared` and `reuseport`,
-where there is none, the watch of this process does. All are told the same things (a process
+where there is none, the checks of this process do. All are told the same things (a process
 is ready, gone, about to leave) and answer with who entered or left; so nobody else need know
 who it is, or how many. Owns what was answered (a worker is in the rotation when it is in that
-of every front), the questions that are out ("stop picking": answered when every front has),
-and the links of processes that ended, until a front has taken back what they had not taken.
+of every front), and the questions that are out ("stop picking": answered when every front has).
+Links are `handoff_links`' own.
 """
 
 import logging
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from penstock_proxy.orders import HELD, HOLD, JOIN, LEAVE, LINK, ROTATION, UNLINK, UNLINKED
+from penstock_proxy.orders import HELD, HOLD, JOIN, LEAVE, ROTATION, UNLINKED
 from penstock_supervisor.child import Child
-from penstock_supervisor.delivery import deliver
+from penstock_supervisor.handoff_links import HandoffLinks
 from penstock_supervisor.lifecycle import State
-from penstock_supervisor.links import Link
-from penstock_supervisor.roster import Roster, Slot, slot_of
-from penstock_supervisor.schemes import has_front
+from penstock_supervisor.links import HandoffLink
+from penstock_supervisor.roster import Slots, slot_of
+from penstock_supervisor.schemes import Slot
 from penstock_supervisor.services import Service
-from penstock_supervisor.verdicts import UP, Verdicts
-from penstock_supervisor.watch import Watch
+from penstock_supervisor.verdicts import UP, FrontViews
+from penstock_supervisor.watch import WorkerChecks
 
-_HELD_S: Final = 1.0
+_HOLD_TIMEOUT_S: Final = 1.0
 """A front that does not answer is stuck, and a stuck front picks nobody."""
 
-_WATCH: Final = 0
-"""Whose verdict it is where there is no front."""
+_WORKER_CHECKS: Final = 0
+"""Whose view it is where there is no front."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
 class _Hold(NamedTuple):
@@ -44,16 +43,6 @@ class _Hold(NamedTuple):
     """Fronts that have not answered."""
 
 
-@dataclass(slots=True)
-class _Orphan:
-    """A link to a process that has ended."""
-
-    slot: Slot
-    link: Link
-    heir: Child | None = None
-    """The front that was told to take back what is in it, and has not said that it did."""
-
-
 class Rotation:
     """`changed` is called whenever somebody entered or left, as all fronts see it."""
 
@@ -61,22 +50,21 @@ class Rotation:
         self,
         loop: AbstractEventLoop,
         services: tuple[Service, ...],
-        roster: Roster,
-        watch: Watch,
+        slots: Slots,
+        worker_checks: WorkerChecks,
         changed: Callable[[Slot, str], None],
     ) -> None:
         self._loop = loop
-        self._fronted = {service.name for service in services if has_front(service)}
-        self._roster = roster
-        self._watch = watch
+        self._fronted = {service.name for service in services if service.has_front}
+        self._slots = slots
+        self._worker_checks = worker_checks
         self._changed = changed
-        self._verdicts = Verdicts()
+        self._views = FrontViews()
         self._joined: set[Slot] = set()
         self._held: set[Slot] = set()
         self._numbers = count(1)
         self._holds: dict[int, _Hold] = {}
-        self._orphans: dict[int, _Orphan] = {}
-        """By number of the link."""
+        self._links = HandoffLinks(loop, slots, self._join_late)
 
     # What is known.
 
@@ -85,22 +73,22 @@ class Rotation:
         return self._merged(slot) == UP
 
     def is_up_anywhere(self, slot: Slot) -> bool:
-        return self._verdicts.is_up_anywhere(slot)
+        return self._views.is_up_anywhere(slot)
 
     def is_joined(self, slot: Slot) -> bool:
         """Is its process ready, and not about to leave?"""
-        holder = self._roster.holders.get(slot)
-        return holder is not None and holder.state is State.UP and slot not in self._held
+        current = self._slots.current.get(slot)
+        return current is not None and current.state is State.UP and slot not in self._held
 
     def serving(self) -> set[str]:
         """The services that have anybody in rotation, whichever front a client comes to."""
-        watched = self._verdicts.serving(_WATCH) - self._fronted
-        up = (one.plan.slot for one in self._roster.fronts if one.state is State.UP)
-        fronts = [number for number in up if number not in self._roster.away]
+        checked = self._views.serving(_WORKER_CHECKS) - self._fronted
+        up = (one.plan.slot for one in self._slots.fronts if one.state is State.UP)
+        fronts = [number for number in up if number not in self._slots.covered]
         if not fronts:
-            return watched
-        fronted = set.intersection(*map(self._verdicts.serving, fronts))
-        return watched | (fronted & self._fronted)
+            return checked
+        fronted = set.intersection(*map(self._views.serving, fronts))
+        return checked | (fronted & self._fronted)
 
     # What is said.
 
@@ -110,88 +98,74 @@ class Rotation:
         self._held.discard(slot)
         self._joined.add(slot)
         if not self._is_fronted(child):
-            self._watch.join(*slot, asks=child.speaks)
+            self._worker_checks.join(*slot, asks=child.speaks)
             return
-        for front in self._roster.fronts:
+        for front in self._slots.fronts:
             self._join(front, child)
 
     def leave(self, child: Child) -> None:
         """The slot's process is gone, or is told to go."""
         slot = slot_of(child)
-        self._verdicts.forget(slot)
+        self._views.forget(slot)
         self._held.discard(slot)
         if slot not in self._joined:
             return
         self._joined.discard(slot)
         if self._is_fronted(child):
-            for front in self._roster.fronts:
+            for front in self._slots.fronts:
                 front.send({"cmd": LEAVE, "service": slot[0], "slot": slot[1]})
         else:
-            self._watch.leave(*slot)
+            self._worker_checks.leave(*slot)
 
     def hold(self, child: Child, then: Callable[[], None]) -> None:
         """Nobody may pick it any more; `then` is called when that is so."""
         slot = slot_of(child)
         self._held.add(slot)
         # Who is up next in this slot is said by the fronts; not that the last one was.
-        self._verdicts.forget(slot)
+        self._views.forget(slot)
         if not self._is_fronted(child):
-            self._watch.hold(*slot)
+            self._worker_checks.hold(*slot)
             self._loop.call_soon(then)
             return
         number = next(self._numbers)
-        timer = self._loop.call_later(_HELD_S, self._let_go, number)
+        timer = self._loop.call_later(_HOLD_TIMEOUT_S, self._release, number)
         order = {"cmd": HOLD, "service": slot[0], "slot": slot[1], "seq": number}
         # One that comes back picks only whom it is told of.
-        asked = {front for front in self._roster.fronts if front.send(order)}
+        asked = {front for front in self._slots.fronts if front.send(order)}
         self._holds[number] = _Hold(timer, then, asked)
         if not asked:
-            self._loop.call_soon(self._let_go, number)
+            self._loop.call_soon(self._release, number)
 
-    def link(self, child: Child) -> None:
-        """A process that may have links was started."""
-        if child.links:
-            for front in self._roster.fronts:
-                self._send_link(front, slot_of(child), child.links[front.plan.slot])
+    def spawned(self, child: Child) -> None:
+        """A process was started that may have links."""
+        self._links.worker_spawned(child)
 
-    def unlink(self, child: Child) -> None:
-        """That process is gone; its links are ours until what it left is taken back."""
-        slot = slot_of(child)
-        for front, link in zip(self._roster.fronts, child.part_with_links(), strict=False):
-            orphan = self._orphans[link.number] = _Orphan(slot, link)
-            if front.send(_unlink(orphan)):
-                orphan.heir = front
-            else:
-                self._bequeath(orphan)
+    def gone(self, child: Child) -> None:
+        """That process is gone."""
+        self._links.worker_gone(child)
 
     def front_spawned(self, front: Child, up: Iterable[Slot]) -> None:
         """A new front is configured, and believes that those are up; tell it about the links
         that are there."""
-        number = front.plan.slot
-        self._verdicts.begin(number, up)
-        for orphan in self._orphans.values():
-            if orphan.heir is None:
-                self._bequeath(orphan)
-        for child in self._roster.workers():
+        self._views.begin(front.plan.slot, up)
+        self._links.front_spawned(front)
+        for child in self._slots.workers():
             if not child.links:
                 continue
-            self._send_link(front, slot_of(child), child.links[number])
-            if self._roster.holds(child) and self.is_joined(slot_of(child)):
+            self._links.send(front, child)
+            if self._slots.is_current(child) and self.is_joined(slot_of(child)):
                 self._join(front, child)
 
     def front_gone(self, front: Child) -> None:
         """It picks nobody any more."""
         for number in tuple(self._holds):
-            self._answered(number, front)
-        for orphan in self._orphans.values():
-            if orphan.heir is front:
-                self._bequeath(orphan, but=front)
+            self._held_by(number, front)
+        self._links.front_gone(front)
 
     def close(self) -> None:
         for hold in self._holds.values():
             hold.timer.cancel()
-        for orphan in self._orphans.values():
-            orphan.link.close()
+        self._links.close()
 
     # What is heard.
 
@@ -200,32 +174,32 @@ class Rotation:
         if message["cmd"] == HELD:
             number = message.get("seq")
             if isinstance(number, int):
-                self._answered(number, front)
+                self._held_by(number, front)
             return True
         if message["cmd"] == UNLINKED:
-            self._taken_back(message.get("link"), front)
+            self._links.reclaimed(message.get("link"), front)
             return True
         if message["cmd"] != ROTATION:
             return False
         service, slot, state = message.get("service"), message.get("slot"), message.get("state")
         if isinstance(service, str) and isinstance(slot, int) and isinstance(state, str):
             reason = str(message.get("reason") or "")
-            self._turned((service, slot), state, reason, by=front.plan.slot)
+            self._worker_changed((service, slot), state, reason, by=front.plan.slot)
         return True
 
-    def turned(self, service: str, number: int, state: str, reason: str) -> None:
-        """The watch says that a worker entered or left the rotation."""
-        self._turned((service, number), state, reason, by=_WATCH)
+    def worker_changed(self, service: str, number: int, state: str, reason: str) -> None:
+        """The checks say that a worker entered or left the rotation."""
+        self._worker_changed((service, number), state, reason, by=_WORKER_CHECKS)
 
-    def _turned(self, slot: Slot, state: str, reason: str, *, by: int) -> None:
-        holder = self._roster.holders.get(slot)
-        if holder is not None and holder.state is not State.UP:
+    def _worker_changed(self, slot: Slot, state: str, reason: str, *, by: int) -> None:
+        current = self._slots.current.get(slot)
+        if current is not None and current.state is not State.UP:
             # On its way before the front heard that the process is gone.
             return
         before = self._merged(slot)
-        self._verdicts.say(slot, by, state)
+        self._views.report(slot, by, state)
         merged = self._merged(slot)
-        where = f" at front/{by}" if len(self._counting(slot)) > 1 and state != UP else ""
+        where = f" at front/{by}" if len(self._counted(slot)) > 1 and state != UP else ""
         why = f": {reason}" if reason else ""
         _log.log(
             logging.DEBUG if merged == before else logging.INFO,
@@ -235,23 +209,23 @@ class Rotation:
             self._changed(slot, merged)
 
     def _merged(self, slot: Slot) -> str:
-        return self._verdicts.merged(slot, self._counting(slot))
+        return self._views.merged(slot, self._counted(slot))
 
-    def _counting(self, slot: Slot) -> list[int]:
-        """Whose verdict counts: not that of a front that others accept for."""
+    def _counted(self, slot: Slot) -> list[int]:
+        """Whose view counts: not that of a front that others accept for."""
         if slot[0] not in self._fronted:
-            return [_WATCH]
-        numbers = (front.plan.slot for front in self._roster.fronts if not front.at_rest)
-        return [number for number in numbers if number not in self._roster.away]
+            return [_WORKER_CHECKS]
+        numbers = (front.plan.slot for front in self._slots.fronts if not front.at_rest)
+        return [number for number in numbers if number not in self._slots.covered]
 
-    def _answered(self, number: int, front: Child) -> None:
+    def _held_by(self, number: int, front: Child) -> None:
         """This front picks it no more."""
         if (hold := self._holds.get(number)) is not None:
             hold.missing.discard(front)
             if not hold.missing:
-                self._let_go(number)
+                self._release(number)
 
-    def _let_go(self, number: int) -> None:
+    def _release(self, number: int) -> None:
         if (hold := self._holds.pop(number, None)) is not None:
             hold.timer.cancel()
             hold.then()
@@ -268,35 +242,8 @@ class Rotation:
             order["address"] = str(child.plan.address)
         front.send(order)
 
-    def _bequeath(self, orphan: _Orphan, but: Child | None = None) -> None:
-        """What is in it any front can take back; with none there it waits for the next."""
-        there = (one for one in self._roster.fronts if one.has_channel and one is not but)
-        orphan.heir = next(there, None)
-        if orphan.heir is not None:
-            self._send_link(orphan.heir, orphan.slot, orphan.link)
-            orphan.heir.send(_unlink(orphan))
-
-    def _taken_back(self, number: object, front: Child) -> None:
-        orphan = self._orphans.get(number) if isinstance(number, int) else None
-        if orphan is not None and orphan.heir is front:
-            del self._orphans[orphan.link.number]
-            orphan.link.close()
-
-    def _send_link(self, front: Child, slot: Slot, link: Link) -> None:
-        order = {"cmd": LINK, "service": slot[0], "slot": slot[1], "link": link.number}
-
-        def join() -> None:
-            """It was told to join a worker to which it had no link."""
-            holder = self._roster.holders.get(slot)
-            if holder is not None and link in holder.links and self.is_joined(slot):
-                self._join(front, holder)
-
-        def is_used() -> bool:
-            return link.number not in self._orphans
-
-        for end, sock in (("front", link.front), ("worker", link.worker)):
-            deliver(self._loop, front, {**order, "end": end}, sock, is_used, join)
-
-
-def _unlink(orphan: _Orphan) -> dict[str, Any]:
-    return {"cmd": UNLINK, "service": orphan.slot[0], "link": orphan.link.number}
+    def _join_late(self, front: Child, slot: Slot, link: HandoffLink) -> None:
+        """It was told to join a worker to which it had no link."""
+        current = self._slots.current.get(slot)
+        if current is not None and link in current.links and self.is_joined(slot):
+            self._join(front, current)

@@ -13,7 +13,6 @@ from penstock_proxy.config import Address, parse_address
 from penstock_supervisor import reach, shares, tls_rules
 from penstock_supervisor.problems import Problem
 from penstock_supervisor.reach import PROGRAMS
-from penstock_supervisor.schemes import has_front
 
 if TYPE_CHECKING:
     from penstock_supervisor.services import Config, Service
@@ -44,7 +43,7 @@ def of_service(service: "Service") -> Iterator[Problem]:
     if service.mode != "http" and service.access_log_format == "combined":
         yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
     yield from tls_rules.of_service(service)
-    if not has_front(service) and 0 < service.max_connections < service.workers:
+    if not service.has_front and 0 < service.max_connections < service.workers:
         text = f"expected 0, or at least 1 for each of {service.workers} workers"
         yield Problem(("max_connections",), text)
     if service.health.slow_start and POLICIES[service.balance].ignores_slow_start:
@@ -135,7 +134,7 @@ def of_config(config: "Config") -> Iterator[Problem]:
 
 def _fronts(config: "Config") -> Iterator[Problem]:
     """Are they of use, and is there something for each?"""
-    fronted = [service for service in config.services if has_front(service)]
+    fronted = [service for service in config.services if service.has_front]
     if config.services and not fronted and "fronts" in config.model_fields_set:
         text = 'only with a service of scheme = "ports" or "handoff": the others have no front'
         yield Problem(("fronts",), text)

@@ -1,7 +1,7 @@
 """The private directory of a user's runs, and in it the name of each one's control socket.
 
-Owns where that is by default, what makes a directory private, and the names in it: `PID.sock`.
-What is said over the socket is `control`'s.
+Owns what makes a directory private, and the names in it: `PID.sock`. Where it is, `config` says;
+what is said over the socket is `control`'s.
 
 Somebody else may have made the directory before us, or put a link in its place: a place like
 /tmp belongs to everybody. So it is made with mode 0700, never opened wider and never taken
@@ -25,7 +25,6 @@ from typing import Final, Self
 
 from penstock_supervisor.errors import StartError
 
-OF_ROOT: Final = Path("/run/penstock")
 _MODE: Final = 0o700
 _SOCKET_MODE: Final = 0o600
 _BACKLOG: Final = 64
@@ -38,18 +37,6 @@ _TRIES: Final = 8
 
 class RefusedError(StartError):
     """The directory is not one that only we can write to."""
-
-
-def defaults(runtime: str) -> tuple[Path, ...]:
-    """Where runs of this user are when nobody says where, the best place first.
-
-    `runtime` is XDG_RUNTIME_DIR, or nothing. Root does not look there: it may have become
-    root with somebody else's environment.
-    """
-    if os.geteuid() == 0:
-        return (OF_ROOT, Path("/tmp/penstock-0"))
-    everywhere = (Path(f"/tmp/penstock-{os.geteuid()}"),)
-    return (Path(runtime, "penstock"), *everywhere) if Path(runtime).is_absolute() else everywhere
 
 
 class RunDir:

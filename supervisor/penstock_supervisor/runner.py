@@ -1,11 +1,10 @@
 """A whole run: opens, starts, watches, stops. Executes what the tables and plans say.
 
 Owns the order of things (sockets before children, front before workers when leaving) and
-the facts that span children: has it started, is it over, who is in the rotation. What one
-child does is `child`; what it is started with is `schemes`.
+the facts of the whole: has it started, is it over, did it fail. What one child does is `child`,
+what it is started with is `schemes`, and what follows from its reports is `child_events`.
 
-A run fails as a whole only before a service ever worked: then a person stands before it and
-wants to know. Afterwards nothing but a stop ends it: a worker that cannot be kept alive is
+Once it has started nothing but a stop ends a run: a worker that cannot be kept alive is
 reported and left alone, while the others serve. Only without a front nobody could serve.
 """
 
@@ -14,44 +13,48 @@ import logging
 import os
 import socket
 import sys
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
+from functools import partial
 from signal import Signals
 from typing import Any, Final
 
 from penstock_proxy.orders import REOPEN
-from penstock_supervisor import advice, desk, limits, processes, schemes
-from penstock_supervisor.above import Surroundings
-from penstock_supervisor.census import Census, Lag
-from penstock_supervisor.changes import Changes
+from penstock_supervisor import advice, desk, limits
+from penstock_supervisor.census import LoopLag, StatsPoll
+from penstock_supervisor.changes import Condition
 from penstock_supervisor.child import Child
-from penstock_supervisor.doors import Doors
+from penstock_supervisor.child_events import ChildEvents
+from penstock_supervisor.doors import ReuseportSockets
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.events import Events, Name
+from penstock_supervisor.events import Events
 from penstock_supervisor.fronts import Fronts
-from penstock_supervisor.observation import Observation
+from penstock_supervisor.observation import Snapshot
 from penstock_supervisor.output import Output
-from penstock_supervisor.premises import Premises
-from penstock_supervisor.processes import Guardian
-from penstock_supervisor.roster import Roster, Slot, slot_of
+from penstock_supervisor.premises import Resources
+from penstock_supervisor.reaper import Guardian
+from penstock_supervisor.roster import Slots, slot_of
 from penstock_supervisor.rotation import Rotation
+from penstock_supervisor.running import Running, spawn
+from penstock_supervisor.schemes import ChildPlan, Slot
 from penstock_supervisor.services import Config
-from penstock_supervisor.succession import Succession
-from penstock_supervisor.survey import Survey
-from penstock_supervisor.watch import Watch
+from penstock_supervisor.succession import RollingRestart
+from penstock_supervisor.survey import SnapshotCollector
+from penstock_supervisor.watch import WorkerChecks
 from penstock_worker import contract
 
-__all__ = ["FRONT", "Runner", "StartError"]
+__all__ = ["FRONT", "StartError", "Supervisor"]
 
 FRONT: Final = (sys.executable, "-P", "-m", "penstock_proxy")
 """-P: the directory we happen to stand in must not shadow what the front imports."""
 _HASTE_S: Final = 5.0
 """Time to leave when the start failed: nobody is being served, and somebody is waiting."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
-class Runner:
+class Supervisor:
     """One `penstock run`. Made once, run once.
 
     From the call of `on_started` on, `listening` and `workers` (addresses by service) and
@@ -64,7 +67,7 @@ class Runner:
         config: Config,
         *,
         environment: Mapping[str, str],
-        on_started: Callable[["Runner"], None] = lambda _: None,
+        on_started: Callable[["Supervisor"], None] = lambda _: None,
         events: Events | None = None,
         front: Sequence[str] = FRONT,
         python: str = sys.executable,
@@ -81,11 +84,11 @@ class Runner:
         self._events = events or Events()
         self._front_argv = front
         self._python = python
-        self._descriptors = (stdout, stderr)
-        self._census = Census(self._events)
-        self._changes = Changes()
-        self._roster = Roster()
-        self._begun_at = 0.0
+        self._outputs = (stdout, stderr)
+        self._stats_poll = StatsPoll(self._events)
+        self._condition = Condition()
+        self._slots = Slots()
+        self._started_at = 0.0
         self._failure: StartError | None = None
         self._started = False
         self._stopping = False
@@ -98,55 +101,23 @@ class Runner:
 
         Whatever way this is left, nothing of it is left running.
         """
-        limits.lift()
+        limits.raise_to_hard()
         for line in advice.of(self.config, os.geteuid()):
             _log.warning("%s", line)
         loop = asyncio.get_running_loop()
-        self._begun_at = loop.time()
+        self._started_at = loop.time()
         async with AsyncExitStack() as stack:
-            stdout, stderr = self._descriptors
-            self._premises = stack.enter_context(
-                closing(
-                    Premises(self.config, self._environment, stdout=stdout, python=self._python)
-                )
-            )
-            guardian = stack.enter_context(closing(Guardian(loop, self._premises.privileges)))
-            output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
-            lag = stack.enter_context(closing(Lag()))
-            self._watch = Watch(
-                [one for one in self.config.services if not schemes.has_front(one)],
-                self._ask,
-                lambda *turn: self._rotation.turned(*turn),  # noqa: PLW0108 — not there yet
-            )
-            self._rotation = stack.enter_context(
-                closing(
-                    Rotation(loop, self.config.services, self._roster, self._watch, self._turned)
-                )
-            )
-            self._fronts = stack.enter_context(
-                closing(Fronts(loop, self._premises, self._roster, self._rotation))
-            )
-            self._survey = Survey(
-                self._premises,
-                self._roster,
-                self._watch,
-                self._census,
-                lag,
-                self._fronts.renewal,
-            )
-            self._doors = Doors(self._premises.intakes, self._roster)
-            self._succession = Succession(
-                self._roster, self._rotation, self._changes, self._successor
-            )
+            start = self._open(stack, loop)
             async with asyncio.TaskGroup() as tasks:
-                await self._show(stack)
-                self._around = Surroundings(loop, tasks, guardian, output, self)
-                watching = tasks.create_task(self._watch.run())
+                await self._open_endpoints(stack)
+                self._tasks = tasks
+                self._spawn = partial(start, tasks=tasks)
+                checking = tasks.create_task(self._worker_checks.run())
                 try:
                     self._events.happened("setup", "supervisor", text="everything is open")
-                    await self._live()
+                    await self._serve()
                 finally:
-                    watching.cancel()
+                    checking.cancel()
         if self._failure is not None:
             raise self._failure
         return 0
@@ -160,41 +131,41 @@ class Runner:
         elif not self._halting:
             _log.warning("stopping at once")
             self._stopping = self._halting = True
-            for child in self._roster.everybody():
+            for child in self._slots.children():
                 child.halt()
-        self._changes.happened()
+        self._condition.notify()
 
     def roll(self) -> bool:
         """Replace all workers, one after the other, without losing a request."""
-        return self._roll(tuple(self._roster.holders))
+        return self._roll(tuple(self._slots.current))
 
     def replace(self, service: str, slot: int) -> bool:
         """Replace one worker when its successor is ready; KeyError if there is none."""
-        return self._roll((slot_of(self._roster.holders[service, slot]),))
+        return self._roll((slot_of(self._slots.current[service, slot]),))
 
     def signal(self, service: str, slot: int, number: Signals) -> bool:
         """Signal one worker, which ends it as any signal does. KeyError: there is none."""
-        return self._roster.holders[service, slot].signal(number)
+        return self._slots.current[service, slot].signal(number)
 
     def send(
         self, service: str, slot: int, message: Any, handle: socket.socket | None = None
     ) -> bool:
         """Send a program's message to a worker. KeyError: no such worker; False: it is away."""
-        return self._roster.holders[service, slot].send(message, handle)
+        return self._slots.current[service, slot].send(message, handle)
 
     def reopen_logs(self) -> None:
         """Have whoever writes access logs open them anew, after they were moved away."""
-        self._premises.hand_over_logs()
+        self._resources.hand_over_logs()
         self._fronts.tell({"cmd": REOPEN})
-        for child in self._roster.workers():
+        for child in self._slots.workers():
             if contract.ACCESS_LOG in child.plan.environment:
                 child.send({"cmd": contract.REOPEN})
 
-    async def observe(self, deadline_s: float) -> Observation:
+    async def take_snapshot(self, deadline_s: float) -> Snapshot:
         """Describe the run now; children have `deadline_s` to tell what only they know."""
-        return await self._survey.take(
+        return await self._snapshots.take(
             deadline_s,
-            uptime_s=asyncio.get_running_loop().time() - self._begun_at,
+            uptime_s=asyncio.get_running_loop().time() - self._started_at,
             ready=self._is_ready(),
             stopping=self._stopping,
         )
@@ -204,78 +175,137 @@ class Runner:
         if not self._started or self._is_over():
             _log.warning("workers are replaced only while everything runs")
             return False
-        self._succession.roll(self._around.tasks, slots)
+        self._rolling_restart.roll(self._tasks, slots)
         return True
 
     # The way of a run.
 
-    async def _show(self, stack: AsyncExitStack) -> None:
+    def _open(self, stack: AsyncExitStack, loop: AbstractEventLoop) -> Callable[..., Running]:
+        """Make and join all parts; what has to be closed is `stack`'s. Returns how a process is
+        started, but for the `tasks` that it may need. StartError."""
+        stdout, stderr = self._outputs
+        self._resources = stack.enter_context(
+            closing(Resources(self.config, self._environment, stdout=stdout, python=self._python))
+        )
+        guardian = stack.enter_context(closing(Guardian(loop, self._resources.privileges)))
+        output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
+        lag = stack.enter_context(closing(LoopLag()))
+        self._worker_checks = WorkerChecks(
+            [one for one in self.config.services if not one.has_front],
+            self._send_to_worker,
+            lambda *change: self._rotation.worker_changed(*change),  # noqa: PLW0108 — not there yet
+        )
+        self._rotation = stack.enter_context(
+            closing(
+                Rotation(
+                    loop,
+                    self.config.services,
+                    self._slots,
+                    self._worker_checks,
+                    self._worker_changed,
+                )
+            )
+        )
+        self._fronts = stack.enter_context(
+            closing(Fronts(loop, self._resources, self._slots, self._rotation))
+        )
+        self._snapshots = SnapshotCollector(
+            self._resources,
+            self._slots,
+            self._worker_checks,
+            self._stats_poll,
+            lag,
+            self._fronts.certificate_reload,
+        )
+        self._reuseport = ReuseportSockets(self._resources.listeners, self._slots)
+        self._rolling_restart = RollingRestart(
+            self._slots, self._rotation, self._condition, self._successor
+        )
+        self._observer = ChildEvents(
+            resources=self._resources,
+            slots=self._slots,
+            rotation=self._rotation,
+            fronts=self._fronts,
+            worker_checks=self._worker_checks,
+            reuseport=self._reuseport,
+            rolling_restart=self._rolling_restart,
+            stats_poll=self._stats_poll,
+            events=self._events,
+            condition=self._condition,
+            fail=self._fail,
+            is_over=self._is_over,
+        )
+        return partial(spawn, loop=loop, guardian=guardian, output=output)
+
+    async def _open_endpoints(self, stack: AsyncExitStack) -> None:
         """Note where everything is, and let people ask."""
         for service in self.config.services:
-            self.listening[service.name] = str(self._premises.intakes[service.name].address)
-            self.workers[service.name] = self._premises.workers(service.name)
-        if (admin := self._premises.admin) is not None:
+            self.listening[service.name] = str(self._resources.listeners[service.name].address)
+            self.workers[service.name] = self._resources.worker_addresses(service.name)
+        if (admin := self._resources.admin) is not None:
             self.admin = str(admin.address)
-        await desk.serve(stack, self._premises, self)
+        await desk.serve(stack, self._resources, self)
 
-    def _enlist(self) -> None:
-        self._fronts.enlist(self._front_argv, self._around)
+    def _add_children(self) -> None:
+        self._fronts.add(self._front_argv, self._child, self._tasks)
         for service in self.config.services:
-            for slot in range(service.workers if schemes.runs(service) else 0):
-                plan = self._premises.worker_plan(service, slot)
-                self._roster.holders[service.name, slot] = Child(plan, self._around)
+            for slot in range(service.workers if service.has_program else 0):
+                plan = self._resources.worker_plan(service, slot)
+                self._slots.add(self._child(plan))
 
-    async def _live(self) -> None:
-        with self._nobody_left():
-            self._enlist()
+    async def _serve(self) -> None:
+        with self._halt_on_error():
+            self._add_children()
             # Workers that accept by themselves do so when they are ready; whoever connects
             # before waits for them.
-            for child in self._roster.everybody() if self._listens(fronted=False) else ():
+            for child in self._slots.children() if self._listen(fronted=False) else ():
                 child.start()
-            await self._changes.until(lambda: self._is_over() or self._roster.has_started())
-            if not self._is_over() and self._listens(fronted=True):
-                self._let_in()
-            await self._changes.until(self._is_over)
-            await self._leave()
+            await self._condition.wait_until(lambda: self._is_over() or self._slots.has_started())
+            if not self._is_over() and self._listen(fronted=True):
+                self._accept()
+            await self._condition.wait_until(self._is_over)
+            await self._stop_all()
 
-    def _let_in(self) -> None:
+    def _accept(self) -> None:
         """Everything works: an open port means that somebody answers."""
         self._started = True
         self._fronts.accept()
         _log.info("started")
         self._on_started(self)
 
-    def _listens(self, *, fronted: bool) -> bool:
+    def _listen(self, *, fronted: bool) -> bool:
         """Let clients connect; False if somebody else was faster."""
         try:
-            self._premises.listen(fronted=fronted)
+            self._resources.listen(fronted=fronted)
         except StartError as error:
             self._failure = error
         return self._failure is None
 
-    async def _leave(self) -> None:
+    async def _stop_all(self) -> None:
         """The fronts finish first: what they still serve needs its workers."""
-        self._succession.cancel()
-        for intake in self._premises.intakes.values():
-            intake.close()
+        self._rolling_restart.cancel()
+        for listeners in self._resources.listeners.values():
+            listeners.close()
         haste = None if self._failure is None else _HASTE_S
         self._fronts.stop(haste)
         if not self._failure:
-            for child in self._roster.workers():
-                if not schemes.has_front(self._premises.services[child.plan.service]):
+            for child in self._slots.workers():
+                if not self._resources.services[child.plan.service].has_front:
                     child.stop(haste)
-            await self._changes.until(lambda: self._fronts.at_rest)
-        for child in self._roster.workers():
+            await self._condition.wait_until(lambda: self._fronts.at_rest)
+        for child in self._slots.workers():
             child.stop(haste)
-        await self._changes.until(lambda: all(child.at_rest for child in self._roster.everybody()))
+        await self._condition.wait_until(
+            lambda: all(child.at_rest for child in self._slots.children())
+        )
 
     @contextmanager
-    def _nobody_left(self) -> Iterator[None]:
+    def _halt_on_error(self) -> Iterator[None]:
         """After a mistake of our own the children must not have to wait for the guardian."""
         try:
             yield
         except BaseException:
-            for child in self._roster.everybody():
+            for child in self._slots.children():
                 child.halt()
             raise
 
@@ -283,116 +313,33 @@ class Runner:
         return self._stopping or self._failure is not None
 
     def _is_ready(self) -> bool:
-        if not self._started or self._is_over() or not self._fronts.serve:
+        if not self._started or self._is_over() or not self._fronts.can_accept:
             return False
         return self._rotation.serving() >= {service.name for service in self.config.services}
 
     def _successor(self, child: Child) -> tuple[Child, bool]:
-        service = self._premises.services[child.plan.service]
-        beside = self._premises.move(service, child.plan.slot)
-        plan = self._premises.worker_plan(service, child.plan.slot)
-        return Child(plan, self._around, after=child), beside
+        service = self._resources.services[child.plan.service]
+        beside = self._resources.move_worker(service, child.plan.slot)
+        plan = self._resources.worker_plan(service, child.plan.slot)
+        return self._child(plan, after=child), beside
 
-    # `Above`: what children report.
-
-    def passed(self, child: Child) -> tuple[int, ...]:
-        if child.plan.role == "front":
-            return ()
-        return self._premises.intakes[child.plan.service].of_worker(child.plan.slot)
-
-    def spawned(self, child: Child) -> None:
-        if child.plan.role == "front":
-            self._fronts.spawned(child)
-        else:
-            self._rotation.link(child)
-
-    def gone(self, child: Child) -> None:
-        self._census.carry(child)
-        if child.plan.role == "front":
-            self._fronts.gone(child)
-            return
-        # Before what it had not taken is taken back: it must not be picked for that again.
-        self.left(child)
-        self._rotation.unlink(child)
-
-    def joined(self, child: Child) -> None:
-        if child.plan.role == "front":
-            self._fronts.ready(child)
-        elif self._roster.comes(child):
-            self._succession.arrived(child)
-        elif self._roster.holds(child):
-            self._rotation.join(child)
-
-    def left(self, child: Child) -> None:
-        if self._roster.holds(child):
-            self._rotation.leave(child)
-
-    def heard(self, child: Child, message: Any, handle: socket.socket | None) -> None:
-        if self._is_program_s(child, message):
-            # It has the handle now, and whoever gets the event closes it.
-            self.event(child, "message", message=message, handle=handle)
-        elif handle is not None:
-            handle.close()
-
-    def _is_program_s(self, child: Child, message: Any) -> bool:
-        """False for a message of ours, which is carried out."""
-        command = message.get("cmd") if isinstance(message, dict) else None
-        if command == contract.STATS:
-            self._census.answered(child, message)
-        elif command == contract.PONG and child.plan.role == "front":
-            self._fronts.answered(child)
-        elif command == contract.PONG:
-            self._watch.answered(*slot_of(child), message)
-        elif child.plan.role == "front":
-            if not (isinstance(command, str) and self._rotation.heard(child, message)):
-                _log.warning("%s says %.80r, which is not understood", child.name, message)
-        elif isinstance(command, str) and command.startswith("NODE_"):
-            _log.warning("%s says %.80r, which is not understood", child.name, command)
-        else:
-            return True
-        return False
-
-    def retiring(self, child: Child, reason: str, why: str) -> None:
-        if not self._is_over():
-            self._succession.retire(child, reason, why)
-
-    def hopeless(self, child: Child, why: str) -> bool:
-        return not self._roster.ever_worked(child.plan.service) and self._fail(why)
-
-    def gave_up(self, child: Child, why: str) -> bool:
-        if child.plan.role == "front":
-            last = self._fronts.gave_up(child)
-            return last and self._fail(f"{why}; without a front nobody can be served")
-        if self._roster.ever_worked(child.plan.service):
-            self._doors.shut(slot_of(child))
-            return False
-        # One that ignores PORT gets away with it once; its sisters find the port taken.
-        misled = filter(None, (one.misled() for one in self._roster.workers()))
-        return self._fail("; ".join((why, *misled)))
-
-    def moved(self, child: Child) -> None:
-        self._census.moved(child)
-        self._succession.moved(child)
-        if os.getpid() == 1 and child.pid is None:
-            processes.reap_strangers({one.pid for one in self._roster.everybody() if one.pid})
-        self._changes.happened()
-
-    def event(self, child: Child, name: Name, **details: Any) -> None:
-        plan = child.plan
-        self._events.happened(name, plan.role, plan.service, plan.slot, child.pid, **details)
+    def _child(self, plan: ChildPlan, after: Child | None = None) -> Child:
+        return Child(plan, asyncio.get_running_loop(), self._spawn, self._observer, after)
 
     # The rotation moved.
 
-    def _turned(self, slot: Slot, state: str) -> None:
-        self._doors.turned(slot, state)
-        self._changes.happened()
+    def _worker_changed(self, slot: Slot, state: str) -> None:
+        self._reuseport.worker_changed(slot, state)
+        self._condition.notify()
 
-    def _ask(self, service: str, slot: int, message: Any, handle: socket.socket | None) -> bool:
-        holder = self._roster.holders.get((service, slot))
-        return holder is not None and holder.send(message, handle)
+    def _send_to_worker(
+        self, service: str, slot: int, message: Any, handle: socket.socket | None
+    ) -> bool:
+        current = self._slots.current.get((service, slot))
+        return current is not None and current.send(message, handle)
 
     def _fail(self, why: str) -> bool:
         if not self._is_over():
             self._failure = StartError(why)
-            self._changes.happened()
+            self._condition.notify()
         return self._failure is not None

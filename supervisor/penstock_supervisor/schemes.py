@@ -27,27 +27,15 @@ from penstock_worker.peers import Terms, written
 if TYPE_CHECKING:
     from penstock_supervisor.privileges import Privileges
 
+Slot = tuple[str, int]
+"""Name of the service, and number."""
+
 FRONT_START_S: Final = 30.0
 """Not a service's `timeouts.start`: that is about the user's program."""
 _FRONTS: Final = ("127.0.0.0/8", "::1")
 """Whose connections come to a worker's own port: it is of this host."""
 FRONT_RESTART: Final = Restart(max_restarts=20, within=60.0, backoff=0.1, backoff_max=2.0)
 """A front that comes back serves everybody: worth more tries than one worker of many."""
-
-
-def has_front(service: Service) -> bool:
-    """Does a front accept this service's connections? Otherwise its workers do."""
-    return service.scheme in ("ports", "handoff")
-
-
-def has_ports(service: Service) -> bool:
-    """Does each of its workers listen on a port of its own?"""
-    return service.scheme == "ports" and runs(service)
-
-
-def runs(service: Service) -> bool:
-    """Is there a program, and not only addresses that somebody else serves?"""
-    return service.app is not None or service.command is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +78,7 @@ class ChildPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
+class WorkerContext:
     """What this machine and this run have for the workers of one service."""
 
     environment: Mapping[str, str]
@@ -104,30 +92,32 @@ class Means:
     """As whom workers run."""
 
 
-def worker_plan(service: Service, slot: int, own: Address | None, means: Means) -> ChildPlan:
+def worker_plan(
+    service: Service, slot: int, own: Address | None, context: WorkerContext
+) -> ChildPlan:
     """The plan for one slot; `own` is its port, under `ports`."""
-    where = own or means.main
+    where = own or context.main
     logs = _logs(service)
-    inherited = (means.stdout,) if logs == "stdout" else ()
+    inherited = (context.stdout,) if logs == "stdout" else ()
     return ChildPlan(
         role="worker",
         service=service.name,
         slot=slot,
         scheme=service.scheme,
-        argv=_argv(service, where, means.python),
+        argv=_argv(service, where, context.python),
         environment={
-            **_environment(service, slot, where, means.environment),
-            **_log_variable(service, logs, means.stdout),
+            **_environment(service, slot, where, context.environment),
+            **_log_variable(service, logs, context.stdout),
             **_header_variable(service),
             **_bounds_variable(service, slot),
         },
         directory=service.directory,
         ours=service.app is not None,
         address=own,
-        listens=not has_front(service),
-        links=means.fronts if service.scheme == "handoff" else 0,
+        listens=not service.has_front,
+        links=context.fronts if service.scheme == "handoff" else 0,
         inherited=inherited,
-        privileges=means.privileges,
+        privileges=context.privileges,
         start_s=service.timeouts.start,
         stop_s=service.timeouts.stop,
         restart=service.restart,
@@ -153,7 +143,7 @@ def front_plan(
         inherited=tuple(listeners),
         privileges=privileges,
         start_s=FRONT_START_S,
-        stop_s=max(service.timeouts.stop for service in config.services if has_front(service)),
+        stop_s=max(service.timeouts.stop for service in config.services if service.has_front),
         restart=FRONT_RESTART,
     )
 
@@ -162,14 +152,14 @@ def front_config(
     config: Config,
     slot: int,
     listeners: Mapping[str, Sequence[int]],
-    places: Mapping[str, Sequence[Address]],
+    addresses: Mapping[str, Sequence[Address]],
     joined: Callable[[str, int], bool],
     up: Callable[[str, int], bool],
 ) -> FrontConfig:
     """What the front in this slot is told when it starts, by service name; a later one starts
     informed.
 
-    `places` are the workers' or upstreams' addresses, names already resolved.
+    `addresses` are the workers' or upstreams' addresses, names already resolved.
     """
     return FrontConfig(
         services=tuple(
@@ -180,17 +170,17 @@ def front_config(
                 verifies=service.tls.client_certificates != "off",
                 listeners=tuple(listeners[service.name]),
                 scheme="handoff" if service.scheme == "handoff" else "ports",
-                targets=_targets(service, places.get(service.name, ()), joined, up),
+                targets=_targets(service, addresses.get(service.name, ()), joined, up),
             )
             for service in config.services
-            if has_front(service)
+            if service.has_front
         )
     )
 
 
 def _targets(
     service: Service,
-    places: Sequence[Address],
+    addresses: Sequence[Address],
     joined: Callable[[str, int], bool],
     up: Callable[[str, int], bool],
 ) -> tuple[Target, ...]:
@@ -203,14 +193,16 @@ def _targets(
                 joined=True,
                 up=up(service.name, slot),
             )
-            for slot, (upstream, address) in enumerate(zip(service.upstreams, places, strict=True))
+            for slot, (upstream, address) in enumerate(
+                zip(service.upstreams, addresses, strict=True)
+            )
         )
     # Without ports nobody is joined before his link is there, which comes as an order.
-    reached = has_ports(service)
+    reached = service.has_ports
     return tuple(
         Target(
             slot=slot,
-            address=str(places[slot]) if reached else "",
+            address=str(addresses[slot]) if reached else "",
             weight=service.weights[slot] if slot < len(service.weights) else 1,
             joined=reached and joined(service.name, slot),
             up=reached and up(service.name, slot),
@@ -264,7 +256,7 @@ def _bounds_variable(service: Service, slot: int) -> dict[str, str]:
     if service.scheme == "ports" or service.app is None or service.mode == "udp":
         return {}
     most = 0
-    if not has_front(service):
+    if not service.has_front:
         most = shares.share(service.max_connections, service.workers, slot)
     told = Bounds(
         direct=True,

@@ -50,7 +50,7 @@ _REASONS: Final = ("proxy_header", "proxy_untrusted")
 """Why a worker closes a connection; all others are of who stands before it."""
 
 
-def cleaned(told: object, slot: int, scheme: str) -> Series:
+def sanitized(told: object, slot: int, scheme: str) -> Series:
     """What of `told` a worker in this slot may say."""
     if not isinstance(told, dict):
         return {}
@@ -68,7 +68,7 @@ def cleaned(told: object, slot: int, scheme: str) -> Series:
     return series
 
 
-def ended(series: Series) -> Series:
+def without_gauges(series: Series) -> Series:
     """What remains of what a process said once it is gone: nothing is open or waits."""
     return {name: samples for name, samples in series.items() if _TABLE[name].kind != "gauge"}
 

@@ -212,6 +212,21 @@ class Service(Traffic):
     restart: Restart = Restart()
     tls: Tls = Tls()
 
+    @property
+    def has_front(self) -> bool:
+        """Does a front accept this service's connections? Otherwise its workers do."""
+        return self.scheme in ("ports", "handoff")
+
+    @property
+    def has_program(self) -> bool:
+        """Is there a program to run, and not only addresses that somebody else serves?"""
+        return self.app is not None or self.command is not None
+
+    @property
+    def has_ports(self) -> bool:
+        """Does each of its workers listen on a port of its own?"""
+        return self.scheme == "ports" and self.has_program
+
 
 class Config(Part):
     """Everything that one `penstock run` is told."""

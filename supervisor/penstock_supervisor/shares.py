@@ -3,24 +3,28 @@
 A bound is written for the service as a whole, and fronts do not talk to each other: each
 gets an equal share, what is left over goes to the first ones, and the shares add up to what
 was written. So the whole is never exceeded; a front that the kernel deals more than its
-share of clients to reaches its bound before the others. No I/O, no clock.
+share of clients to reaches its bound before the others. Which keys are divided, their fields
+say (`Divided`). No I/O, no clock.
 """
 
 from collections.abc import Iterator
 from typing import Any, Final
 
-from penstock_proxy.config import Part, Traffic
+from penstock_proxy.config import Divided, Part, Traffic
 
-SPLIT: Final[tuple[tuple[str, ...], ...]] = (
-    ("max_connections",),
-    ("limits", "queue"),
-    ("limits", "per_worker"),
-    ("limits", "queue_per_worker"),
-    ("limits", "handshakes"),
-    ("limits", "connections_per_client"),
-)
-"""Keys of a service that are divided; where 0 is allowed it is no number of things, and a
-fraction is one of what is divided already."""
+Key = tuple[str, ...]
+
+
+def _marked(model: type[Part], at: Key = ()) -> Iterator[tuple[Key, Divided]]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Part):
+            yield from _marked(kind, (*at, name))
+        yield from (((*at, name), mark) for mark in field.metadata if isinstance(mark, Divided))
+
+
+DIVIDED: Final = tuple(_marked(Traffic))
+"""The keys of a service that are divided."""
 
 
 def share(total: int, fronts: int, number: int) -> int:
@@ -28,34 +32,36 @@ def share(total: int, fronts: int, number: int) -> int:
     return total // fronts + (number < total % fronts)
 
 
-def too_small(service: Traffic, fronts: int) -> Iterator[tuple[str, ...]]:
+def too_small(service: Traffic, fronts: int) -> Iterator[Key]:
     """The keys whose value does not give every front something."""
-    for key in SPLIT:
+    for key, mark in DIVIDED:
         value = _value(service, key)
-        if isinstance(value, int) and 0 < value < fronts:
+        if isinstance(value, int) and 0 < value < fronts and not mark.least:
             yield key
 
 
 def of_front(service: Traffic, fronts: int, number: int) -> dict[str, Any]:
     """The keys of `Traffic`, as this front is told them."""
     told: dict[str, Any] = {key: getattr(service, key) for key in Traffic.model_fields}
-    for key in SPLIT:
-        told[key[0]] = _changed(told[key[0]], key[1:], fronts, number)
-    # How far a worker may fall behind; with fewer than one it would get nothing at all.
-    told["handoff_window"] = max(1, share(service.handoff_window, fronts, number))
+    for key, mark in DIVIDED:
+        value = _value(service, key)
+        if isinstance(value, int):
+            part = max(mark.least, share(value, fronts, number))
+            told[key[0]] = _changed(told[key[0]], key[1:], part)
     return told
 
 
-def _value(service: Traffic, key: tuple[str, ...]) -> object:
+def _value(service: Traffic, key: Key) -> object:
     value: Any = service
     for name in key:
         value = getattr(value, name)
     return value
 
 
-def _changed(value: Any, rest: tuple[str, ...], fronts: int, number: int) -> Any:
+def _changed(value: Any, rest: Key, part: int) -> Any:
+    """`value` is the bound itself, or a table that it is in."""
     if not rest:
-        return share(value, fronts, number) if isinstance(value, int) else value
+        return part
     assert isinstance(value, Part)
-    changed = _changed(getattr(value, rest[0]), rest[1:], fronts, number)
+    changed = _changed(getattr(value, rest[0]), rest[1:], part)
     return value.model_copy(update={rest[0]: changed})

@@ -21,9 +21,9 @@ from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv6Address, ip_address
 from typing import Final, Literal, NamedTuple
 
-from penstock_supervisor.observation import Queue, SocketKind
+from penstock_supervisor.observation import SocketKind, SocketQueue
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 MOST_ROWS: Final = 1_000_000
 """Of one answer. A place has at most 64 k connections from one address."""
@@ -91,9 +91,9 @@ class Place(NamedTuple):
     port: int
 
 
-def queues(kinds: Collection[SocketKind]) -> dict[int, Queue]:
+def queues(kinds: Collection[SocketKind]) -> dict[int, SocketQueue]:
     """Every listening socket of these kinds by inode, as far as the kernel tells."""
-    found: dict[int, Queue] = {}
+    found: dict[int, SocketQueue] = {}
     for kind in kinds:
         try:
             found |= _queues(kind)
@@ -102,7 +102,7 @@ def queues(kinds: Collection[SocketKind]) -> dict[int, Queue]:
     return found
 
 
-def towards(places: Collection[Place]) -> dict[Place, int] | None:
+def connections_to(places: Collection[Place]) -> dict[Place, int] | None:
     """TCP connections from here to each of these; each has an ephemeral port to itself.
 
     None: the kernel does not tell.
@@ -181,7 +181,7 @@ def _program(ports: Collection[int], end: End) -> bytes:
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(program), _INET_DIAG_BYTECODE) + program
 
 
-def _queues(kind: SocketKind) -> Iterator[tuple[int, Queue]]:
+def _queues(kind: SocketKind) -> Iterator[tuple[int, SocketQueue]]:
     match kind:
         case "tcp":
             return _inet_queues(socket.IPPROTO_TCP, _TCP_LISTEN)
@@ -191,7 +191,7 @@ def _queues(kind: SocketKind) -> Iterator[tuple[int, Queue]]:
             return _unix_queues()
 
 
-def _inet_queues(protocol: int, states: int) -> Iterator[tuple[int, Queue]]:
+def _inet_queues(protocol: int, states: int) -> Iterator[tuple[int, SocketQueue]]:
     ask_for_drops = 1 << (_INET_DIAG_SKMEMINFO - 1)
     for family in _INET:
         for row in _dump(_question(family, protocol, states, ask_for_drops), _QUEUE.size):
@@ -200,10 +200,10 @@ def _inet_queues(protocol: int, states: int) -> Iterator[tuple[int, Queue]]:
             overflows = _DROPS.unpack_from(drops)[0] if len(drops) >= _DROPS.size else None
             if protocol == socket.IPPROTO_UDP:
                 length = limit = None
-            yield inode, Queue(length, limit, overflows)
+            yield inode, SocketQueue(length, limit, overflows)
 
 
-def _unix_queues() -> Iterator[tuple[int, Queue]]:
+def _unix_queues() -> Iterator[tuple[int, SocketQueue]]:
     question = _UNIX_REQUEST.pack(socket.AF_UNIX, _TCP_LISTEN, 0, _UDIAG_SHOW_RQLEN)
     for row in _dump(question, _UNIX_ANSWER.size):
         inode = _UNIX_ANSWER.unpack_from(row)[3]
@@ -211,7 +211,7 @@ def _unix_queues() -> Iterator[tuple[int, Queue]]:
         if len(lengths) >= _LENGTHS.size:
             waiting, limit = _LENGTHS.unpack_from(lengths)
             # Who finds it full waits, or is told: nothing overflows.
-            yield inode, Queue(waiting, limit, None)
+            yield inode, SocketQueue(waiting, limit, None)
 
 
 def _question(family: int, protocol: int, states: int, extensions: int = 0) -> bytes:

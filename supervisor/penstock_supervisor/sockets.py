@@ -1,4 +1,4 @@
-"""Opens the listening sockets and keeps them, and finds ports for workers.
+"""Opens the listening sockets and keeps them.
 
 The supervisor holds every listener for as long as it runs, and fronts inherit them: one can
 die and the next one goes on with the same queue of connections, so none is refused. What
@@ -10,10 +10,8 @@ Whatever cannot be opened is a StartError of one line: address, key, reason, and
 import errno
 import fcntl
 import os
-import random
 import socket
 import stat
-from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,13 +20,9 @@ import psutil
 
 from penstock_proxy.config import Address, parse_address
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.schemes import has_ports
-from penstock_supervisor.services import Service
 
 BACKLOG: Final = 4096
 """What waits while a front is being replaced; the kernel cuts it to net.core.somaxconn."""
-WORKER_HOST: Final = "127.0.0.1"
-_EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _UNPRIVILEGED: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
@@ -52,33 +46,33 @@ class Listener:
         address: str,
         key: str,
         *,
-        later: bool = False,
+        bind_only: bool = False,
         kind: socket.SocketKind = socket.SOCK_STREAM,
-        sisters: bool = False,
+        reuseport: bool = False,
         access: Access = _AS_USUAL,
     ) -> None:
-        """`later`: take the address now, but let nobody connect before `listen`.
+        """`bind_only`: take the address now, but let nobody connect before `listen`.
 
         `kind` SOCK_DGRAM makes a socket for datagrams, which has nothing to listen to.
-        `sisters`: others of this run will have the same port (SO_REUSEPORT).
+        `reuseport`: others of this run will have the same port (SO_REUSEPORT).
         """
         self.key = key
         wanted = parse_address(address)
         self._kind = kind
         self._file: tuple[int, int] | None = None
-        self._claim: _Claim | None = None
+        self._path_lock: _PathLock | None = None
         try:
             if wanted.path:
-                self._claim = _Claim(wanted.path)
+                self._path_lock = _PathLock(wanted.path)
             self.socket = (
-                _unix(wanted.path, access) if wanted.path else _inet(wanted, kind, sisters)
+                _unix(wanted.path, access) if wanted.path else _inet(wanted, kind, reuseport)
             )
         except OSError as error:
-            if self._claim is not None:
-                self._claim.close()
+            if self._path_lock is not None:
+                self._path_lock.close()
             raise StartError(f"cannot listen on {address} ({key}): {_why(wanted, error)}") from None
         self.address = self._actual(wanted)
-        if not later:
+        if not bind_only:
             self.listen()
 
     def listen(self) -> None:
@@ -104,10 +98,10 @@ class Listener:
                 if _identity(self.address.path) == self._file:
                     Path(self.address.path).unlink()
             self._file = None
-        if self._claim is not None:
+        if self._path_lock is not None:
             # Last: whoever gets it next may take the name for a dead run's.
-            self._claim.close()
-            self._claim = None
+            self._path_lock.close()
+            self._path_lock = None
 
     def _actual(self, wanted: Address) -> Address:
         """As asked for, with the port that the kernel chose for port 0."""
@@ -117,7 +111,7 @@ class Listener:
         return wanted._replace(port=self.socket.getsockname()[1])
 
 
-class _Claim:
+class _PathLock:
     """The right to a unix socket's name: a lock on a file beside it.
 
     The name alone does not tell a run that is still starting from one that was killed: a
@@ -160,7 +154,7 @@ class _Claim:
             return False
 
 
-def _inet(address: Address, kind: socket.SocketKind, sisters: bool) -> socket.socket:
+def _inet(address: Address, kind: socket.SocketKind, reuseport: bool) -> socket.socket:
     found = socket.getaddrinfo(address.host, address.port, type=kind, flags=socket.AI_PASSIVE)
     # A name with both is served on IPv4, where the clients of a local name are.
     family, kind, protocol, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
@@ -172,7 +166,7 @@ def _inet(address: Address, kind: socket.SocketKind, sisters: bool) -> socket.so
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Whatever is accepted from it inherits this, at no cost for each connection.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sisters:
+        if reuseport:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(where)
         sock.setblocking(False)
@@ -279,107 +273,8 @@ def _by_whom(port: int) -> str:
     return ""
 
 
-def choose_addresses(
-    services: Sequence[Service], taken: Collection[int]
-) -> dict[str, list[Address]]:
-    """Give every slot of every service the address that it keeps as long as nobody moves it.
-
-    The ports in `taken` are nobody's: until somebody listens, they look free to a probe.
-    """
-    ports: dict[str, list[int]] = {service.name: [] for service in services}
-    taken = set(taken)
-    # Those that are bound to a range choose first; the others go around them.
-    for service in sorted(services, key=lambda one: one.ports is None):
-        if not has_ports(service):
-            continue
-        found = _ports_for(service, service.workers, taken)
-        taken.update(found)
-        ports[service.name] = found
-    return {name: [Address(WORKER_HOST, port) for port in found] for name, found in ports.items()}
-
-
-def spare_address(service: Service, taken: Collection[int]) -> Address:
-    """One more address for a worker of this service; StartError if there is none."""
-    (port,) = _ports_for(service, 1, taken)
-    return Address(WORKER_HOST, port)
-
-
-def _ports_for(service: Service, count: int, taken: Collection[int]) -> list[int]:
-    key = f"service.{service.name}.ports"
-    return worker_ports(count, service.ports, taken, key=key, draw=random.randrange)
-
-
-def worker_ports(
-    count: int,
-    given: tuple[int, int] | None,
-    taken: Collection[int],
-    *,
-    key: str,
-    draw: Callable[[int], int],
-) -> list[int]:
-    """Find `count` ports that nobody has, in the given range or wherever it is safe.
-
-    `draw(n)` gives a number in [0, n): the start is random, so that two runs that begin
-    together do not try the same ports. StartError if a given range has too few.
-    """
-    found: list[int] = []
-    candidates = range(given[0], given[1] + 1) if given else _safe_ports(count + len(taken))
-    # A given range is filled from its start: that is what its owner expects to see.
-    start = 0 if given else draw(len(candidates))
-    for port in (*candidates[start:], *candidates[:start]):
-        if len(found) == count:
-            break
-        if port not in taken and _is_free(port):
-            found.append(port)
-    if len(found) < count:
-        where = f"{given[0]}-{given[1]}" if given else "the whole machine"
-        raise StartError(f"{key}: {where} has {len(found)} free ports and {count} are needed")
-    return found
-
-
-def _safe_ports(needed: int) -> Sequence[int]:
-    """Ports that the kernel never gives to an outgoing connection.
-
-    While a worker restarts its port is nobody's, and the front's own connections to its
-    neighbours could take it. Below 10000 live the well-known services, which may only be
-    started later.
-    """
-    low, high = _ephemeral_range()
-    for first in (10_000, 1024):
-        safe = [port for port in range(first, 65_536) if not low <= port <= high]
-        if len(safe) >= 4 * needed:
-            return safe
-    return range(10_000, 65_536)
-
-
-def _ephemeral_range() -> tuple[int, int]:
-    try:
-        low, high = _EPHEMERAL.read_text().split()
-        return int(low), int(high)
-    except (OSError, ValueError):
-        return 32_768, 60_999
-
-
 def _number(path: Path, default: int) -> int:
     try:
         return int(path.read_text())
     except (OSError, ValueError):
         return default
-
-
-def _is_free(port: int) -> bool:
-    """Nobody has it on any address: a program may well ignore HOST and bind all of them."""
-    for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-        try:
-            probe = socket.socket(family, socket.SOCK_STREAM)
-        except OSError:
-            # No IPv6 here.
-            continue
-        with probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                if error.errno != errno.EADDRNOTAVAIL:
-                    return False
-    return True

@@ -1,7 +1,7 @@
-"""One `Observation` as what /status and /readyz say: plain values, ready for JSON.
+"""One `Snapshot` as what /status and /readyz say: plain values, ready for JSON.
 
 Owns the names of the fields that people's scripts read. What the front (where there is none,
-the watch) says about a worker, its standing and what it has to do, is put beside what the
+the worker checks) says about a worker, its standing and what it has to do, is put beside what the
 supervisor says about the same slot; the two disagree for a moment whenever something happens,
 and both are shown. No I/O, no clock.
 """
@@ -9,62 +9,62 @@ and both are shown. No I/O, no clock.
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from penstock_supervisor.observation import ChildView, Observation, Queue
-from penstock_supervisor.traffic import Row, Traffic
+from penstock_supervisor.observation import ChildView, Snapshot, SocketQueue
+from penstock_supervisor.traffic import Traffic, WorkerRow
 
 _TOLD_BY_POOL: Final = ("standing", "reason", "weight", "active", "failures", "ejections")
 
 
 def describe(
-    observation: Observation, version: str, pid: int, queues: Mapping[int, Queue]
+    snapshot: Snapshot, version: str, pid: int, queues: Mapping[int, SocketQueue]
 ) -> dict[str, Any]:
     """The whole of /status. Times in seconds; null is what nobody knows.
 
     `pid` is the supervisor's; `queues` are those of the listening sockets, by inode.
     """
-    traffic = Traffic(observation)
+    traffic = Traffic(snapshot)
     return {
         "version": version,
         "pid": pid,
         "pids": {
             "supervisor": [pid],
-            "front": _pids(observation, "front"),
-            "worker": _pids(observation, "worker"),
+            "front": _pids(snapshot, "front"),
+            "worker": _pids(snapshot, "worker"),
         },
-        "uptime": round(observation.uptime_s, 3),
-        "ready": observation.ready,
-        "stopping": observation.stopping,
+        "uptime": round(snapshot.uptime_s, 3),
+        "ready": snapshot.ready,
+        "stopping": snapshot.stopping,
         "fronts": [
-            {**_process(child), "covered": child.slot in observation.away}
-            for child in observation.children
+            {**_process(child), "covered": child.slot in snapshot.away}
+            for child in snapshot.children
             if child.role == "front"
         ],
         "services": {
             name: {
                 **facts,
                 "split": _split(traffic, name),
-                "dropped": observation.dropped.get(name, 0),
-                "sockets": list(_sockets(observation, name, queues)),
-                "workers": list(_workers(observation, name, facts, traffic.pools.get(name, {}))),
+                "dropped": snapshot.dropped.get(name, 0),
+                "sockets": list(_sockets(snapshot, name, queues)),
+                "workers": list(_workers(snapshot, name, facts, traffic.pools.get(name, {}))),
             }
-            for name, facts in observation.services.items()
+            for name, facts in snapshot.services.items()
         },
     }
 
 
-def lacking(observation: Observation) -> tuple[str, ...]:
+def without_worker(snapshot: Snapshot) -> tuple[str, ...]:
     """The services that have no worker in rotation, as far as anybody has said."""
-    pools = Traffic(observation).pools
+    pools = Traffic(snapshot).pools
     return tuple(
         name
-        for name in observation.services
+        for name in snapshot.services
         if not any(row["standing"] == "up" for row in pools.get(name, {}).values())
     )
 
 
-def _pids(observation: Observation, role: str) -> list[int]:
+def _pids(snapshot: Snapshot, role: str) -> list[int]:
     return [
-        child.pid for child in observation.children if child.role == role and child.pid is not None
+        child.pid for child in snapshot.children if child.role == role and child.pid is not None
     ]
 
 
@@ -76,18 +76,18 @@ def _split(traffic: Traffic, name: str) -> dict[str, Any]:
 
 
 def _sockets(
-    observation: Observation, name: str, queues: Mapping[int, Queue]
+    snapshot: Snapshot, name: str, queues: Mapping[int, SocketQueue]
 ) -> Iterator[dict[str, Any]]:
-    for view in observation.sockets:
+    for view in snapshot.sockets:
         if view.service == name:
-            queue = queues.get(view.inode, Queue(None, None, None))
+            queue = queues.get(view.inode, SocketQueue(None, None, None))
             yield {"slot": view.slot, "kind": view.kind, **queue._asdict()}
 
 
 def _workers(
-    observation: Observation, name: str, facts: Mapping[str, Any], pool: Mapping[int, Row]
+    snapshot: Snapshot, name: str, facts: Mapping[str, Any], pool: Mapping[int, WorkerRow]
 ) -> Iterator[dict[str, Any]]:
-    children = [child for child in observation.children if child.service == name]
+    children = [child for child in snapshot.children if child.service == name]
     for child in children:
         yield {**_process(child), **_as_the_pool_has_it(pool.get(child.slot))}
     if not children:

@@ -14,28 +14,29 @@ import logging
 from asyncio import Task, TaskGroup
 from collections.abc import Callable
 
-from penstock_supervisor.changes import Changes
+from penstock_supervisor.changes import Condition
 from penstock_supervisor.child import Child
 from penstock_supervisor.lifecycle import State
-from penstock_supervisor.roster import Roster, Slot, slot_of
+from penstock_supervisor.roster import Slots, slot_of
 from penstock_supervisor.rotation import Rotation
+from penstock_supervisor.schemes import Slot
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("penstock.supervisor")
 
 
-class Succession:
+class RollingRestart:
     """`make(child)` makes a successor, and says whether it can run beside `child`."""
 
     def __init__(
         self,
-        roster: Roster,
+        slots: Slots,
         rotation: Rotation,
-        changes: Changes,
+        condition: Condition,
         make: Callable[[Child], tuple[Child, bool]],
     ) -> None:
-        self._roster = roster
+        self._slots = slots
         self._rotation = rotation
-        self._changes = changes
+        self._condition = condition
         self._make = make
         self._next: dict[Child, tuple[Child, str]] = {}
         """Who starts, and why, when the one before is gone."""
@@ -45,10 +46,10 @@ class Succession:
 
     def retire(self, child: Child, reason: str, why: str) -> None:
         """Replace it now: it does not matter whether the successor gets ready."""
-        if self._roster.is_followed(child):
+        if self._slots.is_being_replaced(child):
             return
         successor, beside = self._make(child)
-        self._roster.take_over(successor)
+        self._slots.take_over(successor)
         _log.warning("%s; replacing it", why)
         self._rotation.hold(child, child.stop)
         if beside:
@@ -79,52 +80,55 @@ class Succession:
         _log.info("all workers are replaced")
 
     async def replace(self, slot: Slot) -> bool:
-        """Replace one worker; False if its successor did not get ready and it stays."""
-        child = self._roster.holders[slot]
+        """Replace one worker; False if its successor did not get ready and it stays. A slot
+        that is gone, or goes meanwhile, needs nobody."""
+        child = self._slots.current.get(slot)
+        if child is None:
+            return True
         if child.state is not State.UP:
             child.start()
-        elif not self._roster.is_followed(child):
+        elif not self._slots.is_being_replaced(child):
             successor, beside = self._make(child)
             if beside:
-                self._roster.add_comer(successor)
+                self._slots.add_successor(successor)
                 successor.start()
             else:
-                self._roster.take_over(successor)
+                self._slots.take_over(successor)
                 self._rotation.hold(child, child.stop)
                 self._next[child] = successor, "reload"
-        await self._changes.until(lambda: self._is_settled(slot))
-        return self._rotation.is_up(slot)
+        await self._condition.wait_until(lambda: self._is_settled(slot))
+        return slot not in self._slots.current or self._rotation.is_up(slot)
 
-    def arrived(self, comer: Child) -> None:
-        """A comer is ready: it takes over."""
-        before = self._roster.take_over(comer)
+    def successor_ready(self, successor: Child) -> None:
+        """It is ready: it takes over."""
+        before = self._slots.take_over(successor)
         if before.state is State.UP:
             self._rotation.hold(before, before.stop)
         else:
-            # It crashed meanwhile: nobody picks it, and it must not come back beside its heir.
+            # It crashed meanwhile: nobody picks it, and it must not come back beside its successor.
             before.stop()
-        self._rotation.join(comer)
+        self._rotation.join(successor)
 
-    def moved(self, child: Child) -> None:
+    def state_changed(self, child: Child) -> None:
         """Its state may be another one."""
-        if self._roster.leaves(child):
+        if self._slots.is_draining(child):
             if child.state is State.BACKOFF:
                 # It crashed on its way out; somebody else is in its place already.
                 child.stop()
             elif child.at_rest:
-                self._left(child)
-        elif self._roster.comes(child) and child.at_rest:
-            self._roster.drop_comer(child)
+                self._drained(child)
+        elif self._slots.is_successor(child) and child.at_rest:
+            self._slots.drop_successor(child)
             if not self._over:
                 _log.error("%s could not be replaced; the old process stays", child.name)
 
-    def _left(self, child: Child) -> None:
-        self._roster.forget(child)
-        holder = self._roster.holders[slot_of(child)]
-        if holder.state is not State.UP:
+    def _drained(self, child: Child) -> None:
+        self._slots.forget(child)
+        current = self._slots.current.get(slot_of(child))
+        if current is None or current.state is not State.UP:
             self._rotation.leave(child)
         successor, reason = self._next.pop(child, (None, ""))
-        if successor is None:
+        if successor is None or current is None:
             return
         if reason == "reload":
             successor.start()
@@ -132,8 +136,10 @@ class Succession:
             successor.start_instead(reason)
 
     def _is_settled(self, slot: Slot) -> bool:
-        holder = self._roster.holders[slot]
-        if self._roster.is_followed(holder):
+        current = self._slots.current.get(slot)
+        if current is None:
+            return True
+        if self._slots.is_being_replaced(current):
             return False
-        waits = any(successor is holder for successor, _ in self._next.values())
-        return self._rotation.is_up(slot) or (holder.at_rest and not waits)
+        waits = any(successor is current for successor, _ in self._next.values())
+        return self._rotation.is_up(slot) or (current.at_rest and not waits)

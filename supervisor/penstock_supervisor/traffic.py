@@ -13,15 +13,15 @@ from typing import Any, Final, Literal, NamedTuple
 from penstock_proxy import metrics
 from penstock_proxy.metrics import Series
 from penstock_supervisor.carried import ejections
-from penstock_supervisor.carried import series as carried
+from penstock_supervisor.carried import series as series_of
 from penstock_supervisor.fairness import jain
-from penstock_supervisor.observation import ChildView, Observation
-from penstock_supervisor.series import COUNTED, cleaned, ended, number, table
+from penstock_supervisor.observation import ChildView, Snapshot
+from penstock_supervisor.series import COUNTED, number, sanitized, table, without_gauges
 from penstock_supervisor.verdicts import UP
 
 _CHECKS: Final = ("penstock_health_checks_total", "penstock_health_check_duration_seconds")
 
-Row = dict[str, Any]
+WorkerRow = dict[str, Any]
 """What is said of one worker by who picks it, or watches it."""
 
 
@@ -36,16 +36,16 @@ class Split(NamedTuple):
 
 
 class Traffic:
-    def __init__(self, observation: Observation) -> None:
-        self._services = observation.services
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._services = snapshot.services
         self._workers = {
             (child.service, child.slot): self._told(child)
-            for child in observation.children
+            for child in snapshot.children
             if child.role == "worker"
         }
-        self._fronts = [child for child in observation.children if child.role == "front"]
-        self.pools = self._pools(observation.unfronted)
-        self.series = self._merged(observation.unfronted)
+        self._fronts = [child for child in snapshot.children if child.role == "front"]
+        self.pools = self._pools(snapshot.unfronted)
+        self.series = self._merged(snapshot.unfronted)
 
     def open(self, service: str) -> float | None:
         """Client connections now."""
@@ -78,11 +78,11 @@ class Traffic:
     def _told(self, child: ChildView) -> Series:
         scheme = self._services.get(child.service, {}).get("scheme", "")
         now = table(child.stats.get("metrics")).get("series")
-        before = cleaned(child.carried, child.slot, scheme)
-        return metrics.merge((ended(before), cleaned(now, child.slot, scheme)))
+        before = sanitized(child.carryover, child.slot, scheme)
+        return metrics.merge((without_gauges(before), sanitized(now, child.slot, scheme)))
 
-    def _pools(self, unfronted: Mapping[str, Any]) -> dict[str, dict[int, Row]]:
-        pools: defaultdict[str, dict[int, Row]] = defaultdict(dict)
+    def _pools(self, unfronted: Mapping[str, Any]) -> dict[str, dict[int, WorkerRow]]:
+        pools: defaultdict[str, dict[int, WorkerRow]] = defaultdict(dict)
         for stats in (*(front.stats for front in self._fronts), unfronted):
             for service, rows in stats.get("pools", {}).items():
                 for row in rows:
@@ -103,13 +103,13 @@ class Traffic:
 
     def _ejected_before(self, service: str, slot: int) -> int:
         """By fronts that have ended."""
-        return sum(ejections(one.carried, service).get(slot, 0) for one in self._fronts)
+        return sum(ejections(one.carryover, service).get(slot, 0) for one in self._fronts)
 
     def _merged(self, unfronted: Mapping[str, Any]) -> dict[str, Series]:
         parts: defaultdict[str, list[Series]] = defaultdict(list)
         for front in self._fronts:
             now = front.stats.get("metrics", {}).get("services", {})
-            for service, series in (*carried(front.carried).items(), *now.items()):
+            for service, series in (*series_of(front.carryover).items(), *now.items()):
                 parts[service].append(series)
         for service, series in unfronted.get("metrics", {}).get("services", {}).items():
             # The watch sees no traffic: its zeros would say that there is none.
@@ -119,7 +119,7 @@ class Traffic:
         return {service: metrics.merge(some) for service, some in parts.items()}
 
 
-def _together(one: Row, other: Row) -> Row:
+def _together(one: WorkerRow, other: WorkerRow) -> WorkerRow:
     """What two fronts say of the same worker. Each has traffic and a judgement of its own:
     numbers of things add up, and it is as well as the one says that thinks less of it."""
     worse = other if one["standing"] == UP else one

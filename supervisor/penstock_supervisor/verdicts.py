@@ -3,26 +3,25 @@
 Each front checks by itself and may know better than the others for a moment. Whoever waits
 for a worker (a replacement, a readiness probe) wants to know that *all* fronts would pick it;
 whoever starts a new front tells it whom *any* of the others picks, for one good check is
-worth more than none. A front that is away keeps its last verdict until its successor is
+worth more than none. A front that is away keeps its last view until its successor is
 told something else. No I/O, no clock.
 """
 
 from collections.abc import Collection, Iterable
 from typing import Final
 
-Slot = tuple[str, int]
-"""Name of the service, and number."""
+from penstock_supervisor.schemes import Slot
 
 UP: Final = "up"
 
 
-class Verdicts:
+class FrontViews:
     """By slot and number of the front: a standing, as the front's pool names it."""
 
     def __init__(self) -> None:
         self._of: dict[Slot, dict[int, str]] = {}
 
-    def say(self, slot: Slot, front: int, state: str) -> None:
+    def report(self, slot: Slot, front: int, state: str) -> None:
         self._of.setdefault(slot, {})[front] = state
 
     def begin(self, front: int, up: Iterable[Slot]) -> None:
@@ -30,7 +29,7 @@ class Verdicts:
         for said in self._of.values():
             said.pop(front, None)
         for slot in up:
-            self.say(slot, front, UP)
+            self.report(slot, front, UP)
 
     def forget(self, slot: Slot) -> None:
         """Another process is in the slot, or will be: nothing that was said is about it."""

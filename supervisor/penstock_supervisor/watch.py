@@ -33,12 +33,14 @@ OnChange = Callable[[str, int, str, str], None]
 """service, slot, standing, reason."""
 
 
-class Watch:
+class WorkerChecks:
     """All services that have no front."""
 
     def __init__(self, services: Iterable[Service], ask: Ask, on_change: OnChange) -> None:
         self._ask = ask
-        self._services = {service.name: _Watched(service, ask, on_change) for service in services}
+        self._services = {
+            service.name: _CheckedService(service, ask, on_change) for service in services
+        }
 
     def join(self, service: str, slot: int, *, asks: bool) -> None:
         """The slot's process is ready. `asks`: it can be asked how it is."""
@@ -54,32 +56,32 @@ class Watch:
 
     def answered(self, service: str, slot: int, message: dict[str, Any]) -> None:
         """A PONG came."""
-        if (watched := self._services.get(service)) is not None:
-            watched.answered(slot, message.get("seq"))
+        if (checked := self._services.get(service)) is not None:
+            checked.answered(slot, message.get("seq"))
 
     async def run(self) -> None:
         """Check until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for watched in self._services.values():
-                group.create_task(watched.checker.run())
+            for checked in self._services.values():
+                group.create_task(checked.checker.run())
             while True:
                 await asyncio.sleep(_TICK_S)
-                for watched in self._services.values():
-                    watched.pool.tick(monotonic())
+                for checked in self._services.values():
+                    checked.pool.tick(monotonic())
 
     def stats(self) -> dict[str, Any]:
         """What a front would answer to STATS about these services."""
         series = metrics.snapshot(
-            {name: watched.counters for name, watched in self._services.items()},
+            {name: checked.counters for name, checked in self._services.items()},
             fds={},
             loop_lag_s=0.0,
             log_dropped={},
         )
-        pools = {name: watched.pool.snapshot() for name, watched in self._services.items()}
+        pools = {name: checked.pool.snapshot() for name, checked in self._services.items()}
         return {"metrics": series, "pools": pools}
 
 
-class _Watched:
+class _CheckedService:
     """One service."""
 
     def __init__(self, service: Service, ask: Ask, on_change: OnChange) -> None:
@@ -88,7 +90,7 @@ class _Watched:
         self._health = service.health
         self._ask = ask
         self._on_change = on_change
-        self._mute: set[int] = set()
+        self._silent: set[int] = set()
         """Slots whose program cannot be asked."""
         self._numbers = count(1)
         self._asked: dict[tuple[int, int], asyncio.Future[ProbeResult]] = {}
@@ -105,7 +107,7 @@ class _Watched:
         )
 
     def join(self, slot: int, asks: bool) -> None:
-        (self._mute.discard if asks else self._mute.add)(slot)
+        (self._silent.discard if asks else self._silent.add)(slot)
         self.pool.join(slot)
         self.checker.check_now(slot)
 
@@ -118,7 +120,7 @@ class _Watched:
         self._on_change(self._name, member.slot, member.state.value, reason)
 
     async def _check(self, member: Member) -> ProbeResult:
-        if member.slot in self._mute:
+        if member.slot in self._silent:
             return OK
         if self._health.path is None:
             return await self._ping(member.slot)

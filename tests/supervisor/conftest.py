@@ -1,4 +1,4 @@
-"""Hand-made observations: a service `web` of two workers and one front, and one of upstreams.
+"""Hand-made snapshots: a service `web` of two workers and one front, and one of upstreams.
 
 A fixture, so that each test makes what it needs of it.
 """
@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from penstock_proxy.metrics import FRONT_SLOT, ServiceCounters, snapshot
-from penstock_supervisor.observation import ChildView, Observation
+from penstock_proxy import metrics
+from penstock_proxy.metrics import FRONT_SLOT, ServiceCounters
+from penstock_supervisor.observation import ChildView, Snapshot
 
 
 @pytest.fixture
 def made() -> SimpleNamespace:
     return SimpleNamespace(
-        front=front, worker=worker, observation=observation, row=row, front_stats=front_stats
+        front=front, worker=worker, snapshot=snapshot, row=row, front_stats=front_stats
     )
 
 
@@ -44,7 +45,7 @@ def row(slot: int, standing: str = "up", **more: Any) -> dict[str, Any]:
 
 def front_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
     """What came over the channel: through JSON, as there."""
-    told = snapshot(
+    told = metrics.snapshot(
         {"web": counters()},
         fds={"listener": 1, "client": 2, "upstream": 3, "other": 9},
         loop_lag_s=0.002,
@@ -84,7 +85,7 @@ def _child(values: dict[str, Any]) -> ChildView:
     return ChildView(**{**defaults, **values})
 
 
-def observation(*children: ChildView, **changes: Any) -> Observation:
+def snapshot(*children: ChildView, **changes: Any) -> Snapshot:
     values: dict[str, Any] = {
         "children": children or (front(), worker(0), worker(1)),
         "services": {
@@ -100,4 +101,4 @@ def observation(*children: ChildView, **changes: Any) -> Observation:
         "uptime_s": 12.0, "ready": True, "stopping": False,
         "listener_fds": 3, "channel_fds": 3, "loop_lag_s": 0.001, "tasks": 4,
     }  # fmt: skip
-    return Observation(**{**values, **changes})
+    return Snapshot(**{**values, **changes})

@@ -13,29 +13,29 @@ import pytest
 from tests.descriptors import descriptors
 
 from penstock_supervisor import admin, reception
-from penstock_supervisor.observation import Observation
+from penstock_supervisor.observation import Snapshot
 from penstock_supervisor.reception import MAX_CONNECTIONS
 
-Observe = Callable[[float], Awaitable[Observation]]
+TakeSnapshot = Callable[[float], Awaitable[Snapshot]]
 
 
-def always(observation: Observation) -> Observe:
-    async def observe(_: float) -> Observation:
-        return observation
+def always(snapshot: Snapshot) -> TakeSnapshot:
+    async def take_snapshot(_: float) -> Snapshot:
+        return snapshot
 
-    return observe
+    return take_snapshot
 
 
-def serve(sock: socket.socket, observe: Observe) -> AbstractAsyncContextManager[None]:
-    return reception.serve(sock, admin.app(admin.Pages(observe), sock))
+def serve(sock: socket.socket, take_snapshot: TakeSnapshot) -> AbstractAsyncContextManager[None]:
+    return reception.serve(sock, admin.app(admin.Pages(take_snapshot), sock))
 
 
 @asynccontextmanager
-async def client(observe: Observe) -> AsyncIterator[aiohttp.ClientSession]:
+async def client(take_snapshot: TakeSnapshot) -> AsyncIterator[aiohttp.ClientSession]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
         async with (
-            serve(listener, observe),
+            serve(listener, take_snapshot),
             aiohttp.ClientSession(f"http://{host}:{port}") as session,
         ):
             yield session
@@ -47,7 +47,7 @@ async def got(session: aiohttp.ClientSession, path: str, **headers: str) -> tupl
 
 
 async def test_metrics_are_text_by_default(made: Any) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         status, kind, body = await got(session, "/metrics")
     assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
     assert 'penstock_connections_total{service="web"} 5.0\n' in body
@@ -55,7 +55,7 @@ async def test_metrics_are_text_by_default(made: Any) -> None:
 
 
 async def test_metrics_are_openmetrics_when_asked_for(made: Any) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         status, kind, body = await got(
             session, "/metrics", Accept="application/openmetrics-text; version=1.0.0"
         )
@@ -64,7 +64,7 @@ async def test_metrics_are_openmetrics_when_asked_for(made: Any) -> None:
 
 
 async def test_metrics_are_compressed_only_for_who_can_read_that(made: Any) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         async with session.get("/metrics", headers={"Accept-Encoding": "gzip"}) as answer:
             assert answer.headers["Content-Encoding"] == "gzip"
             assert "penstock_build_info" in await answer.text()
@@ -73,14 +73,14 @@ async def test_metrics_are_compressed_only_for_who_can_read_that(made: Any) -> N
 
 
 async def test_the_supervisor_is_healthy_as_long_as_it_answers(made: Any) -> None:
-    async with client(always(made.observation(ready=False, stopping=True))) as session:
+    async with client(always(made.snapshot(ready=False, stopping=True))) as session:
         assert await got(session, "/healthz") == (200, "text/plain; charset=utf-8", "ok\n")
 
 
 async def test_readiness_says_which_service_has_no_worker(made: Any) -> None:
     pools = {"web": [made.row(0, "down")], "api": [made.row(0)]}
-    observation = made.observation(made.front(stats=made.front_stats(**pools)), ready=False)
-    async with client(always(observation)) as session:
+    snapshot = made.snapshot(made.front(stats=made.front_stats(**pools)), ready=False)
+    async with client(always(snapshot)) as session:
         status, _, text = await got(session, "/readyz")
     assert (status, text) == (503, "not ready: no worker in rotation for web\n")
 
@@ -96,20 +96,20 @@ async def test_readiness_says_which_service_has_no_worker(made: Any) -> None:
 async def test_readiness_is_that_of_the_run(
     made: Any, changes: dict[str, bool], expected: tuple[int, str]
 ) -> None:
-    async with client(always(made.observation(**changes))) as session:
+    async with client(always(made.snapshot(**changes))) as session:
         status, _, text = await got(session, "/readyz")
     assert (status, text) == expected
 
 
 async def test_the_status_is_json(made: Any) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         status, kind, body = await got(session, "/status")
     assert (status, kind) == (200, "application/json; charset=utf-8")
     assert json.loads(body)["services"]["web"]["workers"][1]["standing"] == "down"
 
 
 async def test_the_index_links_every_page(made: Any) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         status, kind, body = await got(session, "/")
         assert (status, kind) == (200, "text/html; charset=utf-8")
         links = [part.split('"')[0] for part in body.split('href="')[1:]]
@@ -118,7 +118,7 @@ async def test_the_index_links_every_page(made: Any) -> None:
 
 
 async def test_other_paths_are_not_found_and_other_methods_not_allowed(made: Any) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         assert (await got(session, "/nothing"))[0] == 404
         for method in ("POST", "PUT", "DELETE", "OPTIONS"):
             async with session.request(method, "/metrics") as answer:
@@ -127,24 +127,24 @@ async def test_other_paths_are_not_found_and_other_methods_not_allowed(made: Any
             assert (answer.status, await answer.read()) == (200, b"")
 
 
-async def test_requests_that_come_together_share_one_observation(made: Any) -> None:
+async def test_requests_that_come_together_share_one_snapshot(made: Any) -> None:
     begun: list[asyncio.Event] = []
     entered = asyncio.Event()
 
-    async def observe(_: float) -> Observation:
+    async def take_snapshot(_: float) -> Snapshot:
         gate = asyncio.Event()
         begun.append(gate)
         entered.set()
         await gate.wait()
-        observation: Observation = made.observation()
-        return observation
+        snapshot: Snapshot = made.snapshot()
+        return snapshot
 
-    shared = admin._Shared(observe, 1.0)
+    shared = admin._SharedSnapshot(take_snapshot, 1.0)
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        first = tasks.create_task(shared.look())
+        first = tasks.create_task(shared.get())
         await entered.wait()
         entered.clear()
-        later = [tasks.create_task(shared.look()) for _ in range(20)]
+        later = [tasks.create_task(shared.get()) for _ in range(20)]
         begun[0].set()
         await first
         await entered.wait()
@@ -160,15 +160,15 @@ async def test_an_observation_that_fails_is_made_again_for_the_next(
 ) -> None:
     calls = 0
 
-    async def observe(_: float) -> Observation:
+    async def take_snapshot(_: float) -> Snapshot:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise OSError("once")
-        observation: Observation = made.observation()
-        return observation
+        snapshot: Snapshot = made.snapshot()
+        return snapshot
 
-    async with client(observe) as session:
+    async with client(take_snapshot) as session:
         assert (await got(session, "/status"))[0] == 500
         assert (await got(session, "/status"))[0] == 200
     assert "once" in caplog.text
@@ -177,19 +177,19 @@ async def test_an_observation_that_fails_is_made_again_for_the_next(
 async def test_children_get_a_deadline_and_a_probe_a_shorter_one(made: Any) -> None:
     deadlines: list[float] = []
 
-    async def observe(deadline_s: float) -> Observation:
+    async def take_snapshot(deadline_s: float) -> Snapshot:
         deadlines.append(deadline_s)
-        observation: Observation = made.observation()
-        return observation
+        snapshot: Snapshot = made.snapshot()
+        return snapshot
 
-    async with client(observe) as session:
+    async with client(take_snapshot) as session:
         await got(session, "/metrics")
         await got(session, "/readyz")
     assert deadlines == [1.0, 0.1]
 
 
 async def test_connections_are_bounded_and_come_back(made: Any) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
         held = []
         for _ in range(MAX_CONNECTIONS):
@@ -224,7 +224,7 @@ async def test_connections_are_bounded_and_come_back(made: Any) -> None:
 async def test_garbage_is_refused_and_fills_no_log_and_the_next_is_served(
     made: Any, caplog: pytest.LogCaptureFixture, garbage: bytes
 ) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
         reader, writer = await asyncio.open_connection(*address)
         writer.write(garbage)
@@ -239,7 +239,7 @@ async def test_garbage_is_refused_and_fills_no_log_and_the_next_is_served(
 async def test_an_unexpected_error_of_ours_is_logged(
     made: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(_: float) -> Observation:
+    async def broken(_: float) -> Snapshot:
         raise ValueError("nobody thought of this")
 
     async with client(broken) as session, session.get("/metrics") as answer:
@@ -253,7 +253,7 @@ async def test_a_unix_socket_will_do(made: Any, tmp_path: Path) -> None:
         listener.bind(path)
         listener.listen()
         async with (
-            serve(listener, always(made.observation())),
+            serve(listener, always(made.snapshot())),
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session,
         ):
             assert (await got(session, "http://localhost/healthz"))[0] == 200
@@ -262,14 +262,14 @@ async def test_a_unix_socket_will_do(made: Any, tmp_path: Path) -> None:
 async def test_the_end_closes_what_was_opened_and_leaves_the_listener(made: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         before = descriptors()
-        async with serve(listener, always(made.observation())):
+        async with serve(listener, always(made.snapshot())):
             assert descriptors() == before + 1
         assert descriptors() == before
         assert listener.fileno() >= 0
 
 
 async def test_the_end_does_not_wait_for_idle_connections(made: Any) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
         reader, writer = await asyncio.open_connection(*address)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -285,7 +285,7 @@ METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND")
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_nothing_can_be_changed_whatever_the_path(made: Any, method: str) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         for path in PATHS:
             headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
             async with session.request(method, path, headers=headers) as answer:
@@ -325,7 +325,7 @@ async def said(address: tuple[str, int], request: bytes) -> bytes:
 async def test_on_loopback_only_who_asks_for_its_address_is_answered(
     made: Any, host: str, status: int
 ) -> None:
-    pages = admin.Pages(always(made.observation()))
+    pages = admin.Pages(always(made.snapshot()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with reception.serve(listener, admin.app(pages, listener, "my-admin")):
             request = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
@@ -335,7 +335,7 @@ async def test_on_loopback_only_who_asks_for_its_address_is_answered(
 
 async def test_one_of_two_hosts_that_is_not_ours_is_enough_to_refuse(made: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with serve(listener, always(made.observation())):
+        async with serve(listener, always(made.snapshot())):
             request = b"GET /status HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
             line = await said(listener.getsockname(), request)
     assert line.split()[1] in (b"400", b"421")
@@ -343,14 +343,14 @@ async def test_one_of_two_hosts_that_is_not_ours_is_enough_to_refuse(made: Any) 
 
 async def test_elsewhere_it_is_asked_for_by_any_name(made: Any) -> None:
     with socket.create_server(("0.0.0.0", 0)) as listener:
-        async with serve(listener, always(made.observation())):
+        async with serve(listener, always(made.snapshot())):
             request = b"GET /healthz HTTP/1.1\r\nHost: metrics.example\r\n\r\n"
             line = await said(("127.0.0.1", listener.getsockname()[1]), request)
     assert b" 200 " in line
 
 
 async def test_no_page_of_another_origin_may_read_an_answer(made: Any) -> None:
-    async with client(always(made.observation())) as session:
+    async with client(always(made.snapshot())) as session:
         for path in ("/", "/metrics", "/status"):
             async with session.get(path, headers={"Origin": "http://evil.example"}) as answer:
                 found = {name.lower() for name in answer.headers}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from penstock_supervisor.carried import after, ejections, series
+from penstock_supervisor.carried import carry_over, ejections, series
 from penstock_supervisor.traffic import Traffic
 
 TOTAL, ACTIVE = "penstock_connections_total", "penstock_connections_active"
@@ -13,7 +13,7 @@ def number(value: Any) -> float:
 
 
 def test_counters_are_kept_and_gauges_are_not(made: Any) -> None:
-    kept = after({}, made.front_stats(web=[made.row(0)]))
+    kept = carry_over({}, made.front_stats(web=[made.row(0)]))
     assert series(kept)["web"][TOTAL] == {"": 5}
     assert ACTIVE not in series(kept)["web"]
     assert ejections(kept, "web") == {0: 2}
@@ -21,27 +21,27 @@ def test_counters_are_kept_and_gauges_are_not(made: Any) -> None:
 
 def test_every_end_adds_to_those_before(made: Any) -> None:
     stats = made.front_stats(web=[made.row(0), made.row(1, ejections=0)])
-    kept = after(after({}, stats), stats)
+    kept = carry_over(carry_over({}, stats), stats)
     assert series(kept)["web"][TOTAL] == {"": 10}
     assert ejections(kept, "web") == {0: 4}
 
 
 def test_one_that_never_said_anything_changes_nothing(made: Any) -> None:
-    kept = after({}, made.front_stats(web=[made.row(0)]))
-    assert after(kept, {}) == kept
-    assert after({}, {}) == {"services": {}, "ejections": {}}
+    kept = carry_over({}, made.front_stats(web=[made.row(0)]))
+    assert carry_over(kept, {}) == kept
+    assert carry_over({}, {}) == {"services": {}, "ejections": {}}
 
 
 def test_sums_do_not_go_down_when_a_front_is_killed(made: Any) -> None:
     stats = made.front_stats(web=[made.row(0)])
     one, other = made.front(slot=0, stats=stats), made.front(slot=1, stats=stats)
-    before = Traffic(made.observation(one, other))
-    killed = made.front(slot=1, stats={}, carried=after({}, stats))
-    for now in (killed, made.front(slot=1, stats=stats, carried=after({}, stats))):
-        traffic = Traffic(made.observation(one, now))
+    before = Traffic(made.snapshot(one, other))
+    killed = made.front(slot=1, stats={}, carryover=carry_over({}, stats))
+    for now in (killed, made.front(slot=1, stats=stats, carryover=carry_over({}, stats))):
+        traffic = Traffic(made.snapshot(one, now))
         for name in (TOTAL, "penstock_requests_total"):
             was, is_ = (one.series["web"][name] for one in (before, traffic))
             assert all(number(is_[labels]) >= number(value) for labels, value in was.items())
         assert traffic.pools["web"][0]["ejections"] >= before.pools["web"][0]["ejections"]
-    killed_only = Traffic(made.observation(one, killed))
+    killed_only = Traffic(made.snapshot(one, killed))
     assert killed_only.series["web"][ACTIVE] == {"": 2}, "its clients are gone"

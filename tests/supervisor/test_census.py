@@ -7,10 +7,10 @@ import pytest
 
 from penstock_proxy.config import Address
 from penstock_proxy.orders import STATS
-from penstock_supervisor.census import Census, Lag
+from penstock_supervisor.census import LoopLag, StatsPoll
 from penstock_supervisor.child import Child
 from penstock_supervisor.events import Event, Events
-from penstock_supervisor.history import History
+from penstock_supervisor.history import SlotHistory
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.schemes import ChildPlan
 from penstock_supervisor.services import Restart
@@ -29,16 +29,16 @@ def plan(slot: int) -> ChildPlan:
 class Worker:
     """What the census sees of a child; `counted` is what its process answers, if it does."""
 
-    def __init__(self, census: Census, slot: int = 0, after: "Worker | None" = None) -> None:
+    def __init__(self, stats_poll: StatsPoll, slot: int = 0, after: "Worker | None" = None) -> None:
         self.plan = plan(slot)
-        self.history: History = after.history if after else History(self.plan)
+        self.history: SlotHistory = after.history if after else SlotHistory(self.plan)
         self.stats: dict[str, Any] = {}
         self.state = State.UP
         self.pid: int | None = 1
         self.has_channel = self.speaks = True
         self.asked: list[int] = []
         self.counted: dict[str, Any] | None = None
-        self._census = census
+        self._stats_poll = stats_poll
 
     def since_s(self) -> float:
         return 1.0
@@ -52,7 +52,7 @@ class Worker:
 
     def answer(self, number: object) -> None:
         answer = {"cmd": STATS, "seq": number, "metrics": {"series": self.counted}}
-        self._census.answered(as_child(self), answer)
+        self._stats_poll.answered(as_child(self), answer)
 
 
 def as_child(worker: Worker) -> Child:
@@ -67,52 +67,54 @@ def series(connections: int, active: int = 1) -> dict[str, Any]:
     }
 
 
-async def take(census: Census, *workers: Worker, leaving: tuple[Worker, ...] = ()) -> list[Any]:
+async def take(
+    stats_poll: StatsPoll, *workers: Worker, leaving: tuple[Worker, ...] = ()
+) -> list[Any]:
     slots = [as_child(worker) for worker in workers]
-    everybody = [*slots, *map(as_child, leaving)]
+    children = [*slots, *map(as_child, leaving)]
     async with asyncio.timeout(WAIT_S):
-        return list(await census.take(slots, everybody, 0.2))
+        return list(await stats_poll.take(slots, children, 0.2))
 
 
 @pytest.fixture
-def census() -> Census:
-    return Census(Events())
+def stats_poll() -> StatsPoll:
+    return StatsPoll(Events())
 
 
-async def test_answers_are_fresh_and_belong_to_their_slot(census: Census) -> None:
-    workers = [Worker(census, slot) for slot in (0, 1)]
+async def test_answers_are_fresh_and_belong_to_their_slot(stats_poll: StatsPoll) -> None:
+    workers = [Worker(stats_poll, slot) for slot in (0, 1)]
     for number, worker in enumerate(workers):
         worker.counted = series(number + 1)
-    views = await take(census, *workers)
+    views = await take(stats_poll, *workers)
     assert [(view.slot, view.fresh) for view in views] == [(0, True), (1, True)]
     assert [view.stats["metrics"]["series"] for view in views] == [series(1), series(2)]
 
 
 async def test_one_that_does_not_answer_costs_the_deadline_and_its_last_word_stands(
-    census: Census,
+    stats_poll: StatsPoll,
 ) -> None:
-    worker, silent = Worker(census, 0), Worker(census, 1)
+    worker, silent = Worker(stats_poll, 0), Worker(stats_poll, 1)
     worker.counted = silent.counted = series(1)
-    await take(census, worker, silent)
+    await take(stats_poll, worker, silent)
     silent.counted = None
-    views = await take(census, worker, silent)
+    views = await take(stats_poll, worker, silent)
     assert [view.fresh for view in views] == [True, False]
     assert views[1].stats["metrics"]["series"] == series(1)
 
 
-async def test_a_late_answer_is_still_the_newest(census: Census) -> None:
-    worker = Worker(census)
-    await take(census, worker)
+async def test_a_late_answer_is_still_the_newest(stats_poll: StatsPoll) -> None:
+    worker = Worker(stats_poll)
+    await take(stats_poll, worker)
     worker.counted = series(5)
     worker.answer(worker.asked[0])
     assert worker.stats["metrics"]["series"] == series(5)
 
 
 @pytest.mark.parametrize("number", [None, 10**9, "1", [1]])
-async def test_an_answer_to_no_question_settles_none(census: Census, number: object) -> None:
-    worker = Worker(census)
+async def test_an_answer_to_no_question_settles_none(stats_poll: StatsPoll, number: object) -> None:
+    worker = Worker(stats_poll)
     async with asyncio.TaskGroup() as tasks:
-        taking = tasks.create_task(take(census, worker))
+        taking = tasks.create_task(take(stats_poll, worker))
         await asyncio.sleep(0)
         worker.counted = series(1)
         worker.answer(number)
@@ -124,111 +126,113 @@ async def test_an_answer_to_no_question_settles_none(census: Census, number: obj
     [{"speaks": False}, {"has_channel": False}, {"state": State.STARTING}],
     ids=["never spoke", "no channel", "starting"],
 )
-async def test_who_cannot_answer_is_not_asked(census: Census, changes: dict[str, Any]) -> None:
-    worker = Worker(census)
+async def test_who_cannot_answer_is_not_asked(
+    stats_poll: StatsPoll, changes: dict[str, Any]
+) -> None:
+    worker = Worker(stats_poll)
     for name, value in changes.items():
         setattr(worker, name, value)
-    (view,) = await take(census, worker)
+    (view,) = await take(stats_poll, worker)
     assert worker.asked == []
     assert view.spoke is worker.speaks
 
 
-async def test_nobody_waits_for_one_that_is_gone(census: Census) -> None:
-    worker = Worker(census)
+async def test_nobody_waits_for_one_that_is_gone(stats_poll: StatsPoll) -> None:
+    worker = Worker(stats_poll)
     async with asyncio.TaskGroup() as tasks:
-        taking = tasks.create_task(census.take([as_child(worker)], [as_child(worker)], 1e6))
+        taking = tasks.create_task(stats_poll.take([as_child(worker)], [as_child(worker)], 1e6))
         await asyncio.sleep(0)
         worker.has_channel = False
-        census.moved(as_child(worker))
+        stats_poll.state_changed(as_child(worker))
     assert not taking.result()[0].fresh
 
 
-async def test_two_may_ask_at_once(census: Census) -> None:
-    worker = Worker(census)
+async def test_two_may_ask_at_once(stats_poll: StatsPoll) -> None:
+    worker = Worker(stats_poll)
     worker.counted = series(1)
     async with asyncio.TaskGroup() as tasks:
-        both = [tasks.create_task(take(census, worker)) for _ in range(2)]
+        both = [tasks.create_task(take(stats_poll, worker)) for _ in range(2)]
     assert [task.result()[0].fresh for task in both] == [True, True]
     assert len(set(worker.asked)) == 2
 
 
 async def test_what_processes_counted_is_carried_when_they_end_and_what_was_open_is_not(
-    census: Census,
+    stats_poll: StatsPoll,
 ) -> None:
-    worker = Worker(census)
+    worker = Worker(stats_poll)
     for connections in (3, 4):
         worker.counted = series(connections)
-        await take(census, worker)
-        census.carry(as_child(worker))
+        await take(stats_poll, worker)
+        stats_poll.carry_over(as_child(worker))
     assert worker.stats == {}
-    (view,) = await take(census, worker)
-    assert view.carried == {
+    (view,) = await take(stats_poll, worker)
+    assert view.carryover == {
         "penstock_connections_total": {"": 7},
         "penstock_requests_total": {"0 GET 200": 70},
     }
 
 
-async def test_one_that_ended_twice_over_is_carried_once(census: Census) -> None:
-    worker = Worker(census)
+async def test_one_that_ended_twice_over_is_carried_once(stats_poll: StatsPoll) -> None:
+    worker = Worker(stats_poll)
     worker.counted = series(3)
-    await take(census, worker)
+    await take(stats_poll, worker)
     for _ in range(2):
-        census.carry(as_child(worker))
-    assert worker.history.carried["penstock_connections_total"] == {"": 3}
+        stats_poll.carry_over(as_child(worker))
+    assert worker.history.carryover["penstock_connections_total"] == {"": 3}
 
 
 async def test_one_that_leaves_counts_for_its_slot_with_what_is_still_open(
-    census: Census,
+    stats_poll: StatsPoll,
 ) -> None:
-    leaver = Worker(census)
-    successor, other = Worker(census, after=leaver), Worker(census, 1)
-    leaver.counted, successor.counted = series(3, active=2), series(1)
-    views = await take(census, successor, other, leaving=(leaver,))
-    assert views[0].carried["penstock_connections_total"] == {"": 3}
-    assert views[0].carried["penstock_connections_active"] == {"": 2}
-    assert views[1].carried == {}
-    census.carry(as_child(leaver))
-    (view,) = await take(census, successor)
-    assert view.carried["penstock_connections_total"] == {"": 3}
-    assert "penstock_connections_active" not in view.carried
+    draining = Worker(stats_poll)
+    successor, other = Worker(stats_poll, after=draining), Worker(stats_poll, 1)
+    draining.counted, successor.counted = series(3, active=2), series(1)
+    views = await take(stats_poll, successor, other, leaving=(draining,))
+    assert views[0].carryover["penstock_connections_total"] == {"": 3}
+    assert views[0].carryover["penstock_connections_active"] == {"": 2}
+    assert views[1].carryover == {}
+    stats_poll.carry_over(as_child(draining))
+    (view,) = await take(stats_poll, successor)
+    assert view.carryover["penstock_connections_total"] == {"": 3}
+    assert "penstock_connections_active" not in view.carryover
 
 
-async def test_nonsense_is_not_carried(census: Census) -> None:
-    worker = Worker(census)
+async def test_nonsense_is_not_carried(stats_poll: StatsPoll) -> None:
+    worker = Worker(stats_poll)
     worker.counted = {
         "penstock_connections_total": {"": -1},
         "penstock_bytes_total": {"sent": 5},
         "penstock_requests_total": {"7 GET 200": 2, "what": 3},
     }
-    await take(census, worker)
-    census.carry(as_child(worker))
+    await take(stats_poll, worker)
+    stats_poll.carry_over(as_child(worker))
     # Of its own slot, whatever it says.
-    assert worker.history.carried["penstock_requests_total"] == {"0 GET 200": 2}
-    assert "penstock_bytes_total" not in worker.history.carried
-    assert not worker.history.carried.get("penstock_connections_total")
+    assert worker.history.carryover["penstock_requests_total"] == {"0 GET 200": 2}
+    assert "penstock_bytes_total" not in worker.history.carryover
+    assert not worker.history.carryover.get("penstock_connections_total")
 
 
-async def test_an_answer_without_figures_is_nothing_to_carry(census: Census) -> None:
-    worker = Worker(census)
+async def test_an_answer_without_figures_is_nothing_to_carry(stats_poll: StatsPoll) -> None:
+    worker = Worker(stats_poll)
     answers: list[dict[str, Any]] = [
         {}, {"metrics": None}, {"metrics": []}, {"metrics": {"series": 5}},
     ]  # fmt: skip
     for worker.stats in answers:
-        census.carry(as_child(worker))
-    assert worker.history.carried == {}
+        stats_poll.carry_over(as_child(worker))
+    assert worker.history.carryover == {}
 
 
 async def test_what_happened_to_a_slot_is_part_of_its_view() -> None:
     events = Events()
-    census = Census(events)
+    stats_poll = StatsPoll(events)
     events.emit(Event(name="fork", role="worker", service="web", slot=0))
-    (view,) = await take(census, Worker(census))
+    (view,) = await take(stats_poll, Worker(stats_poll))
     assert view.events == {"fork": 1}
 
 
 async def test_lag_is_measured_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lag, "INTERVAL_S", 0.0)
-    lag = Lag()
+    monkeypatch.setattr(LoopLag, "INTERVAL_S", 0.0)
+    lag = LoopLag()
     assert lag.seconds == 0
     async with asyncio.timeout(WAIT_S):
         while lag.seconds == 0:  # noqa: ASYNC110 — a number has no events

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from penstock_supervisor import certificates
 from penstock_supervisor.cli import penstock
 from penstock_supervisor.config import Config, ConfigError, load
-from penstock_supervisor.renewal import Renewal
+from penstock_supervisor.renewal import CertificateReload
 from penstock_supervisor.services import Service
 
 AUTHORITY = trustme.CA()
@@ -60,7 +60,7 @@ def test_a_good_pair_says_its_names_and_until_when(good: dict[str, str]) -> None
     (shown,) = bundle.shown
     assert shown.name == "a.example"
     assert shown.not_after.year == 3000
-    assert not list(certificates.doubts(shown, NOW))
+    assert not list(certificates.warnings_about(shown, NOW))
     assert bundle.terms.alpn == "http/1.1"
 
 
@@ -210,13 +210,13 @@ class House:
     def __init__(self, files: dict[str, str]) -> None:
         self.files = files
         self.told: list[dict[str, object]] = []
-        self.renewal = Renewal([service(**files)], self.told.append)
+        self.renewal = CertificateReload([service(**files)], self.told.append)
 
-    async def look(self, times: int) -> int:
+    async def poll(self, times: int) -> int:
         """How many orders came of it."""
         before = len(self.told)
         for _ in range(times):
-            await self.renewal.look()
+            await self.renewal.poll()
         return len(self.told) - before
 
     def write(self, *names: str) -> None:
@@ -250,17 +250,17 @@ def test_a_front_is_told_the_terms_and_then_every_pair_with_the_key_last(house: 
 
 
 async def test_what_does_not_change_is_not_told(house: House) -> None:
-    assert await house.look(3) == 0
+    assert await house.poll(3) == 0
     for path in map(Path, house.files.values()):
         path.touch()
-    assert await house.look(3) == 0
+    assert await house.poll(3) == 0
 
 
 async def test_what_has_changed_is_told_when_it_has_stood_still(house: House) -> None:
     house.write("new.example")
-    assert await house.look(1) == 0
-    assert await house.look(1) == 2
-    assert await house.look(2) == 0
+    assert await house.poll(1) == 0
+    assert await house.poll(1) == 2
+    assert await house.poll(2) == 0
     assert house.told[-1]["names"] == ("new.example",)
     assert house.renewal.views()["web"].reloads == {"ok": 1, "failed": 0}
 
@@ -275,7 +275,7 @@ async def test_a_link_that_is_turned_round_is_a_change(tmp_path: Path, house: Ho
     linked = House({"cert": str(live / "x.pem"), "key": str(live / "x.key")})
     (tmp_path / "next").symlink_to(folders[1])
     (tmp_path / "next").rename(live)
-    assert await linked.look(2) == 2
+    assert await linked.poll(2) == 2
     assert linked.told[-1]["names"] == ("1.example",)
 
 
@@ -283,20 +283,20 @@ async def test_a_bad_pair_is_said_once_and_what_was_shown_stays(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = house.key(b"nothing")
-    assert await house.look(5) == 0
+    assert await house.poll(5) == 0
     view = house.renewal.views()["web"]
     assert (view.current, view.reloads) == (False, {"ok": 0, "failed": 1})
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert list(house.renewal.orders())[1]["key"] == before.decode().strip()
     # As it was: that is no news to anybody.
     house.key(before)
-    assert await house.look(2) == 0
+    assert await house.poll(2) == 0
     assert house.renewal.views()["web"].current
 
 
 async def test_a_pair_that_is_away_for_a_moment_is_waited_for(house: House) -> None:
     house.remove()
-    assert await house.look(1) == 0
+    assert await house.poll(1) == 0
     house.write("new.example")
-    assert await house.look(2) == 2
+    assert await house.poll(2) == 2
     assert house.renewal.views()["web"].reloads["failed"] == 0

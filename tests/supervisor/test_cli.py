@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from penstock_supervisor.cli import banner, logs, main, penstock
+from penstock_supervisor import logging_setup
+from penstock_supervisor.cli import banner, main, penstock
 from penstock_supervisor.config import Config, load
 
 GOOD = '[service.web]\nlisten = "127.0.0.1:8000"\napp = "a:b"\n'
@@ -28,7 +29,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         return 0
 
     monkeypatch.setattr(sys.modules["penstock_supervisor.cli.run"], "_run", run)
-    monkeypatch.setattr(logs, "set_up", lambda _verbosity: None)
+    monkeypatch.setattr(logging_setup, "set_up", lambda _verbosity: None)
     return configs
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from penstock_supervisor.cli import logs, main, penstock
+from penstock_supervisor import logging_setup
+from penstock_supervisor.cli import main, penstock
 from penstock_supervisor.compare.result import Comparison
 from penstock_supervisor.compare.run import CompareError, Order
 
@@ -37,7 +38,7 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
 
     monkeypatch.setattr(sys.modules[MODULE], "_measured", measured)
     monkeypatch.setattr(sys.modules[MODULE], "_show", lambda *_: None)
-    monkeypatch.setattr(logs, "set_up", lambda _verbosity: None)
+    monkeypatch.setattr(logging_setup, "set_up", lambda _verbosity: None)
     return made
 
 
@@ -182,7 +183,7 @@ def test_what_was_measured_is_shown_and_written(
 ) -> None:
     made = comparison(command="penstock compare x")
     monkeypatch.setattr(sys.modules[MODULE], "_measured", lambda *_, **__: made)
-    monkeypatch.setattr(logs, "set_up", lambda _verbosity: None)
+    monkeypatch.setattr(logging_setup, "set_up", lambda _verbosity: None)
     path = tmp_path / "x.json"
     assert main(["compare", "--json", str(path)]) == 0
     assert Comparison.model_validate(json.loads(path.read_text())) == made
@@ -194,7 +195,7 @@ def test_an_interrupted_comparison_is_shown_and_exits_130(
 ) -> None:
     made = comparison(interrupted=True)
     monkeypatch.setattr(sys.modules[MODULE], "_measured", lambda *_, **__: made)
-    monkeypatch.setattr(logs, "set_up", lambda _verbosity: None)
+    monkeypatch.setattr(logging_setup, "set_up", lambda _verbosity: None)
     path = tmp_path / "x.json"
     assert main(["compare", "--json", str(path)]) == 130
     assert json.loads(path.read_text())["interrupted"] is True
@@ -208,7 +209,7 @@ def test_what_cannot_be_compared_is_one_line_and_exit_1(
         raise CompareError("nothing can be compared; shared: no")
 
     monkeypatch.setattr("penstock_supervisor.compare.run.compare", compare)
-    monkeypatch.setattr(logs, "set_up", lambda _verbosity: None)
+    monkeypatch.setattr(logging_setup, "set_up", lambda _verbosity: None)
     assert main(["compare", "-q"]) == 1
     assert capsys.readouterr().err == "penstock: nothing can be compared; shared: no\n"
 

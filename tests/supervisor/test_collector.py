@@ -17,22 +17,22 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from penstock_proxy import metrics
 from penstock_supervisor import collector, sockdiag
 from penstock_supervisor.collector import render
-from penstock_supervisor.figures import most_descriptors
-from penstock_supervisor.observation import Observation, SocketView, TlsView
+from penstock_supervisor.figures import soft_fd_limit
+from penstock_supervisor.observation import Snapshot, SocketView, TlsView
 
 Values = dict[tuple[str, ...], float]
 
 
-def page(observation: Observation) -> str:
-    body, kind = render(observation, "")
+def page(snapshot: Snapshot) -> str:
+    body, kind = render(snapshot, "")
     assert kind == "text/plain; version=0.0.4; charset=utf-8"
     return body.decode()
 
 
-def samples(observation: Observation, name: str, *labels: str) -> Values:
+def samples(snapshot: Snapshot, name: str, *labels: str) -> Values:
     """By the values of `labels`; those are all that the sample has."""
     found: Values = {}
-    for family in parse_text(page(observation)):
+    for family in parse_text(page(snapshot)):
         for sample in family.samples:
             if sample.name == name:
                 assert set(sample.labels) == set(labels), name
@@ -65,7 +65,7 @@ PROCESS = ("role", "service", "slot")
     ],
 )  # fmt: skip
 def test_every_process_has_the_figures_of_the_kernel(made: Any, name: str) -> None:
-    found = samples(made.observation(), name, *PROCESS)
+    found = samples(made.snapshot(), name, *PROCESS)
     assert set(found) == {
         ("supervisor", "", ""), ("front", "", "0"), ("worker", "web", "0"), ("worker", "web", "1"),
     }  # fmt: skip
@@ -81,9 +81,9 @@ def test_descriptors_and_their_limit_are_the_processs_own(made: Any) -> None:
         time.sleep(60)
     """
     with process(code) as child:
-        observation = made.observation(made.worker(pid=child.pid))
-        opened = samples(observation, "penstock_process_open_fds", *PROCESS)
-        limit = samples(observation, "penstock_process_max_fds", *PROCESS)
+        snapshot = made.snapshot(made.worker(pid=child.pid))
+        opened = samples(snapshot, "penstock_process_open_fds", *PROCESS)
+        limit = samples(snapshot, "penstock_process_max_fds", *PROCESS)
         expected = len(os.listdir(f"/proc/{child.pid}/fd"))  # noqa: PTH208
     assert expected > 40
     assert opened["worker", "web", "0"] == expected
@@ -95,18 +95,16 @@ def test_no_limit_is_infinite() -> None:
         "Limit                     Soft Limit           Hard Limit           Units     \n"
         "Max open files            unlimited            unlimited            files     \n"
     )
-    assert most_descriptors(limits) == math.inf
-    assert most_descriptors(limits.replace("unlimited", "1024     ")) == 1024
+    assert soft_fd_limit(limits) == math.inf
+    assert soft_fd_limit(limits.replace("unlimited", "1024     ")) == 1024
 
 
 def test_a_process_that_vanished_is_left_out_and_its_state_is_told_still(made: Any) -> None:
     with process("print(flush=True); import time; time.sleep(60)") as child:
         pass
-    observation = made.observation(made.worker(pid=child.pid, state="up"))
-    assert set(samples(observation, "penstock_process_open_fds", *PROCESS)) == {
-        ("supervisor", "", "")
-    }
-    state = samples(observation, "penstock_worker_state", *PROCESS, "state")
+    snapshot = made.snapshot(made.worker(pid=child.pid, state="up"))
+    assert set(samples(snapshot, "penstock_process_open_fds", *PROCESS)) == {("supervisor", "", "")}
+    state = samples(snapshot, "penstock_worker_state", *PROCESS, "state")
     assert state["worker", "web", "0", "up"] == 1
 
 
@@ -114,30 +112,30 @@ def test_a_zombie_harms_nothing(made: Any) -> None:
     with process("print(flush=True); import time; time.sleep(60)") as child:
         os.kill(child.pid, signal.SIGKILL)
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert "penstock_worker_state" in page(made.observation(made.worker(pid=child.pid)))
+        assert "penstock_worker_state" in page(made.snapshot(made.worker(pid=child.pid)))
 
 
 def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> None:
-    observation = made.observation(made.worker(pid=None, state="backoff"))
-    state = samples(observation, "penstock_worker_state", *PROCESS, "state")
+    snapshot = made.snapshot(made.worker(pid=None, state="backoff"))
+    state = samples(snapshot, "penstock_worker_state", *PROCESS, "state")
     assert {key[3]: value for key, value in state.items() if value} == {"backoff": 1}
     assert len(state) > 1
-    assert not samples(observation, "penstock_worker_info", *PROCESS, "pid", "address")
+    assert not samples(snapshot, "penstock_worker_info", *PROCESS, "pid", "address")
 
 
 def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
     told = {"metrics": {"fds": {"listener": 1, "client": 5}, "loop_lag_s": 0.25, "tasks": 7}}
-    observation = made.observation(made.front(), made.worker(stats=told))
-    found = samples(observation, "penstock_fds", *PROCESS, "kind")
+    snapshot = made.snapshot(made.front(), made.worker(stats=told))
+    found = samples(snapshot, "penstock_fds", *PROCESS, "kind")
     assert found["front", "", "0", "upstream"] == 3
     assert found["worker", "web", "0", "client"] == 5
     assert found["supervisor", "", "", "listener"] == 3
     assert found["supervisor", "", "", "other"] > 0
-    lag = samples(observation, "penstock_event_loop_lag_seconds", *PROCESS)
+    lag = samples(snapshot, "penstock_event_loop_lag_seconds", *PROCESS)
     assert lag == {
         ("supervisor", "", ""): 0.001, ("front", "", "0"): 0.002, ("worker", "web", "0"): 0.25,
     }  # fmt: skip
-    tasks = samples(observation, "penstock_event_loop_tasks", *PROCESS)
+    tasks = samples(snapshot, "penstock_event_loop_tasks", *PROCESS)
     assert tasks == {
         ("supervisor", "", ""): 4, ("front", "", "0"): 3, ("worker", "web", "0"): 7,
     }  # fmt: skip
@@ -155,22 +153,22 @@ def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
     ],
 )
 def test_nonsense_from_a_worker_is_left_out(made: Any, stats: dict[str, Any]) -> None:
-    observation = made.observation(made.worker(stats=stats))
-    assert all(key[0] != "worker" for key in samples(observation, "penstock_fds", *PROCESS, "kind"))
-    lag = samples(observation, "penstock_event_loop_lag_seconds", *PROCESS)
+    snapshot = made.snapshot(made.worker(stats=stats))
+    assert all(key[0] != "worker" for key in samples(snapshot, "penstock_fds", *PROCESS, "kind"))
+    lag = samples(snapshot, "penstock_event_loop_lag_seconds", *PROCESS)
     assert set(lag) == {("supervisor", "", "")}
-    assert len(samples(observation, "penstock_event_loop_tasks", *PROCESS)) == 1
+    assert len(samples(snapshot, "penstock_event_loop_tasks", *PROCESS)) == 1
 
 
 def test_unknown_kinds_of_descriptors_share_one_label(made: Any) -> None:
     told = {"metrics": {"fds": {"a\n": 1, "b": 2, "other": 4}}}
-    found = samples(made.observation(made.worker(stats=told)), "penstock_fds", *PROCESS, "kind")
+    found = samples(made.snapshot(made.worker(stats=told)), "penstock_fds", *PROCESS, "kind")
     assert found["worker", "web", "0", "other"] == 7
 
 
 def test_restarts_are_told_for_every_reason_from_the_start(made: Any) -> None:
-    observation = made.observation(made.front(), made.worker(restarts={"signal": 2}))
-    found = samples(observation, "penstock_worker_restarts_total", *PROCESS, "reason")
+    snapshot = made.snapshot(made.front(), made.worker(restarts={"signal": 2}))
+    found = samples(snapshot, "penstock_worker_restarts_total", *PROCESS, "reason")
     assert {key: value for key, value in found.items() if value} == {
         ("worker", "web", "0", "signal"): 2
     }
@@ -180,8 +178,8 @@ def test_restarts_are_told_for_every_reason_from_the_start(made: Any) -> None:
 
 
 def test_every_end_of_a_process_is_counted(made: Any) -> None:
-    observation = made.observation(made.worker(exits={"0": 1, "SIGKILL": 2}))
-    found = samples(observation, "penstock_worker_exits_total", *PROCESS, "status")
+    snapshot = made.snapshot(made.worker(exits={"0": 1, "SIGKILL": 2}))
+    found = samples(snapshot, "penstock_worker_exits_total", *PROCESS, "status")
     assert found == {
         ("worker", "web", "0", "0"): 1,
         ("worker", "web", "0", "SIGKILL"): 2,
@@ -189,69 +187,69 @@ def test_every_end_of_a_process_is_counted(made: Any) -> None:
 
 
 def test_the_rotation_is_what_the_front_says(made: Any) -> None:
-    observation = made.observation()
-    rotation = samples(observation, "penstock_worker_in_rotation", "service", "slot")
+    snapshot = made.snapshot()
+    rotation = samples(snapshot, "penstock_worker_in_rotation", "service", "slot")
     assert rotation == {("web", "0"): 1, ("web", "1"): 0, ("api", "0"): 1}
-    standing = samples(observation, "penstock_worker_standing", "service", "slot", "standing")
+    standing = samples(snapshot, "penstock_worker_standing", "service", "slot", "standing")
     assert {key for key, value in standing.items() if value} == {
         ("web", "0", "up"), ("web", "1", "down"), ("api", "0", "up"),
     }  # fmt: skip
-    assert samples(observation, "penstock_worker_active", "service", "slot")["web", "0"] == 3
-    assert samples(observation, "penstock_ejections_total", "service", "slot")["web", "0"] == 2
+    assert samples(snapshot, "penstock_worker_active", "service", "slot")["web", "0"] == 3
+    assert samples(snapshot, "penstock_ejections_total", "service", "slot")["web", "0"] == 2
 
 
 def test_upstreams_that_nobody_supervises_are_told_with_their_addresses(made: Any) -> None:
-    found = samples(made.observation(), "penstock_worker_info", *PROCESS, "pid", "address")
+    found = samples(made.snapshot(), "penstock_worker_info", *PROCESS, "pid", "address")
     assert ("worker", "api", "0", "", "127.0.0.1:8100") in found
     assert ("worker", "web", "0", str(os.getpid()), "127.0.0.1:8100") in found
     assert sum(key[1] == "web" for key in found) == 2
 
 
 def test_traffic_is_told_as_the_front_counted_it(made: Any) -> None:
-    observation = made.observation()
-    requests = samples(observation, "penstock_requests_total", "service", "slot", "method", "code")
+    snapshot = made.snapshot()
+    requests = samples(snapshot, "penstock_requests_total", "service", "slot", "method", "code")
     assert requests == {("web", "0", "GET", "200"): 7, ("web", "", "GET", "503"): 1}
-    assert samples(observation, "penstock_connections_total", "service") == {("web",): 5}
-    assert samples(observation, "penstock_bytes_total", "service", "direction") == {
+    assert samples(snapshot, "penstock_connections_total", "service") == {("web",): 5}
+    assert samples(snapshot, "penstock_bytes_total", "service", "direction") == {
         ("web", "sent"): 1000, ("web", "received"): 0,
     }  # fmt: skip
-    checks = samples(observation, "penstock_health_checks_total", "service", "slot", "result")
+    checks = samples(snapshot, "penstock_health_checks_total", "service", "slot", "result")
     assert checks == {("web", "0", "ok"): 4}
 
 
 def test_a_histogram_is_cumulative_and_complete(made: Any) -> None:
     buckets = samples(
-        made.observation(),
+        made.snapshot(),
         "penstock_request_duration_seconds_bucket", "service", "phase", "le",
     )  # fmt: skip
     total = {float(key[2]): value for key, value in buckets.items() if key[1] == "total"}
     assert list(total) == [*metrics.BUCKETS_S, math.inf]
     assert (total[0.0025], total[0.005], total[60.0], total[math.inf]) == (0, 1, 1, 2)
     name = "penstock_request_duration_seconds"
-    assert samples(made.observation(), f"{name}_count", "service", "phase")["web", "total"] == 2
-    summed = samples(made.observation(), f"{name}_sum", "service", "phase")
+    assert samples(made.snapshot(), f"{name}_count", "service", "phase")["web", "total"] == 2
+    summed = samples(made.snapshot(), f"{name}_sum", "service", "phase")
     assert summed["web", "total"] == pytest.approx(100.003)
 
 
 def test_what_several_fronts_counted_is_one_sum(made: Any) -> None:
-    observation = made.observation(made.front(slot=0), made.front(slot=1))
-    assert samples(observation, "penstock_connections_total", "service") == {("web",): 10}
-    assert samples(observation, "penstock_worker_active", "service", "slot")["web", "0"] == 6
-    assert samples(observation, "penstock_ejections_total", "service", "slot")["web", "0"] == 4
+    snapshot = made.snapshot(made.front(slot=0), made.front(slot=1))
+    assert samples(snapshot, "penstock_connections_total", "service") == {("web",): 10}
+    assert samples(snapshot, "penstock_worker_active", "service", "slot")["web", "0"] == 6
+    assert samples(snapshot, "penstock_ejections_total", "service", "slot")["web", "0"] == 4
 
 
 def test_a_front_that_never_answered_leaves_traffic_out(made: Any) -> None:
-    observation = made.observation(made.front(stats={}))
-    assert not samples(observation, "penstock_connections_total", "service")
-    assert not samples(observation, "penstock_worker_in_rotation", "service", "slot")
+    snapshot = made.snapshot(made.front(stats={}))
+    assert not samples(snapshot, "penstock_connections_total", "service")
+    assert not samples(snapshot, "penstock_worker_in_rotation", "service", "slot")
 
 
 def test_the_supervisors_own_standard_metrics_are_there(made: Any) -> None:
-    observation = made.observation()
+    snapshot = made.snapshot()
     for name in ("process_open_fds", "process_max_fds", "process_start_time_seconds"):
-        assert samples(observation, name)[()] > 0
-    assert "python_info{" in page(observation)
-    (build,) = samples(observation, "penstock_build_info", "version", "python")
+        assert samples(snapshot, name)[()] > 0
+    assert "python_info{" in page(snapshot)
+    (build,) = samples(snapshot, "penstock_build_info", "version", "python")
     assert build[0]
 
 
@@ -265,7 +263,7 @@ def test_openmetrics_is_given_to_who_asks_for_it(made: Any) -> None:
         "application/openmetrics-text; version=x",
         "*/*, Application/OpenMetrics-text",
     ):
-        body, kind = render(made.observation(), accept)
+        body, kind = render(made.snapshot(), accept)
         assert kind == "application/openmetrics-text; version=1.0.0; charset=utf-8"
         assert body.endswith(b"# EOF\n")
     names = {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]
@@ -273,7 +271,7 @@ def test_openmetrics_is_given_to_who_asks_for_it(made: Any) -> None:
 
 
 @pytest.fixture
-def full(made: Any) -> Iterator[Observation]:
+def full(made: Any) -> Iterator[Snapshot]:
     """Everything that can be observed: a service behind a front, and one without."""
     told = {
         "metrics": {
@@ -286,12 +284,12 @@ def full(made: Any) -> Iterator[Observation]:
     }
     with socket.create_server(("127.0.0.1", 0), backlog=9) as listening:
         view = SocketView("direct", 0, os.fstat(listening.fileno()).st_ino, "", "tcp")
-        base = made.observation()
+        base = made.snapshot()
         services = {
             **base.services,
             "direct": {"scheme": "reuseport", "mode": "http", "listen": "127.0.0.1:1"},
         }
-        yield made.observation(
+        yield made.snapshot(
             *base.children,
             made.worker(0, service="direct", stats=told, events={"fork": 2, "exit": 1}),
             services=services,
@@ -302,14 +300,14 @@ def full(made: Any) -> Iterator[Observation]:
         )
 
 
-def test_every_row_of_both_tables_is_on_the_page(full: Observation) -> None:
+def test_every_row_of_both_tables_is_on_the_page(full: Snapshot) -> None:
     text = page(full)
     for metric in (*collector.TABLE, *metrics.TABLE):
         assert f"# HELP {metric.name} {metric.help}" in text
         assert any(line.startswith(metric.name) for line in text.splitlines()), metric.name
 
 
-def test_a_listening_socket_is_told_with_its_queue(full: Observation) -> None:
+def test_a_listening_socket_is_told_with_its_queue(full: Snapshot) -> None:
     def of(name: str) -> Values:
         return samples(full, f"penstock_accept_queue_{name}", "service", "slot")
 
@@ -320,7 +318,7 @@ def test_a_listening_socket_is_told_with_its_queue(full: Observation) -> None:
     assert dropped == {("direct",): 4}
 
 
-def test_certificates_say_until_when_they_are_good_and_how_renewing_went(full: Observation) -> None:
+def test_certificates_say_until_when_they_are_good_and_how_renewing_went(full: Snapshot) -> None:
     good = samples(full, "penstock_tls_certificate_not_after_seconds", "service", "name")
     assert good == {("web", "a.example"): 5}
     reloads = samples(full, "penstock_tls_reloads_total", "service", "result")
@@ -332,8 +330,8 @@ def test_one_socket_for_all_has_no_slot_and_one_that_is_gone_no_figures(made: An
     with socket.create_server(("127.0.0.1", 0)) as listening:
         inode = os.fstat(listening.fileno()).st_ino
         views = (SocketView("web", None, inode, "", "tcp"), SocketView("api", None, 0, "", "tcp"))
-        observation = made.observation(sockets=views)
-        found = samples(observation, "penstock_accept_queue_length", "service", "slot")
+        snapshot = made.snapshot(sockets=views)
+        found = samples(snapshot, "penstock_accept_queue_length", "service", "slot")
     assert found == {("web", ""): 0}
 
 
@@ -341,14 +339,14 @@ def test_local_ports_are_those_of_the_connections_to_workers(made: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         host, port = listening.getsockname()
         rows = [made.row(0, address=f"{host}:{port}"), made.row(1, address="unix:/run/x")]
-        observation = made.observation(made.front(stats=made.front_stats(web=rows)))
+        snapshot = made.snapshot(made.front(stats=made.front_stats(web=rows)))
         with socket.create_connection((host, port)), socket.create_connection((host, port)):
-            found = samples(observation, "penstock_ephemeral_ports", "service")
+            found = samples(snapshot, "penstock_ephemeral_ports", "service")
     assert found == {("web",): 2}
 
 
 def test_a_kernel_that_does_not_tell_costs_only_its_figures(
-    monkeypatch: pytest.MonkeyPatch, full: Observation
+    monkeypatch: pytest.MonkeyPatch, full: Snapshot
 ) -> None:
     def refused(*_: object) -> None:
         raise PermissionError("no netlink here")
@@ -359,7 +357,7 @@ def test_a_kernel_that_does_not_tell_costs_only_its_figures(
     assert samples(full, "penstock_worker_active", "service", "slot")["direct", "0"] == 2
 
 
-def test_what_workers_count_is_on_the_page_where_no_front_is(full: Observation) -> None:
+def test_what_workers_count_is_on_the_page_where_no_front_is(full: Snapshot) -> None:
     found = samples(full, "penstock_worker_connections_total", "service", "slot")
     assert found["direct", "0"] == 5
     assert samples(full, "penstock_fds_per_connection", "service")["direct",] == 1
@@ -367,7 +365,7 @@ def test_what_workers_count_is_on_the_page_where_no_front_is(full: Observation) 
     assert fairness == {("web",): 0.5, ("direct",): 1}
 
 
-def test_events_are_counted_by_name(full: Observation) -> None:
+def test_events_are_counted_by_name(full: Snapshot) -> None:
     assert samples(full, "penstock_worker_events_total", *PROCESS, "event") == {
         ("worker", "direct", "0", "fork"): 2, ("worker", "direct", "0", "exit"): 1,
     }  # fmt: skip
@@ -385,12 +383,12 @@ def test_events_are_counted_by_name(full: Observation) -> None:
 )
 def test_a_page_survives_what_a_worker_counts(made: Any, series: object) -> None:
     services = {"web": {"scheme": "shared", "mode": "http", "listen": "127.0.0.1:1"}}
-    hostile = made.worker(0, stats={"metrics": {"series": series}}, carried=series)
-    observation = made.observation(hostile, services=services)
-    found = samples(observation, "penstock_requests_total", "service", "slot", "method", "code")
+    hostile = made.worker(0, stats={"metrics": {"series": series}}, carryover=series)
+    snapshot = made.snapshot(hostile, services=services)
+    found = samples(snapshot, "penstock_requests_total", "service", "slot", "method", "code")
     # The slot is its own whatever it says, and each of the two is judged the same.
     assert set(found) <= {("web", "0", "GET", "200")}
-    assert not samples(observation, "penstock_handoffs_total", "service", "result")
+    assert not samples(snapshot, "penstock_handoffs_total", "service", "result")
 
 
 def test_no_metric_is_named_twice() -> None:
@@ -399,7 +397,7 @@ def test_no_metric_is_named_twice() -> None:
 
 
 @pytest.mark.needs("promtool")
-def test_promtool_has_nothing_to_say(full: Observation) -> None:
+def test_promtool_has_nothing_to_say(full: Snapshot) -> None:
     judged = subprocess.run(
         ["promtool", "check", "metrics"],
         input=page(full), capture_output=True, text=True, check=False, timeout=30,

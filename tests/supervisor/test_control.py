@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from penstock_supervisor import admin, control, reception
-from penstock_supervisor.observation import Observation
+from penstock_supervisor.observation import Snapshot
 from penstock_supervisor.run_dir import ControlSocket
 
 WAIT_S = 20.0
@@ -55,18 +55,18 @@ def run() -> Run:
 
 
 @asynccontextmanager
-async def served(folder: Path, run: Run, observation: Observation) -> AsyncIterator[ControlSocket]:
-    async def observe(_: float) -> Observation:
-        return observation
+async def served(folder: Path, run: Run, snapshot: Snapshot) -> AsyncIterator[ControlSocket]:
+    async def take_snapshot(_: float) -> Snapshot:
+        return snapshot
 
     with closing(ControlSocket(folder / "run")) as sock:
-        async with reception.serve(sock.socket, control.app(admin.Pages(observe), run)):
+        async with reception.serve(sock.socket, control.app(admin.Pages(take_snapshot), run)):
             yield sock
 
 
 @pytest.fixture
 async def opened(tmp_path: Path, run: Run, made: Any) -> AsyncIterator[ControlSocket]:
-    async with served(tmp_path, run, made.observation()) as sock:
+    async with served(tmp_path, run, made.snapshot()) as sock:
         yield sock
 
 
@@ -145,7 +145,9 @@ async def test_what_the_admin_port_tells_is_told_here_too(
 async def test_a_stranger_with_a_descriptor_is_not_let_in(
     session: aiohttp.ClientSession, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "peer", lambda _: control.Peer(1, os.geteuid() + 1, 1))
+    monkeypatch.setattr(
+        control, "peer_credentials", lambda _: control.PeerCredentials(1, os.geteuid() + 1, 1)
+    )
     for method, path in (("POST", "/stop"), ("GET", "/status")):
         async with session.request(method, path) as answer:
             assert answer.status == 403
@@ -155,7 +157,7 @@ async def test_a_stranger_with_a_descriptor_is_not_let_in(
 def test_the_kernel_says_who_is_at_the_other_end() -> None:
     one, other = socket.socketpair()
     with one, other:
-        assert control.peer(one) == (os.getpid(), os.geteuid(), os.getegid())
+        assert control.peer_credentials(one) == (os.getpid(), os.geteuid(), os.getegid())
 
 
 @pytest.mark.parametrize(
@@ -166,8 +168,8 @@ async def test_who_connects_and_asks_nothing_is_given_up(
     tmp_path: Path, run: Run, made: Any, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     monkeypatch.setattr(reception, "FIRST_S", 0.0)
-    monkeypatch.setattr(reception, "_LOOK_S", 0.01)
-    async with served(tmp_path, run, made.observation()) as sock:
+    monkeypatch.setattr(reception, "_CHECK_S", 0.01)
+    async with served(tmp_path, run, made.snapshot()) as sock:
         reader, writer = await asyncio.open_unix_connection(sock.path)
         writer.write(said)
         async with asyncio.timeout(WAIT_S):

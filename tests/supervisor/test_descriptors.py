@@ -26,8 +26,8 @@ def silent_kernel(_: Collection[Place]) -> None:
 
 def asked(made: Any, *children: Any, kernel: Any = None, **web: Any) -> dict[str, float]:
     facts = {"scheme": "ports", "mode": "http", "listen": "127.0.0.1:8000", "workers": (), **web}
-    observation = made.observation(*children, services={"web": facts})
-    return dict(per_connection(observation, Traffic(observation), kernel or counted()))
+    snapshot = made.snapshot(*children, services={"web": facts})
+    return dict(per_connection(snapshot, Traffic(snapshot), kernel or counted()))
 
 
 def front(made: Any, *, fds: int | None, active: int) -> Any:

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_supervisor import events as module
-from penstock_supervisor.events import MOST, Event, Events, Subscription
+from penstock_supervisor.events import MAX_WAITING, Event, Events, Subscription
 
 
 def event(number: int = 0, **more: Any) -> Event:
@@ -79,11 +78,11 @@ async def test_after_the_end_there_is_nothing_to_wait_for() -> None:
 async def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
     events = Events()
     slow = events.subscribe()
-    for number in range(MOST + 3):
+    for number in range(MAX_WAITING + 3):
         events.emit(event(number))
     events.close()
     assert slow.dropped == 3
-    assert await rest(slow) == list(range(3, MOST + 3))
+    assert await rest(slow) == list(range(3, MAX_WAITING + 3))
 
 
 async def test_dropped_events_close_their_descriptors() -> None:
@@ -91,7 +90,7 @@ async def test_dropped_events_close_their_descriptors() -> None:
     slow = events.subscribe()
     before = descriptors()
     events.emit(event(handle=given()))
-    for number in range(MOST):
+    for number in range(MAX_WAITING):
         events.emit(event(number))
     assert descriptors() == before
     slow.close()
@@ -170,7 +169,7 @@ def test_everything_is_counted_by_slot_and_name_even_if_nobody_listens() -> None
 
 
 def test_each_is_a_line_for_who_wants_to_see_everything(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, module.__name__)
+    caplog.set_level(logging.DEBUG, "penstock.supervisor")
     events = Events()
     events.emit(Event(name="setup", role="supervisor", text="open"))
     events.emit(Event(name="error", role="front", slot=0, text="x" * 1000))

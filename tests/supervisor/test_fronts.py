@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from penstock_proxy.orders import PING
-from penstock_supervisor.fronts import ASK_S, PATIENCE, Fronts
+from penstock_supervisor.fronts import MAX_UNANSWERED, PING_S, Fronts
 from penstock_supervisor.lifecycle import State
-from penstock_supervisor.roster import Roster
+from penstock_supervisor.roster import Slots
 
 
 class Front:
@@ -60,21 +60,21 @@ class Loop:
     todo: Callable[[], None] | None = None
 
     def call_later(self, delay_s: float, todo: Callable[[], None]) -> Timer:
-        assert delay_s == ASK_S
+        assert delay_s == PING_S
         self.todo = todo
         return Timer(self)
 
 
 class Stage:
     def __init__(self, count: int) -> None:
-        self.loop, self.roster = Loop(), Roster()
+        self.loop, self.slots = Loop(), Slots()
         self.fronts = [Front(slot) for slot in range(count)]
-        cast("list[Any]", self.roster.fronts).extend(self.fronts)
+        cast("list[Any]", self.slots.fronts).extend(self.fronts)
         # Of `web` each front has a socket of its own, of `local` all have the same.
-        premises = SimpleNamespace(
-            intakes={
-                "web": SimpleNamespace(apart=lambda slot: f"socket {slot}"),
-                "local": SimpleNamespace(apart=lambda _: None),
+        resources = SimpleNamespace(
+            listeners={
+                "web": SimpleNamespace(front_socket=lambda slot: f"socket {slot}"),
+                "local": SimpleNamespace(front_socket=lambda _: None),
             },
             config=SimpleNamespace(services=()),
             front_config=lambda *_: SimpleNamespace(services=(), model_dump=lambda mode: {}),
@@ -85,11 +85,11 @@ class Stage:
             is_joined=lambda _: True,
             is_up_anywhere=lambda _: True,
         )
-        self.all = Fronts(cast("Any", self.loop), *cast("Any", (premises, self.roster, rotation)))
+        self.all = Fronts(cast("Any", self.loop), *cast("Any", (resources, self.slots, rotation)))
 
     def dies(self, slot: int) -> None:
         self.fronts[slot].state = State.BACKOFF
-        self.all.gone(cast("Any", self.fronts[slot]))
+        self.all.exited(cast("Any", self.fronts[slot]))
 
     def comes(self, slot: int) -> None:
         self.fronts[slot].state = State.STARTING
@@ -147,13 +147,13 @@ def test_nobody_covers_before_the_sockets_listen_and_after_the_end() -> None:
     early.all.accept()
     early.all.stop(None)
     early.heard()
-    early.all.gone(cast("Any", early.fronts[1]))
+    early.all.exited(cast("Any", early.fronts[1]))
     assert early.heard() == [[], []]
     assert early.loop.todo is None, "nobody is asked any more"
 
 
 def test_one_that_does_not_answer_is_covered_and_uncovered_when_it_does(three: Stage) -> None:
-    for _ in range(PATIENCE):
+    for _ in range(MAX_UNANSWERED):
         three.asks()
         three.answers(0)
         three.answers(2)
@@ -162,14 +162,14 @@ def test_one_that_does_not_answer_is_covered_and_uncovered_when_it_does(three: S
     assert three.heard() == [[COVER_1], [], [COVER_1]]
     three.asks()
     assert three.heard() == [[], [], []], "once"
-    assert three.all.serve
+    assert three.all.can_accept
     three.answers(1)
     assert three.heard() == [[("uncover", 1)]] * 3
-    assert three.roster.away == set()
+    assert three.slots.covered == set()
 
 
 def test_a_late_answer_is_an_answer(three: Stage) -> None:
-    for _ in range(PATIENCE * 3):
+    for _ in range(MAX_UNANSWERED * 3):
         three.asks()
         three.asks()
         for slot in range(3):
@@ -180,14 +180,14 @@ def test_a_late_answer_is_an_answer(three: Stage) -> None:
 def test_one_that_is_killed_while_it_is_stuck_is_covered_until_its_successor_is_there(
     three: Stage,
 ) -> None:
-    for _ in range(PATIENCE + 1):
+    for _ in range(MAX_UNANSWERED + 1):
         three.asks()
         three.answers(0)
         three.answers(2)
     three.dies(1)
     three.heard()
     three.comes(1)
-    assert three.roster.away == set()
+    assert three.slots.covered == set()
     three.asks()
     assert three.heard()[0] == [("uncover", 1)], "what the one before owed is forgotten"
 
@@ -197,7 +197,7 @@ def test_who_is_given_up_is_covered_and_the_last_one_ends_the_run(three: Stage) 
         three.dies(slot)
         three.fronts[slot].state = State.GIVEN_UP
         assert three.all.gave_up(cast("Any", three.fronts[slot])) is is_last
-        assert three.all.serve is not is_last
+        assert three.all.can_accept is not is_last
     assert three.all.at_rest
 
 
@@ -209,6 +209,6 @@ def test_a_single_front_is_not_asked_whether_it_is_there() -> None:
 
 def test_without_a_front_there_is_nothing_to_wait_for() -> None:
     none = Stage(0)
-    assert none.all.serve
+    assert none.all.can_accept
     assert none.all.at_rest
     assert not none.all.tell({"cmd": "reopen"})

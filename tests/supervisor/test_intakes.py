@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.intakes import Intake
+from penstock_supervisor.intakes import ServiceListeners
 from penstock_supervisor.services import Service
 
 CLIENTS = 64
@@ -36,11 +36,11 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def opened(stack: ExitStack, scheme: str, **keys: Any) -> Intake:
+def opened(stack: ExitStack, scheme: str, **keys: Any) -> ServiceListeners:
     fronts = keys.pop("fronts", 1)
-    intake = stack.enter_context(closing(Intake(service(scheme, **keys), fronts)))
-    intake.listen()
-    return intake
+    listeners = stack.enter_context(closing(ServiceListeners(service(scheme, **keys), fronts)))
+    listeners.listen()
+    return listeners
 
 
 def accepts(stack: ExitStack, fds: tuple[int, ...]) -> int:
@@ -53,53 +53,53 @@ def accepts(stack: ExitStack, fds: tuple[int, ...]) -> int:
     return taken
 
 
-def connect(stack: ExitStack, intake: Intake, count: int = CLIENTS) -> None:
-    where = (intake.address.host, intake.address.port)
+def connect(stack: ExitStack, listeners: ServiceListeners, count: int = CLIENTS) -> None:
+    where = (listeners.address.host, listeners.address.port)
     for _ in range(count):
         stack.enter_context(socket.create_connection(where, timeout=10))
 
 
 @pytest.mark.parametrize("scheme", ["ports", "handoff"])
 def test_with_a_front_only_the_front_gets_the_socket(stack: ExitStack, scheme: str) -> None:
-    intake = opened(stack, scheme)
-    assert len(intake.of_front(0)) == 1
-    assert intake.of_worker(0) == ()
+    listeners = opened(stack, scheme)
+    assert len(listeners.front_fds(0)) == 1
+    assert listeners.worker_fds(0) == ()
 
 
 @pytest.mark.parametrize("scheme", ["ports", "handoff"])
 def test_each_of_several_fronts_has_a_socket_and_a_share(stack: ExitStack, scheme: str) -> None:
-    intake = opened(stack, scheme, fronts=3)
-    connect(stack, intake)
-    shares = [accepts(stack, intake.of_front(slot)) for slot in range(3)]
+    listeners = opened(stack, scheme, fronts=3)
+    connect(stack, listeners)
+    shares = [accepts(stack, listeners.front_fds(slot)) for slot in range(3)]
     assert sum(shares) == CLIENTS
     assert all(shares)
-    assert [view.slot for view in intake.views()] == [0, 1, 2]
-    assert intake.of_front(1) == intake.of_front(1), "the next one gets the same"
+    assert [view.slot for view in listeners.views()] == [0, 1, 2]
+    assert listeners.front_fds(1) == listeners.front_fds(1), "the next one gets the same"
 
 
 def test_a_socket_of_a_front_is_not_shut_or_opened_by_what_becomes_of_a_worker(
     stack: ExitStack,
 ) -> None:
-    intake = opened(stack, "ports", fronts=2)
-    assert not intake.shut(0)
-    assert intake.reopen(2) is None
-    assert [view.slot for view in intake.views()] == [0, 1]
+    listeners = opened(stack, "ports", fronts=2)
+    assert not listeners.shut(0)
+    assert listeners.reopen(2) is None
+    assert [view.slot for view in listeners.views()] == [0, 1]
 
 
 def test_a_unix_socket_is_shared_by_all_fronts(stack: ExitStack, tmp_path: Path) -> None:
-    intake = opened(stack, "ports", fronts=2, listen=f"unix:{tmp_path}/web")
-    assert intake.of_front(0) == intake.of_front(1)
-    assert intake.apart(0) is None
-    assert [view.slot for view in intake.views()] == [None]
+    listeners = opened(stack, "ports", fronts=2, listen=f"unix:{tmp_path}/web")
+    assert listeners.front_fds(0) == listeners.front_fds(1)
+    assert listeners.front_socket(0) is None
+    assert [view.slot for view in listeners.views()] == [None]
 
 
 def test_only_a_socket_of_its_own_can_be_covered(stack: ExitStack) -> None:
-    assert opened(stack, "ports").apart(0) is None
-    assert opened(stack, "reuseport").apart(0) is None
-    intake = opened(stack, "handoff", fronts=2)
-    sock = intake.apart(1)
+    assert opened(stack, "ports").front_socket(0) is None
+    assert opened(stack, "reuseport").front_socket(0) is None
+    listeners = opened(stack, "handoff", fronts=2)
+    sock = listeners.front_socket(1)
     assert sock is not None
-    assert (sock.fileno(),) == intake.of_front(1)
+    assert (sock.fileno(),) == listeners.front_fds(1)
 
 
 @pytest.mark.parametrize("fronts", [1, 2])
@@ -108,42 +108,42 @@ def test_a_port_that_somebody_has_is_refused_however_many_fronts(
 ) -> None:
     first = opened(stack, "ports", fronts=2)
     with pytest.raises(StartError, match="already in use"):
-        Intake(service("ports", listen=str(first.address)), fronts)
+        ServiceListeners(service("ports", listen=str(first.address)), fronts)
 
 
 def test_a_shared_socket_is_the_same_for_every_worker(stack: ExitStack) -> None:
-    intake = opened(stack, "shared")
-    assert intake.of_front(0) == ()
-    assert intake.of_worker(0) == intake.of_worker(2)
-    assert [view.slot for view in intake.views()] == [None]
+    listeners = opened(stack, "shared")
+    assert listeners.front_fds(0) == ()
+    assert listeners.worker_fds(0) == listeners.worker_fds(2)
+    assert [view.slot for view in listeners.views()] == [None]
 
 
 def test_each_worker_of_a_reused_port_has_a_socket_and_a_share(stack: ExitStack) -> None:
-    intake = opened(stack, "reuseport")
-    connect(stack, intake)
-    shares = [accepts(stack, intake.of_worker(slot)) for slot in range(3)]
+    listeners = opened(stack, "reuseport")
+    connect(stack, listeners)
+    shares = [accepts(stack, listeners.worker_fds(slot)) for slot in range(3)]
     assert sum(shares) == CLIENTS
     assert all(shares)
-    assert len({view.inode for view in intake.views()}) == 3
+    assert len({view.inode for view in listeners.views()}) == 3
 
 
 def test_a_slot_keeps_its_socket_and_its_queue(stack: ExitStack) -> None:
-    intake = opened(stack, "reuseport")
-    before = intake.of_worker(1)
-    assert intake.reopen(1) is None
-    assert intake.of_worker(1) == before
+    listeners = opened(stack, "reuseport")
+    before = listeners.worker_fds(1)
+    assert listeners.reopen(1) is None
+    assert listeners.worker_fds(1) == before
 
 
 def test_a_socket_that_is_shut_gets_nobody_even_if_a_stuck_worker_has_a_copy(
     stack: ExitStack,
 ) -> None:
-    intake = opened(stack, "reuseport")
-    stuck = stack.enter_context(socket.socket(fileno=os.dup(intake.of_worker(1)[0])))
-    connect(stack, intake)
-    assert intake.shut(1)
-    waited = intake.dropped
-    connect(stack, intake)
-    left = sum(accepts(stack, intake.of_worker(slot)) for slot in (0, 2))
+    listeners = opened(stack, "reuseport")
+    stuck = stack.enter_context(socket.socket(fileno=os.dup(listeners.worker_fds(1)[0])))
+    connect(stack, listeners)
+    assert listeners.shut(1)
+    waited = listeners.dropped
+    connect(stack, listeners)
+    left = sum(accepts(stack, listeners.worker_fds(slot)) for slot in (0, 2))
     assert waited > 0
     assert left + waited == 2 * CLIENTS
     with pytest.raises(OSError, match="Invalid argument"):
@@ -151,40 +151,40 @@ def test_a_socket_that_is_shut_gets_nobody_even_if_a_stuck_worker_has_a_copy(
 
 
 def test_a_shut_socket_is_opened_anew_for_a_successor(stack: ExitStack) -> None:
-    intake = opened(stack, "reuseport")
-    intake.shut(1)
-    assert len(list(intake.views())) == 2
-    fds = intake.of_worker(1)
-    connect(stack, intake)
+    listeners = opened(stack, "reuseport")
+    listeners.shut(1)
+    assert len(list(listeners.views())) == 2
+    fds = listeners.worker_fds(1)
+    connect(stack, listeners)
     assert accepts(stack, fds) > 0
 
 
 def test_the_last_socket_stays(stack: ExitStack) -> None:
-    intake = opened(stack, "reuseport", workers=2)
-    assert intake.shut(0)
-    assert not intake.shut(1)
-    assert not intake.shut(0)
+    listeners = opened(stack, "reuseport", workers=2)
+    assert listeners.shut(0)
+    assert not listeners.shut(1)
+    assert not listeners.shut(0)
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])
 def test_datagrams_have_sockets_too(stack: ExitStack, scheme: str) -> None:
-    intake = opened(stack, scheme, mode="udp")
-    sock = stack.enter_context(socket.socket(fileno=os.dup(intake.of_worker(0)[0])))
+    listeners = opened(stack, scheme, mode="udp")
+    sock = stack.enter_context(socket.socket(fileno=os.dup(listeners.worker_fds(0)[0])))
     assert sock.type == socket.SOCK_DGRAM
-    assert {view.kind for view in intake.views()} == {"udp"}
+    assert {view.kind for view in listeners.views()} == {"udp"}
 
 
 @pytest.mark.parametrize("mode", ["http", "udp"])
 def test_two_runs_do_not_share_a_port_by_accident(stack: ExitStack, mode: str) -> None:
     first = opened(stack, "reuseport", mode=mode)
     with pytest.raises(StartError, match="already in use"):
-        Intake(service("reuseport", mode=mode, listen=str(first.address)))
+        ServiceListeners(service("reuseport", mode=mode, listen=str(first.address)))
 
 
 def test_what_is_opened_is_closed(stack: ExitStack) -> None:
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for scheme in ("ports", "shared", "reuseport"):
-        intake = Intake(service(scheme))
-        intake.listen()
-        intake.close()
+        listeners = ServiceListeners(service(scheme))
+        listeners.listen()
+        listeners.close()
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 from penstock_supervisor.lifecycle import (
     TRANSITIONS,
     Command,
-    Event,
     ImpossibleEventError,
     Life,
+    LifecycleEvent,
     State,
 )
 
 
-@pytest.mark.parametrize(("state", "event"), list(product(State, Event)))
-def test_every_pair_was_thought_of(state: State, event: Event) -> None:
+@pytest.mark.parametrize(("state", "event"), list(product(State, LifecycleEvent)))
+def test_every_pair_was_thought_of(state: State, event: LifecycleEvent) -> None:
     assert event in TRANSITIONS[state]
 
 
-@pytest.mark.parametrize(("state", "event"), list(product(State, Event)))
-def test_a_pair_either_moves_or_is_refused_by_name(state: State, event: Event) -> None:
+@pytest.mark.parametrize(("state", "event"), list(product(State, LifecycleEvent)))
+def test_a_pair_either_moves_or_is_refused_by_name(state: State, event: LifecycleEvent) -> None:
     life = Life("web/0")
     life._state = state
     step = TRANSITIONS[state][event]
@@ -47,42 +47,42 @@ def test_every_command_is_given_somewhere() -> None:
 
 def risen() -> Life:
     life = Life("web/0")
-    assert life.handle(Event.START) == (Command.SPAWN, Command.ARM_START)
-    assert life.handle(Event.READY) == (Command.DISARM, Command.JOIN)
+    assert life.handle(LifecycleEvent.START) == (Command.SPAWN, Command.ARM_START)
+    assert life.handle(LifecycleEvent.READY) == (Command.DISARM, Command.JOIN)
     return life
 
 
 def test_a_child_that_ignores_term_is_killed() -> None:
     life = risen()
 
-    assert life.handle(Event.STOP) == (Command.LEAVE, Command.TERMINATE, Command.ARM_KILL)
-    assert life.handle(Event.DEADLINE) == (Command.KILL,)
-    assert life.handle(Event.EXITED) == (Command.DISARM,)
+    assert life.handle(LifecycleEvent.STOP) == (Command.LEAVE, Command.TERMINATE, Command.ARM_KILL)
+    assert life.handle(LifecycleEvent.DEADLINE) == (Command.KILL,)
+    assert life.handle(LifecycleEvent.EXITED) == (Command.DISARM,)
     assert life.state is State.DOWN
 
 
 def test_a_crash_leaves_the_rotation_and_waits_before_the_next_start() -> None:
     life = risen()
 
-    assert life.handle(Event.EXITED) == (Command.LEAVE, Command.ARM_BACKOFF)
-    assert life.handle(Event.DEADLINE) == (Command.SPAWN, Command.ARM_START)
+    assert life.handle(LifecycleEvent.EXITED) == (Command.LEAVE, Command.ARM_BACKOFF)
+    assert life.handle(LifecycleEvent.DEADLINE) == (Command.SPAWN, Command.ARM_START)
 
 
 def test_one_exit_too_many_is_an_alarm_and_no_start() -> None:
     life = risen()
 
-    assert life.handle(Event.SPENT) == (Command.LEAVE, Command.GIVE_UP)
+    assert life.handle(LifecycleEvent.SPENT) == (Command.LEAVE, Command.GIVE_UP)
     assert (life.state, life.at_rest) == (State.GIVEN_UP, True)
-    assert life.handle(Event.START) == (Command.SPAWN, Command.ARM_START)
+    assert life.handle(LifecycleEvent.START) == (Command.SPAWN, Command.ARM_START)
 
 
 def test_a_child_that_answers_after_its_deadline_is_not_joined() -> None:
     life = Life("web/0")
-    life.handle(Event.START)
+    life.handle(LifecycleEvent.START)
 
-    assert life.handle(Event.DEADLINE) == (Command.KILL,)
-    assert life.handle(Event.READY) == ()
-    assert life.handle(Event.EXITED) == (Command.ARM_BACKOFF,)
+    assert life.handle(LifecycleEvent.DEADLINE) == (Command.KILL,)
+    assert life.handle(LifecycleEvent.READY) == ()
+    assert life.handle(LifecycleEvent.EXITED) == (Command.ARM_BACKOFF,)
 
 
 class World:
@@ -93,18 +93,18 @@ class World:
         self.timer = False
         self.joined = False
 
-    def possible(self) -> list[Event]:
-        events = [Event.START, Event.STOP, Event.HALT]
+    def possible(self) -> list[LifecycleEvent]:
+        events = [LifecycleEvent.START, LifecycleEvent.STOP, LifecycleEvent.HALT]
         if self.processes:
-            events += [Event.READY, Event.EXITED, Event.SPENT]
+            events += [LifecycleEvent.READY, LifecycleEvent.EXITED, LifecycleEvent.SPENT]
         if self.timer:
-            events.append(Event.DEADLINE)
+            events.append(LifecycleEvent.DEADLINE)
         return events
 
-    def happens(self, event: Event) -> None:
-        if event in (Event.EXITED, Event.SPENT):
+    def happens(self, event: LifecycleEvent) -> None:
+        if event in (LifecycleEvent.EXITED, LifecycleEvent.SPENT):
             self.processes -= 1
-        if event is Event.DEADLINE:
+        if event is LifecycleEvent.DEADLINE:
             self.timer = False
 
     def execute(self, command: Command) -> None:
@@ -150,7 +150,9 @@ def test_after_a_stop_nothing_is_ever_started_unasked(data: st.DataObject) -> No
     stopped = False
     for _ in range(data.draw(st.integers(0, 40))):
         event = data.draw(st.sampled_from(world.possible()))
-        stopped = event in (Event.STOP, Event.HALT) or (stopped and event is not Event.START)
+        stopped = event in (LifecycleEvent.STOP, LifecycleEvent.HALT) or (
+            stopped and event is not LifecycleEvent.START
+        )
         world.happens(event)
         commands = life.handle(event)
         for command in commands:

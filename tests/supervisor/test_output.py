@@ -74,7 +74,7 @@ async def test_every_line_gets_the_name(pipe: Pipe) -> None:
 
 async def test_a_line_in_pieces_is_one_line(pipe: Pipe) -> None:
     pipe.say(b"hel")
-    pipe.capture.read_last_words()
+    pipe.capture.drain()
     assert pipe.page.text == b""
     pipe.say(b"lo\r\n")
     await until(lambda: bool(pipe.page.text))
@@ -91,7 +91,7 @@ async def test_a_last_line_without_an_end_is_not_lost(pipe: Pipe) -> None:
 
 async def test_last_words_are_read_before_the_loop_turns(pipe: Pipe) -> None:
     pipe.say(b"fatal: no database\n")
-    pipe.capture.read_last_words()
+    pipe.capture.drain()
     assert pipe.page.text == b"web/0 | fatal: no database\n"
 
 

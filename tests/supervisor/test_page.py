@@ -34,19 +34,19 @@ class Cells(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
 
-def shown(observation: Any) -> Cells:
-    return Cells(page.render(describe(observation, "1.0", 7, {})))
+def shown(snapshot: Any) -> Cells:
+    return Cells(page.render(describe(snapshot, "1.0", 7, {})))
 
 
 def test_every_process_and_upstream_has_a_row(made: Any) -> None:
-    cells = shown(made.observation())
+    cells = shown(made.snapshot())
     names = [row[0] for row in cells.rows if row[0]]
     assert names == ["front/0", "web/0", "web/1", "api/0"]
     assert len({len(row) for row in cells.rows[2:5]}) == 1, "a row has a cell for each heading"
 
 
 def test_one_that_is_out_of_the_rotation_is_marked_and_says_why(made: Any) -> None:
-    cells = shown(made.observation())
+    cells = shown(made.snapshot())
     _, well, bad, _ = cells.health
     assert (well, bad) == ("good", "bad")
     (row,) = [row for row in cells.rows if row[0] == "web/1"]
@@ -61,7 +61,7 @@ def test_what_others_wrote_is_text(made: Any) -> None:
             "scheme": "ports", "mode": "tcp", "listen": f"unix:/{evil}", "upstreams": (evil,),
         }
     }  # fmt: skip
-    cells = shown(made.observation(services=services))
+    cells = shown(made.snapshot(services=services))
     assert "script" not in cells.tags
     assert any(evil in cell for row in cells.rows for cell in row)
 

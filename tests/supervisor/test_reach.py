@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from penstock_supervisor import reach
-from penstock_supervisor.reach import MODES, PROGRAMS, REACH, SCHEMES, Setting
+from penstock_supervisor.reach import APPLICABILITY, MODES, PROGRAMS, SCHEMES, Setting
 
 KEYS = tuple(reach.keys())
 
 
 def entry(key: str) -> str:
     """Where the table says it: by the key, or for its whole table."""
-    return key if key in REACH else key.partition(".")[0]
+    return key if key in APPLICABILITY else key.partition(".")[0]
 
 
 def table(key: str, setting: Setting, value: object = "given") -> dict[str, Any]:
@@ -25,21 +25,25 @@ def table(key: str, setting: Setting, value: object = "given") -> dict[str, Any]
 
 
 def test_every_key_has_one_entry_and_every_entry_a_key() -> None:
-    assert [key for key in KEYS if entry(key) not in REACH] == []
-    twice = [key for key in KEYS if "." in key and key in REACH and key.partition(".")[0] in REACH]
+    assert [key for key in KEYS if entry(key) not in APPLICABILITY] == []
+    twice = [
+        key
+        for key in KEYS
+        if "." in key and key in APPLICABILITY and key.partition(".")[0] in APPLICABILITY
+    ]
     assert twice == []
-    assert set(REACH) - {entry(key) for key in KEYS} == set()
+    assert set(APPLICABILITY) - {entry(key) for key in KEYS} == set()
 
 
 def test_every_reason_is_said_and_every_key_acts_somewhere() -> None:
-    for key, (places, why, _) in REACH.items():
+    for key, (places, why, _) in APPLICABILITY.items():
         assert places, key
         assert why or any(place == reach.Where() for place in places), key
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key not in (*PROGRAMS, "scheme", "mode")])
 def test_where_a_key_does_nothing_it_is_told_and_nowhere_else(key: str) -> None:
-    found = REACH[entry(key)]
+    found = APPLICABILITY[entry(key)]
     for scheme, mode, program in product(SCHEMES, MODES, PROGRAMS):
         for given in ((), ("accept_proxy",), ("tls",), ("sni",)):
             setting = Setting(scheme, mode, program, given)
@@ -60,7 +64,7 @@ def test_where_a_key_does_nothing_it_is_told_and_nowhere_else(key: str) -> None:
 
 def test_a_value_that_says_no_is_true_anywhere() -> None:
     setting = Setting("shared", "http", "command", ())
-    for key, found in REACH.items():
+    for key, found in APPLICABILITY.items():
         for value in found.off:
             assert not list(reach.of_table(table(key, setting, value))), key
 

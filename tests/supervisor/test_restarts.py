@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_supervisor.restarts import Restarts
+from penstock_supervisor.restarts import RestartPolicy
 
 
 def most() -> float:
@@ -18,8 +18,8 @@ def restarts(
     within_s: float = 60.0,
     random: Callable[[], float] = most,
     first_at_once: bool = False,
-) -> Restarts:
-    return Restarts(
+) -> RestartPolicy:
+    return RestartPolicy(
         max_restarts=max_restarts,
         within_s=within_s,
         backoff_s=0.1,

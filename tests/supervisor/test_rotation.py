@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 
 from penstock_supervisor.lifecycle import State
-from penstock_supervisor.links import Link
-from penstock_supervisor.roster import Roster
+from penstock_supervisor.links import HandoffLink
+from penstock_supervisor.roster import Slots
 from penstock_supervisor.rotation import Rotation
 from penstock_supervisor.services import Service
 
@@ -50,9 +50,9 @@ class Worker:
     def __init__(self, links: int = 0) -> None:
         self.plan = SimpleNamespace(service="web", slot=0, role="worker", address="127.0.0.1:1")
         self.state = State.UP
-        self.links = tuple(Link.made() for _ in range(links))
+        self.links = tuple(HandoffLink.pair() for _ in range(links))
 
-    def part_with_links(self) -> tuple[Link, ...]:
+    def take_links(self) -> tuple[HandoffLink, ...]:
         links, self.links = self.links, ()
         return links
 
@@ -89,16 +89,16 @@ class Stage:
         service = Service.model_validate(
             {"name": "web", "listen": "127.0.0.1:0", "app": "a:b", "scheme": scheme, "workers": 1}
         )
-        self.roster, self.loop = Roster(), Loop()
+        self.slots, self.loop = Slots(), Loop()
         self.fronts = [Front(slot) for slot in range(2)]
-        cast("list[Any]", self.roster.fronts).extend(self.fronts)
+        cast("list[Any]", self.slots.fronts).extend(self.fronts)
         self.worker = Worker(links)
-        self.roster.holders[WEB] = cast("Any", self.worker)
+        self.slots.current[WEB] = cast("Any", self.worker)
         self.turns: list[tuple[Any, str]] = []
         self.rotation = Rotation(
             cast("Any", self.loop),
             (service,),
-            self.roster,
+            self.slots,
             cast("Any", None),
             lambda slot, state: self.turns.append((slot, state)),
         )
@@ -110,7 +110,7 @@ class Stage:
     def says(self, front: int, command: str, **more: Any) -> None:
         assert self.rotation.heard(cast("Any", self.fronts[front]), {"cmd": command, **more})
 
-    def verdict(self, front: int, state: str) -> None:
+    def view(self, front: int, state: str) -> None:
         self.says(front, "rotation", service="web", slot=0, state=state, reason="said so")
 
     def dies(self, slot: int) -> None:
@@ -118,7 +118,7 @@ class Stage:
         self.fronts[slot].state = State.BACKOFF
         self.rotation.front_gone(cast("Any", self.fronts[slot]))
         self.fronts[slot].has_channel = False
-        self.roster.away.add(slot)
+        self.slots.covered.add(slot)
 
     def close(self) -> None:
         self.rotation.close()
@@ -193,22 +193,22 @@ def test_nonsense_answers_nothing(ports: Stage) -> None:
 
 
 def test_it_has_entered_when_it_has_for_all_and_left_when_it_has_for_one(ports: Stage) -> None:
-    ports.verdict(0, "up")
+    ports.view(0, "up")
     assert not ports.rotation.is_up(WEB)
     assert ports.rotation.is_up_anywhere(WEB)
     assert ports.rotation.serving() == set()
-    ports.verdict(1, "up")
+    ports.view(1, "up")
     assert ports.rotation.is_up(WEB)
     assert ports.rotation.serving() == {"web"}
-    ports.verdict(0, "down")
-    ports.verdict(1, "down")
-    ports.verdict(1, "up")
-    ports.verdict(0, "up")
+    ports.view(0, "down")
+    ports.view(1, "down")
+    ports.view(1, "up")
+    ports.view(0, "up")
     assert ports.turns == [(WEB, "up"), (WEB, "down"), (WEB, "up")]
 
 
-def test_the_verdict_of_a_front_that_is_away_is_not_waited_for(ports: Stage) -> None:
-    ports.verdict(0, "up")
+def test_the_view_of_a_front_that_is_away_is_not_waited_for(ports: Stage) -> None:
+    ports.view(0, "up")
     ports.dies(1)
     assert ports.rotation.is_up(WEB)
     assert ports.rotation.serving() == {"web"}
@@ -218,17 +218,17 @@ def test_the_verdict_of_a_front_that_is_away_is_not_waited_for(ports: Stage) -> 
 
 
 def test_what_was_said_of_a_process_that_is_gone_does_not_count(ports: Stage) -> None:
-    ports.verdict(0, "up")
-    ports.verdict(1, "up")
+    ports.view(0, "up")
+    ports.view(1, "up")
     ports.rotation.leave(cast("Any", ports.worker))
     ports.worker.state = State.BACKOFF
-    ports.verdict(1, "up")
+    ports.view(1, "up")
     assert not ports.rotation.is_up_anywhere(WEB)
 
 
 def test_each_front_is_sent_its_own_link_and_joined_by_it(handoff: Stage) -> None:
     child, links = cast("Any", handoff.worker), handoff.worker.links
-    handoff.rotation.link(child)
+    handoff.rotation.spawned(child)
     handoff.rotation.join(child)
     for front, link in zip(handoff.fronts, links, strict=True):
         assert [one["handle"] for one in front.heard("link")] == [link.front, link.worker]
@@ -237,7 +237,7 @@ def test_each_front_is_sent_its_own_link_and_joined_by_it(handoff: Stage) -> Non
 
 def test_a_link_is_kept_until_its_front_has_taken_back_what_is_in_it(handoff: Stage) -> None:
     links = handoff.worker.links
-    handoff.rotation.unlink(cast("Any", handoff.worker))
+    handoff.rotation.gone(cast("Any", handoff.worker))
     assert [front.heard("unlink")[0]["link"] for front in handoff.fronts] == [
         link.number for link in links
     ]
@@ -251,7 +251,7 @@ def test_a_link_is_kept_until_its_front_has_taken_back_what_is_in_it(handoff: St
 
 def test_what_a_front_died_over_is_taken_back_by_another(handoff: Stage) -> None:
     first, second = handoff.worker.links
-    handoff.rotation.unlink(cast("Any", handoff.worker))
+    handoff.rotation.gone(cast("Any", handoff.worker))
     handoff.dies(0)
     heir = handoff.fronts[1]
     assert [one["handle"] for one in heir.heard("link")] == [first.front, first.worker]
@@ -264,9 +264,9 @@ def test_with_no_front_there_it_waits_for_the_next(handoff: Stage) -> None:
     links = handoff.worker.links
     handoff.dies(0)
     handoff.dies(1)
-    handoff.rotation.unlink(cast("Any", handoff.worker))
+    handoff.rotation.gone(cast("Any", handoff.worker))
     assert all(link.front.fileno() >= 0 for link in links)
-    handoff.fronts[1] = handoff.roster.fronts[1] = cast("Any", Front(1))
+    handoff.fronts[1] = handoff.slots.fronts[1] = cast("Any", Front(1))
     handoff.rotation.front_spawned(cast("Any", handoff.fronts[1]), [])
     assert [one["link"] for one in handoff.fronts[1].heard("unlink")] == [
         link.number for link in links
@@ -275,8 +275,8 @@ def test_with_no_front_there_it_waits_for_the_next(handoff: Stage) -> None:
 
 def test_a_new_front_is_told_of_every_link_and_of_who_has_joined(handoff: Stage) -> None:
     handoff.rotation.join(cast("Any", handoff.worker))
-    handoff.verdict(0, "up")
-    handoff.fronts[0] = handoff.roster.fronts[0] = cast("Any", Front(0))
+    handoff.view(0, "up")
+    handoff.fronts[0] = handoff.slots.fronts[0] = cast("Any", Front(0))
     handoff.rotation.front_spawned(cast("Any", handoff.fronts[0]), [])
     assert [one["end"] for one in handoff.fronts[0].heard("link")] == ["front", "worker"]
     (joined,) = handoff.fronts[0].heard("join")
@@ -288,7 +288,7 @@ def test_a_link_comes_late_to_a_front_that_had_no_descriptor_for_it(handoff: Sta
     worker = cast("Any", handoff.worker)
     late, other = handoff.fronts
     late.has_room = False
-    handoff.rotation.link(worker)
+    handoff.rotation.spawned(worker)
     handoff.rotation.join(worker)
     handoff.loop.pass_time()
     assert [len(front.heard("link")) for front in handoff.fronts] == [0, 2]
@@ -306,9 +306,9 @@ def test_a_link_comes_late_to_a_front_that_had_no_descriptor_for_it(handoff: Sta
 def test_a_link_that_nobody_needs_any_more_is_not_sent_again(handoff: Stage, end: str) -> None:
     late = handoff.fronts[0]
     late.has_room = False
-    handoff.rotation.link(cast("Any", handoff.worker))
+    handoff.rotation.spawned(cast("Any", handoff.worker))
     if end == "its worker has ended":
-        handoff.rotation.unlink(cast("Any", handoff.worker))
+        handoff.rotation.gone(cast("Any", handoff.worker))
     else:
         late.pid += 1
     late.has_room = True
@@ -318,6 +318,6 @@ def test_a_link_that_nobody_needs_any_more_is_not_sent_again(handoff: Stage, end
 
 def test_at_the_end_nothing_is_left_open(handoff: Stage) -> None:
     links = handoff.worker.links
-    handoff.rotation.unlink(cast("Any", handoff.worker))
+    handoff.rotation.gone(cast("Any", handoff.worker))
     handoff.rotation.close()
     assert all(sock.fileno() == -1 for link in links for sock in (link.front, link.worker))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_supervisor import run_dir
+from penstock_supervisor.config import run_dirs_of
 from penstock_supervisor.run_dir import ControlSocket, RefusedError, RunDir
 
 ROOT = os.geteuid() == 0
@@ -154,16 +154,14 @@ def test_where_no_directory_can_be_made_is_an_error_of_the_system(tmp_path: Path
         ControlSocket(tmp_path / "no" / "run")
 
 
-def test_the_default_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert run_dir.defaults("/run/user/1000")[0] == Path("/run/penstock")
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert run_dir.defaults("/run/user/1000") == (
+def test_the_default_is_the_users_own() -> None:
+    assert run_dirs_of(0, "/run/user/1000")[0] == Path("/run/penstock")
+    assert run_dirs_of(1000, "/run/user/1000") == (
         Path("/run/user/1000/penstock"),
         Path("/tmp/penstock-1000"),
     )
-    assert run_dir.defaults("") == (Path("/tmp/penstock-1000"),)
-    assert run_dir.defaults("here") == (Path("/tmp/penstock-1000"),)
+    assert run_dirs_of(1000, "") == (Path("/tmp/penstock-1000"),)
+    assert run_dirs_of(1000, "here") == (Path("/tmp/penstock-1000"),)
 
 
 def test_nothing_stays_open(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ import pytest
 from tests.descriptors import descriptors
 
 from penstock_supervisor.observation import ChildView
-from penstock_supervisor.runner import Runner, StartError
+from penstock_supervisor.runner import StartError, Supervisor
 from penstock_supervisor.services import Config, Service
-from penstock_supervisor.sockets import worker_ports
+from penstock_supervisor.worker_ports import free_ports
 
 FRONT = (sys.executable, str(Path(__file__).with_name("standin_front.py")))
 SERVER = """
@@ -58,7 +58,7 @@ class Stage:
         self.out = self.err = ""
         self.stopped = False
         self.started = asyncio.Event()
-        self.runner = Runner(
+        self.supervisor = Supervisor(
             Config(admin=admin, services=services),
             environment={**os.environ, "PLAY": play},
             on_started=lambda _: self.started.set(),
@@ -69,7 +69,7 @@ class Stage:
 
     def stop(self) -> None:
         self.stopped = True
-        self.runner.stop()
+        self.supervisor.stop()
 
     def read(self) -> str:
         for fd, name in ((self._out, "out"), (self._err, "err")):
@@ -88,7 +88,7 @@ class Stage:
         await until(lambda: self.read().count(text) >= times)
 
     async def view(self, name: str) -> ChildView:
-        for view in (await self.runner.observe(5)).children:
+        for view in (await self.supervisor.take_snapshot(5)).children:
             if f"{view.service or view.role}/{view.slot}" == name:
                 return view
         raise LookupError(name)
@@ -111,7 +111,7 @@ async def running(*services: Service, admin: str = "", play: str = "") -> AsyncI
     stage = Stage(*services, admin=admin, play=play)
     try:
         async with asyncio.timeout(2 * WAIT_S), asyncio.TaskGroup() as tasks:
-            run = tasks.create_task(stage.runner.run())
+            run = tasks.create_task(stage.supervisor.run())
             await stage.started.wait()
             yield stage
             if not stage.stopped:
@@ -128,7 +128,7 @@ async def failure(*services: Service, admin: str = "", play: str = "") -> str:
     try:
         async with asyncio.timeout(2 * WAIT_S):
             with pytest.raises(StartError) as raised:
-                await stage.runner.run()
+                await stage.supervisor.run()
     finally:
         stage.close()
         assert_nothing_left()
@@ -143,9 +143,9 @@ def assert_nothing_left() -> None:
 async def test_a_run_starts_everything_and_leaves_nothing() -> None:
     before = descriptors()
     async with running(service()) as stage:
-        assert stage.runner.listening["web"].startswith("127.0.0.1:")
-        assert len(stage.runner.workers["web"]) == 2
-        assert stage.runner.admin == ""
+        assert stage.supervisor.listening["web"].startswith("127.0.0.1:")
+        assert len(stage.supervisor.workers["web"]) == 2
+        assert stage.supervisor.admin == ""
         await stage.said("got join 0")
         await stage.said("got join 1")
     assert stage.out == "web/0 | up\nweb/1 | up\n" or stage.out == "web/1 | up\nweb/0 | up\n"
@@ -210,13 +210,13 @@ async def test_a_new_front_is_told_what_the_last_one_knew() -> None:
 
 async def observed_ready(stage: Stage) -> None:
     async with asyncio.timeout(WAIT_S):
-        while not (await stage.runner.observe(5)).ready:  # noqa: ASYNC110 — asked, not told
+        while not (await stage.supervisor.take_snapshot(5)).ready:  # noqa: ASYNC110 — asked, not told
             await asyncio.sleep(0.01)
 
 
 async def test_no_connect_is_refused_while_the_front_is_away() -> None:
     async with running(service(workers=1)) as stage:
-        host, _, port = stage.runner.listening["web"].partition(":")
+        host, _, port = stage.supervisor.listening["web"].partition(":")
         os.kill(await stage.pid("front/0"), signal.SIGKILL)
         for _ in range(20):
             with socket.socket() as client:
@@ -321,12 +321,12 @@ async def test_a_taken_port_is_found_before_anything_is_started() -> None:
 
 
 async def test_no_worker_gets_a_port_that_the_run_itself_listens_on() -> None:
-    first = worker_ports(1, None, (), key="k", draw=random.randrange)[0]
+    first = free_ports(1, None, (), key="k", draw=random.randrange)[0]
     own = {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
     web = service(listen=f"127.0.0.1:{first}", ports=f"{first}-{first + 60}")
     async with running(web, admin=f"127.0.0.1:{first + 1}") as stage:
-        assert {stage.runner.listening["web"], stage.runner.admin} == own
-        assert not own & set(stage.runner.workers["web"])
+        assert {stage.supervisor.listening["web"], stage.supervisor.admin} == own
+        assert not own & set(stage.supervisor.workers["web"])
 
 
 async def test_a_service_that_worked_survives_what_would_have_ended_the_start() -> None:
@@ -335,29 +335,29 @@ async def test_a_service_that_worked_survives_what_would_have_ended_the_start() 
         await stage.said("got join 0", times=2)
         os.kill(await stage.pid("web/0"), signal.SIGKILL)
         await stage.said("got leave 0", times=2)
-        observation = await stage.runner.observe(5)
-        assert observation.children[1].state == "given_up"
-        assert not observation.ready
+        snapshot = await stage.supervisor.take_snapshot(5)
+        assert snapshot.children[1].state == "given_up"
+        assert not snapshot.ready
 
 
 async def test_upstreams_need_no_children_but_the_front() -> None:
     async with running(service(upstreams=["127.0.0.1:9"])) as stage:
-        observation = await stage.runner.observe(5)
-        assert [view.role for view in observation.children] == ["front"]
-        assert observation.services["web"]["upstreams"] == ("127.0.0.1:9",)
+        snapshot = await stage.supervisor.take_snapshot(5)
+        assert [view.role for view in snapshot.children] == ["front"]
+        assert snapshot.services["web"]["upstreams"] == ("127.0.0.1:9",)
 
 
 async def test_a_silent_child_costs_the_deadline_and_no_more() -> None:
     async with running(service(workers=1), play="silent") as stage:
-        front, worker = (await stage.runner.observe(0.05)).children
+        front, worker = (await stage.supervisor.take_snapshot(0.05)).children
         assert (front.fresh, front.stats) == (False, {})
         assert (worker.fresh, worker.state) == (False, "up")
 
 
 async def test_several_may_ask_at_once() -> None:
     async with running(service(workers=1)) as stage:
-        seen = await asyncio.gather(*(stage.runner.observe(5) for _ in range(5)))
-        assert all(observation.children[0].fresh for observation in seen)
+        seen = await asyncio.gather(*(stage.supervisor.take_snapshot(5) for _ in range(5)))
+        assert all(snapshot.children[0].fresh for snapshot in seen)
 
 
 async def test_a_unix_socket_goes_with_the_run(tmp_path: Path) -> None:
@@ -370,9 +370,9 @@ async def test_a_unix_socket_goes_with_the_run(tmp_path: Path) -> None:
 async def test_a_stop_during_the_start_is_no_failure() -> None:
     stage = Stage(service("import time; time.sleep(1000)"))
     async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
-        run = tasks.create_task(stage.runner.run())
+        run = tasks.create_task(stage.supervisor.run())
         await stage.said("got configure")
-        stage.runner.stop()
+        stage.supervisor.stop()
         assert await run == 0
     stage.close()
     assert_nothing_left()
@@ -386,6 +386,6 @@ async def test_a_front_that_hung_up_is_replaced() -> None:
 
 async def test_logs_are_reopened_by_the_front() -> None:
     async with running(service(workers=1)) as stage:
-        stage.runner.reopen_logs()
+        stage.supervisor.reopen_logs()
         await stage.said("got reopen")
     assert stage.err.count("got reopen") == 1

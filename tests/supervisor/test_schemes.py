@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 from penstock_proxy.config import Address, FrontConfig
-from penstock_supervisor.schemes import ChildPlan, Means, front_config, front_plan, worker_plan
+from penstock_supervisor.schemes import (
+    ChildPlan,
+    WorkerContext,
+    front_config,
+    front_plan,
+    worker_plan,
+)
 from penstock_supervisor.services import Config, Service
 from penstock_worker import peers
 
@@ -21,9 +27,9 @@ MAIN = Address("127.0.0.1", 8000)
 
 
 def plans(made: Service, *, main: Address = MAIN, **environment: str) -> tuple[ChildPlan, ...]:
-    means = Means(environment=environment, python="/python", main=main, stdout=70)
+    context = WorkerContext(environment=environment, python="/python", main=main, stdout=70)
     ports = PLACES if made.scheme == "ports" else (None, None)
-    return tuple(worker_plan(made, slot, own, means) for slot, own in enumerate(ports))
+    return tuple(worker_plan(made, slot, own, context) for slot, own in enumerate(ports))
 
 
 def test_an_app_runs_in_our_runtime_with_a_channel() -> None:
@@ -85,9 +91,9 @@ def test_who_wants_buffered_output_keeps_it() -> None:
     [("ports", False, 0), ("handoff", False, 3), ("shared", True, 0), ("reuseport", True, 0)],
 )
 def test_a_scheme_says_where_connections_come_from(scheme: str, listens: bool, links: int) -> None:
-    means = Means(environment={}, python="python", main=MAIN, fronts=3)
+    context = WorkerContext(environment={}, python="python", main=MAIN, fronts=3)
     own = PLACES[0] if scheme == "ports" else None
-    plan = worker_plan(service(app="a:b", scheme=scheme), 0, own, means)
+    plan = worker_plan(service(app="a:b", scheme=scheme), 0, own, context)
     assert (plan.listens, plan.links) == (listens, links)
     assert (plan.address is None) is (scheme != "ports")
     assert plan.environment["PENSTOCK_SCHEME"] == scheme
@@ -147,14 +153,14 @@ def told(
     config: Config,
     *joined: int,
     up: tuple[int, ...] = (),
-    places: Sequence[Address] = PLACES,
+    addresses: Sequence[Address] = PLACES,
     front: int = 0,
 ) -> FrontConfig:
     return front_config(
         config,
         front,
         {"web": (7,)},
-        {"web": places},
+        {"web": addresses},
         joined=lambda _, slot: slot in joined,
         up=lambda _, slot: slot in up,
     )
@@ -173,7 +179,7 @@ def test_a_front_is_told_every_slot_and_who_is_there() -> None:
 
 def test_a_front_that_passes_connections_is_told_of_links_later() -> None:
     web = service(app="a:b", scheme="handoff", weights=[3, 1])
-    (front,) = told(Config(admin="", services=(web,)), 0, 1, up=(1,), places=()).services
+    (front,) = told(Config(admin="", services=(web,)), 0, 1, up=(1,), addresses=()).services
     assert front.scheme == "handoff"
     assert [(t.slot, t.address, t.weight, t.joined, t.up) for t in front.targets] == [
         (0, "", 3, False, False),
@@ -188,8 +194,8 @@ def test_a_front_hears_nothing_of_services_without_one() -> None:
 
 def test_upstreams_are_always_joined() -> None:
     web = service(upstreams=["localhost:9001", "unix:/run/x.sock weight=3"])
-    places = (Address("127.0.0.1", 9001), Address(path="/run/x.sock"))
-    (front,) = told(Config(admin="", services=(web,)), up=(1,), places=places).services
+    addresses = (Address("127.0.0.1", 9001), Address(path="/run/x.sock"))
+    (front,) = told(Config(admin="", services=(web,)), up=(1,), addresses=addresses).services
     assert [(t.address, t.weight, t.joined, t.up) for t in front.targets] == [
         ("127.0.0.1:9001", 1, True, False),
         ("unix:/run/x.sock", 3, True, True),

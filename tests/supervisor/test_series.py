@@ -8,7 +8,7 @@ import pytest
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import BUCKETS_S, METHODS
-from penstock_supervisor.series import COUNTED, cleaned, ended, number
+from penstock_supervisor.series import COUNTED, number, sanitized, without_gauges
 
 BUCKETS = len(BUCKETS_S) + 1
 
@@ -24,16 +24,16 @@ def everything(slot: int = 0) -> dict[str, Any]:
 
 
 def test_what_a_worker_may_say_is_passed_on() -> None:
-    assert cleaned(everything(), 0, "shared") == everything()
-    assert cleaned(json.loads(json.dumps(everything())), 0, "reuseport") == everything()
+    assert sanitized(everything(), 0, "shared") == everything()
+    assert sanitized(json.loads(json.dumps(everything())), 0, "reuseport") == everything()
 
 
 def test_what_somebody_else_counts_is_not_counted_twice() -> None:
-    assert cleaned(everything(), 0, "ports") == {}
-    assert set(cleaned(everything(), 0, "handoff")) == {
+    assert sanitized(everything(), 0, "ports") == {}
+    assert set(sanitized(everything(), 0, "handoff")) == {
         "penstock_requests_total", "penstock_request_duration_seconds",
     }  # fmt: skip
-    assert cleaned(everything(), 0, "no such scheme") == {}
+    assert sanitized(everything(), 0, "no such scheme") == {}
 
 
 def test_a_worker_counts_only_what_the_front_has_a_name_for() -> None:
@@ -43,18 +43,18 @@ def test_a_worker_counts_only_what_the_front_has_a_name_for() -> None:
 
 @pytest.mark.parametrize("name", ["x", "", "penstock_build_info", "penstock_health_checks_total"])
 def test_other_metrics_are_left_out(name: str) -> None:
-    assert cleaned({name: {"": 1}, **everything()}, 0, "shared") == everything()
+    assert sanitized({name: {"": 1}, **everything()}, 0, "shared") == everything()
 
 
 def test_a_worker_speaks_for_no_slot_but_its_own() -> None:
-    series = cleaned(everything(slot=9), 3, "shared")
+    series = sanitized(everything(slot=9), 3, "shared")
     assert series["penstock_worker_connections_total"] == {"3": 5}
     assert set(series["penstock_requests_total"]) == {"3 GET 200", "3 POST none"}
 
 
 def test_other_values_of_labels_share_one() -> None:
     told = {"0 GET 200": 1, "0 BREW 200": 2, "0 MAKE 200": 4, "0 GET 999": 8, "0 GET x": 16}
-    assert cleaned({"penstock_requests_total": told}, 0, "shared")["penstock_requests_total"] == {
+    assert sanitized({"penstock_requests_total": told}, 0, "shared")["penstock_requests_total"] == {
         "0 GET 200": 1, "0 other 200": 6, "0 GET other": 24,
     }  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_other_values_of_labels_share_one() -> None:
 )
 def test_labels_that_do_not_fit_are_left_out(name: str, labels: str) -> None:
     value = [0] * (BUCKETS + 1) if name.endswith("seconds") else 1
-    assert cleaned({name: {labels: value}}, 0, "shared") == {name: {}}
+    assert sanitized({name: {labels: value}}, 0, "shared") == {name: {}}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_labels_that_do_not_fit_are_left_out(name: str, labels: str) -> None:
 )  # fmt: skip
 def test_what_is_no_number_is_left_out(value: object) -> None:
     told = {"penstock_requests_total": {"0 GET 200": value}}
-    assert cleaned(told, 0, "shared") == {"penstock_requests_total": {}}
+    assert sanitized(told, 0, "shared") == {"penstock_requests_total": {}}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_what_is_no_number_is_left_out(value: object) -> None:
 )  # fmt: skip
 def test_what_is_no_histogram_is_left_out(value: object) -> None:
     told = {"penstock_request_duration_seconds": {"total": value}}
-    assert cleaned(told, 0, "shared") == {"penstock_request_duration_seconds": {}}
+    assert sanitized(told, 0, "shared") == {"penstock_request_duration_seconds": {}}
 
 
 @pytest.mark.parametrize(
@@ -112,18 +112,18 @@ def test_what_is_no_histogram_is_left_out(value: object) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_series_at_all_is_empty(told: object) -> None:
-    assert not any(cleaned(told, 0, "shared").values())
+    assert not any(sanitized(told, 0, "shared").values())
 
 
 def test_a_page_does_not_grow_with_what_is_said() -> None:
     told = {f"0 M{i} {i}": 1 for i in range(100_000)}
-    samples = cleaned({"penstock_requests_total": told}, 0, "shared")["penstock_requests_total"]
+    samples = sanitized({"penstock_requests_total": told}, 0, "shared")["penstock_requests_total"]
     assert 0 < len(samples) <= (len(METHODS) + 1) * 70
 
 
 def test_sums_of_the_largest_stay_finite() -> None:
     told = {"penstock_requests_total": {"0 GET 200": 2.0**63}}
-    one = cleaned(told, 0, "shared")
+    one = sanitized(told, 0, "shared")
     many = metrics.merge([one] * 10_000)["penstock_requests_total"]["0 GET 200"]
     assert number(many) is not None
 
@@ -131,4 +131,4 @@ def test_sums_of_the_largest_stay_finite() -> None:
 def test_of_a_process_that_ended_only_what_it_did_remains() -> None:
     left = everything()
     del left["penstock_connections_active"]
-    assert ended(cleaned(everything(), 0, "shared")) == left
+    assert without_gauges(sanitized(everything(), 0, "shared")) == left

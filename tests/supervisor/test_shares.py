@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_supervisor.services import Service
-from penstock_supervisor.shares import SPLIT, of_front, share, too_small
+from penstock_supervisor.shares import DIVIDED, of_front, share, too_small
 
 
 def service(**keys: object) -> Service:
@@ -59,4 +59,16 @@ def test_a_bound_that_is_too_small_to_divide_is_named() -> None:
     assert list(too_small(web, 1)) == []
     assert list(too_small(web, 2)) == [("limits", "queue")]
     assert list(too_small(web, 4)) == [("max_connections",), ("limits", "queue")]
-    assert set(too_small(web, 4)) <= set(SPLIT)
+    assert set(too_small(web, 4)) <= {key for key, _ in DIVIDED}
+
+
+def test_what_is_divided_is_what_the_fields_say() -> None:
+    assert {".".join(key): mark.least for key, mark in DIVIDED} == {
+        "max_connections": 0,
+        "handoff_window": 1,
+        "limits.queue": 0,
+        "limits.per_worker": 0,
+        "limits.queue_per_worker": 0,
+        "limits.handshakes": 0,
+        "limits.connections_per_client": 0,
+    }

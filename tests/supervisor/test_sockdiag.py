@@ -14,8 +14,8 @@ import pytest
 from tests.descriptors import descriptors
 
 from penstock_supervisor import sockdiag
-from penstock_supervisor.observation import Queue, SocketKind
-from penstock_supervisor.sockdiag import Place, accepted, queues, towards
+from penstock_supervisor.observation import SocketKind, SocketQueue
+from penstock_supervisor.sockdiag import Place, accepted, connections_to, queues
 
 DEADLINE_S = 10.0
 ALL: tuple[SocketKind, ...] = ("tcp", "udp", "unix")
@@ -60,7 +60,7 @@ def place(sock: socket.socket) -> Place:
     return Place("127.0.0.1", port(sock))
 
 
-def queue(sock: socket.socket, kind: Any = "tcp") -> Queue:
+def queue(sock: socket.socket, kind: Any = "tcp") -> SocketQueue:
     return queues({kind})[os.fstat(sock.fileno()).st_ino]
 
 
@@ -69,12 +69,12 @@ def queue(sock: socket.socket, kind: Any = "tcp") -> Queue:
 
 def test_a_queue_is_as_long_as_many_wait(stack: ExitStack) -> None:
     listening = listener(stack, backlog=10)
-    assert queue(listening) == Queue(0, 10, 0)
+    assert queue(listening) == SocketQueue(0, 10, 0)
     for _ in range(3):
         connect(stack, listening)
-    eventually(lambda: queue(listening) == Queue(3, 10, 0), "three who wait")
+    eventually(lambda: queue(listening) == SocketQueue(3, 10, 0), "three who wait")
     stack.enter_context(listening.accept()[0])
-    assert queue(listening) == Queue(2, 10, 0)
+    assert queue(listening) == SocketQueue(2, 10, 0)
 
 
 def test_who_finds_a_queue_full_is_counted_and_stays_counted(stack: ExitStack) -> None:
@@ -82,7 +82,7 @@ def test_who_finds_a_queue_full_is_counted_and_stays_counted(stack: ExitStack) -
     # The kernel admits one more than the limit.
     for _ in range(2):
         connect(stack, listening)
-    eventually(lambda: queue(listening) == Queue(2, 1, 0), "a full queue")
+    eventually(lambda: queue(listening) == SocketQueue(2, 1, 0), "a full queue")
     for _ in range(3):
         knock(stack, listening)
     eventually(lambda: (queue(listening).overflows or 0) >= 3, "three who found no room")
@@ -109,7 +109,7 @@ def test_a_queue_of_ip_6_is_told_too(stack: ExitStack) -> None:
     listening = listener(stack, "::1", backlog=4)
     connect(stack, listening, "::1")
     eventually(lambda: queue(listening).length, "one who waits")
-    assert queue(listening) == Queue(1, 4, 0)
+    assert queue(listening) == SocketQueue(1, 4, 0)
 
 
 def test_a_unix_socket_has_a_queue_that_does_not_overflow(stack: ExitStack, tmp_path: Path) -> None:
@@ -118,14 +118,14 @@ def test_a_unix_socket_has_a_queue_that_does_not_overflow(stack: ExitStack, tmp_
     listening.listen(3)
     for _ in range(2):
         stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "s"))
-    assert queue(listening, "unix") == Queue(2, 3, None)
+    assert queue(listening, "unix") == SocketQueue(2, 3, None)
 
 
 def test_datagrams_without_room_are_counted(stack: ExitStack) -> None:
     bound = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     bound.bind(("127.0.0.1", 0))
-    assert queue(bound, "udp") == Queue(None, None, 0)
+    assert queue(bound, "udp") == SocketQueue(None, None, 0)
     sender = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 
     def some_are_lost() -> bool:
@@ -152,7 +152,7 @@ def test_connections_are_counted_where_they_go(stack: ExitStack) -> None:
         connect(stack, one)
     connect(stack, other)
     wanted = {place(one): 4, place(other): 1, place(idle): 0}
-    assert towards(wanted) == wanted
+    assert connections_to(wanted) == wanted
 
 
 def test_a_connection_in_time_wait_still_counts(stack: ExitStack) -> None:
@@ -169,7 +169,7 @@ def test_a_connection_in_time_wait_still_counts(stack: ExitStack) -> None:
         return Path("/proc/net/tcp").read_text().count(lingering) == 5
 
     eventually(all_linger, "five in TIME_WAIT")
-    assert towards([place(listening)]) == {place(listening): 5}
+    assert connections_to([place(listening)]) == {place(listening): 5}
     assert accepted([place(listening)]) == {place(listening): 0}
 
 
@@ -201,7 +201,7 @@ def test_another_address_with_the_same_port_is_another_place(stack: ExitStack) -
     connect(stack, listening, "127.0.0.2")
     number = port(listening)
     wanted = {Place("127.0.0.1", number): 1, Place("127.0.0.2", number): 2}
-    assert towards(wanted) == wanted
+    assert connections_to(wanted) == wanted
 
 
 @pytest.mark.parametrize("others", [0, 1, 63, 255, 256, 300])
@@ -211,7 +211,7 @@ def test_it_can_be_asked_for_many_places_at_once(stack: ExitStack, others: int) 
     connect(stack, last)
     connect(stack, last)
     more = [Place("127.0.0.3", number) for number in range(20_000, 20_000 + others)]
-    counts = towards([place(last), *more, place(first)])
+    counts = connections_to([place(last), *more, place(first)])
     assert counts is not None
     assert {where: count for where, count in counts.items() if count} == {
         place(first): 1, place(last): 2,
@@ -222,8 +222,8 @@ def test_a_name_is_no_place_that_the_kernel_knows(stack: ExitStack) -> None:
     listening = listener(stack)
     connect(stack, listening)
     named = Place("localhost", port(listening))
-    assert towards([named]) == {named: 0}
-    assert towards([]) == {}
+    assert connections_to([named]) == {named: 0}
+    assert connections_to([]) == {}
 
 
 # A kernel that does not answer, or not as it should.
@@ -280,7 +280,7 @@ def test_who_gets_no_answer_goes_without(
     where = Place("127.0.0.1", 1)
     for ask, nothing in (
         (lambda: queues({"tcp"}), {}),
-        (lambda: towards([where]), None),
+        (lambda: connections_to([where]), None),
         (lambda: accepted([where]), None),
     ):
         monkeypatch.setattr("penstock_supervisor.sockdiag.socket.socket", Kernel(answer))
@@ -320,7 +320,7 @@ def test_no_more_rows_are_read_than_the_bound(
     for _ in range(8):
         connect(stack, listening)
     monkeypatch.setattr(sockdiag, "MOST_ROWS", 5)
-    assert towards([place(listening)]) == {place(listening): 5}
+    assert connections_to([place(listening)]) == {place(listening): 5}
 
 
 def test_asking_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
@@ -328,7 +328,7 @@ def test_asking_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch, stack: Exi
     before = descriptors()
     for _ in range(3):
         queues(ALL)
-        towards([where])
+        connections_to([where])
         accepted([where])
     monkeypatch.setattr(sockdiag, "_SOCK_DIAG_BY_FAMILY", 9999)
     assert queues(ALL) == {}

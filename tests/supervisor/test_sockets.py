@@ -1,4 +1,4 @@
-"""Listeners open or say in one line why not; ports for workers are free and stay out of the way."""
+"""Listeners open, or say in one line why not."""
 
 import errno
 import fcntl
@@ -13,8 +13,7 @@ from tests.descriptors import descriptors
 
 from penstock_supervisor import sockets
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.services import Service
-from penstock_supervisor.sockets import Listener, choose_addresses, worker_ports
+from penstock_supervisor.sockets import Listener
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_a_unix_socket_that_answers_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_unix_socket_that_does_not_answer_yet_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
-    with closing(Listener(f"unix:{path}", "service.web.listen", later=True)) as first:
+    with closing(Listener(f"unix:{path}", "service.web.listen", bind_only=True)) as first:
         assert fails(f"unix:{path}") == "address already in use"
         first.listen()
         with socket.socket(socket.AF_UNIX) as client:
@@ -131,7 +130,7 @@ def test_a_lock_that_a_dead_run_left_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "web.sock.lock").touch()
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    Listener(f"unix:{path}", "service.web.listen", later=True).close()
+    Listener(f"unix:{path}", "service.web.listen", bind_only=True).close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,7 +148,7 @@ def test_a_lock_that_its_owner_removes_meanwhile_is_taken_anew(
         real(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", after_its_owner)
-    with closing(Listener(f"unix:{tmp_path}/web.sock", "service.web.listen", later=True)):
+    with closing(Listener(f"unix:{tmp_path}/web.sock", "service.web.listen", bind_only=True)):
         assert len(taken) == 2
         assert lock.exists()
         assert fails(f"unix:{tmp_path}/web.sock") == "address already in use"
@@ -157,8 +156,8 @@ def test_a_lock_that_its_owner_removes_meanwhile_is_taken_anew(
 
 def test_children_do_not_keep_the_name_of_a_unix_socket(tmp_path: Path) -> None:
     with closing(Listener(f"unix:{tmp_path}/web.sock", "service.web.listen")) as listener:
-        assert listener._claim is not None
-        assert not os.get_inheritable(listener._claim._fd)
+        assert listener._path_lock is not None
+        assert not os.get_inheritable(listener._path_lock._fd)
 
 
 def test_a_file_is_never_taken_for_a_socket(tmp_path: Path) -> None:
@@ -180,79 +179,3 @@ def test_a_listener_that_fails_leaves_no_descriptor(taken: socket.socket, tmp_pa
         fails(f"127.0.0.1:{taken.getsockname()[1]}")
         fails(f"unix:{tmp_path}/file")
     assert descriptors() == before
-
-
-def zero(_: int) -> int:
-    return 0
-
-
-def test_free_ports_are_outside_of_the_kernels_own() -> None:
-    low, high = map(int, sockets._EPHEMERAL.read_text().split())
-    found = worker_ports(20, None, (), key="k", draw=zero)
-    assert len(set(found)) == 20
-    if high - low < 50_000:
-        assert not any(low <= port <= high for port in found)
-
-
-@pytest.mark.parametrize(
-    ("own", "lowest"),
-    [((32_768, 60_999), 10_000), ((2_000, 65_535), 1_024), ((1_024, 65_535), 10_000)],
-)
-def test_a_kernel_that_takes_all_ports_still_leaves_us_some(
-    own: tuple[int, int], lowest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sockets, "_ephemeral_range", lambda: own)
-    assert sockets._safe_ports(4)[0] == lowest
-
-
-def test_the_search_starts_where_the_draw_says() -> None:
-    (first,) = worker_ports(1, None, (), key="k", draw=zero)
-    (later,) = worker_ports(1, None, (), key="k", draw=lambda n: n // 2)
-    assert first < later
-
-
-def test_a_given_range_is_filled_around_what_is_taken(taken: socket.socket) -> None:
-    port = taken.getsockname()[1]
-    given = (port, min(port + 50, 65_535))
-    found = worker_ports(2, given, (), key="k", draw=zero)
-    assert port not in found
-    again = worker_ports(2, given, found, key="k", draw=zero)
-    assert not set(again) & set(found)
-
-
-def test_a_range_that_is_too_small_is_one_clear_line(taken: socket.socket) -> None:
-    port = taken.getsockname()[1]
-    with pytest.raises(StartError) as failure:
-        worker_ports(2, (port, port), (), key="service.web.ports", draw=zero)
-    assert (
-        str(failure.value) == f"service.web.ports: {port}-{port} has 0 free ports and 2 are needed"
-    )
-
-
-def test_services_never_share_a_port_and_upstreams_need_none() -> None:
-    free = worker_ports(1, None, (), key="k", draw=zero)[0]
-    services = (
-        Service(name="a", listen="127.0.0.1:1", app="a:b", workers=3),
-        Service.model_validate(
-            {"name": "b", "listen": "127.0.0.1:2", "command": ["b"], "ports": f"{free}-{free + 60}"}
-        ),
-        Service.model_validate(
-            {"name": "c", "listen": "127.0.0.1:3", "upstreams": ["127.0.0.1:9"]}
-        ),
-    )
-    places = choose_addresses(services, ())
-    assert {name: len(found) for name, found in places.items()} == {"a": 3, "b": 2, "c": 0}
-    assert len({*places["a"], *places["b"]}) == 5
-    assert all(free <= place.port <= free + 60 for place in places["b"])
-
-
-def test_a_worker_never_gets_the_port_of_a_listener_that_does_not_listen_yet() -> None:
-    with closing(Listener("127.0.0.1:0", "service.web.listen", later=True)) as listener:
-        port = listener.address.port
-        web = Service.model_validate(
-            {"name": "web", "listen": "127.0.0.1:0", "command": ["a"], "workers": 1,
-             "ports": f"{port}-{port}"}
-        )  # fmt: skip
-        assert sockets._is_free(port)
-        with pytest.raises(StartError, match=f"{port}-{port} has 0 free ports and 1 are needed"):
-            choose_addresses((web,), {listener.address.port})

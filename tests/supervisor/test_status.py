@@ -3,13 +3,13 @@
 import json
 from typing import Any
 
-from penstock_supervisor.observation import Queue, SocketView
-from penstock_supervisor.status import describe, lacking
+from penstock_supervisor.observation import SocketQueue, SocketView
+from penstock_supervisor.status import describe, without_worker
 
 
 def test_a_status_says_everything_about_a_worker(made: Any) -> None:
     worker = made.worker(restarts={"signal": 1}, last_exit="SIGKILL", pid=4711)
-    status = describe(made.observation(made.front(), worker), "1.2.3", 99, {})
+    status = describe(made.snapshot(made.front(), worker), "1.2.3", 99, {})
     assert status["services"]["web"]["workers"] == [
         {
             "slot": 0, "address": "127.0.0.1:8100", "state": "up", "since": 1.5, "pid": 4711,
@@ -21,7 +21,7 @@ def test_a_status_says_everything_about_a_worker(made: Any) -> None:
 
 
 def test_a_status_is_json_and_says_what_runs(made: Any) -> None:
-    status = json.loads(json.dumps(describe(made.observation(), "1.2.3", 99, {})))
+    status = json.loads(json.dumps(describe(made.snapshot(), "1.2.3", 99, {})))
     assert (status["version"], status["pid"], status["uptime"]) == ("1.2.3", 99, 12.0)
     assert (status["ready"], status["stopping"]) == (True, False)
     assert [(one["state"], one["covered"]) for one in status["fronts"]] == [("up", False)]
@@ -31,14 +31,14 @@ def test_a_status_is_json_and_says_what_runs(made: Any) -> None:
 
 
 def test_upstreams_are_workers_without_a_process(made: Any) -> None:
-    (upstream,) = describe(made.observation(), "", 0, {})["services"]["api"]["workers"]
+    (upstream,) = describe(made.snapshot(), "", 0, {})["services"]["api"]["workers"]
     assert (upstream["slot"], upstream["address"]) == (0, "127.0.0.1:8100")
     assert upstream["standing"] == "up"
     assert "pid" not in upstream
 
 
 def test_what_no_front_has_said_is_null(made: Any) -> None:
-    status = describe(made.observation(made.front(stats={}), made.worker()), "", 0, {})
+    status = describe(made.snapshot(made.front(stats={}), made.worker()), "", 0, {})
     (worker,) = status["services"]["web"]["workers"]
     assert worker["standing"] is None
     (upstream,) = status["services"]["api"]["workers"]
@@ -47,14 +47,14 @@ def test_what_no_front_has_said_is_null(made: Any) -> None:
 
 def test_a_service_without_a_worker_in_rotation_is_lacking(made: Any) -> None:
     pools = {"web": [made.row(0, "ejected"), made.row(1, "checking")], "api": [made.row(0)]}
-    observation = made.observation(made.front(stats=made.front_stats(**pools)))
-    assert lacking(observation) == ("web",)
-    assert lacking(made.observation()) == ()
-    assert lacking(made.observation(made.worker())) == ("web", "api")
+    snapshot = made.snapshot(made.front(stats=made.front_stats(**pools)))
+    assert without_worker(snapshot) == ("web",)
+    assert without_worker(made.snapshot()) == ()
+    assert without_worker(made.snapshot(made.worker())) == ("web", "api")
 
 
 def test_a_status_says_how_the_work_was_shared(made: Any) -> None:
-    services = describe(made.observation(), "", 0, {})["services"]
+    services = describe(made.snapshot(), "", 0, {})["services"]
     assert services["web"]["split"] == {
         "of": "requests", "by_slot": {"0": 7, "1": 0}, "jain_ratio": 0.5,
     }  # fmt: skip
@@ -62,18 +62,16 @@ def test_a_status_says_how_the_work_was_shared(made: Any) -> None:
 
 
 def test_a_status_says_which_process_does_what(made: Any) -> None:
-    observation = made.observation(
-        made.front(pid=11), made.worker(0, pid=12), made.worker(1, pid=None)
-    )
-    assert describe(observation, "", 10, {})["pids"] == {
+    snapshot = made.snapshot(made.front(pid=11), made.worker(0, pid=12), made.worker(1, pid=None))
+    assert describe(snapshot, "", 10, {})["pids"] == {
         "supervisor": [10], "front": [11], "worker": [12],
     }  # fmt: skip
 
 
 def test_a_status_says_how_full_each_socket_is(made: Any) -> None:
     views = (SocketView("web", 0, 5, "", "tcp"), SocketView("web", 1, 6, "", "tcp"))
-    observation = made.observation(sockets=views, dropped={"web": 3})
-    services = describe(observation, "", 0, {5: Queue(1, 511, 2)})["services"]
+    snapshot = made.snapshot(sockets=views, dropped={"web": 3})
+    services = describe(snapshot, "", 0, {5: SocketQueue(1, 511, 2)})["services"]
     assert services["web"]["dropped"] == 3
     assert services["web"]["sockets"] == [
         {"slot": 0, "kind": "tcp", "length": 1, "limit": 511, "overflows": 2},
@@ -84,9 +82,9 @@ def test_a_status_says_how_full_each_socket_is(made: Any) -> None:
 
 def test_where_no_front_is_the_watch_says_who_is_up(made: Any) -> None:
     pools = {"web": [made.row(0), made.row(1, "down")], "api": [made.row(0, "down")]}
-    observation = made.observation(
+    snapshot = made.snapshot(
         made.worker(0), made.worker(1), unfronted={"metrics": {"services": {}}, "pools": pools}
     )
-    workers = describe(observation, "", 0, {})["services"]["web"]["workers"]
+    workers = describe(snapshot, "", 0, {})["services"]["web"]["workers"]
     assert [worker["standing"] for worker in workers] == ["up", "down"]
-    assert lacking(observation) == ("api",)
+    assert without_worker(snapshot) == ("api",)

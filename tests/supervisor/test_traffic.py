@@ -40,7 +40,7 @@ def unfronted(made: Any, *workers: Any, scheme: str = "shared", **changes: Any) 
     services = {"web": service(scheme)}
     slots = [worker.slot for worker in workers]
     changes.setdefault("unfronted", watched(made, *slots))
-    return Traffic(made.observation(*workers, services=services, **changes))
+    return Traffic(made.snapshot(*workers, services=services, **changes))
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])
@@ -67,13 +67,13 @@ def test_workers_that_say_nothing_are_not_said_to_have_had_nothing(made: Any) ->
 
 def test_counts_do_not_go_down_with_the_process_that_made_them(made: Any) -> None:
     gone = stats(0, 40, active=7, requests=400)["metrics"]["series"]
-    worker = made.worker(0, stats=stats(0, 2, active=1, requests=3), carried=gone)
+    worker = made.worker(0, stats=stats(0, 2, active=1, requests=3), carryover=gone)
     traffic = unfronted(made, worker)
     series = traffic.series["web"]
     assert series["penstock_worker_connections_total"] == {"0": 42}
     assert series["penstock_requests_total"] == {"0 GET 200": 403}
     assert traffic.open("web") == 1
-    assert unfronted(made, made.worker(0, pid=None, carried=gone)).split("web").by_slot == {0: 40}
+    assert unfronted(made, made.worker(0, pid=None, carryover=gone)).split("web").by_slot == {0: 40}
 
 
 def test_a_worker_that_claims_what_others_did_does_not_get_it(made: Any) -> None:
@@ -86,7 +86,7 @@ def test_a_worker_that_claims_what_others_did_does_not_get_it(made: Any) -> None
 def test_behind_a_front_its_counts_are_the_only_ones(made: Any, scheme: str) -> None:
     workers = [made.worker(slot, stats=stats(slot, 1000, active=99)) for slot in (0, 1)]
     services = {"web": service(scheme)}
-    traffic = Traffic(made.observation(made.front(), *workers, services=services))
+    traffic = Traffic(made.snapshot(made.front(), *workers, services=services))
     assert traffic.series["web"]["penstock_connections_total"] == {"": 5}
     assert traffic.open("web") == 2
     assert traffic.pools["web"][0]["active"] == 3
@@ -95,7 +95,7 @@ def test_behind_a_front_its_counts_are_the_only_ones(made: Any, scheme: str) -> 
 def test_the_front_divides_requests_and_the_kernel_connections(made: Any) -> None:
     def split(scheme: str, mode: str) -> Split:
         services = {"web": service(scheme, mode)}
-        return Traffic(made.observation(made.front(), services=services)).split("web")
+        return Traffic(made.snapshot(made.front(), services=services)).split("web")
 
     # A front knows of two workers here, of which the second had nothing.
     assert split("ports", "http") == Split("requests", {0: 7, 1: 0}, 0.5)
@@ -104,15 +104,15 @@ def test_the_front_divides_requests_and_the_kernel_connections(made: Any) -> Non
 
 
 def test_a_front_that_said_nothing_leaves_the_split_out(made: Any) -> None:
-    observation = made.observation(made.front(stats={}), made.worker(0), made.worker(1))
-    assert Traffic(observation).split("web") == Split("requests", {}, None)
+    snapshot = made.snapshot(made.front(stats={}), made.worker(0), made.worker(1))
+    assert Traffic(snapshot).split("web") == Split("requests", {}, None)
 
 
 def test_upstreams_have_shares_too(made: Any) -> None:
     told = made.front_stats(api=[made.row(0), made.row(1)])
     series = {"penstock_worker_connections_total": {"0": 4, "1": 4}}
     told["metrics"]["services"]["api"] = series
-    split = Traffic(made.observation(made.front(stats=told))).split("api")
+    split = Traffic(made.snapshot(made.front(stats=told))).split("api")
     assert split == Split("connections", {0: 4, 1: 4}, 1.0)
 
 
@@ -121,7 +121,7 @@ def test_who_weighs_more_is_due_more(made: Any) -> None:
         told = made.front_stats(web=[made.row(0, weight=1), made.row(1, weight=3)])
         series = told["metrics"]["services"]["web"]
         series["penstock_requests_total"] = {"0 GET 200": light, "1 GET 200": heavy}
-        return Traffic(made.observation(made.front(stats=told))).split("web").jain
+        return Traffic(made.snapshot(made.front(stats=told))).split("web").jain
 
     assert ratio(10, 30) == pytest.approx(1.0)
     assert ratio(20, 20) == pytest.approx(0.8)
@@ -130,12 +130,12 @@ def test_who_weighs_more_is_due_more(made: Any) -> None:
 def test_what_the_front_answered_itself_is_nobodys_share(made: Any) -> None:
     told = made.front_stats(web=[made.row(0)])
     told["metrics"]["services"]["web"]["penstock_requests_total"] = {" GET 503": 9, "0 GET 200": 1}
-    traffic = Traffic(made.observation(made.front(stats=told), made.worker(0)))
+    traffic = Traffic(made.snapshot(made.front(stats=told), made.worker(0)))
     assert traffic.split("web").by_slot == {0: 1}
 
 
 def test_several_fronts_are_one(made: Any) -> None:
-    traffic = Traffic(made.observation(made.front(slot=0), made.front(slot=1)))
+    traffic = Traffic(made.snapshot(made.front(slot=0), made.front(slot=1)))
     assert traffic.series["web"]["penstock_connections_total"] == {"": 10}
     assert traffic.pools["web"][0]["active"] == 6
     assert traffic.split("web").by_slot == {0: 14, 1: 0}
@@ -146,7 +146,7 @@ def test_a_worker_is_as_well_as_the_front_says_that_thinks_less_of_it(made: Any)
     bad = made.front_stats(web=[made.row(0, "down", reason="refused", failures=7), made.row(1)])
     for fronts in ((good, bad), (bad, good)):
         views = [made.front(slot=slot, stats=stats) for slot, stats in enumerate(fronts)]
-        rows = Traffic(made.observation(*views)).pools["web"]
+        rows = Traffic(made.snapshot(*views)).pools["web"]
         assert (rows[0]["standing"], rows[0]["reason"]) == ("down", "refused")
         assert (rows[0]["failures"], rows[0]["ejections"]) == (7, 4)
         assert rows[1]["standing"] == "up"

@@ -3,18 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_supervisor.verdicts import UP, Verdicts
+from penstock_supervisor.verdicts import UP, FrontViews
 
 WEB = ("web", 0)
 STATES = ("up", "down", "ejected", "checking")
 
 
-def said(*verdicts: str) -> Verdicts:
+def said(*views: str) -> FrontViews:
     """One front after the other; an empty one has not said anything."""
-    made = Verdicts()
-    for front, state in enumerate(verdicts):
+    made = FrontViews()
+    for front, state in enumerate(views):
         if state:
-            made.say(WEB, front, state)
+            made.report(WEB, front, state)
     return made
 
 
@@ -40,35 +40,35 @@ def test_a_front_that_does_not_count_is_not_asked() -> None:
 
 
 def test_a_new_front_believes_what_it_was_told_and_nothing_else() -> None:
-    verdicts = said("up", "up")
-    verdicts.say(("web", 1), 1, "down")
-    verdicts.begin(1, [("web", 1)])
-    assert verdicts.merged(WEB, [0, 1]) == ""
-    assert verdicts.merged(("web", 1), [1]) == UP
-    assert verdicts.merged(WEB, [0]) == UP, "the other one is not asked again"
+    views = said("up", "up")
+    views.report(("web", 1), 1, "down")
+    views.begin(1, [("web", 1)])
+    assert views.merged(WEB, [0, 1]) == ""
+    assert views.merged(("web", 1), [1]) == UP
+    assert views.merged(WEB, [0]) == UP, "the other one is not asked again"
 
 
 def test_of_another_process_in_the_slot_nothing_is_known() -> None:
-    verdicts = said("up", "down")
-    verdicts.forget(WEB)
-    assert not verdicts.is_up_anywhere(WEB)
-    assert verdicts.merged(WEB, [0, 1]) == ""
+    views = said("up", "down")
+    views.forget(WEB)
+    assert not views.is_up_anywhere(WEB)
+    assert views.merged(WEB, [0, 1]) == ""
 
 
 def test_a_service_is_served_by_a_front_that_has_anybody() -> None:
-    verdicts = said("up", "down")
-    verdicts.say(("api", 3), 1, "up")
-    assert verdicts.serving(0) == {"web"}
-    assert verdicts.serving(1) == {"api"}
-    assert verdicts.is_up_anywhere(WEB)
+    views = said("up", "down")
+    views.report(("api", 3), 1, "up")
+    assert views.serving(0) == {"web"}
+    assert views.serving(1) == {"api"}
+    assert views.is_up_anywhere(WEB)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(STATES))))
 def test_only_the_last_word_of_each_counts(words: list[tuple[int, str]]) -> None:
-    verdicts, last = Verdicts(), dict[int, str]()
+    views, last = FrontViews(), dict[int, str]()
     for front, state in words:
-        verdicts.say(WEB, front, state)
+        views.report(WEB, front, state)
         last[front] = state
-        merged = verdicts.merged(WEB, list(last))
+        merged = views.merged(WEB, list(last))
         assert (merged == UP) == (set(last.values()) == {UP})
         assert merged in last.values()

@@ -10,7 +10,7 @@ import pytest
 from tests.descriptors import descriptors
 
 from penstock_supervisor.services import Service
-from penstock_supervisor.watch import Watch
+from penstock_supervisor.watch import WorkerChecks
 from penstock_worker import contract
 
 WAIT_S = 30.0
@@ -43,7 +43,7 @@ class Stage:
         self.heads: list[bytes] = []
         self.away = self.silent = False
         self.answer = GOOD
-        self.watch = Watch([service_], self._ask, self._turned)
+        self.watch = WorkerChecks([service_], self._ask, self._worker_changed)
         self._open: list[asyncio.StreamWriter] = []
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -67,7 +67,7 @@ class Stage:
         count: int = series["penstock_health_checks_total"].get(f"{slot} {result}", 0)
         return count
 
-    def _turned(self, service_: str, slot: int, standing: str, reason: str) -> None:
+    def _worker_changed(self, service_: str, slot: int, standing: str, reason: str) -> None:
         assert service_ == "web"
         self.turns.append((slot, standing, reason))
 
@@ -233,7 +233,7 @@ async def test_what_it_tells_has_the_shape_of_a_front_s_answer() -> None:
 
 async def test_without_such_services_there_is_nothing_to_do() -> None:
     async with asyncio.timeout(WAIT_S):
-        watch = Watch([], lambda *_: False, lambda *_: None)
+        watch = WorkerChecks([], lambda *_: False, lambda *_: None)
         assert watch.stats()["pools"] == {}
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(watch.run())

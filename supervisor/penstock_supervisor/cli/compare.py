@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from penstock_proxy.config import parse_address
-from penstock_supervisor.cli import logs
+from penstock_supervisor import logging_setup
 from penstock_supervisor.cli.programs import Dashed, overrides
 from penstock_supervisor.config import Config, ConfigError, Service, load
 
@@ -111,7 +111,7 @@ def compare(ctx: click.Context, /, **options: Any) -> int:
     if html is not None and importlib.util.find_spec("plotly") is None:
         raise click.ClickException(_PLOTLY)
     baseline = None if earlier is None else _baseline(earlier)
-    logs.set_up(options["verbose"] - options["quiet"] - 1)
+    logging_setup.set_up(options["verbose"] - options["quiet"] - 1)
     with _room(service) as directory:
         command = join(("penstock", "compare", *ctx.meta[_WORDS]))
         order = _order(service, config.fronts, options, directory, command)

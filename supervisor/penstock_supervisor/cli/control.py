@@ -18,12 +18,12 @@ from typing import Any, Final, NamedTuple
 import click
 
 from penstock_supervisor.cli import overview
-from penstock_supervisor.config import default_run_dirs, load
-from penstock_supervisor.control import peer
-from penstock_supervisor.run_dir import OF_ROOT, RefusedError, RunDir
+from penstock_supervisor.config import ROOT_RUN_DIR, default_run_dirs, load
+from penstock_supervisor.control import peer_credentials
+from penstock_supervisor.run_dir import RefusedError, RunDir
 
 NOT_RUNNING: Final = 3
-_ASK_AS_ROOT: Final = f"; root has {OF_ROOT}, which only root may look into"
+_ASK_AS_ROOT: Final = f"; root has {ROOT_RUN_DIR}, which only root may look into"
 _PATIENCE_S: Final = 10.0
 _LOOK_S: Final = 0.1
 _RARELY: Final = 20
@@ -56,7 +56,7 @@ class _Run:
     """One run that answers, and the only connection to it, which is for one request."""
 
     def __init__(self, directory: RunDir, name: str, sock: socket.socket) -> None:
-        self.pid = peer(sock).pid
+        self.pid = peer_credentials(sock).pid
         self._directory = directory
         self._name = name
         self._sock = sock
@@ -103,7 +103,7 @@ def _found(meant: _Meant, stack: ExitStack) -> Iterator[_Run]:
         for name in directory.names():
             with suppress(OSError):
                 sock = stack.enter_context(directory.connect(name, _PATIENCE_S))
-                if peer(sock).uid == directory.owner:
+                if peer_credentials(sock).uid == directory.owner:
                     yield _Run(directory, name, sock)
 
 
@@ -113,7 +113,11 @@ def _runs(meant: _Meant, stack: ExitStack) -> list[_Run]:
         return runs
     directories = meant.directories()
     which = f"no run with pid {meant.pid}" if meant.pid else "no run"
-    hint = "" if meant.is_sure or OF_ROOT in directories or not OF_ROOT.exists() else _ASK_AS_ROOT
+    hint = (
+        ""
+        if meant.is_sure or ROOT_RUN_DIR in directories or not ROOT_RUN_DIR.exists()
+        else _ASK_AS_ROOT
+    )
     where = " or ".join(map(str, directories)) or "no directory"
     raise NotRunning(f"not running: {which} in {where}{hint}")
 

@@ -14,7 +14,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield from _table(glance.workers(name, service))
 
 
-def _table(rows: Iterable[glance.Row]) -> Iterator[str]:
+def _table(rows: Iterable[glance.SummaryRow]) -> Iterator[str]:
     cells = [
         (row.name, row.state, row.process, row.address, row.restarts, row.reason) for row in rows
     ]

@@ -2,7 +2,7 @@
 
 Options are keys of the configuration under other names: they are written over the file's
 and judged by the same rules, so a mistake reads the same wherever it was made. What runs,
-and how it ends, is the runner's business; here a signal is a call of one of its methods.
+and how it ends, is the supervisor's business; here a signal is a call of one of its methods.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Any, Final, get_args
 import click
 
 from penstock_proxy.config import Balance
-from penstock_supervisor.cli import logs
+from penstock_supervisor import logging_setup
 from penstock_supervisor.cli.programs import Dashed, overrides
 from penstock_supervisor.config import Config, inherited_environment, load
 
@@ -118,30 +118,30 @@ def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **op
     workers one after the other, without losing a request. USR1 reopens the access log.
     """
     config = load(file, dict(overrides("run", options, ctx)))
-    logs.set_up(verbose - quiet)
+    logging_setup.set_up(verbose - quiet)
     return asyncio.run(_run(config, quiet=quiet > verbose))
 
 
 async def _run(config: Config, *, quiet: bool) -> int:
     # Late: `penstock check` and a refused configuration need none of it.
     from penstock_supervisor.cli import banner
-    from penstock_supervisor.runner import Runner, StartError
+    from penstock_supervisor.runner import StartError, Supervisor
 
-    def started(runner: Runner) -> None:
+    def started(supervisor: Supervisor) -> None:
         if not quiet:
-            banner.show(config, runner.listening, runner.workers, runner.admin)
+            banner.show(config, supervisor.listening, supervisor.workers, supervisor.admin)
 
-    runner = Runner(config, environment=inherited_environment(), on_started=started)
+    supervisor = Supervisor(config, environment=inherited_environment(), on_started=started)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, runner.stop)
+        loop.add_signal_handler(number, supervisor.stop)
     # A terminal that went away ends what it started, but for what nohup started. Without a
     # terminal it is somebody who knows nginx and wants new processes.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        hung_up = runner.stop if sys.stdin.isatty() else runner.roll
+        hung_up = supervisor.stop if sys.stdin.isatty() else supervisor.roll
         loop.add_signal_handler(signal.SIGHUP, hung_up)
-    loop.add_signal_handler(signal.SIGUSR1, runner.reopen_logs)
+    loop.add_signal_handler(signal.SIGUSR1, supervisor.reopen_logs)
     try:
-        return await runner.run()
+        return await supervisor.run()
     except StartError as error:
         raise click.ClickException(str(error)) from error

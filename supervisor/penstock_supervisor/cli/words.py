@@ -3,7 +3,6 @@
 from shlex import join
 
 from penstock_supervisor.config import Config, Service
-from penstock_supervisor.schemes import has_front
 
 
 def described(config: Config) -> str:
@@ -19,7 +18,7 @@ def doing(service: Service, fronts: int = 1) -> str:
     """`2 workers of pkg.mod:app (handoff, http, round_robin)`; `ports` and a single front go
     without saying."""
     scheme = () if service.scheme == "ports" else (service.scheme,)
-    policy = (service.balance,) if has_front(service) else ()
+    policy = (service.balance,) if service.has_front else ()
     several = (f"{fronts} fronts",) if policy and fronts > 1 else ()
     how = f"({', '.join((*scheme, service.mode, *policy, *several))})"
     if service.upstreams:

@@ -17,7 +17,7 @@ from penstock_proxy.config import parse_address
 from penstock_supervisor.compare import plan, readings
 from penstock_supervisor.compare.load import Job, Report, drive
 from penstock_supervisor.compare.result import FaultKind, FaultResult
-from penstock_supervisor.compare.subject import Running, SubjectError, all_up
+from penstock_supervisor.compare.subject import RunningSubject, SubjectError, all_up
 
 _POLL_S: Final = 0.05
 _FLOWING_S: Final = 5.0
@@ -26,7 +26,7 @@ _FLOWING_S: Final = 5.0
 Rows = list[dict[str, Any]]
 
 
-async def fault(kind: FaultKind, subject: Running, job: Job) -> FaultResult:
+async def fault(kind: FaultKind, subject: RunningSubject, job: Job) -> FaultResult:
     """One fault under the load of `job`. SubjectError."""
     before = await subject.workers()
     if not all(row.get("pid") for row in before):
@@ -71,7 +71,7 @@ async def _flowing(address: str) -> None:
     await asyncio.sleep(plan.CALM_BEFORE_S)
 
 
-async def _break(kind: FaultKind, subject: Running, rows: Rows) -> None:
+async def _break(kind: FaultKind, subject: RunningSubject, rows: Rows) -> None:
     pid = rows[-1]["pid"]
     match kind:
         case "kill":
@@ -101,7 +101,7 @@ def condition(kind: FaultKind, before: Rows) -> Callable[[Rows], bool]:
     return lambda rows: all_up(rows) and not any(row["pid"] in gone for row in rows)
 
 
-async def _restored(subject: Running, is_back: Callable[[Rows], bool], until: float) -> bool:
+async def _restored(subject: RunningSubject, is_back: Callable[[Rows], bool], until: float) -> bool:
     loop = asyncio.get_running_loop()
     while loop.time() < until:
         if is_back(await subject.workers()):

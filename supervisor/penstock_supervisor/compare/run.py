@@ -23,7 +23,7 @@ from penstock_supervisor.compare.findings import Findings
 from penstock_supervisor.compare.load import Job
 from penstock_supervisor.compare.plan import Measures, Step
 from penstock_supervisor.compare.result import Comparison, FaultKind, LoadKind
-from penstock_supervisor.compare.subject import Outside, Running, SubjectError
+from penstock_supervisor.compare.subject import Outside, RunningSubject, SubjectError
 from penstock_supervisor.compare.variants import Variant
 from penstock_supervisor.compare.wrk import WrkError
 
@@ -96,7 +96,9 @@ class _Run:
         self._generator = measure.Generator(
             most=len(os.sched_getaffinity(0)) // 2, program=order.wrk
         )
-        self._ours = {one.name: Running(one, verbose=order.verbose) for one in order.variants}
+        self._ours = {
+            one.name: RunningSubject(one, verbose=order.verbose) for one in order.variants
+        }
         self._others = {address: Outside(address) for address in order.others}
         self._findings = {
             **{one.name: Findings(one.name, one.service.scheme, one.service.mode)
@@ -150,7 +152,7 @@ class _Run:
             name, why = next(iter(self._useless.items()))
             raise CompareError(f"nothing can be compared; {name}: {why}")
 
-    async def _started(self, subject: Running) -> None:
+    async def _started(self, subject: RunningSubject) -> None:
         try:
             await subject.start()
         except _BROKEN as error:

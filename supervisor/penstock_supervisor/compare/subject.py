@@ -3,7 +3,7 @@
 Owns both ends. `python -m penstock_supervisor.compare.subject` gets the configuration on its
 standard input, as one line of JSON, and answers with one line when it serves or cannot. The
 same pipe is its lifeline: whoever measures may be killed, and then it ends and the subject
-leaves by itself. `Running` is the measuring side: it starts the process, finds out which of
+leaves by itself. `RunningSubject` is the measuring side: it starts the process, finds out which of
 its processes do what, and stops it.
 
 A session of its own keeps a Ctrl-C in the terminal from reaching it: what is being measured
@@ -22,7 +22,7 @@ from typing import Any, Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock_proxy.config import Address, parse_address
-from penstock_supervisor.cli import logs
+from penstock_supervisor import logging_setup
 from penstock_supervisor.compare import readings
 from penstock_supervisor.compare.variants import Variant
 from penstock_supervisor.config import Config, inherited_environment
@@ -47,7 +47,7 @@ class SubjectError(Exception):
     """It cannot be measured. One line for people."""
 
 
-class Running:
+class RunningSubject:
     """One subject that we run. `start` once, then `stop` in any case."""
 
     def __init__(self, variant: Variant, *, verbose: bool = False) -> None:
@@ -234,27 +234,29 @@ class _Pipes(asyncio.SubprocessProtocol):
 
 async def _run(config: Config) -> int:
     # Late: the measuring side never needs it.
-    from penstock_supervisor.runner import Runner
+    from penstock_supervisor.runner import Supervisor
 
-    def started(runner: Runner) -> None:
-        (listening,) = runner.listening.values()
-        _say({"listening": listening, "admin": runner.admin})
+    def started(supervisor: Supervisor) -> None:
+        (listening,) = supervisor.listening.values()
+        _say({"listening": listening, "admin": supervisor.admin})
 
     loop = asyncio.get_running_loop()
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    runner = Runner(config, environment=inherited_environment(), on_started=started, stdout=nowhere)
+    supervisor = Supervisor(
+        config, environment=inherited_environment(), on_started=started, stdout=nowhere
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, runner.stop)
-    loop.add_signal_handler(signal.SIGHUP, runner.roll)
+        loop.add_signal_handler(number, supervisor.stop)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.roll)
 
     def lost() -> None:
         loop.remove_reader(0)
-        runner.stop()
-        loop.call_later(_LEAVE_S, runner.stop)
+        supervisor.stop()
+        loop.call_later(_LEAVE_S, supervisor.stop)
 
     loop.add_reader(0, lost)
     try:
-        return await runner.run()
+        return await supervisor.run()
     except StartError as error:
         _say({"failed": str(error)})
         return 1
@@ -275,7 +277,7 @@ def _main() -> int:
         if not piece:
             return 1
         line += piece
-    logs.set_up(0 if "-v" in sys.argv else -1)
+    logging_setup.set_up(0 if "-v" in sys.argv else -1)
     return asyncio.run(_run(Config.model_validate_json(line)))
 
 

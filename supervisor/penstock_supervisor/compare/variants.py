@@ -18,7 +18,6 @@ from pydantic.fields import FieldInfo
 
 from penstock_proxy.config import parse_address, parse_duration, parse_share, parse_size
 from penstock_supervisor import reach, rules
-from penstock_supervisor.schemes import has_front
 from penstock_supervisor.services import Config, Service
 
 NAMES: Final = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
@@ -72,7 +71,7 @@ def choose(service: Service, names: Iterable[str], directory: str, fronts: int =
         if why:
             notes.append(f"{name} is not compared: {why}")
         else:
-            variants.append(Variant(name, variant, fronts if has_front(variant) else 1))
+            variants.append(Variant(name, variant, fronts if variant.has_front else 1))
     return Choice(tuple(variants), tuple(notes))
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from penstock_supervisor.compare import readings
-from penstock_supervisor.compare.subject import Outside, Running, SubjectError
+from penstock_supervisor.compare.subject import Outside, RunningSubject, SubjectError
 from penstock_supervisor.compare.variants import Variant, choose
 from penstock_supervisor.config import load
 
@@ -24,8 +24,8 @@ def variant(name: str = "ports/http", **keys: object) -> Variant:
 
 
 @asynccontextmanager
-async def running(one: Variant) -> AsyncIterator[Running]:
-    subject = Running(one)
+async def running(one: Variant) -> AsyncIterator[RunningSubject]:
+    subject = RunningSubject(one)
     try:
         await subject.start()
         yield subject
@@ -73,7 +73,7 @@ async def test_what_a_worker_started_is_part_of_the_workers() -> None:
 
 
 async def test_a_program_that_cannot_start_is_named_in_one_line() -> None:
-    subject = Running(variant(app="penstock_worker.demo:nothing"))
+    subject = RunningSubject(variant(app="penstock_worker.demo:nothing"))
     try:
         with pytest.raises(SubjectError, match="nothing") as caught:
             await subject.start()

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import psutil
 
-from penstock_supervisor.processes import Exit, Guardian, Process
-from penstock_supervisor.program import Program
+from penstock_supervisor.processes import Exit, Process
+from penstock_supervisor.program import ExecSpec
+from penstock_supervisor.reaper import Guardian
 
 WAIT_S = 20.0
 
@@ -31,7 +32,7 @@ class Run:
         self.exits: list[Exit] = []
         # Whoever was given sockets himself must not hand his number on.
         environment = {**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "7"}
-        program = Program(argv, environment, inherited=inherited, listen=listen, names="web")
+        program = ExecSpec(argv, environment, inherited=inherited, listen=listen, names="web")
         loop = asyncio.get_running_loop()
         self.process = Process(program, loop, guardian_, self.exits.append)
         assert self.process.stdout is not None

@@ -14,7 +14,8 @@ import pytest
 from tests.descriptors import descriptors
 from tests.supervisor.processes.run import Run, is_gone, shell, until
 
-from penstock_supervisor.processes import Exit, Guardian
+from penstock_supervisor.processes import Exit
+from penstock_supervisor.reaper import Guardian
 
 
 def pid_of(guardian_: Guardian) -> int:
@@ -51,7 +52,7 @@ async def test_the_guardian_ignores_signals_meant_for_a_terminal(guardian: Guard
     await until(lambda: process.status() == psutil.STATUS_SLEEPING and _ignores_term(pid))
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
-    guardian.repeat()
+    guardian.resend()
     assert process.is_running()
     run.process.signal(signal.SIGKILL)
     await run.ended()

@@ -13,8 +13,9 @@ import pytest
 from tests.descriptors import descriptors
 from tests.supervisor.processes.run import WAIT_S, Run, shell
 
-from penstock_supervisor.processes import Exit, Guardian, Process, SpawnError
-from penstock_supervisor.program import Program, high
+from penstock_supervisor.processes import Exit, Process, SpawnError
+from penstock_supervisor.program import ExecSpec, dup_high
+from penstock_supervisor.reaper import Guardian
 
 SHOWS = """
 import os, socket
@@ -49,7 +50,7 @@ async def test_several_sockets_come_in_their_order_beside_what_is_inherited(
     guardian: Guardian, listening: socket.socket
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as second:
-        other = high(second.fileno())
+        other = dup_high(second.fileno())
         given = (second.fileno(), listening.fileno())
         run = Run(guardian, sys.executable, "-c", SHOWS, inherited=(other,), listen=given)
         os.close(other)
@@ -102,7 +103,7 @@ async def test_a_program_that_cannot_be_run_says_why_with_a_socket_too(
     before = descriptors()
     with pytest.raises(SpawnError, match=reason):
         Process(
-            Program((program,), dict(os.environ), str(folder), listen=(listening.fileno(),)),
+            ExecSpec((program,), dict(os.environ), str(folder), listen=(listening.fileno(),)),
             asyncio.get_running_loop(),
             guardian,
             lambda _: None,
@@ -112,18 +113,19 @@ async def test_a_program_that_cannot_be_run_says_why_with_a_socket_too(
 
 CROWDED = """
 import asyncio, os, socket
-from penstock_supervisor.processes import Guardian, Process, SpawnError
-from penstock_supervisor.program import Program, high
+from penstock_supervisor.processes import Process, SpawnError
+from penstock_supervisor.reaper import Guardian
+from penstock_supervisor.program import ExecSpec, dup_high
 
 async def main():
     loop = asyncio.get_running_loop()
     guardian = Guardian(loop)
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        fds = tuple(high(sock.fileno()) for _ in range(16))
+        fds = tuple(dup_high(sock.fileno()) for _ in range(16))
         for fd in lows:
             os.close(fd)
         try:
-            Process(Program(("nodee",), os.environ, listen=fds), loop, guardian, print)
+            Process(ExecSpec(("nodee",), os.environ, listen=fds), loop, guardian, print)
         except SpawnError as error:
             print(error)
     guardian.close()
@@ -142,7 +144,7 @@ def test_the_places_of_sockets_are_never_those_of_the_pipe_that_tells_of_a_failu
 
 
 def test_a_descriptor_is_copied_out_of_the_way(listening: socket.socket) -> None:
-    fd = high(listening.fileno())
+    fd = dup_high(listening.fileno())
     assert fd >= 64
     assert not os.get_inheritable(fd)
     os.close(fd)

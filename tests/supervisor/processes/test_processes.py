@@ -11,8 +11,9 @@ import pytest
 from tests.descriptors import descriptors
 from tests.supervisor.processes.run import Run, is_gone, shell, until
 
-from penstock_supervisor.processes import Exit, Guardian, Process, SpawnError, reap_strangers
-from penstock_supervisor.program import Program
+from penstock_supervisor.processes import Exit, Process, SpawnError
+from penstock_supervisor.program import ExecSpec
+from penstock_supervisor.reaper import Guardian, reap_strangers
 
 
 @pytest.mark.parametrize("status", [0, 1, 78])
@@ -93,7 +94,7 @@ async def test_a_program_that_cannot_be_run_says_why(
 ) -> None:
     with pytest.raises(SpawnError, match=reason) as failure:
         Process(
-            Program((program,), dict(os.environ), str(folder)),
+            ExecSpec((program,), dict(os.environ), str(folder)),
             asyncio.get_running_loop(),
             guardian,
             lambda _: None,
@@ -105,7 +106,7 @@ async def test_a_program_that_cannot_be_run_says_why(
 async def test_a_missing_directory_is_blamed_and_not_the_program(guardian: Guardian) -> None:
     with pytest.raises(SpawnError, match=r'"/no/such": no such directory') as failure:
         Process(
-            Program(("sh",), dict(os.environ), "/no/such"),
+            ExecSpec(("sh",), dict(os.environ), "/no/such"),
             asyncio.get_running_loop(),
             guardian,
             lambda _: None,

@@ -1,0 +1,197 @@
+"""A slot has one process at a time, and deals with the end of each in one order.
+
+The process is one that only notes what is done with it, and the loop's timers are moved by hand.
+How a slot gets from state to state is tested with its table, real processes with a whole run.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from penstock_supervisor.child import Child
+from penstock_supervisor.lifecycle import State
+from penstock_supervisor.processes import Exit, SpawnError
+from penstock_supervisor.running import ProcessCallbacks
+from penstock_supervisor.schemes import ChildPlan
+from penstock_supervisor.services import Restart
+from penstock_worker import contract
+
+
+class Timer:
+    def __init__(self, todo: Callable[[], None]) -> None:
+        self.todo: Callable[[], None] | None = todo
+
+    def cancel(self) -> None:
+        self.todo = None
+
+
+class Loop:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: list[Timer] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, _: float, todo: Callable[..., None], *arguments: Any) -> Timer:
+        self._due.append(Timer(lambda: todo(*arguments)))
+        return self._due[-1]
+
+    def call_soon(self, todo: Callable[..., None], *arguments: Any) -> None:
+        self.call_later(0, todo, *arguments)
+
+    def pass_time(self) -> None:
+        """Everything that waits is due."""
+        due, self._due = self._due, []
+        for timer in due:
+            if timer.todo is not None:
+                timer.todo()
+
+
+class Running:
+    """One process; it notes what is done with it in the same list as the slot's observer."""
+
+    links = inodes = ()
+    speaks = has_channel = True
+    ready_at: float | None = None
+    spawned_at = 0.0
+
+    def __init__(self, pid: int, callbacks: ProcessCallbacks, noted: list[str]) -> None:
+        self.pid = pid
+        self.callbacks = callbacks
+        self.last_words: object = None
+        self._noted = noted
+
+    def send(self, message: Any, *_: object) -> bool:
+        self._noted.append(f"sent {message['cmd']}")
+        return True
+
+    def signal(self, number: int) -> None:
+        self._noted.append(f"signal {int(number)}")
+
+    def hear_out(self) -> None:
+        if self.last_words is not None:
+            self.callbacks.on_message(self.last_words, None)
+
+    def close(self) -> None:
+        self._noted.append(f"closed {self.pid}")
+
+
+class Slot:
+    """A child, what it starts, and what it says of it."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+        self.processes: list[Running] = []
+        self.failure: Exception | None = None
+        self.loop = Loop()
+        plan = ChildPlan(
+            role="worker", service="web", slot=0, argv=("x",), environment={}, ours=True,
+            start_s=1, stop_s=1, restart=Restart(max_restarts=1),
+        )  # fmt: skip
+        self.child = Child(plan, *cast("Any", (self.loop, self._spawn, self)))
+
+    def _spawn(self, _: object, sockets: tuple[int, ...], callbacks: ProcessCallbacks) -> Running:
+        assert sockets == (7,)
+        if self.failure is not None:
+            raise self.failure
+        self.processes.append(Running(100 + len(self.processes), callbacks, self.noted))
+        return self.processes[-1]
+
+    def ready(self) -> None:
+        self.child.start()
+        self.processes[-1].callbacks.on_message({"cmd": contract.READY}, None)
+        self.noted.clear()
+
+    # What it reports.
+
+    def sockets_for(self, _: Child) -> tuple[int, ...]:
+        return (7,)
+
+    def event(self, child: Child, name: str, **_: object) -> None:
+        self.noted.append(f"{name} of {child.pid}")
+
+    def exited(self, child: Child) -> None:
+        self.noted.append(f"gone {child.pid}")
+
+    def heard(self, _: Child, message: object, handle: object) -> None:
+        self.noted.append(f"heard {message}")
+
+    def start_failed(self, _: Child, why: str) -> bool:
+        self.noted.append(f"failed: {why}")
+        return False
+
+    def gave_up(self, _: Child, why: str) -> bool:
+        self.noted.append(f"gave up: {why}")
+        return True
+
+    def left(self, _: Child) -> None:
+        self.noted.append("left")
+
+    def retiring(self, _: Child, reason: str, why: str) -> None:
+        self.noted.append(f"retiring for {reason}")
+
+    def spawned(self, _: Child) -> None: ...
+    def joined(self, _: Child) -> None: ...
+    def state_changed(self, _: Child) -> None: ...
+
+
+def test_what_a_process_said_last_is_heard_before_its_end_is_told() -> None:
+    slot = Slot()
+    slot.ready()
+    slot.processes[0].last_words = "good bye"
+    slot.processes[0].callbacks.on_exit(Exit(1, None))
+    assert slot.noted == ["heard good bye", "exit of 100", "gone 100", "closed 100", "left"]
+    assert (slot.child.pid, slot.child.speaks, slot.child.has_channel) == (None, False, False)
+    assert slot.child.state is State.BACKOFF
+
+
+def test_the_next_process_is_another_in_the_same_slot() -> None:
+    slot = Slot()
+    slot.ready()
+    slot.processes[0].callbacks.on_exit(Exit(None, 9))
+    slot.loop.pass_time()
+    assert (slot.child.pid, slot.child.state) == (101, State.STARTING)
+    assert slot.child.history.exits == {"SIGKILL": 1}
+    assert slot.child.history.restarts == {"signal": 1}
+
+
+def test_the_end_of_a_channel_is_forgotten_with_its_process() -> None:
+    slot = Slot()
+    slot.ready()
+    slot.processes[0].callbacks.on_disconnect("")
+    slot.processes[0].callbacks.on_exit(Exit(0, None))
+    slot.loop.pass_time()
+    slot.processes[1].callbacks.on_message({"cmd": contract.READY}, None)
+    slot.loop.pass_time()
+    assert slot.child.state is State.UP
+    assert "retiring for channel" not in slot.noted
+
+
+def test_a_worker_whose_channel_ends_and_who_stays_is_replaced() -> None:
+    slot = Slot()
+    slot.ready()
+    slot.processes[0].callbacks.on_disconnect("")
+    slot.loop.pass_time()
+    assert slot.noted == ["disconnect of 100", "retiring for channel"]
+
+
+def test_a_process_that_cannot_be_made_is_an_exit_but_not_within_the_start() -> None:
+    slot = Slot()
+    slot.failure = SpawnError("command", '"x": no such program')
+    slot.child.start()
+    assert slot.noted == []
+    slot.loop.pass_time()
+    assert slot.noted[1] == 'failed: service.web.command: "x": no such program'
+    assert slot.child.state is State.BACKOFF
+
+
+def test_a_start_that_failed_for_want_of_ours_is_tried_again_and_counts_for_nothing() -> None:
+    slot = Slot()
+    slot.failure = SpawnError("workers", "Too many open files", temporary=True)
+    slot.child.start()
+    for _ in range(9):
+        slot.loop.pass_time()
+    slot.failure = None
+    slot.loop.pass_time()
+    assert (slot.child.pid, slot.child.state) == (100, State.STARTING)
+    assert slot.child.history.restarts == {}
