@@ -5,7 +5,8 @@ import socket
 import pytest
 
 from penstock_worker import listeners
-from penstock_worker.listeners import ListenError, address, backlog, own_port, refused
+from penstock_worker.listeners import ListenError, address, own_port, refused
+from penstock_worker.somaxconn import backlog
 
 
 def free_port() -> int:

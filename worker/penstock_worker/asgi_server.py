@@ -20,9 +20,9 @@ import uvicorn
 
 from penstock_worker.asgi_heads import Heads, bounded
 from penstock_worker.bounds import Bounds
-from penstock_worker.listeners import backlog
 from penstock_worker.loading import StartError
 from penstock_worker.recorder import Note, Recorder
+from penstock_worker.somaxconn import backlog
 
 _SECOND_S: Final = 1.0
 _NOTED: Final = frozenset((b"content-length", b"referer", b"user-agent", b"x-request-id"))

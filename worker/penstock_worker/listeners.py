@@ -11,14 +11,12 @@ import errno
 import os
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from penstock_worker import handoff
 from penstock_worker.contract import HOST, LISTEN_FDS, LISTEN_PID, LISTEN_START, PORT
+from penstock_worker.somaxconn import backlog
 
-BACKLOG: Final = 4096
-"""More than that in the queue is not a burst; the kernel cuts it to its own limit anyway."""
 _DEFAULT_HOST: Final = "127.0.0.1"
 _LAST_PORT: Final = 65_535
 _MOST_PASSED: Final = 1024
@@ -99,11 +97,6 @@ def own_port(
         raise ListenError(f"cannot listen on {shown}: {_why(error)}") from error
 
 
-def backlog() -> int:
-    """How many may wait to be accepted."""
-    return min(BACKLOG, _somaxconn())
-
-
 def refused(sock: socket.socket, error: OSError) -> ListenError:
     """The error for a socket that was bound and may not listen: another was quicker."""
     return ListenError(f"cannot listen on {address(sock)}: {_why(error)}")
@@ -149,10 +142,3 @@ def _why(error: OSError | UnicodeError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine has no such address"
     return os.strerror(error.errno).lower() if error.errno else str(error)
-
-
-def _somaxconn() -> int:
-    try:
-        return int(Path("/proc/sys/net/core/somaxconn").read_text())
-    except (OSError, ValueError):
-        return BACKLOG
