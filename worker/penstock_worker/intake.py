@@ -21,8 +21,8 @@ from typing import Final
 
 from penstock_worker.acceptor import Acceptor
 from penstock_worker.counters import RequestCounters
-from penstock_worker.handoff import Taker
 from penstock_worker.listeners import Source
+from penstock_worker.receiver import Taker
 from penstock_worker.somaxconn import backlog
 from penstock_worker.streams import Stream, adopt
 

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
-from penstock_worker import handoff
+from penstock_worker import receiver
 from penstock_worker.contract import HOST, LISTEN_FDS, LISTEN_PID, LISTEN_START, PORT
 from penstock_worker.somaxconn import backlog
 
@@ -51,7 +51,7 @@ class Source(NamedTuple):
 def found(environ: Mapping[str, str]) -> Source:
     """The links, the passed socket or the own port that `environ` names; or ListenError."""
     try:
-        links = handoff.inherited(environ)
+        links = receiver.inherited(environ)
     except ValueError as error:
         raise ListenError(str(error)) from None
     if links:
