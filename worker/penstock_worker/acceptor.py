@@ -53,7 +53,7 @@ PASSING: Final = frozenset(
 """The trouble of one connection that is not there any more: like EAGAIN, says accept(2)."""
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger("penstock.worker")
 
 
 class Acceptor:

@@ -44,7 +44,7 @@ a pause would have the loop for itself."""
 
 Message = dict[str, Any]
 OnMessage = Callable[[Any, socket.socket | None], None]
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = logging.getLogger("penstock.channel")
 
 
 class Channel:

@@ -30,7 +30,7 @@ MOST: Final = 8
 """Connections a message, and about as many a wake-up: the loop has those to serve that it took
 before."""
 _CREDIT_SIZE: Final = CREDIT.size
-# Plain numbers: Python 3.11 takes longer to or two members of an enum than the kernel to send.
+# Plain numbers: Python 3.11 needs longer to combine two enum members than the kernel to send.
 _NO_BLOCK: Final = int(socket.MSG_DONTWAIT)
 _SOCKET: Final = int(socket.SOL_SOCKET)
 _RIGHTS: Final = int(socket.SCM_RIGHTS)

@@ -32,7 +32,7 @@ HEADER: Final = "proxy_header"
 UNTRUSTED: Final = "proxy_untrusted"
 """Why a connection is closed: values of a metric's label, and the same as a front's."""
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger("penstock.worker")
 
 Serve = Callable[[bool], asyncio.Protocol]
 

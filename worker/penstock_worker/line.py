@@ -27,7 +27,7 @@ from penstock_worker.lag import LagMeter
 from penstock_worker.listeners import Source
 from penstock_worker.recorder import Recorder
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger("penstock.worker")
 
 
 class Line:

@@ -30,7 +30,7 @@ _SHORT: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 """The kernel is short of something; the peer is well."""
 _PAUSE_S: Final = 0.05
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = logging.getLogger("penstock.channel")
 
 
 class Parcel(NamedTuple):

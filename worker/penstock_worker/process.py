@@ -56,7 +56,7 @@ _MOST_REASON: Final = 4096
 OnMessage = Callable[[Any, socket.socket | None], object]
 OnDisconnect = Callable[[], object]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger("penstock.worker")
 
 
 class _State:

@@ -32,13 +32,13 @@ _RESERVE: Final = 16
 """Descriptors that the program may need while connections come."""
 _RETRY_S: Final = 0.1
 """Until it is tried again when there is no descriptor left."""
-# Plain numbers: Python 3.11 takes longer to or two members of an enum than the kernel to send.
+# Plain numbers: Python 3.11 needs longer to combine two enum members than the kernel to send.
 _NO_BLOCK: Final = int(socket.MSG_DONTWAIT)
 _PEEK: Final = int(socket.MSG_PEEK) | _NO_BLOCK
 _QUEUED: Final = struct.Struct("i")
 _MOST: Final = 0xFFFF
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger("penstock.worker")
 
 
 class Taker:

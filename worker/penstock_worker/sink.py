@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
-_log = logging.getLogger(__name__)
+_log: Final = logging.getLogger("penstock.log_writer")
 
 BOUND: Final = 8 << 20
 """Bytes that may wait. At 300 a line, about as much as a busy second."""
