@@ -113,7 +113,7 @@ def test_messages_of_the_program_reach_it_and_ours_do_not(serve: "Serve") -> Non
         served.tell({"cmd": contract.INTERNAL + "FUTURE"})
         # Node keeps these to itself as well.
         served.tell({"cmd": "NODE_OTHER"})
-        served.link.sendall(wire.encoded(message))
+        served.link.sendall(wire.encode(message))
         assert served.hear() == {"heard": message, "handle": False}
 
 

@@ -206,7 +206,7 @@ def send(message: Any, handle: socket.socket | None = None) -> bool:
     channel = _state.upward()
     if channel is None or channel.closed:
         return False
-    if channel.crowded:
+    if channel.congested:
         # The channel takes more than that for a peer that has stopped reading. Whoever sends
         # a thousand messages at one go has not let the loop read an answer.
         raise OSError(errno.ENOBUFS, "too many messages wait to be sent")

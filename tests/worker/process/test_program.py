@@ -152,7 +152,7 @@ with socket.socket(type=socket.SOCK_DGRAM) as sock:
             taken += process.send(number, sock)
     except OSError as error:
         refused = error.errno
-while process._state.channel.crowded:
+while process._state.channel.congested:
     await asyncio.sleep(0.001)
 process.send([taken, refused])
 """
