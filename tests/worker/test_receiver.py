@@ -1,6 +1,6 @@
 """A worker says what it takes before it takes it, takes what it can serve, and leaves the rest.
 
-Real socket pairs and descriptors; the front's end is in the hands of the test.
+Real socket pairs and descriptors; the proxy's end is the test's.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ RESERVE = 16
 
 
 class Worker:
-    """A taker, and the front's end of its link."""
+    """A worker's end of a link, and the proxy's."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.front, link = pair()
         self.link = link
         self.taken: list[tuple[Stream, bool]] = []
-        self.said = 0
-        """What it has announced, as the front has heard."""
-        self.broke_its_word = False
+        self.announced = 0
+        """How many connections it has announced."""
+        self.took_unannounced = False
         self.taker = Taker(loop, link, self._connected, 1 << 20)
 
     def limited(self, room: int) -> None:
@@ -50,11 +50,11 @@ class Worker:
     def _connected(self, stream: Stream, probe: bool) -> None:
         self.taken.append((stream, probe))
         self.hear()
-        self.broke_its_word |= len(self.taken) > self.said
+        self.took_unannounced |= len(self.taken) > self.announced
 
     def hear(self) -> Report:
         report = reports(self.front) or Report(0, 0)
-        self.said += report.taken
+        self.announced += report.taken
         return report
 
     def send(self, count: int = 1, kind: bytes = CLIENT, each: int = 1) -> None:
@@ -110,8 +110,8 @@ def test_it_says_that_it_takes_one_before_it_does(worker: Worker) -> None:
     for count in (1, 3, 20):
         worker.send(count)
         worker.turn()
-    assert len(worker.taken) == worker.taker.taken == worker.said == 24
-    assert not worker.broke_its_word
+    assert len(worker.taken) == worker.taker.taken == worker.announced == 24
+    assert not worker.took_unannounced
 
 
 def test_a_connection_arrives_ready_to_be_served(worker: Worker) -> None:
@@ -153,8 +153,8 @@ def test_all_of_a_message_are_taken(worker: Worker) -> None:
         worker.send(count, each=8)
     worker.send(23, each=8)
     worker.turn()
-    assert len(worker.taken) == worker.taker.taken == worker.said == 35
-    assert not worker.broke_its_word
+    assert len(worker.taken) == worker.taker.taken == worker.announced == 35
+    assert not worker.took_unannounced
 
 
 def test_a_health_check_is_served_and_not_counted(worker: Worker) -> None:
@@ -164,7 +164,7 @@ def test_a_health_check_is_served_and_not_counted(worker: Worker) -> None:
     worker.turn()
     assert [probe for _, probe in worker.taken] == [True, False]
     assert worker.taker.taken == 1
-    assert worker.said == 2
+    assert worker.announced == 2
 
 
 def test_ends_are_told_with_the_next_credit(worker: Worker) -> None:
@@ -202,7 +202,7 @@ def test_it_takes_nothing_that_it_cannot_announce(worker: Worker) -> None:
     worker.hear()
     worker.turn()
     assert len(worker.taken) == 3
-    assert not worker.broke_its_word
+    assert not worker.took_unannounced
 
 
 def test_without_descriptors_it_leaves_them_to_others(worker: Worker) -> None:
@@ -211,13 +211,13 @@ def test_without_descriptors_it_leaves_them_to_others(worker: Worker) -> None:
     worker.taker.start()
     worker.turn()
     taken = len(worker.taken)
-    assert 0 < taken == worker.said < 12, "what it has announced: the reserve is for that"
+    assert 0 < taken == worker.announced < 12, "what it has announced: the reserve is for that"
     stream, _ = worker.taken.pop(0)
     stream.close()
     worker.taker.ended()
     worker.turn()
     assert worker.taker.taken > taken, "one has ended, so it looks again"
-    assert not worker.broke_its_word
+    assert not worker.took_unannounced
     assert worker.left() + worker.taker.taken == 20, "and the rest is there for whoever asks"
 
 
@@ -239,9 +239,9 @@ def test_what_the_program_has_left_no_number_for_stays_where_it_is(worker: Worke
     # One is left, and three come at a time.
     worker.loop.run_until_complete(work_without())
     os.close(beyond)
-    assert (len(worker.taken), worker.said) == (0, 0)
+    assert (len(worker.taken), worker.announced) == (0, 0)
     worker.waits_for(lambda: len(worker.taken) == 6)
-    assert not worker.broke_its_word
+    assert not worker.took_unannounced
 
 
 def test_when_it_leaves_it_takes_what_is_on_its_way_and_nothing_after_it(worker: Worker) -> None:

@@ -25,10 +25,10 @@ PROBE: Final = b"p"
 """A health check: served like a client, and counted nowhere."""
 
 CREDIT: Final = struct.Struct("<HH")
-"""Taken, ended: how many since the last message."""
+"""How many were taken, and how many have ended, since the last message."""
 MOST: Final = 8
-"""Connections a message, and about as many a wake-up: the loop has those to serve that it took
-before."""
+"""Connections in one message, and about as many in one turn of the loop: it has to serve those
+that it took before."""
 _CREDIT_SIZE: Final = CREDIT.size
 # Plain numbers: Python 3.11 needs longer to combine two enum members than the kernel to send.
 _NO_BLOCK: Final = int(socket.MSG_DONTWAIT)
@@ -40,22 +40,23 @@ _SPACE: Final = socket.CMSG_SPACE(_FD.size * MOST)
 
 
 class Report(NamedTuple):
-    """What a worker has done since its last word."""
+    """What a worker has done since its last report."""
 
     taken: int
     ended: int
 
 
 def send(link: socket.socket, kind: bytes, fds: Sequence[int]) -> None:
-    """Send up to MOST connections; the caller still has its copies. BlockingIOError: it is full."""
+    """Send up to MOST connections; `fds` stay the caller's. BlockingIOError: the link is full."""
     link.sendmsg((kind * len(fds),), ((_SOCKET, _RIGHTS, array.array("i", fds)),), _NO_BLOCK)
 
 
 def receive(link: socket.socket) -> tuple[bytes, Sequence[int]] | None:
     """Take the connections of one message out of a link; None if there is none.
 
-    The first is a byte for each of them: all CLIENT or all PROBE, or empty when the link has
-    ended. There are fewer descriptors only if this process has no number for them.
+    Returns a byte for each connection (all CLIENT or all PROBE) and their descriptors. No byte
+    means that the link has ended. There are fewer descriptors than bytes only if this process had
+    no free number for them.
     """
     try:
         kinds, ancillary, _, _ = link.recvmsg(MOST, _SPACE, _CLOEXEC)
@@ -71,17 +72,17 @@ def receive(link: socket.socket) -> tuple[bytes, Sequence[int]] | None:
 
 
 def reports(link: socket.socket) -> Report | None:
-    """Everything that a worker has said; None if it has said nothing. OSError: it is gone."""
+    """The sum of all reports that have arrived; None without one. OSError: the worker is gone."""
     taken = ended = 0
     heard = False
     while True:
         try:
-            # One byte more, or a longer message would look like one of ours.
+            # One byte more than a report has, so that a longer message is noticed.
             data = link.recv(_CREDIT_SIZE + 1, _NO_BLOCK)
         except (BlockingIOError, InterruptedError):
             return Report(taken, ended) if heard else None
         if len(data) != _CREDIT_SIZE:
-            # Nothing is the end; anything else is no worker of ours.
+            # No byte is the end of the link; any other size is no report.
             raise ConnectionResetError
         heard = True
         more = CREDIT.unpack(data)

@@ -190,7 +190,7 @@ class Intake:
         elif self._takers:
             self._takers[one.link].ended()
             for taker in self._takers:
-                taker.room()
+                taker.fd_freed()
 
 
 def raise_limit() -> None:

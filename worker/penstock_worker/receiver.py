@@ -36,16 +36,16 @@ _RETRY_S: Final = 0.1
 _NO_BLOCK: Final = int(socket.MSG_DONTWAIT)
 _PEEK: Final = int(socket.MSG_PEEK) | _NO_BLOCK
 _QUEUED: Final = struct.Struct("i")
-_MOST: Final = 0xFFFF
+_MAX_COUNT: Final = 0xFFFF
 
 _log: Final = logging.getLogger("penstock.worker")
 
 
 class Taker:
-    """A worker's end: takes what comes and passes it on.
+    """The worker's end of one link: takes connections and passes each to `on_connection`.
 
-    `on_connection(stream, probe)` owns the stream. Whoever serves it calls `ended` when a
-    connection that was no probe is closed.
+    `on_connection(stream, probe)` owns the stream. Its owner calls `ended` when a connection that
+    was no probe is closed.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Taker:
         self._last_fd = limit - _RESERVE
         self._ended = 0
         self._announced = 0
-        """Said to be taken, and then taken back by the front before they could be: as many of
-        the next ones need no word."""
+        """Announced, and not taken yet. If the proxy takes them back first, as many of the next
+        ones need no announcement."""
         self._reading = False
-        self._full = False
-        self._lacking = False
-        """So full that not even one fits, which was logged."""
+        self._at_limit = False
+        self._logged_no_fd = False
+        """There was no free descriptor, and that was logged."""
         self._report: TimerHandle | None = None
         self._retry: TimerHandle | None = None
 
@@ -83,18 +83,18 @@ class Taker:
         """A client's connection is closed."""
         self._ended += 1
         if self._report is None:
-            self._report = self._loop.call_later(_REPORT_S, self._tell)
-        self.room()
+            self._report = self._loop.call_later(_REPORT_S, self._send_report)
+        self.fd_freed()
 
-    def room(self) -> None:
-        """A descriptor is free, whosever it was."""
-        if self._full:
-            self._full = False
+    def fd_freed(self) -> None:
+        """A descriptor was closed, by whatever part of the process."""
+        if self._at_limit:
+            self._at_limit = False
             self.start()
 
     def drain(self) -> None:
-        """Take what is on its way, and nothing after it."""
-        while self._take() and not self._full:
+        """Take what is in the link now, and nothing after it."""
+        while self._take() and not self._at_limit:
             pass
         self._pause()
 
@@ -110,27 +110,27 @@ class Taker:
 
     def _readable(self) -> None:
         left = MOST
-        while left > 0 and not self._full and (taken := self._take()):
+        while left > 0 and not self._at_limit and (taken := self._take()):
             left -= taken
 
     def _take(self) -> int:
-        """Take some, up to MOST; how many that were."""
+        """Take the next message, MOST connections at most; returns how many were taken."""
         try:
-            count = self._waiting()
+            count = self._next_size()
             if not count:
                 self._pause()
                 return 0
-            if not self._fit(count):
+            if not self._has_fds_for(count):
                 return 0
-            # The credit first: who says that he takes one and dies is known to have had it.
+            # Before they are taken: if this worker dies now, they count as its own.
             self._announce(count)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError:
-            # No front has the other end any more.
+            # No proxy has the other end any more.
             self._pause()
             return 0
-        # Fewer, or others, if the front takes them back in this very moment.
+        # They are fewer, or others, if the proxy takes them back at this moment.
         taken = 0
         while taken < count and (got := receive(self._link)) is not None:
             kinds, fds = got
@@ -144,71 +144,71 @@ class Taker:
                 self._adopt(kinds[:1], fd)
         return taken
 
-    def _waiting(self) -> int:
-        """How many come next; 0: the link has ended."""
-        # A byte is a connection, so this many wait.
+    def _next_size(self) -> int:
+        """Connections that can be taken next; 0: the link has ended."""
+        # There is a byte for each connection, so this many wait.
         count: int = _QUEUED.unpack(ioctl(self._link, FIONREAD, bytes(_QUEUED.size)))[0]
         if 0 < count <= MOST:
             return count
-        # The first message only, whose size is known without taking it.
+        # More than fit into one message: look at the first one only.
         return len(self._link.recv(MOST, _PEEK))
 
-    def _fit(self, count: int) -> bool:
-        """Are there numbers for so many? To have them is the only way to know."""
+    def _has_fds_for(self, count: int) -> bool:
+        """Are so many descriptors free? The only way to know is to open them."""
         link = self._link.fileno()
         numbers: list[int] = []
         try:
-            # As far as it gets: what it has is closed in any case.
+            # `extend` keeps those that were opened before an error, and `finally` closes them.
             numbers.extend(os.dup(link) for _ in range(count))
         except OSError as error:
-            if not self._lacking:
+            if not self._logged_no_fd:
                 _log.error("cannot take connections: %s; trying again until it can", error.strerror)
-            self._lacking = self._full = True
+            self._logged_no_fd = self._at_limit = True
             self._pause()
             if self._retry is None:
-                self._retry = self._loop.call_later(_RETRY_S, self._look_again)
+                self._retry = self._loop.call_later(_RETRY_S, self._try_again)
             return False
         finally:
             for number in numbers:
                 os.close(number)
-        self._lacking = False
+        self._logged_no_fd = False
         return True
 
-    def _look_again(self) -> None:
+    def _try_again(self) -> None:
         self._retry = None
-        self.room()
+        self.fd_freed()
 
     def _announce(self, count: int) -> None:
-        """Say of so many that they are taken, but for those of whom that was said before."""
+        """Announce that the next `count` are taken, less those that were announced before."""
         if count > self._announced:
-            self._credit(count - self._announced)
+            self._send_credit(count - self._announced)
             self._announced = count
 
-    def _credit(self, taken: int) -> None:
-        ended = min(self._ended, _MOST)
+    def _send_credit(self, taken: int) -> None:
+        ended = min(self._ended, _MAX_COUNT)
         self._link.send(CREDIT.pack(taken, ended), _NO_BLOCK)
         self._ended -= ended
 
     def _adopt(self, kind: bytes, fd: int) -> None:
         if fd >= self._last_fd:
-            # The lowest number that was free: all below are in use. One more, and the kernel
-            # would drop a client's connection on the floor.
-            self._full = True
+            # The kernel gives out the lowest free number, so all below are in use. It might
+            # drop the next connection.
+            self._at_limit = True
             self._pause()
         probe = kind == PROBE
         self.taken += not probe
         os.set_blocking(fd, False)
         self._on_connection(Stream(fd, _family(fd)), probe)
 
-    def _tell(self) -> None:
+    def _send_report(self) -> None:
         self._report = None
         if not self._ended:
             return
         try:
-            self._credit(0)
+            self._send_credit(0)
         except (BlockingIOError, InterruptedError):
-            # A front that is away: said again, with those that end until then.
-            self._report = self._loop.call_later(_REPORT_S, self._tell)
+            # The proxy does not read at the moment: send it later, with those that end until then.
+            self._report = self._loop.call_later(_REPORT_S, self._send_report)
         except OSError:
             return
 
@@ -219,7 +219,7 @@ class Taker:
 
 
 def inherited(environ: Mapping[str, str]) -> tuple[socket.socket, ...]:
-    """Adopt the ends that `environ` names, one for each front; ValueError: one is no link."""
+    """Adopt the ends that `environ` names, one for each proxy; ValueError: one is no link."""
     numbers = environ.get(LINK_FD)
     if numbers is None:
         return ()
@@ -227,7 +227,7 @@ def inherited(environ: Mapping[str, str]) -> tuple[socket.socket, ...]:
 
 
 def _family(fd: int) -> int:
-    """uvloop asks for it, and only tells unix from the rest."""
+    """The socket family, which uvloop asks for to tell unix sockets from others."""
     sock = socket.socket(fileno=fd)
     family = int(sock.family)
     sock.detach()
