@@ -22,7 +22,7 @@ from penstock_worker.counters import (
     connection_series,
     request_series,
 )
-from penstock_worker.intake import Intake
+from penstock_worker.intake import Connections
 from penstock_worker.lag import LagMeter
 from penstock_worker.listeners import Source
 from penstock_worker.recorder import Recorder
@@ -39,7 +39,7 @@ class Line:
         upward: socket.socket | None,
         environ: Mapping[str, str],
         counters: RequestCounters,
-        connections: Intake,
+        connections: Connections,
     ) -> None:
         self.counters = counters
         self.connections = connections

@@ -41,8 +41,8 @@ from penstock_worker import (
 )
 from penstock_worker.bounds import Bounds
 from penstock_worker.counters import RequestCounters
-from penstock_worker.intake import Intake
-from penstock_worker.introduction import Introductions, Serve
+from penstock_worker.intake import Connections, ProtocolFactory
+from penstock_worker.introduction import ProxyHeaders
 from penstock_worker.line import Line
 from penstock_worker.listeners import ListenError, Source
 from penstock_worker.loading import LoadError, Program, StartError
@@ -99,7 +99,7 @@ class Worker:
         self._retired = False
         self._status = 0
         self._thread = threading.get_ident()
-        self._introductions: Introductions | None = None
+        self._proxy_headers: ProxyHeaders | None = None
         line.on_lost = self._orphaned
         line.attach(self._asked_to_retire)
         retiring.watch(loop, self.retire)
@@ -115,20 +115,20 @@ class Worker:
         connections = self._line.connections
         try:
             await server.start()
-            connections.most = self._bounds.connections
-            connections.open(source, self._introduced(server.protocol))
+            connections.max_clients = self._bounds.connections
+            connections.open(source, self._with_proxy_headers(server.protocol))
             self._line.start(source, notes)
             self._ready(source)
             await self._leaving.wait()
             server.leave()
-            await connections.finish()
+            await connections.drain()
         finally:
             try:
                 await server.finish()
             finally:
                 connections.close()
-                if self._introductions is not None:
-                    self._introductions.close()
+                if self._proxy_headers is not None:
+                    self._proxy_headers.close()
                 source.sock.close()
                 self._line.stop()
                 if notes is not None:
@@ -173,7 +173,7 @@ class Worker:
         else:
             self._loop.call_soon_threadsafe(self.retire, reason)
 
-    def _introduced(self, serve: Serve) -> Serve:
+    def _with_proxy_headers(self, serve: ProtocolFactory) -> ProtocolFactory:
         """Connections begin with a PROXY header, if we were told so."""
         try:
             terms = peers.told(self._environ)
@@ -181,8 +181,8 @@ class Worker:
             raise LoadError(str(error)) from None
         if terms is None:
             return serve
-        self._introductions = Introductions(self._loop, terms, self._line.counters)
-        return self._introductions.before(serve)
+        self._proxy_headers = ProxyHeaders(self._loop, terms, self._line.counters)
+        return self._proxy_headers.wrap(serve)
 
     def _recorder(self) -> Recorder:
         service = self._environ.get(contract.SERVICE, "")
@@ -233,11 +233,11 @@ def run(
     for name in contract.SCRUBBED:
         if name not in _READABLE:
             environ.pop(name, None)
-    intake.raise_limit()
+    intake.raise_fd_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         loop = runner.get_loop()
         counters = RequestCounters()
-        line = Line(loop, upward, told, counters, Intake(loop, counters))
+        line = Line(loop, upward, told, counters, Connections(loop, counters))
         worker = Worker(arguments[0], loop, told, line, say)
         try:
             source = listeners.found(told)
