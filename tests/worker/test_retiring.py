@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from penstock_worker import contract, wire
-from penstock_worker.retiring import is_uncaught, reason, shown
+from penstock_worker.retiring import is_uncaught, reason, traceback_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +144,7 @@ def test_a_reason_is_one_bounded_line() -> None:
 
 
 def test_a_long_traceback_keeps_both_ends() -> None:
-    text = shown(ValueError("a" + "x" * 99999 + "z"))
+    text = traceback_text(ValueError("a" + "x" * 99999 + "z"))
     assert text.startswith("ValueError: a")
     assert text.endswith("z\n")
     assert len(text) <= 16 << 10

@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractAccessLogger
 
 from penstock_worker import noise
 from penstock_worker.bounds import Bounds
-from penstock_worker.recorder import Note, Recorder
+from penstock_worker.recorder import Recorder, RequestRecord
 
 _DRAIN_S: Final = 24 * 3600.0
 """How long requests may take to finish: the supervisor has the deadline, not we."""
@@ -73,7 +73,7 @@ class AiohttpServer:
         """For one connection; what comes over a probe's is not counted."""
         return self._probe() if probe else self._serve()
 
-    def leave(self) -> None:
+    def begin_drain(self) -> None:
         """Whoever asks once more is told that it is the last time."""
         for made in (self._serve, *self._serve.connections):
             # Each connection has a copy of its own.
@@ -83,7 +83,7 @@ class AiohttpServer:
             if (request := connection._current_request) is not None:
                 request._message = _closing(request._message)
 
-    async def finish(self) -> None:
+    async def shutdown(self) -> None:
         """Let requests finish, and the program clean up."""
         await self._runner.cleanup()
 
@@ -145,18 +145,20 @@ def _recording(recorder: Recorder) -> type[AbstractAccessLogger]:
         def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
             total_s = monotonic() - request[_BEGUN]
             recorder.count(request.method, response.status, total_s)
-            if recorder.logs:
-                recorder.note(_note(request, response, total_s))
+            if recorder.has_log:
+                recorder.log(_record(request, response, total_s))
 
     return Recording
 
 
-def _note(request: web.BaseRequest, response: web.StreamResponse, total_s: float) -> Note:
+def _record(
+    request: web.BaseRequest, response: web.StreamResponse, total_s: float
+) -> RequestRecord:
     headers = request.headers
     head = "".join(
         f"{name}: {headers[name]}\r\n" for name in ("Referer", "User-Agent") if name in headers
     )
-    return Note(
+    return RequestRecord(
         client=request.remote or "",
         method=request.method,
         target=_octets(request.raw_path),

@@ -21,7 +21,7 @@ import uvicorn
 from penstock_worker.asgi_heads import Heads, bounded
 from penstock_worker.bounds import Bounds
 from penstock_worker.loading import StartError
-from penstock_worker.recorder import Note, Recorder
+from penstock_worker.recorder import Recorder, RequestRecord
 from penstock_worker.somaxconn import backlog
 
 _SECOND_S: Final = 1.0
@@ -83,13 +83,13 @@ class AsgiServer:
         )
         return made
 
-    def leave(self) -> None:
+    def begin_drain(self) -> None:
         """Whoever asks once more is told that it is the last time."""
         self._config.loaded_app = _last(self._config.loaded_app)
         for connection in self._server.server_state.connections:
             connection.app = _last(connection.app)  # type: ignore[union-attr]
 
-    async def finish(self) -> None:
+    async def shutdown(self) -> None:
         """Let requests finish, and the program clean up."""
         if self._server.started:
             await self._server.shutdown(sockets=[])
@@ -147,8 +147,8 @@ def _recorded(app: Any, recorder: Recorder) -> _App:
         finally:
             total_s = monotonic() - started
             recorder.count(scope.get("method", "GET"), answer.status, total_s)
-            if recorder.logs:
-                recorder.note(_note(scope, answer, total_s))
+            if recorder.has_log:
+                recorder.log(_record(scope, answer, total_s))
 
     return recorded
 
@@ -168,13 +168,13 @@ def _last(app: Any) -> _App:
     return last
 
 
-def _note(scope: _Message, answer: _Answer, total_s: float) -> Note:
+def _record(scope: _Message, answer: _Answer, total_s: float) -> RequestRecord:
     found = {name: value for name, value in scope["headers"] if name in _NOTED}
     length = found.get(b"content-length", b"")
     target = scope.get("raw_path") or scope["path"].encode()
     if scope["query_string"]:
         target += b"?" + scope["query_string"]
-    return Note(
+    return RequestRecord(
         client=scope["client"][0] if scope.get("client") else "",
         method=scope.get("method", "GET"),
         target=target,

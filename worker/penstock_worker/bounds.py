@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from penstock_worker.contract import BOUNDS
 
-BEHIND_A_FRONT_S: Final = 120.0
+BEHIND_PROXY_S: Final = 120.0
 """Longer than a front keeps an idle connection."""
 
 
@@ -23,7 +23,7 @@ class Bounds(NamedTuple):
     """Clients are served by the worker, and nobody before it bounds them."""
     connections: int = 0
     """That it accepted and are open; 0: as many as descriptors allow."""
-    keepalive_s: float = BEHIND_A_FRONT_S
+    keepalive_s: float = BEHIND_PROXY_S
     """Without a request: between two, and until the head of one is complete."""
     log_field: int = 1024
     """Characters of one field of the access log."""
@@ -34,7 +34,7 @@ def written(bounds: Bounds) -> str:
     return json.dumps(bounds._asdict())
 
 
-def told(environ: Mapping[str, str]) -> Bounds:
+def parse_limits(environ: Mapping[str, str]) -> Bounds:
     """ValueError: it is not said as we would."""
     text = environ.get(BOUNDS)
     if text is None:

@@ -39,10 +39,10 @@ class DatagramServer:
     def protocol(self, probe: bool) -> asyncio.Protocol:
         raise NotImplementedError("datagrams come without connections")
 
-    def leave(self) -> None:
+    def begin_drain(self) -> None:
         """There are no connections to end."""
 
-    async def finish(self) -> None:
+    async def shutdown(self) -> None:
         """Send what is buffered, and let the protocol hear of its end."""
         if self._replacing is not None:
             await asyncio.wait([self._replacing])
