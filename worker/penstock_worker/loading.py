@@ -1,12 +1,12 @@
-"""From "mypkg.mod:app" to something that can be served.
+"""Imports "mypkg.mod:app" and finds out what kind of application it is.
 
-Owns the question of what an attribute is: an aiohttp Application, an ASGI 3 application, a
-protocol for datagrams, or a factory of one of them. What it is not is said in one line, with
-the place in the user's code, since that line is all that a person sees of a worker that does
-not start. How a program is served is not known here.
+Owns that decision: an aiohttp Application, an ASGI 3 application, a protocol for datagrams, or a
+factory of one of them. An error is one line with the file and line in the user's code, because
+that line is all that a person sees of a worker that does not start. Must not know how an
+application is served.
 
-The kinds are told apart by signature and never by trying: calling an ASGI application to
-see what happens would start a request.
+The kind is decided by the signature, and never by a call: calling an ASGI application would
+start a request.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _SERVABLE: Final = (
 
 
 class LoadError(Exception):
-    """What is named cannot be served, and why, in one line. Trying again would not help."""
+    """Why the named object cannot be served, in one line. Another try would fail likewise."""
 
     def __init__(self, reason: str, details: str = "") -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class LoadError(Exception):
 
 
 class StartError(Exception):
-    """The program refused to start and has said why itself; it may be over by the next try."""
+    """The program refused to start, and reported why. The next try may succeed."""
 
 
 class Program(NamedTuple):
@@ -67,10 +67,10 @@ def load(spec: str) -> Program:
 
 
 async def call_factory(program: Program) -> Program:
-    """Call a factory; everything else is returned as it is.
+    """Call the program if it is a factory; any other is returned as it is.
 
-    LoadError if it made nothing that can be served. What the factory itself raises is
-    passed on: it may have met something that is over by the next try.
+    LoadError if the result cannot be served. An error of the factory itself is passed on: the
+    next try may succeed.
     """
     if program.kind != "factory":
         return program
@@ -102,7 +102,7 @@ def classify(spec: str, target: object) -> Program:
 
 
 def explain(error: BaseException) -> str:
-    """One line: the error, and the place in the user's code that it comes from."""
+    """The error in one line, with the file and line of the user's code that it comes from."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     line = f"{type(error).__name__}: {' '.join(text.split())}" if text else type(error).__name__
     where = _location(error)
@@ -113,13 +113,13 @@ def details(error: BaseException) -> str:
     """The traceback from where the user's code begins; empty if it had no part in it."""
     frames = list(traceback.walk_tb(error.__traceback__))
     names = [frame.f_code.co_filename for frame, _ in frames]
-    wanted = _is_users if any(map(_is_users, names)) else _is_foreign
-    frame = error.__traceback__
-    while frame is not None and not wanted(frame.tb_frame.f_code.co_filename):
-        frame = frame.tb_next
-    if frame is None and not isinstance(error, SyntaxError):
+    is_shown = _in_working_directory if any(map(_in_working_directory, names)) else _is_foreign
+    first = error.__traceback__
+    while first is not None and not is_shown(first.tb_frame.f_code.co_filename):
+        first = first.tb_next
+    if first is None and not isinstance(error, SyntaxError):
         return ""
-    return "".join(traceback.format_exception(type(error), error, frame))
+    return "".join(traceback.format_exception(type(error), error, first))
 
 
 def _kind(
@@ -148,7 +148,7 @@ def _accepts_arguments(signature: inspect.Signature, number: int) -> bool:
 
 
 def _is_aiohttp(target: object) -> bool:
-    # Whoever has an Application has imported it; an ASGI program need not pay for it.
+    # A program with an Application has imported aiohttp; for others it is not imported here.
     web = sys.modules.get("aiohttp.web")
     return web is not None and isinstance(target, web.Application)
 
@@ -174,17 +174,17 @@ def _location(error: BaseException) -> str:
         return f"{_relative(error.filename)}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     foreign = [frame for frame in frames if _is_foreign(frame.filename)]
-    # Rather the line of theirs that called a library than the line of the library.
-    chosen = [frame for frame in foreign if _is_users(frame.filename)] or foreign
+    # The user's line that called a library tells more than the library's line.
+    chosen = [frame for frame in foreign if _in_working_directory(frame.filename)] or foreign
     return f"{_relative(chosen[-1].filename)}:{chosen[-1].lineno}" if chosen else ""
 
 
 def _is_foreign(filename: str) -> bool:
-    """Neither ours nor the import machinery's."""
+    """Neither this file nor the import machinery."""
     return not filename.startswith("<frozen") and filename not in {__file__, importlib.__file__}
 
 
-def _is_users(filename: str) -> bool:
+def _in_working_directory(filename: str) -> bool:
     path = Path(filename)
     return path.is_relative_to(Path.cwd()) and "site-packages" not in path.parts
 
