@@ -63,7 +63,7 @@ def told(message, handle):
     if message == "last":
         process.send(heard)
         end()
-while not process._state.kept or process._state.kept[-1][0] != 9:
+while not process._state.queued or process._state.queued[-1][0] != 9:
     await asyncio.sleep(0.001)
 process.on_message(told)
 process.send("listens")
@@ -91,7 +91,7 @@ def test_who_asks_late_still_hears_that_the_supervisor_is_gone(above: Above) -> 
 process.ready()
 while process.send("still there"):
     await asyncio.sleep(0.001)
-while not process._state.gone:
+while not process._state.is_disconnected:
     await asyncio.sleep(0.001)
 process.on_disconnect(end)
 """

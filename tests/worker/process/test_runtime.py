@@ -18,7 +18,7 @@ from tests.worker.process.above import Above
 from penstock_worker import process
 from penstock_worker.channel import pair
 from penstock_worker.contract import CHANNEL_FD, READY, RETIRE, SERVICE, SLOT
-from penstock_worker.process import MOST_KEPT, MOST_KEPT_HANDLES, _State
+from penstock_worker.process import MAX_QUEUED, MAX_QUEUED_HANDLES, _State
 
 
 def test_a_program_under_the_runtime_has_the_runtimes_channel(
@@ -64,18 +64,18 @@ def test_what_nobody_listens_to_is_bounded_and_its_handles_are_closed(
     state = _State({})
     with ExitStack() as stack:
         handles = []
-        for number in range(MOST_KEPT_HANDLES + 5):
+        for number in range(MAX_QUEUED_HANDLES + 5):
             one, other = socket.socketpair()
             stack.enter_context(one)
             handles.append(stack.enter_context(other))
             state.deliver(number, other)
         open_ones = [handle.fileno() >= 0 for handle in handles]
-        assert open_ones == [False] * 5 + [True] * MOST_KEPT_HANDLES
-        for number in range(MOST_KEPT):
+        assert open_ones == [False] * 5 + [True] * MAX_QUEUED_HANDLES
+        for number in range(MAX_QUEUED):
             state.deliver(number, None)
-        assert len(state.kept) == MOST_KEPT
+        assert len(state.queued) == MAX_QUEUED
         assert all(handle.fileno() < 0 for handle in handles)
-        assert state.kept_handles == 0
+        assert state.queued_handles == 0
     assert [record.levelno for record in caplog.records] == [logging.WARNING], "once"
 
 
@@ -114,5 +114,5 @@ def test_the_first_use_without_a_loop_is_one_clear_error() -> None:
         state = _State(environ)
         assert (state.is_worker, state.slot, state.service) == (True, None, "web")
         with pytest.raises(RuntimeError, match="event loop"):
-            state.upward()
+            state.open_channel()
         assert CHANNEL_FD in environ, "it can be tried again"
