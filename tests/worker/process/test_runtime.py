@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.process.above import Above
+from tests.worker.process.supervisor import SupervisorEnd
 
 from penstock_worker import process
 from penstock_worker.channel import pair
@@ -22,39 +22,39 @@ from penstock_worker.process import MAX_QUEUED, MAX_QUEUED_HANDLES, _State
 
 
 def test_a_program_under_the_runtime_has_the_runtimes_channel(
-    above: Above, udp: socket.socket
+    supervisor: SupervisorEnd, udp: socket.socket
 ) -> None:
-    above.serve()
+    supervisor.serve()
     imported = ["imported", True, 3, "web"]
-    assert above.said().index(imported) < above.said().index({"cmd": READY})
-    above.tell({"x": 1}, udp)
-    above.until(lambda: ["told", {"x": 1}] in above.messages)
-    assert above.handles[0].getsockname() == udp.getsockname()
-    above.signal(signal.SIGTERM)
-    assert above.status() == 0
+    assert supervisor.said().index(imported) < supervisor.said().index({"cmd": READY})
+    supervisor.tell({"x": 1}, udp)
+    supervisor.until(lambda: ["told", {"x": 1}] in supervisor.messages)
+    assert supervisor.handles[0].getsockname() == udp.getsockname()
+    supervisor.signal(signal.SIGTERM)
+    assert supervisor.status() == 0
 
 
 @pytest.mark.parametrize(
     ("message", "reason"), [("retire", "had enough"), ("break", "in a callback")]
 )
 def test_its_own_call_and_an_exception_in_its_callback_retire_it(
-    above: Above, message: str, reason: str
+    supervisor: SupervisorEnd, message: str, reason: str
 ) -> None:
-    above.serve()
-    above.tell(message)
-    above.until(lambda: above.said()[-1].get("cmd") == RETIRE)
-    assert reason in above.said()[-1]["reason"]
-    above.signal(signal.SIGTERM)
-    assert above.status() == 0
+    supervisor.serve()
+    supervisor.tell(message)
+    supervisor.until(lambda: supervisor.said()[-1].get("cmd") == RETIRE)
+    assert reason in supervisor.said()[-1]["reason"]
+    supervisor.signal(signal.SIGTERM)
+    assert supervisor.status() == 0
 
 
 def test_a_program_that_fails_when_its_supervisor_is_gone_leaves_all_the_same(
-    above: Above, tmp_path: Path
+    supervisor: SupervisorEnd, tmp_path: Path
 ) -> None:
-    above.serve()
-    assert above.channel is not None
-    above.channel.close()
-    above.status()
+    supervisor.serve()
+    assert supervisor.channel is not None
+    supervisor.channel.close()
+    supervisor.status()
     assert (tmp_path / "gone").exists()
 
 
