@@ -85,12 +85,14 @@ class Recorder:
         self._timer = self._loop.call_later(_FLUSH_S, self._tick)
 
 
-def open_access_log(value: str | None, service: str, most: int = MAX_FIELD) -> AccessLog | None:
+def open_access_log(
+    value: str | None, service: str, max_field: int = MAX_FIELD
+) -> AccessLog | None:
     """Open the log that `contract.ACCESS_LOG` names. ValueError, OSError: it cannot be opened."""
     if not value:
         return None
-    form, _, where = value.partition(":")
-    if form not in ("json", "combined") or not where:
+    name, _, where = value.partition(":")
+    if name not in ("json", "combined") or not where:
         raise ValueError(f"{value!r} is not FORMAT:WHERE")
-    format_: Format = "json" if form == "json" else "combined"
-    return AccessLog(service, Sink(int(where) if where.isdecimal() else where), format_, most)
+    form: Format = "json" if name == "json" else "combined"
+    return AccessLog(service, Sink(int(where) if where.isdecimal() else where), form, max_field)
