@@ -85,7 +85,7 @@ class Connections:
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             self._receivers = tuple(
                 Taker(self._loop, sock, partial(self._received, link), limit)
-                for link, sock in enumerate((source.sock, *source.more))
+                for link, sock in enumerate((source.sock, *source.other_links))
             )
             for receiver in self._receivers:
                 receiver.start()

@@ -230,7 +230,7 @@ def run(
         supervisor = SupervisorLink(loop, sock, environment, counters, Connections(loop, counters))
         worker = Worker(arguments[0], loop, environment, supervisor, say)
         try:
-            source = listeners.found(environment)
+            source = listeners.find_source(environment)
             with source.sock:
                 return runner.run(worker.run(loading.load(arguments[0]), source))
         except (ListenError, LoadError) as error:
