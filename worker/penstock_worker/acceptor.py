@@ -155,7 +155,7 @@ class Acceptor:
             _log.warning("accepts no more connections: it is full")
         self._hold(_TOO_MANY)
 
-    def _hold(self, words: bytes) -> None:
+    def _hold(self, reason: bytes) -> None:
         """Leave connections in the queue, and try again soon."""
         if self._retry is None:
             self._pause()
@@ -163,14 +163,14 @@ class Acceptor:
         if not self._holding:
             self._backlog = Backlog(self._max_wait_s)
         self._holding = True
-        self._refuse_overdue(words)
+        self._refuse_overdue(reason)
 
-    def _refuse_overdue(self, words: bytes) -> None:
+    def _refuse_overdue(self, reason: bytes) -> None:
         """Answer 503 to those that have waited too long."""
         waiting = farewell.waiting(self._listener)
         overdue = self._backlog.look(self._loop.time(), self._accepted, waiting)
         for _ in range(min(overdue, _MAX_REFUSED)):
-            if not self._spare.refuse(self._listener, _RESPONSE % (len(words), words)):
+            if not self._spare.refuse(self._listener, _RESPONSE % (len(reason), reason)):
                 return
             self._accepted += 1
 

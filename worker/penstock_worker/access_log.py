@@ -26,7 +26,7 @@ Entry = tuple[
     str | bytes,  # method, empty for a relayed connection
     str | bytes,  # target as received
     str,  # version, "HTTP/1.1"
-    int,  # status, 0: nobody was told one
+    int,  # status, 0: there was no response
     int,  # bytes sent to the client
     int,  # bytes received from the client
     str,  # worker, "web/0"; empty: no worker was asked

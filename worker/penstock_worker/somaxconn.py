@@ -1,7 +1,7 @@
 """How many connections may wait in the accept queue of a listening socket.
 
 Owns the one number that every `listen` of ours is given. The kernel cuts a longer queue to its
-own limit (`net.core.somaxconn`) without saying so; whoever empties a queue to its end has to
+own limit (`net.core.somaxconn`) without an error, and code that empties a queue has to
 know how many can be in it. Must not know sockets.
 """
 
