@@ -47,7 +47,10 @@ class Report(NamedTuple):
 
 
 def send(link: socket.socket, kind: bytes, fds: Sequence[int]) -> None:
-    """Send up to MOST connections; `fds` stay the caller's. BlockingIOError: the link is full."""
+    """Send up to MOST connections. `fds` stay the caller's.
+
+    BlockingIOError: the link is full.
+    """
     link.sendmsg((kind * len(fds),), ((_SOCKET, _RIGHTS, array.array("i", fds)),), _NO_BLOCK)
 
 
