@@ -33,15 +33,15 @@ def connected(listener: socket.socket) -> socket.socket:
     return client
 
 
-def served(serve: "Serve", spec: str, port: socket.socket, bounds: Bounds) -> "Served":
+def served(serve: "Serve", spec: str, port: socket.socket, limits: Bounds) -> "Served":
     return serve(
-        spec, passed=port, PENSTOCK_SCHEME="shared", PENSTOCK_BOUNDS=written(bounds)
+        spec, passed=port, PENSTOCK_SCHEME="shared", PENSTOCK_BOUNDS=written(limits)
     ).ready()
 
 
 def test_what_is_told_is_what_was_written() -> None:
-    bounds = Bounds(direct=True, connections=5, keepalive_s=1.5, log_field=64)
-    assert parse_limits({BOUNDS: written(bounds)}) == bounds
+    limits = Bounds(direct=True, connections=5, keepalive_s=1.5, log_field=64)
+    assert parse_limits({BOUNDS: written(limits)}) == limits
     assert parse_limits({}) == Bounds()
 
 

@@ -196,8 +196,8 @@ def test_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_terms_come_as_they_were_written() -> None:
-    terms = Terms(2.5, ("10.0.0.0/8", "unix"))
-    assert told({ACCEPT_PROXY: written(terms)}) == terms
+    accept_proxy = Terms(2.5, ("10.0.0.0/8", "unix"))
+    assert told({ACCEPT_PROXY: written(accept_proxy)}) == accept_proxy
     assert told({}) is None
     for wrong in ("", "[]", "[1]", "[null, []]", "x", "{}"):
         with pytest.raises(ValueError, match="says nothing"):

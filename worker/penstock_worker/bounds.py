@@ -29,9 +29,9 @@ class Bounds(NamedTuple):
     """Characters of one field of the access log."""
 
 
-def written(bounds: Bounds) -> str:
+def written(limits: Bounds) -> str:
     """The value of the variable."""
-    return json.dumps(bounds._asdict())
+    return json.dumps(limits._asdict())
 
 
 def parse_limits(environ: Mapping[str, str]) -> Bounds:

@@ -39,10 +39,12 @@ _log: Final = logging.getLogger("penstock.worker")
 class ProxyHeaders:
     """All connections of one worker whose header is not complete."""
 
-    def __init__(self, loop: AbstractEventLoop, terms: Terms, counters: RequestCounters) -> None:
+    def __init__(
+        self, loop: AbstractEventLoop, accept_proxy: Terms, counters: RequestCounters
+    ) -> None:
         self.loop = loop
-        self.seconds = terms.seconds
-        self.trusted = Trusted(terms.trusted)
+        self.seconds = accept_proxy.seconds
+        self.trusted = Trusted(accept_proxy.trusted)
         self.open: set[_AwaitingHeader] = set()
         self._counters = counters
         # Present from the start, so that a rate can be computed from the first one on.
@@ -179,8 +181,8 @@ class _ProxiedSocket:
         return getattr(self._sock, name)
 
 
-def _socket_name(place: Place) -> Any:
+def _socket_name(endpoint: Place) -> Any:
     """As `getpeername` returns it: with two more numbers for IPv6."""
-    if isinstance(place, tuple) and ":" in place[0]:
-        return (*place, 0, 0)
-    return place
+    if isinstance(endpoint, tuple) and ":" in endpoint[0]:
+        return (*endpoint, 0, 0)
+    return endpoint

@@ -48,9 +48,9 @@ class Terms(NamedTuple):
     trusted: tuple[str, ...]
 
 
-def written(terms: Terms) -> str:
+def written(accept_proxy: Terms) -> str:
     """The value of the variable."""
-    return json.dumps([terms.seconds, list(terms.trusted)])
+    return json.dumps([accept_proxy.seconds, list(accept_proxy.trusted)])
 
 
 def told(environ: Mapping[str, str]) -> Terms | None:

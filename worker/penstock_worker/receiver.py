@@ -114,7 +114,7 @@ class Taker:
             left -= taken
 
     def _take(self) -> int:
-        """Take the next message; returns how many connections it had, MOST at most."""
+        """Take the next message; returns how many connections it had."""
         try:
             count = self._next_size()
             if not count:

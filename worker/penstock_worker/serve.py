@@ -166,12 +166,12 @@ class Worker:
     def _with_proxy_headers(self, make_protocol: ProtocolFactory) -> ProtocolFactory:
         """Read a PROXY header at the start of each connection, if the environment says so."""
         try:
-            terms = peers.told(self._environ)
+            accept_proxy = peers.told(self._environ)
         except ValueError as error:
             raise LoadError(str(error)) from None
-        if terms is None:
+        if accept_proxy is None:
             return make_protocol
-        self._proxy_headers = ProxyHeaders(self._loop, terms, self._supervisor.counters)
+        self._proxy_headers = ProxyHeaders(self._loop, accept_proxy, self._supervisor.counters)
         return self._proxy_headers.wrap(make_protocol)
 
     def _start_recorder(self) -> Recorder:
