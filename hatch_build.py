@@ -26,7 +26,7 @@ COMPILED = {
         "standing", "tally", "tls_connection", "transport", "upgrade", "upstream",
         "upstream_request",
     ),
-    "worker/penstock_worker": ("counters", "handoff"),
+    "worker/penstock_worker": ("counters", "handoff", "receiver"),
 }  # fmt: skip
 
 

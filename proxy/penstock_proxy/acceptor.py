@@ -17,7 +17,7 @@ from typing import Any, Final
 from penstock_worker import farewell
 from penstock_worker.acceptor import EXHAUSTED, PASSING
 from penstock_worker.backlog import Backlog
-from penstock_worker.listeners import backlog
+from penstock_worker.somaxconn import backlog
 from penstock_worker.streams import Stream
 
 _BATCH: Final = 16

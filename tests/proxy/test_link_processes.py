@@ -22,7 +22,7 @@ from penstock_proxy.link import Link
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
 from penstock_proxy.standing import MemberState
-from penstock_worker.handoff import Taker
+from penstock_worker.receiver import Taker
 from penstock_worker.streams import Stream
 
 WAIT_S = 20.0

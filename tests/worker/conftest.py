@@ -242,9 +242,9 @@ class Served:
 
     def tell(self, message: dict[str, Any], handle: socket.socket | None = None) -> None:
         if handle is None:
-            self.link.sendall(wire.encoded(message))
+            self.link.sendall(wire.encode(message))
             return
-        line = wire.encoded(wire.envelope(message, handle))
+        line = wire.encode(wire.envelope(message, handle))
         assert socket.send_fds(self.link, [line], [handle.fileno()]) == len(line)
         assert self.hear() == {"cmd": wire.ACK}
 

@@ -1,4 +1,4 @@
-"""A few connections a wake-up, all that are queued at the end, and patience when short."""
+"""A few connections a wake-up, all that are queued at the end, and patience without descriptors."""
 
 import asyncio
 import errno
@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from tests.descriptors import no_descriptor_left
 
-from penstock_worker.acceptor import FEW, Acceptor
+from penstock_worker.acceptor import ACCEPTS_PER_WAKEUP, Acceptor
 
 QUEUED = 7
 
@@ -68,7 +68,7 @@ async def test_of_a_burst_it_takes_few_at_a_wake_up(listener: socket.socket) -> 
                 await asyncio.sleep(0)
                 steps.append(len(taken) - before)
     acceptor.close()
-    assert max(steps) == FEW
+    assert max(steps) == ACCEPTS_PER_WAKEUP
 
 
 async def test_at_the_end_it_takes_all_that_wait_and_closes(listener: socket.socket) -> None:

@@ -5,65 +5,65 @@ from hypothesis import strategies as st
 
 from penstock_worker.backlog import Backlog
 
-PATIENCE_S = 2.0
+MAX_WAIT_S = 2.0
 
 
 def test_nobody_has_waited_when_it_is_looked_at_first() -> None:
-    assert Backlog(PATIENCE_S).look(100.0, taken=0, waiting=7) == 0
+    assert Backlog(MAX_WAIT_S).look(100.0, accepted=0, waiting=7) == 0
 
 
 def test_who_was_there_a_patience_ago_and_still_is_has_waited_too_long() -> None:
-    backlog = Backlog(PATIENCE_S)
-    backlog.look(100.0, taken=10, waiting=3)
-    assert backlog.look(101.9, taken=10, waiting=5) == 0
-    assert backlog.look(102.0, taken=10, waiting=9) == 3
-    assert backlog.look(103.9, taken=13, waiting=6) == 2
-    assert backlog.look(104.0, taken=15, waiting=6) == 4
+    accept_queue = Backlog(MAX_WAIT_S)
+    accept_queue.look(100.0, accepted=10, waiting=3)
+    assert accept_queue.look(101.9, accepted=10, waiting=5) == 0
+    assert accept_queue.look(102.0, accepted=10, waiting=9) == 3
+    assert accept_queue.look(103.9, accepted=13, waiting=6) == 2
+    assert accept_queue.look(104.0, accepted=15, waiting=6) == 4
 
 
 def test_who_was_accepted_meanwhile_does_not_count() -> None:
-    backlog = Backlog(PATIENCE_S)
-    backlog.look(100.0, taken=0, waiting=5)
-    assert backlog.look(102.0, taken=4, waiting=20) == 1
-    assert backlog.look(102.1, taken=9, waiting=20) == 0
+    accept_queue = Backlog(MAX_WAIT_S)
+    accept_queue.look(100.0, accepted=0, waiting=5)
+    assert accept_queue.look(102.0, accepted=4, waiting=20) == 1
+    assert accept_queue.look(102.1, accepted=9, waiting=20) == 0
 
 
 def test_a_queue_that_ran_empty_begins_anew() -> None:
-    backlog = Backlog(PATIENCE_S)
-    backlog.look(100.0, taken=0, waiting=5)
-    watched = [backlog.is_watched]
-    backlog.look(101.0, taken=5, waiting=0)
-    watched.append(backlog.is_watched)
+    accept_queue = Backlog(MAX_WAIT_S)
+    accept_queue.look(100.0, accepted=0, waiting=5)
+    watched = [accept_queue.is_watched]
+    accept_queue.look(101.0, accepted=5, waiting=0)
+    watched.append(accept_queue.is_watched)
     assert watched == [True, False]
-    assert backlog.look(102.0, taken=5, waiting=5) == 0
+    assert accept_queue.look(102.0, accepted=5, waiting=5) == 0
 
 
 def test_whoever_another_process_may_have_taken_is_given_the_time() -> None:
-    backlog = Backlog(PATIENCE_S)
-    backlog.look(100.0, taken=0, waiting=5)
-    backlog.look(101.0, taken=0, waiting=1)
-    assert backlog.look(102.0, taken=0, waiting=4) == 1
+    accept_queue = Backlog(MAX_WAIT_S)
+    accept_queue.look(100.0, accepted=0, waiting=5)
+    accept_queue.look(101.0, accepted=0, waiting=1)
+    assert accept_queue.look(102.0, accepted=0, waiting=4) == 1
 
 
 def test_without_patience_everybody_has_waited_too_long_at_once() -> None:
-    assert Backlog(0.0).look(100.0, taken=0, waiting=5) == 5
+    assert Backlog(0.0).look(100.0, accepted=0, waiting=5) == 5
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1.0), st.integers(0, 5), st.integers(0, 5)), max_size=40))
 def test_nobody_is_overdue_who_came_less_than_a_patience_ago(
     steps: list[tuple[float, int, int]],
 ) -> None:
-    backlog = Backlog(PATIENCE_S)
-    now, taken = 0.0, 0
+    accept_queue = Backlog(MAX_WAIT_S)
+    now, accepted = 0.0, 0
     queue: list[float] = []
     for passed, come, gone in steps:
         now += passed
         queue += [now] * come
-        taken += len(queue[:gone])
+        accepted += len(queue[:gone])
         del queue[:gone]
-        overdue = backlog.look(now, taken, len(queue))
-        assert all(now - came >= PATIENCE_S for came in queue[:overdue])
-        taken += overdue
+        overdue = accept_queue.look(now, accepted, len(queue))
+        assert all(now - came >= MAX_WAIT_S for came in queue[:overdue])
+        accepted += overdue
         del queue[:overdue]
         # Late by at most the time between two looks.
-        assert all(now - came < PATIENCE_S + 1.0 for came in queue)
+        assert all(now - came < MAX_WAIT_S + 1.0 for came in queue)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from penstock_worker.bounds import Bounds, told, written
+from penstock_worker.bounds import Bounds, parse_limits, written
 from penstock_worker.contract import BOUNDS
 
 if TYPE_CHECKING:
@@ -33,22 +33,22 @@ def connected(listener: socket.socket) -> socket.socket:
     return client
 
 
-def served(serve: "Serve", spec: str, port: socket.socket, bounds: Bounds) -> "Served":
+def served(serve: "Serve", spec: str, port: socket.socket, limits: Bounds) -> "Served":
     return serve(
-        spec, passed=port, PENSTOCK_SCHEME="shared", PENSTOCK_BOUNDS=written(bounds)
+        spec, passed=port, PENSTOCK_SCHEME="shared", PENSTOCK_BOUNDS=written(limits)
     ).ready()
 
 
 def test_what_is_told_is_what_was_written() -> None:
-    bounds = Bounds(direct=True, connections=5, keepalive_s=1.5, log_field=64)
-    assert told({BOUNDS: written(bounds)}) == bounds
-    assert told({}) == Bounds()
+    limits = Bounds(direct=True, connections=5, keepalive_s=1.5, log_field=64)
+    assert parse_limits({BOUNDS: written(limits)}) == limits
+    assert parse_limits({}) == Bounds()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "7", '{"direct": true}'])
 def test_what_nobody_of_ours_wrote_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="says nothing"):
-        told({BOUNDS: text})
+        parse_limits({BOUNDS: text})
 
 
 @pytest.mark.parametrize("spec", APPS)

@@ -56,7 +56,7 @@ def test_a_socket_that_replaces_another_is_served_and_the_other_closed(serve: "S
 
         served.stop()
         new = stack.enter_context(sister(address))
-        line = wire.encoded(wire.envelope({"cmd": LISTEN}, new))
+        line = wire.encode(wire.envelope({"cmd": LISTEN}, new))
         socket.send_fds(served.link, [line], [new.fileno()])
         new.close()
         ask(clients, address)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from penstock_worker.contract import ACCEPT_PROXY
 from penstock_worker.counters import RequestCounters
-from penstock_worker.introduction import HEADER, UNTRUSTED, Introductions
+from penstock_worker.introduction import HEADER, UNTRUSTED, ProxyHeaders
 from penstock_worker.peers import Terms, told, written
 from penstock_worker.proxy_protocol import build, build_local
 from penstock_worker.streams import Stream, adopt
@@ -54,8 +54,8 @@ class House:
         self.loop = asyncio.get_running_loop()
         self.counters = RequestCounters()
         self.made: list[Program] = []
-        self.all = Introductions(self.loop, Terms(seconds, trusted), self.counters)
-        self.serve = self.all.before(self._program)
+        self.headers = ProxyHeaders(self.loop, Terms(seconds, trusted), self.counters)
+        self.serve = self.headers.wrap(self._program)
 
     def _program(self, probe: bool) -> asyncio.Protocol:
         self.made.append(Program())
@@ -109,7 +109,7 @@ def test_it_does_not_matter_how_the_bytes_come(header: bytes, cuts: list[int]) -
             assert program.names == (true, here, true, here)
         else:
             assert not any(program.names)
-        assert not house.all.open
+        assert not house.headers.open
 
     run(main)
 
@@ -149,9 +149,9 @@ def test_one_that_leaves_without_a_word_is_nobodys_fault() -> None:
         house = House()
         house.connect().close()
         async with asyncio.timeout(WAIT_S):
-            while not house.all.open:  # noqa: ASYNC110 -- nothing sets an event for us
+            while not house.headers.open:  # noqa: ASYNC110 -- nothing sets an event for us
                 await asyncio.sleep(0)
-            while house.all.open:  # noqa: ASYNC110
+            while house.headers.open:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         assert not any(house.counters.rejected.values())
 
@@ -174,9 +174,9 @@ def test_who_has_not_said_whose_it_is_ends_with_the_worker() -> None:
         house = House()
         with house.connect() as client:
             async with asyncio.timeout(WAIT_S):
-                while not house.all.open:  # noqa: ASYNC110
+                while not house.headers.open:  # noqa: ASYNC110
                     await asyncio.sleep(0)
-            house.all.close()
+            house.headers.close()
             await house.assert_closed(client)
 
     run(main)
@@ -196,8 +196,8 @@ def test_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_terms_come_as_they_were_written() -> None:
-    terms = Terms(2.5, ("10.0.0.0/8", "unix"))
-    assert told({ACCEPT_PROXY: written(terms)}) == terms
+    accept_proxy = Terms(2.5, ("10.0.0.0/8", "unix"))
+    assert told({ACCEPT_PROXY: written(accept_proxy)}) == accept_proxy
     assert told({}) is None
     for wrong in ("", "[]", "[1]", "[null, []]", "x", "{}"):
         with pytest.raises(ValueError, match="says nothing"):

@@ -5,7 +5,8 @@ import socket
 import pytest
 
 from penstock_worker import listeners
-from penstock_worker.listeners import ListenError, address, backlog, own_port, refused
+from penstock_worker.listeners import ListenError, address, listen_error, own_port
+from penstock_worker.somaxconn import backlog
 
 
 def free_port() -> int:
@@ -93,7 +94,7 @@ def test_of_two_that_bind_one_port_the_second_to_listen_hears_why() -> None:
         first.listen()
         with pytest.raises(OSError, match="in use") as failure:
             second.listen()
-        assert "address already in use" in str(refused(second, failure.value))
+        assert "address already in use" in str(listen_error(second, failure.value))
 
 
 def test_no_permission_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

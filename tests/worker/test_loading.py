@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from penstock_worker.loading import LoadError, classified, details, explained, load, made
+from penstock_worker.loading import LoadError, call_factory, classify, details, explain, load
 
 
 async def asgi(scope: Any, receive: Any, send: Any) -> None:
@@ -89,11 +89,11 @@ def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_programs_are_told_apart_by_shape(target: Any, kind: str) -> None:
-    assert classified("m:x", target).kind == kind
+    assert classify("m:x", target).kind == kind
 
 
 async def test_an_application_of_aiohttp_is_one_although_it_is_callable() -> None:
-    assert classified("m:x", web.Application()).kind == "aiohttp"
+    assert classify("m:x", web.Application()).kind == "aiohttp"
 
 
 @pytest.mark.parametrize(
@@ -109,25 +109,25 @@ async def test_an_application_of_aiohttp_is_one_although_it_is_callable() -> Non
 )
 def test_everything_else_is_refused_with_what_it_is(target: Any, reason: str) -> None:
     with pytest.raises(LoadError, match=reason):
-        classified("m:x", target)
+        classify("m:x", target)
 
 
 @pytest.mark.parametrize(
     ("factory", "kind"), [(make_aiohttp, "aiohttp"), (make_asgi, "asgi"), (Framework, "asgi")]
 )
 async def test_factories_are_called_and_awaited(factory: Callable[[], Any], kind: str) -> None:
-    assert (await made(classified("m:x", factory))).kind == kind
+    assert (await call_factory(classify("m:x", factory))).kind == kind
 
 
 async def test_what_is_no_factory_is_left_alone() -> None:
-    program = classified("m:x", asgi)
-    assert await made(program) is program
+    program = classify("m:x", asgi)
+    assert await call_factory(program) is program
 
 
 @pytest.mark.parametrize("product", [None, make_aiohttp])
 async def test_a_factory_of_nothing_useful_is_refused(product: Any) -> None:
     with pytest.raises(LoadError, match=r'"m:x\(\)" is'):
-        await made(classified("m:x", lambda: product))
+        await call_factory(classify("m:x", lambda: product))
 
 
 @pytest.mark.parametrize(
@@ -185,13 +185,13 @@ def test_a_module_that_is_not_there_has_no_traceback(cwd: Path) -> None:
 
 
 def test_an_error_without_a_place_is_its_name() -> None:
-    assert explained(KeyError()) == "KeyError"
+    assert explain(KeyError()) == "KeyError"
     assert details(KeyError()) == ""
 
 
 @pytest.mark.parametrize("make", [Datagrams, make_datagrams, make_datagrams_later])
 async def test_a_protocol_for_datagrams_is_made_once(make: Any) -> None:
-    found = await made(classified("x:make", make))
+    found = await call_factory(classify("x:make", make))
     assert found.kind == "datagram"
     assert isinstance(found.target(), Datagrams)
     assert found.target() is found.target()
@@ -199,4 +199,4 @@ async def test_a_protocol_for_datagrams_is_made_once(make: Any) -> None:
 
 def test_a_protocol_that_wants_arguments_is_told_to_have_a_factory() -> None:
     with pytest.raises(LoadError, match='"x:Needy" cannot be made without arguments'):
-        classified("x:Needy", Needy)
+        classify("x:Needy", Needy)

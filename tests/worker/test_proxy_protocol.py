@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from penstock_worker.peers import Trusted, peer_address
 from penstock_worker.proxy_protocol import (
     LARGEST,
-    LINE,
+    MAX_V1_LINE,
     SIGNATURE,
     Header,
     HeaderError,
@@ -50,7 +50,7 @@ GOOD: list[tuple[bytes, tuple[object, object, bool]]] = [
     ),
     (b"PROXY UNKNOWN\r\n", (None, None, False)),
     (b"PROXY UNKNOWN ffff:f 1 anything \x00\xff\r\n", (None, None, False)),
-    (b"PROXY UNKNOWN " + b"x" * (LINE - 16) + b"\r\n", (None, None, False)),
+    (b"PROXY UNKNOWN " + b"x" * (MAX_V1_LINE - 16) + b"\r\n", (None, None, False)),
     (v2(0x21, 0x11, INET), (("203.0.113.7", 40000), ("10.0.0.1", 443), False)),
     (v2(0x21, 0x11, INET + tlv(4, b"")), (("203.0.113.7", 40000), ("10.0.0.1", 443), False)),
     (
@@ -151,7 +151,7 @@ def test_what_is_built_is_read_again(
             socket.AF_INET6, _mapped(meant[0])
         )
         assert said[1] == meant[1]
-    assert version == 2 or len(data) <= LINE
+    assert version == 2 or len(data) <= MAX_V1_LINE
 
 
 @pytest.mark.parametrize("version", [1, 2])

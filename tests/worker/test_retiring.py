@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from penstock_worker import contract, wire
-from penstock_worker.retiring import is_uncaught, reason, shown
+from penstock_worker.retiring import is_uncaught, reason, traceback_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +113,7 @@ def test_messages_of_the_program_reach_it_and_ours_do_not(serve: "Serve") -> Non
         served.tell({"cmd": contract.INTERNAL + "FUTURE"})
         # Node keeps these to itself as well.
         served.tell({"cmd": "NODE_OTHER"})
-        served.link.sendall(wire.encoded(message))
+        served.link.sendall(wire.encode(message))
         assert served.hear() == {"heard": message, "handle": False}
 
 
@@ -144,7 +144,7 @@ def test_a_reason_is_one_bounded_line() -> None:
 
 
 def test_a_long_traceback_keeps_both_ends() -> None:
-    text = shown(ValueError("a" + "x" * 99999 + "z"))
+    text = traceback_text(ValueError("a" + "x" * 99999 + "z"))
     assert text.startswith("ValueError: a")
     assert text.endswith("z\n")
     assert len(text) <= 16 << 10

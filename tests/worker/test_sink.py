@@ -1,4 +1,4 @@
-"""Proves that a sink keeps order and whole lines, is bounded, and survives every failure.
+"""Proves that a log writer keeps order and whole lines, is bounded, and survives every failure.
 
 Real pipes and files throughout: /dev/full is a full disk, a pipe without a reader is EPIPE.
 """
@@ -148,7 +148,7 @@ def test_a_non_blocking_pipe_is_waited_for(pipe: tuple[int, int]) -> None:
     assert sink.dropped == 0
 
 
-def test_two_sinks_on_one_pipe_never_mix_their_lines(pipe: tuple[int, int]) -> None:
+def test_two_writers_on_one_pipe_never_mix_their_lines(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     lines = [letter * 1500 + b"\n" for letter in (b"a", b"b")]
     with Sink(writer) as one, Sink(writer) as two:
@@ -277,7 +277,7 @@ def test_closing_does_not_wait_for_a_reader_that_sleeps(
                 os.read(reader, 1 << 20)
 
 
-def test_a_non_blocking_pipe_that_is_never_read_ends_with_its_sink(pipe: tuple[int, int]) -> None:
+def test_a_non_blocking_pipe_that_is_never_read_ends_with_its_writer(pipe: tuple[int, int]) -> None:
     _reader, writer = pipe
     os.set_blocking(writer, False)
     sink = Sink(writer)
@@ -287,7 +287,7 @@ def test_a_non_blocking_pipe_that_is_never_read_ends_with_its_sink(pipe: tuple[i
     assert sink.dropped > 0
 
 
-def test_a_closed_sink_drops_and_counts(tmp_path: Path) -> None:
+def test_a_closed_writer_drops_and_counts(tmp_path: Path) -> None:
     sink = Sink(str(tmp_path / "log"))
     sink.close()
     sink.reopen()

@@ -1,14 +1,14 @@
 """Accepts from one listening socket, in a worker.
 
-Owns when the socket is read from. It may be shared with other workers, who are woken by the
-same connection: a few at a time are taken and the rest is left to whoever is idle, or the
-one that woke first would have them all and the others nothing to do. Must not know what
-becomes of a connection, nor who else listens.
+Owns when connections are accepted. Other workers may share the socket, and one connection wakes
+them all. So each accepts only a few at a time: otherwise the first to wake would take all of
+a burst, and the others would be idle. Must not know what becomes of a connection, nor who
+else listens.
 
-The supervisor keeps the socket open whatever happens here, so pausing and leaving cost
-nobody a connection. Without a descriptor those who come wait in the kernel's queue; who has
-waited too long is told so on one that is kept for that. Where the socket is shared, another
-worker may take them first.
+The supervisor keeps the socket open whatever happens here, so no connection is lost when a
+worker pauses or leaves. While no descriptor is free, clients wait in the accept queue. A
+client that has waited too long is accepted on a spare descriptor and answered 503. Where the
+socket is shared, another worker may accept it first.
 """
 
 import errno
@@ -21,21 +21,21 @@ from typing import Final
 from penstock_worker import farewell
 from penstock_worker.backlog import Backlog
 
-FEW: Final = 2
-"""Connections a wake-up. One would be fairest, and cost an epoll_wait for each of a burst."""
+ACCEPTS_PER_WAKEUP: Final = 2
+"""One would be fairest, but would cost an epoll_wait for each connection of a burst."""
 _RETRY_S: Final = 0.1
-"""Until it is tried again when there is no descriptor left, or no memory."""
-PATIENCE_S: Final = 2.0
-"""As long as a front lets a request wait, unless told otherwise."""
-_REFUSED_A_TRY: Final = 64
-_LACKING: Final = b"out of descriptors\n"
-_FULL: Final = b"too many connections\n"
-_WORDS: Final = (
+"""Until it tries again after it ran out of descriptors or memory."""
+MAX_WAIT_S: Final = 2.0
+"""In the accept queue. The default of a proxy's `timeouts.queue`."""
+_MAX_REFUSED: Final = 64
+_NO_DESCRIPTOR: Final = b"out of descriptors\n"
+_TOO_MANY: Final = b"too many connections\n"
+_RESPONSE: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Content-Length: %d\r\nRetry-After: 1\r\nConnection: close\r\n\r\n%b"
 )
-_QUIET_S: Final = 10.0
-"""Between two lines that say that it is full: at its bound it is so again and again."""
+_LOG_INTERVAL_S: Final = 10.0
+"""Between two log lines about the connection limit, which may be reached many times a second."""
 PASSING: Final = frozenset(
     {
         errno.ECONNABORTED,
@@ -50,10 +50,10 @@ PASSING: Final = frozenset(
         errno.EOPNOTSUPP,
     }
 )
-"""The trouble of one connection that is not there any more: like EAGAIN, says accept(2)."""
+"""Errors of one connection, which is gone. accept(2): treat them like EAGAIN."""
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger("penstock.worker")
 
 
 class Acceptor:
@@ -64,21 +64,21 @@ class Acceptor:
         loop: AbstractEventLoop,
         listener: socket.socket,
         deliver: Callable[[int, int], None],
-        patience_s: float = PATIENCE_S,
+        max_wait_s: float = MAX_WAIT_S,
         has_room: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`has_room` is asked before each one; whoever makes room says so by `resume`."""
+        """`has_room` is asked before each `accept`. When there is room again, call `resume`."""
         self.closed = False
         self._loop = loop
         self._listener = listener
         self._family = int(listener.family)
         self._deliver = deliver
         self._has_room = has_room
-        self._exhausted = False
-        self._said_full = -_QUIET_S
-        self._patience_s = patience_s
-        self._backlog = Backlog(patience_s)
-        self._taken = 0
+        self._holding = False
+        self._logged_full_at = -_LOG_INTERVAL_S
+        self._max_wait_s = max_wait_s
+        self._backlog = Backlog(max_wait_s)
+        self._accepted = 0
         self._spare = farewell.Spare()
         self._retry: TimerHandle | None = None
 
@@ -89,16 +89,16 @@ class Acceptor:
             self._loop.add_reader(self._listener, self._readable)
 
     def resume(self) -> None:
-        """Somebody has left."""
+        """There is room for a connection again."""
         if self._retry is not None:
             self._retry.cancel()
             self.start()
 
-    def drain(self, most: int) -> None:
-        """Take what the kernel has queued, then close: those clients were told yes."""
+    def drain(self, limit: int) -> None:
+        """Accept what is in the queue, for those clients are connected already; then close."""
         if not self.closed:
-            while most > 0 and self._accept():
-                most -= 1
+            while limit > 0 and self._accept():
+                limit -= 1
             self.close()
 
     def close(self) -> None:
@@ -113,66 +113,66 @@ class Acceptor:
         self._listener.close()
 
     def _readable(self) -> None:
-        for _ in range(FEW):
+        for _ in range(ACCEPTS_PER_WAKEUP):
             if not self._accept():
                 return
 
     def _accept(self) -> bool:
         if not self._has_room():
-            self._is_full()
+            self._hold_at_limit()
             return False
         try:
-            # `accept` itself would make a socket object, and ask for the family of each.
+            # `accept` would make a socket object and ask the kernel for its family.
             fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            return self._not_accepted(error)
-        self._exhausted = False
-        self._taken += 1
+            return self._accept_failed(error)
+        self._holding = False
+        self._accepted += 1
         self._deliver(fd, self._family)
         return True
 
-    def _not_accepted(self, error: OSError) -> bool:
-        """Nothing came; True if the next one may."""
+    def _accept_failed(self, error: OSError) -> bool:
+        """Nothing was accepted; True if the next `accept` may succeed."""
         if error.errno in PASSING:
             return True
         if error.errno not in EXHAUSTED:
-            # The supervisor has shut it: nobody will ever come this way again, and it would
-            # be readable for ever.
+            # The supervisor has shut it down. No connection will come, and epoll would report it
+            # for ever.
             _log.debug("no more connections from this socket: %s", error.strerror)
             self.close()
             return False
-        if not self._exhausted:
+        if not self._holding:
             _log.error("cannot accept: %s; trying again until it can", error.strerror)
-        self._hold_back(_LACKING)
+        self._hold(_NO_DESCRIPTOR)
         return False
 
-    def _is_full(self) -> None:
+    def _hold_at_limit(self) -> None:
         now = self._loop.time()
-        if now - self._said_full >= _QUIET_S:
-            self._said_full = now
+        if now - self._logged_full_at >= _LOG_INTERVAL_S:
+            self._logged_full_at = now
             _log.warning("accepts no more connections: it is full")
-        self._hold_back(_FULL)
+        self._hold(_TOO_MANY)
 
-    def _hold_back(self, words: bytes) -> None:
-        """Leave them in the queue, and look again soon."""
+    def _hold(self, reason: bytes) -> None:
+        """Leave connections in the queue, and try again soon."""
         if self._retry is None:
             self._pause()
             self._retry = self._loop.call_later(_RETRY_S, self.start)
-        if not self._exhausted:
-            self._backlog = Backlog(self._patience_s)
-        self._exhausted = True
-        self._refuse_overdue(words)
+        if not self._holding:
+            self._backlog = Backlog(self._max_wait_s)
+        self._holding = True
+        self._refuse_overdue(reason)
 
-    def _refuse_overdue(self, words: bytes) -> None:
-        """Tell those no who have waited too long already."""
+    def _refuse_overdue(self, reason: bytes) -> None:
+        """Answer 503 to those that have waited too long."""
         waiting = farewell.waiting(self._listener)
-        overdue = self._backlog.look(self._loop.time(), self._taken, waiting)
-        for _ in range(min(overdue, _REFUSED_A_TRY)):
-            if not self._spare.refuse(self._listener, _WORDS % (len(words), words)):
+        overdue = self._backlog.look(self._loop.time(), self._accepted, waiting)
+        for _ in range(min(overdue, _MAX_REFUSED)):
+            if not self._spare.refuse(self._listener, _RESPONSE % (len(reason), reason)):
                 return
-            self._taken += 1
+            self._accepted += 1
 
     def _pause(self) -> None:
         self._loop.remove_reader(self._listener)

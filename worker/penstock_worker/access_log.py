@@ -1,12 +1,12 @@
-"""One line for each exchange or relayed connection: JSON, or the combined format.
+"""The access log: one line for each exchange or relayed connection, in JSON or combined format.
 
-Owns what a line looks like, and that nothing a stranger sends can look like another line:
-the output is printable ASCII, whatever came in; every field is cut. It does
-not know where lines go (`sink`) nor what time it is.
+Owns the format of a line, and that no client can forge one: every field is cut to a length, and
+the output is printable ASCII, whatever came in. Must not know where lines are written
+(`sink`), nor what time it is.
 
-Why `add` only remembers: on the data path a line would cost as much as reading a request
-head. It is one append to a list; `flush` makes the lines of about 100 ms at once and gives
-them to the sink's thread. What cannot be written in time is dropped and counted there.
+On the data path `add` only appends to a list, because making a line costs as much as reading a
+request head. `flush` makes the lines of about 100 ms at once, and passes them to the thread
+that writes. Lines that cannot be written in time are dropped and counted there.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from typing import Final, Literal
 from penstock_worker.sink import Sink
 
 MAX_FIELD: Final = 1024
-"""Characters of any one field, unless told otherwise; what is longer ends in CUT."""
+"""Characters of one field, by default; a longer one is cut and ends in CUT."""
 CUT: Final = "..."
 
 Entry = tuple[
@@ -26,7 +26,7 @@ Entry = tuple[
     str | bytes,  # method, empty for a relayed connection
     str | bytes,  # target as received
     str,  # version, "HTTP/1.1"
-    int,  # status, 0: nobody was told one
+    int,  # status, 0: there was no response
     int,  # bytes sent to the client
     int,  # bytes received from the client
     str,  # worker, "web/0"; empty: no worker was asked
@@ -37,7 +37,7 @@ Entry = tuple[
     str,  # request id
     str,  # how it ended: "ok" or Fault.kind
     bytes,  # header block, for the combined format; else empty
-    str,  # what was agreed on by TLS, see `secured`; empty: it was not spoken with us
+    str,  # the fields of TLS, see `secured`; empty: a connection without TLS
 ]
 """A plain tuple: a NamedTuple of this length takes six times as long to make. A `str` is
 one character a byte (latin-1) wherever it came from a client."""
@@ -73,13 +73,13 @@ class AccessLog:
     __slots__ = ("_entries", "_line", "_sink", "add")
 
     add: Callable[[Entry], None]
-    """Remember one entry. It is the list's own method, without a Python call around it."""
+    """Store one entry. It is the list's own method, so it costs no Python call."""
 
-    def __init__(self, service: str, sink: Sink, form: Format, most: int = MAX_FIELD) -> None:
+    def __init__(self, service: str, sink: Sink, form: Format, max_field: int = MAX_FIELD) -> None:
         """`most`: characters of one field."""
         self._sink = sink
         self._entries: list[Entry] = []
-        self._line = _Json(service, most).line if form == "json" else _Combined(most).line
+        self._line = _Json(service, max_field).line if form == "json" else _Combined(max_field).line
         self.add = self._entries.append
 
     @property
@@ -88,7 +88,7 @@ class AccessLog:
         return self._sink.dropped
 
     def flush(self) -> None:
-        """Make lines of the entries so far and hand them over."""
+        """Make lines of the entries so far, and have them written."""
         entries = self._entries
         if entries:
             lines = "".join(map(self._line, entries))
@@ -96,12 +96,12 @@ class AccessLog:
             self._sink.write(lines.encode("ascii"))
 
     def reopen(self) -> None:
-        """Continue in a new file of the same name; what came before goes to the old one."""
+        """Continue in a new file of the same name; earlier entries go to the old one."""
         self.flush()
         self._sink.reopen()
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Flush, and wait for the writing, as far as `timeout_s` reaches."""
+        """Flush, and wait until all is written, for `timeout_s` at the most."""
         self.flush()
         self._sink.close(timeout_s)
 
@@ -109,9 +109,9 @@ class AccessLog:
 def secured(
     version: str, cipher: str, subject: str, *, resumed: bool, most: int = MAX_FIELD
 ) -> str:
-    """What a line in JSON says of TLS, made once for a connection.
+    """The fields of TLS in a JSON line, made once for a connection.
 
-    `subject`: of the client's certificate, if it has shown one and it was verified.
+    `subject`: of the client's certificate, if it sent one that was verified; else empty.
     """
     return (
         f',"tls":{{"version":{quoted(version)},"cipher":{quoted(cipher)}'
@@ -120,22 +120,24 @@ def secured(
     )
 
 
-def open_log(service: str, target: str, form: Format, most: int = MAX_FIELD) -> AccessLog | None:
-    """Open what the key `access_log` says: "stdout", "off" (None) or a path.
+def open_log(
+    service: str, target: str, form: Format, max_field: int = MAX_FIELD
+) -> AccessLog | None:
+    """Open what the key `access_log` names: "stdout", "off" (returns None) or a path.
 
     OSError if the file cannot be opened.
     """
     if target == "off":
         return None
-    return AccessLog(service, Sink(1 if target == "stdout" else target), form, most)
+    return AccessLog(service, Sink(1 if target == "stdout" else target), form, max_field)
 
 
 class _Json:
-    """Lines of JSON. Times in seconds; a figure that there is none of is null."""
+    """Lines of JSON. Times in seconds; an unknown value is null."""
 
-    def __init__(self, service: str, most: int) -> None:
+    def __init__(self, service: str, max_field: int) -> None:
         self._service = quoted(service)
-        self._most = most
+        self._max_field = max_field
         self._second = -1
         self._time = ""
 
@@ -146,37 +148,37 @@ class _Json:
         ) = entry  # fmt: skip
         second, milli = divmod(round(time_s * 1000), 1000)
         if second != self._second:
-            # Thousands of lines share a second; making its text costs more than a line.
+            # Thousands of lines share a second, and its text costs more than the rest of a line.
             self._second = second
             at = gmtime(second)
             self._time = (
                 f"{at.tm_year:04}-{at.tm_mon:02}-{at.tm_mday:02}"
                 f"T{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02}"
             )
-        most = self._most
-        # What cannot come from a client (version, worker, ended) is spared the closer look.
+        limit = self._max_field
+        # version, worker and ended do not come from a client, so they are not checked.
         return (
             f'{{"time":"{self._time}.{milli:03}Z"'
-            f',"service":{self._service},"client":{_json(client, most)}'
-            f',"method":{_json(method, most)}'
-            f',"target":{_json(target, most)},"version":{quoted(version)},"status":{status}'
+            f',"service":{self._service},"client":{_json(client, limit)}'
+            f',"method":{_json(method, limit)}'
+            f',"target":{_json(target, limit)},"version":{quoted(version)},"status":{status}'
             f',"bytes":{sent},"received":{received}'
             f',"worker":{quoted(worker) if worker else "null"}'
             f',"duration":{{"connect":{_seconds(connect_s)},"first_byte":{_seconds(first_byte_s)}'
             f',"total":{total_s:.6f}}},"retries":{retries}'
-            f',"request_id":{_json(request_id, most)},"ended":{quoted(ended)}{tls}}}\n'
+            f',"request_id":{_json(request_id, limit)},"ended":{quoted(ended)}{tls}}}\n'
         )
 
 
 class _Combined:
-    """Lines as Apache and nginx write them by default, and every log reader knows them.
+    """Lines as Apache and nginx write them by default.
 
-    Nothing is added to them, since readers are strict about the end of a line. The time is
-    UTC: it repeats no hour in autumn.
+    No field is added, because many log readers fail on additional ones. The time is UTC, in
+    which no hour is repeated in autumn.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_field: int) -> None:
+        self._max_field = max_field
         self._second = -1
         self._time = ""
 
@@ -191,14 +193,14 @@ class _Combined:
                 f"{at.tm_mday:02}/{_MONTHS[at.tm_mon - 1]}/{at.tm_year:04}"
                 f":{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} +0000"
             )
-        lower, most = head.lower(), self._most
+        lower, cut = head.lower(), self._max_field
         request = "-"
         if method:
-            request = f"{_escaped(method, most)} {_escaped(target, most)} {_escaped(version, most)}"
+            request = f"{_escaped(method, cut)} {_escaped(target, cut)} {_escaped(version, cut)}"
         return (
-            f'{_address(client, most)} - - [{self._time}] "{request}" {status:03} {sent}'
-            f' "{_field(head, lower, b"referer:", most)}"'
-            f' "{_field(head, lower, b"user-agent:", most)}"\n'
+            f'{_address(client, cut)} - - [{self._time}] "{request}" {status:03} {sent}'
+            f' "{_field(head, lower, b"referer:", cut)}"'
+            f' "{_field(head, lower, b"user-agent:", cut)}"\n'
         )
 
 
@@ -206,46 +208,46 @@ def _seconds(value: float | None) -> str:
     return "null" if value is None else f"{value:.6f}"
 
 
-def _json(value: str | bytes, most: int) -> str:
+def _json(value: str | bytes, limit: int) -> str:
     text = value.decode("latin-1") if isinstance(value, bytes) else value
-    if text.isascii() and text.isprintable() and len(text) <= most:
+    if text.isascii() and text.isprintable() and len(text) <= limit:
         return quoted(text)
-    # Valid UTF-8 is shown as what it says, and the rest as \xNN. A lone surrogate must not
-    # get through: many readers of JSON refuse the whole line.
-    text = _octets(_cut(text, most)).decode("utf-8", "backslashreplace")
-    # DEL is the one control character that JSON lets pass.
+    # Valid UTF-8 is decoded, other bytes become \xNN. There must be no lone surrogate: many
+    # JSON parsers would refuse the whole line.
+    text = _octets(_cut(text, limit)).decode("utf-8", "backslashreplace")
+    # DEL is the one control character that `quoted` leaves as it is.
     return quoted(text).replace("\x7f", "\\u007f")
 
 
-def _escaped(value: str | bytes, most: int) -> str:
+def _escaped(value: str | bytes, limit: int) -> str:
     text = value.decode("latin-1") if isinstance(value, bytes) else value
-    if text.isascii() and text.isprintable() and len(text) <= most:
+    if text.isascii() and text.isprintable() and len(text) <= limit:
         return text if '"' not in text and "\\" not in text else text.translate(_ESCAPES)
-    return _octets(_cut(text, most)).decode("latin-1").translate(_ESCAPES)
+    return _octets(_cut(text, limit)).decode("latin-1").translate(_ESCAPES)
 
 
-def _address(client: str, most: int) -> str:
-    """The one field without quotes around it, so that its blanks are escaped too."""
-    return _escaped(client, most).replace(" ", "\\x20") or "-"
+def _address(client: str, limit: int) -> str:
+    """The one field without quotes around it: blanks are escaped as well."""
+    return _escaped(client, limit).replace(" ", "\\x20") or "-"
 
 
-def _field(head: bytes, lower: bytes, name: bytes, most: int) -> str:
+def _field(head: bytes, lower: bytes, name: bytes, limit: int) -> str:
     """The first field of that name, or "-"."""
     start = 0 if lower.startswith(name) else lower.find(b"\n" + name) + 1
     if not start and not lower.startswith(name):
         return "-"
     end = head.find(b"\n", start)
     value = head[start + len(name) : len(head) if end < 0 else end].strip()
-    return _escaped(value, most) or "-"
+    return _escaped(value, limit) or "-"
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - len(CUT)] + CUT
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - len(CUT)] + CUT
 
 
 def _octets(text: str) -> bytes:
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError:
-        # Not from a client's bytes after all, or decoded by somebody else.
+        # Not a client's bytes, or not decoded as latin-1.
         return text.encode("utf-8", "surrogatepass")

@@ -1,11 +1,11 @@
-"""Serves an aiohttp Application: a protocol for each connection that somebody else accepts.
+"""Serves an aiohttp Application: makes a protocol for each connection that it is given.
 
-Owns the settings that make aiohttp's server a worker, and the order of its end: close what
-is idle, tell what is long to close (`on_shutdown`), let what is in flight finish. It does not
-know where connections come from, nor why it has to leave.
+Owns aiohttp's settings for a worker, and the order of its shutdown: close idle connections, call
+the program's `on_shutdown`, let requests in flight finish. Must not know where connections
+come from, nor why the worker stops.
 
-aiohttp's own end would be another: from its beginning on it throws away what clients send, so
-that an upload waits for its rest in vain, and a WebSocket for the answer to its close.
+aiohttp's own shutdown drops what clients send from the moment that it begins. An upload would
+then wait for its rest in vain, and a WebSocket for the answer to its close.
 """
 
 import asyncio
@@ -19,89 +19,90 @@ from aiohttp.abc import AbstractAccessLogger
 
 from penstock_worker import noise
 from penstock_worker.bounds import Bounds
-from penstock_worker.recorder import Note, Recorder
+from penstock_worker.recorder import Recorder, RequestRecord
 
 _DRAIN_S: Final = 24 * 3600.0
-"""How long requests may take to finish: the supervisor has the deadline, not we."""
-_HEAD_PART: Final = 1 << 20
-"""One line of a head, where a front refuses what is too long by its own configuration.
-Elsewhere aiohttp's own bounds hold: 8190 bytes a line, 128 fields."""
-_LOOK_S: Final = 0.05
-"""Between two looks at what is in flight when we leave."""
-_BEGUN: Final = "penstock.begun"
-_FRONTED: Final = Bounds()
+"""For requests to finish. In effect no limit: the supervisor has the deadline."""
+_MAX_LINE: Final = 1 << 20
+"""Bytes of a line in a request head behind a proxy, which has limits of its own. Without a
+proxy aiohttp's defaults hold: 8190 bytes a line, 128 fields."""
+_POLL_S: Final = 0.05
+"""Between two looks whether requests are in flight, at shutdown."""
+_STARTED_AT: Final = "penstock.begun"
+_BEHIND_PROXY: Final = Bounds()
 _LOG: Final = noise.without("aiohttp.server.penstock")
-"""Below aiohttp's own, which the program may have set up."""
+"""A child of aiohttp's own logger, which the program may have configured."""
 
 
 class AiohttpServer:
-    """`recorder` is None where a front counts and logs."""
+    """`recorder` is None where a proxy counts and logs."""
 
     def __init__(
-        self, app: web.Application, recorder: Recorder | None, bounds: Bounds = _FRONTED
+        self, app: web.Application, recorder: Recorder | None, limits: Bounds = _BEHIND_PROXY
     ) -> None:
-        # aiohttp counts from the beginning of the connection, and until a head is complete.
-        settings: dict[str, Any] = {"keepalive_timeout": bounds.keepalive_s, "logger": _LOG}
-        if not bounds.direct:
-            settings |= {"max_line_size": _HEAD_PART, "max_field_size": _HEAD_PART}
-        # Its own log stays silent in any case; `access_log` only has to be true to be asked.
+        # aiohttp's clock runs from the start of the connection until a head is complete.
+        settings: dict[str, Any] = {"keepalive_timeout": limits.keepalive_s, "logger": _LOG}
+        if not limits.direct:
+            settings |= {"max_line_size": _MAX_LINE, "max_field_size": _MAX_LINE}
+        # aiohttp calls the class only if `access_log` is true; nothing else is logged to it.
         logged: dict[str, Any] = {"access_log": None}
         if recorder is not None:
-            logged = {"access_log": recorder, "access_log_class": _recording(recorder)}
-        self._unlogged = {**settings, "access_log": None}
-        self._timed = recorder is not None
+            logged = {"access_log": recorder, "access_log_class": _recording_logger(recorder)}
+        self._probe_settings = {**settings, "access_log": None}
+        self._has_recorder = recorder is not None
         self._runner = _Runner(
             app, handler_cancellation=True, shutdown_timeout=_DRAIN_S, **settings, **logged
         )
 
     async def start(self) -> None:
-        """The program's own start; its errors come out."""
+        """Run the program's own start. Its errors are passed on."""
         await self._runner.setup()
         assert self._runner.server is not None
-        self._serve = self._runner.server
-        self._serve.pre_shutdown = self._runner.close_idle  # type: ignore[method-assign]
-        if self._timed:
-            self._serve.request_factory = _timed(self._serve.request_factory)
+        self._server = self._runner.server
+        self._server.pre_shutdown = self._runner.close_idle  # type: ignore[method-assign]
+        if self._has_recorder:
+            self._server.request_factory = _with_start_time(self._server.request_factory)
         self._probe = partial(
             web.RequestHandler,
-            self._serve,
+            self._server,
             loop=asyncio.get_running_loop(),
-            **self._unlogged,
+            **self._probe_settings,
         )
 
     def protocol(self, probe: bool) -> asyncio.Protocol:
-        """For one connection; what comes over a probe's is not counted."""
-        return self._probe() if probe else self._serve()
+        """A protocol for one connection. Requests of a probe are not counted."""
+        return self._probe() if probe else self._server()
 
-    def leave(self) -> None:
-        """Whoever asks once more is told that it is the last time."""
-        for made in (self._serve, *self._serve.connections):
-            # Each connection has a copy of its own.
-            name = "request_factory" if made is self._serve else "_request_factory"
-            setattr(made, name, _last(getattr(made, name)))
-        for connection in self._serve.connections:
+    def begin_drain(self) -> None:
+        """From now on each response ends its connection."""
+        for owner in (self._server, *self._server.connections):
+            # Each connection has its own reference to the factory.
+            name = "request_factory" if owner is self._server else "_request_factory"
+            setattr(owner, name, _closing_requests(getattr(owner, name)))
+        for connection in self._server.connections:
             if (request := connection._current_request) is not None:
-                request._message = _closing(request._message)
+                request._message = _with_close(request._message)
 
-    async def finish(self) -> None:
+    async def shutdown(self) -> None:
         """Let requests finish, and the program clean up."""
         await self._runner.cleanup()
 
 
 class _Runner(web.AppRunner):
-    """Reads on until all that is in flight has finished."""
+    """Reads from connections until all requests in flight have finished."""
 
     def close_idle(self) -> None:
-        """Those that wait for a request which will not come."""
-        self._busy()
+        """Close the connections without a request in flight."""
+        self._close_idle()
 
     async def shutdown(self) -> None:
-        """The program's `on_shutdown`; afterwards nothing is in flight any more."""
+        """Call the program's `on_shutdown`, and wait for the requests in flight."""
         await super().shutdown()
-        while self._busy():  # noqa: ASYNC110 -- aiohttp sets no event
-            await asyncio.sleep(_LOOK_S)
+        while self._close_idle():  # noqa: ASYNC110 -- aiohttp sets no event
+            await asyncio.sleep(_POLL_S)
 
-    def _busy(self) -> bool:
+    def _close_idle(self) -> bool:
+        """True if requests are still in flight."""
         assert self.server is not None
         busy = False
         for connection in self.server.connections:
@@ -112,64 +113,66 @@ class _Runner(web.AppRunner):
         return busy
 
 
-def _timed(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
-    """Requests that know when they began: uvloop's clock, which aiohttp reads, stands still
-    while callbacks run, so that most of them would have taken no time at all."""
+def _with_start_time(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """Store the time at which a request begins. uvloop's clock, which aiohttp reads, stands still
+    while callbacks run: by it most requests would take no time at all."""
 
-    def made(*arguments: Any) -> web.BaseRequest:
+    def make_request(*arguments: Any) -> web.BaseRequest:
         request = make(*arguments)
-        request[_BEGUN] = monotonic()
+        request[_STARTED_AT] = monotonic()
         return request
 
-    return made
+    return make_request
 
 
-def _last(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
-    """Requests as if their clients wanted no other on the same connection."""
+def _closing_requests(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """Make requests as if their clients had sent `Connection: close`."""
 
-    def made(message: Any, *arguments: Any) -> web.BaseRequest:
-        return make(_closing(message), *arguments)
+    def make_request(message: Any, *arguments: Any) -> web.BaseRequest:
+        return make(_with_close(message), *arguments)
 
-    return made
+    return make_request
 
 
-def _closing(message: Any) -> Any:
-    """A request's head, as if its client wanted no other on the same connection."""
+def _with_close(message: Any) -> Any:
+    """A request's head, as if its client had sent `Connection: close`."""
     return message._replace(should_close=True)
 
 
-def _recording(recorder: Recorder) -> type[AbstractAccessLogger]:
-    """aiohttp makes a logger for each connection, by a class."""
+def _recording_logger(recorder: Recorder) -> type[AbstractAccessLogger]:
+    """A logger class as aiohttp wants it, which makes an instance for each connection."""
 
     class Recording(AbstractAccessLogger):
         def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-            total_s = monotonic() - request[_BEGUN]
+            total_s = monotonic() - request[_STARTED_AT]
             recorder.count(request.method, response.status, total_s)
-            if recorder.logs:
-                recorder.note(_note(request, response, total_s))
+            if recorder.has_log:
+                recorder.log(_record(request, response, total_s))
 
     return Recording
 
 
-def _note(request: web.BaseRequest, response: web.StreamResponse, total_s: float) -> Note:
+def _record(
+    request: web.BaseRequest, response: web.StreamResponse, total_s: float
+) -> RequestRecord:
     headers = request.headers
     head = "".join(
         f"{name}: {headers[name]}\r\n" for name in ("Referer", "User-Agent") if name in headers
     )
-    return Note(
+    return RequestRecord(
         client=request.remote or "",
         method=request.method,
-        target=_octets(request.raw_path),
+        target=_raw_bytes(request.raw_path),
         version=f"HTTP/{request.version.major}.{request.version.minor}",
         status=response.status,
         sent=response.body_length,
         received=getattr(request.content, "total_bytes", 0),
         total_s=total_s,
         request_id=headers.get("X-Request-ID", ""),
-        head=_octets(head),
+        head=_raw_bytes(head),
     )
 
 
-def _octets(text: str) -> bytes:
-    """As it came: aiohttp reads bytes so."""
+def _raw_bytes(text: str) -> bytes:
+    """The bytes as they came: aiohttp decodes them in this way."""
     return text.encode("utf-8", "surrogateescape")

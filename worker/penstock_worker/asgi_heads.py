@@ -1,65 +1,66 @@
-"""Heads of requests that uvicorn reads without an end, and here have one.
+"""Limits on request heads that uvicorn lacks, for a worker without a proxy before it.
 
-Owns, where no front stands before the worker: how long a connection may go without a request
-in hand, and how many bytes of a head are taken. uvicorn starts a clock only behind an answer,
-and stops it at the first byte of what follows; httptools gathers fields for as long as they
-come. Connections are looked at once a second, because a timer for each would cost every
-request one.
+Owns how long a connection may be without a request, and how many bytes a request head may have.
+uvicorn's own timeout starts behind a response and stops at the first byte of the next head, and
+its parser httptools collects header fields without a limit. Connections are checked once a
+second: a timer for each would have to be set for every request.
 """
 
 from collections.abc import Iterable
 from typing import Any, Final
 
-MOST_HEAD: Final = 64 << 10
-"""As h11 has it, uvicorn's other parser."""
+MAX_HEAD: Final = 64 << 10
+"""The limit of h11, uvicorn's other parser."""
 _TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"Content-Length: 0\r\nConnection: close\r\n\r\n"
 )
 
 
-class Heads:
-    """Of all connections of one worker."""
+class IdleConnections:
+    """The connections of one worker that wait for a request."""
 
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._since: dict[Any, tuple[Any, float]] = {}
-        """By connection without a request in hand: its last one, and when that was seen."""
+    def __init__(self, max_idle_s: float) -> None:
+        self._max_idle_s = max_idle_s
+        self._idle_since: dict[Any, tuple[Any, float]] = {}
+        """By connection: its last request, and when it was first seen to wait behind that."""
 
     def tick(self, connections: Iterable[Any], now: float) -> None:
-        """Close who has waited for too long, or makes us wait."""
-        waiting = {one: one.cycle for one in connections if _waits(one)}
-        before, self._since = self._since, {}
-        for one, cycle in waiting.items():
-            last, since = before.get(one, (cycle, now))
+        """Close the connections that have waited too long."""
+        waiting = {
+            connection: connection.cycle for connection in connections if _awaits_head(connection)
+        }
+        before, self._idle_since = self._idle_since, {}
+        for connection, cycle in waiting.items():
+            last, since = before.get(connection, (cycle, now))
             if last is not cycle:
                 since = now
-            if now - since > self._patience_s:
-                one.transport.close()
+            if now - since > self._max_idle_s:
+                connection.transport.close()
             else:
-                self._since[one] = (cycle, since)
+                self._idle_since[connection] = (cycle, since)
 
 
-def bounded(kind: Any) -> Any:
-    """uvicorn's protocol, which counts what comes while there is no request in hand."""
+def limit_heads(protocol_class: Any) -> Any:
+    """uvicorn's protocol, with a limit on the bytes that come while no request is in hand."""
 
-    class Bounded(kind):  # type: ignore[misc]
-        gathered = 0
+    class Limited(protocol_class):  # type: ignore[misc]
+        head_bytes = 0
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if not _waits(self):
-                self.gathered = 0
+            if not _awaits_head(self):
+                self.head_bytes = 0
                 return
-            self.gathered += len(data)
-            if self.gathered > MOST_HEAD and not self.transport.is_closing():
+            self.head_bytes += len(data)
+            if self.head_bytes > MAX_HEAD and not self.transport.is_closing():
                 self.transport.write(_TOO_LARGE)
                 self.transport.close()
 
-    return Bounded
+    return Limited
 
 
-def _waits(connection: Any) -> bool:
-    """Is the next thing to come the head of a request? What is left of a body is none."""
+def _awaits_head(connection: Any) -> bool:
+    """Is the next thing to come a request head, and not the rest of a body?"""
     cycle = connection.cycle
     return cycle is None or (cycle.response_complete and not cycle.more_body)

@@ -1,43 +1,43 @@
-"""Who has waited how long in a listener's queue, while nobody accepts from it.
+"""How many connections have waited too long in an accept queue from which nobody accepts.
 
-Owns an estimate that errs to the patient side. The kernel says how many wait, not since when;
-but a queue keeps its order, so whoever was in it when it was last looked at and has not been
-accepted since has waited for as long. Must not know sockets, nor what is done with those who
-have waited too long. No I/O; the clock is an argument.
+Owns an estimate that never calls a connection overdue too early. The kernel tells how many
+connections wait, but not since when. A queue keeps its order: a connection that was in it at
+one look, and has not been accepted since, has waited at least since that look. Must not know
+sockets, nor what happens to overdue connections. No I/O; the clock is an argument.
 """
 
 from collections import deque
 
 
 class Backlog:
-    """One queue. Look at it now and then while it is left alone."""
+    """One queue. Call `look` now and then while nothing is accepted from it."""
 
-    __slots__ = ("_patience_s", "_seen")
+    __slots__ = ("_max_wait_s", "_samples")
 
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._seen: deque[tuple[float, int]] = deque()
-        """When it was looked at, and how many had come until then, from the first on."""
+    def __init__(self, max_wait_s: float) -> None:
+        self._max_wait_s = max_wait_s
+        self._samples: deque[tuple[float, int]] = deque()
+        """The time of a look, and how many connections had ever arrived by then."""
 
-    def look(self, now: float, taken: int, waiting: int) -> int:
-        """How many of those who wait have done so too long.
+    def look(self, now: float, accepted: int, waiting: int) -> int:
+        """How many of those that wait have waited too long.
 
-        `taken` counts up with each connection that leaves the queue by us.
+        `accepted`: how many connections we have ever accepted from the queue.
         """
         if not waiting:
-            self._seen.clear()
+            self._samples.clear()
             return 0
-        seen, due = self._seen, now - self._patience_s
-        seen.append((now, taken + waiting))
-        while len(seen) > 1 and seen[1][0] <= due:
-            seen.popleft()
-        if seen[0][0] > due:
+        samples, due = self._samples, now - self._max_wait_s
+        samples.append((now, accepted + waiting))
+        while len(samples) > 1 and samples[1][0] <= due:
+            samples.popleft()
+        if samples[0][0] > due:
             return 0
-        # Somebody else may take from the same queue: then fewer of them are left.
-        came = min(count for _, count in seen)
-        return max(0, min(waiting, came - taken))
+        # Another process may accept from the same queue: then fewer of them are left.
+        came = min(count for _, count in samples)
+        return max(0, min(waiting, came - accepted))
 
     @property
     def is_watched(self) -> bool:
-        """Was somebody waiting when it was last looked at?"""
-        return bool(self._seen)
+        """Did a connection wait at the last look?"""
+        return bool(self._samples)

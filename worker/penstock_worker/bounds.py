@@ -1,9 +1,9 @@
-"""What strangers may take of a worker that serves them itself.
+"""Limits on clients, in a worker that they connect to without a proxy between.
 
-Owns the few bounds that hold there, and how a worker is told them. Under `ports` a front
-stands before it that has bounds of its own, so nothing is said, and the worker is patient: who
-closes an idle connection first decides who gets the race between the close and the next
-request, and only the front can retry. No I/O, no clock.
+Owns those limits and how they are passed in the environment. Under `ports` a proxy stands before
+the worker and has limits of its own, so none are passed. The worker then keeps an idle connection
+longer than the proxy does. So it is the proxy that closes first, and no request of its is lost
+on a connection that the worker just closed. No I/O, no clock.
 """
 
 import json
@@ -12,30 +12,30 @@ from typing import Final, NamedTuple
 
 from penstock_worker.contract import BOUNDS
 
-BEHIND_A_FRONT_S: Final = 120.0
-"""Longer than a front keeps an idle connection."""
+BEHIND_PROXY_S: Final = 120.0
+"""Longer than a proxy keeps an idle connection."""
 
 
 class Bounds(NamedTuple):
-    """Without a word of it: those behind a front."""
+    """The defaults are those behind a proxy."""
 
     direct: bool = False
-    """Clients are served by the worker, and nobody before it bounds them."""
+    """Clients connect to the worker, and no proxy limits them."""
     connections: int = 0
-    """That it accepted and are open; 0: as many as descriptors allow."""
-    keepalive_s: float = BEHIND_A_FRONT_S
-    """Without a request: between two, and until the head of one is complete."""
+    """Accepted connections that may be open; 0: as many as descriptors allow."""
+    keepalive_s: float = BEHIND_PROXY_S
+    """For a request head to be complete, from the start or the response before."""
     log_field: int = 1024
     """Characters of one field of the access log."""
 
 
-def written(bounds: Bounds) -> str:
-    """As in the environment."""
-    return json.dumps(bounds._asdict())
+def written(limits: Bounds) -> str:
+    """The value of the variable."""
+    return json.dumps(limits._asdict())
 
 
-def told(environ: Mapping[str, str]) -> Bounds:
-    """ValueError: it is not said as we would."""
+def parse_limits(environ: Mapping[str, str]) -> Bounds:
+    """From the environment; the defaults without the variable. ValueError: a malformed value."""
     text = environ.get(BOUNDS)
     if text is None:
         return Bounds()

@@ -1,15 +1,14 @@
 """The names that make a process a worker: variables, messages, exit codes.
 
-Both sides import this and nothing else in common, so a name that is mistyped is an
-AttributeError and not a worker that waits for ever. No I/O, no clock.
+Owns these names for both sides: a misspelt one is an AttributeError, and not a worker that waits
+for ever. No I/O, no clock.
 
-A worker is told by its environment where it stands (service, slot, scheme), where its
-connections come from (HOST and PORT, LISTEN_FDS, or links to the fronts) and on which
-inherited descriptor the channel to the supervisor is. The channel is Node's: one JSON value a
-line, descriptors beside them. What is ours and not the program's is an object whose `cmd`
-starts with INTERNAL; Node shows no program a command that starts with NODE_, so one that
-knows nothing of us is not disturbed. Everything here is scrubbed from the environment that a
-worker passes on.
+The environment tells a worker which one it is (service, slot, scheme), where its connections come
+from (HOST and PORT, LISTEN_FDS, or links to the proxies), and which inherited descriptor is the
+channel to the supervisor. The channel is Node's: one JSON value a line, with descriptors beside
+them. Our own messages are objects whose `cmd` starts with INTERNAL. Node shows no program a
+command that starts with NODE_, so a program that does not know us never sees them. A worker
+removes all of these variables from the environment of its child processes.
 """
 
 from typing import Final
@@ -21,27 +20,27 @@ SLOT: Final = "PENSTOCK_SLOT"
 SCHEME: Final = "PENSTOCK_SCHEME"
 """ports, handoff, shared or reuseport."""
 NODE_SLOT: Final = "NODE_APP_INSTANCE"
-"""What pm2 calls the slot; programs written for pm2 look for it."""
+"""pm2's name for the slot, for programs that were written for pm2."""
 CHANNEL_FD: Final = "PENSTOCK_CHANNEL_FD"
 """Decimal number of the inherited end of the channel (AF_UNIX, SOCK_STREAM)."""
 LINK_FD: Final = "PENSTOCK_LINK_FD"
-"""Decimal numbers, with commas between, of the inherited ends of the links to the fronts
-(AF_UNIX, SOCK_SEQPACKET), one to each: connections come over them, under `handoff`."""
+"""Decimal numbers, separated by commas, of the inherited ends of the links to the proxies
+(AF_UNIX, SOCK_SEQPACKET), one to each. Under `handoff` connections come over them."""
 LISTEN_FDS: Final = "LISTEN_FDS"
 LISTEN_PID: Final = "LISTEN_PID"
 LISTEN_FDNAMES: Final = "LISTEN_FDNAMES"
 LISTEN_START: Final = 3
 """The first passed socket, as sd_listen_fds(3) has it."""
 ACCESS_LOG: Final = "PENSTOCK_ACCESS_LOG"
-"""Where a worker that has no front before it writes its access log: "FORMAT:WHERE", FORMAT
-json or combined, WHERE an inherited descriptor's number or a path. Absent: nowhere."""
+"""Where a worker without a proxy writes its access log: "FORMAT:WHERE". FORMAT is json or
+combined, WHERE an inherited descriptor's number or a path. Absent: nowhere."""
 ACCEPT_PROXY: Final = "PENSTOCK_ACCEPT_PROXY"
-"""[seconds, [network, …]] in JSON: every connection begins with a PROXY header, which comes in
-that time and from one of those. Absent: none does."""
+"""[seconds, [network, …]] in JSON: every connection begins with a PROXY header, which has to be
+complete in that time and to come from one of those networks. Absent: none does."""
 
 BOUNDS: Final = "PENSTOCK_BOUNDS"
-"""What clients may take, where no front bounds it: an object in JSON, see `bounds`. Absent: a
-front does."""
+"""Limits on clients, where no proxy has them: an object in JSON, see `bounds`. Absent: a proxy
+has them."""
 
 SCRUBBED: Final = (
     PORT, HOST, SERVICE, SLOT, SCHEME, NODE_SLOT, CHANNEL_FD, LINK_FD, ACCESS_LOG, ACCEPT_PROXY,
@@ -50,37 +49,37 @@ SCRUBBED: Final = (
     "NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE", "NODE_UNIQUE_ID",
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
 )  # fmt: skip
-"""Never inherited: the supervisor itself may be somebody's worker."""
+"""Removed from what the supervisor inherits, which may itself be a worker of another one."""
 
 INTERNAL: Final = "NODE_PENSTOCK_"
-"""What the `cmd` of our own messages starts with. Everything else is the program's."""
+"""What the `cmd` of our own messages starts with. All other messages are the program's."""
 
 # Messages, child to supervisor.
 ONLINE: Final = INTERNAL + "ONLINE"
-"""{"cmd": ONLINE}: the first word; whoever says it understands the rest."""
+"""{"cmd": ONLINE}: the first message; a child that sends it understands the others."""
 READY: Final = INTERNAL + "READY"
 """{"cmd": READY}: clients are served."""
 FAILED: Final = INTERNAL + "FAILED"
-"""{"cmd": FAILED, "reason": str}: cannot start, and trying again would not help."""
+"""{"cmd": FAILED, "reason": str}: it cannot start, and another try would fail likewise."""
 RETIRE: Final = INTERNAL + "RETIRE"
-"""{"cmd": RETIRE, "reason": str, "traceback": str}: replace me; SIGTERM is the answer."""
+"""{"cmd": RETIRE, "reason": str, "traceback": str}: replace me. The answer is SIGTERM."""
 PONG: Final = INTERNAL + "PONG"
 """{"cmd": PONG, "seq": int}, the answer to PING."""
 
 # Supervisor to child.
 PING: Final = INTERNAL + "PING"
-"""{"cmd": PING, "seq": int}: is somebody there?"""
+"""{"cmd": PING, "seq": int}: does the loop run?"""
 PROBE: Final = INTERNAL + "PROBE"
-"""{"cmd": PROBE} with a connected socket: serve it like a client's; it is a health check."""
+"""{"cmd": PROBE} with a connected socket: a health check. Serve it like a client's."""
 LISTEN: Final = INTERNAL + "LISTEN"
 """{"cmd": LISTEN} with a listening socket: accept from this one too."""
 REOPEN: Final = INTERNAL + "REOPEN"
-"""{"cmd": REOPEN}: open the access log anew."""
+"""{"cmd": REOPEN}: open the access log again."""
 
 # Both ways.
 STATS: Final = INTERNAL + "STATS"
-"""Asked {"cmd": STATS, "seq": int}, answered with the same `seq` and `metrics`. Said once more,
-without being asked and with None, by one that leaves."""
+"""Question {"cmd": STATS, "seq": int}; answer with the same `seq` and `metrics`. A child that
+exits sends one more, with None as `seq`."""
 
 EXIT_FAILED: Final = 78
-"""EX_CONFIG of sysexits.h: the child said FAILED; a restart would only say it again."""
+"""EX_CONFIG of sysexits.h: the child sent FAILED; a restart would fail likewise."""

@@ -1,11 +1,11 @@
-"""What is counted of requests: closed sets of labels, buckets, and plain numbers.
+"""Counters of requests and connections: closed sets of labels, buckets, plain numbers.
 
-Owns how a request is counted wherever it is seen, by a front or by a worker without one, so
-that both can be added up: the names of methods and codes, the buckets of durations. It does
-not know who reads the numbers. No I/O, no clock.
+Owns how a request is counted, by a proxy or by a worker without one, so that the numbers of both
+can be added up: the values of labels, and the buckets of durations. Must not know who reads
+the numbers. No I/O, no clock.
 
-Why not prometheus_client here: its `inc()` costs 0.25 µs and `labels().inc()` 1 µs, on
-requests that take 20 µs as a whole. An attribute that is an int costs 0.02.
+They are plain integers and not prometheus_client's counters: its `inc()` costs 0.25 µs and its
+`labels().inc()` 1 µs, on requests of 20 µs in all. Adding to an integer costs 0.02 µs.
 """
 
 from bisect import bisect_left
@@ -14,37 +14,37 @@ from http import HTTPStatus
 from typing import Final
 
 OTHER: Final = "other"
-"""What a label says for a value outside its closed set."""
+"""The value of a label for everything outside its closed set."""
 
 METHODS: Final = frozenset(
     ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE")
 )
-"""A client names its method as it likes: anything else is counted as OTHER *before* it
-becomes a key of `requests`, or a stranger could grow that dictionary for ever."""
+"""A client can send any method. Any other is counted as OTHER *before* it becomes a key of
+`requests`, or a stranger could make that dictionary grow without end."""
 
 BUCKETS_S: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
     0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
-"""From a proxy's own cost to the default `timeouts.response`; +Inf follows."""
+"""From a proxy's own cost to the default `timeouts.response`; the last bucket is +Inf."""
 
 _CODES: Final = {status.value: str(status.value) for status in HTTPStatus}
-"""The registered ones. A worker can say any three digits, and an application that echoes
-/status/NNN lets its clients choose them: 900 codes by ten methods by every slot would not
-fit into one message of the channel."""
+"""The registered ones. A response can have any three digits, and some applications let clients
+choose them (/status/NNN): 900 codes for ten methods and every slot would not fit into one
+message of the channel."""
 _NO_CODE: Final = "none"
-"""Nobody was told anything: the client had gone, or the connection simply broke off."""
+"""There was no response: the client had gone, or the connection broke."""
 _LAST_CODE: Final = 999
 
 Value = int | float | list[int | float]
 """A number, or for a histogram its counts by bucket and then its sum."""
 Series = dict[str, dict[str, Value]]
-"""By metric, then by the values of its labels after `service`, joined by one space. One
-short string a sample keeps the message small; no value of a label contains a space."""
+"""By metric, then by the values of its labels after `service`, joined by a space: no value
+contains one. A short string for each sample keeps the message small."""
 
 
 class Histogram:
-    """Counts by bucket, not cumulative, and a sum; the last count is what exceeds all."""
+    """Counts by bucket, not cumulative, and a sum. The last bucket is +Inf."""
 
     __slots__ = ("counts", "sum_s")
 
@@ -59,7 +59,7 @@ class Histogram:
 
 
 class RequestCounters:
-    """What one worker counts of the requests and connections that no front sees."""
+    """What a worker counts of requests and connections that no proxy counts."""
 
     __slots__ = ("active", "connections", "rejected", "requests", "total")
 
@@ -69,16 +69,16 @@ class RequestCounters:
         self.active = 0
         """Those that are open now."""
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
-        """By method (of METHODS, or OTHER) and status (0: nothing was said)."""
+        """By method (of METHODS, or OTHER) and status (0: no response)."""
         self.total = Histogram()
         self.rejected: defaultdict[str, int] = defaultdict(int)
-        """Connections that did not begin as they should, by reason."""
+        """Connections without a valid PROXY header, by reason."""
 
     def ended(self, method: str, status: int, seconds: float) -> None:
         """One request is over."""
         if method not in METHODS:
             method = OTHER
-        # A program may say any number, and each would be a key for ever.
+        # A program can send any number, and each would become a key.
         if not 0 <= status <= _LAST_CODE:
             status = _LAST_CODE
         self.requests[method, status] += 1
@@ -86,7 +86,7 @@ class RequestCounters:
 
 
 def request_series(counters: RequestCounters, slot: str) -> Series:
-    """What a worker in `slot` says of its requests."""
+    """The series of requests of the worker in `slot`."""
     requests: defaultdict[str, Value] = defaultdict(int)
     for (method, status), count in counters.requests.items():
         requests[f"{slot} {method} {code(status)}"] += count  # type: ignore[operator]
@@ -100,7 +100,7 @@ def request_series(counters: RequestCounters, slot: str) -> Series:
 
 
 def connection_series(counters: RequestCounters, slot: str) -> Series:
-    """What it says of the connections that it accepted itself."""
+    """The series of connections that it accepted itself."""
     return {
         "penstock_connections_total": {"": counters.connections},
         "penstock_connections_active": {"": counters.active},

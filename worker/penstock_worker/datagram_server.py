@@ -1,8 +1,8 @@
-"""Serves datagrams: the program's own protocol on a UDP socket that is given.
+"""Serves datagrams: runs the program's own protocol on a UDP socket.
 
-Owns the endpoint. There are no connections here, so nothing has to be accepted, counted or
-drained: what waits in a passed socket stays there for whoever reads it next. Only a socket
-that is replaced has nobody after us, so what waits in it is read before it is closed.
+Owns the endpoint. There are no connections, so nothing has to be accepted, counted or drained.
+When the worker stops, datagrams that wait in the socket stay there for the next worker. A
+socket that is replaced has no next reader, so it is read empty before it is closed.
 """
 
 import asyncio
@@ -13,24 +13,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-_LARGEST: Final = 1 << 16
-_MOST: Final = 1 << 12
-"""Datagrams that are read of a socket that has to go; it is sent more meanwhile."""
+_MAX_DATAGRAM: Final = 1 << 16
+_MAX_DRAINED: Final = 1 << 12
+"""Datagrams read from a socket that is closed. A bound, because more may arrive meanwhile."""
 
 
 class DatagramServer:
-    def __init__(self, make: Callable[[], DatagramProtocol], sock: socket.socket) -> None:
-        self._make = make
+    def __init__(self, make_protocol: Callable[[], DatagramProtocol], sock: socket.socket) -> None:
+        self._make_protocol = make_protocol
         self._sock = sock
         self._endpoint: tuple[DatagramTransport, DatagramProtocol] | None = None
         self._replacing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Make the protocol and read from now on; errors of its making come out."""
-        self._endpoint = await self._made(self._sock)
+        """Make the protocol and read from now on. Errors of its factory are passed on."""
+        self._endpoint = await self._open_endpoint(self._sock)
 
     def replace(self, sock: socket.socket) -> None:
-        """Go on with this socket: the supervisor has given up the one before."""
+        """Continue with this socket: the supervisor has closed the one before."""
         if self._endpoint is None or (self._replacing is not None and not self._replacing.done()):
             sock.close()
             return
@@ -39,11 +39,11 @@ class DatagramServer:
     def protocol(self, probe: bool) -> asyncio.Protocol:
         raise NotImplementedError("datagrams come without connections")
 
-    def leave(self) -> None:
+    def begin_drain(self) -> None:
         """There are no connections to end."""
 
-    async def finish(self) -> None:
-        """Send what is buffered, and let the protocol hear of its end."""
+    async def shutdown(self) -> None:
+        """Send what is buffered, and let `connection_lost` be called."""
         if self._replacing is not None:
             await asyncio.wait([self._replacing])
         if self._endpoint is not None:
@@ -54,19 +54,21 @@ class DatagramServer:
 
     async def _replace(self, sock: socket.socket) -> None:
         assert self._endpoint is not None
-        old, self._endpoint = self._endpoint, await self._made(sock)
-        # At once: the kernel would send this worker two shares.
-        _empty(*old)
+        old, self._endpoint = self._endpoint, await self._open_endpoint(sock)
+        # At once: with two sockets open, this worker would get twice its share.
+        _drain_and_close(*old)
 
-    async def _made(self, sock: socket.socket) -> tuple[DatagramTransport, DatagramProtocol]:
+    async def _open_endpoint(
+        self, sock: socket.socket
+    ) -> tuple[DatagramTransport, DatagramProtocol]:
         loop = asyncio.get_running_loop()
-        return await loop.create_datagram_endpoint(self._make, sock=sock)
+        return await loop.create_datagram_endpoint(self._make_protocol, sock=sock)
 
 
-def _empty(transport: DatagramTransport, protocol: DatagramProtocol) -> None:
+def _drain_and_close(transport: DatagramTransport, protocol: DatagramProtocol) -> None:
     """Read what waits, and close it."""
     with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as sock:
         with suppress(OSError):
-            for _ in range(_MOST):
-                protocol.datagram_received(*sock.recvfrom(_LARGEST, socket.MSG_DONTWAIT))
+            for _ in range(_MAX_DRAINED):
+                protocol.datagram_received(*sock.recvfrom(_MAX_DATAGRAM, socket.MSG_DONTWAIT))
         transport.close()

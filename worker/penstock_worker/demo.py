@@ -1,9 +1,9 @@
-"""The demo application: one page for each thing that traffic can be.
+"""The demo application: one page for each kind of traffic.
 
-Short and long answers, bodies both ways, events, WebSocket, a worker that is busy, stuck or
-dead; `udp` is its sister for datagrams. Small, but nothing in it is only for show: bodies are
-streamed with bounded memory, every number has a bound, and what is long ends when the worker
-has to leave, so the demo is also an example of a program that can be replaced without loss.
+Short and long responses, bodies both ways, events, WebSocket, a worker that is busy, stuck or
+dead; `udp` is the same for datagrams. It is also an example of a program that can be replaced
+without loss: bodies are streamed with bounded memory, every number has a limit, and long
+responses end when the worker stops.
 """
 
 import asyncio
@@ -23,35 +23,35 @@ _MAX_SLEEP_S: Final = 3600.0
 _MAX_BYTES: Final = 16 << 30
 _MAX_BURN_MS: Final = 60_000.0
 _MAX_EVENTS: Final = 1_000_000.0
-_LAST_WORD_S: Final = 0.05
-"""For the answer of /crash to leave; a loop writes when the handler has returned."""
+_FLUSH_S: Final = 0.05
+"""For the response of /crash to be sent, which happens when the handler has returned."""
 _PIECE: Final = memoryview(bytes(range(256)) * 256)
 """64 KiB: what a socket buffer takes at once, and all that /bytes ever holds."""
 
 _NAME: Final = web.AppKey("name", str)
-_LEAVING: Final = web.AppKey("leaving", asyncio.Event)
+_STOPPING: Final = web.AppKey("leaving", asyncio.Event)
 _SOCKETS: Final = web.AppKey("sockets", WeakSet[web.WebSocketResponse])
 
 
 def application(environ: Mapping[str, str]) -> web.Application:
-    """Build it; `environ` says which worker it is."""
+    """Build it; `environ` tells which worker it is."""
     app = web.Application()
-    app[_NAME] = _name(environ)
-    app[_LEAVING] = asyncio.Event()
+    app[_NAME] = _worker_name(environ)
+    app[_STOPPING] = asyncio.Event()
     sockets: WeakSet[web.WebSocketResponse] = WeakSet()
     app[_SOCKETS] = sockets
-    app.on_shutdown.append(_leave)
+    app.on_shutdown.append(_stop)
     for path, handler in _PAGES.items():
-        # Any method: a person tries with whatever the client at hand sends.
+        # Any method, so that it can be tried with any client.
         app.router.add_route("*", path, handler)
     return app
 
 
 class Datagrams(asyncio.DatagramProtocol):
-    """Says what it hears, and to a greeting who it is; `environ` says that."""
+    """Echoes datagrams, and answers "hello" with the name of the worker, from `environ`."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._greeting = f"hello from {_name(environ)}\n".encode()
+        self._greeting = f"hello from {_worker_name(environ)}\n".encode()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.DatagramTransport", transport)
@@ -61,7 +61,7 @@ class Datagrams(asyncio.DatagramProtocol):
 
 
 async def hello(request: web.Request) -> web.Response:
-    return web.Response(text=f"hello from {_who(request)}\n")
+    return web.Response(text=f"hello from {_worker(request)}\n")
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -69,7 +69,7 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def headers(request: web.Request) -> web.Response:
-    """The head as it arrived here, which is where a proxy's work is to be seen."""
+    """The request head as it arrived, which shows what a proxy made of it."""
     version = f"HTTP/{request.version.major}.{request.version.minor}"
     head = {
         "method": request.method,
@@ -83,60 +83,60 @@ async def headers(request: web.Request) -> web.Response:
 
 async def echo(request: web.Request) -> web.StreamResponse:
     """The body, as it comes."""
-    answer = web.StreamResponse()
-    answer.content_type = "application/octet-stream"
+    response = web.StreamResponse()
+    response.content_type = "application/octet-stream"
     if "Content-Type" in request.headers:
-        answer.headers["Content-Type"] = request.headers["Content-Type"]
-    # An encoded body was decoded on its way in, and is longer now.
+        response.headers["Content-Type"] = request.headers["Content-Type"]
+    # An encoded body was decoded when it was read, and is longer now.
     if request.content_length is not None and "Content-Encoding" not in request.headers:
-        answer.content_length = request.content_length
-    # A client that leaves in the middle is nothing to report.
+        response.content_length = request.content_length
+    # A client that closes in the middle is no error.
     with suppress(ConnectionError):
-        await answer.prepare(request)
+        await response.prepare(request)
         if request.method != "HEAD":
             async for piece in request.content.iter_any():
-                await answer.write(piece)
-        await answer.write_eof()
-    return answer
+                await response.write(piece)
+        await response.write_eof()
+    return response
 
 
 async def sleep(request: web.Request) -> web.Response:
-    seconds = _number(request, "s", default=1.0, most=_MAX_SLEEP_S)
+    seconds = _number(request, "s", default=1.0, maximum=_MAX_SLEEP_S)
     await asyncio.sleep(seconds)
-    return web.Response(text=f"slept {seconds:g} s in {_who(request)}\n")
+    return web.Response(text=f"slept {seconds:g} s in {_worker(request)}\n")
 
 
 async def some_bytes(request: web.Request) -> web.StreamResponse:
-    left = int(_number(request, "n", default=1 << 20, most=_MAX_BYTES))
-    answer = web.StreamResponse()
-    answer.content_type = "application/octet-stream"
-    answer.content_length = left
+    left = int(_number(request, "n", default=1 << 20, maximum=_MAX_BYTES))
+    response = web.StreamResponse()
+    response.content_type = "application/octet-stream"
+    response.content_length = left
     with suppress(ConnectionError):
-        await answer.prepare(request)
+        await response.prepare(request)
         while left and request.method != "HEAD":
             piece = _PIECE[:left]
-            await answer.write(piece)
+            await response.write(piece)
             left -= len(piece)
-        await answer.write_eof()
-    return answer
+        await response.write_eof()
+    return response
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Server-sent events, one a second, until the client or the worker leaves."""
-    count = int(_number(request, "n", default=_MAX_EVENTS, most=_MAX_EVENTS))
-    answer = web.StreamResponse(headers={"Cache-Control": "no-store"})
-    answer.content_type = "text/event-stream"
-    await answer.prepare(request)
+    """Server-sent events, one a second, until the client closes or the worker stops."""
+    count = int(_number(request, "n", default=_MAX_EVENTS, maximum=_MAX_EVENTS))
+    response = web.StreamResponse(headers={"Cache-Control": "no-store"})
+    response.content_type = "text/event-stream"
+    await response.prepare(request)
     for number in range(count):
-        await answer.write(f"id: {number}\ndata: {_who(request)}\n\n".encode())
-        if number + 1 < count and await _told_to_leave(request.app[_LEAVING], within_s=1.0):
+        await response.write(f"id: {number}\ndata: {_worker(request)}\n\n".encode())
+        if number + 1 < count and await _stops_within(request.app[_STOPPING], seconds=1.0):
             break
-    await answer.write_eof()
-    return answer
+    await response.write_eof()
+    return response
 
 
 async def websocket(request: web.Request) -> web.WebSocketResponse:
-    """Says what it hears."""
+    """Echoes messages."""
     socket = web.WebSocketResponse(max_msg_size=16 << 20)
     await socket.prepare(request)
     request.app[_SOCKETS].add(socket)
@@ -149,23 +149,23 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
 
 
 async def crash(request: web.Request) -> web.Response:
-    """Die, without a chance to clean up.
+    """Exit without cleaning up.
 
-    The answer goes out first: a proxy may send an unanswered GET to the next worker, and
-    one visit would end them all.
+    The response is sent first: a proxy may send an unanswered GET to the next worker, and one
+    request would end them all.
     """
-    asyncio.get_running_loop().call_later(_LAST_WORD_S, os._exit, 1)
-    text = f"{_who(request)} dies now\n"
+    asyncio.get_running_loop().call_later(_FLUSH_S, os._exit, 1)
+    text = f"{_worker(request)} dies now\n"
     return web.Response(text=text, headers={"Connection": "close"})
 
 
 async def burn(request: web.Request) -> web.Response:
-    """Keep the processor, and with it the event loop, for so much processor time."""
-    milliseconds = _number(request, "ms", default=100.0, most=_MAX_BURN_MS)
+    """Occupy the processor, and with it the event loop, for so much processor time."""
+    milliseconds = _number(request, "ms", default=100.0, maximum=_MAX_BURN_MS)
     until = time.thread_time() + milliseconds / 1000
     while time.thread_time() < until:
         pass
-    return web.Response(text=f"burnt {milliseconds:g} ms in {_who(request)}\n")
+    return web.Response(text=f"burnt {milliseconds:g} ms in {_worker(request)}\n")
 
 
 _PAGES: Final[dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = {
@@ -182,31 +182,31 @@ _PAGES: Final[dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]]
 }
 
 
-async def _leave(app: web.Application) -> None:
-    app[_LEAVING].set()
+async def _stop(app: web.Application) -> None:
+    app[_STOPPING].set()
     sockets = app[_SOCKETS]
     for socket in list(sockets):
         await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the worker is leaving")
 
 
-async def _told_to_leave(leaving: asyncio.Event, within_s: float) -> bool:
+async def _stops_within(stopping: asyncio.Event, seconds: float) -> bool:
     try:
-        async with asyncio.timeout(within_s):
-            return await leaving.wait()
+        async with asyncio.timeout(seconds):
+            return await stopping.wait()
     except TimeoutError:
         return False
 
 
-def _name(environ: Mapping[str, str]) -> str:
+def _worker_name(environ: Mapping[str, str]) -> str:
     service = environ.get(SERVICE, "worker")
     return f"{service}/{environ[SLOT]}" if SLOT in environ else service
 
 
-def _who(request: web.Request) -> str:
+def _worker(request: web.Request) -> str:
     return f"{request.app[_NAME]} (pid {os.getpid()})"
 
 
-def _number(request: web.Request, name: str, *, default: float, most: float) -> float:
+def _number(request: web.Request, name: str, *, default: float, maximum: float) -> float:
     text = request.query.get(name)
     if text is None:
         return default
@@ -214,10 +214,10 @@ def _number(request: web.Request, name: str, *, default: float, most: float) -> 
         value = float(text)
     except ValueError:
         value = -1.0
-    # Not a number compares false with everything, so it is refused here as well.
-    if not 0 <= value <= most:
+    # NaN compares false with everything, so it is refused here as well.
+    if not 0 <= value <= maximum:
         raise web.HTTPBadRequest(
-            text=f"{name}={text!r:.40}: a number from 0 to {most:g} is wanted\n"
+            text=f"{name}={text!r:.40}: a number from 0 to {maximum:g} is wanted\n"
         )
     return value
 

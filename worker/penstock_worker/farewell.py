@@ -1,9 +1,11 @@
-"""The clean end of a connection that nobody can serve.
+"""Closing a connection that is refused, so that its client gets the response.
 
-Owns the last resort: one descriptor that is kept for the day when there is no other, and the
-way in which a client is told no so that it can hear it. A plain close while the client's
-bytes are unread makes the kernel reset the connection, and throws away what we said. Must
-not know why somebody is turned away, nor what the words mean.
+If a socket is closed while bytes of the client are unread, the kernel resets the connection, and
+the client may lose a response that it has not read yet. So a lingering close sends the response,
+shuts down its sending half, and reads what the client still sends before it closes.
+
+Owns that, and a spare descriptor with which a connection can be refused while no other
+descriptor is free. Must not know why a connection is refused, nor what the response means.
 """
 
 import os
@@ -11,9 +13,9 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-_PIECE: Final = 64 << 10
-_MOST_PIECES: Final = 16
-"""Of what the client has sent; who sends without end is reset."""
+_READ_SIZE: Final = 64 << 10
+_MAX_READS: Final = 16
+"""Reads at one time. A client that sends more is reset."""
 _NOW: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _STREAM: Final = int(socket.SOCK_STREAM)
 _UNACKED: Final = slice(24, 28)
@@ -22,7 +24,8 @@ _MANY: Final = 1 << 16
 
 
 def waiting(listener: socket.socket) -> int:
-    """How many wait to be accepted. A unix socket does not say it: perhaps many."""
+    """How many connections wait to be accepted. The kernel does not tell it of a unix socket:
+    the answer is then a large number."""
     if listener.family == socket.AF_UNIX:
         return _MANY
     try:
@@ -32,21 +35,22 @@ def waiting(listener: socket.socket) -> int:
     return int.from_bytes(info[_UNACKED], "little")
 
 
-def tell(fd: int, family: int, words: bytes) -> socket.socket:
-    """Say it, and that it is all. The connection is still to be closed, when it was heard."""
+def tell(fd: int, family: int, response: bytes) -> socket.socket:
+    """Send the response and shut down the sending half. The caller closes the socket, when
+    `is_over` says that it can."""
     sock = socket.socket(family, _STREAM, 0, fileno=fd)
     with suppress(OSError):
-        if words:
-            sock.send(words, _NOW)
+        if response:
+            sock.send(response, _NOW)
         sock.shutdown(socket.SHUT_WR)
     return sock
 
 
 def is_over(sock: socket.socket) -> bool:
-    """Read what the client has sent so far. Has it ended, or does it send without end?"""
+    """Read and drop what the client has sent. True: close it, it has ended or sends too much."""
     try:
-        for _ in range(_MOST_PIECES):
-            if not sock.recv(_PIECE, _NOW):
+        for _ in range(_MAX_READS):
+            if not sock.recv(_READ_SIZE, _NOW):
                 return True
     except BlockingIOError:
         return False
@@ -56,34 +60,34 @@ def is_over(sock: socket.socket) -> bool:
 
 
 class Spare:
-    """A descriptor that is given up to accept one more, and taken back at once.
+    """A descriptor that is closed in order to accept one more connection, and then opened again.
 
-    Opened early, so that its number is below any limit that is set later.
+    Make it early, so that its number is below any limit that is set later.
     """
 
     def __init__(self) -> None:
         self._fd = -1
-        self._keep()
+        self._open()
 
-    def refuse(self, listener: socket.socket, words: bytes) -> bool:
-        """Accept one, tell it, and close it. False: there was none, or not even this way."""
+    def refuse(self, listener: socket.socket, response: bytes) -> bool:
+        """Accept a connection, answer and close it. False: none waits, or no descriptor is free."""
         self.close()
         try:
             fd, _ = listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return False
         else:
-            with tell(fd, int(listener.family), words) as sock:
+            with tell(fd, int(listener.family), response) as sock:
                 is_over(sock)
             return True
         finally:
-            self._keep()
+            self._open()
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def _keep(self) -> None:
+    def _open(self) -> None:
         with suppress(OSError):
             self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

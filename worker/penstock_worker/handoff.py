@@ -1,82 +1,65 @@
-"""Connections over a link: one connection = one byte and one descriptor = one credit; both ends.
+"""The protocol of a link: one connection = one byte and one descriptor = one credit; both ends.
 
-The front sends those that were accepted at the same time in one SOCK_SEQPACKET message, eight
-at most: a message costs as much as five descriptors. The kernel keeps the bounds of messages,
-so none can be merged with the next and none of the descriptors lost (on a stream both happen).
-The worker answers with what it has taken and how many of those that it took have ended since.
+Owns what is sent over a link and how it is read. The proxy sends the connections that it accepted
+at the same time in one SOCK_SEQPACKET message, eight at most: a message costs as much as
+five descriptors. The kernel keeps the bounds of messages, so none can merge with the next
+and no descriptor is lost (on a stream both happen). The worker answers with two numbers: how
+many connections it has taken, and how many of those have ended.
 
-A worker says that it takes one *before* it does. So what it has not said it takes is still
-in the kernel, where the front, which has a copy of the worker's end, can read it back when
-the worker dies, stops or is full: reading a message is atomic, exactly one of the two gets
-it, and nothing can be lost between them. What the worker has said it takes is the worker's.
-The kernel drops a descriptor for which its receiver has no number, so a worker makes sure of
-that before: the program may have used up all that there are.
+Reading a message is atomic. The proxy has a copy of the worker's end, so it can read back what
+the worker has not taken: exactly one of the two gets each message.
 
-Neither end waits for the other. No HTTP, no pool, no idea of what a connection is for.
+No call here waits. No HTTP, no pool, no idea of what a connection is for; when a worker takes
+one is `receiver`.
 """
 
 import array
-import logging
 import os
 import socket
 import struct
-from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from fcntl import ioctl
-from termios import FIONREAD
+from collections.abc import Sequence
 from typing import Final, NamedTuple
-
-from penstock_worker.contract import LINK_FD
-from penstock_worker.streams import Stream, inherited_end
 
 CLIENT: Final = b"c"
 PROBE: Final = b"p"
 """A health check: served like a client, and counted nowhere."""
 
 CREDIT: Final = struct.Struct("<HH")
-"""Taken, ended: how many since the last message."""
+"""How many were taken, and how many have ended, since the last message."""
 MOST: Final = 8
-"""Connections a message, and about as many a wake-up: the loop has those to serve that it took
-before."""
-_REPORT_S: Final = 0.05
-"""Until an end is told that no credit carries along."""
-_RESERVE: Final = 16
-"""Descriptors that the program may need while connections come."""
-_RETRY_S: Final = 0.1
-"""Until it is tried again when there is none left."""
+"""Connections in one message, and about as many in one turn of the loop: it has to serve those
+that it took before."""
 _CREDIT_SIZE: Final = CREDIT.size
-# Plain numbers: Python 3.11 takes longer to or two members of an enum than the kernel to send.
+# Plain numbers: Python 3.11 needs longer to combine two enum members than the kernel to send.
 _NO_BLOCK: Final = int(socket.MSG_DONTWAIT)
 _SOCKET: Final = int(socket.SOL_SOCKET)
 _RIGHTS: Final = int(socket.SCM_RIGHTS)
-_PEEK: Final = int(socket.MSG_PEEK) | _NO_BLOCK
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC) | _NO_BLOCK
 _FD: Final = struct.Struct("i")
-_QUEUED: Final = _FD
 _SPACE: Final = socket.CMSG_SPACE(_FD.size * MOST)
-_MOST: Final = 0xFFFF
-
-_log: Final = logging.getLogger(__name__)
 
 
 class Report(NamedTuple):
-    """What a worker has done since its last word."""
+    """What a worker has done since its last report."""
 
     taken: int
     ended: int
 
 
 def send(link: socket.socket, kind: bytes, fds: Sequence[int]) -> None:
-    """Send up to MOST connections; the caller still has its copies. BlockingIOError: it is full."""
+    """Send up to MOST connections. `fds` stay the caller's.
+
+    BlockingIOError: the link is full.
+    """
     link.sendmsg((kind * len(fds),), ((_SOCKET, _RIGHTS, array.array("i", fds)),), _NO_BLOCK)
 
 
 def receive(link: socket.socket) -> tuple[bytes, Sequence[int]] | None:
     """Take the connections of one message out of a link; None if there is none.
 
-    The first is a byte for each of them: all CLIENT or all PROBE, or empty when the link has
-    ended. There are fewer descriptors only if this process has no number for them.
+    Returns a byte for each connection (all CLIENT or all PROBE) and their descriptors. No byte
+    means that the link has ended. There are fewer descriptors than bytes only if this process had
+    no free number for them.
     """
     try:
         kinds, ancillary, _, _ = link.recvmsg(MOST, _SPACE, _CLOEXEC)
@@ -92,211 +75,18 @@ def receive(link: socket.socket) -> tuple[bytes, Sequence[int]] | None:
 
 
 def reports(link: socket.socket) -> Report | None:
-    """Everything that a worker has said; None if it has said nothing. OSError: it is gone."""
+    """The sum of all reports that have arrived; None without one. OSError: the worker is gone."""
     taken = ended = 0
     heard = False
     while True:
         try:
-            # One byte more, or a longer message would look like one of ours.
+            # One byte more than a report has, so that a longer message is noticed.
             data = link.recv(_CREDIT_SIZE + 1, _NO_BLOCK)
         except (BlockingIOError, InterruptedError):
             return Report(taken, ended) if heard else None
         if len(data) != _CREDIT_SIZE:
-            # Nothing is the end; anything else is no worker of ours.
+            # No byte is the end of the link; any other size is no report.
             raise ConnectionResetError
         heard = True
         more = CREDIT.unpack(data)
         taken, ended = taken + more[0], ended + more[1]
-
-
-class Taker:
-    """A worker's end: takes what comes and passes it on.
-
-    `on_connection(stream, probe)` owns the stream. Whoever serves it calls `ended` when a
-    connection that was no probe is closed.
-    """
-
-    def __init__(
-        self,
-        loop: AbstractEventLoop,
-        link: socket.socket,
-        on_connection: Callable[[Stream, bool], None],
-        limit: int,
-    ) -> None:
-        """`limit`: how many descriptors this process may have."""
-        self.taken = 0
-        """Connections of clients so far."""
-        self._loop = loop
-        self._link = link
-        self._on_connection = on_connection
-        self._last_fd = limit - _RESERVE
-        self._ended = 0
-        self._announced = 0
-        """Said to be taken, and then taken back by the front before they could be: as many of
-        the next ones need no word."""
-        self._reading = False
-        self._full = False
-        self._lacking = False
-        """So full that not even one fits, which was logged."""
-        self._report: TimerHandle | None = None
-        self._retry: TimerHandle | None = None
-
-    def start(self) -> None:
-        """Take connections from now on."""
-        if not self._reading:
-            self._reading = True
-            self._loop.add_reader(self._link, self._readable)
-
-    def ended(self) -> None:
-        """A client's connection is closed."""
-        self._ended += 1
-        if self._report is None:
-            self._report = self._loop.call_later(_REPORT_S, self._tell)
-        self.room()
-
-    def room(self) -> None:
-        """A descriptor is free, whosever it was."""
-        if self._full:
-            self._full = False
-            self.start()
-
-    def drain(self) -> None:
-        """Take what is on its way, and nothing after it."""
-        while self._take() and not self._full:
-            pass
-        self._pause()
-
-    def close(self) -> None:
-        self._pause()
-        if self._report is not None:
-            self._report.cancel()
-            self._report = None
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        self._link.close()
-
-    def _readable(self) -> None:
-        left = MOST
-        while left > 0 and not self._full and (taken := self._take()):
-            left -= taken
-
-    def _take(self) -> int:
-        """Take some, up to MOST; how many that were."""
-        try:
-            count = self._waiting()
-            if not count:
-                self._pause()
-                return 0
-            if not self._fit(count):
-                return 0
-            # The credit first: who says that he takes one and dies is known to have had it.
-            self._announce(count)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError:
-            # No front has the other end any more.
-            self._pause()
-            return 0
-        # Fewer, or others, if the front takes them back in this very moment.
-        taken = 0
-        while taken < count and (got := receive(self._link)) is not None:
-            kinds, fds = got
-            if not kinds:
-                break
-            taken += len(kinds)
-            with suppress(OSError):
-                self._announce(len(kinds))
-            self._announced = max(0, self._announced - len(kinds))
-            for fd in fds:
-                self._adopt(kinds[:1], fd)
-        return taken
-
-    def _waiting(self) -> int:
-        """How many come next; 0: the link has ended."""
-        # A byte is a connection, so this many wait.
-        count: int = _QUEUED.unpack(ioctl(self._link, FIONREAD, bytes(_QUEUED.size)))[0]
-        if 0 < count <= MOST:
-            return count
-        # The first message only, whose size is known without taking it.
-        return len(self._link.recv(MOST, _PEEK))
-
-    def _fit(self, count: int) -> bool:
-        """Are there numbers for so many? To have them is the only way to know."""
-        link = self._link.fileno()
-        numbers: list[int] = []
-        try:
-            # As far as it gets: what it has is closed in any case.
-            numbers.extend(os.dup(link) for _ in range(count))
-        except OSError as error:
-            if not self._lacking:
-                _log.error("cannot take connections: %s; trying again until it can", error.strerror)
-            self._lacking = self._full = True
-            self._pause()
-            if self._retry is None:
-                self._retry = self._loop.call_later(_RETRY_S, self._look_again)
-            return False
-        finally:
-            for number in numbers:
-                os.close(number)
-        self._lacking = False
-        return True
-
-    def _look_again(self) -> None:
-        self._retry = None
-        self.room()
-
-    def _announce(self, count: int) -> None:
-        """Say of so many that they are taken, but for those of whom that was said before."""
-        if count > self._announced:
-            self._credit(count - self._announced)
-            self._announced = count
-
-    def _credit(self, taken: int) -> None:
-        ended = min(self._ended, _MOST)
-        self._link.send(CREDIT.pack(taken, ended), _NO_BLOCK)
-        self._ended -= ended
-
-    def _adopt(self, kind: bytes, fd: int) -> None:
-        if fd >= self._last_fd:
-            # The lowest number that was free: all below are in use. One more, and the kernel
-            # would drop a client's connection on the floor.
-            self._full = True
-            self._pause()
-        probe = kind == PROBE
-        self.taken += not probe
-        os.set_blocking(fd, False)
-        self._on_connection(Stream(fd, _family(fd)), probe)
-
-    def _tell(self) -> None:
-        self._report = None
-        if not self._ended:
-            return
-        try:
-            self._credit(0)
-        except (BlockingIOError, InterruptedError):
-            # A front that is away: said again, with those that end until then.
-            self._report = self._loop.call_later(_REPORT_S, self._tell)
-        except OSError:
-            return
-
-    def _pause(self) -> None:
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._link)
-
-
-def inherited(environ: Mapping[str, str]) -> tuple[socket.socket, ...]:
-    """Adopt the ends that `environ` names, one for each front; ValueError: one is no link."""
-    numbers = environ.get(LINK_FD)
-    if numbers is None:
-        return ()
-    return tuple(inherited_end(LINK_FD, n, socket.SOCK_SEQPACKET) for n in numbers.split(","))
-
-
-def _family(fd: int) -> int:
-    """uvloop asks for it, and only tells unix from the rest."""
-    sock = socket.socket(fileno=fd)
-    family = int(sock.family)
-    sock.detach()
-    return family

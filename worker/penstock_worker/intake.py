@@ -1,14 +1,14 @@
-"""The connections of one worker: where they come from, which are open, how they end.
+"""The connections of one worker: where they come from, which are open, how they are drained.
 
-Owns the sources (listening sockets, or the links to the fronts) and the set of connections
-that were adopted from them, whatever protocol serves them now. Must not know HTTP, nor why
-the worker leaves.
+Owns the sources (listening sockets, or the links to the proxies) and the set of connections
+that were adopted from them, whatever protocol serves them. Must not know HTTP, nor why the
+worker stops.
 
-The end is the delicate part. A client that was accepted was told yes, so what waits in a
-queue is taken before the queue is closed; and a server that closes "idle" connections must
-not close one whose next request is on its way, for nobody can tell that client whether it was
-served. `finish` therefore leaves everybody time to ask once more, and be told that it was the
-last time; who says nothing for so long is idle.
+Draining loses no request. A client whose connection waits in a queue is connected already, so
+the queues are emptied before they are closed. An idle connection cannot simply be closed: its
+next request may be under way, and the client could not know whether it was served. So `drain`
+waits a moment. A request that comes now is answered, and told that the connection ends. A
+connection that is silent all that time is idle.
 """
 
 import asyncio
@@ -21,73 +21,74 @@ from typing import Final
 
 from penstock_worker.acceptor import Acceptor
 from penstock_worker.counters import RequestCounters
-from penstock_worker.handoff import Taker
-from penstock_worker.listeners import Source, backlog
+from penstock_worker.listeners import Source
+from penstock_worker.receiver import Taker
+from penstock_worker.somaxconn import backlog
 from penstock_worker.streams import Stream, adopt
 
 _NO_LINK: Final = -1
-_LAST_S: Final = 1.0
-"""For a client that is here when the worker leaves, to ask once more."""
+_LAST_REQUEST_S: Final = 1.0
+"""For a connected client to send one more request when the worker stops."""
 
-Serve = Callable[[bool], asyncio.Protocol]
+ProtocolFactory = Callable[[bool], asyncio.Protocol]
 
 
-class Served(Stream):
-    """A connection that a protocol was given. Its transport closes it, and so we hear of it."""
+class Connection(Stream):
+    """A connection that a protocol serves. `on_close` is called when its transport closes it."""
 
-    __slots__ = ("_ended", "link", "probe")
+    __slots__ = ("_on_close", "link", "probe")
 
     def __init__(
         self,
         fd: int,
         family: int,
-        ended: Callable[["Served"], None],
+        on_close: Callable[["Connection"], None],
         link: int,
         *,
         probe: bool,
     ) -> None:
         super().__init__(fd, family)
-        self._ended: Callable[[Served], None] | None = ended
+        self._on_close: Callable[[Connection], None] | None = on_close
         self.link = link
-        """The one it came over, or _NO_LINK: that front wants to hear of its end."""
+        """The link that it came over, whose proxy is told of its end; or _NO_LINK."""
         self.probe = probe
 
     def close(self) -> None:
         super().close()
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended(self)
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close(self)
 
 
-class Intake:
-    """`open` it when the program can serve; `finish` it when the worker leaves."""
+class Connections:
+    """`open` them when the program can serve; `drain` them when the worker stops."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counters: RequestCounters) -> None:
         self._loop = loop
         self._counters = counters
-        self._serve: Serve | None = None
-        self._served: set[Served] = set()
+        self._make_protocol: ProtocolFactory | None = None
+        self._open: set[Connection] = set()
         self._acceptors: list[Acceptor] = []
-        self._takers: tuple[Taker, ...] = ()
-        self.most = 0
-        """Clients that were accepted here and are open; 0: no limit."""
-        self._over = False
-        self._empty = asyncio.Event()
+        self._receivers: tuple[Taker, ...] = ()
+        self.max_clients = 0
+        """How many accepted connections may be open; 0: no limit."""
+        self._draining = False
+        self._all_closed = asyncio.Event()
 
-    def open(self, source: Source, serve: Serve) -> None:
-        """Take connections from now on; `serve(probe)` makes a protocol for each.
+    def open(self, source: Source, make_protocol: ProtocolFactory) -> None:
+        """Take connections from now on; `make_protocol(probe)` makes a protocol for each.
 
-        ListenError if another was quicker to listen on our port.
+        ListenError if another process listens on our port by now.
         """
-        self._serve = serve
+        self._make_protocol = make_protocol
         if source.kind == "link":
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            self._takers = tuple(
-                Taker(self._loop, sock, partial(self._passed, link), limit)
-                for link, sock in enumerate((source.sock, *source.more))
+            self._receivers = tuple(
+                Taker(self._loop, sock, partial(self._received, link), limit)
+                for link, sock in enumerate((source.sock, *source.other_links))
             )
-            for taker in self._takers:
-                taker.start()
+            for receiver in self._receivers:
+                receiver.start()
         elif source.kind == "stream":
             source.listen()
             self._acceptors.append(self._acceptor(source.sock))
@@ -95,105 +96,105 @@ class Intake:
             acceptor.start()
 
     def listen(self, sock: socket.socket) -> None:
-        """Accept from this one too; it listens already."""
-        if self._over or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        """Accept from this socket too; it listens already."""
+        if self._draining or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.close()
             return
-        # The one before was shut, or this would not be needed.
-        self._acceptors = [one for one in self._acceptors if not one.closed]
+        # It replaces one that was shut down.
+        self._acceptors = [acceptor for acceptor in self._acceptors if not acceptor.closed]
         self._acceptors.append(self._acceptor(sock))
-        if self._serve is not None:
+        if self._make_protocol is not None:
             self._acceptors[-1].start()
 
     def probe(self, sock: socket.socket) -> None:
         """Serve this connection like a client's, but do not count it."""
-        if self._over or self._serve is None or sock.type != socket.SOCK_STREAM:
+        if self._draining or self._make_protocol is None or sock.type != socket.SOCK_STREAM:
             sock.close()
         else:
             family = int(sock.family)
-            self._take(sock.detach(), family, probe=True)
+            self._adopt(sock.detach(), family, probe=True)
 
     @property
     def clients(self) -> int:
         """Connections that are open now, health checks included."""
-        return len(self._served)
+        return len(self._open)
 
     @property
     def listeners(self) -> int:
         """Listening sockets that are open."""
-        return sum(not one.closed for one in self._acceptors)
+        return sum(not acceptor.closed for acceptor in self._acceptors)
 
     @property
     def links(self) -> int:
-        return len(self._takers)
+        return len(self._receivers)
 
-    async def finish(self) -> None:
-        """Take what waits, close the sources, and let everybody ask once more."""
-        self._over = True
-        most = backlog()
+    async def drain(self) -> None:
+        """Take what waits, close the sources, and let every client send one more request."""
+        self._draining = True
+        queued = backlog()
         for acceptor in self._acceptors:
-            acceptor.drain(most)
-        for taker in self._takers:
-            taker.drain()
-        if self._served:
+            acceptor.drain(queued)
+        for receiver in self._receivers:
+            receiver.drain()
+        if self._open:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_S):
-                    await self._empty.wait()
+                async with asyncio.timeout(_LAST_REQUEST_S):
+                    await self._all_closed.wait()
 
     def close(self) -> None:
-        """Nobody is served any more."""
-        self._over = True
+        """Close the sources. Connections that are open stay their protocols'."""
+        self._draining = True
         for acceptor in self._acceptors:
             acceptor.close()
-        for taker in self._takers:
-            taker.close()
-        self._takers = ()
+        for receiver in self._receivers:
+            receiver.close()
+        self._receivers = ()
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
         return Acceptor(self._loop, listener, self._accepted, has_room=self._has_room)
 
     def _has_room(self) -> bool:
-        return not 0 < self.most <= self._counters.active
+        return not 0 < self.max_clients <= self._counters.active
 
-    def _passed(self, link: int, stream: Stream, probe: bool) -> None:
+    def _received(self, link: int, stream: Stream, probe: bool) -> None:
         fd = stream.fileno()
         stream.given()
-        self._take(fd, stream.family, link, probe=probe)
+        self._adopt(fd, stream.family, link, probe=probe)
 
     def _accepted(self, fd: int, family: int) -> None:
         self._counters.connections += 1
         self._counters.active += 1
-        self._take(fd, family, probe=False)
+        self._adopt(fd, family, probe=False)
 
-    def _take(self, fd: int, family: int, link: int = _NO_LINK, *, probe: bool) -> None:
-        assert self._serve is not None
-        one = Served(fd, family, self._gone, link, probe=probe)
-        self._served.add(one)
+    def _adopt(self, fd: int, family: int, link: int = _NO_LINK, *, probe: bool) -> None:
+        assert self._make_protocol is not None
+        connection = Connection(fd, family, self._closed, link, probe=probe)
+        self._open.add(connection)
         try:
-            adopt(self._loop, self._serve(probe), one)
+            adopt(self._loop, self._make_protocol(probe), connection)
         except BaseException:
-            one.close()
+            connection.close()
             raise
 
-    def _gone(self, one: Served) -> None:
-        self._served.discard(one)
-        if self._over and not self._served:
-            self._empty.set()
-        if one.probe:
+    def _closed(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if self._draining and not self._open:
+            self._all_closed.set()
+        if connection.probe:
             return
-        if one.link == _NO_LINK:
+        if connection.link == _NO_LINK:
             self._counters.active -= 1
-            if self.most:
+            if self.max_clients:
                 for acceptor in self._acceptors:
                     acceptor.resume()
-        elif self._takers:
-            self._takers[one.link].ended()
-            for taker in self._takers:
-                taker.room()
+        elif self._receivers:
+            self._receivers[connection.link].ended()
+            for receiver in self._receivers:
+                receiver.fd_freed()
 
 
-def raise_limit() -> None:
-    """As many descriptors as we may have: a connection each."""
+def raise_fd_limit() -> None:
+    """Raise the soft limit of descriptors to the hard one: each connection needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

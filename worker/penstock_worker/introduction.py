@@ -1,168 +1,171 @@
-"""Connections that begin with a PROXY header, in a worker that reads it itself.
+"""PROXY headers at the start of connections, in a worker that reads them itself.
 
-Owns: a connection from the moment it is adopted until its header has come; then the program's
-protocol gets it, with the bytes behind the header and a transport that knows whose it is
-really. Under `shared` and `reuseport` nobody stands before us, under `handoff` the front passes
-connections untouched, and under `ports` it may say so for itself (`send_proxy`). Must not
-know what protocol that is.
+Owns a connection from its adoption until its header is complete. Then the program's protocol gets
+it, with the bytes behind the header, and with a transport that names the real client. A worker
+reads headers under `shared` and `reuseport`, where no proxy of ours stands before it; under
+`handoff`, whose proxy passes connections on as they are; and under `ports` with
+`send_proxy`. Must not know what protocol serves the connection.
 
-The program's protocol is made when the header is there: until then there is nothing in its
-server that it could count, time out, or find idle.
+The program's protocol is made only when the header is complete. So its server does not count
+the connection before, nor time it out, nor find it idle.
 """
 
 import asyncio
 import logging
 from asyncio import AbstractEventLoop, Transport
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from penstock_worker.counters import RequestCounters
+from penstock_worker.intake import ProtocolFactory
 from penstock_worker.peers import Terms, Trusted, peer_address
 from penstock_worker.proxy_protocol import Header, HeaderError, Place, parse
 
-_LINES: Final = 10
-"""Lines in the log, and then a pause: strangers must not fill a disk."""
+_MAX_LINES: Final = 10
+"""Log lines a period: strangers must not fill a disk."""
 _PAUSE_S: Final = 10.0
-_PASSED_ON: Final = (
+_DELEGATED: Final = (
     "abort", "can_write_eof", "close", "get_protocol", "get_write_buffer_limits",
     "get_write_buffer_size", "is_closing", "is_reading", "pause_reading", "resume_reading",
     "set_protocol", "set_write_buffer_limits", "write", "write_eof", "writelines",
 )  # fmt: skip
 HEADER: Final = "proxy_header"
 UNTRUSTED: Final = "proxy_untrusted"
-"""Why a connection is closed: values of a metric's label, and the same as a front's."""
+"""Why a connection is closed: values of a metric's label, the same as a proxy's."""
 
-_log: Final = logging.getLogger(__name__)
-
-Serve = Callable[[bool], asyncio.Protocol]
+_log: Final = logging.getLogger("penstock.worker")
 
 
-class Introductions:
-    """All connections of one worker whose header has not come."""
+class ProxyHeaders:
+    """All connections of one worker whose header is not complete."""
 
-    def __init__(self, loop: AbstractEventLoop, terms: Terms, counters: RequestCounters) -> None:
+    def __init__(
+        self, loop: AbstractEventLoop, accept_proxy: Terms, counters: RequestCounters
+    ) -> None:
         self.loop = loop
-        self.seconds = terms.seconds
-        self.trusted = Trusted(terms.trusted)
-        self.open: set[_Introduction] = set()
+        self.seconds = accept_proxy.seconds
+        self.trusted = Trusted(accept_proxy.trusted)
+        self.open: set[_AwaitingHeader] = set()
         self._counters = counters
-        # Known to whom it may happen, so that a rate has something to begin from.
+        # Present from the start, so that a rate can be computed from the first one on.
         counters.rejected.update({HEADER: 0, UNTRUSTED: 0})
-        self._lines = 0
-        self._since = -_PAUSE_S
+        self._logged = 0
+        self._period = -_PAUSE_S
 
-    def before(self, serve: Serve) -> Serve:
-        """Read a header before `serve` makes a protocol; a health check of ours has none."""
-        return lambda probe: serve(True) if probe else _Introduction(self, serve)
+    def wrap(self, make_protocol: ProtocolFactory) -> ProtocolFactory:
+        """A factory whose protocols read a header first; a health check of ours has none."""
+        return lambda probe: make_protocol(True) if probe else _AwaitingHeader(self, make_protocol)
 
     def close(self) -> None:
-        """Nobody is served any more."""
-        for one in tuple(self.open):
-            one.transport.abort()
+        """Abort those connections."""
+        for connection in tuple(self.open):
+            connection.transport.abort()
 
-    def turned_away(self, address: str, kind: str, reason: str) -> None:
+    def on_rejected(self, address: str, kind: str, reason: str) -> None:
         self._counters.rejected[kind] += 1
         now = self.loop.time()
-        if now - self._since >= _PAUSE_S:
-            self._since, self._lines = now, 0
-        self._lines += 1
-        if self._lines < _LINES:
+        if now - self._period >= _PAUSE_S:
+            self._period, self._logged = now, 0
+        self._logged += 1
+        if self._logged < _MAX_LINES:
             _log.warning("closed a connection from %s: %s", address or "a unix socket", reason)
-        elif self._lines == _LINES:
+        elif self._logged == _MAX_LINES:
             _log.warning("more connections are closed; the metrics count them all")
 
 
-class _Introduction(asyncio.Protocol):
-    """One connection without a header."""
+class _AwaitingHeader(asyncio.Protocol):
+    """The protocol of one connection until its header is complete."""
 
-    __slots__ = ("_address", "_all", "_got", "_serve", "_timer", "transport")
+    __slots__ = ("_address", "_headers", "_make_protocol", "_received", "_timer", "transport")
 
     transport: Transport
 
-    def __init__(self, all_: Introductions, serve: Serve) -> None:
-        self._all = all_
-        self._serve = serve
-        self._got = b""
+    def __init__(self, headers: ProxyHeaders, make_protocol: ProtocolFactory) -> None:
+        self._headers = headers
+        self._make_protocol = make_protocol
+        self._received = b""
         self._address = ""
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         self.transport = transport
-        self._all.open.add(self)
+        self._headers.open.add(self)
         self._address = peer_address(transport.get_extra_info("peername"))
-        if self._address in self._all.trusted:
-            self._timer = self._all.loop.call_later(self._all.seconds, self._late)
+        if self._address in self._headers.trusted:
+            self._timer = self._headers.loop.call_later(self._headers.seconds, self._time_out)
         else:
-            self._turn_away(UNTRUSTED, "it is none of trusted_proxies")
+            self._reject(UNTRUSTED, "it is none of trusted_proxies")
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._got += data
+        self._received += data
         try:
-            found = parse(self._got)
+            found = parse(self._received)
         except HeaderError as error:
-            self._turn_away(HEADER, str(error))
+            self._reject(HEADER, str(error))
             return
         if isinstance(found, Header):
-            self._introduce(found)
+            self._hand_over(found)
 
     def eof_received(self) -> bool:
-        if self._got:
-            self._turn_away(HEADER, "its PROXY header broke off")
+        if self._received:
+            self._reject(HEADER, "its PROXY header broke off")
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._leave()
+        self._stop_waiting()
 
-    def _introduce(self, header: Header) -> None:
-        self._leave()
-        transport, rest = self.transport, self._got[header.size :]
+    def _hand_over(self, header: Header) -> None:
+        self._stop_waiting()
+        transport, rest = self.transport, self._received[header.size :]
         if isinstance(header.source, tuple):
-            transport = _Introduced(transport, header.source, header.destination)
-        protocol = self._serve(False)
+            transport = _ProxiedTransport(transport, header.source, header.destination)
+        protocol = self._make_protocol(False)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         if rest and not transport.is_closing():
             protocol.data_received(rest)
 
-    def _late(self) -> None:
-        self._turn_away(HEADER, "its PROXY header took too long")
+    def _time_out(self) -> None:
+        self._reject(HEADER, "its PROXY header took too long")
 
-    def _turn_away(self, kind: str, reason: str) -> None:
-        self._leave()
-        self._all.turned_away(self._address, kind, reason)
+    def _reject(self, kind: str, reason: str) -> None:
+        self._stop_waiting()
+        self._headers.on_rejected(self._address, kind, reason)
         self.transport.abort()
 
-    def _leave(self) -> None:
-        self._all.open.discard(self)
+    def _stop_waiting(self) -> None:
+        self._headers.open.discard(self)
         if self._timer is not None:
             self._timer.cancel()
 
 
-class _Introduced(Transport):
-    """A transport that says who is at the far end of the proxy. All else is the real one's,
-    and bound to it: what is written goes straight there."""
+class _ProxiedTransport(Transport):
+    """A transport that names the addresses of the header. All its other methods are those of
+    the real transport, so that a write costs no extra call."""
 
     def __init__(self, transport: Transport, source: Place, destination: Place) -> None:
         super().__init__()
         self._transport = transport
-        self._names = {"peername": _name(source)}
+        self._names = {"peername": _socket_name(source)}
         if isinstance(destination, tuple):
-            self._names["sockname"] = _name(destination)
-        for name in _PASSED_ON:
+            self._names["sockname"] = _socket_name(destination)
+        for name in _DELEGATED:
             setattr(self, name, getattr(transport, name))
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name in self._names:
             return self._names[name]
         found = self._transport.get_extra_info(name, default)
-        # uvicorn asks the socket, and not the transport, for both names.
-        return _Socket(found, self._names) if name == "socket" and found is not None else found
+        if name == "socket" and found is not None:
+            # uvicorn asks the socket, and not the transport, for both names.
+            return _ProxiedSocket(found, self._names)
+        return found
 
 
-class _Socket:
-    """The same of its socket."""
+class _ProxiedSocket:
+    """A socket that names the addresses of the header."""
 
     def __init__(self, sock: Any, names: Mapping[str, Any]) -> None:
         self._sock = sock
@@ -178,8 +181,8 @@ class _Socket:
         return getattr(self._sock, name)
 
 
-def _name(place: Place) -> Any:
-    """As the socket itself would say it: IPv6 has two numbers more."""
-    if isinstance(place, tuple) and ":" in place[0]:
-        return (*place, 0, 0)
-    return place
+def _socket_name(endpoint: Place) -> Any:
+    """As `getpeername` returns it: with two more numbers for IPv6."""
+    if isinstance(endpoint, tuple) and ":" in endpoint[0]:
+        return (*endpoint, 0, 0)
+    return endpoint

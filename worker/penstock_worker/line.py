@@ -1,10 +1,10 @@
-"""A worker's line to its supervisor: what it is told, and what it says of itself.
+"""A worker's link to its supervisor: messages that it receives, and what it reports.
 
-Owns the channel of a process that runs our runtime: it carries out our own messages (STATS,
-PING, PROBE, LISTEN, REOPEN) and hands the program's to `process`. Must not know when the
-worker starts and leaves, which is `serve`'s; it only passes on that the supervisor is gone.
+Owns the channel of a process that runs our runtime. It carries out our own messages (STATS, PING,
+PROBE, LISTEN, REOPEN), and hands the program's to `process`. Must not know when the
+worker starts and stops, which is `serve`'s; it only reports that the supervisor is gone.
 
-A supervisor that is newer than we are may say more than we know: that is ignored.
+A supervisor that is newer than this worker may send messages unknown here: they are ignored.
 """
 
 import logging
@@ -22,92 +22,92 @@ from penstock_worker.counters import (
     connection_series,
     request_series,
 )
-from penstock_worker.intake import Intake
-from penstock_worker.lag import LagMeter
+from penstock_worker.intake import Connections
+from penstock_worker.lag import LoopLag
 from penstock_worker.listeners import Source
 from penstock_worker.recorder import Recorder
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger("penstock.worker")
 
 
-class Line:
-    """Without a supervisor (`upward` is None) it is silent, and everything works."""
+class SupervisorLink:
+    """Without a supervisor (`sock` is None) nothing is sent, and everything works."""
 
     def __init__(
         self,
         loop: AbstractEventLoop,
-        upward: socket.socket | None,
+        sock: socket.socket | None,
         environ: Mapping[str, str],
         counters: RequestCounters,
-        connections: Intake,
+        connections: Connections,
     ) -> None:
         self.counters = counters
         self.connections = connections
-        self.on_lost: Callable[[], None] = lambda: None
-        self.on_datagrams: Callable[[socket.socket], None] = socket.socket.close
-        """Gets a new socket for datagrams."""
+        self.on_disconnect: Callable[[], None] = lambda: None
+        self.on_datagram_socket: Callable[[socket.socket], None] = socket.socket.close
+        """Is called with a socket for datagrams that replaces the first one."""
         self._scheme = environ.get(contract.SCHEME, "ports")
         self._slot = environ.get(contract.SLOT, "")
-        self._lag = LagMeter(loop)
-        self._datagrams = 0
-        self._notes: Recorder | None = None
-        self._serves = False
-        self._channel = Channel(loop, upward, self._told, self._lost) if upward else None
+        self._lag = LoopLag(loop)
+        self._datagram_sockets = 0
+        self._recorder: Recorder | None = None
+        self._started = False
+        self._channel = Channel(loop, sock, self._on_message, self._on_disconnect) if sock else None
         self.send({"cmd": contract.ONLINE, "pid": os.getpid()})
 
     def send(self, message: dict[str, Any]) -> bool:
-        """False: there is nobody to hear it."""
+        """Send one of our own messages; False: there is no supervisor."""
         return self._channel is not None and self._channel.send(message)
 
     def attach(self, on_retire: Callable[[str], None]) -> None:
-        """Let the program talk through this line."""
+        """Let the program send and receive over this channel."""
         process.attach(self._channel, on_retire)
 
-    def start(self, source: Source, notes: Recorder | None) -> None:
-        """The worker serves now."""
-        self._datagrams = int(source.kind == "datagram")
-        self._notes = notes
-        self._serves = True
+    def start(self, source: Source, recorder: Recorder | None) -> None:
+        """The worker serves from now on."""
+        self._datagram_sockets = int(source.kind == "datagram")
+        self._recorder = recorder
+        self._started = True
         self._lag.start()
 
     def stop(self) -> None:
-        """The worker has served. What it counted since it was last asked is still to be said."""
+        """The worker has served. Send what it counted since it was last asked."""
         self._lag.stop()
-        if self._serves and self._scheme != "ports":
-            self._tell_figures(None)
+        if self._started and self._scheme != "ports":
+            self._send_stats(None)
 
     def close(self) -> None:
         if self._channel is not None:
             self._channel.close()
 
-    def _lost(self) -> None:
+    def _on_disconnect(self) -> None:
         process.disconnected()
-        self.on_lost()
+        self.on_disconnect()
 
-    def _told(self, message: Any, handle: socket.socket | None) -> None:
+    def _on_message(self, message: Any, handle: socket.socket | None) -> None:
         command = message.get("cmd") if isinstance(message, dict) else None
         if not isinstance(command, str) or not command.startswith(contract.INTERNAL):
             process.deliver(message, handle)
             return
         if handle is not None:
-            self._given(command, handle)
+            self._on_handle(command, handle)
         elif command == contract.STATS:
-            self._tell_figures(message.get("seq"))
+            self._send_stats(message.get("seq"))
         elif command == contract.PING:
             self.send({"cmd": contract.PONG, "seq": message.get("seq")})
-        elif command == contract.REOPEN and self._notes is not None:
-            self._notes.reopen()
+        elif command == contract.REOPEN and self._recorder is not None:
+            self._recorder.reopen()
         else:
             _log.debug("a message that this worker does not know: %.80r", command)
 
-    def _tell_figures(self, number: object) -> None:
-        self.send({"cmd": contract.STATS, "seq": number, "metrics": self._metrics()})
+    def _send_stats(self, seq: object) -> None:
+        self.send({"cmd": contract.STATS, "seq": seq, "metrics": self._metrics()})
 
-    def _given(self, command: str, handle: socket.socket) -> None:
+    def _on_handle(self, command: str, handle: socket.socket) -> None:
         if command == contract.PROBE:
             self.connections.probe(handle)
         elif command == contract.LISTEN and handle.type == socket.SOCK_DGRAM:
-            self.on_datagrams(handle)
+            self.on_datagram_socket(handle)
         elif command == contract.LISTEN:
             self.connections.listen(handle)
         else:
@@ -132,13 +132,13 @@ class Line:
 
     def _descriptors(self) -> dict[str, int]:
         known = {
-            "listener": self.connections.listeners + self._datagrams,
+            "listener": self.connections.listeners + self._datagram_sockets,
             "client": self.connections.clients,
             "channel": 1 + self.connections.links,
         }
         try:
-            # Less the one that lists them.
-            found = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208
+            # Without the one that lists them.
+            open_fds = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208
         except OSError:
             return known
-        return {**known, "other": max(0, found - sum(known.values()))}
+        return {**known, "other": max(0, open_fds - sum(known.values()))}

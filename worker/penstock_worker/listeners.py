@@ -1,32 +1,30 @@
 """Where a worker's connections come from: links, a passed socket, or a port of its own.
 
-Owns the step from the contract's variables to a socket, and says in one line why there is
-none. It does not know who serves the socket, and reads no environment itself.
+Owns the step from the contract's variables to a socket, or to one line that says why there is
+none. Must not know who serves the socket, and reads no environment itself.
 
-An own port is only bound here; whoever serves it listens. So a port that is taken is found
-before the program has opened its database, and nobody is let in before it has.
+A port of its own is only bound here, and listens later (`Source.listen`). So a port in use is
+found before the program opens its database, and no client connects before the program serves.
 """
 
 import errno
 import os
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from penstock_worker import handoff
+from penstock_worker import receiver
 from penstock_worker.contract import HOST, LISTEN_FDS, LISTEN_PID, LISTEN_START, PORT
+from penstock_worker.somaxconn import backlog
 
-BACKLOG: Final = 4096
-"""More than that in the queue is not a burst; the kernel cuts it to its own limit anyway."""
 _DEFAULT_HOST: Final = "127.0.0.1"
 _LAST_PORT: Final = 65_535
-_MOST_PASSED: Final = 1024
+_MAX_PASSED: Final = 1024
 _TYPES: Final = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM}
 
 
 class ListenError(Exception):
-    """There is no socket to serve, and why, in one line."""
+    """Why there is no socket to serve, in one line."""
 
 
 class Source(NamedTuple):
@@ -35,47 +33,49 @@ class Source(NamedTuple):
     kind: Literal["link", "stream", "datagram"]
     sock: socket.socket
     own: bool = False
-    """Bound by ourselves, to our own port."""
-    more: tuple[socket.socket, ...] = ()
-    """Links to other fronts than the first."""
+    """It was bound here, to a port of the worker's own."""
+    other_links: tuple[socket.socket, ...] = ()
+    """Links to the proxies behind the first."""
 
     def listen(self) -> None:
-        """Let clients in, if nobody has yet. ListenError if somebody else has the port."""
-        # A passed one that listens already may have a queue length that somebody chose.
+        """Listen, unless it listens already. ListenError if another process has the port."""
+        # A passed socket that listens already keeps the queue length that was chosen for it.
         if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return
         try:
             self.sock.listen(backlog())
         except OSError as error:
-            raise refused(self.sock, error) from error
+            raise listen_error(self.sock, error) from error
 
 
-def found(environ: Mapping[str, str]) -> Source:
+def find_source(environ: Mapping[str, str]) -> Source:
     """The links, the passed socket or the own port that `environ` names; or ListenError."""
     try:
-        links = handoff.inherited(environ)
+        links = receiver.inherited(environ)
     except ValueError as error:
         raise ListenError(str(error)) from None
     if links:
-        return Source("link", links[0], more=links[1:])
-    return passed(environ) or Source("stream", own_port(environ), own=True)
+        return Source("link", links[0], other_links=links[1:])
+    return passed_socket(environ) or Source("stream", own_port(environ), own=True)
 
 
-def passed(environ: Mapping[str, str]) -> Source | None:
-    """Adopt the first of the sockets that were passed to us; None if none were."""
+def passed_socket(environ: Mapping[str, str]) -> Source | None:
+    """Adopt the first of the passed sockets; None if there are none."""
     count = environ.get(LISTEN_FDS)
     if count is None or environ.get(LISTEN_PID, str(os.getpid())) != str(os.getpid()):
-        # Left over from a process above us, and meant for it.
+        # The variables were meant for a parent of this process.
         return None
-    if not (count.isascii() and count.isdigit() and 0 < int(count) <= _MOST_PASSED):
+    if not (count.isascii() and count.isdigit() and 0 < int(count) <= _MAX_PASSED):
         raise ListenError(f"{LISTEN_FDS}={count!r} is not a number of sockets")
     try:
         for fd in range(LISTEN_START, LISTEN_START + int(count)):
             os.set_inheritable(fd, False)
         sock = socket.socket(fileno=LISTEN_START)
     except OSError as error:
-        why = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise ListenError(f"{LISTEN_FDS}={count}, but not all of them are there: {why}") from None
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise ListenError(
+            f"{LISTEN_FDS}={count}, but not all of them are there: {reason}"
+        ) from None
     sock.setblocking(False)
     if sock.family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
         if sock.type == socket.SOCK_DGRAM:
@@ -89,24 +89,19 @@ def passed(environ: Mapping[str, str]) -> Source | None:
 def own_port(
     environ: Mapping[str, str], kind: Literal["stream", "datagram"] = "stream"
 ) -> socket.socket:
-    """Bind to HOST and PORT; ListenError if that cannot be. PORT=0 takes any free one."""
+    """Bind to HOST and PORT, or ListenError. PORT=0 takes any free one."""
     port = _port(environ)
     host = environ.get(HOST, "").strip("[]") or _DEFAULT_HOST
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         return _bound(host, port, _TYPES[kind])
     except (OSError, UnicodeError) as error:
-        raise ListenError(f"cannot listen on {shown}: {_why(error)}") from error
+        raise ListenError(f"cannot listen on {shown}: {_reason(error)}") from error
 
 
-def backlog() -> int:
-    """How many may wait to be accepted."""
-    return min(BACKLOG, _somaxconn())
-
-
-def refused(sock: socket.socket, error: OSError) -> ListenError:
-    """The error for a socket that was bound and may not listen: another was quicker."""
-    return ListenError(f"cannot listen on {address(sock)}: {_why(error)}")
+def listen_error(sock: socket.socket, error: OSError) -> ListenError:
+    """The error for a bound socket that cannot listen: another process listens already."""
+    return ListenError(f"cannot listen on {address(sock)}: {_reason(error)}")
 
 
 def address(sock: socket.socket) -> str:
@@ -126,14 +121,14 @@ def _port(environ: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _bound(host: str, port: int, wanted: socket.SocketKind) -> socket.socket:
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        host, port, type=wanted, flags=socket.AI_PASSIVE
+def _bound(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    family, _, protocol, _, where = socket.getaddrinfo(
+        host, port, type=kind, flags=socket.AI_PASSIVE
     )[0]
     sock = socket.socket(family, kind, protocol)
     try:
-        if wanted == socket.SOCK_STREAM:
-            # A restarted worker would otherwise wait for its predecessor's TIME_WAIT.
+        if kind == socket.SOCK_STREAM:
+            # Without it, a restarted worker would have to wait for its predecessor's TIME_WAIT.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
     except BaseException:
@@ -143,16 +138,9 @@ def _bound(host: str, port: int, wanted: socket.SocketKind) -> socket.socket:
     return sock
 
 
-def _why(error: OSError | UnicodeError) -> str:
+def _reason(error: OSError | UnicodeError) -> str:
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return "unknown host"
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine has no such address"
     return os.strerror(error.errno).lower() if error.errno else str(error)
-
-
-def _somaxconn() -> int:
-    try:
-        return int(Path("/proc/sys/net/core/somaxconn").read_text())
-    except (OSError, ValueError):
-        return BACKLOG

@@ -1,12 +1,12 @@
-"""From "mypkg.mod:app" to something that can be served.
+"""Imports "mypkg.mod:app" and finds out what kind of application it is.
 
-Owns the question of what an attribute is: an aiohttp Application, an ASGI 3 application, a
-protocol for datagrams, or a factory of one of them. What it is not is said in one line, with
-the place in the user's code, since that line is all that a person sees of a worker that does
-not start. How a program is served is not known here.
+Owns that decision: an aiohttp Application, an ASGI 3 application, a protocol for datagrams, or a
+factory of one of them. An error is one line with the file and line in the user's code, because
+that line is all that a person sees of a worker that does not start. Must not know how an
+application is served.
 
-The kinds are told apart by signature and never by trying: calling an ASGI application to
-see what happens would start a request.
+The kind is decided by the signature, and never by a call: calling an ASGI application would
+start a request.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-_ACCEPTED: Final = (
+_SERVABLE: Final = (
     "an aiohttp Application, an ASGI 3 application, an asyncio.DatagramProtocol, "
     "or a factory of one without arguments"
 )
 
 
 class LoadError(Exception):
-    """What is named cannot be served, and why, in one line. Trying again would not help."""
+    """Why the named object cannot be served, in one line. Another try would fail likewise."""
 
     def __init__(self, reason: str, details: str = "") -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class LoadError(Exception):
 
 
 class StartError(Exception):
-    """The program refused to start and has said why itself; it may be over by the next try."""
+    """The program refused to start, and reported why. The next try may succeed."""
 
 
 class Program(NamedTuple):
@@ -57,33 +57,33 @@ def load(spec: str) -> Program:
     try:
         target: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise LoadError(f'cannot import "{spec}": {explained(error)}', details(error)) from error
+        raise LoadError(f'cannot import "{spec}": {explain(error)}', details(error)) from error
     for name in names:
         try:
             target = getattr(target, name)
         except AttributeError:
-            raise LoadError(f'cannot import "{spec}": {_missing(target, name)}') from None
-    return classified(spec, target)
+            raise LoadError(f'cannot import "{spec}": {_no_attribute(target, name)}') from None
+    return classify(spec, target)
 
 
-async def made(program: Program) -> Program:
-    """Call a factory; everything else is returned as it is.
+async def call_factory(program: Program) -> Program:
+    """Call the program if it is a factory; any other is returned as it is.
 
-    LoadError if it made nothing that can be served. What the factory itself raises is
-    passed on: it may have met something that is over by the next try.
+    LoadError if the result cannot be served. An error of the factory itself is passed on: the
+    next try may succeed.
     """
     if program.kind != "factory":
         return program
     target = program.target()
     if inspect.isawaitable(target):
         target = await target
-    found = classified(f"{program.spec}()", target)
+    found = classify(f"{program.spec}()", target)
     if found.kind == "factory":
-        raise LoadError(f'"{found.spec}" is another callable without arguments, not {_ACCEPTED}')
+        raise LoadError(f'"{found.spec}" is another callable without arguments, not {_SERVABLE}')
     return found
 
 
-def classified(spec: str, target: object) -> Program:
+def classify(spec: str, target: object) -> Program:
     if _is_aiohttp(target):
         return Program("aiohttp", spec, target)
     if isinstance(target, asyncio.DatagramProtocol):
@@ -92,20 +92,20 @@ def classified(spec: str, target: object) -> Program:
         try:
             signature = inspect.signature(target)
         except (TypeError, ValueError):
-            raise LoadError(f'"{spec}" is {_called(target)}, not {_ACCEPTED}') from None
-        if _is_datagram(target) and not _takes(signature, 0):
+            raise LoadError(f'"{spec}" is {_with_article(target)}, not {_SERVABLE}') from None
+        if _is_datagram(target) and not _accepts_arguments(signature, 0):
             raise LoadError(f'"{spec}" cannot be made without arguments; write a factory of it')
         return Program(
             "factory" if _is_datagram(target) else _kind(spec, target, signature), spec, target
         )
-    raise LoadError(f'"{spec}" is {_called(target)}, not {_ACCEPTED}')
+    raise LoadError(f'"{spec}" is {_with_article(target)}, not {_SERVABLE}')
 
 
-def explained(error: BaseException) -> str:
-    """One line: the error, and the place in the user's code that it comes from."""
+def explain(error: BaseException) -> str:
+    """The error in one line, with the file and line of the user's code that it comes from."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     line = f"{type(error).__name__}: {' '.join(text.split())}" if text else type(error).__name__
-    where = _place(error)
+    where = _location(error)
     return f"{line} ({where})" if where else line
 
 
@@ -113,13 +113,13 @@ def details(error: BaseException) -> str:
     """The traceback from where the user's code begins; empty if it had no part in it."""
     frames = list(traceback.walk_tb(error.__traceback__))
     names = [frame.f_code.co_filename for frame, _ in frames]
-    wanted = _is_theirs if any(map(_is_theirs, names)) else _is_foreign
-    place = error.__traceback__
-    while place is not None and not wanted(place.tb_frame.f_code.co_filename):
-        place = place.tb_next
-    if place is None and not isinstance(error, SyntaxError):
+    is_shown = _in_working_directory if any(map(_in_working_directory, names)) else _is_foreign
+    first = error.__traceback__
+    while first is not None and not is_shown(first.tb_frame.f_code.co_filename):
+        first = first.tb_next
+    if first is None and not isinstance(error, SyntaxError):
         return ""
-    return "".join(traceback.format_exception(type(error), error, place))
+    return "".join(traceback.format_exception(type(error), error, first))
 
 
 def _kind(
@@ -127,19 +127,19 @@ def _kind(
 ) -> Literal["asgi", "factory"]:
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
     # A decorator often hides the three names behind *args; a factory hardly ever has them.
-    if _takes(signature, 3) and (takes_any or not _takes(signature, 0)):
+    if _accepts_arguments(signature, 3) and (takes_any or not _accepts_arguments(signature, 0)):
         return "asgi"
-    if _takes(signature, 0):
+    if _accepts_arguments(signature, 0):
         return "factory"
-    if _takes(signature, 2):
+    if _accepts_arguments(signature, 2):
         raise LoadError(
             f'"{spec}" takes two arguments, like a WSGI application: '
             "run it with a WSGI server as a command"
         )
-    raise LoadError(f'"{spec}" is {_called(target)} with other arguments, not {_ACCEPTED}')
+    raise LoadError(f'"{spec}" is {_with_article(target)} with other arguments, not {_SERVABLE}')
 
 
-def _takes(signature: inspect.Signature, number: int) -> bool:
+def _accepts_arguments(signature: inspect.Signature, number: int) -> bool:
     try:
         signature.bind(*(None,) * number)
     except TypeError:
@@ -148,7 +148,7 @@ def _takes(signature: inspect.Signature, number: int) -> bool:
 
 
 def _is_aiohttp(target: object) -> bool:
-    # Whoever has an Application has imported it; an ASGI program need not pay for it.
+    # A program with an Application has imported aiohttp; for others it is not imported here.
     web = sys.modules.get("aiohttp.web")
     return web is not None and isinstance(target, web.Application)
 
@@ -157,38 +157,38 @@ def _is_datagram(target: object) -> bool:
     return inspect.isclass(target) and issubclass(target, asyncio.DatagramProtocol)
 
 
-def _called(target: object) -> str:
+def _with_article(target: object) -> str:
     if target is None:
         return "None"
     name = type(target).__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
-def _missing(holder: object, name: str) -> str:
+def _no_attribute(holder: object, name: str) -> str:
     kind = "module" if inspect.ismodule(holder) else type(holder).__name__
     return f'{kind} "{getattr(holder, "__name__", "")}" has no attribute "{name}"'
 
 
-def _place(error: BaseException) -> str:
+def _location(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{_shown(error.filename)}:{error.lineno}"
+        return f"{_relative(error.filename)}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     foreign = [frame for frame in frames if _is_foreign(frame.filename)]
-    # Rather the line of theirs that called a library than the line of the library.
-    chosen = [frame for frame in foreign if _is_theirs(frame.filename)] or foreign
-    return f"{_shown(chosen[-1].filename)}:{chosen[-1].lineno}" if chosen else ""
+    # The user's line that called a library tells more than the library's line.
+    chosen = [frame for frame in foreign if _in_working_directory(frame.filename)] or foreign
+    return f"{_relative(chosen[-1].filename)}:{chosen[-1].lineno}" if chosen else ""
 
 
 def _is_foreign(filename: str) -> bool:
-    """Neither ours nor the import machinery's."""
+    """Neither this file nor the import machinery."""
     return not filename.startswith("<frozen") and filename not in {__file__, importlib.__file__}
 
 
-def _is_theirs(filename: str) -> bool:
+def _in_working_directory(filename: str) -> bool:
     path = Path(filename)
     return path.is_relative_to(Path.cwd()) and "site-packages" not in path.parts
 
 
-def _shown(filename: str) -> str:
+def _relative(filename: str) -> str:
     path = Path(filename)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,8 +1,8 @@
-"""Keeps out of a log what strangers send that is no request.
+"""Keeps malformed requests out of logs.
 
-aiohttp's server logs all of it as an error, with a traceback: whoever finds the port could
-fill a disk, and hide in it what an operator has to see. They are answered 400 as ever, and
-at level DEBUG each is told of. Must not touch what a program logs, nor its own mistakes.
+aiohttp's server logs each as an error, with a traceback. A stranger could so fill a disk, or
+hide what an operator has to see. Owns the filter that drops those records, unless the
+logger's level is DEBUG. Must not drop what a program logs, nor its own errors.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import Final
 from aiohttp.http_exceptions import HttpProcessingError
 
 
-class _Noise(logging.Filter):
+class _MalformedRequests(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         found = record.exc_info and record.exc_info[1]
         if not isinstance(found, HttpProcessingError):
@@ -19,11 +19,11 @@ class _Noise(logging.Filter):
         return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
-_NOISE: Final = _Noise()
+_FILTER: Final = _MalformedRequests()
 
 
 def without(name: str) -> logging.Logger:
-    """The logger of that name, for aiohttp's server: without what strangers send."""
+    """The logger of that name, for aiohttp's server: it drops malformed requests."""
     logger = logging.getLogger(name)
-    logger.addFilter(_NOISE)
+    logger.addFilter(_FILTER)
     return logger

@@ -1,8 +1,8 @@
-"""Whose connection it is, and whether what it says of others is believed.
+"""The addresses of peers, and which of them are trusted proxies.
 
-Owns how a peer is written and the judgement `trusted_proxies`: addresses and networks, and the
-word "unix" for whoever may connect to our unix sockets. Must not know what is believed of
-them. No I/O, no clock.
+Owns how a peer's address is written, and the key `trusted_proxies`: addresses, networks, and the
+word "unix" for every peer on a unix socket. Must not know what a trusted proxy may claim. No
+I/O, no clock.
 """
 
 import json
@@ -16,7 +16,7 @@ UNIX: Final = "unix"
 
 
 def peer_address(peer: Any) -> str:
-    """The address of `accept`'s peer; IPv4 in IPv6 as IPv4; empty for a unix socket."""
+    """The address of a peer as `accept` returns it: IPv4 in IPv6 as IPv4, "" for a unix socket."""
     if not isinstance(peer, tuple):
         return ""
     address: str = peer[0]
@@ -24,7 +24,7 @@ def peer_address(peer: Any) -> str:
 
 
 class Trusted:
-    """Some peers. What is asked is text as of `peer_address`."""
+    """A set of peers. An address is asked as `peer_address` writes it."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         named = tuple(texts)
@@ -41,20 +41,20 @@ class Trusted:
 
 
 class Terms(NamedTuple):
-    """On what terms a worker reads PROXY headers."""
+    """How a worker reads PROXY headers."""
 
     seconds: float
-    """For a header to come."""
+    """For a header to be complete."""
     trusted: tuple[str, ...]
 
 
-def written(terms: Terms) -> str:
-    """As in the environment."""
-    return json.dumps([terms.seconds, list(terms.trusted)])
+def written(accept_proxy: Terms) -> str:
+    """The value of the variable."""
+    return json.dumps([accept_proxy.seconds, list(accept_proxy.trusted)])
 
 
 def told(environ: Mapping[str, str]) -> Terms | None:
-    """Do connections begin with a header? ValueError: it is not said as we would."""
+    """From the environment; None: connections have no header. ValueError: a malformed value."""
     text = environ.get(ACCEPT_PROXY)
     if text is None:
         return None

@@ -7,16 +7,15 @@
     process.on_message(lambda message, handle: ...)
     process.retire("cache is corrupt")      # replace me, I finish what I have
 
-The process is the worker, so this is a module and not an object: there is one of each in a
-process, as in Node (`process.send`, `process.on("message")`). Owns what was said before
-anybody listened. Under `penstock_worker.serve` the channel is the runtime's, which attaches
-itself here; in any other Python program the first use within its event loop adopts the
-channel that the environment names. Only setting a callback needs no loop, so that it can
-decorate a function at the top of a module.
+A process is one worker, so this is a module and not a class, as in Node (`process.send`,
+`process.on("message")`). Owns the messages that came before the program set a callback. Under
+`penstock_worker.serve` the channel is the runtime's, which attaches it here. In any other Python
+program the first use within its event loop adopts the channel that the environment names.
+A callback can be set before there is a loop, so it can be a decorator at the top of a module.
 
-Without a supervisor everything is harmless: `is_worker` is False and `send` returns False.
-All of it belongs to the loop's thread. Callbacks run as any callback of the loop does, so an
-exception in one is the program's own that nobody caught.
+Without a supervisor nothing fails: `is_worker` is False and `send` returns False. Use it in the
+loop's thread only. Callbacks run as any callback of the loop does, so an exception in one is
+an uncaught exception of the program.
 """
 
 import asyncio
@@ -47,20 +46,20 @@ __all__ = [
     "slot",
 ]
 
-MOST_KEPT: Final = 1024
-"""Messages that wait for somebody to listen."""
-MOST_KEPT_HANDLES: Final = 64
-"""Of those, with a descriptor, which is open meanwhile."""
-_MOST_REASON: Final = 4096
+MAX_QUEUED: Final = 1024
+"""Messages that wait for the program to set a callback."""
+MAX_QUEUED_HANDLES: Final = 64
+"""Of those, messages with a descriptor, which is open meanwhile."""
+_MAX_REASON: Final = 4096
 
 OnMessage = Callable[[Any, socket.socket | None], object]
 OnDisconnect = Callable[[], object]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger("penstock.worker")
 
 
 class _State:
-    """Everything that this module knows."""
+    """The state of this module."""
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         self.is_worker = _is_socket(environ.get(contract.CHANNEL_FD, ""))
@@ -70,17 +69,17 @@ class _State:
         self.environ = environ
         self.channel: Channel | None = None
         self.thread = 0
-        """Whose channel it is."""
-        self.gone = False
+        """The thread that may use the channel."""
+        self.is_disconnected = False
         self.on_message: OnMessage | None = None
         self.on_disconnect: OnDisconnect | None = None
         self.on_retire: Callable[[str], None] | None = None
-        self.kept: deque[tuple[Any, socket.socket | None]] = deque()
-        self.kept_handles = 0
+        self.queued: deque[tuple[Any, socket.socket | None]] = deque()
+        self.queued_handles = 0
         self.dropped = False
 
-    def upward(self) -> Channel | None:
-        """The channel, adopted from the environment if nobody has; None without one."""
+    def open_channel(self) -> Channel | None:
+        """The channel, adopted from the environment if need be; None without one."""
         if self.channel is None and contract.CHANNEL_FD in self.environ:
             if (loop := _running()) is None:
                 raise RuntimeError("call this from within the event loop")
@@ -93,16 +92,16 @@ class _State:
         try:
             sock = _inherited(self.environ)
         except ValueError as error:
-            # A child of a worker has inherited the name without the descriptor.
+            # A child process of a worker inherited the variable without the descriptor.
             _log.warning("there is no supervisor: %s", error)
             return
         assert sock is not None
         self.thread = threading.get_ident()
-        self.channel = Channel(loop, sock, self.heard, self.lost)
+        self.channel = Channel(loop, sock, self.receive, self.disconnected)
         self.channel.send({"cmd": contract.ONLINE, "pid": os.getpid()})
 
-    def heard(self, message: Any, handle: socket.socket | None) -> None:
-        """A message, in a program that has no runtime of ours."""
+    def receive(self, message: Any, handle: socket.socket | None) -> None:
+        """Handle a message in a program without our runtime."""
         command = message.get("cmd") if isinstance(message, dict) else None
         if not isinstance(command, str) or not command.startswith(contract.INTERNAL):
             self.deliver(message, handle)
@@ -112,49 +111,49 @@ class _State:
         if command == contract.PING:
             self.channel.send({"cmd": contract.PONG, "seq": message.get("seq")})
         elif command == contract.STATS:
-            # It has no figures of its own; what the kernel knows of it is asked elsewhere.
+            # Such a program counts nothing; the supervisor asks the kernel for the rest.
             answer = {"cmd": contract.STATS, "seq": message.get("seq"), "metrics": {}}
             self.channel.send(answer)
 
     def deliver(self, message: Any, handle: socket.socket | None) -> None:
         if wire.is_internal(message):
-            # Neither ours nor the program's: Node shows it to nobody, either.
+            # An internal message that is not ours: Node does not show it to the program, either.
             _log.debug("a message that this worker does not know: %.80r", message)
             _close(handle)
             return
-        self.kept.append((message, handle))
-        self.kept_handles += handle is not None
-        self.hand_on()
-        while len(self.kept) > MOST_KEPT or self.kept_handles > MOST_KEPT_HANDLES:
-            _, old = self.kept.popleft()
-            self.kept_handles -= old is not None
+        self.queued.append((message, handle))
+        self.queued_handles += handle is not None
+        self.dispatch()
+        while len(self.queued) > MAX_QUEUED or self.queued_handles > MAX_QUEUED_HANDLES:
+            _, old = self.queued.popleft()
+            self.queued_handles -= old is not None
             _close(old)
             if not self.dropped:
                 self.dropped = True
                 _log.warning("nobody listens to messages: the oldest are dropped")
 
-    def hand_on(self) -> None:
-        """Tell whoever listens, in the loop's next turn; without a loop nothing came yet."""
+    def dispatch(self) -> None:
+        """Call the callback in the loop's next turn; without a loop no message has come yet."""
         if self.on_message is None or (loop := _running()) is None:
             return
-        while self.kept:
-            loop.call_soon(self.on_message, *self.kept.popleft())
-        self.kept_handles = 0
+        while self.queued:
+            loop.call_soon(self.on_message, *self.queued.popleft())
+        self.queued_handles = 0
 
     def listen(self, callback: OnMessage) -> None:
         self.on_message = callback
-        self.adopt_if_it_can_be()
-        self.hand_on()
+        self.adopt_if_possible()
+        self.dispatch()
 
-    def adopt_if_it_can_be(self) -> None:
+    def adopt_if_possible(self) -> None:
         if _running() is not None:
-            self.upward()
+            self.open_channel()
 
-    def lost(self) -> None:
-        self.gone = True
+    def disconnected(self) -> None:
+        self.is_disconnected = True
         if self.on_disconnect is not None:
-            # Behind the last message; and an exception in it must not keep the runtime from
-            # leaving.
+            # Not at once: it follows the last message, and an exception in it must not keep the
+            # runtime from stopping.
             asyncio.get_running_loop().call_soon(self.on_disconnect)
 
 
@@ -177,16 +176,16 @@ def _close(handle: socket.socket | None) -> None:
         handle.close()
 
 
-def _plain(callback: Callable[..., object]) -> None:
+def _check_plain(callback: Callable[..., object]) -> None:
     if inspect.iscoroutinefunction(callback):
-        # It would never run, and nobody would be told.
+        # It would never run, without any error.
         raise TypeError("the callback must be a plain function, which may start a task")
 
 
 _state = _State(os.environ)  # noqa: TID251 -- one process is one worker
 
 slot: int | None = _state.slot
-"""0, 1, 2 …, kept by every process that takes this place; None if nobody supervises."""
+"""0, 1, 2 …: a successor of this process gets the same; None without a supervisor."""
 service: str = _state.service
 """The name of the service, or empty."""
 is_worker: bool = _state.is_worker
@@ -194,21 +193,21 @@ is_worker: bool = _state.is_worker
 
 
 def send(message: Any, handle: socket.socket | None = None) -> bool:
-    """Say something to the supervisor's embedder; False if nobody is there to hear it.
+    """Send a message to the program that embeds the supervisor; False without a supervisor.
 
-    The handle is copied; yours is yours to close. ValueError: not JSON, longer than a line
+    The handle is copied, and the caller closes its own. ValueError: not JSON, longer than a line
     may be (1 MiB), or a `cmd` that starts with NODE_. TypeError: a handle that cannot
-    travel. OSError: too much waits already (ENOBUFS), or no descriptor is left for the copy.
+    be sent. OSError: too much waits already (ENOBUFS), or no descriptor is left for the copy.
     RuntimeError: the first use without a running event loop, or another thread.
     """
     if wire.is_internal(message):
         raise ValueError(f"a cmd that starts with {wire.RESERVED} is not for programs")
-    channel = _state.upward()
+    channel = _state.open_channel()
     if channel is None or channel.closed:
         return False
-    if channel.crowded:
-        # The channel takes more than that for a peer that has stopped reading. Whoever sends
-        # a thousand messages at one go has not let the loop read an answer.
+    if channel.congested:
+        # Beyond that the channel would cut off its peer. A program that sends so many messages
+        # at once has not let the loop read the answers.
         raise OSError(errno.ENOBUFS, "too many messages wait to be sent")
     return channel.send(message, handle)
 
@@ -216,45 +215,45 @@ def send(message: Any, handle: socket.socket | None = None) -> bool:
 def on_message(callback: OnMessage) -> OnMessage:
     """Have `callback(message, handle)` called for each message; also as a decorator.
 
-    The handle is a socket that does not block, or None, and is the callback's to close.
-    There is one callback, the last that was set; what came before it is told then.
+    The handle is a non-blocking socket, or None; the callback closes it. There is one callback,
+    the last that was set. Messages that came before it was set are passed to it then.
     TypeError: a coroutine function.
     """
-    _plain(callback)
+    _check_plain(callback)
     _state.listen(callback)
     return callback
 
 
 def on_disconnect(callback: OnDisconnect) -> OnDisconnect:
     """Have `callback()` called when the supervisor is gone; also as a decorator."""
-    _plain(callback)
+    _check_plain(callback)
     _state.on_disconnect = callback
-    _state.adopt_if_it_can_be()
-    if _state.gone and _running() is not None:
-        _state.lost()
+    _state.adopt_if_possible()
+    if _state.is_disconnected and _running() is not None:
+        _state.disconnected()
     return callback
 
 
 def ready() -> None:
-    """Say that clients are served. For a `command`; an `app` is ready when it listens."""
+    """Report that clients are served. For a `command`; an `app` is ready when it listens."""
     if _state.on_retire is None:
-        _say({"cmd": contract.READY})
+        _send_internal({"cmd": contract.READY})
 
 
 def retire(reason: str = "") -> None:
-    """Ask to be replaced: nobody picks this worker any more, a successor starts at once.
+    """Ask to be replaced: a successor starts at once, and no new client comes to this worker.
 
-    It goes on serving what it has until SIGTERM comes, and has `timeouts.stop` from then on.
+    It goes on serving until SIGTERM comes, and has `timeouts.stop` from then on.
     """
-    reason = reason[:_MOST_REASON]
+    reason = reason[:_MAX_REASON]
     if _state.on_retire is not None:
         _state.on_retire(reason)
     else:
-        _say({"cmd": contract.RETIRE, "reason": reason, "traceback": ""})
+        _send_internal({"cmd": contract.RETIRE, "reason": reason, "traceback": ""})
 
 
-def _say(message: dict[str, Any]) -> None:
-    channel = _state.upward()
+def _send_internal(message: dict[str, Any]) -> None:
+    channel = _state.open_channel()
     if channel is not None:
         channel.send(message)
 
@@ -263,16 +262,16 @@ def _say(message: dict[str, Any]) -> None:
 
 
 def attach(channel: Channel | None, on_retire: Callable[[str], None]) -> None:
-    """The runtime has the channel, and retires in its own way; in the loop's thread."""
+    """Use the runtime's channel and its `on_retire`. Call it in the loop's thread."""
     _state.channel, _state.thread = channel, threading.get_ident()
     _state.on_retire = on_retire
 
 
 def deliver(message: Any, handle: socket.socket | None) -> None:
-    """A message for the program; whoever listens owns the handle."""
+    """Pass a message to the program, which owns the handle."""
     _state.deliver(message, handle)
 
 
 def disconnected() -> None:
     """The supervisor is gone."""
-    _state.lost()
+    _state.disconnected()

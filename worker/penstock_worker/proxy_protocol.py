@@ -1,12 +1,12 @@
-"""The PROXY protocol, versions 1 and 2: who is at the far end of a proxy's connection.
+"""The PROXY protocol, versions 1 and 2: the client of a proxy's connection.
 
-Owns the grammar of the header that a proxy writes before anything else (proxy-protocol.txt of
-HAProxy, 2020/03/05), both ways. Must not know where bytes come from, nor who may be believed:
-a header is worth what its sender is (`peers`). No I/O, no clock.
+Owns parsing and building of the header that a proxy sends before anything else
+(proxy-protocol.txt of HAProxy, 2020/03/05). Must not know where bytes come from, nor whose
+headers are trusted (`peers`). No I/O, no clock.
 
-It is read strictly, because what one side takes for the header's end the other takes for the
-first byte of a request. A header that has not all come is no error, though the specification
-would let us call it one: TCP may cut anything anywhere.
+The parser is strict: if two programs disagree where a header ends, they disagree where the first
+request begins. An incomplete header is no error, though the specification allows that: TCP may
+split it anywhere.
 """
 
 import re
@@ -15,19 +15,19 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 
 Place = tuple[str, int] | str | None
-"""An address and port, the path of a unix socket, or None: it was not said."""
+"""An address and port, the path of a unix socket, or None: unknown."""
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
-LINE: Final = 107
+MAX_V1_LINE: Final = 107
 """The longest line of version 1, its CRLF included (§2.1)."""
-MOST: Final = 4 << 10
-"""Addresses and extensions of version 2 together. 64 KiB could be announced; HAProxy sends
-less than 1 KiB even with all that it knows of a client's certificate."""
+MAX_V2_LENGTH: Final = 4 << 10
+"""Bytes of addresses and extensions of version 2 together. The field allows 64 KiB; HAProxy sends
+less than 1 KiB, even with all extensions about a client's certificate."""
 
 _V1: Final = b"PROXY "
 _SHORTEST: Final = len(b"PROXY UNKNOWN\r\n")
 _FIXED: Final = 16
-LARGEST: Final = _FIXED + MOST
+LARGEST: Final = _FIXED + MAX_V2_LENGTH
 _FIELDS: Final = struct.Struct(">12sBBH")
 _TCP: Final = re.compile(
     rb"PROXY TCP(?:4 ([0-9.]{7,15}) ([0-9.]{7,15})|6 ([0-9A-Fa-f:.]{2,45}) ([0-9A-Fa-f:.]{2,45}))"
@@ -48,28 +48,28 @@ _UNIX_PATH: Final = 108
 
 
 class HeaderError(Exception):
-    """Not a PROXY header, and no bytes to come can make it one."""
+    """Not a PROXY header, whatever bytes follow."""
 
 
 class Header(NamedTuple):
-    """What a header says."""
+    """The contents of a header."""
 
     size: int
-    """Its bytes: what follows is the client's."""
+    """Its length in bytes: what follows is the client's."""
     version: int
     local: bool
-    """The proxy speaks for itself, as a health check does: its own addresses count."""
+    """The connection is the proxy's own, such as a health check."""
     source: Place
-    """Who connected to the proxy; None: it cannot say, or speaks for itself."""
+    """The client of the proxy; None: unknown, or the connection is the proxy's own."""
     destination: Place
-    """What they connected to."""
+    """What that client connected to."""
 
 
 def parse(data: bytes) -> Header | int:
-    """Read a header at the start of `data`, whatever follows it. HeaderError if there is none.
+    """Read the header at the start of `data`, whatever follows it. HeaderError: there is none.
 
-    A number says how many bytes more it takes at the very least: all of `data` belongs to
-    the header then.
+    A number means that the header is incomplete: at least so many more bytes belong to it, and
+    so does all of `data`.
     """
     if not data:
         return _SHORTEST
@@ -85,10 +85,10 @@ def parse(data: bytes) -> Header | int:
 def _parse_v1(data: bytes) -> Header | int:
     if not _V1.startswith(data[:6]):
         raise HeaderError("no PROXY header")
-    end = data.find(b"\n", 0, LINE) + 1
+    end = data.find(b"\n", 0, MAX_V1_LINE) + 1
     if not end:
-        if len(data) >= LINE:
-            raise HeaderError(f"a PROXY line beyond {LINE} bytes")
+        if len(data) >= MAX_V1_LINE:
+            raise HeaderError(f"a PROXY line beyond {MAX_V1_LINE} bytes")
         return 1
     line = data[:end]
     found = _TCP.fullmatch(line)
@@ -100,19 +100,19 @@ def _parse_v1(data: bytes) -> Header | int:
     kind = IPv4Address if found[1] else IPv6Address
     ports = int(found[5]), int(found[6])
     try:
-        places = [_text(kind(address.decode())) for address in (source, destination)]
+        addresses = [_text(kind(address.decode())) for address in (source, destination)]
     except ValueError:
         raise HeaderError("a malformed address in a PROXY line") from None
     if max(ports) > _LAST_PORT:
         raise HeaderError("a port beyond 65535 in a PROXY line")
-    return Header(end, 1, False, (places[0], ports[0]), (places[1], ports[1]))
+    return Header(end, 1, False, (addresses[0], ports[0]), (addresses[1], ports[1]))
 
 
 def _parse_v2(data: bytes) -> Header | int:
     command, family, length = data[12], data[13], int.from_bytes(data[14:16], "big")
     if command not in (_LOCAL, _PROXY):
         raise HeaderError(f"version and command {command:#04x} of a PROXY header are unknown")
-    if length > MOST:
+    if length > MAX_V2_LENGTH:
         raise HeaderError(f"a PROXY header beyond {LARGEST} bytes")
     # What LOCAL says of a family is ignored (§2.2).
     if command == _PROXY and (family >> 4 not in _SIZES or family & 15 >= _PROTOCOLS):
@@ -123,17 +123,17 @@ def _parse_v2(data: bytes) -> Header | int:
     if command == _LOCAL:
         return Header(size, 2, True, None, None)
     family, protocol = family >> 4, family & 15
-    known = _SIZES[family] if protocol else 0
-    if length < known:
+    addresses_size = _SIZES[family] if protocol else 0
+    if length < addresses_size:
         raise HeaderError("a PROXY header too short for its addresses")
-    if known:
-        # What an unspecified family is followed by need not be extensions.
-        _check_extensions(data[:size], _FIXED + known)
-    source, destination = _places(data, family) if protocol == _STREAM else (None, None)
+    if addresses_size:
+        # For an unspecified family the rest need not be extensions.
+        _check_extensions(data[:size], _FIXED + addresses_size)
+    source, destination = _endpoints(data, family) if protocol == _STREAM else (None, None)
     return Header(size, 2, False, source, destination)
 
 
-def _places(data: bytes, family: int) -> tuple[Place, Place]:
+def _endpoints(data: bytes, family: int) -> tuple[Place, Place]:
     if family == _UNSPEC:
         return None, None
     if family == _UNIX:
@@ -141,18 +141,18 @@ def _places(data: bytes, family: int) -> tuple[Place, Place]:
         source, destination = (path.split(b"\0", 1)[0].decode(errors="replace") for path in paths)
         return source, destination
     kind, size = (IPv4Address, 4) if family == _INET else (IPv6Address, 16)
-    one, other, *ports = struct.unpack_from(f">{size}s{size}sHH", data, _FIXED)
-    return (_text(kind(one)), ports[0]), (_text(kind(other)), ports[1])
+    source_host, destination_host, *ports = struct.unpack_from(f">{size}s{size}sHH", data, _FIXED)
+    return (_text(kind(source_host)), ports[0]), (_text(kind(destination_host)), ports[1])
 
 
 def _text(address: IPv4Address | IPv6Address) -> str:
-    """As everywhere else: one client has one name, whatever family carried it."""
+    """IPv4 in IPv6 as IPv4: a client is named alike, whatever family carried it."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return str(mapped or address)
 
 
 def _check_extensions(header: bytes, at: int) -> None:
-    """Walk the TLVs; they tell us nothing but whether the header is what was sent."""
+    """Walk the TLVs. Only the checksum is used; the others must be well-formed."""
     size = len(header)
     while at < size:
         value = at + _TLV.size
@@ -169,41 +169,40 @@ def _check_extensions(header: bytes, at: int) -> None:
 
 
 def build(version: int, source: Place = None, destination: Place = None) -> bytes:
-    """The header of a connection that is relayed for `source`; None: nobody can say for whom."""
-    family, ends = _addressed(source, destination)
+    """The header of a connection that is relayed for `source`; None: the client is unknown."""
+    family, ends = _same_family(source, destination)
     if version == 1:
         if family in (_UNSPEC, _UNIX):
             return b"PROXY UNKNOWN\r\n"
-        (one, one_port), (other, other_port) = ends
+        (source_host, source_port), (destination_host, destination_port) = ends
         name = 4 if family == _INET else 6
-        return f"PROXY TCP{name} {one} {other} {one_port} {other_port}\r\n".encode()
+        hosts, ports = f"{source_host} {destination_host}", f"{source_port} {destination_port}"
+        return f"PROXY TCP{name} {hosts} {ports}\r\n".encode()
     packed = b"".join(address.packed for address, _ in ends)
     packed += b"".join(port.to_bytes(2, "big") for _, port in ends)
     if family == _UNIX:
-        paths = (
-            place.encode() if isinstance(place, str) else b"" for place in (source, destination)
-        )
+        paths = (path.encode() if isinstance(path, str) else b"" for path in (source, destination))
         packed = struct.pack(f"{_UNIX_PATH}s{_UNIX_PATH}s", *paths)
     kind = family << 4 | _STREAM if family else 0
     return _FIELDS.pack(SIGNATURE, _PROXY, kind, len(packed)) + packed
 
 
 def build_local() -> bytes:
-    """Version 2, of a connection that the proxy makes for itself. Version 1 has none: it is
-    recommended to say the connection's own addresses (§2.1)."""
+    """The version 2 header of a connection of the proxy's own. Version 1 has no such header: it
+    recommends to send the connection's own addresses (§2.1)."""
     return _FIELDS.pack(SIGNATURE, _LOCAL, 0, 0)
 
 
 _End = tuple[IPv4Address | IPv6Address, int]
 
 
-def _addressed(source: Place, destination: Place) -> tuple[int, tuple[_End, ...]]:
-    """The family of both, and both in it."""
+def _same_family(source: Place, destination: Place) -> tuple[int, tuple[_End, ...]]:
+    """The family of both, and both as addresses of that family."""
     if isinstance(source, str) and isinstance(destination, str | None):
         return _UNIX, ()
     if not isinstance(source, tuple) or not isinstance(destination, tuple):
         return _UNSPEC, ()
-    # A scope means nothing elsewhere.
+    # A scope (`%eth0`) has no meaning on another host.
     hosts = [
         ip_address(_text(ip_address(end[0].partition("%")[0]))) for end in (source, destination)
     ]
@@ -214,7 +213,7 @@ def _addressed(source: Place, destination: Place) -> tuple[int, tuple[_End, ...]
     return family, ((hosts[0], source[1]), (hosts[1], destination[1]))
 
 
-def _table() -> tuple[int, ...]:
+def _crc_table() -> tuple[int, ...]:
     rows = []
     for byte in range(256):
         value = byte
@@ -224,7 +223,7 @@ def _table() -> tuple[int, ...]:
     return tuple(rows)
 
 
-_CRC_TABLE: Final = _table()
+_CRC_TABLE: Final = _crc_table()
 
 
 def crc32c(data: bytes) -> int:

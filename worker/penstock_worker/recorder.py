@@ -1,8 +1,8 @@
-"""What a worker notes of each request when no front sees it: a count, and perhaps a line.
+"""Counts and logs the requests of a worker that no proxy counts and logs.
 
-Owns the way from a request that has ended to `counters` and to the access log, whose lines
-have the front's shape; what only a front knows (time to connect, retries) is empty. Must not
-know which server the request came through: `aiohttp_server` and `asgi_server` call it.
+Owns the way from a request that has ended to `counters` and to the access log. A line has the
+same fields as a proxy's; those that only a proxy knows (time to connect, retries) are empty.
+Must not know which server the request came through: `aiohttp_server` and `asgi_server` call it.
 """
 
 from asyncio import AbstractEventLoop, TimerHandle
@@ -16,8 +16,8 @@ from penstock_worker.sink import Sink
 _FLUSH_S: Final = 0.1
 
 
-class Note(NamedTuple):
-    """One request, as far as a line tells of it. Made only if there is a log."""
+class RequestRecord(NamedTuple):
+    """What a log line contains of one request. Made only if there is a log."""
 
     client: str
     method: str | bytes
@@ -33,7 +33,7 @@ class Note(NamedTuple):
 
 
 class Recorder:
-    """`count` each request; `note` it too if it `logs`."""
+    """`count` each request; `log` it too if `has_log`."""
 
     def __init__(
         self,
@@ -42,31 +42,33 @@ class Recorder:
         log: AccessLog | None,
         worker: str,
     ) -> None:
-        self.logs = log is not None
+        self.has_log = log is not None
         self.count = counters.ended
         self._loop = loop
         self._log = log
         self._worker = worker
-        self._wall = 0.0
-        """Between the loop's clock and the time of day, as it was lately."""
+        self._wall_offset_s = 0.0
+        """Between the loop's clock and the time of day, measured at each flush."""
         self._timer: TimerHandle | None = None
 
     def start(self) -> None:
         if self._log is not None:
             self._tick()
 
-    def note(self, note: Note) -> None:
-        if self._log is not None:
-            self._log.add(
-                (
-                    self._loop.time() + self._wall, note.client, note.method, note.target,
-                    note.version, note.status, note.sent, note.received, self._worker,
-                    None, None, note.total_s, 0, note.request_id, "ok", note.head, "",
-                )
-            )  # fmt: skip
+    def log(self, request: RequestRecord) -> None:
+        if self._log is None:
+            return
+        self._log.add(
+            (
+                self._loop.time() + self._wall_offset_s, request.client, request.method,
+                request.target, request.version, request.status, request.sent, request.received,
+                self._worker, None, None, request.total_s, 0, request.request_id, "ok",
+                request.head, "",
+            )
+        )  # fmt: skip
 
     def reopen(self) -> None:
-        """The file was renamed: go on in a new one."""
+        """The file was renamed: continue in a new one."""
         if self._log is not None:
             self._log.reopen()
 
@@ -78,17 +80,19 @@ class Recorder:
 
     def _tick(self) -> None:
         assert self._log is not None
-        self._wall = time() - self._loop.time()
+        self._wall_offset_s = time() - self._loop.time()
         self._log.flush()
         self._timer = self._loop.call_later(_FLUSH_S, self._tick)
 
 
-def opened(value: str | None, service: str, most: int = MAX_FIELD) -> AccessLog | None:
-    """Open what `contract.ACCESS_LOG` says. ValueError and OSError: that cannot be."""
+def open_access_log(
+    value: str | None, service: str, max_field: int = MAX_FIELD
+) -> AccessLog | None:
+    """Open the log that `contract.ACCESS_LOG` names. ValueError, OSError: it cannot be opened."""
     if not value:
         return None
-    form, _, where = value.partition(":")
-    if form not in ("json", "combined") or not where:
+    name, _, where = value.partition(":")
+    if name not in ("json", "combined") or not where:
         raise ValueError(f"{value!r} is not FORMAT:WHERE")
-    form_: Format = "json" if form == "json" else "combined"
-    return AccessLog(service, Sink(int(where) if where.isdecimal() else where), form_, most)
+    form: Format = "json" if name == "json" else "combined"
+    return AccessLog(service, Sink(int(where) if where.isdecimal() else where), form, max_field)

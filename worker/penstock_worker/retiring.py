@@ -1,11 +1,11 @@
-"""What nobody caught: it makes a worker retire instead of going on as if nothing were.
+"""Uncaught exceptions: a worker that has one retires, because its state may be corrupt.
 
-Owns the three places where Python reports an exception that no code waits for: a callback or
-a task of the event loop, a thread, and the interpreter itself. Says it once to whoever is
-asked (`retire`), in the loop's thread. Must not know what retiring means.
+Owns the three places where Python reports an exception that no code caught: callbacks and tasks
+of the event loop, threads, and the interpreter itself. Each is passed to `retire`, in the
+loop's thread. Must not know what retiring means.
 
-What a *transport* reports is not of this kind: a connection that is reset, or a stranger's
-bytes that break a protocol, must not be a way to end workers from outside.
+What a *transport* reports is no reason to retire: a connection that is reset, or bytes that
+break a protocol, must not let a stranger end a worker.
 """
 
 import sys
@@ -17,44 +17,44 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
 
-_MOST: Final = 16 << 10
-"""Characters of a traceback. A recursion without an end has a thousand frames; the first and
-the last tell what it is."""
+_MAX_TRACEBACK: Final = 16 << 10
+"""Characters of a traceback. An endless recursion has a thousand frames; the first and the last
+tell what it is."""
 _CUT: Final = "\n    [...]\n"
-_HUNG_UP: Final = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)
-"""A peer that is gone while a forgotten task still writes to it: nothing is wrong with us."""
-_MINE: Final = ("handle", "task", "future")
-"""Keys of a context that come with an exception of a callback, a task or a future."""
+_PEER_GONE: Final = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)
+"""A peer is gone while a task still writes to it: nothing is wrong with the worker."""
+_PROGRAM_KEYS: Final = ("handle", "task", "future")
+"""Keys of a context that belongs to a callback, a task or a future."""
 
 Retire = Callable[[str, str], None]
 
 
-def watch(loop: AbstractEventLoop, retire: Retire) -> None:
-    """Call `retire(reason, traceback)` for everything that nobody catches, from now on."""
+def install(loop: AbstractEventLoop, retire: Retire) -> None:
+    """Call `retire(reason, traceback)` for every uncaught exception from now on."""
 
     def from_loop(loop: AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if is_uncaught(context) and error is not None:
-            retire(reason(error), shown(error))
+            retire(reason(error), traceback_text(error))
         else:
             loop.default_exception_handler(context)
 
     def from_thread(thread: threading.ExceptHookArgs) -> None:
         if thread.exc_type is not SystemExit and thread.exc_value is not None:
-            elsewhere(thread.exc_value)
+            in_loop(thread.exc_value)
 
     def from_interpreter(
         kind: type[BaseException], error: BaseException, _: TracebackType | None
     ) -> None:
         if issubclass(kind, Exception):
-            elsewhere(error)
+            in_loop(error)
         else:
             sys.__excepthook__(kind, error, error.__traceback__)
 
-    def elsewhere(error: BaseException) -> None:
-        # The loop may be closed by now: then the worker is on its way out already.
+    def in_loop(error: BaseException) -> None:
+        # The loop may be closed by now: then the worker is about to exit.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(retire, reason(error), shown(error))
+            loop.call_soon_threadsafe(retire, reason(error), traceback_text(error))
 
     loop.set_exception_handler(from_loop)
     threading.excepthook = from_thread
@@ -62,26 +62,26 @@ def watch(loop: AbstractEventLoop, retire: Retire) -> None:
 
 
 def is_uncaught(context: dict[str, Any]) -> bool:
-    """Is this the report of an exception in the program's own code?"""
+    """Is this context that of an exception in the program's own code?"""
     error = context.get("exception")
-    if not isinstance(error, Exception) or isinstance(error, _HUNG_UP):
+    if not isinstance(error, Exception) or isinstance(error, _PEER_GONE):
         return False
     if "transport" in context or "protocol" in context:
         return False
-    return any(key in context for key in _MINE)
+    return any(key in context for key in _PROGRAM_KEYS)
 
 
 def reason(error: BaseException) -> str:
-    """One line."""
+    """The error in one line."""
     text = " ".join(str(error).split())
     name = type(error).__name__
     return f"{name}: {text}"[:500] if text else name
 
 
-def shown(error: BaseException) -> str:
-    """The traceback, bounded."""
+def traceback_text(error: BaseException) -> str:
+    """The traceback, cut to a bounded length."""
     text = "".join(traceback.format_exception(error))
-    if len(text) <= _MOST:
+    if len(text) <= _MAX_TRACEBACK:
         return text
-    half = (_MOST - len(_CUT)) // 2
+    half = (_MAX_TRACEBACK - len(_CUT)) // 2
     return text[:half] + _CUT + text[-half:]

@@ -1,8 +1,7 @@
-"""Connected sockets on their way into a transport, at the least cost.
+"""From a bare descriptor to a connected protocol, at the least cost.
 
-Owns the step from a bare descriptor to a protocol that is connected: what is opened by
-accepting, connecting or receiving is adopted here, on the front's side and on a worker's;
-and so is the end of a socket pair that our parent has left to us.
+Owns that step for sockets that were accepted, connected or received, in a proxy and in a worker;
+and the adoption of an inherited end of a socket pair. Must not know what is spoken.
 """
 
 import asyncio
@@ -13,11 +12,11 @@ from typing import Final
 
 
 class Stream:
-    """A connected stream socket, as little of it as uvloop asks for.
+    """A connected stream socket with only what uvloop asks for.
 
-    A `socket.socket` would look up two enum members each time uvloop asks for its family
-    and type (a tenth of what Python does for a relayed connection), ask the kernel for its
-    own name when it is made, and stay for the connection's life as 90 bytes of nothing.
+    A `socket.socket` looks up two enum members each time uvloop asks for its family and type (a
+    tenth of what Python does for a relayed connection), asks the kernel for its own name when it
+    is made, and stays in memory for the connection's life: 90 bytes without use.
     """
 
     __slots__ = ("_fd", "blocks", "family")
@@ -25,7 +24,7 @@ class Stream:
     type: Final = int(socket.SOCK_STREAM)
 
     def __init__(self, fd: int, family: int, *, blocks: bool = True) -> None:
-        """`blocks`: as what was accepted does, and what we opened does not."""
+        """`blocks`: the descriptor is in blocking mode, as accepted ones are."""
         self._fd = fd
         self.family = family
         self.blocks = blocks
@@ -34,21 +33,20 @@ class Stream:
         return self._fd
 
     def given(self) -> None:
-        """A transport has the descriptor now, and will close it."""
+        """Give up the descriptor: a transport has it now, and will close it."""
         self._fd = -1
 
     def close(self) -> None:
-        """Close it, unless a transport has it."""
+        """Close it, unless it was given up."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
 
 def inherited_end(variable: str, number: str, kind: socket.SocketKind) -> socket.socket:
-    """The end of a Unix socket pair that `variable` says we have under this number.
+    """Adopt the end of a Unix socket pair whose number is the value of `variable`.
 
-    ValueError if it is none of this kind. Afterwards no child of ours can find it: the
-    descriptor is close-on-exec.
+    ValueError if it is no such socket. Afterwards it is close-on-exec, so no child inherits it.
     """
     try:
         sock = socket.socket(fileno=int(number))
@@ -65,8 +63,8 @@ def inherited_end(variable: str, number: str, kind: socket.SocketKind) -> socket
 def adopt(loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, stream: Stream) -> None:
     """Give a connected stream to a protocol; `connection_made` follows in the next turn.
 
-    Drives `connect_accepted_socket` by hand: it waits exactly once, for a future of the
-    loop's, so one callback does what a task would.
+    Drives the coroutine `connect_accepted_socket` by hand. It awaits exactly one future of the
+    loop's, so one callback can replace a task.
     """
     wrapping = loop.connect_accepted_socket(lambda: protocol, stream)  # type: ignore[arg-type]
     waiter = wrapping.send(None)
@@ -75,7 +73,7 @@ def adopt(loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, stream: S
     waiter._asyncio_future_blocking = False
 
     def finish(_: object) -> None:
-        # A connection that failed before it was made is told to the protocol.
+        # If the connection failed before it was made, the protocol is told.
         with suppress(StopIteration, OSError, asyncio.CancelledError):
             wrapping.send(None)
 

@@ -1,11 +1,12 @@
 """What is on a channel's wire: lines, and the envelope that a descriptor travels with.
 
-Node's format for its child processes: one JSON value a line, UTF-8. A descriptor goes with
-the line `{"cmd": "NODE_HANDLE", "type": …, "msg": …}` and is answered by NODE_HANDLE_ACK, or
-by NODE_HANDLE_NACK where it did not arrive. Both name no descriptor, so one travels at a time.
+This is the format of Node's child processes: one JSON value a line, UTF-8. A descriptor goes
+with the line `{"cmd": "NODE_HANDLE", "type": …, "msg": …}`. The answer is NODE_HANDLE_ACK, or
+NODE_HANDLE_NACK if it did not arrive. Neither says which descriptor is meant, so one at a time
+is under way.
 
-Pure: what a line means and which envelope fits a socket. When which line is sent, and what
-becomes of descriptors, is `channel`; what our own messages mean is nobody's business here.
+Owns how a line is encoded and which envelope fits a socket. Must not know when a line is
+sent or what becomes of its descriptor (`channel`, `outgoing`), nor what our messages mean. No I/O.
 """
 
 import json
@@ -13,17 +14,17 @@ import socket
 from typing import Any, Final
 
 MAX_LINE: Final = 1 << 20
-"""Bytes of one message. The largest is a configuration with its text escaped."""
+"""Bytes of one message. The largest is a configuration."""
 
 HANDLE: Final = "NODE_HANDLE"
 ACK: Final = "NODE_HANDLE_ACK"
 NACK: Final = "NODE_HANDLE_NACK"
 RESERVED: Final = "NODE_"
-"""What the `cmd` of a message starts with that is the wire's, and not shown to a program."""
+"""What the `cmd` of an internal message starts with. Node shows none of them to a program."""
 
 
-def encoded(message: Any) -> bytes:
-    """The line; ValueError if the message is not JSON, or longer than a peer would take."""
+def encode(message: Any) -> bytes:
+    """The line; ValueError if the message is not JSON, or longer than a peer accepts."""
     try:
         text = json.dumps(message, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -34,30 +35,30 @@ def encoded(message: Any) -> bytes:
     return line
 
 
-def decoded(line: bytes | bytearray) -> Any:
-    """The message; ValueError if the line is none."""
+def decode(line: bytes | bytearray) -> Any:
+    """The message; ValueError if the line is too long, or not JSON."""
     if len(line) > MAX_LINE:
         raise ValueError(f"a line of more than {MAX_LINE} bytes")
     try:
-        return json.loads(line.decode(), parse_constant=_no_number)
+        return json.loads(line.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise ValueError(f"not JSON: {bytes(line[:80])!r}") from None
 
 
 def command(message: Any) -> str:
-    """Its `cmd`, or nothing: a program's message may be any value."""
+    """Its `cmd`, or "": a program's message may be any value."""
     found = message.get("cmd") if isinstance(message, dict) else None
     return found if isinstance(found, str) else ""
 
 
 def is_internal(message: Any) -> bool:
-    """Is this one that Node would not show to a program?"""
+    """Is this a message that Node would not show to a program?"""
     name = command(message)
     return name.startswith(RESERVED) and len(name) > len(RESERVED)
 
 
 def envelope(message: Any, handle: socket.socket) -> dict[str, Any]:
-    """What a socket travels with; TypeError if it is none that can."""
+    """The message around a socket that is sent; TypeError if no peer could receive it."""
     if not isinstance(handle, socket.socket) or handle.fileno() < 0:
         raise TypeError(f"expected an open socket, not {type(handle).__name__}")
     inet = handle.family in (socket.AF_INET, socket.AF_INET6)
@@ -76,5 +77,5 @@ def envelope(message: Any, handle: socket.socket) -> dict[str, Any]:
     return found
 
 
-def _no_number(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(name)

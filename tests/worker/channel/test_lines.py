@@ -202,13 +202,13 @@ def test_tiny_messages_that_nobody_reads_are_bounded_by_number(
 ) -> None:
     peer, _ = ends
     monkeypatch.setattr(outgoing, "MAX_LINES", 1000)
-    crowded = 0
+    congested = 0
     for _ in range(20_000):
         if peer.channel.closed:
             break
-        crowded += peer.channel.crowded
+        congested += peer.channel.congested
         peer.channel.send(0)
-    assert crowded == 1, "it is known just before it is too late"
+    assert congested == 1, "it is known just before it is too late"
     assert "1000 messages unread" in peer.channel.fault
 
 

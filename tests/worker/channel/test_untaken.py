@@ -30,12 +30,12 @@ def test_handles_that_the_peer_never_takes_are_bounded_and_given_back(
     peer, _ = ends
     handle = bound_udp(stack)
     before = len(open_targets())
-    crowded = []
+    congested = []
     while not peer.channel.closed:
-        crowded.append(peer.channel.crowded)
-        assert peer.channel.send("take it", handle, peer.notes(len(crowded)))
-        assert len(crowded) <= MAX_HANDLES + 1
-    assert crowded == [False] * MAX_HANDLES + [True], "it is known just before it is too late"
+        congested.append(peer.channel.congested)
+        assert peer.channel.send("take it", handle, peer.notes(len(congested)))
+        assert len(congested) <= MAX_HANDLES + 1
+    assert congested == [False] * MAX_HANDLES + [True], "it is known just before it is too late"
     assert peer.told == [], "nobody is called from within send"
     peer.until(lambda: peer.goodbyes == 1)
     assert peer.told == [(number + 1, False) for number in range(MAX_HANDLES + 1)]
@@ -54,7 +54,7 @@ def test_who_has_to_send_more_at_one_go_can_say_so(
     handle = bound_udp(stack)
     for number in range(200):
         assert left.send(number, handle, told.append)
-    assert left.crowded
+    assert left.congested
     right.until(lambda: len(told) == 200)
     assert right.messages == list(range(200))
     assert told == [True] * 200
@@ -166,10 +166,10 @@ def test_a_kernel_that_is_short_is_waited_out_and_logged_once(
             return self.sock.sendmsg(*arguments)
 
     peer, theirs = ends
-    outgoing = peer.channel._outgoing
-    outgoing._sock = Short(outgoing._sock)  # type: ignore[assignment]
+    queue = peer.channel._send_queue
+    queue._sock = Short(queue._sock)  # type: ignore[assignment]
     assert peer.channel.send("in the end")
-    peer.until(lambda: outgoing._unsent == 0)
+    peer.until(lambda: queue._unsent == 0)
     assert read_line(peer, theirs) == ("in the end", 0)
     assert not peer.channel.closed
     assert [record.levelno for record in caplog.records] == [logging.WARNING]

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.worker.process.above import Above
+from tests.worker.process.supervisor import SupervisorEnd
 
 
 @pytest.fixture
-def above(tmp_path: Path) -> Iterator[Above]:
+def supervisor(tmp_path: Path) -> Iterator[SupervisorEnd]:
     loop = asyncio.new_event_loop()
-    made = Above(loop, tmp_path)
+    made = SupervisorEnd(loop, tmp_path)
     yield made
     made.end()
     loop.close()

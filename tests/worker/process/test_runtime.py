@@ -13,48 +13,48 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.process.above import Above
+from tests.worker.process.supervisor import SupervisorEnd
 
 from penstock_worker import process
 from penstock_worker.channel import pair
 from penstock_worker.contract import CHANNEL_FD, READY, RETIRE, SERVICE, SLOT
-from penstock_worker.process import MOST_KEPT, MOST_KEPT_HANDLES, _State
+from penstock_worker.process import MAX_QUEUED, MAX_QUEUED_HANDLES, _State
 
 
 def test_a_program_under_the_runtime_has_the_runtimes_channel(
-    above: Above, udp: socket.socket
+    supervisor: SupervisorEnd, udp: socket.socket
 ) -> None:
-    above.serve()
+    supervisor.serve()
     imported = ["imported", True, 3, "web"]
-    assert above.said().index(imported) < above.said().index({"cmd": READY})
-    above.tell({"x": 1}, udp)
-    above.until(lambda: ["told", {"x": 1}] in above.messages)
-    assert above.handles[0].getsockname() == udp.getsockname()
-    above.signal(signal.SIGTERM)
-    assert above.status() == 0
+    assert supervisor.said().index(imported) < supervisor.said().index({"cmd": READY})
+    supervisor.tell({"x": 1}, udp)
+    supervisor.until(lambda: ["told", {"x": 1}] in supervisor.messages)
+    assert supervisor.handles[0].getsockname() == udp.getsockname()
+    supervisor.signal(signal.SIGTERM)
+    assert supervisor.status() == 0
 
 
 @pytest.mark.parametrize(
     ("message", "reason"), [("retire", "had enough"), ("break", "in a callback")]
 )
 def test_its_own_call_and_an_exception_in_its_callback_retire_it(
-    above: Above, message: str, reason: str
+    supervisor: SupervisorEnd, message: str, reason: str
 ) -> None:
-    above.serve()
-    above.tell(message)
-    above.until(lambda: above.said()[-1].get("cmd") == RETIRE)
-    assert reason in above.said()[-1]["reason"]
-    above.signal(signal.SIGTERM)
-    assert above.status() == 0
+    supervisor.serve()
+    supervisor.tell(message)
+    supervisor.until(lambda: supervisor.said()[-1].get("cmd") == RETIRE)
+    assert reason in supervisor.said()[-1]["reason"]
+    supervisor.signal(signal.SIGTERM)
+    assert supervisor.status() == 0
 
 
 def test_a_program_that_fails_when_its_supervisor_is_gone_leaves_all_the_same(
-    above: Above, tmp_path: Path
+    supervisor: SupervisorEnd, tmp_path: Path
 ) -> None:
-    above.serve()
-    assert above.channel is not None
-    above.channel.close()
-    above.status()
+    supervisor.serve()
+    assert supervisor.channel is not None
+    supervisor.channel.close()
+    supervisor.status()
     assert (tmp_path / "gone").exists()
 
 
@@ -64,18 +64,18 @@ def test_what_nobody_listens_to_is_bounded_and_its_handles_are_closed(
     state = _State({})
     with ExitStack() as stack:
         handles = []
-        for number in range(MOST_KEPT_HANDLES + 5):
+        for number in range(MAX_QUEUED_HANDLES + 5):
             one, other = socket.socketpair()
             stack.enter_context(one)
             handles.append(stack.enter_context(other))
             state.deliver(number, other)
         open_ones = [handle.fileno() >= 0 for handle in handles]
-        assert open_ones == [False] * 5 + [True] * MOST_KEPT_HANDLES
-        for number in range(MOST_KEPT):
+        assert open_ones == [False] * 5 + [True] * MAX_QUEUED_HANDLES
+        for number in range(MAX_QUEUED):
             state.deliver(number, None)
-        assert len(state.kept) == MOST_KEPT
+        assert len(state.queued) == MAX_QUEUED
         assert all(handle.fileno() < 0 for handle in handles)
-        assert state.kept_handles == 0
+        assert state.queued_handles == 0
     assert [record.levelno for record in caplog.records] == [logging.WARNING], "once"
 
 
@@ -114,5 +114,5 @@ def test_the_first_use_without_a_loop_is_one_clear_error() -> None:
         state = _State(environ)
         assert (state.is_worker, state.slot, state.service) == (True, None, "web")
         with pytest.raises(RuntimeError, match="event loop"):
-            state.upward()
+            state.open_channel()
         assert CHANNEL_FD in environ, "it can be tried again"

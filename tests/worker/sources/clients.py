@@ -1,4 +1,4 @@
-"""Clients of a worker, and both ends of what it gets its connections from."""
+"""Clients of a worker, and the proxy's end of the link that it may get its connections from."""
 
 import socket
 import time
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from penstock_worker import handoff
 
 if TYPE_CHECKING:
-    from tests.worker.conftest import Serve, Served
+    from tests.worker.conftest import Served
 
+Start = Callable[..., "Served"]
 
 DEADLINE_S = 30.0
 DEMO = "penstock_worker.demo:app"
@@ -40,6 +41,11 @@ def answer(client: socket.socket) -> bytes:
     return body
 
 
+def exchange(client: socket.socket, path: bytes = b"/") -> bytes:
+    client.sendall(GET % path)
+    return answer(client)
+
+
 def asked(listener: socket.socket, path: bytes = b"/") -> socket.socket:
     client = connected(listener)
     client.sendall(GET % path)
@@ -47,29 +53,37 @@ def asked(listener: socket.socket, path: bytes = b"/") -> socket.socket:
 
 
 def get(listener: socket.socket, path: bytes = b"/") -> bytes:
-    return answer(asked(listener, path))
+    return exchange(connected(listener), path)
 
 
-def passed_on(front: socket.socket, kind: bytes = handoff.CLIENT) -> socket.socket:
-    """A client whose connection was sent over the link."""
-    mine, theirs = socket.socketpair()
-    mine.settimeout(DEADLINE_S)
-    with theirs:
-        handoff.send(front, kind, [theirs.fileno()])
-    return mine
+class Link:
+    """A link whose proxy is the test."""
 
+    def __init__(self) -> None:
+        self.proxy, self.worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.proxy.setblocking(False)
 
-def shared(serve: "Serve", spec: str, listener: socket.socket, slot: int = 0) -> "Served":
-    return serve(
-        spec,
-        passed=listener,
-        PENSTOCK_SCHEME="shared",
-        PENSTOCK_SERVICE="web",
-        PENSTOCK_SLOT=str(slot),
-    ).ready()
+    def client(self, kind: bytes = handoff.CLIENT) -> socket.socket:
+        """A client whose connection was sent over the link."""
+        mine, theirs = socket.socketpair()
+        mine.settimeout(DEADLINE_S)
+        with theirs:
+            handoff.send(self.proxy, kind, [theirs.fileno()])
+        return mine
 
+    def reported(self, taken: int, ended: int) -> None:
+        """Wait until the worker has said exactly that."""
+        heard = [0, 0]
 
-def linked(serve: "Serve", spec: str, worker: socket.socket) -> "Served":
-    return serve(
-        spec, link=worker, PENSTOCK_SCHEME="handoff", PENSTOCK_SERVICE="web", PENSTOCK_SLOT="0"
-    ).ready()
+        def said() -> bool:
+            report = handoff.reports(self.proxy)
+            if report is not None:
+                heard[0] += report.taken
+                heard[1] += report.ended
+            return heard == [taken, ended]
+
+        until(said)
+
+    def close(self) -> None:
+        self.proxy.close()
+        self.worker.close()

@@ -3,8 +3,13 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.worker.sources.clients import Link, Start
+
+if TYPE_CHECKING:
+    from tests.worker.conftest import Served
 
 
 @pytest.fixture(params=["tcp", "unix"])
@@ -26,9 +31,29 @@ def port() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A link: the front's end and the worker's."""
-    front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with front, worker:
-        front.setblocking(False)
-        yield front, worker
+def link() -> Iterator[Link]:
+    made = Link()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shared(serve: Start) -> Start:
+    """Start a worker that accepts from a socket that others may share; it serves already."""
+
+    def start(spec: str, listener: socket.socket, slot: int = 0, **settings: Any) -> "Served":
+        settings = {"PENSTOCK_SERVICE": "web", "PENSTOCK_SLOT": str(slot), **settings}
+        return serve(spec, passed=listener, PENSTOCK_SCHEME="shared", **settings).ready()
+
+    return start
+
+
+@pytest.fixture
+def linked(serve: Start, link: Link) -> Start:
+    """Start a worker that gets its connections over `link`; it serves already."""
+
+    def start(spec: str) -> "Served":
+        identity = {"PENSTOCK_SERVICE": "web", "PENSTOCK_SLOT": "0"}
+        return serve(spec, link=link.worker, PENSTOCK_SCHEME="handoff", **identity).ready()
+
+    return start

@@ -6,24 +6,10 @@ Who says nothing does not hold it back.
 import signal
 import socket
 import struct
-from typing import TYPE_CHECKING
 
 import pytest
-from tests.worker.sources.clients import (
-    APPS,
-    GET,
-    answer,
-    asked,
-    connected,
-    get,
-    linked,
-    passed_on,
-    shared,
-    until,
-)
-
-if TYPE_CHECKING:
-    from tests.worker.conftest import Serve
+from tests.worker.sources import clients
+from tests.worker.sources.clients import APPS, GET, Link, Start, until
 
 
 def queued(listener: socket.socket) -> int:
@@ -35,53 +21,51 @@ def queued(listener: socket.socket) -> int:
 
 @pytest.mark.parametrize("spec", APPS)
 def test_who_waits_in_the_queue_when_it_leaves_is_answered(
-    serve: "Serve", spec: str, listener: socket.socket
+    shared: Start, spec: str, listener: socket.socket
 ) -> None:
-    served = shared(serve, spec, listener)
-    assert get(listener) == b"hello"
+    served = shared(spec, listener)
+    assert clients.get(listener) == b"hello"
     served.stop()
-    clients = [asked(listener) for _ in range(20)]
+    waiting = [clients.asked(listener) for _ in range(20)]
     served.signal(signal.SIGTERM)
     served.signal(signal.SIGCONT)
-    assert [answer(client) for client in clients] == [b"hello"] * 20
+    assert [clients.answer(client) for client in waiting] == [b"hello"] * 20
     assert served.exit_status() == 0
 
 
 @pytest.mark.parametrize("spec", APPS)
 def test_who_waits_in_the_link_when_it_leaves_is_answered(
-    serve: "Serve", spec: str, ends: tuple[socket.socket, socket.socket]
+    linked: Start, spec: str, link: Link
 ) -> None:
-    front, worker = ends
-    served = linked(serve, spec, worker)
+    served = linked(spec)
     served.stop()
-    clients = [passed_on(front) for _ in range(5)]
-    for client in clients:
+    waiting = [link.client() for _ in range(5)]
+    for client in waiting:
         client.sendall(GET % b"/")
     served.signal(signal.SIGTERM)
     served.signal(signal.SIGCONT)
-    assert [answer(client) for client in clients] == [b"hello"] * 5
+    assert [clients.answer(client) for client in waiting] == [b"hello"] * 5
     assert served.exit_status() == 0
 
 
 @pytest.mark.parametrize("spec", APPS)
 def test_who_was_accepted_and_speaks_a_moment_later_is_answered_still(
-    serve: "Serve", spec: str, port: socket.socket
+    shared: Start, spec: str, port: socket.socket
 ) -> None:
-    served = shared(serve, spec, port)
+    served = shared(spec, port)
     served.stop()
-    client = connected(port)
+    client = clients.connected(port)
     served.signal(signal.SIGTERM)
     served.signal(signal.SIGCONT)
     # Accepted: nobody else would be now.
     until(lambda: queued(port) == 0)
-    client.sendall(GET % b"/")
-    assert answer(client) == b"hello"
+    assert clients.exchange(client) == b"hello"
     assert served.exit_status() == 0
 
 
-def test_whoever_says_nothing_does_not_hold_it_back(serve: "Serve", port: socket.socket) -> None:
-    served = shared(serve, "aio:app", port)
-    with connected(port) as silent:
+def test_whoever_says_nothing_does_not_hold_it_back(shared: Start, port: socket.socket) -> None:
+    served = shared("aio:app", port)
+    with clients.connected(port) as silent:
         until(lambda: served.stats()["fds"]["client"] == 1)
         served.signal(signal.SIGTERM)
         assert silent.recv(1) == b""

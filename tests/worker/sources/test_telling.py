@@ -4,34 +4,20 @@ import json
 import signal
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from tests.worker.sources.clients import (
-    APPS,
-    DEMO,
-    GET,
-    answer,
-    connected,
-    get,
-    linked,
-    passed_on,
-    shared,
-    until,
-)
+from tests.worker.sources import clients
+from tests.worker.sources.clients import APPS, DEMO, Link, Start, until
 
 from penstock_worker import contract
 
-if TYPE_CHECKING:
-    from tests.worker.conftest import Serve
-
 
 @pytest.mark.parametrize("spec", APPS)
-def test_it_counts_what_no_front_sees(serve: "Serve", spec: str, port: socket.socket) -> None:
-    served = shared(serve, spec, port, slot=3)
+def test_it_counts_what_no_front_sees(shared: Start, spec: str, port: socket.socket) -> None:
+    served = shared(spec, port, slot=3)
     for _ in range(3):
-        assert get(port) == b"hello"
-    with connected(port) as odd:
+        assert clients.get(port) == b"hello"
+    with clients.connected(port) as odd:
         odd.sendall(b"REPORT / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert odd.recv(65536)
         series = served.stats()["series"]
@@ -47,14 +33,10 @@ def test_it_counts_what_no_front_sees(serve: "Serve", spec: str, port: socket.so
     until(lambda: served.stats()["series"]["penstock_connections_active"] == {"": 0})
 
 
-def test_under_handoff_connections_are_the_fronts_to_count(
-    serve: "Serve", ends: tuple[socket.socket, socket.socket]
-) -> None:
-    front, worker = ends
-    served = linked(serve, DEMO, worker)
-    client = passed_on(front)
-    client.sendall(GET % b"/")
-    assert answer(client)
+def test_under_handoff_connections_are_the_fronts_to_count(linked: Start, link: Link) -> None:
+    served = linked(DEMO)
+    client = link.client()
+    assert clients.exchange(client)
     metrics = served.stats()
     assert set(metrics["series"]) == {
         "penstock_requests_total", "penstock_request_duration_seconds"
@@ -62,14 +44,14 @@ def test_under_handoff_connections_are_the_fronts_to_count(
     assert metrics["fds"]["channel"] == 2
 
 
-def test_behind_a_front_that_forwards_nothing_is_counted(serve: "Serve") -> None:
+def test_behind_a_front_that_forwards_nothing_is_counted(serve: Start) -> None:
     assert serve(DEMO, PENSTOCK_SCHEME="ports").ready().stats()["series"] == {}
 
 
 @pytest.mark.parametrize("spec", APPS)
 @pytest.mark.parametrize("form", ["json", "combined"])
 def test_it_writes_the_access_log_itself(
-    serve: "Serve", spec: str, form: str, port: socket.socket, tmp_path: Path
+    serve: Start, spec: str, form: str, port: socket.socket, tmp_path: Path
 ) -> None:
     log = tmp_path / "access.log"
     served = serve(
@@ -80,7 +62,7 @@ def test_it_writes_the_access_log_itself(
         PENSTOCK_SLOT="1",
         PENSTOCK_ACCESS_LOG=f"{form}:{log}",
     ).ready()
-    client = connected(port)
+    client = clients.connected(port)
     client.sendall(
         b"GET /x?a=%20b HTTP/1.1\r\nHost: x\r\nUser-Agent: me\xff\r\nX-Request-ID: 7\r\n"
         b"Connection: close\r\n\r\n"
@@ -106,14 +88,14 @@ def test_it_writes_the_access_log_itself(
     log.rename(tmp_path / "access.log.1")
     served.tell({"cmd": contract.REOPEN})
     until(log.exists)
-    assert get(port) == b"hello"
+    assert clients.get(port) == b"hello"
     served.signal(signal.SIGTERM)
     assert served.exit_status() == 0
     assert json.loads(log.read_text())["status"] == 200, "the last lines leave before it does"
 
 
 def test_an_access_log_may_be_a_descriptor(
-    serve: "Serve", port: socket.socket, tmp_path: Path
+    serve: Start, port: socket.socket, tmp_path: Path
 ) -> None:
     with (tmp_path / "log").open("w+b") as log:
         served = serve(
@@ -123,7 +105,7 @@ def test_an_access_log_may_be_a_descriptor(
             PENSTOCK_SCHEME="shared",
             PENSTOCK_ACCESS_LOG=f"json:{log.fileno()}",
         ).ready()
-        assert get(port)
+        assert clients.get(port)
         served.signal(signal.SIGTERM)
         assert served.exit_status() == 0
         log.seek(0)
@@ -132,7 +114,7 @@ def test_an_access_log_may_be_a_descriptor(
 
 @pytest.mark.parametrize("where", ["json:/nosuch/dir/log", "xml:1", "json:", "json:999"])
 def test_an_access_log_that_cannot_be_is_one_line(
-    serve: "Serve", port: socket.socket, where: str
+    serve: Start, port: socket.socket, where: str
 ) -> None:
     served = serve(DEMO, passed=port, PENSTOCK_SCHEME="shared", PENSTOCK_ACCESS_LOG=where)
     assert served.hear()["reason"].startswith("cannot write the access log: ")

@@ -1,4 +1,4 @@
-"""What stands above a program: the supervisor's end of its channel."""
+"""The supervisor of a program, as far as it sees one: its end of the channel."""
 
 import asyncio
 import os
@@ -62,14 +62,14 @@ app = web.Application()
 """
 
 
-class Above:
-    """The supervisor's end, and the process at the other one."""
+class SupervisorEnd:
+    """The supervisor's end of a channel, and the process at the other end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, directory: Path) -> None:
         self.loop = loop
         self.messages: list[Any] = []
         self.handles: list[socket.socket] = []
-        self.goodbyes = 0
+        self.disconnects = 0
         self._directory = directory
         self._stderr = directory / "stderr"
         self._child: subprocess.Popen[bytes] | None = None
@@ -147,4 +147,4 @@ class Above:
             self.handles.append(handle)
 
     def _gone(self) -> None:
-        self.goodbyes += 1
+        self.disconnects += 1

@@ -1,0 +1,28 @@
+"""A queue is as long as we ask for, and no longer than the kernel allows."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock_worker import somaxconn
+from penstock_worker.somaxconn import BACKLOG, backlog
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [("1\n", 1), ("4095\n", 4095), ("65536\n", BACKLOG), ("", BACKLOG), ("x", BACKLOG)],
+)
+def test_the_shorter_of_both_bounds_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, length: int
+) -> None:
+    limit = tmp_path / "somaxconn"
+    limit.write_text(text)
+    monkeypatch.setattr(somaxconn, "_LIMIT", limit)
+    assert backlog() == length
+
+
+def test_without_the_kernels_word_ours_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(somaxconn, "_LIMIT", tmp_path / "nothing")
+    assert backlog() == BACKLOG
