@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from penstock_worker import farewell
-from penstock_worker.acceptor import EXHAUSTED, PASSING
-from penstock_worker.backlog import Backlog
-from penstock_worker.somaxconn import backlog
+from penstock_worker.acceptor import EXHAUSTED, TRANSIENT
+from penstock_worker.backlog import AcceptQueue
+from penstock_worker.somaxconn import max_backlog
 from penstock_worker.streams import Stream
 
 _BATCH: Final = 16
@@ -52,7 +52,7 @@ class Acceptor:
         self._on_full = on_full
         self._on_exhausted = on_exhausted
         self._on_batch = on_batch
-        self._backlog = Backlog(patience_s)
+        self._accept_queue = AcceptQueue(patience_s)
         self._taken = 0
         self.is_exhausted = False
         """The last accept failed for want of a descriptor, or of memory."""
@@ -79,9 +79,11 @@ class Acceptor:
         """How many wait, and have done so for longer than their patience."""
         if self._closed or not self._started:
             return 0
-        if self._reading and not self._backlog.is_watched:
+        if self._reading and not self._accept_queue.was_occupied:
             return 0
-        return self._backlog.look(now, self._taken, farewell.waiting(self.listener))
+        return self._accept_queue.overdue(
+            now, self._taken, farewell.accept_queue_length(self.listener)
+        )
 
     def take(self) -> Stream | None:
         """One that waits, whether there is room or not, for who has something to tell it."""
@@ -108,7 +110,7 @@ class Acceptor:
         try:
             # As many as can wait there at a time, which is one more than the backlog: new ones
             # may come as fast as these are taken.
-            left = backlog() + 1 if self._started else 0
+            left = max_backlog() + 1 if self._started else 0
             while left > 0 and self._accept():
                 left -= 1
             while left > 0 and self.is_exhausted and refuse():
@@ -161,7 +163,7 @@ class Acceptor:
 
     def _not_accepted(self, error: OSError) -> bool:
         """Nothing came; True if the next one may."""
-        if error.errno in PASSING:
+        if error.errno in TRANSIENT:
             return True
         # Whatever it is, it is there until the next tick: asking at once would be a busy loop.
         self._pause()

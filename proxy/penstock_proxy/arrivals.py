@@ -24,7 +24,7 @@ from penstock_proxy.sni import Door, Routes
 from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
 from penstock_worker.peers import peer_address
-from penstock_worker.proxy_protocol import Place
+from penstock_worker.proxy_protocol import Endpoint
 from penstock_worker.streams import Stream
 
 
@@ -123,7 +123,7 @@ class Arrivals:
     # -- to whom
 
     def _deliver(
-        self, stream: Stream, peer: Any, destination: Place = None, *, believed: bool = True
+        self, stream: Stream, peer: Any, destination: Endpoint = None, *, believed: bool = True
     ) -> None:
         service = self._service
         counted_as = service.counted_as(peer, believed=believed)

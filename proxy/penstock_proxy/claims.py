@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple
 
-from penstock_worker.peers import Trusted
+from penstock_worker.peers import TrustedProxies
 
 Language = Literal["x-forwarded", "forwarded"]
 Said = Mapping[bytes, Sequence[bytes]]
@@ -81,12 +81,12 @@ def is_claim(name: bytes) -> bool:
     return name in _CLAIMS or name.startswith(_CLAIMING)
 
 
-def believed(said: Said, trusted: Trusted, language: Language) -> Claims:
+def believed(said: Said, trusted: TrustedProxies, language: Language) -> Claims:
     """What is believed of what a trusted proxy has said."""
     return _of_forwarded(said, trusted) if language == "forwarded" else _of_x(said, trusted)
 
 
-def _of_x(said: Said, trusted: Trusted) -> Claims:
+def _of_x(said: Said, trusted: TrustedProxies) -> Claims:
     nodes = [node.decode("latin-1") for node in _listed(said, b"x-forwarded-for")]
     host, port = _last(said, b"x-forwarded-host", _HOST), _last(said, b"x-forwarded-port", _PORT)
     return Claims(
@@ -97,7 +97,7 @@ def _of_x(said: Said, trusted: Trusted) -> Claims:
     )
 
 
-def _of_forwarded(said: Said, trusted: Trusted) -> Claims:
+def _of_forwarded(said: Said, trusted: TrustedProxies) -> Claims:
     elements = list(_elements(b",".join(said.get(b"forwarded", ()))))
     if not elements:
         return NONE
@@ -133,7 +133,7 @@ def _elements(text: bytes) -> Iterator[dict[bytes, bytes]]:
         yield from found
 
 
-def _hops(nodes: Sequence[str], trusted: Trusted) -> tuple[str, ...]:
+def _hops(nodes: Sequence[str], trusted: TrustedProxies) -> tuple[str, ...]:
     """From the client on. It ends at what is no address: there is nobody to believe."""
     hops: list[str] = []
     for node in reversed(nodes[-_MOST_HOPS:]):

@@ -23,7 +23,7 @@ from penstock_proxy.pending import Dispatching, Pending
 from penstock_proxy.pool import Member
 from penstock_proxy.probes import OK, ProbeResult
 from penstock_worker.peers import peer_address
-from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, parse
+from penstock_worker.proxy_protocol import MAX_HEADER, Header, HeaderError, parse
 from penstock_worker.streams import Stream
 
 _MOST_LINKS: Final = 4096
@@ -321,7 +321,7 @@ def _peer(fd: int, *, introduced: bool) -> str:
         peer = sock.getpeername()
         if introduced:
             # It was complete before, and nobody has taken it since.
-            header = parse(sock.recv(LARGEST, socket.MSG_PEEK))
+            header = parse(sock.recv(MAX_HEADER, socket.MSG_PEEK))
             if isinstance(header, Header):
                 peer = peer_from_header(header, peer).address
         return peer_address(peer)

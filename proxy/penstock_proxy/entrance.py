@@ -18,8 +18,8 @@ from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
 from penstock_proxy.peek import PEEK, STOPPING_S, Peeked
 from penstock_proxy.peer import HeaderHandling, Peer, peer_from_header
-from penstock_worker.peers import Trusted, peer_address
-from penstock_worker.proxy_protocol import LARGEST, Header, HeaderError, parse
+from penstock_worker.peers import TrustedProxies, peer_address
+from penstock_worker.proxy_protocol import MAX_HEADER, Header, HeaderError, parse
 from penstock_worker.streams import Stream
 
 _LOOK: Final = 512
@@ -48,7 +48,7 @@ class Entrance:
         loop: asyncio.AbstractEventLoop,
         deadlines: Deadlines,
         head_s: float,
-        trusted: Trusted,
+        trusted: TrustedProxies,
         gate: Gate,
         *,
         handling: HeaderHandling,
@@ -112,7 +112,7 @@ class _Arrival(Peeked):
     def _header(self) -> Header | None:
         """All of it, taken if it is to be; None if more has to come."""
         takes = self._entrance.takes
-        seen = self._sock.recv(_LOOK if takes else LARGEST, PEEK)
+        seen = self._sock.recv(_LOOK if takes else MAX_HEADER, PEEK)
         if not seen:
             if self._got:
                 raise HeaderError("its PROXY header broke off")

@@ -25,7 +25,7 @@ from penstock_proxy.config import Fields, FrontService
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.fields import NO_TRAILERS, NOT_TO_WORKERS, OURS, keep_trailers
 from penstock_proxy.http1 import Framing, RequestLine
-from penstock_worker.peers import Trusted
+from penstock_worker.peers import TrustedProxies
 
 _ASKED: Final = OURS | {b"te", b"via"}
 _AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")
@@ -71,7 +71,7 @@ class Forwarding:
     ) -> None:
         """`scheme`: what clients speak with us, http or https; `port`: where, 0 for a unix
         socket. `ours` are fields that we know better than a trusted proxy does."""
-        self.trusted = Trusted(trusted)
+        self.trusted = TrustedProxies(trusted)
         self._scheme = scheme
         self._port = port
         self._terms = terms

@@ -21,7 +21,7 @@ from typing import Final
 from penstock_proxy.admission import Admission
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
-from penstock_worker.handoff import CLIENT, MOST, PROBE, receive, reports, send
+from penstock_worker.handoff import CLIENT, MAX_PER_MESSAGE, PROBE, read_reports, receive, send
 
 NEVER: Final = float("inf")
 
@@ -122,7 +122,7 @@ class Link:
         """
         self._unsent.append(fd)
         self._counted(1)
-        return len(self._unsent) < MOST
+        return len(self._unsent) < MAX_PER_MESSAGE
 
     def flush(self, now: float) -> list[int]:
         """Send what was put and close our copies; what it cannot take now is in flight no more."""
@@ -223,7 +223,7 @@ class Link:
         if self._front is None or self.broken:
             return False
         try:
-            report = reports(self._front)
+            report = read_reports(self._front)
         except OSError:
             # It closed its end, or says something else: its process ends, or has to.
             self.watch(False)

@@ -51,7 +51,7 @@ class Overflow(AdmissionControl):
         """Somebody was left waiting in the listener's queue."""
         self._said = False
         self._made_room = NEVER
-        self.spare: farewell.Spare | None = None
+        self.spare: farewell.SpareDescriptor | None = None
         """The process's one; it is opened before anybody is accepted."""
         # Inside TLS there is nothing to say before the handshake, which costs too much here.
         speaks = config.mode == "http" and config.scheme == "ports" and not config.tls

@@ -49,7 +49,7 @@ class Peeked:
         self._family = stream.family
         # All three said, so that none is asked of the kernel.
         self._sock = socket.socket(stream.family, _STREAM, 0, fileno=stream.fileno())
-        stream.given()
+        stream.detach()
         self._seen = 0
         """Looked at, and left where it is."""
         self._reading = False

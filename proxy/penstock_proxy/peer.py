@@ -6,7 +6,7 @@ a header. Must not know: how a header is read, or what becomes of the connection
 
 from typing import Any, Literal, NamedTuple
 
-from penstock_worker.proxy_protocol import Header, Place
+from penstock_worker.proxy_protocol import Endpoint, Header
 
 HeaderHandling = Literal["take", "look", "no"]
 """What is done with a PROXY header: taken off the connection; looked at, because whoever gets the
@@ -18,7 +18,7 @@ class Peer(NamedTuple):
 
     address: Any
     """As `accept` says it: the true one, if a proxy has said who that is."""
-    destination: Place = None
+    destination: Endpoint = None
     """What the client connected to, if a proxy has said it."""
     may_be_trusted: bool = True
     """May what it says of others be trusted, if it is one of `trusted_proxies`? Not what a

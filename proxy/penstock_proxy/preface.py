@@ -11,13 +11,13 @@ second request: the next may be somebody else's, and would be told of under a wr
 import socket
 from typing import Any, Final
 
-from penstock_worker.proxy_protocol import Place, build, build_local
+from penstock_worker.proxy_protocol import Endpoint, build, build_local
 from penstock_worker.streams import Stream
 
 _STREAM: Final = int(socket.SOCK_STREAM)
 
 
-def client_header(version: int, stream: Stream, peer: Any, destination: Place) -> bytes:
+def client_header(version: int, stream: Stream, peer: Any, destination: Endpoint) -> bytes:
     """For a client at `peer`; None as destination: what it is connected to here."""
     if not isinstance(peer, tuple):
         return build(version)
@@ -38,6 +38,6 @@ def local_header(version: int, sock: socket.socket) -> bytes:
     return build_local()
 
 
-def _place(name: Any) -> Place:
+def _place(name: Any) -> Endpoint:
     """The address and port of a socket's name; None for a unix socket's."""
     return (name[0], name[1]) if isinstance(name, tuple) else None

@@ -51,7 +51,7 @@ class Front(Commanded):
         self.logs: dict[str, AccessLog] = {}
         self._deadlines = Deadlines(monotonic())
         self._admission = Admission(_raise_descriptor_limit(), 0, 0)
-        self._spare = farewell.Spare()
+        self._spare = farewell.SpareDescriptor()
         self._channel: Channel | None = None
         self._configured: asyncio.Future[None] = loop.create_future()
         self._finished: asyncio.Future[int] = loop.create_future()

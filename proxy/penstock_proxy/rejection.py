@@ -42,9 +42,9 @@ class Rejections:
     def reject(self, stream: Stream, fault: Fault) -> None:
         """Tell a client no, and leave it a moment to hear it."""
         fd = stream.fileno()
-        stream.given()
-        sock = farewell.tell(fd, stream.family, self.answer(fault))
-        if farewell.is_over(sock) or len(self._lingering) >= MAX_LINGERING:
+        stream.detach()
+        sock = farewell.begin(fd, stream.family, self.answer(fault))
+        if farewell.is_complete(sock) or len(self._lingering) >= MAX_LINGERING:
             sock.close()
         else:
             _Lingering(self._service, sock, self._lingering)
@@ -77,7 +77,7 @@ class _Lingering:
         service.deadlines.arm_in(self, _LINGER_S)
 
     def _readable(self) -> None:
-        if farewell.is_over(self._sock):
+        if farewell.is_complete(self._sock):
             self.end()
 
     def expired(self, now: float) -> None:

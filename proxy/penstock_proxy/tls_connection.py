@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.connection import Adopter, Receiver, Transport
-from penstock_worker.access_log import secured
+from penstock_worker.access_log import tls_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,12 +108,12 @@ class TlsConnection(Transport):
         # Of what is not verified there is none.
         certificate: Mapping[str, Any] = tls.getpeercert() or {}
         names = [pair for group in certificate.get("subject", ()) for pair in group]
-        return secured(
+        return tls_fields(
             tls.version() or "",
             cipher[0] if cipher else "",
             ", ".join(f"{name}={value}" for name, value in names),
             resumed=self.is_resumed,
-            most=most,
+            max_field=most,
         )
 
     def carry(self, protocol: Adopter) -> None:

@@ -323,7 +323,7 @@ def adopt(reactor: Reactor, protocol: Adopter, stream: Stream, high: int = HIGH_
     if stream.blocks:
         os.set_blocking(fd, False)
     transport = SocketTransport(reactor, fd, protocol, high)
-    stream.given()
+    stream.detach()
     protocol.connection_made(transport)
     try:
         transport._look()

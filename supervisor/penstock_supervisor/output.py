@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, Protocol
 
-from penstock_worker.sink import Sink
+from penstock_worker.sink import LogWriter
 
 LONGEST: Final = 16 << 10
 """Bytes of a line; what is longer comes in pieces, each a line of its own."""
@@ -27,7 +27,7 @@ _FRONT: Final = 90
 
 
 class Lines(Protocol):
-    """Where finished lines go: a `Sink`."""
+    """Where finished lines go: a `LogWriter`."""
 
     @property
     def full(self) -> bool: ...
@@ -121,7 +121,7 @@ class Output:
         self._captures: set[Capture] = set()
         self._colours: dict[str, int] = {}
         # Two descriptors of one terminal or file are two sinks: each keeps its lines whole.
-        self._sinks = tuple(Sink(fd, on_room=self._room) for fd in (stdout, stderr))
+        self._log_writers = tuple(LogWriter(fd, on_capacity=self._room) for fd in (stdout, stderr))
         self._coloured = tuple(_is_terminal(fd) for fd in (stdout, stderr))
 
     def capture(self, name: str, stdout: int | None, stderr: int) -> tuple[Capture, ...]:
@@ -131,7 +131,7 @@ class Output:
                 self._loop,
                 fd,
                 self._prefix(name, coloured=self._coloured[which]),
-                self._sinks[which],
+                self._log_writers[which],
                 self._captures.discard,
             )
             for which, fd in enumerate((stdout, stderr))
@@ -145,8 +145,8 @@ class Output:
         for capture in tuple(self._captures):
             capture.drain()
             capture.close()
-        for sink in self._sinks:
-            sink.close()
+        for log_writer in self._log_writers:
+            log_writer.close()
 
     def _prefix(self, name: str, *, coloured: bool) -> bytes:
         if not coloured:

@@ -33,7 +33,7 @@ _LINGER_S: Final = 1.0
 _LINE: Final = 4 << 10
 _FIELD: Final = 4 << 10
 
-_log: Final = noise.without("penstock.reception")
+_log: Final = noise.filtered_logger("penstock.reception")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

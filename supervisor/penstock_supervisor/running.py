@@ -75,7 +75,7 @@ class Running:
         self._callbacks = callbacks
         # A front that starts is sent all links at once, and is our own program.
         most = _MOST_LINK_ENDS if plan.role == "front" else MAX_HANDLES
-        self._channel = Channel(loop, end, self._on_message, self._on_disconnect, most_handles=most)
+        self._channel = Channel(loop, end, self._on_message, self._on_disconnect, max_handles=most)
         self._waiting: Task[None] | None = None
         if not plan.ours:
             self._waiting = tasks.create_task(self._wait_until_ready(plan))
@@ -110,7 +110,7 @@ class Running:
         """Take what it said last: pipes and channel may hold what nobody has read yet."""
         for capture in self._captures:
             capture.drain()
-        self._channel.hear_out()
+        self._channel.read_pending()
 
     def close(self) -> None:
         """Let go of all that was opened for it. Its pipes end by themselves: what it started

@@ -21,8 +21,8 @@ from penstock_proxy.config import Address, FrontConfig, FrontService, Target
 from penstock_supervisor import shares
 from penstock_supervisor.services import Config, Restart, Service
 from penstock_worker import bounds, contract
-from penstock_worker.bounds import Bounds
-from penstock_worker.peers import Terms, written
+from penstock_worker.bounds import Limits
+from penstock_worker.peers import AcceptProxy, format_accept_proxy
 
 if TYPE_CHECKING:
     from penstock_supervisor.privileges import Privileges
@@ -244,10 +244,10 @@ def _header_variable(service: Service) -> dict[str, str]:
     the connection itself, or those that the front sends."""
     terms = None
     if service.scheme != "ports" and service.accept_proxy:
-        terms = Terms(service.timeouts.head, service.trusted_proxies)
+        terms = AcceptProxy(service.timeouts.head, service.trusted_proxies)
     elif service.scheme == "ports" and service.send_proxy and service.app is not None:
-        terms = Terms(service.timeouts.head, _FRONTS)
-    return {} if terms is None else {contract.ACCEPT_PROXY: written(terms)}
+        terms = AcceptProxy(service.timeouts.head, _FRONTS)
+    return {} if terms is None else {contract.ACCEPT_PROXY: format_accept_proxy(terms)}
 
 
 def _bounds_variable(service: Service, slot: int) -> dict[str, str]:
@@ -258,13 +258,13 @@ def _bounds_variable(service: Service, slot: int) -> dict[str, str]:
     most = 0
     if not service.has_front:
         most = shares.share(service.max_connections, service.workers, slot)
-    told = Bounds(
+    told = Limits(
         direct=True,
         connections=most,
         keepalive_s=service.timeouts.keepalive,
         log_field=service.limits.log_field,
     )
-    return {contract.BOUNDS: bounds.written(told)}
+    return {contract.BOUNDS: bounds.format_limits(told)}
 
 
 def _environment(

@@ -229,7 +229,7 @@ def test_draining_ends_though_new_ones_come_as_fast_as_they_are_let_in(
     runner: asyncio.Runner, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = 30
-    monkeypatch.setattr(acceptor_module, "backlog", lambda: most)
+    monkeypatch.setattr(acceptor_module, "max_backlog", lambda: most)
 
     async def main() -> None:
         acceptor = door.open()

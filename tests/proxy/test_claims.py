@@ -11,7 +11,7 @@ from penstock_proxy.claims import Claims, believed
 from penstock_proxy.config import Fields
 from penstock_proxy.errors import RejectedError
 from penstock_proxy.forwarding import Forwarding, request_trailers
-from penstock_worker.peers import Trusted
+from penstock_worker.peers import TrustedProxies
 
 PROXIES = ("10.0.0.0/8", "2001:db8:1::/48")
 
@@ -21,7 +21,7 @@ def claims(text: str, language: str = "x-forwarded", trusted: tuple[str, ...] = 
     for line in text.encode().split(b"\n"):
         name, _, value = line.partition(b":")
         said.setdefault(name.strip().lower(), []).append(value.strip())
-    return believed(said, Trusted(trusted), language)  # type: ignore[arg-type]
+    return believed(said, TrustedProxies(trusted), language)  # type: ignore[arg-type]
 
 
 def worker_sees(

@@ -24,7 +24,7 @@ from penstock_proxy.pending import Pending
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import Service
 from penstock_proxy.standing import MemberState
-from penstock_worker.handoff import CLIENT, CREDIT, MOST, receive
+from penstock_worker.handoff import CLIENT, CREDIT, MAX_PER_MESSAGE, receive
 from penstock_worker.proxy_protocol import Header, build, parse
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class House:
         worker, taken = self.workers[number], 0
         while taken < most:
             try:
-                size = len(worker.recv(MOST, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+                size = len(worker.recv(MAX_PER_MESSAGE, socket.MSG_PEEK | socket.MSG_DONTWAIT))
             except BlockingIOError:
                 break
             worker.send(CREDIT.pack(size, 0))

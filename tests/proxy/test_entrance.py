@@ -18,7 +18,7 @@ from penstock_proxy.deadlines import TICK_S, Deadlines
 from penstock_proxy.entrance import Entrance
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
 from penstock_proxy.peer import HeaderHandling, Peer
-from penstock_worker.peers import Trusted
+from penstock_worker.peers import TrustedProxies
 from penstock_worker.proxy_protocol import SIGNATURE, build, build_local
 from penstock_worker.streams import Stream
 
@@ -46,7 +46,7 @@ class House:
             self.loop,
             self.deadlines,
             10.0,
-            Trusted(["10.0.0.0/8", "unix"]),
+            TrustedProxies(["10.0.0.0/8", "unix"]),
             self,
             handling=handling,
         )

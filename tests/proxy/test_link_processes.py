@@ -22,7 +22,7 @@ from penstock_proxy.link import Link
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
 from penstock_proxy.standing import MemberState
-from penstock_worker.receiver import Taker
+from penstock_worker.receiver import LinkReceiver
 from penstock_worker.streams import Stream
 
 WAIT_S = 20.0
@@ -37,10 +37,10 @@ def work(link: socket.socket, name: bytes) -> None:
     def connected(stream: Stream, _: bool) -> None:
         os.write(stream.fileno(), name)
         stream.close()
-        taker.ended()
+        receiver.ended()
 
-    taker = Taker(loop, link, connected, 1 << 20)
-    taker.start()
+    receiver = LinkReceiver(loop, link, connected, 1 << 20)
+    receiver.start()
     loop.run_forever()
 
 

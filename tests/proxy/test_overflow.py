@@ -59,7 +59,7 @@ class Street:
             lambda *_: None,
         )
         self.counters = self.service.counters
-        self.spare = self.service.overflow.spare = farewell.Spare()
+        self.spare = self.service.overflow.spare = farewell.SpareDescriptor()
         self.address = listener.getsockname()
         # From now on the acceptor's; but a test may look at its queue.
         listener.detach()

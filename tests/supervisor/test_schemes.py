@@ -78,7 +78,7 @@ def test_a_worker_knows_whether_connections_begin_with_a_header(
     keys: dict[str, Any], terms: tuple[float, tuple[str, ...]] | None
 ) -> None:
     first, _ = plans(service(**keys, trusted_proxies=["10.0.0.0/8"]))
-    assert peers.told(first.environment) == terms
+    assert peers.parse_accept_proxy(first.environment) == terms
 
 
 def test_who_wants_buffered_output_keeps_it() -> None:

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_worker.access_log import CUT, MAX_FIELD, AccessLog, Entry, Format, open_log, secured
-from penstock_worker.sink import Sink
+from penstock_worker.access_log import (
+    CUT,
+    MAX_FIELD,
+    AccessLog,
+    Entry,
+    Format,
+    open_log,
+    tls_fields,
+)
+from penstock_worker.sink import LogWriter
 
 NOON = 1795262400.0
 """2026-11-21T12:00:00Z."""
@@ -46,7 +54,7 @@ def entry(
 
 def written(form: Format, *entries: Entry) -> str:
     with tempfile.TemporaryFile() as file:
-        log = AccessLog("web", Sink(file.fileno()), form)
+        log = AccessLog("web", LogWriter(file.fileno()), form)
         for one in entries:
             log.add(one)
         log.close()
@@ -62,7 +70,7 @@ def as_json(one: Entry) -> dict[str, Any]:
 @pytest.mark.parametrize("subject", ["", 'commonName=a"\n', "commonName=" + "\u00e9" * 5000])
 def test_what_tls_came_to_is_told_where_it_was_spoken(subject: str) -> None:
     assert "tls" not in as_json(entry())
-    told = as_json(entry(tls=secured("TLSv1.3", "TLS_AES_128", subject, resumed=True)))["tls"]
+    told = as_json(entry(tls=tls_fields("TLSv1.3", "TLS_AES_128", subject, resumed=True)))["tls"]
     assert (told["version"], told["cipher"], told["resumed"]) == ("TLSv1.3", "TLS_AES_128", True)
     if len(subject) > MAX_FIELD:
         assert MAX_FIELD // 2 < len(told["subject"]) <= MAX_FIELD
@@ -266,7 +274,7 @@ def test_off_is_no_log_and_stdout_is_the_first_descriptor(
 
 def test_lines_beyond_the_sinks_bound_are_dropped_and_counted(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
-        log = AccessLog("web", Sink(file.fileno(), bound=10), "json")
+        log = AccessLog("web", LogWriter(file.fileno(), bound=10), "json")
         for _ in range(3):
             log.add(entry())
         log.close()

@@ -3,57 +3,57 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_worker.backlog import Backlog
+from penstock_worker.backlog import AcceptQueue
 
 MAX_WAIT_S = 2.0
 
 
 def test_nobody_has_waited_when_it_is_looked_at_first() -> None:
-    assert Backlog(MAX_WAIT_S).look(100.0, accepted=0, waiting=7) == 0
+    assert AcceptQueue(MAX_WAIT_S).overdue(100.0, accepted=0, waiting=7) == 0
 
 
 def test_who_was_there_a_patience_ago_and_still_is_has_waited_too_long() -> None:
-    accept_queue = Backlog(MAX_WAIT_S)
-    accept_queue.look(100.0, accepted=10, waiting=3)
-    assert accept_queue.look(101.9, accepted=10, waiting=5) == 0
-    assert accept_queue.look(102.0, accepted=10, waiting=9) == 3
-    assert accept_queue.look(103.9, accepted=13, waiting=6) == 2
-    assert accept_queue.look(104.0, accepted=15, waiting=6) == 4
+    accept_queue = AcceptQueue(MAX_WAIT_S)
+    accept_queue.overdue(100.0, accepted=10, waiting=3)
+    assert accept_queue.overdue(101.9, accepted=10, waiting=5) == 0
+    assert accept_queue.overdue(102.0, accepted=10, waiting=9) == 3
+    assert accept_queue.overdue(103.9, accepted=13, waiting=6) == 2
+    assert accept_queue.overdue(104.0, accepted=15, waiting=6) == 4
 
 
 def test_who_was_accepted_meanwhile_does_not_count() -> None:
-    accept_queue = Backlog(MAX_WAIT_S)
-    accept_queue.look(100.0, accepted=0, waiting=5)
-    assert accept_queue.look(102.0, accepted=4, waiting=20) == 1
-    assert accept_queue.look(102.1, accepted=9, waiting=20) == 0
+    accept_queue = AcceptQueue(MAX_WAIT_S)
+    accept_queue.overdue(100.0, accepted=0, waiting=5)
+    assert accept_queue.overdue(102.0, accepted=4, waiting=20) == 1
+    assert accept_queue.overdue(102.1, accepted=9, waiting=20) == 0
 
 
 def test_a_queue_that_ran_empty_begins_anew() -> None:
-    accept_queue = Backlog(MAX_WAIT_S)
-    accept_queue.look(100.0, accepted=0, waiting=5)
-    watched = [accept_queue.is_watched]
-    accept_queue.look(101.0, accepted=5, waiting=0)
-    watched.append(accept_queue.is_watched)
+    accept_queue = AcceptQueue(MAX_WAIT_S)
+    accept_queue.overdue(100.0, accepted=0, waiting=5)
+    watched = [accept_queue.was_occupied]
+    accept_queue.overdue(101.0, accepted=5, waiting=0)
+    watched.append(accept_queue.was_occupied)
     assert watched == [True, False]
-    assert accept_queue.look(102.0, accepted=5, waiting=5) == 0
+    assert accept_queue.overdue(102.0, accepted=5, waiting=5) == 0
 
 
 def test_whoever_another_process_may_have_taken_is_given_the_time() -> None:
-    accept_queue = Backlog(MAX_WAIT_S)
-    accept_queue.look(100.0, accepted=0, waiting=5)
-    accept_queue.look(101.0, accepted=0, waiting=1)
-    assert accept_queue.look(102.0, accepted=0, waiting=4) == 1
+    accept_queue = AcceptQueue(MAX_WAIT_S)
+    accept_queue.overdue(100.0, accepted=0, waiting=5)
+    accept_queue.overdue(101.0, accepted=0, waiting=1)
+    assert accept_queue.overdue(102.0, accepted=0, waiting=4) == 1
 
 
 def test_without_patience_everybody_has_waited_too_long_at_once() -> None:
-    assert Backlog(0.0).look(100.0, accepted=0, waiting=5) == 5
+    assert AcceptQueue(0.0).overdue(100.0, accepted=0, waiting=5) == 5
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1.0), st.integers(0, 5), st.integers(0, 5)), max_size=40))
 def test_nobody_is_overdue_who_came_less_than_a_patience_ago(
     steps: list[tuple[float, int, int]],
 ) -> None:
-    accept_queue = Backlog(MAX_WAIT_S)
+    accept_queue = AcceptQueue(MAX_WAIT_S)
     now, accepted = 0.0, 0
     queue: list[float] = []
     for passed, come, gone in steps:
@@ -61,7 +61,7 @@ def test_nobody_is_overdue_who_came_less_than_a_patience_ago(
         queue += [now] * come
         accepted += len(queue[:gone])
         del queue[:gone]
-        overdue = accept_queue.look(now, accepted, len(queue))
+        overdue = accept_queue.overdue(now, accepted, len(queue))
         assert all(now - came >= MAX_WAIT_S for came in queue[:overdue])
         accepted += overdue
         del queue[:overdue]

@@ -10,7 +10,7 @@ import pytest
 from tests.descriptors import descriptors
 from tests.worker.links import fill, pair
 
-from penstock_worker.handoff import CLIENT, CREDIT, receive, reports, send
+from penstock_worker.handoff import CLIENT, CREDIT, read_reports, receive, send
 
 
 def test_more_descriptors_than_one_are_closed() -> None:
@@ -34,11 +34,11 @@ def test_a_full_link_says_so_at_once() -> None:
 def test_all_that_was_said_is_one_report() -> None:
     front, worker = pair()
     with front, worker:
-        assert reports(front) is None
+        assert read_reports(front) is None
         worker.send(CREDIT.pack(2, 0))
         worker.send(CREDIT.pack(0, 1))
         worker.send(CREDIT.pack(0xFFFF, 0xFFFF))
-        assert reports(front) == (0x10001, 0x10000)
+        assert read_reports(front) == (0x10001, 0x10000)
         worker.send(CREDIT.pack(1, 0) + b"!")
         with pytest.raises(ConnectionResetError):
-            reports(front)
+            read_reports(front)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from penstock_worker.contract import ACCEPT_PROXY
 from penstock_worker.counters import RequestCounters
 from penstock_worker.introduction import HEADER, UNTRUSTED, ProxyHeaders
-from penstock_worker.peers import Terms, told, written
+from penstock_worker.peers import AcceptProxy, format_accept_proxy, parse_accept_proxy
 from penstock_worker.proxy_protocol import build, build_local
 from penstock_worker.streams import Stream, adopt
 
@@ -54,7 +54,7 @@ class House:
         self.loop = asyncio.get_running_loop()
         self.counters = RequestCounters()
         self.made: list[Program] = []
-        self.headers = ProxyHeaders(self.loop, Terms(seconds, trusted), self.counters)
+        self.headers = ProxyHeaders(self.loop, AcceptProxy(seconds, trusted), self.counters)
         self.serve = self.headers.wrap(self._program)
 
     def _program(self, probe: bool) -> asyncio.Protocol:
@@ -196,9 +196,9 @@ def test_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_terms_come_as_they_were_written() -> None:
-    accept_proxy = Terms(2.5, ("10.0.0.0/8", "unix"))
-    assert told({ACCEPT_PROXY: written(accept_proxy)}) == accept_proxy
-    assert told({}) is None
+    accept_proxy = AcceptProxy(2.5, ("10.0.0.0/8", "unix"))
+    assert parse_accept_proxy({ACCEPT_PROXY: format_accept_proxy(accept_proxy)}) == accept_proxy
+    assert parse_accept_proxy({}) is None
     for wrong in ("", "[]", "[1]", "[null, []]", "x", "{}"):
         with pytest.raises(ValueError, match="says nothing"):
-            told({ACCEPT_PROXY: wrong})
+            parse_accept_proxy({ACCEPT_PROXY: wrong})

@@ -6,7 +6,7 @@ import pytest
 
 from penstock_worker import listeners
 from penstock_worker.listeners import ListenError, address, listen_error, own_port
-from penstock_worker.somaxconn import backlog
+from penstock_worker.somaxconn import max_backlog
 
 
 def free_port() -> int:
@@ -30,7 +30,7 @@ def test_the_port_is_ours_on_loopback_and_nobody_is_let_in_yet() -> None:
         assert address(sock) == f"127.0.0.1:{port}"
         with socket.socket() as client:
             assert client.connect_ex((host, port)) != 0
-        sock.listen(backlog())
+        sock.listen(max_backlog())
         with socket.create_connection((host, port)):
             pass
 

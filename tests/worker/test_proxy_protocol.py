@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_worker.peers import Trusted, peer_address
+from penstock_worker.peers import TrustedProxies, peer_address
 from penstock_worker.proxy_protocol import (
-    LARGEST,
+    MAX_HEADER,
     MAX_V1_LINE,
     SIGNATURE,
     Header,
@@ -185,12 +185,12 @@ def test_arbitrary_bytes_are_a_header_a_part_of_one_or_refused(data: bytes) -> N
     except HeaderError:
         return
     if isinstance(found, Header):
-        assert 0 < found.size <= min(len(data), LARGEST)
+        assert 0 < found.size <= min(len(data), MAX_HEADER)
         # Nothing behind it has a say.
         assert parse(data[: found.size]) == found
         assert parse(data[: found.size] + b"\n" * 9) == found
     else:
-        assert 0 < found <= LARGEST
+        assert 0 < found <= MAX_HEADER
 
 
 @given(st.sampled_from([data for data, _ in GOOD]), st.data())
@@ -228,7 +228,7 @@ def _outcome(data: bytes) -> Header | int | None:
     ],
 )
 def test_who_is_trusted_is_named(texts: tuple[str, ...], address: str, *, believed: bool) -> None:
-    assert (address in Trusted(texts)) is believed
+    assert (address in TrustedProxies(texts)) is believed
 
 
 def test_a_peer_has_one_name_in_either_family() -> None:

@@ -16,8 +16,8 @@ from tests.descriptors import descriptors
 from tests.worker.links import fill, pair
 
 from penstock_worker.contract import LINK_FD
-from penstock_worker.handoff import CLIENT, CREDIT, PROBE, Report, receive, reports, send
-from penstock_worker.receiver import Taker, inherited
+from penstock_worker.handoff import CLIENT, CREDIT, PROBE, Report, read_reports, receive, send
+from penstock_worker.receiver import LinkReceiver, inherited
 from penstock_worker.streams import Stream
 
 RESERVE = 16
@@ -35,17 +35,17 @@ class Worker:
         self.announced = 0
         """How many connections it has announced."""
         self.took_unannounced = False
-        self.taker = Taker(loop, link, self._connected, 1 << 20)
+        self.receiver = LinkReceiver(loop, link, self._connected, 1 << 20)
 
     def limited(self, room: int) -> None:
         """From now on so many more bring it to its limit."""
-        self.taker.close()
+        self.receiver.close()
         self.front.close()
         self.front, self.link = pair()
         lowest = os.dup(0)
         os.close(lowest)
         limit = lowest + room - 1 + RESERVE
-        self.taker = Taker(self.loop, self.link, self._connected, limit)
+        self.receiver = LinkReceiver(self.loop, self.link, self._connected, limit)
 
     def _connected(self, stream: Stream, probe: bool) -> None:
         self.taken.append((stream, probe))
@@ -53,7 +53,7 @@ class Worker:
         self.took_unannounced |= len(self.taken) > self.announced
 
     def hear(self) -> Report:
-        report = reports(self.front) or Report(0, 0)
+        report = read_reports(self.front) or Report(0, 0)
         self.announced += report.taken
         return report
 
@@ -85,7 +85,7 @@ class Worker:
         return found
 
     def close(self) -> None:
-        self.taker.close()
+        self.receiver.close()
         self.front.close()
         for stream, _ in self.taken:
             stream.close()
@@ -106,16 +106,16 @@ def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
 
 
 def test_it_says_that_it_takes_one_before_it_does(worker: Worker) -> None:
-    worker.taker.start()
+    worker.receiver.start()
     for count in (1, 3, 20):
         worker.send(count)
         worker.turn()
-    assert len(worker.taken) == worker.taker.taken == worker.announced == 24
+    assert len(worker.taken) == worker.receiver.taken == worker.announced == 24
     assert not worker.took_unannounced
 
 
 def test_a_connection_arrives_ready_to_be_served(worker: Worker) -> None:
-    worker.taker.start()
+    worker.receiver.start()
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -140,41 +140,41 @@ def test_it_takes_few_at_a_time(worker: Worker) -> None:
             while True:
                 heard.append(CREDIT.unpack(worker.front.recv(64, socket.MSG_DONTWAIT))[0])
 
-    worker.taker._on_connection = look
-    worker.taker.start()
+    worker.receiver._on_connection = look
+    worker.receiver.start()
     worker.turn()
     assert sum(heard) == 30
     assert max(heard) <= 8
 
 
 def test_all_of_a_message_are_taken(worker: Worker) -> None:
-    worker.taker.start()
+    worker.receiver.start()
     for count in (8, 3, 1):
         worker.send(count, each=8)
     worker.send(23, each=8)
     worker.turn()
-    assert len(worker.taken) == worker.taker.taken == worker.announced == 35
+    assert len(worker.taken) == worker.receiver.taken == worker.announced == 35
     assert not worker.took_unannounced
 
 
 def test_a_health_check_is_served_and_not_counted(worker: Worker) -> None:
-    worker.taker.start()
+    worker.receiver.start()
     worker.send(1, PROBE)
     worker.send(1)
     worker.turn()
     assert [probe for _, probe in worker.taken] == [True, False]
-    assert worker.taker.taken == 1
+    assert worker.receiver.taken == 1
     assert worker.announced == 2
 
 
 def test_ends_are_told_with_the_next_credit(worker: Worker) -> None:
-    worker.taker.start()
+    worker.receiver.start()
     worker.send(2)
     worker.turn()
     worker.hear()
-    worker.taker.ended()
-    worker.taker.ended()
-    worker.taker._on_connection = lambda stream, probe: worker.taken.append((stream, probe))
+    worker.receiver.ended()
+    worker.receiver.ended()
+    worker.receiver._on_connection = lambda stream, probe: worker.taken.append((stream, probe))
     worker.send(1)
     worker.turn()
     assert worker.hear() == (1, 2)
@@ -183,7 +183,7 @@ def test_ends_are_told_with_the_next_credit(worker: Worker) -> None:
 def test_ends_are_told_in_a_while_if_nobody_comes(worker: Worker) -> None:
     heard = []
     for _ in range(3):
-        worker.taker.ended()
+        worker.receiver.ended()
 
     def told() -> bool:
         heard.append(worker.hear())
@@ -196,7 +196,7 @@ def test_ends_are_told_in_a_while_if_nobody_comes(worker: Worker) -> None:
 def test_it_takes_nothing_that_it_cannot_announce(worker: Worker) -> None:
     fill(lambda: worker.link.send(CREDIT.pack(0, 0), socket.MSG_DONTWAIT))
     worker.send(3)
-    worker.taker.start()
+    worker.receiver.start()
     worker.turn()
     assert not worker.taken
     worker.hear()
@@ -208,22 +208,22 @@ def test_it_takes_nothing_that_it_cannot_announce(worker: Worker) -> None:
 def test_without_descriptors_it_leaves_them_to_others(worker: Worker) -> None:
     worker.limited(4)
     worker.send(20)
-    worker.taker.start()
+    worker.receiver.start()
     worker.turn()
     taken = len(worker.taken)
     assert 0 < taken == worker.announced < 12, "what it has announced: the reserve is for that"
     stream, _ = worker.taken.pop(0)
     stream.close()
-    worker.taker.ended()
+    worker.receiver.ended()
     worker.turn()
-    assert worker.taker.taken > taken, "one has ended, so it looks again"
+    assert worker.receiver.taken > taken, "one has ended, so it looks again"
     assert not worker.took_unannounced
-    assert worker.left() + worker.taker.taken == 20, "and the rest is there for whoever asks"
+    assert worker.left() + worker.receiver.taken == 20, "and the rest is there for whoever asks"
 
 
 def test_what_the_program_has_left_no_number_for_stays_where_it_is(worker: Worker) -> None:
     worker.send(6, each=3)
-    worker.taker.start()
+    worker.receiver.start()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     hole, beyond = os.dup(0), os.dup(0)
     os.close(hole)
@@ -245,9 +245,9 @@ def test_what_the_program_has_left_no_number_for_stays_where_it_is(worker: Worke
 
 
 def test_when_it_leaves_it_takes_what_is_on_its_way_and_nothing_after_it(worker: Worker) -> None:
-    worker.taker.start()
+    worker.receiver.start()
     worker.send(30)
-    worker.taker.drain()
+    worker.receiver.drain()
     assert len(worker.taken) == 30
     worker.send(2)
     worker.turn()
@@ -257,24 +257,24 @@ def test_when_it_leaves_it_takes_what_is_on_its_way_and_nothing_after_it(worker:
 
 def test_what_ends_after_the_last_one_was_taken_is_told_too(worker: Worker) -> None:
     worker.send(1)
-    worker.taker.start()
-    worker.taker.drain()
+    worker.receiver.start()
+    worker.receiver.drain()
     worker.hear()
-    worker.taker.ended()
+    worker.receiver.ended()
     worker.waits_for(lambda: worker.hear().ended == 1)
 
 
 def test_a_front_that_is_gone_for_good_does_not_keep_it_busy(worker: Worker) -> None:
-    worker.taker.start()
+    worker.receiver.start()
     worker.front.close()
     worker.turn()
     assert not worker.loop.remove_reader(worker.link), "nobody waits for it any more"
-    worker.taker.ended()
-    worker.waits_for(lambda: worker.taker._report is None)
+    worker.receiver.ended()
+    worker.waits_for(lambda: worker.receiver._report is None)
 
 
 def test_a_message_without_a_connection_is_none(worker: Worker) -> None:
-    worker.taker.start()
+    worker.receiver.start()
     worker.front.send(CLIENT)
     worker.send(1)
     worker.turn()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from penstock_worker import somaxconn
-from penstock_worker.somaxconn import BACKLOG, backlog
+from penstock_worker.somaxconn import BACKLOG, max_backlog
 
 
 @pytest.mark.parametrize(
@@ -18,11 +18,11 @@ def test_the_shorter_of_both_bounds_holds(
     limit = tmp_path / "somaxconn"
     limit.write_text(text)
     monkeypatch.setattr(somaxconn, "_LIMIT", limit)
-    assert backlog() == length
+    assert max_backlog() == length
 
 
 def test_without_the_kernels_word_ours_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(somaxconn, "_LIMIT", tmp_path / "nothing")
-    assert backlog() == BACKLOG
+    assert max_backlog() == BACKLOG

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from penstock_worker import farewell
-from penstock_worker.backlog import Backlog
+from penstock_worker.backlog import AcceptQueue
 
 ACCEPTS_PER_WAKEUP: Final = 2
 """One would be fairest, but would cost an epoll_wait for each connection of a burst."""
@@ -36,7 +36,7 @@ _RESPONSE: Final = (
 )
 _LOG_INTERVAL_S: Final = 10.0
 """Between two log lines about the connection limit, which may be reached many times a second."""
-PASSING: Final = frozenset(
+TRANSIENT: Final = frozenset(
     {
         errno.ECONNABORTED,
         errno.EPROTO,
@@ -77,9 +77,9 @@ class Acceptor:
         self._holding = False
         self._logged_full_at = -_LOG_INTERVAL_S
         self._max_wait_s = max_wait_s
-        self._backlog = Backlog(max_wait_s)
+        self._accept_queue = AcceptQueue(max_wait_s)
         self._accepted = 0
-        self._spare = farewell.Spare()
+        self._spare = farewell.SpareDescriptor()
         self._retry: TimerHandle | None = None
 
     def start(self) -> None:
@@ -135,7 +135,7 @@ class Acceptor:
 
     def _accept_failed(self, error: OSError) -> bool:
         """Nothing was accepted; True if the next `accept` may succeed."""
-        if error.errno in PASSING:
+        if error.errno in TRANSIENT:
             return True
         if error.errno not in EXHAUSTED:
             # The supervisor has shut it down. No connection will come, and epoll would report it
@@ -161,14 +161,14 @@ class Acceptor:
             self._pause()
             self._retry = self._loop.call_later(_RETRY_S, self.start)
         if not self._holding:
-            self._backlog = Backlog(self._max_wait_s)
+            self._accept_queue = AcceptQueue(self._max_wait_s)
         self._holding = True
         self._refuse_overdue(reason)
 
     def _refuse_overdue(self, reason: bytes) -> None:
         """Answer 503 to those that have waited too long."""
-        waiting = farewell.waiting(self._listener)
-        overdue = self._backlog.look(self._loop.time(), self._accepted, waiting)
+        waiting = farewell.accept_queue_length(self._listener)
+        overdue = self._accept_queue.overdue(self._loop.time(), self._accepted, waiting)
         for _ in range(min(overdue, _MAX_REFUSED)):
             if not self._spare.refuse(self._listener, _RESPONSE % (len(reason), reason)):
                 return

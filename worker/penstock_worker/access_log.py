@@ -2,7 +2,7 @@
 
 Owns the format of a line, and that no client can forge one: every field is cut to a length, and
 the output is printable ASCII, whatever came in. Must not know where lines are written
-(`sink`), nor what time it is.
+(`log_writer`), nor what time it is.
 
 On the data path `add` only appends to a list, because making a line costs as much as reading a
 request head. `flush` makes the lines of about 100 ms at once, and passes them to the thread
@@ -14,7 +14,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from time import gmtime
 from typing import Final, Literal
 
-from penstock_worker.sink import Sink
+from penstock_worker.sink import LogWriter
 
 MAX_FIELD: Final = 1024
 """Characters of one field, by default; a longer one is cut and ends in CUT."""
@@ -37,7 +37,7 @@ Entry = tuple[
     str,  # request id
     str,  # how it ended: "ok" or Fault.kind
     bytes,  # header block, for the combined format; else empty
-    str,  # the fields of TLS, see `secured`; empty: a connection without TLS
+    str,  # the fields of TLS, see `tls_fields`; empty: a connection without TLS
 ]
 """A plain tuple: a NamedTuple of this length takes six times as long to make. A `str` is
 one character a byte (latin-1) wherever it came from a client."""
@@ -70,14 +70,16 @@ class AccessLog:
     Make one by `open_log`. The owner calls `flush` about every 100 ms.
     """
 
-    __slots__ = ("_entries", "_line", "_sink", "add")
+    __slots__ = ("_entries", "_line", "_log_writer", "add")
 
     add: Callable[[Entry], None]
     """Store one entry. It is the list's own method, so it costs no Python call."""
 
-    def __init__(self, service: str, sink: Sink, form: Format, max_field: int = MAX_FIELD) -> None:
-        """`most`: characters of one field."""
-        self._sink = sink
+    def __init__(
+        self, service: str, log_writer: LogWriter, form: Format, max_field: int = MAX_FIELD
+    ) -> None:
+        """`max_field`: characters of one field."""
+        self._log_writer = log_writer
         self._entries: list[Entry] = []
         self._line = _Json(service, max_field).line if form == "json" else _Combined(max_field).line
         self.add = self._entries.append
@@ -85,7 +87,7 @@ class AccessLog:
     @property
     def dropped(self) -> int:
         """Lines that could not be written."""
-        return self._sink.dropped
+        return self._log_writer.dropped
 
     def flush(self) -> None:
         """Make lines of the entries so far, and have them written."""
@@ -93,21 +95,21 @@ class AccessLog:
         if entries:
             lines = "".join(map(self._line, entries))
             entries.clear()
-            self._sink.write(lines.encode("ascii"))
+            self._log_writer.write(lines.encode("ascii"))
 
     def reopen(self) -> None:
         """Continue in a new file of the same name; earlier entries go to the old one."""
         self.flush()
-        self._sink.reopen()
+        self._log_writer.reopen()
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Flush, and wait until all is written, for `timeout_s` at the most."""
         self.flush()
-        self._sink.close(timeout_s)
+        self._log_writer.close(timeout_s)
 
 
-def secured(
-    version: str, cipher: str, subject: str, *, resumed: bool, most: int = MAX_FIELD
+def tls_fields(
+    version: str, cipher: str, subject: str, *, resumed: bool, max_field: int = MAX_FIELD
 ) -> str:
     """The fields of TLS in a JSON line, made once for a connection.
 
@@ -116,7 +118,7 @@ def secured(
     return (
         f',"tls":{{"version":{quoted(version)},"cipher":{quoted(cipher)}'
         f',"resumed":{"true" if resumed else "false"}'
-        f',"subject":{_json(subject.encode(), most) if subject else "null"}}}'
+        f',"subject":{_json(subject.encode(), max_field) if subject else "null"}}}'
     )
 
 
@@ -129,7 +131,7 @@ def open_log(
     """
     if target == "off":
         return None
-    return AccessLog(service, Sink(1 if target == "stdout" else target), form, max_field)
+    return AccessLog(service, LogWriter(1 if target == "stdout" else target), form, max_field)
 
 
 class _Json:

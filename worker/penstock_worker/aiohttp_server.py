@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from penstock_worker import noise
-from penstock_worker.bounds import Bounds
+from penstock_worker.bounds import Limits
 from penstock_worker.recorder import Recorder, RequestRecord
 
 _DRAIN_S: Final = 24 * 3600.0
@@ -29,8 +29,8 @@ proxy aiohttp's defaults hold: 8190 bytes a line, 128 fields."""
 _POLL_S: Final = 0.05
 """Between two looks whether requests are in flight, at shutdown."""
 _STARTED_AT: Final = "penstock.begun"
-_BEHIND_PROXY: Final = Bounds()
-_LOG: Final = noise.without("aiohttp.server.penstock")
+_BEHIND_PROXY: Final = Limits()
+_LOG: Final = noise.filtered_logger("aiohttp.server.penstock")
 """A child of aiohttp's own logger, which the program may have configured."""
 
 
@@ -38,7 +38,7 @@ class AiohttpServer:
     """`recorder` is None where a proxy counts and logs."""
 
     def __init__(
-        self, app: web.Application, recorder: Recorder | None, limits: Bounds = _BEHIND_PROXY
+        self, app: web.Application, recorder: Recorder | None, limits: Limits = _BEHIND_PROXY
     ) -> None:
         # aiohttp's clock runs from the start of the connection until a head is complete.
         settings: dict[str, Any] = {"keepalive_timeout": limits.keepalive_s, "logger": _LOG}

@@ -18,17 +18,17 @@ from typing import Any, Final
 import uvicorn
 
 from penstock_worker.asgi_heads import IdleConnections, limit_heads
-from penstock_worker.bounds import Bounds
+from penstock_worker.bounds import Limits
 from penstock_worker.loading import StartError
 from penstock_worker.recorder import Recorder, RequestRecord
-from penstock_worker.somaxconn import backlog
+from penstock_worker.somaxconn import max_backlog
 
 _SECOND_S: Final = 1.0
 _LOGGED_HEADERS: Final = frozenset((b"content-length", b"referer", b"user-agent", b"x-request-id"))
 _SWITCHING_PROTOCOLS: Final = 101
 _FORBIDDEN: Final = 403
 _SERVER_ERROR: Final = 500
-_BEHIND_PROXY: Final = Bounds()
+_BEHIND_PROXY: Final = Limits()
 
 _Message = dict[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
@@ -39,7 +39,7 @@ _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 class AsgiServer:
     """`recorder` is None where a proxy counts and logs."""
 
-    def __init__(self, app: Any, recorder: Recorder | None, limits: Bounds = _BEHIND_PROXY) -> None:
+    def __init__(self, app: Any, recorder: Recorder | None, limits: Limits = _BEHIND_PROXY) -> None:
         self._recorder = recorder
         self._idle = IdleConnections(limits.keepalive_s) if limits.direct else None
         self._config = uvicorn.Config(
@@ -51,7 +51,7 @@ class AsgiServer:
             access_log=False,
             # uvicorn passes it to the loop, which takes fractions of a second as well.
             timeout_keep_alive=limits.keepalive_s,  # type: ignore[arg-type]
-            backlog=backlog(),
+            backlog=max_backlog(),
         )
         self._probe_config = self._config
         self._server = uvicorn.Server(self._config)

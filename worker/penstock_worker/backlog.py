@@ -9,8 +9,8 @@ sockets, nor what happens to overdue connections. No I/O; the clock is an argume
 from collections import deque
 
 
-class Backlog:
-    """One queue. Call `look` now and then while nothing is accepted from it."""
+class AcceptQueue:
+    """One queue. Call `overdue` now and then while nothing is accepted from it."""
 
     __slots__ = ("_max_wait_s", "_samples")
 
@@ -19,7 +19,7 @@ class Backlog:
         self._samples: deque[tuple[float, int]] = deque()
         """The time of a look, and how many connections had ever arrived by then."""
 
-    def look(self, now: float, accepted: int, waiting: int) -> int:
+    def overdue(self, now: float, accepted: int, waiting: int) -> int:
         """How many of those that wait have waited too long.
 
         `accepted`: how many connections we have ever accepted from the queue.
@@ -38,6 +38,6 @@ class Backlog:
         return max(0, min(waiting, came - accepted))
 
     @property
-    def is_watched(self) -> bool:
+    def was_occupied(self) -> bool:
         """Did a connection wait at the last look?"""
         return bool(self._samples)

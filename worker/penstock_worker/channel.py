@@ -51,7 +51,7 @@ class Channel:
     `on_message(value, handle)` gets every message in order, and owns the handle, if there
     is one: a non-blocking socket. `on_disconnect` is called once, after the last
     message, when the peer is gone or was cut off; never from within `send`. After `close`
-    neither is called. `most_handles`: how many handles may wait to be sent.
+    neither is called. `max_handles`: how many handles may wait to be sent.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Channel:
         sock: socket.socket,
         on_message: OnMessage,
         on_disconnect: Callable[[], None],
-        most_handles: int = MAX_HANDLES,
+        max_handles: int = MAX_HANDLES,
     ) -> None:
         self.closed = False
         self.fault = ""
@@ -72,7 +72,7 @@ class Channel:
         self._received = bytearray()
         self._fds: deque[int] = deque()
         """Received descriptors, in the order of the lines that they belong to."""
-        self._send_queue = SendQueue(loop, sock, self._cut_off, self._read_soon, most_handles)
+        self._send_queue = SendQueue(loop, sock, self._cut_off, self._read_soon, max_handles)
         self._next_read: Handle | None = None
         self._closing: Handle | None = None
         loop.add_reader(sock, self._read)
@@ -106,7 +106,7 @@ class Channel:
         """One message more may be too much. Who sends many at once can look here first."""
         return self._send_queue.congested
 
-    def hear_out(self) -> None:
+    def read_pending(self) -> None:
         """Read what has arrived; for a caller that knows in another way that the peer is gone."""
         self._read()
 

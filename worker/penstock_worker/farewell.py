@@ -23,7 +23,7 @@ _UNACKED: Final = slice(24, 28)
 _MANY: Final = 1 << 16
 
 
-def waiting(listener: socket.socket) -> int:
+def accept_queue_length(listener: socket.socket) -> int:
     """How many connections wait to be accepted. The kernel does not tell it of a unix socket:
     the answer is then a large number."""
     if listener.family == socket.AF_UNIX:
@@ -35,9 +35,9 @@ def waiting(listener: socket.socket) -> int:
     return int.from_bytes(info[_UNACKED], "little")
 
 
-def tell(fd: int, family: int, response: bytes) -> socket.socket:
+def begin(fd: int, family: int, response: bytes) -> socket.socket:
     """Send the response and shut down the sending half. The caller closes the socket, when
-    `is_over` says that it can."""
+    `is_complete` says that it can."""
     sock = socket.socket(family, _STREAM, 0, fileno=fd)
     with suppress(OSError):
         if response:
@@ -46,7 +46,7 @@ def tell(fd: int, family: int, response: bytes) -> socket.socket:
     return sock
 
 
-def is_over(sock: socket.socket) -> bool:
+def is_complete(sock: socket.socket) -> bool:
     """Read and drop what the client has sent. True: close it, it has ended or sends too much."""
     try:
         for _ in range(_MAX_READS):
@@ -59,7 +59,7 @@ def is_over(sock: socket.socket) -> bool:
     return True
 
 
-class Spare:
+class SpareDescriptor:
     """A descriptor that is closed in order to accept one more connection, and then opened again.
 
     Make it early, so that its number is below any limit that is set later.
@@ -77,8 +77,8 @@ class Spare:
         except OSError:
             return False
         else:
-            with tell(fd, int(listener.family), response) as sock:
-                is_over(sock)
+            with begin(fd, int(listener.family), response) as sock:
+                is_complete(sock)
             return True
         finally:
             self._open()

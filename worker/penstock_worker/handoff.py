@@ -26,7 +26,7 @@ PROBE: Final = b"p"
 
 CREDIT: Final = struct.Struct("<HH")
 """How many were taken, and how many have ended, since the last message."""
-MOST: Final = 8
+MAX_PER_MESSAGE: Final = 8
 """Connections in one message, and about as many in one turn of the loop: it has to serve those
 that it took before."""
 _CREDIT_SIZE: Final = CREDIT.size
@@ -36,7 +36,7 @@ _SOCKET: Final = int(socket.SOL_SOCKET)
 _RIGHTS: Final = int(socket.SCM_RIGHTS)
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC) | _NO_BLOCK
 _FD: Final = struct.Struct("i")
-_SPACE: Final = socket.CMSG_SPACE(_FD.size * MOST)
+_SPACE: Final = socket.CMSG_SPACE(_FD.size * MAX_PER_MESSAGE)
 
 
 class Report(NamedTuple):
@@ -47,7 +47,7 @@ class Report(NamedTuple):
 
 
 def send(link: socket.socket, kind: bytes, fds: Sequence[int]) -> None:
-    """Send up to MOST connections. `fds` stay the caller's.
+    """Send up to MAX_PER_MESSAGE connections. `fds` stay the caller's.
 
     BlockingIOError: the link is full.
     """
@@ -62,7 +62,7 @@ def receive(link: socket.socket) -> tuple[bytes, Sequence[int]] | None:
     no free number for them.
     """
     try:
-        kinds, ancillary, _, _ = link.recvmsg(MOST, _SPACE, _CLOEXEC)
+        kinds, ancillary, _, _ = link.recvmsg(MAX_PER_MESSAGE, _SPACE, _CLOEXEC)
     except (BlockingIOError, InterruptedError):
         return None
     fds = array.array("i")
@@ -74,7 +74,7 @@ def receive(link: socket.socket) -> tuple[bytes, Sequence[int]] | None:
     return kinds, fds[: len(kinds)]
 
 
-def reports(link: socket.socket) -> Report | None:
+def read_reports(link: socket.socket) -> Report | None:
     """The sum of all reports that have arrived; None without one. OSError: the worker is gone."""
     taken = ended = 0
     heard = False

@@ -22,8 +22,8 @@ from typing import Final
 from penstock_worker.acceptor import Acceptor
 from penstock_worker.counters import RequestCounters
 from penstock_worker.listeners import Source
-from penstock_worker.receiver import Taker
-from penstock_worker.somaxconn import backlog
+from penstock_worker.receiver import LinkReceiver
+from penstock_worker.somaxconn import max_backlog
 from penstock_worker.streams import Stream, adopt
 
 _NO_LINK: Final = -1
@@ -69,7 +69,7 @@ class Connections:
         self._make_protocol: ProtocolFactory | None = None
         self._open: set[Connection] = set()
         self._acceptors: list[Acceptor] = []
-        self._receivers: tuple[Taker, ...] = ()
+        self._receivers: tuple[LinkReceiver, ...] = ()
         self.max_clients = 0
         """How many accepted connections may be open; 0: no limit."""
         self._draining = False
@@ -84,7 +84,7 @@ class Connections:
         if source.kind == "link":
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             self._receivers = tuple(
-                Taker(self._loop, sock, partial(self._received, link), limit)
+                LinkReceiver(self._loop, sock, partial(self._received, link), limit)
                 for link, sock in enumerate((source.sock, *source.other_links))
             )
             for receiver in self._receivers:
@@ -131,7 +131,7 @@ class Connections:
     async def drain(self) -> None:
         """Take what waits, close the sources, and let every client send one more request."""
         self._draining = True
-        queued = backlog()
+        queued = max_backlog()
         for acceptor in self._acceptors:
             acceptor.drain(queued)
         for receiver in self._receivers:
@@ -158,7 +158,7 @@ class Connections:
 
     def _received(self, link: int, stream: Stream, probe: bool) -> None:
         fd = stream.fileno()
-        stream.given()
+        stream.detach()
         self._adopt(fd, stream.family, link, probe=probe)
 
     def _accepted(self, fd: int, family: int) -> None:

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from penstock_worker.counters import RequestCounters
 from penstock_worker.intake import ProtocolFactory
-from penstock_worker.peers import Terms, Trusted, peer_address
-from penstock_worker.proxy_protocol import Header, HeaderError, Place, parse
+from penstock_worker.peers import AcceptProxy, TrustedProxies, peer_address
+from penstock_worker.proxy_protocol import Endpoint, Header, HeaderError, parse
 
 _MAX_LINES: Final = 10
 """Log lines a period: strangers must not fill a disk."""
@@ -40,11 +40,11 @@ class ProxyHeaders:
     """All connections of one worker whose header is not complete."""
 
     def __init__(
-        self, loop: AbstractEventLoop, accept_proxy: Terms, counters: RequestCounters
+        self, loop: AbstractEventLoop, accept_proxy: AcceptProxy, counters: RequestCounters
     ) -> None:
         self.loop = loop
         self.seconds = accept_proxy.seconds
-        self.trusted = Trusted(accept_proxy.trusted)
+        self.trusted = TrustedProxies(accept_proxy.trusted)
         self.open: set[_AwaitingHeader] = set()
         self._counters = counters
         # Present from the start, so that a rate can be computed from the first one on.
@@ -145,7 +145,7 @@ class _ProxiedTransport(Transport):
     """A transport that names the addresses of the header. All its other methods are those of
     the real transport, so that a write costs no extra call."""
 
-    def __init__(self, transport: Transport, source: Place, destination: Place) -> None:
+    def __init__(self, transport: Transport, source: Endpoint, destination: Endpoint) -> None:
         super().__init__()
         self._transport = transport
         self._names = {"peername": _socket_name(source)}
@@ -181,7 +181,7 @@ class _ProxiedSocket:
         return getattr(self._sock, name)
 
 
-def _socket_name(endpoint: Place) -> Any:
+def _socket_name(endpoint: Endpoint) -> Any:
     """As `getpeername` returns it: with two more numbers for IPv6."""
     if isinstance(endpoint, tuple) and ":" in endpoint[0]:
         return (*endpoint, 0, 0)

@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple
 
 from penstock_worker import receiver
 from penstock_worker.contract import HOST, LISTEN_FDS, LISTEN_PID, LISTEN_START, PORT
-from penstock_worker.somaxconn import backlog
+from penstock_worker.somaxconn import max_backlog
 
 _DEFAULT_HOST: Final = "127.0.0.1"
 _LAST_PORT: Final = 65_535
@@ -43,7 +43,7 @@ class Source(NamedTuple):
         if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return
         try:
-            self.sock.listen(backlog())
+            self.sock.listen(max_backlog())
         except OSError as error:
             raise listen_error(self.sock, error) from error
 

@@ -22,7 +22,7 @@ class _MalformedRequests(logging.Filter):
 _FILTER: Final = _MalformedRequests()
 
 
-def without(name: str) -> logging.Logger:
+def filtered_logger(name: str) -> logging.Logger:
     """The logger of that name, for aiohttp's server: it drops malformed requests."""
     logger = logging.getLogger(name)
     logger.addFilter(_FILTER)

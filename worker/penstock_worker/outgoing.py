@@ -56,7 +56,7 @@ class SendQueue:
         sock: socket.socket,
         on_violation: Callable[[str], None],
         on_unwritable: Callable[[], None],
-        most_handles: int = MAX_HANDLES,
+        max_handles: int = MAX_HANDLES,
     ) -> None:
         self.unwritable = False
         """The peer takes nothing any more. Its last messages may still be unread."""
@@ -64,7 +64,7 @@ class SendQueue:
         self._sock = sock
         self._on_violation = on_violation
         self._on_unwritable = on_unwritable
-        self._most_handles = most_handles
+        self._max_handles = max_handles
         self._closed = False
         self._writing: deque[QueuedMessage] = deque()
         self._queue: deque[QueuedMessage] = deque()
@@ -88,7 +88,7 @@ class SendQueue:
     def congested(self) -> bool:
         """One message more may be too much."""
         return (
-            self._handles >= self._most_handles
+            self._handles >= self._max_handles
             or self._unsent >= MAX_UNSENT - wire.MAX_LINE
             or len(self._queue) + len(self._writing) >= MAX_LINES
         )
@@ -103,7 +103,7 @@ class SendQueue:
             self._on_violation(f"the peer left {self._unsent} bytes unread")
         elif len(self._queue) + len(self._writing) > MAX_LINES:
             self._on_violation(f"the peer left more than {MAX_LINES} messages unread")
-        elif self._handles > self._most_handles:
+        elif self._handles > self._max_handles:
             self._on_violation(f"the peer left {self._handles} descriptors untaken")
 
     def close(self) -> list[QueuedMessage]:

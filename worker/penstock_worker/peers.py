@@ -23,7 +23,7 @@ def peer_address(peer: Any) -> str:
     return address.removeprefix("::ffff:") if "." in address else address
 
 
-class Trusted:
+class TrustedProxies:
     """A set of peers. An address is asked as `peer_address` writes it."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -40,7 +40,7 @@ class Trusted:
         return any(found.version == net.version and found in net for net in self._networks)
 
 
-class Terms(NamedTuple):
+class AcceptProxy(NamedTuple):
     """How a worker reads PROXY headers."""
 
     seconds: float
@@ -48,18 +48,18 @@ class Terms(NamedTuple):
     trusted: tuple[str, ...]
 
 
-def written(accept_proxy: Terms) -> str:
+def format_accept_proxy(accept_proxy: AcceptProxy) -> str:
     """The value of the variable."""
     return json.dumps([accept_proxy.seconds, list(accept_proxy.trusted)])
 
 
-def told(environ: Mapping[str, str]) -> Terms | None:
+def parse_accept_proxy(environ: Mapping[str, str]) -> AcceptProxy | None:
     """From the environment; None: connections have no header. ValueError: a malformed value."""
     text = environ.get(ACCEPT_PROXY)
     if text is None:
         return None
     try:
         seconds, trusted = json.loads(text)
-        return Terms(float(seconds), tuple(map(str, trusted)))
+        return AcceptProxy(float(seconds), tuple(map(str, trusted)))
     except (ValueError, TypeError):
         raise ValueError(f"{ACCEPT_PROXY}={text!r} says nothing") from None

@@ -14,7 +14,7 @@ import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 
-Place = tuple[str, int] | str | None
+Endpoint = tuple[str, int] | str | None
 """An address and port, the path of a unix socket, or None: unknown."""
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
@@ -27,7 +27,7 @@ less than 1 KiB, even with all extensions about a client's certificate."""
 _V1: Final = b"PROXY "
 _SHORTEST: Final = len(b"PROXY UNKNOWN\r\n")
 _FIXED: Final = 16
-LARGEST: Final = _FIXED + MAX_V2_LENGTH
+MAX_HEADER: Final = _FIXED + MAX_V2_LENGTH
 _FIELDS: Final = struct.Struct(">12sBBH")
 _TCP: Final = re.compile(
     rb"PROXY TCP(?:4 ([0-9.]{7,15}) ([0-9.]{7,15})|6 ([0-9A-Fa-f:.]{2,45}) ([0-9A-Fa-f:.]{2,45}))"
@@ -59,9 +59,9 @@ class Header(NamedTuple):
     version: int
     local: bool
     """The connection is the proxy's own, such as a health check."""
-    source: Place
+    source: Endpoint
     """The client of the proxy; None: unknown, or the connection is the proxy's own."""
-    destination: Place
+    destination: Endpoint
     """What that client connected to."""
 
 
@@ -113,7 +113,7 @@ def _parse_v2(data: bytes) -> Header | int:
     if command not in (_LOCAL, _PROXY):
         raise HeaderError(f"version and command {command:#04x} of a PROXY header are unknown")
     if length > MAX_V2_LENGTH:
-        raise HeaderError(f"a PROXY header beyond {LARGEST} bytes")
+        raise HeaderError(f"a PROXY header beyond {MAX_HEADER} bytes")
     # What LOCAL says of a family is ignored (§2.2).
     if command == _PROXY and (family >> 4 not in _SIZES or family & 15 >= _PROTOCOLS):
         raise HeaderError(f"family and protocol {family:#04x} of a PROXY header are unknown")
@@ -133,7 +133,7 @@ def _parse_v2(data: bytes) -> Header | int:
     return Header(size, 2, False, source, destination)
 
 
-def _endpoints(data: bytes, family: int) -> tuple[Place, Place]:
+def _endpoints(data: bytes, family: int) -> tuple[Endpoint, Endpoint]:
     if family == _UNSPEC:
         return None, None
     if family == _UNIX:
@@ -168,7 +168,7 @@ def _check_extensions(header: bytes, at: int) -> None:
                 raise HeaderError("the checksum of a PROXY header is wrong")
 
 
-def build(version: int, source: Place = None, destination: Place = None) -> bytes:
+def build(version: int, source: Endpoint = None, destination: Endpoint = None) -> bytes:
     """The header of a connection that is relayed for `source`; None: the client is unknown."""
     family, ends = _same_family(source, destination)
     if version == 1:
@@ -196,7 +196,7 @@ def build_local() -> bytes:
 _End = tuple[IPv4Address | IPv6Address, int]
 
 
-def _same_family(source: Place, destination: Place) -> tuple[int, tuple[_End, ...]]:
+def _same_family(source: Endpoint, destination: Endpoint) -> tuple[int, tuple[_End, ...]]:
     """The family of both, and both as addresses of that family."""
     if isinstance(source, str) and isinstance(destination, str | None):
         return _UNIX, ()

@@ -23,7 +23,7 @@ from termios import FIONREAD
 from typing import Final
 
 from penstock_worker.contract import LINK_FD
-from penstock_worker.handoff import CREDIT, MOST, PROBE, receive
+from penstock_worker.handoff import CREDIT, MAX_PER_MESSAGE, PROBE, receive
 from penstock_worker.streams import Stream, inherited_end
 
 _REPORT_S: Final = 0.05
@@ -41,7 +41,7 @@ _MAX_COUNT: Final = 0xFFFF
 _log: Final = logging.getLogger("penstock.worker")
 
 
-class Taker:
+class LinkReceiver:
     """The worker's end of one link: takes connections and passes each to `on_connection`.
 
     `on_connection(stream, probe)` owns the stream. Its owner calls `ended` when a connection that
@@ -109,7 +109,7 @@ class Taker:
         self._link.close()
 
     def _readable(self) -> None:
-        left = MOST
+        left = MAX_PER_MESSAGE
         while left > 0 and not self._at_limit and (taken := self._take()):
             left -= taken
 
@@ -148,10 +148,10 @@ class Taker:
         """Connections that can be taken next; 0: the link has ended."""
         # There is a byte for each connection, so this many wait.
         count: int = _QUEUED.unpack(ioctl(self._link, FIONREAD, bytes(_QUEUED.size)))[0]
-        if 0 < count <= MOST:
+        if 0 < count <= MAX_PER_MESSAGE:
             return count
         # More than fit into one message: look at the first one only.
-        return len(self._link.recv(MOST, _PEEK))
+        return len(self._link.recv(MAX_PER_MESSAGE, _PEEK))
 
     def _has_fds_for(self, count: int) -> bool:
         """Are so many descriptors free? The only way to know is to open them."""

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from penstock_worker.access_log import MAX_FIELD, AccessLog, Format
 from penstock_worker.counters import RequestCounters
-from penstock_worker.sink import Sink
+from penstock_worker.sink import LogWriter
 
 _FLUSH_S: Final = 0.1
 
@@ -95,4 +95,6 @@ def open_access_log(
     if name not in ("json", "combined") or not where:
         raise ValueError(f"{value!r} is not FORMAT:WHERE")
     form: Format = "json" if name == "json" else "combined"
-    return AccessLog(service, Sink(int(where) if where.isdecimal() else where), form, max_field)
+    return AccessLog(
+        service, LogWriter(int(where) if where.isdecimal() else where), form, max_field
+    )

@@ -29,7 +29,7 @@ from typing import Final, Protocol
 import uvloop
 
 from penstock_worker import channel, contract, listeners, loading, peers, retiring
-from penstock_worker.bounds import Bounds, parse_limits
+from penstock_worker.bounds import Limits, parse_limits
 from penstock_worker.counters import RequestCounters
 from penstock_worker.intake import Connections, ProtocolFactory, raise_fd_limit
 from penstock_worker.introduction import ProxyHeaders
@@ -83,7 +83,7 @@ class Worker:
         self._loop = loop
         self._environ = environ
         self._supervisor = supervisor
-        self._limits = Bounds()
+        self._limits = Limits()
         self._say = say
         self._stopping = asyncio.Event()
         self._retired = False
@@ -166,7 +166,7 @@ class Worker:
     def _with_proxy_headers(self, make_protocol: ProtocolFactory) -> ProtocolFactory:
         """Read a PROXY header at the start of each connection, if the environment says so."""
         try:
-            accept_proxy = peers.told(self._environ)
+            accept_proxy = peers.parse_accept_proxy(self._environ)
         except ValueError as error:
             raise LoadError(str(error)) from None
         if accept_proxy is None:
@@ -263,7 +263,7 @@ def _source_for(program: Program, source: Source, environ: Mapping[str, str]) ->
     return Source("datagram", listeners.own_port(environ, "datagram"), own=True)
 
 
-def _limits(environ: Mapping[str, str]) -> Bounds:
+def _limits(environ: Mapping[str, str]) -> Limits:
     try:
         return parse_limits(environ)
     except ValueError as error:
@@ -275,7 +275,7 @@ def _server(
     source: Source,
     recorder: Recorder | None,
     supervisor: SupervisorLink,
-    limits: Bounds,
+    limits: Limits,
 ) -> Server:
     # Imported when needed: a worker does not pay for servers that it does not use.
     if program.kind == "datagram":

@@ -7,7 +7,7 @@ It uses a thread because `write` blocks for as long as a pipe's reader sleeps or
 epoll always reports a regular file as ready. The queue has a bound because it is memory. At
 the bound there are two policies, by what the lines are worth. Lines that come with traffic (an
 access log) are dropped and counted. Lines whose source can wait (a child's output) are all
-accepted: the caller stops reading while `full`, until `on_room` is called.
+accepted: the caller stops reading while `full`, until `on_capacity` is called.
 """
 
 import logging
@@ -32,21 +32,25 @@ _POLL_MS: Final = 200
 """While it waits for a full pipe: between two looks whether `close` was called."""
 
 
-class Sink:
+class LogWriter:
     """One destination of lines.
 
     `target` is a descriptor, which stays the caller's, or the path of a file, which is created if
-    need be and appended to. OSError: it cannot be opened. The thread calls `on_room`.
+    need be and appended to. OSError: it cannot be opened. The thread calls `on_capacity`.
     """
 
     def __init__(
-        self, target: int | str, *, bound: int = BOUND, on_room: Callable[[], None] | None = None
+        self,
+        target: int | str,
+        *,
+        bound: int = BOUND,
+        on_capacity: Callable[[], None] | None = None,
     ) -> None:
         self._path = target if isinstance(target, str) else None
         self._fd = _open(target) if isinstance(target, str) else target
         self._shared = _is_shared(self._fd)
         self._bound = bound
-        self._on_room = on_room
+        self._on_capacity = on_capacity
         self._condition = threading.Condition()
         # All below is guarded by `_changed`.
         self._queue: deque[bytes | None] = deque()
@@ -84,7 +88,7 @@ class Sink:
     def write(self, lines: bytes) -> None:
         """Queue whole lines, each with its newline. Never blocks."""
         with self._condition:
-            overflows = self._on_room is None and self._waiting + len(lines) > self._bound
+            overflows = self._on_capacity is None and self._waiting + len(lines) > self._bound
             if self._closing or overflows:
                 self._dropped += _count_lines(lines)
                 return
@@ -157,10 +161,10 @@ class Sink:
             room = self._caller_paused and self._waiting <= self._bound // 2
             if room:
                 self._caller_paused = False
-        if room and self._on_room is not None:
+        if room and self._on_capacity is not None:
             # The caller's event loop may have been closed before this thread.
             with suppress(RuntimeError):
-                self._on_room()
+                self._on_capacity()
 
     def _write(self, batch: bytes) -> None:
         start = 0

@@ -13,7 +13,7 @@ BACKLOG: Final = 4096
 _LIMIT: Final = Path("/proc/sys/net/core/somaxconn")
 
 
-def backlog() -> int:
+def max_backlog() -> int:
     """Connections that a queue of ours holds: BACKLOG, or the kernel's limit if that is less."""
     return min(BACKLOG, _somaxconn())
 

@@ -32,7 +32,7 @@ class Stream:
     def fileno(self) -> int:
         return self._fd
 
-    def given(self) -> None:
+    def detach(self) -> None:
         """Give up the descriptor: a transport has it now, and will close it."""
         self._fd = -1
 
@@ -68,7 +68,7 @@ def adopt(loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, stream: S
     """
     wrapping = loop.connect_accepted_socket(lambda: protocol, stream)  # type: ignore[arg-type]
     waiter = wrapping.send(None)
-    stream.given()
+    stream.detach()
     assert waiter is not None
     waiter._asyncio_future_blocking = False
 

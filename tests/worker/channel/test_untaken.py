@@ -50,7 +50,7 @@ def test_who_has_to_send_more_at_one_go_can_say_so(
     ours, theirs = pair()
     right = Peer(loop, theirs)
     told: list[bool] = []
-    left = Channel(loop, ours, lambda _, __: None, lambda: None, most_handles=200)
+    left = Channel(loop, ours, lambda _, __: None, lambda: None, max_handles=200)
     handle = bound_udp(stack)
     for number in range(200):
         assert left.send(number, handle, told.append)

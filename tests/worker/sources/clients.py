@@ -76,7 +76,7 @@ class Link:
         heard = [0, 0]
 
         def said() -> bool:
-            report = handoff.reports(self.proxy)
+            report = handoff.read_reports(self.proxy)
             if report is not None:
                 heard[0] += report.taken
                 heard[1] += report.ended
