@@ -31,6 +31,7 @@ class Exchange(UpstreamRequest):
     """One request and its response."""
 
     # Defaults of the class, as in its base.
+    first_byte_s: float | None = None
     status = 0
     sent = 0
     """Bytes of the response's body."""

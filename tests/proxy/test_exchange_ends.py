@@ -3,12 +3,15 @@
 The fixture `house` checks at the end of each test that nothing is owed or open.
 """
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.proxy.conftest import House, Wire
 
 from penstock_proxy.gates import Gates
+from penstock_worker.access_log import open_log
 from penstock_worker.streams import Stream
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -277,3 +280,30 @@ def test_each_try_is_counted_once_and_giving_up_is_no_further_fault(
     assert status(client.taken()) == 502
     assert errors(house) == {"connect_failed": tries}
     assert not any(house.service.counters.rejected.values())
+
+
+# -- the access log
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"), [("refused", 502), ("no_worker", 503), ("answered", 200), ("gone", 0)]
+)
+def test_every_exchange_has_one_line_in_the_log_however_it_ends(
+    house: House, tmp_path: Path, ends: str, expected: int
+) -> None:
+    path = tmp_path / "access.log"
+    log = house.service.error_log.access_log = open_log("web", str(path), "json")
+    assert log is not None
+    if ends == "refused":
+        house.network.refusing.add(1)
+    if ends == "no_worker":
+        house.service.pool.leave(0)
+    client = house.client()
+    client.send(GET)
+    if ends == "answered":
+        house.worker.send(OK)
+    if ends == "gone":
+        client.reset()
+    log.close()
+    (line,) = path.read_text().splitlines()
+    assert json.loads(line)["status"] == expected
