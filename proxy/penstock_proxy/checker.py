@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from penstock_proxy import probes
-from penstock_proxy.config import Health, parse_address
+from penstock_proxy.address import parse_address
+from penstock_proxy.config import Health
 from penstock_proxy.dial import is_our_lack
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member, Pool

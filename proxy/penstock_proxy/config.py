@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from penstock_proxy.address import parse_address
 from penstock_worker.peers import UNIX
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -58,40 +59,6 @@ def parse_share_or_number(value: object) -> object:
     if isinstance(share, int) and not isinstance(share, bool) and share >= 0:
         return share
     raise ValueError('expected a share from "1%" to "100%", or a number of connections')
-
-
-class Address(NamedTuple):
-    """Where to connect or listen: host and port, or the path of a unix socket."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str) -> Address:
-    """Read "host:port", "[v6]:port" or "unix:/path"; ValueError says what was expected."""
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
-        if not path or len(path.encode()) > 107 or "\0" in path:
-            raise ValueError("expected a path of 1 to 107 bytes after unix:")
-        return Address(path=path)
-    match = re.fullmatch(
-        r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\s:\[\]/,]+)):([0-9]{1,5})", text
-    )
-    if match is None:
-        if port := re.fullmatch(r":?([0-9]{1,5})", text):
-            # So other programs are told to listen everywhere; here nobody does by chance.
-            here, everywhere = f'"127.0.0.1:{port[1]}"', f'"0.0.0.0:{port[1]}"'
-            raise ValueError(f"expected a host too: {here} is this machine, {everywhere} anywhere")
-        raise ValueError('expected "host:port", "[v6 address]:port" or "unix:/path"')
-    if int(match[3]) > 65535:
-        raise ValueError("expected a port of at most 65535")
-    return Address(host=match[1] or match[2], port=int(match[3]))
 
 
 def _address(text: str) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
+from penstock_proxy.address import parse_address
 from penstock_proxy.admission import Admission
-from penstock_proxy.config import FrontService, parse_address
+from penstock_proxy.config import FrontService
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.dial import socket_address
 from penstock_proxy.errors import Fault

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from socket import SocketType
 from typing import Any, Final
 
-from penstock_proxy.config import Address
+from penstock_proxy.address import Address
 from penstock_proxy.errors import CONNECT_FAILED, LACKING, Fault
 from penstock_worker.streams import Stream
 

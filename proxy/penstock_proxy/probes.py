@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, closing
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from penstock_proxy.config import Address, parse_address
+from penstock_proxy.address import Address, parse_address
 from penstock_proxy.dial import SocketAddress
 from penstock_proxy.errors import RejectedError
 from penstock_proxy.http1 import parse_status_line

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable
 from random import random
 
+from penstock_proxy.address import parse_address
 from penstock_proxy.admission import Admission
 from penstock_proxy.arrivals import Arrivals
-from penstock_proxy.config import FrontService, parse_address
+from penstock_proxy.config import FrontService
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.delegate import Dispatcher
 from penstock_proxy.dial import socket_address

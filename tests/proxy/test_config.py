@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from penstock_proxy import config
-from penstock_proxy.config import Address, FrontConfig, FrontService, Target, parse_address
+from penstock_proxy.address import Address, parse_address
+from penstock_proxy.config import FrontConfig, FrontService, Target
 
 DURATION: TypeAdapter[float] = TypeAdapter(config.Duration)
 POSITIVE: TypeAdapter[float] = TypeAdapter(config.Positive)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from penstock_proxy.config import parse_address
+from penstock_proxy.address import parse_address
 from penstock_proxy.dial import Dialing, dial, socket_address, why
 from penstock_worker.streams import Stream, adopt
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from penstock_proxy.config import Address
+from penstock_proxy.address import Address
 from penstock_proxy.orders import STATS
 from penstock_supervisor.census import LoopLag, StatsPoll
 from penstock_supervisor.child import Child

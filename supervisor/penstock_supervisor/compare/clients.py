@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from penstock_proxy.config import parse_address
+from penstock_proxy.address import parse_address
 from penstock_proxy.errors import RejectedError
 from penstock_supervisor.compare.answer import Answer
 

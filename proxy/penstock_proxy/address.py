@@ -1,0 +1,42 @@
+"""Where to connect or listen, as people write it.
+
+Owns: the form of an address in the configuration and in messages: "host:port", "[v6]:port" or
+"unix:/path". Must not know: names are looked up elsewhere. No I/O.
+"""
+
+import re
+from typing import NamedTuple
+
+
+class Address(NamedTuple):
+    """Where to connect or listen: host and port, or the path of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read "host:port", "[v6]:port" or "unix:/path"; ValueError says what was expected."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or len(path.encode()) > 107 or "\0" in path:
+            raise ValueError("expected a path of 1 to 107 bytes after unix:")
+        return Address(path=path)
+    match = re.fullmatch(
+        r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\s:\[\]/,]+)):([0-9]{1,5})", text
+    )
+    if match is None:
+        if port := re.fullmatch(r":?([0-9]{1,5})", text):
+            # So other programs are told to listen everywhere; here nobody does by chance.
+            here, everywhere = f'"127.0.0.1:{port[1]}"', f'"0.0.0.0:{port[1]}"'
+            raise ValueError(f"expected a host too: {here} is this machine, {everywhere} anywhere")
+        raise ValueError('expected "host:port", "[v6 address]:port" or "unix:/path"')
+    if int(match[3]) > 65535:
+        raise ValueError("expected a port of at most 65535")
+    return Address(host=match[1] or match[2], port=int(match[3]))
