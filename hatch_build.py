@@ -18,15 +18,16 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = {
     "proxy/penstock_proxy": (
-        "acceptor", "admission", "arrivals", "balance", "body", "chunked", "client",
-        "connection", "context", "deadlines", "delegate", "dial", "downstream", "errors",
-        "exchange", "fields", "forwarding", "gates", "http1", "http_context", "journal", "kept",
-        "link", "metrics", "outliers", "overflow", "peer", "pending", "pool", "pump", "reactor",
-        "receipts", "rejection", "relay", "response", "retry", "retry_budget", "service",
-        "standing", "tally", "tls_connection", "transport", "upgrade", "upstream",
-        "upstream_request",
+        "acceptor", "admission", "arrivals", "balance", "body", "chunked", "client", "connection",
+        "context", "deadlines", "delegate", "dial", "downstream", "errors", "exchange", "fields",
+        "forwarding", "gates", "http1", "http_context", "journal", "kept", "link", "metrics",
+        "outliers", "overflow", "peer", "pending", "pool", "pump", "reactor", "receipts",
+        "rejection", "relay", "response", "retry", "retry_budget", "service", "standing", "tally",
+        "tls_connection", "transport", "upgrade", "upstream", "upstream_request",
     ),
-    "worker/penstock_worker": ("counters", "handoff", "receiver"),
+    "worker/penstock_worker": (
+        "handoff/protocol", "handoff/receiver", "telemetry/counters",
+    ),
 }  # fmt: skip
 
 

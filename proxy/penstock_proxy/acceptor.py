@@ -14,11 +14,11 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from penstock_worker import farewell
-from penstock_worker.acceptor import EXHAUSTED, TRANSIENT
-from penstock_worker.backlog import AcceptQueue
-from penstock_worker.somaxconn import max_backlog
-from penstock_worker.streams import Stream
+from penstock_worker.listener.acceptor import EXHAUSTED, TRANSIENT
+from penstock_worker.net import lingering_close
+from penstock_worker.net.accept_queue import AcceptQueue
+from penstock_worker.net.somaxconn import max_backlog
+from penstock_worker.net.stream import Stream
 
 _BATCH: Final = 16
 """Connections a wake-up, so that one busy listener does not starve the rest."""
@@ -82,7 +82,7 @@ class Acceptor:
         if self._reading and not self._accept_queue.was_occupied:
             return 0
         return self._accept_queue.overdue(
-            now, self._taken, farewell.accept_queue_length(self.listener)
+            now, self._taken, lingering_close.accept_queue_length(self.listener)
         )
 
     def take(self) -> Stream | None:

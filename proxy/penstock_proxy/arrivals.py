@@ -23,9 +23,9 @@ from penstock_proxy.server_names import ByName
 from penstock_proxy.sni import Door, Routes
 from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
-from penstock_worker.peers import peer_address
-from penstock_worker.proxy_protocol import Endpoint
-from penstock_worker.streams import Stream
+from penstock_worker.net.proxy_protocol import Endpoint
+from penstock_worker.net.stream import Stream
+from penstock_worker.net.trusted_proxies import peer_address
 
 
 class Arrivals:

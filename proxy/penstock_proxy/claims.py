@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple
 
-from penstock_worker.peers import TrustedProxies
+from penstock_worker.net.trusted_proxies import TrustedProxies
 
 Language = Literal["x-forwarded", "forwarded"]
 Said = Mapping[bytes, Sequence[bytes]]

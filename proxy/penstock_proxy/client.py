@@ -31,7 +31,7 @@ from penstock_proxy.exchange import Exchange
 from penstock_proxy.forwarding import Prepared
 from penstock_proxy.http1 import RequestLine
 from penstock_proxy.http_context import HttpContext
-from penstock_worker.peers import peer_address
+from penstock_worker.net.trusted_proxies import peer_address
 
 _LINGER_S: Final = 2.0
 _RESET: Final = struct.pack("ii", 1, 0)

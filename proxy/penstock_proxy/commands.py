@@ -16,8 +16,8 @@ from penstock_proxy import orders
 from penstock_proxy.checker import HealthChecker
 from penstock_proxy.config import FrontConfig
 from penstock_proxy.service import Service
-from penstock_worker.access_log import AccessLog
-from penstock_worker.channel import Message
+from penstock_worker.channel.channel import Message
+from penstock_worker.telemetry.access_log import AccessLog
 
 _log = logging.getLogger("penstock.front")
 

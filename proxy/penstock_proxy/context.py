@@ -25,7 +25,7 @@ from penstock_proxy.reactor import Reactor
 from penstock_proxy.retry_budget import RetryBudget
 from penstock_proxy.tally import Tally
 from penstock_proxy.waiting import Queue, nobody, retry_after
-from penstock_worker.access_log import AccessLog
+from penstock_worker.telemetry.access_log import AccessLog
 
 _PROXY_VERSIONS: Final = {"": 0, "v1": 1, "v2": 2}
 

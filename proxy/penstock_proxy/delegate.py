@@ -22,9 +22,9 @@ from penstock_proxy.peer import HeaderHandling, Peer, peer_from_header
 from penstock_proxy.pending import Dispatching, Pending
 from penstock_proxy.pool import Member
 from penstock_proxy.probes import OK, ProbeResult
-from penstock_worker.peers import peer_address
-from penstock_worker.proxy_protocol import MAX_HEADER, Header, HeaderError, parse
-from penstock_worker.streams import Stream
+from penstock_worker.net.proxy_protocol import MAX_HEADER, Header, HeaderError, parse
+from penstock_worker.net.stream import Stream
+from penstock_worker.net.trusted_proxies import peer_address
 
 _MOST_LINKS: Final = 4096
 """Processes of one service at a time, those that leave included."""

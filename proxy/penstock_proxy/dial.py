@@ -1,7 +1,7 @@
 """Connects to workers, without a task.
 
 Owns: the way from an address to a connected socket. Must not know: HTTP, pools, whom the
-connection is for, and what a transport makes of it (`penstock_worker.streams`).
+connection is for, and what a transport makes of it (`penstock_worker.net.stream`).
 
 `loop.create_connection` costs a task, a future and a trip through the event loop for each
 connection. On one host the kernel finishes the handshake inside `connect`, so asking a
@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from penstock_proxy.address import Address
 from penstock_proxy.errors import CONNECT_FAILED, LACKING, Fault
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
 _STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

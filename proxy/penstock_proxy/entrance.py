@@ -18,9 +18,9 @@ from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
 from penstock_proxy.peek import PEEK, STOPPING_S, Peeked
 from penstock_proxy.peer import HeaderHandling, Peer, peer_from_header
-from penstock_worker.peers import TrustedProxies, peer_address
-from penstock_worker.proxy_protocol import MAX_HEADER, Header, HeaderError, parse
-from penstock_worker.streams import Stream
+from penstock_worker.net.proxy_protocol import MAX_HEADER, Header, HeaderError, parse
+from penstock_worker.net.stream import Stream
+from penstock_worker.net.trusted_proxies import TrustedProxies, peer_address
 
 _LOOK: Final = 512
 """Bytes looked at at once. A header is smaller than the smallest segment (§2), so that is all

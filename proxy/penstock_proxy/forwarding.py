@@ -25,7 +25,7 @@ from penstock_proxy.config import Fields, FrontService
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.fields import NO_TRAILERS, NOT_TO_WORKERS, OURS, keep_trailers
 from penstock_proxy.http1 import Framing, RequestLine
-from penstock_worker.peers import TrustedProxies
+from penstock_worker.net.trusted_proxies import TrustedProxies
 
 _ASKED: Final = OURS | {b"te", b"via"}
 _AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")

@@ -15,7 +15,7 @@ from typing import Any
 from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.admission import Admission
 from penstock_proxy.errors import LACKING, Fault
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 
 class AdmissionControl:

@@ -26,7 +26,7 @@ from penstock_proxy.deadlines import NEVER, Deadlines
 from penstock_proxy.tls import Contexts, Inbox
 from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 _LINGER_S: Final = 1.0
 """To read why it was refused."""

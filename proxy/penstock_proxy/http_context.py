@@ -16,8 +16,8 @@ from penstock_proxy.kept import ConnectionPool
 from penstock_proxy.pool import Pool
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.response import Responses
-from penstock_worker.access_log import AccessLog
-from penstock_worker.peers import peer_address
+from penstock_worker.net.trusted_proxies import peer_address
+from penstock_worker.telemetry.access_log import AccessLog
 
 
 class HttpClient:

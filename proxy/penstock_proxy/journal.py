@@ -16,7 +16,7 @@ from penstock_proxy.errors import Fault, Side
 from penstock_proxy.http1 import RequestLine
 from penstock_proxy.metrics import FRONT_SLOT, OTHER, REJECTIONS, ServiceCounters
 from penstock_proxy.pool import Member
-from penstock_worker.access_log import AccessLog
+from penstock_worker.telemetry.access_log import AccessLog
 
 _LINES_A_TICK: Final = 10
 """Log lines about faults; the rest is counted. An outage must not fill a disk."""

@@ -22,7 +22,7 @@ from penstock_proxy.response import IDLE_S, Responses
 from penstock_proxy.standing import MemberState
 from penstock_proxy.transport import adopt
 from penstock_proxy.upstream import ResponseReceiver, WorkerConnection
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 MAX_IDLE: Final = 1024
 """Idle connections kept for one worker."""

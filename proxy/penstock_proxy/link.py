@@ -21,7 +21,14 @@ from typing import Final
 from penstock_proxy.admission import Admission
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
-from penstock_worker.handoff import CLIENT, MAX_PER_MESSAGE, PROBE, read_reports, receive, send
+from penstock_worker.handoff.protocol import (
+    CLIENT,
+    MAX_PER_MESSAGE,
+    PROBE,
+    read_reports,
+    receive,
+    send,
+)
 
 NEVER: Final = float("inf")
 

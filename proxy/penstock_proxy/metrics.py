@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from penstock_proxy.errors import FAULTS
-from penstock_worker.counters import BUCKETS_S as BUCKETS_S
-from penstock_worker.counters import METHODS as METHODS
-from penstock_worker.counters import OTHER as OTHER
-from penstock_worker.counters import Histogram, code, flat
-from penstock_worker.counters import Series as Series
-from penstock_worker.counters import Value as Value
+from penstock_worker.telemetry.counters import BUCKETS_S as BUCKETS_S
+from penstock_worker.telemetry.counters import METHODS as METHODS
+from penstock_worker.telemetry.counters import OTHER as OTHER
+from penstock_worker.telemetry.counters import Histogram, code, flat
+from penstock_worker.telemetry.counters import Series as Series
+from penstock_worker.telemetry.counters import Value as Value
 
 FRONT_SLOT: Final = -1
 """The slot of requests that the front answered by itself; its label is empty."""

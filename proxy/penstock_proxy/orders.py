@@ -1,6 +1,6 @@
 """What the supervisor tells a front, and what a front tells back.
 
-One JSON object a line on the channel (`penstock_worker.channel`); `cmd` names it. The
+One JSON object a line on the channel (`penstock_worker.channel.channel`); `cmd` names it. The
 supervisor owns *does the process live*, the front owns *is it in the rotation*; these
 messages are the whole of what they know of each other. No I/O, no clock.
 

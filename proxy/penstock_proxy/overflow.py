@@ -22,12 +22,12 @@ from penstock_proxy.errors import CLIENT_FULL, FULL, LACKING, Fault
 from penstock_proxy.gates import AdmissionControl, Gates
 from penstock_proxy.http_context import HttpClient, HttpContext
 from penstock_proxy.rejection import Rejections
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from penstock_worker import farewell
+    from penstock_worker.net import lingering_close
 
 _REFUSED_A_TICK: Final = 256
 _IDLE_S: Final = 1.0
@@ -51,7 +51,7 @@ class Overflow(AdmissionControl):
         """Somebody was left waiting in the listener's queue."""
         self._said = False
         self._made_room = NEVER
-        self.spare: farewell.SpareDescriptor | None = None
+        self.spare: lingering_close.SpareDescriptor | None = None
         """The process's one; it is opened before anybody is accepted."""
         # Inside TLS there is nothing to say before the handshake, which costs too much here.
         speaks = config.mode == "http" and config.scheme == "ports" and not config.tls

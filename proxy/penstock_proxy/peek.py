@@ -15,7 +15,7 @@ import socket
 from typing import Final
 
 from penstock_proxy.deadlines import NEVER, Deadlines
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 STOPPING_S: Final = 1.0
 """For one that is here when we stop."""

@@ -6,7 +6,7 @@ a header. Must not know: how a header is read, or what becomes of the connection
 
 from typing import Any, Literal, NamedTuple
 
-from penstock_worker.proxy_protocol import Endpoint, Header
+from penstock_worker.net.proxy_protocol import Endpoint, Header
 
 HeaderHandling = Literal["take", "look", "no"]
 """What is done with a PROXY header: taken off the connection; looked at, because whoever gets the

@@ -11,8 +11,8 @@ second request: the next may be somebody else's, and would be told of under a wr
 import socket
 from typing import Any, Final
 
-from penstock_worker.proxy_protocol import Endpoint, build, build_local
-from penstock_worker.streams import Stream
+from penstock_worker.net.proxy_protocol import Endpoint, build, build_local
+from penstock_worker.net.stream import Stream
 
 _STREAM: Final = int(socket.SOCK_STREAM)
 

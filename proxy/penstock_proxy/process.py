@@ -30,10 +30,11 @@ from penstock_proxy.pool import Member
 from penstock_proxy.priority import let_workers_finish
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import Service
-from penstock_worker import channel, farewell
-from penstock_worker.access_log import AccessLog, open_log
-from penstock_worker.channel import Channel, Message
+from penstock_worker.channel import channel
+from penstock_worker.channel.channel import Channel, Message
 from penstock_worker.contract import EXIT_FAILED
+from penstock_worker.net import lingering_close
+from penstock_worker.telemetry.access_log import AccessLog, open_log
 
 _EXIT_ABANDONED: Final = 1
 
@@ -51,7 +52,7 @@ class Front(Commanded):
         self.logs: dict[str, AccessLog] = {}
         self._deadlines = Deadlines(monotonic())
         self._admission = Admission(_raise_descriptor_limit(), 0, 0)
-        self._spare = farewell.SpareDescriptor()
+        self._spare = lingering_close.SpareDescriptor()
         self._channel: Channel | None = None
         self._configured: asyncio.Future[None] = loop.create_future()
         self._finished: asyncio.Future[int] = loop.create_future()

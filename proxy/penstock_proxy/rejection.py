@@ -10,8 +10,8 @@ from typing import Final
 from penstock_proxy.context import ServiceContext
 from penstock_proxy.deadlines import NEVER
 from penstock_proxy.errors import Fault, status_line
-from penstock_worker import farewell
-from penstock_worker.streams import Stream
+from penstock_worker.net import lingering_close
+from penstock_worker.net.stream import Stream
 
 MAX_LINGERING: Final = 16
 """Who are told no, and have not hung up yet. Their descriptors are of the reserve."""
@@ -43,8 +43,8 @@ class Rejections:
         """Tell a client no, and leave it a moment to hear it."""
         fd = stream.fileno()
         stream.detach()
-        sock = farewell.begin(fd, stream.family, self.answer(fault))
-        if farewell.is_complete(sock) or len(self._lingering) >= MAX_LINGERING:
+        sock = lingering_close.begin(fd, stream.family, self.answer(fault))
+        if lingering_close.is_complete(sock) or len(self._lingering) >= MAX_LINGERING:
             sock.close()
         else:
             _Lingering(self._service, sock, self._lingering)
@@ -77,7 +77,7 @@ class _Lingering:
         service.deadlines.arm_in(self, _LINGER_S)
 
     def _readable(self) -> None:
-        if farewell.is_complete(self._sock):
+        if lingering_close.is_complete(self._sock):
             self.end()
 
     def expired(self, now: float) -> None:

@@ -17,8 +17,8 @@ from penstock_proxy.pump import OK, ClientHalf
 from penstock_proxy.retry_budget import MAX_RETRIES, Attempts
 from penstock_proxy.tls_connection import TlsConnection
 from penstock_proxy.transport import adopt
-from penstock_worker.peers import peer_address
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
+from penstock_worker.net.trusted_proxies import peer_address
 
 
 class Relay:

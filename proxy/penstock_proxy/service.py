@@ -25,7 +25,7 @@ from penstock_proxy.pool import Member, Pool
 from penstock_proxy.probes import Probe, ProbeResult, with_proxy_header
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.standing import MemberState
-from penstock_worker.access_log import AccessLog
+from penstock_worker.telemetry.access_log import AccessLog
 
 _log = logging.getLogger("penstock.front")
 

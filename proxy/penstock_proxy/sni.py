@@ -17,8 +17,8 @@ from penstock_proxy.errors import HELLO_TIMEOUT, Fault
 from penstock_proxy.peek import PEEK, STOPPING_S, Peeked
 from penstock_proxy.peer import Peer
 from penstock_proxy.server_names import ByName
-from penstock_worker.peers import peer_address
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
+from penstock_worker.net.trusted_proxies import peer_address
 
 
 class Door(Protocol):

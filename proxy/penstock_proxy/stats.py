@@ -12,8 +12,8 @@ from contextlib import suppress
 from penstock_proxy.admission import Admission
 from penstock_proxy.metrics import snapshot
 from penstock_proxy.service import Service
-from penstock_worker.access_log import AccessLog
-from penstock_worker.channel import Message
+from penstock_worker.channel.channel import Message
+from penstock_worker.telemetry.access_log import AccessLog
 
 
 def answer(

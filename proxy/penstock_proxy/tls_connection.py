@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.connection import Adopter, Receiver, Transport
-from penstock_worker.access_log import tls_fields
+from penstock_worker.telemetry.access_log import tls_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

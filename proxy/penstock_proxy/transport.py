@@ -23,7 +23,7 @@ from typing import Final
 
 from penstock_proxy.connection import Adopter, Receiver, Transport
 from penstock_proxy.reactor import BROKEN, ENDED, IN, OUT, URGENT, Reactor
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 HIGH_WATER: Final = 64 << 10
 """Bytes that wait to be written before the protocol is told to pause, unless told otherwise."""

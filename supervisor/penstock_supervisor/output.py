@@ -4,8 +4,8 @@ Owns the reading ends of their pipes and our own stdout and stderr. Lines are wh
 output because one writer puts them there, and a reader sees whose they are.
 
 Two things must not happen: that a terminal nobody looks at stops the supervisor, and that
-output is lost because a child is loud. So a thread writes (`penstock_worker.sink`), and when
-its queue is full we stop *reading*: the child waits in its own write, as it would have
+output is lost because a child is loud. So a thread writes (`penstock_worker.telemetry.log_writer`),
+and when its queue is full we stop *reading*: the child waits in its own write, as it would have
 without us.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, Protocol
 
-from penstock_worker.sink import LogWriter
+from penstock_worker.telemetry.log_writer import LogWriter
 
 LONGEST: Final = 16 << 10
 """Bytes of a line; what is longer comes in pieces, each a line of its own."""

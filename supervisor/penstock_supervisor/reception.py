@@ -20,7 +20,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from penstock_worker import noise
+from penstock_worker.servers import log_filter
 
 MAX_CONNECTIONS: Final = 64
 FIRST_S: Final = 10.0
@@ -33,7 +33,7 @@ _LINGER_S: Final = 1.0
 _LINE: Final = 4 << 10
 _FIELD: Final = 4 << 10
 
-_log: Final = noise.filtered_logger("penstock.reception")
+_log: Final = log_filter.filtered_logger("penstock.reception")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -25,8 +25,9 @@ from penstock_supervisor.processes import Exit, Process, SpawnError
 from penstock_supervisor.program import ExecSpec, dup_high
 from penstock_supervisor.reaper import Guardian
 from penstock_supervisor.schemes import ChildPlan
-from penstock_worker import channel, contract
-from penstock_worker.channel import MAX_HANDLES, Channel
+from penstock_worker import contract
+from penstock_worker.channel import channel
+from penstock_worker.channel.channel import MAX_HANDLES, Channel
 
 _MOST_LINK_ENDS: Final = 1 << 13
 

@@ -21,9 +21,10 @@ from penstock_proxy.address import Address
 from penstock_proxy.config import FrontConfig, FrontService, Target
 from penstock_supervisor import shares
 from penstock_supervisor.services import Config, Restart, Service
-from penstock_worker import bounds, contract
-from penstock_worker.bounds import Limits
-from penstock_worker.peers import AcceptProxy, format_accept_proxy
+from penstock_worker import contract
+from penstock_worker.listener import limits
+from penstock_worker.listener.limits import Limits
+from penstock_worker.net.trusted_proxies import AcceptProxy, format_accept_proxy
 
 if TYPE_CHECKING:
     from penstock_supervisor.privileges import Privileges
@@ -265,7 +266,7 @@ def _bounds_variable(service: Service, slot: int) -> dict[str, str]:
         keepalive_s=service.timeouts.keepalive,
         log_field=service.limits.log_field,
     )
-    return {contract.BOUNDS: bounds.format_limits(told)}
+    return {contract.BOUNDS: limits.format_limits(told)}
 
 
 def _environment(

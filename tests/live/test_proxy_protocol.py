@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import PATH
 from tests.live.wire import WAIT_S, until
 
-from penstock_worker.proxy_protocol import SIGNATURE, build, build_local
+from penstock_worker.net.proxy_protocol import SIGNATURE, build, build_local
 
 if TYPE_CHECKING:
     from tests.live.cluster import Cluster

@@ -27,7 +27,7 @@ from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.dial import Dialing
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import Service
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop

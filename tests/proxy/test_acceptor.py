@@ -17,7 +17,7 @@ from penstock_proxy.config import FrontService, Limits
 from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import Service
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 DEADLINE_S = 10.0
 

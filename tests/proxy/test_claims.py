@@ -11,7 +11,7 @@ from penstock_proxy.claims import Claims, believed
 from penstock_proxy.config import Fields
 from penstock_proxy.errors import RejectedError
 from penstock_proxy.forwarding import Forwarding, request_trailers
-from penstock_worker.peers import TrustedProxies
+from penstock_worker.net.trusted_proxies import TrustedProxies
 
 PROXIES = ("10.0.0.0/8", "2001:db8:1::/48")
 

@@ -24,8 +24,8 @@ from penstock_proxy.pending import Pending
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.service import Service
 from penstock_proxy.standing import MemberState
-from penstock_worker.handoff import CLIENT, CREDIT, MAX_PER_MESSAGE, receive
-from penstock_worker.proxy_protocol import Header, build, parse
+from penstock_worker.handoff.protocol import CLIENT, CREDIT, MAX_PER_MESSAGE, receive
+from penstock_worker.net.proxy_protocol import Header, build, parse
 
 if TYPE_CHECKING:
     from penstock_proxy.probes import ProbeResult

@@ -15,7 +15,7 @@ import uvloop
 
 from penstock_proxy.address import parse_address
 from penstock_proxy.dial import Dialing, dial, socket_address, why
-from penstock_worker.streams import Stream, adopt
+from penstock_worker.net.stream import Stream, adopt
 
 DEADLINE_S = 10.0
 

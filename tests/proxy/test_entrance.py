@@ -18,9 +18,9 @@ from penstock_proxy.deadlines import TICK_S, Deadlines
 from penstock_proxy.entrance import Entrance
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
 from penstock_proxy.peer import HeaderHandling, Peer
-from penstock_worker.peers import TrustedProxies
-from penstock_worker.proxy_protocol import SIGNATURE, build, build_local
-from penstock_worker.streams import Stream
+from penstock_worker.net.proxy_protocol import SIGNATURE, build, build_local
+from penstock_worker.net.stream import Stream
+from penstock_worker.net.trusted_proxies import TrustedProxies
 
 DEADLINE_S = 10.0
 TRUE = ("203.0.113.9", 4321)

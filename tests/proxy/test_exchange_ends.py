@@ -11,8 +11,8 @@ import pytest
 from tests.proxy.conftest import House, Wire
 
 from penstock_proxy.gates import Gates
-from penstock_worker.access_log import open_log
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
+from penstock_worker.telemetry.access_log import open_log
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -13,7 +13,7 @@ from penstock_proxy.acceptor import Acceptor
 from penstock_proxy.admission import Admission
 from penstock_proxy.errors import Fault
 from penstock_proxy.gates import AdmissionControl, Gates
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 AWAY = 7
 

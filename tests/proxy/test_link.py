@@ -23,7 +23,7 @@ from penstock_proxy.link import NEVER, Link
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
 from penstock_proxy.standing import MemberState
-from penstock_worker.handoff import CREDIT, PROBE, receive
+from penstock_worker.handoff.protocol import CREDIT, PROBE, receive
 
 
 class Stage:

@@ -22,8 +22,8 @@ from penstock_proxy.link import Link
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.pool import Member
 from penstock_proxy.standing import MemberState
-from penstock_worker.receiver import LinkReceiver
-from penstock_worker.streams import Stream
+from penstock_worker.handoff.receiver import LinkReceiver
+from penstock_worker.net.stream import Stream
 
 WAIT_S = 20.0
 EACH = 100

@@ -20,7 +20,7 @@ from penstock_proxy.metrics import (
     merge,
     snapshot,
 )
-from penstock_worker.counters import Histogram
+from penstock_worker.telemetry.counters import Histogram
 
 
 def told(counters: ServiceCounters, *, dropped: int = 0) -> Series:

@@ -20,7 +20,7 @@ from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.rejection import MAX_LINGERING
 from penstock_proxy.service import Service
-from penstock_worker import farewell
+from penstock_worker.net import lingering_close
 
 if TYPE_CHECKING:
     from penstock_proxy.client import ClientConnection
@@ -59,7 +59,7 @@ class Street:
             lambda *_: None,
         )
         self.counters = self.service.counters
-        self.spare = self.service.overflow.spare = farewell.SpareDescriptor()
+        self.spare = self.service.overflow.spare = lingering_close.SpareDescriptor()
         self.address = listener.getsockname()
         # From now on the acceptor's; but a test may look at its queue.
         listener.detach()

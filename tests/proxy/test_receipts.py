@@ -12,7 +12,7 @@ from penstock_proxy.connection import Transport
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.receipts import ENDED, UNKNOWN, acknowledged, untaken
 from penstock_proxy.transport import adopt
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 FAMILIES = ["tcp", "unix"]
 

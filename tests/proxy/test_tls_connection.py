@@ -21,7 +21,7 @@ from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.tls import Contexts, Credential, Terms
 from penstock_proxy.tls_connection import TlsConnection
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 AUTHORITY = trustme.CA()
 MADE = AUTHORITY.issue_cert("a.example")

@@ -17,7 +17,7 @@ from tests.proxy.notes import Notes
 
 from penstock_proxy.reactor import Reactor
 from penstock_proxy.transport import HIGH_WATER, adopt
-from penstock_worker.streams import Stream
+from penstock_worker.net.stream import Stream
 
 RESET = struct.pack("ii", 1, 0)
 HUGE = b"x" * (4 << 20)

@@ -6,7 +6,7 @@ import socket
 import sys
 
 from penstock_proxy.config import FrontConfig
-from penstock_worker.channel import Channel, Message, inherited
+from penstock_worker.channel.channel import Channel, Message, inherited
 from penstock_worker.contract import FAILED, PING, PONG, READY, STATS
 
 

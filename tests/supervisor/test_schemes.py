@@ -15,7 +15,7 @@ from penstock_supervisor.schemes import (
     worker_plan,
 )
 from penstock_supervisor.services import Config, Service
-from penstock_worker import peers
+from penstock_worker.net import trusted_proxies
 
 PLACES = (Address("127.0.0.1", 8101), Address("127.0.0.1", 8102))
 
@@ -79,7 +79,7 @@ def test_a_worker_knows_whether_connections_begin_with_a_header(
     keys: dict[str, Any], terms: tuple[float, tuple[str, ...]] | None
 ) -> None:
     first, _ = plans(service(**keys, trusted_proxies=["10.0.0.0/8"]))
-    assert peers.parse_accept_proxy(first.environment) == terms
+    assert trusted_proxies.parse_accept_proxy(first.environment) == terms
 
 
 def test_who_wants_buffered_output_keeps_it() -> None:

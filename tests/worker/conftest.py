@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from penstock_worker import channel, wire
+from penstock_worker.channel import channel, framing
 from penstock_worker.contract import CHANNEL_FD, LINK_FD, LISTEN_FDS, ONLINE, READY, STATS
 
 DEADLINE_S = 30.0
@@ -242,11 +242,11 @@ class Served:
 
     def tell(self, message: dict[str, Any], handle: socket.socket | None = None) -> None:
         if handle is None:
-            self.link.sendall(wire.encode(message))
+            self.link.sendall(framing.encode(message))
             return
-        line = wire.encode(wire.envelope(message, handle))
+        line = framing.encode(framing.envelope(message, handle))
         assert socket.send_fds(self.link, [line], [handle.fileno()]) == len(line)
-        assert self.hear() == {"cmd": wire.ACK}
+        assert self.hear() == {"cmd": framing.ACK}
 
     def hear(self) -> dict[str, Any]:
         """The next message but the first, which is always the same."""

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from tests.descriptors import no_descriptor_left
 
-from penstock_worker.acceptor import ACCEPTS_PER_WAKEUP, Acceptor
+from penstock_worker.listener.acceptor import ACCEPTS_PER_WAKEUP, Acceptor
 
 QUEUED = 7
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_worker.access_log import (
+from penstock_worker.telemetry.access_log import (
     CUT,
     MAX_FIELD,
     AccessLog,
@@ -19,7 +19,7 @@ from penstock_worker.access_log import (
     open_log,
     tls_fields,
 )
-from penstock_worker.sink import LogWriter
+from penstock_worker.telemetry.log_writer import LogWriter
 
 NOON = 1795262400.0
 """2026-11-21T12:00:00Z."""

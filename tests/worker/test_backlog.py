@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_worker.backlog import AcceptQueue
+from penstock_worker.net.accept_queue import AcceptQueue
 
 MAX_WAIT_S = 2.0
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from penstock_worker.bounds import Limits, format_limits, parse_limits
 from penstock_worker.contract import BOUNDS
+from penstock_worker.listener.limits import Limits, format_limits, parse_limits
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Served

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_worker.counters import (
+from penstock_worker.telemetry.counters import (
     BUCKETS_S,
     METHODS,
     OTHER,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 from tests.worker.conftest import DEADLINE_S
 
-from penstock_worker import wire
+from penstock_worker.channel import framing
 from penstock_worker.contract import LISTEN
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ def test_a_socket_that_replaces_another_is_served_and_the_other_closed(serve: "S
 
         served.stop()
         new = stack.enter_context(sister(address))
-        line = wire.encode(wire.envelope({"cmd": LISTEN}, new))
+        line = framing.encode(framing.envelope({"cmd": LISTEN}, new))
         socket.send_fds(served.link, [line], [new.fileno()])
         new.close()
         ask(clients, address)
         served.signal(signal.SIGCONT)
-        assert served.hear() == {"cmd": wire.ACK}
+        assert served.hear() == {"cmd": framing.ACK}
         assert answers(clients) == {b"echo"}, "from both sockets"
 
         deadline = time.monotonic() + DEADLINE_S

@@ -10,7 +10,7 @@ import pytest
 from tests.descriptors import descriptors
 from tests.worker.links import fill, pair
 
-from penstock_worker.handoff import CLIENT, CREDIT, read_reports, receive, send
+from penstock_worker.handoff.protocol import CLIENT, CREDIT, read_reports, receive, send
 
 
 def test_more_descriptors_than_one_are_closed() -> None:

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_worker.contract import ACCEPT_PROXY
-from penstock_worker.counters import RequestCounters
-from penstock_worker.introduction import HEADER, UNTRUSTED, ProxyHeaders
-from penstock_worker.peers import AcceptProxy, format_accept_proxy, parse_accept_proxy
-from penstock_worker.proxy_protocol import build, build_local
-from penstock_worker.streams import Stream, adopt
+from penstock_worker.listener.proxy_header import HEADER, UNTRUSTED, ProxyHeaders
+from penstock_worker.net.proxy_protocol import build, build_local
+from penstock_worker.net.stream import Stream, adopt
+from penstock_worker.net.trusted_proxies import AcceptProxy, format_accept_proxy, parse_accept_proxy
+from penstock_worker.telemetry.counters import RequestCounters
 
 WAIT_S = 10.0
 TRUE, HERE = ("203.0.113.9", 4321), ("192.0.2.1", 443)

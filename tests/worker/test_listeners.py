@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
-from penstock_worker import listeners
-from penstock_worker.listeners import ListenError, address, listen_error, own_port
-from penstock_worker.somaxconn import max_backlog
+from penstock_worker.listener import sources
+from penstock_worker.listener.sources import ListenError, address, listen_error, own_port
+from penstock_worker.net.somaxconn import max_backlog
 
 
 def free_port() -> int:
@@ -102,6 +102,6 @@ def test_no_permission_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(*_: object) -> socket.socket:
         raise PermissionError(13, "x")
 
-    monkeypatch.setattr(listeners, "_bound", deny)
+    monkeypatch.setattr(sources, "_bound", deny)
     with pytest.raises(ListenError, match=r"127\.0\.0\.1:80: permission denied"):
         own_port({"PORT": "80"})

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from penstock_worker.loading import LoadError, call_factory, classify, details, explain, load
+from penstock_worker.servers.app_loader import (
+    LoadError,
+    call_factory,
+    classify,
+    details,
+    explain,
+    load,
+)
 
 
 async def asgi(scope: Any, receive: Any, send: Any) -> None:

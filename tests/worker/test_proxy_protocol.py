@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_worker.peers import TrustedProxies, peer_address
-from penstock_worker.proxy_protocol import (
+from penstock_worker.net.proxy_protocol import (
     MAX_HEADER,
     MAX_V1_LINE,
     SIGNATURE,
@@ -19,6 +18,7 @@ from penstock_worker.proxy_protocol import (
     crc32c,
     parse,
 )
+from penstock_worker.net.trusted_proxies import TrustedProxies, peer_address
 
 V4 = "PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n"
 V6 = "PROXY TCP6 2001:db8::1 2001:DB8::2 0 65535\r\n"

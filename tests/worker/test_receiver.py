@@ -16,9 +16,17 @@ from tests.descriptors import descriptors
 from tests.worker.links import fill, pair
 
 from penstock_worker.contract import LINK_FD
-from penstock_worker.handoff import CLIENT, CREDIT, PROBE, Report, read_reports, receive, send
-from penstock_worker.receiver import LinkReceiver, inherited
-from penstock_worker.streams import Stream
+from penstock_worker.handoff.protocol import (
+    CLIENT,
+    CREDIT,
+    PROBE,
+    Report,
+    read_reports,
+    receive,
+    send,
+)
+from penstock_worker.handoff.receiver import LinkReceiver, inherited
+from penstock_worker.net.stream import Stream
 
 RESERVE = 16
 """What a worker leaves free below its limit."""

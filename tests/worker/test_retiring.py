@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from penstock_worker import contract, wire
-from penstock_worker.retiring import is_uncaught, reason, traceback_text
+from penstock_worker import contract
+from penstock_worker.channel import framing
+from penstock_worker.runtime.uncaught import is_uncaught, reason, traceback_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +114,7 @@ def test_messages_of_the_program_reach_it_and_ours_do_not(serve: "Serve") -> Non
         served.tell({"cmd": contract.INTERNAL + "FUTURE"})
         # Node keeps these to itself as well.
         served.tell({"cmd": "NODE_OTHER"})
-        served.link.sendall(wire.encode(message))
+        served.link.sendall(framing.encode(message))
         assert served.hear() == {"heard": message, "handle": False}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_worker.sink import LogWriter
+from penstock_worker.telemetry.log_writer import LogWriter
 
 LINE = b"x" * 63 + b"\n"
 

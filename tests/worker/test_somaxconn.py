@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock_worker import somaxconn
-from penstock_worker.somaxconn import BACKLOG, max_backlog
+from penstock_worker.net import somaxconn
+from penstock_worker.net.somaxconn import BACKLOG, max_backlog
 
 
 @pytest.mark.parametrize(

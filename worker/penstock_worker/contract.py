@@ -39,7 +39,7 @@ ACCEPT_PROXY: Final = "PENSTOCK_ACCEPT_PROXY"
 complete in that time and to come from one of those networks. Absent: none does."""
 
 BOUNDS: Final = "PENSTOCK_BOUNDS"
-"""Limits on clients, where no proxy has them: an object in JSON, see `bounds`. Absent: a proxy
+"""Limits on clients, where no proxy has them: an object in JSON, see `limits`. Absent: a proxy
 has them."""
 
 SCRUBBED: Final = (

@@ -31,9 +31,10 @@ from collections import deque
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
-from penstock_worker import contract, wire
-from penstock_worker.channel import Channel
-from penstock_worker.channel import inherited as _inherited
+from penstock_worker import contract
+from penstock_worker.channel import framing
+from penstock_worker.channel.channel import Channel
+from penstock_worker.channel.channel import inherited as _inherited
 
 __all__ = [
     "is_worker",
@@ -116,7 +117,7 @@ class _State:
             self.channel.send(answer)
 
     def deliver(self, message: Any, handle: socket.socket | None) -> None:
-        if wire.is_internal(message):
+        if framing.is_internal(message):
             # An internal message that is not ours: Node does not show it to the program, either.
             _log.debug("a message that this worker does not know: %.80r", message)
             _close(handle)
@@ -200,8 +201,8 @@ def send(message: Any, handle: socket.socket | None = None) -> bool:
     be sent. OSError: too much waits already (ENOBUFS), or no descriptor is left for the copy.
     RuntimeError: the first use without a running event loop, or another thread.
     """
-    if wire.is_internal(message):
-        raise ValueError(f"a cmd that starts with {wire.RESERVED} is not for programs")
+    if framing.is_internal(message):
+        raise ValueError(f"a cmd that starts with {framing.RESERVED} is not for programs")
     channel = _state.open_channel()
     if channel is None or channel.closed:
         return False

@@ -4,8 +4,8 @@
 
 Owns the life of the process: what it reads from its environment, when it sends READY or
 FAILED, why it stops and with which exit status. Must not know HTTP (`aiohttp_server`,
-`asgi_server`), nor how an application is found (`loading`), nor where connections come from
-(`listeners`, `intake`).
+`asgi_server`), nor how an application is found (`app_loader`), nor where connections come from
+(`sources`, `connections`).
 
 A start can fail in two ways. If the program or its port is wrong, the worker sends FAILED and exits
 with `contract.EXIT_FAILED`: another start would fail likewise. If the program's own start
@@ -28,15 +28,20 @@ from typing import Final, Protocol
 
 import uvloop
 
-from penstock_worker import channel, contract, listeners, loading, peers, retiring
-from penstock_worker.bounds import Limits, parse_limits
-from penstock_worker.counters import RequestCounters
-from penstock_worker.intake import Connections, ProtocolFactory, raise_fd_limit
-from penstock_worker.introduction import ProxyHeaders
-from penstock_worker.line import SupervisorLink
-from penstock_worker.listeners import ListenError, Source
-from penstock_worker.loading import LoadError, Program, StartError
-from penstock_worker.recorder import Recorder, open_access_log
+from penstock_worker import contract
+from penstock_worker.channel import channel
+from penstock_worker.listener import sources
+from penstock_worker.listener.connections import Connections, ProtocolFactory, raise_fd_limit
+from penstock_worker.listener.limits import Limits, parse_limits
+from penstock_worker.listener.proxy_header import ProxyHeaders
+from penstock_worker.listener.sources import ListenError, Source
+from penstock_worker.net import trusted_proxies
+from penstock_worker.runtime import uncaught
+from penstock_worker.runtime.supervisor_link import SupervisorLink
+from penstock_worker.servers import app_loader
+from penstock_worker.servers.app_loader import LoadError, Program, StartError
+from penstock_worker.telemetry.counters import RequestCounters
+from penstock_worker.telemetry.recorder import Recorder, open_access_log
 
 _KEPT: Final = frozenset(
     {contract.PORT, contract.HOST, contract.SERVICE, contract.SLOT, contract.NODE_SLOT}
@@ -92,12 +97,12 @@ class Worker:
         self._proxy_headers: ProxyHeaders | None = None
         supervisor.on_disconnect = self._on_disconnect
         supervisor.attach(self._asked_to_retire)
-        retiring.install(loop, self.retire)
+        uncaught.install(loop, self.retire)
 
     async def run(self, program: Program, source: Source) -> int:
         """Serve until told to stop; returns the exit status."""
         self._limits = _limits(self._environ)
-        program = await loading.call_factory(program)
+        program = await app_loader.call_factory(program)
         source = _source_for(program, source, self._environ)
         counted = self._environ.get(contract.SCHEME, "ports") != "ports"
         recorder = self._start_recorder() if counted else None
@@ -137,8 +142,8 @@ class Worker:
         if isinstance(error, StartError):
             why = str(error)
         else:
-            self._say(loading.details(error))
-            why = loading.explain(error)
+            self._say(app_loader.details(error))
+            why = app_loader.explain(error)
         when = "stop" if self._stopping.is_set() else "start"
         self._say(f'penstock_worker: cannot {when} "{self._spec}": {why}\n')
         return _EXIT_BROKEN
@@ -166,7 +171,7 @@ class Worker:
     def _with_proxy_headers(self, make_protocol: ProtocolFactory) -> ProtocolFactory:
         """Read a PROXY header at the start of each connection, if the environment says so."""
         try:
-            accept_proxy = peers.parse_accept_proxy(self._environ)
+            accept_proxy = trusted_proxies.parse_accept_proxy(self._environ)
         except ValueError as error:
             raise LoadError(str(error)) from None
         if accept_proxy is None:
@@ -192,7 +197,7 @@ class Worker:
         self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
         if not self._supervisor.send({"cmd": contract.READY}):
             scheme = "udp" if source.kind == "datagram" else "http"
-            where = "a link" if source.kind == "link" else listeners.address(source.sock)
+            where = "a link" if source.kind == "link" else sources.address(source.sock)
             self._say(f"penstock_worker: {self._spec} on {scheme}://{where} (pid {os.getpid()})\n")
 
     def _interrupted(self) -> None:
@@ -230,9 +235,9 @@ def run(
         supervisor = SupervisorLink(loop, sock, environment, counters, Connections(loop, counters))
         worker = Worker(arguments[0], loop, environment, supervisor, say)
         try:
-            source = listeners.find_source(environment)
+            source = sources.find_source(environment)
             with source.sock:
-                return runner.run(worker.run(loading.load(arguments[0]), source))
+                return runner.run(worker.run(app_loader.load(arguments[0]), source))
         except (ListenError, LoadError) as error:
             return worker.cannot_start(error)
         except KeyboardInterrupt:
@@ -260,7 +265,7 @@ def _source_for(program: Program, source: Source, environ: Mapping[str, str]) ->
         )
     # Only now is it known that the program wants datagrams from its port.
     source.sock.close()
-    return Source("datagram", listeners.own_port(environ, "datagram"), own=True)
+    return Source("datagram", sources.own_port(environ, "datagram"), own=True)
 
 
 def _limits(environ: Mapping[str, str]) -> Limits:
@@ -279,13 +284,13 @@ def _server(
 ) -> Server:
     # Imported when needed: a worker does not pay for servers that it does not use.
     if program.kind == "datagram":
-        from penstock_worker.datagram_server import DatagramServer
+        from penstock_worker.servers.datagram_server import DatagramServer
 
         datagrams = DatagramServer(program.target, source.sock)
         supervisor.on_datagram_socket = datagrams.replace
         return datagrams
     if program.kind == "aiohttp":
-        from penstock_worker.aiohttp_server import AiohttpServer
+        from penstock_worker.servers.aiohttp_server import AiohttpServer
 
         return AiohttpServer(program.target, recorder, limits)
     if find_spec("uvicorn") is None:
@@ -293,7 +298,7 @@ def _server(
             f'"{program.spec}" is an ASGI application, which needs uvicorn: '
             'pip install "penstock[asgi]"'
         )
-    from penstock_worker.asgi_server import AsgiServer
+    from penstock_worker.servers.asgi_server import AsgiServer
 
     return AsgiServer(program.target, recorder, limits)
 

@@ -9,7 +9,7 @@ import pytest
 import uvloop
 from tests.worker.channel.peers import Peer, open_targets
 
-from penstock_worker.channel import pair
+from penstock_worker.channel.channel import pair
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

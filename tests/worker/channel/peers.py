@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from penstock_worker.channel import Channel
-from penstock_worker.wire import HANDLE
+from penstock_worker.channel.channel import Channel
+from penstock_worker.channel.framing import HANDLE
 
 DEADLINE_S = 20.0
 ENVELOPE = {"cmd": HANDLE, "type": "net.Socket", "msg": "take it"}

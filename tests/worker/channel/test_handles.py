@@ -25,8 +25,8 @@ from tests.worker.channel.peers import (
     unix_pair,
 )
 
-from penstock_worker.channel import MAX_LINE
-from penstock_worker.wire import ACK, HANDLE, NACK
+from penstock_worker.channel.channel import MAX_LINE
+from penstock_worker.channel.framing import ACK, HANDLE, NACK
 
 
 def both_ways(two: tuple[Peer, Peer], handle: socket.socket) -> tuple[socket.socket, ...]:

@@ -15,8 +15,8 @@ import pytest
 from tests.descriptors import descriptors
 from tests.worker.channel.peers import Peer
 
-from penstock_worker import outgoing
-from penstock_worker.channel import MAX_LINE, MAX_UNSENT, Channel, inherited, pair
+from penstock_worker.channel import send_queue
+from penstock_worker.channel.channel import MAX_LINE, MAX_UNSENT, Channel, inherited, pair
 from penstock_worker.contract import CHANNEL_FD
 
 
@@ -201,7 +201,7 @@ def test_tiny_messages_that_nobody_reads_are_bounded_by_number(
     ends: tuple[Peer, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, _ = ends
-    monkeypatch.setattr(outgoing, "MAX_LINES", 1000)
+    monkeypatch.setattr(send_queue, "MAX_LINES", 1000)
     congested = 0
     for _ in range(20_000):
         if peer.channel.closed:
@@ -273,7 +273,7 @@ def test_closing_between_the_end_and_its_news_silences_the_news(
     ends: tuple[Peer, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, _ = ends
-    monkeypatch.setattr(outgoing, "MAX_UNSENT", 0)
+    monkeypatch.setattr(send_queue, "MAX_UNSENT", 0)
     while not peer.channel.closed:
         peer.channel.send({"cmd": "x", "text": "x" * 100_000})
     peer.channel.close()

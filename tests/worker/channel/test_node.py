@@ -20,7 +20,7 @@ from tests.worker.channel.peers import (
     unix_pair,
 )
 
-from penstock_worker.channel import pair
+from penstock_worker.channel.channel import pair
 
 NODE = """
 const net = require('net'), dgram = require('dgram'), fs = require('fs')

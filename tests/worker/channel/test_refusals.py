@@ -19,8 +19,8 @@ from tests.worker.channel.peers import (
     tcp_pair,
 )
 
-from penstock_worker.channel import MAX_LINE, pair
-from penstock_worker.wire import ACK, NACK
+from penstock_worker.channel.channel import MAX_LINE, pair
+from penstock_worker.channel.framing import ACK, NACK
 
 
 def given(tmp_path: Path, stack: ExitStack, what: str) -> list[int]:

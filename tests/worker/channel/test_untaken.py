@@ -21,7 +21,7 @@ from tests.worker.channel.peers import (
     tcp_pair,
 )
 
-from penstock_worker.channel import MAX_HANDLES, Channel, pair
+from penstock_worker.channel.channel import MAX_HANDLES, Channel, pair
 
 
 def test_handles_that_the_peer_never_takes_are_bounded_and_given_back(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from penstock_worker.channel import Channel, pair
+from penstock_worker.channel.channel import Channel, pair
 from penstock_worker.contract import CHANNEL_FD, ONLINE, READY, SERVICE, SLOT
 
 DEADLINE_S = 30.0

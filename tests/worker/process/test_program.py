@@ -9,7 +9,7 @@ import socket
 
 from tests.worker.process.supervisor import SupervisorEnd
 
-from penstock_worker.channel import MAX_HANDLES
+from penstock_worker.channel.channel import MAX_HANDLES
 from penstock_worker.contract import ONLINE, PING, PONG, READY, RETIRE
 
 

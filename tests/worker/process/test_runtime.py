@@ -16,7 +16,7 @@ import pytest
 from tests.worker.process.supervisor import SupervisorEnd
 
 from penstock_worker import process
-from penstock_worker.channel import pair
+from penstock_worker.channel.channel import pair
 from penstock_worker.contract import CHANNEL_FD, READY, RETIRE, SERVICE, SLOT
 from penstock_worker.process import MAX_QUEUED, MAX_QUEUED_HANDLES, _State
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from penstock_worker import handoff
+from penstock_worker.handoff import protocol
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Served
@@ -63,12 +63,12 @@ class Link:
         self.proxy, self.worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.proxy.setblocking(False)
 
-    def client(self, kind: bytes = handoff.CLIENT) -> socket.socket:
+    def client(self, kind: bytes = protocol.CLIENT) -> socket.socket:
         """A client whose connection was sent over the link."""
         mine, theirs = socket.socketpair()
         mine.settimeout(DEADLINE_S)
         with theirs:
-            handoff.send(self.proxy, kind, [theirs.fileno()])
+            protocol.send(self.proxy, kind, [theirs.fileno()])
         return mine
 
     def reported(self, taken: int, ended: int) -> None:
@@ -76,7 +76,7 @@ class Link:
         heard = [0, 0]
 
         def said() -> bool:
-            report = handoff.read_reports(self.proxy)
+            report = protocol.read_reports(self.proxy)
             if report is not None:
                 heard[0] += report.taken
                 heard[1] += report.ended

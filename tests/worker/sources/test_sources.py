@@ -15,7 +15,8 @@ import pytest
 from tests.worker.sources import clients
 from tests.worker.sources.clients import APPS, DEMO, Link, Start, until
 
-from penstock_worker import contract, handoff
+from penstock_worker import contract
+from penstock_worker.handoff import protocol
 
 
 def test_the_first_word_is_who_it_is(serve: Start) -> None:
@@ -116,7 +117,7 @@ def test_a_health_check_over_a_link_is_served_and_not_counted(
     linked: Start, spec: str, link: Link
 ) -> None:
     served = linked(spec)
-    probe = link.client(handoff.PROBE)
+    probe = link.client(protocol.PROBE)
     assert clients.exchange(probe) == b"hello"
     link.reported(taken=1, ended=0)
     assert served.stats()["series"]["penstock_requests_total"] == {}

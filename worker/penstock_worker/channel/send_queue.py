@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from penstock_worker import wire
+from penstock_worker.channel import framing
 
 MAX_UNSENT: Final = 4 << 20
 """Bytes that wait for a slow peer. With more it is taken to have stopped reading."""
@@ -89,7 +89,7 @@ class SendQueue:
         """One message more may be too much."""
         return (
             self._handles >= self._max_handles
-            or self._unsent >= MAX_UNSENT - wire.MAX_LINE
+            or self._unsent >= MAX_UNSENT - framing.MAX_LINE
             or len(self._queue) + len(self._writing) >= MAX_LINES
         )
 
@@ -138,7 +138,7 @@ class SendQueue:
         if self._ack_unsent:
             self._on_violation("descriptors that do not wait to be acknowledged")
             return
-        line = wire.encode({"cmd": command})
+        line = framing.encode({"cmd": command})
         self._ack_unsent = True
         self._unsent += len(line)
         self._writing.append(QueuedMessage(line, is_ack=True))

@@ -2,7 +2,7 @@
 
 Owns parsing and building of the header that a proxy sends before anything else
 (proxy-protocol.txt of HAProxy, 2020/03/05). Must not know where bytes come from, nor whose
-headers are trusted (`peers`). No I/O, no clock.
+headers are trusted (`trusted_proxies`). No I/O, no clock.
 
 The parser is strict: if two programs disagree where a header ends, they disagree where the first
 request begins. An incomplete header is no error, though the specification allows that: TCP may

@@ -14,7 +14,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from time import gmtime
 from typing import Final, Literal
 
-from penstock_worker.sink import LogWriter
+from penstock_worker.telemetry.log_writer import LogWriter
 
 MAX_FIELD: Final = 1024
 """Characters of one field, by default; a longer one is cut and ends in CUT."""

@@ -9,9 +9,9 @@ from asyncio import AbstractEventLoop, TimerHandle
 from time import time  # noqa: TID251 -- a log line tells the time of day
 from typing import Final, NamedTuple
 
-from penstock_worker.access_log import MAX_FIELD, AccessLog, Format
-from penstock_worker.counters import RequestCounters
-from penstock_worker.sink import LogWriter
+from penstock_worker.telemetry.access_log import MAX_FIELD, AccessLog, Format
+from penstock_worker.telemetry.counters import RequestCounters
+from penstock_worker.telemetry.log_writer import LogWriter
 
 _FLUSH_S: Final = 0.1
 

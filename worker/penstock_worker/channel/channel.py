@@ -2,7 +2,7 @@
 
 A channel is one half of a Unix stream socket pair that was made before the child was
 started; `contract.CHANNEL_FD` tells a child which descriptor it is. Owns what is read; the
-format is `wire`, and what waits to be sent is `outgoing`. Must not know what messages mean.
+format is `framing`, and what waits to be sent is `send_queue`. Must not know what messages mean.
 
 Neither end relies on the other to be quick or correct. Sending never waits: what the kernel does
 not take is kept, up to a bound, because a peer that has stopped reading must neither stop us
@@ -23,16 +23,16 @@ from collections import deque
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Final
 
-from penstock_worker import outgoing, wire
+from penstock_worker.channel import framing, send_queue
+from penstock_worker.channel.send_queue import QueuedMessage, SendQueue
 from penstock_worker.contract import CHANNEL_FD
-from penstock_worker.outgoing import QueuedMessage, SendQueue
-from penstock_worker.streams import inherited_end
+from penstock_worker.net.stream import inherited_end
 
-MAX_LINE: Final = wire.MAX_LINE
-MAX_UNSENT: Final = outgoing.MAX_UNSENT
-MAX_HANDLES: Final = outgoing.MAX_HANDLES
-ACK: Final = wire.ACK
-envelope = wire.envelope
+MAX_LINE: Final = framing.MAX_LINE
+MAX_UNSENT: Final = send_queue.MAX_UNSENT
+MAX_HANDLES: Final = send_queue.MAX_HANDLES
+ACK: Final = framing.ACK
+envelope = framing.envelope
 _MAX_FDS: Final = 16
 """Descriptors of one read that can be counted for the log. The kernel closes what is beyond."""
 _READ_SIZE: Final = 64 << 10
@@ -89,9 +89,9 @@ class Channel:
         JSON, or a line over MAX_LINE, for which the peer would cut us off. TypeError: a handle
         that cannot be sent. OSError: no descriptor is left for the copy.
         """
-        if wire.command(message) in (wire.HANDLE, wire.ACK, wire.NACK):
-            raise ValueError(f"{wire.command(message)} is the channel's own")
-        line = wire.encode(message if handle is None else wire.envelope(message, handle))
+        if framing.command(message) in (framing.HANDLE, framing.ACK, framing.NACK):
+            raise ValueError(f"{framing.command(message)} is the channel's own")
+        line = framing.encode(message if handle is None else framing.envelope(message, handle))
         if self.closed or self._send_queue.unwritable:
             return False
         if handle is None:
@@ -179,22 +179,22 @@ class Channel:
 
     def _handle_line(self, line: bytearray) -> None:
         try:
-            message = wire.decode(line)
+            message = framing.decode(line)
         except ValueError as error:
             self._cut_off(str(error))
             return
-        command = wire.command(message)
-        if command == wire.HANDLE:
+        command = framing.command(message)
+        if command == framing.HANDLE:
             self._receive_handle(message)
-        elif command in (wire.ACK, wire.NACK):
-            self._send_queue.on_acknowledged(command == wire.ACK)
+        elif command in (framing.ACK, framing.NACK):
+            self._send_queue.on_acknowledged(command == framing.ACK)
         else:
             self._dispatch(message, None)
 
     def _receive_handle(self, message: dict[str, Any]) -> None:
         if not self._fds:
             # We are out of descriptors: the kernel dropped it. It is sent again.
-            self._send_queue.acknowledge(wire.NACK)
+            self._send_queue.acknowledge(framing.NACK)
             return
         fd = self._fds.popleft()
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
@@ -203,7 +203,7 @@ class Channel:
             return
         handle = socket.socket(fileno=fd)
         handle.setblocking(False)
-        self._send_queue.acknowledge(wire.ACK)
+        self._send_queue.acknowledge(framing.ACK)
         if self.closed:
             handle.close()
         else:
@@ -230,7 +230,7 @@ class Channel:
 
     def _finish_closing(self, waiting: list[QueuedMessage]) -> None:
         for message in waiting:
-            outgoing.report(message, taken=False)
+            send_queue.report(message, taken=False)
             if self._closing is None:
                 return
         self._on_disconnect()

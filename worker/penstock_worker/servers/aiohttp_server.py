@@ -17,9 +17,9 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
-from penstock_worker import noise
-from penstock_worker.bounds import Limits
-from penstock_worker.recorder import Recorder, RequestRecord
+from penstock_worker.listener.limits import Limits
+from penstock_worker.servers import log_filter
+from penstock_worker.telemetry.recorder import Recorder, RequestRecord
 
 _DRAIN_S: Final = 24 * 3600.0
 """For requests to finish. In effect no limit: the supervisor has the deadline."""
@@ -30,7 +30,7 @@ _POLL_S: Final = 0.05
 """Between two looks whether requests are in flight, at shutdown."""
 _STARTED_AT: Final = "penstock.begun"
 _BEHIND_PROXY: Final = Limits()
-_LOG: Final = noise.filtered_logger("aiohttp.server.penstock")
+_LOG: Final = log_filter.filtered_logger("aiohttp.server.penstock")
 """A child of aiohttp's own logger, which the program may have configured."""
 
 

@@ -23,8 +23,8 @@ from termios import FIONREAD
 from typing import Final
 
 from penstock_worker.contract import LINK_FD
-from penstock_worker.handoff import CREDIT, MAX_PER_MESSAGE, PROBE, receive
-from penstock_worker.streams import Stream, inherited_end
+from penstock_worker.handoff.protocol import CREDIT, MAX_PER_MESSAGE, PROBE, receive
+from penstock_worker.net.stream import Stream, inherited_end
 
 _REPORT_S: Final = 0.05
 """Until the proxy hears of an end that no announcement carried along."""

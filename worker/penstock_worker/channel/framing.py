@@ -6,7 +6,8 @@ NODE_HANDLE_NACK if it did not arrive. Neither says which descriptor is meant, s
 is under way.
 
 Owns how a line is encoded and which envelope fits a socket. Must not know when a line is
-sent or what becomes of its descriptor (`channel`, `outgoing`), nor what our messages mean. No I/O.
+sent or what becomes of its descriptor (`channel`, `send_queue`), nor what our messages mean. No
+I/O.
 """
 
 import json

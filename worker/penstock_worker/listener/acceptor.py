@@ -18,8 +18,8 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Final
 
-from penstock_worker import farewell
-from penstock_worker.backlog import AcceptQueue
+from penstock_worker.net import lingering_close
+from penstock_worker.net.accept_queue import AcceptQueue
 
 ACCEPTS_PER_WAKEUP: Final = 2
 """One would be fairest, but would cost an epoll_wait for each connection of a burst."""
@@ -79,7 +79,7 @@ class Acceptor:
         self._max_wait_s = max_wait_s
         self._accept_queue = AcceptQueue(max_wait_s)
         self._accepted = 0
-        self._spare = farewell.SpareDescriptor()
+        self._spare = lingering_close.SpareDescriptor()
         self._retry: TimerHandle | None = None
 
     def start(self) -> None:
@@ -167,7 +167,7 @@ class Acceptor:
 
     def _refuse_overdue(self, reason: bytes) -> None:
         """Answer 503 to those that have waited too long."""
-        waiting = farewell.accept_queue_length(self._listener)
+        waiting = lingering_close.accept_queue_length(self._listener)
         overdue = self._accept_queue.overdue(self._loop.time(), self._accepted, waiting)
         for _ in range(min(overdue, _MAX_REFUSED)):
             if not self._spare.refuse(self._listener, _RESPONSE % (len(reason), reason)):

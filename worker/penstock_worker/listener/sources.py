@@ -13,9 +13,9 @@ import socket
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
-from penstock_worker import receiver
 from penstock_worker.contract import HOST, LISTEN_FDS, LISTEN_PID, LISTEN_START, PORT
-from penstock_worker.somaxconn import max_backlog
+from penstock_worker.handoff import receiver
+from penstock_worker.net.somaxconn import max_backlog
 
 _DEFAULT_HOST: Final = "127.0.0.1"
 _LAST_PORT: Final = 65_535

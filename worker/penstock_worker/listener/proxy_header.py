@@ -16,10 +16,10 @@ from asyncio import AbstractEventLoop, Transport
 from collections.abc import Mapping
 from typing import Any, Final
 
-from penstock_worker.counters import RequestCounters
-from penstock_worker.intake import ProtocolFactory
-from penstock_worker.peers import AcceptProxy, TrustedProxies, peer_address
-from penstock_worker.proxy_protocol import Endpoint, Header, HeaderError, parse
+from penstock_worker.listener.connections import ProtocolFactory
+from penstock_worker.net.proxy_protocol import Endpoint, Header, HeaderError, parse
+from penstock_worker.net.trusted_proxies import AcceptProxy, TrustedProxies, peer_address
+from penstock_worker.telemetry.counters import RequestCounters
 
 _MAX_LINES: Final = 10
 """Log lines a period: strangers must not fill a disk."""

@@ -15,17 +15,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from penstock_worker import contract, process
-from penstock_worker.channel import Channel
-from penstock_worker.counters import (
+from penstock_worker.channel.channel import Channel
+from penstock_worker.listener.connections import Connections
+from penstock_worker.listener.sources import Source
+from penstock_worker.telemetry.counters import (
     RequestCounters,
     Series,
     connection_series,
     request_series,
 )
-from penstock_worker.intake import Connections
-from penstock_worker.lag import LoopLag
-from penstock_worker.listeners import Source
-from penstock_worker.recorder import Recorder
+from penstock_worker.telemetry.loop_lag import LoopLag
+from penstock_worker.telemetry.recorder import Recorder
 
 _log: Final = logging.getLogger("penstock.worker")
 

@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import uvicorn
 
-from penstock_worker.asgi_heads import IdleConnections, limit_heads
-from penstock_worker.bounds import Limits
-from penstock_worker.loading import StartError
-from penstock_worker.recorder import Recorder, RequestRecord
-from penstock_worker.somaxconn import max_backlog
+from penstock_worker.listener.limits import Limits
+from penstock_worker.net.somaxconn import max_backlog
+from penstock_worker.servers.app_loader import StartError
+from penstock_worker.servers.asgi_limits import IdleConnections, limit_heads
+from penstock_worker.telemetry.recorder import Recorder, RequestRecord
 
 _SECOND_S: Final = 1.0
 _LOGGED_HEADERS: Final = frozenset((b"content-length", b"referer", b"user-agent", b"x-request-id"))

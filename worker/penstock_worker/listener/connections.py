@@ -19,12 +19,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from penstock_worker.acceptor import Acceptor
-from penstock_worker.counters import RequestCounters
-from penstock_worker.listeners import Source
-from penstock_worker.receiver import LinkReceiver
-from penstock_worker.somaxconn import max_backlog
-from penstock_worker.streams import Stream, adopt
+from penstock_worker.handoff.receiver import LinkReceiver
+from penstock_worker.listener.acceptor import Acceptor
+from penstock_worker.listener.sources import Source
+from penstock_worker.net.somaxconn import max_backlog
+from penstock_worker.net.stream import Stream, adopt
+from penstock_worker.telemetry.counters import RequestCounters
 
 _NO_LINK: Final = -1
 _LAST_REQUEST_S: Final = 1.0

@@ -1,0 +1,1 @@
+"""JSON lines with file descriptors between two processes, as Node's child processes speak."""

@@ -1,0 +1,1 @@
+"""Connections that the proxy accepted and passes to a worker: one descriptor, one message."""

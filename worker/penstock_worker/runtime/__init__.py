@@ -1,0 +1,1 @@
+"""What makes a process a worker: its link to the supervisor, and errors that nobody caught."""

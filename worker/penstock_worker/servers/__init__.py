@@ -1,0 +1,1 @@
+"""Servers that a worker can run its application with: aiohttp, ASGI, datagrams."""
