@@ -18,12 +18,16 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = {
     "proxy/penstock_proxy": (
-        "acceptor", "admission", "arrivals", "balance", "body", "chunked", "client", "connection",
-        "context", "deadlines", "delegate", "dial", "downstream", "errors", "exchange", "fields",
-        "forwarding", "gates", "http1", "http_context", "journal", "kept", "link", "metrics",
-        "outliers", "overflow", "peer", "pending", "pool", "pump", "reactor", "receipts",
-        "rejection", "relay", "response", "retry", "retry_budget", "service", "standing", "tally",
-        "tls_connection", "transport", "upgrade", "upstream", "upstream_request",
+        "balancing/member_state", "balancing/outlier_detection", "balancing/policies",
+        "balancing/pool", "balancing/retry_budget", "errors", "handoff/dispatcher", "handoff/link",
+        "handoff/pending", "http/client_connection", "http/connection_pool", "http/context",
+        "http/downstream", "http/exchange", "http/retry", "http/upgrade", "http/upstream_request",
+        "http/worker_connection", "http1/chunked", "http1/fields", "http1/parser", "http1/request",
+        "http1/request_body", "http1/response", "listener/acceptor", "listener/filter_chain",
+        "listener/listeners", "listener/overload", "listener/rejection", "metrics", "net/connector",
+        "net/peer", "net/reactor", "net/socket_transport", "net/tcp_info", "net/timer_wheel",
+        "net/transport", "runtime/service", "service/client_limit", "service/context",
+        "service/error_log", "service/fd_budget", "tcp/duplex", "tcp/session", "tls/transport",
     ),
     "worker/penstock_worker": (
         "handoff/protocol", "handoff/receiver", "telemetry/counters",

@@ -10,21 +10,21 @@ from contextlib import AbstractContextManager, contextmanager
 from random import random
 from typing import Any, Final
 
-from penstock_proxy import http1
-from penstock_proxy.admission import Admission
-from penstock_proxy.chunked import Chunked
-from penstock_proxy.client import ClientConnection
+from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.config import Balance, Ejection, FrontService, Health, Limits, Target
-from penstock_proxy.connection import Transport
-from penstock_proxy.deadlines import Deadlines
 from penstock_proxy.errors import BAD_REQUEST
-from penstock_proxy.forwarding import Forwarding
-from penstock_proxy.kept import ConnectionPool
-from penstock_proxy.pool import Member, Pool
-from penstock_proxy.reactor import Reactor
-from penstock_proxy.response import Responses
-from penstock_proxy.service import Service
-from penstock_proxy.upstream import ResponseReceiver, WorkerConnection
+from penstock_proxy.http.client_connection import ClientConnection
+from penstock_proxy.http.connection_pool import ConnectionPool
+from penstock_proxy.http.worker_connection import ResponseReceiver, WorkerConnection
+from penstock_proxy.http1 import parser
+from penstock_proxy.http1.chunked import Chunked
+from penstock_proxy.http1.request import Forwarding
+from penstock_proxy.http1.response import Responses
+from penstock_proxy.net.reactor import Reactor
+from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.net.transport import Transport
+from penstock_proxy.runtime.service import Service
+from penstock_proxy.service.fd_budget import Admission
 
 Step = Callable[[], object]
 
@@ -94,18 +94,18 @@ def _ignore(*_anything: Any) -> None:
 
 @contextmanager
 def request_line() -> Iterator[Step]:
-    yield lambda: http1.parse_request_line(REQUEST)
+    yield lambda: parser.parse_request_line(REQUEST)
 
 
 @contextmanager
 def request_fields() -> Iterator[Step]:
-    block = REQUEST[http1.parse_request_line(REQUEST).end :]
-    yield lambda: http1.parse_fields(block, BAD_REQUEST)
+    block = REQUEST[parser.parse_request_line(REQUEST).end :]
+    yield lambda: parser.parse_fields(block, BAD_REQUEST)
 
 
 @contextmanager
 def request_forwarded(*, remembered: bool) -> Iterator[Step]:
-    line = http1.parse_request_line(REQUEST)
+    line = parser.parse_request_line(REQUEST)
     block = REQUEST[line.end :]
     forwarding = Forwarding((), 100)
     # An HTTP/1.0 request is never remembered, and costs the same otherwise.

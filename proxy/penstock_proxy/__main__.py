@@ -2,6 +2,6 @@
 
 import sys
 
-from penstock_proxy.process import main
+from penstock_proxy.runtime.process import main
 
 sys.exit(main())

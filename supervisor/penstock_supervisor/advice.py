@@ -7,7 +7,7 @@ is an argument.
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-from penstock_proxy.address import parse_address
+from penstock_proxy.net.address import parse_address
 from penstock_supervisor.services import Config
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from penstock_proxy.messages import STATS
 from penstock_proxy.metrics import Series, merge
-from penstock_proxy.orders import STATS
 from penstock_supervisor import carried
 from penstock_supervisor.child import Child
 from penstock_supervisor.events import Events

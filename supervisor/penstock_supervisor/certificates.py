@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from penstock_proxy.tls import Contexts, Credential, Terms
+from penstock_proxy.tls.contexts import Contexts, Credential, Terms
 from penstock_supervisor.problems import Location, Problem
 from penstock_supervisor.services import CertificateFiles, Config, Service
 

@@ -13,7 +13,7 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from penstock_proxy.orders import DRAIN
+from penstock_proxy.messages import DRAIN
 from penstock_supervisor import diagnosis
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.events import EventName

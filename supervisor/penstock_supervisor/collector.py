@@ -28,8 +28,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from penstock_proxy import metrics
+from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.metrics import OTHER, Metric
-from penstock_proxy.standing import MemberState
 from penstock_supervisor import sockdiag
 from penstock_supervisor.descriptors import per_connection, place
 from penstock_supervisor.families import Labels, family

@@ -9,7 +9,7 @@ of the kernel. No I/O of its own, no clock.
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
-from penstock_proxy.address import parse_address
+from penstock_proxy.net.address import parse_address
 from penstock_supervisor.observation import ChildView, Snapshot
 from penstock_supervisor.series import number, table
 from penstock_supervisor.sockdiag import Place

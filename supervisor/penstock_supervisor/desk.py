@@ -3,7 +3,7 @@
 from contextlib import AsyncExitStack
 from typing import Protocol
 
-from penstock_proxy.address import parse_address
+from penstock_proxy.net.address import parse_address
 from penstock_supervisor import admin, control, reception
 from penstock_supervisor.observation import Snapshot
 from penstock_supervisor.premises import Resources

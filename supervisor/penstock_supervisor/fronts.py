@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from penstock_proxy.orders import ACCEPT, CONFIGURE, COVER, PING, UNCOVER
+from penstock_proxy.messages import ACCEPT, CONFIGURE, COVER, PING, UNCOVER
 from penstock_supervisor.child import Child
 from penstock_supervisor.delivery import deliver
 from penstock_supervisor.lifecycle import State

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from penstock_proxy.orders import LINK, UNLINK
+from penstock_proxy.messages import LINK, UNLINK
 from penstock_supervisor.child import Child
 from penstock_supervisor.delivery import deliver
 from penstock_supervisor.links import HandoffLink

@@ -27,7 +27,7 @@ from penstock_supervisor.services import Service
 from penstock_supervisor.sockets import Access, Listener
 
 if TYPE_CHECKING:
-    from penstock_proxy.address import Address
+    from penstock_proxy.net.address import Address
     from penstock_supervisor.identity import Identity
 
 _TCP_INFO_UNACKED: Final = 24

@@ -25,8 +25,8 @@ from penstock_supervisor.sockets import Listener
 from penstock_supervisor.worker_ports import choose_addresses, spare_address
 
 if TYPE_CHECKING:
-    from penstock_proxy.address import Address
     from penstock_proxy.config import FrontConfig
+    from penstock_proxy.net.address import Address
 
 _log = logging.getLogger("penstock.supervisor")
 

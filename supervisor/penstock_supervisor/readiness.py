@@ -20,7 +20,7 @@ from typing import Final
 
 import psutil
 
-from penstock_proxy.address import Address
+from penstock_proxy.net.address import Address
 from penstock_supervisor.looking import as_owner_of
 
 _FIRST_S: Final = 0.05

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from penstock_proxy.orders import CERTIFICATE, TLS
+from penstock_proxy.messages import CERTIFICATE, TLS
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.observation import TlsView
 from penstock_supervisor.problems import dotted
@@ -60,7 +60,7 @@ class _ServiceCertificates:
         number = len(bundle.credentials)
         yield {"cmd": TLS, "service": name, "terms": asdict(bundle.terms), "of": number}
         for one in bundle.credentials:
-            # The key last: see `orders`.
+            # The key last: see `messages`.
             yield {
                 "cmd": CERTIFICATE,
                 "service": name,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from penstock_proxy.orders import HELD, HOLD, JOIN, LEAVE, ROTATION, UNLINKED
+from penstock_proxy.messages import HELD, HOLD, JOIN, LEAVE, ROTATION, UNLINKED
 from penstock_supervisor.child import Child
 from penstock_supervisor.handoff_links import HandoffLinks
 from penstock_supervisor.lifecycle import State

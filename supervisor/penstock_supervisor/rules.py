@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from penstock_proxy.address import Address, parse_address
-from penstock_proxy.balance import POLICIES
+from penstock_proxy.balancing.policies import POLICIES
+from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor import reach, shares, tls_rules
 from penstock_supervisor.problems import Problem
 from penstock_supervisor.reach import PROGRAMS

@@ -20,7 +20,7 @@ from functools import partial
 from signal import Signals
 from typing import Any, Final
 
-from penstock_proxy.orders import REOPEN
+from penstock_proxy.messages import REOPEN
 from penstock_supervisor import advice, desk, limits
 from penstock_supervisor.census import LoopLag, StatsPoll
 from penstock_supervisor.changes import Condition

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from penstock_proxy.address import Address
 from penstock_proxy.config import FrontConfig, FrontService, Target
+from penstock_proxy.net.address import Address
 from penstock_supervisor import shares
 from penstock_supervisor.services import Config, Restart, Service
 from penstock_worker import contract

@@ -12,8 +12,8 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from penstock_proxy.address import parse_address
 from penstock_proxy.config import AddressText, Count, Part, Positive, Traffic, Weight
+from penstock_proxy.net.address import parse_address
 from penstock_worker.contract import SCRUBBED
 
 ADMIN: Final = "127.0.0.1:9464"

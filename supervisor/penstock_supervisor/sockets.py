@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from penstock_proxy.address import Address, parse_address
+from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor.errors import StartError
 
 BACKLOG: Final = 4096

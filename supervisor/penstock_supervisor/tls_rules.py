@@ -8,7 +8,7 @@ be used is not said here (`certificates`). No I/O, no clock.
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from penstock_proxy.address import parse_address
+from penstock_proxy.net.address import parse_address
 from penstock_supervisor.problems import Problem, meant
 
 if TYPE_CHECKING:

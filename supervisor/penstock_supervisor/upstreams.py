@@ -7,7 +7,7 @@ nothing on its way waits for a name server, and every front of a run means the s
 import socket
 from collections.abc import Sequence
 
-from penstock_proxy.address import Address, parse_address
+from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.services import Service
 

@@ -16,12 +16,13 @@ from itertools import count
 from time import monotonic
 from typing import Any, Final
 
-from penstock_proxy import metrics, probes
-from penstock_proxy.checker import HealthChecker
+from penstock_proxy import metrics
+from penstock_proxy.balancing import probes
+from penstock_proxy.balancing.health_check import HealthChecker
+from penstock_proxy.balancing.pool import Member, Pool
+from penstock_proxy.balancing.probes import OK, ProbeResult
 from penstock_proxy.config import Target
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.pool import Member, Pool
-from penstock_proxy.probes import OK, ProbeResult
 from penstock_supervisor.services import Service
 from penstock_worker import contract
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
-from penstock_proxy.address import Address
+from penstock_proxy.net.address import Address
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.services import Service
 

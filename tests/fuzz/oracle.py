@@ -25,9 +25,9 @@ from tests.proxy.readings import (
     our_request,
 )
 
-from penstock_proxy import http1
 from penstock_proxy.errors import RejectedError
-from penstock_proxy.http1 import RequestLine
+from penstock_proxy.http1 import parser
+from penstock_proxy.http1.parser import RequestLine
 
 MAX_INPUT: Final = 1000
 """Below every limit of the service in memory: limits are not what is looked for here."""
@@ -128,7 +128,7 @@ def _expect(data: bytes) -> Expected:
 
 
 def _compare_request(data: bytes, ours: Reading) -> None:
-    begin = len(data) - len(http1.skip_empty_lines(data))
+    begin = len(data) - len(parser.skip_empty_lines(data))
     first, second = h11_request(data[begin:]), llhttp_request(data, ours.end)
     for other in (first._replace(end=first.end + begin), second):
         if _plain(other) != _plain(ours):
@@ -194,7 +194,7 @@ def _take(house: House) -> Reading | None:
 def _check_forwarded(meant: Reading, got: Reading) -> None:
     method, target, minor = meant.start
     line = RequestLine(method, target, minor, 0)
-    assert got.start == (method, http1.worker_target(line), 1)
+    assert got.start == (method, parser.worker_target(line), 1)
     assert got.body == meant.body
     assert {*got.trailers} <= {*meant.trailers}
     said = {pair for pair in got.fields if pair[0] not in _OURS}

@@ -15,8 +15,9 @@ from tests.fuzz import campaign, oracle
 from tests.fuzz.seed import CORPUS, seeds
 from tests.proxy.readings import OtherwiseError
 
-from penstock_proxy import http1, upstream
-from penstock_proxy.chunked import Chunked
+from penstock_proxy.http import worker_connection
+from penstock_proxy.http1 import parser
+from penstock_proxy.http1.chunked import Chunked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +79,7 @@ FAULTS = {
 def test_a_grammar_that_is_laxer_is_caught(
     monkeypatch: pytest.MonkeyPatch, name: str, old: bytes, new: bytes
 ) -> None:
-    monkeypatch.setattr(http1, name, lax(getattr(http1, name), old, new))
+    monkeypatch.setattr(parser, name, lax(getattr(parser, name), old, new))
     assert catches()
 
 
@@ -108,25 +109,25 @@ def test_a_chunk_that_may_end_with_anything_is_caught(monkeypatch: pytest.Monkey
 
 
 def test_a_cut_answer_that_looks_whole_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(self: upstream.WorkerConnection, error: Exception | None) -> None:
+    def lost(self: worker_connection.WorkerConnection, error: Exception | None) -> None:
         self._gone(self)
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
             receiver.finish(b"")
 
-    monkeypatch.setattr(upstream.WorkerConnection, "connection_lost", lost)
+    monkeypatch.setattr(worker_connection.WorkerConnection, "connection_lost", lost)
     assert catches()
 
 
 def test_what_is_left_over_for_the_next_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def data_received(self: upstream.WorkerConnection, data: bytes) -> None:
+    def data_received(self: worker_connection.WorkerConnection, data: bytes) -> None:
         if self.receiver is None:
             self._buffer = data  # it would be read as the beginning of the next answer
         else:
             received(self, data)
 
-    received = upstream.WorkerConnection.data_received
-    monkeypatch.setattr(upstream.WorkerConnection, "data_received", data_received)
+    received = worker_connection.WorkerConnection.data_received
+    monkeypatch.setattr(worker_connection.WorkerConnection, "data_received", data_received)
     assert catches()
 
 

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from penstock_proxy import arrivals as arrivals_module
-from penstock_proxy import context as context_module
-from penstock_proxy import exchange as exchange_module
-from penstock_proxy import journal as journal_module
-from penstock_proxy import kept as connection_pool_module
-from penstock_proxy import relay as relay_module
-from penstock_proxy import upstream as upstream_module
-from penstock_proxy import upstream_request as upstream_request_module
-from penstock_proxy.admission import Admission
-from penstock_proxy.client import ClientConnection
 from penstock_proxy.config import FrontService, Limits, Target, Timeouts
-from penstock_proxy.connection import Adopter, Receiver, Transport
-from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.dial import Dialing
-from penstock_proxy.reactor import Reactor
-from penstock_proxy.service import Service
+from penstock_proxy.http import connection_pool as connection_pool_module
+from penstock_proxy.http import exchange as exchange_module
+from penstock_proxy.http import upstream_request as upstream_request_module
+from penstock_proxy.http import worker_connection as upstream_module
+from penstock_proxy.http.client_connection import ClientConnection
+from penstock_proxy.listener import filter_chain as arrivals_module
+from penstock_proxy.net.connector import Dialing
+from penstock_proxy.net.reactor import Reactor
+from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.net.transport import Adopter, Receiver, Transport
+from penstock_proxy.runtime.service import Service
+from penstock_proxy.service import context as context_module
+from penstock_proxy.service import error_log as journal_module
+from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.tcp import session as relay_module
 from penstock_worker.net.stream import Stream
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """A connection over a link on its own: as the front does it, but for waiting for others."""
 
-from penstock_proxy.link import Link
+from penstock_proxy.handoff.link import Link
 
 
 def sent(link: Link, fd: int, now: float) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from penstock_proxy.connection import Transport
+from penstock_proxy.net.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

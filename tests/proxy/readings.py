@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 import h11
 import httptools
 
-from penstock_proxy import http1
-from penstock_proxy.chunked import Chunked
 from penstock_proxy.errors import BAD_REQUEST
+from penstock_proxy.http1 import parser as http1
+from penstock_proxy.http1.chunked import Chunked
 
 PLAIN_METHODS: Final = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS"})
 MAX_EVENT: Final = 1 << 20

@@ -10,13 +10,13 @@ from functools import partial
 import pytest
 import uvloop
 
-from penstock_proxy import acceptor as acceptor_module
-from penstock_proxy.acceptor import Acceptor
-from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Limits
-from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.reactor import Reactor
-from penstock_proxy.service import Service
+from penstock_proxy.listener import acceptor as acceptor_module
+from penstock_proxy.listener.acceptor import Acceptor
+from penstock_proxy.net.reactor import Reactor
+from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.runtime.service import Service
+from penstock_proxy.service.fd_budget import RESERVE, Admission
 from penstock_worker.net.stream import Stream
 
 DEADLINE_S = 10.0

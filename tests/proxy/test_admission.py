@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_proxy.admission import RESERVE, Admission
+from penstock_proxy.service.fd_budget import RESERVE, Admission
 
 COUNT = st.integers(0, 50)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_proxy.balance import (
+from penstock_proxy.balancing.policies import (
     POLICIES,
     ClientHash,
     LeastConnections,
@@ -488,7 +488,7 @@ def test_a_second_try_goes_elsewhere_and_the_client_still_keeps_its_worker() -> 
 
 
 def test_strangers_do_not_make_the_memory_of_clients_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock_proxy.balance._MAX_CACHED_CLIENTS", 100)
+    monkeypatch.setattr("penstock_proxy.balancing.policies._MAX_CACHED_CLIENTS", 100)
     members = workers(1, 1)
     chosen: ClientHash[Worker] = ClientHash(members, drawn())
     chosen.set_rotation(members)

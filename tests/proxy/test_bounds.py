@@ -3,7 +3,7 @@
 import pytest
 from tests.proxy.conftest import House, Wire
 
-from penstock_proxy.http1 import is_target_beyond
+from penstock_proxy.http1.parser import is_target_beyond
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

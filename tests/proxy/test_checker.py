@@ -11,12 +11,16 @@ import pytest
 from aiohttp import web
 from tests.descriptors import no_descriptor_left
 
-from penstock_proxy import probes
-from penstock_proxy.checker import MAX_STARTING_CHECKS, STARTING_INTERVAL_S, HealthChecker
+from penstock_proxy.balancing import probes
+from penstock_proxy.balancing.health_check import (
+    MAX_STARTING_CHECKS,
+    STARTING_INTERVAL_S,
+    HealthChecker,
+)
+from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.config import Ejection, Health, Target
 from penstock_proxy.metrics import CHECK_RESULTS, ServiceCounters
-from penstock_proxy.pool import Member, Pool
-from penstock_proxy.standing import MemberState
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HOUR = 3600.0

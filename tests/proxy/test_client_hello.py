@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_proxy.client_hello import MAX_HELLO, HelloError, server_name, speaks_tls
+from penstock_proxy.tls.client_hello import MAX_HELLO, HelloError, server_name, speaks_tls
 
 
 def hello_of(name: str | None, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from penstock_proxy import config
-from penstock_proxy.address import Address, parse_address
 from penstock_proxy.config import FrontConfig, FrontService, Target
+from penstock_proxy.net.address import Address, parse_address
 
 DURATION: TypeAdapter[float] = TypeAdapter(config.Duration)
 POSITIVE: TypeAdapter[float] = TypeAdapter(config.Positive)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from penstock_proxy.deadlines import NEVER, TICK_S, Deadlines
+from penstock_proxy.net.timer_wheel import NEVER, TICK_S, Deadlines
 
 START = 1000.1
 Then = Callable[[float], None]

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_proxy import link as link_module
-from penstock_proxy.admission import RESERVE, Admission
+from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.config import FrontService, Target
-from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.pending import Pending
-from penstock_proxy.reactor import Reactor
-from penstock_proxy.service import Service
-from penstock_proxy.standing import MemberState
+from penstock_proxy.handoff import link as link_module
+from penstock_proxy.handoff.pending import Pending
+from penstock_proxy.net.reactor import Reactor
+from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.runtime.service import Service
+from penstock_proxy.service.fd_budget import RESERVE, Admission
 from penstock_worker.handoff.protocol import CLIENT, CREDIT, MAX_PER_MESSAGE, receive
 from penstock_worker.net.proxy_protocol import Header, build, parse
 
 if TYPE_CHECKING:
-    from penstock_proxy.probes import ProbeResult
+    from penstock_proxy.balancing.probes import ProbeResult
 
 WAIT_S = 10.0
 

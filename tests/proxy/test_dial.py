@@ -13,8 +13,8 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from penstock_proxy.address import parse_address
-from penstock_proxy.dial import Dialing, dial, socket_address, why
+from penstock_proxy.net.address import parse_address
+from penstock_proxy.net.connector import Dialing, dial, socket_address, why
 from penstock_worker.net.stream import Stream, adopt
 
 DEADLINE_S = 10.0

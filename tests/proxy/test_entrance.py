@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penstock_proxy.deadlines import TICK_S, Deadlines
-from penstock_proxy.entrance import Entrance
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
-from penstock_proxy.peer import HeaderHandling, Peer
+from penstock_proxy.listener.proxy_protocol import Entrance
+from penstock_proxy.net.peer import HeaderHandling, Peer
+from penstock_proxy.net.timer_wheel import TICK_S, Deadlines
 from penstock_worker.net.proxy_protocol import SIGNATURE, build, build_local
 from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import TrustedProxies

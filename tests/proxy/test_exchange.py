@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pytest
 from tests.proxy.conftest import House
 
-from penstock_proxy.chunked import Chunked
 from penstock_proxy.errors import BAD_REQUEST
+from penstock_proxy.http1.chunked import Chunked
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.proxy.conftest import House, Wire
 
-from penstock_proxy.gates import Gates
+from penstock_proxy.listener.listeners import Gates
 from penstock_worker.net.stream import Stream
 from penstock_worker.telemetry.access_log import open_log
 

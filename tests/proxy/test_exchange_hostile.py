@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from tests.proxy.conftest import House
 
-from penstock_proxy.standing import MemberState
+from penstock_proxy.balancing.member_state import MemberState
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

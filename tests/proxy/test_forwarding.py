@@ -2,11 +2,11 @@
 
 import pytest
 
-from penstock_proxy import forwarding, http1
-from penstock_proxy.body import RequestBody
 from penstock_proxy.config import Fields
 from penstock_proxy.errors import HEAD_TOO_LARGE, RejectedError
-from penstock_proxy.forwarding import Forwarding, Prepared
+from penstock_proxy.http1 import parser, request
+from penstock_proxy.http1.request import Forwarding, Prepared
+from penstock_proxy.http1.request_body import RequestBody
 
 
 def plain(*trusted: str, most: int = 100) -> Forwarding:
@@ -15,7 +15,7 @@ def plain(*trusted: str, most: int = 100) -> Forwarding:
 
 
 def prepare(head: bytes, *, trusted: bool = False, using: Forwarding | None = None) -> Prepared:
-    line = http1.parse_request_line(head)
+    line = parser.parse_request_line(head)
     return (using or plain()).request(line, head[line.end :], trusted=trusted)
 
 
@@ -260,7 +260,7 @@ def test_too_many_fields_are_refused() -> None:
 )
 def test_trailers_claim_nothing_that_fields_may_not(name: bytes) -> None:
     block = name + b": a\r\nDigest: b\r\n"
-    assert forwarding.request_trailers(block, frozenset({b"x-mine"})) == b"Digest: b\r\n"
+    assert request.request_trailers(block, frozenset({b"x-mine"})) == b"Digest: b\r\n"
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from penstock_proxy.acceptor import Acceptor
-from penstock_proxy.admission import Admission
 from penstock_proxy.errors import Fault
-from penstock_proxy.gates import AdmissionControl, Gates
+from penstock_proxy.listener.acceptor import Acceptor
+from penstock_proxy.listener.listeners import AdmissionControl, Gates
+from penstock_proxy.service.fd_budget import Admission
 from penstock_worker.net.stream import Stream
 
 AWAY = 7

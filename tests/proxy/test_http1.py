@@ -2,7 +2,6 @@
 
 import pytest
 
-from penstock_proxy import http1
 from penstock_proxy.errors import (
     BAD_REQUEST,
     BAD_RESPONSE,
@@ -13,16 +12,17 @@ from penstock_proxy.errors import (
     Fault,
     RejectedError,
 )
-from penstock_proxy.http1 import NO_LENGTH, Framing, RequestLine
+from penstock_proxy.http1 import parser
+from penstock_proxy.http1.parser import NO_LENGTH, Framing, RequestLine
 
 HOST = b"Host: a\r\n"
 
 
 def read(head: bytes) -> tuple[RequestLine, Framing, bytes]:
     """A whole request head: its line, its fields, its host."""
-    line = http1.parse_request_line(head)
-    framing = http1.parse_fields(head[line.end :], BAD_REQUEST)
-    return line, framing, http1.check_request(line, framing)
+    line = parser.parse_request_line(head)
+    framing = parser.parse_fields(head[line.end :], BAD_REQUEST)
+    return line, framing, parser.check_request(line, framing)
 
 
 def refusal(head: bytes) -> Fault | None:
@@ -101,7 +101,7 @@ def test_a_request_line_is_read_by_the_letter(line: bytes, fault: Fault | None) 
 
 def test_a_request_line_says_method_target_and_version() -> None:
     head = b"PUT /x?y HTTP/1.0\r\n\r\n"
-    assert http1.parse_request_line(head) == RequestLine(b"PUT", b"/x?y", 0, len(head) - 2)
+    assert parser.parse_request_line(head) == RequestLine(b"PUT", b"/x?y", 0, len(head) - 2)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_request_line_says_method_target_and_version() -> None:
 def test_an_absolute_target_falls_into_authority_and_path(
     target: bytes, parts: tuple[bytes, bytes]
 ) -> None:
-    assert http1.split_absolute(target) == parts
+    assert parser.split_absolute(target) == parts
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_an_absolute_target_falls_into_authority_and_path(
     ],
 )
 def test_a_worker_is_never_asked_in_absolute_form(line: bytes, target: bytes) -> None:
-    request_line = http1.parse_request_line(line + b" HTTP/1.1\r\n")
-    assert http1.worker_target(request_line) == target
+    request_line = parser.parse_request_line(line + b" HTTP/1.1\r\n")
+    assert parser.worker_target(request_line) == target
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_worker_is_never_asked_in_absolute_form(line: bytes, target: bytes) ->
     ],
 )
 def test_what_can_never_become_a_head_is_seen_early(data: bytes, wrong: bool) -> None:
-    assert http1.looks_wrong(data) is wrong
+    assert parser.looks_wrong(data) is wrong
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_what_can_never_become_a_head_is_seen_early(data: bytes, wrong: bool) ->
     [(b"\r\n", b""), (b"\r\n\r\nG", b"G"), (b"G\r\n", b"G\r\n"), (b"\r\n\r", b"\r")],
 )
 def test_only_whole_empty_lines_before_a_request_are_skipped(data: bytes, rest: bytes) -> None:
-    assert http1.skip_empty_lines(data) == rest
+    assert parser.skip_empty_lines(data) == rest
 
 
 # -- fields
@@ -204,20 +204,20 @@ def test_a_field_may_not_hold(field: bytes) -> None:
 
 def test_a_block_without_its_empty_line_is_no_block() -> None:
     with pytest.raises(RejectedError) as rejected:
-        http1.parse_fields(b"A: b\r\n", BAD_RESPONSE)
+        parser.parse_fields(b"A: b\r\n", BAD_RESPONSE)
     assert rejected.value.fault is BAD_RESPONSE
 
 
 def test_names_are_lower_case_values_are_bare_lines_are_raw() -> None:
-    framing = http1.parse_fields(b"Abc: \t d e \t\r\n\r\n", BAD_REQUEST)
+    framing = parser.parse_fields(b"Abc: \t d e \t\r\n\r\n", BAD_REQUEST)
     assert framing.lines == [(b"abc", b"d e", b"Abc: \t d e \t")]
     assert framing == Framing(framing.lines, {}, NO_LENGTH, False, frozenset(), b"")
 
 
 def test_more_fields_than_allowed_are_too_large() -> None:
-    http1.parse_fields(b"A: b\r\n" * 3 + b"\r\n", BAD_REQUEST, 3)
+    parser.parse_fields(b"A: b\r\n" * 3 + b"\r\n", BAD_REQUEST, 3)
     with pytest.raises(RejectedError) as rejected:
-        http1.parse_fields(b"A: b\r\n" * 4 + b"\r\n", BAD_REQUEST, 3)
+        parser.parse_fields(b"A: b\r\n" * 4 + b"\r\n", BAD_REQUEST, 3)
     assert rejected.value.fault is HEAD_TOO_LARGE
 
 
@@ -289,7 +289,7 @@ def test_a_length_is_digits_and_nothing_else(value: bytes) -> None:
 def test_framing_that_is_doubtful_is_refused(fields: bytes, fault: Fault) -> None:
     assert refusal(with_fields(fields)) == fault
     with pytest.raises(RejectedError) as rejected:
-        http1.parse_fields(fields + b"\r\n", BAD_RESPONSE)
+        parser.parse_fields(fields + b"\r\n", BAD_RESPONSE)
     assert rejected.value.fault is BAD_RESPONSE
 
 
@@ -352,7 +352,7 @@ def test_upgrade_is_a_list_of_protocols(value: bytes) -> None:
     ],
 )
 def test_what_can_never_become_a_response_is_seen_early(data: bytes, wrong: bool) -> None:
-    assert http1.answer_looks_wrong(data) is wrong
+    assert parser.answer_looks_wrong(data) is wrong
 
 
 # -- the request as a whole
@@ -432,7 +432,7 @@ def test_only_one_expectation_is_known(value: bytes, fault: Fault | None) -> Non
     ],
 )
 def test_a_status_line_is_read(line: bytes, minor: int, status: int) -> None:
-    assert http1.parse_status_line(line + b"\r\n") == (minor, status, len(line) + 2)
+    assert parser.parse_status_line(line + b"\r\n") == (minor, status, len(line) + 2)
 
 
 @pytest.mark.parametrize(
@@ -446,5 +446,5 @@ def test_a_status_line_is_read(line: bytes, minor: int, status: int) -> None:
 )  # fmt: skip
 def test_what_is_no_status_line_is_the_workers_fault(line: bytes) -> None:
     with pytest.raises(RejectedError) as rejected:
-        http1.parse_status_line(line + b"\r\n")
+        parser.parse_status_line(line + b"\r\n")
     assert rejected.value.fault is BAD_RESPONSE

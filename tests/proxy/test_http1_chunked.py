@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_proxy.chunked import MAX_CHUNK_LINE, MAX_TRAILERS, Chunked
 from penstock_proxy.errors import BAD_REQUEST, RejectedError
+from penstock_proxy.http1.chunked import MAX_CHUNK_LINE, MAX_TRAILERS, Chunked
 
 END = b"0\r\n\r\n"
 Outcome = tuple[bytes, bool, bytes, bytes] | str

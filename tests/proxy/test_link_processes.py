@@ -17,11 +17,11 @@ import pytest
 from tests.descriptors import descriptors
 from tests.proxy.links import sent
 
-from penstock_proxy.admission import Admission
-from penstock_proxy.link import Link
+from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.pool import Member
+from penstock_proxy.handoff.link import Link
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.pool import Member
-from penstock_proxy.standing import MemberState
+from penstock_proxy.service.fd_budget import Admission
 from penstock_worker.handoff.receiver import LinkReceiver
 from penstock_worker.net.stream import Stream
 

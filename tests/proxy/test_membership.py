@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.config import Balance, Ejection, Health, Target
-from penstock_proxy.pool import Member, Pool
-from penstock_proxy.standing import MemberState
 
 EVERY = pytest.mark.parametrize("balance", get_args(Balance))
 UP = "was up before the front was restarted"

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.outlier_detection import WINDOW_S, OutlierDetection
+from penstock_proxy.balancing.pool import Member
 from penstock_proxy.config import Ejection
-from penstock_proxy.outliers import WINDOW_S, OutlierDetection
-from penstock_proxy.pool import Member
-from penstock_proxy.standing import MemberState
 
 HALF = Ejection(share=0.5, requests=20)
 

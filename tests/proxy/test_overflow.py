@@ -14,16 +14,16 @@ import pytest
 import uvloop
 from tests.descriptors import descriptors, no_descriptor_left
 
-from penstock_proxy.admission import RESERVE, Admission
 from penstock_proxy.config import FrontService, Limits, Target, Timeouts
-from penstock_proxy.deadlines import Deadlines
-from penstock_proxy.reactor import Reactor
-from penstock_proxy.rejection import MAX_LINGERING
-from penstock_proxy.service import Service
+from penstock_proxy.listener.rejection import MAX_LINGERING
+from penstock_proxy.net.reactor import Reactor
+from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.runtime.service import Service
+from penstock_proxy.service.fd_budget import RESERVE, Admission
 from penstock_worker.net import lingering_close
 
 if TYPE_CHECKING:
-    from penstock_proxy.client import ClientConnection
+    from penstock_proxy.http.client_connection import ClientConnection
 
 DEADLINE_S = 5.0
 PATIENCE_S = 2.0

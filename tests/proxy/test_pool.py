@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock_proxy.balancing.member_state import (
+    TRANSITIONS,
+    ImpossibleEventError,
+    MemberEvent,
+    MemberState,
+)
+from penstock_proxy.balancing.pool import MAX_EJECTION_MULTIPLIER, Member, Pool
 from penstock_proxy.config import Balance, Ejection, Health, Target
-from penstock_proxy.pool import MAX_EJECTION_MULTIPLIER, Member, Pool
-from penstock_proxy.standing import TRANSITIONS, ImpossibleEventError, MemberEvent, MemberState
 
 AT_ONCE = Health(rise=1, fall=1)
 TWICE = Ejection(failures=2, eject_for=10.0, max_ejected=0.5)

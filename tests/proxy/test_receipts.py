@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock_proxy.connection import Transport
-from penstock_proxy.reactor import Reactor
-from penstock_proxy.receipts import ENDED, UNKNOWN, acknowledged, untaken
-from penstock_proxy.transport import adopt
+from penstock_proxy.net.reactor import Reactor
+from penstock_proxy.net.socket_transport import adopt
+from penstock_proxy.net.tcp_info import ENDED, UNKNOWN, acknowledged, untaken
+from penstock_proxy.net.transport import Transport
 from penstock_worker.net.stream import Stream
 
 FAMILIES = ["tcp", "unix"]

@@ -3,8 +3,8 @@
 import pytest
 
 from penstock_proxy.errors import BAD_RESPONSE, RejectedError
-from penstock_proxy.http1 import NO_LENGTH
-from penstock_proxy.response import (
+from penstock_proxy.http1.parser import NO_LENGTH
+from penstock_proxy.http1.response import (
     Response,
     Responses,
     keep_response_trailers,

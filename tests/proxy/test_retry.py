@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from penstock_proxy.errors import RESPONSE_TIMEOUT, WORKER_CLOSED, Fault
-from penstock_proxy.retry import RULES, Again, Loss, RetryState, had_ended_idle
+from penstock_proxy.http.retry import RULES, Again, Loss, RetryState, had_ended_idle
 
 
 def after(

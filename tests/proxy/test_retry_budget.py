@@ -5,11 +5,11 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.pool import Member
+from penstock_proxy.balancing.retry_budget import SLICES, Attempts, RetryBudget
 from penstock_proxy.config import Retries
 from penstock_proxy.errors import CONNECT_FAILED, NO_WORKER
-from penstock_proxy.pool import Member
-from penstock_proxy.retry_budget import SLICES, Attempts, RetryBudget
-from penstock_proxy.standing import MemberState
 
 # The budget
 

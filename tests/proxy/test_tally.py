@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_proxy.tally import Tally
+from penstock_proxy.service.client_limit import Tally
 
 
 def test_a_client_has_its_share_and_no_more() -> None:

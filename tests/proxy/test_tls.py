@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from penstock_proxy.server_names import ByName
-from penstock_proxy.tls import Contexts, Credential, Inbox, Terms
+from penstock_proxy.tls.contexts import Contexts, Credential, Inbox, Terms
+from penstock_proxy.tls.server_names import ByName
 
 if TYPE_CHECKING:
     from collections.abc import Callable

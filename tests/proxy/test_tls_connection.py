@@ -15,12 +15,12 @@ import uvloop
 from tests.proxy.notes import Notes
 
 from penstock_proxy.config import FrontService, Limits, Timeouts
-from penstock_proxy.deadlines import TICK_S, Deadlines
-from penstock_proxy.handshakes import Handshake, TlsAcceptor
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.reactor import Reactor
-from penstock_proxy.tls import Contexts, Credential, Terms
-from penstock_proxy.tls_connection import TlsConnection
+from penstock_proxy.net.reactor import Reactor
+from penstock_proxy.net.timer_wheel import TICK_S, Deadlines
+from penstock_proxy.tls.contexts import Contexts, Credential, Terms
+from penstock_proxy.tls.handshake import Handshake, TlsAcceptor
+from penstock_proxy.tls.transport import TlsConnection
 from penstock_worker.net.stream import Stream
 
 AUTHORITY = trustme.CA()

@@ -15,8 +15,8 @@ import uvloop
 from tests.descriptors import descriptors
 from tests.proxy.notes import Notes
 
-from penstock_proxy.reactor import Reactor
-from penstock_proxy.transport import HIGH_WATER, adopt
+from penstock_proxy.net.reactor import Reactor
+from penstock_proxy.net.socket_transport import HIGH_WATER, adopt
 from penstock_worker.net.stream import Stream
 
 RESET = struct.pack("ii", 1, 0)

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.proxy.conftest import House, Wire
 
+from penstock_proxy.balancing.pool import Pool
+from penstock_proxy.balancing.queue import Queue, nobody, retry_after
 from penstock_proxy.config import Balance, Ejection, Health, Limits, Target
 from penstock_proxy.errors import LACKING, NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT, Fault
-from penstock_proxy.pool import Pool
-from penstock_proxy.waiting import Queue, nobody, retry_after
 
 GET = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

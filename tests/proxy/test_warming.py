@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.pool import MIN_WEIGHT_FACTOR, Pool
 from penstock_proxy.config import Balance, Ejection, Health, Target
-from penstock_proxy.pool import MIN_WEIGHT_FACTOR, Pool
-from penstock_proxy.standing import MemberState
 
 PERIOD = 10.0
 

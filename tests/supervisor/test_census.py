@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pytest
 
-from penstock_proxy.address import Address
-from penstock_proxy.orders import STATS
+from penstock_proxy.messages import STATS
+from penstock_proxy.net.address import Address
 from penstock_supervisor.census import LoopLag, StatsPoll
 from penstock_supervisor.child import Child
 from penstock_supervisor.events import Event, Events

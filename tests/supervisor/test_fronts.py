@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from penstock_proxy.orders import PING
+from penstock_proxy.messages import PING
 from penstock_supervisor.fronts import MAX_UNANSWERED, PING_S, Fronts
 from penstock_supervisor.lifecycle import State
 from penstock_supervisor.roster import Slots

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_proxy.address import Address
+from penstock_proxy.net.address import Address
 from penstock_supervisor.readiness import (
     takes,
     until_it_answers,

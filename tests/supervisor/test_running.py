@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from penstock_proxy.address import Address
+from penstock_proxy.net.address import Address
 from penstock_supervisor.output import Output
 from penstock_supervisor.processes import SpawnError
 from penstock_supervisor.reaper import Guardian

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from penstock_proxy.address import Address
 from penstock_proxy.config import FrontConfig
+from penstock_proxy.net.address import Address
 from penstock_supervisor.schemes import (
     ChildPlan,
     WorkerContext,

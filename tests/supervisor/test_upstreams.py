@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock_proxy.address import Address
+from penstock_proxy.net.address import Address
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.services import Service, Upstream
 from penstock_supervisor.upstreams import resolve

@@ -29,7 +29,7 @@ INTERRUPTED: Final = 130
 
 def _built() -> str:
     """What the data path runs as: its sources, or the C that `make wheel` makes of them."""
-    spec = find_spec("penstock_proxy.transport")
+    spec = find_spec("penstock_proxy.net.socket_transport")
     origin = (spec and spec.origin) or ""
     return "pure Python" if origin.endswith(".py") else "compiled"
 

@@ -22,7 +22,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from penstock_proxy.address import parse_address
+from penstock_proxy.net.address import parse_address
 from penstock_supervisor import logging_setup
 from penstock_supervisor.cli.programs import Dashed, overrides
 from penstock_supervisor.config import Config, ConfigError, Service, load

@@ -6,9 +6,9 @@ load wants to know when an answer is whole. No I/O, no clock.
 
 from typing import Final
 
-from penstock_proxy.chunked import Chunked
 from penstock_proxy.errors import BAD_RESPONSE, RejectedError
-from penstock_proxy.http1 import (
+from penstock_proxy.http1.chunked import Chunked
+from penstock_proxy.http1.parser import (
     MAX_RESPONSE_HEAD,
     NO_LENGTH,
     Framing,

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from penstock_proxy.address import parse_address
 from penstock_proxy.errors import RejectedError
+from penstock_proxy.net.address import parse_address
 from penstock_supervisor.compare.answer import Answer
 
 TIMEOUT_S: Final = 5.0

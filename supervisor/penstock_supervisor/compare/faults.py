@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from penstock_proxy.address import parse_address
+from penstock_proxy.net.address import parse_address
 from penstock_supervisor.compare import plan, readings
 from penstock_supervisor.compare.load import Job, Report, drive
 from penstock_supervisor.compare.result import FaultKind, FaultResult

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from penstock_proxy.address import Address, parse_address
+from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor import logging_setup
 from penstock_supervisor.compare import readings
 from penstock_supervisor.compare.variants import Variant

@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from penstock_proxy.address import parse_address
 from penstock_proxy.config import parse_duration, parse_share, parse_size
+from penstock_proxy.net.address import parse_address
 from penstock_supervisor import reach, rules
 from penstock_supervisor.services import Config, Service
 

@@ -1,0 +1,399 @@
+"""The members of one service, and which of them are in the rotation.
+
+The pool is the only owner of a member's state. The supervisor's word (join, leave),
+active checks and the traffic's own failures all end here as events of one table (`member_state`);
+`policies` is told the outcome and chooses among those that are UP. It must not know how a
+check is made or a request delivered. No I/O, no clock: `now` is any clock that does not
+jump, in seconds.
+
+Members can be added and removed at any time. A removed member stays ABSENT for ever, so a
+request or check of it that ends later changes nothing.
+
+Why the traffic may only eject, for a time, and checks alone say DOWN: a burst of 5xx is
+often a bad request's fault, and ejecting on it without limits would let one client take
+the whole service down.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from penstock_proxy.balancing.member_state import (
+    PROCESS_CHANGES,
+    MemberEvent,
+    MemberState,
+    next_state,
+)
+from penstock_proxy.balancing.policies import policy
+from penstock_proxy.config import Balance, Ejection, Health, Target
+
+NEVER: Final = float("-inf")
+"""Long ago: of what was so before we came."""
+MIN_WEIGHT_FACTOR: Final = 0.1
+"""The part of its share that a member begins with: with less it would not warm up."""
+_UNHEALTHY: Final = (MemberState.DOWN, MemberState.EJECTED)
+"""Out of the rotation, but the process is still there."""
+MAX_EJECTION_MULTIPLIER: Final = 10
+"""Ejections grow with their number, up to this many times `eject_for`."""
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One worker as the pool sees it. Only the pool writes it, but for `active` and
+    `retried_elsewhere`."""
+
+    slot: int
+    address: str
+    weight: int
+    state: MemberState
+    active: int = 0
+    """Exchanges or connections in flight; written by the delivery."""
+    consecutive_failures: int = 0
+    """Of its requests, in a row."""
+    ejections: int = 0
+    """Since it was added."""
+    total_failures: int = 0
+    """Of its requests, while it was in the rotation; since it was added."""
+    retried_elsewhere: int = 0
+    """Requests that it failed and another member got: no counter has them under its slot."""
+    generation: int = 0
+    """How often it joined or left: a check that began in another one is void."""
+    reason: str = ""
+    """Of the last change, for people."""
+    good_checks: int = 0
+    """Good checks in a row."""
+    bad_checks: int = 0
+    """Bad checks in a row."""
+    ejection_multiplier: int = 0
+    """The next ejection lasts `eject_for` times one more than this; it decays in time."""
+    ejected_until: float = 0.0
+    """When the ejection ends."""
+    up_since: float = 0.0
+    """When it last came into the rotation."""
+    weight_factor: float = 1.0
+    """What it takes of its weight's share: less than 1 in slow start."""
+    slow_start_since: float = NEVER
+    """When its slow start began."""
+    is_listening: bool = True
+    """Something listens where it should: its last check was not refused."""
+    is_full: bool = False
+    """It has as much as it may have at a time."""
+
+
+class Pool:
+    """Who may be picked, and who is.
+
+    `random` returns numbers in [0, 1). `on_change(member, reason)` is called after each
+    entry into the rotation and each exit; it may pick, but must not change states.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        *,
+        balance: Balance,
+        health: Health,
+        ejection: Ejection,
+        random: Callable[[], float],
+        on_change: Callable[[Member, str], None],
+        on_panic: Callable[[bool], None] = lambda _: None,
+        per_worker: int = 0,
+    ) -> None:
+        """`per_worker`: how much a member may have at a time; 0: no limit.
+
+        `on_panic` is called when so few are in the rotation that all are picked again, and
+        when that is over.
+        """
+        self.members = tuple(_member(target) for target in targets)
+        self.in_rotation = 0
+        self.eligible: tuple[Member, ...] = ()
+        """Members that may be picked: the rotation, or in a panic all that live."""
+        self.available = 0
+        """How many of these are not full."""
+        self._per_worker = per_worker
+        self._full: set[Member] = set()
+        self._by_slot = {member.slot: member for member in self.members}
+        self._health = health
+        self._ejection = ejection
+        self._on_change = on_change
+        self._on_panic = on_panic
+        self._in_panic_mode = False
+        self._policy = policy(balance, self.members, random)
+        self.counts_open = self._policy.counts_open or per_worker > 0
+        """`pick` depends on `active`, so the end of a connection has to be counted at once."""
+        self.uses_client_address = self._policy.uses_client_address
+        """`pick` depends on the client's address."""
+        self._slow_start_window = 0.0 if self._policy.ignores_slow_start else health.slow_start
+        self._in_slow_start: tuple[Member, ...] = ()
+        self._update_rotation()
+
+    def add(self, target: Target) -> Member:
+        """Add a member. It is picked after its first good check, unless `target.up` is set.
+
+        ValueError: its slot is taken.
+        """
+        if target.slot in self._by_slot:
+            raise ValueError(f"slot {target.slot} is taken")
+        member = _member(target)
+        self._by_slot[member.slot] = member
+        self.members = (*self.members, member)
+        self._policy.add(member)
+        if member.state is MemberState.UP:
+            self._update_rotation()
+            self._on_change(member, member.reason)
+        return member
+
+    def remove(self, slot: int) -> Member:
+        """Remove the member in this slot. What it has in flight may end at any time later.
+
+        The slot can be added again at once. KeyError: there is no such slot.
+        """
+        member = self._by_slot[slot]
+        self._apply(member, MemberEvent.LEAVE, "was removed")
+        del self._by_slot[slot]
+        self.members = tuple(self._by_slot.values())
+        self._policy.remove(member)
+        self._full.discard(member)
+        member.is_full = False
+        if member in self._in_slow_start:
+            self._in_slow_start = tuple(one for one in self._in_slow_start if one is not member)
+            self._policy.set_slow_start(self._in_slow_start)
+        return member
+
+    def pick(self, client: str, avoid: Collection[Member] = ()) -> Member | None:
+        """The member for a request of this client address, or None when there is none.
+
+        `avoid` holds the members that this request has tried already. Whoever asks counts
+        it as `active`, or calls `released`.
+        """
+        if self._per_worker:
+            return self._pick_limited(client, avoid)
+        return self._policy.pick(client, avoid)
+
+    def _pick_limited(self, client: str, avoid: Collection[Member]) -> Member | None:
+        if self._full:
+            avoid = self._full.union(avoid)
+        member = self._policy.pick(client, avoid)
+        if member is None or member in avoid:
+            return None
+        if member.active + 1 >= self._per_worker:
+            member.is_full = True
+            self._full.add(member)
+            self.available -= 1
+        return member
+
+    def released(self, member: Member) -> bool:
+        """A member that was full has less to do: is there room again?"""
+        if not member.is_full or member.active >= self._per_worker:
+            return False
+        member.is_full = False
+        self._full.discard(member)
+        self._count_available()
+        return True
+
+    def _count_available(self) -> None:
+        self.available = sum(not member.is_full for member in self.eligible)
+
+    def join(self, slot: int, address: str | None = None) -> None:
+        """The slot's process is ready; it is picked after its first good check.
+
+        `address`: where it listens, if it is not where the one before did.
+        """
+        member = self._by_slot[slot]
+        if address is not None:
+            member.address = address
+        self._apply(member, MemberEvent.JOIN, "waits for its first good check")
+
+    def hold(self, slot: int) -> None:
+        """The slot's process is about to leave: from now on it is not picked."""
+        self._apply(self._by_slot[slot], MemberEvent.HOLD, "is about to leave")
+
+    def member(self, slot: int) -> Member:
+        """The member in this slot. KeyError: there is no such slot."""
+        return self._by_slot[slot]
+
+    def leave(self, slot: int) -> None:
+        """The slot's process is gone."""
+        self._apply(self._by_slot[slot], MemberEvent.LEAVE, "process is gone")
+
+    def checked(
+        self, member: Member, *, ok: bool, now: float, why: str, is_listening: bool = True
+    ) -> None:
+        """Note the result of an active check; `why` says what was wrong with a bad one, and
+        `is_listening` whether anything listens there at all."""
+        if member.is_listening != is_listening:
+            member.is_listening = is_listening
+            self._update_rotation()
+        first = member.state is MemberState.CHECKING
+        if ok:
+            member.good_checks, member.bad_checks = member.good_checks + 1, 0
+            if first or member.good_checks >= self._health.rise:
+                passed = "its first check" if first else _checks(member.good_checks)
+                self._apply(member, MemberEvent.RISE, f"passed {passed}", now)
+            return
+        member.good_checks, member.bad_checks = 0, member.bad_checks + 1
+        if first:
+            member.reason = f"no good check yet: {why}"
+        if member.bad_checks >= self._health.fall:
+            self._apply(member, MemberEvent.FALL, f"failed {_checks(member.bad_checks)}: {why}")
+
+    def failed(self, member: Member, now: float) -> None:
+        """Note a failure of the traffic (connect failed, reset, 5xx); it may eject."""
+        if member.state is not MemberState.UP:
+            return
+        member.consecutive_failures += 1
+        member.total_failures += 1
+        needed = self._ejection.failures
+        if needed and member.consecutive_failures >= needed:
+            row = "a failure" if needed == 1 else f"{member.consecutive_failures} failures in a row"
+            self.eject(member, now, row)
+
+    def eject(self, member: Member, now: float, why: str) -> None:
+        """Leave one that is in the rotation alone for a time, if it may be done without."""
+        if not self._may_eject():
+            return
+        self._decay_multiplier(member, now)
+        member.ejection_multiplier = min(member.ejection_multiplier + 1, MAX_EJECTION_MULTIPLIER)
+        duration = self._ejection.eject_for * member.ejection_multiplier
+        member.ejected_until = now + duration
+        member.ejections += 1
+        self._apply(member, MemberEvent.EJECT, f"for {duration:g} s, after {why}")
+
+    def succeeded(self, member: Member) -> None:
+        """Note a success of the traffic: it ends a row of failures."""
+        member.consecutive_failures = 0
+
+    def tick(self, now: float) -> None:
+        """End the ejections that are over, and warm up; call it about every 100 ms."""
+        if self._in_slow_start:
+            self._update_slow_start(now)
+        for member in self.members:
+            if member.state is MemberState.EJECTED and member.ejected_until <= now:
+                self._apply(
+                    member, MemberEvent.UNEJECT, "its ejection is over", member.ejected_until
+                )
+
+    def ejection_ends(self) -> Iterator[float]:
+        """When each ejection in force is over."""
+        return (
+            member.ejected_until for member in self.members if member.state is MemberState.EJECTED
+        )
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """The members as plain values, for the status page and the metrics."""
+        return [
+            {
+                "slot": member.slot,
+                "address": member.address,
+                "weight": member.weight,
+                "standing": member.state.value,
+                "active": member.active,
+                "failures": member.consecutive_failures,
+                "ejections": member.ejections,
+                "reason": member.reason,
+            }
+            for member in self.members
+        ]
+
+    def _may_eject(self) -> bool:
+        """Never the last one, and never more than the share of those whose checks pass."""
+        if self.in_rotation < 2:
+            return False
+        ejected = sum(member.state is MemberState.EJECTED for member in self.members)
+        # A little more than exact: 0.29 * 100 is 28.999… in binary.
+        allowed = self._ejection.max_ejected * (self.in_rotation + ejected) + 1e-9
+        return ejected + 1 <= allowed
+
+    def _decay_multiplier(self, member: Member, now: float) -> None:
+        """Healthy for as long as its last ejection took: one ejection is forgotten."""
+        healthy, base = now - member.up_since, self._ejection.eject_for
+        while (count := member.ejection_multiplier) and healthy >= base * count:
+            healthy -= base * count
+            member.ejection_multiplier -= 1
+
+    def _apply(self, member: Member, event: MemberEvent, reason: str, now: float = 0.0) -> None:
+        before = member.state
+        to = next_state(before, event, member.slot)
+        if to is before:
+            return
+        member.state, member.reason = to, reason
+        if event in PROCESS_CHANGES:
+            # Another process: what the last one did is not held against it.
+            member.generation += 1
+            member.is_listening = True
+            member.consecutive_failures = member.good_checks = member.bad_checks = 0
+            member.ejection_multiplier = 0
+        if to is MemberState.UP:
+            member.consecutive_failures, member.up_since = 0, now
+            self._begin_slow_start(member, now)
+        elif before is not MemberState.UP:
+            self._update_rotation()
+            return
+        self._update_rotation()
+        self._on_change(member, reason)
+        if not self.in_rotation:
+            self._uneject_all()
+
+    def _uneject_all(self) -> None:
+        """An ejected member is better than none at all."""
+        for member in self.members:
+            if member.state is MemberState.EJECTED:
+                self._apply(
+                    member, MemberEvent.UNEJECT, "nobody else is left", member.ejected_until
+                )
+
+    def _begin_slow_start(self, member: Member, now: float) -> None:
+        """It has come into the rotation and begins with little, if others can do the rest."""
+        if not self._slow_start_window:
+            return
+        others = [m for m in self.members if m.state is MemberState.UP and m is not member]
+        member.slow_start_since = now
+        if others and not any(now - m.slow_start_since >= self._slow_start_window for m in others):
+            # Nobody is warm, so there is nobody to spare it: as at a start, when all join.
+            member.slow_start_since = max(m.slow_start_since for m in others)
+        self._update_slow_start(now)
+
+    def _update_slow_start(self, now: float) -> None:
+        """Each has a share that grows in time; that of the warmest is a whole one."""
+        rotation = [m for m in self.members if m.state is MemberState.UP]
+        window = self._slow_start_window
+        progress = {
+            m: max(MIN_WEIGHT_FACTOR, min(1.0, (now - m.slow_start_since) / window))
+            for m in rotation
+        }
+        most = max(progress.values(), default=1.0)
+        for member in self.members:
+            member.weight_factor = progress.get(member, most) / most
+        self._in_slow_start = tuple(member for member in rotation if member.weight_factor < 1)
+        self._policy.set_slow_start(self._in_slow_start)
+
+    def _update_rotation(self) -> None:
+        rotation = [member for member in self.members if member.state is MemberState.UP]
+        self.in_rotation = len(rotation)
+        living = [
+            m
+            for m in self.members
+            if m.state is MemberState.UP or (m.state in _UNHEALTHY and m.is_listening)
+        ]
+        # A little less than exact: 0.29 * 100 is 28.999… in binary.
+        panics = len(rotation) < self._ejection.panic * len(living) - 1e-9
+        self.eligible = tuple(living if panics else rotation)
+        self._policy.set_rotation(self.eligible)
+        self._count_available()
+        if panics != self._in_panic_mode:
+            self._in_panic_mode = panics
+            self._on_panic(panics)
+
+
+def _checks(count: int) -> str:
+    return "a check" if count == 1 else f"{count} checks in a row"
+
+
+def _member(target: Target) -> Member:
+    if not target.joined:
+        state, reason = MemberState.ABSENT, "not started yet"
+    elif target.up:
+        state, reason = MemberState.UP, "was up before the front was restarted"
+    else:
+        state, reason = MemberState.CHECKING, "waits for its first good check"
+    return Member(target.slot, target.address, target.weight, state, reason=reason)

@@ -1,0 +1,1 @@
+"""From a listening socket to whoever serves a connection: accept, limits, PROXY header, SNI."""

@@ -1,0 +1,90 @@
+"""Telling a client that it is not served, before anything was read from it.
+
+Owns: the answer, and those who were told and have not hung up yet; a plain close would make the
+kernel reset the connection, and the answer with it. Must not know: why (`overload`).
+"""
+
+import socket
+from typing import Final
+
+from penstock_proxy.errors import Fault, status_line
+from penstock_proxy.net.timer_wheel import NEVER
+from penstock_proxy.service.context import ServiceContext
+from penstock_worker.net import lingering_close
+from penstock_worker.net.stream import Stream
+
+MAX_LINGERING: Final = 16
+"""Who are told no, and have not hung up yet. Their descriptors are of the reserve."""
+_LINGER_S: Final = 2.0
+_RETRY_AFTER_S: Final = 1
+
+
+def answer(fault: Fault) -> bytes:
+    """A whole answer, for who is told before it was asked what it wants."""
+    again = f"Retry-After: {_RETRY_AFTER_S}\r\n" if fault.status == 503 else ""
+    return (
+        f"{status_line(fault)}"
+        f"Content-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: {len(fault.text) + 1}\r\n"
+        f"{again}Connection: close\r\n\r\n{fault.text}\n"
+    ).encode()
+
+
+class Rejections:
+    """Of one service."""
+
+    def __init__(self, service: ServiceContext, *, speaks_http: bool) -> None:
+        """`speaks_http`: clients understand an answer; without it they are closed."""
+        self._service = service
+        self._speaks_http = speaks_http
+        self._lingering: set[_Lingering] = set()
+
+    def reject(self, stream: Stream, fault: Fault) -> None:
+        """Tell a client no, and leave it a moment to hear it."""
+        fd = stream.fileno()
+        stream.detach()
+        sock = lingering_close.begin(fd, stream.family, self.answer(fault))
+        if lingering_close.is_complete(sock) or len(self._lingering) >= MAX_LINGERING:
+            sock.close()
+        else:
+            _Lingering(self._service, sock, self._lingering)
+
+    def answer(self, fault: Fault) -> bytes:
+        """What a client is told; empty: it would not understand it."""
+        return answer(fault) if self._speaks_http else b""
+
+    def close(self) -> None:
+        """They have had time enough."""
+        for lingering in tuple(self._lingering):
+            lingering.end()
+
+
+class _Lingering:
+    """One client that was told no, until it has hung up."""
+
+    __slots__ = ("_all", "_service", "_sock", "bucket", "deadline")
+
+    def __init__(
+        self, service: ServiceContext, sock: socket.socket, lingering: "set[_Lingering]"
+    ) -> None:
+        self._service = service
+        self._sock = sock
+        self._all = lingering
+        self.deadline = NEVER
+        self.bucket = NEVER
+        lingering.add(self)
+        service.loop.add_reader(sock, self._readable)
+        service.deadlines.arm_in(self, _LINGER_S)
+
+    def _readable(self) -> None:
+        if lingering_close.is_complete(self._sock):
+            self.end()
+
+    def expired(self, now: float) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self._service.loop.remove_reader(self._sock)
+        self._service.deadlines.disarm(self)
+        self._all.discard(self)
+        self._sock.close()

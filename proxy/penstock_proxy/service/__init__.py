@@ -1,0 +1,1 @@
+"""What all connections of one service share: limits, counters, the error log."""

@@ -1,0 +1,117 @@
+"""What the connections of one service share.
+
+Owns: the pool, the queue, the budgets, the counters and the error log of one service in one
+proxy process, and the small account of connections that come and go. Must not know: any kind
+of connection, nor how connections come in. It stands below all of them, so that each imports
+what it uses and none is imported back. Whoever joins the parts of a service derives from it and
+supplies the hooks.
+"""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+from penstock_proxy.balancing.pool import Member, Pool
+from penstock_proxy.balancing.queue import Queue, nobody, retry_after
+from penstock_proxy.balancing.retry_budget import RetryBudget
+from penstock_proxy.config import FrontService
+from penstock_proxy.errors import Fault
+from penstock_proxy.metrics import ServiceCounters
+from penstock_proxy.net.address import parse_address
+from penstock_proxy.net.connector import socket_address
+from penstock_proxy.net.reactor import Reactor
+from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.service.client_limit import Tally
+from penstock_proxy.service.error_log import ErrorLog
+from penstock_proxy.service.fd_budget import Admission
+from penstock_worker.telemetry.access_log import AccessLog
+
+_PROXY_VERSIONS: Final = {"": 0, "v1": 1, "v2": 2}
+
+
+class ServiceContext:
+    """One service, as its connections see it."""
+
+    stopping = False
+    """No new requests are served: the process is about to leave."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        reactor: Reactor,
+        config: FrontService,
+        deadlines: Deadlines,
+        admission: Admission,
+        log: AccessLog | None,
+        pool: Pool,
+    ) -> None:
+        self.loop = loop
+        self.reactor = reactor
+        self.config = config
+        self.timeouts = config.timeouts
+        self.deadlines = deadlines
+        self.admission = admission
+        self.pool = pool
+        self.counters = ServiceCounters()
+        self.error_log = ErrorLog(config.name, self.counters, log)
+        self.budget = RetryBudget(config.retries, deadlines.now)
+        self.client_limit = Tally(0)
+        self.waiting = Queue(config.limits, config.timeouts.queue)
+        self.addresses = {
+            t.slot: socket_address(parse_address(t.address)) for t in config.targets if t.address
+        }
+        self.proxy_version = _PROXY_VERSIONS[config.send_proxy]
+        """Of the PROXY header that each connection to a worker begins with; 0: none."""
+
+    # -- connections come and go
+
+    def client_accepted(self) -> None:
+        """A client's connection was accepted."""
+        self.counters.connections += 1
+        self.counters.active += 1
+        self.admission.clients += 1
+
+    def client_closed(self, counted_as: str) -> None:
+        """A client's connection is closed; `counted_as`: the address that it counted for."""
+        self.counters.active -= 1
+        self.admission.clients -= 1
+        if counted_as:
+            self.client_limit.leaves(counted_as)
+        self.capacity_changed()
+
+    def release(self, member: Member) -> None:
+        """A worker that had as much as it may has less: the first in the queue is next."""
+        if self.pool.released(member) and self.waiting:
+            self.serve_queue_soon()
+
+    # -- those who wait
+
+    def enqueue(self, who: object, serve: Callable[[], None], started: float) -> Fault | float:
+        """Let somebody wait for a worker: the seconds it may; the fault if it may not.
+
+        `serve` is called when it is its turn.
+        """
+        return self.waiting.enter(who, serve, started, monotonic(), self.pool.in_rotation)
+
+    def no_worker(self) -> Fault:
+        """Why no worker could be found for somebody."""
+        return nobody(self.pool.in_rotation)
+
+    def retry_after(self, fault: Fault) -> int:
+        """Seconds after which a client that gets a 503 may try again."""
+        return retry_after(fault, monotonic(), self.pool.ejection_ends(), self.timeouts.queue)
+
+    # -- supplied by whoever joins the parts
+
+    def capacity_changed(self) -> None:
+        """There may be room for more connections: listeners may accept again."""
+        raise NotImplementedError
+
+    def serve_queue(self) -> None:
+        """Let those who wait try again, now."""
+        raise NotImplementedError
+
+    def serve_queue_soon(self) -> None:
+        """Let those who wait try again, in the loop's next turn."""
+        raise NotImplementedError

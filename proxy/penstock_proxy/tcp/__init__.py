@@ -1,0 +1,1 @@
+"""Proxying of TCP connections whose content nobody reads."""
