@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from penstock_proxy import errors, metrics
-from penstock_supervisor import collector
-from penstock_supervisor.config import Config, Service
+from penstock_supervisor.config.loader import Config, Service
+from penstock_supervisor.observability import prometheus
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 REFERENCE = README.partition("## Configuration")[2].partition("\n## ")[0]
@@ -70,16 +70,16 @@ def test_every_limit_is_in_the_table_of_bounds_with_its_default(key: str) -> Non
 
 def test_every_metric_in_the_table_of_bounds_exists() -> None:
     named = set(re.findall(r"penstock_\w+", BOUNDS))
-    assert named <= {metric.name for metric in (*collector.TABLE, *metrics.TABLE)}
+    assert named <= {metric.name for metric in (*prometheus.TABLE, *metrics.TABLE)}
     kinds = set(re.findall(r'kind="(\w+)"', BOUNDS))
     assert kinds <= {fault.kind for fault in errors.FAULTS}
     assert set(re.findall(r'rejected_total\{reason="(\w+)"', BOUNDS)) <= set(metrics.REJECTIONS)
 
 
-@pytest.mark.parametrize("metric", [*collector.TABLE, *metrics.TABLE], ids=lambda m: m.name)
+@pytest.mark.parametrize("metric", [*prometheus.TABLE, *metrics.TABLE], ids=lambda m: m.name)
 def test_every_metric_is_documented_with_its_labels(metric: metrics.Metric) -> None:
     assert METRICS[metric.name] == ", ".join(metric.labels)
 
 
 def test_no_other_metric_is_documented() -> None:
-    assert METRICS.keys() == {metric.name for metric in (*collector.TABLE, *metrics.TABLE)}
+    assert METRICS.keys() == {metric.name for metric in (*prometheus.TABLE, *metrics.TABLE)}

@@ -12,18 +12,18 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from penstock_supervisor.census import StatsPoll
-from penstock_supervisor.changes import Condition
-from penstock_supervisor.child import Child, ChildObserver
-from penstock_supervisor.doors import ReuseportSockets
-from penstock_supervisor.events import EventName, Events
-from penstock_supervisor.fronts import Fronts
-from penstock_supervisor.premises import Resources
-from penstock_supervisor.reaper import reap_strangers
-from penstock_supervisor.roster import Slots, slot_of
-from penstock_supervisor.rotation import Rotation
-from penstock_supervisor.succession import RollingRestart
-from penstock_supervisor.watch import WorkerChecks
+from penstock_supervisor.children.child import Child, ChildObserver
+from penstock_supervisor.children.events import EventName, Events
+from penstock_supervisor.children.slots import Slots, slot_of
+from penstock_supervisor.observability.stats_poll import StatsPoll
+from penstock_supervisor.process.reaper import reap_strangers
+from penstock_supervisor.rollout.condition import Condition
+from penstock_supervisor.rollout.proxies import Fronts
+from penstock_supervisor.rollout.resources import Resources
+from penstock_supervisor.rollout.rolling_restart import RollingRestart
+from penstock_supervisor.rotation.reuseport import ReuseportSockets
+from penstock_supervisor.rotation.rotation import Rotation
+from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_worker import contract
 
 _log = logging.getLogger("penstock.supervisor")

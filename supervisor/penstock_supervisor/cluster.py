@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from penstock_supervisor.config import inherited_environment, load
+from penstock_supervisor.children.events import Event, Events, Subscription
+from penstock_supervisor.config.loader import inherited_environment, load
+from penstock_supervisor.config.model import Config
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.events import Event, Events, Subscription
-from penstock_supervisor.runner import Supervisor
-from penstock_supervisor.services import Config
+from penstock_supervisor.supervisor import Supervisor
 
 __all__ = ["Cluster", "Config", "Event", "StartError", "load"]
 

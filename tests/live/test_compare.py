@@ -11,7 +11,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from penstock_supervisor.compare.result import Comparison, Subject
+from penstock_supervisor.compare.report.result import Comparison, Subject
 
 WAIT_S = 120.0
 MARK = "PENSTOCK_TEST_RUN"

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from penstock_proxy import metrics
-from penstock_supervisor import collector
+from penstock_supervisor.observability import prometheus as collector
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEADLINE_S = 60.0

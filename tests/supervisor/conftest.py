@@ -12,7 +12,7 @@ import pytest
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import FRONT_SLOT, ServiceCounters
-from penstock_supervisor.observation import ChildView, Snapshot
+from penstock_supervisor.snapshot import ChildView, Snapshot
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import aiohttp
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_supervisor import admin, reception
-from penstock_supervisor.observation import Snapshot
-from penstock_supervisor.reception import MAX_CONNECTIONS
+from penstock_supervisor.control import admin, http_server
+from penstock_supervisor.control.http_server import MAX_CONNECTIONS
+from penstock_supervisor.snapshot import Snapshot
 
 TakeSnapshot = Callable[[float], Awaitable[Snapshot]]
 
@@ -27,7 +27,7 @@ def always(snapshot: Snapshot) -> TakeSnapshot:
 
 
 def serve(sock: socket.socket, take_snapshot: TakeSnapshot) -> AbstractAsyncContextManager[None]:
-    return reception.serve(sock, admin.app(admin.Pages(take_snapshot), sock))
+    return http_server.serve(sock, admin.app(admin.Pages(take_snapshot), sock))
 
 
 @asynccontextmanager
@@ -327,7 +327,7 @@ async def test_on_loopback_only_who_asks_for_its_address_is_answered(
 ) -> None:
     pages = admin.Pages(always(made.snapshot()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with reception.serve(listener, admin.app(pages, listener, "my-admin")):
+        async with http_server.serve(listener, admin.app(pages, listener, "my-admin")):
             request = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
             line = await said(listener.getsockname(), request.encode())
     assert line.split()[1] == str(status).encode()

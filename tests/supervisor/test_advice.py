@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor import advice
-from penstock_supervisor.services import Config
+from penstock_supervisor.config import warnings
+from penstock_supervisor.config.model import Config
 
 
 def warned(uid: int, **keys: Any) -> list[str]:
     """The keys that are warned of."""
     config = Config(services=(), **keys)
-    return [line.partition(":")[0] for line in advice.of(config, uid)]
+    return [line.partition(":")[0] for line in warnings.of(config, uid)]
 
 
 def test_root_is_warned_unless_a_user_is_named() -> None:

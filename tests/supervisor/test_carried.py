@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from penstock_supervisor.carried import carry_over, ejections, series
-from penstock_supervisor.traffic import Traffic
+from penstock_supervisor.observability.counter_carryover import carry_over, ejections, series
+from penstock_supervisor.observability.traffic import Traffic
 
 TOTAL, ACTIVE = "penstock_connections_total", "penstock_connections_active"
 

@@ -7,13 +7,13 @@ import pytest
 
 from penstock_proxy.messages import STATS
 from penstock_proxy.net.address import Address
-from penstock_supervisor.census import LoopLag, StatsPoll
-from penstock_supervisor.child import Child
-from penstock_supervisor.events import Event, Events
-from penstock_supervisor.history import SlotHistory
-from penstock_supervisor.lifecycle import State
-from penstock_supervisor.schemes import ChildPlan
-from penstock_supervisor.services import Restart
+from penstock_supervisor.children.child import Child
+from penstock_supervisor.children.events import Event, Events
+from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.plan import ChildPlan
+from penstock_supervisor.children.slot_history import SlotHistory
+from penstock_supervisor.config.model import Restart
+from penstock_supervisor.observability.stats_poll import LoopLag, StatsPoll
 
 WAIT_S = 30.0
 

@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from penstock_supervisor import certificates
 from penstock_supervisor.cli import penstock
-from penstock_supervisor.config import Config, ConfigError, load
-from penstock_supervisor.renewal import CertificateReload
-from penstock_supervisor.services import Service
+from penstock_supervisor.config import certificates
+from penstock_supervisor.config.loader import Config, ConfigError, load
+from penstock_supervisor.config.model import Service
+from penstock_supervisor.rollout.certificate_reload import CertificateReload
 
 AUTHORITY = trustme.CA()
 NOW = datetime.now(UTC)

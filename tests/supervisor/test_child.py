@@ -7,12 +7,12 @@ How a slot gets from state to state is tested with its table, real processes wit
 from collections.abc import Callable
 from typing import Any, cast
 
-from penstock_supervisor.child import Child
-from penstock_supervisor.lifecycle import State
-from penstock_supervisor.processes import Exit, SpawnError
-from penstock_supervisor.running import ProcessCallbacks
-from penstock_supervisor.schemes import ChildPlan
-from penstock_supervisor.services import Restart
+from penstock_supervisor.children.child import Child
+from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.plan import ChildPlan
+from penstock_supervisor.children.running import ProcessCallbacks
+from penstock_supervisor.config.model import Restart
+from penstock_supervisor.process.spawn import Exit, SpawnError
 from penstock_worker import contract
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from penstock_supervisor import logging_setup
 from penstock_supervisor.cli import banner, main, penstock
-from penstock_supervisor.config import Config, load
+from penstock_supervisor.config.loader import Config, load
 
 GOOD = '[service.web]\nlisten = "127.0.0.1:8000"\napp = "a:b"\n'
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from penstock_supervisor import logging_setup
 from penstock_supervisor.cli import main, penstock
-from penstock_supervisor.compare.result import Comparison
+from penstock_supervisor.compare.report.result import Comparison
 from penstock_supervisor.compare.run import CompareError, Order
 
 MODULE = "penstock_supervisor.cli.compare"

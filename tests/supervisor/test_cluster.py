@@ -13,8 +13,8 @@ import psutil
 import pytest
 from tests.descriptors import descriptors
 
+from penstock_supervisor.children.events import Subscription
 from penstock_supervisor.cluster import Cluster, Config, Event, StartError
-from penstock_supervisor.events import Subscription
 
 WAIT_S = 60.0
 SERVER = """

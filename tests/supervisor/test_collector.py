@@ -15,10 +15,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from penstock_proxy import metrics
-from penstock_supervisor import collector, sockdiag
-from penstock_supervisor.collector import render
-from penstock_supervisor.figures import soft_fd_limit
-from penstock_supervisor.observation import Snapshot, SocketView, TlsView
+from penstock_supervisor.kernel import sock_diag
+from penstock_supervisor.kernel.process_stats import soft_fd_limit
+from penstock_supervisor.observability import prometheus as collector
+from penstock_supervisor.observability.prometheus import render
+from penstock_supervisor.snapshot import Snapshot, SocketView, TlsView
 
 Values = dict[tuple[str, ...], float]
 
@@ -351,7 +352,7 @@ def test_a_kernel_that_does_not_tell_costs_only_its_figures(
     def refused(*_: object) -> None:
         raise PermissionError("no netlink here")
 
-    monkeypatch.setattr(sockdiag, "_dump", refused)
+    monkeypatch.setattr(sock_diag, "_dump", refused)
     assert not samples(full, "penstock_ephemeral_ports", "service")
     assert not samples(full, "penstock_accept_queue_length", "service", "slot")
     assert samples(full, "penstock_worker_active", "service", "slot")["direct", "0"] == 2

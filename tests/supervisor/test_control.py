@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from penstock_supervisor import admin, control, reception
-from penstock_supervisor.observation import Snapshot
-from penstock_supervisor.run_dir import ControlSocket
+from penstock_supervisor.control import admin, api, http_server
+from penstock_supervisor.listeners.control_socket import ControlSocket
+from penstock_supervisor.snapshot import Snapshot
 
 WAIT_S = 20.0
 
@@ -60,7 +60,7 @@ async def served(folder: Path, run: Run, snapshot: Snapshot) -> AsyncIterator[Co
         return snapshot
 
     with closing(ControlSocket(folder / "run")) as sock:
-        async with reception.serve(sock.socket, control.app(admin.Pages(take_snapshot), run)):
+        async with http_server.serve(sock.socket, api.app(admin.Pages(take_snapshot), run)):
             yield sock
 
 
@@ -146,7 +146,7 @@ async def test_a_stranger_with_a_descriptor_is_not_let_in(
     session: aiohttp.ClientSession, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        control, "peer_credentials", lambda _: control.PeerCredentials(1, os.geteuid() + 1, 1)
+        api, "peer_credentials", lambda _: api.PeerCredentials(1, os.geteuid() + 1, 1)
     )
     for method, path in (("POST", "/stop"), ("GET", "/status")):
         async with session.request(method, path) as answer:
@@ -157,7 +157,7 @@ async def test_a_stranger_with_a_descriptor_is_not_let_in(
 def test_the_kernel_says_who_is_at_the_other_end() -> None:
     one, other = socket.socketpair()
     with one, other:
-        assert control.peer_credentials(one) == (os.getpid(), os.geteuid(), os.getegid())
+        assert api.peer_credentials(one) == (os.getpid(), os.geteuid(), os.getegid())
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_the_kernel_says_who_is_at_the_other_end() -> None:
 async def test_who_connects_and_asks_nothing_is_given_up(
     tmp_path: Path, run: Run, made: Any, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr(reception, "FIRST_S", 0.0)
-    monkeypatch.setattr(reception, "_CHECK_S", 0.01)
+    monkeypatch.setattr(http_server, "FIRST_S", 0.0)
+    monkeypatch.setattr(http_server, "_CHECK_S", 0.01)
     async with served(tmp_path, run, made.snapshot()) as sock:
         reader, writer = await asyncio.open_unix_connection(sock.path)
         writer.write(said)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from penstock_proxy import metrics
-from penstock_supervisor.descriptors import per_connection, place
-from penstock_supervisor.sockdiag import Place
-from penstock_supervisor.traffic import Traffic
+from penstock_supervisor.kernel.sock_diag import Place
+from penstock_supervisor.observability.fd_accounting import per_connection, place
+from penstock_supervisor.observability.traffic import Traffic
 
 
 def counted(**answers: int) -> Any:

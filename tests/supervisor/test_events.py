@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_supervisor.events import MAX_WAITING, Event, Events, Subscription
+from penstock_supervisor.children.events import MAX_WAITING, Event, Events, Subscription
 
 
 def event(number: int = 0, **more: Any) -> Event:

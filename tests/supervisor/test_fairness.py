@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from penstock_supervisor.fairness import jain
+from penstock_supervisor.observability.fairness import jain
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 1000])

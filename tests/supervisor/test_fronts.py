@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from penstock_proxy.messages import PING
-from penstock_supervisor.fronts import MAX_UNANSWERED, PING_S, Fronts
-from penstock_supervisor.lifecycle import State
-from penstock_supervisor.roster import Slots
+from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.slots import Slots
+from penstock_supervisor.rollout.proxies import MAX_UNANSWERED, PING_S, Fronts
 
 
 class Front:

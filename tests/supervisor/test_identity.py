@@ -6,9 +6,9 @@ import pwd
 
 import pytest
 
-from penstock_supervisor import identity
-from penstock_supervisor.config import ConfigError, load
-from penstock_supervisor.identity import Identity, UnknownError
+from penstock_supervisor.config import users
+from penstock_supervisor.config.loader import ConfigError, load
+from penstock_supervisor.config.users import Identity, UnknownError
 
 NOBODY = pwd.getpwnam("nobody")
 DAEMON = pwd.getpwnam("daemon")
@@ -17,28 +17,28 @@ US = str(os.geteuid())
 
 
 def test_a_user_brings_its_group_its_home_and_its_groups() -> None:
-    found = identity.find("daemon", None)
+    found = users.find("daemon", None)
     assert (found.uid, found.gid, found.name) == (DAEMON.pw_uid, DAEMON.pw_gid, "daemon")
     assert found.home == DAEMON.pw_dir
     assert set(found.groups) == set(os.getgrouplist("daemon", DAEMON.pw_gid))
 
 
 def test_a_number_is_as_good_as_a_name() -> None:
-    assert identity.find(str(NOBODY.pw_uid), None) == identity.find("nobody", None)
+    assert users.find(str(NOBODY.pw_uid), None) == users.find("nobody", None)
 
 
 def test_a_group_takes_the_place_of_the_users_own() -> None:
-    found = identity.find("nobody", "daemon")
+    found = users.find("nobody", "daemon")
     assert found.gid == grp.getgrnam("daemon").gr_gid
     assert found.gid in found.groups
-    assert identity.find("nobody", str(found.gid)) == found
+    assert users.find("nobody", str(found.gid)) == found
 
 
 def test_a_user_without_an_entry_needs_a_group_and_is_in_no_other() -> None:
-    found = identity.find(UNKNOWN, "daemon")
+    found = users.find(UNKNOWN, "daemon")
     assert (found.uid, found.groups) == (int(UNKNOWN), (found.gid,))
     with pytest.raises(UnknownError, match="expected group beside it") as caught:
-        identity.find(UNKNOWN, None)
+        users.find(UNKNOWN, None)
     assert caught.value.key == "user"
 
 
@@ -53,7 +53,7 @@ def test_a_slip_of_the_pen_is_answered_with_what_was_meant(
     user: str, group: str | None, key: str, text: str
 ) -> None:
     with pytest.raises(UnknownError) as caught:
-        identity.find(user, group)
+        users.find(user, group)
     assert caught.value.key == key
     assert text in str(caught.value)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from penstock_supervisor.config.model import Service
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.intakes import ServiceListeners
-from penstock_supervisor.services import Service
+from penstock_supervisor.listeners.service_listeners import ServiceListeners
 
 CLIENTS = 64
 

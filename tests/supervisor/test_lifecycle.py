@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_supervisor.lifecycle import (
+from penstock_supervisor.children.lifecycle import (
     TRANSITIONS,
     Command,
     ImpossibleEventError,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_supervisor.output import LONGEST, Capture, Output, _cut
+from penstock_supervisor.children.output import LONGEST, Capture, Output, _cut
 
 
 class Page:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor.cli import overview
+from penstock_supervisor.cli import status_table
 
 WORKER = {"slot": 0, "state": "up", "standing": "up", "reason": "passed its first check",
           "pid": 12, "address": "127.0.0.1:8101", "restarts": {}, "answers": True}  # fmt: skip
@@ -13,7 +13,7 @@ WORKER = {"slot": 0, "state": "up", "standing": "up", "reason": "passed its firs
 def shown(*workers: dict[str, Any], fronts: tuple[dict[str, Any], ...] = ()) -> list[str]:
     web = {"listen": "127.0.0.1:80", "scheme": "ports", "mode": "http", "workers": list(workers)}
     found = {"version": "1.0", "pid": 7, "uptime": 9.4, "ready": True, "stopping": False}
-    return list(overview.lines({**found, "fronts": fronts, "services": {"web": web}}))
+    return list(status_table.lines({**found, "fronts": fronts, "services": {"web": web}}))
 
 
 def test_a_worker_that_serves_is_up_and_needs_no_reason() -> None:
@@ -64,5 +64,5 @@ def test_a_front_that_is_stuck_is_covered() -> None:
 )
 def test_a_duration_is_short(seconds: float, words: str) -> None:
     found = {"version": "1", "pid": 1, "uptime": seconds, "ready": False, "stopping": True}
-    (line,) = overview.lines({**found, "fronts": (), "services": {}})
+    (line,) = status_table.lines({**found, "fronts": (), "services": {}})
     assert line == f"penstock 1, pid 1, up {words}, stopping"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor import glance, page
-from penstock_supervisor.status import describe
+from penstock_supervisor.control import status_page, summary
+from penstock_supervisor.control.status import describe
 
 
 class Cells(HTMLParser):
@@ -35,7 +35,7 @@ class Cells(HTMLParser):
 
 
 def shown(snapshot: Any) -> Cells:
-    return Cells(page.render(describe(snapshot, "1.0", 7, {})))
+    return Cells(status_page.render(describe(snapshot, "1.0", 7, {})))
 
 
 def test_every_process_and_upstream_has_a_row(made: Any) -> None:
@@ -84,12 +84,12 @@ def test_what_others_wrote_is_text(made: Any) -> None:
     ],
 )
 def test_a_colour_says_whether_it_serves(child: dict[str, Any], health: str) -> None:
-    (row,) = glance.workers("web", {"workers": [{"slot": 0, **child}]})
+    (row,) = summary.workers("web", {"workers": [{"slot": 0, **child}]})
     assert row.health == health
 
 
 def test_nothing_comes_from_elsewhere_and_no_other_page_frames_it() -> None:
-    policy = page.HEADERS["Content-Security-Policy"]
+    policy = status_page.HEADERS["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; ")
     assert "script-src" not in policy
     assert "frame-ancestors 'none'" in policy

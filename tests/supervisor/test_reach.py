@@ -5,10 +5,16 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor import reach
-from penstock_supervisor.reach import APPLICABILITY, MODES, PROGRAMS, SCHEMES, Setting
+from penstock_supervisor.config import applicability
+from penstock_supervisor.config.applicability import (
+    APPLICABILITY,
+    MODES,
+    PROGRAMS,
+    SCHEMES,
+    Setting,
+)
 
-KEYS = tuple(reach.keys())
+KEYS = tuple(applicability.keys())
 
 
 def entry(key: str) -> str:
@@ -38,7 +44,7 @@ def test_every_key_has_one_entry_and_every_entry_a_key() -> None:
 def test_every_reason_is_said_and_every_key_acts_somewhere() -> None:
     for key, (places, why, _) in APPLICABILITY.items():
         assert places, key
-        assert why or any(place == reach.Where() for place in places), key
+        assert why or any(place == applicability.Where() for place in places), key
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key not in (*PROGRAMS, "scheme", "mode")])
@@ -49,7 +55,7 @@ def test_where_a_key_does_nothing_it_is_told_and_nowhere_else(key: str) -> None:
             setting = Setting(scheme, mode, program, given)
             told = {
                 ".".join(map(str, where)): text
-                for where, text in reach.of_table(table(key, setting))
+                for where, text in applicability.of_table(table(key, setting))
                 if where[0] not in given or where[0] == key.partition(".")[0]
             }
             acts = any(
@@ -66,7 +72,7 @@ def test_a_value_that_says_no_is_true_anywhere() -> None:
     setting = Setting("shared", "http", "command", ())
     for key, found in APPLICABILITY.items():
         for value in found.off:
-            assert not list(reach.of_table(table(key, setting, value))), key
+            assert not list(applicability.of_table(table(key, setting, value))), key
 
 
 @pytest.mark.parametrize(
@@ -102,7 +108,7 @@ def test_a_value_that_says_no_is_true_anywhere() -> None:
     ],
 )  # fmt: skip
 def test_what_is_told_says_what_can(text: str, keys: dict[str, Any]) -> None:
-    ((where, said),) = reach.of_table(keys)
+    ((where, said),) = applicability.of_table(keys)
     assert f"{'.'.join(map(str, where))}: {said}" == text
 
 
@@ -116,4 +122,4 @@ def test_what_is_told_says_what_can(text: str, keys: dict[str, Any]) -> None:
     ],
 )
 def test_nothing_is_concluded_from_what_is_wrong_itself(keys: dict[str, Any]) -> None:
-    assert list(reach.of_table(keys)) == []
+    assert list(applicability.of_table(keys)) == []

@@ -18,7 +18,7 @@ import pytest
 from tests.descriptors import descriptors
 
 from penstock_proxy.net.address import Address
-from penstock_supervisor.readiness import (
+from penstock_supervisor.children.readiness import (
     takes,
     until_it_answers,
     until_it_takes,

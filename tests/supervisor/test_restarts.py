@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_supervisor.restarts import RestartPolicy
+from penstock_supervisor.process.restart_policy import RestartPolicy
 
 
 def most() -> float:

@@ -5,8 +5,8 @@ from typing import cast
 
 import pytest
 
-from penstock_supervisor.child import Child
-from penstock_supervisor.roster import Slots
+from penstock_supervisor.children.child import Child
+from penstock_supervisor.children.slots import Slots
 
 WEB = ("web", 0)
 

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from penstock_supervisor.lifecycle import State
-from penstock_supervisor.links import HandoffLink
-from penstock_supervisor.roster import Slots
-from penstock_supervisor.rotation import Rotation
-from penstock_supervisor.services import Service
+from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.slots import Slots
+from penstock_supervisor.config.model import Service
+from penstock_supervisor.process.handoff_link import HandoffLink
+from penstock_supervisor.rotation.rotation import Rotation
 
 WEB = ("web", 0)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock_supervisor.config import ConfigError, load
+from penstock_supervisor.config.loader import ConfigError, load
 
 
 def complaints(folder: Path, text: str) -> list[str]:

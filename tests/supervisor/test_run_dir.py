@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_supervisor.config import run_dirs_of
-from penstock_supervisor.run_dir import ControlSocket, RefusedError, RunDir
+from penstock_supervisor.config.loader import run_dirs_of
+from penstock_supervisor.listeners.control_socket import ControlSocket, RefusedError, RunDir
 
 ROOT = os.geteuid() == 0
 
@@ -29,7 +29,8 @@ def answers(path: Path) -> bool:
 def killed(folder: Path) -> Path:
     """The socket of a run that had no time to say goodbye."""
     code = (
-        "import os, pathlib, sys; from penstock_supervisor.run_dir import ControlSocket\n"
+        "import os, pathlib, sys\n"
+        "from penstock_supervisor.listeners.control_socket import ControlSocket\n"
         "print(ControlSocket(pathlib.Path(sys.argv[1])).path, flush=True); os._exit(9)"
     )
     done = subprocess.run(

@@ -20,10 +20,10 @@ import psutil
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_supervisor.observation import ChildView
-from penstock_supervisor.runner import StartError, Supervisor
-from penstock_supervisor.services import Config, Service
-from penstock_supervisor.worker_ports import free_ports
+from penstock_supervisor.config.model import Config, Service
+from penstock_supervisor.listeners.worker_ports import free_ports
+from penstock_supervisor.snapshot import ChildView
+from penstock_supervisor.supervisor import StartError, Supervisor
 
 FRONT = (sys.executable, str(Path(__file__).with_name("standin_front.py")))
 SERVER = """

@@ -12,12 +12,12 @@ from typing import Any, cast
 import pytest
 
 from penstock_proxy.net.address import Address
-from penstock_supervisor.output import Output
-from penstock_supervisor.processes import SpawnError
-from penstock_supervisor.reaper import Guardian
-from penstock_supervisor.running import ProcessCallbacks, spawn
-from penstock_supervisor.schemes import ChildPlan
-from penstock_supervisor.services import Restart
+from penstock_supervisor.children.output import Output
+from penstock_supervisor.children.plan import ChildPlan
+from penstock_supervisor.children.running import ProcessCallbacks, spawn
+from penstock_supervisor.config.model import Restart
+from penstock_supervisor.process.reaper import Guardian
+from penstock_supervisor.process.spawn import SpawnError
 
 LINKS = 64
 WAIT_S = 20.0

@@ -7,14 +7,14 @@ import pytest
 
 from penstock_proxy.config import FrontConfig
 from penstock_proxy.net.address import Address
-from penstock_supervisor.schemes import (
+from penstock_supervisor.children.plan import (
     ChildPlan,
     WorkerContext,
     front_config,
     front_plan,
     worker_plan,
 )
-from penstock_supervisor.services import Config, Service
+from penstock_supervisor.config.model import Config, Service
 from penstock_worker.net import trusted_proxies
 
 PLACES = (Address("127.0.0.1", 8101), Address("127.0.0.1", 8102))

@@ -8,7 +8,12 @@ import pytest
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import BUCKETS_S, METHODS
-from penstock_supervisor.series import COUNTED, number, sanitized, without_gauges
+from penstock_supervisor.observability.worker_series import (
+    COUNTED,
+    number,
+    sanitized,
+    without_gauges,
+)
 
 BUCKETS = len(BUCKETS_S) + 1
 

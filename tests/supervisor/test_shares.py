@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_supervisor.services import Service
-from penstock_supervisor.shares import DIVIDED, of_front, share, too_small
+from penstock_supervisor.config.model import Service
+from penstock_supervisor.config.per_proxy import DIVIDED, of_front, share, too_small
 
 
 def service(**keys: object) -> Service:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_supervisor import sockdiag
-from penstock_supervisor.observation import SocketKind, SocketQueue
-from penstock_supervisor.sockdiag import Place, accepted, connections_to, queues
+from penstock_supervisor.kernel import sock_diag
+from penstock_supervisor.kernel.sock_diag import Place, accepted, connections_to, queues
+from penstock_supervisor.snapshot import SocketKind, SocketQueue
 
 DEADLINE_S = 10.0
 ALL: tuple[SocketKind, ...] = ("tcp", "udp", "unix")
@@ -283,7 +283,7 @@ def test_who_gets_no_answer_goes_without(
         (lambda: connections_to([where]), None),
         (lambda: accepted([where]), None),
     ):
-        monkeypatch.setattr("penstock_supervisor.sockdiag.socket.socket", Kernel(answer))
+        monkeypatch.setattr("penstock_supervisor.kernel.sock_diag.socket.socket", Kernel(answer))
         assert ask() == nothing
 
 
@@ -295,9 +295,9 @@ def test_one_kind_that_is_refused_does_not_cost_the_others(
     def refused(_: str) -> Any:
         raise OSError(errno.ENOENT, "no such module")
 
-    genuine = sockdiag._queues
+    genuine = sock_diag._queues
     monkeypatch.setattr(
-        sockdiag, "_queues", lambda kind: (refused if kind == "udp" else genuine)(kind)
+        sock_diag, "_queues", lambda kind: (refused if kind == "udp" else genuine)(kind)
     )
     assert os.fstat(listening.fileno()).st_ino in queues(("udp", "tcp", "unix"))
 
@@ -309,7 +309,9 @@ def test_a_row_that_is_cut_off_harms_nothing(
     monkeypatch: pytest.MonkeyPatch, payload: bytes
 ) -> None:
     answers = (message(20, payload), message(3, bytes(4)))
-    monkeypatch.setattr("penstock_supervisor.sockdiag.socket.socket", Kernel(*answers, *answers))
+    monkeypatch.setattr(
+        "penstock_supervisor.kernel.sock_diag.socket.socket", Kernel(*answers, *answers)
+    )
     assert all(queue.overflows is None for queue in queues({"tcp"}).values())
 
 
@@ -319,7 +321,7 @@ def test_no_more_rows_are_read_than_the_bound(
     listening = listener(stack)
     for _ in range(8):
         connect(stack, listening)
-    monkeypatch.setattr(sockdiag, "MOST_ROWS", 5)
+    monkeypatch.setattr(sock_diag, "MOST_ROWS", 5)
     assert connections_to([place(listening)]) == {place(listening): 5}
 
 
@@ -330,6 +332,6 @@ def test_asking_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch, stack: Exi
         queues(ALL)
         connections_to([where])
         accepted([where])
-    monkeypatch.setattr(sockdiag, "_SOCK_DIAG_BY_FAMILY", 9999)
+    monkeypatch.setattr(sock_diag, "_SOCK_DIAG_BY_FAMILY", 9999)
     assert queues(ALL) == {}
     assert descriptors() == before

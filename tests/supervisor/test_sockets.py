@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_supervisor import sockets
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.sockets import Listener
+from penstock_supervisor.listeners import listener as sockets
+from penstock_supervisor.listeners.listener import Listener
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from penstock_supervisor.observation import SocketQueue, SocketView
-from penstock_supervisor.status import describe, without_worker
+from penstock_supervisor.control.status import describe, without_worker
+from penstock_supervisor.snapshot import SocketQueue, SocketView
 
 
 def test_a_status_says_everything_about_a_worker(made: Any) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-from penstock_supervisor.changes import Condition
-from penstock_supervisor.child import Child
-from penstock_supervisor.lifecycle import State
-from penstock_supervisor.roster import Slots
-from penstock_supervisor.succession import RollingRestart
+from penstock_supervisor.children.child import Child
+from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.slots import Slots
+from penstock_supervisor.rollout.condition import Condition
+from penstock_supervisor.rollout.rolling_restart import RollingRestart
 
 WEB, API = ("web", 0), ("api", 0)
 

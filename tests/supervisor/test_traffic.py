@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor.traffic import Split, Traffic
+from penstock_supervisor.observability.traffic import Split, Traffic
 
 
 def service(scheme: str, mode: str = "http") -> dict[str, Any]:

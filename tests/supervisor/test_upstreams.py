@@ -3,9 +3,9 @@
 import pytest
 
 from penstock_proxy.net.address import Address
+from penstock_supervisor.config.model import Service, Upstream
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.services import Service, Upstream
-from penstock_supervisor.upstreams import resolve
+from penstock_supervisor.listeners.resolver import resolve
 
 
 def service(*addresses: str) -> Service:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_supervisor.verdicts import UP, FrontViews
+from penstock_supervisor.rotation.proxy_views import UP, FrontViews
 
 WEB = ("web", 0)
 STATES = ("up", "down", "ejected", "checking")

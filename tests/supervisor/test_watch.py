@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tests.descriptors import descriptors
 
-from penstock_supervisor.services import Service
-from penstock_supervisor.watch import WorkerChecks
+from penstock_supervisor.config.model import Service
+from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_worker import contract
 
 WAIT_S = 30.0

@@ -6,11 +6,11 @@ from contextlib import closing
 
 import pytest
 
-from penstock_supervisor import worker_ports
+from penstock_supervisor.config.model import Service
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.services import Service
-from penstock_supervisor.sockets import Listener
-from penstock_supervisor.worker_ports import choose_addresses, free_ports
+from penstock_supervisor.listeners import worker_ports
+from penstock_supervisor.listeners.listener import Listener
+from penstock_supervisor.listeners.worker_ports import choose_addresses, free_ports
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from penstock_supervisor.cli.check import check
 from penstock_supervisor.cli.compare import compare
 from penstock_supervisor.cli.control import reload, status, stop
 from penstock_supervisor.cli.run import run
-from penstock_supervisor.config import ConfigError
+from penstock_supervisor.config.loader import ConfigError
 
 __all__ = ["FAILED", "USAGE", "main", "penstock"]
 

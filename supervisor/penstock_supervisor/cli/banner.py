@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from penstock_supervisor.cli.words import doing
-from penstock_supervisor.config import Config
+from penstock_supervisor.cli.describe import doing
+from penstock_supervisor.config.loader import Config
 
 PAGES = ("/metrics", "/status", "/healthz", "/readyz")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from penstock_supervisor import advice
-from penstock_supervisor.cli.words import described
-from penstock_supervisor.config import Config, ConfigError, load
-from penstock_supervisor.problems import dotted
+from penstock_supervisor.cli.describe import described
+from penstock_supervisor.config import warnings
+from penstock_supervisor.config.diagnostics import dotted
+from penstock_supervisor.config.loader import Config, ConfigError, load
 
 
 @click.command()
@@ -33,7 +33,7 @@ def check(files: tuple[Path, ...]) -> int:
             click.echo("\n".join(error.problems), err=True)
             status = 2
         else:
-            for line in (*advice.of(config, os.geteuid()), *_doubts(config)):
+            for line in (*warnings.of(config, os.geteuid()), *_doubts(config)):
                 click.echo(f"{file}: warning: {line}", err=True)
             click.echo(f"{file}: ok: {described(config)}")
     return status
@@ -42,7 +42,7 @@ def check(files: tuple[Path, ...]) -> int:
 def _doubts(config: Config) -> Iterator[str]:
     """What clients will mind in certificates that can be used."""
     if any(service.tls.files for service in config.services):
-        from penstock_supervisor import certificates
+        from penstock_supervisor.config import certificates
 
         for where, text in certificates.warnings(config, datetime.now(UTC)):
             yield f"{dotted(where)}: {text}"

@@ -24,11 +24,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from penstock_proxy.net.address import parse_address
 from penstock_supervisor import logging_setup
-from penstock_supervisor.cli.programs import Dashed, overrides
-from penstock_supervisor.config import Config, ConfigError, Service, load
+from penstock_supervisor.cli.options import Dashed, overrides
+from penstock_supervisor.config.loader import Config, ConfigError, Service, load
 
 if TYPE_CHECKING:
-    from penstock_supervisor.compare.result import Comparison
+    from penstock_supervisor.compare.report.result import Comparison
     from penstock_supervisor.compare.run import Order
 
 _INTERRUPTED: Final = 130
@@ -182,7 +182,7 @@ def _writable(option: str, path: Path | None) -> None:
 
 
 def _baseline(path: Path) -> Any:
-    from penstock_supervisor.compare import baseline
+    from penstock_supervisor.compare.report import baseline
 
     try:
         return baseline.load(path)
@@ -265,7 +265,7 @@ def _measured(order: "Order", *, quiet: bool) -> "Comparison":
 def _show(
     comparison: "Comparison", baseline: Any, json_file: Path | None, html_file: Path | None
 ) -> None:
-    from penstock_supervisor.compare import table
+    from penstock_supervisor.compare.report import table
 
     console = Console(highlight=False)
     console.print(table.render(comparison, baseline, console.width))
@@ -275,7 +275,7 @@ def _show(
     with _writing("--html", html_file):
         if html_file is not None:
             # Only here: it draws with plotly, which not everybody has.
-            from penstock_supervisor.compare import page
+            from penstock_supervisor.compare.charts import page
 
             page.write(comparison, baseline, html_file)
 

@@ -1,8 +1,8 @@
 """`penstock status`, `reload` and `stop`: verbs that talk to a run over its control socket.
 
 Owns which run is meant (the one in `--run-dir`, in that of `-c`, or the only one of this
-user); how a run is shown is `overview`'s. A socket is believed only if it is in a directory that
-nobody else can write to, and answered by that directory's owner.
+user); how a run is shown is `status_table`'s. A socket is believed only if it is in a directory
+that nobody else can write to, and answered by that directory's owner.
 """
 
 import http.client
@@ -17,10 +17,10 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from penstock_supervisor.cli import overview
-from penstock_supervisor.config import ROOT_RUN_DIR, default_run_dirs, load
-from penstock_supervisor.control import peer_credentials
-from penstock_supervisor.run_dir import RefusedError, RunDir
+from penstock_supervisor.cli import status_table
+from penstock_supervisor.config.loader import ROOT_RUN_DIR, default_run_dirs, load
+from penstock_supervisor.control.api import peer_credentials
+from penstock_supervisor.listeners.control_socket import RefusedError, RunDir
 
 NOT_RUNNING: Final = 3
 _ASK_AS_ROOT: Final = f"; root has {ROOT_RUN_DIR}, which only root may look into"
@@ -177,7 +177,7 @@ def status(directory: Path | None, file: Path | None, pid: int | None, *, as_jso
     with ExitStack() as stack:
         for run in _runs(_Meant(directory, file, pid), stack):
             found = run.ask("GET", "/status")
-            text = json.dumps(found, indent=2) if as_json else "\n".join(overview.lines(found))
+            text = json.dumps(found, indent=2) if as_json else "\n".join(status_table.lines(found))
             click.echo(text)
     return 0
 

@@ -15,8 +15,8 @@ import click
 
 from penstock_proxy.config import Balance
 from penstock_supervisor import logging_setup
-from penstock_supervisor.cli.programs import Dashed, overrides
-from penstock_supervisor.config import Config, inherited_environment, load
+from penstock_supervisor.cli.options import Dashed, overrides
+from penstock_supervisor.config.loader import Config, inherited_environment, load
 
 _POLICIES: Final[tuple[str, ...]] = get_args(Balance)
 
@@ -125,7 +125,7 @@ def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **op
 async def _run(config: Config, *, quiet: bool) -> int:
     # Late: `penstock check` and a refused configuration need none of it.
     from penstock_supervisor.cli import banner
-    from penstock_supervisor.runner import StartError, Supervisor
+    from penstock_supervisor.supervisor import StartError, Supervisor
 
     def started(supervisor: Supervisor) -> None:
         if not quiet:

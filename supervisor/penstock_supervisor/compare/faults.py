@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from penstock_proxy.net.address import parse_address
 from penstock_supervisor.compare import plan, readings
-from penstock_supervisor.compare.load import Job, Report, drive
-from penstock_supervisor.compare.result import FaultKind, FaultResult
+from penstock_supervisor.compare.load.driver import Job, Report, drive
+from penstock_supervisor.compare.report.result import FaultKind, FaultResult
 from penstock_supervisor.compare.subject import RunningSubject, SubjectError, all_up
 
 _POLL_S: Final = 0.05

@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
-from penstock_supervisor.compare import readings, wrk
-from penstock_supervisor.compare.findings import Findings, Round, Sample, held
-from penstock_supervisor.compare.load import Holder, Job, Report, drive
-from penstock_supervisor.compare.result import LoadKind
+from penstock_supervisor.compare import readings
+from penstock_supervisor.compare.load import wrk
+from penstock_supervisor.compare.load.driver import Holder, Job, Report, drive
+from penstock_supervisor.compare.report.findings import Findings, Round, Sample, held
+from penstock_supervisor.compare.report.result import LoadKind
 from penstock_supervisor.compare.subject import Roles
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from penstock_supervisor.compare.result import FAULTS, LOADS, FaultKind, LoadKind
+from penstock_supervisor.compare.report.result import FAULTS, LOADS, FaultKind, LoadKind
 
 Kind = Literal["keepalive", "connect", "rate", "held", "kill", "roll", "block"]
 

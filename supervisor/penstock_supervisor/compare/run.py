@@ -19,13 +19,13 @@ from importlib.metadata import version
 from typing import Final, Protocol
 
 from penstock_supervisor.compare import faults, machine, measure, plan
-from penstock_supervisor.compare.findings import Findings
-from penstock_supervisor.compare.load import Job
+from penstock_supervisor.compare.load.driver import Job
+from penstock_supervisor.compare.load.wrk import WrkError
 from penstock_supervisor.compare.plan import Measures, Step
-from penstock_supervisor.compare.result import Comparison, FaultKind, LoadKind
+from penstock_supervisor.compare.report.findings import Findings
+from penstock_supervisor.compare.report.result import Comparison, FaultKind, LoadKind
 from penstock_supervisor.compare.subject import Outside, RunningSubject, SubjectError
 from penstock_supervisor.compare.variants import Variant
-from penstock_supervisor.compare.wrk import WrkError
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _FAULT_CONNECTIONS: Final = 16

@@ -25,7 +25,7 @@ from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor import logging_setup
 from penstock_supervisor.compare import readings
 from penstock_supervisor.compare.variants import Variant
-from penstock_supervisor.config import Config, inherited_environment
+from penstock_supervisor.config.loader import Config, inherited_environment
 from penstock_supervisor.errors import StartError
 
 _ARGV: Final = (sys.executable, "-P", "-m", "penstock_supervisor.compare.subject")
@@ -234,7 +234,7 @@ class _Pipes(asyncio.SubprocessProtocol):
 
 async def _run(config: Config) -> int:
     # Late: the measuring side never needs it.
-    from penstock_supervisor.runner import Supervisor
+    from penstock_supervisor.supervisor import Supervisor
 
     def started(supervisor: Supervisor) -> None:
         (listening,) = supervisor.listening.values()

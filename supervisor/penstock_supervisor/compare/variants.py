@@ -18,8 +18,8 @@ from pydantic.fields import FieldInfo
 
 from penstock_proxy.config import parse_duration, parse_share, parse_size
 from penstock_proxy.net.address import parse_address
-from penstock_supervisor import reach, rules
-from penstock_supervisor.services import Config, Service
+from penstock_supervisor.config import applicability, rules
+from penstock_supervisor.config.model import Config, Service
 
 NAMES: Final = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
 """All that can be compared, in the order in which they are shown."""
@@ -95,9 +95,9 @@ def _written(service: Service, scheme: str, mode: str, listen: str) -> tuple[Ser
 
 def _refused(service: Service, scheme: str, mode: str) -> set[str]:
     """Keys that are left out: they do nothing there, or would disturb the comparison."""
-    program = next(key for key in reach.PROGRAMS if getattr(service, key))
+    program = next(key for key in applicability.PROGRAMS if getattr(service, key))
     given = {program} | ({"tls"} if service.tls.files else set())
-    refused = set(reach.unfit(reach.Setting(scheme, mode, program, given)))
+    refused = set(applicability.unfit(applicability.Setting(scheme, mode, program, given)))
     # The clients of a comparison speak for themselves.
     refused |= {"ports", "access_log_format", "accept_proxy"}
     if mode != "http" or scheme != "ports":

@@ -19,7 +19,14 @@ DEMO: Final = "penstock_worker.demo:app"
 
 def reaches(under: Words) -> bool:
     """Could nobody run the interpreter and find the packages?"""
-    words = (*under, *AS_NOBODY, sys.executable, "-P", "-c", "import penstock_supervisor.runner")
+    words = (
+        *under,
+        *AS_NOBODY,
+        sys.executable,
+        "-P",
+        "-c",
+        "import penstock_supervisor.supervisor",
+    )
     return subprocess.run(words, cwd="/", capture_output=True, check=False).returncode == 0
 
 

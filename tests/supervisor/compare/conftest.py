@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from penstock_supervisor.compare import histogram
-from penstock_supervisor.compare.result import (
+from penstock_supervisor.compare.report import histogram
+from penstock_supervisor.compare.report.result import (
     Comparison,
     FaultKind,
     FaultResult,

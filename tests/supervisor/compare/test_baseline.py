@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock_supervisor.compare import baseline
-from penstock_supervisor.compare.result import Comparison, LoadKind, Spread, Subject
+from penstock_supervisor.compare.report import baseline
+from penstock_supervisor.compare.report.result import Comparison, LoadKind, Spread, Subject
 
 
 def test_what_was_written_is_read_as_it_was(sample: Comparison, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor.compare import histogram
-from penstock_supervisor.compare.findings import Findings, Round, Sample, held, jain, summary
-from penstock_supervisor.compare.result import FaultResult
+from penstock_supervisor.compare.report import histogram
+from penstock_supervisor.compare.report.findings import Findings, Round, Sample, held, jain, summary
+from penstock_supervisor.compare.report.result import FaultResult
 
 
 def one_round(**more: Any) -> Round:

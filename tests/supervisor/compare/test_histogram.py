@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_supervisor.compare import histogram
+from penstock_supervisor.compare.report import histogram
 
 LATENCIES = st.floats(min_value=1e-6, max_value=99.9)
 

@@ -14,10 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
-from penstock_supervisor.compare import clients, histogram
-from penstock_supervisor.compare.generator import Load
-from penstock_supervisor.compare.job import merge, split
-from penstock_supervisor.compare.load import Holder, Job, Report, drive
+from penstock_supervisor.compare.load import clients
+from penstock_supervisor.compare.load.driver import Holder, Job, Report, drive
+from penstock_supervisor.compare.load.generator import Load
+from penstock_supervisor.compare.load.job import merge, split
+from penstock_supervisor.compare.report import histogram
 
 WAIT_S = 60.0
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -282,7 +283,7 @@ async def test_a_cancelled_load_leaves_no_process() -> None:
 async def test_a_generator_ends_with_who_wanted_the_load() -> None:
     async with serving(GOOD) as server:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "penstock_supervisor.compare.generator",
+            sys.executable, "-m", "penstock_supervisor.compare.load.generator",
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         assert process.stdin is not None

@@ -7,9 +7,9 @@ import pytest
 
 from penstock_supervisor.compare import measure, readings
 from penstock_supervisor.compare.faults import condition
-from penstock_supervisor.compare.findings import Findings
-from penstock_supervisor.compare.load import Job, Report
+from penstock_supervisor.compare.load.driver import Job, Report
 from penstock_supervisor.compare.measure import Generator
+from penstock_supervisor.compare.report.findings import Findings
 from penstock_supervisor.compare.subject import all_up
 
 JOB = Job(address="127.0.0.1:1", kind="connect", connections=4, seconds=1.0)

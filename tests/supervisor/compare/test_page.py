@@ -14,8 +14,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from penstock_supervisor.compare import charts, page, paint
-from penstock_supervisor.compare.result import Comparison, Subject
+from penstock_supervisor.compare.charts import charts, page, theme
+from penstock_supervisor.compare.report.result import Comparison, Subject
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("plotly", reason="needs the extra report")
@@ -177,7 +177,7 @@ async def test_names_and_notes_of_a_file_are_text_and_never_code(
     assert title.startswith("penstock compare: ")
     assert images == 0
     assert heading == HOSTILE
-    assert paint.shortened(HOSTILE) in labels
+    assert theme.shortened(HOSTILE) in labels
 
 
 def test_plotly_takes_every_panel(compared: Callable[..., Comparison]) -> None:
@@ -224,10 +224,10 @@ def test_what_is_doubtful_says_so_beside_its_figure(sample: Comparison, tmp_path
 
 
 def test_a_subject_has_the_same_colour_whatever_it_is_compared_with(sample: Comparison) -> None:
-    colours = paint.colours(sample)
+    colours = theme.colours(sample)
     alone = sample.model_copy(update={"subjects": sample.subjects[2:3]})
 
-    assert paint.colours(alone)["handoff"] == colours["handoff"]
+    assert theme.colours(alone)["handoff"] == colours["handoff"]
     assert len(set(colours.values())) == len(colours)
 
 

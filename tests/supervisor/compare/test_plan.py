@@ -4,7 +4,7 @@ import pytest
 
 from penstock_supervisor.compare import plan
 from penstock_supervisor.compare.plan import Measures, measures, passes
-from penstock_supervisor.compare.result import FAULTS, LOADS
+from penstock_supervisor.compare.report.result import FAULTS, LOADS
 
 OURS = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
 OTHERS = ("127.0.0.1:8080",)

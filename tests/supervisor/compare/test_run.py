@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from penstock_supervisor.compare import plan, variants
-from penstock_supervisor.compare.result import Comparison
+from penstock_supervisor.compare.report.result import Comparison
 from penstock_supervisor.compare.run import CompareError, Order, compare
-from penstock_supervisor.config import load
+from penstock_supervisor.config.loader import load
 
 
 class Watched:

@@ -12,7 +12,7 @@ import pytest
 from penstock_supervisor.compare import readings
 from penstock_supervisor.compare.subject import Outside, RunningSubject, SubjectError
 from penstock_supervisor.compare.variants import Variant, choose
-from penstock_supervisor.config import load
+from penstock_supervisor.config.loader import load
 
 WAIT_S = 60.0
 

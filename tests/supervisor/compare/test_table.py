@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from penstock_supervisor.compare import table
-from penstock_supervisor.compare.result import Comparison, Subject
-from penstock_supervisor.compare.units import scale, share, shown, times
+from penstock_supervisor.compare.report import table
+from penstock_supervisor.compare.report.result import Comparison, Subject
+from penstock_supervisor.compare.report.units import scale, share, shown, times
 
 
 def written(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from penstock_supervisor.compare.variants import NAMES, Variant, as_toml, choose, named
-from penstock_supervisor.config import Config, Service, load
+from penstock_supervisor.config.loader import Config, Service, load
 
 
 def service(**keys: Any) -> Service:

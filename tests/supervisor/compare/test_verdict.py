@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from penstock_supervisor.compare import verdict
-from penstock_supervisor.compare.figures import Cell, Figure, figures
-from penstock_supervisor.compare.result import (
+from penstock_supervisor.compare.report import verdict
+from penstock_supervisor.compare.report.figures import Cell, Figure, figures
+from penstock_supervisor.compare.report.result import (
     Comparison,
     Held,
     LoadKind,

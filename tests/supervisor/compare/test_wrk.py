@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock_supervisor.compare import wrk
-from penstock_supervisor.compare.load import Job
+from penstock_supervisor.compare.load import wrk
+from penstock_supervisor.compare.load.driver import Job
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

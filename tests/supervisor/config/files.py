@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor.config import (
+from penstock_supervisor.config.loader import (
     ConfigError,
     Service,
     load,

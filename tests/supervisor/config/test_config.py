@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.supervisor.config.files import APP, WEB, Write, complaints, service
 
-from penstock_supervisor import config as configuration
-from penstock_supervisor.config import (
+from penstock_supervisor.config import loader as configuration
+from penstock_supervisor.config.loader import (
     ConfigError,
     PortRange,
     Service,

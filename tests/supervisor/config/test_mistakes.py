@@ -7,11 +7,11 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from tests.supervisor.config.files import APP, WEB, Write, complaints
 
-from penstock_supervisor.config import (
+from penstock_supervisor.config.diagnostics import MAX_SHOWN, explained, shown
+from penstock_supervisor.config.loader import (
     ConfigError,
     load,
 )
-from penstock_supervisor.problems import MAX_SHOWN, explained, shown
 
 
 @pytest.mark.parametrize(

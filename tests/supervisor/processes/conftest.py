@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock_supervisor.reaper import Guardian
+from penstock_supervisor.process.reaper import Guardian
 
 
 @pytest.fixture

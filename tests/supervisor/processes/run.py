@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import psutil
 
-from penstock_supervisor.processes import Exit, Process
-from penstock_supervisor.program import ExecSpec
-from penstock_supervisor.reaper import Guardian
+from penstock_supervisor.process.reaper import Guardian
+from penstock_supervisor.process.socket_activation import ExecSpec
+from penstock_supervisor.process.spawn import Exit, Process
 
 WAIT_S = 20.0
 

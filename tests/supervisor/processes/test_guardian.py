@@ -14,8 +14,8 @@ import pytest
 from tests.descriptors import descriptors
 from tests.supervisor.processes.run import Run, is_gone, shell, until
 
-from penstock_supervisor.processes import Exit
-from penstock_supervisor.reaper import Guardian
+from penstock_supervisor.process.reaper import Guardian
+from penstock_supervisor.process.spawn import Exit
 
 
 def pid_of(guardian_: Guardian) -> int:

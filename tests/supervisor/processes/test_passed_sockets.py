@@ -13,9 +13,9 @@ import pytest
 from tests.descriptors import descriptors
 from tests.supervisor.processes.run import WAIT_S, Run, shell
 
-from penstock_supervisor.processes import Exit, Process, SpawnError
-from penstock_supervisor.program import ExecSpec, dup_high
-from penstock_supervisor.reaper import Guardian
+from penstock_supervisor.process.reaper import Guardian
+from penstock_supervisor.process.socket_activation import ExecSpec, dup_high
+from penstock_supervisor.process.spawn import Exit, Process, SpawnError
 
 SHOWS = """
 import os, socket
@@ -113,9 +113,9 @@ async def test_a_program_that_cannot_be_run_says_why_with_a_socket_too(
 
 CROWDED = """
 import asyncio, os, socket
-from penstock_supervisor.processes import Process, SpawnError
-from penstock_supervisor.reaper import Guardian
-from penstock_supervisor.program import ExecSpec, dup_high
+from penstock_supervisor.process.spawn import Process, SpawnError
+from penstock_supervisor.process.reaper import Guardian
+from penstock_supervisor.process.socket_activation import ExecSpec, dup_high
 
 async def main():
     loop = asyncio.get_running_loop()

@@ -11,9 +11,9 @@ import pytest
 from tests.descriptors import descriptors
 from tests.supervisor.processes.run import Run, is_gone, shell, until
 
-from penstock_supervisor.processes import Exit, Process, SpawnError
-from penstock_supervisor.program import ExecSpec
-from penstock_supervisor.reaper import Guardian, reap_strangers
+from penstock_supervisor.process.reaper import Guardian, reap_strangers
+from penstock_supervisor.process.socket_activation import ExecSpec
+from penstock_supervisor.process.spawn import Exit, Process, SpawnError
 
 
 @pytest.mark.parametrize("status", [0, 1, 78])

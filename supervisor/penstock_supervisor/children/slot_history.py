@@ -1,0 +1,33 @@
+"""What happened in one slot, whichever process was in it.
+
+A replacement takes a slot over from a process that still runs; what is counted for the slot,
+and how often is too often, goes on. A plain record: `child` writes it.
+"""
+
+import random
+from collections import Counter
+from typing import Any
+
+from penstock_supervisor.children.plan import ChildPlan
+from penstock_supervisor.process.restart_policy import RestartPolicy
+
+
+class SlotHistory:
+    def __init__(self, plan: ChildPlan) -> None:
+        self.restarts: Counter[str] = Counter()
+        """Restarts so far, by reason."""
+        self.exits: Counter[str] = Counter()
+        """Every end of a process, by exit status or name of the signal."""
+        self.last_exit = ""
+        self.was_up = False
+        """One was ready at least once."""
+        self.carryover: dict[str, Any] = {}
+        """What processes that have ended had counted; `ChildView.carryover`."""
+        self.restart_policy = RestartPolicy(
+            max_restarts=plan.restart.max_restarts,
+            within_s=plan.restart.within,
+            backoff_s=plan.restart.backoff,
+            backoff_max_s=plan.restart.backoff_max,
+            random=random.random,
+            first_at_once=plan.role == "front",
+        )

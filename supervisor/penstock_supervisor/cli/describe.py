@@ -1,0 +1,29 @@
+"""A configuration in a few words, for `check` and for the banner. Pure."""
+
+from shlex import join
+
+from penstock_supervisor.config.loader import Config, Service
+
+
+def described(config: Config) -> str:
+    """One line: every service, and the admin port."""
+    services = "; ".join(
+        f"{service.name} on {service.listen}, {doing(service, config.fronts)}"
+        for service in config.services
+    )
+    return f"{services}; {f'admin on {config.admin}' if config.admin else 'no admin port'}"
+
+
+def doing(service: Service, fronts: int = 1) -> str:
+    """`2 workers of pkg.mod:app (handoff, http, round_robin)`; `ports` and a single front go
+    without saying."""
+    scheme = () if service.scheme == "ports" else (service.scheme,)
+    policy = (service.balance,) if service.has_front else ()
+    several = (f"{fronts} fronts",) if policy and fronts > 1 else ()
+    how = f"({', '.join((*scheme, service.mode, *policy, *several))})"
+    if service.upstreams:
+        count = len(service.upstreams)
+        return f"{count} upstream{'s' * (count != 1)} {how}"
+    program = service.app or join(service.command or ())
+    count = service.workers
+    return f"{count} worker{'s' * (count != 1)} of {program} {how}"

@@ -1,0 +1,71 @@
+"""What to run, as it is typed: APP, or a command after `--`, and options as keys of a file.
+
+The verbs that start something share it, so a program reads the same on every one of them.
+"""
+
+from collections.abc import Iterator, Mapping
+from shlex import join
+from typing import Any, Final
+
+import click
+
+from penstock_supervisor.config.loader import ConfigError, parse_app
+
+COMMAND: Final = "penstock.command"
+"""Where a context keeps what followed `--`; absent without one."""
+
+
+class Dashed(click.Command):
+    """Keeps what follows `--` apart.
+
+    click drops the `--`, and then `run node` and `run -- node` would be the same.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            cut = args.index("--")
+            ctx.meta[COMMAND] = tuple(args[cut + 1 :])
+            args = args[:cut]
+        return super().parse_args(ctx, args)
+
+
+def overrides(
+    verb: str, options: Mapping[str, Any], ctx: click.Context
+) -> Iterator[tuple[str, Any]]:
+    """The options that were given, as a file would write them. ConfigError.
+
+    `options` are keys of the configuration; "app" and "upstreams" are what the command line
+    collects for them: words, and texts that may have commas.
+    """
+    rest = dict(options)
+    app, upstreams = rest.pop("app", ()), rest.pop("upstreams", ())
+    command = ctx.meta.get(COMMAND)
+    if app:
+        yield "app", _app(verb, app)
+    if command == ():
+        raise ConfigError(("COMMAND: expected a program after --",))
+    if command is not None:
+        yield "command", command
+    if upstreams:
+        yield "upstreams", [each.strip() for text in upstreams for each in text.split(",")]
+    for key, value in rest.items():
+        if value is not None:
+            yield key, _number(value) if key in ("workers", "fronts") else value
+
+
+def _app(verb: str, words: tuple[str, ...]) -> str:
+    """One "module:attribute"; a person who left out `--` is told so."""
+    hint = f"; to run a command: penstock {verb} -- {join(words)}"
+    if len(words) > 1:
+        raise ConfigError((f'APP: expected one "module:attribute"{hint}',))
+    try:
+        return parse_app(words[0])
+    except ValueError as error:
+        raise ConfigError((f'APP: {error}, not "{words[0]}"{hint}',)) from error
+
+
+def _number(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text

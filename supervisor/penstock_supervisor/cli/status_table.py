@@ -1,0 +1,24 @@
+"""What `penstock status` prints of a run: `summary`'s rows in columns. No I/O."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from penstock_supervisor.control import summary
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"penstock {found['version']}, {summary.heading(found)}"
+    yield from _table(summary.fronts(found))
+    for name, service in found["services"].items():
+        yield f"{name} on {service['listen']} ({service['scheme']}, {service['mode']})"
+        yield from _table(summary.workers(name, service))
+
+
+def _table(rows: Iterable[summary.SummaryRow]) -> Iterator[str]:
+    cells = [
+        (row.name, row.state, row.process, row.address, row.restarts, row.reason) for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        shown = (cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width)
+        yield f"  {'  '.join(shown)}".rstrip()

@@ -1,0 +1,1 @@
+"""Load for `penstock compare`: clients, the processes that run them, wrk."""

@@ -1,0 +1,180 @@
+"""The rules of a configuration that span several keys, or several services.
+
+Every one yields `Problem`s and none raises, so one look at a file finds all of them. What
+a single value may be is the models' business. No I/O, no clock.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from penstock_proxy.balancing.policies import POLICIES
+from penstock_proxy.net.address import Address, parse_address
+from penstock_supervisor.config import applicability, per_proxy, tls_rules
+from penstock_supervisor.config.applicability import PROGRAMS
+from penstock_supervisor.config.diagnostics import Problem
+
+if TYPE_CHECKING:
+    from penstock_supervisor.config.model import Config, Service
+
+
+def of_table(table: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the presence of keys alone shows, however wrong their values are."""
+    named = [key for key in PROGRAMS if key in table]
+    if not named:
+        yield Problem((), "expected one of app, command, upstreams: there is nothing to run")
+    elif len(named) > 1:
+        yield Problem((), f"expected one of app, command, upstreams, not {' and '.join(named)}")
+    yield from applicability.of_table(table)
+    if named == ["upstreams"] and table["upstreams"] == []:
+        yield Problem(("upstreams",), "expected at least one address")
+
+
+def of_service(service: "Service") -> Iterator[Problem]:
+    """One service whose values are fine one by one."""
+    yield from _room(service)
+    yield from unfit(service)
+    addresses = [upstream.address for upstream in service.upstreams]
+    if len(set(addresses)) < len(addresses):
+        yield Problem(("upstreams",), "an address is named twice; give it a weight instead")
+    if service.listen in addresses:
+        yield Problem(("upstreams",), f"{service.listen} is where the service itself listens")
+    yield from _of_proxies(service)
+    if service.mode != "http" and service.access_log_format == "combined":
+        yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
+    yield from tls_rules.of_service(service)
+    if not service.has_front and 0 < service.max_connections < service.workers:
+        text = f"expected 0, or at least 1 for each of {service.workers} workers"
+        yield Problem(("max_connections",), text)
+    if service.health.slow_start and POLICIES[service.balance].ignores_slow_start:
+        text = (
+            f'expected another balance than "{service.balance}", '
+            "which gives each client its one worker"
+        )
+        yield Problem(("health", "slow_start"), text)
+    if service.restart.backoff > service.restart.backoff_max:
+        yield Problem(("restart", "backoff"), "expected at most backoff_max")
+
+
+def _of_proxies(service: "Service") -> Iterator[Problem]:
+    """Whose word is taken for what."""
+    if service.accept_proxy and not service.trusted_proxies:
+        text = "expected trusted_proxies beside it: or any client is whoever it likes"
+        yield Problem(("accept_proxy",), text)
+    elif service.trusted_proxies and not service.accept_proxy:
+        if service.mode != "http":
+            text = f'only with mode = "http" or accept_proxy: {service.mode} has no headers'
+            yield Problem(("trusted_proxies",), text)
+        elif service.scheme != "ports":
+            text = 'only with scheme = "ports" or accept_proxy: no other adds fields to a request'
+            yield Problem(("trusted_proxies",), text)
+
+
+def unfit(service: "Service") -> Iterator[Problem]:
+    """Why its scheme cannot work with its program, mode or address, and what can."""
+    scheme = service.scheme
+    if service.upstreams and scheme != "ports":
+        text = 'expected "ports": upstreams are run by others, and can only be connected to'
+        yield Problem(("scheme",), text)
+    if service.command is not None and scheme == "handoff":
+        text = "expected app with handoff: a command cannot take connections from a link"
+        yield Problem(("scheme",), f"{text}; ports, shared and reuseport work with any program")
+    if parse_address(service.listen).path and scheme == "reuseport":
+        text = "a unix socket has no port to share; ports, handoff and shared work with one"
+        yield Problem(("scheme",), text)
+    if service.health.path and service.command is not None and scheme in ("shared", "reuseport"):
+        text = (
+            f"nobody can ask one worker of a command with {scheme}; one of an app, and with ports"
+        )
+        yield Problem(("health", "path"), text)
+    if service.accept_proxy and service.command is not None and scheme in ("shared", "reuseport"):
+        text = (
+            f"nobody reads the header for a command with {scheme}; "
+            "the front does with ports, and the worker of an app"
+        )
+        yield Problem(("accept_proxy",), text)
+    if service.socket_mode is not None and not parse_address(service.listen).path:
+        yield Problem(("socket_mode",), 'only with listen = "unix:/path": a port is everybody\'s')
+    if service.mode == "udp":
+        yield from _unfit_for_datagrams(service)
+
+
+def _unfit_for_datagrams(service: "Service") -> Iterator[Problem]:
+    if service.scheme in ("ports", "handoff"):
+        text = f"{service.scheme} works with connections, and udp has none; shared and reuseport do"
+        yield Problem(("mode",), text)
+    if parse_address(service.listen).path:
+        yield Problem(("listen",), "expected host:port with udp")
+    if service.health.path is not None:
+        yield Problem(("health", "path"), "udp has no requests to ask with")
+    if service.accept_proxy:
+        yield Problem(("accept_proxy",), "expected connections: a datagram has no beginning")
+
+
+def of_config(config: "Config") -> Iterator[Problem]:
+    """Services beside each other, and the admin port beside all."""
+    for one, other in combinations(config.services, 2):
+        at = ("service", other.name)
+        # The ports of datagrams are others than those of streams.
+        if (one.mode == "udp") == (other.mode == "udp") and _clash(one.listen, other.listen):
+            yield Problem((*at, "listen"), f"{other.listen} is taken by service.{one.name}")
+        if one.ports and other.ports and _overlap(one.ports, other.ports):
+            yield Problem((*at, "ports"), f"overlaps the ports of service.{one.name}")
+    listeners = {f"service.{one.name}": one.listen for one in config.services if one.mode != "udp"}
+    if config.admin:
+        for owner, listen in listeners.items():
+            if _clash(config.admin, listen):
+                yield Problem(("admin",), f"{config.admin} is taken by {owner}")
+        listeners["admin"] = config.admin
+    for service in config.services:
+        yield from _taken(service, listeners)
+    yield from _fronts(config)
+    yield from tls_rules.of_config(config)
+
+
+def _fronts(config: "Config") -> Iterator[Problem]:
+    """Are they of use, and is there something for each?"""
+    fronted = [service for service in config.services if service.has_front]
+    if config.services and not fronted and "fronts" in config.model_fields_set:
+        text = 'only with a service of scheme = "ports" or "handoff": the others have no front'
+        yield Problem(("fronts",), text)
+    for service in fronted:
+        for key in per_proxy.too_small(service, config.fronts):
+            text = f"expected 0, or at least 1 for each of {config.fronts} fronts"
+            yield Problem(("service", service.name, *key), text)
+
+
+def _taken(service: "Service", listeners: Mapping[str, str]) -> Iterator[Problem]:
+    for owner, listen in listeners.items():
+        port = parse_address(listen).port
+        if service.ports and _overlap(service.ports, (port, port)):
+            text = f"contains {port}, where {owner} listens"
+            yield Problem(("service", service.name, "ports"), text)
+
+
+def _room(service: "Service") -> Iterator[Problem]:
+    workers = service.workers
+    if service.weights and len(service.weights) != workers:
+        text = f"expected one for each of {workers} workers, not {len(service.weights)}"
+        yield Problem(("weights",), text)
+    if service.ports is not None:
+        size = service.ports.last - service.ports.first + 1
+        if size < workers:
+            yield Problem(("ports",), f"expected a port for each of {workers} workers, not {size}")
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def _clash(one: str, other: str) -> bool:
+    """Both cannot be listened on. Port 0 is a different free port each time."""
+    a, b = parse_address(one), parse_address(other)
+    if a.path or b.path:
+        return a.path == b.path
+    return a.port == b.port != 0 and (a.host == b.host or _wild(a, b) or _wild(b, a))
+
+
+def _wild(wide: Address, narrow: Address) -> bool:
+    """`wide` is every address of the family that `narrow` is one of."""
+    return wide.host == ("::" if ":" in narrow.host else "0.0.0.0")

@@ -1,0 +1,36 @@
+"""What a configuration may say, but a careful person would not: warnings, not errors.
+
+`penstock check` prints them, and a run logs them when it starts. No I/O, no clock: who we are
+is an argument.
+"""
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+from penstock_proxy.net.address import parse_address
+from penstock_supervisor.config.model import Config
+
+
+def of(config: Config, uid: int) -> Iterator[str]:
+    """A line each, for a run that is started by `uid`."""
+    if uid == 0 and config.user is None:
+        yield (
+            "user: fronts and workers run as root, because no user is named; "
+            'one who is not root is enough: user = "www-data", or --user www-data'
+        )
+    if config.admin and not _is_local(config.admin):
+        yield (
+            f"admin: other machines can reach {config.admin}, which tells everybody "
+            "what runs here; 127.0.0.1 would be for this one only"
+        )
+
+
+def _is_local(text: str) -> bool:
+    host, _, path = parse_address(text)
+    if path or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        # A name: whose it is depends on the machine.
+        return False

@@ -1,0 +1,1 @@
+"""What operators talk to: the control socket, the admin port, the status page."""

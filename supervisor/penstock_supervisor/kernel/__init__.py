@@ -1,0 +1,1 @@
+"""What the kernel tells: sockets by netlink, processes by /proc."""

@@ -1,0 +1,1 @@
+"""Every socket that the supervisor opens, and the addresses behind them."""

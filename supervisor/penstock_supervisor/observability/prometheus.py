@@ -1,0 +1,286 @@
+"""One `Snapshot` as a page of metrics.
+
+Owns the supervisor's table of metrics, and the rendering of both tables: this one, and the
+front's own (`penstock_proxy.metrics`), whose numbers came over the channel. It asks nobody but
+the kernel (about processes, and about sockets): a snapshot goes in, text comes out.
+
+Why a registry for each scrape and not one for ever: whatever is not in the snapshot is
+not on the page. A worker that is gone needs nobody to remember to remove its series.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from platform import python_version
+from typing import Any, Final
+
+import psutil
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+
+from penstock_proxy import metrics
+from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.metrics import OTHER, Metric
+from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.kernel import sock_diag
+from penstock_supervisor.kernel.process_stats import process_stats
+from penstock_supervisor.observability.fd_accounting import per_connection, place
+from penstock_supervisor.observability.metric_families import Labels, family
+from penstock_supervisor.observability.traffic import Traffic
+from penstock_supervisor.observability.worker_series import number, table
+from penstock_supervisor.snapshot import ChildView, Snapshot
+
+_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+_OPENMETRICS: Final = "application/openmetrics-text"
+
+FD_KINDS: Final = ("listener", "client", "upstream", "channel", OTHER)
+RESTART_REASONS: Final = ("exit", "signal", "start_timeout", "spawn", "retire", "channel")
+_STATES: Final = tuple(state.name.lower() for state in State)
+_PROCESS: Final = ("role", "service", "slot")
+
+TABLE: Final = (
+    Metric("penstock_build_info", "info", "What is running.", ()),
+    Metric("penstock_process_open_fds", "gauge",
+           "Open file descriptors of a process.", _PROCESS),
+    Metric("penstock_process_max_fds", "gauge",
+           "Most file descriptors that a process may open.", _PROCESS),
+    Metric("penstock_process_resident_memory_bytes", "gauge",
+           "Resident memory of a process.", _PROCESS),
+    Metric("penstock_process_cpu_seconds_total", "counter",
+           "User and system time of a process.", _PROCESS),
+    Metric("penstock_process_threads", "gauge", "Threads of a process.", _PROCESS),
+    Metric("penstock_fds", "gauge",
+           "Open file descriptors by what they are for, as the process itself says.",
+           (*_PROCESS, "kind")),
+    Metric("penstock_event_loop_lag_seconds", "gauge",
+           "How late the event loop was when it last looked.", _PROCESS),
+    Metric("penstock_event_loop_tasks", "gauge",
+           "Tasks of the event loop; more and more of them is a leak.", _PROCESS),
+    Metric("penstock_worker_info", "info",
+           "Process and address of a worker or front.", _PROCESS),
+    Metric("penstock_worker_state", "gauge",
+           "1 for the state that a worker or front is in, 0 for the others.",
+           (*_PROCESS, "state")),
+    Metric("penstock_worker_restarts_total", "counter",
+           "Restarts of a worker or front, by what ended the one before.",
+           (*_PROCESS, "reason")),
+    Metric("penstock_worker_exits_total", "counter",
+           "Ends of a worker's or front's processes, by exit status or name of the signal.",
+           (*_PROCESS, "status")),
+    Metric("penstock_worker_in_rotation", "gauge",
+           "1 for a worker that gets traffic.", ("service", "slot")),
+    Metric("penstock_worker_standing", "gauge",
+           "1 for a worker's standing in the front's pool, 0 for the others.",
+           ("service", "slot", "standing")),
+    Metric("penstock_worker_active", "gauge",
+           "Exchanges or relayed connections that a worker has now.", ("service", "slot")),
+    Metric("penstock_ejections_total", "counter",
+           "Times that a worker was taken out of the rotation for what traffic showed.",
+           ("service", "slot")),
+    Metric("penstock_worker_events_total", "counter",
+           "What happened to a worker or front, by name of the event.",
+           (*_PROCESS, "event")),
+    Metric("penstock_fds_per_connection", "gauge",
+           "Descriptors for each open client connection, in all processes together.",
+           ("service",)),
+    Metric("penstock_ephemeral_ports", "gauge",
+           "Local ports taken by connections to workers, those in TIME_WAIT too.",
+           ("service",)),
+    Metric("penstock_accept_queue_length", "gauge",
+           "Connections that wait to be accepted; an empty slot means one socket for all.",
+           ("service", "slot")),
+    Metric("penstock_accept_queue_limit", "gauge",
+           "Most connections that may wait to be accepted.", ("service", "slot")),
+    Metric("penstock_accept_queue_overflows_total", "counter",
+           "Connections, or datagrams, that found no room at a listening socket.",
+           ("service", "slot")),
+    Metric("penstock_accept_queue_dropped_total", "counter",
+           "Connections that waited at a worker's socket when it had to be closed.",
+           ("service",)),
+    Metric("penstock_tls_certificate_not_after_seconds", "gauge",
+           "Until when a certificate is good, in seconds since 1970, by its first name.",
+           ("service", "name")),
+    Metric("penstock_tls_reloads_total", "counter",
+           "Changed certificate files that were taken, or that could not be used.",
+           ("service", "result")),
+    Metric("penstock_tls_last_reload_successful", "gauge",
+           "1 if the certificates on disk are those that are shown.", ("service",)),
+    Metric("penstock_fairness_jain_ratio", "gauge",
+           "How evenly workers shared the work so far: 1 if by weight, 1/n if one has all.",
+           ("service",)),
+)  # fmt: skip
+
+Samples = defaultdict[str, list[tuple[Labels, Any]]]
+
+
+def render(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
+    """Make the page and its Content-Type: OpenMetrics 1.0 if `accept` names it, else text.
+
+    Reads /proc for every process, so it belongs into a thread.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    registry.register(_Page(snapshot))
+    # Not the library's choose_encoder: what it answers depends on its version, and a
+    # version in the header that is no number makes it raise.
+    if any(one.split(";")[0].strip().lower() == _OPENMETRICS for one in accept.split(",")):
+        page: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        return page, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(registry), _TEXT
+
+
+class _Page(Collector):
+    """The tables, filled from one snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._samples: Samples = defaultdict(list)
+        self._of_supervisor(snapshot)
+        for child in snapshot.children:
+            self._of_child(child)
+        traffic = Traffic(snapshot)
+        self._of_pools(traffic, {(one.service, one.slot) for one in snapshot.children})
+        self._of_services(snapshot, traffic)
+        self._of_sockets(snapshot)
+        self._of_certificates(snapshot)
+
+    def collect(self) -> Iterator[Any]:
+        for metric in (*TABLE, *metrics.TABLE):
+            yield family(metric, self._samples.get(metric.name, ()))
+
+    def _add(self, name: str, labels: Labels, value: Any) -> None:
+        self._samples[name].append((labels, value))
+
+    def _of_supervisor(self, snapshot: Snapshot) -> None:
+        labels = ("supervisor", "", "")
+        self._add(
+            "penstock_build_info",
+            (),
+            {"version": version("penstock"), "python": python_version()},
+        )
+        self._of_process(labels, os.getpid())
+        known = {"listener": snapshot.listener_fds, "channel": snapshot.channel_fds}
+        with suppress(psutil.Error):
+            rest = psutil.Process().num_fds() - sum(known.values())
+            self._of_fds(labels, {**known, OTHER: max(0, rest)})
+        self._add("penstock_event_loop_lag_seconds", labels, snapshot.loop_lag_s)
+        self._add("penstock_event_loop_tasks", labels, snapshot.tasks)
+
+    def _of_child(self, child: ChildView) -> None:
+        labels = (child.role, child.service, str(child.slot))
+        for state in _STATES:
+            self._add("penstock_worker_state", (*labels, state), int(state == child.state))
+        for reason in RESTART_REASONS:
+            count = child.restarts.get(reason, 0)
+            self._add("penstock_worker_restarts_total", (*labels, reason), count)
+        for status, count in child.exits.items():
+            self._add("penstock_worker_exits_total", (*labels, status), count)
+        for event, count in child.events.items():
+            self._add("penstock_worker_events_total", (*labels, event), count)
+        if child.pid is None:
+            return
+        info = {"pid": str(child.pid), "address": child.address}
+        self._add("penstock_worker_info", labels, info)
+        self._of_process(labels, child.pid)
+        told = table(child.stats.get("metrics"))
+        self._of_fds(labels, table(told.get("fds")))
+        if (lag := number(told.get("loop_lag_s"))) is not None:
+            self._add("penstock_event_loop_lag_seconds", labels, lag)
+        if (tasks := number(told.get("tasks"))) is not None:
+            self._add("penstock_event_loop_tasks", labels, tasks)
+
+    def _of_process(self, labels: Labels, pid: int) -> None:
+        for name, value in process_stats(pid).items():
+            self._add(name, labels, value)
+
+    def _of_fds(self, labels: Labels, fds: Mapping[str, Any]) -> None:
+        # A worker's figures come from a program that is not ours: it may say anything.
+        kinds: defaultdict[str, float] = defaultdict(float)
+        for kind, told in fds.items():
+            if (value := number(told)) is not None:
+                kinds[kind if kind in FD_KINDS else OTHER] += value
+        for kind, value in kinds.items():
+            self._add("penstock_fds", (*labels, kind), value)
+
+    def _of_pools(self, traffic: Traffic, supervised: set[tuple[str, int]]) -> None:
+        rows = {
+            (service, slot): row
+            for service, pool in traffic.pools.items()
+            for slot, row in pool.items()
+        }
+        for (service, slot), row in rows.items():
+            labels = (service, str(slot))
+            if (service, slot) not in supervised:
+                info = {"pid": "", "address": row["address"]}
+                self._add("penstock_worker_info", ("worker", *labels), info)
+            up = row["standing"] == MemberState.UP
+            self._add("penstock_worker_in_rotation", labels, int(up))
+            for standing in MemberState:
+                is_it = int(row["standing"] == standing)
+                self._add("penstock_worker_standing", (*labels, standing.value), is_it)
+            self._add("penstock_worker_active", labels, row["active"])
+            self._add("penstock_ejections_total", labels, row["ejections"])
+
+    def _of_services(self, snapshot: Snapshot, traffic: Traffic) -> None:
+        labels_of = {metric.name: metric.labels[1:] for metric in metrics.TABLE}
+        for service, series in traffic.series.items():
+            for name, samples in series.items():
+                for text, value in samples.items():
+                    labels = tuple(text.split(" ")) if labels_of[name] else ()
+                    self._add(name, (service, *labels), value)
+        for service in snapshot.services:
+            if (ratio := traffic.split(service).jain) is not None:
+                self._add("penstock_fairness_jain_ratio", (service,), ratio)
+        for service, descriptors in per_connection(snapshot, traffic, sock_diag.accepted):
+            self._add("penstock_fds_per_connection", (service,), descriptors)
+        self._of_ports(snapshot, traffic)
+
+    def _of_ports(self, snapshot: Snapshot, traffic: Traffic) -> None:
+        # The pool's addresses: those of upstreams have no names any more.
+        reached = {
+            service: {where for row in pool.values() if (where := place(row["address"]))}
+            for service, pool in traffic.pools.items()
+            if snapshot.services.get(service, {}).get("scheme") == "ports"
+        }
+        counts = sock_diag.connections_to(
+            {where for places in reached.values() for where in places}
+        )
+        if counts is not None:
+            for service, places in reached.items():
+                taken = sum(counts[where] for where in places)
+                self._add("penstock_ephemeral_ports", (service,), taken)
+
+    def _of_sockets(self, snapshot: Snapshot) -> None:
+        queues = sock_diag.queues({view.kind for view in snapshot.sockets})
+        for view in snapshot.sockets:
+            if (queue := queues.get(view.inode)) is None:
+                continue
+            labels = (view.service, "" if view.slot is None else str(view.slot))
+            told = {
+                "penstock_accept_queue_length": queue.length,
+                "penstock_accept_queue_limit": queue.limit,
+                "penstock_accept_queue_overflows_total": queue.overflows,
+            }
+            for name, value in told.items():
+                if value is not None:
+                    self._add(name, labels, value)
+        for service, count in snapshot.dropped.items():
+            self._add("penstock_accept_queue_dropped_total", (service,), count)
+
+    def _of_certificates(self, snapshot: Snapshot) -> None:
+        for service, view in snapshot.tls.items():
+            for name, at in view.not_after.items():
+                self._add("penstock_tls_certificate_not_after_seconds", (service, name), at)
+            for result, count in view.reloads.items():
+                self._add("penstock_tls_reloads_total", (service, result), count)
+            self._add("penstock_tls_last_reload_successful", (service,), int(view.current))

@@ -1,0 +1,1 @@
+"""Processes of the system: fork and exec, privileges, limits, signals, and who cleans up."""

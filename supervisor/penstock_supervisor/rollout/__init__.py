@@ -1,0 +1,1 @@
+"""Changes without loss: rolling restarts, replaced proxies, new certificates."""

@@ -1,0 +1,1 @@
+"""Which workers get traffic: what proxies are told, what they answer, sockets on their way."""
