@@ -31,7 +31,8 @@ test-wheel: wheel ## what is relayed, passed on and broken, with that wheel
 	$(BIN)/python -m zipfile -e dist/penstock-*.whl dist/compiled
 	PYTHONPATH=dist/compiled $(BIN)/penstock --version | grep -F '(compiled)'
 	PYTHONPATH=$(CURDIR)/dist/compiled $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --chaos-seconds=10 \
-		$(addprefix tests/live/test_,http.py turns.py tcp.py schemes.py) tests/chaos/test_storms.py \
+		$(addprefix tests/live/,http/test_http.py balancing/test_policies.py tcp/test_tcp.py listeners/test_schemes.py) \
+		tests/chaos/test_storms.py \
 		-k 'not shared and not reuseport' $(ARGS)
 
 lint: $(VENV)/ready ## style, types, and who may import whom

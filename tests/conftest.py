@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tests.chaos.ledger import Ledger
+from tests.support.chaos.ledger import Ledger
 
 # No test says how long anything may take, and where CI=true each run is the same as the last.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])

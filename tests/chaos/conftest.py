@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from tests.chaos.ledger import Ledger
-from tests.live.cluster import Cluster
+from tests.support.chaos.ledger import Ledger
+from tests.support.live.cluster import Cluster
 
 SEED: Final = 20_250_101
 SECONDS: Final = 25.0

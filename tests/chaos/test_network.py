@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from tests.chaos import wire
-from tests.chaos.client import Client
-from tests.chaos.load import Load
-from tests.chaos.monkey import Monkey
-from tests.chaos.scenes import TCP, TCP_VANISHING, Promise
 from tests.chaos.test_storms import PATIENT, ROOT, clients, program
-from tests.chaos.witness import Witness
+from tests.support.chaos import lossy_network
+from tests.support.chaos.client import Client
+from tests.support.chaos.load import Load
+from tests.support.chaos.monkey import Monkey
+from tests.support.chaos.scenes import TCP, TCP_VANISHING, Promise
+from tests.support.chaos.witness import Witness
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Start
-    from tests.chaos.ledger import Ledger
+    from tests.support.chaos.ledger import Ledger
 
 SHARE: Final = 0.1
 """Of the time that all storms have, for both tests."""
@@ -65,11 +65,11 @@ class Line:
         With keep-alive probes: a reset that the wire loses is not sent again, and who only
         reads would never hear of it.
         """
-        wire.move_to(self._clients)
+        lossy_network.move_to(self._clients)
         try:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         finally:
-            wire.move_to(self.servers)
+            lossy_network.move_to(self.servers)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_S)
@@ -92,7 +92,7 @@ def _at_home() -> Iterator[None]:
     try:
         yield
     finally:
-        wire.move_to(home)
+        lossy_network.move_to(home)
         os.close(home)
 
 
@@ -107,13 +107,13 @@ def line(seed: int, ledger: "Ledger") -> Iterator[Line]:
     with ExitStack() as stack:
         stack.enter_context(_at_home())
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.wire", str(seed)],
+            [sys.executable, "-m", "tests.support.chaos.lossy_network", str(seed)],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         stack.callback(process.wait, 60)
         stack.callback(process.kill)
         made = Line(process)
-        wire.move_to(made.servers)
+        lossy_network.move_to(made.servers)
         yield made
         did = made.end()
         ledger.faults.update(did)
@@ -140,7 +140,7 @@ async def test_a_bad_line_costs_time_and_nothing_else(
     name = f"{seed}/network-{mode}"
     keys = {
         **PATIENT, **program(mode, seed, rate=0.0), "mode": mode, "access_log": "off",
-        "listen": f"{wire.SERVERS}:0", "timeouts": SHORT[mode],
+        "listen": f"{lossy_network.SERVERS}:0", "timeouts": SHORT[mode],
     }  # fmt: skip
     run = await asyncio.to_thread(start, web=keys)
     address = run.address()

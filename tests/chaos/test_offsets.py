@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.chaos.client import Answer, Client, Cut
-from tests.live.wire import until
+from tests.support.chaos.client import Answer, Client, Cut
+from tests.support.live.wire import until
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Start
-    from tests.chaos.ledger import Ledger
-    from tests.live.cluster import Cluster
+    from tests.support.chaos.ledger import Ledger
+    from tests.support.live.cluster import Cluster
 
 WAIT_S: Final = 60.0
 AT_ONCE: Final = 16

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trustme
-from tests.chaos import deal
-from tests.chaos.client import Client
-from tests.chaos.load import Load
-from tests.chaos.monkey import Monkey
-from tests.chaos.scenes import PLAIN, TCP, TCP_VANISHING, Promise
-from tests.chaos.tls_client import TlsClient
-from tests.chaos.witness import Witness
+from tests.support.chaos import deal
+from tests.support.chaos.client import Client
+from tests.support.chaos.load import Load
+from tests.support.chaos.monkey import Monkey
+from tests.support.chaos.scenes import PLAIN, TCP, TCP_VANISHING, Promise
+from tests.support.chaos.tls_client import TlsClient
+from tests.support.chaos.witness import Witness
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Start
-    from tests.chaos.ledger import Ledger
-    from tests.live.cluster import Cluster
+    from tests.support.chaos.ledger import Ledger
+    from tests.support.live.cluster import Cluster
 
 ROOT: Final = Path(__file__).parents[2]
 CLIENTS: Final = 16
@@ -76,7 +76,7 @@ class Storm:
 def program(mode: str, seed: int, rate: float = RATE) -> dict[str, Any]:
     path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
     return {
-        "command": [sys.executable, "-m", "tests.chaos.worker", mode, str(seed), str(rate)],
+        "command": [sys.executable, "-m", "tests.support.chaos.worker", mode, str(seed), str(rate)],
         "env": {"PYTHONPATH": path, "CHAOS_SEED": str(seed), "CHAOS_RATE": str(rate)},
         "workers": WORKERS,
     }
@@ -85,7 +85,7 @@ def program(mode: str, seed: int, rate: float = RATE) -> dict[str, Any]:
 def app(seed: int) -> dict[str, Any]:
     keys = program("http", seed)
     del keys["command"]
-    return {**keys, "app": "tests.chaos.app:app", "directory": str(ROOT)}
+    return {**keys, "app": "tests.support.chaos.app:app", "directory": str(ROOT)}
 
 
 def storms(seed: int) -> list[Storm]:

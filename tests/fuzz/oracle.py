@@ -15,7 +15,7 @@ from zlib import crc32
 
 import pytest
 from tests.proxy.conftest import House, Wire
-from tests.proxy.readings import (
+from tests.support.proxy.readings import (
     OtherwiseError,
     Reading,
     h11_request,

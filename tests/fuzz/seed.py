@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from tests.fuzz.oracle import MAX_INPUT
-from tests.proxy.test_smuggling_passed import PASSED
-from tests.proxy.test_smuggling_responses import TOO_MUCH, WHOLE
-from tests.proxy.tricks.chunks import BODIES
-from tests.proxy.tricks.requests import REQUESTS
-from tests.proxy.tricks.responses import CHUNKED, FORGED, REFUSED
+from tests.proxy.http1.test_smuggling_passed import PASSED
+from tests.proxy.http1.test_smuggling_responses import TOO_MUCH, WHOLE
+from tests.support.smuggling.chunks import BODIES
+from tests.support.smuggling.requests import REQUESTS
+from tests.support.smuggling.responses import CHUNKED, FORGED, REFUSED
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.fuzz import campaign, oracle
 from tests.fuzz.seed import CORPUS, seeds
-from tests.proxy.readings import OtherwiseError
+from tests.support.proxy.readings import OtherwiseError
 
 from penstock_proxy.http import worker_connection
 from penstock_proxy.http1 import parser

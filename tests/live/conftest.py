@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.live.cluster import Cluster
-from tests.live.crowd import PROGRAM
-from tests.live.wire import Origin, Wire
+from tests.support.live.cluster import Cluster
+from tests.support.live.crowd import PROGRAM
+from tests.support.live.wire import Origin, Wire
 
 Penstock = Callable[..., Cluster]
 Worker = Callable[..., Origin]

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.descriptors import descriptors
+from tests.support.descriptors import descriptors
 
 from penstock_supervisor.children.events import Subscription
 from penstock_supervisor.cluster import Cluster, Config, Event, StartError

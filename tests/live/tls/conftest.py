@@ -12,8 +12,8 @@ import pytest
 import trustme
 
 if TYPE_CHECKING:
-    from tests.live.cluster import Cluster
     from tests.live.conftest import Launch
+    from tests.support.live.cluster import Cluster
 
 
 class Files:

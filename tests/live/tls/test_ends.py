@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.live.conftest import Peak, Penstock, Worker
     from tests.live.tls.conftest import Dial, Files
-    from tests.live.wire import Wire as Plain
+    from tests.support.live.wire import Wire as Plain
 
 MIB = 1 << 20
 HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

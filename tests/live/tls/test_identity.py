@@ -10,8 +10,8 @@ import trustme
 from cryptography import x509
 
 if TYPE_CHECKING:
-    from tests.live.cluster import Cluster
     from tests.live.tls.conftest import Dial, Ended, Files, Wire
+    from tests.support.live.cluster import Cluster
 
 
 def identified(files: "Files", name: str, authority: trustme.CA | None = None) -> ssl.SSLContext:

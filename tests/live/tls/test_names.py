@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.live.cluster import Cluster
     from tests.live.conftest import Penstock, Worker
     from tests.live.tls.conftest import Dial, Files
-    from tests.live.wire import Wire as Plain
+    from tests.support.live.cluster import Cluster
+    from tests.support.live.wire import Wire as Plain
 
 MIB = 1 << 20
 HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -14,8 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 if TYPE_CHECKING:
-    from tests.live.cluster import Cluster
     from tests.live.tls.conftest import Dial, Ended, Files
+    from tests.support.live.cluster import Cluster
 
 MIB = 1 << 20
 HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

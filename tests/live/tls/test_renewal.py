@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.live.cluster import Cluster
     from tests.live.conftest import Penstock
     from tests.live.tls.conftest import Dial, Files
+    from tests.support.live.cluster import Cluster
 
 MIB = 1 << 20
 HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.supervisor.config.files import Write
+from tests.support.supervisor.config_files import Write
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 import uvloop
-from tests.worker.channel.peers import Peer, open_targets
+from tests.support.worker.peers import Peer, open_targets
 
 from penstock_worker.channel.channel import pair
 

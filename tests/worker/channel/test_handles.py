@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.worker.channel.peers import (
+from tests.support.worker.peers import (
     DEADLINE_S,
     ENVELOPE,
     Peer,

@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from tests.descriptors import descriptors
-from tests.worker.channel.peers import Peer
+from tests.support.descriptors import descriptors
+from tests.support.worker.peers import Peer
 
 from penstock_worker.channel import send_queue
 from penstock_worker.channel.channel import MAX_LINE, MAX_UNSENT, Channel, inherited, pair

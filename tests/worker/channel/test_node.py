@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.channel.peers import (
+from tests.support.worker.peers import (
     DEADLINE_S,
     Peer,
     bound_udp,

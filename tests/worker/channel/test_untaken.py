@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from tests.worker.channel.peers import (
+from tests.support.worker.peers import (
     ENVELOPE,
     Peer,
     bound_udp,

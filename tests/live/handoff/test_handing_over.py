@@ -1,0 +1,113 @@
+"""Of connections that are handed to workers none is lost, whoever dies or stops meanwhile."""
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from tests.support.live.crowd import (
+    CROWD,
+    DEMO,
+    PASSED,
+    crowd,
+    descriptors,
+    failures,
+    handoffs,
+    pids,
+    settled,
+)
+
+if TYPE_CHECKING:
+    from tests.live.conftest import Penstock
+
+
+def test_of_ten_thousand_handed_off_none_is_lost_when_a_worker_is_killed(
+    penstock: "Penstock",
+) -> None:
+    run = penstock(app=DEMO, scheme="handoff", workers=3, access_log="off")
+    victim = run.workers()[0]["pid"]
+    before = descriptors(run)
+
+    def kill(answered: int) -> None:
+        if answered == 5_000:
+            psutil.Process(victim).kill()
+
+    answers = asyncio.run(crowd(run.address(), 10_000, meanwhile=kill))
+    # What the dead worker had taken is gone with it, and nothing else: a window at the most.
+    assert len(failures(answers)) <= CROWD, Counter(failures(answers))
+    settled(run, 3, {victim})
+    run.until(lambda: run.metric("penstock_handoffs_in_flight") == 0)
+    assert handoffs(run, "lost") == 0
+    sent = handoffs(run, "taken") + handoffs(run, "returned")
+    assert handoffs(run, "taken") >= 10_000 - handoffs(run, "returned")
+    assert sent >= 10_000
+    run.until(lambda: descriptors(run) <= before + Counter(supervisor=2, front=2, workers=6))
+
+
+def test_what_a_stopped_worker_does_not_take_goes_to_another(penstock: "Penstock") -> None:
+    run = penstock(
+        app=DEMO, scheme="handoff", workers=2, timeouts={"connect": "500ms"}, access_log="off"
+    )
+    stopped = psutil.Process(run.workers()[0]["pid"])
+    stopped.send_signal(signal.SIGSTOP)
+    try:
+        answers = asyncio.run(crowd(run.address(), 200))
+        assert not failures(answers)
+        assert not any("web/0" in answer for answer in answers)
+        assert handoffs(run, "returned") > 0
+    finally:
+        stopped.send_signal(signal.SIGCONT)
+    run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
+    assert handoffs(run, "lost") == 0
+    answers = asyncio.run(crowd(run.address(), 100))
+    assert not failures(answers)
+    assert any("web/0" in answer for answer in answers)
+
+
+@pytest.mark.parametrize("scheme", PASSED)
+def test_a_connect_is_never_refused_while_the_worker_is_replaced(
+    penstock: "Penstock", scheme: str
+) -> None:
+    run = penstock(app=DEMO, scheme=scheme, workers=1)
+    (victim,) = pids(run)
+    psutil.Process(victim).kill()
+    answers = asyncio.run(crowd(run.address(), CROWD))
+    assert not [answer for answer in answers if answer.startswith("connect:")]
+    settled(run, 1, {victim})
+
+
+def test_the_front_can_die_under_handoff(penstock: "Penstock") -> None:
+    run = penstock(app=DEMO, scheme="handoff", workers=2, access_log="off")
+    workers, front = pids(run), run.front
+
+    def kill(answered: int) -> None:
+        if answered == 500:
+            front.kill()
+
+    answers = asyncio.run(crowd(run.address(), 2_000, meanwhile=kill))
+    assert not [answer for answer in answers if answer.startswith("connect:")]
+    # Those that the front had accepted and not passed on go with it.
+    assert len(failures(answers)) <= CROWD
+    assert pids(run) == workers
+    assert not failures(asyncio.run(crowd(run.address(), 100)))
+
+
+@pytest.mark.parametrize(
+    ("schemes", "policy"),
+    [
+        (["handoff"], os.SCHED_BATCH),
+        (["ports"], os.SCHED_OTHER),
+        (["handoff", "ports"], os.SCHED_OTHER),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_only_a_front_that_carries_no_bytes_lets_workers_finish_their_turn(
+    penstock: "Penstock", schemes: list[str], policy: int
+) -> None:
+    run = penstock(services={name: {"app": DEMO, "workers": 1, "scheme": name} for name in schemes})
+    assert [os.sched_getscheduler(front.pid) for front in run.fronts] == [policy]
+    workers = [worker["pid"] for name in schemes for worker in run.workers(name)]
+    assert {os.sched_getscheduler(pid) for pid in workers} == {os.SCHED_OTHER}

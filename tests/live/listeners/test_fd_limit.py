@@ -1,0 +1,194 @@
+"""A front that runs out of descriptors or connections waits, says no in the end, and recovers."""
+
+import os
+import resource
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from tests.live.conftest import Penstock
+    from tests.support.live.cluster import Cluster
+    from tests.support.live.wire import Wire
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+HELD = 2
+"""At a time: a front looks at its limit once a tick."""
+WAITING = 5
+LOOKS = 25
+
+
+def hold(run: "Cluster", most: int = 2000) -> list["Wire"]:
+    """Connections that ask for half of something, until the front accepts no more."""
+    held: list[Wire] = []
+    while run.metric("penstock_accepting", service="web"):
+        assert len(held) < most
+        for _ in range(HELD):
+            held.append(run.connect())
+            held[-1].send(GET[:10])
+        run.until(
+            lambda: (
+                not run.metric("penstock_accepting", service="web")
+                or run.metric("penstock_connections_active", service="web") >= len(held)
+            )
+        )
+    return held
+
+
+def answer_to_who_waits(run: "Cluster") -> bytes:
+    """What one is told that found no room; an end that is no reset."""
+    wire = run.connect()
+    wire.send(GET)
+    return wire.rest()
+
+
+@pytest.mark.parametrize(
+    ("keys", "answer"),
+    [
+        ({"mode": "http"}, b"HTTP/1.1 503 "),
+        ({"mode": "tcp"}, b""),
+        ({"scheme": "handoff", "max_connections": 60}, b""),
+    ],
+    ids=["http", "tcp", "handoff"],
+)
+def test_out_of_descriptors_it_says_no_and_when_there_are_some_it_goes_on(
+    penstock: "Penstock", keys: dict[str, object], answer: bytes
+) -> None:
+    run = penstock(
+        app="penstock_worker.demo:app",
+        workers=1,
+        timeouts={"queue": "500ms", **({"head": "60s"} if keys.get("mode") == "http" else {})},
+        limits={"connections_per_client": 0},
+        health={"interval": "100ms"},
+        **keys,
+    )
+    front = run.front
+    if "max_connections" not in keys:
+        # While it runs, and from outside.
+        open_now = front.num_fds()
+        resource.prlimit(front.pid, resource.RLIMIT_NOFILE, (open_now + 80, open_now + 80))
+    hold(run)
+    assert run.metric("penstock_accept_pauses_total", service="web") >= 1
+    assert answer_to_who_waits(run).startswith(answer)
+    assert run.metric("penstock_rejected_total", service="web") >= 1
+    # Health checks go on meanwhile.
+    checks = run.metric("penstock_health_checks_total", service="web", result="ok")
+    run.until(
+        lambda: (
+            run.metric("penstock_health_checks_total", service="web", result="ok") >= checks + 10
+        )
+    )
+    assert run.workers("web")[0]["standing"] == "up"
+    run.hang_up()
+    run.until(lambda: run.metric("penstock_accepting", service="web"))
+    run.until(lambda: run.metric("penstock_connections_active", service="web") == 0)
+    assert run.get()[0] == 200
+
+
+def test_a_front_that_has_none_left_sleeps_until_it_has_and_loses_nobody(
+    penstock: "Penstock",
+) -> None:
+    run = penstock(
+        app="penstock_worker.demo:app",
+        workers=1,
+        timeouts={"queue": "60s", "head": "60s"},
+        limits={"connections_per_client": 0},
+    )
+    front = run.front
+    usual = cost_of_looking(run, front)
+    before = resource.prlimit(front.pid, resource.RLIMIT_NOFILE)
+    few = front.num_fds() + 80
+    resource.prlimit(front.pid, resource.RLIMIT_NOFILE, (few, before[1]))
+    held = hold(run)
+    waiting = [run.connect() for _ in range(WAITING)]
+    for wire in waiting:
+        wire.send(GET)
+    assert cost_of_looking(run, front) < 5 * usual
+    assert run.metric("penstock_accepting", service="web") == 0
+    resource.prlimit(front.pid, resource.RLIMIT_NOFILE, before)
+    # Whoever was let in and whoever was not: each has one answer.
+    for wire in waiting:
+        assert wire.answer().status == 200
+    for wire in held:
+        wire.send(GET[10:])
+        assert wire.answer().status == 200
+    assert run.metric("penstock_rejected_total") == 0
+
+
+def test_a_worker_that_has_none_left_sleeps_until_it_has(penstock: "Penstock") -> None:
+    run = penstock(app="penstock_worker.demo:app", workers=1, scheme="shared")
+    worker = psutil.Process(run.workers()[0]["pid"])
+    usual = cost_of_looking(run, worker)
+    before = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+    few = worker.num_fds() + 10
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (few, before[1]))
+    came: list[Wire] = []
+    while "Too many open files" not in run.err:
+        assert len(came) < 2000
+        came.append(run.connect())
+    assert cost_of_looking(run, worker) < 5 * usual
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, before)
+    for wire in came:
+        wire.send(GET)
+    # Who has waited for two seconds was told no.
+    statuses = {wire.answer().status for wire in came}
+    assert 200 in statuses <= {200, 503}
+    assert run.get()[0] == 200
+
+
+def cost_of_looking(run: "Cluster", process: psutil.Process) -> float:
+    """Processor time in nanoseconds that a process needs for each look at the metrics.
+
+    It does not grow while a process waits; one that asks in vain again and again needs all
+    that there is between two looks.
+    """
+    before = on_processor(process.pid)
+    for _ in range(LOOKS):
+        run.metric("penstock_build_info")
+    return (on_processor(process.pid) - before) / LOOKS
+
+
+def on_processor(pid: int) -> int:
+    """Of all its threads, by the kernel's scheduler."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
+
+def test_one_client_cannot_have_all_connections(penstock: "Penstock") -> None:
+    run = penstock(app="penstock_worker.demo:app", workers=1, limits={"connections_per_client": 20})
+    held = [run.connect() for _ in range(20)]
+    run.until(lambda: run.metric("penstock_connections_active", service="web") == 20)
+    assert answer_to_who_waits(run).startswith(b"HTTP/1.1 429 ")
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", 0))
+        other.settimeout(60)
+        other.connect(run.address())
+        other.sendall(GET)
+        assert other.recv(100).startswith(b"HTTP/1.1 200 ")
+    held.pop().close()
+    run.until(lambda: run.metric("penstock_connections_active", service="web") < 20)
+    with suppress(ConnectionResetError):
+        assert run.get()[0] == 200
+
+
+def test_no_worker_is_given_up_because_the_supervisor_has_no_descriptors(
+    penstock: "Penstock",
+) -> None:
+    run = penstock(
+        app="penstock_worker.demo:app",
+        workers=2,
+        restart={"max_restarts": 1, "backoff": "20ms", "backoff_max": "50ms"},
+    )
+    worker = run.workers("web")[0]["pid"]
+    limits = resource.prlimit(run.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(run.process.pid, resource.RLIMIT_NOFILE, (0, limits[1]))
+    os.kill(worker, signal.SIGKILL)
+    run.until(lambda: run.err.count("Too many open files; trying again in ") >= 3)
+    resource.prlimit(run.process.pid, resource.RLIMIT_NOFILE, limits)
+    run.until(lambda: all(one["standing"] == "up" for one in run.workers("web")))
+    assert "GIVING UP" not in run.err

@@ -1,0 +1,545 @@
+"""Real servers on loopback are found well, ill, slow, silent or gone, and said to be so."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from aiohttp import web
+from tests.support.descriptors import no_descriptor_left
+
+from penstock_proxy.balancing import probes
+from penstock_proxy.balancing.health_check import (
+    MAX_STARTING_CHECKS,
+    STARTING_INTERVAL_S,
+    HealthChecker,
+)
+from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.pool import Member, Pool
+from penstock_proxy.config import Ejection, Health, Target
+from penstock_proxy.metrics import CHECK_RESULTS, ServiceCounters
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+HOUR = 3600.0
+FAST = 0.005
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until it is so; ten seconds are never reached but by a bug."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 — a pool is plain values, it has no events
+            await asyncio.sleep(0.001)
+
+
+class Checked:
+    """A pool of joined workers at these addresses, its checker, and what came of it."""
+
+    def __init__(
+        self,
+        *addresses: str,
+        path: str | None = "/healthz",
+        interval: float = FAST,
+        timeout: float = 5.0,
+        joined: bool = True,
+        clock: Callable[[], float] = monotonic,
+        random: Callable[[], float] = lambda: 0.5,
+        probe: probes.Probe | None = None,
+    ) -> None:
+        health = Health(path=path, interval=interval, timeout=timeout, rise=2, fall=2)
+        self.said: list[str] = []
+        self.pool = Pool(
+            [Target(slot=n, address=a, joined=joined) for n, a in enumerate(addresses)],
+            balance="round_robin",
+            health=health,
+            ejection=Ejection(),
+            random=random,
+            on_change=lambda _, reason: self.said.append(reason),
+        )
+        self.counters = ServiceCounters()
+        self.checker = HealthChecker(
+            self.pool, health, self.counters, clock=clock, random=random, probe=probe
+        )
+        if addresses:
+            self.member: Member = self.pool.members[0]
+
+    def add(self, slot: int, address: str) -> Member:
+        member = self.pool.add(Target(slot=slot, address=address, joined=True))
+        self.checker.add(member)
+        return member
+
+    def remove(self, slot: int) -> None:
+        self.pool.remove(slot)
+        self.checker.remove(slot)
+
+    def count(self, result: str) -> int:
+        assert {label for _, label in self.counters.checks} <= set(CHECK_RESULTS)
+        return self.counters.checks[0, result]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self.checker.run())
+            yield
+            task.cancel()
+
+
+@asynccontextmanager
+async def serving(handler: Handler, path: Path | None = None) -> AsyncIterator[str]:
+    """An aiohttp server for /healthz; its address in the configuration's words."""
+    app = web.Application()
+    app.router.add_get("/healthz", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)
+    await runner.setup()
+    try:
+        if path is not None:
+            await web.UnixSite(runner, path).start()
+            yield f"unix:{path}"
+        else:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            yield f"127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def saying(answer: bytes) -> AsyncIterator[str]:
+    """A server that says this to everybody who has sent something, and hangs up."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def healthy(_request: web.Request) -> web.Response:
+    return web.Response()
+
+
+# Well, ill, well again
+
+
+async def test_a_worker_is_in_the_rotation_after_its_first_good_check() -> None:
+    async with serving(healthy) as address:
+        checked = Checked(address, interval=HOUR)
+        assert checked.pool.pick("client") is None
+        async with checked.running():
+            await until(lambda: checked.pool.pick("client") is checked.member)
+    assert checked.said == ["passed its first check"]
+    assert (checked.count("ok"), sum(checked.counters.check_seconds.counts)) == (1, 1)
+
+
+async def test_a_worker_whose_health_path_fails_leaves_and_comes_back() -> None:
+    status = 200
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    async with serving(answer) as address:
+        checked = Checked(address)
+        async with checked.running():
+            await until(lambda: checked.member.state is MemberState.UP)
+            status = 503
+            await until(lambda: checked.member.state is MemberState.DOWN)
+            status = 204
+            await until(lambda: checked.member.state is MemberState.UP)
+    assert checked.said == [
+        "passed its first check",
+        "failed 2 checks in a row: HTTP 503",
+        "passed 2 checks in a row",
+    ]
+
+
+async def test_a_slow_worker_delays_nobody_elses_check() -> None:
+    asked = asyncio.Event()
+
+    async def hang(_request: web.Request) -> web.Response:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with serving(hang) as slow, serving(healthy) as quick:
+        checked = Checked(slow, quick)
+        async with checked.running():
+            await asked.wait()
+            await until(lambda: checked.pool.in_rotation == 1)
+            assert checked.member.state is MemberState.CHECKING
+
+
+# What is asked, and what of the answer is read
+
+
+async def test_the_question_is_told_apart_from_a_clients_and_keeps_no_connection() -> None:
+    heads: list[web.Request] = []
+
+    async def note(request: web.Request) -> web.Response:
+        heads.append(request)
+        return web.Response()
+
+    async with serving(note) as address:
+        checked = Checked(address)
+        async with checked.running():
+            await until(lambda: len(heads) >= 2)
+    for head in heads:
+        assert head.headers["Host"] == address
+        assert head.headers["User-Agent"] == "penstock-health"
+        assert head.headers["Connection"] == "close"
+
+
+async def test_a_path_is_said_as_it_was_configured() -> None:
+    said: list[str] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said.append((await reader.readline()).decode())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        checked = Checked(f"127.0.0.1:{port}", path="/a%2fb?q=%41+c", interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert said == ["GET /a%2fb?q=%41+c HTTP/1.1\r\n"]
+
+
+async def test_a_redirect_is_good_and_is_not_followed() -> None:
+    async def redirect(_request: web.Request) -> web.Response:
+        raise web.HTTPFound("http://127.0.0.1:1/")
+
+    async with serving(redirect) as address:
+        checked = Checked(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+
+
+async def test_an_answer_without_an_end_is_not_read_to_it() -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(bytes(4096))
+
+    async with serving(endless) as address:
+        checked = Checked(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"220 smtp.example ready\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"],
+)
+async def test_what_is_not_a_whole_http_answer_is_a_bad_check(answer: bytes) -> None:
+    async with saying(answer) as address:
+        checked = Checked(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.count("failed") >= 1)
+    assert checked.member.reason.startswith("no good check yet: no HTTP answer: ")
+
+
+# Nobody there, or not in time
+
+
+async def test_silence_is_a_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # The kernel accepts, and nobody ever answers.
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        checked = Checked(address, timeout=0.02)
+        async with checked.running():
+            await until(lambda: checked.count("timeout") >= 2)
+    assert checked.member.reason == "no good check yet: no answer within 0.02 s"
+    assert checked.member.state is MemberState.CHECKING
+
+
+@pytest.mark.parametrize("path", [None, "/healthz"])
+async def test_nobody_there_is_refused(path: str | None) -> None:
+    with socket.socket() as bound:
+        # Bound, so that nobody else can take the port, but not listening.
+        bound.bind(("127.0.0.1", 0))
+        checked = Checked(f"127.0.0.1:{bound.getsockname()[1]}", path=path)
+        async with checked.running():
+            await until(lambda: checked.count("refused") >= 1)
+    assert checked.member.reason == "no good check yet: connection refused"
+
+
+@pytest.mark.parametrize("path", [None, "/healthz"])
+async def test_a_unix_socket_that_does_not_exist_is_refused(
+    path: str | None, tmp_path: Path
+) -> None:
+    checked = Checked(f"unix:{tmp_path}/none.sock", path=path)
+    async with checked.running():
+        await until(lambda: checked.count("refused") >= 1)
+    assert checked.member.reason == "no good check yet: its socket does not exist"
+
+
+@pytest.mark.parametrize("path", [None, "/healthz"])
+async def test_an_address_that_cannot_be_reached_is_a_bad_check(path: str | None) -> None:
+    # TCP to a broadcast address: refused by our own kernel, whatever network there is.
+    checked = Checked("255.255.255.255:9", path=path)
+    async with checked.running():
+        await until(lambda: checked.count("failed") >= 1)
+
+
+# Other ways to a worker
+
+
+async def test_without_a_path_a_connect_is_the_check() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        checked = Checked(f"127.0.0.1:{listener.getsockname()[1]}", path=None)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+            listener.close()
+            await until(lambda: checked.member.state is MemberState.DOWN)
+    assert checked.said[1] == "failed 2 checks in a row: connection refused"
+
+
+async def test_a_unix_socket_is_connected_to(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "w.sock"))
+        listener.listen()
+        checked = Checked(f"unix:{tmp_path}/w.sock", path=None, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+
+
+async def test_a_unix_socket_is_asked_by_http_with_a_host(tmp_path: Path) -> None:
+    hosts: list[str] = []
+
+    async def note(request: web.Request) -> web.Response:
+        hosts.append(request.headers["Host"])
+        return web.Response()
+
+    async with serving(note, tmp_path / "w.sock") as address:
+        checked = Checked(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert hosts == ["localhost"]
+
+
+# Coming and going
+
+
+async def test_who_has_not_joined_is_not_asked_and_who_joins_is_asked_at_once() -> None:
+    async with AsyncExitStack() as stack:
+        addresses = [await stack.enter_async_context(serving(healthy)) for _ in range(2)]
+        checked = Checked(*addresses, interval=HOUR, joined=False)
+        checked.checker.check_now(0)  # said before it runs, and of nobody who has joined
+        async with checked.running():
+            checked.pool.join(1)
+            checked.checker.check_now(1)
+            await until(lambda: checked.pool.in_rotation == 1)
+            assert checked.count("ok") == 0
+
+            # An hour is left of the pause; who leaves and comes back need not wait for it.
+            checked.pool.leave(1)
+            checked.checker.check_now(1)
+            checked.pool.join(1)
+            checked.checker.check_now(1)
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert checked.counters.checks[1, "ok"] == 2
+
+
+async def test_who_left_during_the_pause_is_asked_when_it_comes_back() -> None:
+    async with serving(healthy) as address:
+        checked = Checked(address, address)
+        checks = checked.counters.checks
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 2)
+            checked.pool.leave(0)
+            # Of a check that was under way nothing is counted.
+            before, others = checks[0, "ok"], checks[1, "ok"]
+            await until(lambda: checks[1, "ok"] > others + 10)
+            assert checks[0, "ok"] == before
+            checked.pool.join(0)
+            checked.checker.check_now(0)
+            await until(lambda: checked.pool.in_rotation == 2)
+
+
+async def test_the_answer_of_a_process_that_has_gone_does_not_count() -> None:
+    asked, answered = asyncio.Event(), asyncio.Event()
+    statuses = iter((500, 200))
+
+    async def answer(_request: web.Request) -> web.Response:
+        status = next(statuses)
+        asked.set()
+        await answered.wait()
+        return web.Response(status=status)
+
+    async with serving(answer) as address:
+        checked = Checked(address, interval=HOUR)
+        async with checked.running():
+            await asked.wait()
+            checked.pool.leave(0)
+            checked.pool.join(0)
+            checked.checker.check_now(0)
+            answered.set()
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert dict(checked.counters.checks) == {(0, "ok"): 1}
+
+
+async def test_one_that_is_added_is_asked_even_if_there_was_nobody_before() -> None:
+    async with serving(healthy) as address:
+        checked = Checked(interval=HOUR)
+        checked.add(3, address)  # before it runs
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+            checked.remove(3)
+            checked.add(7, address)
+            await until(lambda: checked.pool.in_rotation == 1)
+            assert checked.pool.pick("client") is checked.pool.member(7)
+    assert dict(checked.counters.checks) == {(3, "ok"): 1, (7, "ok"): 1}
+
+
+async def test_one_that_is_removed_is_asked_no_more_and_all_others_are() -> None:
+    async with serving(healthy) as address:
+        checked = Checked(address, address)
+        checks = checked.counters.checks
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 2)
+            checked.remove(0)
+            before, others = checks[0, "ok"], checks[1, "ok"]
+            await until(lambda: checks[1, "ok"] > others + 10)
+    assert checks[0, "ok"] == before
+
+
+async def test_a_check_that_is_under_way_is_given_up_and_the_next_in_its_slot_begins() -> None:
+    asked = asyncio.Event()
+
+    async def hang(_request: web.Request) -> web.Response:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with serving(hang) as slow, serving(healthy) as quick:
+        checked = Checked(slow, interval=HOUR)
+        async with checked.running():
+            await asked.wait()
+            checked.remove(0)
+            member = checked.add(0, quick)
+            await until(lambda: member.state is MemberState.UP)
+    assert dict(checked.counters.checks) == {(0, "ok"): 1}
+
+
+async def test_whoever_is_asked_for_one_that_is_removed_is_told_to_stop() -> None:
+    asked, told = asyncio.Event(), asyncio.Event()
+
+    async def hang(_member: Member) -> probes.ProbeResult:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.set()
+        raise AssertionError
+
+    checked = Checked("", probe=hang, interval=HOUR, timeout=HOUR)
+    async with checked.running():
+        await asked.wait()
+        checked.remove(0)
+        await until(told.is_set)
+
+
+async def test_no_task_is_left_of_those_that_were_removed() -> None:
+    async with saying(b"") as address:
+        checked = Checked(address, path=None)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+            before = len(asyncio.all_tasks())
+            for slot in range(1, 20):
+                member = checked.add(slot, address)
+                if slot % 2:
+                    await until(lambda one=member: one.state is MemberState.UP)  # type: ignore[misc]
+                checked.remove(slot)
+            await until(lambda: len(asyncio.all_tasks()) == before)
+    checked.add(20, address)  # after it ran: nothing happens
+    checked.remove(20)
+    checked.remove(0)
+
+
+async def test_the_task_of_one_that_is_removed_ends_even_if_its_check_does_not_let_go() -> None:
+    asked = asyncio.Event()
+
+    async def stubborn(_member: Member) -> probes.ProbeResult:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return probes.ProbeResult("failed")
+        raise AssertionError
+
+    checked = Checked("", probe=stubborn, interval=HOUR)
+    async with checked.running():
+        await asked.wait()
+        before = len(asyncio.all_tasks())
+        checked.remove(0)
+        await until(lambda: len(asyncio.all_tasks()) == before - 1)
+    assert not checked.counters.checks
+
+
+async def test_a_bug_in_one_check_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_address: object) -> probes.ProbeResult:
+        raise ValueError("nobody thought of this")
+
+    monkeypatch.setattr(probes, "connect", broken)
+    checked = Checked("127.0.0.1:1", path=None)
+    async with checked.running():
+        await until(lambda: checked.count("failed") >= 2)
+    assert checked.member.reason == "no good check yet: the check itself: ValueError"
+    assert "nobody thought of this" in caplog.text
+
+
+async def test_what_we_lack_ourselves_is_no_bad_check_and_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pauses = []
+
+    def draw() -> float:
+        pauses.append(1)
+        return 0.5
+
+    async with saying(b"") as address:
+        checked = Checked(address, path=None, random=draw)
+        async with checked.running():
+            await until(lambda: checked.count("ok") > 0)
+            with no_descriptor_left():
+                before = len(pauses)
+                await until(lambda: len(pauses) > before + 5)
+            good = checked.count("ok")
+            await until(lambda: checked.count("ok") > good)
+    assert set(checked.counters.checks) == {(0, "ok")}
+    assert len([line for line in caplog.messages if "Too many open files" in line]) == 1
+
+
+# When
+
+
+@pytest.mark.parametrize(("drawn", "share"), [(0.0, 0.9), (0.5, 1.0), (0.75, 1.05)])
+def test_checks_are_a_tenth_more_or_less_than_an_interval_apart(drawn: float, share: float) -> None:
+    checked = Checked("127.0.0.1:1", interval=2.0, random=lambda: drawn)
+    checked.member.state = MemberState.UP
+    assert checked.checker._pause(checked.member) == pytest.approx(2.0 * share)
+
+
+def test_one_that_is_only_starting_is_asked_often_but_not_for_ever() -> None:
+    checked = Checked("127.0.0.1:1", interval=2.0)
+    assert checked.checker._pause(checked.member) == STARTING_INTERVAL_S
+    checked.member.bad_checks = MAX_STARTING_CHECKS
+    assert checked.checker._pause(checked.member) == 2.0
+    assert Checked("127.0.0.1:1", interval=0.1).checker._pause(checked.member) == 0.1
+
+
+async def test_a_checks_time_is_the_clocks() -> None:
+    async with serving(healthy) as address:
+        checked = Checked(address, interval=HOUR, clock=iter((100.0, 100.25)).__next__)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert checked.counters.check_seconds.sum_s == 0.25
+    assert checked.member.up_since == 100.25

@@ -1,0 +1,225 @@
+"""What a worker says is read in one way, and a client never takes a cut answer for a whole one.
+
+The client's side is read by h11, so "looks cut" means: another implementation says so.
+"""
+
+import pytest
+from tests.proxy.conftest import House, Wire
+from tests.support.proxy.readings import OtherwiseError, Reading, h11_response
+from tests.support.smuggling.chunks import BODIES
+from tests.support.smuggling.responses import CHUNKED, FORGED, OK, REFUSED
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+HEAD = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
+GOOD = OK + b"Content-Length: 4\r\n\r\ngood"
+
+
+def heard(client: Wire, method: bytes = b"GET") -> Reading:
+    """The final response in all that a client got until its connection ended."""
+    assert client.lost
+    data = client.taken()
+    return h11_response(data, method, ended=True)
+
+
+def says(house: House, request: bytes, said: list[bytes]) -> Wire:
+    client = house.client()
+    client.send(request)
+    for piece in said:
+        house.worker.send(piece)
+    return client
+
+
+def split(data: bytes) -> list[bytes]:
+    return [data[at : at + 1] for at in range(len(data))]
+
+
+def serves_another(house: House) -> None:
+    """Whatever was said, the next client gets what is meant for it, over a new connection."""
+    wires = len(house.network.wires)
+    client = house.client()
+    client.send(GET)
+    assert len(house.network.wires) == wires + 1
+    house.worker.send(GOOD)
+    data = client.taken()
+    assert h11_response(data).body == b"good"
+
+
+@pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
+@pytest.mark.parametrize(("said", "why"), REFUSED.values(), ids=REFUSED)
+def test_a_response_of_two_readings_is_a_bad_gateway(
+    house: House, said: bytes, why: str, *, bytewise: bool
+) -> None:
+    client = says(house, GET, split(said) if bytewise and len(said) < 9999 else [said])
+    data = client.taken()
+    reading = h11_response(data)
+    assert (reading.start[0], reading.end) == (b"502", len(data)), why
+    assert b"forged" not in data
+    assert house.worker.lost
+    serves_another(house)
+
+
+@pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
+@pytest.mark.parametrize(("body", "why"), BODIES.values(), ids=BODIES)
+def test_chunks_of_two_readings_look_cut_to_the_client(
+    house: House, body: bytes, why: str, *, bytewise: bool
+) -> None:
+    client = says(house, GET, [CHUNKED, *(split(body) if bytewise else [body])])
+    with pytest.raises(OtherwiseError, match="peer closed"):
+        heard(client)
+    assert house.worker.lost, why
+    serves_another(house)
+
+
+REASONS = [b"the worker closed the connection\n", b"the worker broke off\n"]
+WHOLE = {
+    "length": (GET, GOOD, b"good"),
+    "no body": (GET, OK + b"Content-Length: 0\r\n\r\n", b""),
+    "chunks": (GET, CHUNKED + b"2;x=y\r\ngo\r\n2\r\nod\r\n0\r\n\r\n", b"good"),
+    "chunks and trailers": (GET, CHUNKED + b"4\r\ngood\r\n0\r\nDigest: x\r\n\r\n", b"good"),
+    "204": (GET, b"HTTP/1.1 204 No Content\r\nETag: x\r\n\r\n", b""),
+    "304": (GET, b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", b""),
+    "HEAD": (HEAD, GOOD[:-4], b""),
+    "interim": (GET, b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + GOOD, b"good"),
+    "HTTP/1.0": (GET, GOOD.replace(b"HTTP/1.1", b"HTTP/1.0"), b"good"),
+}
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize(("request_", "said", "body"), WHOLE.values(), ids=WHOLE)
+def test_an_answer_that_is_cut_anywhere_is_an_error_or_looks_cut(
+    house: House, request_: bytes, said: bytes, body: bytes, *, reset: bool
+) -> None:
+    for at in range(len(said) + 1):
+        house.open()
+        # POST: nothing is tried again.
+        client = says(house, request_.replace(b"GET", b"POST"), [said[:at]] if at else [])
+        house.worker.reset() if reset else house.worker.finish()
+        data = client.taken()
+        method = request_.split(b" ")[0]
+        if at < len(said) and b" 502 " not in data:
+            assert client.lost
+            with pytest.raises(OtherwiseError, match="peer closed"):
+                h11_response(data, method, ended=True)
+        else:
+            reading = h11_response(data, method)
+            if at < len(said) and method != b"HEAD":
+                assert reading.body == REASONS[reset]
+            else:
+                assert reading.body == body
+        client.reset()
+
+
+def test_an_answer_that_ends_with_its_connection_ends_with_a_last_chunk(house: House) -> None:
+    client = says(house, GET, [OK + b"\r\ngo", b"od"])
+    house.worker.finish()
+    data = client.taken()
+    assert h11_response(data).body == b"good"
+
+
+def test_an_answer_that_ends_with_its_connection_looks_cut_when_that_is_reset(
+    house: House,
+) -> None:
+    client = says(house, GET, [OK + b"\r\ngo"])
+    house.worker.reset()
+    with pytest.raises(OtherwiseError, match="peer closed"):
+        heard(client)
+
+
+TOO_MUCH = {
+    "behind a length": (GET, GOOD, False),
+    "behind no body": (GET, OK + b"Content-Length: 0\r\n\r\n", False),
+    "behind chunks": (GET, CHUNKED + b"4\r\ngood\r\n0\r\n\r\n", False),
+    "behind HEAD with a length": (HEAD, GOOD[:-4], False),
+    "behind HEAD with chunks": (HEAD, CHUNKED, True),
+    "behind HEAD without a word": (HEAD, OK + b"\r\n", False),
+    "behind 204": (GET, b"HTTP/1.1 204 No Content\r\n\r\n", False),
+    "behind 204 with a length": (
+        GET, b"HTTP/1.1 204 No Content\r\nContent-Length: 4\r\n\r\n", True,
+    ),
+    "behind 204 with chunks": (
+        GET, b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", True,
+    ),
+    "behind 304 with a length": (
+        GET, b"HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\n", False,
+    ),
+    "behind 304 with chunks": (
+        GET, b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", True,
+    ),
+    "behind a worker that closes": (
+        GET, OK + b"Connection: close\r\nContent-Length: 4\r\n\r\ngood", True,
+    ),
+    "behind chunks in HTTP/1.0": (
+        GET,
+        CHUNKED.replace(b"1.1 200 OK", b"1.0 200 OK\r\nConnection: keep-alive")
+        + b"4\r\ngood\r\n0\r\n\r\n",
+        True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_", "said", "never"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_what_follows_an_answer_is_nobodys(
+    house: House, request_: bytes, said: bytes, *, never: bool
+) -> None:
+    """`never`: the connection is given up before anything that follows has even come."""
+    method = request_.split(b" ")[0]
+    everything = said + FORGED
+    for at in range(1, len(everything)):
+        house.open()
+        client = says(house, request_, [everything[:at]])
+        if at >= len(said) and never:
+            assert house.worker.lost
+        house.worker.send(everything[at:])
+        assert house.worker.lost
+        data = client.taken()
+        reading = h11_response(data, method)
+        assert reading.end == len(data)
+        assert reading.body in (b"", b"good")
+        assert b"forged" not in data
+        serves_another(house)
+
+
+@pytest.mark.parametrize("number", [1, 16])
+def test_a_few_interim_responses_get_through(house: House, number: int) -> None:
+    client = says(house, GET, [b"HTTP/1.1 100 Continue\r\n\r\n" * number + GOOD])
+    data = client.taken()
+    assert data.count(b"HTTP/1.1 100 Continue\r\n\r\n") == number
+    assert h11_response(data).body == b"good"
+
+
+def test_an_interim_response_that_says_it_is_empty_loses_the_word(house: House) -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\nLink: x\r\n\r\n"
+    client = says(house, GET, [early + GOOD])
+    assert client.taken().startswith(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK")
+
+
+def test_an_answer_before_its_question_answers_nobody(house: House) -> None:
+    client = says(house, GET, [GOOD])
+    client.taken()
+    house.worker.send(FORGED)
+    client.send(GET)
+    assert len(house.network.wires) == 2
+    assert client.taken() == b""
+
+
+def test_a_client_that_did_not_offer_anything_is_not_switched(house: House) -> None:
+    switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+    offer = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket, h2c\r\n\r\n"
+    for request_, said, status in (
+        (GET, switch + b"\r\n", b"502"),
+        (offer, switch.replace(b"websocket", b"h2c") + b"\r\n", b"502"),
+        (offer, switch.replace(b"websocket", b"websocket, h2c") + b"\r\n", b"502"),
+        (offer, switch + b"Content-Length: 5\r\n\r\n", b"502"),
+        (offer, switch + b"Transfer-Encoding: chunked\r\n\r\n", b"502"),
+        (offer.replace(b"1.1", b"1.0"), switch + b"\r\n", b"502"),
+        (offer, switch + b"Content-Length: 0\r\n\r\n", b"101"),
+    ):
+        house.open()
+        client = says(house, request_, [said])
+        assert client.taken().split(b" ")[1] == status
+        client.reset()
+
+
+def test_every_refused_response_says_why() -> None:
+    assert all(why for _, why in REFUSED.values())
+    assert len(REFUSED) > 50

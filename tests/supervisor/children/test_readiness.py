@@ -1,0 +1,223 @@
+"""A port that accepts is ready, one that does not is asked again, and a wrong one is found.
+
+A program that was given a socket is ready when it waits for it, in whichever way it does.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from tests.support.descriptors import descriptors
+
+from penstock_proxy.net.address import Address
+from penstock_supervisor.children.readiness import (
+    takes,
+    until_it_answers,
+    until_it_takes,
+    waits,
+    where_it_listens,
+)
+
+
+def closed_port() -> socket.socket:
+    """Bound and not listening: a connect is refused, and nobody else gets the number."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+async def test_a_port_that_accepts_is_ready() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        async with asyncio.timeout(10):
+            await until_it_answers(Address("127.0.0.1", server.getsockname()[1]))
+        with server.accept()[0] as asked:
+            assert asked.recv(1) == b"", "it was asked, and no more"
+
+
+async def test_a_port_that_opens_later_is_noticed() -> None:
+    with closed_port() as sock:
+        address = Address("127.0.0.1", sock.getsockname()[1])
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(until_it_answers(address))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert not asking.done()
+            sock.listen()
+
+
+async def test_asking_can_be_ended_and_leaves_nothing_open() -> None:
+    before = descriptors()
+    with closed_port() as sock:
+        address = Address("127.0.0.1", sock.getsockname()[1])
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(until_it_answers(address))
+            await asyncio.sleep(0)
+            asking.cancel()
+    assert descriptors() == before
+
+
+def test_waits_grow_from_50_ms_to_half_a_second() -> None:
+    first = list(islice(waits(), 20))
+    assert first[0] == 0.05
+    assert first == sorted(first)
+    assert first[-1] == 0.5
+
+
+def test_the_real_port_of_a_process_is_found() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert f"127.0.0.1:{server.getsockname()[1]}" in where_it_listens(os.getpid())
+
+
+def test_a_process_that_is_gone_listens_nowhere() -> None:
+    assert where_it_listens(2**22 + 1) == ()
+
+
+TAKEN = {
+    "accept": "s.accept()",
+    "accept in a thread": "import threading; threading.Thread(target=s.accept).start()",
+    "accept with a time limit": "s.settimeout(1000); s.accept()",
+    "select": "import select; select.select([s], [], [])",
+    "poll": "import select; p = select.poll(); p.register(s, 1); p.poll()",
+    "epoll": "import select; p = select.epoll(); p.register(s, 1); p.poll()",
+    "asyncio": """
+import asyncio
+async def main():
+    server = await asyncio.start_server(lambda r, w: w.close(), sock=s)
+    await server.serve_forever()
+asyncio.run(main())
+""",
+    "a child of a child": "import os, time\nif os.fork(): time.sleep(1000)\nelse: s.accept()",
+}
+IGNORED = {
+    "sleeps": "import time; time.sleep(1000)",
+    "closes it": "import time; s.close(); time.sleep(1000)",
+    "listens elsewhere": """
+import select
+own = socket.create_server(("127.0.0.1", 0))
+p = select.poll(); p.register(own); p.poll()
+""",
+    "waits for something else": """
+import select
+a, b = socket.socketpair()
+p = select.epoll(); p.register(a, 1); p.poll()
+""",
+}
+
+
+@contextmanager
+def given(sock: socket.socket, argv: Sequence[str]) -> Iterator[int]:
+    """A program that has the socket as its descriptor 3, in a session of its own."""
+
+    def place() -> None:
+        os.dup2(sock.fileno(), 3)
+
+    process = subprocess.Popen(
+        argv,
+        preexec_fn=place,  # noqa: PLW1509 — nobody else runs in a test
+        pass_fds=(3,),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        yield process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def python(code: str) -> tuple[str, ...]:
+    return sys.executable, "-c", f"import socket; s = socket.socket(fileno=3)\n{code}"
+
+
+def inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def in_call(pid: int) -> str:
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0]
+
+
+async def assert_taken(sock: socket.socket, argv: Sequence[str]) -> None:
+    with given(sock, argv) as pid:
+        async with asyncio.timeout(60):
+            await until_it_takes(pid, inode(sock))
+
+
+async def waits_for_something(pid: int) -> None:
+    """Until the program has started, and does what it does for ever."""
+    async with asyncio.timeout(60):
+        # clock_nanosleep, poll, epoll_wait, epoll_pwait: of x86-64, then of arm64.
+        while in_call(pid) not in {"230", "7", "232", "281", "115", "73", "22"}:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("code", TAKEN.values(), ids=TAKEN)
+async def test_a_program_takes_its_socket_however_it_waits_for_it(
+    listening: socket.socket, code: str
+) -> None:
+    await assert_taken(listening, python(code))
+
+
+@pytest.mark.needs("node")
+async def test_a_node_program_takes_its_socket(listening: socket.socket) -> None:
+    code = 'require("net").createServer().listen({ fd: 3 })'
+    await assert_taken(listening, ("node", "-e", code))
+
+
+@pytest.mark.parametrize("code", ["s.recvfrom(9)", TAKEN["poll"], TAKEN["epoll"]])
+async def test_datagrams_are_taken_too(code: str) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        await assert_taken(sock, python(code))
+
+
+@pytest.mark.parametrize("code", IGNORED.values(), ids=IGNORED)
+async def test_a_program_that_ignores_its_socket_is_not_ready(
+    listening: socket.socket, code: str
+) -> None:
+    with given(listening, python(code)) as pid:
+        await waits_for_something(pid)
+        assert not takes(pid, inode(listening))
+
+
+async def test_that_a_sister_waits_for_it_says_nothing_of_a_program(
+    listening: socket.socket,
+) -> None:
+    with (
+        given(listening, python(TAKEN["epoll"])) as sister,
+        given(listening, python(IGNORED["sleeps"])) as pid,
+    ):
+        async with asyncio.timeout(60):
+            await until_it_takes(sister, inode(listening))
+        await waits_for_something(pid)
+        assert not takes(pid, inode(listening))
+
+
+async def test_a_socket_that_was_given_is_no_place_where_a_program_listens_by_itself(
+    listening: socket.socket,
+) -> None:
+    with given(listening, python(IGNORED["listens elsewhere"])) as pid:
+        await waits_for_something(pid)
+        port = listening.getsockname()[1]
+        everything = where_it_listens(pid)
+        assert f"127.0.0.1:{port}" in everything
+        (elsewhere,) = where_it_listens(pid, inode(listening))
+        assert {elsewhere, f"127.0.0.1:{port}"} == set(everything)
+
+
+def test_a_process_that_is_gone_takes_nothing() -> None:
+    assert not takes(2**22 + 1, 1)

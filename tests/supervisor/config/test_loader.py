@@ -1,0 +1,167 @@
+"""A file, options and defaults become one frozen object, or one line for every mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tests.support.supervisor.config_files import APP, WEB, Write, complaints, service
+
+from penstock_supervisor.config import loader as configuration
+from penstock_supervisor.config.loader import (
+    ConfigError,
+    PortRange,
+    Service,
+    Upstream,
+    inherited_environment,
+    load,
+)
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def test_nothing_named_is_the_demo_application() -> None:
+    config = load(None, {})
+
+    (web,) = config.services
+    assert config.admin == "127.0.0.1:9464"
+    assert (web.name, web.app, web.listen) == ("web", "penstock_worker.demo:app", "127.0.0.1:8000")
+    assert (web.workers, web.health.path, web.scheme, web.mode) == (2, "/healthz", "ports", "http")
+
+
+def test_an_application_of_ones_own_is_not_asked_for_the_path_of_the_demo() -> None:
+    (web,) = load(None, {"app": "pkg.mod:app"}).services
+    assert web.health.path is None
+
+
+def test_units_become_seconds_bytes_and_fractions(write: Write) -> None:
+    web = service(
+        write(f"""{APP}
+        ports = "8101-8199"
+        health = {{ interval = "500ms" }}
+        timeouts = {{ tunnel = "1h" }}
+        limits = {{ head = "64KiB" }}
+        ejection = {{ max_ejected = "25%" }}
+        """)
+    )
+    assert web.health.interval == 0.5
+    assert web.timeouts.tunnel == 3600
+    assert web.limits.head == 65536
+    assert web.ejection.max_ejected == 0.25
+    assert web.ports == PortRange(8101, 8199)
+
+
+def test_an_upstream_may_say_its_weight(write: Write) -> None:
+    web = service(write(f'{WEB}upstreams = ["[::1]:9001 weight=3", "unix:/run/a.sock"]'))
+    assert web.upstreams == (
+        Upstream(address="[::1]:9001", weight=3),
+        Upstream(address="unix:/run/a.sock"),
+    )
+
+
+def test_auto_is_a_worker_for_each_core_that_we_may_use(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 2, 5})
+    assert service(write(f'{APP}workers = "auto"')).workers == 3
+
+
+def test_fronts_may_be_as_many_as_cores_and_said_on_the_command_line(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 2, 5})
+    several = write(f'fronts = "auto"\n{APP}[service.api]\nlisten = "127.0.0.1:8001"\napp = "a:b"')
+    assert load(several, {}).fronts == 3
+    assert load(several, {"fronts": 2}).fronts == 2, "they are no service's"
+    assert load(None, {}).fronts == 1
+
+
+def test_options_are_written_over_the_one_service_of_a_file(write: Write) -> None:
+    path = write(f'admin = ""\n{APP}workers = 3')
+    config = load(path, {"workers": 5, "listen": "127.0.0.1:80", "admin": "127.0.0.1:1"})
+    assert config.admin == "127.0.0.1:1"
+    assert [(s.workers, s.listen, s.app) for s in config.services] == [
+        (5, "127.0.0.1:80", "pkg.mod:app")
+    ]
+
+
+def test_a_program_of_the_command_line_takes_the_place_of_the_files(write: Write) -> None:
+    web = service(write(APP), command=("node", ""))
+    assert (web.app, web.command) == (None, ("node", ""))
+
+
+def test_options_do_not_guess_which_of_two_services_they_mean(write: Write) -> None:
+    path = write(f'{APP}[service.api]\nlisten = "127.0.0.1:8001"\napp = "a:b"')
+    assert complaints(path, workers=3) == [
+        "--workers: options change a file with one service, and this one has web, api"
+    ]
+    assert load(path, {"admin": ""}).admin == "", "the admin port is no service's"
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = load(None, {})
+    with pytest.raises(ValidationError):
+        config.admin = ""
+    with pytest.raises(ValidationError):
+        config.services[0].health.rise = 9
+
+
+def test_a_child_inherits_nothing_that_makes_us_somebodys_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("PENSTOCK_CHANNEL_FD", "3")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/x")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    environment = inherited_environment()
+    assert environment["LANG"] == "C.UTF-8"
+    assert not environment.keys() & {"PORT", "PENSTOCK_CHANNEL_FD", "NOTIFY_SOCKET"}
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["2s", "127.0.0.1:1", "a:b", "8101-8199", "50%", "auto", "tcp", "1KiB"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(sorted(Service.model_fields)) | st.text(max_size=8)
+TABLES = st.dictionaries(
+    st.sampled_from(["web", "api", "a b", ""]), st.dictionaries(KEYS, VALUES, max_size=8) | VALUES
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.fixed_dictionaries({}, optional={"service": TABLES | VALUES, "admin": VALUES, "x": VALUES})
+)
+def test_any_table_is_a_config_or_lines_that_say_why_not(
+    monkeypatch: pytest.MonkeyPatch, table: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(configuration, "_read", lambda _path: table)
+    try:
+        problems: tuple[str, ...] | None = None if load(Path("x.toml"), {}).services else ()
+    except ConfigError as error:
+        problems = error.problems
+    assert problems is None or all(problem.startswith("x.toml: ") for problem in problems)
+    assert problems != ()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+def test_every_file_that_we_ship_is_accepted(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The files that tls.toml tells its reader to make.
+    made = trustme.CA().issue_cert("localhost")
+    made.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    made.private_key_pem.write_to_path(tmp_path / "key.pem")
+    monkeypatch.chdir(tmp_path)
+    assert load(path, {}).services

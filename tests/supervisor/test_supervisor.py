@@ -1,0 +1,391 @@
+"""A run keeps its order: sockets, children, front first out; it fails early, clearly or not at all.
+
+Workers are real processes, the front is a stand-in that writes down its orders, and the run
+is in this process, so that a test can look at both ends.
+"""
+
+import asyncio
+import os
+import random
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.support.descriptors import descriptors
+
+from penstock_supervisor.config.model import Config, Service
+from penstock_supervisor.listeners.worker_ports import free_ports
+from penstock_supervisor.snapshot import ChildView
+from penstock_supervisor.supervisor import StartError, Supervisor
+
+FRONT = (sys.executable, str(Path(__file__).parents[1] / "support/supervisor/standin_front.py"))
+SERVER = """
+import os, socket, sys, time
+with socket.create_server(("127.0.0.1", int(os.environ["PORT"]))) as server:
+    print("up", flush=True)
+    while True:
+        server.accept()[0].close()
+"""
+WAIT_S = 30.0
+
+
+def service(code: str = SERVER, name: str = "web", **keys: Any) -> Service:
+    timeouts = {"start": "20s", "stop": "20s", **keys.pop("timeouts", {})}
+    program = {"command": [sys.executable, "-c", code]}
+    if "command" in keys or "app" in keys or "upstreams" in keys:
+        program = {}
+    return Service.model_validate(
+        {"name": name, "listen": "127.0.0.1:0", "timeouts": timeouts, **program, **keys}
+    )
+
+
+class Stage:
+    """A runner and everything that came out of it."""
+
+    def __init__(self, *services: Service, admin: str = "", play: str = "") -> None:
+        self._out, out = os.pipe()
+        self._err, err = os.pipe()
+        self._ends = (out, err)
+        os.set_blocking(self._out, False)
+        os.set_blocking(self._err, False)
+        self.out = self.err = ""
+        self.stopped = False
+        self.started = asyncio.Event()
+        self.supervisor = Supervisor(
+            Config(admin=admin, services=services),
+            environment={**os.environ, "PLAY": play},
+            on_started=lambda _: self.started.set(),
+            front=FRONT,
+            stdout=out,
+            stderr=err,
+        )
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.supervisor.stop()
+
+    def read(self) -> str:
+        for fd, name in ((self._out, "out"), (self._err, "err")):
+            try:
+                setattr(self, name, getattr(self, name) + os.read(fd, 1 << 20).decode())
+            except BlockingIOError:
+                continue
+        return self.err
+
+    def close(self) -> None:
+        self.read()
+        for fd in (self._out, self._err, *self._ends):
+            os.close(fd)
+
+    async def said(self, text: str, times: int = 1) -> None:
+        await until(lambda: self.read().count(text) >= times)
+
+    async def view(self, name: str) -> ChildView:
+        for view in (await self.supervisor.take_snapshot(5)).children:
+            if f"{view.service or view.role}/{view.slot}" == name:
+                return view
+        raise LookupError(name)
+
+    async def pid(self, name: str) -> int:
+        pid = (await self.view(name)).pid
+        assert pid is not None
+        return pid
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 — the kernel sets no event
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def running(*services: Service, admin: str = "", play: str = "") -> AsyncIterator[Stage]:
+    """A run that has started; at the end it is stopped, and nothing may be left of it."""
+    stage = Stage(*services, admin=admin, play=play)
+    try:
+        async with asyncio.timeout(2 * WAIT_S), asyncio.TaskGroup() as tasks:
+            run = tasks.create_task(stage.supervisor.run())
+            await stage.started.wait()
+            yield stage
+            if not stage.stopped:
+                stage.stop()
+            assert await run == 0
+    finally:
+        stage.close()
+        assert_nothing_left()
+
+
+async def failure(*services: Service, admin: str = "", play: str = "") -> str:
+    """The one line of a run that cannot start."""
+    stage = Stage(*services, admin=admin, play=play)
+    try:
+        async with asyncio.timeout(2 * WAIT_S):
+            with pytest.raises(StartError) as raised:
+                await stage.supervisor.run()
+    finally:
+        stage.close()
+        assert_nothing_left()
+    assert not stage.started.is_set()
+    return str(raised.value)
+
+
+def assert_nothing_left() -> None:
+    assert [child.cmdline() for child in psutil.Process().children(recursive=True)] == []
+
+
+async def test_a_run_starts_everything_and_leaves_nothing() -> None:
+    before = descriptors()
+    async with running(service()) as stage:
+        assert stage.supervisor.listening["web"].startswith("127.0.0.1:")
+        assert len(stage.supervisor.workers["web"]) == 2
+        assert stage.supervisor.admin == ""
+        await stage.said("got join 0")
+        await stage.said("got join 1")
+    assert stage.out == "web/0 | up\nweb/1 | up\n" or stage.out == "web/1 | up\nweb/0 | up\n"
+    assert descriptors() == before
+
+
+async def test_the_front_leaves_before_any_worker_is_told_to() -> None:
+    code = SERVER.replace(
+        "import os,",
+        "import signal; signal.signal(15, lambda *_: (print('leaving', flush=True), sys.exit()))\n"
+        "import os,",
+    )
+    async with running(service(code), play="stubborn") as stage:
+        front = await stage.pid("front/0")
+        stage.stop()
+        await stage.said("got drain")
+        assert "leaving" not in stage.out
+        os.kill(front, signal.SIGKILL)
+    assert stage.out.count("leaving") == 2
+
+
+async def test_a_second_stop_does_not_wait_for_anybody(caplog: pytest.LogCaptureFixture) -> None:
+    code = "import signal; signal.signal(15, signal.SIG_IGN)\n" + SERVER
+    async with running(service(code, timeouts={"stop": "10m"}), play="stubborn") as stage:
+        stage.stop()
+        await stage.said("got drain")
+        stage.stop()
+    assert "did not leave" not in caplog.text, "nobody's time was over"
+
+
+async def test_who_does_not_leave_in_time_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    code = "import signal; signal.signal(15, signal.SIG_IGN)\n" + SERVER
+    async with running(service(code, timeouts={"stop": "100ms"}), play="stubborn"):
+        pass
+    for name in ("front/0", "web/0", "web/1"):
+        assert f"{name} did not leave within 0.1 s and is killed" in caplog.text
+
+
+async def test_a_worker_comes_back_on_its_port_and_is_joined_again() -> None:
+    async with running(service(workers=1)) as stage:
+        before = await stage.view("web/0")
+        os.kill(await stage.pid("web/0"), signal.SIGKILL)
+        await stage.said("got join 0", times=2)
+        after = await stage.view("web/0")
+        assert after.address == before.address
+        assert after.pid != before.pid
+        assert (after.restarts, after.last_exit, after.state) == ({"signal": 1}, "SIGKILL", "up")
+    assert re.search(r"got join 0.*got leave 0.*got join 0", stage.err, re.DOTALL)
+
+
+async def test_a_new_front_is_told_what_the_last_one_knew() -> None:
+    async with running(service()) as stage:
+        await stage.said("got join 0")
+        await stage.said("got join 1")
+        await observed_ready(stage)
+        os.kill(await stage.pid("front/0"), signal.SIGKILL)
+        await stage.said("slot 0 joined=True up=True")
+        await stage.said("slot 1 joined=True up=True")
+        await observed_ready(stage)
+    assert stage.err.count("got join") == 2, "nobody was announced twice"
+
+
+async def observed_ready(stage: Stage) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not (await stage.supervisor.take_snapshot(5)).ready:  # noqa: ASYNC110 — asked, not told
+            await asyncio.sleep(0.01)
+
+
+async def test_no_connect_is_refused_while_the_front_is_away() -> None:
+    async with running(service(workers=1)) as stage:
+        host, _, port = stage.supervisor.listening["web"].partition(":")
+        os.kill(await stage.pid("front/0"), signal.SIGKILL)
+        for _ in range(20):
+            with socket.socket() as client:
+                assert client.connect_ex((host, int(port))) == 0
+
+
+def failing(folder: Path) -> str:
+    """Slot 1 exits, again and again, once slot 0 was asked; before, it would end the run."""
+    asked = str(folder / "asked")
+    return (
+        "import os, pathlib, sys, time\n"
+        "if os.environ['PENSTOCK_SLOT'] == '1':\n"
+        f"    while not os.path.exists({asked!r}): time.sleep(0.01)\n"
+        "    sys.exit(3)\n"
+        + SERVER.replace("[0].close()", f"[0].close(); open({asked!r}, 'w').close()")
+    )
+
+
+async def test_a_worker_that_keeps_crashing_is_given_up_and_the_others_stay(
+    tmp_path: Path,
+) -> None:
+    code = failing(tmp_path)
+    restart = {"max_restarts": 2, "backoff": "10ms"}
+    async with running(service(code, restart=restart)) as stage:
+        lost, kept = await stage.view("web/1"), await stage.view("web/0")
+        assert (lost.state, lost.restarts, lost.last_exit) == ("given_up", {"exit": 2}, "status 3")
+        assert (kept.state, kept.restarts) == ("up", {})
+
+
+async def test_giving_up_is_loud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code = failing(tmp_path)
+    async with running(service(code, restart={"max_restarts": 1, "backoff": "10ms"})):
+        pass
+    (alarm,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert alarm.getMessage().startswith("GIVING UP on web/1")
+    assert "ended 2 times within 60 s" in alarm.getMessage()
+
+
+async def test_a_missing_program_is_named_with_its_key() -> None:
+    assert await failure(service(command=["nodee"])) == (
+        'service.web.command: "nodee": no such program'
+    )
+
+
+async def test_a_program_that_always_exits_ends_the_start() -> None:
+    restart = {"max_restarts": 2, "backoff": "10ms"}
+    text = await failure(service("import sys; sys.exit(3)", restart=restart))
+    assert re.fullmatch(
+        r"web/\d exited with status 3 after \d+\.\d s; it ended 3 times within 60 s", text
+    )
+
+
+async def test_an_app_that_cannot_be_imported_ends_the_start_at_once() -> None:
+    text = await failure(service(app="no_such_module_at_all:app"))
+    assert re.match(r"web/\d: ", text)
+    assert "no_such_module_at_all" in text
+    assert "\n" not in text
+
+
+async def test_a_worker_that_never_listens_ends_the_start() -> None:
+    text = await failure(
+        service("import time; time.sleep(1000)", workers=1, timeouts={"start": "300ms"})
+    )
+    assert re.fullmatch(
+        r"web/0: nothing answered on 127\.0\.0\.1:\d+ within 0\.3 s; its process listens nowhere",
+        text,
+    )
+
+
+async def test_a_wrong_port_is_named() -> None:
+    code = SERVER.replace('int(os.environ["PORT"])', "0")
+    text = await failure(service(code, workers=1, timeouts={"start": "1s"}))
+    assert re.fullmatch(
+        r"web/0: nothing answered on 127\.0\.0\.1:\d+ within 1 s; its process listens on "
+        r"127\.0\.0\.1:\d+ — it must use PORT or \{port\}",
+        text,
+    )
+
+
+async def test_sisters_that_fight_for_one_wrong_port_are_told_of_it() -> None:
+    # No port is free for sure unless somebody holds it; the holder lets others bind too.
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        code = SERVER.replace('int(os.environ["PORT"])', str(port))
+        text = await failure(service(code, restart={"max_restarts": 3, "backoff": "300ms"}))
+    assert f"listens on 127.0.0.1:{port} — it must use PORT" in text
+
+
+async def test_a_front_that_cannot_start_ends_the_start() -> None:
+    assert await failure(service(), play="refuse") == "front/0: no such log"
+
+
+async def test_a_taken_port_is_found_before_anything_is_started() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = await failure(service(listen=f"127.0.0.1:{port}"))
+        assert text.startswith(f"cannot listen on 127.0.0.1:{port} (service.web.listen): address")
+        text = await failure(service(), admin=f"127.0.0.1:{port}")
+        assert text.startswith(f"cannot listen on 127.0.0.1:{port} (admin): address")
+
+
+async def test_no_worker_gets_a_port_that_the_run_itself_listens_on() -> None:
+    first = free_ports(1, None, (), key="k", draw=random.randrange)[0]
+    own = {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
+    web = service(listen=f"127.0.0.1:{first}", ports=f"{first}-{first + 60}")
+    async with running(web, admin=f"127.0.0.1:{first + 1}") as stage:
+        assert {stage.supervisor.listening["web"], stage.supervisor.admin} == own
+        assert not own & set(stage.supervisor.workers["web"])
+
+
+async def test_a_service_that_worked_survives_what_would_have_ended_the_start() -> None:
+    async with running(service(workers=1, restart={"max_restarts": 1, "backoff": "10ms"})) as stage:
+        os.kill(await stage.pid("web/0"), signal.SIGKILL)
+        await stage.said("got join 0", times=2)
+        os.kill(await stage.pid("web/0"), signal.SIGKILL)
+        await stage.said("got leave 0", times=2)
+        snapshot = await stage.supervisor.take_snapshot(5)
+        assert snapshot.children[1].state == "given_up"
+        assert not snapshot.ready
+
+
+async def test_upstreams_need_no_children_but_the_front() -> None:
+    async with running(service(upstreams=["127.0.0.1:9"])) as stage:
+        snapshot = await stage.supervisor.take_snapshot(5)
+        assert [view.role for view in snapshot.children] == ["front"]
+        assert snapshot.services["web"]["upstreams"] == ("127.0.0.1:9",)
+
+
+async def test_a_silent_child_costs_the_deadline_and_no_more() -> None:
+    async with running(service(workers=1), play="silent") as stage:
+        front, worker = (await stage.supervisor.take_snapshot(0.05)).children
+        assert (front.fresh, front.stats) == (False, {})
+        assert (worker.fresh, worker.state) == (False, "up")
+
+
+async def test_several_may_ask_at_once() -> None:
+    async with running(service(workers=1)) as stage:
+        seen = await asyncio.gather(*(stage.supervisor.take_snapshot(5) for _ in range(5)))
+        assert all(snapshot.children[0].fresh for snapshot in seen)
+
+
+async def test_a_unix_socket_goes_with_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    async with running(service(listen=f"unix:{path}")):
+        assert path.is_socket()
+    assert not path.exists()
+
+
+async def test_a_stop_during_the_start_is_no_failure() -> None:
+    stage = Stage(service("import time; time.sleep(1000)"))
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
+        run = tasks.create_task(stage.supervisor.run())
+        await stage.said("got configure")
+        stage.supervisor.stop()
+        assert await run == 0
+    stage.close()
+    assert_nothing_left()
+
+
+async def test_a_front_that_hung_up_is_replaced() -> None:
+    async with running(service(workers=1), play="hang up once") as stage:
+        await stage.said("slot 0 joined=True", times=1)
+        assert (await stage.view("front/0")).restarts == {"signal": 1}
+
+
+async def test_logs_are_reopened_by_the_front() -> None:
+    async with running(service(workers=1)) as stage:
+        stage.supervisor.reopen_logs()
+        await stage.said("got reopen")
+    assert stage.err.count("got reopen") == 1

@@ -1,0 +1,54 @@
+"""The same answers from an `app`: for schemes that pass it connections, which no command takes.
+
+It speaks to its clients itself, so it does nothing wrong by byte; it is blocked, dies and
+retires.
+"""
+
+import os
+import signal
+import time
+
+from aiohttp import web
+from tests.support.chaos import deal
+from tests.support.chaos.worker import SPIN_S
+
+from penstock_worker import process
+
+SEED = int(os.environ.get("CHAOS_SEED", "0"))
+RATE = float(os.environ.get("CHAOS_RATE", "0"))
+FAULTS = ("blocked", "death", "retirement", "drop", "drop")
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    name = request.match_info["name"].encode()
+    size = int(request.match_info["size"])
+    data = await request.read()
+    fault = deal.fault(SEED, process.slot or 0, name, RATE, FAULTS)
+    deal.note(fault)
+    if fault == "blocked":
+        until = time.monotonic() + SPIN_S
+        while time.monotonic() < until:
+            pass
+    elif fault == "death":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault == "retirement":
+        process.retire("the storm wants it")
+    elif fault == "drop" and request.transport is not None:
+        request.transport.abort()
+        return web.Response()
+    fields = {"X-Chaos": name.decode(), "X-Heard": deal.heard(data).decode()}
+    body = deal.body(name, size)
+    sized = request.match_info["form"] == "sized" or request.version < (1, 1)
+    if sized or request.method == "HEAD":
+        return web.Response(body=body, headers=fields)
+    response = web.StreamResponse(headers=fields)
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    for at in range(0, size, 20_000):
+        await response.write(body[at : at + 20_000])
+    await response.write_eof()
+    return response
+
+
+app = web.Application(client_max_size=64 << 20)
+app.router.add_route("*", "/{name}/{size}/{form}", answer)

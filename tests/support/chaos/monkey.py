@@ -1,0 +1,91 @@
+"""Does to processes what operators and machines do to them: kills, stops, replaces.
+
+Each deed is done once, the last one first, and then they are chosen by dice; all are counted
+by name. The first worker of a service is left alone, so that somebody lives; whoever is
+stopped is continued, also when the storm ends early.
+"""
+
+import asyncio
+import random
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import psutil
+from tests.support.chaos.ledger import Ledger
+from tests.support.live.cluster import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+STOPPED_S: Final = (0.2, 4.0)
+"""From what nobody notices to what lasts longer than any time-out of a storm."""
+PAUSE_S: Final = (0.05, 0.6)
+
+
+class Monkey:
+    """The one who does it, to the workers of one service."""
+
+    def __init__(
+        self, run: Cluster, service: str, seed: str, ledger: Ledger, deeds: tuple[str, ...]
+    ) -> None:
+        self.restless = True
+        self._run = run
+        self._service = service
+        self._dice = random.Random(f"{seed}/monkey")
+        self._ledger = ledger
+        self._deeds = deeds
+        self._loop = asyncio.get_running_loop()
+        self._stopped: set[psutil.Process] = set()
+        self._does: dict[str, Callable[[], object]] = {
+            "worker killed": lambda: self._worker().kill(),
+            "worker terminated": lambda: self._worker().terminate(),
+            "worker stopped": self._stop,
+            "front killed": lambda: self._front().kill(),
+            "front stopped": lambda: self._pause(self._front(), 0.3),
+            "workers replaced": lambda: self._run.process.send_signal(signal.SIGHUP),
+            "log opened anew": lambda: self._run.process.send_signal(signal.SIGUSR1),
+        }
+
+    async def storm(self) -> None:
+        """Until there is rest; then everybody goes on."""
+        try:
+            for deed in self._order():
+                await asyncio.sleep(self._dice.uniform(*PAUSE_S))
+                if not self.restless:
+                    return
+                # A process that is not there any more has been done something to already.
+                with suppress(psutil.NoSuchProcess, IndexError):
+                    await asyncio.to_thread(self._does[deed])
+                    self._ledger.faults[deed] += 1
+        finally:
+            for process in tuple(self._stopped):
+                self._continue(process)
+
+    def _order(self) -> "Iterator[str]":
+        """Without an end. What a storm has for itself is listed last, and must not be missed."""
+        yield from reversed(dict.fromkeys(self._deeds))
+        while True:
+            yield self._dice.choice(self._deeds)
+
+    def _worker(self) -> psutil.Process:
+        """One of those that are there, but not the first."""
+        pids = [worker["pid"] for worker in self._run.workers(self._service) if worker["slot"]]
+        return psutil.Process(self._dice.choice([pid for pid in pids if pid]))
+
+    def _front(self) -> psutil.Process:
+        pids = [front["pid"] for front in self._run.status()["fronts"]]
+        return psutil.Process(self._dice.choice([pid for pid in pids if pid]))
+
+    def _stop(self) -> None:
+        self._pause(self._worker(), self._dice.uniform(*STOPPED_S))
+
+    def _pause(self, process: psutil.Process, seconds: float) -> None:
+        process.suspend()
+        self._stopped.add(process)
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, self._continue, process)
+
+    def _continue(self, process: psutil.Process) -> None:
+        self._stopped.discard(process)
+        with suppress(psutil.NoSuchProcess):
+            process.resume()

@@ -1,0 +1,210 @@
+"""A real `penstock run` in the hands of a test, and every process that it ever had.
+
+What is started is ended by its pid.
+"""
+
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+from tests.support.live.wire import WAIT_S, Wire, until
+
+
+class Cluster:
+    """One `penstock run` and every process that it ever had."""
+
+    def __init__(
+        self,
+        folder: Path,
+        services: Mapping[str, Mapping[str, Any]],
+        *words: str,
+        under: Sequence[str] = (),
+        top: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`under` are words that start it, such as those of setpriv; `top`, keys of the run."""
+        self.folder = folder
+        self.may_trace = False
+        """A worker's last words have a traceback, and are logged by us."""
+        keys = {"admin": "127.0.0.1:0", **(top or {})}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+        for name, table in services.items():
+            lines += _table(f"service.{name}", {"listen": "127.0.0.1:0", **table})
+        (folder / "penstock.toml").write_text("\n".join(lines))
+        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+            self.process = subprocess.Popen(
+                [
+                    *under, sys.executable, "-m", "penstock_supervisor", "run",
+                    "-c", "penstock.toml", *words,
+                ],
+                cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+            )  # fmt: skip
+        self._seen: dict[int, psutil.Process] = {}
+        self._wires: list[Wire] = []
+        try:
+            self.until(lambda: "Ctrl-C to stop" in self.err)
+            self.until(lambda: all(worker["standing"] == "up" for worker in self.workers()))
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def err(self) -> str:
+        return (self.folder / "err").read_text()
+
+    @property
+    def said(self) -> str:
+        """What our own processes said; a program may complain as it likes."""
+        return re.sub(r"(?m)^(?!front)\w+/\d+ \| .*\n", "", self.err)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The access log, as far as it is written."""
+        text = (self.folder / "access.log").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def until(self, condition: Callable[[], object], what: str = "") -> None:
+        """Wait for a condition while the run goes on."""
+
+        def met() -> object:
+            self.look()
+            assert self.process.poll() is None, self.err
+            return condition()
+
+        until(met, what)
+
+    def look(self) -> list[psutil.Process]:
+        """Everything below the supervisor; remembered for the end."""
+        found = descendants(self.process.pid)
+        self._seen.update((process.pid, process) for process in found)
+        return found
+
+    def address(self, name: str = "web") -> tuple[str, int]:
+        match = re.search(rf"^{name} on (?:https?://)?([\d.]+):(\d+)", self.err, re.MULTILINE)
+        assert match, self.err
+        return match[1], int(match[2])
+
+    def connect(self, name: str = "web") -> Wire:
+        wire = Wire(socket.create_connection(self.address(name), timeout=WAIT_S))
+        self._wires.append(wire)
+        return wire
+
+    def hang_up(self) -> None:
+        """End all of `connect`'s connections."""
+        while self._wires:
+            self._wires.pop().close()
+
+    def get(self, path: str = "/", name: str = "web") -> tuple[int, str]:
+        """One request on a connection of its own: status and body."""
+        connection = http.client.HTTPConnection(*self.address(name), timeout=WAIT_S)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def status(self) -> Any:
+        return json.loads(self.get("/status", "admin")[1])
+
+    def workers(self, *names: str) -> list[dict[str, Any]]:
+        """What /status says of the workers of these services, or of all."""
+        services = self.status()["services"]
+        return [worker for name in names or services for worker in services[name]["workers"]]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over all samples of that name with these labels."""
+        page = self.get("/metrics", "admin")[1]
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    @property
+    def front(self) -> psutil.Process:
+        (front,) = self.fronts
+        return front
+
+    @property
+    def fronts(self) -> list[psutil.Process]:
+        """By slot; all of them have to be there."""
+        return [psutil.Process(front["pid"]) for front in self.status()["fronts"]]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Tell it to leave; return its exit status once nothing is left of it."""
+        self.look()
+        self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        until(lambda: self.process.poll() is not None, "the supervisor's end")
+        until(lambda: not any(map(is_alive, self._seen.values())), "the end of all it started")
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """Whatever is left: end it, each by its pid."""
+        self.hang_up()
+        self.look()
+        self.process.kill()
+        self.process.wait(WAIT_S)
+        for process in filter(is_alive, self._seen.values()):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def close(self) -> None:
+        try:
+            self.hang_up()
+            if self.process.poll() is None:
+                assert self.stop() == 0, self.err
+            assert self.may_trace or "Traceback" not in self.said, self.err
+        finally:
+            self.kill()
+
+
+def _table(path: str, keys: Mapping[str, Any]) -> Iterator[str]:
+    """A table in TOML."""
+    yield f"[{path}]"
+    # Quoted: the name of a host has dots, and is one key all the same.
+    for key, value in keys.items():
+        if not isinstance(value, Mapping):
+            yield f"{json.dumps(key)} = {_value(value)}"
+    for key, value in keys.items():
+        if isinstance(value, Mapping):
+            yield from _table(f"{path}.{key}", value)
+
+
+def _value(value: Any) -> str:
+    """Numbers and text read in TOML as they do in JSON, and so do lists of them; tables do not."""
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{json.dumps(key)} = {_value(one)}" for key, one in value.items())
+        return f"{{{pairs}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return json.dumps(value)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """None, if there is no such process."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """A dead one that its new parent has not buried yet is none of ours."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,44 @@
+"""Messages of a link: what is read is what was sent, and a full link says so.
+
+Real socket pairs and descriptors.
+"""
+
+import os
+import socket
+
+import pytest
+from tests.support.descriptors import descriptors
+from tests.support.worker.links import fill, pair
+
+from penstock_worker.handoff.protocol import CLIENT, CREDIT, read_reports, receive, send
+
+
+def test_more_descriptors_than_one_are_closed() -> None:
+    one, other = pair()
+    with one, other, open(os.devnull) as file:  # noqa: PTH123
+        before = descriptors()
+        socket.send_fds(one, [CLIENT], [file.fileno()] * 3)
+        got = receive(other)
+        assert got is not None
+        os.close(got[1][0])
+        assert descriptors() == before
+
+
+def test_a_full_link_says_so_at_once() -> None:
+    one, other = pair()
+    with one, other, open(os.devnull) as file:  # noqa: PTH123
+        fill(lambda: send(one, CLIENT, [file.fileno()]))
+        assert receive(one) is None
+
+
+def test_all_that_was_said_is_one_report() -> None:
+    front, worker = pair()
+    with front, worker:
+        assert read_reports(front) is None
+        worker.send(CREDIT.pack(2, 0))
+        worker.send(CREDIT.pack(0, 1))
+        worker.send(CREDIT.pack(0xFFFF, 0xFFFF))
+        assert read_reports(front) == (0x10001, 0x10000)
+        worker.send(CREDIT.pack(1, 0) + b"!")
+        with pytest.raises(ConnectionResetError):
+            read_reports(front)

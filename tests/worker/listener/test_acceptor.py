@@ -1,0 +1,170 @@
+"""A few connections a wake-up, all that are queued at the end, and patience without descriptors."""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from tests.support.descriptors import no_descriptor_left
+
+from penstock_worker.listener.acceptor import ACCEPTS_PER_WAKEUP, Acceptor
+
+QUEUED = 7
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.001)
+
+
+class Deliveries(list[int]):
+    """Takes descriptors and closes them."""
+
+    def __call__(self, fd: int, family: int) -> None:
+        assert family == socket.AF_INET
+        os.close(fd)
+        self.append(fd)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        yield sock
+
+
+@contextmanager
+def clients(listener: socket.socket, count: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        yield
+
+
+async def everything(client: socket.socket) -> bytes:
+    """What a client that does not block is told, up to the end."""
+    said = b""
+    async with asyncio.timeout(30):
+        while piece := await asyncio.get_running_loop().sock_recv(client, 4096):
+            said += piece
+    return said
+
+
+async def test_of_a_burst_it_takes_few_at_a_wake_up(listener: socket.socket) -> None:
+    taken = Deliveries()
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
+    with clients(listener, QUEUED):
+        acceptor.start()
+        steps = []
+        async with asyncio.timeout(30):
+            while len(taken) < QUEUED:
+                before = len(taken)
+                await asyncio.sleep(0)
+                steps.append(len(taken) - before)
+    acceptor.close()
+    assert max(steps) == ACCEPTS_PER_WAKEUP
+
+
+async def test_at_the_end_it_takes_all_that_wait_and_closes(listener: socket.socket) -> None:
+    taken = Deliveries()
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
+    with clients(listener, QUEUED):
+        acceptor.drain(100)
+    assert (len(taken), acceptor.closed, listener.fileno()) == (QUEUED, True, -1)
+    acceptor.drain(100)
+    acceptor.close()
+
+
+async def test_even_the_end_is_bounded(listener: socket.socket) -> None:
+    taken = Deliveries()
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
+    with clients(listener, QUEUED):
+        acceptor.drain(3)
+    assert len(taken) == 3
+
+
+async def test_without_descriptors_it_waits_and_goes_on(
+    listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = Deliveries()
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
+    acceptor.start()
+    with clients(listener, QUEUED):
+        with no_descriptor_left():
+            await until(lambda: bool(caplog.records))
+            assert not taken
+        await until(lambda: len(taken) == QUEUED)
+    acceptor.close()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"cannot accept: {os.strerror(errno.EMFILE)}; trying again until it can"
+    )
+
+
+async def test_at_its_bound_they_wait_until_somebody_leaves(listener: socket.socket) -> None:
+    taken = Deliveries()
+    loop = asyncio.get_running_loop()
+    room = 3
+    acceptor = Acceptor(loop, listener, taken, 60.0, lambda: len(taken) < room)
+    acceptor.start()
+    with clients(listener, QUEUED):
+        await until(lambda: len(taken) == room)
+        for _ in range(QUEUED):
+            await asyncio.sleep(0)
+        assert len(taken) == room
+        room = QUEUED
+        acceptor.resume()
+        await until(lambda: len(taken) == QUEUED)
+    acceptor.close()
+
+
+async def test_who_waits_too_long_at_its_bound_is_told_so(listener: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    acceptor = Acceptor(loop, listener, Deliveries(), 0.2, lambda: False)
+    with socket.create_connection(listener.getsockname()) as client:
+        client.setblocking(False)
+        acceptor.start()
+        said = await everything(client)
+    assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert said.endswith(b"\r\n\r\ntoo many connections\n")
+    acceptor.close()
+
+
+async def test_who_waits_too_long_for_a_descriptor_is_told_so(listener: socket.socket) -> None:
+    taken = Deliveries()
+    loop = asyncio.get_running_loop()
+    acceptor = Acceptor(loop, listener, taken, 0.2)
+    with socket.create_connection(listener.getsockname()) as client:
+        client.setblocking(False)
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        with no_descriptor_left():
+            acceptor.start()
+            said = await everything(client)
+    assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert said.endswith(b"\r\n\r\nout of descriptors\n")
+    with clients(listener, 2):
+        await until(lambda: len(taken) == 2)
+    acceptor.close()
+
+
+async def test_closing_while_it_waits_is_final(listener: socket.socket) -> None:
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, Deliveries())
+    with clients(listener, 1), no_descriptor_left():
+        acceptor.drain(1)
+    assert acceptor.closed
+    acceptor.start()
+    assert listener.fileno() == -1
+
+
+async def test_a_socket_that_was_shut_is_left(listener: socket.socket) -> None:
+    acceptor = Acceptor(asyncio.get_running_loop(), listener, Deliveries())
+    acceptor.start()
+    listener.shutdown(socket.SHUT_RDWR)
+    await until(lambda: acceptor.closed)
+    assert listener.fileno() == -1

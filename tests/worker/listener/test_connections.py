@@ -1,0 +1,237 @@
+"""Wherever connections come from, they are served, counted once, and answered at the end.
+
+Real processes: the test is the supervisor and, over a link, the proxy.
+"""
+
+import contextlib
+import json
+import re
+import resource
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from tests.support.worker import clients
+from tests.support.worker.clients import APPS, DEMO, Link, Start, until
+
+from penstock_worker import contract
+from penstock_worker.handoff import protocol
+
+
+def test_the_first_word_is_who_it_is(serve: Start) -> None:
+    served = serve(DEMO)
+    message = json.loads(served.link.recv(4096).partition(b"\n")[0])
+    assert message == {"cmd": contract.ONLINE, "pid": served.process.pid}
+
+
+def test_workers_that_share_a_socket_all_get_work(shared: Start, listener: socket.socket) -> None:
+    workers = [shared(DEMO, listener, slot) for slot in range(2)]
+    seen: set[bytes] = set()
+
+    def both_answered() -> bool:
+        asking = [clients.asked(listener) for _ in range(16)]
+        seen.update(clients.answer(client).split(b" (")[0] for client in asking)
+        return len(seen) == len(workers)
+
+    until(both_answered)
+    assert seen == {b"hello from web/0", b"hello from web/1"}
+
+
+def test_a_socket_that_two_share_survives_one_of_them(shared: Start, port: socket.socket) -> None:
+    first, second = (shared(DEMO, port, slot) for slot in range(2))
+    first.signal(signal.SIGKILL)
+    assert first.exit_status() == -signal.SIGKILL
+    assert {clients.get(port).split(b" (")[0] for _ in range(8)} == {b"hello from web/1"}
+    second.signal(signal.SIGTERM)
+    assert second.exit_status() == 0
+
+
+def test_sockets_for_another_process_are_left_alone(serve: Start) -> None:
+    served = serve(DEMO, LISTEN_FDS="1", LISTEN_PID="1")
+    assert served.port()
+
+
+@pytest.mark.parametrize("count", ["", "0", "-1", "x", "9999", "٣"])
+def test_a_senseless_number_of_sockets_is_one_line(serve: Start, count: str) -> None:
+    served = serve(DEMO, LISTEN_FDS=count)
+    reason = f"LISTEN_FDS={count!r} is not a number of sockets"
+    assert served.hear() == {"cmd": contract.FAILED, "reason": reason}
+    assert served.exit_status() == contract.EXIT_FAILED
+
+
+def test_sockets_that_are_not_there_are_one_line(serve: Start) -> None:
+    served = serve(DEMO, LISTEN_FDS="300")
+    assert "not all of them are there: bad file descriptor" in served.hear()["reason"]
+
+
+def test_a_socket_that_nobody_can_serve_is_one_line(serve: Start) -> None:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        served = serve(DEMO, passed=one)
+        assert "no TCP, UDP or unix socket" in served.hear()["reason"]
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "1"])
+def test_a_link_that_is_none_is_one_line(serve: Start, number: str) -> None:
+    served = serve(DEMO, PENSTOCK_LINK_FD=number)
+    assert f"PENSTOCK_LINK_FD={number!r} is no " in served.hear()["reason"]
+    assert served.exit_status() == contract.EXIT_FAILED
+
+
+@pytest.mark.parametrize("spec", APPS)
+def test_connections_of_a_link_are_served_and_their_ends_told(
+    linked: Start, spec: str, link: Link
+) -> None:
+    linked(spec)
+    three = [link.client() for _ in range(3)]
+    link.reported(taken=3, ended=0)
+    for client in three:
+        assert clients.exchange(client) == b"hello"
+    link.reported(taken=0, ended=3)
+
+
+@pytest.mark.parametrize("spec", APPS)
+def test_each_front_has_a_link_and_hears_of_its_own_clients(serve: Start, spec: str) -> None:
+    links = [Link() for _ in range(2)]
+    fds = [link.worker.fileno() for link in links]
+    served = serve(
+        spec, inherits=fds, PENSTOCK_LINK_FD=",".join(map(str, fds)), PENSTOCK_SCHEME="handoff"
+    ).ready()
+    for link in links:
+        link.worker.close()
+        pair = [link.client() for _ in range(2)]
+        link.reported(taken=2, ended=0)
+        for client in pair:
+            assert clients.exchange(client) == b"hello"
+        link.reported(taken=0, ended=2)
+    assert served.stats()["fds"]["channel"] == 3
+    # One that is gone for good is no reason to leave the other.
+    links[0].close()
+    assert clients.exchange(links[1].client()) == b"hello"
+    links[1].close()
+
+
+@pytest.mark.parametrize("spec", APPS)
+def test_a_health_check_over_a_link_is_served_and_not_counted(
+    linked: Start, spec: str, link: Link
+) -> None:
+    served = linked(spec)
+    probe = link.client(protocol.PROBE)
+    assert clients.exchange(probe) == b"hello"
+    link.reported(taken=1, ended=0)
+    assert served.stats()["series"]["penstock_requests_total"] == {}
+
+
+@pytest.mark.parametrize("spec", APPS)
+def test_a_health_check_over_the_channel_is_served_and_not_counted(
+    shared: Start, spec: str, port: socket.socket
+) -> None:
+    served = shared(spec, port)
+    mine, theirs = socket.socketpair()
+    with theirs:
+        served.tell({"cmd": contract.PROBE}, theirs)
+    assert clients.exchange(mine) == b"hello"
+    series = served.stats()["series"]
+    assert series["penstock_requests_total"] == {}
+    assert series["penstock_connections_total"] == {"": 0}
+
+
+def test_a_ping_is_answered(serve: Start) -> None:
+    served = serve(DEMO).ready()
+    served.tell({"cmd": contract.PING, "seq": 5})
+    assert served.hear() == {"cmd": contract.PONG, "seq": 5}
+
+
+def test_a_descriptor_that_nobody_wants_is_closed(serve: Start) -> None:
+    served = serve(DEMO).ready()
+    before = served.stats()["fds"]
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        for command in (contract.PING, contract.INTERNAL + "FUTURE", contract.LISTEN):
+            served.tell({"cmd": command}, theirs)
+        assert served.stats()["fds"] == before
+
+
+def test_a_new_socket_is_accepted_from_when_the_old_one_was_shut(serve: Start) -> None:
+    with socket.socket() as old, socket.socket() as new:
+        for sock in (old, new):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(old.getsockname() if sock is new else ("127.0.0.1", 0))
+        old.listen()
+        served = serve("aio:app", passed=old, PENSTOCK_SCHEME="reuseport").ready()
+        assert clients.get(old) == b"hello"
+        address = old.getsockname()
+        old.shutdown(socket.SHUT_RDWR)
+        until(lambda: served.stats()["fds"]["listener"] == 0)
+        new.listen()
+        served.tell({"cmd": contract.LISTEN}, new)
+        assert new.getsockname() == address
+        assert clients.get(new) == b"hello"
+        assert served.stats()["fds"]["listener"] == 1
+
+
+def ask(address: tuple[str, int], text: bytes) -> bytes:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(clients.DEADLINE_S)
+        client.sendto(text, address)
+        return client.recv(65536)
+
+
+def test_datagrams_are_served_on_a_socket_that_is_given(serve: Start) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        served = serve(
+            "penstock_worker.demo:udp",
+            passed=sock,
+            PENSTOCK_SCHEME="shared",
+            PENSTOCK_SERVICE="dns",
+            PENSTOCK_SLOT="2",
+        ).ready()
+        assert ask(sock.getsockname(), b"hello\n") == b"hello from dns/2\n"
+        assert ask(sock.getsockname(), b"\x00 echo") == b"\x00 echo"
+        assert served.stats()["fds"]["listener"] == 1
+        served.tell({"cmd": contract.PING, "seq": 1})
+        assert served.hear() == {"cmd": contract.PONG, "seq": 1}
+        served.signal(signal.SIGTERM)
+        assert served.exit_status() == 0
+
+
+def test_by_hand_a_program_for_datagrams_has_the_port(serve: Start) -> None:
+    served = serve("penstock_worker.demo:udp", supervised=False)
+    until(lambda: "\n" in served.stderr())
+    found = re.search(r" on udp://127\.0\.0\.1:(\d+) ", served.stderr())
+    assert found is not None, served.stderr()
+    assert ask(("127.0.0.1", int(found[1])), b"hello\n") == b"hello from worker\n"
+    served.signal(signal.SIGTERM)
+    assert served.exit_status() == 0
+
+
+def test_a_program_and_a_socket_of_different_kinds_are_one_line(
+    serve: Start, port: socket.socket
+) -> None:
+    assert 'set mode = "udp"' in serve("penstock_worker.demo:udp", passed=port).hear()["reason"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        assert "asyncio.DatagramProtocol is wanted" in serve(DEMO, passed=sock).hear()["reason"]
+
+
+def test_it_may_have_as_many_descriptors_as_the_system_lets_it(serve: Start) -> None:
+    served = serve(DEMO).ready()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+@pytest.mark.parametrize("spec", APPS)
+def test_serving_many_leaves_no_descriptor_behind(
+    shared: Start, spec: str, port: socket.socket
+) -> None:
+    served = shared(spec, port)
+    assert clients.get(port) == b"hello"
+    before = served.stats()["fds"]
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(clients.connected(port))
+        until(lambda: served.stats()["fds"]["client"] == 50)
+    until(lambda: served.stats()["fds"] == before)
+    assert len([*Path(f"/proc/{served.process.pid}/fd").iterdir()]) == sum(before.values())

@@ -1,0 +1,72 @@
+"""Whoever waits, or was accepted, when a worker leaves is answered.
+
+Who says nothing does not hold it back.
+"""
+
+import signal
+import socket
+import struct
+
+import pytest
+from tests.support.worker import clients
+from tests.support.worker.clients import APPS, GET, Link, Start, until
+
+
+def queued(listener: socket.socket) -> int:
+    """How many wait to be accepted: tcpi_unacked."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+    (count,) = struct.unpack_from("I", info, 24)
+    return int(count)
+
+
+@pytest.mark.parametrize("spec", APPS)
+def test_who_waits_in_the_queue_when_it_leaves_is_answered(
+    shared: Start, spec: str, listener: socket.socket
+) -> None:
+    served = shared(spec, listener)
+    assert clients.get(listener) == b"hello"
+    served.stop()
+    waiting = [clients.asked(listener) for _ in range(20)]
+    served.signal(signal.SIGTERM)
+    served.signal(signal.SIGCONT)
+    assert [clients.answer(client) for client in waiting] == [b"hello"] * 20
+    assert served.exit_status() == 0
+
+
+@pytest.mark.parametrize("spec", APPS)
+def test_who_waits_in_the_link_when_it_leaves_is_answered(
+    linked: Start, spec: str, link: Link
+) -> None:
+    served = linked(spec)
+    served.stop()
+    waiting = [link.client() for _ in range(5)]
+    for client in waiting:
+        client.sendall(GET % b"/")
+    served.signal(signal.SIGTERM)
+    served.signal(signal.SIGCONT)
+    assert [clients.answer(client) for client in waiting] == [b"hello"] * 5
+    assert served.exit_status() == 0
+
+
+@pytest.mark.parametrize("spec", APPS)
+def test_who_was_accepted_and_speaks_a_moment_later_is_answered_still(
+    shared: Start, spec: str, port: socket.socket
+) -> None:
+    served = shared(spec, port)
+    served.stop()
+    client = clients.connected(port)
+    served.signal(signal.SIGTERM)
+    served.signal(signal.SIGCONT)
+    # Accepted: nobody else would be now.
+    until(lambda: queued(port) == 0)
+    assert clients.exchange(client) == b"hello"
+    assert served.exit_status() == 0
+
+
+def test_whoever_says_nothing_does_not_hold_it_back(shared: Start, port: socket.socket) -> None:
+    served = shared("aio:app", port)
+    with clients.connected(port) as silent:
+        until(lambda: served.stats()["fds"]["client"] == 1)
+        served.signal(signal.SIGTERM)
+        assert silent.recv(1) == b""
+    assert served.exit_status() == 0

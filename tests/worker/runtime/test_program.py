@@ -1,0 +1,232 @@
+"""What a program imports works as promised, in a program of its own and under our runtime.
+
+Real processes, with the supervisor's end of their channel in our hands: the module is one of
+a kind in its process, and much of it is about who has the descriptor.
+"""
+
+import errno
+import socket
+
+from tests.support.worker.supervisor import SupervisorEnd
+
+from penstock_worker.channel.channel import MAX_HANDLES
+from penstock_worker.contract import ONLINE, PING, PONG, READY, RETIRE
+
+
+def test_a_program_knows_where_it_stands_and_says_so(supervisor: SupervisorEnd) -> None:
+    supervisor.run("process.send([process.is_worker, process.slot, process.service])\nend()")
+    assert supervisor.status() == 0
+    supervisor.until(lambda: supervisor.disconnects == 1)
+    assert supervisor.said() == [[True, 3, "web"]]
+    assert supervisor.messages[0]["cmd"] == ONLINE, "before anything else"
+
+
+def test_a_callback_may_be_set_before_there_is_a_loop(supervisor: SupervisorEnd) -> None:
+    text = """
+import asyncio
+import errno
+from penstock_worker import process
+
+@process.on_message
+def told(message, handle):
+    process.send(["told", message])
+    loop.stop()
+
+loop = asyncio.new_event_loop()
+loop.call_soon(process.ready)
+loop.run_forever()
+"""
+    supervisor.start("-W", "ignore", "-c", text)
+    supervisor.until(lambda: {"cmd": READY} in supervisor.messages)
+    supervisor.tell({"any": ["JSON"]})
+    supervisor.until(lambda: ["told", {"any": ["JSON"]}] in supervisor.messages)
+    assert supervisor.status() == 0
+
+
+def test_handles_go_both_ways(supervisor: SupervisorEnd, udp: socket.socket) -> None:
+    supervisor.run("process.on_message(lambda m, h: (process.send(m, h), h.close(), end()))")
+    supervisor.tell("echo", udp)
+    supervisor.until(lambda: len(supervisor.handles) == 1)
+    assert supervisor.handles[0].getsockname() == udp.getsockname()
+    assert supervisor.status() == 0
+
+
+def test_what_came_before_somebody_listened_is_told_in_order(
+    supervisor: SupervisorEnd, udp: socket.socket
+) -> None:
+    supervisor.run(
+        """
+process.ready()
+heard = []
+def told(message, handle):
+    heard.append([message, handle is not None])
+    if message == "last":
+        process.send(heard)
+        end()
+while not process._state.queued or process._state.queued[-1][0] != 9:
+    await asyncio.sleep(0.001)
+process.on_message(told)
+process.send("listens")
+"""
+    )
+    for number in range(10):
+        supervisor.tell(number, udp if number == 5 else None)
+    supervisor.until(lambda: "listens" in supervisor.messages)
+    supervisor.tell("last")
+    supervisor.until(lambda: supervisor.disconnects == 1)
+    assert supervisor.messages[-1] == [[n, n == 5] for n in range(10)] + [["last", False]]
+
+
+def test_a_program_hears_that_its_supervisor_is_gone(supervisor: SupervisorEnd) -> None:
+    supervisor.run("process.on_disconnect(lambda: sys.exit(5))\nprocess.ready()")
+    supervisor.until(lambda: {"cmd": READY} in supervisor.messages)
+    assert supervisor.channel is not None
+    supervisor.channel.close()
+    assert supervisor.status() == 5
+
+
+def test_who_asks_late_still_hears_that_the_supervisor_is_gone(supervisor: SupervisorEnd) -> None:
+    supervisor.run(
+        """
+process.ready()
+while process.send("still there"):
+    await asyncio.sleep(0.001)
+while not process._state.is_disconnected:
+    await asyncio.sleep(0.001)
+process.on_disconnect(end)
+"""
+    )
+    supervisor.until(lambda: "still there" in supervisor.messages)
+    assert supervisor.channel is not None
+    supervisor.channel.close()
+    assert supervisor.status() == 0
+
+
+def test_a_program_asks_to_be_replaced(supervisor: SupervisorEnd) -> None:
+    supervisor.run('process.retire("cache is corrupt " + "x" * 100_000)')
+    supervisor.until(lambda: len(supervisor.said()) == 1)
+    (said,) = supervisor.said()
+    assert said["cmd"] == RETIRE
+    assert said["reason"].startswith("cache is corrupt xxx")
+    assert len(said["reason"]) < 10_000
+
+
+def test_a_program_answers_that_it_is_there_and_sees_nothing_of_it(
+    supervisor: SupervisorEnd, udp: socket.socket
+) -> None:
+    supervisor.run("process.on_message(lambda m, h: process.send(['told', m]))")
+    supervisor.tell({"cmd": PING, "seq": 7})
+    supervisor.tell({"cmd": "NODE_PENSTOCK_NEWER"}, udp)
+    supervisor.tell({"cmd": "NODE_SOCKET_NOTIFY_CLOSE"}, udp)
+    supervisor.tell({"cmd": "NODE_"})
+    supervisor.until(lambda: len(supervisor.said()) == 2)
+    assert supervisor.said() == [{"cmd": PONG, "seq": 7}, ["told", {"cmd": "NODE_"}]]
+
+
+def test_an_exception_in_a_callback_is_the_loops_and_the_next_message_comes(
+    supervisor: SupervisorEnd,
+) -> None:
+    supervisor.run(
+        """
+caught = []
+asyncio.get_running_loop().set_exception_handler(lambda _, c: caught.append(repr(c["exception"])))
+def told(message, handle):
+    if message == "last":
+        process.send(caught)
+    raise ZeroDivisionError(message)
+process.on_message(told)
+"""
+    )
+    supervisor.tell("first")
+    supervisor.tell("last")
+    supervisor.until(lambda: len(supervisor.said()) == 1)
+    assert supervisor.said() == [["ZeroDivisionError('first')"]]
+
+
+def test_a_thousand_handles_at_one_go_are_refused_and_the_channel_lives(
+    supervisor: SupervisorEnd,
+) -> None:
+    supervisor.run(
+        """
+with socket.socket(type=socket.SOCK_DGRAM) as sock:
+    sock.bind(("127.0.0.1", 0))
+    taken = 0
+    try:
+        for number in range(1000):
+            taken += process.send(number, sock)
+    except OSError as error:
+        refused = error.errno
+while process._state.channel.congested:
+    await asyncio.sleep(0.001)
+process.send([taken, refused])
+"""
+    )
+    supervisor.until(lambda: len(supervisor.said()) == MAX_HANDLES + 1)
+    assert supervisor.said()[-1] == [MAX_HANDLES, errno.ENOBUFS]
+    assert supervisor.said()[:-1] == list(range(MAX_HANDLES))
+    assert supervisor.disconnects == 0
+
+
+def test_a_program_that_is_called_from_another_thread_says_what_to_do(
+    supervisor: SupervisorEnd,
+) -> None:
+    supervisor.run(
+        """
+process.ready()
+def other():
+    try:
+        process.send("from elsewhere")
+    except RuntimeError as error:
+        loop.call_soon_threadsafe(process.send, str(error))
+loop = asyncio.get_running_loop()
+threading.Thread(target=other).start()
+"""
+    )
+    supervisor.until(lambda: len(supervisor.said()) == 2)
+    assert "call_soon_threadsafe" in supervisor.said()[1]
+
+
+def test_a_name_without_its_descriptor_is_no_supervisor(supervisor: SupervisorEnd) -> None:
+    supervisor.run(
+        """
+assert not process.is_worker and process.slot is None
+assert process.send("x") is False
+process.ready()
+process.retire("lonely")
+end()
+""",
+        passed=False,
+    )
+    assert supervisor.status() == 0, supervisor.stderr()
+    assert "there is no supervisor" in supervisor.stderr()
+
+
+def test_without_a_supervisor_nothing_does_harm(supervisor: SupervisorEnd) -> None:
+    supervisor.run(
+        """
+assert (process.is_worker, process.slot, process.service) == (False, None, "")
+assert process.send({"a": 1}) is False
+process.on_message(print)
+process.on_disconnect(print)
+process.ready()
+process.retire()
+end()
+""",
+        named=False,
+    )
+    assert (supervisor.status(), supervisor.stderr()) == (0, "")
+
+
+def test_the_programs_own_children_find_no_channel(supervisor: SupervisorEnd) -> None:
+    supervisor.run(
+        """
+process.ready()
+child = await asyncio.create_subprocess_exec(
+    sys.executable, "-c", "import os; print(os.environ.get('PENSTOCK_CHANNEL_FD'))",
+    stdout=asyncio.subprocess.PIPE, close_fds=False)
+process.send((await child.communicate())[0].decode())
+end()
+"""
+    )
+    supervisor.until(lambda: "None\n" in supervisor.messages)
+    assert supervisor.status() == 0
