@@ -11,7 +11,7 @@ from random import random
 from typing import Any, Final
 
 from penstock_proxy.balancing.pool import Member, Pool
-from penstock_proxy.config import Balance, Ejection, FrontService, Health, Limits, Target
+from penstock_proxy.config import Balance, Ejection, Health, Limits, ServiceConfig, Target
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.http.client_connection import ClientConnection
 from penstock_proxy.http.connection_pool import ConnectionPool
@@ -52,7 +52,7 @@ CHUNKS: Final = b"400\r\n" + b"x" * 1024 + b"\r\n0\r\n\r\n"
 
 
 class Nowhere(Transport):
-    """A transport that goes nowhere: as much of one as the front uses."""
+    """A transport that goes nowhere: as much of one as the proxy uses."""
 
     written: object = b""
 
@@ -135,7 +135,7 @@ def pick(balance: Balance, workers: int) -> Iterator[Step]:
 def exchange() -> Iterator[Step]:
     """A request in, to a worker; a response back, to the client; counted."""
     loop = asyncio.new_event_loop()
-    config = FrontService(
+    config = ServiceConfig(
         name="web",
         listeners=(),
         targets=_targets(2),

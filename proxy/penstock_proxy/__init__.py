@@ -1,1 +1,1 @@
-"""The front: one listener, many workers. Accept, admit, pick, deliver."""
+"""The proxy: one listener, many workers. Accept, admit, pick, deliver."""

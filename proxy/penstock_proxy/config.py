@@ -1,7 +1,7 @@
-"""The front's share of the configuration: what it may be told, and what is sane.
+"""The proxy's share of the configuration: what it may be told, and what is sane.
 
 Frozen models, made once by the supervisor from file, command line and defaults, and sent
-to the front as JSON. Each part of a service defines its own keys and defaults here, next
+to the proxy as JSON. Each part of a service defines its own keys and defaults here, next
 to the only code that reads them; an unknown key is an error. Durations are seconds, sizes
 are bytes, shares are fractions once they are parsed. No I/O, no clock.
 """
@@ -89,7 +89,7 @@ def _server_name(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Divided:
-    """Marks a bound that is written for a whole service: of several fronts each gets its share.
+    """Marks a bound that is written for a whole service: of several proxies each gets its share.
 
     0 is no number of things, and a fraction is one of what is divided already: both stay.
     """
@@ -164,7 +164,7 @@ class Retries(Part):
 
 
 class Timeouts(Part):
-    """Every wait of the front has an end; 0 means none only where it says so."""
+    """Every wait of the proxy has an end; 0 means none only where it says so."""
 
     connect: Positive = 5.0
     head: Positive = 10.0
@@ -181,7 +181,7 @@ class Timeouts(Part):
     start: Positive = 30.0
     """A worker's time to get ready."""
     stop: Positive = 30.0
-    """A worker's or front's time to finish when it is told to leave."""
+    """A worker's or proxy's time to finish when it is told to leave."""
 
 
 class Limits(Part):
@@ -205,7 +205,7 @@ class Limits(Part):
     handshakes: Annotated[Count, Divided()] = 512
     """Of TLS, unfinished at once: beyond, the oldest makes room."""
     connections_per_client: Annotated[PerClient, Divided()] = 0.5
-    """Of one address, or one /64 of IPv6: a share of what the front can take, or a number; 429
+    """Of one address, or one /64 of IPv6: a share of what the proxy can take, or a number; 429
     beyond. 0: no limit."""
     queue: Annotated[int, Field(ge=0, strict=True), Divided()] = 1024
     """Requests that wait for a worker: 503 beyond."""
@@ -240,7 +240,7 @@ class Fields(Part):
 
 
 class Target(Part):
-    """One worker as the front sees it: a slot and where it listens."""
+    """One worker as the proxy sees it: a slot and where it listens."""
 
     slot: int
     address: AddressText | Literal[""]
@@ -249,11 +249,11 @@ class Target(Part):
     joined: bool = False
     """Its process is ready: check it. Upstreams that nobody supervises always are."""
     up: bool = False
-    """It was in the rotation before a front died; the next one believes that."""
+    """It was in the rotation before a proxy died; the next one believes that."""
 
 
 class Traffic(Part):
-    """The keys of a service that the front acts on; the supervisor's tables add theirs."""
+    """The keys of a service that the proxy acts on; the supervisor's tables add theirs."""
 
     mode: Mode = "http"
     balance: Balance = "round_robin"
@@ -281,7 +281,7 @@ class Traffic(Part):
     forwarding: Fields = Fields()
 
 
-class FrontService(Traffic):
+class ServiceConfig(Traffic):
     """One service, resolved: inherited listeners in, targets out."""
 
     name: str
@@ -295,7 +295,7 @@ class FrontService(Traffic):
     """It asks them for certificates."""
 
 
-class FrontConfig(Part):
-    """All that a front is told."""
+class ProxyConfig(Part):
+    """All that a proxy is told."""
 
-    services: tuple[FrontService, ...]
+    services: tuple[ServiceConfig, ...]

@@ -1,17 +1,17 @@
-"""What the supervisor tells a front, and what a front tells back.
+"""What the supervisor tells a proxy, and what a proxy tells back.
 
 One JSON object a line on the channel (`penstock_worker.channel.channel`); `cmd` names it. The
-supervisor owns *does the process live*, the front owns *is it in the rotation*; these
+supervisor owns *does the process live*, the proxy owns *is it in the rotation*; these
 messages are the whole of what they know of each other. No I/O, no clock.
 
-supervisor → front
-    CONFIGURE  config=FrontConfig (as JSON)     first, once; listeners are inherited
+supervisor → proxy
+    CONFIGURE  config=ProxyConfig (as JSON)     first, once; listeners are inherited
     ACCEPT                                      the listeners listen: accept from now on
-    COVER      service, front                   with that front's listener: it is away, so
+    COVER      service, proxy                   with that proxy's listener: it is away, so
                                                 accept from there too
-    UNCOVER    front                            it is back
+    UNCOVER    proxy                            it is back
     LINK       service, slot, link, end         with a socket: one end of the link to a process
-                                                in that slot, "front" or "worker"
+                                                in that slot, "proxy" or "worker"
     UNLINK     service, link                    that process is gone: take back what it left;
                                                 answered UNLINKED
     JOIN       service, slot, address | link    the slot's process is ready: check it. It
@@ -26,7 +26,7 @@ supervisor → front
     PING                                        answered PONG: is it stuck?
     REOPEN                                      open log files anew
     DRAIN                                       accept no more, finish, exit 0
-front → supervisor
+proxy → supervisor
     READY                                       configured; waits for ACCEPT
     FAILED     reason                           cannot start; then exit 78
     HELD       seq                              it will not be picked any more

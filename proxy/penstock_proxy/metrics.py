@@ -1,6 +1,6 @@
-"""The front's metrics: one table of what is told, and the plain numbers that are counted.
+"""The proxy's metrics: one table of what is told, and the plain numbers that are counted.
 
-Owns the names, help texts and labels of everything a front measures, and the
+Owns the names, help texts and labels of everything a proxy measures, and the
 counters of one service. It does not know who reads them: `snapshot` makes plain JSON that
 travels over the channel, and the supervisor renders it by the same TABLE, so that a metric
 is named in exactly one place.
@@ -21,8 +21,8 @@ from penstock_worker.telemetry.counters import Histogram, code, flat
 from penstock_worker.telemetry.counters import Series as Series
 from penstock_worker.telemetry.counters import Value as Value
 
-FRONT_SLOT: Final = -1
-"""The slot of requests that the front answered by itself; its label is empty."""
+PROXY_SLOT: Final = -1
+"""The slot of requests that the proxy answered by itself; its label is empty."""
 
 REJECTIONS: Final = (
     "queue_full",
@@ -34,11 +34,11 @@ REJECTIONS: Final = (
     "proxy_header",
     "proxy_untrusted",
 )
-"""Why somebody was not let in. Who comes while a front is full waits in the listener's queue,
+"""Why somebody was not let in. Who comes while a proxy is full waits in the listener's queue,
 and is counted here only when that took too long."""
 
 PAUSES: Final = ("full", "lacking", "system")
-"""Why a front leaves connections waiting: `max_connections`, its own descriptors, or the
+"""Why a proxy leaves connections waiting: `max_connections`, its own descriptors, or the
 system's descriptors and memory."""
 
 HANDOFFS: Final = ("taken", "returned", "lost")
@@ -83,17 +83,17 @@ TABLE: Final = (
     Metric("penstock_connections_active", "gauge",
            "Client connections that are open now.", ("service",)),
     Metric("penstock_worker_connections_total", "counter",
-           "Connections that a worker got: opened or passed by the front, or accepted.",
+           "Connections that a worker got: opened or passed by the proxy, or accepted.",
            ("service", "slot")),
     Metric("penstock_connection_fds", "gauge",
-           "Descriptors that fronts hold for client connections.", ("service",)),
+           "Descriptors that proxies hold for client connections.", ("service",)),
     Metric("penstock_handoffs_total", "counter",
            "Connections that were sent to workers: taken by the worker, returned to go to "
            "another, or lost.", ("service", "result")),
     Metric("penstock_handoffs_in_flight", "gauge",
            "Connections that were sent to workers and not taken yet.", ("service",)),
     Metric("penstock_requests_total", "counter",
-           "Requests that ended; an empty slot means that the front answered by itself.",
+           "Requests that ended; an empty slot means that the proxy answered by itself.",
            ("service", "slot", "method", "code")),
     Metric("penstock_request_duration_seconds", "histogram",
            "Time to a worker's connection, to its first byte, and to the end.",
@@ -106,10 +106,10 @@ TABLE: Final = (
     Metric("penstock_rejected_total", "counter",
            "Connections and requests that were not let in.", ("service", "reason")),
     Metric("penstock_accepting", "gauge",
-           "Fronts that accept connections now; 0 while all of them leave them waiting.",
+           "Proxies that accept connections now; 0 while all of them leave them waiting.",
            ("service",)),
     Metric("penstock_accept_pauses_total", "counter",
-           "Times that a front left connections waiting, by what was lacking.",
+           "Times that a proxy left connections waiting, by what was lacking.",
            ("service", "reason")),
     Metric("penstock_retries_total", "counter",
            "Requests and connections that were tried again with another worker.",
@@ -124,7 +124,7 @@ TABLE: Final = (
            "Requests that were sent anew, as a kept connection to a worker had ended.",
            ("service",)),
     Metric("penstock_panic", "gauge",
-           "Fronts that use every worker that lives, as too few are in the rotation.",
+           "Proxies that use every worker that lives, as too few are in the rotation.",
            ("service",)),
     Metric("penstock_queue_length", "gauge",
            "Requests that wait for a worker now.", ("service",)),
@@ -135,14 +135,14 @@ TABLE: Final = (
     Metric("penstock_access_log_lines_dropped_total", "counter",
            "Lines of the access log that could not be written in time.", ("service",)),
 )  # fmt: skip
-"""Every metric that a front counts. What it merely knows at the moment of asking (which
+"""Every metric that a proxy counts. What it merely knows at the moment of asking (which
 worker is in rotation) travels beside it, in `pools`."""
 
 
 class ServiceCounters:
-    """What one front counts for one service. Written by the data path, read at scrape.
+    """What one proxy counts for one service. Written by the data path, read at scrape.
 
-    The counters start at zero in every front: Prometheus knows a reset when it sees one.
+    The counters start at zero in every proxy: Prometheus knows a reset when it sees one.
     """
 
     __slots__ = (
@@ -207,7 +207,7 @@ def snapshot(
     log_dropped: Mapping[str, int],
     tasks: int = 0,
 ) -> dict[str, Any]:
-    """The `metrics` of a front's answer to STATS, ready for JSON.
+    """The `metrics` of a proxy's answer to STATS, ready for JSON.
 
     `fds` is by kind (listener, client, upstream, channel, other), `log_dropped` by service,
     `tasks` of the event loop.
@@ -223,7 +223,7 @@ def snapshot(
 
 
 def merge(parts: Iterable[Series]) -> Series:
-    """Add up what several fronts counted for one service.
+    """Add up what several proxies counted for one service.
 
     Everything in TABLE can be added, its gauges too: they are numbers of things.
     """
@@ -296,4 +296,4 @@ def _closed(counts: Mapping[str, int], known: frozenset[str]) -> dict[str, Value
 
 
 def _slot(slot: int) -> str:
-    return "" if slot == FRONT_SLOT else str(slot)
+    return "" if slot == PROXY_SLOT else str(slot)

@@ -1,7 +1,7 @@
 """What children report, and to whom in the run it matters.
 
 Owns nothing but the way of a report: each is handed on to those that keep what follows from it
-(slots, rotation, fronts, the questions that are out). A run fails as a whole only before a
+(slots, rotation, proxies, the questions that are out). A run fails as a whole only before a
 service ever worked: then a person stands before it and wants to know. Whether it has is decided
 here; what a failure does is the run's (`fail`).
 """
@@ -18,7 +18,7 @@ from penstock_supervisor.children.slots import Slots, slot_of
 from penstock_supervisor.observability.stats_poll import StatsPoll
 from penstock_supervisor.process.reaper import reap_strangers
 from penstock_supervisor.rollout.condition import Condition
-from penstock_supervisor.rollout.proxies import Fronts
+from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.resources import Resources
 from penstock_supervisor.rollout.rolling_restart import RollingRestart
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
@@ -39,7 +39,7 @@ class ChildEvents(ChildObserver):
         resources: Resources,
         slots: Slots,
         rotation: Rotation,
-        fronts: Fronts,
+        proxies: Proxies,
         worker_checks: WorkerChecks,
         reuseport: ReuseportSockets,
         rolling_restart: RollingRestart,
@@ -52,7 +52,7 @@ class ChildEvents(ChildObserver):
         self._resources = resources
         self._slots = slots
         self._rotation = rotation
-        self._fronts = fronts
+        self._proxies = proxies
         self._worker_checks = worker_checks
         self._reuseport = reuseport
         self._rolling_restart = rolling_restart
@@ -63,28 +63,28 @@ class ChildEvents(ChildObserver):
         self._is_over = is_over
 
     def sockets_for(self, child: Child) -> tuple[int, ...]:
-        if child.plan.role == "front":
+        if child.plan.role == "proxy":
             return ()
         return self._resources.listeners[child.plan.service].worker_fds(child.plan.slot)
 
     def spawned(self, child: Child) -> None:
-        if child.plan.role == "front":
-            self._fronts.spawned(child)
+        if child.plan.role == "proxy":
+            self._proxies.spawned(child)
         else:
             self._rotation.spawned(child)
 
     def exited(self, child: Child) -> None:
         self._stats_poll.carry_over(child)
-        if child.plan.role == "front":
-            self._fronts.exited(child)
+        if child.plan.role == "proxy":
+            self._proxies.exited(child)
             return
         # Before what it had not taken is taken back: it must not be picked for that again.
         self.left(child)
         self._rotation.gone(child)
 
     def joined(self, child: Child) -> None:
-        if child.plan.role == "front":
-            self._fronts.ready(child)
+        if child.plan.role == "proxy":
+            self._proxies.ready(child)
         elif self._slots.is_successor(child):
             self._rolling_restart.successor_ready(child)
         elif self._slots.is_current(child):
@@ -106,11 +106,11 @@ class ChildEvents(ChildObserver):
         command = message.get("cmd") if isinstance(message, dict) else None
         if command == contract.STATS:
             self._stats_poll.answered(child, message)
-        elif command == contract.PONG and child.plan.role == "front":
-            self._fronts.answered(child)
+        elif command == contract.PONG and child.plan.role == "proxy":
+            self._proxies.answered(child)
         elif command == contract.PONG:
             self._worker_checks.answered(*slot_of(child), message)
-        elif child.plan.role == "front":
+        elif child.plan.role == "proxy":
             if not (isinstance(command, str) and self._rotation.heard(child, message)):
                 _log.warning("%s says %.80r, which is not understood", child.name, message)
         elif isinstance(command, str) and command.startswith("NODE_"):
@@ -127,9 +127,9 @@ class ChildEvents(ChildObserver):
         return not self._slots.ever_ready(child.plan.service) and self._fail(why)
 
     def gave_up(self, child: Child, why: str) -> bool:
-        if child.plan.role == "front":
-            last = self._fronts.gave_up(child)
-            return last and self._fail(f"{why}; without a front nobody can be served")
+        if child.plan.role == "proxy":
+            last = self._proxies.gave_up(child)
+            return last and self._fail(f"{why}; without a proxy nobody can be served")
         if self._slots.ever_ready(child.plan.service):
             self._reuseport.shut(slot_of(child))
             return False

@@ -17,7 +17,7 @@ class SocketView(NamedTuple):
 
     service: str
     slot: int | None
-    """The slot that it belongs to; None when all accept from it, or the front does."""
+    """The slot that it belongs to; None when all accept from it, or the proxy does."""
     inode: int
     address: str
     kind: SocketKind
@@ -46,17 +46,17 @@ class TlsView(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildView:
-    """One child: a front, or a worker's slot."""
+    """One child: a proxy, or a worker's slot."""
 
-    role: Literal["front", "worker"]
+    role: Literal["proxy", "worker"]
     service: str
-    """Empty for a front, which serves all of them."""
+    """Empty for a proxy, which serves all of them."""
     slot: int
     state: str
     """`lifecycle.State` by name, lower case."""
     pid: int | None
     address: str
-    """Where it listens; empty for a front."""
+    """Where it listens; empty for a proxy."""
     restarts: Mapping[str, int]
     """Restarts so far by reason: exit, signal, start_timeout, spawn, retire, channel."""
     since_s: float
@@ -70,13 +70,13 @@ class ChildView:
     fresh: bool = False
     """It answered this time."""
     scheme: str = ""
-    """How connections reach it; empty for a front."""
+    """How connections reach it; empty for a proxy."""
     spoke: bool = False
     """It says of itself what it knows: its answers to STATS count. A program that was merely
     started never does."""
     carryover: Mapping[str, Any] = field(default_factory=dict)
     """What other processes of this slot counted: those that ended, and one that leaves while
-    this one took over. Of a worker `penstock_proxy.metrics.Series`, of a front
+    this one took over. Of a worker `penstock_proxy.metrics.Series`, of a proxy
     `carried.Carryover`."""
     events: Mapping[str, int] = field(default_factory=dict)
     """What happened to it so far, by name of the event."""
@@ -92,18 +92,18 @@ class Snapshot:
     """Every service has a worker in rotation."""
     stopping: bool
     away: frozenset[int] = frozenset()
-    """Slots of fronts that others accept for."""
+    """Slots of proxies that others accept for."""
     listener_fds: int
     channel_fds: int
     """Descriptors of the supervisor itself, by kind."""
     loop_lag_s: float
     tasks: int = 0
     """Of the supervisor's event loop."""
-    unfronted: Mapping[str, Any] = field(default_factory=dict)
-    """What is checked here, of services without a front; shaped as a front's answer to STATS."""
+    unproxied: Mapping[str, Any] = field(default_factory=dict)
+    """What is checked here, of services without a proxy; shaped as a proxy's answer to STATS."""
     sockets: tuple[SocketView, ...] = ()
     """The listening sockets of all services."""
     tls: Mapping[str, TlsView] = field(default_factory=dict)
-    """By service, where the front speaks TLS."""
+    """By service, where the proxy speaks TLS."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """By service: connections that waited on a socket when it was shut."""

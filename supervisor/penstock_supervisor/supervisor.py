@@ -1,11 +1,11 @@
 """A whole run: opens, starts, watches, stops. Executes what the tables and plans say.
 
-Owns the order of things (sockets before children, front before workers when leaving) and
+Owns the order of things (sockets before children, proxy before workers when leaving) and
 the facts of the whole: has it started, is it over, did it fail. What one child does is `child`,
 what it is started with is `children.plan`, and what follows from its reports is `child_events`.
 
 Once it has started nothing but a stop ends a run: a worker that cannot be kept alive is
-reported and left alone, while the others serve. Only without a front nobody could serve.
+reported and left alone, while the others serve. Only without a proxy nobody could serve.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from penstock_supervisor.observability.stats_poll import LoopLag, StatsPoll
 from penstock_supervisor.process import rlimits
 from penstock_supervisor.process.reaper import Guardian
 from penstock_supervisor.rollout.condition import Condition
-from penstock_supervisor.rollout.proxies import Fronts
+from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.resources import Resources
 from penstock_supervisor.rollout.rolling_restart import RollingRestart
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
@@ -46,10 +46,10 @@ from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_supervisor.snapshot import Snapshot
 from penstock_worker import contract
 
-__all__ = ["FRONT", "StartError", "Supervisor"]
+__all__ = ["PROXY", "StartError", "Supervisor"]
 
-FRONT: Final = (sys.executable, "-P", "-m", "penstock_proxy")
-"""-P: the directory we happen to stand in must not shadow what the front imports."""
+PROXY: Final = (sys.executable, "-P", "-m", "penstock_proxy")
+"""-P: the directory we happen to stand in must not shadow what the proxy imports."""
 _HASTE_S: Final = 5.0
 """Time to leave when the start failed: nobody is being served, and somebody is waiting."""
 
@@ -71,7 +71,7 @@ class Supervisor:
         environment: Mapping[str, str],
         on_started: Callable[["Supervisor"], None] = lambda _: None,
         events: Events | None = None,
-        front: Sequence[str] = FRONT,
+        proxy: Sequence[str] = PROXY,
         python: str = sys.executable,
         stdout: int = 1,
         stderr: int = 2,
@@ -84,7 +84,7 @@ class Supervisor:
         self._environment = environment
         self._on_started = on_started
         self._events = events or Events()
-        self._front_argv = front
+        self._proxy_argv = proxy
         self._python = python
         self._outputs = (stdout, stderr)
         self._stats_poll = StatsPoll(self._events)
@@ -158,7 +158,7 @@ class Supervisor:
     def reopen_logs(self) -> None:
         """Have whoever writes access logs open them anew, after they were moved away."""
         self._resources.hand_over_logs()
-        self._fronts.tell({"cmd": REOPEN})
+        self._proxies.tell({"cmd": REOPEN})
         for child in self._slots.workers():
             if contract.ACCESS_LOG in child.plan.environment:
                 child.send({"cmd": contract.REOPEN})
@@ -193,7 +193,7 @@ class Supervisor:
         output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
         lag = stack.enter_context(closing(LoopLag()))
         self._worker_checks = WorkerChecks(
-            [one for one in self.config.services if not one.has_front],
+            [one for one in self.config.services if not one.has_proxy],
             self._send_to_worker,
             lambda *change: self._rotation.worker_changed(*change),  # noqa: PLW0108 — not there yet
         )
@@ -208,8 +208,8 @@ class Supervisor:
                 )
             )
         )
-        self._fronts = stack.enter_context(
-            closing(Fronts(loop, self._resources, self._slots, self._rotation))
+        self._proxies = stack.enter_context(
+            closing(Proxies(loop, self._resources, self._slots, self._rotation))
         )
         self._snapshots = SnapshotCollector(
             self._resources,
@@ -217,7 +217,7 @@ class Supervisor:
             self._worker_checks,
             self._stats_poll,
             lag,
-            self._fronts.certificate_reload,
+            self._proxies.certificate_reload,
         )
         self._reuseport = ReuseportSockets(self._resources.listeners, self._slots)
         self._rolling_restart = RollingRestart(
@@ -227,7 +227,7 @@ class Supervisor:
             resources=self._resources,
             slots=self._slots,
             rotation=self._rotation,
-            fronts=self._fronts,
+            proxies=self._proxies,
             worker_checks=self._worker_checks,
             reuseport=self._reuseport,
             rolling_restart=self._rolling_restart,
@@ -249,7 +249,7 @@ class Supervisor:
         await endpoints.serve(stack, self._resources, self)
 
     def _add_children(self) -> None:
-        self._fronts.add(self._front_argv, self._child, self._tasks)
+        self._proxies.add(self._proxy_argv, self._child, self._tasks)
         for service in self.config.services:
             for slot in range(service.workers if service.has_program else 0):
                 plan = self._resources.worker_plan(service, slot)
@@ -260,10 +260,10 @@ class Supervisor:
             self._add_children()
             # Workers that accept by themselves do so when they are ready; whoever connects
             # before waits for them.
-            for child in self._slots.children() if self._listen(fronted=False) else ():
+            for child in self._slots.children() if self._listen(proxied=False) else ():
                 child.start()
             await self._condition.wait_until(lambda: self._is_over() or self._slots.has_started())
-            if not self._is_over() and self._listen(fronted=True):
+            if not self._is_over() and self._listen(proxied=True):
                 self._accept()
             await self._condition.wait_until(self._is_over)
             await self._stop_all()
@@ -271,30 +271,30 @@ class Supervisor:
     def _accept(self) -> None:
         """Everything works: an open port means that somebody answers."""
         self._started = True
-        self._fronts.accept()
+        self._proxies.accept()
         _log.info("started")
         self._on_started(self)
 
-    def _listen(self, *, fronted: bool) -> bool:
+    def _listen(self, *, proxied: bool) -> bool:
         """Let clients connect; False if somebody else was faster."""
         try:
-            self._resources.listen(fronted=fronted)
+            self._resources.listen(proxied=proxied)
         except StartError as error:
             self._failure = error
         return self._failure is None
 
     async def _stop_all(self) -> None:
-        """The fronts finish first: what they still serve needs its workers."""
+        """The proxies finish first: what they still serve needs its workers."""
         self._rolling_restart.cancel()
         for listeners in self._resources.listeners.values():
             listeners.close()
         haste = None if self._failure is None else _HASTE_S
-        self._fronts.stop(haste)
+        self._proxies.stop(haste)
         if not self._failure:
             for child in self._slots.workers():
-                if not self._resources.services[child.plan.service].has_front:
+                if not self._resources.services[child.plan.service].has_proxy:
                     child.stop(haste)
-            await self._condition.wait_until(lambda: self._fronts.at_rest)
+            await self._condition.wait_until(lambda: self._proxies.at_rest)
         for child in self._slots.workers():
             child.stop(haste)
         await self._condition.wait_until(
@@ -315,7 +315,7 @@ class Supervisor:
         return self._stopping or self._failure is not None
 
     def _is_ready(self) -> bool:
-        if not self._started or self._is_over() or not self._fronts.can_accept:
+        if not self._started or self._is_over() or not self._proxies.can_accept:
             return False
         return self._rotation.serving() >= {service.name for service in self.config.services}
 

@@ -67,8 +67,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Makes a run: `start(web={...}, raw={...})`."""
     with ExitStack() as stack:
 
-        def make(*, fronts: int = 1, **services: Mapping[str, Any]) -> Cluster:
-            made = Cluster(tmp_path, services, top={"fronts": fronts} if fronts > 1 else None)
+        def make(*, proxies: int = 1, **services: Mapping[str, Any]) -> Cluster:
+            made = Cluster(tmp_path, services, top={"proxies": proxies} if proxies > 1 else None)
             stack.callback(made.close)
             return made
 

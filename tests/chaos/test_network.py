@@ -1,6 +1,6 @@
-"""A bad line between clients and front costs time and nothing else.
+"""A bad line between clients and proxy costs time and nothing else.
 
-The front is in one network namespace and its clients in another; the wire between them
+The proxy is in one network namespace and its clients in another; the wire between them
 loses, doubles, delays and reorders packets, and is cut for a while, with clients that leave
 meanwhile and whose last word nobody hears. The promises are those of every other storm.
 """

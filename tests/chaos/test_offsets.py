@@ -132,30 +132,30 @@ class Origin:
         self.asked: Counter[int] = Counter()
         self._told = told
 
-    async def serve(self, front: Client) -> None:
-        while await self._answer(front):
+    async def serve(self, proxy: Client) -> None:
+        while await self._answer(proxy):
             pass
 
-    async def _answer(self, front: Client) -> bool:
-        head = await front.until(b"\r\n\r\n")
-        await front.exactly(_number(head, b"content-length"))
+    async def _answer(self, proxy: Client) -> bool:
+        head = await proxy.until(b"\r\n\r\n")
+        await proxy.exactly(_number(head, b"content-length"))
         if b"\r\nTransfer-Encoding: chunked\r\n" in head:
-            await front.until(b"0\r\n")
-            await front.until(b"\r\n\r\n")
+            await proxy.until(b"0\r\n")
+            await proxy.until(b"\r\n\r\n")
         number = _number(head, b"x-chaos")
         self.asked[number] += 1
         case = self._told.get(number)
         if case is None:
-            await front.send(_sized(b"X-Chaos: %d\r\n" % number))
+            await proxy.send(_sized(b"X-Chaos: %d\r\n" % number))
             return True
         data = case.response(self.asked[number])
         if self.asked[number] > 1:
-            await front.send(data)
+            await proxy.send(data)
             return False
-        await front.send(data[: case.at])
+        await proxy.send(data[: case.at])
         if case.method == b"POST" and case.expects() == "whole":
             return True
-        front.end(case.ending)
+        proxy.end(case.ending)
         return False
 
 
@@ -335,13 +335,13 @@ class Wall:
         self.heard: dict[bytes, tuple[bytes, bool]] = {}
         """By name: everything, and whether it ended by a clean end of file."""
 
-    async def serve(self, front: Client) -> None:
-        name, way, at, ending = (await front.until(b"\n")).split()
+    async def serve(self, proxy: Client) -> None:
+        name, way, at, ending = (await proxy.until(b"\n")).split()
         if way == b"down":
-            await front.send(BODY[: int(at)])
-            front.end(ending.decode())
+            await proxy.send(BODY[: int(at)])
+            proxy.end(ending.decode())
         else:
-            self.heard[name] = await front.rest()
+            self.heard[name] = await proxy.rest()
 
 
 async def test_over_tcp_the_other_end_hears_as_much_and_ends_as_the_first_did(

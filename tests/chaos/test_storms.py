@@ -67,7 +67,7 @@ class Storm:
     """Of the time that all storms have."""
     adds_up: tuple[str, ...] = field(default=())
     """What of `Witness` holds afterwards; counters of what was killed are gone with it."""
-    fronts: int = 1
+    proxies: int = 1
     says: bytes = b""
     """What clients say first: the words of the proxy before us."""
     tls: bool = False
@@ -104,13 +104,13 @@ def storms(seed: int) -> list[Storm]:
     return [
         Storm("ports-http", http, Promise(), MORE, 0.25,
               ("requests_add_up", "connections_add_up")),
-        Storm("ports-http-front-killed", http, Promise(may_break=True),
-              (*KILLS, "front killed"), 0.1),
+        Storm("ports-http-proxy-killed", http, Promise(may_break=True),
+              (*KILLS, "proxy killed"), 0.1),
         Storm("ports-tcp", tcp, relayed, MORE, 0.1, ("connections_add_up",)),
         Storm("handoff", {**PATIENT, **app(seed), "scheme": "handoff", "access_log": "off"},
-              passed, (*MORE, "front stopped"), 0.15, ("handoffs_add_up",)),
-        Storm("two-fronts", {**http, "access_log": "off"}, Promise(may_break=True),
-              (*MORE, "front killed", "front stopped"), 0.1, fronts=2),
+              passed, (*MORE, "proxy stopped"), 0.15, ("handoffs_add_up",)),
+        Storm("two-proxies", {**http, "access_log": "off"}, Promise(may_break=True),
+              (*MORE, "proxy killed", "proxy stopped"), 0.1, proxies=2),
         Storm("tls", http, Promise(), MORE, 0.1, ("requests_add_up",), tls=True),
         Storm("behind-a-proxy", {**http, "accept_proxy": True, "trusted_proxies": ["127.0.0.1"]},
               Promise(), MORE, 0.05, ("requests_add_up",), says=SAYS),
@@ -197,7 +197,7 @@ async def test_every_request_is_answered_once_or_visibly_cut_and_all_is_as_befor
     keys, context = secured(storm, tmp_path) if storm.tls else (storm.keys, None)
     diary = tmp_path / "diary"
     keys = {**keys, "env": {**keys["env"], deal.DIARY: str(diary)}}
-    run = await asyncio.to_thread(start, fronts=storm.fronts, web=keys)
+    run = await asyncio.to_thread(start, proxies=storm.proxies, web=keys)
     share = max(LEAST_S, seconds * storm.share)
     load, witness = await weather(run, storm, f"{seed}/{name}", share, ledger, context)
     ledger.faults.update(deal.noted(diary))

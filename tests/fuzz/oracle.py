@@ -1,7 +1,7 @@
 """What must hold for any bytes at all, from a client or from a worker.
 
 Others read what we accept in the same way: h11 and llhttp see the same method, target, fields,
-body and end in what a client sent. They see exactly that, once, in what the front makes of
+body and end in what a client sent. They see exactly that, once, in what the proxy makes of
 it for the worker. However the bytes are cut, it is the same. The other way round: what a
 client gets of an answer is what others read in the worker's bytes, or looks cut, or is our 502;
 and the next client gets its own answer.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from penstock_proxy.config import FrontService, Limits, Target, Timeouts
+from penstock_proxy.config import Limits, ServiceConfig, Target, Timeouts
 from penstock_proxy.http import connection_pool as connection_pool_module
 from penstock_proxy.http import exchange as exchange_module
 from penstock_proxy.http import upstream_request as upstream_request_module
@@ -70,7 +70,7 @@ class Wire(Transport):
         self.full = False
         """The next write stalls it."""
 
-    # -- what the front calls
+    # -- what the proxy calls
 
     def write(self, data: bytes) -> None:
         if self._closing:
@@ -278,7 +278,7 @@ class House:
         self.network.dialed.clear()
         self.admission = Admission(1024, 0, 0)
         self.deadlines = Deadlines(self.now)
-        config = FrontService(
+        config = ServiceConfig(
             name="web",
             listeners=(),
             targets=tuple(

@@ -1,4 +1,4 @@
-"""What a front can be told is sane, and what is not is refused in words that help."""
+"""What a proxy can be told is sane, and what is not is refused in words that help."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from penstock_proxy import config
-from penstock_proxy.config import FrontConfig, FrontService, Target
+from penstock_proxy.config import ProxyConfig, ServiceConfig, Target
 from penstock_proxy.net.address import Address, parse_address
 
 DURATION: TypeAdapter[float] = TypeAdapter(config.Duration)
@@ -153,8 +153,8 @@ def test_a_target_is_somewhere_and_counts(wrong: dict[str, Any]) -> None:
         Target.model_validate({"slot": 0, "address": "a:1"} | wrong)
 
 
-def test_a_front_is_told_as_json_what_the_supervisor_knows() -> None:
-    service = FrontService(
+def test_a_proxy_is_told_as_json_what_the_supervisor_knows() -> None:
+    service = ServiceConfig(
         name="web",
         listeners=(3,),
         targets=(Target(slot=0, address="unix:/run/a", weight=3, joined=True, up=True),),
@@ -162,8 +162,8 @@ def test_a_front_is_told_as_json_what_the_supervisor_knows() -> None:
         health=config.Health(path="/healthz"),
         timeouts=config.Timeouts(total=2.5),
     )
-    told = FrontConfig(services=(service,))
-    assert FrontConfig.model_validate_json(told.model_dump_json()) == told
+    told = ProxyConfig(services=(service,))
+    assert ProxyConfig.model_validate_json(told.model_dump_json()) == told
 
 
 def test_what_was_told_does_not_change() -> None:

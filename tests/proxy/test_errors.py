@@ -42,7 +42,7 @@ def test_the_side_to_blame_and_the_status_agree(fault: Fault) -> None:
     blamed = {
         Side.CLIENT: fault.status == 0 or fault.status // 100 == 4 or fault.status in (501, 505),
         Side.WORKER: fault.status in (502, 504),
-        Side.FRONT: fault.status in (0, 503, 504),
+        Side.PROXY: fault.status in (0, 503, 504),
     }
     assert blamed[fault.side]
 

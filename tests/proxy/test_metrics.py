@@ -1,4 +1,4 @@
-"""Proves that what a front counts is told under closed labels, exactly, and can be added."""
+"""Proves that what a proxy counts is told under closed labels, exactly, and can be added."""
 
 import json
 
@@ -10,9 +10,9 @@ from penstock_proxy.errors import FAULTS, WORKER_RESET
 from penstock_proxy.metrics import (
     BUCKETS_S,
     CHECK_RESULTS,
-    FRONT_SLOT,
     METHODS,
     OTHER,
+    PROXY_SLOT,
     REJECTIONS,
     TABLE,
     Series,
@@ -75,7 +75,7 @@ def test_counters_end_in_total_and_nothing_else_does() -> None:
 def test_requests_are_told_by_slot_method_and_code() -> None:
     counters = ServiceCounters()
     counters.requests["GET", 200, 0] += 3
-    counters.requests["GET", 503, FRONT_SLOT] += 1
+    counters.requests["GET", 503, PROXY_SLOT] += 1
     counters.requests[OTHER, 0, 1] += 1
     assert told(counters)["penstock_requests_total"] == {
         "0 GET 200": 3, " GET 503": 1, "1 other none": 1,
@@ -133,7 +133,7 @@ def test_a_service_that_saw_everything_fits_into_one_message() -> None:
     assert len(json.dumps(told(counters))) < 1 << 18
 
 
-def test_what_several_fronts_counted_is_added() -> None:
+def test_what_several_proxies_counted_is_added() -> None:
     one, two = ServiceCounters(), ServiceCounters()
     one.requests["GET", 200, 0] += 1
     two.requests["GET", 200, 0] += 2

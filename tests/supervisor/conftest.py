@@ -1,4 +1,4 @@
-"""Hand-made snapshots: a service `web` of two workers and one front, and one of upstreams.
+"""Hand-made snapshots: a service `web` of two workers and one proxy, and one of upstreams.
 
 A fixture, so that each test makes what it needs of it.
 """
@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from penstock_proxy import metrics
-from penstock_proxy.metrics import FRONT_SLOT, ServiceCounters
+from penstock_proxy.metrics import PROXY_SLOT, ServiceCounters
 from penstock_supervisor.snapshot import ChildView, Snapshot
 
 
 @pytest.fixture
 def made() -> SimpleNamespace:
     return SimpleNamespace(
-        front=front, worker=worker, snapshot=snapshot, row=row, front_stats=front_stats
+        proxy=proxy, worker=worker, snapshot=snapshot, row=row, proxy_stats=proxy_stats
     )
 
 
@@ -28,7 +28,7 @@ def counters() -> ServiceCounters:
     counted.active = 2
     counted.worker_connections[0] = 3
     counted.requests["GET", 200, 0] = 7
-    counted.requests["GET", 503, FRONT_SLOT] = 1
+    counted.requests["GET", 503, PROXY_SLOT] = 1
     counted.total.observe(0.003)
     counted.total.observe(100.0)
     counted.sent = 1000
@@ -43,7 +43,7 @@ def row(slot: int, standing: str = "up", **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def front_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
+def proxy_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
     """What came over the channel: through JSON, as there."""
     told = metrics.snapshot(
         {"web": counters()},
@@ -58,11 +58,11 @@ def front_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
     return stats
 
 
-def front(**changes: Any) -> ChildView:
+def proxy(**changes: Any) -> ChildView:
     return _child(
         {
-            "role": "front", "service": "", "slot": 0, "address": "", "fresh": True,
-            "stats": front_stats(web=[row(0), row(1, "down")], api=[row(0)]), **changes,
+            "role": "proxy", "service": "", "slot": 0, "address": "", "fresh": True,
+            "stats": proxy_stats(web=[row(0), row(1, "down")], api=[row(0)]), **changes,
         }
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def _child(values: dict[str, Any]) -> ChildView:
 
 def snapshot(*children: ChildView, **changes: Any) -> Snapshot:
     values: dict[str, Any] = {
-        "children": children or (front(), worker(0), worker(1)),
+        "children": children or (proxy(), worker(0), worker(1)),
         "services": {
             "web": {
                 "scheme": "ports", "mode": "http", "listen": "127.0.0.1:8000",

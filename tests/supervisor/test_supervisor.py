@@ -1,6 +1,6 @@
-"""A run keeps its order: sockets, children, front first out; it fails early, clearly or not at all.
+"""A run keeps its order: sockets, children, proxy first out; it fails early, clearly or not at all.
 
-Workers are real processes, the front is a stand-in that writes down its orders, and the run
+Workers are real processes, the proxy is a stand-in that writes down its orders, and the run
 is in this process, so that a test can look at both ends.
 """
 
@@ -25,7 +25,7 @@ from penstock_supervisor.listeners.worker_ports import free_ports
 from penstock_supervisor.snapshot import ChildView
 from penstock_supervisor.supervisor import StartError, Supervisor
 
-FRONT = (sys.executable, str(Path(__file__).parents[1] / "support/supervisor/standin_front.py"))
+PROXY = (sys.executable, str(Path(__file__).parents[1] / "support/supervisor/standin_proxy.py"))
 SERVER = """
 import os, socket, sys, time
 with socket.create_server(("127.0.0.1", int(os.environ["PORT"]))) as server:
@@ -62,7 +62,7 @@ class Stage:
             Config(admin=admin, services=services),
             environment={**os.environ, "PLAY": play},
             on_started=lambda _: self.started.set(),
-            front=FRONT,
+            proxy=PROXY,
             stdout=out,
             stderr=err,
         )
@@ -152,18 +152,18 @@ async def test_a_run_starts_everything_and_leaves_nothing() -> None:
     assert descriptors() == before
 
 
-async def test_the_front_leaves_before_any_worker_is_told_to() -> None:
+async def test_the_proxy_leaves_before_any_worker_is_told_to() -> None:
     code = SERVER.replace(
         "import os,",
         "import signal; signal.signal(15, lambda *_: (print('leaving', flush=True), sys.exit()))\n"
         "import os,",
     )
     async with running(service(code), play="stubborn") as stage:
-        front = await stage.pid("front/0")
+        proxy = await stage.pid("proxy/0")
         stage.stop()
         await stage.said("got drain")
         assert "leaving" not in stage.out
-        os.kill(front, signal.SIGKILL)
+        os.kill(proxy, signal.SIGKILL)
     assert stage.out.count("leaving") == 2
 
 
@@ -180,7 +180,7 @@ async def test_who_does_not_leave_in_time_is_killed(caplog: pytest.LogCaptureFix
     code = "import signal; signal.signal(15, signal.SIG_IGN)\n" + SERVER
     async with running(service(code, timeouts={"stop": "100ms"}), play="stubborn"):
         pass
-    for name in ("front/0", "web/0", "web/1"):
+    for name in ("proxy/0", "web/0", "web/1"):
         assert f"{name} did not leave within 0.1 s and is killed" in caplog.text
 
 
@@ -196,12 +196,12 @@ async def test_a_worker_comes_back_on_its_port_and_is_joined_again() -> None:
     assert re.search(r"got join 0.*got leave 0.*got join 0", stage.err, re.DOTALL)
 
 
-async def test_a_new_front_is_told_what_the_last_one_knew() -> None:
+async def test_a_new_proxy_is_told_what_the_last_one_knew() -> None:
     async with running(service()) as stage:
         await stage.said("got join 0")
         await stage.said("got join 1")
         await observed_ready(stage)
-        os.kill(await stage.pid("front/0"), signal.SIGKILL)
+        os.kill(await stage.pid("proxy/0"), signal.SIGKILL)
         await stage.said("slot 0 joined=True up=True")
         await stage.said("slot 1 joined=True up=True")
         await observed_ready(stage)
@@ -214,10 +214,10 @@ async def observed_ready(stage: Stage) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_no_connect_is_refused_while_the_front_is_away() -> None:
+async def test_no_connect_is_refused_while_the_proxy_is_away() -> None:
     async with running(service(workers=1)) as stage:
         host, _, port = stage.supervisor.listening["web"].partition(":")
-        os.kill(await stage.pid("front/0"), signal.SIGKILL)
+        os.kill(await stage.pid("proxy/0"), signal.SIGKILL)
         for _ in range(20):
             with socket.socket() as client:
                 assert client.connect_ex((host, int(port))) == 0
@@ -307,8 +307,8 @@ async def test_sisters_that_fight_for_one_wrong_port_are_told_of_it() -> None:
     assert f"listens on 127.0.0.1:{port} — it must use PORT" in text
 
 
-async def test_a_front_that_cannot_start_ends_the_start() -> None:
-    assert await failure(service(), play="refuse") == "front/0: no such log"
+async def test_a_proxy_that_cannot_start_ends_the_start() -> None:
+    assert await failure(service(), play="refuse") == "proxy/0: no such log"
 
 
 async def test_a_taken_port_is_found_before_anything_is_started() -> None:
@@ -340,17 +340,17 @@ async def test_a_service_that_worked_survives_what_would_have_ended_the_start() 
         assert not snapshot.ready
 
 
-async def test_upstreams_need_no_children_but_the_front() -> None:
+async def test_upstreams_need_no_children_but_the_proxy() -> None:
     async with running(service(upstreams=["127.0.0.1:9"])) as stage:
         snapshot = await stage.supervisor.take_snapshot(5)
-        assert [view.role for view in snapshot.children] == ["front"]
+        assert [view.role for view in snapshot.children] == ["proxy"]
         assert snapshot.services["web"]["upstreams"] == ("127.0.0.1:9",)
 
 
 async def test_a_silent_child_costs_the_deadline_and_no_more() -> None:
     async with running(service(workers=1), play="silent") as stage:
-        front, worker = (await stage.supervisor.take_snapshot(0.05)).children
-        assert (front.fresh, front.stats) == (False, {})
+        proxy, worker = (await stage.supervisor.take_snapshot(0.05)).children
+        assert (proxy.fresh, proxy.stats) == (False, {})
         assert (worker.fresh, worker.state) == (False, "up")
 
 
@@ -378,13 +378,13 @@ async def test_a_stop_during_the_start_is_no_failure() -> None:
     assert_nothing_left()
 
 
-async def test_a_front_that_hung_up_is_replaced() -> None:
+async def test_a_proxy_that_hung_up_is_replaced() -> None:
     async with running(service(workers=1), play="hang up once") as stage:
         await stage.said("slot 0 joined=True", times=1)
-        assert (await stage.view("front/0")).restarts == {"signal": 1}
+        assert (await stage.view("proxy/0")).restarts == {"signal": 1}
 
 
-async def test_logs_are_reopened_by_the_front() -> None:
+async def test_logs_are_reopened_by_the_proxy() -> None:
     async with running(service(workers=1)) as stage:
         stage.supervisor.reopen_logs()
         await stage.said("got reopen")

@@ -26,7 +26,7 @@ STARTING_INTERVAL_S: Final = 0.2
 MAX_STARTING_CHECKS: Final = 50
 """After so many bad ones it is not starting but broken: from then on the interval counts."""
 _JITTER: Final = 0.1
-"""Without it all members would be checked at the same moment for ever, by all fronts."""
+"""Without it all members would be checked at the same moment for ever, by all proxies."""
 
 _log = logging.getLogger("penstock.checker")
 

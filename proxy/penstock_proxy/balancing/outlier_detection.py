@@ -40,7 +40,7 @@ class Outlier(NamedTuple):
 
 
 class OutlierDetection:
-    """Of one service, as one front sees it."""
+    """Of one service, as one proxy sees it."""
 
     __slots__ = ("_failure_ratio", "_min_requests", "_sampled_at", "_samples")
 

@@ -254,7 +254,7 @@ class PowerOfTwo(Policy[M]):
     """Two different ones at random, and of these the one with less to do for its weight.
 
     Nearly as even as looking at all of them, at a cost that does not grow with them, and
-    several fronts that do not know of each other do not all run to the same idle worker.
+    several proxies that do not know of each other do not all run to the same idle worker.
     """
 
     __slots__ = ("_has_slow_start", "_random", "_rotation")
@@ -388,7 +388,7 @@ def _highest_score(client: str, members: Sequence[M]) -> M:
     """The member with the highest score for this client."""
 
     def score(member: M) -> float:
-        # Not Python's hash(): it differs from process to process, and the next front
+        # Not Python's hash(): it differs from process to process, and the next proxy
         # must send each client where the last one did.
         pair = f"{member.address or member.slot} {client}".encode(errors="surrogateescape")
         digest = blake2b(pair, digest_size=6).digest()

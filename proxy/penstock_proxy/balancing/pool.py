@@ -393,7 +393,7 @@ def _member(target: Target) -> Member:
     if not target.joined:
         state, reason = MemberState.ABSENT, "not started yet"
     elif target.up:
-        state, reason = MemberState.UP, "was up before the front was restarted"
+        state, reason = MemberState.UP, "was up before the proxy was restarted"
     else:
         state, reason = MemberState.CHECKING, "waits for its first good check"
     return Member(target.slot, target.address, target.weight, state, reason=reason)

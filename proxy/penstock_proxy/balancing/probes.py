@@ -8,7 +8,7 @@ accepts. A worker to which it is not enough to connect is asked over a socket th
 has: one that was passed to it, or one that begins with a PROXY header.
 
 aiohttp is imported when the first check needs it, and beside the event loop: it takes longer
-than all the rest of a front's start, and a front that comes back has clients waiting.
+than all the rest of a proxy's start, and a proxy that comes back has clients waiting.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The front's end of the link to one worker process: what is on its way, and what it has.
+"""The proxy's end of the link to one worker process: what is on its way, and what it has.
 
 Owns the account. Every connection that is sent ends as exactly one of *taken* (the worker
 said so), *returned* (read back, to go to another) or *lost* (gone without either, which no
@@ -68,7 +68,7 @@ class Link:
         without a word."""
         self._recalled = 0
         """Taken back and not announced, as far as was heard: that word may be on its way."""
-        self._front: socket.socket | None = None
+        self._proxy: socket.socket | None = None
         self._worker: socket.socket | None = None
         self._probe: asyncio.Future[None] | None = None
         self._watched = False
@@ -76,29 +76,29 @@ class Link:
     # What it is made of.
 
     def has(self, end: str, sock: socket.socket) -> None:
-        """Adopt one end: "front" is ours, "worker" a copy of the worker's."""
-        if end == "front":
-            self._drop(self._front)
-            self._front, self._watched = sock, False
+        """Adopt one end: "proxy" is ours, "worker" a copy of the worker's."""
+        if end == "proxy":
+            self._drop(self._proxy)
+            self._proxy, self._watched = sock, False
         else:
             self._drop(self._worker)
             self._worker = sock
 
     @property
     def is_whole(self) -> bool:
-        return self._front is not None and self._worker is not None and not self.broken
+        return self._proxy is not None and self._worker is not None and not self.broken
 
     def close(self) -> None:
         """Let go of both ends; what is still in flight has to be taken back before."""
         self._counters.opened -= self.open
         self.member.active -= self.open
         self.open = 0
-        self._drop(self._front)
+        self._drop(self._proxy)
         self._drop(self._worker)
-        self._front = self._worker = None
+        self._proxy = self._worker = None
 
     def descriptors(self) -> int:
-        return (self._front is not None) + (self._worker is not None)
+        return (self._proxy is not None) + (self._worker is not None)
 
     @property
     def has_unsent(self) -> bool:
@@ -112,13 +112,13 @@ class Link:
 
     def watch(self, wanted: bool) -> None:
         """Whether each word of the worker wakes us."""
-        if wanted == self._watched or self._front is None or self.broken:
+        if wanted == self._watched or self._proxy is None or self.broken:
             return
         self._watched = wanted
         if wanted:
-            self._loop.add_reader(self._front, self._readable)
+            self._loop.add_reader(self._proxy, self._readable)
         else:
-            self._loop.remove_reader(self._front)
+            self._loop.remove_reader(self._proxy)
 
     # Down.
 
@@ -137,9 +137,9 @@ class Link:
         if not fds:
             return fds
         self._unsent = []
-        assert self._front is not None
+        assert self._proxy is not None
         try:
-            send(self._front, CLIENT, fds)
+            send(self._proxy, CLIENT, fds)
         except OSError:
             self._counted(-len(fds))
             return fds
@@ -158,11 +158,11 @@ class Link:
 
     def probe(self, sock: socket.socket) -> "asyncio.Future[None] | None":
         """Send a health check; None if it cannot, or the last one has not been taken yet."""
-        if self._probe is not None or self._front is None:
+        if self._probe is not None or self._proxy is None:
             return None
         taken: asyncio.Future[None] = self._loop.create_future()
         try:
-            send(self._front, PROBE, (sock.fileno(),))
+            send(self._proxy, PROBE, (sock.fileno(),))
         except OSError:
             return None
         self._sent.append(taken)
@@ -227,10 +227,10 @@ class Link:
 
     def hear(self) -> bool:
         """Read what the worker has said so far; False if that is nothing."""
-        if self._front is None or self.broken:
+        if self._proxy is None or self.broken:
             return False
         try:
-            report = read_reports(self._front)
+            report = read_reports(self._proxy)
         except OSError:
             # It closed its end, or says something else: its process ends, or has to.
             self.watch(False)

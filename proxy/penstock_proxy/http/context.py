@@ -8,7 +8,7 @@ import asyncio
 from typing import Any
 
 from penstock_proxy.balancing.pool import Pool
-from penstock_proxy.config import FrontService
+from penstock_proxy.config import ServiceConfig
 from penstock_proxy.http.connection_pool import ConnectionPool
 from penstock_proxy.http1.request import of_service
 from penstock_proxy.http1.response import Responses
@@ -46,7 +46,7 @@ class HttpContext(ServiceContext):
         self,
         loop: asyncio.AbstractEventLoop,
         reactor: Reactor,
-        config: FrontService,
+        config: ServiceConfig,
         deadlines: Deadlines,
         admission: Admission,
         log: AccessLog | None,

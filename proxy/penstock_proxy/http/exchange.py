@@ -22,7 +22,7 @@ from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import Prepared
 from penstock_proxy.http1.request_body import RequestBody
 from penstock_proxy.http1.response import Response
-from penstock_proxy.metrics import FRONT_SLOT, METHODS, OTHER
+from penstock_proxy.metrics import METHODS, OTHER, PROXY_SLOT
 from penstock_proxy.net.tcp_info import ONE_WRITE, UNKNOWN
 from penstock_proxy.tcp.duplex import OK, ClientHalf
 
@@ -328,7 +328,7 @@ class Exchange(UpstreamRequest):
         client, line, member = self.client, self.line, self.member
         service = client.service
         counters, log = service.counters, service.error_log
-        slot = FRONT_SLOT if member is None else member.slot
+        slot = PROXY_SLOT if member is None else member.slot
         counters.requests[_LABELS.get(line.method, OTHER), self.status, slot] += 1
         counters.total.observe(total_s)
         if log.access_log is not None:

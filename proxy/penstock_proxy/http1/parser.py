@@ -2,7 +2,7 @@
 
 Owns: which bytes are a request head or a response head (RFC 9112), and how long the body is.
 One reading of every byte: what two servers could read in two ways is
-refused, never repaired, because a front that guesses differently from its worker is how
+refused, never repaired, because a proxy that guesses differently from its worker is how
 requests are smuggled.
 
 Must not know: sockets, workers, time, what is forwarded (`request`). No I/O.

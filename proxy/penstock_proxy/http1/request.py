@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from penstock_proxy.config import Fields, FrontService
+from penstock_proxy.config import Fields, ServiceConfig
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.http1 import forwarded, parser
 from penstock_proxy.http1.fields import NO_TRAILERS, NOT_TO_WORKERS, OURS, keep_trailers
@@ -195,7 +195,7 @@ class Forwarding:
         return _USUAL_PORTS.get(told.proto, b"") or (b"%d" % self._port if self._port else b"")
 
 
-def of_service(config: FrontService, port: int) -> Forwarding:
+def of_service(config: ServiceConfig, port: int) -> Forwarding:
     """By its configuration."""
     return Forwarding(
         config.trusted_proxies,

@@ -1,6 +1,6 @@
 """Where the clients of one service come in: its own listeners, and those it covers for.
 
-Owns the acceptors of one service in one front. Another front that is away has a share of the
+Owns the acceptors of one service in one proxy. Another proxy that is away has a share of the
 clients too, which the kernel deals to its listener; as long as it is away this one accepts
 from there as well. All of them ask the same question before they accept, and deliver to the
 same place.
@@ -59,7 +59,7 @@ class Gates:
         self._deliver = deliver
         self._own = [self._acceptor(socket.socket(fileno=fd)) for fd in fds]
         self._covered: dict[int, Acceptor] = {}
-        """By number of the front that is away."""
+        """By number of the proxy that is away."""
         self._draining = False
 
     def start(self) -> None:
@@ -93,19 +93,19 @@ class Gates:
         for acceptor in self._all():
             acceptor.drain(partial(self._overflow.refuse, acceptor, LACKING))
 
-    def cover(self, front: int, listener: socket.socket) -> None:
-        """That front is away: accept from its listener too."""
-        self.uncover(front)
+    def cover(self, proxy: int, listener: socket.socket) -> None:
+        """That proxy is away: accept from its listener too."""
+        self.uncover(proxy)
         if self._draining:
             listener.close()
             return
-        acceptor = self._covered[front] = self._acceptor(listener)
+        acceptor = self._covered[proxy] = self._acceptor(listener)
         self._admission.listeners += 1
         acceptor.start()
 
-    def uncover(self, front: int) -> None:
-        """That front is back, and takes what waits at its listener."""
-        if (acceptor := self._covered.pop(front, None)) is not None:
+    def uncover(self, proxy: int) -> None:
+        """That proxy is back, and takes what waits at its listener."""
+        if (acceptor := self._covered.pop(proxy, None)) is not None:
             acceptor.close()
             self._admission.listeners -= 1
 

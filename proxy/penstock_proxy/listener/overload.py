@@ -34,7 +34,7 @@ _IDLE_S: Final = 1.0
 """Who was served just now may be about to ask again."""
 _FEWEST: Final = 32
 """Idle ones that are ended at a time; more, if there are many."""
-_log = logging.getLogger("penstock.front")
+_log = logging.getLogger("penstock.proxy")
 
 
 class Overflow(AdmissionControl):

@@ -1,4 +1,4 @@
-"""Which connections are ready, for all connections of a front at once.
+"""Which connections are ready, for all connections of a proxy at once.
 
 Owns: one epoll object, who is called when one of its descriptors is ready, and what is left
 to do when all of those have been called: what they have written goes out then, and
@@ -7,7 +7,7 @@ connections that were lost are told so, never in the middle of another call.
 The event loop of the process sees it as one descriptor. A connection of the loop's own
 would cost five more system calls to make, two trips through the loop to be told of, and
 four times the memory (measured; a connection per request: 104 µs of CPU against 75).
-Everything else of a front, timers, channel and checks, stays with the loop.
+Everything else of a proxy, timers, channel and checks, stays with the loop.
 
 It must not know: protocols, HTTP, what a connection is for (`socket_transport` does).
 """
@@ -33,7 +33,7 @@ _ROUNDS: Final = 8
 _BUSY: Final = 4
 """With so many events there are likely to be more by the time they are dealt with."""
 
-_log = logging.getLogger("penstock.front")
+_log = logging.getLogger("penstock.proxy")
 
 
 class Ready(Protocol):
@@ -50,7 +50,7 @@ class Ready(Protocol):
 
 
 class Reactor:
-    """Made for a loop; `close` is for tests: in a front it lives as long as the process."""
+    """Made for a loop; `close` is for tests: in a proxy it lives as long as the process."""
 
     __slots__ = ("_epoll", "_later", "_loop", "_owners", "_scheduled", "holding", "turning")
 

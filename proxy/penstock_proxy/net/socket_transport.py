@@ -1,4 +1,4 @@
-"""A connection's bytes, in and out: the transport of a front's plain connections.
+"""A connection's bytes, in and out: the transport of a proxy's plain connections.
 
 Owns: one connected stream socket, what could not be written to it yet, and
 how it ends. `tls.transport` stands on one of these, and keeps the same contract, so a

@@ -1,4 +1,4 @@
-"""When something waits too long: one coarse clock for all connections of a front.
+"""When something waits too long: one coarse clock for all connections of a proxy.
 
 Owns: the buckets of a timing wheel. A timer of the event loop for each connection would
 cost more memory than all else we keep of it, and setting one a request more time than
@@ -28,7 +28,7 @@ class Waiting(Protocol):
         """The deadline has passed. A new one may be set with `Deadlines.arm`."""
 
 
-_log = logging.getLogger("penstock.front")
+_log = logging.getLogger("penstock.proxy")
 
 NEVER: Final = float("inf")
 _NOBODY: Final[tuple[float, set[Waiting]]] = (NEVER, set())

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from penstock_proxy import messages
 from penstock_proxy.balancing.health_check import HealthChecker
-from penstock_proxy.config import FrontConfig
+from penstock_proxy.config import ProxyConfig
 from penstock_proxy.runtime.service import Service
 from penstock_worker.channel.channel import Message
 from penstock_worker.telemetry.access_log import AccessLog
 
-_log = logging.getLogger("penstock.front")
+_log = logging.getLogger("penstock.proxy")
 
 
 class Commanded:
@@ -29,7 +29,7 @@ class Commanded:
     checkers: dict[str, HealthChecker]
     logs: dict[str, AccessLog]
 
-    def configure(self, config: FrontConfig) -> None:
+    def configure(self, config: ProxyConfig) -> None:
         """Make the services. OSError if a file cannot be opened or descriptors are too few."""
         raise NotImplementedError
 
@@ -57,7 +57,7 @@ def carry_out(process: Commanded, message: Any, handle: socket.socket | None) ->
         return
     command = _COMMANDS.get(message["cmd"])
     if command is None:
-        _log.warning("an order that this front does not know: %.80r", message["cmd"])
+        _log.warning("an order that this proxy does not know: %.80r", message["cmd"])
     else:
         command(process, message)
 
@@ -69,14 +69,14 @@ def _take_socket(process: Commanded, message: Message, handle: socket.socket) ->
             delegate.linked(message["slot"], message["link"], message["end"], handle)
             return
     elif message["cmd"] == messages.COVER:
-        process.services[message["service"]].gates.cover(message["front"], handle)
+        process.services[message["service"]].gates.cover(message["proxy"], handle)
         return
     handle.close()
 
 
 def _configure(process: Commanded, message: Message) -> None:
     try:
-        process.configure(FrontConfig.model_validate(message["config"]))
+        process.configure(ProxyConfig.model_validate(message["config"]))
     except (ValidationError, OSError) as error:
         process.fail(str(error))
 
@@ -108,7 +108,7 @@ def _certificate(process: Commanded, message: Message) -> None:
 
 def _uncover(process: Commanded, message: Message) -> None:
     for service in process.services.values():
-        service.gates.uncover(message["front"])
+        service.gates.uncover(message["proxy"])
 
 
 def _unlink(process: Commanded, message: Message) -> None:

@@ -23,7 +23,7 @@ import uvloop
 from penstock_proxy import messages
 from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.pool import Member
-from penstock_proxy.config import FrontConfig, FrontService
+from penstock_proxy.config import ProxyConfig, ServiceConfig
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TICK_S, Deadlines
 from penstock_proxy.runtime import stats
@@ -39,10 +39,10 @@ from penstock_worker.telemetry.access_log import AccessLog, open_log
 
 _EXIT_ABANDONED: Final = 1
 
-_log = logging.getLogger("penstock.front")
+_log = logging.getLogger("penstock.proxy")
 
 
-class Front(Commanded):
+class Proxy(Commanded):
     """Runs until it is told to drain and has, or until the supervisor is gone."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -83,10 +83,10 @@ class Front(Commanded):
         self._spare.close()
         return self._finished.result()
 
-    def _build(self, config: FrontConfig) -> None:
+    def _build(self, config: ProxyConfig) -> None:
         self._admission.listeners = sum(len(s.listeners) for s in config.services)
         for service in config.services:
-            front = Service(
+            proxy = Service(
                 self._loop,
                 self._reactor,
                 service,
@@ -95,25 +95,25 @@ class Front(Commanded):
                 self._access_log(service),
                 partial(self._rotated, service.name),
             )
-            front.overflow.spare = self._spare
-            self.services[service.name] = front
+            proxy.overflow.spare = self._spare
+            self.services[service.name] = proxy
             self.checkers[service.name] = HealthChecker(
-                front.pool,
+                proxy.pool,
                 service.health,
-                front.counters,
+                proxy.counters,
                 clock=monotonic,
-                probe=front.probe,
+                probe=proxy.probe,
             )
-        chains = {name: front.arrivals for name, front in self.services.items()}
-        for front in self.services.values():
-            front.arrivals.route(chains)
+        chains = {name: proxy.arrivals for name, proxy in self.services.items()}
+        for proxy in self.services.values():
+            proxy.arrivals.route(chains)
         if all(service.scheme == "handoff" for service in config.services):
             let_workers_finish()
         known = self._admission.open
         self._admission.other = max(0, stats.open_descriptors() - known)
         self._admission.check()
 
-    def _access_log(self, service: FrontService) -> AccessLog | None:
+    def _access_log(self, service: ServiceConfig) -> AccessLog | None:
         log = open_log(
             service.name,
             service.access_log,
@@ -126,7 +126,7 @@ class Front(Commanded):
 
     # -- what commands act on
 
-    def configure(self, config: FrontConfig) -> None:
+    def configure(self, config: ProxyConfig) -> None:
         """Make the services. OSError if a file cannot be opened or descriptors are too few."""
         # At once, not in `run`: the next message may be in the same read.
         self._build(config)
@@ -203,11 +203,11 @@ def _raise_descriptor_limit() -> int:
 
 async def _serve(sock: Any) -> int:
     loop = asyncio.get_running_loop()
-    front = Front(loop)
-    loop.add_signal_handler(signal.SIGTERM, front.drain)
-    link = Channel(loop, sock, partial(carry_out, front), front.abandoned)
+    proxy = Proxy(loop)
+    loop.add_signal_handler(signal.SIGTERM, proxy.drain)
+    link = Channel(loop, sock, partial(carry_out, proxy), proxy.abandoned)
     try:
-        return await front.run(link)
+        return await proxy.run(link)
     finally:
         link.close()
 
@@ -222,7 +222,7 @@ def main() -> int:
     )
     sock = channel.inherited(os.environ)  # noqa: TID251 — which descriptor, and nothing else
     if sock is None:
-        sys.stderr.write("penstock: a front is started by `penstock run`, not by hand\n")
+        sys.stderr.write("penstock: a proxy is started by `penstock run`, not by hand\n")
         return 2
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(sock))

@@ -1,9 +1,9 @@
-"""Who goes first on a busy core: a front or the workers that it passes connections to.
+"""Who goes first on a busy core: a proxy or the workers that it passes connections to.
 
-Owns one call. A front that carries bytes has a client waiting for each of its turns; one that
+Owns one call. A proxy that carries bytes has a client waiting for each of its turns; one that
 only passes connections on has workers that are busy with those they have. Where the kernel
 interrupts such a worker for every connection that comes, it does so for one or two of them
-at a time, and each time costs as much as four. With SCHED_BATCH (sched(7)) the front waits for
+at a time, and each time costs as much as four. With SCHED_BATCH (sched(7)) the proxy waits for
 the end of the worker's turn, a few milliseconds at most, gets its share of the core as before,
 and passes on all that have come meanwhile. On a core that is free nothing changes.
 

@@ -14,7 +14,7 @@ from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.outlier_detection import OutlierDetection
 from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.balancing.probes import Probe, ProbeResult, with_proxy_header
-from penstock_proxy.config import FrontService
+from penstock_proxy.config import ServiceConfig
 from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.listener.filter_chain import Arrivals
@@ -27,11 +27,11 @@ from penstock_proxy.net.timer_wheel import Deadlines
 from penstock_proxy.service.fd_budget import Admission
 from penstock_worker.telemetry.access_log import AccessLog
 
-_log = logging.getLogger("penstock.front")
+_log = logging.getLogger("penstock.proxy")
 
 
 class Service(HttpContext):
-    """One service in one front."""
+    """One service in one proxy."""
 
     _is_waking = False
     """Those who wait are about to be served."""
@@ -40,7 +40,7 @@ class Service(HttpContext):
         self,
         loop: asyncio.AbstractEventLoop,
         reactor: Reactor,
-        config: FrontService,
+        config: ServiceConfig,
         deadlines: Deadlines,
         admission: Admission,
         log: AccessLog | None,
@@ -61,7 +61,7 @@ class Service(HttpContext):
 
     # -- its parts
 
-    def _pool_of(self, config: FrontService) -> Pool:
+    def _pool_of(self, config: ServiceConfig) -> Pool:
         return Pool(
             config.targets,
             balance=config.balance,

@@ -15,7 +15,7 @@ from typing import Final
 from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.balancing.queue import Queue, nobody, retry_after
 from penstock_proxy.balancing.retry_budget import RetryBudget
-from penstock_proxy.config import FrontService
+from penstock_proxy.config import ServiceConfig
 from penstock_proxy.errors import Fault
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.address import parse_address
@@ -40,7 +40,7 @@ class ServiceContext:
         self,
         loop: asyncio.AbstractEventLoop,
         reactor: Reactor,
-        config: FrontService,
+        config: ServiceConfig,
         deadlines: Deadlines,
         admission: Admission,
         log: AccessLog | None,

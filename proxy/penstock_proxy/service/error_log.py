@@ -15,13 +15,13 @@ from typing import Final
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.errors import Fault, Side
 from penstock_proxy.http1.parser import RequestLine
-from penstock_proxy.metrics import FRONT_SLOT, OTHER, REJECTIONS, ServiceCounters
+from penstock_proxy.metrics import OTHER, PROXY_SLOT, REJECTIONS, ServiceCounters
 from penstock_worker.telemetry.access_log import AccessLog
 
 _LINES_A_TICK: Final = 10
 """Log lines about faults; the rest is counted. An outage must not fill a disk."""
 
-_log = logging.getLogger("penstock.front")
+_log = logging.getLogger("penstock.proxy")
 
 
 class ErrorLog:
@@ -53,7 +53,7 @@ class ErrorLog:
     def refused(self, address: str, fault: Fault, reason: str, tls: str) -> None:
         """Count and log what never became an exchange; `tls` is what the access log says of it."""
         self._counters.errors[fault.kind] += 1
-        self._counters.requests[OTHER, fault.status, FRONT_SLOT] += 1
+        self._counters.requests[OTHER, fault.status, PROXY_SLOT] += 1
         self._say(
             logging.INFO,
             "%s: refused %s with %d: %s",

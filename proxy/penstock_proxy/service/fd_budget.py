@@ -1,7 +1,7 @@
 """May one more connection come in?
 
-Owns: the account of a front's descriptors. A relayed connection needs two, one that is
-passed to a worker needs one, and a front that runs out of them in the middle of its work can
+Owns: the account of a proxy's descriptors. A relayed connection needs two, one that is
+passed to a worker needs one, and a proxy that runs out of them in the middle of its work can
 neither serve nor refuse; so they are counted before anything is accepted (the idea is
 relayd's). No I/O: who opens and closes says so here.
 """

@@ -88,7 +88,7 @@ def _wanted(parts: list[bytes]) -> int:
 
 
 class _Reader:
-    """Bytes, taken from the front. HelloError if there are less than asked for."""
+    """Bytes, taken from the proxy. HelloError if there are less than asked for."""
 
     __slots__ = ("_at", "_data", "_end")
 

@@ -1,7 +1,7 @@
 """What a service shows to who connects by TLS, and which certificate to whom.
 
 Owns the contexts of OpenSSL: one for each certificate, made of texts that the supervisor
-read (the front has no business with key files), chosen by the name in the ClientHello. The
+read (the proxy has no business with key files), chosen by the name in the ClientHello. The
 choice is made before OpenSSL sees a byte: by its own callback a stranger's name would run
 through a context that is not his, and one that is no ASCII would be a traceback. Must not
 know: connections.

@@ -126,7 +126,7 @@ class Child:
 
     @property
     def links(self) -> tuple[HandoffLink, ...]:
-        """To each front by its slot, for the process that runs now."""
+        """To each proxy by its slot, for the process that runs now."""
         return () if self._running is None else self._running.links
 
     def wrong_address(self) -> str:
@@ -231,7 +231,7 @@ class Child:
         self._ended(f"{self.name} could not be started: {self._why}")
 
     def _terminate(self) -> None:
-        if self.plan.role == "front" and self.has_channel:
+        if self.plan.role == "proxy" and self.has_channel:
             self.send({"cmd": DRAIN})
         else:
             self.signal(signal.SIGTERM)
@@ -290,7 +290,7 @@ class Child:
             self._running.signal(signal.SIGKILL)
 
     def _on_disconnect(self, fault: str) -> None:
-        """The channel ended. A front is deaf then, and so is a worker that runs our code."""
+        """The channel ended. A proxy is deaf then, and so is a worker that runs our code."""
         running = self._running
         assert running is not None
         self._observer.event(self, "disconnect", text=fault)
@@ -299,7 +299,7 @@ class Child:
             self._observer.event(self, "error", text=fault)
         if self.state is State.STOPPING:
             return
-        if self.plan.role == "front":
+        if self.plan.role == "proxy":
             self._loop.call_later(_LOST_S, running.signal, signal.SIGKILL)
         elif fault or self.plan.ours:
             wait_s = 0.0 if fault else _LOST_S
@@ -347,8 +347,8 @@ class Child:
             if self._not_again and said:
                 self._why = f"{self.name}: {said}"
                 what = f"{what}: {said}"
-        # A front is our own program: one that does not even start is a broken installation.
-        broken = self.plan.role == "front" and not self.history.was_up
+        # A proxy is our own program: one that does not even start is a broken installation.
+        broken = self.plan.role == "proxy" and not self.history.was_up
         if self._not_again or broken or end.status == contract.EXIT_FAILED:
             self._not_again = True
             self._ends_run = self._observer.start_failed(self, self._why)

@@ -26,7 +26,7 @@ EVENT_NAMES: Final[tuple[EventName, ...]] = (
     "setup", "fork", "online", "listening", "disconnect", "exit", "error", "message", "retire",
     "giveup",
 )  # fmt: skip
-Role = Literal["supervisor", "front", "worker"]
+Role = Literal["supervisor", "proxy", "worker"]
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -38,7 +38,7 @@ class Event:
     name: EventName
     role: Role
     service: str = ""
-    """Empty for the supervisor, and for a front, which serves all of them."""
+    """Empty for the supervisor, and for a proxy, which serves all of them."""
     slot: int | None = None
     pid: int | None = None
     at: float = 0.0

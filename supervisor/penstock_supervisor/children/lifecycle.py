@@ -49,9 +49,9 @@ class Command(Enum):
     ARM_BACKOFF = auto()
     DISARM = auto()
     JOIN = auto()
-    """Tell the front that the slot can be picked."""
+    """Tell the proxy that the slot can be picked."""
     LEAVE = auto()
-    """Tell the front that it cannot."""
+    """Tell the proxy that it cannot."""
     GIVE_UP = auto()
     """Raise the alarm: nobody will start this child again."""
 

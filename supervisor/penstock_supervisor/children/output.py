@@ -23,7 +23,7 @@ _READ: Final = 64 << 10
 _MOST_DRAINED: Final = 1 << 20
 """Bytes that are read from a child that is gone before its exit is logged."""
 _COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
-_FRONT: Final = 90
+_PROXY: Final = 90
 
 
 class Lines(Protocol):
@@ -153,8 +153,8 @@ class Output:
             return f"{name} | ".encode()
         turn = len(self._colours) % len(_COLOURS)
         colour = self._colours.setdefault(name, _COLOURS[turn])
-        if name.startswith("front/"):
-            colour = _FRONT
+        if name.startswith("proxy/"):
+            colour = _PROXY
         return f"\x1b[{colour}m{name} |\x1b[0m ".encode()
 
     def _room(self) -> None:

@@ -1,11 +1,11 @@
-"""A service becomes a plan: which children to start, how, and what the front is told.
+"""A service becomes a plan: which children to start, how, and what the proxy is told.
 
 Everything that follows from the scheme is written here, so that a child's life, the
-sockets and the front need not know which scheme they are part of. Where a worker's
+sockets and the proxy need not know which scheme they are part of. Where a worker's
 connections come from:
 
-    ports      the front connects to a port of the worker's own
-    handoff    the front accepts, and passes the connection itself over a link
+    ports      the proxy connects to a port of the worker's own
+    handoff    the proxy accepts, and passes the connection itself over a link
     shared     every worker accepts from the one listening socket
     reuseport  every worker accepts from a socket of its own on the same port
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from penstock_proxy.config import FrontConfig, FrontService, Target
+from penstock_proxy.config import ProxyConfig, ServiceConfig, Target
 from penstock_proxy.net.address import Address
 from penstock_supervisor.config import per_proxy
 from penstock_supervisor.config.model import Config, Restart, Service
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 Slot = tuple[str, int]
 """Name of the service, and number."""
 
-FRONT_START_S: Final = 30.0
+PROXY_START_S: Final = 30.0
 """Not a service's `timeouts.start`: that is about the user's program."""
-_FRONTS: Final = ("127.0.0.0/8", "::1")
+_PROXIES: Final = ("127.0.0.0/8", "::1")
 """Whose connections come to a worker's own port: it is of this host."""
-FRONT_RESTART: Final = Restart(max_restarts=20, within=60.0, backoff=0.1, backoff_max=2.0)
-"""A front that comes back serves everybody: worth more tries than one worker of many."""
+PROXY_RESTART: Final = Restart(max_restarts=20, within=60.0, backoff=0.1, backoff_max=2.0)
+"""A proxy that comes back serves everybody: worth more tries than one worker of many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildPlan:
     """One child to keep alive."""
 
-    role: Literal["front", "worker"]
+    role: Literal["proxy", "worker"]
     service: str
-    """Empty for a front."""
+    """Empty for a proxy."""
     slot: int
     scheme: str = ""
-    """Empty for a front."""
+    """Empty for a proxy."""
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     directory: str | None = None
@@ -60,7 +60,7 @@ class ChildPlan:
     listens: bool = False
     """It is given a listening socket, or a bound one for datagrams."""
     links: int = 0
-    """Connections are passed to it over so many links, one from each front."""
+    """Connections are passed to it over so many links, one from each proxy."""
     inherited: tuple[int, ...] = ()
     privileges: "Privileges | None" = None
     """As whom it runs; None: as we are."""
@@ -75,7 +75,7 @@ class ChildPlan:
 
     @property
     def origin(self) -> str:
-        """The table of the configuration that it comes from; empty for a front."""
+        """The table of the configuration that it comes from; empty for a proxy."""
         return f"service.{self.service}" if self.service else ""
 
 
@@ -89,7 +89,7 @@ class WorkerContext:
     """Where the service's clients connect."""
     stdout: int = -1
     """A descriptor that workers can inherit, for an access log that they write."""
-    fronts: int = 1
+    proxies: int = 1
     privileges: "Privileges | None" = None
     """As whom workers run."""
 
@@ -116,8 +116,8 @@ def worker_plan(
         directory=service.directory,
         ours=service.app is not None,
         address=own,
-        listens=not service.has_front,
-        links=context.fronts if service.scheme == "handoff" else 0,
+        listens=not service.has_proxy,
+        links=context.proxies if service.scheme == "handoff" else 0,
         inherited=inherited,
         privileges=context.privileges,
         start_s=service.timeouts.start,
@@ -126,7 +126,7 @@ def worker_plan(
     )
 
 
-def front_plan(
+def proxy_plan(
     config: Config,
     slot: int,
     listeners: Sequence[int],
@@ -134,9 +134,9 @@ def front_plan(
     argv: Sequence[str],
     privileges: "Privileges | None" = None,
 ) -> ChildPlan:
-    """A front, of all services; `listeners` are descriptors that it inherits."""
+    """A proxy, of all services; `listeners` are descriptors that it inherits."""
     return ChildPlan(
-        role="front",
+        role="proxy",
         service="",
         slot=slot,
         argv=tuple(argv),
@@ -144,29 +144,29 @@ def front_plan(
         ours=True,
         inherited=tuple(listeners),
         privileges=privileges,
-        start_s=FRONT_START_S,
-        stop_s=max(service.timeouts.stop for service in config.services if service.has_front),
-        restart=FRONT_RESTART,
+        start_s=PROXY_START_S,
+        stop_s=max(service.timeouts.stop for service in config.services if service.has_proxy),
+        restart=PROXY_RESTART,
     )
 
 
-def front_config(
+def proxy_config(
     config: Config,
     slot: int,
     listeners: Mapping[str, Sequence[int]],
     addresses: Mapping[str, Sequence[Address]],
     joined: Callable[[str, int], bool],
     up: Callable[[str, int], bool],
-) -> FrontConfig:
-    """What the front in this slot is told when it starts, by service name; a later one starts
+) -> ProxyConfig:
+    """What the proxy in this slot is told when it starts, by service name; a later one starts
     informed.
 
     `addresses` are the workers' or upstreams' addresses, names already resolved.
     """
-    return FrontConfig(
+    return ProxyConfig(
         services=tuple(
-            FrontService(
-                **per_proxy.of_front(service, config.fronts, slot),
+            ServiceConfig(
+                **per_proxy.of_proxy(service, config.proxies, slot),
                 name=service.name,
                 tls=bool(service.tls.files),
                 verifies=service.tls.client_certificates != "off",
@@ -175,7 +175,7 @@ def front_config(
                 targets=_targets(service, addresses.get(service.name, ()), joined, up),
             )
             for service in config.services
-            if service.has_front
+            if service.has_proxy
         )
     )
 
@@ -228,7 +228,7 @@ def _filled(word: str, given: Mapping[str, str]) -> str:
 
 
 def _logs(service: Service) -> str:
-    """Where a worker writes the access log, because no front sees its requests; or "off"."""
+    """Where a worker writes the access log, because no proxy sees its requests; or "off"."""
     if service.scheme == "ports" or service.app is None or service.mode != "http":
         return "off"
     return service.access_log
@@ -243,22 +243,22 @@ def _log_variable(service: Service, where: str, stdout: int) -> dict[str, str]:
 
 def _header_variable(service: Service) -> dict[str, str]:
     """For a worker that reads PROXY headers: those that clients' proxies send, where it gets
-    the connection itself, or those that the front sends."""
+    the connection itself, or those that the proxy sends."""
     terms = None
     if service.scheme != "ports" and service.accept_proxy:
         terms = AcceptProxy(service.timeouts.head, service.trusted_proxies)
     elif service.scheme == "ports" and service.send_proxy and service.app is not None:
-        terms = AcceptProxy(service.timeouts.head, _FRONTS)
+        terms = AcceptProxy(service.timeouts.head, _PROXIES)
     return {} if terms is None else {contract.ACCEPT_PROXY: format_accept_proxy(terms)}
 
 
 def _bounds_variable(service: Service, slot: int) -> dict[str, str]:
-    """For a worker whose clients are its own. A bound on connections is the front's, where one
+    """For a worker whose clients are its own. A bound on connections is the proxy's, where one
     accepts them; elsewhere each worker has its share of it."""
     if service.scheme == "ports" or service.app is None or service.mode == "udp":
         return {}
     most = 0
-    if not service.has_front:
+    if not service.has_proxy:
         most = per_proxy.share(service.max_connections, service.workers, slot)
     told = Limits(
         direct=True,

@@ -63,7 +63,7 @@ class Running:
     ) -> None:
         """Owns all that it is given; `end` is ours of the channel."""
         self.links = links
-        """To each front by its slot."""
+        """To each proxy by its slot."""
         self.inodes = inodes
         """Of the listening sockets that it was given. Not descriptors: the run may close
         those, and something else gets their numbers."""
@@ -74,8 +74,8 @@ class Running:
         self._process = process
         self._captures = captures
         self._callbacks = callbacks
-        # A front that starts is sent all links at once, and is our own program.
-        most = _MOST_LINK_ENDS if plan.role == "front" else MAX_HANDLES
+        # A proxy that starts is sent all links at once, and is our own program.
+        most = _MOST_LINK_ENDS if plan.role == "proxy" else MAX_HANDLES
         self._channel = Channel(loop, end, self._on_message, self._on_disconnect, max_handles=most)
         self._waiting: Task[None] | None = None
         if not plan.ours:
@@ -194,7 +194,7 @@ def _program(plan: ChildPlan, sockets: tuple[int, ...], given: list[int]) -> Exe
         environment,
         plan.directory,
         (*plan.inherited, *given),
-        captured=plan.role != "front",
+        captured=plan.role != "proxy",
         listen=sockets,
         names=plan.service,
         privileges=plan.privileges or AS_WE_ARE,

@@ -29,5 +29,5 @@ class SlotHistory:
             backoff_s=plan.restart.backoff,
             backoff_max_s=plan.restart.backoff_max,
             random=random.random,
-            first_at_once=plan.role == "front",
+            first_at_once=plan.role == "proxy",
         )

@@ -1,4 +1,4 @@
-"""Who is in which slot: the fronts, and for each slot of each service one worker, or two.
+"""Who is in which slot: the proxies, and for each slot of each service one worker, or two.
 
 Two while one takes over from the other. The *current* one is the one that the slot's future
 is about. A *successor* is started to take its place, and becomes the current one when it is
@@ -15,17 +15,17 @@ from penstock_supervisor.children.plan import Slot
 
 class Slots:
     def __init__(self) -> None:
-        self.fronts: list[Child] = []
-        """By slot; none if no service has a front."""
+        self.proxies: list[Child] = []
+        """By slot; none if no service has a proxy."""
         self.covered: set[int] = set()
-        """Slots of fronts that others accept for: gone, not back yet, or stuck."""
+        """Slots of proxies that others accept for: gone, not back yet, or stuck."""
         self.current: dict[Slot, Child] = {}
         self._successors: dict[Slot, Child] = {}
         self._draining: set[Child] = set()
 
     def children(self) -> Iterator[Child]:
-        """Every child, the fronts first."""
-        yield from self.fronts
+        """Every child, the proxies first."""
+        yield from self.proxies
         yield from self.workers()
 
     def workers(self) -> Iterator[Child]:
@@ -35,8 +35,8 @@ class Slots:
         yield from tuple(self._draining)
 
     def one_per_slot(self) -> Iterator[Child]:
-        """Fronts and current workers: what people see of a run, one child a slot."""
-        yield from self.fronts
+        """Proxies and current workers: what people see of a run, one child a slot."""
+        yield from self.proxies
         yield from tuple(self.current.values())
 
     def add(self, child: Child) -> None:
@@ -88,7 +88,7 @@ class Slots:
         self._draining.discard(draining)
 
     def ever_ready(self, service: str) -> bool:
-        """Did any worker of the service ever, or any front for ""?"""
+        """Did any worker of the service ever, or any proxy for ""?"""
         return any(one.history.was_up for one in self.one_per_slot() if one.plan.service == service)
 
     def has_started(self) -> bool:

@@ -32,7 +32,7 @@ def show(
         if service.mode == "http" and not address.startswith("unix:"):
             address = f"{'https' if service.tls.files else 'http'}://{address}"
         line = Text.assemble((service.name, "bold"), " on ", (address, "bold cyan"))
-        console.print(line.append(f", {doing(service, config.fronts)}"), soft_wrap=True)
+        console.print(line.append(f", {doing(service, config.proxies)}"), soft_wrap=True)
         for slot, worker in enumerate(workers.get(service.name, ())):
             console.print(Text(f"  {service.name}/{slot} on {worker}", "dim"), soft_wrap=True)
     if admin.startswith("unix:"):

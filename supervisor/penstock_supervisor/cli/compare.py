@@ -62,7 +62,7 @@ class _Compare(Dashed):
     "-w", "--workers", metavar="N|auto", help="How many copies; auto is one per core.  [default: 2]"
 )
 @click.option(
-    "--fronts", metavar="N|auto", help="How many fronts, where there is any.  [default: 1]"
+    "--proxies", metavar="N|auto", help="How many proxies, where there is any.  [default: 1]"
 )
 @click.option(
     "--schemes",
@@ -114,7 +114,7 @@ def compare(ctx: click.Context, /, **options: Any) -> int:
     logging_setup.set_up(options["verbose"] - options["quiet"] - 1)
     with _room(service) as directory:
         command = join(("penstock", "compare", *ctx.meta[_WORDS]))
-        order = _order(service, config.fronts, options, directory, command)
+        order = _order(service, config.proxies, options, directory, command)
         comparison = _measured(order, quiet=options["quiet"] > options["verbose"])
     _show(comparison, baseline, options["json_file"], html)
     return _INTERRUPTED if comparison.interrupted else 0
@@ -122,7 +122,7 @@ def compare(ctx: click.Context, /, **options: Any) -> int:
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """What is a key of the configuration here; `--to` names subjects, and not upstreams."""
-    keys = ("app", "workers", "fronts")
+    keys = ("app", "workers", "proxies")
     return {**{key: options[key] for key in keys}, "upstreams": ()}
 
 
@@ -191,7 +191,7 @@ def _baseline(path: Path) -> Any:
 
 
 def _order(
-    service: Service, fronts: int, options: dict[str, Any], directory: str, command: str
+    service: Service, proxies: int, options: dict[str, Any], directory: str, command: str
 ) -> "Order":
     # Late: `penstock --help` and a refused command line need none of it.
     from penstock_supervisor.compare import plan, variants
@@ -202,7 +202,7 @@ def _order(
         names = variants.named(options["schemes"]) if options["schemes"] else variants.NAMES
     except ValueError as error:
         raise ConfigError((f"--schemes: {error}",)) from None
-    choice = variants.choose(service, names, directory, fronts)
+    choice = variants.choose(service, names, directory, proxies)
     if not choice.variants and not others:
         raise ConfigError(choice.notes)
     wrk = (shutil.which("wrk") or "") if options["generator"] == "wrk" else ""
@@ -217,7 +217,7 @@ def _order(
         path=options["path"],
         wrk=wrk,
         workers=len(service.upstreams) or service.workers,
-        config=variants.as_toml(service, fronts),
+        config=variants.as_toml(service, proxies),
         command=command,
         notes=choice.notes,
         verbose=options["verbose"] > 0,

@@ -8,18 +8,18 @@ from penstock_supervisor.config.loader import Config, Service
 def described(config: Config) -> str:
     """One line: every service, and the admin port."""
     services = "; ".join(
-        f"{service.name} on {service.listen}, {doing(service, config.fronts)}"
+        f"{service.name} on {service.listen}, {doing(service, config.proxies)}"
         for service in config.services
     )
     return f"{services}; {f'admin on {config.admin}' if config.admin else 'no admin port'}"
 
 
-def doing(service: Service, fronts: int = 1) -> str:
-    """`2 workers of pkg.mod:app (handoff, http, round_robin)`; `ports` and a single front go
+def doing(service: Service, proxies: int = 1) -> str:
+    """`2 workers of pkg.mod:app (handoff, http, round_robin)`; `ports` and a single proxy go
     without saying."""
     scheme = () if service.scheme == "ports" else (service.scheme,)
-    policy = (service.balance,) if service.has_front else ()
-    several = (f"{fronts} fronts",) if policy and fronts > 1 else ()
+    policy = (service.balance,) if service.has_proxy else ()
+    several = (f"{proxies} proxies",) if policy and proxies > 1 else ()
     how = f"({', '.join((*scheme, service.mode, *policy, *several))})"
     if service.upstreams:
         count = len(service.upstreams)

@@ -50,7 +50,7 @@ def overrides(
         yield "upstreams", [each.strip() for text in upstreams for each in text.split(",")]
     for key, value in rest.items():
         if value is not None:
-            yield key, _number(value) if key in ("workers", "fronts") else value
+            yield key, _number(value) if key in ("workers", "proxies") else value
 
 
 def _app(verb: str, words: tuple[str, ...]) -> str:

@@ -72,7 +72,7 @@ class _Run(Dashed):
     help=f"{', '.join(_POLICIES[:-1])} or {_POLICIES[-1]}.  [default: {_POLICIES[0]}]",
 )
 @click.option(
-    "--fronts",
+    "--proxies",
     metavar="N|auto",
     help="How many processes stand before the workers; auto is one per core.  [default: 1]",
 )
@@ -84,7 +84,7 @@ class _Run(Dashed):
 @click.option(
     "--user",
     metavar="NAME",
-    help="As whom fronts and workers run, when started as root.  [default: as root]",
+    help="As whom proxies and workers run, when started as root.  [default: as root]",
 )
 @click.option("--group", metavar="NAME", help="Their group.  [default: the user's]")
 @click.option(

@@ -8,7 +8,7 @@ from penstock_supervisor.control import summary
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"penstock {found['version']}, {summary.heading(found)}"
-    yield from _table(summary.fronts(found))
+    yield from _table(summary.proxies(found))
     for name, service in found["services"].items():
         yield f"{name} on {service['listen']} ({service['scheme']}, {service['mode']})"
         yield from _table(summary.workers(name, service))

@@ -181,7 +181,7 @@ class _Run:
 
     def _passes(self) -> tuple[plan.Pass, ...]:
         working = [one.name for one in self._working()]
-        # Upstreams are run by somebody else, even behind a front of ours.
+        # Upstreams are run by somebody else, even behind a proxy of ours.
         ours = [n for n in working if n in self._ours and not self._ours[n].service.upstreams]
         others = [name for name in working if name not in ours]
         return plan.passes(ours, others, self._order.measures)

@@ -119,12 +119,12 @@ class RunningSubject:
         """All of its processes, those that its workers started as well."""
         status = json.loads(await self._page("/status"))
         rows = status["services"][self.service.name]["workers"]
-        front = {pid for row in status["fronts"] for pid in _tree(row.get("pid"))}
+        proxy = {pid for row in status["proxies"] for pid in _tree(row.get("pid"))}
         workers = {pid for row in rows for pid in _tree(row.get("pid"))}
         assert self._transport is not None
-        rest = set(readings.tree(self._transport.get_pid())) - front - workers
-        # Not everybody has a front, and upstreams are not processes of ours.
-        roles = {"supervisor": rest, "front": front, "workers": workers}
+        rest = set(readings.tree(self._transport.get_pid())) - proxy - workers
+        # Not everybody has a proxy, and upstreams are not processes of ours.
+        roles = {"supervisor": rest, "proxy": proxy, "workers": workers}
         return {role: tuple(sorted(pids)) for role, pids in roles.items() if pids}
 
     async def split(self) -> tuple[str, dict[str, int]]:
@@ -141,7 +141,7 @@ class RunningSubject:
         return "requests" if http else "connections", found
 
     async def outgoing(self, _: Roles) -> int:
-        """Ephemeral ports that its front holds to reach its workers."""
+        """Ephemeral ports that its proxy holds to reach its workers."""
         places = [row.get("address") for row in await self.workers()]
         ports = {parse_address(place).port for place in places if place} - {0}
         return readings.outgoing(ports) if self.service.scheme == "ports" else 0

@@ -34,11 +34,11 @@ class Variant(NamedTuple):
 
     name: str
     service: Service
-    fronts: int = 1
+    proxies: int = 1
 
     @property
     def config(self) -> Config:
-        return Config(admin="127.0.0.1:0", fronts=self.fronts, services=(self.service,))
+        return Config(admin="127.0.0.1:0", proxies=self.proxies, services=(self.service,))
 
 
 class Choice(NamedTuple):
@@ -62,7 +62,7 @@ def named(text: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name in chosen)
 
 
-def choose(service: Service, names: Iterable[str], directory: str, fronts: int = 1) -> Choice:
+def choose(service: Service, names: Iterable[str], directory: str, proxies: int = 1) -> Choice:
     """Write `service` for each of `names`. A unix socket gets its own name in `directory`."""
     variants, notes = [], []
     for number, name in enumerate(names):
@@ -72,7 +72,7 @@ def choose(service: Service, names: Iterable[str], directory: str, fronts: int =
         if why:
             notes.append(f"{name} is not compared: {why}")
         else:
-            variants.append(Variant(name, variant, fronts if variant.has_front else 1))
+            variants.append(Variant(name, variant, proxies if variant.has_proxy else 1))
     return Choice(tuple(variants), tuple(notes))
 
 
@@ -118,9 +118,9 @@ def _without(part: Any, keys: Iterable[str]) -> Any:
     return part.model_copy(update=changes)
 
 
-def as_toml(service: Service, fronts: int = 1) -> str:
+def as_toml(service: Service, proxies: int = 1) -> str:
     """What was run, as a file would say it; scheme, mode and addresses aside."""
-    lines = [f"fronts = {fronts}"] if fronts > 1 else []
+    lines = [f"proxies = {proxies}"] if proxies > 1 else []
     lines.append(f"[service.{service.name}]")
     for key, value in _given(service).items():
         if key in UNCHANGED or key == "name":

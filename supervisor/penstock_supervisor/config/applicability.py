@@ -62,7 +62,7 @@ class Applicability(NamedTuple):
 
 _EVERYWHERE: Final = Applicability((Where(),))
 _RUN: Final = Applicability((Where(programs=("app", "command")),), "upstreams are run by others")
-_FRONT: Final = ("ports", "handoff")
+_PROXY: Final = ("ports", "handoff")
 _REQUESTS: Final = Where(("ports",), ("http",))
 _READ: Final = "otherwise nothing of ours reads requests"
 _CHOOSES: Final = "otherwise the kernel chooses the worker"
@@ -70,7 +70,7 @@ _ACCEPTS: Final = "otherwise the workers accept"
 _CARRIES: Final = Applicability((Where(("ports",)),), "no other carries a connection's bytes")
 _BOUND: Final = Applicability((_REQUESTS,), _READ)
 _LIMIT: Final = _BOUND._replace(off=(0,))
-_WAITS: Final = Applicability((Where(_FRONT),), f"{_ACCEPTS}, and nobody waits for one")
+_WAITS: Final = Applicability((Where(_PROXY),), f"{_ACCEPTS}, and nobody waits for one")
 
 APPLICABILITY: Final[Mapping[str, Applicability]] = {
     **dict.fromkeys(
@@ -86,8 +86,8 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         (Where(("ports",), programs=("app", "command")),),
         "no other gives workers ports of their own",
     ),
-    "balance": Applicability((Where(_FRONT),), _CHOOSES),
-    "weights": Applicability((Where(_FRONT, programs=("app", "command")),), _CHOOSES),
+    "balance": Applicability((Where(_PROXY),), _CHOOSES),
+    "weights": Applicability((Where(_PROXY, programs=("app", "command")),), _CHOOSES),
     "send_proxy": Applicability(
         (Where(("ports",)),), "elsewhere a worker has the client's own connection", ("",)
     ),
@@ -97,7 +97,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
     ),
     "forwarding": Applicability((_REQUESTS,), "no other adds fields to a request"),
     "max_connections": Applicability(
-        (Where(_FRONT), Where(modes=("http", "tcp"), programs=("app",))), _ACCEPTS, (0,)
+        (Where(_PROXY), Where(modes=("http", "tcp"), programs=("app",))), _ACCEPTS, (0,)
     ),
     "handoff_window": Applicability((Where(("handoff",)),), "no other passes connections"),
     **dict.fromkeys(
@@ -108,10 +108,10 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
             ("off",),
         ),
     ),
-    "health.slow_start": Applicability((Where(_FRONT),), _CHOOSES, ("0s",)),
-    "ejection": Applicability((Where(_FRONT),), "otherwise nobody sees what traffic does"),
+    "health.slow_start": Applicability((Where(_PROXY),), _CHOOSES, ("0s",)),
+    "ejection": Applicability((Where(_PROXY),), "otherwise nobody sees what traffic does"),
     "retries": Applicability((Where(("ports",)),), "no other asks a worker twice"),
-    "timeouts.connect": Applicability((Where(_FRONT),), _ACCEPTS),
+    "timeouts.connect": Applicability((Where(_PROXY),), _ACCEPTS),
     "timeouts.head": Applicability((_REQUESTS, Where(beside=("accept_proxy",))), _READ),
     **dict.fromkeys(("timeouts.body", "timeouts.response"), _BOUND),
     "timeouts.keepalive": Applicability(
@@ -135,7 +135,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
     ),
     "limits.queue": _WAITS,
     "limits.queue_per_worker": _WAITS._replace(off=(0,)),
-    "limits.per_worker": Applicability((Where(_FRONT),), _CHOOSES, (0,)),
+    "limits.per_worker": Applicability((Where(_PROXY),), _CHOOSES, (0,)),
     "limits.buffer": _CARRIES,
 }  # fmt: skip
 """By key, or by table where all of its keys act in the same places."""

@@ -2,7 +2,7 @@
 
 Owns the step from the paths of a `[service.X.tls]` table to credentials that OpenSSL takes,
 and what a person has to know of them: names, and until when they are good. The one reader of
-keys: fronts get texts, because they may run as a user who cannot read these files. Must not
+keys: proxies get texts, because they may run as a user who cannot read these files. Must not
 know: who is told, and when files are looked at again (`certificate_reload`).
 
 What a key contains is in no message, log line or repr.
@@ -30,10 +30,10 @@ from penstock_supervisor.config.diagnostics import Location, Problem
 from penstock_supervisor.config.model import CertificateFiles, Config, Service
 
 MAX_FILE: Final = 128 << 10
-"""Bytes of one file. It travels to the fronts in one message, beside another one."""
+"""Bytes of one file. It travels to the proxies in one message, beside another one."""
 MAX_ALL: Final = 2 << 20
 """Bytes of all that a run shows, some 400 certificates: it must fit into what may wait for a
-front that is busy."""
+proxy that is busy."""
 _KEY: Final = re.compile(
     rb"-----BEGIN ((?:[A-Z0-9]+ )*PRIVATE KEY)-----[\x20-\x7e\r\n]+?-----END \1-----"
 )

@@ -26,7 +26,7 @@ NEAR: Final = 0.7
 MAX_SHOWN: Final = 60
 """Characters of a found value; a line has to stay one line."""
 
-# The front gets its share as JSON, where durations are numbers. A person has to write the
+# The proxy gets its share as JSON, where durations are numbers. A person has to write the
 # unit: nobody can know whether `interval = 5` was meant as seconds or milliseconds.
 _UNITS: Final[dict[object, str]] = {
     parse_duration: 'a duration with a unit, such as "500ms", "2s" or "1h"',

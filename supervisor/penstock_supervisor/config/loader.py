@@ -61,7 +61,7 @@ DEMO: Final[Mapping[str, Any]] = {
 
 OPTIONS: Final = {
     "admin": "--admin",
-    "fronts": "--fronts",
+    "proxies": "--proxies",
     "run_dir": "--run-dir",
     "user": "--user",
     "group": "--group",
@@ -77,7 +77,7 @@ OPTIONS: Final = {
     "access_log_format": "--access-log-format",
 }
 """What a key is called on the command line."""
-_TOP: Final = ("admin", "fronts", "run_dir", "user", "group", "no_new_privileges")
+_TOP: Final = ("admin", "proxies", "run_dir", "user", "group", "no_new_privileges")
 """Keys of the whole run."""
 
 
@@ -192,8 +192,8 @@ def _checked(table: Mapping[str, Any], source: _Source) -> Config:
     problems += [problem for found, _ in checked for problem in found]
     services = tuple(service for _, service in checked if service is not None)
     given = {key: table[key] for key in _TOP if key in table}
-    if given.get("fronts") == "auto":
-        given["fronts"] = len(os.sched_getaffinity(0))
+    if given.get("proxies") == "auto":
+        given["proxies"] = len(os.sched_getaffinity(0))
     try:
         config = Config(**given, services=services)
     except ValidationError as failure:
@@ -259,7 +259,7 @@ def _account(config: Config) -> Iterator[Problem]:
 
 
 def _places(service: Service) -> Iterator[Problem]:
-    """Directories that have to exist: better missed now than by a worker or a front."""
+    """Directories that have to exist: better missed now than by a worker or a proxy."""
     log, directory = service.access_log, service.directory
     if log not in ("stdout", "off") and not Path(log).parent.is_dir():
         yield Problem(("access_log",), expected("a file in a directory that exists", log))

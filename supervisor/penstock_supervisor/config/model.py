@@ -1,6 +1,6 @@
 """What a configuration consists of: the tables of the supervisor, frozen.
 
-The keys that the front acts on are defined in `penstock_proxy.config`, next to their only
+The keys that the proxy acts on are defined in `penstock_proxy.config`, next to their only
 reader; a `Service` adds those that say what is run and how. One value is judged here, on
 its own; `rules` judges several together, and `config` what depends on this machine. No
 I/O, no clock.
@@ -19,7 +19,7 @@ from penstock_worker.contract import SCRUBBED
 ADMIN: Final = "127.0.0.1:9464"
 MOST_ID: Final = (1 << 32) - 2
 """Of a user or group; the number after it means "no change" to the kernel."""
-MOST_FRONTS: Final = 64
+MAX_PROXIES: Final = 64
 """Each checks every worker, and has a link to each under handoff."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
 """A service's name: a label, part of a log's prefix, and a key that needs no quotes."""
@@ -57,10 +57,10 @@ def _workers(value: object) -> object:
     raise ValueError('expected a number of workers or "auto"')
 
 
-def _fronts(value: object) -> object:
+def _proxies(value: object) -> object:
     if type(value) is int:
         return value
-    raise ValueError('expected a number of fronts or "auto"')
+    raise ValueError('expected a number of proxies or "auto"')
 
 
 def _account(value: object) -> object:
@@ -143,7 +143,7 @@ class CertificateFiles(Part):
 
 
 class Tls(Part):
-    """What clients are shown, where the front speaks TLS with them."""
+    """What clients are shown, where the proxy speaks TLS with them."""
 
     cert: Text | None = None
     key: Text | None = None
@@ -214,8 +214,8 @@ class Service(Traffic):
     tls: Tls = Tls()
 
     @property
-    def has_front(self) -> bool:
-        """Does a front accept this service's connections? Otherwise its workers do."""
+    def has_proxy(self) -> bool:
+        """Does a proxy accept this service's connections? Otherwise its workers do."""
         return self.scheme in ("ports", "handoff")
 
     @property
@@ -234,12 +234,12 @@ class Config(Part):
 
     admin: Annotated[str, AfterValidator(_admin)] = ADMIN
     """Empty: no admin port."""
-    fronts: Annotated[int, BeforeValidator(_fronts), Field(ge=1, le=MOST_FRONTS)] = 1
+    proxies: Annotated[int, BeforeValidator(_proxies), Field(ge=1, le=MAX_PROXIES)] = 1
     """Processes that stand before the workers, each of which serves every service."""
     run_dir: Text | None = None
     """Where the control socket is; empty: there is none; None: a private place of the user."""
     user: Account | None = None
-    """As whom fronts and workers run; None: as whom we do."""
+    """As whom proxies and workers run; None: as whom we do."""
     group: Account | None = None
     """None: the user's own."""
     no_new_privileges: bool = True

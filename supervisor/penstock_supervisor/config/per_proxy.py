@@ -1,8 +1,8 @@
-"""What of a service's bounds each of several fronts gets.
+"""What of a service's bounds each of several proxies gets.
 
-A bound is written for the service as a whole, and fronts do not talk to each other: each
+A bound is written for the service as a whole, and proxies do not talk to each other: each
 gets an equal share, what is left over goes to the first ones, and the shares add up to what
-was written. So the whole is never exceeded; a front that the kernel deals more than its
+was written. So the whole is never exceeded; a proxy that the kernel deals more than its
 share of clients to reaches its bound before the others. Which keys are divided, their fields
 say (`Divided`). No I/O, no clock.
 """
@@ -27,26 +27,26 @@ DIVIDED: Final = tuple(_marked(Traffic))
 """The keys of a service that are divided."""
 
 
-def share(total: int, fronts: int, number: int) -> int:
-    """What front `number` of `fronts` gets of `total`."""
-    return total // fronts + (number < total % fronts)
+def share(total: int, proxies: int, number: int) -> int:
+    """What proxy `number` of `proxies` gets of `total`."""
+    return total // proxies + (number < total % proxies)
 
 
-def too_small(service: Traffic, fronts: int) -> Iterator[Key]:
-    """The keys whose value does not give every front something."""
+def too_small(service: Traffic, proxies: int) -> Iterator[Key]:
+    """The keys whose value does not give every proxy something."""
     for key, mark in DIVIDED:
         value = _value(service, key)
-        if isinstance(value, int) and 0 < value < fronts and not mark.least:
+        if isinstance(value, int) and 0 < value < proxies and not mark.least:
             yield key
 
 
-def of_front(service: Traffic, fronts: int, number: int) -> dict[str, Any]:
-    """The keys of `Traffic`, as this front is told them."""
+def of_proxy(service: Traffic, proxies: int, number: int) -> dict[str, Any]:
+    """The keys of `Traffic`, as this proxy is told them."""
     told: dict[str, Any] = {key: getattr(service, key) for key in Traffic.model_fields}
     for key, mark in DIVIDED:
         value = _value(service, key)
         if isinstance(value, int):
-            part = max(mark.least, share(value, fronts, number))
+            part = max(mark.least, share(value, proxies, number))
             told[key[0]] = _changed(told[key[0]], key[1:], part)
     return told
 

@@ -43,7 +43,7 @@ def of_service(service: "Service") -> Iterator[Problem]:
     if service.mode != "http" and service.access_log_format == "combined":
         yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
     yield from tls_rules.of_service(service)
-    if not service.has_front and 0 < service.max_connections < service.workers:
+    if not service.has_proxy and 0 < service.max_connections < service.workers:
         text = f"expected 0, or at least 1 for each of {service.workers} workers"
         yield Problem(("max_connections",), text)
     if service.health.slow_start and POLICIES[service.balance].ignores_slow_start:
@@ -90,7 +90,7 @@ def unfit(service: "Service") -> Iterator[Problem]:
     if service.accept_proxy and service.command is not None and scheme in ("shared", "reuseport"):
         text = (
             f"nobody reads the header for a command with {scheme}; "
-            "the front does with ports, and the worker of an app"
+            "the proxy does with ports, and the worker of an app"
         )
         yield Problem(("accept_proxy",), text)
     if service.socket_mode is not None and not parse_address(service.listen).path:
@@ -128,19 +128,19 @@ def of_config(config: "Config") -> Iterator[Problem]:
         listeners["admin"] = config.admin
     for service in config.services:
         yield from _taken(service, listeners)
-    yield from _fronts(config)
+    yield from _proxies(config)
     yield from tls_rules.of_config(config)
 
 
-def _fronts(config: "Config") -> Iterator[Problem]:
+def _proxies(config: "Config") -> Iterator[Problem]:
     """Are they of use, and is there something for each?"""
-    fronted = [service for service in config.services if service.has_front]
-    if config.services and not fronted and "fronts" in config.model_fields_set:
-        text = 'only with a service of scheme = "ports" or "handoff": the others have no front'
-        yield Problem(("fronts",), text)
-    for service in fronted:
-        for key in per_proxy.too_small(service, config.fronts):
-            text = f"expected 0, or at least 1 for each of {config.fronts} fronts"
+    proxied = [service for service in config.services if service.has_proxy]
+    if config.services and not proxied and "proxies" in config.model_fields_set:
+        text = 'only with a service of scheme = "ports" or "handoff": the others have no proxy'
+        yield Problem(("proxies",), text)
+    for service in proxied:
+        for key in per_proxy.too_small(service, config.proxies):
+            text = f"expected 0, or at least 1 for each of {config.proxies} proxies"
             yield Problem(("service", service.name, *key), text)
 
 

@@ -15,7 +15,7 @@ def of(config: Config, uid: int) -> Iterator[str]:
     """A line each, for a run that is started by `uid`."""
     if uid == 0 and config.user is None:
         yield (
-            "user: fronts and workers run as root, because no user is named; "
+            "user: proxies and workers run as root, because no user is named; "
             'one who is not root is enough: user = "www-data", or --user www-data'
         )
     if config.admin and not _is_local(config.admin):

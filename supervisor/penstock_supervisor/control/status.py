@@ -1,6 +1,6 @@
 """One `Snapshot` as what /status and /readyz say: plain values, ready for JSON.
 
-Owns the names of the fields that people's scripts read. What the front (where there is none,
+Owns the names of the fields that people's scripts read. What the proxy (where there is none,
 the worker checks) says about a worker, its standing and what it has to do, is put beside what the
 supervisor says about the same slot; the two disagree for a moment whenever something happens,
 and both are shown. No I/O, no clock.
@@ -28,16 +28,16 @@ def describe(
         "pid": pid,
         "pids": {
             "supervisor": [pid],
-            "front": _pids(snapshot, "front"),
+            "proxy": _pids(snapshot, "proxy"),
             "worker": _pids(snapshot, "worker"),
         },
         "uptime": round(snapshot.uptime_s, 3),
         "ready": snapshot.ready,
         "stopping": snapshot.stopping,
-        "fronts": [
+        "proxies": [
             {**_process(child), "covered": child.slot in snapshot.away}
             for child in snapshot.children
-            if child.role == "front"
+            if child.role == "proxy"
         ],
         "services": {
             name: {

@@ -55,9 +55,9 @@ def _parts(found: Mapping[str, Any]) -> Iterator[str]:
         f"<style>{_STYLE}</style>\n"
         f"<h1>penstock {escape(found['version'])}</h1>\n<p>{escape(summary.heading(found))}</p>\n"
     )
-    if found["fronts"]:
-        yield "<section><h2>Fronts</h2>\n"
-        yield from _table(summary.fronts(found), of="")
+    if found["proxies"]:
+        yield "<section><h2>Proxies</h2>\n"
+        yield from _table(summary.proxies(found), of="")
         yield "</section>\n"
     for name, service in found["services"].items():
         what = f"{service['listen']} ({service['scheme']}, {service['mode']})"

@@ -1,7 +1,7 @@
 """What a person wants to know of each process at a glance: one row, in words.
 
 Read from what /status says, and shown by `penstock status` and the admin port's page. A worker
-has two sides: what the supervisor says of its process, and what the front (or the worker checks)
+has two sides: what the supervisor says of its process, and what the proxy (or the worker checks)
 say of its place in the rotation. The second is told only where it is not what one expects of
 the first, and then with its reason. No I/O, no clock.
 """
@@ -15,7 +15,7 @@ _ON_THEIR_WAY: Final = frozenset({"starting", "stopping", "backoff"})
 
 
 class SummaryRow(NamedTuple):
-    """One front, worker or upstream. Empty: there is nothing to say."""
+    """One proxy, worker or upstream. Empty: there is nothing to say."""
 
     name: str
     state: str
@@ -36,9 +36,9 @@ def heading(found: Mapping[str, Any]) -> str:
     return f"pid {found['pid']}, up {_duration(found['uptime'])}, {state}"
 
 
-def fronts(found: Mapping[str, Any]) -> Iterator[SummaryRow]:
-    for front in found["fronts"]:
-        yield _row(f"front/{front['slot']}", front)
+def proxies(found: Mapping[str, Any]) -> Iterator[SummaryRow]:
+    for proxy in found["proxies"]:
+        yield _row(f"proxy/{proxy['slot']}", proxy)
 
 
 def workers(name: str, service: Mapping[str, Any]) -> Iterator[SummaryRow]:
@@ -49,7 +49,7 @@ def workers(name: str, service: Mapping[str, Any]) -> Iterator[SummaryRow]:
 
 
 def _row(name: str, child: Mapping[str, Any], served: int | None = None) -> SummaryRow:
-    # An upstream has no process of ours; a front is in no rotation.
+    # An upstream has no process of ours; a proxy is in no rotation.
     restarts = sum((child.get("restarts") or {}).values())
     standing = child.get("standing")
     pid = child.get("pid")
@@ -72,7 +72,7 @@ def _words(child: Mapping[str, Any]) -> Iterator[str]:
     yield (state or standing or "unknown").replace("_", " ")
     if state == _SERVING and standing not in (None, _SERVING):
         yield standing
-    # Fronts only: of a worker it means nothing, since most programs know no such question.
+    # Proxies only: of a worker it means nothing, since most programs know no such question.
     if "covered" in child and state == _SERVING and not child.get("answers"):
         yield "does not answer"
     if child.get("covered"):

@@ -1,6 +1,6 @@
 """Opens the listening sockets and keeps them.
 
-The supervisor holds every listener for as long as it runs, and fronts inherit them: one can
+The supervisor holds every listener for as long as it runs, and proxies inherit them: one can
 die and the next one goes on with the same queue of connections, so none is refused. What
 the sockets are for is not known here.
 
@@ -22,7 +22,7 @@ from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor.errors import StartError
 
 BACKLOG: Final = 4096
-"""What waits while a front is being replaced; the kernel cuts it to net.core.somaxconn."""
+"""What waits while a proxy is being replaced; the kernel cuts it to net.core.somaxconn."""
 _UNPRIVILEGED: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 

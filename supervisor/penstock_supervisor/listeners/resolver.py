@@ -1,7 +1,7 @@
 """Finds the addresses behind the names of servers that somebody else runs.
 
-Names are looked up once, when a run begins, as nginx does: a front knows numbers only, so
-nothing on its way waits for a name server, and every front of a run means the same host.
+Names are looked up once, when a run begins, as nginx does: a proxy knows numbers only, so
+nothing on its way waits for a name server, and every proxy of a run means the same host.
 """
 
 import socket

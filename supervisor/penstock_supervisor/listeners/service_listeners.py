@@ -1,6 +1,6 @@
 """The listening sockets of one service, whoever accepts from them.
 
-Owns which sockets there are by scheme: one for each front on the same port (`ports`,
+Owns which sockets there are by scheme: one for each proxy on the same port (`ports`,
 `handoff`), one for all workers (`shared`), or one for each worker's slot on the same port
 (`reuseport`). The supervisor keeps all of them open, so whoever accepts can die, and the next
 one goes on with the same queue.
@@ -8,9 +8,9 @@ one goes on with the same queue.
 Where several sockets have one port the kernel deals connections out to each of them, whether
 anybody takes them or not. A worker's slot that nobody serves has its socket shut, for
 otherwise every n-th client would wait in the dark; it gets a new one when somebody does. A
-front's is covered by the other fronts as long as it is away: nothing that waits is lost.
+proxy's is covered by the other proxies as long as it is away: nothing that waits is lost.
 
-Why not one socket for all fronts: an event loop cannot wait with EPOLLEXCLUSIVE, so every
+Why not one socket for all proxies: an event loop cannot wait with EPOLLEXCLUSIVE, so every
 connection would wake all of them, and whoever is quickest would have most of the clients. A
 unix socket has no port to share, so that is how it is done there.
 """
@@ -37,7 +37,7 @@ _TCP_INFO_UNACKED: Final = 24
 class ServiceListeners:
     """Opened when made; StartError says why it cannot be."""
 
-    def __init__(self, service: Service, fronts: int = 1, owner: "Identity | None" = None) -> None:
+    def __init__(self, service: Service, proxies: int = 1, owner: "Identity | None" = None) -> None:
         """`owner`: whose a unix socket is; None: ours."""
         self.service = service
         self._access = Access(
@@ -50,18 +50,18 @@ class ServiceListeners:
         self._kind = socket.SOCK_DGRAM if service.mode == "udp" else socket.SOCK_STREAM
         self._listening = False
         self._slots: dict[int, Listener] = {}
-        """Of workers or fronts that have one each, those that are open."""
+        """Of workers or proxies that have one each, those that are open."""
         first = self._open(service.listen)
         self.address: Address = first.address
         self._one: Listener | None = None
-        split = service.has_front and fronts > 1 and not self.address.path
+        split = service.has_proxy and proxies > 1 and not self.address.path
         if not split and service.scheme != "reuseport":
             self._one = first
             return
         # It was only to see that nobody else has the port, and which it is.
         first.close()
         try:
-            for slot in range(fronts if split else service.workers):
+            for slot in range(proxies if split else service.workers):
                 self._slots[slot] = self._open(str(self.address), reuseport=True)
         except StartError:
             self.close()
@@ -73,21 +73,21 @@ class ServiceListeners:
         for listener in self._all():
             listener.listen()
 
-    def front_fds(self, slot: int) -> tuple[int, ...]:
-        """The descriptors that the front in this slot inherits."""
-        if not self.service.has_front:
+    def proxy_fds(self, slot: int) -> tuple[int, ...]:
+        """The descriptors that the proxy in this slot inherits."""
+        if not self.service.has_proxy:
             return ()
         return ((self._one or self._slots[slot]).fileno(),)
 
-    def front_socket(self, slot: int) -> socket.socket | None:
-        """The socket of this front alone; None if all fronts accept from the same, or none."""
-        if not self.service.has_front or self._one is not None:
+    def proxy_socket(self, slot: int) -> socket.socket | None:
+        """The socket of this proxy alone; None if all proxies accept from the same, or none."""
+        if not self.service.has_proxy or self._one is not None:
             return None
         return self._slots[slot].socket
 
     def worker_fds(self, slot: int) -> tuple[int, ...]:
         """The descriptors that a process in this slot is given, opened anew if they were shut."""
-        if self.service.has_front:
+        if self.service.has_proxy:
             return ()
         if self._one is not None:
             return (self._one.fileno(),)
@@ -100,7 +100,7 @@ class ServiceListeners:
         The last one stays: a client that waits has better chances than one that is refused.
         """
         listener = self._slots.get(slot)
-        if self.service.has_front or listener is None or len(self._slots) < 2:
+        if self.service.has_proxy or listener is None or len(self._slots) < 2:
             return False
         if self._kind == socket.SOCK_STREAM:
             self.dropped += _waiting(listener.socket)
@@ -112,7 +112,7 @@ class ServiceListeners:
 
     def reopen(self, slot: int) -> socket.socket | None:
         """Give the worker a socket again; None if it has one, or shares one."""
-        if self.service.has_front or self._one is not None or slot in self._slots:
+        if self.service.has_proxy or self._one is not None or slot in self._slots:
             return None
         listener = self._slots[slot] = self._open(str(self.address), reuseport=True)
         if self._listening:
@@ -143,7 +143,7 @@ class ServiceListeners:
             reuseport=reuseport,
             access=self._access,
         )
-        if self.service.command is not None and not self.service.has_front:
+        if self.service.command is not None and not self.service.has_proxy:
             # As from systemd: a plain program waits in accept. Ours does not mind.
             listener.socket.setblocking(True)
         return listener

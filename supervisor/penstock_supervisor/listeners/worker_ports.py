@@ -82,7 +82,7 @@ def free_ports(
 def _safe_ports(needed: int) -> Sequence[int]:
     """Ports that the kernel never gives to an outgoing connection.
 
-    While a worker restarts its port is nobody's, and the front's own connections to its
+    While a worker restarts its port is nobody's, and the proxy's own connections to its
     neighbours could take it. Below 10000 live the well-known services, which may only be
     started later.
     """

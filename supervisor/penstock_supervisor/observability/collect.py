@@ -51,7 +51,7 @@ class SnapshotCollector:
             channel_fds=sum(child.has_channel for child in children) + 2 * links,
             loop_lag_s=self._lag.seconds,
             tasks=len(asyncio.all_tasks()),
-            unfronted=self._worker_checks.stats(),
+            unproxied=self._worker_checks.stats(),
             sockets=tuple(view for listeners in by_service.values() for view in listeners.views()),
             tls=self._certificate_reload.views(),
             dropped={name: listeners.dropped for name, listeners in by_service.items()},

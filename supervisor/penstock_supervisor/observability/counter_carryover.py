@@ -1,7 +1,7 @@
-"""What the ended processes of a front's slot had counted, as they last said it.
+"""What the ended processes of a proxy's slot had counted, as they last said it.
 
-Fronts count for a service together, and a sum must not go down because one of them was
-killed. What one had counted after it was last asked died with it. Front counters are our own
+Proxies count for a service together, and a sum must not go down because one of them was
+killed. What one had counted after it was last asked died with it. Proxy counters are our own
 program's, and need no judgement as workers' do. No I/O, no clock.
 """
 

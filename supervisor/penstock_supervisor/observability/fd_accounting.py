@@ -1,6 +1,6 @@
 """How many descriptors one client connection takes, in all processes together.
 
-It is what the schemes differ in most: three where a front forwards, one where the client's
+It is what the schemes differ in most: three where a proxy forwards, one where the client's
 socket itself is passed, or accepted by the worker. Those that say how many they have are
 believed; a program that says nothing is counted from outside, by `accepted`, which is asked
 of the kernel. No I/O of its own, no clock.
@@ -30,11 +30,11 @@ def per_connection(
             for child in snapshot.children
             if child.service == service and child.role == "worker" and child.pid is not None
         ]
-        fronted = facts["scheme"] in ("ports", "handoff")
+        proxied = facts["scheme"] in ("ports", "handoff")
         if facts["mode"] == "udp":
             continue
-        if fronted:
-            held = _behind_a_front(service, workers, traffic, accepted)
+        if proxied:
+            held = _behind_a_proxy(service, workers, traffic, accepted)
             clients = traffic.open(service)
         else:
             held, clients = _accepting(service, facts["listen"], workers, traffic, accepted)
@@ -51,7 +51,7 @@ def place(address: str) -> Place | None:
     return Place("" if host in _ANYWHERE else host, port) if port else None
 
 
-def _behind_a_front(
+def _behind_a_proxy(
     service: str, workers: list[ChildView], traffic: Traffic, accepted: Accepted
 ) -> float | None:
     held = number(traffic.series.get(service, {}).get("penstock_connection_fds", {}).get(""))

@@ -1,7 +1,7 @@
 """One `Snapshot` as a page of metrics.
 
 Owns the supervisor's table of metrics, and the rendering of both tables: this one, and the
-front's own (`penstock_proxy.metrics`), whose numbers came over the channel. It asks nobody but
+proxy's own (`penstock_proxy.metrics`), whose numbers came over the channel. It asks nobody but
 the kernel (about processes, and about sockets): a snapshot goes in, text comes out.
 
 Why a registry for each scrape and not one for ever: whatever is not in the snapshot is
@@ -66,20 +66,20 @@ TABLE: Final = (
     Metric("penstock_event_loop_tasks", "gauge",
            "Tasks of the event loop; more and more of them is a leak.", _PROCESS),
     Metric("penstock_worker_info", "info",
-           "Process and address of a worker or front.", _PROCESS),
+           "Process and address of a worker or proxy.", _PROCESS),
     Metric("penstock_worker_state", "gauge",
-           "1 for the state that a worker or front is in, 0 for the others.",
+           "1 for the state that a worker or proxy is in, 0 for the others.",
            (*_PROCESS, "state")),
     Metric("penstock_worker_restarts_total", "counter",
-           "Restarts of a worker or front, by what ended the one before.",
+           "Restarts of a worker or proxy, by what ended the one before.",
            (*_PROCESS, "reason")),
     Metric("penstock_worker_exits_total", "counter",
-           "Ends of a worker's or front's processes, by exit status or name of the signal.",
+           "Ends of a worker's or proxy's processes, by exit status or name of the signal.",
            (*_PROCESS, "status")),
     Metric("penstock_worker_in_rotation", "gauge",
            "1 for a worker that gets traffic.", ("service", "slot")),
     Metric("penstock_worker_standing", "gauge",
-           "1 for a worker's standing in the front's pool, 0 for the others.",
+           "1 for a worker's standing in the proxy's pool, 0 for the others.",
            ("service", "slot", "standing")),
     Metric("penstock_worker_active", "gauge",
            "Exchanges or relayed connections that a worker has now.", ("service", "slot")),
@@ -87,7 +87,7 @@ TABLE: Final = (
            "Times that a worker was taken out of the rotation for what traffic showed.",
            ("service", "slot")),
     Metric("penstock_worker_events_total", "counter",
-           "What happened to a worker or front, by name of the event.",
+           "What happened to a worker or proxy, by name of the event.",
            (*_PROCESS, "event")),
     Metric("penstock_fds_per_connection", "gauge",
            "Descriptors for each open client connection, in all processes together.",

@@ -82,7 +82,7 @@ class StatsPoll:
     def carry_over(self, child: Child) -> None:
         """Its process is gone: what it had counted is kept, or sums would go down."""
         history = child.history
-        if child.plan.role == "front":
+        if child.plan.role == "proxy":
             history.carryover = dict(counter_carryover.carry_over(history.carryover, child.stats))
         else:
             history.carryover = merge([history.carryover, without_gauges(_counted(child))])

@@ -1,9 +1,9 @@
 """Who counted what: the traffic of all services at one moment, whoever stands before it.
 
-Owns the one place where the schemes differ for who reads figures. A front counts what it
+Owns the one place where the schemes differ for who reads figures. A proxy counts what it
 accepts, checks and forwards; where there is none the workers count what they accept, and the
 watch says who is in rotation. Here it is one set of numbers a service, and one row a slot.
-Front and watch are ours; what workers say is judged in `worker_series` first. No I/O, no clock.
+Proxy and watch are ours; what workers say is judged in `worker_series` first. No I/O, no clock.
 """
 
 from collections import defaultdict
@@ -49,9 +49,9 @@ class Traffic:
             for child in snapshot.children
             if child.role == "worker"
         }
-        self._fronts = [child for child in snapshot.children if child.role == "front"]
-        self.pools = self._pools(snapshot.unfronted)
-        self.series = self._merged(snapshot.unfronted)
+        self._proxies = [child for child in snapshot.children if child.role == "proxy"]
+        self.pools = self._pools(snapshot.unproxied)
+        self.series = self._merged(snapshot.unproxied)
 
     def open(self, service: str) -> float | None:
         """Client connections now."""
@@ -87,9 +87,9 @@ class Traffic:
         before = sanitized(child.carryover, child.slot, scheme)
         return metrics.merge((without_gauges(before), sanitized(now, child.slot, scheme)))
 
-    def _pools(self, unfronted: Mapping[str, Any]) -> dict[str, dict[int, WorkerRow]]:
+    def _pools(self, unproxied: Mapping[str, Any]) -> dict[str, dict[int, WorkerRow]]:
         pools: defaultdict[str, dict[int, WorkerRow]] = defaultdict(dict)
-        for stats in (*(front.stats for front in self._fronts), unfronted):
+        for stats in (*(proxy.stats for proxy in self._proxies), unproxied):
             for service, rows in stats.get("pools", {}).items():
                 for row in rows:
                     known = pools[service].get(row["slot"])
@@ -108,16 +108,16 @@ class Traffic:
         return int(_single(self._workers.get((service, slot), {}), "penstock_connections_active"))
 
     def _ejected_before(self, service: str, slot: int) -> int:
-        """By fronts that have ended."""
-        return sum(ejections(one.carryover, service).get(slot, 0) for one in self._fronts)
+        """By proxies that have ended."""
+        return sum(ejections(one.carryover, service).get(slot, 0) for one in self._proxies)
 
-    def _merged(self, unfronted: Mapping[str, Any]) -> dict[str, Series]:
+    def _merged(self, unproxied: Mapping[str, Any]) -> dict[str, Series]:
         parts: defaultdict[str, list[Series]] = defaultdict(list)
-        for front in self._fronts:
-            now = front.stats.get("metrics", {}).get("services", {})
-            for service, series in (*series_of(front.carryover).items(), *now.items()):
+        for proxy in self._proxies:
+            now = proxy.stats.get("metrics", {}).get("services", {})
+            for service, series in (*series_of(proxy.carryover).items(), *now.items()):
                 parts[service].append(series)
-        for service, series in unfronted.get("metrics", {}).get("services", {}).items():
+        for service, series in unproxied.get("metrics", {}).get("services", {}).items():
             # The watch sees no traffic: its zeros would say that there is none.
             parts[service].append({name: of for name, of in series.items() if name in _CHECKS})
         for (service, _), series in self._workers.items():
@@ -126,7 +126,7 @@ class Traffic:
 
 
 def _together(one: WorkerRow, other: WorkerRow) -> WorkerRow:
-    """What two fronts say of the same worker. Each has traffic and a judgement of its own:
+    """What two proxies say of the same worker. Each has traffic and a judgement of its own:
     numbers of things add up, and it is as well as the one says that thinks less of it."""
     worse = other if one["standing"] == UP else one
     return {

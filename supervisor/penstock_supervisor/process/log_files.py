@@ -1,6 +1,6 @@
 """Access logs that are written as somebody else, in directories that are root's.
 
-Fronts and workers open their logs by themselves, as `user`, and open them anew after they
+Proxies and workers open their logs by themselves, as `user`, and open them anew after they
 were moved away. In /var/log that user can create nothing; so root does it for him, before
 they look, and gives him the file.
 

@@ -30,7 +30,7 @@ _NEEDED: Final = (
         for one in (os, penstock_proxy, penstock_worker)
     ),
 )
-"""What fronts and workers are made of. It may be in somebody's home, and closed to others."""
+"""What proxies and workers are made of. It may be in somebody's home, and closed to others."""
 _FAREWELL_S: Final = 5.0
 _PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 10.0

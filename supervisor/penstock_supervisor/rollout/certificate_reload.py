@@ -5,7 +5,7 @@ thread, because a disk may be slow and the loop must not be. Files are looked at
 names lead to, so a link that is turned round (certbot) is a change like any other. A change
 counts when it has stood still for a look: certificate and key are written one after the other.
 What is new is tried before anybody is told; what cannot be used changes nothing, is said once,
-and stays visible in the metrics. Must not know: fronts (`tell` reaches all of them).
+and stays visible in the metrics. Must not know: proxies (`tell` reaches all of them).
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class _ServiceCertificates:
         self._warn()
 
     def orders(self) -> Iterator[dict[str, Any]]:
-        """What a front is told."""
+        """What a proxy is told."""
         name, bundle = self._service.name, self.bundle
         number = len(bundle.credentials)
         yield {"cmd": TLS, "service": name, "terms": asdict(bundle.terms), "of": number}
@@ -132,7 +132,7 @@ class CertificateReload:
         self._tell = tell
 
     def orders(self) -> Iterator[dict[str, Any]]:
-        """All that a new front has to know."""
+        """All that a new proxy has to know."""
         for served in self._served.values():
             yield from served.orders()
 

@@ -1,7 +1,7 @@
 """Every socket and port of a run: opened before anything is started, closed after everything.
 
 Owns the listening sockets of all services, the admin port, the addresses of workers and of
-upstreams, and with them answers what a child is started with and what a front is told. It
+upstreams, and with them answers what a child is started with and what a proxy is told. It
 does not know who runs.
 """
 
@@ -27,7 +27,7 @@ from penstock_supervisor.process import log_files, privileges
 from penstock_supervisor.process.socket_activation import dup_high
 
 if TYPE_CHECKING:
-    from penstock_proxy.config import FrontConfig
+    from penstock_proxy.config import ProxyConfig
     from penstock_proxy.net.address import Address
 
 _log = logging.getLogger("penstock.supervisor")
@@ -52,7 +52,7 @@ class Resources:
         self.addresses: dict[str, list[Address]] = {}
         """Of workers with ports of their own, by slot."""
         self.privileges = privileges.of(config)
-        """Of what is ours: fronts and the guardian."""
+        """Of what is ours: proxies and the guardian."""
         user = self.privileges.identity
         self._environment = dict(environment) if user is None else user.environment(environment)
         self._python = python
@@ -69,7 +69,7 @@ class Resources:
     def _open(self) -> None:
         for service in self.config.services:
             listeners = self.listeners[service.name] = ServiceListeners(
-                service, self.config.fronts, self.privileges.identity
+                service, self.config.proxies, self.privileges.identity
             )
             self._stack.callback(listeners.close)
         if self.config.admin:
@@ -89,33 +89,33 @@ class Resources:
         log_files.hand_over(self.config, self.privileges.identity)
 
     def worker_addresses(self, name: str) -> tuple[str, ...]:
-        """The addresses of a service's workers, or of what it is a front for."""
+        """The addresses of a service's workers, or of what it is a proxy for."""
         named = tuple(upstream.address for upstream in self.services[name].upstreams)
         return named or tuple(map(str, self.addresses[name]))
 
-    def listen(self, *, fronted: bool) -> None:
-        """Let clients of the services with or without a front connect. StartError."""
+    def listen(self, *, proxied: bool) -> None:
+        """Let clients of the services with or without a proxy connect. StartError."""
         for name, listeners in self.listeners.items():
-            if self.services[name].has_front is fronted:
+            if self.services[name].has_proxy is proxied:
                 listeners.listen()
 
-    def front_plans(self, argv: Sequence[str]) -> Iterator[ChildPlan]:
-        """None if no service has a front."""
-        if any(service.has_front for service in self.config.services):
-            for slot in range(self.config.fronts):
-                inherited = [fd for one in self.listeners.values() for fd in one.front_fds(slot)]
-                yield plan.front_plan(
+    def proxy_plans(self, argv: Sequence[str]) -> Iterator[ChildPlan]:
+        """None if no service has a proxy."""
+        if any(service.has_proxy for service in self.config.services):
+            for slot in range(self.config.proxies):
+                inherited = [fd for one in self.listeners.values() for fd in one.proxy_fds(slot)]
+                yield plan.proxy_plan(
                     self.config, slot, inherited, self._environment, argv, self.privileges
                 )
 
-    def front_config(
+    def proxy_config(
         self,
         slot: int,
         current: "Mapping[Slot, Address | None]",
         joined: "Callable[[Slot], bool]",
         up: "Callable[[Slot], bool]",
-    ) -> "FrontConfig":
-        """What a new front is told; `current` are the addresses of those that it can pick.
+    ) -> "ProxyConfig":
+        """What a new proxy is told; `current` are the addresses of those that it can pick.
 
         Not `addresses`: a successor that is still starting has another one.
         """
@@ -123,13 +123,13 @@ class Resources:
             name: [current[name, number] or place for number, place in enumerate(of)]
             for name, of in self.addresses.items()
         }
-        return plan.front_config(
+        return plan.proxy_config(
             self.config,
             slot,
-            {name: listeners.front_fds(slot) for name, listeners in self.listeners.items()},
+            {name: listeners.proxy_fds(slot) for name, listeners in self.listeners.items()},
             {**addresses, **self._upstreams},
             joined=lambda service, number: joined((service, number)),
-            # What a front knew before: the next one serves at once and checks meanwhile.
+            # What a proxy knew before: the next one serves at once and checks meanwhile.
             up=lambda service, number: up((service, number)),
         )
 
@@ -140,7 +140,7 @@ class Resources:
             python=self._python,
             main=self.listeners[service.name].address,
             stdout=self._stdout,
-            fronts=self.config.fronts,
+            proxies=self.config.proxies,
             privileges=self.privileges._replace(no_new=self.config.no_new_privileges),
         )
         return plan.worker_plan(service, slot, own, context)

@@ -1,9 +1,9 @@
-"""A socket that a front has to have in the end, and may have no descriptor for now.
+"""A socket that a proxy has to have in the end, and may have no descriptor for now.
 
 Owns the patience that a channel does not have: that one tries a few times at once and then
 gives a socket up, because all that is said after it waits. A link that is never there would be
 a worker that gets no client for as long as it lives; so here it is sent again, now and then,
-until the front has it, is another process, or nobody wants it any more. Must not know what
+until the proxy has it, is another process, or nobody wants it any more. Must not know what
 the socket is for.
 """
 
@@ -30,7 +30,7 @@ class Receiver(Protocol):
 
 def deliver(
     loop: AbstractEventLoop,
-    front: Receiver,
+    proxy: Receiver,
     order: Mapping[str, Any],
     handle: socket,
     is_wanted: Callable[[], bool] = lambda: True,
@@ -38,14 +38,14 @@ def deliver(
 ) -> None:
     """Send `order` with `handle`, again and again if need be; the handle stays the caller's.
 
-    A handle that was closed is not wanted. `on_late` is called when the front has it, and was
+    A handle that was closed is not wanted. `on_late` is called when the proxy has it, and was
     told of other things before.
     """
-    pid = front.pid
+    pid = proxy.pid
 
     def retry() -> None:
-        if front.pid == pid and handle.fileno() >= 0 and is_wanted():
-            front.send(order, handle, on_retry)
+        if proxy.pid == pid and handle.fileno() >= 0 and is_wanted():
+            proxy.send(order, handle, on_retry)
 
     def on_first(taken: bool) -> None:
         if not taken:
@@ -56,4 +56,4 @@ def deliver(
         if taken:
             on_late()
 
-    front.send(order, handle, on_first)
+    proxy.send(order, handle, on_first)

@@ -1,10 +1,10 @@
 """Who is in the rotation, and all that is said to those who decide it.
 
-Under `ports` and `handoff` the fronts decide, each for itself; under `shared` and `reuseport`,
+Under `ports` and `handoff` the proxies decide, each for itself; under `shared` and `reuseport`,
 where there is none, the checks of this process do. All are told the same things (a process
 is ready, gone, about to leave) and answer with who entered or left; so nobody else need know
 who it is, or how many. Owns what was answered (a worker is in the rotation when it is in that
-of every front), and the questions that are out ("stop picking": answered when every front has).
+of every proxy), and the questions that are out ("stop picking": answered when every proxy has).
 Links are `handoff_links`' own.
 """
 
@@ -22,14 +22,14 @@ from penstock_supervisor.children.slots import Slots, slot_of
 from penstock_supervisor.config.model import Service
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.rotation.handoff_links import HandoffLinks
-from penstock_supervisor.rotation.proxy_views import UP, FrontViews
+from penstock_supervisor.rotation.proxy_views import UP, ProxyViews
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 
 _HOLD_TIMEOUT_S: Final = 1.0
-"""A front that does not answer is stuck, and a stuck front picks nobody."""
+"""A proxy that does not answer is stuck, and a stuck proxy picks nobody."""
 
 _WORKER_CHECKS: Final = 0
-"""Whose view it is where there is no front."""
+"""Whose view it is where there is no proxy."""
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -40,11 +40,11 @@ class _Hold(NamedTuple):
     timer: TimerHandle
     then: Callable[[], None]
     missing: set[Child]
-    """Fronts that have not answered."""
+    """Proxies that have not answered."""
 
 
 class Rotation:
-    """`changed` is called whenever somebody entered or left, as all fronts see it."""
+    """`changed` is called whenever somebody entered or left, as all proxies see it."""
 
     def __init__(
         self,
@@ -55,11 +55,11 @@ class Rotation:
         changed: Callable[[Slot, str], None],
     ) -> None:
         self._loop = loop
-        self._fronted = {service.name for service in services if service.has_front}
+        self._proxied = {service.name for service in services if service.has_proxy}
         self._slots = slots
         self._worker_checks = worker_checks
         self._changed = changed
-        self._views = FrontViews()
+        self._views = ProxyViews()
         self._joined: set[Slot] = set()
         self._held: set[Slot] = set()
         self._numbers = count(1)
@@ -69,7 +69,7 @@ class Rotation:
     # What is known.
 
     def is_up(self, slot: Slot) -> bool:
-        """In the rotation of every front."""
+        """In the rotation of every proxy."""
         return self._merged(slot) == UP
 
     def is_up_anywhere(self, slot: Slot) -> bool:
@@ -81,14 +81,14 @@ class Rotation:
         return current is not None and current.state is State.UP and slot not in self._held
 
     def serving(self) -> set[str]:
-        """The services that have anybody in rotation, whichever front a client comes to."""
-        checked = self._views.serving(_WORKER_CHECKS) - self._fronted
-        up = (one.plan.slot for one in self._slots.fronts if one.state is State.UP)
-        fronts = [number for number in up if number not in self._slots.covered]
-        if not fronts:
+        """The services that have anybody in rotation, whichever proxy a client comes to."""
+        checked = self._views.serving(_WORKER_CHECKS) - self._proxied
+        up = (one.plan.slot for one in self._slots.proxies if one.state is State.UP)
+        proxies = [number for number in up if number not in self._slots.covered]
+        if not proxies:
             return checked
-        fronted = set.intersection(*map(self._views.serving, fronts))
-        return checked | (fronted & self._fronted)
+        proxied = set.intersection(*map(self._views.serving, proxies))
+        return checked | (proxied & self._proxied)
 
     # What is said.
 
@@ -97,11 +97,11 @@ class Rotation:
         slot = slot_of(child)
         self._held.discard(slot)
         self._joined.add(slot)
-        if not self._is_fronted(child):
+        if not self._is_proxied(child):
             self._worker_checks.join(*slot, asks=child.speaks)
             return
-        for front in self._slots.fronts:
-            self._join(front, child)
+        for proxy in self._slots.proxies:
+            self._join(proxy, child)
 
     def leave(self, child: Child) -> None:
         """The slot's process is gone, or is told to go."""
@@ -111,9 +111,9 @@ class Rotation:
         if slot not in self._joined:
             return
         self._joined.discard(slot)
-        if self._is_fronted(child):
-            for front in self._slots.fronts:
-                front.send({"cmd": LEAVE, "service": slot[0], "slot": slot[1]})
+        if self._is_proxied(child):
+            for proxy in self._slots.proxies:
+                proxy.send({"cmd": LEAVE, "service": slot[0], "slot": slot[1]})
         else:
             self._worker_checks.leave(*slot)
 
@@ -121,9 +121,9 @@ class Rotation:
         """Nobody may pick it any more; `then` is called when that is so."""
         slot = slot_of(child)
         self._held.add(slot)
-        # Who is up next in this slot is said by the fronts; not that the last one was.
+        # Who is up next in this slot is said by the proxies; not that the last one was.
         self._views.forget(slot)
-        if not self._is_fronted(child):
+        if not self._is_proxied(child):
             self._worker_checks.hold(*slot)
             self._loop.call_soon(then)
             return
@@ -131,7 +131,7 @@ class Rotation:
         timer = self._loop.call_later(_HOLD_TIMEOUT_S, self._release, number)
         order = {"cmd": HOLD, "service": slot[0], "slot": slot[1], "seq": number}
         # One that comes back picks only whom it is told of.
-        asked = {front for front in self._slots.fronts if front.send(order)}
+        asked = {proxy for proxy in self._slots.proxies if proxy.send(order)}
         self._holds[number] = _Hold(timer, then, asked)
         if not asked:
             self._loop.call_soon(self._release, number)
@@ -144,23 +144,23 @@ class Rotation:
         """That process is gone."""
         self._links.worker_gone(child)
 
-    def front_spawned(self, front: Child, up: Iterable[Slot]) -> None:
-        """A new front is configured, and believes that those are up; tell it about the links
+    def proxy_spawned(self, proxy: Child, up: Iterable[Slot]) -> None:
+        """A new proxy is configured, and believes that those are up; tell it about the links
         that are there."""
-        self._views.begin(front.plan.slot, up)
-        self._links.front_spawned(front)
+        self._views.begin(proxy.plan.slot, up)
+        self._links.proxy_spawned(proxy)
         for child in self._slots.workers():
             if not child.links:
                 continue
-            self._links.send(front, child)
+            self._links.send(proxy, child)
             if self._slots.is_current(child) and self.is_joined(slot_of(child)):
-                self._join(front, child)
+                self._join(proxy, child)
 
-    def front_gone(self, front: Child) -> None:
+    def proxy_gone(self, proxy: Child) -> None:
         """It picks nobody any more."""
         for number in tuple(self._holds):
-            self._held_by(number, front)
-        self._links.front_gone(front)
+            self._held_by(number, proxy)
+        self._links.proxy_gone(proxy)
 
     def close(self) -> None:
         for hold in self._holds.values():
@@ -169,22 +169,22 @@ class Rotation:
 
     # What is heard.
 
-    def heard(self, front: Child, message: dict[str, Any]) -> bool:
-        """A message of a front; False if it is about something else."""
+    def heard(self, proxy: Child, message: dict[str, Any]) -> bool:
+        """A message of a proxy; False if it is about something else."""
         if message["cmd"] == HELD:
             number = message.get("seq")
             if isinstance(number, int):
-                self._held_by(number, front)
+                self._held_by(number, proxy)
             return True
         if message["cmd"] == UNLINKED:
-            self._links.reclaimed(message.get("link"), front)
+            self._links.reclaimed(message.get("link"), proxy)
             return True
         if message["cmd"] != ROTATION:
             return False
         service, slot, state = message.get("service"), message.get("slot"), message.get("state")
         if isinstance(service, str) and isinstance(slot, int) and isinstance(state, str):
             reason = str(message.get("reason") or "")
-            self._worker_changed((service, slot), state, reason, by=front.plan.slot)
+            self._worker_changed((service, slot), state, reason, by=proxy.plan.slot)
         return True
 
     def worker_changed(self, service: str, number: int, state: str, reason: str) -> None:
@@ -194,12 +194,12 @@ class Rotation:
     def _worker_changed(self, slot: Slot, state: str, reason: str, *, by: int) -> None:
         current = self._slots.current.get(slot)
         if current is not None and current.state is not State.UP:
-            # On its way before the front heard that the process is gone.
+            # On its way before the proxy heard that the process is gone.
             return
         before = self._merged(slot)
         self._views.report(slot, by, state)
         merged = self._merged(slot)
-        where = f" at front/{by}" if len(self._counted(slot)) > 1 and state != UP else ""
+        where = f" at proxy/{by}" if len(self._counted(slot)) > 1 and state != UP else ""
         why = f": {reason}" if reason else ""
         _log.log(
             logging.DEBUG if merged == before else logging.INFO,
@@ -212,16 +212,16 @@ class Rotation:
         return self._views.merged(slot, self._counted(slot))
 
     def _counted(self, slot: Slot) -> list[int]:
-        """Whose view counts: not that of a front that others accept for."""
-        if slot[0] not in self._fronted:
+        """Whose view counts: not that of a proxy that others accept for."""
+        if slot[0] not in self._proxied:
             return [_WORKER_CHECKS]
-        numbers = (front.plan.slot for front in self._slots.fronts if not front.at_rest)
+        numbers = (proxy.plan.slot for proxy in self._slots.proxies if not proxy.at_rest)
         return [number for number in numbers if number not in self._slots.covered]
 
-    def _held_by(self, number: int, front: Child) -> None:
-        """This front picks it no more."""
+    def _held_by(self, number: int, proxy: Child) -> None:
+        """This proxy picks it no more."""
         if (hold := self._holds.get(number)) is not None:
-            hold.missing.discard(front)
+            hold.missing.discard(proxy)
             if not hold.missing:
                 self._release(number)
 
@@ -230,20 +230,20 @@ class Rotation:
             hold.timer.cancel()
             hold.then()
 
-    def _is_fronted(self, child: Child) -> bool:
-        return child.plan.service in self._fronted
+    def _is_proxied(self, child: Child) -> bool:
+        return child.plan.service in self._proxied
 
-    def _join(self, front: Child, child: Child) -> None:
+    def _join(self, proxy: Child, child: Child) -> None:
         service, slot = slot_of(child)
         order: dict[str, Any] = {"cmd": JOIN, "service": service, "slot": slot}
         if child.links:
-            order["link"] = child.links[front.plan.slot].number
+            order["link"] = child.links[proxy.plan.slot].number
         elif child.plan.address is not None:
             order["address"] = str(child.plan.address)
-        front.send(order)
+        proxy.send(order)
 
-    def _join_late(self, front: Child, slot: Slot, link: HandoffLink) -> None:
+    def _join_late(self, proxy: Child, slot: Slot, link: HandoffLink) -> None:
         """It was told to join a worker to which it had no link."""
         current = self._slots.current.get(slot)
         if current is not None and link in current.links and self.is_joined(slot):
-            self._join(front, current)
+            self._join(proxy, current)

@@ -1,7 +1,7 @@
-"""Who is well, of the workers that no front stands before.
+"""Who is well, of the workers that no proxy stands before.
 
 Under `shared` and `reuseport` nobody picks a worker, but whether one answers is still known,
-told and acted upon. The judgement is the front's own (its pool, its checks); only the way of
+told and acted upon. The judgement is the proxy's own (its pool, its checks); only the way of
 the question is another: over the worker's channel it is given one end of a socket pair, as if
 a client had connected, and is asked on the other. Where there is no path to ask for, it is
 enough that it answers on the channel. A program that never spoke on its channel cannot be
@@ -35,7 +35,7 @@ OnChange = Callable[[str, int, str, str], None]
 
 
 class WorkerChecks:
-    """All services that have no front."""
+    """All services that have no proxy."""
 
     def __init__(self, services: Iterable[Service], ask: Ask, on_change: OnChange) -> None:
         self._ask = ask
@@ -71,7 +71,7 @@ class WorkerChecks:
                     checked.pool.tick(monotonic())
 
     def stats(self) -> dict[str, Any]:
-        """What a front would answer to STATS about these services."""
+        """What a proxy would answer to STATS about these services."""
         series = metrics.snapshot(
             {name: checked.counters for name, checked in self._services.items()},
             fds={},

@@ -69,7 +69,7 @@ def test_a_quick_comparison_has_figures_that_can_be_true(
         assert sum(subject.split.values()) > 0
     by_name = {subject.name: subject for subject in found.subjects}
     assert fds(by_name["ports/tcp"]) == pytest.approx(3, abs=0.05)
-    # An idle connection needs no worker's under http: the front keeps few, for all of them.
+    # An idle connection needs no worker's under http: the proxy keeps few, for all of them.
     assert 1 <= fds(by_name["ports/http"]) <= 3
     for name in ("handoff", "shared", "reuseport"):
         assert fds(by_name[name]) == pytest.approx(1, abs=0.05)

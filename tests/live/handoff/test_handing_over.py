@@ -44,7 +44,7 @@ def test_of_ten_thousand_handed_off_none_is_lost_when_a_worker_is_killed(
     sent = handoffs(run, "taken") + handoffs(run, "returned")
     assert handoffs(run, "taken") >= 10_000 - handoffs(run, "returned")
     assert sent >= 10_000
-    run.until(lambda: descriptors(run) <= before + Counter(supervisor=2, front=2, workers=6))
+    run.until(lambda: descriptors(run) <= before + Counter(supervisor=2, proxy=2, workers=6))
 
 
 def test_what_a_stopped_worker_does_not_take_goes_to_another(penstock: "Penstock") -> None:
@@ -79,17 +79,17 @@ def test_a_connect_is_never_refused_while_the_worker_is_replaced(
     settled(run, 1, {victim})
 
 
-def test_the_front_can_die_under_handoff(penstock: "Penstock") -> None:
+def test_the_proxy_can_die_under_handoff(penstock: "Penstock") -> None:
     run = penstock(app=DEMO, scheme="handoff", workers=2, access_log="off")
-    workers, front = pids(run), run.front
+    workers, proxy = pids(run), run.proxy
 
     def kill(answered: int) -> None:
         if answered == 500:
-            front.kill()
+            proxy.kill()
 
     answers = asyncio.run(crowd(run.address(), 2_000, meanwhile=kill))
     assert not [answer for answer in answers if answer.startswith("connect:")]
-    # Those that the front had accepted and not passed on go with it.
+    # Those that the proxy had accepted and not passed on go with it.
     assert len(failures(answers)) <= CROWD
     assert pids(run) == workers
     assert not failures(asyncio.run(crowd(run.address(), 100)))
@@ -104,10 +104,10 @@ def test_the_front_can_die_under_handoff(penstock: "Penstock") -> None:
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )
-def test_only_a_front_that_carries_no_bytes_lets_workers_finish_their_turn(
+def test_only_a_proxy_that_carries_no_bytes_lets_workers_finish_their_turn(
     penstock: "Penstock", schemes: list[str], policy: int
 ) -> None:
     run = penstock(services={name: {"app": DEMO, "workers": 1, "scheme": name} for name in schemes})
-    assert [os.sched_getscheduler(front.pid) for front in run.fronts] == [policy]
+    assert [os.sched_getscheduler(proxy.pid) for proxy in run.proxies] == [policy]
     workers = [worker["pid"] for name in schemes for worker in run.workers(name)]
     assert {os.sched_getscheduler(pid) for pid in workers} == {os.SCHED_OTHER}

@@ -60,7 +60,7 @@ def test_pipelined_requests_are_answered_in_their_order(demo: "Cluster") -> None
 
 
 def test_a_long_pipeline_is_answered_to_its_end(demo: "Cluster") -> None:
-    # More than the front holds: the rest waits in the kernel, and is not forgotten there.
+    # More than the proxy holds: the rest waits in the kernel, and is not forgotten there.
     wire = demo.connect()
     body = b"x" * 3000
     one = request("/echo", "Content-Length: 3000", method="POST", body=body)

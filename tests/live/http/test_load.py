@@ -1,4 +1,4 @@
-"""Much at once and much in one piece go through, and leave the front as it was before."""
+"""Much at once and much in one piece go through, and leave the proxy as it was before."""
 
 import asyncio
 import resource
@@ -36,7 +36,7 @@ def many_descriptors() -> "Iterator[None]":
 @pytest.mark.parametrize("name", ["web", "raw"])
 def test_a_gibibyte_up_and_down_takes_no_memory(demo: "Cluster", peak: "Peak", name: str) -> None:
     size, piece = 1024 * MIB, bytes(range(256)) * 4096
-    growth = peak(demo.front.pid)
+    growth = peak(demo.proxy.pid)
     wire = demo.connect(name)
     sent = [0]
 
@@ -66,7 +66,7 @@ def checksum(wire: "Wire", size: int) -> tuple[int, int]:
 def test_a_reader_that_does_not_read_fills_nothing_but_the_kernel(
     demo: "Cluster", peak: "Peak"
 ) -> None:
-    growth = peak(demo.front.pid)
+    growth = peak(demo.proxy.pid)
     wires = [demo.connect(name) for name in ("web", "raw") for _ in range(4)]
     for wire in wires:
         wire.send(b"GET /bytes?n=%d HTTP/1.1\r\nHost: x\r\n\r\n" % (64 * MIB))
@@ -79,7 +79,7 @@ def test_a_reader_that_does_not_read_fills_nothing_but_the_kernel(
         wire.exactly(64 * MIB)
 
 
-def test_a_sender_waits_for_its_worker_and_not_in_the_front(
+def test_a_sender_waits_for_its_worker_and_not_in_the_proxy(
     penstock: "Penstock", origin: "Worker", peak: "Peak"
 ) -> None:
     size, read_on = 64 * MIB, threading.Event()
@@ -91,7 +91,7 @@ def test_a_sender_waits_for_its_worker_and_not_in_the_front(
         wire.send(b"HTTP/1.1 204 No Content\r\n\r\n")
 
     run = penstock("--to", origin(answer).address)
-    growth = peak(run.front.pid)
+    growth = peak(run.proxy.pid)
     wire = run.connect()
     head = b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
     sender = threading.Thread(target=wire.send, args=(head, b"x" * size))
@@ -129,8 +129,8 @@ def test_running_out_of_descriptors_is_no_workers_fault_and_passes(
     limits = {"connections_per_client": 1000}
     run = penstock(mode=mode, upstreams=upstreams, timeouts={"queue": queue}, limits=limits)
     # Fewer than were counted on, as when the whole system runs out.
-    limit = run.front.num_fds() + 70
-    resource.prlimit(run.front.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    limit = run.proxy.num_fds() + 70
+    resource.prlimit(run.proxy.pid, resource.RLIMIT_NOFILE, (limit, limit))
     wires = [run.connect() for _ in range(60)]
     for wire in wires:
         wire.send(GET)
@@ -152,15 +152,15 @@ def good(wire: "Wire") -> None:
 async def test_two_thousand_connections_are_held_at_once_and_all_answered(
     demo: "Cluster", name: str
 ) -> None:
-    front = demo.front
+    proxy = demo.proxy
     demo.get("/", name)
-    before = front.num_fds()
+    before = proxy.num_fds()
     socks = [socket.socket() for _ in range(HELD)]
     try:
         async with asyncio.timeout(60):
             await asyncio.gather(*(open_and_ask(sock, demo.address(name)) for sock in socks))
             assert demo.metric("penstock_connections_active", service=name) == HELD
-            assert demo.metric("penstock_fds", role="front", kind="client") == HELD
+            assert demo.metric("penstock_fds", role="proxy", kind="client") == HELD
             # Each of them is alive, and not just not yet closed.
             await asyncio.gather(*map(ask, socks))
     finally:
@@ -168,8 +168,8 @@ async def test_two_thousand_connections_are_held_at_once_and_all_answered(
             sock.close()
     demo.until(lambda: demo.metric("penstock_connections_active", service=name) == 0)
     # Some connections to workers are kept for the next to come.
-    kept = demo.metric("penstock_fds", role="front", kind="upstream") if name == "web" else 0
-    assert front.num_fds() <= before + kept
+    kept = demo.metric("penstock_fds", role="proxy", kind="upstream") if name == "web" else 0
+    assert proxy.num_fds() <= before + kept
     assert demo.get("/", name)[0] == 200
 
 

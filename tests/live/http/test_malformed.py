@@ -1,7 +1,7 @@
 """Whoever sends garbage, too much, too little or too slowly is refused, and nothing of it stays.
 
 What two servers could read in two ways is refused and never repaired; the worker behind
-does not get to see it. After each of these the front serves the next one as before.
+does not get to see it. After each of these the proxy serves the next one as before.
 """
 
 import threading
@@ -23,7 +23,7 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def hurried_run(launch: "Launch") -> "Cluster":
-    """The demo application behind a front that waits for nobody long."""
+    """The demo application behind a proxy that waits for nobody long."""
     timeouts = {"head": "500ms", "body": "500ms"}
     return launch(
         web={"app": "penstock_worker.demo:app", "access_log": "off", "timeouts": timeouts}
@@ -207,13 +207,13 @@ def test_a_reader_that_stops_is_ended(hurried: "Cluster") -> None:
 
 
 def without_pool(run: "Cluster") -> float:
-    """The front's descriptors, but for the connections to workers that it keeps for later."""
-    return run.front.num_fds() - run.metric("penstock_fds", role="front", kind="upstream")
+    """The proxy's descriptors, but for the connections to workers that it keeps for later."""
+    return run.proxy.num_fds() - run.metric("penstock_fds", role="proxy", kind="upstream")
 
 
 def test_a_thousand_connections_that_say_nothing_leave_nothing(hurried: "Cluster") -> None:
-    front = hurried.front
-    # Twice: what the first thousand made the front allocate, the second must find again.
+    proxy = hurried.proxy
+    # Twice: what the first thousand made the proxy allocate, the second must find again.
     sizes = []
     descriptors = without_pool(hurried)
     for _ in range(2):
@@ -225,14 +225,14 @@ def test_a_thousand_connections_that_say_nothing_leave_nothing(hurried: "Cluster
         hurried.hang_up()
         hurried.until(lambda: hurried.metric("penstock_connections_active") == 0)
         hurried.until(lambda: without_pool(hurried) <= descriptors)
-        sizes.append(front.memory_info().rss)
+        sizes.append(proxy.memory_info().rss)
     assert sizes[1] - sizes[0] < 2 * MIB
 
 
 def test_an_hour_of_nonsense_leaves_descriptors_and_memory_as_they_were(
     hurried: "Cluster",
 ) -> None:
-    front = hurried.front
+    proxy = hurried.proxy
 
     def nonsense() -> None:
         for status, data in REFUSED.values():
@@ -248,9 +248,9 @@ def test_an_hour_of_nonsense_leaves_descriptors_and_memory_as_they_were(
     for _ in range(3):
         nonsense()
     hurried.until(lambda: hurried.metric("penstock_connections_active") == 0)
-    descriptors, memory = without_pool(hurried), front.memory_info().rss
+    descriptors, memory = without_pool(hurried), proxy.memory_info().rss
     for _ in range(20):
         nonsense()
     hurried.until(lambda: hurried.metric("penstock_connections_active") == 0)
     hurried.until(lambda: without_pool(hurried) <= descriptors)
-    assert front.memory_info().rss - memory < 4 * MIB
+    assert proxy.memory_info().rss - memory < 4 * MIB

@@ -1,4 +1,4 @@
-"""nginx and Node as workers, curl, h2load, wrk and a browser as clients: nobody notices a front.
+"""nginx and Node as workers, curl, h2load, wrk and a browser as clients: nobody notices a proxy.
 
 Everything above is checked against words of our own; here both ends are other people's.
 """
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def peers(launch: "Launch", folder: Path) -> "Cluster":
-    """Two nginx and two Node servers behind one front; and one more, for state of its own."""
+    """Two nginx and two Node servers behind one proxy; and one more, for state of its own."""
 
     def service(command: str, workers: int) -> dict[str, object]:
         words = ["sh", "-c", f"cd {folder} && PATH=$PATH:{SBIN} && {command}"]
@@ -226,6 +226,6 @@ def test_a_browser_is_content(peers: "Cluster", folder: Path, tmp_path: Path) ->
     }
 
 
-def test_the_front_found_no_fault_with_anybody(peers: "Cluster") -> None:
+def test_the_proxy_found_no_fault_with_anybody(peers: "Cluster") -> None:
     assert peers.metric("penstock_connection_errors_total", kind="bad_request") == 0
     assert peers.metric("penstock_connection_errors_total", kind="bad_response") == 0

@@ -113,13 +113,13 @@ def test_a_worker_killed_under_load_fails_no_get(penstock: "Penstock") -> None:
     assert sum(sum(worker["restarts"].values()) for worker in run.workers()) == 3
 
 
-def test_a_front_killed_under_load_refuses_no_connect_and_is_back(penstock: "Penstock") -> None:
+def test_a_proxy_killed_under_load_refuses_no_connect_and_is_back(penstock: "Penstock") -> None:
     run = penstock(**DEMO)
     load = Load(run)
     try:
         for _ in range(3):
             load.more(run)
-            replaced(run, lambda: run.status()["fronts"][0]["pid"])
+            replaced(run, lambda: run.status()["proxies"][0]["pid"])
             load.more(run)
     finally:
         results = load.end()
@@ -132,7 +132,7 @@ def test_nothing_survives_a_supervisor_killed_under_load(penstock: "Penstock") -
     load = Load(run)
     try:
         load.more(run)
-        # A front, a guardian and two workers.
+        # A proxy, a guardian and two workers.
         assert len(run.look()) == 4
         run.process.kill()
         assert run.ended() == -signal.SIGKILL

@@ -1,6 +1,6 @@
 """`penstock run` keeps its workers alive, says clearly what it cannot start, and leaves nothing.
 
-Everything here is real: the command, the front, the workers and the signals. Each run is
+Everything here is real: the command, the proxy, the workers and the signals. Each run is
 watched by pid, so "nothing survives" is said of every process that was ever seen.
 """
 
@@ -170,12 +170,12 @@ def test_a_killed_worker_is_back_on_its_port(tmp_path: Path) -> None:
         assert run.stop() == 0
 
 
-def test_a_killed_front_refuses_no_connect_and_is_back(tmp_path: Path) -> None:
+def test_a_killed_proxy_refuses_no_connect_and_is_back(tmp_path: Path) -> None:
     with running(tmp_path, web(HTTP)) as run:
         run.started()
         run.get()
-        (front,) = (p for p in run.look() if "penstock_proxy" in p.cmdline())
-        front.kill()
+        (proxy,) = (p for p in run.look() if "penstock_proxy" in p.cmdline())
+        proxy.kill()
         # Straight after: nobody accepts yet, and nobody is turned away.
         for _ in range(10):
             socket.create_connection(run.address("web"), timeout=WAIT_S).close()
@@ -193,7 +193,7 @@ def test_a_child_that_ignores_term_is_killed_with_all_below_it(tmp_path: Path) -
         assert "did not leave within 0.3 s and is killed" in run.err
 
 
-# A service that never worked ends the run, so slot 1 waits until slot 0 does: the front asks
+# A service that never worked ends the run, so slot 1 waits until slot 0 does: the proxy asks
 # nobody who has not joined.
 FAILING = """
 if [ "$PENSTOCK_SLOT" = 1 ]; then
@@ -235,7 +235,7 @@ def test_nothing_survives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     with running(tmp_path, web(shell(script)), app) as run:
         run.started()
         seen = run.look()
-        # Front, guardian, and two services of two; a shell has two below it.
+        # Proxy, guardian, and two services of two; a shell has two below it.
         assert len(seen) == 2 + 2 * 3 + 2
         run.process.kill()
         assert run.ended() == -signal.SIGKILL
@@ -284,7 +284,7 @@ def test_a_second_term_leaves_at_once(tmp_path: Path) -> None:
     with running(tmp_path, web(shell(script))) as run:
         run.started()
         run.process.terminate()
-        run.until(lambda: run.err.count("front/0 exited") == 1)
+        run.until(lambda: run.err.count("proxy/0 exited") == 1)
         run.process.terminate()
         assert run.ended() == 0
         assert "stopping at once" in run.err

@@ -1,4 +1,4 @@
-"""A front that runs out of descriptors or connections waits, says no in the end, and recovers."""
+"""A proxy that runs out of descriptors or connections waits, says no in the end, and recovers."""
 
 import os
 import resource
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 HELD = 2
-"""At a time: a front looks at its limit once a tick."""
+"""At a time: a proxy looks at its limit once a tick."""
 WAITING = 5
 LOOKS = 25
 
 
 def hold(run: "Cluster", most: int = 2000) -> list["Wire"]:
-    """Connections that ask for half of something, until the front accepts no more."""
+    """Connections that ask for half of something, until the proxy accepts no more."""
     held: list[Wire] = []
     while run.metric("penstock_accepting", service="web"):
         assert len(held) < most
@@ -67,11 +67,11 @@ def test_out_of_descriptors_it_says_no_and_when_there_are_some_it_goes_on(
         health={"interval": "100ms"},
         **keys,
     )
-    front = run.front
+    proxy = run.proxy
     if "max_connections" not in keys:
         # While it runs, and from outside.
-        open_now = front.num_fds()
-        resource.prlimit(front.pid, resource.RLIMIT_NOFILE, (open_now + 80, open_now + 80))
+        open_now = proxy.num_fds()
+        resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, (open_now + 80, open_now + 80))
     hold(run)
     assert run.metric("penstock_accept_pauses_total", service="web") >= 1
     assert answer_to_who_waits(run).startswith(answer)
@@ -90,7 +90,7 @@ def test_out_of_descriptors_it_says_no_and_when_there_are_some_it_goes_on(
     assert run.get()[0] == 200
 
 
-def test_a_front_that_has_none_left_sleeps_until_it_has_and_loses_nobody(
+def test_a_proxy_that_has_none_left_sleeps_until_it_has_and_loses_nobody(
     penstock: "Penstock",
 ) -> None:
     run = penstock(
@@ -99,18 +99,18 @@ def test_a_front_that_has_none_left_sleeps_until_it_has_and_loses_nobody(
         timeouts={"queue": "60s", "head": "60s"},
         limits={"connections_per_client": 0},
     )
-    front = run.front
-    usual = cost_of_looking(run, front)
-    before = resource.prlimit(front.pid, resource.RLIMIT_NOFILE)
-    few = front.num_fds() + 80
-    resource.prlimit(front.pid, resource.RLIMIT_NOFILE, (few, before[1]))
+    proxy = run.proxy
+    usual = cost_of_looking(run, proxy)
+    before = resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE)
+    few = proxy.num_fds() + 80
+    resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, (few, before[1]))
     held = hold(run)
     waiting = [run.connect() for _ in range(WAITING)]
     for wire in waiting:
         wire.send(GET)
-    assert cost_of_looking(run, front) < 5 * usual
+    assert cost_of_looking(run, proxy) < 5 * usual
     assert run.metric("penstock_accepting", service="web") == 0
-    resource.prlimit(front.pid, resource.RLIMIT_NOFILE, before)
+    resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, before)
     # Whoever was let in and whoever was not: each has one answer.
     for wire in waiting:
         assert wire.answer().status == 200

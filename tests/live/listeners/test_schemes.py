@@ -112,9 +112,9 @@ def test_descriptors_are_what_the_scheme_promises(penstock: "Penstock", scheme: 
     grown = {role: held[role] - before[role] for role in held}
     if scheme == "ports":
         assert run.metric("penstock_fds_per_connection", service="web") > 1
-        assert grown["front"] >= 100
+        assert grown["proxy"] >= 100
     else:
-        assert grown["front"] == 0
+        assert grown["proxy"] == 0
         assert grown["workers"] == 100
         assert run.metric("penstock_fds_per_connection", service="web") == 1
     # Who asked for the figures may not have hung up yet.

@@ -161,7 +161,7 @@ def prometheus(cluster: Cluster, tmp_path: Path) -> Iterator[Prometheus]:
 
 PROCESS = ("role", "service", "slot")
 EVERYBODY = {
-    ("supervisor", "", ""), ("front", "", "0"), ("worker", "web", "0"), ("worker", "web", "1"),
+    ("supervisor", "", ""), ("proxy", "", "0"), ("worker", "web", "0"), ("worker", "web", "1"),
 }  # fmt: skip
 
 
@@ -178,8 +178,8 @@ def test_prometheus_shows_the_cluster_and_its_traffic(
         assert all(value > 0 for value in found.values())
     kinds = {(role, kind) for role, kind in prometheus.values("penstock_fds", "role", "kind")}
     assert {
-        ("supervisor", "listener"), ("front", "listener"), ("front", "client"),
-        ("front", "upstream"), ("worker", "listener"),
+        ("supervisor", "listener"), ("proxy", "listener"), ("proxy", "client"),
+        ("proxy", "upstream"), ("worker", "listener"),
     } <= kinds  # fmt: skip
     assert set(prometheus.values("penstock_event_loop_lag_seconds", *PROCESS)) == EVERYBODY
     prometheus.shows(

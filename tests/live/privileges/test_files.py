@@ -34,7 +34,7 @@ def test_a_log_in_a_directory_of_the_user_is_left_to_the_user(
     log.unlink()
     log.symlink_to("precious")
     run.process.send_signal(signal.SIGUSR1)
-    run.until(lambda: "cannot reopen" in run.err, "the front's complaint")
+    run.until(lambda: "cannot reopen" in run.err, "the proxy's complaint")
     assert (precious.stat().st_uid, precious.read_text()) == (0, "root's own")
 
 
@@ -58,7 +58,7 @@ def test_a_unix_socket_is_the_users_and_as_open_as_it_is_said(
     assert not any((folder / name).exists() for name in modes)
 
 
-def test_a_front_serves_tls_with_a_key_that_only_root_can_read(
+def test_a_proxy_serves_tls_with_a_key_that_only_root_can_read(
     penstock: Any, folder: Path, under: Words
 ) -> None:
     authority = trustme.CA()
@@ -71,7 +71,7 @@ def test_a_front_serves_tls_with_a_key_that_only_root_can_read(
         "--user", "nobody", folder=folder, under=under, app=DEMO, access_log="off",
         tls={"cert": "cert.pem", "key": "key.pem"},
     )  # fmt: skip
-    assert_nobody(run.front.pid)
+    assert_nobody(run.proxy.pid)
     context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
     with (
         socket.create_connection(run.address(), timeout=60) as sock,

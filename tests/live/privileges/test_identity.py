@@ -1,6 +1,6 @@
 """Started as root, only the supervisor stays root.
 
-What fronts and workers run as is read from /proc, where the kernel says it.
+What proxies and workers run as is read from /proc, where the kernel says it.
 """
 
 import json
@@ -85,14 +85,14 @@ def test_all_but_the_supervisor_are_somebody_without_any_privilege(
     penstock: Any, folder: Path, under: Words, scheme: str
 ) -> None:
     program(folder)
-    fronts = 2 if scheme in ("ports", "handoff") else 0
+    proxies = 2 if scheme in ("ports", "handoff") else 0
     run = penstock(
-        "--user", "nobody", *(("--fronts", "2") if fronts else ()),
+        "--user", "nobody", *(("--proxies", "2") if proxies else ()),
         folder=folder, under=under, app="about:app", scheme=scheme, access_log="./access.log",
         listen=f"127.0.0.1:{low_port()}", env={"SECRET": str(folder / "secret")},
     )  # fmt: skip
     children = run.look()
-    assert len(children) == 1 + 2 + fronts
+    assert len(children) == 1 + 2 + proxies
     for child in children:
         assert_nobody(child.pid)
     assert facts(run.process.pid)["Uid"].split() == ["0"] * 4
@@ -107,7 +107,7 @@ def test_all_but_the_supervisor_are_somebody_without_any_privilege(
     log.rename(folder / "access.log.1")
     run.process.send_signal(signal.SIGUSR1)
     run.until(log.exists, "a new log")
-    # Of two fronts one may still write to the old one.
+    # Of two proxies one may still write to the old one.
     run.until(lambda: run.get("/")[0] == 200 and log.stat().st_size, "a line in the new log")
     assert log.stat().st_uid == NOBODY.pw_uid
 
@@ -122,19 +122,19 @@ def test_a_killed_supervisor_takes_everybody_along(
     assert run.ended() == -signal.SIGKILL
 
 
-def test_a_front_and_a_worker_that_were_killed_come_back_as_nobody_on_a_low_port(
+def test_a_proxy_and_a_worker_that_were_killed_come_back_as_nobody_on_a_low_port(
     penstock: Any, folder: Path, under: Words
 ) -> None:
     run = penstock(
         "--user", "nobody", folder=folder, under=under, app=DEMO, listen=f"127.0.0.1:{low_port()}"
     )
-    before = pids(run, "front") | {min(pids(run, "worker"))}
+    before = pids(run, "proxy") | {min(pids(run, "worker"))}
     for pid in before:
         os.kill(pid, signal.SIGKILL)
 
     def are_back() -> bool:
         status = run.status()
-        now = {*status["pids"]["front"], *status["pids"]["worker"]}
+        now = {*status["pids"]["proxy"], *status["pids"]["worker"]}
         return len(now) == 3 and not now & before and bool(status["ready"])
 
     run.until(are_back, "others in their places")
@@ -153,7 +153,7 @@ def test_a_worker_may_gain_privileges_only_if_that_is_allowed(
         found = facts(pid)
         assert (found["NoNewPrivs"], found["Uid"].split()[0]) == ("0", str(NOBODY.pw_uid))
         assert int(found["CapPrm"], 16) == int(found["CapEff"], 16) == 0
-    for pid in pids(run, "front"):
+    for pid in pids(run, "proxy"):
         assert_nobody(pid)
 
 
@@ -236,4 +236,4 @@ def test_an_interpreter_that_the_user_cannot_reach_is_one_line(folder: Path) -> 
 
 def test_root_is_warned_that_everything_is_root(penstock: Any) -> None:
     run = penstock(app=DEMO)
-    assert run.err.count("user: fronts and workers run as root") == 1
+    assert run.err.count("user: proxies and workers run as root") == 1

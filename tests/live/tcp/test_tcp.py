@@ -93,7 +93,7 @@ def test_a_reset_by_the_client_reaches_the_worker(penstock: "Penstock", origin: 
     assert ended.wait(60)
 
 
-def test_a_sender_waits_for_a_reader_and_not_in_the_front(
+def test_a_sender_waits_for_a_reader_and_not_in_the_proxy(
     penstock: "Penstock", origin: "Worker", peak: "Peak"
 ) -> None:
     size = 64 * MIB
@@ -107,7 +107,7 @@ def test_a_sender_waits_for_a_reader_and_not_in_the_front(
             wire.send(b"!")
 
     run = penstock("--to", origin(answer).address, mode="tcp")
-    growth = peak(run.front.pid)
+    growth = peak(run.proxy.pid)
     wire = run.connect()
 
     def send() -> None:

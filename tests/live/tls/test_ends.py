@@ -126,7 +126,7 @@ def test_a_slow_reader_of_a_huge_answer_costs_little(
 
     keys = {"mode": mode, "tls": files.issue("localhost", into="slow")}
     run = penstock(services={"web": {"upstreams": [origin(answer).address], **keys}})
-    growth = peak(run.front.pid)
+    growth = peak(run.proxy.pid)
     wire = dial(run)
     wire.send(HELLO)
     got = len(wire.read())

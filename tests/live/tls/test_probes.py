@@ -207,7 +207,7 @@ def test_a_slow_handshake_is_cut(run: "Cluster", ended: "Ended") -> None:
 def test_a_thousand_who_never_finish_keep_nobody_out(
     run: "Cluster", ended: "Ended", dial: "Dial"
 ) -> None:
-    before = run.metric("penstock_fds", role="front", kind="client")
+    before = run.metric("penstock_fds", role="proxy", kind="client")
     displaced = ended(run, "tight", "displaced")
     wires = []
     for number in range(1000):
@@ -222,5 +222,5 @@ def test_a_thousand_who_never_finish_keep_nobody_out(
         assert one.is_ended()
     assert ended(run, "tight", "displaced") > displaced
     run.hang_up()
-    run.until(lambda: run.metric("penstock_fds", role="front", kind="client") <= before)
+    run.until(lambda: run.metric("penstock_fds", role="proxy", kind="client") <= before)
     assert run.metric("penstock_tls_handshakes_unfinished", service="tight") == 0

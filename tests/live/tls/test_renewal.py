@@ -1,4 +1,4 @@
-"""Certificates change and fronts die, and no client notices."""
+"""Certificates change and proxies die, and no client notices."""
 
 import threading
 from collections.abc import Iterator
@@ -83,15 +83,15 @@ def test_certificates_change_under_load_and_nobody_notices(
     assert "PRIVATE KEY" not in run.err
 
 
-def test_a_front_that_is_killed_comes_back_with_its_certificates(
+def test_a_proxy_that_is_killed_comes_back_with_its_certificates(
     penstock: "Penstock", files: "Files", dial: "Dial"
 ) -> None:
     tls = files.issue("localhost", into="killed")
     run = penstock(services={"web": {**DEMO, "tls": tls}})
-    front = run.front
-    front.kill()
+    proxy = run.proxy
+    proxy.kill()
     # Whoever connects meanwhile waits.
     wire = dial(run)
     wire.send(LAST)
     assert wire.rest().startswith(b"HTTP/1.1 200")
-    assert run.front.pid != front.pid
+    assert run.proxy.pid != proxy.pid

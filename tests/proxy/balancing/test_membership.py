@@ -13,7 +13,7 @@ from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.config import Balance, Ejection, Health, Target
 
 EVERY = pytest.mark.parametrize("balance", get_args(Balance))
-UP = "was up before the front was restarted"
+UP = "was up before the proxy was restarted"
 FIRST = "passed its first check"
 
 

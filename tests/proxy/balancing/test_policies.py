@@ -468,7 +468,7 @@ def test_clients_spread_by_weight() -> None:
     assert [share[m] / len(CLIENTS) for m in members] == pytest.approx([0.25, 0.25, 0.5], abs=0.04)
 
 
-def test_the_next_front_sends_each_client_where_the_last_one_did() -> None:
+def test_the_next_proxy_sends_each_client_where_the_last_one_did() -> None:
     # Literal, so that a change of the hash is seen. Python's own differs by process.
     home = homes(workers(1, 1, 1, 1))
     assert "".join(str(home[client])[1:] for client in CLIENTS[:12]) == "211111330113"

@@ -182,7 +182,7 @@ def test_the_supervisor_may_repeat_itself() -> None:
     assert service.members[0].generation == generation + 1
 
 
-def test_a_new_front_believes_what_the_last_one_found() -> None:
+def test_a_new_proxy_believes_what_the_last_one_found() -> None:
     targets = [
         Target(slot=0, address="127.0.0.1:1", joined=True, up=True),
         Target(slot=1, address="127.0.0.1:2", joined=True),
@@ -385,7 +385,7 @@ def test_rows_are_plain_values() -> None:
             "active": 3,
             "failures": 1,
             "ejections": 0,
-            "reason": "was up before the front was restarted",
+            "reason": "was up before the proxy was restarted",
         },
     ]
     assert type(service.pool.snapshot()[0]["standing"]) is str

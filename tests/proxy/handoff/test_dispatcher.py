@@ -1,6 +1,6 @@
 """A connection goes to a worker that can take it, and to another if it does not.
 
-A real service of the front with real listeners and links; the workers' ends are in the hands
+A real service of the proxy with real listeners and links; the workers' ends are in the hands
 of the test, and so is the clock.
 """
 
@@ -17,7 +17,7 @@ import pytest
 from tests.support.descriptors import descriptors
 
 from penstock_proxy.balancing.member_state import MemberState
-from penstock_proxy.config import FrontService, Target
+from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff import link as link_module
 from penstock_proxy.handoff.pending import Pending
 from penstock_proxy.net.reactor import Reactor
@@ -44,7 +44,7 @@ class House:
         self.now = monotonic()
         self.deadlines = Deadlines(self.now)
         self.admission = Admission(10_000, 1, 10)
-        config = FrontService(
+        config = ServiceConfig(
             name="web",
             scheme="handoff",
             listeners=(listener.detach(),),
@@ -72,8 +72,8 @@ class House:
 
     def start(self, slot: int, number: int) -> None:
         """A process of this slot is ready, and healthy."""
-        front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.delegate.linked(slot, number, "front", front)
+        proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.delegate.linked(slot, number, "proxy", proxy)
         self.delegate.linked(slot, number, "worker", worker.dup())
         self.workers[number] = worker
         self.delegate.joined(slot, number)

@@ -36,9 +36,9 @@ class Stage:
         self.heard = 0
         self.admission = Admission(1024, 0, 0)
         self.link = Link(self.loop, 1, self.member, self.counters, self.admission, self._on_heard)
-        front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.worker = worker
-        self.link.has("front", front)
+        self.link.has("proxy", proxy)
         self.link.has("worker", worker.dup())
         self.sent = 0
 

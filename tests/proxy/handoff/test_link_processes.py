@@ -46,7 +46,7 @@ def work(link: socket.socket, name: bytes) -> None:
 
 @dataclass
 class Process:
-    """A worker process, and the front's end of the link to it."""
+    """A worker process, and the proxy's end of the link to it."""
 
     pid: int
     link: Link
@@ -61,7 +61,7 @@ class Process:
             self.alive = False
 
 
-class Front:
+class Proxy:
     """What the account is about."""
 
     def __init__(self) -> None:
@@ -72,10 +72,10 @@ class Front:
         self.sent = 0
 
     def start(self, name: bytes) -> Process:
-        front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         member = Member(len(self.processes), "", 1, MemberState.UP)
         link = Link(self.loop, member.slot, member, self.counters, self.admission, lambda _: None)
-        link.has("front", front)
+        link.has("proxy", proxy)
         link.has("worker", worker.dup())
         pid = os.fork()
         if pid == 0:
@@ -135,9 +135,9 @@ class Front:
 
 
 @pytest.fixture
-def front() -> Iterator[Front]:
+def proxy() -> Iterator[Proxy]:
     before = descriptors()
-    made = Front()
+    made = Proxy()
     yield made
     made.close()
     assert descriptors() == before
@@ -163,72 +163,72 @@ def answers(clients: list[socket.socket]) -> Counter[bytes]:
     return heard
 
 
-def test_a_killed_worker_takes_along_no_more_than_it_was_serving(front: Front) -> None:
+def test_a_killed_worker_takes_along_no_more_than_it_was_serving(proxy: Proxy) -> None:
     dice = random.Random(1)
-    heir = front.start(b"B")
+    heir = proxy.start(b"B")
     total: Counter[bytes] = Counter()
     for _ in range(30):
-        victim = front.start(b"A")
+        victim = proxy.start(b"A")
         clients, accepted = connections()
         moment = dice.randrange(EACH)
         for index, fd in enumerate(accepted):
-            front.send(victim, fd)
+            proxy.send(victim, fd)
             if index == moment:
                 os.kill(victim.pid, signal.SIGKILL)
         victim.signal(signal.SIGKILL)
-        found = front.take_back(victim)
+        found = proxy.take_back(victim)
         for fd in found:
-            front.send(heir, fd)
-        front.settle(heir)
+            proxy.send(heir, fd)
+        proxy.settle(heir)
         heard = answers(clients)
         assert set(heard) <= {b"A", b"B", b""}
         assert heard[b"B"] == len(found)
         assert heard[b""] <= 1, "the one that it had taken and not answered yet"
         total += heard
-        front.end(victim)
+        proxy.end(victim)
     assert total.total() == 30 * EACH
     assert total[b"B"] > 0
 
 
 @pytest.mark.parametrize("stop", [True, False], ids=["stopped", "running"])
-def test_no_client_is_served_twice_when_its_worker_comes_back(front: Front, stop: bool) -> None:
+def test_no_client_is_served_twice_when_its_worker_comes_back(proxy: Proxy, stop: bool) -> None:
     dice = random.Random(2)
-    slow, other = front.start(b"A"), front.start(b"B")
+    slow, other = proxy.start(b"A"), proxy.start(b"B")
     total: Counter[bytes] = Counter()
     for _ in range(40):
         clients, accepted = connections()
         moment = dice.randrange(EACH)
         found: list[int] = []
         for index, fd in enumerate(accepted):
-            front.send(slow, fd)
+            proxy.send(slow, fd)
             if index == moment:
                 if stop:
                     slow.signal(signal.SIGSTOP)
                 else:
                     # It may be taking this very one.
-                    found += front.take_back(slow)
-        found += front.take_back(slow)
+                    found += proxy.take_back(slow)
+        found += proxy.take_back(slow)
         if stop:
             slow.signal(signal.SIGCONT)
         for fd in found:
-            front.send(other, fd)
+            proxy.send(other, fd)
         heard = answers(clients)
         assert set(heard) <= {b"A", b"B"}, "one answer each"
         assert heard[b"B"] == len(found)
         total += heard
-        front.settle(other)
-    front.settle(slow)
+        proxy.settle(other)
+    proxy.settle(slow)
     assert total.total() == 40 * EACH
     assert total[b"B"] > 0
 
 
-def test_all_that_one_is_sent_is_taken_and_ends(front: Front) -> None:
-    worker = front.start(b"A")
+def test_all_that_one_is_sent_is_taken_and_ends(proxy: Proxy) -> None:
+    worker = proxy.start(b"A")
     for _ in range(20):
         clients, accepted = connections()
         for fd in accepted:
-            front.send(worker, fd)
-        front.settle(worker)
+            proxy.send(worker, fd)
+        proxy.settle(worker)
         assert answers(clients) == {b"A": EACH}
-    assert front.counters.handoffs["taken"] == 20 * EACH
-    assert front.counters.worker_connections[worker.link.member.slot] == 20 * EACH
+    assert proxy.counters.handoffs["taken"] == 20 * EACH
+    assert proxy.counters.worker_connections[worker.link.member.slot] == 20 * EACH

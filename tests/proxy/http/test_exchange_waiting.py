@@ -275,7 +275,7 @@ def test_an_early_answer_to_a_body_ends_the_connection_gently(house: House) -> N
 # -- leaving
 
 
-def test_a_front_that_stops_lets_exchanges_finish_and_ends_the_idle(house: House) -> None:
+def test_a_proxy_that_stops_lets_exchanges_finish_and_ends_the_idle(house: House) -> None:
     idle, busy, new = house.client(), house.client(), house.client()
     idle.send(GET)
     house.worker.send(OK)

@@ -71,7 +71,7 @@ def test_what_is_said_to_this_hop_ends_here(fields: bytes) -> None:
 @pytest.mark.parametrize(
     "name", [b"X-Forwarded-For", b"x-forwarded-proto", b"X-Forwarded-Host", b"X-Request-ID"]
 )
-def test_connection_cannot_take_away_what_the_front_sets(name: bytes, *, trusted: bool) -> None:
+def test_connection_cannot_take_away_what_the_proxy_sets(name: bytes, *, trusted: bool) -> None:
     assert sent(b"Connection: close, " + name + b"\r\n", trusted=trusted) == OURS
 
 
@@ -88,7 +88,7 @@ def test_trailers_may_be_asked_for() -> None:
     assert sent(b"TE: gzip\r\nTE: trailers\r\nConnection: te\r\n") == asked + OURS
 
 
-def test_an_upgrade_is_asked_for_in_the_fronts_own_words() -> None:
+def test_an_upgrade_is_asked_for_in_the_proxies_own_words() -> None:
     fields = b"Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\nTE: trailers\r\n"
     assert sent(fields) == b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + OURS
     assert sent(fields, start=b"GET / HTTP/1.0") == b"TE: trailers\r\nConnection: TE\r\n" + OURS

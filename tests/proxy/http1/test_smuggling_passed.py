@@ -1,7 +1,7 @@
 """What gets through is exactly one request, to whoever reads it, and nobody else's words in it.
 
 Read by h11 and by llhttp, as a worker would: with the body that was meant, with the fields
-that the front sets, and with what follows as a request of its own.
+that the proxy sets, and with what follows as a request of its own.
 """
 
 import pytest
@@ -137,7 +137,7 @@ def test_a_worker_gets_one_request_and_what_follows_as_another(
     assert b"smuggled HTTP" not in b"".join(bytes(wire.written) for wire in house.network.wires)
 
 
-def test_connection_cannot_take_away_what_the_front_sets(house: House) -> None:
+def test_connection_cannot_take_away_what_the_proxy_sets(house: House) -> None:
     """Apache CVE-2022-31813; hop-by-hop abuse (Davison, 2019)."""
     plain = house.client()
     plain.send(head(start=b"GET / HTTP/1.1"))

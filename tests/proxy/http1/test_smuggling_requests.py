@@ -1,4 +1,4 @@
-"""No trick of request smuggling that is known gets past the front, however its bytes arrive.
+"""No trick of request smuggling that is known gets past the proxy, however its bytes arrive.
 
 What is refused is answered once, reaches no worker whole, and its connection ends: nothing
 behind it is ever read as a request.

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import uvloop
 
-from penstock_proxy.config import FrontService, Limits
+from penstock_proxy.config import Limits, ServiceConfig
 from penstock_proxy.listener import acceptor as acceptor_module
 from penstock_proxy.listener.acceptor import Acceptor
 from penstock_proxy.net.reactor import Reactor
@@ -177,7 +177,7 @@ def test_the_next_one_comes_in_when_one_leaves_and_waits_for_no_tick(
 ) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        config = FrontService(
+        config = ServiceConfig(
             name="web",
             listeners=(door.listener.fileno(),),
             targets=(),

@@ -1,4 +1,4 @@
-"""A front accepts by its own listeners, and by those of one that is away until it is back."""
+"""A proxy accepts by its own listeners, and by those of one that is away until it is back."""
 
 import asyncio
 import socket
@@ -138,7 +138,7 @@ def test_without_room_nobody_comes_in_by_any_way(house: House) -> None:
     house.turn(lambda: sorted(house.came) == sorted(knocked))
 
 
-def test_a_front_that_leaves_takes_what_waits_everywhere_and_covers_nobody(house: House) -> None:
+def test_a_proxy_that_leaves_takes_what_waits_everywhere_and_covers_nobody(house: House) -> None:
     house.gates.start()
     house.cover()
     house.left = 0

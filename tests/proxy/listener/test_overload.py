@@ -14,7 +14,7 @@ import pytest
 import uvloop
 from tests.support.descriptors import descriptors, no_descriptor_left
 
-from penstock_proxy.config import FrontService, Limits, Target, Timeouts
+from penstock_proxy.config import Limits, ServiceConfig, Target, Timeouts
 from penstock_proxy.listener.rejection import MAX_LINGERING
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import Deadlines
@@ -41,7 +41,7 @@ class Street:
         self.deadlines = Deadlines(self.now)
         self.admission = Admission(keys.pop("descriptors", 1024), 1, 0)
         keys.setdefault("limits", Limits(connections_per_client=0))
-        config = FrontService(
+        config = ServiceConfig(
             name="web",
             listeners=(listener.fileno(),),
             targets=(Target(slot=0, address="127.0.0.1:1"),),
@@ -88,7 +88,7 @@ class Street:
             await asyncio.sleep(0)
 
     async def pass_time(self, seconds: float) -> None:
-        """Tick after tick, as the front does."""
+        """Tick after tick, as the proxy does."""
         end = self.now + seconds
         while self.now < end:
             self.now += 0.25
@@ -389,7 +389,7 @@ def test_a_client_with_too_many_connections_is_told_so_and_others_are_not(
     runner.run(main())
 
 
-def test_a_share_is_of_what_the_front_can_take(runner: asyncio.Runner) -> None:
+def test_a_share_is_of_what_the_proxy_can_take(runner: asyncio.Runner) -> None:
     async def main() -> None:
         share = Limits(connections_per_client=0.5)
         street = Street(door(), descriptors=RESERVE + 1 + 40, limits=share)

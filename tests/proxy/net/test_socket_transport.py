@@ -1,4 +1,4 @@
-"""A front's own connections keep the contract of asyncio's, over real sockets.
+"""A proxy's own connections keep the contract of asyncio's, over real sockets.
 
 The same under both event loops: the reactor is one descriptor of theirs.
 """

@@ -18,7 +18,7 @@ FAMILIES = ["tcp", "unix"]
 
 
 class Asker:
-    """The front's end: notes how it ended, while that can still be asked."""
+    """The proxy's end: notes how it ended, while that can still be asked."""
 
     def __init__(self) -> None:
         self.before = UNKNOWN

@@ -1,4 +1,4 @@
-"""Whoever is let in can be served: a front never runs out of descriptors in the middle."""
+"""Whoever is let in can be served: a proxy never runs out of descriptors in the middle."""
 
 import pytest
 from hypothesis import given

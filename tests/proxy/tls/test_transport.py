@@ -14,7 +14,7 @@ import trustme
 import uvloop
 from tests.support.proxy.notes import Notes
 
-from penstock_proxy.config import FrontService, Limits, Timeouts
+from penstock_proxy.config import Limits, ServiceConfig, Timeouts
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TICK_S, Deadlines
@@ -93,7 +93,7 @@ class House:
         self.reactor = Reactor(loop)
         self.counters = ServiceCounters()
         self.timeouts = Timeouts(handshake=5.0)
-        self.config = FrontService(
+        self.config = ServiceConfig(
             name="web", listeners=(), targets=(), tls=True, limits=Limits(handshakes=3)
         )
         self.lost = 0

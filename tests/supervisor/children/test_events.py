@@ -165,15 +165,15 @@ def test_everything_is_counted_by_slot_and_name_even_if_nobody_listens() -> None
     events.emit(Event(name="fork", role="worker", service="web", slot=1))
     assert events.of("worker", "web", 0) == {"exit": 2}
     assert events.of("worker", "web", 1) == {"exit": 1, "fork": 1}
-    assert events.of("front", "", 0) == {}
+    assert events.of("proxy", "", 0) == {}
 
 
 def test_each_is_a_line_for_who_wants_to_see_everything(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "penstock.supervisor")
     events = Events()
     events.emit(Event(name="setup", role="supervisor", text="open"))
-    events.emit(Event(name="error", role="front", slot=0, text="x" * 1000))
+    events.emit(Event(name="error", role="proxy", slot=0, text="x" * 1000))
     assert [record.getMessage() for record in caplog.records] == [
         "supervisor: setup open",
-        f"front/0: error {'x' * 200}",
+        f"proxy/0: error {'x' * 200}",
     ]

@@ -86,7 +86,7 @@ def test_a_child_that_answers_after_its_deadline_is_not_joined() -> None:
 
 
 class World:
-    """The kernel and the front as the child sees them: at most what really can happen next."""
+    """The kernel and the proxy as the child sees them: at most what really can happen next."""
 
     def __init__(self) -> None:
         self.processes = 0

@@ -167,13 +167,13 @@ async def test_stdout_goes_to_stdout_and_stderr_to_stderr() -> None:
     assert to.read() == (b"web/0 | good\n", b"web/0 | bad\n")
 
 
-async def test_a_front_speaks_on_stderr_only() -> None:
+async def test_a_proxy_speaks_on_stderr_only() -> None:
     to = Destination()
     loop = asyncio.get_running_loop()
     with closing(Output(loop, stdout=to.out_end, stderr=to.err_end)) as output:
-        (capture,) = output.capture("front/0", None, told(b"hm\n"))
+        (capture,) = output.capture("proxy/0", None, told(b"hm\n"))
         await until(lambda: capture.closed)
-    assert to.read() == (b"", b"front/0 | hm\n")
+    assert to.read() == (b"", b"proxy/0 | hm\n")
 
 
 async def test_closing_reads_what_is_left() -> None:

@@ -1,17 +1,17 @@
-"""A service becomes exactly the children it asks for, and a front that knows where they are."""
+"""A service becomes exactly the children it asks for, and a proxy that knows where they are."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from penstock_proxy.config import FrontConfig
+from penstock_proxy.config import ProxyConfig
 from penstock_proxy.net.address import Address
 from penstock_supervisor.children.plan import (
     ChildPlan,
     WorkerContext,
-    front_config,
-    front_plan,
+    proxy_config,
+    proxy_plan,
     worker_plan,
 )
 from penstock_supervisor.config.model import Config, Service
@@ -92,7 +92,7 @@ def test_who_wants_buffered_output_keeps_it() -> None:
     [("ports", False, 0), ("handoff", False, 3), ("shared", True, 0), ("reuseport", True, 0)],
 )
 def test_a_scheme_says_where_connections_come_from(scheme: str, listens: bool, links: int) -> None:
-    context = WorkerContext(environment={}, python="python", main=MAIN, fronts=3)
+    context = WorkerContext(environment={}, python="python", main=MAIN, proxies=3)
     own = PLACES[0] if scheme == "ports" else None
     plan = worker_plan(service(app="a:b", scheme=scheme), 0, own, context)
     assert (plan.listens, plan.links) == (listens, links)
@@ -123,7 +123,7 @@ def test_a_unix_socket_has_no_port_to_tell() -> None:
         ({"scheme": "ports"}, None),
     ],
 )
-def test_without_a_front_that_reads_requests_the_worker_writes_the_access_log(
+def test_without_a_proxy_that_reads_requests_the_worker_writes_the_access_log(
     keys: dict[str, Any], written: str | None
 ) -> None:
     plan, _ = plans(service(app="a:b", **{"scheme": "handoff", **keys}))
@@ -131,7 +131,7 @@ def test_without_a_front_that_reads_requests_the_worker_writes_the_access_log(
     assert plan.inherited == ((70,) if written and written.endswith(":70") else ())
 
 
-def test_a_front_may_finish_what_its_most_patient_service_allows() -> None:
+def test_a_proxy_may_finish_what_its_most_patient_service_allows() -> None:
     config = Config(
         admin="",
         services=(
@@ -139,15 +139,15 @@ def test_a_front_may_finish_what_its_most_patient_service_allows() -> None:
             service(name="api", app="a:b", timeouts={"stop": "60s"}),
         ),
     )
-    plan = front_plan(config, 0, [7, 8], {"A": "b"}, ["front"])
+    plan = proxy_plan(config, 0, [7, 8], {"A": "b"}, ["proxy"])
     assert (plan.start_s, plan.stop_s) == (30, 60)
-    assert (plan.name, plan.origin, plan.inherited) == ("front/0", "", (7, 8))
+    assert (plan.name, plan.origin, plan.inherited) == ("proxy/0", "", (7, 8))
 
 
-def test_a_front_does_not_wait_for_services_that_it_has_nothing_to_do_with() -> None:
+def test_a_proxy_does_not_wait_for_services_that_it_has_nothing_to_do_with() -> None:
     slow = service(name="api", app="a:b", scheme="shared", timeouts={"stop": "60s"})
     config = Config(admin="", services=(service(app="a:b", timeouts={"stop": "5s"}), slow))
-    assert front_plan(config, 0, [7], {}, ["front"]).stop_s == 5
+    assert proxy_plan(config, 0, [7], {}, ["proxy"]).stop_s == 5
 
 
 def told(
@@ -155,11 +155,11 @@ def told(
     *joined: int,
     up: tuple[int, ...] = (),
     addresses: Sequence[Address] = PLACES,
-    front: int = 0,
-) -> FrontConfig:
-    return front_config(
+    proxy: int = 0,
+) -> ProxyConfig:
+    return proxy_config(
         config,
-        front,
+        proxy,
         {"web": (7,)},
         {"web": addresses},
         joined=lambda _, slot: slot in joined,
@@ -167,28 +167,28 @@ def told(
     )
 
 
-def test_a_front_is_told_every_slot_and_who_is_there() -> None:
+def test_a_proxy_is_told_every_slot_and_who_is_there() -> None:
     web = service(app="a:b", weights=[3, 1], balance="hash", limits={"head": "8KiB"})
-    (front,) = told(Config(admin="", services=(web,)), 1, up=(1,)).services
-    assert [(t.slot, t.address, t.weight, t.joined, t.up) for t in front.targets] == [
+    (proxy,) = told(Config(admin="", services=(web,)), 1, up=(1,)).services
+    assert [(t.slot, t.address, t.weight, t.joined, t.up) for t in proxy.targets] == [
         (0, "127.0.0.1:8101", 3, False, False),
         (1, "127.0.0.1:8102", 1, True, True),
     ]
-    assert (front.name, front.listeners, front.balance) == ("web", (7,), "hash")
-    assert (front.limits, front.timeouts) == (web.limits, web.timeouts)
+    assert (proxy.name, proxy.listeners, proxy.balance) == ("web", (7,), "hash")
+    assert (proxy.limits, proxy.timeouts) == (web.limits, web.timeouts)
 
 
-def test_a_front_that_passes_connections_is_told_of_links_later() -> None:
+def test_a_proxy_that_passes_connections_is_told_of_links_later() -> None:
     web = service(app="a:b", scheme="handoff", weights=[3, 1])
-    (front,) = told(Config(admin="", services=(web,)), 0, 1, up=(1,), addresses=()).services
-    assert front.scheme == "handoff"
-    assert [(t.slot, t.address, t.weight, t.joined, t.up) for t in front.targets] == [
+    (proxy,) = told(Config(admin="", services=(web,)), 0, 1, up=(1,), addresses=()).services
+    assert proxy.scheme == "handoff"
+    assert [(t.slot, t.address, t.weight, t.joined, t.up) for t in proxy.targets] == [
         (0, "", 3, False, False),
         (1, "", 1, False, False),
     ]
 
 
-def test_a_front_hears_nothing_of_services_without_one() -> None:
+def test_a_proxy_hears_nothing_of_services_without_one() -> None:
     web = service(app="a:b", scheme="reuseport")
     assert told(Config(admin="", services=(web,))).services == ()
 
@@ -196,24 +196,24 @@ def test_a_front_hears_nothing_of_services_without_one() -> None:
 def test_upstreams_are_always_joined() -> None:
     web = service(upstreams=["localhost:9001", "unix:/run/x.sock weight=3"])
     addresses = (Address("127.0.0.1", 9001), Address(path="/run/x.sock"))
-    (front,) = told(Config(admin="", services=(web,)), up=(1,), addresses=addresses).services
-    assert [(t.address, t.weight, t.joined, t.up) for t in front.targets] == [
+    (proxy,) = told(Config(admin="", services=(web,)), up=(1,), addresses=addresses).services
+    assert [(t.address, t.weight, t.joined, t.up) for t in proxy.targets] == [
         ("127.0.0.1:9001", 1, True, False),
         ("unix:/run/x.sock", 3, True, True),
     ]
 
 
-def test_what_a_front_is_told_survives_the_channel() -> None:
+def test_what_a_proxy_is_told_survives_the_channel() -> None:
     config = told(Config(admin="", services=(service(app="a:b", trusted_proxies=["10.0.0.0/8"]),)))
-    assert FrontConfig.model_validate(config.model_dump(mode="json")) == config
+    assert ProxyConfig.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_every_front_has_its_slot_and_its_share() -> None:
+def test_every_proxy_has_its_slot_and_its_share() -> None:
     web = service(app="a:b", max_connections=5)
-    config = Config(admin="", fronts=2, services=(web,))
-    assert [front_plan(config, slot, [7], {}, ["x"]).name for slot in (0, 1)] == [
-        "front/0",
-        "front/1",
+    config = Config(admin="", proxies=2, services=(web,))
+    assert [proxy_plan(config, slot, [7], {}, ["x"]).name for slot in (0, 1)] == [
+        "proxy/0",
+        "proxy/1",
     ]
-    shares = [told(config, front=slot).services[0].max_connections for slot in (0, 1)]
+    shares = [told(config, proxy=slot).services[0].max_connections for slot in (0, 1)]
     assert shares == [3, 2]

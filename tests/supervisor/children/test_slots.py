@@ -22,12 +22,12 @@ def child(slot: int = 0) -> Child:
 
 def test_slots_come_one_by_one_and_each_has_its_worker() -> None:
     slots, workers = Slots(), [child(0), child(1)]
-    slots.fronts.append(child())
+    slots.proxies.append(child())
     for worker in workers:
         slots.add(worker)
     assert list(slots.current) == [("web", 0), ("web", 1)]
     assert list(slots.workers()) == workers
-    assert list(slots.one_per_slot()) == list(slots.children()) == [*slots.fronts, *workers]
+    assert list(slots.one_per_slot()) == list(slots.children()) == [*slots.proxies, *workers]
     assert all(map(slots.is_current, workers))
 
 

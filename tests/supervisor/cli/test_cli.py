@@ -187,7 +187,7 @@ def test_check_warns_of_what_is_not_wrong(
     out, err = capsys.readouterr()
     assert out.startswith(f"{path}: ok: ")
     user, admin = err.splitlines()
-    assert user.startswith(f"{path}: warning: user: fronts and workers run as root")
+    assert user.startswith(f"{path}: warning: user: proxies and workers run as root")
     assert admin.startswith(f"{path}: warning: admin: other machines can reach 0.0.0.0:9464")
 
 
@@ -286,9 +286,9 @@ def test_the_banner_says_where_everything_really_is(capsys: pytest.CaptureFixtur
     ]
 
 
-def test_several_fronts_are_said_of_what_has_any(capsys: pytest.CaptureFixture[str]) -> None:
-    config = load(None, {"fronts": 3, "admin": ""})
-    assert printed(config, capsys)[0].endswith(" (http, round_robin, 3 fronts)")
+def test_several_proxies_are_said_of_what_has_any(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(None, {"proxies": 3, "admin": ""})
+    assert printed(config, capsys)[0].endswith(" (http, round_robin, 3 proxies)")
     config = config.model_copy(
         update={"services": (config.services[0].model_copy(update={"scheme": "shared"}),)}
     )

@@ -10,10 +10,10 @@ WORKER = {"slot": 0, "state": "up", "standing": "up", "reason": "passed its firs
           "pid": 12, "address": "127.0.0.1:8101", "restarts": {}, "answers": True}  # fmt: skip
 
 
-def shown(*workers: dict[str, Any], fronts: tuple[dict[str, Any], ...] = ()) -> list[str]:
+def shown(*workers: dict[str, Any], proxies: tuple[dict[str, Any], ...] = ()) -> list[str]:
     web = {"listen": "127.0.0.1:80", "scheme": "ports", "mode": "http", "workers": list(workers)}
     found = {"version": "1.0", "pid": 7, "uptime": 9.4, "ready": True, "stopping": False}
-    return list(status_table.lines({**found, "fronts": fronts, "services": {"web": web}}))
+    return list(status_table.lines({**found, "proxies": proxies, "services": {"web": web}}))
 
 
 def test_a_worker_that_serves_is_up_and_needs_no_reason() -> None:
@@ -51,10 +51,10 @@ def test_the_process_comes_first(change: dict[str, Any], words: str) -> None:
     assert shown({**WORKER, **change})[-1].split("  ")[2].rstrip() == words
 
 
-def test_a_front_that_is_stuck_is_covered() -> None:
-    front = {"slot": 0, "state": "up", "pid": 5, "restarts": {}, "answers": False, "covered": True}
-    assert shown(WORKER, fronts=(front,))[1] == (
-        "  front/0  up, does not answer, covered by the others  pid 5"
+def test_a_proxy_that_is_stuck_is_covered() -> None:
+    proxy = {"slot": 0, "state": "up", "pid": 5, "restarts": {}, "answers": False, "covered": True}
+    assert shown(WORKER, proxies=(proxy,))[1] == (
+        "  proxy/0  up, does not answer, covered by the others  pid 5"
     )
 
 
@@ -64,5 +64,5 @@ def test_a_front_that_is_stuck_is_covered() -> None:
 )
 def test_a_duration_is_short(seconds: float, words: str) -> None:
     found = {"version": "1", "pid": 1, "uptime": seconds, "ready": False, "stopping": True}
-    (line,) = status_table.lines({**found, "fronts": (), "services": {}})
+    (line,) = status_table.lines({**found, "proxies": (), "services": {}})
     assert line == f"penstock 1, pid 1, up {words}, stopping"

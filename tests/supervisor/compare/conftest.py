@@ -50,7 +50,7 @@ class _Shape(NamedTuple):
     mode: str
     keepalive: float
     connect: float
-    front: tuple[float, float]
+    proxy: tuple[float, float]
     """CPU microseconds a request: keep-alive, connection per request."""
     workers: tuple[float, float]
     fds: dict[str, float]
@@ -62,15 +62,15 @@ class _Shape(NamedTuple):
 
 SHAPES = (
     _Shape("ports/http", "ports", "http", 17_900, 5_900, (26.4, 118.0), (61.0, 97.0),
-           {"supervisor": 0.0, "front": 2.0, "workers": 1.0}, {"front": 5200, "workers": 9100}, 1.0,
+           {"supervisor": 0.0, "proxy": 2.0, "workers": 1.0}, {"proxy": 5200, "workers": 9100}, 1.0,
            (22_480, 22_478, 22_481, 22_479),
            {"kill": (0, 0.412, 0.021), "roll": (0, 1.9, 0.034), "block": (0, 1.0, 1.004)}),
     _Shape("ports/tcp", "ports", "tcp", 19_400, 6_700, (13.9, 88.0), (60.0, 99.0),
-           {"supervisor": 0.0, "front": 2.0, "workers": 1.0}, {"front": 2700, "workers": 9200}, 1.0,
+           {"supervisor": 0.0, "proxy": 2.0, "workers": 1.0}, {"proxy": 2700, "workers": 9200}, 1.0,
            (16, 16, 16, 16),
            {"kill": (14, 0.405, 0.030), "roll": (0, 2.0, 0.031), "block": (0, 1.0, 1.003)}),
     _Shape("handoff", "handoff", "", 24_300, 10_900, (0.4, 17.2), (60.5, 104.0),
-           {"supervisor": 0.0, "front": 0.0, "workers": 1.0}, {"front": 40, "workers": 9300}, 0.0,
+           {"supervisor": 0.0, "proxy": 0.0, "workers": 1.0}, {"proxy": 40, "workers": 9300}, 0.0,
            (16, 16, 16, 16),
            {"kill": (15, 0.398, 0.026), "roll": (0, 1.9, 0.030), "block": (0, 1.0, 1.002)}),
     _Shape("shared", "shared", "", 24_500, 12_600, (0.0, 0.0), (60.2, 101.0),
@@ -148,7 +148,7 @@ def _load(
         bucket = histogram.index(latency)
         counts[bucket] = counts.get(bucket, 0) + int(throughput * 9 / 6000)
     ordered = sorted(found)
-    cpu = {"supervisor": 0.1, "front": shape.front[which], "workers": shape.workers[which]}
+    cpu = {"supervisor": 0.1, "proxy": shape.proxy[which], "workers": shape.workers[which]}
     if not shape.scheme:
         cpu = {"server": shape.workers[which]}
 
@@ -177,7 +177,7 @@ def _latency(random: Random, usual: float) -> float:
 
 
 def _held(shape: _Shape) -> Held:
-    base = {"supervisor": 31, "front": 22, "workers": 60}
+    base = {"supervisor": 31, "proxy": 22, "workers": 60}
     return Held(
         connections=1000,
         fds=shape.fds,

@@ -106,7 +106,7 @@ async def test_every_figure_of_a_subject_is_there() -> None:
     for one in subject.loads.values():
         assert one.requests > 0
         assert one.errors == {}
-        assert set(one.cpu_us) == {"supervisor", "front", "workers"}
+        assert set(one.cpu_us) == {"supervisor", "proxy", "workers"}
         assert 0 < one.p50_s.median <= one.p99_s.median
     assert subject.loads["rate"].rate >= plan.LEAST_A_SECOND
     assert subject.held
@@ -129,7 +129,7 @@ async def test_a_relayed_connection_has_three_descriptors_and_a_local_port() -> 
     found = await compare(order("ports/tcp"), Watched())
     held = found.subjects[0].held
     assert held
-    assert held.fds["front"] == pytest.approx(2.0)
+    assert held.fds["proxy"] == pytest.approx(2.0)
     assert held.fds["workers"] == pytest.approx(1.0)
     assert held.ephemeral_ports == pytest.approx(1.0, abs=0.1)
     assert [count for count, _ in held.curve] == [0, 2, 5, 10, 15, 20]
@@ -146,10 +146,10 @@ async def test_an_address_of_somebody_else_is_measured_and_not_broken(stranger: 
     assert subject.split == {}
 
 
-async def test_upstreams_behind_a_front_of_ours_are_not_broken_either(stranger: str) -> None:
+async def test_upstreams_behind_a_proxy_of_ours_are_not_broken_either(stranger: str) -> None:
     found = await compare(order("ports/http", keys={"upstreams": [stranger]}), Watched())
     (subject,) = found.subjects
-    assert set(subject.loads["connect"].cpu_us) == {"supervisor", "front"}
+    assert set(subject.loads["connect"].cpu_us) == {"supervisor", "proxy"}
     assert set(subject.split) == {"0"}
     assert subject.faults == {}
     assert subject.notes == ()

@@ -49,8 +49,8 @@ async def test_a_subject_tells_its_processes_apart_and_leaves_none() -> None:
     async with running(variant(workers=3)) as subject:
         assert subject.address.startswith("127.0.0.1:")
         roles = await subject.roles()
-        assert set(roles) == {"supervisor", "front", "workers"}
-        assert len(roles["front"]) == 1
+        assert set(roles) == {"supervisor", "proxy", "workers"}
+        assert len(roles["proxy"]) == 1
         assert len(roles["workers"]) == 3
         assert len(roles["supervisor"]) == 2
         pids = {pid for role in roles.values() for pid in role}

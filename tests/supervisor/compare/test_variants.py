@@ -147,9 +147,9 @@ def test_a_variant_knows_its_configuration() -> None:
     assert Variant("x", one).config.services == (one,)
 
 
-def test_there_are_as_many_fronts_as_wanted_where_there_is_any() -> None:
+def test_there_are_as_many_proxies_as_wanted_where_there_is_any() -> None:
     one = service()
-    made = {v.name: v.config.fronts for v in choose(one, NAMES, "/tmp/x", 2).variants}
+    made = {v.name: v.config.proxies for v in choose(one, NAMES, "/tmp/x", 2).variants}
     assert made == {"ports/http": 2, "ports/tcp": 2, "handoff": 2, "shared": 1, "reuseport": 1}
-    assert tomllib.loads(as_toml(one, 2))["fronts"] == 2
-    assert "fronts" not in tomllib.loads(as_toml(one))
+    assert tomllib.loads(as_toml(one, 2))["proxies"] == 2
+    assert "proxies" not in tomllib.loads(as_toml(one))

@@ -205,7 +205,7 @@ def test_check_finds_files_that_cannot_be_used_and_warns_of_others(
 
 
 class House:
-    """A service, its files, and what its fronts were told."""
+    """A service, its files, and what its proxies were told."""
 
     def __init__(self, files: dict[str, str]) -> None:
         self.files = files
@@ -240,7 +240,7 @@ def house(good: dict[str, str]) -> House:
     return House(good)
 
 
-def test_a_front_is_told_the_terms_and_then_every_pair_with_the_key_last(house: House) -> None:
+def test_a_proxy_is_told_the_terms_and_then_every_pair_with_the_key_last(house: House) -> None:
     first, second = house.renewal.orders()
     assert (first["cmd"], first["of"]) == ("tls", 1)
     assert second["cmd"] == "certificate"

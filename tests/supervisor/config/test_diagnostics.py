@@ -104,7 +104,7 @@ from penstock_supervisor.config.loader import (
             "restart = { backoff = '20s' }",
             "restart.backoff: expected at most backoff_max",
         ),
-        ("fronts = 2", "fronts: unknown key"),
+        ("proxies = 2", "proxies: unknown key"),
         (
             "accept_proxy = true",
             "accept_proxy: expected trusted_proxies beside it: or any client is whoever it likes",
@@ -194,10 +194,10 @@ def test_exactly_one_program_or_addresses(write: Write, program: str, problem: s
         (f'run_dirr = "/run"\n{APP}', 'run_dirr: unknown key; did you mean "run_dir"?'),
         (f'admn = ""\n{APP}', 'admn: unknown key; did you mean "admin"?'),
         (f"admin = 9464\n{APP}", "admin: expected a string, not 9464"),
-        (f"fronts = 0\n{APP}", "fronts: expected at least 1, not 0"),
-        (f"fronts = 65\n{APP}", "fronts: expected at most 64, not 65"),
-        (f'fronts = "all"\n{APP}', 'fronts: expected a number of fronts or "auto", not "all"'),
-        (f"fronts = true\n{APP}", 'fronts: expected a number of fronts or "auto", not true'),
+        (f"proxies = 0\n{APP}", "proxies: expected at least 1, not 0"),
+        (f"proxies = 65\n{APP}", "proxies: expected at most 64, not 65"),
+        (f'proxies = "all"\n{APP}', 'proxies: expected a number of proxies or "auto", not "all"'),
+        (f"proxies = true\n{APP}", 'proxies: expected a number of proxies or "auto", not true'),
         (
             f'admin = "localhost"\n{APP}',
             'admin: expected "host:port", "[v6 address]:port" or "unix:/path", not "localhost"',

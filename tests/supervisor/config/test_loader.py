@@ -69,14 +69,14 @@ def test_auto_is_a_worker_for_each_core_that_we_may_use(
     assert service(write(f'{APP}workers = "auto"')).workers == 3
 
 
-def test_fronts_may_be_as_many_as_cores_and_said_on_the_command_line(
+def test_proxies_may_be_as_many_as_cores_and_said_on_the_command_line(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 2, 5})
-    several = write(f'fronts = "auto"\n{APP}[service.api]\nlisten = "127.0.0.1:8001"\napp = "a:b"')
-    assert load(several, {}).fronts == 3
-    assert load(several, {"fronts": 2}).fronts == 2, "they are no service's"
-    assert load(None, {}).fronts == 1
+    several = write(f'proxies = "auto"\n{APP}[service.api]\nlisten = "127.0.0.1:8001"\napp = "a:b"')
+    assert load(several, {}).proxies == 3
+    assert load(several, {"proxies": 2}).proxies == 2, "they are no service's"
+    assert load(None, {}).proxies == 1
 
 
 def test_options_are_written_over_the_one_service_of_a_file(write: Write) -> None:

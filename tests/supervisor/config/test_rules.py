@@ -73,7 +73,7 @@ COMMAND = "command = ['node', 'x.js']\n"
             f"{COMMAND}scheme = 'shared'\naccept_proxy = true\ntrusted_proxies = ['unix']",
             (
                 "accept_proxy: nobody reads the header for a command with shared; "
-                "the front does with ports, and the worker of an app"
+                "the proxy does with ports, and the worker of an app"
             ),
         ),
         (
@@ -125,7 +125,7 @@ def test_a_unix_socket_cannot_be_reused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])
-def test_a_program_that_knows_listen_fds_works_without_a_front(tmp_path: Path, scheme: str) -> None:
+def test_a_program_that_knows_listen_fds_works_without_a_proxy(tmp_path: Path, scheme: str) -> None:
     assert complaints(tmp_path, f"{COMMAND}scheme = '{scheme}'") == []
 
 
@@ -143,29 +143,29 @@ def test_streams_and_datagrams_may_have_the_same_port(tmp_path: Path) -> None:
         (
             f"{APP}scheme = 'shared'",
             (
-                'fronts: only with a service of scheme = "ports" or "handoff": '
-                "the others have no front"
+                'proxies: only with a service of scheme = "ports" or "handoff": '
+                "the others have no proxy"
             ),
         ),
         (
             f"{APP}max_connections = 1",
-            "service.web.max_connections: expected 0, or at least 1 for each of 2 fronts",
+            "service.web.max_connections: expected 0, or at least 1 for each of 2 proxies",
         ),
         (
             f"{APP}limits = {{ queue = 1 }}",
-            "service.web.limits.queue: expected 0, or at least 1 for each of 2 fronts",
+            "service.web.limits.queue: expected 0, or at least 1 for each of 2 proxies",
         ),
         (f"{APP}max_connections = 2", None),
         (f"{APP}[service.x]\nlisten = '127.0.0.1:1'\nscheme = 'shared'\n{APP}", None),
     ],
 )
-def test_several_fronts_have_to_have_something_to_do(
+def test_several_proxies_have_to_have_something_to_do(
     tmp_path: Path, text: str, problem: str | None
 ) -> None:
     path = tmp_path / "web.toml"
-    path.write_text(f"fronts = 2\n[service.web]\nlisten = '127.0.0.1:8000'\n{text}")
+    path.write_text(f"proxies = 2\n[service.web]\nlisten = '127.0.0.1:8000'\n{text}")
     if problem is None:
-        assert load(path, {}).fronts == 2
+        assert load(path, {}).proxies == 2
         return
     with pytest.raises(ConfigError) as caught:
         load(path, {})

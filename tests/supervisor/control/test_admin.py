@@ -79,7 +79,7 @@ async def test_the_supervisor_is_healthy_as_long_as_it_answers(made: Any) -> Non
 
 async def test_readiness_says_which_service_has_no_worker(made: Any) -> None:
     pools = {"web": [made.row(0, "down")], "api": [made.row(0)]}
-    snapshot = made.snapshot(made.front(stats=made.front_stats(**pools)), ready=False)
+    snapshot = made.snapshot(made.proxy(stats=made.proxy_stats(**pools)), ready=False)
     async with client(always(snapshot)) as session:
         status, _, text = await got(session, "/readyz")
     assert (status, text) == (503, "not ready: no worker in rotation for web\n")

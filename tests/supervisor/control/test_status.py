@@ -1,4 +1,4 @@
-"""Proves that /status puts what the front says beside what the supervisor says, slot by slot."""
+"""Proves that /status puts what the proxy says beside what the supervisor says, slot by slot."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from penstock_supervisor.snapshot import SocketQueue, SocketView
 
 def test_a_status_says_everything_about_a_worker(made: Any) -> None:
     worker = made.worker(restarts={"signal": 1}, last_exit="SIGKILL", pid=4711)
-    status = describe(made.snapshot(made.front(), worker), "1.2.3", 99, {})
+    status = describe(made.snapshot(made.proxy(), worker), "1.2.3", 99, {})
     assert status["services"]["web"]["workers"] == [
         {
             "slot": 0, "address": "127.0.0.1:8100", "state": "up", "since": 1.5, "pid": 4711,
@@ -24,7 +24,7 @@ def test_a_status_is_json_and_says_what_runs(made: Any) -> None:
     status = json.loads(json.dumps(describe(made.snapshot(), "1.2.3", 99, {})))
     assert (status["version"], status["pid"], status["uptime"]) == ("1.2.3", 99, 12.0)
     assert (status["ready"], status["stopping"]) == (True, False)
-    assert [(one["state"], one["covered"]) for one in status["fronts"]] == [("up", False)]
+    assert [(one["state"], one["covered"]) for one in status["proxies"]] == [("up", False)]
     web = status["services"]["web"]
     assert (web["scheme"], web["mode"], web["listen"]) == ("ports", "http", "127.0.0.1:8000")
     assert [worker["standing"] for worker in web["workers"]] == ["up", "down"]
@@ -37,8 +37,8 @@ def test_upstreams_are_workers_without_a_process(made: Any) -> None:
     assert "pid" not in upstream
 
 
-def test_what_no_front_has_said_is_null(made: Any) -> None:
-    status = describe(made.snapshot(made.front(stats={}), made.worker()), "", 0, {})
+def test_what_no_proxy_has_said_is_null(made: Any) -> None:
+    status = describe(made.snapshot(made.proxy(stats={}), made.worker()), "", 0, {})
     (worker,) = status["services"]["web"]["workers"]
     assert worker["standing"] is None
     (upstream,) = status["services"]["api"]["workers"]
@@ -47,7 +47,7 @@ def test_what_no_front_has_said_is_null(made: Any) -> None:
 
 def test_a_service_without_a_worker_in_rotation_is_lacking(made: Any) -> None:
     pools = {"web": [made.row(0, "ejected"), made.row(1, "checking")], "api": [made.row(0)]}
-    snapshot = made.snapshot(made.front(stats=made.front_stats(**pools)))
+    snapshot = made.snapshot(made.proxy(stats=made.proxy_stats(**pools)))
     assert without_worker(snapshot) == ("web",)
     assert without_worker(made.snapshot()) == ()
     assert without_worker(made.snapshot(made.worker())) == ("web", "api")
@@ -62,9 +62,9 @@ def test_a_status_says_how_the_work_was_shared(made: Any) -> None:
 
 
 def test_a_status_says_which_process_does_what(made: Any) -> None:
-    snapshot = made.snapshot(made.front(pid=11), made.worker(0, pid=12), made.worker(1, pid=None))
+    snapshot = made.snapshot(made.proxy(pid=11), made.worker(0, pid=12), made.worker(1, pid=None))
     assert describe(snapshot, "", 10, {})["pids"] == {
-        "supervisor": [10], "front": [11], "worker": [12],
+        "supervisor": [10], "proxy": [11], "worker": [12],
     }  # fmt: skip
 
 
@@ -80,10 +80,10 @@ def test_a_status_says_how_full_each_socket_is(made: Any) -> None:
     assert services["api"]["sockets"] == []
 
 
-def test_where_no_front_is_the_watch_says_who_is_up(made: Any) -> None:
+def test_where_no_proxy_is_the_watch_says_who_is_up(made: Any) -> None:
     pools = {"web": [made.row(0), made.row(1, "down")], "api": [made.row(0, "down")]}
     snapshot = made.snapshot(
-        made.worker(0), made.worker(1), unfronted={"metrics": {"services": {}}, "pools": pools}
+        made.worker(0), made.worker(1), unproxied={"metrics": {"services": {}}, "pools": pools}
     )
     workers = describe(snapshot, "", 0, {})["services"]["web"]["workers"]
     assert [worker["standing"] for worker in workers] == ["up", "down"]

@@ -41,7 +41,7 @@ def shown(snapshot: Any) -> Cells:
 def test_every_process_and_upstream_has_a_row(made: Any) -> None:
     cells = shown(made.snapshot())
     names = [row[0] for row in cells.rows if row[0]]
-    assert names == ["front/0", "web/0", "web/1", "api/0"]
+    assert names == ["proxy/0", "web/0", "web/1", "api/0"]
     assert len({len(row) for row in cells.rows[2:5]}) == 1, "a row has a cell for each heading"
 
 

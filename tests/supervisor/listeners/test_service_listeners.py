@@ -37,8 +37,8 @@ def stack() -> Iterator[ExitStack]:
 
 
 def opened(stack: ExitStack, scheme: str, **keys: Any) -> ServiceListeners:
-    fronts = keys.pop("fronts", 1)
-    listeners = stack.enter_context(closing(ServiceListeners(service(scheme, **keys), fronts)))
+    proxies = keys.pop("proxies", 1)
+    listeners = stack.enter_context(closing(ServiceListeners(service(scheme, **keys), proxies)))
     listeners.listen()
     return listeners
 
@@ -60,60 +60,60 @@ def connect(stack: ExitStack, listeners: ServiceListeners, count: int = CLIENTS)
 
 
 @pytest.mark.parametrize("scheme", ["ports", "handoff"])
-def test_with_a_front_only_the_front_gets_the_socket(stack: ExitStack, scheme: str) -> None:
+def test_with_a_proxy_only_the_proxy_gets_the_socket(stack: ExitStack, scheme: str) -> None:
     listeners = opened(stack, scheme)
-    assert len(listeners.front_fds(0)) == 1
+    assert len(listeners.proxy_fds(0)) == 1
     assert listeners.worker_fds(0) == ()
 
 
 @pytest.mark.parametrize("scheme", ["ports", "handoff"])
-def test_each_of_several_fronts_has_a_socket_and_a_share(stack: ExitStack, scheme: str) -> None:
-    listeners = opened(stack, scheme, fronts=3)
+def test_each_of_several_proxies_has_a_socket_and_a_share(stack: ExitStack, scheme: str) -> None:
+    listeners = opened(stack, scheme, proxies=3)
     connect(stack, listeners)
-    shares = [accepts(stack, listeners.front_fds(slot)) for slot in range(3)]
+    shares = [accepts(stack, listeners.proxy_fds(slot)) for slot in range(3)]
     assert sum(shares) == CLIENTS
     assert all(shares)
     assert [view.slot for view in listeners.views()] == [0, 1, 2]
-    assert listeners.front_fds(1) == listeners.front_fds(1), "the next one gets the same"
+    assert listeners.proxy_fds(1) == listeners.proxy_fds(1), "the next one gets the same"
 
 
-def test_a_socket_of_a_front_is_not_shut_or_opened_by_what_becomes_of_a_worker(
+def test_a_socket_of_a_proxy_is_not_shut_or_opened_by_what_becomes_of_a_worker(
     stack: ExitStack,
 ) -> None:
-    listeners = opened(stack, "ports", fronts=2)
+    listeners = opened(stack, "ports", proxies=2)
     assert not listeners.shut(0)
     assert listeners.reopen(2) is None
     assert [view.slot for view in listeners.views()] == [0, 1]
 
 
-def test_a_unix_socket_is_shared_by_all_fronts(stack: ExitStack, tmp_path: Path) -> None:
-    listeners = opened(stack, "ports", fronts=2, listen=f"unix:{tmp_path}/web")
-    assert listeners.front_fds(0) == listeners.front_fds(1)
-    assert listeners.front_socket(0) is None
+def test_a_unix_socket_is_shared_by_all_proxies(stack: ExitStack, tmp_path: Path) -> None:
+    listeners = opened(stack, "ports", proxies=2, listen=f"unix:{tmp_path}/web")
+    assert listeners.proxy_fds(0) == listeners.proxy_fds(1)
+    assert listeners.proxy_socket(0) is None
     assert [view.slot for view in listeners.views()] == [None]
 
 
 def test_only_a_socket_of_its_own_can_be_covered(stack: ExitStack) -> None:
-    assert opened(stack, "ports").front_socket(0) is None
-    assert opened(stack, "reuseport").front_socket(0) is None
-    listeners = opened(stack, "handoff", fronts=2)
-    sock = listeners.front_socket(1)
+    assert opened(stack, "ports").proxy_socket(0) is None
+    assert opened(stack, "reuseport").proxy_socket(0) is None
+    listeners = opened(stack, "handoff", proxies=2)
+    sock = listeners.proxy_socket(1)
     assert sock is not None
-    assert (sock.fileno(),) == listeners.front_fds(1)
+    assert (sock.fileno(),) == listeners.proxy_fds(1)
 
 
-@pytest.mark.parametrize("fronts", [1, 2])
-def test_a_port_that_somebody_has_is_refused_however_many_fronts(
-    stack: ExitStack, fronts: int
+@pytest.mark.parametrize("proxies", [1, 2])
+def test_a_port_that_somebody_has_is_refused_however_many_proxies(
+    stack: ExitStack, proxies: int
 ) -> None:
-    first = opened(stack, "ports", fronts=2)
+    first = opened(stack, "ports", proxies=2)
     with pytest.raises(StartError, match="already in use"):
-        ServiceListeners(service("ports", listen=str(first.address)), fronts)
+        ServiceListeners(service("ports", listen=str(first.address)), proxies)
 
 
 def test_a_shared_socket_is_the_same_for_every_worker(stack: ExitStack) -> None:
     listeners = opened(stack, "shared")
-    assert listeners.front_fds(0) == ()
+    assert listeners.proxy_fds(0) == ()
     assert listeners.worker_fds(0) == listeners.worker_fds(2)
     assert [view.slot for view in listeners.views()] == [None]
 

@@ -1,4 +1,4 @@
-"""What a front counted outlives it, however often it ends, and what was open does not."""
+"""What a proxy counted outlives it, however often it ends, and what was open does not."""
 
 from typing import Any
 
@@ -13,31 +13,31 @@ def number(value: Any) -> float:
 
 
 def test_counters_are_kept_and_gauges_are_not(made: Any) -> None:
-    kept = carry_over({}, made.front_stats(web=[made.row(0)]))
+    kept = carry_over({}, made.proxy_stats(web=[made.row(0)]))
     assert series(kept)["web"][TOTAL] == {"": 5}
     assert ACTIVE not in series(kept)["web"]
     assert ejections(kept, "web") == {0: 2}
 
 
 def test_every_end_adds_to_those_before(made: Any) -> None:
-    stats = made.front_stats(web=[made.row(0), made.row(1, ejections=0)])
+    stats = made.proxy_stats(web=[made.row(0), made.row(1, ejections=0)])
     kept = carry_over(carry_over({}, stats), stats)
     assert series(kept)["web"][TOTAL] == {"": 10}
     assert ejections(kept, "web") == {0: 4}
 
 
 def test_one_that_never_said_anything_changes_nothing(made: Any) -> None:
-    kept = carry_over({}, made.front_stats(web=[made.row(0)]))
+    kept = carry_over({}, made.proxy_stats(web=[made.row(0)]))
     assert carry_over(kept, {}) == kept
     assert carry_over({}, {}) == {"services": {}, "ejections": {}}
 
 
-def test_sums_do_not_go_down_when_a_front_is_killed(made: Any) -> None:
-    stats = made.front_stats(web=[made.row(0)])
-    one, other = made.front(slot=0, stats=stats), made.front(slot=1, stats=stats)
+def test_sums_do_not_go_down_when_a_proxy_is_killed(made: Any) -> None:
+    stats = made.proxy_stats(web=[made.row(0)])
+    one, other = made.proxy(slot=0, stats=stats), made.proxy(slot=1, stats=stats)
     before = Traffic(made.snapshot(one, other))
-    killed = made.front(slot=1, stats={}, carryover=carry_over({}, stats))
-    for now in (killed, made.front(slot=1, stats=stats, carryover=carry_over({}, stats))):
+    killed = made.proxy(slot=1, stats={}, carryover=carry_over({}, stats))
+    for now in (killed, made.proxy(slot=1, stats=stats, carryover=carry_over({}, stats))):
         traffic = Traffic(made.snapshot(one, now))
         for name in (TOTAL, "penstock_requests_total"):
             was, is_ = (one.series["web"][name] for one in (before, traffic))

@@ -30,14 +30,14 @@ def asked(made: Any, *children: Any, kernel: Any = None, **web: Any) -> dict[str
     return dict(per_connection(snapshot, Traffic(snapshot), kernel or counted()))
 
 
-def front(made: Any, *, fds: int | None, active: int) -> Any:
-    told = made.front_stats(web=[made.row(0), made.row(1)])
+def proxy(made: Any, *, fds: int | None, active: int) -> Any:
+    told = made.proxy_stats(web=[made.row(0), made.row(1)])
     series = told["metrics"]["services"]["web"]
     series["penstock_connections_active"] = {"": active}
     series.pop("penstock_connection_fds", None)
     if fds is not None:
         series["penstock_connection_fds"] = {"": fds}
-    return made.front(stats=told)
+    return made.proxy(stats=told)
 
 
 def worker(made: Any, slot: int, client: object, *, active: int = 0, **more: Any) -> Any:
@@ -46,24 +46,24 @@ def worker(made: Any, slot: int, client: object, *, active: int = 0, **more: Any
     return made.worker(slot, stats=told, **more)
 
 
-def test_a_front_that_forwards_has_two_and_its_worker_one(made: Any) -> None:
-    children = front(made, fds=20, active=10), worker(made, 0, 6), worker(made, 1, 4)
+def test_a_proxy_that_forwards_has_two_and_its_worker_one(made: Any) -> None:
+    children = proxy(made, fds=20, active=10), worker(made, 0, 6), worker(made, 1, 4)
     assert asked(made, *children) == {"web": 3.0}
 
 
 def test_a_connection_that_was_passed_is_the_workers_alone(made: Any) -> None:
-    children = front(made, fds=0, active=10), worker(made, 0, 6), worker(made, 1, 4)
+    children = proxy(made, fds=0, active=10), worker(made, 0, 6), worker(made, 1, 4)
     assert asked(made, *children, scheme="handoff") == {"web": 1.0}
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])
-def test_without_a_front_the_workers_have_all(made: Any, scheme: str) -> None:
+def test_without_a_proxy_the_workers_have_all(made: Any, scheme: str) -> None:
     children = worker(made, 0, 6, active=6), worker(made, 1, 4, active=4)
     assert asked(made, *children, scheme=scheme) == {"web": 1.0}
 
 
 def test_a_program_that_says_nothing_is_counted_from_outside(made: Any) -> None:
-    children = front(made, fds=20, active=10), made.worker(0), worker(made, 1, 4)
+    children = proxy(made, fds=20, active=10), made.worker(0), worker(made, 1, 4)
     assert asked(made, *children, kernel=counted(p8100=6)) == {"web": 3.0}
 
 
@@ -74,23 +74,23 @@ def test_programs_that_share_a_port_are_counted_together(made: Any) -> None:
 
 @pytest.mark.parametrize("client", ["many", -1, None, [], True])
 def test_nonsense_is_as_good_as_silence(made: Any, client: object) -> None:
-    children = front(made, fds=20, active=10), worker(made, 0, client)
+    children = proxy(made, fds=20, active=10), worker(made, 0, client)
     assert asked(made, *children, kernel=counted(p8100=10)) == {"web": 3.0}
 
 
 def test_while_nobody_is_connected_there_is_no_figure(made: Any) -> None:
-    assert asked(made, front(made, fds=4, active=0), worker(made, 0, 4)) == {}
+    assert asked(made, proxy(made, fds=4, active=0), worker(made, 0, 4)) == {}
     assert asked(made, worker(made, 0, 0, active=0), scheme="shared") == {}
     assert asked(made, made.worker(0), kernel=counted(p8000=0), scheme="shared") == {}
 
 
 def test_what_is_not_known_is_not_guessed(made: Any) -> None:
-    busy = front(made, fds=20, active=10)
+    busy = proxy(made, fds=20, active=10)
     assert asked(made, busy, made.worker(0), kernel=silent_kernel) == {}
     assert asked(made, made.worker(0), kernel=silent_kernel, scheme="shared") == {}
     assert asked(made, busy, made.worker(0, address=""), scheme="handoff") == {}
-    assert asked(made, front(made, fds=None, active=10), worker(made, 0, 10)) == {}
-    assert asked(made, made.front(stats={}), worker(made, 0, 10)) == {}
+    assert asked(made, proxy(made, fds=None, active=10), worker(made, 0, 10)) == {}
+    assert asked(made, made.proxy(stats={}), worker(made, 0, 10)) == {}
     assert asked(made, made.worker(0), scheme="shared", listen="unix:/run/web.sock") == {}
 
 
@@ -99,12 +99,12 @@ def test_datagrams_have_no_connections(made: Any) -> None:
 
 
 def test_a_worker_without_a_process_has_no_descriptors(made: Any) -> None:
-    children = front(made, fds=20, active=10), worker(made, 0, 10), worker(made, 1, 99, pid=None)
+    children = proxy(made, fds=20, active=10), worker(made, 0, 10), worker(made, 1, 99, pid=None)
     assert asked(made, *children) == {"web": 3.0}
 
 
 def test_upstreams_have_theirs_elsewhere(made: Any) -> None:
-    assert asked(made, front(made, fds=20, active=10)) == {"web": 2.0}
+    assert asked(made, proxy(made, fds=20, active=10)) == {"web": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,6 @@ def test_a_place_is_read_from_an_address(address: str, expected: Place | None) -
     assert place(address) == expected
 
 
-def test_the_front_has_a_name_for_its_own() -> None:
+def test_the_proxy_has_a_name_for_its_own() -> None:
     known = {metric.name for metric in metrics.TABLE}
     assert {"penstock_connections_active", "penstock_connection_fds"} <= known

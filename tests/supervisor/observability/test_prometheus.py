@@ -68,7 +68,7 @@ PROCESS = ("role", "service", "slot")
 def test_every_process_has_the_figures_of_the_kernel(made: Any, name: str) -> None:
     found = samples(made.snapshot(), name, *PROCESS)
     assert set(found) == {
-        ("supervisor", "", ""), ("front", "", "0"), ("worker", "web", "0"), ("worker", "web", "1"),
+        ("supervisor", "", ""), ("proxy", "", "0"), ("worker", "web", "0"), ("worker", "web", "1"),
     }  # fmt: skip
     assert all(value > 0 for value in found.values())
 
@@ -126,19 +126,19 @@ def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> Non
 
 def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
     told = {"metrics": {"fds": {"listener": 1, "client": 5}, "loop_lag_s": 0.25, "tasks": 7}}
-    snapshot = made.snapshot(made.front(), made.worker(stats=told))
+    snapshot = made.snapshot(made.proxy(), made.worker(stats=told))
     found = samples(snapshot, "penstock_fds", *PROCESS, "kind")
-    assert found["front", "", "0", "upstream"] == 3
+    assert found["proxy", "", "0", "upstream"] == 3
     assert found["worker", "web", "0", "client"] == 5
     assert found["supervisor", "", "", "listener"] == 3
     assert found["supervisor", "", "", "other"] > 0
     lag = samples(snapshot, "penstock_event_loop_lag_seconds", *PROCESS)
     assert lag == {
-        ("supervisor", "", ""): 0.001, ("front", "", "0"): 0.002, ("worker", "web", "0"): 0.25,
+        ("supervisor", "", ""): 0.001, ("proxy", "", "0"): 0.002, ("worker", "web", "0"): 0.25,
     }  # fmt: skip
     tasks = samples(snapshot, "penstock_event_loop_tasks", *PROCESS)
     assert tasks == {
-        ("supervisor", "", ""): 4, ("front", "", "0"): 3, ("worker", "web", "0"): 7,
+        ("supervisor", "", ""): 4, ("proxy", "", "0"): 3, ("worker", "web", "0"): 7,
     }  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_unknown_kinds_of_descriptors_share_one_label(made: Any) -> None:
 
 
 def test_restarts_are_told_for_every_reason_from_the_start(made: Any) -> None:
-    snapshot = made.snapshot(made.front(), made.worker(restarts={"signal": 2}))
+    snapshot = made.snapshot(made.proxy(), made.worker(restarts={"signal": 2}))
     found = samples(snapshot, "penstock_worker_restarts_total", *PROCESS, "reason")
     assert {key: value for key, value in found.items() if value} == {
         ("worker", "web", "0", "signal"): 2
@@ -187,7 +187,7 @@ def test_every_end_of_a_process_is_counted(made: Any) -> None:
     }
 
 
-def test_the_rotation_is_what_the_front_says(made: Any) -> None:
+def test_the_rotation_is_what_the_proxy_says(made: Any) -> None:
     snapshot = made.snapshot()
     rotation = samples(snapshot, "penstock_worker_in_rotation", "service", "slot")
     assert rotation == {("web", "0"): 1, ("web", "1"): 0, ("api", "0"): 1}
@@ -206,7 +206,7 @@ def test_upstreams_that_nobody_supervises_are_told_with_their_addresses(made: An
     assert sum(key[1] == "web" for key in found) == 2
 
 
-def test_traffic_is_told_as_the_front_counted_it(made: Any) -> None:
+def test_traffic_is_told_as_the_proxy_counted_it(made: Any) -> None:
     snapshot = made.snapshot()
     requests = samples(snapshot, "penstock_requests_total", "service", "slot", "method", "code")
     assert requests == {("web", "0", "GET", "200"): 7, ("web", "", "GET", "503"): 1}
@@ -232,15 +232,15 @@ def test_a_histogram_is_cumulative_and_complete(made: Any) -> None:
     assert summed["web", "total"] == pytest.approx(100.003)
 
 
-def test_what_several_fronts_counted_is_one_sum(made: Any) -> None:
-    snapshot = made.snapshot(made.front(slot=0), made.front(slot=1))
+def test_what_several_proxies_counted_is_one_sum(made: Any) -> None:
+    snapshot = made.snapshot(made.proxy(slot=0), made.proxy(slot=1))
     assert samples(snapshot, "penstock_connections_total", "service") == {("web",): 10}
     assert samples(snapshot, "penstock_worker_active", "service", "slot")["web", "0"] == 6
     assert samples(snapshot, "penstock_ejections_total", "service", "slot")["web", "0"] == 4
 
 
-def test_a_front_that_never_answered_leaves_traffic_out(made: Any) -> None:
-    snapshot = made.snapshot(made.front(stats={}))
+def test_a_proxy_that_never_answered_leaves_traffic_out(made: Any) -> None:
+    snapshot = made.snapshot(made.proxy(stats={}))
     assert not samples(snapshot, "penstock_connections_total", "service")
     assert not samples(snapshot, "penstock_worker_in_rotation", "service", "slot")
 
@@ -273,7 +273,7 @@ def test_openmetrics_is_given_to_who_asks_for_it(made: Any) -> None:
 
 @pytest.fixture
 def full(made: Any) -> Iterator[Snapshot]:
-    """Everything that can be observed: a service behind a front, and one without."""
+    """Everything that can be observed: a service behind a proxy, and one without."""
     told = {
         "metrics": {
             "fds": {"client": 2},
@@ -297,7 +297,7 @@ def full(made: Any) -> Iterator[Snapshot]:
             sockets=(view,),
             dropped={"direct": 4},
             tls={"web": TlsView({"a.example": 5.0}, {"ok": 2, "failed": 1}, current=False)},
-            unfronted={"pools": {"direct": [made.row(0, active=0)]}},
+            unproxied={"pools": {"direct": [made.row(0, active=0)]}},
         )
 
 
@@ -340,7 +340,7 @@ def test_local_ports_are_those_of_the_connections_to_workers(made: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         host, port = listening.getsockname()
         rows = [made.row(0, address=f"{host}:{port}"), made.row(1, address="unix:/run/x")]
-        snapshot = made.snapshot(made.front(stats=made.front_stats(web=rows)))
+        snapshot = made.snapshot(made.proxy(stats=made.proxy_stats(web=rows)))
         with socket.create_connection((host, port)), socket.create_connection((host, port)):
             found = samples(snapshot, "penstock_ephemeral_ports", "service")
     assert found == {("web",): 2}
@@ -358,7 +358,7 @@ def test_a_kernel_that_does_not_tell_costs_only_its_figures(
     assert samples(full, "penstock_worker_active", "service", "slot")["direct", "0"] == 2
 
 
-def test_what_workers_count_is_on_the_page_where_no_front_is(full: Snapshot) -> None:
+def test_what_workers_count_is_on_the_page_where_no_proxy_is(full: Snapshot) -> None:
     found = samples(full, "penstock_worker_connections_total", "service", "slot")
     assert found["direct", "0"] == 5
     assert samples(full, "penstock_fds_per_connection", "service")["direct",] == 1

@@ -36,20 +36,20 @@ def watched(made: Any, *slots: int, **more: Any) -> Mapping[str, Any]:
     return {"metrics": {"services": {"web": series}}, "pools": {"web": rows}}
 
 
-def unfronted(made: Any, *workers: Any, scheme: str = "shared", **changes: Any) -> Traffic:
+def unproxied(made: Any, *workers: Any, scheme: str = "shared", **changes: Any) -> Traffic:
     services = {"web": service(scheme)}
     slots = [worker.slot for worker in workers]
-    changes.setdefault("unfronted", watched(made, *slots))
+    changes.setdefault("unproxied", watched(made, *slots))
     return Traffic(made.snapshot(*workers, services=services, **changes))
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])
-def test_without_a_front_the_workers_counts_add_up(made: Any, scheme: str) -> None:
+def test_without_a_proxy_the_workers_counts_add_up(made: Any, scheme: str) -> None:
     workers = [
         made.worker(slot, stats=stats(slot, 10 + slot, active=slot, requests=100))
         for slot in (0, 1)
     ]
-    traffic = unfronted(made, *workers, scheme=scheme)
+    traffic = unproxied(made, *workers, scheme=scheme)
     series = traffic.series["web"]
     assert series["penstock_connections_total"] == {"": 21}
     assert series["penstock_requests_total"] == {"0 GET 200": 100, "1 GET 200": 100}
@@ -59,7 +59,7 @@ def test_without_a_front_the_workers_counts_add_up(made: Any, scheme: str) -> No
 
 
 def test_workers_that_say_nothing_are_not_said_to_have_had_nothing(made: Any) -> None:
-    traffic = unfronted(made, made.worker(0), made.worker(1))
+    traffic = unproxied(made, made.worker(0), made.worker(1))
     assert set(traffic.series["web"]) == {"penstock_health_checks_total"}
     assert traffic.open("web") is None
     assert traffic.split("web") == Split("connections", {}, None)
@@ -68,84 +68,84 @@ def test_workers_that_say_nothing_are_not_said_to_have_had_nothing(made: Any) ->
 def test_counts_do_not_go_down_with_the_process_that_made_them(made: Any) -> None:
     gone = stats(0, 40, active=7, requests=400)["metrics"]["series"]
     worker = made.worker(0, stats=stats(0, 2, active=1, requests=3), carryover=gone)
-    traffic = unfronted(made, worker)
+    traffic = unproxied(made, worker)
     series = traffic.series["web"]
     assert series["penstock_worker_connections_total"] == {"0": 42}
     assert series["penstock_requests_total"] == {"0 GET 200": 403}
     assert traffic.open("web") == 1
-    assert unfronted(made, made.worker(0, pid=None, carryover=gone)).split("web").by_slot == {0: 40}
+    assert unproxied(made, made.worker(0, pid=None, carryover=gone)).split("web").by_slot == {0: 40}
 
 
 def test_a_worker_that_claims_what_others_did_does_not_get_it(made: Any) -> None:
     liar = made.worker(1, stats=stats(0, 1000))
-    traffic = unfronted(made, made.worker(0, stats=stats(0, 10)), liar)
+    traffic = unproxied(made, made.worker(0, stats=stats(0, 10)), liar)
     assert traffic.split("web").by_slot == {0: 10, 1: 1000}
 
 
 @pytest.mark.parametrize("scheme", ["ports", "handoff"])
-def test_behind_a_front_its_counts_are_the_only_ones(made: Any, scheme: str) -> None:
+def test_behind_a_proxy_its_counts_are_the_only_ones(made: Any, scheme: str) -> None:
     workers = [made.worker(slot, stats=stats(slot, 1000, active=99)) for slot in (0, 1)]
     services = {"web": service(scheme)}
-    traffic = Traffic(made.snapshot(made.front(), *workers, services=services))
+    traffic = Traffic(made.snapshot(made.proxy(), *workers, services=services))
     assert traffic.series["web"]["penstock_connections_total"] == {"": 5}
     assert traffic.open("web") == 2
     assert traffic.pools["web"][0]["active"] == 3
 
 
-def test_the_front_divides_requests_and_the_kernel_connections(made: Any) -> None:
+def test_the_proxy_divides_requests_and_the_kernel_connections(made: Any) -> None:
     def split(scheme: str, mode: str) -> Split:
         services = {"web": service(scheme, mode)}
-        return Traffic(made.snapshot(made.front(), services=services)).split("web")
+        return Traffic(made.snapshot(made.proxy(), services=services)).split("web")
 
-    # A front knows of two workers here, of which the second had nothing.
+    # A proxy knows of two workers here, of which the second had nothing.
     assert split("ports", "http") == Split("requests", {0: 7, 1: 0}, 0.5)
     assert split("ports", "tcp") == Split("connections", {0: 3, 1: 0}, 0.5)
     assert split("handoff", "http") == Split("connections", {0: 3, 1: 0}, 0.5)
 
 
-def test_a_front_that_said_nothing_leaves_the_split_out(made: Any) -> None:
-    snapshot = made.snapshot(made.front(stats={}), made.worker(0), made.worker(1))
+def test_a_proxy_that_said_nothing_leaves_the_split_out(made: Any) -> None:
+    snapshot = made.snapshot(made.proxy(stats={}), made.worker(0), made.worker(1))
     assert Traffic(snapshot).split("web") == Split("requests", {}, None)
 
 
 def test_upstreams_have_shares_too(made: Any) -> None:
-    told = made.front_stats(api=[made.row(0), made.row(1)])
+    told = made.proxy_stats(api=[made.row(0), made.row(1)])
     series = {"penstock_worker_connections_total": {"0": 4, "1": 4}}
     told["metrics"]["services"]["api"] = series
-    split = Traffic(made.snapshot(made.front(stats=told))).split("api")
+    split = Traffic(made.snapshot(made.proxy(stats=told))).split("api")
     assert split == Split("connections", {0: 4, 1: 4}, 1.0)
 
 
 def test_who_weighs_more_is_due_more(made: Any) -> None:
     def ratio(light: int, heavy: int) -> float | None:
-        told = made.front_stats(web=[made.row(0, weight=1), made.row(1, weight=3)])
+        told = made.proxy_stats(web=[made.row(0, weight=1), made.row(1, weight=3)])
         series = told["metrics"]["services"]["web"]
         series["penstock_requests_total"] = {"0 GET 200": light, "1 GET 200": heavy}
-        return Traffic(made.snapshot(made.front(stats=told))).split("web").jain
+        return Traffic(made.snapshot(made.proxy(stats=told))).split("web").jain
 
     assert ratio(10, 30) == pytest.approx(1.0)
     assert ratio(20, 20) == pytest.approx(0.8)
 
 
-def test_what_the_front_answered_itself_is_nobodys_share(made: Any) -> None:
-    told = made.front_stats(web=[made.row(0)])
+def test_what_the_proxy_answered_itself_is_nobodys_share(made: Any) -> None:
+    told = made.proxy_stats(web=[made.row(0)])
     told["metrics"]["services"]["web"]["penstock_requests_total"] = {" GET 503": 9, "0 GET 200": 1}
-    traffic = Traffic(made.snapshot(made.front(stats=told), made.worker(0)))
+    traffic = Traffic(made.snapshot(made.proxy(stats=told), made.worker(0)))
     assert traffic.split("web").by_slot == {0: 1}
 
 
-def test_several_fronts_are_one(made: Any) -> None:
-    traffic = Traffic(made.snapshot(made.front(slot=0), made.front(slot=1)))
+def test_several_proxies_are_one(made: Any) -> None:
+    traffic = Traffic(made.snapshot(made.proxy(slot=0), made.proxy(slot=1)))
     assert traffic.series["web"]["penstock_connections_total"] == {"": 10}
     assert traffic.pools["web"][0]["active"] == 6
     assert traffic.split("web").by_slot == {0: 14, 1: 0}
 
 
-def test_a_worker_is_as_well_as_the_front_says_that_thinks_less_of_it(made: Any) -> None:
-    good = made.front_stats(web=[made.row(0), made.row(1)])
-    bad = made.front_stats(web=[made.row(0, "down", reason="refused", failures=7), made.row(1)])
-    for fronts in ((good, bad), (bad, good)):
-        views = [made.front(slot=slot, stats=stats) for slot, stats in enumerate(fronts)]
+def test_a_worker_is_as_well_as_the_proxy_says_that_thinks_less_of_it(made: Any) -> None:
+    good = made.proxy_stats(web=[made.row(0), made.row(1)])
+    bad = made.proxy_stats(web=[made.row(0, "down", reason="refused", failures=7), made.row(1)])
+    for proxies in ((good, bad), (bad, good)):
+        views = [made.proxy(slot=slot, stats=stats) for slot, stats in enumerate(proxies)]
         rows = Traffic(made.snapshot(*views)).pools["web"]
         assert (rows[0]["standing"], rows[0]["reason"]) == ("down", "refused")
         assert (rows[0]["failures"], rows[0]["ejections"]) == (7, 4)

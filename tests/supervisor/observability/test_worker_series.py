@@ -41,7 +41,7 @@ def test_what_somebody_else_counts_is_not_counted_twice() -> None:
     assert sanitized(everything(), 0, "no such scheme") == {}
 
 
-def test_a_worker_counts_only_what_the_front_has_a_name_for() -> None:
+def test_a_worker_counts_only_what_the_proxy_has_a_name_for() -> None:
     known = {metric.name for metric in metrics.TABLE}
     assert all(names <= known for names in COUNTED.values())
 

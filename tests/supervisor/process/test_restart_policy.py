@@ -64,10 +64,10 @@ def test_what_was_not_its_failure_waits_longer_each_time_and_is_no_exit() -> Non
     assert crashing.recent == 1
 
 
-def test_a_front_comes_back_at_once_but_only_once_in_a_row() -> None:
-    front = restarts(first_at_once=True)
-    assert [front.exited(now, 0) for now in range(3)] == [0.0, 0.1, 0.2]
-    assert front.exited(4, up_for_s=5) == 0.0
+def test_a_proxy_comes_back_at_once_but_only_once_in_a_row() -> None:
+    proxy = restarts(first_at_once=True)
+    assert [proxy.exited(now, 0) for now in range(3)] == [0.0, 0.1, 0.2]
+    assert proxy.exited(4, up_for_s=5) == 0.0
 
 
 def test_a_person_who_starts_it_again_wipes_the_slate() -> None:

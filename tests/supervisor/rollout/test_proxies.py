@@ -1,6 +1,6 @@
-"""A front that is away is covered by the others, for as long as it is and no longer.
+"""A proxy that is away is covered by the others, for as long as it is and no longer.
 
-Fronts that only note what they are told, a loop whose clock is moved by hand, and sockets
+Proxies that only note what they are told, a loop whose clock is moved by hand, and sockets
 that are numbers: who is told what, and when, is all that is decided here.
 """
 
@@ -13,15 +13,15 @@ import pytest
 from penstock_proxy.messages import PING
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.slots import Slots
-from penstock_supervisor.rollout.proxies import MAX_UNANSWERED, PING_S, Fronts
+from penstock_supervisor.rollout.proxies import MAX_UNANSWERED, PING_S, Proxies
 
 
-class Front:
+class Proxy:
     """What is seen of a child."""
 
     def __init__(self, slot: int) -> None:
-        self.plan = SimpleNamespace(slot=slot, role="front", service="")
-        self.name = f"front/{slot}"
+        self.plan = SimpleNamespace(slot=slot, role="proxy", service="")
+        self.name = f"proxy/{slot}"
         self.state = State.UP
         self.pid = 1
         self.got: list[tuple[Any, ...]] = []
@@ -34,7 +34,7 @@ class Front:
         if self.state is State.BACKOFF or self.at_rest:
             return False
         self.got.append(
-            tuple(message[key] for key in ("cmd", "service", "front") if key in message)
+            tuple(message[key] for key in ("cmd", "service", "proxy") if key in message)
             + ((handle,) if handle else ())
         )
         return True
@@ -68,37 +68,37 @@ class Loop:
 class Stage:
     def __init__(self, count: int) -> None:
         self.loop, self.slots = Loop(), Slots()
-        self.fronts = [Front(slot) for slot in range(count)]
-        cast("list[Any]", self.slots.fronts).extend(self.fronts)
-        # Of `web` each front has a socket of its own, of `local` all have the same.
+        self.proxies = [Proxy(slot) for slot in range(count)]
+        cast("list[Any]", self.slots.proxies).extend(self.proxies)
+        # Of `web` each proxy has a socket of its own, of `local` all have the same.
         resources = SimpleNamespace(
             listeners={
-                "web": SimpleNamespace(front_socket=lambda slot: f"socket {slot}"),
-                "local": SimpleNamespace(front_socket=lambda _: None),
+                "web": SimpleNamespace(proxy_socket=lambda slot: f"socket {slot}"),
+                "local": SimpleNamespace(proxy_socket=lambda _: None),
             },
             config=SimpleNamespace(services=()),
-            front_config=lambda *_: SimpleNamespace(services=(), model_dump=lambda mode: {}),
+            proxy_config=lambda *_: SimpleNamespace(services=(), model_dump=lambda mode: {}),
         )
         rotation = SimpleNamespace(
-            front_gone=lambda _: None,
-            front_spawned=lambda *_: None,
+            proxy_gone=lambda _: None,
+            proxy_spawned=lambda *_: None,
             is_joined=lambda _: True,
             is_up_anywhere=lambda _: True,
         )
-        self.all = Fronts(cast("Any", self.loop), *cast("Any", (resources, self.slots, rotation)))
+        self.all = Proxies(cast("Any", self.loop), *cast("Any", (resources, self.slots, rotation)))
 
     def dies(self, slot: int) -> None:
-        self.fronts[slot].state = State.BACKOFF
-        self.all.exited(cast("Any", self.fronts[slot]))
+        self.proxies[slot].state = State.BACKOFF
+        self.all.exited(cast("Any", self.proxies[slot]))
 
     def comes(self, slot: int) -> None:
-        self.fronts[slot].state = State.STARTING
-        self.all.spawned(cast("Any", self.fronts[slot]))
-        self.fronts[slot].state = State.UP
-        self.all.ready(cast("Any", self.fronts[slot]))
+        self.proxies[slot].state = State.STARTING
+        self.all.spawned(cast("Any", self.proxies[slot]))
+        self.proxies[slot].state = State.UP
+        self.all.ready(cast("Any", self.proxies[slot]))
 
     def answers(self, slot: int) -> None:
-        self.all.answered(cast("Any", self.fronts[slot]))
+        self.all.answered(cast("Any", self.proxies[slot]))
 
     def asks(self) -> None:
         """A second passes."""
@@ -106,7 +106,7 @@ class Stage:
         self.loop.todo()
 
     def heard(self) -> list[list[tuple[Any, ...]]]:
-        return [front.heard() for front in self.fronts]
+        return [proxy.heard() for proxy in self.proxies]
 
 
 @pytest.fixture
@@ -136,18 +136,18 @@ def test_one_that_comes_covers_those_that_are_still_away(three: Stage) -> None:
     three.dies(2)
     three.heard()
     three.comes(2)
-    assert three.fronts[2].heard() == [("configure",), ("accept",), COVER_1, ("uncover", 2)]
+    assert three.proxies[2].heard() == [("configure",), ("accept",), COVER_1, ("uncover", 2)]
 
 
 def test_nobody_covers_before_the_sockets_listen_and_after_the_end() -> None:
     early = Stage(2)
     early.dies(1)
     early.comes(1)
-    assert ("cover", "web", 1, "socket 1") not in early.fronts[0].heard()
+    assert ("cover", "web", 1, "socket 1") not in early.proxies[0].heard()
     early.all.accept()
     early.all.stop(None)
     early.heard()
-    early.all.exited(cast("Any", early.fronts[1]))
+    early.all.exited(cast("Any", early.proxies[1]))
     assert early.heard() == [[], []]
     assert early.loop.todo is None, "nobody is asked any more"
 
@@ -195,19 +195,19 @@ def test_one_that_is_killed_while_it_is_stuck_is_covered_until_its_successor_is_
 def test_who_is_given_up_is_covered_and_the_last_one_ends_the_run(three: Stage) -> None:
     for slot, is_last in ((1, False), (0, False), (2, True)):
         three.dies(slot)
-        three.fronts[slot].state = State.GIVEN_UP
-        assert three.all.gave_up(cast("Any", three.fronts[slot])) is is_last
+        three.proxies[slot].state = State.GIVEN_UP
+        assert three.all.gave_up(cast("Any", three.proxies[slot])) is is_last
         assert three.all.can_accept is not is_last
     assert three.all.at_rest
 
 
-def test_a_single_front_is_not_asked_whether_it_is_there() -> None:
+def test_a_single_proxy_is_not_asked_whether_it_is_there() -> None:
     one = Stage(1)
     one.all.accept()
     assert one.loop.todo is None
 
 
-def test_without_a_front_there_is_nothing_to_wait_for() -> None:
+def test_without_a_proxy_there_is_nothing_to_wait_for() -> None:
     none = Stage(0)
     assert none.all.can_accept
     assert none.all.at_rest

@@ -1,6 +1,6 @@
-"""What is asked of the fronts is asked of all, and answered when all have, or cannot any more.
+"""What is asked of the proxies is asked of all, and answered when all have, or cannot any more.
 
-Fronts and workers only note what they are told; the loop does what is due when a test says so.
+Proxies and workers only note what they are told; the loop does what is due when a test says so.
 Links are real, because what is left open of one is lost for everybody.
 """
 
@@ -19,9 +19,9 @@ from penstock_supervisor.rotation.rotation import Rotation
 WEB = ("web", 0)
 
 
-class Front:
+class Proxy:
     def __init__(self, slot: int) -> None:
-        self.plan = SimpleNamespace(slot=slot, role="front", service="")
+        self.plan = SimpleNamespace(slot=slot, role="proxy", service="")
         self.state = State.UP
         self.at_rest = False
         self.has_channel = True
@@ -90,8 +90,8 @@ class Stage:
             {"name": "web", "listen": "127.0.0.1:0", "app": "a:b", "scheme": scheme, "workers": 1}
         )
         self.slots, self.loop = Slots(), Loop()
-        self.fronts = [Front(slot) for slot in range(2)]
-        cast("list[Any]", self.slots.fronts).extend(self.fronts)
+        self.proxies = [Proxy(slot) for slot in range(2)]
+        cast("list[Any]", self.slots.proxies).extend(self.proxies)
         self.worker = Worker(links)
         self.slots.current[WEB] = cast("Any", self.worker)
         self.turns: list[tuple[Any, str]] = []
@@ -107,17 +107,17 @@ class Stage:
     def hold(self, name: str = "then") -> None:
         self.rotation.hold(cast("Any", self.worker), lambda: self.released.append(name))
 
-    def says(self, front: int, command: str, **more: Any) -> None:
-        assert self.rotation.heard(cast("Any", self.fronts[front]), {"cmd": command, **more})
+    def says(self, proxy: int, command: str, **more: Any) -> None:
+        assert self.rotation.heard(cast("Any", self.proxies[proxy]), {"cmd": command, **more})
 
-    def view(self, front: int, state: str) -> None:
-        self.says(front, "rotation", service="web", slot=0, state=state, reason="said so")
+    def view(self, proxy: int, state: str) -> None:
+        self.says(proxy, "rotation", service="web", slot=0, state=state, reason="said so")
 
     def dies(self, slot: int) -> None:
         """Its process is gone; the channel is closed a moment later, as it really is."""
-        self.fronts[slot].state = State.BACKOFF
-        self.rotation.front_gone(cast("Any", self.fronts[slot]))
-        self.fronts[slot].has_channel = False
+        self.proxies[slot].state = State.BACKOFF
+        self.rotation.proxy_gone(cast("Any", self.proxies[slot]))
+        self.proxies[slot].has_channel = False
         self.slots.covered.add(slot)
 
     def close(self) -> None:
@@ -140,9 +140,9 @@ def handoff() -> Iterator[Stage]:
     stage.close()
 
 
-def test_a_worker_is_told_to_stop_when_every_front_has_answered(ports: Stage) -> None:
+def test_a_worker_is_told_to_stop_when_every_proxy_has_answered(ports: Stage) -> None:
     ports.hold()
-    (first,), (second,) = (front.heard("hold") for front in ports.fronts)
+    (first,), (second,) = (proxy.heard("hold") for proxy in ports.proxies)
     ports.says(0, "held", seq=first["seq"])
     ports.says(0, "held", seq=first["seq"])
     assert ports.released == [], "the same one twice is one"
@@ -152,9 +152,9 @@ def test_a_worker_is_told_to_stop_when_every_front_has_answered(ports: Stage) ->
     assert ports.released == ["then"], "once"
 
 
-def test_a_front_that_dies_while_it_is_asked_has_answered(ports: Stage) -> None:
+def test_a_proxy_that_dies_while_it_is_asked_has_answered(ports: Stage) -> None:
     ports.hold()
-    ports.says(1, "held", seq=ports.fronts[1].heard("hold")[0]["seq"])
+    ports.says(1, "held", seq=ports.proxies[1].heard("hold")[0]["seq"])
     ports.dies(0)
     assert ports.released == ["then"]
 
@@ -162,12 +162,12 @@ def test_a_front_that_dies_while_it_is_asked_has_answered(ports: Stage) -> None:
 def test_one_that_is_away_is_not_asked_and_nobody_waits_for_it(ports: Stage) -> None:
     ports.dies(0)
     ports.hold()
-    assert not ports.fronts[0].heard("hold")
-    ports.says(1, "held", seq=ports.fronts[1].heard("hold")[0]["seq"])
+    assert not ports.proxies[0].heard("hold")
+    ports.says(1, "held", seq=ports.proxies[1].heard("hold")[0]["seq"])
     assert ports.released == ["then"]
 
 
-def test_with_no_front_there_nobody_picks_anybody(ports: Stage) -> None:
+def test_with_no_proxy_there_nobody_picks_anybody(ports: Stage) -> None:
     ports.dies(0)
     ports.dies(1)
     ports.hold()
@@ -177,7 +177,7 @@ def test_with_no_front_there_nobody_picks_anybody(ports: Stage) -> None:
 
 def test_one_that_does_not_answer_is_waited_for_and_not_for_ever(ports: Stage) -> None:
     ports.hold()
-    ports.says(0, "held", seq=ports.fronts[0].heard("hold")[0]["seq"])
+    ports.says(0, "held", seq=ports.proxies[0].heard("hold")[0]["seq"])
     assert ports.released == []
     ports.loop.pass_time()
     assert ports.released == ["then"]
@@ -189,7 +189,7 @@ def test_nonsense_answers_nothing(ports: Stage) -> None:
         ports.says(0, "held", seq=number)
         ports.says(0, "unlinked", link=number)
     assert ports.released == []
-    assert not ports.rotation.heard(cast("Any", ports.fronts[0]), {"cmd": "unheard of"})
+    assert not ports.rotation.heard(cast("Any", ports.proxies[0]), {"cmd": "unheard of"})
 
 
 def test_it_has_entered_when_it_has_for_all_and_left_when_it_has_for_one(ports: Stage) -> None:
@@ -207,7 +207,7 @@ def test_it_has_entered_when_it_has_for_all_and_left_when_it_has_for_one(ports: 
     assert ports.turns == [(WEB, "up"), (WEB, "down"), (WEB, "up")]
 
 
-def test_the_view_of_a_front_that_is_away_is_not_waited_for(ports: Stage) -> None:
+def test_the_view_of_a_proxy_that_is_away_is_not_waited_for(ports: Stage) -> None:
     ports.view(0, "up")
     ports.dies(1)
     assert ports.rotation.is_up(WEB)
@@ -226,75 +226,75 @@ def test_what_was_said_of_a_process_that_is_gone_does_not_count(ports: Stage) ->
     assert not ports.rotation.is_up_anywhere(WEB)
 
 
-def test_each_front_is_sent_its_own_link_and_joined_by_it(handoff: Stage) -> None:
+def test_each_proxy_is_sent_its_own_link_and_joined_by_it(handoff: Stage) -> None:
     child, links = cast("Any", handoff.worker), handoff.worker.links
     handoff.rotation.spawned(child)
     handoff.rotation.join(child)
-    for front, link in zip(handoff.fronts, links, strict=True):
-        assert [one["handle"] for one in front.heard("link")] == [link.front, link.worker]
-        assert [one["link"] for one in front.heard("join")] == [link.number]
+    for proxy, link in zip(handoff.proxies, links, strict=True):
+        assert [one["handle"] for one in proxy.heard("link")] == [link.proxy, link.worker]
+        assert [one["link"] for one in proxy.heard("join")] == [link.number]
 
 
-def test_a_link_is_kept_until_its_front_has_taken_back_what_is_in_it(handoff: Stage) -> None:
+def test_a_link_is_kept_until_its_proxy_has_taken_back_what_is_in_it(handoff: Stage) -> None:
     links = handoff.worker.links
     handoff.rotation.gone(cast("Any", handoff.worker))
-    assert [front.heard("unlink")[0]["link"] for front in handoff.fronts] == [
+    assert [proxy.heard("unlink")[0]["link"] for proxy in handoff.proxies] == [
         link.number for link in links
     ]
     handoff.says(0, "unlinked", link=links[1].number)
-    assert links[1].front.fileno() >= 0, "it is not the one that was asked"
+    assert links[1].proxy.fileno() >= 0, "it is not the one that was asked"
     for slot, link in enumerate(links):
         handoff.says(slot, "unlinked", link=link.number)
-    assert [link.front.fileno() for link in links] == [-1, -1]
+    assert [link.proxy.fileno() for link in links] == [-1, -1]
     assert [link.worker.fileno() for link in links] == [-1, -1]
 
 
-def test_what_a_front_died_over_is_taken_back_by_another(handoff: Stage) -> None:
+def test_what_a_proxy_died_over_is_taken_back_by_another(handoff: Stage) -> None:
     first, second = handoff.worker.links
     handoff.rotation.gone(cast("Any", handoff.worker))
     handoff.dies(0)
-    heir = handoff.fronts[1]
-    assert [one["handle"] for one in heir.heard("link")] == [first.front, first.worker]
+    heir = handoff.proxies[1]
+    assert [one["handle"] for one in heir.heard("link")] == [first.proxy, first.worker]
     assert [one["link"] for one in heir.heard("unlink")] == [second.number, first.number]
     handoff.says(1, "unlinked", link=first.number)
-    assert first.front.fileno() == -1
+    assert first.proxy.fileno() == -1
 
 
-def test_with_no_front_there_it_waits_for_the_next(handoff: Stage) -> None:
+def test_with_no_proxy_there_it_waits_for_the_next(handoff: Stage) -> None:
     links = handoff.worker.links
     handoff.dies(0)
     handoff.dies(1)
     handoff.rotation.gone(cast("Any", handoff.worker))
-    assert all(link.front.fileno() >= 0 for link in links)
-    handoff.fronts[1] = handoff.slots.fronts[1] = cast("Any", Front(1))
-    handoff.rotation.front_spawned(cast("Any", handoff.fronts[1]), [])
-    assert [one["link"] for one in handoff.fronts[1].heard("unlink")] == [
+    assert all(link.proxy.fileno() >= 0 for link in links)
+    handoff.proxies[1] = handoff.slots.proxies[1] = cast("Any", Proxy(1))
+    handoff.rotation.proxy_spawned(cast("Any", handoff.proxies[1]), [])
+    assert [one["link"] for one in handoff.proxies[1].heard("unlink")] == [
         link.number for link in links
     ]
 
 
-def test_a_new_front_is_told_of_every_link_and_of_who_has_joined(handoff: Stage) -> None:
+def test_a_new_proxy_is_told_of_every_link_and_of_who_has_joined(handoff: Stage) -> None:
     handoff.rotation.join(cast("Any", handoff.worker))
     handoff.view(0, "up")
-    handoff.fronts[0] = handoff.slots.fronts[0] = cast("Any", Front(0))
-    handoff.rotation.front_spawned(cast("Any", handoff.fronts[0]), [])
-    assert [one["end"] for one in handoff.fronts[0].heard("link")] == ["front", "worker"]
-    (joined,) = handoff.fronts[0].heard("join")
+    handoff.proxies[0] = handoff.slots.proxies[0] = cast("Any", Proxy(0))
+    handoff.rotation.proxy_spawned(cast("Any", handoff.proxies[0]), [])
+    assert [one["end"] for one in handoff.proxies[0].heard("link")] == ["proxy", "worker"]
+    (joined,) = handoff.proxies[0].heard("join")
     assert joined["link"] == handoff.worker.links[0].number
     assert not handoff.rotation.is_up_anywhere(WEB), "it has not checked anybody yet"
 
 
-def test_a_link_comes_late_to_a_front_that_had_no_descriptor_for_it(handoff: Stage) -> None:
+def test_a_link_comes_late_to_a_proxy_that_had_no_descriptor_for_it(handoff: Stage) -> None:
     worker = cast("Any", handoff.worker)
-    late, other = handoff.fronts
+    late, other = handoff.proxies
     late.has_room = False
     handoff.rotation.spawned(worker)
     handoff.rotation.join(worker)
     handoff.loop.pass_time()
-    assert [len(front.heard("link")) for front in handoff.fronts] == [0, 2]
+    assert [len(proxy.heard("link")) for proxy in handoff.proxies] == [0, 2]
     late.has_room = True
     handoff.loop.pass_time()
-    assert [message["end"] for message in late.heard("link")] == ["front", "worker"]
+    assert [message["end"] for message in late.heard("link")] == ["proxy", "worker"]
     # It could do nothing with what it was told before.
     assert late.got[-1]["cmd"] == "join"
     assert len(other.heard("join")) == 1
@@ -302,9 +302,9 @@ def test_a_link_comes_late_to_a_front_that_had_no_descriptor_for_it(handoff: Sta
     assert len(late.heard("link")) == 2
 
 
-@pytest.mark.parametrize("end", ["its worker has ended", "the front is another process"])
+@pytest.mark.parametrize("end", ["its worker has ended", "the proxy is another process"])
 def test_a_link_that_nobody_needs_any_more_is_not_sent_again(handoff: Stage, end: str) -> None:
-    late = handoff.fronts[0]
+    late = handoff.proxies[0]
     late.has_room = False
     handoff.rotation.spawned(cast("Any", handoff.worker))
     if end == "its worker has ended":
@@ -320,4 +320,4 @@ def test_at_the_end_nothing_is_left_open(handoff: Stage) -> None:
     links = handoff.worker.links
     handoff.rotation.gone(cast("Any", handoff.worker))
     handoff.rotation.close()
-    assert all(sock.fileno() == -1 for link in links for sock in (link.front, link.worker))
+    assert all(sock.fileno() == -1 for link in links for sock in (link.proxy, link.worker))

@@ -1,4 +1,4 @@
-"""Workers without a front are asked over their channels, and judged as a front would judge them."""
+"""Workers without a proxy are asked over their channels, and judged as a proxy would judge them."""
 
 import asyncio
 import socket
@@ -221,7 +221,7 @@ async def test_a_watch_that_ends_leaves_no_descriptor_and_no_question(path: str 
     assert descriptors() == before
 
 
-async def test_what_it_tells_has_the_shape_of_a_front_s_answer() -> None:
+async def test_what_it_tells_has_the_shape_of_a_proxy_s_answer() -> None:
     async with Stage(service()).running() as stage:
         stage.watch.join("web", 0, asks=True)
         await until(lambda: stage.count("ok"))

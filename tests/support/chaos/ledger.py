@@ -18,7 +18,7 @@ class Ledger:
     sent: int = 0
     answered: int = 0
     refused: int = 0
-    """Of those that were answered: with a status that the front made up, such as 502."""
+    """Of those that were answered: with a status that the proxy made up, such as 502."""
     cut: int = 0
     left: int = 0
     lost: int = 0
@@ -50,7 +50,7 @@ class Ledger:
     def __str__(self) -> str:
         return (
             f"{self.sent:,} requests, {self.answered:,} answered ({self.refused:,} of them with"
-            f" an error of the front's), {self.cut:,} visibly cut, {self.left:,} left by their"
+            f" an error of the proxy's), {self.cut:,} visibly cut, {self.left:,} left by their"
             f" clients, {self.lost:,} lost, {len(self.wrong):,} wrong"
         )
 

@@ -60,7 +60,7 @@ class Ask:
 
     @property
     def is_repeatable(self) -> bool:
-        """The front has to see to it that it succeeds, as long as it has not begun to answer."""
+        """The proxy has to see to it that it succeeds, as long as it has not begun to answer."""
         return self.method in REPEATABLE and self.body is None
 
 

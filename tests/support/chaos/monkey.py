@@ -41,8 +41,8 @@ class Monkey:
             "worker killed": lambda: self._worker().kill(),
             "worker terminated": lambda: self._worker().terminate(),
             "worker stopped": self._stop,
-            "front killed": lambda: self._front().kill(),
-            "front stopped": lambda: self._pause(self._front(), 0.3),
+            "proxy killed": lambda: self._proxy().kill(),
+            "proxy stopped": lambda: self._pause(self._proxy(), 0.3),
             "workers replaced": lambda: self._run.process.send_signal(signal.SIGHUP),
             "log opened anew": lambda: self._run.process.send_signal(signal.SIGUSR1),
         }
@@ -73,8 +73,8 @@ class Monkey:
         pids = [worker["pid"] for worker in self._run.workers(self._service) if worker["slot"]]
         return psutil.Process(self._dice.choice([pid for pid in pids if pid]))
 
-    def _front(self) -> psutil.Process:
-        pids = [front["pid"] for front in self._run.status()["fronts"]]
+    def _proxy(self) -> psutil.Process:
+        pids = [proxy["pid"] for proxy in self._run.status()["proxies"]]
         return psutil.Process(self._dice.choice([pid for pid in pids if pid]))
 
     def _stop(self) -> None:

@@ -249,7 +249,7 @@ class Promise:
     repeats: bool = True
     """What can be asked again does not fail by a worker's fault."""
     may_break: bool = False
-    """The front itself is killed: whatever it had is cut."""
+    """The proxy itself is killed: whatever it had is cut."""
     forms: tuple[bytes, ...] = (b"sized", b"chunked", b"until-close")
     staying: tuple[Scene, ...] = HTTP
     leaving: tuple[Scene, ...] = VANISHING

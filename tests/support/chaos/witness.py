@@ -2,7 +2,7 @@
 
 Owns what has to be as it was when the storm is over: descriptors, memory, threads, tasks,
 active connections; and what has to add up: every request that a client saw answered is counted once
-and logged once, and no connection was lost between front and worker.
+and logged once, and no connection was lost between proxy and worker.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ GROWTH: Final = 24 << 20
 allocators keep what a peak needed."""
 POOL: Final = 12
 """Threads that a process may have begun to use on the way; they are a fixed pool."""
-OURS: Final = ("supervisor", "front")
+OURS: Final = ("supervisor", "proxy")
 COMPLAINTS: Final = re.compile(
     r"Traceback|Exception|Task exception|never retrieved|Fatal", re.MULTILINE
 )
@@ -51,7 +51,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What our own processes have, by process: supervisor and fronts."""
+    """What our own processes have, by process: supervisor and proxies."""
 
     fds: dict[str, int]
     """Without connections to workers: idle ones may stay."""
@@ -116,7 +116,7 @@ class Witness:
                 and not page.sum("penstock_connections_active")
                 and not page.sum("penstock_handoffs_in_flight")
                 and not page.sum("penstock_queue_length")
-                and not page.sum("penstock_fds", role="front", kind="client")
+                and not page.sum("penstock_fds", role="proxy", kind="client")
             )
 
         try:
@@ -129,15 +129,15 @@ class Witness:
     def view(self) -> View:
         status = self._run.status()
         processes = {"supervisor": psutil.Process(self._run.process.pid)}
-        for front in status["fronts"]:
-            processes[f"front/{front.get('slot', 0)}"] = psutil.Process(front["pid"])
+        for proxy in status["proxies"]:
+            processes[f"proxy/{proxy.get('slot', 0)}"] = psutil.Process(proxy["pid"])
         page = self.page()
-        idle = int(page.sum("penstock_fds", role="front", kind="upstream"))
+        idle = int(page.sum("penstock_fds", role="proxy", kind="upstream"))
         fds = {name: process.num_fds() for name, process in processes.items()}
-        fronts = [name for name in fds if name.startswith("front")]
-        if fronts:
-            # They are counted for all fronts together.
-            fds = {"supervisor": fds["supervisor"], "fronts": sum(fds[f] for f in fronts) - idle}
+        proxies = [name for name in fds if name.startswith("proxy")]
+        if proxies:
+            # They are counted for all proxies together.
+            fds = {"supervisor": fds["supervisor"], "proxies": sum(fds[f] for f in proxies) - idle}
         return View(
             fds,
             {name: anonymous(process.pid) for name, process in processes.items()},
@@ -165,7 +165,7 @@ class Witness:
     # -- what has to add up
 
     def requests_add_up(self, load: Load) -> None:
-        """The front's counters, the access log and the clients tell one story."""
+        """The proxy's counters, the access log and the clients tell one story."""
         run, page = self._run, self.page()
         assert not page.sum("penstock_access_log_lines_dropped_total")
         counted = page.sum("penstock_requests_total", service=self._service)

@@ -56,7 +56,7 @@ class Worker:
             group.create_task(self._one(Client(sock)))
 
     async def _one(self, client: Client) -> None:
-        # The front may be killed in the middle of its words.
+        # The proxy may be killed in the middle of its words.
         with closing(client), suppress(Cut, ValueError, OSError):
             await self._serve(client)
 

@@ -64,7 +64,7 @@ class Cluster:
     @property
     def said(self) -> str:
         """What our own processes said; a program may complain as it likes."""
-        return re.sub(r"(?m)^(?!front)\w+/\d+ \| .*\n", "", self.err)
+        return re.sub(r"(?m)^(?!proxy)\w+/\d+ \| .*\n", "", self.err)
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -132,14 +132,14 @@ class Cluster:
         )
 
     @property
-    def front(self) -> psutil.Process:
-        (front,) = self.fronts
-        return front
+    def proxy(self) -> psutil.Process:
+        (proxy,) = self.proxies
+        return proxy
 
     @property
-    def fronts(self) -> list[psutil.Process]:
+    def proxies(self) -> list[psutil.Process]:
         """By slot; all of them have to be there."""
-        return [psutil.Process(front["pid"]) for front in self.status()["fronts"]]
+        return [psutil.Process(proxy["pid"]) for proxy in self.status()["proxies"]]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Tell it to leave; return its exit status once nothing is left of it."""

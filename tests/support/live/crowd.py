@@ -121,9 +121,9 @@ def handoffs(run: "Cluster", result: str) -> float:
 def descriptors(run: "Cluster") -> Counter[str]:
     """Open ones by role, as the kernel has it."""
     status = run.status()
-    found = Counter(supervisor=psutil.Process(run.process.pid).num_fds(), front=0, workers=0)
-    for front in status["fronts"]:
-        found["front"] += psutil.Process(front["pid"]).num_fds()
+    found = Counter(supervisor=psutil.Process(run.process.pid).num_fds(), proxy=0, workers=0)
+    for proxy in status["proxies"]:
+        found["proxy"] += psutil.Process(proxy["pid"]).num_fds()
     for worker in run.workers():
         found["workers"] += psutil.Process(worker["pid"]).num_fds()
     # The connection that asked for the status.

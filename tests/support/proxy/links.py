@@ -1,4 +1,4 @@
-"""A connection over a link on its own: as the front does it, but for waiting for others."""
+"""A connection over a link on its own: as the proxy does it, but for waiting for others."""
 
 from penstock_proxy.handoff.link import Link
 

@@ -32,13 +32,13 @@ def test_a_full_link_says_so_at_once() -> None:
 
 
 def test_all_that_was_said_is_one_report() -> None:
-    front, worker = pair()
-    with front, worker:
-        assert read_reports(front) is None
+    proxy, worker = pair()
+    with proxy, worker:
+        assert read_reports(proxy) is None
         worker.send(CREDIT.pack(2, 0))
         worker.send(CREDIT.pack(0, 1))
         worker.send(CREDIT.pack(0xFFFF, 0xFFFF))
-        assert read_reports(front) == (0x10001, 0x10000)
+        assert read_reports(proxy) == (0x10001, 0x10000)
         worker.send(CREDIT.pack(1, 0) + b"!")
         with pytest.raises(ConnectionResetError):
-            read_reports(front)
+            read_reports(proxy)

@@ -37,7 +37,7 @@ class Worker:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.front, link = pair()
+        self.proxy, link = pair()
         self.link = link
         self.taken: list[tuple[Stream, bool]] = []
         self.announced = 0
@@ -48,8 +48,8 @@ class Worker:
     def limited(self, room: int) -> None:
         """From now on so many more bring it to its limit."""
         self.receiver.close()
-        self.front.close()
-        self.front, self.link = pair()
+        self.proxy.close()
+        self.proxy, self.link = pair()
         lowest = os.dup(0)
         os.close(lowest)
         limit = lowest + room - 1 + RESERVE
@@ -61,7 +61,7 @@ class Worker:
         self.took_unannounced |= len(self.taken) > self.announced
 
     def hear(self) -> Report:
-        report = read_reports(self.front) or Report(0, 0)
+        report = read_reports(self.proxy) or Report(0, 0)
         self.announced += report.taken
         return report
 
@@ -70,7 +70,7 @@ class Worker:
         while count:
             sock, other = socket.socketpair()
             with sock, other:
-                send(self.front, kind, [sock.fileno()] * min(each, count))
+                send(self.proxy, kind, [sock.fileno()] * min(each, count))
             count -= min(each, count)
 
     def turn(self) -> None:
@@ -94,7 +94,7 @@ class Worker:
 
     def close(self) -> None:
         self.receiver.close()
-        self.front.close()
+        self.proxy.close()
         for stream, _ in self.taken:
             stream.close()
 
@@ -127,7 +127,7 @@ def test_a_connection_arrives_ready_to_be_served(worker: Worker) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            send(worker.front, CLIENT, [theirs.fileno()])
+            send(worker.proxy, CLIENT, [theirs.fileno()])
         worker.turn()
         ((stream, probe),) = worker.taken
         assert not probe
@@ -146,7 +146,7 @@ def test_it_takes_few_at_a_time(worker: Worker) -> None:
         worker.taken.append((stream, probe))
         with suppress(BlockingIOError):
             while True:
-                heard.append(CREDIT.unpack(worker.front.recv(64, socket.MSG_DONTWAIT))[0])
+                heard.append(CREDIT.unpack(worker.proxy.recv(64, socket.MSG_DONTWAIT))[0])
 
     worker.receiver._on_connection = look
     worker.receiver.start()
@@ -272,9 +272,9 @@ def test_what_ends_after_the_last_one_was_taken_is_told_too(worker: Worker) -> N
     worker.waits_for(lambda: worker.hear().ended == 1)
 
 
-def test_a_front_that_is_gone_for_good_does_not_keep_it_busy(worker: Worker) -> None:
+def test_a_proxy_that_is_gone_for_good_does_not_keep_it_busy(worker: Worker) -> None:
     worker.receiver.start()
-    worker.front.close()
+    worker.proxy.close()
     worker.turn()
     assert not worker.loop.remove_reader(worker.link), "nobody waits for it any more"
     worker.receiver.ended()
@@ -283,7 +283,7 @@ def test_a_front_that_is_gone_for_good_does_not_keep_it_busy(worker: Worker) -> 
 
 def test_a_message_without_a_connection_is_none(worker: Worker) -> None:
     worker.receiver.start()
-    worker.front.send(CLIENT)
+    worker.proxy.send(CLIENT)
     worker.send(1)
     worker.turn()
     assert len(worker.taken) == 1

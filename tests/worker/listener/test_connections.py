@@ -92,7 +92,7 @@ def test_connections_of_a_link_are_served_and_their_ends_told(
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_each_front_has_a_link_and_hears_of_its_own_clients(serve: Start, spec: str) -> None:
+def test_each_proxy_has_a_link_and_hears_of_its_own_clients(serve: Start, spec: str) -> None:
     links = [Link() for _ in range(2)]
     fds = [link.worker.fileno() for link in links]
     served = serve(

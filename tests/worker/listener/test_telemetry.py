@@ -1,4 +1,4 @@
-"""What no front sees, a worker counts and logs itself."""
+"""What no proxy sees, a worker counts and logs itself."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ from penstock_worker import contract
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_it_counts_what_no_front_sees(shared: Start, spec: str, port: socket.socket) -> None:
+def test_it_counts_what_no_proxy_sees(shared: Start, spec: str, port: socket.socket) -> None:
     served = shared(spec, port, slot=3)
     for _ in range(3):
         assert clients.get(port) == b"hello"
@@ -33,7 +33,7 @@ def test_it_counts_what_no_front_sees(shared: Start, spec: str, port: socket.soc
     until(lambda: served.stats()["series"]["penstock_connections_active"] == {"": 0})
 
 
-def test_under_handoff_connections_are_the_fronts_to_count(linked: Start, link: Link) -> None:
+def test_under_handoff_connections_are_the_proxies_to_count(linked: Start, link: Link) -> None:
     served = linked(DEMO)
     client = link.client()
     assert clients.exchange(client)
@@ -44,7 +44,7 @@ def test_under_handoff_connections_are_the_fronts_to_count(linked: Start, link: 
     assert metrics["fds"]["channel"] == 2
 
 
-def test_behind_a_front_that_forwards_nothing_is_counted(serve: Start) -> None:
+def test_behind_a_proxy_that_forwards_nothing_is_counted(serve: Start) -> None:
     assert serve(DEMO, PENSTOCK_SCHEME="ports").ready().stats()["series"] == {}
 
 

@@ -24,8 +24,8 @@ _COLOURS: Final = {
 }
 _OTHERS: Final = ("#8b95a5", "#d1586b", "#b3983a", "#6b78c9", "#a07a5f", "#5f9e8f")
 """Addresses that somebody else runs."""
-ROLE_DEPTHS: Final = {"front": 1.0, "workers": 0.55, "supervisor": 0.25, "server": 0.8}
-ROLE_DASHES: Final = {"front": "solid", "workers": "dash", "supervisor": "dot", "server": "solid"}
+ROLE_DEPTHS: Final = {"proxy": 1.0, "workers": 0.55, "supervisor": 0.25, "server": 0.8}
+ROLE_DASHES: Final = {"proxy": "solid", "workers": "dash", "supervisor": "dot", "server": "solid"}
 
 
 class Panel(NamedTuple):

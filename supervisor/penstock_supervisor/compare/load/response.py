@@ -1,6 +1,6 @@
 """One answer as a load's client reads it: where it ends, and whether it is a good one.
 
-The grammar is the front's own, strict one. Payload is counted and thrown away: whoever makes
+The grammar is the proxy's own, strict one. Payload is counted and thrown away: whoever makes
 load wants to know when an answer is whole. No I/O, no clock.
 """
 

@@ -62,10 +62,19 @@ def load(path: Path) -> Comparison:
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path} is no result of penstock compare: more than 64 MiB")
     try:
-        found = json.loads(content, parse_constant=_refuse, parse_float=_finite)
+        found = json.loads(
+            content, object_hook=_renamed, parse_constant=_refuse, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {_line(str(error))}") from error
     return _comparison(found, path)
+
+
+def _renamed(found: dict[str, Any]) -> dict[str, Any]:
+    """By role, an object of a file from when the proxy was called front."""
+    if "front" in found:
+        found["proxy"] = found.pop("front")
+    return found
 
 
 def differences(now: Comparison, then: Comparison) -> tuple[Difference, ...]:

@@ -22,7 +22,7 @@ from penstock_supervisor.compare.report.result import (
 )
 from penstock_supervisor.compare.report.units import Quantity, shown
 
-ROLES: Final = ("front", "workers", "supervisor", "server")
+ROLES: Final = ("proxy", "workers", "supervisor", "server")
 
 SINGLE: Final = 0.1
 """Two values of one round each are alike within this: nobody knows how far they spread."""

@@ -5,7 +5,7 @@ from nothing else, so a file that was written yesterday on another machine can b
 compared today. No I/O, no clock.
 
 Units: seconds, bytes, microseconds of CPU where a name says `cpu_us`. Roles are
-"supervisor", "front", "workers", and "server" for an address that somebody else runs.
+"supervisor", "proxy", "workers", and "server" for an address that somebody else runs.
 """
 
 from statistics import median

@@ -192,9 +192,9 @@ def _cpu(
         row = merits.get(f"{kind}.cpu")
         if row is None or not row.cells[at]:
             continue
-        front = subject.loads[kind].cpu_us.get("front")
+        proxy = subject.loads[kind].cpu_us.get("proxy")
         inside = (
-            f", {shown('cpu', front.median)} of it in the front" if front and front.values else ""
+            f", {shown('cpu', proxy.median)} of it in the proxy" if proxy and proxy.values else ""
         )
         parts.append(f"{_value(row, at)} {what}{told.get(row.figure.key, '')}{inside}")
     if parts:

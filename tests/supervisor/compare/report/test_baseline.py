@@ -17,6 +17,17 @@ def test_what_was_written_is_read_as_it_was(sample: Comparison, tmp_path: Path) 
     assert baseline.load(file) == sample
 
 
+def test_a_file_from_when_the_proxy_had_another_name_is_read_as_well(
+    sample: Comparison, tmp_path: Path
+) -> None:
+    text = sample.model_dump_json()
+    assert '"proxy":' in text
+    file = tmp_path / "before.json"
+    file.write_text(text.replace('"proxy":', '"front":'))
+
+    assert baseline.load(file) == sample
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -116,7 +127,7 @@ def test_a_difference_counts_when_it_exceeds_the_spread(
 def test_less_is_better_where_less_is_better(sample: Comparison) -> None:
     first = sample.subjects[0]
     assert first.held
-    lean = first.held.model_copy(update={"fds": {"front": 1.0, "workers": 1.0}})
+    lean = first.held.model_copy(update={"fds": {"proxy": 1.0, "workers": 1.0}})
     now = with_first(sample, first.model_copy(update={"held": lean}))
     found = {(one.figure.key, one.subject): one for one in baseline.differences(now, sample)}
 

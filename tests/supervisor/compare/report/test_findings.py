@@ -13,7 +13,7 @@ def one_round(**more: Any) -> Round:
     counts = {histogram.index(0.001): 900, histogram.index(0.1): 100}
     usual: dict[str, Any] = {
         "requests": 1000, "errors": {}, "seconds": 2.0, "histogram": counts, "worst_s": 0.1,
-        "limited": False, "cpu_s": {"front": 0.02, "workers": 0.1},
+        "limited": False, "cpu_s": {"proxy": 0.02, "workers": 0.1},
     }  # fmt: skip
     return Round(**{**usual, **more})
 
@@ -34,8 +34,8 @@ def test_latencies_are_those_of_each_round() -> None:
 
 
 def test_processor_time_is_told_by_role_and_request() -> None:
-    found = summary([one_round(), one_round(cpu_s={"front": 0.04, "workers": 0.1})])
-    assert found.cpu_us["front"].values == pytest.approx((20.0, 40.0))
+    found = summary([one_round(), one_round(cpu_s={"proxy": 0.04, "workers": 0.1})])
+    assert found.cpu_us["proxy"].values == pytest.approx((20.0, 40.0))
     assert found.cpu_us["workers"].values == pytest.approx((100.0, 100.0))
 
 
@@ -76,25 +76,25 @@ def test_jain_is_1_for_even_and_one_nth_for_all_to_one(
 def test_a_held_connection_costs_what_was_added() -> None:
     found = held(
         [
-            Sample(0, {"front": 10, "workers": 20}, {"front": 1000, "workers": 0}, 1),
-            Sample(10, {"front": 30, "workers": 30}, {"front": 2000, "workers": 0}, 11),
-            Sample(100, {"front": 210, "workers": 120}, {"front": 11000, "workers": 0}, 101),
+            Sample(0, {"proxy": 10, "workers": 20}, {"proxy": 1000, "workers": 0}, 1),
+            Sample(10, {"proxy": 30, "workers": 30}, {"proxy": 2000, "workers": 0}, 11),
+            Sample(100, {"proxy": 210, "workers": 120}, {"proxy": 11000, "workers": 0}, 101),
         ]
     )
     assert found is not None
     assert found.connections == 100
-    assert found.fds == {"front": 2.0, "workers": 1.0}
-    assert found.memory == {"front": 100.0, "workers": 0.0}
+    assert found.fds == {"proxy": 2.0, "workers": 1.0}
+    assert found.memory == {"proxy": 100.0, "workers": 0.0}
     assert found.ephemeral_ports == 1.0
-    assert found.curve[1] == (10, {"front": 30, "workers": 30})
+    assert found.curve[1] == (10, {"proxy": 30, "workers": 30})
 
 
 def test_what_was_left_over_from_before_is_no_gain() -> None:
     found = held(
-        [Sample(0, {"front": 50}, {"front": 9}, 40), Sample(10, {"front": 40}, {"front": 8}, 0)]
+        [Sample(0, {"proxy": 50}, {"proxy": 9}, 40), Sample(10, {"proxy": 40}, {"proxy": 8}, 0)]
     )
     assert found is not None
-    assert found.fds == {"front": 0.0}
+    assert found.fds == {"proxy": 0.0}
     assert found.ephemeral_ports == 0.0
 
 

@@ -73,7 +73,7 @@ def test_figures_have_names_of_their_own(sample: Comparison) -> None:
     keys = [figure.key for figure in figures(sample)]
 
     assert len(keys) == len(set(keys))
-    assert {"keepalive.requests_per_s", "connect.cpu.front", "held.fds", "split.jain",
+    assert {"keepalive.requests_per_s", "connect.cpu.proxy", "held.fds", "split.jain",
             "roll.failed"} <= set(keys)  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_each_subject_gets_a_paragraph_with_its_costs_and_when_to_choose_it(
 
     assert list(told) == ["ports/http", "ports/tcp", "handoff", "shared", "reuseport"]
     assert (
-        "3 descriptors (3 times handoff), 2 in the front and 1 in the workers" in told["ports/http"]
+        "3 descriptors (3 times handoff), 2 in the proxy and 1 in the workers" in told["ports/http"]
     )
     assert "rather not when descriptors run out first" in told["ports/http"]
     assert "1 local port" in told["ports/tcp"]

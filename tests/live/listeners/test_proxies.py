@@ -1,7 +1,7 @@
-"""Several fronts are one to their clients: all of them serve, and the end of one is its own.
+"""Several proxies are one to their clients: all of them serve, and the end of one is its own.
 
-One run of two fronts has a service of every kind that has a front. What a test finds out
-about a front it asks the kernel: which process has which end of a connection.
+One run of two proxies has a service of every kind that has a proxy. What a test finds out
+about a proxy it asks the kernel: which process has which end of a connection.
 """
 
 import json
@@ -32,7 +32,7 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 @pytest.fixture(scope="module")
 def shared_run(launch: "Launch") -> "Cluster":
     return launch(
-        "--fronts", "2", web={**APP, "access_log": "./access.log"},
+        "--proxies", "2", web={**APP, "access_log": "./access.log"},
         raw={**APP, "mode": "tcp", "workers": 1}, hand={**APP, "scheme": "handoff"},
     )  # fmt: skip
 
@@ -53,16 +53,16 @@ def connected(run: "Cluster", name: str, count: int = MANY) -> "list[Wire]":
     return wires
 
 
-def whose(run: "Cluster", name: str, fronts: list[psutil.Process]) -> list[set[int]]:
-    """The clients of each front, by their port."""
+def whose(run: "Cluster", name: str, proxies: list[psutil.Process]) -> list[set[int]]:
+    """The clients of each proxy, by their port."""
     _, port = run.address(name)
     return [
         {
             one.raddr.port
-            for one in front.net_connections("tcp")
+            for one in proxy.net_connections("tcp")
             if one.raddr and one.laddr.port == port
         }
-        for front in fronts
+        for proxy in proxies
     ]
 
 
@@ -79,11 +79,11 @@ def lives(wire: "Wire") -> bool:
 
 
 def replaced(run: "Cluster", slot: int, before: psutil.Process) -> None:
-    """Wait until another front is in this slot, and everything is as it was."""
+    """Wait until another proxy is in this slot, and everything is as it was."""
 
     def is_back() -> bool:
-        front = run.status()["fronts"][slot]
-        return front["pid"] not in (None, before.pid) and front["state"] == "up"
+        proxy = run.status()["proxies"][slot]
+        return proxy["pid"] not in (None, before.pid) and proxy["state"] == "up"
 
     run.until(is_back)
     run.until(lambda: run.get("/readyz", "admin")[0] == 200)
@@ -96,11 +96,11 @@ def test_both_take_clients_and_what_they_count_adds_up(run: "Cluster", name: str
     assert run.metric("penstock_connections_total", service=name) == before + MANY
     assert run.metric("penstock_connections_active", service=name) == MANY
     assert sum(worker["active"] for worker in run.workers(name)) == MANY * (name != "web")
-    shares = [run.metric("penstock_fds", role="front", slot=str(k), kind="client") for k in (0, 1)]
+    shares = [run.metric("penstock_fds", role="proxy", slot=str(k), kind="client") for k in (0, 1)]
     if name in RELAYED:
         assert sum(shares) == MANY
         assert all(shares)
-        held = whose(run, name, run.fronts)
+        held = whose(run, name, run.proxies)
         assert held[0] | held[1] == {port_of(wire) for wire in wires}
     else:
         assert shares == [0, 0], "passed on, and the workers' alone"
@@ -115,21 +115,21 @@ def test_everybody_logs_into_one_file_and_no_two_requests_have_one_name(run: "Cl
 
 
 def test_each_is_shown_by_itself(run: "Cluster") -> None:
-    fronts = run.status()["fronts"]
-    assert [(front["slot"], front["state"]) for front in fronts] == [(0, "up"), (1, "up")]
+    proxies = run.status()["proxies"]
+    assert [(proxy["slot"], proxy["state"]) for proxy in proxies] == [(0, "up"), (1, "up")]
     sockets = run.status()["services"]["web"]["sockets"]
     assert [one["slot"] for one in sockets] == [0, 1]
-    assert run.metric("penstock_worker_state", role="front", state="up") == 2
+    assert run.metric("penstock_worker_state", role="proxy", state="up") == 2
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_when_one_is_killed_only_its_own_clients_are_cut(run: "Cluster", name: str) -> None:
     wires = connected(run, name)
-    killed, other = run.fronts
+    killed, other = run.proxies
     cut, kept = whose(run, name, [killed, other])
     counted = run.metric("penstock_connections_total", service=name)
     killed.kill()
-    # Whoever comes now is not refused, whichever front the kernel deals it to.
+    # Whoever comes now is not refused, whichever proxy the kernel deals it to.
     connected(run, name)
     for wire in wires:
         assert lives(wire) is (port_of(wire) not in cut)
@@ -140,8 +140,8 @@ def test_when_one_is_killed_only_its_own_clients_are_cut(run: "Cluster", name: s
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_who_waits_for_a_front_that_is_killed_is_served(run: "Cluster", name: str) -> None:
-    stuck = run.fronts[1]
+def test_who_waits_for_a_proxy_that_is_killed_is_served(run: "Cluster", name: str) -> None:
+    stuck = run.proxies[1]
     stuck.suspend()
     wires = [run.connect(name) for _ in range(MANY)]
     for wire in wires:
@@ -153,34 +153,34 @@ def test_who_waits_for_a_front_that_is_killed_is_served(run: "Cluster", name: st
 
 
 def test_one_that_does_not_answer_loses_its_share_until_it_does(run: "Cluster") -> None:
-    stuck = run.fronts[1]
+    stuck = run.proxies[1]
     stuck.suspend()
     try:
         wires = connected(run, "web")
-        assert "front/1 does not answer; the others take its new clients" in run.err
-        assert whose(run, "web", [run.fronts[0]]) == [{port_of(wire) for wire in wires}]
+        assert "proxy/1 does not answer; the others take its new clients" in run.err
+        assert whose(run, "web", [run.proxies[0]]) == [{port_of(wire) for wire in wires}]
         assert run.get("/readyz", "admin")[0] == 200
-        assert [front["covered"] for front in run.status()["fronts"]] == [False, True]
+        assert [proxy["covered"] for proxy in run.status()["proxies"]] == [False, True]
     finally:
         stuck.resume()
-    run.until(lambda: "front/1 answers again" in run.err)
+    run.until(lambda: "proxy/1 answers again" in run.err)
     assert all(map(lives, wires))
     connected(run, "web")
-    assert all(whose(run, "web", run.fronts))
+    assert all(whose(run, "web", run.proxies))
 
 
-def test_what_a_worker_had_not_taken_is_not_lost_with_it_and_a_front(run: "Cluster") -> None:
-    front, worker = run.fronts[0], psutil.Process(run.workers("hand")[0]["pid"])
+def test_what_a_worker_had_not_taken_is_not_lost_with_it_and_a_proxy(run: "Cluster") -> None:
+    proxy, worker = run.proxies[0], psutil.Process(run.workers("hand")[0]["pid"])
     worker.suspend()
     wires = [run.connect("hand") for _ in range(MANY // 2)]
     for wire in wires:
         wire.send(GET)
     run.until(lambda: run.metric("penstock_handoffs_in_flight", service="hand") > 0)
-    front.kill()
+    proxy.kill()
     worker.kill()
     assert [wire.answer().status for wire in wires] == [200] * len(wires)
     assert run.metric("penstock_handoffs_total", result="lost") == 0
-    replaced(run, 0, front)
+    replaced(run, 0, proxy)
     run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
 
 
@@ -233,7 +233,7 @@ def test_under_load_the_end_of_one_costs_its_clients_one_answer_each(
 ) -> None:
     load = Load(run, name, name)
     load.more()
-    killed = run.fronts[0]
+    killed = run.proxies[0]
     (carried,) = whose(run, name, [killed])
     killed.kill()
     load.more()
@@ -258,7 +258,7 @@ def test_workers_are_replaced_without_a_loss(run: "Cluster") -> None:
 
 def test_all_of_them_finish_what_they_serve_before_the_end(penstock: "Penstock") -> None:
     run = penstock(
-        "--fronts", "2",
+        "--proxies", "2",
         services={
             "web": {**APP, "workers": 1},
             "raw": {**APP, "workers": 1, "mode": "tcp"},
@@ -269,7 +269,7 @@ def test_all_of_them_finish_what_they_serve_before_the_end(penstock: "Penstock")
     for wire in wires:
         wire.send(b"GET /sleep?s=3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     run.until(lambda: run.metric("penstock_connections_active") == len(wires))
-    assert all(sum(map(len, whose(run, name, run.fronts))) == 8 for name in RELAYED)
+    assert all(sum(map(len, whose(run, name, run.proxies))) == 8 for name in RELAYED)
     run.process.terminate()
     assert [wire.answer().status for wire in wires] == [200] * len(wires)
     run.hang_up()
@@ -278,7 +278,7 @@ def test_all_of_them_finish_what_they_serve_before_the_end(penstock: "Penstock")
 
 def test_a_unix_socket_is_served_by_all_of_them(penstock: "Penstock") -> None:
     path = "./web.sock"
-    run = penstock("--fronts", "2", services={"web": {**APP, "listen": f"unix:{path}"}})
+    run = penstock("--proxies", "2", services={"web": {**APP, "listen": f"unix:{path}"}})
     where = str(run.folder / path)
 
     def ask() -> str:
@@ -289,10 +289,10 @@ def test_a_unix_socket_is_served_by_all_of_them(penstock: "Penstock") -> None:
             return sock.recv(1 << 16).decode()
 
     assert all(ask().startswith("HTTP/1.1 200") for _ in range(8))
-    front = run.fronts[0]
-    front.kill()
+    proxy = run.proxies[0]
+    proxy.kill()
     assert all(ask().startswith("HTTP/1.1 200") for _ in range(8))
-    replaced(run, 0, front)
+    replaced(run, 0, proxy)
     assert (
         json.loads(run.get("/status", "admin")[1])["services"]["web"]["sockets"][0]["slot"] is None
     )

@@ -1,16 +1,16 @@
-"""A front that serves nobody: it takes orders, writes them down and does as `PLAY` says."""
+"""A proxy that serves nobody: it takes orders, writes them down and does as `PLAY` says."""
 
 import asyncio
 import os
 import socket
 import sys
 
-from penstock_proxy.config import FrontConfig
+from penstock_proxy.config import ProxyConfig
 from penstock_worker.channel.channel import Channel, Message, inherited
 from penstock_worker.contract import FAILED, PING, PONG, READY, STATS
 
 
-class Front:
+class Proxy:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.play = os.environ.get("PLAY", "")
         self.finished = asyncio.Event()
@@ -31,7 +31,7 @@ class Front:
         getattr(self, name)(message)
 
     def configure(self, message: Message) -> None:
-        for service in FrontConfig.model_validate(message["config"]).services:
+        for service in ProxyConfig.model_validate(message["config"]).services:
             for target in service.targets:
                 sys.stderr.write(f"slot {target.slot} joined={target.joined} up={target.up}\n")
             for listener in service.listeners:
@@ -92,7 +92,7 @@ class Front:
 
 
 async def main() -> None:
-    await Front(asyncio.get_running_loop()).finished.wait()
+    await Proxy(asyncio.get_running_loop()).finished.wait()
 
 
 asyncio.run(main())
