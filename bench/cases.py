@@ -18,13 +18,13 @@ from penstock_proxy.http.connection_pool import ConnectionPool
 from penstock_proxy.http.worker_connection import ResponseReceiver, WorkerConnection
 from penstock_proxy.http1 import parser
 from penstock_proxy.http1.chunked import Chunked
-from penstock_proxy.http1.request import Forwarding
-from penstock_proxy.http1.response import Responses
+from penstock_proxy.http1.request import HeaderRewriter
+from penstock_proxy.http1.response import ResponseHeads
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.runtime.service import Service
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.service.fd_budget import FdBudget
 
 Step = Callable[[], object]
 
@@ -107,7 +107,7 @@ def request_fields() -> Iterator[Step]:
 def request_forwarded(*, remembered: bool) -> Iterator[Step]:
     line = parser.parse_request_line(REQUEST)
     block = REQUEST[line.end :]
-    forwarding = Forwarding((), 100)
+    forwarding = HeaderRewriter((), 100)
     # An HTTP/1.0 request is never remembered, and costs the same otherwise.
     line = line if remembered else line._replace(minor=0)
     yield lambda: forwarding.request(line, block, trusted=False)
@@ -144,9 +144,9 @@ def exchange() -> Iterator[Step]:
         limits=Limits(requests=0),
     )
     service = Service(
-        loop, Reactor(loop), config, Deadlines(0.0), Admission(1024, 0, 0), None, _ignore
+        loop, Reactor(loop), config, TimerWheel(0.0), FdBudget(1024, 0, 0), None, _ignore
     )
-    connections = service.connections = MemoryConnections(service, Responses())
+    connections = service.connections = MemoryConnections(service, ResponseHeads())
     client = ClientConnection(service, ("192.0.2.1", 5000))
     client.connection_made(Nowhere())
     member = service.pool.members[0]

@@ -18,14 +18,14 @@ from penstock_proxy.http import upstream_request as upstream_request_module
 from penstock_proxy.http import worker_connection as upstream_module
 from penstock_proxy.http.client_connection import ClientConnection
 from penstock_proxy.listener import filter_chain as arrivals_module
-from penstock_proxy.net.connector import Dialing
+from penstock_proxy.net.connector import Connecting
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.net.transport import Adopter, Receiver, Transport
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.service import context as context_module
 from penstock_proxy.service import error_log as journal_module
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_proxy.tcp import session as relay_module
 from penstock_worker.net.stream import Stream
 
@@ -188,10 +188,10 @@ class Wire(Transport):
 Done = Callable[[Stream | None, int], None]
 
 
-class Hanging(Dialing):
+class Hanging(Connecting):
     """A connect that does not come to an end by itself."""
 
-    # Not `Dialing.__init__`: there is no socket here.
+    # Not `Connecting.__init__`: there is no socket here.
     def __init__(self, network: "Network", done: Done) -> None:
         self._network = network
         self._ended = done
@@ -276,8 +276,8 @@ class House:
         """Build it anew: nothing is left from before."""
         self.network.wires.clear()
         self.network.dialed.clear()
-        self.admission = Admission(1024, 0, 0)
-        self.deadlines = Deadlines(self.now)
+        self.fd_budget = FdBudget(1024, 0, 0)
+        self.timers = TimerWheel(self.now)
         config = ServiceConfig(
             name="web",
             listeners=(),
@@ -293,14 +293,14 @@ class House:
             cast("AbstractEventLoop", self.loop),
             Reactor(cast("AbstractEventLoop", self.loop)),
             config,
-            self.deadlines,
-            self.admission,
+            self.timers,
+            self.fd_budget,
             None,
             lambda *_: None,
         )
 
     def client(self) -> Wire:
-        self.admission.clients += 1
+        self.fd_budget.clients += 1
         self.service.counters.active += 1
         protocol = ClientConnection(self.service, ("192.0.2.1", 5000))
         self.service.client_limit.enters(protocol.counts_for)
@@ -316,9 +316,9 @@ class House:
 
     def relay(self) -> None:
         """A client of delivery tcp; its wire is the newest one when a worker is there."""
-        self.admission.clients += 1
+        self.fd_budget.clients += 1
         self.service.counters.active += 1
-        relay = relay_module.Relay(self.service, Stream(-1, 0), ("192.0.2.1", 5000))
+        relay = relay_module.Session(self.service, Stream(-1, 0), ("192.0.2.1", 5000))
         self.service.client_limit.enters(relay.address)
         relay.dispatch()
         self.loop.run()
@@ -330,7 +330,7 @@ class House:
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        self.deadlines.tick(self.now)
+        self.timers.tick(self.now)
         self.service.tick(self.now)
         self.loop.run()
 
@@ -347,10 +347,10 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     for wire in house.network.wires:
         wire.reset()
     assert not house.network.hanging
-    assert (house.admission.clients, house.admission.upstreams) == (0, 0)
+    assert (house.fd_budget.clients, house.fd_budget.upstreams) == (0, 0)
     assert house.service.counters.active == 0
     assert [member.active for member in house.service.pool.members] == [0] * len(
         house.service.pool.members
     )
-    assert not house.service.waiting
+    assert not house.service.queue
     assert len(house.service.client_limit) == 0

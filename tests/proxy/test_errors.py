@@ -39,12 +39,12 @@ def test_words_are_those_of_the_standard_with_every_python() -> None:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.kind)
 def test_the_side_to_blame_and_the_status_agree(fault: Fault) -> None:
-    blamed = {
+    fault_of = {
         Side.CLIENT: fault.status == 0 or fault.status // 100 == 4 or fault.status in (501, 505),
         Side.WORKER: fault.status in (502, 504),
         Side.PROXY: fault.status in (0, 503, 504),
     }
-    assert blamed[fault.side]
+    assert fault_of[fault.side]
 
 
 def test_a_refusal_carries_its_fault_and_its_reason() -> None:

@@ -19,7 +19,7 @@ from penstock_proxy.balancing.probes import OK, MemberProbe, Probe, ProbeResult
 from penstock_proxy.config import Health
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.address import parse_address
-from penstock_proxy.net.connector import is_our_lack
+from penstock_proxy.net.connector import is_resource_error
 
 STARTING_INTERVAL_S: Final = 0.2
 """Between checks of a worker that has just joined: a start should not take an interval."""
@@ -163,7 +163,7 @@ class HealthChecker:
         except TimeoutError:
             return ProbeResult("timeout", f"no answer within {self._health.timeout:g} s")
         except OSError as error:
-            if is_our_lack(error.errno or 0):
+            if is_resource_error(error.errno or 0):
                 self._log_lack(checked, error)
                 return None
             return probes.from_error(error)

@@ -61,11 +61,11 @@ class Dispatcher(Dispatching):
             service = self._service
             member = service.pool.member(slot)
             link = Link(
-                service.loop, number, member, service.counters, service.admission, self._heard
+                service.loop, number, member, service.counters, service.fd_budget, self._heard
             )
             self._links[number] = link
         link.has(end, sock)
-        self._service.admission.other += 1
+        self._service.fd_budget.other += 1
 
     def joined(self, slot: int, number: int) -> None:
         """From now on connections for this slot go over that link."""
@@ -86,7 +86,7 @@ class Dispatcher(Dispatching):
             self._closed.add(member)
         service = self._service
         found = link.take_back()
-        service.admission.other -= link.descriptors()
+        service.fd_budget.other -= link.descriptors()
         link.close()
         service.release(member)
         self._redirect(found, member)
@@ -100,7 +100,7 @@ class Dispatcher(Dispatching):
         # No other policy looks at it.
         address = peer_address(peer) if self._is_hashing else ""
         # Who waits comes first.
-        member = None if service.waiting else self._pick(address, self._closed)
+        member = None if service.queue else self._pick(address, self._closed)
         if member is None:
             self._pending(stream.fileno(), address).wait()
             return
@@ -128,7 +128,7 @@ class Dispatcher(Dispatching):
 
     def _send(self, link: Link) -> None:
         """Send what was put there. Its queue may be full, or it may be gone unheard."""
-        for fd in link.flush(self._service.deadlines.now):
+        for fd in link.flush(self._service.timers.now):
             self._closed.add(link.member)
             self._service.release(link.member)
             self._pending(fd, self._whose(fd), since=self._since.get(fd)).dispatch()
@@ -143,7 +143,7 @@ class Dispatcher(Dispatching):
         since: float | None = None,
     ) -> Pending:
         self._service.counters.active += 1
-        self._service.admission.waiting += 1
+        self._service.fd_budget.pending += 1
         return Pending(self, self._service, fd, address, tried, since)
 
     @property
@@ -155,7 +155,7 @@ class Dispatcher(Dispatching):
         """A connection stands in the entrance."""
         self._service.counters.connections += 1
         self._service.counters.active += 1
-        self._service.admission.waiting += 1
+        self._service.fd_budget.pending += 1
 
     def entered(self, stream: Stream, peer: Peer) -> None:
         """It is known whose it is: on to a worker."""
@@ -166,7 +166,7 @@ class Dispatcher(Dispatching):
     def pending_closed(self) -> None:
         """A connection that waited for a worker has gone to it, or is closed."""
         self._service.counters.active -= 1
-        self._service.admission.waiting -= 1
+        self._service.fd_budget.pending -= 1
         self._service.capacity_changed()
 
     def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
@@ -209,7 +209,7 @@ class Dispatcher(Dispatching):
             self._is_counting
             or link.is_probed
             or link.in_flight >= self._window
-            or bool(self._service.waiting)
+            or bool(self._service.queue)
         )
 
     def watch_links(self) -> None:
@@ -268,7 +268,7 @@ class Dispatcher(Dispatching):
             self._closed.discard(link.member)
         self._service.release(link.member)
         self._service.capacity_changed()
-        if self._service.waiting:
+        if self._service.queue:
             self._service.serve_queue()
         self._attend(link)
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.handoff.protocol import (
     CLIENT,
     MAX_PER_MESSAGE,
@@ -42,7 +42,7 @@ class Link:
         number: int,
         member: Member,
         counters: ServiceCounters,
-        admission: Admission,
+        fd_budget: FdBudget,
         on_heard: Callable[["Link"], None],
     ) -> None:
         self.number = number
@@ -56,7 +56,7 @@ class Link:
         """It says what no worker of ours says; nothing is sent any more."""
         self._loop = loop
         self._counters = counters
-        self._admission = admission
+        self._fd_budget = fd_budget
         self._on_heard = on_heard
         self._sent: deque[float | asyncio.Future[None]] = deque()
         """In flight, in order: when a client's connection was sent, or, for a health check,
@@ -154,7 +154,7 @@ class Link:
         self.in_flight += more
         self.member.active += more
         self._counters.in_flight += more
-        self._admission.in_flight += more
+        self._fd_budget.in_flight += more
 
     def probe(self, sock: socket.socket) -> "asyncio.Future[None] | None":
         """Send a health check; None if it cannot, or the last one has not been taken yet."""
@@ -198,7 +198,7 @@ class Link:
         counters.handoffs["returned"] += returned
         counters.handoffs["lost"] += waiting - returned
         counters.in_flight -= waiting
-        self._admission.in_flight -= waiting
+        self._fd_budget.in_flight -= waiting
         # It announced one that we were quicker to read: it never had it.
         announced = min(len(found) - returned, self.open)
         self.open -= announced
@@ -262,7 +262,7 @@ class Link:
         self.open += counted
         counters = self._counters
         counters.in_flight -= counted
-        self._admission.in_flight -= counted
+        self._fd_budget.in_flight -= counted
         counters.opened += counted
         counters.handoffs["taken"] += counted
         counters.worker_connections[self.member.slot] += counted

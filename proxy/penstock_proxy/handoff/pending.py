@@ -67,7 +67,7 @@ class Pending:
         if not self._dispatcher.pass_on(self._fd, self.address, self._tried, self.started):
             self.wait()
             return
-        self._service.deadlines.disarm(self)
+        self._service.timers.disarm(self)
         self._dispatcher.pending_closed()
 
     def wait(self) -> None:
@@ -76,18 +76,18 @@ class Pending:
         service = self._service
         patience = service.enqueue(self, self.dispatch, self.started)
         if isinstance(patience, float):
-            service.deadlines.arm(self, monotonic() + patience)
+            service.timers.arm(self, monotonic() + patience)
             self._dispatcher.watch_links()
         else:
             self._give_up(patience.kind)
 
     def expired(self, now: float) -> None:
-        self._service.waiting.leave(self)
+        self._service.queue.leave(self)
         self._give_up(self._service.no_worker().kind)
 
     def _give_up(self, reason: str) -> None:
         service = self._service
-        service.deadlines.disarm(self)
+        service.timers.disarm(self)
         service.counters.rejected[reason] += 1
         os.close(self._fd)
         self._dispatcher.pending_closed()

@@ -28,7 +28,7 @@ from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.exchange import Exchange
 from penstock_proxy.http1 import parser
 from penstock_proxy.http1.parser import RequestLine
-from penstock_proxy.http1.request import Prepared
+from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.net.transport import Transport
 from penstock_worker.net.trusted_proxies import peer_address
@@ -76,7 +76,7 @@ class ClientConnection(Downstream):
         self.tls = tls
         self.service = service
         self.address = self._peer = peer_address(peer)
-        forwarding = service.forwarding
+        forwarding = service.rewriter
         trusted = self._trusted = believed and forwarding.trusts(self.address)
         self.from_here = forwarding.of_connection(self.address, port, fields, trusted=trusted)
         self.buffer = b""
@@ -97,7 +97,7 @@ class ClientConnection(Downstream):
         self.transport = transport
         service = self.service
         seconds = _STOPPING_S if service.stopping else service.timeouts.head
-        service.deadlines.arm_in(self, seconds)
+        service.timers.arm_in(self, seconds)
 
     def data_received(self, data: bytes) -> None:
         self.service.counters.received += len(data)
@@ -138,7 +138,7 @@ class ClientConnection(Downstream):
             line = parser.parse_request_line(head)
             if end > service.config.limits.target:
                 self._check_target(line)
-            prepared = service.forwarding.request(line, head[line.end :], trusted=self._trusted)
+            prepared = service.rewriter.request(line, head[line.end :], trusted=self._trusted)
         except RejectedError as rejected:
             if data.startswith(b"\r\n"):  # looked for here, where it costs nobody else
                 return self._incomplete(data, limit, blank=True)
@@ -162,7 +162,7 @@ class ClientConnection(Downstream):
             self.buffer = exchange.upload(rest)
         return True
 
-    def _regarded(self, prepared: Prepared) -> Prepared:
+    def _regarded(self, prepared: PreparedRequest) -> PreparedRequest:
         """A request that is not only what it says: a proxy's, or the last one."""
         if self._trusted:
             self.address = prepared.client or self._peer
@@ -189,7 +189,7 @@ class ClientConnection(Downstream):
             self._refuse(BAD_REQUEST, "not HTTP")
         elif not self._heading:
             self._heading = True
-            self.service.deadlines.arm_in(self, self.service.timeouts.head)
+            self.service.timers.arm_in(self, self.service.timeouts.head)
         return False
 
     def _check_target(self, line: RequestLine) -> None:
@@ -234,7 +234,7 @@ class ClientConnection(Downstream):
             else:
                 self._end(gently=not exchange.request_done or bool(self.buffer))
             return
-        self.service.deadlines.arm_in(self, self.service.timeouts.keepalive)
+        self.service.timers.arm_in(self, self.service.timeouts.keepalive)
         self.transport.resume_reading()
         if self.buffer:
             self._next()
@@ -261,7 +261,7 @@ class ClientConnection(Downstream):
         self._close_by(self.service.timeouts.body)
 
     def _close_by(self, seconds: float) -> None:
-        self.service.deadlines.arm_in(self, seconds)
+        self.service.timers.arm_in(self, seconds)
 
     @property
     def counts_for(self) -> str:
@@ -333,6 +333,6 @@ class ClientConnection(Downstream):
         self._closing = True
         if self.exchange is not None:
             self.exchange.client_gone()
-        self.service.deadlines.disarm(self)
+        self.service.timers.disarm(self)
         self.service.clients.discard(self)
         self.service.client_closed(self.counts_for)

@@ -17,9 +17,9 @@ from typing import Final
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.http.worker_connection import ResponseReceiver, WorkerConnection
-from penstock_proxy.http1.response import IDLE_S, Responses
+from penstock_proxy.http1.response import IDLE_S, ResponseHeads
 from penstock_proxy.net import tcp_info
-from penstock_proxy.net.connector import Dialing, blamed, dial, why
+from penstock_proxy.net.connector import Connecting, dial, fault_of, why
 from penstock_proxy.net.socket_transport import adopt
 from penstock_proxy.service.context import ServiceContext
 from penstock_worker.net.stream import Stream
@@ -39,7 +39,9 @@ class ConnectionPool:
 
     __slots__ = ("_closes_after", "_idle", "_most", "_responses", "_service", "stopping")
 
-    def __init__(self, service: ServiceContext, responses: Responses, most: int = MAX_IDLE) -> None:
+    def __init__(
+        self, service: ServiceContext, responses: ResponseHeads, most: int = MAX_IDLE
+    ) -> None:
         """`most`: how many are kept for one worker."""
         self._service = service
         self._responses = responses
@@ -60,15 +62,15 @@ class ConnectionPool:
         The receiver is told by `connected` or `connect_failed`, perhaps before this returns.
         """
         service = self._service
-        service.admission.upstreams += 1
+        service.fd_budget.upstreams += 1
         service.counters.upstreams += 1
 
         def done(stream: Stream | None, error: int) -> None:
             receiver.connecting = None
             if stream is None:
-                service.admission.upstreams -= 1
+                service.fd_budget.upstreams -= 1
                 service.counters.upstreams -= 1
-                receiver.connect_failed(why(error), blamed(error))
+                receiver.connect_failed(why(error), fault_of(error))
             else:
                 service.counters.worker_connections[member.slot] += 1
                 link = WorkerConnection(
@@ -80,14 +82,14 @@ class ConnectionPool:
         if connecting is not None:
             receiver.connecting = connecting
 
-    def cancel(self, connecting: Dialing) -> None:
+    def cancel(self, connecting: Connecting) -> None:
         """Nobody waits for this connection any more."""
         connecting.cancel()
-        self._service.admission.upstreams -= 1
+        self._service.fd_budget.upstreams -= 1
         self._service.counters.upstreams -= 1
 
     def _gone(self, link: WorkerConnection) -> None:
-        self._service.admission.upstreams -= 1
+        self._service.fd_budget.upstreams -= 1
         self._service.counters.upstreams -= 1
         self.lost(link)
 

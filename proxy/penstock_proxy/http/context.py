@@ -11,11 +11,11 @@ from penstock_proxy.balancing.pool import Pool
 from penstock_proxy.config import ServiceConfig
 from penstock_proxy.http.connection_pool import ConnectionPool
 from penstock_proxy.http1.request import of_service
-from penstock_proxy.http1.response import Responses
+from penstock_proxy.http1.response import ResponseHeads
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.service.context import ServiceContext
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.net.trusted_proxies import peer_address
 from penstock_worker.telemetry.access_log import AccessLog
 
@@ -47,21 +47,21 @@ class HttpContext(ServiceContext):
         loop: asyncio.AbstractEventLoop,
         reactor: Reactor,
         config: ServiceConfig,
-        deadlines: Deadlines,
-        admission: Admission,
+        timers: TimerWheel,
+        fd_budget: FdBudget,
         log: AccessLog | None,
         pool: Pool,
         port: int,
     ) -> None:
         """`port`: where clients connect; 0 for a unix socket."""
-        super().__init__(loop, reactor, config, deadlines, admission, log, pool)
-        self.forwarding = of_service(config, port)
-        self.connections = ConnectionPool(self, Responses(config.limits.response_head))
+        super().__init__(loop, reactor, config, timers, fd_budget, log, pool)
+        self.rewriter = of_service(config, port)
+        self.connections = ConnectionPool(self, ResponseHeads(config.limits.response_head))
         self.clients: set[HttpClient] = set()
         """Under http only: who may be idle and has to be told when we stop."""
 
     def counted_as(self, peer: Any, *, believed: bool) -> str:
         """The address that a connection counts for; empty: a trusted proxy comes for many."""
         address = peer_address(peer)
-        is_proxy = believed and self.config.mode == "http" and self.forwarding.trusts(address)
+        is_proxy = believed and self.config.mode == "http" and self.rewriter.trusts(address)
         return "" if is_proxy else address

@@ -19,12 +19,12 @@ from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.upstream_request import UpstreamRequest
 from penstock_proxy.http.worker_connection import LENGTH, Body, WorkerConnection
 from penstock_proxy.http1.parser import RequestLine
-from penstock_proxy.http1.request import Prepared
+from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.http1.request_body import RequestBody
 from penstock_proxy.http1.response import Response
 from penstock_proxy.metrics import METHODS, OTHER, PROXY_SLOT
 from penstock_proxy.net.tcp_info import ONE_WRITE, UNKNOWN
-from penstock_proxy.tcp.duplex import OK, ClientHalf
+from penstock_proxy.tcp.duplex import OK, ClientEnd
 
 _LABELS: Final = {method.encode(): method for method in METHODS}
 
@@ -47,7 +47,7 @@ class Exchange(UpstreamRequest):
     """The request's, for the worker; until it answers."""
 
     def __init__(
-        self, client: Downstream, line: RequestLine, prepared: Prepared, request_id: bytes
+        self, client: Downstream, line: RequestLine, prepared: PreparedRequest, request_id: bytes
     ) -> None:
         self.client = client
         self.line = line
@@ -69,7 +69,7 @@ class Exchange(UpstreamRequest):
             self.fail(errors.BODY_TOO_LARGE, "as it says itself")
             return
         self._head = head
-        if self.client.service.waiting:
+        if self.client.service.queue:
             self.wait()
         else:
             self.dispatch()
@@ -226,11 +226,11 @@ class Exchange(UpstreamRequest):
             self.relay(upgrade.head(response) + rest, len(rest))
             upgrade.join(self.client, link, self)
 
-    def pump_closed(self, half: ClientHalf) -> None:
+    def duplex_closed(self, half: ClientEnd) -> None:
         """The upgraded connection is closed."""
         client = self.client
         service = client.service
-        service.admission.upstreams -= 1
+        service.fd_budget.upstreams -= 1
         self.received += half.received
         self.sent += half.sent
         if half.outcome != OK:
@@ -253,7 +253,7 @@ class Exchange(UpstreamRequest):
         total = service.timeouts.total
         if total and now >= self.started + total:
             self.fail(errors.TOTAL_TIMEOUT, "")
-        elif self in service.waiting:
+        elif self in service.queue:
             self.refuse(self.last_fault())
         elif self.link is None:
             self.stop_trying()
@@ -294,7 +294,7 @@ class Exchange(UpstreamRequest):
         """Tell the client if it can be told, else cut it off."""
         client = self.client
         service = client.service
-        if fault in errors.TURNED_AWAY:
+        if fault in errors.REJECTED:
             service.counters.rejected[fault.kind] += 1
         self.stop_trying()
         self.drop_link()

@@ -8,7 +8,7 @@ both connections are gone.
 from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.worker_connection import WorkerConnection
 from penstock_proxy.http1.response import Response
-from penstock_proxy.tcp.duplex import ClientHalf, Owner
+from penstock_proxy.tcp.duplex import ClientEnd, Owner
 
 
 def was_offered(response: Response, offers: bytes) -> bool:
@@ -24,13 +24,11 @@ def head(response: Response) -> bytes:
 def join(client: Downstream, link: WorkerConnection, owner: Owner) -> None:
     """Make one duplex of the two connections of an exchange."""
     service = client.service
-    half = ClientHalf(
-        service.loop, service.counters, service.deadlines, service.timeouts.tunnel, owner
-    )
+    half = ClientEnd(service.loop, service.counters, service.timers, service.timeouts.tunnel, owner)
     half.transport, half.worker.transport = client.transport, link.transport
     client.transport.set_protocol(half)
     link.transport.set_protocol(half.worker)
-    service.deadlines.disarm(client)
+    service.timers.disarm(client)
     half.start()
     if not link.blocked:
         client.transport.resume_reading()

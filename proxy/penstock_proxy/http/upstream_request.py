@@ -13,7 +13,7 @@ from penstock_proxy.errors import CONNECT_FAILED, NO_WORKER, QUEUE_FULL, Fault, 
 from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.retry import IDEMPOTENT, Again, Loss, RetryState, had_ended_idle
 from penstock_proxy.http.worker_connection import ResponseReceiver, WorkerConnection
-from penstock_proxy.http1.request import Prepared
+from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.http1.request_body import MAX_REPLAYED
 from penstock_proxy.net.tcp_info import acknowledged
 
@@ -33,7 +33,7 @@ class UpstreamRequest(ResponseReceiver):
     """Since the first attempt has failed."""
 
     client: Downstream
-    prepared: Prepared
+    prepared: PreparedRequest
     started: float
 
     # -- to a worker
@@ -77,7 +77,7 @@ class UpstreamRequest(ResponseReceiver):
     def wait(self) -> None:
         """Wait for a worker, if there may be one in time."""
         service, tries = self.client.service, self.tries
-        if tries is not None and not tries.another_round(service.budget, monotonic()):
+        if tries is not None and not tries.another_round(service.retry_budget, monotonic()):
             service.counters.retries_denied += 1
             self.refuse(self.last_fault())
             return
@@ -144,7 +144,7 @@ class UpstreamRequest(ResponseReceiver):
             service.counters.stale += 1
             self.release_member()
             self.dispatch()
-        elif again is Again.PAID and not service.budget.take(monotonic()):
+        elif again is Again.PAID and not service.retry_budget.take(monotonic()):
             service.counters.retries_denied += 1
             self.fail(fault, reason)
         else:
@@ -174,7 +174,7 @@ class UpstreamRequest(ResponseReceiver):
         if self.connecting is not None:
             service.connections.cancel(self.connecting)
             self.connecting = None
-        service.waiting.leave(self)
+        service.queue.leave(self)
 
     def drop_link(self) -> None:
         """Cut the connection to the worker off, if there is one."""
@@ -201,7 +201,7 @@ class UpstreamRequest(ResponseReceiver):
             deadline = self.started + total
         client.deadline = deadline
         if deadline < client.bucket:
-            client.service.deadlines.arm(client, deadline)
+            client.service.timers.arm(client, deadline)
 
     # -- supplied by the exchange
 

@@ -21,9 +21,9 @@ from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, Fau
 from penstock_proxy.http.retry import Loss
 from penstock_proxy.http1.chunked import Chunked
 from penstock_proxy.http1.parser import NO_LENGTH, RequestLine, answer_looks_wrong
-from penstock_proxy.http1.response import Response, Responses, keep_response_trailers
+from penstock_proxy.http1.response import Response, ResponseHeads, keep_response_trailers
 from penstock_proxy.net import tcp_info
-from penstock_proxy.net.connector import Dialing
+from penstock_proxy.net.connector import Connecting
 from penstock_proxy.net.transport import Transport
 
 _MAX_INTERIM: Final = 16
@@ -50,7 +50,7 @@ class ResponseReceiver:
     """
 
     line: RequestLine
-    connecting: Dialing | None = None
+    connecting: Connecting | None = None
     """The way to a new connection, as long as it is not made."""
 
     def connected(self, link: "WorkerConnection") -> None:
@@ -138,7 +138,7 @@ class WorkerConnection:
         self,
         member: Member,
         receiver: ResponseReceiver,
-        responses: Responses,
+        responses: ResponseHeads,
         gone: Callable[["WorkerConnection"], None],
         ended: Callable[["WorkerConnection", float], None],
     ) -> None:

@@ -39,7 +39,7 @@ _REMEMBERED: Final = 256
 _REMEMBERED_SIZE: Final = 4 << 10
 
 
-class Prepared(NamedTuple):
+class PreparedRequest(NamedTuple):
     """What a request's header block comes to, all but its request line."""
 
     framing: Framing
@@ -57,7 +57,7 @@ class Prepared(NamedTuple):
     """The client waits for 100 before it sends its body."""
 
 
-class Forwarding:
+class HeaderRewriter:
     """Turns heads around for one service."""
 
     def __init__(
@@ -83,10 +83,13 @@ class Forwarding:
             for trusted in (False, True)
         )
         self._max_fields = max_fields
-        self._remembered: tuple[dict[bytes, Prepared], dict[bytes, Prepared]] = ({}, {})
+        self._remembered: tuple[dict[bytes, PreparedRequest], dict[bytes, PreparedRequest]] = (
+            {},
+            {},
+        )
 
     def of_connection(self, address: str, port: int, fields: bytes, *, trusted: bool) -> bytes:
-        """What follows `Prepared.out` in each request of a connection; a request id follows.
+        """What follows `PreparedRequest.out` in each request of a connection; a request id follows.
 
         `port` is what the client connected to, if a proxy has said it; `fields` are lines that
         this connection has and others have not.
@@ -110,7 +113,7 @@ class Forwarding:
         """Is this address, empty for a unix socket's peer, one of `trusted_proxies`?"""
         return client in self.trusted
 
-    def request(self, line: RequestLine, block: bytes, *, trusted: bool) -> Prepared:
+    def request(self, line: RequestLine, block: bytes, *, trusted: bool) -> PreparedRequest:
         """Judge a request and say what goes to the worker. Raises RejectedError."""
         memory = self._remembered[trusted]
         usual = line.minor == 1 and line.target.startswith(b"/")
@@ -129,7 +132,7 @@ class Forwarding:
 
     def _prepare(
         self, line: RequestLine, framing: Framing, host: bytes, *, trusted: bool
-    ) -> Prepared:
+    ) -> PreparedRequest:
         said: dict[bytes, list[bytes]] = {}
         # What Connection names is not passed on; but what proxies say is not unsaid by it.
         ignored = framing.connection & {b"via"}
@@ -157,7 +160,7 @@ class Forwarding:
         if framing.chunked:
             out.append(b"Transfer-Encoding: chunked")
         request_id = next((one for one in reversed(said.get(b"x-request-id", ())) if one), b"")
-        return Prepared(
+        return PreparedRequest(
             framing=framing._replace(lines=[], values={}, upgrade=upgrade),
             host=host,
             out=b"\r\n".join(out) + b"\r\n" + self._way(line, said, told, host, trusted=trusted),
@@ -195,9 +198,9 @@ class Forwarding:
         return _USUAL_PORTS.get(told.proto, b"") or (b"%d" % self._port if self._port else b"")
 
 
-def of_service(config: ServiceConfig, port: int) -> Forwarding:
+def of_service(config: ServiceConfig, port: int) -> HeaderRewriter:
     """By its configuration."""
-    return Forwarding(
+    return HeaderRewriter(
         config.trusted_proxies,
         config.limits.headers,
         b"https" if config.tls else b"http",

@@ -37,7 +37,7 @@ class Response(NamedTuple):
     """Status line and fields without the empty line; Content-Length is in it, if any."""
 
 
-class Responses:
+class ResponseHeads:
     """Turns response heads around. Workers repeat theirs, to the very byte, all second long."""
 
     def __init__(self, limit: int = parser.MAX_RESPONSE_HEAD) -> None:

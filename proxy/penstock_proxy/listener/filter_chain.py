@@ -10,17 +10,17 @@ know: workers.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from penstock_proxy.errors import FULL, Fault
+from penstock_proxy.errors import MAX_CONNECTIONS, Fault
 from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.client_connection import ClientConnection
 from penstock_proxy.http.context import HttpContext
-from penstock_proxy.listener.overload import Overflow
-from penstock_proxy.listener.proxy_protocol import Entrance, Gate
-from penstock_proxy.listener.sni_router import Door, Routes
+from penstock_proxy.listener.overload import Overload
+from penstock_proxy.listener.proxy_protocol import Gate, ProxyProtocolFilter
+from penstock_proxy.listener.sni_router import Door, SniRouter
 from penstock_proxy.net.peer import HeaderHandling, Peer
 from penstock_proxy.net.proxy_header import client_header
 from penstock_proxy.net.socket_transport import adopt
-from penstock_proxy.tcp.session import Relay
+from penstock_proxy.tcp.session import Session
 from penstock_proxy.tls.handshake import Handshake, TlsAcceptor
 from penstock_proxy.tls.server_names import ByName
 from penstock_proxy.tls.transport import TlsConnection
@@ -29,53 +29,55 @@ from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import peer_address
 
 
-class Arrivals:
+class FilterChain:
     """The connections of one service that nobody serves yet."""
 
-    routes: Routes | None = None
+    routes: SniRouter | None = None
     """Some of them are another service's, by the name they ask for."""
 
     def __init__(
-        self, service: HttpContext, overflow: Overflow, delegate: Dispatcher | None
+        self, service: HttpContext, overload: Overload, dispatcher: Dispatcher | None
     ) -> None:
-        """`delegate`: under handoff, who connections are given to."""
+        """`dispatcher`: under handoff, who connections are given to."""
         config = service.config
         self._service = service
-        self._overflow = overflow
-        self._delegate = delegate
-        self.handshakes = TlsAcceptor(service, self._secured) if config.tls else None
-        self.entrance = self._entrance() if config.accept_proxy else None
+        self._overload = overload
+        self._dispatcher = dispatcher
+        self.tls_acceptor = TlsAcceptor(service, self._secured) if config.tls else None
+        self.proxy_protocol = self._proxy_protocol() if config.accept_proxy else None
 
-    def _entrance(self) -> Entrance:
+    def _proxy_protocol(self) -> ProxyProtocolFilter:
         """A header is taken where we serve the client; else the worker takes it."""
         service = self._service
         handling: HeaderHandling = "take"
         gate: Gate = self
-        if self._delegate is not None:
-            handling, gate = self._delegate.header_handling, self._delegate
-        trusted, head_s = service.forwarding.trusted, service.timeouts.head
-        return Entrance(service.loop, service.deadlines, head_s, trusted, gate, handling=handling)
+        if self._dispatcher is not None:
+            handling, gate = self._dispatcher.header_handling, self._dispatcher
+        trusted, head_s = service.rewriter.trusted, service.timeouts.head
+        return ProxyProtocolFilter(
+            service.loop, service.timers, head_s, trusted, gate, handling=handling
+        )
 
     @property
     def way_in(self) -> Callable[[Stream, Any], None]:
         """What becomes of an accepted connection first."""
-        if self.entrance is not None:
-            return self.entrance.accepted
-        return self._accepted if self._delegate is None else self._delegate.accepted
+        if self.proxy_protocol is not None:
+            return self.proxy_protocol.accepted
+        return self._accepted if self._dispatcher is None else self._dispatcher.accepted
 
-    def route(self, services: "Mapping[str, Arrivals]") -> None:
+    def route(self, services: "Mapping[str, FilterChain]") -> None:
         """All services are there, by name: those that clients ask for are known."""
         service = self._service
         if sni := service.config.sni:
             doors = [(name, services[other]) for name, other in sni.items()]
             names = ByName[Door](doors, self)
             hello_s = service.timeouts.handshake
-            self.routes = Routes(service.loop, service.deadlines, hello_s, names, self)
+            self.routes = SniRouter(service.loop, service.timers, hello_s, names, self)
 
     def drain(self) -> None:
         """Who is on the way gets a moment, and no more."""
-        if self.entrance is not None:
-            self.entrance.drain()
+        if self.proxy_protocol is not None:
+            self.proxy_protocol.drain()
         if self.routes is not None:
             self.routes.drain()
 
@@ -108,17 +110,17 @@ class Arrivals:
     def routed_away(self) -> None:
         """A connection that was looked at is nobody's for a moment."""
         self._service.counters.active -= 1
-        self._service.admission.clients -= 1
+        self._service.fd_budget.clients -= 1
 
     def routed(self, stream: Stream, peer: Peer) -> None:
         """A connection comes by its name, maybe from another one's listener."""
         service = self._service
-        if self._overflow.room() < 1:
-            self._overflow.rejections.reject(stream, FULL)
-            service.error_log.turned_away(peer_address(peer.address), FULL, "it is full")
+        if self._overload.room() < 1:
+            self._overload.rejections.reject(stream, MAX_CONNECTIONS)
+            service.error_log.turned_away(peer_address(peer.address), MAX_CONNECTIONS, "it is full")
             return
         service.counters.active += 1
-        service.admission.clients += 1
+        service.fd_budget.clients += 1
         self._deliver(stream, peer.address, peer.destination, believed=peer.may_be_trusted)
 
     # -- to whom
@@ -128,13 +130,13 @@ class Arrivals:
     ) -> None:
         service = self._service
         counted_as = service.counted_as(peer, believed=believed)
-        if not self._overflow.admits(stream, counted_as):
+        if not self._overload.admits(stream, counted_as):
             return
         version = service.proxy_version
         proxy_header = client_header(version, stream, peer, destination) if version else b""
         port = destination[1] if isinstance(destination, tuple) else 0
-        if self.handshakes is not None:
-            self.handshakes.accepted(
+        if self.tls_acceptor is not None:
+            self.tls_acceptor.accepted(
                 stream, peer, proxy_header, port, counted_as, believed=believed
             )
         elif service.config.mode == "http":
@@ -142,7 +144,7 @@ class Arrivals:
             service.clients.add(client)
             adopt(service.reactor, client, stream, service.config.limits.buffer)
         else:
-            Relay(service, stream, peer, proxy_header).start()
+            Session(service, stream, peer, proxy_header).start()
 
     def _secured(self, handshake: Handshake, connection: TlsConnection) -> None:
         """A client speaks TLS, and can be served."""
@@ -163,4 +165,4 @@ class Arrivals:
             connection.carry(client)
         else:
             connection.pause_reading()
-            Relay(service, connection, peer, proxy_header, facts).start()
+            Session(service, connection, peer, proxy_header, facts).start()

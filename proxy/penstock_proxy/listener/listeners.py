@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from penstock_proxy.errors import LACKING, Fault
+from penstock_proxy.errors import NO_DESCRIPTORS, Fault
 from penstock_proxy.listener.acceptor import Acceptor
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.net.stream import Stream
 
 
@@ -38,23 +38,23 @@ class AdmissionControl:
         raise NotImplementedError
 
 
-class Gates:
+class Listeners:
     """`fds` are the numbers of the service's own listeners, which are adopted."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         fds: tuple[int, ...],
-        admission: Admission,
-        overflow: AdmissionControl,
+        fd_budget: FdBudget,
+        overload: AdmissionControl,
         patience_s: float,
         deliver: Callable[[Stream, Any], None],
         on_batch: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._on_batch = on_batch
-        self._admission = admission
-        self._overflow = overflow
+        self._fd_budget = fd_budget
+        self._overload = overload
         self._patience_s = patience_s
         self._deliver = deliver
         self._own = [self._acceptor(socket.socket(fileno=fd)) for fd in fds]
@@ -82,7 +82,7 @@ class Gates:
         told = 0
         for acceptor in self._all():
             for _ in range(min(acceptor.overdue(now), most - told)):
-                if not self._overflow.refuse(acceptor, fault):
+                if not self._overload.refuse(acceptor, fault):
                     break
                 told += 1
         return told
@@ -91,7 +91,7 @@ class Gates:
         """Take what waits, and nothing after it; who cannot be taken is told so."""
         self._draining = True
         for acceptor in self._all():
-            acceptor.drain(partial(self._overflow.refuse, acceptor, LACKING))
+            acceptor.drain(partial(self._overload.refuse, acceptor, NO_DESCRIPTORS))
 
     def cover(self, proxy: int, listener: socket.socket) -> None:
         """That proxy is away: accept from its listener too."""
@@ -100,14 +100,14 @@ class Gates:
             listener.close()
             return
         acceptor = self._covered[proxy] = self._acceptor(listener)
-        self._admission.listeners += 1
+        self._fd_budget.listeners += 1
         acceptor.start()
 
     def uncover(self, proxy: int) -> None:
         """That proxy is back, and takes what waits at its listener."""
         if (acceptor := self._covered.pop(proxy, None)) is not None:
             acceptor.close()
-            self._admission.listeners -= 1
+            self._fd_budget.listeners -= 1
 
     def _all(self) -> Iterator[Acceptor]:
         yield from self._own
@@ -117,10 +117,10 @@ class Gates:
         return Acceptor(
             self._loop,
             listener,
-            self._overflow.room,
+            self._overload.room,
             self._deliver,
-            self._overflow.crowded,
-            self._overflow.exhausted,
+            self._overload.crowded,
+            self._overload.exhausted,
             self._patience_s,
             self._on_batch,
         )

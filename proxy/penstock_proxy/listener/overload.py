@@ -16,10 +16,10 @@ from heapq import nsmallest
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
-from penstock_proxy.errors import CLIENT_FULL, FULL, LACKING, Fault
+from penstock_proxy.errors import CLIENT_LIMIT, MAX_CONNECTIONS, NO_DESCRIPTORS, Fault
 from penstock_proxy.http.context import HttpClient, HttpContext
 from penstock_proxy.listener.acceptor import Acceptor
-from penstock_proxy.listener.listeners import AdmissionControl, Gates
+from penstock_proxy.listener.listeners import AdmissionControl, Listeners
 from penstock_proxy.listener.rejection import Rejections
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_worker.net.stream import Stream
@@ -37,10 +37,10 @@ _FEWEST: Final = 32
 _log = logging.getLogger("penstock.proxy")
 
 
-class Overflow(AdmissionControl):
+class Overload(AdmissionControl):
     """The bounds of one service's front door."""
 
-    gates: Gates
+    listeners: Listeners
     """The listeners, which are made after this."""
 
     def __init__(self, service: HttpContext) -> None:
@@ -61,7 +61,7 @@ class Overflow(AdmissionControl):
 
     def room(self) -> int:
         """How many more may come in. Below 1: nobody."""
-        room, limit = self._service.admission.room(), self._service.config.max_connections
+        room, limit = self._service.fd_budget.room(), self._service.config.max_connections
         return min(room, limit - self._here()) if limit else room
 
     def _here(self) -> int:
@@ -80,16 +80,16 @@ class Overflow(AdmissionControl):
         self._make_room()
 
     def _lacking(self) -> Fault | None:
-        if self._service.admission.room() < 1:
-            return LACKING
-        return FULL if 0 < self._service.config.max_connections <= self._here() else None
+        if self._service.fd_budget.room() < 1:
+            return NO_DESCRIPTORS
+        return MAX_CONNECTIONS if 0 < self._service.config.max_connections <= self._here() else None
 
     def resume(self) -> None:
         """Somebody has left."""
         if self.is_full:
             # Other services that wait for the same descriptors are woken by the next tick.
             self.is_full = False
-            self.gates.resume()
+            self.listeners.resume()
 
     def exhausted(self) -> None:
         """The system has no descriptor or memory for an accept, whatever our account says."""
@@ -99,16 +99,16 @@ class Overflow(AdmissionControl):
     def tick(self, now: float) -> None:
         """Four times a second: let in who finds room by now, send off who waited too long."""
         fault = self._lacking()
-        gates = self.gates
+        listeners = self.listeners
         self._count_share()
-        refused = gates.look(now, fault or LACKING, _REFUSED_A_TICK)
+        refused = listeners.look(now, fault or NO_DESCRIPTORS, _REFUSED_A_TICK)
         if refused:
             name = self._service.config.name
             _log.warning("%s: refused %d that had waited too long to be accepted", name, refused)
         if fault is None:
             self.is_full = False
             self._said = False
-            gates.resume()
+            listeners.resume()
 
     # -- who has enough
 
@@ -117,7 +117,7 @@ class Overflow(AdmissionControl):
         if isinstance(share, int):
             service.client_limit.most = share
             return
-        most = service.admission.capacity
+        most = service.fd_budget.capacity
         if service.config.max_connections:
             most = min(most, service.config.max_connections)
         service.client_limit.most = max(1, int(most * share))
@@ -129,9 +129,9 @@ class Overflow(AdmissionControl):
         """
         if not address or self._service.client_limit.enters(address):
             return True
-        self.rejections.reject(stream, CLIENT_FULL)
+        self.rejections.reject(stream, CLIENT_LIMIT)
         self._service.client_closed("")
-        self._service.error_log.turned_away(address, CLIENT_FULL, CLIENT_FULL.text)
+        self._service.error_log.turned_away(address, CLIENT_LIMIT, CLIENT_LIMIT.text)
         return False
 
     # -- sending off
@@ -155,20 +155,20 @@ class Overflow(AdmissionControl):
     def _make_room(self) -> None:
         """End who has been idle for longest, at most once a tick."""
         service = self._service
-        now = service.deadlines.now
+        now = service.timers.now
         if self._made_room == now:
             return
         self._made_room = now
         ended = _end_longest(service.clients, now)
         # A worker's connection is worth a client's only if there are more of them.
-        service.connections.end_oldest(service.admission.upstreams - service.admission.clients)
+        service.connections.end_oldest(service.fd_budget.upstreams - service.fd_budget.clients)
         if ended:
             _log.info("%s: ended %d idle connections to make room", service.config.name, ended)
 
     def _say(self, fault: Fault) -> None:
         if not self._said:
             self._said = True
-            what = "no descriptors are left" if fault is LACKING else "it is full"
+            what = "no descriptors are left" if fault is NO_DESCRIPTORS else "it is full"
             _log.warning("%s accepts no more connections: %s", self._service.config.name, what)
 
 

@@ -15,7 +15,7 @@ import select
 import socket
 from typing import Final
 
-from penstock_proxy.net.timer_wheel import NEVER, Deadlines
+from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_worker.net.stream import Stream
 
 STOPPING_S: Final = 1.0
@@ -32,20 +32,28 @@ class Peeked:
     """One connection that belongs to nobody yet. Whoever looks says how (`_look`)."""
 
     __slots__ = (
-        "_deadlines", "_family", "_inside", "_loop", "_reading", "_seen", "_sock", "_until",
-        "bucket", "deadline",
+        "_family",
+        "_inside",
+        "_loop",
+        "_reading",
+        "_seen",
+        "_sock",
+        "_timers",
+        "_until",
+        "bucket",
+        "deadline",
     )  # fmt: skip
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        deadlines: Deadlines,
+        timers: TimerWheel,
         inside: "set[Peeked]",
         stream: Stream,
     ) -> None:
         """`inside`: where it is listed as long as it is here."""
         self._loop = loop
-        self._deadlines = deadlines
+        self._timers = timers
         self._inside = inside
         self._family = stream.family
         # All three said, so that none is asked of the kernel.
@@ -61,14 +69,14 @@ class Peeked:
     def begin(self, seconds: float) -> None:
         """Look at once: most often what is looked for has come with the connection."""
         self._inside.add(self)
-        self._deadlines.arm_in(self, seconds)
+        self._timers.arm_in(self, seconds)
         self._until = self.deadline
         self._look()
 
     def hurry(self, seconds: float) -> None:
         """No more time than this."""
-        self._until = min(self._until, self._deadlines.now + seconds)
-        self._deadlines.arm(self, self._until)
+        self._until = min(self._until, self._timers.now + seconds)
+        self._timers.arm(self, self._until)
 
     def expired(self, now: float) -> None:
         """The time is over, or it is time for another look."""
@@ -91,15 +99,15 @@ class Peeked:
 
     def _await_beyond(self, seen: int, lacking: int) -> None:
         """Look again when there is more than has been seen."""
-        deadlines = self._deadlines
+        timers = self._timers
         if seen > self._seen:
             self._seen = seen
             self._sock.setsockopt(_SOCKET, _LOWAT, seen + lacking)
             self._await()
-            deadlines.arm(self, self._until)
+            timers.arm(self, self._until)
         else:
             self._pause()
-            deadlines.arm(self, min(deadlines.now, self._until))
+            timers.arm(self, min(timers.now, self._until))
 
     def _is_all(self, seen: int) -> bool:
         """Is there nothing that was not seen before, and will nothing come any more? What is
@@ -129,5 +137,5 @@ class Peeked:
 
     def _leave(self) -> None:
         self._pause()
-        self._deadlines.disarm(self)
+        self._timers.disarm(self)
         self._inside.discard(self)

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
 from penstock_proxy.listener.peek import PEEK, STOPPING_S, Peeked
 from penstock_proxy.net.peer import HeaderHandling, Peer, peer_from_header
-from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_worker.net.proxy_protocol import MAX_HEADER, Header, HeaderError, parse
 from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import TrustedProxies, peer_address
@@ -40,13 +40,13 @@ class Gate(Protocol):
         """It is closed; no fault: it left without a word."""
 
 
-class Entrance:
+class ProxyProtocolFilter:
     """All who stand in the entrance of one service."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        deadlines: Deadlines,
+        timers: TimerWheel,
         head_s: float,
         trusted: TrustedProxies,
         gate: Gate,
@@ -54,7 +54,7 @@ class Entrance:
         handling: HeaderHandling,
     ) -> None:
         self.loop = loop
-        self.deadlines = deadlines
+        self.timers = timers
         self.gate = gate
         self.head_s = head_s
         self.takes = handling == "take"
@@ -84,11 +84,11 @@ class Entrance:
 class _Arrival(Peeked):
     """One connection that has not entered."""
 
-    __slots__ = ("_entrance", "_got", "_peer")
+    __slots__ = ("_got", "_peer", "_proxy_protocol")
 
-    def __init__(self, entrance: Entrance, stream: Stream, peer: Any) -> None:
-        super().__init__(entrance.loop, entrance.deadlines, entrance.inside, stream)
-        self._entrance = entrance
+    def __init__(self, entrance: ProxyProtocolFilter, stream: Stream, peer: Any) -> None:
+        super().__init__(entrance.loop, entrance.timers, entrance.inside, stream)
+        self._proxy_protocol = entrance
         self._peer = peer
         self._got = b""
         """Taken, and part of a header that has not all come."""
@@ -111,7 +111,7 @@ class _Arrival(Peeked):
 
     def _header(self) -> Header | None:
         """All of it, taken if it is to be; None if more has to come."""
-        takes = self._entrance.takes
+        takes = self._proxy_protocol.takes
         seen = self._sock.recv(_LOOK if takes else MAX_HEADER, PEEK)
         if not seen:
             if self._got:
@@ -133,8 +133,8 @@ class _Arrival(Peeked):
         return None
 
     def _enter(self, header: Header) -> None:
-        self._entrance.gate.entered(self._release(), peer_from_header(header, self._peer))
+        self._proxy_protocol.gate.entered(self._release(), peer_from_header(header, self._peer))
 
     def _turn_away(self, fault: Fault | None, reason: str) -> None:
         self._close()
-        self._entrance.gate.turned_away(peer_address(self._peer), fault, reason)
+        self._proxy_protocol.gate.turned_away(peer_address(self._peer), fault, reason)

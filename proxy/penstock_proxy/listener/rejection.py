@@ -74,7 +74,7 @@ class _Lingering:
         self.bucket = NEVER
         lingering.add(self)
         service.loop.add_reader(sock, self._readable)
-        service.deadlines.arm_in(self, _LINGER_S)
+        service.timers.arm_in(self, _LINGER_S)
 
     def _readable(self) -> None:
         if lingering_close.is_complete(self._sock):
@@ -85,6 +85,6 @@ class _Lingering:
 
     def end(self) -> None:
         self._service.loop.remove_reader(self._sock)
-        self._service.deadlines.disarm(self)
+        self._service.timers.disarm(self)
         self._all.discard(self)
         self._sock.close()

@@ -14,7 +14,7 @@ from typing import Protocol
 from penstock_proxy.errors import HELLO_TIMEOUT, Fault
 from penstock_proxy.listener.peek import PEEK, STOPPING_S, Peeked
 from penstock_proxy.net.peer import Peer
-from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.tls.client_hello import MAX_HELLO, HelloError, server_name
 from penstock_proxy.tls.server_names import ByName
 from penstock_worker.net.stream import Stream
@@ -38,19 +38,19 @@ class Home(Protocol):
         """It is closed; no fault: it left without a word."""
 
 
-class Routes:
+class SniRouter:
     """All connections of one service that are looked at."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        deadlines: Deadlines,
+        timers: TimerWheel,
         hello_s: float,
         doors: ByName[Door],
         home: Home,
     ) -> None:
         self.loop = loop
-        self.deadlines = deadlines
+        self.timers = timers
         self.doors = doors
         self.home = home
         self.inside: set[Peeked] = set()
@@ -72,8 +72,8 @@ class _Looked(Peeked):
 
     __slots__ = ("_peer", "_routes")
 
-    def __init__(self, routes: Routes, stream: Stream, peer: Peer) -> None:
-        super().__init__(routes.loop, routes.deadlines, routes.inside, stream)
+    def __init__(self, routes: SniRouter, stream: Stream, peer: Peer) -> None:
+        super().__init__(routes.loop, routes.timers, routes.inside, stream)
         self._routes = routes
         self._peer = peer
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from socket import SocketType
 from typing import Any, Final
 
-from penstock_proxy.errors import CONNECT_FAILED, LACKING, Fault
+from penstock_proxy.errors import CONNECT_FAILED, NO_DESCRIPTORS, Fault
 from penstock_proxy.net.address import Address
 from penstock_worker.net.stream import Stream
 
@@ -48,7 +48,7 @@ def socket_address(address: Address) -> SocketAddress:
     return family, sockaddr
 
 
-class Dialing:
+class Connecting:
     """A connect that has not come to an end."""
 
     __slots__ = ("_done", "_loop", "_preface", "_sock")
@@ -88,7 +88,7 @@ def dial(
     address: SocketAddress,
     done: Callable[[Stream | None, int], None],
     preface: bytes = b"",
-) -> Dialing | None:
+) -> Connecting | None:
     """Connect, and say `preface`. `done(stream, 0)` or `done(None, errno)` is called once.
 
     It is called before this returns, with None as the result, when the kernel knows at
@@ -112,7 +112,7 @@ def dial(
         done(Stream(sock.detach(), family, blocks=False), 0)
         return None
     if failure in _UNDER_WAY:
-        return Dialing(loop, sock, done, preface)
+        return Connecting(loop, sock, done, preface)
     sock.close()
     done(None, failure)
     return None
@@ -138,11 +138,11 @@ def why(error: int) -> str:
     return os.strerror(error)
 
 
-def is_our_lack(error: int) -> bool:
+def is_resource_error(error: int) -> bool:
     """Is an errno about what we have run out of? Then no worker is to blame."""
     return error in _LACKING
 
 
-def blamed(error: int) -> Fault:
+def fault_of(error: int) -> Fault:
     """Whose fault a failed connect is."""
-    return LACKING if is_our_lack(error) else CONNECT_FAILED
+    return NO_DESCRIPTORS if is_resource_error(error) else CONNECT_FAILED

@@ -7,7 +7,7 @@ looks at it when the bucket that it was put in comes up, and puts it further on 
 deadline has moved meanwhile. So a request costs a comparison, and an idle connection one
 look each time its time-out passes, however many there are.
 
-Deadlines are late by up to a tick, never early. No I/O; the clock is an argument.
+TimerWheel are late by up to a tick, never early. No I/O; the clock is an argument.
 """
 
 import logging
@@ -25,7 +25,7 @@ class Waiting(Protocol):
     """Written by the wheel only: when it will look again; infinity when it will not."""
 
     def expired(self, now: float) -> None:
-        """The deadline has passed. A new one may be set with `Deadlines.arm`."""
+        """The deadline has passed. A new one may be set with `TimerWheel.arm`."""
 
 
 _log = logging.getLogger("penstock.proxy")
@@ -34,7 +34,7 @@ NEVER: Final = float("inf")
 _NOBODY: Final[tuple[float, set[Waiting]]] = (NEVER, set())
 
 
-class Deadlines:
+class TimerWheel:
     """The wheel. `now` is the time of the last tick, for those who need no better."""
 
     __slots__ = ("_buckets", "_next", "now")
@@ -82,7 +82,7 @@ class Deadlines:
                         self._put(waiting)
 
     def _expire(self, waiting: Waiting) -> None:
-        """Tell one. A mistake in there must not cost the others their deadlines."""
+        """Tell one. A mistake in there must not cost the others their timers."""
         try:
             waiting.expired(self.now)
         except Exception:  # noqa: BLE001 — whatever it is, it is one connection's

@@ -64,12 +64,12 @@ def carry_out(process: Commanded, message: Any, handle: socket.socket | None) ->
 
 def _take_socket(process: Commanded, message: Message, handle: socket.socket) -> None:
     if message["cmd"] == messages.LINK:
-        delegate = process.services[message["service"]].delegate
-        if delegate is not None:
-            delegate.linked(message["slot"], message["link"], message["end"], handle)
+        dispatcher = process.services[message["service"]].dispatcher
+        if dispatcher is not None:
+            dispatcher.linked(message["slot"], message["link"], message["end"], handle)
             return
     elif message["cmd"] == messages.COVER:
-        process.services[message["service"]].gates.cover(message["proxy"], handle)
+        process.services[message["service"]].listeners.cover(message["proxy"], handle)
         return
     handle.close()
 
@@ -83,16 +83,16 @@ def _configure(process: Commanded, message: Message) -> None:
 
 def _accept(process: Commanded, _: Message) -> None:
     for service in process.services.values():
-        service.gates.start()
+        service.listeners.start()
 
 
 def _tls(process: Commanded, message: Message) -> None:
-    if (handshakes := process.services[message["service"]].arrivals.handshakes) is not None:
+    if (handshakes := process.services[message["service"]].filter_chain.tls_acceptor) is not None:
         handshakes.begin(message)
 
 
 def _certificate(process: Commanded, message: Message) -> None:
-    handshakes = process.services[message["service"]].arrivals.handshakes
+    handshakes = process.services[message["service"]].filter_chain.tls_acceptor
     if handshakes is None:
         return
     try:
@@ -108,21 +108,21 @@ def _certificate(process: Commanded, message: Message) -> None:
 
 def _uncover(process: Commanded, message: Message) -> None:
     for service in process.services.values():
-        service.gates.uncover(message["proxy"])
+        service.listeners.uncover(message["proxy"])
 
 
 def _unlink(process: Commanded, message: Message) -> None:
-    delegate = process.services[message["service"]].delegate
-    if delegate is not None:
-        delegate.unlinked(message["link"])
+    dispatcher = process.services[message["service"]].dispatcher
+    if dispatcher is not None:
+        dispatcher.unlinked(message["link"])
     process.tell({"cmd": messages.UNLINKED, "link": message["link"]})
 
 
 def _join(process: Commanded, message: Message) -> None:
     name, slot, address = message["service"], message["slot"], message.get("address")
     service = process.services[name]
-    if service.delegate is not None:
-        service.delegate.joined(slot, message["link"])
+    if service.dispatcher is not None:
+        service.dispatcher.joined(slot, message["link"])
     elif address is not None:
         service.move(slot, address)
     service.pool.join(slot, address)

@@ -25,12 +25,12 @@ from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.config import ProxyConfig, ServiceConfig
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.timer_wheel import TICK_S, Deadlines
+from penstock_proxy.net.timer_wheel import TICK_S, TimerWheel
 from penstock_proxy.runtime import stats
 from penstock_proxy.runtime.commands import Commanded, carry_out
 from penstock_proxy.runtime.scheduling import let_workers_finish
 from penstock_proxy.runtime.service import Service
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.channel import channel
 from penstock_worker.channel.channel import Channel, Message
 from penstock_worker.contract import EXIT_FAILED
@@ -51,8 +51,8 @@ class Proxy(Commanded):
         self.services: dict[str, Service] = {}
         self.checkers: dict[str, HealthChecker] = {}
         self.logs: dict[str, AccessLog] = {}
-        self._deadlines = Deadlines(monotonic())
-        self._admission = Admission(_raise_descriptor_limit(), 0, 0)
+        self._timers = TimerWheel(monotonic())
+        self._fd_budget = FdBudget(_raise_descriptor_limit(), 0, 0)
         self._spare = lingering_close.SpareDescriptor()
         self._channel: Channel | None = None
         self._configured: asyncio.Future[None] = loop.create_future()
@@ -84,18 +84,18 @@ class Proxy(Commanded):
         return self._finished.result()
 
     def _build(self, config: ProxyConfig) -> None:
-        self._admission.listeners = sum(len(s.listeners) for s in config.services)
+        self._fd_budget.listeners = sum(len(s.listeners) for s in config.services)
         for service in config.services:
             proxy = Service(
                 self._loop,
                 self._reactor,
                 service,
-                self._deadlines,
-                self._admission,
+                self._timers,
+                self._fd_budget,
                 self._access_log(service),
                 partial(self._rotated, service.name),
             )
-            proxy.overflow.spare = self._spare
+            proxy.overload.spare = self._spare
             self.services[service.name] = proxy
             self.checkers[service.name] = HealthChecker(
                 proxy.pool,
@@ -104,14 +104,14 @@ class Proxy(Commanded):
                 clock=monotonic,
                 probe=proxy.probe,
             )
-        chains = {name: proxy.arrivals for name, proxy in self.services.items()}
+        chains = {name: proxy.filter_chain for name, proxy in self.services.items()}
         for proxy in self.services.values():
-            proxy.arrivals.route(chains)
+            proxy.filter_chain.route(chains)
         if all(service.scheme == "handoff" for service in config.services):
             let_workers_finish()
-        known = self._admission.open
-        self._admission.other = max(0, stats.open_descriptors() - known)
-        self._admission.check()
+        known = self._fd_budget.open
+        self._fd_budget.other = max(0, stats.open_descriptors() - known)
+        self._fd_budget.check()
 
     def _access_log(self, service: ServiceConfig) -> AccessLog | None:
         log = open_log(
@@ -180,15 +180,15 @@ class Proxy(Commanded):
 
     def stats(self) -> Message:
         """What an answer to STATS says."""
-        return stats.answer(self.services, self.logs, self._admission, self._loop, self._lag_s)
+        return stats.answer(self.services, self.logs, self._fd_budget, self._loop, self._lag_s)
 
     def _tick(self) -> None:
         now = monotonic()
         self._lag_s = max(0.0, now - self._tick_due)
         self._tick_due = now + TICK_S
         self._loop.call_later(TICK_S, self._tick)
-        self._deadlines.tick(now)
-        self._admission.limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._timers.tick(now)
+        self._fd_budget.limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         for service in self.services.values():
             service.tick(now)
         self._leave_when_empty()

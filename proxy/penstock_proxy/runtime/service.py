@@ -17,14 +17,14 @@ from penstock_proxy.balancing.probes import Probe, ProbeResult, with_proxy_heade
 from penstock_proxy.config import ServiceConfig
 from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.context import HttpContext
-from penstock_proxy.listener.filter_chain import Arrivals
-from penstock_proxy.listener.listeners import Gates, port_of
-from penstock_proxy.listener.overload import Overflow
+from penstock_proxy.listener.filter_chain import FilterChain
+from penstock_proxy.listener.listeners import Listeners, port_of
+from penstock_proxy.listener.overload import Overload
 from penstock_proxy.net.address import parse_address
 from penstock_proxy.net.connector import socket_address
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.timer_wheel import Deadlines
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.net.timer_wheel import TimerWheel
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.telemetry.access_log import AccessLog
 
 _log = logging.getLogger("penstock.proxy")
@@ -41,23 +41,21 @@ class Service(HttpContext):
         loop: asyncio.AbstractEventLoop,
         reactor: Reactor,
         config: ServiceConfig,
-        deadlines: Deadlines,
-        admission: Admission,
+        timers: TimerWheel,
+        fd_budget: FdBudget,
         log: AccessLog | None,
         rotated: Callable[[Member, str], None],
     ) -> None:
         """`rotated` is told of each worker that enters or leaves the rotation."""
         self._rotated = rotated
         port = port_of(config.listeners)
-        super().__init__(
-            loop, reactor, config, deadlines, admission, log, self._pool_of(config), port
-        )
-        self.outlier_detection = OutlierDetection(config.ejection, deadlines.now)
-        self.delegate = Dispatcher(self) if config.scheme == "handoff" else None
-        self.overflow = Overflow(self)
-        self.arrivals = Arrivals(self, self.overflow, self.delegate)
-        self.gates = self.overflow.gates = self._gates()
-        self.tick(deadlines.now)
+        super().__init__(loop, reactor, config, timers, fd_budget, log, self._pool_of(config), port)
+        self.outlier_detection = OutlierDetection(config.ejection, timers.now)
+        self.dispatcher = Dispatcher(self) if config.scheme == "handoff" else None
+        self.overload = Overload(self)
+        self.filter_chain = FilterChain(self, self.overload, self.dispatcher)
+        self.listeners = self.overload.listeners = self._make_listeners()
+        self.tick(timers.now)
 
     # -- its parts
 
@@ -73,15 +71,15 @@ class Service(HttpContext):
             per_worker=config.limits.per_worker,
         )
 
-    def _gates(self) -> Gates:
-        return Gates(
+    def _make_listeners(self) -> Listeners:
+        return Listeners(
             self.loop,
             self.config.listeners,
-            self.admission,
-            self.overflow,
+            self.fd_budget,
+            self.overload,
             self.timeouts.queue,
-            self.arrivals.way_in,
-            None if self.delegate is None else self.delegate.flush,
+            self.filter_chain.way_in,
+            None if self.dispatcher is None else self.dispatcher.flush,
         )
 
     def move(self, slot: int, address: str) -> None:
@@ -91,8 +89,8 @@ class Service(HttpContext):
     @property
     def probe(self) -> Probe | None:
         """How to check a worker to which it is not enough to connect."""
-        if self.delegate is not None:
-            return self.delegate.check
+        if self.dispatcher is not None:
+            return self.dispatcher.check
         return self._check if self.proxy_version else None
 
     async def _check(self, member: Member) -> ProbeResult:
@@ -104,18 +102,20 @@ class Service(HttpContext):
 
     def capacity_changed(self) -> None:
         """There may be room for more connections: listeners may accept again."""
-        self.overflow.resume()
+        self.overload.resume()
 
     def serve_queue(self) -> None:
         """Let those who wait try again; who finds no worker goes to the end of the queue."""
         self._is_waking = False
-        waiting, delegate = self.waiting, self.delegate
-        for _ in range(len(waiting)):
-            if not (waiting and self.pool.available) or not (delegate is None or delegate.has_room):
+        queue, dispatcher = self.queue, self.dispatcher
+        for _ in range(len(queue)):
+            if not (queue and self.pool.available) or not (
+                dispatcher is None or dispatcher.has_room
+            ):
                 break
-            waiting.first()()
-        if delegate is not None:
-            delegate.flush()
+            queue.first()()
+        if dispatcher is not None:
+            dispatcher.flush()
 
     def serve_queue_soon(self) -> None:
         """Not at once: whoever has just ended is not done with its connections."""
@@ -129,7 +129,7 @@ class Service(HttpContext):
         self._rotated(member, reason)
         if member.state is not MemberState.UP:
             self.connections.drop(member.slot)
-        elif self.waiting:
+        elif self.queue:
             self.serve_queue_soon()
 
     def _panicked(self, panics: bool) -> None:
@@ -139,29 +139,29 @@ class Service(HttpContext):
             _log.warning("%s: too few workers are in the rotation: all that live are used", name)
         else:
             _log.info("%s: enough workers are in the rotation again", name)
-        if self.waiting:
+        if self.queue:
             self.serve_queue_soon()
 
     def tick(self, now: float) -> None:
         """Four times a second: what is due, whoever it concerns."""
         self.pool.tick(now)
-        if self.delegate is not None:
-            self.delegate.tick(now)
+        if self.dispatcher is not None:
+            self.dispatcher.tick(now)
         self.serve_queue()
         self.error_log.tick(now)
         self.connections.tick(now)
         counts = self.counters
-        self.budget.seen(sum(counts.total.counts), now)
+        self.retry_budget.seen(sum(counts.total.counts), now)
         if self.outlier_detection.is_due(now) and (
             worst := self.outlier_detection.worst(self._given(), now)
         ):
             self.pool.eject(worst.member, now, worst.description)
-        self.overflow.tick(now)
+        self.overload.tick(now)
 
     def _given(self) -> dict[Member, int]:
         """How much each worker was given since the start, well done or not."""
         counts, members = self.counters, self.pool.members
-        if self.config.mode == "http" and self.delegate is None:
+        if self.config.mode == "http" and self.dispatcher is None:
             ended = counts.by_slot()
             return {member: ended[member.slot] + member.retried_elsewhere for member in members}
         # Those that stood; one that failed never did.
@@ -169,8 +169,8 @@ class Service(HttpContext):
 
     def drain(self) -> None:
         """Accept no more; end what is idle; let the rest finish."""
-        self.gates.drain()
+        self.listeners.drain()
         self.stopping = self.connections.stopping = True
-        self.arrivals.drain()
+        self.filter_chain.drain()
         for client in list(self.clients):
             client.stop()

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from penstock_proxy.metrics import snapshot
 from penstock_proxy.runtime.service import Service
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.channel.channel import Message
 from penstock_worker.telemetry.access_log import AccessLog
 
@@ -19,7 +19,7 @@ from penstock_worker.telemetry.access_log import AccessLog
 def answer(
     services: Mapping[str, Service],
     logs: Mapping[str, AccessLog],
-    admission: Admission,
+    fd_budget: FdBudget,
     loop: asyncio.AbstractEventLoop,
     lag_s: float,
 ) -> Message:
@@ -28,7 +28,7 @@ def answer(
         _update(service)
     metrics = snapshot(
         {name: service.counters for name, service in services.items()},
-        fds=_descriptors(admission),
+        fds=_descriptors(fd_budget),
         loop_lag_s=lag_s,
         tasks=len(asyncio.all_tasks(loop)),
         log_dropped={name: log.dropped for name, log in logs.items()},
@@ -43,9 +43,9 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 — a count, not paths
 
 
-def _descriptors(admission: Admission) -> dict[str, int]:
+def _descriptors(fd_budget: FdBudget) -> dict[str, int]:
     """By kind."""
-    kinds = {**admission.by_kind(), "channel": 1}
+    kinds = {**fd_budget.by_kind(), "channel": 1}
     # Looking takes a descriptor, and there may be none: then our own account has to do.
     with suppress(OSError):
         kinds["other"] = max(0, open_descriptors() - (sum(kinds.values()) - kinds["other"]))
@@ -55,9 +55,9 @@ def _descriptors(admission: Admission) -> dict[str, int]:
 def _update(service: Service) -> None:
     """Bring the gauges of a service up to date."""
     counters = service.counters
-    counters.queue = len(service.waiting)
-    if (handshakes := service.arrivals.handshakes) is not None:
+    counters.queue = len(service.queue)
+    if (handshakes := service.filter_chain.tls_acceptor) is not None:
         counters.unfinished = handshakes.pending
-    counters.accepting = service.gates.is_accepting
-    if service.delegate is not None:
-        service.delegate.settle()
+    counters.accepting = service.listeners.is_accepting
+    if service.dispatcher is not None:
+        service.dispatcher.settle()

@@ -12,7 +12,7 @@ _NETWORK: Final = 8
 """Bytes of an IPv6 address that name the network."""
 
 
-class Tally:
+class ClientLimit:
     """The count of one service. `most` may be changed at any time; 0: no limit."""
 
     __slots__ = ("_counts", "most")

@@ -21,10 +21,10 @@ from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.address import parse_address
 from penstock_proxy.net.connector import socket_address
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.timer_wheel import Deadlines
-from penstock_proxy.service.client_limit import Tally
+from penstock_proxy.net.timer_wheel import TimerWheel
+from penstock_proxy.service.client_limit import ClientLimit
 from penstock_proxy.service.error_log import ErrorLog
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.telemetry.access_log import AccessLog
 
 _PROXY_VERSIONS: Final = {"": 0, "v1": 1, "v2": 2}
@@ -41,8 +41,8 @@ class ServiceContext:
         loop: asyncio.AbstractEventLoop,
         reactor: Reactor,
         config: ServiceConfig,
-        deadlines: Deadlines,
-        admission: Admission,
+        timers: TimerWheel,
+        fd_budget: FdBudget,
         log: AccessLog | None,
         pool: Pool,
     ) -> None:
@@ -50,14 +50,14 @@ class ServiceContext:
         self.reactor = reactor
         self.config = config
         self.timeouts = config.timeouts
-        self.deadlines = deadlines
-        self.admission = admission
+        self.timers = timers
+        self.fd_budget = fd_budget
         self.pool = pool
         self.counters = ServiceCounters()
         self.error_log = ErrorLog(config.name, self.counters, log)
-        self.budget = RetryBudget(config.retries, deadlines.now)
-        self.client_limit = Tally(0)
-        self.waiting = Queue(config.limits, config.timeouts.queue)
+        self.retry_budget = RetryBudget(config.retries, timers.now)
+        self.client_limit = ClientLimit(0)
+        self.queue = Queue(config.limits, config.timeouts.queue)
         self.addresses = {
             t.slot: socket_address(parse_address(t.address)) for t in config.targets if t.address
         }
@@ -70,19 +70,19 @@ class ServiceContext:
         """A client's connection was accepted."""
         self.counters.connections += 1
         self.counters.active += 1
-        self.admission.clients += 1
+        self.fd_budget.clients += 1
 
     def client_closed(self, counted_as: str) -> None:
         """A client's connection is closed; `counted_as`: the address that it counted for."""
         self.counters.active -= 1
-        self.admission.clients -= 1
+        self.fd_budget.clients -= 1
         if counted_as:
             self.client_limit.leaves(counted_as)
         self.capacity_changed()
 
     def release(self, member: Member) -> None:
         """A worker that had as much as it may has less: the first in the queue is next."""
-        if self.pool.released(member) and self.waiting:
+        if self.pool.released(member) and self.queue:
             self.serve_queue_soon()
 
     # -- those who wait
@@ -92,7 +92,7 @@ class ServiceContext:
 
         `serve` is called when it is its turn.
         """
-        return self.waiting.enter(who, serve, started, monotonic(), self.pool.in_rotation)
+        return self.queue.enter(who, serve, started, monotonic(), self.pool.in_rotation)
 
     def no_worker(self) -> Fault:
         """Why no worker could be found for somebody."""

@@ -13,10 +13,10 @@ RESERVE: Final = 48
 who are told that there is no room for them."""
 
 
-class Admission:
+class FdBudget:
     """The account of one process. All counts are descriptors."""
 
-    __slots__ = ("clients", "in_flight", "limit", "listeners", "other", "upstreams", "waiting")
+    __slots__ = ("clients", "in_flight", "limit", "listeners", "other", "pending", "upstreams")
 
     def __init__(self, limit: int, listeners: int, other: int) -> None:
         """`limit`: RLIMIT_NOFILE; `other`: open ones that are none of the rest."""
@@ -27,7 +27,7 @@ class Admission:
         self.clients = 0
         """Of clients that are, or will be, connected to a worker by a second one."""
         self.upstreams = 0
-        self.waiting = 0
+        self.pending = 0
         """Of clients that will be passed to a worker: there is no second one."""
         self.in_flight = 0
         """Passed and not taken yet. Not open here, but each may come back: the kernel would
@@ -36,14 +36,14 @@ class Admission:
     @property
     def open(self) -> int:
         """Descriptors in use, by our own account."""
-        return self.listeners + self.other + self.clients + self.upstreams + self.waiting
+        return self.listeners + self.other + self.clients + self.upstreams + self.pending
 
     def room(self) -> int:
         """For how many more connections there are two left, one for the way to a worker.
 
         Each client already in may still need its second one. Below 1: for none.
         """
-        committed = self.listeners + self.other + self.waiting + self.in_flight
+        committed = self.listeners + self.other + self.pending + self.in_flight
         committed += self.clients + max(self.clients, self.upstreams)
         return (self.limit - RESERVE - committed) // 2
 
@@ -62,7 +62,7 @@ class Admission:
         """For `penstock_fds`."""
         return {
             "listener": self.listeners,
-            "client": self.clients + self.waiting,
+            "client": self.clients + self.pending,
             "upstream": self.upstreams,
             "other": self.other,
         }

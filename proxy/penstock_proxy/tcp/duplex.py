@@ -18,7 +18,7 @@ from socket import SO_LINGER, SOL_SOCKET
 from typing import Final, Protocol
 
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.net.timer_wheel import NEVER, Deadlines
+from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_proxy.net.transport import Transport
 
 OK: Final = "ok"
@@ -28,12 +28,12 @@ _FLUSH_S: Final = 30.0
 """Without a byte taken by the one that is left; then it is cut off."""
 
 
-class _Half:
+class _End:
     """One of the two connections. `transport` is None before it is made and after."""
 
     __slots__ = ("finished", "loop", "other", "transport")
 
-    other: "_Half"
+    other: "_End"
     """Both halves also know it by its kind: `client` and `worker`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -77,12 +77,12 @@ class _Half:
             self.transport.write_eof()
 
 
-class WorkerHalf(_Half):
+class WorkerEnd(_End):
     """The connection to the worker."""
 
     __slots__ = ("client",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, client: "ClientHalf") -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, client: "ClientEnd") -> None:
         super().__init__(loop)
         self.other = self.client = client
 
@@ -93,7 +93,7 @@ class WorkerHalf(_Half):
         client = self.client
         client.sent += len(data)
         client.counters.sent += len(data)
-        client.touched = client.deadlines.now
+        client.touched = client.timers.now
         if client.transport is not None:
             client.transport.write(data)
 
@@ -105,11 +105,11 @@ class WorkerHalf(_Half):
 class Owner(Protocol):
     """Who made a pair, and is told of its end. An object, because a closure is larger."""
 
-    def pump_closed(self, half: "ClientHalf") -> None:
+    def duplex_closed(self, half: "ClientEnd") -> None:
         """Both connections are gone. Called once."""
 
 
-class ClientHalf(_Half):
+class ClientEnd(_End):
     """The connection from the client, and the account of the pair."""
 
     __slots__ = (
@@ -117,11 +117,11 @@ class ClientHalf(_Half):
         "bucket",
         "counters",
         "deadline",
-        "deadlines",
         "idle_s",
         "outcome",
         "received",
         "sent",
+        "timers",
         "touched",
         "unsent",
         "worker",
@@ -131,14 +131,14 @@ class ClientHalf(_Half):
         self,
         loop: asyncio.AbstractEventLoop,
         counters: ServiceCounters,
-        deadlines: Deadlines,
+        timers: TimerWheel,
         idle_s: float,
         owner: Owner,
     ) -> None:
         super().__init__(loop)
-        self.other = self.worker = WorkerHalf(loop, self)
+        self.other = self.worker = WorkerEnd(loop, self)
         self.counters = counters
-        self.deadlines = deadlines
+        self.timers = timers
         self.idle_s = idle_s
         self._owner = owner
         self.received = 0
@@ -146,14 +146,14 @@ class ClientHalf(_Half):
         self.unsent = 0
         self.outcome = OK
         """"ok", or the kind of the fault that ended it."""
-        self.touched = deadlines.now
+        self.touched = timers.now
         self.deadline = NEVER
         self.bucket = NEVER
 
     def start(self) -> None:
         """Both ends are known: the idle time runs from now on."""
-        self.touched = self.deadlines.now
-        self.deadlines.arm_in(self, self.idle_s)
+        self.touched = self.timers.now
+        self.timers.arm_in(self, self.idle_s)
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
@@ -164,7 +164,7 @@ class ClientHalf(_Half):
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
         self.counters.received += len(data)
-        self.touched = self.deadlines.now
+        self.touched = self.timers.now
         worker = self.other.transport
         if worker is not None:
             worker.write(data)
@@ -190,16 +190,16 @@ class ClientHalf(_Half):
                 left.abort()
             self.unsent = left.get_write_buffer_size()
             if self.unsent:
-                self.deadlines.arm_in(self, _FLUSH_S)
+                self.timers.arm_in(self, _FLUSH_S)
         if self.transport is None and self.other.transport is None:
-            self.deadlines.disarm(self)
-            self._owner.pump_closed(self)
+            self.timers.disarm(self)
+            self._owner.duplex_closed(self)
 
     def expired(self, now: float) -> None:
         if self.transport is None or self.other.transport is None:
             self._flushing()
         elif self.touched + self.idle_s > now:
-            self.deadlines.arm(self, self.touched + self.idle_s)
+            self.timers.arm(self, self.touched + self.idle_s)
         else:
             self.outcome = "tunnel_timeout"
             self.abort()
@@ -211,7 +211,7 @@ class ClientHalf(_Half):
             return
         before, self.unsent = self.unsent, left.get_write_buffer_size()
         if self.unsent < before:
-            self.deadlines.arm_in(self, _FLUSH_S)
+            self.timers.arm_in(self, _FLUSH_S)
         else:
             left.abort()
 

@@ -10,18 +10,18 @@ from typing import Any
 
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.balancing.retry_budget import MAX_RETRIES, Attempts
-from penstock_proxy.errors import CONNECT_TIMEOUT, QUEUE_FULL, TURNED_AWAY, Fault, Side
-from penstock_proxy.net.connector import Dialing, blamed, dial, why
+from penstock_proxy.errors import CONNECT_TIMEOUT, QUEUE_FULL, REJECTED, Fault, Side
+from penstock_proxy.net.connector import Connecting, dial, fault_of, why
 from penstock_proxy.net.socket_transport import adopt
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.service.context import ServiceContext
-from penstock_proxy.tcp.duplex import OK, ClientHalf
+from penstock_proxy.tcp.duplex import OK, ClientEnd
 from penstock_proxy.tls.transport import TlsConnection
 from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import peer_address
 
 
-class Relay:
+class Session:
     """One client connection on its way to a worker, and what became of it."""
 
     __slots__ = (
@@ -61,13 +61,13 @@ class Relay:
         self.deadline = NEVER
         self.bucket = NEVER
         self._sock: Stream | TlsConnection | None = sock
-        self._connecting: Dialing | None = None
+        self._connecting: Connecting | None = None
         self._attempts: Attempts | None = None
         """Since the first one has failed."""
 
     def start(self) -> None:
         """Choose a worker, but after those who wait for one."""
-        if self.service.waiting:
+        if self.service.queue:
             self._wait()
         else:
             self.dispatch()
@@ -81,32 +81,32 @@ class Relay:
             return
         self.member = member
         member.active += 1
-        service.admission.upstreams += 1
+        service.fd_budget.upstreams += 1
         service.counters.upstreams += 1
         address = service.addresses[member.slot]
         connecting = dial(service.loop, address, self._connected, self.proxy_header)
         # None may also mean that a refusal has led here again, on to the next worker.
         if connecting is not None:
             self._connecting = connecting
-            service.deadlines.arm(self, monotonic() + service.timeouts.connect)
+            service.timers.arm(self, monotonic() + service.timeouts.connect)
 
     def _connected(self, sock: Stream | None, error: int) -> None:
         self._connecting = None
         service = self.service
         if sock is None:
-            self._failed(blamed(error), why(error))
+            self._failed(fault_of(error), why(error))
             return
         member = self.member
         assert member is not None
         assert self._sock is not None
-        service.deadlines.disarm(self)
+        service.timers.disarm(self)
         self.connect_s = monotonic() - self.started
         service.counters.connect.observe(self.connect_s)
         service.counters.worker_connections[member.slot] += 1
         if member.consecutive_failures:
             service.pool.succeeded(member)
-        half = ClientHalf(
-            service.loop, service.counters, service.deadlines, service.timeouts.tunnel, self
+        half = ClientEnd(
+            service.loop, service.counters, service.timers, service.timeouts.tunnel, self
         )
         client, self._sock = self._sock, None
         # The worker's half first: it must stand before the client's first byte.
@@ -136,7 +136,7 @@ class Relay:
         """It has one connection less, and so have we."""
         service, member = self.service, self.member
         assert member is not None
-        service.admission.upstreams -= 1
+        service.fd_budget.upstreams -= 1
         service.counters.upstreams -= 1
         member.active -= 1
         if member.is_full:
@@ -145,13 +145,13 @@ class Relay:
 
     def _wait(self) -> None:
         service, attempts = self.service, self._attempts
-        if attempts is not None and not attempts.another_round(service.budget, monotonic()):
+        if attempts is not None and not attempts.another_round(service.retry_budget, monotonic()):
             service.counters.retries_denied += 1
             self._give_up(attempts.last_fault)
             return
         patience = service.enqueue(self, self.dispatch, self.started)
         if isinstance(patience, float):
-            service.deadlines.arm(self, monotonic() + patience)
+            service.timers.arm(self, monotonic() + patience)
         else:
             self._give_up(patience if patience is QUEUE_FULL else self._why())
 
@@ -161,8 +161,8 @@ class Relay:
         return self.service.no_worker() if attempts is None else attempts.last_fault
 
     def expired(self, now: float) -> None:
-        if self in self.service.waiting:
-            self.service.waiting.leave(self)
+        if self in self.service.queue:
+            self.service.queue.leave(self)
             self._give_up(self._why())
         elif self._connecting is not None:
             self._connecting.cancel()
@@ -172,8 +172,8 @@ class Relay:
     def _give_up(self, fault: Fault) -> None:
         """TCP has no words: the connection is closed."""
         service = self.service
-        service.deadlines.disarm(self)
-        if fault in TURNED_AWAY:
+        service.timers.disarm(self)
+        if fault in REJECTED:
             service.counters.rejected[fault.kind] += 1
         assert self._sock is not None
         if isinstance(self._sock, Stream):
@@ -182,7 +182,7 @@ class Relay:
             self._sock.break_off()
         self._end(fault.kind, 0, 0)
 
-    def pump_closed(self, half: ClientHalf) -> None:
+    def duplex_closed(self, half: ClientEnd) -> None:
         """Both connections are gone."""
         self._release_member()
         service = self.service

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from penstock_proxy.net.socket_transport import adopt
-from penstock_proxy.net.timer_wheel import NEVER, Deadlines
+from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.service.context import ServiceContext
 from penstock_proxy.tls import client_hello
@@ -114,7 +114,7 @@ class Handshake:
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._owner.deadlines.disarm(self)
+        self._owner.timers.disarm(self)
         self._owner.failed(self, self._result or "gone")
 
     def pause_writing(self) -> None:
@@ -183,7 +183,7 @@ class Handshake:
         self._state = _PARTING
         if not self._lower.is_closing():
             self._lower.write_eof()
-            self._owner.deadlines.arm_in(self, _LINGER_S)
+            self._owner.timers.arm_in(self, _LINGER_S)
 
     def displace(self) -> None:
         """Others want to come in, and this one has not in all its time."""
@@ -238,8 +238,8 @@ class TlsAcceptor:
         return self._service.loop
 
     @property
-    def deadlines(self) -> Deadlines:
-        return self._service.deadlines
+    def timers(self) -> TimerWheel:
+        return self._service.timers
 
     @property
     def pending(self) -> int:
@@ -270,7 +270,7 @@ class TlsAcceptor:
         """Somebody has connected, and was counted for the address `counted_as`."""
         handshake = Handshake(self, peer, proxy_header, port, counted_as, believed=believed)
         self._pending[handshake] = None
-        self.deadlines.arm_in(handshake, self._service.timeouts.handshake)
+        self.timers.arm_in(handshake, self._service.timeouts.handshake)
         if len(self._pending) > self._limit:
             oldest = next(iter(self._pending))
             del self._pending[oldest]
@@ -280,7 +280,7 @@ class TlsAcceptor:
     def done(self, handshake: Handshake, connection: TlsConnection) -> None:
         """It has become a connection: the service has it now."""
         self._pending.pop(handshake, None)
-        self.deadlines.disarm(handshake)
+        self.timers.disarm(handshake)
         self._service.counters.handshakes["resumed" if connection.is_resumed else "ok"] += 1
         self._secured(handshake, connection)
 

@@ -10,7 +10,7 @@ from tests.proxy.conftest import House, Wire
 from penstock_proxy.balancing.pool import Pool
 from penstock_proxy.balancing.queue import Queue, nobody, retry_after
 from penstock_proxy.config import Balance, Ejection, Health, Limits, Target
-from penstock_proxy.errors import LACKING, NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT, Fault
+from penstock_proxy.errors import NO_DESCRIPTORS, NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT, Fault
 
 GET = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -63,7 +63,7 @@ def test_the_queue_is_as_long_as_its_workers_are_many(workers: int, room: int) -
     ("fault", "back", "seconds"),
     [
         (NO_WORKER, [], 1),
-        (LACKING, [], 1),
+        (NO_DESCRIPTORS, [], 1),
         (QUEUE_FULL, [], 2),
         (QUEUE_TIMEOUT, [], 2),
         (QUEUE_FULL, [100.5], 1),
@@ -209,11 +209,11 @@ def test_relayed_connections_wait_as_well(house: House) -> None:
     house.open(1, queue=2.0, per_worker=1)
     house.relay()
     house.relay()
-    assert (len(house.network.wires), len(house.service.waiting)) == (2, 1)
+    assert (len(house.network.wires), len(house.service.queue)) == (2, 1)
     house.worker.finish()
     house.network.wires[0].finish()
     house.loop.run()
-    assert not house.service.waiting
+    assert not house.service.queue
     assert house.service.pool.members[0].active == 1
     for wire in house.network.wires:
         wire.reset()

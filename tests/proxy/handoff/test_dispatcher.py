@@ -21,9 +21,9 @@ from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff import link as link_module
 from penstock_proxy.handoff.pending import Pending
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.runtime.service import Service
-from penstock_proxy.service.fd_budget import RESERVE, Admission
+from penstock_proxy.service.fd_budget import RESERVE, FdBudget
 from penstock_worker.handoff.protocol import CLIENT, CREDIT, MAX_PER_MESSAGE, receive
 from penstock_worker.net.proxy_protocol import Header, build, parse
 
@@ -42,8 +42,8 @@ class House:
         listener.setblocking(False)
         self.address = listener.getsockname()
         self.now = monotonic()
-        self.deadlines = Deadlines(self.now)
-        self.admission = Admission(10_000, 1, 10)
+        self.timers = TimerWheel(self.now)
+        self.fd_budget = FdBudget(10_000, 1, 10)
         config = ServiceConfig(
             name="web",
             scheme="handoff",
@@ -55,28 +55,28 @@ class House:
             self.loop,
             Reactor(self.loop),
             config,
-            self.deadlines,
-            self.admission,
+            self.timers,
+            self.fd_budget,
             None,
             lambda *_: None,
         )
-        assert self.service.delegate is not None
-        self.delegate = self.service.delegate
+        assert self.service.dispatcher is not None
+        self.dispatcher = self.service.dispatcher
         self.workers: dict[int, socket.socket] = {}
         self.clients: list[socket.socket] = []
         self.held: list[int] = []
         self.sent = 0
         for slot in range(workers):
             self.start(slot, slot + 1)
-        self.service.gates.start()
+        self.service.listeners.start()
 
     def start(self, slot: int, number: int) -> None:
         """A process of this slot is ready, and healthy."""
         proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.delegate.linked(slot, number, "proxy", proxy)
-        self.delegate.linked(slot, number, "worker", worker.dup())
+        self.dispatcher.linked(slot, number, "proxy", proxy)
+        self.dispatcher.linked(slot, number, "worker", worker.dup())
         self.workers[number] = worker
-        self.delegate.joined(slot, number)
+        self.dispatcher.joined(slot, number)
         pool = self.service.pool
         pool.join(slot)
         pool.checked(pool.member(slot), ok=True, now=self.now, why="")
@@ -95,7 +95,7 @@ class House:
 
     def tick(self, seconds: float) -> None:
         self.now += seconds
-        self.deadlines.tick(self.now)
+        self.timers.tick(self.now)
         self.service.tick(self.now)
         self.turn()
 
@@ -127,15 +127,15 @@ class House:
 
     @property
     def results(self) -> tuple[int, int, int]:
-        self.delegate.settle()
+        self.dispatcher.settle()
         handoffs = self.service.counters.handoffs
         return handoffs["taken"], handoffs["returned"], handoffs["lost"]
 
     def close(self) -> None:
         for number in tuple(self.workers):
-            self.delegate.unlinked(number)
+            self.dispatcher.unlinked(number)
         self.service.drain()
-        for waiting in tuple(self.service.waiting):
+        for waiting in tuple(self.service.queue):
             assert isinstance(waiting, Pending)
             waiting.expired(self.now)
         for worker in self.workers.values():
@@ -163,11 +163,11 @@ def houses() -> Iterator[Any]:
 
 def test_connections_go_round_and_our_copies_are_closed(houses: Any) -> None:
     house = houses()
-    before = house.admission.open
+    before = house.fd_budget.open
     house.connect(6)
     assert (house.take(1), house.take(2)) == (3, 3)
     assert house.results == (6, 0, 0)
-    assert house.admission.open == before
+    assert house.fd_budget.open == before
     assert house.service.counters.opened == 6
 
 
@@ -187,12 +187,12 @@ def test_of_those_that_come_together_the_last_may_have_to_wait(houses: Any) -> N
     house = houses(workers=1, handoff_window=5)
     house.connect(12, at_once=True)
     assert house.service.counters.in_flight == 5
-    assert len(house.service.waiting) == 7
+    assert len(house.service.queue) == 7
     assert house.take(1) == 5
     while house.take(1):
         pass
     assert house.results == (12, 0, 0)
-    assert not house.service.waiting
+    assert not house.service.queue
 
 
 def test_what_a_dead_worker_had_not_taken_goes_to_another(houses: Any) -> None:
@@ -200,7 +200,7 @@ def test_what_a_dead_worker_had_not_taken_goes_to_another(houses: Any) -> None:
     house.connect(6)
     assert house.take(1, 1) == 1
     house.service.pool.leave(0)
-    house.delegate.unlinked(1)
+    house.dispatcher.unlinked(1)
     assert house.take(2) == 5
     assert house.results == (6, 2, 0)
     assert house.service.counters.retries == 2
@@ -222,7 +222,7 @@ def test_a_connection_goes_by_the_address_in_its_header_which_the_worker_reads(
         for address in told(house, number):
             assert of.setdefault(address, number) == number
     house.service.pool.leave(1)
-    house.delegate.unlinked(2)
+    house.dispatcher.unlinked(2)
     before = dict(of)
     for number in (1, 3):
         for address in told(house, number):
@@ -248,7 +248,7 @@ def test_a_stranger_is_not_passed_on_where_a_header_is_wanted(houses: Any) -> No
         house.connect(3)
         counters = house.service.counters
         assert counters.rejected["proxy_untrusted"] == 3
-        assert (counters.active, counters.in_flight, house.admission.waiting) == (0, 0, 0)
+        assert (counters.active, counters.in_flight, house.fd_budget.pending) == (0, 0, 0)
 
 
 def test_what_a_stopped_worker_does_not_take_in_time_goes_to_another(houses: Any) -> None:
@@ -272,7 +272,7 @@ def test_a_stuck_worker_that_takes_a_check_is_sent_connections_again(houses: Any
     house.take(2)
     house.tick(1.5)
     house.take(2)
-    checking = house.loop.create_task(house.delegate.check(house.service.pool.member(0)))
+    checking = house.loop.create_task(house.dispatcher.check(house.service.pool.member(0)))
     house.turn()
     got = receive(house.workers[1])
     assert got is not None
@@ -288,13 +288,13 @@ def test_no_more_than_the_window_are_on_their_way(houses: Any) -> None:
     house = houses(workers=1, handoff_window=3)
     house.connect(5)
     assert house.service.counters.in_flight == 3
-    assert len(house.service.waiting) == 2
+    assert len(house.service.queue) == 2
     assert house.take(1, 1) == 1
     assert house.service.counters.in_flight == 3
     house.take(1)
     house.take(1)
     assert house.results == (5, 0, 0)
-    assert not house.service.waiting
+    assert not house.service.queue
 
 
 def test_who_waits_in_vain_is_closed_and_counted(houses: Any) -> None:
@@ -304,7 +304,7 @@ def test_who_waits_in_vain_is_closed_and_counted(houses: Any) -> None:
     house.tick(2.0)
     assert house.service.counters.rejected["queue_timeout"] == 1
     assert house.service.counters.active == 0
-    assert (house.admission.waiting, house.admission.clients) == (0, 0)
+    assert (house.fd_budget.pending, house.fd_budget.clients) == (0, 0)
 
 
 def test_who_is_refused_by_the_kernel_has_waited_since_it_came(
@@ -315,11 +315,11 @@ def test_who_is_refused_by_the_kernel_has_waited_since_it_came(
 
     house = houses(workers=1, handoff_window=2)
     house.connect(4)
-    since = [passage.started for passage in house.service.waiting]
+    since = [passage.started for passage in house.service.queue]
     with monkeypatch.context() as patched:
         patched.setattr(link_module, "send", refuse)
         house.take(1)
-    assert [passage.started for passage in house.service.waiting] == since
+    assert [passage.started for passage in house.service.queue] == since
     assert house.service.counters.in_flight == 0
     house.tick(1.0)
     house.take(1)
@@ -328,24 +328,24 @@ def test_who_is_refused_by_the_kernel_has_waited_since_it_came(
 
 def test_a_connection_needs_one_descriptor_wherever_it_is(houses: Any) -> None:
     house = houses(workers=1, handoff_window=2)
-    account = house.admission
+    account = house.fd_budget
     house.connect(5)
     assert (account.in_flight, account.waiting, account.clients) == (2, 3, 0)
     assert account.by_kind()["client"] == 3
     house.take(1, 2)
     assert (account.in_flight, account.waiting) == (2, 1)
-    house.delegate.unlinked(1)
+    house.dispatcher.unlinked(1)
     assert (account.in_flight, account.waiting) == (0, 3), "what came back is here again"
 
 
 def test_no_more_are_let_in_than_may_come_back(houses: Any) -> None:
     house = houses(workers=1)
-    account = house.admission
+    account = house.fd_budget
     account.other += 10_000 - account.open - RESERVE - 4
     house.connect(6)
     assert account.in_flight == 3, "two are left for one more"
-    house.delegate.unlinked(1)
-    assert len(house.service.waiting) == 3
+    house.dispatcher.unlinked(1)
+    assert len(house.service.queue) == 3
     assert account.open + RESERVE <= 10_000
     account.other = 10
     house.start(0, 2)
@@ -371,8 +371,8 @@ def test_a_successor_takes_over_while_the_old_one_still_has_clients(houses: Any)
     house.connect(3)
     assert (house.take(1), house.take(7)) == (0, 3)
     assert house.service.pool.member(0).active == 5
-    house.delegate.unlinked(1)
-    house.delegate.settle()
+    house.dispatcher.unlinked(1)
+    house.dispatcher.settle()
     assert house.service.pool.member(0).active == 3, "what the old one had is over"
 
 
@@ -380,7 +380,7 @@ def test_a_worker_that_talks_nonsense_is_left_alone_and_its_share_goes_on(houses
     house = houses()
     house.connect(2)
     house.workers[1].send(b"nonsense")
-    house.delegate.settle()
+    house.dispatcher.settle()
     house.connect(4)
     assert house.take(2) == 6
     assert house.results[2] == 0
@@ -410,10 +410,10 @@ def test_policies_that_count_hear_of_an_end_at_once(houses: Any) -> None:
 
 def test_before_anybody_is_linked_clients_wait(houses: Any) -> None:
     house = houses(workers=1)
-    house.delegate.unlinked(1)
+    house.dispatcher.unlinked(1)
     house.service.pool.leave(0)
     house.connect(2)
-    assert len(house.service.waiting) == 2
+    assert len(house.service.queue) == 2
     house.start(0, 9)
     house.tick(0.3)
     assert house.take(9) == 2
@@ -423,17 +423,17 @@ def test_a_worker_has_no_more_connections_than_it_may_have(houses: Any) -> None:
     house = houses(workers=2, limits={"per_worker": 2}, timeouts={"queue": "9s"})
     house.connect(6)
     assert [member.active for member in house.service.pool.members] == [2, 2]
-    assert len(house.service.waiting) == 2
+    assert len(house.service.queue) == 2
     assert (house.take(1), house.take(2)) == (2, 2)
-    assert len(house.service.waiting) == 2, "taken is not ended"
+    assert len(house.service.queue) == 2, "taken is not ended"
     house.workers[2].send(CREDIT.pack(0, 1))
     house.turn()
     assert [member.active for member in house.service.pool.members] == [2, 2]
-    assert len(house.service.waiting) == 1
-    house.delegate.unlinked(1)
+    assert len(house.service.queue) == 1
+    house.dispatcher.unlinked(1)
     assert house.service.pool.members[0].active == 0
     house.service.pool.leave(0)
     house.workers[2].send(CREDIT.pack(1, 1))
     house.turn()
-    assert not house.service.waiting
+    assert not house.service.queue
     assert house.service.pool.members[1].active == 2

@@ -22,7 +22,7 @@ from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.handoff.link import NEVER, Link
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.handoff.protocol import CREDIT, PROBE, receive
 
 
@@ -34,8 +34,8 @@ class Stage:
         self.counters = ServiceCounters()
         self.member = Member(0, "", 1, MemberState.UP)
         self.heard = 0
-        self.admission = Admission(1024, 0, 0)
-        self.link = Link(self.loop, 1, self.member, self.counters, self.admission, self._on_heard)
+        self.fd_budget = FdBudget(1024, 0, 0)
+        self.link = Link(self.loop, 1, self.member, self.counters, self.fd_budget, self._on_heard)
         proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.worker = worker
         self.link.has("proxy", proxy)
@@ -87,7 +87,7 @@ class Stage:
 
     def check(self) -> None:
         assert self.sent == sum(self.results) + self.counters.in_flight
-        assert self.link.in_flight == self.counters.in_flight == self.admission.in_flight
+        assert self.link.in_flight == self.counters.in_flight == self.fd_budget.in_flight
         assert self.link.open == self.counters.opened
         assert self.member.active == self.link.in_flight + self.link.open
 

@@ -21,7 +21,7 @@ from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.handoff.link import Link
 from penstock_proxy.metrics import ServiceCounters
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.handoff.receiver import LinkReceiver
 from penstock_worker.net.stream import Stream
 
@@ -67,14 +67,14 @@ class Proxy:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.counters = ServiceCounters()
-        self.admission = Admission(1 << 20, 0, 0)
+        self.fd_budget = FdBudget(1 << 20, 0, 0)
         self.processes: list[Process] = []
         self.sent = 0
 
     def start(self, name: bytes) -> Process:
         proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         member = Member(len(self.processes), "", 1, MemberState.UP)
-        link = Link(self.loop, member.slot, member, self.counters, self.admission, lambda _: None)
+        link = Link(self.loop, member.slot, member, self.counters, self.fd_budget, lambda _: None)
         link.has("proxy", proxy)
         link.has("worker", worker.dup())
         pid = os.fork()
@@ -99,7 +99,7 @@ class Proxy:
         counters, links = self.counters, [process.link for process in self.processes]
         assert self.sent == sum(counters.handoffs.values()) + counters.in_flight
         assert counters.handoffs["lost"] == 0
-        assert counters.in_flight == self.admission.in_flight == sum(one.in_flight for one in links)
+        assert counters.in_flight == self.fd_budget.in_flight == sum(one.in_flight for one in links)
         assert counters.opened == sum(one.open for one in links)
         assert all(o.member.active == o.in_flight + o.open for o in links)
 

@@ -436,7 +436,7 @@ def test_a_client_that_leaves_while_its_worker_is_dialed_takes_the_connect_along
     house.network.silent = {1}
     client = house.client()
     client.send(GET)
-    assert house.admission.upstreams == 1
+    assert house.fd_budget.upstreams == 1
     client.reset()
     assert not house.network.hanging
-    assert house.admission.upstreams == 0
+    assert house.fd_budget.upstreams == 0

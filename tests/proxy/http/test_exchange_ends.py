@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.proxy.conftest import House, Wire
 
-from penstock_proxy.listener.listeners import Gates
+from penstock_proxy.listener.listeners import Listeners
 from penstock_worker.net.stream import Stream
 from penstock_worker.telemetry.access_log import open_log
 
@@ -135,14 +135,14 @@ def test_a_client_that_leaves_after_its_whole_request_is_noticed(
     client.finish()
     assert errors(house) == {"client_gone": 1}
     assert not house.network.hanging
-    assert not house.service.waiting
+    assert not house.service.queue
     assert all(wire.lost for wire in house.network.wires)
 
 
 # -- those who come last
 
 
-class Queue(Gates):
+class Queue(Listeners):
     """A listener whose kernel has let one client in that nobody has accepted."""
 
     def __init__(self, house: House) -> None:
@@ -155,12 +155,12 @@ class Queue(Gates):
         return 0
 
     def drain(self) -> None:
-        self._house.service.arrivals.way_in(Stream(-1, 0), ("192.0.2.1", 5000))
+        self._house.service.filter_chain.way_in(Stream(-1, 0), ("192.0.2.1", 5000))
 
 
 @pytest.mark.parametrize("speaks", [False, True])
 def test_who_is_let_in_at_the_very_end_must_speak_at_once(house: House, *, speaks: bool) -> None:
-    house.service.gates = Queue(house)
+    house.service.listeners = Queue(house)
     house.service.drain()
     house.loop.run()
     (client,) = house.network.wires

@@ -51,9 +51,9 @@ def test_a_client_that_leaves_the_queue_after_its_body_gives_up_its_place(house:
     house.service.pool.leave(0)
     client = house.client()
     client.send(POST + b"abc")
-    assert len(house.service.waiting) == 1
+    assert len(house.service.queue) == 1
     client.finish()
-    assert not house.service.waiting
+    assert not house.service.queue
 
 
 def test_a_quiet_stream_is_cut_and_its_worker_keeps_its_good_name(house: House) -> None:
@@ -144,11 +144,11 @@ def test_at_the_limit_the_next_one_comes_in_as_soon_as_one_leaves(
         def resume(self) -> None:
             resumed.append(house.service.counters.active)
 
-    monkeypatch.setattr(house.service.overflow, "gates", Door())
+    monkeypatch.setattr(house.service.overload, "listeners", Door())
     config = house.service.config.model_copy(update={"max_connections": 1})
     monkeypatch.setattr(house.service, "config", config)
     client = house.client()
-    assert house.service.overflow.room() < 1
-    house.service.overflow.crowded()
+    assert house.service.overload.room() < 1
+    house.service.overload.crowded()
     client.reset()
     assert resumed == [0]

@@ -10,7 +10,7 @@ from penstock_proxy.config import Fields
 from penstock_proxy.errors import RejectedError
 from penstock_proxy.http1 import parser
 from penstock_proxy.http1.forwarded import Claims, believed
-from penstock_proxy.http1.request import Forwarding, request_trailers
+from penstock_proxy.http1.request import HeaderRewriter, request_trailers
 from penstock_worker.net.trusted_proxies import TrustedProxies
 
 PROXIES = ("10.0.0.0/8", "2001:db8:1::/48")
@@ -35,7 +35,7 @@ def worker_sees(
     **terms: object,
 ) -> list[tuple[str, str]]:
     """The fields of a request as a worker gets them, in order, without the request id."""
-    using = Forwarding(PROXIES, 1000, b"http", port=8000, terms=Fields.model_validate(terms))
+    using = HeaderRewriter(PROXIES, 1000, b"http", port=8000, terms=Fields.model_validate(terms))
     head = start + b"\r\nHost: shop.example\r\n" + fields + b"\r\n"
     line = parser.parse_request_line(head)
     prepared = using.request(line, head[line.end :], trusted=trusted)

@@ -5,16 +5,18 @@ import pytest
 from penstock_proxy.config import Fields
 from penstock_proxy.errors import HEAD_TOO_LARGE, RejectedError
 from penstock_proxy.http1 import parser, request
-from penstock_proxy.http1.request import Forwarding, Prepared
+from penstock_proxy.http1.request import HeaderRewriter, PreparedRequest
 from penstock_proxy.http1.request_body import RequestBody
 
 
-def plain(*trusted: str, most: int = 100) -> Forwarding:
+def plain(*trusted: str, most: int = 100) -> HeaderRewriter:
     """Without Via, which has tests of its own."""
-    return Forwarding(trusted, most, terms=Fields(via=""))
+    return HeaderRewriter(trusted, most, terms=Fields(via=""))
 
 
-def prepare(head: bytes, *, trusted: bool = False, using: Forwarding | None = None) -> Prepared:
+def prepare(
+    head: bytes, *, trusted: bool = False, using: HeaderRewriter | None = None
+) -> PreparedRequest:
     line = parser.parse_request_line(head)
     return (using or plain()).request(line, head[line.end :], trusted=trusted)
 

@@ -6,7 +6,7 @@ from penstock_proxy.errors import BAD_RESPONSE, RejectedError
 from penstock_proxy.http1.parser import NO_LENGTH
 from penstock_proxy.http1.response import (
     Response,
-    Responses,
+    ResponseHeads,
     keep_response_trailers,
     parse_response,
 )
@@ -90,7 +90,7 @@ def test_a_worker_that_switches_says_to_what() -> None:
     ],
 )
 def test_a_doubtful_response_is_the_workers_fault(head: bytes) -> None:
-    responses = Responses()
+    responses = ResponseHeads()
     for _ in range(2):
         with pytest.raises(RejectedError) as rejected:
             responses.read(head)
@@ -106,7 +106,7 @@ def test_a_204_that_announces_a_body_loses_the_word_and_the_connection(field: by
 
 
 def test_response_heads_are_remembered_within_bounds() -> None:
-    responses = Responses()
+    responses = ResponseHeads()
     head = b"HTTP/1.1 200 OK\r\nX: %b\r\n\r\n"
     first = responses.read(head % b"0")
     assert responses.read(head % b"0") is first

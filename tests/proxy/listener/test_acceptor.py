@@ -14,9 +14,9 @@ from penstock_proxy.config import Limits, ServiceConfig
 from penstock_proxy.listener import acceptor as acceptor_module
 from penstock_proxy.listener.acceptor import Acceptor
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.runtime.service import Service
-from penstock_proxy.service.fd_budget import RESERVE, Admission
+from penstock_proxy.service.fd_budget import RESERVE, FdBudget
 from penstock_worker.net.stream import Stream
 
 DEADLINE_S = 10.0
@@ -185,10 +185,10 @@ def test_the_next_one_comes_in_when_one_leaves_and_waits_for_no_tick(
             limits=Limits(connections_per_client=0),
             access_log="off",
         )
-        admission = Admission(RESERVE + 4 if full == "descriptors" else 1024, 0, 0)
-        deadlines = Deadlines(loop.time())
-        service = Service(loop, Reactor(loop), config, deadlines, admission, None, lambda *_: None)
-        service.gates.start()
+        fd_budget = FdBudget(RESERVE + 4 if full == "descriptors" else 1024, 0, 0)
+        timers = TimerWheel(loop.time())
+        service = Service(loop, Reactor(loop), config, timers, fd_budget, None, lambda *_: None)
+        service.listeners.start()
         door.knock(5)
         door.listener.detach()
         counters = service.counters

@@ -11,33 +11,33 @@ import uvloop
 
 from penstock_proxy.errors import Fault
 from penstock_proxy.listener.acceptor import Acceptor
-from penstock_proxy.listener.listeners import AdmissionControl, Gates
-from penstock_proxy.service.fd_budget import Admission
+from penstock_proxy.listener.listeners import AdmissionControl, Listeners
+from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.net.stream import Stream
 
 AWAY = 7
 
 
 class House(AdmissionControl):
-    """Gates, and the ports of the clients that came in by them."""
+    """Listeners, and the ports of the clients that came in by them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, stack: ExitStack) -> None:
         self._loop, self._stack = loop, stack
         self.own, self.other = self._listener(), self._listener()
         self.came: list[int] = []
         self.left = 1000
-        self.admission = Admission(1024, 1, 0)
-        self.gates = Gates(
-            loop, (self.own.dup().detach(),), self.admission, self, 2.0, self._deliver
+        self.fd_budget = FdBudget(1024, 1, 0)
+        self.listeners = Listeners(
+            loop, (self.own.dup().detach(),), self.fd_budget, self, 2.0, self._deliver
         )
-        stack.callback(self.gates.drain)
+        stack.callback(self.listeners.drain)
 
     def _listener(self) -> socket.socket:
         listener = self._stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.setblocking(False)
         return listener
 
-    # What the gates ask.
+    # What the listeners ask.
 
     def room(self) -> int:
         return self.left
@@ -54,7 +54,7 @@ class House(AdmissionControl):
         self.came.append(peer[1])
 
     def cover(self) -> None:
-        self.gates.cover(AWAY, self.other.dup())
+        self.listeners.cover(AWAY, self.other.dup())
 
     def knock(self, listener: socket.socket) -> int:
         client = self._stack.enter_context(socket.create_connection(listener.getsockname()))
@@ -84,27 +84,27 @@ def house() -> Iterator[House]:
 
 
 def test_it_accepts_from_its_own_and_from_what_it_covers(house: House) -> None:
-    house.gates.start()
+    house.listeners.start()
     house.cover()
     knocked = [house.knock(house.own), house.knock(house.other)]
     house.turn(lambda: len(house.came) == 2)
     assert sorted(house.came) == sorted(knocked)
-    assert house.admission.listeners == 2
+    assert house.fd_budget.listeners == 2
 
 
 def test_what_waited_there_before_is_taken_too(house: House) -> None:
     waits = house.knock(house.other)
-    house.gates.start()
+    house.listeners.start()
     house.cover()
     house.turn(lambda: house.came)
     assert house.came == [waits]
 
 
 def test_when_it_is_back_what_waits_is_its_own(house: House) -> None:
-    house.gates.start()
+    house.listeners.start()
     house.cover()
-    house.gates.uncover(AWAY)
-    house.gates.uncover(AWAY)
+    house.listeners.uncover(AWAY)
+    house.listeners.uncover(AWAY)
     waits = house.knock(house.other)
     own = house.knock(house.own)
     house.turn(lambda: house.came == [own])
@@ -113,39 +113,39 @@ def test_when_it_is_back_what_waits_is_its_own(house: House) -> None:
     theirs, (_, port) = house.other.accept()
     theirs.close()
     assert port == waits, "the socket itself is as it was"
-    assert house.admission.listeners == 1
+    assert house.fd_budget.listeners == 1
 
 
 def test_told_twice_it_has_it_once(house: House) -> None:
-    house.gates.start()
+    house.listeners.start()
     house.cover()
     house.cover()
-    assert house.admission.listeners == 2
+    assert house.fd_budget.listeners == 2
     waits = house.knock(house.other)
     house.turn(lambda: house.came)
     assert house.came == [waits]
 
 
 def test_without_room_nobody_comes_in_by_any_way(house: House) -> None:
-    house.gates.start()
+    house.listeners.start()
     house.cover()
     house.left = 0
     knocked = [house.knock(house.own), house.knock(house.other)]
     house.turns()
     assert house.came == []
     house.left = 1000
-    house.gates.resume()
+    house.listeners.resume()
     house.turn(lambda: sorted(house.came) == sorted(knocked))
 
 
 def test_a_proxy_that_leaves_takes_what_waits_everywhere_and_covers_nobody(house: House) -> None:
-    house.gates.start()
+    house.listeners.start()
     house.cover()
     house.left = 0
     knocked = [house.knock(house.own), house.knock(house.other)]
     house.turns()
-    house.gates.drain()
+    house.listeners.drain()
     assert sorted(house.came) == sorted(knocked)
     late = house.other.dup()
-    house.gates.cover(AWAY + 1, late)
+    house.listeners.cover(AWAY + 1, late)
     assert late.fileno() == -1, "closed, by whom it was given to"

@@ -17,9 +17,9 @@ from tests.support.descriptors import descriptors, no_descriptor_left
 from penstock_proxy.config import Limits, ServiceConfig, Target, Timeouts
 from penstock_proxy.listener.rejection import MAX_LINGERING
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.timer_wheel import Deadlines
+from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.runtime.service import Service
-from penstock_proxy.service.fd_budget import RESERVE, Admission
+from penstock_proxy.service.fd_budget import RESERVE, FdBudget
 from penstock_worker.net import lingering_close
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Street:
         self.reactor = Reactor(self.loop)
         self.listener = listener
         self.now = monotonic()
-        self.deadlines = Deadlines(self.now)
-        self.admission = Admission(keys.pop("descriptors", 1024), 1, 0)
+        self.timers = TimerWheel(self.now)
+        self.fd_budget = FdBudget(keys.pop("descriptors", 1024), 1, 0)
         keys.setdefault("limits", Limits(connections_per_client=0))
         config = ServiceConfig(
             name="web",
@@ -53,18 +53,18 @@ class Street:
             self.loop,
             self.reactor,
             config,
-            self.deadlines,
-            self.admission,
+            self.timers,
+            self.fd_budget,
             None,
             lambda *_: None,
         )
         self.counters = self.service.counters
-        self.spare = self.service.overflow.spare = lingering_close.SpareDescriptor()
+        self.spare = self.service.overload.spare = lingering_close.SpareDescriptor()
         self.address = listener.getsockname()
         # From now on the acceptor's; but a test may look at its queue.
         listener.detach()
         self.clients: list[socket.socket] = []
-        self.service.gates.start()
+        self.service.listeners.start()
 
     def knock(self, times: int = 1) -> list[socket.socket]:
         came = [socket.socket(self.family) for _ in range(times)]
@@ -92,7 +92,7 @@ class Street:
         end = self.now + seconds
         while self.now < end:
             self.now += 0.25
-            self.deadlines.tick(self.now)
+            self.timers.tick(self.now)
             self.service.tick(self.now)
             await self.turns()
 
@@ -108,7 +108,7 @@ class Street:
         for client in self.clients:
             client.close()
         self.service.drain()
-        self.service.overflow.rejections.close()
+        self.service.overload.rejections.close()
         self.spare.close()
         async with asyncio.timeout(DEADLINE_S):
             # Who waits for a worker does so by the clock.
@@ -132,10 +132,10 @@ def door() -> socket.socket:
 # -- waiting
 
 
-FULL = [{"max_connections": 1}, {"descriptors": RESERVE + 3}]
+MAX_CONNECTIONS = [{"max_connections": 1}, {"descriptors": RESERVE + 3}]
 
 
-@pytest.mark.parametrize("keys", FULL, ids=["connections", "descriptors"])
+@pytest.mark.parametrize("keys", MAX_CONNECTIONS, ids=["connections", "descriptors"])
 @pytest.mark.parametrize("mode", ["http", "tcp"])
 def test_who_waits_too_long_is_told_no_and_who_does_not_is_let_in(
     runner: asyncio.Runner, mode: str, keys: dict[str, int]
@@ -193,7 +193,7 @@ def test_a_queue_that_moves_is_left_alone_however_long_it_is(runner: asyncio.Run
 def test_a_unix_socket_that_is_full_for_long_says_no_too(runner: asyncio.Runner) -> None:
     async def main() -> None:
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(f"\0penstock-overflow-{os.getpid()}")
+        listener.bind(f"\0penstock-overload-{os.getpid()}")
         listener.listen(16)
         listener.setblocking(False)
         address = listener.getsockname()
@@ -225,7 +225,7 @@ def test_without_a_descriptor_the_spare_one_says_no_and_then_all_goes_on(
             client.send(GET)
         with no_descriptor_left():
             await street.until(lambda: street.counters.pauses["system"])
-            accepting = [street.service.gates.is_accepting]
+            accepting = [street.service.listeners.is_accepting]
             # Nothing is asked of the kernel between two ticks: that would be a busy loop.
             before = street.counters.pauses["system"]
             await street.turns(100)
@@ -238,7 +238,7 @@ def test_without_a_descriptor_the_spare_one_says_no_and_then_all_goes_on(
         street.knock(3)
         await street.pass_time(0.25)
         await street.until(lambda: street.counters.connections == 3)
-        accepting.append(street.service.gates.is_accepting)
+        accepting.append(street.service.listeners.is_accepting)
         assert accepting == [False, True]
         await street.close()
 
@@ -267,7 +267,7 @@ def test_at_the_end_who_cannot_be_taken_is_told_so(runner: asyncio.Runner) -> No
         street = Street(door())
         with no_descriptor_left():
             await street.pass_time(0.25)
-        street.service.gates._own[0]._pause()
+        street.service.listeners._own[0]._pause()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         clients = street.knock(3)
         lowest = os.dup(0)
@@ -302,14 +302,14 @@ def test_one_that_is_gone_already_does_not_end_the_draining(
 ) -> None:
     async def main() -> None:
         street = Street(door(), mode="tcp")
-        (acceptor,) = street.service.gates._own
+        (acceptor,) = street.service.listeners._own
         acceptor._pause()
         troubled = Troubled(fileno=acceptor.listener.detach())
         troubled.setblocking(False)
         troubled.troubles = [trouble, trouble]
         acceptor.listener = troubled
         street.knock(3)
-        street.service.gates.drain()
+        street.service.listeners.drain()
         assert street.counters.connections == 3
         await street.close()
 

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
-from penstock_proxy.listener.proxy_protocol import Entrance
+from penstock_proxy.listener.proxy_protocol import ProxyProtocolFilter
 from penstock_proxy.net.peer import HeaderHandling, Peer
-from penstock_proxy.net.timer_wheel import TICK_S, Deadlines
+from penstock_proxy.net.timer_wheel import TICK_S, TimerWheel
 from penstock_worker.net.proxy_protocol import SIGNATURE, build, build_local
 from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import TrustedProxies
@@ -36,15 +36,15 @@ class House:
 
     def __init__(self, handling: HeaderHandling = "take") -> None:
         self.loop = asyncio.get_running_loop()
-        self.deadlines = Deadlines(monotonic())
+        self.timers = TimerWheel(monotonic())
         self.inside = 0
         self.came: list[tuple[bytes, Peer]] = []
         self.away: list[tuple[str, Fault | None, str]] = []
         self.streams: list[Stream] = []
         self.looks = 0
-        self.entrance = Entrance(
+        self.proxy_protocol = ProxyProtocolFilter(
             self.loop,
-            self.deadlines,
+            self.timers,
             10.0,
             TrustedProxies(["10.0.0.0/8", "unix"]),
             self,
@@ -71,10 +71,10 @@ class House:
     def arrive(self, sock: socket.socket, peer: object = PROXY) -> None:
         sock.setblocking(False)
         family = int(sock.family)
-        self.entrance.accepted(Stream(sock.detach(), family), peer)
+        self.proxy_protocol.accepted(Stream(sock.detach(), family), peer)
 
     def pass_time(self, seconds: float) -> None:
-        self.deadlines.tick(self.deadlines.now + seconds)
+        self.timers.tick(self.timers.now + seconds)
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(DEADLINE_S):
@@ -232,7 +232,7 @@ async def test_a_part_of_a_header_does_not_make_us_spin(
         house.arrive(server)
         client.sendall(V1[:30])
         await turns()
-        (arrival,) = house.entrance.inside
+        (arrival,) = house.proxy_protocol.inside
         looks = 0
         kind: Any = type(arrival)
         original = kind._header
@@ -253,7 +253,7 @@ async def test_a_part_of_a_header_does_not_make_us_spin(
         assert len(house.away) == leaves
         house.pass_time(11)
     assert [fault for _, fault, _ in house.away] == [PROXY_HEADER]
-    assert (house.inside, house.entrance.inside) == (0, set())
+    assert (house.inside, house.proxy_protocol.inside) == (0, set())
 
 
 async def test_a_stranger_is_closed_and_told_of_before_a_byte_is_read(clean: ExitStack) -> None:
@@ -322,7 +322,7 @@ async def test_silence_has_an_end_and_a_shorter_one_when_we_stop(clean: ExitStac
     second, server = tcp_pair()
     with second:
         house.arrive(server)
-        house.entrance.drain()
+        house.proxy_protocol.drain()
         house.pass_time(1.5)
         assert len(house.away) == 2
 

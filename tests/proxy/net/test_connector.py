@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from penstock_proxy.net.address import parse_address
-from penstock_proxy.net.connector import Dialing, dial, socket_address, why
+from penstock_proxy.net.connector import Connecting, dial, socket_address, why
 from penstock_worker.net.stream import Stream, adopt
 
 DEADLINE_S = 10.0
@@ -151,7 +151,7 @@ def test_a_worker_that_answers_late_is_connected_to(runner: asyncio.Runner) -> N
 
         async def main() -> None:
             dialing = dial(asyncio.get_running_loop(), target(listener), calls)
-            assert isinstance(dialing, Dialing)
+            assert isinstance(dialing, Connecting)
             assert not calls
             while not calls:
                 listener.accept()[0].close()

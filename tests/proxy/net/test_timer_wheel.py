@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from penstock_proxy.net.timer_wheel import NEVER, TICK_S, Deadlines
+from penstock_proxy.net.timer_wheel import NEVER, TICK_S, TimerWheel
 
 START = 1000.1
 Then = Callable[[float], None]
@@ -28,111 +28,111 @@ class Waiter:
 
 
 def test_a_deadline_is_told_once_at_the_first_tick_behind_it() -> None:
-    deadlines, waiter = Deadlines(START), Waiter()
-    deadlines.arm(waiter, START + 1.0)
+    timers, waiter = TimerWheel(START), Waiter()
+    timers.arm(waiter, START + 1.0)
     for step in range(1, 20):
-        deadlines.tick(START + step * TICK_S)
+        timers.tick(START + step * TICK_S)
     assert waiter.told == [START + 1.0 + TICK_S]
 
 
 def test_a_deadline_that_is_only_written_later_moves() -> None:
     # What a request does: no call, as long as it is later.
-    deadlines, waiter = Deadlines(START), Waiter()
-    deadlines.arm(waiter, START + 1.0)
+    timers, waiter = TimerWheel(START), Waiter()
+    timers.arm(waiter, START + 1.0)
     waiter.deadline = START + 5.0
-    deadlines.tick(START + 3.0)
+    timers.tick(START + 3.0)
     assert waiter.told == []
-    deadlines.tick(START + 5.5)
+    timers.tick(START + 5.5)
     assert waiter.told == [START + 5.5]
 
 
 def test_a_deadline_written_to_never_is_dropped() -> None:
-    deadlines, waiter = Deadlines(START), Waiter()
-    deadlines.arm(waiter, START + 1.0)
+    timers, waiter = TimerWheel(START), Waiter()
+    timers.arm(waiter, START + 1.0)
     waiter.deadline = NEVER
-    deadlines.tick(START + 100.0)
+    timers.tick(START + 100.0)
     assert (waiter.told, waiter.bucket) == ([], NEVER)
 
 
 def test_never_is_a_deadline_too() -> None:
-    deadlines, waiter = Deadlines(START), Waiter()
-    deadlines.arm(waiter, NEVER)
+    timers, waiter = TimerWheel(START), Waiter()
+    timers.arm(waiter, NEVER)
     assert waiter.bucket == NEVER
 
 
 def test_a_new_deadline_may_be_set_from_within() -> None:
-    deadlines, waiter = Deadlines(START), Waiter()
-    waiter.then = lambda now: deadlines.arm(waiter, now + 1.0) if len(waiter.told) < 3 else None
-    deadlines.arm(waiter, START)
+    timers, waiter = TimerWheel(START), Waiter()
+    waiter.then = lambda now: timers.arm(waiter, now + 1.0) if len(waiter.told) < 3 else None
+    timers.arm(waiter, START)
     for step in range(100):
-        deadlines.tick(START + step * 0.1)
+        timers.tick(START + step * 0.1)
     assert len(waiter.told) == 3
     gaps = [b - a for a, b in pairwise(waiter.told)]
     assert all(1.0 <= gap <= 1.0 + TICK_S + 0.11 for gap in gaps)
 
 
 def test_whoever_is_told_may_forget_or_move_the_others() -> None:
-    deadlines = Deadlines(START)
+    timers = TimerWheel(START)
     waiters = [Waiter() for _ in range(3)]
 
     def first(now: float) -> None:
         for waiter in waiters:
             waiter.then = lambda _now: None
         forgotten, moved = (waiter for waiter in waiters if not waiter.told)
-        deadlines.disarm(forgotten)
-        deadlines.arm(moved, now + 1.0)
+        timers.disarm(forgotten)
+        timers.arm(moved, now + 1.0)
 
     for waiter in waiters:
         waiter.then = first
-        deadlines.arm(waiter, START + 0.1)
-    deadlines.tick(START + 1.0)
+        timers.arm(waiter, START + 0.1)
+    timers.tick(START + 1.0)
     assert sum(len(waiter.told) for waiter in waiters) == 1
-    deadlines.tick(START + 3.0)
+    timers.tick(START + 3.0)
     assert sorted(len(waiter.told) for waiter in waiters) == [0, 1, 1]
 
 
 def test_a_mistake_of_one_costs_no_other_its_deadline(caplog: pytest.LogCaptureFixture) -> None:
-    deadlines = Deadlines(START)
+    timers = TimerWheel(START)
     waiters = [Waiter() for _ in range(8)]
 
     def mistaken(_now: float) -> None:
         raise ZeroDivisionError
 
     for waiter in waiters:
-        deadlines.arm(waiter, START + 0.1)
+        timers.arm(waiter, START + 0.1)
     for waiter in waiters[::2]:
         waiter.then = mistaken
     for step in range(1, 9):
-        deadlines.tick(START + step)
+        timers.tick(START + step)
     assert [waiter.told for waiter in waiters] == [[START + 1]] * 8
     assert [record.levelname for record in caplog.records] == ["ERROR"] * 4
     # And it may wait again.
-    deadlines.arm(waiters[0], START + 9.0)
+    timers.arm(waiters[0], START + 9.0)
     waiters[0].then = lambda _now: None
-    deadlines.tick(START + 10.0)
+    timers.tick(START + 10.0)
     assert waiters[0].told == [START + 1, START + 10.0]
 
 
 @pytest.mark.parametrize("late", [0.0, 0.01, 0.1, TICK_S - 0.001])
 @pytest.mark.parametrize("jitter", [0.0, 0.01, 0.1])
 def test_who_does_not_know_the_time_is_not_told_early_either(late: float, jitter: float) -> None:
-    deadlines, waiter = Deadlines(START), Waiter()
+    timers, waiter = TimerWheel(START), Waiter()
     armed_at = START + late
-    deadlines.arm_in(waiter, 1.0)
+    timers.arm_in(waiter, 1.0)
     step = 0
     while not waiter.told:
         step += 1
-        deadlines.tick(START + step * TICK_S + jitter)
+        timers.tick(START + step * TICK_S + jitter)
     assert armed_at + 1.0 <= waiter.told[0] <= START + 1.0 + 3 * TICK_S + jitter
 
 
 def test_forgetting_what_was_never_set_is_harmless() -> None:
-    deadlines, waiter = Deadlines(START), Waiter()
-    deadlines.disarm(waiter)
-    deadlines.arm(waiter, START + 1.0)
-    deadlines.disarm(waiter)
-    deadlines.disarm(waiter)
-    deadlines.tick(START + 9.0)
+    timers, waiter = TimerWheel(START), Waiter()
+    timers.disarm(waiter)
+    timers.arm(waiter, START + 1.0)
+    timers.disarm(waiter)
+    timers.disarm(waiter)
+    timers.tick(START + 9.0)
     assert waiter.told == []
 
 
@@ -143,14 +143,14 @@ class Clockwork(RuleBasedStateMachine):
         super().__init__()
         self.now = START
         self.last_tick = START
-        self.deadlines = Deadlines(START)
+        self.timers = TimerWheel(START)
         self.waiters = [Waiter() for _ in range(4)]
         self.owed = dict.fromkeys(range(4), NEVER)
         self.armed_at = dict.fromkeys(range(4), START)
 
     @rule(who=st.integers(0, 3), delay=st.floats(-2.0, 20.0))
     def arm(self, who: int, delay: float) -> None:
-        self.deadlines.arm(self.waiters[who], self.now + delay)
+        self.timers.arm(self.waiters[who], self.now + delay)
         self.owed[who], self.armed_at[who] = self.now + delay, self.now
 
     @rule(who=st.integers(0, 3), delay=st.floats(0.0, 20.0))
@@ -162,14 +162,14 @@ class Clockwork(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 3))
     def disarm(self, who: int) -> None:
-        self.deadlines.disarm(self.waiters[who])
+        self.timers.disarm(self.waiters[who])
         self.owed[who] = NEVER
 
     @rule(who=st.integers(0, 3), again=st.floats(0.5, 5.0) | st.none())
     def on_expiry(self, who: int, again: float | None) -> None:
         def then(now: float) -> None:
             if again is not None:
-                self.deadlines.arm(self.waiters[who], now + again)
+                self.timers.arm(self.waiters[who], now + again)
 
         self.waiters[who].then = then
         self.again = getattr(self, "again", {})
@@ -185,8 +185,8 @@ class Clockwork(RuleBasedStateMachine):
         """Now and then a tick that believes it is earlier: nobody may be told of that."""
         now = self.now - back
         before = {who: len(waiter.told) for who, waiter in enumerate(self.waiters)}
-        self.deadlines.tick(now)
-        assert self.deadlines.now == now
+        self.timers.tick(now)
+        assert self.timers.now == now
         for who, waiter in enumerate(self.waiters):
             told = len(waiter.told) - before[who]
             assert told <= 1
@@ -202,7 +202,7 @@ class Clockwork(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_in_two_places(self) -> None:
-        buckets = [members for _, members in self.deadlines._buckets.values()]
+        buckets = [members for _, members in self.timers._buckets.values()]
         for waiter in self.waiters:
             assert sum(waiter in members for members in buckets) == (waiter.bucket != NEVER)
 

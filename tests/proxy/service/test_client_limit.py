@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_proxy.service.client_limit import Tally
+from penstock_proxy.service.client_limit import ClientLimit
 
 
 def test_a_client_has_its_share_and_no_more() -> None:
-    tally = Tally(2)
+    tally = ClientLimit(2)
     assert [tally.enters("192.0.2.1") for _ in range(3)] == [True, True, False]
     assert tally.enters("192.0.2.2")
     tally.leaves("192.0.2.1")
@@ -17,7 +17,7 @@ def test_a_client_has_its_share_and_no_more() -> None:
 
 
 def test_without_a_limit_everybody_enters_and_is_counted() -> None:
-    tally = Tally(0)
+    tally = ClientLimit(0)
     assert all(tally.enters("192.0.2.1") for _ in range(100))
     tally.most = 100
     assert not tally.enters("192.0.2.1")
@@ -34,7 +34,7 @@ def test_without_a_limit_everybody_enters_and_is_counted() -> None:
     ],
 )
 def test_an_ipv6_network_of_64_bits_is_one_client(one: str, other: str, same: bool) -> None:
-    tally = Tally(1)
+    tally = ClientLimit(1)
     assert tally.enters(one)
     assert tally.enters(other) is not same
 
@@ -46,7 +46,7 @@ ADDRESS = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2
 def test_the_count_is_as_large_as_there_are_connections(
     most: int, events: list[tuple[str, bool]]
 ) -> None:
-    tally = Tally(most)
+    tally = ClientLimit(most)
     inside: list[str] = []
     for address, enters in events:
         if enters:

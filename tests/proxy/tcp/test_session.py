@@ -127,7 +127,7 @@ def test_nobody_there_ends_it(house: House) -> None:
     house.network.refusing = {1, 2}
     house.relay()
     assert house.network.wires == []
-    assert house.admission.clients == 0
+    assert house.fd_budget.clients == 0
 
 
 def test_silence_on_both_sides_has_its_time(house: House) -> None:

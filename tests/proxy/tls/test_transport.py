@@ -17,7 +17,7 @@ from tests.support.proxy.notes import Notes
 from penstock_proxy.config import Limits, ServiceConfig, Timeouts
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.timer_wheel import TICK_S, Deadlines
+from penstock_proxy.net.timer_wheel import TICK_S, TimerWheel
 from penstock_proxy.tls.contexts import Contexts, Credential, Terms
 from penstock_proxy.tls.handshake import Handshake, TlsAcceptor
 from penstock_proxy.tls.transport import TlsConnection
@@ -88,7 +88,7 @@ class House:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.deadlines = Deadlines(1000.0)
+        self.timers = TimerWheel(1000.0)
         self.now = 1000.0
         self.reactor = Reactor(loop)
         self.counters = ServiceCounters()
@@ -140,7 +140,7 @@ class House:
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds + 2 * TICK_S
-        self.deadlines.tick(self.now)
+        self.timers.tick(self.now)
 
     def ended(self, result: str) -> int:
         return self.counters.handshakes[result]

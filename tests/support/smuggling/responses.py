@@ -1,4 +1,4 @@
-"""Responses that two clients have read in two ways, and their sources.
+"""ResponseHeads that two clients have read in two ways, and their sources.
 
 A worker is an application: it may be broken, or be made by a client to say what the client
 wants. What it says must not become the answer to anybody else's request.
