@@ -66,9 +66,9 @@ def test_everybody_who_was_let_in_finds_a_second_descriptor(
 
 @given(listeners=COUNT, other=COUNT, clients=COUNT, upstreams=COUNT, pending=COUNT)
 def test_the_kinds_add_up(
-    listeners: int, other: int, clients: int, upstreams: int, waiting: int
+    listeners: int, other: int, clients: int, upstreams: int, pending: int
 ) -> None:
     account = FdBudget(1024, listeners, other)
-    account.clients, account.upstreams, account.pending = clients, upstreams, waiting
+    account.clients, account.upstreams, account.pending = clients, upstreams, pending
     assert sum(account.by_kind().values()) == account.open
     assert set(account.by_kind()) == {"listener", "client", "upstream", "other"}
