@@ -330,12 +330,12 @@ def test_a_connection_needs_one_descriptor_wherever_it_is(houses: Any) -> None:
     house = houses(workers=1, handoff_window=2)
     account = house.fd_budget
     house.connect(5)
-    assert (account.in_flight, account.waiting, account.clients) == (2, 3, 0)
+    assert (account.in_flight, account.pending, account.clients) == (2, 3, 0)
     assert account.by_kind()["client"] == 3
     house.take(1, 2)
-    assert (account.in_flight, account.waiting) == (2, 1)
+    assert (account.in_flight, account.pending) == (2, 1)
     house.dispatcher.unlinked(1)
-    assert (account.in_flight, account.waiting) == (0, 3), "what came back is here again"
+    assert (account.in_flight, account.pending) == (0, 3), "what came back is here again"
 
 
 def test_no_more_are_let_in_than_may_come_back(houses: Any) -> None:
