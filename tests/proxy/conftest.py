@@ -21,7 +21,7 @@ from penstock_proxy.listener import filter_chain as arrivals_module
 from penstock_proxy.net.connector import Connecting
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TimerWheel
-from penstock_proxy.net.transport import Adopter, Receiver, Transport
+from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.service import context as context_module
 from penstock_proxy.service import error_log as journal_module
@@ -211,7 +211,7 @@ class Hanging(Connecting):
 
 
 class Network:
-    """Connecting in memory: takes the place of `dial` and `adopt`."""
+    """Connecting in memory: takes the place of `connect` and `adopt`."""
 
     def __init__(self, loop: Turns) -> None:
         self.loop = loop
@@ -238,7 +238,9 @@ class Network:
             done(Stream(-1, 0), 0)
         return None
 
-    def adopt(self, _reactor: object, protocol: Adopter, _stream: object, _high: int = 0) -> None:
+    def adopt(
+        self, _reactor: object, protocol: FirstReceiver, _stream: object, _high: int = 0
+    ) -> None:
         wire = Wire(self.loop, protocol)
         wire.full = self.full
         self.wires.append(wire)
@@ -264,7 +266,7 @@ class House:
         self.network = Network(self.loop)
         monkeypatch.setattr(journal_module, "urandom", bytes)
         for module in (connection_pool_module, relay_module):
-            monkeypatch.setattr(module, "dial", self.network.dial)
+            monkeypatch.setattr(module, "connect", self.network.dial)
         for module in (arrivals_module, connection_pool_module, relay_module):
             monkeypatch.setattr(module, "adopt", self.network.adopt)
         for module in _WITH_A_CLOCK:

@@ -149,7 +149,7 @@ class Dispatcher(Dispatching):
     @property
     def header_handling(self) -> HeaderHandling:
         """What is done here with a PROXY header: the worker reads it."""
-        return "look" if self._is_hashing else "no"
+        return "peek" if self._is_hashing else "ignore"
 
     def arrived(self) -> None:
         """A connection stands in the entrance."""

@@ -19,7 +19,7 @@ from penstock_proxy.balancing.pool import Member
 from penstock_proxy.http.worker_connection import ResponseReceiver, WorkerConnection
 from penstock_proxy.http1.response import IDLE_S, ResponseHeads
 from penstock_proxy.net import tcp_info
-from penstock_proxy.net.connector import Connecting, dial, fault_of, why
+from penstock_proxy.net.connector import Connecting, connect, error_text, fault_of
 from penstock_proxy.net.socket_transport import adopt
 from penstock_proxy.service.context import ServiceContext
 from penstock_worker.net.stream import Stream
@@ -70,7 +70,7 @@ class ConnectionPool:
             if stream is None:
                 service.fd_budget.upstreams -= 1
                 service.counters.upstreams -= 1
-                receiver.connect_failed(why(error), fault_of(error))
+                receiver.connect_failed(error_text(error), fault_of(error))
             else:
                 service.counters.worker_connections[member.slot] += 1
                 link = WorkerConnection(
@@ -78,7 +78,7 @@ class ConnectionPool:
                 )
                 adopt(service.reactor, link, stream, service.config.limits.buffer)
 
-        connecting = dial(service.loop, service.addresses[member.slot], done, proxy_header)
+        connecting = connect(service.loop, service.addresses[member.slot], done, proxy_header)
         if connecting is not None:
             receiver.connecting = connecting
 
@@ -115,7 +115,7 @@ class ConnectionPool:
                 self._idle[member.slot].append(link)
                 return None
             link.acked = tcp_info.acknowledged(link.transport)
-            if link.acked != tcp_info.ENDED:
+            if link.acked != tcp_info.CLOSED:
                 return link
             self.closed_idle(link, now)
             link.transport.close()

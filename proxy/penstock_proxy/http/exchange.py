@@ -23,8 +23,8 @@ from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.http1.request_body import RequestBody
 from penstock_proxy.http1.response import Response
 from penstock_proxy.metrics import METHODS, OTHER, PROXY_SLOT
-from penstock_proxy.net.tcp_info import ONE_WRITE, UNKNOWN
-from penstock_proxy.tcp.duplex import OK, ClientEnd
+from penstock_proxy.net.tcp_info import UNIX_OPEN, UNKNOWN
+from penstock_proxy.tcp.duplex import OK, ClientHalf
 
 _LABELS: Final = {method.encode(): method for method in METHODS}
 
@@ -132,7 +132,7 @@ class Exchange(UpstreamRequest):
                 self.client.transport.pause_reading()
             return
         body.keep(data)
-        if link.acked == ONE_WRITE:
+        if link.acked == UNIX_OPEN:
             link.acked = UNKNOWN
         link.transport.write(data)
         self._expect(body)
@@ -226,7 +226,7 @@ class Exchange(UpstreamRequest):
             self.relay(upgrade.head(response) + rest, len(rest))
             upgrade.join(self.client, link, self)
 
-    def duplex_closed(self, half: ClientEnd) -> None:
+    def duplex_closed(self, half: ClientHalf) -> None:
         """The upgraded connection is closed."""
         client = self.client
         service = client.service

@@ -8,7 +8,7 @@ both connections are gone.
 from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.worker_connection import WorkerConnection
 from penstock_proxy.http1.response import Response
-from penstock_proxy.tcp.duplex import ClientEnd, Owner
+from penstock_proxy.tcp.duplex import ClientHalf, DuplexOwner
 
 
 def was_offered(response: Response, offers: bytes) -> bool:
@@ -21,10 +21,12 @@ def head(response: Response) -> bytes:
     return response.out + b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n\r\n"
 
 
-def join(client: Downstream, link: WorkerConnection, owner: Owner) -> None:
+def join(client: Downstream, link: WorkerConnection, owner: DuplexOwner) -> None:
     """Make one duplex of the two connections of an exchange."""
     service = client.service
-    half = ClientEnd(service.loop, service.counters, service.timers, service.timeouts.tunnel, owner)
+    half = ClientHalf(
+        service.loop, service.counters, service.timers, service.timeouts.tunnel, owner
+    )
     half.transport, half.worker.transport = client.transport, link.transport
     client.transport.set_protocol(half)
     link.transport.set_protocol(half.worker)

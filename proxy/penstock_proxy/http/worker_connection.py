@@ -316,7 +316,7 @@ class WorkerConnection:
         """What its worker can have seen of the request."""
         if self._buffer or self._interim or not self._in_head:
             return Loss.BROKEN
-        if tcp_info.untaken(self.transport, self.acked, error):
+        if tcp_info.is_unread(self.transport, self.acked, error):
             return Loss.UNREAD
         return Loss.STALE if self.used else Loss.BROKEN
 

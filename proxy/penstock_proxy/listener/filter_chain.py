@@ -22,7 +22,7 @@ from penstock_proxy.net.proxy_header import client_header
 from penstock_proxy.net.socket_transport import adopt
 from penstock_proxy.tcp.session import Session
 from penstock_proxy.tls.handshake import Handshake, TlsAcceptor
-from penstock_proxy.tls.server_names import ByName
+from penstock_proxy.tls.server_names import ServerNameMap
 from penstock_proxy.tls.transport import TlsConnection
 from penstock_worker.net.proxy_protocol import Endpoint
 from penstock_worker.net.stream import Stream
@@ -49,7 +49,7 @@ class FilterChain:
     def _proxy_protocol(self) -> ProxyProtocolFilter:
         """A header is taken where we serve the client; else the worker takes it."""
         service = self._service
-        handling: HeaderHandling = "take"
+        handling: HeaderHandling = "consume"
         gate: Gate = self
         if self._dispatcher is not None:
             handling, gate = self._dispatcher.header_handling, self._dispatcher
@@ -70,7 +70,7 @@ class FilterChain:
         service = self._service
         if sni := service.config.sni:
             doors = [(name, services[other]) for name, other in sni.items()]
-            names = ByName[Door](doors, self)
+            names = ServerNameMap[Door](doors, self)
             hello_s = service.timeouts.handshake
             self.routes = SniRouter(service.loop, service.timers, hello_s, names, self)
 
@@ -137,7 +137,7 @@ class FilterChain:
         port = destination[1] if isinstance(destination, tuple) else 0
         if self.tls_acceptor is not None:
             self.tls_acceptor.accepted(
-                stream, peer, proxy_header, port, counted_as, believed=believed
+                stream, peer, proxy_header, port, counted_as, may_be_trusted=believed
             )
         elif service.config.mode == "http":
             client = ClientConnection(service, peer, proxy_header, believed=believed, port=port)
@@ -150,19 +150,19 @@ class FilterChain:
         """A client speaks TLS, and can be served."""
         service, peer = self._service, handshake.peer
         proxy_header = handshake.proxy_header
-        facts = connection.facts(service.config.limits.log_field)
+        facts = connection.log_fields(service.config.limits.log_field)
         if service.config.mode == "http":
             client = ClientConnection(
                 service,
                 peer,
                 proxy_header,
-                believed=handshake.believed,
-                fields=connection.certificate_field(),
+                believed=handshake.may_be_trusted,
+                fields=connection.client_cert_field(),
                 port=handshake.port,
                 tls=facts,
             )
             service.clients.add(client)
-            connection.carry(client)
+            connection.attach(client)
         else:
             connection.pause_reading()
             Session(service, connection, peer, proxy_header, facts).start()

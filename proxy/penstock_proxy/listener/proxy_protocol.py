@@ -57,9 +57,9 @@ class ProxyProtocolFilter:
         self.timers = timers
         self.gate = gate
         self.head_s = head_s
-        self.takes = handling == "take"
+        self.takes = handling == "consume"
         self.inside: set[Peeked] = set()
-        self._reads = handling != "no"
+        self._reads = handling != "ignore"
         self._trusted = trusted
 
     def accepted(self, stream: Stream, peer: Any) -> None:

@@ -16,7 +16,7 @@ from penstock_proxy.listener.peek import PEEK, STOPPING_S, Peeked
 from penstock_proxy.net.peer import Peer
 from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.tls.client_hello import MAX_HELLO, HelloError, server_name
-from penstock_proxy.tls.server_names import ByName
+from penstock_proxy.tls.server_names import ServerNameMap
 from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import peer_address
 
@@ -46,7 +46,7 @@ class SniRouter:
         loop: asyncio.AbstractEventLoop,
         timers: TimerWheel,
         hello_s: float,
-        doors: ByName[Door],
+        doors: ServerNameMap[Door],
         home: Home,
     ) -> None:
         self.loop = loop
@@ -106,7 +106,7 @@ class _Looked(Peeked):
     def _go(self, name: str) -> None:
         stream = self._release()
         self._routes.home.routed_away()
-        self._routes.doors.of(name).routed(stream, self._peer)
+        self._routes.doors.lookup(name).routed(stream, self._peer)
 
     def _turn_away(self, fault: Fault | None, reason: str) -> None:
         self._close()

@@ -88,7 +88,7 @@ def _accept(process: Commanded, _: Message) -> None:
 
 def _tls(process: Commanded, message: Message) -> None:
     if (handshakes := process.services[message["service"]].filter_chain.tls_acceptor) is not None:
-        handshakes.begin(message)
+        handshakes.begin_certificates(message)
 
 
 def _certificate(process: Commanded, message: Message) -> None:
@@ -96,11 +96,11 @@ def _certificate(process: Commanded, message: Message) -> None:
     if handshakes is None:
         return
     try:
-        handshakes.add(message)
+        handshakes.add_certificate(message)
     except OSError as error:
         # Of OpenSSL or the system; the supervisor has tried the same with success.
         why = f"cannot use the certificates of {message['service']}: {error}"
-        if handshakes.ready:
+        if handshakes.has_certificates:
             _log.error("%s; those before stay", why)
         else:
             process.fail(why)

@@ -4,7 +4,7 @@ import pytest
 from tests.proxy.conftest import House, Wire
 
 from penstock_proxy.http.worker_connection import WorkerConnection
-from penstock_proxy.net.tcp_info import ENDED
+from penstock_proxy.net.tcp_info import CLOSED
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
@@ -104,7 +104,7 @@ def served_again(house: House, client: Wire) -> bool:
 def test_a_post_that_was_surely_not_read_is_sent_anew(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock_proxy.net.tcp_info.untaken", lambda *_: True)
+    monkeypatch.setattr("penstock_proxy.net.tcp_info.is_unread", lambda *_: True)
     client = house.client()
     served(house, client, GET)
     client.send(POST)
@@ -118,7 +118,7 @@ def test_a_post_is_not_sent_on_what_the_kernel_knows_to_have_ended(
 ) -> None:
     client = house.client()
     served(house, client, GET)
-    monkeypatch.setattr("penstock_proxy.net.tcp_info.acknowledged", lambda _: ENDED)
+    monkeypatch.setattr("penstock_proxy.net.tcp_info.acknowledged", lambda _: CLOSED)
     assert served(house, client, POST) == 2
     house.loop.run()
     assert house.network.wires[0].lost

@@ -34,7 +34,7 @@ LONG = V2[:14] + (12 + 3 + 4000).to_bytes(2, "big") + V2[16:] + b"\4\x0f\xa0" + 
 class House:
     """An entrance, and what came of those who arrived."""
 
-    def __init__(self, handling: HeaderHandling = "take") -> None:
+    def __init__(self, handling: HeaderHandling = "consume") -> None:
         self.loop = asyncio.get_running_loop()
         self.timers = TimerWheel(monotonic())
         self.inside = 0
@@ -159,13 +159,13 @@ def test_it_does_not_matter_how_the_bytes_are_cut(data: st.DataObject) -> None:
     whole = header + payload
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     pieces = [whole[start:end] for start, end in pairwise([0, *cuts, len(whole)])]
-    handling: HeaderHandling = data.draw(st.sampled_from(("take", "look")))
+    handling: HeaderHandling = data.draw(st.sampled_from(("consume", "peek")))
     house = asyncio.run(_sent(pieces, handling, data.draw(st.sampled_from(PAIRS))))
     if header == b"PROXY x\r\n":
         assert [fault for _, fault, _ in house.away] == [PROXY_HEADER]
         return
     rest, peer = house.came[0]
-    mine = whole if handling == "look" else payload
+    mine = whole if handling == "peek" else payload
     # Some of what comes behind the header may not have come yet.
     assert mine.startswith(rest)
     assert len(rest) >= len(mine) - len(payload)
@@ -197,7 +197,7 @@ async def _sent(
 async def test_what_is_only_looked_at_stays_for_who_gets_the_connection(
     pair: Callable[[], tuple[socket.socket, socket.socket]], clean: ExitStack
 ) -> None:
-    house = House("look")
+    house = House("peek")
     clean.callback(house.close)
     client, server = pair()
     with client:
@@ -215,7 +215,7 @@ async def test_what_is_only_looked_at_stays_for_who_gets_the_connection(
             assert found.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
 
 
-@pytest.mark.parametrize("handling", ["take", "look"])
+@pytest.mark.parametrize("handling", ["consume", "peek"])
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("leaves", [False, True])
 async def test_a_part_of_a_header_does_not_make_us_spin(
@@ -328,7 +328,7 @@ async def test_silence_has_an_end_and_a_shorter_one_when_we_stop(clean: ExitStac
 
 
 async def test_an_entrance_that_reads_nothing_only_asks_who_knocks(clean: ExitStack) -> None:
-    house = House("no")
+    house = House("ignore")
     clean.callback(house.close)
     for peer, size in ((PROXY, 1), (("192.0.2.1", 1), 1), ("", 2)):
         client, server = socket.socketpair()
