@@ -66,10 +66,10 @@ def _take_socket(process: Commanded, message: Message, handle: socket.socket) ->
     if message["cmd"] == messages.LINK:
         dispatcher = process.services[message["service"]].dispatcher
         if dispatcher is not None:
-            dispatcher.linked(message["slot"], message["link"], message["end"], handle)
+            dispatcher.add_link_end(message["slot"], message["link"], message["end"], handle)
             return
     elif message["cmd"] == messages.COVER:
-        process.services[message["service"]].listeners.cover(message["proxy"], handle)
+        process.services[message["service"]].listeners.take_over(message["proxy"], handle)
         return
     handle.close()
 
@@ -108,13 +108,13 @@ def _certificate(process: Commanded, message: Message) -> None:
 
 def _uncover(process: Commanded, message: Message) -> None:
     for service in process.services.values():
-        service.listeners.uncover(message["proxy"])
+        service.listeners.give_back(message["proxy"])
 
 
 def _unlink(process: Commanded, message: Message) -> None:
     dispatcher = process.services[message["service"]].dispatcher
     if dispatcher is not None:
-        dispatcher.unlinked(message["link"])
+        dispatcher.remove_link(message["link"])
     process.tell({"cmd": messages.UNLINKED, "link": message["link"]})
 
 
@@ -122,7 +122,7 @@ def _join(process: Commanded, message: Message) -> None:
     name, slot, address = message["service"], message["slot"], message.get("address")
     service = process.services[name]
     if service.dispatcher is not None:
-        service.dispatcher.joined(slot, message["link"])
+        service.dispatcher.use_link(slot, message["link"])
     elif address is not None:
         service.move(slot, address)
     service.pool.join(slot, address)

@@ -106,7 +106,7 @@ class Proxy(Commanded):
             )
         chains = {name: proxy.filter_chain for name, proxy in self.services.items()}
         for proxy in self.services.values():
-            proxy.filter_chain.route(chains)
+            proxy.filter_chain.set_sni_routes(chains)
         if all(service.scheme == "handoff" for service in config.services):
             let_workers_finish()
         known = self._fd_budget.open

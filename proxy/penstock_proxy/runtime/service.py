@@ -14,7 +14,7 @@ from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.outlier_detection import OutlierDetection
 from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.balancing.probes import Probe, ProbeResult, with_proxy_header
-from penstock_proxy.config import ServiceConfig
+from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.listener.filter_chain import FilterChain
@@ -78,9 +78,25 @@ class Service(HttpContext):
             self.fd_budget,
             self.overload,
             self.timeouts.queue,
-            self.filter_chain.way_in,
+            self.filter_chain.first_filter,
             None if self.dispatcher is None else self.dispatcher.flush,
         )
+
+    def add_member(self, target: Target) -> Member:
+        """Add a worker while the service runs. ValueError: its slot is taken."""
+        member = self.pool.add(target)
+        if target.address:
+            self.addresses[target.slot] = socket_address(parse_address(target.address))
+        if self.dispatcher is not None:
+            self.dispatcher.add(member)
+        return member
+
+    def remove_member(self, slot: int) -> None:
+        """Remove a worker while the service runs: its process is gone, or has been drained."""
+        member = self.pool.remove(slot)
+        self.addresses.pop(slot, None)
+        if self.dispatcher is not None:
+            self.dispatcher.remove(member)
 
     def move(self, slot: int, address: str) -> None:
         """Another process is in this slot, and listens elsewhere."""

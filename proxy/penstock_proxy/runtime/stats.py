@@ -60,4 +60,4 @@ def _update(service: Service) -> None:
         counters.unfinished = handshakes.in_progress
     counters.accepting = service.listeners.is_accepting
     if service.dispatcher is not None:
-        service.dispatcher.settle()
+        service.dispatcher.poll_reports()

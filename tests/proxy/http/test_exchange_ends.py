@@ -155,7 +155,7 @@ class Queue(Listeners):
         return 0
 
     def drain(self) -> None:
-        self._house.service.filter_chain.way_in(Stream(-1, 0), ("192.0.2.1", 5000))
+        self._house.service.filter_chain.first_filter(Stream(-1, 0), ("192.0.2.1", 5000))
 
 
 @pytest.mark.parametrize("speaks", [False, True])

@@ -149,6 +149,6 @@ def test_at_the_limit_the_next_one_comes_in_as_soon_as_one_leaves(
     monkeypatch.setattr(house.service, "config", config)
     client = house.client()
     assert house.service.overload.room() < 1
-    house.service.overload.crowded()
+    house.service.overload.no_room()
     client.reset()
     assert resumed == [0]
