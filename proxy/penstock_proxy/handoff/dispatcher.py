@@ -336,7 +336,7 @@ def _peer_address(fd: int, *, accepts_proxy: bool) -> str:
     try:
         peer = sock.getpeername()
         if accepts_proxy:
-            # The header was complete when we peeked at it, and nobody has read it since.
+            # The header was complete when we peeked at it, and it has not been read since.
             header = parse(sock.recv(MAX_HEADER, socket.MSG_PEEK))
             if isinstance(header, Header):
                 peer = peer_from_header(header, peer).address

@@ -86,7 +86,7 @@ class Acceptor:
         )
 
     def accept_one(self) -> Stream | None:
-        """Accept one that waits even if there is no room, to be told so; None if that fails."""
+        """Accept one even if there is no room, so that it can be refused; None if that fails."""
         try:
             fd, _ = self.listener._accept()  # type: ignore[attr-defined]
         except OSError as error:

@@ -6,7 +6,7 @@ what is done with an accepted connection (`filter_chain`).
 
 A client that finds no room waits in the kernel's queue, and most often is accepted a moment
 later. That costs nothing. Room is made by closing the keep-alive connections that have been idle
-for longest. But nobody should wait for ever, so a client that has waited for `timeouts.queue` is
+for longest. But no client should wait for ever, so one that has waited for `timeouts.queue` is
 accepted on a descriptor of the reserve, answered 503 (in mode tcp without an answer) and closed.
 """
 

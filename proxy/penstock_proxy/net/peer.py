@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 from penstock_worker.net.proxy_protocol import Endpoint, Header
 
 HeaderHandling = Literal["consume", "peek", "ignore"]
-"""What is done with a PROXY header. "consume": it is read off the connection. "peek": it is read
-and left there, because whoever gets the connection reads it too. "ignore": it is not even read,
-because nothing in this process needs the address."""
+"""What is done with a PROXY header. "consume": it is read off the connection. "peek": it is parsed
+and stays there, because the worker reads it again. "ignore": it is not parsed, because nothing in
+this process needs the address."""
 
 
 class Peer(NamedTuple):
@@ -20,7 +20,7 @@ class Peer(NamedTuple):
     address: Any
     """As returned by `accept`, or the client's own address if a PROXY header has named it."""
     destination: Endpoint = None
-    """What the client connected to, if a PROXY header has said it."""
+    """What the client connected to, if a PROXY header has named it."""
     may_be_trusted: bool = True
     """May X-Forwarded-For and the like be trusted if `address` is one of `trusted_proxies`? Not if
     a proxy passed on a client that it could not name: `address` is then the proxy's, the words are

@@ -116,7 +116,7 @@ class Harness:
         return taken
 
     def taken(self) -> Iterator[socket.socket]:
-        """What workers have taken, to look at it."""
+        """What workers have taken, as sockets."""
         while self.fds_taken:
             with socket.socket(fileno=self.fds_taken.pop()) as sock:
                 yield sock

@@ -61,7 +61,7 @@ class Harness:
         self.counters = self.service.counters
         self.spare = self.service.overload.spare = lingering_close.SpareDescriptor()
         self.address = listener.getsockname()
-        # From now on the acceptor's; but a test may look at its queue.
+        # The acceptor owns the socket now.
         listener.detach()
         self.clients: list[socket.socket] = []
         self.service.listeners.start()

@@ -286,7 +286,7 @@ async def test_what_is_no_header_is_rejected(data: bytes, clean: ExitStack) -> N
 
 
 @pytest.mark.parametrize(
-    ("said", "reset", "fault"),
+    ("sent", "reset", "fault"),
     [
         (b"", False, None),
         (b"", True, None),
@@ -295,13 +295,13 @@ async def test_what_is_no_header_is_rejected(data: bytes, clean: ExitStack) -> N
     ],
 )
 async def test_a_client_that_closes_early_is_reported(
-    said: bytes, fault: Fault | None, clean: ExitStack, *, reset: bool
+    sent: bytes, fault: Fault | None, clean: ExitStack, *, reset: bool
 ) -> None:
     harness = Harness()
     clean.callback(harness.close)
     client, server = tcp_pair()
     harness.accept(server)
-    client.sendall(said)
+    client.sendall(sent)
     await turns()
     if reset:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

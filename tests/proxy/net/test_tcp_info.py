@@ -1,4 +1,4 @@
-"""What TCP_INFO says tells whether a request may have been read: over real sockets."""
+"""TCP_INFO tells whether a request may have been read: over real sockets."""
 
 import asyncio
 import socket

@@ -292,8 +292,8 @@ def test_a_handshake_that_fails_is_counted_by_its_reason(
     harness.until(lambda: harness.lost == 1)
     assert harness.ended(result) == 1
     client.settimeout(10)
-    said = client.recv(1000)
-    assert said.startswith({"not_tls": b"HTTP/1.1 400" if data[:1] == b"G" else b"",
+    answer = client.recv(1000)
+    assert answer.startswith({"not_tls": b"HTTP/1.1 400" if data[:1] == b"G" else b"",
                             "failed": b"\x15\x03"}.get(result, b""))  # fmt: skip
 
 
@@ -335,12 +335,12 @@ def test_a_refused_client_that_does_not_close_is_cut(harness: Harness) -> None:
     client = harness.connect()
     client.sendall(b"GET / HTTP/1.1\r\n\r\n")
     client.setblocking(False)
-    said: list[bytes] = []
+    answer: list[bytes] = []
 
     def is_over() -> bool:
         with suppress(BlockingIOError):
-            said.append(client.recv(1000))
-        return b"" in said
+            answer.append(client.recv(1000))
+        return b"" in answer
 
     harness.until(is_over)
     assert harness.lost == 0
