@@ -195,7 +195,8 @@ class Link:
             else:
                 for fd in fds:
                     os.close(fd)
-        # Reports after it: a worker sends a credit before it takes, so none is missed.
+        # Read reports only now. A worker sends a credit before it takes a connection, so what it
+        # took before we could read it back is credited.
         self.poll_reports()
         unread += self._unsent
         self._unsent = []

@@ -150,7 +150,7 @@ class FilterChain:
         """A TLS handshake has succeeded: serve the client."""
         service, peer = self._service, handshake.peer
         proxy_header = handshake.proxy_header
-        facts = connection.log_fields(service.config.limits.log_field)
+        log_fields = connection.log_fields(service.config.limits.log_field)
         if service.config.mode == "http":
             client = ClientConnection(
                 service,
@@ -159,10 +159,10 @@ class FilterChain:
                 believed=handshake.may_be_trusted,
                 fields=connection.client_cert_field(),
                 port=handshake.port,
-                tls=facts,
+                tls=log_fields,
             )
             service.clients.add(client)
             connection.attach(client)
         else:
             connection.pause_reading()
-            Session(service, connection, peer, proxy_header, facts).start()
+            Session(service, connection, peer, proxy_header, log_fields).start()

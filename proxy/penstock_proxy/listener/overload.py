@@ -81,11 +81,8 @@ class Overload(AdmissionControl):
     def _limit_reached(self) -> Fault | None:
         if self._service.fd_budget.room() < 1:
             return NO_DESCRIPTORS
-        return (
-            MAX_CONNECTIONS
-            if 0 < self._service.config.max_connections <= self._connection_count()
-            else None
-        )
+        limit = self._service.config.max_connections
+        return MAX_CONNECTIONS if 0 < limit <= self._connection_count() else None
 
     def resume(self) -> None:
         """A connection was closed: accept again."""
