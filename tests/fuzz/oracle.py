@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, cast
 from zlib import crc32
 
 import pytest
-from tests.proxy.conftest import House, Wire
+from tests.proxy.conftest import Harness, Wire
 from tests.support.proxy.readings import (
     OtherwiseError,
     Reading,
@@ -47,22 +47,22 @@ class Stage:
 
     def __init__(self) -> None:
         self._patch = pytest.MonkeyPatch()
-        self.house = House(self._patch)
-        self.house.open()
+        self.harness = Harness(self._patch)
+        self.harness.build()
 
     def close(self) -> None:
         """From now on connections are real again, for the tests that come after."""
         self._patch.undo()
 
     def clear(self) -> None:
-        house = self.house
-        for client in house.connections:
+        harness = self.harness
+        for client in harness.connections:
             cast("Wire", client.transport).reset()
-        for wire in house.network.wires:
+        for wire in harness.network.wires:
             wire.reset()
-        house.network.wires.clear()
-        house.network.dialed.clear()
-        house.loop.run()
+        harness.network.wires.clear()
+        harness.network.dialed.clear()
+        harness.loop.run()
 
 
 def _pieces(data: bytes) -> list[bytes]:
@@ -152,28 +152,28 @@ def _closes(reading: Reading) -> bool:
 
 
 def serve(stage: Stage, pieces: list[bytes]) -> Outcome:
-    house = stage.house
-    client = house.client()
+    harness = stage.harness
+    client = harness.client()
     received: list[Reading] = []
     try:
         for piece in pieces:
             client.send(piece)
-        while (reading := _take(house)) is not None:
+        while (reading := _take(harness)) is not None:
             received.append(reading)
-            house.worker.send(_DONE)
-        statuses = [int(part[:3]) for part in client.taken().split(b"HTTP/1.1 ")[1:]]
+            harness.worker.send(_DONE)
+        statuses = [int(part[:3]) for part in client.received().split(b"HTTP/1.1 ")[1:]]
         refused = statuses[-1:] > [399]
         if refused:
             assert client.ended
-            assert not any(wire.written and not wire.lost for wire in house.network.wires)
+            assert not any(wire.written and not wire.lost for wire in harness.network.wires)
         return Outcome(received, statuses, refused)
     finally:
         stage.clear()
 
 
-def _take(house: House) -> Reading | None:
+def _take(harness: Harness) -> Reading | None:
     """The request that the worker got, if it is complete."""
-    for wire in house.network.wires:
+    for wire in harness.network.wires:
         data = bytes(wire.written)
         if not data or wire.lost:
             continue
@@ -228,19 +228,19 @@ def check_response(stage: Stage, data: bytes) -> None:
 
 def _check_next(stage: Stage, asked: bytes, said: bytes) -> None:
     """Whatever the worker said to one client, the next one gets the answer that is meant for it."""
-    house = stage.house
+    harness = stage.harness
     try:
-        house.client().send(asked)
-        worker = house.worker
+        harness.client().send(asked)
+        worker = harness.worker
         for piece in _pieces(said):
             worker.send(piece)
-        for wire in house.network.wires:
+        for wire in harness.network.wires:
             wire.written.clear()
-        client = house.client()
+        client = harness.client()
         client.send(b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
-        (wire,) = (wire for wire in house.network.wires if wire.written)
+        (wire,) = (wire for wire in harness.network.wires if wire.written)
         wire.send(_NEXT)
-        data = client.taken()
+        data = client.received()
         reading = h11_response(data)
         assert (reading.body, reading.end) == (b"next", len(data))
     finally:
@@ -249,16 +249,16 @@ def _check_next(stage: Stage, asked: bytes, said: bytes) -> None:
 
 def _answer(stage: Stage, asked: bytes, pieces: list[bytes], *, reset: bool) -> Reading:
     """What the client reads; `end` is 0 when it is cut, or is no answer of the worker's."""
-    house = stage.house
+    harness = stage.harness
     try:
-        client = house.client()
+        client = harness.client()
         client.send(asked)
-        worker = house.worker
+        worker = harness.worker
         for piece in pieces:
             worker.send(piece)
         if not worker.lost:
-            worker.reset() if reset else worker.finish()
-        data = client.taken()
+            worker.reset() if reset else worker.send_eof()
+        data = client.received()
         if _is_switched(data):
             return Reading((b"101", b"", 1), [], b"", [], 0)
         try:

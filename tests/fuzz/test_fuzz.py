@@ -69,7 +69,7 @@ FAULTS = {
     ),
     "a blank before the colon": ("FIELDS", rb"++:", rb"++ ?:"),
     "fields without a name": ("FIELDS", rb"++:", rb"*+:"),
-    "trailers that frame": ("_FRAMING_AGAIN", rb"transfer-encoding", rb"never"),
+    "trailers that frame": ("_FRAMING_IN_TRAILERS", rb"transfer-encoding", rb"never"),
     "two spaces in a request line": ("_REQUEST_LINE", rb") (", rb") {1,2}("),
     "targets beyond ASCII": ("_REQUEST_LINE", rb"\x24-\x7e", rb"\x24-\x7e\x80-\xff"),
 }  # fmt: skip
@@ -98,24 +98,24 @@ def catches() -> bool:
 
 
 def test_a_chunk_that_may_end_with_anything_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    size_line = Chunked._size_line
+    read_size_line = Chunked._read_size_line
 
     def any_two_bytes(self: Chunked, data: bytes, at: int) -> int:
         if self._left == -2 and len(data) >= at + 2:
             self._left, at = 0, at + 2
-            return size_line(self, data, at) if at < len(data) else at
-        return size_line(self, data, at)
+            return read_size_line(self, data, at) if at < len(data) else at
+        return read_size_line(self, data, at)
 
-    monkeypatch.setattr(Chunked, "_size_line", any_two_bytes)
+    monkeypatch.setattr(Chunked, "_read_size_line", any_two_bytes)
     assert catches()
 
 
 def test_a_cut_answer_that_looks_whole_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(self: worker_connection.WorkerConnection, error: Exception | None) -> None:
-        self._gone(self)
+        self._on_lost(self)
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
-            receiver.finish(b"")
+            receiver.response_complete(b"")
 
     monkeypatch.setattr(worker_connection.WorkerConnection, "connection_lost", lost)
     assert catches()

@@ -173,7 +173,7 @@ class Dispatcher(Dispatching):
         """It did not come in."""
         self.pending_closed()
         if fault is not None:
-            self._service.error_log.turned_away(address, fault, reason)
+            self._service.error_log.connection_rejected(address, fault, reason)
 
     def pass_on(self, fd: int, address: str, tried: tuple[Member, ...], since: float) -> bool:
         """Pick a worker and put it on its way; False if nobody can take it now."""
@@ -250,7 +250,7 @@ class Dispatcher(Dispatching):
         for _ in found:
             service.pool.failed(member, monotonic())
             service.counters.errors[CONNECT_TIMEOUT.kind] += 1
-        service.error_log.worker_fault(
+        service.error_log.worker_failed(
             member, CONNECT_TIMEOUT, f"{len(found)} connections not taken"
         )
         link.stuck = True
@@ -262,7 +262,7 @@ class Dispatcher(Dispatching):
         link.stuck = False
         if link.broken:
             self._closed.add(link.member)
-            self._service.error_log.worker_fault(link.member, WORKER_CLOSED, "its link ended")
+            self._service.error_log.worker_failed(link.member, WORKER_CLOSED, "its link ended")
             self._redirect(link.take_back(), link.member)
         elif self._can_send(link):
             self._closed.discard(link.member)

@@ -82,7 +82,7 @@ class Pending:
             self._give_up(patience.kind)
 
     def expired(self, now: float) -> None:
-        self._service.queue.leave(self)
+        self._service.queue.remove(self)
         self._give_up(self._service.no_worker().kind)
 
     def _give_up(self, reason: str) -> None:

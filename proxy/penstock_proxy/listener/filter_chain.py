@@ -105,7 +105,7 @@ class FilterChain:
         """A client's connection did not come in."""
         self._service.client_closed("")
         if fault is not None:
-            self._service.error_log.turned_away(address, fault, reason)
+            self._service.error_log.connection_rejected(address, fault, reason)
 
     def routed_away(self) -> None:
         """A connection that was looked at is nobody's for a moment."""
@@ -117,7 +117,9 @@ class FilterChain:
         service = self._service
         if self._overload.room() < 1:
             self._overload.rejections.reject(stream, MAX_CONNECTIONS)
-            service.error_log.turned_away(peer_address(peer.address), MAX_CONNECTIONS, "it is full")
+            service.error_log.connection_rejected(
+                peer_address(peer.address), MAX_CONNECTIONS, "it is full"
+            )
             return
         service.counters.active += 1
         service.fd_budget.clients += 1
@@ -129,7 +131,7 @@ class FilterChain:
         self, stream: Stream, peer: Any, destination: Endpoint = None, *, believed: bool = True
     ) -> None:
         service = self._service
-        counted_as = service.counted_as(peer, believed=believed)
+        counted_as = service.counted_address(peer, may_be_trusted=believed)
         if not self._overload.admits(stream, counted_as):
             return
         version = service.proxy_version
@@ -140,7 +142,9 @@ class FilterChain:
                 stream, peer, proxy_header, port, counted_as, believed=believed
             )
         elif service.config.mode == "http":
-            client = ClientConnection(service, peer, proxy_header, believed=believed, port=port)
+            client = ClientConnection(
+                service, peer, proxy_header, may_be_trusted=believed, port=port
+            )
             service.clients.add(client)
             adopt(service.reactor, client, stream, service.config.limits.buffer)
         else:
@@ -156,7 +160,7 @@ class FilterChain:
                 service,
                 peer,
                 proxy_header,
-                believed=handshake.believed,
+                may_be_trusted=handshake.believed,
                 fields=connection.certificate_field(),
                 port=handshake.port,
                 tls=facts,

@@ -115,23 +115,23 @@ class Overload(AdmissionControl):
     def _count_share(self) -> None:
         share, service = self._share, self._service
         if isinstance(share, int):
-            service.client_limit.most = share
+            service.client_limit.max_per_client = share
             return
         most = service.fd_budget.capacity
         if service.config.max_connections:
             most = min(most, service.config.max_connections)
-        service.client_limit.most = max(1, int(most * share))
+        service.client_limit.max_per_client = max(1, int(most * share))
 
     def admits(self, stream: Stream, address: str) -> bool:
         """May this client have one more? If not, it is told so, and the connection is ours.
 
         Without an address it counts for nobody: a trusted proxy comes for many.
         """
-        if not address or self._service.client_limit.enters(address):
+        if not address or self._service.client_limit.acquire(address):
             return True
         self.rejections.reject(stream, CLIENT_LIMIT)
         self._service.client_closed("")
-        self._service.error_log.turned_away(address, CLIENT_LIMIT, CLIENT_LIMIT.text)
+        self._service.error_log.connection_rejected(address, CLIENT_LIMIT, CLIENT_LIMIT.text)
         return False
 
     # -- sending off

@@ -56,7 +56,7 @@ class Service:
                 self.check(member)
 
     def check(self, member: Member, *, ok: bool = True, is_listening: bool = True) -> None:
-        self.pool.checked(member, ok=ok, now=self.now, why="HTTP 500", is_listening=is_listening)
+        self.pool.checked(member, ok=ok, now=self.now, reason="HTTP 500", is_listening=is_listening)
 
     def wait(self, seconds: float) -> None:
         self.now += seconds

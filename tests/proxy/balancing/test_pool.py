@@ -49,9 +49,9 @@ class Service:
         )
         self.members = self.pool.members
 
-    def check(self, slot: int, *results: bool, now: float = 0.0, why: str = "HTTP 503") -> None:
+    def check(self, slot: int, *results: bool, now: float = 0.0, reason: str = "HTTP 503") -> None:
         for ok in results:
-            self.pool.checked(self.members[slot], ok=ok, now=now, why=why)
+            self.pool.checked(self.members[slot], ok=ok, now=now, reason=reason)
 
     def fail(self, slot: int, times: int = 1, now: float = 0.0) -> None:
         for _ in range(times):
@@ -136,14 +136,14 @@ def test_one_good_check_is_enough_for_a_start_but_not_for_a_comeback() -> None:
 
 def test_one_check_is_not_called_a_row() -> None:
     service = Service(1)
-    service.check(0, False, True, why="timed out")
+    service.check(0, False, True, reason="timed out")
     assert service.said == [(0, "failed a check: timed out"), (0, "passed a check")]
 
 
 def test_one_that_was_never_up_waits_for_one_good_check_however_many_were_bad() -> None:
     service = Service(1, health=Health(rise=2, fall=2), up=False)
     service.pool.join(0)
-    service.check(0, False, False, False, why="connection refused")
+    service.check(0, False, False, False, reason="connection refused")
     assert service.states() == "checking"
     assert service.members[0].reason == "no good check yet: connection refused"
     service.check(0, True)
@@ -212,7 +212,7 @@ def test_whoever_is_told_of_a_change_sees_the_new_rotation() -> None:
         random=never,
         on_change=lambda _member, _reason: seen.append((pool.in_rotation, pool.pick("client"))),
     )
-    pool.checked(pool.members[0], ok=True, now=0.0, why="")
+    pool.checked(pool.members[0], ok=True, now=0.0, reason="")
     pool.leave(0)
     assert seen == [(1, pool.members[0]), (0, None)]
 
@@ -400,8 +400,8 @@ def anything(service: Service, data: st.DataObject, now: float) -> None:
     possible = [
         lambda: pool.join(slot),
         lambda: pool.leave(slot),
-        lambda: pool.checked(member, ok=True, now=now, why=""),
-        lambda: pool.checked(member, ok=False, now=now, why="HTTP 500"),
+        lambda: pool.checked(member, ok=True, now=now, reason=""),
+        lambda: pool.checked(member, ok=False, now=now, reason="HTTP 500"),
         lambda: pool.failed(member, now),
         lambda: pool.succeeded(member),
         lambda: pool.tick(now),

@@ -43,7 +43,7 @@ class Service:
 
     def check(self, slot: int, *, ok: bool, is_listening: bool = True) -> None:
         self.pool.checked(
-            self.members[slot], ok=ok, now=self.now, why="", is_listening=is_listening
+            self.members[slot], ok=ok, now=self.now, reason="", is_listening=is_listening
         )
 
     def restart(self, slot: int) -> None:

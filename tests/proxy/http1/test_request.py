@@ -11,19 +11,19 @@ from penstock_proxy.http1.request_body import RequestBody
 
 def plain(*trusted: str, most: int = 100) -> HeaderRewriter:
     """Without Via, which has tests of its own."""
-    return HeaderRewriter(trusted, most, terms=Fields(via=""))
+    return HeaderRewriter(trusted, most, forwarding=Fields(via=""))
 
 
 def prepare(
     head: bytes, *, trusted: bool = False, using: HeaderRewriter | None = None
 ) -> PreparedRequest:
     line = parser.parse_request_line(head)
-    return (using or plain()).request(line, head[line.end :], trusted=trusted)
+    return (using or plain()).prepare(line, head[line.end :], trusted=trusted)
 
 
 def sent(fields: bytes, *, trusted: bool = False, start: bytes = b"GET / HTTP/1.1") -> bytes:
     """What a worker gets to see of these fields, without what every request has."""
-    out = prepare(start + b"\r\nHost: a\r\n" + fields + b"\r\n", trusted=trusted).out
+    out = prepare(start + b"\r\nHost: a\r\n" + fields + b"\r\n", trusted=trusted).fields
     first, _, rest = out.partition(b"\r\n")
     assert first == b"Host: a"
     assert rest.endswith(b"X-Forwarded-For: ")
@@ -121,17 +121,17 @@ def test_http_1_0_cannot_expect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "host", "out"),
+    ("head", "host", "start"),
     [
         (b"GET / HTTP/1.0\r\n", b"", b"Host: localhost\r\nX-Forwarded-Proto: http\r\n"),
         (b"GET http://b:1/ HTTP/1.0\r\n", b"b:1", b"Host: b:1\r\nX-Forwarded-Proto: http\r\n"),
     ],
 )
-def test_a_worker_always_gets_a_host(head: bytes, host: bytes, out: bytes) -> None:
+def test_a_worker_always_gets_a_host(head: bytes, host: bytes, start: bytes) -> None:
     prepared = prepare(head + b"\r\n")
     assert prepared.host == host
-    assert prepared.out.startswith(out)
-    assert (b"X-Forwarded-Host: " in prepared.out) == bool(host)
+    assert prepared.fields.startswith(start)
+    assert (b"X-Forwarded-Host: " in prepared.fields) == bool(host)
 
 
 def test_what_concerns_our_own_connection_is_noted() -> None:
@@ -185,7 +185,7 @@ def test_a_trusted_proxy_is_continued() -> None:
     prepared = prepare(head, trusted=True, using=plain("192.0.2.2/31"))
     assert prepared.request_id == b"abc"
     assert prepared.client == "192.0.2.1"
-    assert prepared.out == (
+    assert prepared.fields == (
         b"Host: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: public\r\n"
         b"X-Forwarded-Port: 443\r\nX-Forwarded-For: 192.0.2.1, 192.0.2.2, 192.0.2.3, "
     )

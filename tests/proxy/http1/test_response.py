@@ -24,15 +24,15 @@ def test_a_response_keeps_all_but_what_was_for_this_hop() -> None:
         length=3,
         chunked=False,
         close=False,
-        keep_s=5.0,
+        max_idle_s=5.0,
         upgrade=b"",
-        out=b"HTTP/1.1 203 Fine\xe4\r\nServer: x\r\nContent-Length: 3\r\n"
+        head=b"HTTP/1.1 203 Fine\xe4\r\nServer: x\r\nContent-Length: 3\r\n"
         b"Set-Cookie: a\r\nSet-Cookie: b\r\nTrailer: A\r\n",
     )
 
 
 @pytest.mark.parametrize(
-    ("said", "keep_s"),
+    ("field", "max_idle_s"),
     [
         (b"", 60.0),
         (b"Keep-Alive: timeout=5\r\n", 5.0),
@@ -44,8 +44,8 @@ def test_a_response_keeps_all_but_what_was_for_this_hop() -> None:
         (b"Keep-Alive: timeout=5\r\nConnection: close\r\n", 0.0),
     ],
 )
-def test_a_worker_says_how_long_it_keeps_a_connection(said: bytes, keep_s: float) -> None:
-    assert parse_response(b"HTTP/1.1 200 OK\r\n" + said + b"\r\n").keep_s == keep_s
+def test_a_worker_says_how_long_it_keeps_a_connection(field: bytes, max_idle_s: float) -> None:
+    assert parse_response(b"HTTP/1.1 200 OK\r\n" + field + b"\r\n").max_idle_s == max_idle_s
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_a_worker_says_whether_its_connection_can_be_used_again(
 
 def test_chunks_end_at_this_hop() -> None:
     read = parse_response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    assert (read.chunked, read.length, read.out) == (True, NO_LENGTH, b"HTTP/1.1 200 OK\r\n")
+    assert (read.chunked, read.length, read.head) == (True, NO_LENGTH, b"HTTP/1.1 200 OK\r\n")
 
 
 def test_a_worker_that_switches_says_to_what() -> None:
     head = b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
     read = parse_response(head)
-    assert (read.status, read.upgrade, read.out) == (
+    assert (read.status, read.upgrade, read.head) == (
         101,
         b"websocket",
         b"HTTP/1.1 101 Switching\r\n",
@@ -101,7 +101,7 @@ def test_a_doubtful_response_is_the_workers_fault(head: bytes) -> None:
 def test_a_204_that_announces_a_body_loses_the_word_and_the_connection(field: bytes) -> None:
     answer = parse_response(b"HTTP/1.1 204 No Content\r\n" + field + b"\r\nETag: x\r\n\r\n")
 
-    assert answer.out == b"HTTP/1.1 204 No Content\r\nETag: x\r\n"
+    assert answer.head == b"HTTP/1.1 204 No Content\r\nETag: x\r\n"
     assert answer.close
 
 

@@ -393,10 +393,10 @@ def test_a_share_is_of_what_the_proxy_can_take(runner: asyncio.Runner) -> None:
     async def main() -> None:
         share = Limits(connections_per_client=0.5)
         street = Street(door(), descriptors=RESERVE + 1 + 40, limits=share)
-        assert street.service.client_limit.most == 10
+        assert street.service.client_limit.max_per_client == 10
         await street.close()
         street = Street(door(), max_connections=8, limits=share)
-        assert street.service.client_limit.most == 4
+        assert street.service.client_limit.max_per_client == 4
         await street.close()
 
     runner.run(main())
