@@ -1,7 +1,7 @@
-"""A service in memory, for the tests of exchanges.
+"""A harness for the tests of exchanges: a whole service without sockets.
 
-Client and workers are in memory: `Wire` is a `Transport` like any other, `Network` stands for
-connecting, and `Turns` for the event loop, so that a test decides each turn of it.
+Clients and workers are in memory. `Wire` is a real `Transport`, `Network` replaces connects,
+and `Turns` replaces the event loop, so that a test controls each iteration.
 """
 
 import errno
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Turns:
-    """As much of an event loop as a service in memory needs."""
+    """The part of an event loop that a service in memory needs."""
 
     def __init__(self) -> None:
         self._ready: deque[Callable[[], object]] = deque()
@@ -43,7 +43,7 @@ class Turns:
         self._ready.append(lambda: callback(*args))
 
     def run(self) -> None:
-        """Turn until nothing is left to do."""
+        """Run callbacks until none is left."""
         while self._ready:
             self._ready.popleft()()
 
@@ -65,10 +65,10 @@ class Wire(Transport):
         self._unsent = bytearray()
         self.written = bytearray()
         self.ended = False
-        """Its side was shut down for writing."""
+        """The proxy has shut it down for writing."""
         self.lost = False
         self.full = False
-        """The next write stalls it."""
+        """The next write pauses writing."""
 
     # -- what the proxy calls
 
@@ -87,7 +87,7 @@ class Wire(Transport):
 
     def close(self) -> None:
         if self._stalled:
-            # As asyncio does: not before all is sent.
+            # As in asyncio: it closes when all is sent.
             self._closing = True
         else:
             self._end(None)
@@ -115,32 +115,32 @@ class Wire(Transport):
     def borrow(self) -> None:
         """There is no socket."""
 
-    # -- what its other end does
+    # -- what the other end does
 
     def send(self, data: bytes) -> None:
-        """Bytes arrive; those that are not read stay in the kernel."""
+        """Send bytes to the proxy; those that are not read stay in the kernel."""
         self._arriving.append(data)
         self._deliver()
         self._loop.run()
 
     def send_eof(self) -> None:
-        """The other end closes."""
+        """Close the other end."""
         if not self._closing and not self._protocol.eof_received():
             self.close()
         self._loop.run()
 
     def reset(self) -> None:
-        """The other end breaks off."""
+        """Reset the connection."""
         self._end(ConnectionResetError())
         self._loop.run()
 
     def stall(self) -> None:
-        """The other end stops reading, and the buffer for it is full."""
+        """Stop reading: the proxy's write buffer is full."""
         self._stalled = True
         self._protocol.pause_writing()
 
     def unstall(self) -> None:
-        """It reads again."""
+        """Read again."""
         self._stalled = self.full = False
         self.written += self._unsent
         self._unsent.clear()
@@ -151,12 +151,12 @@ class Wire(Transport):
         self._loop.run()
 
     def read_one_byte(self) -> None:
-        """It reads one byte, and stops again."""
+        """Read one byte, and stop again."""
         self.written += self._unsent[:1]
         del self._unsent[:1]
 
     def received(self) -> bytes:
-        """What has been written since this was last asked."""
+        """What the other end has received since the last call."""
         data = bytes(self.written)
         self.written.clear()
         return data
@@ -171,13 +171,13 @@ class Wire(Transport):
             self._loop.call_soon(self._lose, error)
 
     def reset_at_once(self) -> None:
-        """It is reset, and the loop hears of that before anything else."""
+        """Reset the connection, and report it before any other event."""
         self._closing = self._ended = True
         self._lose(ConnectionResetError())
         self._loop.run()
 
     def deliver_in_turn(self, data: bytes) -> None:
-        """Bytes arrive, and the turn is not over yet."""
+        """Send bytes, without running the loop after them."""
         self._protocol.data_received(data)
 
     def _lose(self, error: Exception | None) -> None:
@@ -189,7 +189,7 @@ Done = Callable[[Stream | None, int], None]
 
 
 class PendingConnect(Connecting):
-    """A connect that does not come to an end by itself."""
+    """A connect that the test completes."""
 
     # Not `Connecting.__init__`: there is no socket here.
     def __init__(self, network: "Network", done: Done) -> None:
@@ -211,16 +211,16 @@ class PendingConnect(Connecting):
 
 
 class Network:
-    """Connecting in memory: takes the place of `dial` and `adopt`."""
+    """Connects in memory: replaces `dial` and `adopt`."""
 
     def __init__(self, loop: Turns) -> None:
         self.loop = loop
         self.refusing: set[int] = set()
-        """Ports that refuse."""
+        """Ports that refuse a connect."""
         self.unresponsive: set[int] = set()
         """Ports that do not answer a connect."""
         self.full = False
-        """New connections take nothing."""
+        """New connections are blocked by their first write."""
         self.pending_connects: list[PendingConnect] = []
         self.dialed: list[int] = []
         self.wires: list[Wire] = []
@@ -275,7 +275,7 @@ class Harness:
     def build(
         self, workers: int = 1, *, queue: float = 0.0, total: float = 0.0, **limits: int
     ) -> None:
-        """Build it anew: nothing is left from before."""
+        """Build the service anew."""
         self.network.wires.clear()
         self.network.dialed.clear()
         self.fd_budget = FdBudget(1024, 0, 0)
@@ -313,11 +313,11 @@ class Harness:
 
     @property
     def connections(self) -> list[ClientConnection]:
-        """Of clients, as the service has them."""
+        """The client connections of the service."""
         return [cast("ClientConnection", client) for client in self.service.clients]
 
     def connect_tcp(self) -> None:
-        """A client of delivery tcp; its wire is the newest one when a worker is there."""
+        """Accept a client in tcp mode. Its wire is the newest one once a worker is connected."""
         self.fd_budget.clients += 1
         self.service.counters.active += 1
         session = session_module.Session(self.service, Stream(-1, 0), ("192.0.2.1", 5000))
@@ -342,7 +342,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     harness = Harness(monkeypatch)
     harness.build()
     yield harness
-    # Whatever happened: when both sides are gone, nothing is owed.
+    # Whatever happened: once both sides are closed, nothing is left open or counted.
     for client in harness.connections:
         cast("Wire", client.transport).reset()
     harness.loop.run()

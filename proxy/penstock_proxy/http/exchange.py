@@ -66,7 +66,7 @@ class Exchange(UpstreamRequest):
     def start(self, head: bytes) -> None:
         """Send the request to a worker, or let it wait behind those in the queue."""
         if self._body is not None and self._body.is_too_large:
-            self.fail(errors.BODY_TOO_LARGE, "as it says itself")
+            self.fail(errors.BODY_TOO_LARGE, "by its Content-Length")
             return
         self._head = head
         if self.client.service.queue:
@@ -217,10 +217,10 @@ class Exchange(UpstreamRequest):
         """The worker switches to another protocol: from now on both connections are a duplex."""
         offers = self.prepared.framing.upgrade
         if not (self.request_done and upgrade.was_offered(response, offers)):
-            self.bad_response(errors.BAD_RESPONSE, "101 to something that nobody asked for")
+            self.bad_response(errors.BAD_RESPONSE, "101 for a protocol that was not offered")
         elif link.transport.is_closing():
             # Read after the connection was lost: a duplex would never see its end.
-            self.bad_response(errors.WORKER_RESET, "101 and no more")
+            self.bad_response(errors.WORKER_RESET, "reset after its 101")
         else:
             self.status = 101
             self.first_byte_s = monotonic() - self.started

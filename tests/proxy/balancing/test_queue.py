@@ -1,4 +1,7 @@
-"""Who waits for a worker is served in order, in bounds of number and time, and hears why not."""
+"""Waiters are served in order, within limits of number and time, and else get a fault.
+
+Proves `queue`, the limit per worker of `pool`, and both together in a whole service.
+"""
 
 from functools import partial
 
@@ -27,7 +30,7 @@ def nothing() -> None:
     """What serves somebody whose turn never comes."""
 
 
-def test_first_come_is_first_served_whoever_leaves() -> None:
+def test_waiters_are_served_in_order_whichever_are_removed() -> None:
     queue = Queue(Limits(), 2.0)
     served: list[str] = []
     for who in "abcd":
@@ -53,7 +56,7 @@ def test_the_queue_is_bounded_by_number_and_time() -> None:
 
 
 @pytest.mark.parametrize(("workers", "room"), [(0, 2), (1, 2), (2, 4), (9, 5)])
-def test_the_queue_is_as_long_as_its_workers_are_many(workers: int, room: int) -> None:
+def test_the_queues_limit_grows_with_the_workers(workers: int, room: int) -> None:
     queue = Queue(Limits(queue=5, queue_per_worker=2), 2.0)
     entered = [queue.add(who, nothing, 0.0, 0.0, workers) for who in range(9)]
     assert entered == [2.0] * room + [QUEUE_FULL] * (9 - room)
@@ -72,11 +75,13 @@ def test_the_queue_is_as_long_as_its_workers_are_many(workers: int, room: int) -
         (NO_WORKER, [99.0], 1),
     ],
 )
-def test_a_client_hears_when_to_try_again(fault: Fault, back: list[float], seconds: int) -> None:
+def test_retry_after_is_the_time_until_a_worker_may_be_free(
+    fault: Fault, back: list[float], seconds: int
+) -> None:
     assert retry_after(fault, 100.0, back, 1.5) == seconds
 
 
-def test_nobody_there_is_not_nobody_free() -> None:
+def test_without_workers_the_fault_is_no_worker_and_not_a_time_out() -> None:
     assert (no_worker_fault(0), no_worker_fault(1)) == (NO_WORKER, QUEUE_TIMEOUT)
 
 
@@ -134,7 +139,7 @@ def crowd(harness: Harness, count: int) -> list[Wire]:
     return clients
 
 
-def test_what_is_too_much_for_the_workers_waits_in_order(harness: Harness) -> None:
+def test_requests_beyond_the_workers_limit_wait_in_order(harness: Harness) -> None:
     harness.build(2, queue=2.0, per_worker=1)
     clients = crowd(harness, 5)
     assert asked(harness) == [b"/0", b"/1"]
@@ -151,7 +156,7 @@ def test_what_is_too_much_for_the_workers_waits_in_order(harness: Harness) -> No
     assert [status(client.received()) for client in clients] == [200] * 5
 
 
-def test_who_comes_late_does_not_overtake(harness: Harness) -> None:
+def test_a_late_request_does_not_overtake(harness: Harness) -> None:
     harness.build(1, queue=2.0, per_worker=1)
     first, waiting, late = (harness.client() for _ in range(3))
     first.send(GET % 0)
@@ -167,7 +172,7 @@ def test_who_comes_late_does_not_overtake(harness: Harness) -> None:
         harness.worker.send(OK)
 
 
-def test_who_leaves_the_queue_is_never_served(harness: Harness) -> None:
+def test_a_client_that_disconnects_is_never_served(harness: Harness) -> None:
     harness.build(1, queue=2.0, per_worker=1)
     clients = crowd(harness, 3)
     clients[1].reset()
@@ -177,7 +182,7 @@ def test_who_leaves_the_queue_is_never_served(harness: Harness) -> None:
     harness.worker.send(OK)
 
 
-def test_who_waits_too_long_or_finds_a_full_queue_hears_when_to_come_again(
+def test_a_time_out_or_a_full_queue_is_a_503_with_retry_after(
     harness: Harness,
 ) -> None:
     harness.build(1, queue=2.5, per_worker=1, queue_per_worker=1)
@@ -209,7 +214,7 @@ def test_a_worker_that_breaks_off_makes_room_for_the_next(harness: Harness) -> N
     harness.worker.send(OK)
 
 
-def test_relayed_connections_wait_as_well(harness: Harness) -> None:
+def test_tcp_connections_wait_as_well(harness: Harness) -> None:
     harness.build(1, queue=2.0, per_worker=1)
     harness.connect_tcp()
     harness.connect_tcp()

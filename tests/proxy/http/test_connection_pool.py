@@ -1,4 +1,4 @@
-"""Which kept connection carries which request, and that none stays that is gone."""
+"""A request gets an idle connection only if that is safe, and no closed one stays in the pool."""
 
 import pytest
 from tests.proxy.conftest import Harness, Wire
@@ -30,7 +30,7 @@ def served(harness: Harness, client: Wire, request: bytes, answer: bytes = OK) -
     ("request_", "idle_s", "connections"),
     [(GET, 4.9, 1), (POST, 3.9, 1), (POST, 4.1, 2), (LARGE, 0.0, 2)],
 )
-def test_a_workers_word_on_how_long_it_keeps_a_connection_is_believed(
+def test_a_workers_keep_alive_timeout_is_respected(
     harness: Harness, request_: bytes, idle_s: float, connections: int
 ) -> None:
     client = harness.client()
@@ -39,7 +39,7 @@ def test_a_workers_word_on_how_long_it_keeps_a_connection_is_believed(
     assert served(harness, client, request_) == connections
 
 
-def test_a_connection_is_let_go_when_its_worker_is_about_to(harness: Harness) -> None:
+def test_an_idle_connection_is_closed_at_its_workers_keep_alive_timeout(harness: Harness) -> None:
     client = harness.client()
     served(harness, client, GET, KEEPS)
     harness.advance(4.5)
@@ -48,7 +48,7 @@ def test_a_connection_is_let_go_when_its_worker_is_about_to(harness: Harness) ->
     assert harness.worker.lost
 
 
-def test_a_worker_that_was_seen_to_close_after_a_while_gets_no_post_so_late(
+def test_after_an_idle_close_a_worker_gets_no_post_at_that_idle_time(
     harness: Harness,
 ) -> None:
     client = harness.client()
@@ -81,7 +81,9 @@ def test_another_process_in_the_slot_is_not_taken_for_the_last_one(harness: Harn
 
 
 @pytest.mark.parametrize("request_", [GET, POST])
-def test_the_end_of_a_kept_connection_is_nobodys_failure(harness: Harness, request_: bytes) -> None:
+def test_the_close_of_an_idle_connection_is_not_a_failure(
+    harness: Harness, request_: bytes
+) -> None:
     client = harness.client()
     served(harness, client, GET)
     client.send(request_)
@@ -101,7 +103,7 @@ def served_again(harness: Harness, client: Wire) -> bool:
     return client.received() == OK
 
 
-def test_a_post_that_was_surely_not_read_is_sent_anew(
+def test_a_post_that_was_surely_not_read_is_sent_again(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("penstock_proxy.net.tcp_info.untaken", lambda *_: True)
@@ -113,7 +115,7 @@ def test_a_post_that_was_surely_not_read_is_sent_anew(
     assert served_again(harness, client)
 
 
-def test_a_post_is_not_sent_on_what_the_kernel_knows_to_have_ended(
+def test_a_post_is_not_sent_on_a_connection_that_the_kernel_knows_to_be_closed(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = harness.client()
@@ -125,7 +127,7 @@ def test_a_post_is_not_sent_on_what_the_kernel_knows_to_have_ended(
     assert harness.service.counters.stale == 0
 
 
-def test_a_connection_whose_last_words_were_an_answer_is_not_kept(
+def test_a_connection_that_was_reset_behind_its_response_is_not_kept(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What `connection_lost` reads from a connection that was reset behind its answer.
@@ -136,15 +138,3 @@ def test_a_connection_whose_last_words_were_an_answer_is_not_kept(
     assert client.received() == OK
     assert harness.service.connections.take(harness.service.pool.members[0]) is None
     assert not harness.service.connections._idle.get(0)
-
-
-def test_a_connection_whose_last_words_were_a_switch_becomes_no_pipe(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Nobody would hear that it is gone: `harness` finds a client that stays for ever.
-    switch = b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
-    monkeypatch.setattr(WorkerConnection, "_read_pending", lambda link: link.data_received(switch))
-    client = harness.client()
-    client.send(POST.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"))
-    harness.worker.reset_at_once()
-    assert status(client.received()) == 502

@@ -1,6 +1,7 @@
-"""Who reads nothing is not read from, who leaves is noticed, and each fault is counted once.
+"""A disconnect is noticed, back-pressure reaches the other side, and each fault is counted once.
 
-The fixture `harness` checks at the end of each test that nothing is owed or open.
+Proves the end of an exchange (`exchange`), and the lines of the access log (`error_log`).
+The fixture `harness` checks at the end of each test that nothing is left open or counted.
 """
 
 import json
@@ -10,8 +11,6 @@ from pathlib import Path
 import pytest
 from tests.proxy.conftest import Harness, Wire
 
-from penstock_proxy.listener.listeners import Listeners
-from penstock_worker.net.stream import Stream
 from penstock_worker.telemetry.access_log import open_log
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -30,26 +29,11 @@ def errors(harness: Harness) -> dict[str, int]:
     return {kind: count for kind, count in harness.service.counters.errors.items() if count}
 
 
-# -- those who do not read
-
-
-def test_a_client_that_reads_none_of_our_own_answers_gets_no_more_of_them(harness: Harness) -> None:
-    harness.service.pool.leave(0)
-    client = harness.client()
-    (protocol,) = harness.connections
-    client.full = True
-    for _ in range(1000):
-        client.send(GET)
-    assert errors(harness) == {"no_worker": 1}
-    assert not client.is_reading()
-    assert len(protocol.buffer) < 1024 + len(GET)
-    client.unstall()
-    assert client.is_reading()
-    assert errors(harness) == {"no_worker": 1000}
+# -- back-pressure
 
 
 @pytest.mark.parametrize("early", [b"a", b"ab"])
-def test_a_body_is_not_read_on_while_a_new_worker_takes_nothing(
+def test_a_body_is_not_read_on_while_a_new_connection_takes_nothing(
     harness: Harness, early: bytes
 ) -> None:
     harness.network.unresponsive = {1}
@@ -65,7 +49,7 @@ def test_a_body_is_not_read_on_while_a_new_worker_takes_nothing(
     client.reset()
 
 
-def test_a_body_is_not_read_on_while_a_kept_worker_takes_nothing(harness: Harness) -> None:
+def test_a_body_is_not_read_on_while_a_reused_connection_takes_nothing(harness: Harness) -> None:
     client = harness.client()
     client.send(GET)
     harness.worker.send(OK)
@@ -80,31 +64,7 @@ def test_a_body_is_not_read_on_while_a_kept_worker_takes_nothing(harness: Harnes
     client.reset()
 
 
-def test_after_a_switch_a_worker_that_takes_nothing_stops_its_client(harness: Harness) -> None:
-    client = harness.client()
-    client.send(UPGRADE + b"early")
-    harness.worker.full = True
-    harness.worker.send(SWITCH + b"x\r\n\r\n")
-    assert status(client.received()) == 101
-    assert not client.is_reading()
-    harness.worker.unstall()
-    assert client.is_reading()
-    assert harness.worker.received().endswith(b"early")
-
-
-def test_a_worker_that_stalls_before_the_switch_stops_its_client_behind_it(
-    harness: Harness,
-) -> None:
-    client = harness.client()
-    client.send(UPGRADE)
-    harness.worker.stall()
-    harness.worker.send(SWITCH + b"x\r\n\r\n")
-    assert not client.is_reading()
-    harness.worker.unstall()
-    assert client.is_reading()
-
-
-# -- those who leave
+# -- disconnects
 
 
 def nobody_answers(harness: Harness) -> None:
@@ -126,7 +86,7 @@ def nothing_is_said(_harness: Harness) -> None:
     "pieces",
     [(GET,), (POST + b"abc",), (POST, b"abc"), (CHUNKED + b"1\r\na\r\n0\r\n\r\n",)],
 )
-def test_a_client_that_leaves_after_its_whole_request_is_noticed(
+def test_a_client_that_disconnects_after_its_whole_request_is_noticed(
     harness: Harness, where: Callable[[Harness], None], pieces: tuple[bytes, ...]
 ) -> None:
     harness.build(queue=5.0)
@@ -141,42 +101,6 @@ def test_a_client_that_leaves_after_its_whole_request_is_noticed(
     assert not harness.network.pending_connects
     assert not harness.service.queue
     assert all(wire.lost for wire in harness.network.wires)
-
-
-# -- those who come last
-
-
-class Queue(Listeners):
-    """A listener whose kernel has let one client in that nobody has accepted."""
-
-    def __init__(self, harness: Harness) -> None:
-        self._harness = harness
-
-    def resume(self) -> None:
-        pass
-
-    def look(self, *_: object) -> int:
-        return 0
-
-    def drain(self) -> None:
-        self._harness.service.filter_chain.way_in(Stream(-1, 0), ("192.0.2.1", 5000))
-
-
-@pytest.mark.parametrize("speaks", [False, True])
-def test_who_is_let_in_at_the_very_end_must_speak_at_once(
-    harness: Harness, *, speaks: bool
-) -> None:
-    harness.service.listeners = Queue(harness)
-    harness.service.drain()
-    harness.loop.run()
-    (client,) = harness.network.wires
-    if speaks:
-        client.send(GET)
-    harness.advance(1.75)
-    assert client.lost is not speaks
-    if speaks:
-        harness.worker.send(OK)
-        assert b"Connection: close\r\n" in client.received()
 
 
 # -- how it is counted
@@ -273,7 +197,7 @@ def test_a_fault_is_counted_once(
 
 
 @pytest.mark.parametrize("queue", [0.0, 2.0])
-def test_each_try_is_counted_once_and_giving_up_is_no_further_fault(
+def test_each_attempt_is_counted_once_and_the_last_failure_is_no_further_fault(
     harness: Harness, queue: float
 ) -> None:
     harness.build(2, queue=queue)

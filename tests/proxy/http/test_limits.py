@@ -1,4 +1,7 @@
-"""Whatever a client can make grow ends where `limits` says, and the client is told."""
+"""Whatever a client can make grow has a limit, and the client gets an error response.
+
+Proves the limits of `client_connection`, `request_body` and `worker_connection`.
+"""
 
 import pytest
 from tests.proxy.conftest import Harness, Wire
@@ -47,7 +50,7 @@ def test_a_target_may_be_as_long_as_its_limit(harness: Harness, size: int, whole
         assert client.received() == b""
 
 
-def test_an_endless_target_is_told_so_before_the_head_is_full(harness: Harness) -> None:
+def test_an_endless_target_is_refused_before_the_head_is_complete(harness: Harness) -> None:
     harness.build(target=256)
     client = harness.client()
     client.send(b"GET /")
@@ -68,14 +71,14 @@ def test_an_endless_target_is_told_so_before_the_head_is_full(harness: Harness) 
         (b"A" * 40, False),
     ],
 )
-def test_only_a_target_is_a_target(data: bytes, beyond: bool) -> None:
+def test_only_the_target_counts_for_the_limit_of_a_target(data: bytes, beyond: bool) -> None:
     assert is_target_longer(data, 8) == beyond
 
 
 # -- head
 
 
-def test_a_head_that_drips_is_ended_when_its_time_is_up(harness: Harness) -> None:
+def test_a_head_that_drips_times_out(harness: Harness) -> None:
     client = harness.client()
     for byte in b"GET / HTT":
         client.send(bytes([byte]))
@@ -87,7 +90,7 @@ def test_a_head_that_drips_is_ended_when_its_time_is_up(harness: Harness) -> Non
     assert has_ended(client)
 
 
-def test_empty_lines_are_no_way_to_talk_without_an_end(harness: Harness) -> None:
+def test_endless_empty_lines_are_refused(harness: Harness) -> None:
     client = harness.client()
     for _ in range(128):
         client.send(b"\r\n" * 4)
@@ -108,7 +111,7 @@ def test_a_megabyte_of_empty_lines_is_refused_and_not_kept(harness: Harness) -> 
 # -- body
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_unread_and_no_worker_hears_of_it(
+def test_a_content_length_above_the_limit_is_refused_and_reaches_no_worker(
     harness: Harness,
 ) -> None:
     harness.build(body=10)
@@ -121,7 +124,7 @@ def test_a_body_that_says_it_is_too_large_is_refused_unread_and_no_worker_hears_
     assert harness.service.counters.errors["body_too_large"] == 1
 
 
-def test_what_comes_of_a_refused_body_is_not_taken_for_a_request(harness: Harness) -> None:
+def test_bytes_of_a_refused_body_are_not_read_as_a_request(harness: Harness) -> None:
     harness.build(body=10)
     client = harness.client()
     client.send(post("Content-Length: 100") + GET)
@@ -139,7 +142,7 @@ def test_a_body_may_be_as_large_as_its_limit(harness: Harness, size: int) -> Non
     assert client.received() == OK
 
 
-def test_a_body_in_chunks_is_cut_at_its_limit_for_the_worker_too(harness: Harness) -> None:
+def test_a_body_in_chunks_is_cut_at_its_limit_for_the_worker_as_well(harness: Harness) -> None:
     harness.build(body=10)
     client = harness.client()
     client.send(post("Transfer-Encoding: chunked") + b"5\r\n01234\r\n")
@@ -153,7 +156,7 @@ def test_a_body_in_chunks_is_cut_at_its_limit_for_the_worker_too(harness: Harnes
     assert client.ended
 
 
-def test_an_answer_that_has_begun_is_cut_with_the_body_that_is_too_large(harness: Harness) -> None:
+def test_a_response_that_has_started_is_cut_if_the_body_is_too_large(harness: Harness) -> None:
     harness.build(body=10)
     client = harness.client()
     client.send(post("Transfer-Encoding: chunked") + b"1\r\na\r\n")
@@ -164,7 +167,7 @@ def test_an_answer_that_has_begun_is_cut_with_the_body_that_is_too_large(harness
     assert harness.worker.lost
 
 
-# -- pace
+# -- rate
 
 
 def drip(harness: Harness, client: Wire, seconds: int, each: bytes) -> None:
@@ -173,7 +176,7 @@ def drip(harness: Harness, client: Wire, seconds: int, each: bytes) -> None:
         harness.advance(1.0)
 
 
-def test_a_body_that_drips_is_ended_after_its_grace(harness: Harness) -> None:
+def test_a_body_that_drips_times_out_after_its_grace(harness: Harness) -> None:
     harness.build(min_rate=100)
     client = harness.client()
     client.send(post("Content-Length: 100000"))
@@ -185,7 +188,7 @@ def test_a_body_that_drips_is_ended_after_its_grace(harness: Harness) -> None:
     assert harness.service.counters.errors["body_timeout"] == 1
 
 
-def test_a_body_that_keeps_up_may_take_its_time(harness: Harness) -> None:
+def test_a_body_at_the_minimum_rate_may_take_long(harness: Harness) -> None:
     harness.build(min_rate=100)
     client = harness.client()
     client.send(post("Content-Length: 20000"))
@@ -194,7 +197,7 @@ def test_a_body_that_keeps_up_may_take_its_time(harness: Harness) -> None:
     assert client.received() == OK
 
 
-def test_a_pause_is_no_fault_if_the_average_is_kept(harness: Harness) -> None:
+def test_a_pause_is_allowed_if_the_average_is_high_enough(harness: Harness) -> None:
     harness.build(min_rate=100)
     client = harness.client()
     client.send(post("Content-Length: 20000"))
@@ -207,7 +210,7 @@ def test_a_pause_is_no_fault_if_the_average_is_kept(harness: Harness) -> None:
     assert client.received() == OK
 
 
-def test_the_time_that_a_worker_does_not_read_is_not_its_clients(harness: Harness) -> None:
+def test_time_in_which_the_worker_does_not_read_is_not_counted(harness: Harness) -> None:
     harness.build(min_rate=100)
     client = harness.client()
     client.send(post("Content-Length: 100000"))
@@ -221,7 +224,7 @@ def test_the_time_that_a_worker_does_not_read_is_not_its_clients(harness: Harnes
     assert status(client) == 408
 
 
-def test_without_a_rate_only_silence_ends_a_body(harness: Harness) -> None:
+def test_without_a_minimum_rate_only_silence_ends_a_body(harness: Harness) -> None:
     harness.build(min_rate=0)
     client = harness.client()
     client.send(post("Content-Length: 100000"))
@@ -234,7 +237,7 @@ def test_without_a_rate_only_silence_ends_a_body(harness: Harness) -> None:
 # -- requests on one connection
 
 
-def test_the_last_request_of_a_connection_is_told_so_and_no_other_is_read(harness: Harness) -> None:
+def test_the_response_to_the_last_request_says_close_and_no_other_is_read(harness: Harness) -> None:
     harness.build(requests=3)
     client = harness.client()
     for _ in range(2):
@@ -249,7 +252,7 @@ def test_the_last_request_of_a_connection_is_told_so_and_no_other_is_read(harnes
     assert harness.worker.received().count(b"GET / ") == 1
 
 
-def test_without_that_limit_a_connection_goes_on(harness: Harness) -> None:
+def test_without_a_limit_of_requests_a_connection_stays_open(harness: Harness) -> None:
     harness.build(requests=0)
     client = harness.client()
     for _ in range(100):
@@ -258,7 +261,7 @@ def test_without_that_limit_a_connection_goes_on(harness: Harness) -> None:
         assert client.received() == OK
 
 
-# -- the worker's side
+# -- responses
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -277,7 +280,7 @@ def test_a_response_head_may_be_as_long_as_its_limit(harness: Harness, fits: boo
         assert harness.worker.lost
 
 
-def test_a_response_head_without_an_end_is_not_kept(harness: Harness) -> None:
+def test_a_response_head_without_an_end_is_refused(harness: Harness) -> None:
     harness.build(response_head=1024)
     client = harness.client()
     client.send(GET)
@@ -286,10 +289,10 @@ def test_a_response_head_without_an_end_is_not_kept(harness: Harness) -> None:
     assert harness.worker.lost
 
 
-# -- clients that ask and never listen
+# -- clients that do not read
 
 
-def test_who_asks_ahead_without_end_is_read_no_further(harness: Harness) -> None:
+def test_a_client_that_pipelines_without_end_is_read_no_further(harness: Harness) -> None:
     client = harness.client()
     client.send(GET)
     for _ in range(100):
@@ -300,7 +303,7 @@ def test_who_asks_ahead_without_end_is_read_no_further(harness: Harness) -> None
     assert len(harness.network.wires) == 1
 
 
-def test_who_never_reads_an_answer_is_cut_off(harness: Harness) -> None:
+def test_a_client_that_never_reads_a_response_is_cut_off(harness: Harness) -> None:
     client = harness.client()
     client.send(GET)
     harness.worker.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")

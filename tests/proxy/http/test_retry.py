@@ -1,4 +1,4 @@
-"""What may follow a failed attempt, in every case."""
+"""Every failure of an attempt has a rule, and no rule lets a request be done twice."""
 
 from itertools import product
 
@@ -21,7 +21,7 @@ def decide(
 
 
 @pytest.mark.parametrize(("failure", "idempotent"), list(product(Failure, [True, False])))
-def test_every_case_was_thought_of(failure: Failure, *, idempotent: bool) -> None:
+def test_every_failure_has_a_rule(failure: Failure, *, idempotent: bool) -> None:
     assert idempotent in RULES[failure]
 
 
@@ -32,14 +32,16 @@ def test_what_may_have_been_done_is_never_done_twice(failure: Failure, *, used: 
 
 
 @pytest.mark.parametrize(("idempotent", "used"), list(product([True, False], repeat=2)))
-def test_what_nobody_has_seen_is_sent_again_whatever_it_is(*, idempotent: bool, used: bool) -> None:
+def test_a_request_that_no_worker_has_read_is_retried_whatever_its_method(
+    *, idempotent: bool, used: bool
+) -> None:
     unsent = decide(Failure.UNSENT, idempotent=idempotent, used=used)
     unread = decide(Failure.UNREAD, idempotent=idempotent, used=used)
     assert unsent is RetryDecision.NEXT_WORKER
     assert unread is (RetryDecision.RECONNECT if used else RetryDecision.NEXT_WORKER_IF_PAID)
 
 
-def test_only_the_end_of_a_kept_connection_is_free_after_a_worker_had_a_request() -> None:
+def test_only_the_close_of_an_idle_connection_is_retried_for_free() -> None:
     assert decide(Failure.STALE, idempotent=True, used=True) is RetryDecision.RECONNECT
     assert decide(Failure.BROKEN, idempotent=True, used=True) is RetryDecision.NEXT_WORKER_IF_PAID
 
@@ -47,13 +49,13 @@ def test_only_the_end_of_a_kept_connection_is_free_after_a_worker_had_a_request(
 @pytest.mark.parametrize(
     ("failure", "idempotent", "used"), list(product(Failure, [True, False], [True, False]))
 )
-def test_what_the_client_has_seen_or_is_gone_is_never_sent_again(
+def test_a_request_that_is_not_repeatable_is_never_retried(
     failure: Failure, *, idempotent: bool, used: bool
 ) -> None:
     assert decide(failure, idempotent=idempotent, used=used, repeatable=False) is RetryDecision.FAIL
 
 
-def test_a_second_silent_worker_is_the_last_one() -> None:
+def test_after_a_second_response_time_out_there_is_no_retry() -> None:
     state = RetryState()
 
     def silent() -> RetryDecision:
@@ -67,7 +69,7 @@ def test_a_second_silent_worker_is_the_last_one() -> None:
 
 
 @pytest.mark.parametrize("used", [True, False])
-def test_a_kept_connection_that_had_ended_says_nothing_of_its_worker(*, used: bool) -> None:
+def test_the_close_of_an_idle_connection_does_not_count_against_its_worker(*, used: bool) -> None:
     assert closed_while_idle(Failure.STALE, used=used)
     assert closed_while_idle(Failure.UNREAD, used=used) is used
     assert not closed_while_idle(Failure.UNSENT, used=used)

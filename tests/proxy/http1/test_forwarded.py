@@ -1,4 +1,7 @@
-"""Nobody but a trusted proxy can say where a request came from, in whatever way it tries."""
+"""Only a trusted proxy can report where a request came from, whatever spelling a client tries.
+
+Proves `forwarded`, and the forwarding fields that `request` writes for a worker.
+"""
 
 from typing import Any
 
@@ -82,7 +85,7 @@ OURS = [
         ("10.0.0.1," * 40 + "10.0.0.2", ("10.0.0.1",) * 31 + ("10.0.0.2",)),
     ],
 )
-def test_a_list_is_believed_back_to_the_first_who_is_not_trusted(
+def test_a_list_is_trusted_back_to_the_first_untrusted_address(
     nodes: str, hops: tuple[str, ...]
 ) -> None:
     assert trusted_info(f"X-Forwarded-For: {nodes}").hops == hops
@@ -106,7 +109,9 @@ def test_a_list_is_believed_back_to_the_first_who_is_not_trusted(
         ("Forwarded: for=1.2.3.4;proto=https", ForwardedInfo()),
     ],
 )
-def test_the_nearest_proxys_word_counts_if_it_is_one(text: str, found: ForwardedInfo) -> None:
+def test_the_nearest_proxys_value_counts_if_it_is_well_formed(
+    text: str, found: ForwardedInfo
+) -> None:
     assert trusted_info(text) == found
 
 
@@ -142,7 +147,7 @@ def test_forwarded_is_read_by_its_grammar(text: str, found: ForwardedInfo) -> No
     assert trusted_info(f"Forwarded: {text}\nX-Forwarded-For: 6.6.6.6", "forwarded") == found
 
 
-def test_a_worker_is_told_what_we_see() -> None:
+def test_a_worker_gets_what_the_proxy_sees() -> None:
     assert worker_sees(b"") == OURS
     via = worker_sees(b"", start=b"GET / HTTP/1.0")
     assert ("Via", "1.0 penstock") in via
@@ -153,7 +158,7 @@ def test_a_worker_is_told_what_we_see() -> None:
     assert dict(worker_sees(b"", port=443))["X-Forwarded-Port"] == "443"
 
 
-def test_via_is_continued_and_can_be_left_alone() -> None:
+def test_via_is_continued_or_left_alone() -> None:
     received = b"Via: 1.0 fred\r\nvia: 1.1 p.example (Apache/1.1)\r\n"
     found = dict(worker_sees(received))
     assert found["Via"] == "1.0 fred, 1.1 p.example (Apache/1.1), 1.1 penstock"
@@ -166,7 +171,7 @@ def test_via_is_continued_and_can_be_left_alone() -> None:
     [("192.0.2.9", "192.0.2.9"), ("2001:db8::1", '"[2001:db8::1]"'), ("", "unknown"),
      ("fe80::1%eth0", '"[fe80::1]"')],
 )  # fmt: skip
-def test_forwarded_says_the_same_in_its_own_words(address: str, node: str) -> None:
+def test_forwarded_carries_the_same_information(address: str, node: str) -> None:
     found = worker_sees(b"", address=address, forwarded=True, x_forwarded=False, via="")
     assert found == [("Host", "shop.example"), ("Forwarded", f"for={node};proto=http")]
 
@@ -187,7 +192,7 @@ def test_forwarded_of_a_trusted_proxy_is_continued() -> None:
     ]
 
 
-def test_a_proxy_that_speaks_one_language_passes_on_the_other_from_strangers() -> None:
+def test_only_the_header_that_the_proxies_write_is_trusted() -> None:
     received = b"Forwarded: for=6.6.6.6;proto=https\r\nX-Forwarded-For: 203.0.113.1\r\n"
     found = worker_sees(received, trusted=True, address="10.0.0.1")
     assert "6.6.6.6" not in str(found)
@@ -206,7 +211,7 @@ def test_a_proxy_that_speaks_one_language_passes_on_the_other_from_strangers() -
     [(b"", "8000"), (b"X-Forwarded-Proto: https\r\n", "443"),
      (b"X-Forwarded-Proto: https\r\nX-Forwarded-Port: 8443\r\n", "8443")],
 )  # fmt: skip
-def test_a_port_belongs_to_what_the_client_speaks(received: bytes, port: str) -> None:
+def test_the_port_follows_from_the_clients_protocol(received: bytes, port: str) -> None:
     assert dict(worker_sees(received, trusted=True))["X-Forwarded-Port"] == port
 
 
@@ -234,7 +239,7 @@ def disguises(draw: st.DrawFn) -> str:
     st.booleans(),
     st.booleans(),
 )  # fmt: skip
-def test_nothing_that_a_stranger_claims_reaches_a_worker(
+def test_no_forwarding_field_of_an_untrusted_client_reaches_a_worker(
     fields: list[tuple[str, str]], nominated: list[str], x_forwarded: bool, forwarded: bool
 ) -> None:
     received = "".join(f"{name}: {value}\r\n" for name, value in fields)
@@ -251,7 +256,7 @@ def test_nothing_that_a_stranger_claims_reaches_a_worker(
              max_size=6),
     st.lists(st.sampled_from(("10.0.0.1", "10.0.0.2", "2001:db8:1::7")), max_size=4),
 )  # fmt: skip
-def test_a_client_behind_trusted_proxies_cannot_lengthen_its_way(
+def test_a_client_behind_trusted_proxies_cannot_add_hops(
     made_up: list[str], proxies: list[str]
 ) -> None:
     """Each proxy appends whom it was connected to by; the first one was by the client."""
@@ -263,7 +268,7 @@ def test_a_client_behind_trusted_proxies_cannot_lengthen_its_way(
 
 
 @given(st.binary(max_size=60).filter(lambda value: not set(value) & set(b"\0\r\n")))
-def test_whatever_a_trusted_proxy_says_makes_no_other_line(value: bytes) -> None:
+def test_no_value_from_a_trusted_proxy_makes_another_line(value: bytes) -> None:
     names = (b"X-Forwarded-For", b"X-Forwarded-Proto", b"X-Forwarded-Host", b"X-Forwarded-Port",
              b"Forwarded")  # fmt: skip
     fields = b"".join(name + b": " + value + b"\r\n" for name in names)

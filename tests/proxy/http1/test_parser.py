@@ -1,4 +1,4 @@
-"""What two servers could read in two ways is refused; what is left is read in one way only."""
+"""What two servers could read in two ways is refused; all else is read in one way only."""
 
 import pytest
 

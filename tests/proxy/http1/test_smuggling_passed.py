@@ -1,7 +1,7 @@
-"""What gets through is exactly one request, to whoever reads it, and nobody else's words in it.
+"""What is forwarded is exactly one request, however it is read, with no field of a stranger.
 
-Read by h11 and by llhttp, as a worker would: with the body that was meant, with the fields
-that the proxy sets, and with what follows as a request of its own.
+h11 and llhttp read it as a worker would: with the intended body, with the fields that the proxy
+sets, and with what follows as a request of its own.
 """
 
 import pytest

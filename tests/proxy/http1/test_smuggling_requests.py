@@ -1,6 +1,6 @@
-"""No trick of request smuggling that is known gets past the proxy, however its bytes arrive.
+"""No known trick of request smuggling gets past the proxy, however its bytes arrive.
 
-What is refused is answered once, reaches no worker whole, and its connection ends: nothing
+What is refused gets one response, reaches no worker whole, and its connection ends: nothing
 behind it is ever read as a request.
 """
 
@@ -140,6 +140,6 @@ def test_a_refused_head_gets_no_body(harness: Harness) -> None:
     assert answers(client.received(), b"HEAD") == [400]
 
 
-def test_every_trick_says_where_it_was_seen() -> None:
+def test_every_trick_names_its_source() -> None:
     assert all(trick.source for trick in REQUESTS.values())
     assert len(REQUESTS) > 200

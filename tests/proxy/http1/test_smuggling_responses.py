@@ -1,11 +1,11 @@
-"""What a worker says is read in one way, and a client never takes a cut answer for a whole one.
+"""A worker's bytes are read in one way, and a client never takes a cut response for a whole one.
 
-The client's side is read by h11, so "looks cut" means: another implementation says so.
+h11 reads the client's side, so "looks cut" means that another implementation reports it.
 """
 
 import pytest
 from tests.proxy.conftest import Harness, Wire
-from tests.support.proxy.readings import OtherwiseError, Reading, h11_response
+from tests.support.proxy.readings import Reading, ReadingDiffersError, h11_response
 from tests.support.smuggling.chunks import BODIES
 from tests.support.smuggling.responses import CHUNKED, FORGED, OK, REFUSED
 
@@ -14,17 +14,17 @@ HEAD = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
 GOOD = OK + b"Content-Length: 4\r\n\r\ngood"
 
 
-def heard(client: Wire, method: bytes = b"GET") -> Reading:
+def final_response(client: Wire, method: bytes = b"GET") -> Reading:
     """The final response in all that a client got until its connection ended."""
     assert client.lost
     data = client.received()
     return h11_response(data, method, ended=True)
 
 
-def says(harness: Harness, request: bytes, said: list[bytes]) -> Wire:
+def respond(harness: Harness, request: bytes, response: list[bytes]) -> Wire:
     client = harness.client()
     client.send(request)
-    for piece in said:
+    for piece in response:
         harness.worker.send(piece)
     return client
 
@@ -45,11 +45,13 @@ def serves_another(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
-@pytest.mark.parametrize(("said", "why"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("response", "why"), REFUSED.values(), ids=REFUSED)
 def test_a_response_of_two_readings_is_a_bad_gateway(
-    harness: Harness, said: bytes, why: str, *, bytewise: bool
+    harness: Harness, response: bytes, why: str, *, bytewise: bool
 ) -> None:
-    client = says(harness, GET, split(said) if bytewise and len(said) < 9999 else [said])
+    client = respond(
+        harness, GET, split(response) if bytewise and len(response) < 9999 else [response]
+    )
     data = client.received()
     reading = h11_response(data)
     assert (reading.start[0], reading.end) == (b"502", len(data)), why
@@ -63,9 +65,9 @@ def test_a_response_of_two_readings_is_a_bad_gateway(
 def test_chunks_of_two_readings_look_cut_to_the_client(
     harness: Harness, body: bytes, why: str, *, bytewise: bool
 ) -> None:
-    client = says(harness, GET, [CHUNKED, *(split(body) if bytewise else [body])])
-    with pytest.raises(OtherwiseError, match="peer closed"):
-        heard(client)
+    client = respond(harness, GET, [CHUNKED, *(split(body) if bytewise else [body])])
+    with pytest.raises(ReadingDiffersError, match="peer closed"):
+        final_response(client)
     assert harness.worker.lost, why
     serves_another(harness)
 
@@ -85,44 +87,44 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-@pytest.mark.parametrize(("request_", "said", "body"), WHOLE.values(), ids=WHOLE)
-def test_an_answer_that_is_cut_anywhere_is_an_error_or_looks_cut(
-    harness: Harness, request_: bytes, said: bytes, body: bytes, *, reset: bool
+@pytest.mark.parametrize(("request_", "response", "body"), WHOLE.values(), ids=WHOLE)
+def test_a_response_that_is_cut_anywhere_is_an_error_or_looks_cut(
+    harness: Harness, request_: bytes, response: bytes, body: bytes, *, reset: bool
 ) -> None:
-    for at in range(len(said) + 1):
+    for at in range(len(response) + 1):
         harness.build()
         # POST: nothing is tried again.
-        client = says(harness, request_.replace(b"GET", b"POST"), [said[:at]] if at else [])
+        client = respond(harness, request_.replace(b"GET", b"POST"), [response[:at]] if at else [])
         harness.worker.reset() if reset else harness.worker.send_eof()
         data = client.received()
         method = request_.split(b" ")[0]
-        if at < len(said) and b" 502 " not in data:
+        if at < len(response) and b" 502 " not in data:
             assert client.lost
-            with pytest.raises(OtherwiseError, match="peer closed"):
+            with pytest.raises(ReadingDiffersError, match="peer closed"):
                 h11_response(data, method, ended=True)
         else:
             reading = h11_response(data, method)
-            if at < len(said) and method != b"HEAD":
+            if at < len(response) and method != b"HEAD":
                 assert reading.body == REASONS[reset]
             else:
                 assert reading.body == body
         client.reset()
 
 
-def test_an_answer_that_ends_with_its_connection_ends_with_a_last_chunk(harness: Harness) -> None:
-    client = says(harness, GET, [OK + b"\r\ngo", b"od"])
+def test_a_response_until_close_ends_with_a_last_chunk(harness: Harness) -> None:
+    client = respond(harness, GET, [OK + b"\r\ngo", b"od"])
     harness.worker.send_eof()
     data = client.received()
     assert h11_response(data).body == b"good"
 
 
-def test_an_answer_that_ends_with_its_connection_looks_cut_when_that_is_reset(
+def test_a_response_until_close_looks_cut_after_a_reset(
     harness: Harness,
 ) -> None:
-    client = says(harness, GET, [OK + b"\r\ngo"])
+    client = respond(harness, GET, [OK + b"\r\ngo"])
     harness.worker.reset()
-    with pytest.raises(OtherwiseError, match="peer closed"):
-        heard(client)
+    with pytest.raises(ReadingDiffersError, match="peer closed"):
+        final_response(client)
 
 
 TOO_MUCH = {
@@ -157,17 +159,17 @@ TOO_MUCH = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("request_", "said", "never"), TOO_MUCH.values(), ids=TOO_MUCH)
-def test_what_follows_an_answer_is_nobodys(
-    harness: Harness, request_: bytes, said: bytes, *, never: bool
+@pytest.mark.parametrize(("request_", "response", "never"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_bytes_after_a_response_reach_no_client(
+    harness: Harness, request_: bytes, response: bytes, *, never: bool
 ) -> None:
     """`never`: the connection is given up before anything that follows has even come."""
     method = request_.split(b" ")[0]
-    everything = said + FORGED
+    everything = response + FORGED
     for at in range(1, len(everything)):
         harness.build()
-        client = says(harness, request_, [everything[:at]])
-        if at >= len(said) and never:
+        client = respond(harness, request_, [everything[:at]])
+        if at >= len(response) and never:
             assert harness.worker.lost
         harness.worker.send(everything[at:])
         assert harness.worker.lost
@@ -181,22 +183,22 @@ def test_what_follows_an_answer_is_nobodys(
 
 @pytest.mark.parametrize("number", [1, 16])
 def test_a_few_interim_responses_get_through(harness: Harness, number: int) -> None:
-    client = says(harness, GET, [b"HTTP/1.1 100 Continue\r\n\r\n" * number + GOOD])
+    client = respond(harness, GET, [b"HTTP/1.1 100 Continue\r\n\r\n" * number + GOOD])
     data = client.received()
     assert data.count(b"HTTP/1.1 100 Continue\r\n\r\n") == number
     assert h11_response(data).body == b"good"
 
 
-def test_an_interim_response_that_says_it_is_empty_loses_the_word(harness: Harness) -> None:
+def test_an_interim_response_with_content_length_0_loses_the_field(harness: Harness) -> None:
     early = b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\nLink: x\r\n\r\n"
-    client = says(harness, GET, [early + GOOD])
+    client = respond(harness, GET, [early + GOOD])
     assert client.received().startswith(
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK"
     )
 
 
-def test_an_answer_before_its_question_answers_nobody(harness: Harness) -> None:
-    client = says(harness, GET, [GOOD])
+def test_a_response_before_its_request_answers_no_request(harness: Harness) -> None:
+    client = respond(harness, GET, [GOOD])
     client.received()
     harness.worker.send(FORGED)
     client.send(GET)
@@ -207,7 +209,7 @@ def test_an_answer_before_its_question_answers_nobody(harness: Harness) -> None:
 def test_a_client_that_did_not_offer_anything_is_not_switched(harness: Harness) -> None:
     switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
     offer = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket, h2c\r\n\r\n"
-    for request_, said, status in (
+    for request_, response, status in (
         (GET, switch + b"\r\n", b"502"),
         (offer, switch.replace(b"websocket", b"h2c") + b"\r\n", b"502"),
         (offer, switch.replace(b"websocket", b"websocket, h2c") + b"\r\n", b"502"),
@@ -217,7 +219,7 @@ def test_a_client_that_did_not_offer_anything_is_not_switched(harness: Harness) 
         (offer, switch + b"Content-Length: 0\r\n\r\n", b"101"),
     ):
         harness.build()
-        client = says(harness, request_, [said])
+        client = respond(harness, request_, [response])
         assert client.received().split(b" ")[1] == status
         client.reset()
 

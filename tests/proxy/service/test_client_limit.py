@@ -1,4 +1,4 @@
-"""No client has more connections than its share, and nobody is remembered who has none."""
+"""No client has more connections than the limit, and no entry stays without a connection."""
 
 import pytest
 from hypothesis import given
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from penstock_proxy.service.client_limit import ClientLimit
 
 
-def test_a_client_has_its_share_and_no_more() -> None:
+def test_a_client_has_connections_up_to_its_limit_and_no_more() -> None:
     client_limit = ClientLimit(2)
     assert [client_limit.acquire("192.0.2.1") for _ in range(3)] == [True, True, False]
     assert client_limit.acquire("192.0.2.2")
@@ -16,7 +16,7 @@ def test_a_client_has_its_share_and_no_more() -> None:
     assert not client_limit.acquire("192.0.2.1")
 
 
-def test_without_a_limit_everybody_enters_and_is_counted() -> None:
+def test_without_a_limit_every_connection_is_accepted_and_counted() -> None:
     client_limit = ClientLimit(0)
     assert all(client_limit.acquire("192.0.2.1") for _ in range(100))
     client_limit.max_per_client = 100

@@ -1,9 +1,9 @@
-"""A connection over a link on its own: as the proxy does it, but for waiting for others."""
+"""Sends one connection over a link at once; the proxy may send several together."""
 
 from penstock_proxy.handoff.link import Link
 
 
 def sent(link: Link, fd: int, now: float) -> bool:
-    """Send it and close our copy; False if the link cannot take it now."""
+    """Send a descriptor and close our copy; False if the link is full."""
     link.put(fd)
     return not link.flush(now)

@@ -1,4 +1,4 @@
-"""A receiver that writes down what it is told, to be put on a transport of ours."""
+"""A receiver that records its calls, for the tests of transports."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Notes:
-    """Keeps the data, and in `said` everything else in its order."""
+    """Keeps the data, and the names of all other calls in `said`."""
 
     transport: Any
 
