@@ -189,7 +189,7 @@ class Dispatcher(PendingOwner):
         """An accepted connection was closed before its peer was known."""
         self.pending_closed()
         if fault is not None:
-            self._service.error_log.turned_away(address, fault, reason)
+            self._service.error_log.connection_rejected(address, fault, reason)
 
     def send_to_worker(
         self, fd: int, address: str, tried: tuple[Member, ...], waiting_since: float
@@ -268,7 +268,9 @@ class Dispatcher(PendingOwner):
         for _ in fds:
             service.pool.failed(member, monotonic())
             service.counters.errors[CONNECT_TIMEOUT.kind] += 1
-        service.error_log.worker_fault(member, CONNECT_TIMEOUT, f"{len(fds)} connections not taken")
+        service.error_log.worker_failed(
+            member, CONNECT_TIMEOUT, f"{len(fds)} connections not taken"
+        )
         link.stuck = True
         service.release(member)
         self._redispatch(fds, member)
@@ -278,7 +280,7 @@ class Dispatcher(PendingOwner):
         link.stuck = False
         if link.broken:
             self._unavailable.add(link.member)
-            self._service.error_log.worker_fault(link.member, WORKER_CLOSED, "its link ended")
+            self._service.error_log.worker_failed(link.member, WORKER_CLOSED, "its link ended")
             self._redispatch(link.reclaim(), link.member)
         elif self._is_available(link):
             self._unavailable.discard(link.member)

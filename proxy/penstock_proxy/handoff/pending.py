@@ -83,7 +83,7 @@ class Pending:
             self._reject(wait_s.kind)
 
     def expired(self, now: float) -> None:
-        self._service.queue.leave(self)
+        self._service.queue.remove(self)
         self._reject(self._service.no_worker().kind)
 
     def _reject(self, reason: str) -> None:

@@ -97,7 +97,9 @@ class FilterChain:
     def peer_known(self, stream: Stream, peer: Peer) -> None:
         """The peer of an accepted connection is known."""
         if self.sni_router is None:
-            self._deliver(stream, peer.address, peer.destination, believed=peer.may_be_trusted)
+            self._deliver(
+                stream, peer.address, peer.destination, may_be_trusted=peer.may_be_trusted
+            )
         else:
             self.sni_router.accepted(stream, peer)
 
@@ -105,7 +107,7 @@ class FilterChain:
         """An accepted connection was closed by a filter."""
         self._service.client_closed("")
         if fault is not None:
-            self._service.error_log.turned_away(address, fault, reason)
+            self._service.error_log.connection_rejected(address, fault, reason)
 
     def connection_routed(self) -> None:
         """A connection leaves for its destination, which counts it anew."""
@@ -117,30 +119,39 @@ class FilterChain:
         service = self._service
         if self._overload.room() < 1:
             self._overload.rejections.reject(stream, MAX_CONNECTIONS)
-            service.error_log.turned_away(peer_address(peer.address), MAX_CONNECTIONS, "it is full")
+            service.error_log.connection_rejected(
+                peer_address(peer.address), MAX_CONNECTIONS, "it is full"
+            )
             return
         service.counters.active += 1
         service.fd_budget.clients += 1
-        self._deliver(stream, peer.address, peer.destination, believed=peer.may_be_trusted)
+        self._deliver(stream, peer.address, peer.destination, may_be_trusted=peer.may_be_trusted)
 
     # -- the end of the chain
 
     def _deliver(
-        self, stream: Stream, peer: Any, destination: Endpoint = None, *, believed: bool = True
+        self,
+        stream: Stream,
+        peer: Any,
+        destination: Endpoint = None,
+        *,
+        may_be_trusted: bool = True,
     ) -> None:
         service = self._service
-        counted_as = service.counted_as(peer, believed=believed)
-        if not self._overload.admit(stream, counted_as):
+        counted_address = service.counted_address(peer, may_be_trusted=may_be_trusted)
+        if not self._overload.admit(stream, counted_address):
             return
         version = service.proxy_version
         proxy_header = client_header(version, stream, peer, destination) if version else b""
         port = destination[1] if isinstance(destination, tuple) else 0
         if self.tls_acceptor is not None:
             self.tls_acceptor.accepted(
-                stream, peer, proxy_header, port, counted_as, may_be_trusted=believed
+                stream, peer, proxy_header, port, counted_address, may_be_trusted=may_be_trusted
             )
         elif service.config.mode == "http":
-            client = ClientConnection(service, peer, proxy_header, believed=believed, port=port)
+            client = ClientConnection(
+                service, peer, proxy_header, may_be_trusted=may_be_trusted, port=port
+            )
             service.clients.add(client)
             adopt(service.reactor, client, stream, service.config.limits.buffer)
         else:
@@ -156,7 +167,7 @@ class FilterChain:
                 service,
                 peer,
                 proxy_header,
-                believed=handshake.may_be_trusted,
+                may_be_trusted=handshake.may_be_trusted,
                 fields=connection.client_cert_field(),
                 port=handshake.port,
                 tls=log_fields,

@@ -115,23 +115,23 @@ class Overload(AdmissionControl):
     def _update_client_limit(self) -> None:
         per_client, service = self._per_client, self._service
         if isinstance(per_client, int):
-            service.client_limit.most = per_client
+            service.client_limit.max_per_client = per_client
             return
         limit = service.fd_budget.capacity
         if service.config.max_connections:
             limit = min(limit, service.config.max_connections)
-        service.client_limit.most = max(1, int(limit * per_client))
+        service.client_limit.max_per_client = max(1, int(limit * per_client))
 
     def admit(self, stream: Stream, address: str) -> bool:
         """May this client have one more connection? If not, it is rejected here.
 
         An empty address is not counted: a trusted proxy connects for many clients.
         """
-        if not address or self._service.client_limit.enters(address):
+        if not address or self._service.client_limit.acquire(address):
             return True
         self.rejections.reject(stream, CLIENT_LIMIT)
         self._service.client_closed("")
-        self._service.error_log.turned_away(address, CLIENT_LIMIT, CLIENT_LIMIT.text)
+        self._service.error_log.connection_rejected(address, CLIENT_LIMIT, CLIENT_LIMIT.text)
         return False
 
     # -- refusing

@@ -122,7 +122,7 @@ class Session:
         if fault.side is Side.WORKER:
             service.pool.failed(member, monotonic())
         service.counters.errors[fault.kind] += 1
-        service.error_log.worker_fault(member, fault, reason)
+        service.error_log.worker_failed(member, fault, reason)
         attempts = self._attempts = self._attempts or Attempts()
         attempts.failed(member, fault)
         if self.retries >= MAX_RETRIES:
@@ -162,7 +162,7 @@ class Session:
 
     def expired(self, now: float) -> None:
         if self in self.service.queue:
-            self.service.queue.leave(self)
+            self.service.queue.remove(self)
             self._close(self._last_fault())
         elif self._connecting is not None:
             self._connecting.cancel()
@@ -200,7 +200,7 @@ class Session:
         if log.access_log is not None:
             log.access_log.add(
                 (
-                    monotonic() + log.wall, self.address, "", "", "", 0, sent, received,
+                    monotonic() + log.wall_offset, self.address, "", "", "", 0, sent, received,
                     log.worker_name(self.member), self.connect_s, None, total_s,
                     self.retries, "", termination, b"", self.tls,
                 )

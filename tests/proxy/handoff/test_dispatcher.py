@@ -79,7 +79,7 @@ class Harness:
         self.dispatcher.use_link(slot, number)
         pool = self.service.pool
         pool.join(slot)
-        pool.checked(pool.member(slot), ok=True, now=self.now, why="")
+        pool.checked(pool.member(slot), ok=True, now=self.now, reason="")
 
     def connect(self, count: int = 1, *, at_once: bool = False) -> None:
         for _ in range(count):

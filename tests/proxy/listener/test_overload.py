@@ -393,10 +393,10 @@ def test_a_share_is_of_what_the_proxy_can_accept(runner: asyncio.Runner) -> None
     async def main() -> None:
         share = Limits(connections_per_client=0.5)
         harness = Harness(listening_socket(), descriptors=RESERVE + 1 + 40, limits=share)
-        assert harness.service.client_limit.most == 10
+        assert harness.service.client_limit.max_per_client == 10
         await harness.close()
         harness = Harness(listening_socket(), max_connections=8, limits=share)
-        assert harness.service.client_limit.most == 4
+        assert harness.service.client_limit.max_per_client == 4
         await harness.close()
 
     runner.run(main())
