@@ -47,10 +47,10 @@ class ClientConnection(Downstream):
     """The connection of one client."""
 
     __slots__ = (
-        "_awaits_head",
         "_closing",
         "_empty_line_bytes",
         "_fields",
+        "_head_timer_runs",
         "_is_processing",
         "_peer_address",
         "_requests_left",
@@ -86,8 +86,8 @@ class ClientConnection(Downstream):
         self.blocked = False
         self.deadline = NEVER
         self.bucket = NEVER
-        self._awaits_head = True
-        """The next head is awaited, with the time-out of a head and not of keep-alive."""
+        self._head_timer_runs = True
+        """The deadline is the time-out of a head. False: it is keep-alive's or the exchange's."""
         self._requests_left = service.config.limits.requests or -1
         """Requests that the client may still send; below zero: no limit."""
         self._empty_line_bytes = 0
@@ -152,7 +152,7 @@ class ClientConnection(Downstream):
             self._refuse(rejected.fault, rejected.reason)
             return False
         self.buffer = data[end:]
-        self._awaits_head = False
+        self._head_timer_runs = False
         self._requests_left -= 1
         if self._trusted or not self._requests_left:
             prepared = self._apply_trust_and_limit(prepared)
@@ -198,8 +198,8 @@ class ClientConnection(Downstream):
             self._refuse(HEAD_TOO_LARGE, f"head beyond {limit} bytes")
         elif parser.cannot_be_request(data):
             self._refuse(BAD_REQUEST, "not HTTP")
-        elif not self._awaits_head:
-            self._awaits_head = True
+        elif not self._head_timer_runs:
+            self._head_timer_runs = True
             self.service.timers.arm_in(self, self.service.timeouts.head)
         return False
 
@@ -288,7 +288,7 @@ class ClientConnection(Downstream):
         if self.exchange is not None or self._closing or self.buffer or self.blocked:
             return NEVER
         timeouts = self.service.timeouts
-        return self.deadline - (timeouts.head if self._awaits_head else timeouts.keepalive)
+        return self.deadline - (timeouts.head if self._head_timer_runs else timeouts.keepalive)
 
     def end_idle(self) -> None:
         """Close this idle connection: another client needs its descriptor."""
@@ -298,7 +298,7 @@ class ClientConnection(Downstream):
         """Serve no new requests: close an idle connection, let others finish."""
         if self.exchange is not None or self._closing:
             return
-        if not self._awaits_head:
+        if not self._head_timer_runs:
             self._end(linger=False)
         else:
             self._close_within(_STOPPING_HEAD_S)
@@ -310,9 +310,9 @@ class ClientConnection(Downstream):
             was_blocked = self.blocked
             self.exchange.expired(now)
             if was_blocked:
-                # The client has had its time to read; a lingering close would add to it.
+                # The client has had its time to read. A graceful close would take as long again.
                 self._abort_if_closing()
-        elif self._awaits_head and self.buffer and not self.service.stopping:
+        elif self._head_timer_runs and self.buffer and not self.service.stopping:
             self._refuse(HEAD_TIMEOUT, "")
         else:
             self._end(linger=False)

@@ -144,7 +144,7 @@ class Exchange(UpstreamRequest):
     # -- to the client
 
     def interim_response(self, response: Response) -> None:
-        """Pass a 1xx on (HTTP/1.0 has none)."""
+        """Forward a 1xx response (HTTP/1.0 has none)."""
         if self.line.minor:
             self._anything_sent = True
             if self._body is not None:
@@ -199,8 +199,8 @@ class Exchange(UpstreamRequest):
         self.write_to_client(head, 0)
         self.expire_in(self.client.service.timeouts.body)
 
-    def body(self, piece: bytes) -> None:
-        """Pass a piece of the response's body on."""
+    def response_body(self, piece: bytes) -> None:
+        """Forward a piece of the response's body."""
         size = len(piece)
         if self._sends_chunks:
             piece = b"%x\r\n%b\r\n" % (size, piece)

@@ -80,7 +80,7 @@ class ResponseReceiver:
         """Send the head to the client; the body follows in pieces."""
         raise NotImplementedError
 
-    def body(self, piece: bytes) -> None:
+    def response_body(self, piece: bytes) -> None:
         """A piece of the body was received; never empty."""
         raise NotImplementedError
 
@@ -261,7 +261,7 @@ class WorkerConnection:
             self._read_chunks(receiver, self._chunked, data)
         elif self._framing is BodyFraming.UNTIL_CLOSE:
             if data:
-                receiver.body(data)
+                receiver.response_body(data)
         else:
             if len(data) > self._body_left:
                 # More than Content-Length: the client gets the right length, and the
@@ -270,13 +270,13 @@ class WorkerConnection:
                 data = data[: self._body_left]
             self._body_left -= len(data)
             if data:
-                receiver.body(data)
+                receiver.response_body(data)
             if self._body_left == 0:
                 self._complete(receiver, b"")
 
     def _read_chunks(self, receiver: ResponseReceiver, chunked: Chunked, data: bytes) -> None:
         if payload := b"".join(chunked.feed(data)):
-            receiver.body(payload)
+            receiver.response_body(payload)
         if chunked.done:
             if chunked.rest:
                 self.max_idle_s = 0.0

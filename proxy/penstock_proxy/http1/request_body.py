@@ -35,7 +35,7 @@ class RequestBody:
         "done",
         "is_replayable",
         "received",
-    )  # fmt: skip
+    )
 
     def __init__(self, framing: Framing, max_size: int = 0, min_rate: int = 0) -> None:
         """`max_size` bytes, `min_rate` of them a second; 0: no limit."""
@@ -63,14 +63,14 @@ class RequestBody:
         self._timing_since = now
         self._received_before = self.received
 
-    def seconds_left(self, now: float, grace_s: float, answer_s: float) -> float:
+    def seconds_left(self, now: float, grace_s: float, response_s: float) -> float:
         """Seconds until the client is too slow, on average, if it sends nothing more.
 
         `grace_s` lets a client begin slowly, and pause; it is used up only once. When the body
-        is complete, the response is awaited: then it is `answer_s`.
+        is complete, the response is awaited: then it is `response_s`.
         """
         if self.done:
-            return answer_s
+            return response_s
         if not self._min_rate:
             return grace_s
         earned = (self.received - self._received_before) / self._min_rate

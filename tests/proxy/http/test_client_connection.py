@@ -112,7 +112,7 @@ def test_a_client_that_reads_no_error_responses_gets_no_more_of_them(harness: Ha
 
 
 class Queue(Listeners):
-    """A listener whose kernel has let one client in that nobody has accepted."""
+    """A listener with one client in its accept queue, which is accepted during the drain."""
 
     def __init__(self, harness: Harness) -> None:
         self._harness = harness

@@ -18,7 +18,7 @@ def status(data: bytes) -> int:
 
 
 def served(harness: Harness, client: Wire, request: bytes, answer: bytes = OK) -> int:
-    """Ask once; over how many connections so far?"""
+    """Send one request; returns the number of connections so far."""
     client.send(request)
     assert harness.worker.received().endswith(request[-3:])
     harness.worker.send(answer)
@@ -91,7 +91,7 @@ def test_the_close_of_an_idle_connection_is_not_a_failure(
     if request_ is GET:
         assert served_again(harness, client)
     else:
-        # Nothing is known of a wire in memory, so it may have been read.
+        # A wire in memory has no TCP_INFO, so the request may have been read.
         assert status(client.received()) == 502
 
 
@@ -130,7 +130,7 @@ def test_a_post_is_not_sent_on_a_connection_that_the_kernel_knows_to_be_closed(
 def test_a_connection_that_was_reset_behind_its_response_is_not_kept(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What `connection_lost` reads from a connection that was reset behind its answer.
+    # `connection_lost` reads this from a connection that was reset behind its response.
     monkeypatch.setattr(WorkerConnection, "_read_pending", lambda link: link.data_received(OK))
     client = harness.client()
     client.send(GET)

@@ -20,13 +20,13 @@ CHUNKED = b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Message(NamedTuple):
-    """What bytes on the wire mean, however they are framed."""
+    """A message without its framing."""
 
     head: bytes
     body: bytes
     trailers: bytes = b""
     rest: bytes = b""
-    """Behind the end of chunks."""
+    """Bytes after the last chunk."""
 
 
 def meaning(data: bytes) -> Message:
@@ -127,7 +127,7 @@ def test_a_response_may_be_cut_anywhere(
 
 
 class Attempt(NamedTuple):
-    """What the first worker does, to what request, and what the client gets in the end."""
+    """A request, the first worker's response to it, and the client's result."""
 
     request: bytes
     response: bytes
@@ -137,15 +137,15 @@ class Attempt(NamedTuple):
 
 
 ATTEMPTS = {
-    "GET, unheard": Attempt(GET, b"", 200, 2),
+    "GET, no response": Attempt(GET, b"", 200, 2),
     "GET, half a head": Attempt(GET, b"HTTP/1.1 200 O", 200, 2),
-    "PUT, unheard, its body is still here": Attempt(
+    "PUT, no response, its body is kept": Attempt(
         POST.replace(b"POST", b"PUT") + b"abc", b"", 200, 2
     ),
-    "GET, told of a 1xx": Attempt(GET, b"HTTP/1.1 103 Early\r\n\r\n", 103, 1),
-    "GET, in the middle": Attempt(GET, OK[:-1], 200, 1),
-    "POST, unheard": Attempt(POST + b"abc", b"", 502, 1),
-    "PATCH, unheard": Attempt(GET.replace(b"GET", b"PATCH"), b"", 502, 1),
+    "GET, after a 1xx": Attempt(GET, b"HTTP/1.1 103 Early\r\n\r\n", 103, 1),
+    "GET, in the middle of a response": Attempt(GET, OK[:-1], 200, 1),
+    "POST, no response": Attempt(POST + b"abc", b"", 502, 1),
+    "PATCH, no response": Attempt(GET.replace(b"GET", b"PATCH"), b"", 502, 1),
     "POST, half a head": Attempt(POST + b"abc", b"HTTP/1.1 200 O", 502, 1),
 }
 

@@ -56,7 +56,7 @@ def test_a_body_is_not_read_on_while_a_reused_connection_takes_nothing(harness: 
     harness.worker.full = True
     client.send(POST + b"a")
     assert not client.is_reading()
-    # It may say that it goes on, and still take nothing.
+    # A 1xx does not mean that the worker reads again.
     harness.worker.send(b"HTTP/1.1 102 Processing\r\n\r\n")
     assert not client.is_reading()
     harness.worker.unstall()
@@ -67,34 +67,34 @@ def test_a_body_is_not_read_on_while_a_reused_connection_takes_nothing(harness: 
 # -- disconnects
 
 
-def nobody_answers(harness: Harness) -> None:
+def connect_hangs(harness: Harness) -> None:
     """The connect hangs."""
     harness.network.unresponsive = {1}
 
 
-def nobody_is_there(harness: Harness) -> None:
+def request_is_queued(harness: Harness) -> None:
     """The request waits in the queue."""
     harness.service.pool.leave(0)
 
 
-def nothing_is_said(_harness: Harness) -> None:
-    """The worker has it all and thinks about it."""
+def worker_is_silent(_harness: Harness) -> None:
+    """The worker has the whole request and does not respond yet."""
 
 
-@pytest.mark.parametrize("where", [nobody_answers, nobody_is_there, nothing_is_said])
+@pytest.mark.parametrize("situation", [connect_hangs, request_is_queued, worker_is_silent])
 @pytest.mark.parametrize(
     "pieces",
     [(GET,), (POST + b"abc",), (POST, b"abc"), (CHUNKED + b"1\r\na\r\n0\r\n\r\n",)],
 )
 def test_a_client_that_disconnects_after_its_whole_request_is_noticed(
-    harness: Harness, where: Callable[[Harness], None], pieces: tuple[bytes, ...]
+    harness: Harness, situation: Callable[[Harness], None], pieces: tuple[bytes, ...]
 ) -> None:
     harness.build(queue=5.0)
-    where(harness)
+    situation(harness)
     client = harness.client()
     for piece in pieces:
         client.send(piece)
-    # Only who is read from can be seen to leave.
+    # A disconnect is only seen while the client is read.
     assert client.is_reading()
     client.send_eof()
     assert errors(harness) == {"client_gone": 1}
@@ -134,7 +134,7 @@ def breaks_off_in_an_answer(harness: Harness, client: Wire) -> None:
     harness.worker.send_eof()
 
 
-def babbles(harness: Harness, client: Wire) -> None:
+def sends_no_http(harness: Harness, client: Wire) -> None:
     client.send(GET)
     harness.worker.send(b"hello\r\n\r\n")
 
@@ -153,7 +153,7 @@ def is_sent_no_chunks(_harness: Harness, client: Wire) -> None:
     client.send(CHUNKED + b"zz\r\n")
 
 
-def is_not_read(harness: Harness, client: Wire) -> None:
+def is_not_read_by_the_client(harness: Harness, client: Wire) -> None:
     client.send(GET)
     harness.worker.send(OK[:-1])
     client.stall()
@@ -161,12 +161,12 @@ def is_not_read(harness: Harness, client: Wire) -> None:
     harness.advance(31.0)
 
 
-def is_left(_harness: Harness, client: Wire) -> None:
+def loses_its_client(_harness: Harness, client: Wire) -> None:
     client.send(GET)
     client.send_eof()
 
 
-def has_left(harness: Harness, client: Wire) -> None:
+def is_out_of_the_rotation(harness: Harness, client: Wire) -> None:
     harness.service.pool.leave(0)
     client.send(GET)
 
@@ -179,13 +179,13 @@ def has_left(harness: Harness, client: Wire) -> None:
         (hangs_until_the_client_leaves, "client_gone"),
         (breaks_off, "worker_reset"),
         (breaks_off_in_an_answer, "worker_closed"),
-        (babbles, "bad_response"),
+        (sends_no_http, "bad_response"),
         (is_silent, "response_timeout"),
         (is_not_sent_the_body, "body_timeout"),
         (is_sent_no_chunks, "bad_request"),
-        (is_not_read, "send_timeout"),
-        (is_left, "client_gone"),
-        (has_left, "no_worker"),
+        (is_not_read_by_the_client, "send_timeout"),
+        (loses_its_client, "client_gone"),
+        (is_out_of_the_rotation, "no_worker"),
     ],
 )
 def test_a_fault_is_counted_once(

@@ -64,7 +64,7 @@ def test_a_closing_connection_is_not_reused(harness: Harness) -> None:
     harness.worker.send(OK)
     client.received()
     leaving = harness.worker
-    # As uvloop does it: closed in this turn, and told to the protocol in the next one.
+    # As in uvloop: `close` in one iteration, `connection_lost` in the next one.
     harness.loop.call_soon(partial(client.send, POST + b"abc"))
     leaving.close()
     harness.loop.run()
@@ -116,11 +116,11 @@ def test_at_the_limit_a_listener_resumes_as_soon_as_a_client_disconnects(
 ) -> None:
     resumed: list[int] = []
 
-    class Door:
+    class FakeListeners:
         def resume(self) -> None:
             resumed.append(harness.service.counters.active)
 
-    monkeypatch.setattr(harness.service.overload, "listeners", Door())
+    monkeypatch.setattr(harness.service.overload, "listeners", FakeListeners())
     config = harness.service.config.model_copy(update={"max_connections": 1})
     monkeypatch.setattr(harness.service, "config", config)
     client = harness.client()

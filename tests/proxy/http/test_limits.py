@@ -20,7 +20,7 @@ def post(*fields: str) -> bytes:
 
 
 def status(wire: Wire) -> int:
-    """Of the only answer, which says that it is the last one."""
+    """The status of the only response, which must say `Connection: close`."""
     data = wire.received()
     assert data.count(b"HTTP/1.1 ") == 1
     assert b"\r\nConnection: close\r\n" in data

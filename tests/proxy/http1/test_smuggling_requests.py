@@ -108,7 +108,7 @@ EARLY = {
     "the worker answers": (worker_answers, 200),
     "the worker breaks off": (worker_breaks_off, 502),
     "the body takes too long": (body_takes_too_long, 408),
-    "nobody is there": (lambda harness: None, 502),
+    "no worker": (lambda harness: None, 502),
 }
 
 

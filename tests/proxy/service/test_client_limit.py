@@ -48,8 +48,8 @@ def test_the_count_is_as_large_as_there_are_connections(
 ) -> None:
     client_limit = ClientLimit(most)
     inside: list[str] = []
-    for address, enters in events:
-        if enters:
+    for address, opens in events:
+        if opens:
             if client_limit.acquire(address):
                 inside.append(address)
         elif address in inside:
