@@ -12,7 +12,6 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from penstock_proxy import messages
-from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.config import ProxyConfig
 from penstock_proxy.runtime.service import Service
 from penstock_worker.channel.channel import Message
@@ -25,7 +24,6 @@ class CommandTarget:
     """What commands act on: the process and its services, by name."""
 
     services: dict[str, Service]
-    checkers: dict[str, HealthChecker]
     logs: dict[str, AccessLog]
 
     def configure(self, config: ProxyConfig) -> None:
@@ -125,7 +123,7 @@ def _join(process: CommandTarget, message: Message) -> None:
     elif address is not None:
         service.set_address(slot, address)
     service.pool.join(slot, address)
-    process.checkers[name].check_now(slot)
+    service.health_checker.check_now(slot)
 
 
 def _hold(process: CommandTarget, message: Message) -> None:

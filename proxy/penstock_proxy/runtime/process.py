@@ -20,7 +20,6 @@ from typing import Any, Final
 import uvloop
 
 from penstock_proxy import messages
-from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.config import ProxyConfig, ServiceConfig
 from penstock_proxy.net.reactor import Reactor
@@ -48,7 +47,6 @@ class Proxy(CommandTarget):
         self._loop = loop
         self._reactor = Reactor(loop)
         self.services: dict[str, Service] = {}
-        self.checkers: dict[str, HealthChecker] = {}
         self.logs: dict[str, AccessLog] = {}
         self._timers = TimerWheel(monotonic())
         self._fd_budget = FdBudget(_raise_descriptor_limit(), 0, 0)
@@ -73,7 +71,10 @@ class Proxy(CommandTarget):
             self._tick()
             self.send({"cmd": messages.READY})
             async with asyncio.TaskGroup() as group:
-                checks = [group.create_task(c.run()) for c in self.checkers.values()]
+                checks = [
+                    group.create_task(service.health_checker.run())
+                    for service in self.services.values()
+                ]
                 await asyncio.wait({self._finished})
                 for check in checks:
                     check.cancel()
@@ -107,13 +108,6 @@ class Proxy(CommandTarget):
         )
         service.overload.spare = self._spare
         self.services[config.name] = service
-        self.checkers[config.name] = HealthChecker(
-            service.pool,
-            config.health,
-            service.counters,
-            clock=monotonic,
-            probe=service.probe,
-        )
 
     def _access_log(self, service: ServiceConfig) -> AccessLog | None:
         log = open_log(

@@ -9,7 +9,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from random import random
+from time import monotonic
 
+from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.outlier_detection import OutlierDetection
 from penstock_proxy.balancing.pool import Member, Pool
@@ -57,6 +59,9 @@ class Service(HttpContext):
         self.overload = Overload(self)
         self.filter_chain = FilterChain(self, self.overload, self.dispatcher)
         self.listeners = self.overload.listeners = self._make_listeners()
+        self.health_checker = HealthChecker(
+            self.pool, config.health, self.counters, clock=monotonic, probe=self._probe()
+        )
         self.tick(timers.now)
 
     # -- its parts
@@ -91,11 +96,14 @@ class Service(HttpContext):
             self.addresses[target.slot] = socket_address(parse_address(target.address))
         if self.dispatcher is not None:
             self.dispatcher.add(member)
+        self.health_checker.add(member)
         return member
 
     def remove_member(self, slot: int) -> None:
         """Remove a worker while the service runs: its process is gone, or has been drained."""
+        self.health_checker.remove(slot)
         member = self.pool.remove(slot)
+        self.connections.drop(slot)
         self.addresses.pop(slot, None)
         if self.dispatcher is not None:
             self.dispatcher.remove(member)
@@ -104,8 +112,7 @@ class Service(HttpContext):
         """The slot's new process listens at another address."""
         self.addresses[slot] = socket_address(parse_address(address))
 
-    @property
-    def probe(self) -> Probe | None:
+    def _probe(self) -> Probe | None:
         """How to check a worker where its address alone is not enough; None: it is enough."""
         if self.dispatcher is not None:
             return self.dispatcher.check
