@@ -3,6 +3,8 @@
 Owns: the states, the events, and the state that follows from each pair of them, so that a test
 can walk every pair. Must not know: when an event happens, and what follows from a state. No I/O,
 no clock.
+
+See docs/decisions/0016-a-childs-life-is-a-total-table.md.
 """
 
 from enum import Enum, StrEnum, auto

@@ -12,6 +12,8 @@ rates for the same reason).
 Everything is read once a second from counters that exist anyway, so requests cost nothing more.
 The counters also tell which members exist: nothing has to be done when a member is added, and a
 removed one is forgotten within ten seconds.
+
+See docs/decisions/0011-traffic-ejects-checks-decide.md.
 """
 
 from collections import deque

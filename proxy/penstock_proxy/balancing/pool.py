@@ -11,6 +11,8 @@ request or check of it that ends later changes nothing.
 Failed requests can only eject a member for a time; health checks alone make it DOWN. A burst of
 5xx is often the fault of a bad request: without limits on ejection, one client could take the
 whole service down.
+
+See docs/decisions/0011-traffic-ejects-checks-decide.md.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence

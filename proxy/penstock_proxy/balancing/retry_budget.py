@@ -10,6 +10,8 @@ the budget is a share of the requests of the last ten seconds (the idea and the 
 of Finagle's RetryBudget). A retry is free if no worker has read the request. A connection that
 was refused goes to the next worker, once to each; an idle connection that had been closed is
 replaced by a new one.
+
+See docs/decisions/0012-retry-budget.md.
 """
 
 from collections import deque

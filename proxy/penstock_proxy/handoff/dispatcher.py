@@ -7,6 +7,8 @@ bytes wait in the kernel, and are never read here.
 
 A connection in flight has no object: it is accepted, sent and closed in one call. Only one that
 has to wait for a worker becomes a `Pending`.
+
+See docs/decisions/0009-no-parsing-under-handoff.md.
 """
 
 import asyncio

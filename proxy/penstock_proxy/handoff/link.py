@@ -9,6 +9,8 @@ Reports of a worker are read when their content is needed: to be woken for every
 more than the credit. `set_watched` is for the time when there is nothing to do but wait for one.
 
 Must not know: which worker is picked, or why something is reclaimed (`dispatcher`).
+
+See docs/decisions/0008-seqpacket-for-handoff.md.
 """
 
 import asyncio

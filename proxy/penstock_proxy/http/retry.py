@@ -6,6 +6,8 @@ attempt fails, so that a request that succeeds at once costs nothing. This modul
 
 A request may be retried as long as nothing of a response was sent to the client and the whole
 request can be sent again.
+
+See docs/decisions/0012-retry-budget.md.
 """
 
 from enum import Enum, auto

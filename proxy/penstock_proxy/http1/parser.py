@@ -11,6 +11,8 @@ one match and one pass over its lines. These are refused: bare LF, obs-fold, whi
 colon; a signed, listed or repeated Content-Length; every Transfer-Encoding but `chunked`; both
 of them together. Where the grammar allows more than other parsers accept (a length with leading
 zeros, which some read as octal), only what all of them read alike is accepted.
+
+See docs/decisions/0010-ambiguous-is-refused.md.
 """
 
 import re

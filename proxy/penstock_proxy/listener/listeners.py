@@ -3,6 +3,8 @@
 Owns: the acceptors. The kernel distributes clients over the listeners of all proxies. While a
 proxy is away, the others take over its listeners and accept from them too. All acceptors ask
 the same `AdmissionControl` before they accept, and deliver to the same function.
+
+See docs/decisions/0006-one-listener-for-each-proxy.md.
 """
 
 import asyncio

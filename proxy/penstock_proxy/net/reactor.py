@@ -10,6 +10,8 @@ memory (measured; a connection per request: 104 µs of CPU against 75). All else
 (timers, channel, checks) stays with the loop.
 
 Must not know: protocols, HTTP, what a connection is for (`socket_transport`).
+
+See docs/decisions/0001-own-epoll-reactor.md.
 """
 
 import asyncio

@@ -13,6 +13,8 @@ Reads are of 16 KiB. They grow as long as they are filled and the receiver keeps
 huge for a slow receiver costs kilobytes.
 
 Must not know: what the bytes mean. Must not be used after `connection_lost`.
+
+See docs/decisions/0001-own-epoll-reactor.md.
 """
 
 import os

@@ -8,6 +8,8 @@ meanwhile. So a request costs a comparison, and an idle connection is checked on
 time-out passes, however many there are.
 
 A deadline fires up to a tick late, never early. No I/O; the clock is an argument.
+
+See docs/decisions/0015-timer-wheel.md.
 """
 
 import logging

@@ -15,6 +15,8 @@ sent anything, and has one way to close where three are needed:
                answer, however it is framed
 
 In the other direction, a socket that ends without close_notify is a broken connection.
+
+See docs/decisions/0003-tls-over-memory-buffers.md.
 """
 
 import asyncio
