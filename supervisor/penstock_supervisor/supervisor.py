@@ -104,7 +104,7 @@ class Supervisor:
         Whatever way this is left, nothing of it is left running.
         """
         rlimits.raise_to_hard()
-        for line in warnings.of(self.config, os.geteuid()):
+        for line in warnings.check(self.config, os.geteuid()):
             _log.warning("%s", line)
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()

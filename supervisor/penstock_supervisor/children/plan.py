@@ -166,7 +166,7 @@ def proxy_config(
     return ProxyConfig(
         services=tuple(
             ServiceConfig(
-                **per_proxy.of_proxy(service, config.proxies, slot),
+                **per_proxy.keys_for_proxy(service, config.proxies, slot),
                 name=service.name,
                 tls=bool(service.tls.files),
                 verifies=service.tls.client_certificates != "off",

@@ -42,7 +42,7 @@ class ServiceListeners:
         self.service = service
         self._access = Access(
             None if service.socket_mode is None else int(service.socket_mode, 8),
-            *((-1, -1) if owner is None or owner.is_ours else (owner.uid, owner.gid)),
+            *((-1, -1) if owner is None or owner.is_current_user else (owner.uid, owner.gid)),
         )
         self.dropped = 0
         """Connections that waited on a socket when it was shut."""

@@ -33,7 +33,7 @@ _log = logging.getLogger("penstock.supervisor")
 
 def hand_over(config: Config, identity: Identity | None) -> None:
     """Have every access log be there, and be its writer's, as far as that takes root."""
-    if identity is None or identity.is_ours or os.geteuid() != 0:
+    if identity is None or identity.is_current_user or os.geteuid() != 0:
         return
     places = {service.access_log for service in config.services} - {"stdout", "off"}
     for place in sorted(places):

@@ -57,10 +57,10 @@ def test_a_good_pair_says_its_names_and_until_when(good: dict[str, str]) -> None
     (one,) = bundle.credentials
     assert one.names == ("a.example", "*.b.example")
     assert one.kind == "ec"
-    (shown,) = bundle.shown
-    assert shown.name == "a.example"
-    assert shown.not_after.year == 3000
-    assert not list(certificates.warnings_about(shown, NOW))
+    (certificate,) = bundle.certificates
+    assert certificate.name == "a.example"
+    assert certificate.not_after.year == 3000
+    assert not list(certificates.warnings_for(certificate, NOW))
     assert bundle.terms.alpn == "http/1.1"
 
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from tests.support.supervisor.config_files import APP, WEB, Write, complaints
 
-from penstock_supervisor.config.diagnostics import MAX_SHOWN, explained, shown
+from penstock_supervisor.config.diagnostics import MAX_VALUE_LENGTH, as_toml, explain
 from penstock_supervisor.config.loader import (
     ConfigError,
     load,
@@ -301,14 +301,14 @@ def test_what_nobody_has_words_for_is_told_in_pydantics() -> None:
 
     with pytest.raises(ValidationError) as failure:
         Odd.model_validate({"key": "x"})
-    ((where, text),) = explained(Odd, failure.value)
-    assert where == ("key",)
+    ((location, text),) = explain(Odd, failure.value)
+    assert location == ("key",)
     assert text.startswith("input should be a valid UUID")
     assert text.endswith(', not "x"')
 
 
 def test_a_long_value_is_cut_where_it_is_shown() -> None:
-    assert len(shown("x" * 1000)) == MAX_SHOWN
+    assert len(as_toml("x" * 1000)) == MAX_VALUE_LENGTH
 
 
 def test_bad_syntax_is_told_with_line_and_column(write: Write) -> None:

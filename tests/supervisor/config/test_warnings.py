@@ -11,7 +11,7 @@ from penstock_supervisor.config.model import Config
 def warned(uid: int, **keys: Any) -> list[str]:
     """The keys that are warned of."""
     config = Config(services=(), **keys)
-    return [line.partition(":")[0] for line in warnings.of(config, uid)]
+    return [line.partition(":")[0] for line in warnings.check(config, uid)]
 
 
 def test_root_is_warned_unless_a_user_is_named() -> None:
