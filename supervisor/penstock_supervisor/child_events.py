@@ -94,7 +94,7 @@ class ChildEvents(ChildObserver):
         if self._slots.is_current(child):
             self._rotation.leave(child)
 
-    def heard(self, child: Child, message: Any, handle: socket.socket | None) -> None:
+    def message_received(self, child: Child, message: Any, handle: socket.socket | None) -> None:
         if self._is_program_s(child, message):
             # It has the handle now, and whoever gets the event closes it.
             self.event(child, "message", message=message, handle=handle)
@@ -119,7 +119,7 @@ class ChildEvents(ChildObserver):
             return True
         return False
 
-    def retiring(self, child: Child, reason: str, why: str) -> None:
+    def replacement_needed(self, child: Child, reason: str, why: str) -> None:
         if not self._is_over():
             self._rolling_restart.retire(child, reason, why)
 
@@ -146,4 +146,4 @@ class ChildEvents(ChildObserver):
 
     def event(self, child: Child, name: EventName, **details: Any) -> None:
         plan = child.plan
-        self._events.happened(name, plan.role, plan.service, plan.slot, child.pid, **details)
+        self._events.emit(name, plan.role, plan.service, plan.slot, child.pid, **details)

@@ -71,7 +71,7 @@ class ChildView:
     """It answered this time."""
     scheme: str = ""
     """How connections reach it; empty for a proxy."""
-    spoke: bool = False
+    speaks_protocol: bool = False
     """It says of itself what it knows: its answers to STATS count. A program that was merely
     started never does."""
     carryover: Mapping[str, Any] = field(default_factory=dict)

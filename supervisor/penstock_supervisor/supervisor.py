@@ -94,7 +94,7 @@ class Supervisor:
         self._failure: StartError | None = None
         self._started = False
         self._stopping = False
-        self._halting = False
+        self._stopping_now = False
 
     # What may be asked of a run from outside.
 
@@ -116,7 +116,7 @@ class Supervisor:
                 self._spawn = partial(start, tasks=tasks)
                 checking = tasks.create_task(self._worker_checks.run())
                 try:
-                    self._events.happened("setup", "supervisor", text="everything is open")
+                    self._events.emit("setup", "supervisor", text="everything is open")
                     await self._serve()
                 finally:
                     checking.cancel()
@@ -130,11 +130,11 @@ class Supervisor:
             longest = max(service.timeouts.stop for service in self.config.services)
             _log.info("stopping: finishing what is served, at most %g s; again: at once", longest)
             self._stopping = True
-        elif not self._halting:
+        elif not self._stopping_now:
             _log.warning("stopping at once")
-            self._stopping = self._halting = True
+            self._stopping = self._stopping_now = True
             for child in self._slots.children():
-                child.halt()
+                child.stop_now()
         self._condition.notify()
 
     def roll(self) -> bool:
@@ -256,7 +256,7 @@ class Supervisor:
                 self._slots.add(self._child(plan))
 
     async def _serve(self) -> None:
-        with self._halt_on_error():
+        with self._stop_children_on_error():
             self._add_children()
             # Workers that accept by themselves do so when they are ready; whoever connects
             # before waits for them.
@@ -302,13 +302,13 @@ class Supervisor:
         )
 
     @contextmanager
-    def _halt_on_error(self) -> Iterator[None]:
+    def _stop_children_on_error(self) -> Iterator[None]:
         """After a mistake of our own the children must not have to wait for the guardian."""
         try:
             yield
         except BaseException:
             for child in self._slots.children():
-                child.halt()
+                child.stop_now()
             raise
 
     def _is_over(self) -> bool:

@@ -38,8 +38,8 @@ class RestartPolicy:
         self._streak = 0
 
     @property
-    def recent(self) -> int:
-        """Exits within the window, as of the last one: "restart 2 of 5"."""
+    def recent_exits(self) -> int:
+        """Exits within the window that ended at the last one, as in "restart 2 of 5"."""
         return len(self._exits)
 
     def exited(self, now: float, up_for_s: float) -> float | None:

@@ -138,7 +138,7 @@ class Resources:
         context = WorkerContext(
             environment=self._environment,
             python=self._python,
-            main=self.listeners[service.name].address,
+            service_address=self.listeners[service.name].address,
             stdout=self._stdout,
             proxies=self.config.proxies,
             privileges=self.privileges._replace(no_new=self.config.no_new_privileges),

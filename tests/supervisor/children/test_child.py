@@ -51,7 +51,7 @@ class Running:
     """One process; it notes what is done with it in the same list as the slot's observer."""
 
     links = inodes = ()
-    speaks = has_channel = True
+    speaks_protocol = has_channel = True
     ready_at: float | None = None
     spawned_at = 0.0
 
@@ -68,7 +68,7 @@ class Running:
     def signal(self, number: int) -> None:
         self._noted.append(f"signal {int(number)}")
 
-    def hear_out(self) -> None:
+    def read_pending(self) -> None:
         if self.last_words is not None:
             self.callbacks.on_message(self.last_words, None)
 
@@ -85,7 +85,7 @@ class Slot:
         self.failure: Exception | None = None
         self.loop = Loop()
         plan = ChildPlan(
-            role="worker", service="web", slot=0, argv=("x",), environment={}, ours=True,
+            role="worker", service="web", slot=0, argv=("x",), environment={}, runs_our_code=True,
             start_s=1, stop_s=1, restart=Restart(max_restarts=1),
         )  # fmt: skip
         self.child = Child(plan, *cast("Any", (self.loop, self._spawn, self)))
@@ -113,7 +113,7 @@ class Slot:
     def exited(self, child: Child) -> None:
         self.noted.append(f"gone {child.pid}")
 
-    def heard(self, _: Child, message: object, handle: object) -> None:
+    def message_received(self, _: Child, message: object, handle: object) -> None:
         self.noted.append(f"heard {message}")
 
     def start_failed(self, _: Child, why: str) -> bool:
@@ -127,8 +127,8 @@ class Slot:
     def left(self, _: Child) -> None:
         self.noted.append("left")
 
-    def retiring(self, _: Child, reason: str, why: str) -> None:
-        self.noted.append(f"retiring for {reason}")
+    def replacement_needed(self, _: Child, reason: str, why: str) -> None:
+        self.noted.append(f"replacement needed: {reason}")
 
     def spawned(self, _: Child) -> None: ...
     def joined(self, _: Child) -> None: ...
@@ -141,7 +141,9 @@ def test_what_a_process_said_last_is_heard_before_its_end_is_told() -> None:
     slot.processes[0].last_words = "good bye"
     slot.processes[0].callbacks.on_exit(Exit(1, None))
     assert slot.noted == ["heard good bye", "exit of 100", "gone 100", "closed 100", "left"]
-    assert (slot.child.pid, slot.child.speaks, slot.child.has_channel) == (None, False, False)
+    assert slot.child.pid is None
+    assert not slot.child.speaks_protocol
+    assert not slot.child.has_channel
     assert slot.child.state is State.BACKOFF
 
 
@@ -164,7 +166,7 @@ def test_the_end_of_a_channel_is_forgotten_with_its_process() -> None:
     slot.processes[1].callbacks.on_message({"cmd": contract.READY}, None)
     slot.loop.pass_time()
     assert slot.child.state is State.UP
-    assert "retiring for channel" not in slot.noted
+    assert "replacement needed: channel" not in slot.noted
 
 
 def test_a_worker_whose_channel_ends_and_who_stays_is_replaced() -> None:
@@ -172,7 +174,7 @@ def test_a_worker_whose_channel_ends_and_who_stays_is_replaced() -> None:
     slot.ready()
     slot.processes[0].callbacks.on_disconnect("")
     slot.loop.pass_time()
-    assert slot.noted == ["disconnect of 100", "retiring for channel"]
+    assert slot.noted == ["disconnect of 100", "replacement needed: channel"]
 
 
 def test_a_process_that_cannot_be_made_is_an_exit_but_not_within_the_start() -> None:

@@ -42,7 +42,7 @@ async def test_everybody_hears_everything_in_order() -> None:
     events = Events()
     listeners = [events.subscribe() for _ in range(3)]
     for number in range(4):
-        events.emit(event(number))
+        events.publish(event(number))
     events.close()
     for listener in listeners:
         assert await rest(listener) == [0, 1, 2, 3]
@@ -50,9 +50,9 @@ async def test_everybody_hears_everything_in_order() -> None:
 
 async def test_a_listener_hears_what_happens_after_it_came() -> None:
     events = Events()
-    events.emit(event(1))
+    events.publish(event(1))
     late = events.subscribe()
-    events.emit(event(2))
+    events.publish(event(2))
     events.close()
     assert await rest(late) == [2]
 
@@ -63,7 +63,7 @@ async def test_who_waits_is_woken_by_an_event_and_by_the_end() -> None:
     async with asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(rest(listener))
         await asyncio.sleep(0)
-        events.emit(event(1))
+        events.publish(event(1))
         await asyncio.sleep(0)
         events.close()
     assert waiting.result() == [1]
@@ -79,7 +79,7 @@ async def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
     events = Events()
     slow = events.subscribe()
     for number in range(MAX_WAITING + 3):
-        events.emit(event(number))
+        events.publish(event(number))
     events.close()
     assert slow.dropped == 3
     assert await rest(slow) == list(range(3, MAX_WAITING + 3))
@@ -89,16 +89,16 @@ async def test_dropped_events_close_their_descriptors() -> None:
     events = Events()
     slow = events.subscribe()
     before = descriptors()
-    events.emit(event(handle=given()))
+    events.publish(event(handle=given()))
     for number in range(MAX_WAITING):
-        events.emit(event(number))
+        events.publish(event(number))
     assert descriptors() == before
     slow.close()
 
 
 def test_a_descriptor_that_nobody_listens_for_is_closed() -> None:
     before = descriptors()
-    Events().emit(event(handle=given()))
+    Events().publish(event(handle=given()))
     assert descriptors() == before
 
 
@@ -107,7 +107,7 @@ async def test_each_listener_has_a_descriptor_of_its_own() -> None:
     listeners = [events.subscribe(), events.subscribe()]
     sent = given()
     inode = os.fstat(sent.fileno()).st_ino
-    events.emit(event(handle=sent))
+    events.publish(event(handle=sent))
     heard = [await anext(listener) for listener in listeners]
     handles = [one.handle for one in heard if one.handle is not None]
     assert len({handle.fileno() for handle in handles}) == 2
@@ -126,7 +126,7 @@ async def test_without_descriptors_to_spare_the_others_hear_it_all_the_same(
     events = Events()
     listeners = [events.subscribe(), events.subscribe()]
     with given() as plain:
-        events.emit(event(7, handle=Scarce(fileno=os.dup(plain.fileno()))))
+        events.publish(event(7, handle=Scarce(fileno=os.dup(plain.fileno()))))
     heard = [await anext(listener) for listener in listeners]
     handles = [one.handle for one in heard if one.handle is not None]
     assert [one.message for one in heard] == [7, 7]
@@ -139,10 +139,10 @@ def test_a_closed_subscription_lets_go_of_what_it_had_and_takes_no_more() -> Non
     events = Events()
     before = descriptors()
     listener = events.subscribe()
-    events.emit(event(handle=given()))
+    events.publish(event(handle=given()))
     listener.close()
     assert descriptors() == before
-    events.emit(event(handle=given()))
+    events.publish(event(handle=given()))
     assert descriptors() == before
 
 
@@ -150,29 +150,29 @@ def test_a_forgotten_subscription_keeps_nothing() -> None:
     events = Events()
     before = descriptors()
     listener = events.subscribe()
-    events.emit(event(handle=given()))
+    events.publish(event(handle=given()))
     del listener
     assert descriptors() == before
-    events.emit(event(handle=given()))
+    events.publish(event(handle=given()))
     assert descriptors() == before
 
 
 def test_everything_is_counted_by_slot_and_name_even_if_nobody_listens() -> None:
     events = Events()
-    events.emit(Event(name="setup", role="supervisor"))
+    events.publish(Event(name="setup", role="supervisor"))
     for slot in (0, 0, 1):
-        events.emit(Event(name="exit", role="worker", service="web", slot=slot, code=1))
-    events.emit(Event(name="fork", role="worker", service="web", slot=1))
-    assert events.of("worker", "web", 0) == {"exit": 2}
-    assert events.of("worker", "web", 1) == {"exit": 1, "fork": 1}
-    assert events.of("proxy", "", 0) == {}
+        events.publish(Event(name="exit", role="worker", service="web", slot=slot, code=1))
+    events.publish(Event(name="fork", role="worker", service="web", slot=1))
+    assert events.counts_of("worker", "web", 0) == {"exit": 2}
+    assert events.counts_of("worker", "web", 1) == {"exit": 1, "fork": 1}
+    assert events.counts_of("proxy", "", 0) == {}
 
 
 def test_each_is_a_line_for_who_wants_to_see_everything(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "penstock.supervisor")
     events = Events()
-    events.emit(Event(name="setup", role="supervisor", text="open"))
-    events.emit(Event(name="error", role="proxy", slot=0, text="x" * 1000))
+    events.publish(Event(name="setup", role="supervisor", text="open"))
+    events.publish(Event(name="error", role="proxy", slot=0, text="x" * 1000))
     assert [record.getMessage() for record in caplog.records] == [
         "supervisor: setup open",
         f"proxy/0: error {'x' * 200}",

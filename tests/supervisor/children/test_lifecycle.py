@@ -10,7 +10,7 @@ from penstock_supervisor.children.lifecycle import (
     TRANSITIONS,
     Command,
     ImpossibleEventError,
-    Life,
+    Lifecycle,
     LifecycleEvent,
     State,
 )
@@ -23,7 +23,7 @@ def test_every_pair_was_thought_of(state: State, event: LifecycleEvent) -> None:
 
 @pytest.mark.parametrize(("state", "event"), list(product(State, LifecycleEvent)))
 def test_a_pair_either_moves_or_is_refused_by_name(state: State, event: LifecycleEvent) -> None:
-    life = Life("web/0")
+    life = Lifecycle("web/0")
     life._state = state
     step = TRANSITIONS[state][event]
     if step is None:
@@ -45,8 +45,8 @@ def test_every_command_is_given_somewhere() -> None:
     assert given_ == set(Command)
 
 
-def risen() -> Life:
-    life = Life("web/0")
+def risen() -> Lifecycle:
+    life = Lifecycle("web/0")
     assert life.handle(LifecycleEvent.START) == (Command.SPAWN, Command.ARM_START)
     assert life.handle(LifecycleEvent.READY) == (Command.DISARM, Command.JOIN)
     return life
@@ -71,13 +71,13 @@ def test_a_crash_leaves_the_rotation_and_waits_before_the_next_start() -> None:
 def test_one_exit_too_many_is_an_alarm_and_no_start() -> None:
     life = risen()
 
-    assert life.handle(LifecycleEvent.SPENT) == (Command.LEAVE, Command.GIVE_UP)
+    assert life.handle(LifecycleEvent.NO_RESTART) == (Command.LEAVE, Command.GIVE_UP)
     assert (life.state, life.at_rest) == (State.GIVEN_UP, True)
     assert life.handle(LifecycleEvent.START) == (Command.SPAWN, Command.ARM_START)
 
 
 def test_a_child_that_answers_after_its_deadline_is_not_joined() -> None:
-    life = Life("web/0")
+    life = Lifecycle("web/0")
     life.handle(LifecycleEvent.START)
 
     assert life.handle(LifecycleEvent.DEADLINE) == (Command.KILL,)
@@ -94,15 +94,15 @@ class World:
         self.joined = False
 
     def possible(self) -> list[LifecycleEvent]:
-        events = [LifecycleEvent.START, LifecycleEvent.STOP, LifecycleEvent.HALT]
+        events = [LifecycleEvent.START, LifecycleEvent.STOP, LifecycleEvent.STOP_NOW]
         if self.processes:
-            events += [LifecycleEvent.READY, LifecycleEvent.EXITED, LifecycleEvent.SPENT]
+            events += [LifecycleEvent.READY, LifecycleEvent.EXITED, LifecycleEvent.NO_RESTART]
         if self.timer:
             events.append(LifecycleEvent.DEADLINE)
         return events
 
     def happens(self, event: LifecycleEvent) -> None:
-        if event in (LifecycleEvent.EXITED, LifecycleEvent.SPENT):
+        if event in (LifecycleEvent.EXITED, LifecycleEvent.NO_RESTART):
             self.processes -= 1
         if event is LifecycleEvent.DEADLINE:
             self.timer = False
@@ -130,7 +130,7 @@ class World:
 
 @given(st.data())
 def test_no_order_of_events_breaks_the_world(data: st.DataObject) -> None:
-    life, world = Life("web/0"), World()
+    life, world = Lifecycle("web/0"), World()
     for _ in range(data.draw(st.integers(0, 40))):
         event = data.draw(st.sampled_from(world.possible()))
         world.happens(event)
@@ -146,11 +146,11 @@ def test_no_order_of_events_breaks_the_world(data: st.DataObject) -> None:
 
 @given(st.data())
 def test_after_a_stop_nothing_is_ever_started_unasked(data: st.DataObject) -> None:
-    life, world = Life("web/0"), World()
+    life, world = Lifecycle("web/0"), World()
     stopped = False
     for _ in range(data.draw(st.integers(0, 40))):
         event = data.draw(st.sampled_from(world.possible()))
-        stopped = event in (LifecycleEvent.STOP, LifecycleEvent.HALT) or (
+        stopped = event in (LifecycleEvent.STOP, LifecycleEvent.STOP_NOW) or (
             stopped and event is not LifecycleEvent.START
         )
         world.happens(event)

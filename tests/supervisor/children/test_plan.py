@@ -28,7 +28,9 @@ MAIN = Address("127.0.0.1", 8000)
 
 
 def plans(made: Service, *, main: Address = MAIN, **environment: str) -> tuple[ChildPlan, ...]:
-    context = WorkerContext(environment=environment, python="/python", main=main, stdout=70)
+    context = WorkerContext(
+        environment=environment, python="/python", service_address=main, stdout=70
+    )
     ports = PLACES if made.scheme == "ports" else (None, None)
     return tuple(worker_plan(made, slot, own, context) for slot, own in enumerate(ports))
 
@@ -36,17 +38,17 @@ def plans(made: Service, *, main: Address = MAIN, **environment: str) -> tuple[C
 def test_an_app_runs_in_our_runtime_with_a_channel() -> None:
     first, second = plans(service(app="shop.web:app"))
     assert first.argv == ("/python", "-m", "penstock_worker.serve", "shop.web:app")
-    assert first.ours
+    assert first.runs_our_code
     assert (first.name, second.name) == ("web/0", "web/1")
     assert (first.address, second.address) == PLACES
-    assert first.origin == "service.web"
+    assert first.config_table == "service.web"
 
 
 def test_a_command_gets_its_port_wherever_it_asks_for_it() -> None:
     first, second = plans(service(command=["node", "server.js", "--listen=:{port}", "{port}"]))
     assert first.argv == ("node", "server.js", "--listen=:8101", "8101")
     assert second.argv[-1] == "8102"
-    assert not first.ours
+    assert not first.runs_our_code
 
 
 def test_a_worker_is_told_who_and_where_it_is() -> None:
@@ -92,10 +94,10 @@ def test_who_wants_buffered_output_keeps_it() -> None:
     [("ports", False, 0), ("handoff", False, 3), ("shared", True, 0), ("reuseport", True, 0)],
 )
 def test_a_scheme_says_where_connections_come_from(scheme: str, listens: bool, links: int) -> None:
-    context = WorkerContext(environment={}, python="python", main=MAIN, proxies=3)
+    context = WorkerContext(environment={}, python="python", service_address=MAIN, proxies=3)
     own = PLACES[0] if scheme == "ports" else None
     plan = worker_plan(service(app="a:b", scheme=scheme), 0, own, context)
-    assert (plan.listens, plan.links) == (listens, links)
+    assert (plan.inherits_listener, plan.link_count) == (listens, links)
     assert (plan.address is None) is (scheme != "ports")
     assert plan.environment["PENSTOCK_SCHEME"] == scheme
 
@@ -128,7 +130,7 @@ def test_without_a_proxy_that_reads_requests_the_worker_writes_the_access_log(
 ) -> None:
     plan, _ = plans(service(app="a:b", **{"scheme": "handoff", **keys}))
     assert plan.environment.get("PENSTOCK_ACCESS_LOG") == written
-    assert plan.inherited == ((70,) if written and written.endswith(":70") else ())
+    assert plan.inherited_fds == ((70,) if written and written.endswith(":70") else ())
 
 
 def test_a_proxy_may_finish_what_its_most_patient_service_allows() -> None:
@@ -141,7 +143,7 @@ def test_a_proxy_may_finish_what_its_most_patient_service_allows() -> None:
     )
     plan = proxy_plan(config, 0, [7, 8], {"A": "b"}, ["proxy"])
     assert (plan.start_s, plan.stop_s) == (30, 60)
-    assert (plan.name, plan.origin, plan.inherited) == ("proxy/0", "", (7, 8))
+    assert (plan.name, plan.config_table, plan.inherited_fds) == ("proxy/0", "", (7, 8))
 
 
 def test_a_proxy_does_not_wait_for_services_that_it_has_nothing_to_do_with() -> None:

@@ -30,7 +30,7 @@ def descriptors() -> set[str]:
 def plan(links: int, *argv: str) -> ChildPlan:
     return ChildPlan(
         role="worker", service="web", slot=0, scheme="handoff", argv=argv, environment={},
-        ours=True, links=links, start_s=1, stop_s=1, restart=Restart(),
+        runs_our_code=True, link_count=links, start_s=1, stop_s=1, restart=Restart(),
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ async def test_what_was_opened_for_a_process_is_closed_as_one(tmp_path: Path) ->
             )  # fmt: skip
             assert (running.has_channel, len(running.links)) == (True, 3)
             await gone.wait()
-            running.hear_out()
+            running.read_pending()
             running.close()
             assert (running.has_channel, running.links) == (False, ())
     assert (tmp_path / "said").read_bytes() == b"web/0 | good bye\n"
@@ -94,7 +94,7 @@ async def test_a_program_of_others_is_asked_whether_it_is_ready_and_no_longer_th
         # A task that is left would hold the group up.
         async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
             silent = dataclasses.replace(
-                plan(0, "true"), ours=False, address=Address("127.0.0.1", 1)
+                plan(0, "true"), runs_our_code=False, address=Address("127.0.0.1", 1)
             )
             running = spawn(
                 silent, (), callbacks, loop=loop, tasks=tasks, guardian=guardian, output=output

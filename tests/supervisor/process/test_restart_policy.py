@@ -39,7 +39,7 @@ def test_one_exit_more_than_allowed_is_the_last() -> None:
     assert crashing.exited(0, 0) is not None
     assert crashing.exited(1, 0) is not None
     assert crashing.exited(2, 0) is None
-    assert crashing.recent == 3
+    assert crashing.recent_exits == 3
 
 
 def test_exits_outside_the_window_do_not_count() -> None:
@@ -61,7 +61,7 @@ def test_what_was_not_its_failure_waits_longer_each_time_and_is_no_exit() -> Non
     crashing = restarts(max_restarts=1)
     crashing.exited(0, 0)
     assert [crashing.postponed() for _ in range(5)] == [0.2, 0.4, 0.8, 1.0, 1.0]
-    assert crashing.recent == 1
+    assert crashing.recent_exits == 1
 
 
 def test_a_proxy_comes_back_at_once_but_only_once_in_a_row() -> None:
