@@ -16,7 +16,7 @@ from penstock_supervisor.children.child import Child, ChildObserver
 from penstock_supervisor.children.events import EventName, Events
 from penstock_supervisor.children.slots import Slots, slot_of
 from penstock_supervisor.observability.stats_poll import StatsPoll
-from penstock_supervisor.process.reaper import reap_strangers
+from penstock_supervisor.process.reaper import reap_orphans
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.resources import Resources
@@ -141,7 +141,7 @@ class ChildEvents(ChildObserver):
         self._stats_poll.state_changed(child)
         self._rolling_restart.state_changed(child)
         if os.getpid() == 1 and child.pid is None:
-            reap_strangers({one.pid for one in self._slots.children() if one.pid})
+            reap_orphans({one.pid for one in self._slots.children() if one.pid})
         self._condition.notify()
 
     def event(self, child: Child, name: EventName, **details: Any) -> None:

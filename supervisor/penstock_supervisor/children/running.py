@@ -21,7 +21,7 @@ from penstock_supervisor.children import readiness
 from penstock_supervisor.children.output import Capture, Output
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.process.handoff_link import HandoffLink
-from penstock_supervisor.process.privileges import AS_WE_ARE
+from penstock_supervisor.process.privileges import UNCHANGED
 from penstock_supervisor.process.reaper import Guardian
 from penstock_supervisor.process.socket_activation import ExecSpec, dup_high
 from penstock_supervisor.process.spawn import Exit, Process, SpawnError
@@ -200,6 +200,6 @@ def _exec_spec(plan: ChildPlan, sockets: tuple[int, ...], child_fds: list[int]) 
         (*plan.inherited_fds, *child_fds),
         captured=plan.role != "proxy",
         listen=sockets,
-        names=plan.service,
-        privileges=plan.privileges or AS_WE_ARE,
+        fd_name=plan.service,
+        privileges=plan.privileges or UNCHANGED,
     )

@@ -14,7 +14,7 @@ import pytest
 from tests.support.descriptors import descriptors
 
 from penstock_supervisor.kernel import sock_diag
-from penstock_supervisor.kernel.sock_diag import Place, accepted, connections_to, queues
+from penstock_supervisor.kernel.sock_diag import TcpEndpoint, accepted, connections_to, queues
 from penstock_supervisor.snapshot import SocketKind, SocketQueue
 
 DEADLINE_S = 10.0
@@ -56,8 +56,8 @@ def port(sock: socket.socket) -> int:
     return number
 
 
-def place(sock: socket.socket) -> Place:
-    return Place("127.0.0.1", port(sock))
+def place(sock: socket.socket) -> TcpEndpoint:
+    return TcpEndpoint("127.0.0.1", port(sock))
 
 
 def queue(sock: socket.socket, kind: Any = "tcp") -> SocketQueue:
@@ -190,7 +190,11 @@ def test_any_address_is_every_address_of_both_families(stack: ExitStack) -> None
         connect(stack, listening, host)
         stack.enter_context(listening.accept()[0])
     number = port(listening)
-    wanted = {Place("", number): 2, Place("127.0.0.1", number): 1, Place("::1", number): 1}
+    wanted = {
+        TcpEndpoint("", number): 2,
+        TcpEndpoint("127.0.0.1", number): 1,
+        TcpEndpoint("::1", number): 1,
+    }
     assert accepted(wanted) == wanted
 
 
@@ -200,7 +204,7 @@ def test_another_address_with_the_same_port_is_another_place(stack: ExitStack) -
     connect(stack, listening, "127.0.0.2")
     connect(stack, listening, "127.0.0.2")
     number = port(listening)
-    wanted = {Place("127.0.0.1", number): 1, Place("127.0.0.2", number): 2}
+    wanted = {TcpEndpoint("127.0.0.1", number): 1, TcpEndpoint("127.0.0.2", number): 2}
     assert connections_to(wanted) == wanted
 
 
@@ -210,7 +214,7 @@ def test_it_can_be_asked_for_many_places_at_once(stack: ExitStack, others: int) 
     connect(stack, first)
     connect(stack, last)
     connect(stack, last)
-    more = [Place("127.0.0.3", number) for number in range(20_000, 20_000 + others)]
+    more = [TcpEndpoint("127.0.0.3", number) for number in range(20_000, 20_000 + others)]
     counts = connections_to([place(last), *more, place(first)])
     assert counts is not None
     assert {where: count for where, count in counts.items() if count} == {
@@ -221,7 +225,7 @@ def test_it_can_be_asked_for_many_places_at_once(stack: ExitStack, others: int) 
 def test_a_name_is_no_place_that_the_kernel_knows(stack: ExitStack) -> None:
     listening = listener(stack)
     connect(stack, listening)
-    named = Place("localhost", port(listening))
+    named = TcpEndpoint("localhost", port(listening))
     assert connections_to([named]) == {named: 0}
     assert connections_to([]) == {}
 
@@ -277,7 +281,7 @@ def message(kind: int, payload: bytes, length: int | None = None) -> bytes:
 def test_who_gets_no_answer_goes_without(
     monkeypatch: pytest.MonkeyPatch, answer: bytes | OSError
 ) -> None:
-    where = Place("127.0.0.1", 1)
+    where = TcpEndpoint("127.0.0.1", 1)
     for ask, nothing in (
         (lambda: queues({"tcp"}), {}),
         (lambda: connections_to([where]), None),
@@ -321,7 +325,7 @@ def test_no_more_rows_are_read_than_the_bound(
     listening = listener(stack)
     for _ in range(8):
         connect(stack, listening)
-    monkeypatch.setattr(sock_diag, "MOST_ROWS", 5)
+    monkeypatch.setattr(sock_diag, "MAX_ROWS", 5)
     assert connections_to([place(listening)]) == {place(listening): 5}
 
 

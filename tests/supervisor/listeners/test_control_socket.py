@@ -12,7 +12,7 @@ import pytest
 from tests.support.descriptors import descriptors
 
 from penstock_supervisor.config.loader import run_dirs_of
-from penstock_supervisor.listeners.control_socket import ControlSocket, RefusedError, RunDir
+from penstock_supervisor.listeners.control_socket import ControlSocket, RunDir, UnsafeDirectoryError
 
 ROOT = os.geteuid() == 0
 
@@ -114,14 +114,14 @@ def test_a_path_may_be_longer_than_the_kernel_lets_a_sockets_name_be(tmp_path: P
 def test_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(0o700)
     (tmp_path / "link").symlink_to("real")
-    with pytest.raises(RefusedError, match="link: not a directory, or a link to one"):
+    with pytest.raises(UnsafeDirectoryError, match="link: not a directory, or a link to one"):
         ControlSocket(tmp_path / "link")
     assert list((tmp_path / "real").iterdir()) == []
 
 
 def test_a_link_to_nowhere_is_refused_and_nothing_is_made_there(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(RefusedError):
+    with pytest.raises(UnsafeDirectoryError):
         ControlSocket(tmp_path / "link")
     assert not (tmp_path / "nowhere").exists()
 
@@ -133,7 +133,7 @@ def test_where_others_may_write_is_refused_and_not_closed_for_them(
     folder = tmp_path / "run"
     folder.mkdir()
     folder.chmod(bits)
-    with pytest.raises(RefusedError, match=f"others may write to it .mode {bits:04o}"):
+    with pytest.raises(UnsafeDirectoryError, match=f"others may write to it .mode {bits:04o}"):
         ControlSocket(folder)
     assert mode(folder) == bits
 
@@ -143,7 +143,7 @@ def test_a_directory_that_somebody_else_made_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir(0o700)
     os.chown(folder, 65534, 65534)
-    with pytest.raises(RefusedError, match=r"run: belongs to uid 65534, and we are uid 0"):
+    with pytest.raises(UnsafeDirectoryError, match=r"run: belongs to uid 65534, and we are uid 0"):
         ControlSocket(folder)
     # Root may look at what runs there; but it makes nothing of its own in it.
     with RunDir(folder, make=False) as found:
@@ -169,6 +169,6 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     before = descriptors()
     ControlSocket(tmp_path / "run").close()
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(RefusedError):
+    with pytest.raises(UnsafeDirectoryError):
         ControlSocket(tmp_path / "link")
     assert descriptors() == before

@@ -71,7 +71,7 @@ def test_a_low_port_without_permission_says_what_is_needed(monkeypatch: pytest.M
     def refuse(*_: object) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(sockets, "_inet", refuse)
+    monkeypatch.setattr(sockets, "_open_inet", refuse)
     reason = fails("127.0.0.1:80")
     assert reason.startswith("permission denied: ports below ")
     assert "CAP_NET_BIND_SERVICE" in reason

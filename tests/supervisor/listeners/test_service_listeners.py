@@ -81,8 +81,8 @@ def test_a_socket_of_a_proxy_is_not_shut_or_opened_by_what_becomes_of_a_worker(
     stack: ExitStack,
 ) -> None:
     listeners = opened(stack, "ports", proxies=2)
-    assert not listeners.shut(0)
-    assert listeners.reopen(2) is None
+    assert not listeners.close_slot(0)
+    assert listeners.reopen_slot(2) is None
     assert [view.slot for view in listeners.views()] == [0, 1]
 
 
@@ -130,7 +130,7 @@ def test_each_worker_of_a_reused_port_has_a_socket_and_a_share(stack: ExitStack)
 def test_a_slot_keeps_its_socket_and_its_queue(stack: ExitStack) -> None:
     listeners = opened(stack, "reuseport")
     before = listeners.worker_fds(1)
-    assert listeners.reopen(1) is None
+    assert listeners.reopen_slot(1) is None
     assert listeners.worker_fds(1) == before
 
 
@@ -140,7 +140,7 @@ def test_a_socket_that_is_shut_gets_nobody_even_if_a_stuck_worker_has_a_copy(
     listeners = opened(stack, "reuseport")
     stuck = stack.enter_context(socket.socket(fileno=os.dup(listeners.worker_fds(1)[0])))
     connect(stack, listeners)
-    assert listeners.shut(1)
+    assert listeners.close_slot(1)
     waited = listeners.dropped
     connect(stack, listeners)
     left = sum(accepts(stack, listeners.worker_fds(slot)) for slot in (0, 2))
@@ -152,7 +152,7 @@ def test_a_socket_that_is_shut_gets_nobody_even_if_a_stuck_worker_has_a_copy(
 
 def test_a_shut_socket_is_opened_anew_for_a_successor(stack: ExitStack) -> None:
     listeners = opened(stack, "reuseport")
-    listeners.shut(1)
+    listeners.close_slot(1)
     assert len(list(listeners.views())) == 2
     fds = listeners.worker_fds(1)
     connect(stack, listeners)
@@ -161,9 +161,9 @@ def test_a_shut_socket_is_opened_anew_for_a_successor(stack: ExitStack) -> None:
 
 def test_the_last_socket_stays(stack: ExitStack) -> None:
     listeners = opened(stack, "reuseport", workers=2)
-    assert listeners.shut(0)
-    assert not listeners.shut(1)
-    assert not listeners.shut(0)
+    assert listeners.close_slot(0)
+    assert not listeners.close_slot(1)
+    assert not listeners.close_slot(0)
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])

@@ -24,8 +24,8 @@ def zero(_: int) -> int:
 
 
 def test_free_ports_are_outside_of_the_kernels_own() -> None:
-    low, high = map(int, worker_ports._EPHEMERAL.read_text().split())
-    found = free_ports(20, None, (), key="k", draw=zero)
+    low, high = map(int, worker_ports._EPHEMERAL_RANGE_FILE.read_text().split())
+    found = free_ports(20, None, (), key="k", random_below=zero)
     assert len(set(found)) == 20
     if high - low < 50_000:
         assert not any(low <= port <= high for port in found)
@@ -43,31 +43,31 @@ def test_a_kernel_that_takes_all_ports_still_leaves_us_some(
 
 
 def test_the_search_starts_where_the_draw_says() -> None:
-    (first,) = free_ports(1, None, (), key="k", draw=zero)
-    (later,) = free_ports(1, None, (), key="k", draw=lambda n: n // 2)
+    (first,) = free_ports(1, None, (), key="k", random_below=zero)
+    (later,) = free_ports(1, None, (), key="k", random_below=lambda n: n // 2)
     assert first < later
 
 
 def test_a_given_range_is_filled_around_what_is_taken(taken: socket.socket) -> None:
     port = taken.getsockname()[1]
     given = (port, min(port + 50, 65_535))
-    found = free_ports(2, given, (), key="k", draw=zero)
+    found = free_ports(2, given, (), key="k", random_below=zero)
     assert port not in found
-    again = free_ports(2, given, found, key="k", draw=zero)
+    again = free_ports(2, given, found, key="k", random_below=zero)
     assert not set(again) & set(found)
 
 
 def test_a_range_that_is_too_small_is_one_clear_line(taken: socket.socket) -> None:
     port = taken.getsockname()[1]
     with pytest.raises(StartError) as failure:
-        free_ports(2, (port, port), (), key="service.web.ports", draw=zero)
+        free_ports(2, (port, port), (), key="service.web.ports", random_below=zero)
     assert (
         str(failure.value) == f"service.web.ports: {port}-{port} has 0 free ports and 2 are needed"
     )
 
 
 def test_services_never_share_a_port_and_upstreams_need_none() -> None:
-    free = free_ports(1, None, (), key="k", draw=zero)[0]
+    free = free_ports(1, None, (), key="k", random_below=zero)[0]
     services = (
         Service(name="a", listen="127.0.0.1:1", app="a:b", workers=3),
         Service.model_validate(

@@ -11,7 +11,7 @@ import pytest
 from tests.support.descriptors import descriptors
 from tests.support.supervisor.process_run import Run, is_gone, shell, until
 
-from penstock_supervisor.process.reaper import Guardian, reap_strangers
+from penstock_supervisor.process.reaper import Guardian, reap_orphans
 from penstock_supervisor.process.socket_activation import ExecSpec
 from penstock_supervisor.process.spawn import Exit, Process, SpawnError
 
@@ -136,7 +136,7 @@ def stranger() -> int:
 async def test_process_1_buries_strangers_and_leaves_our_own_to_us() -> None:
     pids = [stranger() for _ in range(2)]
     await until(lambda: all(map(is_gone, pids)))
-    reap_strangers(set(pids))
+    reap_orphans(set(pids))
     assert all(map(psutil.pid_exists, pids))
-    reap_strangers(set())
+    reap_orphans(set())
     assert not any(map(psutil.pid_exists, pids))

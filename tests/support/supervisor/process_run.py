@@ -32,7 +32,7 @@ class Run:
         self.exits: list[Exit] = []
         # Whoever was given sockets himself must not hand his number on.
         environment = {**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "7"}
-        program = ExecSpec(argv, environment, inherited=inherited, listen=listen, names="web")
+        program = ExecSpec(argv, environment, inherited=inherited, listen=listen, fd_name="web")
         loop = asyncio.get_running_loop()
         self.process = Process(program, loop, guardian_, self.exits.append)
         assert self.process.stdout is not None
