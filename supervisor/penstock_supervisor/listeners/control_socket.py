@@ -4,8 +4,8 @@ Owns what makes a directory private, and the names in it: `PID.sock`. `config` d
 is, and `control` owns the protocol on the socket.
 
 In a shared directory such as /tmp another user may have created this directory before us, or a
-link in its place. So it is created with mode 0700, and one with other rights or another owner is
-refused. It is opened once, without following a link, and used by its descriptor from then on.
+link in its place. So it is created with mode 0700, and a directory that others own or can write
+to is refused. It is opened once, without following a link, and used by its descriptor afterwards.
 (A path below /proc/self/fd is also short: a socket's path has at most 107 bytes.)
 
 A socket gets its name only after it listens. So a socket that refuses connections was left by a

@@ -66,7 +66,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_every_line_gets_the_name(pipe: Pipe) -> None:
+async def test_every_line_gets_the_prefix(pipe: Pipe) -> None:
     pipe.say(b"one\ntwo\n\n")
     await until(lambda: pipe.written.text.count(b"\n") == 3)
     assert pipe.written.text == b"web/0 | one\nweb/0 | two\nweb/0 | \n"
@@ -89,7 +89,7 @@ async def test_a_last_line_without_an_end_is_not_lost(pipe: Pipe) -> None:
     assert pipe.closed == [pipe.capture]
 
 
-async def test_last_words_are_read_before_the_loop_turns(pipe: Pipe) -> None:
+async def test_output_of_an_ended_child_can_be_read_at_once(pipe: Pipe) -> None:
     pipe.say(b"fatal: no database\n")
     pipe.capture.drain()
     assert pipe.written.text == b"web/0 | fatal: no database\n"
@@ -167,7 +167,7 @@ async def test_stdout_goes_to_stdout_and_stderr_to_stderr() -> None:
     assert to.read() == (b"web/0 | good\n", b"web/0 | bad\n")
 
 
-async def test_a_proxy_speaks_on_stderr_only() -> None:
+async def test_a_proxy_writes_to_stderr_only() -> None:
     to = Destination()
     loop = asyncio.get_running_loop()
     with closing(Output(loop, stdout=to.out_end, stderr=to.err_end)) as output:

@@ -41,14 +41,14 @@ def test_every_key_has_one_entry_and_every_entry_a_key() -> None:
     assert set(APPLICABILITY) - {entry(key) for key in KEYS} == set()
 
 
-def test_every_reason_is_said_and_every_key_acts_somewhere() -> None:
+def test_every_condition_has_a_reason_and_every_key_acts_somewhere() -> None:
     for key, (conditions, why, _) in APPLICABILITY.items():
         assert conditions, key
         assert why or any(condition == applicability.When() for condition in conditions), key
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key not in (*PROGRAMS, "scheme", "mode")])
-def test_where_a_key_does_nothing_it_is_told_and_nowhere_else(key: str) -> None:
+def test_a_key_is_refused_exactly_where_it_does_nothing(key: str) -> None:
     conditions = APPLICABILITY[entry(key)].conditions
     for scheme, mode, program in product(SCHEMES, MODES, PROGRAMS):
         for given in ((), ("accept_proxy",), ("tls",), ("sni",)):
@@ -107,7 +107,9 @@ def test_a_value_that_switches_a_key_off_is_allowed_everywhere() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_is_told_says_what_can(text: str, keys: dict[str, Any]) -> None:
+def test_the_message_names_conditions_under_which_the_key_acts(
+    text: str, keys: dict[str, Any]
+) -> None:
     ((location, reason),) = applicability.check_table(keys)
     assert f"{'.'.join(map(str, location))}: {reason}" == text
 
@@ -121,5 +123,5 @@ def test_what_is_told_says_what_can(text: str, keys: dict[str, Any]) -> None:
         {"app": "a:b", "scheme": "shared", "limits": "none"},
     ],
 )
-def test_nothing_is_concluded_from_what_is_wrong_itself(keys: dict[str, Any]) -> None:
+def test_a_table_with_other_errors_is_not_judged(keys: dict[str, Any]) -> None:
     assert list(applicability.check_table(keys)) == []
