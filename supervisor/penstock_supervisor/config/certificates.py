@@ -1,6 +1,6 @@
 """Reads and checks certificate files, and explains what is wrong with them.
 
-Owns the step from the paths of a `[service.X.tls]` table to credentials that OpenSSL accepts,
+Owns the step from the paths of a `[service.X.tls]` table to certificates that OpenSSL accepts,
 and the facts that people need: names and validity. Only this module reads private keys. Proxies
 get the texts over their channel, because they may run as a user who cannot read the files. It
 does not know who uses the result, or when files are read again (`certificate_reload`).
@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from penstock_proxy.tls.contexts import Contexts, Credential, Terms
+from penstock_proxy.tls.contexts import Certificate, Contexts, TlsSettings
 from penstock_supervisor.config.diagnostics import Location, Problem
 from penstock_supervisor.config.model import CertificateFiles, Config, Service
 
@@ -61,14 +61,14 @@ class CertificateInfo:
 class Bundle:
     """All TLS files of a service, accepted by OpenSSL."""
 
-    terms: Terms
-    credentials: tuple[Credential, ...]
-    certificates: tuple[CertificateInfo, ...]
+    settings: TlsSettings
+    certificates: tuple[Certificate, ...]
+    infos: tuple[CertificateInfo, ...]
 
     @property
     def size(self) -> int:
-        texts = (text for one in self.credentials for text in (one.chain, one.key))
-        return len(self.terms.client_ca) + sum(map(len, texts))
+        texts = (text for one in self.certificates for text in (one.chain, one.key))
+        return len(self.settings.client_ca) + sum(map(len, texts))
 
 
 class BadFilesError(Exception):
@@ -90,34 +90,34 @@ def file_paths(service: Service) -> tuple[Path, ...]:
 def read(service: Service) -> Bundle:
     """Read all files and have OpenSSL load them. Raises BadFilesError. Blocks."""
     problems: list[Problem] = []
-    credentials: list[Credential] = []
-    certificates: list[CertificateInfo] = []
+    certificates: list[Certificate] = []
+    infos: list[CertificateInfo] = []
     for entry, files in service.tls.files:
         location = ("tls", *entry)
         try:
-            credential, leaf = _credential(location, files)
+            certificate, leaf = _certificate(location, files)
         except BadFilesError as bad:
             problems += bad.problems
             continue
         names = _all_names(leaf)
         first = names[0] if names else ""
-        certificates.append(
+        infos.append(
             CertificateInfo(
                 (*location, "cert"), first, leaf.not_valid_before_utc, leaf.not_valid_after_utc
             )
         )
-        credentials.append(credential)
-    terms = Terms(
+        certificates.append(certificate)
+    settings = TlsSettings(
         min_version=service.tls.min_version,
         client_certificates=service.tls.client_certificates,
         client_ca=_client_ca(service, problems),
         alpn="http/1.1" if service.mode == "http" else "",
     )
     if not problems:
-        problems += _check_with_openssl(terms, credentials, certificates)
+        problems += _check_with_openssl(settings, certificates, infos)
     if problems:
         raise BadFilesError(problems)
-    return Bundle(terms, tuple(credentials), tuple(certificates))
+    return Bundle(settings, tuple(certificates), tuple(infos))
 
 
 def problems(services: Iterable[Service]) -> Iterator[Problem]:
@@ -138,22 +138,24 @@ def warnings(config: Config, now: datetime) -> Iterator[Problem]:
     """Certificates that can be used here, but that clients will reject."""
     for service in config.services:
         if service.tls.files:
-            for certificate in read(service).certificates:
-                for text in warnings_for(certificate, now):
-                    yield Problem(("service", service.name, *certificate.location), text)
+            for info in read(service).infos:
+                for text in warnings_for(info, now):
+                    yield Problem(("service", service.name, *info.location), text)
 
 
-def warnings_for(certificate: CertificateInfo, now: datetime) -> Iterator[str]:
+def warnings_for(info: CertificateInfo, now: datetime) -> Iterator[str]:
     """Why clients will reject a certificate."""
-    if certificate.not_after <= now:
-        yield f"expired on {certificate.not_after:%Y-%m-%d}"
-    if certificate.not_before > now:
-        yield f"not valid before {certificate.not_before:%Y-%m-%d %H:%M} UTC"
-    if not certificate.name:
+    if info.not_after <= now:
+        yield f"expired on {info.not_after:%Y-%m-%d}"
+    if info.not_before > now:
+        yield f"not valid before {info.not_before:%Y-%m-%d %H:%M} UTC"
+    if not info.name:
         yield "has no subject alternative name: clients accept it for no host"
 
 
-def _credential(location: Location, files: CertificateFiles) -> tuple[Credential, x509.Certificate]:
+def _certificate(
+    location: Location, files: CertificateFiles
+) -> tuple[Certificate, x509.Certificate]:
     problems: list[Problem] = []
     chain = _read_file((*location, "cert"), files.cert, _parse_certificates, problems)
     key = _read_file((*location, "key"), files.key, _parse_private_key, problems)
@@ -166,7 +168,7 @@ def _credential(location: Location, files: CertificateFiles) -> tuple[Credential
         why = f"{files.key} does not belong to the first certificate in {files.cert}"
         raise BadFilesError([Problem((*location, "key"), why)])
     kind = next((name for type_, name in _KEY_TYPES if isinstance(public_key, type_)), "")
-    return Credential(_as_pem(chain), text, tuple(_host_names(leaf)), kind), leaf
+    return Certificate(_as_pem(chain), text, tuple(_host_names(leaf)), kind), leaf
 
 
 def _read_file(
@@ -249,12 +251,12 @@ def _client_ca(service: Service, problems: list[Problem]) -> str:
 
 
 def _check_with_openssl(
-    terms: Terms, credentials: Sequence[Credential], certificates: Sequence[CertificateInfo]
+    settings: TlsSettings, certificates: Sequence[Certificate], infos: Sequence[CertificateInfo]
 ) -> Iterator[Problem]:
     """What OpenSSL refuses in readable files, such as a key that is too short."""
-    for credential, certificate in zip(credentials, certificates, strict=True):
+    for certificate, info in zip(certificates, infos, strict=True):
         try:
-            Contexts(terms, [credential])
+            Contexts(settings, [certificate])
         except ssl.SSLError as error:
             reason = (error.reason or str(error)).lower().replace("_", " ")
-            yield Problem(certificate.location, f"OpenSSL refuses it: {reason}")
+            yield Problem(info.location, f"OpenSSL refuses it: {reason}")

@@ -57,9 +57,9 @@ class _ServiceCertificates:
     def orders(self) -> Iterator[dict[str, Any]]:
         """What a proxy is told."""
         name, bundle = self._service.name, self.bundle
-        number = len(bundle.credentials)
-        yield {"cmd": TLS, "service": name, "terms": asdict(bundle.terms), "of": number}
-        for one in bundle.credentials:
+        number = len(bundle.certificates)
+        yield {"cmd": TLS, "service": name, "terms": asdict(bundle.settings), "of": number}
+        for one in bundle.certificates:
             # The key last: see `messages`.
             yield {
                 "cmd": CERTIFICATE,
@@ -99,7 +99,7 @@ class _ServiceCertificates:
         self.bundle = found
         self.reloads["ok"] += 1
         described = ", ".join(
-            f"{one.name or 'no name'} until {one.not_after:%Y-%m-%d}" for one in found.certificates
+            f"{one.name or 'no name'} until {one.not_after:%Y-%m-%d}" for one in found.infos
         )
         _log.info("%s has new certificates: %s", name, described)
         self._warn()
@@ -107,14 +107,14 @@ class _ServiceCertificates:
 
     def view(self) -> TlsView:
         not_after: dict[str, float] = {}
-        for one in self.bundle.certificates:
+        for one in self.bundle.infos:
             # Two may have the same first name: the one that ends first is what matters.
             at = one.not_after.timestamp()
             not_after[one.name] = min(at, not_after.get(one.name, at))
         return TlsView(not_after, dict(self.reloads), self.current)
 
     def _warn(self) -> None:
-        for one in self.bundle.certificates:
+        for one in self.bundle.infos:
             for text in self._certificates.warnings_for(one, datetime.now(UTC)):
                 _log.warning("service.%s.%s: %s", self._service.name, key_path(one.location), text)
 

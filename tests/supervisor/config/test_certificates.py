@@ -54,21 +54,21 @@ def problems_of(**tls: object) -> list[str]:
 
 def test_a_good_pair_gives_names_and_expiry(good: dict[str, str]) -> None:
     bundle = certificates.read(service(**good))
-    (one,) = bundle.credentials
+    (one,) = bundle.certificates
     assert one.names == ("a.example", "*.b.example")
     assert one.kind == "ec"
-    (certificate,) = bundle.certificates
-    assert certificate.name == "a.example"
-    assert certificate.not_after.year == 3000
-    assert not list(certificates.warnings_for(certificate, NOW))
-    assert bundle.terms.alpn == "http/1.1"
+    (info,) = bundle.infos
+    assert info.name == "a.example"
+    assert info.not_after.year == 3000
+    assert not list(certificates.warnings_for(info, NOW))
+    assert bundle.settings.alpn == "http/1.1"
 
 
 def test_a_key_is_in_no_repr(good: dict[str, str]) -> None:
     bundle = certificates.read(service(**good))
     secret = Path(good["key"]).read_text().splitlines()[1]
-    assert bundle.credentials[0].key.count(secret) == 1
-    assert secret not in f"{bundle!r} {bundle} {bundle.credentials!r}"
+    assert bundle.certificates[0].key.count(secret) == 1
+    assert secret not in f"{bundle!r} {bundle} {bundle.certificates!r}"
 
 
 def test_one_file_may_have_both_and_comments_in_any_encoding(
@@ -77,7 +77,7 @@ def test_one_file_may_have_both_and_comments_in_any_encoding(
     both = tmp_path / "both.pem"
     key, cert = Path(good["key"]).read_bytes(), Path(good["cert"]).read_bytes()
     both.write_bytes("Schlüssel\n".encode("latin-1") + key + b"\n# and\n" + cert)
-    (one,) = certificates.read(service(cert=str(both), key=str(both))).credentials
+    (one,) = certificates.read(service(cert=str(both), key=str(both))).certificates
     assert "PRIVATE" not in one.chain
     assert one.key.strip() == key.decode().strip()
 
