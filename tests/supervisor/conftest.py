@@ -44,7 +44,7 @@ def row(slot: int, standing: str = "up", **more: Any) -> dict[str, Any]:
 
 
 def proxy_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
-    """What came over the channel: through JSON, as there."""
+    """An answer to STATS, converted through JSON as on the channel."""
     told = metrics.snapshot(
         {"web": counters()},
         fds={"listener": 1, "client": 2, "upstream": 3, "other": 9},

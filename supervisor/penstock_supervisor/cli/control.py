@@ -20,7 +20,7 @@ import click
 from penstock_supervisor.cli import status_table
 from penstock_supervisor.config.loader import ROOT_RUN_DIR, default_run_dirs, load
 from penstock_supervisor.control.api import peer_credentials
-from penstock_supervisor.listeners.control_socket import RefusedError, RunDir
+from penstock_supervisor.listeners.control_socket import RunDir, UnsafeDirectoryError
 
 NOT_RUNNING: Final = 3
 _ASK_AS_ROOT: Final = f"; root has {ROOT_RUN_DIR}, which only root may look into"
@@ -82,9 +82,9 @@ class _Run:
     def wait(self) -> None:
         """Until it is over: it takes its name away. One that is killed cannot, but refuses."""
         for look in count(1):
-            if self._directory.identity(self._name) is None:
+            if self._directory.file_id(self._name) is None:
                 return
-            if look % _RARELY == 0 and self._directory.is_dead(self._name):
+            if look % _RARELY == 0 and self._directory.is_stale(self._name):
                 return
             time.sleep(_LOOK_S)
 
@@ -95,7 +95,7 @@ def _found(meant: _Meant, stack: ExitStack) -> Iterator[_Run]:
             directory = stack.enter_context(RunDir(path, make=False))
         except FileNotFoundError:
             continue
-        except (OSError, RefusedError) as error:
+        except (OSError, UnsafeDirectoryError) as error:
             if meant.is_sure:
                 why = f"{path}: {error.strerror}" if isinstance(error, OSError) else error
                 raise click.ClickException(f"run_dir: {why}") from error

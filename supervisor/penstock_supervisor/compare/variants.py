@@ -83,7 +83,7 @@ def _written(service: Service, scheme: str, mode: str, listen: str) -> tuple[Ser
     changes = {"scheme": scheme, "mode": mode, "listen": listen, "access_log": "off"}
     written = written.model_copy(update=changes)
     why = []
-    for where, text in rules.unfit(written):
+    for where, text in rules.check_scheme(written):
         if where[:1] == ("health",):
             # It can be run without, as one that was written for this scheme would be.
             health = written.health.model_copy(update={"path": None})
@@ -97,7 +97,8 @@ def _refused(service: Service, scheme: str, mode: str) -> set[str]:
     """Keys that are left out: they do nothing there, or would disturb the comparison."""
     program = next(key for key in applicability.PROGRAMS if getattr(service, key))
     given = {program} | ({"tls"} if service.tls.files else set())
-    refused = set(applicability.unfit(applicability.Setting(scheme, mode, program, given)))
+    traits = applicability.ServiceTraits(scheme, mode, program, given)
+    refused = set(applicability.inapplicable_keys(traits))
     # The clients of a comparison speak for themselves.
     refused |= {"ports", "access_log_format", "accept_proxy"}
     if mode != "http" or scheme != "ports":

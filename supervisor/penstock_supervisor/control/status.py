@@ -35,7 +35,7 @@ def describe(
         "ready": snapshot.ready,
         "stopping": snapshot.stopping,
         "proxies": [
-            {**_process(child), "covered": child.slot in snapshot.away}
+            {**_process(child), "covered": child.slot in snapshot.covered}
             for child in snapshot.children
             if child.role == "proxy"
         ],

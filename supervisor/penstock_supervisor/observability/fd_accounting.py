@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 from penstock_proxy.net.address import parse_address
-from penstock_supervisor.kernel.sock_diag import Place
+from penstock_supervisor.kernel.sock_diag import TcpEndpoint
 from penstock_supervisor.observability.traffic import Traffic
 from penstock_supervisor.observability.worker_series import number, table
 from penstock_supervisor.snapshot import ChildView, Snapshot
 
-Accepted = Callable[[Collection[Place]], Mapping[Place, int] | None]
+Accepted = Callable[[Collection[TcpEndpoint]], Mapping[TcpEndpoint, int] | None]
 
 _ANYWHERE: Final = ("0.0.0.0", "::")
 
@@ -42,13 +42,13 @@ def per_connection(
             yield service, held / clients
 
 
-def place(address: str) -> Place | None:
+def place(address: str) -> TcpEndpoint | None:
     """Where TCP connections end; None for a path, or no address."""
     try:
         host, port, _ = parse_address(address)
     except ValueError:
         return None
-    return Place("" if host in _ANYWHERE else host, port) if port else None
+    return TcpEndpoint("" if host in _ANYWHERE else host, port) if port else None
 
 
 def _behind_a_proxy(

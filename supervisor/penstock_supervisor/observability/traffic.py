@@ -50,8 +50,8 @@ class Traffic:
             if child.role == "worker"
         }
         self._proxies = [child for child in snapshot.children if child.role == "proxy"]
-        self.pools = self._pools(snapshot.unproxied)
-        self.series = self._merged(snapshot.unproxied)
+        self.pools = self._pools(snapshot.worker_checks)
+        self.series = self._merged(snapshot.worker_checks)
 
     def open(self, service: str) -> float | None:
         """Client connections now."""

@@ -53,7 +53,7 @@ class RollingRestart:
         _log.warning("%s; replacing it", why)
         self._rotation.hold(child, child.stop)
         if beside:
-            successor.start_instead(reason)
+            successor.start_as_replacement(reason)
         else:
             self._next[child] = successor, reason
 
@@ -133,7 +133,7 @@ class RollingRestart:
         if reason == "reload":
             successor.start()
         else:
-            successor.start_instead(reason)
+            successor.start_as_replacement(reason)
 
     def _is_settled(self, slot: Slot) -> bool:
         current = self._slots.current.get(slot)

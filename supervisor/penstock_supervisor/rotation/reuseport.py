@@ -28,13 +28,13 @@ class ReuseportSockets:
         """A worker entered or left the rotation."""
         if state == "down":
             self.shut(slot)
-        elif state == "up" and (fresh := self._listeners[slot[0]].reopen(slot[1])) is not None:
+        elif state == "up" and (fresh := self._listeners[slot[0]].reopen_slot(slot[1])) is not None:
             self._slots.current[slot].send({"cmd": contract.LISTEN}, fresh)
 
     def shut(self, slot: Slot) -> None:
         """Nobody serves this slot."""
         listeners = self._listeners[slot[0]]
         before = listeners.dropped
-        if listeners.shut(slot[1]):
+        if listeners.close_slot(slot[1]):
             lost = listeners.dropped - before
             _log.warning("%s/%d: its socket is closed; %d waited on it", *slot, lost)

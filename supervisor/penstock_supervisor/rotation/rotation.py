@@ -98,7 +98,7 @@ class Rotation:
         self._held.discard(slot)
         self._joined.add(slot)
         if not self._is_proxied(child):
-            self._worker_checks.join(*slot, asks=child.speaks)
+            self._worker_checks.join(*slot, asks=child.speaks_protocol)
             return
         for proxy in self._slots.proxies:
             self._join(proxy, child)

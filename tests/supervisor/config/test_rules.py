@@ -1,4 +1,4 @@
-"""A scheme that cannot work with a program, mode or address is refused, with what can."""
+"""A scheme that cannot work with a program, mode or address is refused, with one that can."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from penstock_supervisor.config.loader import ConfigError, load
 
 
-def complaints(folder: Path, text: str) -> list[str]:
+def problems_of(folder: Path, text: str) -> list[str]:
     path = folder / "web.toml"
     path.write_text(f'[service.web]\nlisten = "127.0.0.1:8000"\n{text}')
     try:
@@ -111,10 +111,10 @@ COMMAND = "command = ['node', 'x.js']\n"
         ),
     ],
 )
-def test_what_does_not_go_together_is_told_with_what_does(
+def test_keys_that_do_not_go_together_are_reported_with_what_does(
     tmp_path: Path, text: str, problem: str
 ) -> None:
-    assert complaints(tmp_path, text) == [problem]
+    assert problems_of(tmp_path, text) == [problem]
 
 
 def test_a_unix_socket_cannot_be_reused(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_unix_socket_cannot_be_reused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])
 def test_a_program_that_knows_listen_fds_works_without_a_proxy(tmp_path: Path, scheme: str) -> None:
-    assert complaints(tmp_path, f"{COMMAND}scheme = '{scheme}'") == []
+    assert problems_of(tmp_path, f"{COMMAND}scheme = '{scheme}'") == []
 
 
 def test_streams_and_datagrams_may_have_the_same_port(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_streams_and_datagrams_may_have_the_same_port(tmp_path: Path) -> None:
         f"{APP}[service.dns]\nlisten = '127.0.0.1:8000'\nscheme = 'shared'\nmode = 'udp'\n"
         "app = 'a:b'"
     )
-    assert complaints(tmp_path, text) == []
+    assert problems_of(tmp_path, text) == []
 
 
 @pytest.mark.parametrize(

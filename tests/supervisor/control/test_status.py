@@ -83,7 +83,7 @@ def test_a_status_says_how_full_each_socket_is(made: Any) -> None:
 def test_where_no_proxy_is_the_watch_says_who_is_up(made: Any) -> None:
     pools = {"web": [made.row(0), made.row(1, "down")], "api": [made.row(0, "down")]}
     snapshot = made.snapshot(
-        made.worker(0), made.worker(1), unproxied={"metrics": {"services": {}}, "pools": pools}
+        made.worker(0), made.worker(1), worker_checks={"metrics": {"services": {}}, "pools": pools}
     )
     workers = describe(snapshot, "", 0, {})["services"]["web"]["workers"]
     assert [worker["standing"] for worker in workers] == ["up", "down"]

@@ -297,7 +297,7 @@ def full(made: Any) -> Iterator[Snapshot]:
             sockets=(view,),
             dropped={"direct": 4},
             tls={"web": TlsView({"a.example": 5.0}, {"ok": 2, "failed": 1}, current=False)},
-            unproxied={"pools": {"direct": [made.row(0, active=0)]}},
+            worker_checks={"pools": {"direct": [made.row(0, active=0)]}},
         )
 
 

@@ -39,7 +39,7 @@ def watched(made: Any, *slots: int, **more: Any) -> Mapping[str, Any]:
 def unproxied(made: Any, *workers: Any, scheme: str = "shared", **changes: Any) -> Traffic:
     services = {"web": service(scheme)}
     slots = [worker.slot for worker in workers]
-    changes.setdefault("unproxied", watched(made, *slots))
+    changes.setdefault("worker_checks", watched(made, *slots))
     return Traffic(made.snapshot(*workers, services=services, **changes))
 
 

@@ -32,7 +32,7 @@ class Worker:
         self.asked.append("start")
         self.state = State.STARTING
 
-    def start_instead(self, reason: str) -> None:
+    def start_as_replacement(self, reason: str) -> None:
         self.asked.append(f"start for {reason}")
         self.state = State.STARTING
 

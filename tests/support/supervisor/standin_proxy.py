@@ -1,4 +1,4 @@
-"""A proxy that serves nobody: it takes orders, writes them down and does as `PLAY` says."""
+"""A fake proxy without clients: it logs the supervisor's messages, and behaves as `PLAY` says."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ class Proxy:
 
     def join(self, message: Message) -> None:
         if self.play == "hang up once":
-            # Whoever comes next is told that the worker has joined, and gets no such order.
+            # The next process gets this in its configuration, and not as a message.
             self.channel.close()
             return
         self.channel.send(
