@@ -2,14 +2,15 @@
 
 Turns what the models say about a table into one line a problem: the key's path, what was
 expected, what was found, and the key or word that was probably meant. It knows how models
-are made of fields and nothing of what any key means, so a new key needs nothing here.
+are made of fields and nothing of what any key means, so a new key needs nothing here. A key that
+gets another name needs a line in RENAMED.
 
 Why not pydantic's own texts: they name its types and its unions, and the reader of a
 configuration file has never heard of either. No I/O, no clock.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple, get_args
 
@@ -25,6 +26,9 @@ NEAR: Final = 0.7
 """How like a word has to be to have been meant: at 0.6, send_proxy is trusted_proxies."""
 MAX_SHOWN: Final = 60
 """Characters of a found value; a line has to stay one line."""
+
+RENAMED: Final[Mapping[str, str]] = {"fronts": "proxies"}
+"""Keys by their older names, dotted as in the run or in a service; the table is the same."""
 
 # The proxy gets its share as JSON, where durations are numbers. A person has to write the
 # unit: nobody can know whether `interval = 5` was meant as seconds or milliseconds.
@@ -90,8 +94,14 @@ def meant(word: object, known: Iterable[str]) -> str:
     return f'; did you mean "{near[0]}"?' if near else ""
 
 
-def unknown(key: object, known: Iterable[str]) -> str:
-    return f"unknown key{meant(key, known)}"
+def unknown(key: object, known: Collection[str]) -> str:
+    return renamed((str(key),), known) or f"unknown key{meant(key, known)}"
+
+
+def renamed(where: Location, known: Collection[str]) -> str:
+    """What a key with an older name is called now, or nothing. `known`: keys of its table."""
+    name = RENAMED.get(dotted(where), "").rpartition(".")[2]
+    return f"is called {name} now" if name in known else ""
 
 
 def without_units(
@@ -170,6 +180,8 @@ def _unknown_in(model: type[BaseModel], where: Location) -> str:
     key, parent = str(where[-1]), _model(model, where[:-1])
     if parent is None:
         return "unknown key"
+    if new := renamed(where, parent.model_fields):
+        return new
     if near := meant(key, parent.model_fields):
         return f"unknown key{near}"
     below = [(name, _part(field)) for name, field in parent.model_fields.items()]

@@ -140,6 +140,9 @@ def test_options_are_written_over_the_file(started: list[Config], tmp_path: Path
             ["run", "--workers"],
             "Option '--workers' requires an argument. (try --help)",
         ),
+        (["run", "--fronts", "2"], "--fronts: is called --proxies now (try --help)"),
+        (["compare", "--fronts=2"], "--fronts: is called --proxies now (try --help)"),
+        (["check", "--fronts", "2"], "No such option '--fronts'. (try --help)"),
         (["run", "-c", "none.toml"], "none.toml: No such file or directory"),
     ],
 )

@@ -218,6 +218,22 @@ def test_what_is_wrong_with_a_whole_file(write: Write, text: str, problem: str) 
 
 
 @pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"fronts = 2\n{APP}", "fronts: is called proxies now"),
+        (f"fronts = 2\nproxies = 2\n{APP}", "fronts: is called proxies now"),
+    ],
+)
+def test_what_has_another_name_now_is_told_with_it(write: Write, text: str, problem: str) -> None:
+    assert complaints(write(text)) == [problem]
+
+
+def test_an_older_name_in_another_place_is_only_unknown(write: Write) -> None:
+    path = write(f"{APP}fronts = 2")
+    assert complaints(path) == ["service.web.fronts: unknown key"]
+
+
+@pytest.mark.parametrize(
     ("one", "other", "clash"),
     [
         ("127.0.0.1:1", "127.0.0.1:1", True),
