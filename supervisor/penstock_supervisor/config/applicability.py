@@ -82,7 +82,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         _EVERYWHERE,
     ),
     **dict.fromkeys(("workers", "env", "directory", "restart", "timeouts.start"), _RUN),
-    "ports": Applicability(
+    "worker_ports": Applicability(
         (Where(("ports",), programs=("app", "command")),),
         "no other gives workers ports of their own",
     ),

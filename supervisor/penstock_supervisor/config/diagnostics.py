@@ -27,7 +27,10 @@ NEAR: Final = 0.7
 MAX_SHOWN: Final = 60
 """Characters of a found value; a line has to stay one line."""
 
-RENAMED: Final[Mapping[str, str]] = {"fronts": "proxies"}
+RENAMED: Final[Mapping[str, str]] = {
+    "fronts": "proxies",
+    "ports": "worker_ports",
+}
 """Keys by their older names, dotted as in the run or in a service; the table is the same."""
 
 # The proxy gets its share as JSON, where durations are numbers. A person has to write the

@@ -204,7 +204,7 @@ class Service(Traffic):
     workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=512)] = 2
     weights: tuple[Weight, ...] = ()
     """By slot."""
-    ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
+    worker_ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
     """None: any that are free. A slot keeps its port."""
     env: Mapping[Variable, Text] = Field(default_factory=dict)
     directory: Text | None = None

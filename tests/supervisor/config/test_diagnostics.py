@@ -63,14 +63,20 @@ from penstock_supervisor.config.loader import (
             "mode = 'htpp'",
             'mode: expected "http", "tcp" or "udp", not "htpp"; did you mean "http"?',
         ),
-        ("ports = 8101", 'ports: expected a range of ports, such as "8101-8199", not 8101'),
         (
-            "ports = '8199-8101'",
-            'ports: expected a range of ports, such as "8101-8199", not "8199-8101"',
+            "worker_ports = 8101",
+            'worker_ports: expected a range of ports, such as "8101-8199", not 8101',
         ),
-        ("ports = '8101-8101'", "ports: expected a port for each of 2 workers, not 1"),
-        ("ports = '7999-8005'", "ports: contains 8000, where service.web listens"),
-        ("ports = '9400-9499'", "ports: contains 9464, where admin listens"),
+        (
+            "worker_ports = '8199-8101'",
+            'worker_ports: expected a range of ports, such as "8101-8199", not "8199-8101"',
+        ),
+        (
+            "worker_ports = '8101-8101'",
+            "worker_ports: expected a port for each of 2 workers, not 1",
+        ),
+        ("worker_ports = '7999-8005'", "worker_ports: contains 8000, where service.web listens"),
+        ("worker_ports = '9400-9499'", "worker_ports: contains 9464, where admin listens"),
         ("weights = [1, 2, 3]", "weights: expected one for each of 2 workers, not 3"),
         ("weights = [1, 0]", "weights[1]: expected at least 1, not 0"),
         ("env = { 'A B' = '1' }", 'env.A B: expected the name of a variable, not "A B"'),
@@ -222,6 +228,7 @@ def test_what_is_wrong_with_a_whole_file(write: Write, text: str, problem: str) 
     [
         (f"fronts = 2\n{APP}", "fronts: is called proxies now"),
         (f"fronts = 2\nproxies = 2\n{APP}", "fronts: is called proxies now"),
+        (f"{APP}ports = '8101-8199'", "service.web.ports: is called worker_ports now"),
     ],
 )
 def test_what_has_another_name_now_is_told_with_it(write: Write, text: str, problem: str) -> None:
@@ -261,13 +268,13 @@ def test_two_services_do_not_share_an_address(
 
 
 def test_two_services_do_not_share_ports_of_workers(write: Write) -> None:
-    path = write(f"""{APP}ports = "8101-8110"
+    path = write(f"""{APP}worker_ports = "8101-8110"
     [service.api]
     listen = "127.0.0.1:8001"
     app = "a:b"
-    ports = "8110-8120"
+    worker_ports = "8110-8120"
     """)
-    assert complaints(path) == ["service.api.ports: overlaps the ports of service.web"]
+    assert complaints(path) == ["service.api.worker_ports: overlaps the ports of service.web"]
 
 
 def test_every_mistake_is_told_at_once(write: Write) -> None:

@@ -66,8 +66,8 @@ COMMAND = "command = ['node', 'x.js']\n"
             'handoff_window: only with scheme = "handoff": no other passes connections',
         ),
         (
-            f"{APP}scheme = 'reuseport'\nports = '8101-8199'",
-            'ports: only with scheme = "ports": no other gives workers ports of their own',
+            f"{APP}scheme = 'reuseport'\nworker_ports = '8101-8199'",
+            'worker_ports: only with scheme = "ports": no other gives workers ports of their own',
         ),
         (
             f"{COMMAND}scheme = 'shared'\naccept_proxy = true\ntrusted_proxies = ['unix']",
