@@ -111,7 +111,7 @@ Network = Annotated[str, AfterValidator(_network)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Weight = Annotated[int, Field(ge=1, le=100, strict=True)]
 Mode = Literal["http", "tcp", "udp"]
-Balance = Literal["round_robin", "least_connections", "power_of_two", "hash", "random"]
+Balance = Literal["round_robin", "least_connections", "power_of_two", "client_hash", "random"]
 
 
 class Part(BaseModel):

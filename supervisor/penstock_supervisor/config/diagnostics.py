@@ -32,6 +32,8 @@ RENAMED: Final[Mapping[str, str]] = {
     "ports": "worker_ports",
 }
 """Keys by their older names, dotted as in the run or in a service; the table is the same."""
+_REWORDED: Final[Mapping[tuple[str, object], str]] = {("balance", "hash"): "client_hash"}
+"""Values of keys by their older words."""
 
 # The proxy gets its share as JSON, where durations are numbers. A person has to write the
 # unit: nobody can know whether `interval = 5` was meant as seconds or milliseconds.
@@ -148,7 +150,7 @@ def _text(model: type[BaseModel], where: Location, error: ErrorDetails) -> str:
         case "value_error":
             return f"{context['error']}, not {shown(found)}"
         case "literal_error":
-            return _not_one_of(context["expected"], found)
+            return _not_one_of(where, context["expected"], found)
         case _:
             return f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {shown(found)}"
 
@@ -161,8 +163,10 @@ def _missing(model: type[BaseModel], where: Location) -> str:
     return f"missing{example}"
 
 
-def _not_one_of(choices: str, found: object) -> str:
+def _not_one_of(where: Location, choices: str, found: object) -> str:
     """Pydantic lists the words of a Literal as `'a', 'b' or 'c'`."""
+    if isinstance(found, str) and (new := _REWORDED.get((dotted(where), found))):
+        return f"{shown(found)} is called {shown(new)} now"
     words = choices.replace("'", '"')
     return expected(words, found) + meant(found, words.replace('"', " ").replace(",", " ").split())
 

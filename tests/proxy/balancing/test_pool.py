@@ -191,7 +191,7 @@ def test_a_new_proxy_believes_what_the_last_one_found() -> None:
     said: list[str] = []
     pool = Pool(
         targets,
-        balance="hash",
+        balance="client_hash",
         health=Health(),
         ejection=Ejection(),
         random=never,

@@ -84,7 +84,7 @@ def test_nobody_there_is_not_nobody_free() -> None:
 
 
 @pytest.mark.parametrize(
-    "balance", ["round_robin", "least_connections", "power_of_two", "hash", "random"]
+    "balance", ["round_robin", "least_connections", "power_of_two", "client_hash", "random"]
 )
 @given(data=st.data())
 def test_no_policy_gives_a_worker_more_than_it_may_have(

@@ -189,7 +189,7 @@ def test_one_that_was_ejected_warms_up_as_well() -> None:
 
 
 def test_without_slow_start_and_for_a_hash_a_newcomer_has_its_share_at_once() -> None:
-    for service in (Service(1, 1, slow_start=0.0), Service(1, 1, balance="hash")):
+    for service in (Service(1, 1, slow_start=0.0), Service(1, 1, balance="client_hash")):
         service.restart(0)
         assert [member.weight_factor for member in service.members] == [1.0, 1.0]
 

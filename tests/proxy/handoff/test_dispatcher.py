@@ -209,7 +209,9 @@ def test_what_a_dead_worker_had_not_taken_goes_to_another(houses: Any) -> None:
 def test_a_connection_goes_by_the_address_in_its_header_which_the_worker_reads(
     houses: Any,
 ) -> None:
-    house = houses(workers=3, balance="hash", accept_proxy=True, trusted_proxies=["127.0.0.1"])
+    house = houses(
+        workers=3, balance="client_hash", accept_proxy=True, trusted_proxies=["127.0.0.1"]
+    )
     headers = [build(2, (f"203.0.113.{n % 6}", n), ("192.0.2.1", 443)) for n in range(24)]
     for header in headers:
         house.connect()
@@ -243,7 +245,7 @@ def told(house: Any, number: int) -> Iterator[str]:
 
 
 def test_a_stranger_is_not_passed_on_where_a_header_is_wanted(houses: Any) -> None:
-    for balance in ("hash", "round_robin"):
+    for balance in ("client_hash", "round_robin"):
         house = houses(balance=balance, accept_proxy=True, trusted_proxies=["192.0.2.0/24"])
         house.connect(3)
         counters = house.service.counters

@@ -229,6 +229,7 @@ def test_what_is_wrong_with_a_whole_file(write: Write, text: str, problem: str) 
         (f"fronts = 2\n{APP}", "fronts: is called proxies now"),
         (f"fronts = 2\nproxies = 2\n{APP}", "fronts: is called proxies now"),
         (f"{APP}ports = '8101-8199'", "service.web.ports: is called worker_ports now"),
+        (f"{APP}balance = 'hash'", 'service.web.balance: "hash" is called "client_hash" now'),
     ],
 )
 def test_what_has_another_name_now_is_told_with_it(write: Write, text: str, problem: str) -> None:
@@ -238,6 +239,8 @@ def test_what_has_another_name_now_is_told_with_it(write: Write, text: str, prob
 def test_an_older_name_in_another_place_is_only_unknown(write: Write) -> None:
     path = write(f"{APP}fronts = 2")
     assert complaints(path) == ["service.web.fronts: unknown key"]
+    (problem,) = complaints(write(f"{APP}mode = 'hash'"))
+    assert problem == 'service.web.mode: expected "http", "tcp" or "udp", not "hash"'
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ COMMAND = "command = ['node', 'x.js']\n"
             ),
         ),
         (
-            f"{APP}scheme = 'shared'\nbalance = 'hash'",
+            f"{APP}scheme = 'shared'\nbalance = 'client_hash'",
             (
                 'balance: only with scheme = "ports" or "handoff": '
                 "otherwise the kernel chooses the worker"
@@ -99,9 +99,9 @@ COMMAND = "command = ['node', 'x.js']\n"
             'forwarding: only with scheme = "ports": no other adds fields to a request',
         ),
         (
-            f"{APP}balance = 'hash'\nhealth = {{ slow_start = '5s' }}",
+            f"{APP}balance = 'client_hash'\nhealth = {{ slow_start = '5s' }}",
             (
-                'health.slow_start: expected another balance than "hash", '
+                'health.slow_start: expected another balance than "client_hash", '
                 "which gives each client its one worker"
             ),
         ),
