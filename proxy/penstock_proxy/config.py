@@ -227,7 +227,7 @@ def _pseudonym(text: str) -> str:
 
 
 class Fields(Part):
-    """What a worker is told of a request's way, and in which words proxies are believed."""
+    """The header fields that tell a worker about the client, and which of them are trusted."""
 
     x_forwarded: bool = True
     """X-Forwarded-For, -Proto, -Host and -Port."""
@@ -235,8 +235,8 @@ class Fields(Part):
     """Forwarded, as of RFC 7239."""
     via: Annotated[str, AfterValidator(_pseudonym)] = "penstock"
     """Our name in Via; empty: Via is left alone."""
-    believe: Literal["x-forwarded", "forwarded"] = "x-forwarded"
-    """What `trusted_proxies` write; the other one may be a stranger's."""
+    trust: Literal["x-forwarded", "forwarded"] = "x-forwarded"
+    """Which of both `trusted_proxies` write. The other one is dropped: it may be a client's."""
 
 
 class Target(Part):

@@ -141,7 +141,7 @@ class HeaderRewriter:
                 said.setdefault(name, []).append(value)
         told = forwarded.NONE
         if trusted:
-            told = forwarded.believed(said, self.trusted, self._terms.believe)
+            told = forwarded.believed(said, self.trusted, self._terms.trust)
         upgrade = _offers(framing.upgrade) if line.minor else b""
         expects = bool(framing.values.get(b"expect")) and line.minor == 1
         dropped = self._dropped | framing.connection | (frozenset() if expects else {b"expect"})

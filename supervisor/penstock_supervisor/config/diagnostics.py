@@ -30,6 +30,7 @@ MAX_SHOWN: Final = 60
 RENAMED: Final[Mapping[str, str]] = {
     "fronts": "proxies",
     "ports": "worker_ports",
+    "forwarding.believe": "forwarding.trust",
 }
 """Keys by their older names, dotted as in the run or in a service; the table is the same."""
 _REWORDED: Final[Mapping[tuple[str, object], str]] = {("balance", "hash"): "client_hash"}

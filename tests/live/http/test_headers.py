@@ -98,7 +98,7 @@ def test_a_program_reads_the_way_in_the_words_of_rfc_7239(
         web={**keys, "forwarding": {"forwarded": True}},
         behind={
             **keys, "trusted_proxies": ["127.0.0.0/8", "198.51.100.0/24"],
-            "forwarding": {"forwarded": True, "believe": "forwarded", "via": "other"},
+            "forwarding": {"forwarded": True, "trust": "forwarded", "via": "other"},
         },
     )  # fmt: skip
     said = (

@@ -170,7 +170,7 @@ def test_forwarded_says_the_same_in_its_own_words(address: str, node: str) -> No
 def test_forwarded_of_a_trusted_proxy_is_continued() -> None:
     said = b'Forwarded: for="[2001:db8:1::5]";proto=https;host=www.example, for=10.0.0.3\r\n'
     found = worker_sees(
-        said, trusted=True, address="10.0.0.4", forwarded=True, believe="forwarded", via=""
+        said, trusted=True, address="10.0.0.4", forwarded=True, trust="forwarded", via=""
     )
     assert found == [
         ("Host", "shop.example"),
@@ -189,7 +189,7 @@ def test_a_proxy_that_speaks_one_language_passes_on_the_other_from_strangers() -
     assert "6.6.6.6" not in str(found)
     assert ("X-Forwarded-For", "203.0.113.1, 10.0.0.1") in found
     said = b"Forwarded: for=203.0.113.1\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: evil\r\n"
-    found = worker_sees(said, trusted=True, address="10.0.0.1", believe="forwarded")
+    found = worker_sees(said, trusted=True, address="10.0.0.1", trust="forwarded")
     assert "6.6.6.6" not in str(found)
     assert "evil" not in str(found)
     assert ("X-Forwarded-For", "203.0.113.1, 10.0.0.1") in found
@@ -263,7 +263,7 @@ def test_whatever_a_trusted_proxy_says_makes_no_other_line(value: bytes) -> None
     fields = b"".join(name + b": " + value + b"\r\n" for name in names)
     for language in ("x-forwarded", "forwarded"):
         try:
-            found = worker_sees(fields, trusted=True, forwarded=True, believe=language)
+            found = worker_sees(fields, trusted=True, forwarded=True, trust=language)
         except RejectedError:
             return
         assert [name for name, _ in found if name in dict(OURS)].count("X-Forwarded-For") == 1

@@ -229,6 +229,10 @@ def test_what_is_wrong_with_a_whole_file(write: Write, text: str, problem: str) 
         (f"fronts = 2\n{APP}", "fronts: is called proxies now"),
         (f"fronts = 2\nproxies = 2\n{APP}", "fronts: is called proxies now"),
         (f"{APP}ports = '8101-8199'", "service.web.ports: is called worker_ports now"),
+        (
+            f"{APP}forwarding = {{ believe = 'forwarded' }}",
+            "service.web.forwarding.believe: is called trust now",
+        ),
         (f"{APP}balance = 'hash'", 'service.web.balance: "hash" is called "client_hash" now'),
     ],
 )
