@@ -20,7 +20,7 @@ class MemberState(StrEnum):
     """Its checks fail."""
     EJECTED = auto()
     """Its checks pass but the traffic fails: out for a time."""
-    HELD = auto()
+    DRAINING = auto()
     """About to be told to leave: it finishes what it has."""
 
 
@@ -34,7 +34,7 @@ class MemberEvent(Enum):
     EJECT = auto()
     UNEJECT = auto()
     """The ejection is over."""
-    HOLD = auto()
+    DRAIN = auto()
     """Nobody may pick it any more."""
 
 
@@ -48,7 +48,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.ABSENT,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.ABSENT,
+        MemberEvent.DRAIN: MemberState.ABSENT,
     },
     MemberState.CHECKING: {
         MemberEvent.JOIN: MemberState.CHECKING,
@@ -58,7 +58,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.CHECKING,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
     MemberState.UP: {
         MemberEvent.JOIN: MemberState.UP,
@@ -67,7 +67,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: MemberState.EJECTED,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
     MemberState.DOWN: {
         MemberEvent.JOIN: MemberState.DOWN,
@@ -76,7 +76,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
     MemberState.EJECTED: {
         MemberEvent.JOIN: MemberState.EJECTED,
@@ -86,17 +86,17 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: MemberState.UP,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
-    MemberState.HELD: {
+    MemberState.DRAINING: {
         # Another process took the slot over.
         MemberEvent.JOIN: MemberState.CHECKING,
         MemberEvent.LEAVE: MemberState.ABSENT,
-        MemberEvent.RISE: MemberState.HELD,
-        MemberEvent.FALL: MemberState.HELD,
+        MemberEvent.RISE: MemberState.DRAINING,
+        MemberEvent.FALL: MemberState.DRAINING,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
 }
 

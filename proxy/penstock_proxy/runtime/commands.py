@@ -129,9 +129,9 @@ def _join(process: Commanded, message: Message) -> None:
     process.checkers[name].check_now(slot)
 
 
-def _hold(process: Commanded, message: Message) -> None:
-    process.services[message["service"]].pool.hold(message["slot"])
-    process.tell({"cmd": messages.HELD, "seq": message["seq"]})
+def _drain_worker(process: Commanded, message: Message) -> None:
+    process.services[message["service"]].pool.drain(message["slot"])
+    process.tell({"cmd": messages.WORKER_DRAINED, "seq": message["seq"]})
 
 
 def _leave(process: Commanded, message: Message) -> None:
@@ -152,7 +152,7 @@ _COMMANDS: Final[dict[str, Callable[[Commanded, Message], None]]] = {
     messages.ACCEPT: _accept,
     messages.UNCOVER: _uncover,
     messages.JOIN: _join,
-    messages.HOLD: _hold,
+    messages.DRAIN_WORKER: _drain_worker,
     messages.UNLINK: _unlink,
     messages.LEAVE: _leave,
     messages.STATS: _stats,

@@ -82,7 +82,7 @@ def _words(child: Mapping[str, Any]) -> Iterator[str]:
 def _health(words: tuple[str, ...]) -> str:
     if words == (_SERVING,):
         return "good"
-    waits = words[0] in _ON_THEIR_WAY or words[1:] in (("held",), ("checking",))
+    waits = words[0] in _ON_THEIR_WAY or words[1:] in (("draining",), ("checking",))
     return "wait" if waits or words[0] in ("unknown", "checking") else "bad"
 
 

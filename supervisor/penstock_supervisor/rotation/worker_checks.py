@@ -51,7 +51,7 @@ class WorkerChecks:
         """The slot's process is gone, or told to go."""
         self._services[service].pool.leave(slot)
 
-    hold = leave
+    drain = leave
     """It finishes what it has and takes no more. Here that is the same: from now on it is its
     successor that would be asked."""
 

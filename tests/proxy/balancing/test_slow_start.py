@@ -217,16 +217,16 @@ def test_in_a_panic_nobody_is_picked_who_is_not_there() -> None:
     service.check(0, ok=False)
     assert service.panics == [True]
     service.check(1, ok=False, is_listening=False)
-    service.pool.hold(2)
+    service.pool.drain(2)
     service.pool.leave(3)
     service.pool.leave(4)
     service.pool.join(4)
     service.check(4, ok=False)
     assert [m.state.value for m in service.members] == [
-        "down", "down", "held", "absent", "checking", "up",
+        "down", "down", "draining", "absent", "checking", "up",
     ]  # fmt: skip
     assert sorted(set(service.turns(20))) == [0, 5]
-    service.pool.hold(0)
+    service.pool.drain(0)
     assert service.turns(3) == [5, 5, 5]
     assert service.panics == [True, False]
 
@@ -246,7 +246,7 @@ def test_servers_that_all_refuse_are_not_worth_a_panic() -> None:
     steps=st.lists(
         st.tuples(
             st.integers(0, 5),
-            st.sampled_from(["good", "bad", "gone", "fails", "hold", "leave", "join", "wait"]),
+            st.sampled_from(["good", "bad", "gone", "fails", "drain", "leave", "join", "wait"]),
         ),
         max_size=30,
     ),
@@ -267,7 +267,7 @@ def test_who_is_picked_is_the_rotation_or_all_who_live(
             service.wait(7.0)
         else:
             before = service.members[slot].generation
-            {"hold": service.pool.hold, "leave": service.pool.leave, "join": service.pool.join}[
+            {"drain": service.pool.drain, "leave": service.pool.leave, "join": service.pool.join}[
                 step
             ](slot)
             there[slot] = there[slot] or service.members[slot].generation != before

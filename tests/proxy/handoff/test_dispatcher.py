@@ -355,20 +355,20 @@ def test_no_more_are_let_in_than_may_come_back(houses: Any) -> None:
     assert house.take(2) == 6
 
 
-def test_a_worker_that_is_held_gets_no_more_and_keeps_what_it_has(houses: Any) -> None:
+def test_a_worker_that_drains_gets_no_more_and_keeps_what_it_has(houses: Any) -> None:
     house = houses()
     house.connect(2)
-    house.service.pool.hold(0)
+    house.service.pool.drain(0)
     house.connect(4)
     assert (house.take(1), house.take(2)) == (1, 5)
-    assert house.service.pool.member(0).state is MemberState.HELD
+    assert house.service.pool.member(0).state is MemberState.DRAINING
 
 
 def test_a_successor_takes_over_while_the_old_one_still_has_clients(houses: Any) -> None:
     house = houses(workers=1)
     house.connect(2)
     house.take(1)
-    house.service.pool.hold(0)
+    house.service.pool.drain(0)
     house.start(0, 7)
     house.connect(3)
     assert (house.take(1), house.take(7)) == (0, 3)

@@ -75,7 +75,7 @@ def test_what_others_wrote_is_text(made: Any) -> None:
         ({"state": "up", "standing": "ejected"}, "bad"),
         ({"state": None, "standing": "down"}, "bad"),
         ({"state": "given_up", "standing": "absent"}, "bad"),
-        ({"state": "up", "standing": "held"}, "wait"),
+        ({"state": "up", "standing": "draining"}, "wait"),
         ({"state": "up", "standing": "checking"}, "wait"),
         ({"state": "starting", "standing": "absent"}, "wait"),
         ({"state": "backoff", "standing": "absent"}, "wait"),

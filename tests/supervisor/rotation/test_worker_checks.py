@@ -189,7 +189,7 @@ async def test_one_that_is_about_to_leave_is_out_until_another_joins() -> None:
     async with Stage(service()).running() as stage:
         stage.watch.join("web", 0, asks=True)
         await until(lambda: stage.standings[0] == "up")
-        stage.watch.hold("web", 0)
+        stage.watch.drain("web", 0)
         assert stage.standings[0] == "absent"
         stage.watch.join("web", 0, asks=True)
         await until(lambda: stage.standings[0] == "up")
