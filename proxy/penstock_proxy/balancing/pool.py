@@ -286,7 +286,7 @@ class Pool:
                 "slot": member.slot,
                 "address": member.address,
                 "weight": member.weight,
-                "standing": member.state.value,
+                "health": member.state.value,
                 "active": member.active,
                 "failures": member.consecutive_failures,
                 "ejections": member.ejections,

@@ -78,9 +78,9 @@ TABLE: Final = (
            (*_PROCESS, "status")),
     Metric("penstock_worker_in_rotation", "gauge",
            "1 for a worker that gets traffic.", ("service", "slot")),
-    Metric("penstock_worker_standing", "gauge",
-           "1 for a worker's standing in the proxy's pool, 0 for the others.",
-           ("service", "slot", "standing")),
+    Metric("penstock_worker_health", "gauge",
+           "1 for the state of a worker in the proxy's pool, 0 for the others.",
+           ("service", "slot", "state")),
     Metric("penstock_worker_active", "gauge",
            "Exchanges or relayed connections that a worker has now.", ("service", "slot")),
     Metric("penstock_ejections_total", "counter",
@@ -223,11 +223,11 @@ class _Page(Collector):
             if (service, slot) not in supervised:
                 info = {"pid": "", "address": row["address"]}
                 self._add("penstock_worker_info", ("worker", *labels), info)
-            up = row["standing"] == MemberState.UP
+            up = row["health"] == MemberState.UP
             self._add("penstock_worker_in_rotation", labels, int(up))
-            for standing in MemberState:
-                is_it = int(row["standing"] == standing)
-                self._add("penstock_worker_standing", (*labels, standing.value), is_it)
+            for state in MemberState:
+                is_it = int(row["health"] == state)
+                self._add("penstock_worker_health", (*labels, state.value), is_it)
             self._add("penstock_worker_active", labels, row["active"])
             self._add("penstock_ejections_total", labels, row["ejections"])
 

@@ -31,7 +31,7 @@ _TICK_S: Final = 0.25
 Ask = Callable[[str, int, Any, socket.socket | None], bool]
 """service, slot, message, handle → False if the worker is away."""
 OnChange = Callable[[str, int, str, str], None]
-"""service, slot, standing, reason."""
+"""service, slot, state, reason."""
 
 
 class WorkerChecks:

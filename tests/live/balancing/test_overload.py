@@ -144,7 +144,7 @@ def test_a_worker_that_is_killed_under_load_costs_no_idempotent_request(
 
 def is_replaced(run: "Cluster", slot: int, pid: int) -> bool:
     worker = run.workers()[slot]
-    return worker["pid"] not in (None, pid) and worker["standing"] == "up"
+    return worker["pid"] not in (None, pid) and worker["health"] == "up"
 
 
 def test_when_every_worker_fails_retries_are_bounded(

@@ -60,7 +60,7 @@ def test_what_a_stopped_worker_does_not_take_goes_to_another(penstock: "Penstock
         assert handoffs(run, "returned") > 0
     finally:
         stopped.send_signal(signal.SIGCONT)
-    run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
+    run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
     assert handoffs(run, "lost") == 0
     answers = asyncio.run(crowd(run.address(), 100))
     assert not failures(answers)

@@ -89,7 +89,7 @@ def test_a_worker_that_breaks_the_channel_is_named_and_replaced(
 
     def is_replaced() -> bool:
         now = {worker["slot"]: worker for worker in run.workers()}
-        return now[slot]["pid"] not in (None, int(pid)) and now[slot]["standing"] == "up"
+        return now[slot]["pid"] not in (None, int(pid)) and now[slot]["health"] == "up"
 
     run.until(is_replaced)
     assert f"web/{slot}" in run.err

@@ -181,7 +181,7 @@ def test_what_a_worker_had_not_taken_is_not_lost_with_it_and_a_proxy(run: "Clust
     assert [wire.answer().status for wire in wires] == [200] * len(wires)
     assert run.metric("penstock_handoffs_total", result="lost") == 0
     replaced(run, 0, proxy)
-    run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
+    run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
 
 
 class Load:

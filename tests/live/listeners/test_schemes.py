@@ -183,7 +183,7 @@ def test_a_worker_that_fails_its_checks_has_its_socket_closed_until_it_passes(
         assert all("web/0" in answer for answer in answers)
     finally:
         stuck.send_signal(signal.SIGCONT)
-    run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
+    run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
 
     def both_serve() -> bool:
         answers = asyncio.run(crowd(run.address(), 100))

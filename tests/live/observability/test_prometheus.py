@@ -77,7 +77,7 @@ class Cluster:
         )
 
         eventually(
-            lambda: {worker["standing"] for worker in self.workers()} == {"up"},
+            lambda: {worker["health"] for worker in self.workers()} == {"up"},
             "both workers to be in rotation",
         )
 

@@ -142,7 +142,7 @@ def test_a_refusing_worker_is_passed_over(penstock: "Penstock", origin: "Worker"
     assert {run.connect().rest() for _ in range(10)} == {b"there"}
     assert run.metric("penstock_retries_total") > 0
     # Five refusals in a row and it was left in peace.
-    assert run.workers()[0]["standing"] == "ejected"
+    assert run.workers()[0]["health"] == "ejected"
 
 
 def test_without_a_worker_the_connection_is_closed(penstock: "Penstock", origin: "Worker") -> None:

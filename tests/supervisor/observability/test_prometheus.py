@@ -191,8 +191,8 @@ def test_the_rotation_is_what_the_proxy_says(made: Any) -> None:
     snapshot = made.snapshot()
     rotation = samples(snapshot, "penstock_worker_in_rotation", "service", "slot")
     assert rotation == {("web", "0"): 1, ("web", "1"): 0, ("api", "0"): 1}
-    standing = samples(snapshot, "penstock_worker_standing", "service", "slot", "standing")
-    assert {key for key, value in standing.items() if value} == {
+    health = samples(snapshot, "penstock_worker_health", "service", "slot", "state")
+    assert {key for key, value in health.items() if value} == {
         ("web", "0", "up"), ("web", "1", "down"), ("api", "0", "up"),
     }  # fmt: skip
     assert samples(snapshot, "penstock_worker_active", "service", "slot")["web", "0"] == 3

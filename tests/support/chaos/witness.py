@@ -111,7 +111,7 @@ class Witness:
             workers = run.workers(self._service)
             return (
                 all(worker["state"] == "up" for worker in workers)
-                and all(worker["standing"] in ("up", None) for worker in workers)
+                and all(worker["health"] in ("up", None) for worker in workers)
                 and not any(worker["active"] for worker in workers)
                 and not page.sum("penstock_connections_active")
                 and not page.sum("penstock_handoffs_in_flight")
