@@ -65,15 +65,15 @@ TABLE: Final = (
            "How late the event loop was when it last looked.", _PROCESS),
     Metric("penstock_event_loop_tasks", "gauge",
            "Tasks of the event loop; more and more of them is a leak.", _PROCESS),
-    Metric("penstock_worker_info", "info",
+    Metric("penstock_child_info", "info",
            "Process and address of a worker or proxy.", _PROCESS),
-    Metric("penstock_worker_state", "gauge",
+    Metric("penstock_child_state", "gauge",
            "1 for the state that a worker or proxy is in, 0 for the others.",
            (*_PROCESS, "state")),
-    Metric("penstock_worker_restarts_total", "counter",
+    Metric("penstock_child_restarts_total", "counter",
            "Restarts of a worker or proxy, by what ended the one before.",
            (*_PROCESS, "reason")),
-    Metric("penstock_worker_exits_total", "counter",
+    Metric("penstock_child_exits_total", "counter",
            "Ends of a worker's or proxy's processes, by exit status or name of the signal.",
            (*_PROCESS, "status")),
     Metric("penstock_worker_in_rotation", "gauge",
@@ -86,7 +86,7 @@ TABLE: Final = (
     Metric("penstock_ejections_total", "counter",
            "Times that a worker was taken out of the rotation for what traffic showed.",
            ("service", "slot")),
-    Metric("penstock_worker_events_total", "counter",
+    Metric("penstock_child_events_total", "counter",
            "What happened to a worker or proxy, by name of the event.",
            (*_PROCESS, "event")),
     Metric("penstock_fds_per_connection", "gauge",
@@ -179,18 +179,18 @@ class _Page(Collector):
     def _of_child(self, child: ChildView) -> None:
         labels = (child.role, child.service, str(child.slot))
         for state in _STATES:
-            self._add("penstock_worker_state", (*labels, state), int(state == child.state))
+            self._add("penstock_child_state", (*labels, state), int(state == child.state))
         for reason in RESTART_REASONS:
             count = child.restarts.get(reason, 0)
-            self._add("penstock_worker_restarts_total", (*labels, reason), count)
+            self._add("penstock_child_restarts_total", (*labels, reason), count)
         for status, count in child.exits.items():
-            self._add("penstock_worker_exits_total", (*labels, status), count)
+            self._add("penstock_child_exits_total", (*labels, status), count)
         for event, count in child.events.items():
-            self._add("penstock_worker_events_total", (*labels, event), count)
+            self._add("penstock_child_events_total", (*labels, event), count)
         if child.pid is None:
             return
         info = {"pid": str(child.pid), "address": child.address}
-        self._add("penstock_worker_info", labels, info)
+        self._add("penstock_child_info", labels, info)
         self._of_process(labels, child.pid)
         told = table(child.stats.get("metrics"))
         self._of_fds(labels, table(told.get("fds")))
@@ -222,7 +222,7 @@ class _Page(Collector):
             labels = (service, str(slot))
             if (service, slot) not in supervised:
                 info = {"pid": "", "address": row["address"]}
-                self._add("penstock_worker_info", ("worker", *labels), info)
+                self._add("penstock_child_info", ("worker", *labels), info)
             up = row["health"] == MemberState.UP
             self._add("penstock_worker_in_rotation", labels, int(up))
             for state in MemberState:

@@ -46,7 +46,7 @@ def pids(run: "Cluster") -> list[int]:
 
 
 def exits(run: "Cluster", status: str) -> float:
-    return run.metric("penstock_worker_exits_total", role="worker", slot="0", status=status)
+    return run.metric("penstock_child_exits_total", role="worker", slot="0", status=status)
 
 
 def changes(run: "Cluster", what: str, status: str) -> None:

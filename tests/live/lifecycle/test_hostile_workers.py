@@ -109,6 +109,6 @@ def test_words_that_nobody_understands_change_nothing(
     assert run.get("/unknown")[0] == 200
     run.until(lambda: "is not understood" in run.err)
     run.until(
-        lambda: run.metric("penstock_worker_events_total", role="worker", event="message") == 1
+        lambda: run.metric("penstock_child_events_total", role="worker", event="message") == 1
     )
     assert {worker["pid"] for worker in run.workers()} == before

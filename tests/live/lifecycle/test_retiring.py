@@ -41,7 +41,7 @@ def test_a_worker_that_retires_under_load_loses_no_request(
     reason = "had enough" if path == "/retire" else "nobody catches this"
     assert reason in run.err
     assert ("RuntimeError" in run.err) is (path == "/throw")
-    assert run.metric("penstock_worker_restarts_total", reason="retire") == 1
+    assert run.metric("penstock_child_restarts_total", reason="retire") == 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

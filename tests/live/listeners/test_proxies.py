@@ -119,7 +119,7 @@ def test_each_is_shown_by_itself(run: "Cluster") -> None:
     assert [(proxy["slot"], proxy["state"]) for proxy in proxies] == [(0, "up"), (1, "up")]
     sockets = run.status()["services"]["web"]["sockets"]
     assert [one["slot"] for one in sockets] == [0, 1]
-    assert run.metric("penstock_worker_state", role="proxy", state="up") == 2
+    assert run.metric("penstock_child_state", role="proxy", state="up") == 2
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -228,6 +228,6 @@ def test_messages_of_a_program_are_counted_as_events(penstock: "Penstock", progr
     for _ in range(4):
         assert run.get("/say")[1] == "said"
     counted: dict[str, Any] = {"role": "worker", "service": "web"}
-    run.until(lambda: run.metric("penstock_worker_events_total", event="message", **counted) == 4)
-    assert run.metric("penstock_worker_events_total", event="fork", **counted) == 2
-    assert run.metric("penstock_worker_events_total", event="listening", **counted) == 2
+    run.until(lambda: run.metric("penstock_child_events_total", event="message", **counted) == 4)
+    assert run.metric("penstock_child_events_total", event="fork", **counted) == 2
+    assert run.metric("penstock_child_events_total", event="listening", **counted) == 2

@@ -200,7 +200,7 @@ def test_prometheus_shows_the_cluster_and_its_traffic(
 def test_prometheus_shows_that_a_worker_was_killed_and_came_back(
     cluster: Cluster, prometheus: Prometheus
 ) -> None:
-    restarts = 'penstock_worker_restarts_total{role="worker",reason="signal"}'
+    restarts = 'penstock_child_restarts_total{role="worker",reason="signal"}'
     prometheus.shows(restarts, ("slot",), {("0",): 0, ("1",): 0})
     first = cluster.workers()[0]
     os.kill(first["pid"], signal.SIGKILL)
@@ -257,8 +257,8 @@ def test_alerts_ask_only_for_metrics_that_exist() -> None:
 FIRING = [
     ("PenstockGone", {'up{job="penstock"}': "0x20"}),
     ("PenstockNoWorkerInRotation", {'penstock_worker_in_rotation{service="web",slot="0"}': "0x20"}),
-    ("PenstockGaveUp", {'penstock_worker_state{state="given_up"}': "1x20"}),
-    ("PenstockRestarts", {'penstock_worker_restarts_total{reason="exit"}': "0+1x20"}),
+    ("PenstockGaveUp", {'penstock_child_state{state="given_up"}': "1x20"}),
+    ("PenstockRestarts", {'penstock_child_restarts_total{reason="exit"}': "0+1x20"}),
     ("PenstockDescriptorsNearLimit",
      {"penstock_process_open_fds": "90x20", "penstock_process_max_fds": "100x20"}),
     ("PenstockRejects", {'penstock_rejected_total{reason="no_worker"}': "0+5x20"}),

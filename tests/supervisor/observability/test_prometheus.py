@@ -105,7 +105,7 @@ def test_a_process_that_vanished_is_left_out_and_its_state_is_told_still(made: A
         pass
     snapshot = made.snapshot(made.worker(pid=child.pid, state="up"))
     assert set(samples(snapshot, "penstock_process_open_fds", *PROCESS)) == {("supervisor", "", "")}
-    state = samples(snapshot, "penstock_worker_state", *PROCESS, "state")
+    state = samples(snapshot, "penstock_child_state", *PROCESS, "state")
     assert state["worker", "web", "0", "up"] == 1
 
 
@@ -113,15 +113,15 @@ def test_a_zombie_harms_nothing(made: Any) -> None:
     with process("print(flush=True); import time; time.sleep(60)") as child:
         os.kill(child.pid, signal.SIGKILL)
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert "penstock_worker_state" in page(made.snapshot(made.worker(pid=child.pid)))
+        assert "penstock_child_state" in page(made.snapshot(made.worker(pid=child.pid)))
 
 
 def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> None:
     snapshot = made.snapshot(made.worker(pid=None, state="backoff"))
-    state = samples(snapshot, "penstock_worker_state", *PROCESS, "state")
+    state = samples(snapshot, "penstock_child_state", *PROCESS, "state")
     assert {key[3]: value for key, value in state.items() if value} == {"backoff": 1}
     assert len(state) > 1
-    assert not samples(snapshot, "penstock_worker_info", *PROCESS, "pid", "address")
+    assert not samples(snapshot, "penstock_child_info", *PROCESS, "pid", "address")
 
 
 def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
@@ -169,7 +169,7 @@ def test_unknown_kinds_of_descriptors_share_one_label(made: Any) -> None:
 
 def test_restarts_are_told_for_every_reason_from_the_start(made: Any) -> None:
     snapshot = made.snapshot(made.proxy(), made.worker(restarts={"signal": 2}))
-    found = samples(snapshot, "penstock_worker_restarts_total", *PROCESS, "reason")
+    found = samples(snapshot, "penstock_child_restarts_total", *PROCESS, "reason")
     assert {key: value for key, value in found.items() if value} == {
         ("worker", "web", "0", "signal"): 2
     }
@@ -180,7 +180,7 @@ def test_restarts_are_told_for_every_reason_from_the_start(made: Any) -> None:
 
 def test_every_end_of_a_process_is_counted(made: Any) -> None:
     snapshot = made.snapshot(made.worker(exits={"0": 1, "SIGKILL": 2}))
-    found = samples(snapshot, "penstock_worker_exits_total", *PROCESS, "status")
+    found = samples(snapshot, "penstock_child_exits_total", *PROCESS, "status")
     assert found == {
         ("worker", "web", "0", "0"): 1,
         ("worker", "web", "0", "SIGKILL"): 2,
@@ -200,7 +200,7 @@ def test_the_rotation_is_what_the_proxy_says(made: Any) -> None:
 
 
 def test_upstreams_that_nobody_supervises_are_told_with_their_addresses(made: Any) -> None:
-    found = samples(made.snapshot(), "penstock_worker_info", *PROCESS, "pid", "address")
+    found = samples(made.snapshot(), "penstock_child_info", *PROCESS, "pid", "address")
     assert ("worker", "api", "0", "", "127.0.0.1:8100") in found
     assert ("worker", "web", "0", str(os.getpid()), "127.0.0.1:8100") in found
     assert sum(key[1] == "web" for key in found) == 2
@@ -268,7 +268,7 @@ def test_openmetrics_is_given_to_who_asks_for_it(made: Any) -> None:
         assert kind == "application/openmetrics-text; version=1.0.0; charset=utf-8"
         assert body.endswith(b"# EOF\n")
     names = {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]
-    assert {"penstock_requests", "penstock_worker", "penstock_fds"} <= names
+    assert {"penstock_requests", "penstock_child", "penstock_fds"} <= names
 
 
 @pytest.fixture
@@ -367,7 +367,7 @@ def test_what_workers_count_is_on_the_page_where_no_proxy_is(full: Snapshot) -> 
 
 
 def test_events_are_counted_by_name(full: Snapshot) -> None:
-    assert samples(full, "penstock_worker_events_total", *PROCESS, "event") == {
+    assert samples(full, "penstock_child_events_total", *PROCESS, "event") == {
         ("worker", "direct", "0", "fork"): 2, ("worker", "direct", "0", "exit"): 1,
     }  # fmt: skip
 
