@@ -81,7 +81,7 @@ TABLE: Final = (
     Metric("penstock_worker_health", "gauge",
            "1 for the state of a worker in the proxy's pool, 0 for the others.",
            ("service", "slot", "state")),
-    Metric("penstock_worker_active", "gauge",
+    Metric("penstock_worker_in_flight", "gauge",
            "Exchanges or relayed connections that a worker has now.", ("service", "slot")),
     Metric("penstock_ejections_total", "counter",
            "Times that a worker was taken out of the rotation for what traffic showed.",
@@ -228,7 +228,7 @@ class _Page(Collector):
             for state in MemberState:
                 is_it = int(row["health"] == state)
                 self._add("penstock_worker_health", (*labels, state.value), is_it)
-            self._add("penstock_worker_active", labels, row["active"])
+            self._add("penstock_worker_in_flight", labels, row["active"])
             self._add("penstock_ejections_total", labels, row["ejections"])
 
     def _of_services(self, snapshot: Snapshot, traffic: Traffic) -> None:

@@ -195,7 +195,7 @@ def test_the_rotation_is_what_the_proxy_says(made: Any) -> None:
     assert {key for key, value in health.items() if value} == {
         ("web", "0", "up"), ("web", "1", "down"), ("api", "0", "up"),
     }  # fmt: skip
-    assert samples(snapshot, "penstock_worker_active", "service", "slot")["web", "0"] == 3
+    assert samples(snapshot, "penstock_worker_in_flight", "service", "slot")["web", "0"] == 3
     assert samples(snapshot, "penstock_ejections_total", "service", "slot")["web", "0"] == 2
 
 
@@ -235,7 +235,7 @@ def test_a_histogram_is_cumulative_and_complete(made: Any) -> None:
 def test_what_several_proxies_counted_is_one_sum(made: Any) -> None:
     snapshot = made.snapshot(made.proxy(slot=0), made.proxy(slot=1))
     assert samples(snapshot, "penstock_connections_total", "service") == {("web",): 10}
-    assert samples(snapshot, "penstock_worker_active", "service", "slot")["web", "0"] == 6
+    assert samples(snapshot, "penstock_worker_in_flight", "service", "slot")["web", "0"] == 6
     assert samples(snapshot, "penstock_ejections_total", "service", "slot")["web", "0"] == 4
 
 
@@ -355,7 +355,7 @@ def test_a_kernel_that_does_not_tell_costs_only_its_figures(
     monkeypatch.setattr(sock_diag, "_dump", refused)
     assert not samples(full, "penstock_ephemeral_ports", "service")
     assert not samples(full, "penstock_accept_queue_length", "service", "slot")
-    assert samples(full, "penstock_worker_active", "service", "slot")["direct", "0"] == 2
+    assert samples(full, "penstock_worker_in_flight", "service", "slot")["direct", "0"] == 2
 
 
 def test_what_workers_count_is_on_the_page_where_no_proxy_is(full: Snapshot) -> None:
