@@ -114,7 +114,7 @@ TABLE: Final = (
            ("service", "result")),
     Metric("penstock_tls_last_reload_successful", "gauge",
            "1 if the certificates on disk are those that are shown.", ("service",)),
-    Metric("penstock_fairness_jain_ratio", "gauge",
+    Metric("penstock_jain_fairness_index", "gauge",
            "How evenly workers shared the work so far: 1 if by weight, 1/n if one has all.",
            ("service",)),
 )  # fmt: skip
@@ -240,7 +240,7 @@ class _Page(Collector):
                     self._add(name, (service, *labels), value)
         for service in snapshot.services:
             if (ratio := traffic.split(service).jain) is not None:
-                self._add("penstock_fairness_jain_ratio", (service,), ratio)
+                self._add("penstock_jain_fairness_index", (service,), ratio)
         for service, descriptors in per_connection(snapshot, traffic, sock_diag.accepted):
             self._add("penstock_fds_per_connection", (service,), descriptors)
         self._of_ports(snapshot, traffic)

@@ -362,7 +362,7 @@ def test_what_workers_count_is_on_the_page_where_no_proxy_is(full: Snapshot) -> 
     found = samples(full, "penstock_worker_connections_total", "service", "slot")
     assert found["direct", "0"] == 5
     assert samples(full, "penstock_fds_per_connection", "service")["direct",] == 1
-    fairness = samples(full, "penstock_fairness_jain_ratio", "service")
+    fairness = samples(full, "penstock_jain_fairness_index", "service")
     assert fairness == {("web",): 0.5, ("direct",): 1}
 
 
