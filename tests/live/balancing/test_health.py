@@ -158,7 +158,7 @@ def test_when_too_few_are_well_all_who_live_are_used(
     run = penstock(*words, health=OFTEN, ejection={"panic": "50%"})
     for one in patients[1:]:
         one.is_well = False
-    run.until(lambda: run.metric("penstock_panic", service="web") == 1)
+    run.until(lambda: run.metric("penstock_panic_mode", service="web") == 1)
     run.until(lambda: [w["health"] for w in run.workers()] == ["up", *["down"] * 3])
     wire = run.connect()
     before = [one.served for one in patients]
@@ -166,7 +166,7 @@ def test_when_too_few_are_well_all_who_live_are_used(
     assert [one.served - was for one, was in zip(patients, before, strict=True)] == [10] * 4
     assert "web: too few workers are in the rotation: all that live are used" in run.err
     patients[1].is_well = True
-    run.until(lambda: run.metric("penstock_panic", service="web") == 0)
+    run.until(lambda: run.metric("penstock_panic_mode", service="web") == 0)
     before = [one.served for one in patients]
     assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
     assert [one.served - was for one, was in zip(patients, before, strict=True)] == [20, 20, 0, 0]
