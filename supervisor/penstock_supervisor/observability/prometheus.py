@@ -106,7 +106,7 @@ TABLE: Final = (
     Metric("penstock_accept_queue_dropped_total", "counter",
            "Connections that waited at a worker's socket when it had to be closed.",
            ("service",)),
-    Metric("penstock_tls_certificate_not_after_seconds", "gauge",
+    Metric("penstock_tls_certificate_not_after_timestamp_seconds", "gauge",
            "Until when a certificate is good, in seconds since 1970, by its first name.",
            ("service", "name")),
     Metric("penstock_tls_reloads_total", "counter",
@@ -280,7 +280,9 @@ class _Page(Collector):
     def _of_certificates(self, snapshot: Snapshot) -> None:
         for service, view in snapshot.tls.items():
             for name, at in view.not_after.items():
-                self._add("penstock_tls_certificate_not_after_seconds", (service, name), at)
+                self._add(
+                    "penstock_tls_certificate_not_after_timestamp_seconds", (service, name), at
+                )
             for result, count in view.reloads.items():
                 self._add("penstock_tls_reloads_total", (service, result), count)
             self._add("penstock_tls_last_reload_successful", (service,), int(view.current))

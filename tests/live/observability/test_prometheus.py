@@ -278,7 +278,7 @@ FIRING = [
       'penstock_worker_in_rotation{slot="0"}': "1x20",
       'penstock_worker_in_rotation{slot="1"}': "1x20"}),
     ("PenstockCertificateExpires",
-     {'penstock_tls_certificate_not_after_seconds{name="a.example"}': "1000000x20"}),
+     {'penstock_tls_certificate_not_after_timestamp_seconds{name="a.example"}': "1000000x20"}),
     ("PenstockCertificateNotUsable", {"penstock_tls_last_reload_successful": "0x20"}),
     ("PenstockUnfairSplit",
      {'penstock_requests_total{slot="0",code="200"}': "0+6000x20",

@@ -320,7 +320,7 @@ def test_a_listening_socket_is_told_with_its_queue(full: Snapshot) -> None:
 
 
 def test_certificates_say_until_when_they_are_good_and_how_renewing_went(full: Snapshot) -> None:
-    good = samples(full, "penstock_tls_certificate_not_after_seconds", "service", "name")
+    good = samples(full, "penstock_tls_certificate_not_after_timestamp_seconds", "service", "name")
     assert good == {("web", "a.example"): 5}
     reloads = samples(full, "penstock_tls_reloads_total", "service", "result")
     assert reloads == {("web", "ok"): 2, ("web", "failed"): 1}
