@@ -47,14 +47,16 @@ VERSION: Final = Fault("version", Side.CLIENT, 505, "HTTP version not supported"
 EXPECTATION: Final = Fault("expectation", Side.CLIENT, 417, "expectation failed")
 NOT_IMPLEMENTED: Final = Fault("not_implemented", Side.CLIENT, 501, "not implemented")
 NO_WORKER: Final = Fault("no_worker", Side.PROXY, 503, "no worker available")
-MAX_CONNECTIONS: Final = Fault("full", Side.PROXY, 503, "too many connections")
+MAX_CONNECTIONS: Final = Fault("max_connections", Side.PROXY, 503, "too many connections")
 CLIENT_LIMIT: Final = Fault(
-    "client_full", Side.CLIENT, 429, "too many connections from this address"
+    "client_limit", Side.CLIENT, 429, "too many connections from this address"
 )
 QUEUE_FULL: Final = Fault("queue_full", Side.PROXY, 503, "too many requests are waiting")
 QUEUE_TIMEOUT: Final = Fault("queue_timeout", Side.PROXY, 503, "no worker was free in time")
 STOPPING: Final = Fault("stopping", Side.PROXY, 503, "shutting down")
-NO_DESCRIPTORS: Final = Fault("lacking", Side.PROXY, 503, "out of descriptors, memory or ports")
+NO_DESCRIPTORS: Final = Fault(
+    "no_descriptors", Side.PROXY, 503, "out of descriptors, memory or ports"
+)
 CONNECT_FAILED: Final = Fault("connect_failed", Side.WORKER, 502, "cannot connect to a worker")
 CONNECT_TIMEOUT: Final = Fault(
     "connect_timeout", Side.WORKER, 504, "connecting to a worker took too long"

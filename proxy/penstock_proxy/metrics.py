@@ -28,16 +28,16 @@ REJECTIONS: Final = (
     "queue_full",
     "queue_timeout",
     "no_worker",
-    "full",
-    "lacking",
-    "client_full",
+    "max_connections",
+    "no_descriptors",
+    "client_limit",
     "proxy_header",
     "proxy_untrusted",
 )
-"""Why somebody was not let in. Who comes while a proxy is full waits in the listener's queue,
-and is counted here only when that took too long."""
+"""Why a connection or request was rejected. A client that connects while a proxy is full waits
+in the listener's queue; it is counted here only when it has waited too long."""
 
-PAUSES: Final = ("full", "lacking", "system")
+PAUSES: Final = ("max_connections", "no_descriptors", "system")
 """Why a proxy leaves connections waiting: `max_connections`, its own descriptors, or the
 system's descriptors and memory."""
 
@@ -109,7 +109,7 @@ TABLE: Final = (
            "Proxies that accept connections now; 0 while all of them leave them waiting.",
            ("service",)),
     Metric("penstock_accept_pauses_total", "counter",
-           "Times that a proxy left connections waiting, by what was lacking.",
+           "Times that a proxy left connections waiting, by what it had no more of.",
            ("service", "reason")),
     Metric("penstock_retries_total", "counter",
            "Requests and connections that were tried again with another worker.",

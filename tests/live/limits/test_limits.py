@@ -191,9 +191,10 @@ ROWS = (
         "queue_full", "busy"),
     Row("connections of one address", comes_twice, b"HTTP/1.1 429 ",
         f"closed a connection from {HERE}: too many connections from this address", "",
-        "client_full", "crowd"),
+        "client_limit", "crowd"),
     Row("connections", finds_it_full, b"HTTP/1.1 503 ",
-        "full: refused 1 that had waited too long to be accepted", "", "full", "full"),
+        "full: refused 1 that had waited too long to be accepted", "",
+        "max_connections", "full"),
 )  # fmt: skip
 
 

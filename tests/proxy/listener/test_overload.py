@@ -158,7 +158,7 @@ def test_who_waits_too_long_is_told_no_and_who_does_not_is_let_in(
             assert b"\r\nRetry-After: 1\r\nConnection: close\r\n\r\n" in said
         else:
             assert said == b""
-        reason = "full" if "max_connections" in keys else "lacking"
+        reason = "max_connections" if "max_connections" in keys else "no_descriptors"
         assert street.counters.rejected[reason] == 1
         assert street.counters.connections == 1
         assert street.counters.pauses[reason] >= 1
@@ -181,7 +181,7 @@ def test_a_queue_that_moves_is_left_alone_however_long_it_is(runner: asyncio.Run
             for _ in range(5):
                 street.service.client_closed("")
             await street.until(lambda: street.counters.connections >= 5 + count)  # noqa: B023
-        assert street.counters.rejected["full"] == 0
+        assert street.counters.rejected["max_connections"] == 0
         for _ in range(35):
             # All of the 40 are still there, and will be counted when they leave.
             street.service.client_accepted()
@@ -233,7 +233,7 @@ def test_without_a_descriptor_the_spare_one_says_no_and_then_all_goes_on(
             await street.pass_time(PATIENCE_S + 0.75)
             said = [await street.hear(client) for client in clients]
         assert all(one.startswith(b"HTTP/1.1 503 ") == (mode == "http") for one in said)
-        assert street.counters.rejected["lacking"] == 5
+        assert street.counters.rejected["no_descriptors"] == 5
         assert street.counters.connections == 0
         street.knock(3)
         await street.pass_time(0.25)
@@ -256,7 +256,7 @@ def test_who_waits_while_the_system_has_none_is_in_as_soon_as_it_has(
             await street.pass_time(1.0)
         await street.pass_time(0.25)
         await street.until(lambda: street.counters.connections == 5)
-        assert street.counters.rejected["lacking"] == 0
+        assert street.counters.rejected["no_descriptors"] == 0
         await street.close()
 
     runner.run(main())
@@ -370,7 +370,7 @@ def test_a_client_with_too_many_connections_is_told_so_and_others_are_not(
         third.send(GET)
         said = await street.hear(third)
         assert said.startswith(b"HTTP/1.1 429 ") if mode == "http" else said == b""
-        assert street.counters.rejected["client_full"] == 1
+        assert street.counters.rejected["client_limit"] == 1
         assert street.counters.active == 2
         if mode == "http":
             with socket.socket() as other:
@@ -382,7 +382,7 @@ def test_a_client_with_too_many_connections_is_told_so_and_others_are_not(
             await street.until(lambda: street.counters.active == 1)
             street.knock()
             await street.until(lambda: street.counters.active == 2)
-            assert street.counters.rejected["client_full"] == 1
+            assert street.counters.rejected["client_limit"] == 1
         await street.close()
         assert len(street.service.client_limit) == 0
 
@@ -408,7 +408,7 @@ def test_a_trusted_proxy_comes_for_many(runner: asyncio.Runner) -> None:
         street = Street(door(), limits=limits, trusted_proxies=("127.0.0.0/8",))
         street.knock(3)
         await street.until(lambda: street.counters.active == 3)
-        assert street.counters.rejected["client_full"] == 0
+        assert street.counters.rejected["client_limit"] == 0
         await street.close()
 
     runner.run(main())
@@ -421,7 +421,7 @@ def test_few_who_were_told_no_are_waited_for(runner: asyncio.Runner) -> None:
         await street.until(lambda: street.counters.active == 1)
         before = descriptors()
         clients = street.knock(3 * MAX_LINGERING)
-        await street.until(lambda: street.counters.rejected["client_full"] == len(clients))
+        await street.until(lambda: street.counters.rejected["client_limit"] == len(clients))
         assert descriptors() - before - len(clients) <= MAX_LINGERING
         # They never hang up, and are not waited for for long.
         await street.pass_time(2.75)
