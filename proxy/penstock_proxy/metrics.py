@@ -41,7 +41,7 @@ PAUSES: Final = ("max_connections", "no_descriptors", "system")
 """Why a proxy leaves connections waiting: `max_connections`, its own descriptors, or the
 system's descriptors and memory."""
 
-HANDOFFS: Final = ("taken", "returned", "lost")
+HANDOFFS: Final = ("accepted", "requeued", "lost")
 """What becomes of a connection that is sent to a worker."""
 
 HANDSHAKES: Final = (
@@ -88,10 +88,10 @@ TABLE: Final = (
     Metric("penstock_connection_fds", "gauge",
            "Descriptors that proxies hold for client connections.", ("service",)),
     Metric("penstock_handoffs_total", "counter",
-           "Connections that were sent to workers: taken by the worker, returned to go to "
+           "Connections that were sent to workers: accepted by the worker, requeued for "
            "another, or lost.", ("service", "result")),
     Metric("penstock_handoffs_in_flight", "gauge",
-           "Connections that were sent to workers and not taken yet.", ("service",)),
+           "Connections that were sent to workers and not accepted yet.", ("service",)),
     Metric("penstock_requests_total", "counter",
            "Requests that ended; an empty slot means that the proxy answered by itself.",
            ("service", "slot", "method", "code")),
@@ -159,9 +159,9 @@ class ServiceCounters:
         """Client connections whose descriptor is here."""
         self.upstreams = 0  # connections to workers that are open
         self.in_flight = 0
-        """Client connections that were sent and not taken yet."""
+        """Client connections that were sent and not accepted yet."""
         self.opened = 0
-        """Client connections that workers have taken and that have not ended."""
+        """Client connections that workers have accepted and that have not ended."""
         self.handoffs = dict.fromkeys(HANDOFFS, 0)
         """By result, of HANDOFFS."""
         self.worker_connections: defaultdict[int, int] = defaultdict(int)

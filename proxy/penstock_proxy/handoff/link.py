@@ -1,8 +1,8 @@
 """The proxy's end of the link to one worker process: what is on its way, and what it has.
 
-Owns the account. Every connection that is sent ends as exactly one of *taken* (the worker
-said so), *returned* (read back, to go to another) or *lost* (gone without either, which no
-worker of ours can bring about); until then it is in flight. Taken ones are open until the
+Owns the account. Every connection that is sent ends as exactly one of *accepted* (the worker
+said so), *requeued* (read back, to go to another) or *lost* (gone without either, which no
+worker of ours can bring about); until then it is in flight. Accepted ones are open until the
 worker says that they ended, or its process does.
 
 What a worker says is read when somebody needs to know it: being woken for every credit costs
@@ -194,13 +194,13 @@ class Link:
         found += self._unsent
         self._unsent = []
         counters, waiting = self._counters, self.in_flight
-        returned = min(len(found), waiting)
-        counters.handoffs["returned"] += returned
-        counters.handoffs["lost"] += waiting - returned
+        requeued = min(len(found), waiting)
+        counters.handoffs["requeued"] += requeued
+        counters.handoffs["lost"] += waiting - requeued
         counters.in_flight -= waiting
         self._fd_budget.in_flight -= waiting
         # It announced one that we were quicker to read: it never had it.
-        announced = min(len(found) - returned, self.open)
+        announced = min(len(found) - requeued, self.open)
         self.open -= announced
         counters.opened -= announced
         self.member.active -= waiting + announced
@@ -264,7 +264,7 @@ class Link:
         counters.in_flight -= counted
         self._fd_budget.in_flight -= counted
         counters.opened += counted
-        counters.handoffs["taken"] += counted
+        counters.handoffs["accepted"] += counted
         counters.worker_connections[self.member.slot] += counted
 
     def _settle_probe(self, *, taken: bool) -> None:

@@ -129,7 +129,7 @@ class House:
     def results(self) -> tuple[int, int, int]:
         self.dispatcher.settle()
         handoffs = self.service.counters.handoffs
-        return handoffs["taken"], handoffs["returned"], handoffs["lost"]
+        return handoffs["accepted"], handoffs["requeued"], handoffs["lost"]
 
     def close(self) -> None:
         for number in tuple(self.workers):

@@ -203,9 +203,9 @@ class Witness:
         total = page.sum("penstock_connections_total", service=self._service)
         rejected = page.sum("penstock_rejected_total", service=self._service)
         # A worker may announce one and be stopped before it reads it: that one was counted as
-        # taken, is read back all the same, and is taken once more by another.
-        taken, again = of("taken"), page.sum("penstock_retries_total", service=self._service)
-        assert total <= taken + rejected <= total + again, (taken, again, rejected, total)
+        # accepted, is read back all the same, and is accepted once more by another.
+        accepted, again = of("accepted"), page.sum("penstock_retries_total", service=self._service)
+        assert total <= accepted + rejected <= total + again, (accepted, again, rejected, total)
 
 
 def _name(line: dict[str, Any]) -> bytes:
