@@ -24,7 +24,7 @@ class Fault(NamedTuple):
     """One kind of failure."""
 
     kind: str
-    """The value of the metric's label and of the access log's `ended`."""
+    """The value of the metric's label and of the access log's `termination`."""
     side: Side
     status: int
     """What the client is told if it can still be told; 0: nothing, the connection ends."""

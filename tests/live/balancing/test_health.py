@@ -26,7 +26,7 @@ def good(wire: "Wire") -> None:
 
 
 def ended(run: "Cluster") -> list[tuple[int, str]]:
-    return [(line["status"], line["ended"]) for line in run.log]
+    return [(line["status"], line["termination"]) for line in run.log]
 
 
 def test_without_a_worker_a_request_waits_and_is_503(

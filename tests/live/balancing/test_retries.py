@@ -36,7 +36,7 @@ def silent(wire: "Wire") -> None:
 
 
 def ended(run: "Cluster") -> list[tuple[int, str]]:
-    return [(line["status"], line["ended"]) for line in run.log]
+    return [(line["status"], line["termination"]) for line in run.log]
 
 
 # -- clients that leave
