@@ -75,7 +75,7 @@ def _words(child: Mapping[str, Any]) -> Iterator[str]:
     if "covered" in child and state == _SERVING and not child.get("answers"):
         yield "does not answer"
     if child.get("covered"):
-        yield "covered by the others"
+        yield "listeners taken over by the others"
 
 
 def _health(words: tuple[str, ...]) -> str:

@@ -54,7 +54,7 @@ def test_the_process_comes_first(change: dict[str, Any], words: str) -> None:
 def test_a_proxy_that_is_stuck_is_covered() -> None:
     proxy = {"slot": 0, "state": "up", "pid": 5, "restarts": {}, "answers": False, "covered": True}
     assert shown(WORKER, proxies=(proxy,))[1] == (
-        "  proxy/0  up, does not answer, covered by the others  pid 5"
+        "  proxy/0  up, does not answer, listeners taken over by the others  pid 5"
     )
 
 
