@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from penstock_proxy.config import Fields, ServiceConfig
+from penstock_proxy.config import Forwarding, ServiceConfig
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.http1 import forwarded, parser
 from penstock_proxy.http1.fields import NO_TRAILERS, NOT_TO_WORKERS, OURS, keep_trailers
@@ -32,7 +32,7 @@ _AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")
 _HTTP_ITSELF: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
 """Names of protocols: HTTP/2 in the clear, any HTTP by its number, HTTP under TLS (RFC 2817)."""
 _USUAL_PORTS: Final = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
-_AS_USUAL: Final = Fields()
+_AS_USUAL: Final = Forwarding()
 
 _MAX_ID: Final = 128
 _REMEMBERED: Final = 256
@@ -67,7 +67,7 @@ class HeaderRewriter:
         scheme: bytes = b"http",
         ours: frozenset[bytes] = frozenset(),
         port: int = 0,
-        terms: Fields = _AS_USUAL,
+        terms: Forwarding = _AS_USUAL,
     ) -> None:
         """`scheme`: what clients speak with us, http or https; `port`: where, 0 for a unix
         socket. `ours` are fields that we know better than a trusted proxy does."""

@@ -57,7 +57,7 @@ def _update(service: Service) -> None:
     counters = service.counters
     counters.queue = len(service.queue)
     if (handshakes := service.filter_chain.tls_acceptor) is not None:
-        counters.unfinished = handshakes.pending
+        counters.handshakes_in_progress = handshakes.pending
     counters.accepting = service.listeners.is_accepting
     if service.dispatcher is not None:
         service.dispatcher.settle()

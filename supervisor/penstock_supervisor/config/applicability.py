@@ -9,7 +9,7 @@ agree on beyond that, is said elsewhere (`model`, `rules`). No I/O, no clock.
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple, get_args
 
-from penstock_proxy.config import Mode, Part
+from penstock_proxy.config import FrozenModel, Mode
 from penstock_supervisor.config.diagnostics import Problem
 from penstock_supervisor.config.model import Scheme, Service
 
@@ -145,7 +145,7 @@ def keys() -> Iterator[str]:
     """Every key of a service, those of its tables with the table's name before them."""
     for key, field in Service.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Part):
+        if isinstance(kind, type) and issubclass(kind, FrozenModel):
             yield from (f"{key}.{inner}" for inner in kind.model_fields)
         else:
             yield key

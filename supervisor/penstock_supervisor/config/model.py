@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from penstock_proxy.config import AddressText, Count, Part, Positive, Traffic, Weight
+from penstock_proxy.config import AddressText, Count, FrozenModel, Positive, ProxySettings, Weight
 from penstock_proxy.net.address import parse_address
 from penstock_worker.contract import SCRUBBED
 
@@ -134,7 +134,7 @@ Text = Annotated[str, AfterValidator(_text)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
 
-class CertificateFiles(Part):
+class CertificateFiles(FrozenModel):
     """A certificate and its key, PEM both."""
 
     cert: Annotated[Text, Field(examples=["/etc/ssl/web.pem"])]
@@ -142,7 +142,7 @@ class CertificateFiles(Part):
     key: Annotated[Text, Field(examples=["/etc/ssl/web.key"])]
 
 
-class Tls(Part):
+class Tls(FrozenModel):
     """What clients are shown, where the proxy speaks TLS with them."""
 
     cert: Text | None = None
@@ -161,7 +161,7 @@ class Tls(Part):
         return tuple((("certificates", at), one) for at, one in enumerate(self.certificates))
 
 
-class Restart(Part):
+class Restart(FrozenModel):
     """How a worker that ended comes back."""
 
     max_restarts: Count = 5
@@ -172,7 +172,7 @@ class Restart(Part):
     backoff_max: Positive = 10.0
 
 
-class Upstream(Part):
+class Upstream(FrozenModel):
     """An address that somebody else serves."""
 
     address: Annotated[AddressText, AfterValidator(_reachable)]
@@ -189,7 +189,7 @@ class Upstream(Part):
         return {"address": match[1], "weight": int(match[2] or 1)}
 
 
-class Service(Traffic):
+class Service(ProxySettings):
     """One port that is served, and by what."""
 
     name: Annotated[str, AfterValidator(_name)]
@@ -229,7 +229,7 @@ class Service(Traffic):
         return self.scheme == "ports" and self.has_program
 
 
-class Config(Part):
+class Config(FrozenModel):
     """Everything that one `penstock run` is told."""
 
     admin: Annotated[str, AfterValidator(_admin)] = ADMIN

@@ -10,20 +10,20 @@ say (`Divided`). No I/O, no clock.
 from collections.abc import Iterator
 from typing import Any, Final
 
-from penstock_proxy.config import Divided, Part, Traffic
+from penstock_proxy.config import Divided, FrozenModel, ProxySettings
 
 Key = tuple[str, ...]
 
 
-def _marked(model: type[Part], at: Key = ()) -> Iterator[tuple[Key, Divided]]:
+def _marked(model: type[FrozenModel], at: Key = ()) -> Iterator[tuple[Key, Divided]]:
     for name, field in model.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Part):
+        if isinstance(kind, type) and issubclass(kind, FrozenModel):
             yield from _marked(kind, (*at, name))
         yield from (((*at, name), mark) for mark in field.metadata if isinstance(mark, Divided))
 
 
-DIVIDED: Final = tuple(_marked(Traffic))
+DIVIDED: Final = tuple(_marked(ProxySettings))
 """The keys of a service that are divided."""
 
 
@@ -32,7 +32,7 @@ def share(total: int, proxies: int, number: int) -> int:
     return total // proxies + (number < total % proxies)
 
 
-def too_small(service: Traffic, proxies: int) -> Iterator[Key]:
+def too_small(service: ProxySettings, proxies: int) -> Iterator[Key]:
     """The keys whose value does not give every proxy something."""
     for key, mark in DIVIDED:
         value = _value(service, key)
@@ -40,9 +40,9 @@ def too_small(service: Traffic, proxies: int) -> Iterator[Key]:
             yield key
 
 
-def of_proxy(service: Traffic, proxies: int, number: int) -> dict[str, Any]:
-    """The keys of `Traffic`, as this proxy is told them."""
-    told: dict[str, Any] = {key: getattr(service, key) for key in Traffic.model_fields}
+def of_proxy(service: ProxySettings, proxies: int, number: int) -> dict[str, Any]:
+    """The keys of `ProxySettings`, as this proxy is told them."""
+    told: dict[str, Any] = {key: getattr(service, key) for key in ProxySettings.model_fields}
     for key, mark in DIVIDED:
         value = _value(service, key)
         if isinstance(value, int):
@@ -51,7 +51,7 @@ def of_proxy(service: Traffic, proxies: int, number: int) -> dict[str, Any]:
     return told
 
 
-def _value(service: Traffic, key: Key) -> object:
+def _value(service: ProxySettings, key: Key) -> object:
     value: Any = service
     for name in key:
         value = getattr(value, name)
@@ -62,6 +62,6 @@ def _changed(value: Any, rest: Key, part: int) -> Any:
     """`value` is the bound itself, or a table that it is in."""
     if not rest:
         return part
-    assert isinstance(value, Part)
+    assert isinstance(value, FrozenModel)
     changed = _changed(getattr(value, rest[0]), rest[1:], part)
     return value.model_copy(update={rest[0]: changed})

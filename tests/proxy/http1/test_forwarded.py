@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_proxy.config import Fields
+from penstock_proxy.config import Forwarding
 from penstock_proxy.errors import RejectedError
 from penstock_proxy.http1 import parser
 from penstock_proxy.http1.forwarded import Claims, believed
@@ -35,7 +35,8 @@ def worker_sees(
     **terms: object,
 ) -> list[tuple[str, str]]:
     """The fields of a request as a worker gets them, in order, without the request id."""
-    using = HeaderRewriter(PROXIES, 1000, b"http", port=8000, terms=Fields.model_validate(terms))
+    forwarding = Forwarding.model_validate(terms)
+    using = HeaderRewriter(PROXIES, 1000, b"http", port=8000, terms=forwarding)
     head = start + b"\r\nHost: shop.example\r\n" + fields + b"\r\n"
     line = parser.parse_request_line(head)
     prepared = using.request(line, head[line.end :], trusted=trusted)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock_proxy.config import Fields
+from penstock_proxy.config import Forwarding
 from penstock_proxy.errors import HEAD_TOO_LARGE, RejectedError
 from penstock_proxy.http1 import parser, request
 from penstock_proxy.http1.request import HeaderRewriter, PreparedRequest
@@ -11,7 +11,7 @@ from penstock_proxy.http1.request_body import RequestBody
 
 def plain(*trusted: str, most: int = 100) -> HeaderRewriter:
     """Without Via, which has tests of its own."""
-    return HeaderRewriter(trusted, most, terms=Fields(via=""))
+    return HeaderRewriter(trusted, most, terms=Forwarding(via=""))
 
 
 def prepare(

@@ -61,7 +61,7 @@ _MONTHS: Final = (
 _ESCAPES: Final = {
     code: f"\\x{code:02X}" for code in (*range(0x20), 0x22, 0x5C, *range(0x7F, 0x100))
 }
-"""As nginx writes them, so that the quotes around a field are the only ones."""
+"""As nginx writes them: the only quotes in a line are those around its fields."""
 
 
 class AccessLog:
