@@ -107,10 +107,10 @@ def request_fields() -> Iterator[Step]:
 def request_forwarded(*, remembered: bool) -> Iterator[Step]:
     line = parser.parse_request_line(REQUEST)
     block = REQUEST[line.end :]
-    forwarding = HeaderRewriter((), 100)
+    rewriter = HeaderRewriter((), 100)
     # An HTTP/1.0 request is never remembered, and costs the same otherwise.
     line = line if remembered else line._replace(minor=0)
-    yield lambda: forwarding.request(line, block, trusted=False)
+    yield lambda: rewriter.prepare(line, block, trusted=False)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from penstock_proxy.tls.contexts import Contexts, Credential, Terms
+from penstock_proxy.tls.contexts import Certificate, Contexts, TlsSettings
 from penstock_supervisor.config.diagnostics import Location, Problem
 from penstock_supervisor.config.model import CertificateFiles, Config, Service
 
@@ -61,8 +61,8 @@ class Shown:
 class Bundle:
     """All that a service shows, proven to work."""
 
-    terms: Terms
-    credentials: tuple[Credential, ...]
+    terms: TlsSettings
+    credentials: tuple[Certificate, ...]
     shown: tuple[Shown, ...]
 
     @property
@@ -90,7 +90,7 @@ def paths(service: Service) -> tuple[Path, ...]:
 def read(service: Service) -> Bundle:
     """Read and try everything. BadFilesError. Blocks."""
     problems: list[Problem] = []
-    credentials: list[Credential] = []
+    credentials: list[Certificate] = []
     shown: list[Shown] = []
     for where, files in service.tls.files:
         place = ("tls", *where)
@@ -105,7 +105,7 @@ def read(service: Service) -> Bundle:
             Shown((*place, "cert"), first, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
         )
         credentials.append(credential)
-    terms = Terms(
+    terms = TlsSettings(
         min_version=service.tls.min_version,
         client_certificates=service.tls.client_certificates,
         client_ca=_client_ca(service, problems),
@@ -151,7 +151,7 @@ def warnings_about(shown: Shown, now: datetime) -> Iterator[str]:
         yield "has no subject alternative name: clients accept it for no host"
 
 
-def _credential(place: Location, files: CertificateFiles) -> tuple[Credential, x509.Certificate]:
+def _credential(place: Location, files: CertificateFiles) -> tuple[Certificate, x509.Certificate]:
     found: list[Problem] = []
     certificates = _parsed((*place, "cert"), files.cert, _certificates, found)
     key = _parsed((*place, "key"), files.key, _private, found)
@@ -164,7 +164,7 @@ def _credential(place: Location, files: CertificateFiles) -> tuple[Credential, x
         raise BadFilesError([Problem((*place, "key"), why)])
     public = leaf.public_key()
     kind = next((kind for known, kind in _KINDS if isinstance(public, known)), "")
-    return Credential(_texts(certificates), text, tuple(_host_names(leaf)), kind), leaf
+    return Certificate(_texts(certificates), text, tuple(_host_names(leaf)), kind), leaf
 
 
 def _parsed(place: Location, path: str, parse: Callable[[bytes], Any], found: list[Problem]) -> Any:
@@ -245,7 +245,7 @@ def _client_ca(service: Service, found: list[Problem]) -> str:
 
 
 def _refused(
-    terms: Terms, credentials: Sequence[Credential], shown: Sequence[Shown]
+    terms: TlsSettings, credentials: Sequence[Certificate], shown: Sequence[Shown]
 ) -> Iterator[Problem]:
     """What OpenSSL minds, though it can be read: a key that is too short, for one."""
     for credential, one in zip(credentials, shown, strict=True):

@@ -103,14 +103,15 @@ class Witness:
     # -- before and after
 
     def settled(self) -> None:
-        """Wait until every worker is back and no client is left."""
+        """Wait until every worker and proxy is back and no client is left."""
         run = self._run
 
         def at_rest() -> bool:
             page = self.page()
             workers = run.workers(self._service)
+            proxies = run.status()["proxies"]
             return (
-                all(worker["state"] == "up" for worker in workers)
+                all(process["state"] == "up" for process in (*workers, *proxies))
                 and all(worker["health"] in ("up", None) for worker in workers)
                 and not any(worker["active"] for worker in workers)
                 and not page.sum("penstock_connections_active")
