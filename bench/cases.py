@@ -178,7 +178,7 @@ CASES: Final[dict[str, Callable[[], AbstractContextManager[Step]]]] = {
     "pick: round_robin, 64 workers": lambda: pick("round_robin", 64),
     "pick: least_connections, 4 workers": lambda: pick("least_connections", 4),
     "pick: power_of_two, 4 workers": lambda: pick("power_of_two", 4),
-    "pick: hash, 4 workers": lambda: pick("hash", 4),
+    "pick: client_hash, 4 workers": lambda: pick("client_hash", 4),
     "pick: random, 4 workers": lambda: pick("random", 4),
     "exchange: over memory, kept alive": exchange,
 }

@@ -36,9 +36,9 @@ def counters() -> ServiceCounters:
     return counted
 
 
-def row(slot: int, standing: str = "up", **more: Any) -> dict[str, Any]:
+def row(slot: int, health: str = "up", **more: Any) -> dict[str, Any]:
     return {
-        "slot": slot, "address": f"127.0.0.1:810{slot}", "weight": 1, "standing": standing,
+        "slot": slot, "address": f"127.0.0.1:810{slot}", "weight": 1, "health": health,
         "active": 3, "failures": 0, "ejections": 2, "reason": "", **more,
     }  # fmt: skip
 

@@ -327,7 +327,7 @@ async def test_a_taken_port_is_found_before_anything_is_started() -> None:
 async def test_no_worker_gets_a_port_that_the_run_itself_listens_on() -> None:
     first = free_ports(1, None, (), key="k", random_below=random.randrange)[0]
     own = {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
-    web = service(listen=f"127.0.0.1:{first}", ports=f"{first}-{first + 60}")
+    web = service(listen=f"127.0.0.1:{first}", worker_ports=f"{first}-{first + 60}")
     async with running(web, admin=f"127.0.0.1:{first + 1}") as stage:
         assert {stage.supervisor.listening["web"], stage.supervisor.admin} == own
         assert not own & set(stage.supervisor.workers["web"])

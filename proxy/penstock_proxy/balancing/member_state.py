@@ -22,7 +22,7 @@ class MemberState(StrEnum):
     """Its health checks fail."""
     EJECTED = auto()
     """Its health checks pass, but requests fail: out of the rotation for a time."""
-    HELD = auto()
+    DRAINING = auto()
     """About to be stopped: it finishes what it has in flight."""
 
 
@@ -36,7 +36,7 @@ class MemberEvent(Enum):
     EJECT = auto()
     UNEJECT = auto()
     """The ejection is over."""
-    HOLD = auto()
+    DRAIN = auto()
     """It is not picked any more."""
 
 
@@ -50,7 +50,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.ABSENT,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.ABSENT,
+        MemberEvent.DRAIN: MemberState.ABSENT,
     },
     MemberState.CHECKING: {
         MemberEvent.JOIN: MemberState.CHECKING,
@@ -60,7 +60,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.CHECKING,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
     MemberState.UP: {
         MemberEvent.JOIN: MemberState.UP,
@@ -69,7 +69,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: MemberState.EJECTED,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
     MemberState.DOWN: {
         MemberEvent.JOIN: MemberState.DOWN,
@@ -78,7 +78,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
     MemberState.EJECTED: {
         MemberEvent.JOIN: MemberState.EJECTED,
@@ -88,17 +88,17 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: MemberState.UP,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
-    MemberState.HELD: {
+    MemberState.DRAINING: {
         # Another process has taken the slot over.
         MemberEvent.JOIN: MemberState.CHECKING,
         MemberEvent.LEAVE: MemberState.ABSENT,
-        MemberEvent.RISE: MemberState.HELD,
-        MemberEvent.FALL: MemberState.HELD,
+        MemberEvent.RISE: MemberState.DRAINING,
+        MemberEvent.FALL: MemberState.DRAINING,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
 }
 

@@ -365,7 +365,7 @@ POLICIES: Final[Mapping[Balance, type[Policy[Any]]]] = {
     "round_robin": RoundRobin,
     "least_connections": LeastConnections,
     "power_of_two": PowerOfTwo,
-    "hash": ClientHash,
+    "client_hash": ClientHash,
     "random": WeightedRandom,
 }
 """By their names in the configuration."""

@@ -204,9 +204,9 @@ class Pool:
             member.address = address
         self._apply(member, MemberEvent.JOIN, "waits for its first good check")
 
-    def hold(self, slot: int) -> None:
+    def drain(self, slot: int) -> None:
         """The slot's process is about to leave: from now on it is not picked."""
-        self._apply(self._by_slot[slot], MemberEvent.HOLD, "is about to leave")
+        self._apply(self._by_slot[slot], MemberEvent.DRAIN, "is about to leave")
 
     def member(self, slot: int) -> Member:
         """The member in this slot. KeyError: there is no such slot."""
@@ -286,7 +286,7 @@ class Pool:
                 "slot": member.slot,
                 "address": member.address,
                 "weight": member.weight,
-                "standing": member.state.value,
+                "health": member.state.value,
                 "active": member.active,
                 "failures": member.consecutive_failures,
                 "ejections": member.ejections,

@@ -1,9 +1,9 @@
 """The proxy's end of the link to one worker process, and the account of its connections.
 
-Owns: the account. Every connection that is sent ends as exactly one of *taken* (the worker has
-reported it), *returned* (reclaimed, to go to another worker) or *lost* (neither; the worker's own
-code cannot cause that). Until then it is in flight. A taken one is open until the worker reports
-its end, or the process is gone.
+Owns: the account. Every connection that is sent ends as exactly one of *accepted* (the worker
+has reported it), *requeued* (reclaimed, to go to another worker) or *lost* (neither; the worker's
+own code cannot cause that). Until then it is in flight. An accepted one is open until the worker
+reports its end, or the process is gone.
 
 Reports of a worker are read when their content is needed: to be woken for every credit costs
 more than the credit. `set_watched` is for the time when there is nothing to do but wait for one.
@@ -203,13 +203,13 @@ class Link:
         unread += self._unsent
         self._unsent = []
         counters, in_flight = self._counters, self.in_flight
-        returned = min(len(unread), in_flight)
-        counters.handoffs["returned"] += returned
-        counters.handoffs["lost"] += in_flight - returned
+        requeued = min(len(unread), in_flight)
+        counters.handoffs["requeued"] += requeued
+        counters.handoffs["lost"] += in_flight - requeued
         counters.in_flight -= in_flight
         self._fd_budget.in_flight -= in_flight
         # The credit for one came, but we have read it first: the worker never had it.
-        credited = min(len(unread) - returned, self.open)
+        credited = min(len(unread) - requeued, self.open)
         self.open -= credited
         counters.opened -= credited
         self.member.active -= in_flight + credited
@@ -273,7 +273,7 @@ class Link:
         counters.in_flight -= counted
         self._fd_budget.in_flight -= counted
         counters.opened += counted
-        counters.handoffs["taken"] += counted
+        counters.handoffs["accepted"] += counted
         counters.worker_connections[self.member.slot] += counted
 
     def _finish_probe(self, *, taken: bool) -> None:

@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from penstock_proxy.config import Fields, ServiceConfig
+from penstock_proxy.config import Forwarding, ServiceConfig
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.http1 import forwarded, parser
 from penstock_proxy.http1.fields import NOT_IN_TRAILERS, NOT_TO_WORKERS, REWRITTEN, keep_trailers
@@ -32,7 +32,7 @@ _AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")
 _HTTP_PROTOCOLS: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
 """Protocols of Upgrade that carry HTTP: h2c, HTTP by its version, HTTP over TLS (RFC 2817)."""
 _DEFAULT_PORTS: Final = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
-_DEFAULT_FORWARDING: Final = Fields()
+_DEFAULT_FORWARDING: Final = Forwarding()
 
 _MAX_REQUEST_ID: Final = 128
 _CACHED_BLOCKS: Final = 256
@@ -67,7 +67,7 @@ class HeaderRewriter:
         scheme: bytes = b"http",
         own_fields: frozenset[bytes] = frozenset(),
         port: int = 0,
-        forwarding: Fields = _DEFAULT_FORWARDING,
+        forwarding: Forwarding = _DEFAULT_FORWARDING,
     ) -> None:
         """`scheme`: http or https, as clients connect to us; `port`: where, 0 for a unix socket.
         `own_fields`: fields that we set ourselves, so that a trusted proxy's are dropped."""
@@ -146,7 +146,7 @@ class HeaderRewriter:
                 received.setdefault(name, []).append(value)
         info = forwarded.EMPTY
         if trusted:
-            info = forwarded.read_trusted(received, self.trusted, self._forwarding.believe)
+            info = forwarded.read_trusted(received, self.trusted, self._forwarding.trust)
         upgrade = _allowed_upgrades(framing.upgrade) if line.minor else b""
         expects_continue = bool(framing.values.get(b"expect")) and line.minor == 1
         dropped = self._dropped | framing.connection

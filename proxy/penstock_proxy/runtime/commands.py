@@ -126,9 +126,9 @@ def _join(process: CommandTarget, message: Message) -> None:
     service.health_checker.check_now(slot)
 
 
-def _hold(process: CommandTarget, message: Message) -> None:
-    process.services[message["service"]].pool.hold(message["slot"])
-    process.send({"cmd": messages.HELD, "seq": message["seq"]})
+def _drain_worker(process: CommandTarget, message: Message) -> None:
+    process.services[message["service"]].pool.drain(message["slot"])
+    process.send({"cmd": messages.WORKER_DRAINED, "seq": message["seq"]})
 
 
 def _leave(process: CommandTarget, message: Message) -> None:
@@ -149,7 +149,7 @@ _COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], None]]] = {
     messages.ACCEPT: _accept,
     messages.UNCOVER: _uncover,
     messages.JOIN: _join,
-    messages.HOLD: _hold,
+    messages.DRAIN_WORKER: _drain_worker,
     messages.UNLINK: _unlink,
     messages.LEAVE: _leave,
     messages.STATS: _stats,

@@ -58,7 +58,7 @@ def _update_gauges(service: Service) -> None:
     counters = service.counters
     counters.queue = len(service.queue)
     if (tls_acceptor := service.filter_chain.tls_acceptor) is not None:
-        counters.unfinished = tls_acceptor.in_progress
+        counters.handshakes_in_progress = tls_acceptor.in_progress
     counters.accepting = service.listeners.is_accepting
     if service.dispatcher is not None:
         service.dispatcher.poll_reports()

@@ -23,7 +23,7 @@ from penstock_supervisor.config.model import Config, Service
 
 NAMES: Final = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
 """All that can be compared, in the order in which they are shown."""
-UNCHANGED: Final = ("listen", "scheme", "mode", "ports", "access_log", "access_log_format")
+UNCHANGED: Final = ("listen", "scheme", "mode", "worker_ports", "access_log", "access_log_format")
 """Keys that the comparison decides for itself, so `as_toml` leaves them out."""
 _HIDDEN: Final = "(not shown)"
 """In place of a variable's value: results are passed around, and secrets live in variables."""
@@ -100,7 +100,7 @@ def _refused(service: Service, scheme: str, mode: str) -> set[str]:
     traits = applicability.ServiceTraits(scheme, mode, program, given)
     refused = set(applicability.inapplicable_keys(traits))
     # The clients of a comparison speak for themselves.
-    refused |= {"ports", "access_log_format", "accept_proxy"}
+    refused |= {"worker_ports", "access_log_format", "accept_proxy"}
     if mode != "http" or scheme != "ports":
         refused.add("trusted_proxies")
     return refused

@@ -9,7 +9,7 @@ rules between keys are in `rules`. No I/O, no clock.
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple, get_args
 
-from penstock_proxy.config import Mode, Part
+from penstock_proxy.config import FrozenModel, Mode
 from penstock_supervisor.config.diagnostics import Problem
 from penstock_supervisor.config.model import Scheme, Service
 
@@ -85,7 +85,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         _EVERYWHERE,
     ),
     **dict.fromkeys(("workers", "env", "directory", "restart", "timeouts.start"), _RUN_BY_US),
-    "ports": Applicability(
+    "worker_ports": Applicability(
         (When(("ports",), programs=("app", "command")),),
         "no other gives workers ports of their own",
     ),
@@ -151,7 +151,7 @@ def keys() -> Iterator[str]:
     """Every key of a service; a key of a table as `table.key`."""
     for key, field in Service.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Part):
+        if isinstance(kind, type) and issubclass(kind, FrozenModel):
             yield from (f"{key}.{inner}" for inner in kind.model_fields)
         else:
             yield key

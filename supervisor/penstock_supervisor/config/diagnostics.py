@@ -2,14 +2,15 @@
 
 Turns the validation errors of the models into one line per problem: the path of the key, what
 was expected, what was found, and the key or value that was probably meant. It knows how models
-consist of fields. It does not know what any key means, so a new key changes nothing here.
+consist of fields. It does not know what any key means, so a new key changes nothing here; a key
+that gets another name needs a line in RENAMED.
 
 Pydantic's own texts are not used because they name its types and unions, which the author of
 a configuration file does not know. No I/O, no clock.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple, get_args
 
@@ -25,6 +26,15 @@ MIN_SIMILARITY: Final = 0.7
 """From which similarity on a word is suggested. At 0.6 send_proxy would match trusted_proxies."""
 MAX_VALUE_LENGTH: Final = 60
 """Characters of a value in a message, so that the message stays one line."""
+
+RENAMED: Final[Mapping[str, str]] = {
+    "fronts": "proxies",
+    "ports": "worker_ports",
+    "forwarding.believe": "forwarding.trust",
+}
+"""Keys by their older names, dotted as in the run or in a service; the table is the same."""
+_RENAMED_VALUES: Final[Mapping[tuple[str, object], str]] = {("balance", "hash"): "client_hash"}
+"""Values of keys by their older names."""
 
 # Proxies get their configuration as JSON, with durations as numbers. In a file the unit is
 # required: `interval = 5` could mean seconds or milliseconds.
@@ -90,8 +100,14 @@ def suggestion(text: object, candidates: Iterable[str]) -> str:
     return f'; did you mean "{closest[0]}"?' if closest else ""
 
 
-def unknown_key(key: object, candidates: Iterable[str]) -> str:
-    return f"unknown key{suggestion(key, candidates)}"
+def unknown_key(key: object, candidates: Collection[str]) -> str:
+    return renamed((str(key),), candidates) or f"unknown key{suggestion(key, candidates)}"
+
+
+def renamed(location: Location, keys: Collection[str]) -> str:
+    """What a key with an older name is called now, or nothing. `keys`: those of its table."""
+    name = RENAMED.get(key_path(location), "").rpartition(".")[2]
+    return f"is called {name} now" if name in keys else ""
 
 
 def missing_units(
@@ -135,7 +151,7 @@ def _text(model: type[BaseModel], location: Location, error: ErrorDetails) -> st
         case "value_error":
             return f"{context['error']}, not {as_toml(value)}"
         case "literal_error":
-            return _bad_choice(context["expected"], value)
+            return _bad_choice(location, context["expected"], value)
         case _:
             return f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {as_toml(value)}"
 
@@ -148,8 +164,10 @@ def _missing_key(model: type[BaseModel], location: Location) -> str:
     return f"missing{example}"
 
 
-def _bad_choice(choices: str, value: object) -> str:
+def _bad_choice(location: Location, choices: str, value: object) -> str:
     """Pydantic lists the words of a Literal as `'a', 'b' or 'c'`."""
+    if isinstance(value, str) and (new := _RENAMED_VALUES.get((key_path(location), value))):
+        return f"{as_toml(value)} is called {as_toml(new)} now"
     quoted = choices.replace("'", '"')
     words = quoted.replace('"', " ").replace(",", " ").split()
     return expected(quoted, value) + suggestion(value, words)
@@ -171,6 +189,8 @@ def _unknown_key(model: type[BaseModel], location: Location) -> str:
     key, parent = str(location[-1]), _table_model(model, location[:-1])
     if parent is None:
         return "unknown key"
+    if new := renamed(location, parent.model_fields):
+        return new
     if hint := suggestion(key, parent.model_fields):
         return f"unknown key{hint}"
     tables = [(name, _table_type(field)) for name, field in parent.model_fields.items()]

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from penstock_proxy.config import AddressText, Count, Part, Positive, Traffic, Weight
+from penstock_proxy.config import AddressText, Count, FrozenModel, Positive, ProxySettings, Weight
 from penstock_proxy.net.address import parse_address
 from penstock_worker.contract import SCRUBBED
 
@@ -134,7 +134,7 @@ Text = Annotated[str, AfterValidator(_text)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
 
-class CertificateFiles(Part):
+class CertificateFiles(FrozenModel):
     """A certificate and its key, PEM both."""
 
     cert: Annotated[Text, Field(examples=["/etc/ssl/web.pem"])]
@@ -142,7 +142,7 @@ class CertificateFiles(Part):
     key: Annotated[Text, Field(examples=["/etc/ssl/web.key"])]
 
 
-class Tls(Part):
+class Tls(FrozenModel):
     """TLS with clients: the certificates that the proxy sends, and what it asks of clients."""
 
     cert: Text | None = None
@@ -161,7 +161,7 @@ class Tls(Part):
         return tuple((("certificates", at), one) for at, one in enumerate(self.certificates))
 
 
-class Restart(Part):
+class Restart(FrozenModel):
     """When a worker that ended is started again."""
 
     max_restarts: Count = 5
@@ -172,7 +172,7 @@ class Restart(Part):
     backoff_max: Positive = 10.0
 
 
-class Upstream(Part):
+class Upstream(FrozenModel):
     """A server that somebody else runs."""
 
     address: Annotated[AddressText, AfterValidator(_reachable)]
@@ -189,7 +189,7 @@ class Upstream(Part):
         return {"address": match[1], "weight": int(match[2] or 1)}
 
 
-class Service(Traffic):
+class Service(ProxySettings):
     """One address that is served, and the program behind it."""
 
     name: Annotated[str, AfterValidator(_name)]
@@ -204,7 +204,7 @@ class Service(Traffic):
     workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=512)] = 2
     weights: tuple[Weight, ...] = ()
     """By slot."""
-    ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
+    worker_ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
     """None: any free ports. A slot keeps its port."""
     env: Mapping[Variable, Text] = Field(default_factory=dict)
     directory: Text | None = None
@@ -229,7 +229,7 @@ class Service(Traffic):
         return self.scheme == "ports" and self.has_program
 
 
-class Config(Part):
+class Config(FrozenModel):
     """The whole configuration of one `penstock run`."""
 
     admin: Annotated[str, AfterValidator(_admin)] = ADMIN

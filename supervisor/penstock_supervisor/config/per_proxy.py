@@ -10,21 +10,21 @@ keys that are divided. No I/O, no clock.
 from collections.abc import Iterator
 from typing import Any, Final
 
-from penstock_proxy.config import Divided, Part, Traffic
+from penstock_proxy.config import Divided, FrozenModel, ProxySettings
 
 Key = tuple[str, ...]
 
 
-def _divided_keys(model: type[Part], prefix: Key = ()) -> Iterator[tuple[Key, Divided]]:
+def _divided_keys(model: type[FrozenModel], prefix: Key = ()) -> Iterator[tuple[Key, Divided]]:
     for name, field in model.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Part):
+        if isinstance(kind, type) and issubclass(kind, FrozenModel):
             yield from _divided_keys(kind, (*prefix, name))
         marks = (item for item in field.metadata if isinstance(item, Divided))
         yield from (((*prefix, name), mark) for mark in marks)
 
 
-DIVIDED: Final = tuple(_divided_keys(Traffic))
+DIVIDED: Final = tuple(_divided_keys(ProxySettings))
 """The keys of a service that are divided."""
 
 
@@ -33,7 +33,7 @@ def share(total: int, parts: int, index: int) -> int:
     return total // parts + (index < total % parts)
 
 
-def too_small(service: Traffic, proxies: int) -> Iterator[Key]:
+def too_small(service: ProxySettings, proxies: int) -> Iterator[Key]:
     """The keys whose value is less than one for each proxy."""
     for key, divided in DIVIDED:
         value = _value(service, key)
@@ -41,9 +41,9 @@ def too_small(service: Traffic, proxies: int) -> Iterator[Key]:
             yield key
 
 
-def keys_for_proxy(service: Traffic, proxies: int, slot: int) -> dict[str, Any]:
-    """The keys of `Traffic`, with this proxy's share of the divided ones."""
-    keys: dict[str, Any] = {key: getattr(service, key) for key in Traffic.model_fields}
+def keys_for_proxy(service: ProxySettings, proxies: int, slot: int) -> dict[str, Any]:
+    """The keys of `ProxySettings`, with this proxy's share of the divided ones."""
+    keys: dict[str, Any] = {key: getattr(service, key) for key in ProxySettings.model_fields}
     for key, divided in DIVIDED:
         value = _value(service, key)
         if isinstance(value, int):
@@ -52,7 +52,7 @@ def keys_for_proxy(service: Traffic, proxies: int, slot: int) -> dict[str, Any]:
     return keys
 
 
-def _value(service: Traffic, key: Key) -> object:
+def _value(service: ProxySettings, key: Key) -> object:
     value: Any = service
     for name in key:
         value = getattr(value, name)
@@ -63,6 +63,6 @@ def _with_value(value: Any, path: Key, portion: int) -> Any:
     """Replace the bound: `value` is the bound itself, or a table that contains it at `path`."""
     if not path:
         return portion
-    assert isinstance(value, Part)
+    assert isinstance(value, FrozenModel)
     inner = _with_value(getattr(value, path[0]), path[1:], portion)
     return value.model_copy(update={path[0]: inner})

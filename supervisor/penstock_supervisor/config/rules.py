@@ -118,8 +118,12 @@ def check_config(config: "Config") -> Iterator[Problem]:
         # UDP and TCP ports are separate.
         if (one.mode == "udp") == (other.mode == "udp") and _conflict(one.listen, other.listen):
             yield Problem((*prefix, "listen"), f"{other.listen} is taken by service.{one.name}")
-        if one.ports and other.ports and _overlap(one.ports, other.ports):
-            yield Problem((*prefix, "ports"), f"overlaps the ports of service.{one.name}")
+        if (
+            one.worker_ports
+            and other.worker_ports
+            and _overlap(one.worker_ports, other.worker_ports)
+        ):
+            yield Problem((*prefix, "worker_ports"), f"overlaps the ports of service.{one.name}")
     listeners = {f"service.{one.name}": one.listen for one in config.services if one.mode != "udp"}
     if config.admin:
         for owner, listen in listeners.items():
@@ -147,9 +151,9 @@ def _check_proxies(config: "Config") -> Iterator[Problem]:
 def _check_port_range(service: "Service", listeners: Mapping[str, str]) -> Iterator[Problem]:
     for owner, listen in listeners.items():
         port = parse_address(listen).port
-        if service.ports and _overlap(service.ports, (port, port)):
+        if service.worker_ports and _overlap(service.worker_ports, (port, port)):
             text = f"contains {port}, where {owner} listens"
-            yield Problem(("service", service.name, "ports"), text)
+            yield Problem(("service", service.name, "worker_ports"), text)
 
 
 def _check_counts(service: "Service") -> Iterator[Problem]:
@@ -157,10 +161,11 @@ def _check_counts(service: "Service") -> Iterator[Problem]:
     if service.weights and len(service.weights) != workers:
         text = f"expected one for each of {workers} workers, not {len(service.weights)}"
         yield Problem(("weights",), text)
-    if service.ports is not None:
-        size = service.ports.last - service.ports.first + 1
+    if service.worker_ports is not None:
+        size = service.worker_ports.last - service.worker_ports.first + 1
         if size < workers:
-            yield Problem(("ports",), f"expected a port for each of {workers} workers, not {size}")
+            text = f"expected a port for each of {workers} workers, not {size}"
+            yield Problem(("worker_ports",), text)
 
 
 def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:

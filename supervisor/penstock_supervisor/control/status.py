@@ -1,7 +1,7 @@
 """One `Snapshot` as what /status and /readyz say: plain values, ready for JSON.
 
 Owns the names of the fields that people's scripts read. What the proxy (where there is none,
-the worker checks) says about a worker, its standing and what it has to do, is put beside what the
+the worker checks) says about a worker, its health and what it has to do, is put beside what the
 supervisor says about the same slot; the two disagree for a moment whenever something happens,
 and both are shown. No I/O, no clock.
 """
@@ -12,7 +12,7 @@ from typing import Any, Final
 from penstock_supervisor.observability.traffic import Traffic, WorkerRow
 from penstock_supervisor.snapshot import ChildView, Snapshot, SocketQueue
 
-_TOLD_BY_POOL: Final = ("standing", "reason", "weight", "active", "failures", "ejections")
+_TOLD_BY_POOL: Final = ("health", "reason", "weight", "active", "failures", "ejections")
 
 
 def describe(
@@ -58,7 +58,7 @@ def without_worker(snapshot: Snapshot) -> tuple[str, ...]:
     return tuple(
         name
         for name in snapshot.services
-        if not any(row["standing"] == "up" for row in pools.get(name, {}).values())
+        if not any(row["health"] == "up" for row in pools.get(name, {}).values())
     )
 
 

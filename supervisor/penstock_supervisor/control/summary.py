@@ -51,7 +51,6 @@ def workers(name: str, service: Mapping[str, Any]) -> Iterator[SummaryRow]:
 def _row(name: str, child: Mapping[str, Any], served: int | None = None) -> SummaryRow:
     # An upstream has no process of ours; a proxy is in no rotation.
     restarts = sum((child.get("restarts") or {}).values())
-    standing = child.get("standing")
     pid = child.get("pid")
     words = tuple(_words(child))
     return SummaryRow(
@@ -60,7 +59,7 @@ def _row(name: str, child: Mapping[str, Any], served: int | None = None) -> Summ
         process="" if pid is None else f"pid {pid}",
         address=child.get("address") or "",
         restarts=f"{restarts} restart{'s' * (restarts != 1)}" if restarts else "",
-        reason="" if standing in (None, _SERVING) else child.get("reason") or "",
+        reason="" if child.get("health") in (None, _SERVING) else child.get("reason") or "",
         served=served,
         active=child.get("active"),
         health=_health(words),
@@ -68,21 +67,21 @@ def _row(name: str, child: Mapping[str, Any], served: int | None = None) -> Summ
 
 
 def _words(child: Mapping[str, Any]) -> Iterator[str]:
-    state, standing = child.get("state"), child.get("standing")
-    yield (state or standing or "unknown").replace("_", " ")
-    if state == _SERVING and standing not in (None, _SERVING):
-        yield standing
+    state, health = child.get("state"), child.get("health")
+    yield (state or health or "unknown").replace("_", " ")
+    if state == _SERVING and health not in (None, _SERVING):
+        yield health
     # Proxies only: of a worker it means nothing, since most programs know no such question.
     if "covered" in child and state == _SERVING and not child.get("answers"):
         yield "does not answer"
     if child.get("covered"):
-        yield "covered by the others"
+        yield "listeners taken over by the others"
 
 
 def _health(words: tuple[str, ...]) -> str:
     if words == (_SERVING,):
         return "good"
-    waits = words[0] in _ON_THEIR_WAY or words[1:] in (("held",), ("checking",))
+    waits = words[0] in _ON_THEIR_WAY or words[1:] in (("draining",), ("checking",))
     return "wait" if waits or words[0] in ("unknown", "checking") else "bad"
 
 

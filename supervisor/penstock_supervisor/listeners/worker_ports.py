@@ -31,7 +31,7 @@ def choose_addresses(
     addresses: dict[str, list[Address]] = {service.name: [] for service in services}
     taken = set(taken)
     # Services with a configured range choose first; the others avoid these ports.
-    for service in sorted(services, key=lambda one: one.ports is None):
+    for service in sorted(services, key=lambda one: one.worker_ports is None):
         if not service.has_ports:
             continue
         ports = _ports_for(service, service.workers, taken)
@@ -47,8 +47,8 @@ def spare_address(service: Service, taken: Collection[int]) -> Address:
 
 
 def _ports_for(service: Service, count: int, taken: Collection[int]) -> list[int]:
-    key = f"service.{service.name}.ports"
-    return free_ports(count, service.ports, taken, key=key, random_below=random.randrange)
+    key = f"service.{service.name}.worker_ports"
+    return free_ports(count, service.worker_ports, taken, key=key, random_below=random.randrange)
 
 
 def free_ports(

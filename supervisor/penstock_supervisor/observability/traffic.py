@@ -128,7 +128,7 @@ class Traffic:
 def _together(one: WorkerRow, other: WorkerRow) -> WorkerRow:
     """What two proxies say of the same worker. Each has traffic and a judgement of its own:
     numbers of things add up, and it is as well as the one says that thinks less of it."""
-    worse = other if one["standing"] == UP else one
+    worse = other if one["health"] == UP else one
     return {
         **worse,
         "active": one["active"] + other["active"],

@@ -51,7 +51,7 @@ class RollingRestart:
         successor, beside = self._make(child)
         self._slots.take_over(successor)
         _log.warning("%s; replacing it", why)
-        self._rotation.hold(child, child.stop)
+        self._rotation.drain(child, child.stop)
         if beside:
             successor.start_as_replacement(reason)
         else:
@@ -94,7 +94,7 @@ class RollingRestart:
                 successor.start()
             else:
                 self._slots.take_over(successor)
-                self._rotation.hold(child, child.stop)
+                self._rotation.drain(child, child.stop)
                 self._next[child] = successor, "reload"
         await self._condition.wait_until(lambda: self._is_settled(slot))
         return slot not in self._slots.current or self._rotation.is_up(slot)
@@ -103,7 +103,7 @@ class RollingRestart:
         """It is ready: it takes over."""
         before = self._slots.take_over(successor)
         if before.state is State.UP:
-            self._rotation.hold(before, before.stop)
+            self._rotation.drain(before, before.stop)
         else:
             # It crashed meanwhile: nobody picks it, and it must not come back beside its successor.
             before.stop()

@@ -16,7 +16,7 @@ UP: Final = "up"
 
 
 class ProxyViews:
-    """By slot and number of the proxy: a standing, as the proxy's pool names it."""
+    """By slot and number of the proxy: a state, as the proxy's pool names it."""
 
     def __init__(self) -> None:
         self._of: dict[Slot, dict[int, str]] = {}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from penstock_proxy.messages import HELD, HOLD, JOIN, LEAVE, ROTATION, UNLINKED
+from penstock_proxy.messages import DRAIN_WORKER, JOIN, LEAVE, ROTATION, UNLINKED, WORKER_DRAINED
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.plan import Slot
@@ -25,7 +25,7 @@ from penstock_supervisor.rotation.handoff_links import HandoffLinks
 from penstock_supervisor.rotation.proxy_views import UP, ProxyViews
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 
-_HOLD_TIMEOUT_S: Final = 1.0
+_DRAIN_TIMEOUT_S: Final = 1.0
 """A proxy that does not answer is stuck, and a stuck proxy picks nobody."""
 
 _WORKER_CHECKS: Final = 0
@@ -34,7 +34,7 @@ _WORKER_CHECKS: Final = 0
 _log = logging.getLogger("penstock.supervisor")
 
 
-class _Hold(NamedTuple):
+class _Drain(NamedTuple):
     """A question that is out."""
 
     timer: TimerHandle
@@ -61,9 +61,9 @@ class Rotation:
         self._changed = changed
         self._views = ProxyViews()
         self._joined: set[Slot] = set()
-        self._held: set[Slot] = set()
+        self._draining: set[Slot] = set()
         self._numbers = count(1)
-        self._holds: dict[int, _Hold] = {}
+        self._drains: dict[int, _Drain] = {}
         self._links = HandoffLinks(loop, slots, self._join_late)
 
     # What is known.
@@ -78,7 +78,7 @@ class Rotation:
     def is_joined(self, slot: Slot) -> bool:
         """Is its process ready, and not about to leave?"""
         current = self._slots.current.get(slot)
-        return current is not None and current.state is State.UP and slot not in self._held
+        return current is not None and current.state is State.UP and slot not in self._draining
 
     def serving(self) -> set[str]:
         """The services that have anybody in rotation, whichever proxy a client comes to."""
@@ -95,7 +95,7 @@ class Rotation:
     def join(self, child: Child) -> None:
         """The slot's process is ready, wherever it listens."""
         slot = slot_of(child)
-        self._held.discard(slot)
+        self._draining.discard(slot)
         self._joined.add(slot)
         if not self._is_proxied(child):
             self._worker_checks.join(*slot, asks=child.speaks_protocol)
@@ -107,7 +107,7 @@ class Rotation:
         """The slot's process is gone, or is told to go."""
         slot = slot_of(child)
         self._views.forget(slot)
-        self._held.discard(slot)
+        self._draining.discard(slot)
         if slot not in self._joined:
             return
         self._joined.discard(slot)
@@ -117,22 +117,22 @@ class Rotation:
         else:
             self._worker_checks.leave(*slot)
 
-    def hold(self, child: Child, then: Callable[[], None]) -> None:
+    def drain(self, child: Child, then: Callable[[], None]) -> None:
         """Nobody may pick it any more; `then` is called when that is so."""
         slot = slot_of(child)
-        self._held.add(slot)
+        self._draining.add(slot)
         # Who is up next in this slot is said by the proxies; not that the last one was.
         self._views.forget(slot)
         if not self._is_proxied(child):
-            self._worker_checks.hold(*slot)
+            self._worker_checks.drain(*slot)
             self._loop.call_soon(then)
             return
         number = next(self._numbers)
-        timer = self._loop.call_later(_HOLD_TIMEOUT_S, self._release, number)
-        order = {"cmd": HOLD, "service": slot[0], "slot": slot[1], "seq": number}
+        timer = self._loop.call_later(_DRAIN_TIMEOUT_S, self._release, number)
+        order = {"cmd": DRAIN_WORKER, "service": slot[0], "slot": slot[1], "seq": number}
         # One that comes back picks only whom it is told of.
         asked = {proxy for proxy in self._slots.proxies if proxy.send(order)}
-        self._holds[number] = _Hold(timer, then, asked)
+        self._drains[number] = _Drain(timer, then, asked)
         if not asked:
             self._loop.call_soon(self._release, number)
 
@@ -158,23 +158,23 @@ class Rotation:
 
     def proxy_gone(self, proxy: Child) -> None:
         """It picks nobody any more."""
-        for number in tuple(self._holds):
-            self._held_by(number, proxy)
+        for number in tuple(self._drains):
+            self._drained_by(number, proxy)
         self._links.proxy_gone(proxy)
 
     def close(self) -> None:
-        for hold in self._holds.values():
-            hold.timer.cancel()
+        for drain in self._drains.values():
+            drain.timer.cancel()
         self._links.close()
 
     # What is heard.
 
     def heard(self, proxy: Child, message: dict[str, Any]) -> bool:
         """A message of a proxy; False if it is about something else."""
-        if message["cmd"] == HELD:
+        if message["cmd"] == WORKER_DRAINED:
             number = message.get("seq")
             if isinstance(number, int):
-                self._held_by(number, proxy)
+                self._drained_by(number, proxy)
             return True
         if message["cmd"] == UNLINKED:
             self._links.reclaimed(message.get("link"), proxy)
@@ -218,17 +218,17 @@ class Rotation:
         numbers = (proxy.plan.slot for proxy in self._slots.proxies if not proxy.at_rest)
         return [number for number in numbers if number not in self._slots.covered]
 
-    def _held_by(self, number: int, proxy: Child) -> None:
+    def _drained_by(self, number: int, proxy: Child) -> None:
         """This proxy picks it no more."""
-        if (hold := self._holds.get(number)) is not None:
-            hold.missing.discard(proxy)
-            if not hold.missing:
+        if (drain := self._drains.get(number)) is not None:
+            drain.missing.discard(proxy)
+            if not drain.missing:
                 self._release(number)
 
     def _release(self, number: int) -> None:
-        if (hold := self._holds.pop(number, None)) is not None:
-            hold.timer.cancel()
-            hold.then()
+        if (drain := self._drains.pop(number, None)) is not None:
+            drain.timer.cancel()
+            drain.then()
 
     def _is_proxied(self, child: Child) -> bool:
         return child.plan.service in self._proxied

@@ -31,7 +31,7 @@ _TICK_S: Final = 0.25
 Ask = Callable[[str, int, Any, socket.socket | None], bool]
 """service, slot, message, handle → False if the worker is away."""
 OnChange = Callable[[str, int, str, str], None]
-"""service, slot, standing, reason."""
+"""service, slot, state, reason."""
 
 
 class WorkerChecks:
@@ -51,7 +51,7 @@ class WorkerChecks:
         """The slot's process is gone, or told to go."""
         self._services[service].pool.leave(slot)
 
-    hold = leave
+    drain = leave
     """It finishes what it has and takes no more. Here that is the same: from now on it is its
     successor that would be asked."""
 

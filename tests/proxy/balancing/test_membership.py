@@ -364,7 +364,7 @@ class Events(RuleBasedStateMachine):
             self.told({member.slot: member})
 
     @precondition(lambda self: self.there)
-    @rule(data=st.data(), what=st.sampled_from(["join", "hold", "leave"]))
+    @rule(data=st.data(), what=st.sampled_from(["join", "drain", "leave"]))
     def ordered(self, data: st.DataObject, what: str) -> None:
         member = self.some(data)
         generation = member.generation
@@ -376,7 +376,7 @@ class Events(RuleBasedStateMachine):
     @rule(data=st.data(), ok=st.booleans(), is_listening=st.booleans())
     def checked(self, data: st.DataObject, ok: bool, is_listening: bool) -> None:
         member = self.some(data)
-        if ok and member.state not in (MemberState.ABSENT, MemberState.HELD):
+        if ok and member.state not in (MemberState.ABSENT, MemberState.DRAINING):
             self.proved.add(member)
         self.service.check(member, ok=ok, is_listening=ok or is_listening)
 

@@ -150,7 +150,7 @@ def test_a_new_proxy_starts_with_the_states_of_the_last_one() -> None:
     changes: list[str] = []
     pool = Pool(
         targets,
-        balance="hash",
+        balance="client_hash",
         health=Health(),
         ejection=Ejection(),
         random=never,
@@ -330,7 +330,7 @@ def test_rows_are_plain_values() -> None:
             "slot": 0,
             "address": "127.0.0.1:8101",
             "weight": 1,
-            "standing": "ejected",
+            "health": "ejected",
             "active": 0,
             "failures": 2,
             "ejections": 1,
@@ -340,14 +340,14 @@ def test_rows_are_plain_values() -> None:
             "slot": 1,
             "address": "127.0.0.1:8102",
             "weight": 1,
-            "standing": "up",
+            "health": "up",
             "active": 3,
             "failures": 1,
             "ejections": 0,
             "reason": "was up before the proxy was restarted",
         },
     ]
-    assert type(service.pool.snapshot()[0]["standing"]) is str
+    assert type(service.pool.snapshot()[0]["health"]) is str
 
 
 # Any order of events

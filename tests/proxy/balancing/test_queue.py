@@ -89,7 +89,7 @@ def test_without_workers_the_fault_is_no_worker_and_not_a_time_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "balance", ["round_robin", "least_connections", "power_of_two", "hash", "random"]
+    "balance", ["round_robin", "least_connections", "power_of_two", "client_hash", "random"]
 )
 @given(data=st.data())
 def test_no_policy_gives_a_worker_more_than_it_may_have(

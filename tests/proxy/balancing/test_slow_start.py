@@ -189,7 +189,7 @@ def test_an_ejected_member_has_a_slow_start_as_well() -> None:
 
 
 def test_without_slow_start_and_for_a_hash_a_newcomer_has_its_share_at_once() -> None:
-    for service in (Service(1, 1, slow_start=0.0), Service(1, 1, balance="hash")):
+    for service in (Service(1, 1, slow_start=0.0), Service(1, 1, balance="client_hash")):
         service.restart(0)
         assert [member.weight_factor for member in service.members] == [1.0, 1.0]
 
@@ -217,16 +217,16 @@ def test_in_panic_mode_no_absent_member_is_picked() -> None:
     service.check(0, ok=False)
     assert service.panics == [True]
     service.check(1, ok=False, is_listening=False)
-    service.pool.hold(2)
+    service.pool.drain(2)
     service.pool.leave(3)
     service.pool.leave(4)
     service.pool.join(4)
     service.check(4, ok=False)
     assert [m.state.value for m in service.members] == [
-        "down", "down", "held", "absent", "checking", "up",
+        "down", "down", "draining", "absent", "checking", "up",
     ]  # fmt: skip
     assert sorted(set(service.turns(20))) == [0, 5]
-    service.pool.hold(0)
+    service.pool.drain(0)
     assert service.turns(3) == [5, 5, 5]
     assert service.panics == [True, False]
 
@@ -246,7 +246,7 @@ def test_members_that_all_refuse_cause_no_panic_mode() -> None:
     steps=st.lists(
         st.tuples(
             st.integers(0, 5),
-            st.sampled_from(["good", "bad", "gone", "fails", "hold", "leave", "join", "wait"]),
+            st.sampled_from(["good", "bad", "gone", "fails", "drain", "leave", "join", "wait"]),
         ),
         max_size=30,
     ),
@@ -267,7 +267,7 @@ def test_picks_come_from_the_rotation_or_from_all_living_members(
             service.wait(7.0)
         else:
             before = service.members[slot].generation
-            {"hold": service.pool.hold, "leave": service.pool.leave, "join": service.pool.join}[
+            {"drain": service.pool.drain, "leave": service.pool.leave, "join": service.pool.join}[
                 step
             ](slot)
             there[slot] = there[slot] or service.members[slot].generation != before

@@ -129,7 +129,7 @@ class Harness:
     def results(self) -> tuple[int, int, int]:
         self.dispatcher.poll_reports()
         handoffs = self.service.counters.handoffs
-        return handoffs["taken"], handoffs["returned"], handoffs["lost"]
+        return handoffs["accepted"], handoffs["requeued"], handoffs["lost"]
 
     def close(self) -> None:
         for number in tuple(self.workers):
@@ -210,7 +210,7 @@ def test_a_connection_is_hashed_by_the_address_in_its_header_which_the_worker_re
     make_harness: Any,
 ) -> None:
     harness = make_harness(
-        workers=3, balance="hash", accept_proxy=True, trusted_proxies=["127.0.0.1"]
+        workers=3, balance="client_hash", accept_proxy=True, trusted_proxies=["127.0.0.1"]
     )
     headers = [build(2, (f"203.0.113.{n % 6}", n), ("192.0.2.1", 443)) for n in range(24)]
     for header in headers:
@@ -247,7 +247,7 @@ def addresses_taken(harness: Any, number: int) -> Iterator[str]:
 
 
 def test_an_untrusted_peer_is_rejected_where_a_header_is_required(make_harness: Any) -> None:
-    for balance in ("hash", "round_robin"):
+    for balance in ("client_hash", "round_robin"):
         harness = make_harness(balance=balance, accept_proxy=True, trusted_proxies=["192.0.2.0/24"])
         harness.connect(3)
         counters = harness.service.counters
@@ -359,20 +359,20 @@ def test_no_more_are_accepted_than_may_be_reclaimed(make_harness: Any) -> None:
     assert harness.take(2) == 6
 
 
-def test_a_worker_that_is_held_gets_no_more_and_keeps_what_it_has(make_harness: Any) -> None:
+def test_a_worker_that_drains_gets_no_more_and_keeps_what_it_has(make_harness: Any) -> None:
     harness = make_harness()
     harness.connect(2)
-    harness.service.pool.hold(0)
+    harness.service.pool.drain(0)
     harness.connect(4)
     assert (harness.take(1), harness.take(2)) == (1, 5)
-    assert harness.service.pool.member(0).state is MemberState.HELD
+    assert harness.service.pool.member(0).state is MemberState.DRAINING
 
 
 def test_a_successor_takes_over_while_the_old_one_still_has_clients(make_harness: Any) -> None:
     harness = make_harness(workers=1)
     harness.connect(2)
     harness.take(1)
-    harness.service.pool.hold(0)
+    harness.service.pool.drain(0)
     harness.start(0, 7)
     harness.connect(3)
     assert (harness.take(1), harness.take(7)) == (0, 3)

@@ -83,7 +83,7 @@ class Harness:
     @property
     def results(self) -> tuple[int, int, int]:
         handoffs = self.counters.handoffs
-        return handoffs["taken"], handoffs["returned"], handoffs["lost"]
+        return handoffs["accepted"], handoffs["requeued"], handoffs["lost"]
 
     def check(self) -> None:
         assert self.sent == sum(self.results) + self.counters.in_flight

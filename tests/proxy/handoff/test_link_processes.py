@@ -230,5 +230,5 @@ def test_all_that_one_is_sent_is_taken_and_ends(proxy: Harness) -> None:
             proxy.send(worker, fd)
         proxy.wait_until_idle(worker)
         assert answers(clients) == {b"A": EACH}
-    assert proxy.counters.handoffs["taken"] == 20 * EACH
+    assert proxy.counters.handoffs["accepted"] == 20 * EACH
     assert proxy.counters.worker_connections[worker.link.member.slot] == 20 * EACH

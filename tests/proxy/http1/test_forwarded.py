@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_proxy.config import Fields
+from penstock_proxy.config import Forwarding
 from penstock_proxy.errors import RejectedError
 from penstock_proxy.http1 import parser
 from penstock_proxy.http1.forwarded import ForwardedInfo, read_trusted
@@ -40,9 +40,8 @@ def worker_sees(
     **terms: object,
 ) -> list[tuple[str, str]]:
     """The fields of a request as a worker gets them, in order, without the request id."""
-    using = HeaderRewriter(
-        PROXIES, 1000, b"http", port=8000, forwarding=Fields.model_validate(terms)
-    )
+    forwarding = Forwarding.model_validate(terms)
+    using = HeaderRewriter(PROXIES, 1000, b"http", port=8000, forwarding=forwarding)
     head = start + b"\r\nHost: shop.example\r\n" + fields + b"\r\n"
     line = parser.parse_request_line(head)
     prepared = using.prepare(line, head[line.end :], trusted=trusted)
@@ -179,7 +178,7 @@ def test_forwarded_carries_the_same_information(address: str, node: str) -> None
 def test_forwarded_of_a_trusted_proxy_is_continued() -> None:
     received = b'Forwarded: for="[2001:db8:1::5]";proto=https;host=www.example, for=10.0.0.3\r\n'
     found = worker_sees(
-        received, trusted=True, address="10.0.0.4", forwarded=True, believe="forwarded", via=""
+        received, trusted=True, address="10.0.0.4", forwarded=True, trust="forwarded", via=""
     )
     assert found == [
         ("Host", "shop.example"),
@@ -200,7 +199,7 @@ def test_only_the_header_that_the_proxies_write_is_trusted() -> None:
     received = (
         b"Forwarded: for=203.0.113.1\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: evil\r\n"
     )
-    found = worker_sees(received, trusted=True, address="10.0.0.1", believe="forwarded")
+    found = worker_sees(received, trusted=True, address="10.0.0.1", trust="forwarded")
     assert "6.6.6.6" not in str(found)
     assert "evil" not in str(found)
     assert ("X-Forwarded-For", "203.0.113.1, 10.0.0.1") in found
@@ -274,7 +273,7 @@ def test_no_value_from_a_trusted_proxy_makes_another_line(value: bytes) -> None:
     fields = b"".join(name + b": " + value + b"\r\n" for name in names)
     for header in ("x-forwarded", "forwarded"):
         try:
-            found = worker_sees(fields, trusted=True, forwarded=True, believe=header)
+            found = worker_sees(fields, trusted=True, forwarded=True, trust=header)
         except RejectedError:
             return
         assert [name for name, _ in found if name in dict(OURS)].count("X-Forwarded-For") == 1

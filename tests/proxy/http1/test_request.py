@@ -5,7 +5,7 @@ Proves `request` and `fields`. `tests/proxy/http/test_limits.py` proves `request
 
 import pytest
 
-from penstock_proxy.config import Fields
+from penstock_proxy.config import Forwarding
 from penstock_proxy.errors import HEAD_TOO_LARGE, RejectedError
 from penstock_proxy.http1 import parser, request
 from penstock_proxy.http1.request import HeaderRewriter, PreparedRequest
@@ -14,7 +14,7 @@ from penstock_proxy.http1.request_body import RequestBody
 
 def plain(*trusted: str, most: int = 100) -> HeaderRewriter:
     """Without Via, which has tests of its own."""
-    return HeaderRewriter(trusted, most, forwarding=Fields(via=""))
+    return HeaderRewriter(trusted, most, forwarding=Forwarding(via=""))
 
 
 def prepare(

@@ -158,7 +158,7 @@ def test_a_client_that_waits_too_long_is_refused_and_a_later_one_accepted(
             assert b"\r\nRetry-After: 1\r\nConnection: close\r\n\r\n" in answer
         else:
             assert answer == b""
-        reason = "full" if "max_connections" in keys else "lacking"
+        reason = "max_connections" if "max_connections" in keys else "no_descriptors"
         assert harness.counters.rejected[reason] == 1
         assert harness.counters.connections == 1
         assert harness.counters.pauses[reason] >= 1
@@ -181,7 +181,7 @@ def test_a_queue_that_moves_is_not_refused_however_long_it_is(runner: asyncio.Ru
             for _ in range(5):
                 harness.service.client_closed("")
             await harness.until(lambda: harness.counters.connections >= 5 + count)  # noqa: B023
-        assert harness.counters.rejected["full"] == 0
+        assert harness.counters.rejected["max_connections"] == 0
         for _ in range(35):
             # All of the 40 are still there, and will be counted when they leave.
             harness.service.client_accepted()
@@ -233,7 +233,7 @@ def test_without_descriptors_the_spare_one_refuses_and_then_accepting_goes_on(
             await harness.pass_time(PATIENCE_S + 0.75)
             answer = [await harness.read_all(client) for client in clients]
         assert all(one.startswith(b"HTTP/1.1 503 ") == (mode == "http") for one in answer)
-        assert harness.counters.rejected["lacking"] == 5
+        assert harness.counters.rejected["no_descriptors"] == 5
         assert harness.counters.connections == 0
         harness.connect(3)
         await harness.pass_time(0.25)
@@ -256,7 +256,7 @@ def test_clients_that_wait_for_a_descriptor_are_accepted_as_soon_as_there_is_one
             await harness.pass_time(1.0)
         await harness.pass_time(0.25)
         await harness.until(lambda: harness.counters.connections == 5)
-        assert harness.counters.rejected["lacking"] == 0
+        assert harness.counters.rejected["no_descriptors"] == 0
         await harness.close()
 
     runner.run(main())
@@ -370,7 +370,7 @@ def test_a_client_with_too_many_connections_is_refused_and_others_are_not(
         third.send(GET)
         answer = await harness.read_all(third)
         assert answer.startswith(b"HTTP/1.1 429 ") if mode == "http" else answer == b""
-        assert harness.counters.rejected["client_full"] == 1
+        assert harness.counters.rejected["client_limit"] == 1
         assert harness.counters.active == 2
         if mode == "http":
             with socket.socket() as other:
@@ -382,7 +382,7 @@ def test_a_client_with_too_many_connections_is_refused_and_others_are_not(
             await harness.until(lambda: harness.counters.active == 1)
             harness.connect()
             await harness.until(lambda: harness.counters.active == 2)
-            assert harness.counters.rejected["client_full"] == 1
+            assert harness.counters.rejected["client_limit"] == 1
         await harness.close()
         assert len(harness.service.client_limit) == 0
 
@@ -408,7 +408,7 @@ def test_a_trusted_proxy_is_not_limited(runner: asyncio.Runner) -> None:
         harness = Harness(listening_socket(), limits=limits, trusted_proxies=("127.0.0.0/8",))
         harness.connect(3)
         await harness.until(lambda: harness.counters.active == 3)
-        assert harness.counters.rejected["client_full"] == 0
+        assert harness.counters.rejected["client_limit"] == 0
         await harness.close()
 
     runner.run(main())
@@ -421,7 +421,7 @@ def test_the_number_of_lingering_clients_is_bounded(runner: asyncio.Runner) -> N
         await harness.until(lambda: harness.counters.active == 1)
         before = descriptors()
         clients = harness.connect(3 * MAX_LINGERING)
-        await harness.until(lambda: harness.counters.rejected["client_full"] == len(clients))
+        await harness.until(lambda: harness.counters.rejected["client_limit"] == len(clients))
         assert descriptors() - before - len(clients) <= MAX_LINGERING
         # They never close, and are closed soon.
         await harness.pass_time(2.75)

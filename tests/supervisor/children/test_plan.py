@@ -178,13 +178,13 @@ def config_of_proxy(
 
 
 def test_a_proxy_gets_every_slot_and_the_state_of_its_worker() -> None:
-    web = service(app="a:b", weights=[3, 1], balance="hash", limits={"head": "8KiB"})
+    web = service(app="a:b", weights=[3, 1], balance="client_hash", limits={"head": "8KiB"})
     (proxy,) = config_of_proxy(Config(admin="", services=(web,)), 1, up=(1,)).services
     assert [(t.slot, t.address, t.weight, t.joined, t.up) for t in proxy.targets] == [
         (0, "127.0.0.1:8101", 3, False, False),
         (1, "127.0.0.1:8102", 1, True, True),
     ]
-    assert (proxy.name, proxy.listeners, proxy.balance) == ("web", (7,), "hash")
+    assert (proxy.name, proxy.listeners, proxy.balance) == ("web", (7,), "client_hash")
     assert (proxy.limits, proxy.timeouts) == (web.limits, web.timeouts)
 
 

@@ -63,14 +63,20 @@ from penstock_supervisor.config.loader import (
             "mode = 'htpp'",
             'mode: expected "http", "tcp" or "udp", not "htpp"; did you mean "http"?',
         ),
-        ("ports = 8101", 'ports: expected a range of ports, such as "8101-8199", not 8101'),
         (
-            "ports = '8199-8101'",
-            'ports: expected a range of ports, such as "8101-8199", not "8199-8101"',
+            "worker_ports = 8101",
+            'worker_ports: expected a range of ports, such as "8101-8199", not 8101',
         ),
-        ("ports = '8101-8101'", "ports: expected a port for each of 2 workers, not 1"),
-        ("ports = '7999-8005'", "ports: contains 8000, where service.web listens"),
-        ("ports = '9400-9499'", "ports: contains 9464, where admin listens"),
+        (
+            "worker_ports = '8199-8101'",
+            'worker_ports: expected a range of ports, such as "8101-8199", not "8199-8101"',
+        ),
+        (
+            "worker_ports = '8101-8101'",
+            "worker_ports: expected a port for each of 2 workers, not 1",
+        ),
+        ("worker_ports = '7999-8005'", "worker_ports: contains 8000, where service.web listens"),
+        ("worker_ports = '9400-9499'", "worker_ports: contains 9464, where admin listens"),
         ("weights = [1, 2, 3]", "weights: expected one for each of 2 workers, not 3"),
         ("weights = [1, 0]", "weights[1]: expected at least 1, not 0"),
         ("env = { 'A B' = '1' }", 'env.A B: expected the name of a variable, not "A B"'),
@@ -218,6 +224,30 @@ def test_an_error_of_a_whole_file_is_reported(write: Write, text: str, problem: 
 
 
 @pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"fronts = 2\n{APP}", "fronts: is called proxies now"),
+        (f"fronts = 2\nproxies = 2\n{APP}", "fronts: is called proxies now"),
+        (f"{APP}ports = '8101-8199'", "service.web.ports: is called worker_ports now"),
+        (
+            f"{APP}forwarding = {{ believe = 'forwarded' }}",
+            "service.web.forwarding.believe: is called trust now",
+        ),
+        (f"{APP}balance = 'hash'", 'service.web.balance: "hash" is called "client_hash" now'),
+    ],
+)
+def test_what_has_another_name_now_is_told_with_it(write: Write, text: str, problem: str) -> None:
+    assert problems_of(write(text)) == [problem]
+
+
+def test_an_older_name_in_another_place_is_only_unknown(write: Write) -> None:
+    path = write(f"{APP}fronts = 2")
+    assert problems_of(path) == ["service.web.fronts: unknown key"]
+    (problem,) = problems_of(write(f"{APP}mode = 'hash'"))
+    assert problem == 'service.web.mode: expected "http", "tcp" or "udp", not "hash"'
+
+
+@pytest.mark.parametrize(
     ("one", "other", "clash"),
     [
         ("127.0.0.1:1", "127.0.0.1:1", True),
@@ -245,13 +275,13 @@ def test_two_services_do_not_share_an_address(
 
 
 def test_two_services_do_not_share_ports_of_workers(write: Write) -> None:
-    path = write(f"""{APP}ports = "8101-8110"
+    path = write(f"""{APP}worker_ports = "8101-8110"
     [service.api]
     listen = "127.0.0.1:8001"
     app = "a:b"
-    ports = "8110-8120"
+    worker_ports = "8110-8120"
     """)
-    assert problems_of(path) == ["service.api.ports: overlaps the ports of service.web"]
+    assert problems_of(path) == ["service.api.worker_ports: overlaps the ports of service.web"]
 
 
 def test_all_errors_are_reported_at_once(write: Write) -> None:

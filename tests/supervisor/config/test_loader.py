@@ -40,7 +40,7 @@ def test_another_application_does_not_get_the_health_path_of_the_demo() -> None:
 def test_units_become_seconds_bytes_and_fractions(write: Write) -> None:
     web = service(
         write(f"""{APP}
-        ports = "8101-8199"
+        worker_ports = "8101-8199"
         health = {{ interval = "500ms" }}
         timeouts = {{ tunnel = "1h" }}
         limits = {{ head = "64KiB" }}
@@ -51,7 +51,7 @@ def test_units_become_seconds_bytes_and_fractions(write: Write) -> None:
     assert web.timeouts.tunnel == 3600
     assert web.limits.head == 65536
     assert web.ejection.max_ejected == 0.25
-    assert web.ports == PortRange(8101, 8199)
+    assert web.worker_ports == PortRange(8101, 8199)
 
 
 def test_an_upstream_may_have_a_weight(write: Write) -> None:

@@ -55,7 +55,7 @@ COMMAND = "command = ['node', 'x.js']\n"
             ),
         ),
         (
-            f"{APP}scheme = 'shared'\nbalance = 'hash'",
+            f"{APP}scheme = 'shared'\nbalance = 'client_hash'",
             (
                 'balance: only with scheme = "ports" or "handoff": '
                 "otherwise the kernel chooses the worker"
@@ -66,8 +66,8 @@ COMMAND = "command = ['node', 'x.js']\n"
             'handoff_window: only with scheme = "handoff": no other passes connections',
         ),
         (
-            f"{APP}scheme = 'reuseport'\nports = '8101-8199'",
-            'ports: only with scheme = "ports": no other gives workers ports of their own',
+            f"{APP}scheme = 'reuseport'\nworker_ports = '8101-8199'",
+            'worker_ports: only with scheme = "ports": no other gives workers ports of their own',
         ),
         (
             f"{COMMAND}scheme = 'shared'\naccept_proxy = true\ntrusted_proxies = ['unix']",
@@ -99,9 +99,9 @@ COMMAND = "command = ['node', 'x.js']\n"
             'forwarding: only with scheme = "ports": no other adds fields to a request',
         ),
         (
-            f"{APP}balance = 'hash'\nhealth = {{ slow_start = '5s' }}",
+            f"{APP}balance = 'client_hash'\nhealth = {{ slow_start = '5s' }}",
             (
-                'health.slow_start: expected another balance than "hash", '
+                'health.slow_start: expected another balance than "client_hash", '
                 "which gives each client its one worker"
             ),
         ),

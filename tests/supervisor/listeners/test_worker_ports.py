@@ -60,9 +60,10 @@ def test_a_given_range_is_used_without_taken_ports(taken: socket.socket) -> None
 def test_a_range_that_is_too_small_is_one_clear_line(taken: socket.socket) -> None:
     port = taken.getsockname()[1]
     with pytest.raises(StartError) as failure:
-        free_ports(2, (port, port), (), key="service.web.ports", random_below=always_first)
+        free_ports(2, (port, port), (), key="service.web.worker_ports", random_below=always_first)
     assert (
-        str(failure.value) == f"service.web.ports: {port}-{port} has 0 free ports and 2 are needed"
+        str(failure.value)
+        == f"service.web.worker_ports: {port}-{port} has 0 free ports and 2 are needed"
     )
 
 
@@ -71,7 +72,12 @@ def test_services_never_share_a_port_and_upstreams_need_none() -> None:
     services = (
         Service(name="a", listen="127.0.0.1:1", app="a:b", workers=3),
         Service.model_validate(
-            {"name": "b", "listen": "127.0.0.1:2", "command": ["b"], "ports": f"{free}-{free + 60}"}
+            {
+                "name": "b",
+                "listen": "127.0.0.1:2",
+                "command": ["b"],
+                "worker_ports": f"{free}-{free + 60}",
+            }
         ),
         Service.model_validate(
             {"name": "c", "listen": "127.0.0.1:3", "upstreams": ["127.0.0.1:9"]}
@@ -88,7 +94,7 @@ def test_a_worker_never_gets_the_port_of_a_listener_that_does_not_listen_yet() -
         port = listener.address.port
         web = Service.model_validate(
             {"name": "web", "listen": "127.0.0.1:0", "command": ["a"], "workers": 1,
-             "ports": f"{port}-{port}"}
+             "worker_ports": f"{port}-{port}"}
         )  # fmt: skip
         assert worker_ports._is_free(port)
         with pytest.raises(StartError, match=f"{port}-{port} has 0 free ports and 1 are needed"):

@@ -147,6 +147,6 @@ def test_a_worker_is_as_well_as_the_proxy_says_that_thinks_less_of_it(made: Any)
     for proxies in ((good, bad), (bad, good)):
         views = [made.proxy(slot=slot, stats=stats) for slot, stats in enumerate(proxies)]
         rows = Traffic(made.snapshot(*views)).pools["web"]
-        assert (rows[0]["standing"], rows[0]["reason"]) == ("down", "refused")
+        assert (rows[0]["health"], rows[0]["reason"]) == ("down", "refused")
         assert (rows[0]["failures"], rows[0]["ejections"]) == (7, 4)
-        assert rows[1]["standing"] == "up"
+        assert rows[1]["health"] == "up"

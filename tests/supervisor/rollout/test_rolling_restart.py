@@ -66,8 +66,8 @@ class Stage:
 
     # What the rotation is asked.
 
-    def hold(self, child: Child, then: Callable[[], None]) -> None:
-        self.noted.append(f"hold {child.name}")
+    def drain(self, child: Child, then: Callable[[], None]) -> None:
+        self.noted.append(f"drain {child.name}")
         then()
 
     def join(self, child: Child) -> None:

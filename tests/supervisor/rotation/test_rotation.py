@@ -104,8 +104,8 @@ class Stage:
         )
         self.released: list[str] = []
 
-    def hold(self, name: str = "then") -> None:
-        self.rotation.hold(cast("Any", self.worker), lambda: self.released.append(name))
+    def drain(self, name: str = "then") -> None:
+        self.rotation.drain(cast("Any", self.worker), lambda: self.released.append(name))
 
     def says(self, proxy: int, command: str, **more: Any) -> None:
         assert self.rotation.heard(cast("Any", self.proxies[proxy]), {"cmd": command, **more})
@@ -141,52 +141,52 @@ def handoff() -> Iterator[Stage]:
 
 
 def test_a_worker_is_told_to_stop_when_every_proxy_has_answered(ports: Stage) -> None:
-    ports.hold()
-    (first,), (second,) = (proxy.heard("hold") for proxy in ports.proxies)
-    ports.says(0, "held", seq=first["seq"])
-    ports.says(0, "held", seq=first["seq"])
+    ports.drain()
+    (first,), (second,) = (proxy.heard("drain_worker") for proxy in ports.proxies)
+    ports.says(0, "worker_drained", seq=first["seq"])
+    ports.says(0, "worker_drained", seq=first["seq"])
     assert ports.released == [], "the same one twice is one"
-    ports.says(1, "held", seq=second["seq"])
+    ports.says(1, "worker_drained", seq=second["seq"])
     assert ports.released == ["then"]
     ports.loop.pass_time()
     assert ports.released == ["then"], "once"
 
 
 def test_a_proxy_that_dies_while_it_is_asked_has_answered(ports: Stage) -> None:
-    ports.hold()
-    ports.says(1, "held", seq=ports.proxies[1].heard("hold")[0]["seq"])
+    ports.drain()
+    ports.says(1, "worker_drained", seq=ports.proxies[1].heard("drain_worker")[0]["seq"])
     ports.dies(0)
     assert ports.released == ["then"]
 
 
 def test_one_that_is_away_is_not_asked_and_nobody_waits_for_it(ports: Stage) -> None:
     ports.dies(0)
-    ports.hold()
-    assert not ports.proxies[0].heard("hold")
-    ports.says(1, "held", seq=ports.proxies[1].heard("hold")[0]["seq"])
+    ports.drain()
+    assert not ports.proxies[0].heard("drain_worker")
+    ports.says(1, "worker_drained", seq=ports.proxies[1].heard("drain_worker")[0]["seq"])
     assert ports.released == ["then"]
 
 
 def test_with_no_proxy_there_nobody_picks_anybody(ports: Stage) -> None:
     ports.dies(0)
     ports.dies(1)
-    ports.hold()
+    ports.drain()
     ports.loop.pass_time()
     assert ports.released == ["then"]
 
 
 def test_one_that_does_not_answer_is_waited_for_and_not_for_ever(ports: Stage) -> None:
-    ports.hold()
-    ports.says(0, "held", seq=ports.proxies[0].heard("hold")[0]["seq"])
+    ports.drain()
+    ports.says(0, "worker_drained", seq=ports.proxies[0].heard("drain_worker")[0]["seq"])
     assert ports.released == []
     ports.loop.pass_time()
     assert ports.released == ["then"]
 
 
 def test_nonsense_answers_nothing(ports: Stage) -> None:
-    ports.hold()
+    ports.drain()
     for number in (None, "1", 99, [1]):
-        ports.says(0, "held", seq=number)
+        ports.says(0, "worker_drained", seq=number)
         ports.says(0, "unlinked", link=number)
     assert ports.released == []
     assert not ports.rotation.heard(cast("Any", ports.proxies[0]), {"cmd": "unheard of"})

@@ -59,17 +59,17 @@ class Stage:
                 writer.close()
 
     @property
-    def standings(self) -> list[str]:
-        return [row["standing"] for row in self.watch.stats()["pools"]["web"]]
+    def health(self) -> list[str]:
+        return [row["health"] for row in self.watch.stats()["pools"]["web"]]
 
     def count(self, result: str, slot: int = 0) -> int:
         series = self.watch.stats()["metrics"]["services"]["web"]
         count: int = series["penstock_health_checks_total"].get(f"{slot} {result}", 0)
         return count
 
-    def _worker_changed(self, service_: str, slot: int, standing: str, reason: str) -> None:
+    def _worker_changed(self, service_: str, slot: int, state: str, reason: str) -> None:
         assert service_ == "web"
-        self.turns.append((slot, standing, reason))
+        self.turns.append((slot, state, reason))
 
     def _ask(self, _: str, slot: int, message: Any, handle: socket.socket | None) -> bool:
         self.asked.append((slot, message))
@@ -97,9 +97,9 @@ class Stage:
 
 async def test_a_worker_that_answers_the_path_is_up() -> None:
     async with Stage(service("/healthz")).running() as stage:
-        assert stage.standings == ["absent", "absent"]
+        assert stage.health == ["absent", "absent"]
         stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.standings == ["up", "absent"])
+        await until(lambda: stage.health == ["up", "absent"])
         assert stage.turns == [(0, "up", "passed its first check")]
         assert stage.asked[0] == (0, {"cmd": contract.PROBE})
         assert stage.heads[0].startswith(b"GET /healthz HTTP/1.1\r\n")
@@ -108,12 +108,12 @@ async def test_a_worker_that_answers_the_path_is_up() -> None:
 async def test_a_worker_that_answers_badly_goes_and_comes_back_when_it_is_well() -> None:
     async with Stage(service("/healthz")).running() as stage:
         stage.watch.join("web", 1, asks=True)
-        await until(lambda: stage.standings[1] == "up")
+        await until(lambda: stage.health[1] == "up")
         stage.answer = BAD
-        await until(lambda: stage.standings[1] == "down")
+        await until(lambda: stage.health[1] == "down")
         assert stage.turns[-1] == (1, "down", "failed 2 checks in a row: HTTP 503")
         stage.answer = GOOD
-        await until(lambda: stage.standings[1] == "up")
+        await until(lambda: stage.health[1] == "up")
         assert stage.turns[-1] == (1, "up", "passed 2 checks in a row")
 
 
@@ -129,9 +129,9 @@ async def test_without_a_path_an_answer_on_the_channel_is_enough() -> None:
 async def test_a_blocked_worker_is_down_when_it_has_not_answered_in_time() -> None:
     async with Stage(service(timeout="50ms")).running() as stage:
         stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.standings[0] == "up")
+        await until(lambda: stage.health[0] == "up")
         stage.silent = True
-        await until(lambda: stage.standings[0] == "down")
+        await until(lambda: stage.health[0] == "down")
         assert stage.turns[-1][2] == "failed 2 checks in a row: no answer within 0.05 s"
         assert stage.count("timeout") >= 2
 
@@ -145,7 +145,7 @@ async def test_an_answer_to_no_question_is_ignored(number: object) -> None:
         stage.watch.answered("web", 0, {"cmd": contract.PONG, "seq": number})
         stage.watch.answered("api", 0, {"cmd": contract.PONG, "seq": 1})
         await until(lambda: stage.count("timeout"))
-        assert stage.standings[0] == "checking"
+        assert stage.health[0] == "checking"
 
 
 async def test_nobody_answers_for_another_slot() -> None:
@@ -161,9 +161,9 @@ async def test_nobody_answers_for_another_slot() -> None:
 async def test_a_worker_with_a_closed_channel_is_down() -> None:
     async with Stage(service("/healthz")).running() as stage:
         stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.standings[0] == "up")
+        await until(lambda: stage.health[0] == "up")
         stage.away = True
-        await until(lambda: stage.standings[0] == "down")
+        await until(lambda: stage.health[0] == "down")
         assert stage.turns[-1][2] == "failed 2 checks in a row: its channel is closed"
 
 
@@ -171,14 +171,14 @@ async def test_a_program_that_cannot_be_asked_is_well_as_long_as_it_runs() -> No
     async with Stage(service("/healthz")).running() as stage:
         stage.watch.join("web", 0, asks=False)
         await until(lambda: stage.count("ok") >= 3)
-        assert stage.standings[0] == "up"
+        assert stage.health[0] == "up"
         assert stage.asked == []
 
 
 async def test_the_next_process_of_a_slot_is_asked_though_the_last_could_not_be() -> None:
     async with Stage(service()).running() as stage:
         stage.watch.join("web", 0, asks=False)
-        await until(lambda: stage.standings[0] == "up")
+        await until(lambda: stage.health[0] == "up")
         stage.watch.leave("web", 0)
         assert stage.turns[-1] == (0, "absent", "process is gone")
         stage.watch.join("web", 0, asks=True)
@@ -188,11 +188,11 @@ async def test_the_next_process_of_a_slot_is_asked_though_the_last_could_not_be(
 async def test_one_that_is_about_to_leave_is_out_until_another_joins() -> None:
     async with Stage(service()).running() as stage:
         stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.standings[0] == "up")
-        stage.watch.hold("web", 0)
-        assert stage.standings[0] == "absent"
+        await until(lambda: stage.health[0] == "up")
+        stage.watch.drain("web", 0)
+        assert stage.health[0] == "absent"
         stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.standings[0] == "up")
+        await until(lambda: stage.health[0] == "up")
 
 
 async def test_an_answer_of_the_process_before_says_nothing_of_the_next() -> None:
@@ -205,7 +205,7 @@ async def test_an_answer_of_the_process_before_says_nothing_of_the_next() -> Non
         stage.watch.join("web", 0, asks=True)
         stage.watch.answered("web", 0, {"seq": first["seq"]})
         await until(lambda: stage.count("timeout"))
-        assert stage.standings[0] == "checking"
+        assert stage.health[0] == "checking"
         assert stage.count("ok") == 0
 
 

@@ -112,7 +112,7 @@ class Witness:
             proxies = run.status()["proxies"]
             return (
                 all(process["state"] == "up" for process in (*workers, *proxies))
-                and all(worker["standing"] in ("up", None) for worker in workers)
+                and all(worker["health"] in ("up", None) for worker in workers)
                 and not any(worker["active"] for worker in workers)
                 and not page.sum("penstock_connections_active")
                 and not page.sum("penstock_handoffs_in_flight")
@@ -204,9 +204,9 @@ class Witness:
         total = page.sum("penstock_connections_total", service=self._service)
         rejected = page.sum("penstock_rejected_total", service=self._service)
         # A worker may announce one and be stopped before it reads it: that one was counted as
-        # taken, is read back all the same, and is taken once more by another.
-        taken, again = of("taken"), page.sum("penstock_retries_total", service=self._service)
-        assert total <= taken + rejected <= total + again, (taken, again, rejected, total)
+        # accepted, is read back all the same, and is accepted once more by another.
+        accepted, again = of("accepted"), page.sum("penstock_retries_total", service=self._service)
+        assert total <= accepted + rejected <= total + again, (accepted, again, rejected, total)
 
 
 def _name(line: dict[str, Any]) -> bytes:

@@ -60,9 +60,9 @@ class Proxy:
     def leave(self, message: Message) -> None:
         pass
 
-    def hold(self, message: Message) -> None:
+    def drain_worker(self, message: Message) -> None:
         if self.play != "deaf":
-            self.channel.send({"cmd": "held", "seq": message["seq"]})
+            self.channel.send({"cmd": "worker_drained", "seq": message["seq"]})
 
     def link(self, message: Message) -> None:
         pass

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from penstock_proxy.config import Part
+from penstock_proxy.config import FrozenModel
 
 FORMAT: Final = 1
 LOADS: Final = ("keepalive", "connect", "rate")
@@ -23,7 +23,7 @@ LoadKind = Literal["keepalive", "connect", "rate"]
 FaultKind = Literal["kill", "roll", "block"]
 
 
-class Spread(Part):
+class Spread(FrozenModel):
     """One figure over all rounds."""
 
     values: tuple[float, ...]
@@ -41,7 +41,7 @@ class Spread(Part):
         return max(self.values)
 
 
-class LoadResult(Part):
+class LoadResult(FrozenModel):
     """One kind of load on one subject, a value a round."""
 
     requests: int
@@ -63,7 +63,7 @@ class LoadResult(Part):
     """Requests asked for in a second, of a constant-rate load."""
 
 
-class Held(Part):
+class Held(FrozenModel):
     """Connections that are open and idle."""
 
     connections: int
@@ -77,7 +77,7 @@ class Held(Part):
     """Connections open, and descriptors of each role at that moment."""
 
 
-class FaultResult(Part):
+class FaultResult(FrozenModel):
     """What clients noticed of a fault."""
 
     requests: int
@@ -87,7 +87,7 @@ class FaultResult(Part):
     worst_s: float
 
 
-class Subject(Part):
+class Subject(FrozenModel):
     """One column: a scheme, or an address that somebody else serves."""
 
     name: str
@@ -109,7 +109,7 @@ class Subject(Part):
     """What could not be measured, and why."""
 
 
-class Comparison(Part):
+class Comparison(FrozenModel):
     """One run of `penstock compare`."""
 
     format: int = FORMAT
