@@ -29,6 +29,9 @@ class Downstream(HttpClient):
         "transport",
     )
 
+    # First: compiled, it then shares a word with what the compiler adds for the others.
+    blocked: bool
+    """Writes are paused: the client does not read fast enough."""
     service: HttpContext
     transport: Transport
     address: str
@@ -39,8 +42,6 @@ class Downstream(HttpClient):
     """The access log's field on TLS."""
     buffer: bytes
     """What the client has sent beyond the current request."""
-    blocked: bool
-    """Writes are paused: the client does not read fast enough."""
     deadline: float
     """When the current wait ends; `bucket` belongs to the timer wheel."""
     bucket: float

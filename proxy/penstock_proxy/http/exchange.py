@@ -132,6 +132,8 @@ class Exchange(UpstreamRequest):
                 self.client.transport.pause_reading()
             return
         body.keep_for_replay(data)
+        if not body.is_replayable:
+            self._head = b""
         if link.acked_before == UNIX_OPEN:
             link.acked_before = UNKNOWN
         link.transport.write(data)

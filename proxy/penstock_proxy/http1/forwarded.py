@@ -43,7 +43,7 @@ _FORWARDING_FIELDS: Final = STANDARD_FIELDS | CERTIFICATE_FIELDS | {
     b"x-azure-socketip", b"x-envoy-external-address", b"x-original-forwarded-for",
     b"x-original-host", b"x-original-url", b"x-rewrite-url", b"x-remote-ip", b"x-remote-addr",
     b"x-originating-ip", b"x-proxyuser-ip", b"proxy-client-ip", b"wl-proxy-client-ip",
-    b"x-scheme", b"x-url-scheme", b"proxy-end-https",
+    b"x-scheme", b"x-url-scheme", b"front-end-https",
 }  # fmt: skip
 """Fields by which proxies report where a request came from or was sent to. Programs read them."""
 _FORWARDING_PREFIXES: Final = (b"x-forwarded-", b"ssl-client-", b"x-ssl-client-")

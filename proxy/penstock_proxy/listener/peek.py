@@ -41,7 +41,7 @@ class PeekedConnection:
         "_waiting",
         "bucket",
         "deadline",
-    )  # fmt: skip
+    )
 
     def __init__(
         self,

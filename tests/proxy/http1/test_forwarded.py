@@ -219,7 +219,7 @@ NAMES = (
     "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port",
     "X-Forwarded-Server", "X-Forwarded", "Forwarded", "X-Real-IP", "X-Client-IP", "Client-Cert",
     "Client-Cert-Chain", "True-Client-IP", "CF-Connecting-IP", "X-Original-Forwarded-For",
-    "X-Original-Host", "X-Rewrite-URL", "X-SSL-Client-DN", "Proxy-End-Https", "X-Request-ID",
+    "X-Original-Host", "X-Rewrite-URL", "X-SSL-Client-DN", "Front-End-Https", "X-Request-ID",
 )  # fmt: skip
 
 
