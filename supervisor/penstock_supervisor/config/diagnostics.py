@@ -2,8 +2,8 @@
 
 Turns the validation errors of the models into one line per problem: the path of the key, what
 was expected, what was found, and the key or value that was probably meant. It knows how models
-consist of fields. It does not know what any key means, so a new key changes nothing here; a key
-that gets another name needs a line in RENAMED.
+consist of fields. It does not know what any key means, so a new key changes nothing here. A
+renamed key needs a line in RENAMED.
 
 Pydantic's own texts are not used because they name its types and unions, which the author of
 a configuration file does not know. No I/O, no clock.
@@ -32,9 +32,9 @@ RENAMED: Final[Mapping[str, str]] = {
     "ports": "worker_ports",
     "forwarding.believe": "forwarding.trust",
 }
-"""Keys by their older names, dotted as in the run or in a service; the table is the same."""
+"""New names of renamed keys: dotted, as in the run or in a service. Both are in one table."""
 _RENAMED_VALUES: Final[Mapping[tuple[str, object], str]] = {("balance", "hash"): "client_hash"}
-"""Values of keys by their older names."""
+"""New names of renamed values, by key and old value."""
 
 # Proxies get their configuration as JSON, with durations as numbers. In a file the unit is
 # required: `interval = 5` could mean seconds or milliseconds.
@@ -105,7 +105,7 @@ def unknown_key(key: object, candidates: Collection[str]) -> str:
 
 
 def renamed(location: Location, keys: Collection[str]) -> str:
-    """What a key with an older name is called now, or nothing. `keys`: those of its table."""
+    """What a renamed key is called now, or nothing. `keys`: the keys of its table."""
     name = RENAMED.get(key_path(location), "").rpartition(".")[2]
     return f"is called {name} now" if name in keys else ""
 

@@ -118,11 +118,8 @@ def check_config(config: "Config") -> Iterator[Problem]:
         # UDP and TCP ports are separate.
         if (one.mode == "udp") == (other.mode == "udp") and _conflict(one.listen, other.listen):
             yield Problem((*prefix, "listen"), f"{other.listen} is taken by service.{one.name}")
-        if (
-            one.worker_ports
-            and other.worker_ports
-            and _overlap(one.worker_ports, other.worker_ports)
-        ):
+        first, second = one.worker_ports, other.worker_ports
+        if first and second and _overlap(first, second):
             yield Problem((*prefix, "worker_ports"), f"overlaps the ports of service.{one.name}")
     listeners = {f"service.{one.name}": one.listen for one in config.services if one.mode != "udp"}
     if config.admin:
