@@ -254,6 +254,8 @@ class Supervisor:
             for slot in range(service.workers if service.has_program else 0):
                 plan = self._resources.worker_plan(service, slot)
                 self._slots.add(self._child(plan))
+                if not service.has_proxy:
+                    self._worker_checks.add(service.name, slot)
 
     async def _serve(self) -> None:
         with self._halt_on_error():
@@ -317,7 +319,7 @@ class Supervisor:
     def _is_ready(self) -> bool:
         if not self._started or self._is_over() or not self._proxies.can_accept:
             return False
-        return self._rotation.serving() >= {service.name for service in self.config.services}
+        return self._rotation.services_up() >= {service.name for service in self.config.services}
 
     def _successor(self, child: Child) -> tuple[Child, bool]:
         service = self._resources.services[child.plan.service]

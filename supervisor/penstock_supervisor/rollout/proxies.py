@@ -132,7 +132,7 @@ class Proxies:
 
     def exited(self, proxy: Child) -> None:
         """Its process is."""
-        self._rotation.proxy_gone(proxy)
+        self._rotation.proxy_exited(proxy)
         self._unanswered.pop(proxy, None)
         self._went_away(proxy)
 

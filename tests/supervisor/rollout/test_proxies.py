@@ -80,7 +80,7 @@ class Stage:
             proxy_config=lambda *_: SimpleNamespace(services=(), model_dump=lambda mode: {}),
         )
         rotation = SimpleNamespace(
-            proxy_gone=lambda _: None,
+            proxy_exited=lambda _: None,
             proxy_spawned=lambda *_: None,
             is_joined=lambda _: True,
             is_up_anywhere=lambda _: True,
