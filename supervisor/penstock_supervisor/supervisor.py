@@ -158,7 +158,7 @@ class Supervisor:
     def reopen_logs(self) -> None:
         """Have whoever writes access logs open them anew, after they were moved away."""
         self._resources.hand_over_logs()
-        self._proxies.tell({"cmd": REOPEN})
+        self._proxies.send_to_all({"cmd": REOPEN})
         for child in self._slots.workers():
             if contract.ACCESS_LOG in child.plan.environment:
                 child.send({"cmd": contract.REOPEN})

@@ -241,7 +241,7 @@ def house(good: dict[str, str]) -> House:
 
 
 def test_a_proxy_is_told_the_terms_and_then_every_pair_with_the_key_last(house: House) -> None:
-    first, second = house.renewal.orders()
+    first, second = house.renewal.messages()
     assert (first["cmd"], first["of"]) == ("tls", 1)
     assert second["cmd"] == "certificate"
     assert list(second)[-1] == "key"
@@ -287,7 +287,7 @@ async def test_a_bad_pair_is_said_once_and_what_was_shown_stays(
     view = house.renewal.views()["web"]
     assert (view.current, view.reloads) == (False, {"ok": 0, "failed": 1})
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert list(house.renewal.orders())[1]["key"] == before.decode().strip()
+    assert list(house.renewal.messages())[1]["key"] == before.decode().strip()
     # As it was: that is no news to anybody.
     house.key(before)
     assert await house.poll(2) == 0
