@@ -191,7 +191,7 @@ class Supervisor:
         )
         guardian = stack.enter_context(closing(Guardian(loop, self._resources.privileges)))
         output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
-        lag = stack.enter_context(closing(LoopLag()))
+        loop_lag = stack.enter_context(closing(LoopLag()))
         self._worker_checks = WorkerChecks(
             [one for one in self.config.services if not one.has_proxy],
             self._send_to_worker,
@@ -216,7 +216,7 @@ class Supervisor:
             self._slots,
             self._worker_checks,
             self._stats_poll,
-            lag,
+            loop_lag,
             self._proxies.certificate_reload,
         )
         self._reuseport = ReuseportSockets(self._resources.listeners, self._slots)
