@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from penstock_proxy.net.address import parse_address
-from penstock_supervisor.compare import plan, readings
+from penstock_supervisor.compare import plan, resource_usage
 from penstock_supervisor.compare.load.driver import Job, Report, drive
 from penstock_supervisor.compare.report.result import FaultKind, FaultResult
 from penstock_supervisor.compare.subject import RunningSubject, SubjectError, all_up
@@ -65,7 +65,7 @@ async def _flowing(address: str) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(_FLOWING_S if port else 1.0):
             while True:
-                if port and readings.connected(port):
+                if port and resource_usage.connected(port):
                     break
                 await asyncio.sleep(_POLL_S)
     await asyncio.sleep(plan.CALM_BEFORE_S)

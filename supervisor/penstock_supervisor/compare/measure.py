@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
-from penstock_supervisor.compare import readings
+from penstock_supervisor.compare import resource_usage
 from penstock_supervisor.compare.load import wrk
 from penstock_supervisor.compare.load.driver import Holder, Job, Report, drive
-from penstock_supervisor.compare.report.findings import Findings, Round, Sample, held
+from penstock_supervisor.compare.report.measurements import Findings, Round, Sample, held
 from penstock_supervisor.compare.report.result import LoadKind
 from penstock_supervisor.compare.subject import Roles
 
@@ -103,8 +103,8 @@ async def hold(target: Target, path: str, steps: tuple[int, ...], findings: Find
 async def _sample(target: Target, roles: Roles, connections: int) -> Sample:
     return Sample(
         connections,
-        {role: readings.fds(pids) for role, pids in roles.items()},
-        {role: readings.rss(pids) for role, pids in roles.items()},
+        {role: resource_usage.fds(pids) for role, pids in roles.items()},
+        {role: resource_usage.rss(pids) for role, pids in roles.items()},
         await target.outgoing(roles),
     )
 
@@ -112,7 +112,7 @@ async def _sample(target: Target, roles: Roles, connections: int) -> Sample:
 def cpu(roles: Roles) -> Mapping[str, float]:
     """Processor time so far, by role. A supervisor's children are other roles."""
     return {
-        role: readings.own_cpu_s(pids) if role == "supervisor" else readings.cpu_s(pids)
+        role: resource_usage.own_cpu_s(pids) if role == "supervisor" else resource_usage.cpu_s(pids)
         for role, pids in roles.items()
     }
 

@@ -22,7 +22,7 @@ from penstock_supervisor.compare import faults, machine, measure, plan
 from penstock_supervisor.compare.load.driver import Job
 from penstock_supervisor.compare.load.wrk import WrkError
 from penstock_supervisor.compare.plan import Measures, Step
-from penstock_supervisor.compare.report.findings import Findings
+from penstock_supervisor.compare.report.measurements import Findings
 from penstock_supervisor.compare.report.result import Comparison, FaultKind, LoadKind
 from penstock_supervisor.compare.subject import Outside, RunningSubject, SubjectError
 from penstock_supervisor.compare.variants import Variant

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor import logging_setup
-from penstock_supervisor.compare import readings
+from penstock_supervisor.compare import resource_usage
 from penstock_supervisor.compare.variants import Variant
 from penstock_supervisor.config.loader import Config, inherited_environment
 from penstock_supervisor.errors import StartError
@@ -122,7 +122,7 @@ class RunningSubject:
         proxy = {pid for row in status["proxies"] for pid in _tree(row.get("pid"))}
         workers = {pid for row in rows for pid in _tree(row.get("pid"))}
         assert self._transport is not None
-        rest = set(readings.tree(self._transport.get_pid())) - proxy - workers
+        rest = set(resource_usage.tree(self._transport.get_pid())) - proxy - workers
         # Not everybody has a proxy, and upstreams are not processes of ours.
         roles = {"supervisor": rest, "proxy": proxy, "workers": workers}
         return {role: tuple(sorted(pids)) for role, pids in roles.items() if pids}
@@ -144,7 +144,7 @@ class RunningSubject:
         """Ephemeral ports that its proxy holds to reach its workers."""
         places = [row.get("address") for row in await self.workers()]
         ports = {parse_address(place).port for place in places if place} - {0}
-        return readings.outgoing(ports) if self.service.scheme == "ports" else 0
+        return resource_usage.outgoing(ports) if self.service.scheme == "ports" else 0
 
     async def _page(self, path: str) -> bytes:
         try:
@@ -181,8 +181,8 @@ class Outside:
 
     async def roles(self) -> Roles:
         """Who listens there, if it is on this machine and may be looked at."""
-        roots = await asyncio.to_thread(readings.listeners, self._port) if self._port else ()
-        pids = {pid for root in roots for pid in readings.tree(root)}
+        roots = await asyncio.to_thread(resource_usage.listeners, self._port) if self._port else ()
+        pids = {pid for root in roots for pid in resource_usage.tree(root)}
         return {"server": tuple(sorted(pids))} if pids else {}
 
     async def split(self) -> tuple[str, dict[str, int]]:
@@ -191,11 +191,11 @@ class Outside:
 
     async def outgoing(self, roles: Roles) -> int:
         pids = roles.get("server", ())
-        return await asyncio.to_thread(readings.outgoing_of, pids, self._port)
+        return await asyncio.to_thread(resource_usage.outgoing_of, pids, self._port)
 
 
 def _tree(pid: int | None) -> tuple[int, ...]:
-    return () if pid is None else readings.tree(pid)
+    return () if pid is None else resource_usage.tree(pid)
 
 
 class _Pipes(asyncio.SubprocessProtocol):

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor.compare import measure, readings
+from penstock_supervisor.compare import measure, resource_usage
 from penstock_supervisor.compare.faults import condition
 from penstock_supervisor.compare.load.driver import Job, Report
 from penstock_supervisor.compare.measure import Generator
-from penstock_supervisor.compare.report.findings import Findings
+from penstock_supervisor.compare.report.measurements import Findings
 from penstock_supervisor.compare.subject import all_up
 
 JOB = Job(address="127.0.0.1:1", kind="connect", connections=4, seconds=1.0)
@@ -77,8 +77,8 @@ async def test_a_round_has_the_time_used_and_the_split_of_what_came_meanwhile(
 ) -> None:
     spent = iter([1.0, 4.0, 1.5, 8.0])
     monkeypatch.setattr(measure, "drive", Driver(1))
-    monkeypatch.setattr(readings, "own_cpu_s", lambda _pids: next(spent))
-    monkeypatch.setattr(readings, "cpu_s", lambda _pids: next(spent))
+    monkeypatch.setattr(resource_usage, "own_cpu_s", lambda _pids: next(spent))
+    monkeypatch.setattr(resource_usage, "cpu_s", lambda _pids: next(spent))
     findings = Findings("x")
     await measure.load(Target(), JOB, Generator(most=1), findings)
     subject = findings.subject()

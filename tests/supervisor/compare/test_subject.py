@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
-from penstock_supervisor.compare import readings
+from penstock_supervisor.compare import resource_usage
 from penstock_supervisor.compare.subject import Outside, RunningSubject, SubjectError
 from penstock_supervisor.compare.variants import Variant, choose
 from penstock_supervisor.config.loader import load
@@ -55,7 +55,7 @@ async def test_a_subject_tells_its_processes_apart_and_leaves_none() -> None:
         assert len(roles["supervisor"]) == 2
         pids = {pid for role in roles.values() for pid in role}
         assert len(pids) == 6
-        assert readings.rss(roles["workers"]) > 0
+        assert resource_usage.rss(roles["workers"]) > 0
         what, split = await subject.split()
         assert (what, split) == ("requests", dict.fromkeys(split, 0))
     gone(pids)

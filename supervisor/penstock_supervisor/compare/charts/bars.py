@@ -18,7 +18,7 @@ from penstock_supervisor.compare.charts.theme import (
     plain,
     shortened,
 )
-from penstock_supervisor.compare.report import verdict
+from penstock_supervisor.compare.report import evaluation
 from penstock_supervisor.compare.report.figures import Cell
 from penstock_supervisor.compare.report.result import Comparison, Subject
 from penstock_supervisor.compare.report.units import Scale, scale, share
@@ -31,7 +31,10 @@ _PARTED: Final = ("cpu", "fds", "memory")
 
 
 def bars(
-    comparison: Comparison, row: verdict.Row, rows: Sequence[verdict.Row], paint: Mapping[str, str]
+    comparison: Comparison,
+    row: evaluation.FigureRow,
+    rows: Sequence[evaluation.FigureRow],
+    paint: Mapping[str, str],
 ) -> Panel:
     figure = row.figure
     unit = scale(figure.quantity, [cell.value for cell in row.cells if cell])
@@ -145,7 +148,7 @@ def _end(cell: Cell | None) -> float:
     return cell.high if cell.rounds > 1 else cell.value
 
 
-def _values(names: Sequence[str], row: verdict.Row, unit: Scale) -> Figure:
+def _values(names: Sequence[str], row: evaluation.FigureRow, unit: Scale) -> Figure:
     """The figures, as text behind the bars; the best in bold."""
     texts, places = [], []
     for at, cell in enumerate(row.cells):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from penstock_supervisor.compare.charts import bars, curves
 from penstock_supervisor.compare.charts.theme import Panel, colours
-from penstock_supervisor.compare.report import verdict
+from penstock_supervisor.compare.report import evaluation
 from penstock_supervisor.compare.report.figures import sections
 from penstock_supervisor.compare.report.result import LOADS, Comparison
 
@@ -16,7 +16,7 @@ from penstock_supervisor.compare.report.result import LOADS, Comparison
 def panels(comparison: Comparison) -> Iterator[Panel]:
     """In the order of the page."""
     paint = colours(comparison)
-    rows = verdict.rows(comparison)
+    rows = evaluation.rows(comparison)
     for section in sections(comparison):
         if section in LOADS:
             yield from curves.percentiles(comparison, section, paint)

@@ -20,7 +20,7 @@ from typing import Final
 from penstock_supervisor.compare.charts.charts import panels
 from penstock_supervisor.compare.charts.theme import ROLE_DEPTHS, Panel, colours
 from penstock_supervisor.compare.report import baseline as earlier
-from penstock_supervisor.compare.report import verdict
+from penstock_supervisor.compare.report import evaluation
 from penstock_supervisor.compare.report.figures import Cell, sections
 from penstock_supervisor.compare.report.result import Comparison
 from penstock_supervisor.compare.report.units import Scale, scale
@@ -107,7 +107,7 @@ def _head(comparison: Comparison) -> Iterator[str]:
 
 
 def _present(comparison: Comparison) -> set[str]:
-    return {row.figure.section for row in verdict.rows(comparison)}
+    return {row.figure.section for row in evaluation.rows(comparison)}
 
 
 def _schemes(comparison: Comparison) -> Iterator[str]:
@@ -115,9 +115,9 @@ def _schemes(comparison: Comparison) -> Iterator[str]:
     yield '<h2 id="schemes">When to choose which</h2>'
     yield '<p class="faint">Made from the figures below, and from nothing else.</p>'
     yield '<div class="schemes">'
-    for name, text in verdict.paragraphs(comparison).items():
+    for name, text in evaluation.paragraphs(comparison).items():
         advice, _, figures = (
-            text.partition(". ") if text.startswith(verdict.ADVICE) else ("", "", text)
+            text.partition(". ") if text.startswith(evaluation.ADVICE) else ("", "", text)
         )
         body = (
             f'<p class="choose">{_kept(advice)}.</p>' if advice else ""
@@ -142,7 +142,7 @@ def _table(comparison: Comparison) -> Iterator[str]:
     titles = sections(comparison)
     section = ""
     unit: Scale | None = None
-    for row in verdict.rows(comparison):
+    for row in evaluation.rows(comparison):
         figure = row.figure
         if figure.section != section:
             section = figure.section
@@ -202,7 +202,7 @@ def _against(comparison: Comparison, baseline: Comparison) -> Iterator[str]:
     yield from _table_head(comparison)
     titles = sections(comparison)
     section = ""
-    for row in verdict.rows(comparison):
+    for row in evaluation.rows(comparison):
         here = [found.get((row.figure.key, name)) for name in names]
         if row.figure.role or not any(here):
             continue

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock_supervisor.compare.report import baseline as earlier
-from penstock_supervisor.compare.report import verdict
+from penstock_supervisor.compare.report import evaluation
 from penstock_supervisor.compare.report.figures import Cell, sections
 from penstock_supervisor.compare.report.result import Comparison
 from penstock_supervisor.compare.report.units import Scale, scale
@@ -42,7 +42,7 @@ class _Line(NamedTuple):
 def render(comparison: Comparison, baseline: Comparison | None, width: int) -> RenderableType:
     """Everything that a terminal of `width` columns shows of it."""
     width = max(width, NARROWEST)
-    rows = verdict.rows(comparison)
+    rows = evaluation.rows(comparison)
     names = [subject.name for subject in comparison.subjects]
     parts: list[RenderableType] = list(_headline(comparison))
     lines = list(_lines(rows))
@@ -70,7 +70,7 @@ def _headline(comparison: Comparison) -> Iterator[RenderableType]:
     yield Text("")
 
 
-def _lines(rows: Sequence[verdict.Row]) -> Iterator[_Line]:
+def _lines(rows: Sequence[evaluation.FigureRow]) -> Iterator[_Line]:
     unit: Scale | None = None
     for row in rows:
         figure = row.figure
@@ -166,7 +166,7 @@ def _grid(first: int, widths: Sequence[int]) -> Table:
     return table
 
 
-def _legend(comparison: Comparison, rows: Sequence[verdict.Row]) -> Iterator[str]:
+def _legend(comparison: Comparison, rows: Sequence[evaluation.FigureRow]) -> Iterator[str]:
     cells = [cell for row in rows for cell in row.cells if cell]
     if any(row.best for row in rows):
         yield "* best, or not to be told from the best; no mark: all are alike"
@@ -181,7 +181,7 @@ def _legend(comparison: Comparison, rows: Sequence[verdict.Row]) -> Iterator[str
 
 
 def _paragraphs(comparison: Comparison) -> Iterator[RenderableType]:
-    for name, text in verdict.paragraphs(comparison).items():
+    for name, text in evaluation.paragraphs(comparison).items():
         yield Text("")
         yield Text.assemble((name, "bold"), "  ", text)
 
@@ -199,7 +199,7 @@ def _against(
         (one.figure.key, one.subject): one for one in earlier.differences(comparison, baseline)
     }
     lines = []
-    for row in verdict.rows(comparison):
+    for row in evaluation.rows(comparison):
         here = [found.get((row.figure.key, name)) for name in names]
         if not any(here) or row.figure.role:
             continue

@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 from penstock_supervisor.compare.report import histogram
-from penstock_supervisor.compare.report.findings import Findings, Round, Sample, held, jain, summary
+from penstock_supervisor.compare.report.measurements import (
+    Findings,
+    Round,
+    Sample,
+    held,
+    jain,
+    summary,
+)
 from penstock_supervisor.compare.report.result import FaultResult
 
 

@@ -26,7 +26,7 @@ from penstock_supervisor.compare.report.units import share, shown, times
 Names = Sequence[str]
 
 
-class Row(NamedTuple):
+class FigureRow(NamedTuple):
     """One figure of all subjects."""
 
     figure: Figure
@@ -76,12 +76,12 @@ _FEW: Final = 0.6
 """Share of all subjects that may be level with it, and it is still a reason."""
 
 
-def rows(comparison: Comparison) -> tuple[Row, ...]:
+def rows(comparison: Comparison) -> tuple[FigureRow, ...]:
     """Every figure that was measured, with its best."""
     found = []
     for figure in figures(comparison):
         cells = tuple(figure.read(subject) for subject in comparison.subjects)
-        found.append(Row(figure, cells, frozenset() if figure.role else best(figure, cells)))
+        found.append(FigureRow(figure, cells, frozenset() if figure.role else best(figure, cells)))
     return tuple(found)
 
 
@@ -108,7 +108,7 @@ def paragraphs(comparison: Comparison) -> dict[str, str]:
 
 
 def _sentences(
-    comparison: Comparison, subject: Subject, at: int, found: Sequence[Row], names: Names
+    comparison: Comparison, subject: Subject, at: int, found: Sequence[FigureRow], names: Names
 ) -> Iterator[str]:
     merits = {row.figure.key: row for row in found if row.figure.key in _MERITS}
     if not any(row.cells[at] for row in merits.values()):
@@ -125,7 +125,7 @@ def _sentences(
     yield from _doubts(comparison, subject, merits, at)
 
 
-def _place(row: Row, at: int, names: Names) -> str:
+def _place(row: FigureRow, at: int, names: Names) -> str:
     """Where its figure stands among the others, in brackets; "" when all are alike."""
     cell = row.cells[at]
     if cell is None or not row.best:
@@ -147,25 +147,25 @@ def _place(row: Row, at: int, names: Names) -> str:
     return f" ({names[first]} {shown(row.figure.quantity, top.value)})"
 
 
-def _second(row: Row, at: int, names: Names) -> str:
+def _second(row: FigureRow, at: int, names: Names) -> str:
     second = _first(row, {n for n, cell in enumerate(row.cells) if cell and n != at})
     return f"{names[second]} {_value(row, second)}"
 
 
-def _first(row: Row, among: Collection[int]) -> int:
+def _first(row: FigureRow, among: Collection[int]) -> int:
     """The best value among these."""
     values = {n: cell.value for n in among if (cell := row.cells[n])}
     return (max if row.figure.more else min)(values, key=lambda n: values[n])
 
 
-def _value(row: Row, at: int) -> str:
+def _value(row: FigureRow, at: int) -> str:
     cell = row.cells[at]
     assert cell
     least = "at least " if cell.doubt == "limited" and row.figure.more else ""
     return f"{least}{shown(row.figure.quantity, cell.value)}"
 
 
-def _speed(merits: Mapping[str, Row], told: Mapping[str, str], at: int) -> Iterator[str]:
+def _speed(merits: Mapping[str, FigureRow], told: Mapping[str, str], at: int) -> Iterator[str]:
     words = {
         "keepalive.requests_per_s": "{} requests/s over keep-alive connections",
         "connect.requests_per_s": "{} with a connection for each",
@@ -181,7 +181,7 @@ def _speed(merits: Mapping[str, Row], told: Mapping[str, str], at: int) -> Itera
 
 
 def _cpu(
-    merits: Mapping[str, Row], told: Mapping[str, str], subject: Subject, at: int
+    merits: Mapping[str, FigureRow], told: Mapping[str, str], subject: Subject, at: int
 ) -> Iterator[str]:
     words: dict[LoadKind, str] = {
         "keepalive": "for a keep-alive request",
@@ -257,7 +257,9 @@ def _faults(subject: Subject) -> Iterator[str]:
         yield f"Failed requests: {_listed(parts)}."
 
 
-def _choose(merits: Mapping[str, Row], at: int, subject: Subject, names: Names) -> Iterator[str]:
+def _choose(
+    merits: Mapping[str, FigureRow], at: int, subject: Subject, names: Names
+) -> Iterator[str]:
     if not subject.scheme or not any(row.best for row in merits.values()):
         return
     won = sorted(_reasons_for(merits, at, len(names)), key=lambda row: len(row.best))
@@ -275,7 +277,7 @@ def _choose(merits: Mapping[str, Row], at: int, subject: Subject, names: Names) 
     yield f"{text}."
 
 
-def _reasons_for(merits: Mapping[str, Row], at: int, many: int) -> Iterator[Row]:
+def _reasons_for(merits: Mapping[str, FigureRow], at: int, many: int) -> Iterator[FigureRow]:
     for row in merits.values():
         # What most others do as well is no reason to choose this one.
         rare = len(row.best) <= max(1.0, _FEW * many)
@@ -283,7 +285,7 @@ def _reasons_for(merits: Mapping[str, Row], at: int, many: int) -> Iterator[Row]
             yield row
 
 
-def _lags(row: Row, at: int) -> float:
+def _lags(row: FigureRow, at: int) -> float:
     """How many times worse than the best it is; 0 when nobody should choose by it."""
     cell = row.cells[at]
     if cell is None or not row.best or at in row.best:
@@ -298,7 +300,7 @@ def _lags(row: Row, at: int) -> float:
 
 
 def _doubts(
-    comparison: Comparison, subject: Subject, merits: Mapping[str, Row], at: int
+    comparison: Comparison, subject: Subject, merits: Mapping[str, FigureRow], at: int
 ) -> Iterator[str]:
     words = {
         "keepalive": "keep-alive",
