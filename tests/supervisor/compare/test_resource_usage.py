@@ -38,7 +38,9 @@ def grow(child: subprocess.Popen[str]) -> None:
     assert child.stdout.readline() == "done\n"
 
 
-def test_a_process_is_seen_to_work_and_to_grow(child: subprocess.Popen[str]) -> None:
+def test_cpu_time_memory_and_descriptors_of_a_process_are_read(
+    child: subprocess.Popen[str],
+) -> None:
     grow(child)
     pids = (child.pid,)
     cpu, memory, fds = (
@@ -53,7 +55,7 @@ def test_a_process_is_seen_to_work_and_to_grow(child: subprocess.Popen[str]) -> 
     assert 13 <= fds <= 40
 
 
-def test_a_process_that_is_gone_has_nothing(child: subprocess.Popen[str]) -> None:
+def test_a_process_that_has_ended_counts_as_zero(child: subprocess.Popen[str]) -> None:
     child.kill()
     child.wait()
     assert resource_usage.cpu_s((child.pid,)) == 0
@@ -67,7 +69,7 @@ def test_a_tree_has_the_process_and_all_that_descend(child: subprocess.Popen[str
     assert resource_usage.tree(child.pid) == (child.pid,)
 
 
-def test_the_work_of_children_that_were_waited_for_counts_unless_it_is_not_wanted() -> None:
+def test_cpu_time_includes_ended_children_and_own_cpu_time_does_not() -> None:
     before = resource_usage.cpu_s((os.getpid(),)), resource_usage.own_cpu_s((os.getpid(),))
     subprocess.run([sys.executable, "-c", "sum(range(9_000_000))"], check=True, timeout=60)
     after = resource_usage.cpu_s((os.getpid(),)), resource_usage.own_cpu_s((os.getpid(),))
@@ -78,20 +80,20 @@ def test_connections_are_seen_from_both_sides() -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         port = listener.getsockname()[1]
-        assert resource_usage.listeners(port) == (os.getpid(),)
-        assert resource_usage.connected(port) == 0
-        assert resource_usage.outgoing({port}) == 0
-        before = resource_usage.outgoing_of((os.getpid(),), port)
+        assert resource_usage.listening_processes(port) == (os.getpid(),)
+        assert resource_usage.clients(port) == 0
+        assert resource_usage.connections_to({port}) == 0
+        before = resource_usage.outgoing_connections((os.getpid(),), port)
         for _ in range(3):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             stack.enter_context(listener.accept()[0])
-        assert resource_usage.connected(port) == 3
-        assert resource_usage.outgoing({port}) == 3
+        assert resource_usage.clients(port) == 3
+        assert resource_usage.connections_to({port}) == 3
         # Both ends are ours, and only the three that we opened go out.
-        assert resource_usage.outgoing_of((os.getpid(),), port) - before == 3
+        assert resource_usage.outgoing_connections((os.getpid(),), port) - before == 3
 
 
-def test_a_port_where_nobody_listens_has_nobody() -> None:
+def test_a_port_without_a_listener_has_no_processes() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        assert resource_usage.listeners(bound.getsockname()[1]) == ()
+        assert resource_usage.listening_processes(bound.getsockname()[1]) == ()

@@ -9,7 +9,7 @@ from penstock_supervisor.compare.report import evaluation
 from penstock_supervisor.compare.report.figures import Cell, Figure, figures
 from penstock_supervisor.compare.report.result import (
     Comparison,
-    Held,
+    HeldResult,
     LoadKind,
     LoadResult,
     Spread,
@@ -21,7 +21,9 @@ def cell(value: float, spread: float = 0.0, rounds: int = 3, doubt: str = "") ->
     return Cell(value, value - spread, value + spread, rounds, doubt)  # type: ignore[arg-type]
 
 
-MORE = Figure(key="more", section="x", label="x", quantity="rate", more=True, read=lambda _: None)
+MORE = Figure(
+    key="more", section="x", label="x", quantity="rate", more_is_better=True, read=lambda _: None
+)
 LESS = Figure(key="less", section="x", label="x", quantity="time", read=lambda _: None)
 
 
@@ -176,7 +178,7 @@ def test_the_smallest_of_results_can_be_judged(sample: Comparison) -> None:
         requests=0, errors={}, requests_per_s=Spread(values=(0.0,)), p50_s=once, p90_s=once,
         p99_s=once, p999_s=once, worst_s=1.0, histogram={}, cpu_us={}, limited=False,
     )  # fmt: skip
-    held = Held(connections=1, fds={}, memory={}, ephemeral_ports=0.0, curve=())
+    held = HeldResult(connections=1, fds={}, memory={}, ephemeral_ports=0.0, curve=())
     least = Subject(name="a", scheme="", mode="", loads={"keepalive": load}, held=held)
     most = sample.subjects[0]
     told = evaluation.paragraphs(sample.model_copy(update={"subjects": (least, most)}))
