@@ -36,7 +36,7 @@ class FigureRow(NamedTuple):
     """The columns that are best, or alike with the best. Empty if all are alike."""
 
 
-class _Merit(NamedTuple):
+class _Criterion(NamedTuple):
     """A figure by which a scheme can be chosen."""
 
     name: str
@@ -47,21 +47,27 @@ class _Merit(NamedTuple):
 
 # In the order in which they matter to most users.
 _CRITERIA: Final = {
-    "keepalive.requests_per_s": _Merit(
+    "keepalive.requests_per_s": _Criterion(
         "requests/s over keep-alive connections", "when clients keep their connections open"
     ),
-    "connect.requests_per_s": _Merit(
+    "connect.requests_per_s": _Criterion(
         "requests/s with a connection for each", "when most connections carry one request"
     ),
-    "rate.p99": _Merit("p99 latency at a constant rate", "when the slowest 1 % of answers count"),
-    "keepalive.cpu": _Merit("CPU per keep-alive request", "when processors are short"),
-    "connect.cpu": _Merit("CPU per connection", "when connections are short and processors too"),
-    "held.fds": _Merit("descriptors per connection", "when descriptors run out first"),
-    "held.memory": _Merit("memory per connection", "when many connections are open and idle"),
-    "split.jain": _Merit("evenness of the split", "when all workers have to share evenly"),
-    "kill.failed": _Merit("failed requests when a worker dies", "when workers may die"),
-    "roll.failed": _Merit("failed requests while workers are replaced", "when releases are many"),
-    "block.worst": _Merit("worst latency beside a blocked worker", "when requests may block"),
+    "rate.p99": _Criterion(
+        "p99 latency at a constant rate", "when the slowest 1 % of answers count"
+    ),
+    "keepalive.cpu": _Criterion("CPU per keep-alive request", "when processors are short"),
+    "connect.cpu": _Criterion(
+        "CPU per connection", "when connections are short and processors too"
+    ),
+    "held.fds": _Criterion("descriptors per connection", "when descriptors run out first"),
+    "held.memory": _Criterion("memory per connection", "when many connections are open and idle"),
+    "split.jain": _Criterion("evenness of the split", "when all workers have to share evenly"),
+    "kill.failed": _Criterion("failed requests when a worker dies", "when workers may die"),
+    "roll.failed": _Criterion(
+        "failed requests while workers are replaced", "when releases are many"
+    ),
+    "block.worst": _Criterion("worst latency beside a blocked worker", "when requests may block"),
 }
 ADVICE: Final = ("Choose", "Nothing here speaks for it")
 """The beginnings of the sentence that says when to choose a scheme."""
