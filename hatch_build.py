@@ -7,6 +7,8 @@ checkout never runs anything but its sources.
 
 A compiled class and one that is not cannot inherit from each other, and a module's
 functions cannot be replaced from outside: tests that do so run with the sources.
+
+See docs/decisions/0005-compiled-wheel.md.
 """
 
 import os

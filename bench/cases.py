@@ -111,7 +111,7 @@ def request_forwarded(*, cached: bool) -> Iterator[Step]:
     rewriter = HeaderRewriter((), 100)
     # The head of an HTTP/1.0 request is never cached, and costs the same otherwise.
     line = line if cached else line._replace(minor=0)
-    yield lambda: rewriter.request(line, block, trusted=False)
+    yield lambda: rewriter.prepare(line, block, trusted=False)
 
 
 @contextmanager
@@ -180,7 +180,7 @@ CASES: Final[dict[str, Callable[[], AbstractContextManager[Step]]]] = {
     "pick: round_robin, 64 workers": lambda: pick("round_robin", 64),
     "pick: least_connections, 4 workers": lambda: pick("least_connections", 4),
     "pick: power_of_two, 4 workers": lambda: pick("power_of_two", 4),
-    "pick: hash, 4 workers": lambda: pick("hash", 4),
+    "pick: client_hash, 4 workers": lambda: pick("client_hash", 4),
     "pick: random, 4 workers": lambda: pick("random", 4),
     "exchange: over memory, kept alive": exchange,
 }

@@ -1,9 +1,10 @@
-"""The proxy's share of the configuration: what it may be told, and what is sane.
+"""The keys of the configuration that a proxy acts on: types, units, ranges and defaults.
 
-Frozen models, made once by the supervisor from file, command line and defaults, and sent
-to the proxy as JSON. Each part of a service defines its own keys and defaults here, next
-to the only code that reads them; an unknown key is an error. Durations are seconds, sizes
-are bytes, shares are fractions once they are parsed. No I/O, no clock.
+The supervisor makes these frozen models once, from the file, the command line and the
+defaults, and sends them to each proxy as JSON. Keys and defaults are defined in the package
+of their only reader, so both change together. An unknown key is an error. Once parsed,
+durations are seconds, sizes are bytes, and shares are fractions. Must not know: the keys of
+the supervisor, which adds its own (`penstock_supervisor.config.model`). No I/O, no clock.
 """
 
 import re
@@ -22,7 +23,7 @@ _BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def parse_duration(value: object) -> object:
-    """ "500ms", "2s", "1h" as seconds. A number passes: it is already parsed."""
+    """Read "500ms", "2s" or "1h" as seconds. A number is parsed already, and returned as it is."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", value)
@@ -32,7 +33,7 @@ def parse_duration(value: object) -> object:
 
 
 def parse_size(value: object) -> object:
-    """ "512B", "16KiB", "64MiB" as bytes. A number passes: it is already parsed."""
+    """Read "512B" or "16KiB" as bytes. A number is parsed already, and returned as it is."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"([0-9]+)(B|KiB|MiB|GiB)", value)
@@ -42,7 +43,7 @@ def parse_size(value: object) -> object:
 
 
 def parse_share(value: object) -> object:
-    """ "50%" as 0.5. A number passes: it is already parsed."""
+    """Read "50%" as 0.5. A number is parsed already, and returned as it is."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"([0-9]{1,3})%", value)
@@ -52,7 +53,7 @@ def parse_share(value: object) -> object:
 
 
 def parse_share_or_number(value: object) -> object:
-    """ "50%" as 0.5, and 50 as 50: whether it is a share is told by its type."""
+    """Read "50%" as 0.5 and 50 as 50: a share is a float, a number of connections an int."""
     share = parse_share(value)
     if isinstance(share, float) and 0 < share <= 1:
         return share
@@ -89,13 +90,14 @@ def _server_name(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Divided:
-    """Marks a bound that is written for a whole service: of several proxies each gets its share.
+    """Marks a limit of a whole service: with several proxies, each gets an equal share of it.
 
-    0 is no number of things, and a fraction is one of what is divided already: both stay.
+    Two values stay as they are: 0 switches the limit off, and a fraction is a share of
+    something that is divided already.
     """
 
     least: int = 0
-    """What each gets, however many there are."""
+    """Each proxy gets at least this, however many proxies there are."""
 
 
 Duration = Annotated[
@@ -111,86 +113,86 @@ Network = Annotated[str, AfterValidator(_network)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Weight = Annotated[int, Field(ge=1, le=100, strict=True)]
 Mode = Literal["http", "tcp", "udp"]
-Balance = Literal["round_robin", "least_connections", "power_of_two", "hash", "random"]
+Balance = Literal["round_robin", "least_connections", "power_of_two", "client_hash", "random"]
 
 
-class Part(BaseModel):
-    """A table of the configuration: frozen, and strict about what it does not know."""
+class FrozenModel(BaseModel):
+    """A table of the configuration: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class Health(Part):
-    """Active checks."""
+class Health(FrozenModel):
+    """Active health checks."""
 
     path: Annotated[str, AfterValidator(_path)] | None = None
-    """Asked with GET; 2xx and 3xx are good. None: a TCP connect is the check."""
+    """Requested with GET; 2xx and 3xx are good. None: the check is a TCP connect."""
     interval: Positive = 2.0
     timeout: Positive = 1.0
     rise: Count = 2
-    """Good checks in a row before a worker that was down comes back."""
+    """Good checks in a row after which a worker that was down is up again."""
     fall: Count = 3
-    """Bad checks in a row before a worker that is up leaves."""
+    """Bad checks in a row after which a worker that is up is down."""
     slow_start: Duration = 0.0
-    """One that comes into the rotation has its whole share only after this. 0: at once."""
+    """A worker that enters the rotation has its whole share only after this time. 0: at once."""
 
 
-class Ejection(Part):
-    """Passive health: what the traffic itself shows."""
+class Ejection(FrozenModel):
+    """Outlier detection: a worker whose requests fail is ejected for a time."""
 
     failures: Annotated[int, Field(ge=0, strict=True)] = 5
-    """Connect failures, resets and 5xx in a row; 0: however many."""
+    """Connect failures, resets and 5xx in a row that eject a worker; 0: no number does."""
     share: Share = 0.5
-    """The same of the requests of the last ten seconds, and at least twice what the others
-    fail; 0: whatever share."""
+    """Share of failed requests in the last ten seconds that ejects a worker, if it is also at
+    least twice the share of the others; 0: no share does."""
     requests: Count = 20
-    """With fewer in that time, a share says nothing."""
+    """With fewer requests in that time, the share is not judged."""
     eject_for: Positive = 10.0
-    """Times the number of ejections, at most ten times."""
+    """How long, times the number of its ejections, but at most ten times."""
     max_ejected: Share = 0.5
     panic: Share = 0.25
-    """With fewer of the living in the rotation, all of them are picked. Processes on one
-    host fail their checks together, for a common cause, which is overload more often than
-    not: what the fallen leave undone would fell the rest. 0: never."""
+    """When a smaller share of the living workers is in the rotation, all of them are used.
+    Processes of one host fail their checks together, and mostly the cause is overload: the
+    load of those that fail would make the others fail too. 0: never."""
 
 
-class Retries(Part):
-    """How much a service may try again that a worker may have worked for already."""
+class Retries(FrozenModel):
+    """How many requests may be tried again after a worker may have worked for them."""
 
     budget: Share = 0.2
-    """Of the requests of the last ten seconds."""
+    """A share of the requests of the last ten seconds."""
     min_per_second: Annotated[int, Field(ge=0, le=1_000_000, strict=True)] = 3
-    """However few requests there are; over ten seconds."""
+    """This many are allowed however few requests there are, averaged over ten seconds."""
 
 
-class Timeouts(Part):
-    """Every wait of the proxy has an end; 0 means none only where it says so."""
+class Timeouts(FrozenModel):
+    """Every wait of the proxy has a limit. 0 means no limit only where that is said."""
 
     connect: Positive = 5.0
     head: Positive = 10.0
     body: Positive = 30.0
     response: Positive = 60.0
     total: Duration = 0.0
-    """A whole exchange, from the request's head to the answer's last byte. 0: no limit."""
+    """A whole exchange, from the request's head to the response's last byte. 0: no limit."""
     keepalive: Positive = 75.0
     tunnel: Positive = 3600.0
     handshake: Positive = 10.0
-    """Of TLS: from the connection to the first byte inside."""
+    """Of TLS: from the connection to the first decrypted byte."""
     queue: Duration = 2.0
-    """Waiting for a worker when none can take the request. 0: refused at once."""
+    """Waiting for a worker when none can take the request. 0: it is rejected at once."""
     start: Positive = 30.0
-    """A worker's time to get ready."""
+    """A worker's time to become ready."""
     stop: Positive = 30.0
-    """A worker's or proxy's time to finish when it is told to leave."""
+    """A worker's or proxy's time to finish its requests when it is told to stop."""
 
 
-class Limits(Part):
-    """What a stranger can make grow, and where it ends. README has one table of all bounds."""
+class Limits(FrozenModel):
+    """Limits on what clients can make grow. README.md has one table of all of them."""
 
     head: Annotated[Size, Field(ge=1024, le=1 << 20)] = 16 << 10
-    """Bytes of a request head, request line and fields together: 431 beyond."""
+    """Bytes of a request head, request line and header fields together: 431 beyond."""
     headers: Annotated[int, Field(ge=1, le=1000, strict=True)] = 100
-    """Fields of a request: 431 beyond."""
+    """Header fields of a request: 431 beyond."""
     target: Annotated[Size, Field(ge=256, le=1 << 20)] = 8 << 10
     """Bytes of a request's target: 414 beyond."""
     body: Size = 1 << 30
@@ -201,23 +203,23 @@ class Limits(Part):
     response_head: Annotated[Size, Field(ge=1024, le=1 << 20)] = 64 << 10
     """Bytes of a worker's response head: 502 beyond."""
     requests: Annotated[int, Field(ge=0, strict=True)] = 10_000
-    """Requests on one connection; the last answer says that it is. 0: no limit."""
+    """Requests on one connection; the last response has `Connection: close`. 0: no limit."""
     handshakes: Annotated[Count, Divided()] = 512
-    """Of TLS, unfinished at once: beyond, the oldest makes room."""
+    """TLS handshakes in progress at a time: beyond, the oldest is closed."""
     connections_per_client: Annotated[PerClient, Divided()] = 0.5
-    """Of one address, or one /64 of IPv6: a share of what the proxy can take, or a number; 429
-    beyond. 0: no limit."""
+    """Of one address, or one /64 of IPv6: a share of the connections that the proxy can have, or
+    a number; 429 beyond. 0: no limit."""
     queue: Annotated[int, Field(ge=0, strict=True), Divided()] = 1024
     """Requests that wait for a worker: 503 beyond."""
     per_worker: Annotated[int, Field(ge=0, strict=True), Divided()] = 0
-    """Requests or connections that one worker has at a time; the others wait. 0: no limit."""
+    """Requests or connections of one worker at a time; more of them wait. 0: no limit."""
     queue_per_worker: Annotated[int, Field(ge=0, strict=True), Divided()] = 0
-    """Requests that wait, for each worker in the rotation; 0: `queue` alone counts."""
+    """Requests that wait, for each worker in the rotation; 0: only `queue` limits them."""
     buffer: Annotated[Size, Field(ge=16 << 10, le=1 << 30)] = 64 << 10
-    """Bytes that wait for one that reads slowly, before the other side is read no further. What
-    was read last comes on top: up to four times that much."""
+    """Bytes that wait for a client or worker that reads slowly. With more, the other side is not
+    read. The last read comes on top: up to four times as much."""
     log_field: Annotated[Size, Field(ge=64, le=64 << 10)] = 1 << 10
-    """Bytes of any one field of the access log; what is longer ends in "..."."""
+    """Bytes of one field of the access log; a longer one is cut and ends in "..."."""
 
 
 def _pseudonym(text: str) -> str:
@@ -226,50 +228,50 @@ def _pseudonym(text: str) -> str:
     return text
 
 
-class Fields(Part):
-    """What a worker is told of a request's way, and in which words proxies are believed."""
+class Forwarding(FrozenModel):
+    """The header fields that tell a worker about the client, and which of them are trusted."""
 
     x_forwarded: bool = True
     """X-Forwarded-For, -Proto, -Host and -Port."""
     forwarded: bool = False
-    """Forwarded, as of RFC 7239."""
+    """Forwarded (RFC 7239)."""
     via: Annotated[str, AfterValidator(_pseudonym)] = "penstock"
-    """Our name in Via; empty: Via is left alone."""
-    believe: Literal["x-forwarded", "forwarded"] = "x-forwarded"
-    """What `trusted_proxies` write; the other one may be a stranger's."""
+    """Our name in Via; empty: Via is not changed."""
+    trust: Literal["x-forwarded", "forwarded"] = "x-forwarded"
+    """Which of both `trusted_proxies` write. The other one is dropped: it may be a client's."""
 
 
-class Target(Part):
-    """One worker as the proxy sees it: a slot and where it listens."""
+class Target(FrozenModel):
+    """A worker, as the proxy is told of it: its slot and its address."""
 
     slot: int
     address: AddressText | Literal[""]
-    """Empty: connections are passed to it over a link."""
+    """Empty: connections are handed over to it by a link."""
     weight: Weight = 1
     joined: bool = False
-    """Its process is ready: check it. Upstreams that nobody supervises always are."""
+    """Its process is ready, so it is checked. Upstreams are not ours, and always joined."""
     up: bool = False
-    """It was in the rotation before a proxy died; the next one believes that."""
+    """It was in the rotation of the proxy before this one, and starts there."""
 
 
-class Traffic(Part):
-    """The keys of a service that the proxy acts on; the supervisor's tables add theirs."""
+class ProxySettings(FrozenModel):
+    """The keys of a service that the proxy acts on. The supervisor adds its own to them."""
 
     mode: Mode = "http"
     balance: Balance = "round_robin"
     trusted_proxies: tuple[Network, ...] = ()
-    """Whose word on others is believed. "unix": of whoever connects to a unix socket."""
+    """Peers that may say who the client is. "unix": all that connect to a unix socket."""
     send_proxy: Literal["", "v1", "v2"] = ""
-    """What connections to workers begin with: a PROXY header of this version."""
+    """Connections to workers begin with a PROXY header of this version. Empty: with none."""
     accept_proxy: bool = False
     """Every connection begins with a PROXY header, and comes from one of `trusted_proxies`."""
     sni: Mapping[ServerName, str] = Field(default_factory=dict)
-    """TLS that is passed through: the service for each name that clients ask for."""
+    """TLS passthrough: the service for each server name that a client asks for."""
     max_connections: Annotated[int, Field(ge=0, strict=True), Divided()] = 0
-    """0: as many as descriptors allow."""
+    """Of clients. 0: as many as the descriptors allow."""
     # With fewer than one of them a worker would get nothing at all.
     handoff_window: Annotated[int, Field(ge=1, le=1024, strict=True), Divided(least=1)] = 64
-    """Connections on their way to one worker at a time."""
+    """Connections that were sent to one worker and are not accepted yet."""
     access_log: str = "stdout"
     """"stdout", "off" or the path of a file."""
     access_log_format: Literal["json", "combined"] = "json"
@@ -278,24 +280,24 @@ class Traffic(Part):
     retries: Retries = Retries()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
-    forwarding: Fields = Fields()
+    forwarding: Forwarding = Forwarding()
 
 
-class ServiceConfig(Traffic):
-    """One service, resolved: inherited listeners in, targets out."""
+class ServiceConfig(ProxySettings):
+    """A service as one proxy is told it: inherited listeners, and the workers behind them."""
 
     name: str
     scheme: Literal["ports", "handoff"] = "ports"
     listeners: tuple[int, ...]
-    """Numbers of the inherited descriptors, bound and listening."""
+    """Descriptor numbers of the inherited listening sockets."""
     targets: tuple[Target, ...]
     tls: bool = False
-    """Its clients speak TLS. What it shows them comes by an order."""
+    """Its clients speak TLS. The certificates come in messages of their own."""
     verifies: bool = False
-    """It asks them for certificates."""
+    """It asks clients for certificates."""
 
 
-class ProxyConfig(Part):
-    """All that a proxy is told."""
+class ProxyConfig(FrozenModel):
+    """All that a proxy is configured with."""
 
     services: tuple[ServiceConfig, ...]

@@ -4,9 +4,9 @@ Every failure of an exchange or a relayed connection is one `Fault`, so the answ
 client, the metric label, the log's reason and the decision to retry come from one line of
 one table. No I/O, no clock.
 
-A fault is a value and not an exception where it happens on the data path: the callbacks
-of a transport have nobody above them to catch anything. `http1` raises `RejectedError`, which
-carries a fault, because a grammar is deeper than one call.
+On the data path a fault is a value and no exception, because nothing above a transport's
+callback would catch one. `http1` raises `RejectedError`, which has a fault, because a parser
+is deeper than one call.
 """
 
 from enum import StrEnum
@@ -15,6 +15,8 @@ from typing import Final, NamedTuple
 
 
 class Side(StrEnum):
+    """Whose fault it is."""
+
     CLIENT = "client"
     WORKER = "worker"
     PROXY = "proxy"
@@ -24,12 +26,12 @@ class Fault(NamedTuple):
     """One kind of failure."""
 
     kind: str
-    """The value of the metric's label and of the access log's `ended`."""
+    """The value of the metric's label `kind` and of the access log's `termination`."""
     side: Side
     status: int
-    """What the client is told if it can still be told; 0: nothing, the connection ends."""
+    """Of the response, if none has begun; 0: no response, the connection is closed."""
     text: str
-    """The body of that answer."""
+    """The body of that response."""
 
 
 BAD_REQUEST: Final = Fault("bad_request", Side.CLIENT, 400, "bad request")
@@ -42,19 +44,21 @@ CLIENT_GONE: Final = Fault("client_gone", Side.CLIENT, 0, "")
 PROXY_HEADER: Final = Fault("proxy_header", Side.CLIENT, 0, "")
 PROXY_UNTRUSTED: Final = Fault("proxy_untrusted", Side.CLIENT, 0, "")
 HELLO_TIMEOUT: Final = Fault("hello_timeout", Side.CLIENT, 0, "")
-"""A TLS client's first words, by which it is routed, did not come."""
+"""The ClientHello did not come, by which a TLS connection is routed."""
 VERSION: Final = Fault("version", Side.CLIENT, 505, "HTTP version not supported")
 EXPECTATION: Final = Fault("expectation", Side.CLIENT, 417, "expectation failed")
 NOT_IMPLEMENTED: Final = Fault("not_implemented", Side.CLIENT, 501, "not implemented")
 NO_WORKER: Final = Fault("no_worker", Side.PROXY, 503, "no worker available")
-MAX_CONNECTIONS: Final = Fault("full", Side.PROXY, 503, "too many connections")
+MAX_CONNECTIONS: Final = Fault("max_connections", Side.PROXY, 503, "too many connections")
 CLIENT_LIMIT: Final = Fault(
-    "client_full", Side.CLIENT, 429, "too many connections from this address"
+    "client_limit", Side.CLIENT, 429, "too many connections from this address"
 )
 QUEUE_FULL: Final = Fault("queue_full", Side.PROXY, 503, "too many requests are waiting")
 QUEUE_TIMEOUT: Final = Fault("queue_timeout", Side.PROXY, 503, "no worker was free in time")
 STOPPING: Final = Fault("stopping", Side.PROXY, 503, "shutting down")
-NO_DESCRIPTORS: Final = Fault("lacking", Side.PROXY, 503, "out of descriptors, memory or ports")
+NO_DESCRIPTORS: Final = Fault(
+    "no_descriptors", Side.PROXY, 503, "out of descriptors, memory or ports"
+)
 CONNECT_FAILED: Final = Fault("connect_failed", Side.WORKER, 502, "cannot connect to a worker")
 CONNECT_TIMEOUT: Final = Fault(
     "connect_timeout", Side.WORKER, 504, "connecting to a worker took too long"
@@ -64,27 +68,27 @@ WORKER_CLOSED: Final = Fault("worker_closed", Side.WORKER, 502, "the worker clos
 BAD_RESPONSE: Final = Fault("bad_response", Side.WORKER, 502, "the worker's answer is not HTTP")
 RESPONSE_TIMEOUT: Final = Fault("response_timeout", Side.WORKER, 504, "the worker took too long")
 SEND_TIMEOUT: Final = Fault("send_timeout", Side.CLIENT, 0, "")
-"""The client stopped reading its answer."""
+"""The client stopped reading its response."""
 TOTAL_TIMEOUT: Final = Fault("total_timeout", Side.PROXY, 504, "the exchange took too long")
 TUNNEL_TIMEOUT: Final = Fault("tunnel_timeout", Side.PROXY, 0, "")
 
 REJECTED: Final = frozenset({NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT})
-"""Of those whom nobody has begun to serve; counted by reason as well."""
+"""No worker had begun to serve the request. Counted by reason as well."""
 
 _PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long"}
-"""As of RFC 9110; before Python 3.13 the standard library had older words."""
+"""As in RFC 9110. Before Python 3.13 the standard library has older phrases."""
 
 FAULTS: Final = tuple(value for value in tuple(globals().values()) if isinstance(value, Fault))
 
 
 def status_line(fault: Fault) -> str:
-    """How an answer of our own begins."""
+    """The status line of a response that the proxy makes itself."""
     phrase = _PHRASES.get(fault.status) or HTTPStatus(fault.status).phrase
     return f"HTTP/1.1 {fault.status} {phrase}\r\n"
 
 
 class RejectedError(Exception):
-    """The grammar refused a message: `fault` says how to answer, `reason` says why."""
+    """The parser rejected a message. `fault` says what to answer, `reason` what was wrong."""
 
     def __init__(self, fault: Fault, reason: str) -> None:
         super().__init__(reason)

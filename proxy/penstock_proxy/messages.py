@@ -1,38 +1,40 @@
-"""What the supervisor tells a proxy, and what a proxy tells back.
+"""The messages between the supervisor and a proxy.
 
 One JSON object a line on the channel (`penstock_worker.channel.channel`); `cmd` names it. The
-supervisor owns *does the process live*, the proxy owns *is it in the rotation*; these
-messages are the whole of what they know of each other. No I/O, no clock.
+supervisor owns *does the process live*, the proxy owns *is it in the rotation*; neither knows
+more of the other than these messages say. Both are always of one version, so no name here has
+to stay. No I/O, no clock.
 
 supervisor → proxy
-    CONFIGURE  config=ProxyConfig (as JSON)     first, once; listeners are inherited
+    CONFIGURE     config=ProxyConfig (as JSON)  first, once; listeners are inherited
     ACCEPT                                      the listeners listen: accept from now on
-    COVER      service, proxy                   with that proxy's listener: it is away, so
+    COVER         service, proxy                with that proxy's listener: it is away, so
                                                 accept from there too
-    UNCOVER    proxy                            it is back
-    LINK       service, slot, link, end         with a socket: one end of the link to a process
+    UNCOVER       proxy                         it is back
+    LINK          service, slot, link, end      with a socket: one end of the link to a process
                                                 in that slot, "proxy" or "worker"
-    UNLINK     service, link                    that process is gone: take back what it left;
+    UNLINK        service, link                 that process is gone: take back what it left;
                                                 answered UNLINKED
-    JOIN       service, slot, address | link    the slot's process is ready: check it. It
+    JOIN          service, slot, address | link the slot's process is ready: check it. It
                                                 listens there, or is at that link's end
-    HOLD       service, slot, seq               pick it no more; answered HELD
-    LEAVE      service, slot                    the slot's process is gone
-    TLS        service, terms, of               a set of so many certificates follows:
-    CERTIFICATE  service, names, kind, chain, key   one of it, as texts; after the last the
-                                                set is used for whoever connects. The key
-                                                comes last: a message that is shown is cut
-    STATS      seq                              answered: seq, metrics, pools
+    DRAIN_WORKER  service, slot, seq            pick it no more; answered WORKER_DRAINED
+    LEAVE         service, slot                 the slot's process is gone
+    TLS           service, terms, of            a set of so many certificates follows:
+    CERTIFICATE   service, names, kind, chain, key   one of them, as texts; after the last the
+                                                set is used for new connections. The key comes
+                                                last: a message that is logged is cut
+    STATS         seq                           answered: seq, metrics, pools
     PING                                        answered PONG: is it stuck?
     REOPEN                                      open log files anew
     DRAIN                                       accept no more, finish, exit 0
 proxy → supervisor
     READY                                       configured; waits for ACCEPT
-    FAILED     reason                           cannot start; then exit 78
-    HELD       seq                              it will not be picked any more
-    UNLINKED   link                             what it left is taken back
-    ROTATION   service, slot, state, reason     a worker entered or left the rotation
-    STATS      seq, metrics, pools
+    FAILED        reason                        cannot start; then exit 78
+    WORKER_DRAINED  seq                         it will not be picked any more. It may still
+                                                have requests: it finishes these by itself
+    UNLINKED      link                          what it left is taken back
+    ROTATION      service, slot, state, reason  a worker entered or left the rotation
+    STATS         seq, metrics, pools
     PONG
 """
 
@@ -46,9 +48,8 @@ __all__ = [
     "CONFIGURE",
     "COVER",
     "DRAIN",
+    "DRAIN_WORKER",
     "FAILED",
-    "HELD",
-    "HOLD",
     "JOIN",
     "LEAVE",
     "LINK",
@@ -62,6 +63,7 @@ __all__ = [
     "UNCOVER",
     "UNLINK",
     "UNLINKED",
+    "WORKER_DRAINED",
 ]
 
 ACCEPT: Final = "accept"
@@ -72,8 +74,8 @@ LINK: Final = "link"
 UNLINK: Final = "unlink"
 UNLINKED: Final = "unlinked"
 JOIN: Final = "join"
-HOLD: Final = "hold"
-HELD: Final = "held"
+DRAIN_WORKER: Final = "drain_worker"
+WORKER_DRAINED: Final = "worker_drained"
 LEAVE: Final = "leave"
 REOPEN: Final = "reopen"
 TLS: Final = "tls"

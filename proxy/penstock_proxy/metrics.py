@@ -1,12 +1,14 @@
-"""The proxy's metrics: one table of what is told, and the plain numbers that are counted.
+"""The metrics of a proxy: one table of their names, and the counters behind them.
 
-Owns the names, help texts and labels of everything a proxy measures, and the
-counters of one service. It does not know who reads them: `snapshot` makes plain JSON that
-travels over the channel, and the supervisor renders it by the same TABLE, so that a metric
-is named in exactly one place.
+Owns the name, help text and labels of everything that a proxy measures, and the counters of
+one service. Must not know: who reads them. `snapshot` makes plain JSON that is sent over the
+channel, and the supervisor renders it with the same TABLE, so each metric is named in one
+place only.
 
 Why not prometheus_client here: its `inc()` costs 0.25 µs and `labels().inc()` 1 µs, on
 requests that take 20 µs as a whole. An attribute that is an int costs 0.02. No I/O, no clock.
+
+See docs/decisions/0004-plain-integer-counters.md.
 """
 
 from collections import defaultdict
@@ -22,26 +24,26 @@ from penstock_worker.telemetry.counters import Series as Series
 from penstock_worker.telemetry.counters import Value as Value
 
 PROXY_SLOT: Final = -1
-"""The slot of requests that the proxy answered by itself; its label is empty."""
+"""The slot of requests that the proxy answered itself; the label is empty."""
 
 REJECTIONS: Final = (
     "queue_full",
     "queue_timeout",
     "no_worker",
-    "full",
-    "lacking",
-    "client_full",
+    "max_connections",
+    "no_descriptors",
+    "client_limit",
     "proxy_header",
     "proxy_untrusted",
 )
-"""Why somebody was not let in. Who comes while a proxy is full waits in the listener's queue,
-and is counted here only when that took too long."""
+"""Why a connection or request was rejected. A client that connects while a proxy is full waits
+in the listener's queue; it is counted here only when it has waited too long."""
 
-PAUSES: Final = ("full", "lacking", "system")
-"""Why a proxy leaves connections waiting: `max_connections`, its own descriptors, or the
-system's descriptors and memory."""
+PAUSES: Final = ("max_connections", "no_descriptors", "system")
+"""Why a proxy does not accept: `max_connections`, its own descriptors, or the system's
+descriptors and memory. Connections wait in the listener's queue meanwhile."""
 
-HANDOFFS: Final = ("taken", "returned", "lost")
+HANDOFFS: Final = ("accepted", "requeued", "lost")
 """What becomes of a connection that is sent to a worker."""
 
 HANDSHAKES: Final = (
@@ -57,9 +59,10 @@ HANDSHAKES: Final = (
     "displaced",
     "not_tls",
 )
-"""How a TLS handshake ended: well, for want of a version or a cipher that both know, by what
-was wrong with the client's certificate, by the client's own refusal, by anything else that
-OpenSSL minds, by leaving, by taking too long, by giving way to others, or before it began."""
+"""How a TLS handshake ended. `version` and `cipher`: there is none that both sides support.
+`client_certificate`: something is wrong with it. `refused`: by the client. `failed`: any other
+error of OpenSSL. `gone`: the client closed. `timeout`: it took too long. `displaced`: it was
+closed to make room for others. `not_tls`: the first bytes are no TLS."""
 
 CHECK_RESULTS: Final = ("ok", "failed", "timeout", "refused")
 
@@ -83,17 +86,17 @@ TABLE: Final = (
     Metric("penstock_connections_active", "gauge",
            "Client connections that are open now.", ("service",)),
     Metric("penstock_worker_connections_total", "counter",
-           "Connections that a worker got: opened or passed by the proxy, or accepted.",
+           "Connections that a worker got: opened or handed over by the proxy, or accepted.",
            ("service", "slot")),
     Metric("penstock_connection_fds", "gauge",
            "Descriptors that proxies hold for client connections.", ("service",)),
     Metric("penstock_handoffs_total", "counter",
-           "Connections that were sent to workers: taken by the worker, returned to go to "
+           "Connections that were sent to workers: accepted by the worker, requeued for "
            "another, or lost.", ("service", "result")),
     Metric("penstock_handoffs_in_flight", "gauge",
-           "Connections that were sent to workers and not taken yet.", ("service",)),
+           "Connections that were sent to workers and not accepted yet.", ("service",)),
     Metric("penstock_requests_total", "counter",
-           "Requests that ended; an empty slot means that the proxy answered by itself.",
+           "Requests that ended; an empty slot means that the proxy answered itself.",
            ("service", "slot", "method", "code")),
     Metric("penstock_request_duration_seconds", "histogram",
            "Time to a worker's connection, to its first byte, and to the end.",
@@ -104,27 +107,27 @@ TABLE: Final = (
            "Exchanges and relayed connections that failed, by kind of fault.",
            ("service", "kind")),
     Metric("penstock_rejected_total", "counter",
-           "Connections and requests that were not let in.", ("service", "reason")),
+           "Connections and requests that were rejected.", ("service", "reason")),
     Metric("penstock_accepting", "gauge",
-           "Proxies that accept connections now; 0 while all of them leave them waiting.",
+           "Proxies that accept connections now; 0: new connections wait in the queue.",
            ("service",)),
     Metric("penstock_accept_pauses_total", "counter",
-           "Times that a proxy left connections waiting, by what was lacking.",
+           "Times that a proxy stopped accepting for a while, by reason.",
            ("service", "reason")),
     Metric("penstock_retries_total", "counter",
            "Requests and connections that were tried again with another worker.",
            ("service",)),
     Metric("penstock_tls_handshakes_total", "counter",
-           "TLS handshakes with clients that ended, by how.", ("service", "result")),
-    Metric("penstock_tls_handshakes_unfinished", "gauge",
-           "Clients whose TLS handshake is not done.", ("service",)),
+           "TLS handshakes with clients that ended, by result.", ("service", "result")),
+    Metric("penstock_tls_handshakes_in_progress", "gauge",
+           "TLS handshakes with clients that are not finished.", ("service",)),
     Metric("penstock_retries_denied_total", "counter",
-           "Requests that failed because the budget of retries was spent.", ("service",)),
+           "Requests that failed because the retry budget was spent.", ("service",)),
     Metric("penstock_stale_connections_total", "counter",
-           "Requests that were sent anew, as a kept connection to a worker had ended.",
+           "Requests that were sent again, because a kept connection to a worker had ended.",
            ("service",)),
-    Metric("penstock_panic", "gauge",
-           "Proxies that use every worker that lives, as too few are in the rotation.",
+    Metric("penstock_panic_mode", "gauge",
+           "Proxies that use every living worker, because too few are in the rotation.",
            ("service",)),
     Metric("penstock_queue_length", "gauge",
            "Requests that wait for a worker now.", ("service",)),
@@ -135,39 +138,39 @@ TABLE: Final = (
     Metric("penstock_access_log_lines_dropped_total", "counter",
            "Lines of the access log that could not be written in time.", ("service",)),
 )  # fmt: skip
-"""Every metric that a proxy counts. What it merely knows at the moment of asking (which
-worker is in rotation) travels beside it, in `pools`."""
+"""Every metric that a proxy counts. Its state at the moment of the question, such as which worker
+is in the rotation, is sent beside it, in `pools`."""
 
 
 class ServiceCounters:
-    """What one proxy counts for one service. Written by the data path, read at scrape.
+    """What one proxy counts for one service. The data path writes it, a scrape reads it.
 
-    The counters start at zero in every proxy: Prometheus knows a reset when it sees one.
+    The counters start at zero in every proxy process: Prometheus detects such a reset.
     """
 
     __slots__ = (
         "accepting", "active", "check_seconds", "checks", "connect", "connections", "errors",
-        "first_byte", "handoffs", "handshakes", "in_flight", "opened", "panic", "pauses",
-        "queue", "received", "rejected", "requests", "retries", "retries_denied", "sent", "stale",
-        "total", "unfinished", "upstreams", "worker_connections",
+        "first_byte", "handoffs", "handshakes", "handshakes_in_progress", "in_flight", "opened",
+        "panic", "pauses", "queue", "received", "rejected", "requests", "retries",
+        "retries_denied", "sent", "stale", "total", "upstreams", "worker_connections",
     )  # fmt: skip
 
     def __init__(self) -> None:  # noqa: PLR0915 — a list, and no steps
         self.connections = 0
         """Client connections accepted."""
         self.active = 0
-        """Client connections whose descriptor is here."""
+        """Client connections whose descriptor is in this process."""
         self.upstreams = 0  # connections to workers that are open
         self.in_flight = 0
-        """Client connections that were sent and not taken yet."""
+        """Client connections that were sent and not accepted yet."""
         self.opened = 0
-        """Client connections that workers have taken and that have not ended."""
+        """Client connections that workers have accepted and that have not ended."""
         self.handoffs = dict.fromkeys(HANDOFFS, 0)
         """By result, of HANDOFFS."""
         self.worker_connections: defaultdict[int, int] = defaultdict(int)
         """By slot."""
         self.requests: defaultdict[tuple[str, int, int], int] = defaultdict(int)
-        """By method (of METHODS, or OTHER), status (0: nothing was said) and slot."""
+        """By method (of METHODS, or OTHER), status (0: no response) and slot."""
         self.connect = Histogram()
         self.first_byte = Histogram()
         self.total = Histogram()
@@ -178,12 +181,12 @@ class ServiceCounters:
         """By reason, of REJECTIONS."""
         self.handshakes: defaultdict[str, int] = defaultdict(int, dict.fromkeys(HANDSHAKES, 0))
         """By result, of HANDSHAKES."""
-        self.unfinished = 0
-        """TLS handshakes that are under way."""
+        self.handshakes_in_progress = 0
+        """TLS handshakes in progress."""
         self.retries = self.retries_denied = self.stale = 0
-        """`stale`: requests that met the end of a kept connection."""
+        """`stale`: requests that were sent on a kept connection that had ended."""
         self.accepting = False
-        """Its listeners are read from."""
+        """It accepts from its listeners."""
         self.pauses = dict.fromkeys(PAUSES, 0)
         """By reason, of PAUSES."""
         self.queue = self.panic = 0
@@ -223,9 +226,9 @@ def snapshot(
 
 
 def merge(parts: Iterable[Series]) -> Series:
-    """Add up what several proxies counted for one service.
+    """The sum of what several proxies counted for one service.
 
-    Everything in TABLE can be added, its gauges too: they are numbers of things.
+    All of TABLE can be added, the gauges too: each of them counts something.
     """
     merged: Series = {}
     for part in parts:
@@ -270,10 +273,10 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         "penstock_accept_pauses_total": dict(counters.pauses),
         "penstock_retries_total": {"": counters.retries},
         "penstock_tls_handshakes_total": _closed(counters.handshakes, frozenset(HANDSHAKES)),
-        "penstock_tls_handshakes_unfinished": {"": counters.unfinished},
+        "penstock_tls_handshakes_in_progress": {"": counters.handshakes_in_progress},
         "penstock_retries_denied_total": {"": counters.retries_denied},
         "penstock_stale_connections_total": {"": counters.stale},
-        "penstock_panic": {"": counters.panic},
+        "penstock_panic_mode": {"": counters.panic},
         "penstock_queue_length": {"": counters.queue},
         "penstock_health_checks_total": _checks(counters.checks),
         "penstock_health_check_duration_seconds": {"": flat(counters.check_seconds)},

@@ -1,1 +1,1 @@
-"""Reads the configuration, runs everything, talks to people."""
+"""Reads the configuration, runs proxies and workers, and serves status and metrics."""

@@ -1,4 +1,4 @@
-"""`python -m penstock_supervisor` is `penstock`, where no scripts directory is in PATH."""
+"""`python -m penstock_supervisor` is the command `penstock`, for when it is not in PATH."""
 
 import sys
 

@@ -1,9 +1,9 @@
-"""What children report, and to whom in the run it matters.
+"""Passes reports of children on to the parts of the run that they concern.
 
-Owns nothing but the way of a report: each is handed on to those that keep what follows from it
-(slots, rotation, proxies, the questions that are out). A run fails as a whole only before a
-service ever worked: then a person stands before it and wants to know. Whether it has is decided
-here; what a failure does is the run's (`fail`).
+It keeps no state of its own: slots, rotation, proxies and statistics do. It also decides whether
+a failure ends the run. That is only so as long as no worker of the service was ever ready,
+because then somebody has just started the run and waits for the result. How a run ends is known
+elsewhere (`fail`).
 """
 
 import logging
@@ -16,7 +16,7 @@ from penstock_supervisor.children.child import Child, ChildObserver
 from penstock_supervisor.children.events import EventName, Events
 from penstock_supervisor.children.slots import Slots, slot_of
 from penstock_supervisor.observability.stats_poll import StatsPoll
-from penstock_supervisor.process.reaper import reap_strangers
+from penstock_supervisor.process.reaper import reap_orphans
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.resources import Resources
@@ -30,8 +30,8 @@ _log = logging.getLogger("penstock.supervisor")
 
 
 class ChildEvents(ChildObserver):
-    """`fail` ends the run with a reason, and is false if it was stopped already; `is_over`: it
-    was stopped, or failed."""
+    """`fail` ends the run with a reason, and returns False if it was stopped before. `is_over`:
+    the run was stopped, or has failed."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class ChildEvents(ChildObserver):
         if child.plan.role == "proxy":
             self._proxies.exited(child)
             return
-        # Before what it had not taken is taken back: it must not be picked for that again.
+        # First, so that it is not picked again for connections that it had not received.
         self.left(child)
         self._rotation.worker_exited(child)
 
@@ -94,15 +94,15 @@ class ChildEvents(ChildObserver):
         if self._slots.is_current(child):
             self._rotation.leave(child)
 
-    def heard(self, child: Child, message: Any, handle: socket.socket | None) -> None:
-        if self._is_program_s(child, message):
-            # It has the handle now, and whoever gets the event closes it.
+    def message_received(self, child: Child, message: Any, handle: socket.socket | None) -> None:
+        if self._is_program_message(child, message):
+            # The subscriber that takes the event closes the handle.
             self.event(child, "message", message=message, handle=handle)
         elif handle is not None:
             handle.close()
 
-    def _is_program_s(self, child: Child, message: Any) -> bool:
-        """False for a message of ours, which is carried out."""
+    def _is_program_message(self, child: Child, message: Any) -> bool:
+        """True if it is for the user's program. A message of our protocol is handled here."""
         command = message.get("cmd") if isinstance(message, dict) else None
         if command == contract.STATS:
             self._stats_poll.answered(child, message)
@@ -119,7 +119,7 @@ class ChildEvents(ChildObserver):
             return True
         return False
 
-    def retiring(self, child: Child, reason: str, why: str) -> None:
+    def replacement_needed(self, child: Child, reason: str, why: str) -> None:
         if not self._is_over():
             self._rolling_restart.retire(child, reason, why)
 
@@ -128,22 +128,23 @@ class ChildEvents(ChildObserver):
 
     def gave_up(self, child: Child, why: str) -> bool:
         if child.plan.role == "proxy":
-            last = self._proxies.gave_up(child)
-            return last and self._fail(f"{why}; without a proxy nobody can be served")
+            was_last = self._proxies.gave_up(child)
+            return was_last and self._fail(f"{why}; without a proxy nobody can be served")
         if self._slots.ever_ready(child.plan.service):
             self._reuseport.shut(slot_of(child))
             return False
-        # One that ignores PORT gets away with it once; its sisters find the port taken.
-        elsewhere = filter(None, (one.wrong_address() for one in self._slots.workers()))
-        return self._fail("; ".join((why, *elsewhere)))
+        # A program that ignores PORT can start once; for the other workers its port is taken.
+        # So the first one is the one to report.
+        wrong_addresses = filter(None, (one.wrong_address() for one in self._slots.workers()))
+        return self._fail("; ".join((why, *wrong_addresses)))
 
     def state_changed(self, child: Child) -> None:
         self._stats_poll.state_changed(child)
         self._rolling_restart.state_changed(child)
         if os.getpid() == 1 and child.pid is None:
-            reap_strangers({one.pid for one in self._slots.children() if one.pid})
+            reap_orphans({one.pid for one in self._slots.children() if one.pid})
         self._condition.notify()
 
     def event(self, child: Child, name: EventName, **details: Any) -> None:
         plan = child.plan
-        self._events.happened(name, plan.role, plan.service, plan.slot, child.pid, **details)
+        self._events.emit(name, plan.role, plan.service, plan.slot, child.pid, **details)

@@ -1,8 +1,8 @@
-"""A cluster as a part of somebody's Python program: started, listened to, talked to, stopped.
+"""A cluster inside a Python program: start, events, messages, stop.
 
-Owns the task that the run is, and what an `async with` promises of it: inside of it everything
-serves, after it nothing of it is left. Everything else is the supervisor's. It sets up no signals
-and no logging: both are the program's.
+Owns the task of the run, and the promise of `async with`: inside the block everything serves,
+and after it nothing is left. Everything else is the supervisor's. Signal handlers and logging are
+left to the program.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _log = logging.getLogger("penstock.supervisor")
 
 
 class Cluster:
-    """Workers behind one port, run from within an asyncio program.
+    """Workers behind one port, run inside an asyncio program.
 
         config = load(Path("penstock.toml"), {})
         async with Cluster(config) as cluster:
@@ -32,8 +32,8 @@ class Cluster:
                 if event.name == "message":
                     cluster.send(event.service, event.slot, {"thanks for": event.message})
 
-    Made once and entered once. The workers die with the thread that entered it, so that is
-    best the main one.
+    It can be entered once. The workers die with the thread that entered it, so use the main
+    thread.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Cluster:
         stdout: int = 1,
         stderr: int = 2,
     ) -> None:
-        """`environment`: what workers inherit; None: this process' own. `stdout` and `stderr`
-        are descriptors that the workers' lines are written to."""
+        """`environment` is for the workers; None: that of this process. The workers' output is
+        written to the descriptors `stdout` and `stderr`."""
         self._events = Events()
         self._settled = asyncio.Event()
-        """It has started, or never will."""
+        """Set when the run has started, or has ended before that."""
         self._supervisor = Supervisor(
             config,
             environment=inherited_environment() if environment is None else environment,
@@ -61,7 +61,7 @@ class Cluster:
 
     @property
     def listening(self) -> Mapping[str, str]:
-        """Where clients connect, by service; the real port where the configuration says 0."""
+        """The addresses for clients, by service, with the actual port instead of port 0."""
         return self._supervisor.listening
 
     @property
@@ -70,26 +70,27 @@ class Cluster:
         return self._supervisor.admin
 
     def events(self) -> Subscription:
-        """What happens from now on, as an async iterator that ends when the cluster is over.
+        """All events from now on, as an async iterator that ends with the cluster.
 
-        Call it before the start to see that too. Whoever takes an event closes its `handle`.
-        At most 1024 events wait; after that the oldest are dropped and counted in `dropped`.
+        Call it before the start to get the events of the start too. Close the `handle` of an
+        event. At most 1024 events wait; after that the oldest are dropped and counted in
+        `dropped`.
         """
         return self._events.subscribe()
 
     def send(
         self, service: str, slot: int, message: Any, handle: socket.socket | None = None
     ) -> bool:
-        """Send any JSON value to a worker, with a socket if you like, which stays yours.
+        """Send any JSON value to a worker, and optionally a socket, which the caller keeps.
 
-        False: nobody is there to take it just now. KeyError: there is no such slot.
-        ValueError, TypeError: it cannot be sent, and why.
+        False: the worker is not running now. KeyError: there is no such slot. ValueError,
+        TypeError: the message cannot be sent.
         """
         return self._supervisor.send(service, slot, message, handle)
 
     def replace(self, service: str, slot: int) -> None:
-        """Start another worker in this slot; the present one takes no more, finishes what it
-        serves, and leaves. KeyError: there is no such slot."""
+        """Start another worker in this slot. Then the present one drains and exits. KeyError:
+        there is no such slot."""
         self._supervisor.replace(service, slot)
 
     def roll(self) -> None:
@@ -97,21 +98,21 @@ class Cluster:
         self._supervisor.roll()
 
     def stop(self) -> None:
-        """Begin to leave: finish what is served. Called again: leave at once.
+        """Drain and stop. Called again: stop at once.
 
-        The end of the `async with` does the same, and waits for it.
+        The end of the `async with` block does the same, and waits.
         """
         self._supervisor.stop()
 
     async def __aenter__(self) -> Self:
-        """Return when everything serves. StartError: it never will, and nothing is left."""
-        # A group would end whoever is inside when the run fails, and not only tell him.
+        """Return when everything serves. StartError: the start failed, and nothing is left."""
+        # Not a TaskGroup: it would cancel the body of the block when the run fails.
         self._run = run = asyncio.create_task(self._supervisor.run())  # noqa: TID251
-        run.add_done_callback(self._over)
+        run.add_done_callback(self._on_run_end)
         try:
             await self._settled.wait()
         except asyncio.CancelledError:
-            await self._end_at_once()
+            await self._stop_now()
             raise
         if run.done():
             run.result()
@@ -120,31 +121,31 @@ class Cluster:
 
     async def __aexit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop, and return when nothing is left. StartError: the run had failed before."""
+        """Stop, and return when nothing is left. StartError: the run has failed."""
         assert self._run is not None
         if not self._run.done():
             self._supervisor.stop()
         try:
             await asyncio.shield(self._run)
         except asyncio.CancelledError:
-            await self._end_at_once()
+            await self._stop_now()
             raise
-        except StartError as failure:
+        except StartError as run_error:
             if error is None:
                 raise
-            # What went wrong inside is told; this is only why, or beside it.
-            _log.error("%s", failure)
+            # The error of the block is raised; this one may be its cause.
+            _log.error("%s", run_error)
 
-    def _over(self, _: asyncio.Task[int]) -> None:
+    def _on_run_end(self, _: asyncio.Task[int]) -> None:
         self._events.close()
         self._settled.set()
 
-    async def _end_at_once(self) -> None:
-        """Nobody waits any longer; still, nothing may be left, not even a zombie."""
+    async def _stop_now(self) -> None:
+        """Stop at once, after a cancellation. Nothing may be left, not even a zombie."""
         assert self._run is not None
         for _ in range(2):
             self._supervisor.stop()
@@ -153,5 +154,5 @@ class Cluster:
         except asyncio.CancelledError:
             self._run.cancel()
             raise
-        if not self._run.cancelled() and (failure := self._run.exception()):
-            _log.error("%s", failure)
+        if not self._run.cancelled() and (run_error := self._run.exception()):
+            _log.error("%s", run_error)

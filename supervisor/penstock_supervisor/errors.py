@@ -1,9 +1,9 @@
-"""Why a run cannot start or go on, as the one line that a person reads.
+"""The error that ends a run, with the one line that a person reads.
 
-Whoever raises it says what and where ("cannot listen on 127.0.0.1:80 (service.web.listen):
-permission denied ..."); the command line only puts its own name in front and exits 1.
+The text says what failed and where ("cannot listen on 127.0.0.1:80 (service.web.listen):
+permission denied ..."). The command line puts its own name in front of it and exits with 1.
 """
 
 
 class StartError(Exception):
-    """Nothing of this run is worth keeping. The text is one line: what, and where."""
+    """A run cannot start or continue. The text is one line."""

@@ -1,8 +1,8 @@
-"""What the supervisor knows at one moment, as plain values: the admin port's only input.
+"""The state of a run at one moment, as plain values: the only input of the admin port.
 
-The supervisor makes a `Snapshot`; `/metrics`, `/status`, `/healthz` and `/readyz` are all
-views of one. Nothing here can reach back into the supervisor, so a page can be tested without
-starting anything. No I/O, no clock.
+The supervisor makes a `Snapshot`; `/metrics`, `/status`, `/healthz` and `/readyz` are views of
+one. It has no references to the supervisor, so a view can be tested without starting anything.
+No I/O, no clock.
 """
 
 from collections.abc import Mapping
@@ -17,31 +17,31 @@ class SocketView(NamedTuple):
 
     service: str
     slot: int | None
-    """The slot that it belongs to; None when all accept from it, or the proxy does."""
+    """The worker's or the proxy's slot; None if several processes share the socket."""
     inode: int
     address: str
     kind: SocketKind
 
 
 class SocketQueue(NamedTuple):
-    """Of a listening socket; None is what its kind does not have."""
+    """The queue of a listening socket. A value is None if this kind of socket does not have it."""
 
     length: int | None
     """Connections that wait to be accepted."""
     limit: int | None
     overflows: int | None
-    """Connections, or datagrams, for which there was no room."""
+    """Connections or datagrams that were dropped because the queue was full."""
 
 
 class TlsView(NamedTuple):
     """The certificates of one service."""
 
     not_after: Mapping[str, float]
-    """Seconds since 1970 until each is good, by the first of its names."""
+    """When each certificate expires, in seconds since 1970, by the first of its names."""
     reloads: Mapping[str, int]
-    """How often changed files were taken (ok), or could not be used (failed)."""
+    """How often changed files were loaded (ok), or could not be used (failed)."""
     current: bool
-    """What is on disk is what is shown."""
+    """The certificates in use are those on disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +50,10 @@ class ChildView:
 
     role: Literal["proxy", "worker"]
     service: str
-    """Empty for a proxy, which serves all of them."""
+    """Empty for a proxy, which serves all services."""
     slot: int
     state: str
-    """`lifecycle.State` by name, lower case."""
+    """The name of its `lifecycle.State`, in lower case."""
     pid: int | None
     address: str
     """Where it listens; empty for a proxy."""
@@ -64,22 +64,21 @@ class ChildView:
     last_exit: str
     """"status 1", "SIGKILL", or empty."""
     exits: Mapping[str, int] = field(default_factory=dict)
-    """Every end of its processes, by exit status ("1") or signal ("SIGKILL")."""
+    """Number of exits of its processes, by exit status ("1") or signal ("SIGKILL")."""
     stats: Mapping[str, Any] = field(default_factory=dict)
-    """Its process' last answer to STATS; empty if that never gave one."""
+    """The last answer of its process to STATS; empty if there was none."""
     fresh: bool = False
-    """It answered this time."""
+    """The process answered the request for this snapshot."""
     scheme: str = ""
-    """How connections reach it; empty for a proxy."""
-    spoke: bool = False
-    """It says of itself what it knows: its answers to STATS count. A program that was merely
-    started never does."""
+    """How it gets connections; empty for a proxy."""
+    speaks_protocol: bool = False
+    """Its process has sent a message of our protocol, so it answers STATS. A program without our
+    code never does."""
     carryover: Mapping[str, Any] = field(default_factory=dict)
-    """What other processes of this slot counted: those that ended, and one that leaves while
-    this one took over. Of a worker `penstock_proxy.metrics.Series`, of a proxy
-    `carried.Carryover`."""
+    """Counters of other processes of this slot: those that ended, and one that still drains. For
+    a worker a `penstock_proxy.metrics.Series`, for a proxy a `counter_carryover.Carryover`."""
     events: Mapping[str, int] = field(default_factory=dict)
-    """What happened to it so far, by name of the event."""
+    """Number of its events so far, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,19 +90,20 @@ class Snapshot:
     ready: bool
     """Every service has a worker in rotation."""
     stopping: bool
-    away: frozenset[int] = frozenset()
-    """Slots of proxies that others accept for."""
+    covered: frozenset[int] = frozenset()
+    """Slots of proxies that do not accept at the moment; the others accept for them."""
     listener_fds: int
     channel_fds: int
     """Descriptors of the supervisor itself, by kind."""
     loop_lag_s: float
     tasks: int = 0
-    """Of the supervisor's event loop."""
-    unproxied: Mapping[str, Any] = field(default_factory=dict)
-    """What is checked here, of services without a proxy; shaped as a proxy's answer to STATS."""
+    """Both are of the supervisor's event loop."""
+    worker_checks: Mapping[str, Any] = field(default_factory=dict)
+    """Health checks by the supervisor, for services without a proxy. It has the form of a proxy's
+    answer to STATS."""
     sockets: tuple[SocketView, ...] = ()
     """The listening sockets of all services."""
     tls: Mapping[str, TlsView] = field(default_factory=dict)
     """By service, where the proxy speaks TLS."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """By service: connections that waited on a socket when it was shut."""
+    """By service: connections in the accept queue of a socket when it was closed."""

@@ -1,11 +1,12 @@
-"""A whole run: opens, starts, watches, stops. Executes what the tables and plans say.
+"""A whole run: opens sockets, starts children, serves, stops.
 
-Owns the order of things (sockets before children, proxy before workers when leaving) and
-the facts of the whole: has it started, is it over, did it fail. What one child does is `child`,
-what it is started with is `children.plan`, and what follows from its reports is `child_events`.
+Owns the order of things (sockets before children; when stopping, proxies before workers), and
+the state of the whole: has it started, is it over, has it failed. `child` runs a single child,
+`children.plan` decides what it is started with, and `child_events` what follows from its
+reports.
 
-Once it has started nothing but a stop ends a run: a worker that cannot be kept alive is
-reported and left alone, while the others serve. Only without a proxy nobody could serve.
+Once a run has started, only a stop ends it. A worker that cannot be kept alive is reported, and
+the others serve. The exception is the last proxy: without one no client can be served.
 """
 
 import asyncio
@@ -49,19 +50,19 @@ from penstock_worker import contract
 __all__ = ["PROXY", "StartError", "Supervisor"]
 
 PROXY: Final = (sys.executable, "-P", "-m", "penstock_proxy")
-"""-P: the directory we happen to stand in must not shadow what the proxy imports."""
-_HASTE_S: Final = 5.0
-"""Time to leave when the start failed: nobody is being served, and somebody is waiting."""
+"""-P: files in the working directory must not shadow modules that the proxy imports."""
+_FAILED_START_STOP_S: Final = 5.0
+"""Time to stop after a failed start. It is short: no client is served, and somebody waits."""
 
 _log = logging.getLogger("penstock.supervisor")
 
 
 class Supervisor:
-    """One `penstock run`. Made once, run once.
+    """One `penstock run`; `run` can be called once.
 
-    From the call of `on_started` on, `listening` and `workers` (addresses by service) and
-    `admin` ("" if there is none) are where things really are: the configuration may have
-    said port 0, or nothing.
+    From the call of `on_started` on, `listening` and `workers` (addresses by service) and `admin`
+    (empty if there is none) have the actual addresses. The configuration may have port 0, or no
+    addresses of workers.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Supervisor:
         stdout: int = 1,
         stderr: int = 2,
     ) -> None:
-        """`stdout` and `stderr` are descriptors that the children's lines are written to."""
+        """The children's output is written to the descriptors `stdout` and `stderr`."""
         self.config = config
         self.listening: dict[str, str] = {}
         self.workers: dict[str, tuple[str, ...]] = {}
@@ -86,7 +87,7 @@ class Supervisor:
         self._events = events or Events()
         self._proxy_argv = proxy
         self._python = python
-        self._outputs = (stdout, stderr)
+        self._output_fds = (stdout, stderr)
         self._stats_poll = StatsPoll(self._events)
         self._condition = Condition()
         self._slots = Slots()
@@ -94,47 +95,47 @@ class Supervisor:
         self._failure: StartError | None = None
         self._started = False
         self._stopping = False
-        self._halting = False
+        self._stopping_now = False
 
-    # What may be asked of a run from outside.
+    # Called from outside.
 
     async def run(self) -> int:
-        """Everything until told to stop; return the exit status. StartError: it cannot be.
+        """Run until `stop`, and return the exit status. StartError: it failed.
 
-        Whatever way this is left, nothing of it is left running.
+        However it ends, no process is left.
         """
         rlimits.raise_to_hard()
-        for line in warnings.of(self.config, os.geteuid()):
+        for line in warnings.check(self.config, os.geteuid()):
             _log.warning("%s", line)
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()
         async with AsyncExitStack() as stack:
-            start = self._open(stack, loop)
+            spawn_process = self._open(stack, loop)
             async with asyncio.TaskGroup() as tasks:
                 await self._open_endpoints(stack)
                 self._tasks = tasks
-                self._spawn = partial(start, tasks=tasks)
-                checking = tasks.create_task(self._worker_checks.run())
+                self._spawn_process = partial(spawn_process, tasks=tasks)
+                checks_task = tasks.create_task(self._worker_checks.run())
                 try:
-                    self._events.happened("setup", "supervisor", text="everything is open")
+                    self._events.emit("setup", "supervisor", text="everything is open")
                     await self._serve()
                 finally:
-                    checking.cancel()
+                    checks_task.cancel()
         if self._failure is not None:
             raise self._failure
         return 0
 
     def stop(self, *, now: bool = False) -> None:
-        """Drain and leave; called again, or `now`, leave at once."""
+        """Drain and stop. Called again, or with `now`: stop at once."""
         if not self._stopping and not now:
             longest = max(service.timeouts.stop for service in self.config.services)
             _log.info("stopping: finishing what is served, at most %g s; again: at once", longest)
             self._stopping = True
-        elif not self._halting:
+        elif not self._stopping_now:
             _log.warning("stopping at once")
-            self._stopping = self._halting = True
+            self._stopping = self._stopping_now = True
             for child in self._slots.children():
-                child.halt()
+                child.stop_now()
         self._condition.notify()
 
     def roll(self) -> bool:
@@ -142,21 +143,23 @@ class Supervisor:
         return self._roll(tuple(self._slots.current))
 
     def replace(self, service: str, slot: int) -> bool:
-        """Replace one worker when its successor is ready; KeyError if there is none."""
+        """Replace one worker as soon as its successor is ready. KeyError: no such slot."""
         return self._roll((slot_of(self._slots.current[service, slot]),))
 
     def signal(self, service: str, slot: int, number: Signals) -> bool:
-        """Signal one worker, which ends it as any signal does. KeyError: there is none."""
+        """Signal one worker. An exit that follows is handled like any other. KeyError: no such
+        slot. False: it has no process."""
         return self._slots.current[service, slot].signal(number)
 
     def send(
         self, service: str, slot: int, message: Any, handle: socket.socket | None = None
     ) -> bool:
-        """Send a program's message to a worker. KeyError: no such worker; False: it is away."""
+        """Send a message of the program to a worker. KeyError: no such slot. False: it has no
+        open channel."""
         return self._slots.current[service, slot].send(message, handle)
 
     def reopen_logs(self) -> None:
-        """Have whoever writes access logs open them anew, after they were moved away."""
+        """Have proxies and workers open their access logs again, after a rotation of the files."""
         self._resources.hand_over_logs()
         self._proxies.send_to_all({"cmd": REOPEN})
         for child in self._slots.workers():
@@ -164,7 +167,7 @@ class Supervisor:
                 child.send({"cmd": contract.REOPEN})
 
     async def take_snapshot(self, deadline_s: float) -> Snapshot:
-        """Describe the run now; children have `deadline_s` to tell what only they know."""
+        """The state of the run now. Children have `deadline_s` to answer with their statistics."""
         return await self._snapshots.take(
             deadline_s,
             uptime_s=asyncio.get_running_loop().time() - self._started_at,
@@ -173,19 +176,19 @@ class Supervisor:
         )
 
     def _roll(self, slots: tuple[Slot, ...]) -> bool:
-        """False: now is not the time."""
+        """False: the run has not started yet, or is over."""
         if not self._started or self._is_over():
             _log.warning("workers are replaced only while everything runs")
             return False
         self._rolling_restart.roll(self._tasks, slots)
         return True
 
-    # The way of a run.
+    # The course of a run.
 
     def _open(self, stack: AsyncExitStack, loop: AbstractEventLoop) -> Callable[..., Running]:
-        """Make and join all parts; what has to be closed is `stack`'s. Returns how a process is
-        started, but for the `tasks` that it may need. StartError."""
-        stdout, stderr = self._outputs
+        """Make all parts and connect them; `stack` closes them. Returns the function that starts
+        a process, which still needs `tasks`. Raises StartError."""
+        stdout, stderr = self._output_fds
         self._resources = stack.enter_context(
             closing(Resources(self.config, self._environment, stdout=stdout, python=self._python))
         )
@@ -221,7 +224,7 @@ class Supervisor:
         )
         self._reuseport = ReuseportSockets(self._resources.listeners, self._slots)
         self._rolling_restart = RollingRestart(
-            self._slots, self._rotation, self._condition, self._successor
+            self._slots, self._rotation, self._condition, self._make_successor
         )
         self._observer = ChildEvents(
             resources=self._resources,
@@ -240,7 +243,7 @@ class Supervisor:
         return partial(spawn, loop=loop, guardian=guardian, output=output)
 
     async def _open_endpoints(self, stack: AsyncExitStack) -> None:
-        """Note where everything is, and let people ask."""
+        """Publish all addresses, and open the admin port and the control socket."""
         for service in self.config.services:
             self.listening[service.name] = str(self._resources.listeners[service.name].address)
             self.workers[service.name] = self._resources.worker_addresses(service.name)
@@ -249,36 +252,36 @@ class Supervisor:
         await endpoints.serve(stack, self._resources, self)
 
     def _add_children(self) -> None:
-        self._proxies.add(self._proxy_argv, self._child, self._tasks)
+        self._proxies.add(self._proxy_argv, self._make_child, self._tasks)
         for service in self.config.services:
             for slot in range(service.workers if service.has_program else 0):
                 plan = self._resources.worker_plan(service, slot)
-                self._slots.add(self._child(plan))
+                self._slots.add(self._make_child(plan))
                 if not service.has_proxy:
                     self._worker_checks.add(service.name, slot)
 
     async def _serve(self) -> None:
-        with self._halt_on_error():
+        with self._stop_children_on_error():
             self._add_children()
-            # Workers that accept by themselves do so when they are ready; whoever connects
-            # before waits for them.
+            # Workers that accept themselves do so as soon as they are ready. Clients that
+            # connect before that wait in the accept queue.
             for child in self._slots.children() if self._listen(proxied=False) else ():
                 child.start()
             await self._condition.wait_until(lambda: self._is_over() or self._slots.has_started())
             if not self._is_over() and self._listen(proxied=True):
-                self._accept()
+                self._complete_start()
             await self._condition.wait_until(self._is_over)
             await self._stop_all()
 
-    def _accept(self) -> None:
-        """Everything works: an open port means that somebody answers."""
+    def _complete_start(self) -> None:
+        """Every service is ready: let the proxies accept."""
         self._started = True
         self._proxies.accept()
         _log.info("started")
         self._on_started(self)
 
     def _listen(self, *, proxied: bool) -> bool:
-        """Let clients connect; False if somebody else was faster."""
+        """Let clients connect. False: another process has taken an address meanwhile."""
         try:
             self._resources.listen(proxied=proxied)
         except StartError as error:
@@ -286,31 +289,31 @@ class Supervisor:
         return self._failure is None
 
     async def _stop_all(self) -> None:
-        """The proxies finish first: what they still serve needs its workers."""
+        """Stop the proxies first, because they need the workers for requests in flight."""
         self._rolling_restart.cancel()
         for listeners in self._resources.listeners.values():
             listeners.close()
-        haste = None if self._failure is None else _HASTE_S
-        self._proxies.stop(haste)
+        at_most_s = None if self._failure is None else _FAILED_START_STOP_S
+        self._proxies.stop(at_most_s)
         if not self._failure:
             for child in self._slots.workers():
                 if not self._resources.services[child.plan.service].has_proxy:
-                    child.stop(haste)
+                    child.stop(at_most_s)
             await self._condition.wait_until(lambda: self._proxies.at_rest)
         for child in self._slots.workers():
-            child.stop(haste)
+            child.stop(at_most_s)
         await self._condition.wait_until(
             lambda: all(child.at_rest for child in self._slots.children())
         )
 
     @contextmanager
-    def _halt_on_error(self) -> Iterator[None]:
-        """After a mistake of our own the children must not have to wait for the guardian."""
+    def _stop_children_on_error(self) -> Iterator[None]:
+        """After a bug of the supervisor, kill the children now, and not only by the guardian."""
         try:
             yield
         except BaseException:
             for child in self._slots.children():
-                child.halt()
+                child.stop_now()
             raise
 
     def _is_over(self) -> bool:
@@ -321,16 +324,16 @@ class Supervisor:
             return False
         return self._rotation.services_up() >= {service.name for service in self.config.services}
 
-    def _successor(self, child: Child) -> tuple[Child, bool]:
+    def _make_successor(self, child: Child) -> tuple[Child, bool]:
         service = self._resources.services[child.plan.service]
-        beside = self._resources.move_worker(service, child.plan.slot)
+        can_overlap = self._resources.move_worker(service, child.plan.slot)
         plan = self._resources.worker_plan(service, child.plan.slot)
-        return self._child(plan, after=child), beside
+        return self._make_child(plan, after=child), can_overlap
 
-    def _child(self, plan: ChildPlan, after: Child | None = None) -> Child:
-        return Child(plan, asyncio.get_running_loop(), self._spawn, self._observer, after)
+    def _make_child(self, plan: ChildPlan, after: Child | None = None) -> Child:
+        return Child(plan, asyncio.get_running_loop(), self._spawn_process, self._observer, after)
 
-    # The rotation moved.
+    # Called by the rotation and the health checks.
 
     def _worker_changed(self, slot: Slot, state: str) -> None:
         self._reuseport.worker_changed(slot, state)

@@ -1,8 +1,8 @@
-"""Look for bytes that break the oracle: `python -m tests.fuzz requests [options of libFuzzer]`.
+"""Search for bytes that break the oracle: `python -m tests.fuzz requests [options of libFuzzer]`.
 
-Without `-max_total_time` it runs until it finds something, or is told to stop. What it finds is
-written where `-artifact_prefix` says, and belongs into the corpus when the fault is mended.
-With the name of a file it only tries that.
+Without `-max_total_time` it runs until it finds something or is stopped. A finding is written to
+`-artifact_prefix`, and belongs into the corpus when the bug is fixed. With the name of a file it
+tries only that.
 """
 
 import logging

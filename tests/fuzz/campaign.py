@@ -1,7 +1,7 @@
-"""Both fuzzers side by side for a while: what `make fuzz` and the test run.
+"""Runs both fuzzers at the same time, for `make fuzz` and for the test.
 
-Each is a process of its own (libFuzzer ends its process), begins with the corpus and keeps what
-it learns in `folder`, so that the next run by hand goes on where this one ended.
+Each is its own process (libFuzzer ends its process). It starts with the corpus and keeps new
+inputs in `folder`, so that the next run by hand continues from there.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 NAMES: Final = ("requests", "responses")
 _HERE: Final = Path(__file__).parent
 _GRACE_S: Final = 120
-"""Beyond its time: the corpus is replayed first, and a busy machine is slow."""
+"""Time in addition: the corpus is replayed first, and a busy machine is slow."""
 
 
 class Result(NamedTuple):
@@ -25,7 +25,7 @@ class Result(NamedTuple):
 
 
 def run(seconds: int, seed: int, folder: Path) -> list[Result]:
-    """Fuzz for so many seconds (0: until interrupted); `seed` 0 is another one each time."""
+    """Fuzz for so many seconds (0: until interrupted); `seed` 0: a random one."""
     processes = [_start(name, seconds, seed, folder) for name in NAMES]
     results, interrupted = [], False
     try:
@@ -33,7 +33,7 @@ def run(seconds: int, seed: int, folder: Path) -> list[Result]:
             try:
                 process.wait(seconds + _GRACE_S if seconds else None)
             except KeyboardInterrupt:
-                interrupted = True  # and so are they
+                interrupted = True  # the fuzzers as well
                 process.wait(_GRACE_S)
             output = _log(folder, name).read_text(errors="replace")
             said = re.findall(r"number_of_executed_units: (\d+)|(?m:^#(\d+)\b)", output)
@@ -71,7 +71,7 @@ def _log(folder: Path, name: str) -> Path:
 
 
 def main() -> None:
-    """By hand: SECONDS (60) and SEED (0) from the environment, everything below `.fuzz`."""
+    """Run by hand: SECONDS (60) and SEED (0) from the environment, all files in `.fuzz`."""
     seconds, seed = (
         int(os.environ.get(name, usual)) for name, usual in (("SECONDS", 60), ("SEED", 0))
     )

@@ -1,23 +1,23 @@
-"""What must hold for any bytes at all, from a client or from a worker.
+"""What must hold for any bytes, from a client or from a worker.
 
-Others read what we accept in the same way: h11 and llhttp see the same method, target, fields,
-body and end in what a client sent. They see exactly that, once, in what the proxy makes of
-it for the worker. However the bytes are cut, it is the same. The other way round: what a
-client gets of an answer is what others read in the worker's bytes, or looks cut, or is our 502;
-and the next client gets its own answer.
+Requests: h11 and llhttp read what we accept in the same way. They see the same method, target,
+fields, body and end in the client's bytes, and exactly that, once, in what the worker gets. It is
+the same however the bytes are cut. Responses: a client gets what others read in the worker's
+bytes, or a response that looks cut, or our 502; and the next client gets its own response.
 
-We may be stricter than they are, never laxer. What is excepted: h11 refuses empty lines before
-a request, which RFC 9112 section 2.2 has us skip; llhttp refuses methods that it does not know.
+We may be stricter than the other parsers, never laxer. The exceptions: h11 refuses empty lines
+before a request, which by RFC 9112 section 2.2 we skip; llhttp refuses methods that it does not
+know.
 """
 
 from typing import Final, NamedTuple, cast
 from zlib import crc32
 
 import pytest
-from tests.proxy.conftest import House, Wire
+from tests.proxy.conftest import Harness, Wire
 from tests.support.proxy.readings import (
-    OtherwiseError,
     Reading,
+    ReadingDiffersError,
     h11_request,
     h11_response,
     llhttp_request,
@@ -30,12 +30,12 @@ from penstock_proxy.http1 import parser
 from penstock_proxy.http1.parser import RequestLine
 
 MAX_INPUT: Final = 1000
-"""Below every limit of the service in memory: limits are not what is looked for here."""
+"""Below every limit of the harness: these are not tested here."""
 _DONE: Final = b"HTTP/1.1 204 No Content\r\n\r\n"
 _NEXT: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 _LENGTHS: Final = frozenset({b"content-length", b"transfer-encoding"})
 _ID: Final = b"x-request-id"
-"""Another one for each request; no client of these is believed with its own."""
+"""It differs for each request: a client's own id is not trusted here."""
 _OURS: Final = frozenset(
     {b"host", b"connection", b"upgrade", b"te", b"transfer-encoding", _ID}
     | {b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"via"}
@@ -43,26 +43,26 @@ _OURS: Final = frozenset(
 
 
 class Stage:
-    """A service in memory that serves one input after the other."""
+    """A harness that serves one input after the other."""
 
     def __init__(self) -> None:
         self._patch = pytest.MonkeyPatch()
-        self.house = House(self._patch)
-        self.house.open()
+        self.harness = Harness(self._patch)
+        self.harness.build()
 
     def close(self) -> None:
-        """From now on connections are real again, for the tests that come after."""
+        """Undo the patches of the harness, for the tests that follow."""
         self._patch.undo()
 
     def clear(self) -> None:
-        house = self.house
-        for client in house.connections:
+        harness = self.harness
+        for client in harness.connections:
             cast("Wire", client.transport).reset()
-        for wire in house.network.wires:
+        for wire in harness.network.wires:
             wire.reset()
-        house.network.wires.clear()
-        house.network.dialed.clear()
-        house.loop.run()
+        harness.network.wires.clear()
+        harness.network.dialed.clear()
+        harness.loop.run()
 
 
 def _pieces(data: bytes) -> list[bytes]:
@@ -75,17 +75,17 @@ def _pieces(data: bytes) -> list[bytes]:
 
 
 class Expected(NamedTuple):
-    """What a client's stream comes to."""
+    """The expected result of a client's stream."""
 
     readings: list[Reading]
     status: int
-    """What ends it; 0: nothing, or nothing for certain as the rest is incomplete."""
+    """The status that ends it. 0: none, or unknown because the rest is incomplete."""
     open: bool
-    """More could follow."""
+    """More requests could follow."""
 
 
 class Outcome(NamedTuple):
-    """What became of a client's stream."""
+    """The actual result of a client's stream."""
 
     received: list[Reading]
     statuses: list[int]
@@ -102,7 +102,7 @@ def check_request(stage: Stage, data: bytes) -> None:
     if expected.status:
         assert whole.statuses[count:] == [expected.status]
     assert whole.refused <= (bool(expected.status) or expected.open)
-    # Garbage is seen as soon as it can be, so its status may be another; nothing else may.
+    # Garbage is refused as early as possible, so only its status may differ.
     assert whole.refused == pieces.refused
     assert whole.received == pieces.received
     assert len(whole.received) == count
@@ -132,11 +132,11 @@ def _compare_request(data: bytes, ours: Reading) -> None:
     first, second = h11_request(data[begin:]), llhttp_request(data, ours.end)
     for other in (first._replace(end=first.end + begin), second):
         if _plain(other) != _plain(ours):
-            raise OtherwiseError(f"{_plain(ours)} is {_plain(other)}")
+            raise ReadingDiffersError(f"{_plain(ours)} is {_plain(other)}")
 
 
 def _plain(reading: Reading) -> Reading:
-    """h11 writes the one coding that there is in lower case."""
+    """h11 lowers the case of Transfer-Encoding."""
     return reading._replace(
         fields=[
             (name, value.lower() if name == b"transfer-encoding" else value)
@@ -146,40 +146,40 @@ def _plain(reading: Reading) -> Reading:
 
 
 def _closes(reading: Reading) -> bool:
-    said = b",".join(value for name, value in reading.fields if name == b"connection").lower()
-    options = {option.strip(b" \t") for option in said.split(b",")}
+    value = b",".join(value for name, value in reading.fields if name == b"connection").lower()
+    options = {option.strip(b" \t") for option in value.split(b",")}
     return b"close" in options if reading.start[2] else b"keep-alive" not in options
 
 
 def serve(stage: Stage, pieces: list[bytes]) -> Outcome:
-    house = stage.house
-    client = house.client()
+    harness = stage.harness
+    client = harness.client()
     received: list[Reading] = []
     try:
         for piece in pieces:
             client.send(piece)
-        while (reading := _take(house)) is not None:
+        while (reading := _take(harness)) is not None:
             received.append(reading)
-            house.worker.send(_DONE)
-        statuses = [int(part[:3]) for part in client.taken().split(b"HTTP/1.1 ")[1:]]
+            harness.worker.send(_DONE)
+        statuses = [int(part[:3]) for part in client.received().split(b"HTTP/1.1 ")[1:]]
         refused = statuses[-1:] > [399]
         if refused:
             assert client.ended
-            assert not any(wire.written and not wire.lost for wire in house.network.wires)
+            assert not any(wire.written and not wire.lost for wire in harness.network.wires)
         return Outcome(received, statuses, refused)
     finally:
         stage.clear()
 
 
-def _take(house: House) -> Reading | None:
+def _take(harness: Harness) -> Reading | None:
     """The request that the worker got, if it is complete."""
-    for wire in house.network.wires:
+    for wire in harness.network.wires:
         data = bytes(wire.written)
         if not data or wire.lost:
             continue
         try:
             reading = h11_request(data)
-        except OtherwiseError as other:
+        except ReadingDiffersError as other:
             if "NEED_DATA" in str(other):
                 return None
             raise
@@ -197,8 +197,8 @@ def _check_forwarded(meant: Reading, got: Reading) -> None:
     assert got.start == (method, parser.worker_target(line), 1)
     assert got.body == meant.body
     assert {*got.trailers} <= {*meant.trailers}
-    said = {pair for pair in got.fields if pair[0] not in _OURS}
-    assert said <= {*meant.fields}
+    forwarded_fields = {pair for pair in got.fields if pair[0] not in _OURS}
+    assert forwarded_fields <= {*meant.fields}
     assert [name for name, _ in got.fields].count(b"host") == 1
     forwarded = [value for name, value in got.fields if name == b"x-forwarded-for"]
     assert forwarded == [b"192.0.2.1"]
@@ -208,62 +208,62 @@ def _check_forwarded(meant: Reading, got: Reading) -> None:
 
 
 def check_response(stage: Stage, data: bytes) -> None:
-    """The same for a worker's stream; its first byte says how it was asked and how it ends."""
-    mode, said = data[:1], data[1:]
+    """The same for a worker's stream; its first byte selects the request and the end."""
+    mode, response = data[:1], data[1:]
     method = b"HEAD" if mode in b"1357" else b"GET"
     offer = b"Connection: upgrade\r\nUpgrade: websocket\r\n" if mode in b"2367" else b""
     reset = mode in b"4567"
-    asked = method + b" / HTTP/1.1\r\nHost: a\r\n" + offer + b"\r\n"
-    whole = _answer(stage, asked, [said], reset=reset)
-    pieces = _answer(stage, asked, _pieces(said), reset=reset)
+    request = method + b" / HTTP/1.1\r\nHost: a\r\n" + offer + b"\r\n"
+    whole = _answer(stage, request, [response], reset=reset)
+    pieces = _answer(stage, request, _pieces(response), reset=reset)
     assert whole.start == pieces.start
     if whole.start[0] != b"101":
         assert (whole.body, whole.trailers) == (pieces.body, pieces.trailers)
     if whole.start[0] == b"101":
         assert offer
     elif whole.end:
-        _check_answer(said, whole, method, closed=not reset)
-    _check_next(stage, asked, said)
+        _check_answer(response, whole, method, closed=not reset)
+    _check_next(stage, request, response)
 
 
-def _check_next(stage: Stage, asked: bytes, said: bytes) -> None:
-    """Whatever the worker said to one client, the next one gets the answer that is meant for it."""
-    house = stage.house
+def _check_next(stage: Stage, request: bytes, response: bytes) -> None:
+    """Whatever the worker sent to one client, the next client gets its own response."""
+    harness = stage.harness
     try:
-        house.client().send(asked)
-        worker = house.worker
-        for piece in _pieces(said):
+        harness.client().send(request)
+        worker = harness.worker
+        for piece in _pieces(response):
             worker.send(piece)
-        for wire in house.network.wires:
+        for wire in harness.network.wires:
             wire.written.clear()
-        client = house.client()
+        client = harness.client()
         client.send(b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
-        (wire,) = (wire for wire in house.network.wires if wire.written)
+        (wire,) = (wire for wire in harness.network.wires if wire.written)
         wire.send(_NEXT)
-        data = client.taken()
+        data = client.received()
         reading = h11_response(data)
         assert (reading.body, reading.end) == (b"next", len(data))
     finally:
         stage.clear()
 
 
-def _answer(stage: Stage, asked: bytes, pieces: list[bytes], *, reset: bool) -> Reading:
-    """What the client reads; `end` is 0 when it is cut, or is no answer of the worker's."""
-    house = stage.house
+def _answer(stage: Stage, request: bytes, pieces: list[bytes], *, reset: bool) -> Reading:
+    """What the client reads; `end` is 0 if it is cut, or is not the worker's response."""
+    harness = stage.harness
     try:
-        client = house.client()
-        client.send(asked)
-        worker = house.worker
+        client = harness.client()
+        client.send(request)
+        worker = harness.worker
         for piece in pieces:
             worker.send(piece)
         if not worker.lost:
-            worker.reset() if reset else worker.finish()
-        data = client.taken()
+            worker.reset() if reset else worker.send_eof()
+        data = client.received()
         if _is_switched(data):
             return Reading((b"101", b"", 1), [], b"", [], 0)
         try:
-            reading = h11_response(data, asked.split(b" ", 1)[0], ended=client.lost)
-        except OtherwiseError as cut:
+            reading = h11_response(data, request.split(b" ", 1)[0], ended=client.lost)
+        except ReadingDiffersError as cut:
             if "peer closed" not in str(cut) or not client.lost:
                 raise
             return Reading((b"cut", b"", 1), [], b"", [], 0)
@@ -279,15 +279,15 @@ def _is_switched(data: bytes) -> bool:
     return data.startswith(b"HTTP/1.1 101")
 
 
-def _check_answer(said: bytes, client: Reading, method: bytes, *, closed: bool) -> None:
-    """`client` has an answer that looks whole. Is it what others read in the worker's bytes?"""
-    other = h11_response(said, method, ended=closed)
+def _check_answer(response: bytes, client: Reading, method: bytes, *, closed: bool) -> None:
+    """`client` has a response that looks whole. Others must read the same in the worker's bytes."""
+    other = h11_response(response, method, ended=closed)
     assert (other.start[0], other.body) == (client.start[0], client.body)
     assert {*client.trailers} <= {*other.trailers}
     names = {name for name, _ in other.fields}
     if method != b"HEAD" and (other.start[0] in (b"204", b"304") or names & _LENGTHS):
-        # What ends with its connection has no end that llhttp could be asked about.
-        assert _plain(llhttp_response(said, other.end)) == _plain(other)
+        # A response until close has no end that llhttp could check.
+        assert _plain(llhttp_response(response, other.end)) == _plain(other)
     passed = {
         pair for pair in client.fields if pair[0] not in (b"connection", b"transfer-encoding")
     }

@@ -1,8 +1,8 @@
 """Writes the known tricks into the corpus: `python -m tests.fuzz.seed`.
 
-The corpus is files because a fuzzer wants files, and because what was found once has to stay.
-Files that no trick has are left alone: `learned-` are what libFuzzer kept of its first
-million tries, because they go where no trick goes.
+The corpus is made of files because a fuzzer needs files, and because every finding is kept.
+Other files are not changed: `learned-` are inputs that libFuzzer kept from its first million
+executions, because they reach code that no trick reaches.
 """
 
 import re
@@ -20,7 +20,7 @@ CORPUS: Final = Path(__file__).parent / "corpus"
 
 
 def seeds() -> dict[Path, bytes]:
-    """What the corpus has at least; the first byte of a response is the oracle's mode."""
+    """The files that the corpus must have; a response's first byte is the oracle's mode."""
     requests = {name: trick.data for name, trick in REQUESTS.items()}
     requests |= {f"passed {name}": row[0] for name, row in PASSED.items()}
     responses = {name: b"0" + said for name, (said, _) in REFUSED.items()}

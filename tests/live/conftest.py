@@ -35,7 +35,7 @@ def origin() -> Iterator[Worker]:
 
 @pytest.fixture
 def penstock(tmp_path: Path) -> Iterator[Penstock]:
-    """Makes a run: `penstock("--to", address, balance="hash")`, or of several `services`."""
+    """Makes a run: `penstock("--to", address, balance="client_hash")`, or of several `services`."""
     with ExitStack() as stack:
 
         def make(

@@ -1,7 +1,7 @@
-"""A service in memory, for the tests of exchanges.
+"""A harness for the tests of exchanges: a whole service without sockets.
 
-Client and workers are in memory: `Wire` is a `Transport` like any other, `Network` stands for
-connecting, and `Turns` for the event loop, so that a test decides each turn of it.
+Clients and workers are in memory. `Wire` is a real `Transport`, `Network` replaces connects,
+and `Turns` replaces the event loop, so that a test controls each iteration.
 """
 
 import errno
@@ -15,18 +15,18 @@ from penstock_proxy.config import Limits, ServiceConfig, Target, Timeouts
 from penstock_proxy.http import connection_pool as connection_pool_module
 from penstock_proxy.http import exchange as exchange_module
 from penstock_proxy.http import upstream_request as upstream_request_module
-from penstock_proxy.http import worker_connection as upstream_module
+from penstock_proxy.http import worker_connection as worker_connection_module
 from penstock_proxy.http.client_connection import ClientConnection
-from penstock_proxy.listener import filter_chain as arrivals_module
+from penstock_proxy.listener import filter_chain as filter_chain_module
 from penstock_proxy.net.connector import Connecting
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TimerWheel
-from penstock_proxy.net.transport import Adopter, Receiver, Transport
+from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.service import context as context_module
-from penstock_proxy.service import error_log as journal_module
+from penstock_proxy.service import error_log as error_log_module
 from penstock_proxy.service.fd_budget import FdBudget
-from penstock_proxy.tcp import session as relay_module
+from penstock_proxy.tcp import session as session_module
 from penstock_worker.net.stream import Stream
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Turns:
-    """As much of an event loop as a service in memory needs."""
+    """The part of an event loop that a service in memory needs."""
 
     def __init__(self) -> None:
         self._ready: deque[Callable[[], object]] = deque()
@@ -43,7 +43,7 @@ class Turns:
         self._ready.append(lambda: callback(*args))
 
     def run(self) -> None:
-        """Turn until nothing is left to do."""
+        """Run callbacks until none is left."""
         while self._ready:
             self._ready.popleft()()
 
@@ -65,10 +65,10 @@ class Wire(Transport):
         self._unsent = bytearray()
         self.written = bytearray()
         self.ended = False
-        """Its side was shut down for writing."""
+        """The proxy has shut it down for writing."""
         self.lost = False
         self.full = False
-        """The next write stalls it."""
+        """The next write pauses writing."""
 
     # -- what the proxy calls
 
@@ -87,7 +87,7 @@ class Wire(Transport):
 
     def close(self) -> None:
         if self._stalled:
-            # As asyncio does: not before all is sent.
+            # As in asyncio: it closes when all is sent.
             self._closing = True
         else:
             self._end(None)
@@ -115,32 +115,32 @@ class Wire(Transport):
     def borrow(self) -> None:
         """There is no socket."""
 
-    # -- what its other end does
+    # -- what the other end does
 
     def send(self, data: bytes) -> None:
-        """Bytes arrive; those that are not read stay in the kernel."""
+        """Send bytes to the proxy; those that are not read stay in the kernel."""
         self._arriving.append(data)
         self._deliver()
         self._loop.run()
 
-    def finish(self) -> None:
-        """The other end closes."""
+    def send_eof(self) -> None:
+        """Close the other end."""
         if not self._closing and not self._protocol.eof_received():
             self.close()
         self._loop.run()
 
     def reset(self) -> None:
-        """The other end breaks off."""
+        """Reset the connection."""
         self._end(ConnectionResetError())
         self._loop.run()
 
     def stall(self) -> None:
-        """The other end stops reading, and the buffer for it is full."""
+        """Stop reading: the proxy's write buffer is full."""
         self._stalled = True
         self._protocol.pause_writing()
 
-    def flow(self) -> None:
-        """It reads again."""
+    def unstall(self) -> None:
+        """Read again."""
         self._stalled = self.full = False
         self.written += self._unsent
         self._unsent.clear()
@@ -150,13 +150,13 @@ class Wire(Transport):
             self._protocol.resume_writing()
         self._loop.run()
 
-    def sip(self) -> None:
-        """It reads one byte, and stops again."""
+    def read_one_byte(self) -> None:
+        """Read one byte, and stop again."""
         self.written += self._unsent[:1]
         del self._unsent[:1]
 
-    def taken(self) -> bytes:
-        """What has been written since this was last asked."""
+    def received(self) -> bytes:
+        """What the other end has received since the last call."""
         data = bytes(self.written)
         self.written.clear()
         return data
@@ -170,14 +170,14 @@ class Wire(Transport):
             self._closing = self._ended = True
             self._loop.call_soon(self._lose, error)
 
-    def vanish(self) -> None:
-        """It is reset, and the loop hears of that before anything else."""
+    def reset_at_once(self) -> None:
+        """Reset the connection, and report it before any other event."""
         self._closing = self._ended = True
         self._lose(ConnectionResetError())
         self._loop.run()
 
-    def deliver_only(self, data: bytes) -> None:
-        """Bytes arrive, and the turn is not over yet."""
+    def deliver_in_turn(self, data: bytes) -> None:
+        """Send bytes, without running the loop after them."""
         self._protocol.data_received(data)
 
     def _lose(self, error: Exception | None) -> None:
@@ -188,8 +188,8 @@ class Wire(Transport):
 Done = Callable[[Stream | None, int], None]
 
 
-class Hanging(Connecting):
-    """A connect that does not come to an end by itself."""
+class PendingConnect(Connecting):
+    """A connect that the test completes."""
 
     # Not `Connecting.__init__`: there is no socket here.
     def __init__(self, network: "Network", done: Done) -> None:
@@ -197,83 +197,87 @@ class Hanging(Connecting):
         self._ended = done
 
     def cancel(self) -> None:
-        self._network.hanging.remove(self)
+        self._network.pending_connects.remove(self)
 
     def refuse(self) -> None:
-        self._network.hanging.remove(self)
+        self._network.pending_connects.remove(self)
         self._ended(None, errno.ECONNREFUSED)
         self._network.loop.run()
 
     def answer(self) -> None:
-        self._network.hanging.remove(self)
+        self._network.pending_connects.remove(self)
         self._ended(Stream(-1, 0), 0)
         self._network.loop.run()
 
 
 class Network:
-    """Connecting in memory: takes the place of `dial` and `adopt`."""
+    """Connects in memory: replaces `connect` and `adopt`."""
 
     def __init__(self, loop: Turns) -> None:
         self.loop = loop
         self.refusing: set[int] = set()
-        """Ports that refuse."""
-        self.silent: set[int] = set()
+        """Ports that refuse a connect."""
+        self.unresponsive: set[int] = set()
         """Ports that do not answer a connect."""
         self.full = False
-        """New connections take nothing."""
-        self.hanging: list[Hanging] = []
+        """New connections are blocked by their first write."""
+        self.pending_connects: list[PendingConnect] = []
         self.dialed: list[int] = []
         self.wires: list[Wire] = []
         """Connections to workers, oldest first."""
 
-    def dial(self, _loop: object, address: Any, done: Done, preface: bytes = b"") -> Hanging | None:
+    def connect(
+        self, _loop: object, address: Any, done: Done, proxy_header: bytes = b""
+    ) -> PendingConnect | None:
         port = address[1][1]
         self.dialed.append(port)
-        if port in self.silent:
-            self.hanging.append(Hanging(self, done))
-            return self.hanging[-1]
+        if port in self.unresponsive:
+            self.pending_connects.append(PendingConnect(self, done))
+            return self.pending_connects[-1]
         if port in self.refusing:
             done(None, errno.ECONNREFUSED)
         else:
             done(Stream(-1, 0), 0)
         return None
 
-    def adopt(self, _reactor: object, protocol: Adopter, _stream: object, _high: int = 0) -> None:
+    def adopt(
+        self, _reactor: object, protocol: FirstReceiver, _stream: object, _high: int = 0
+    ) -> None:
         wire = Wire(self.loop, protocol)
         wire.full = self.full
         self.wires.append(wire)
         protocol.connection_made(wire)
 
 
-_WITH_A_CLOCK = (
+_READS_THE_CLOCK = (
     context_module,
-    relay_module,
+    session_module,
     exchange_module,
-    journal_module,
-    upstream_module,
+    error_log_module,
+    worker_connection_module,
     upstream_request_module,
 )
 
 
-class House:
+class Harness:
     """A service, its network and its clock. Workers listen on the ports from 1."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.loop = Turns()
         self.network = Network(self.loop)
-        monkeypatch.setattr(journal_module, "urandom", bytes)
-        for module in (connection_pool_module, relay_module):
-            monkeypatch.setattr(module, "dial", self.network.dial)
-        for module in (arrivals_module, connection_pool_module, relay_module):
+        monkeypatch.setattr(error_log_module, "urandom", bytes)
+        for module in (connection_pool_module, session_module):
+            monkeypatch.setattr(module, "connect", self.network.connect)
+        for module in (filter_chain_module, connection_pool_module, session_module):
             monkeypatch.setattr(module, "adopt", self.network.adopt)
-        for module in _WITH_A_CLOCK:
+        for module in _READS_THE_CLOCK:
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
 
-    def open(
+    def build(
         self, workers: int = 1, *, queue: float = 0.0, total: float = 0.0, **limits: int
     ) -> None:
-        """Build it anew: nothing is left from before."""
+        """Build the service anew."""
         self.network.wires.clear()
         self.network.dialed.clear()
         self.fd_budget = FdBudget(1024, 0, 0)
@@ -303,7 +307,7 @@ class House:
         self.fd_budget.clients += 1
         self.service.counters.active += 1
         protocol = ClientConnection(self.service, ("192.0.2.1", 5000))
-        self.service.client_limit.enters(protocol.counts_for)
+        self.service.client_limit.acquire(protocol.counted_address)
         self.service.clients.add(protocol)
         wire = Wire(self.loop, protocol)
         protocol.connection_made(wire)
@@ -311,16 +315,16 @@ class House:
 
     @property
     def connections(self) -> list[ClientConnection]:
-        """Of clients, as the service has them."""
+        """The client connections of the service."""
         return [cast("ClientConnection", client) for client in self.service.clients]
 
-    def relay(self) -> None:
-        """A client of delivery tcp; its wire is the newest one when a worker is there."""
+    def connect_tcp(self) -> None:
+        """Accept a client in tcp mode. Its wire is the newest one once a worker is connected."""
         self.fd_budget.clients += 1
         self.service.counters.active += 1
-        relay = relay_module.Session(self.service, Stream(-1, 0), ("192.0.2.1", 5000))
-        self.service.client_limit.enters(relay.address)
-        relay.dispatch()
+        session = session_module.Session(self.service, Stream(-1, 0), ("192.0.2.1", 5000))
+        self.service.client_limit.acquire(session.address)
+        session.dispatch()
         self.loop.run()
 
     @property
@@ -328,7 +332,7 @@ class House:
         """The newest connection to a worker."""
         return self.network.wires[-1]
 
-    def pass_time(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.now += seconds
         self.timers.tick(self.now)
         self.service.tick(self.now)
@@ -336,21 +340,21 @@ class House:
 
 
 @pytest.fixture
-def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    house = House(monkeypatch)
-    house.open()
-    yield house
-    # Whatever happened: when both sides are gone, nothing is owed.
-    for client in house.connections:
+def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
+    harness = Harness(monkeypatch)
+    harness.build()
+    yield harness
+    # Whatever happened: once both sides are closed, nothing is left open or counted.
+    for client in harness.connections:
         cast("Wire", client.transport).reset()
-    house.loop.run()
-    for wire in house.network.wires:
+    harness.loop.run()
+    for wire in harness.network.wires:
         wire.reset()
-    assert not house.network.hanging
-    assert (house.fd_budget.clients, house.fd_budget.upstreams) == (0, 0)
-    assert house.service.counters.active == 0
-    assert [member.active for member in house.service.pool.members] == [0] * len(
-        house.service.pool.members
+    assert not harness.network.pending_connects
+    assert (harness.fd_budget.clients, harness.fd_budget.upstreams) == (0, 0)
+    assert harness.service.counters.active == 0
+    assert [member.active for member in harness.service.pool.members] == [0] * len(
+        harness.service.pool.members
     )
-    assert not house.service.queue
-    assert len(house.service.client_limit) == 0
+    assert not harness.service.queue
+    assert len(harness.service.client_limit) == 0

@@ -143,7 +143,7 @@ def test_a_health_path_is_a_path(path: str) -> None:
 )
 def test_a_service_is_told_nothing_senseless(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as failure:
-        config.Traffic.model_validate(wrong)
+        config.ProxySettings.model_validate(wrong)
     assert failure.value.error_count() == 1
 
 

@@ -36,15 +36,15 @@ def counters() -> ServiceCounters:
     return counted
 
 
-def row(slot: int, standing: str = "up", **more: Any) -> dict[str, Any]:
+def row(slot: int, health: str = "up", **more: Any) -> dict[str, Any]:
     return {
-        "slot": slot, "address": f"127.0.0.1:810{slot}", "weight": 1, "standing": standing,
+        "slot": slot, "address": f"127.0.0.1:810{slot}", "weight": 1, "health": health,
         "active": 3, "failures": 0, "ejections": 2, "reason": "", **more,
     }  # fmt: skip
 
 
 def proxy_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
-    """What came over the channel: through JSON, as there."""
+    """An answer to STATS, converted through JSON as on the channel."""
     told = metrics.snapshot(
         {"web": counters()},
         fds={"listener": 1, "client": 2, "upstream": 3, "other": 9},

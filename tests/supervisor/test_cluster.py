@@ -1,4 +1,4 @@
-"""A cluster inside a Python program: it serves inside the block, and nothing is left after it."""
+"""A cluster inside a Python program serves inside the block, and leaves nothing after it."""
 
 import asyncio
 import json
@@ -57,8 +57,8 @@ def config(code: str = SERVER, **keys: Any) -> Config:
     return Config.model_validate({"admin": "", "services": [service]})
 
 
-async def the(name: str, events: Subscription, times: int = 1) -> Event:
-    """The event of that name that comes next, or the one after it."""
+async def next_event(name: str, events: Subscription, times: int = 1) -> Event:
+    """The next event of that name; with `times` 2 the one after it, and so on."""
     async for event in events:
         if event.name == name:
             times -= 1
@@ -88,7 +88,7 @@ async def test_inside_the_block_clients_are_served_and_after_it_refused() -> Non
             await asyncio.open_connection(host, int(port))
 
 
-async def test_what_happens_in_a_life_is_told_in_order() -> None:
+async def test_the_events_of_a_run_come_in_order() -> None:
     async with asyncio.timeout(WAIT_S):
         cluster = Cluster(config(workers=1))
         events = cluster.events()
@@ -100,19 +100,19 @@ async def test_what_happens_in_a_life_is_told_in_order() -> None:
     ]  # fmt: skip
 
 
-async def test_an_exit_is_told_with_its_signal_and_another_worker_comes() -> None:
+async def test_an_exit_event_has_its_signal_and_the_worker_restarts() -> None:
     async with asyncio.timeout(WAIT_S):
         cluster = Cluster(config())
         events = cluster.events()
         async with cluster:
-            first = await the("fork", events)
+            first = await next_event("fork", events)
             assert first.pid is not None
             os.kill(first.pid, signal.SIGKILL)
-            gone = await the("exit", events)
+            gone = await next_event("exit", events)
             assert (gone.pid, gone.slot, gone.code, gone.signal) == (
                 first.pid, first.slot, None, "SIGKILL",
             )  # fmt: skip
-            again = await the("fork", events)
+            again = await next_event("fork", events)
             assert (again.slot, again.pid != first.pid) == (first.slot, True)
 
 
@@ -123,17 +123,17 @@ async def test_messages_go_both_ways_to_the_right_worker() -> None:
         async with cluster:
             for slot in (1, 0):
                 assert cluster.send("web", slot, {"to": slot})
-                answer = await the("message", events)
+                answer = await next_event("message", events)
                 assert (answer.slot, answer.message) == (slot, {"heard": {"to": slot}})
 
 
-async def test_a_descriptor_comes_with_its_message_and_is_the_listener_s() -> None:
+async def test_a_descriptor_comes_with_its_message_and_belongs_to_the_subscriber() -> None:
     async with asyncio.timeout(WAIT_S):
         cluster = Cluster(config(BOTH, workers=1))
         events = cluster.events()
         async with cluster:
             assert cluster.send("web", 0, "give")
-            event = await the("message", events)
+            event = await next_event("message", events)
             assert event.message == "here it is"
             assert event.handle is not None
             assert event.handle.family == socket.AF_UNIX
@@ -146,7 +146,7 @@ async def test_descriptors_that_nobody_takes_are_closed() -> None:
         events, ignored = cluster.events(), cluster.events()
         async with cluster:
             assert cluster.send("web", 0, "give")
-            event = await the("message", events)
+            event = await next_event("message", events)
             assert event.handle is not None
             event.handle.close()
         ignored.close()
@@ -172,9 +172,9 @@ async def test_a_worker_that_dies_while_its_successor_starts_does_not_come_back_
         cluster = Cluster(config(workers=1, restart={"backoff": "1ms", "backoff_max": "1ms"}))
         events = cluster.events()
         async with cluster:
-            first = await the("listening", events)
+            first = await next_event("listening", events)
             cluster.replace("web", 0)
-            successor = await the("fork", events)
+            successor = await next_event("fork", events)
             assert first.pid is not None
             os.kill(first.pid, signal.SIGKILL)
             alive = {first.pid, successor.pid}
@@ -188,7 +188,7 @@ async def test_a_worker_that_dies_while_its_successor_starts_does_not_come_back_
                     alive.discard(event.pid)
 
 
-async def test_there_is_no_other_slot() -> None:
+async def test_an_unknown_slot_is_a_key_error() -> None:
     async with asyncio.timeout(WAIT_S), Cluster(config()) as cluster:
         with pytest.raises(KeyError):
             cluster.send("web", 2, "hello")
@@ -218,7 +218,7 @@ async def test_the_events_end_when_the_cluster_stops_itself() -> None:
             assert not cluster.send("web", 0, "anybody?")
 
 
-async def test_stopped_before_it_started_is_a_failed_start() -> None:
+async def test_a_stop_before_the_start_is_a_failed_start() -> None:
     async with asyncio.timeout(WAIT_S):
         cluster = Cluster(config())
         cluster.stop()
@@ -227,7 +227,7 @@ async def test_stopped_before_it_started_is_a_failed_start() -> None:
                 pytest.fail("it was stopped")
 
 
-async def test_cancelled_while_it_starts_it_leaves_nothing() -> None:
+async def test_a_cancelled_start_leaves_nothing() -> None:
     cluster = Cluster(config("import time; time.sleep(1000)"))
     events = cluster.events()
 
@@ -237,12 +237,12 @@ async def test_cancelled_while_it_starts_it_leaves_nothing() -> None:
 
     async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
         entering = tasks.create_task(enter())
-        await the("fork", events, 2)
+        await next_event("fork", events, 2)
         entering.cancel()
     assert entering.cancelled()
 
 
-async def test_cancelled_while_it_stops_it_ends_at_once() -> None:
+async def test_a_cancelled_stop_ends_at_once() -> None:
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + SERVER
     cluster = Cluster(config(stubborn, timeouts={"stop": "10m"}))
     inside = asyncio.Event()
@@ -257,14 +257,14 @@ async def test_cancelled_while_it_stops_it_ends_at_once() -> None:
         living.cancel()
 
 
-async def test_an_error_inside_stops_the_cluster_and_comes_out() -> None:
+async def test_an_error_in_the_block_stops_the_cluster_and_is_raised() -> None:
     async with asyncio.timeout(WAIT_S):
         with pytest.raises(ZeroDivisionError):
             async with Cluster(config()):
                 _ = 1 / 0
 
 
-async def test_a_worker_of_ours_says_that_it_is_online_first() -> None:
+async def test_a_worker_with_our_code_is_online_first() -> None:
     async with asyncio.timeout(WAIT_S):
         cluster = Cluster(config(app="penstock_worker.demo:app", workers=1, access_log="off"))
         events = cluster.events()

@@ -1,4 +1,4 @@
-"""A run keeps its order: sockets, children, proxy first out; it fails early, clearly or not at all.
+"""A run opens sockets, starts children, and stops proxies first; failures are early and clear.
 
 Workers are real processes, the proxy is a stand-in that writes down its orders, and the run
 is in this process, so that a test can look at both ends.
@@ -47,7 +47,7 @@ def service(code: str = SERVER, name: str = "web", **keys: Any) -> Service:
 
 
 class Stage:
-    """A runner and everything that came out of it."""
+    """A supervisor, and its output."""
 
     def __init__(self, *services: Service, admin: str = "", play: str = "") -> None:
         self._out, out = os.pipe()
@@ -107,7 +107,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def running(*services: Service, admin: str = "", play: str = "") -> AsyncIterator[Stage]:
-    """A run that has started; at the end it is stopped, and nothing may be left of it."""
+    """A run that has started. At the end it is stopped, and must leave nothing."""
     stage = Stage(*services, admin=admin, play=play)
     try:
         async with asyncio.timeout(2 * WAIT_S), asyncio.TaskGroup() as tasks:
@@ -152,7 +152,7 @@ async def test_a_run_starts_everything_and_leaves_nothing() -> None:
     assert descriptors() == before
 
 
-async def test_the_proxy_leaves_before_any_worker_is_told_to() -> None:
+async def test_the_proxy_exits_before_any_worker_is_stopped() -> None:
     code = SERVER.replace(
         "import os,",
         "import signal; signal.signal(15, lambda *_: (print('leaving', flush=True), sys.exit()))\n"
@@ -167,7 +167,7 @@ async def test_the_proxy_leaves_before_any_worker_is_told_to() -> None:
     assert stage.out.count("leaving") == 2
 
 
-async def test_a_second_stop_does_not_wait_for_anybody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_second_stop_does_not_wait(caplog: pytest.LogCaptureFixture) -> None:
     code = "import signal; signal.signal(15, signal.SIG_IGN)\n" + SERVER
     async with running(service(code, timeouts={"stop": "10m"}), play="stubborn") as stage:
         stage.stop()
@@ -176,7 +176,9 @@ async def test_a_second_stop_does_not_wait_for_anybody(caplog: pytest.LogCapture
     assert "did not leave" not in caplog.text, "nobody's time was over"
 
 
-async def test_who_does_not_leave_in_time_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_child_that_does_not_stop_in_time_is_killed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     code = "import signal; signal.signal(15, signal.SIG_IGN)\n" + SERVER
     async with running(service(code, timeouts={"stop": "100ms"}), play="stubborn"):
         pass
@@ -184,7 +186,7 @@ async def test_who_does_not_leave_in_time_is_killed(caplog: pytest.LogCaptureFix
         assert f"{name} did not leave within 0.1 s and is killed" in caplog.text
 
 
-async def test_a_worker_comes_back_on_its_port_and_is_joined_again() -> None:
+async def test_a_restarted_worker_has_its_port_and_joins_again() -> None:
     async with running(service(workers=1)) as stage:
         before = await stage.view("web/0")
         os.kill(await stage.pid("web/0"), signal.SIGKILL)
@@ -196,7 +198,7 @@ async def test_a_worker_comes_back_on_its_port_and_is_joined_again() -> None:
     assert re.search(r"got join 0.*got leave 0.*got join 0", stage.err, re.DOTALL)
 
 
-async def test_a_new_proxy_is_told_what_the_last_one_knew() -> None:
+async def test_a_new_proxy_gets_the_state_of_the_workers() -> None:
     async with running(service()) as stage:
         await stage.said("got join 0")
         await stage.said("got join 1")
@@ -214,7 +216,7 @@ async def observed_ready(stage: Stage) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_no_connect_is_refused_while_the_proxy_is_away() -> None:
+async def test_no_connect_is_refused_while_the_proxy_restarts() -> None:
     async with running(service(workers=1)) as stage:
         host, _, port = stage.supervisor.listening["web"].partition(":")
         os.kill(await stage.pid("proxy/0"), signal.SIGKILL)
@@ -235,7 +237,7 @@ def failing(folder: Path) -> str:
     )
 
 
-async def test_a_worker_that_keeps_crashing_is_given_up_and_the_others_stay(
+async def test_a_worker_that_keeps_crashing_is_given_up_and_the_others_serve(
     tmp_path: Path,
 ) -> None:
     code = failing(tmp_path)
@@ -246,7 +248,9 @@ async def test_a_worker_that_keeps_crashing_is_given_up_and_the_others_stay(
         assert (kept.state, kept.restarts) == ("up", {})
 
 
-async def test_giving_up_is_loud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_giveup_is_logged_as_critical(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     code = failing(tmp_path)
     async with running(service(code, restart={"max_restarts": 1, "backoff": "10ms"})):
         pass
@@ -296,7 +300,7 @@ async def test_a_wrong_port_is_named() -> None:
     )
 
 
-async def test_sisters_that_fight_for_one_wrong_port_are_told_of_it() -> None:
+async def test_workers_that_bind_the_same_wrong_port_are_reported() -> None:
     # No port is free for sure unless somebody holds it; the holder lets others bind too.
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -321,15 +325,15 @@ async def test_a_taken_port_is_found_before_anything_is_started() -> None:
 
 
 async def test_no_worker_gets_a_port_that_the_run_itself_listens_on() -> None:
-    first = free_ports(1, None, (), key="k", draw=random.randrange)[0]
+    first = free_ports(1, None, (), key="k", random_below=random.randrange)[0]
     own = {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
-    web = service(listen=f"127.0.0.1:{first}", ports=f"{first}-{first + 60}")
+    web = service(listen=f"127.0.0.1:{first}", worker_ports=f"{first}-{first + 60}")
     async with running(web, admin=f"127.0.0.1:{first + 1}") as stage:
         assert {stage.supervisor.listening["web"], stage.supervisor.admin} == own
         assert not own & set(stage.supervisor.workers["web"])
 
 
-async def test_a_service_that_worked_survives_what_would_have_ended_the_start() -> None:
+async def test_a_service_that_was_ready_survives_what_would_end_the_start() -> None:
     async with running(service(workers=1, restart={"max_restarts": 1, "backoff": "10ms"})) as stage:
         os.kill(await stage.pid("web/0"), signal.SIGKILL)
         await stage.said("got join 0", times=2)
@@ -340,27 +344,27 @@ async def test_a_service_that_worked_survives_what_would_have_ended_the_start() 
         assert not snapshot.ready
 
 
-async def test_upstreams_need_no_children_but_the_proxy() -> None:
+async def test_upstreams_need_only_a_proxy() -> None:
     async with running(service(upstreams=["127.0.0.1:9"])) as stage:
         snapshot = await stage.supervisor.take_snapshot(5)
         assert [view.role for view in snapshot.children] == ["proxy"]
         assert snapshot.services["web"]["upstreams"] == ("127.0.0.1:9",)
 
 
-async def test_a_silent_child_costs_the_deadline_and_no_more() -> None:
+async def test_a_silent_child_delays_a_snapshot_until_the_deadline_at_most() -> None:
     async with running(service(workers=1), play="silent") as stage:
         proxy, worker = (await stage.supervisor.take_snapshot(0.05)).children
         assert (proxy.fresh, proxy.stats) == (False, {})
         assert (worker.fresh, worker.state) == (False, "up")
 
 
-async def test_several_may_ask_at_once() -> None:
+async def test_several_snapshots_can_be_taken_at_once() -> None:
     async with running(service(workers=1)) as stage:
         seen = await asyncio.gather(*(stage.supervisor.take_snapshot(5) for _ in range(5)))
         assert all(snapshot.children[0].fresh for snapshot in seen)
 
 
-async def test_a_unix_socket_goes_with_the_run(tmp_path: Path) -> None:
+async def test_a_unix_socket_is_removed_at_the_end_of_the_run(tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     async with running(service(listen=f"unix:{path}")):
         assert path.is_socket()
@@ -378,7 +382,7 @@ async def test_a_stop_during_the_start_is_no_failure() -> None:
     assert_nothing_left()
 
 
-async def test_a_proxy_that_hung_up_is_replaced() -> None:
+async def test_a_proxy_that_closes_its_channel_is_restarted() -> None:
     async with running(service(workers=1), play="hang up once") as stage:
         await stage.said("slot 0 joined=True", times=1)
         assert (await stage.view("proxy/0")).restarts == {"signal": 1}

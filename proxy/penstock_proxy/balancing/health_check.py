@@ -1,8 +1,8 @@
 """Active health checks: when each joined worker of one service is probed.
 
-Owns the timing of the checks, nothing else: how a worker is probed is up to `probes`, and what a
-result means is the pool's decision. Each member has a task of its own, so one slow worker
-delays nobody else's check. Members can be added and removed while it runs.
+Owns: the timing of the checks. Must not know: how a worker is probed (`probes`), and what follows
+from a result (`pool`). Each member has its own task, so that a slow worker does not delay the
+checks of others. Members can be added and removed while it runs.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from penstock_proxy.net.address import parse_address
 from penstock_proxy.net.connector import is_resource_error
 
 STARTING_INTERVAL_S: Final = 0.2
-"""Between checks of a worker that has just joined: a start should not take an interval."""
+"""Between checks of a worker that has just joined, so that a start does not take an interval."""
 MAX_STARTING_CHECKS: Final = 50
-"""After so many bad ones it is not starting but broken: from then on the interval counts."""
+"""After so many failed checks a worker is broken and not starting: the interval applies."""
 _JITTER: Final = 0.1
-"""Without it all members would be checked at the same moment for ever, by all proxies."""
+"""Share of the interval. Without it all proxies would check all members at the same moment."""
 
 _log = logging.getLogger("penstock.checker")
 
@@ -34,14 +34,14 @@ _log = logging.getLogger("penstock.checker")
 class _MemberChecks:
     """The checks of one member, and their task while `run` runs."""
 
-    __slots__ = ("lack_logged", "member", "task", "wake")
+    __slots__ = ("member", "shortage_logged", "task", "wake")
 
     def __init__(self, member: Member) -> None:
         self.member = member
         self.wake = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
-        self.lack_logged = False
-        """That we had no descriptor or memory for its last check was logged."""
+        self.shortage_logged = False
+        """It was logged that the proxy had no descriptor or memory for the last check."""
 
 
 class HealthChecker:
@@ -61,7 +61,7 @@ class HealthChecker:
         random: Callable[[], float] = random_.random,
         probe: Probe | None = None,
     ) -> None:
-        """`probe`: instead of a connection to the member's address."""
+        """`probe`: how to check a member; None: by its address."""
         self._probe = probe
         self._pool = pool
         self._health = health
@@ -76,7 +76,7 @@ class HealthChecker:
             self.add(member)
 
     def add(self, member: Member) -> None:
-        """Check this member as well. Its slot must be free."""
+        """Check this member, too. Its slot must not be checked yet."""
         assert member.slot not in self._checked
         checked = self._checked[member.slot] = _MemberChecks(member)
         if self._group is not None:
@@ -87,11 +87,11 @@ class HealthChecker:
         checked = self._checked.pop(slot)
         if checked.task is not None:
             checked.task.cancel()
-            # A probe may swallow the cancellation. Then the task ends after that probe.
+            # A probe may suppress the cancellation. Then the task ends after that probe.
             checked.wake.set()
 
     def check_now(self, slot: int) -> None:
-        """Check this slot now: it has joined. Harmless before `run`."""
+        """Check this slot now: it has joined. Does nothing before `run`."""
         self._checked[slot].wake.set()
 
     async def run(self) -> None:
@@ -103,7 +103,7 @@ class HealthChecker:
                 self._start(checked, group)
             self._group = group
             try:
-                # Without a member it waits, too: the first one may be added later.
+                # Also without members: they may be added later.
                 await asyncio.Event().wait()
             finally:
                 self._group = None
@@ -112,7 +112,7 @@ class HealthChecker:
         checked.task = group.create_task(self._run_checks(checked))
 
     async def _run_checks(self, checked: _MemberChecks) -> None:
-        """One member's checks, one after the other."""
+        """Check one member again and again."""
         member, wake = checked.member, checked.wake
         async with AsyncExitStack() as stack:
             probe = await self._probe_of(member, stack)
@@ -140,21 +140,23 @@ class HealthChecker:
         generation, started = member.generation, self._clock()
         result = await self._probe_once(checked, probe)
         if result is None or member.generation != generation:
-            # The answer of a process that has gone says nothing about the one after it.
+            # The result belongs to the slot's last process, not to the present one.
             return
         now = self._clock()
         self._counters.checks[member.slot, result.outcome] += 1
         self._counters.check_seconds.observe(now - started)
-        there = result.outcome != "refused"
-        self._pool.checked(member, ok=result is OK, now=now, why=result.why, is_listening=there)
+        is_listening = result.outcome != "refused"
+        self._pool.checked(
+            member, ok=result is OK, now=now, reason=result.reason, is_listening=is_listening
+        )
         if member.state is MemberState.CHECKING and member.bad_checks == self._health.fall:
-            # Not in the rotation yet, so nothing else would say a word about it.
-            _log.warning("no good check of %s yet: %s", _label(member), result.why)
+            # It is not in the rotation yet, so nothing else is logged about it.
+            _log.warning("no good check of %s yet: %s", _label(member), result.reason)
 
     async def _probe_once(self, checked: _MemberChecks, probe: MemberProbe) -> ProbeResult | None:
-        """Probe within the time limit. Whatever goes wrong is a bad check, and no more.
+        """Probe within the time limit. Every error is a failed check.
 
-        None if we had no descriptor or memory for it: that says nothing about the worker.
+        None: the proxy had no descriptor or memory, which says nothing about the worker.
         """
         member = checked.member
         try:
@@ -164,19 +166,19 @@ class HealthChecker:
             return ProbeResult("timeout", f"no answer within {self._health.timeout:g} s")
         except OSError as error:
             if is_resource_error(error.errno or 0):
-                self._log_lack(checked, error)
+                self._log_shortage(checked, error)
                 return None
             return probes.from_error(error)
-        except Exception as error:  # noqa: BLE001 — the one place for what nobody thought of
-            # A bug, ours or the client library's, must not end the checks of everybody.
+        except Exception as error:  # noqa: BLE001 — the one place for unexpected errors
+            # A bug, ours or the client library's, must not end the checks of all members.
             _log.warning("check of %s", _label(member), exc_info=True)
             return ProbeResult("failed", f"the check itself: {type(error).__name__}")
-        checked.lack_logged = False
+        checked.shortage_logged = False
         return result
 
-    def _log_lack(self, checked: _MemberChecks, error: OSError) -> None:
-        if not checked.lack_logged:
-            checked.lack_logged = True
+    def _log_shortage(self, checked: _MemberChecks, error: OSError) -> None:
+        if not checked.shortage_logged:
+            checked.shortage_logged = True
             why = f"{error.strerror}; trying again until it can"
             _log.warning("cannot check %s: %s", _label(checked.member), why)
 
@@ -185,11 +187,11 @@ class HealthChecker:
             return lambda: probe(member)
         path = self._health.path
         if path is None:
-            # Read each time: another process in this slot may listen elsewhere.
+            # Read each time: the slot's next process may listen at another address.
             return lambda: probes.connect(parse_address(member.address))
         return await stack.enter_async_context(probes.http_client(member, path))
 
 
 def _label(member: Member) -> str:
-    """For people; a worker that gets its connections passed has no address."""
+    """A member's name in log lines; one that gets its connections passed has no address."""
     return member.address or f"the worker in slot {member.slot}"

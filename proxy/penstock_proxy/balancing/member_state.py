@@ -1,8 +1,10 @@
 """The states of a member of a service, and the events that change them: the table of the `pool`.
 
-Owns the states, the events, and the state that each event leads to from each state; all three
-are here once, so that a test can walk every pair. Must not know: when an event happens, or
-what follows from a state. No I/O, no clock.
+Owns: the states, the events, and the state that follows from each pair of them, so that a test
+can walk every pair. Must not know: when an event happens, and what follows from a state. No I/O,
+no clock.
+
+See docs/decisions/0016-a-childs-life-is-a-total-table.md.
 """
 
 from enum import Enum, StrEnum, auto
@@ -11,35 +13,35 @@ from typing import Final
 
 class MemberState(StrEnum):
     ABSENT = auto()
-    """No process, as far as the supervisor says."""
+    """The slot has no process, as the supervisor reports."""
     CHECKING = auto()
-    """Joined, and not one good check yet."""
+    """Joined, and no health check has passed yet."""
     UP = auto()
     """In the rotation. No other state is."""
     DOWN = auto()
-    """Its checks fail."""
+    """Its health checks fail."""
     EJECTED = auto()
-    """Its checks pass but the traffic fails: out for a time."""
-    HELD = auto()
-    """About to be told to leave: it finishes what it has."""
+    """Its health checks pass, but requests fail: out of the rotation for a time."""
+    DRAINING = auto()
+    """About to be stopped: it finishes what it has in flight."""
 
 
 class MemberEvent(Enum):
     JOIN = auto()
     LEAVE = auto()
     RISE = auto()
-    """As many good checks in a row as it takes."""
+    """Enough checks in a row have passed."""
     FALL = auto()
-    """As many bad checks in a row as it takes."""
+    """Enough checks in a row have failed."""
     EJECT = auto()
     UNEJECT = auto()
     """The ejection is over."""
-    HOLD = auto()
-    """Nobody may pick it any more."""
+    DRAIN = auto()
+    """It is not picked any more."""
 
 
-# None means impossible. An event that changes nothing leads back to the same state: the
-# supervisor may repeat itself, and a check may end after the member has left.
+# None means impossible. An event without effect leads back to the same state: the supervisor
+# may repeat a message, and a check may end after the member has left.
 TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
     MemberState.ABSENT: {
         MemberEvent.JOIN: MemberState.CHECKING,
@@ -48,17 +50,17 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.ABSENT,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.ABSENT,
+        MemberEvent.DRAIN: MemberState.ABSENT,
     },
     MemberState.CHECKING: {
         MemberEvent.JOIN: MemberState.CHECKING,
         MemberEvent.LEAVE: MemberState.ABSENT,
         MemberEvent.RISE: MemberState.UP,
-        # Not DOWN: it would have to rise again, and may only be slow to warm up.
+        # Not DOWN, which takes more checks to leave: it may only be slow to start.
         MemberEvent.FALL: MemberState.CHECKING,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
     MemberState.UP: {
         MemberEvent.JOIN: MemberState.UP,
@@ -67,7 +69,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: MemberState.EJECTED,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
     MemberState.DOWN: {
         MemberEvent.JOIN: MemberState.DOWN,
@@ -76,37 +78,37 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
     MemberState.EJECTED: {
         MemberEvent.JOIN: MemberState.EJECTED,
         MemberEvent.LEAVE: MemberState.ABSENT,
-        # A health path that answers says little about the requests that failed.
+        # A health check that passes says little about the requests that failed.
         MemberEvent.RISE: MemberState.EJECTED,
         MemberEvent.FALL: MemberState.DOWN,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: MemberState.UP,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
-    MemberState.HELD: {
-        # Another process took the slot over.
+    MemberState.DRAINING: {
+        # Another process has taken the slot over.
         MemberEvent.JOIN: MemberState.CHECKING,
         MemberEvent.LEAVE: MemberState.ABSENT,
-        MemberEvent.RISE: MemberState.HELD,
-        MemberEvent.FALL: MemberState.HELD,
+        MemberEvent.RISE: MemberState.DRAINING,
+        MemberEvent.FALL: MemberState.DRAINING,
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
-        MemberEvent.HOLD: MemberState.HELD,
+        MemberEvent.DRAIN: MemberState.DRAINING,
     },
 }
 
 
 PROCESS_CHANGES: Final = (MemberEvent.JOIN, MemberEvent.LEAVE)
-"""After these the slot has another process, or none."""
+"""After these events the slot has another process, or none."""
 
 
 class ImpossibleEventError(Exception):
-    """The pool made an event that cannot happen in this state: a bug there."""
+    """The event cannot happen in this state: a bug of the pool."""
 
 
 def next_state(state: MemberState, event: MemberEvent, slot: int) -> MemberState:

@@ -1,10 +1,9 @@
-"""The policies: who is in the rotation goes in, whose turn it is comes out.
+"""The balancing policies: each picks a member of the rotation for a request.
 
-A policy owns the order of turns and nothing else. It must not know why a member is in or
-out of the rotation: the pool tells it through `set_rotation`, seldom, and all the work is done
-there, so that `pick` is a handful of reads for every request. Whoever asks may name
-members to `avoid`: those that this request has already tried. No I/O, no clock, and
-randomness is an argument.
+Owns: the order in which members are picked. Must not know: why a member is in the rotation or
+not. The pool calls `set_rotation` when the rotation changes, which is rare. All the work is done
+there, so that `pick` costs each request only a few reads. `avoid` names members that the request
+has already tried. No I/O, no clock, and randomness is an argument.
 
 To add a policy, write a class here, give it a row in `POLICIES`, and add its name to
 `config.Balance`. What other modules have to know about a policy are attributes of its class:
@@ -21,35 +20,35 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 from penstock_proxy.config import Balance
 
 _MAX_CACHED_CLIENTS: Final = 4096
-"""How many clients' workers `ClientHash` keeps in mind: strangers must not make it grow."""
+"""Entries in the cache of `ClientHash`: strangers must not be able to make it grow."""
 
 
 class Candidate(Protocol):
-    """What a policy may know of a member."""
+    """A member, as a policy needs it."""
 
     slot: int
     address: str
-    """Empty: connections are passed to it."""
+    """Empty: connections are passed to the worker."""
     weight: int
     active: int
     weight_factor: float
-    """What it takes of its weight's share: 1, or less for a while. Read of the slow only."""
+    """The part of its weight that counts: less than 1 in slow start. Read only then."""
 
 
 M = TypeVar("M", bound=Candidate)
 
 
 class Policy(Generic[M]):
-    """One way to choose."""
+    """A policy: how the member for a request is picked."""
 
     __slots__ = ()
 
     counts_open: ClassVar[bool] = False
-    """It compares `active`, so the end of a connection has to be counted at once."""
+    """It compares `active`, so the end of a connection must be counted at once."""
     ignores_slow_start: ClassVar[bool] = False
-    """It gives every member its whole share at once."""
+    """Every member gets its whole share at once."""
     uses_client_address: ClassVar[bool] = False
-    """`pick` depends on the client's address. If not, an empty string will do."""
+    """`pick` depends on the client's address. If not, callers may pass an empty string."""
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         """A policy for these members. The rotation is empty until `set_rotation` is called.
@@ -59,26 +58,26 @@ class Policy(Generic[M]):
         raise NotImplementedError
 
     def add(self, member: M) -> None:
-        """A new member, which is not in the rotation yet."""
+        """Add a member, which is not in the rotation yet."""
 
     def remove(self, member: M) -> None:
-        """Forget a member, which is out of the rotation already."""
+        """Remove a member, which is out of the rotation already."""
 
     def set_rotation(self, rotation: Sequence[M]) -> None:
-        """From now on these may be picked, and nobody else."""
+        """Set the members that may be picked."""
         raise NotImplementedError
 
     def set_slow_start(self, slow: Collection[M]) -> None:
-        """From now on these take only `weight_factor` of their share, and all others the whole."""
+        """Set the members in slow start: their weight is multiplied by `weight_factor`."""
         raise NotImplementedError
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
-        """The member for a request of this client address; None when all are avoided."""
+        """The member for a request of this client address; None if there is none left."""
         raise NotImplementedError
 
 
 def policy(balance: Balance, members: Sequence[M], random: Callable[[], float]) -> Policy[M]:
-    """The policy of that name, for these members; see `Policy`."""
+    """Make the policy of that name, for these members; see `Policy`."""
     return POLICIES[balance](members, random)
 
 
@@ -102,24 +101,24 @@ def schedule(weights: Sequence[int]) -> list[int]:
 class RoundRobin(Policy[M]):
     """Exact turns, by weight.
 
-    The schedule holds all members, and the cursor is a place in it. Whoever is out of the
-    rotation is skipped there, so one that joins or leaves moves nobody else's turn; a cursor
-    into the list of those present would jump with each change. One that is removed takes its
-    places with it, which moves nobody either. One that is added may change the order of the
-    others where weights differ; whoever is next stays next.
+    The schedule holds all members, and the cursor is a place in it. Members that are out of the
+    rotation are skipped, so a member that enters or leaves the rotation changes no other member's
+    turn. (A cursor into the list of the rotation would jump with each change.) A member that is
+    removed takes its places with it, which changes no other turn either. A member that is added
+    may change the order of the others if weights differ; the next member stays the next.
     """
 
     __slots__ = ("_at", "_credit", "_members", "_next", "_present", "_schedule")
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._credit: dict[M, float] = {}
-        """Of the slow: the part of a turn that each has saved."""
+        """By member in slow start: the part of a turn that it has saved up."""
         self._members = list(members)
         self._present: set[M] = set()
         self._schedule = _scheduled(self._members)
         self._at = 0
         self._next: list[tuple[M, int]] = []
-        """For each place in the schedule: whose turn it really is, and the place after it."""
+        """For each place in the schedule: the member whose turn it is, and the place after it."""
 
     def add(self, member: M) -> None:
         self._members.append(member)
@@ -143,7 +142,7 @@ class RoundRobin(Policy[M]):
         self._update_next()
 
     def _update_next(self) -> None:
-        """Find out for each place in the schedule whose turn it is."""
+        """Compute for each place in the schedule whose turn it is."""
         present, places = self._present, len(self._schedule)
         turns = [
             (member, (place + 1) % places)
@@ -171,9 +170,9 @@ class RoundRobin(Policy[M]):
         if self._credit:
             return self._pick_in_slow_start(avoid)
         if avoid:
-            # The avoided lose this turn, as if they were out of the rotation. Were the
-            # cursor left where it is, the one behind a dead worker would get the dead
-            # one's turns on top of its own.
+            # Avoided members lose this turn, as if they were out of the rotation. If the
+            # cursor did not move, the member after a dead worker would get the dead one's
+            # turns in addition to its own.
             for _ in turns:
                 if member not in avoid:
                     break
@@ -184,7 +183,7 @@ class RoundRobin(Policy[M]):
         return member
 
     def _pick_in_slow_start(self, avoid: Collection[M]) -> M | None:
-        """Whoever is slow lets turns go by, as if it were avoided, until it has saved one."""
+        """A member in slow start is skipped, as if avoided, until it has saved up a turn."""
         turns, credit = self._next, self._credit
         otherwise: tuple[M, int] | None = None
         after = self._at
@@ -194,7 +193,7 @@ class RoundRobin(Policy[M]):
                 continue
             if member in credit:
                 credit[member] += member.weight_factor
-                # A little less than exact: ten times 0.1 is 0.999… in binary.
+                # Rounded a little: ten times 0.1 is 0.999… in binary.
                 if credit[member] < 1 - 1e-9:
                     otherwise = otherwise or (member, after)
                     continue
@@ -203,13 +202,13 @@ class RoundRobin(Policy[M]):
             return member
         if otherwise is None:
             return None
-        # Nobody but the slow is left: they share as if they were not.
+        # Only members in slow start are left: they share as if they were not in it.
         member, self._at = otherwise
         return member
 
 
 class LeastConnections(Policy[M]):
-    """Whoever has the least to do for its weight; equals take exact turns."""
+    """The member with the fewest requests for its weight; equal ones take exact turns."""
 
     __slots__ = ("_has_slow_start", "_rotation", "_turns")
     counts_open = True
@@ -251,10 +250,11 @@ class LeastConnections(Policy[M]):
 
 
 class PowerOfTwo(Policy[M]):
-    """Two different ones at random, and of these the one with less to do for its weight.
+    """Two members at random, and of these the one with fewer requests for its weight.
 
-    Nearly as even as looking at all of them, at a cost that does not grow with them, and
-    several proxies that do not know of each other do not all run to the same idle worker.
+    It is nearly as even as a comparison of all members, and its cost does not grow with their
+    number. Several proxies, which do not know each other's requests, do not all pick the same
+    idle worker.
     """
 
     __slots__ = ("_has_slow_start", "_random", "_rotation")
@@ -279,7 +279,7 @@ class PowerOfTwo(Policy[M]):
         if count < 2:
             return members[0] if count else None
         first = int(self._random() * count)
-        # One of the others: count from the one behind the first.
+        # One of the others: counted from the one after the first.
         second = (first + 1 + int(self._random() * (count - 1))) % count
         one, other = members[first], members[second]
         weight = float(one.weight)
@@ -289,20 +289,21 @@ class PowerOfTwo(Policy[M]):
         # a/b < c/d without the division.
         difference = one.active * others - other.active * weight
         if difference == 0 and weight != others:
-            # Idle workers would otherwise share equally whatever their weights.
+            # Otherwise idle workers would share equally, whatever their weights.
             mine = self._random() * (weight + others) < weight
             return one if mine else other
         return one if difference <= 0 else other
 
 
 class ClientHash(Policy[M]):
-    """A client keeps its worker, and one that leaves moves nobody's clients but its own.
+    """A client keeps its worker. A worker that leaves the rotation moves only its own clients.
 
-    Rendezvous hashing: each pair of client and member has a score, the highest wins. A
-    ring needs hundreds of points a member to be about even and approximates weights; this
-    is even and exact, and its cost, one digest a member, is paid once a client while the
-    rotation stays the same. Scores hang on the address, not the slot, so that a reordered
-    list of upstreams moves nobody; who has no address has its slot for life.
+    Rendezvous hashing: each pair of client and member has a score, and the highest score wins.
+    A ring needs hundreds of points for each member to be about even, and approximates weights.
+    This is even and exact. It costs one digest for each member, and only once for each client
+    while the rotation stays the same. The score depends on the member's address and not on its
+    slot, so that a reordered list of upstreams moves no client. A member without an address
+    keeps its slot, so there the slot is used.
     """
 
     __slots__ = ("_cached", "_rotation")
@@ -318,7 +319,7 @@ class ClientHash(Policy[M]):
         self._cached.clear()
 
     def set_slow_start(self, slow: Collection[M]) -> None:
-        """Nobody is spared: a client that goes elsewhere for a time has lost its worker."""
+        """Ignored: a client that gets another worker for a time has lost its own."""
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         member = self._cached.get(client)
@@ -335,7 +336,7 @@ class ClientHash(Policy[M]):
 
 
 class WeightedRandom(Policy[M]):
-    """Any one at random, by weight."""
+    """A random member, by weight."""
 
     __slots__ = ("_has_slow_start", "_random", "_tickets")
 
@@ -364,7 +365,7 @@ POLICIES: Final[Mapping[Balance, type[Policy[Any]]]] = {
     "round_robin": RoundRobin,
     "least_connections": LeastConnections,
     "power_of_two": PowerOfTwo,
-    "hash": ClientHash,
+    "client_hash": ClientHash,
     "random": WeightedRandom,
 }
 """By their names in the configuration."""
@@ -375,9 +376,10 @@ def _scheduled(members: Sequence[M]) -> list[M]:
 
 
 def _same_turn(before: Sequence[M], place: int, now: Sequence[M]) -> int:
-    """Where in another schedule the member at this place of one has had as many turns.
+    """The place in the new schedule that corresponds to a place in the old one.
 
-    One may be several rounds of the other: weights count only against each other.
+    It is the same member's turn there, and the member has had as many turns before. One schedule
+    may be several rounds of the other, because weights are relative.
     """
     member = before[place]
     turns = [place for place, one in enumerate(now) if one is member]
@@ -388,8 +390,8 @@ def _highest_score(client: str, members: Sequence[M]) -> M:
     """The member with the highest score for this client."""
 
     def score(member: M) -> float:
-        # Not Python's hash(): it differs from process to process, and the next proxy
-        # must send each client where the last one did.
+        # Not Python's hash(): it differs between processes, and each proxy must pick the same
+        # worker for a client.
         pair = f"{member.address or member.slot} {client}".encode(errors="surrogateescape")
         digest = blake2b(pair, digest_size=6).digest()
         share = (int.from_bytes(digest, "big") + 0.5) / (1 << 48)

@@ -1,17 +1,18 @@
 """The members of one service, and which of them are in the rotation.
 
-The pool is the only owner of a member's state. The supervisor's word (join, leave),
-active checks and the traffic's own failures all end here as events of one table (`member_state`);
-`policies` is told the outcome and chooses among those that are UP. It must not know how a
-check is made or a request delivered. No I/O, no clock: `now` is any clock that does not
-jump, in seconds.
+Owns: the state of each member. Messages of the supervisor (join, leave), active health checks
+and failed requests become events of one table (`member_state`). The policy gets the rotation and
+picks one of its members. Must not know: how a check is made, and how a request is forwarded. No
+I/O, no clock: `now` is any monotonic clock, in seconds.
 
 Members can be added and removed at any time. A removed member stays ABSENT for ever, so a
 request or check of it that ends later changes nothing.
 
-Why the traffic may only eject, for a time, and checks alone say DOWN: a burst of 5xx is
-often a bad request's fault, and ejecting on it without limits would let one client take
-the whole service down.
+Failed requests can only eject a member for a time; health checks alone make it DOWN. A burst of
+5xx is often the fault of a bad request: without limits on ejection, one client could take the
+whole service down.
+
+See docs/decisions/0011-traffic-ejects-checks-decide.md.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,63 +29,62 @@ from penstock_proxy.balancing.policies import policy
 from penstock_proxy.config import Balance, Ejection, Health, Target
 
 NEVER: Final = float("-inf")
-"""Long ago: of what was so before we came."""
+"""A time before all others."""
 MIN_WEIGHT_FACTOR: Final = 0.1
-"""The part of its share that a member begins with: with less it would not warm up."""
+"""The share of its weight that a member begins slow start with: with less it would not warm up."""
 _UNHEALTHY: Final = (MemberState.DOWN, MemberState.EJECTED)
-"""Out of the rotation, but the process is still there."""
+"""Out of the rotation, but the process may still serve."""
 MAX_EJECTION_MULTIPLIER: Final = 10
-"""Ejections grow with their number, up to this many times `eject_for`."""
+"""Each ejection is longer than the last one, up to this many times `eject_for`."""
 
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One worker as the pool sees it. Only the pool writes it, but for `active` and
-    `retried_elsewhere`."""
+    """One worker. Only the pool writes its fields, except `active` and `retried_elsewhere`."""
 
     slot: int
     address: str
     weight: int
     state: MemberState
     active: int = 0
-    """Exchanges or connections in flight; written by the delivery."""
+    """Exchanges or connections in flight. The module that forwards them writes it."""
     consecutive_failures: int = 0
-    """Of its requests, in a row."""
+    """Failed requests in a row."""
     ejections: int = 0
     """Since it was added."""
     total_failures: int = 0
-    """Of its requests, while it was in the rotation; since it was added."""
+    """Failed requests while it was in the rotation; since it was added."""
     retried_elsewhere: int = 0
-    """Requests that it failed and another member got: no counter has them under its slot."""
+    """Requests that it failed and that were retried: no counter has them under its slot."""
     generation: int = 0
-    """How often it joined or left: a check that began in another one is void."""
+    """How often it joined or left. The result of a check of another generation is ignored."""
     reason: str = ""
-    """Of the last change, for people."""
+    """Why its state has last changed, for people."""
     good_checks: int = 0
     """Good checks in a row."""
     bad_checks: int = 0
     """Bad checks in a row."""
     ejection_multiplier: int = 0
-    """The next ejection lasts `eject_for` times one more than this; it decays in time."""
+    """The next ejection lasts `eject_for` times one more than this. It decays with time."""
     ejected_until: float = 0.0
     """When the ejection ends."""
     up_since: float = 0.0
     """When it last came into the rotation."""
     weight_factor: float = 1.0
-    """What it takes of its weight's share: less than 1 in slow start."""
+    """The part of its weight that counts: less than 1 in slow start."""
     slow_start_since: float = NEVER
     """When its slow start began."""
     is_listening: bool = True
-    """Something listens where it should: its last check was not refused."""
+    """A process listens at its address: its last check was not refused."""
     is_full: bool = False
-    """It has as much as it may have at a time."""
+    """It has as many requests or connections as `per_worker` allows."""
 
 
 class Pool:
-    """Who may be picked, and who is.
+    """The members of one service, and the choice of one for each request.
 
-    `random` returns numbers in [0, 1). `on_change(member, reason)` is called after each
-    entry into the rotation and each exit; it may pick, but must not change states.
+    `random` returns numbers in [0, 1). `on_change(member, reason)` is called after a member has
+    entered or left the rotation; it may pick, but must not change states.
     """
 
     def __init__(
@@ -99,17 +99,17 @@ class Pool:
         on_panic: Callable[[bool], None] = lambda _: None,
         per_worker: int = 0,
     ) -> None:
-        """`per_worker`: how much a member may have at a time; 0: no limit.
+        """`per_worker`: how many requests or connections a member may have; 0: no limit.
 
-        `on_panic` is called when so few are in the rotation that all are picked again, and
-        when that is over.
+        `on_panic` is called with True when panic mode begins, because too few members are in
+        the rotation, and with False when it ends.
         """
         self.members = tuple(_member(target) for target in targets)
         self.in_rotation = 0
         self.eligible: tuple[Member, ...] = ()
-        """Members that may be picked: the rotation, or in a panic all that live."""
+        """Members that may be picked: the rotation, or in panic mode all that live."""
         self.available = 0
-        """How many of these are not full."""
+        """How many eligible members are not full."""
         self._per_worker = per_worker
         self._full: set[Member] = set()
         self._by_slot = {member.slot: member for member in self.members}
@@ -120,7 +120,7 @@ class Pool:
         self._in_panic_mode = False
         self._policy = policy(balance, self.members, random)
         self.counts_open = self._policy.counts_open or per_worker > 0
-        """`pick` depends on `active`, so the end of a connection has to be counted at once."""
+        """`pick` depends on `active`, so the end of a connection must be counted at once."""
         self.uses_client_address = self._policy.uses_client_address
         """`pick` depends on the client's address."""
         self._slow_start_window = 0.0 if self._policy.ignores_slow_start else health.slow_start
@@ -163,8 +163,8 @@ class Pool:
     def pick(self, client: str, avoid: Collection[Member] = ()) -> Member | None:
         """The member for a request of this client address, or None when there is none.
 
-        `avoid` holds the members that this request has tried already. Whoever asks counts
-        it as `active`, or calls `released`.
+        `avoid`: members that this request has tried already. The caller increments the
+        member's `active`, or calls `released`.
         """
         if self._per_worker:
             return self._pick_limited(client, avoid)
@@ -183,7 +183,7 @@ class Pool:
         return member
 
     def released(self, member: Member) -> bool:
-        """A member that was full has less to do: is there room again?"""
+        """A member that was full has one request less. Returns True if it can take another."""
         if not member.is_full or member.active >= self._per_worker:
             return False
         member.is_full = False
@@ -197,16 +197,16 @@ class Pool:
     def join(self, slot: int, address: str | None = None) -> None:
         """The slot's process is ready; it is picked after its first good check.
 
-        `address`: where it listens, if it is not where the one before did.
+        `address`: where it listens, if the address has changed.
         """
         member = self._by_slot[slot]
         if address is not None:
             member.address = address
         self._apply(member, MemberEvent.JOIN, "waits for its first good check")
 
-    def hold(self, slot: int) -> None:
+    def drain(self, slot: int) -> None:
         """The slot's process is about to leave: from now on it is not picked."""
-        self._apply(self._by_slot[slot], MemberEvent.HOLD, "is about to leave")
+        self._apply(self._by_slot[slot], MemberEvent.DRAIN, "is about to leave")
 
     def member(self, slot: int) -> Member:
         """The member in this slot. KeyError: there is no such slot."""
@@ -217,10 +217,10 @@ class Pool:
         self._apply(self._by_slot[slot], MemberEvent.LEAVE, "process is gone")
 
     def checked(
-        self, member: Member, *, ok: bool, now: float, why: str, is_listening: bool = True
+        self, member: Member, *, ok: bool, now: float, reason: str, is_listening: bool = True
     ) -> None:
-        """Note the result of an active check; `why` says what was wrong with a bad one, and
-        `is_listening` whether anything listens there at all."""
+        """Record the result of a health check. `reason`: what was wrong, if it has failed.
+        `is_listening`: whether a process listens at the member's address."""
         if member.is_listening != is_listening:
             member.is_listening = is_listening
             self._update_rotation()
@@ -233,12 +233,12 @@ class Pool:
             return
         member.good_checks, member.bad_checks = 0, member.bad_checks + 1
         if first:
-            member.reason = f"no good check yet: {why}"
+            member.reason = f"no good check yet: {reason}"
         if member.bad_checks >= self._health.fall:
-            self._apply(member, MemberEvent.FALL, f"failed {_checks(member.bad_checks)}: {why}")
+            self._apply(member, MemberEvent.FALL, f"failed {_checks(member.bad_checks)}: {reason}")
 
     def failed(self, member: Member, now: float) -> None:
-        """Note a failure of the traffic (connect failed, reset, 5xx); it may eject."""
+        """Record a failed request (connect failed, reset, 5xx); it may eject the member."""
         if member.state is not MemberState.UP:
             return
         member.consecutive_failures += 1
@@ -248,8 +248,8 @@ class Pool:
             row = "a failure" if needed == 1 else f"{member.consecutive_failures} failures in a row"
             self.eject(member, now, row)
 
-    def eject(self, member: Member, now: float, why: str) -> None:
-        """Leave one that is in the rotation alone for a time, if it may be done without."""
+    def eject(self, member: Member, now: float, reason: str) -> None:
+        """Take a member out of the rotation for a time, unless too many are ejected already."""
         if not self._may_eject():
             return
         self._decay_multiplier(member, now)
@@ -257,14 +257,14 @@ class Pool:
         duration = self._ejection.eject_for * member.ejection_multiplier
         member.ejected_until = now + duration
         member.ejections += 1
-        self._apply(member, MemberEvent.EJECT, f"for {duration:g} s, after {why}")
+        self._apply(member, MemberEvent.EJECT, f"for {duration:g} s, after {reason}")
 
     def succeeded(self, member: Member) -> None:
-        """Note a success of the traffic: it ends a row of failures."""
+        """Record a successful request: it ends a row of failures."""
         member.consecutive_failures = 0
 
     def tick(self, now: float) -> None:
-        """End the ejections that are over, and warm up; call it about every 100 ms."""
+        """End ejections and advance slow starts; to be called about every 100 ms."""
         if self._in_slow_start:
             self._update_slow_start(now)
         for member in self.members:
@@ -274,7 +274,7 @@ class Pool:
                 )
 
     def ejection_ends(self) -> Iterator[float]:
-        """When each ejection in force is over."""
+        """When each present ejection ends."""
         return (
             member.ejected_until for member in self.members if member.state is MemberState.EJECTED
         )
@@ -286,7 +286,7 @@ class Pool:
                 "slot": member.slot,
                 "address": member.address,
                 "weight": member.weight,
-                "standing": member.state.value,
+                "health": member.state.value,
                 "active": member.active,
                 "failures": member.consecutive_failures,
                 "ejections": member.ejections,
@@ -296,16 +296,16 @@ class Pool:
         ]
 
     def _may_eject(self) -> bool:
-        """Never the last one, and never more than the share of those whose checks pass."""
+        """Never the last member, and never more than `max_ejected` of those whose checks pass."""
         if self.in_rotation < 2:
             return False
         ejected = sum(member.state is MemberState.EJECTED for member in self.members)
-        # A little more than exact: 0.29 * 100 is 28.999… in binary.
+        # Rounded up a little: 0.29 * 100 is 28.999… in binary.
         allowed = self._ejection.max_ejected * (self.in_rotation + ejected) + 1e-9
         return ejected + 1 <= allowed
 
     def _decay_multiplier(self, member: Member, now: float) -> None:
-        """Healthy for as long as its last ejection took: one ejection is forgotten."""
+        """A member that was up for as long as its last ejection took has one ejection forgotten."""
         healthy, base = now - member.up_since, self._ejection.eject_for
         while (count := member.ejection_multiplier) and healthy >= base * count:
             healthy -= base * count
@@ -318,7 +318,7 @@ class Pool:
             return
         member.state, member.reason = to, reason
         if event in PROCESS_CHANGES:
-            # Another process: what the last one did is not held against it.
+            # Another process: the failures of the last one do not count for it.
             member.generation += 1
             member.is_listening = True
             member.consecutive_failures = member.good_checks = member.bad_checks = 0
@@ -335,7 +335,7 @@ class Pool:
             self._uneject_all()
 
     def _uneject_all(self) -> None:
-        """An ejected member is better than none at all."""
+        """The rotation is empty: ejected members are better than none."""
         for member in self.members:
             if member.state is MemberState.EJECTED:
                 self._apply(
@@ -343,27 +343,28 @@ class Pool:
                 )
 
     def _begin_slow_start(self, member: Member, now: float) -> None:
-        """It has come into the rotation and begins with little, if others can do the rest."""
+        """A member has entered the rotation: begin slow start, if others can take the load."""
         if not self._slow_start_window:
             return
         others = [m for m in self.members if m.state is MemberState.UP and m is not member]
         member.slow_start_since = now
         if others and not any(now - m.slow_start_since >= self._slow_start_window for m in others):
-            # Nobody is warm, so there is nobody to spare it: as at a start, when all join.
+            # All others are in slow start as well, as after a start. Then it has as much of its
+            # share as the newest of them.
             member.slow_start_since = max(m.slow_start_since for m in others)
         self._update_slow_start(now)
 
     def _update_slow_start(self, now: float) -> None:
-        """Each has a share that grows in time; that of the warmest is a whole one."""
+        """Update the weight factors: they grow with time, relative to the warmest member's."""
         rotation = [m for m in self.members if m.state is MemberState.UP]
         window = self._slow_start_window
         progress = {
             m: max(MIN_WEIGHT_FACTOR, min(1.0, (now - m.slow_start_since) / window))
             for m in rotation
         }
-        most = max(progress.values(), default=1.0)
+        highest = max(progress.values(), default=1.0)
         for member in self.members:
-            member.weight_factor = progress.get(member, most) / most
+            member.weight_factor = progress.get(member, highest) / highest
         self._in_slow_start = tuple(member for member in rotation if member.weight_factor < 1)
         self._policy.set_slow_start(self._in_slow_start)
 
@@ -375,14 +376,14 @@ class Pool:
             for m in self.members
             if m.state is MemberState.UP or (m.state in _UNHEALTHY and m.is_listening)
         ]
-        # A little less than exact: 0.29 * 100 is 28.999… in binary.
-        panics = len(rotation) < self._ejection.panic * len(living) - 1e-9
-        self.eligible = tuple(living if panics else rotation)
+        # Rounded down a little: 0.29 * 100 is 28.999… in binary.
+        in_panic = len(rotation) < self._ejection.panic * len(living) - 1e-9
+        self.eligible = tuple(living if in_panic else rotation)
         self._policy.set_rotation(self.eligible)
         self._count_available()
-        if panics != self._in_panic_mode:
-            self._in_panic_mode = panics
-            self._on_panic(panics)
+        if in_panic != self._in_panic_mode:
+            self._in_panic_mode = in_panic
+            self._on_panic(in_panic)
 
 
 def _checks(count: int) -> str:

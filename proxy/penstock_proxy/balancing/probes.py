@@ -1,14 +1,14 @@
-"""How a worker is asked whether it is well: by connecting to it, or with a GET.
+"""Probes: how the health of a worker is checked, by a connect or with a GET.
 
-Owns: the connection of one check, and what an answer to it says, or that there is none. Must
-not know: when a worker is asked (`health_check`), and what follows from its answer (`pool`).
+Owns: the connection of one check, and its result. Must not know: when a worker is checked
+(`health_check`), and what follows from the result (`pool`).
 
-Each check opens a new connection: one that was kept says little about whether the worker still
-accepts. A worker to which it is not enough to connect is asked over a socket that the caller
-has: one that was passed to it, or one that begins with a PROXY header.
+Each check opens a new connection: a connection that is kept alive says little about whether the
+worker still accepts. Where a plain connect is not enough, the caller supplies the socket: one that
+was passed to the worker, or one that begins with a PROXY header.
 
-aiohttp is imported when the first check needs it, and beside the event loop: it takes longer
-than all the rest of a proxy's start, and a proxy that comes back has clients waiting.
+aiohttp is imported when the first check needs it, in another thread. The import takes longer than
+the rest of a proxy's start, and clients wait for a proxy that is restarted.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import aiohttp
 
 _USER_AGENT: Final = "penstock-health"
-_MOST_HEAD: Final = 64 << 10
-_MOST_BODY: Final = 64 << 10
-"""More of an answer is not read: what counts has been said in its first line."""
-_NOBODY_THERE: Final = {
+_MAX_HEAD: Final = 64 << 10
+_MAX_BODY: Final = 64 << 10
+"""More of a response's body is not read: the status line decides."""
+_NOT_LISTENING: Final = {
     errno.ECONNREFUSED: "connection refused",
     errno.ENOENT: "its socket does not exist",
 }
@@ -44,27 +44,27 @@ class ProbeResult(NamedTuple):
 
     outcome: str
     """The value of the metric's label, of metrics.CHECK_RESULTS."""
-    why: str = ""
-    """What was wrong, for people."""
+    reason: str = ""
+    """What was wrong, for the log."""
 
 
 OK: Final = ProbeResult("ok")
 MemberProbe = Callable[[], Awaitable[ProbeResult]]
-"""Checks one member, once. It may raise OSError or TimeoutError: these are results, too."""
+"""Checks one member, once. It may raise OSError or TimeoutError, which are results as well."""
 Probe = Callable[[Member], Awaitable[ProbeResult]]
-"""The same for any member of a service."""
+"""Checks any member of a service, once."""
 
 
 def from_error(error: OSError) -> ProbeResult:
-    """What an error of the connection says of the worker."""
-    nobody = _NOBODY_THERE.get(error.errno or 0)
-    if nobody is not None:
-        return ProbeResult("refused", nobody)
+    """The result that follows from an error of the connection."""
+    reason = _NOT_LISTENING.get(error.errno or 0)
+    if reason is not None:
+        return ProbeResult("refused", reason)
     return ProbeResult("failed", error.strerror or str(error))
 
 
 async def connect(address: Address) -> ProbeResult:
-    """It accepts, and that is enough."""
+    """Check that the worker accepts connections."""
     loop = asyncio.get_running_loop()
     transport: asyncio.Transport
     if address.path:
@@ -75,13 +75,14 @@ async def connect(address: Address) -> ProbeResult:
     return OK
 
 
-# Over a socket that is there already
+# Over a socket of the caller
 
 
 async def get(sock: socket.socket, path: str, host: str = "localhost") -> ProbeResult:
     """GET `path`; 2xx and 3xx are good. OSError when the connection breaks.
 
-    The socket is the caller's, and one check's: what is left of an answer is not read.
+    The socket belongs to the caller and is used for one check: the rest of the response stays
+    unread.
     """
     loop = asyncio.get_running_loop()
     request = (
@@ -93,7 +94,7 @@ async def get(sock: socket.socket, path: str, host: str = "localhost") -> ProbeR
     while b"\r\n\r\n" not in head:
         data = await loop.sock_recv(sock, 4096)
         head += data
-        if not data or len(head) > _MOST_HEAD:
+        if not data or len(head) > _MAX_HEAD:
             return ProbeResult("failed", "no HTTP answer: it broke off")
     try:
         status = parse_status_line(head[: head.index(b"\r\n\r\n") + 4]).status
@@ -103,9 +104,9 @@ async def get(sock: socket.socket, path: str, host: str = "localhost") -> ProbeR
 
 
 async def with_proxy_header(
-    address: SocketAddress, named: str, version: int, path: str | None
+    address: SocketAddress, host: str, version: int, path: str | None
 ) -> ProbeResult:
-    """Connect, say that it is us, and GET `path` if there is one; `named`: the Host."""
+    """Connect, send a PROXY header, and GET `path` unless it is None; `host`: the Host field."""
     loop = asyncio.get_running_loop()
     family, sockaddr = address
     with closing(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)) as sock:
@@ -113,14 +114,14 @@ async def with_proxy_header(
         await loop.sock_sendall(sock, local_header(version, sock))
         if path is None:
             return OK
-        return await get(sock, path, "localhost" if family == socket.AF_UNIX else named)
+        return await get(sock, path, "localhost" if family == socket.AF_UNIX else host)
 
 
-# By aiohttp
+# With aiohttp
 
 
 async def import_client() -> None:
-    """Import aiohttp beside the event loop, before the first `http_client`."""
+    """Import aiohttp in another thread, before the first `http_client`."""
     await asyncio.to_thread(import_module, "aiohttp")
 
 
@@ -142,15 +143,15 @@ async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
         connector=connector,
         headers={"User-Agent": _USER_AGENT, "Connection": "close"},
         cookie_jar=aiohttp.DummyCookieJar(),
-        # Whoever asks limits the time of the whole check.
+        # The caller limits the time of the whole check.
         timeout=aiohttp.ClientTimeout(total=None),
         auto_decompress=False,
     ) as session:
         if address.path:
-            # There is no name to say; an empty Host is refused by many.
+            # A unix socket has no host name, and many servers refuse an empty Host.
             yield lambda: _get_with(session, f"http://localhost{path}")
         else:
-            # Read each time: another process in this slot may listen elsewhere.
+            # Read each time: the slot's next process may listen at another address.
             yield lambda: _get_with(session, f"http://{member.address}{path}")
 
 
@@ -159,11 +160,11 @@ async def _get_with(session: "aiohttp.ClientSession", url: str) -> ProbeResult:
     from yarl import URL
 
     try:
-        # encoded: the path is said exactly as it was configured.
+        # encoded: the path is sent exactly as it was configured.
         async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
             result = _from_status(response.status)
-            # An answer that is cut off in the middle would be an error in the worker's log.
-            room = _MOST_BODY if result is OK else 0
+            # A response that is not read to its end would be an error in the worker's log.
+            room = _MAX_BODY if result is OK else 0
             while room > 0 and (piece := await response.content.read(room)):
                 room -= len(piece)
             return result

@@ -1,12 +1,12 @@
-"""Those who wait for a worker, in the order in which they came.
+"""The queue of requests and connections that wait for a worker: first in, first out.
 
-Owns: the queue of one service, how long it may get, and what somebody who is not served is
-told. Must not know: what waits, or who is free. It holds, for each that waits, the callable that
+Owns: the queue of one service, its limits, and the fault of a waiter that is not served. Must
+not know: what waits, and which worker is free. It holds one callable for each waiter, which
 serves it. No I/O, no clock.
 
-There is one queue for all workers: whoever is free takes the first, so nobody waits behind
-a slow one. It is bounded by number and by time; what cannot be served in time is refused
-while its client still listens, and costs no worker anything.
+There is one queue for all workers, and the next free worker takes the first waiter, so that
+nothing waits behind a slow worker. It is limited in length and in time. What cannot be served in
+time is refused while its client still waits for the response, and no worker spends time on it.
 """
 
 from collections import OrderedDict
@@ -18,63 +18,64 @@ from penstock_proxy.errors import NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT, Fault
 
 
 class Queue(OrderedDict[object, Callable[[], None]]):
-    """First come, first served; every step costs the same however many wait.
+    """The queue: each operation has constant cost.
 
-    Not a dict: to find the first of one, all that have left since it grew are passed. And
-    one by inheritance, as every request asks whether anybody waits.
+    An OrderedDict and not a dict, because finding a dict's first key skips all keys that were
+    removed since it last grew. By inheritance, because every request checks whether the queue is
+    empty.
     """
 
-    __slots__ = ("_limits", "_patience_s")
+    __slots__ = ("_limits", "_timeout_s")
 
-    def __init__(self, limits: Limits, patience_s: float) -> None:
+    def __init__(self, limits: Limits, timeout_s: float) -> None:
         super().__init__()
         self._limits = limits
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
 
-    def enter(
-        self, who: object, serve: Callable[[], None], started: float, now: float, workers: int
+    def add(
+        self, waiter: object, serve: Callable[[], None], started: float, now: float, workers: int
     ) -> Fault | float:
-        """Wait at the end: the seconds left for that, or why it may not.
+        """Add a waiter at the end. Returns the seconds that it may wait, or a fault.
 
-        `serve`: called when its turn has come. `started`: since when it has been on its way;
-        `workers`: how many are in the rotation.
+        `serve`: called when it is its turn. `started`: when its request began. `workers`: how
+        many are in the rotation.
         """
-        patience = started + self._patience_s - now
-        if patience <= 0:
-            return nobody(workers)
-        if len(self) >= self._room(workers):
+        wait_s = started + self._timeout_s - now
+        if wait_s <= 0:
+            return no_worker_fault(workers)
+        if len(self) >= self._capacity(workers):
             return QUEUE_FULL
-        self[who] = serve
-        return patience
+        self[waiter] = serve
+        return wait_s
 
-    def _room(self, workers: int) -> int:
+    def _capacity(self, workers: int) -> int:
         limits = self._limits
         if not limits.queue_per_worker:
             return limits.queue
-        # While there is no worker at all one is about to come back.
+        # Without any worker the limit is that of one, because one may come back soon.
         return min(limits.queue, limits.queue_per_worker * max(1, workers))
 
-    def first(self) -> Callable[[], None]:
-        """Take out the one who has waited longest: what serves it. KeyError: nobody waits."""
+    def pop_first(self) -> Callable[[], None]:
+        """Remove the first waiter; returns the callable that serves it. KeyError: it is empty."""
         return self.popitem(last=False)[1]
 
-    def leave(self, who: object) -> None:
-        """It waits no more; harmless if it did not."""
-        self.pop(who, None)
+    def remove(self, waiter: object) -> None:
+        """Remove a waiter. Does nothing if it is not in the queue."""
+        self.pop(waiter, None)
 
 
-def nobody(workers: int) -> Fault:
-    """Why somebody was not served, with so many workers in the rotation."""
+def no_worker_fault(workers: int) -> Fault:
+    """The fault of a waiter that was not served; `workers`: how many are in the rotation."""
     return QUEUE_TIMEOUT if workers else NO_WORKER
 
 
-def retry_after(fault: Fault, now: float, back: Iterable[float], patience_s: float) -> int:
+def retry_after(fault: Fault, now: float, ejection_ends: Iterable[float], timeout_s: float) -> int:
     """Whole seconds after which a client that got a 503 may try again, at least 1.
 
-    `back`: when workers that were ejected come back; `patience_s`: how long others wait now.
-    What else may end the trouble, a restart above all, is a matter of moments or unknown.
+    `ejection_ends`: when each ejected worker comes back. `timeout_s`: the queue's time-out.
+    Other ends, such as that of a restart, cannot be predicted or are moments away.
     """
-    known = [at - now for at in back]
+    seconds = [at - now for at in ejection_ends]
     if fault is QUEUE_FULL or fault is QUEUE_TIMEOUT:
-        known.append(patience_s)
-    return max(1, ceil(min(known, default=1.0)))
+        seconds.append(timeout_s)
+    return max(1, ceil(min(seconds, default=1.0)))

@@ -1,15 +1,17 @@
-"""How often requests may be tried again, in all and each of them.
+"""The retry budget of a service, and the failed attempts of one request.
 
-Owns each service's budget of retries, and which members one request or connection was given to
-in vain. Must not know: what a failure allows (`retry`), connections, who is next. No I/O, no
-clock.
+Owns: how many retries a service may make, and which members have failed one request or
+connection already. Must not know: which failures may be retried (`retry`), connections, which
+member is next. No I/O, no clock.
 
-A retry is load that nobody asked for. When every worker fails, retries multiply the load
-just when there is least to spare; so those that a worker may have worked for are paid from
-a budget: a share of the requests of the last ten seconds (the idea and the numbers are
-those of Finagle's RetryBudget). What no worker has seen is free, as it costs none of them
-anything: a connection that was refused goes to the next worker, once to each, and one that
-had ended while it was idle is replaced by a new one.
+A retry is additional load. When every worker fails, retries multiply the load just when there is
+least capacity. So a retry is paid from a budget if a worker may have spent time on the request:
+the budget is a share of the requests of the last ten seconds (the idea and the numbers are those
+of Finagle's RetryBudget). A retry is free if no worker has read the request. A connection that
+was refused goes to the next worker, once to each; an idle connection that had been closed is
+replaced by a new one.
+
+See docs/decisions/0012-retry-budget.md.
 """
 
 from collections import deque
@@ -20,68 +22,68 @@ from penstock_proxy.config import Retries
 from penstock_proxy.errors import NO_WORKER, Fault
 
 MAX_RETRIES: Final = 16
-"""Of one request or connection. Ends what the queue's time-out would otherwise end later."""
+"""Retries of one request or connection. Without this limit, the queue's time-out is the limit."""
 SLICES: Final = 10
-"""A budget looks back this many seconds, one by one."""
+"""The window of the budget, in slices of a second."""
 
 
 class RetryBudget:
-    """How many retries there may be: a share of the requests of the last ten seconds, but
-    at least some a second."""
+    """Retries are limited to a share of the requests of the last ten seconds, and never to less
+    than some per second."""
 
-    __slots__ = ("_at", "_least", "_made", "_requests", "_share", "_total")
+    __slots__ = ("_minimum", "_ratio", "_requests", "_retries", "_second", "_total")
 
     def __init__(self, retries: Retries, now: float) -> None:
-        self._share = retries.budget
-        self._least = retries.min_per_second * SLICES
-        self._at = int(now)
+        self._ratio = retries.budget
+        self._minimum = retries.min_per_second * SLICES
+        self._second = int(now)
         self._total = 0
         self._requests = deque([0], maxlen=SLICES)
-        """By second, the last one is now."""
-        self._made = deque([0], maxlen=SLICES)
+        """By second; the last one is the current second."""
+        self._retries = deque([0], maxlen=SLICES)
 
-    def seen(self, total: int, now: float) -> None:
-        """There were so many requests since the start; said by every tick."""
-        self._turn(now)
+    def count_requests(self, total: int, now: float) -> None:
+        """Update the number of requests; `total`: since the start. Called by every tick."""
+        self._advance(now)
         self._requests[-1] += total - self._total
         self._total = total
 
     def take(self, now: float) -> bool:
-        """Pay for one retry; False if there is nothing left to pay with."""
-        self._turn(now)
-        # A little more than exact: 0.29 * 100 is 28.999… in binary.
-        allowed = max(self._share * sum(self._requests) + 1e-9, self._least)
-        if sum(self._made) + 1 > allowed:
+        """Take one retry from the budget; False if it is used up."""
+        self._advance(now)
+        # Rounded up a little: 0.29 * 100 is 28.999… in binary.
+        allowed = max(self._ratio * sum(self._requests) + 1e-9, self._minimum)
+        if sum(self._retries) + 1 > allowed:
             return False
-        self._made[-1] += 1
+        self._retries[-1] += 1
         return True
 
-    def _turn(self, now: float) -> None:
-        """Let go of the seconds that are too long ago."""
-        for _ in range(min(int(now) - self._at, SLICES)):
+    def _advance(self, now: float) -> None:
+        """Advance the window to the current second."""
+        for _ in range(min(int(now) - self._second, SLICES)):
             self._requests.append(0)
-            self._made.append(0)
-        self._at = max(self._at, int(now))
+            self._retries.append(0)
+        self._second = max(self._second, int(now))
 
 
 class Attempts:
-    """The attempts of one request or connection that have failed."""
+    """The failed attempts of one request or connection."""
 
     __slots__ = ("last_fault", "tried")
 
     def __init__(self) -> None:
         self.tried: tuple[Member, ...] = ()
-        """Not to be picked again in this round."""
+        """Members that have failed in this round: they are not picked again in it."""
         self.last_fault = NO_WORKER
 
     def failed(self, member: Member | None, fault: Fault) -> None:
-        """It was given to this member in vain."""
+        """An attempt with this member has failed. None: there was no member."""
         self.last_fault = fault
         if member is not None:
             self.tried += (member,)
 
     def another_round(self, budget: RetryBudget, now: float) -> bool:
-        """All have been tried: may they be tried again, once one is free?"""
+        """All members were tried. May they be tried again, and wait for a free one?"""
         if self.tried and not budget.take(now):
             return False
         self.tried = ()

@@ -1,1 +1,1 @@
-"""Accepted connections passed to workers as descriptors: who gets one, and who has it."""
+"""Passes accepted connections to workers as descriptors, and accounts for each of them."""

@@ -1,12 +1,14 @@
-"""Delivery handoff: the connection itself goes to the worker, and is none of ours any more.
+"""Scheme handoff: client connections are passed to workers as descriptors.
 
-Owns the links of one service, and which of them can take one more: at most `handoff_window`
-are on their way to a worker. What a worker has not taken in time, because it died, stopped
-or is full, is read back and goes to another; the client, whose bytes wait in the kernel,
-notices nothing. The client is never read here.
+Owns: the links of one service, and which workers can take one more connection; at most
+`handoff_window` are in flight to one. What a worker does not take in time, because it has died,
+is stopped or is full, is read back and goes to another worker. The client notices nothing: its
+bytes wait in the kernel, and are never read here.
 
-On its way a connection has no object: it is accepted, sent and closed in one call. Only one
-that has to wait for a worker becomes a `Pending`.
+A connection in flight has no object: it is accepted, sent and closed in one call. Only one that
+has to wait for a worker becomes a `Pending`.
+
+See docs/decisions/0009-no-parsing-under-handoff.md.
 """
 
 import asyncio
@@ -19,292 +21,310 @@ from penstock_proxy.balancing.pool import Member
 from penstock_proxy.balancing.probes import OK, ProbeResult
 from penstock_proxy.errors import CONNECT_TIMEOUT, WORKER_CLOSED, Fault
 from penstock_proxy.handoff.link import Link
-from penstock_proxy.handoff.pending import Dispatching, Pending
+from penstock_proxy.handoff.pending import Pending, PendingOwner
 from penstock_proxy.net.peer import HeaderHandling, Peer, peer_from_header
 from penstock_proxy.service.context import ServiceContext
 from penstock_worker.net.proxy_protocol import MAX_HEADER, Header, HeaderError, parse
 from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import peer_address
 
-_MOST_LINKS: Final = 4096
-"""Processes of one service at a time, those that leave included."""
+_MAX_LINKS: Final = 4096
+"""Processes of one service at a time, those that are stopping included."""
 
 
-class Dispatcher(Dispatching):
-    """All links of one service."""
+class Dispatcher(PendingOwner):
+    """All links of one service. Members can be added and removed."""
 
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
         self._window = service.config.handoff_window
-        self._is_hashing = service.pool.uses_client_address
-        self._introduced = service.config.accept_proxy
-        self._is_counting = service.pool.counts_open
+        self._uses_address = service.pool.uses_client_address
+        self._accepts_proxy = service.config.accept_proxy
+        self._counts_open = service.pool.counts_open
         self._links: dict[int, Link] = {}
         self._current: dict[int, Link] = {}
-        """By slot, those that connections are sent over."""
-        self._filled: list[Link] = []
-        """Connections were put there that are not sent yet."""
-        self._since: dict[int, float] = {}
-        """Of these, since when those have been here that have waited."""
-        self._closed: set[Member] = set(service.pool.members)
+        """By slot: the link that new connections are sent over."""
+        self._unflushed: list[Link] = []
+        """Links with connections that are enqueued and not sent yet."""
+        self._waiting_since: dict[int, float] = {}
+        """Of these connections, by descriptor: when those came that have waited in the queue."""
+        self._unavailable: set[Member] = set()
         """Members that cannot take one more now: no link, full, or stuck."""
+        for member in service.pool.members:
+            self.add(member)
 
-    # What the supervisor says.
+    # -- members and their links
 
-    def linked(self, slot: int, number: int, end: str, sock: socket.socket) -> None:
-        """One end of the link to a process in this slot."""
+    def add(self, member: Member) -> None:
+        """A member was added to the pool. It gets nothing before it has a link."""
+        self._unavailable.add(member)
+
+    def remove(self, member: Member) -> None:
+        """A member was removed from the pool: what is in flight to it goes to others."""
+        for link in tuple(self._links.values()):
+            if link.member is member:
+                self.remove_link(link.number)
+        self._unavailable.discard(member)
+
+    def add_link_end(self, slot: int, number: int, end: str, sock: socket.socket) -> None:
+        """Take one end of the link to a process in this slot; both ends come one by one."""
         link = self._links.get(number)
         if link is None:
-            if len(self._links) >= _MOST_LINKS:
+            if len(self._links) >= _MAX_LINKS:
                 sock.close()
                 return
             service = self._service
             member = service.pool.member(slot)
             link = Link(
-                service.loop, number, member, service.counters, service.fd_budget, self._heard
+                service.loop, number, member, service.counters, service.fd_budget, self._on_report
             )
             self._links[number] = link
-        link.has(end, sock)
+        link.adopt_end(end, sock)
         self._service.fd_budget.other += 1
 
-    def joined(self, slot: int, number: int) -> None:
-        """From now on connections for this slot go over that link."""
+    def use_link(self, slot: int, number: int) -> None:
+        """Send new connections for this slot over that link."""
         link = self._links.get(number)
-        if link is not None and link.is_whole:
+        if link is not None and link.is_usable:
             self._current[slot] = link
-            self._closed.discard(link.member)
-            self._attend(link)
+            self._unavailable.discard(link.member)
+            self._update_watch(link)
 
-    def unlinked(self, number: int) -> None:
-        """That process is gone: what it had not taken goes to others."""
+    def remove_link(self, number: int) -> None:
+        """The process is gone: what it had not taken goes to other workers."""
         link = self._links.pop(number, None)
         if link is None:
             return
         member = link.member
         if self._current.get(member.slot) is link:
             del self._current[member.slot]
-            self._closed.add(member)
+            self._unavailable.add(member)
         service = self._service
-        found = link.take_back()
-        service.fd_budget.other -= link.descriptors()
+        fds = link.reclaim()
+        service.fd_budget.other -= link.fd_count()
         link.close()
         service.release(member)
-        self._redirect(found, member)
+        self._redispatch(fds, member)
 
-    # A connection's way.
+    # -- connections
 
     def accepted(self, stream: Stream, peer: Any) -> None:
-        """Pass it on at once, or let it wait."""
+        """Send a new connection to a worker, or let it wait for one."""
         service = self._service
         service.counters.connections += 1
-        # No other policy looks at it.
-        address = peer_address(peer) if self._is_hashing else ""
-        # Who waits comes first.
-        member = None if service.queue else self._pick(address, self._closed)
+        # Policies that do not use the address get an empty one.
+        address = peer_address(peer) if self._uses_address else ""
+        # Connections that wait already come first.
+        member = None if service.queue else self._pick(address, self._unavailable)
         if member is None:
-            self._pending(stream.fileno(), address).wait()
+            self._make_pending(stream.fileno(), address).wait()
             return
-        if self._since:
-            # One that waited may have had this number, and be gone already.
-            self._since.pop(stream.fileno(), None)
-        self._put(stream.fileno(), member)
+        if self._waiting_since:
+            # An earlier connection with this descriptor may have waited.
+            self._waiting_since.pop(stream.fileno(), None)
+        self._enqueue(stream.fileno(), member)
 
-    def _put(self, fd: int, member: Member) -> None:
-        """It is on its way; those that go there at the same time go together."""
+    def _enqueue(self, fd: int, member: Member) -> None:
+        """Put it on the link of a member; connections of one turn are sent in one message."""
         link = self._current[member.slot]
         if not link.has_unsent:
-            self._filled.append(link)
-        if not link.put(fd) or link.in_flight >= self._window:
+            self._unflushed.append(link)
+        if not link.enqueue(fd) or link.in_flight >= self._window:
             self._send(link)
 
     def flush(self) -> None:
-        """Whoever was put in this turn is sent. Whoever dispatches has to call this."""
-        # One that cannot be sent is put to another.
-        while self._filled:
-            link = self._filled.pop()
+        """Send all that is enqueued. To be called after dispatching."""
+        # What cannot be sent is enqueued on another link.
+        while self._unflushed:
+            link = self._unflushed.pop()
             if link.has_unsent:
                 self._send(link)
-        self._since.clear()
+        self._waiting_since.clear()
 
     def _send(self, link: Link) -> None:
-        """Send what was put there. Its queue may be full, or it may be gone unheard."""
+        """Send what is enqueued on a link. The kernel may refuse it: its queue is full, or the
+        worker has closed its end."""
         for fd in link.flush(self._service.timers.now):
-            self._closed.add(link.member)
+            self._unavailable.add(link.member)
             self._service.release(link.member)
-            self._pending(fd, self._whose(fd), since=self._since.get(fd)).dispatch()
+            self._make_pending(
+                fd, self._client_address(fd), waiting_since=self._waiting_since.get(fd)
+            ).dispatch()
         if link.in_flight >= self._window:
-            self._is_full(link)
+            self._window_full(link)
 
-    def _pending(
+    def _make_pending(
         self,
         fd: int,
         address: str,
         tried: tuple[Member, ...] = (),
-        since: float | None = None,
+        waiting_since: float | None = None,
     ) -> Pending:
         self._service.counters.active += 1
         self._service.fd_budget.pending += 1
-        return Pending(self, self._service, fd, address, tried, since)
+        return Pending(self, self._service, fd, address, tried, waiting_since)
 
     @property
     def header_handling(self) -> HeaderHandling:
-        """What is done here with a PROXY header: the worker reads it."""
-        return "look" if self._is_hashing else "no"
+        """How a PROXY header is handled: it stays there, because the worker reads it."""
+        return "peek" if self._uses_address else "ignore"
 
-    def arrived(self) -> None:
-        """A connection stands in the entrance."""
+    def connection_opened(self) -> None:
+        """A connection was accepted; its peer is not known yet."""
         self._service.counters.connections += 1
         self._service.counters.active += 1
         self._service.fd_budget.pending += 1
 
-    def entered(self, stream: Stream, peer: Peer) -> None:
-        """It is known whose it is: on to a worker."""
-        address = peer_address(peer.address) if self._is_hashing else ""
+    def peer_known(self, stream: Stream, peer: Peer) -> None:
+        """The peer of an accepted connection is known: dispatch it."""
+        address = peer_address(peer.address) if self._uses_address else ""
         Pending(self, self._service, stream.fileno(), address).dispatch()
         self.flush()
 
     def pending_closed(self) -> None:
-        """A connection that waited for a worker has gone to it, or is closed."""
+        """A connection that waited was sent to a worker, or is closed."""
         self._service.counters.active -= 1
         self._service.fd_budget.pending -= 1
         self._service.capacity_changed()
 
-    def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
-        """It did not come in."""
+    def connection_rejected(self, address: str, fault: Fault | None, reason: str) -> None:
+        """An accepted connection was closed before its peer was known."""
         self.pending_closed()
         if fault is not None:
-            self._service.error_log.turned_away(address, fault, reason)
+            self._service.error_log.connection_rejected(address, fault, reason)
 
-    def pass_on(self, fd: int, address: str, tried: tuple[Member, ...], since: float) -> bool:
-        """Pick a worker and put it on its way; False if nobody can take it now."""
-        closed = self._closed
-        member = self._pick(address, closed.union(tried) if tried else closed)
+    def send_to_worker(
+        self, fd: int, address: str, tried: tuple[Member, ...], waiting_since: float
+    ) -> bool:
+        """Pick a worker and enqueue the connection; False if no worker can take it now."""
+        unavailable = self._unavailable
+        member = self._pick(address, unavailable.union(tried) if tried else unavailable)
         if member is None:
             return False
-        self._since[fd] = since
-        self._put(fd, member)
+        self._waiting_since[fd] = waiting_since
+        self._enqueue(fd, member)
         return True
 
     def _pick(self, address: str, avoid: set[Member]) -> Member | None:
-        """The pool would rather name one to avoid than none."""
+        """Pick a member; None if there is none but those to avoid, which the pool then returns."""
         pool = self._service.pool
         member = pool.pick(address, avoid)
         if member in avoid:
             assert member is not None
-            # It gets nothing, so it is no fuller than it was.
+            # It gets no connection, so undo what the pool has counted.
             pool.released(member)
             return None
         return member
 
-    def _is_full(self, link: Link) -> None:
-        """Ask it; if it has not taken enough, nobody is sent to it until it does."""
-        link.hear()
+    def _window_full(self, link: Link) -> None:
+        """Read its reports; if the window is still full, send it nothing until there is room."""
+        link.poll_reports()
         if link.in_flight >= self._window:
-            self._closed.add(link.member)
-        self._attend(link)
+            self._unavailable.add(link.member)
+        self._update_watch(link)
 
-    def _attend(self, link: Link) -> None:
-        """Be woken by its words only while something waits for them."""
-        link.watch(
-            self._is_counting
-            or link.is_probed
+    def _update_watch(self, link: Link) -> None:
+        """Wake up for reports of a link only while something waits for them."""
+        link.set_watched(
+            self._counts_open
+            or link.has_probe
             or link.in_flight >= self._window
             or bool(self._service.queue)
         )
 
     def watch_links(self) -> None:
-        """Somebody waits: the first word of any worker counts."""
+        """A connection waits: wake up for the first report of any worker."""
         for link in self._links.values():
-            self._attend(link)
+            self._update_watch(link)
 
     @property
     def has_room(self) -> bool:
-        """Can anybody take one more?"""
-        closed = self._closed
+        """Can any worker take one more?"""
+        unavailable = self._unavailable
         for member in self._service.pool.eligible:
-            if not (member.is_full or member in closed):
+            if not (member.is_full or member in unavailable):
                 return self._service.pool.available > 0
         return False
 
-    def settle(self) -> None:
-        """Read what workers have said so far: somebody wants to know."""
+    def poll_reports(self) -> None:
+        """Read the reports that have come so far."""
         for link in tuple(self._links.values()):
-            if (link.in_flight or link.open) and link.hear():
-                self._heard(link)
+            if (link.in_flight or link.open) and link.poll_reports():
+                self._on_report(link)
 
     def tick(self, now: float) -> None:
-        """Take back what waited too long at a worker that does not take it."""
-        patience = self._service.timeouts.connect
-        self.settle()
+        """Reclaim what workers have not taken within the connect timeout."""
+        timeout = self._service.timeouts.connect
+        self.poll_reports()
         for link in tuple(self._links.values()):
-            if link.oldest() + patience < now:
-                self._stuck(link)
-            elif self._can_send(link) and link.in_flight == 0:
-                # Refused by the kernel before, and nothing on its way that would tell.
-                self._closed.discard(link.member)
+            if link.oldest_sent_at() + timeout < now:
+                self._reclaim_overdue(link)
+            elif self._is_available(link) and link.in_flight == 0:
+                # The kernel refused to send before. Nothing is in flight, so no report will come.
+                self._unavailable.discard(link.member)
 
-    def _stuck(self, link: Link) -> None:
+    def _reclaim_overdue(self, link: Link) -> None:
         service, member = self._service, link.member
-        self._closed.add(member)
-        found = link.take_back()
-        for _ in found:
+        self._unavailable.add(member)
+        fds = link.reclaim()
+        for _ in fds:
             service.pool.failed(member, monotonic())
             service.counters.errors[CONNECT_TIMEOUT.kind] += 1
-        service.error_log.worker_fault(
-            member, CONNECT_TIMEOUT, f"{len(found)} connections not taken"
+        service.error_log.worker_failed(
+            member, CONNECT_TIMEOUT, f"{len(fds)} connections not taken"
         )
         link.stuck = True
         service.release(member)
-        self._redirect(found, member)
+        self._redispatch(fds, member)
 
-    def _heard(self, link: Link) -> None:
-        """A worker took some, or some ended."""
+    def _on_report(self, link: Link) -> None:
+        """A worker has reported that it took connections, or that some ended."""
         link.stuck = False
         if link.broken:
-            self._closed.add(link.member)
-            self._service.error_log.worker_fault(link.member, WORKER_CLOSED, "its link ended")
-            self._redirect(link.take_back(), link.member)
-        elif self._can_send(link):
-            self._closed.discard(link.member)
+            self._unavailable.add(link.member)
+            self._service.error_log.worker_failed(link.member, WORKER_CLOSED, "its link ended")
+            self._redispatch(link.reclaim(), link.member)
+        elif self._is_available(link):
+            self._unavailable.discard(link.member)
         self._service.release(link.member)
         self._service.capacity_changed()
         if self._service.queue:
             self._service.serve_queue()
-        self._attend(link)
+        self._update_watch(link)
 
-    def _can_send(self, link: Link) -> bool:
+    def _is_available(self, link: Link) -> bool:
         current = self._current.get(link.member.slot) is link
-        return current and link.is_whole and not link.stuck and link.in_flight < self._window
+        return current and link.is_usable and not link.stuck and link.in_flight < self._window
 
-    def _redirect(self, found: list[int], member: Member) -> None:
+    def _redispatch(self, fds: list[int], member: Member) -> None:
         service = self._service
-        for fd in found:
+        for fd in fds:
             service.counters.retries += 1
-            self._pending(fd, self._whose(fd), (member,)).dispatch()
+            self._make_pending(fd, self._client_address(fd), (member,)).dispatch()
         self.flush()
 
-    def _whose(self, fd: int) -> str:
-        """The address of one that came back, if anybody asks."""
-        return _peer(fd, introduced=self._introduced) if self._is_hashing else ""
+    def _client_address(self, fd: int) -> str:
+        """The client address of a connection that was read back, if the policy uses it."""
+        return _peer_address(fd, accepts_proxy=self._accepts_proxy) if self._uses_address else ""
 
-    # Health.
+    # -- health checks
 
     async def check(self, member: Member) -> ProbeResult:
-        """Pass one end of a socket pair like a client's, and ask on the other."""
+        """Send one end of a socket pair like a client's connection, and probe over the other."""
         link = self._current.get(member.slot)
-        if link is None or not link.is_whole:
+        if link is None or not link.is_usable:
             return ProbeResult("refused", "it has no link")
         path = self._service.config.health.path
-        mine, theirs = socket.socketpair()
-        with mine:
-            mine.setblocking(False)
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
             with theirs:
-                taken = link.probe(theirs)
-            self._attend(link)
+                taken = link.send_probe(theirs)
+            self._update_watch(link)
             if taken is None:
                 return ProbeResult("timeout", "it has not taken the check before this one")
             if path is not None:
-                return await probes.get(mine, path)
+                return await probes.get(ours, path)
             try:
                 await asyncio.shield(taken)
             except asyncio.CancelledError:
@@ -314,13 +334,13 @@ class Dispatcher(Dispatching):
         return OK
 
 
-def _peer(fd: int, *, introduced: bool) -> str:
-    """Whose connection it is that came back; empty if it has gone."""
+def _peer_address(fd: int, *, accepts_proxy: bool) -> str:
+    """The client address of a connection that was read back; empty if the client is gone."""
     sock = socket.socket(fileno=fd)
     try:
         peer = sock.getpeername()
-        if introduced:
-            # It was complete before, and nobody has taken it since.
+        if accepts_proxy:
+            # The header was complete when we peeked at it, and it has not been read since.
             header = parse(sock.recv(MAX_HEADER, socket.MSG_PEEK))
             if isinstance(header, Header):
                 peer = peer_from_header(header, peer).address

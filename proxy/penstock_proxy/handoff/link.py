@@ -1,14 +1,16 @@
-"""The proxy's end of the link to one worker process: what is on its way, and what it has.
+"""The proxy's end of the link to one worker process, and the account of its connections.
 
-Owns the account. Every connection that is sent ends as exactly one of *taken* (the worker
-said so), *returned* (read back, to go to another) or *lost* (gone without either, which no
-worker of ours can bring about); until then it is in flight. Taken ones are open until the
-worker says that they ended, or its process does.
+Owns: the account. Every connection that is sent ends as exactly one of *accepted* (the worker
+has reported it), *requeued* (reclaimed, to go to another worker) or *lost* (neither; the worker's
+own code cannot cause that). Until then it is in flight. An accepted one is open until the worker
+reports its end, or the process is gone.
 
-What a worker says is read when somebody needs to know it: being woken for every credit costs
-more than the credit. `watch` is for when there is nothing else to do but wait for one.
+Reports of a worker are read when their content is needed: to be woken for every credit costs
+more than the credit. `set_watched` is for the time when there is nothing to do but wait for one.
 
-It does not know who is picked, or why something is taken back: that is `dispatcher`.
+Must not know: which worker is picked, or why something is reclaimed (`dispatcher`).
+
+See docs/decisions/0008-seqpacket-for-handoff.md.
 """
 
 import asyncio
@@ -34,7 +36,7 @@ NEVER: Final = float("inf")
 
 
 class Link:
-    """One process's link. `on_heard(link)` is called after each word of its worker."""
+    """The link to one process. `on_report(link)` is called after reports, while it is watched."""
 
     def __init__(
         self,
@@ -43,231 +45,238 @@ class Link:
         member: Member,
         counters: ServiceCounters,
         fd_budget: FdBudget,
-        on_heard: Callable[["Link"], None],
+        on_report: Callable[["Link"], None],
     ) -> None:
         self.number = number
         self.member = member
         self.in_flight = 0
-        """Clients' connections."""
+        """Clients' connections that are sent, or about to be, and not taken."""
         self.open = 0
+        """Clients' connections that are taken and have not ended."""
         self.stuck = False
-        """It did not take what was sent in time, and has not said a word since."""
+        """The worker did not take what was sent in time, and has reported nothing since."""
         self.broken = False
-        """It says what no worker of ours says; nothing is sent any more."""
+        """The worker has closed its end or sent an invalid report; nothing is sent any more."""
         self._loop = loop
         self._counters = counters
         self._fd_budget = fd_budget
-        self._on_heard = on_heard
+        self._on_report = on_report
         self._sent: deque[float | asyncio.Future[None]] = deque()
-        """In flight, in order: when a client's connection was sent, or, for a health check,
-        what is done when it is taken. Such a one counts for nothing else."""
+        """What is in flight, in order. For a client's connection: when it was sent. For a health
+        check: the future that is done when it is taken; a check counts for nothing else."""
         self._unsent: list[int] = []
-        """In flight too, and part of the next message."""
-        self._ahead = 0
-        """Announced, and then taken back by us: the worker takes as many of the next ones
-        without a word."""
-        self._recalled = 0
-        """Taken back and not announced, as far as was heard: that word may be on its way."""
-        self._proxy: socket.socket | None = None
-        self._worker: socket.socket | None = None
+        """In flight too: part of the next message."""
+        self._unused_credits = 0
+        """Credits for connections that we have reclaimed. The worker takes as many of the next ones
+        without another credit."""
+        self._late_credits = 0
+        """Credits that may still come for connections that we have reclaimed."""
+        self._proxy_end: socket.socket | None = None
+        self._worker_end: socket.socket | None = None
         self._probe: asyncio.Future[None] | None = None
         self._watched = False
 
-    # What it is made of.
+    # -- its ends
 
-    def has(self, end: str, sock: socket.socket) -> None:
-        """Adopt one end: "proxy" is ours, "worker" a copy of the worker's."""
+    def adopt_end(self, end: str, sock: socket.socket) -> None:
+        """Take one end: "proxy" is ours, "worker" a copy of the worker's."""
         if end == "proxy":
-            self._drop(self._proxy)
-            self._proxy, self._watched = sock, False
+            self._close_end(self._proxy_end)
+            self._proxy_end, self._watched = sock, False
         else:
-            self._drop(self._worker)
-            self._worker = sock
+            self._close_end(self._worker_end)
+            self._worker_end = sock
 
     @property
-    def is_whole(self) -> bool:
-        return self._proxy is not None and self._worker is not None and not self.broken
+    def is_usable(self) -> bool:
+        """Both ends are there, and it is not broken."""
+        return self._proxy_end is not None and self._worker_end is not None and not self.broken
 
     def close(self) -> None:
-        """Let go of both ends; what is still in flight has to be taken back before."""
+        """Close both ends. What is in flight has to be reclaimed before."""
         self._counters.opened -= self.open
         self.member.active -= self.open
         self.open = 0
-        self._drop(self._proxy)
-        self._drop(self._worker)
-        self._proxy = self._worker = None
+        self._close_end(self._proxy_end)
+        self._close_end(self._worker_end)
+        self._proxy_end = self._worker_end = None
 
-    def descriptors(self) -> int:
-        return (self._proxy is not None) + (self._worker is not None)
+    def fd_count(self) -> int:
+        """How many of its ends are open here."""
+        return (self._proxy_end is not None) + (self._worker_end is not None)
 
     @property
     def has_unsent(self) -> bool:
-        """Something was put that is not sent yet."""
+        """Connections are enqueued that are not sent yet."""
         return bool(self._unsent)
 
     @property
-    def is_probed(self) -> bool:
-        """A health check has not been taken yet."""
+    def has_probe(self) -> bool:
+        """A health check is sent and not taken yet."""
         return self._probe is not None
 
-    def watch(self, wanted: bool) -> None:
-        """Whether each word of the worker wakes us."""
-        if wanted == self._watched or self._proxy is None or self.broken:
+    def set_watched(self, watched: bool) -> None:
+        """Wake up for each report of the worker, or not."""
+        if watched == self._watched or self._proxy_end is None or self.broken:
             return
-        self._watched = wanted
-        if wanted:
-            self._loop.add_reader(self._proxy, self._readable)
+        self._watched = watched
+        if watched:
+            self._loop.add_reader(self._proxy_end, self._readable)
         else:
-            self._loop.remove_reader(self._proxy)
+            self._loop.remove_reader(self._proxy_end)
 
-    # Down.
+    # -- to the worker
 
-    def put(self, fd: int) -> bool:
-        """Let a client's connection be part of the next message; False if that is full now.
+    def enqueue(self, fd: int) -> bool:
+        """Make a client's connection part of the next message; False if the message is full now.
 
-        It is in flight from now on. Whoever does this has to `flush`.
+        It is in flight from now on. The caller has to `flush`.
         """
         self._unsent.append(fd)
-        self._counted(1)
+        self._add_in_flight(1)
         return len(self._unsent) < MAX_PER_MESSAGE
 
     def flush(self, now: float) -> list[int]:
-        """Send what was put and close our copies; what it cannot take now is in flight no more."""
+        """Send what is enqueued and close our copies.
+
+        Returns what could not be sent: it is not in flight any more, and the caller's again.
+        """
         fds = self._unsent
         if not fds:
             return fds
         self._unsent = []
-        assert self._proxy is not None
+        assert self._proxy_end is not None
         try:
-            send(self._proxy, CLIENT, fds)
+            send(self._proxy_end, CLIENT, fds)
         except OSError:
-            self._counted(-len(fds))
+            self._add_in_flight(-len(fds))
             return fds
         for fd in fds:
             os.close(fd)
             self._sent.append(now)
-        if self._ahead:
-            self._credit(0)
+        if self._unused_credits:
+            self._apply_credits(0)
         return []
 
-    def _counted(self, more: int) -> None:
-        self.in_flight += more
-        self.member.active += more
-        self._counters.in_flight += more
-        self._fd_budget.in_flight += more
+    def _add_in_flight(self, count: int) -> None:
+        self.in_flight += count
+        self.member.active += count
+        self._counters.in_flight += count
+        self._fd_budget.in_flight += count
 
-    def probe(self, sock: socket.socket) -> "asyncio.Future[None] | None":
-        """Send a health check; None if it cannot, or the last one has not been taken yet."""
-        if self._probe is not None or self._proxy is None:
+    def send_probe(self, sock: socket.socket) -> "asyncio.Future[None] | None":
+        """Send a health check; None if that fails, or the last one has not been taken yet."""
+        if self._probe is not None or self._proxy_end is None:
             return None
         taken: asyncio.Future[None] = self._loop.create_future()
         try:
-            send(self._proxy, PROBE, (sock.fileno(),))
+            send(self._proxy_end, PROBE, (sock.fileno(),))
         except OSError:
             return None
         self._sent.append(taken)
         self._probe = taken
-        if self._ahead:
-            self._credit(0)
+        if self._unused_credits:
+            self._apply_credits(0)
         return taken
 
-    def oldest(self) -> float:
-        """When the connection that waits longest was sent; NEVER if there is none."""
+    def oldest_sent_at(self) -> float:
+        """When the oldest connection in flight was sent; NEVER if there is none."""
         return next((sent for sent in self._sent if isinstance(sent, float)), NEVER)
 
-    # Up.
+    # -- from the worker
 
-    def take_back(self) -> list[int]:
-        """Read back what the worker has not taken, and settle the account; descriptors."""
-        found: list[int] = []
+    def reclaim(self) -> list[int]:
+        """Read back what the worker has not taken, and settle the account; returns descriptors."""
+        unread: list[int] = []
         read_back = 0
-        while self._worker is not None and (got := self._received()) is not None:
-            read_back += len(got[0])
-            kinds, fds = got
+        while self._worker_end is not None and (received := self._receive_back()) is not None:
+            read_back += len(received[0])
+            kinds, fds = received
             if kinds.startswith(CLIENT):
-                found += fds
+                unread += fds
             else:
                 for fd in fds:
                     os.close(fd)
-        # After it: whatever the worker has taken in the meantime, it has announced.
-        self.hear()
-        found += self._unsent
+        # Read reports only now. A worker sends a credit before it takes a connection, so what it
+        # took before we could read it back is credited.
+        self.poll_reports()
+        unread += self._unsent
         self._unsent = []
-        counters, waiting = self._counters, self.in_flight
-        returned = min(len(found), waiting)
-        counters.handoffs["returned"] += returned
-        counters.handoffs["lost"] += waiting - returned
-        counters.in_flight -= waiting
-        self._fd_budget.in_flight -= waiting
-        # It announced one that we were quicker to read: it never had it.
-        announced = min(len(found) - returned, self.open)
-        self.open -= announced
-        counters.opened -= announced
-        self.member.active -= waiting + announced
-        unheard = min(read_back, len(self._sent))
-        self._recalled += unheard
-        self._ahead += read_back - unheard
+        counters, in_flight = self._counters, self.in_flight
+        requeued = min(len(unread), in_flight)
+        counters.handoffs["requeued"] += requeued
+        counters.handoffs["lost"] += in_flight - requeued
+        counters.in_flight -= in_flight
+        self._fd_budget.in_flight -= in_flight
+        # The credit for one came, but we have read it first: the worker never had it.
+        credited = min(len(unread) - requeued, self.open)
+        self.open -= credited
+        counters.opened -= credited
+        self.member.active -= in_flight + credited
+        late = min(read_back, len(self._sent))
+        self._late_credits += late
+        self._unused_credits += read_back - late
         self.in_flight = 0
         self._sent.clear()
-        self._settle_probe(taken=False)
-        return found
+        self._finish_probe(taken=False)
+        return unread
 
-    def _received(self) -> tuple[bytes, Sequence[int]] | None:
-        assert self._worker is not None
+    def _receive_back(self) -> tuple[bytes, Sequence[int]] | None:
+        assert self._worker_end is not None
         try:
-            got = receive(self._worker)
+            received = receive(self._worker_end)
         except OSError:
             return None
-        # A worker can shut its end down for us too; the end is no message.
-        return got if got is not None and got[0] else None
+        # A worker can shut down its end for us too; an end of file is no message.
+        return received if received is not None and received[0] else None
 
     def _readable(self) -> None:
-        self.hear()
-        self._on_heard(self)
+        self.poll_reports()
+        self._on_report(self)
 
-    def hear(self) -> bool:
-        """Read what the worker has said so far; False if that is nothing."""
-        if self._proxy is None or self.broken:
+    def poll_reports(self) -> bool:
+        """Read the reports that have come so far; False if there are none."""
+        if self._proxy_end is None or self.broken:
             return False
         try:
-            report = read_reports(self._proxy)
+            report = read_reports(self._proxy_end)
         except OSError:
-            # It closed its end, or says something else: its process ends, or has to.
-            self.watch(False)
+            # It has closed its end or sent an invalid report. Its process ends, or has to.
+            self.set_watched(False)
             self.broken = True
             return True
         if report is not None:
-            self._credit(report.taken)
+            self._apply_credits(report.taken)
             ended = min(report.ended, self.open)
             self.open -= ended
             self.member.active -= ended
             self._counters.opened -= ended
         return report is not None
 
-    def _credit(self, taken: int) -> None:
-        credit = taken + self._ahead
+    def _apply_credits(self, taken: int) -> None:
+        credit = taken + self._unused_credits
         used = min(credit, len(self._sent))
-        # No more than we have given it reason to say, whatever it says.
+        # Credits that nothing accounts for are ignored.
         unused = credit - used
-        late = min(max(unused - self._ahead, 0), self._recalled)
-        self._recalled -= late
-        self._ahead = min(unused, self._ahead + late)
+        late = min(max(unused - self._unused_credits, 0), self._late_credits)
+        self._late_credits -= late
+        self._unused_credits = min(unused, self._unused_credits + late)
         counted = 0
         for _ in range(used):
             if isinstance(self._sent.popleft(), float):
                 counted += 1
             else:
-                self._settle_probe(taken=True)
+                self._finish_probe(taken=True)
         self.in_flight -= counted
         self.open += counted
         counters = self._counters
         counters.in_flight -= counted
         self._fd_budget.in_flight -= counted
         counters.opened += counted
-        counters.handoffs["taken"] += counted
+        counters.handoffs["accepted"] += counted
         counters.worker_connections[self.member.slot] += counted
 
-    def _settle_probe(self, *, taken: bool) -> None:
+    def _finish_probe(self, *, taken: bool) -> None:
         if self._probe is None:
             return
         future, self._probe = self._probe, None
@@ -277,7 +286,7 @@ class Link:
             else:
                 future.cancel()
 
-    def _drop(self, sock: socket.socket | None) -> None:
+    def _close_end(self, sock: socket.socket | None) -> None:
         if sock is not None:
             self._loop.remove_reader(sock)
             sock.close()

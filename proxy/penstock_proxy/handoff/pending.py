@@ -1,8 +1,7 @@
 """A connection under handoff that waits for a worker.
 
-Owns: the descriptor, from the moment no worker can take it until one does or its time is over.
-On its way a connection has no object; only one that has to wait becomes one of these. Must not
-know: links, or who is picked; it asks its dispatcher.
+Owns: the descriptor, from the moment when no worker can take it until one does or the queue
+timeout is over. Must not know: links, or which worker is picked; it asks its dispatcher.
 """
 
 import os
@@ -13,24 +12,26 @@ from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.service.context import ServiceContext
 
 
-class Dispatching:
-    """What those who wait need of their dispatcher."""
+class PendingOwner:
+    """What a `Pending` needs of its dispatcher."""
 
-    def pass_on(self, fd: int, address: str, tried: tuple[Member, ...], since: float) -> bool:
-        """Pick a worker and put it on its way; False if nobody can take it now."""
+    def send_to_worker(
+        self, fd: int, address: str, tried: tuple[Member, ...], waiting_since: float
+    ) -> bool:
+        """Pick a worker and enqueue the connection; False if no worker can take it now."""
         raise NotImplementedError
 
     def watch_links(self) -> None:
-        """Somebody waits: the first word of any worker counts."""
+        """A connection waits: wake up for the first report of any worker."""
         raise NotImplementedError
 
     def pending_closed(self) -> None:
-        """A connection that waited has gone to a worker, or is closed."""
+        """A connection that waited was sent to a worker, or is closed."""
         raise NotImplementedError
 
 
 class Pending:
-    """One connection that waits."""
+    """One connection that waits for a worker."""
 
     __slots__ = (
         "_dispatcher",
@@ -45,47 +46,47 @@ class Pending:
 
     def __init__(
         self,
-        dispatcher: Dispatching,
+        dispatcher: PendingOwner,
         service: ServiceContext,
         fd: int,
         address: str,
         tried: tuple[Member, ...] = (),
-        since: float | None = None,
+        waiting_since: float | None = None,
     ) -> None:
-        """`since`: if it has waited before."""
+        """`waiting_since`: when it came, if it has waited before."""
         self._dispatcher = dispatcher
         self._service = service
         self._fd = fd
         self._tried = tried
         self.address = address
-        self.started = monotonic() if since is None else since
+        self.started = monotonic() if waiting_since is None else waiting_since
         self.deadline = NEVER
         self.bucket = NEVER
 
     def dispatch(self) -> None:
-        """Try again; wait if there is still nobody."""
-        if not self._dispatcher.pass_on(self._fd, self.address, self._tried, self.started):
+        """Try again; wait on if there is still no worker."""
+        if not self._dispatcher.send_to_worker(self._fd, self.address, self._tried, self.started):
             self.wait()
             return
         self._service.timers.disarm(self)
         self._dispatcher.pending_closed()
 
     def wait(self) -> None:
-        """Wait for a worker, if there may be one in time."""
+        """Join the queue; if that is not possible, close the connection."""
         self._tried = ()
         service = self._service
-        patience = service.enqueue(self, self.dispatch, self.started)
-        if isinstance(patience, float):
-            service.timers.arm(self, monotonic() + patience)
+        wait_s = service.enqueue(self, self.dispatch, self.started)
+        if isinstance(wait_s, float):
+            service.timers.arm(self, monotonic() + wait_s)
             self._dispatcher.watch_links()
         else:
-            self._give_up(patience.kind)
+            self._reject(wait_s.kind)
 
     def expired(self, now: float) -> None:
-        self._service.queue.leave(self)
-        self._give_up(self._service.no_worker().kind)
+        self._service.queue.remove(self)
+        self._reject(self._service.no_worker().kind)
 
-    def _give_up(self, reason: str) -> None:
+    def _reject(self, reason: str) -> None:
         service = self._service
         service.timers.disarm(self)
         service.counters.rejected[reason] += 1

@@ -1,1 +1,1 @@
-"""Requests of clients and responses of workers: both connections, and the exchange between them."""
+"""HTTP proxying: connections to clients and to workers, and the exchanges between them."""

@@ -1,13 +1,14 @@
 """A connection from a client: where requests are read.
 
 Owns: one client's connection, which bytes on it are a head, a body or the next request,
-and how it ends. Must not know: workers (`exchange`), how a request is forwarded.
+and how it is closed. Must not know: workers (`exchange`), how a request is forwarded.
 
-Requests on one connection are answered in their order, one at a time: what a client sends
-ahead waits here up to the size of a head, and then in the kernel. A connection that we end
-while its client is still sending is shut down for writing first and read until the client
-has had its time to see the answer; a plain close would make the kernel reset it, and the
-answer with it.
+The requests of one connection are answered in order, one at a time. Pipelined requests wait
+in a buffer up to the size of a head, and beyond that in the kernel.
+
+A connection that is closed while its client still sends gets a lingering close: it is shut
+down for writing first, and read until the client has had time to see the response. A plain
+close would make the kernel reset the connection, and the client would lose the response.
 """
 
 import struct
@@ -34,27 +35,27 @@ from penstock_proxy.net.transport import Transport
 from penstock_worker.net.trusted_proxies import peer_address
 
 _LINGER_S: Final = 2.0
-_RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER on, for no time: close resets."""
-_HEAD: Final = RequestLine(b"HEAD", b"", 1, 0)
-"""As much of a request that was refused as its answer depends on."""
-_STOPPING_S: Final = 1.0
-"""A client that has not sent a byte when we stop gets this long to begin."""
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER of zero seconds: closing resets the connection."""
+_HEAD_REQUEST: Final = RequestLine(b"HEAD", b"", 1, 0)
+"""Stands for a refused HEAD request: its response has no body."""
+_STOPPING_HEAD_S: Final = 1.0
+"""When the process stops, a client that has sent nothing yet gets this long for its request."""
 
 
 class ClientConnection(Downstream):
-    """One client."""
+    """The connection of one client."""
 
     __slots__ = (
-        "_beginning",
         "_closing",
-        "_heading",
-        "_left",
-        "_peer",
-        "_skipped",
+        "_empty_line_bytes",
+        "_fields",
+        "_head_timer_runs",
+        "_is_processing",
+        "_peer_address",
+        "_requests_left",
         "_trusted",
         "exchange",
-        "from_here",
     )
 
     def __init__(
@@ -63,40 +64,41 @@ class ClientConnection(Downstream):
         peer: Any,
         proxy_header: bytes = b"",
         *,
-        believed: bool = True,
+        may_be_trusted: bool = True,
         fields: bytes = b"",
         port: int = 0,
         tls: str = "",
     ) -> None:
-        """`proxy_header`: what each connection to a worker begins with. `believed`: the client may
-        be one of those whose word is taken. `fields` are lines for the worker that this
-        connection has and others have not. `port`: what it connected to, if not to us.
-        `tls`: what the access log says of it."""
+        """`proxy_header`: sent first on each connection to a worker. `may_be_trusted`: the
+        client is a trusted proxy if its address is in `trusted_proxies`. `fields`: header
+        lines that each request of this connection gets on its way to the worker. `port`: the
+        port that the client connected to, if a proxy has reported one. `tls`: the access
+        log's field on TLS."""
         self.proxy_header = proxy_header
         self.tls = tls
         self.service = service
-        self.address = self._peer = peer_address(peer)
-        forwarding = service.rewriter
-        trusted = self._trusted = believed and forwarding.trusts(self.address)
-        self.from_here = forwarding.of_connection(self.address, port, fields, trusted=trusted)
+        self.address = self._peer_address = peer_address(peer)
+        rewriter = service.rewriter
+        trusted = self._trusted = may_be_trusted and rewriter.trusts(self.address)
+        self._fields = rewriter.connection_fields(self.address, port, fields, trusted=trusted)
         self.buffer = b""
         self.exchange: Exchange | None = None
         self.blocked = False
         self.deadline = NEVER
         self.bucket = NEVER
-        self._heading = True
-        """A head is awaited since a moment that its deadline runs from."""
-        self._left = service.config.limits.requests or -1
-        """Requests that it may still send; below zero: as many as it likes."""
-        self._skipped = 0
-        """Bytes of empty lines before its requests."""
-        self._beginning = False
+        self._head_timer_runs = True
+        """The deadline is the time-out of a head. False: it is keep-alive's or the exchange's."""
+        self._requests_left = service.config.limits.requests or -1
+        """Requests that the client may still send; below zero: no limit."""
+        self._empty_line_bytes = 0
+        """Bytes of empty lines that were skipped before requests."""
+        self._is_processing = False
         self._closing = False
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
         service = self.service
-        seconds = _STOPPING_S if service.stopping else service.timeouts.head
+        seconds = _STOPPING_HEAD_S if service.stopping else service.timeouts.head
         service.timers.arm_in(self, seconds)
 
     def data_received(self, data: bytes) -> None:
@@ -107,48 +109,53 @@ class ClientConnection(Downstream):
                 return
             self.buffer = self.buffer + data if self.buffer else data
             if exchange is None and not self.blocked:
-                self._next()
+                self._process_buffer()
             elif len(self.buffer) >= self.service.config.limits.head:
-                # It asks ahead, or for more while it does not read its answers.
+                # It pipelines too much, or does not read its responses.
                 self.transport.pause_reading()
         else:
-            rest = exchange.upload(data)
+            rest = exchange.receive_body(data)
             if rest:
                 self.buffer = rest
 
-    def _next(self) -> None:
-        """Begin what the buffer holds. A loop: answers of our own come back into it."""
-        if self._beginning:
-            return
-        self._beginning = True
-        while self.buffer and self.exchange is None and not (self._closing or self.blocked):
-            if not self._begin():
-                break
-        self._beginning = False
+    def _process_buffer(self) -> None:
+        """Start the requests in the buffer.
 
-    def _begin(self) -> bool:
+        A loop and not a recursion: an error response ends its exchange at once, and
+        `exchange_over` calls this again.
+        """
+        if self._is_processing:
+            return
+        self._is_processing = True
+        while self.buffer and self.exchange is None and not (self._closing or self.blocked):
+            if not self._begin_exchange():
+                break
+        self._is_processing = False
+
+    def _begin_exchange(self) -> bool:
         data = self.buffer
         service = self.service
         limit = service.config.limits.head
         end = data.find(b"\r\n\r\n", 0, limit) + 4
         if end <= 4:
-            return self._incomplete(data, limit, blank=end == 4)
+            return self._handle_incomplete_head(data, limit, blank=end == 4)
         head = data if end == len(data) else data[:end]
         try:
             line = parser.parse_request_line(head)
             if end > service.config.limits.target:
                 self._check_target(line)
-            prepared = service.rewriter.request(line, head[line.end :], trusted=self._trusted)
+            prepared = service.rewriter.prepare(line, head[line.end :], trusted=self._trusted)
         except RejectedError as rejected:
-            if data.startswith(b"\r\n"):  # looked for here, where it costs nobody else
-                return self._incomplete(data, limit, blank=True)
+            # Checked only here, so that other requests do not pay for it.
+            if data.startswith(b"\r\n"):
+                return self._handle_incomplete_head(data, limit, blank=True)
             self._refuse(rejected.fault, rejected.reason)
             return False
         self.buffer = data[end:]
-        self._heading = False
-        self._left -= 1
-        if self._trusted or not self._left:
-            prepared = self._regarded(prepared)
+        self._head_timer_runs = False
+        self._requests_left -= 1
+        if self._trusted or not self._requests_left:
+            prepared = self._apply_trust_and_limit(prepared)
         request_id = prepared.request_id or service.error_log.next_request_id()
         exchange = self.exchange = Exchange(self, line, prepared, request_id)
         if line.minor and line.target.startswith(b"/"):
@@ -156,39 +163,43 @@ class ClientConnection(Downstream):
         else:
             start = b"%b %b HTTP/1.1\r\n" % (line.method, parser.worker_target(line))
         # `join` takes half the time of `%`.
-        exchange.start(b"".join((start, prepared.out, self.from_here, request_id, b"\r\n\r\n")))
+        exchange.start(b"".join((start, prepared.fields, self._fields, request_id, b"\r\n\r\n")))
         if self.buffer and self.exchange is exchange and not exchange.request_done:
             rest, self.buffer = self.buffer, b""
-            self.buffer = exchange.upload(rest)
+            self.buffer = exchange.receive_body(rest)
         return True
 
-    def _regarded(self, prepared: PreparedRequest) -> PreparedRequest:
-        """A request that is not only what it says: a proxy's, or the last one."""
+    def _apply_trust_and_limit(self, prepared: PreparedRequest) -> PreparedRequest:
+        """Handle a request that comes from a trusted proxy, or is the connection's last one."""
         if self._trusted:
-            self.address = prepared.client or self._peer
-        if not self._left:
-            # As if it had asked for it: the answer says so, and no other request is read.
+            self.address = prepared.client or self._peer_address
+        if not self._requests_left:
+            # As if the client had sent `Connection: close`: the response says so, too, and no
+            # other request is read.
             return prepared._replace(close=True, keep_alive=False)
         return prepared
 
-    def _incomplete(self, data: bytes, limit: int, *, blank: bool) -> bool:
-        """There is no whole head yet: go on, wait, or refuse what can never be one."""
+    def _handle_incomplete_head(self, data: bytes, limit: int, *, blank: bool) -> bool:
+        """Handle data without a whole head: skip empty lines, wait for more, or refuse it.
+
+        Returns True if the buffer may hold a request now.
+        """
         if blank or data.startswith(b"\r\n"):
             # RFC 9112 §2.2: an empty line before a request line is skipped.
             self.buffer = parser.skip_empty_lines(data)
-            self._skipped += len(data) - len(self.buffer)
-            if self._skipped > limit:
+            self._empty_line_bytes += len(data) - len(self.buffer)
+            if self._empty_line_bytes > limit:
                 self._refuse(BAD_REQUEST, "nothing but empty lines")
             return True
         target = self.service.config.limits.target
-        if len(data) > target and parser.is_target_beyond(data, target):
+        if len(data) > target and parser.is_target_longer(data, target):
             self._refuse(TARGET_TOO_LONG, f"target beyond {target} bytes")
         elif len(data) >= limit:
             self._refuse(HEAD_TOO_LARGE, f"head beyond {limit} bytes")
-        elif parser.looks_wrong(data):
+        elif parser.cannot_be_request(data):
             self._refuse(BAD_REQUEST, "not HTTP")
-        elif not self._heading:
-            self._heading = True
+        elif not self._head_timer_runs:
+            self._head_timer_runs = True
             self.service.timers.arm_in(self, self.service.timeouts.head)
         return False
 
@@ -198,15 +209,15 @@ class ClientConnection(Downstream):
             raise RejectedError(TARGET_TOO_LONG, f"target beyond {limit} bytes")
 
     def _refuse(self, fault: Fault, reason: str) -> None:
-        """Answer what never became an exchange, and end the connection."""
-        self.service.error_log.refused(self.address, fault, reason, self.tls)
-        line = _HEAD if self.buffer.startswith(b"HEAD ") else None
+        """Respond to what never became an exchange, and close the connection."""
+        self.service.error_log.request_refused(self.address, fault, reason, self.tls)
+        line = _HEAD_REQUEST if self.buffer.startswith(b"HEAD ") else None
         self.buffer = b""
-        self.answer(fault, line, keep=False)
-        self._end(gently=True)
+        self.send_error(fault, line, keep_alive=False)
+        self._end(linger=True)
 
-    def answer(self, fault: Fault, line: RequestLine | None, *, keep: bool) -> int:
-        """Send an answer of our own, one line of text. Returns the bytes of its body."""
+    def send_error(self, fault: Fault, line: RequestLine | None, *, keep_alive: bool) -> int:
+        """Send an error response, with one line of text. Returns the size of its body."""
         body = b"" if line and line.method == b"HEAD" else f"{fault.text}\n".encode()
         head = (
             f"{status_line(fault)}"
@@ -215,7 +226,7 @@ class ClientConnection(Downstream):
         )
         if fault.status == 503:
             head += f"Retry-After: {self.service.retry_after(fault)}\r\n"
-        if not keep:
+        if not keep_alive:
             head += "Connection: close\r\n"
         elif line and not line.minor:
             head += "Connection: keep-alive\r\n"
@@ -224,70 +235,73 @@ class ClientConnection(Downstream):
         self.transport.write(data)
         return len(body)
 
-    def exchange_over(self, *, keep: bool, cut: bool) -> None:
-        """The exchange has ended: on to the next, or to the end of the connection."""
+    def exchange_over(self, *, keep_alive: bool, truncated: bool) -> None:
+        """The exchange has ended: start the next request, or close the connection."""
         exchange, self.exchange = self.exchange, None
-        if not keep or self.service.stopping:
+        if not keep_alive or self.service.stopping:
             assert exchange is not None
-            if cut:
-                self._cut(visibly=exchange.line.minor == 1)
+            if truncated:
+                self._close_truncated(reset=not exchange.line.minor)
             else:
-                self._end(gently=not exchange.request_done or bool(self.buffer))
+                self._end(linger=not exchange.request_done or bool(self.buffer))
             return
         self.service.timers.arm_in(self, self.service.timeouts.keepalive)
         self.transport.resume_reading()
         if self.buffer:
-            self._next()
+            self._process_buffer()
 
-    def _end(self, *, gently: bool) -> None:
-        """Close when all is written; `gently`: the client may still be sending."""
+    def _end(self, *, linger: bool) -> None:
+        """Close when all is written; `linger`: the client may still send."""
         self._closing = True
         self.buffer = b""
-        if gently and not self.transport.is_closing():
+        if linger and not self.transport.is_closing():
             self.transport.write_eof()
             self.transport.resume_reading()
-            self._close_by(_LINGER_S)
+            self._close_within(_LINGER_S)
         else:
             self.transport.close()
-            self._close_by(self.service.timeouts.body)
+            self._close_within(self.service.timeouts.body)
 
-    def _cut(self, *, visibly: bool) -> None:
-        """End in the middle of an answer. HTTP/1.0 sees it only if the connection is reset."""
-        if not visibly and (sock := self.transport.borrow()) is not None:
-            sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
+    def _close_truncated(self, *, reset: bool) -> None:
+        """Close in the middle of a response.
+
+        `reset`: so that an HTTP/1.0 client does not take the end for the end of the body.
+        """
+        if reset and (sock := self.transport.borrow()) is not None:
+            sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
             self.transport.abort()
         self.transport.break_off()
         self._closing = True
-        self._close_by(self.service.timeouts.body)
+        self._close_within(self.service.timeouts.body)
 
-    def _close_by(self, seconds: float) -> None:
+    def _close_within(self, seconds: float) -> None:
         self.service.timers.arm_in(self, seconds)
 
     @property
-    def counts_for(self) -> str:
-        """The address that this connection counts for; empty: for none."""
+    def counted_address(self) -> str:
+        """The address that the client limit counts this connection for; empty: not counted."""
         return "" if self._trusted else self.address
 
     @property
     def idle_since(self) -> float:
-        """Since when nothing is asked or answered here; NEVER while something is."""
+        """Since when this connection has been idle; NEVER while it is not."""
         if self.exchange is not None or self._closing or self.buffer or self.blocked:
             return NEVER
         timeouts = self.service.timeouts
-        return self.deadline - (timeouts.head if self._heading else timeouts.keepalive)
+        return self.deadline - (timeouts.head if self._head_timer_runs else timeouts.keepalive)
 
     def end_idle(self) -> None:
-        """It is in the way of somebody who has something to ask."""
-        self._end(gently=False)
+        """Close this idle connection: another client needs its descriptor."""
+        self._end(linger=False)
 
     def stop(self) -> None:
-        """No new requests, please: end an idle connection, let others finish."""
+        """Serve no new requests: close an idle connection, let others finish."""
         if self.exchange is not None or self._closing:
             return
-        if not self._heading:
-            self._end(gently=False)
+        if not self._head_timer_runs:
+            self._end(linger=False)
         else:
-            self._close_by(_STOPPING_S)
+            self._close_within(_STOPPING_HEAD_S)
 
     def expired(self, now: float) -> None:
         if self._closing:
@@ -296,14 +310,14 @@ class ClientConnection(Downstream):
             was_blocked = self.blocked
             self.exchange.expired(now)
             if was_blocked:
-                # It has had its time to take what it was sent; another would be as long.
-                self._give_up()
-        elif self._heading and self.buffer and not self.service.stopping:
+                # The client has had its time to read. A graceful close would take as long again.
+                self._abort_if_closing()
+        elif self._head_timer_runs and self.buffer and not self.service.stopping:
             self._refuse(HEAD_TIMEOUT, "")
         else:
-            self._end(gently=False)
+            self._end(linger=False)
 
-    def _give_up(self) -> None:
+    def _abort_if_closing(self) -> None:
         if self._closing:
             self.transport.abort()
 
@@ -318,21 +332,20 @@ class ClientConnection(Downstream):
             return
         if self.exchange is None:
             self.transport.resume_reading()
-            self._next()
+            self._process_buffer()
         elif self.exchange.link is not None:
             self.exchange.expire_in(self.service.timeouts.body)
             self.exchange.link.transport.resume_reading()
 
     def eof_received(self) -> bool:
-        # A client that shuts down its side looks like one that left, until something is
-        # written to it. Like nginx we take it at its word; but what is being closed by us
-        # may finish.
+        # A half-closed connection looks like a closed one until something is written to it.
+        # Like nginx we treat it as closed; but the writes of a closing connection finish.
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
         if self.exchange is not None:
-            self.exchange.client_gone()
+            self.exchange.client_disconnected()
         self.service.timers.disarm(self)
         self.service.clients.discard(self)
-        self.service.client_closed(self.counts_for)
+        self.service.client_closed(self.counted_address)

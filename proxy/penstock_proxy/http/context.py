@@ -1,7 +1,8 @@
-"""What the HTTP connections of one service share, beside what all of its connections do.
+"""What the HTTP connections of one service share, in addition to `service.context`.
 
-Owns: the rewriting of heads, the connections to workers, and which clients there are. Must not
-know: how a request is read or tried (`client_connection`, `exchange`).
+Owns: the header rewriter, the pool of connections to workers, and the set of client
+connections. Must not know: how a request is read or forwarded (`client_connection`,
+`exchange`).
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from typing import Any
 from penstock_proxy.balancing.pool import Pool
 from penstock_proxy.config import ServiceConfig
 from penstock_proxy.http.connection_pool import ConnectionPool
-from penstock_proxy.http1.request import of_service
+from penstock_proxy.http1.request import rewriter_for
 from penstock_proxy.http1.response import ResponseHeads
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TimerWheel
@@ -21,21 +22,21 @@ from penstock_worker.telemetry.access_log import AccessLog
 
 
 class HttpClient:
-    """What a service asks of a client's connection."""
+    """A client's connection as the service needs it."""
 
     __slots__ = ()
 
     @property
     def idle_since(self) -> float:
-        """Since when nothing is asked or answered here; NEVER while something is."""
+        """Since when this connection has been idle; NEVER while it is not."""
         raise NotImplementedError
 
     def end_idle(self) -> None:
-        """End it: it is idle, and somebody else needs its descriptor."""
+        """Close this idle connection: another client needs its descriptor."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Serve no new requests: end an idle connection, let others finish."""
+        """Serve no new requests: close an idle connection, let others finish."""
         raise NotImplementedError
 
 
@@ -53,15 +54,18 @@ class HttpContext(ServiceContext):
         pool: Pool,
         port: int,
     ) -> None:
-        """`port`: where clients connect; 0 for a unix socket."""
+        """`port`: the port that clients connect to; 0 for a unix socket."""
         super().__init__(loop, reactor, config, timers, fd_budget, log, pool)
-        self.rewriter = of_service(config, port)
+        self.rewriter = rewriter_for(config, port)
         self.connections = ConnectionPool(self, ResponseHeads(config.limits.response_head))
         self.clients: set[HttpClient] = set()
-        """Under http only: who may be idle and has to be told when we stop."""
+        """HTTP connections only: they may be idle, and have to be stopped for a drain."""
 
-    def counted_as(self, peer: Any, *, believed: bool) -> str:
-        """The address that a connection counts for; empty: a trusted proxy comes for many."""
+    def counted_address(self, peer: Any, *, may_be_trusted: bool) -> str:
+        """The address that the client limit counts a connection for.
+
+        Empty: not counted, because a trusted proxy connects for many clients.
+        """
         address = peer_address(peer)
-        is_proxy = believed and self.config.mode == "http" and self.rewriter.trusts(address)
+        is_proxy = may_be_trusted and self.config.mode == "http" and self.rewriter.trusts(address)
         return "" if is_proxy else address

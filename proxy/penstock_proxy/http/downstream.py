@@ -1,8 +1,8 @@
 """The client's connection as an exchange needs it.
 
-Owns no code: the base of `client_connection`, and of whatever else a request may come from. An
-exchange writes its response to `transport`, sets the deadline of what it waits for, and says
-when it is over. Must not know: how requests are read.
+Owns no code: it is the base of `client_connection`, and of any other source of requests. An
+exchange writes its response to `transport`, sets the deadline of what it waits for, and calls
+`exchange_over` at its end. Must not know: how requests are read.
 
 A plain base class, not a Protocol: where the data path is compiled, its fields and calls are
 native ones.
@@ -15,7 +15,7 @@ from penstock_proxy.net.transport import Transport
 
 
 class Downstream(HttpClient):
-    """Where one request at a time comes from, and its response goes to."""
+    """The source of requests, one at a time, and the destination of their responses."""
 
     __slots__ = (
         "address",
@@ -32,32 +32,32 @@ class Downstream(HttpClient):
     service: HttpContext
     transport: Transport
     address: str
-    """The client's, perhaps as a trusted proxy reported it; empty for a unix socket."""
+    """The client's address, perhaps as a trusted proxy reported it; empty for a unix socket."""
     proxy_header: bytes
-    """What each connection to a worker begins with; empty: nothing."""
+    """The PROXY header that each connection to a worker begins with; empty: none."""
     tls: str
-    """What the access log says of TLS."""
+    """The access log's field on TLS."""
     buffer: bytes
-    """What the client has sent beyond the request that is served."""
+    """What the client has sent beyond the current request."""
     blocked: bool
-    """The client does not take what it is sent."""
+    """Writes are paused: the client does not read fast enough."""
     deadline: float
-    """Of what is waited for now; `bucket` is the timer wheel's."""
+    """When the current wait ends; `bucket` belongs to the timer wheel."""
     bucket: float
 
     @property
-    def counts_for(self) -> str:
-        """The address that this connection counts for; empty: for none."""
+    def counted_address(self) -> str:
+        """The address that the client limit counts this connection for; empty: not counted."""
         raise NotImplementedError
 
-    def answer(self, fault: Fault, line: RequestLine | None, *, keep: bool) -> int:
-        """Send an answer of our own, one line of text. Returns the bytes of its body."""
+    def send_error(self, fault: Fault, line: RequestLine | None, *, keep_alive: bool) -> int:
+        """Send an error response, with one line of text. Returns the size of its body."""
         raise NotImplementedError
 
-    def exchange_over(self, *, keep: bool, cut: bool) -> None:
-        """The exchange has ended; `cut`: in the middle of its response."""
+    def exchange_over(self, *, keep_alive: bool, truncated: bool) -> None:
+        """The exchange has ended; `truncated`: in the middle of the response."""
         raise NotImplementedError
 
     def expired(self, now: float) -> None:
-        """The deadline is over: called by the timer wheel."""
+        """The deadline has passed; called by the timer wheel."""
         raise NotImplementedError

@@ -1,12 +1,12 @@
-"""Delivery http: one request and its response.
+"""One HTTP request and its response.
 
-Owns: an exchange from the moment its head is read until it is counted: the request's body up,
-the response down, what the client was told, how it ended. Must not know: how bytes are read from
-either side (`client_connection`, `worker_connection`), how a worker is found (`upstream_request`,
-its base).
+Owns: an exchange from the moment its head is read until it is counted and logged: the request's
+body on its way to the worker, the response on its way to the client, and how the exchange ends.
+Must not know: how bytes are read from either side (`client_connection`, `worker_connection`), and
+how a worker is found (`upstream_request`, its base).
 
-It is made for each request and dies with it, so nothing of one can be left over in the next. It
-costs no task and no timer; its deadline is its client's.
+Each request gets a new exchange, so no state of one request can leak into the next. It needs no
+task and no timer: its deadline is the client connection's.
 """
 
 from time import monotonic
@@ -17,14 +17,14 @@ from penstock_proxy.errors import Fault, RejectedError
 from penstock_proxy.http import upgrade
 from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.upstream_request import UpstreamRequest
-from penstock_proxy.http.worker_connection import LENGTH, Body, WorkerConnection
+from penstock_proxy.http.worker_connection import LENGTH, BodyFraming, WorkerConnection
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.http1.request_body import RequestBody
 from penstock_proxy.http1.response import Response
 from penstock_proxy.metrics import METHODS, OTHER, PROXY_SLOT
-from penstock_proxy.net.tcp_info import ONE_WRITE, UNKNOWN
-from penstock_proxy.tcp.duplex import OK, ClientEnd
+from penstock_proxy.net.tcp_info import UNIX_OPEN, UNKNOWN
+from penstock_proxy.tcp.duplex import OK, ClientHalf
 
 _LABELS: Final = {method.encode(): method for method in METHODS}
 
@@ -40,11 +40,11 @@ class Exchange(UpstreamRequest):
     received = 0
     """Bytes of the request's body."""
     _body: RequestBody | None = None
-    _chunked_out = False
-    _told = False
-    """The client has seen something of an answer, be it a 1xx."""
+    _sends_chunks = False
+    _anything_sent = False
+    """Part of a response has been sent to the client, perhaps only a 1xx."""
     _head = b""
-    """The request's, for the worker; until it answers."""
+    """The request's head for the worker; empty once the response has started."""
 
     def __init__(
         self, client: Downstream, line: RequestLine, prepared: PreparedRequest, request_id: bytes
@@ -54,7 +54,7 @@ class Exchange(UpstreamRequest):
         self.prepared = prepared
         self.request_id = request_id
         self.started = monotonic()
-        self._keep = not prepared.close if line.minor else prepared.keep_alive
+        self._keep_alive = not prepared.close if line.minor else prepared.keep_alive
         framing = prepared.framing
         self.request_done = framing.length <= 0 and not framing.chunked
         if not self.request_done:
@@ -64,9 +64,9 @@ class Exchange(UpstreamRequest):
     # -- to the worker
 
     def start(self, head: bytes) -> None:
-        """Send the request's head to whoever is next."""
+        """Send the request to a worker, or let it wait behind those in the queue."""
         if self._body is not None and self._body.is_too_large:
-            self.fail(errors.BODY_TOO_LARGE, "as it says itself")
+            self.fail(errors.BODY_TOO_LARGE, "by its Content-Length")
             return
         self._head = head
         if self.client.service.queue:
@@ -75,7 +75,7 @@ class Exchange(UpstreamRequest):
             self.dispatch()
 
     def send_request(self, link: WorkerConnection) -> None:
-        """Send what there is of the request over this connection."""
+        """Send all of the request that has arrived over this connection."""
         self.link = link
         if self.client.blocked:
             link.transport.pause_reading()
@@ -84,32 +84,32 @@ class Exchange(UpstreamRequest):
             link.transport.write(self._head)
             self.expire_in(self.client.service.timeouts.response)
         else:
-            link.transport.write(body.after(self._head))
-            self.uploading()
+            link.transport.write(body.with_head(self._head))
+            self.resume_upload()
 
-    def uploading(self) -> None:
-        """The worker takes bytes: read on, or wait for its answer."""
+    def resume_upload(self) -> None:
+        """The worker's connection takes bytes: read more of the body, or wait for the response."""
         body = self._body
         if body is not None:
-            body.begin(monotonic())
-        self._expect(body)
+            body.start_timing(monotonic())
+        self._set_deadline(body)
         if body is not None and self.link is not None and not self.link.blocked:
-            # Also when all has come: it is by reading that we see a client leave.
+            # Also when the body is complete: only by reading do we see the client close.
             self.client.transport.resume_reading()
 
-    def _expect(self, body: RequestBody | None) -> None:
+    def _set_deadline(self, body: RequestBody | None) -> None:
         timeouts = self.client.service.timeouts
         if body is None or self._awaits_continue():
             self.expire_in(timeouts.response)
         else:
-            self.expire_in(body.slack(monotonic(), timeouts.body, timeouts.response))
+            self.expire_in(body.seconds_left(monotonic(), timeouts.body, timeouts.response))
 
     def _awaits_continue(self) -> bool:
-        """Is it the worker's turn to speak before the client sends its body?"""
-        return self.prepared.expects and not self.received and not self._told
+        """Does the client wait for a 100 before it sends the body?"""
+        return self.prepared.expects_continue and not self.received and not self._anything_sent
 
-    def upload(self, data: bytes) -> bytes:
-        """Take bytes of the request's body; return what lies behind its end."""
+    def receive_body(self, data: bytes) -> bytes:
+        """Forward bytes of the request's body; return what follows its end."""
         body = self._body
         assert body is not None
         try:
@@ -126,43 +126,43 @@ class Exchange(UpstreamRequest):
     def _send(self, body: RequestBody, data: bytes) -> None:
         link = self.link
         if link is None:
-            # Not connected yet: hold this one piece, and leave the rest in the kernel.
-            body.hold(data)
+            # Not connected yet: hold this piece, and leave the rest in the kernel.
+            body.hold_unsent(data)
             if not self.request_done:
                 self.client.transport.pause_reading()
             return
-        body.keep(data)
-        if link.acked == ONE_WRITE:
-            link.acked = UNKNOWN
+        body.keep_for_replay(data)
+        if link.acked_before == UNIX_OPEN:
+            link.acked_before = UNKNOWN
         link.transport.write(data)
-        self._expect(body)
+        self._set_deadline(body)
 
     def pause_upload(self) -> None:
-        """The worker does not take what it is sent."""
+        """The worker does not read fast enough: stop reading from the client."""
         self.client.transport.pause_reading()
 
     # -- to the client
 
-    def interim(self, response: Response) -> None:
-        """Pass a 1xx on (HTTP/1.0 has none)."""
+    def interim_response(self, response: Response) -> None:
+        """Forward a 1xx response (HTTP/1.0 has none)."""
         if self.line.minor:
-            self._told = True
+            self._anything_sent = True
             if self._body is not None:
-                self._body.forget()
-            self.relay(response.out + b"\r\n", 0)
-            self.uploading()
+                self._body.drop_replay()
+            self.write_to_client(response.head + b"\r\n", 0)
+            self.resume_upload()
 
-    def response_head(self, response: Response, body: Body, *, complete: bool) -> bytes:
-        """Note how the worker answered and return the head for the client."""
+    def response_head(self, response: Response, framing: BodyFraming, *, complete: bool) -> bytes:
+        """Record the worker's response, and return the head for the client."""
         client = self.client
         service = client.service
         member = self.member
         assert member is not None
         now = monotonic()
-        self.responding = self._told = True
+        self.response_started = self._anything_sent = True
         self._head = b""
         if self._body is not None:
-            self._body.forget()
+            self._body.drop_replay()
         self.status = response.status
         self.first_byte_s = now - self.started
         service.counters.first_byte.observe(self.first_byte_s)
@@ -171,62 +171,63 @@ class Exchange(UpstreamRequest):
         elif member.consecutive_failures:
             service.pool.succeeded(member)
         minor = self.line.minor
-        # All of an answer before all of its request: the rest of that is not waited for.
+        # The response is complete before the request: the rest of the body is not read.
         early = complete and not self.request_done
-        self._keep = self._keep and not early and not service.stopping
+        self._keep_alive = self._keep_alive and not early and not service.stopping
         fields = b"\r\n"
-        if body is not LENGTH:
-            # Whatever told the worker's end: chunks tell ours, or for HTTP/1.0 its close.
-            self._chunked_out = minor == 1
-            self._keep = self._keep and minor == 1
+        if framing is not LENGTH:
+            # The client gets chunks however the worker framed the body, or for HTTP/1.0 the
+            # close of the connection.
+            self._sends_chunks = minor == 1
+            self._keep_alive = self._keep_alive and minor == 1
             fields = b"Transfer-Encoding: chunked\r\n\r\n" if minor else fields
-        if not self._keep:
+        if not self._keep_alive:
             fields = b"Connection: close\r\n" + fields
         elif not minor:
             fields = b"Connection: keep-alive\r\n" + fields
-        return response.out + fields
+        return response.head + fields
 
-    def relay(self, data: bytes, body: int) -> None:
-        """Write to the client; `body` of these bytes are body."""
+    def write_to_client(self, data: bytes, body: int) -> None:
+        """Write to the client; `body` is how many of these bytes belong to the body."""
         self.sent += body
         client = self.client
         client.service.counters.sent += len(data)
         client.transport.write(data)
 
-    def begin_body(self, head: bytes) -> None:
+    def send_head(self, head: bytes) -> None:
         """Send the head; the body follows in pieces."""
-        self.relay(head, 0)
+        self.write_to_client(head, 0)
         self.expire_in(self.client.service.timeouts.body)
 
-    def body(self, piece: bytes) -> None:
-        """Pass a piece of the response's body on."""
+    def response_body(self, piece: bytes) -> None:
+        """Forward a piece of the response's body."""
         size = len(piece)
-        if self._chunked_out:
+        if self._sends_chunks:
             piece = b"%x\r\n%b\r\n" % (size, piece)
-        self.relay(piece, size)
+        self.write_to_client(piece, size)
         self.expire_in(self.client.service.timeouts.body)
 
-    def finish(self, trailers: bytes) -> None:
+    def response_complete(self, trailers: bytes) -> None:
         """The response is complete."""
-        if self._chunked_out:
-            self.relay(b"0\r\n" + trailers + b"\r\n", 0)
-        self._close(OK, keep=self._keep and self.request_done)
+        if self._sends_chunks:
+            self.write_to_client(b"0\r\n" + trailers + b"\r\n", 0)
+        self._close(OK, keep_alive=self._keep_alive and self.request_done)
 
     def upgraded(self, link: WorkerConnection, response: Response, rest: bytes) -> None:
-        """The worker speaks another protocol: from here on bytes are just bytes."""
+        """The worker switches to another protocol: from now on both connections are a duplex."""
         offers = self.prepared.framing.upgrade
         if not (self.request_done and upgrade.was_offered(response, offers)):
-            self.useless(errors.BAD_RESPONSE, "101 to something that nobody asked for")
+            self.bad_response(errors.BAD_RESPONSE, "101 for a protocol that was not offered")
         elif link.transport.is_closing():
-            # Heard out after its end: nobody would tell the duplex, which would stay for ever.
-            self.useless(errors.WORKER_RESET, "101 and no more")
+            # Read after the connection was lost: a duplex would never see its end.
+            self.bad_response(errors.WORKER_RESET, "reset after its 101")
         else:
             self.status = 101
             self.first_byte_s = monotonic() - self.started
-            self.relay(upgrade.head(response) + rest, len(rest))
+            self.write_to_client(upgrade.head(response) + rest, len(rest))
             upgrade.join(self.client, link, self)
 
-    def duplex_closed(self, half: ClientEnd) -> None:
+    def duplex_closed(self, half: ClientHalf) -> None:
         """The upgraded connection is closed."""
         client = self.client
         service = client.service
@@ -238,17 +239,17 @@ class Exchange(UpstreamRequest):
         self.count(monotonic() - self.started, half.outcome)
         self.release_member()
         service.clients.discard(client)
-        service.client_closed(client.counts_for)
+        service.client_closed(client.counted_address)
 
     # -- how it ends
 
     @property
     def is_repeatable(self) -> bool:
-        """Has the client seen nothing, and is all that was sent still here?"""
-        return not self._told and (self._body is None or self._body.is_replayable)
+        """Was nothing sent to the client yet, and can the whole request be sent again?"""
+        return not self._anything_sent and (self._body is None or self._body.is_replayable)
 
     def expired(self, now: float) -> None:
-        """Something took too long: find out what, and end it."""
+        """The deadline has passed: end the exchange, or the attempt, by what it waited for."""
         service = self.client.service
         total = service.timeouts.total
         if total and now >= self.started + total:
@@ -262,69 +263,71 @@ class Exchange(UpstreamRequest):
             self.fail(errors.SEND_TIMEOUT, "")
         elif not (self.request_done or self.link.blocked or self._awaits_continue()):
             self.fail(errors.BODY_TIMEOUT, "")
-        elif self.responding:
-            # A stream may be quiet for reasons of its own: no mark against the worker.
+        elif self.response_started:
+            # A stream may pause for good reasons: this is not counted as the worker's failure.
             self.fail(errors.RESPONSE_TIMEOUT, "between two pieces")
         else:
-            self.useless(errors.RESPONSE_TIMEOUT, "")
+            self.bad_response(errors.RESPONSE_TIMEOUT, "")
 
-    def client_gone(self) -> None:
-        """The client has left: so does the exchange with the worker."""
+    def client_disconnected(self) -> None:
+        """The client has disconnected: abort the request to the worker."""
         self.stop_trying()
         self.client.service.counters.errors[errors.CLIENT_GONE.kind] += 1
-        self._keep = False
+        self._keep_alive = False
         self.drop_link()
-        self._close(errors.CLIENT_GONE.kind, keep=False)
+        self._close(errors.CLIENT_GONE.kind, keep_alive=False)
 
     def fail(self, fault: Fault, reason: str) -> None:
-        """Count a fault, say why, and end the exchange with it."""
+        """Count and log a fault, and end the exchange with it."""
         client = self.client
-        client.service.error_log.fault(self.line, client.address, fault, reason, self.member)
+        client.service.error_log.request_failed(
+            self.line, client.address, fault, reason, self.member
+        )
         client.service.counters.errors[fault.kind] += 1
-        self._end(fault)
+        self._end_with(fault)
 
     def refuse(self, fault: Fault) -> None:
-        """There is nobody left to try. What a try ended with was counted with the try."""
+        """No attempt is left. The faults of failed attempts were counted when they failed."""
         if self.retries:
-            self._end(fault)
+            self._end_with(fault)
         else:
             self.fail(fault, "")
 
-    def _end(self, fault: Fault) -> None:
-        """Tell the client if it can be told, else cut it off."""
+    def _end_with(self, fault: Fault) -> None:
+        """Send an error response, or cut the response off if it has started."""
         client = self.client
         service = client.service
         if fault in errors.REJECTED:
             service.counters.rejected[fault.kind] += 1
         self.stop_trying()
         self.drop_link()
-        if self.responding or not fault.status:
-            self._close(fault.kind, keep=False, cut=True)
+        if self.response_started or not fault.status:
+            self._close(fault.kind, keep_alive=False, truncated=True)
             return
         self.status = fault.status
-        keep = self._keep and self.request_done and not service.stopping
-        self.sent = client.answer(fault, self.line, keep=keep)
-        self._close(fault.kind, keep=keep)
+        keep_alive = self._keep_alive and self.request_done and not service.stopping
+        self.sent = client.send_error(fault, self.line, keep_alive=keep_alive)
+        self._close(fault.kind, keep_alive=keep_alive)
 
-    def _close(self, ended: str, *, keep: bool, cut: bool = False) -> None:
-        """Count it, log it, give the connections back. The only way out."""
+    def _close(self, termination: str, *, keep_alive: bool, truncated: bool = False) -> None:
+        """Count and log the exchange, and release both connections. Every exchange ends here."""
         client = self.client
         service = client.service
         link, self.link = self.link, None
         total_s = monotonic() - self.started
-        self.count(total_s, ended)
+        self.count(total_s, termination)
         self.release_member()
         if link is not None:
             link.receiver = None
-            if link.keep_s and self.request_done and not link.blocked:
-                service.connections.keep(link, self.started + total_s)
+            if link.max_idle_s and self.request_done and not link.blocked:
+                service.connections.put(link, self.started + total_s)
             else:
-                # Not `close`: a worker that has answered may leave the request unread for ever.
+                # Not `close`: a worker that has responded may never read the rest of the request.
                 link.transport.abort()
-        client.exchange_over(keep=keep, cut=cut)
+        client.exchange_over(keep_alive=keep_alive, truncated=truncated)
 
-    def count(self, total_s: float, ended: str) -> None:
-        """Count and log the exchange: once, when it has ended after `total_s` seconds."""
+    def count(self, total_s: float, termination: str) -> None:
+        """Count and log the exchange: once, at its end, after `total_s` seconds."""
         client, line, member = self.client, self.line, self.member
         service = client.service
         counters, log = service.counters, service.error_log
@@ -334,10 +337,10 @@ class Exchange(UpstreamRequest):
         if log.access_log is not None:
             log.access_log.add(
                 (
-                    monotonic() + log.wall, client.address, line.method, line.target,
+                    monotonic() + log.wall_offset, client.address, line.method, line.target,
                     "HTTP/1.1" if line.minor else "HTTP/1.0", self.status, self.sent,
                     self.received, log.worker_name(member), self.connect_s, self.first_byte_s,
-                    total_s, self.retries, self.request_id.decode("latin-1"), ended,
-                    self.prepared.out, client.tls,
+                    total_s, self.retries, self.request_id.decode("latin-1"), termination,
+                    self.prepared.fields, client.tls,
                 )
             )  # fmt: skip

@@ -1,11 +1,13 @@
-"""May a request be tried again, and how?
+"""May a failed request be retried, and how?
 
-Owns: the rules that say what a failed attempt allows, and the state of one request's attempts.
-It is made when the first attempt fails, so that a request that succeeds at once costs nothing.
-It decides and does nothing: who pays, picks and connects is `upstream_request`. No I/O, no clock.
+Owns: the retry rules, and the retry state of one request. The state is made when the first
+attempt fails, so that a request that succeeds at once costs nothing. This module only decides;
+`upstream_request` pays from the budget, picks and connects. No I/O, no clock.
 
-A request may be tried again as long as the client has seen nothing of a response and all that
-was sent of it is still here to be sent again.
+A request may be retried as long as nothing of a response was sent to the client and the whole
+request can be sent again.
+
+See docs/decisions/0012-retry-budget.md.
 """
 
 from enum import Enum, auto
@@ -18,71 +20,77 @@ IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"
 """RFC 9110 §9.2.2."""
 
 
-class Loss(Enum):
-    """What a worker can have seen of a request whose connection is lost."""
+class Failure(Enum):
+    """How an attempt failed, by how much of the request the worker may have read."""
 
     UNSENT = auto()
     """Nothing: there was no connection."""
     UNREAD = auto()
-    """Nothing: the kernel at the other end has taken none of it."""
+    """Nothing: the worker's kernel has acknowledged none of it."""
     STALE = auto()
-    """Perhaps all of it. But the connection was used before and has not said a word since,
-    so most likely it had ended while it was idle."""
+    """Perhaps all of it. But the connection had been reused and nothing was received on it, so
+    most likely the worker had closed it while it was idle."""
     BROKEN = auto()
-    """Perhaps all of it, and it is to blame."""
+    """Perhaps all of it, and the worker is at fault."""
 
 
-class Again(Enum):
-    """What may be done next."""
+class RetryDecision(Enum):
+    """What to do after a failed attempt."""
 
-    NEVER = auto()
+    FAIL = auto()
     RECONNECT = auto()
-    """At once, with the same worker on a new connection."""
-    ELSEWHERE = auto()
-    """With the next worker."""
-    PAID = auto()
-    """With the next worker, if the budget has one left."""
+    """Send it again at once over a new connection. It is free."""
+    NEXT_WORKER = auto()
+    """Send it to the next worker. It is free."""
+    NEXT_WORKER_IF_PAID = auto()
+    """Send it to the next worker, if the retry budget allows it."""
 
 
-RULES: Final[dict[Loss, dict[bool, Again]]] = {
-    Loss.UNSENT: {True: Again.ELSEWHERE, False: Again.ELSEWHERE},
-    Loss.UNREAD: {True: Again.PAID, False: Again.PAID},
-    Loss.STALE: {True: Again.RECONNECT, False: Again.NEVER},
-    Loss.BROKEN: {True: Again.PAID, False: Again.NEVER},
+RULES: Final[dict[Failure, dict[bool, RetryDecision]]] = {
+    Failure.UNSENT: {True: RetryDecision.NEXT_WORKER, False: RetryDecision.NEXT_WORKER},
+    Failure.UNREAD: {
+        True: RetryDecision.NEXT_WORKER_IF_PAID,
+        False: RetryDecision.NEXT_WORKER_IF_PAID,
+    },
+    Failure.STALE: {True: RetryDecision.RECONNECT, False: RetryDecision.FAIL},
+    Failure.BROKEN: {True: RetryDecision.NEXT_WORKER_IF_PAID, False: RetryDecision.FAIL},
 }
-"""By what was lost, and whether the method is idempotent."""
+"""By failure, and by whether the method is idempotent."""
 
 
-def had_ended_idle(loss: Loss, *, used: bool) -> bool:
-    """Was it a kept connection that had ended before the request? It says nothing of its worker."""
-    return loss is Loss.STALE or (loss is Loss.UNREAD and used)
+def closed_while_idle(failure: Failure, *, used: bool) -> bool:
+    """Had the worker closed an idle connection before this request?
+
+    Then the failure does not count against the worker.
+    """
+    return failure is Failure.STALE or (failure is Failure.UNREAD and used)
 
 
 class RetryState(Attempts):
-    """The attempts of one request that have failed."""
+    """The failed attempts of one request."""
 
-    __slots__ = ("reconnects",)
+    __slots__ = ("new_connection_only",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.reconnects = False
-        """No kept connection any more: one has ended unnoticed."""
+        self.new_connection_only = False
+        """Reuse no idle connection any more: one had been closed unnoticed."""
 
-    def after(
-        self, loss: Loss, fault: Fault, *, idempotent: bool, repeatable: bool, used: bool
-    ) -> Again:
-        """What may follow a failed attempt.
+    def decide(
+        self, failure: Failure, fault: Fault, *, idempotent: bool, repeatable: bool, used: bool
+    ) -> RetryDecision:
+        """Decide what follows a failed attempt.
 
-        `repeatable`: the client has seen nothing of a response, and all that was sent can be
-        sent again. `used`: the connection had carried a request before this one.
+        `repeatable`: nothing of a response was sent to the client, and the whole request can
+        be sent again. `used`: the connection had carried a request before this one.
         """
         if not repeatable:
-            return Again.NEVER
+            return RetryDecision.FAIL
         if fault is RESPONSE_TIMEOUT and self.last_fault is fault:
-            # Each may be silent for as long as the first, and a third would be what the
-            # request does.
-            return Again.NEVER
-        if loss is Loss.UNREAD and used:
-            # It had ended while it was idle: no fault of its worker's, and nothing is repeated.
-            return Again.RECONNECT
-        return RULES[loss][idempotent]
+            # Two workers did not respond in time, so the request itself is the likely reason.
+            # Each further attempt would take as long again.
+            return RetryDecision.FAIL
+        if failure is Failure.UNREAD and used:
+            # Closed while idle: not the worker's fault, and nothing is done twice.
+            return RetryDecision.RECONNECT
+        return RULES[failure][idempotent]

@@ -1,14 +1,14 @@
 """An upgraded connection (WebSocket): two HTTP connections become a duplex.
 
-Owns: which change of protocol a worker may agree to, and the change of both connections. Must
-not know what the new protocol says, nor what becomes of the exchange: its owner is told when
-both connections are gone.
+Owns: which protocol a worker may switch to, and the switch of both connections. Must not know:
+the new protocol, and how the exchange ends. The owner of the duplex is called when both
+connections are closed.
 """
 
 from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.worker_connection import WorkerConnection
 from penstock_proxy.http1.response import Response
-from penstock_proxy.tcp.duplex import ClientEnd, Owner
+from penstock_proxy.tcp.duplex import ClientHalf, DuplexOwner
 
 
 def was_offered(response: Response, offers: bytes) -> bool:
@@ -18,13 +18,15 @@ def was_offered(response: Response, offers: bytes) -> bool:
 
 def head(response: Response) -> bytes:
     """The head of a 101 for the client."""
-    return response.out + b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n\r\n"
+    return response.head + b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n\r\n"
 
 
-def join(client: Downstream, link: WorkerConnection, owner: Owner) -> None:
-    """Make one duplex of the two connections of an exchange."""
+def join(client: Downstream, link: WorkerConnection, owner: DuplexOwner) -> None:
+    """Join the two connections of an exchange to one duplex."""
     service = client.service
-    half = ClientEnd(service.loop, service.counters, service.timers, service.timeouts.tunnel, owner)
+    half = ClientHalf(
+        service.loop, service.counters, service.timers, service.timeouts.tunnel, owner
+    )
     half.transport, half.worker.transport = client.transport, link.transport
     client.transport.set_protocol(half)
     link.transport.set_protocol(half.worker)
@@ -34,6 +36,6 @@ def join(client: Downstream, link: WorkerConnection, owner: Owner) -> None:
         client.transport.resume_reading()
     if not client.blocked:
         link.transport.resume_reading()
-    # Last: it may be what makes the worker stall.
+    # Last: this write may block the worker's transport.
     if client.buffer:
         link.transport.write(client.buffer)

@@ -1,7 +1,7 @@
-"""The way of one request to a worker: pick, connect or reuse, and try again.
+"""One request on its way to a worker: pick a worker, connect or reuse a connection, retry.
 
-Owns: which worker has the request and over which connection, and carrying out what `retry`
-allows after a failed attempt. Must not know: bodies, the response, or how the exchange ends;
+Owns: which worker has the request and over which connection. It carries out what `retry`
+decides after a failed attempt. Must not know: bodies, the response, and how the exchange ends;
 that is `exchange`, which derives from this.
 """
 
@@ -11,7 +11,13 @@ from penstock_proxy.balancing.pool import Member
 from penstock_proxy.balancing.retry_budget import MAX_RETRIES
 from penstock_proxy.errors import CONNECT_FAILED, NO_WORKER, QUEUE_FULL, Fault, Side
 from penstock_proxy.http.downstream import Downstream
-from penstock_proxy.http.retry import IDEMPOTENT, Again, Loss, RetryState, had_ended_idle
+from penstock_proxy.http.retry import (
+    IDEMPOTENT,
+    Failure,
+    RetryDecision,
+    RetryState,
+    closed_while_idle,
+)
 from penstock_proxy.http.worker_connection import ResponseReceiver, WorkerConnection
 from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.http1.request_body import MAX_REPLAYED
@@ -21,16 +27,16 @@ from penstock_proxy.net.tcp_info import acknowledged
 class UpstreamRequest(ResponseReceiver):
     """A request on its way to a worker."""
 
-    # Defaults of the class, not slots: most of an exchange never changes from them, and
-    # setting two dozen attributes would be a tenth of what the whole of it costs.
+    # Defaults of the class, not slots: most exchanges change few of them, and to set two dozen
+    # attributes would be a tenth of an exchange's cost.
     connect_s: float | None = None
     member: Member | None = None
     link: WorkerConnection | None = None
-    responding = False
+    response_started = False
     """The final response has begun."""
     retries = 0
-    tries: RetryState | None = None
-    """Since the first attempt has failed."""
+    retry_state: RetryState | None = None
+    """Made when the first attempt fails."""
 
     client: Downstream
     prepared: PreparedRequest
@@ -39,10 +45,10 @@ class UpstreamRequest(ResponseReceiver):
     # -- to a worker
 
     def dispatch(self) -> None:
-        """Choose a worker and send it the request; wait if there is none."""
-        client, tries = self.client, self.tries
+        """Pick a worker and send it the request; wait if there is none."""
+        client, retry_state = self.client, self.retry_state
         service = client.service
-        member = service.pool.pick(client.address, () if tries is None else tries.tried)
+        member = service.pool.pick(client.address, () if retry_state is None else retry_state.tried)
         if member is None:
             self.wait()
             return
@@ -50,113 +56,119 @@ class UpstreamRequest(ResponseReceiver):
         member.active += 1
         link = self._reusable(member)
         if link is not None:
-            link.begin(self)
+            link.start_request(self)
             self.send_request(link)
             return
         self.expire_in(service.timeouts.connect)
         service.connections.connect(member, self, client.proxy_header)
 
     def _reusable(self, member: Member) -> WorkerConnection | None:
-        """A kept connection whose end would not be the end of this request, if there is one."""
-        connections, tries = self.client.service.connections, self.tries
+        """An idle connection that is safe for this request even if its worker closes it, if any."""
+        connections, retry_state = self.client.service.connections, self.retry_state
         framing = self.prepared.framing
-        if framing.length > MAX_REPLAYED or (tries is not None and tries.reconnects):
+        if framing.length > MAX_REPLAYED or (
+            retry_state is not None and retry_state.new_connection_only
+        ):
             return None
         if self.line.method in IDEMPOTENT and not framing.chunked:
             return connections.take(member)
-        return connections.take_safe(member, monotonic())
+        return connections.take_fresh(member, monotonic())
 
     def connected(self, link: WorkerConnection) -> None:
-        """A new connection to the worker stands."""
+        """A new connection to the worker is established."""
         self.connect_s = monotonic() - self.started
         self.client.service.counters.connect.observe(self.connect_s)
         if self.line.method not in IDEMPOTENT:
-            link.acked = acknowledged(link.transport)
+            link.acked_before = acknowledged(link.transport)
         self.send_request(link)
 
     def wait(self) -> None:
-        """Wait for a worker, if there may be one in time."""
-        service, tries = self.client.service, self.tries
-        if tries is not None and not tries.another_round(service.retry_budget, monotonic()):
+        """Wait in the queue for a worker, or fail if that is not allowed."""
+        service, retry_state = self.client.service, self.retry_state
+        if retry_state is not None and not retry_state.another_round(
+            service.retry_budget, monotonic()
+        ):
             service.counters.retries_denied += 1
             self.refuse(self.last_fault())
             return
-        patience = service.enqueue(self, self.dispatch, self.started)
-        if isinstance(patience, float):
-            self.expire_in(patience)
-        elif patience is QUEUE_FULL:
-            self.fail(patience, "")
+        wait_s = service.enqueue(self, self.dispatch, self.started)
+        if isinstance(wait_s, float):
+            self.expire_in(wait_s)
+        elif wait_s is QUEUE_FULL:
+            self.fail(wait_s, "")
         else:
             self.refuse(self.last_fault())
 
     def last_fault(self) -> Fault:
-        """What the last attempt ended with, or why there was none."""
-        fault = NO_WORKER if self.tries is None else self.tries.last_fault
+        """The fault of the last attempt, or why there was none."""
+        fault = NO_WORKER if self.retry_state is None else self.retry_state.last_fault
         return self.client.service.no_worker() if fault is NO_WORKER else fault
 
     # -- an attempt has failed
 
     def connect_failed(self, reason: str, fault: Fault = CONNECT_FAILED) -> None:
-        """There is no connection to the worker: no byte has reached it."""
+        """Connecting to the worker failed: no byte has reached it."""
         member = self.member
         if member is not None and fault.side is Side.WORKER:
             self.client.service.pool.failed(member, monotonic())
-        self._attempt_failed(Loss.UNSENT, fault, reason, reason)
+        self._attempt_failed(Failure.UNSENT, fault, reason, reason)
 
-    def lost(self, link: WorkerConnection, fault: Fault, loss: Loss) -> None:
-        """The worker's connection ended too early."""
+    def link_lost(self, link: WorkerConnection, fault: Fault, failure: Failure) -> None:
+        """The worker's connection ended before the response did."""
         service, member = self.client.service, self.member
         assert member is not None
         self.link = None
-        if had_ended_idle(loss, used=link.used):
-            service.connections.closed_idle(link, self.started)
+        if closed_while_idle(failure, used=link.used):
+            service.connections.note_idle_close(link, self.started)
         else:
             service.pool.failed(member, monotonic())
-        final = "in the middle of an answer" if self.responding else ""
-        self._attempt_failed(loss, fault, "before it answered", final, used=link.used)
+        final = "in the middle of an answer" if self.response_started else ""
+        self._attempt_failed(failure, fault, "before it answered", final, used=link.used)
 
-    def useless(self, fault: Fault, reason: str) -> None:
-        """What the worker says cannot be passed on, or it says nothing: others may do better."""
+    def bad_response(self, fault: Fault, reason: str) -> None:
+        """The response is malformed or missing: another worker may do better."""
         assert self.member is not None
         self.client.service.pool.failed(self.member, monotonic())
-        self._attempt_failed(Loss.BROKEN, fault, reason, reason)
+        self._attempt_failed(Failure.BROKEN, fault, reason, reason)
 
     def _attempt_failed(
-        self, loss: Loss, fault: Fault, reason: str, final: str, *, used: bool = False
+        self, failure: Failure, fault: Fault, reason: str, final: str, *, used: bool = False
     ) -> None:
-        """Try again as the rules and the budget allow, or fail.
+        """Retry as the rules and the budget allow, or fail.
 
-        `reason` is for the log; `final` instead of it, where the rules allow no other attempt.
+        `reason` is for the log. Where the rules allow no retry, `final` is logged instead.
         """
         service = self.client.service
-        tries = self.tries = self.tries or RetryState()
-        again = tries.after(
-            loss,
+        retry_state = self.retry_state = self.retry_state or RetryState()
+        decision = retry_state.decide(
+            failure,
             fault,
             idempotent=self.line.method in IDEMPOTENT,
             repeatable=self.is_repeatable,
             used=used,
         )
-        if again is Again.NEVER:
+        if decision is RetryDecision.FAIL:
             self.fail(fault, final)
-        elif again is Again.RECONNECT:
-            tries.reconnects = True
+        elif decision is RetryDecision.RECONNECT:
+            retry_state.new_connection_only = True
             service.counters.stale += 1
             self.release_member()
             self.dispatch()
-        elif again is Again.PAID and not service.retry_budget.take(monotonic()):
+        elif decision is RetryDecision.NEXT_WORKER_IF_PAID and not service.retry_budget.take(
+            monotonic()
+        ):
             service.counters.retries_denied += 1
             self.fail(fault, reason)
         else:
             self.drop_link()
-            self._try_elsewhere(tries, fault, reason)
+            self._try_next_worker(retry_state, fault, reason)
 
-    def _try_elsewhere(self, tries: RetryState, fault: Fault, reason: str) -> None:
+    def _try_next_worker(self, retry_state: RetryState, fault: Fault, reason: str) -> None:
         client, service = self.client, self.client.service
         member = self.release_member()
         service.counters.errors[fault.kind] += 1
-        service.error_log.fault(self.line, client.address, fault, reason, member)
-        tries.failed(member, fault)
+        service.error_log.request_failed(self.line, client.address, fault, reason, member)
+        retry_state.failed(member, fault)
         if self.retries >= MAX_RETRIES:
             self.refuse(fault)
             return
@@ -166,25 +178,25 @@ class UpstreamRequest(ResponseReceiver):
             member.retried_elsewhere += 1
         self.dispatch()
 
-    # -- letting go
+    # -- release
 
     def stop_trying(self) -> None:
-        """It is neither connected nor waited for any more."""
+        """Cancel the connect, and leave the queue."""
         service = self.client.service
         if self.connecting is not None:
             service.connections.cancel(self.connecting)
             self.connecting = None
-        service.queue.leave(self)
+        service.queue.remove(self)
 
     def drop_link(self) -> None:
-        """Cut the connection to the worker off, if there is one."""
+        """Abort the connection to the worker, if there is one."""
         link, self.link = self.link, None
         if link is not None:
             link.receiver = None
             link.transport.abort()
 
     def release_member(self) -> Member | None:
-        """The worker has one request less."""
+        """The worker does not have this request any more. Returns the worker, if there was one."""
         member, self.member = self.member, None
         if member is not None:
             member.active -= 1
@@ -193,7 +205,7 @@ class UpstreamRequest(ResponseReceiver):
         return member
 
     def expire_in(self, seconds: float) -> None:
-        """Set the deadline of what is waited for now."""
+        """Set the deadline of the current wait."""
         client = self.client
         total = client.service.timeouts.total
         deadline = monotonic() + seconds
@@ -207,17 +219,17 @@ class UpstreamRequest(ResponseReceiver):
 
     @property
     def is_repeatable(self) -> bool:
-        """Has the client seen nothing, and is all that was sent still here?"""
+        """Was nothing sent to the client yet, and can the whole request be sent again?"""
         raise NotImplementedError
 
     def send_request(self, link: WorkerConnection) -> None:
-        """Send what there is of the request over this connection."""
+        """Send all of the request that has arrived over this connection."""
         raise NotImplementedError
 
     def fail(self, fault: Fault, reason: str) -> None:
-        """Count a fault, say why, and end the exchange with it."""
+        """Count and log a fault, and end the exchange with it."""
         raise NotImplementedError
 
     def refuse(self, fault: Fault) -> None:
-        """End the exchange: there is no worker left to try."""
+        """End the exchange: no attempt is left."""
         raise NotImplementedError

@@ -1,13 +1,13 @@
 """A connection to a worker: where responses are read.
 
-Owns: one connection to a worker, the framing of the response on it, whether it may be used
-again, and what whoever sent the request has to answer to (`ResponseReceiver`). Must not know:
-which worker is next, what the client gets to see.
+Owns: one connection to a worker, the framing of the response on it, whether the connection may
+be reused, and the interface of the request that uses it (`ResponseReceiver`). Must not know:
+which worker is next, and what the client gets.
 
-A connection is either idle, and then a byte on it is a fault and its end is nothing, or it
-belongs to one request. It goes back to the connection pool only when the response ended exactly
-where its framing said and nothing followed: what is left over on a reused connection would
-be read as the answer to somebody else's request.
+A connection is either idle or belongs to one request. Data on an idle connection is a fault; its
+end is not. A connection goes back to the connection pool only when the response ended exactly
+where its framing said and nothing followed: a byte that is left over would be read as the
+response to another client's request.
 """
 
 import os
@@ -18,20 +18,20 @@ from typing import Final
 
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.errors import BAD_RESPONSE, WORKER_CLOSED, WORKER_RESET, Fault, RejectedError
-from penstock_proxy.http.retry import Loss
+from penstock_proxy.http.retry import Failure
 from penstock_proxy.http1.chunked import Chunked
-from penstock_proxy.http1.parser import NO_LENGTH, RequestLine, answer_looks_wrong
+from penstock_proxy.http1.parser import NO_LENGTH, RequestLine, cannot_be_response
 from penstock_proxy.http1.response import Response, ResponseHeads, keep_response_trailers
 from penstock_proxy.net import tcp_info
 from penstock_proxy.net.connector import Connecting
 from penstock_proxy.net.transport import Transport
 
 _MAX_INTERIM: Final = 16
-"""1xx responses before a final one. Nobody needs more than two or three."""
-_LAST_READ: Final = 64 << 10
+"""1xx responses before a final one. Honest workers send two or three at most."""
+_PENDING_READ: Final = 64 << 10
 
 
-class Body(Enum):
+class BodyFraming(Enum):
     """How the end of a response is known (RFC 9112 §6.3)."""
 
     LENGTH = auto()
@@ -39,93 +39,93 @@ class Body(Enum):
     UNTIL_CLOSE = auto()
 
 
-LENGTH: Final = Body.LENGTH
+LENGTH: Final = BodyFraming.LENGTH
 """Python 3.11 takes longer to find a member of an enum than to compare it."""
 
 
 class ResponseReceiver:
-    """Whoever has sent a request over a connection, and gets the response.
+    """The sender of a request: it gets the response.
 
     A plain base class: where the data path is compiled, its calls are native ones.
     """
 
     line: RequestLine
     connecting: Connecting | None = None
-    """The way to a new connection, as long as it is not made."""
+    """The connect in progress, if there is one."""
 
     def connected(self, link: "WorkerConnection") -> None:
-        """A new connection is there: send the request."""
+        """A new connection is established: send the request."""
         raise NotImplementedError
 
     def connect_failed(self, reason: str, fault: Fault) -> None:
-        """There is no connection to the worker."""
+        """Connecting to the worker failed."""
         raise NotImplementedError
 
-    def interim(self, response: Response) -> None:
-        """A 1xx response has come, not 101."""
+    def interim_response(self, response: Response) -> None:
+        """A 1xx response other than 101 was received."""
         raise NotImplementedError
 
-    def response_head(self, response: Response, body: Body, *, complete: bool) -> bytes:
-        """The final response has come; returns the head for the client.
+    def response_head(self, response: Response, framing: BodyFraming, *, complete: bool) -> bytes:
+        """The head of the final response was received; returns the head for the client.
 
-        `complete`: all of its body has come with it.
+        `complete`: the whole body was received with it.
         """
         raise NotImplementedError
 
-    def relay(self, data: bytes, body: int) -> None:
-        """Send the whole response, head and body, to the client; `body` bytes of it are body."""
+    def write_to_client(self, data: bytes, body: int) -> None:
+        """Write a whole response to the client; `body` is how many of the bytes are its body."""
         raise NotImplementedError
 
-    def begin_body(self, head: bytes) -> None:
-        """Send the head; the body follows in pieces."""
+    def send_head(self, head: bytes) -> None:
+        """Send the head to the client; the body follows in pieces."""
         raise NotImplementedError
 
-    def body(self, piece: bytes) -> None:
-        """A piece of the body; never empty."""
+    def response_body(self, piece: bytes) -> None:
+        """A piece of the body was received; never empty."""
         raise NotImplementedError
 
-    def finish(self, trailers: bytes) -> None:
+    def response_complete(self, trailers: bytes) -> None:
         """The response is complete."""
         raise NotImplementedError
 
     def upgraded(self, link: "WorkerConnection", response: Response, rest: bytes) -> None:
-        """The worker speaks another protocol from now on; `rest` is the beginning of it."""
+        """The worker has switched to another protocol; `rest` are its first bytes."""
         raise NotImplementedError
 
-    def uploading(self) -> None:
-        """The worker takes more of the request's body."""
+    def resume_upload(self) -> None:
+        """The worker reads again: read more of the request's body."""
         raise NotImplementedError
 
     def pause_upload(self) -> None:
-        """The worker does not take what it is sent."""
+        """The worker does not read fast enough: stop reading the request's body."""
         raise NotImplementedError
 
-    def useless(self, fault: Fault, reason: str) -> None:
-        """What the worker says cannot be passed on."""
+    def bad_response(self, fault: Fault, reason: str) -> None:
+        """The response is malformed: it cannot be forwarded."""
         raise NotImplementedError
 
-    def lost(self, link: "WorkerConnection", fault: Fault, loss: Loss) -> None:
+    def link_lost(self, link: "WorkerConnection", fault: Fault, failure: Failure) -> None:
         """The connection ended before the response did."""
         raise NotImplementedError
 
 
 class WorkerConnection:
-    """One connection. `receiver` is None while it is idle."""
+    """One connection to a worker. `receiver` is None while it is idle."""
 
     __slots__ = (
-        "_body",
+        "_body_left",
         "_buffer",
         "_chunked",
-        "_ended",
-        "_gone",
+        "_framing",
         "_in_head",
-        "_interim",
-        "_left",
+        "_interim_count",
+        "_on_idle_close",
+        "_on_lost",
         "_responses",
-        "acked",
+        "acked_before",
         "blocked",
         "idle_since",
-        "keep_s",
+        "max_idle_s",
         "member",
         "receiver",
         "transport",
@@ -139,30 +139,31 @@ class WorkerConnection:
         member: Member,
         receiver: ResponseReceiver,
         responses: ResponseHeads,
-        gone: Callable[["WorkerConnection"], None],
-        ended: Callable[["WorkerConnection", float], None],
+        on_lost: Callable[["WorkerConnection"], None],
+        on_idle_close: Callable[["WorkerConnection", float], None],
     ) -> None:
-        """`gone` is called once, when the connection is lost; `ended(link, now)` before that,
-        if its worker closed it while it was idle."""
+        """`on_lost` is called once, when the connection is lost. `on_idle_close(link, now)` is
+        called before that if the worker closed it while it was idle."""
         self.member = member
         self.receiver: ResponseReceiver | None = receiver
         self._responses = responses
         self.used = False
-        """It has carried a request before: its worker may have closed it meanwhile."""
-        self.keep_s = 0.0
-        """How long it may be idle before it is used again; 0: it cannot be used again."""
+        """It has carried a request before: the worker may have closed it while it was idle."""
+        self.max_idle_s = 0.0
+        """How long it may be idle before it is reused; 0: it cannot be reused."""
         self.blocked = False
-        """The worker does not take what it is sent."""
+        """Writes are paused: the worker does not read fast enough."""
         self.idle_since = 0.0
-        self.acked = tcp_info.UNKNOWN
-        """What its worker's kernel had taken before this request, if that matters."""
-        self._gone = gone
-        self._ended = ended
+        self.acked_before = tcp_info.UNKNOWN
+        """Bytes that the worker's kernel had acknowledged before this request. It is set for
+        requests that must not be sent twice."""
+        self._on_lost = on_lost
+        self._on_idle_close = on_idle_close
         self._buffer = b""
         self._in_head = True
-        self._interim = 0
-        self._body = LENGTH
-        self._left = 0
+        self._interim_count = 0
+        self._framing = LENGTH
+        self._body_left = 0
         self._chunked: Chunked | None = None
 
     def connection_made(self, transport: Transport) -> None:
@@ -170,17 +171,17 @@ class WorkerConnection:
         assert self.receiver is not None
         self.receiver.connected(self)
 
-    def begin(self, receiver: ResponseReceiver) -> None:
-        """Take a new request. The caller writes it."""
+    def start_request(self, receiver: ResponseReceiver) -> None:
+        """Carry another request. The caller writes it."""
         self.receiver = receiver
         self._in_head = True
-        self._interim = 0
-        self.keep_s = 0.0
+        self._interim_count = 0
+        self.max_idle_s = 0.0
 
     def data_received(self, data: bytes) -> None:
         receiver = self.receiver
         if receiver is None:
-            # Nobody asked for anything: whatever this is must not answer the next one.
+            # No request was sent: this must not become the response to the next one.
             self.transport.abort()
             return
         try:
@@ -189,38 +190,40 @@ class WorkerConnection:
             else:
                 self._read_body(receiver, data)
         except RejectedError as rejected:
-            receiver.useless(BAD_RESPONSE, rejected.reason)
+            receiver.bad_response(BAD_RESPONSE, rejected.reason)
 
     def _read_head(self, receiver: ResponseReceiver, data: bytes) -> None:
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
-        response, data = self._final(receiver, data)
+        response, data = self._read_final_response(receiver, data)
         if response is None:
             return
         if response.status == 101:
             receiver.upgraded(self, response, data)
             return
         self._in_head = False
-        self._frame(response, receiver)
-        complete = self._body is LENGTH and len(data) >= self._left
-        head = receiver.response_head(response, self._body, complete=complete)
-        if complete and len(data) == self._left:
-            # The whole answer in one read: one write, and nothing to remember.
-            receiver.relay(head + data, len(data))
-            self._end(receiver, b"")
+        self._set_framing(response, receiver)
+        complete = self._framing is LENGTH and len(data) >= self._body_left
+        head = receiver.response_head(response, self._framing, complete=complete)
+        if complete and len(data) == self._body_left:
+            # The whole response in one read: one write, and no state to keep.
+            receiver.write_to_client(head + data, len(data))
+            self._complete(receiver, b"")
         else:
-            receiver.begin_body(head)
-            if data or self._left == 0:
+            receiver.send_head(head)
+            if data or self._body_left == 0:
                 self._read_body(receiver, data)
 
-    def _final(self, receiver: ResponseReceiver, data: bytes) -> tuple[Response | None, bytes]:
-        """The final response and what follows it; None while it is not all there."""
+    def _read_final_response(
+        self, receiver: ResponseReceiver, data: bytes
+    ) -> tuple[Response | None, bytes]:
+        """The final response's head and what follows it; None while the head is incomplete."""
         responses = self._responses
         while data:
             end = data.find(b"\r\n\r\n") + 4
             if end < 4:
                 responses.check(len(data))
-                if answer_looks_wrong(data):
+                if cannot_be_response(data):
                     raise RejectedError(BAD_RESPONSE, "not HTTP")
                 self._buffer = data
                 break
@@ -228,60 +231,61 @@ class WorkerConnection:
             data = data[end:]
             if response.status >= 200 or response.status == 101:
                 return response, data
-            self._interim += 1
-            if self._interim > _MAX_INTERIM:
+            self._interim_count += 1
+            if self._interim_count > _MAX_INTERIM:
                 raise RejectedError(BAD_RESPONSE, "too many interim responses")
-            receiver.interim(response)
+            receiver.interim_response(response)
         return None, b""
 
-    def _frame(self, response: Response, receiver: ResponseReceiver) -> None:
-        self.keep_s = response.keep_s
-        self._left = NO_LENGTH
+    def _set_framing(self, response: Response, receiver: ResponseReceiver) -> None:
+        self.max_idle_s = response.max_idle_s
+        self._body_left = NO_LENGTH
         if receiver.line.method == b"HEAD" or response.status in (204, 304):
-            self._body = LENGTH
-            self._left = 0
+            self._framing = LENGTH
+            self._body_left = 0
             if response.chunked:
-                # Legal for HEAD and 304, but who says it may send the chunks as well, later.
-                self.keep_s = 0.0
+                # Legal for HEAD and 304, but such a worker may send the chunks as well, later.
+                self.max_idle_s = 0.0
         elif response.chunked:
-            self._body = Body.CHUNKED
+            self._framing = BodyFraming.CHUNKED
             self._chunked = Chunked(BAD_RESPONSE)
         elif response.length != NO_LENGTH:
-            self._body = LENGTH
-            self._left = response.length
+            self._framing = LENGTH
+            self._body_left = response.length
         else:
-            self._body = Body.UNTIL_CLOSE
-            self.keep_s = 0.0
+            self._framing = BodyFraming.UNTIL_CLOSE
+            self.max_idle_s = 0.0
 
     def _read_body(self, receiver: ResponseReceiver, data: bytes) -> None:
         if self._chunked is not None:
             self._read_chunks(receiver, self._chunked, data)
-        elif self._body is Body.UNTIL_CLOSE:
+        elif self._framing is BodyFraming.UNTIL_CLOSE:
             if data:
-                receiver.body(data)
+                receiver.response_body(data)
         else:
-            if len(data) > self._left:
-                # More than was promised: the promise is kept, the connection is not.
-                self.keep_s = 0.0
-                data = data[: self._left]
-            self._left -= len(data)
+            if len(data) > self._body_left:
+                # More than Content-Length: the client gets the right length, and the
+                # connection is not reused.
+                self.max_idle_s = 0.0
+                data = data[: self._body_left]
+            self._body_left -= len(data)
             if data:
-                receiver.body(data)
-            if self._left == 0:
-                self._end(receiver, b"")
+                receiver.response_body(data)
+            if self._body_left == 0:
+                self._complete(receiver, b"")
 
     def _read_chunks(self, receiver: ResponseReceiver, chunked: Chunked, data: bytes) -> None:
         if payload := b"".join(chunked.feed(data)):
-            receiver.body(payload)
+            receiver.response_body(payload)
         if chunked.done:
             if chunked.rest:
-                self.keep_s = 0.0
-            self._end(receiver, keep_response_trailers(chunked.trailers))
+                self.max_idle_s = 0.0
+            self._complete(receiver, keep_response_trailers(chunked.trailers))
 
-    def _end(self, receiver: ResponseReceiver, trailers: bytes) -> None:
+    def _complete(self, receiver: ResponseReceiver, trailers: bytes) -> None:
         self._chunked = None
         self.used = True
-        receiver.finish(trailers)
+        receiver.response_complete(trailers)
 
     def pause_writing(self) -> None:
         self.blocked = True
@@ -291,46 +295,46 @@ class WorkerConnection:
     def resume_writing(self) -> None:
         self.blocked = False
         if self.receiver is not None:
-            self.receiver.uploading()
+            self.receiver.resume_upload()
 
     def eof_received(self) -> bool:
         if self.receiver is None and self.used:
-            self._ended(self, monotonic())
+            self._on_idle_close(self, monotonic())
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
         if error is not None and self.receiver is not None:
-            self._hear_out()
+            self._read_pending()
         receiver, self.receiver = self.receiver, None
-        # Not before: an answer that was heard out has put it back among those that are kept.
-        self._gone(self)
+        # Not before: a response that was read just now has put the connection into the pool.
+        self._on_lost(self)
         if receiver is None:
             return
-        if not self._in_head and self._body is Body.UNTIL_CLOSE and error is None:
-            receiver.finish(b"")
+        if not self._in_head and self._framing is BodyFraming.UNTIL_CLOSE and error is None:
+            receiver.response_complete(b"")
         else:
             fault = WORKER_CLOSED if error is None else WORKER_RESET
-            receiver.lost(self, fault, self._loss(error))
+            receiver.link_lost(self, fault, self._failure(error))
 
-    def _loss(self, error: Exception | None) -> Loss:
-        """What its worker can have seen of the request."""
-        if self._buffer or self._interim or not self._in_head:
-            return Loss.BROKEN
-        if tcp_info.untaken(self.transport, self.acked, error):
-            return Loss.UNREAD
-        return Loss.STALE if self.used else Loss.BROKEN
+    def _failure(self, error: Exception | None) -> Failure:
+        """How the attempt failed, by how much of the request the worker may have read."""
+        if self._buffer or self._interim_count or not self._in_head:
+            return Failure.BROKEN
+        if tcp_info.is_unread(self.transport, self.acked_before, error):
+            return Failure.UNREAD
+        return Failure.STALE if self.used else Failure.BROKEN
 
-    def _hear_out(self) -> None:
-        """Read what the worker said before it closed without having read the whole request.
+    def _read_pending(self) -> None:
+        """Read a response that is still in the kernel although the connection was reset.
 
-        That close is a reset ("413, and I have heard enough"). The kernel keeps what came
-        before it; the transport gave up at the first write that failed, and closes its
-        descriptor only when it has told us.
+        A worker may respond and close before it has read the whole request (a 413). That close
+        is a reset. The kernel keeps the data that arrived before it. The transport stopped
+        reading at the first write that failed, but closes its descriptor only after this.
         """
         sock = self.transport.borrow()
         while sock is not None and self.receiver is not None:
             try:
-                data = os.read(sock.fileno(), _LAST_READ)
+                data = os.read(sock.fileno(), _PENDING_READ)
             except OSError:
                 return
             if not data:

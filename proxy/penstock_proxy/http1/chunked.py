@@ -1,8 +1,8 @@
-"""The chunked transfer coding (RFC 9112 §7.1), taken apart.
+"""The decoder of the chunked transfer coding (RFC 9112 §7.1).
 
-Owns: where a chunked body ends, and what of its bytes is payload. As in `http1`, every byte has
-one reading, every pattern is possessive, and where a grammar is wider than what other parsers
-take (blanks around a chunk extension) we keep to what all of them read alike. No I/O.
+Owns: where a chunked body ends, and which of its bytes are payload. As in `parser`, every byte
+has one reading and every pattern is possessive. Where the grammar allows more than other parsers
+accept (blanks around a chunk extension), only what all of them read alike is accepted. No I/O.
 """
 
 import re
@@ -12,7 +12,7 @@ from penstock_proxy.errors import Fault, RejectedError
 from penstock_proxy.http1.parser import FIELDS, TOKEN
 
 MAX_CHUNK_LINE: Final = 256
-"""Bytes of a chunk's size and extensions; nobody honest sends more than a few."""
+"""Bytes of a chunk's size and extensions; honest senders need only a few."""
 MAX_TRAILERS: Final = 8 << 10
 
 _CHUNK_LINE: Final = re.compile(
@@ -22,17 +22,17 @@ _CHUNK_LINE: Final = re.compile(
 _PART_OF_CHUNK_LINE: Final = re.compile(
     rb"[0-9A-Fa-f]{0,15}+|[0-9A-Fa-f]{1,15}+(?:;[\t\x20-\x7e\x80-\xff]*+)?+\r?+"
 )
-_FRAMING_AGAIN: Final = re.compile(
+_FRAMING_IN_TRAILERS: Final = re.compile(
     rb"(?:\A|\n)(?:content-length|transfer-encoding):", re.IGNORECASE
 )
-"""In trailers. RFC 9110 §6.5.1 forbids it, and there are parsers that obey it as in a head."""
+"""RFC 9110 §6.5.1 forbids framing fields in trailers, and some parsers obey them."""
 
 
 class Chunked:
-    """Takes a chunked body apart: payload out, framing checked and gone (RFC 9112 §7.1).
+    """Decodes one chunked body: it checks the framing and returns the payload (RFC 9112 §7.1).
 
-    The payload is framed anew for the other side, so no reading of ours of an extension
-    or of a size can differ from the next server's.
+    The payload is framed anew for the other side, so the next server never has to read the
+    extensions and sizes that we have read.
     """
 
     __slots__ = ("_fault", "_left", "_line", "done", "rest", "trailers")
@@ -40,16 +40,16 @@ class Chunked:
     def __init__(self, fault: Fault) -> None:
         self._fault = fault
         self._left = 0
-        """Payload bytes of this chunk still to come; -2: its CRLF; -1: the trailers."""
+        """Payload bytes that are missing of this chunk. -2: its CRLF is next; -1: the trailers."""
         self._line = b""
         self.done = False
         self.rest = b""
-        """Bytes behind the end, once it is done."""
+        """Bytes that follow the body, once it is done."""
         self.trailers = b""
         """The raw trailer block without its empty line, once it is done."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes, return the payload in them. Raises RejectedError."""
+        """Decode bytes; returns the payload in them. Raises RejectedError."""
         out: list[bytes] = []
         if self._line:
             data, self._line = self._line + data, b""
@@ -63,15 +63,15 @@ class Chunked:
                 if self._left == 0:
                     self._left = -2
             elif self._left == -1:
-                self._finish(data[at:])
+                self._read_trailers(data[at:])
                 break
             else:
-                at = self._size_line(data, at)
+                at = self._read_size_line(data, at)
                 if at < 0:
                     break
         return out
 
-    def _size_line(self, data: bytes, at: int) -> int:
+    def _read_size_line(self, data: bytes, at: int) -> int:
         """Read the end of a chunk and the next one's size; -1 when bytes are missing."""
         start = at
         if self._left == -2:
@@ -96,7 +96,7 @@ class Chunked:
         self._left = int(match[1], 16) or -1
         return end + 1
 
-    def _finish(self, data: bytes) -> None:
+    def _read_trailers(self, data: bytes) -> None:
         if data.startswith(b"\r\n"):
             self.done, self.rest = True, data[2:]
             return
@@ -104,12 +104,12 @@ class Chunked:
         if end < 0:
             if data.count(b"\n") != data.count(b"\r\n") or data[:1] in b" \t":
                 raise RejectedError(self._fault, "malformed trailers")
-            if len(data) > MAX_TRAILERS + 3:  # most of the end may be here
+            if len(data) > MAX_TRAILERS + 3:  # the last 3 may begin the empty line
                 raise RejectedError(self._fault, "trailers too large")
             self._line = data
             return
         if end > MAX_TRAILERS or FIELDS.fullmatch(data, 0, end + 4) is None:
             raise RejectedError(self._fault, "malformed trailers")
-        if _FRAMING_AGAIN.search(data, 0, end) is not None:
+        if _FRAMING_IN_TRAILERS.search(data, 0, end) is not None:
             raise RejectedError(self._fault, "framing in trailers")
         self.done, self.trailers, self.rest = True, data[: end + 2], data[end + 4 :]

@@ -1,8 +1,8 @@
-"""Header fields that are not passed on: those that end at each hop, those that we write
-ourselves, and those that may come in no trailer.
+"""Header fields that are not forwarded: hop-by-hop fields, those that the proxy writes itself,
+and those that are not allowed in trailers.
 
-Owns: the names (RFC 9110 §7.6.1 and §6.5.1) and the filter of trailers. Both directions use
-them; what else is dropped or added is for `request` and `response` to say. No I/O.
+Owns: the names (RFC 9110 §7.6.1 and §6.5.1) and the filter of trailers, for both directions.
+`request` and `response` own what else is dropped or added. No I/O.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ HOP_BY_HOP: Final = frozenset(
         b"http2-settings",
     }
 )
-OURS: Final = forwarded.NAMED | {b"host", b"x-request-id"}
-"""Written anew for a worker, whatever came in."""
-NOT_TO_WORKERS: Final = HOP_BY_HOP | OURS | {b"proxy"}
+REWRITTEN: Final = forwarded.STANDARD_FIELDS | {b"host", b"x-request-id"}
+"""The proxy writes these for a worker itself, whatever was received."""
+NOT_TO_WORKERS: Final = HOP_BY_HOP | REWRITTEN | {b"proxy"}
 """`Proxy` becomes HTTP_PROXY in a CGI program (httpoxy, CVE-2016-5385)."""
-NO_TRAILERS: Final = NOT_TO_WORKERS | {
+NOT_IN_TRAILERS: Final = NOT_TO_WORKERS | {
     b"content-length",
     b"content-encoding",
     b"content-type",
@@ -41,13 +41,13 @@ NO_TRAILERS: Final = NOT_TO_WORKERS | {
     b"cache-control",
     b"expect",
 }
-"""RFC 9110 §6.5.1: framing, routing, authentication and the like come in no trailer."""
+"""RFC 9110 §6.5.1: framing, routing, authentication and the like are not allowed in trailers."""
 
 
-def keep_trailers(block: bytes, keeps: Callable[[bytes], bool]) -> bytes:
-    """The lines of a trailer block whose names, in lower case, `keeps` wants."""
+def keep_trailers(block: bytes, is_kept: Callable[[bytes], bool]) -> bytes:
+    """The lines of a trailer block for whose names, in lower case, `is_kept` is true."""
     return b"".join(
         line + b"\r\n"
         for line in block.split(b"\r\n")
-        if line and keeps(line.partition(b":")[0].lower())
+        if line and is_kept(line.partition(b":")[0].lower())
     )

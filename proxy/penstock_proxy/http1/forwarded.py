@@ -1,15 +1,16 @@
-"""What trusted proxies say of a request's way to us, and what others only pretend.
+"""Forwarding fields: what trusted proxies report about a request's client and its way here.
 
-Owns: which fields are such claims, and what is believed of X-Forwarded-For / -Proto / -Host /
--Port or of Forwarded (RFC 7239). Must not know who asks, nor what a worker is told. No I/O.
+Owns: which fields are forwarding fields, and what is trusted of X-Forwarded-For / -Proto / -Host /
+-Port or of Forwarded (RFC 7239). Must not know: which client sent the fields, and what a worker
+gets. No I/O.
 
-A list of addresses is read from its end, the nearest proxy's word, as far back as each was
-said by a proxy that is trusted: the first one that is not trusted is the client, and what
-stands before it is what the client itself has said. Many programs take the first address of
-a list for the client's, so that part is not passed on.
+A list of addresses is read from its end, where the nearest proxy has appended. It is trusted as
+long as each address was appended by a trusted proxy. The first address that is not a trusted
+proxy's is the client; all before it was sent by the client itself. Many programs take the first
+address of a list for the client's, so that part is not forwarded.
 
-Only one of the two languages is believed, the one that the proxies are known to speak. In the
-other one they pass on what a stranger has said, as they do with any field that they do not know.
+Only one of the two headers is trusted: the one that the proxies are known to write. The other
+one they forward as the client sent it, like any field that they do not know.
 """
 
 import re
@@ -19,13 +20,13 @@ from typing import Final, Literal, NamedTuple
 
 from penstock_worker.net.trusted_proxies import TrustedProxies
 
-Language = Literal["x-forwarded", "forwarded"]
-Said = Mapping[bytes, Sequence[bytes]]
-"""By name, the values of its lines in their order."""
+TrustedHeader = Literal["x-forwarded", "forwarded"]
+FieldValues = Mapping[bytes, Sequence[bytes]]
+"""The values of fields in their order, by lower-case name."""
 
 CERTIFICATE_FIELDS: Final = frozenset({b"client-cert", b"client-cert-chain"})
-"""Who a client has proven to be (RFC 9440), as far as whoever spoke TLS with it says."""
-NAMED: Final = frozenset(
+"""The client's certificate (RFC 9440), as reported by the proxy that terminated its TLS."""
+STANDARD_FIELDS: Final = frozenset(
     {
         b"forwarded",
         b"x-forwarded-for",
@@ -34,8 +35,8 @@ NAMED: Final = frozenset(
         b"x-forwarded-proto",
     }
 )
-"""Written anew, whatever came in."""
-_CLAIMS: Final = NAMED | CERTIFICATE_FIELDS | {
+"""The proxy writes these itself, whatever was received."""
+_FORWARDING_FIELDS: Final = STANDARD_FIELDS | CERTIFICATE_FIELDS | {
     b"x-forwarded", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"client-ip",
     b"true-client-ip", b"cf-connecting-ip", b"cf-connecting-ipv6", b"fastly-client-ip",
     b"fly-client-ip", b"do-connecting-ip", b"x-appengine-user-ip", b"x-azure-clientip",
@@ -44,16 +45,16 @@ _CLAIMS: Final = NAMED | CERTIFICATE_FIELDS | {
     b"x-originating-ip", b"x-proxyuser-ip", b"proxy-client-ip", b"wl-proxy-client-ip",
     b"x-scheme", b"x-url-scheme", b"proxy-end-https",
 }  # fmt: skip
-"""Fields by which a proxy says where a request came from, or went to, and programs ask so."""
-_CLAIMING: Final = (b"x-forwarded-", b"ssl-client-", b"x-ssl-client-")
+"""Fields by which proxies report where a request came from or was sent to. Programs read them."""
+_FORWARDING_PREFIXES: Final = (b"x-forwarded-", b"ssl-client-", b"x-ssl-client-")
 
-_MOST_HOPS: Final = 32
-"""More proxies than that stand before nobody."""
+_MAX_HOPS: Final = 32
+"""No honest request passes more proxies than this."""
 _NODE: Final = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::\d{1,5})?|(\d[\d.]{6,14})(?::\d{1,5})?")
 _PROTO: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]{0,15}")
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _PORT: Final = re.compile(rb"[0-9]{1,5}")
-_LAST_PORT: Final = 0xFFFF
+_MAX_PORT: Final = 0xFFFF
 _PAIR: Final = re.compile(
     rb"[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([!#$%&'*+.^_`|~0-9A-Za-z-]+)"
     rb'|"((?:[^"\\]|\\.)*+)")[ \t]*([;,]|$)'
@@ -61,52 +62,62 @@ _PAIR: Final = re.compile(
 """One pair and what ends it (RFC 7239 §4)."""
 
 
-class Claims(NamedTuple):
-    """What is believed; empty where nothing is."""
+class ForwardedInfo(NamedTuple):
+    """What trusted proxies have reported; empty values: nothing."""
 
     hops: tuple[str, ...] = ()
-    """The client's address, and those of the proxies between, without the one that asks us."""
+    """The addresses of the client and of the proxies after it, without the one that is
+    connected to us."""
     proto: bytes = b""
-    """What the client speaks, in lower case."""
+    """The client's protocol, in lower case."""
     host: bytes = b""
     port: bytes = b""
-    """What it connected to."""
+    """The host and port that the client connected to."""
 
 
-NONE: Final = Claims()
+EMPTY: Final = ForwardedInfo()
 
 
-def is_claim(name: bytes) -> bool:
-    """Does a field of this name claim to know where a request came from, or went to?"""
-    return name in _CLAIMS or name.startswith(_CLAIMING)
+def is_forwarding_field(name: bytes) -> bool:
+    """Does a field of this name report where a request came from, or was sent to?"""
+    return name in _FORWARDING_FIELDS or name.startswith(_FORWARDING_PREFIXES)
 
 
-def believed(said: Said, trusted: TrustedProxies, language: Language) -> Claims:
-    """What is believed of what a trusted proxy has said."""
-    return _of_forwarded(said, trusted) if language == "forwarded" else _of_x(said, trusted)
-
-
-def _of_x(said: Said, trusted: TrustedProxies) -> Claims:
-    nodes = [node.decode("latin-1") for node in _listed(said, b"x-forwarded-for")]
-    host, port = _last(said, b"x-forwarded-host", _HOST), _last(said, b"x-forwarded-port", _PORT)
-    return Claims(
-        hops=_hops(nodes, trusted),
-        proto=_last(said, b"x-forwarded-proto", _PROTO).lower(),
-        host=host,
-        port=port if port and int(port) <= _LAST_PORT else b"",
+def read_trusted(
+    received: FieldValues, trusted: TrustedProxies, header: TrustedHeader
+) -> ForwardedInfo:
+    """Read what is trusted of the fields that a trusted proxy has sent."""
+    return (
+        _from_forwarded(received, trusted)
+        if header == "forwarded"
+        else _from_x_forwarded(received, trusted)
     )
 
 
-def _of_forwarded(said: Said, trusted: TrustedProxies) -> Claims:
-    elements = list(_elements(b",".join(said.get(b"forwarded", ()))))
+def _from_x_forwarded(received: FieldValues, trusted: TrustedProxies) -> ForwardedInfo:
+    nodes = [node.decode("latin-1") for node in _list_elements(received, b"x-forwarded-for")]
+    host, port = (
+        _last_element(received, b"x-forwarded-host", _HOST),
+        _last_element(received, b"x-forwarded-port", _PORT),
+    )
+    return ForwardedInfo(
+        hops=_hops(nodes, trusted),
+        proto=_last_element(received, b"x-forwarded-proto", _PROTO).lower(),
+        host=host,
+        port=port if port and int(port) <= _MAX_PORT else b"",
+    )
+
+
+def _from_forwarded(received: FieldValues, trusted: TrustedProxies) -> ForwardedInfo:
+    elements = list(_elements(b",".join(received.get(b"forwarded", ()))))
     if not elements:
-        return NONE
+        return EMPTY
     nodes = [element.get(b"for", b"").decode("latin-1") for element in elements]
     hops = _hops(nodes, trusted)
-    # Written by the proxy that the client connected to; each later one says what it was asked.
+    # Written by the proxy that the client connected to. Each later element is of another hop.
     first = elements[-max(1, len(hops))]
     proto, host = first.get(b"proto", b""), first.get(b"host", b"")
-    return Claims(
+    return ForwardedInfo(
         hops=hops,
         proto=proto.lower() if _PROTO.fullmatch(proto) else b"",
         host=host if _HOST.fullmatch(host) else b"",
@@ -114,7 +125,7 @@ def _of_forwarded(said: Said, trusted: TrustedProxies) -> Claims:
 
 
 def _elements(text: bytes) -> Iterator[dict[bytes, bytes]]:
-    """The elements of Forwarded; nothing at all if any of it is malformed."""
+    """The elements of Forwarded; none if any of it is malformed."""
     found: list[dict[bytes, bytes]] = [{}]
     at = 0
     while at < len(text):
@@ -134,9 +145,10 @@ def _elements(text: bytes) -> Iterator[dict[bytes, bytes]]:
 
 
 def _hops(nodes: Sequence[str], trusted: TrustedProxies) -> tuple[str, ...]:
-    """From the client on. It ends at what is no address: there is nobody to believe."""
+    """The trusted addresses, the client's first. What is no address ends the list: no proxy
+    that could be trusted has appended what comes before it."""
     hops: list[str] = []
-    for node in reversed(nodes[-_MOST_HOPS:]):
+    for node in reversed(nodes[-_MAX_HOPS:]):
         address = _address(node)
         if not address:
             break
@@ -147,7 +159,7 @@ def _hops(nodes: Sequence[str], trusted: TrustedProxies) -> tuple[str, ...]:
 
 
 def _address(node: str) -> str:
-    """The address in a node, which may have a port; empty if there is none."""
+    """The address in a node, which may have a port; empty if it has no address."""
     match = _NODE.fullmatch(node)
     text = (match[1] or match[2]) if match else node
     try:
@@ -158,13 +170,13 @@ def _address(node: str) -> str:
     return str(mapped or found)
 
 
-def _listed(said: Said, name: bytes) -> list[bytes]:
-    """The elements of a list that several lines may make up (RFC 9110 §5.6.1)."""
-    elements = (one.strip(b" \t") for line in said.get(name, ()) for one in line.split(b","))
+def _list_elements(received: FieldValues, name: bytes) -> list[bytes]:
+    """The elements of a list, which may be spread over several lines (RFC 9110 §5.6.1)."""
+    elements = (one.strip(b" \t") for line in received.get(name, ()) for one in line.split(b","))
     return [element for element in elements if element]
 
 
-def _last(said: Said, name: bytes, grammar: re.Pattern[bytes]) -> bytes:
-    """The nearest proxy's word, if it is one. Others before it may be the client's."""
-    elements = _listed(said, name)
+def _last_element(received: FieldValues, name: bytes, grammar: re.Pattern[bytes]) -> bytes:
+    """The nearest proxy's element, if it is well formed. Those before it may be the client's."""
+    elements = _list_elements(received, name)
     return elements[-1] if elements and grammar.fullmatch(elements[-1]) else b""

@@ -1,17 +1,18 @@
 """The grammar and framing of HTTP/1.1 heads, and nothing else.
 
 Owns: which bytes are a request head or a response head (RFC 9112), and how long the body is.
-One reading of every byte: what two servers could read in two ways is
-refused, never repaired, because a proxy that guesses differently from its worker is how
-requests are smuggled.
-
 Must not know: sockets, workers, time, what is forwarded (`request`). No I/O.
 
-Every pattern is possessive, so a hostile head cannot make it backtrack, and the common
-head costs one match and one pass over its lines. Bare LF, obs-fold, white space before a
-colon, signed, listed or repeated Content-Length and every Transfer-Encoding but `chunked`
-are refused, as are both together. Where a grammar is wider than what other parsers take
-(a length with leading zeros, that some read as octal), we keep to what all of them read alike.
+Every byte has one reading. What two servers could read in two ways is refused, never repaired:
+if the proxy and its worker guess differently, requests can be smuggled.
+
+Every pattern is possessive, so a hostile head cannot make it backtrack. The common head costs
+one match and one pass over its lines. These are refused: bare LF, obs-fold, white space before a
+colon; a signed, listed or repeated Content-Length; every Transfer-Encoding but `chunked`; both
+of them together. Where the grammar allows more than other parsers accept (a length with leading
+zeros, which some read as octal), only what all of them read alike is accepted.
+
+See docs/decisions/0010-ambiguous-is-refused.md.
 """
 
 import re
@@ -30,7 +31,7 @@ from penstock_proxy.errors import (
 )
 
 MAX_RESPONSE_HEAD: Final = 64 << 10
-"""Bytes of a response head, unless told otherwise. nginx: 4 to 8 KiB, HAProxy: 16 KiB."""
+"""Default limit of a response head, in bytes. nginx: 4 to 8 KiB, HAProxy: 16 KiB."""
 NO_LENGTH: Final = -1
 
 TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
@@ -58,10 +59,10 @@ _PROTOCOLS: Final = re.compile(
 )
 
 _NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
-_LENGTHS: Final = frozenset({b"content-length", b"transfer-encoding"})
-_FRAMING: Final = _LENGTHS | {b"host"}
-"""What nobody may say twice, and nobody may have removed."""
-_KEPT: Final = _FRAMING | {b"expect"}
+_LENGTH_FIELDS: Final = frozenset({b"content-length", b"transfer-encoding"})
+_FRAMING: Final = _LENGTH_FIELDS | {b"host"}
+"""Fields that may not be repeated, and may not be removed by Connection."""
+_NOT_REMOVABLE: Final = _FRAMING | {b"expect"}
 _SPECIAL: Final = _FRAMING | {b"connection", b"upgrade", b"expect"}
 
 Lines = list[tuple[bytes, bytes, bytes]]
@@ -80,7 +81,7 @@ class RequestLine(NamedTuple):
 
 
 class Framing(NamedTuple):
-    """What a header block says about its message, apart from what is forwarded."""
+    """A header block, parsed, and the framing of its message's body."""
 
     lines: Lines
     values: Values
@@ -99,10 +100,10 @@ class StatusLine(NamedTuple):
     end: int
 
 
-def looks_wrong(data: bytes) -> bool:
-    """Say early that an incomplete head can never become one.
+def cannot_be_request(data: bytes) -> bool:
+    """Can this incomplete head never become a request head?
 
-    TLS or SSH on a plain port and bare LF would otherwise wait for the head's time-out.
+    Without this check, TLS or SSH on a plain port and bare LF would wait for the time-out.
     """
     if data.count(b"\n") != data.count(b"\r\n"):
         return True
@@ -111,20 +112,20 @@ def looks_wrong(data: bytes) -> bool:
     return _PART_OF_REQUEST_LINE.fullmatch(data) is None
 
 
-def answer_looks_wrong(data: bytes) -> bool:
-    """Say early that an incomplete response head can never become one."""
+def cannot_be_response(data: bytes) -> bool:
+    """Can this incomplete head never become a response head?"""
     return not b"HTTP/1.".startswith(data[:7]) or data.count(b"\n") != data.count(b"\r\n")
 
 
-def is_target_beyond(data: bytes, limit: int) -> bool:
-    """Is the target of an incomplete head longer than this already?"""
+def is_target_longer(data: bytes, limit: int) -> bool:
+    """Is the target of this incomplete head longer than `limit` already?"""
     start = data.find(b" ") + 1
     part = data[start : start + limit + 1]
     return start > 0 and len(part) > limit and b" " not in part and b"\r" not in part
 
 
 def skip_empty_lines(data: bytes) -> bytes:
-    """Drop them all at once: one by one, a read full of them costs its square."""
+    """Drop all leading empty lines at once: one by one, many of them have quadratic cost."""
     return _EMPTY_LINES.sub(b"", data, count=1)
 
 
@@ -137,9 +138,9 @@ def parse_request_line(head: bytes) -> RequestLine:
     if major != b"1" or minor > b"1":
         raise RejectedError(VERSION, "only HTTP/1.0 and HTTP/1.1 are served")
     if len(method) == 7 and method.upper() == b"CONNECT":
-        # It asks for a forward proxy, which this is not; and a worker that agreed, whatever
-        # the target looks like, would take all that follows for no HTTP. Some workers, unlike
-        # RFC 9110 §9.1, do not mind small letters.
+        # Only a forward proxy serves it, and this is none. A worker that accepted it would
+        # not read what follows as HTTP. Some workers accept it in lower case, against
+        # RFC 9110 §9.1.
         raise RejectedError(NOT_IMPLEMENTED, "CONNECT is for forward proxies")
     if (
         not target.startswith(b"/")
@@ -165,7 +166,7 @@ def worker_target(line: RequestLine) -> bytes:
     match = _ABSOLUTE.fullmatch(line.target)
     assert match is not None
     if line.method == b"OPTIONS" and not match[2]:
-        # RFC 9112 §3.2.4: so somebody who talks to a proxy asks about the server as a whole.
+        # RFC 9112 §3.2.4: this is how a client of a proxy asks about the server as a whole.
         return b"*"
     return split_absolute(line.target)[1]
 
@@ -179,24 +180,24 @@ def parse_status_line(head: bytes) -> StatusLine:
 
 
 def parse_fields(block: bytes, fault: Fault, max_fields: int = 1000) -> Framing:
-    """Read a header block up to and with its empty line, and what it says of the body.
+    """Read a header block with its empty line, and the framing of the body.
 
     Raises RejectedError with `fault`, or with HEAD_TOO_LARGE beyond `max_fields`.
     """
     if FIELDS.fullmatch(block) is None:
         raise RejectedError(fault, "malformed header field")
-    raw = block.split(b"\r\n")[:-2]
-    if len(raw) > max_fields:
+    raw_lines = block.split(b"\r\n")[:-2]
+    if len(raw_lines) > max_fields:
         raise RejectedError(HEAD_TOO_LARGE, f"more than {max_fields} header fields")
     lines: Lines = []
     values: Values = {}
-    for line in raw:
-        name, _, given = line.partition(b":")
-        name, value = name.lower(), given.strip(b" \t")
+    for line in raw_lines:
+        name, _, raw_value = line.partition(b":")
+        name, value = name.lower(), raw_value.strip(b" \t")
         lines.append((name, value, line))
         if name in _SPECIAL:
-            # A tab beside a length or a coding is legal, and llhttp reads it as part of it.
-            kept = given.strip(b" ") if name in _LENGTHS else value
+            # A tab around a length or a coding is legal, but llhttp reads it as part of the value.
+            kept = raw_value.strip(b" ") if name in _LENGTH_FIELDS else value
             values.setdefault(name, []).append(kept)
     return _framing(lines, values, fault)
 
@@ -213,8 +214,8 @@ def _framing(lines: Lines, values: Values, fault: Fault) -> Framing:
     if chunked and length != NO_LENGTH:
         raise RejectedError(fault, "both Content-Length and Transfer-Encoding")
     options = _options(values.get(b"connection", ()), fault)
-    if options & _KEPT:
-        # Whoever obeyed would lose the framing that everybody else goes by.
+    if options & _NOT_REMOVABLE:
+        # A recipient that obeyed would drop the framing that all others use.
         raise RejectedError(fault, "Connection names a framing field")
     upgrade = b", ".join(values.get(b"upgrade", ())) if b"upgrade" in options else b""
     if upgrade and _PROTOCOLS.fullmatch(upgrade) is None:
@@ -223,7 +224,7 @@ def _framing(lines: Lines, values: Values, fault: Fault) -> Framing:
 
 
 def check_request(line: RequestLine, framing: Framing) -> bytes:
-    """Judge a request as a whole and return its host (empty for HTTP/1.0 without one).
+    """Check a request as a whole, and return its host (empty for HTTP/1.0 without one).
 
     Raises RejectedError: 400, or 417 for an expectation other than 100-continue.
     """
@@ -243,14 +244,14 @@ def check_request(line: RequestLine, framing: Framing) -> bytes:
     if _HOST.fullmatch(authority) is None:
         raise RejectedError(BAD_REQUEST, "malformed authority")
     if host is not None and authority.lower() != host.lower():
-        # RFC 9112 §3.2.2 would have the target win; a worker might let the field win.
+        # By RFC 9112 §3.2.2 the target wins, but a worker might use the field.
         raise RejectedError(BAD_REQUEST, "Host disagrees with the target")
     return authority
 
 
 def _length(value: bytes, fault: Fault) -> int:
-    # int() also takes signs, underscores and blanks; 18 digits stay below 2^63. Leading
-    # zeros make a number octal to whoever reads it with strtol's base 0.
+    # int() also accepts signs, underscores and blanks; 18 digits stay below 2^63. With leading
+    # zeros, strtol with base 0 reads a number as octal.
     if not value.isdigit() or len(value) > 18 or (value[:1] == b"0" and len(value) > 1):
         raise RejectedError(fault, "malformed Content-Length")
     return int(value)
@@ -258,8 +259,8 @@ def _length(value: bytes, fault: Fault) -> int:
 
 def _chunked(value: bytes, fault: Fault) -> bool:
     if value.lower() != b"chunked":
-        # RFC 9112 §6.1: 501 for a coding that we do not know; §6.3: but 400 if the body's end
-        # cannot be known at all, because the last coding is not chunked.
+        # RFC 9112 §6.1: 501 for an unknown coding. §6.3: but 400 if the last coding is not
+        # chunked, because then the end of the body cannot be known.
         if fault is BAD_REQUEST and _ENDS_CHUNKED.fullmatch(value):
             raise RejectedError(NOT_IMPLEMENTED, "Transfer-Encoding other than chunked")
         raise RejectedError(fault, "Transfer-Encoding other than chunked")

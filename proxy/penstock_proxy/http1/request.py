@@ -1,218 +1,233 @@
 """The head of a request: as the client sent it, and as a worker gets it.
 
 Owns: X-Forwarded-For / -Proto / -Host / -Port, Forwarded, Via and X-Request-ID, what is dropped
-from a request head, and the memory of header blocks seen before. Must not know: sockets,
-framing beyond what `http1` says of it, which worker is next, which proxies are trusted
+from a request head, and the cache of parsed header blocks. Must not know: sockets, framing
+beyond what `parser` returns, which worker is next, how forwarding fields are read
 (`forwarded`). No I/O.
 
-A client that is not in `trusted_proxies` is not trusted: whatever it says about where a
-request came from is dropped and replaced by what we see ourselves. A name with anything but
-letters, digits and `-` in it is dropped from everybody, as nginx does: CGI programs and their
-like cannot tell it from the one with `-`, nor `SCRIPT_NAME` from their own.
+A client that is not in `trusted_proxies` is not trusted: its forwarding fields are dropped, and
+replaced by what we see ourselves. A field name with anything but letters, digits and `-` is
+always dropped, as nginx does: CGI programs and the like cannot tell it from the name with `-`,
+nor a field `SCRIPT_NAME` from their own variable.
 
-A client on a keep-alive connection sends the same header block with nearly every request,
-so what a block means is remembered by its very bytes. The memory is small and bounded; a
-stranger who fills it takes away the short cut and nothing else.
+A client on a keep-alive connection sends the same header block with nearly every request, so
+parsed blocks are cached by their bytes. The cache is small and bounded; a client that fills it
+slows requests down, and does no other harm.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from penstock_proxy.config import Fields, ServiceConfig
+from penstock_proxy.config import Forwarding, ServiceConfig
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.http1 import forwarded, parser
-from penstock_proxy.http1.fields import NO_TRAILERS, NOT_TO_WORKERS, OURS, keep_trailers
-from penstock_proxy.http1.forwarded import Claims
+from penstock_proxy.http1.fields import NOT_IN_TRAILERS, NOT_TO_WORKERS, REWRITTEN, keep_trailers
+from penstock_proxy.http1.forwarded import FieldValues, ForwardedInfo
 from penstock_proxy.http1.parser import Framing, RequestLine
 from penstock_worker.net.trusted_proxies import TrustedProxies
 
-_ASKED: Final = OURS | {b"te", b"via"}
+_READ_FIELDS: Final = REWRITTEN | {b"te", b"via"}
 _AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")
-_HTTP_ITSELF: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
-"""Names of protocols: HTTP/2 in the clear, any HTTP by its number, HTTP under TLS (RFC 2817)."""
-_USUAL_PORTS: Final = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
-_AS_USUAL: Final = Fields()
+_HTTP_PROTOCOLS: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
+"""Protocols of Upgrade that carry HTTP: h2c, HTTP by its version, HTTP over TLS (RFC 2817)."""
+_DEFAULT_PORTS: Final = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
+_DEFAULT_FORWARDING: Final = Forwarding()
 
-_MAX_ID: Final = 128
-_REMEMBERED: Final = 256
-_REMEMBERED_SIZE: Final = 4 << 10
+_MAX_REQUEST_ID: Final = 128
+_CACHED_BLOCKS: Final = 256
+_MAX_CACHED_BLOCK: Final = 4 << 10
 
 
 class PreparedRequest(NamedTuple):
-    """What a request's header block comes to, all but its request line."""
+    """A request's header block, parsed and rewritten for a worker; without the request line."""
 
     framing: Framing
     host: bytes
     """Empty for HTTP/1.0 without Host."""
-    out: bytes
-    """The fields for the worker, up to what `of_connection` begins with."""
+    fields: bytes
+    """The lines for the worker. `connection_fields` follow, in the middle of a line."""
     client: str
-    """Whose request it is, if trusted proxies say so; empty: the connection's own peer's."""
+    """The client's address as trusted proxies report it; empty: it is the connection's peer."""
     request_id: bytes
-    """A trusted proxy's; empty: make one."""
+    """From a trusted proxy; empty: make one."""
     close: bool
     keep_alive: bool
-    expects: bool
+    expects_continue: bool
     """The client waits for 100 before it sends its body."""
 
 
 class HeaderRewriter:
-    """Turns heads around for one service."""
+    """Rewrites request heads for one service."""
 
     def __init__(
         self,
         trusted: Sequence[str],
         max_fields: int,
         scheme: bytes = b"http",
-        ours: frozenset[bytes] = frozenset(),
+        own_fields: frozenset[bytes] = frozenset(),
         port: int = 0,
-        terms: Fields = _AS_USUAL,
+        forwarding: Forwarding = _DEFAULT_FORWARDING,
     ) -> None:
-        """`scheme`: what clients speak with us, http or https; `port`: where, 0 for a unix
-        socket. `ours` are fields that we know better than a trusted proxy does."""
+        """`scheme`: http or https, as clients connect to us; `port`: where, 0 for a unix socket.
+        `own_fields`: fields that we set ourselves, so that a trusted proxy's are dropped."""
         self.trusted = TrustedProxies(trusted)
         self._scheme = scheme
         self._port = port
-        self._terms = terms
-        self._via = terms.via.encode()
-        self._dropped = NOT_TO_WORKERS | ours | ({b"via"} if terms.via else frozenset())
-        self._is_usual = terms.x_forwarded and not terms.forwarded
-        self._usual_rest = tuple(
-            self._of_connection("", 0, b"", trusted=trusted).removeprefix(b"unknown")
+        self._forwarding = forwarding
+        self._via = forwarding.via.encode()
+        self._dropped = NOT_TO_WORKERS | own_fields | ({b"via"} if forwarding.via else frozenset())
+        self._is_default = forwarding.x_forwarded and not forwarding.forwarded
+        self._default_rest = tuple(
+            self._build_connection_fields("", 0, b"", trusted=trusted).removeprefix(b"unknown")
             for trusted in (False, True)
         )
         self._max_fields = max_fields
-        self._remembered: tuple[dict[bytes, PreparedRequest], dict[bytes, PreparedRequest]] = (
+        self._cache: tuple[dict[bytes, PreparedRequest], dict[bytes, PreparedRequest]] = (
             {},
             {},
         )
 
-    def of_connection(self, address: str, port: int, fields: bytes, *, trusted: bool) -> bytes:
-        """What follows `PreparedRequest.out` in each request of a connection; a request id follows.
+    def connection_fields(self, address: str, port: int, fields: bytes, *, trusted: bool) -> bytes:
+        """What each request of a connection has after `PreparedRequest.fields`.
 
-        `port` is what the client connected to, if a proxy has said it; `fields` are lines that
-        this connection has and others have not.
+        It begins with the end of X-Forwarded-For, and a request id follows it. `port`: what the
+        client connected to, if a proxy has reported it. `fields`: lines for this connection.
         """
-        if self._is_usual and not port and not fields and "%" not in address:
-            return (address or "unknown").encode() + self._usual_rest[trusted]
-        return self._of_connection(address.partition("%")[0], port, fields, trusted=trusted)
+        if self._is_default and not port and not fields and "%" not in address:
+            return (address or "unknown").encode() + self._default_rest[trusted]
+        return self._build_connection_fields(
+            address.partition("%")[0], port, fields, trusted=trusted
+        )
 
-    def _of_connection(self, bare: str, port: int, fields: bytes, *, trusted: bool) -> bytes:
+    def _build_connection_fields(
+        self, address_only: str, port: int, fields: bytes, *, trusted: bool
+    ) -> bytes:
         lines = b""
-        if self._terms.x_forwarded:
-            lines = (bare or "unknown").encode() + b"\r\n"
+        if self._forwarding.x_forwarded:
+            lines = (address_only or "unknown").encode() + b"\r\n"
             port = 0 if trusted else port or self._port
             if port:
                 lines += b"X-Forwarded-Port: %d\r\n" % port
-        if self._terms.forwarded:
-            lines += b"Forwarded: for=%b;proto=%b\r\n" % (_node(bare), self._scheme)
+        if self._forwarding.forwarded:
+            lines += b"Forwarded: for=%b;proto=%b\r\n" % (_node(address_only), self._scheme)
         return lines + fields + b"X-Request-ID: "
 
     def trusts(self, client: str) -> bool:
         """Is this address, empty for a unix socket's peer, one of `trusted_proxies`?"""
         return client in self.trusted
 
-    def request(self, line: RequestLine, block: bytes, *, trusted: bool) -> PreparedRequest:
-        """Judge a request and say what goes to the worker. Raises RejectedError."""
-        memory = self._remembered[trusted]
-        usual = line.minor == 1 and line.target.startswith(b"/")
-        if usual:
-            known = memory.get(block)
-            if known is not None:
-                return known
+    def prepare(self, line: RequestLine, block: bytes, *, trusted: bool) -> PreparedRequest:
+        """Check a request, and make its fields for the worker. Raises RejectedError."""
+        cache = self._cache[trusted]
+        is_cacheable = line.minor == 1 and line.target.startswith(b"/")
+        if is_cacheable:
+            cached = cache.get(block)
+            if cached is not None:
+                return cached
         framing = parser.parse_fields(block, BAD_REQUEST, self._max_fields)
         host = parser.check_request(line, framing)
-        prepared = self._prepare(line, framing, host, trusted=trusted)
-        if usual and len(block) <= _REMEMBERED_SIZE:
-            if len(memory) >= _REMEMBERED:
-                memory.clear()
-            memory[block] = prepared
+        prepared = self._prepare_uncached(line, framing, host, trusted=trusted)
+        if is_cacheable and len(block) <= _MAX_CACHED_BLOCK:
+            if len(cache) >= _CACHED_BLOCKS:
+                cache.clear()
+            cache[block] = prepared
         return prepared
 
-    def _prepare(
+    def _prepare_uncached(
         self, line: RequestLine, framing: Framing, host: bytes, *, trusted: bool
     ) -> PreparedRequest:
-        said: dict[bytes, list[bytes]] = {}
-        # What Connection names is not passed on; but what proxies say is not unsaid by it.
+        received: dict[bytes, list[bytes]] = {}
+        # Connection may remove Via, but not the forwarding fields: a client must not be able to
+        # remove what proxies have added.
         ignored = framing.connection & {b"via"}
         for name, value, _ in framing.lines:
-            if name in _ASKED and name not in ignored:
-                said.setdefault(name, []).append(value)
-        told = forwarded.NONE
+            if name in _READ_FIELDS and name not in ignored:
+                received.setdefault(name, []).append(value)
+        info = forwarded.EMPTY
         if trusted:
-            told = forwarded.believed(said, self.trusted, self._terms.believe)
-        upgrade = _offers(framing.upgrade) if line.minor else b""
-        expects = bool(framing.values.get(b"expect")) and line.minor == 1
-        dropped = self._dropped | framing.connection | (frozenset() if expects else {b"expect"})
-        out = [b"Host: " + (host or b"localhost")]
-        out += [
+            info = forwarded.read_trusted(received, self.trusted, self._forwarding.trust)
+        upgrade = _allowed_upgrades(framing.upgrade) if line.minor else b""
+        expects_continue = bool(framing.values.get(b"expect")) and line.minor == 1
+        dropped = self._dropped | framing.connection
+        if not expects_continue:
+            dropped |= {b"expect"}
+        fields = [b"Host: " + (host or b"localhost")]
+        fields += [
             raw
             for name, _, raw in framing.lines
             if name not in dropped
             and _AMBIGUOUS.search(name) is None
-            and (trusted or not forwarded.is_claim(name))
+            and (trusted or not forwarded.is_forwarding_field(name))
         ]
-        if any(b"trailers" in value.lower() for value in said.get(b"te", ())) and not upgrade:
-            out.append(b"TE: trailers\r\nConnection: TE")
+        if any(b"trailers" in value.lower() for value in received.get(b"te", ())) and not upgrade:
+            fields.append(b"TE: trailers\r\nConnection: TE")
         if upgrade:
-            out.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
+            fields.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
         if framing.chunked:
-            out.append(b"Transfer-Encoding: chunked")
-        request_id = next((one for one in reversed(said.get(b"x-request-id", ())) if one), b"")
+            fields.append(b"Transfer-Encoding: chunked")
+        fields.append(self._forwarding_fields(line, received, info, host, trusted=trusted))
+        request_id = next((one for one in reversed(received.get(b"x-request-id", ())) if one), b"")
         return PreparedRequest(
             framing=framing._replace(lines=[], values={}, upgrade=upgrade),
             host=host,
-            out=b"\r\n".join(out) + b"\r\n" + self._way(line, said, told, host, trusted=trusted),
-            client=told.hops[0] if told.hops else "",
-            request_id=request_id if trusted and len(request_id) <= _MAX_ID else b"",
+            fields=b"\r\n".join(fields),
+            client=info.hops[0] if info.hops else "",
+            request_id=request_id if trusted and len(request_id) <= _MAX_REQUEST_ID else b"",
             close=b"close" in framing.connection,
             keep_alive=b"keep-alive" in framing.connection,
-            expects=expects,
+            expects_continue=expects_continue,
         )
 
-    def _way(
-        self, line: RequestLine, said: forwarded.Said, told: Claims, host: bytes, *, trusted: bool
+    def _forwarding_fields(
+        self,
+        line: RequestLine,
+        received: FieldValues,
+        info: ForwardedInfo,
+        host: bytes,
+        *,
+        trusted: bool,
     ) -> bytes:
-        """The fields that say how the request came to us."""
+        """Via and the forwarding fields for the worker."""
         lines = b""
         if self._via:
-            passed = b"".join(value + b", " for value in said.get(b"via", ()) if value)
+            passed = b"".join(value + b", " for value in received.get(b"via", ()) if value)
             lines = b"Via: %b1.%d %b\r\n" % (passed, line.minor, self._via)
-        proto, host = told.proto or self._scheme, told.host or host
-        if self._terms.forwarded and told.hops:
-            lines += _elements(told, proto, host)
-        if not self._terms.x_forwarded:
+        proto, host = info.proto or self._scheme, info.host or host
+        if self._forwarding.forwarded and info.hops:
+            lines += _elements(info, proto, host)
+        if not self._forwarding.x_forwarded:
             return lines
         lines += b"X-Forwarded-Proto: " + proto + b"\r\n"
         if host:
             lines += b"X-Forwarded-Host: " + host + b"\r\n"
-        if trusted and (port := self._port_of(told)):
+        if trusted and (port := self._client_port(info)):
             lines += b"X-Forwarded-Port: " + port + b"\r\n"
-        return lines + b"X-Forwarded-For: " + "".join(hop + ", " for hop in told.hops).encode()
+        return lines + b"X-Forwarded-For: " + "".join(hop + ", " for hop in info.hops).encode()
 
-    def _port_of(self, told: Claims) -> bytes:
-        """A proxy that says what the client speaks, and not where, means the usual place."""
-        if told.port:
-            return told.port
-        return _USUAL_PORTS.get(told.proto, b"") or (b"%d" % self._port if self._port else b"")
+    def _client_port(self, info: ForwardedInfo) -> bytes:
+        """The port that the client connected to. A proxy that reports only the protocol means
+        its default port."""
+        if info.port:
+            return info.port
+        return _DEFAULT_PORTS.get(info.proto, b"") or (b"%d" % self._port if self._port else b"")
 
 
-def of_service(config: ServiceConfig, port: int) -> HeaderRewriter:
-    """By its configuration."""
+def rewriter_for(config: ServiceConfig, port: int) -> HeaderRewriter:
+    """The rewriter of a service, by its configuration."""
     return HeaderRewriter(
         config.trusted_proxies,
         config.limits.headers,
         b"https" if config.tls else b"http",
-        ours=forwarded.CERTIFICATE_FIELDS if config.verifies else frozenset(),
+        own_fields=forwarded.CERTIFICATE_FIELDS if config.verifies else frozenset(),
         port=port,
-        terms=config.forwarding,
+        forwarding=config.forwarding,
     )
 
 
-def _elements(told: Claims, proto: bytes, host: bytes) -> bytes:
-    """Forwarded, as those before us said it or would have."""
-    first, *others = map(_node, told.hops)
+def _elements(info: ForwardedInfo, proto: bytes, host: bytes) -> bytes:
+    """The elements of Forwarded for the hops before us."""
+    first, *others = map(_node, info.hops)
     text = b"Forwarded: for=%b;proto=%b" % (first, proto)
     if host:
         text += b';host="%b"' % host
@@ -224,20 +239,24 @@ def _node(address: str) -> bytes:
     return b'"[%b]"' % address.encode() if ":" in address else (address or "unknown").encode()
 
 
-def _offers(upgrade: bytes) -> bytes:
-    """The protocols offered, without those that would carry requests past everything here."""
+def _allowed_upgrades(upgrade: bytes) -> bytes:
+    """The offered protocols without those that carry HTTP: their requests would be unchecked."""
     offers = (offer.strip(b" \t") for offer in upgrade.split(b","))
     return b", ".join(
-        offer for offer in offers if offer and offer.lower().partition(b"/")[0] not in _HTTP_ITSELF
+        offer
+        for offer in offers
+        if offer and offer.lower().partition(b"/")[0] not in _HTTP_PROTOCOLS
     )
 
 
 def request_trailers(block: bytes, options: frozenset[bytes]) -> bytes:
-    """Keep of a request's trailer block what may be in one; `options` of Connection."""
-    dropped = NO_TRAILERS | options
+    """The fields of a request's trailer block that are allowed; `options`: of Connection."""
+    dropped = NOT_IN_TRAILERS | options
     return keep_trailers(
         block,
         lambda name: (
-            name not in dropped and not forwarded.is_claim(name) and not _AMBIGUOUS.search(name)
+            name not in dropped
+            and not forwarded.is_forwarding_field(name)
+            and not _AMBIGUOUS.search(name)
         ),
     )

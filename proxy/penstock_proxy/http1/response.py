@@ -1,8 +1,8 @@
 """The head of a response: as its worker sent it, and as the client gets it.
 
-Owns: what is dropped from a response head, whether the worker's connection may be used again and
-for how long, and the memory of heads seen before. Must not know: sockets, framing beyond what
-`http1` says of it, what the client asked. No I/O.
+Owns: what is dropped from a response head, whether the worker's connection may be reused and
+after how much idle time, and the cache of parsed heads. Must not know: sockets, framing beyond
+what `parser` returns, what the client requested. No I/O.
 """
 
 import re
@@ -10,53 +10,53 @@ from typing import Final, NamedTuple
 
 from penstock_proxy.errors import BAD_RESPONSE, RejectedError
 from penstock_proxy.http1 import parser
-from penstock_proxy.http1.fields import HOP_BY_HOP, NO_TRAILERS, keep_trailers
+from penstock_proxy.http1.fields import HOP_BY_HOP, NOT_IN_TRAILERS, keep_trailers
 from penstock_proxy.http1.parser import Framing
 
 IDLE_S: Final = 60.0
-"""An idle connection to a worker is closed before most servers would (75 s and more)."""
+"""Idle time of a connection to a worker. Most servers close later (after 75 s and more)."""
 _TIMEOUT: Final = re.compile(rb"(?i:\btimeout[ \t]*=[ \t]*\"?)(\d{1,9})")
 
-_REMEMBERED: Final = 256
-_REMEMBERED_SIZE: Final = 4 << 10
+_CACHED_HEADS: Final = 256
+_MAX_CACHED_HEAD: Final = 4 << 10
 
 
 class Response(NamedTuple):
-    """A worker's response head, ready for the client but for Connection and framing."""
+    """A worker's response head, ready for the client except for Connection and framing."""
 
     status: int
     minor: int
     length: int
     chunked: bool
     close: bool
-    """The worker's connection cannot be used again."""
-    keep_s: float
-    """How long it may be idle before it is used again; 0: it cannot be."""
+    """The worker's connection cannot be reused."""
+    max_idle_s: float
+    """How long the connection may be idle before it is reused; 0: it cannot be reused."""
     upgrade: bytes
-    out: bytes
-    """Status line and fields without the empty line; Content-Length is in it, if any."""
+    head: bytes
+    """Status line and fields, with Content-Length if there is one, without the empty line."""
 
 
 class ResponseHeads:
-    """Turns response heads around. Workers repeat theirs, to the very byte, all second long."""
+    """Parses response heads, with a cache: a worker's heads are the same bytes for a second."""
 
     def __init__(self, limit: int = parser.MAX_RESPONSE_HEAD) -> None:
         """`limit`: bytes of one head."""
         self._limit = limit
-        self._remembered: dict[bytes, Response] = {}
+        self._cache: dict[bytes, Response] = {}
 
     def read(self, head: bytes) -> Response:
-        """Judge a response head and say what goes to the client. Raises RejectedError."""
-        known = self._remembered.get(head)
-        if known is None:
-            # Here, and not before every look-up: what is remembered was short enough.
+        """Parse a response head, or take it from the cache. Raises RejectedError."""
+        response = self._cache.get(head)
+        if response is None:
+            # Here, and not before every look-up: heads in the cache were short enough.
             self.check(len(head))
-            known = parse_response(head)
-            if len(head) <= _REMEMBERED_SIZE:
-                if len(self._remembered) >= _REMEMBERED:
-                    self._remembered.clear()
-                self._remembered[head] = known
-        return known
+            response = parse_response(head)
+            if len(head) <= _MAX_CACHED_HEAD:
+                if len(self._cache) >= _CACHED_HEADS:
+                    self._cache.clear()
+                self._cache[head] = response
+        return response
 
     def check(self, size: int) -> None:
         """Raises RejectedError for a head of that size, whole or not."""
@@ -65,19 +65,19 @@ class ResponseHeads:
 
 
 def parse_response(head: bytes) -> Response:
-    """Judge a worker's response head and say what goes to the client. Raises RejectedError."""
+    """Parse a worker's response head and make the client's. Raises RejectedError."""
     minor, status, end = parser.parse_status_line(head)
     framing = parser.parse_fields(head[end:], BAD_RESPONSE)
     options = framing.connection
     dropped = HOP_BY_HOP | options
-    # HTTP/1.0 knows no chunks: read once, then never trusted again (RFC 9112 §6.1).
+    # HTTP/1.0 has no chunks: such a body is read, but its connection is closed (RFC 9112 §6.1).
     close = b"close" in options if minor else framing.chunked or b"keep-alive" not in options
     if status == 204 or status < 200:
-        # Neither may announce a body (RFC 9110 §8.6). Whoever does may send one, and the
-        # next client must not get it for an answer; nor this one for the final response.
+        # Neither may announce a body (RFC 9110 §8.6). A worker that announces one may send it.
+        # It must become neither the next client's response nor this one's final response.
         announced = framing.chunked or framing.length > 0
         if status < 200 and (announced or (close and status != 101)):
-            # HTTP/1.0 has no interim responses: to who reads it as such, it is the only one.
+            # HTTP/1.0 has no interim responses: its clients take this one for the final one.
             raise RejectedError(BAD_RESPONSE, "an interim response with a body, or that closes")
         dropped |= {b"content-length"}
         close = close or announced
@@ -90,21 +90,21 @@ def parse_response(head: bytes) -> Response:
         framing.length,
         framing.chunked,
         close,
-        0.0 if close else _keep_s(framing),
+        0.0 if close else _max_idle_s(framing),
         framing.upgrade,
         b"\r\n".join(kept),
     )
 
 
-def _keep_s(framing: Framing) -> float:
-    """How long its worker will keep the connection: its own word, but no longer than most."""
+def _max_idle_s(framing: Framing) -> float:
+    """How long the worker keeps an idle connection, by its Keep-Alive; at most IDLE_S."""
     for name, value, _ in framing.lines:
         if name == b"keep-alive" and (match := _TIMEOUT.search(value)) is not None:
-            # 0 is less than a second, and not the end.
+            # timeout=0 means less than a second, not that the connection is closed.
             return min(IDLE_S, float(match[1]) or 0.001)
     return IDLE_S
 
 
 def keep_response_trailers(block: bytes) -> bytes:
-    """Keep of a response's trailer block what may be in one."""
-    return keep_trailers(block, lambda name: name not in NO_TRAILERS)
+    """The fields of a response's trailer block that are allowed in trailers."""
+    return keep_trailers(block, lambda name: name not in NOT_IN_TRAILERS)

@@ -1,1 +1,1 @@
-"""From a listening socket to whoever serves a connection: accept, limits, PROXY header, SNI."""
+"""From a listening socket to a served connection: accept, limits, PROXY header, SNI routing."""

@@ -1,11 +1,11 @@
-"""Takes connections from one listener as long as there is room for them.
+"""Accepts connections from one listening socket as long as there is room for them.
 
-Owns: when a listening socket is read from, and when it is left alone. Must not know: what
-becomes of a connection (`deliver`), or who the workers are.
+Owns: when the socket is accepted from, and when accepting is paused. Must not know: what becomes
+of a connection (`deliver`), or anything of workers.
 
-The listener itself belongs to the supervisor and stays open whatever happens here, so
-pausing costs nobody a connection: the kernel's queue holds them. Whoever ticks calls
-`resume` when there is room again, and `overdue` to hear who has waited there for too long.
+The socket belongs to the supervisor and stays open whatever happens here. So no connection is
+lost by a pause: the kernel's queue holds them. Every tick calls `resume` if there is room
+again, and `overdue` to learn how many have waited too long.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.net.stream import Stream
 
 _BATCH: Final = 16
-"""Connections a wake-up, so that one busy listener does not starve the rest."""
-_log = logging.getLogger(__name__)
+"""Connections accepted in one wake-up, so that a busy listener does not starve the others."""
+_log = logging.getLogger("penstock.proxy")
 
 
 class Acceptor:
-    """One listener. `room` is asked before each batch."""
+    """One listening socket."""
 
     def __init__(
         self,
@@ -36,11 +36,11 @@ class Acceptor:
         deliver: Callable[[Stream, Any], None],
         on_full: Callable[[], None] = lambda: None,
         on_exhausted: Callable[[], None] = lambda: None,
-        patience_s: float = 0.0,
+        max_wait_s: float = 0.0,
         on_batch: Callable[[], None] | None = None,
     ) -> None:
-        """`room`: how many more may come. `on_batch`: called when those that came together
-        have been delivered."""
+        """`room`: asked before each batch how many more may be accepted. `on_full`: called when
+        a connection waits and there is none. `on_batch`: called after each batch."""
         self._loop = loop
         self.listener = listener
         self._family = int(listener.family)
@@ -52,71 +52,71 @@ class Acceptor:
         self._on_full = on_full
         self._on_exhausted = on_exhausted
         self._on_batch = on_batch
-        self._accept_queue = AcceptQueue(patience_s)
-        self._taken = 0
+        self._accept_queue = AcceptQueue(max_wait_s)
+        self._accepted_count = 0
         self.is_exhausted = False
-        """The last accept failed for want of a descriptor, or of memory."""
+        """The last accept failed, because the system has no descriptor or no memory."""
 
     @property
     def is_reading(self) -> bool:
         return self._reading
 
     def start(self) -> None:
-        """Accept from now on."""
+        """Begin to accept."""
         self._started = True
         self.resume()
 
     def resume(self) -> None:
-        """There may be room again. Harmless while accepting, and before and after."""
+        """There may be room again. Harmless while accepting, before `start` and after the end."""
         if self._reading:
-            # Whoever came since the last time was let in.
+            # Every accept since the last call has succeeded.
             self.is_exhausted = False
         if self._started and not self._reading and not self._closed:
             self._reading = True
-            self._loop.add_reader(self.listener, self._readable)
+            self._loop.add_reader(self.listener, self._on_readable)
 
     def overdue(self, now: float) -> int:
-        """How many wait, and have done so for longer than their patience."""
+        """How many have waited in the kernel's queue for longer than `max_wait_s`."""
         if self._closed or not self._started:
             return 0
         if self._reading and not self._accept_queue.was_occupied:
             return 0
         return self._accept_queue.overdue(
-            now, self._taken, lingering_close.accept_queue_length(self.listener)
+            now, self._accepted_count, lingering_close.accept_queue_length(self.listener)
         )
 
-    def take(self) -> Stream | None:
-        """One that waits, whether there is room or not, for who has something to tell it."""
+    def accept_one(self) -> Stream | None:
+        """Accept one even if there is no room, so that it can be refused; None if that fails."""
         try:
             fd, _ = self.listener._accept()  # type: ignore[attr-defined]
         except OSError as error:
             if error.errno in EXHAUSTED:
-                self._lacking(error)
+                self._report_exhausted(error)
             return None
-        self._taken += 1
+        self._accepted_count += 1
         return Stream(fd, self._family)
 
-    def taken(self) -> None:
-        """Somebody else took one off the queue."""
-        self._taken += 1
+    def accepted_elsewhere(self) -> None:
+        """One was accepted from this socket by other means."""
+        self._accepted_count += 1
 
     def drain(self, refuse: Callable[[], bool] = lambda: False) -> None:
-        """Take what the kernel has queued, then close: those clients were told yes.
+        """Accept what the kernel has queued, then close: the clients see these as connected.
 
-        `refuse` is called for each that cannot be taken for want of a descriptor.
+        `refuse` is called for each that cannot be accepted for want of a descriptor.
         """
         if self._closed:
             return
         try:
-            # As many as can wait there at a time, which is one more than the backlog: new ones
-            # may come as fast as these are taken.
+            # At most as many as can wait at a time, which is one more than the backlog: new ones
+            # may come as fast as these are accepted.
             left = max_backlog() + 1 if self._started else 0
             while left > 0 and self._accept():
                 left -= 1
             while left > 0 and self.is_exhausted and refuse():
                 left -= 1
         except OSError as error:
-            # Whoever drains has more to do, and here there is nothing left to save.
+            # The caller has more to drain, and nothing more can be done here.
             _log.error("cannot accept what was queued: %s", error.strerror)
         finally:
             if self._on_batch is not None:
@@ -126,23 +126,23 @@ class Acceptor:
             self.listener.close()
 
     def close(self) -> None:
-        """Take no more; what waits is taken by another who has the same socket."""
+        """Accept no more. What waits is left to others that have the same socket."""
         if not self._closed:
             self._pause()
             self._closed = True
             self.listener.close()
 
-    def _readable(self) -> None:
+    def _on_readable(self) -> None:
         try:
-            self._take_batch()
+            self._accept_batch()
         finally:
             if self._on_batch is not None:
                 self._on_batch()
 
-    def _take_batch(self) -> None:
+    def _accept_batch(self) -> None:
         left = min(_BATCH, self._room())
         if left < 1:
-            # Only who is woken knows that somebody waits.
+            # We were woken, so a connection waits.
             self._pause()
             self._on_full()
         while left > 0 and self._accept():
@@ -150,29 +150,29 @@ class Acceptor:
 
     def _accept(self) -> bool:
         try:
-            # `accept` itself would make a socket object; see dial.Stream.
+            # `accept` would make a socket object, which costs more than a `Stream`.
             fd, peer = self.listener._accept()  # type: ignore[attr-defined]
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            return self._not_accepted(error)
+            return self._accept_failed(error)
         self.is_exhausted = False
-        self._taken += 1
+        self._accepted_count += 1
         self._deliver(Stream(fd, self._family), peer)
         return True
 
-    def _not_accepted(self, error: OSError) -> bool:
-        """Nothing came; True if the next one may."""
+    def _accept_failed(self, error: OSError) -> bool:
+        """An accept failed. True: another one may succeed."""
         if error.errno in TRANSIENT:
             return True
-        # Whatever it is, it is there until the next tick: asking at once would be a busy loop.
+        # It will not pass at once: without a pause until the next tick this is a busy loop.
         self._pause()
         if error.errno not in EXHAUSTED:
             raise error
-        self._lacking(error)
+        self._report_exhausted(error)
         return False
 
-    def _lacking(self, error: OSError) -> None:
+    def _report_exhausted(self, error: OSError) -> None:
         if not self.is_exhausted:
             _log.error("cannot accept: %s; trying again until it can", error.strerror)
         self.is_exhausted = True

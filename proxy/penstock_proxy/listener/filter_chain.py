@@ -1,10 +1,10 @@
-"""The way of an accepted connection to whoever serves its client.
+"""The filter chain of a service: what an accepted connection passes before it is served.
 
-Owns the steps that a service wants on that way, each of which may keep a connection for a
-while or end it: the PROXY header (`proxy_protocol`), the name that decides whose it is
-(`sni_router`), TLS (`handshake`). Behind them is a `client_connection`, a `session`, or under
-handoff the `dispatcher`. A service that wants none of them has none of them in its way. Must not
-know: workers.
+Owns: the order of the filters. Each may hold a connection for a while or close it: the PROXY
+header (`proxy_protocol`), routing by server name (`sni_router`), the limit of connections per
+client (`overload`), TLS (`handshake`). At the end of the chain is a `client_connection`, a
+`session`, or under handoff the `dispatcher`. Filters that a service does not use cost it nothing.
+Must not know: workers.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,14 +15,14 @@ from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.client_connection import ClientConnection
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.listener.overload import Overload
-from penstock_proxy.listener.proxy_protocol import Gate, ProxyProtocolFilter
-from penstock_proxy.listener.sni_router import Door, SniRouter
+from penstock_proxy.listener.proxy_protocol import FilterCallbacks, ProxyProtocolFilter
+from penstock_proxy.listener.sni_router import SniDestination, SniRouter
 from penstock_proxy.net.peer import HeaderHandling, Peer
 from penstock_proxy.net.proxy_header import client_header
 from penstock_proxy.net.socket_transport import adopt
 from penstock_proxy.tcp.session import Session
 from penstock_proxy.tls.handshake import Handshake, TlsAcceptor
-from penstock_proxy.tls.server_names import ByName
+from penstock_proxy.tls.server_names import ServerNameMap
 from penstock_proxy.tls.transport import TlsConnection
 from penstock_worker.net.proxy_protocol import Endpoint
 from penstock_worker.net.stream import Stream
@@ -30,139 +30,150 @@ from penstock_worker.net.trusted_proxies import peer_address
 
 
 class FilterChain:
-    """The connections of one service that nobody serves yet."""
+    """The filters of one service."""
 
-    routes: SniRouter | None = None
-    """Some of them are another service's, by the name they ask for."""
+    sni_router: SniRouter | None = None
+    """Set if connections are routed to other services by server name."""
 
     def __init__(
         self, service: HttpContext, overload: Overload, dispatcher: Dispatcher | None
     ) -> None:
-        """`dispatcher`: under handoff, who connections are given to."""
+        """`dispatcher`: where connections go under handoff."""
         config = service.config
         self._service = service
         self._overload = overload
         self._dispatcher = dispatcher
-        self.tls_acceptor = TlsAcceptor(service, self._secured) if config.tls else None
-        self.proxy_protocol = self._proxy_protocol() if config.accept_proxy else None
+        self.tls_acceptor = TlsAcceptor(service, self._tls_established) if config.tls else None
+        self.proxy_protocol = self._make_proxy_protocol() if config.accept_proxy else None
 
-    def _proxy_protocol(self) -> ProxyProtocolFilter:
-        """A header is taken where we serve the client; else the worker takes it."""
+    def _make_proxy_protocol(self) -> ProxyProtocolFilter:
+        """The header is consumed if we serve the client; under handoff the worker reads it."""
         service = self._service
-        handling: HeaderHandling = "take"
-        gate: Gate = self
+        handling: HeaderHandling = "consume"
+        callbacks: FilterCallbacks = self
         if self._dispatcher is not None:
-            handling, gate = self._dispatcher.header_handling, self._dispatcher
-        trusted, head_s = service.rewriter.trusted, service.timeouts.head
+            handling, callbacks = self._dispatcher.header_handling, self._dispatcher
+        trusted, timeout_s = service.rewriter.trusted, service.timeouts.head
         return ProxyProtocolFilter(
-            service.loop, service.timers, head_s, trusted, gate, handling=handling
+            service.loop, service.timers, timeout_s, trusted, callbacks, handling=handling
         )
 
     @property
-    def way_in(self) -> Callable[[Stream, Any], None]:
-        """What becomes of an accepted connection first."""
+    def first_filter(self) -> Callable[[Stream, Any], None]:
+        """Where an accepted connection goes first."""
         if self.proxy_protocol is not None:
             return self.proxy_protocol.accepted
         return self._accepted if self._dispatcher is None else self._dispatcher.accepted
 
-    def route(self, services: "Mapping[str, FilterChain]") -> None:
-        """All services are there, by name: those that clients ask for are known."""
+    def set_sni_routes(self, services: "Mapping[str, FilterChain]") -> None:
+        """Set up routing by server name, now that all services are there, by name."""
         service = self._service
         if sni := service.config.sni:
-            doors = [(name, services[other]) for name, other in sni.items()]
-            names = ByName[Door](doors, self)
-            hello_s = service.timeouts.handshake
-            self.routes = SniRouter(service.loop, service.timers, hello_s, names, self)
+            destinations = [(name, services[other]) for name, other in sni.items()]
+            names = ServerNameMap[SniDestination](destinations, self)
+            timeout_s = service.timeouts.handshake
+            self.sni_router = SniRouter(service.loop, service.timers, timeout_s, names, self)
 
     def drain(self) -> None:
-        """Who is on the way gets a moment, and no more."""
+        """Shorten the time that connections in the chain have."""
         if self.proxy_protocol is not None:
             self.proxy_protocol.drain()
-        if self.routes is not None:
-            self.routes.drain()
+        if self.sni_router is not None:
+            self.sni_router.drain()
 
-    # -- steps
+    # -- filters
 
     def _accepted(self, stream: Stream, peer: Any) -> None:
         self._service.client_accepted()
-        if self.routes is None:
+        if self.sni_router is None:
             self._deliver(stream, peer)
         else:
-            self.routes.accepted(stream, Peer(peer))
+            self.sni_router.accepted(stream, Peer(peer))
 
-    def arrived(self) -> None:
-        """There is one more, which has not said whose it is."""
+    def connection_opened(self) -> None:
+        """A connection was accepted; its peer is not known yet."""
         self._service.client_accepted()
 
-    def entered(self, stream: Stream, peer: Peer) -> None:
-        """A client's connection was accepted, and it is known whose it is."""
-        if self.routes is None:
-            self._deliver(stream, peer.address, peer.destination, believed=peer.may_be_trusted)
+    def peer_known(self, stream: Stream, peer: Peer) -> None:
+        """The peer of an accepted connection is known."""
+        if self.sni_router is None:
+            self._deliver(
+                stream, peer.address, peer.destination, may_be_trusted=peer.may_be_trusted
+            )
         else:
-            self.routes.accepted(stream, peer)
+            self.sni_router.accepted(stream, peer)
 
-    def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
-        """A client's connection did not come in."""
+    def connection_rejected(self, address: str, fault: Fault | None, reason: str) -> None:
+        """An accepted connection was closed by a filter."""
         self._service.client_closed("")
         if fault is not None:
-            self._service.error_log.turned_away(address, fault, reason)
+            self._service.error_log.connection_rejected(address, fault, reason)
 
-    def routed_away(self) -> None:
-        """A connection that was looked at is nobody's for a moment."""
+    def connection_routed(self) -> None:
+        """A connection leaves for its destination, which counts it anew."""
         self._service.counters.active -= 1
         self._service.fd_budget.clients -= 1
 
-    def routed(self, stream: Stream, peer: Peer) -> None:
-        """A connection comes by its name, maybe from another one's listener."""
+    def accept_routed(self, stream: Stream, peer: Peer) -> None:
+        """A connection was routed here by its server name, maybe from another service."""
         service = self._service
         if self._overload.room() < 1:
             self._overload.rejections.reject(stream, MAX_CONNECTIONS)
-            service.error_log.turned_away(peer_address(peer.address), MAX_CONNECTIONS, "it is full")
+            service.error_log.connection_rejected(
+                peer_address(peer.address), MAX_CONNECTIONS, "it is full"
+            )
             return
         service.counters.active += 1
         service.fd_budget.clients += 1
-        self._deliver(stream, peer.address, peer.destination, believed=peer.may_be_trusted)
+        self._deliver(stream, peer.address, peer.destination, may_be_trusted=peer.may_be_trusted)
 
-    # -- to whom
+    # -- the end of the chain
 
     def _deliver(
-        self, stream: Stream, peer: Any, destination: Endpoint = None, *, believed: bool = True
+        self,
+        stream: Stream,
+        peer: Any,
+        destination: Endpoint = None,
+        *,
+        may_be_trusted: bool = True,
     ) -> None:
         service = self._service
-        counted_as = service.counted_as(peer, believed=believed)
-        if not self._overload.admits(stream, counted_as):
+        counted_address = service.counted_address(peer, may_be_trusted=may_be_trusted)
+        if not self._overload.admit(stream, counted_address):
             return
         version = service.proxy_version
         proxy_header = client_header(version, stream, peer, destination) if version else b""
         port = destination[1] if isinstance(destination, tuple) else 0
         if self.tls_acceptor is not None:
             self.tls_acceptor.accepted(
-                stream, peer, proxy_header, port, counted_as, believed=believed
+                stream, peer, proxy_header, port, counted_address, may_be_trusted=may_be_trusted
             )
         elif service.config.mode == "http":
-            client = ClientConnection(service, peer, proxy_header, believed=believed, port=port)
+            client = ClientConnection(
+                service, peer, proxy_header, may_be_trusted=may_be_trusted, port=port
+            )
             service.clients.add(client)
             adopt(service.reactor, client, stream, service.config.limits.buffer)
         else:
             Session(service, stream, peer, proxy_header).start()
 
-    def _secured(self, handshake: Handshake, connection: TlsConnection) -> None:
-        """A client speaks TLS, and can be served."""
+    def _tls_established(self, handshake: Handshake, connection: TlsConnection) -> None:
+        """A TLS handshake has succeeded: serve the client."""
         service, peer = self._service, handshake.peer
         proxy_header = handshake.proxy_header
-        facts = connection.facts(service.config.limits.log_field)
+        log_fields = connection.log_fields(service.config.limits.log_field)
         if service.config.mode == "http":
             client = ClientConnection(
                 service,
                 peer,
                 proxy_header,
-                believed=handshake.believed,
-                fields=connection.certificate_field(),
+                may_be_trusted=handshake.may_be_trusted,
+                fields=connection.client_cert_field(),
                 port=handshake.port,
-                tls=facts,
+                tls=log_fields,
             )
             service.clients.add(client)
-            connection.carry(client)
+            connection.attach(client)
         else:
             connection.pause_reading()
-            Session(service, connection, peer, proxy_header, facts).start()
+            Session(service, connection, peer, proxy_header, log_fields).start()

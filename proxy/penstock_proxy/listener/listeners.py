@@ -1,9 +1,10 @@
-"""Where the clients of one service come in: its own listeners, and those it covers for.
+"""The listeners of one service in one proxy: its own, and those taken over from other proxies.
 
-Owns the acceptors of one service in one proxy. Another proxy that is away has a share of the
-clients too, which the kernel deals to its listener; as long as it is away this one accepts
-from there as well. All of them ask the same question before they accept, and deliver to the
-same place.
+Owns: the acceptors. The kernel distributes clients over the listeners of all proxies. While a
+proxy is away, the others take over its listeners and accept from them too. All acceptors ask
+the same `AdmissionControl` before they accept, and deliver to the same function.
+
+See docs/decisions/0006-one-listener-for-each-proxy.md.
 """
 
 import asyncio
@@ -19,27 +20,27 @@ from penstock_worker.net.stream import Stream
 
 
 class AdmissionControl:
-    """Who knows whether there is room, and what to do when there is none."""
+    """Decides whether there is room, and what is done when there is none."""
 
     def room(self) -> int:
-        """How many more may be accepted? Below 1: nobody."""
+        """How many more connections may be accepted; below 1: none."""
         raise NotImplementedError
 
-    def crowded(self) -> None:
-        """Somebody waits for whom there is no room."""
+    def no_room(self) -> None:
+        """A connection waits, and there is no room for it."""
         raise NotImplementedError
 
-    def exhausted(self) -> None:
-        """An accept failed for want of a descriptor, or of memory."""
+    def resources_exhausted(self) -> None:
+        """An accept failed, because the system has no descriptor or no memory."""
         raise NotImplementedError
 
     def refuse(self, acceptor: Acceptor, fault: Fault) -> bool:
-        """Take one off the queue and tell it no. False: there is none, or no way to."""
+        """Accept one from the queue and refuse it. False: there is none, or that failed."""
         raise NotImplementedError
 
 
 class Listeners:
-    """`fds` are the numbers of the service's own listeners, which are adopted."""
+    """`fds`: the descriptors of the service's own listeners, which this owns from now on."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class Listeners:
         fds: tuple[int, ...],
         fd_budget: FdBudget,
         overload: AdmissionControl,
-        patience_s: float,
+        max_wait_s: float,
         deliver: Callable[[Stream, Any], None],
         on_batch: Callable[[], None] | None = None,
     ) -> None:
@@ -55,63 +56,63 @@ class Listeners:
         self._on_batch = on_batch
         self._fd_budget = fd_budget
         self._overload = overload
-        self._patience_s = patience_s
+        self._max_wait_s = max_wait_s
         self._deliver = deliver
         self._own = [self._acceptor(socket.socket(fileno=fd)) for fd in fds]
-        self._covered: dict[int, Acceptor] = {}
-        """By number of the proxy that is away."""
+        self._taken_over: dict[int, Acceptor] = {}
+        """By the number of the proxy that is away."""
         self._draining = False
 
     def start(self) -> None:
-        """The listeners listen: take what comes."""
+        """Begin to accept."""
         for acceptor in self._all():
             acceptor.start()
 
     def resume(self) -> None:
-        """There may be room again."""
+        """There may be room again: accept."""
         for acceptor in self._all():
             acceptor.resume()
 
     @property
     def is_accepting(self) -> bool:
-        """Are its own listeners read from, and does that bring anybody in?"""
+        """Do its own listeners accept, and did the last accept not fail?"""
         return all(one.is_reading and not one.is_exhausted for one in self._own)
 
-    def look(self, now: float, fault: Fault, most: int) -> int:
-        """Tell those who have waited too long; returns how many that were."""
-        told = 0
+    def refuse_overdue(self, now: float, fault: Fault, max_refused: int) -> int:
+        """Refuse those that have waited too long; returns how many."""
+        refused = 0
         for acceptor in self._all():
-            for _ in range(min(acceptor.overdue(now), most - told)):
+            for _ in range(min(acceptor.overdue(now), max_refused - refused)):
                 if not self._overload.refuse(acceptor, fault):
                     break
-                told += 1
-        return told
+                refused += 1
+        return refused
 
     def drain(self) -> None:
-        """Take what waits, and nothing after it; who cannot be taken is told so."""
+        """Accept what waits, and nothing after it; refuse what cannot be accepted."""
         self._draining = True
         for acceptor in self._all():
             acceptor.drain(partial(self._overload.refuse, acceptor, NO_DESCRIPTORS))
 
-    def cover(self, proxy: int, listener: socket.socket) -> None:
-        """That proxy is away: accept from its listener too."""
-        self.uncover(proxy)
+    def take_over(self, proxy: int, listener: socket.socket) -> None:
+        """That proxy is away: accept from its listener too, until it is given back."""
+        self.give_back(proxy)
         if self._draining:
             listener.close()
             return
-        acceptor = self._covered[proxy] = self._acceptor(listener)
+        acceptor = self._taken_over[proxy] = self._acceptor(listener)
         self._fd_budget.listeners += 1
         acceptor.start()
 
-    def uncover(self, proxy: int) -> None:
-        """That proxy is back, and takes what waits at its listener."""
-        if (acceptor := self._covered.pop(proxy, None)) is not None:
+    def give_back(self, proxy: int) -> None:
+        """That proxy is back, and accepts from its listener itself, also what waits there."""
+        if (acceptor := self._taken_over.pop(proxy, None)) is not None:
             acceptor.close()
             self._fd_budget.listeners -= 1
 
     def _all(self) -> Iterator[Acceptor]:
         yield from self._own
-        yield from self._covered.values()
+        yield from self._taken_over.values()
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
         return Acceptor(
@@ -119,15 +120,15 @@ class Listeners:
             listener,
             self._overload.room,
             self._deliver,
-            self._overload.crowded,
-            self._overload.exhausted,
-            self._patience_s,
+            self._overload.no_room,
+            self._overload.resources_exhausted,
+            self._max_wait_s,
             self._on_batch,
         )
 
 
 def port_of(fds: tuple[int, ...]) -> int:
-    """Where clients connect, by one of these listeners; 0 for a unix socket, and for none."""
+    """The port of the first listener; 0 if it is a unix socket, or there is none."""
     if not fds:
         return 0
     sock = socket.socket(fileno=fds[0])

@@ -1,14 +1,13 @@
-"""What happens when more come than can be served.
+"""Overload control: what happens when more clients connect than can be served.
 
-Owns, for one service: when its listeners are left alone and why; who is ended to make room;
-who has waited too long and is told so; and who has too many connections already. Must not
-know what is done with a connection that comes in (`service`).
+Owns, for one service: when accepting is paused and why, which idle connections are closed to make
+room, which waiting clients are refused, and the limit of connections per client. Must not know:
+what is done with an accepted connection (`filter_chain`).
 
-Who finds no room waits in the kernel's queue, and most often is let in a moment later: that
-is the gentlest answer, and costs nothing. Room is made from what nobody misses, the keep-alive
-connections that have been idle for longest. But a queue that does not move is no answer at
-all, so whoever has waited for `timeouts.queue` is accepted on a descriptor of the reserve, told
-503 (in tcp mode there are no words) and closed.
+A client that finds no room waits in the kernel's queue, and most often is accepted a moment
+later. That costs nothing. Room is made by closing the keep-alive connections that have been idle
+for longest. But no client should wait for ever, so one that has waited for `timeouts.queue` is
+accepted on a descriptor of the reserve, answered 503 (in mode tcp without an answer) and closed.
 """
 
 import logging
@@ -29,152 +28,153 @@ if TYPE_CHECKING:
 
     from penstock_worker.net import lingering_close
 
-_REFUSED_A_TICK: Final = 256
+_MAX_REFUSED_A_TICK: Final = 256
 _IDLE_S: Final = 1.0
-"""Who was served just now may be about to ask again."""
-_FEWEST: Final = 32
-"""Idle ones that are ended at a time; more, if there are many."""
+"""A connection idle for less than this may be about to send its next request."""
+_MIN_ENDED: Final = 32
+"""Idle connections closed at a time; an eighth of them if that is more."""
 _log = logging.getLogger("penstock.proxy")
 
 
 class Overload(AdmissionControl):
-    """The bounds of one service's front door."""
+    """The admission control of one service."""
 
     listeners: Listeners
-    """The listeners, which are made after this."""
+    """Set after construction, because listeners need this object."""
 
     def __init__(self, service: HttpContext) -> None:
         self._service = service
         config = service.config
-        self._share = service.config.limits.connections_per_client
+        self._per_client = service.config.limits.connections_per_client
         self.is_full = False
-        """Somebody was left waiting in the listener's queue."""
-        self._said = False
-        self._made_room = NEVER
+        """A connection was left waiting in a listener's queue."""
+        self._warned = False
+        self._ended_idle_at = NEVER
         self.spare: lingering_close.SpareDescriptor | None = None
-        """The process's one; it is opened before anybody is accepted."""
-        # Inside TLS there is nothing to say before the handshake, which costs too much here.
-        speaks = config.mode == "http" and config.scheme == "ports" and not config.tls
-        self.rejections = Rejections(service, speaks_http=speaks)
+        """The spare descriptor of the process, opened before the first accept."""
+        # With TLS an answer would need a handshake first, which costs too much here.
+        speaks_http = config.mode == "http" and config.scheme == "ports" and not config.tls
+        self.rejections = Rejections(service, speaks_http=speaks_http)
 
-    # -- may one more come?
+    # -- admission
 
     def room(self) -> int:
-        """How many more may come in. Below 1: nobody."""
+        """How many more connections may be accepted; below 1: none."""
         room, limit = self._service.fd_budget.room(), self._service.config.max_connections
-        return min(room, limit - self._here()) if limit else room
+        return min(room, limit - self._connection_count()) if limit else room
 
-    def _here(self) -> int:
+    def _connection_count(self) -> int:
         counters = self._service.counters
         return counters.active + counters.in_flight + counters.opened
 
-    def crowded(self) -> None:
-        """Somebody waits for whom there is no room."""
-        fault = self._lacking()
+    def no_room(self) -> None:
+        """A connection waits, and there is no room for it."""
+        fault = self._limit_reached()
         if fault is None:
             return
         if not self.is_full:
             self.is_full = True
             self._service.counters.pauses[fault.kind] += 1
-        self._say(fault)
-        self._make_room()
+        self._warn(fault)
+        self._end_idle()
 
-    def _lacking(self) -> Fault | None:
+    def _limit_reached(self) -> Fault | None:
         if self._service.fd_budget.room() < 1:
             return NO_DESCRIPTORS
-        return MAX_CONNECTIONS if 0 < self._service.config.max_connections <= self._here() else None
+        limit = self._service.config.max_connections
+        return MAX_CONNECTIONS if 0 < limit <= self._connection_count() else None
 
     def resume(self) -> None:
-        """Somebody has left."""
+        """A connection was closed: accept again."""
         if self.is_full:
-            # Other services that wait for the same descriptors are woken by the next tick.
+            # Other services that wait for the same descriptors resume at the next tick.
             self.is_full = False
             self.listeners.resume()
 
-    def exhausted(self) -> None:
-        """The system has no descriptor or memory for an accept, whatever our account says."""
+    def resources_exhausted(self) -> None:
+        """An accept failed for want of a descriptor or of memory, although we counted room."""
         self._service.counters.pauses["system"] += 1
-        self._make_room()
+        self._end_idle()
 
     def tick(self, now: float) -> None:
-        """Four times a second: let in who finds room by now, send off who waited too long."""
-        fault = self._lacking()
+        """Four times a second: refuse those that waited too long, and resume if there is room."""
+        fault = self._limit_reached()
         listeners = self.listeners
-        self._count_share()
-        refused = listeners.look(now, fault or NO_DESCRIPTORS, _REFUSED_A_TICK)
+        self._update_client_limit()
+        refused = listeners.refuse_overdue(now, fault or NO_DESCRIPTORS, _MAX_REFUSED_A_TICK)
         if refused:
             name = self._service.config.name
             _log.warning("%s: refused %d that had waited too long to be accepted", name, refused)
         if fault is None:
             self.is_full = False
-            self._said = False
+            self._warned = False
             listeners.resume()
 
-    # -- who has enough
+    # -- connections per client
 
-    def _count_share(self) -> None:
-        share, service = self._share, self._service
-        if isinstance(share, int):
-            service.client_limit.most = share
+    def _update_client_limit(self) -> None:
+        per_client, service = self._per_client, self._service
+        if isinstance(per_client, int):
+            service.client_limit.max_per_client = per_client
             return
-        most = service.fd_budget.capacity
+        limit = service.fd_budget.capacity
         if service.config.max_connections:
-            most = min(most, service.config.max_connections)
-        service.client_limit.most = max(1, int(most * share))
+            limit = min(limit, service.config.max_connections)
+        service.client_limit.max_per_client = max(1, int(limit * per_client))
 
-    def admits(self, stream: Stream, address: str) -> bool:
-        """May this client have one more? If not, it is told so, and the connection is ours.
+    def admit(self, stream: Stream, address: str) -> bool:
+        """May this client have one more connection? If not, it is rejected here.
 
-        Without an address it counts for nobody: a trusted proxy comes for many.
+        An empty address is not counted: a trusted proxy connects for many clients.
         """
-        if not address or self._service.client_limit.enters(address):
+        if not address or self._service.client_limit.acquire(address):
             return True
         self.rejections.reject(stream, CLIENT_LIMIT)
         self._service.client_closed("")
-        self._service.error_log.turned_away(address, CLIENT_LIMIT, CLIENT_LIMIT.text)
+        self._service.error_log.connection_rejected(address, CLIENT_LIMIT, CLIENT_LIMIT.text)
         return False
 
-    # -- sending off
+    # -- refusing
 
     def refuse(self, acceptor: Acceptor, fault: Fault) -> bool:
-        """Take one off the queue and tell it no. False: there is none, or no way to."""
-        stream = None if acceptor.is_exhausted else acceptor.take()
+        """Accept one from the queue and refuse it. False: there is none, or that failed."""
+        stream = None if acceptor.is_exhausted else acceptor.accept_one()
         if stream is not None:
             self.rejections.reject(stream, fault)
         elif acceptor.is_exhausted and self.spare is not None:
             if not self.spare.refuse(acceptor.listener, self.rejections.answer(fault)):
                 return False
-            acceptor.taken()
+            acceptor.accepted_elsewhere()
         else:
             return False
         self._service.counters.rejected[fault.kind] += 1
         return True
 
-    # -- making room
+    # -- closing idle connections
 
-    def _make_room(self) -> None:
-        """End who has been idle for longest, at most once a tick."""
+    def _end_idle(self) -> None:
+        """Close those that have been idle for longest, at most once a tick."""
         service = self._service
         now = service.timers.now
-        if self._made_room == now:
+        if self._ended_idle_at == now:
             return
-        self._made_room = now
-        ended = _end_longest(service.clients, now)
-        # A worker's connection is worth a client's only if there are more of them.
+        self._ended_idle_at = now
+        ended = _end_longest_idle(service.clients, now)
+        # Idle connections to workers are closed only if there are more of them than of clients.
         service.connections.end_oldest(service.fd_budget.upstreams - service.fd_budget.clients)
         if ended:
             _log.info("%s: ended %d idle connections to make room", service.config.name, ended)
 
-    def _say(self, fault: Fault) -> None:
-        if not self._said:
-            self._said = True
+    def _warn(self, fault: Fault) -> None:
+        if not self._warned:
+            self._warned = True
             what = "no descriptors are left" if fault is NO_DESCRIPTORS else "it is full"
             _log.warning("%s accepts no more connections: %s", self._service.config.name, what)
 
 
-def _end_longest(clients: "Iterable[HttpClient]", now: float) -> int:
+def _end_longest_idle(clients: "Iterable[HttpClient]", now: float) -> int:
     idle = [client for client in clients if client.idle_since + _IDLE_S < now]
-    most = max(_FEWEST, len(idle) // 8)
-    for client in nsmallest(most, idle, key=attrgetter("idle_since")):
+    limit = max(_MIN_ENDED, len(idle) // 8)
+    for client in nsmallest(limit, idle, key=attrgetter("idle_since")):
         client.end_idle()
-    return min(most, len(idle))
+    return min(limit, len(idle))

@@ -1,13 +1,12 @@
-"""A connection that is looked at before anybody owns it: bytes are seen, and stay where they are.
+"""Peeks at the first bytes of a connection and leaves them in the kernel (MSG_PEEK).
 
-Owns: its descriptor from the moment it is let in until it is handed on or closed, the time
-that it has, and when to look again. Must not know: what is looked for (`proxy_protocol`,
-`sni_router`).
+Owns: a descriptor from accept until it is handed on or closed, its time limit, and when to peek
+again. Must not know: what the bytes mean (`proxy_protocol`, `sni_router`).
 
-It works on the bare descriptor: what a transport has read nobody can put back. Nobody in
-here makes us spin, however slowly the bytes come. While what was seen is not enough, the
-kernel is told to wake us for more than that (SO_RCVLOWAT); where it wakes us for the same
-bytes again (unix sockets know no such mark, and an end overrides it), the next tick looks.
+It works on the bare descriptor, because what a transport has read cannot be put back. However
+slowly the bytes come, there is no busy loop. While they are not enough, SO_RCVLOWAT makes the
+kernel wake us only for more. Where it wakes us for the same bytes again (unix sockets ignore the
+mark, and an end of file overrides it), we peek again at the next tick.
 """
 
 import asyncio
@@ -18,28 +17,28 @@ from typing import Final
 from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_worker.net.stream import Stream
 
-STOPPING_S: Final = 1.0
-"""For one that is here when we stop."""
-# Plain numbers: Python 3.11 takes longer to find a member of an enum than the kernel to look.
-# The kernel accepts sockets that block, whatever the listener does.
+DRAIN_S: Final = 1.0
+"""Time limit of those that are here when the proxy drains."""
+# Plain numbers: Python 3.11 takes longer to look up an enum member than the kernel to peek.
+# DONTWAIT: accepted sockets are blocking, whatever the listener is.
 PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _SOCKET: Final = int(socket.SOL_SOCKET)
 _LOWAT: Final = int(socket.SO_RCVLOWAT)
 _STREAM: Final = int(socket.SOCK_STREAM)
 
 
-class Peeked:
-    """One connection that belongs to nobody yet. Whoever looks says how (`_look`)."""
+class PeekedConnection:
+    """One connection that is peeked at. A subclass implements `_peek`."""
 
     __slots__ = (
         "_family",
-        "_inside",
         "_loop",
         "_reading",
         "_seen",
         "_sock",
+        "_time_limit",
         "_timers",
-        "_until",
+        "_waiting",
         "bucket",
         "deadline",
     )  # fmt: skip
@@ -48,75 +47,75 @@ class Peeked:
         self,
         loop: asyncio.AbstractEventLoop,
         timers: TimerWheel,
-        inside: "set[Peeked]",
+        waiting: "set[PeekedConnection]",
         stream: Stream,
     ) -> None:
-        """`inside`: where it is listed as long as it is here."""
+        """`waiting`: the set that it is in until it is released or closed."""
         self._loop = loop
         self._timers = timers
-        self._inside = inside
+        self._waiting = waiting
         self._family = stream.family
-        # All three said, so that none is asked of the kernel.
+        # Family, type and protocol are given, so that the kernel is not asked for them.
         self._sock = socket.socket(stream.family, _STREAM, 0, fileno=stream.fileno())
         stream.detach()
         self._seen = 0
-        """Looked at, and left where it is."""
+        """Bytes that were peeked at so far."""
         self._reading = False
-        self._until = NEVER
+        self._time_limit = NEVER
         self.deadline = NEVER
         self.bucket = NEVER
 
-    def begin(self, seconds: float) -> None:
-        """Look at once: most often what is looked for has come with the connection."""
-        self._inside.add(self)
+    def start(self, seconds: float) -> None:
+        """Peek at once: most often the bytes have come with the connection."""
+        self._waiting.add(self)
         self._timers.arm_in(self, seconds)
-        self._until = self.deadline
-        self._look()
+        self._time_limit = self.deadline
+        self._peek()
 
-    def hurry(self, seconds: float) -> None:
-        """No more time than this."""
-        self._until = min(self._until, self._timers.now + seconds)
-        self._timers.arm(self, self._until)
+    def limit_time(self, seconds: float) -> None:
+        """Shorten the time that is left to `seconds`."""
+        self._time_limit = min(self._time_limit, self._timers.now + seconds)
+        self._timers.arm(self, self._time_limit)
 
     def expired(self, now: float) -> None:
-        """The time is over, or it is time for another look."""
-        if now >= self._until:
-            self._too_late()
+        """The time is over, or it is time to peek again."""
+        if now >= self._time_limit:
+            self._timed_out()
         else:
-            self._look()
+            self._peek()
 
-    def _look(self) -> None:
+    def _peek(self) -> None:
         raise NotImplementedError
 
-    def _too_late(self) -> None:
+    def _timed_out(self) -> None:
         raise NotImplementedError
 
-    def _await(self) -> None:
-        """Look again when there is something to read."""
+    def _wait_readable(self) -> None:
+        """Peek again when there is something to read."""
         if not self._reading:
             self._reading = True
-            self._loop.add_reader(self._sock, self._look)
+            self._loop.add_reader(self._sock, self._peek)
 
-    def _await_beyond(self, seen: int, lacking: int) -> None:
-        """Look again when there is more than has been seen."""
+    def _wait_for_more(self, seen: int, missing: int) -> None:
+        """Peek again when there is more than the `seen` bytes; `missing` more are needed."""
         timers = self._timers
         if seen > self._seen:
             self._seen = seen
-            self._sock.setsockopt(_SOCKET, _LOWAT, seen + lacking)
-            self._await()
-            timers.arm(self, self._until)
+            self._sock.setsockopt(_SOCKET, _LOWAT, seen + missing)
+            self._wait_readable()
+            timers.arm(self, self._time_limit)
         else:
             self._pause()
-            timers.arm(self, min(timers.now, self._until))
+            timers.arm(self, min(timers.now, self._time_limit))
 
-    def _is_all(self, seen: int) -> bool:
-        """Is there nothing that was not seen before, and will nothing come any more? What is
-        only looked at hides the end behind it."""
+    def _is_at_end(self, seen: int) -> bool:
+        """Has the peer closed behind the `seen` bytes? Bytes that are only peeked at hide an end of
+        file behind them."""
         if seen > self._seen:
             return False
         poll = select.poll()
         poll.register(self._sock, select.POLLRDHUP)
-        # Once more: the last of it may have come with the end.
+        # Peek once more: the last bytes may have come with the end.
         return bool(poll.poll(0)) and len(self._sock.recv(seen + 1, PEEK)) <= seen
 
     def _pause(self) -> None:
@@ -125,17 +124,17 @@ class Peeked:
             self._loop.remove_reader(self._sock)
 
     def _release(self) -> Stream:
-        """As if nobody had looked: it is somebody else's from now on."""
+        """Give the descriptor away, with all bytes and its options as they were."""
         if self._seen:
             self._sock.setsockopt(_SOCKET, _LOWAT, 1)
-        self._leave()
+        self._unregister()
         return Stream(self._sock.detach(), self._family)
 
     def _close(self) -> None:
-        self._leave()
+        self._unregister()
         self._sock.close()
 
-    def _leave(self) -> None:
+    def _unregister(self) -> None:
         self._pause()
         self._timers.disarm(self)
-        self._inside.discard(self)
+        self._waiting.discard(self)

@@ -1,140 +1,144 @@
-"""What happens to an accepted connection before it is delivered: its PROXY header is read.
+"""Reads the PROXY header of an accepted connection, before anything else is done with it.
 
-Owns: connections that have not said yet whose they are, from accepting until that is known
-or they are turned away. Must not know: what becomes of one that has entered (`Gate`), how to
-wait for more than has been looked at (`peek`).
+Owns: connections whose peer is not known yet, from accept until it is known or they are rejected.
+Must not know: what becomes of a connection then (`FilterCallbacks`), or how to wait for more bytes
+than were peeked at (`peek`).
 
-What follows the header is not ours to read: it may be the first byte of a TLS handshake, of
-a relayed stream, or of a request that the worker reads itself. So bytes are looked at first,
-and taken as far as they are the header's, part by part if it comes so: then the descriptor is
-readable again only when there is more. A service without anything to find out here never
-makes an entrance.
+What follows the header must stay in the kernel: it may be the first byte of a TLS handshake, of a
+stream in mode tcp, or of a request that the worker reads itself. So bytes are peeked at first, and
+then only those of the header are read off. A header may come in parts; each part is read off, so
+that the descriptor is readable again only when there is more. A service without `accept_proxy`
+has no such filter.
 """
 
 import asyncio
 from typing import Any, Final, Protocol
 
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
-from penstock_proxy.listener.peek import PEEK, STOPPING_S, Peeked
+from penstock_proxy.listener.peek import DRAIN_S, PEEK, PeekedConnection
 from penstock_proxy.net.peer import HeaderHandling, Peer, peer_from_header
 from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_worker.net.proxy_protocol import MAX_HEADER, Header, HeaderError, parse
 from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import TrustedProxies, peer_address
 
-_LOOK: Final = 512
-"""Bytes looked at at once. A header is smaller than the smallest segment (§2), so that is all
-of nearly every one; a longer one takes another turn."""
+_PEEK_BYTES: Final = 512
+"""Bytes of one peek. A header fits into the smallest segment (§2), so nearly every one is complete
+in it; a longer one takes another turn."""
 
 
-class Gate(Protocol):
-    """Whose entrance it is. Each connection arrives, and then enters or is turned away."""
+class FilterCallbacks(Protocol):
+    """What the filter reports: every connection is opened, then its peer is known or it is
+    rejected."""
 
-    def arrived(self) -> None:
-        """There is one more descriptor."""
+    def connection_opened(self) -> None:
+        """A connection was accepted; its descriptor counts from now on."""
 
-    def entered(self, stream: Stream, peer: Peer) -> None:
-        """Owns the descriptor from now on."""
+    def peer_known(self, stream: Stream, peer: Peer) -> None:
+        """Its peer is known. The callee owns the descriptor from now on."""
 
-    def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
-        """It is closed; no fault: it left without a word."""
+    def connection_rejected(self, address: str, fault: Fault | None, reason: str) -> None:
+        """It is closed. No fault: the client closed before it sent anything."""
 
 
 class ProxyProtocolFilter:
-    """All who stand in the entrance of one service."""
+    """The connections of one service whose PROXY header has not come yet."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         timers: TimerWheel,
-        head_s: float,
+        timeout_s: float,
         trusted: TrustedProxies,
-        gate: Gate,
+        callbacks: FilterCallbacks,
         *,
         handling: HeaderHandling,
     ) -> None:
         self.loop = loop
         self.timers = timers
-        self.gate = gate
-        self.head_s = head_s
-        self.takes = handling == "take"
-        self.inside: set[Peeked] = set()
-        self._reads = handling != "no"
+        self.callbacks = callbacks
+        self.timeout_s = timeout_s
+        self.consumes = handling == "consume"
+        self.waiting: set[PeekedConnection] = set()
+        self._reads = handling != "ignore"
         self._trusted = trusted
 
     def accepted(self, stream: Stream, peer: Any) -> None:
-        """Let a connection enter as soon as its header is there."""
-        self.gate.arrived()
+        """Report the peer of a connection as soon as its header is there."""
+        self.callbacks.connection_opened()
         address = peer_address(peer)
         if address not in self._trusted:
             stream.close()
-            self.gate.turned_away(address, PROXY_UNTRUSTED, "it is none of trusted_proxies")
+            self.callbacks.connection_rejected(
+                address, PROXY_UNTRUSTED, "it is none of trusted_proxies"
+            )
         elif self._reads:
-            _Arrival(self, stream, peer).begin(self.head_s)
+            _HeaderReader(self, stream, peer).start(self.timeout_s)
         else:
-            self.gate.entered(stream, Peer(peer))
+            self.callbacks.peer_known(stream, Peer(peer))
 
     def drain(self) -> None:
-        """Who is inside gets a moment, and no more."""
-        self.head_s = min(self.head_s, STOPPING_S)
-        for arrival in self.inside:
-            arrival.hurry(self.head_s)
+        """Shorten the time that waiting connections have."""
+        self.timeout_s = min(self.timeout_s, DRAIN_S)
+        for reader in self.waiting:
+            reader.limit_time(self.timeout_s)
 
 
-class _Arrival(Peeked):
-    """One connection that has not entered."""
+class _HeaderReader(PeekedConnection):
+    """One connection whose header has not come yet."""
 
-    __slots__ = ("_got", "_peer", "_proxy_protocol")
+    __slots__ = ("_consumed", "_filter", "_peer")
 
-    def __init__(self, entrance: ProxyProtocolFilter, stream: Stream, peer: Any) -> None:
-        super().__init__(entrance.loop, entrance.timers, entrance.inside, stream)
-        self._proxy_protocol = entrance
+    def __init__(self, proxy_filter: ProxyProtocolFilter, stream: Stream, peer: Any) -> None:
+        super().__init__(proxy_filter.loop, proxy_filter.timers, proxy_filter.waiting, stream)
+        self._filter = proxy_filter
         self._peer = peer
-        self._got = b""
-        """Taken, and part of a header that has not all come."""
+        self._consumed = b""
+        """The part of an incomplete header that was read off the connection."""
 
-    def _too_late(self) -> None:
-        self._turn_away(PROXY_HEADER, "its PROXY header took too long")
+    def _timed_out(self) -> None:
+        self._reject(PROXY_HEADER, "its PROXY header took too long")
 
-    def _look(self) -> None:
+    def _peek(self) -> None:
         try:
             header = self._header()
         except BlockingIOError:
-            self._await()
+            self._wait_readable()
         except HeaderError as error:
-            self._turn_away(PROXY_HEADER, str(error))
+            self._reject(PROXY_HEADER, str(error))
         except OSError as error:
-            self._turn_away(CLIENT_GONE if self._got else None, error.strerror or "")
+            self._reject(CLIENT_GONE if self._consumed else None, error.strerror or "")
         else:
             if header is not None:
-                self._enter(header)
+                self._finish(header)
 
     def _header(self) -> Header | None:
-        """All of it, taken if it is to be; None if more has to come."""
-        takes = self._proxy_protocol.takes
-        seen = self._sock.recv(_LOOK if takes else MAX_HEADER, PEEK)
+        """The complete header, read off the connection if it is to be consumed; None if
+        incomplete."""
+        consumes = self._filter.consumes
+        seen = self._sock.recv(_PEEK_BYTES if consumes else MAX_HEADER, PEEK)
         if not seen:
-            if self._got:
+            if self._consumed:
                 raise HeaderError("its PROXY header broke off")
             raise ConnectionAbortedError
-        found = parse(self._got + seen)
-        # What was seen is there to be taken.
-        if isinstance(found, Header):
-            if takes:
-                self._sock.recv(found.size - len(self._got))
-            return found
-        if takes:
-            self._got += self._sock.recv(len(seen))
-            self._await()
-        elif self._is_all(len(seen)):
+        parsed = parse(self._consumed + seen)
+        # The bytes that we peeked at are there, so these reads are complete.
+        if isinstance(parsed, Header):
+            if consumes:
+                self._sock.recv(parsed.size - len(self._consumed))
+            return parsed
+        if consumes:
+            self._consumed += self._sock.recv(len(seen))
+            self._wait_readable()
+        elif self._is_at_end(len(seen)):
             raise HeaderError("its PROXY header broke off")
         else:
-            self._await_beyond(len(seen), found)
+            self._wait_for_more(len(seen), parsed)
         return None
 
-    def _enter(self, header: Header) -> None:
-        self._proxy_protocol.gate.entered(self._release(), peer_from_header(header, self._peer))
+    def _finish(self, header: Header) -> None:
+        self._filter.callbacks.peer_known(self._release(), peer_from_header(header, self._peer))
 
-    def _turn_away(self, fault: Fault | None, reason: str) -> None:
+    def _reject(self, fault: Fault | None, reason: str) -> None:
         self._close()
-        self._proxy_protocol.gate.turned_away(peer_address(self._peer), fault, reason)
+        self._filter.callbacks.connection_rejected(peer_address(self._peer), fault, reason)

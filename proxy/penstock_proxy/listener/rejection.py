@@ -1,7 +1,8 @@
-"""Telling a client that it is not served, before anything was read from it.
+"""Rejects a client before anything was read from it.
 
-Owns: the answer, and those who were told and have not hung up yet; a plain close would make the
-kernel reset the connection, and the answer with it. Must not know: why (`overload`).
+Owns: the answer, and the rejected clients that have not closed yet. They need a lingering close: a
+plain close would make the kernel reset the connection, and the answer would be lost. Must not
+know: why a client is rejected (`overload`).
 """
 
 import socket
@@ -14,13 +15,13 @@ from penstock_worker.net import lingering_close
 from penstock_worker.net.stream import Stream
 
 MAX_LINGERING: Final = 16
-"""Who are told no, and have not hung up yet. Their descriptors are of the reserve."""
+"""Rejected clients that have not closed yet, at most. Their descriptors are of the reserve."""
 _LINGER_S: Final = 2.0
 _RETRY_AFTER_S: Final = 1
 
 
 def answer(fault: Fault) -> bytes:
-    """A whole answer, for who is told before it was asked what it wants."""
+    """A complete response, sent before a request was read."""
     again = f"Retry-After: {_RETRY_AFTER_S}\r\n" if fault.status == 503 else ""
     return (
         f"{status_line(fault)}"
@@ -31,16 +32,16 @@ def answer(fault: Fault) -> bytes:
 
 
 class Rejections:
-    """Of one service."""
+    """The rejected clients of one service."""
 
     def __init__(self, service: ServiceContext, *, speaks_http: bool) -> None:
-        """`speaks_http`: clients understand an answer; without it they are closed."""
+        """`speaks_http`: clients get an answer; without it they are only closed."""
         self._service = service
         self._speaks_http = speaks_http
         self._lingering: set[_Lingering] = set()
 
     def reject(self, stream: Stream, fault: Fault) -> None:
-        """Tell a client no, and leave it a moment to hear it."""
+        """Send the answer, and leave the client a moment to read it."""
         fd = stream.fileno()
         stream.detach()
         sock = lingering_close.begin(fd, stream.family, self.answer(fault))
@@ -50,26 +51,26 @@ class Rejections:
             _Lingering(self._service, sock, self._lingering)
 
     def answer(self, fault: Fault) -> bytes:
-        """What a client is told; empty: it would not understand it."""
+        """What a client is answered; empty if it would not understand it."""
         return answer(fault) if self._speaks_http else b""
 
     def close(self) -> None:
-        """They have had time enough."""
+        """Close them all now."""
         for lingering in tuple(self._lingering):
             lingering.end()
 
 
 class _Lingering:
-    """One client that was told no, until it has hung up."""
+    """One rejected client, until it has closed."""
 
-    __slots__ = ("_all", "_service", "_sock", "bucket", "deadline")
+    __slots__ = ("_registry", "_service", "_sock", "bucket", "deadline")
 
     def __init__(
         self, service: ServiceContext, sock: socket.socket, lingering: "set[_Lingering]"
     ) -> None:
         self._service = service
         self._sock = sock
-        self._all = lingering
+        self._registry = lingering
         self.deadline = NEVER
         self.bucket = NEVER
         lingering.add(self)
@@ -86,5 +87,5 @@ class _Lingering:
     def end(self) -> None:
         self._service.loop.remove_reader(self._sock)
         self._service.timers.disarm(self)
-        self._all.discard(self)
+        self._registry.discard(self)
         self._sock.close()

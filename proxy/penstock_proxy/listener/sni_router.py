@@ -1,113 +1,113 @@
-"""TLS that is not ours: whose connection it is, by the name that its client asks for.
+"""TLS passthrough: routes connections by the name in their ClientHello, without ending TLS.
 
-Owns connections whose ClientHello is looked at, from the moment they are let in until it is
-known to which service they go. Nothing is taken: that service, or its worker, gets the
-connection as if nobody had looked (`peek`). Must not know: what becomes of one then (`Door`),
-or how a hello is read (`client_hello`).
+Owns: connections whose ClientHello is peeked at, from accept until it is known to which service
+they go. No byte is read off: that service, or its worker, gets the connection untouched (`peek`).
+Must not know: what becomes of a connection then (`SniDestination`), or how a ClientHello is parsed
+(`client_hello`).
 
-Bytes that are no TLS and a hello without a name that is known go to the service itself.
+A connection that is no TLS, or asks for no known name, stays with the service itself.
 """
 
 import asyncio
 from typing import Protocol
 
 from penstock_proxy.errors import HELLO_TIMEOUT, Fault
-from penstock_proxy.listener.peek import PEEK, STOPPING_S, Peeked
+from penstock_proxy.listener.peek import DRAIN_S, PEEK, PeekedConnection
 from penstock_proxy.net.peer import Peer
 from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.tls.client_hello import MAX_HELLO, HelloError, server_name
-from penstock_proxy.tls.server_names import ByName
+from penstock_proxy.tls.server_names import ServerNameMap
 from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import peer_address
 
 
-class Door(Protocol):
-    """Where a connection may go: a service."""
+class SniDestination(Protocol):
+    """A service that a connection can be routed to."""
 
-    def routed(self, stream: Stream, peer: Peer) -> None:
-        """Owns the descriptor from now on, and counts it."""
+    def accept_routed(self, stream: Stream, peer: Peer) -> None:
+        """A connection was routed here: own its descriptor from now on, and count it."""
 
 
-class Home(Protocol):
-    """The service whose listener it came from, which has counted it."""
+class SniOrigin(Protocol):
+    """The service whose listener has accepted the connection, and which has counted it."""
 
-    def routed_away(self) -> None:
-        """It goes to another one, or is its own and counted anew."""
+    def connection_routed(self) -> None:
+        """It goes to its destination, which counts it anew: stop counting it."""
 
-    def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
-        """It is closed; no fault: it left without a word."""
+    def connection_rejected(self, address: str, fault: Fault | None, reason: str) -> None:
+        """It is closed. No fault: the client closed before its ClientHello was complete."""
 
 
 class SniRouter:
-    """All connections of one service that are looked at."""
+    """The connections of one service whose ClientHello has not come yet."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         timers: TimerWheel,
-        hello_s: float,
-        doors: ByName[Door],
-        home: Home,
+        timeout_s: float,
+        destinations: ServerNameMap[SniDestination],
+        origin: SniOrigin,
     ) -> None:
         self.loop = loop
         self.timers = timers
-        self.doors = doors
-        self.home = home
-        self.inside: set[Peeked] = set()
-        self._hello_s = hello_s
+        self.destinations = destinations
+        self.origin = origin
+        self.waiting: set[PeekedConnection] = set()
+        self._timeout_s = timeout_s
 
     def accepted(self, stream: Stream, peer: Peer) -> None:
-        """Send it on as soon as its name is known."""
-        _Looked(self, stream, peer).begin(self._hello_s)
+        """Route a connection as soon as its server name is known."""
+        _HelloReader(self, stream, peer).start(self._timeout_s)
 
     def drain(self) -> None:
-        """Who is inside gets a moment, and no more."""
-        self._hello_s = min(self._hello_s, STOPPING_S)
-        for looked in self.inside:
-            looked.hurry(self._hello_s)
+        """Shorten the time that waiting connections have."""
+        self._timeout_s = min(self._timeout_s, DRAIN_S)
+        for reader in self.waiting:
+            reader.limit_time(self._timeout_s)
 
 
-class _Looked(Peeked):
-    """One connection that belongs to nobody yet."""
+class _HelloReader(PeekedConnection):
+    """One connection whose ClientHello has not come yet."""
 
-    __slots__ = ("_peer", "_routes")
+    __slots__ = ("_peer", "_router")
 
-    def __init__(self, routes: SniRouter, stream: Stream, peer: Peer) -> None:
-        super().__init__(routes.loop, routes.timers, routes.inside, stream)
-        self._routes = routes
+    def __init__(self, router: SniRouter, stream: Stream, peer: Peer) -> None:
+        super().__init__(router.loop, router.timers, router.waiting, stream)
+        self._router = router
         self._peer = peer
 
-    def _too_late(self) -> None:
-        self._turn_away(HELLO_TIMEOUT, "its TLS hello took too long")
+    def _timed_out(self) -> None:
+        self._reject(HELLO_TIMEOUT, "its TLS hello took too long")
 
-    def _look(self) -> None:
+    def _peek(self) -> None:
         try:
             seen = self._sock.recv(MAX_HELLO, PEEK)
         except BlockingIOError:
-            self._await()
+            self._wait_readable()
             return
         except OSError:
-            self._turn_away(None, "")
+            self._reject(None, "")
             return
         if not seen:
-            self._turn_away(None, "")
+            self._reject(None, "")
             return
         try:
             name = server_name(seen)
         except HelloError:
             name = ""
         if name is not None:
-            self._go(name)
-        elif self._is_all(len(seen)):
-            self._turn_away(None, "")
+            self._route(name)
+        elif self._is_at_end(len(seen)):
+            self._reject(None, "")
         else:
-            self._await_beyond(len(seen), 1)
+            self._wait_for_more(len(seen), 1)
 
-    def _go(self, name: str) -> None:
+    def _route(self, name: str) -> None:
         stream = self._release()
-        self._routes.home.routed_away()
-        self._routes.doors.of(name).routed(stream, self._peer)
+        self._router.origin.connection_routed()
+        self._router.destinations.lookup(name).accept_routed(stream, self._peer)
 
-    def _turn_away(self, fault: Fault | None, reason: str) -> None:
+    def _reject(self, fault: Fault | None, reason: str) -> None:
         self._close()
-        self._routes.home.turned_away(peer_address(self._peer.address), fault, reason)
+        self._router.origin.connection_rejected(peer_address(self._peer.address), fault, reason)

@@ -1,7 +1,7 @@
 """Where to connect or listen, as people write it.
 
 Owns: the form of an address in the configuration and in messages: "host:port", "[v6]:port" or
-"unix:/path". Must not know: names are looked up elsewhere. No I/O.
+"unix:/path". Must not know: how a host name is resolved. No I/O.
 """
 
 import re
@@ -33,9 +33,9 @@ def parse_address(text: str) -> Address:
     )
     if match is None:
         if port := re.fullmatch(r":?([0-9]{1,5})", text):
-            # So other programs are told to listen everywhere; here nobody does by chance.
-            here, everywhere = f'"127.0.0.1:{port[1]}"', f'"0.0.0.0:{port[1]}"'
-            raise ValueError(f"expected a host too: {here} is this machine, {everywhere} anywhere")
+            # For other programs a port alone means every interface. Here that has to be asked for.
+            local, anywhere = f'"127.0.0.1:{port[1]}"', f'"0.0.0.0:{port[1]}"'
+            raise ValueError(f"expected a host too: {local} is this machine, {anywhere} anywhere")
         raise ValueError('expected "host:port", "[v6 address]:port" or "unix:/path"')
     if int(match[3]) > 65535:
         raise ValueError("expected a port of at most 65535")

@@ -1,6 +1,6 @@
 """Who is at the far end of a client's connection.
 
-Owns: the answer, which a PROXY header may have changed, and what a service wants to know of such
+Owns: the client's address, which a PROXY header may have changed, and how a service treats such
 a header. Must not know: how a header is read, or what becomes of the connection.
 """
 
@@ -8,26 +8,28 @@ from typing import Any, Literal, NamedTuple
 
 from penstock_worker.net.proxy_protocol import Endpoint, Header
 
-HeaderHandling = Literal["take", "look", "no"]
-"""What is done with a PROXY header: taken off the connection; looked at, because whoever gets the
-connection reads it; or not even that, because nobody here needs to know the address."""
+HeaderHandling = Literal["consume", "peek", "ignore"]
+"""What is done with a PROXY header. "consume": it is read off the connection. "peek": it is parsed
+and stays there, because the worker reads it again. "ignore": it is not parsed, because nothing in
+this process needs the address."""
 
 
 class Peer(NamedTuple):
-    """Whose connection it is."""
+    """The far end of a client's connection."""
 
     address: Any
-    """As `accept` says it: the true one, if a proxy has said who that is."""
+    """As returned by `accept`, or the client's own address if a PROXY header has named it."""
     destination: Endpoint = None
-    """What the client connected to, if a proxy has said it."""
+    """What the client connected to, if a PROXY header has named it."""
     may_be_trusted: bool = True
-    """May what it says of others be trusted, if it is one of `trusted_proxies`? Not what a
-    proxy passes on for somebody whom it cannot name."""
+    """May X-Forwarded-For and the like be trusted if `address` is one of `trusted_proxies`? Not if
+    a proxy passed on a client that it could not name: `address` is then the proxy's, the words are
+    the client's."""
 
 
 def peer_from_header(header: Header, address: Any) -> Peer:
-    """Whose connection it is that came from `address` with this header."""
+    """The peer of a connection that came from `address` with this header."""
     if isinstance(header.source, tuple):
         return Peer(header.source, header.destination)
-    # A unix socket at the far end, like nothing at all, is no address to say.
+    # A header without an address, or with a unix socket's, names nobody.
     return Peer(address, None, header.local)

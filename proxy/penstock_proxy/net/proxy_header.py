@@ -1,11 +1,11 @@
-"""What a connection to a worker begins with under `send_proxy`: the PROXY header.
+"""The PROXY header that a connection to a worker begins with under `send_proxy`.
 
-Owns whose addresses are in it, for clients and for our own checks, which a worker that wants
-the header would refuse without one. Must not know when a connection is made (`connector`, which
-writes it before anything else can), nor the grammar (`proxy_protocol`).
+Owns: which addresses are in it. Our own health checks need one too: a worker that expects the
+header refuses a connection without it. Must not know: when a connection is made (`connector`
+writes the header before anything else), or the grammar (`proxy_protocol`).
 
-The header speaks for a whole connection, so a connection that has one is never used for a
-second request: the next may be somebody else's, and would be told of under a wrong name.
+The header describes a whole connection. So a connection that has one is never used for a
+second request: the next one may be another client's, and would carry the wrong address.
 """
 
 import socket
@@ -18,26 +18,29 @@ _STREAM: Final = int(socket.SOCK_STREAM)
 
 
 def client_header(version: int, stream: Stream, peer: Any, destination: Endpoint) -> bytes:
-    """For a client at `peer`; None as destination: what it is connected to here."""
+    """The header for a client at `peer`. `destination` None: the local address of `stream`."""
     if not isinstance(peer, tuple):
         return build(version)
     if destination is None:
         sock = socket.socket(stream.family, _STREAM, 0, fileno=stream.fileno())
         try:
-            destination = _place(sock.getsockname())
+            destination = _endpoint(sock.getsockname())
         finally:
             sock.detach()
-    return build(version, _place(peer), destination)
+    return build(version, _endpoint(peer), destination)
 
 
 def local_header(version: int, sock: socket.socket) -> bytes:
-    """For a connection of our own. Version 1 has no word for that, and servers that refuse
-    UNKNOWN; what is recommended (§2.1) is to say the connection's own addresses."""
+    """The header for a connection of our own.
+
+    Version 1 has no LOCAL, and some servers refuse UNKNOWN; §2.1 recommends to send the
+    connection's own addresses.
+    """
     if version == 1:
-        return build(1, _place(sock.getsockname()), _place(sock.getpeername()))
+        return build(1, _endpoint(sock.getsockname()), _endpoint(sock.getpeername()))
     return build_local()
 
 
-def _place(name: Any) -> Endpoint:
-    """The address and port of a socket's name; None for a unix socket's."""
+def _endpoint(name: Any) -> Endpoint:
+    """Address and port of a socket's name; None for a unix socket."""
     return (name[0], name[1]) if isinstance(name, tuple) else None

@@ -1,15 +1,17 @@
-"""Which connections are ready, for all connections of a proxy at once.
+"""One epoll for all connections of a proxy.
 
-Owns: one epoll object, who is called when one of its descriptors is ready, and what is left
-to do when all of those have been called: what they have written goes out then, and
-connections that were lost are told so, never in the middle of another call.
+Owns: the epoll object, the handler of each descriptor, and what is done when all handlers that
+were ready have been called. Deferred writes go out then, and receivers of lost connections are
+told; neither happens in the middle of another call.
 
-The event loop of the process sees it as one descriptor. A connection of the loop's own
-would cost five more system calls to make, two trips through the loop to be told of, and
-four times the memory (measured; a connection per request: 104 µs of CPU against 75).
-Everything else of a proxy, timers, channel and checks, stays with the loop.
+The event loop of the process sees one descriptor. A connection of the loop's own would cost
+five more system calls to make, two turns of the loop before it is served, and four times the
+memory (measured; a connection per request: 104 µs of CPU against 75). All else in a proxy
+(timers, channel, checks) stays with the loop.
 
-It must not know: protocols, HTTP, what a connection is for (`socket_transport` does).
+Must not know: protocols, HTTP, what a connection is for (`socket_transport`).
+
+See docs/decisions/0001-own-epoll-reactor.md.
 """
 
 import asyncio
@@ -19,134 +21,142 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 IN: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI
-"""Something to read, or the other side has said all that it will."""
+"""There is something to read, or the peer has shut down its writing side."""
 URGENT: Final = select.EPOLLPRI
-"""A mark in what is to be read: one read goes no further."""
-ENDED: Final = select.EPOLLRDHUP
-BROKEN: Final = select.EPOLLERR
+"""An urgent mark is in what is to be read; one read stops there."""
+PEER_CLOSED: Final = select.EPOLLRDHUP
+ERROR: Final = select.EPOLLERR
 OUT: Final = select.EPOLLOUT
 
-_MOST: Final = 256
-"""Events a look."""
-_ROUNDS: Final = 8
-"""Looks a turn of the loop: it has more to do than this."""
-_BUSY: Final = 4
-"""With so many events there are likely to be more by the time they are dealt with."""
+_MAX_EVENTS: Final = 256
+"""Of one poll."""
+_MAX_POLLS: Final = 8
+"""In one turn of the event loop, which has other things to do."""
+_MANY_EVENTS: Final = 4
+"""After so many events it is likely that more have come meanwhile, and we poll again."""
 
 _log = logging.getLogger("penstock.proxy")
 
 
-class Ready(Protocol):
-    """Whoever has a descriptor here."""
+class EventHandler(Protocol):
+    """The owner of a registered descriptor."""
 
     def ready(self, events: int) -> None:
-        """It is ready for `events`, or has failed (EPOLLERR, EPOLLHUP come unasked)."""
+        """It is ready for `events`, or has failed (EPOLLERR and EPOLLHUP are always reported)."""
 
-    def send_held(self) -> None:
-        """All have been called. Only those in `holding` are asked."""
+    def send_deferred(self) -> None:
+        """All ready handlers have been called. Called only on those in `Reactor.deferred`."""
 
-    def broken(self) -> None:
-        """One of these raised what nobody expected. It is not called again."""
+    def failed(self) -> None:
+        """A method of this handler raised an unexpected exception."""
 
 
 class Reactor:
-    """Made for a loop; `close` is for tests: in a proxy it lives as long as the process."""
+    """Belongs to one event loop. In a proxy it lives as long as the process; tests `close` it."""
 
-    __slots__ = ("_epoll", "_later", "_loop", "_owners", "_scheduled", "holding", "turning")
+    __slots__ = (
+        "_callbacks",
+        "_epoll",
+        "_handlers",
+        "_loop",
+        "_scheduled",
+        "deferred",
+        "dispatching",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._epoll: select.epoll | None = None
-        self._owners: dict[int, Ready] = {}
-        self._later: list[Callable[[], None]] = []
+        self._handlers: dict[int, EventHandler] = {}
+        self._callbacks: list[Callable[[], None]] = []
         self._scheduled = False
-        self.turning = False
-        """Those that are ready are being called; `holding` will be."""
-        self.holding: list[Ready] = []
-        """Those who have something to send when that is done."""
+        self.dispatching = False
+        """Ready handlers are being called; those in `deferred` follow."""
+        self.deferred: list[EventHandler] = []
+        """Handlers that have something to send when all ready ones have been called."""
 
-    def watch(self, fd: int, owner: Ready, events: int) -> None:
-        """Call `owner.ready` whenever `fd` is ready for `events`, until `forget`."""
+    def register(self, fd: int, handler: EventHandler, events: int) -> None:
+        """Call `handler.ready` whenever `fd` is ready for `events`, until `unregister`."""
         epoll = self._epoll
         if epoll is None:
             epoll = self._epoll = select.epoll()
-            self._loop.add_reader(epoll.fileno(), self._turn)
+            self._loop.add_reader(epoll.fileno(), self._run)
         epoll.register(fd, events)
-        self._owners[fd] = owner
+        self._handlers[fd] = handler
 
-    def change(self, fd: int, events: int) -> None:
-        """Look for other events from now on."""
+    def modify(self, fd: int, events: int) -> None:
+        """Wait for other events from now on."""
         assert self._epoll is not None
         self._epoll.modify(fd, events)
 
-    def forget(self, fd: int) -> None:
-        """Before it is closed, or when nothing is waited for: a failure would be told for ever."""
+    def unregister(self, fd: int) -> None:
+        """Stop. Needed when no event is waited for: epoll would report an error again and again."""
         assert self._epoll is not None
-        del self._owners[fd]
+        del self._handlers[fd]
         self._epoll.unregister(fd)
 
-    def closing(self, fd: int) -> None:
-        """It is closed in this very moment, which makes the kernel forget it."""
-        self._owners.pop(fd, None)
+    def discard(self, fd: int) -> None:
+        """It is about to be closed, and the kernel drops it then: no system call is needed."""
+        self._handlers.pop(fd, None)
 
-    def later(self, callback: Callable[[], None]) -> None:
-        """Call it when all that are ready now have been called."""
-        self._later.append(callback)
-        if not (self.turning or self._scheduled):
+    def call_after_events(self, callback: Callable[[], None]) -> None:
+        """Call it when all handlers that are ready now have been called."""
+        self._callbacks.append(callback)
+        if not (self.dispatching or self._scheduled):
             self._scheduled = True
-            self._loop.call_soon(self._settle)
+            self._loop.call_soon(self._run_callbacks)
 
     def close(self) -> None:
-        self._settle()
+        self._run_callbacks()
         if self._epoll is not None:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None
 
-    def _turn(self) -> None:
+    def _run(self) -> None:
         assert self._epoll is not None
         poll = self._epoll.poll
-        self.turning = True
+        self.dispatching = True
         try:
-            for _ in range(_ROUNDS):
-                found = poll(0, _MOST)
-                self._call(found)
-                while self.holding or self._later:
-                    self._send()
-                    self._settle()
-                if len(found) < _BUSY:
+            for _ in range(_MAX_POLLS):
+                ready = poll(0, _MAX_EVENTS)
+                self._dispatch(ready)
+                while self.deferred or self._callbacks:
+                    self._send_deferred()
+                    self._run_callbacks()
+                if len(ready) < _MANY_EVENTS:
                     break
         finally:
-            self.turning = False
+            self.dispatching = False
 
-    def _call(self, found: list[tuple[int, int]]) -> None:
-        owners = self._owners
-        for fd, events in found:
-            owner = owners.get(fd)
-            if owner is None:
-                # Another one's call has let go of it.
+    def _dispatch(self, ready: list[tuple[int, int]]) -> None:
+        handlers = self._handlers
+        for fd, events in ready:
+            handler = handlers.get(fd)
+            if handler is None:
+                # The call of another handler has removed it.
                 continue
             try:
-                owner.ready(events)
+                handler.ready(events)
             except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
                 _log.exception("a connection could not be handled")
-                owner.broken()
+                handler.failed()
 
-    def _send(self) -> None:
-        holding, self.holding = self.holding, []
-        for owner in holding:
+    def _send_deferred(self) -> None:
+        deferred, self.deferred = self.deferred, []
+        for handler in deferred:
             try:
-                owner.send_held()
+                handler.send_deferred()
             except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
                 _log.exception("a connection could not be written to")
-                owner.broken()
+                handler.failed()
 
-    def _settle(self) -> None:
+    def _run_callbacks(self) -> None:
         self._scheduled = False
-        # What is called may add to it.
-        for callback in self._later:
+        # A callback may append another one.
+        for callback in self._callbacks:
             try:
                 callback()
             except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
                 _log.exception("the end of a connection could not be handled")
-        self._later.clear()
+        self._callbacks.clear()

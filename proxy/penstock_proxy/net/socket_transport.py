@@ -1,18 +1,20 @@
-"""A connection's bytes, in and out: the transport of a proxy's plain connections.
+"""The transport of a plain connection: a non-blocking stream socket.
 
-Owns: one connected stream socket, what could not be written to it yet, and
-how it ends. `tls.transport` stands on one of these, and keeps the same contract, so a
-receiver does not know which one it has: `connection_lost` comes once, never in the middle of
-another call, and the descriptor is open until it has returned.
+Owns: one connected socket, the bytes that could not be written to it yet, and how it is closed.
+`tls.transport` works on top of one of these and keeps the same contract, so a receiver does not
+know which one it has: `connection_lost` is called once, never in the middle of another call, and
+the descriptor stays open until it has returned.
 
-What is written goes out at once, or, if it is little, when all connections that are ready have
-been called: who waits for it on another core is then woken once for all of them and not once
-for each (measured on a relayed HTTP request: 1.0 of 12 µs in the kernel).
+A large write goes out at once. A small one is deferred until all ready connections have been
+handled: a peer on another core is then woken once for all of them, not once for each (measured
+on a relayed HTTP request: 1.0 of 12 µs in the kernel).
 
-What is read comes in pieces of 16 KiB, and in larger ones as long as those are filled and the
-other side keeps up, so a slow reader of something huge costs kilobytes.
+Reads are of 16 KiB. They grow as long as they are filled and the receiver keeps up, so something
+huge for a slow receiver costs kilobytes.
 
-It must not know: what the bytes mean. Must not be used: after `connection_lost`.
+Must not know: what the bytes mean. Must not be used after `connection_lost`.
+
+See docs/decisions/0001-own-epoll-reactor.md.
 """
 
 import os
@@ -21,68 +23,68 @@ from collections import deque
 from contextlib import suppress
 from typing import Final
 
-from penstock_proxy.net.reactor import BROKEN, ENDED, IN, OUT, URGENT, Reactor
-from penstock_proxy.net.transport import Adopter, Receiver, Transport
+from penstock_proxy.net.reactor import ERROR, IN, OUT, PEER_CLOSED, URGENT, Reactor
+from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
 from penstock_worker.net.stream import Stream
 
 HIGH_WATER: Final = 64 << 10
-"""Bytes that wait to be written before the protocol is told to pause, unless told otherwise."""
-_FIRST_READ: Final = 16 << 10
-_LARGEST_READ: Final = 4
-"""Times the mark above, so that what waits for one that stops reading is at most five times it.
+"""Default for the bytes that may wait to be written before the receiver has to pause."""
+_SMALL_READ: Final = 16 << 10
+_MAX_READ_FACTOR: Final = 4
+"""Times the high-water mark. So at most five times that mark waits for a peer that stops reading.
 Smaller reads cost a relayed stream a third more system calls."""
-_LITTLE: Final = 16 << 10
-"""Bytes of what may wait for the others; each connection that one look finds may hold so much."""
-_MOST_PIECES: Final = 64
-"""Of one writev. The kernel takes 1024; what waits here is few."""
+_MAX_DEFERRED: Final = 16 << 10
+"""Bytes that one connection may defer; each one that is ready in the same poll may do so."""
+_MAX_PIECES: Final = 64
+"""Of one writev. The kernel takes 1024; there are rarely many."""
 
 
 class SocketTransport(Transport):
-    """One connection. Made by `adopt`."""
+    """One connection, made by `adopt`."""
 
     __slots__ = (
+        "_at_eof",
         "_closing",
-        "_ending",
+        "_deferred",
+        "_eof_written",
         "_error",
         "_events",
         "_fd",
-        "_heard_end",
-        "_held",
-        "_high",
+        "_high_water",
         "_lost",
         "_paused",
         "_protocol",
         "_reactor",
         "_read_size",
         "_sock",
-        "_stalled",
         "_unsent",
-        "_waiting",
+        "_unsent_bytes",
+        "_writer_paused",
     )
 
     def __init__(
-        self, reactor: Reactor, fd: int, protocol: Receiver, high: int = HIGH_WATER
+        self, reactor: Reactor, fd: int, protocol: Receiver, high_water: int = HIGH_WATER
     ) -> None:
         self._reactor = reactor
         self._fd = fd
         self._protocol = protocol
         self._unsent: deque[bytes] | None = None
-        """Made when it is needed, which for most it never is."""
-        self._waiting = 0
-        """Bytes in it."""
-        self._high = high
-        self._held = b""
-        """Written in this turn, and not sent: the reactor calls `send_held`."""
+        """Made when it is needed: for most connections never."""
+        self._unsent_bytes = 0
+        """Bytes in `_unsent`."""
+        self._high_water = high_water
+        self._deferred = b""
+        """Written, and not sent yet: the reactor calls `send_deferred`."""
         self._events = 0
-        """What the reactor looks for."""
-        self._read_size = _FIRST_READ
+        """What the reactor waits for."""
+        self._read_size = _SMALL_READ
         self._paused = False
-        """The protocol does not want to read."""
-        self._heard_end = False
-        self._ending = False
-        """To be shut down for writing when all is written."""
-        self._stalled = False
-        """The protocol was told to pause."""
+        """The receiver does not want to read."""
+        self._at_eof = False
+        self._eof_written = False
+        """`write_eof` was called: shut down for writing when all is written."""
+        self._writer_paused = False
+        """The receiver was told to pause writing."""
         self._closing = False
         self._lost = False
         self._error: OSError | None = None
@@ -103,31 +105,35 @@ class SocketTransport(Transport):
         except OSError as error:
             self._fail(error)
             return
-        if 0 < len(data) < size and not events & ENDED:
+        if 0 < len(data) < size and not events & PEER_CLOSED:
             self._protocol.data_received(data)
         else:
-            self._read_on(data, events)
+            self._read_more(data, events)
 
-    def broken(self) -> None:
+    def failed(self) -> None:
         self.abort()
 
-    def _read_on(self, data: bytes, events: int) -> None:
-        """It was as much as we asked for, or the other side ends."""
+    def _read_more(self, data: bytes, events: int) -> None:
+        """The read filled its buffer, or the peer has shut down its side."""
         size = self._read_size
         if data:
             if len(data) == size:
-                if size < self._high * _LARGEST_READ:
+                if size < self._high_water * _MAX_READ_FACTOR:
                     self._read_size = size * 2
                 self._protocol.data_received(data)
                 return
             self._protocol.data_received(data)
-            # That was all, and its end is known already: no need to ask for it. What broke off
-            # has an error that reading will tell.
-            if events & (ENDED | BROKEN | URGENT) != ENDED or self._paused or self._closing:
+            # These were the last bytes if only PEER_CLOSED is set: no read is needed to learn of
+            # the end. With an error set, the next read returns it.
+            if (
+                events & (PEER_CLOSED | ERROR | URGENT) != PEER_CLOSED
+                or self._paused
+                or self._closing
+            ):
                 return
-        self._heard_end = True
+        self._at_eof = True
         if self._protocol.eof_received():
-            self._look()
+            self._update_events()
         else:
             self.close()
 
@@ -135,14 +141,14 @@ class SocketTransport(Transport):
         unsent = self._unsent
         assert unsent is not None
         try:
-            sent = os.writev(self._fd, [unsent[i] for i in range(min(len(unsent), _MOST_PIECES))])
+            sent = os.writev(self._fd, [unsent[i] for i in range(min(len(unsent), _MAX_PIECES))])
         except BlockingIOError:
             return
         except OSError as error:
-            # Not a broken pipe any more, which says that nothing was taken (`tcp_info`).
+            # Not as BrokenPipeError, which means that nothing was sent at all (`tcp_info`).
             self._fail(ConnectionResetError(error.errno, error.strerror))
             return
-        self._waiting -= sent
+        self._unsent_bytes -= sent
         while sent:
             piece = unsent.popleft()
             sent -= len(piece)
@@ -151,23 +157,23 @@ class SocketTransport(Transport):
                 break
         if not unsent:
             self._flushed()
-        if self._stalled and self._waiting <= self._high // 4 and not self._lost:
-            self._stalled = False
+        if self._writer_paused and self._unsent_bytes <= self._high_water // 4 and not self._lost:
+            self._writer_paused = False
             self._protocol.resume_writing()
 
     def _flushed(self) -> None:
         self._unsent = None
         if self._closing:
-            self._lose(None)
+            self._close_now(None)
         else:
-            if self._ending:
-                self._shut_down()
-            self._look()
+            if self._eof_written:
+                self._shutdown()
+            self._update_events()
 
-    def _look(self) -> None:
-        """Tell the reactor what to look for."""
+    def _update_events(self) -> None:
+        """Tell the reactor which events to wait for."""
         events = 0
-        if not (self._paused or self._heard_end or self._closing):
+        if not (self._paused or self._at_eof or self._closing):
             events = IN
         if self._unsent is not None:
             events |= OUT
@@ -175,35 +181,35 @@ class SocketTransport(Transport):
         if events == before or self._lost:
             return
         if not events:
-            self._reactor.forget(self._fd)
+            self._reactor.unregister(self._fd)
         elif not before:
-            self._reactor.watch(self._fd, self, events)
+            self._reactor.register(self._fd, self, events)
         else:
-            self._reactor.change(self._fd, events)
+            self._reactor.modify(self._fd, events)
 
     # -- writing
 
     def write(self, data: bytes) -> None:
-        if self._closing or self._ending or not data:
+        if self._closing or self._eof_written or not data:
             return
         if self._unsent is not None:
-            self._put_off(data)
+            self._buffer(data)
             return
         reactor = self._reactor
-        if self._held:
-            data = self._held + data
-        elif reactor.turning:
-            reactor.holding.append(self)
-        self._held = data
-        if not reactor.turning or len(data) > _LITTLE:
-            self.send_held()
+        if self._deferred:
+            data = self._deferred + data
+        elif reactor.dispatching:
+            reactor.deferred.append(self)
+        self._deferred = data
+        if not reactor.dispatching or len(data) > _MAX_DEFERRED:
+            self.send_deferred()
 
-    def send_held(self) -> None:
-        """All that were ready have been called, or it is too much to wait for that."""
-        data = self._held
+    def send_deferred(self) -> None:
+        """Send what was deferred: all ready handlers have been called, or it has become much."""
+        data = self._deferred
         if not data:
             return
-        self._held = b""
+        self._deferred = b""
         try:
             sent = os.write(self._fd, data)
         except BlockingIOError:
@@ -212,53 +218,53 @@ class SocketTransport(Transport):
             self._fail(error)
             return
         if sent != len(data):
-            self._put_off(data[sent:])
+            self._buffer(data[sent:])
 
-    def _put_off(self, data: bytes) -> None:
+    def _buffer(self, data: bytes) -> None:
         if self._unsent is None:
             self._unsent = deque()
         self._unsent.append(data)
-        self._waiting += len(data)
-        self._look()
-        if self._waiting > self._high and not self._stalled:
-            self._stalled = True
+        self._unsent_bytes += len(data)
+        self._update_events()
+        if self._unsent_bytes > self._high_water and not self._writer_paused:
+            self._writer_paused = True
             self._protocol.pause_writing()
 
     def write_eof(self) -> None:
-        if not (self._ending or self._closing):
-            self.send_held()
-            self._ending = True
+        if not (self._eof_written or self._closing):
+            self.send_deferred()
+            self._eof_written = True
             if self._unsent is None:
-                self._shut_down()
+                self._shutdown()
 
-    def _shut_down(self) -> None:
+    def _shutdown(self) -> None:
         try:
             self.borrow().shutdown(socket.SHUT_WR)
         except OSError:
-            # It is gone already, and reading will say so.
+            # The connection is gone, and the next read reports it.
             return
 
     def get_write_buffer_size(self) -> int:
-        return self._waiting + len(self._held)
+        return self._unsent_bytes + len(self._deferred)
 
     # -- reading
 
     def pause_reading(self) -> None:
         if not self._paused:
             self._paused = True
-            # Somebody is slow: small pieces from now on.
-            self._read_size = _FIRST_READ
-            self._look()
+            # The receiver is slow: read small pieces from now on.
+            self._read_size = _SMALL_READ
+            self._update_events()
 
     def resume_reading(self) -> None:
         if self._paused:
             self._paused = False
-            self._look()
+            self._update_events()
 
     def is_reading(self) -> bool:
         return not (self._paused or self._closing)
 
-    # -- who it belongs to
+    # -- receiver and socket
 
     def set_protocol(self, protocol: Receiver) -> None:
         self._protocol = protocol
@@ -268,44 +274,44 @@ class SocketTransport(Transport):
             self._sock = socket.socket(fileno=self._fd)
         return self._sock
 
-    # -- how it ends
+    # -- closing
 
     def is_closing(self) -> bool:
         return self._closing
 
     def close(self) -> None:
-        """When all is written."""
+        """Close when all is written."""
         if not self._closing:
-            self.send_held()
+            self.send_deferred()
             self._closing = True
             if self._unsent is None:
-                self._lose(None)
+                self._close_now(None)
             else:
-                self._look()
+                self._update_events()
 
     def abort(self) -> None:
-        # No more than the kernel takes now, and nobody is told to pause.
-        held, self._held = self._held, b""
+        # As much as the kernel takes now; the receiver is not told to pause.
+        held, self._deferred = self._deferred, b""
         if held:
             with suppress(OSError):
                 os.write(self._fd, held)
-        self._lose(None)
+        self._close_now(None)
 
     def _fail(self, error: OSError) -> None:
-        self._lose(error)
+        self._close_now(error)
 
-    def _lose(self, error: OSError | None) -> None:
+    def _close_now(self, error: OSError | None) -> None:
         if self._lost:
             return
         self._lost = self._closing = True
         self._error = error
-        self._unsent, self._waiting, self._held = None, 0, b""
+        self._unsent, self._unsent_bytes, self._deferred = None, 0, b""
         if self._events:
             self._events = 0
-            self._reactor.closing(self._fd)
-        self._reactor.later(self._end)
+            self._reactor.discard(self._fd)
+        self._reactor.call_after_events(self._finish_close)
 
-    def _end(self) -> None:
+    def _finish_close(self) -> None:
         try:
             self._protocol.connection_lost(self._error)
         finally:
@@ -314,19 +320,21 @@ class SocketTransport(Transport):
             os.close(self._fd)
 
 
-def adopt(reactor: Reactor, protocol: Adopter, stream: Stream, high: int = HIGH_WATER) -> None:
-    """Give a connected stream to a protocol, and tell it so before returning.
+def adopt(
+    reactor: Reactor, protocol: FirstReceiver, stream: Stream, high_water: int = HIGH_WATER
+) -> None:
+    """Give a connected stream to a receiver; its `connection_made` is called before this returns.
 
-    `high`: bytes that may wait to be written before the protocol is told to pause.
+    `high_water`: bytes that may wait to be written before the receiver has to pause.
     """
     fd = stream.fileno()
     if stream.blocks:
         os.set_blocking(fd, False)
-    transport = SocketTransport(reactor, fd, protocol, high)
+    transport = SocketTransport(reactor, fd, protocol, high_water)
     stream.detach()
     protocol.connection_made(transport)
     try:
-        transport._look()
+        transport._update_events()
     except OSError as error:
-        # The kernel cannot watch one more.
+        # epoll cannot watch one more.
         transport._fail(error)

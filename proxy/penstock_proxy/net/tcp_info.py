@@ -1,15 +1,15 @@
-"""What the kernel knows of a connection to a worker: does it stand, and was anything taken?
+"""TCP_INFO: is a connection to a worker still open, and what has the worker's kernel received?
 
-Owns: two questions to the kernel about one connection. Must not know: HTTP, whose request
-it is, what follows from the answers (`retry`).
+Owns: two questions to the kernel about one connection. Must not know: HTTP, or what follows from
+the answers (`retry`).
 
-A worker may close a kept connection just when the next request is sent on it. Whether that
-request can be sent again without being done twice is known if its worker's kernel has
-acknowledged none of it: the end of a TCP connection (FIN) carries an acknowledgement of all
-that came before it, so what it does not acknowledge came too late, and no process will ever
-read it. A reset proves nothing: its acknowledgement is not looked at, and a worker resets a
-connection too when it has read half of what came. On a unix socket, what is written behind
-the end is an error at once, and goes nowhere.
+A worker may close a kept-alive connection just when the next request is sent on it. The request
+may be sent again, without being processed twice, if the worker's kernel has acknowledged none of
+it. The reason: the FIN of a TCP connection acknowledges all that arrived before it. What it does
+not acknowledge arrived too late, and no process will ever read it. A reset proves nothing: the
+kernel ignores its acknowledgement, and a worker also resets a connection when it has read only
+half of the data. On a unix socket, a write after the peer has closed fails at once and delivers
+nothing.
 """
 
 import socket
@@ -18,41 +18,41 @@ from typing import Final
 
 from penstock_proxy.net.transport import Transport
 
-ENDED: Final = -1
-"""The other end has closed it."""
+CLOSED: Final = -1
+"""The peer has closed it."""
 UNKNOWN: Final = -2
-"""There is nothing to ask."""
+"""The kernel could not be asked."""
 
-ONE_WRITE: Final = 0
-"""A unix socket that stands, and tells no more than whether the next write goes nowhere."""
+UNIX_OPEN: Final = 0
+"""An open unix socket. It counts no bytes; a failed write tells that nothing was delivered."""
 
 _ESTABLISHED: Final = 1
-"""Of `tcpi_state`; all else is an end."""
-_ACKED: Final = struct.Struct("=B119xQ")
+"""Of `tcpi_state`; every other state means that the peer has closed."""
+_TCP_INFO: Final = struct.Struct("=B119xQ")
 """`tcpi_state` and `tcpi_bytes_acked` of struct tcp_info (linux/tcp.h, since Linux 4.1)."""
 
 
 def acknowledged(transport: Transport) -> int:
-    """Bytes that the other end has acknowledged so far; ENDED, ONE_WRITE or UNKNOWN."""
+    """Bytes that the peer's kernel has acknowledged so far; CLOSED, UNIX_OPEN or UNKNOWN."""
     sock = transport.borrow()
     if sock is None or sock.fileno() < 0:
         return UNKNOWN
     if sock.family == socket.AF_UNIX:
-        return _peek(sock.fileno())
+        return _unix_state(sock.fileno())
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.size)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
         return UNKNOWN
-    if len(info) < _ACKED.size:
+    if len(info) < _TCP_INFO.size:
         return UNKNOWN
-    state, acked = _ACKED.unpack(info)
-    return int(acked) if state == _ESTABLISHED else ENDED
+    state, acked = _TCP_INFO.unpack(info)
+    return int(acked) if state == _ESTABLISHED else CLOSED
 
 
-def untaken(transport: Transport, before: int, error: Exception | None) -> bool:
-    """Is it sure that nothing was taken since `before`? Asked when the connection has ended.
+def is_unread(transport: Transport, before: int, error: Exception | None) -> bool:
+    """Is it certain that the peer has read nothing since `before`, a result of `acknowledged`?
 
-    `error` is what it ended with; None is an end in good order.
+    To be asked when the connection has ended. `error`: what it ended with; None for a clean end.
     """
     if before < 0 or not (error is None or isinstance(error, BrokenPipeError)):
         return False
@@ -62,20 +62,20 @@ def untaken(transport: Transport, before: int, error: Exception | None) -> bool:
     if sock.family == socket.AF_UNIX:
         return error is not None
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.size)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
         return False
-    return len(info) == _ACKED.size and _ACKED.unpack(info)[1] == before
+    return len(info) == _TCP_INFO.size and _TCP_INFO.unpack(info)[1] == before
 
 
-def _peek(fd: int) -> int:
-    """For a unix socket: ONE_WRITE as long as it stands."""
+def _unix_state(fd: int) -> int:
+    """UNIX_OPEN, or CLOSED if the peer has closed."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
     try:
-        return ONE_WRITE if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) else ENDED
+        return UNIX_OPEN if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) else CLOSED
     except BlockingIOError:
-        return ONE_WRITE
+        return UNIX_OPEN
     except OSError:
-        return ENDED
+        return CLOSED
     finally:
         sock.detach()

@@ -1,13 +1,15 @@
-"""When something waits too long: one coarse clock for all connections of a proxy.
+"""A timer wheel: coarse deadlines for all connections of a proxy.
 
-Owns: the buckets of a timing wheel. A timer of the event loop for each connection would
-cost more memory than all else we keep of it, and setting one a request more time than
-reading its head. Here a connection writes its deadline into a field of its own; the wheel
-looks at it when the bucket that it was put in comes up, and puts it further on if the
-deadline has moved meanwhile. So a request costs a comparison, and an idle connection one
-look each time its time-out passes, however many there are.
+Owns: the buckets. A timer of the event loop for each connection would need more memory than all
+else we keep of it, and to set one for each request would take longer than to parse its head.
+Here a connection writes its deadline into a field of its own. The wheel reads it when the
+connection's bucket is due, and moves the connection to a later bucket if the deadline has moved
+meanwhile. So a request costs a comparison, and an idle connection is checked once each time its
+time-out passes, however many there are.
 
-TimerWheel are late by up to a tick, never early. No I/O; the clock is an argument.
+A deadline fires up to a tick late, never early. No I/O; the clock is an argument.
+
+See docs/decisions/0015-timer-wheel.md.
 """
 
 import logging
@@ -16,13 +18,13 @@ from typing import Final, Protocol
 TICK_S: Final = 0.25
 
 
-class Waiting(Protocol):
-    """Something that can wait too long. Both fields are written by its owner."""
+class HasDeadline(Protocol):
+    """Something that has a deadline. Both fields start as NEVER."""
 
     deadline: float
-    """When `expired` is due; infinity when nothing is waited for."""
+    """When `expired` is due; NEVER: not at all. The owner may move it to a later time itself."""
     bucket: float
-    """Written by the wheel only: when it will look again; infinity when it will not."""
+    """Written by the wheel only: when its bucket begins; NEVER: it is in none."""
 
     def expired(self, now: float) -> None:
         """The deadline has passed. A new one may be set with `TimerWheel.arm`."""
@@ -31,75 +33,75 @@ class Waiting(Protocol):
 _log = logging.getLogger("penstock.proxy")
 
 NEVER: Final = float("inf")
-_NOBODY: Final[tuple[float, set[Waiting]]] = (NEVER, set())
+_EMPTY: Final[tuple[float, set[HasDeadline]]] = (NEVER, set())
 
 
 class TimerWheel:
-    """The wheel. `now` is the time of the last tick, for those who need no better."""
+    """The wheel. `now` is the time of the last tick, precise enough for most uses."""
 
-    __slots__ = ("_buckets", "_next", "now")
+    __slots__ = ("_buckets", "_next_index", "now")
 
     def __init__(self, now: float) -> None:
         self.now = now
-        self._next = int(now / TICK_S)
-        """The oldest bucket that has not come up."""
-        self._buckets: dict[int, tuple[float, set[Waiting]]] = {}
-        """By index: when it begins, and who is in it. All in it share the one float."""
+        self._next_index = int(now / TICK_S)
+        """The oldest bucket that is not due yet."""
+        self._buckets: dict[int, tuple[float, set[HasDeadline]]] = {}
+        """By index: when it begins, and its content. All in it share that one float."""
 
-    def arm(self, waiting: Waiting, deadline: float) -> None:
+    def arm(self, timed: HasDeadline, deadline: float) -> None:
         """Set a deadline. Cheap when it is later than the one before."""
-        waiting.deadline = deadline
-        if deadline < waiting.bucket:
-            self._take(waiting)
-            self._put(waiting)
+        timed.deadline = deadline
+        if deadline < timed.bucket:
+            self._remove(timed)
+            self._insert(timed)
 
-    def arm_in(self, waiting: Waiting, seconds: float) -> None:
-        """Set a deadline from now on, for those who do not know the time themselves.
+    def arm_in(self, timed: HasDeadline, seconds: float) -> None:
+        """Set a deadline that many seconds from now, without reading the clock.
 
-        `now` may be a tick old, and a deadline is never early.
+        `now` may be a tick old, so a tick is added: a deadline is never early.
         """
-        self.arm(waiting, self.now + TICK_S + seconds)
+        self.arm(timed, self.now + TICK_S + seconds)
 
-    def disarm(self, waiting: Waiting) -> None:
-        """Forget it altogether: its owner is gone."""
-        waiting.deadline = NEVER
-        self._take(waiting)
+    def disarm(self, timed: HasDeadline) -> None:
+        """Remove the deadline."""
+        timed.deadline = NEVER
+        self._remove(timed)
 
     def tick(self, now: float) -> None:
-        """Look at every bucket that has passed."""
+        """Expire what is due in every bucket that has passed."""
         self.now = now
         current = int(now / TICK_S)
-        while self._next < current:
-            start, due = self._buckets.pop(self._next, _NOBODY)
-            self._next += 1
-            for waiting in due:
-                # Another one's `expired` may have moved or forgotten it meanwhile.
-                if waiting.bucket == start:
-                    waiting.bucket = NEVER
-                    if waiting.deadline <= now:
-                        self._expire(waiting)
-                    elif waiting.deadline != NEVER:
-                        self._put(waiting)
+        while self._next_index < current:
+            start, due = self._buckets.pop(self._next_index, _EMPTY)
+            self._next_index += 1
+            for timed in due:
+                # The `expired` of another one may have moved or disarmed it meanwhile.
+                if timed.bucket == start:
+                    timed.bucket = NEVER
+                    if timed.deadline <= now:
+                        self._expire(timed)
+                    elif timed.deadline != NEVER:
+                        self._insert(timed)
 
-    def _expire(self, waiting: Waiting) -> None:
-        """Tell one. A mistake in there must not cost the others their timers."""
+    def _expire(self, timed: HasDeadline) -> None:
+        """An exception in one `expired` must not cost the others their deadlines."""
         try:
-            waiting.expired(self.now)
+            timed.expired(self.now)
         except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
             _log.exception("a deadline could not be handled")
 
-    def _put(self, waiting: Waiting) -> None:
-        # A deadline in the past still waits for the next tick.
-        index = max(int(waiting.deadline / TICK_S), self._next)
+    def _insert(self, timed: HasDeadline) -> None:
+        # A deadline in the past expires at the next tick.
+        index = max(int(timed.deadline / TICK_S), self._next_index)
         bucket = self._buckets.get(index)
         if bucket is None:
             bucket = self._buckets[index] = (index * TICK_S, set())
-        waiting.bucket = bucket[0]
-        bucket[1].add(waiting)
+        timed.bucket = bucket[0]
+        bucket[1].add(timed)
 
-    def _take(self, waiting: Waiting) -> None:
-        if waiting.bucket != NEVER:
-            bucket = self._buckets.get(int(waiting.bucket / TICK_S))
+    def _remove(self, timed: HasDeadline) -> None:
+        if timed.bucket != NEVER:
+            bucket = self._buckets.get(int(timed.bucket / TICK_S))
             if bucket is not None:
-                bucket[1].discard(waiting)
-            waiting.bucket = NEVER
+                bucket[1].discard(timed)
+            timed.bucket = NEVER

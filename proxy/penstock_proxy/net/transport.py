@@ -1,9 +1,9 @@
-"""What a connection's bytes and whoever reads them may expect of each other.
+"""The two interfaces of a connection: `Transport` and `Receiver`.
 
-Owns no code: two interfaces. They are asyncio's `Transport` and `Protocol`, less what nobody
-here asks for. `SocketTransport` and `TlsConnection` are the one; `client_connection`,
-`worker_connection` and `duplex` are the other. Not asyncio's own, because where the data path is
-compiled a class with a foreign base stays a slow one.
+Owns no code. They are asyncio's `Transport` and `Protocol` without what is not used here.
+`SocketTransport` and `TlsConnection` are transports; `client_connection`, `worker_connection` and
+`duplex` are receivers. They do not derive from asyncio's classes: when the data path is compiled,
+a class with a base that is not compiled stays slow.
 """
 
 import socket
@@ -11,33 +11,33 @@ from typing import Protocol
 
 
 class Receiver(Protocol):
-    """Whoever the bytes of a connection are for. All are called by its transport."""
+    """Reads a connection. All methods are called by its transport."""
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes have come; never none."""
+        """Bytes have come; at least one."""
 
     def eof_received(self) -> bool:
-        """The other side will say no more. True: go on writing; False: close."""
+        """The peer sends no more. Return True to go on writing, False to close."""
 
     def pause_writing(self) -> None:
-        """More waits to be taken by the other side than should."""
+        """More than the high-water mark waits to be sent."""
 
     def resume_writing(self) -> None:
-        """It has taken enough of it."""
+        """Enough of it has been sent."""
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is over; the descriptor is closed when this returns. Called once."""
 
 
-class Adopter(Receiver, Protocol):
-    """Whoever gets a connection when it is made."""
+class FirstReceiver(Receiver, Protocol):
+    """The first receiver of a connection: it is also told that the connection was made."""
 
     def connection_made(self, transport: "Transport") -> None:
         """Called once, before anything else."""
 
 
 class Transport:
-    """Somebody's connection. Writing to one that is closing does nothing."""
+    """One connection. Writing to one that is closing does nothing."""
 
     __slots__ = ()
 
@@ -45,19 +45,22 @@ class Transport:
         raise NotImplementedError
 
     def write_eof(self) -> None:
-        """Say that nothing follows, when all is written; go on reading."""
+        """Shut down for writing when all is written; reading goes on."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """End it when all is written."""
+        """Close it when all is written."""
         raise NotImplementedError
 
     def break_off(self) -> None:
-        """The same, but who can be told so sees that there was more to come."""
+        """Close it when all is written, and show the peer that more was to come.
+
+        Only TLS can show that (no close_notify); elsewhere it is `close`.
+        """
         self.close()
 
     def abort(self) -> None:
-        """End it now."""
+        """Close it now; what is unsent is lost."""
         raise NotImplementedError
 
     def is_closing(self) -> bool:
@@ -73,15 +76,15 @@ class Transport:
         raise NotImplementedError
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that were written and are not in the kernel."""
+        """Bytes that were written and are not in the kernel yet."""
         raise NotImplementedError
 
     def set_protocol(self, protocol: Receiver) -> None:
-        """Another one reads from now on; it is not told that the connection was made."""
+        """Change the receiver. The new one is not told that the connection was made."""
         raise NotImplementedError
 
     def borrow(self) -> socket.socket | None:
-        """Its socket, for options and questions; None: there is none.
+        """Its socket, to set and read options; None: there is none.
 
         It must not be closed, nor used once the connection is lost.
         """

@@ -1,1 +1,1 @@
-"""The process: its entry and its loop, what the supervisor tells it, and the services it runs."""
+"""The process: its event loop, the commands of the supervisor, statistics, and its services."""

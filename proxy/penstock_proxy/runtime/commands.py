@@ -1,8 +1,7 @@
-"""What the supervisor says to a proxy process, carried out.
+"""Commands of the supervisor: what a proxy process does for each message.
 
-Owns: one function for each message of `messages`, and what a message means for the services. Must
-not know: where messages come from, or how the process lives and ends; it is handed whatever it
-acts on.
+Owns: one function for each message of `messages`. Must not know: how messages arrive, and how
+the process starts and ends; a `CommandTarget` supplies everything that commands act on.
 """
 
 import logging
@@ -13,7 +12,6 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from penstock_proxy import messages
-from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.config import ProxyConfig
 from penstock_proxy.runtime.service import Service
 from penstock_worker.channel.channel import Message
@@ -22,11 +20,10 @@ from penstock_worker.telemetry.access_log import AccessLog
 _log = logging.getLogger("penstock.proxy")
 
 
-class Commanded:
-    """What commands act on: a process with its services, by name."""
+class CommandTarget:
+    """What commands act on: the process and its services, by name."""
 
     services: dict[str, Service]
-    checkers: dict[str, HealthChecker]
     logs: dict[str, AccessLog]
 
     def configure(self, config: ProxyConfig) -> None:
@@ -34,131 +31,131 @@ class Commanded:
         raise NotImplementedError
 
     def fail(self, reason: str) -> None:
-        """The process cannot do what it was started for: say so, and leave."""
+        """The process cannot start: report why, and exit."""
         raise NotImplementedError
 
     def drain(self) -> None:
-        """Accept no more, finish what there is, leave."""
+        """Accept no more connections, finish what is in flight, exit."""
         raise NotImplementedError
 
-    def tell(self, message: Message) -> None:
-        """Say something to the supervisor."""
+    def send(self, message: Message) -> None:
+        """Send a message to the supervisor."""
         raise NotImplementedError
 
     def stats(self) -> Message:
-        """What an answer to STATS says."""
+        """The content of the answer to STATS."""
         raise NotImplementedError
 
 
-def carry_out(process: Commanded, message: Any, handle: socket.socket | None) -> None:
-    """Carry out one message of the supervisor, which may come with a socket."""
+def carry_out(process: CommandTarget, message: Any, handle: socket.socket | None) -> None:
+    """Carry out one message of the supervisor, which may have a socket attached."""
     if handle is not None:
         _take_socket(process, message, handle)
         return
     command = _COMMANDS.get(message["cmd"])
     if command is None:
-        _log.warning("an order that this proxy does not know: %.80r", message["cmd"])
+        _log.warning("unknown command of the supervisor: %.80r", message["cmd"])
     else:
         command(process, message)
 
 
-def _take_socket(process: Commanded, message: Message, handle: socket.socket) -> None:
+def _take_socket(process: CommandTarget, message: Message, handle: socket.socket) -> None:
     if message["cmd"] == messages.LINK:
         dispatcher = process.services[message["service"]].dispatcher
         if dispatcher is not None:
-            dispatcher.linked(message["slot"], message["link"], message["end"], handle)
+            dispatcher.add_link_end(message["slot"], message["link"], message["end"], handle)
             return
     elif message["cmd"] == messages.COVER:
-        process.services[message["service"]].listeners.cover(message["proxy"], handle)
+        process.services[message["service"]].listeners.take_over(message["proxy"], handle)
         return
     handle.close()
 
 
-def _configure(process: Commanded, message: Message) -> None:
+def _configure(process: CommandTarget, message: Message) -> None:
     try:
         process.configure(ProxyConfig.model_validate(message["config"]))
     except (ValidationError, OSError) as error:
         process.fail(str(error))
 
 
-def _accept(process: Commanded, _: Message) -> None:
+def _accept(process: CommandTarget, _: Message) -> None:
     for service in process.services.values():
         service.listeners.start()
 
 
-def _tls(process: Commanded, message: Message) -> None:
-    if (handshakes := process.services[message["service"]].filter_chain.tls_acceptor) is not None:
-        handshakes.begin(message)
+def _tls(process: CommandTarget, message: Message) -> None:
+    if (tls_acceptor := process.services[message["service"]].filter_chain.tls_acceptor) is not None:
+        tls_acceptor.begin_certificates(message)
 
 
-def _certificate(process: Commanded, message: Message) -> None:
-    handshakes = process.services[message["service"]].filter_chain.tls_acceptor
-    if handshakes is None:
+def _certificate(process: CommandTarget, message: Message) -> None:
+    tls_acceptor = process.services[message["service"]].filter_chain.tls_acceptor
+    if tls_acceptor is None:
         return
     try:
-        handshakes.add(message)
+        tls_acceptor.add_certificate(message)
     except OSError as error:
-        # Of OpenSSL or the system; the supervisor has tried the same with success.
+        # An error of OpenSSL or the system: the supervisor has loaded the same certificates.
         why = f"cannot use the certificates of {message['service']}: {error}"
-        if handshakes.ready:
+        if tls_acceptor.has_certificates:
             _log.error("%s; those before stay", why)
         else:
             process.fail(why)
 
 
-def _uncover(process: Commanded, message: Message) -> None:
+def _uncover(process: CommandTarget, message: Message) -> None:
     for service in process.services.values():
-        service.listeners.uncover(message["proxy"])
+        service.listeners.give_back(message["proxy"])
 
 
-def _unlink(process: Commanded, message: Message) -> None:
+def _unlink(process: CommandTarget, message: Message) -> None:
     dispatcher = process.services[message["service"]].dispatcher
     if dispatcher is not None:
-        dispatcher.unlinked(message["link"])
-    process.tell({"cmd": messages.UNLINKED, "link": message["link"]})
+        dispatcher.remove_link(message["link"])
+    process.send({"cmd": messages.UNLINKED, "link": message["link"]})
 
 
-def _join(process: Commanded, message: Message) -> None:
+def _join(process: CommandTarget, message: Message) -> None:
     name, slot, address = message["service"], message["slot"], message.get("address")
     service = process.services[name]
     if service.dispatcher is not None:
-        service.dispatcher.joined(slot, message["link"])
+        service.dispatcher.use_link(slot, message["link"])
     elif address is not None:
-        service.move(slot, address)
+        service.set_address(slot, address)
     service.pool.join(slot, address)
-    process.checkers[name].check_now(slot)
+    service.health_checker.check_now(slot)
 
 
-def _hold(process: Commanded, message: Message) -> None:
-    process.services[message["service"]].pool.hold(message["slot"])
-    process.tell({"cmd": messages.HELD, "seq": message["seq"]})
+def _drain_worker(process: CommandTarget, message: Message) -> None:
+    process.services[message["service"]].pool.drain(message["slot"])
+    process.send({"cmd": messages.WORKER_DRAINED, "seq": message["seq"]})
 
 
-def _leave(process: Commanded, message: Message) -> None:
+def _leave(process: CommandTarget, message: Message) -> None:
     process.services[message["service"]].pool.leave(message["slot"])
 
 
-def _reopen(process: Commanded, _: Message) -> None:
+def _reopen(process: CommandTarget, _: Message) -> None:
     for log in process.logs.values():
         log.reopen()
 
 
-def _stats(process: Commanded, message: Message) -> None:
-    process.tell({"cmd": messages.STATS, "seq": message["seq"], **process.stats()})
+def _stats(process: CommandTarget, message: Message) -> None:
+    process.send({"cmd": messages.STATS, "seq": message["seq"], **process.stats()})
 
 
-_COMMANDS: Final[dict[str, Callable[[Commanded, Message], None]]] = {
+_COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], None]]] = {
     messages.CONFIGURE: _configure,
     messages.ACCEPT: _accept,
     messages.UNCOVER: _uncover,
     messages.JOIN: _join,
-    messages.HOLD: _hold,
+    messages.DRAIN_WORKER: _drain_worker,
     messages.UNLINK: _unlink,
     messages.LEAVE: _leave,
     messages.STATS: _stats,
     messages.TLS: _tls,
     messages.CERTIFICATE: _certificate,
-    messages.PING: lambda process, _: process.tell({"cmd": messages.PONG}),
+    messages.PING: lambda process, _: process.send({"cmd": messages.PONG}),
     messages.REOPEN: _reopen,
     messages.DRAIN: lambda process, _: process.drain(),
 }

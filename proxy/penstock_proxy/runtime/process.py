@@ -1,10 +1,9 @@
 """One proxy process: its event loop, from the start until it has drained.
 
-Owns: the event loop, the tick of its coarse clock, the account of descriptors and the channel
-to the supervisor. What the supervisor says is carried out by `commands`. The process reads one
-variable of the environment (which descriptor the channel is) and nothing else: configuration
-comes over the channel, listening sockets are inherited. Without its supervisor it has no reason
-to live and leaves.
+Owns: the event loop, the tick of its coarse clock, the budget of descriptors and the channel
+to the supervisor. `commands` carries out the supervisor's messages. The process reads one
+environment variable (the channel's descriptor) and nothing else: the configuration comes over the
+channel, and listening sockets are inherited. A proxy that has lost its supervisor exits.
 """
 
 import asyncio
@@ -21,13 +20,12 @@ from typing import Any, Final
 import uvloop
 
 from penstock_proxy import messages
-from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.config import ProxyConfig, ServiceConfig
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TICK_S, TimerWheel
 from penstock_proxy.runtime import stats
-from penstock_proxy.runtime.commands import Commanded, carry_out
+from penstock_proxy.runtime.commands import CommandTarget, carry_out
 from penstock_proxy.runtime.scheduling import let_workers_finish
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.service.fd_budget import FdBudget
@@ -37,19 +35,18 @@ from penstock_worker.contract import EXIT_FAILED
 from penstock_worker.net import lingering_close
 from penstock_worker.telemetry.access_log import AccessLog, open_log
 
-_EXIT_ABANDONED: Final = 1
+_EXIT_SUPERVISOR_LOST: Final = 1
 
 _log = logging.getLogger("penstock.proxy")
 
 
-class Proxy(Commanded):
-    """Runs until it is told to drain and has, or until the supervisor is gone."""
+class Proxy(CommandTarget):
+    """The process. It runs until it has drained, or until the supervisor is lost."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._reactor = Reactor(loop)
         self.services: dict[str, Service] = {}
-        self.checkers: dict[str, HealthChecker] = {}
         self.logs: dict[str, AccessLog] = {}
         self._timers = TimerWheel(monotonic())
         self._fd_budget = FdBudget(_raise_descriptor_limit(), 0, 0)
@@ -62,19 +59,22 @@ class Proxy(Commanded):
         self._lag_s = 0.0
 
     async def run(self, channel_: Channel) -> int:
-        """Serve. Returns the exit status: 0 after a drain."""
+        """Run until the end. Returns the exit status: 0 after a drain."""
         self._channel = channel_
         waits: set[asyncio.Future[Any]] = {self._configured, self._finished}
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not self._finished.done():
-            # What was made so far lives as long as the process: never look through it again.
+            # All objects so far live as long as the process: no collection scans them again.
             gc.collect()
             gc.freeze()
             self._tick_due = monotonic()
             self._tick()
-            self.tell({"cmd": messages.READY})
+            self.send({"cmd": messages.READY})
             async with asyncio.TaskGroup() as group:
-                checks = [group.create_task(c.run()) for c in self.checkers.values()]
+                checks = [
+                    group.create_task(service.health_checker.run())
+                    for service in self.services.values()
+                ]
                 await asyncio.wait({self._finished})
                 for check in checks:
                     check.cancel()
@@ -85,33 +85,29 @@ class Proxy(Commanded):
 
     def _build(self, config: ProxyConfig) -> None:
         self._fd_budget.listeners = sum(len(s.listeners) for s in config.services)
-        for service in config.services:
-            proxy = Service(
-                self._loop,
-                self._reactor,
-                service,
-                self._timers,
-                self._fd_budget,
-                self._access_log(service),
-                partial(self._rotated, service.name),
-            )
-            proxy.overload.spare = self._spare
-            self.services[service.name] = proxy
-            self.checkers[service.name] = HealthChecker(
-                proxy.pool,
-                service.health,
-                proxy.counters,
-                clock=monotonic,
-                probe=proxy.probe,
-            )
-        chains = {name: proxy.filter_chain for name, proxy in self.services.items()}
-        for proxy in self.services.values():
-            proxy.filter_chain.route(chains)
-        if all(service.scheme == "handoff" for service in config.services):
+        for service_config in config.services:
+            self._build_service(service_config)
+        chains = {name: service.filter_chain for name, service in self.services.items()}
+        for service in self.services.values():
+            service.filter_chain.set_sni_routes(chains)
+        if all(one.scheme == "handoff" for one in config.services):
             let_workers_finish()
-        known = self._fd_budget.open
-        self._fd_budget.other = max(0, stats.open_descriptors() - known)
+        counted = self._fd_budget.open
+        self._fd_budget.other = max(0, stats.open_descriptors() - counted)
         self._fd_budget.check()
+
+    def _build_service(self, config: ServiceConfig) -> None:
+        service = Service(
+            self._loop,
+            self._reactor,
+            config,
+            self._timers,
+            self._fd_budget,
+            self._access_log(config),
+            partial(self._report_rotation, config.name),
+        )
+        service.overload.spare = self._spare
+        self.services[config.name] = service
 
     def _access_log(self, service: ServiceConfig) -> AccessLog | None:
         log = open_log(
@@ -128,26 +124,26 @@ class Proxy(Commanded):
 
     def configure(self, config: ProxyConfig) -> None:
         """Make the services. OSError if a file cannot be opened or descriptors are too few."""
-        # At once, not in `run`: the next message may be in the same read.
+        # At once, not in `run`: the next message may have arrived with this one.
         self._build(config)
         self._configured.set_result(None)
 
     def fail(self, reason: str) -> None:
-        """The process cannot do what it was started for: say so, and leave."""
-        self.tell({"cmd": messages.FAILED, "reason": reason})
+        """The process cannot start: report why, and exit."""
+        self.send({"cmd": messages.FAILED, "reason": reason})
         self._finish(EXIT_FAILED)
 
     def drain(self) -> None:
-        """Accept no more, finish what there is, leave."""
+        """Accept no more connections, finish what is in flight, exit."""
         if not self._draining:
             self._draining = True
             for service in self.services.values():
                 service.drain()
             self._leave_when_empty()
 
-    def abandoned(self) -> None:
-        """The supervisor is gone."""
-        self._finish(_EXIT_ABANDONED)
+    def supervisor_lost(self) -> None:
+        """The channel to the supervisor has ended: exit."""
+        self._finish(_EXIT_SUPERVISOR_LOST)
 
     def _finish(self, status: int) -> None:
         if not self._finished.done():
@@ -160,15 +156,15 @@ class Proxy(Commanded):
         ):
             self._finish(0)
 
-    # -- telling
+    # -- messages to the supervisor
 
-    def tell(self, message: Message) -> None:
-        """Say something to the supervisor."""
+    def send(self, message: Message) -> None:
+        """Send a message to the supervisor."""
         assert self._channel is not None
         self._channel.send(message)
 
-    def _rotated(self, service: str, member: Member, reason: str) -> None:
-        self.tell(
+    def _report_rotation(self, service: str, member: Member, reason: str) -> None:
+        self.send(
             {
                 "cmd": messages.ROTATION,
                 "service": service,
@@ -179,7 +175,7 @@ class Proxy(Commanded):
         )
 
     def stats(self) -> Message:
-        """What an answer to STATS says."""
+        """The content of the answer to STATS."""
         return stats.answer(self.services, self.logs, self._fd_budget, self._loop, self._lag_s)
 
     def _tick(self) -> None:
@@ -195,7 +191,7 @@ class Proxy(Commanded):
 
 
 def _raise_descriptor_limit() -> int:
-    """Take all that we may have: the hard limit. Returns it."""
+    """Raise the soft limit to the hard one. Returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -205,7 +201,7 @@ async def _serve(sock: Any) -> int:
     loop = asyncio.get_running_loop()
     proxy = Proxy(loop)
     loop.add_signal_handler(signal.SIGTERM, proxy.drain)
-    link = Channel(loop, sock, partial(carry_out, proxy), proxy.abandoned)
+    link = Channel(loop, sock, partial(carry_out, proxy), proxy.supervisor_lost)
     try:
         return await proxy.run(link)
     finally:

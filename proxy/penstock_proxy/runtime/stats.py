@@ -1,7 +1,8 @@
-"""What a proxy process says of itself when it is asked: the answer to STATS.
+"""Statistics of a proxy process: the answer to STATS.
 
-Owns: what is looked up only then, open descriptors above all, and the shape of the answer. The
-counters themselves belong to those who count. Must not know: who asks, or how often.
+Owns: the shape of the answer, and the values that are read only for it, such as the number of
+open descriptors. Each counter belongs to the module that counts. Must not know: who asks, and how
+often.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ def answer(
 ) -> Message:
     """Metrics and pools as plain values. `lag_s`: how late the loop's last tick was."""
     for service in services.values():
-        _update(service)
+        _update_gauges(service)
     metrics = snapshot(
         {name: service.counters for name, service in services.items()},
         fds=_descriptors(fd_budget),
@@ -38,26 +39,26 @@ def answer(
 
 
 def open_descriptors() -> int:
-    """How many this process has. OSError: there is none left to look with."""
-    # One of them is the directory itself.
+    """The number of open descriptors. OSError: none is left to read the directory with."""
+    # One of the entries is the directory itself.
     return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 — a count, not paths
 
 
 def _descriptors(fd_budget: FdBudget) -> dict[str, int]:
-    """By kind."""
+    """Open descriptors, by kind."""
     kinds = {**fd_budget.by_kind(), "channel": 1}
-    # Looking takes a descriptor, and there may be none: then our own account has to do.
+    # To read the directory takes a descriptor. Without one, the budget's own count is used.
     with suppress(OSError):
         kinds["other"] = max(0, open_descriptors() - (sum(kinds.values()) - kinds["other"]))
     return kinds
 
 
-def _update(service: Service) -> None:
+def _update_gauges(service: Service) -> None:
     """Bring the gauges of a service up to date."""
     counters = service.counters
     counters.queue = len(service.queue)
-    if (handshakes := service.filter_chain.tls_acceptor) is not None:
-        counters.unfinished = handshakes.pending
+    if (tls_acceptor := service.filter_chain.tls_acceptor) is not None:
+        counters.handshakes_in_progress = tls_acceptor.in_progress
     counters.accepting = service.listeners.is_accepting
     if service.dispatcher is not None:
-        service.dispatcher.settle()
+        service.dispatcher.poll_reports()

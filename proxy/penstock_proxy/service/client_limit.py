@@ -1,37 +1,38 @@
-"""How many connections each client has, and whether one may have more.
+"""The limit of connections per client.
 
-Owns the count by address. It is as large as there are connections, however many addresses
-a stranger has: who has none is not in it. IPv6 is counted by /64, the smallest network that
-anybody is given; a count by single addresses would bound nothing. No I/O.
+Owns: the count by address. It has entries only for clients with connections, so it is never
+larger than the number of connections, however many addresses a client uses. IPv6 is counted by
+/64, the smallest network that a customer gets: a count by single addresses would limit nothing.
+No I/O.
 """
 
 import socket
 from typing import Final
 
 _NETWORK: Final = 8
-"""Bytes of an IPv6 address that name the network."""
+"""Bytes of an IPv6 address that identify the network (/64)."""
 
 
 class ClientLimit:
-    """The count of one service. `most` may be changed at any time; 0: no limit."""
+    """The count of one service. `max_per_client` can be changed at any time; 0: no limit."""
 
-    __slots__ = ("_counts", "most")
+    __slots__ = ("_counts", "max_per_client")
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_per_client: int) -> None:
+        self.max_per_client = max_per_client
         self._counts: dict[str | bytes, int] = {}
 
-    def enters(self, address: str) -> bool:
-        """Count one more connection of this client; False, and not counted: it has enough."""
+    def acquire(self, address: str) -> bool:
+        """Count one more connection of this client. False, and not counted: it is at the limit."""
         key = _key(address)
         count = self._counts.get(key, 0)
-        if 0 < self.most <= count:
+        if 0 < self.max_per_client <= count:
             return False
         self._counts[key] = count + 1
         return True
 
-    def leaves(self, address: str) -> None:
-        """One that entered has ended."""
+    def release(self, address: str) -> None:
+        """A connection that was counted is closed."""
         key = _key(address)
         count = self._counts[key] - 1
         if count:

@@ -1,10 +1,9 @@
 """What the connections of one service share.
 
 Owns: the pool, the queue, the budgets, the counters and the error log of one service in one
-proxy process, and the small account of connections that come and go. Must not know: any kind
-of connection, nor how connections come in. It stands below all of them, so that each imports
-what it uses and none is imported back. Whoever joins the parts of a service derives from it and
-supplies the hooks.
+proxy process, and the count of its open connections. Must not know: any kind of connection, and
+how connections are accepted. All of them import this module, and it imports none of them.
+`runtime.service` derives from it and supplies the hooks.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ from time import monotonic
 from typing import Final
 
 from penstock_proxy.balancing.pool import Member, Pool
-from penstock_proxy.balancing.queue import Queue, nobody, retry_after
+from penstock_proxy.balancing.queue import Queue, no_worker_fault, retry_after
 from penstock_proxy.balancing.retry_budget import RetryBudget
 from penstock_proxy.config import ServiceConfig
 from penstock_proxy.errors import Fault
@@ -34,7 +33,7 @@ class ServiceContext:
     """One service, as its connections see it."""
 
     stopping = False
-    """No new requests are served: the process is about to leave."""
+    """The process is draining: no new requests are served."""
 
     def __init__(
         self,
@@ -62,9 +61,9 @@ class ServiceContext:
             t.slot: socket_address(parse_address(t.address)) for t in config.targets if t.address
         }
         self.proxy_version = _PROXY_VERSIONS[config.send_proxy]
-        """Of the PROXY header that each connection to a worker begins with; 0: none."""
+        """Version of the PROXY header that is sent to workers; 0: none is sent."""
 
-    # -- connections come and go
+    # -- connections open and close
 
     def client_accepted(self) -> None:
         """A client's connection was accepted."""
@@ -72,46 +71,46 @@ class ServiceContext:
         self.counters.active += 1
         self.fd_budget.clients += 1
 
-    def client_closed(self, counted_as: str) -> None:
-        """A client's connection is closed; `counted_as`: the address that it counted for."""
+    def client_closed(self, counted_address: str) -> None:
+        """A client's connection is closed; `counted_address`: it was counted for this address."""
         self.counters.active -= 1
         self.fd_budget.clients -= 1
-        if counted_as:
-            self.client_limit.leaves(counted_as)
+        if counted_address:
+            self.client_limit.release(counted_address)
         self.capacity_changed()
 
     def release(self, member: Member) -> None:
-        """A worker that had as much as it may has less: the first in the queue is next."""
+        """A worker that was at its limit has capacity again: serve the queue."""
         if self.pool.released(member) and self.queue:
             self.serve_queue_soon()
 
-    # -- those who wait
+    # -- the queue
 
-    def enqueue(self, who: object, serve: Callable[[], None], started: float) -> Fault | float:
-        """Let somebody wait for a worker: the seconds it may; the fault if it may not.
+    def enqueue(self, waiter: object, serve: Callable[[], None], started: float) -> Fault | float:
+        """Put a waiter into the queue. Returns the seconds that it may wait, or a fault.
 
-        `serve` is called when it is its turn.
+        `serve` is called when it is the waiter's turn. `started`: when its request began.
         """
-        return self.queue.enter(who, serve, started, monotonic(), self.pool.in_rotation)
+        return self.queue.add(waiter, serve, started, monotonic(), self.pool.in_rotation)
 
     def no_worker(self) -> Fault:
-        """Why no worker could be found for somebody."""
-        return nobody(self.pool.in_rotation)
+        """Why no worker was found."""
+        return no_worker_fault(self.pool.in_rotation)
 
     def retry_after(self, fault: Fault) -> int:
         """Seconds after which a client that gets a 503 may try again."""
         return retry_after(fault, monotonic(), self.pool.ejection_ends(), self.timeouts.queue)
 
-    # -- supplied by whoever joins the parts
+    # -- supplied by `runtime.service`
 
     def capacity_changed(self) -> None:
-        """There may be room for more connections: listeners may accept again."""
+        """There may be capacity for more connections: listeners may accept again."""
         raise NotImplementedError
 
     def serve_queue(self) -> None:
-        """Let those who wait try again, now."""
+        """Serve the queue now."""
         raise NotImplementedError
 
     def serve_queue_soon(self) -> None:
-        """Let those who wait try again, in the loop's next turn."""
+        """Serve the queue in the next iteration of the event loop."""
         raise NotImplementedError

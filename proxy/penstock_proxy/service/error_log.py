@@ -1,9 +1,9 @@
-"""What is said of one service's faults: log lines, and the ids by which requests are found.
+"""The error log of one service, and its request ids.
 
-Owns: the words of a fault, how many lines a tick may bring, request ids, by which a line here is
-found again at a worker, and the wall clock of access log lines. Must not know: why anything
-happened, nor what happens next. Who ends something counts it and writes its line in the access
-log; what is said here takes values only, so that this stands below all connections.
+Owns: the words of log lines about faults, their rate limit, the request ids that proxy and worker
+log alike, and the wall clock of access log lines. Must not know: why a fault happened, and what
+follows from it. It takes plain values and imports no kind of connection. Exchanges and sessions
+count themselves and write their own line of the access log.
 """
 
 import logging
@@ -19,15 +19,23 @@ from penstock_proxy.metrics import OTHER, PROXY_SLOT, REJECTIONS, ServiceCounter
 from penstock_worker.telemetry.access_log import AccessLog
 
 _LINES_A_TICK: Final = 10
-"""Log lines about faults; the rest is counted. An outage must not fill a disk."""
+"""Log lines about faults; more are only counted. An outage must not fill a disk."""
 
 _log = logging.getLogger("penstock.proxy")
 
 
 class ErrorLog:
-    """Of one service."""
+    """The error log of one service."""
 
-    __slots__ = ("_counters", "_id_prefix", "_ids", "_lines", "_service", "access_log", "wall")
+    __slots__ = (
+        "_counters",
+        "_id_prefix",
+        "_ids",
+        "_lines",
+        "_service",
+        "access_log",
+        "wall_offset",
+    )
 
     def __init__(self, service: str, counters: ServiceCounters, log: AccessLog | None) -> None:
         self._service = service
@@ -36,13 +44,13 @@ class ErrorLog:
         self._id_prefix = urandom(10).hex().encode()
         self._ids = count()
         self._lines = 0
-        self.wall = 0.0
-        """Seconds from the monotonic clock to the wall clock; only the access log needs them."""
+        self.wall_offset = 0.0
+        """Seconds from the monotonic clock to the wall clock, for the access log."""
 
     def tick(self, now: float) -> None:
-        """Four times a second: hand over the lines so far, and allow some more."""
+        """Called four times a second: flush the access log, and allow more error lines."""
         self._lines = 0
-        self.wall = time() - now
+        self.wall_offset = time() - now
         if self.access_log is not None:
             self.access_log.flush()
 
@@ -50,11 +58,11 @@ class ErrorLog:
         """Unique on this host and in this process; 32 hexadecimal digits."""
         return b"%b%012x" % (self._id_prefix, next(self._ids))
 
-    def refused(self, address: str, fault: Fault, reason: str, tls: str) -> None:
-        """Count and log what never became an exchange; `tls` is what the access log says of it."""
+    def request_refused(self, address: str, fault: Fault, reason: str, tls: str) -> None:
+        """Count and log a request that never became an exchange; `tls`: the access log's field."""
         self._counters.errors[fault.kind] += 1
         self._counters.requests[OTHER, fault.status, PROXY_SLOT] += 1
-        self._say(
+        self._log_limited(
             logging.INFO,
             "%s: refused %s with %d: %s",
             self._service,
@@ -65,17 +73,17 @@ class ErrorLog:
         if self.access_log is not None:
             self.access_log.add(
                 (
-                    monotonic() + self.wall, address, "", "", "", fault.status,
+                    monotonic() + self.wall_offset, address, "", "", "", fault.status,
                     len(fault.text) + 1, 0, "", None, None, 0.0, 0, "", fault.kind, b"",
                     tls,
                 )
             )  # fmt: skip
 
-    def turned_away(self, address: str, fault: Fault, reason: str) -> None:
-        """Count and say whose connection was closed before anything was read from it."""
+    def connection_rejected(self, address: str, fault: Fault, reason: str) -> None:
+        """Count and log a connection that was closed before a request was read from it."""
         counts = self._counters
         (counts.rejected if fault.kind in REJECTIONS else counts.errors)[fault.kind] += 1
-        self._say(
+        self._log_limited(
             logging.INFO,
             "%s: closed a connection from %s: %s",
             self._service,
@@ -83,7 +91,7 @@ class ErrorLog:
             reason,
         )
 
-    def fault(
+    def request_failed(
         self,
         line: RequestLine,
         address: str,
@@ -91,10 +99,10 @@ class ErrorLog:
         reason: str,
         member: Member | None,
     ) -> None:
-        """Say why a request from `address`, or one try of it with `member`, failed."""
+        """Log why a request from `address`, or one attempt of it with `member`, failed."""
         level = logging.INFO if fault.side is Side.CLIENT else logging.WARNING
         worker = self.worker_name(member) or self._service
-        self._say(
+        self._log_limited(
             level,
             "%s: %s %s from %s: %s%s",
             worker,
@@ -106,14 +114,16 @@ class ErrorLog:
         )
 
     def worker_name(self, member: Member | None) -> str:
-        """As log lines name a worker; empty: no worker was asked."""
+        """A worker's name in log lines; empty for None."""
         return "" if member is None else f"{self._service}/{member.slot}"
 
-    def worker_fault(self, member: Member, fault: Fault, reason: str) -> None:
-        """Say why a worker could not be used."""
-        self._say(logging.WARNING, "%s: %s (%s)", self.worker_name(member), fault.text, reason)
+    def worker_failed(self, member: Member, fault: Fault, reason: str) -> None:
+        """Log why a worker could not be used."""
+        self._log_limited(
+            logging.WARNING, "%s: %s (%s)", self.worker_name(member), fault.text, reason
+        )
 
-    def _say(self, level: int, message: str, *args: object) -> None:
+    def _log_limited(self, level: int, message: str, *args: object) -> None:
         self._lines += 1
         if self._lines < _LINES_A_TICK:
             _log.log(level, message, *args)

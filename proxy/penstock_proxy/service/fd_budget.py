@@ -1,47 +1,49 @@
-"""May one more connection come in?
+"""The budget of file descriptors: may one more connection be accepted?
 
-Owns: the account of a proxy's descriptors. A relayed connection needs two, one that is
-passed to a worker needs one, and a proxy that runs out of them in the middle of its work can
-neither serve nor refuse; so they are counted before anything is accepted (the idea is
-relayd's). No I/O: who opens and closes says so here.
+Owns: the count of a proxy's descriptors. A proxied connection needs two, one that is passed to
+a worker needs one. A proxy that runs out of them can neither serve nor refuse its clients, so
+they are counted before a connection is accepted (the idea is relayd's). No I/O: each owner of
+descriptors updates the counts here when it opens and closes them.
 """
 
 from typing import Final
 
 RESERVE: Final = 48
-"""For health checks, log files, the channel, what the runtime opens on the side, and those
-who are told that there is no room for them."""
+"""Descriptors for health checks, log files, the channel, the runtime's own, and clients that are
+accepted only to be refused."""
 
 
 class FdBudget:
-    """The account of one process. All counts are descriptors."""
+    """The budget of one process. All counts are descriptors."""
 
     __slots__ = ("clients", "in_flight", "limit", "listeners", "other", "pending", "upstreams")
 
     def __init__(self, limit: int, listeners: int, other: int) -> None:
-        """`limit`: RLIMIT_NOFILE; `other`: open ones that are none of the rest."""
+        """`limit`: RLIMIT_NOFILE; `other`: open descriptors of no other kind."""
         self.limit = limit
-        """May be changed from outside, by prlimit(2)."""
+        """Updated at each tick: prlimit(2) can change it from outside."""
         self.listeners = listeners
         self.other = other
         self.clients = 0
-        """Of clients that are, or will be, connected to a worker by a second one."""
+        """Client connections that the proxy serves: each has or may need a second descriptor."""
         self.upstreams = 0
+        """Connections to workers."""
         self.pending = 0
-        """Of clients that will be passed to a worker: there is no second one."""
+        """Client connections that will be passed to a worker: they need no second one."""
         self.in_flight = 0
-        """Passed and not taken yet. Not open here, but each may come back: the kernel would
-        drop what comes while there is no number for it, and with it the client."""
+        """Passed to a worker that has not accepted them yet. They are not open here, but each
+        may come back, and the kernel drops a descriptor, and with it the client, if the process
+        has no number free for it."""
 
     @property
     def open(self) -> int:
-        """Descriptors in use, by our own account."""
+        """Open descriptors, by these counts."""
         return self.listeners + self.other + self.clients + self.upstreams + self.pending
 
     def room(self) -> int:
-        """For how many more connections there are two left, one for the way to a worker.
+        """How many more connections can have two descriptors each. Below 1: none.
 
-        Each client already in may still need its second one. Below 1: for none.
+        Each client that is connected already may still need its second one.
         """
         committed = self.listeners + self.other + self.pending + self.in_flight
         committed += self.clients + max(self.clients, self.upstreams)
@@ -49,17 +51,17 @@ class FdBudget:
 
     @property
     def capacity(self) -> int:
-        """How many connections this process can have at most, each with its way to a worker."""
+        """How many client connections this process can have at most, with two descriptors each."""
         return max(0, self.limit - self.listeners - self.other - RESERVE) // 2
 
     def check(self) -> None:
-        """Is there room for anybody at all? OSError if not: nobody would ever be accepted."""
+        """Raises OSError if the limit is too low to accept even one connection."""
         needed = self.listeners + self.other + RESERVE + 2
         if needed > self.limit:
             raise OSError(f"at least {needed} descriptors are needed, and {self.limit} allowed")
 
     def by_kind(self) -> dict[str, int]:
-        """For `penstock_fds`."""
+        """The values of the metric `penstock_fds`."""
         return {
             "listener": self.listeners,
             "client": self.clients + self.pending,

@@ -1,1 +1,1 @@
-"""Proxying of TCP connections whose content nobody reads."""
+"""Proxying of TCP connections without reading their content."""

@@ -1,15 +1,15 @@
-"""Delivery tcp: two connections made into one, byte for byte.
+"""A duplex: two connections, from the client and to the worker, copied into each other.
 
-Owns: the two halves of a relayed connection from the moment both ends are connected,
-half-close both ways, back-pressure, and what it amounted to. Must not know: what the
-bytes mean, how the worker was chosen. Upgraded HTTP connections end up here as well.
+Owns: both halves once both connections are there, half-close in both directions, back-pressure,
+the idle timeout, and the bytes counted. Must not know: what the bytes mean, how the worker was
+chosen. Mode tcp and upgraded HTTP connections both end here.
 
-Each end hears of the other what it would have heard without us: an end of file is passed on
-as one, and a reset as a reset. To a protocol that reads until the end, an end of file in
-place of a reset would say that it has everything.
+Each side sees of the other what it would see without a proxy: an end of file is forwarded as an
+end of file, a reset as a reset. If a reset became an end of file, a protocol that reads until
+the end would take a part for the whole.
 
-Bytes that one side sends while the other is not yet ready wait in the kernel: a half
-reads nothing until its peer is there.
+Bytes that one side sends before the other is connected wait in the kernel: a half is not read
+until the other half is there.
 """
 
 import asyncio
@@ -23,25 +23,25 @@ from penstock_proxy.net.transport import Transport
 
 OK: Final = "ok"
 _RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER on, for no time: close resets."""
-_FLUSH_S: Final = 30.0
-"""Without a byte taken by the one that is left; then it is cut off."""
+"""SO_LINGER on with a time of zero: close sends a reset."""
+_FLUSH_TIMEOUT_S: Final = 30.0
+"""When one side is gone, the other is aborted after this time without taking a byte."""
 
 
-class _End:
-    """One of the two connections. `transport` is None before it is made and after."""
+class _Half:
+    """One of the two connections. `transport` is None before it is made and after it is lost."""
 
-    __slots__ = ("finished", "loop", "other", "transport")
+    __slots__ = ("at_eof", "loop", "other", "transport")
 
-    other: "_End"
-    """Both halves also know it by its kind: `client` and `worker`."""
+    other: "_Half"
+    """Subclasses also have it with its own type, as `client` or `worker`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Asked for by name, a running loop costs a getpid each time.
+        # Kept, because asyncio.get_running_loop costs a getpid each time.
         self.loop = loop
         self.transport: Transport | None = None
-        self.finished = False
-        """It has sent its end of file."""
+        self.at_eof = False
+        """Its end of file has come."""
 
     def pause_writing(self) -> None:
         if self.other.transport is not None:
@@ -52,37 +52,37 @@ class _End:
             self.other.transport.resume_reading()
 
     def eof_received(self) -> bool:
-        self.finished = True
+        self.at_eof = True
         other = self.other
         if other.transport is None:
             return False
-        if other.finished:
-            # Both have said all they will: close both now, in one turn of the loop.
+        if other.at_eof:
+            # Both directions have ended: close both now, in one turn of the loop.
             other.transport.close()
             return False
-        # Often the other end closes in the same turn, and then there is nothing to tell it.
-        self.loop.call_soon(other.finish_writing)
+        # Often the other side closes in the same turn, and then nothing has to be forwarded.
+        self.loop.call_soon(other.forward_eof)
         return True
 
-    def resets(self) -> None:
-        """However it is closed from now on, that is a reset."""
+    def reset_on_close(self) -> None:
+        """Make every later close of this connection a reset."""
         if self.transport is not None:
             sock = self.transport.borrow()
             if sock is not None and sock.fileno() >= 0:
                 sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
 
-    def finish_writing(self) -> None:
-        """Pass the end of file on, unless the connection is on its way out already."""
+    def forward_eof(self) -> None:
+        """Forward an end of file, unless this connection is closing already."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write_eof()
 
 
-class WorkerEnd(_End):
+class WorkerHalf(_Half):
     """The connection to the worker."""
 
     __slots__ = ("client",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, client: "ClientEnd") -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, client: "ClientHalf") -> None:
         super().__init__(loop)
         self.other = self.client = client
 
@@ -93,36 +93,36 @@ class WorkerEnd(_End):
         client = self.client
         client.sent += len(data)
         client.counters.sent += len(data)
-        client.touched = client.timers.now
+        client.last_active = client.timers.now
         if client.transport is not None:
             client.transport.write(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
-        self.client.ended(error, "worker_reset")
+        self.client.half_closed(error, "worker_reset")
 
 
-class Owner(Protocol):
-    """Who made a pair, and is told of its end. An object, because a closure is larger."""
+class DuplexOwner(Protocol):
+    """What a duplex needs of its owner. An object, because a closure takes more memory."""
 
-    def duplex_closed(self, half: "ClientEnd") -> None:
-        """Both connections are gone. Called once."""
+    def duplex_closed(self, half: "ClientHalf") -> None:
+        """Both connections are closed. Called once."""
 
 
-class ClientEnd(_End):
-    """The connection from the client, and the account of the pair."""
+class ClientHalf(_Half):
+    """The connection from the client, and the state of the pair."""
 
     __slots__ = (
         "_owner",
         "bucket",
         "counters",
         "deadline",
-        "idle_s",
+        "idle_timeout",
+        "last_active",
         "outcome",
         "received",
         "sent",
         "timers",
-        "touched",
         "unsent",
         "worker",
     )
@@ -132,28 +132,28 @@ class ClientEnd(_End):
         loop: asyncio.AbstractEventLoop,
         counters: ServiceCounters,
         timers: TimerWheel,
-        idle_s: float,
-        owner: Owner,
+        idle_timeout: float,
+        owner: DuplexOwner,
     ) -> None:
         super().__init__(loop)
-        self.other = self.worker = WorkerEnd(loop, self)
+        self.other = self.worker = WorkerHalf(loop, self)
         self.counters = counters
         self.timers = timers
-        self.idle_s = idle_s
+        self.idle_timeout = idle_timeout
         self._owner = owner
         self.received = 0
         self.sent = 0
         self.unsent = 0
         self.outcome = OK
-        """"ok", or the kind of the fault that ended it."""
-        self.touched = timers.now
+        """OK, or the kind of the fault that ended it."""
+        self.last_active = timers.now
         self.deadline = NEVER
         self.bucket = NEVER
 
     def start(self) -> None:
-        """Both ends are known: the idle time runs from now on."""
-        self.touched = self.timers.now
-        self.timers.arm_in(self, self.idle_s)
+        """Both connections are there: the idle timeout runs from now on."""
+        self.last_active = self.timers.now
+        self.timers.arm_in(self, self.idle_timeout)
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
@@ -164,59 +164,62 @@ class ClientEnd(_End):
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
         self.counters.received += len(data)
-        self.touched = self.timers.now
+        self.last_active = self.timers.now
         worker = self.other.transport
         if worker is not None:
             worker.write(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
-        self.ended(error, "client_gone")
+        self.half_closed(error, "client_gone")
 
-    def ended(self, error: Exception | None, kind: str) -> None:
-        """One connection is gone: end the other when what it was sent has gone out."""
+    def half_closed(self, error: Exception | None, reason: str) -> None:
+        """One connection is closed: close the other when all is written to it.
+
+        `reason`: the outcome if it was closed by an error.
+        """
         if error is not None and self.outcome == OK:
-            self.outcome = kind
-        left = self.transport or self.worker.transport
-        if left is not None:
+            self.outcome = reason
+        remaining = self.transport or self.worker.transport
+        if remaining is not None:
             if error is None:
-                left.close()
-            elif left is self.transport:
-                self.resets()
-                left.break_off()
+                remaining.close()
+            elif remaining is self.transport:
+                self.reset_on_close()
+                remaining.break_off()
             else:
-                # The client is gone: nobody wants what its worker does not take.
-                self.worker.resets()
-                left.abort()
-            self.unsent = left.get_write_buffer_size()
+                # The client is gone, so what its worker has not taken is worth nothing.
+                self.worker.reset_on_close()
+                remaining.abort()
+            self.unsent = remaining.get_write_buffer_size()
             if self.unsent:
-                self.timers.arm_in(self, _FLUSH_S)
+                self.timers.arm_in(self, _FLUSH_TIMEOUT_S)
         if self.transport is None and self.other.transport is None:
             self.timers.disarm(self)
             self._owner.duplex_closed(self)
 
     def expired(self, now: float) -> None:
         if self.transport is None or self.other.transport is None:
-            self._flushing()
-        elif self.touched + self.idle_s > now:
-            self.timers.arm(self, self.touched + self.idle_s)
+            self._check_flush()
+        elif self.last_active + self.idle_timeout > now:
+            self.timers.arm(self, self.last_active + self.idle_timeout)
         else:
             self.outcome = "tunnel_timeout"
             self.abort()
 
-    def _flushing(self) -> None:
-        """The last one to leave takes what it was sent, if slowly, or is cut off."""
-        left = self.transport or self.other.transport
-        if left is None:
+    def _check_flush(self) -> None:
+        """One side is gone: the other may go on as long as it takes bytes, else it is aborted."""
+        remaining = self.transport or self.other.transport
+        if remaining is None:
             return
-        before, self.unsent = self.unsent, left.get_write_buffer_size()
+        before, self.unsent = self.unsent, remaining.get_write_buffer_size()
         if self.unsent < before:
-            self.timers.arm_in(self, _FLUSH_S)
+            self.timers.arm_in(self, _FLUSH_TIMEOUT_S)
         else:
-            left.abort()
+            remaining.abort()
 
     def abort(self) -> None:
-        """End both at once; what is unsent is lost."""
+        """Abort both connections; what is unsent is lost."""
         for half in (self, self.other):
             if half.transport is not None:
                 half.transport.abort()

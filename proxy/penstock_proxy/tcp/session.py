@@ -1,8 +1,8 @@
-"""Delivery tcp until both ends stand: from an accepted connection to a pump.
+"""Mode tcp: one client connection, from accept to the access log.
 
-Owns: the choice of a worker for one connection, the connect and its time-out, the next
-worker on refusal, and the account when the pump is done. The client is not read before
-its worker is there: what it sends first waits in the kernel, in nobody's memory.
+Owns: the choice of a worker, the connect and its timeout, the retry with the next worker, and
+counting and logging at the end. Between connect and end a `duplex` copies the bytes. The client
+is not read before its worker is connected: what it sends first waits in the kernel.
 """
 
 from time import monotonic
@@ -11,23 +11,23 @@ from typing import Any
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.balancing.retry_budget import MAX_RETRIES, Attempts
 from penstock_proxy.errors import CONNECT_TIMEOUT, QUEUE_FULL, REJECTED, Fault, Side
-from penstock_proxy.net.connector import Connecting, dial, fault_of, why
+from penstock_proxy.net.connector import Connecting, connect, error_text, fault_of
 from penstock_proxy.net.socket_transport import adopt
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.service.context import ServiceContext
-from penstock_proxy.tcp.duplex import OK, ClientEnd
+from penstock_proxy.tcp.duplex import OK, ClientHalf
 from penstock_proxy.tls.transport import TlsConnection
 from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import peer_address
 
 
 class Session:
-    """One client connection on its way to a worker, and what became of it."""
+    """One client connection in mode tcp."""
 
     __slots__ = (
         "_attempts",
+        "_client",
         "_connecting",
-        "_sock",
         "address",
         "bucket",
         "connect_s",
@@ -48,8 +48,8 @@ class Session:
         proxy_header: bytes = b"",
         tls: str = "",
     ) -> None:
-        """`proxy_header`: what the worker is told first, before the client's own bytes. `tls`: what
-        the access log says of it."""
+        """`proxy_header`: sent to the worker before the client's bytes. `tls`: the TLS fields of
+        the access log."""
         self.service = service
         self.tls = tls
         self.proxy_header = proxy_header
@@ -60,13 +60,13 @@ class Session:
         self.retries = 0
         self.deadline = NEVER
         self.bucket = NEVER
-        self._sock: Stream | TlsConnection | None = sock
+        self._client: Stream | TlsConnection | None = sock
         self._connecting: Connecting | None = None
         self._attempts: Attempts | None = None
-        """Since the first one has failed."""
+        """The tries that failed; made with the first of them."""
 
     def start(self) -> None:
-        """Choose a worker, but after those who wait for one."""
+        """Choose a worker, or join the queue if others wait already."""
         if self.service.queue:
             self._wait()
         else:
@@ -84,8 +84,8 @@ class Session:
         service.fd_budget.upstreams += 1
         service.counters.upstreams += 1
         address = service.addresses[member.slot]
-        connecting = dial(service.loop, address, self._connected, self.proxy_header)
-        # None may also mean that a refusal has led here again, on to the next worker.
+        connecting = connect(service.loop, address, self._connected, self.proxy_header)
+        # None may also mean that a refusal has called this again for the next worker.
         if connecting is not None:
             self._connecting = connecting
             service.timers.arm(self, monotonic() + service.timeouts.connect)
@@ -94,46 +94,46 @@ class Session:
         self._connecting = None
         service = self.service
         if sock is None:
-            self._failed(fault_of(error), why(error))
+            self._try_failed(fault_of(error), error_text(error))
             return
         member = self.member
         assert member is not None
-        assert self._sock is not None
+        assert self._client is not None
         service.timers.disarm(self)
         self.connect_s = monotonic() - self.started
         service.counters.connect.observe(self.connect_s)
         service.counters.worker_connections[member.slot] += 1
         if member.consecutive_failures:
             service.pool.succeeded(member)
-        half = ClientEnd(
+        half = ClientHalf(
             service.loop, service.counters, service.timers, service.timeouts.tunnel, self
         )
-        client, self._sock = self._sock, None
-        # The worker's half first: it must stand before the client's first byte.
+        client, self._client = self._client, None
+        # The worker's half first: it must be there before the client's first byte.
         adopt(service.reactor, half.worker, sock, service.config.limits.buffer)
         if isinstance(client, Stream):
             adopt(service.reactor, half, client, service.config.limits.buffer)
         else:
-            client.carry(half)
+            client.attach(half)
 
-    def _failed(self, fault: Fault, reason: str) -> None:
+    def _try_failed(self, fault: Fault, reason: str) -> None:
         service, member = self.service, self._release_member()
         self.member = None
         if fault.side is Side.WORKER:
             service.pool.failed(member, monotonic())
         service.counters.errors[fault.kind] += 1
-        service.error_log.worker_fault(member, fault, reason)
+        service.error_log.worker_failed(member, fault, reason)
         attempts = self._attempts = self._attempts or Attempts()
         attempts.failed(member, fault)
         if self.retries >= MAX_RETRIES:
-            self._give_up(fault)
+            self._close(fault)
             return
         self.retries += 1
         service.counters.retries += 1
         self.dispatch()
 
     def _release_member(self) -> Member:
-        """It has one connection less, and so have we."""
+        """The connection to the worker is closed, or was never made."""
         service, member = self.service, self.member
         assert member is not None
         service.fd_budget.upstreams -= 1
@@ -147,51 +147,51 @@ class Session:
         service, attempts = self.service, self._attempts
         if attempts is not None and not attempts.another_round(service.retry_budget, monotonic()):
             service.counters.retries_denied += 1
-            self._give_up(attempts.last_fault)
+            self._close(attempts.last_fault)
             return
-        patience = service.enqueue(self, self.dispatch, self.started)
-        if isinstance(patience, float):
-            service.timers.arm(self, monotonic() + patience)
+        wait_s = service.enqueue(self, self.dispatch, self.started)
+        if isinstance(wait_s, float):
+            service.timers.arm(self, monotonic() + wait_s)
         else:
-            self._give_up(patience if patience is QUEUE_FULL else self._why())
+            self._close(wait_s if wait_s is QUEUE_FULL else self._last_fault())
 
-    def _why(self) -> Fault:
-        """What its last try ended with, if there was one."""
+    def _last_fault(self) -> Fault:
+        """The fault of the last try; if there was none, why no worker could be found."""
         attempts = self._attempts
         return self.service.no_worker() if attempts is None else attempts.last_fault
 
     def expired(self, now: float) -> None:
         if self in self.service.queue:
-            self.service.queue.leave(self)
-            self._give_up(self._why())
+            self.service.queue.remove(self)
+            self._close(self._last_fault())
         elif self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-            self._failed(CONNECT_TIMEOUT, "")
+            self._try_failed(CONNECT_TIMEOUT, "")
 
-    def _give_up(self, fault: Fault) -> None:
-        """TCP has no words: the connection is closed."""
+    def _close(self, fault: Fault) -> None:
+        """Close the client's connection, as no worker serves it; TCP has no way to say why."""
         service = self.service
         service.timers.disarm(self)
         if fault in REJECTED:
             service.counters.rejected[fault.kind] += 1
-        assert self._sock is not None
-        if isinstance(self._sock, Stream):
-            self._sock.close()
+        assert self._client is not None
+        if isinstance(self._client, Stream):
+            self._client.close()
         else:
-            self._sock.break_off()
-        self._end(fault.kind, 0, 0)
+            self._client.break_off()
+        self._record(fault.kind, 0, 0)
 
-    def duplex_closed(self, half: ClientEnd) -> None:
-        """Both connections are gone."""
+    def duplex_closed(self, half: ClientHalf) -> None:
+        """Both connections are closed."""
         self._release_member()
         service = self.service
         if half.outcome != OK:
             service.counters.errors[half.outcome] += 1
-        self._end(half.outcome, half.received, half.sent)
+        self._record(half.outcome, half.received, half.sent)
 
-    def _end(self, ended: str, received: int, sent: int) -> None:
-        """Count and log the connection: once, when it has ended."""
+    def _record(self, termination: str, received: int, sent: int) -> None:
+        """Count and log the connection; called once, at its end."""
         service = self.service
         total_s = monotonic() - self.started
         service.client_closed(self.address)
@@ -200,8 +200,8 @@ class Session:
         if log.access_log is not None:
             log.access_log.add(
                 (
-                    monotonic() + log.wall, self.address, "", "", "", 0, sent, received,
+                    monotonic() + log.wall_offset, self.address, "", "", "", 0, sent, received,
                     log.worker_name(self.member), self.connect_s, None, total_s,
-                    self.retries, "", ended, b"", self.tls,
+                    self.retries, "", termination, b"", self.tls,
                 )
             )  # fmt: skip

@@ -1,22 +1,21 @@
-"""The first words of a TLS client, read before TLS is spoken: which name does it ask for?
+"""The server name in a TLS ClientHello, read before OpenSSL gets the bytes.
 
-Owns one question about bytes that are still in the kernel or about to be given to OpenSSL:
-the `server_name` of a ClientHello (RFC 6066 §3), for whoever routes by it or chooses a
-certificate by it. Nothing is decided about the handshake itself; a hello that OpenSSL would
-refuse for other reasons has a name here all the same.
+Owns: finding the `server_name` extension (RFC 6066 §3), by which connections are routed and
+certificates chosen. It judges nothing else: a ClientHello that OpenSSL refuses for other reasons
+has a name here all the same.
 
-Everything is a stranger's: every length is checked against what is really there, records
-(RFC 8446 §5.1) may cut the message anywhere but not without end, and the only error that
-leaves is `HelloError`. Extensions, groups and versions that are not known (GREASE, RFC 8701)
-are stepped over unread. No I/O, no clock.
+The input is hostile. Every length is checked against the bytes that are there. Records (RFC 8446
+§5.1) may split the message anywhere, but their number is bounded. The only exception is
+`HelloError`. Unknown extensions, groups and versions (GREASE, RFC 8701) are skipped. No I/O, no
+clock.
 """
 
 from typing import Final
 
 MAX_HELLO: Final = 16 << 10
-"""Bytes of records. With post-quantum keys and a ticket a hello has about 2 KiB."""
+"""Bytes of records. With post-quantum keys and a ticket a ClientHello has about 2 KiB."""
 _MAX_RECORDS: Final = 32
-"""Of one hello: a few hide a name from those who look; thousands only cost time."""
+"""Of one ClientHello. A client may use a few to hide the name; thousands only cost time."""
 _MAX_RECORD: Final = 1 << 14
 _MAX_NAME: Final = 255
 
@@ -27,32 +26,32 @@ _HOST_NAME: Final = 0
 
 
 class HelloError(ValueError):
-    """These are not the first bytes of a TLS connection; the message says why."""
+    """The bytes are not a valid ClientHello; the message says why."""
 
 
 def speaks_tls(data: bytes) -> bool:
-    """Could this be the beginning of a handshake? True for nothing at all."""
+    """Could this be the beginning of a handshake? True for no bytes at all."""
     return data[:1] in (b"", b"\x16") and data[1:2] in (b"", b"\x03")
 
 
 def server_name(data: bytes) -> str | None:
-    """The name that is asked for, in lower case; empty if there is none.
+    """The name that the client asks for, in lower case; empty if there is none.
 
-    None while the hello is not complete: ask again with more, at most MAX_HELLO bytes.
-    HelloError: what is there cannot become a ClientHello any more.
+    None while the ClientHello is incomplete: call again with more, at most MAX_HELLO bytes.
+    HelloError: the bytes cannot become a valid ClientHello.
     """
-    message = _unwrapped(data)
+    message = _handshake_body(data)
     if message is None:
         return None
     return _name(_extensions(message))
 
 
-def _unwrapped(data: bytes) -> bytes | None:
+def _handshake_body(data: bytes) -> bytes | None:
     """The body of the handshake message in the records; None if they are not all there."""
     parts: list[bytes] = []
-    have = at = 0
+    received = offset = 0
     while len(parts) < _MAX_RECORDS:
-        head = data[at : at + 5]
+        head = data[offset : offset + 5]
         if not speaks_tls(head):
             raise HelloError("not a TLS record")
         if len(head) < 5:
@@ -60,15 +59,15 @@ def _unwrapped(data: bytes) -> bytes | None:
         size = head[3] << 8 | head[4]
         if not 0 < size <= _MAX_RECORD:
             raise HelloError("a record without content, or with too much")
-        part = data[at + 5 : at + 5 + size]
+        part = data[offset + 5 : offset + 5 + size]
         parts.append(part)
-        have += len(part)
-        wanted = _wanted(parts) if have >= 4 else MAX_HELLO
-        if have >= wanted:
-            return b"".join(parts)[4:wanted]
+        received += len(part)
+        length = _message_length(parts) if received >= 4 else MAX_HELLO
+        if received >= length:
+            return b"".join(parts)[4:length]
         if len(part) < size:
             break
-        at += 5 + size
+        offset += 5 + size
     else:
         raise HelloError("too many records")
     if len(data) >= MAX_HELLO:
@@ -76,8 +75,8 @@ def _unwrapped(data: bytes) -> bytes | None:
     return None
 
 
-def _wanted(parts: list[bytes]) -> int:
-    """Bytes of the message with its head, which the parts have."""
+def _message_length(parts: list[bytes]) -> int:
+    """The length of the message with its header, which the parts hold already."""
     head = parts[0][:4] if len(parts[0]) >= 4 else b"".join(parts)[:4]
     if head[0] != _CLIENT_HELLO:
         raise HelloError("not a ClientHello")
@@ -87,8 +86,8 @@ def _wanted(parts: list[bytes]) -> int:
     return 4 + size
 
 
-class _Reader:
-    """Bytes, taken from the proxy. HelloError if there are less than asked for."""
+class _ByteReader:
+    """Bytes, read from the front. HelloError if fewer are left than asked for."""
 
     __slots__ = ("_at", "_data", "_end")
 
@@ -117,8 +116,8 @@ class _Reader:
 
 
 def _extensions(message: bytes) -> bytes:
-    """RFC 8446 §4.1.2, and older ones that end without extensions."""
-    reader = _Reader(message)
+    """The extensions of a ClientHello (RFC 8446 §4.1.2); old clients send none."""
+    reader = _ByteReader(message)
     reader.take(2 + 32)  # version and random
     if len(reader.vector(1)) > 32:
         raise HelloError("a session ID that is too long")
@@ -136,14 +135,14 @@ def _extensions(message: bytes) -> bytes:
 
 
 def _name(extensions: bytes) -> str:
-    reader = _Reader(extensions)
+    reader = _ByteReader(extensions)
     seen: set[int] = set()
     name = ""
     while reader:
         kind = reader.number(2)
         body = reader.vector(2)
         if kind in seen:
-            # RFC 8446 §4.2. Two names would be read by one as the first, by another as the last.
+            # RFC 8446 §4.2. Of two names, one program would take the first, another the last.
             raise HelloError("an extension that comes twice")
         seen.add(kind)
         if kind == _SERVER_NAME:
@@ -153,8 +152,8 @@ def _name(extensions: bytes) -> str:
 
 def _host_name(body: bytes) -> str:
     """The only host name of a list of names; RFC 6066 §3 allows one of a kind."""
-    reader = _Reader(body)
-    names = _Reader(reader.vector(2))
+    reader = _ByteReader(body)
+    names = _ByteReader(reader.vector(2))
     if reader or not names:
         raise HelloError("a list of names that is none")
     found: bytes | None = None
@@ -166,11 +165,11 @@ def _host_name(body: bytes) -> str:
         if found is not None or not 0 < len(name) <= _MAX_NAME:
             raise HelloError("two names, or one without end")
         found = name
-    return _normal(found or b"")
+    return _normalized(found or b"")
 
 
-def _normal(name: bytes) -> str:
-    """As names are compared: lower case, no root dot. Nothing is found for what is no name."""
+def _normalized(name: bytes) -> str:
+    """The form in which names are compared: lower case, without the root's dot."""
     if not name.isascii() or b"\0" in name:
         raise HelloError("a name that is no name")
     return name.decode().lower().removesuffix(".")

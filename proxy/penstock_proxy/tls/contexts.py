@@ -1,15 +1,15 @@
-"""What a service shows to who connects by TLS, and which certificate to whom.
+"""The SSL contexts of a service, by server name.
 
-Owns the contexts of OpenSSL: one for each certificate, made of texts that the supervisor
-read (the proxy has no business with key files), chosen by the name in the ClientHello. The
-choice is made before OpenSSL sees a byte: by its own callback a stranger's name would run
-through a context that is not his, and one that is no ASCII would be a traceback. Must not
-know: connections.
+Owns: OpenSSL's contexts, one for each certificate. They are made of texts that the supervisor has
+read, because a proxy has no access to key files. A context is chosen by the name in the
+ClientHello, before OpenSSL gets a byte. With OpenSSL's own callback the handshake would begin in
+the context of another name, and a name that is not ASCII would raise an exception. Must not know:
+connections.
 
-What is offered is what every client of the last ten years has: TLS 1.2 and 1.3, forward
-secrecy and authenticated encryption only. Compression, renegotiation and early data are off.
-Session tickets are on; each set of contexts has keys of its own, so what was said under a
-certificate ends with it.
+Offered is what every client of the last ten years supports: TLS 1.2 and 1.3, only with forward
+secrecy and authenticated encryption. Compression, renegotiation and early data are off. Session
+tickets are on. Each set of contexts has ticket keys of its own, so no session outlives its
+certificate.
 """
 
 import os
@@ -19,10 +19,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from penstock_proxy.tls.server_names import ByName
+from penstock_proxy.tls.server_names import ServerNameMap
 
 _CIPHERS: Final = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2. Those of 1.3 are all good."""
+"""Of TLS 1.2. All ciphers of TLS 1.3 are good."""
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _VERIFY: Final = {
     "off": ssl.CERT_NONE,
@@ -32,96 +32,96 @@ _VERIFY: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What holds for all certificates of a service."""
+class TlsSettings:
+    """Settings that all certificates of a service share."""
 
     min_version: str = "1.2"
     client_certificates: str = "off"
     client_ca: str = ""
-    """PEM: who may have signed a client's certificate."""
+    """PEM: the authorities that may have signed a client's certificate."""
     alpn: str = ""
-    """The one protocol that is spoken inside; empty: whatever both ends know of."""
+    """The only protocol to negotiate by ALPN; empty: ALPN is not used."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Credential:
-    """A certificate and its key. Never shown: not in a log, not in an error."""
+class Certificate:
+    """A certificate and its key. Never printed, neither in a log nor in an error."""
 
     chain: str
-    """PEM: the certificate, and those that it rests on."""
+    """PEM: the certificate and its chain."""
     key: str
     names: tuple[str, ...]
     """In lower case, as clients ask for them; also "*.example.org"."""
     kind: str = ""
-    """Of the key: two kinds of one name are offered side by side."""
+    """Of the key (RSA, ECDSA). Certificates of one name with two kinds are offered side by side."""
 
 
 class Contexts:
-    """Made once from a whole set; a new set makes new ones. ssl.SSLError: OpenSSL refuses."""
+    """Made once from a complete set of certificates. ssl.SSLError: OpenSSL refuses one."""
 
-    def __init__(self, terms: Terms, credentials: Sequence[Credential]) -> None:
-        """The first credential is for all names that no other has."""
+    def __init__(self, settings: TlsSettings, certificates: Sequence[Certificate]) -> None:
+        """The first certificate is the default, for names that none of them has."""
         made: dict[tuple[str, ...], tuple[ssl.SSLContext, set[str]]] = {}
-        known: list[tuple[str, ssl.SSLContext]] = []
-        for one in credentials:
-            names = tuple(sorted(one.names))
+        by_name: list[tuple[str, ssl.SSLContext]] = []
+        for certificate in certificates:
+            names = tuple(sorted(certificate.names))
             context, kinds = made.get(names, (None, set()))
-            if context is None or one.kind in kinds:
-                context = _context(terms)
+            if context is None or certificate.kind in kinds:
+                context = _context(settings)
                 kinds = set()
                 made.setdefault(names, (context, kinds))
-            kinds.add(one.kind)
-            _load(context, one)
-            known += [(name, context) for name in names]
-            if one is credentials[0]:
+            kinds.add(certificate.kind)
+            _load(context, certificate)
+            by_name += [(name, context) for name in names]
+            if certificate is certificates[0]:
                 first = context
-        self._by_name = ByName(known, first)
+        self._by_name = ServerNameMap(by_name, first)
 
-    def of(self, name: str) -> ssl.SSLContext:
-        """For a name in lower case, or for none."""
-        return self._by_name.of(name)
+    def for_name(self, name: str) -> ssl.SSLContext:
+        """The context for a name in lower case, or for an empty one."""
+        return self._by_name.lookup(name)
 
 
-class Inbox:
-    """A set on its way over the channel: its terms, then its credentials one by one."""
+class ContextsBuilder:
+    """Receives a set over the channel: the settings first, then one certificate a message."""
 
-    def __init__(self, order: dict[str, Any]) -> None:
-        self._terms = Terms(**order["terms"])
-        self._of: int = order["of"]
-        self._credentials: list[Credential] = []
+    def __init__(self, message: dict[str, Any]) -> None:
+        self._settings = TlsSettings(**message["terms"])
+        self._expected: int = message["of"]
+        self._certificates: list[Certificate] = []
 
-    def add(self, order: dict[str, Any]) -> Contexts | None:
-        """One more; the contexts when it was the last. ssl.SSLError, OSError."""
-        self._credentials.append(
-            Credential(order["chain"], order["key"], tuple(order["names"]), order["kind"])
+    def add(self, message: dict[str, Any]) -> Contexts | None:
+        """Add one; returns the contexts if it was the last. ssl.SSLError, OSError."""
+        self._certificates.append(
+            Certificate(message["chain"], message["key"], tuple(message["names"]), message["kind"])
         )
-        if len(self._credentials) < self._of:
+        if len(self._certificates) < self._expected:
             return None
-        return Contexts(self._terms, self._credentials)
+        return Contexts(self._settings, self._certificates)
 
 
-def _context(terms: Terms) -> ssl.SSLContext:
+def _context(settings: TlsSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = _VERSIONS[terms.min_version]
+    context.minimum_version = _VERSIONS[settings.min_version]
     context.set_ciphers(_CIPHERS)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    # All that is offered is good, and the client knows whether it has AES in hardware.
+    # All ciphers offered are good. The client chooses: it knows whether it has AES in hardware.
     context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-    if terms.alpn:
-        # A client that offers only others goes on without: OpenSSL's Python has no way to
-        # refuse it, and whatever it says then is no HTTP/1.1 and answered 400.
-        context.set_alpn_protocols([terms.alpn])
-    if terms.client_ca:
-        context.load_verify_locations(cadata=terms.client_ca)
-        context.verify_mode = _VERIFY[terms.client_certificates]
+    if settings.alpn:
+        # A client that offers only other protocols connects without ALPN: Python's ssl cannot
+        # refuse it. If it does not speak HTTP/1.1, it is answered 400.
+        context.set_alpn_protocols([settings.alpn])
+    if settings.client_ca:
+        context.load_verify_locations(cadata=settings.client_ca)
+        context.verify_mode = _VERIFY[settings.client_certificates]
     return context
 
 
-def _load(context: ssl.SSLContext, credential: Credential) -> None:
-    """OpenSSL's Python reads files only: one that has no name and is nobody else's."""
+def _load(context: ssl.SSLContext, certificate: Certificate) -> None:
+    """Load a certificate from memory. Python's ssl reads files only, so it gets an unnamed one."""
     fd = os.memfd_create("credential", os.MFD_CLOEXEC)
     with closing(os.fdopen(fd, "wb", buffering=0)) as file:
-        file.write(f"{credential.key}\n{credential.chain}\n".encode())
-        # Opened anew by this name, so that both readings begin at the beginning.
-        # An encrypted key is an error: without a password OpenSSL asks whoever has the terminal.
+        file.write(f"{certificate.key}\n{certificate.chain}\n".encode())
+        # OpenSSL opens this path twice, and reads from the beginning each time.
+        # An empty password makes an encrypted key an error; otherwise OpenSSL asks the terminal.
         context.load_cert_chain(f"/proc/self/fd/{fd}", password="")

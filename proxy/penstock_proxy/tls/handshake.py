@@ -1,16 +1,16 @@
 """TLS handshakes of one service: clients that have connected and are not served yet.
 
-Owns: the contexts that handshakes begin with, how many may be unfinished at once, each handshake
-from its first byte until there is a connection or none, and how one that failed is told why and
-ends. Must not know: what is done with those that succeed. A `TlsConnection` takes the place of
-the handshake on the transport below, and the handshake is forgotten.
+Owns: the current contexts, how many handshakes may be in progress, each handshake from its first
+byte until it succeeds or fails, and how a client is told of a failure. Must not know: what is
+done with a finished one. Then a `TlsConnection` becomes the receiver of the socket transport, and
+the handshake is dropped.
 
-OpenSSL begins only when a whole ClientHello is there. So who connects and says nothing costs
-no buffers, and what it begins with is the certificate that the hello asks for.
+OpenSSL gets nothing before the ClientHello is complete. So a client that connects and sends
+nothing costs no buffers, and the handshake begins with the certificate that the client asks for.
 
-Strangers are bounded without closing the port to everybody: beyond `limits.handshakes` the
-oldest unfinished one makes room. A client that wants to be served needs a few round trips; who
-holds the place longest is who never will.
+The number is bounded, but the port stays open to everybody: beyond `limits.handshakes` the oldest
+handshake in progress is evicted. A client that wants to be served needs a few round trips; the
+oldest one is the least likely to finish.
 """
 
 import asyncio
@@ -24,178 +24,183 @@ from penstock_proxy.net.transport import Transport
 from penstock_proxy.service.context import ServiceContext
 from penstock_proxy.tls import client_hello
 from penstock_proxy.tls.client_hello import HelloError
-from penstock_proxy.tls.contexts import Contexts, Inbox
+from penstock_proxy.tls.contexts import Contexts, ContextsBuilder
 from penstock_proxy.tls.transport import TlsConnection
 from penstock_worker.net.stream import Stream
 
 _LINGER_S: Final = 1.0
-"""To read why it was refused."""
+"""Time for the client to read the alert."""
 
-_HELLO: Final = 0
-_SHAKING: Final = 1
-_PARTING: Final = 2
-"""Refused: told why, and about to be closed."""
+_WAITING_FOR_HELLO: Final = 0
+_HANDSHAKING: Final = 1
+_CLOSING: Final = 2
+"""Refused: the alert or answer is sent, and the connection is about to be closed."""
 
 
-_TEXT: Final = b"this port speaks TLS: ask for https://\n"
-_PLAIN: Final = (
+_PLAIN_HTTP_TEXT: Final = b"this port speaks TLS: ask for https://\n"
+_PLAIN_HTTP_ANSWER: Final = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_TEXT), _TEXT)
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_PLAIN_HTTP_TEXT), _PLAIN_HTTP_TEXT)
 )
 
 
 class Handshake:
-    """One client that wants to come in."""
+    """One handshake in progress."""
 
     __slots__ = (
-        "_blocked",
-        "_early",
+        "_acceptor",
+        "_hello",
         "_incoming",
-        "_lower",
         "_outgoing",
-        "_owner",
         "_result",
         "_state",
         "_tls",
-        "believed",
+        "_transport",
+        "_write_paused",
         "bucket",
-        "counted_as",
+        "counted_address",
         "deadline",
+        "may_be_trusted",
         "peer",
         "port",
         "proxy_header",
     )
 
-    _lower: Transport
+    _transport: Transport
     _tls: ssl.SSLObject
     _incoming: ssl.MemoryBIO
     _outgoing: ssl.MemoryBIO
 
     def __init__(
         self,
-        owner: "TlsAcceptor",
+        acceptor: "TlsAcceptor",
         peer: Any,
         proxy_header: bytes,
         port: int,
-        counted_as: str,
+        counted_address: str,
         *,
-        believed: bool,
+        may_be_trusted: bool,
     ) -> None:
-        """`peer`, `proxy_header`, `port` and `believed` are for whoever is carried, as without
-        TLS; `counted_as` is the address that it counts for."""
+        """`peer`, `proxy_header`, `port` and `may_be_trusted` are kept for the connection, which
+        uses them as without TLS. `counted_address`: the address that it counts for."""
         self.peer = peer
         self.proxy_header = proxy_header
-        self.counted_as = counted_as
+        self.counted_address = counted_address
         self.port = port
-        self.believed = believed
+        self.may_be_trusted = may_be_trusted
         self.deadline = NEVER
         self.bucket = NEVER
-        self._owner = owner
-        self._state = _HELLO
-        self._early = b""
+        self._acceptor = acceptor
+        self._state = _WAITING_FOR_HELLO
+        self._hello = b""
         self._result = ""
-        """Why there will be no connection."""
-        self._blocked = False
+        """Why it failed: one of `metrics.HANDSHAKES`."""
+        self._write_paused = False
 
-    # -- from below
+    # -- called by the socket transport
 
     def connection_made(self, transport: Transport) -> None:
-        self._lower = transport
+        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self._state == _HELLO:
-            self._early += data
-            self._hear()
-        elif self._state == _SHAKING:
+        if self._state == _WAITING_FOR_HELLO:
+            self._hello += data
+            self._read_client_hello()
+        elif self._state == _HANDSHAKING:
             self._incoming.write(data)
-            self._shake()
+            self._do_handshake()
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._owner.timers.disarm(self)
-        self._owner.failed(self, self._result or "gone")
+        self._acceptor.timers.disarm(self)
+        self._acceptor.failed(self, self._result or "gone")
 
     def pause_writing(self) -> None:
-        self._blocked = True
+        self._write_paused = True
 
     def resume_writing(self) -> None:
-        self._blocked = False
+        self._write_paused = False
 
-    # -- until it is done
+    # -- the handshake
 
-    def _hear(self) -> None:
-        """Is the ClientHello complete? Whose certificate does it ask for?"""
-        early = self._early
+    def _read_client_hello(self) -> None:
+        """If the ClientHello is complete, choose the context by its name and begin."""
+        hello = self._hello
         try:
-            name = client_hello.server_name(early)
+            name = client_hello.server_name(hello)
         except HelloError:
-            if not client_hello.speaks_tls(early):
-                self._refuse_plain(early)
+            if not client_hello.speaks_tls(hello):
+                self._refuse_plaintext(hello)
                 return
-            # What is wrong with it is for OpenSSL to say, in an alert.
+            # OpenSSL finds the fault again and answers with an alert.
             name = ""
         if name is None:
             return
-        self._early = b""
-        self._state = _SHAKING
+        self._hello = b""
+        self._state = _HANDSHAKING
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = self._owner.contexts.of(name)
+        context = self._acceptor.contexts.for_name(name)
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._incoming.write(early)
-        self._shake()
+        self._incoming.write(hello)
+        self._do_handshake()
 
-    def _shake(self) -> None:
+    def _do_handshake(self) -> None:
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
         except ssl.SSLError as error:
             self._flush()
-            self._refuse(_why(error.reason or ""))
+            self._refuse(_result_of(error.reason or ""))
         else:
             self._flush()
-            self._open()
+            self._complete()
 
-    def _open(self) -> None:
-        lower, owner = self._lower, self._owner
+    def _complete(self) -> None:
+        transport, acceptor = self._transport, self._acceptor
         connection = TlsConnection(
-            owner.loop, lower, self._tls, self._incoming, self._outgoing, blocked=self._blocked
+            acceptor.loop,
+            transport,
+            self._tls,
+            self._incoming,
+            self._outgoing,
+            write_paused=self._write_paused,
         )
-        lower.set_protocol(connection)
-        owner.done(self, connection)
-        # What came with the last of the handshake.
+        transport.set_protocol(connection)
+        acceptor.completed(self, connection)
+        # Data may have come with the last message of the handshake.
         connection.read()
 
     def _flush(self) -> None:
         if self._outgoing.pending:
-            self._lower.write(self._outgoing.read())
+            self._transport.write(self._outgoing.read())
 
-    def _refuse_plain(self, early: bytes) -> None:
-        if early[:1].isalpha():
-            self._lower.write(self._owner.plain_answer)
+    def _refuse_plaintext(self, hello: bytes) -> None:
+        if hello[:1].isalpha():
+            self._transport.write(self._acceptor.plain_http_answer)
         self._refuse("not_tls")
 
     def _refuse(self, result: str) -> None:
-        """Let it read what it was told, as `client_connection` does, and close."""
+        """Close, but leave the client time to read what was sent, as `client_connection` does."""
         self._result = result
-        self._state = _PARTING
-        if not self._lower.is_closing():
-            self._lower.write_eof()
-            self._owner.timers.arm_in(self, _LINGER_S)
+        self._state = _CLOSING
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            self._acceptor.timers.arm_in(self, _LINGER_S)
 
-    def displace(self) -> None:
-        """Others want to come in, and this one has not in all its time."""
-        self._give_up("displaced")
+    def evict(self) -> None:
+        """Others need its place: it is the oldest one."""
+        self._abort("displaced")
 
     def expired(self, now: float) -> None:
-        self._give_up("timeout")
+        self._abort("timeout")
 
-    def _give_up(self, result: str) -> None:
+    def _abort(self, result: str) -> None:
         self._result = self._result or result
-        self._state = _PARTING
-        self._lower.abort()
+        self._state = _CLOSING
+        self._transport.abort()
 
 
 _REASONS: Final = {
@@ -211,27 +216,27 @@ _REASONS: Final = {
 
 
 class TlsAcceptor:
-    """Those of one service."""
+    """The handshakes of one service."""
 
     contexts: Contexts
-    """Not there before the first set has come; nobody is accepted before."""
-    ready = False
-    """They are there."""
+    """Set with the first set of certificates; nothing is accepted before."""
+    has_certificates = False
+    """`contexts` is set."""
 
     def __init__(
         self,
         service: ServiceContext,
-        secured: Callable[[Handshake, TlsConnection], None],
+        on_connection: Callable[[Handshake, TlsConnection], None],
     ) -> None:
-        """`secured` is given each one that has become a connection."""
+        """`on_connection` is called with each handshake that has succeeded."""
         self._service = service
-        self._secured = secured
-        self._pending: dict[Handshake, None] = {}
-        """The oldest first."""
+        self._on_connection = on_connection
+        self._in_progress: dict[Handshake, None] = {}
+        """As an ordered set, the oldest first."""
         self._limit = service.config.limits.handshakes
-        self._inbox: Inbox | None = None
-        self.plain_answer = _PLAIN if service.config.mode == "http" else b""
-        """To who forgot the s of https."""
+        self._builder: ContextsBuilder | None = None
+        self.plain_http_answer = _PLAIN_HTTP_ANSWER if service.config.mode == "http" else b""
+        """For a client that speaks plain HTTP on this port."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -242,20 +247,20 @@ class TlsAcceptor:
         return self._service.timers
 
     @property
-    def pending(self) -> int:
-        """How many are unfinished."""
-        return len(self._pending)
+    def in_progress(self) -> int:
+        """How many handshakes are in progress."""
+        return len(self._in_progress)
 
-    def begin(self, order: dict[str, Any]) -> None:
-        """A new set of certificates follows."""
-        self._inbox = Inbox(order)
+    def begin_certificates(self, message: dict[str, Any]) -> None:
+        """A new set of certificates follows, one by one."""
+        self._builder = ContextsBuilder(message)
 
-    def add(self, order: dict[str, Any]) -> None:
-        """One of the set; the last one makes it valid for whoever connects from now on."""
-        if self._inbox is not None and (contexts := self._inbox.add(order)) is not None:
-            self._inbox = None
+    def add_certificate(self, message: dict[str, Any]) -> None:
+        """Add one of the set; with the last one the set is used for all new connections."""
+        if self._builder is not None and (contexts := self._builder.add(message)) is not None:
+            self._builder = None
             self.contexts = contexts
-            self.ready = True
+            self.has_certificates = True
 
     def accepted(
         self,
@@ -263,34 +268,36 @@ class TlsAcceptor:
         peer: Any,
         proxy_header: bytes,
         port: int,
-        counted_as: str,
+        counted_address: str,
         *,
-        believed: bool,
+        may_be_trusted: bool,
     ) -> None:
-        """Somebody has connected, and was counted for the address `counted_as`."""
-        handshake = Handshake(self, peer, proxy_header, port, counted_as, believed=believed)
-        self._pending[handshake] = None
+        """A client has connected, and was counted for the address `counted_address`."""
+        handshake = Handshake(
+            self, peer, proxy_header, port, counted_address, may_be_trusted=may_be_trusted
+        )
+        self._in_progress[handshake] = None
         self.timers.arm_in(handshake, self._service.timeouts.handshake)
-        if len(self._pending) > self._limit:
-            oldest = next(iter(self._pending))
-            del self._pending[oldest]
-            oldest.displace()
+        if len(self._in_progress) > self._limit:
+            oldest = next(iter(self._in_progress))
+            del self._in_progress[oldest]
+            oldest.evict()
         adopt(self._service.reactor, handshake, stream, self._service.config.limits.buffer)
 
-    def done(self, handshake: Handshake, connection: TlsConnection) -> None:
-        """It has become a connection: the service has it now."""
-        self._pending.pop(handshake, None)
+    def completed(self, handshake: Handshake, connection: TlsConnection) -> None:
+        """The handshake has succeeded; the service owns the connection now."""
+        self._in_progress.pop(handshake, None)
         self.timers.disarm(handshake)
         self._service.counters.handshakes["resumed" if connection.is_resumed else "ok"] += 1
-        self._secured(handshake, connection)
+        self._on_connection(handshake, connection)
 
     def failed(self, handshake: Handshake, result: str) -> None:
-        """It is gone, and never became one."""
-        self._pending.pop(handshake, None)
+        """The handshake has failed, and its connection is closed."""
+        self._in_progress.pop(handshake, None)
         self._service.counters.handshakes[result] += 1
-        self._service.client_closed(handshake.counted_as)
+        self._service.client_closed(handshake.counted_address)
 
 
-def _why(reason: str) -> str:
-    """OpenSSL's reason as one of `metrics.HANDSHAKES`; an alert is the client's refusal."""
+def _result_of(reason: str) -> str:
+    """OpenSSL's reason as one of `metrics.HANDSHAKES`; an alert means that the client refused."""
     return _REASONS.get(reason, "refused" if "ALERT" in reason else "failed")

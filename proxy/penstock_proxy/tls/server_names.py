@@ -1,7 +1,8 @@
-"""Something for each name of a server that a TLS client can ask for.
+"""A map from server names, exact or with a wildcard, to values.
 
-Owns how names are compared, once for certificates and for routes: without case, exact before
-wildcard, and a wildcard stands for one label (RFC 9525 §6.3). No I/O, no clock.
+Owns: how names are compared, for certificates and for routes alike. Case does not count, an
+exact name comes before a wildcard, and a wildcard stands for one label (RFC 9525 §6.3). No I/O,
+no clock.
 """
 
 from collections.abc import Iterable
@@ -10,21 +11,21 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class ByName(Generic[T]):
-    """Names in lower case, "*.example.org" among them; the first of a name counts."""
+class ServerNameMap(Generic[T]):
+    """By name in lower case, also "*.example.org". If a name comes twice, the first one counts."""
 
-    __slots__ = ("_known", "_otherwise")
+    __slots__ = ("_by_name", "_default")
 
-    def __init__(self, known: Iterable[tuple[str, T]], otherwise: T) -> None:
-        self._known: dict[str, T] = {}
-        for name, what in known:
-            self._known.setdefault(name, what)
-        self._otherwise = otherwise
+    def __init__(self, by_name: Iterable[tuple[str, T]], default: T) -> None:
+        self._by_name: dict[str, T] = {}
+        for name, value in by_name:
+            self._by_name.setdefault(name, value)
+        self._default = default
 
-    def of(self, name: str) -> T:
-        """For a name in lower case; what there is for others, if it is empty or not known."""
-        known = self._known
-        exact = known.get(name)
+    def lookup(self, name: str) -> T:
+        """The value for a name in lower case; the default if the name is empty or not known."""
+        by_name = self._by_name
+        exact = by_name.get(name)
         if exact is not None:
             return exact
-        return known.get(f"*.{name.partition('.')[2]}", self._otherwise)
+        return by_name.get(f"*.{name.partition('.')[2]}", self._default)

@@ -1,9 +1,8 @@
-"""One child: executes what its table says, and feeds it what happened.
+"""One child: executes the commands of its state table, and reports events to the table.
 
-Owns what belongs to one slot for longer than one process: the table's state, the timer, the
-history of its exits, and the process that runs now (`running`), so that an end of any of them
-is handled in one place. It does not know the other children, nor when the run starts or ends:
-that is whoever it reports to, a `ChildObserver`.
+Owns what outlives a single process of a slot: the state, the timer, the history of exits, and
+the process that runs now (`running`). So every end of a process is handled in one place. It
+does not know other children, or when the run starts and ends. A `ChildObserver` does.
 """
 
 import logging
@@ -16,7 +15,7 @@ from typing import Any, Final, Protocol
 from penstock_proxy.messages import DRAIN
 from penstock_supervisor.children import diagnosis
 from penstock_supervisor.children.events import EventName
-from penstock_supervisor.children.lifecycle import Command, Life, LifecycleEvent, State
+from penstock_supervisor.children.lifecycle import Command, Lifecycle, LifecycleEvent, State
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.running import ProcessCallbacks, Running, Spawn
 from penstock_supervisor.children.slot_history import SlotHistory
@@ -27,51 +26,51 @@ from penstock_worker import contract
 
 _log = logging.getLogger("penstock.supervisor")
 
-_LOST_S: Final = 1.0
-"""From the end of a child's channel to ours of it: it may be about to exit by itself."""
-_MOST_WORDS: Final = 16 << 10
-"""Of what a worker says of itself, in a log."""
+_CHANNEL_GRACE_S: Final = 1.0
+"""How long a child whose channel has closed may take to exit by itself."""
+_MAX_REASON: Final = 16 << 10
+"""Characters of a reason or traceback from a worker that are logged."""
 
 
 class ChildObserver(Protocol):
-    """Whom a child reports to. None of these may raise, but for `sockets_for`."""
+    """What a child reports to. Only `sockets_for` may raise."""
 
     def sockets_for(self, child: "Child") -> tuple[int, ...]:
-        """The listening sockets that its next process is given. StartError: there is none."""
+        """Listening sockets for its next process. StartError if a socket cannot be opened."""
 
     def spawned(self, child: "Child") -> None:
-        """A new process is there, and its channel."""
+        """A new process was started, and its channel is open."""
 
     def exited(self, child: "Child") -> None:
-        """Its process is gone; what belonged to it is about to be let go of."""
+        """Its process has ended. Its channel and links will be closed after this call."""
 
     def joined(self, child: "Child") -> None: ...
     def left(self, child: "Child") -> None: ...
 
-    def heard(self, child: "Child", message: Any, handle: socket.socket | None) -> None:
-        """A message that is not about its own life. Who takes the handle closes it."""
+    def message_received(self, child: "Child", message: Any, handle: socket.socket | None) -> None:
+        """A message that is not about its lifecycle. The observer closes the handle."""
 
-    def retiring(self, child: "Child", reason: str, why: str) -> None:
-        """It works, but has to be replaced: it says so itself, or cannot be talked to."""
+    def replacement_needed(self, child: "Child", reason: str, why: str) -> None:
+        """It is ready, but asked to be replaced, or its channel is closed."""
 
     def start_failed(self, child: "Child", why: str) -> bool:
-        """It failed to start in a way that rarely mends itself. True: the run ends for it."""
+        """It failed to start, and a retry will rarely help. True: the run ends because of it."""
 
     def gave_up(self, child: "Child", why: str) -> bool:
-        """Nobody will start it again. True: the run ends for it, and says why itself."""
+        """It will not be restarted. True: the run ends because of it, and reports `why`."""
 
     def state_changed(self, child: "Child") -> None:
-        """Its state may be another one."""
+        """Called after every lifecycle event, also if the state is the same."""
 
     def event(self, child: "Child", name: EventName, **details: Any) -> None:
-        """Something happened that people may want to know: `events` has the names."""
+        """An event for subscribers, by a name of `events`."""
 
 
 class Child:
-    """A slot and whatever process is in it at the moment."""
+    """A slot, and the process that runs in it at the moment."""
 
     _postponed = False
-    """It was not even started, for want of something of ours."""
+    """The last start failed because the supervisor lacked descriptors or memory."""
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class Child:
         observer: ChildObserver,
         after: "Child | None" = None,
     ) -> None:
-        """`after`: the one in this slot before, whose history goes on."""
+        """`after`: the child that had this slot before; its history is continued."""
         self.plan = plan
         self.name = plan.name
         self.history: SlotHistory = after.history if after else SlotHistory(plan)
@@ -91,25 +90,25 @@ class Child:
         self._loop = loop
         self._spawn_process = spawn
         self._observer = observer
-        self._life = Life(plan.name)
-        self._since = loop.time()
+        self._lifecycle = Lifecycle(plan.name)
+        self._state_since = loop.time()
         self._running: Running | None = None
         self._timer: TimerHandle | None = None
-        self._wait_s = 0.0
+        self._backoff_s = 0.0
         self._why = self._reason = ""
-        """The reason for the exit that is being handled or is certain to come."""
-        self._not_again = False
-        """The child itself said that another start would not help."""
+        """Text and metric label for the exit that is handled now, or is about to come."""
+        self._no_restart = False
+        """Another start would not help, as the child itself said or its exit shows."""
         self._ends_run = False
-        """The run ends because of this child: no more starts, and one line for all of it."""
+        """The run ends because of this child, so it is not restarted."""
 
     @property
     def state(self) -> State:
-        return self._life.state
+        return self._lifecycle.state
 
     @property
     def at_rest(self) -> bool:
-        return self._life.at_rest
+        return self._lifecycle.at_rest
 
     @property
     def pid(self) -> int | None:
@@ -120,48 +119,50 @@ class Child:
         return self._running is not None and self._running.has_channel
 
     @property
-    def speaks(self) -> bool:
-        """Its process has said something of ours, and can be asked."""
-        return self._running is not None and self._running.speaks
+    def speaks_protocol(self) -> bool:
+        """Its process has sent a message of our protocol, so it answers requests."""
+        return self._running is not None and self._running.speaks_protocol
 
     @property
     def links(self) -> tuple[HandoffLink, ...]:
-        """To each proxy by its slot, for the process that runs now."""
+        """The links of the current process, by the slot of the proxy."""
         return () if self._running is None else self._running.links
 
     def wrong_address(self) -> str:
-        """Where it listens instead of where it should, or nothing."""
+        """A message if it listens at a wrong address while it starts; else empty."""
         return diagnosis.wrong_address(self.plan, self.pid) if self.state is State.STARTING else ""
 
-    def since_s(self) -> float:
+    def seconds_in_state(self) -> float:
         """Seconds in this state."""
-        return self._loop.time() - self._since
+        return self._loop.time() - self._state_since
 
     def start(self) -> None:
         self._handle(LifecycleEvent.START)
 
-    def start_instead(self, reason: str) -> None:
-        """Start in the place of one that still runs. Too often is a giveup, as with exits."""
+    def start_as_replacement(self, reason: str) -> None:
+        """Start as the successor of a process that still runs. It counts as a restart, so too
+        many replacements are a giveup."""
         self.history.restarts[reason] += 1
         if self.history.restart_policy.exited(self._loop.time(), 0.0) is None:
-            times, within = self.history.restart_policy.recent, self.plan.restart.within
-            self._why = f"{self.name} had to be replaced {times} times within {within:g} s"
-            self._handle(LifecycleEvent.SPENT)
+            times, within_s = self.history.restart_policy.recent_exits, self.plan.restart.within
+            self._why = f"{self.name} had to be replaced {times} times within {within_s:g} s"
+            self._handle(LifecycleEvent.NO_RESTART)
         else:
             self._handle(LifecycleEvent.START)
 
     def stop(self, at_most_s: float | None = None) -> None:
-        """Ask it to leave; it has its plan's time, or less."""
+        """Ask it to drain and exit. It has the time of its plan, or `at_most_s` if that is less."""
         if at_most_s is not None:
             self.stop_s = min(self.stop_s, at_most_s)
         self._handle(LifecycleEvent.STOP)
 
-    def halt(self) -> None:
-        """End it without asking."""
-        self._handle(LifecycleEvent.HALT)
+    def stop_now(self) -> None:
+        """Kill it."""
+        self._handle(LifecycleEvent.STOP_NOW)
 
     def signal(self, number: signal.Signals) -> bool:
-        """To all that it is; False if it is away. What follows is as if others had done it."""
+        """Signal its process group; False if there is no process. An exit that follows is
+        handled like any other."""
         if self._running is None:
             return False
         self._running.signal(number)
@@ -173,39 +174,39 @@ class Child:
         handle: socket.socket | None = None,
         on_sent: Callable[[bool], None] | None = None,
     ) -> bool:
-        """False if there is nobody to take it. ValueError, TypeError: it cannot be sent.
+        """False if it has no open channel. ValueError, TypeError: the message cannot be sent.
 
-        `on_sent` hears whether the handle was taken.
+        `on_sent` is called with whether the handle was sent.
         """
         return self._running is not None and self._running.send(message, handle, on_sent)
 
     def take_links(self) -> tuple[HandoffLink, ...]:
-        """Whoever calls this closes them."""
+        """Take over its links; the caller closes them."""
         return () if self._running is None else self._running.take_links()
 
     def _handle(self, event: LifecycleEvent) -> None:
         before = self.state
-        for command in self._life.handle(event):
+        for command in self._lifecycle.handle(event):
             _EXECUTE[command](self)
         if self.state is not before:
-            self._since = self._loop.time()
+            self._state_since = self._loop.time()
             _log.debug("%s: %s", self.name, self.state.name.lower())
             if self.state is State.UP:
-                self._went_up()
+                self._became_ready()
         self._observer.state_changed(self)
 
-    def _went_up(self) -> None:
+    def _became_ready(self) -> None:
         assert self._running is not None
-        self.history.was_up = True
-        self._running.ready_at = self._since
-        took = self._since - self._running.spawned_at
-        _log.info("%s is ready after %.1f s (pid %s)", self.name, took, self.pid)
+        self.history.was_ready = True
+        self._running.ready_at = self._state_since
+        start_s = self._state_since - self._running.spawned_at
+        _log.info("%s is ready after %.1f s (pid %s)", self.name, start_s, self.pid)
         self._observer.event(self, "listening", text=str(self.plan.address or ""))
 
     # Commands.
 
     def _spawn(self) -> None:
-        self._why, self._reason, self._not_again = "", "", False
+        self._why, self._reason, self._no_restart = "", "", False
         self._postponed = False
         callbacks = ProcessCallbacks(
             self._on_exit, self._on_message, self._on_disconnect, self._on_ready
@@ -216,19 +217,19 @@ class Child:
         except (SpawnError, StartError) as error:
             key = error.key if isinstance(error, SpawnError) else "listen"
             self._postponed = isinstance(error, SpawnError) and error.temporary
-            origin = f"{self.plan.origin}.{key}" if self.plan.origin else self.name
+            origin = f"{self.plan.config_table}.{key}" if self.plan.config_table else self.name
             self._why, self._reason = f"{origin}: {error}", "spawn"
-            # An exit like any other, but not in the middle of the commands of a start.
-            self._loop.call_soon(self._failed_to_spawn)
+            # Handled like an exit, but only after the remaining commands of this step.
+            self._loop.call_soon(self._spawn_failed)
             return
         _log.debug("%s: started as pid %d", self.name, self._running.pid)
         self._observer.event(self, "fork")
         self._observer.spawned(self)
 
-    def _failed_to_spawn(self) -> None:
+    def _spawn_failed(self) -> None:
         self._observer.event(self, "error", text=self._why)
         self._ends_run = self._observer.start_failed(self, self._why)
-        self._ended(f"{self.name} could not be started: {self._why}")
+        self._after_exit(f"{self.name} could not be started: {self._why}")
 
     def _terminate(self) -> None:
         if self.plan.role == "proxy" and self.has_channel:
@@ -239,11 +240,11 @@ class Child:
     def _kill(self) -> None:
         self.signal(signal.SIGKILL)
 
-    def _arm(self, delay_s: float) -> None:
-        self._disarm()
-        self._timer = self._loop.call_later(delay_s, self._deadline)
+    def _arm_timer(self, delay_s: float) -> None:
+        self._cancel_timer()
+        self._timer = self._loop.call_later(delay_s, self._on_deadline)
 
-    def _disarm(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -253,7 +254,7 @@ class Child:
         if not self._observer.gave_up(self, self._why):
             _log.critical("GIVING UP on %s, nobody starts it again: %s", self.name, self._why)
 
-    # What happens to it.
+    # Events of its process and its timer.
 
     def _on_ready(self) -> None:
         self._handle(LifecycleEvent.READY)
@@ -265,12 +266,13 @@ class Child:
         elif command == contract.READY:
             self._handle(LifecycleEvent.READY)
         elif command == contract.FAILED:
-            self._not_again = True
-            self._why = _cut(message.get("reason", "it does not say why"))
+            self._no_restart = True
+            self._why = _truncated(message.get("reason", "it does not say why"))
         elif command == contract.RETIRE:
-            self._on_retire(_cut(message.get("reason", "")), _cut(message.get("traceback", "")))
+            reason, traceback = message.get("reason", ""), message.get("traceback", "")
+            self._on_retire(_truncated(reason), _truncated(traceback))
         else:
-            self._observer.heard(self, message, handle)
+            self._observer.message_received(self, message, handle)
             return
         if handle is not None:
             handle.close()
@@ -282,15 +284,15 @@ class Child:
         self._replace("retire", why)
 
     def _replace(self, reason: str, why: str) -> None:
-        """This process has to go, and another has to come first if it still works."""
+        """Replace the process: with a successor first if it is ready, else by a restart."""
         if self.state is State.UP:
-            self._observer.retiring(self, reason, why)
+            self._observer.replacement_needed(self, reason, why)
         elif self.state is State.STARTING and self._running is not None:
             self._why = why
             self._running.signal(signal.SIGKILL)
 
     def _on_disconnect(self, fault: str) -> None:
-        """The channel ended. A proxy is deaf then, and so is a worker that runs our code."""
+        """The channel was closed. A proxy, or a worker with our code, cannot be controlled now."""
         running = self._running
         assert running is not None
         self._observer.event(self, "disconnect", text=fault)
@@ -300,22 +302,22 @@ class Child:
         if self.state is State.STOPPING:
             return
         if self.plan.role == "proxy":
-            self._loop.call_later(_LOST_S, running.signal, signal.SIGKILL)
-        elif fault or self.plan.ours:
-            wait_s = 0.0 if fault else _LOST_S
+            self._loop.call_later(_CHANNEL_GRACE_S, running.signal, signal.SIGKILL)
+        elif fault or self.plan.runs_our_code:
+            wait_s = 0.0 if fault else _CHANNEL_GRACE_S
             why = f"{self.name} has no channel any more: {fault or 'it closed it'}"
-            self._loop.call_later(wait_s, self._replace_deaf, running, why)
+            self._loop.call_later(wait_s, self._replace_unreachable, running, why)
 
-    def _replace_deaf(self, running: Running, why: str) -> None:
+    def _replace_unreachable(self, running: Running, why: str) -> None:
         if self._running is running:
             self._replace("channel", why)
 
-    def _deadline(self) -> None:
+    def _on_deadline(self) -> None:
         self._timer = None
         if self.state is State.STARTING:
             inodes = () if self._running is None else self._running.inodes
-            late = diagnosis.missed_deadline(self.plan, self.pid, inodes)
-            self._why, self._reason = late, "start_timeout"
+            explanation = diagnosis.missed_deadline(self.plan, self.pid, inodes)
+            self._why, self._reason = explanation, "start_timeout"
             self._ends_run = self._observer.start_failed(self, self._why)
             if not self._ends_run:
                 _log.error("%s", self._why)
@@ -326,9 +328,9 @@ class Child:
     def _on_exit(self, end: Exit) -> None:
         running = self._running
         assert running is not None
-        running.hear_out()
+        running.read_pending()
         name = "" if end.signal is None else str(end)
-        # While it still has its pid.
+        # Now, while it still has its pid.
         self._observer.event(self, "exit", code=end.status, signal=name)
         self._observer.exited(self)
         running.close()
@@ -340,41 +342,41 @@ class Child:
             self._handle(LifecycleEvent.EXITED)
             return
         now = self._loop.time()
-        what = f"{self.name} {end.described} after {now - running.spawned_at:.1f} s"
+        summary = f"{self.name} {end.described} after {now - running.spawned_at:.1f} s"
         if self.state is not State.LATE:
             self._reason = "exit" if end.signal is None else "signal"
-            said, self._why = self._why, what
-            if self._not_again and said:
-                self._why = f"{self.name}: {said}"
-                what = f"{what}: {said}"
-        # A proxy is our own program: one that does not even start is a broken installation.
-        broken = self.plan.role == "proxy" and not self.history.was_up
-        if self._not_again or broken or end.status == contract.EXIT_FAILED:
-            self._not_again = True
+            own_reason, self._why = self._why, summary
+            if self._no_restart and own_reason:
+                self._why = f"{self.name}: {own_reason}"
+                summary = f"{summary}: {own_reason}"
+        # A proxy is our own program: if it never starts, the installation is broken.
+        broken = self.plan.role == "proxy" and not self.history.was_ready
+        if self._no_restart or broken or end.status == contract.EXIT_FAILED:
+            self._no_restart = True
             self._ends_run = self._observer.start_failed(self, self._why)
-        self._ended(what, 0.0 if running.ready_at is None else now - running.ready_at)
+        self._after_exit(summary, 0.0 if running.ready_at is None else now - running.ready_at)
 
-    def _ended(self, what: str, up_for_s: float = 0.0) -> None:
-        """There is no process any more: shall there be another?"""
+    def _after_exit(self, summary: str, ready_for_s: float = 0.0) -> None:
+        """The process is gone: restart it, or give up."""
         if self.state is State.STOPPING:
             self._handle(LifecycleEvent.EXITED)
             return
         if self._postponed and not self._ends_run:
-            self._wait_s = self.history.restart_policy.postponed()
-            _log.warning("%s; trying again in %.1f s", what, self._wait_s)
+            self._backoff_s = self.history.restart_policy.postponed()
+            _log.warning("%s; trying again in %.1f s", summary, self._backoff_s)
             self._handle(LifecycleEvent.EXITED)
             return
-        of = self.plan.restart
-        wait_s = self.history.restart_policy.exited(self._loop.time(), up_for_s)
-        times = self.history.restart_policy.recent
-        if wait_s is None and not self._not_again:
-            self._why = f"{self._why}; it ended {times} times within {of.within:g} s"
-        if wait_s is None or self._not_again or self._ends_run:
-            self._handle(LifecycleEvent.SPENT)
+        restart = self.plan.restart
+        wait_s = self.history.restart_policy.exited(self._loop.time(), ready_for_s)
+        times = self.history.restart_policy.recent_exits
+        if wait_s is None and not self._no_restart:
+            self._why = f"{self._why}; it ended {times} times within {restart.within:g} s"
+        if wait_s is None or self._no_restart or self._ends_run:
+            self._handle(LifecycleEvent.NO_RESTART)
             return
-        self._wait_s = wait_s
+        self._backoff_s = wait_s
         self.history.restarts[self._reason] += 1
-        _log.warning("%s; restart %d of %d in %.1f s", what, times, of.max_restarts, wait_s)
+        _log.warning("%s; restart %d of %d in %.1f s", summary, times, restart.max_restarts, wait_s)
         self._handle(LifecycleEvent.EXITED)
 
 
@@ -382,15 +384,15 @@ _EXECUTE: Final[dict[Command, Callable[[Child], None]]] = {
     Command.SPAWN: Child._spawn,
     Command.TERMINATE: Child._terminate,
     Command.KILL: Child._kill,
-    Command.ARM_START: lambda child: child._arm(child.plan.start_s),
-    Command.ARM_KILL: lambda child: child._arm(child.stop_s),
-    Command.ARM_BACKOFF: lambda child: child._arm(child._wait_s),
-    Command.DISARM: Child._disarm,
+    Command.ARM_START: lambda child: child._arm_timer(child.plan.start_s),
+    Command.ARM_KILL: lambda child: child._arm_timer(child.stop_s),
+    Command.ARM_BACKOFF: lambda child: child._arm_timer(child._backoff_s),
+    Command.DISARM: Child._cancel_timer,
     Command.JOIN: lambda child: child._observer.joined(child),
     Command.LEAVE: lambda child: child._observer.left(child),
     Command.GIVE_UP: Child._give_up,
 }
 
 
-def _cut(words: object) -> str:
-    return str(words)[:_MOST_WORDS]
+def _truncated(text: object) -> str:
+    return str(text)[:_MAX_REASON]

@@ -1,9 +1,9 @@
-"""What happens in a run, to whoever listens: the events of Node's cluster, by the same names.
+"""Events of a run for subscribers, with the names of Node's cluster module.
 
-Owns who listens, and how often each thing happened. An event is told once, when it happens;
-nobody who listens slowly can hold the run up: it has a bound, beyond which the oldest are
-dropped and counted. An event may carry a descriptor; whoever takes the event closes it, and
-what nobody takes is closed here.
+Owns the subscriptions, and a count of each event in each slot. An event is emitted once, when it
+happens. A slow subscriber does not delay the run: its queue is bounded, and beyond the bound the
+oldest events are dropped and counted. An event may carry a descriptor. The subscriber that takes
+the event closes it; descriptors that nobody takes are closed here.
 """
 
 import asyncio
@@ -11,12 +11,12 @@ import logging
 import socket
 from collections import Counter, deque
 from dataclasses import dataclass, replace
-from time import time  # noqa: TID251 — an event tells the time of day
+from time import time  # noqa: TID251 — an event has a time of day
 from typing import Any, Final, Literal, Self
 from weakref import WeakSet, finalize
 
 MAX_WAITING: Final = 1024
-"""Events that wait for one listener."""
+"""Events that may wait for one subscriber."""
 
 EventName = Literal[
     "setup", "fork", "online", "listening", "disconnect", "exit", "error", "message", "retire",
@@ -33,12 +33,12 @@ _log = logging.getLogger("penstock.supervisor")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One thing that happened."""
+    """One event, and the child that it is about."""
 
     name: EventName
     role: Role
     service: str = ""
-    """Empty for the supervisor, and for a proxy, which serves all of them."""
+    """Empty for the supervisor, and for a proxy, which serves all services."""
     slot: int | None = None
     pid: int | None = None
     at: float = 0.0
@@ -48,30 +48,30 @@ class Event:
     signal: str = ""
     """Of exit: the signal that ended it, such as SIGKILL."""
     text: str = ""
-    """Why, for people; of listening: the address."""
+    """The reason, for people; of listening: the address."""
     message: Any = None
-    """Of message: what the worker said, any JSON value."""
+    """Of message: the worker's message, any JSON value."""
     handle: socket.socket | None = None
-    """Of message: what came with it. Close it."""
+    """Of message: the socket that came with it. Close it."""
 
     @property
     def who(self) -> str:
-        """As in logs."""
+        """The name of the child, as in logs."""
         return self.role if self.slot is None else f"{self.service or self.role}/{self.slot}"
 
 
 class Subscription:
-    """One listener's queue: `async for event in subscription`.
+    """The queue of one subscriber: `async for event in subscription`.
 
-    It ends when the run is over, or with `close`. Whoever only stops reading, by `break` say,
-    and keeps no reference has closed it too.
+    It ends when the run is over, or with `close`. It is also closed when the last reference to
+    it is gone, for example after a `break` out of the loop.
     """
 
     def __init__(self) -> None:
         self.dropped = 0
-        """Events that were too many."""
+        """Events that were dropped because the queue was full."""
         self._events: deque[Event] = deque()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._closed = False
         finalize(self, _discard_all, self._events)
 
@@ -83,15 +83,15 @@ class Subscription:
             self.dropped += 1
             _discard(self._events.popleft())
         self._events.append(event)
-        self._news.set()
+        self._changed.set()
 
     def end(self) -> None:
-        """There will be no more; what is there can still be taken."""
+        """Accept no more events; those in the queue can still be taken."""
         self._closed = True
-        self._news.set()
+        self._changed.set()
 
     def close(self) -> None:
-        """Nobody listens any more."""
+        """End it, and discard the events in the queue."""
         self.end()
         _discard_all(self._events)
 
@@ -102,22 +102,22 @@ class Subscription:
         while not self._events:
             if self._closed:
                 raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
+            self._changed.clear()
+            await self._changed.wait()
         return self._events.popleft()
 
 
 class Events:
-    """Where they are told."""
+    """Counts events and passes them to all subscribers."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str, int, str]] = Counter()
         """By role, service, slot and name."""
-        # Weak: who forgot his subscription does not want to have its events kept for ever.
+        # Weak, so that a subscription that was forgotten does not keep its events for ever.
         self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._closed = False
 
-    def happened(
+    def emit(
         self,
         name: EventName,
         role: Role,
@@ -126,27 +126,27 @@ class Events:
         pid: int | None = None,
         **details: Any,
     ) -> None:
-        """Tell of something that happened just now."""
-        self.emit(
+        """Emit an event that happened just now."""
+        self.publish(
             Event(name=name, role=role, service=service, slot=slot, pid=pid, at=time(), **details)
         )
 
-    def emit(self, event: Event) -> None:
-        """Tell it. With several listeners, each has a copy of the handle."""
+    def publish(self, event: Event) -> None:
+        """Pass the event to all subscribers. Each of several gets a copy of the handle."""
         if event.slot is not None:
             self.counts[event.role, event.service, event.slot, event.name] += 1
-        # What a person has to know, whoever reports it logs in full.
+        # At DEBUG only: the caller logs whatever people have to know.
         _log.debug("%s: %s %.200s", event.who, event.name, event.text)
         subscriptions = tuple(self._subscriptions)
         for subscription in subscriptions[1:]:
-            subscription.put(_copied(event))
+            subscription.put(_copy(event))
         if subscriptions:
             subscriptions[0].put(event)
         else:
             _discard(event)
 
     def subscribe(self) -> Subscription:
-        """Every event from now on, until `close`."""
+        """A subscription to all events from now on, until `close`."""
         subscription = Subscription()
         if self._closed:
             subscription.end()
@@ -155,25 +155,25 @@ class Events:
         return subscription
 
     def close(self) -> None:
-        """The run is over: listeners take what there is and end."""
+        """The run is over: subscriptions end after the events in their queues."""
         self._closed = True
         for subscription in tuple(self._subscriptions):
             subscription.end()
         self._subscriptions.clear()
 
-    def of(self, role: str, service: str, slot: int) -> dict[str, int]:
-        """How often each thing happened in one slot."""
-        found = {name: self.counts[role, service, slot, name] for name in EVENT_NAMES}
-        return {name: count for name, count in found.items() if count}
+    def counts_of(self, role: str, service: str, slot: int) -> dict[str, int]:
+        """How often each event happened in one slot, without those that never did."""
+        counts = {name: self.counts[role, service, slot, name] for name in EVENT_NAMES}
+        return {name: count for name, count in counts.items() if count}
 
 
-def _copied(event: Event) -> Event:
+def _copy(event: Event) -> Event:
     if event.handle is None:
         return event
     try:
         return replace(event, handle=event.handle.dup())
     except OSError as error:
-        # No descriptors are left: the others still hear what happened.
+        # No descriptors are left. The other subscribers get the event without the handle.
         _log.warning("%s: what came with a message is not copied: %s", event.who, error.strerror)
         return replace(event, handle=None)
 

@@ -1,15 +1,15 @@
-"""The life of one child process, as a total table.
+"""The lifecycle of one child process, as a total table.
 
-Every state and every transition is in TRANSITIONS. `child` executes the commands in order
-and reports back what happened; whether an exit was one too many is decided by `restart_policy`
-and arrives here as its own event.
+Every state and every transition is in TRANSITIONS. `child` executes the commands in order and
+reports what happened. `restart_policy` decides whether there were too many exits; the result
+arrives here as an event of its own.
 
-A child has one timer. Arming it replaces what was armed before, so there is never a
-question whose deadline just passed.
+A child has one timer. Arming it replaces the previous deadline, so it is always clear which
+deadline has passed.
 
-Nothing here touches a process, a clock or the event loop. Why a table and not methods: the
-supervisor is the only part with nobody above it. A pair of state and event that nobody
-thought of has to be a failing test, not a dead cluster.
+Nothing here touches a process, a clock or the event loop. It is a table and not methods because
+no other process restarts the supervisor: a pair of state and event that nobody thought of must
+fail a test, and not stop a cluster.
 """
 
 from enum import Enum, auto
@@ -20,7 +20,7 @@ class State(Enum):
     DOWN = auto()
     STARTING = auto()
     LATE = auto()
-    """Missed its start deadline and was killed; its exit is still to come."""
+    """Missed its start deadline and was killed, but has not exited yet."""
     UP = auto()
     STOPPING = auto()
     BACKOFF = auto()
@@ -31,13 +31,13 @@ class LifecycleEvent(Enum):
     START = auto()
     READY = auto()
     EXITED = auto()
-    """The process is gone, or could not be made, and may be started again."""
-    SPENT = auto()
-    """The same, and it may not: too many exits, or the child said it is no use."""
+    """The process is gone, or could not be started, and may be restarted."""
+    NO_RESTART = auto()
+    """The same, but it must not be restarted: too many exits, or a restart would not help."""
     DEADLINE = auto()
     STOP = auto()
-    HALT = auto()
-    """Stop without asking: somebody said stop twice."""
+    STOP_NOW = auto()
+    """Kill it: the run was told to stop a second time, or failed."""
 
 
 class Command(Enum):
@@ -49,105 +49,105 @@ class Command(Enum):
     ARM_BACKOFF = auto()
     DISARM = auto()
     JOIN = auto()
-    """Tell the proxy that the slot can be picked."""
+    """Tell the proxies that they can pick the slot."""
     LEAVE = auto()
-    """Tell the proxy that it cannot."""
+    """Tell the proxies that they cannot."""
     GIVE_UP = auto()
-    """Raise the alarm: nobody will start this child again."""
+    """Report that this child will not be restarted."""
 
 
 class Step(NamedTuple):
-    """Where an event leads, and what has to be done on the way, in this order."""
+    """The next state, and the commands to execute, in this order."""
 
     to: State
     commands: tuple[Command, ...] = ()
 
 
 class ImpossibleEventError(Exception):
-    """Something was reported that cannot happen in this state."""
+    """An event was reported that cannot happen in this state."""
 
 
 _SPAWN: Final = Step(State.STARTING, (Command.SPAWN, Command.ARM_START))
-_HALT: Final = Step(State.STOPPING, (Command.DISARM, Command.KILL))
+_STOP_NOW: Final = Step(State.STOPPING, (Command.DISARM, Command.KILL))
 _REST: Final = Step(State.DOWN, (Command.DISARM,))
 
-# None means impossible. A cell that is merely dull leads back to its own state.
+# None means impossible. An event without effect leads back to the same state.
 TRANSITIONS: Final[dict[State, dict[LifecycleEvent, Step | None]]] = {
     State.DOWN: {
         LifecycleEvent.START: _SPAWN,
         LifecycleEvent.READY: None,
         LifecycleEvent.EXITED: None,
-        # A replacement that would have been one too many.
-        LifecycleEvent.SPENT: Step(State.GIVEN_UP, (Command.GIVE_UP,)),
+        # One replacement too many.
+        LifecycleEvent.NO_RESTART: Step(State.GIVEN_UP, (Command.GIVE_UP,)),
         LifecycleEvent.DEADLINE: None,
         LifecycleEvent.STOP: Step(State.DOWN),
-        LifecycleEvent.HALT: Step(State.DOWN),
+        LifecycleEvent.STOP_NOW: Step(State.DOWN),
     },
     State.STARTING: {
         LifecycleEvent.START: Step(State.STARTING),
         LifecycleEvent.READY: Step(State.UP, (Command.DISARM, Command.JOIN)),
         LifecycleEvent.EXITED: Step(State.BACKOFF, (Command.ARM_BACKOFF,)),
-        LifecycleEvent.SPENT: Step(State.GIVEN_UP, (Command.DISARM, Command.GIVE_UP)),
+        LifecycleEvent.NO_RESTART: Step(State.GIVEN_UP, (Command.DISARM, Command.GIVE_UP)),
         # Killed, not terminated: a child that never got ready has nothing to drain.
         LifecycleEvent.DEADLINE: Step(State.LATE, (Command.KILL,)),
         LifecycleEvent.STOP: Step(State.STOPPING, (Command.TERMINATE, Command.ARM_KILL)),
-        LifecycleEvent.HALT: _HALT,
+        LifecycleEvent.STOP_NOW: _STOP_NOW,
     },
     State.LATE: {
         LifecycleEvent.START: Step(State.LATE),
-        # It answered between the deadline and its death. Nobody may be sent there.
+        # It became ready between the deadline and its exit, and must not get connections.
         LifecycleEvent.READY: Step(State.LATE),
         LifecycleEvent.EXITED: Step(State.BACKOFF, (Command.ARM_BACKOFF,)),
-        LifecycleEvent.SPENT: Step(State.GIVEN_UP, (Command.GIVE_UP,)),
+        LifecycleEvent.NO_RESTART: Step(State.GIVEN_UP, (Command.GIVE_UP,)),
         LifecycleEvent.DEADLINE: None,
         LifecycleEvent.STOP: Step(State.STOPPING),
-        LifecycleEvent.HALT: Step(State.STOPPING),
+        LifecycleEvent.STOP_NOW: Step(State.STOPPING),
     },
     State.UP: {
         LifecycleEvent.START: Step(State.UP),
         LifecycleEvent.READY: Step(State.UP),
         LifecycleEvent.EXITED: Step(State.BACKOFF, (Command.LEAVE, Command.ARM_BACKOFF)),
-        LifecycleEvent.SPENT: Step(State.GIVEN_UP, (Command.LEAVE, Command.GIVE_UP)),
+        LifecycleEvent.NO_RESTART: Step(State.GIVEN_UP, (Command.LEAVE, Command.GIVE_UP)),
         LifecycleEvent.DEADLINE: None,
         LifecycleEvent.STOP: Step(
             State.STOPPING, (Command.LEAVE, Command.TERMINATE, Command.ARM_KILL)
         ),
-        LifecycleEvent.HALT: Step(State.STOPPING, (Command.LEAVE, Command.KILL)),
+        LifecycleEvent.STOP_NOW: Step(State.STOPPING, (Command.LEAVE, Command.KILL)),
     },
     State.STOPPING: {
         # A stop is never taken back: the child may already have closed its listener.
         LifecycleEvent.START: Step(State.STOPPING),
         LifecycleEvent.READY: Step(State.STOPPING),
         LifecycleEvent.EXITED: _REST,
-        LifecycleEvent.SPENT: _REST,
+        LifecycleEvent.NO_RESTART: _REST,
         LifecycleEvent.DEADLINE: Step(State.STOPPING, (Command.KILL,)),
         LifecycleEvent.STOP: Step(State.STOPPING),
-        LifecycleEvent.HALT: _HALT,
+        LifecycleEvent.STOP_NOW: _STOP_NOW,
     },
     State.BACKOFF: {
-        # Asked for by somebody who knows more than the timer: the wait is over.
+        # An operator asked for it: do not wait any longer.
         LifecycleEvent.START: _SPAWN,
         LifecycleEvent.READY: None,
         LifecycleEvent.EXITED: None,
-        LifecycleEvent.SPENT: None,
+        LifecycleEvent.NO_RESTART: None,
         LifecycleEvent.DEADLINE: _SPAWN,
         LifecycleEvent.STOP: _REST,
-        LifecycleEvent.HALT: _REST,
+        LifecycleEvent.STOP_NOW: _REST,
     },
     State.GIVEN_UP: {
-        # Given up by us, not by the person who asks.
+        # Only automatic restarts were given up: an operator may still ask for a start.
         LifecycleEvent.START: _SPAWN,
         LifecycleEvent.READY: None,
         LifecycleEvent.EXITED: None,
-        LifecycleEvent.SPENT: None,
+        LifecycleEvent.NO_RESTART: None,
         LifecycleEvent.DEADLINE: None,
         LifecycleEvent.STOP: Step(State.DOWN),
-        LifecycleEvent.HALT: Step(State.DOWN),
+        LifecycleEvent.STOP_NOW: Step(State.DOWN),
     },
 }
 
 
-class Life:
+class Lifecycle:
     """The one owner of a child's state."""
 
     __slots__ = ("_state", "name")
@@ -162,11 +162,11 @@ class Life:
 
     @property
     def at_rest(self) -> bool:
-        """Without a process, a timer or an intention."""
+        """It has no process, and no start is planned."""
         return self._state in (State.DOWN, State.GIVEN_UP)
 
     def handle(self, event: LifecycleEvent) -> tuple[Command, ...]:
-        """Move on and return what to do; ImpossibleEventError is a bug of the caller."""
+        """Change the state and return the commands. ImpossibleEventError: a bug of the caller."""
         step = TRANSITIONS[self._state][event]
         if step is None:
             raise ImpossibleEventError(f"{self.name}: {event.name} while {self._state.name}")

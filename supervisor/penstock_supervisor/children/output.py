@@ -1,12 +1,11 @@
-"""What children say, line by line, with their names in front: `web/0 | hello`.
+"""Output of children, line by line, with the child's name in front: `web/0 | hello`.
 
-Owns the reading ends of their pipes and our own stdout and stderr. Lines are whole in our
-output because one writer puts them there, and a reader sees whose they are.
+Owns the read ends of the children's pipes, and our own stdout and stderr. A single writer for
+each keeps lines whole, and the prefix shows which child wrote a line.
 
-Two things must not happen: that a terminal nobody looks at stops the supervisor, and that
-output is lost because a child is loud. So a thread writes (`penstock_worker.telemetry.log_writer`),
-and when its queue is full we stop *reading*: the child waits in its own write, as it would have
-without us.
+A blocked terminal must not stop the supervisor, and much output must not be lost. So a thread
+does the writing (`penstock_worker.telemetry.log_writer`). When its queue is full we stop
+*reading*, and the child blocks in its own write, as it would without a supervisor.
 """
 
 import os
@@ -17,17 +16,17 @@ from typing import Final, Protocol
 
 from penstock_worker.telemetry.log_writer import LogWriter
 
-LONGEST: Final = 16 << 10
-"""Bytes of a line; what is longer comes in pieces, each a line of its own."""
-_READ: Final = 64 << 10
-_MOST_DRAINED: Final = 1 << 20
-"""Bytes that are read from a child that is gone before its exit is logged."""
+MAX_LINE: Final = 16 << 10
+"""Bytes of a line; a longer one is split into several lines."""
+_READ_SIZE: Final = 64 << 10
+_MAX_DRAINED: Final = 1 << 20
+"""Bytes that are read from the pipe of an ended child before its exit is logged."""
 _COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
-_PROXY: Final = 90
+_PROXY_COLOUR: Final = 90
 
 
-class Lines(Protocol):
-    """Where finished lines go: a `LogWriter`."""
+class LineWriter(Protocol):
+    """What finished lines are written to: a `LogWriter`."""
 
     @property
     def full(self) -> bool: ...
@@ -35,37 +34,37 @@ class Lines(Protocol):
 
 
 class Capture:
-    """One pipe of one child. Closes it at its end, or when told."""
+    """Reads one pipe of one child. It closes the pipe at its end, or with `close`."""
 
     def __init__(
         self,
         loop: AbstractEventLoop,
         fd: int,
         prefix: bytes,
-        lines: Lines,
+        writer: LineWriter,
         on_close: Callable[["Capture"], None],
     ) -> None:
         self._loop = loop
         self._fd = fd
         self._prefix = prefix
-        self._lines = lines
+        self._writer = writer
         self._on_close = on_close
-        self._rest = b""
+        self._partial_line = b""
         self.closed = False
         self._reading = False
         self.resume()
 
     def resume(self) -> None:
-        """There is room again."""
-        if not self.closed and not self._reading and not self._lines.full:
+        """The writer may have capacity again: go on reading."""
+        if not self.closed and not self._reading and not self._writer.full:
             self._reading = True
             self._loop.add_reader(self._fd, self._read)
 
     def drain(self) -> None:
-        """Take what the pipe still holds. Its end may be far: a grandchild can hold it."""
-        left = _MOST_DRAINED
-        while left > 0 and not self.closed and not self._lines.full and (got := self._read()):
-            left -= got
+        """Read what the pipe holds now. It may not end yet: a grandchild can keep it open."""
+        budget = _MAX_DRAINED
+        while budget > 0 and not self.closed and not self._writer.full and (size := self._read()):
+            budget -= size
 
     def close(self) -> None:
         if self.closed:
@@ -73,14 +72,14 @@ class Capture:
         self.closed = True
         self._pause()
         os.close(self._fd)
-        if self._rest:
-            self._lines.write(self._prefix + self._rest + b"\n")
-            self._rest = b""
+        if self._partial_line:
+            self._writer.write(self._prefix + self._partial_line + b"\n")
+            self._partial_line = b""
         self._on_close(self)
 
     def _read(self) -> int:
         try:
-            data = os.read(self._fd, _READ)
+            data = os.read(self._fd, _READ_SIZE)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError:
@@ -88,10 +87,10 @@ class Capture:
         if not data:
             self.close()
             return 0
-        *whole, self._rest = _cut(self._rest + data)
-        if whole:
-            self._lines.write(b"".join(self._prefix + line + b"\n" for line in whole))
-        if self._lines.full:
+        *lines, self._partial_line = split_lines(self._partial_line + data)
+        if lines:
+            self._writer.write(b"".join(self._prefix + line + b"\n" for line in lines))
+        if self._writer.full:
             self._pause()
         return len(data)
 
@@ -101,68 +100,70 @@ class Capture:
             self._loop.remove_reader(self._fd)
 
 
-def _cut(data: bytes) -> Iterator[bytes]:
-    """Split into lines of at most LONGEST; the last one is what has no end yet."""
-    *whole, rest = data.split(b"\n")
-    for line in whole:
-        for start in range(0, max(len(line), 1), LONGEST):
-            yield line[start : start + LONGEST].removesuffix(b"\r")
-    while len(rest) > LONGEST:
-        yield rest[:LONGEST]
-        rest = rest[LONGEST:]
+def split_lines(data: bytes) -> Iterator[bytes]:
+    """Split into lines of at most MAX_LINE; the last one is not complete yet."""
+    *lines, rest = data.split(b"\n")
+    for line in lines:
+        for start in range(0, max(len(line), 1), MAX_LINE):
+            yield line[start : start + MAX_LINE].removesuffix(b"\r")
+    while len(rest) > MAX_LINE:
+        yield rest[:MAX_LINE]
+        rest = rest[MAX_LINE:]
     yield rest
 
 
 class Output:
-    """Our stdout and stderr, and everybody who speaks through them."""
+    """Our stdout and stderr, and the captured pipes that are copied to them."""
 
     def __init__(self, loop: AbstractEventLoop, *, stdout: int = 1, stderr: int = 2) -> None:
         self._loop = loop
         self._captures: set[Capture] = set()
         self._colours: dict[str, int] = {}
-        # Two descriptors of one terminal or file are two sinks: each keeps its lines whole.
-        self._log_writers = tuple(LogWriter(fd, on_capacity=self._room) for fd in (stdout, stderr))
-        self._coloured = tuple(_is_terminal(fd) for fd in (stdout, stderr))
+        # One writer for each descriptor, also if both are the same terminal or file.
+        self._log_writers = tuple(
+            LogWriter(fd, on_capacity=self._on_capacity) for fd in (stdout, stderr)
+        )
+        self._use_colour = tuple(_is_terminal(fd) for fd in (stdout, stderr))
 
     def capture(self, name: str, stdout: int | None, stderr: int) -> tuple[Capture, ...]:
-        """Adopt a child's pipes; `name` goes in front of every line."""
+        """Read a child's pipes from now on, and close them; `name` precedes every line."""
         captures = tuple(
             Capture(
                 self._loop,
                 fd,
-                self._prefix(name, coloured=self._coloured[which]),
-                self._log_writers[which],
+                self._prefix(name, use_colour=self._use_colour[stream]),
+                self._log_writers[stream],
                 self._captures.discard,
             )
-            for which, fd in enumerate((stdout, stderr))
+            for stream, fd in enumerate((stdout, stderr))
             if fd is not None
         )
         self._captures.update(captures)
         return captures
 
     def close(self) -> None:
-        """Read what is there, write what is read, wait for nobody."""
+        """Read what the pipes hold now, write it, and do not wait for more."""
         for capture in tuple(self._captures):
             capture.drain()
             capture.close()
         for log_writer in self._log_writers:
             log_writer.close()
 
-    def _prefix(self, name: str, *, coloured: bool) -> bytes:
-        if not coloured:
+    def _prefix(self, name: str, *, use_colour: bool) -> bytes:
+        if not use_colour:
             return f"{name} | ".encode()
-        turn = len(self._colours) % len(_COLOURS)
-        colour = self._colours.setdefault(name, _COLOURS[turn])
+        index = len(self._colours) % len(_COLOURS)
+        colour = self._colours.setdefault(name, _COLOURS[index])
         if name.startswith("proxy/"):
-            colour = _PROXY
+            colour = _PROXY_COLOUR
         return f"\x1b[{colour}m{name} |\x1b[0m ".encode()
 
-    def _room(self) -> None:
-        # From the sink's thread, and possibly after the loop has ended.
+    def _on_capacity(self) -> None:
+        # Called in the writer's thread, and possibly after the loop has ended.
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._resume)
+            self._loop.call_soon_threadsafe(self._resume_all)
 
-    def _resume(self) -> None:
+    def _resume_all(self) -> None:
         for capture in tuple(self._captures):
             capture.resume()
 

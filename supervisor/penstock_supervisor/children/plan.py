@@ -1,8 +1,7 @@
-"""A service becomes a plan: which children to start, how, and what the proxy is told.
+"""Turns services into plans: which children to start and how, and the configuration of proxies.
 
-Everything that follows from the scheme is written here, so that a child's life, the
-sockets and the proxy need not know which scheme they are part of. Where a worker's
-connections come from:
+Everything that depends on the scheme is decided here. The life of a child, the sockets and the
+proxy need not know which scheme they are part of. Where a worker's connections come from:
 
     ports      the proxy connects to a port of the worker's own
     handoff    the proxy accepts, and passes the connection itself over a link
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
     from penstock_supervisor.process.privileges import Privileges
 
 Slot = tuple[str, int]
-"""Name of the service, and number."""
+"""A worker's place in the run: name of the service, and number."""
 
 PROXY_START_S: Final = 30.0
-"""Not a service's `timeouts.start`: that is about the user's program."""
-_PROXIES: Final = ("127.0.0.0/8", "::1")
-"""Whose connections come to a worker's own port: it is of this host."""
+"""Not a service's `timeouts.start`, which is for the user's program."""
+_LOCAL_PEERS: Final = ("127.0.0.0/8", "::1")
+"""Peers that a worker trusts on its own port: the proxies, which run on this host."""
 PROXY_RESTART: Final = Restart(max_restarts=20, within=60.0, backoff=0.1, backoff_max=2.0)
-"""A proxy that comes back serves everybody: worth more tries than one worker of many."""
+"""More restarts than for a worker, because a proxy serves the clients of every service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,72 +52,73 @@ class ChildPlan:
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     directory: str | None = None
-    ours: bool
-    """It runs our code, and says itself when it is ready; otherwise it is watched."""
+    runs_our_code: bool
+    """It reports readiness over its channel. Other programs are observed from outside."""
     address: Address | None = None
     """Where it has to listen; None: it does not open a port."""
-    listens: bool = False
-    """It is given a listening socket, or a bound one for datagrams."""
-    links: int = 0
-    """Connections are passed to it over so many links, one from each proxy."""
-    inherited: tuple[int, ...] = ()
+    inherits_listener: bool = False
+    """It inherits a listening socket, or a bound one for datagrams."""
+    link_count: int = 0
+    """Number of links over which it gets connections, one from each proxy."""
+    inherited_fds: tuple[int, ...] = ()
+    """Other descriptors that it inherits."""
     privileges: "Privileges | None" = None
-    """As whom it runs; None: as we are."""
+    """Its user and capabilities; None: the supervisor's own."""
     start_s: float
     stop_s: float
     restart: Restart
 
     @property
     def name(self) -> str:
-        """As in logs and prefixes."""
+        """The name in logs and in front of its output."""
         return f"{self.service or self.role}/{self.slot}"
 
     @property
-    def origin(self) -> str:
-        """The table of the configuration that it comes from; empty for a proxy."""
+    def config_table(self) -> str:
+        """The table of the configuration that defines it; empty for a proxy."""
         return f"service.{self.service}" if self.service else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
-    """What this machine and this run have for the workers of one service."""
+    """Facts of the machine and the run that the workers of one service need."""
 
     environment: Mapping[str, str]
     python: str
-    main: Address
+    service_address: Address
     """Where the service's clients connect."""
     stdout: int = -1
-    """A descriptor that workers can inherit, for an access log that they write."""
+    """A descriptor for access logs that workers write to stdout."""
     proxies: int = 1
     privileges: "Privileges | None" = None
-    """As whom workers run."""
+    """User and capabilities of the workers."""
 
 
 def worker_plan(
-    service: Service, slot: int, own: Address | None, context: WorkerContext
+    service: Service, slot: int, own_address: Address | None, context: WorkerContext
 ) -> ChildPlan:
-    """The plan for one slot; `own` is its port, under `ports`."""
-    where = own or context.main
-    logs = _logs(service)
-    inherited = (context.stdout,) if logs == "stdout" else ()
+    """The plan for one slot; `own_address` is its own port, with the scheme `ports`."""
+    address = own_address or context.service_address
+    access_log = _worker_access_log(service)
+    inherited_fds = (context.stdout,) if access_log == "stdout" else ()
     return ChildPlan(
         role="worker",
         service=service.name,
         slot=slot,
         scheme=service.scheme,
-        argv=_argv(service, where, context.python),
+        argv=_command(service, address, context.python),
         environment={
-            **_environment(service, slot, where, context.environment),
-            **_log_variable(service, logs, context.stdout),
-            **_header_variable(service),
-            **_bounds_variable(service, slot),
+            **_environment(service, slot, address, context.environment),
+            **_access_log_variable(service, access_log, context.stdout),
+            **_accept_proxy_variable(service),
+            **_limits_variable(service, slot),
         },
         directory=service.directory,
-        ours=service.app is not None,
-        address=own,
-        listens=not service.has_proxy,
-        links=context.proxies if service.scheme == "handoff" else 0,
-        inherited=inherited,
+        runs_our_code=service.app is not None,
+        address=own_address,
+        inherits_listener=not service.has_proxy,
+        link_count=context.proxies if service.scheme == "handoff" else 0,
+        inherited_fds=inherited_fds,
         privileges=context.privileges,
         start_s=service.timeouts.start,
         stop_s=service.timeouts.stop,
@@ -134,15 +134,15 @@ def proxy_plan(
     argv: Sequence[str],
     privileges: "Privileges | None" = None,
 ) -> ChildPlan:
-    """A proxy, of all services; `listeners` are descriptors that it inherits."""
+    """The plan of a proxy, which serves all services. `listeners` are descriptors to inherit."""
     return ChildPlan(
         role="proxy",
         service="",
         slot=slot,
         argv=tuple(argv),
         environment=environment,
-        ours=True,
-        inherited=tuple(listeners),
+        runs_our_code=True,
+        inherited_fds=tuple(listeners),
         privileges=privileges,
         start_s=PROXY_START_S,
         stop_s=max(service.timeouts.stop for service in config.services if service.has_proxy),
@@ -158,15 +158,16 @@ def proxy_config(
     joined: Callable[[str, int], bool],
     up: Callable[[str, int], bool],
 ) -> ProxyConfig:
-    """What the proxy in this slot is told when it starts, by service name; a later one starts
-    informed.
+    """The configuration that the proxy in this slot gets when it starts.
 
-    `addresses` are the workers' or upstreams' addresses, names already resolved.
+    `listeners` and `addresses` are by service. `addresses` are those of workers or upstreams,
+    with names resolved. `joined` and `up` are the state of each worker now, so that a proxy that
+    is started later knows which workers it may pick.
     """
     return ProxyConfig(
         services=tuple(
             ServiceConfig(
-                **per_proxy.of_proxy(service, config.proxies, slot),
+                **per_proxy.keys_for_proxy(service, config.proxies, slot),
                 name=service.name,
                 tls=bool(service.tls.files),
                 verifies=service.tls.client_certificates != "off",
@@ -199,87 +200,88 @@ def _targets(
                 zip(service.upstreams, addresses, strict=True)
             )
         )
-    # Without ports nobody is joined before his link is there, which comes as an order.
-    reached = service.has_ports
+    # Without ports a worker joins only when the proxy has its link, which a later message brings.
+    has_ports = service.has_ports
     return tuple(
         Target(
             slot=slot,
-            address=str(addresses[slot]) if reached else "",
+            address=str(addresses[slot]) if has_ports else "",
             weight=service.weights[slot] if slot < len(service.weights) else 1,
-            joined=reached and joined(service.name, slot),
-            up=reached and up(service.name, slot),
+            joined=has_ports and joined(service.name, slot),
+            up=has_ports and up(service.name, slot),
         )
         for slot in range(service.workers)
     )
 
 
-def _argv(service: Service, address: Address, python: str) -> tuple[str, ...]:
+def _command(service: Service, address: Address, python: str) -> tuple[str, ...]:
     if service.app is not None:
         return (python, "-m", "penstock_worker.serve", service.app)
     assert service.command is not None
-    given = {"{port}": str(address.port), "{fd}": str(contract.LISTEN_START)}
-    return tuple(_filled(word, given) for word in service.command)
+    placeholders = {"{port}": str(address.port), "{fd}": str(contract.LISTEN_START)}
+    return tuple(_substitute(word, placeholders) for word in service.command)
 
 
-def _filled(word: str, given: Mapping[str, str]) -> str:
-    for name, value in given.items():
+def _substitute(word: str, placeholders: Mapping[str, str]) -> str:
+    for name, value in placeholders.items():
         word = word.replace(name, value)
     return word
 
 
-def _logs(service: Service) -> str:
-    """Where a worker writes the access log, because no proxy sees its requests; or "off"."""
+def _worker_access_log(service: Service) -> str:
+    """The access log that a worker writes itself, if no proxy sees its requests; else "off"."""
     if service.scheme == "ports" or service.app is None or service.mode != "http":
         return "off"
     return service.access_log
 
 
-def _log_variable(service: Service, where: str, stdout: int) -> dict[str, str]:
-    if where == "off":
+def _access_log_variable(service: Service, access_log: str, stdout: int) -> dict[str, str]:
+    if access_log == "off":
         return {}
-    place = str(stdout) if where == "stdout" else str(Path(where).absolute())
-    return {contract.ACCESS_LOG: f"{service.access_log_format}:{place}"}
+    destination = str(stdout) if access_log == "stdout" else str(Path(access_log).absolute())
+    return {contract.ACCESS_LOG: f"{service.access_log_format}:{destination}"}
 
 
-def _header_variable(service: Service) -> dict[str, str]:
-    """For a worker that reads PROXY headers: those that clients' proxies send, where it gets
-    the connection itself, or those that the proxy sends."""
-    terms = None
+def _accept_proxy_variable(service: Service) -> dict[str, str]:
+    """For a worker that reads PROXY headers. With `ports` our own proxy sends them, otherwise a
+    proxy in front of this machine."""
     if service.scheme != "ports" and service.accept_proxy:
-        terms = AcceptProxy(service.timeouts.head, service.trusted_proxies)
+        accept_proxy = AcceptProxy(service.timeouts.head, service.trusted_proxies)
     elif service.scheme == "ports" and service.send_proxy and service.app is not None:
-        terms = AcceptProxy(service.timeouts.head, _PROXIES)
-    return {} if terms is None else {contract.ACCEPT_PROXY: format_accept_proxy(terms)}
+        accept_proxy = AcceptProxy(service.timeouts.head, _LOCAL_PEERS)
+    else:
+        return {}
+    return {contract.ACCEPT_PROXY: format_accept_proxy(accept_proxy)}
 
 
-def _bounds_variable(service: Service, slot: int) -> dict[str, str]:
-    """For a worker whose clients are its own. A bound on connections is the proxy's, where one
-    accepts them; elsewhere each worker has its share of it."""
+def _limits_variable(service: Service, slot: int) -> dict[str, str]:
+    """For a worker that talks to clients without a proxy between. If a proxy accepts, it also
+    enforces `max_connections`; otherwise each worker gets a share."""
     if service.scheme == "ports" or service.app is None or service.mode == "udp":
         return {}
-    most = 0
+    max_connections = 0
     if not service.has_proxy:
-        most = per_proxy.share(service.max_connections, service.workers, slot)
-    told = Limits(
+        max_connections = per_proxy.share(service.max_connections, service.workers, slot)
+    worker_limits = Limits(
         direct=True,
-        connections=most,
+        connections=max_connections,
         keepalive_s=service.timeouts.keepalive,
         log_field=service.limits.log_field,
     )
-    return {contract.BOUNDS: limits.format_limits(told)}
+    return {contract.BOUNDS: limits.format_limits(worker_limits)}
 
 
 def _environment(
     service: Service, slot: int, address: Address, inherited: Mapping[str, str]
 ) -> dict[str, str]:
-    # A unix socket has neither: a program that asks for PORT is told at once.
-    where = {contract.PORT: str(address.port), contract.HOST: address.host}
+    # Not for a unix socket: a program that needs PORT then fails at once.
+    port_and_host = {contract.PORT: str(address.port), contract.HOST: address.host}
     return {
-        # Into a pipe Python would keep its lines for minutes; whoever wants that says so.
+        # Otherwise Python buffers its output to a pipe, for minutes. The user can override it.
         "PYTHONUNBUFFERED": "1",
         **inherited,
         **service.env,
-        **({} if address.path else where),
+        **({} if address.path else port_and_host),
         contract.SCHEME: service.scheme,
         contract.SERVICE: service.name,
         contract.SLOT: str(slot),

@@ -1,12 +1,12 @@
-"""Is the worker there? A connect that succeeds is a yes; everything else is "not yet".
+"""Finds out whether a worker is ready that cannot report it over a channel.
 
-For programs that have no channel to say it themselves. One that was given a listening socket
-cannot be asked like that, because whoever shares it may answer: it is there when it waits for
-what comes over that socket, which the kernel shows of its descriptors and system calls.
+A worker with a port of its own is ready when a connect to it succeeds. A worker that inherited a
+listening socket cannot be tested like that, because another worker with the same socket may
+accept. It is ready when it waits for that socket, which /proc shows by its descriptors and
+system calls.
 
-It does not know what a deadline is: whoever asks stops asking. When a deadline did pass,
-`where_it_listens` looks at what the process really opened, because a wrong port is the usual
-reason, and its number is the whole answer.
+Deadlines are not known here: the caller cancels. After a deadline `listening_addresses` shows
+where the process really listens, because a wrong port is the usual reason.
 """
 
 import asyncio
@@ -23,94 +23,94 @@ import psutil
 from penstock_proxy.net.address import Address
 from penstock_supervisor.kernel.procfs import as_owner_of
 
-_FIRST_S: Final = 0.05
-_LONGEST_S: Final = 0.5
-_GROWTH: Final = 1.5
-_CONNECT_S: Final = 2.0
-"""A listener whose queue is full lets a connect wait; try again rather than for ever."""
+_FIRST_DELAY_S: Final = 0.05
+_MAX_DELAY_S: Final = 0.5
+_DELAY_FACTOR: Final = 1.5
+_CONNECT_TIMEOUT_S: Final = 2.0
+"""A connect waits as long as the listener's queue is full. Then a new try is better."""
 _X86: Final = platform.machine() in ("x86_64", "AMD64")
-_ACCEPTS: Final = {43, 288, 45, 47, 299} if _X86 else {202, 242, 207, 212, 243}
+_ACCEPT_CALLS: Final = {43, 288, 45, 47, 299} if _X86 else {202, 242, 207, 212, 243}
 """accept, accept4, recvfrom, recvmsg, recvmmsg; the other numbers are those of arm64."""
-_POLLS: Final = {7, 23, 270, 271} if _X86 else {72, 73}
+_POLL_CALLS: Final = {7, 23, 270, 271} if _X86 else {72, 73}
 """poll, select, pselect6, ppoll."""
 
 
-def waits() -> Iterator[float]:
-    """Seconds between two tries: short while a quick program starts, then rarer."""
-    wait = _FIRST_S
+def retry_delays() -> Iterator[float]:
+    """Seconds between two tries: short at first, for programs that start quickly, then longer."""
+    delay_s = _FIRST_DELAY_S
     while True:
-        yield wait
-        wait = min(wait * _GROWTH, _LONGEST_S)
+        yield delay_s
+        delay_s = min(delay_s * _DELAY_FACTOR, _MAX_DELAY_S)
 
 
-async def until_it_answers(address: Address) -> None:
-    """Return once something accepts a connection there. Cancel to stop asking."""
-    for wait in waits():
-        if await _answers(address):
+async def until_it_accepts(address: Address) -> None:
+    """Return as soon as something accepts a connection at the address. Cancel to give up."""
+    for delay_s in retry_delays():
+        if await _accepts(address):
             return
-        await asyncio.sleep(wait)
+        await asyncio.sleep(delay_s)
 
 
-async def _answers(address: Address) -> bool:
+async def _accepts(address: Address) -> bool:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_CONNECT_S):
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 await loop.sock_connect(sock, (address.host, address.port))
-            # With a port from the ephemeral range the kernel can connect a socket to
-            # itself: it draws that very port as our own.
+            # With a port of the ephemeral range the kernel may choose the same port for our
+            # side, and so connect the socket to itself.
             return bool(sock.getsockname() != sock.getpeername())
         except (OSError, TimeoutError):
             return False
 
 
-async def until_it_takes(pid: int, inode: int) -> None:
-    """Return once the process, or one below it, waits for the socket of that inode."""
-    for wait in waits():
-        # In a thread: /proc of a program with many descriptors takes a while.
-        if await asyncio.to_thread(takes, pid, inode):
+async def until_it_waits_for_socket(pid: int, inode: int) -> None:
+    """Return as soon as the process, or a descendant, waits for the socket with this inode."""
+    for delay_s in retry_delays():
+        # In a thread, because reading /proc of a program with many descriptors takes a while.
+        if await asyncio.to_thread(waits_for_socket, pid, inode):
             return
-        await asyncio.sleep(wait)
+        await asyncio.sleep(delay_s)
 
 
-def takes(pid: int, inode: int) -> bool:
-    """Does the process, or one below it, wait for the socket of that inode?"""
-    return any(_takes(process.pid, inode, pid) for process in _tree(pid))
+def waits_for_socket(pid: int, inode: int) -> bool:
+    """Does the process, or a descendant, wait for the socket with this inode?"""
+    return any(_process_waits(process.pid, inode, pid) for process in _process_tree(pid))
 
 
-def _takes(pid: int, inode: int, root: int) -> bool:
-    """By epoll, which names what it watches; by a call that names its descriptor; or by one
-    that does not (poll, select), and then it must not have a listener of its own to wait for.
-    """
+def _process_waits(pid: int, inode: int, root: int) -> bool:
+    """Does one process wait? Either the socket is in an epoll of it, or a thread is in an accept
+    call on it, or in poll or select. /proc does not show the descriptors of the latter two, so
+    they only count if the process tree has no other listener to wait for."""
     process = Path(f"/proc/{pid}")
     with suppress(OSError), as_owner_of(pid):
-        held = _held(process, inode)
-        if not held:
+        fds = _fds_of_socket(process, inode)
+        if not fds:
             return False
-        if any(number in held for number in _watched(process)):
+        if any(number in fds for number in _fds_in_epolls(process)):
             return True
-        for call, first in _calls(process):
-            if call in _ACCEPTS and first in held:
+        for call, argument in _system_calls(process):
+            if call in _ACCEPT_CALLS and argument in fds:
                 return True
-            if call in _POLLS and not where_it_listens(root, inode):
+            if call in _POLL_CALLS and not listening_addresses(root, inode):
                 return True
     return False
 
 
-def _held(process: Path, inode: int) -> set[int]:
-    """The numbers under which it has the socket."""
-    name, found = f"socket:[{inode}]", set()
+def _fds_of_socket(process: Path, inode: int) -> set[int]:
+    """The process' descriptors of the socket."""
+    name, fds = f"socket:[{inode}]", set()
     for link in (process / "fd").iterdir():
         with suppress(OSError):
             if str(link.readlink()) == name:
-                found.add(int(link.name))
-    return found
+                fds.add(int(link.name))
+    return fds
 
 
-def _watched(process: Path) -> Iterator[int]:
-    """What its epoll descriptors watch."""
+def _fds_in_epolls(process: Path) -> Iterator[int]:
+    """The descriptors that its epolls watch."""
     for link in (process / "fd").iterdir():
         with suppress(OSError):
             if "[eventpoll]" in str(link.readlink()):
@@ -118,7 +118,7 @@ def _watched(process: Path) -> Iterator[int]:
                 yield from (int(number) for number in re.findall(r"(?m)^tfd:\s*(\d+)", info))
 
 
-def _calls(process: Path) -> Iterator[tuple[int, int]]:
+def _system_calls(process: Path) -> Iterator[tuple[int, int]]:
     """The system call that each thread is in, and its first argument."""
     for task in (process / "task").iterdir():
         with suppress(OSError):
@@ -127,22 +127,26 @@ def _calls(process: Path) -> Iterator[tuple[int, int]]:
                 yield int(words[0]), int(words[1], 16)
 
 
-def where_it_listens(pid: int, *but: int) -> tuple[str, ...]:
-    """Addresses that the process and all below it listen on, as far as we may look.
+def listening_addresses(pid: int, *ignored_inodes: int) -> tuple[str, ...]:
+    """Addresses that the process and its descendants listen on, if we may read them.
 
-    `but` are inodes of sockets that do not count: it was given them.
+    `ignored_inodes` are those of inherited sockets, which do not count.
     """
-    found: set[str] = set()
-    for process in _tree(pid):
+    addresses: set[str] = set()
+    for process in _process_tree(pid):
         with suppress(psutil.Error, OSError), as_owner_of(process.pid):
-            given = {fd for inode in but for fd in _held(Path(f"/proc/{process.pid}"), inode)}
+            ignored_fds = {
+                fd
+                for inode in ignored_inodes
+                for fd in _fds_of_socket(Path(f"/proc/{process.pid}"), inode)
+            }
             for connection in process.net_connections("inet"):
-                if connection.status == psutil.CONN_LISTEN and connection.fd not in given:
-                    found.add(str(Address(connection.laddr.ip, connection.laddr.port)))
-    return tuple(sorted(found))
+                if connection.status == psutil.CONN_LISTEN and connection.fd not in ignored_fds:
+                    addresses.add(str(Address(connection.laddr.ip, connection.laddr.port)))
+    return tuple(sorted(addresses))
 
 
-def _tree(pid: int) -> list[psutil.Process]:
+def _process_tree(pid: int) -> list[psutil.Process]:
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]

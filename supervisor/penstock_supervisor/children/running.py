@@ -1,12 +1,12 @@
-"""One process of a slot: started, talked to, and let go of as one.
+"""One process of a slot, with everything that was opened for it.
 
-Owns the process and all that was opened for it: its pipes, channel and links, and the task that
-finds out whether it is ready. Whatever goes wrong while it is started leaves no descriptor
-behind: channel and links are made, their far ends go to numbers that nothing else wants, the
-process is started, and our copies of the far ends are closed.
+Owns the process, its pipes, its channel, its links, and the task that waits until it is ready.
+A start has these steps: make channel and links, copy the child's ends to high descriptor
+numbers, start the process, close our copies of the child's ends. If a step fails, all
+descriptors are closed.
 
 It does not know why the process is started, what its messages mean, or what follows from its
-end: its slot does (`child`), and is told by `ProcessCallbacks`.
+end. The slot (`child`) knows, and gets `ProcessCallbacks`.
 """
 
 import os
@@ -21,7 +21,7 @@ from penstock_supervisor.children import readiness
 from penstock_supervisor.children.output import Capture, Output
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.process.handoff_link import HandoffLink
-from penstock_supervisor.process.privileges import AS_WE_ARE
+from penstock_supervisor.process.privileges import UNCHANGED
 from penstock_supervisor.process.reaper import Guardian
 from penstock_supervisor.process.socket_activation import ExecSpec, dup_high
 from penstock_supervisor.process.spawn import Exit, Process, SpawnError
@@ -29,20 +29,20 @@ from penstock_worker import contract
 from penstock_worker.channel import channel
 from penstock_worker.channel.channel import MAX_HANDLES, Channel
 
-_MOST_LINK_ENDS: Final = 1 << 13
+_MAX_PROXY_HANDLES: Final = 1 << 13
 
 
 class ProcessCallbacks(NamedTuple):
-    """What a slot is told of its process; from the loop, never from within `spawn`."""
+    """What the slot gets from its process. The loop calls them, never `spawn` itself."""
 
     on_exit: Callable[[Exit], None]
-    """It is gone, and was reaped."""
+    """The process has ended and was reaped."""
     on_message: Callable[[Any, socket.socket | None], None]
-    """Whoever gets the handle closes it."""
+    """A message and its handle, which the callback has to close."""
     on_disconnect: Callable[[str], None]
-    """Its channel has ended; why, if we closed it."""
+    """The channel is closed. The text is the reason if we closed it, else empty."""
     on_ready: Callable[[], None]
-    """A program that cannot say so itself is ready."""
+    """A program that cannot report readiness itself is ready."""
 
 
 class Running:
@@ -53,7 +53,7 @@ class Running:
         plan: ChildPlan,
         process: Process,
         captures: tuple[Capture, ...],
-        end: socket.socket,
+        channel_end: socket.socket,
         links: tuple[HandoffLink, ...],
         inodes: tuple[int, ...],
         callbacks: ProcessCallbacks,
@@ -61,25 +61,27 @@ class Running:
         loop: AbstractEventLoop,
         tasks: TaskGroup,
     ) -> None:
-        """Owns all that it is given; `end` is ours of the channel."""
+        """Takes over all arguments; `channel_end` is our end of the channel."""
         self.links = links
-        """To each proxy by its slot."""
+        """By the slot of the proxy."""
         self.inodes = inodes
-        """Of the listening sockets that it was given. Not descriptors: the run may close
-        those, and something else gets their numbers."""
-        self.speaks = False
-        """It has said something of ours, and can be asked."""
+        """Of its inherited listening sockets. Descriptors would not do: the run may close them,
+        and their numbers are used again."""
+        self.speaks_protocol = False
+        """It has sent a message of our protocol, so it answers requests."""
         self.spawned_at = loop.time()
         self.ready_at: float | None = None
         self._process = process
         self._captures = captures
         self._callbacks = callbacks
-        # A proxy that starts is sent all links at once, and is our own program.
-        most = _MOST_LINK_ENDS if plan.role == "proxy" else MAX_HANDLES
-        self._channel = Channel(loop, end, self._on_message, self._on_disconnect, max_handles=most)
-        self._waiting: Task[None] | None = None
-        if not plan.ours:
-            self._waiting = tasks.create_task(self._wait_until_ready(plan))
+        # A proxy gets all links at once when it starts. As our own program it is trusted with it.
+        max_handles = _MAX_PROXY_HANDLES if plan.role == "proxy" else MAX_HANDLES
+        self._channel = Channel(
+            loop, channel_end, self._on_message, self._on_disconnect, max_handles=max_handles
+        )
+        self._readiness_task: Task[None] | None = None
+        if not plan.runs_our_code:
+            self._readiness_task = tasks.create_task(self._wait_until_ready(plan))
 
     @property
     def pid(self) -> int:
@@ -90,7 +92,7 @@ class Running:
         return not self._channel.closed
 
     def signal(self, number: Signals) -> None:
-        """To the process and all that it started."""
+        """Signal the process group."""
         self._process.signal(number)
 
     def send(
@@ -103,35 +105,35 @@ class Running:
         return self._channel.send(message, handle, on_sent)
 
     def take_links(self) -> tuple[HandoffLink, ...]:
-        """Whoever calls this closes them."""
+        """Take over the links; the caller closes them."""
         links, self.links = self.links, ()
         return links
 
-    def hear_out(self) -> None:
-        """Take what it said last: pipes and channel may hold what nobody has read yet."""
+    def read_pending(self) -> None:
+        """Read what an ended process left in its pipes and its channel."""
         for capture in self._captures:
             capture.drain()
         self._channel.read_pending()
 
     def close(self) -> None:
-        """Let go of all that was opened for it. Its pipes end by themselves: what it started
-        may still write to them."""
+        """Close links and channel, and stop waiting for readiness. The pipes stay open until they
+        end: processes that it started may still write to them."""
         for link in self.take_links():
             link.close()
         self._channel.close()
-        if self._waiting is not None:
-            self._waiting.cancel()
+        if self._readiness_task is not None:
+            self._readiness_task.cancel()
 
     async def _wait_until_ready(self, plan: ChildPlan) -> None:
         if plan.address is not None:
-            await readiness.until_it_answers(plan.address)
+            await readiness.until_it_accepts(plan.address)
         elif self.inodes:
-            await readiness.until_it_takes(self.pid, self.inodes[0])
+            await readiness.until_it_waits_for_socket(self.pid, self.inodes[0])
         self._callbacks.on_ready()
 
     def _on_message(self, message: Any, handle: socket.socket | None) -> None:
         command = message.get("cmd") if isinstance(message, dict) else None
-        self.speaks |= isinstance(command, str) and command.startswith(contract.INTERNAL)
+        self.speaks_protocol |= isinstance(command, str) and command.startswith(contract.INTERNAL)
         self._callbacks.on_message(message, handle)
 
     def _on_disconnect(self) -> None:
@@ -139,7 +141,7 @@ class Running:
 
 
 Spawn = Callable[[ChildPlan, tuple[int, ...], ProcessCallbacks], Running]
-"""`spawn`, with what all processes of a run have in common."""
+"""`spawn`, with the arguments that all processes of a run share."""
 
 
 def spawn(
@@ -152,50 +154,52 @@ def spawn(
     guardian: Guardian,
     output: Output,
 ) -> Running:
-    """Start a process with `sockets` as its listening sockets. SpawnError if that cannot be."""
+    """Start a process that inherits `sockets` as its listening sockets. Raises SpawnError."""
     inodes = tuple(os.fstat(fd).st_ino for fd in sockets)
-    with ExitStack() as ours, ExitStack() as theirs:
+    with ExitStack() as our_ends, ExitStack() as child_ends:
         try:
-            end, links, given = _ends(plan, ours, theirs)
+            channel_end, links, child_fds = _open_channel_and_links(plan, our_ends, child_ends)
         except OSError as error:
             why = f"no channel and no links can be made for it: {error.strerror}"
             raise SpawnError("workers", why, temporary=True) from None
-        process = Process(_program(plan, sockets, given), loop, guardian, callbacks.on_exit)
-        ours.pop_all()
+        process = Process(_exec_spec(plan, sockets, child_fds), loop, guardian, callbacks.on_exit)
+        our_ends.pop_all()
     captures = output.capture(plan.name, process.stdout, process.stderr)
-    return Running(plan, process, captures, end, links, inodes, callbacks, loop=loop, tasks=tasks)
+    return Running(
+        plan, process, captures, channel_end, links, inodes, callbacks, loop=loop, tasks=tasks
+    )
 
 
-def _ends(
-    plan: ChildPlan, ours: ExitStack, theirs: ExitStack
+def _open_channel_and_links(
+    plan: ChildPlan, our_ends: ExitStack, child_ends: ExitStack
 ) -> tuple[socket.socket, tuple[HandoffLink, ...], list[int]]:
-    """Our end of its channel, its links, and the numbers of what it inherits of both."""
-    mine, far = channel.pair()
-    ours.callback(mine.close)
-    with far:
-        given = [dup_high(far.fileno())]
-    theirs.callback(os.close, given[0])
+    """Our end of the channel, the links, and the descriptors of both that the child inherits."""
+    our_end, child_end = channel.pair()
+    our_ends.callback(our_end.close)
+    with child_end:
+        child_fds = [dup_high(child_end.fileno())]
+    child_ends.callback(os.close, child_fds[0])
     links: list[HandoffLink] = []
-    for _ in range(plan.links):
+    for _ in range(plan.link_count):
         links.append(HandoffLink.pair())
-        ours.callback(links[-1].close)
-        given.append(dup_high(links[-1].worker.fileno()))
-        theirs.callback(os.close, given[-1])
-    return mine, tuple(links), given
+        our_ends.callback(links[-1].close)
+        child_fds.append(dup_high(links[-1].worker.fileno()))
+        child_ends.callback(os.close, child_fds[-1])
+    return our_end, tuple(links), child_fds
 
 
-def _program(plan: ChildPlan, sockets: tuple[int, ...], given: list[int]) -> ExecSpec:
-    """`given` are the far ends of the channel and, after it, of the links."""
-    environment = {**plan.environment, contract.CHANNEL_FD: str(given[0])}
-    if plan.links:
-        environment[contract.LINK_FD] = ",".join(map(str, given[1:]))
+def _exec_spec(plan: ChildPlan, sockets: tuple[int, ...], child_fds: list[int]) -> ExecSpec:
+    """`child_fds` are the child's ends: first the channel, then the links."""
+    environment = {**plan.environment, contract.CHANNEL_FD: str(child_fds[0])}
+    if plan.link_count:
+        environment[contract.LINK_FD] = ",".join(map(str, child_fds[1:]))
     return ExecSpec(
         plan.argv,
         environment,
         plan.directory,
-        (*plan.inherited, *given),
+        (*plan.inherited_fds, *child_fds),
         captured=plan.role != "proxy",
         listen=sockets,
-        names=plan.service,
-        privileges=plan.privileges or AS_WE_ARE,
+        fd_name=plan.service,
+        privileges=plan.privileges or UNCHANGED,
     )

@@ -1,7 +1,7 @@
-"""What happened in one slot, whichever process was in it.
+"""Counts and restarts of one slot, across all processes that ran in it.
 
-A replacement takes a slot over from a process that still runs; what is counted for the slot,
-and how often is too often, goes on. A plain record: `child` writes it.
+A successor takes a slot over from a process that still runs, and continues the slot's counts and
+its restart policy. A plain record, written by `child`.
 """
 
 import random
@@ -19,10 +19,10 @@ class SlotHistory:
         self.exits: Counter[str] = Counter()
         """Every end of a process, by exit status or name of the signal."""
         self.last_exit = ""
-        self.was_up = False
-        """One was ready at least once."""
+        self.was_ready = False
+        """A process was ready at least once."""
         self.carryover: dict[str, Any] = {}
-        """What processes that have ended had counted; `ChildView.carryover`."""
+        """Counters of processes that have ended; see `ChildView.carryover`."""
         self.restart_policy = RestartPolicy(
             max_restarts=plan.restart.max_restarts,
             within_s=plan.restart.within,

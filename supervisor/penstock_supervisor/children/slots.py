@@ -1,9 +1,9 @@
-"""Who is in which slot: the proxies, and for each slot of each service one worker, or two.
+"""The children of a run by slot: the proxies, and the workers of each service.
 
-Two while one takes over from the other. The *current* one is the one that the slot's future
-is about. A *successor* is started to take its place, and becomes the current one when it is
-ready. One that is *draining* was the current one; it finishes what it has and goes. Nobody
-else keeps a list of children. Slots come and go while a run lasts.
+A slot has one worker, or several while one replaces another. The *current* one is the worker
+that the slot keeps alive. A *successor* is started to replace it, and becomes current when it is
+ready. A *draining* one was current; it finishes its connections and exits. This is the only list
+of children. Slots can be added and removed while the run lasts.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from penstock_supervisor.children.plan import Slot
 class Slots:
     def __init__(self) -> None:
         self.proxies: list[Child] = []
-        """By slot; none if no service has a proxy."""
+        """By slot; empty if no service has a proxy."""
         self.covered: set[int] = set()
-        """Slots of proxies that others accept for: gone, not back yet, or stuck."""
+        """Slots of proxies that ended, start again or are stuck; the others accept for them."""
         self.current: dict[Slot, Child] = {}
         self._successors: dict[Slot, Child] = {}
         self._draining: set[Child] = set()
@@ -29,39 +29,39 @@ class Slots:
         yield from self.workers()
 
     def workers(self) -> Iterator[Child]:
-        """Every worker; the current ones before their successors, and who is draining last."""
+        """Every worker: the current ones, then successors, then those that drain."""
         yield from tuple(self.current.values())
         yield from tuple(self._successors.values())
         yield from tuple(self._draining)
 
     def one_per_slot(self) -> Iterator[Child]:
-        """Proxies and current workers: what people see of a run, one child a slot."""
+        """Proxies and current workers: one child for each slot, as in the status."""
         yield from self.proxies
         yield from tuple(self.current.values())
 
     def add(self, child: Child) -> None:
-        """A new slot, and who is in it."""
+        """Add a slot, with its worker."""
         assert slot_of(child) not in self.current
         self.current[slot_of(child)] = child
 
     def remove(self, slot: Slot) -> tuple[Child, ...]:
-        """The slot is no more. Returns who is in it; both drain until they are forgotten, and
-        whoever calls this stops them. KeyError: there is no such slot."""
-        left = [self.current.pop(slot)]
+        """Remove a slot, and return its workers, which drain until `forget`. The caller stops
+        them. KeyError: there is no such slot."""
+        removed = [self.current.pop(slot)]
         if (successor := self._successors.pop(slot, None)) is not None:
-            left.append(successor)
-        self._draining.update(left)
-        return tuple(left)
+            removed.append(successor)
+        self._draining.update(removed)
+        return tuple(removed)
 
     def is_current(self, child: Child) -> bool:
-        """Is it the one that the rotation knows in its slot?"""
+        """Is it the current worker of its slot, the one in the rotation?"""
         return self.current.get(slot_of(child)) is child
 
     def is_draining(self, child: Child) -> bool:
         return child in self._draining
 
     def is_being_replaced(self, child: Child) -> bool:
-        """It has a successor already, or had one."""
+        """It has a successor, or is draining."""
         return child in self._draining or slot_of(child) in self._successors
 
     def is_successor(self, child: Child) -> bool:
@@ -71,11 +71,11 @@ class Slots:
         self._successors[slot_of(child)] = child
 
     def drop_successor(self, child: Child) -> None:
-        """It could not take over: who is there stays."""
+        """The successor failed: the current worker stays."""
         del self._successors[slot_of(child)]
 
     def take_over(self, successor: Child) -> Child:
-        """The successor is the current one from now on; returns who was, and drains."""
+        """Make the successor current; return the previous worker, which drains now."""
         slot = slot_of(successor)
         if self.is_successor(successor):
             del self._successors[slot]
@@ -84,19 +84,20 @@ class Slots:
         return before
 
     def forget(self, draining: Child) -> None:
-        """It is gone."""
+        """A draining worker has ended."""
         self._draining.discard(draining)
 
     def ever_ready(self, service: str) -> bool:
-        """Did any worker of the service ever, or any proxy for ""?"""
-        return any(one.history.was_up for one in self.one_per_slot() if one.plan.service == service)
+        """Was any worker of the service ever ready? For "": any proxy."""
+        children = (child for child in self.one_per_slot() if child.plan.service == service)
+        return any(child.history.was_ready for child in children)
 
     def has_started(self) -> bool:
-        """Every service worked, and every slot had its chance."""
+        """Every service has been ready, and every slot has been ready or given up."""
         return all(
-            (one.history.was_up or one.state is State.GIVEN_UP)
-            and self.ever_ready(one.plan.service)
-            for one in self.one_per_slot()
+            (child.history.was_ready or child.state is State.GIVEN_UP)
+            and self.ever_ready(child.plan.service)
+            for child in self.one_per_slot()
         )
 
 

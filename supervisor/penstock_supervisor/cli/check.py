@@ -12,7 +12,7 @@ import click
 
 from penstock_supervisor.cli.describe import describe_config
 from penstock_supervisor.config import warnings
-from penstock_supervisor.config.diagnostics import dotted
+from penstock_supervisor.config.diagnostics import key_path
 from penstock_supervisor.config.loader import Config, ConfigError, load
 
 
@@ -33,7 +33,7 @@ def check(files: tuple[Path, ...]) -> int:
             click.echo("\n".join(error.problems), err=True)
             status = 2
         else:
-            for line in (*warnings.of(config, os.geteuid()), *_certificate_warnings(config)):
+            for line in (*warnings.check(config, os.geteuid()), *_certificate_warnings(config)):
                 click.echo(f"{file}: warning: {line}", err=True)
             click.echo(f"{file}: ok: {describe_config(config)}")
     return status
@@ -45,4 +45,4 @@ def _certificate_warnings(config: Config) -> Iterator[str]:
         from penstock_supervisor.config import certificates
 
         for where, text in certificates.warnings(config, datetime.now(UTC)):
-            yield f"{dotted(where)}: {text}"
+            yield f"{key_path(where)}: {text}"

@@ -20,7 +20,7 @@ import click
 from penstock_supervisor.cli import status_table
 from penstock_supervisor.config.loader import ROOT_RUN_DIR, default_run_dirs, load
 from penstock_supervisor.control.api import peer_credentials
-from penstock_supervisor.listeners.control_socket import RefusedError, RunDir
+from penstock_supervisor.listeners.control_socket import RunDir, UnsafeDirectoryError
 
 NOT_RUNNING: Final = 3
 _ASK_AS_ROOT: Final = f"; root has {ROOT_RUN_DIR}, which only root may look into"
@@ -86,9 +86,9 @@ class _Run:
         A run that is killed cannot remove it, but it refuses connections from then on.
         """
         for poll in count(1):
-            if self._directory.identity(self._name) is None:
+            if self._directory.file_id(self._name) is None:
                 return
-            if poll % _POLLS_PER_CONNECT == 0 and self._directory.is_dead(self._name):
+            if poll % _POLLS_PER_CONNECT == 0 and self._directory.is_stale(self._name):
                 return
             time.sleep(_POLL_S)
 
@@ -99,7 +99,7 @@ def _connected_runs(selection: _Selection, stack: ExitStack) -> Iterator[_Run]:
             directory = stack.enter_context(RunDir(path, make=False))
         except FileNotFoundError:
             continue
-        except (OSError, RefusedError) as error:
+        except (OSError, UnsafeDirectoryError) as error:
             if selection.is_explicit:
                 why = f"{path}: {error.strerror}" if isinstance(error, OSError) else error
                 raise click.ClickException(f"run_dir: {why}") from error

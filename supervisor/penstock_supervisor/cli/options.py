@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import click
 
-from penstock_supervisor.config.loader import ConfigError, parse_app
+from penstock_supervisor.config.diagnostics import RENAMED
+from penstock_supervisor.config.loader import OPTIONS, ConfigError, parse_app
 
 COMMAND: Final = "penstock.command"
 """In a context: the arguments after `--`. Absent without `--`."""
@@ -26,7 +27,19 @@ class CommandWithProgram(click.Command):
             dashes = args.index("--")
             ctx.meta[COMMAND] = tuple(args[dashes + 1 :])
             args = args[:dashes]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            old = error.option_name
+            if (new := _renamed(old)) in (name for one in self.params for name in one.opts):
+                raise click.NoSuchOption(old, f"{old}: is called {new} now", ctx=ctx) from None
+            raise
+
+
+def _renamed(option: str) -> str:
+    """The present name of an option that had another name. "" if there is none."""
+    key = option.removeprefix("--").replace("-", "_")
+    return OPTIONS.get(RENAMED.get(key, ""), "")
 
 
 def overrides(

@@ -22,7 +22,7 @@ from penstock_supervisor.config.model import Config, Service
 
 NAMES: Final = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
 """All that can be compared, in the order in which they are shown."""
-UNCHANGED: Final = ("listen", "scheme", "mode", "ports", "access_log", "access_log_format")
+UNCHANGED: Final = ("listen", "scheme", "mode", "worker_ports", "access_log", "access_log_format")
 """Keys that the comparison decides for itself, so `as_toml` leaves them out."""
 _HIDDEN: Final = "(not shown)"
 """In place of a variable's value: results are passed around, and secrets live in variables."""
@@ -85,7 +85,7 @@ def _under_scheme(service: Service, scheme: str, mode: str, listen: str) -> tupl
     changes = {"scheme": scheme, "mode": mode, "listen": listen, "access_log": "off"}
     written = written.model_copy(update=changes)
     why = []
-    for where, text in rules.unfit(written):
+    for where, text in rules.check_scheme(written):
         if where[:1] == ("health",):
             # It can be run without, as one that was written for this scheme would be.
             health = written.health.model_copy(update={"path": None})
@@ -99,9 +99,10 @@ def _refused(service: Service, scheme: str, mode: str) -> set[str]:
     """Keys that are left out: they do nothing there, or would disturb the comparison."""
     program = next(key for key in applicability.PROGRAMS if getattr(service, key))
     given = {program} | ({"tls"} if service.tls.files else set())
-    refused = set(applicability.unfit(applicability.Setting(scheme, mode, program, given)))
+    traits = applicability.ServiceTraits(scheme, mode, program, given)
+    refused = set(applicability.inapplicable_keys(traits))
     # The clients of a comparison send no PROXY header.
-    refused |= {"ports", "access_log_format", "accept_proxy"}
+    refused |= {"worker_ports", "access_log_format", "accept_proxy"}
     if mode != "http" or scheme != "ports":
         refused.add("trusted_proxies")
     return refused

@@ -1,15 +1,15 @@
-"""Which keys act where: under which schemes and modes, and with which kind of program.
+"""Which keys act under which schemes and modes, and with which kind of program.
 
-Owns one table, in which every key of a service has its place; one that is missing there is a
-failing test. A key that does nothing is an error, because who wrote it relies on it, and here
-it is bounds on strangers that would not hold. What a value may be, and what several keys must
-agree on beyond that, is said elsewhere (`model`, `rules`). No I/O, no clock.
+Owns one table with an entry for every key of a service; a test fails for a key without one. A
+key that does nothing is an error, because its author relies on it: many keys are bounds on what
+clients may do, and such a bound would not hold. What a value may be is in `model`, and all other
+rules between keys are in `rules`. No I/O, no clock.
 """
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple, get_args
 
-from penstock_proxy.config import Mode, Part
+from penstock_proxy.config import FrozenModel, Mode
 from penstock_supervisor.config.diagnostics import Problem
 from penstock_supervisor.config.model import Scheme, Service
 
@@ -18,59 +18,62 @@ SCHEMES: Final[tuple[str, ...]] = get_args(Scheme)
 MODES: Final[tuple[str, ...]] = get_args(Mode)
 
 
-class Setting(NamedTuple):
-    """What decides which keys of a service act."""
+class ServiceTraits(NamedTuple):
+    """The facts of a service that decide which of its keys act."""
 
     scheme: str
     mode: str
     program: str
     given: Collection[str]
-    """Keys and tables that have a value, other than one that says no."""
+    """Keys and tables that have a value which is not empty, false or zero."""
 
 
-class Where(NamedTuple):
-    """A place where a key acts: all of these hold."""
+class When(NamedTuple):
+    """Conditions under which a key acts; all of them have to hold."""
 
     schemes: tuple[str, ...] = SCHEMES
     modes: tuple[str, ...] = MODES
     programs: tuple[str, ...] = PROGRAMS
-    beside: tuple[str, ...] = PROGRAMS
-    """At least one of these keys is there too."""
+    with_keys: tuple[str, ...] = PROGRAMS
+    """At least one of these keys is given as well."""
 
-    def missing(self, setting: Setting) -> str:
-        """What would have to be otherwise; empty: nothing."""
+    def unmet(self, traits: ServiceTraits) -> str:
+        """The conditions that do not hold, as TOML in words; empty if all hold."""
         words = []
-        if setting.scheme not in self.schemes:
-            words.append(f"scheme = {_listed(self.schemes)}")
-        if setting.mode not in self.modes:
-            words.append(f"mode = {_listed(self.modes)}")
-        if setting.program not in self.programs:
+        if traits.scheme not in self.schemes:
+            words.append(f"scheme = {_quoted_list(self.schemes)}")
+        if traits.mode not in self.modes:
+            words.append(f"mode = {_quoted_list(self.modes)}")
+        if traits.program not in self.programs:
             words.append(" or ".join(self.programs))
-        if not any(key in setting.given for key in self.beside):
-            words.append(" or ".join(self.beside))
+        if not any(key in traits.given for key in self.with_keys):
+            words.append(" or ".join(self.with_keys))
         return " and ".join(words)
 
 
 class Applicability(NamedTuple):
-    """Where a key acts, and why nowhere else."""
+    """When a key acts, and why it does nothing otherwise."""
 
-    places: tuple[Where, ...]
+    conditions: tuple[When, ...]
+    """The key acts if any of these holds."""
     why: str = ""
-    off: tuple[object, ...] = ()
-    """Values that say of any place what is so there anyway."""
+    off_values: tuple[object, ...] = ()
+    """Values that switch the key off. They are allowed everywhere, because they change nothing."""
 
 
-_EVERYWHERE: Final = Applicability((Where(),))
-_RUN: Final = Applicability((Where(programs=("app", "command")),), "upstreams are run by others")
-_PROXY: Final = ("ports", "handoff")
-_REQUESTS: Final = Where(("ports",), ("http",))
-_READ: Final = "otherwise nothing of ours reads requests"
-_CHOOSES: Final = "otherwise the kernel chooses the worker"
-_ACCEPTS: Final = "otherwise the workers accept"
-_CARRIES: Final = Applicability((Where(("ports",)),), "no other carries a connection's bytes")
-_BOUND: Final = Applicability((_REQUESTS,), _READ)
-_LIMIT: Final = _BOUND._replace(off=(0,))
-_WAITS: Final = Applicability((Where(_PROXY),), f"{_ACCEPTS}, and nobody waits for one")
+_EVERYWHERE: Final = Applicability((When(),))
+_RUN_BY_US: Final = Applicability(
+    (When(programs=("app", "command")),), "upstreams are run by others"
+)
+_PROXIED: Final = ("ports", "handoff")
+_PROXIED_HTTP: Final = When(("ports",), ("http",))
+_NO_REQUESTS: Final = "otherwise nothing of ours reads requests"
+_KERNEL_CHOOSES: Final = "otherwise the kernel chooses the worker"
+_WORKERS_ACCEPT: Final = "otherwise the workers accept"
+_RELAYED: Final = Applicability((When(("ports",)),), "no other carries a connection's bytes")
+_REQUEST_LIMIT: Final = Applicability((_PROXIED_HTTP,), _NO_REQUESTS)
+_REQUEST_LIMIT_OR_ZERO: Final = _REQUEST_LIMIT._replace(off_values=(0,))
+_QUEUE: Final = Applicability((When(_PROXIED),), f"{_WORKERS_ACCEPT}, and nobody waits for one")
 
 APPLICABILITY: Final[Mapping[str, Applicability]] = {
     **dict.fromkeys(
@@ -81,107 +84,110 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         ),
         _EVERYWHERE,
     ),
-    **dict.fromkeys(("workers", "env", "directory", "restart", "timeouts.start"), _RUN),
-    "ports": Applicability(
-        (Where(("ports",), programs=("app", "command")),),
+    **dict.fromkeys(("workers", "env", "directory", "restart", "timeouts.start"), _RUN_BY_US),
+    "worker_ports": Applicability(
+        (When(("ports",), programs=("app", "command")),),
         "no other gives workers ports of their own",
     ),
-    "balance": Applicability((Where(_PROXY),), _CHOOSES),
-    "weights": Applicability((Where(_PROXY, programs=("app", "command")),), _CHOOSES),
+    "balance": Applicability((When(_PROXIED),), _KERNEL_CHOOSES),
+    "weights": Applicability((When(_PROXIED, programs=("app", "command")),), _KERNEL_CHOOSES),
     "send_proxy": Applicability(
-        (Where(("ports",)),), "elsewhere a worker has the client's own connection", ("",)
+        (When(("ports",)),), "elsewhere a worker has the client's own connection", ("",)
     ),
-    "sni": Applicability((Where(("ports",)),), "no other looks at what a client sends"),
+    "sni": Applicability((When(("ports",)),), "no other looks at what a client sends"),
     "tls": Applicability(
-        (Where(("ports",)),), "elsewhere the program has the connection, and can speak TLS itself"
+        (When(("ports",)),), "elsewhere the program has the connection, and can speak TLS itself"
     ),
-    "forwarding": Applicability((_REQUESTS,), "no other adds fields to a request"),
+    "forwarding": Applicability((_PROXIED_HTTP,), "no other adds fields to a request"),
     "max_connections": Applicability(
-        (Where(_PROXY), Where(modes=("http", "tcp"), programs=("app",))), _ACCEPTS, (0,)
+        (When(_PROXIED), When(modes=("http", "tcp"), programs=("app",))), _WORKERS_ACCEPT, (0,)
     ),
-    "handoff_window": Applicability((Where(("handoff",)),), "no other passes connections"),
+    "handoff_window": Applicability((When(("handoff",)),), "no other passes connections"),
     **dict.fromkeys(
         ("access_log", "access_log_format", "limits.log_field"),
         Applicability(
-            (Where(("ports",)), Where(modes=("http",), programs=("app",))),
+            (When(("ports",)), When(modes=("http",), programs=("app",))),
             "otherwise nobody of us sees what is to be logged",
             ("off",),
         ),
     ),
-    "health.slow_start": Applicability((Where(_PROXY),), _CHOOSES, ("0s",)),
-    "ejection": Applicability((Where(_PROXY),), "otherwise nobody sees what traffic does"),
-    "retries": Applicability((Where(("ports",)),), "no other asks a worker twice"),
-    "timeouts.connect": Applicability((Where(_PROXY),), _ACCEPTS),
-    "timeouts.head": Applicability((_REQUESTS, Where(beside=("accept_proxy",))), _READ),
-    **dict.fromkeys(("timeouts.body", "timeouts.response"), _BOUND),
+    "health.slow_start": Applicability((When(_PROXIED),), _KERNEL_CHOOSES, ("0s",)),
+    "ejection": Applicability((When(_PROXIED),), "otherwise nobody sees what traffic does"),
+    "retries": Applicability((When(("ports",)),), "no other asks a worker twice"),
+    "timeouts.connect": Applicability((When(_PROXIED),), _WORKERS_ACCEPT),
+    "timeouts.head": Applicability(
+        (_PROXIED_HTTP, When(with_keys=("accept_proxy",))), _NO_REQUESTS
+    ),
+    **dict.fromkeys(("timeouts.body", "timeouts.response"), _REQUEST_LIMIT),
     "timeouts.keepalive": Applicability(
-        (_REQUESTS, Where(("handoff", "shared", "reuseport"), ("http", "tcp"), ("app",))), _READ
+        (_PROXIED_HTTP, When(("handoff", "shared", "reuseport"), ("http", "tcp"), ("app",))),
+        _NO_REQUESTS,
     ),
-    "timeouts.total": _BOUND._replace(off=("0s",)),
-    "timeouts.tunnel": _CARRIES,
+    "timeouts.total": _REQUEST_LIMIT._replace(off_values=("0s",)),
+    "timeouts.tunnel": _RELAYED,
     "timeouts.handshake": Applicability(
-        (Where(("ports",), beside=("tls", "sni")),), "otherwise nobody of us speaks TLS"
+        (When(("ports",), with_keys=("tls", "sni")),), "otherwise nobody of us speaks TLS"
     ),
-    "timeouts.queue": _WAITS,
+    "timeouts.queue": _QUEUE,
     **dict.fromkeys(
-        ("limits.head", "limits.headers", "limits.target", "limits.response_head"), _BOUND
+        ("limits.head", "limits.headers", "limits.target", "limits.response_head"), _REQUEST_LIMIT
     ),
-    **dict.fromkeys(("limits.body", "limits.min_rate", "limits.requests"), _LIMIT),
+    **dict.fromkeys(("limits.body", "limits.min_rate", "limits.requests"), _REQUEST_LIMIT_OR_ZERO),
     "limits.handshakes": Applicability(
-        (Where(("ports",), beside=("tls",)),), "otherwise nobody of us speaks TLS"
+        (When(("ports",), with_keys=("tls",)),), "otherwise nobody of us speaks TLS"
     ),
     "limits.connections_per_client": Applicability(
-        (Where(("ports",)),), "no other knows which client's connections have ended", (0,)
+        (When(("ports",)),), "no other knows which client's connections have ended", (0,)
     ),
-    "limits.queue": _WAITS,
-    "limits.queue_per_worker": _WAITS._replace(off=(0,)),
-    "limits.per_worker": Applicability((Where(_PROXY),), _CHOOSES, (0,)),
-    "limits.buffer": _CARRIES,
+    "limits.queue": _QUEUE,
+    "limits.queue_per_worker": _QUEUE._replace(off_values=(0,)),
+    "limits.per_worker": Applicability((When(_PROXIED),), _KERNEL_CHOOSES, (0,)),
+    "limits.buffer": _RELAYED,
 }  # fmt: skip
-"""By key, or by table where all of its keys act in the same places."""
+"""By key, or by table where all of its keys act under the same conditions."""
 
 
 def keys() -> Iterator[str]:
-    """Every key of a service, those of its tables with the table's name before them."""
+    """Every key of a service; a key of a table as `table.key`."""
     for key, field in Service.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Part):
+        if isinstance(kind, type) and issubclass(kind, FrozenModel):
             yield from (f"{key}.{inner}" for inner in kind.model_fields)
         else:
             yield key
 
 
-def unfit(setting: Setting) -> Iterator[str]:
-    """The keys and tables that do nothing there."""
-    for key, reach in APPLICABILITY.items():
-        if all(place.missing(setting) for place in reach.places):
+def inapplicable_keys(traits: ServiceTraits) -> Iterator[str]:
+    """The keys and tables that do nothing in such a service."""
+    for key, applicability in APPLICABILITY.items():
+        if all(condition.unmet(traits) for condition in applicability.conditions):
             yield key
 
 
-def of_table(table: Mapping[str, Any]) -> Iterator[Problem]:
-    """Keys of a file that do nothing where they stand, with what would make them act."""
+def check_table(table: Mapping[str, Any]) -> Iterator[Problem]:
+    """Keys of a table that do nothing, each with the conditions under which it would act."""
     programs = [key for key in PROGRAMS if key in table]
     given = {key for key, value in table.items() if value}
     scheme, mode = table.get("scheme", "ports"), table.get("mode", "http")
     if len(programs) != 1 or scheme not in SCHEMES or mode not in MODES:
-        # That is told already, and what follows from it would be guessed.
+        # Another check reports this. Which keys act cannot be known until it is corrected.
         return
-    setting = Setting(scheme, mode, programs[0], given | {programs[0]})
-    for key in unfit(setting):
-        where = tuple(key.split("."))
-        reach = APPLICABILITY[key]
-        if _is_given(table, where, reach.off):
-            missing = dict.fromkeys(place.missing(setting) for place in reach.places)
-            yield Problem(where, f"only with {', or with '.join(missing)}: {reach.why}")
+    traits = ServiceTraits(scheme, mode, programs[0], given | {programs[0]})
+    for key in inapplicable_keys(traits):
+        location = tuple(key.split("."))
+        applicability = APPLICABILITY[key]
+        if _is_given(table, location, applicability.off_values):
+            unmet = dict.fromkeys(condition.unmet(traits) for condition in applicability.conditions)
+            yield Problem(location, f"only with {', or with '.join(unmet)}: {applicability.why}")
 
 
-def _is_given(table: Any, where: tuple[str, ...], off: tuple[object, ...]) -> bool:
-    for name in where:
+def _is_given(table: Any, location: tuple[str, ...], off_values: tuple[object, ...]) -> bool:
+    for name in location:
         if not isinstance(table, Mapping) or name not in table:
             return False
         table = table[name]
-    return table not in off
+    return table not in off_values
 
 
-def _listed(words: tuple[str, ...]) -> str:
+def _quoted_list(words: tuple[str, ...]) -> str:
     return " or ".join(f'"{word}"' for word in words)

@@ -1,11 +1,11 @@
-"""Certificate files: read, judged, and said in words what is wrong with them.
+"""Reads and checks certificate files, and explains what is wrong with them.
 
-Owns the step from the paths of a `[service.X.tls]` table to credentials that OpenSSL takes,
-and what a person has to know of them: names, and until when they are good. The one reader of
-keys: proxies get texts, because they may run as a user who cannot read these files. Must not
-know: who is told, and when files are looked at again (`certificate_reload`).
+Owns the step from the paths of a `[service.X.tls]` table to certificates that OpenSSL accepts,
+and the facts that people need: names and validity. Only this module reads private keys. Proxies
+get the texts over their channel, because they may run as a user who cannot read the files. It
+does not know who uses the result, or when files are read again (`certificate_reload`).
 
-What a key contains is in no message, log line or repr.
+No message, log line or repr contains any part of a key.
 """
 
 import re
@@ -25,19 +25,19 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from penstock_proxy.tls.contexts import Contexts, Credential, Terms
+from penstock_proxy.tls.contexts import Certificate, Contexts, TlsSettings
 from penstock_supervisor.config.diagnostics import Location, Problem
 from penstock_supervisor.config.model import CertificateFiles, Config, Service
 
 MAX_FILE: Final = 128 << 10
-"""Bytes of one file. It travels to the proxies in one message, beside another one."""
-MAX_ALL: Final = 2 << 20
-"""Bytes of all that a run shows, some 400 certificates: it must fit into what may wait for a
-proxy that is busy."""
-_KEY: Final = re.compile(
+"""Bytes of one file. One message carries two files to a proxy."""
+MAX_TOTAL: Final = 2 << 20
+"""Bytes of all files of a run, about 400 certificates. All of them must fit into the send queue
+of a proxy that is busy."""
+_PRIVATE_KEY: Final = re.compile(
     rb"-----BEGIN ((?:[A-Z0-9]+ )*PRIVATE KEY)-----[\x20-\x7e\r\n]+?-----END \1-----"
 )
-_KINDS: Final = (
+_KEY_TYPES: Final = (
     (rsa.RSAPublicKey, "rsa"),
     (ec.EllipticCurvePublicKey, "ec"),
     (ed25519.Ed25519PublicKey, "ed25519"),
@@ -46,11 +46,11 @@ _KINDS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What people are told of a certificate."""
+class CertificateInfo:
+    """The facts of a certificate that people need."""
 
-    where: Location
-    """Its place in the table of its service."""
+    location: Location
+    """Its key in the table of its service."""
     name: str
     """The first of its names, or empty."""
     not_before: datetime
@@ -59,63 +59,65 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Bundle:
-    """All that a service shows, proven to work."""
+    """All TLS files of a service, accepted by OpenSSL."""
 
-    terms: Terms
-    credentials: tuple[Credential, ...]
-    shown: tuple[Shown, ...]
+    settings: TlsSettings
+    certificates: tuple[Certificate, ...]
+    infos: tuple[CertificateInfo, ...]
 
     @property
     def size(self) -> int:
-        texts = (text for one in self.credentials for text in (one.chain, one.key))
-        return len(self.terms.client_ca) + sum(map(len, texts))
+        texts = (text for one in self.certificates for text in (one.chain, one.key))
+        return len(self.settings.client_ca) + sum(map(len, texts))
 
 
 class BadFilesError(Exception):
-    """They cannot be used: every problem at once, each with its place in the service's table."""
+    """The files cannot be used: all problems at once, with keys of the service's table."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(problem.text for problem in problems))
         self.problems = tuple(problems)
 
 
-def paths(service: Service) -> tuple[Path, ...]:
-    """Every file that a service's TLS is made of."""
-    named = [name for _, one in service.tls.files for name in (one.cert, one.key)]
+def file_paths(service: Service) -> tuple[Path, ...]:
+    """Every file that the service's TLS needs."""
+    names = [name for _, pair in service.tls.files for name in (pair.cert, pair.key)]
     if service.tls.client_ca is not None:
-        named.append(service.tls.client_ca)
-    return tuple(map(Path, named))
+        names.append(service.tls.client_ca)
+    return tuple(map(Path, names))
 
 
 def read(service: Service) -> Bundle:
-    """Read and try everything. BadFilesError. Blocks."""
+    """Read all files and have OpenSSL load them. Raises BadFilesError. Blocks."""
     problems: list[Problem] = []
-    credentials: list[Credential] = []
-    shown: list[Shown] = []
-    for where, files in service.tls.files:
-        place = ("tls", *where)
+    certificates: list[Certificate] = []
+    infos: list[CertificateInfo] = []
+    for entry, files in service.tls.files:
+        location = ("tls", *entry)
         try:
-            credential, leaf = _credential(place, files)
+            certificate, leaf = _certificate(location, files)
         except BadFilesError as bad:
             problems += bad.problems
             continue
         names = _all_names(leaf)
         first = names[0] if names else ""
-        shown.append(
-            Shown((*place, "cert"), first, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
+        infos.append(
+            CertificateInfo(
+                (*location, "cert"), first, leaf.not_valid_before_utc, leaf.not_valid_after_utc
+            )
         )
-        credentials.append(credential)
-    terms = Terms(
+        certificates.append(certificate)
+    settings = TlsSettings(
         min_version=service.tls.min_version,
         client_certificates=service.tls.client_certificates,
         client_ca=_client_ca(service, problems),
         alpn="http/1.1" if service.mode == "http" else "",
     )
     if not problems:
-        problems += _refused(terms, credentials, shown)
+        problems += _check_with_openssl(settings, certificates, infos)
     if problems:
         raise BadFilesError(problems)
-    return Bundle(terms, tuple(credentials), tuple(shown))
+    return Bundle(settings, tuple(certificates), tuple(infos))
 
 
 def problems(services: Iterable[Service]) -> Iterator[Problem]:
@@ -125,50 +127,54 @@ def problems(services: Iterable[Service]) -> Iterator[Problem]:
         try:
             size += read(service).size
         except BadFilesError as bad:
-            for where, text in bad.problems:
-                yield Problem(("service", service.name, *where), text)
-    if size > MAX_ALL:
-        text = f"all certificates and keys together are {size} bytes: at most {MAX_ALL >> 20} MiB"
+            for location, text in bad.problems:
+                yield Problem(("service", service.name, *location), text)
+    if size > MAX_TOTAL:
+        text = f"all certificates and keys together are {size} bytes: at most {MAX_TOTAL >> 20} MiB"
         yield Problem(("service",), text)
 
 
 def warnings(config: Config, now: datetime) -> Iterator[Problem]:
-    """What is no error, and yet what clients will mind, in files that can be used."""
+    """Certificates that can be used here, but that clients will reject."""
     for service in config.services:
         if service.tls.files:
-            for one in read(service).shown:
-                for text in warnings_about(one, now):
-                    yield Problem(("service", service.name, *one.where), text)
+            for info in read(service).infos:
+                for text in warnings_for(info, now):
+                    yield Problem(("service", service.name, *info.location), text)
 
 
-def warnings_about(shown: Shown, now: datetime) -> Iterator[str]:
-    """What clients will mind in a certificate."""
-    if shown.not_after <= now:
-        yield f"expired on {shown.not_after:%Y-%m-%d}"
-    if shown.not_before > now:
-        yield f"not valid before {shown.not_before:%Y-%m-%d %H:%M} UTC"
-    if not shown.name:
+def warnings_for(info: CertificateInfo, now: datetime) -> Iterator[str]:
+    """Why clients will reject a certificate."""
+    if info.not_after <= now:
+        yield f"expired on {info.not_after:%Y-%m-%d}"
+    if info.not_before > now:
+        yield f"not valid before {info.not_before:%Y-%m-%d %H:%M} UTC"
+    if not info.name:
         yield "has no subject alternative name: clients accept it for no host"
 
 
-def _credential(place: Location, files: CertificateFiles) -> tuple[Credential, x509.Certificate]:
-    found: list[Problem] = []
-    certificates = _parsed((*place, "cert"), files.cert, _certificates, found)
-    key = _parsed((*place, "key"), files.key, _private, found)
-    if found or not certificates:
-        raise BadFilesError(found)
-    leaf = certificates[0]
-    private, text = key
-    if _bytes(private.public_key()) != _bytes(leaf.public_key()):
+def _certificate(
+    location: Location, files: CertificateFiles
+) -> tuple[Certificate, x509.Certificate]:
+    problems: list[Problem] = []
+    chain = _read_file((*location, "cert"), files.cert, _parse_certificates, problems)
+    key = _read_file((*location, "key"), files.key, _parse_private_key, problems)
+    if problems or not chain:
+        raise BadFilesError(problems)
+    leaf = chain[0]
+    private_key, text = key
+    public_key = leaf.public_key()
+    if _as_der(private_key.public_key()) != _as_der(public_key):
         why = f"{files.key} does not belong to the first certificate in {files.cert}"
-        raise BadFilesError([Problem((*place, "key"), why)])
-    public = leaf.public_key()
-    kind = next((kind for known, kind in _KINDS if isinstance(public, known)), "")
-    return Credential(_texts(certificates), text, tuple(_host_names(leaf)), kind), leaf
+        raise BadFilesError([Problem((*location, "key"), why)])
+    kind = next((name for type_, name in _KEY_TYPES if isinstance(public_key, type_)), "")
+    return Certificate(_as_pem(chain), text, tuple(_host_names(leaf)), kind), leaf
 
 
-def _parsed(place: Location, path: str, parse: Callable[[bytes], Any], found: list[Problem]) -> Any:
-    """What is in a file; None, and one problem more, if that is not what is expected."""
+def _read_file(
+    location: Location, path: str, parse: Callable[[bytes], Any], problems: list[Problem]
+) -> Any:
+    """The parsed file. None if it cannot be used; then the reason is added to `problems`."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_FILE + 1)
@@ -180,44 +186,44 @@ def _parsed(place: Location, path: str, parse: Callable[[bytes], Any], found: li
         why = f"cannot read {path}: {error.strerror}"
     except TypeError:
         why = f"{path} is encrypted, and nobody is there to ask for its password: decrypt it"
-    except _NotThereError as error:
+    except _NoPemError as error:
         why = f"{path}: {error}"
     except (ValueError, UnsupportedAlgorithm):
-        # The library's own words are about ASN.1, and end with an address on the web.
+        # The library's own message is about ASN.1, and ends with a URL.
         why = f"{path} cannot be understood: it is damaged, or of an unknown kind"
-    found.append(Problem(place, why))
+    problems.append(Problem(location, why))
     return None
 
 
-class _NotThereError(ValueError):
-    """A file has something else in it."""
+class _NoPemError(ValueError):
+    """The file does not contain the expected PEM block."""
 
 
-def _certificates(data: bytes) -> list[x509.Certificate]:
+def _parse_certificates(data: bytes) -> list[x509.Certificate]:
     if b"-----BEGIN CERTIFICATE-----" not in data:
-        raise _NotThereError("expected a certificate as PEM, and there is none in it")
+        raise _NoPemError("expected a certificate as PEM, and there is none in it")
     return x509.load_pem_x509_certificates(data)
 
 
-def _private(data: bytes) -> tuple[Any, str]:
-    """The key, and its text: a file may have a certificate and parameters before it."""
-    match = _KEY.search(data)
+def _parse_private_key(data: bytes) -> tuple[Any, str]:
+    """The key and its text. A certificate and parameters may precede it in the file."""
+    match = _PRIVATE_KEY.search(data)
     if match is None:
-        raise _NotThereError("expected a private key as PEM, and there is none in it")
+        raise _NoPemError("expected a private key as PEM, and there is none in it")
     return load_pem_private_key(match[0], password=None), match[0].decode()
 
 
-def _texts(certificates: Iterable[x509.Certificate]) -> str:
-    # Only these, and not the file: between them it may have comments, in any encoding, or a key.
+def _as_pem(certificates: Iterable[x509.Certificate]) -> str:
+    # Not the file as it is: it may also contain comments in any encoding, or a key.
     return "".join(one.public_bytes(Encoding.PEM).decode() for one in certificates)
 
 
-def _bytes(public: Any) -> bytes:
+def _as_der(public: Any) -> bytes:
     encoded: bytes = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return encoded
 
 
-def _alternatives(leaf: x509.Certificate) -> x509.SubjectAlternativeName | None:
+def _alternative_names(leaf: x509.Certificate) -> x509.SubjectAlternativeName | None:
     try:
         return leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
@@ -225,32 +231,32 @@ def _alternatives(leaf: x509.Certificate) -> x509.SubjectAlternativeName | None:
 
 
 def _host_names(leaf: x509.Certificate) -> Iterable[str]:
-    """Names that a client can ask for; addresses it cannot."""
-    found = _alternatives(leaf)
-    names = [] if found is None else found.get_values_for_type(x509.DNSName)
+    """Names that a client can ask for by SNI, which excludes IP addresses."""
+    alternatives = _alternative_names(leaf)
+    names = [] if alternatives is None else alternatives.get_values_for_type(x509.DNSName)
     return dict.fromkeys(name.lower().removesuffix(".") for name in names)
 
 
 def _all_names(leaf: x509.Certificate) -> list[str]:
-    found = _alternatives(leaf)
-    addresses = [] if found is None else found.get_values_for_type(x509.IPAddress)
+    alternatives = _alternative_names(leaf)
+    addresses = [] if alternatives is None else alternatives.get_values_for_type(x509.IPAddress)
     return [*_host_names(leaf), *map(str, addresses)]
 
 
-def _client_ca(service: Service, found: list[Problem]) -> str:
+def _client_ca(service: Service, problems: list[Problem]) -> str:
     path = service.tls.client_ca
     if path is None:
         return ""
-    return _texts(_parsed(("tls", "client_ca"), path, _certificates, found) or ())
+    return _as_pem(_read_file(("tls", "client_ca"), path, _parse_certificates, problems) or ())
 
 
-def _refused(
-    terms: Terms, credentials: Sequence[Credential], shown: Sequence[Shown]
+def _check_with_openssl(
+    settings: TlsSettings, certificates: Sequence[Certificate], infos: Sequence[CertificateInfo]
 ) -> Iterator[Problem]:
-    """What OpenSSL minds, though it can be read: a key that is too short, for one."""
-    for credential, one in zip(credentials, shown, strict=True):
+    """What OpenSSL refuses in readable files, such as a key that is too short."""
+    for certificate, info in zip(certificates, infos, strict=True):
         try:
-            Contexts(terms, [credential])
+            Contexts(settings, [certificate])
         except ssl.SSLError as error:
             reason = (error.reason or str(error)).lower().replace("_", " ")
-            yield Problem(one.where, f"OpenSSL refuses it: {reason}")
+            yield Problem(info.location, f"OpenSSL refuses it: {reason}")

@@ -1,15 +1,16 @@
-"""What is wrong with a configuration, in words for the person who wrote it.
+"""Errors of a configuration, in words for the person who wrote it.
 
-Turns what the models say about a table into one line a problem: the key's path, what was
-expected, what was found, and the key or word that was probably meant. It knows how models
-are made of fields and nothing of what any key means, so a new key needs nothing here.
+Turns the validation errors of the models into one line per problem: the path of the key, what
+was expected, what was found, and the key or value that was probably meant. It knows how models
+consist of fields. It does not know what any key means, so a new key changes nothing here; a key
+that gets another name needs a line in RENAMED.
 
-Why not pydantic's own texts: they name its types and its unions, and the reader of a
-configuration file has never heard of either. No I/O, no clock.
+Pydantic's own texts are not used because they name its types and unions, which the author of
+a configuration file does not know. No I/O, no clock.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple, get_args
 
@@ -21,13 +22,22 @@ from penstock_proxy.config import parse_duration, parse_share, parse_size
 
 Location = tuple[int | str, ...]
 
-NEAR: Final = 0.7
-"""How like a word has to be to have been meant: at 0.6, send_proxy is trusted_proxies."""
-MAX_SHOWN: Final = 60
-"""Characters of a found value; a line has to stay one line."""
+MIN_SIMILARITY: Final = 0.7
+"""From which similarity on a word is suggested. At 0.6 send_proxy would match trusted_proxies."""
+MAX_VALUE_LENGTH: Final = 60
+"""Characters of a value in a message, so that the message stays one line."""
 
-# The proxy gets its share as JSON, where durations are numbers. A person has to write the
-# unit: nobody can know whether `interval = 5` was meant as seconds or milliseconds.
+RENAMED: Final[Mapping[str, str]] = {
+    "fronts": "proxies",
+    "ports": "worker_ports",
+    "forwarding.believe": "forwarding.trust",
+}
+"""Keys by their older names, dotted as in the run or in a service; the table is the same."""
+_RENAMED_VALUES: Final[Mapping[tuple[str, object], str]] = {("balance", "hash"): "client_hash"}
+"""Values of keys by their older names."""
+
+# Proxies get their configuration as JSON, with durations as numbers. In a file the unit is
+# required: `interval = 5` could mean seconds or milliseconds.
 _UNITS: Final[dict[object, str]] = {
     parse_duration: 'a duration with a unit, such as "500ms", "2s" or "1h"',
     parse_size: 'a size with a unit, such as "16KiB" or "64MiB"',
@@ -54,17 +64,17 @@ _BOUNDS: Final = {
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: where, and the whole text."""
+    """One error: its place in the configuration, and the text."""
 
-    where: Location
+    location: Location
     text: str
 
 
-def expected(what: str, found: object) -> str:
-    return f"expected {what}, not {shown(found)}"
+def expected(what: str, value: object) -> str:
+    return f"expected {what}, not {as_toml(value)}"
 
 
-def shown(value: object) -> str:
+def as_toml(value: object) -> str:
     """A value as it is written in TOML, cut to a readable length."""
     match value:
         case Mapping():
@@ -73,90 +83,99 @@ def shown(value: object) -> str:
             text = json.dumps(value, ensure_ascii=False, default=str)
         case _:
             text = str(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 1]}…"
 
 
-def dotted(where: Location) -> str:
+def key_path(location: Location) -> str:
     """`service.web.upstreams[1]`."""
     text = ""
-    for part in where:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    for name in location:
+        text += f"[{name}]" if isinstance(name, int) else f".{name}"
     return text.removeprefix(".")
 
 
-def meant(word: object, known: Iterable[str]) -> str:
-    """`; did you mean "interval"?`, or nothing when no known word is near."""
-    near = get_close_matches(str(word).lower(), list(known), n=1, cutoff=NEAR)
-    return f'; did you mean "{near[0]}"?' if near else ""
+def suggestion(text: object, candidates: Iterable[str]) -> str:
+    """`; did you mean "interval"?`, or nothing if no candidate is similar enough."""
+    closest = get_close_matches(str(text).lower(), list(candidates), n=1, cutoff=MIN_SIMILARITY)
+    return f'; did you mean "{closest[0]}"?' if closest else ""
 
 
-def unknown(key: object, known: Iterable[str]) -> str:
-    return f"unknown key{meant(key, known)}"
+def unknown_key(key: object, candidates: Collection[str]) -> str:
+    return renamed((str(key),), candidates) or f"unknown key{suggestion(key, candidates)}"
 
 
-def without_units(
-    model: type[BaseModel], table: Mapping[str, Any], at: Location = ()
+def renamed(location: Location, keys: Collection[str]) -> str:
+    """What a key with an older name is called now, or nothing. `keys`: those of its table."""
+    name = RENAMED.get(key_path(location), "").rpartition(".")[2]
+    return f"is called {name} now" if name in keys else ""
+
+
+def missing_units(
+    model: type[BaseModel], table: Mapping[str, Any], location: Location = ()
 ) -> Iterator[Problem]:
     """Values that need a unit and are not strings."""
     for key, value in table.items():
         field = model.model_fields.get(key)
         if field is None:
             continue
-        part = _part(field)
-        if part is not None and isinstance(value, Mapping):
-            yield from without_units(part, value, (*at, key))
+        table_type = _table_type(field)
+        if table_type is not None and isinstance(value, Mapping):
+            yield from missing_units(table_type, value, (*location, key))
         unit = _UNITS.get(_parser(field))
         if unit is not None and not isinstance(value, str):
-            yield Problem((*at, key), expected(unit, value))
+            yield Problem((*location, key), expected(unit, value))
 
 
-def explained(model: type[BaseModel], failure: ValidationError) -> Iterator[Problem]:
+def explain(model: type[BaseModel], failure: ValidationError) -> Iterator[Problem]:
     """Every error of a failed validation of `model`, in the order of its fields."""
     for error in failure.errors(include_url=False):
-        # Pydantic marks a bad key of a mapping so; for the reader it is just the place.
-        where = tuple(part for part in error["loc"] if part != "[key]")
-        yield Problem(where, _text(model, where, error))
+        # Pydantic's mark of a bad key in a mapping; the key before it is the location.
+        location = tuple(name for name in error["loc"] if name != "[key]")
+        yield Problem(location, _text(model, location, error))
 
 
-def _text(model: type[BaseModel], where: Location, error: ErrorDetails) -> str:
-    kind, found, context = error["type"], error["input"], error.get("ctx", {})
-    if kind == "tuple_type" and isinstance(found, str) and found.split():
-        return expected(f"a list, such as {shown(found.split())}", found)
+def _text(model: type[BaseModel], location: Location, error: ErrorDetails) -> str:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "tuple_type" and isinstance(value, str) and value.split():
+        return expected(f"a list, such as {as_toml(value.split())}", value)
     if kind in _TYPES:
-        return expected(_TYPES[kind], found)
+        return expected(_TYPES[kind], value)
     if kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
-        return expected(f"{words} {_bound(model, where, context[bound])}", found)
+        return expected(f"{words} {_format_bound(model, location, context[bound])}", value)
     match kind:
         case "missing":
-            return _missing(model, where)
+            return _missing_key(model, location)
         case "extra_forbidden":
-            return _unknown_in(model, where)
+            return _unknown_key(model, location)
         case "value_error":
-            return f"{context['error']}, not {shown(found)}"
+            return f"{context['error']}, not {as_toml(value)}"
         case "literal_error":
-            return _not_one_of(context["expected"], found)
+            return _bad_choice(location, context["expected"], value)
         case _:
-            return f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {shown(found)}"
+            return f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {as_toml(value)}"
 
 
-def _missing(model: type[BaseModel], where: Location) -> str:
-    field = _field(model, where)
+def _missing_key(model: type[BaseModel], location: Location) -> str:
+    field = _field(model, location)
     example = (
-        f": expected for example {shown(field.examples[0])}" if field and field.examples else ""
+        f": expected for example {as_toml(field.examples[0])}" if field and field.examples else ""
     )
     return f"missing{example}"
 
 
-def _not_one_of(choices: str, found: object) -> str:
+def _bad_choice(location: Location, choices: str, value: object) -> str:
     """Pydantic lists the words of a Literal as `'a', 'b' or 'c'`."""
-    words = choices.replace("'", '"')
-    return expected(words, found) + meant(found, words.replace('"', " ").replace(",", " ").split())
+    if isinstance(value, str) and (new := _RENAMED_VALUES.get((key_path(location), value))):
+        return f"{as_toml(value)} is called {as_toml(new)} now"
+    quoted = choices.replace("'", '"')
+    words = quoted.replace('"', " ").replace(",", " ").split()
+    return expected(quoted, value) + suggestion(value, words)
 
 
-def _bound(model: type[BaseModel], where: Location, bound: float) -> str:
-    """The bound in the unit that the key is written in."""
-    field = _field(model, where)
+def _format_bound(model: type[BaseModel], location: Location, bound: float) -> str:
+    """The bound, in the unit in which the key is written."""
+    field = _field(model, location)
     parser = _parser(field) if field else None
     if parser is parse_duration:
         return f'"{bound:g}s"'
@@ -165,35 +184,42 @@ def _bound(model: type[BaseModel], where: Location, bound: float) -> str:
     return f'"{bound:.0%}"' if parser is parse_share else f"{bound}"
 
 
-def _unknown_in(model: type[BaseModel], where: Location) -> str:
-    """The neighbour that was meant, or the same word in a table below."""
-    key, parent = str(where[-1]), _model(model, where[:-1])
+def _unknown_key(model: type[BaseModel], location: Location) -> str:
+    """Suggest a key of the same table, or else one of a table inside it."""
+    key, parent = str(location[-1]), _table_model(model, location[:-1])
     if parent is None:
         return "unknown key"
-    if near := meant(key, parent.model_fields):
-        return f"unknown key{near}"
-    below = [(name, _part(field)) for name, field in parent.model_fields.items()]
-    keys = {inner: f"{name}.{inner}" for name, part in below if part for inner in part.model_fields}
-    close = get_close_matches(key.lower(), keys, n=1, cutoff=NEAR)
-    return f'unknown key; did you mean "{keys[close[0]]}"?' if close else "unknown key"
+    if new := renamed(location, parent.model_fields):
+        return new
+    if hint := suggestion(key, parent.model_fields):
+        return f"unknown key{hint}"
+    tables = [(name, _table_type(field)) for name, field in parent.model_fields.items()]
+    paths = {
+        inner: f"{name}.{inner}"
+        for name, table_type in tables
+        if table_type
+        for inner in table_type.model_fields
+    }
+    closest = get_close_matches(key.lower(), paths, n=1, cutoff=MIN_SIMILARITY)
+    return f'unknown key; did you mean "{paths[closest[0]]}"?' if closest else "unknown key"
 
 
-def _model(model: type[BaseModel], where: Location) -> type[BaseModel] | None:
-    for part in where:
-        field = model.model_fields.get(str(part))
-        inner = _part(field) if field else None
-        if inner is None:
+def _table_model(model: type[BaseModel], location: Location) -> type[BaseModel] | None:
+    for name in location:
+        field = model.model_fields.get(str(name))
+        table_type = _table_type(field) if field else None
+        if table_type is None:
             return None
-        model = inner
+        model = table_type
     return model
 
 
-def _field(model: type[BaseModel], where: Location) -> FieldInfo | None:
-    parent = _model(model, where[:-1])
-    return parent.model_fields.get(str(where[-1])) if parent else None
+def _field(model: type[BaseModel], location: Location) -> FieldInfo | None:
+    parent = _table_model(model, location[:-1])
+    return parent.model_fields.get(str(location[-1])) if parent else None
 
 
-def _part(field: FieldInfo) -> type[BaseModel] | None:
+def _table_type(field: FieldInfo) -> type[BaseModel] | None:
     """The table that a field holds, if it holds one."""
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -1,11 +1,11 @@
-"""File, command line and defaults meet here, once, in one frozen `Config`.
+"""Merges file, command line and defaults into one frozen `Config`.
 
-The only reader of configuration files and of the environment. Nothing outside sees a
-half-checked table: there is a `Config`, or a `ConfigError` with every problem at once.
-What the tables are is in `model`, what several keys must agree on in `rules`.
+The only module that reads configuration files and the environment. Other modules never see a
+table that is partly checked: they get a `Config`, or a `ConfigError` with all problems. `model`
+defines the tables, and `rules` what several keys must agree on.
 
-A key of a part that does not exist yet is an unknown key. One that were accepted and
-ignored would be a promise that nobody keeps.
+A key of a feature that does not exist yet is an unknown key. If it were accepted and ignored,
+the configuration would promise something that does not happen.
 """
 
 import os
@@ -21,11 +21,11 @@ from penstock_supervisor.config import rules, users
 from penstock_supervisor.config.applicability import PROGRAMS
 from penstock_supervisor.config.diagnostics import (
     Problem,
-    dotted,
     expected,
-    explained,
-    unknown,
-    without_units,
+    explain,
+    key_path,
+    missing_units,
+    unknown_key,
 )
 from penstock_supervisor.config.model import (
     Config,
@@ -53,7 +53,7 @@ __all__ = [
 ROOT_RUN_DIR: Final = Path("/run/penstock")
 LISTEN: Final = "127.0.0.1:8000"
 SERVICE: Final = "web"
-"""The service of a command line that names no file."""
+"""Name of the service when the command line names no file."""
 DEMO: Final[Mapping[str, Any]] = {
     "app": "penstock_worker.demo:app",
     "health": {"path": "/healthz"},
@@ -76,13 +76,13 @@ OPTIONS: Final = {
     "access_log": "--access-log",
     "access_log_format": "--access-log-format",
 }
-"""What a key is called on the command line."""
-_TOP: Final = ("admin", "proxies", "run_dir", "user", "group", "no_new_privileges")
-"""Keys of the whole run."""
+"""Keys by their name on the command line."""
+_RUN_KEYS: Final = ("admin", "proxies", "run_dir", "user", "group", "no_new_privileges")
+"""Keys of the whole run, outside any service."""
 
 
 class ConfigError(Exception):
-    """Nothing can be started: every problem at once, a line each."""
+    """The configuration cannot be used: all problems, one line each."""
 
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__("\n".join(problems))
@@ -90,53 +90,56 @@ class ConfigError(Exception):
 
 
 def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:
-    """Make the `Config` of a file, or of none, and the options of a command line.
+    """Make a `Config` of a file, if there is one, and of options of the command line.
 
-    `overrides` has keys of `OPTIONS`, with values as a file would write them. They change
-    the one service of a file; a file with several has to be edited. ConfigError.
+    `overrides` has keys of `OPTIONS`, with values as in a file. They change the only service of
+    a file; a file with several services has to be edited. Raises ConfigError.
     """
     source = _Source(str(path) if path else "", frozenset(overrides))
     table = _read(path) if path else {"service": {SERVICE: {"listen": LISTEN}}}
-    return _checked(_merged(table, overrides, source), source)
+    return _check(_merge(table, overrides, source), source)
 
 
 def inherited_environment() -> dict[str, str]:
-    """What a child may inherit: nothing that makes *us* somebody's worker."""
+    """Our environment without the variables by which a supervisor configures its worker."""
     return {name: value for name, value in os.environ.items() if name not in SCRUBBED}
 
 
 def default_run_dirs() -> tuple[Path, ...]:
-    """Where a run has its control socket when `run_dir` does not say it."""
+    """Directories for the control socket when `run_dir` is not set."""
     return run_dirs_of(os.geteuid(), os.environ.get("XDG_RUNTIME_DIR", ""))
 
 
-def run_dirs_of(uid: int, runtime: str) -> tuple[Path, ...]:
-    """Where runs of this user are when nobody says where, the best place first.
+def run_dirs_of(uid: int, runtime_dir: str) -> tuple[Path, ...]:
+    """The default run directories of a user, in order of preference.
 
-    `runtime` is XDG_RUNTIME_DIR, or nothing. Root does not look there: it may have become
-    root with somebody else's environment.
+    `runtime_dir` is XDG_RUNTIME_DIR, or empty. It is ignored for root, who may have inherited
+    the environment of another user.
     """
     in_tmp = Path(f"/tmp/penstock-{uid}")
     if uid == 0:
         return (ROOT_RUN_DIR, in_tmp)
-    return (Path(runtime, "penstock"), in_tmp) if Path(runtime).is_absolute() else (in_tmp,)
+    if not Path(runtime_dir).is_absolute():
+        return (in_tmp,)
+    return (Path(runtime_dir, "penstock"), in_tmp)
 
 
 class _Source(NamedTuple):
-    """Where a value came from, for the line that complains about it."""
+    """The file and options that values came from, for the messages about them."""
 
     file: str
     options: frozenset[str]
 
-    def line(self, problem: Problem) -> str:
-        where = problem.where
-        key = str(where[2 if where[0] == "service" and len(where) > 2 else 0]) if where else ""
+    def message(self, problem: Problem) -> str:
+        location = problem.location
+        in_service = location[:1] == ("service",) and len(location) > 2
+        key = str(location[2 if in_service else 0]) if location else ""
         if key in self.options:
             return f"{OPTIONS[key]}: {problem.text}"
-        return ": ".join(filter(None, (self.file, dotted(where), problem.text)))
+        return ": ".join(filter(None, (self.file, key_path(location), problem.text)))
 
     def error(self, *problems: Problem) -> ConfigError:
-        return ConfigError(tuple(dict.fromkeys(self.line(problem) for problem in problems)))
+        return ConfigError(tuple(dict.fromkeys(self.message(problem) for problem in problems)))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -149,19 +152,19 @@ def _read(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise ConfigError((f"{path}: nested too deeply",)) from error
     except ValueError as error:
-        # tomllib has no attributes for the place before Python 3.14, only this wording.
+        # Before Python 3.14 tomllib gives the position only as a part of its message.
         match = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", str(error))
         text = f"{match[2]}: {match[1]}" if match else str(error)
         raise ConfigError((f"{path}: {text}",)) from error
 
 
-def _merged(table: dict[str, Any], overrides: Mapping[str, Any], source: _Source) -> dict[str, Any]:
-    """The file's tables with the options written over them."""
-    changes = {key: value for key, value in overrides.items() if key not in _TOP}
-    merged = {**table, **{key: overrides[key] for key in _TOP if key in overrides}}
+def _merge(table: dict[str, Any], overrides: Mapping[str, Any], source: _Source) -> dict[str, Any]:
+    """The file's tables, overridden by the options."""
+    changes = {key: value for key, value in overrides.items() if key not in _RUN_KEYS}
+    merged = {**table, **{key: overrides[key] for key in _RUN_KEYS if key in overrides}}
     services = table.get("service")
-    named = any(key in changes for key in PROGRAMS)
-    if not source.file and not named:
+    program_given = any(key in changes for key in PROGRAMS)
+    if not source.file and not program_given:
         changes = {**DEMO, **changes}
     if not changes or not isinstance(services, Mapping):
         return merged
@@ -172,94 +175,96 @@ def _merged(table: dict[str, Any], overrides: Mapping[str, Any], source: _Source
         raise source.error(Problem((), text))
     ((name, service),) = services.items()
     if isinstance(service, Mapping):
-        # A program that is named on the command line takes the place of the file's.
-        dropped = PROGRAMS if named else ()
+        # A program on the command line replaces the one in the file.
+        dropped = PROGRAMS if program_given else ()
         kept = {key: value for key, value in service.items() if key not in dropped}
         merged["service"] = {name: {**kept, **changes}}
     return merged
 
 
-def _checked(table: Mapping[str, Any], source: _Source) -> Config:
-    top = (*_TOP, "service")
-    problems = [Problem((key,), unknown(key, top)) for key in table if key not in top]
+def _check(table: Mapping[str, Any], source: _Source) -> Config:
+    known_keys = (*_RUN_KEYS, "service")
+    problems = [
+        Problem((key,), unknown_key(key, known_keys)) for key in table if key not in known_keys
+    ]
     tables = table.get("service", {})
     if not isinstance(tables, Mapping):
         problems.append(Problem(("service",), expected("tables, such as [service.web]", tables)))
         tables = {}
     elif not tables:
         problems.append(Problem((), "nothing to serve: expected a table such as [service.web]"))
-    checked = [_service(name, service) for name, service in tables.items()]
-    problems += [problem for found, _ in checked for problem in found]
-    services = tuple(service for _, service in checked if service is not None)
-    given = {key: table[key] for key in _TOP if key in table}
+    results = [_check_service(name, service) for name, service in tables.items()]
+    problems += [problem for found, _ in results for problem in found]
+    services = tuple(service for _, service in results if service is not None)
+    given = {key: table[key] for key in _RUN_KEYS if key in table}
     if given.get("proxies") == "auto":
         given["proxies"] = len(os.sched_getaffinity(0))
     try:
         config = Config(**given, services=services)
     except ValidationError as failure:
-        problems += explained(Config, failure)
+        problems += explain(Config, failure)
         config = Config(admin="", services=services)
-    problems += [*rules.of_config(config), *_account(config)]
-    problems += _certificates(services)
+    problems += [*rules.check_config(config), *_check_account(config)]
+    problems += _check_certificates(services)
     if problems:
         raise source.error(*problems)
     return config
 
 
-def _service(name: str, table: object) -> tuple[list[Problem], Service | None]:
-    """One table: its problems, and the service if its values are fine one by one."""
-    at = ("service", name)
+def _check_service(name: str, table: object) -> tuple[list[Problem], Service | None]:
+    """Problems of one table, and the service if all single values are valid."""
+    prefix = ("service", name)
     if not isinstance(table, Mapping):
-        return [Problem(at, expected("a table, such as [service.web]", table))], None
-    found: list[Problem] = []
+        return [Problem(prefix, expected("a table, such as [service.web]", table))], None
+    problems: list[Problem] = []
     if "name" in table:
-        found.append(Problem(("name",), "unknown key; a service is named by its table"))
-    found += [*rules.of_table(table), *without_units(Service, table)]
+        problems.append(Problem(("name",), "unknown key; a service is named by its table"))
+    problems += [*rules.check_table(table), *missing_units(Service, table)]
     if table.get("workers") == "auto":
         table = {**table, "workers": len(os.sched_getaffinity(0))}
     service = None
     try:
         service = Service.model_validate({**table, "name": name})
-        found += [*rules.of_service(service), *_places(service)]
+        problems += [*rules.check_service(service), *_check_directories(service)]
     except ValidationError as failure:
-        # An upstream is one string for its writer, whatever it is for us. A bare number is
-        # both a value without a unit and a bad value: once is enough.
-        known = {where for where, _ in found if where}
-        for where, text in explained(Service, failure):
-            place = where[:2] if where[0] == "upstreams" else where
-            found += [Problem(place, text)] if place not in known else []
-    return [Problem((*at, *where), text) for where, text in found], service
+        # In a file an upstream is one string, so a problem is at that string and not inside.
+        # A number without a unit is also a bad value, but is reported once.
+        reported = {location for location, _ in problems if location}
+        for location, text in explain(Service, failure):
+            key = location[:2] if location[0] == "upstreams" else location
+            problems += [Problem(key, text)] if key not in reported else []
+    return [Problem((*prefix, *location), text) for location, text in problems], service
 
 
-def _certificates(services: tuple[Service, ...]) -> Iterator[Problem]:
-    """Certificates and keys, as far as their keys in the file are fine."""
-    encrypted = [service for service in services if service.tls.files]
-    if encrypted:
-        # Late: it needs a library that takes longer to load than all the rest.
+def _check_certificates(services: tuple[Service, ...]) -> Iterator[Problem]:
+    """Problems of certificate files, for services whose TLS keys are valid."""
+    with_tls = [service for service in services if service.tls.files]
+    if with_tls:
+        # A late import: this library takes longer to load than everything else.
         from penstock_supervisor.config import certificates
 
-        yield from certificates.problems(encrypted)
+        yield from certificates.problems(with_tls)
 
 
-def _account(config: Config) -> Iterator[Problem]:
-    """Whether `user` and `group` are known here, and can be had."""
+def _check_account(config: Config) -> Iterator[Problem]:
+    """Problems of `user` and `group`: unknown here, or not possible without root."""
     if config.user is None:
         if config.group is not None:
             yield Problem(("group",), "only with user: it is the group that the user runs in")
         return
     try:
-        found = users.find(config.user, config.group)
-    except users.UnknownError as unknown_:
-        yield Problem((unknown_.key,), str(unknown_))
+        identity = users.find(config.user, config.group)
+    except users.UnknownError as error:
+        yield Problem((error.key,), str(error))
         return
-    if os.geteuid() != 0 and not found.is_ours:
-        key = "user" if found.uid != os.geteuid() else "group"
-        ours = f"{os.geteuid()}:{os.getegid()}"
-        yield Problem((key,), f"only root can run as {found.uid}:{found.gid}, and we are {ours}")
+    if os.geteuid() != 0 and not identity.is_current_user:
+        key = "user" if identity.uid != os.geteuid() else "group"
+        wanted, ours = f"{identity.uid}:{identity.gid}", f"{os.geteuid()}:{os.getegid()}"
+        yield Problem((key,), f"only root can run as {wanted}, and we are {ours}")
 
 
-def _places(service: Service) -> Iterator[Problem]:
-    """Directories that have to exist: better missed now than by a worker or a proxy."""
+def _check_directories(service: Service) -> Iterator[Problem]:
+    """Missing directories, found now and not by a worker or a proxy later."""
     log, directory = service.access_log, service.directory
     if log not in ("stdout", "off") and not Path(log).parent.is_dir():
         yield Problem(("access_log",), expected("a file in a directory that exists", log))

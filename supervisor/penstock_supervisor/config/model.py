@@ -1,9 +1,9 @@
-"""What a configuration consists of: the tables of the supervisor, frozen.
+"""The tables of a configuration, as frozen models.
 
-The keys that the proxy acts on are defined in `penstock_proxy.config`, next to their only
-reader; a `Service` adds those that say what is run and how. One value is judged here, on
-its own; `rules` judges several together, and `config` what depends on this machine. No
-I/O, no clock.
+The keys that proxies act on are defined in `penstock_proxy.config`, next to their only reader.
+`Service` adds the keys that say what is run and how. The models validate single values. `rules`
+checks what several keys must agree on, and `loader` what depends on this machine. No I/O, no
+clock.
 """
 
 import re
@@ -12,17 +12,17 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from penstock_proxy.config import AddressText, Count, Part, Positive, Traffic, Weight
+from penstock_proxy.config import AddressText, Count, FrozenModel, Positive, ProxySettings, Weight
 from penstock_proxy.net.address import parse_address
 from penstock_worker.contract import SCRUBBED
 
 ADMIN: Final = "127.0.0.1:9464"
-MOST_ID: Final = (1 << 32) - 2
-"""Of a user or group; the number after it means "no change" to the kernel."""
+MAX_ID: Final = (1 << 32) - 2
+"""The largest user or group id. The next number means "no change" to the kernel."""
 MAX_PROXIES: Final = 64
-"""Each checks every worker, and has a link to each under handoff."""
+"""Each proxy checks every worker, and with `handoff` has a link to every worker."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
-"""A service's name: a label, part of a log's prefix, and a key that needs no quotes."""
+"""A service's name. It is also a metric label, a prefix in logs and a TOML key without quotes."""
 _APP: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -34,7 +34,7 @@ class PortRange(NamedTuple):
 
 
 def parse_app(text: str) -> str:
-    """Accept "module:attribute"; ValueError guesses what was meant."""
+    """Validate "module:attribute". ValueError suggests what was probably meant."""
     if _APP.fullmatch(text):
         return text
     path, _, attribute = text.partition(":")
@@ -64,13 +64,13 @@ def _proxies(value: object) -> object:
 
 
 def _account(value: object) -> object:
-    """A user or group: a name, or a number either way it is written."""
+    """A user or group: a name, or a number, which may be quoted."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value or "\0" in value or value.startswith("-"):
         raise ValueError("expected a name or a number")
-    if value.isdecimal() and int(value) > MOST_ID:
-        raise ValueError(f"expected a name or a number up to {MOST_ID}")
+    if value.isdecimal() and int(value) > MAX_ID:
+        raise ValueError(f"expected a name or a number up to {MAX_ID}")
     return value
 
 
@@ -92,7 +92,7 @@ def _admin(text: str) -> str:
 
 
 def _access_log(text: str) -> str:
-    # A bare word is a slip of the pen ("sdtout") more often than a file's name.
+    # A word without a slash is more often a typo ("sdtout") than a file name.
     if text in ("stdout", "off"):
         return text
     if "/" not in text or text.endswith("/") or "\0" in text:
@@ -115,14 +115,14 @@ def _name(text: str) -> str:
 
 
 def _text(value: str) -> str:
-    # What ends a string for the kernel cannot be in one.
+    # For the kernel a zero byte ends the string.
     if "\0" in value:
         raise ValueError("expected no zero byte")
     return value
 
 
 def _command(words: tuple[str, ...]) -> tuple[str, ...]:
-    # Only the program needs a name; an empty argument is one.
+    # The program must not be empty; an argument may be.
     if not words or not words[0]:
         raise ValueError('expected a program and its arguments, such as ["node", "server.js"]')
     return words
@@ -134,46 +134,46 @@ Text = Annotated[str, AfterValidator(_text)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
 
-class CertificateFiles(Part):
+class CertificateFiles(FrozenModel):
     """A certificate and its key, PEM both."""
 
     cert: Annotated[Text, Field(examples=["/etc/ssl/web.pem"])]
-    """The certificate, then those that it rests on."""
+    """The certificate, followed by its intermediate certificates."""
     key: Annotated[Text, Field(examples=["/etc/ssl/web.key"])]
 
 
-class Tls(Part):
-    """What clients are shown, where the proxy speaks TLS with them."""
+class Tls(FrozenModel):
+    """TLS with clients: the certificates that the proxy sends, and what it asks of clients."""
 
     cert: Text | None = None
     key: Text | None = None
     certificates: tuple[CertificateFiles, ...] = ()
-    """Instead of one: by the names in them. The first is for all other names."""
+    """Several instead of one, chosen by the names in them. The first is for all other names."""
     client_ca: Text | None = None
     client_certificates: Literal["off", "optional", "required"] = "off"
     min_version: Literal["1.2", "1.3"] = "1.2"
 
     @property
     def files(self) -> tuple[tuple[tuple[str | int, ...], CertificateFiles], ...]:
-        """What is shown, each with its place in the configuration; empty: no TLS."""
+        """All certificate files, each with its place in this table; empty: no TLS."""
         if self.cert is not None and self.key is not None:
             return (((), CertificateFiles(cert=self.cert, key=self.key)),)
         return tuple((("certificates", at), one) for at, one in enumerate(self.certificates))
 
 
-class Restart(Part):
-    """How a worker that ended comes back."""
+class Restart(FrozenModel):
+    """When a worker that ended is started again."""
 
     max_restarts: Count = 5
-    """More than these `within` is a giveup: the worker stays down."""
+    """After more exits than this `within` the time below, the worker stays down (giveup)."""
     within: Positive = 60.0
     backoff: Positive = 0.1
     """Before the first restart; doubled each time."""
     backoff_max: Positive = 10.0
 
 
-class Upstream(Part):
-    """An address that somebody else serves."""
+class Upstream(FrozenModel):
+    """A server that somebody else runs."""
 
     address: Annotated[AddressText, AfterValidator(_reachable)]
     weight: Weight = 1
@@ -189,8 +189,8 @@ class Upstream(Part):
         return {"address": match[1], "weight": int(match[2] or 1)}
 
 
-class Service(Traffic):
-    """One port that is served, and by what."""
+class Service(ProxySettings):
+    """One address that is served, and the program behind it."""
 
     name: Annotated[str, AfterValidator(_name)]
     """The key of its table."""
@@ -204,11 +204,11 @@ class Service(Traffic):
     workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=512)] = 2
     weights: tuple[Weight, ...] = ()
     """By slot."""
-    ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
-    """None: any that are free. A slot keeps its port."""
+    worker_ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
+    """None: any free ports. A slot keeps its port."""
     env: Mapping[Variable, Text] = Field(default_factory=dict)
     directory: Text | None = None
-    """Where the program is started; None: where the supervisor was."""
+    """Working directory of the program; None: the supervisor's own."""
     access_log: Annotated[str, AfterValidator(_access_log)] = "stdout"
     restart: Restart = Restart()
     tls: Tls = Tls()
@@ -220,7 +220,7 @@ class Service(Traffic):
 
     @property
     def has_program(self) -> bool:
-        """Is there a program to run, and not only addresses that somebody else serves?"""
+        """Is there a program to run? Otherwise there are only upstreams."""
         return self.app is not None or self.command is not None
 
     @property
@@ -229,19 +229,19 @@ class Service(Traffic):
         return self.scheme == "ports" and self.has_program
 
 
-class Config(Part):
-    """Everything that one `penstock run` is told."""
+class Config(FrozenModel):
+    """The whole configuration of one `penstock run`."""
 
     admin: Annotated[str, AfterValidator(_admin)] = ADMIN
     """Empty: no admin port."""
     proxies: Annotated[int, BeforeValidator(_proxies), Field(ge=1, le=MAX_PROXIES)] = 1
-    """Processes that stand before the workers, each of which serves every service."""
+    """Number of proxy processes, each of which serves every service."""
     run_dir: Text | None = None
-    """Where the control socket is; empty: there is none; None: a private place of the user."""
+    """Directory of the control socket; empty: no socket; None: a private directory of the user."""
     user: Account | None = None
-    """As whom proxies and workers run; None: as whom we do."""
+    """The user that proxies and workers run as; None: the supervisor's own."""
     group: Account | None = None
     """None: the user's own."""
     no_new_privileges: bool = True
-    """What a worker executes cannot gain any, as sudo would."""
+    """Programs that a worker executes gain no privileges, so sudo does not work there."""
     services: tuple[Service, ...]

@@ -1,7 +1,7 @@
-"""The rules of a configuration that span several keys, or several services.
+"""Rules of a configuration that concern several keys, or several services.
 
-Every one yields `Problem`s and none raises, so one look at a file finds all of them. What
-a single value may be is the models' business. No I/O, no clock.
+Every rule yields `Problem`s and none raises, so one check of a file finds all problems. The
+models validate single values. No I/O, no clock.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from penstock_supervisor.config.model import Config, Service
 
 
-def of_table(table: Mapping[str, Any]) -> Iterator[Problem]:
-    """What the presence of keys alone shows, however wrong their values are."""
-    named = [key for key in PROGRAMS if key in table]
-    if not named:
+def check_table(table: Mapping[str, Any]) -> Iterator[Problem]:
+    """Problems that the presence of keys shows, whatever their values are."""
+    programs = [key for key in PROGRAMS if key in table]
+    if not programs:
         yield Problem((), "expected one of app, command, upstreams: there is nothing to run")
-    elif len(named) > 1:
-        yield Problem((), f"expected one of app, command, upstreams, not {' and '.join(named)}")
-    yield from applicability.of_table(table)
-    if named == ["upstreams"] and table["upstreams"] == []:
+    elif len(programs) > 1:
+        yield Problem((), f"expected one of app, command, upstreams, not {' and '.join(programs)}")
+    yield from applicability.check_table(table)
+    if programs == ["upstreams"] and table["upstreams"] == []:
         yield Problem(("upstreams",), "expected at least one address")
 
 
-def of_service(service: "Service") -> Iterator[Problem]:
-    """One service whose values are fine one by one."""
-    yield from _room(service)
-    yield from unfit(service)
+def check_service(service: "Service") -> Iterator[Problem]:
+    """Problems of one service whose single values are valid."""
+    yield from _check_counts(service)
+    yield from check_scheme(service)
     addresses = [upstream.address for upstream in service.upstreams]
     if len(set(addresses)) < len(addresses):
         yield Problem(("upstreams",), "an address is named twice; give it a weight instead")
     if service.listen in addresses:
         yield Problem(("upstreams",), f"{service.listen} is where the service itself listens")
-    yield from _of_proxies(service)
+    yield from _check_trusted_proxies(service)
     if service.mode != "http" and service.access_log_format == "combined":
         yield Problem(("access_log_format",), 'only with mode = "http": it is made of requests')
-    yield from tls_rules.of_service(service)
+    yield from tls_rules.check_service(service)
     if not service.has_proxy and 0 < service.max_connections < service.workers:
         text = f"expected 0, or at least 1 for each of {service.workers} workers"
         yield Problem(("max_connections",), text)
@@ -56,8 +56,8 @@ def of_service(service: "Service") -> Iterator[Problem]:
         yield Problem(("restart", "backoff"), "expected at most backoff_max")
 
 
-def _of_proxies(service: "Service") -> Iterator[Problem]:
-    """Whose word is taken for what."""
+def _check_trusted_proxies(service: "Service") -> Iterator[Problem]:
+    """Trusted proxies need a header to trust: a PROXY header, or a field of a request."""
     if service.accept_proxy and not service.trusted_proxies:
         text = "expected trusted_proxies beside it: or any client is whoever it likes"
         yield Problem(("accept_proxy",), text)
@@ -70,8 +70,8 @@ def _of_proxies(service: "Service") -> Iterator[Problem]:
             yield Problem(("trusted_proxies",), text)
 
 
-def unfit(service: "Service") -> Iterator[Problem]:
-    """Why its scheme cannot work with its program, mode or address, and what can."""
+def check_scheme(service: "Service") -> Iterator[Problem]:
+    """Why the scheme cannot work with this program, mode or address, and which one can."""
     scheme = service.scheme
     if service.upstreams and scheme != "ports":
         text = 'expected "ports": upstreams are run by others, and can only be connected to'
@@ -96,10 +96,10 @@ def unfit(service: "Service") -> Iterator[Problem]:
     if service.socket_mode is not None and not parse_address(service.listen).path:
         yield Problem(("socket_mode",), 'only with listen = "unix:/path": a port is everybody\'s')
     if service.mode == "udp":
-        yield from _unfit_for_datagrams(service)
+        yield from _check_udp(service)
 
 
-def _unfit_for_datagrams(service: "Service") -> Iterator[Problem]:
+def _check_udp(service: "Service") -> Iterator[Problem]:
     if service.scheme in ("ports", "handoff"):
         text = f"{service.scheme} works with connections, and udp has none; shared and reuseport do"
         yield Problem(("mode",), text)
@@ -111,29 +111,33 @@ def _unfit_for_datagrams(service: "Service") -> Iterator[Problem]:
         yield Problem(("accept_proxy",), "expected connections: a datagram has no beginning")
 
 
-def of_config(config: "Config") -> Iterator[Problem]:
-    """Services beside each other, and the admin port beside all."""
+def check_config(config: "Config") -> Iterator[Problem]:
+    """Conflicts between services, and between them and the admin port."""
     for one, other in combinations(config.services, 2):
-        at = ("service", other.name)
-        # The ports of datagrams are others than those of streams.
-        if (one.mode == "udp") == (other.mode == "udp") and _clash(one.listen, other.listen):
-            yield Problem((*at, "listen"), f"{other.listen} is taken by service.{one.name}")
-        if one.ports and other.ports and _overlap(one.ports, other.ports):
-            yield Problem((*at, "ports"), f"overlaps the ports of service.{one.name}")
+        prefix = ("service", other.name)
+        # UDP and TCP ports are separate.
+        if (one.mode == "udp") == (other.mode == "udp") and _conflict(one.listen, other.listen):
+            yield Problem((*prefix, "listen"), f"{other.listen} is taken by service.{one.name}")
+        if (
+            one.worker_ports
+            and other.worker_ports
+            and _overlap(one.worker_ports, other.worker_ports)
+        ):
+            yield Problem((*prefix, "worker_ports"), f"overlaps the ports of service.{one.name}")
     listeners = {f"service.{one.name}": one.listen for one in config.services if one.mode != "udp"}
     if config.admin:
         for owner, listen in listeners.items():
-            if _clash(config.admin, listen):
+            if _conflict(config.admin, listen):
                 yield Problem(("admin",), f"{config.admin} is taken by {owner}")
         listeners["admin"] = config.admin
     for service in config.services:
-        yield from _taken(service, listeners)
-    yield from _proxies(config)
-    yield from tls_rules.of_config(config)
+        yield from _check_port_range(service, listeners)
+    yield from _check_proxies(config)
+    yield from tls_rules.check_config(config)
 
 
-def _proxies(config: "Config") -> Iterator[Problem]:
-    """Are they of use, and is there something for each?"""
+def _check_proxies(config: "Config") -> Iterator[Problem]:
+    """Proxies must have a service to accept for, and a share of each bound."""
     proxied = [service for service in config.services if service.has_proxy]
     if config.services and not proxied and "proxies" in config.model_fields_set:
         text = 'only with a service of scheme = "ports" or "handoff": the others have no proxy'
@@ -144,37 +148,39 @@ def _proxies(config: "Config") -> Iterator[Problem]:
             yield Problem(("service", service.name, *key), text)
 
 
-def _taken(service: "Service", listeners: Mapping[str, str]) -> Iterator[Problem]:
+def _check_port_range(service: "Service", listeners: Mapping[str, str]) -> Iterator[Problem]:
     for owner, listen in listeners.items():
         port = parse_address(listen).port
-        if service.ports and _overlap(service.ports, (port, port)):
+        if service.worker_ports and _overlap(service.worker_ports, (port, port)):
             text = f"contains {port}, where {owner} listens"
-            yield Problem(("service", service.name, "ports"), text)
+            yield Problem(("service", service.name, "worker_ports"), text)
 
 
-def _room(service: "Service") -> Iterator[Problem]:
+def _check_counts(service: "Service") -> Iterator[Problem]:
     workers = service.workers
     if service.weights and len(service.weights) != workers:
         text = f"expected one for each of {workers} workers, not {len(service.weights)}"
         yield Problem(("weights",), text)
-    if service.ports is not None:
-        size = service.ports.last - service.ports.first + 1
+    if service.worker_ports is not None:
+        size = service.worker_ports.last - service.worker_ports.first + 1
         if size < workers:
-            yield Problem(("ports",), f"expected a port for each of {workers} workers, not {size}")
+            text = f"expected a port for each of {workers} workers, not {size}"
+            yield Problem(("worker_ports",), text)
 
 
 def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
 
 
-def _clash(one: str, other: str) -> bool:
-    """Both cannot be listened on. Port 0 is a different free port each time."""
+def _conflict(one: str, other: str) -> bool:
+    """One run cannot listen on both. Port 0 is a different free port each time."""
     a, b = parse_address(one), parse_address(other)
     if a.path or b.path:
         return a.path == b.path
-    return a.port == b.port != 0 and (a.host == b.host or _wild(a, b) or _wild(b, a))
+    same_host = a.host == b.host or _is_wildcard_of(a, b) or _is_wildcard_of(b, a)
+    return a.port == b.port != 0 and same_host
 
 
-def _wild(wide: Address, narrow: Address) -> bool:
-    """`wide` is every address of the family that `narrow` is one of."""
-    return wide.host == ("::" if ":" in narrow.host else "0.0.0.0")
+def _is_wildcard_of(wildcard: Address, address: Address) -> bool:
+    """`wildcard` means every address of the family of `address`."""
+    return wildcard.host == ("::" if ":" in address.host else "0.0.0.0")

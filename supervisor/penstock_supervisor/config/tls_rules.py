@@ -1,23 +1,22 @@
-"""What the keys of TLS must agree on: within a service, and between one that routes by name
-and those that it names.
+"""Rules for the TLS keys: within one service, and between an SNI router and its targets.
 
-Like `rules`, whose part this is, it yields `Problem`s and never raises. Whether the files can
-be used is not said here (`certificates`). No I/O, no clock.
+A part of `rules`, so it yields `Problem`s and never raises. Whether the files can be used is
+checked elsewhere (`certificates`). No I/O, no clock.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from penstock_proxy.net.address import parse_address
-from penstock_supervisor.config.diagnostics import Problem, meant
+from penstock_supervisor.config.diagnostics import Problem, suggestion
 
 if TYPE_CHECKING:
     from penstock_supervisor.config.model import Config, Service, Tls
 
 
-def of_service(service: "Service") -> Iterator[Problem]:
-    """One service."""
-    yield from _halves(service.tls)
+def check_service(service: "Service") -> Iterator[Problem]:
+    """The TLS keys of one service."""
+    yield from _check_files(service.tls)
     if not service.sni:
         return
     if service.mode == "http" and not service.tls.files:
@@ -27,11 +26,11 @@ def of_service(service: "Service") -> Iterator[Problem]:
         yield Problem(("sni",), "only with host:port: to a unix socket nobody says which name")
 
 
-def _halves(tls: "Tls") -> Iterator[Problem]:
-    """A half of what TLS needs."""
-    for one, other in (("cert", "key"), ("key", "cert")):
-        if getattr(tls, one) is not None and getattr(tls, other) is None:
-            yield Problem(("tls", other), f"missing: {one} is nothing without it")
+def _check_files(tls: "Tls") -> Iterator[Problem]:
+    """Keys that need each other, or exclude each other."""
+    for given, needed in (("cert", "key"), ("key", "cert")):
+        if getattr(tls, given) is not None and getattr(tls, needed) is None:
+            yield Problem(("tls", needed), f"missing: {given} is nothing without it")
     if tls.certificates and (tls.cert or tls.key):
         yield Problem(("tls", "certificates"), "expected either cert and key or certificates")
     elif tls.model_fields_set and not (tls.files or tls.cert or tls.key):
@@ -44,24 +43,26 @@ def _halves(tls: "Tls") -> Iterator[Problem]:
         yield Problem(("tls", "client_ca"), text)
 
 
-def of_config(config: "Config") -> Iterator[Problem]:
-    """Services that are named by others."""
-    known = {service.name: service for service in config.services}
+def check_config(config: "Config") -> Iterator[Problem]:
+    """Services that are targets of SNI routes."""
+    services = {service.name: service for service in config.services}
     for service in config.services:
         for name, other in service.sni.items():
-            for text in _unfit(service, other, known):
+            for text in _check_route(service, other, services):
                 yield Problem(("service", service.name, "sni", name), text)
 
 
-def _unfit(service: "Service", other: str, known: Mapping[str, "Service"]) -> Iterator[str]:
-    place = known.get(other)
-    if place is None:
-        yield f"there is no service.{other}{meant(other, known)}"
-    elif place is service:
+def _check_route(
+    service: "Service", other: str, services: Mapping[str, "Service"]
+) -> Iterator[str]:
+    target = services.get(other)
+    if target is None:
+        yield f"there is no service.{other}{suggestion(other, services)}"
+    elif target is service:
         yield "is this service itself, to which all other names go anyway"
-    elif place.scheme != "ports":
-        yield f'expected a service with scheme = "ports", and service.{other} has "{place.scheme}"'
-    elif place.mode != "tcp" and not place.tls.files:
+    elif target.scheme != "ports":
+        yield f'expected a service with scheme = "ports", and service.{other} has "{target.scheme}"'
+    elif target.mode != "tcp" and not target.tls.files:
         yield f"service.{other} speaks plain HTTP: expected one with tls, or of mode tcp"
-    elif place.sni:
+    elif target.sni:
         yield f"service.{other} asks for names itself"

@@ -1,6 +1,6 @@
-"""What a configuration may say, but a careful person would not: warnings, not errors.
+"""Warnings about a configuration that is valid but risky.
 
-`penstock check` prints them, and a run logs them when it starts. No I/O, no clock: who we are
+`penstock check` prints them, and a run logs them when it starts. No I/O, no clock: the user id
 is an argument.
 """
 
@@ -11,8 +11,8 @@ from penstock_proxy.net.address import parse_address
 from penstock_supervisor.config.model import Config
 
 
-def of(config: Config, uid: int) -> Iterator[str]:
-    """A line each, for a run that is started by `uid`."""
+def check(config: Config, uid: int) -> Iterator[str]:
+    """One line for each warning, for a run that `uid` starts."""
     if uid == 0 and config.user is None:
         yield (
             "user: proxies and workers run as root, because no user is named; "
@@ -32,5 +32,5 @@ def _is_local(text: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        # A name: whose it is depends on the machine.
+        # A name: the machine decides which host it is.
         return False

@@ -12,7 +12,7 @@ from typing import Any, Final
 from penstock_supervisor.observability.traffic import Traffic, WorkerRow
 from penstock_supervisor.snapshot import ChildView, Snapshot, SocketQueue
 
-_POOL_FIELDS: Final = ("standing", "reason", "weight", "active", "failures", "ejections")
+_POOL_FIELDS: Final = ("health", "reason", "weight", "active", "failures", "ejections")
 
 
 def describe(
@@ -35,7 +35,7 @@ def describe(
         "ready": snapshot.ready,
         "stopping": snapshot.stopping,
         "proxies": [
-            {**_process(child), "covered": child.slot in snapshot.away}
+            {**_process(child), "covered": child.slot in snapshot.covered}
             for child in snapshot.children
             if child.role == "proxy"
         ],
@@ -58,7 +58,7 @@ def services_without_worker(snapshot: Snapshot) -> tuple[str, ...]:
     return tuple(
         name
         for name in snapshot.services
-        if not any(row["standing"] == "up" for row in pools.get(name, {}).values())
+        if not any(row["health"] == "up" for row in pools.get(name, {}).values())
     )
 
 

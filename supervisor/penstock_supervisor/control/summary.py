@@ -52,7 +52,6 @@ def workers(name: str, service: Mapping[str, Any]) -> Iterator[SummaryRow]:
 def _row(name: str, child: Mapping[str, Any], served: int | None = None) -> SummaryRow:
     # An upstream has no process of ours, and a proxy has no member state.
     restarts = sum((child.get("restarts") or {}).values())
-    standing = child.get("standing")
     pid = child.get("pid")
     states = tuple(_states(child))
     return SummaryRow(
@@ -61,7 +60,7 @@ def _row(name: str, child: Mapping[str, Any], served: int | None = None) -> Summ
         process="" if pid is None else f"pid {pid}",
         address=child.get("address") or "",
         restarts=f"{restarts} restart{'s' * (restarts != 1)}" if restarts else "",
-        reason="" if standing in (None, _UP) else child.get("reason") or "",
+        reason="" if child.get("health") in (None, _UP) else child.get("reason") or "",
         served=served,
         active=child.get("active"),
         health=_health(states),
@@ -69,21 +68,21 @@ def _row(name: str, child: Mapping[str, Any], served: int | None = None) -> Summ
 
 
 def _states(child: Mapping[str, Any]) -> Iterator[str]:
-    state, standing = child.get("state"), child.get("standing")
-    yield (state or standing or "unknown").replace("_", " ")
-    if state == _UP and standing not in (None, _UP):
-        yield standing
+    state, member_state = child.get("state"), child.get("health")
+    yield (state or member_state or "unknown").replace("_", " ")
+    if state == _UP and member_state not in (None, _UP):
+        yield member_state
     # For proxies only: most workers' programs do not answer STATS, and are well nevertheless.
     if "covered" in child and state == _UP and not child.get("answers"):
         yield "does not answer"
     if child.get("covered"):
-        yield "covered by the others"
+        yield "listeners taken over by the others"
 
 
 def _health(states: tuple[str, ...]) -> str:
     if states == (_UP,):
         return "good"
-    waits = states[0] in _TRANSIENT or states[1:] in (("held",), ("checking",))
+    waits = states[0] in _TRANSIENT or states[1:] in (("draining",), ("checking",))
     return "wait" if waits or states[0] in ("unknown", "checking") else "bad"
 
 

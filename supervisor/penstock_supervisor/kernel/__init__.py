@@ -1,1 +1,1 @@
-"""What the kernel tells: sockets by netlink, processes by /proc."""
+"""Facts from the kernel: sockets by netlink, processes by /proc."""

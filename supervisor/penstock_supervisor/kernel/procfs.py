@@ -1,9 +1,9 @@
-"""Looking at another user's process in /proc, with that user's eyes.
+"""Reads /proc of another user's process, as that user.
 
-Root sees the descriptors and system calls of everybody by CAP_SYS_PTRACE, which it does not
-have in most containers. There it may look at what a user's processes do only as that user.
-The kernel asks for the user of file accesses (setfsuid(2)), which a thread has for itself: it
-is changed for as long as it takes to look, and no other thread notices.
+With CAP_SYS_PTRACE root can read the descriptors and system calls of every process. In most
+containers root does not have it, and can read them only as the user of the process. The kernel
+checks the filesystem user id (setfsuid(2)), which belongs to a thread. So it is changed while
+this thread reads, and other threads are not affected.
 """
 
 import ctypes
@@ -17,19 +17,19 @@ _CAP_SYS_PTRACE: Final = 19
 _LIBC: Final = ctypes.CDLL(None)
 
 
-def _sees_everybody() -> bool:
+def _can_read_all_processes() -> bool:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> _CAP_SYS_PTRACE & 1)
     return True
 
 
-_NEEDS_OWNER: Final = os.geteuid() == 0 and not _sees_everybody()
+_NEEDS_OWNER: Final = os.geteuid() == 0 and not _can_read_all_processes()
 
 
 @contextmanager
 def as_owner_of(pid: int) -> Iterator[None]:
-    """Inside, what the process' own user may see of it can be seen. Nothing may wait there."""
+    """Inside, this thread reads files with the rights of the process' owner. It must not await."""
     try:
         owner = Path(f"/proc/{pid}").stat() if _NEEDS_OWNER else None
     except OSError:

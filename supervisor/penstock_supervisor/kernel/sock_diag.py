@@ -1,15 +1,15 @@
-"""What the kernel knows of sockets, asked over netlink (sock_diag(7)).
+"""Asks the kernel about sockets, over netlink (sock_diag(7)).
 
-Owns the questions and their binary form: how full the queues of listening sockets are and
-what did not fit into them, and how many TCP connections there are to or at a place, those in
-TIME_WAIT included, which no process has a descriptor of. What the figures mean is not known
-here, nor whose sockets they are: a socket is an inode, and a place is an address.
+Owns the requests and their binary form. They tell how long the queues of listening sockets are
+and what overflowed, and how many TCP connections an endpoint has. The count includes those in
+TIME_WAIT, which no process has a descriptor of. What the numbers mean is not known here, or to
+whom a socket belongs: a socket is an inode, and an endpoint is an address.
 
-Why not /proc/net/tcp: it has neither a queue's limit nor what overflowed, and the kernel
-formats every connection of the machine as text for whoever wants to know about a few.
+/proc/net/tcp would not do: it has neither the limit of a queue nor its overflows, and the kernel
+formats all connections of the machine as text, even if only a few are of interest.
 
-A kernel that does not answer (no module, a sandbox that forbids netlink) costs the figures and
-nothing else. What is read is bounded, in rows and in the time that one answer may take.
+If the kernel does not answer (no module, or a sandbox that forbids netlink), only these numbers
+are missing. The rows and the time of an answer are bounded.
 """
 
 import errno
@@ -25,9 +25,9 @@ from penstock_supervisor.snapshot import SocketKind, SocketQueue
 
 _log = logging.getLogger("penstock.supervisor")
 
-MOST_ROWS: Final = 1_000_000
-"""Of one answer. A place has at most 64 k connections from one address."""
-_ANSWER_S: Final = 1.0
+MAX_ROWS: Final = 1_000_000
+"""Of one answer. An endpoint has at most 64 k connections from one address."""
+_ANSWER_TIMEOUT_S: Final = 1.0
 _BUFFER: Final = 1 << 16
 
 _NETLINK_SOCK_DIAG: Final = 4
@@ -38,24 +38,24 @@ _NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
 _HEADER: Final = struct.Struct("=IHHII")
 """nlmsghdr: length, type, flags, sequence number, port."""
-_CODE: Final = struct.Struct("=i")
-"""nlmsgerr begins with it, and so does what ends an answer."""
+_ERROR_CODE: Final = struct.Struct("=i")
+"""The first field of nlmsgerr, and of the message that ends an answer."""
 _ATTRIBUTE: Final = struct.Struct("=HH")
 """rtattr: length, type."""
 
 _INET_REQUEST: Final = struct.Struct("=BBBxI48x")
 """inet_diag_req_v2: family, protocol, extensions, states, and an id that is not used."""
-_ENDS: Final = struct.Struct("=4x2s2s16s16s28xI")
-_QUEUE: Final = struct.Struct("=56xII4xI")
-"""Both of inet_diag_msg: the ports and addresses here and there, and the inode; and of one
-that listens the lengths of its queue and of the most that it may be, and the inode."""
+_INET_ROW: Final = struct.Struct("=4x2s2s16s16s28xI")
+_LISTENER_ROW: Final = struct.Struct("=56xII4xI")
+"""Both are parts of inet_diag_msg. The first: local and remote port, local and remote address,
+inode. The second, for a listener: length of its queue, limit of its queue, inode."""
 _INET_DIAG_BYTECODE: Final = 1
 _INET_DIAG_SKMEMINFO: Final = 7
 _DROPS: Final = struct.Struct("=32xI")
-"""The last of the nine numbers of SKMEMINFO."""
+"""The last of the nine numbers of SKMEMINFO: dropped packets."""
 
 _UNIX_REQUEST: Final = struct.Struct("=BxxxIII8x")
-"""unix_diag_req: family, states, inode (0), what to show, a cookie that is not used."""
+"""unix_diag_req: family, states, inode (0), attributes to show, an unused cookie."""
 _UNIX_ANSWER: Final = struct.Struct("=BBBxI8x")
 """unix_diag_msg: family, type, state, inode, cookie."""
 _UDIAG_SHOW_RQLEN: Final = 0x10
@@ -63,28 +63,28 @@ _UNIX_DIAG_RQLEN: Final = 4
 _LENGTHS: Final = struct.Struct("=II")
 
 _TCP_CLOSE: Final = 1 << 7
-"""Of a UDP socket: nobody is connected to it."""
+"""The state of a UDP socket that is not connected."""
 _TCP_LISTEN: Final = 1 << 10
 _CONNECTED: Final = 0xFFF & ~(_TCP_LISTEN | _TCP_CLOSE)
 _INET: Final = (socket.AF_INET, socket.AF_INET6)
 
 # Conditions on ports, as inet_diag has the kernel execute them.
 _CONDITION: Final = struct.Struct("=BBHBBxxi")
-"""inet_diag_bc_op (code, where to go if it holds, and if not), then inet_diag_hostcond
-(family and length of prefix: any, and the port)."""
+"""inet_diag_bc_op (code, jump if true, jump if false), then inet_diag_hostcond (family and
+prefix length, both zero for any, and the port)."""
 _JUMP: Final = struct.Struct("=BBH")
 _BC_JMP: Final = 1
-_CODES: Final = {"here": 7, "there": 8}
-_MOST_PORTS: Final = 256
-"""Of one program: the kernel follows every jump before it takes one."""
+_PORT_CONDITIONS: Final = {"local": 7, "remote": 8}
+_MAX_FILTER_PORTS: Final = 256
+"""Ports of one filter: before it uses a filter, the kernel checks every jump in it."""
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
-End = Literal["here", "there"]
+Side = Literal["local", "remote"]
 
 
-class Place(NamedTuple):
-    """One end of TCP connections."""
+class TcpEndpoint(NamedTuple):
+    """The local or remote side of TCP connections."""
 
     host: str
     """A numeric address; empty for any."""
@@ -92,7 +92,8 @@ class Place(NamedTuple):
 
 
 def queues(kinds: Collection[SocketKind]) -> dict[int, SocketQueue]:
-    """Every listening socket of these kinds by inode, as far as the kernel tells."""
+    """The queue of every listening socket of these kinds, by inode. A kind is missing if the
+    kernel does not answer."""
     found: dict[int, SocketQueue] = {}
     for kind in kinds:
         try:
@@ -102,54 +103,55 @@ def queues(kinds: Collection[SocketKind]) -> dict[int, SocketQueue]:
     return found
 
 
-def connections_to(places: Collection[Place]) -> dict[Place, int] | None:
-    """TCP connections from here to each of these; each has an ephemeral port to itself.
+def connections_to(endpoints: Collection[TcpEndpoint]) -> dict[TcpEndpoint, int] | None:
+    """TCP connections from this machine to each endpoint; each uses an ephemeral port.
 
-    None: the kernel does not tell.
+    None: the kernel does not answer.
     """
-    return _counted(places, "there", held=False)
+    return _count(endpoints, "remote", open_only=False)
 
 
-def accepted(places: Collection[Place]) -> dict[Place, int] | None:
-    """TCP connections at each of these that some process has a descriptor of.
+def accepted(endpoints: Collection[TcpEndpoint]) -> dict[TcpEndpoint, int] | None:
+    """Accepted TCP connections at each endpoint which a process has a descriptor of.
 
-    One that still waits to be accepted is none, nor is one that has no process any more.
-    None: the kernel does not tell.
+    So not those in an accept queue, or in TIME_WAIT. None: the kernel does not answer.
     """
-    return _counted(places, "here", held=True)
+    return _count(endpoints, "local", open_only=True)
 
 
-def _counted(places: Collection[Place], end: End, *, held: bool) -> dict[Place, int] | None:
-    counts = dict.fromkeys(places, 0)
-    keys = {key: place for place in places if (key := _key(place))}
-    if not keys:
+def _count(
+    endpoints: Collection[TcpEndpoint], side: Side, *, open_only: bool
+) -> dict[TcpEndpoint, int] | None:
+    counts = dict.fromkeys(endpoints, 0)
+    by_key = {key: endpoint for endpoint in endpoints if (key := _key(endpoint))}
+    if not by_key:
         return counts
-    rules = _program({place.port for place in keys.values()}, end)
+    port_filter = _port_filter({endpoint.port for endpoint in by_key.values()}, side)
     try:
         for family in _INET:
-            question = _question(family, socket.IPPROTO_TCP, _CONNECTED) + rules
-            for row in _dump(question, _ENDS.size):
-                sport, dport, source, target, inode = _ENDS.unpack_from(row)
-                if held and not inode:
+            request = _inet_request(family, socket.IPPROTO_TCP, _CONNECTED) + port_filter
+            for row in _dump(request, _INET_ROW.size):
+                sport, dport, source, destination, inode = _INET_ROW.unpack_from(row)
+                if open_only and not inode:
                     continue
-                port, address = (sport, source) if end == "here" else (dport, target)
-                host = _host(family, address)
+                port, address = (sport, source) if side == "local" else (dport, destination)
+                host = _unmapped(family, address)
                 for key in ((host, port), (b"", port)):
-                    if place := keys.get(key):
-                        counts[place] += 1
+                    if endpoint := by_key.get(key):
+                        counts[endpoint] += 1
     except OSError as error:
         _log.debug("the kernel does not tell about connections: %s", error)
         return None
     return counts
 
 
-def _key(place: Place) -> tuple[bytes, bytes] | None:
-    """As the kernel has it; None for what is no numeric address."""
-    port = place.port.to_bytes(2, "big")
-    if not place.host:
+def _key(endpoint: TcpEndpoint) -> tuple[bytes, bytes] | None:
+    """Host and port as the kernel writes them; None if the host is no numeric address."""
+    port = endpoint.port.to_bytes(2, "big")
+    if not endpoint.host:
         return b"", port
     try:
-        address = ip_address(place.host.partition("%")[0])
+        address = ip_address(endpoint.host.partition("%")[0])
     except ValueError:
         return None
     if isinstance(address, IPv6Address) and address.ipv4_mapped:
@@ -157,28 +159,29 @@ def _key(place: Place) -> tuple[bytes, bytes] | None:
     return address.packed, port
 
 
-def _host(family: int, address: bytes) -> bytes:
+def _unmapped(family: int, address: bytes) -> bytes:
     if family == socket.AF_INET:
         return address[:4]
     return address[12:] if address.startswith(_MAPPED) else address
 
 
-def _program(ports: Collection[int], end: End) -> bytes:
-    """An attribute with rules that hold for a connection with one of these ports at this end.
+def _port_filter(ports: Collection[int], side: Side) -> bytes:
+    """An attribute with bytecode that accepts connections with one of these ports at this side.
 
-    For each port its condition, and a jump to the very end, which means yes; the condition
-    skips the jump if it does not hold, and the last one goes beyond the end, which means no.
+    Each port has a condition and a jump. The jump leads to the end of the code, which accepts.
+    If the condition is false, it skips the jump. The last condition has no jump: if it is false,
+    it skips beyond the end of the code, which rejects.
     """
-    if len(ports) > _MOST_PORTS:
+    if len(ports) > _MAX_FILTER_PORTS:
         return b""
-    code, step = _CODES[end], _CONDITION.size + _JUMP.size
-    program = b""
-    for left, port in zip(range(len(ports) - 1, -1, -1), sorted(ports), strict=True):
-        program += _CONDITION.pack(code, _CONDITION.size, step, 0, 0, port)
-        if left:
-            # The last condition has no jump of its own: as long as this jump is.
-            program += _JUMP.pack(_BC_JMP, _JUMP.size, left * step)
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(program), _INET_DIAG_BYTECODE) + program
+    condition_code, block_size = _PORT_CONDITIONS[side], _CONDITION.size + _JUMP.size
+    bytecode = b""
+    for ports_left, port in zip(range(len(ports) - 1, -1, -1), sorted(ports), strict=True):
+        bytecode += _CONDITION.pack(condition_code, _CONDITION.size, block_size, 0, 0, port)
+        if ports_left:
+            # A jump counts from its own start. The last block has no jump, so the sizes match.
+            bytecode += _JUMP.pack(_BC_JMP, _JUMP.size, ports_left * block_size)
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(bytecode), _INET_DIAG_BYTECODE) + bytecode
 
 
 def _queues(kind: SocketKind) -> Iterator[tuple[int, SocketQueue]]:
@@ -194,9 +197,10 @@ def _queues(kind: SocketKind) -> Iterator[tuple[int, SocketQueue]]:
 def _inet_queues(protocol: int, states: int) -> Iterator[tuple[int, SocketQueue]]:
     ask_for_drops = 1 << (_INET_DIAG_SKMEMINFO - 1)
     for family in _INET:
-        for row in _dump(_question(family, protocol, states, ask_for_drops), _QUEUE.size):
-            length, limit, inode = _QUEUE.unpack_from(row)
-            drops = _attributes(row[_QUEUE.size :]).get(_INET_DIAG_SKMEMINFO, b"")
+        request = _inet_request(family, protocol, states, ask_for_drops)
+        for row in _dump(request, _LISTENER_ROW.size):
+            length, limit, inode = _LISTENER_ROW.unpack_from(row)
+            drops = _attributes(row[_LISTENER_ROW.size :]).get(_INET_DIAG_SKMEMINFO, b"")
             overflows = _DROPS.unpack_from(drops)[0] if len(drops) >= _DROPS.size else None
             if protocol == socket.IPPROTO_UDP:
                 length = limit = None
@@ -204,66 +208,66 @@ def _inet_queues(protocol: int, states: int) -> Iterator[tuple[int, SocketQueue]
 
 
 def _unix_queues() -> Iterator[tuple[int, SocketQueue]]:
-    question = _UNIX_REQUEST.pack(socket.AF_UNIX, _TCP_LISTEN, 0, _UDIAG_SHOW_RQLEN)
-    for row in _dump(question, _UNIX_ANSWER.size):
+    request = _UNIX_REQUEST.pack(socket.AF_UNIX, _TCP_LISTEN, 0, _UDIAG_SHOW_RQLEN)
+    for row in _dump(request, _UNIX_ANSWER.size):
         inode = _UNIX_ANSWER.unpack_from(row)[3]
         lengths = _attributes(row[_UNIX_ANSWER.size :]).get(_UNIX_DIAG_RQLEN, b"")
         if len(lengths) >= _LENGTHS.size:
             waiting, limit = _LENGTHS.unpack_from(lengths)
-            # Who finds it full waits, or is told: nothing overflows.
+            # A connect to a full queue blocks, or fails with EAGAIN: nothing overflows.
             yield inode, SocketQueue(waiting, limit, None)
 
 
-def _question(family: int, protocol: int, states: int, extensions: int = 0) -> bytes:
+def _inet_request(family: int, protocol: int, states: int, extensions: int = 0) -> bytes:
     return _INET_REQUEST.pack(family, protocol, extensions, states)
 
 
-def _dump(question: bytes, least: int) -> Iterator[bytes]:
-    """Every row of the answer, each of `least` bytes or more. OSError: the kernel will not."""
+def _dump(request: bytes, min_size: int) -> Iterator[bytes]:
+    """Every row of the answer with at least `min_size` bytes. OSError: the kernel refuses."""
     flags = _NLM_F_REQUEST | _NLM_F_DUMP
-    size = _HEADER.size + len(question)
+    size = _HEADER.size + len(request)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as sock:
-        sock.settimeout(_ANSWER_S)
-        sock.sendto(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, flags, 1, 0) + question, (0, 0))
+        sock.settimeout(_ANSWER_TIMEOUT_S)
+        sock.sendto(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, flags, 1, 0) + request, (0, 0))
         rows = 0
         while True:
             for kind, payload in _messages(sock.recv(_BUFFER)):
                 if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    _raise_for(payload)
+                    _raise_error(payload)
                     return
-                if len(payload) >= least:
+                if len(payload) >= min_size:
                     yield payload
                     rows += 1
-                    if rows >= MOST_ROWS:
+                    if rows >= MAX_ROWS:
                         return
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, at)
-        if length < _HEADER.size or at + length > len(data):
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size or offset + length > len(data):
             raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
-        yield kind, data[at + _HEADER.size : at + length]
-        at += _aligned(length)
+        yield kind, data[offset + _HEADER.size : offset + length]
+        offset += _aligned(length)
 
 
-def _raise_for(payload: bytes) -> None:
-    code = _CODE.unpack_from(payload)[0] if len(payload) >= _CODE.size else 0
+def _raise_error(payload: bytes) -> None:
+    code = _ERROR_CODE.unpack_from(payload)[0] if len(payload) >= _ERROR_CODE.size else 0
     if code < 0:
         raise OSError(-code, os.strerror(-code))
 
 
 def _attributes(data: bytes) -> Mapping[int, bytes]:
-    found = {}
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
+    attributes = {}
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if length < _ATTRIBUTE.size:
             break
-        found[kind] = data[at + _ATTRIBUTE.size : at + length]
-        at += _aligned(length)
-    return found
+        attributes[kind] = data[offset + _ATTRIBUTE.size : offset + length]
+        offset += _aligned(length)
+    return attributes
 
 
 def _aligned(length: int) -> int:

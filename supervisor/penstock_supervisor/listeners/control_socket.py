@@ -1,16 +1,15 @@
-"""The private directory of a user's runs, and in it the name of each one's control socket.
+"""The private directory of a user's runs, and the control sockets in it.
 
-Owns what makes a directory private, and the names in it: `PID.sock`. Where it is, `config` says;
-what is said over the socket is `control`'s.
+Owns what makes a directory private, and the names in it: `PID.sock`. `config` decides where it
+is, and `control` owns the protocol on the socket.
 
-Somebody else may have made the directory before us, or put a link in its place: a place like
-/tmp belongs to everybody. So it is made with mode 0700, never opened wider and never taken
-over; opened once, without following a link at its end; and from then on everything happens
-relative to that descriptor. (A path through /proc/self/fd is also short: the kernel takes
-no more than 107 bytes of a socket's name.)
+In a shared directory such as /tmp another user may have created this directory before us, or a
+link in its place. So it is created with mode 0700, and a directory that others own or can write
+to is refused. It is opened once, without following a link, and used by its descriptor afterwards.
+(A path below /proc/self/fd is also short: a socket's path has at most 107 bytes.)
 
-A socket gets its name when it listens already. One that refuses to be connected to is thus
-what a killed run left, and is removed by the next.
+A socket gets its name only after it listens. So a socket that refuses connections was left by a
+run that was killed, and the next run removes it.
 """
 
 import errno
@@ -29,30 +28,31 @@ _MODE: Final = 0o700
 _SOCKET_MODE: Final = 0o600
 _BACKLOG: Final = 64
 _NAME: Final = re.compile(r"(\d+)(-\d+)?\.sock")
-_BEFORE: Final = ".new"
-"""What the name of a socket ends in that does not listen yet."""
-_TRIES: Final = 8
-"""A run that ends may take the directory away while we enter it."""
+_TEMPORARY_SUFFIX: Final = ".new"
+"""The suffix of a socket's name before it listens."""
+_ATTEMPTS: Final = 8
+"""Another run that ends may remove the directory before we have a socket in it."""
 
 
-class RefusedError(StartError):
-    """The directory is not one that only we can write to."""
+class UnsafeDirectoryError(StartError):
+    """Others can write to the directory, or it is no directory."""
 
 
 class RunDir:
-    """One of them, open. RefusedError says what is wrong with it; OSError: there is none."""
+    """An open run directory. UnsafeDirectoryError: it is not private. OSError: it cannot be
+    opened."""
 
     def __init__(self, path: Path, *, make: bool) -> None:
         self.path = path
-        self._made = make and _made(path)
+        self._made_here = make and _make_directory(path)
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR) and os.path.lexists(path):
-                raise RefusedError(f"{path}: not a directory, or a link to one") from None
+                raise UnsafeDirectoryError(f"{path}: not a directory, or a link to one") from None
             raise
         try:
-            self.owner = _judge(path, os.fstat(self._fd), strangers=not make)
+            self.owner = _check_access(path, os.fstat(self._fd), any_owner=not make)
         except BaseException:
             os.close(self._fd)
             raise
@@ -64,69 +64,69 @@ class RunDir:
         self.close()
 
     def close(self) -> None:
-        """Let go of it; one that we made goes, if nobody else's socket is in it."""
+        """Close it. If we created it and it is empty, remove it."""
         os.close(self._fd)
-        if self._made:
+        if self._made_here:
             with suppress(OSError):
                 self.path.rmdir()
 
     def names(self) -> list[str]:
-        """Sockets, live ones and others."""
-        return sorted(filter(_NAME.fullmatch, self._all()))
+        """Names of all control sockets, also stale ones."""
+        return sorted(filter(_NAME.fullmatch, self._entries()))
 
     def connect(self, name: str, timeout_s: float) -> socket.socket:
-        """A connection to the run of that name. ConnectionRefusedError: it is dead."""
+        """Connect to the socket of that name. ConnectionRefusedError: its run is dead."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(timeout_s)
-            sock.connect(self._place(name))
+            sock.connect(self._proc_path(name))
         except BaseException:
             sock.close()
             raise
         return sock
 
-    def sweep(self) -> None:
-        """Remove what killed runs left."""
+    def remove_stale(self) -> None:
+        """Remove sockets that killed runs left."""
         for name in self.names():
-            if self.is_dead(name):
+            if self.is_stale(name):
                 self.remove(name)
-        for name in self._all():
-            pid = name.removesuffix(_BEFORE)
-            if name.endswith(_BEFORE) and not Path("/proc", pid.partition("-")[0]).exists():
+        for name in self._entries():
+            pid = name.removesuffix(_TEMPORARY_SUFFIX).partition("-")[0]
+            if name.endswith(_TEMPORARY_SUFFIX) and not Path("/proc", pid).exists():
                 self.remove(name)
 
     def bind(self, sock: socket.socket, pid: int) -> str:
-        """Make it listen, and then give it a name, which is returned."""
-        before = f"{pid}-{id(sock)}{_BEFORE}"
-        # A socket's file has the mode of the socket: it is never anybody else's to open.
+        """Bind the socket, listen, and give it a final name, which is returned."""
+        temporary = f"{pid}-{id(sock)}{_TEMPORARY_SUFFIX}"
+        # The file gets the mode of the socket, so others can never open it.
         os.fchmod(sock.fileno(), _SOCKET_MODE)
-        sock.bind(self._place(before))
+        sock.bind(self._proc_path(temporary))
         try:
-            os.chmod(before, _SOCKET_MODE, dir_fd=self._fd)
+            os.chmod(temporary, _SOCKET_MODE, dir_fd=self._fd)
             sock.listen(_BACKLOG)
-            for name in _names(pid):
-                if self._take(before, name):
+            for name in _candidate_names(pid):
+                if self._link_name(temporary, name):
                     return name
         finally:
-            self.remove(before)
+            self.remove(temporary)
         raise AssertionError
 
     def remove(self, name: str) -> None:
         with suppress(OSError):
             os.unlink(name, dir_fd=self._fd)
 
-    def identity(self, name: str) -> tuple[int, int] | None:
-        """Which file has that name; None if there is none."""
+    def file_id(self, name: str) -> tuple[int, int] | None:
+        """Device and inode of the file with that name; None if there is none."""
         try:
-            found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+            status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
         except OSError:
             return None
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
-    def is_dead(self, name: str) -> bool:
-        """Nobody listens there any more."""
+    def is_stale(self, name: str) -> bool:
+        """True if nothing listens on the socket of that name."""
         try:
-            # Not waiting: one whose queue is full is alive.
+            # Without waiting: a run whose queue is full is alive.
             self.connect(name, 0.0).close()
         except (ConnectionRefusedError, FileNotFoundError):
             return True
@@ -134,46 +134,46 @@ class RunDir:
             return False
         return False
 
-    def _all(self) -> list[str]:
+    def _entries(self) -> list[str]:
         return os.listdir(self._fd)  # noqa: PTH208 — pathlib knows no descriptors
 
-    def _take(self, before: str, name: str) -> bool:
+    def _link_name(self, temporary: str, name: str) -> bool:
         for _ in range(2):
             try:
-                os.link(before, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+                os.link(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
             except FileExistsError:
-                # A container's first process has the same number each time.
-                if not self.is_dead(name):
+                # In a container the supervisor may have the same pid in every run.
+                if not self.is_stale(name):
                     return False
                 self.remove(name)
             else:
                 return True
         return False
 
-    def _place(self, name: str) -> str:
+    def _proc_path(self, name: str) -> str:
         return f"/proc/self/fd/{self._fd}/{name}"
 
 
 class ControlSocket:
-    """The listening socket of one run, by its name in the directory. Closes both."""
+    """The listening control socket of one run. It owns its directory too."""
 
     def __init__(self, path: Path) -> None:
         """OSError, RefusedError."""
-        for left in reversed(range(_TRIES)):
+        for attempts_left in reversed(range(_ATTEMPTS)):
             directory = RunDir(path, make=True)
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
-                directory.sweep()
+                directory.remove_stale()
                 self.name = directory.bind(self.socket, os.getpid())
             except BaseException as error:
                 self.socket.close()
                 directory.close()
-                if isinstance(error, FileNotFoundError) and left:
+                if isinstance(error, FileNotFoundError) and attempts_left:
                     continue
                 raise
             break
         self._directory = directory
-        self._file = directory.identity(self.name)
+        self._file_id = directory.file_id(self.name)
 
     @property
     def path(self) -> Path:
@@ -181,12 +181,12 @@ class ControlSocket:
 
     def close(self) -> None:
         self.socket.close()
-        if self._directory.identity(self.name) == self._file:
+        if self._directory.file_id(self.name) == self._file_id:
             self._directory.remove(self.name)
         self._directory.close()
 
 
-def _made(path: Path) -> bool:
+def _make_directory(path: Path) -> bool:
     try:
         path.mkdir(_MODE)
     except FileExistsError:
@@ -194,18 +194,22 @@ def _made(path: Path) -> bool:
     return True
 
 
-def _judge(path: Path, found: os.stat_result, *, strangers: bool) -> int:
-    """Who it belongs to. Who only looks may be root, and look at anybody's."""
-    us = os.geteuid()
-    if found.st_uid != us and not (strangers and us == 0):
-        raise RefusedError(f"{path}: belongs to uid {found.st_uid}, and we are uid {us}")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        mode = stat.S_IMODE(found.st_mode)
-        raise RefusedError(f"{path}: others may write to it (mode {mode:04o}); expected 0700")
-    return found.st_uid
+def _check_access(path: Path, status: os.stat_result, *, any_owner: bool) -> int:
+    """The owner of a private directory. With `any_owner` root accepts those of other users."""
+    own_uid = os.geteuid()
+    if status.st_uid != own_uid and not (any_owner and own_uid == 0):
+        raise UnsafeDirectoryError(
+            f"{path}: belongs to uid {status.st_uid}, and we are uid {own_uid}"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        raise UnsafeDirectoryError(
+            f"{path}: others may write to it (mode {mode:04o}); expected 0700"
+        )
+    return status.st_uid
 
 
-def _names(pid: int) -> Iterator[str]:
-    """One process may have several runs."""
+def _candidate_names(pid: int) -> Iterator[str]:
+    """The first is the usual name; the others are for further runs of the same process."""
     yield f"{pid}.sock"
     yield from (f"{pid}-{number}.sock" for number in range(2, 1 << 16))

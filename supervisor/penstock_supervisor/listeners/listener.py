@@ -1,10 +1,11 @@
-"""Opens the listening sockets and keeps them.
+"""Opens listening sockets and keeps them open.
 
-The supervisor holds every listener for as long as it runs, and proxies inherit them: one can
-die and the next one goes on with the same queue of connections, so none is refused. What
+The supervisor keeps every listener open as long as it runs, and children inherit them. So a
+proxy can die, and the next one continues with the same accept queue: no client is refused. What
 the sockets are for is not known here.
 
-Whatever cannot be opened is a StartError of one line: address, key, reason, and who has it.
+A socket that cannot be opened is a StartError of one line: address, key, reason, and the process
+that has the port.
 """
 
 import errno
@@ -22,24 +23,24 @@ from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor.errors import StartError
 
 BACKLOG: Final = 4096
-"""What waits while a proxy is being replaced; the kernel cuts it to net.core.somaxconn."""
+"""Connections that can wait while a proxy restarts. The kernel limits it to net.core.somaxconn."""
 _UNPRIVILEGED: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
 class Access(NamedTuple):
-    """Who may connect to a unix socket; a number of -1 leaves it with us."""
+    """Mode and owner of a unix socket. A uid or gid of -1 means the supervisor's own."""
 
     mode: int | None = None
-    """None: as the umask says."""
+    """None: the default mode under the umask."""
     uid: int = -1
     gid: int = -1
 
 
-_AS_USUAL: Final = Access()
+_DEFAULT_ACCESS: Final = Access()
 
 
 class Listener:
-    """One listening socket; `key` is what the configuration calls it."""
+    """One listening socket; `key` is its key in the configuration."""
 
     def __init__(
         self,
@@ -49,40 +50,44 @@ class Listener:
         bind_only: bool = False,
         kind: socket.SocketKind = socket.SOCK_STREAM,
         reuseport: bool = False,
-        access: Access = _AS_USUAL,
+        access: Access = _DEFAULT_ACCESS,
     ) -> None:
-        """`bind_only`: take the address now, but let nobody connect before `listen`.
+        """`bind_only`: take the address now, but refuse connections until `listen`.
 
-        `kind` SOCK_DGRAM makes a socket for datagrams, which has nothing to listen to.
-        `reuseport`: others of this run will have the same port (SO_REUSEPORT).
+        With `kind` SOCK_DGRAM the socket is for datagrams, and does not listen. `reuseport`:
+        other sockets of this run will have the same port (SO_REUSEPORT).
         """
         self.key = key
         wanted = parse_address(address)
         self._kind = kind
-        self._file: tuple[int, int] | None = None
+        self._file_id: tuple[int, int] | None = None
         self._path_lock: _PathLock | None = None
         try:
             if wanted.path:
                 self._path_lock = _PathLock(wanted.path)
             self.socket = (
-                _unix(wanted.path, access) if wanted.path else _inet(wanted, kind, reuseport)
+                _open_unix(wanted.path, access)
+                if wanted.path
+                else _open_inet(wanted, kind, reuseport)
             )
         except OSError as error:
             if self._path_lock is not None:
                 self._path_lock.close()
-            raise StartError(f"cannot listen on {address} ({key}): {_why(wanted, error)}") from None
-        self.address = self._actual(wanted)
+            raise StartError(
+                f"cannot listen on {address} ({key}): {_explain(wanted, error)}"
+            ) from None
+        self.address = self._bound_address(wanted)
         if not bind_only:
             self.listen()
 
     def listen(self) -> None:
-        """From now on clients can connect. StartError: somebody else was faster."""
+        """From now on clients can connect. StartError: another process was faster."""
         if self._kind == socket.SOCK_DGRAM:
             return
         try:
             self.socket.listen(BACKLOG)
         except OSError as error:
-            why = _why(self.address, error)
+            why = _explain(self.address, error)
             self.close()
             raise StartError(f"cannot listen on {self.address} ({self.key}): {why}") from None
 
@@ -90,40 +95,40 @@ class Listener:
         return self.socket.fileno()
 
     def close(self) -> None:
-        """Close our copy; a unix socket's name goes, if it still is ours."""
-        # A server that was given the socket may have closed it; the name is still ours.
+        """Close our copy, and remove the file of a unix socket if it is still the same."""
+        # The socket may be closed already, by a server that it was passed to.
         self.socket.close()
-        if self._file is not None:
+        if self._file_id is not None:
             with suppress(OSError):
-                if _identity(self.address.path) == self._file:
+                if _read_file_id(self.address.path) == self._file_id:
                     Path(self.address.path).unlink()
-            self._file = None
+            self._file_id = None
         if self._path_lock is not None:
-            # Last: whoever gets it next may take the name for a dead run's.
+            # Last, because the next owner of the lock may treat the file as stale.
             self._path_lock.close()
             self._path_lock = None
 
-    def _actual(self, wanted: Address) -> Address:
-        """As asked for, with the port that the kernel chose for port 0."""
+    def _bound_address(self, wanted: Address) -> Address:
+        """The wanted address, with the port that the kernel chose instead of port 0."""
         if wanted.path:
-            self._file = _identity(wanted.path)
+            self._file_id = _read_file_id(wanted.path)
             return wanted
         return wanted._replace(port=self.socket.getsockname()[1])
 
 
 class _PathLock:
-    """The right to a unix socket's name: a lock on a file beside it.
+    """The right to use the path of a unix socket: a lock on a file beside it.
 
-    The name alone does not tell a run that is still starting from one that was killed: a
-    socket refuses to be connected to before `listen` as it does when nobody has it. The lock
-    goes with the process that has it, however that ends; a file left behind is harmless.
+    A run that is still starting and one that was killed look alike: in both cases a connect to
+    the socket is refused. The lock tells them apart, because it ends with its process. A lock
+    file that is left behind is harmless.
     """
 
     def __init__(self, path: str) -> None:
-        """OSError with EADDRINUSE: another run has it."""
+        """OSError with EADDRINUSE: another run has the lock."""
         self._path = f"{path}.lock"
         while True:
-            # For us alone: who can open a file can lock it.
+            # Accessible only for us, because who can open a file can lock it.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(self._path, flags, 0o600)
             try:
@@ -136,11 +141,11 @@ class _PathLock:
                 raise
             if self._is_at_its_path():
                 return
-            # Its last owner removed it between our two calls: the lock would be on nothing.
+            # Its last owner removed the file between our two calls, so the lock has no effect.
             os.close(self._fd)
 
     def close(self) -> None:
-        """Give it up; the file goes first, while nobody else can have locked it."""
+        """Release the lock. The file is removed first, while no other process can lock it."""
         with suppress(OSError):
             if self._is_at_its_path():
                 Path(self._path).unlink()
@@ -149,26 +154,26 @@ class _PathLock:
     def _is_at_its_path(self) -> bool:
         opened = os.fstat(self._fd)
         try:
-            return _identity(self._path) == (opened.st_dev, opened.st_ino)
+            return _read_file_id(self._path) == (opened.st_dev, opened.st_ino)
         except FileNotFoundError:
             return False
 
 
-def _inet(address: Address, kind: socket.SocketKind, reuseport: bool) -> socket.socket:
-    found = socket.getaddrinfo(address.host, address.port, type=kind, flags=socket.AI_PASSIVE)
-    # A name with both is served on IPv4, where the clients of a local name are.
-    family, kind, protocol, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
+def _open_inet(address: Address, kind: socket.SocketKind, reuseport: bool) -> socket.socket:
+    resolved = socket.getaddrinfo(address.host, address.port, type=kind, flags=socket.AI_PASSIVE)
+    # If a name has IPv4 and IPv6 addresses, use IPv4, as clients of a local name do.
+    family, kind, protocol, _, sockaddr = min(resolved, key=lambda one: one[0] != socket.AF_INET)
     sock = socket.socket(family, kind, protocol)
     try:
         if kind == socket.SOCK_STREAM:
-            # Without it a restart would wait for the last run's connections in TIME_WAIT.
-            # For datagrams it would let two runs have one port.
+            # Without it a restart would have to wait for connections in TIME_WAIT. Not for
+            # datagrams, where it would let two runs have the same port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Whatever is accepted from it inherits this, at no cost for each connection.
+            # Accepted connections inherit it, so it costs nothing for each connection.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if reuseport:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(where)
+        sock.bind(sockaddr)
         sock.setblocking(False)
     except BaseException:
         sock.close()
@@ -176,16 +181,16 @@ def _inet(address: Address, kind: socket.SocketKind, reuseport: bool) -> socket.
     return sock
 
 
-def _unix(path: str, access: Access) -> socket.socket:
+def _open_unix(path: str, access: Access) -> socket.socket:
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if access.mode is not None:
-            # The file has the socket's mode, but for the umask: never more than is wanted.
+            # The file gets the socket's mode without the umask's bits: never more than wanted.
             os.fchmod(sock.fileno(), access.mode)
         sock.bind(path)
-        if access != _AS_USUAL:
-            _open_to(path, access)
+        if access != _DEFAULT_ACCESS:
+            _set_access(path, access)
         sock.setblocking(False)
     except BaseException:
         sock.close()
@@ -193,26 +198,27 @@ def _unix(path: str, access: Access) -> socket.socket:
     return sock
 
 
-def _open_to(path: str, access: Access) -> None:
-    """By a descriptor: whoever can write to the directory must not have us open another file."""
+def _set_access(path: str, access: Access) -> None:
+    """Set mode and owner by a descriptor, because others who can write to the directory may
+    replace the file."""
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        found = os.fstat(fd)
-        ours = found.st_uid == os.geteuid() and found.st_nlink == 1
-        if not (stat.S_ISSOCK(found.st_mode) and ours):
+        resolved = os.fstat(fd)
+        ours = resolved.st_uid == os.geteuid() and resolved.st_nlink == 1
+        if not (stat.S_ISSOCK(resolved.st_mode) and ours):
             raise OSError(errno.EEXIST, "somebody put another file in its place")
         if access.mode is not None:
             Path(f"/proc/self/fd/{fd}").chmod(access.mode)
-        # Last: of what is another's we could not change the mode without one more capability.
+        # Last, because changing the mode of another user's file takes one more capability.
         os.chown(f"/proc/self/fd/{fd}", access.uid, access.gid)
     finally:
         os.close(fd)
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket of a run that was killed; one that answers is somebody's.
+    """Remove the socket of a run that was killed. One that answers is in use.
 
-    For the owner of the claim only: a run that has not come to `listen` does not answer.
+    Only with the lock: the socket of a run that does not listen yet does not answer either.
     """
     try:
         mode = os.lstat(path).st_mode
@@ -221,8 +227,7 @@ def _remove_stale(path: str) -> None:
     if not stat.S_ISSOCK(mode):
         raise OSError(errno.EEXIST, "the file exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # Not blocking: a socket with a full queue would make a connect wait, and EAGAIN
-        # is an answer too.
+        # Non-blocking, because a connect to a full queue waits. EAGAIN also means "in use".
         probe.setblocking(False)
         try:
             probe.connect(path)
@@ -234,35 +239,35 @@ def _remove_stale(path: str) -> None:
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _read_file_id(path: str) -> tuple[int, int]:
     status = os.lstat(path)
     return status.st_dev, status.st_ino
 
 
-def _why(address: Address, error: OSError) -> str:
+def _explain(address: Address, error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return "unknown host"
     if error.errno == errno.EADDRINUSE:
-        return "address already in use" + ("" if address.path else _by_whom(address.port))
+        return "address already in use" + ("" if address.path else _port_owner(address.port))
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine has no such address"
     if error.errno == errno.ENOENT and address.path:
         return "no such directory"
     if error.errno == errno.EACCES and not address.path:
-        return _what_is_needed(address.port)
+        return _privileged_port_hint(address.port)
     return (error.strerror or str(error)).lower()
 
 
-def _what_is_needed(port: int) -> str:
-    first = _number(_UNPRIVILEGED, 1024)
+def _privileged_port_hint(port: int) -> str:
+    first = _read_int(_UNPRIVILEGED, 1024)
     return (
         f"permission denied: ports below {first} need root, CAP_NET_BIND_SERVICE, "
         f"or sysctl net.ipv4.ip_unprivileged_port_start={port}"
     )
 
 
-def _by_whom(port: int) -> str:
-    """Best effort: other people's processes are only shown to root."""
+def _port_owner(port: int) -> str:
+    """The process that has the port, if we can see it: only root sees those of other users."""
     try:
         for connection in psutil.net_connections("tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr
@@ -273,7 +278,7 @@ def _by_whom(port: int) -> str:
     return ""
 
 
-def _number(path: Path, default: int) -> int:
+def _read_int(path: Path, default: int) -> int:
     try:
         return int(path.read_text())
     except (OSError, ValueError):

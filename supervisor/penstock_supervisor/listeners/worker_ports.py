@@ -1,9 +1,9 @@
-"""Ports for workers: which ones nobody has, and nobody is likely to take meanwhile.
+"""Finds free ports for workers, which are likely to stay free.
 
-Owns the search. A port that is found is not bound: its worker binds it, a moment later and
-after every restart, and until then it looks free to everybody. So it is looked for where the
-kernel does not take ports for outgoing connections, and away from what this run has given out.
-Who has which port is not known here (`resources`).
+Owns the search. A port that is found is not bound here. Its worker binds it a moment later, and
+again after every restart; until then every program can take it. So the search avoids the ports
+that the kernel uses for outgoing connections, and those that this run has already assigned. The
+assignment itself is kept elsewhere (`resources`).
 """
 
 import errno
@@ -18,73 +18,75 @@ from penstock_supervisor.config.model import Service
 from penstock_supervisor.errors import StartError
 
 WORKER_HOST: Final = "127.0.0.1"
-_EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_EPHEMERAL_RANGE_FILE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def choose_addresses(
     services: Sequence[Service], taken: Collection[int]
 ) -> dict[str, list[Address]]:
-    """Give every slot of every service the address that it keeps as long as nobody moves it.
+    """Choose an address for every slot of every service that has ports. By service and slot.
 
-    The ports in `taken` are nobody's: until somebody listens, they look free to a probe.
+    The ports in `taken` are not used. Some of them look free, because nothing listens there yet.
     """
-    ports: dict[str, list[int]] = {service.name: [] for service in services}
+    addresses: dict[str, list[Address]] = {service.name: [] for service in services}
     taken = set(taken)
-    # Those that are bound to a range choose first; the others go around them.
-    for service in sorted(services, key=lambda one: one.ports is None):
+    # Services with a configured range choose first; the others avoid these ports.
+    for service in sorted(services, key=lambda one: one.worker_ports is None):
         if not service.has_ports:
             continue
-        found = _ports_for(service, service.workers, taken)
-        taken.update(found)
-        ports[service.name] = found
-    return {name: [Address(WORKER_HOST, port) for port in found] for name, found in ports.items()}
+        ports = _ports_for(service, service.workers, taken)
+        taken.update(ports)
+        addresses[service.name] = [Address(WORKER_HOST, port) for port in ports]
+    return addresses
 
 
 def spare_address(service: Service, taken: Collection[int]) -> Address:
-    """One more address for a worker of this service; StartError if there is none."""
+    """One more address for a worker of this service. StartError: no port is free."""
     (port,) = _ports_for(service, 1, taken)
     return Address(WORKER_HOST, port)
 
 
 def _ports_for(service: Service, count: int, taken: Collection[int]) -> list[int]:
-    key = f"service.{service.name}.ports"
-    return free_ports(count, service.ports, taken, key=key, draw=random.randrange)
+    key = f"service.{service.name}.worker_ports"
+    return free_ports(count, service.worker_ports, taken, key=key, random_below=random.randrange)
 
 
 def free_ports(
     count: int,
-    given: tuple[int, int] | None,
+    port_range: tuple[int, int] | None,
     taken: Collection[int],
     *,
     key: str,
-    draw: Callable[[int], int],
+    random_below: Callable[[int], int],
 ) -> list[int]:
-    """Find `count` ports that nobody has, in the given range or wherever it is safe.
+    """Find `count` free ports, in the given range or among the safe ones.
 
-    `draw(n)` gives a number in [0, n): the start is random, so that two runs that begin
-    together do not try the same ports. StartError if a given range has too few.
+    `random_below(n)` returns a number in [0, n). The search starts at a random port, so that two
+    runs that start together do not try the same ports. StartError: a range has too few.
     """
-    found: list[int] = []
-    candidates = range(given[0], given[1] + 1) if given else _safe_ports(count + len(taken))
-    # A given range is filled from its start: that is what its owner expects to see.
-    start = 0 if given else draw(len(candidates))
+    ports: list[int] = []
+    candidates = (
+        range(port_range[0], port_range[1] + 1) if port_range else _safe_ports(count + len(taken))
+    )
+    # A given range is used from its first port on, as its author expects.
+    start = 0 if port_range else random_below(len(candidates))
     for port in (*candidates[start:], *candidates[:start]):
-        if len(found) == count:
+        if len(ports) == count:
             break
         if port not in taken and _is_free(port):
-            found.append(port)
-    if len(found) < count:
-        where = f"{given[0]}-{given[1]}" if given else "the whole machine"
-        raise StartError(f"{key}: {where} has {len(found)} free ports and {count} are needed")
-    return found
+            ports.append(port)
+    if len(ports) < count:
+        where = f"{port_range[0]}-{port_range[1]}" if port_range else "the whole machine"
+        raise StartError(f"{key}: {where} has {len(ports)} free ports and {count} are needed")
+    return ports
 
 
 def _safe_ports(needed: int) -> Sequence[int]:
-    """Ports that the kernel never gives to an outgoing connection.
+    """Ports that the kernel never uses for outgoing connections.
 
-    While a worker restarts its port is nobody's, and the proxy's own connections to its
-    neighbours could take it. Below 10000 live the well-known services, which may only be
-    started later.
+    While a worker restarts, nothing is bound to its port, and one of the proxy's connections to
+    other workers could get it. Ports below 10000 are avoided because many services have a
+    well-known one there, and may be started later.
     """
     low, high = _ephemeral_range()
     for first in (10_000, 1024):
@@ -96,14 +98,14 @@ def _safe_ports(needed: int) -> Sequence[int]:
 
 def _ephemeral_range() -> tuple[int, int]:
     try:
-        low, high = _EPHEMERAL.read_text().split()
+        low, high = _EPHEMERAL_RANGE_FILE.read_text().split()
         return int(low), int(high)
     except (OSError, ValueError):
         return 32_768, 60_999
 
 
 def _is_free(port: int) -> bool:
-    """Nobody has it on any address: a program may well ignore HOST and bind all of them."""
+    """Is it free on all addresses? A program may ignore HOST and bind to all of them."""
     for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         try:
             probe = socket.socket(family, socket.SOCK_STREAM)

@@ -44,13 +44,13 @@ class SnapshotCollector:
             uptime_s=uptime_s,
             ready=ready,
             stopping=stopping,
-            away=frozenset(self._slots.covered),
+            covered=frozenset(self._slots.covered),
             listener_fds=self._resources.listener_fds(),
             # The supervisor keeps both ends of each link.
             channel_fds=sum(child.has_channel for child in children) + 2 * links,
             loop_lag_s=self._loop_lag.seconds,
             tasks=len(asyncio.all_tasks()),
-            unproxied=self._worker_checks.stats(),
+            worker_checks=self._worker_checks.stats(),
             sockets=tuple(
                 view for listeners in listeners_of.values() for view in listeners.views()
             ),

@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 from penstock_proxy.net.address import parse_address
-from penstock_supervisor.kernel.sock_diag import Place
+from penstock_supervisor.kernel.sock_diag import TcpEndpoint
 from penstock_supervisor.observability.traffic import Traffic
 from penstock_supervisor.observability.worker_series import as_dict, as_number
 from penstock_supervisor.snapshot import ChildView, Snapshot
 
-CountAccepted = Callable[[Collection[Place]], Mapping[Place, int] | None]
+CountAccepted = Callable[[Collection[TcpEndpoint]], Mapping[TcpEndpoint, int] | None]
 """Open connections accepted at each address. None: the kernel does not tell."""
 
 _ANY_HOST: Final = ("0.0.0.0", "::")
@@ -45,13 +45,13 @@ def per_connection(
             yield service, fds / clients
 
 
-def place(address: str) -> Place | None:
+def place(address: str) -> TcpEndpoint | None:
     """The local end of TCP connections to this address. None for a path, or no address."""
     try:
         host, port, _ = parse_address(address)
     except ValueError:
         return None
-    return Place("" if host in _ANY_HOST else host, port) if port else None
+    return TcpEndpoint("" if host in _ANY_HOST else host, port) if port else None
 
 
 def _fds_with_proxy(

@@ -65,28 +65,28 @@ TABLE: Final = (
            "How late the event loop was when it last looked.", _PROCESS),
     Metric("penstock_event_loop_tasks", "gauge",
            "Tasks of the event loop; more and more of them is a leak.", _PROCESS),
-    Metric("penstock_worker_info", "info",
+    Metric("penstock_child_info", "info",
            "Process and address of a worker or proxy.", _PROCESS),
-    Metric("penstock_worker_state", "gauge",
+    Metric("penstock_child_state", "gauge",
            "1 for the state that a worker or proxy is in, 0 for the others.",
            (*_PROCESS, "state")),
-    Metric("penstock_worker_restarts_total", "counter",
+    Metric("penstock_child_restarts_total", "counter",
            "Restarts of a worker or proxy, by what ended the one before.",
            (*_PROCESS, "reason")),
-    Metric("penstock_worker_exits_total", "counter",
+    Metric("penstock_child_exits_total", "counter",
            "Ends of a worker's or proxy's processes, by exit status or name of the signal.",
            (*_PROCESS, "status")),
     Metric("penstock_worker_in_rotation", "gauge",
            "1 for a worker that gets traffic.", ("service", "slot")),
-    Metric("penstock_worker_standing", "gauge",
-           "1 for a worker's standing in the proxy's pool, 0 for the others.",
-           ("service", "slot", "standing")),
-    Metric("penstock_worker_active", "gauge",
+    Metric("penstock_worker_health", "gauge",
+           "1 for the state of a worker in the proxy's pool, 0 for the others.",
+           ("service", "slot", "state")),
+    Metric("penstock_worker_in_flight", "gauge",
            "Exchanges or relayed connections that a worker has now.", ("service", "slot")),
     Metric("penstock_ejections_total", "counter",
            "Times that a worker was taken out of the rotation for what traffic showed.",
            ("service", "slot")),
-    Metric("penstock_worker_events_total", "counter",
+    Metric("penstock_child_events_total", "counter",
            "What happened to a worker or proxy, by name of the event.",
            (*_PROCESS, "event")),
     Metric("penstock_fds_per_connection", "gauge",
@@ -106,7 +106,7 @@ TABLE: Final = (
     Metric("penstock_accept_queue_dropped_total", "counter",
            "Connections that waited at a worker's socket when it had to be closed.",
            ("service",)),
-    Metric("penstock_tls_certificate_not_after_seconds", "gauge",
+    Metric("penstock_tls_certificate_not_after_timestamp_seconds", "gauge",
            "Until when a certificate is good, in seconds since 1970, by its first name.",
            ("service", "name")),
     Metric("penstock_tls_reloads_total", "counter",
@@ -114,7 +114,7 @@ TABLE: Final = (
            ("service", "result")),
     Metric("penstock_tls_last_reload_successful", "gauge",
            "1 if the certificates on disk are those that are shown.", ("service",)),
-    Metric("penstock_fairness_jain_ratio", "gauge",
+    Metric("penstock_jain_fairness_index", "gauge",
            "How evenly workers shared the work so far: 1 if by weight, 1/n if one has all.",
            ("service",)),
 )  # fmt: skip
@@ -179,18 +179,18 @@ class _SnapshotMetrics(Collector):
     def _add_child(self, child: ChildView) -> None:
         labels = (child.role, child.service, str(child.slot))
         for state in _STATES:
-            self._add("penstock_worker_state", (*labels, state), int(state == child.state))
+            self._add("penstock_child_state", (*labels, state), int(state == child.state))
         for reason in RESTART_REASONS:
             count = child.restarts.get(reason, 0)
-            self._add("penstock_worker_restarts_total", (*labels, reason), count)
+            self._add("penstock_child_restarts_total", (*labels, reason), count)
         for status, count in child.exits.items():
-            self._add("penstock_worker_exits_total", (*labels, status), count)
+            self._add("penstock_child_exits_total", (*labels, status), count)
         for event, count in child.events.items():
-            self._add("penstock_worker_events_total", (*labels, event), count)
+            self._add("penstock_child_events_total", (*labels, event), count)
         if child.pid is None:
             return
         info = {"pid": str(child.pid), "address": child.address}
-        self._add("penstock_worker_info", labels, info)
+        self._add("penstock_child_info", labels, info)
         self._add_process(labels, child.pid)
         reported = as_dict(child.stats.get("metrics"))
         self._add_fds(labels, as_dict(reported.get("fds")))
@@ -222,13 +222,13 @@ class _SnapshotMetrics(Collector):
             labels = (service, str(slot))
             if (service, slot) not in supervised:
                 info = {"pid": "", "address": row["address"]}
-                self._add("penstock_worker_info", ("worker", *labels), info)
-            up = row["standing"] == MemberState.UP
+                self._add("penstock_child_info", ("worker", *labels), info)
+            up = row["health"] == MemberState.UP
             self._add("penstock_worker_in_rotation", labels, int(up))
-            for standing in MemberState:
-                is_current = int(row["standing"] == standing)
-                self._add("penstock_worker_standing", (*labels, standing.value), is_current)
-            self._add("penstock_worker_active", labels, row["active"])
+            for state in MemberState:
+                is_current = int(row["health"] == state)
+                self._add("penstock_worker_health", (*labels, state.value), is_current)
+            self._add("penstock_worker_in_flight", labels, row["active"])
             self._add("penstock_ejections_total", labels, row["ejections"])
 
     def _add_services(self, snapshot: Snapshot, traffic: Traffic) -> None:
@@ -240,7 +240,7 @@ class _SnapshotMetrics(Collector):
                     self._add(name, (service, *labels), value)
         for service in snapshot.services:
             if (ratio := traffic.split(service).jain) is not None:
-                self._add("penstock_fairness_jain_ratio", (service,), ratio)
+                self._add("penstock_jain_fairness_index", (service,), ratio)
         for service, fds in per_connection(snapshot, traffic, sock_diag.accepted):
             self._add("penstock_fds_per_connection", (service,), fds)
         self._add_ports(snapshot, traffic)
@@ -280,7 +280,8 @@ class _SnapshotMetrics(Collector):
     def _add_certificates(self, snapshot: Snapshot) -> None:
         for service, view in snapshot.tls.items():
             for name, expires_at in view.not_after.items():
-                self._add("penstock_tls_certificate_not_after_seconds", (service, name), expires_at)
+                metric = "penstock_tls_certificate_not_after_timestamp_seconds"
+                self._add(metric, (service, name), expires_at)
             for result, count in view.reloads.items():
                 self._add("penstock_tls_reloads_total", (service, result), count)
             self._add("penstock_tls_last_reload_successful", (service,), int(view.current))

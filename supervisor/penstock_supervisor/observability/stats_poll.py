@@ -107,13 +107,13 @@ class StatsPoll:
             pid=child.pid,
             address="" if child.plan.address is None else str(child.plan.address),
             restarts=dict(child.history.restarts),
-            since_s=child.since_s(),
+            since_s=child.seconds_in_state(),
             last_exit=child.history.last_exit,
             exits=dict(child.history.exits),
             carryover=merge([before, *of_same_slot]) if of_same_slot else before,
             scheme=child.plan.scheme,
-            spoke=child.speaks,
-            events=self._events.of(child.plan.role, child.plan.service, child.plan.slot),
+            speaks_protocol=child.speaks_protocol,
+            events=self._events.counts_of(child.plan.role, child.plan.service, child.plan.slot),
             stats=child.stats,
             fresh=fresh,
         )
@@ -126,7 +126,7 @@ def _reported_series(child: Child) -> Series:
 
 
 def _can_answer(child: Child) -> bool:
-    return child.has_channel and child.speaks and child.state in _CAN_ANSWER
+    return child.has_channel and child.speaks_protocol and child.state in _CAN_ANSWER
 
 
 class LoopLag:

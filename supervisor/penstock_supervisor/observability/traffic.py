@@ -51,9 +51,9 @@ class Traffic:
             if child.role == "worker"
         }
         self._proxies = [child for child in snapshot.children if child.role == "proxy"]
-        self.pools = self._pools(snapshot.unproxied)
+        self.pools = self._pools(snapshot.worker_checks)
         """By service and slot."""
-        self.series = self._merged_series(snapshot.unproxied)
+        self.series = self._merged_series(snapshot.worker_checks)
         """By service."""
 
     def open_connections(self, service: str) -> float | None:
@@ -140,7 +140,7 @@ def _combined(one: WorkerRow, other: WorkerRow) -> WorkerRow:
 
     Counts are added. If the proxies disagree about its state, the row that is not up is taken.
     """
-    worse = other if one["standing"] == UP else one
+    worse = other if one["health"] == UP else one
     return {
         **worse,
         "active": one["active"] + other["active"],

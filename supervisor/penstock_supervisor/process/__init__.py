@@ -1,1 +1,1 @@
-"""Processes of the system: fork and exec, privileges, limits, signals, and who cleans up."""
+"""Processes of the operating system: fork and exec, privileges, limits, signals, the guardian."""

@@ -1,14 +1,14 @@
-"""The process that outlives a supervisor, by as long as it takes to kill what it left.
+"""The program of the guardian process, which kills the children of a supervisor that died.
 
-A child dies with its supervisor by PR_SET_PDEATHSIG, but the kernel tells only the child:
-what `sh -c` started would stay, on the worker's port. So a second process holds a pipe
-from the supervisor, is told of every process group that comes and goes, and kills those
-that are left when the pipe ends, which it does however the supervisor dies.
+A child dies with its supervisor by PR_SET_PDEATHSIG, but the kernel signals only the child
+itself. A process that it started, as by `sh -c`, would survive and keep the worker's port. So
+the guardian reads a pipe from the supervisor, on which every process group is announced. The
+pipe ends however the supervisor dies. Then the guardian kills all groups that are left.
 
-Run as a script, without site and without ours: it has to be small (it is there all the
-time) and must not fail to start. What puts itself into a session of its own escapes.
+It runs as a script, without site and without our packages: it must be small, because it runs all
+the time, and it must not fail to start. A process that starts a session of its own escapes it.
 
-Lines on stdin: "+ID" a group has come, "-ID" it is gone, "=ID ID ..." these and no others.
+Lines on stdin: "+ID" adds a process group, "-ID" removes it, "=ID ID ..." replaces all of them.
 """
 
 import os
@@ -16,7 +16,7 @@ import signal
 import sys
 
 
-def _follow(groups: set[int], line: str) -> None:
+def _update(groups: set[int], line: str) -> None:
     kind, ids = line[:1], {int(word) for word in line[1:].split()}
     if kind == "+":
         groups |= ids
@@ -28,13 +28,13 @@ def _follow(groups: set[int], line: str) -> None:
 
 
 def main() -> None:
-    # Those who end a whole terminal or service at once send these to us as well; the pipe
-    # alone says when it is over.
+    # A terminal or a service manager sends these to all processes, and so also to this one.
+    # Only the end of the pipe counts.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
     for line in sys.stdin:
-        _follow(groups, line)
+        _update(groups, line)
     for group in groups:
         try:
             os.killpg(group, signal.SIGKILL)

@@ -1,10 +1,11 @@
-"""The link between one proxy and one worker process, as the supervisor keeps it.
+"""The link between one proxy and one worker process.
 
-A pair of SOCK_SEQPACKET sockets, made before the process is started; with several proxies a
-pair for each, because what is on its way must be one proxy's alone. The process inherits one
-end, the proxy gets copies of both: it sends connections through the one, and takes back from
-the other what a process that died or stopped had not taken. Our own copies are for the next
-proxy in its slot: as long as they are open, nothing that is on its way can be lost.
+A pair of SOCK_SEQPACKET sockets, made before the process is started. With several proxies there
+is a pair for each, because a connection in flight must belong to one proxy only. The process
+inherits one end, and the proxy gets copies of both. It sends connections through its own end. If
+the process ends or stops, the proxy takes back from the other end what was not received. The
+supervisor keeps its copies for the next proxy in the same slot. As long as they are open, no
+connection in flight is lost.
 """
 
 import socket
@@ -15,11 +16,11 @@ _NUMBERS: Final = count(1)
 
 
 class HandoffLink:
-    """Both ends, for one process; closed by whoever made it."""
+    """Both ends, for one process. The owner closes it."""
 
     def __init__(self, number: int, proxy: socket.socket, worker: socket.socket) -> None:
         self.number = number
-        """Tells it from the links of other processes in the same slot."""
+        """Unique, also among the links of other processes in the same slot."""
         self.proxy = proxy
         self.worker = worker
 

@@ -1,13 +1,14 @@
-"""Access logs that are written as somebody else, in directories that are root's.
+"""Creates access logs for another user, in directories that only root can write to.
 
-Proxies and workers open their logs by themselves, as `user`, and open them anew after they
-were moved away. In /var/log that user can create nothing; so root does it for him, before
-they look, and gives him the file.
+Proxies and workers open their logs themselves, as `user`, and open them again after a rotation.
+In /var/log that user cannot create files. So root creates the file before they open it, and
+makes that user its owner.
 
-Root that opens what a user may have replaced by a link gives away any file of the machine.
-So it helps only where that user could not have done anything: every directory on the way is
-looked at as it is entered, and none may be his, or writable for him. Where he can write he
-needs no help. The file has to be a plain one of root's own, with no other name.
+If root opened a path that the user can replace by a link, the user could get any file of the
+machine. So root does this only where the user cannot change anything: each directory of the path
+is checked when it is entered, and must not belong to the user or be writable for them. Where the
+user can write, they need no help. The file itself must be a regular file that belongs to root,
+with no other hard link.
 """
 
 import logging
@@ -21,9 +22,9 @@ from penstock_supervisor.config.model import Config
 from penstock_supervisor.config.users import Identity
 
 _MODE: Final = 0o640
-_ENTER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Not blocking, for a FIFO in its place.
-_OPEN: Final = (
+_DIRECTORY_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Non-blocking, in case there is a FIFO at the path.
+_LOG_FLAGS: Final = (
     os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     | os.O_CLOEXEC
 )  # fmt: skip
@@ -31,53 +32,55 @@ _OPEN: Final = (
 _log = logging.getLogger("penstock.supervisor")
 
 
-def hand_over(config: Config, identity: Identity | None) -> None:
-    """Have every access log be there, and be its writer's, as far as that takes root."""
-    if identity is None or identity.is_ours or os.geteuid() != 0:
+def create_for_user(config: Config, identity: Identity | None) -> None:
+    """Create every access log that only root can create, and give it to the user."""
+    if identity is None or identity.is_current_user or os.geteuid() != 0:
         return
-    places = {service.access_log for service in config.services} - {"stdout", "off"}
-    for place in sorted(places):
+    paths = {service.access_log for service in config.services} - {"stdout", "off"}
+    for path in sorted(paths):
         try:
-            _hand_over(Path(place).absolute(), identity)
+            _create_for_user(Path(path).absolute(), identity)
         except OSError as error:
-            # Whoever has to write it says what that means.
-            _log.warning("%s: not given to %s: %s", place, identity.name, error.strerror)
+            # The process that cannot open it reports the consequences.
+            _log.warning("%s: not given to %s: %s", path, identity.name, error.strerror)
 
 
-def _hand_over(path: Path, identity: Identity) -> None:
+def _create_for_user(path: Path, identity: Identity) -> None:
     with ExitStack() as stack:
-        place = os.open("/", _ENTER)
-        stack.callback(os.close, place)
+        directory = os.open("/", _DIRECTORY_FLAGS)
+        stack.callback(os.close, directory)
         for name in path.parent.resolve().parts[1:]:
-            if _is_open_to(identity, os.fstat(place)):
+            if _can_replace_in(identity, os.fstat(directory)):
                 return
-            place = os.open(name, _ENTER, dir_fd=place)
-            stack.callback(os.close, place)
-        if _is_open_to(identity, os.fstat(place)) or not _may_be_opened(path.name, place):
+            directory = os.open(name, _DIRECTORY_FLAGS, dir_fd=directory)
+            stack.callback(os.close, directory)
+        if _can_replace_in(identity, os.fstat(directory)):
             return
-        log = os.open(path.name, _OPEN, _MODE, dir_fd=place)
+        if not _is_safe_to_open(path.name, directory):
+            return
+        log = os.open(path.name, _LOG_FLAGS, _MODE, dir_fd=directory)
         stack.callback(os.close, log)
-        found = os.fstat(log)
-        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == 0:
+        status = os.fstat(log)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == 0:
             os.fchown(log, identity.uid, identity.gid)
 
 
-def _is_open_to(identity: Identity, directory: os.stat_result) -> bool:
-    """Could that user, or anybody but root, have replaced what is in it?"""
+def _can_replace_in(identity: Identity, directory: os.stat_result) -> bool:
+    """Could this user, or anybody except root, replace a file in this directory?"""
     if directory.st_uid != 0:
         return True
     mode = directory.st_mode
     if mode & stat.S_ISVTX:
-        # As in /tmp: everybody may add, nobody may replace what is root's.
+        # As in /tmp: everybody may add files, but nobody may replace those of root.
         return False
-    theirs = directory.st_gid in identity.groups and mode & stat.S_IWGRP
-    return bool(theirs or mode & stat.S_IWOTH)
+    group_writable = directory.st_gid in identity.groups and mode & stat.S_IWGRP
+    return bool(group_writable or mode & stat.S_IWOTH)
 
 
-def _may_be_opened(name: str, place: int) -> bool:
-    """Not there yet, or a plain file: opening a device or a link can be an act of its own."""
+def _is_safe_to_open(name: str, directory: int) -> bool:
+    """True for a new or a regular file. Opening a device or a link may have side effects."""
     try:
-        return stat.S_ISREG(os.stat(name, dir_fd=place, follow_symlinks=False).st_mode)
+        return stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
     except FileNotFoundError:
-        # Where everybody may create files he does it himself.
-        return not os.fstat(place).st_mode & stat.S_ISVTX
+        # In a directory where everybody may create files the user does it alone.
+        return not os.fstat(directory).st_mode & stat.S_ISVTX

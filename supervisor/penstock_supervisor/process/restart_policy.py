@@ -1,11 +1,11 @@
-"""When a child that exited is started again, and when it is not worth it any more.
+"""Decides when a child that exited is restarted, and when it is given up.
 
-Two facts are kept apart. *Intensity*: more than `max_restarts` exits within `within_s`
-is a giveup, as in Erlang's supervisors. *Back-off*: each exit in a row doubles the wait, so
-that a program that cannot start does not eat a core while it is being counted.
+There are two rules. *Intensity*: more than `max_restarts` exits within `within_s` are a giveup,
+as in Erlang's supervisors. *Back-off*: each exit in a row doubles the wait, so that a program
+that cannot start does not use up a core until it is given up.
 
-The wait is drawn from its upper half (half fixed, half random): workers that crashed
-together, say because a database went away, do not come back together.
+Half of the wait is fixed and half is random. So workers that crashed together, for example
+because a database went away, do not restart together.
 
 No I/O, no clock: `now` and the random numbers are arguments.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 
 class RestartPolicy:
-    """The exits of one child and what they mean."""
+    """The recent exits of one child, and the decision after each."""
 
     def __init__(
         self,
@@ -27,7 +27,8 @@ class RestartPolicy:
         random: Callable[[], float],
         first_at_once: bool = False,
     ) -> None:
-        """`random` gives [0, 1). `first_at_once`: no wait after the first exit in a row."""
+        """`random` returns a number in [0, 1). `first_at_once`: no wait after the first exit in a
+        row."""
         self._max_restarts = max_restarts
         self._within_s = within_s
         self._backoff_s = backoff_s
@@ -38,33 +39,33 @@ class RestartPolicy:
         self._streak = 0
 
     @property
-    def recent(self) -> int:
-        """Exits within the window, as of the last one: "restart 2 of 5"."""
+    def recent_exits(self) -> int:
+        """Exits within the window that ended at the last one, as in "restart 2 of 5"."""
         return len(self._exits)
 
     def exited(self, now: float, up_for_s: float) -> float | None:
-        """Seconds to wait before the next start, or None: give up.
+        """Seconds to wait before the next start; None: give up.
 
-        `up_for_s` is how long the child was *ready*; a program that starts for a minute
-        and then fails has never been up.
+        `up_for_s` is how long the child was *ready*: zero if it failed while it was starting,
+        however long that took.
         """
         self._exits.append(now)
         while now - self._exits[0] > self._within_s:
             self._exits.popleft()
         if len(self._exits) > self._max_restarts:
             return None
-        # Longer than the longest wait: whatever was wrong before is over.
+        # Ready for longer than the maximal wait: this exit is not connected to earlier ones.
         self._streak = 1 if up_for_s >= self._backoff_max_s else self._streak + 1
         return self._wait()
 
     def postponed(self) -> float:
-        """Seconds to wait before the next try of a start that was not the child's failure: it
-        counts as no exit."""
+        """Seconds to wait before the next try after a start that failed because the supervisor
+        lacked something. It does not count as an exit."""
         self._streak += 1
         return self._wait()
 
     def forget(self) -> None:
-        """Somebody asked for a new start: the past does not count against it."""
+        """Forget all exits, because somebody asked for a new start."""
         self._exits.clear()
         self._streak = 0
 
@@ -74,6 +75,6 @@ class RestartPolicy:
             if doublings == 0:
                 return 0.0
             doublings -= 1
-        # The exponent is bounded before it is used: 2.0 ** 2000 is an OverflowError.
-        longest: float = min(self._backoff_max_s, self._backoff_s * 2.0 ** min(doublings, 64))
-        return longest * (1 + self._random()) / 2
+        # The exponent is bounded, because 2.0 ** 2000 is an OverflowError.
+        max_wait_s: float = min(self._backoff_max_s, self._backoff_s * 2.0 ** min(doublings, 64))
+        return max_wait_s * (1 + self._random()) / 2

@@ -1,22 +1,22 @@
-"""How many descriptors the supervisor may have, and what its children inherit.
+"""Raises the supervisor's limit of descriptors, and restores it in children.
 
-A few for each worker (pipes, channel, link, pidfd), so a few hundred workers are more than the
-customary soft limit of 1024. That limit is low for the sake of programs that use select(2),
-so children get back what we were given.
+Each worker needs a few descriptors (pipes, channel, link, pidfd), so a few hundred workers need
+more than the usual soft limit of 1024. That limit is low because programs with select(2) break
+above it, so children get the limit that we inherited.
 """
 
 import resource
 from typing import Final
 
-_GIVEN: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
+_INHERITED: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 def raise_to_hard() -> None:
-    """Take all that we may have."""
-    _, hard = _GIVEN
+    """Raise our soft limit to the hard limit."""
+    _, hard = _INHERITED
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def restore() -> None:
-    """In a child, before it becomes the program."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, _GIVEN)
+    """Restore the inherited limits; called in a child before exec."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, _INHERITED)

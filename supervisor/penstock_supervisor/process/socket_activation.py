@@ -1,8 +1,8 @@
-"""What exec needs to know of a program, and how it finds the listening sockets it is given.
+"""What exec needs of a program, and how the program gets its listening sockets.
 
-Owns the places of passed sockets: from descriptor 3 on, by the protocol of systemd
-(sd_listen_fds(3)), whatever numbers they have here. It does not know what a socket is for,
-nor how a process is made.
+Owns the descriptor numbers of passed sockets: 3, 4 and so on, by the protocol of systemd
+(sd_listen_fds(3)), whatever numbers they have in the supervisor. It does not know what a socket
+is for, or how a process is started.
 """
 
 import errno
@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
-from penstock_supervisor.process.privileges import AS_WE_ARE, Privileges
+from penstock_supervisor.process.privileges import UNCHANGED, Privileges
 from penstock_worker.contract import LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_START
 
-_HIGH: Final = 64
-"""The first number that is surely none of the passed sockets'."""
+_MIN_HIGH_FD: Final = 64
+"""The lowest descriptor number that is never one of the passed sockets."""
 
 
 class ExecSpec(NamedTuple):
-    """All that exec needs."""
+    """The arguments of an exec."""
 
     argv: Sequence[str]
     environment: Mapping[str, str]
@@ -28,61 +28,61 @@ class ExecSpec(NamedTuple):
     inherited: tuple[int, ...] = ()
     """Descriptors that keep their numbers in the child."""
     captured: bool = True
-    """Its stdout comes to us through a pipe, as its stderr always does."""
+    """Its stdout is a pipe to us. Its stderr always is."""
     listen: tuple[int, ...] = ()
     """Listening sockets that it gets as descriptors 3, 4 …, by the protocol of systemd
-    (sd_listen_fds(3)). No other inherited descriptor may have such a number: see `dup_high`."""
-    names: str = ""
-    """What each of them is called in LISTEN_FDNAMES."""
-    privileges: Privileges = AS_WE_ARE
-    """As whom it runs."""
+    (sd_listen_fds(3)). Other inherited descriptors must not have these numbers: see `dup_high`."""
+    fd_name: str = ""
+    """The name of each of them in LISTEN_FDNAMES."""
+    privileges: Privileges = UNCHANGED
+    """Its user and capabilities."""
 
 
 @contextmanager
 def reserve_numbers(sockets: Sequence[int]) -> Iterator[None]:
-    """Popen's own pipe must not have a number that one of the sockets is about to get."""
-    taken: list[int] = []
+    """Inside, the numbers that the sockets will get are in use, so that Popen's own pipe does
+    not get one of them."""
+    reserved: list[int] = []
     try:
-        while sockets and (not taken or taken[-1] < LISTEN_START + len(sockets)):
-            taken.append(fcntl.fcntl(sockets[0], fcntl.F_DUPFD_CLOEXEC, LISTEN_START))
+        while sockets and (not reserved or reserved[-1] < LISTEN_START + len(sockets)):
+            reserved.append(fcntl.fcntl(sockets[0], fcntl.F_DUPFD_CLOEXEC, LISTEN_START))
         yield
     finally:
-        for fd in taken:
+        for fd in reserved:
             os.close(fd)
 
 
-def exec_with_sockets(program: ExecSpec) -> None:
-    """In the child: put the listening sockets where they are expected, and become the program.
+def exec_with_sockets(spec: ExecSpec) -> None:
+    """In the child: move the listening sockets to their numbers, and exec the program.
 
-    LISTEN_PID is only known here, and the environment of the exec that follows is made
-    already; so this one is done by ourselves. If it fails, that one fails in the same way
-    and has the means to say why.
+    Popen would exec with an environment that was made before the fork, but LISTEN_PID is known
+    only now. So we exec here. If that fails, Popen's exec fails in the same way, and reports it.
     """
-    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in program.listen]
-    for place, fd in enumerate(copies, LISTEN_START):
-        os.dup2(fd, place, inheritable=True)
-    kept = {*range(3), *range(LISTEN_START, LISTEN_START + len(copies)), *program.inherited}
-    # What Popen would close: the originals, and what our own parent left open for us.
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _MIN_HIGH_FD) for fd in spec.listen]
+    for number, fd in enumerate(copies, LISTEN_START):
+        os.dup2(fd, number, inheritable=True)
+    inheritable = {*range(3), *range(LISTEN_START, LISTEN_START + len(copies)), *spec.inherited}
+    # Popen would close the others: the originals, and descriptors that we inherited ourselves.
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 — numbers, not paths
         with suppress(OSError):
-            if int(name) not in kept:
+            if int(name) not in inheritable:
                 os.set_inheritable(int(name), False)
     environment = {
-        **program.environment,
+        **spec.environment,
         LISTEN_FDS: str(len(copies)),
-        LISTEN_FDNAMES: ":".join([program.names] * len(copies)),
+        LISTEN_FDNAMES: ":".join([spec.fd_name] * len(copies)),
         LISTEN_PID: str(os.getpid()),
     }
     with suppress(OSError, ValueError):
-        os.execvpe(program.argv[0], list(program.argv), environment)
+        os.execvpe(spec.argv[0], list(spec.argv), environment)
 
 
 def dup_high(fd: int) -> int:
-    """Copy a descriptor to a number that no passed socket wants; the caller closes it."""
+    """Copy a descriptor to a number that no passed socket gets; the caller closes it."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _MIN_HIGH_FD)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        # The kernel's word for a number that is beyond the limit.
+        # The kernel reports a number beyond the limit as EINVAL.
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None

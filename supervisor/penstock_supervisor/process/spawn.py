@@ -1,12 +1,14 @@
-"""Processes: made, signalled, waited for. But for the guardian's, the only user of subprocess.
+"""Starts, signals and reaps processes.
 
-Owns what the kernel knows of a child: its pid, its group, its pipes, its end. It does not
-know why a child is started or what follows from its exit.
+Owns the kernel's side of a child: its pid, its process group, its pipes and its exit. It does
+not know why a child is started, or what follows from its exit. Only this module and the one that
+starts the guardian use subprocess.
 
-Every child leads a session and process group of its own, so that a signal reaches all that
-it started and a Ctrl-C in the terminal reaches only us. It dies with us: by
-PR_SET_PDEATHSIG itself, by the guardian what it started. An exit is seen through a pidfd in
-the event loop: SIGCHLD is one handler for a whole process and can be lost; a pidfd cannot.
+Every child leads a session and a process group of its own. So a signal reaches everything that
+it started, and a Ctrl-C in the terminal reaches only the supervisor. If the supervisor dies,
+PR_SET_PDEATHSIG kills the child, and the guardian kills what the child started. The event loop
+watches a pidfd for the exit: SIGCHLD has one handler for the whole process, and signals can be
+lost.
 """
 
 import ctypes
@@ -29,18 +31,18 @@ from penstock_supervisor.process.socket_activation import (
 )
 
 _PR_SET_PDEATHSIG: Final = 1
-# Loaded before any fork: between fork and exec nothing may be imported or looked up.
+# Loaded before any fork, because imports and symbol lookups are not safe between fork and exec.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
-"""Descriptors, memory, processes."""
+"""Of descriptors, memory or processes."""
 
 
 class SpawnError(Exception):
-    """The process could not be made. `key` is the configuration's word for the culprit."""
+    """The process could not be started. `key` is the key of the configuration that is at fault."""
 
     def __init__(self, key: str, text: str, *, temporary: bool = False) -> None:
-        """`temporary`: it is ourselves who lack something now, and the program is not to blame."""
+        """`temporary`: the supervisor lacks something now; the program is not at fault."""
         super().__init__(text)
         self.key = key
         self.temporary = temporary
@@ -62,12 +64,12 @@ class Exit(NamedTuple):
 
     @property
     def described(self) -> str:
-        """As the rest of "web/0 ..."."""
+        """A text that follows the name of a child, as in "web/0 exited with status 1"."""
         return f"exited with {self}" if self.signal is None else f"was killed by {self}"
 
 
 class Process:
-    """One running child. `on_exit` is called once, from the loop, after it was reaped."""
+    """One running child. The loop calls `on_exit` once, after the child was reaped."""
 
     def __init__(
         self,
@@ -76,17 +78,17 @@ class Process:
         guardian: Guardian,
         on_exit: Callable[[Exit], None],
     ) -> None:
-        """SpawnError if there is no such program, or it cannot be run."""
+        """SpawnError: there is no such program, or it cannot be executed."""
         self._loop = loop
         self._guardian = guardian
         self._on_exit = on_exit
         self._popen = _popen(spec, guardian)
         guardian.add(self.pid)
-        self.stdout = None if self._popen.stdout is None else _adopted(self._popen.stdout)
+        self.stdout = None if self._popen.stdout is None else _detach_fd(self._popen.stdout)
         assert self._popen.stderr is not None
-        self.stderr = _adopted(self._popen.stderr)
+        self.stderr = _detach_fd(self._popen.stderr)
         self._pidfd = os.pidfd_open(self.pid)
-        loop.add_reader(self._pidfd, self._exited)
+        loop.add_reader(self._pidfd, self._on_pidfd_readable)
 
     @property
     def pid(self) -> int:
@@ -95,23 +97,22 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         """Signal the whole group."""
         if self._popen.returncode is None:
-            # Until it is reaped its number belongs to nobody else.
+            # Until it is reaped, no other process can have its pid.
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
-    def _exited(self) -> None:
+    def _on_pidfd_readable(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        # What is left of its group goes with it, and before it is reaped: afterwards the
-        # number could be somebody else's.
+        # Kill the rest of its group now: after it was reaped, another process may have the id.
         self.signal(signal.SIGKILL)
         self._guardian.remove(self.pid)
         code = self._popen.wait()
         self._on_exit(Exit(code, None) if code >= 0 else Exit(None, -code))
 
 
-def _adopted(pipe: object) -> int:
-    """Take the descriptor out of Popen's file object, which would block and buffer."""
+def _detach_fd(pipe: object) -> int:
+    """The descriptor of Popen's file object, which itself would block and buffer."""
     fd = os.dup(pipe.fileno())  # type: ignore[attr-defined]
     pipe.close()  # type: ignore[attr-defined]
     os.set_blocking(fd, False)
@@ -119,23 +120,23 @@ def _adopted(pipe: object) -> int:
 
 
 def _popen(spec: ExecSpec, guardian: Guardian) -> subprocess.Popen[bytes]:
-    parent, telling = os.getpid(), guardian.fileno()
+    parent, guardian_fd = os.getpid(), guardian.fileno()
 
     def before_exec() -> None:
         rlimits.restore()
-        spec.privileges.take_effect()
-        # After it: a change of user forgets the signal.
+        spec.privileges.apply()
+        # After it, because a change of user clears the death signal.
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         # The parent may have died before the line above.
         if os.getppid() != parent:
             os._exit(1)
-        # The group's first act, so that there is no moment in which nobody knows of it.
-        # Without a guardian the parent knows, and tells the next one; Popen has undone our
-        # ignoring of SIGPIPE, which would kill us here.
-        if telling is not None:
+        # The child announces its group first of all, so that the guardian always knows it.
+        # Without a guardian the parent will tell the next one. Popen has restored SIGPIPE,
+        # which must not kill us here.
+        if guardian_fd is not None:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)
             with suppress(BrokenPipeError):
-                os.write(telling, b"+%d\n" % os.getpid())
+                os.write(guardian_fd, b"+%d\n" % os.getpid())
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if spec.listen:
             exec_with_sockets(spec)
@@ -152,15 +153,16 @@ def _popen(spec: ExecSpec, guardian: Guardian) -> subprocess.Popen[bytes]:
                 env=dict(spec.environment),
                 pass_fds=(*spec.inherited, *spec.listen),
                 start_new_session=True,
-                # The death signal is a thread's: this must run in the thread that lives longest.
+                # The death signal is sent when the parent *thread* ends, so this must run in
+                # the thread that lives longest.
                 preexec_fn=before_exec,  # noqa: PLW1509
             )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         guardian.resend()
-        raise _explained(spec, error) from error
+        raise _spawn_error(spec, error) from error
 
 
-def _explained(spec: ExecSpec, error: Exception) -> SpawnError:
+def _spawn_error(spec: ExecSpec, error: Exception) -> SpawnError:
     directory = spec.directory
     if directory is not None and not Path(directory).is_dir():
         return SpawnError("directory", f'"{directory}": no such directory')
@@ -170,13 +172,13 @@ def _explained(spec: ExecSpec, error: Exception) -> SpawnError:
         return SpawnError("user", f"cannot run as {spec.privileges.name}")
     name = f'"{spec.argv[0]}"'
     if isinstance(error, FileNotFoundError):
-        # A script whose interpreter is missing says the same as a missing script.
+        # A script with a missing interpreter fails with the same error as a missing script.
         if "/" in spec.argv[0] and Path(directory or ".", spec.argv[0]).exists():
             return SpawnError("command", f"{name}: the interpreter in its first line is missing")
         return SpawnError("command", f"{name}: no such program")
     if isinstance(error, PermissionError):
-        whose = f" for {spec.privileges.name}" if spec.privileges.identity else ""
-        return SpawnError("command", f"{name}: not executable{whose} (permission denied)")
+        for_user = f" for {spec.privileges.name}" if spec.privileges.identity else ""
+        return SpawnError("command", f"{name}: not executable{for_user} (permission denied)")
     if isinstance(error, OSError) and error.errno == errno.ENOEXEC:
         return SpawnError("command", f"{name}: not a program (no #! line?)")
     temporary = isinstance(error, OSError) and error.errno in _SHORTAGES

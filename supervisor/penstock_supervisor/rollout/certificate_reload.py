@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.messages import CERTIFICATE, TLS
-from penstock_supervisor.config.diagnostics import dotted
+from penstock_supervisor.config.diagnostics import key_path
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.snapshot import TlsView
 
@@ -45,7 +45,7 @@ class _ServiceCertificates:
 
         self._certificates = certificates
         self._service = service
-        self._paths = certificates.paths(service)
+        self._paths = certificates.file_paths(service)
         self._handled = self._last_polled = self._signatures()
         self.reloads = dict.fromkeys(RESULTS, 0)
         self.is_current = True
@@ -54,15 +54,15 @@ class _ServiceCertificates:
             self.bundle: Bundle = certificates.read(service)
         except certificates.BadFilesError as bad:
             where, why = bad.problems[0]
-            raise StartError(f"service.{service.name}.{dotted(where)}: {why}") from None
+            raise StartError(f"service.{service.name}.{key_path(where)}: {why}") from None
         self._warn()
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """The messages by which a proxy gets these certificates."""
         name, bundle = self._service.name, self.bundle
-        number = len(bundle.credentials)
-        yield {"cmd": TLS, "service": name, "terms": asdict(bundle.terms), "of": number}
-        for credential in bundle.credentials:
+        number = len(bundle.certificates)
+        yield {"cmd": TLS, "service": name, "terms": asdict(bundle.settings), "of": number}
+        for credential in bundle.certificates:
             # The key last: see `penstock_proxy.messages`.
             yield {
                 "cmd": CERTIFICATE,
@@ -86,7 +86,7 @@ class _ServiceCertificates:
         try:
             return self._certificates.read(self._service)
         except self._certificates.BadFilesError as bad:
-            return "; ".join(f"{dotted(where)}: {text}" for where, text in bad.problems)
+            return "; ".join(f"{key_path(where)}: {text}" for where, text in bad.problems)
 
     def apply(self, result: "Bundle | str") -> bool:
         """Use what `read` returned. True: it differs from the certificates in use before."""
@@ -101,25 +101,25 @@ class _ServiceCertificates:
             return False
         self.bundle = result
         self.reloads["ok"] += 1
-        shown = ", ".join(
-            f"{one.name or 'no name'} until {one.not_after:%Y-%m-%d}" for one in result.shown
+        described = ", ".join(
+            f"{one.name or 'no name'} until {one.not_after:%Y-%m-%d}" for one in result.infos
         )
-        _log.info("%s has new certificates: %s", name, shown)
+        _log.info("%s has new certificates: %s", name, described)
         self._warn()
         return True
 
     def view(self) -> TlsView:
         not_after: dict[str, float] = {}
-        for one in self.bundle.shown:
+        for one in self.bundle.infos:
             # Two certificates may have the same first name. The one that expires first matters.
             expires_at = one.not_after.timestamp()
             not_after[one.name] = min(expires_at, not_after.get(one.name, expires_at))
         return TlsView(not_after, dict(self.reloads), self.is_current)
 
     def _warn(self) -> None:
-        for one in self.bundle.shown:
-            for text in self._certificates.warnings_about(one, datetime.now(UTC)):
-                _log.warning("service.%s.%s: %s", self._service.name, dotted(one.where), text)
+        for one in self.bundle.infos:
+            for text in self._certificates.warnings_for(one, datetime.now(UTC)):
+                _log.warning("service.%s.%s: %s", self._service.name, key_path(one.location), text)
 
     def _signatures(self) -> Signature:
         return tuple(map(_signature, self._paths))

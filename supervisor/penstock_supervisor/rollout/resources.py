@@ -19,7 +19,7 @@ from penstock_supervisor.config.loader import default_run_dirs
 from penstock_supervisor.config.model import Config, Service
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.listeners import resolver
-from penstock_supervisor.listeners.control_socket import ControlSocket, RefusedError
+from penstock_supervisor.listeners.control_socket import ControlSocket, UnsafeDirectoryError
 from penstock_supervisor.listeners.listener import Listener
 from penstock_supervisor.listeners.service_listeners import ServiceListeners
 from penstock_supervisor.listeners.worker_ports import choose_addresses, spare_address
@@ -51,7 +51,7 @@ class Resources:
         self.control: ControlSocket | None = None
         self.addresses: dict[str, list[Address]] = {}
         """By service, then by slot. Only of workers with ports of their own."""
-        self.privileges = privileges.of(config)
+        self.privileges = privileges.for_own_programs(config)
         """Of our own programs: the proxies and the guardian."""
         user = self.privileges.identity
         self._environment = dict(environment) if user is None else user.environment(environment)
@@ -86,7 +86,7 @@ class Resources:
 
     def hand_over_logs(self) -> None:
         """Give log files to the user that the writers run as, before these open the files."""
-        log_files.hand_over(self.config, self.privileges.identity)
+        log_files.create_for_user(self.config, self.privileges.identity)
 
     def worker_addresses(self, name: str) -> tuple[str, ...]:
         """The addresses of a service's upstreams, or of its workers."""
@@ -140,10 +140,10 @@ class Resources:
         context = WorkerContext(
             environment=self._environment,
             python=self._python,
-            main=self.listeners[service.name].address,
+            service_address=self.listeners[service.name].address,
             stdout=self._stdout,
             proxies=self.config.proxies,
-            privileges=self.privileges._replace(no_new=self.config.no_new_privileges),
+            privileges=self.privileges._replace(no_new_privileges=self.config.no_new_privileges),
         )
         return plan.worker_plan(service, slot, own, context)
 
@@ -182,12 +182,12 @@ def _open_control_socket(config: Config) -> ControlSocket | None:
             return ControlSocket(Path(config.run_dir)) if config.run_dir else None
         except OSError as error:
             raise StartError(f"run_dir: {config.run_dir}: {error.strerror}") from None
-        except RefusedError as error:
+        except UnsafeDirectoryError as error:
             raise StartError(f"run_dir: {error}") from None
     for path in default_run_dirs():
         try:
             return ControlSocket(path)
-        except RefusedError as error:
+        except UnsafeDirectoryError as error:
             _log.error("no control socket in %s", error)
         except OSError as error:
             _log.debug("no control socket in %s: %s", path, error.strerror)

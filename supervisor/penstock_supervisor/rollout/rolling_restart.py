@@ -53,9 +53,9 @@ class RollingRestart:
         successor, beside = self._make_successor(child)
         self._slots.take_over(successor)
         _log.warning("%s; replacing it", why)
-        self._rotation.hold(child, child.stop)
+        self._rotation.drain(child, child.stop)
         if beside:
-            successor.start_instead(reason)
+            successor.start_as_replacement(reason)
         else:
             self._waiting_successors[child] = successor, reason
 
@@ -98,7 +98,7 @@ class RollingRestart:
                 successor.start()
             else:
                 self._slots.take_over(successor)
-                self._rotation.hold(child, child.stop)
+                self._rotation.drain(child, child.stop)
                 self._waiting_successors[child] = successor, "reload"
         await self._condition.wait_until(lambda: self._is_settled(slot))
         return slot not in self._slots.current or self._rotation.is_up(slot)
@@ -107,7 +107,7 @@ class RollingRestart:
         """The successor is ready: it takes over the slot."""
         before = self._slots.take_over(successor)
         if before.state is State.UP:
-            self._rotation.hold(before, before.stop)
+            self._rotation.drain(before, before.stop)
         else:
             # It crashed meanwhile. No proxy picks it, and it must not be started again beside
             # its successor.
@@ -138,7 +138,7 @@ class RollingRestart:
         if reason == "reload":
             successor.start()
         else:
-            successor.start_instead(reason)
+            successor.start_as_replacement(reason)
 
     def _is_settled(self, slot: Slot) -> bool:
         """The replacement in this slot succeeded or failed, or the slot is gone."""

@@ -28,13 +28,13 @@ class ReuseportSockets:
         """A worker came into the rotation or left it."""
         if state == "down":
             self.shut(slot)
-        elif state == "up" and (sock := self._listeners[slot[0]].reopen(slot[1])) is not None:
+        elif state == "up" and (sock := self._listeners[slot[0]].reopen_slot(slot[1])) is not None:
             self._slots.current[slot].send({"cmd": contract.LISTEN}, sock)
 
     def shut(self, slot: Slot) -> None:
         """Close the slot's socket: no worker accepts from it."""
         listeners = self._listeners[slot[0]]
         dropped_before = listeners.dropped
-        if listeners.shut(slot[1]):
+        if listeners.close_slot(slot[1]):
             dropped = listeners.dropped - dropped_before
             _log.warning("%s/%d: its socket is closed; %d waited on it", *slot, dropped)

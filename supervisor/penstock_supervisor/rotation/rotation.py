@@ -6,7 +6,7 @@ is ready, gone, or about to leave. Both report which worker came into the rotati
 the rest of the supervisor does not need to know who decides, or how many proxies there are.
 
 Owns the combined views (a worker is in the rotation if it is in that of every proxy), and the
-unanswered HOLD messages (answered when every proxy has answered). The links are owned by
+unanswered DRAIN_WORKER messages (answered when every proxy has answered). The links are owned by
 `handoff_links`.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from penstock_proxy.messages import HELD, HOLD, JOIN, LEAVE, ROTATION, UNLINKED
+from penstock_proxy.messages import DRAIN_WORKER, JOIN, LEAVE, ROTATION, UNLINKED, WORKER_DRAINED
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.plan import Slot
@@ -27,7 +27,7 @@ from penstock_supervisor.rotation.handoff_links import HandoffLinks
 from penstock_supervisor.rotation.proxy_views import UP, ProxyViews
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 
-_HOLD_TIMEOUT_S: Final = 1.0
+_DRAIN_TIMEOUT_S: Final = 1.0
 """A proxy that does not answer is stuck, and a stuck proxy picks no worker."""
 
 _WORKER_CHECKS: Final = 0
@@ -36,11 +36,11 @@ _WORKER_CHECKS: Final = 0
 _log = logging.getLogger("penstock.supervisor")
 
 
-class _Hold(NamedTuple):
-    """A HOLD that not all proxies have answered."""
+class _Drain(NamedTuple):
+    """A DRAIN_WORKER that not all proxies have answered."""
 
     timer: TimerHandle
-    on_held: Callable[[], None]
+    on_drained: Callable[[], None]
     unanswered: set[Child]
     """Proxies that have not answered."""
 
@@ -64,10 +64,10 @@ class Rotation:
         self._on_change = on_change
         self._views = ProxyViews()
         self._joined: set[Slot] = set()
-        self._held: set[Slot] = set()
-        self._hold_numbers = count(1)
-        self._holds: dict[int, _Hold] = {}
-        """By number of the HOLD."""
+        self._draining: set[Slot] = set()
+        self._drain_numbers = count(1)
+        self._drains: dict[int, _Drain] = {}
+        """By number of the DRAIN_WORKER."""
         self._links = HandoffLinks(loop, slots, self._join_after_late_link)
 
     # State.
@@ -83,7 +83,7 @@ class Rotation:
     def is_joined(self, slot: Slot) -> bool:
         """Is its process ready, and not about to leave?"""
         current = self._slots.current.get(slot)
-        return current is not None and current.state is State.UP and slot not in self._held
+        return current is not None and current.state is State.UP and slot not in self._draining
 
     def services_up(self) -> set[str]:
         """The services that have a worker in rotation, whichever proxy a client comes to."""
@@ -100,10 +100,10 @@ class Rotation:
     def join(self, child: Child) -> None:
         """The slot's process is ready, wherever it listens."""
         slot = slot_of(child)
-        self._held.discard(slot)
+        self._draining.discard(slot)
         self._joined.add(slot)
         if not self._is_proxied(child):
-            self._worker_checks.join(*slot, can_answer=child.speaks)
+            self._worker_checks.join(*slot, can_answer=child.speaks_protocol)
             return
         for proxy in self._slots.proxies:
             self._join(proxy, child)
@@ -112,7 +112,7 @@ class Rotation:
         """The slot's process is gone, or is told to go."""
         slot = slot_of(child)
         self._views.forget(slot)
-        self._held.discard(slot)
+        self._draining.discard(slot)
         if slot not in self._joined:
             return
         self._joined.discard(slot)
@@ -122,25 +122,25 @@ class Rotation:
         else:
             self._worker_checks.leave(*slot)
 
-    def hold(self, child: Child, on_held: Callable[[], None]) -> None:
-        """Have all proxies stop picking this worker, and call `on_held` when they have."""
+    def drain(self, child: Child, on_drained: Callable[[], None]) -> None:
+        """Have all proxies stop picking this worker, and call `on_drained` when they have."""
         slot = slot_of(child)
-        self._held.add(slot)
+        self._draining.add(slot)
         # The views so far are about this process, and not about the next one in its slot.
         self._views.forget(slot)
         if not self._is_proxied(child):
-            self._worker_checks.hold(*slot)
-            self._loop.call_soon(on_held)
+            self._worker_checks.drain(*slot)
+            self._loop.call_soon(on_drained)
             return
-        number = next(self._hold_numbers)
-        timer = self._loop.call_later(_HOLD_TIMEOUT_S, self._finish_hold, number)
-        message = {"cmd": HOLD, "service": slot[0], "slot": slot[1], "seq": number}
+        number = next(self._drain_numbers)
+        timer = self._loop.call_later(_DRAIN_TIMEOUT_S, self._finish_drain, number)
+        message = {"cmd": DRAIN_WORKER, "service": slot[0], "slot": slot[1], "seq": number}
         # A proxy that is away need not be asked: its successor picks only workers that it is
         # told about.
         asked = {proxy for proxy in self._slots.proxies if proxy.send(message)}
-        self._holds[number] = _Hold(timer, on_held, asked)
+        self._drains[number] = _Drain(timer, on_drained, asked)
         if not asked:
-            self._loop.call_soon(self._finish_hold, number)
+            self._loop.call_soon(self._finish_drain, number)
 
     def worker_spawned(self, child: Child) -> None:
         """A worker process was started; it may have links."""
@@ -163,23 +163,23 @@ class Rotation:
 
     def proxy_exited(self, proxy: Child) -> None:
         """A proxy process ended: it picks no worker any more."""
-        for number in tuple(self._holds):
-            self._hold_answered(number, proxy)
+        for number in tuple(self._drains):
+            self._drain_answered(number, proxy)
         self._links.proxy_exited(proxy)
 
     def close(self) -> None:
-        for hold in self._holds.values():
-            hold.timer.cancel()
+        for drain in self._drains.values():
+            drain.timer.cancel()
         self._links.close()
 
     # What proxies and worker checks report.
 
     def handle_message(self, proxy: Child, message: dict[str, Any]) -> bool:
         """Handle a message of a proxy. False: it is not about the rotation."""
-        if message["cmd"] == HELD:
+        if message["cmd"] == WORKER_DRAINED:
             number = message.get("seq")
             if isinstance(number, int):
-                self._hold_answered(number, proxy)
+                self._drain_answered(number, proxy)
             return True
         if message["cmd"] == UNLINKED:
             self._links.reclaimed(message.get("link"), proxy)
@@ -223,17 +223,17 @@ class Rotation:
         numbers = (proxy.plan.slot for proxy in self._slots.proxies if not proxy.at_rest)
         return [number for number in numbers if number not in self._slots.covered]
 
-    def _hold_answered(self, number: int, proxy: Child) -> None:
+    def _drain_answered(self, number: int, proxy: Child) -> None:
         """This proxy does not pick the worker any more."""
-        if (hold := self._holds.get(number)) is not None:
-            hold.unanswered.discard(proxy)
-            if not hold.unanswered:
-                self._finish_hold(number)
+        if (drain := self._drains.get(number)) is not None:
+            drain.unanswered.discard(proxy)
+            if not drain.unanswered:
+                self._finish_drain(number)
 
-    def _finish_hold(self, number: int) -> None:
-        if (hold := self._holds.pop(number, None)) is not None:
-            hold.timer.cancel()
-            hold.on_held()
+    def _finish_drain(self, number: int) -> None:
+        if (drain := self._drains.pop(number, None)) is not None:
+            drain.timer.cancel()
+            drain.on_drained()
 
     def _is_proxied(self, child: Child) -> bool:
         return child.plan.service in self._proxied

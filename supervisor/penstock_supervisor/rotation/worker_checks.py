@@ -58,7 +58,7 @@ class WorkerChecks:
         """The slot's process is gone, or told to go."""
         self._services[service].pool.leave(slot)
 
-    hold = leave
+    drain = leave
     """The worker finishes what it has and accepts no more. For the checks that is the same as
     gone: the next process to check in this slot is its successor."""
 

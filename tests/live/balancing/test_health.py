@@ -26,7 +26,7 @@ def good(wire: "Wire") -> None:
 
 
 def ended(run: "Cluster") -> list[tuple[int, str]]:
-    return [(line["status"], line["ended"]) for line in run.log]
+    return [(line["status"], line["termination"]) for line in run.log]
 
 
 def test_without_a_worker_a_request_waits_and_is_503(
@@ -38,7 +38,7 @@ def test_without_a_worker_a_request_waits_and_is_503(
         health={"interval": "50ms", "fall": 1}, timeouts={"queue": "300ms"},
     )  # fmt: skip
     worker.away()
-    run.until(lambda: run.workers()[0]["standing"] == "down")
+    run.until(lambda: run.workers()[0]["health"] == "down")
     answer = run.connect().ask(GET)
     assert (answer.status, answer.body) == (503, b"no worker available\n")
     run.until(lambda: ended(run) == [(503, "no_worker")])
@@ -54,7 +54,7 @@ def test_a_worker_that_returns_in_time_serves_those_who_wait(
         health={"interval": "50ms", "fall": 1, "rise": 1}, timeouts={"queue": "60s"},
     )  # fmt: skip
     worker.away()
-    run.until(lambda: run.workers()[0]["standing"] == "down")
+    run.until(lambda: run.workers()[0]["health"] == "down")
     wires = [run.connect() for _ in range(20)]
     for wire in wires:
         wire.send(GET)
@@ -89,11 +89,11 @@ def test_a_worker_whose_health_path_fails_leaves_and_comes_back(
 
     assert served() == {"web/0", "web/1"}
     status[0] = b"503 Service Unavailable"
-    run.until(lambda: run.workers()[0]["standing"] == "down")
+    run.until(lambda: run.workers()[0]["health"] == "down")
     assert served() == {"web/1"}
     assert run.metric("penstock_health_checks_total", slot="0", result="failed") >= 2
     status[0] = b"200 OK"
-    run.until(lambda: run.workers()[0]["standing"] == "up")
+    run.until(lambda: run.workers()[0]["health"] == "up")
     assert served() == {"web/0", "web/1"}
 
 
@@ -131,12 +131,12 @@ def test_a_worker_that_comes_back_begins_with_little(
     def first_share() -> int:
         """Of forty requests, right after it came back; more if the machine was slow."""
         patient.is_well = False
-        run.until(lambda: run.workers()[0]["standing"] == "down")
+        run.until(lambda: run.workers()[0]["health"] == "down")
         # The other one is warm by then.
         run.until(lambda: checks() >= 25)
         before = patient.served
         patient.is_well = True
-        run.until(lambda: run.workers()[0]["standing"] == "up")
+        run.until(lambda: run.workers()[0]["health"] == "up")
         assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
         return patient.served - before
 
@@ -158,15 +158,15 @@ def test_when_too_few_are_well_all_who_live_are_used(
     run = penstock(*words, health=OFTEN, ejection={"panic": "50%"})
     for one in patients[1:]:
         one.is_well = False
-    run.until(lambda: run.metric("penstock_panic", service="web") == 1)
-    run.until(lambda: [w["standing"] for w in run.workers()] == ["up", *["down"] * 3])
+    run.until(lambda: run.metric("penstock_panic_mode", service="web") == 1)
+    run.until(lambda: [w["health"] for w in run.workers()] == ["up", *["down"] * 3])
     wire = run.connect()
     before = [one.served for one in patients]
     assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
     assert [one.served - was for one, was in zip(patients, before, strict=True)] == [10] * 4
     assert "web: too few workers are in the rotation: all that live are used" in run.err
     patients[1].is_well = True
-    run.until(lambda: run.metric("penstock_panic", service="web") == 0)
+    run.until(lambda: run.metric("penstock_panic_mode", service="web") == 0)
     before = [one.served for one in patients]
     assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
     assert [one.served - was for one, was in zip(patients, before, strict=True)] == [20, 20, 0, 0]
@@ -190,7 +190,7 @@ def test_a_worker_that_answers_5xx_is_ejected_and_tried_again(
     assert turns[500] >= 3
     assert run.metric("penstock_ejections_total", slot="0") >= 1
     reply[0] = OK
-    run.until(lambda: run.workers()[0]["standing"] == "up")
+    run.until(lambda: run.workers()[0]["health"] == "up")
     assert [wire.ask(GET).status for _ in range(30)] == [200] * 30
 
 
@@ -220,7 +220,7 @@ def test_a_worker_that_fails_every_second_request_is_ejected(
 
     def is_ejected() -> bool:
         assert {wire.ask(GET).status for _ in range(30)} <= {200, 500}
-        return bool(run.workers()[0]["standing"] == "ejected")
+        return bool(run.workers()[0]["health"] == "ejected")
 
     run.until(is_ejected)
     assert " failures of " in run.workers()[0]["reason"]

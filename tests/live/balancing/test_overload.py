@@ -139,12 +139,12 @@ def test_a_worker_that_is_killed_under_load_costs_no_idempotent_request(
     finally:
         killer.join()
     assert statuses.keys() == {200}
-    assert run.metric("penstock_worker_exits_total", status="SIGKILL") == 3
+    assert run.metric("penstock_child_exits_total", status="SIGKILL") == 3
 
 
 def is_replaced(run: "Cluster", slot: int, pid: int) -> bool:
     worker = run.workers()[slot]
-    return worker["pid"] not in (None, pid) and worker["standing"] == "up"
+    return worker["pid"] not in (None, pid) and worker["health"] == "up"
 
 
 def test_when_every_worker_fails_retries_are_bounded(

@@ -61,7 +61,7 @@ def test_every_policy_serves(penstock: "Penstock", origin: "Worker") -> None:
         return always(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n" + name)
 
     upstreams = [origin(named(b"0")).address, origin(named(b"1")).address]
-    policies = ("round_robin", "least_connections", "power_of_two", "hash", "random")
+    policies = ("round_robin", "least_connections", "power_of_two", "client_hash", "random")
     run = penstock(
         services={
             policy: {"balance": policy, "upstreams": upstreams, "access_log": "off"}
@@ -75,5 +75,5 @@ def test_every_policy_serves(penstock: "Penstock", origin: "Worker") -> None:
         assert turns[policy].total() == 100
     assert turns["round_robin"] == turns["least_connections"] == {b"0": 50, b"1": 50}
     # One client, one worker.
-    assert len(turns.pop("hash")) == 1
+    assert len(turns.pop("client_hash")) == 1
     assert all(len(each) == 2 for each in turns.values())

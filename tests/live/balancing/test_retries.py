@@ -36,7 +36,7 @@ def silent(wire: "Wire") -> None:
 
 
 def ended(run: "Cluster") -> list[tuple[int, str]]:
-    return [(line["status"], line["ended"]) for line in run.log]
+    return [(line["status"], line["termination"]) for line in run.log]
 
 
 # -- clients that leave
@@ -192,7 +192,7 @@ def test_a_refusing_worker_is_passed_over_and_nobody_notices(
     run.until(lambda: len(run.log) == 20)
     assert {line["worker"] for line in run.log} == {"web/1"}
     assert sum(line["retries"] for line in run.log) == run.metric("penstock_retries_total") == 5
-    assert run.workers()[0]["standing"] == "ejected"
+    assert run.workers()[0]["health"] == "ejected"
 
 
 def test_when_every_worker_refuses_it_is_502(penstock: "Penstock", origin: "Worker") -> None:

@@ -46,7 +46,7 @@ def pids(run: "Cluster") -> list[int]:
 
 
 def exits(run: "Cluster", status: str) -> float:
-    return run.metric("penstock_worker_exits_total", role="worker", slot="0", status=status)
+    return run.metric("penstock_child_exits_total", role="worker", slot="0", status=status)
 
 
 def changes(run: "Cluster", what: str, status: str) -> None:
@@ -58,7 +58,7 @@ def changes(run: "Cluster", what: str, status: str) -> None:
     def is_another() -> bool:
         found = run.workers()[0]
         assert run.get()[0] == 200
-        return found["pid"] not in (None, first) and found["standing"] == "up"
+        return found["pid"] not in (None, first) and found["health"] == "up"
 
     run.until(is_another, what)
     run.until(lambda: exits(run, status) == ended + 1, what)

@@ -41,8 +41,8 @@ def test_of_ten_thousand_handed_off_none_is_lost_when_a_worker_is_killed(
     settled(run, 3, {victim})
     run.until(lambda: run.metric("penstock_handoffs_in_flight") == 0)
     assert handoffs(run, "lost") == 0
-    sent = handoffs(run, "taken") + handoffs(run, "returned")
-    assert handoffs(run, "taken") >= 10_000 - handoffs(run, "returned")
+    sent = handoffs(run, "accepted") + handoffs(run, "requeued")
+    assert handoffs(run, "accepted") >= 10_000 - handoffs(run, "requeued")
     assert sent >= 10_000
     run.until(lambda: descriptors(run) <= before + Counter(supervisor=2, proxy=2, workers=6))
 
@@ -57,10 +57,10 @@ def test_what_a_stopped_worker_does_not_take_goes_to_another(penstock: "Penstock
         answers = asyncio.run(crowd(run.address(), 200))
         assert not failures(answers)
         assert not any("web/0" in answer for answer in answers)
-        assert handoffs(run, "returned") > 0
+        assert handoffs(run, "requeued") > 0
     finally:
         stopped.send_signal(signal.SIGCONT)
-    run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
+    run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
     assert handoffs(run, "lost") == 0
     answers = asyncio.run(crowd(run.address(), 100))
     assert not failures(answers)

@@ -98,7 +98,7 @@ def test_a_program_reads_the_way_in_the_words_of_rfc_7239(
         web={**keys, "forwarding": {"forwarded": True}},
         behind={
             **keys, "trusted_proxies": ["127.0.0.0/8", "198.51.100.0/24"],
-            "forwarding": {"forwarded": True, "believe": "forwarded", "via": "other"},
+            "forwarding": {"forwarded": True, "trust": "forwarded", "via": "other"},
         },
     )  # fmt: skip
     said = (
@@ -140,7 +140,7 @@ def test_clients_behind_a_trusted_proxy_are_told_apart_by_the_hash(
     workers = [origin(partial(answer, number)) for number in got]
     run = penstock(
         "--to", workers[0].address, "--to", workers[1].address,
-        balance="hash", trusted_proxies=["127.0.0.1"],
+        balance="client_hash", trusted_proxies=["127.0.0.1"],
     )  # fmt: skip
     wire = run.connect()
     clients = [f"203.0.113.{number}" for number in range(40)]

@@ -105,7 +105,7 @@ def test_a_worker_killed_under_load_fails_no_get(penstock: "Penstock") -> None:
         for slot in (0, 1, 0):
             load.more(run)
             replaced(run, partial(pid_of, run, slot))
-            run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
+            run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
             load.more(run)
     finally:
         results = load.end()

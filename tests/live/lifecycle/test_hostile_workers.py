@@ -89,7 +89,7 @@ def test_a_worker_that_breaks_the_channel_is_named_and_replaced(
 
     def is_replaced() -> bool:
         now = {worker["slot"]: worker for worker in run.workers()}
-        return now[slot]["pid"] not in (None, int(pid)) and now[slot]["standing"] == "up"
+        return now[slot]["pid"] not in (None, int(pid)) and now[slot]["health"] == "up"
 
     run.until(is_replaced)
     assert f"web/{slot}" in run.err
@@ -109,6 +109,6 @@ def test_words_that_nobody_understands_change_nothing(
     assert run.get("/unknown")[0] == 200
     run.until(lambda: "is not understood" in run.err)
     run.until(
-        lambda: run.metric("penstock_worker_events_total", role="worker", event="message") == 1
+        lambda: run.metric("penstock_child_events_total", role="worker", event="message") == 1
     )
     assert {worker["pid"] for worker in run.workers()} == before

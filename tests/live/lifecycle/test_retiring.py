@@ -41,7 +41,7 @@ def test_a_worker_that_retires_under_load_loses_no_request(
     reason = "had enough" if path == "/retire" else "nobody catches this"
     assert reason in run.err
     assert ("RuntimeError" in run.err) is (path == "/throw")
-    assert run.metric("penstock_worker_restarts_total", reason="retire") == 1
+    assert run.metric("penstock_child_restarts_total", reason="retire") == 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -67,7 +67,7 @@ def test_a_worker_that_retires_and_does_not_leave_is_killed(
     run = penstock(app=program, workers=2, timeouts={"stop": "1s"})
     wire = run.connect()
     wire.send(b"GET /slow?s=600 HTTP/1.1\r\nHost: x\r\n\r\n")
-    run.until(lambda: run.metric("penstock_worker_active", service="web") == 1)
+    run.until(lambda: run.metric("penstock_worker_in_flight", service="web") == 1)
     before = pids(run)
     run.process.send_signal(signal.SIGHUP)
     settled(run, 2, before)

@@ -101,7 +101,7 @@ class Run:
         return worker
 
     def until_up(self, name: str) -> None:
-        self.until(lambda: self.worker(name)["standing"] == "up")
+        self.until(lambda: self.worker(name)["health"] == "up")
 
     def pid(self, name: str) -> int:
         pid = self.worker(name)["pid"]

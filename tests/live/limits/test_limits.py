@@ -111,7 +111,7 @@ def does_not_read(run: "Cluster") -> bytes:
     wire = run.connect()
     wire.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
     got = wire.until(b"\r\n\r\n")
-    run.until(lambda: any(line["ended"] == "send_timeout" for line in run.log))
+    run.until(lambda: any(line["termination"] == "send_timeout" for line in run.log))
     return got
 
 
@@ -191,9 +191,10 @@ ROWS = (
         "queue_full", "busy"),
     Row("connections of one address", comes_twice, b"HTTP/1.1 429 ",
         f"closed a connection from {HERE}: too many connections from this address", "",
-        "client_full", "crowd"),
+        "client_limit", "crowd"),
     Row("connections", finds_it_full, b"HTTP/1.1 503 ",
-        "full: refused 1 that had waited too long to be accepted", "", "full", "full"),
+        "full: refused 1 that had waited too long to be accepted", "",
+        "max_connections", "full"),
 )  # fmt: skip
 
 
@@ -207,7 +208,9 @@ def test_a_bound_is_told_to_the_client_to_the_log_and_to_the_metrics(
         return run.metric("penstock_connection_errors_total", service=row.service, kind=row.kind)
 
     def ended() -> int:
-        return sum(line["service"] == row.service and line["ended"] == row.kind for line in run.log)
+        return sum(
+            line["service"] == row.service and line["termination"] == row.kind for line in run.log
+        )
 
     counted_before, ended_before, said_before = counted(), ended(), len(run.err)
     got = row.goes(run)

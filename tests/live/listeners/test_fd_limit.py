@@ -83,7 +83,7 @@ def test_out_of_descriptors_it_says_no_and_when_there_are_some_it_goes_on(
             run.metric("penstock_health_checks_total", service="web", result="ok") >= checks + 10
         )
     )
-    assert run.workers("web")[0]["standing"] == "up"
+    assert run.workers("web")[0]["health"] == "up"
     run.hang_up()
     run.until(lambda: run.metric("penstock_accepting", service="web"))
     run.until(lambda: run.metric("penstock_connections_active", service="web") == 0)
@@ -190,5 +190,5 @@ def test_no_worker_is_given_up_because_the_supervisor_has_no_descriptors(
     os.kill(worker, signal.SIGKILL)
     run.until(lambda: run.err.count("Too many open files; trying again in ") >= 3)
     resource.prlimit(run.process.pid, resource.RLIMIT_NOFILE, limits)
-    run.until(lambda: all(one["standing"] == "up" for one in run.workers("web")))
+    run.until(lambda: all(one["health"] == "up" for one in run.workers("web")))
     assert "GIVING UP" not in run.err

@@ -119,7 +119,7 @@ def test_each_is_shown_by_itself(run: "Cluster") -> None:
     assert [(proxy["slot"], proxy["state"]) for proxy in proxies] == [(0, "up"), (1, "up")]
     sockets = run.status()["services"]["web"]["sockets"]
     assert [one["slot"] for one in sockets] == [0, 1]
-    assert run.metric("penstock_worker_state", role="proxy", state="up") == 2
+    assert run.metric("penstock_child_state", role="proxy", state="up") == 2
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -181,7 +181,7 @@ def test_what_a_worker_had_not_taken_is_not_lost_with_it_and_a_proxy(run: "Clust
     assert [wire.answer().status for wire in wires] == [200] * len(wires)
     assert run.metric("penstock_handoffs_total", result="lost") == 0
     replaced(run, 0, proxy)
-    run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
+    run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
 
 
 class Load:

@@ -98,7 +98,7 @@ def run_of_all(launch: "Launch", programs: str) -> "Cluster":
         both1=one("asgi", send_proxy="v1", **healthy),
         both2=one(send_proxy="v2"),
         handoff=one(scheme="handoff", **healthy),
-        hash=one(scheme="handoff", workers=2, balance="hash"),
+        hash=one(scheme="handoff", workers=2, balance="client_hash"),
         handoff_asgi=one("asgi", scheme="handoff"),
         shared=one(scheme="shared", **healthy),
         reuseport=one("asgi", scheme="reuseport"),

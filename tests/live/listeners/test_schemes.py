@@ -183,7 +183,7 @@ def test_a_worker_that_fails_its_checks_has_its_socket_closed_until_it_passes(
         assert all("web/0" in answer for answer in answers)
     finally:
         stuck.send_signal(signal.SIGCONT)
-    run.until(lambda: all(worker["standing"] == "up" for worker in run.workers()))
+    run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
 
     def both_serve() -> bool:
         answers = asyncio.run(crowd(run.address(), 100))
@@ -228,6 +228,6 @@ def test_messages_of_a_program_are_counted_as_events(penstock: "Penstock", progr
     for _ in range(4):
         assert run.get("/say")[1] == "said"
     counted: dict[str, Any] = {"role": "worker", "service": "web"}
-    run.until(lambda: run.metric("penstock_worker_events_total", event="message", **counted) == 4)
-    assert run.metric("penstock_worker_events_total", event="fork", **counted) == 2
-    assert run.metric("penstock_worker_events_total", event="listening", **counted) == 2
+    run.until(lambda: run.metric("penstock_child_events_total", event="message", **counted) == 4)
+    assert run.metric("penstock_child_events_total", event="fork", **counted) == 2
+    assert run.metric("penstock_child_events_total", event="listening", **counted) == 2

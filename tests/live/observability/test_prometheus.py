@@ -77,7 +77,7 @@ class Cluster:
         )
 
         eventually(
-            lambda: {worker["standing"] for worker in self.workers()} == {"up"},
+            lambda: {worker["health"] for worker in self.workers()} == {"up"},
             "both workers to be in rotation",
         )
 
@@ -200,7 +200,7 @@ def test_prometheus_shows_the_cluster_and_its_traffic(
 def test_prometheus_shows_that_a_worker_was_killed_and_came_back(
     cluster: Cluster, prometheus: Prometheus
 ) -> None:
-    restarts = 'penstock_worker_restarts_total{role="worker",reason="signal"}'
+    restarts = 'penstock_child_restarts_total{role="worker",reason="signal"}'
     prometheus.shows(restarts, ("slot",), {("0",): 0, ("1",): 0})
     first = cluster.workers()[0]
     os.kill(first["pid"], signal.SIGKILL)
@@ -257,8 +257,8 @@ def test_alerts_ask_only_for_metrics_that_exist() -> None:
 FIRING = [
     ("PenstockGone", {'up{job="penstock"}': "0x20"}),
     ("PenstockNoWorkerInRotation", {'penstock_worker_in_rotation{service="web",slot="0"}': "0x20"}),
-    ("PenstockGaveUp", {'penstock_worker_state{state="given_up"}': "1x20"}),
-    ("PenstockRestarts", {'penstock_worker_restarts_total{reason="exit"}': "0+1x20"}),
+    ("PenstockGaveUp", {'penstock_child_state{state="given_up"}': "1x20"}),
+    ("PenstockRestarts", {'penstock_child_restarts_total{reason="exit"}': "0+1x20"}),
     ("PenstockDescriptorsNearLimit",
      {"penstock_process_open_fds": "90x20", "penstock_process_max_fds": "100x20"}),
     ("PenstockRejects", {'penstock_rejected_total{reason="no_worker"}': "0+5x20"}),
@@ -278,7 +278,7 @@ FIRING = [
       'penstock_worker_in_rotation{slot="0"}': "1x20",
       'penstock_worker_in_rotation{slot="1"}': "1x20"}),
     ("PenstockCertificateExpires",
-     {'penstock_tls_certificate_not_after_seconds{name="a.example"}': "1000000x20"}),
+     {'penstock_tls_certificate_not_after_timestamp_seconds{name="a.example"}': "1000000x20"}),
     ("PenstockCertificateNotUsable", {"penstock_tls_last_reload_successful": "0x20"}),
     ("PenstockUnfairSplit",
      {'penstock_requests_total{slot="0",code="200"}': "0+6000x20",
@@ -287,7 +287,7 @@ FIRING = [
       'penstock_worker_in_rotation{slot="0"}': "1x20",
       'penstock_worker_in_rotation{slot="1"}': "1x20",
       'penstock_worker_in_rotation{slot="2"}': "1x20"}),
-    ("PenstockPanic", {"penstock_panic": "1x20"}),
+    ("PenstockPanic", {"penstock_panic_mode": "1x20"}),
     ("PenstockRetriesDenied", {"penstock_retries_denied_total": "0+5x20"}),
 ]  # fmt: skip
 

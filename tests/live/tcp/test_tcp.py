@@ -142,7 +142,7 @@ def test_a_refusing_worker_is_passed_over(penstock: "Penstock", origin: "Worker"
     assert {run.connect().rest() for _ in range(10)} == {b"there"}
     assert run.metric("penstock_retries_total") > 0
     # Five refusals in a row and it was left in peace.
-    assert run.workers()[0]["standing"] == "ejected"
+    assert run.workers()[0]["health"] == "ejected"
 
 
 def test_without_a_worker_the_connection_is_closed(penstock: "Penstock", origin: "Worker") -> None:
@@ -150,7 +150,7 @@ def test_without_a_worker_the_connection_is_closed(penstock: "Penstock", origin:
     run = penstock("--to", worker.address, mode="tcp", timeouts={"queue": "300ms"})
     worker.away()
     assert run.connect().is_ended()
-    run.until(lambda: [line["ended"] for line in run.log] == ["connect_failed"])
+    run.until(lambda: [line["termination"] for line in run.log] == ["connect_failed"])
 
 
 def test_connections_take_exact_turns(demo: "Cluster") -> None:
@@ -167,4 +167,4 @@ def test_an_idle_tunnel_ends(penstock: "Penstock", origin: "Worker") -> None:
     wire.send(b"x")
     assert wire.exactly(1) == b"x"
     assert wire.is_ended()
-    run.until(lambda: [line["ended"] for line in run.log] == ["tunnel_timeout"])
+    run.until(lambda: [line["termination"] for line in run.log] == ["tunnel_timeout"])

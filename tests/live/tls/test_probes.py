@@ -217,10 +217,10 @@ def test_a_thousand_who_never_finish_keep_nobody_out(
     wire = dial(run, "tight")
     wire.send(LAST)
     assert wire.rest().startswith(b"HTTP/1.1 200")
-    assert run.metric("penstock_tls_handshakes_unfinished", service="tight") <= 50
+    assert run.metric("penstock_tls_handshakes_in_progress", service="tight") <= 50
     for one in wires:
         assert one.is_ended()
     assert ended(run, "tight", "displaced") > displaced
     run.hang_up()
     run.until(lambda: run.metric("penstock_fds", role="proxy", kind="client") <= before)
-    assert run.metric("penstock_tls_handshakes_unfinished", service="tight") == 0
+    assert run.metric("penstock_tls_handshakes_in_progress", service="tight") == 0

@@ -1,4 +1,7 @@
-"""Real servers on loopback are found well, ill, slow, silent or gone, and said to be so."""
+"""Checks of real servers on loopback find each kind of failure, and only members are checked.
+
+Proves `health_check` and `probes`.
+"""
 
 import asyncio
 import socket
@@ -28,14 +31,14 @@ FAST = 0.005
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until it is so; ten seconds are never reached but by a bug."""
+    """Run the loop until the condition holds. Only a bug lets ten seconds pass."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 — a pool is plain values, it has no events
             await asyncio.sleep(0.001)
 
 
-class Checked:
-    """A pool of joined workers at these addresses, its checker, and what came of it."""
+class CheckedPool:
+    """A pool of joined workers at these addresses, its checker, and the changes of state."""
 
     def __init__(
         self,
@@ -49,14 +52,14 @@ class Checked:
         probe: probes.Probe | None = None,
     ) -> None:
         health = Health(path=path, interval=interval, timeout=timeout, rise=2, fall=2)
-        self.said: list[str] = []
+        self.changes: list[str] = []
         self.pool = Pool(
             [Target(slot=n, address=a, joined=joined) for n, a in enumerate(addresses)],
             balance="round_robin",
             health=health,
             ejection=Ejection(),
             random=random,
-            on_change=lambda _, reason: self.said.append(reason),
+            on_change=lambda _, reason: self.changes.append(reason),
         )
         self.counters = ServiceCounters()
         self.checker = HealthChecker(
@@ -88,7 +91,7 @@ class Checked:
 
 @asynccontextmanager
 async def serving(handler: Handler, path: Path | None = None) -> AsyncIterator[str]:
-    """An aiohttp server for /healthz; its address in the configuration's words."""
+    """An aiohttp server for /healthz; yields its address as in the configuration."""
     app = web.Application()
     app.router.add_get("/healthz", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.01)
@@ -105,8 +108,8 @@ async def serving(handler: Handler, path: Path | None = None) -> AsyncIterator[s
 
 
 @asynccontextmanager
-async def saying(answer: bytes) -> AsyncIterator[str]:
-    """A server that says this to everybody who has sent something, and hangs up."""
+async def responding(answer: bytes) -> AsyncIterator[str]:
+    """A server that sends these bytes to each client that has sent something, and closes."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -127,11 +130,11 @@ async def healthy(_request: web.Request) -> web.Response:
 
 async def test_a_worker_is_in_the_rotation_after_its_first_good_check() -> None:
     async with serving(healthy) as address:
-        checked = Checked(address, interval=HOUR)
+        checked = CheckedPool(address, interval=HOUR)
         assert checked.pool.pick("client") is None
         async with checked.running():
             await until(lambda: checked.pool.pick("client") is checked.member)
-    assert checked.said == ["passed its first check"]
+    assert checked.changes == ["passed its first check"]
     assert (checked.count("ok"), sum(checked.counters.check_seconds.counts)) == (1, 1)
 
 
@@ -142,21 +145,21 @@ async def test_a_worker_whose_health_path_fails_leaves_and_comes_back() -> None:
         return web.Response(status=status)
 
     async with serving(answer) as address:
-        checked = Checked(address)
+        checked = CheckedPool(address)
         async with checked.running():
             await until(lambda: checked.member.state is MemberState.UP)
             status = 503
             await until(lambda: checked.member.state is MemberState.DOWN)
             status = 204
             await until(lambda: checked.member.state is MemberState.UP)
-    assert checked.said == [
+    assert checked.changes == [
         "passed its first check",
         "failed 2 checks in a row: HTTP 503",
         "passed 2 checks in a row",
     ]
 
 
-async def test_a_slow_worker_delays_nobody_elses_check() -> None:
+async def test_a_slow_worker_delays_no_other_check() -> None:
     asked = asyncio.Event()
 
     async def hang(_request: web.Request) -> web.Response:
@@ -165,7 +168,7 @@ async def test_a_slow_worker_delays_nobody_elses_check() -> None:
         raise AssertionError
 
     async with serving(hang) as slow, serving(healthy) as quick:
-        checked = Checked(slow, quick)
+        checked = CheckedPool(slow, quick)
         async with checked.running():
             await asked.wait()
             await until(lambda: checked.pool.in_rotation == 1)
@@ -175,7 +178,7 @@ async def test_a_slow_worker_delays_nobody_elses_check() -> None:
 # What is asked, and what of the answer is read
 
 
-async def test_the_question_is_told_apart_from_a_clients_and_keeps_no_connection() -> None:
+async def test_a_check_has_its_own_user_agent_and_keeps_no_connection() -> None:
     heads: list[web.Request] = []
 
     async def note(request: web.Request) -> web.Response:
@@ -183,7 +186,7 @@ async def test_the_question_is_told_apart_from_a_clients_and_keeps_no_connection
         return web.Response()
 
     async with serving(note) as address:
-        checked = Checked(address)
+        checked = CheckedPool(address)
         async with checked.running():
             await until(lambda: len(heads) >= 2)
     for head in heads:
@@ -192,7 +195,7 @@ async def test_the_question_is_told_apart_from_a_clients_and_keeps_no_connection
         assert head.headers["Connection"] == "close"
 
 
-async def test_a_path_is_said_as_it_was_configured() -> None:
+async def test_a_path_is_sent_as_it_was_configured() -> None:
     said: list[str] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -203,7 +206,7 @@ async def test_a_path_is_said_as_it_was_configured() -> None:
     server = await asyncio.start_server(talk, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        checked = Checked(f"127.0.0.1:{port}", path="/a%2fb?q=%41+c", interval=HOUR)
+        checked = CheckedPool(f"127.0.0.1:{port}", path="/a%2fb?q=%41+c", interval=HOUR)
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
     assert said == ["GET /a%2fb?q=%41+c HTTP/1.1\r\n"]
@@ -214,7 +217,7 @@ async def test_a_redirect_is_good_and_is_not_followed() -> None:
         raise web.HTTPFound("http://127.0.0.1:1/")
 
     async with serving(redirect) as address:
-        checked = Checked(address, interval=HOUR)
+        checked = CheckedPool(address, interval=HOUR)
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
 
@@ -227,7 +230,7 @@ async def test_an_answer_without_an_end_is_not_read_to_it() -> None:
             await response.write(bytes(4096))
 
     async with serving(endless) as address:
-        checked = Checked(address, interval=HOUR)
+        checked = CheckedPool(address, interval=HOUR)
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
 
@@ -237,8 +240,8 @@ async def test_an_answer_without_an_end_is_not_read_to_it() -> None:
     [b"", b"220 smtp.example ready\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"],
 )
 async def test_what_is_not_a_whole_http_answer_is_a_bad_check(answer: bytes) -> None:
-    async with saying(answer) as address:
-        checked = Checked(address, interval=HOUR)
+    async with responding(answer) as address:
+        checked = CheckedPool(address, interval=HOUR)
         async with checked.running():
             await until(lambda: checked.count("failed") >= 1)
     assert checked.member.reason.startswith("no good check yet: no HTTP answer: ")
@@ -251,7 +254,7 @@ async def test_silence_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # The kernel accepts, and nobody ever answers.
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        checked = Checked(address, timeout=0.02)
+        checked = CheckedPool(address, timeout=0.02)
         async with checked.running():
             await until(lambda: checked.count("timeout") >= 2)
     assert checked.member.reason == "no good check yet: no answer within 0.02 s"
@@ -259,11 +262,11 @@ async def test_silence_is_a_timeout() -> None:
 
 
 @pytest.mark.parametrize("path", [None, "/healthz"])
-async def test_nobody_there_is_refused(path: str | None) -> None:
+async def test_an_address_where_nothing_listens_is_refused(path: str | None) -> None:
     with socket.socket() as bound:
         # Bound, so that nobody else can take the port, but not listening.
         bound.bind(("127.0.0.1", 0))
-        checked = Checked(f"127.0.0.1:{bound.getsockname()[1]}", path=path)
+        checked = CheckedPool(f"127.0.0.1:{bound.getsockname()[1]}", path=path)
         async with checked.running():
             await until(lambda: checked.count("refused") >= 1)
     assert checked.member.reason == "no good check yet: connection refused"
@@ -273,7 +276,7 @@ async def test_nobody_there_is_refused(path: str | None) -> None:
 async def test_a_unix_socket_that_does_not_exist_is_refused(
     path: str | None, tmp_path: Path
 ) -> None:
-    checked = Checked(f"unix:{tmp_path}/none.sock", path=path)
+    checked = CheckedPool(f"unix:{tmp_path}/none.sock", path=path)
     async with checked.running():
         await until(lambda: checked.count("refused") >= 1)
     assert checked.member.reason == "no good check yet: its socket does not exist"
@@ -282,7 +285,7 @@ async def test_a_unix_socket_that_does_not_exist_is_refused(
 @pytest.mark.parametrize("path", [None, "/healthz"])
 async def test_an_address_that_cannot_be_reached_is_a_bad_check(path: str | None) -> None:
     # TCP to a broadcast address: refused by our own kernel, whatever network there is.
-    checked = Checked("255.255.255.255:9", path=path)
+    checked = CheckedPool("255.255.255.255:9", path=path)
     async with checked.running():
         await until(lambda: checked.count("failed") >= 1)
 
@@ -292,19 +295,19 @@ async def test_an_address_that_cannot_be_reached_is_a_bad_check(path: str | None
 
 async def test_without_a_path_a_connect_is_the_check() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        checked = Checked(f"127.0.0.1:{listener.getsockname()[1]}", path=None)
+        checked = CheckedPool(f"127.0.0.1:{listener.getsockname()[1]}", path=None)
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
             listener.close()
             await until(lambda: checked.member.state is MemberState.DOWN)
-    assert checked.said[1] == "failed 2 checks in a row: connection refused"
+    assert checked.changes[1] == "failed 2 checks in a row: connection refused"
 
 
 async def test_a_unix_socket_is_connected_to(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "w.sock"))
         listener.listen()
-        checked = Checked(f"unix:{tmp_path}/w.sock", path=None, interval=HOUR)
+        checked = CheckedPool(f"unix:{tmp_path}/w.sock", path=None, interval=HOUR)
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
 
@@ -317,7 +320,7 @@ async def test_a_unix_socket_is_asked_by_http_with_a_host(tmp_path: Path) -> Non
         return web.Response()
 
     async with serving(note, tmp_path / "w.sock") as address:
-        checked = Checked(address, interval=HOUR)
+        checked = CheckedPool(address, interval=HOUR)
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
     assert hosts == ["localhost"]
@@ -326,10 +329,10 @@ async def test_a_unix_socket_is_asked_by_http_with_a_host(tmp_path: Path) -> Non
 # Coming and going
 
 
-async def test_who_has_not_joined_is_not_asked_and_who_joins_is_asked_at_once() -> None:
+async def test_a_member_is_not_checked_before_it_joins_and_then_at_once() -> None:
     async with AsyncExitStack() as stack:
         addresses = [await stack.enter_async_context(serving(healthy)) for _ in range(2)]
-        checked = Checked(*addresses, interval=HOUR, joined=False)
+        checked = CheckedPool(*addresses, interval=HOUR, joined=False)
         checked.checker.check_now(0)  # said before it runs, and of nobody who has joined
         async with checked.running():
             checked.pool.join(1)
@@ -346,9 +349,9 @@ async def test_who_has_not_joined_is_not_asked_and_who_joins_is_asked_at_once() 
     assert checked.counters.checks[1, "ok"] == 2
 
 
-async def test_who_left_during_the_pause_is_asked_when_it_comes_back() -> None:
+async def test_a_member_that_left_during_the_pause_is_checked_when_it_joins_again() -> None:
     async with serving(healthy) as address:
-        checked = Checked(address, address)
+        checked = CheckedPool(address, address)
         checks = checked.counters.checks
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 2)
@@ -362,7 +365,7 @@ async def test_who_left_during_the_pause_is_asked_when_it_comes_back() -> None:
             await until(lambda: checked.pool.in_rotation == 2)
 
 
-async def test_the_answer_of_a_process_that_has_gone_does_not_count() -> None:
+async def test_the_result_of_a_process_that_has_ended_does_not_count() -> None:
     asked, answered = asyncio.Event(), asyncio.Event()
     statuses = iter((500, 200))
 
@@ -373,7 +376,7 @@ async def test_the_answer_of_a_process_that_has_gone_does_not_count() -> None:
         return web.Response(status=status)
 
     async with serving(answer) as address:
-        checked = Checked(address, interval=HOUR)
+        checked = CheckedPool(address, interval=HOUR)
         async with checked.running():
             await asked.wait()
             checked.pool.leave(0)
@@ -384,9 +387,9 @@ async def test_the_answer_of_a_process_that_has_gone_does_not_count() -> None:
     assert dict(checked.counters.checks) == {(0, "ok"): 1}
 
 
-async def test_one_that_is_added_is_asked_even_if_there_was_nobody_before() -> None:
+async def test_a_member_that_is_added_to_an_empty_pool_is_checked() -> None:
     async with serving(healthy) as address:
-        checked = Checked(interval=HOUR)
+        checked = CheckedPool(interval=HOUR)
         checked.add(3, address)  # before it runs
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
@@ -397,9 +400,9 @@ async def test_one_that_is_added_is_asked_even_if_there_was_nobody_before() -> N
     assert dict(checked.counters.checks) == {(3, "ok"): 1, (7, "ok"): 1}
 
 
-async def test_one_that_is_removed_is_asked_no_more_and_all_others_are() -> None:
+async def test_a_removed_member_is_checked_no_more_and_all_others_are() -> None:
     async with serving(healthy) as address:
-        checked = Checked(address, address)
+        checked = CheckedPool(address, address)
         checks = checked.counters.checks
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 2)
@@ -409,7 +412,7 @@ async def test_one_that_is_removed_is_asked_no_more_and_all_others_are() -> None
     assert checks[0, "ok"] == before
 
 
-async def test_a_check_that_is_under_way_is_given_up_and_the_next_in_its_slot_begins() -> None:
+async def test_a_check_in_progress_is_cancelled_and_the_next_in_its_slot_begins() -> None:
     asked = asyncio.Event()
 
     async def hang(_request: web.Request) -> web.Response:
@@ -418,7 +421,7 @@ async def test_a_check_that_is_under_way_is_given_up_and_the_next_in_its_slot_be
         raise AssertionError
 
     async with serving(hang) as slow, serving(healthy) as quick:
-        checked = Checked(slow, interval=HOUR)
+        checked = CheckedPool(slow, interval=HOUR)
         async with checked.running():
             await asked.wait()
             checked.remove(0)
@@ -427,7 +430,7 @@ async def test_a_check_that_is_under_way_is_given_up_and_the_next_in_its_slot_be
     assert dict(checked.counters.checks) == {(0, "ok"): 1}
 
 
-async def test_whoever_is_asked_for_one_that_is_removed_is_told_to_stop() -> None:
+async def test_the_probe_of_a_removed_member_is_cancelled() -> None:
     asked, told = asyncio.Event(), asyncio.Event()
 
     async def hang(_member: Member) -> probes.ProbeResult:
@@ -438,16 +441,16 @@ async def test_whoever_is_asked_for_one_that_is_removed_is_told_to_stop() -> Non
             told.set()
         raise AssertionError
 
-    checked = Checked("", probe=hang, interval=HOUR, timeout=HOUR)
+    checked = CheckedPool("", probe=hang, interval=HOUR, timeout=HOUR)
     async with checked.running():
         await asked.wait()
         checked.remove(0)
         await until(told.is_set)
 
 
-async def test_no_task_is_left_of_those_that_were_removed() -> None:
-    async with saying(b"") as address:
-        checked = Checked(address, path=None)
+async def test_no_task_is_left_of_removed_members() -> None:
+    async with responding(b"") as address:
+        checked = CheckedPool(address, path=None)
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
             before = len(asyncio.all_tasks())
@@ -462,7 +465,7 @@ async def test_no_task_is_left_of_those_that_were_removed() -> None:
     checked.remove(0)
 
 
-async def test_the_task_of_one_that_is_removed_ends_even_if_its_check_does_not_let_go() -> None:
+async def test_the_task_of_a_removed_member_ends_even_if_its_probe_is_not_cancelled() -> None:
     asked = asyncio.Event()
 
     async def stubborn(_member: Member) -> probes.ProbeResult:
@@ -473,7 +476,7 @@ async def test_the_task_of_one_that_is_removed_ends_even_if_its_check_does_not_l
             return probes.ProbeResult("failed")
         raise AssertionError
 
-    checked = Checked("", probe=stubborn, interval=HOUR)
+    checked = CheckedPool("", probe=stubborn, interval=HOUR)
     async with checked.running():
         await asked.wait()
         before = len(asyncio.all_tasks())
@@ -489,14 +492,14 @@ async def test_a_bug_in_one_check_ends_no_other(
         raise ValueError("nobody thought of this")
 
     monkeypatch.setattr(probes, "connect", broken)
-    checked = Checked("127.0.0.1:1", path=None)
+    checked = CheckedPool("127.0.0.1:1", path=None)
     async with checked.running():
         await until(lambda: checked.count("failed") >= 2)
     assert checked.member.reason == "no good check yet: the check itself: ValueError"
     assert "nobody thought of this" in caplog.text
 
 
-async def test_what_we_lack_ourselves_is_no_bad_check_and_is_said_once(
+async def test_a_shortage_of_our_own_is_no_failed_check_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pauses = []
@@ -505,8 +508,8 @@ async def test_what_we_lack_ourselves_is_no_bad_check_and_is_said_once(
         pauses.append(1)
         return 0.5
 
-    async with saying(b"") as address:
-        checked = Checked(address, path=None, random=draw)
+    async with responding(b"") as address:
+        checked = CheckedPool(address, path=None, random=draw)
         async with checked.running():
             await until(lambda: checked.count("ok") > 0)
             with no_descriptor_left():
@@ -523,22 +526,22 @@ async def test_what_we_lack_ourselves_is_no_bad_check_and_is_said_once(
 
 @pytest.mark.parametrize(("drawn", "share"), [(0.0, 0.9), (0.5, 1.0), (0.75, 1.05)])
 def test_checks_are_a_tenth_more_or_less_than_an_interval_apart(drawn: float, share: float) -> None:
-    checked = Checked("127.0.0.1:1", interval=2.0, random=lambda: drawn)
+    checked = CheckedPool("127.0.0.1:1", interval=2.0, random=lambda: drawn)
     checked.member.state = MemberState.UP
     assert checked.checker._pause(checked.member) == pytest.approx(2.0 * share)
 
 
-def test_one_that_is_only_starting_is_asked_often_but_not_for_ever() -> None:
-    checked = Checked("127.0.0.1:1", interval=2.0)
+def test_a_starting_member_is_checked_often_but_not_for_ever() -> None:
+    checked = CheckedPool("127.0.0.1:1", interval=2.0)
     assert checked.checker._pause(checked.member) == STARTING_INTERVAL_S
     checked.member.bad_checks = MAX_STARTING_CHECKS
     assert checked.checker._pause(checked.member) == 2.0
-    assert Checked("127.0.0.1:1", interval=0.1).checker._pause(checked.member) == 0.1
+    assert CheckedPool("127.0.0.1:1", interval=0.1).checker._pause(checked.member) == 0.1
 
 
 async def test_a_checks_time_is_the_clocks() -> None:
     async with serving(healthy) as address:
-        checked = Checked(address, interval=HOUR, clock=iter((100.0, 100.25)).__next__)
+        checked = CheckedPool(address, interval=HOUR, clock=iter((100.0, 100.25)).__next__)
         async with checked.running():
             await until(lambda: checked.pool.in_rotation == 1)
     assert checked.counters.check_seconds.sum_s == 0.25

@@ -1,4 +1,4 @@
-"""Members come and go at any time, whatever they have in flight, and nothing stays of them."""
+"""Members are added and removed at any time, and nothing is kept of removed ones: `pool`."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -18,7 +18,7 @@ FIRST = "passed its first check"
 
 
 class Service:
-    """A pool that begins empty, and what it said."""
+    """A pool that begins empty, and the changes that it reported."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Service:
         panic: float = 0.0,
         max_ejected: float = 1.0,
     ) -> None:
-        self.said: list[tuple[int, str]] = []
+        self.changes: list[tuple[int, str]] = []
         self.panics: list[bool] = []
         self.now = 1000.0
         self.drawn = 0
@@ -39,7 +39,7 @@ class Service:
             health=Health(rise=1, fall=1, slow_start=slow_start),
             ejection=Ejection(failures=1, max_ejected=max_ejected, panic=panic),
             random=self.random,
-            on_change=lambda member, reason: self.said.append((member.slot, reason)),
+            on_change=lambda member, reason: self.changes.append((member.slot, reason)),
             on_panic=self.panics.append,
             per_worker=per_worker,
         )
@@ -56,7 +56,7 @@ class Service:
                 self.check(member)
 
     def check(self, member: Member, *, ok: bool = True, is_listening: bool = True) -> None:
-        self.pool.checked(member, ok=ok, now=self.now, why="HTTP 500", is_listening=is_listening)
+        self.pool.checked(member, ok=ok, now=self.now, reason="HTTP 500", is_listening=is_listening)
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -80,7 +80,7 @@ def test_one_that_is_added_is_picked_after_its_first_good_check(balance: Balance
     assert service.turns(3) == []
     service.check(service.pool.member(3))
     assert service.turns(3) == [3, 3, 3]
-    assert service.said == [(3, FIRST)]
+    assert service.changes == [(3, FIRST)]
 
 
 def test_one_whose_process_is_not_there_yet_waits_for_it() -> None:
@@ -94,10 +94,10 @@ def test_one_whose_process_is_not_there_yet_waits_for_it() -> None:
     assert service.turns(1) == [0]
 
 
-def test_one_that_is_said_to_be_up_is_picked_at_once_and_that_is_told() -> None:
+def test_a_member_that_is_added_as_up_is_picked_at_once_and_reported() -> None:
     service = Service(slow_start=10.0)
     service.pool.add(Target(slot=0, address="", joined=True, up=True))
-    assert (service.turns(1), service.pool.available, service.said) == ([0], 1, [(0, UP)])
+    assert (service.turns(1), service.pool.available, service.changes) == ([0], 1, [(0, UP)])
 
 
 def test_a_slot_is_one_members() -> None:
@@ -124,19 +124,21 @@ def test_one_that_is_added_warms_up() -> None:
 
 
 @EVERY
-def test_one_that_is_removed_is_not_picked_and_that_is_told(balance: Balance) -> None:
+def test_a_removed_member_is_not_picked_and_is_reported(balance: Balance) -> None:
     service = Service(balance)
     service.add(0, 1, 2)
-    service.said.clear()
+    service.changes.clear()
     removed = service.pool.remove(1)
     assert (removed.slot, removed.state) == (1, MemberState.ABSENT)
     assert set(service.turns(60)) == {0, 2}
-    assert service.said == [(1, "was removed")]
+    assert service.changes == [(1, "was removed")]
     assert [row["slot"] for row in service.pool.snapshot()] == [0, 2]
 
 
 @EVERY
-def test_after_the_last_one_nobody_is_left_and_the_next_begins_anew(balance: Balance) -> None:
+def test_after_the_last_member_the_rotation_is_empty_and_the_next_one_begins_anew(
+    balance: Balance,
+) -> None:
     service = Service(balance)
     service.add(0)
     service.pool.remove(0)
@@ -169,27 +171,27 @@ def test_its_requests_may_end_after_it(balance: Balance) -> None:
     assert service.turns(1) == [0]
 
 
-def test_what_is_left_of_an_ejected_one_ends_nobodys_ejection() -> None:
+def test_a_removed_ejected_member_ends_no_other_ejection() -> None:
     service = Service()
     service.add(0, 1, 2)
     service.pool.failed(service.pool.member(0), service.now)
     service.pool.failed(service.pool.member(1), service.now)
-    service.said.clear()
+    service.changes.clear()
     service.pool.remove(0)
-    assert not service.said, "it was out already"
+    assert not service.changes, "it was out already"
     assert service.turns(2) == [2, 2]
     service.wait(10.0)
-    assert (sorted(service.turns(2)), service.said) == ([1, 2], [(1, "its ejection is over")])
+    assert (sorted(service.turns(2)), service.changes) == ([1, 2], [(1, "its ejection is over")])
 
 
-def test_the_ejected_are_called_back_when_the_last_other_is_removed() -> None:
+def test_ejections_end_when_the_last_other_member_is_removed() -> None:
     service = Service()
     service.add(0, 1)
     service.pool.failed(service.pool.member(0), service.now)
-    service.said.clear()
+    service.changes.clear()
     service.pool.remove(1)
     assert service.turns(1) == [0]
-    assert service.said == [(1, "was removed"), (0, "nobody else is left")]
+    assert service.changes == [(1, "was removed"), (0, "nobody else is left")]
 
 
 def test_a_removal_counts_in_what_may_be_ejected() -> None:
@@ -201,7 +203,7 @@ def test_a_removal_counts_in_what_may_be_ejected() -> None:
     assert service.pool.in_rotation == 2, "1 of 3 is ejected, 2 of 3 would be too many"
 
 
-def test_a_panic_ends_when_those_who_caused_it_are_removed() -> None:
+def test_panic_mode_ends_when_the_members_that_caused_it_are_removed() -> None:
     service = Service(panic=0.5)
     service.add(0, 1, 2, 3, 4)
     for slot in (0, 1, 2):
@@ -212,7 +214,7 @@ def test_a_panic_ends_when_those_who_caused_it_are_removed() -> None:
     assert set(service.turns(9)) == {3, 4}
 
 
-def test_a_panic_begins_when_too_few_are_left_and_never_picks_the_removed() -> None:
+def test_panic_mode_begins_when_too_few_are_left_and_never_picks_removed_members() -> None:
     service = Service(panic=0.5)
     service.add(0, 1, 2)
     service.check(service.pool.member(0), ok=False)
@@ -224,7 +226,7 @@ def test_a_panic_begins_when_too_few_are_left_and_never_picks_the_removed() -> N
 
 
 @pytest.mark.parametrize("slot", [0, 2])
-def test_who_is_left_has_the_whole_share_when_the_cold_or_the_warm_are_removed(slot: int) -> None:
+def test_remaining_members_have_the_whole_share_when_others_are_removed(slot: int) -> None:
     service = Service(slow_start=10.0)
     service.add(0, 1)
     service.wait(100.0)
@@ -290,7 +292,7 @@ def test_nothing_is_kept_of_members_that_come_and_go_for_ever(
 
 
 @pytest.mark.parametrize("balance", ["least_connections", "power_of_two", "random"])
-def test_nobody_is_looked_at_as_slow_when_the_only_slow_one_is_removed(balance: Balance) -> None:
+def test_no_member_is_in_slow_start_when_the_only_one_is_removed(balance: Balance) -> None:
     service = Service(balance, slow_start=10.0)
     service.add(0, 1)
     service.wait(100.0)
@@ -362,7 +364,7 @@ class Events(RuleBasedStateMachine):
             self.told({member.slot: member})
 
     @precondition(lambda self: self.there)
-    @rule(data=st.data(), what=st.sampled_from(["join", "hold", "leave"]))
+    @rule(data=st.data(), what=st.sampled_from(["join", "drain", "leave"]))
     def ordered(self, data: st.DataObject, what: str) -> None:
         member = self.some(data)
         generation = member.generation
@@ -374,7 +376,7 @@ class Events(RuleBasedStateMachine):
     @rule(data=st.data(), ok=st.booleans(), is_listening=st.booleans())
     def checked(self, data: st.DataObject, ok: bool, is_listening: bool) -> None:
         member = self.some(data)
-        if ok and member.state not in (MemberState.ABSENT, MemberState.HELD):
+        if ok and member.state not in (MemberState.ABSENT, MemberState.DRAINING):
             self.proved.add(member)
         self.service.check(member, ok=ok, is_listening=ok or is_listening)
 
@@ -425,9 +427,9 @@ class Events(RuleBasedStateMachine):
         return not self.limit or member.active < self.limit
 
     def told(self, also: dict[int, Member]) -> None:
-        for slot, _reason in self.service.said:
+        for slot, _reason in self.service.changes:
             self.inside ^= {also.get(slot) or self.there[slot]}
-        self.service.said.clear()
+        self.service.changes.clear()
 
     @invariant()
     def holds(self) -> None:

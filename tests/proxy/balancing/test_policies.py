@@ -1,4 +1,4 @@
-"""Turns are exact whoever comes and goes, and a client keeps its worker."""
+"""Turns are exact whichever members come and go, and a client keeps its worker."""
 
 import random
 from collections import Counter
@@ -85,7 +85,7 @@ def test_each_name_in_the_configuration_is_a_policy() -> None:
 
 
 @pytest.mark.parametrize("balance", get_args(Balance))
-def test_what_others_are_told_of_a_policy_is_so(balance: Balance) -> None:
+def test_the_attributes_of_a_policy_are_true(balance: Balance) -> None:
     """The facts of its class, by what it does."""
     members = workers(1, 1, 1)
 
@@ -108,7 +108,7 @@ def test_what_others_are_told_of_a_policy_is_so(balance: Balance) -> None:
     assert facts.ignores_slow_start == (picked() == idle)
 
 
-def test_no_policy_minds_an_empty_service() -> None:
+def test_every_policy_works_without_members() -> None:
     for balance in get_args(Balance):
         empty: list[Worker] = []
         chosen = policy(balance, empty, random.random)
@@ -159,7 +159,7 @@ def test_over_any_k_rounds_each_worker_gets_its_weight_times_k(
     assert picked == {member: rounds * member.weight for member in rotation}
 
 
-def test_one_that_leaves_and_comes_back_moves_nobody_elses_turn() -> None:
+def test_a_member_that_leaves_and_returns_moves_no_other_turn() -> None:
     members = workers(1, 1, 1, 1)
     turns = RoundRobin(members, drawn())
     turns.set_rotation(members)
@@ -188,7 +188,7 @@ class Walk:
 
 
 @given(weights, st.data())
-def test_turns_are_those_of_a_finger_on_the_schedule(
+def test_turns_are_those_of_a_cursor_in_the_schedule(
     given_weights: list[int], data: st.DataObject
 ) -> None:
     members = workers(*given_weights)
@@ -204,7 +204,7 @@ def test_turns_are_those_of_a_finger_on_the_schedule(
 
 
 @given(weights, st.data())
-def test_one_that_is_removed_moves_nobody_elses_turn(
+def test_a_member_that_is_removed_moves_no_other_turn(
     given_weights: list[int], data: st.DataObject
 ) -> None:
     members = workers(*given_weights)
@@ -255,7 +255,7 @@ class Ring:
 
 
 @given(st.lists(st.sampled_from(["add", "remove", "rotate", "pick", "pick", "pick"])), st.data())
-def test_one_that_is_added_comes_last_and_moves_nobody_elses_turn(
+def test_a_member_that_is_added_comes_last_and_moves_no_other_turn(
     steps: list[str], data: st.DataObject
 ) -> None:
     turns, model = RoundRobin[Worker]((), drawn()), Ring()
@@ -282,7 +282,7 @@ def test_one_that_is_added_comes_last_and_moves_nobody_elses_turn(
 
 
 @given(weights, st.integers(1, 6), st.data())
-def test_whoever_is_next_stays_next_when_one_is_added_whatever_their_weights(
+def test_the_next_member_stays_next_when_one_is_added_whatever_the_weights(
     given_weights: list[int], weight: int, data: st.DataObject
 ) -> None:
     members = workers(*given_weights)
@@ -330,7 +330,7 @@ def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> No
     assert served == {members[1]: 10, members[2]: 10}
 
 
-def test_what_a_slow_one_has_saved_is_forgotten_with_it() -> None:
+def test_what_a_member_in_slow_start_has_saved_is_forgotten_with_it() -> None:
     members = workers(1, 1)
     turns = RoundRobin(members, drawn())
     turns.set_rotation(members)
@@ -343,7 +343,7 @@ def test_what_a_slow_one_has_saved_is_forgotten_with_it() -> None:
     assert names(turns, 2) == "00"
 
 
-def test_asking_in_vain_moves_nobodys_turn() -> None:
+def test_a_pick_without_a_result_moves_no_turn() -> None:
     members = workers(1, 1)
     turns = RoundRobin(members, drawn())
     turns.set_rotation(members)
@@ -354,7 +354,7 @@ def test_asking_in_vain_moves_nobodys_turn() -> None:
 # Least connections
 
 
-def test_the_one_with_the_least_to_do_for_its_weight_is_picked() -> None:
+def test_the_member_with_the_fewest_requests_for_its_weight_is_picked() -> None:
     members = workers(1, 3, 1)
     least = LeastConnections(members, drawn())
     least.set_rotation(members)
@@ -374,7 +374,7 @@ def test_idle_workers_take_turns_by_weight() -> None:
 # Power of two
 
 
-def test_of_two_the_one_with_less_to_do_for_its_weight_is_picked() -> None:
+def test_of_two_the_one_with_fewer_requests_for_its_weight_is_picked() -> None:
     members = workers(1, 1, 4)
     members[0].active, members[1].active, members[2].active = 2, 1, 5
     # first = 0; the others from the one behind it are 1 and 2
@@ -432,7 +432,7 @@ def homes(members: Sequence[Worker]) -> dict[str, Worker | None]:
     return {client: chosen.pick(client) for client in CLIENTS}
 
 
-def test_one_that_leaves_moves_nobodys_clients_but_its_own() -> None:
+def test_a_member_that_leaves_moves_only_its_own_clients() -> None:
     members = workers(1, 2, 1, 1)
     before, after = homes(members), homes(members[1:])
     assert {c for c in CLIENTS if before[c] is not after[c]} == {
@@ -440,7 +440,7 @@ def test_one_that_leaves_moves_nobodys_clients_but_its_own() -> None:
     }
 
 
-def test_one_that_is_added_takes_its_share_of_everybodys_clients_and_moves_no_others() -> None:
+def test_a_member_that_is_added_takes_its_share_of_clients_and_moves_no_others() -> None:
     *members, new = workers(1, 2, 1, 1)
     chosen: ClientHash[Worker] = ClientHash(members, drawn())
     chosen.set_rotation(members)
@@ -457,7 +457,7 @@ def test_one_that_is_added_takes_its_share_of_everybodys_clients_and_moves_no_ot
     assert {client: chosen.pick(client) for client in CLIENTS} == before
 
 
-def test_the_order_of_the_list_moves_nobody() -> None:
+def test_the_order_of_the_list_moves_no_client() -> None:
     members = workers(1, 1, 2)
     assert homes(members) == homes(members[::-1])
 
@@ -487,7 +487,7 @@ def test_a_second_try_goes_elsewhere_and_the_client_still_keeps_its_worker() -> 
     assert chosen.pick("10.0.0.1") is second, "the second choice is where it goes without home"
 
 
-def test_strangers_do_not_make_the_memory_of_clients_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strangers_do_not_make_the_cache_of_clients_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock_proxy.balancing.policies._MAX_CACHED_CLIENTS", 100)
     members = workers(1, 1)
     chosen: ClientHash[Worker] = ClientHash(members, drawn())
@@ -500,14 +500,14 @@ def test_strangers_do_not_make_the_memory_of_clients_grow(monkeypatch: pytest.Mo
 # Random
 
 
-def test_the_lottery_has_a_ticket_for_each_unit_of_weight() -> None:
+def test_a_random_pick_is_by_weight() -> None:
     members = workers(1, 3)
     lottery: WeightedRandom[Worker] = WeightedRandom(members, drawn(0.0, 0.25, 0.5, 0.999))
     lottery.set_rotation(members)
     assert names(lottery, 4) == "0111"
 
 
-def test_a_hash_tells_workers_without_an_address_apart() -> None:
+def test_a_hash_distinguishes_workers_without_an_address() -> None:
     members = [Worker("", slot=slot) for slot in range(3)]
     policy: ClientHash[Worker] = ClientHash(members, drawn())
     policy.set_rotation(members)

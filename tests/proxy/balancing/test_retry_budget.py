@@ -1,4 +1,4 @@
-"""Retries are bounded whatever happens: in all of a service, and in rounds of one request."""
+"""Retries are limited: for a service by its budget, for one request by rounds."""
 
 from itertools import pairwise
 
@@ -22,31 +22,31 @@ def taken(budget: RetryBudget, now: float) -> int:
     return count
 
 
-def test_a_service_at_rest_has_its_least() -> None:
+def test_an_idle_service_has_the_minimum() -> None:
     budget = RetryBudget(Retries(budget=0.2, min_per_second=3), 100.0)
     assert taken(budget, 100.0) == 3 * SLICES
     assert taken(budget, 109.0) == 0
     assert taken(budget, 110.0) == 3 * SLICES
 
 
-def test_a_busy_service_has_its_share() -> None:
+def test_a_busy_service_has_a_share_of_its_requests() -> None:
     budget = RetryBudget(Retries(budget=0.2, min_per_second=3), 0.0)
-    budget.seen(1000, 0.5)
+    budget.count_requests(1000, 0.5)
     assert taken(budget, 5.0) == 200
-    budget.seen(1500, 6.0)
+    budget.count_requests(1500, 6.0)
     assert taken(budget, 6.0) == 100
     assert taken(budget, 14.0) == 0, "of the first 1000 nothing is left"
 
 
 def test_no_budget_is_no_retries() -> None:
     budget = RetryBudget(Retries(budget=0.0, min_per_second=0), 0.0)
-    budget.seen(1_000_000, 1.0)
+    budget.count_requests(1_000_000, 1.0)
     assert taken(budget, 1.0) == 0
 
 
-def test_a_clock_that_stands_still_or_leaps_is_no_matter() -> None:
+def test_a_clock_that_stops_or_leaps_does_no_harm() -> None:
     budget = RetryBudget(Retries(budget=1.0, min_per_second=0), 50.0)
-    budget.seen(10, 1e9)
+    budget.count_requests(10, 1e9)
     assert taken(budget, 1e9) == 10
     assert taken(budget, 1e9 - 5) == 0
 
@@ -56,7 +56,7 @@ def test_a_clock_that_stands_still_or_leaps_is_no_matter() -> None:
     least=st.integers(0, 5),
     steps=st.lists(st.tuples(st.floats(0, 4), st.integers(0, 40), st.integers(0, 40)), max_size=60),
 )
-def test_in_no_ten_seconds_are_there_more_retries_than_the_budget_says(
+def test_no_ten_seconds_have_more_retries_than_the_budget_allows(
     share: float, least: int, steps: list[tuple[float, int, int]]
 ) -> None:
     start = 1000.0
@@ -67,7 +67,7 @@ def test_in_no_ten_seconds_are_there_more_retries_than_the_budget_says(
     for pause, more, asked in steps:
         now += pause
         total += more
-        budget.seen(total, now)
+        budget.count_requests(total, now)
         requests.append((int(now), more))
         for _ in range(asked):
             seconds = range(int(now) - SLICES + 1, int(now) + 1)

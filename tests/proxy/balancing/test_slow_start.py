@@ -1,4 +1,4 @@
-"""Who comes into the rotation warms up, and when nearly nobody is left, all who live are used."""
+"""A member that enters the rotation starts slowly, and panic mode uses all that live: `pool`."""
 
 import random
 from collections import Counter
@@ -43,7 +43,7 @@ class Service:
 
     def check(self, slot: int, *, ok: bool, is_listening: bool = True) -> None:
         self.pool.checked(
-            self.members[slot], ok=ok, now=self.now, why="", is_listening=is_listening
+            self.members[slot], ok=ok, now=self.now, reason="", is_listening=is_listening
         )
 
     def restart(self, slot: int) -> None:
@@ -86,7 +86,7 @@ def test_a_newcomer_takes_more_and_more_until_it_has_its_share(balance: Balance)
 
 
 @pytest.mark.parametrize("balance", ["least_connections", "power_of_two"])
-def test_a_newcomer_has_its_part_of_what_is_open(balance: Balance) -> None:
+def test_a_newcomer_has_its_part_of_open_connections(balance: Balance) -> None:
     service = Service(1, 1, 1, balance=balance)
     service.restart(2)
     service.wait(PERIOD / 2)
@@ -114,7 +114,7 @@ def test_the_turns_of_a_newcomer_are_the_same_every_time() -> None:
         max_size=12,
     ),
 )
-def test_turns_follow_what_each_is_worth_whoever_comes_and_goes(
+def test_turns_follow_the_weights_whichever_members_come_and_go(
     weights: list[int], steps: list[tuple[int, str]]
 ) -> None:
     service = Service(*weights)
@@ -151,7 +151,7 @@ def test_when_the_newcomer_is_warm_the_turns_are_exact_again() -> None:
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.3, 4.0])
-def test_nobody_warms_up_at_a_start_when_all_join(pause: float) -> None:
+def test_there_is_no_slow_start_when_all_join_at_a_start(pause: float) -> None:
     service = Service(1, 1, 1, up=False)
     for slot in range(3):
         service.pool.join(slot)
@@ -161,7 +161,7 @@ def test_nobody_warms_up_at_a_start_when_all_join(pause: float) -> None:
     assert service.shares(30) == [1 / 3] * 3
 
 
-def test_the_only_one_there_takes_all() -> None:
+def test_the_only_member_gets_all_requests() -> None:
     service = Service(1, 1)
     service.restart(0)
     assert service.members[0].weight_factor == MIN_WEIGHT_FACTOR
@@ -171,7 +171,7 @@ def test_the_only_one_there_takes_all() -> None:
     assert service.members[0].weight_factor == 1
 
 
-def test_one_who_tried_the_others_gets_the_newcomer_at_once() -> None:
+def test_a_request_that_tried_the_others_gets_the_newcomer_at_once() -> None:
     service = Service(1, 1)
     service.restart(0)
     for _ in range(5):
@@ -179,7 +179,7 @@ def test_one_who_tried_the_others_gets_the_newcomer_at_once() -> None:
     assert service.pool.pick("client", service.members) is None
 
 
-def test_one_that_was_ejected_warms_up_as_well() -> None:
+def test_an_ejected_member_has_a_slow_start_as_well() -> None:
     service = Service(1, 1, 1)
     service.pool.failed(service.members[1], service.now)
     assert service.members[1].state.value == "ejected"
@@ -189,7 +189,7 @@ def test_one_that_was_ejected_warms_up_as_well() -> None:
 
 
 def test_without_slow_start_and_for_a_hash_a_newcomer_has_its_share_at_once() -> None:
-    for service in (Service(1, 1, slow_start=0.0), Service(1, 1, balance="hash")):
+    for service in (Service(1, 1, slow_start=0.0), Service(1, 1, balance="client_hash")):
         service.restart(0)
         assert [member.weight_factor for member in service.members] == [1.0, 1.0]
 
@@ -197,7 +197,7 @@ def test_without_slow_start_and_for_a_hash_a_newcomer_has_its_share_at_once() ->
 # Panic
 
 
-def test_with_too_few_in_the_rotation_all_who_live_are_picked() -> None:
+def test_with_too_few_in_the_rotation_all_living_members_are_picked() -> None:
     service = Service(1, 1, 1, 1, panic=0.5)
     service.check(0, ok=False)
     service.check(1, ok=False)
@@ -212,26 +212,26 @@ def test_with_too_few_in_the_rotation_all_who_live_are_picked() -> None:
     assert (service.panics, sorted(set(service.turns(8)))) == ([True, False], [0, 3])
 
 
-def test_in_a_panic_nobody_is_picked_who_is_not_there() -> None:
+def test_in_panic_mode_no_absent_member_is_picked() -> None:
     service = Service(1, 1, 1, 1, 1, 1, panic=0.9)
     service.check(0, ok=False)
     assert service.panics == [True]
     service.check(1, ok=False, is_listening=False)
-    service.pool.hold(2)
+    service.pool.drain(2)
     service.pool.leave(3)
     service.pool.leave(4)
     service.pool.join(4)
     service.check(4, ok=False)
     assert [m.state.value for m in service.members] == [
-        "down", "down", "held", "absent", "checking", "up",
+        "down", "down", "draining", "absent", "checking", "up",
     ]  # fmt: skip
     assert sorted(set(service.turns(20))) == [0, 5]
-    service.pool.hold(0)
+    service.pool.drain(0)
     assert service.turns(3) == [5, 5, 5]
     assert service.panics == [True, False]
 
 
-def test_servers_that_all_refuse_are_not_worth_a_panic() -> None:
+def test_members_that_all_refuse_cause_no_panic_mode() -> None:
     service = Service(1, 1, panic=0.25)
     service.check(0, ok=False, is_listening=False)
     service.check(1, ok=False, is_listening=False)
@@ -246,12 +246,12 @@ def test_servers_that_all_refuse_are_not_worth_a_panic() -> None:
     steps=st.lists(
         st.tuples(
             st.integers(0, 5),
-            st.sampled_from(["good", "bad", "gone", "fails", "hold", "leave", "join", "wait"]),
+            st.sampled_from(["good", "bad", "gone", "fails", "drain", "leave", "join", "wait"]),
         ),
         max_size=30,
     ),
 )
-def test_who_is_picked_is_the_rotation_or_all_who_live(
+def test_picks_come_from_the_rotation_or_from_all_living_members(
     workers: int, panic: float, steps: list[tuple[int, str]]
 ) -> None:
     service = Service(*[1] * workers, panic=panic, slow_start=0.0)
@@ -267,7 +267,7 @@ def test_who_is_picked_is_the_rotation_or_all_who_live(
             service.wait(7.0)
         else:
             before = service.members[slot].generation
-            {"hold": service.pool.hold, "leave": service.pool.leave, "join": service.pool.join}[
+            {"drain": service.pool.drain, "leave": service.pool.leave, "join": service.pool.join}[
                 step
             ](slot)
             there[slot] = there[slot] or service.members[slot].generation != before

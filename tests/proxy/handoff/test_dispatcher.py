@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 WAIT_S = 10.0
 
 
-class House:
-    """A service with a few workers, each of which does what it is told."""
+class Harness:
+    """A service with a few workers; the test acts for them."""
 
     def __init__(self, workers: int = 2, **keys: Any) -> None:
         self.loop = asyncio.new_event_loop()
@@ -64,7 +64,7 @@ class House:
         self.dispatcher = self.service.dispatcher
         self.workers: dict[int, socket.socket] = {}
         self.clients: list[socket.socket] = []
-        self.held: list[int] = []
+        self.fds_taken: list[int] = []
         self.sent = 0
         for slot in range(workers):
             self.start(slot, slot + 1)
@@ -73,13 +73,13 @@ class House:
     def start(self, slot: int, number: int) -> None:
         """A process of this slot is ready, and healthy."""
         proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.dispatcher.linked(slot, number, "proxy", proxy)
-        self.dispatcher.linked(slot, number, "worker", worker.dup())
+        self.dispatcher.add_link_end(slot, number, "proxy", proxy)
+        self.dispatcher.add_link_end(slot, number, "worker", worker.dup())
         self.workers[number] = worker
-        self.dispatcher.joined(slot, number)
+        self.dispatcher.use_link(slot, number)
         pool = self.service.pool
         pool.join(slot)
-        pool.checked(pool.member(slot), ok=True, now=self.now, why="")
+        pool.checked(pool.member(slot), ok=True, now=self.now, reason="")
 
     def connect(self, count: int = 1, *, at_once: bool = False) -> None:
         for _ in range(count):
@@ -110,15 +110,15 @@ class House:
             worker.send(CREDIT.pack(size, 0))
             got = receive(worker)
             assert got is not None
-            self.held += got[1]
+            self.fds_taken += got[1]
             taken += size
         self.turn()
         return taken
 
     def taken(self) -> Iterator[socket.socket]:
-        """What workers have taken, to look at it."""
-        while self.held:
-            with socket.socket(fileno=self.held.pop()) as sock:
+        """What workers have taken, as sockets."""
+        while self.fds_taken:
+            with socket.socket(fileno=self.fds_taken.pop()) as sock:
                 yield sock
 
     @property
@@ -127,13 +127,13 @@ class House:
 
     @property
     def results(self) -> tuple[int, int, int]:
-        self.dispatcher.settle()
+        self.dispatcher.poll_reports()
         handoffs = self.service.counters.handoffs
-        return handoffs["taken"], handoffs["returned"], handoffs["lost"]
+        return handoffs["accepted"], handoffs["requeued"], handoffs["lost"]
 
     def close(self) -> None:
         for number in tuple(self.workers):
-            self.dispatcher.unlinked(number)
+            self.dispatcher.remove_link(number)
         self.service.drain()
         for waiting in tuple(self.service.queue):
             assert isinstance(waiting, Pending)
@@ -142,18 +142,18 @@ class House:
             worker.close()
         for client in self.clients:
             client.close()
-        for fd in self.held:
+        for fd in self.fds_taken:
             os.close(fd)
         self.loop.close()
 
 
 @pytest.fixture
-def houses() -> Iterator[Any]:
+def make_harness() -> Iterator[Any]:
     before = descriptors()
     with ExitStack() as stack:
 
-        def make(**keys: Any) -> House:
-            made = House(**keys)
+        def make(**keys: Any) -> Harness:
+            made = Harness(**keys)
             stack.callback(made.close)
             return made
 
@@ -161,279 +161,348 @@ def houses() -> Iterator[Any]:
     assert descriptors() == before
 
 
-def test_connections_go_round_and_our_copies_are_closed(houses: Any) -> None:
-    house = houses()
-    before = house.fd_budget.open
-    house.connect(6)
-    assert (house.take(1), house.take(2)) == (3, 3)
-    assert house.results == (6, 0, 0)
-    assert house.fd_budget.open == before
-    assert house.service.counters.opened == 6
+def test_connections_alternate_and_our_copies_are_closed(make_harness: Any) -> None:
+    harness = make_harness()
+    before = harness.fd_budget.open
+    harness.connect(6)
+    assert (harness.take(1), harness.take(2)) == (3, 3)
+    assert harness.results == (6, 0, 0)
+    assert harness.fd_budget.open == before
+    assert harness.service.counters.opened == 6
 
 
-def test_those_that_come_together_are_sent_together(houses: Any) -> None:
-    house = houses()
-    house.connect(4, at_once=True)
+def test_those_accepted_together_are_sent_together(make_harness: Any) -> None:
+    harness = make_harness()
+    harness.connect(4, at_once=True)
     for number in (1, 2):
-        got = receive(house.workers[number])
+        got = receive(harness.workers[number])
         assert got is not None
         assert (got[0], len(got[1])) == (CLIENT * 2, 2)
-        house.held += got[1]
-    house.connect(20, at_once=True)
-    assert (house.take(1), house.take(2)) == (10, 10)
+        harness.fds_taken += got[1]
+    harness.connect(20, at_once=True)
+    assert (harness.take(1), harness.take(2)) == (10, 10)
 
 
-def test_of_those_that_come_together_the_last_may_have_to_wait(houses: Any) -> None:
-    house = houses(workers=1, handoff_window=5)
-    house.connect(12, at_once=True)
-    assert house.service.counters.in_flight == 5
-    assert len(house.service.queue) == 7
-    assert house.take(1) == 5
-    while house.take(1):
+def test_of_those_accepted_together_the_last_may_have_to_wait(make_harness: Any) -> None:
+    harness = make_harness(workers=1, handoff_window=5)
+    harness.connect(12, at_once=True)
+    assert harness.service.counters.in_flight == 5
+    assert len(harness.service.queue) == 7
+    assert harness.take(1) == 5
+    while harness.take(1):
         pass
-    assert house.results == (12, 0, 0)
-    assert not house.service.queue
+    assert harness.results == (12, 0, 0)
+    assert not harness.service.queue
 
 
-def test_what_a_dead_worker_had_not_taken_goes_to_another(houses: Any) -> None:
-    house = houses()
-    house.connect(6)
-    assert house.take(1, 1) == 1
-    house.service.pool.leave(0)
-    house.dispatcher.unlinked(1)
-    assert house.take(2) == 5
-    assert house.results == (6, 2, 0)
-    assert house.service.counters.retries == 2
+def test_what_a_dead_worker_had_not_taken_goes_to_another(make_harness: Any) -> None:
+    harness = make_harness()
+    harness.connect(6)
+    assert harness.take(1, 1) == 1
+    harness.service.pool.leave(0)
+    harness.dispatcher.remove_link(1)
+    assert harness.take(2) == 5
+    assert harness.results == (6, 2, 0)
+    assert harness.service.counters.retries == 2
 
 
-def test_a_connection_goes_by_the_address_in_its_header_which_the_worker_reads(
-    houses: Any,
+def test_a_connection_is_hashed_by_the_address_in_its_header_which_the_worker_reads(
+    make_harness: Any,
 ) -> None:
-    house = houses(workers=3, balance="hash", accept_proxy=True, trusted_proxies=["127.0.0.1"])
+    harness = make_harness(
+        workers=3, balance="client_hash", accept_proxy=True, trusted_proxies=["127.0.0.1"]
+    )
     headers = [build(2, (f"203.0.113.{n % 6}", n), ("192.0.2.1", 443)) for n in range(24)]
     for header in headers:
-        house.connect()
-        assert house.counted == house.sent, "nobody is passed on before it is known"
-        house.clients[-1].sendall(header + b"GET")
-        house.turn()
-        house.sent += 1
+        harness.connect()
+        assert harness.counted == harness.sent, (
+            "nothing is sent before the client's address is known"
+        )
+        harness.clients[-1].sendall(header + b"GET")
+        harness.turn()
+        harness.sent += 1
     of: dict[str, int] = {}
     for number in (1, 3):
-        for address in told(house, number):
+        for address in addresses_taken(harness, number):
             assert of.setdefault(address, number) == number
-    house.service.pool.leave(1)
-    house.dispatcher.unlinked(2)
+    harness.service.pool.leave(1)
+    harness.dispatcher.remove_link(2)
     before = dict(of)
     for number in (1, 3):
-        for address in told(house, number):
-            assert before.get(address) is None, "only the dead one's have moved"
+        for address in addresses_taken(harness, number):
+            assert before.get(address) is None, "only those of the dead worker have moved"
             assert of.setdefault(address, number) == number
     assert len(of) == 6
-    assert house.results[0] == 24
+    assert harness.results[0] == 24
 
 
-def told(house: Any, number: int) -> Iterator[str]:
+def addresses_taken(harness: Any, number: int) -> Iterator[str]:
     """The addresses in the headers of all that this worker takes."""
-    house.take(number)
-    for sock in house.taken():
+    harness.take(number)
+    for sock in harness.taken():
         found = parse(sock.recv(100))
         assert isinstance(found, Header)
         assert isinstance(found.source, tuple)
         yield found.source[0]
 
 
-def test_a_stranger_is_not_passed_on_where_a_header_is_wanted(houses: Any) -> None:
-    for balance in ("hash", "round_robin"):
-        house = houses(balance=balance, accept_proxy=True, trusted_proxies=["192.0.2.0/24"])
-        house.connect(3)
-        counters = house.service.counters
+def test_an_untrusted_peer_is_rejected_where_a_header_is_required(make_harness: Any) -> None:
+    for balance in ("client_hash", "round_robin"):
+        harness = make_harness(balance=balance, accept_proxy=True, trusted_proxies=["192.0.2.0/24"])
+        harness.connect(3)
+        counters = harness.service.counters
         assert counters.rejected["proxy_untrusted"] == 3
-        assert (counters.active, counters.in_flight, house.fd_budget.pending) == (0, 0, 0)
+        assert (counters.active, counters.in_flight, harness.fd_budget.pending) == (0, 0, 0)
 
 
-def test_what_a_stopped_worker_does_not_take_in_time_goes_to_another(houses: Any) -> None:
-    house = houses(timeouts={"connect": "1s"})
-    house.connect(4)
-    house.take(2)
-    house.tick(0.5)
-    assert house.results == (2, 0, 0)
-    house.tick(0.6)
-    assert house.take(2) == 2
-    assert house.results == (4, 2, 0)
-    # It wakes up: what it finds is not its any more.
-    assert receive(house.workers[1]) is None
-    house.connect(4)
-    assert house.take(2) == 4, "nothing is sent to it before it says a word"
+def test_what_a_stopped_worker_does_not_take_in_time_goes_to_another(make_harness: Any) -> None:
+    harness = make_harness(timeouts={"connect": "1s"})
+    harness.connect(4)
+    harness.take(2)
+    harness.tick(0.5)
+    assert harness.results == (2, 0, 0)
+    harness.tick(0.6)
+    assert harness.take(2) == 2
+    assert harness.results == (4, 2, 0)
+    # It goes on: what it was sent is no longer there.
+    assert receive(harness.workers[1]) is None
+    harness.connect(4)
+    assert harness.take(2) == 4, "nothing is sent to it before its next report"
 
 
-def test_a_stuck_worker_that_takes_a_check_is_sent_connections_again(houses: Any) -> None:
-    house = houses(timeouts={"connect": "1s"})
-    house.connect(2)
-    house.take(2)
-    house.tick(1.5)
-    house.take(2)
-    checking = house.loop.create_task(house.dispatcher.check(house.service.pool.member(0)))
-    house.turn()
-    got = receive(house.workers[1])
+def test_a_stuck_worker_that_takes_a_check_is_sent_connections_again(make_harness: Any) -> None:
+    harness = make_harness(timeouts={"connect": "1s"})
+    harness.connect(2)
+    harness.take(2)
+    harness.tick(1.5)
+    harness.take(2)
+    checking = harness.loop.create_task(harness.dispatcher.check(harness.service.pool.member(0)))
+    harness.turn()
+    got = receive(harness.workers[1])
     assert got is not None
     os.close(got[1][0])
-    house.workers[1].send(CREDIT.pack(1, 0))
-    verdict: ProbeResult = house.loop.run_until_complete(checking)
+    harness.workers[1].send(CREDIT.pack(1, 0))
+    verdict: ProbeResult = harness.loop.run_until_complete(checking)
     assert verdict.outcome == "ok"
-    house.connect(2)
-    assert (house.take(1), house.take(2)) == (1, 1)
+    harness.connect(2)
+    assert (harness.take(1), harness.take(2)) == (1, 1)
 
 
-def test_no_more_than_the_window_are_on_their_way(houses: Any) -> None:
-    house = houses(workers=1, handoff_window=3)
-    house.connect(5)
-    assert house.service.counters.in_flight == 3
-    assert len(house.service.queue) == 2
-    assert house.take(1, 1) == 1
-    assert house.service.counters.in_flight == 3
-    house.take(1)
-    house.take(1)
-    assert house.results == (5, 0, 0)
-    assert not house.service.queue
+def test_no_more_than_the_window_are_in_flight(make_harness: Any) -> None:
+    harness = make_harness(workers=1, handoff_window=3)
+    harness.connect(5)
+    assert harness.service.counters.in_flight == 3
+    assert len(harness.service.queue) == 2
+    assert harness.take(1, 1) == 1
+    assert harness.service.counters.in_flight == 3
+    harness.take(1)
+    harness.take(1)
+    assert harness.results == (5, 0, 0)
+    assert not harness.service.queue
 
 
-def test_who_waits_in_vain_is_closed_and_counted(houses: Any) -> None:
-    house = houses(workers=1, handoff_window=1, timeouts={"queue": "1s"}, limits={"queue": 1})
-    house.connect(3)
-    assert house.service.counters.rejected["queue_full"] == 1
-    house.tick(2.0)
-    assert house.service.counters.rejected["queue_timeout"] == 1
-    assert house.service.counters.active == 0
-    assert (house.fd_budget.pending, house.fd_budget.clients) == (0, 0)
+def test_a_connection_that_finds_no_worker_is_closed_and_counted(make_harness: Any) -> None:
+    harness = make_harness(
+        workers=1, handoff_window=1, timeouts={"queue": "1s"}, limits={"queue": 1}
+    )
+    harness.connect(3)
+    assert harness.service.counters.rejected["queue_full"] == 1
+    harness.tick(2.0)
+    assert harness.service.counters.rejected["queue_timeout"] == 1
+    assert harness.service.counters.active == 0
+    assert (harness.fd_budget.pending, harness.fd_budget.clients) == (0, 0)
 
 
-def test_who_is_refused_by_the_kernel_has_waited_since_it_came(
-    houses: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_refusal_of_the_kernel_does_not_restart_the_queue_timeout(
+    make_harness: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ETOOMANYREFS, "too many")
 
-    house = houses(workers=1, handoff_window=2)
-    house.connect(4)
-    since = [passage.started for passage in house.service.queue]
+    harness = make_harness(workers=1, handoff_window=2)
+    harness.connect(4)
+    since = [pending.started for pending in harness.service.queue]
     with monkeypatch.context() as patched:
         patched.setattr(link_module, "send", refuse)
-        house.take(1)
-    assert [passage.started for passage in house.service.queue] == since
-    assert house.service.counters.in_flight == 0
-    house.tick(1.0)
-    house.take(1)
-    assert house.results == (4, 0, 0)
+        harness.take(1)
+    assert [pending.started for pending in harness.service.queue] == since
+    assert harness.service.counters.in_flight == 0
+    harness.tick(1.0)
+    harness.take(1)
+    assert harness.results == (4, 0, 0)
 
 
-def test_a_connection_needs_one_descriptor_wherever_it_is(houses: Any) -> None:
-    house = houses(workers=1, handoff_window=2)
-    account = house.fd_budget
-    house.connect(5)
-    assert (account.in_flight, account.waiting, account.clients) == (2, 3, 0)
+def test_a_connection_needs_one_descriptor_wherever_it_is(make_harness: Any) -> None:
+    harness = make_harness(workers=1, handoff_window=2)
+    account = harness.fd_budget
+    harness.connect(5)
+    assert (account.in_flight, account.pending, account.clients) == (2, 3, 0)
     assert account.by_kind()["client"] == 3
-    house.take(1, 2)
-    assert (account.in_flight, account.waiting) == (2, 1)
-    house.dispatcher.unlinked(1)
-    assert (account.in_flight, account.waiting) == (0, 3), "what came back is here again"
+    harness.take(1, 2)
+    assert (account.in_flight, account.pending) == (2, 1)
+    harness.dispatcher.remove_link(1)
+    assert (account.in_flight, account.pending) == (0, 3), "reclaimed ones count here again"
 
 
-def test_no_more_are_let_in_than_may_come_back(houses: Any) -> None:
-    house = houses(workers=1)
-    account = house.fd_budget
+def test_no_more_are_accepted_than_may_be_reclaimed(make_harness: Any) -> None:
+    harness = make_harness(workers=1)
+    account = harness.fd_budget
     account.other += 10_000 - account.open - RESERVE - 4
-    house.connect(6)
-    assert account.in_flight == 3, "two are left for one more"
-    house.dispatcher.unlinked(1)
-    assert len(house.service.queue) == 3
+    harness.connect(6)
+    assert account.in_flight == 3, "two are left, as each one needs"
+    harness.dispatcher.remove_link(1)
+    assert len(harness.service.queue) == 3
     assert account.open + RESERVE <= 10_000
     account.other = 10
-    house.start(0, 2)
-    house.tick(0.3)
-    assert house.take(2) == 6
+    harness.start(0, 2)
+    harness.tick(0.3)
+    assert harness.take(2) == 6
 
 
-def test_a_worker_that_is_held_gets_no_more_and_keeps_what_it_has(houses: Any) -> None:
-    house = houses()
-    house.connect(2)
-    house.service.pool.hold(0)
-    house.connect(4)
-    assert (house.take(1), house.take(2)) == (1, 5)
-    assert house.service.pool.member(0).state is MemberState.HELD
+def test_a_worker_that_drains_gets_no_more_and_keeps_what_it_has(make_harness: Any) -> None:
+    harness = make_harness()
+    harness.connect(2)
+    harness.service.pool.drain(0)
+    harness.connect(4)
+    assert (harness.take(1), harness.take(2)) == (1, 5)
+    assert harness.service.pool.member(0).state is MemberState.DRAINING
 
 
-def test_a_successor_takes_over_while_the_old_one_still_has_clients(houses: Any) -> None:
-    house = houses(workers=1)
-    house.connect(2)
-    house.take(1)
-    house.service.pool.hold(0)
-    house.start(0, 7)
-    house.connect(3)
-    assert (house.take(1), house.take(7)) == (0, 3)
-    assert house.service.pool.member(0).active == 5
-    house.dispatcher.unlinked(1)
-    house.dispatcher.settle()
-    assert house.service.pool.member(0).active == 3, "what the old one had is over"
+def test_a_successor_takes_over_while_the_old_one_still_has_clients(make_harness: Any) -> None:
+    harness = make_harness(workers=1)
+    harness.connect(2)
+    harness.take(1)
+    harness.service.pool.drain(0)
+    harness.start(0, 7)
+    harness.connect(3)
+    assert (harness.take(1), harness.take(7)) == (0, 3)
+    assert harness.service.pool.member(0).active == 5
+    harness.dispatcher.remove_link(1)
+    harness.dispatcher.poll_reports()
+    assert harness.service.pool.member(0).active == 3, "those of the old process are gone"
 
 
-def test_a_worker_that_talks_nonsense_is_left_alone_and_its_share_goes_on(houses: Any) -> None:
-    house = houses()
-    house.connect(2)
-    house.workers[1].send(b"nonsense")
-    house.dispatcher.settle()
-    house.connect(4)
-    assert house.take(2) == 6
-    assert house.results[2] == 0
+def test_a_worker_with_invalid_reports_gets_nothing_and_others_get_its_share(
+    make_harness: Any,
+) -> None:
+    harness = make_harness()
+    harness.connect(2)
+    harness.workers[1].send(b"nonsense")
+    harness.dispatcher.poll_reports()
+    harness.connect(4)
+    assert harness.take(2) == 6
+    assert harness.results[2] == 0
 
 
-def test_connections_that_are_open_in_workers_count_for_the_limit(houses: Any) -> None:
-    house = houses(max_connections=2)
-    house.connect(3)
-    house.take(1)
-    house.take(2)
-    assert house.service.counters.connections == 2
-    house.workers[1].send(CREDIT.pack(0, 1))
-    house.tick(0.3)
-    assert house.service.counters.connections == 3
+def test_connections_that_are_open_in_workers_count_for_the_limit(make_harness: Any) -> None:
+    harness = make_harness(max_connections=2)
+    harness.connect(3)
+    harness.take(1)
+    harness.take(2)
+    assert harness.service.counters.connections == 2
+    harness.workers[1].send(CREDIT.pack(0, 1))
+    harness.tick(0.3)
+    assert harness.service.counters.connections == 3
 
 
-def test_policies_that_count_hear_of_an_end_at_once(houses: Any) -> None:
-    house = houses(balance="least_connections")
-    house.connect(2)
-    house.take(1)
-    house.take(2)
-    house.workers[2].send(CREDIT.pack(0, 1))
-    house.turn()
-    house.connect(1)
-    assert (house.take(1), house.take(2)) == (0, 1)
+def test_policies_that_count_learn_of_an_end_at_once(make_harness: Any) -> None:
+    harness = make_harness(balance="least_connections")
+    harness.connect(2)
+    harness.take(1)
+    harness.take(2)
+    harness.workers[2].send(CREDIT.pack(0, 1))
+    harness.turn()
+    harness.connect(1)
+    assert (harness.take(1), harness.take(2)) == (0, 1)
 
 
-def test_before_anybody_is_linked_clients_wait(houses: Any) -> None:
-    house = houses(workers=1)
-    house.dispatcher.unlinked(1)
-    house.service.pool.leave(0)
-    house.connect(2)
-    assert len(house.service.queue) == 2
-    house.start(0, 9)
-    house.tick(0.3)
-    assert house.take(9) == 2
+def test_without_any_link_clients_wait(make_harness: Any) -> None:
+    harness = make_harness(workers=1)
+    harness.dispatcher.remove_link(1)
+    harness.service.pool.leave(0)
+    harness.connect(2)
+    assert len(harness.service.queue) == 2
+    harness.start(0, 9)
+    harness.tick(0.3)
+    assert harness.take(9) == 2
 
 
-def test_a_worker_has_no_more_connections_than_it_may_have(houses: Any) -> None:
-    house = houses(workers=2, limits={"per_worker": 2}, timeouts={"queue": "9s"})
-    house.connect(6)
-    assert [member.active for member in house.service.pool.members] == [2, 2]
-    assert len(house.service.queue) == 2
-    assert (house.take(1), house.take(2)) == (2, 2)
-    assert len(house.service.queue) == 2, "taken is not ended"
-    house.workers[2].send(CREDIT.pack(0, 1))
-    house.turn()
-    assert [member.active for member in house.service.pool.members] == [2, 2]
-    assert len(house.service.queue) == 1
-    house.dispatcher.unlinked(1)
-    assert house.service.pool.members[0].active == 0
-    house.service.pool.leave(0)
-    house.workers[2].send(CREDIT.pack(1, 1))
-    house.turn()
-    assert not house.service.queue
-    assert house.service.pool.members[1].active == 2
+def test_a_worker_has_no_more_connections_than_it_may_have(make_harness: Any) -> None:
+    harness = make_harness(workers=2, limits={"per_worker": 2}, timeouts={"queue": "9s"})
+    harness.connect(6)
+    assert [member.active for member in harness.service.pool.members] == [2, 2]
+    assert len(harness.service.queue) == 2
+    assert (harness.take(1), harness.take(2)) == (2, 2)
+    assert len(harness.service.queue) == 2, "taken is not ended"
+    harness.workers[2].send(CREDIT.pack(0, 1))
+    harness.turn()
+    assert [member.active for member in harness.service.pool.members] == [2, 2]
+    assert len(harness.service.queue) == 1
+    harness.dispatcher.remove_link(1)
+    assert harness.service.pool.members[0].active == 0
+    harness.service.pool.leave(0)
+    harness.workers[2].send(CREDIT.pack(1, 1))
+    harness.turn()
+    assert not harness.service.queue
+    assert harness.service.pool.members[1].active == 2
+
+
+def test_a_worker_that_is_added_gets_connections_as_soon_as_it_has_a_link(
+    make_harness: Any,
+) -> None:
+    harness = make_harness(workers=1, handoff_window=2)
+    harness.service.add_member(Target(slot=1, address=""))
+    harness.connect(4)
+    assert len(harness.service.queue) == 2, "the new one has no link"
+    harness.start(1, 2)
+    harness.tick(0.3)
+    assert (harness.take(1), harness.take(2)) == (2, 2)
+    assert harness.results == (4, 0, 0)
+
+
+def test_what_is_in_flight_to_a_worker_that_is_removed_goes_to_another(make_harness: Any) -> None:
+    harness = make_harness()
+    harness.connect(6)
+    assert harness.take(1, 1) == 1
+    harness.service.remove_member(0)
+    assert harness.take(2) == 5
+    assert harness.results == (6, 2, 0)
+    harness.connect(2)
+    assert harness.take(2) == 2
+    assert harness.results == (8, 2, 0)
+    assert harness.service.counters.opened == 7, "those in the removed worker do not count"
+
+
+def test_nothing_is_left_of_a_worker_that_is_removed(make_harness: Any) -> None:
+    harness = make_harness(balance="least_connections")
+    kept = harness.fd_budget.open
+    member = harness.service.add_member(Target(slot=2, address=""))
+    harness.start(2, 3)
+    harness.start(2, 4)
+    harness.connect(3)
+    checking = harness.loop.create_task(harness.dispatcher.check(member))
+    harness.turn()
+    harness.service.remove_member(2)
+    result: ProbeResult = harness.loop.run_until_complete(checking)
+    assert result.outcome == "failed"
+    dispatcher = harness.dispatcher
+    assert {link.member.slot for link in dispatcher._links.values()} == {0, 1}
+    assert set(dispatcher._current) == {0, 1}
+    assert member not in dispatcher._unavailable
+    assert not dispatcher._unflushed
+    assert (member.active, harness.fd_budget.open) == (0, kept)
+    assert harness.take(1) + harness.take(2) == 3
+
+
+def test_all_wait_when_the_only_worker_is_removed_and_the_next_one_gets_them(
+    make_harness: Any,
+) -> None:
+    harness = make_harness(workers=1)
+    harness.connect(3)
+    harness.service.remove_member(0)
+    assert len(harness.service.queue) == 3
+    harness.service.add_member(Target(slot=0, address=""))
+    harness.start(0, 9)
+    harness.tick(0.3)
+    assert harness.take(9) == 3
+    assert harness.results == (3, 3, 0)

@@ -1,4 +1,4 @@
-"""Every connection that is sent over a link ends as exactly one thing, whatever the worker does.
+"""Every connection sent over a link is taken, returned or lost, whatever the worker does.
 
 Real socket pairs and real descriptors; the worker's end is in the hands of the test.
 """
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.descriptors import descriptors
-from tests.support.proxy.links import sent
+from tests.support.proxy.links import send
 
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.pool import Member
@@ -26,29 +26,29 @@ from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.handoff.protocol import CREDIT, PROBE, receive
 
 
-class Stage:
-    """A link whose worker does what it is told."""
+class Harness:
+    """A link; the test acts as its worker."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.counters = ServiceCounters()
         self.member = Member(0, "", 1, MemberState.UP)
-        self.heard = 0
+        self.reports = 0
         self.fd_budget = FdBudget(1024, 0, 0)
-        self.link = Link(self.loop, 1, self.member, self.counters, self.fd_budget, self._on_heard)
+        self.link = Link(self.loop, 1, self.member, self.counters, self.fd_budget, self._on_report)
         proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.worker = worker
-        self.link.has("proxy", proxy)
-        self.link.has("worker", worker.dup())
+        self.link.adopt_end("proxy", proxy)
+        self.link.adopt_end("worker", worker.dup())
         self.sent = 0
 
-    def _on_heard(self, _: Link) -> None:
-        self.heard += 1
+    def _on_report(self, _: Link) -> None:
+        self.reports += 1
 
     def send(self, count: int = 1) -> None:
         for _ in range(count):
             fd = os.open("/dev/null", os.O_RDONLY)
-            assert sent(self.link, fd, 1.0)
+            assert send(self.link, fd, 1.0)
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(fd)
             self.sent += 1
@@ -57,7 +57,7 @@ class Stage:
         self.worker.send(CREDIT.pack(taken, ended))
 
     def take(self, count: int) -> int:
-        """As a worker does: first say it, then do it; how many it got."""
+        """As a worker does: first send the credit, then take; returns how many it got."""
         self.credit(count)
         return self.dequeue(count)
 
@@ -74,8 +74,8 @@ class Stage:
         """Connections that the worker finds in its end."""
         return int.from_bytes(ioctl(self.worker, FIONREAD, bytes(4)), sys.byteorder)
 
-    def back(self) -> int:
-        found = self.link.take_back()
+    def reclaim(self) -> int:
+        found = self.link.reclaim()
         for fd in found:
             os.close(fd)
         return len(found)
@@ -83,7 +83,7 @@ class Stage:
     @property
     def results(self) -> tuple[int, int, int]:
         handoffs = self.counters.handoffs
-        return handoffs["taken"], handoffs["returned"], handoffs["lost"]
+        return handoffs["accepted"], handoffs["requeued"], handoffs["lost"]
 
     def check(self) -> None:
         assert self.sent == sum(self.results) + self.counters.in_flight
@@ -92,156 +92,156 @@ class Stage:
         assert self.member.active == self.link.in_flight + self.link.open
 
     def close(self) -> None:
-        self.back()
+        self.reclaim()
         self.link.close()
         self.worker.close()
         self.loop.close()
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
+def harness() -> Iterator[Harness]:
     before = descriptors()
     with ExitStack() as stack:
-        made = Stage()
+        made = Harness()
         stack.callback(made.close)
         yield made
     assert descriptors() == before
 
 
-def test_what_is_sent_is_in_flight_until_it_is_taken(stage: Stage) -> None:
-    stage.send(3)
-    stage.check()
-    assert stage.link.in_flight == 3
-    assert stage.take(2) == 2
-    assert stage.link.hear()
-    stage.check()
-    assert (stage.link.in_flight, stage.link.open) == (1, 2)
-    assert stage.counters.worker_connections[0] == 2
+def test_what_is_sent_is_in_flight_until_it_is_taken(harness: Harness) -> None:
+    harness.send(3)
+    harness.check()
+    assert harness.link.in_flight == 3
+    assert harness.take(2) == 2
+    assert harness.link.poll_reports()
+    harness.check()
+    assert (harness.link.in_flight, harness.link.open) == (1, 2)
+    assert harness.counters.worker_connections[0] == 2
 
 
-def test_what_ended_is_open_no_more(stage: Stage) -> None:
-    stage.send(2)
-    stage.take(2)
-    stage.credit(0, ended=1)
-    stage.link.hear()
-    stage.check()
-    assert stage.link.open == 1
+def test_what_ended_is_open_no_more(harness: Harness) -> None:
+    harness.send(2)
+    harness.take(2)
+    harness.credit(0, ended=1)
+    harness.link.poll_reports()
+    harness.check()
+    assert harness.link.open == 1
 
 
-def test_what_was_not_taken_comes_back(stage: Stage) -> None:
-    stage.send(5)
-    stage.take(2)
-    assert stage.back() == 3
-    stage.check()
-    assert stage.results == (2, 3, 0)
+def test_what_was_not_taken_is_returned(harness: Harness) -> None:
+    harness.send(5)
+    harness.take(2)
+    assert harness.reclaim() == 3
+    harness.check()
+    assert harness.results == (2, 3, 0)
 
 
-def test_one_that_was_announced_and_not_taken_comes_back_too(stage: Stage) -> None:
-    stage.send(3)
-    stage.credit(1)
-    assert stage.back() == 3
-    stage.check()
-    assert stage.results == (1, 2, 0)
-    assert stage.link.open == 0, "it is not the worker's"
-    assert stage.dequeue(1) == 0, "exactly one gets it"
+def test_one_that_was_credited_and_not_taken_is_returned_too(harness: Harness) -> None:
+    harness.send(3)
+    harness.credit(1)
+    assert harness.reclaim() == 3
+    harness.check()
+    assert harness.results == (1, 2, 0)
+    assert harness.link.open == 0, "the worker does not have it"
+    assert harness.dequeue(1) == 0, "exactly one gets it"
 
 
-def test_one_that_was_taken_without_a_word_is_lost_and_said_so(stage: Stage) -> None:
-    stage.send(3)
-    stage.dequeue(1)
-    assert stage.back() == 2
-    stage.check()
-    assert stage.results == (0, 2, 1)
+def test_one_that_was_taken_without_a_credit_is_counted_as_lost(harness: Harness) -> None:
+    harness.send(3)
+    harness.dequeue(1)
+    assert harness.reclaim() == 2
+    harness.check()
+    assert harness.results == (0, 2, 1)
 
 
-def test_credits_that_nobody_owes_are_harmless(stage: Stage) -> None:
-    stage.send(1)
-    stage.credit(500, ended=70)
-    stage.link.hear()
-    stage.check()
-    assert stage.results == (1, 0, 0)
+def test_credits_for_nothing_are_harmless(harness: Harness) -> None:
+    harness.send(1)
+    harness.credit(500, ended=70)
+    harness.link.poll_reports()
+    harness.check()
+    assert harness.results == (1, 0, 0)
 
 
-@pytest.mark.parametrize("word", [b"", b"x", b"too much"])
-def test_a_worker_that_says_anything_else_is_not_heard_any_more(stage: Stage, word: bytes) -> None:
-    stage.send(2)
-    if word:
-        stage.worker.send(word)
+@pytest.mark.parametrize("report", [b"", b"x", b"too much"])
+def test_a_worker_with_an_invalid_report_breaks_its_link(harness: Harness, report: bytes) -> None:
+    harness.send(2)
+    if report:
+        harness.worker.send(report)
     else:
-        stage.worker.shutdown(socket.SHUT_WR)
-    assert stage.link.hear()
-    assert stage.link.broken
-    assert not stage.link.is_whole
-    assert stage.back() == 2
-    stage.check()
+        harness.worker.shutdown(socket.SHUT_WR)
+    assert harness.link.poll_reports()
+    assert harness.link.broken
+    assert not harness.link.is_usable
+    assert harness.reclaim() == 2
+    harness.check()
 
 
-def test_a_descriptor_that_a_worker_sends_up_is_dropped(stage: Stage) -> None:
+def test_a_descriptor_that_a_worker_sends_is_closed(harness: Harness) -> None:
     with open("/dev/null") as file:  # noqa: PTH123
-        socket.send_fds(stage.worker, [CREDIT.pack(0, 0)], [file.fileno()])
+        socket.send_fds(harness.worker, [CREDIT.pack(0, 0)], [file.fileno()])
     before = descriptors()
-    assert stage.link.hear()
+    assert harness.link.poll_reports()
     assert descriptors() == before
 
 
-def test_a_worker_that_is_gone_is_an_answer_of_no(stage: Stage) -> None:
-    stage.worker.shutdown(socket.SHUT_RDWR)
+def test_sending_to_a_worker_that_is_gone_fails(harness: Harness) -> None:
+    harness.worker.shutdown(socket.SHUT_RDWR)
     fd = os.open("/dev/null", os.O_RDONLY)
-    assert not sent(stage.link, fd, 1.0)
+    assert not send(harness.link, fd, 1.0)
     os.close(fd)
-    stage.check()
+    harness.check()
 
 
-def test_the_end_of_a_process_is_the_end_of_what_it_had(stage: Stage) -> None:
-    stage.send(4)
-    stage.take(4)
-    stage.link.hear()
-    assert stage.counters.opened == 4
-    stage.link.close()
-    assert (stage.counters.opened, stage.member.active) == (0, 0)
+def test_a_closed_link_ends_the_open_connections_of_its_process(harness: Harness) -> None:
+    harness.send(4)
+    harness.take(4)
+    harness.link.poll_reports()
+    assert harness.counters.opened == 4
+    harness.link.close()
+    assert (harness.counters.opened, harness.member.active) == (0, 0)
 
 
-def test_a_probe_counts_for_nothing_but_itself(stage: Stage) -> None:
+def test_a_probe_is_not_counted_as_a_connection(harness: Harness) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        taken = stage.link.probe(theirs)
+        taken = harness.link.send_probe(theirs)
         assert taken is not None
-        assert stage.link.probe(theirs) is None, "one at a time"
-        stage.check()
-        assert stage.link.oldest() == NEVER
-        kind, fds = receive(stage.worker) or (b"", ())
+        assert harness.link.send_probe(theirs) is None, "one at a time"
+        harness.check()
+        assert harness.link.oldest_sent_at() == NEVER
+        kind, fds = receive(harness.worker) or (b"", ())
         os.close(fds[0])
         assert kind == PROBE
-        stage.credit(1)
-        stage.link.hear()
+        harness.credit(1)
+        harness.link.poll_reports()
         assert taken.done()
-        stage.check()
-        assert stage.results == (0, 0, 0)
+        harness.check()
+        assert harness.results == (0, 0, 0)
 
 
-def test_the_oldest_is_the_one_that_waits_longest(stage: Stage) -> None:
+def test_the_oldest_is_the_one_that_waits_longest(harness: Harness) -> None:
     for now in (3.0, 4.0, 5.0):
-        assert sent(stage.link, os.open("/dev/null", os.O_RDONLY), now)
-        stage.sent += 1
-    assert stage.link.oldest() == 3.0
-    stage.take(2)
-    stage.link.hear()
-    assert stage.link.oldest() == 5.0
+        assert send(harness.link, os.open("/dev/null", os.O_RDONLY), now)
+        harness.sent += 1
+    assert harness.link.oldest_sent_at() == 3.0
+    harness.take(2)
+    harness.link.poll_reports()
+    assert harness.link.oldest_sent_at() == 5.0
 
 
-def test_its_words_wake_us_only_if_we_wait_for_them(stage: Stage) -> None:
-    stage.send(1)
-    stage.take(1)
-    stage.loop.run_until_complete(asyncio.sleep(0))
-    assert stage.heard == 0
-    stage.link.watch(True)
-    stage.loop.run_until_complete(asyncio.sleep(0.01))
-    assert stage.heard == 1
+def test_reports_wake_us_only_while_the_link_is_watched(harness: Harness) -> None:
+    harness.send(1)
+    harness.take(1)
+    harness.loop.run_until_complete(asyncio.sleep(0))
+    assert harness.reports == 0
+    harness.link.set_watched(True)
+    harness.loop.run_until_complete(asyncio.sleep(0.01))
+    assert harness.reports == 1
 
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["send", "take", "announce", "dequeue announced", "end", "hear", "back"]),
+        st.sampled_from(["send", "take", "credit", "dequeue credited", "end", "poll", "reclaim"]),
         st.integers(1, 5),
     ),
     max_size=40,
@@ -252,30 +252,30 @@ STEPS = st.lists(
 def test_no_order_of_events_loses_one_or_counts_one_twice(  # noqa: C901
     steps: list[tuple[str, int]],
 ) -> None:
-    stage = Stage()
-    announced = 0
-    """By the worker, and not taken yet. What it can no longer take counts for the next ones."""
+    harness = Harness()
+    credited = 0
+    """By the worker, and not taken yet. What it can no longer take counts for later ones."""
     try:
-        for what, count in steps:
-            ready = min(count, stage.waiting)
-            if what == "send":
-                stage.send(count)
-            elif what in ("take", "announce"):
-                # It may stop between its word and its deed.
-                if ready > announced:
-                    stage.credit(ready - announced)
-                    announced = ready
-                if what == "take":
-                    announced -= stage.dequeue(ready)
-            elif what == "dequeue announced":
-                announced -= stage.dequeue(min(announced, stage.waiting))
-            elif what == "end":
-                stage.credit(0, ended=count)
-            elif what == "hear":
-                stage.link.hear()
-            elif what == "back":
-                stage.back()
-            stage.check()
-            assert stage.counters.handoffs["lost"] == 0
+        for step, count in steps:
+            ready = min(count, harness.waiting)
+            if step == "send":
+                harness.send(count)
+            elif step in ("take", "credit"):
+                # It may be stopped between the credit and the taking.
+                if ready > credited:
+                    harness.credit(ready - credited)
+                    credited = ready
+                if step == "take":
+                    credited -= harness.dequeue(ready)
+            elif step == "dequeue credited":
+                credited -= harness.dequeue(min(credited, harness.waiting))
+            elif step == "end":
+                harness.credit(0, ended=count)
+            elif step == "poll":
+                harness.link.poll_reports()
+            elif step == "reclaim":
+                harness.reclaim()
+            harness.check()
+            assert harness.counters.handoffs["lost"] == 0
     finally:
-        stage.close()
+        harness.close()

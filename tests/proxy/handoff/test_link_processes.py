@@ -1,6 +1,6 @@
-"""Thousands of connections to processes that are stopped, killed or robbed: each has one owner.
+"""Thousands of connections to processes that are killed, stopped or reclaimed from.
 
-Real processes take connections with a worker's own code; whatever is not taken is read back
+Real processes take connections with a worker's own code. What is not taken is reclaimed
 and goes to another process. Each client is answered by exactly one of them.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from tests.support.descriptors import descriptors
-from tests.support.proxy.links import sent
+from tests.support.proxy.links import send
 
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.pool import Member
@@ -31,7 +31,7 @@ EACH = 100
 
 
 def work(link: socket.socket, name: bytes) -> None:
-    """A worker's life: say its name to everybody and hang up."""
+    """A worker: send its name to every client and close."""
     loop = asyncio.new_event_loop()
 
     def connected(stream: Stream, _: bool) -> None:
@@ -61,8 +61,8 @@ class Process:
             self.alive = False
 
 
-class Proxy:
-    """What the account is about."""
+class Harness:
+    """The links of a proxy, and what was sent over them."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -75,8 +75,8 @@ class Proxy:
         proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         member = Member(len(self.processes), "", 1, MemberState.UP)
         link = Link(self.loop, member.slot, member, self.counters, self.fd_budget, lambda _: None)
-        link.has("proxy", proxy)
-        link.has("worker", worker.dup())
+        link.adopt_end("proxy", proxy)
+        link.adopt_end("worker", worker.dup())
         pid = os.fork()
         if pid == 0:
             try:
@@ -89,9 +89,9 @@ class Proxy:
         return process
 
     def send(self, process: Process, fd: int) -> None:
-        """However long it takes: a full link is heard until it is not."""
-        while not sent(process.link, fd, 0.0):
-            process.link.hear()
+        """Send; while the link is full, read the reports of the worker."""
+        while not send(process.link, fd, 0.0):
+            process.link.poll_reports()
         self.sent += 1
         self.check()
 
@@ -101,17 +101,17 @@ class Proxy:
         assert counters.handoffs["lost"] == 0
         assert counters.in_flight == self.fd_budget.in_flight == sum(one.in_flight for one in links)
         assert counters.opened == sum(one.open for one in links)
-        assert all(o.member.active == o.in_flight + o.open for o in links)
+        assert all(one.member.active == one.in_flight + one.open for one in links)
 
-    def take_back(self, process: Process) -> list[int]:
-        found = process.link.take_back()
+    def reclaim(self, process: Process) -> list[int]:
+        reclaimed = process.link.reclaim()
         self.check()
-        return found
+        return reclaimed
 
-    def settle(self, process: Process) -> None:
+    def wait_until_idle(self, process: Process) -> None:
         """Until it has taken everything and everything that it took has ended."""
         for _ in range(int(WAIT_S * 100)):
-            process.link.hear()
+            process.link.poll_reports()
             self.check()
             if not process.link.in_flight and not process.link.open:
                 return
@@ -121,7 +121,7 @@ class Proxy:
     def end(self, process: Process) -> None:
         if process.alive:
             process.signal(signal.SIGKILL)
-        for fd in self.take_back(process):
+        for fd in self.reclaim(process):
             os.close(fd)
         process.link.close()
 
@@ -135,9 +135,9 @@ class Proxy:
 
 
 @pytest.fixture
-def proxy() -> Iterator[Proxy]:
+def proxy() -> Iterator[Harness]:
     before = descriptors()
-    made = Proxy()
+    made = Harness()
     yield made
     made.close()
     assert descriptors() == before
@@ -152,83 +152,83 @@ def connections() -> tuple[list[socket.socket], list[int]]:
 
 
 def answers(clients: list[socket.socket]) -> Counter[bytes]:
-    """All that each of them was sent until it was hung up on."""
-    heard: Counter[bytes] = Counter()
+    """How many were sent what, each until its connection was closed."""
+    answered: Counter[bytes] = Counter()
     for client in clients:
-        said = b""
+        answer = b""
         while data := client.recv(16):
-            said += data
-        heard[said] += 1
+            answer += data
+        answered[answer] += 1
         client.close()
-    return heard
+    return answered
 
 
-def test_a_killed_worker_takes_along_no_more_than_it_was_serving(proxy: Proxy) -> None:
-    dice = random.Random(1)
-    heir = proxy.start(b"B")
+def test_a_killed_worker_loses_no_more_than_it_was_serving(proxy: Harness) -> None:
+    rng = random.Random(1)
+    successor = proxy.start(b"B")
     total: Counter[bytes] = Counter()
     for _ in range(30):
         victim = proxy.start(b"A")
         clients, accepted = connections()
-        moment = dice.randrange(EACH)
+        at = rng.randrange(EACH)
         for index, fd in enumerate(accepted):
             proxy.send(victim, fd)
-            if index == moment:
+            if index == at:
                 os.kill(victim.pid, signal.SIGKILL)
         victim.signal(signal.SIGKILL)
-        found = proxy.take_back(victim)
-        for fd in found:
-            proxy.send(heir, fd)
-        proxy.settle(heir)
-        heard = answers(clients)
-        assert set(heard) <= {b"A", b"B", b""}
-        assert heard[b"B"] == len(found)
-        assert heard[b""] <= 1, "the one that it had taken and not answered yet"
-        total += heard
+        reclaimed = proxy.reclaim(victim)
+        for fd in reclaimed:
+            proxy.send(successor, fd)
+        proxy.wait_until_idle(successor)
+        answered = answers(clients)
+        assert set(answered) <= {b"A", b"B", b""}
+        assert answered[b"B"] == len(reclaimed)
+        assert answered[b""] <= 1, "the one that it had taken and not answered yet"
+        total += answered
         proxy.end(victim)
     assert total.total() == 30 * EACH
     assert total[b"B"] > 0
 
 
 @pytest.mark.parametrize("stop", [True, False], ids=["stopped", "running"])
-def test_no_client_is_served_twice_when_its_worker_comes_back(proxy: Proxy, stop: bool) -> None:
-    dice = random.Random(2)
+def test_no_client_is_served_twice_when_a_worker_goes_on(proxy: Harness, stop: bool) -> None:
+    rng = random.Random(2)
     slow, other = proxy.start(b"A"), proxy.start(b"B")
     total: Counter[bytes] = Counter()
     for _ in range(40):
         clients, accepted = connections()
-        moment = dice.randrange(EACH)
-        found: list[int] = []
+        at = rng.randrange(EACH)
+        reclaimed: list[int] = []
         for index, fd in enumerate(accepted):
             proxy.send(slow, fd)
-            if index == moment:
+            if index == at:
                 if stop:
                     slow.signal(signal.SIGSTOP)
                 else:
                     # It may be taking this very one.
-                    found += proxy.take_back(slow)
-        found += proxy.take_back(slow)
+                    reclaimed += proxy.reclaim(slow)
+        reclaimed += proxy.reclaim(slow)
         if stop:
             slow.signal(signal.SIGCONT)
-        for fd in found:
+        for fd in reclaimed:
             proxy.send(other, fd)
-        heard = answers(clients)
-        assert set(heard) <= {b"A", b"B"}, "one answer each"
-        assert heard[b"B"] == len(found)
-        total += heard
-        proxy.settle(other)
-    proxy.settle(slow)
+        answered = answers(clients)
+        assert set(answered) <= {b"A", b"B"}, "one answer each"
+        assert answered[b"B"] == len(reclaimed)
+        total += answered
+        proxy.wait_until_idle(other)
+    proxy.wait_until_idle(slow)
     assert total.total() == 40 * EACH
     assert total[b"B"] > 0
 
 
-def test_all_that_one_is_sent_is_taken_and_ends(proxy: Proxy) -> None:
+def test_all_that_one_is_sent_is_taken_and_ends(proxy: Harness) -> None:
     worker = proxy.start(b"A")
     for _ in range(20):
         clients, accepted = connections()
         for fd in accepted:
             proxy.send(worker, fd)
-        proxy.settle(worker)
+        proxy.wait_until_idle(worker)
         assert answers(clients) == {b"A": EACH}
-    assert proxy.counters.handoffs["taken"] == 20 * EACH
+    assert proxy.counters.handoffs["accepted"] == 20 * EACH
     assert proxy.counters.worker_connections[worker.link.member.slot] == 20 * EACH

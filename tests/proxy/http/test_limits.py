@@ -1,9 +1,12 @@
-"""Whatever a client can make grow ends where `limits` says, and the client is told."""
+"""Whatever a client can make grow has a limit, and the client gets an error response.
+
+Proves the limits of `client_connection`, `request_body` and `worker_connection`.
+"""
 
 import pytest
-from tests.proxy.conftest import House, Wire
+from tests.proxy.conftest import Harness, Wire
 
-from penstock_proxy.http1.parser import is_target_beyond
+from penstock_proxy.http1.parser import is_target_longer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -17,8 +20,8 @@ def post(*fields: str) -> bytes:
 
 
 def status(wire: Wire) -> int:
-    """Of the only answer, which says that it is the last one."""
-    data = wire.taken()
+    """The status of the only response, which must say `Connection: close`."""
+    data = wire.received()
     assert data.count(b"HTTP/1.1 ") == 1
     assert b"\r\nConnection: close\r\n" in data
     return int(data.split(b" ", 2)[1])
@@ -33,23 +36,23 @@ def has_ended(wire: Wire) -> bool:
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole head", "part of one"])
 @pytest.mark.parametrize("size", [256, 257])
-def test_a_target_may_be_as_long_as_its_limit(house: House, size: int, whole: bool) -> None:
-    house.open(target=256)
-    client = house.client()
+def test_a_target_may_be_as_long_as_its_limit(harness: Harness, size: int, whole: bool) -> None:
+    harness.build(target=256)
+    client = harness.client()
     target = b"/" + b"a" * (size - 1)
     client.send(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n" + b"\r\n" * whole)
     if size > 256:
         assert status(client) == 414
-        assert house.service.counters.errors["target_too_long"] == 1
+        assert harness.service.counters.errors["target_too_long"] == 1
     elif whole:
-        assert house.worker.taken().startswith(b"GET " + target)
+        assert harness.worker.received().startswith(b"GET " + target)
     else:
-        assert client.taken() == b""
+        assert client.received() == b""
 
 
-def test_an_endless_target_is_told_so_before_the_head_is_full(house: House) -> None:
-    house.open(target=256)
-    client = house.client()
+def test_an_endless_target_is_refused_before_the_head_is_complete(harness: Harness) -> None:
+    harness.build(target=256)
+    client = harness.client()
     client.send(b"GET /")
     for _ in range(26):
         client.send(b"0123456789")
@@ -68,246 +71,246 @@ def test_an_endless_target_is_told_so_before_the_head_is_full(house: House) -> N
         (b"A" * 40, False),
     ],
 )
-def test_only_a_target_is_a_target(data: bytes, beyond: bool) -> None:
-    assert is_target_beyond(data, 8) == beyond
+def test_only_the_target_counts_for_the_limit_of_a_target(data: bytes, beyond: bool) -> None:
+    assert is_target_longer(data, 8) == beyond
 
 
 # -- head
 
 
-def test_a_head_that_drips_is_ended_when_its_time_is_up(house: House) -> None:
-    client = house.client()
+def test_a_head_that_drips_times_out(harness: Harness) -> None:
+    client = harness.client()
     for byte in b"GET / HTT":
         client.send(bytes([byte]))
-        house.pass_time(1.0)
-    assert client.taken() == b""
+        harness.advance(1.0)
+    assert client.received() == b""
     client.send(b"P")
-    house.pass_time(1.5)
+    harness.advance(1.5)
     assert status(client) == 408
     assert has_ended(client)
 
 
-def test_empty_lines_are_no_way_to_talk_without_an_end(house: House) -> None:
-    client = house.client()
+def test_endless_empty_lines_are_refused(harness: Harness) -> None:
+    client = harness.client()
     for _ in range(128):
         client.send(b"\r\n" * 4)
-    assert client.taken() == b""
+    assert client.received() == b""
     client.send(b"\r\n")
     assert status(client) == 400
     assert has_ended(client)
 
 
-def test_a_megabyte_of_empty_lines_is_refused_and_not_kept(house: House) -> None:
-    client = house.client()
+def test_a_megabyte_of_empty_lines_is_refused_and_not_kept(harness: Harness) -> None:
+    client = harness.client()
     client.send(b"\r\n" * (1 << 19))
     assert status(client) == 400
-    (connection,) = house.connections
+    (connection,) = harness.connections
     assert connection.buffer == b""
 
 
 # -- body
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_unread_and_no_worker_hears_of_it(
-    house: House,
+def test_a_content_length_above_the_limit_is_refused_and_reaches_no_worker(
+    harness: Harness,
 ) -> None:
-    house.open(body=10)
-    client = house.client()
+    harness.build(body=10)
+    client = harness.client()
     client.send(post("Content-Length: 11", "Expect: 100-continue"))
     assert status(client) == 413
     assert client.ended
-    assert house.network.wires == []
-    assert house.service.counters.requests == {("POST", 413, -1): 1}
-    assert house.service.counters.errors["body_too_large"] == 1
+    assert harness.network.wires == []
+    assert harness.service.counters.requests == {("POST", 413, -1): 1}
+    assert harness.service.counters.errors["body_too_large"] == 1
 
 
-def test_what_comes_of_a_refused_body_is_not_taken_for_a_request(house: House) -> None:
-    house.open(body=10)
-    client = house.client()
+def test_bytes_of_a_refused_body_are_not_read_as_a_request(harness: Harness) -> None:
+    harness.build(body=10)
+    client = harness.client()
     client.send(post("Content-Length: 100") + GET)
     client.send(GET)
     assert status(client) == 413
-    assert house.network.wires == []
+    assert harness.network.wires == []
 
 
 @pytest.mark.parametrize("size", [10, 0], ids=["at the limit", "without a limit"])
-def test_a_body_may_be_as_large_as_its_limit(house: House, size: int) -> None:
-    house.open(body=size)
-    client = house.client()
+def test_a_body_may_be_as_large_as_its_limit(harness: Harness, size: int) -> None:
+    harness.build(body=size)
+    client = harness.client()
     client.send(post("Content-Length: 10") + b"0123456789")
-    house.worker.send(OK)
-    assert client.taken() == OK
+    harness.worker.send(OK)
+    assert client.received() == OK
 
 
-def test_a_body_in_chunks_is_cut_at_its_limit_for_the_worker_too(house: House) -> None:
-    house.open(body=10)
-    client = house.client()
+def test_a_body_in_chunks_is_cut_at_its_limit_for_the_worker_as_well(harness: Harness) -> None:
+    harness.build(body=10)
+    client = harness.client()
     client.send(post("Transfer-Encoding: chunked") + b"5\r\n01234\r\n")
-    assert house.worker.taken().endswith(b"5\r\n01234\r\n")
+    assert harness.worker.received().endswith(b"5\r\n01234\r\n")
     client.send(b"5\r\n56789\r\n")
-    assert client.taken() == b""
+    assert client.received() == b""
     client.send(b"1\r\na\r\n0\r\n\r\n")
     assert status(client) == 413
-    assert house.worker.taken() == b"5\r\n56789\r\n"
-    assert house.worker.lost
+    assert harness.worker.received() == b"5\r\n56789\r\n"
+    assert harness.worker.lost
     assert client.ended
 
 
-def test_an_answer_that_has_begun_is_cut_with_the_body_that_is_too_large(house: House) -> None:
-    house.open(body=10)
-    client = house.client()
+def test_a_response_that_has_started_is_cut_if_the_body_is_too_large(harness: Harness) -> None:
+    harness.build(body=10)
+    client = harness.client()
     client.send(post("Transfer-Encoding: chunked") + b"1\r\na\r\n")
-    house.worker.send(OK[:-1])
+    harness.worker.send(OK[:-1])
     client.send(b"a\r\n0123456789\r\n")
-    assert client.taken() == OK[:-1]
+    assert client.received() == OK[:-1]
     assert client.lost
-    assert house.worker.lost
+    assert harness.worker.lost
 
 
-# -- pace
+# -- rate
 
 
-def drip(house: House, client: Wire, seconds: int, each: bytes) -> None:
+def drip(harness: Harness, client: Wire, seconds: int, each: bytes) -> None:
     for _ in range(seconds):
         client.send(each)
-        house.pass_time(1.0)
+        harness.advance(1.0)
 
 
-def test_a_body_that_drips_is_ended_after_its_grace(house: House) -> None:
-    house.open(min_rate=100)
-    client = house.client()
+def test_a_body_that_drips_times_out_after_its_grace(harness: Harness) -> None:
+    harness.build(min_rate=100)
+    client = harness.client()
     client.send(post("Content-Length: 100000"))
-    drip(house, client, 29, b"x")
-    assert client.taken() == b""
-    drip(house, client, 3, b"x")
+    drip(harness, client, 29, b"x")
+    assert client.received() == b""
+    drip(harness, client, 3, b"x")
     assert status(client) == 408
-    assert house.worker.lost
-    assert house.service.counters.errors["body_timeout"] == 1
+    assert harness.worker.lost
+    assert harness.service.counters.errors["body_timeout"] == 1
 
 
-def test_a_body_that_keeps_up_may_take_its_time(house: House) -> None:
-    house.open(min_rate=100)
-    client = house.client()
+def test_a_body_at_the_minimum_rate_may_take_long(harness: Harness) -> None:
+    harness.build(min_rate=100)
+    client = harness.client()
     client.send(post("Content-Length: 20000"))
-    drip(house, client, 200, b"x" * 100)
-    house.worker.send(OK)
-    assert client.taken() == OK
+    drip(harness, client, 200, b"x" * 100)
+    harness.worker.send(OK)
+    assert client.received() == OK
 
 
-def test_a_pause_is_no_fault_if_the_average_is_kept(house: House) -> None:
-    house.open(min_rate=100)
-    client = house.client()
+def test_a_pause_is_allowed_if_the_average_is_high_enough(harness: Harness) -> None:
+    harness.build(min_rate=100)
+    client = harness.client()
     client.send(post("Content-Length: 20000"))
-    drip(house, client, 10, b"x" * 1000)
-    house.pass_time(TIMEOUT_S - 2)
+    drip(harness, client, 10, b"x" * 1000)
+    harness.advance(TIMEOUT_S - 2)
     client.send(b"x" * 9999)
-    house.pass_time(TIMEOUT_S - 2)
+    harness.advance(TIMEOUT_S - 2)
     client.send(b"x")
-    house.worker.send(OK)
-    assert client.taken() == OK
+    harness.worker.send(OK)
+    assert client.received() == OK
 
 
-def test_the_time_that_a_worker_does_not_read_is_not_its_clients(house: House) -> None:
-    house.open(min_rate=100)
-    client = house.client()
+def test_time_in_which_the_worker_does_not_read_is_not_counted(harness: Harness) -> None:
+    harness.build(min_rate=100)
+    client = harness.client()
     client.send(post("Content-Length: 100000"))
-    drip(house, client, 20, b"x")
-    house.worker.stall()
-    house.pass_time(8.0)
-    house.worker.flow()
-    drip(house, client, 20, b"x")
-    assert client.taken() == b""
-    drip(house, client, 12, b"x")
+    drip(harness, client, 20, b"x")
+    harness.worker.stall()
+    harness.advance(8.0)
+    harness.worker.unstall()
+    drip(harness, client, 20, b"x")
+    assert client.received() == b""
+    drip(harness, client, 12, b"x")
     assert status(client) == 408
 
 
-def test_without_a_rate_only_silence_ends_a_body(house: House) -> None:
-    house.open(min_rate=0)
-    client = house.client()
+def test_without_a_minimum_rate_only_silence_ends_a_body(harness: Harness) -> None:
+    harness.build(min_rate=0)
+    client = harness.client()
     client.send(post("Content-Length: 100000"))
-    drip(house, client, 120, b"x")
-    assert client.taken() == b""
-    house.pass_time(TIMEOUT_S + 1)
+    drip(harness, client, 120, b"x")
+    assert client.received() == b""
+    harness.advance(TIMEOUT_S + 1)
     assert status(client) == 408
 
 
 # -- requests on one connection
 
 
-def test_the_last_request_of_a_connection_is_told_so_and_no_other_is_read(house: House) -> None:
-    house.open(requests=3)
-    client = house.client()
+def test_the_response_to_the_last_request_says_close_and_no_other_is_read(harness: Harness) -> None:
+    harness.build(requests=3)
+    client = harness.client()
     for _ in range(2):
         client.send(GET)
-        house.worker.send(OK)
-        assert client.taken() == OK
-    house.worker.taken()
+        harness.worker.send(OK)
+        assert client.received() == OK
+    harness.worker.received()
     client.send(GET + GET)
-    house.worker.send(OK)
+    harness.worker.send(OK)
     assert status(client) == 200
     assert client.ended
-    assert house.worker.taken().count(b"GET / ") == 1
+    assert harness.worker.received().count(b"GET / ") == 1
 
 
-def test_without_that_limit_a_connection_goes_on(house: House) -> None:
-    house.open(requests=0)
-    client = house.client()
+def test_without_a_limit_of_requests_a_connection_stays_open(harness: Harness) -> None:
+    harness.build(requests=0)
+    client = harness.client()
     for _ in range(100):
         client.send(GET)
-        house.worker.send(OK)
-        assert client.taken() == OK
+        harness.worker.send(OK)
+        assert client.received() == OK
 
 
-# -- the worker's side
+# -- responses
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_a_response_head_may_be_as_long_as_its_limit(house: House, fits: bool) -> None:
-    house.open(response_head=1024)
-    client = house.client()
+def test_a_response_head_may_be_as_long_as_its_limit(harness: Harness, fits: bool) -> None:
+    harness.build(response_head=1024)
+    client = harness.client()
     client.send(GET)
     start = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: "
     head = start + b"x" * (1020 + (not fits) - len(start)) + b"\r\n\r\n"
-    house.worker.send(head[:500])
-    house.worker.send(head[500:] + b"ok")
+    harness.worker.send(head[:500])
+    harness.worker.send(head[500:] + b"ok")
     if fits:
-        assert client.taken() == head + b"ok"
+        assert client.received() == head + b"ok"
     else:
-        assert client.taken().startswith(b"HTTP/1.1 502 ")
-        assert house.worker.lost
+        assert client.received().startswith(b"HTTP/1.1 502 ")
+        assert harness.worker.lost
 
 
-def test_a_response_head_without_an_end_is_not_kept(house: House) -> None:
-    house.open(response_head=1024)
-    client = house.client()
+def test_a_response_head_without_an_end_is_refused(harness: Harness) -> None:
+    harness.build(response_head=1024)
+    client = harness.client()
     client.send(GET)
-    house.worker.send(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200)
-    assert client.taken().startswith(b"HTTP/1.1 502 ")
-    assert house.worker.lost
+    harness.worker.send(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200)
+    assert client.received().startswith(b"HTTP/1.1 502 ")
+    assert harness.worker.lost
 
 
-# -- clients that ask and never listen
+# -- clients that do not read
 
 
-def test_who_asks_ahead_without_end_is_read_no_further(house: House) -> None:
-    client = house.client()
+def test_a_client_that_pipelines_without_end_is_read_no_further(harness: Harness) -> None:
+    client = harness.client()
     client.send(GET)
     for _ in range(100):
         client.send(GET)
     assert not client.is_reading()
-    (connection,) = house.connections
+    (connection,) = harness.connections
     assert len(connection.buffer) <= 1024 + len(GET)
-    assert len(house.network.wires) == 1
+    assert len(harness.network.wires) == 1
 
 
-def test_who_never_reads_an_answer_is_cut_off(house: House) -> None:
-    client = house.client()
+def test_a_client_that_never_reads_a_response_is_cut_off(harness: Harness) -> None:
+    client = harness.client()
     client.send(GET)
-    house.worker.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    harness.worker.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
     client.stall()
-    house.worker.send(b"x" * 1000)
-    house.pass_time(TIMEOUT_S + 1)
-    house.pass_time(1)
+    harness.worker.send(b"x" * 1000)
+    harness.advance(TIMEOUT_S + 1)
+    harness.advance(1)
     assert client.lost
-    assert house.worker.lost
-    assert house.service.counters.errors["send_timeout"] == 1
+    assert harness.worker.lost
+    assert harness.service.counters.errors["send_timeout"] == 1

@@ -1,4 +1,4 @@
-"""A chunked body is the same however it arrives, and no other reading of it is possible."""
+"""A chunked body is the same however it arrives, and it has only one reading."""
 
 from itertools import pairwise
 
@@ -47,7 +47,7 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
         (b"1" + b";" + b"x" * (MAX_CHUNK_LINE - 4) + b"\r\nx\r\n" + END, b"x", b"", b""),
     ],
 )
-def test_a_body_is_taken_apart(data: bytes, payload: bytes, trailers: bytes, rest: bytes) -> None:
+def test_a_body_is_decoded(data: bytes, payload: bytes, trailers: bytes, rest: bytes) -> None:
     expected = (payload, True, trailers, rest)
     assert decode([data]) == expected
     assert decode([data[at : at + 1] for at in range(len(data))]) == expected
@@ -119,7 +119,7 @@ def test_trailers_end_at_the_same_byte_in_one_piece_and_in_many(missing: int) ->
     st.sampled_from([b"", b"A: b\r\n"]),
     st.binary(max_size=10),
 )
-def test_what_was_put_together_comes_apart_again(
+def test_what_was_encoded_is_decoded_again(
     chunks: list[bytes], cuts: list[int], trailers: bytes, rest: bytes
 ) -> None:
     body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)

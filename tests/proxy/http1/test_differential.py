@@ -1,7 +1,7 @@
-"""Others agree: what we accept, h11 and llhttp read in the same way, however it arrives.
+"""h11 and llhttp read what we accept in the same way, however it arrives.
 
-Streams are built near to good ones, with what tricks are made of, and bent by a byte or two;
-`tests.fuzz.oracle` says what must hold, the fuzzers there go further from what is good.
+Streams are built from valid messages and parts of known tricks, and changed by a byte or two.
+`tests.fuzz.oracle` owns what must hold; the fuzzers there go further from valid messages.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""Nobody but a trusted proxy can say where a request came from, in whatever way it tries."""
+"""Only a trusted proxy can report where a request came from, whatever spelling a client tries.
+
+Proves `forwarded`, and the forwarding fields that `request` writes for a worker.
+"""
 
 from typing import Any
 
@@ -6,22 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_proxy.config import Fields
+from penstock_proxy.config import Forwarding
 from penstock_proxy.errors import RejectedError
 from penstock_proxy.http1 import parser
-from penstock_proxy.http1.forwarded import Claims, believed
+from penstock_proxy.http1.forwarded import ForwardedInfo, read_trusted
 from penstock_proxy.http1.request import HeaderRewriter, request_trailers
 from penstock_worker.net.trusted_proxies import TrustedProxies
 
 PROXIES = ("10.0.0.0/8", "2001:db8:1::/48")
 
 
-def claims(text: str, language: str = "x-forwarded", trusted: tuple[str, ...] = PROXIES) -> Claims:
-    said: dict[bytes, list[bytes]] = {}
+def trusted_info(
+    text: str, header: str = "x-forwarded", trusted: tuple[str, ...] = PROXIES
+) -> ForwardedInfo:
+    received: dict[bytes, list[bytes]] = {}
     for line in text.encode().split(b"\n"):
         name, _, value = line.partition(b":")
-        said.setdefault(name.strip().lower(), []).append(value.strip())
-    return believed(said, TrustedProxies(trusted), language)  # type: ignore[arg-type]
+        received.setdefault(name.strip().lower(), []).append(value.strip())
+    return read_trusted(received, TrustedProxies(trusted), header)  # type: ignore[arg-type]
 
 
 def worker_sees(
@@ -35,11 +40,12 @@ def worker_sees(
     **terms: object,
 ) -> list[tuple[str, str]]:
     """The fields of a request as a worker gets them, in order, without the request id."""
-    using = HeaderRewriter(PROXIES, 1000, b"http", port=8000, terms=Fields.model_validate(terms))
+    forwarding = Forwarding.model_validate(terms)
+    using = HeaderRewriter(PROXIES, 1000, b"http", port=8000, forwarding=forwarding)
     head = start + b"\r\nHost: shop.example\r\n" + fields + b"\r\n"
     line = parser.parse_request_line(head)
-    prepared = using.request(line, head[line.end :], trusted=trusted)
-    out = prepared.out + using.of_connection(address, port, extra, trusted=trusted) + b"id"
+    prepared = using.prepare(line, head[line.end :], trusted=trusted)
+    out = prepared.fields + using.connection_fields(address, port, extra, trusted=trusted) + b"id"
     lines = [one.partition(": ") for one in out.decode("latin-1").split("\r\n")]
     assert lines.pop() == ("X-Request-ID", ": ", "id")
     return [(name, value) for name, _, value in lines]
@@ -78,67 +84,69 @@ OURS = [
         ("10.0.0.1," * 40 + "10.0.0.2", ("10.0.0.1",) * 31 + ("10.0.0.2",)),
     ],
 )
-def test_a_list_is_believed_back_to_the_first_who_is_not_trusted(
+def test_a_list_is_trusted_back_to_the_first_untrusted_address(
     nodes: str, hops: tuple[str, ...]
 ) -> None:
-    assert claims(f"X-Forwarded-For: {nodes}").hops == hops
+    assert trusted_info(f"X-Forwarded-For: {nodes}").hops == hops
     halves = nodes.partition(",")
-    assert claims(f"X-Forwarded-For: {halves[0]}\nX-Forwarded-For: {halves[2]}").hops == hops
+    assert trusted_info(f"X-Forwarded-For: {halves[0]}\nX-Forwarded-For: {halves[2]}").hops == hops
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("X-Forwarded-Proto: http, HTTPS", Claims(proto=b"https")),
-        ("X-Forwarded-Proto: https\nX-Forwarded-Proto: http", Claims(proto=b"http")),
-        ("X-Forwarded-Proto: java script", Claims()),
-        ("X-Forwarded-Host: evil, shop.example:8443", Claims(host=b"shop.example:8443")),
-        ("X-Forwarded-Host: [2001:db8::1]:8443", Claims(host=b"[2001:db8::1]:8443")),
-        ("X-Forwarded-Host: a/b", Claims()),
-        ('X-Forwarded-Host: a"b', Claims()),
-        ("X-Forwarded-Port: 1, 443", Claims(port=b"443")),
-        ("X-Forwarded-Port: 65536", Claims()),
-        ("X-Forwarded-Port: https", Claims()),
-        ("Forwarded: for=1.2.3.4;proto=https", Claims()),
+        ("X-Forwarded-Proto: http, HTTPS", ForwardedInfo(proto=b"https")),
+        ("X-Forwarded-Proto: https\nX-Forwarded-Proto: http", ForwardedInfo(proto=b"http")),
+        ("X-Forwarded-Proto: java script", ForwardedInfo()),
+        ("X-Forwarded-Host: evil, shop.example:8443", ForwardedInfo(host=b"shop.example:8443")),
+        ("X-Forwarded-Host: [2001:db8::1]:8443", ForwardedInfo(host=b"[2001:db8::1]:8443")),
+        ("X-Forwarded-Host: a/b", ForwardedInfo()),
+        ('X-Forwarded-Host: a"b', ForwardedInfo()),
+        ("X-Forwarded-Port: 1, 443", ForwardedInfo(port=b"443")),
+        ("X-Forwarded-Port: 65536", ForwardedInfo()),
+        ("X-Forwarded-Port: https", ForwardedInfo()),
+        ("Forwarded: for=1.2.3.4;proto=https", ForwardedInfo()),
     ],
 )
-def test_the_nearest_proxys_word_counts_if_it_is_one(text: str, found: Claims) -> None:
-    assert claims(text) == found
+def test_the_nearest_proxys_value_counts_if_it_is_well_formed(
+    text: str, found: ForwardedInfo
+) -> None:
+    assert trusted_info(text) == found
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("", Claims()),
-        ("for=203.0.113.1", Claims(("203.0.113.1",))),
+        ("", ForwardedInfo()),
+        ("for=203.0.113.1", ForwardedInfo(("203.0.113.1",))),
         (
             'For="[2001:db8::9]:47011";Proto=HTTPS;host="shop.example"',
-            Claims(("2001:db8::9",), b"https", b"shop.example"),
+            ForwardedInfo(("2001:db8::9",), b"https", b"shop.example"),
         ),
         (
             "for=6.6.6.6;proto=https, for=203.0.113.1;proto=http , for=10.0.0.1;by=10.0.0.2",
-            Claims(("203.0.113.1", "10.0.0.1"), b"http"),
+            ForwardedInfo(("203.0.113.1", "10.0.0.1"), b"http"),
         ),
-        ('for="203.0.113.1\\:80"', Claims(("203.0.113.1",))),
-        ("for=_gazonk, for=10.0.0.1", Claims(("10.0.0.1",))),
-        ("for=unknown", Claims()),
-        ("proto=https, for=10.0.0.1", Claims(("10.0.0.1",))),
+        ('for="203.0.113.1\\:80"', ForwardedInfo(("203.0.113.1",))),
+        ("for=_gazonk, for=10.0.0.1", ForwardedInfo(("10.0.0.1",))),
+        ("for=unknown", ForwardedInfo()),
+        ("proto=https, for=10.0.0.1", ForwardedInfo(("10.0.0.1",))),
         # Not the grammar of RFC 7239, and therefore nothing.
-        ("for=203.0.113.1;for=6.6.6.6", Claims()),
-        ("for=[2001:db8::9]", Claims()),
-        ('for="203.0.113.1', Claims()),
-        ("for=203.0.113.1 for=6.6.6.6", Claims()),
-        ("for = 203.0.113.1", Claims()),
-        ("203.0.113.1", Claims()),
-        ('for="a, for=6.6.6.6, for="203.0.113.1"', Claims()),
+        ("for=203.0.113.1;for=6.6.6.6", ForwardedInfo()),
+        ("for=[2001:db8::9]", ForwardedInfo()),
+        ('for="203.0.113.1', ForwardedInfo()),
+        ("for=203.0.113.1 for=6.6.6.6", ForwardedInfo()),
+        ("for = 203.0.113.1", ForwardedInfo()),
+        ("203.0.113.1", ForwardedInfo()),
+        ('for="a, for=6.6.6.6, for="203.0.113.1"', ForwardedInfo()),
     ],
 )
-def test_forwarded_is_read_by_its_grammar(text: str, found: Claims) -> None:
-    assert claims(f"Forwarded: {text}", "forwarded") == found
-    assert claims(f"Forwarded: {text}\nX-Forwarded-For: 6.6.6.6", "forwarded") == found
+def test_forwarded_is_read_by_its_grammar(text: str, found: ForwardedInfo) -> None:
+    assert trusted_info(f"Forwarded: {text}", "forwarded") == found
+    assert trusted_info(f"Forwarded: {text}\nX-Forwarded-For: 6.6.6.6", "forwarded") == found
 
 
-def test_a_worker_is_told_what_we_see() -> None:
+def test_a_worker_gets_what_the_proxy_sees() -> None:
     assert worker_sees(b"") == OURS
     via = worker_sees(b"", start=b"GET / HTTP/1.0")
     assert ("Via", "1.0 penstock") in via
@@ -149,11 +157,11 @@ def test_a_worker_is_told_what_we_see() -> None:
     assert dict(worker_sees(b"", port=443))["X-Forwarded-Port"] == "443"
 
 
-def test_via_is_continued_and_can_be_left_alone() -> None:
-    said = b"Via: 1.0 fred\r\nvia: 1.1 p.example (Apache/1.1)\r\n"
-    found = dict(worker_sees(said))
+def test_via_is_continued_or_left_alone() -> None:
+    received = b"Via: 1.0 fred\r\nvia: 1.1 p.example (Apache/1.1)\r\n"
+    found = dict(worker_sees(received))
     assert found["Via"] == "1.0 fred, 1.1 p.example (Apache/1.1), 1.1 penstock"
-    left = [pair for pair in worker_sees(said, via="") if pair[0].lower() == "via"]
+    left = [pair for pair in worker_sees(received, via="") if pair[0].lower() == "via"]
     assert left == [("Via", "1.0 fred"), ("via", "1.1 p.example (Apache/1.1)")]
 
 
@@ -162,15 +170,15 @@ def test_via_is_continued_and_can_be_left_alone() -> None:
     [("192.0.2.9", "192.0.2.9"), ("2001:db8::1", '"[2001:db8::1]"'), ("", "unknown"),
      ("fe80::1%eth0", '"[fe80::1]"')],
 )  # fmt: skip
-def test_forwarded_says_the_same_in_its_own_words(address: str, node: str) -> None:
+def test_forwarded_carries_the_same_information(address: str, node: str) -> None:
     found = worker_sees(b"", address=address, forwarded=True, x_forwarded=False, via="")
     assert found == [("Host", "shop.example"), ("Forwarded", f"for={node};proto=http")]
 
 
 def test_forwarded_of_a_trusted_proxy_is_continued() -> None:
-    said = b'Forwarded: for="[2001:db8:1::5]";proto=https;host=www.example, for=10.0.0.3\r\n'
+    received = b'Forwarded: for="[2001:db8:1::5]";proto=https;host=www.example, for=10.0.0.3\r\n'
     found = worker_sees(
-        said, trusted=True, address="10.0.0.4", forwarded=True, believe="forwarded", via=""
+        received, trusted=True, address="10.0.0.4", forwarded=True, trust="forwarded", via=""
     )
     assert found == [
         ("Host", "shop.example"),
@@ -183,25 +191,27 @@ def test_forwarded_of_a_trusted_proxy_is_continued() -> None:
     ]
 
 
-def test_a_proxy_that_speaks_one_language_passes_on_the_other_from_strangers() -> None:
-    said = b"Forwarded: for=6.6.6.6;proto=https\r\nX-Forwarded-For: 203.0.113.1\r\n"
-    found = worker_sees(said, trusted=True, address="10.0.0.1")
+def test_only_the_header_that_the_proxies_write_is_trusted() -> None:
+    received = b"Forwarded: for=6.6.6.6;proto=https\r\nX-Forwarded-For: 203.0.113.1\r\n"
+    found = worker_sees(received, trusted=True, address="10.0.0.1")
     assert "6.6.6.6" not in str(found)
     assert ("X-Forwarded-For", "203.0.113.1, 10.0.0.1") in found
-    said = b"Forwarded: for=203.0.113.1\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: evil\r\n"
-    found = worker_sees(said, trusted=True, address="10.0.0.1", believe="forwarded")
+    received = (
+        b"Forwarded: for=203.0.113.1\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: evil\r\n"
+    )
+    found = worker_sees(received, trusted=True, address="10.0.0.1", trust="forwarded")
     assert "6.6.6.6" not in str(found)
     assert "evil" not in str(found)
     assert ("X-Forwarded-For", "203.0.113.1, 10.0.0.1") in found
 
 
 @pytest.mark.parametrize(
-    ("said", "port"),
+    ("received", "port"),
     [(b"", "8000"), (b"X-Forwarded-Proto: https\r\n", "443"),
      (b"X-Forwarded-Proto: https\r\nX-Forwarded-Port: 8443\r\n", "8443")],
 )  # fmt: skip
-def test_a_port_belongs_to_what_the_client_speaks(said: bytes, port: str) -> None:
-    assert dict(worker_sees(said, trusted=True))["X-Forwarded-Port"] == port
+def test_the_port_follows_from_the_clients_protocol(received: bytes, port: str) -> None:
+    assert dict(worker_sees(received, trusted=True))["X-Forwarded-Port"] == port
 
 
 EVIL = "evil"
@@ -228,15 +238,15 @@ def disguises(draw: st.DrawFn) -> str:
     st.booleans(),
     st.booleans(),
 )  # fmt: skip
-def test_nothing_that_a_stranger_claims_reaches_a_worker(
+def test_no_forwarding_field_of_an_untrusted_client_reaches_a_worker(
     fields: list[tuple[str, str]], nominated: list[str], x_forwarded: bool, forwarded: bool
 ) -> None:
-    said = "".join(f"{name}: {value}\r\n" for name, value in fields)
+    received = "".join(f"{name}: {value}\r\n" for name, value in fields)
     # What Connection names is dropped; what we say ourselves must not be.
-    said += f"Connection: {', '.join(nominated)}\r\n" if nominated else ""
+    received += f"Connection: {', '.join(nominated)}\r\n" if nominated else ""
     terms: dict[str, Any] = {"x_forwarded": x_forwarded, "forwarded": forwarded}
-    assert worker_sees(said.encode(), **terms) == worker_sees(b"", **terms)
-    trailers = request_trailers(said.encode(), frozenset())
+    assert worker_sees(received.encode(), **terms) == worker_sees(b"", **terms)
+    trailers = request_trailers(received.encode(), frozenset())
     assert trailers == b""
 
 
@@ -245,25 +255,25 @@ def test_nothing_that_a_stranger_claims_reaches_a_worker(
              max_size=6),
     st.lists(st.sampled_from(("10.0.0.1", "10.0.0.2", "2001:db8:1::7")), max_size=4),
 )  # fmt: skip
-def test_a_client_behind_trusted_proxies_cannot_lengthen_its_way(
+def test_a_client_behind_trusted_proxies_cannot_add_hops(
     made_up: list[str], proxies: list[str]
 ) -> None:
     """Each proxy appends whom it was connected to by; the first one was by the client."""
     way = ["203.0.113.1", *proxies]
-    said = ", ".join([*made_up, *way[:-1]]) if proxies else None
-    fields = b"" if said is None else f"X-Forwarded-For: {said}\r\n".encode()
+    received = ", ".join([*made_up, *way[:-1]]) if proxies else None
+    fields = b"" if received is None else f"X-Forwarded-For: {received}\r\n".encode()
     found = dict(worker_sees(fields, trusted=bool(proxies), address=way[-1]))
     assert found["X-Forwarded-For"] == ", ".join(way)
 
 
 @given(st.binary(max_size=60).filter(lambda value: not set(value) & set(b"\0\r\n")))
-def test_whatever_a_trusted_proxy_says_makes_no_other_line(value: bytes) -> None:
+def test_no_value_from_a_trusted_proxy_makes_another_line(value: bytes) -> None:
     names = (b"X-Forwarded-For", b"X-Forwarded-Proto", b"X-Forwarded-Host", b"X-Forwarded-Port",
              b"Forwarded")  # fmt: skip
     fields = b"".join(name + b": " + value + b"\r\n" for name in names)
-    for language in ("x-forwarded", "forwarded"):
+    for header in ("x-forwarded", "forwarded"):
         try:
-            found = worker_sees(fields, trusted=True, forwarded=True, believe=language)
+            found = worker_sees(fields, trusted=True, forwarded=True, trust=header)
         except RejectedError:
             return
         assert [name for name, _ in found if name in dict(OURS)].count("X-Forwarded-For") == 1

@@ -1,4 +1,4 @@
-"""What two servers could read in two ways is refused; what is left is read in one way only."""
+"""What two servers could read in two ways is refused; all else is read in one way only."""
 
 import pytest
 
@@ -164,7 +164,7 @@ def test_a_worker_is_never_asked_in_absolute_form(line: bytes, target: bytes) ->
     ],
 )
 def test_what_can_never_become_a_head_is_seen_early(data: bytes, wrong: bool) -> None:
-    assert parser.looks_wrong(data) is wrong
+    assert parser.cannot_be_request(data) is wrong
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_upgrade_is_a_list_of_protocols(value: bytes) -> None:
     ],
 )
 def test_what_can_never_become_a_response_is_seen_early(data: bytes, wrong: bool) -> None:
-    assert parser.answer_looks_wrong(data) is wrong
+    assert parser.cannot_be_response(data) is wrong
 
 
 # -- the request as a whole

@@ -1,8 +1,11 @@
-"""What one hop says stays with that hop, and nobody is told what a stranger made up."""
+"""Hop-by-hop fields are dropped, and a worker gets no forwarding field that a client made up.
+
+Proves `request` and `fields`. `tests/proxy/http/test_limits.py` proves `request_body`.
+"""
 
 import pytest
 
-from penstock_proxy.config import Fields
+from penstock_proxy.config import Forwarding
 from penstock_proxy.errors import HEAD_TOO_LARGE, RejectedError
 from penstock_proxy.http1 import parser, request
 from penstock_proxy.http1.request import HeaderRewriter, PreparedRequest
@@ -11,19 +14,19 @@ from penstock_proxy.http1.request_body import RequestBody
 
 def plain(*trusted: str, most: int = 100) -> HeaderRewriter:
     """Without Via, which has tests of its own."""
-    return HeaderRewriter(trusted, most, terms=Fields(via=""))
+    return HeaderRewriter(trusted, most, forwarding=Forwarding(via=""))
 
 
 def prepare(
     head: bytes, *, trusted: bool = False, using: HeaderRewriter | None = None
 ) -> PreparedRequest:
     line = parser.parse_request_line(head)
-    return (using or plain()).request(line, head[line.end :], trusted=trusted)
+    return (using or plain()).prepare(line, head[line.end :], trusted=trusted)
 
 
 def sent(fields: bytes, *, trusted: bool = False, start: bytes = b"GET / HTTP/1.1") -> bytes:
     """What a worker gets to see of these fields, without what every request has."""
-    out = prepare(start + b"\r\nHost: a\r\n" + fields + b"\r\n", trusted=trusted).out
+    out = prepare(start + b"\r\nHost: a\r\n" + fields + b"\r\n", trusted=trusted).fields
     first, _, rest = out.partition(b"\r\n")
     assert first == b"Host: a"
     assert rest.endswith(b"X-Forwarded-For: ")
@@ -45,7 +48,7 @@ OURS = b"X-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\n"
         b"XForwarded-For: b\r\n",
     ],
 )
-def test_what_is_said_to_the_worker_reaches_it_as_it_came(fields: bytes) -> None:
+def test_end_to_end_fields_reach_the_worker_unchanged(fields: bytes) -> None:
     assert sent(fields) == fields + OURS
 
 
@@ -65,7 +68,7 @@ def test_what_is_said_to_the_worker_reaches_it_as_it_came(fields: bytes) -> None
         b"Proxy: http://elsewhere/\r\n",
     ],
 )
-def test_what_is_said_to_this_hop_ends_here(fields: bytes) -> None:
+def test_hop_by_hop_fields_are_dropped(fields: bytes) -> None:
     assert sent(fields) == OURS
 
 
@@ -84,13 +87,13 @@ def test_connection_takes_away_whole_names_only(spelling: str) -> None:
     assert sent(b"Connection: x-mine\r\n" + field) == expected
 
 
-def test_trailers_may_be_asked_for() -> None:
+def test_te_trailers_is_forwarded() -> None:
     asked = b"TE: trailers\r\nConnection: TE\r\n"
     assert sent(b"TE: gzip, Trailers\r\n") == asked + OURS
     assert sent(b"TE: gzip\r\nTE: trailers\r\nConnection: te\r\n") == asked + OURS
 
 
-def test_an_upgrade_is_asked_for_in_the_proxies_own_words() -> None:
+def test_an_upgrade_is_requested_anew() -> None:
     fields = b"Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\nTE: trailers\r\n"
     assert sent(fields) == b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + OURS
     assert sent(fields, start=b"GET / HTTP/1.0") == b"TE: trailers\r\nConnection: TE\r\n" + OURS
@@ -111,7 +114,7 @@ def test_no_list_of_offers_smuggles_http_2(offers: bytes, left: bytes) -> None:
     assert sent(b"Connection: upgrade\r\n" + offers) == expected
 
 
-def test_chunks_are_announced_anew() -> None:
+def test_transfer_encoding_is_written_anew() -> None:
     chunked = b"Transfer-Encoding: chunked\r\n"
     assert sent(b"transfer-encoding: CHUNKED\r\n", start=b"PUT / HTTP/1.1") == chunked + OURS
 
@@ -121,20 +124,20 @@ def test_http_1_0_cannot_expect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "host", "out"),
+    ("head", "host", "start"),
     [
         (b"GET / HTTP/1.0\r\n", b"", b"Host: localhost\r\nX-Forwarded-Proto: http\r\n"),
         (b"GET http://b:1/ HTTP/1.0\r\n", b"b:1", b"Host: b:1\r\nX-Forwarded-Proto: http\r\n"),
     ],
 )
-def test_a_worker_always_gets_a_host(head: bytes, host: bytes, out: bytes) -> None:
+def test_a_worker_always_gets_a_host(head: bytes, host: bytes, start: bytes) -> None:
     prepared = prepare(head + b"\r\n")
     assert prepared.host == host
-    assert prepared.out.startswith(out)
-    assert (b"X-Forwarded-Host: " in prepared.out) == bool(host)
+    assert prepared.fields.startswith(start)
+    assert (b"X-Forwarded-Host: " in prepared.fields) == bool(host)
 
 
-def test_what_concerns_our_own_connection_is_noted() -> None:
+def test_close_and_keep_alive_are_noted() -> None:
     def noted(options: bytes) -> tuple[bool, bool]:
         prepared = prepare(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: " + options + b"\r\n\r\n")
         return prepared.close, prepared.keep_alive
@@ -154,7 +157,7 @@ CLAIMS = [
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_a_stranger_is_not_believed_in_any_spelling(name: bytes) -> None:
+def test_forwarding_fields_of_an_untrusted_client_are_dropped_in_any_spelling(name: bytes) -> None:
     spellings = {name, name.replace(b"-", b"_"), name.replace(b"-", b"_", 1), name.lower()}
     fields = b"".join(spelling + b": claim\r\n" for spelling in spellings)
     assert sent(fields) == OURS
@@ -166,7 +169,7 @@ def test_a_trusted_proxy_does_not_vouch_for_other_spellings(name: bytes) -> None
     assert sent(name.replace(b"-", b"_") + b": claim\r\n", trusted=True) == OURS
 
 
-def test_what_connection_takes_away_comes_in_no_trailer_either() -> None:
+def test_a_field_that_connection_removes_is_dropped_from_trailers_too() -> None:
     fields = b"Host: a\r\nTransfer-Encoding: chunked\r\nConnection: x-mine\r\n\r\n"
     body = RequestBody(prepare(b"PUT / HTTP/1.1\r\n" + fields).framing)
     sent_on, _ = body.take(b"0\r\nX-Mine: 1\r\nX-Real-IP: 2\r\nDigest: b\r\n\r\n")
@@ -185,7 +188,7 @@ def test_a_trusted_proxy_is_continued() -> None:
     prepared = prepare(head, trusted=True, using=plain("192.0.2.2/31"))
     assert prepared.request_id == b"abc"
     assert prepared.client == "192.0.2.1"
-    assert prepared.out == (
+    assert prepared.fields == (
         b"Host: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: public\r\n"
         b"X-Forwarded-Port: 443\r\nX-Forwarded-For: 192.0.2.1, 192.0.2.2, 192.0.2.3, "
     )
@@ -216,7 +219,7 @@ def test_trust_is_a_matter_of_networks(client: str, *, trusted: bool) -> None:
 # -- the memory
 
 
-def test_a_block_means_the_same_the_second_time_and_only_to_the_same_client() -> None:
+def test_a_cached_block_is_used_only_for_clients_of_the_same_trust() -> None:
     using = plain("10.0.0.0/8")
     head = b"GET /%b HTTP/1.1\r\nHost: a\r\nX-Request-ID: b\r\n\r\n"
     first = prepare(head % b"1", using=using)
@@ -230,7 +233,7 @@ def test_a_block_means_the_same_the_second_time_and_only_to_the_same_client() ->
     "start",
     [b"GET / HTTP/1.0", b"GET http://a/ HTTP/1.1", b"OPTIONS * HTTP/1.1"],
 )
-def test_an_unusual_request_is_judged_each_time(start: bytes) -> None:
+def test_an_unusual_request_is_not_cached(start: bytes) -> None:
     using = plain()
     usual = prepare(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", using=using)
     assert prepare(start + b"\r\nHost: a\r\n\r\n", using=using) is not usual
@@ -238,7 +241,7 @@ def test_an_unusual_request_is_judged_each_time(start: bytes) -> None:
         prepare(b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", using=using)
 
 
-def test_the_memory_is_bounded() -> None:
+def test_the_cache_is_bounded() -> None:
     using = plain()
     head = b"GET / HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n"
     first = prepare(head % b"0", using=using)
@@ -260,7 +263,7 @@ def test_too_many_fields_are_refused() -> None:
     "name",
     [b"X-Real-IP", b"X_Forwarded_For", b"Forwarded", b"X-Forwarded-Port", b"X-Mine", b"Host"],
 )
-def test_trailers_claim_nothing_that_fields_may_not(name: bytes) -> None:
+def test_trailers_may_not_carry_what_fields_may_not(name: bytes) -> None:
     block = name + b": a\r\nDigest: b\r\n"
     assert request.request_trailers(block, frozenset({b"x-mine"})) == b"Digest: b\r\n"
 
@@ -268,5 +271,5 @@ def test_trailers_claim_nothing_that_fields_may_not(name: bytes) -> None:
 @pytest.mark.parametrize(
     "name", [b"SCRIPT_NAME", b"X_Request_ID", b"X-Forwarded", b"Client-IP", b"CF-Connecting-IP"]
 )
-def test_a_stranger_does_not_say_where_it_is_or_who(name: bytes) -> None:
+def test_an_untrusted_client_sets_neither_its_address_nor_a_variable(name: bytes) -> None:
     assert sent(name + b": a\r\n") == OURS

@@ -1,4 +1,7 @@
-"""A worker's response loses what was for this hop, and says what becomes of its connection."""
+"""Hop-by-hop fields are dropped from a response, and tell whether its connection is reused.
+
+Proves `response` and `fields`.
+"""
 
 import pytest
 
@@ -12,7 +15,7 @@ from penstock_proxy.http1.response import (
 )
 
 
-def test_a_response_keeps_all_but_what_was_for_this_hop() -> None:
+def test_a_response_keeps_all_but_hop_by_hop_fields() -> None:
     head = (
         b"HTTP/1.0 203 Fine\xe4\r\nServer: x\r\nConnection: X-Mine, keep-alive\r\nx-mine: 1\r\n"
         b"Keep-Alive: timeout=5\r\nContent-Length: 3\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n"
@@ -24,15 +27,15 @@ def test_a_response_keeps_all_but_what_was_for_this_hop() -> None:
         length=3,
         chunked=False,
         close=False,
-        keep_s=5.0,
+        max_idle_s=5.0,
         upgrade=b"",
-        out=b"HTTP/1.1 203 Fine\xe4\r\nServer: x\r\nContent-Length: 3\r\n"
+        head=b"HTTP/1.1 203 Fine\xe4\r\nServer: x\r\nContent-Length: 3\r\n"
         b"Set-Cookie: a\r\nSet-Cookie: b\r\nTrailer: A\r\n",
     )
 
 
 @pytest.mark.parametrize(
-    ("said", "keep_s"),
+    ("field", "max_idle_s"),
     [
         (b"", 60.0),
         (b"Keep-Alive: timeout=5\r\n", 5.0),
@@ -44,8 +47,10 @@ def test_a_response_keeps_all_but_what_was_for_this_hop() -> None:
         (b"Keep-Alive: timeout=5\r\nConnection: close\r\n", 0.0),
     ],
 )
-def test_a_worker_says_how_long_it_keeps_a_connection(said: bytes, keep_s: float) -> None:
-    assert parse_response(b"HTTP/1.1 200 OK\r\n" + said + b"\r\n").keep_s == keep_s
+def test_keep_alive_limits_how_long_a_connection_may_be_idle(
+    field: bytes, max_idle_s: float
+) -> None:
+    assert parse_response(b"HTTP/1.1 200 OK\r\n" + field + b"\r\n").max_idle_s == max_idle_s
 
 
 @pytest.mark.parametrize(
@@ -59,21 +64,19 @@ def test_a_worker_says_how_long_it_keeps_a_connection(said: bytes, keep_s: float
         (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n", True),
     ],
 )
-def test_a_worker_says_whether_its_connection_can_be_used_again(
-    head: bytes, *, close: bool
-) -> None:
+def test_connection_decides_whether_a_connection_may_be_reused(head: bytes, *, close: bool) -> None:
     assert parse_response(head + b"\r\n").close is close
 
 
-def test_chunks_end_at_this_hop() -> None:
+def test_transfer_encoding_is_dropped() -> None:
     read = parse_response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    assert (read.chunked, read.length, read.out) == (True, NO_LENGTH, b"HTTP/1.1 200 OK\r\n")
+    assert (read.chunked, read.length, read.head) == (True, NO_LENGTH, b"HTTP/1.1 200 OK\r\n")
 
 
-def test_a_worker_that_switches_says_to_what() -> None:
+def test_a_101_names_its_protocol() -> None:
     head = b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
     read = parse_response(head)
-    assert (read.status, read.upgrade, read.out) == (
+    assert (read.status, read.upgrade, read.head) == (
         101,
         b"websocket",
         b"HTTP/1.1 101 Switching\r\n",
@@ -98,14 +101,14 @@ def test_a_doubtful_response_is_the_workers_fault(head: bytes) -> None:
 
 
 @pytest.mark.parametrize("field", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
-def test_a_204_that_announces_a_body_loses_the_word_and_the_connection(field: bytes) -> None:
+def test_a_204_that_announces_a_body_loses_the_field_and_the_connection(field: bytes) -> None:
     answer = parse_response(b"HTTP/1.1 204 No Content\r\n" + field + b"\r\nETag: x\r\n\r\n")
 
-    assert answer.out == b"HTTP/1.1 204 No Content\r\nETag: x\r\n"
+    assert answer.head == b"HTTP/1.1 204 No Content\r\nETag: x\r\n"
     assert answer.close
 
 
-def test_response_heads_are_remembered_within_bounds() -> None:
+def test_response_heads_are_cached_within_bounds() -> None:
     responses = ResponseHeads()
     head = b"HTTP/1.1 200 OK\r\nX: %b\r\n\r\n"
     first = responses.read(head % b"0")
@@ -133,5 +136,7 @@ def test_response_heads_are_remembered_within_bounds() -> None:
         ),
     ],
 )
-def test_a_trailer_cannot_say_what_belongs_into_a_head(block: bytes, kept: bytes) -> None:
+def test_fields_that_belong_into_a_head_are_dropped_from_trailers(
+    block: bytes, kept: bytes
+) -> None:
     assert keep_response_trailers(block) == kept

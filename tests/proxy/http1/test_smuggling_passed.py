@@ -1,11 +1,11 @@
-"""What gets through is exactly one request, to whoever reads it, and nobody else's words in it.
+"""What is forwarded is exactly one request, however it is read, with no field of a stranger.
 
-Read by h11 and by llhttp, as a worker would: with the body that was meant, with the fields
-that the proxy sets, and with what follows as a request of its own.
+h11 and llhttp read it as a worker would: with the intended body, with the fields that the proxy
+sets, and with what follows as a request of its own.
 """
 
 import pytest
-from tests.proxy.conftest import House
+from tests.proxy.conftest import Harness
 from tests.support.proxy.readings import Reading, h11_request, llhttp_request
 
 CLIENT = "192.0.2.1"
@@ -104,9 +104,9 @@ PASSED = {
 }  # fmt: skip
 
 
-def received(house: House) -> Reading:
+def received(harness: Harness) -> Reading:
     """The one request that a worker got, as two others read it."""
-    data = bytes(house.worker.written)
+    data = bytes(harness.worker.written)
     first, second = h11_request(data), llhttp_request(data, len(data))
     assert first.end == len(data)
     assert first == second
@@ -116,13 +116,13 @@ def received(house: House) -> Reading:
 @pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
 @pytest.mark.parametrize(("sent", "start", "body", "trailers"), PASSED.values(), ids=PASSED)
 def test_a_worker_gets_one_request_and_what_follows_as_another(
-    house: House, sent: bytes, start: bytes, body: bytes, trailers: bytes, *, bytewise: bool
+    harness: Harness, sent: bytes, start: bytes, body: bytes, trailers: bytes, *, bytewise: bool
 ) -> None:
-    client = house.client()
+    client = harness.client()
     stream = sent + EVIL
     for piece in [stream[at : at + 1] for at in range(len(stream))] if bytewise else [stream]:
         client.send(piece)
-    got = received(house)
+    got = received(harness)
     assert (b" ".join(got.start[:2]), got.start[2]) == (start, 1)
     assert got.body == body
     assert (
@@ -131,32 +131,32 @@ def test_a_worker_gets_one_request_and_what_follows_as_another(
     names = [name for name, _ in got.fields]
     assert names.count(b"host") == 1
     assert not {b"upgrade", b"http2-settings", b"proxy-connection"} & {*names}
-    house.worker.written.clear()
-    house.worker.send(OK)
-    assert received(house).start == (b"GET", b"/next", 1)
-    assert b"smuggled HTTP" not in b"".join(bytes(wire.written) for wire in house.network.wires)
+    harness.worker.written.clear()
+    harness.worker.send(OK)
+    assert received(harness).start == (b"GET", b"/next", 1)
+    assert b"smuggled HTTP" not in b"".join(bytes(wire.written) for wire in harness.network.wires)
 
 
-def test_connection_cannot_take_away_what_the_proxy_sets(house: House) -> None:
+def test_connection_cannot_take_away_what_the_proxy_sets(harness: Harness) -> None:
     """Apache CVE-2022-31813; hop-by-hop abuse (Davison, 2019)."""
-    plain = house.client()
+    plain = harness.client()
     plain.send(head(start=b"GET / HTTP/1.1"))
-    ours = dict(received(house).fields)
+    ours = dict(received(harness).fields)
     assert {b"host", b"x-forwarded-for", b"x-forwarded-proto", b"x-request-id"} <= {*ours}
     for name in {*ours, b"via", b"forwarded", b"x-real-ip", b"x-forwarded-host"} - {b"host"}:
-        house.open()
-        client = house.client()
+        harness.build()
+        client = harness.client()
         said = b"Connection: close, %b\r\n%b: forged\r\n" % (name.upper(), name)
         client.send(head(said, b"GET / HTTP/1.1"))
-        got = received(house).fields
+        got = received(harness).fields
         assert {key for key, _ in got} == {*ours}
         assert b"forged" not in b"".join(value for _, value in got)
         client.reset()
 
 
 @pytest.mark.parametrize("name", [b"Host", b"Content-Length", b"Transfer-Encoding", b"Expect"])
-def test_connection_cannot_take_away_framing(house: House, name: bytes) -> None:
-    client = house.client()
+def test_connection_cannot_take_away_framing(harness: Harness, name: bytes) -> None:
+    client = harness.client()
     client.send(head(b"Connection: " + name + b"\r\nContent-Length: 1\r\n") + b"a")
-    assert client.taken().startswith(b"HTTP/1.1 400 ")
-    assert house.network.dialed == []
+    assert client.received().startswith(b"HTTP/1.1 400 ")
+    assert harness.network.dialed == []

@@ -1,11 +1,11 @@
-"""What a worker says is read in one way, and a client never takes a cut answer for a whole one.
+"""A worker's bytes are read in one way, and a client never takes a cut response for a whole one.
 
-The client's side is read by h11, so "looks cut" means: another implementation says so.
+h11 reads the client's side, so "looks cut" means that another implementation reports it.
 """
 
 import pytest
-from tests.proxy.conftest import House, Wire
-from tests.support.proxy.readings import OtherwiseError, Reading, h11_response
+from tests.proxy.conftest import Harness, Wire
+from tests.support.proxy.readings import Reading, ReadingDiffersError, h11_response
 from tests.support.smuggling.chunks import BODIES
 from tests.support.smuggling.responses import CHUNKED, FORGED, OK, REFUSED
 
@@ -14,18 +14,18 @@ HEAD = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
 GOOD = OK + b"Content-Length: 4\r\n\r\ngood"
 
 
-def heard(client: Wire, method: bytes = b"GET") -> Reading:
+def final_response(client: Wire, method: bytes = b"GET") -> Reading:
     """The final response in all that a client got until its connection ended."""
     assert client.lost
-    data = client.taken()
+    data = client.received()
     return h11_response(data, method, ended=True)
 
 
-def says(house: House, request: bytes, said: list[bytes]) -> Wire:
-    client = house.client()
+def respond(harness: Harness, request: bytes, response: list[bytes]) -> Wire:
+    client = harness.client()
     client.send(request)
-    for piece in said:
-        house.worker.send(piece)
+    for piece in response:
+        harness.worker.send(piece)
     return client
 
 
@@ -33,41 +33,43 @@ def split(data: bytes) -> list[bytes]:
     return [data[at : at + 1] for at in range(len(data))]
 
 
-def serves_another(house: House) -> None:
+def serves_another(harness: Harness) -> None:
     """Whatever was said, the next client gets what is meant for it, over a new connection."""
-    wires = len(house.network.wires)
-    client = house.client()
+    wires = len(harness.network.wires)
+    client = harness.client()
     client.send(GET)
-    assert len(house.network.wires) == wires + 1
-    house.worker.send(GOOD)
-    data = client.taken()
+    assert len(harness.network.wires) == wires + 1
+    harness.worker.send(GOOD)
+    data = client.received()
     assert h11_response(data).body == b"good"
 
 
 @pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
-@pytest.mark.parametrize(("said", "why"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("response", "why"), REFUSED.values(), ids=REFUSED)
 def test_a_response_of_two_readings_is_a_bad_gateway(
-    house: House, said: bytes, why: str, *, bytewise: bool
+    harness: Harness, response: bytes, why: str, *, bytewise: bool
 ) -> None:
-    client = says(house, GET, split(said) if bytewise and len(said) < 9999 else [said])
-    data = client.taken()
+    client = respond(
+        harness, GET, split(response) if bytewise and len(response) < 9999 else [response]
+    )
+    data = client.received()
     reading = h11_response(data)
     assert (reading.start[0], reading.end) == (b"502", len(data)), why
     assert b"forged" not in data
-    assert house.worker.lost
-    serves_another(house)
+    assert harness.worker.lost
+    serves_another(harness)
 
 
 @pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
 @pytest.mark.parametrize(("body", "why"), BODIES.values(), ids=BODIES)
 def test_chunks_of_two_readings_look_cut_to_the_client(
-    house: House, body: bytes, why: str, *, bytewise: bool
+    harness: Harness, body: bytes, why: str, *, bytewise: bool
 ) -> None:
-    client = says(house, GET, [CHUNKED, *(split(body) if bytewise else [body])])
-    with pytest.raises(OtherwiseError, match="peer closed"):
-        heard(client)
-    assert house.worker.lost, why
-    serves_another(house)
+    client = respond(harness, GET, [CHUNKED, *(split(body) if bytewise else [body])])
+    with pytest.raises(ReadingDiffersError, match="peer closed"):
+        final_response(client)
+    assert harness.worker.lost, why
+    serves_another(harness)
 
 
 REASONS = [b"the worker closed the connection\n", b"the worker broke off\n"]
@@ -85,44 +87,44 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-@pytest.mark.parametrize(("request_", "said", "body"), WHOLE.values(), ids=WHOLE)
-def test_an_answer_that_is_cut_anywhere_is_an_error_or_looks_cut(
-    house: House, request_: bytes, said: bytes, body: bytes, *, reset: bool
+@pytest.mark.parametrize(("request_", "response", "body"), WHOLE.values(), ids=WHOLE)
+def test_a_response_that_is_cut_anywhere_is_an_error_or_looks_cut(
+    harness: Harness, request_: bytes, response: bytes, body: bytes, *, reset: bool
 ) -> None:
-    for at in range(len(said) + 1):
-        house.open()
+    for at in range(len(response) + 1):
+        harness.build()
         # POST: nothing is tried again.
-        client = says(house, request_.replace(b"GET", b"POST"), [said[:at]] if at else [])
-        house.worker.reset() if reset else house.worker.finish()
-        data = client.taken()
+        client = respond(harness, request_.replace(b"GET", b"POST"), [response[:at]] if at else [])
+        harness.worker.reset() if reset else harness.worker.send_eof()
+        data = client.received()
         method = request_.split(b" ")[0]
-        if at < len(said) and b" 502 " not in data:
+        if at < len(response) and b" 502 " not in data:
             assert client.lost
-            with pytest.raises(OtherwiseError, match="peer closed"):
+            with pytest.raises(ReadingDiffersError, match="peer closed"):
                 h11_response(data, method, ended=True)
         else:
             reading = h11_response(data, method)
-            if at < len(said) and method != b"HEAD":
+            if at < len(response) and method != b"HEAD":
                 assert reading.body == REASONS[reset]
             else:
                 assert reading.body == body
         client.reset()
 
 
-def test_an_answer_that_ends_with_its_connection_ends_with_a_last_chunk(house: House) -> None:
-    client = says(house, GET, [OK + b"\r\ngo", b"od"])
-    house.worker.finish()
-    data = client.taken()
+def test_a_response_until_close_ends_with_a_last_chunk(harness: Harness) -> None:
+    client = respond(harness, GET, [OK + b"\r\ngo", b"od"])
+    harness.worker.send_eof()
+    data = client.received()
     assert h11_response(data).body == b"good"
 
 
-def test_an_answer_that_ends_with_its_connection_looks_cut_when_that_is_reset(
-    house: House,
+def test_a_response_until_close_looks_cut_after_a_reset(
+    harness: Harness,
 ) -> None:
-    client = says(house, GET, [OK + b"\r\ngo"])
-    house.worker.reset()
-    with pytest.raises(OtherwiseError, match="peer closed"):
-        heard(client)
+    client = respond(harness, GET, [OK + b"\r\ngo"])
+    harness.worker.reset()
+    with pytest.raises(ReadingDiffersError, match="peer closed"):
+        final_response(client)
 
 
 TOO_MUCH = {
@@ -157,55 +159,57 @@ TOO_MUCH = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("request_", "said", "never"), TOO_MUCH.values(), ids=TOO_MUCH)
-def test_what_follows_an_answer_is_nobodys(
-    house: House, request_: bytes, said: bytes, *, never: bool
+@pytest.mark.parametrize(("request_", "response", "never"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_bytes_after_a_response_reach_no_client(
+    harness: Harness, request_: bytes, response: bytes, *, never: bool
 ) -> None:
     """`never`: the connection is given up before anything that follows has even come."""
     method = request_.split(b" ")[0]
-    everything = said + FORGED
+    everything = response + FORGED
     for at in range(1, len(everything)):
-        house.open()
-        client = says(house, request_, [everything[:at]])
-        if at >= len(said) and never:
-            assert house.worker.lost
-        house.worker.send(everything[at:])
-        assert house.worker.lost
-        data = client.taken()
+        harness.build()
+        client = respond(harness, request_, [everything[:at]])
+        if at >= len(response) and never:
+            assert harness.worker.lost
+        harness.worker.send(everything[at:])
+        assert harness.worker.lost
+        data = client.received()
         reading = h11_response(data, method)
         assert reading.end == len(data)
         assert reading.body in (b"", b"good")
         assert b"forged" not in data
-        serves_another(house)
+        serves_another(harness)
 
 
 @pytest.mark.parametrize("number", [1, 16])
-def test_a_few_interim_responses_get_through(house: House, number: int) -> None:
-    client = says(house, GET, [b"HTTP/1.1 100 Continue\r\n\r\n" * number + GOOD])
-    data = client.taken()
+def test_a_few_interim_responses_get_through(harness: Harness, number: int) -> None:
+    client = respond(harness, GET, [b"HTTP/1.1 100 Continue\r\n\r\n" * number + GOOD])
+    data = client.received()
     assert data.count(b"HTTP/1.1 100 Continue\r\n\r\n") == number
     assert h11_response(data).body == b"good"
 
 
-def test_an_interim_response_that_says_it_is_empty_loses_the_word(house: House) -> None:
+def test_an_interim_response_with_content_length_0_loses_the_field(harness: Harness) -> None:
     early = b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\nLink: x\r\n\r\n"
-    client = says(house, GET, [early + GOOD])
-    assert client.taken().startswith(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK")
+    client = respond(harness, GET, [early + GOOD])
+    assert client.received().startswith(
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK"
+    )
 
 
-def test_an_answer_before_its_question_answers_nobody(house: House) -> None:
-    client = says(house, GET, [GOOD])
-    client.taken()
-    house.worker.send(FORGED)
+def test_a_response_before_its_request_answers_no_request(harness: Harness) -> None:
+    client = respond(harness, GET, [GOOD])
+    client.received()
+    harness.worker.send(FORGED)
     client.send(GET)
-    assert len(house.network.wires) == 2
-    assert client.taken() == b""
+    assert len(harness.network.wires) == 2
+    assert client.received() == b""
 
 
-def test_a_client_that_did_not_offer_anything_is_not_switched(house: House) -> None:
+def test_a_client_that_did_not_offer_anything_is_not_switched(harness: Harness) -> None:
     switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
     offer = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket, h2c\r\n\r\n"
-    for request_, said, status in (
+    for request_, response, status in (
         (GET, switch + b"\r\n", b"502"),
         (offer, switch.replace(b"websocket", b"h2c") + b"\r\n", b"502"),
         (offer, switch.replace(b"websocket", b"websocket, h2c") + b"\r\n", b"502"),
@@ -214,9 +218,9 @@ def test_a_client_that_did_not_offer_anything_is_not_switched(house: House) -> N
         (offer.replace(b"1.1", b"1.0"), switch + b"\r\n", b"502"),
         (offer, switch + b"Content-Length: 0\r\n\r\n", b"101"),
     ):
-        house.open()
-        client = says(house, request_, [said])
-        assert client.taken().split(b" ")[1] == status
+        harness.build()
+        client = respond(harness, request_, [response])
+        assert client.received().split(b" ")[1] == status
         client.reset()
 
 

@@ -1,4 +1,4 @@
-"""Nobody is accepted without room, and nobody who was told yes by the kernel is lost."""
+"""Nothing is accepted without room, and no connection that the kernel has completed is lost."""
 
 import asyncio
 import os
@@ -29,36 +29,36 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def turns(loop_turns: int = 5) -> None:
-    """Let the loop look at its sockets: what is ready has happened after that."""
+    """Let the loop handle what is ready."""
     for _ in range(loop_turns):
         await asyncio.sleep(0)
 
 
-class Door:
-    """A listener, an acceptor, and who came in by it."""
+class Harness:
+    """A listener, its acceptor, its clients, and what was accepted of them."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.listener.setblocking(False)
         self.address = self.listener.getsockname()
         self.room = 1000
-        self.came: list[int] = []
-        """Ports of the clients, in the order of their delivery."""
+        self.accepted: list[int] = []
+        """Ports of accepted clients, in the order of their delivery."""
         self.clients: list[socket.socket] = []
-        self.follow = 0
-        """So many more come while others are let in, one by one."""
+        self.more_clients = 0
+        """So many more connect while others are accepted, one by one."""
         self._streams: list[Stream] = []
 
-    def open(self) -> Acceptor:
+    def make_acceptor(self) -> Acceptor:
         return Acceptor(asyncio.get_running_loop(), self.listener, lambda: self.room, self._deliver)
 
-    def knock(self, times: int = 1) -> None:
-        """The kernel completes a connection without asking us."""
+    def connect(self, times: int = 1) -> None:
+        """Connect clients; the kernel completes it without the acceptor."""
         for _ in range(times):
             self.clients.append(socket.create_connection(self.address))
 
     @property
-    def knocked(self) -> list[int]:
+    def ports(self) -> list[int]:
         return [client.getsockname()[1] for client in self.clients]
 
     def close(self) -> None:
@@ -72,18 +72,18 @@ class Door:
         assert stream.family == socket.AF_INET
         assert not os.get_inheritable(stream.fileno())
         self.room -= 1
-        self.came.append(peer[1])
+        self.accepted.append(peer[1])
         self._streams.append(stream)
-        if self.follow:
-            self.follow -= 1
-            self.knock()
+        if self.more_clients:
+            self.more_clients -= 1
+            self.connect()
 
 
 @pytest.fixture
-def door() -> Iterator[Door]:
-    door = Door()
-    yield door
-    door.close()
+def harness() -> Iterator[Harness]:
+    harness = Harness()
+    yield harness
+    harness.close()
 
 
 @pytest.fixture
@@ -92,62 +92,62 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-def test_nobody_comes_in_before_the_start(runner: asyncio.Runner, door: Door) -> None:
+def test_nothing_is_accepted_before_the_start(runner: asyncio.Runner, harness: Harness) -> None:
     async def main() -> None:
-        acceptor = door.open()
-        door.knock()
+        acceptor = harness.make_acceptor()
+        harness.connect()
         acceptor.resume()
         await turns()
-        assert door.came == []
+        assert harness.accepted == []
         acceptor.start()
-        await until(lambda: door.came)
-        assert door.came == door.knocked
+        await until(lambda: harness.accepted)
+        assert harness.accepted == harness.ports
         acceptor.drain()
 
     runner.run(main())
 
 
-def test_everybody_comes_in_in_their_order(runner: asyncio.Runner, door: Door) -> None:
+def test_all_are_accepted_in_their_order(runner: asyncio.Runner, harness: Harness) -> None:
     async def main() -> None:
-        acceptor = door.open()
-        door.knock(40)
+        acceptor = harness.make_acceptor()
+        harness.connect(40)
         acceptor.start()
-        await until(lambda: len(door.came) == 40)
-        assert door.came == door.knocked
+        await until(lambda: len(harness.accepted) == 40)
+        assert harness.accepted == harness.ports
         acceptor.drain()
 
     runner.run(main())
 
 
-def test_without_room_the_kernel_holds_them(runner: asyncio.Runner, door: Door) -> None:
+def test_without_room_the_kernel_holds_them(runner: asyncio.Runner, harness: Harness) -> None:
     async def main() -> None:
-        acceptor = door.open()
-        door.room = 2
-        door.knock(5)
+        acceptor = harness.make_acceptor()
+        harness.room = 2
+        harness.connect(5)
         acceptor.start()
-        await until(lambda: len(door.came) == 2)
+        await until(lambda: len(harness.accepted) == 2)
         await turns()
-        assert len(door.came) == 2
-        door.room = 1
+        assert len(harness.accepted) == 2
+        harness.room = 1
         acceptor.resume()
         acceptor.resume()
-        await until(lambda: len(door.came) == 3)
+        await until(lambda: len(harness.accepted) == 3)
         await turns()
-        assert door.came == door.knocked[:3]
-        door.room = 10
+        assert harness.accepted == harness.ports[:3]
+        harness.room = 10
         acceptor.resume()
-        await until(lambda: len(door.came) == 5)
+        await until(lambda: len(harness.accepted) == 5)
         acceptor.drain()
 
     runner.run(main())
 
 
-def test_when_descriptors_run_out_it_waits_and_says_so_once(
-    runner: asyncio.Runner, door: Door, caplog: pytest.LogCaptureFixture
+def test_when_descriptors_run_out_it_waits_and_logs_it_once(
+    runner: asyncio.Runner, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        acceptor = door.open()
-        door.knock(2)
+        acceptor = harness.make_acceptor()
+        harness.connect(2)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         lowest = os.dup(0)
         os.close(lowest)
@@ -160,26 +160,26 @@ def test_when_descriptors_run_out_it_waits_and_says_so_once(
                 await turns()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert door.came == []
+        assert harness.accepted == []
         assert [record.getMessage() for record in caplog.records] == [
             "cannot accept: Too many open files; trying again until it can"
         ]
         acceptor.resume()
-        await until(lambda: len(door.came) == 2)
+        await until(lambda: len(harness.accepted) == 2)
         acceptor.drain()
 
     runner.run(main())
 
 
 @pytest.mark.parametrize("full", ["service", "descriptors"])
-def test_the_next_one_comes_in_when_one_leaves_and_waits_for_no_tick(
-    runner: asyncio.Runner, door: Door, full: str
+def test_the_next_one_is_accepted_at_once_when_one_closes(
+    runner: asyncio.Runner, harness: Harness, full: str
 ) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         config = ServiceConfig(
             name="web",
-            listeners=(door.listener.fileno(),),
+            listeners=(harness.listener.fileno(),),
             targets=(),
             max_connections=2 if full == "service" else 0,
             limits=Limits(connections_per_client=0),
@@ -189,10 +189,10 @@ def test_the_next_one_comes_in_when_one_leaves_and_waits_for_no_tick(
         timers = TimerWheel(loop.time())
         service = Service(loop, Reactor(loop), config, timers, fd_budget, None, lambda *_: None)
         service.listeners.start()
-        door.knock(5)
-        door.listener.detach()
+        harness.connect(5)
+        harness.listener.detach()
         counters = service.counters
-        for client, expected in zip(door.clients, (2, 3, 4, 5, 5), strict=True):
+        for client, expected in zip(harness.clients, (2, 3, 4, 5, 5), strict=True):
             await until(partial(lambda count: counters.connections == count, expected))
             await turns()
             assert counters.connections == expected
@@ -203,21 +203,21 @@ def test_the_next_one_comes_in_when_one_leaves_and_waits_for_no_tick(
     runner.run(main())
 
 
-def test_draining_takes_whom_the_kernel_let_in_and_nobody_after(
-    runner: asyncio.Runner, door: Door
+def test_draining_accepts_what_is_queued_and_nothing_after(
+    runner: asyncio.Runner, harness: Harness
 ) -> None:
     async def main() -> None:
-        acceptor = door.open()
-        door.room = 0
+        acceptor = harness.make_acceptor()
+        harness.room = 0
         acceptor.start()
-        door.knock(20)
+        harness.connect(20)
         await turns()
-        assert door.came == []
+        assert harness.accepted == []
         acceptor.drain()
-        assert door.came == door.knocked
-        assert door.listener.fileno() == -1
+        assert harness.accepted == harness.ports
+        assert harness.listener.fileno() == -1
         with pytest.raises(ConnectionRefusedError):
-            door.knock()
+            harness.connect()
         acceptor.drain()
         acceptor.resume()
         await turns()
@@ -225,71 +225,71 @@ def test_draining_takes_whom_the_kernel_let_in_and_nobody_after(
     runner.run(main())
 
 
-def test_draining_ends_though_new_ones_come_as_fast_as_they_are_let_in(
-    runner: asyncio.Runner, door: Door, monkeypatch: pytest.MonkeyPatch
+def test_draining_ends_though_clients_connect_as_fast_as_they_are_accepted(
+    runner: asyncio.Runner, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = 30
     monkeypatch.setattr(acceptor_module, "max_backlog", lambda: most)
 
     async def main() -> None:
-        acceptor = door.open()
+        acceptor = harness.make_acceptor()
         acceptor.start()
-        door.knock(20)
-        door.follow = 2 * most
+        harness.connect(20)
+        harness.more_clients = 2 * most
         acceptor.drain()
-        assert len(door.came) == most + 1, "as many as the kernel lets wait"
-        assert door.listener.fileno() == -1
+        assert len(harness.accepted) == most + 1, "as many as the kernel can queue"
+        assert harness.listener.fileno() == -1
 
     runner.run(main())
 
 
 def test_draining_what_never_started_leaves_its_clients_to_others(
-    runner: asyncio.Runner, door: Door
+    runner: asyncio.Runner, harness: Harness
 ) -> None:
     async def main() -> None:
-        acceptor = door.open()
-        door.knock()
-        other = door.listener.dup()
+        acceptor = harness.make_acceptor()
+        harness.connect()
+        other = harness.listener.dup()
         acceptor.drain()
-        assert door.came == []
+        assert harness.accepted == []
         with other:
             other.accept()[0].close()
 
     runner.run(main())
 
 
-def test_an_error_that_nobody_planned_for_is_told_and_outlived(
-    runner: asyncio.Runner, door: Door
+def test_an_unexpected_error_is_reported_and_survived(
+    runner: asyncio.Runner, harness: Harness
 ) -> None:
     async def main() -> None:
-        told: list[object] = []
+        errors: list[object] = []
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _loop, context: told.append(context["exception"]))
-        acceptor = door.open()
+        loop.set_exception_handler(lambda _loop, context: errors.append(context["exception"]))
+        acceptor = harness.make_acceptor()
         acceptor.start()
-        door.listener.shutdown(socket.SHUT_RDWR)  # from now on accept says EINVAL
-        await until(lambda: told)
+        harness.listener.shutdown(socket.SHUT_RDWR)  # from now on accept says EINVAL
+        await until(lambda: errors)
         await turns()
-        (error,) = told  # once, and not in a busy loop
+        (error,) = errors  # once, and not in a busy loop
         assert isinstance(error, OSError)
-        door.listener.listen()  # at another port: the kernel chose the first one
-        door.address = door.listener.getsockname()
-        door.knock()
+        harness.listener.listen()  # at another port: the kernel chose the first one
+        harness.address = harness.listener.getsockname()
+        harness.connect()
         acceptor.resume()
-        await until(lambda: door.came)
+        await until(lambda: harness.accepted)
         acceptor.drain()
 
     runner.run(main())
 
 
 def test_a_listener_that_cannot_be_drained_is_closed_all_the_same(
-    runner: asyncio.Runner, door: Door
+    runner: asyncio.Runner, harness: Harness
 ) -> None:
     async def main() -> None:
-        acceptor = door.open()
+        acceptor = harness.make_acceptor()
         acceptor.start()
-        door.listener.shutdown(socket.SHUT_RDWR)
+        harness.listener.shutdown(socket.SHUT_RDWR)
         acceptor.drain()
-        assert door.listener.fileno() == -1
+        assert harness.listener.fileno() == -1
 
     runner.run(main())

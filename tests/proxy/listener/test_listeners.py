@@ -1,4 +1,4 @@
-"""A proxy accepts by its own listeners, and by those of one that is away until it is back."""
+"""A proxy accepts from its own listeners, and from others while they are taken over."""
 
 import asyncio
 import socket
@@ -18,14 +18,14 @@ from penstock_worker.net.stream import Stream
 AWAY = 7
 
 
-class House(AdmissionControl):
-    """Listeners, and the ports of the clients that came in by them."""
+class Harness(AdmissionControl):
+    """Listeners, and the ports of the clients that were accepted from them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, stack: ExitStack) -> None:
         self._loop, self._stack = loop, stack
         self.own, self.other = self._listener(), self._listener()
-        self.came: list[int] = []
-        self.left = 1000
+        self.accepted: list[int] = []
+        self.room_left = 1000
         self.fd_budget = FdBudget(1024, 1, 0)
         self.listeners = Listeners(
             loop, (self.own.dup().detach(),), self.fd_budget, self, 2.0, self._deliver
@@ -37,26 +37,26 @@ class House(AdmissionControl):
         listener.setblocking(False)
         return listener
 
-    # What the listeners ask.
+    # What the listeners call.
 
     def room(self) -> int:
-        return self.left
+        return self.room_left
 
-    def crowded(self) -> None: ...
+    def no_room(self) -> None: ...
 
-    def exhausted(self) -> None: ...
+    def resources_exhausted(self) -> None: ...
 
     def refuse(self, acceptor: Acceptor, fault: Fault) -> bool:
         raise AssertionError("there is room, or time")
 
     def _deliver(self, stream: Stream, peer: Any) -> None:
         stream.close()
-        self.came.append(peer[1])
+        self.accepted.append(peer[1])
 
-    def cover(self) -> None:
-        self.listeners.cover(AWAY, self.other.dup())
+    def take_over(self) -> None:
+        self.listeners.take_over(AWAY, self.other.dup())
 
-    def knock(self, listener: socket.socket) -> int:
+    def connect(self, listener: socket.socket) -> int:
         client = self._stack.enter_context(socket.create_connection(listener.getsockname()))
         port: int = client.getsockname()[1]
         return port
@@ -70,82 +70,82 @@ class House(AdmissionControl):
         self._loop.run_until_complete(wait())
 
     def turns(self) -> None:
-        """Whatever is ready has happened after that."""
+        """Let the loop handle what is ready."""
         seen = iter(range(5))
         self.turn(lambda: next(seen, None) is None)
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
+def harness() -> Iterator[Harness]:
     loop = uvloop.new_event_loop()
     with ExitStack() as stack:
         stack.callback(loop.close)
-        yield House(loop, stack)
+        yield Harness(loop, stack)
 
 
-def test_it_accepts_from_its_own_and_from_what_it_covers(house: House) -> None:
-    house.listeners.start()
-    house.cover()
-    knocked = [house.knock(house.own), house.knock(house.other)]
-    house.turn(lambda: len(house.came) == 2)
-    assert sorted(house.came) == sorted(knocked)
-    assert house.fd_budget.listeners == 2
+def test_it_accepts_from_its_own_and_from_those_taken_over(harness: Harness) -> None:
+    harness.listeners.start()
+    harness.take_over()
+    ports = [harness.connect(harness.own), harness.connect(harness.other)]
+    harness.turn(lambda: len(harness.accepted) == 2)
+    assert sorted(harness.accepted) == sorted(ports)
+    assert harness.fd_budget.listeners == 2
 
 
-def test_what_waited_there_before_is_taken_too(house: House) -> None:
-    waits = house.knock(house.other)
-    house.listeners.start()
-    house.cover()
-    house.turn(lambda: house.came)
-    assert house.came == [waits]
+def test_what_waited_there_before_is_accepted_too(harness: Harness) -> None:
+    waits = harness.connect(harness.other)
+    harness.listeners.start()
+    harness.take_over()
+    harness.turn(lambda: harness.accepted)
+    assert harness.accepted == [waits]
 
 
-def test_when_it_is_back_what_waits_is_its_own(house: House) -> None:
-    house.listeners.start()
-    house.cover()
-    house.listeners.uncover(AWAY)
-    house.listeners.uncover(AWAY)
-    waits = house.knock(house.other)
-    own = house.knock(house.own)
-    house.turn(lambda: house.came == [own])
-    house.turns()
-    assert waits not in house.came
-    theirs, (_, port) = house.other.accept()
+def test_what_waits_when_it_is_given_back_is_left_to_its_proxy(harness: Harness) -> None:
+    harness.listeners.start()
+    harness.take_over()
+    harness.listeners.give_back(AWAY)
+    harness.listeners.give_back(AWAY)
+    waits = harness.connect(harness.other)
+    own = harness.connect(harness.own)
+    harness.turn(lambda: harness.accepted == [own])
+    harness.turns()
+    assert waits not in harness.accepted
+    theirs, (_, port) = harness.other.accept()
     theirs.close()
-    assert port == waits, "the socket itself is as it was"
-    assert house.fd_budget.listeners == 1
+    assert port == waits, "the socket is still open and listens"
+    assert harness.fd_budget.listeners == 1
 
 
-def test_told_twice_it_has_it_once(house: House) -> None:
-    house.listeners.start()
-    house.cover()
-    house.cover()
-    assert house.fd_budget.listeners == 2
-    waits = house.knock(house.other)
-    house.turn(lambda: house.came)
-    assert house.came == [waits]
+def test_taken_over_twice_it_is_there_once(harness: Harness) -> None:
+    harness.listeners.start()
+    harness.take_over()
+    harness.take_over()
+    assert harness.fd_budget.listeners == 2
+    waits = harness.connect(harness.other)
+    harness.turn(lambda: harness.accepted)
+    assert harness.accepted == [waits]
 
 
-def test_without_room_nobody_comes_in_by_any_way(house: House) -> None:
-    house.listeners.start()
-    house.cover()
-    house.left = 0
-    knocked = [house.knock(house.own), house.knock(house.other)]
-    house.turns()
-    assert house.came == []
-    house.left = 1000
-    house.listeners.resume()
-    house.turn(lambda: sorted(house.came) == sorted(knocked))
+def test_without_room_nothing_is_accepted_from_any_listener(harness: Harness) -> None:
+    harness.listeners.start()
+    harness.take_over()
+    harness.room_left = 0
+    ports = [harness.connect(harness.own), harness.connect(harness.other)]
+    harness.turns()
+    assert harness.accepted == []
+    harness.room_left = 1000
+    harness.listeners.resume()
+    harness.turn(lambda: sorted(harness.accepted) == sorted(ports))
 
 
-def test_a_proxy_that_leaves_takes_what_waits_everywhere_and_covers_nobody(house: House) -> None:
-    house.listeners.start()
-    house.cover()
-    house.left = 0
-    knocked = [house.knock(house.own), house.knock(house.other)]
-    house.turns()
-    house.listeners.drain()
-    assert sorted(house.came) == sorted(knocked)
-    late = house.other.dup()
-    house.listeners.cover(AWAY + 1, late)
-    assert late.fileno() == -1, "closed, by whom it was given to"
+def test_draining_accepts_what_waits_everywhere_and_takes_nothing_over(harness: Harness) -> None:
+    harness.listeners.start()
+    harness.take_over()
+    harness.room_left = 0
+    ports = [harness.connect(harness.own), harness.connect(harness.other)]
+    harness.turns()
+    harness.listeners.drain()
+    assert sorted(harness.accepted) == sorted(ports)
+    late = harness.other.dup()
+    harness.listeners.take_over(AWAY + 1, late)
+    assert late.fileno() == -1, "it closes what it is given"

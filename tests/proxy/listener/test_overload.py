@@ -1,5 +1,5 @@
-"""Whoever finds no room waits, is let in when there is some, or is told no: nobody hangs, nobody
-is lost, and nothing spins meanwhile."""
+"""A client that finds no room waits, and is accepted when there is some or refused: none hangs or
+is lost, and there is no busy loop meanwhile."""
 
 import asyncio
 import errno
@@ -30,8 +30,8 @@ PATIENCE_S = 2.0
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-class Street:
-    """One service without a worker, its listener, its clock, and who comes to its door."""
+class Harness:
+    """One service without a worker, its listener, its clients and its clock."""
 
     def __init__(self, listener: socket.socket, **keys: Any) -> None:
         self.loop = asyncio.get_running_loop()
@@ -61,18 +61,18 @@ class Street:
         self.counters = self.service.counters
         self.spare = self.service.overload.spare = lingering_close.SpareDescriptor()
         self.address = listener.getsockname()
-        # From now on the acceptor's; but a test may look at its queue.
+        # The acceptor owns the socket now.
         listener.detach()
         self.clients: list[socket.socket] = []
         self.service.listeners.start()
 
-    def knock(self, times: int = 1) -> list[socket.socket]:
-        came = [socket.socket(self.family) for _ in range(times)]
-        for sock in came:
+    def connect(self, times: int = 1) -> list[socket.socket]:
+        clients = [socket.socket(self.family) for _ in range(times)]
+        for sock in clients:
             sock.connect(self.address)
             sock.setblocking(False)
-        self.clients += came
-        return came
+        self.clients += clients
+        return clients
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -96,13 +96,13 @@ class Street:
             self.service.tick(self.now)
             await self.turns()
 
-    async def hear(self, client: socket.socket) -> bytes:
-        """All that it is told, to a clean end; ConnectionResetError if it is not clean."""
-        said = b""
+    async def read_all(self, client: socket.socket) -> bytes:
+        """All that a client gets up to a clean end; ConnectionResetError if it is not clean."""
+        answer = b""
         async with asyncio.timeout(DEADLINE_S):
             while piece := await self.loop.sock_recv(client, 4096):
-                said += piece
-        return said
+                answer += piece
+        return answer
 
     async def close(self) -> None:
         for client in self.clients:
@@ -111,7 +111,7 @@ class Street:
         self.service.overload.rejections.close()
         self.spare.close()
         async with asyncio.timeout(DEADLINE_S):
-            # Who waits for a worker does so by the clock.
+            # Connections that wait for a worker need the clock.
             while self.counters.active:
                 await self.pass_time(0.25)
         self.reactor.close()
@@ -123,7 +123,7 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-def door() -> socket.socket:
+def listening_socket() -> socket.socket:
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     listener.setblocking(False)
     return listener
@@ -137,295 +137,295 @@ MAX_CONNECTIONS = [{"max_connections": 1}, {"descriptors": RESERVE + 3}]
 
 @pytest.mark.parametrize("keys", MAX_CONNECTIONS, ids=["connections", "descriptors"])
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-def test_who_waits_too_long_is_told_no_and_who_does_not_is_let_in(
+def test_a_client_that_waits_too_long_is_refused_and_a_later_one_accepted(
     runner: asyncio.Runner, mode: str, keys: dict[str, int]
 ) -> None:
     async def main() -> None:
-        street = Street(door(), mode=mode, **keys)
-        service = street.service
+        harness = Harness(listening_socket(), mode=mode, **keys)
+        service = harness.service
         # A connection that stays, whatever it is.
         service.client_accepted()
-        early, *_ = street.knock(1)
+        early, *_ = harness.connect(1)
         early.send(GET)
-        await street.until(lambda: sum(street.counters.pauses.values()))
-        await street.pass_time(PATIENCE_S)
-        (late,) = street.knock()
+        await harness.until(lambda: sum(harness.counters.pauses.values()))
+        await harness.pass_time(PATIENCE_S)
+        (late,) = harness.connect()
         late.send(GET)
-        await street.pass_time(0.5)
-        said = await street.hear(early)
+        await harness.pass_time(0.5)
+        answer = await harness.read_all(early)
         if mode == "http":
-            assert said.startswith(b"HTTP/1.1 503 ")
-            assert b"\r\nRetry-After: 1\r\nConnection: close\r\n\r\n" in said
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nRetry-After: 1\r\nConnection: close\r\n\r\n" in answer
         else:
-            assert said == b""
-        reason = "full" if "max_connections" in keys else "lacking"
-        assert street.counters.rejected[reason] == 1
-        assert street.counters.connections == 1
-        assert street.counters.pauses[reason] >= 1
+            assert answer == b""
+        reason = "max_connections" if "max_connections" in keys else "no_descriptors"
+        assert harness.counters.rejected[reason] == 1
+        assert harness.counters.connections == 1
+        assert harness.counters.pauses[reason] >= 1
         service.client_closed("")
-        await street.until(lambda: street.counters.connections == 2)
-        await street.close()
+        await harness.until(lambda: harness.counters.connections == 2)
+        await harness.close()
 
     runner.run(main())
 
 
-def test_a_queue_that_moves_is_left_alone_however_long_it_is(runner: asyncio.Runner) -> None:
+def test_a_queue_that_moves_is_not_refused_however_long_it_is(runner: asyncio.Runner) -> None:
     async def main() -> None:
-        street = Street(door(), max_connections=5)
+        harness = Harness(listening_socket(), max_connections=5)
         for _ in range(5):
-            street.service.client_accepted()
-        for client in street.knock(40):
+            harness.service.client_accepted()
+        for client in harness.connect(40):
             client.send(GET[:10])
         for count in range(5, 45, 5):
-            await street.pass_time(0.25)
+            await harness.pass_time(0.25)
             for _ in range(5):
-                street.service.client_closed("")
-            await street.until(lambda: street.counters.connections >= 5 + count)  # noqa: B023
-        assert street.counters.rejected["full"] == 0
+                harness.service.client_closed("")
+            await harness.until(lambda: harness.counters.connections >= 5 + count)  # noqa: B023
+        assert harness.counters.rejected["max_connections"] == 0
         for _ in range(35):
             # All of the 40 are still there, and will be counted when they leave.
-            street.service.client_accepted()
-        await street.close()
+            harness.service.client_accepted()
+        await harness.close()
 
     runner.run(main())
 
 
-def test_a_unix_socket_that_is_full_for_long_says_no_too(runner: asyncio.Runner) -> None:
+def test_clients_of_a_unix_socket_are_refused_too(runner: asyncio.Runner) -> None:
     async def main() -> None:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"\0penstock-overload-{os.getpid()}")
         listener.listen(16)
         listener.setblocking(False)
         address = listener.getsockname()
-        street = Street(listener, max_connections=1)
-        street.service.client_accepted()
+        harness = Harness(listener, max_connections=1)
+        harness.service.client_accepted()
         client = socket.socket(socket.AF_UNIX)
         client.connect(address)
         client.setblocking(False)
-        street.clients.append(client)
-        await street.pass_time(PATIENCE_S + 1)
-        assert (await street.hear(client)).startswith(b"HTTP/1.1 503 ")
-        street.service.client_closed("")
-        await street.close()
+        harness.clients.append(client)
+        await harness.pass_time(PATIENCE_S + 1)
+        assert (await harness.read_all(client)).startswith(b"HTTP/1.1 503 ")
+        harness.service.client_closed("")
+        await harness.close()
 
     runner.run(main())
 
 
-# -- the system has none
+# -- the system has no descriptors
 
 
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-def test_without_a_descriptor_the_spare_one_says_no_and_then_all_goes_on(
+def test_without_descriptors_the_spare_one_refuses_and_then_accepting_goes_on(
     runner: asyncio.Runner, mode: str
 ) -> None:
     async def main() -> None:
-        street = Street(door(), mode=mode)
-        clients = street.knock(5)
+        harness = Harness(listening_socket(), mode=mode)
+        clients = harness.connect(5)
         for client in clients:
             client.send(GET)
         with no_descriptor_left():
-            await street.until(lambda: street.counters.pauses["system"])
-            accepting = [street.service.listeners.is_accepting]
+            await harness.until(lambda: harness.counters.pauses["system"])
+            accepting = [harness.service.listeners.is_accepting]
             # Nothing is asked of the kernel between two ticks: that would be a busy loop.
-            before = street.counters.pauses["system"]
-            await street.turns(100)
-            assert street.counters.pauses["system"] == before
-            await street.pass_time(PATIENCE_S + 0.75)
-            said = [await street.hear(client) for client in clients]
-        assert all(one.startswith(b"HTTP/1.1 503 ") == (mode == "http") for one in said)
-        assert street.counters.rejected["lacking"] == 5
-        assert street.counters.connections == 0
-        street.knock(3)
-        await street.pass_time(0.25)
-        await street.until(lambda: street.counters.connections == 3)
-        accepting.append(street.service.listeners.is_accepting)
+            before = harness.counters.pauses["system"]
+            await harness.turns(100)
+            assert harness.counters.pauses["system"] == before
+            await harness.pass_time(PATIENCE_S + 0.75)
+            answer = [await harness.read_all(client) for client in clients]
+        assert all(one.startswith(b"HTTP/1.1 503 ") == (mode == "http") for one in answer)
+        assert harness.counters.rejected["no_descriptors"] == 5
+        assert harness.counters.connections == 0
+        harness.connect(3)
+        await harness.pass_time(0.25)
+        await harness.until(lambda: harness.counters.connections == 3)
+        accepting.append(harness.service.listeners.is_accepting)
         assert accepting == [False, True]
-        await street.close()
+        await harness.close()
 
     runner.run(main())
 
 
-def test_who_waits_while_the_system_has_none_is_in_as_soon_as_it_has(
+def test_clients_that_wait_for_a_descriptor_are_accepted_as_soon_as_there_is_one(
     runner: asyncio.Runner,
 ) -> None:
     async def main() -> None:
-        street = Street(door(), mode="tcp")
-        street.knock(5)
+        harness = Harness(listening_socket(), mode="tcp")
+        harness.connect(5)
         with no_descriptor_left():
-            await street.until(lambda: street.counters.pauses["system"])
-            await street.pass_time(1.0)
-        await street.pass_time(0.25)
-        await street.until(lambda: street.counters.connections == 5)
-        assert street.counters.rejected["lacking"] == 0
-        await street.close()
+            await harness.until(lambda: harness.counters.pauses["system"])
+            await harness.pass_time(1.0)
+        await harness.pass_time(0.25)
+        await harness.until(lambda: harness.counters.connections == 5)
+        assert harness.counters.rejected["no_descriptors"] == 0
+        await harness.close()
 
     runner.run(main())
 
 
-def test_at_the_end_who_cannot_be_taken_is_told_so(runner: asyncio.Runner) -> None:
+def test_draining_refuses_what_cannot_be_accepted(runner: asyncio.Runner) -> None:
     async def main() -> None:
-        street = Street(door())
+        harness = Harness(listening_socket())
         with no_descriptor_left():
-            await street.pass_time(0.25)
-        street.service.listeners._own[0]._pause()
+            await harness.pass_time(0.25)
+        harness.service.listeners._own[0]._pause()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        clients = street.knock(3)
+        clients = harness.connect(3)
         lowest = os.dup(0)
         os.close(lowest)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
         try:
-            street.service.drain()
+            harness.service.drain()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for client in clients:
-            assert (await street.hear(client)).startswith(b"HTTP/1.1 503 ")
-        await street.close()
+            assert (await harness.read_all(client)).startswith(b"HTTP/1.1 503 ")
+        await harness.close()
 
     runner.run(main())
 
 
-class Troubled(socket.socket):
+class FailingListener(socket.socket):
     """A listener whose first accepts fail."""
 
-    troubles: list[int]
+    errors: list[int]
 
     def _accept(self) -> tuple[int, Any]:
-        if self.troubles:
-            raise OSError(self.troubles.pop(), "trouble")
+        if self.errors:
+            raise OSError(self.errors.pop(), "error_number")
         accepted: tuple[int, Any] = super()._accept()  # type: ignore[misc]
         return accepted
 
 
-@pytest.mark.parametrize("trouble", [errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN])
-def test_one_that_is_gone_already_does_not_end_the_draining(
-    runner: asyncio.Runner, trouble: int
+@pytest.mark.parametrize("error_number", [errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN])
+def test_an_aborted_connection_does_not_end_draining(
+    runner: asyncio.Runner, error_number: int
 ) -> None:
     async def main() -> None:
-        street = Street(door(), mode="tcp")
-        (acceptor,) = street.service.listeners._own
+        harness = Harness(listening_socket(), mode="tcp")
+        (acceptor,) = harness.service.listeners._own
         acceptor._pause()
-        troubled = Troubled(fileno=acceptor.listener.detach())
-        troubled.setblocking(False)
-        troubled.troubles = [trouble, trouble]
-        acceptor.listener = troubled
-        street.knock(3)
-        street.service.listeners.drain()
-        assert street.counters.connections == 3
-        await street.close()
+        failing = FailingListener(fileno=acceptor.listener.detach())
+        failing.setblocking(False)
+        failing.errors = [error_number, error_number]
+        acceptor.listener = failing
+        harness.connect(3)
+        harness.service.listeners.drain()
+        assert harness.counters.connections == 3
+        await harness.close()
 
     runner.run(main())
 
 
-# -- making room
+# -- closing idle connections
 
 
-def test_who_has_been_idle_for_longest_makes_room(runner: asyncio.Runner) -> None:
+def test_the_longest_idle_is_closed_to_make_room(runner: asyncio.Runner) -> None:
     async def main() -> None:
-        street = Street(door(), max_connections=40)
+        harness = Harness(listening_socket(), max_connections=40)
         idle = []
         for _ in range(40):
-            (client,) = street.knock()
-            await street.until(lambda: len(street.service.clients) == len(street.clients))
+            (client,) = harness.connect()
+            await harness.until(lambda: len(harness.service.clients) == len(harness.clients))
             idle.append(client)
-            await street.pass_time(0.25)
-        assert street.counters.connections == 40
-        # The last ones have not been idle for long enough to be in the way.
-        street.knock()
-        await street.until(lambda: street.counters.connections == 41)
-        assert await street.hear(idle[0]) == b""
+            await harness.pass_time(0.25)
+        assert harness.counters.connections == 40
+        # The last ones have not been idle for long enough to be closed.
+        harness.connect()
+        await harness.until(lambda: harness.counters.connections == 41)
+        assert await harness.read_all(idle[0]) == b""
         with pytest.raises(BlockingIOError):
             idle[-1].recv(1)
-        await street.close()
+        await harness.close()
 
     runner.run(main())
 
 
-def test_who_is_busy_is_not_idle(runner: asyncio.Runner) -> None:
+def test_a_connection_with_a_partial_request_is_not_idle(runner: asyncio.Runner) -> None:
     async def main() -> None:
-        street = Street(door(), max_connections=1)
-        (busy,) = street.knock()
-        await street.until(lambda: street.counters.connections == 1)
+        harness = Harness(listening_socket(), max_connections=1)
+        (busy,) = harness.connect()
+        await harness.until(lambda: harness.counters.connections == 1)
         busy.send(GET[:10])
-        client = cast("ClientConnection", next(iter(street.service.clients)))
-        await street.until(lambda: client.buffer)
-        street.knock()
-        await street.pass_time(1.75)
+        client = cast("ClientConnection", next(iter(harness.service.clients)))
+        await harness.until(lambda: client.buffer)
+        harness.connect()
+        await harness.pass_time(1.75)
         with pytest.raises(BlockingIOError):
             busy.recv(1)
-        await street.close()
+        await harness.close()
 
     runner.run(main())
 
 
-# -- one client
+# -- connections per client
 
 
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-def test_a_client_with_too_many_connections_is_told_so_and_others_are_not(
+def test_a_client_with_too_many_connections_is_refused_and_others_are_not(
     runner: asyncio.Runner, mode: str
 ) -> None:
     async def main() -> None:
-        street = Street(door(), mode=mode, limits=Limits(connections_per_client=2))
-        first, _, third = street.knock(3)
+        harness = Harness(listening_socket(), mode=mode, limits=Limits(connections_per_client=2))
+        first, _, third = harness.connect(3)
         third.send(GET)
-        said = await street.hear(third)
-        assert said.startswith(b"HTTP/1.1 429 ") if mode == "http" else said == b""
-        assert street.counters.rejected["client_full"] == 1
-        assert street.counters.active == 2
+        answer = await harness.read_all(third)
+        assert answer.startswith(b"HTTP/1.1 429 ") if mode == "http" else answer == b""
+        assert harness.counters.rejected["client_limit"] == 1
+        assert harness.counters.active == 2
         if mode == "http":
             with socket.socket() as other:
                 other.bind(("127.0.0.2", 0))
-                other.connect(street.address)
-                await street.until(lambda: street.counters.active == 3)
-            await street.until(lambda: street.counters.active == 2)
+                other.connect(harness.address)
+                await harness.until(lambda: harness.counters.active == 3)
+            await harness.until(lambda: harness.counters.active == 2)
             first.close()
-            await street.until(lambda: street.counters.active == 1)
-            street.knock()
-            await street.until(lambda: street.counters.active == 2)
-            assert street.counters.rejected["client_full"] == 1
-        await street.close()
-        assert len(street.service.client_limit) == 0
+            await harness.until(lambda: harness.counters.active == 1)
+            harness.connect()
+            await harness.until(lambda: harness.counters.active == 2)
+            assert harness.counters.rejected["client_limit"] == 1
+        await harness.close()
+        assert len(harness.service.client_limit) == 0
 
     runner.run(main())
 
 
-def test_a_share_is_of_what_the_proxy_can_take(runner: asyncio.Runner) -> None:
+def test_a_share_is_of_what_the_proxy_can_accept(runner: asyncio.Runner) -> None:
     async def main() -> None:
         share = Limits(connections_per_client=0.5)
-        street = Street(door(), descriptors=RESERVE + 1 + 40, limits=share)
-        assert street.service.client_limit.most == 10
-        await street.close()
-        street = Street(door(), max_connections=8, limits=share)
-        assert street.service.client_limit.most == 4
-        await street.close()
+        harness = Harness(listening_socket(), descriptors=RESERVE + 1 + 40, limits=share)
+        assert harness.service.client_limit.max_per_client == 10
+        await harness.close()
+        harness = Harness(listening_socket(), max_connections=8, limits=share)
+        assert harness.service.client_limit.max_per_client == 4
+        await harness.close()
 
     runner.run(main())
 
 
-def test_a_trusted_proxy_comes_for_many(runner: asyncio.Runner) -> None:
+def test_a_trusted_proxy_is_not_limited(runner: asyncio.Runner) -> None:
     async def main() -> None:
         limits = Limits(connections_per_client=1)
-        street = Street(door(), limits=limits, trusted_proxies=("127.0.0.0/8",))
-        street.knock(3)
-        await street.until(lambda: street.counters.active == 3)
-        assert street.counters.rejected["client_full"] == 0
-        await street.close()
+        harness = Harness(listening_socket(), limits=limits, trusted_proxies=("127.0.0.0/8",))
+        harness.connect(3)
+        await harness.until(lambda: harness.counters.active == 3)
+        assert harness.counters.rejected["client_limit"] == 0
+        await harness.close()
 
     runner.run(main())
 
 
-def test_few_who_were_told_no_are_waited_for(runner: asyncio.Runner) -> None:
+def test_the_number_of_lingering_clients_is_bounded(runner: asyncio.Runner) -> None:
     async def main() -> None:
-        street = Street(door(), limits=Limits(connections_per_client=1))
-        street.knock()
-        await street.until(lambda: street.counters.active == 1)
+        harness = Harness(listening_socket(), limits=Limits(connections_per_client=1))
+        harness.connect()
+        await harness.until(lambda: harness.counters.active == 1)
         before = descriptors()
-        clients = street.knock(3 * MAX_LINGERING)
-        await street.until(lambda: street.counters.rejected["client_full"] == len(clients))
+        clients = harness.connect(3 * MAX_LINGERING)
+        await harness.until(lambda: harness.counters.rejected["client_limit"] == len(clients))
         assert descriptors() - before - len(clients) <= MAX_LINGERING
-        # They never hang up, and are not waited for for long.
-        await street.pass_time(2.75)
+        # They never close, and are closed soon.
+        await harness.pass_time(2.75)
         assert descriptors() - before == len(clients)
-        await street.close()
+        await harness.close()
 
     runner.run(main())

@@ -1,4 +1,4 @@
-"""A connection enters with its true peer and every byte behind its header, or does not enter."""
+"""A connection is passed on with its true peer and every byte behind its header, or is rejected."""
 
 import asyncio
 import os
@@ -23,25 +23,25 @@ from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import TrustedProxies
 
 DEADLINE_S = 10.0
-TRUE = ("203.0.113.9", 4321)
-HERE = ("192.0.2.1", 443)
+CLIENT = ("203.0.113.9", 4321)
+DESTINATION = ("192.0.2.1", 443)
 PROXY = ("10.0.0.1", 5555)
-V1, V2 = build(1, TRUE, HERE), build(2, TRUE, HERE)
+V1, V2 = build(1, CLIENT, DESTINATION), build(2, CLIENT, DESTINATION)
 LONG = V2[:14] + (12 + 3 + 4000).to_bytes(2, "big") + V2[16:] + b"\4\x0f\xa0" + bytes(4000)
-"""Larger than one look."""
+"""Larger than one peek."""
 
 
-class House:
-    """An entrance, and what came of those who arrived."""
+class Harness:
+    """A filter, and what it has reported."""
 
-    def __init__(self, handling: HeaderHandling = "take") -> None:
+    def __init__(self, handling: HeaderHandling = "consume") -> None:
         self.loop = asyncio.get_running_loop()
         self.timers = TimerWheel(monotonic())
-        self.inside = 0
-        self.came: list[tuple[bytes, Peer]] = []
-        self.away: list[tuple[str, Fault | None, str]] = []
+        self.open = 0
+        self.passed: list[tuple[bytes, Peer]] = []
+        self.rejected: list[tuple[str, Fault | None, str]] = []
         self.streams: list[Stream] = []
-        self.looks = 0
+        self.peeks = 0
         self.proxy_protocol = ProxyProtocolFilter(
             self.loop,
             self.timers,
@@ -51,10 +51,10 @@ class House:
             handling=handling,
         )
 
-    def arrived(self) -> None:
-        self.inside += 1
+    def connection_opened(self) -> None:
+        self.open += 1
 
-    def entered(self, stream: Stream, peer: Peer) -> None:
+    def peer_known(self, stream: Stream, peer: Peer) -> None:
         sock = socket.socket(fileno=os.dup(stream.fileno()))
         with sock:
             try:
@@ -62,13 +62,13 @@ class House:
             except BlockingIOError:
                 rest = b""
         self.streams.append(stream)
-        self.came.append((rest, peer))
+        self.passed.append((rest, peer))
 
-    def turned_away(self, address: str, fault: Fault | None, reason: str) -> None:
-        self.inside -= 1
-        self.away.append((address, fault, reason))
+    def connection_rejected(self, address: str, fault: Fault | None, reason: str) -> None:
+        self.open -= 1
+        self.rejected.append((address, fault, reason))
 
-    def arrive(self, sock: socket.socket, peer: object = PROXY) -> None:
+    def accept(self, sock: socket.socket, peer: object = PROXY) -> None:
         sock.setblocking(False)
         family = int(sock.family)
         self.proxy_protocol.accepted(Stream(sock.detach(), family), peer)
@@ -83,7 +83,7 @@ class House:
 
     @property
     def settled(self) -> int:
-        return len(self.came) + len(self.away)
+        return len(self.passed) + len(self.rejected)
 
     def close(self) -> None:
         for stream in self.streams:
@@ -114,14 +114,14 @@ async def turns(count: int = 5) -> None:
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("header", [V1, V2, LONG, b"PROXY UNKNOWN\r\n", build_local()])
 @pytest.mark.parametrize("cuts", ["at once", "byte by byte", "in two"])
-async def test_the_header_is_taken_and_nothing_behind_it(
+async def test_the_header_is_consumed_and_nothing_behind_it(
     pair: Callable[[], tuple[socket.socket, socket.socket]],
     header: bytes,
     cuts: str,
     clean: ExitStack,
 ) -> None:
-    house = House()
-    clean.callback(house.close)
+    harness = Harness()
+    clean.callback(harness.close)
     client, server = pair()
     with client:
         step = {"at once": len(header), "in two": 13, "byte by byte": 1}[cuts]
@@ -131,17 +131,17 @@ async def test_the_header_is_taken_and_nothing_behind_it(
         pieces[-1] = header[sum(map(len, pieces[:-1])) :] + b"GET"
         if cuts == "at once":
             client.sendall(pieces[0])
-        house.arrive(server)
+        harness.accept(server)
         for piece in () if cuts == "at once" else pieces:
-            assert not house.settled
+            assert not harness.settled
             client.sendall(piece)
             await turns(3)
-        await house.until(lambda: house.settled)
-    assert house.away == []
-    rest, peer = house.came[0]
+        await harness.until(lambda: harness.settled)
+    assert harness.rejected == []
+    rest, peer = harness.passed[0]
     assert rest == b"GET"
     if header in (V1, V2, LONG):
-        assert peer == Peer(TRUE, HERE, True)
+        assert peer == Peer(CLIENT, DESTINATION, True)
     else:
         assert peer == Peer(PROXY, None, header == build_local())
 
@@ -151,7 +151,7 @@ async def test_the_header_is_taken_and_nothing_behind_it(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_it_does_not_matter_how_the_bytes_are_cut(data: st.DataObject) -> None:
+def test_it_does_not_matter_how_the_bytes_are_split(data: st.DataObject) -> None:
     header = data.draw(
         st.sampled_from((V1, V2, LONG, b"PROXY UNKNOWN x\r\n", build_local(), b"PROXY x\r\n"))
     )
@@ -159,132 +159,134 @@ def test_it_does_not_matter_how_the_bytes_are_cut(data: st.DataObject) -> None:
     whole = header + payload
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     pieces = [whole[start:end] for start, end in pairwise([0, *cuts, len(whole)])]
-    handling: HeaderHandling = data.draw(st.sampled_from(("take", "look")))
-    house = asyncio.run(_sent(pieces, handling, data.draw(st.sampled_from(PAIRS))))
+    handling: HeaderHandling = data.draw(st.sampled_from(("consume", "peek")))
+    harness = asyncio.run(_sent(pieces, handling, data.draw(st.sampled_from(PAIRS))))
     if header == b"PROXY x\r\n":
-        assert [fault for _, fault, _ in house.away] == [PROXY_HEADER]
+        assert [fault for _, fault, _ in harness.rejected] == [PROXY_HEADER]
         return
-    rest, peer = house.came[0]
-    mine = whole if handling == "look" else payload
+    rest, peer = harness.passed[0]
+    mine = whole if handling == "peek" else payload
     # Some of what comes behind the header may not have come yet.
     assert mine.startswith(rest)
     assert len(rest) >= len(mine) - len(payload)
-    assert peer.address == (TRUE if header in (V1, V2, LONG) else PROXY)
+    assert peer.address == (CLIENT if header in (V1, V2, LONG) else PROXY)
 
 
 async def _sent(
     pieces: list[bytes],
     handling: HeaderHandling,
     pair: Callable[[], tuple[socket.socket, socket.socket]],
-) -> House:
-    house = House(handling)
+) -> Harness:
+    harness = Harness(handling)
     client, server = pair()
-    with client, closing(house):
-        house.arrive(server)
+    with client, closing(harness):
+        harness.accept(server)
         for piece in pieces:
-            # Who is turned away early does not take the rest.
+            # A client that is rejected early does not send the rest.
             with suppress(OSError):
                 client.sendall(piece)
             await turns(2)
         async with asyncio.timeout(DEADLINE_S):
-            while not house.settled:
-                house.pass_time(TICK_S / 2)
+            while not harness.settled:
+                harness.pass_time(TICK_S / 2)
                 await asyncio.sleep(0)
-    return house
+    return harness
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-async def test_what_is_only_looked_at_stays_for_who_gets_the_connection(
+async def test_a_header_that_is_peeked_at_stays_on_the_connection(
     pair: Callable[[], tuple[socket.socket, socket.socket]], clean: ExitStack
 ) -> None:
-    house = House("look")
-    clean.callback(house.close)
+    harness = Harness("peek")
+    clean.callback(harness.close)
     client, server = pair()
     with client:
-        house.arrive(server)
+        harness.accept(server)
         client.sendall(V2[:20])
         await turns()
         client.sendall(V2[20:] + b"GET")
         async with asyncio.timeout(DEADLINE_S):
-            while not house.settled:
-                house.pass_time(TICK_S)
+            while not harness.settled:
+                harness.pass_time(TICK_S)
                 await asyncio.sleep(0.001)
-        assert house.came == [(V2 + b"GET", Peer(TRUE, HERE, True))]
-        found = socket.socket(fileno=os.dup(house.streams[0].fileno()))
+        assert harness.passed == [(V2 + b"GET", Peer(CLIENT, DESTINATION, True))]
+        found = socket.socket(fileno=os.dup(harness.streams[0].fileno()))
         with found:
             assert found.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
 
 
-@pytest.mark.parametrize("handling", ["take", "look"])
+@pytest.mark.parametrize("handling", ["consume", "peek"])
 @pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("leaves", [False, True])
-async def test_a_part_of_a_header_does_not_make_us_spin(
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_partial_header_causes_no_busy_loop(
     handling: HeaderHandling,
     pair: Callable[[], tuple[socket.socket, socket.socket]],
     clean: ExitStack,
     *,
-    leaves: bool,
+    closes: bool,
 ) -> None:
-    house = House(handling)
-    clean.callback(house.close)
+    harness = Harness(handling)
+    clean.callback(harness.close)
     client, server = pair()
     with client:
-        house.arrive(server)
+        harness.accept(server)
         client.sendall(V1[:30])
         await turns()
-        (arrival,) = house.proxy_protocol.inside
-        looks = 0
-        kind: Any = type(arrival)
+        (reader,) = harness.proxy_protocol.waiting
+        peeks = 0
+        kind: Any = type(reader)
         original = kind._header
 
         def counted(self: object) -> object:
-            nonlocal looks
-            looks += 1
+            nonlocal peeks
+            peeks += 1
             return original(self)
 
         patch = pytest.MonkeyPatch()
         patch.setattr(kind, "_header", counted)
         clean.callback(patch.undo)
-        if leaves:
+        if closes:
             client.shutdown(socket.SHUT_WR)
         await turns(50)
-        assert looks <= 1
-        house.pass_time(TICK_S)
-        assert len(house.away) == leaves
-        house.pass_time(11)
-    assert [fault for _, fault, _ in house.away] == [PROXY_HEADER]
-    assert (house.inside, house.proxy_protocol.inside) == (0, set())
+        assert peeks <= 1
+        harness.pass_time(TICK_S)
+        assert len(harness.rejected) == closes
+        harness.pass_time(11)
+    assert [fault for _, fault, _ in harness.rejected] == [PROXY_HEADER]
+    assert (harness.open, harness.proxy_protocol.waiting) == (0, set())
 
 
-async def test_a_stranger_is_closed_and_told_of_before_a_byte_is_read(clean: ExitStack) -> None:
-    house = House()
-    clean.callback(house.close)
+async def test_an_untrusted_peer_is_rejected_before_a_byte_is_read(clean: ExitStack) -> None:
+    harness = Harness()
+    clean.callback(harness.close)
     client, server = tcp_pair()
     with client:
         client.sendall(V1)
-        house.arrive(server, ("192.0.2.77", 1))
-        assert house.away == [("192.0.2.77", PROXY_UNTRUSTED, "it is none of trusted_proxies")]
+        harness.accept(server, ("192.0.2.77", 1))
+        assert harness.rejected == [
+            ("192.0.2.77", PROXY_UNTRUSTED, "it is none of trusted_proxies")
+        ]
         with pytest.raises(ConnectionResetError):
             client.recv(1)
-    assert house.inside == 0
+    assert harness.open == 0
 
 
 @pytest.mark.parametrize(
     "data", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02", SIGNATURE + b"\x31\x11\0\x0c", b"\0"]
 )
-async def test_what_is_no_header_is_closed(data: bytes, clean: ExitStack) -> None:
-    house = House()
-    clean.callback(house.close)
+async def test_what_is_no_header_is_rejected(data: bytes, clean: ExitStack) -> None:
+    harness = Harness()
+    clean.callback(harness.close)
     client, server = tcp_pair()
     with client:
-        house.arrive(server)
+        harness.accept(server)
         client.sendall(data)
-        await house.until(lambda: house.settled)
-    assert [(away[0], away[1]) for away in house.away] == [("10.0.0.1", PROXY_HEADER)]
+        await harness.until(lambda: harness.settled)
+    assert [(one[0], one[1]) for one in harness.rejected] == [("10.0.0.1", PROXY_HEADER)]
 
 
 @pytest.mark.parametrize(
-    ("said", "reset", "fault"),
+    ("sent", "reset", "fault"),
     [
         (b"", False, None),
         (b"", True, None),
@@ -292,48 +294,48 @@ async def test_what_is_no_header_is_closed(data: bytes, clean: ExitStack) -> Non
         (V1[:20], True, CLIENT_GONE),
     ],
 )
-async def test_one_that_leaves_is_let_go(
-    said: bytes, fault: Fault | None, clean: ExitStack, *, reset: bool
+async def test_a_client_that_closes_early_is_reported(
+    sent: bytes, fault: Fault | None, clean: ExitStack, *, reset: bool
 ) -> None:
-    house = House()
-    clean.callback(house.close)
+    harness = Harness()
+    clean.callback(harness.close)
     client, server = tcp_pair()
-    house.arrive(server)
-    client.sendall(said)
+    harness.accept(server)
+    client.sendall(sent)
     await turns()
     if reset:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
-    await house.until(lambda: house.settled)
-    assert [away[1] for away in house.away] == [fault]
-    assert house.inside == 0
+    await harness.until(lambda: harness.settled)
+    assert [one[1] for one in harness.rejected] == [fault]
+    assert harness.open == 0
 
 
-async def test_silence_has_an_end_and_a_shorter_one_when_we_stop(clean: ExitStack) -> None:
-    house = House()
-    clean.callback(house.close)
+async def test_silence_has_a_time_limit_and_a_shorter_one_when_draining(clean: ExitStack) -> None:
+    harness = Harness()
+    clean.callback(harness.close)
     first, server = tcp_pair()
     with first:
-        house.arrive(server)
-        house.pass_time(9)
-        assert not house.settled
-        house.pass_time(2)
-        assert [away[1] for away in house.away] == [PROXY_HEADER]
+        harness.accept(server)
+        harness.pass_time(9)
+        assert not harness.settled
+        harness.pass_time(2)
+        assert [one[1] for one in harness.rejected] == [PROXY_HEADER]
     second, server = tcp_pair()
     with second:
-        house.arrive(server)
-        house.proxy_protocol.drain()
-        house.pass_time(1.5)
-        assert len(house.away) == 2
+        harness.accept(server)
+        harness.proxy_protocol.drain()
+        harness.pass_time(1.5)
+        assert len(harness.rejected) == 2
 
 
-async def test_an_entrance_that_reads_nothing_only_asks_who_knocks(clean: ExitStack) -> None:
-    house = House("no")
-    clean.callback(house.close)
+async def test_a_filter_that_ignores_headers_only_checks_the_peer(clean: ExitStack) -> None:
+    harness = Harness("ignore")
+    clean.callback(harness.close)
     for peer, size in ((PROXY, 1), (("192.0.2.1", 1), 1), ("", 2)):
         client, server = socket.socketpair()
         with client:
             client.sendall(V1)
-            house.arrive(server, peer)
-            assert len(house.came) == size
-    assert [came[0] for came in house.came] == [V1, V1]
+            harness.accept(server, peer)
+            assert len(harness.passed) == size
+    assert [came[0] for came in harness.passed] == [V1, V1]

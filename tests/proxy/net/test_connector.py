@@ -14,14 +14,14 @@ import pytest
 import uvloop
 
 from penstock_proxy.net.address import parse_address
-from penstock_proxy.net.connector import Connecting, dial, socket_address, why
+from penstock_proxy.net.connector import Connecting, connect, error_text, socket_address
 from penstock_worker.net.stream import Stream, adopt
 
 DEADLINE_S = 10.0
 
 
 def descriptors() -> set[str]:
-    """What is open, without the descriptor that looks."""
+    """The open descriptors, without the one that lists them."""
     return {fd.name for fd in Path("/proc/self/fd").iterdir() if fd.exists()}
 
 
@@ -40,7 +40,7 @@ def listener() -> Iterator[socket.socket]:
 
 @contextmanager
 def full_listener() -> Iterator[socket.socket]:
-    """One that answers nobody until it has accepted the connections that fill its queue."""
+    """A listener whose queue is full: it answers no connect until it has accepted."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -59,7 +59,7 @@ def full_listener() -> Iterator[socket.socket]:
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Whoever opens one more is told EMFILE."""
+    """Opening one more fails with EMFILE."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)
     os.close(lowest)
@@ -88,7 +88,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_a_target_is_numbers() -> None:
+def test_a_target_is_numeric() -> None:
     assert socket_address(parse_address("127.0.0.1:80")) == (socket.AF_INET, ("127.0.0.1", 80))
     assert socket_address(parse_address("[::1]:80")) == (socket.AF_INET6, ("::1", 80, 0, 0))
     assert socket_address(parse_address("unix:/a")) == (socket.AF_UNIX, "/a")
@@ -100,7 +100,7 @@ def test_on_one_host_a_connect_is_done_at_once(
     runner: asyncio.Runner, listener: socket.socket
 ) -> None:
     calls = Calls()
-    assert dial(runner.get_loop(), target(listener), calls) is None
+    assert connect(runner.get_loop(), target(listener), calls) is None
     ((stream, error),) = calls
     assert error == 0
     assert stream is not None
@@ -115,33 +115,33 @@ def test_a_unix_socket_is_connected_to(runner: asyncio.Runner, tmp_path: Path) -
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        assert dial(runner.get_loop(), (socket.AF_UNIX, path), calls) is None
+        assert connect(runner.get_loop(), (socket.AF_UNIX, path), calls) is None
     ((stream, error),) = calls
     assert error == 0
     assert stream is not None
     stream.close()
 
 
-def test_a_refusal_is_told_at_once_and_leaks_nothing(
+def test_a_refusal_is_reported_at_once_and_leaks_nothing(
     runner: asyncio.Runner, tmp_path: Path
 ) -> None:
     calls, loop = Calls(), runner.get_loop()
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         before = descriptors()
-        assert dial(loop, target(silent), calls) is None
-        assert dial(loop, (socket.AF_UNIX, str(tmp_path / "none")), calls) is None
+        assert connect(loop, target(silent), calls) is None
+        assert connect(loop, (socket.AF_UNIX, str(tmp_path / "none")), calls) is None
         assert descriptors() == before
     assert calls == [(None, errno.ECONNREFUSED), (None, errno.ENOENT)]
-    assert why(calls[0][1]) == "Connection refused"
+    assert error_text(calls[0][1]) == "Connection refused"
 
 
-def test_no_descriptor_left_is_told_like_a_refusal(
+def test_no_descriptor_left_is_reported_like_a_refusal(
     runner: asyncio.Runner, listener: socket.socket
 ) -> None:
     calls = Calls()
     with no_descriptors():
-        assert dial(runner.get_loop(), target(listener), calls) is None
+        assert connect(runner.get_loop(), target(listener), calls) is None
     assert calls == [(None, errno.EMFILE)]
 
 
@@ -150,8 +150,8 @@ def test_a_worker_that_answers_late_is_connected_to(runner: asyncio.Runner) -> N
     with full_listener() as listener:
 
         async def main() -> None:
-            dialing = dial(asyncio.get_running_loop(), target(listener), calls)
-            assert isinstance(dialing, Connecting)
+            connecting = connect(asyncio.get_running_loop(), target(listener), calls)
+            assert isinstance(connecting, Connecting)
             assert not calls
             while not calls:
                 listener.accept()[0].close()
@@ -164,13 +164,13 @@ def test_a_worker_that_answers_late_is_connected_to(runner: asyncio.Runner) -> N
     stream.close()
 
 
-def test_a_worker_that_dies_while_it_is_dialed_refuses(runner: asyncio.Runner) -> None:
+def test_a_worker_that_dies_during_the_connect_refuses(runner: asyncio.Runner) -> None:
     calls = Calls()
     with full_listener() as listener:
         before = descriptors()
 
         async def main() -> None:
-            assert dial(asyncio.get_running_loop(), target(listener), calls) is not None
+            assert connect(asyncio.get_running_loop(), target(listener), calls) is not None
             listener.close()
             await until(lambda: calls)
 
@@ -179,7 +179,7 @@ def test_a_worker_that_dies_while_it_is_dialed_refuses(runner: asyncio.Runner) -
     assert calls == [(None, errno.ECONNREFUSED)]
 
 
-def test_a_connect_that_is_given_up_says_no_more(runner: asyncio.Runner) -> None:
+def test_a_connect_that_is_cancelled_reports_nothing(runner: asyncio.Runner) -> None:
     calls = Calls()
     with full_listener() as listener:
 
@@ -187,9 +187,9 @@ def test_a_connect_that_is_given_up_says_no_more(runner: asyncio.Runner) -> None
             # The loop opens descriptors of its own at its first turn.
             await asyncio.sleep(0)
             before = descriptors()
-            dialing = dial(asyncio.get_running_loop(), target(listener), calls)
-            assert dialing is not None
-            dialing.cancel()
+            connecting = connect(asyncio.get_running_loop(), target(listener), calls)
+            assert connecting is not None
+            connecting.cancel()
             assert descriptors() == before
             await asyncio.sleep(0)
 
@@ -198,20 +198,20 @@ def test_a_connect_that_is_given_up_says_no_more(runner: asyncio.Runner) -> None
 
 
 class Recorder(asyncio.Protocol):
-    """Writes down what it is told."""
+    """Records the calls of its transport."""
 
     def __init__(self) -> None:
-        self.told: list[object] = []
+        self.calls: list[object] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.told.append("made")
+        self.calls.append("made")
 
     def data_received(self, data: bytes) -> None:
-        self.told.append(data)
+        self.calls.append(data)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.told.append("lost")
+        self.calls.append("lost")
 
 
 def test_a_stream_becomes_a_transport_in_the_next_turn(
@@ -219,7 +219,7 @@ def test_a_stream_becomes_a_transport_in_the_next_turn(
 ) -> None:
     async def main() -> None:
         calls, protocol = Calls(), Recorder()
-        dial(asyncio.get_running_loop(), target(listener), calls)
+        connect(asyncio.get_running_loop(), target(listener), calls)
         ((stream, _),) = calls
         assert stream is not None
         peer, _ = listener.accept()
@@ -227,36 +227,36 @@ def test_a_stream_becomes_a_transport_in_the_next_turn(
             number = str(stream.fileno())
             adopt(asyncio.get_running_loop(), protocol, stream)
             stream.close()  # the transport has it
-            assert protocol.told == []
-            await until(lambda: protocol.told)
+            assert protocol.calls == []
+            await until(lambda: protocol.calls)
             assert number in descriptors()
             peer.sendall(b"a")
-            await until(lambda: b"a" in protocol.told)
+            await until(lambda: b"a" in protocol.calls)
             protocol.transport.write(b"b")
             assert peer.recv(1) == b"b"
             protocol.transport.close()
-            await until(lambda: "lost" in protocol.told)
+            await until(lambda: "lost" in protocol.calls)
             assert peer.recv(1) == b""
             assert number not in descriptors()
-        assert protocol.told == ["made", b"a", "lost"]
+        assert protocol.calls == ["made", b"a", "lost"]
 
     runner.run(main())
 
 
-def test_a_connection_that_is_reset_before_it_is_adopted_is_told_as_lost(
+def test_a_connection_that_is_reset_before_it_is_adopted_is_reported_as_lost(
     runner: asyncio.Runner, listener: socket.socket
 ) -> None:
     async def main() -> None:
         calls, protocol = Calls(), Recorder()
-        dial(asyncio.get_running_loop(), target(listener), calls)
+        connect(asyncio.get_running_loop(), target(listener), calls)
         ((stream, _),) = calls
         assert stream is not None
         peer, _ = listener.accept()
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         peer.close()
         adopt(asyncio.get_running_loop(), protocol, stream)
-        await until(lambda: "lost" in protocol.told)
-        assert protocol.told == ["made", "lost"]
+        await until(lambda: "lost" in protocol.calls)
+        assert protocol.calls == ["made", "lost"]
 
     runner.run(main())
 

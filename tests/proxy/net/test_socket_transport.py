@@ -1,6 +1,6 @@
-"""A proxy's own connections keep the contract of asyncio's, over real sockets.
+"""A proxy's own connections keep the contract of asyncio's transports, over real sockets.
 
-The same under both event loops: the reactor is one descriptor of theirs.
+The same under both event loops.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 import uvloop
 from tests.support.descriptors import descriptors
-from tests.support.proxy.notes import Notes
+from tests.support.proxy.recorder import Recorder
 
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.socket_transport import HIGH_WATER, adopt
@@ -26,28 +26,28 @@ HUGE = b"x" * (4 << 20)
 class Pair:
     """A connection of ours, and its other end in the hands of the test."""
 
-    def __init__(self, house: "House", family: int) -> None:
-        self._house = house
+    def __init__(self, harness: "Harness", family: int) -> None:
+        self._harness = harness
         if family == socket.AF_UNIX:
             ours, self.peer = socket.socketpair()
         else:
-            with socket.create_server(("127.0.0.1", 0)) as door:
-                self.peer = socket.create_connection(door.getsockname())
-                ours, _ = door.accept()
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                self.peer = socket.create_connection(listener.getsockname())
+                ours, _ = listener.accept()
         self.peer.settimeout(10)
-        # Or the kernel would take megabytes.
+        # By default the kernel would buffer megabytes.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         self.fd = ours.detach()
-        self.notes = Notes()
-        adopt(house.reactor, self.notes, Stream(self.fd, family))
-        self.transport = self.notes.transport
+        self.recorder = Recorder()
+        adopt(harness.reactor, self.recorder, Stream(self.fd, family))
+        self.transport = self.recorder.transport
 
     def until(self, condition: Callable[[], object]) -> None:
-        self._house.until(condition)
+        self._harness.until(condition)
 
-    def hears(self, words: str) -> None:
-        self.until(lambda: self.notes.said == words.split())
+    def expect_calls(self, words: str) -> None:
+        self.until(lambda: self.recorder.calls == words.split())
 
     def reset(self) -> None:
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -62,7 +62,7 @@ class Pair:
         return False
 
 
-class House:
+class Harness:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.reactor = Reactor(loop)
@@ -83,68 +83,68 @@ class House:
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def house(request: pytest.FixtureRequest) -> Iterator[House]:
+def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     # The first loop of a kind opens some that stay.
     request.param().close()
     before = descriptors()
     loop: asyncio.AbstractEventLoop = request.param()
-    house = House(loop)
-    yield house
-    for pair in house.pairs:
+    harness = Harness(loop)
+    yield harness
+    for pair in harness.pairs:
         pair.peer.close()
-        if "lost" not in pair.notes.said:
+        if "lost" not in pair.recorder.calls:
             pair.transport.abort()
-    house.turn()
-    assert all(pair.notes.said.count("lost") == 1 for pair in house.pairs)
-    house.reactor.close()
+    harness.turn()
+    assert all(pair.recorder.calls.count("lost") == 1 for pair in harness.pairs)
+    harness.reactor.close()
     loop.close()
     assert descriptors() == before
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
-def test_bytes_go_both_ways(house: House, family: int) -> None:
-    pair = house.pair(family)
+def test_bytes_go_both_ways(harness: Harness, family: int) -> None:
+    pair = harness.pair(family)
     pair.peer.sendall(b"question")
-    pair.until(lambda: pair.notes.data == b"question")
+    pair.until(lambda: pair.recorder.data == b"question")
     pair.transport.write(b"ans")
     pair.transport.write(b"wer")
     assert pair.peer.recv(100, socket.MSG_WAITALL | socket.MSG_PEEK)[:3] == b"ans"
     pair.transport.close()
     assert pair.transport.is_closing()
-    pair.hears("made lost")
-    assert pair.notes.error is None
+    pair.expect_calls("made lost")
+    assert pair.recorder.error is None
     assert pair.is_closed
 
 
-def test_what_does_not_fit_waits_and_stalls_the_writer(house: House) -> None:
-    pair = house.pair()
+def test_what_does_not_fit_waits_and_stalls_the_writer(harness: Harness) -> None:
+    pair = harness.pair()
     pair.transport.write(HUGE)
-    assert pair.notes.said == ["made", "pause"]
+    assert pair.recorder.calls == ["made", "pause"]
     assert pair.transport.get_write_buffer_size() > HIGH_WATER
     pair.transport.write(b"y")
-    heard = bytearray()
+    received = bytearray()
     pair.peer.setblocking(False)
 
     def read() -> bool:
         try:
-            heard.extend(pair.peer.recv(1 << 20))
+            received.extend(pair.peer.recv(1 << 20))
         except BlockingIOError:
             return False
-        return len(heard) > len(HUGE)
+        return len(received) > len(HUGE)
 
     pair.until(read)
-    assert heard == HUGE + b"y"
-    assert pair.notes.said == ["made", "pause", "resume"]
+    assert received == HUGE + b"y"
+    assert pair.recorder.calls == ["made", "pause", "resume"]
     assert pair.transport.get_write_buffer_size() == 0
 
 
 @pytest.mark.parametrize("how", ["close", "write_eof"])
-def test_what_was_written_is_sent_before_the_end(house: House, how: str) -> None:
-    pair = house.pair()
+def test_what_was_written_is_sent_before_the_end(harness: Harness, how: str) -> None:
+    pair = harness.pair()
     pair.transport.write(HUGE)
     getattr(pair.transport, how)()
     pair.transport.write(b"too late")
-    heard = bytearray()
+    received = bytearray()
     pair.peer.setblocking(False)
 
     def read() -> bool:
@@ -152,63 +152,63 @@ def test_what_was_written_is_sent_before_the_end(house: House, how: str) -> None
             data = pair.peer.recv(1 << 20)
         except BlockingIOError:
             return False
-        heard.extend(data)
+        received.extend(data)
         return not data
 
     pair.until(read)
-    assert heard == HUGE
+    assert received == HUGE
     assert pair.transport.is_closing() == (how == "close")
 
 
-def test_a_paused_reader_leaves_bytes_in_the_kernel(house: House) -> None:
-    pair = house.pair()
+def test_a_paused_reader_leaves_bytes_in_the_kernel(harness: Harness) -> None:
+    pair = harness.pair()
     pair.transport.pause_reading()
     pair.peer.sendall(b"later")
     for _ in range(20):
-        house.turn()
-    assert pair.notes.data == b""
+        harness.turn()
+    assert pair.recorder.data == b""
     pair.transport.resume_reading()
-    pair.until(lambda: pair.notes.data == b"later")
+    pair.until(lambda: pair.recorder.data == b"later")
 
 
-def test_who_pauses_in_the_middle_hears_of_the_end_when_he_resumes(house: House) -> None:
-    pair = house.pair()
-    pair.notes.on_data = lambda _: pair.transport.pause_reading()
+def test_an_end_during_a_pause_is_reported_after_it(harness: Harness) -> None:
+    pair = harness.pair()
+    pair.recorder.on_data = lambda _: pair.transport.pause_reading()
     pair.peer.sendall(b"last")
     pair.peer.close()
-    pair.until(lambda: pair.notes.data)
+    pair.until(lambda: pair.recorder.data)
     for _ in range(20):
-        house.turn()
-    assert pair.notes.said == ["made"]
+        harness.turn()
+    assert pair.recorder.calls == ["made"]
     pair.transport.resume_reading()
-    pair.hears("made end lost")
+    pair.expect_calls("made end lost")
 
 
-def test_the_end_comes_with_the_last_bytes(house: House) -> None:
-    pair = house.pair()
+def test_the_end_comes_with_the_last_bytes(harness: Harness) -> None:
+    pair = harness.pair()
     pair.peer.sendall(b"last")
     pair.peer.close()
-    pair.hears("made end lost")
-    assert pair.notes.data == b"last"
-    assert pair.notes.error is None
+    pair.expect_calls("made end lost")
+    assert pair.recorder.data == b"last"
+    assert pair.recorder.error is None
 
 
-def test_an_urgent_byte_ends_nothing(house: House) -> None:
-    pair = house.pair()
+def test_an_urgent_byte_ends_nothing(harness: Harness) -> None:
+    pair = harness.pair()
     pair.transport.pause_reading()
     pair.peer.sendall(b"before")
     pair.peer.send(b"!", socket.MSG_OOB)
     pair.peer.sendall(b"behind")
     pair.peer.close()
     for _ in range(20):
-        house.turn()
+        harness.turn()
     pair.transport.resume_reading()
-    pair.hears("made end lost")
-    assert pair.notes.data == b"beforebehind"
+    pair.expect_calls("made end lost")
+    assert pair.recorder.data == b"beforebehind"
 
 
-def test_all_of_much_is_read_before_the_end(house: House) -> None:
-    pair = house.pair()
+def test_everything_is_read_before_the_end(harness: Harness) -> None:
+    pair = harness.pair()
     pair.peer.setblocking(False)
     left = memoryview(HUGE)
 
@@ -222,190 +222,190 @@ def test_all_of_much_is_read_before_the_end(house: House) -> None:
 
     pair.until(send)
     pair.peer.close()
-    pair.hears("made end lost")
-    assert len(pair.notes.data) == len(HUGE)
+    pair.expect_calls("made end lost")
+    assert len(pair.recorder.data) == len(HUGE)
 
 
-def test_a_half_closed_connection_can_be_written_to(house: House) -> None:
-    pair = house.pair()
-    pair.notes.stays_open = True
+def test_a_half_closed_connection_can_be_written_to(harness: Harness) -> None:
+    pair = harness.pair()
+    pair.recorder.stays_open = True
     pair.peer.sendall(b"question")
     pair.peer.shutdown(socket.SHUT_WR)
-    pair.hears("made end")
-    # Its end is there to be read for ever, and is told once.
+    pair.expect_calls("made end")
+    # Its end can be read again and again, and is reported once.
     for _ in range(20):
-        house.turn()
-    assert pair.notes.said == ["made", "end"]
+        harness.turn()
+    assert pair.recorder.calls == ["made", "end"]
     pair.transport.resume_reading()
     pair.transport.write(b"answer")
     pair.transport.close()
     assert pair.peer.recv(10, socket.MSG_WAITALL) == b"answer"
-    pair.hears("made end lost")
+    pair.expect_calls("made end lost")
 
 
-def test_a_reset_is_told_with_its_error(house: House) -> None:
-    pair = house.pair()
+def test_a_reset_is_reported_with_its_error(harness: Harness) -> None:
+    pair = harness.pair()
     pair.reset()
-    pair.hears("made lost")
-    assert isinstance(pair.notes.error, ConnectionResetError)
+    pair.expect_calls("made lost")
+    assert isinstance(pair.recorder.error, ConnectionResetError)
 
 
-def test_a_reset_behind_the_last_bytes_is_no_end(house: House) -> None:
-    pair = house.pair()
+def test_a_reset_after_the_last_bytes_is_no_clean_end(harness: Harness) -> None:
+    pair = harness.pair()
     pair.peer.sendall(b"last")
     pair.reset()
-    pair.hears("made lost")
-    assert isinstance(pair.notes.error, ConnectionResetError)
+    pair.expect_calls("made lost")
+    assert isinstance(pair.recorder.error, ConnectionResetError)
 
 
-def test_writing_to_who_is_gone_is_a_loss_and_no_exception(house: House) -> None:
-    pair = house.pair()
+def test_a_write_to_a_peer_that_is_gone_is_a_loss_and_no_exception(harness: Harness) -> None:
+    pair = harness.pair()
     pair.transport.pause_reading()
     pair.reset()
-    pair.transport.write(b"anybody?")
-    assert pair.notes.said == ["made"], "not in the middle of the call"
-    pair.hears("made lost")
-    assert isinstance(pair.notes.error, OSError)
-    pair.transport.write(b"still?")
+    pair.transport.write(b"data")
+    assert pair.recorder.calls == ["made"], "not in the middle of the call"
+    pair.expect_calls("made lost")
+    assert isinstance(pair.recorder.error, OSError)
+    pair.transport.write(b"more")
     pair.transport.abort()
-    house.turn()
+    harness.turn()
 
 
-def test_what_a_peer_said_before_it_broke_off_can_be_read_until_the_loss_is_told(
-    house: House,
+def test_what_a_peer_sent_before_an_abort_can_be_read_until_the_loss_is_reported(
+    harness: Harness,
 ) -> None:
-    pair = house.pair()
+    pair = harness.pair()
     pair.transport.pause_reading()
     pair.peer.sendall(b"enough")
-    said = []
+    received = []
 
     def lost(error: Exception | None) -> None:
-        said.append(os.read(pair.transport.borrow().fileno(), 100))
-        Notes.connection_lost(pair.notes, error)
+        received.append(os.read(pair.transport.borrow().fileno(), 100))
+        Recorder.connection_lost(pair.recorder, error)
 
-    pair.notes.connection_lost = lost  # type: ignore[method-assign]
+    pair.recorder.connection_lost = lost  # type: ignore[method-assign]
     pair.transport.abort()
-    pair.hears("made lost")
-    assert said == [b"enough"]
+    pair.expect_calls("made lost")
+    assert received == [b"enough"]
     assert pair.is_closed
 
 
-def test_who_is_let_go_of_in_the_same_turn_is_not_called_any_more(house: House) -> None:
-    one, other = house.pair(), house.pair()
-    one.notes.on_data = lambda _: other.transport.abort()
-    other.notes.on_data = lambda _: one.transport.abort()
+def test_a_connection_aborted_in_the_same_turn_is_not_called_any_more(harness: Harness) -> None:
+    one, other = harness.pair(), harness.pair()
+    one.recorder.on_data = lambda _: other.transport.abort()
+    other.recorder.on_data = lambda _: one.transport.abort()
     one.peer.sendall(b"x")
     other.peer.sendall(b"x")
-    house.until(lambda: "lost" in one.notes.said or "lost" in other.notes.said)
-    assert sorted([one.notes.data, other.notes.data]) == [b"", b"x"]
+    harness.until(lambda: "lost" in one.recorder.calls or "lost" in other.recorder.calls)
+    assert sorted([one.recorder.data, other.recorder.data]) == [b"", b"x"]
 
 
 def test_a_protocol_that_fails_costs_its_own_connection(
-    house: House, caplog: pytest.LogCaptureFixture
+    harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bad, good = house.pair(), house.pair()
+    bad, good = harness.pair(), harness.pair()
 
     def fail(_: bytes) -> None:
         raise RuntimeError
 
-    bad.notes.on_data = fail
+    bad.recorder.on_data = fail
     bad.peer.sendall(b"x")
-    bad.hears("made lost")
+    bad.expect_calls("made lost")
     assert "could not be handled" in caplog.text
     good.peer.sendall(b"x")
-    good.until(lambda: good.notes.data == b"x")
+    good.until(lambda: good.recorder.data == b"x")
 
 
-def test_another_protocol_can_take_over(house: House) -> None:
-    pair = house.pair()
-    heir = Notes()
-    pair.transport.set_protocol(heir)
+def test_another_protocol_can_take_over(harness: Harness) -> None:
+    pair = harness.pair()
+    successor = Recorder()
+    pair.transport.set_protocol(successor)
     pair.peer.sendall(b"x")
-    pair.until(lambda: heir.data == b"x")
-    pair.transport.set_protocol(pair.notes)
-    assert pair.notes.data == b""
+    pair.until(lambda: successor.data == b"x")
+    pair.transport.set_protocol(pair.recorder)
+    assert pair.recorder.data == b""
 
 
-def test_a_slow_reader_of_much_is_sent_small_pieces(house: House) -> None:
-    pair = house.pair()
+def test_after_a_pause_reads_are_small_again(harness: Harness) -> None:
+    pair = harness.pair()
     sizes: list[int] = []
-    pair.notes.on_data = lambda data: sizes.append(len(data))
+    pair.recorder.on_data = lambda data: sizes.append(len(data))
     pair.peer.setblocking(False)
 
-    def pump(count: int) -> Callable[[], bool]:
+    def send_until(count: int) -> Callable[[], bool]:
         def enough() -> bool:
             try:
                 pair.peer.send(HUGE[:500_000])
             except BlockingIOError:
-                house.turn()
+                harness.turn()
             return sum(sizes) > count
 
         return enough
 
-    pair.until(pump(4 << 20))
+    pair.until(send_until(4 << 20))
     fast = max(sizes)
     pair.transport.pause_reading()
     pair.transport.resume_reading()
     del sizes[:]
-    house.until(lambda: sizes)
+    harness.until(lambda: sizes)
     assert sizes[0] < fast
 
 
-def test_hundreds_at_once_are_all_served(house: House) -> None:
-    pairs = [house.pair(socket.AF_UNIX) for _ in range(300)]
+def test_hundreds_at_once_are_all_served(harness: Harness) -> None:
+    pairs = [harness.pair(socket.AF_UNIX) for _ in range(300)]
     for pair in pairs:
-        pair.notes.on_data = pair.transport.write
+        pair.recorder.on_data = pair.transport.write
         pair.peer.sendall(b"echo")
-    house.until(lambda: all(pair.notes.data for pair in pairs))
+    harness.until(lambda: all(pair.recorder.data for pair in pairs))
     assert all(pair.peer.recv(10) == b"echo" for pair in pairs)
 
 
-def test_what_is_written_in_one_turn_goes_out_when_all_have_been_called(house: House) -> None:
-    pairs = [house.pair() for _ in range(5)]
-    heard_meanwhile: list[bytes] = []
+def test_what_is_written_in_one_turn_goes_out_when_all_have_been_called(harness: Harness) -> None:
+    pairs = [harness.pair() for _ in range(5)]
+    received_meanwhile: list[bytes] = []
 
-    def listen(pair: Pair) -> bytes:
+    def read_nonblocking(pair: Pair) -> bytes:
         try:
             return os.read(pair.peer.fileno(), 100)
         except BlockingIOError:
             return b""
 
     def answer(_: bytes) -> None:
-        heard_meanwhile.extend(listen(pair) for pair in pairs)
+        received_meanwhile.extend(read_nonblocking(pair) for pair in pairs)
         for pair in pairs:
             pair.transport.write(b"a")
             pair.transport.write(b"b")
 
     for pair in pairs:
-        pair.notes.on_data = answer
+        pair.recorder.on_data = answer
         pair.peer.sendall(b"x")
         pair.peer.setblocking(False)
-    house.until(lambda: all(pair.notes.data for pair in pairs))
-    # The kernel may have found them ready at different times; nobody heard in mid-turn of one.
-    assert heard_meanwhile[0] == b""
+    harness.until(lambda: all(pair.recorder.data for pair in pairs))
+    # They may have become ready at different times; while the first was called, nothing was sent.
+    assert received_meanwhile[0] == b""
     assert pairs[0].transport.get_write_buffer_size() == 0
-    total = sum(len(listen(pair)) for pair in pairs) + sum(map(len, heard_meanwhile))
+    total = sum(len(read_nonblocking(pair)) for pair in pairs) + sum(map(len, received_meanwhile))
     assert total == 2 * len(pairs) * len(pairs)
 
 
 @pytest.mark.parametrize("how", ["close", "abort", "write_eof"])
-def test_what_is_held_goes_out_before_the_end(house: House, how: str) -> None:
-    pair = house.pair()
+def test_what_is_deferred_goes_out_before_the_end(harness: Harness, how: str) -> None:
+    pair = harness.pair()
 
     def answer(_: bytes) -> None:
         pair.transport.write(b"last words")
         assert pair.transport.get_write_buffer_size() == 10
         getattr(pair.transport, how)()
 
-    pair.notes.on_data = answer
+    pair.recorder.on_data = answer
     pair.peer.sendall(b"x")
-    house.until(lambda: pair.notes.data)
+    harness.until(lambda: pair.recorder.data)
     with pair.peer.makefile("rb") as file:
         assert file.read() == b"last words"
 
 
-def test_little_and_much_keep_their_order(house: House) -> None:
-    pair = house.pair()
+def test_small_and_large_writes_keep_their_order(harness: Harness) -> None:
+    pair = harness.pair()
     pieces = [
         b"1",
         b"2" * 40_000,
@@ -419,69 +419,69 @@ def test_little_and_much_keep_their_order(house: House) -> None:
         for piece in pieces:
             pair.transport.write(piece)
 
-    pair.notes.on_data = answer
+    pair.recorder.on_data = answer
     pair.peer.sendall(b"x")
-    house.until(lambda: pair.notes.data)
+    harness.until(lambda: pair.recorder.data)
     wanted, got = b"".join(pieces), bytearray()
     while len(got) < len(wanted):
-        house.turn()
+        harness.turn()
         got += pair.peer.recv(1 << 20)
     assert got == wanted
 
 
-def test_what_was_held_for_who_is_gone_is_a_loss(house: House) -> None:
-    pair = house.pair()
+def test_what_was_deferred_for_a_peer_that_is_gone_is_a_loss(harness: Harness) -> None:
+    pair = harness.pair()
 
     def answer(_: bytes) -> None:
         pair.reset()
-        pair.transport.write(b"anybody?")
-        assert "lost" not in pair.notes.said
+        pair.transport.write(b"data")
+        assert "lost" not in pair.recorder.calls
 
-    pair.notes.on_data = answer
+    pair.recorder.on_data = answer
     pair.peer.sendall(b"x")
-    pair.hears("made lost")
+    pair.expect_calls("made lost")
     assert pair.is_closed
 
 
-def test_what_is_written_while_a_loss_is_told_goes_out(house: House) -> None:
-    going, staying = house.pair(), house.pair()
+def test_what_is_written_while_a_loss_is_reported_goes_out(harness: Harness) -> None:
+    going, staying = harness.pair(), harness.pair()
 
     def lost(error: Exception | None) -> None:
         staying.transport.write(b"it is gone")
-        Notes.connection_lost(going.notes, error)
+        Recorder.connection_lost(going.recorder, error)
 
-    going.notes.connection_lost = lost  # type: ignore[method-assign]
+    going.recorder.connection_lost = lost  # type: ignore[method-assign]
     going.peer.close()
-    going.hears("made end lost")
+    going.expect_calls("made end lost")
     assert staying.peer.recv(100) == b"it is gone"
 
 
-def test_what_broke_off_behind_a_part_of_a_write_may_have_been_read(house: House) -> None:
-    pair = house.pair(socket.AF_UNIX)
+def test_a_loss_after_a_partial_write_is_not_a_broken_pipe(harness: Harness) -> None:
+    pair = harness.pair(socket.AF_UNIX)
     pair.transport.write(HUGE)
     assert 0 < pair.transport.get_write_buffer_size() < len(HUGE)
     pair.peer.close()
-    house.until(lambda: "lost" in pair.notes.said)
-    assert isinstance(pair.notes.error, ConnectionResetError)
+    harness.until(lambda: "lost" in pair.recorder.calls)
+    assert isinstance(pair.recorder.error, ConnectionResetError)
 
 
-def test_an_abort_in_mid_turn_tells_nobody_to_pause(house: House) -> None:
-    pair = house.pair(socket.AF_UNIX)
-    held: list[int] = []
+def test_an_abort_in_mid_turn_pauses_nobody(harness: Harness) -> None:
+    pair = harness.pair(socket.AF_UNIX)
+    unsent: list[int] = []
 
     def abort(_: bytes) -> None:
-        # Nothing fits any more, and it is more than may wait.
+        # The socket buffer is full, and this is above the high-water mark.
         pair.transport.write(b"x" * 10_000)
-        held.append(pair.transport.get_write_buffer_size())
+        unsent.append(pair.transport.get_write_buffer_size())
         pair.transport.abort()
-        held.append(pair.transport.get_write_buffer_size())
+        unsent.append(pair.transport.get_write_buffer_size())
 
     with suppress(BlockingIOError):
         while os.write(pair.fd, HUGE):
             pass
-    pair.transport._high = 5_000
-    pair.notes.on_data = abort
+    pair.transport._high_water = 5_000
+    pair.recorder.on_data = abort
     pair.peer.sendall(b"x")
-    house.until(lambda: "lost" in pair.notes.said)
-    assert held == [10_000, 0]
-    assert pair.notes.said == ["made", "lost"]
+    harness.until(lambda: "lost" in pair.recorder.calls)
+    assert unsent == [10_000, 0]
+    assert pair.recorder.calls == ["made", "lost"]

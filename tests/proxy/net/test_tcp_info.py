@@ -1,4 +1,4 @@
-"""What the kernel says of a connection tells whether a request was read: over real sockets."""
+"""TCP_INFO tells whether a request may have been read: over real sockets."""
 
 import asyncio
 import socket
@@ -10,15 +10,15 @@ import pytest
 
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.socket_transport import adopt
-from penstock_proxy.net.tcp_info import ENDED, UNKNOWN, acknowledged, untaken
+from penstock_proxy.net.tcp_info import CLOSED, UNKNOWN, acknowledged, is_unread
 from penstock_proxy.net.transport import Transport
 from penstock_worker.net.stream import Stream
 
 FAMILIES = ["tcp", "unix"]
 
 
-class Asker:
-    """The proxy's end: notes how it ended, while that can still be asked."""
+class Prober:
+    """The proxy's end; asks the kernel while the connection is being lost."""
 
     def __init__(self) -> None:
         self.before = UNKNOWN
@@ -39,18 +39,18 @@ class Asker:
     def resume_writing(self) -> None: ...
 
     def connection_lost(self, error: Exception | None) -> None:
-        verdict = untaken(self.transport, self.before, error)
-        self.ended.set_result((verdict, type(error).__name__))
+        unread = is_unread(self.transport, self.before, error)
+        self.ended.set_result((unread, type(error).__name__))
 
 
-class Bare(Transport):
-    """It has no socket."""
+class WithoutSocket(Transport):
+    """A transport that has no socket."""
 
     def borrow(self) -> None:
         """There is none."""
 
 
-async def connected(family: str, folder: Path) -> tuple[Asker, socket.socket]:
+async def connected(family: str, folder: Path) -> tuple[Prober, socket.socket]:
     """A connection that has carried a request and its answer already, and its other end."""
     if family == "tcp":
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -63,42 +63,42 @@ async def connected(family: str, folder: Path) -> tuple[Asker, socket.socket]:
             ours = socket.socket(socket.AF_UNIX)
             ours.connect(str(folder / "socket"))
             worker, _ = listener.accept()
-    asker = Asker()
+    prober = Prober()
     reactor = Reactor(asyncio.get_running_loop())
-    adopt(reactor, asker, Stream(ours.detach(), ours.family))
-    asker.transport.write(b"GET")
+    adopt(reactor, prober, Stream(ours.detach(), ours.family))
+    prober.transport.write(b"GET")
     assert worker.recv(10) == b"GET"
     worker.send(b"ok")
-    await asker.answered.wait()
-    asker.before = acknowledged(asker.transport)
-    return asker, worker
+    await prober.answered.wait()
+    prober.before = acknowledged(prober.transport)
+    return prober, worker
 
 
-def closed_before(asker: Asker, worker: socket.socket) -> None:
+def closed_before(prober: Prober, worker: socket.socket) -> None:
     worker.close()
-    asker.transport.write(b"POST")
+    prober.transport.write(b"POST")
 
 
-def read_and_closed(asker: Asker, worker: socket.socket) -> None:
-    asker.transport.write(b"POST")
+def read_and_closed(prober: Prober, worker: socket.socket) -> None:
+    prober.transport.write(b"POST")
     assert worker.recv(10) == b"POST"
     worker.close()
 
 
-def half_read_and_closed(asker: Asker, worker: socket.socket) -> None:
-    asker.transport.write(b"POST")
+def half_read_and_closed(prober: Prober, worker: socket.socket) -> None:
+    prober.transport.write(b"POST")
     assert worker.recv(2) == b"PO"
     worker.close()
 
 
-def not_read_and_closed(asker: Asker, worker: socket.socket) -> None:
-    asker.transport.write(b"POST")
+def not_read_and_closed(prober: Prober, worker: socket.socket) -> None:
+    prober.transport.write(b"POST")
     worker.close()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    ("happens", "is_sure"),
+    ("happens", "certain"),
     [
         (closed_before, True),
         (read_and_closed, False),
@@ -106,34 +106,34 @@ def not_read_and_closed(asker: Asker, worker: socket.socket) -> None:
         (not_read_and_closed, False),
     ],
 )
-async def test_only_what_came_after_the_end_is_surely_not_read(
+async def test_only_what_came_after_the_end_is_certainly_unread(
     tmp_path: Path,
     family: str,
-    happens: Callable[[Asker, socket.socket], None],
+    happens: Callable[[Prober, socket.socket], None],
     *,
-    is_sure: bool,
+    certain: bool,
 ) -> None:
-    asker, worker = await connected(family, tmp_path)
-    happens(asker, worker)
-    verdict, error = await asker.ended
-    assert verdict == is_sure, error
+    prober, worker = await connected(family, tmp_path)
+    happens(prober, worker)
+    unread, error = await prober.ended
+    assert unread == certain, error
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_an_end_is_known_before_the_event_loop_hears_of_it(
+async def test_an_end_is_known_before_the_event_loop_reports_it(
     tmp_path: Path, family: str
 ) -> None:
-    asker, worker = await connected(family, tmp_path)
-    assert acknowledged(asker.transport) == asker.before
+    prober, worker = await connected(family, tmp_path)
+    assert acknowledged(prober.transport) == prober.before
     worker.close()
     deadline = time.monotonic() + 10
-    while acknowledged(asker.transport) != ENDED:
+    while acknowledged(prober.transport) != CLOSED:
         assert time.monotonic() < deadline
-    await asker.ended
+    await prober.ended
 
 
 async def test_without_a_socket_nothing_is_known() -> None:
-    transport = Bare()
+    transport = WithoutSocket()
     assert acknowledged(transport) == UNKNOWN
-    assert not untaken(transport, 5, None)
-    assert not untaken(transport, UNKNOWN, None)
+    assert not is_unread(transport, 5, None)
+    assert not is_unread(transport, UNKNOWN, None)

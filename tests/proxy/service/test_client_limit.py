@@ -1,4 +1,4 @@
-"""No client has more connections than its share, and nobody is remembered who has none."""
+"""No client has more connections than the limit, and no entry stays without a connection."""
 
 import pytest
 from hypothesis import given
@@ -7,20 +7,20 @@ from hypothesis import strategies as st
 from penstock_proxy.service.client_limit import ClientLimit
 
 
-def test_a_client_has_its_share_and_no_more() -> None:
-    tally = ClientLimit(2)
-    assert [tally.enters("192.0.2.1") for _ in range(3)] == [True, True, False]
-    assert tally.enters("192.0.2.2")
-    tally.leaves("192.0.2.1")
-    assert tally.enters("192.0.2.1")
-    assert not tally.enters("192.0.2.1")
+def test_a_client_has_connections_up_to_its_limit_and_no_more() -> None:
+    client_limit = ClientLimit(2)
+    assert [client_limit.acquire("192.0.2.1") for _ in range(3)] == [True, True, False]
+    assert client_limit.acquire("192.0.2.2")
+    client_limit.release("192.0.2.1")
+    assert client_limit.acquire("192.0.2.1")
+    assert not client_limit.acquire("192.0.2.1")
 
 
-def test_without_a_limit_everybody_enters_and_is_counted() -> None:
-    tally = ClientLimit(0)
-    assert all(tally.enters("192.0.2.1") for _ in range(100))
-    tally.most = 100
-    assert not tally.enters("192.0.2.1")
+def test_without_a_limit_every_connection_is_accepted_and_counted() -> None:
+    client_limit = ClientLimit(0)
+    assert all(client_limit.acquire("192.0.2.1") for _ in range(100))
+    client_limit.max_per_client = 100
+    assert not client_limit.acquire("192.0.2.1")
 
 
 @pytest.mark.parametrize(
@@ -34,9 +34,9 @@ def test_without_a_limit_everybody_enters_and_is_counted() -> None:
     ],
 )
 def test_an_ipv6_network_of_64_bits_is_one_client(one: str, other: str, same: bool) -> None:
-    tally = ClientLimit(1)
-    assert tally.enters(one)
-    assert tally.enters(other) is not same
+    client_limit = ClientLimit(1)
+    assert client_limit.acquire(one)
+    assert client_limit.acquire(other) is not same
 
 
 ADDRESS = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2", "2001:db8:1::"])
@@ -46,16 +46,16 @@ ADDRESS = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2
 def test_the_count_is_as_large_as_there_are_connections(
     most: int, events: list[tuple[str, bool]]
 ) -> None:
-    tally = ClientLimit(most)
+    client_limit = ClientLimit(most)
     inside: list[str] = []
-    for address, enters in events:
-        if enters:
-            if tally.enters(address):
+    for address, opens in events:
+        if opens:
+            if client_limit.acquire(address):
                 inside.append(address)
         elif address in inside:
             inside.remove(address)
-            tally.leaves(address)
-        assert len(tally) <= len(inside)
+            client_limit.release(address)
+        assert len(client_limit) <= len(inside)
     for address in inside:
-        tally.leaves(address)
-    assert len(tally) == 0
+        client_limit.release(address)
+    assert len(client_limit) == 0

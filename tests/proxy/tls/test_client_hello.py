@@ -1,4 +1,4 @@
-"""A ClientHello's name is found however it is cut, and nothing else comes of hostile bytes."""
+"""The name in a ClientHello is found however it is split; hostile bytes raise only HelloError."""
 
 import ssl
 
@@ -86,7 +86,7 @@ def test_a_hello_may_be_cut_into_records(size: int) -> None:
         ((extension(0, names((7, b"?"))),), ""),
     ],
 )
-def test_what_is_a_hello(extensions: tuple[bytes, ...], name: str) -> None:
+def test_a_valid_hello_gives_its_name(extensions: tuple[bytes, ...], name: str) -> None:
     assert server_name(records(message(*extensions))) == name
 
 
@@ -120,7 +120,7 @@ def test_what_is_a_hello(extensions: tuple[bytes, ...], name: str) -> None:
         b"\x16\x03\x01\x40\x00" + b"\x01\x00\x3f\xff" + bytes(MAX_HELLO),
     ],
 )
-def test_what_is_none(data: bytes) -> None:
+def test_what_is_no_valid_hello_is_an_error(data: bytes) -> None:
     with pytest.raises(HelloError):
         server_name(data)
 
@@ -142,7 +142,7 @@ def test_tls_is_known_by_its_first_bytes(data: bytes, is_tls: bool) -> None:
 
 
 @given(st.binary(max_size=600))
-def test_of_any_bytes_comes_a_name_a_question_or_its_own_error(data: bytes) -> None:
+def test_any_bytes_give_a_name_or_none_or_a_hello_error(data: bytes) -> None:
     for wrapped in (data, records(data), records(b"\x01" + vector(3, data))):
         try:
             name = server_name(wrapped)
@@ -169,7 +169,7 @@ def test_a_damaged_hello_does_no_harm(place: int, byte: int, size: int, hello: b
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=20))
-def test_however_it_is_cut_the_name_is_the_same(cuts: list[int]) -> None:
+def test_however_records_split_it_the_name_is_the_same(cuts: list[int]) -> None:
     whole = message(GREASE, SNI)
     pieces, at = [], 0
     for cut in cuts:

@@ -1,4 +1,4 @@
-"""Who connects by TLS is shown the right certificate, on terms that are good, and no others."""
+"""A TLS client is shown the certificate of the name it asks for, and only good settings."""
 
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from penstock_proxy.tls.contexts import Contexts, Credential, Inbox, Terms
-from penstock_proxy.tls.server_names import ByName
+from penstock_proxy.tls.contexts import Certificate, Contexts, ContextsBuilder, TlsSettings
+from penstock_proxy.tls.server_names import ServerNameMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,14 +16,15 @@ AUTHORITY = trustme.CA()
 CA = AUTHORITY.cert_pem.bytes().decode()
 
 
-def credential(*names: str, key: trustme.KeyType = trustme.KeyType.ECDSA) -> Credential:
+def certificate(*names: str, key: trustme.KeyType = trustme.KeyType.ECDSA) -> Certificate:
     made = AUTHORITY.issue_cert(*names, key_type=key)
     chain = "".join(blob.bytes().decode() for blob in made.cert_chain_pems)
-    return Credential(chain, made.private_key_pem.bytes().decode(), names, key.name)
+    return Certificate(chain, made.private_key_pem.bytes().decode(), names, key.name)
 
 
-HOME, OTHER, WILD = credential("home.example"), credential("b.example"), credential("*.b.example")
-BOTH = credential("both.example", key=trustme.KeyType.RSA), credential("both.example")
+FIRST, OTHER = certificate("home.example"), certificate("b.example")
+WILD = certificate("*.b.example")
+BOTH = certificate("both.example", key=trustme.KeyType.RSA), certificate("both.example")
 
 
 def trusting(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
@@ -34,7 +35,7 @@ def trusting(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     return context
 
 
-def shake(
+def handshake(
     server: ssl.SSLContext,
     client: ssl.SSLContext,
     name: str | None = None,
@@ -73,37 +74,37 @@ def shake(
     ],
 )
 def test_a_name_finds_its_certificate(name: str, expected: str) -> None:
-    contexts = Contexts(Terms(), [HOME, OTHER, WILD])
-    _, client = shake(contexts.of(name), trusting())
+    contexts = Contexts(TlsSettings(), [FIRST, OTHER, WILD])
+    _, client = handshake(contexts.for_name(name), trusting())
     assert (client.getpeercert() or {})["subjectAltName"] == (("DNS", expected),)
 
 
 def test_the_first_of_a_name_counts() -> None:
-    names = ByName([("a", 1), ("a", 2), ("*.a", 3)], otherwise=0)
-    assert [names.of(name) for name in ("a", "x.a", "*.a", "", "b")] == [1, 3, 3, 0, 0]
+    names = ServerNameMap([("a", 1), ("a", 2), ("*.a", 3)], default=0)
+    assert [names.lookup(name) for name in ("a", "x.a", "*.a", "", "b")] == [1, 3, 3, 0, 0]
 
 
 @pytest.mark.parametrize("key", ["ECDSA", "RSA"])
 def test_two_kinds_of_keys_for_one_name_are_offered_side_by_side(key: str) -> None:
     client = trusting(ssl.TLSVersion.TLSv1_2)
     client.set_ciphers(f"ECDHE-{key}-AES128-GCM-SHA256")
-    contexts = Contexts(Terms(), BOTH)
-    ours, _ = shake(contexts.of("both.example"), client)
+    contexts = Contexts(TlsSettings(), BOTH)
+    ours, _ = handshake(contexts.for_name("both.example"), client)
     assert (ours.cipher() or ("",))[0] == f"ECDHE-{key}-AES128-GCM-SHA256"
 
 
-def test_terms_hold_for_every_certificate() -> None:
-    contexts = Contexts(Terms(min_version="1.3", alpn="http/1.1"), [HOME, OTHER])
+def test_settings_hold_for_every_certificate() -> None:
+    contexts = Contexts(TlsSettings(min_version="1.3", alpn="http/1.1"), [FIRST, OTHER])
     for name in ("home.example", "b.example"):
         with pytest.raises(ssl.SSLError):
-            shake(contexts.of(name), trusting(ssl.TLSVersion.TLSv1_2))
+            handshake(contexts.for_name(name), trusting(ssl.TLSVersion.TLSv1_2))
         client = trusting()
         client.set_alpn_protocols(["h2", "http/1.1"])
-        assert shake(contexts.of(name), client)[0].selected_alpn_protocol() == "http/1.1"
+        assert handshake(contexts.for_name(name), client)[0].selected_alpn_protocol() == "http/1.1"
 
 
 def test_nothing_old_is_offered() -> None:
-    context = Contexts(Terms(), [HOME]).of("")
+    context = Contexts(TlsSettings(), [FIRST]).for_name("")
     for cipher in context.get_ciphers():
         assert cipher["protocol"] == "TLSv1.3" or cipher["name"].startswith("ECDHE-")
         assert cipher["aead"]
@@ -118,17 +119,17 @@ def test_a_session_is_resumed_under_its_name_until_certificates_change(
     version: ssl.TLSVersion,
 ) -> None:
     client = trusting(version)
-    contexts = Contexts(Terms(), [HOME, OTHER])
-    _, first = shake(contexts.of("b.example"), client, "b.example")
-    ours, _ = shake(contexts.of("b.example"), client, "b.example", first.session)
+    contexts = Contexts(TlsSettings(), [FIRST, OTHER])
+    _, first = handshake(contexts.for_name("b.example"), client, "b.example")
+    ours, _ = handshake(contexts.for_name("b.example"), client, "b.example", first.session)
     assert ours.session_reused
-    renewed = Contexts(Terms(), [HOME, OTHER])
-    ours, _ = shake(renewed.of("b.example"), client, "b.example", first.session)
+    renewed = Contexts(TlsSettings(), [FIRST, OTHER])
+    ours, _ = handshake(renewed.for_name("b.example"), client, "b.example", first.session)
     assert not ours.session_reused
 
 
 @pytest.mark.parametrize(
-    ("mode", "shows", "lets_in"),
+    ("mode", "shows", "accepted"),
     [
         ("off", True, True),
         ("optional", True, True),
@@ -137,43 +138,43 @@ def test_a_session_is_resumed_under_its_name_until_certificates_change(
         ("required", False, False),
     ],
 )
-def test_a_client_is_asked_for_its_certificate(mode: str, shows: bool, lets_in: bool) -> None:
-    terms = Terms(client_certificates=mode, client_ca="" if mode == "off" else CA)
-    context = Contexts(terms, [HOME]).of("")
+def test_a_client_is_asked_for_its_certificate(mode: str, shows: bool, accepted: bool) -> None:
+    settings = TlsSettings(client_certificates=mode, client_ca="" if mode == "off" else CA)
+    context = Contexts(settings, [FIRST]).for_name("")
     client = trusting()
     if shows:
         AUTHORITY.issue_cert("client.example").configure_cert(client)
-    if not lets_in:
+    if not accepted:
         with pytest.raises(ssl.SSLError):
-            shake(context, client)
+            handshake(context, client)
         return
-    ours, _ = shake(context, client)
+    ours, _ = handshake(context, client)
     assert bool(ours.getpeercert(binary_form=True)) is (shows and mode != "off")
 
 
 @pytest.mark.parametrize("mode", ["optional", "required"])
-def test_a_certificate_of_a_stranger_lets_nobody_in(mode: str) -> None:
-    context = Contexts(Terms(client_certificates=mode, client_ca=CA), [HOME]).of("")
+def test_a_certificate_of_another_authority_is_refused(mode: str) -> None:
+    context = Contexts(TlsSettings(client_certificates=mode, client_ca=CA), [FIRST]).for_name("")
     client = trusting()
     trustme.CA().issue_cert("client.example").configure_cert(client)
     with pytest.raises(ssl.SSLError):
-        shake(context, client)
+        handshake(context, client)
 
 
 def test_a_set_is_complete_with_its_last_certificate() -> None:
-    terms = {"min_version": "1.2", "client_certificates": "off", "client_ca": "", "alpn": ""}
-    inbox = Inbox({"terms": terms, "of": 2})
+    settings = {"min_version": "1.2", "client_certificates": "off", "client_ca": "", "alpn": ""}
+    builder = ContextsBuilder({"terms": settings, "of": 2})
 
-    def order(one: Credential) -> dict[str, Any]:
+    def message(one: Certificate) -> dict[str, Any]:
         return {"names": list(one.names), "kind": one.kind, "chain": one.chain, "key": one.key}
 
-    assert inbox.add(order(HOME)) is None
-    contexts = inbox.add(order(OTHER))
+    assert builder.add(message(FIRST)) is None
+    contexts = builder.add(message(OTHER))
     assert contexts is not None
-    assert contexts.of("b.example") is not contexts.of("")
+    assert contexts.for_name("b.example") is not contexts.for_name("")
 
 
 def test_a_key_of_another_is_refused_and_never_shown() -> None:
     with pytest.raises(ssl.SSLError):
-        Contexts(Terms(), [Credential(HOME.chain, OTHER.key, ("a",))])
-    assert "PRIVATE" not in repr([HOME, Terms()])
+        Contexts(TlsSettings(), [Certificate(FIRST.chain, OTHER.key, ("a",))])
+    assert "PRIVATE" not in repr([FIRST, TlsSettings()])

@@ -1,5 +1,5 @@
-"""TLS is a transport like any other: it tells what came, sends what it is given, keeps what is
-not wanted yet, and every way to end looks like what it is. Over real sockets."""
+"""TLS is a transport like any other: it delivers, sends, pauses, and every way to close is seen as
+what it is. Over real sockets."""
 
 import asyncio
 import socket
@@ -12,33 +12,33 @@ from typing import Any, cast
 import pytest
 import trustme
 import uvloop
-from tests.support.proxy.notes import Notes
+from tests.support.proxy.recorder import Recorder
 
 from penstock_proxy.config import Limits, ServiceConfig, Timeouts
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TICK_S, TimerWheel
-from penstock_proxy.tls.contexts import Contexts, Credential, Terms
+from penstock_proxy.tls.contexts import Certificate, Contexts, TlsSettings
 from penstock_proxy.tls.handshake import Handshake, TlsAcceptor
 from penstock_proxy.tls.transport import TlsConnection
 from penstock_worker.net.stream import Stream
 
 AUTHORITY = trustme.CA()
 MADE = AUTHORITY.issue_cert("a.example")
-CREDENTIAL = Credential(
+CERTIFICATE = Certificate(
     MADE.cert_chain_pems[0].bytes().decode(), MADE.private_key_pem.bytes().decode(), ("a.example",)
 )
-CLIENT = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
+CONTEXT = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
 
 
-class Peer:
+class Client:
     """The client: OpenSSL and a socket that never blocks."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = CLIENT.wrap_bio(self.incoming, self.outgoing, server_hostname="a.example")
+        self.tls = CONTEXT.wrap_bio(self.incoming, self.outgoing, server_hostname="a.example")
         self.got = b""
         self.notified = self.closed = self.done = False
 
@@ -83,8 +83,8 @@ class Peer:
         self.flush()
 
 
-class House:
-    """A service's handshakes, and the loop that they run in."""
+class Harness:
+    """The TLS acceptor of a service, its clock and its event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -97,42 +97,42 @@ class House:
             name="web", listeners=(), targets=(), tls=True, limits=Limits(handshakes=3)
         )
         self.lost = 0
-        self.carried: list[Notes] = []
-        self.handshakes = TlsAcceptor(cast("Any", self), self.secured)
-        self.handshakes.contexts = Contexts(Terms(), [CREDENTIAL])
+        self.connections: list[Recorder] = []
+        self.acceptor = TlsAcceptor(cast("Any", self), self.on_connection)
+        self.acceptor.contexts = Contexts(TlsSettings(), [CERTIFICATE])
         self.sockets: list[socket.socket] = []
 
-    def secured(self, _handshake: Handshake, connection: TlsConnection) -> None:
-        notes = Notes()
-        self.carried.append(notes)
-        connection.carry(notes)
+    def on_connection(self, _handshake: Handshake, connection: TlsConnection) -> None:
+        recorder = Recorder()
+        self.connections.append(recorder)
+        connection.attach(recorder)
 
     def client_closed(self, _address: str) -> None:
         self.lost += 1
 
     def connect(self) -> socket.socket:
-        with socket.create_server(("127.0.0.1", 0)) as door:
-            peer = socket.create_connection(door.getsockname())
-            ours, address = door.accept()
-        self.sockets.append(peer)
-        # Or the kernel would take megabytes.
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.create_connection(listener.getsockname())
+            ours, address = listener.accept()
+        self.sockets.append(client)
+        # By default the kernel would buffer megabytes.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         stream = Stream(ours.detach(), socket.AF_INET)
-        self.handshakes.accepted(stream, address, b"", 0, "", believed=True)
-        return peer
+        self.acceptor.accepted(stream, address, b"", 0, "", may_be_trusted=True)
+        return client
 
-    def open(self) -> tuple[Peer, Notes]:
-        peer = Peer(self.connect())
-        self.until(lambda: peer.done and len(self.carried) == 1, peer)
-        return peer, self.carried[0]
+    def open(self) -> tuple[Client, Recorder]:
+        client = Client(self.connect())
+        self.until(lambda: client.done and len(self.connections) == 1, client)
+        return client, self.connections[0]
 
-    def until(self, condition: Any, *peers: Peer) -> None:
+    def until(self, condition: Any, *clients: Client) -> None:
         deadline = self.loop.time() + 20
         while not condition():
             assert self.loop.time() < deadline, "it never came true"
-            for peer in peers:
-                peer.step()
+            for client in clients:
+                client.step()
             self.turn()
 
     def turn(self) -> None:
@@ -147,129 +147,129 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
+def harness() -> Iterator[Harness]:
     loop = uvloop.new_event_loop()
-    house = House(loop)
-    yield house
-    for sock in house.sockets:
+    harness = Harness(loop)
+    yield harness
+    for sock in harness.sockets:
         sock.close()
-    house.until(lambda: house.lost + sum("lost" in one.said for one in house.carried)
-                == len(house.sockets))  # fmt: skip
-    assert house.handshakes.pending == 0
-    house.reactor.close()
+    harness.until(lambda: harness.lost + sum("lost" in one.calls for one in harness.connections)
+                == len(harness.sockets))  # fmt: skip
+    assert harness.acceptor.in_progress == 0
+    harness.reactor.close()
     loop.close()
 
 
-def test_bytes_go_both_ways(house: House) -> None:
-    peer, notes = house.open()
-    peer.send(b"question")
-    house.until(lambda: notes.data == b"question", peer)
-    notes.transport.write(b"ans")
-    notes.transport.write(b"wer")
-    notes.transport.write(b"")
-    house.until(lambda: peer.got == b"answer", peer)
-    assert house.ended("ok") == 1
-    assert peer.tls.version() == "TLSv1.3"
-    assert notes.transport.borrow() is not None
-    assert not notes.transport.is_resumed
-    assert notes.transport.certificate_field() == b""
+def test_bytes_go_both_ways(harness: Harness) -> None:
+    client, recorder = harness.open()
+    client.send(b"question")
+    harness.until(lambda: recorder.data == b"question", client)
+    recorder.transport.write(b"ans")
+    recorder.transport.write(b"wer")
+    recorder.transport.write(b"")
+    harness.until(lambda: client.got == b"answer", client)
+    assert harness.ended("ok") == 1
+    assert client.tls.version() == "TLSv1.3"
+    assert recorder.transport.borrow() is not None
+    assert not recorder.transport.is_resumed
+    assert recorder.transport.client_cert_field() == b""
 
 
-def test_much_arrives_whole_though_its_reader_is_slow(house: House) -> None:
-    peer, notes = house.open()
+def test_large_data_arrives_whole_though_its_reader_is_slow(harness: Harness) -> None:
+    client, recorder = harness.open()
     data = bytes(range(256)) * (4 << 12)
-    notes.transport.write(data)
-    assert "pause" in notes.said
-    assert notes.transport.get_write_buffer_size() > 0
-    house.until(lambda: peer.got == data, peer)
-    assert notes.said[-1] == "resume"
-    notes.on_data = lambda _: notes.transport.pause_reading()
+    recorder.transport.write(data)
+    assert "pause" in recorder.calls
+    assert recorder.transport.get_write_buffer_size() > 0
+    harness.until(lambda: client.got == data, client)
+    assert recorder.calls[-1] == "resume"
+    recorder.on_data = lambda _: recorder.transport.pause_reading()
     sender = data[: 1 << 18]
-    peer.send(sender)
+    client.send(sender)
     for _ in range(len(sender) >> 14):
-        size = len(notes.data)
-        house.until(lambda size=size: len(notes.data) > size, peer)
-        assert len(notes.data) - size <= 16 << 10
-        assert not notes.transport.is_reading()
-        notes.transport.resume_reading()
-    house.until(lambda: notes.data == sender, peer)
+        size = len(recorder.data)
+        harness.until(lambda size=size: len(recorder.data) > size, client)
+        assert len(recorder.data) - size <= 16 << 10
+        assert not recorder.transport.is_reading()
+        recorder.transport.resume_reading()
+    harness.until(lambda: recorder.data == sender, client)
 
 
-def test_each_side_ends_by_itself(house: House) -> None:
-    peer, notes = house.open()
-    notes.stays_open = True
-    peer.finish()
-    house.until(lambda: notes.said == ["made", "end"], peer)
-    # What comes behind the end is nobody's.
-    peer.sock.sendall(bytes(1000))
-    notes.transport.write(b"still")
-    notes.transport.write_eof()
-    notes.transport.write(b"too late")
-    house.until(lambda: peer.notified and peer.closed, peer)
-    assert peer.got == b"still"
-    notes.transport.close()
-    house.until(lambda: "lost" in notes.said)
-    assert notes.error is None
+def test_each_direction_is_closed_by_itself(harness: Harness) -> None:
+    client, recorder = harness.open()
+    recorder.stays_open = True
+    client.finish()
+    harness.until(lambda: recorder.calls == ["made", "end"], client)
+    # Bytes after close_notify are ignored.
+    client.sock.sendall(bytes(1000))
+    recorder.transport.write(b"still")
+    recorder.transport.write_eof()
+    recorder.transport.write(b"too late")
+    harness.until(lambda: client.notified and client.closed, client)
+    assert client.got == b"still"
+    recorder.transport.close()
+    harness.until(lambda: "lost" in recorder.calls)
+    assert recorder.error is None
 
 
-def test_an_end_of_ours_leaves_the_other_direction_open(house: House) -> None:
-    peer, notes = house.open()
-    notes.transport.pause_reading()
-    peer.send(b"on its way")
-    house.turn()
-    notes.transport.write_eof()
-    house.until(lambda: peer.notified, peer)
-    peer.send(b", and more")
-    notes.transport.resume_reading()
-    house.until(lambda: notes.data == b"on its way, and more")
-    peer.finish()
-    house.until(lambda: "lost" in notes.said)
-    assert notes.error is None
+def test_a_close_notify_of_ours_leaves_the_other_direction_open(harness: Harness) -> None:
+    client, recorder = harness.open()
+    recorder.transport.pause_reading()
+    client.send(b"on its way")
+    harness.turn()
+    recorder.transport.write_eof()
+    harness.until(lambda: client.notified, client)
+    client.send(b", and more")
+    recorder.transport.resume_reading()
+    harness.until(lambda: recorder.data == b"on its way, and more")
+    client.finish()
+    harness.until(lambda: "lost" in recorder.calls)
+    assert recorder.error is None
 
 
 @pytest.mark.parametrize(
     ("how", "notified"), [("close", True), ("break_off", False), ("abort", False)]
 )
-def test_a_cut_is_no_end(house: House, how: str, notified: bool) -> None:
-    peer, notes = house.open()
-    notes.transport.write(b"half")
-    getattr(notes.transport, how)()
-    house.until(lambda: peer.closed, peer)
-    assert peer.notified is notified
-    assert how == "abort" or peer.got == b"half"
-    notes.transport.write(b"nobody hears")
-    notes.transport.close()
-    assert notes.transport.is_closing()
+def test_a_truncation_is_no_clean_end(harness: Harness, how: str, notified: bool) -> None:
+    client, recorder = harness.open()
+    recorder.transport.write(b"half")
+    getattr(recorder.transport, how)()
+    harness.until(lambda: client.closed, client)
+    assert client.notified is notified
+    assert how == "abort" or client.got == b"half"
+    recorder.transport.write(b"too late")
+    recorder.transport.close()
+    assert recorder.transport.is_closing()
 
 
-def test_a_client_that_goes_without_a_word_has_broken_off(house: House) -> None:
-    peer, notes = house.open()
-    peer.send(b"half")
-    peer.sock.close()
-    house.until(lambda: "lost" in notes.said)
-    assert notes.data == b"half"
-    assert notes.said == ["made", "lost"]
-    assert isinstance(notes.error, ConnectionResetError)
+def test_a_client_that_closes_without_close_notify_has_broken_off(harness: Harness) -> None:
+    client, recorder = harness.open()
+    client.send(b"half")
+    client.sock.close()
+    harness.until(lambda: "lost" in recorder.calls)
+    assert recorder.data == b"half"
+    assert recorder.calls == ["made", "lost"]
+    assert isinstance(recorder.error, ConnectionResetError)
 
 
-def test_a_record_that_was_tampered_with_ends_the_connection(house: House) -> None:
-    peer, notes = house.open()
-    peer.sock.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
-    house.until(lambda: "lost" in notes.said)
-    assert isinstance(notes.error, ConnectionResetError)
-    assert notes.data == b""
+def test_a_record_that_was_tampered_with_ends_the_connection(harness: Harness) -> None:
+    client, recorder = harness.open()
+    client.sock.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+    harness.until(lambda: "lost" in recorder.calls)
+    assert isinstance(recorder.error, ConnectionResetError)
+    assert recorder.data == b""
 
 
-def test_another_protocol_can_take_over(house: House) -> None:
-    peer, notes = house.open()
-    after = Notes()
-    notes.transport.set_protocol(after)
-    peer.send(b"to whom?")
-    house.until(lambda: after.data == b"to whom?")
-    peer.sock.close()
-    house.until(lambda: after.said == ["lost"])
-    assert (notes.data, notes.said) == (b"", ["made"]), "the first hears nothing more"
-    notes.said.append("lost")  # for the account at the end
+def test_another_protocol_can_take_over(harness: Harness) -> None:
+    client, recorder = harness.open()
+    after = Recorder()
+    recorder.transport.set_protocol(after)
+    client.send(b"data")
+    harness.until(lambda: after.data == b"data")
+    client.sock.close()
+    harness.until(lambda: after.calls == ["lost"])
+    assert (recorder.data, recorder.calls) == (b"", ["made"]), "the first one gets nothing more"
+    recorder.calls.append("lost")  # for the check at the end
 
 
 @pytest.mark.parametrize(
@@ -283,84 +283,86 @@ def test_another_protocol_can_take_over(house: House) -> None:
         (b"\x16\x03\x01", "gone"),
     ],
 )
-def test_who_shakes_no_hands_is_counted_by_why(house: House, data: bytes, result: str) -> None:
-    peer = house.connect()
-    peer.sendall(data)
-    peer.shutdown(socket.SHUT_WR)
-    house.until(lambda: house.lost == 1)
-    assert house.ended(result) == 1
-    peer.settimeout(10)
-    said = peer.recv(1000)
-    assert said.startswith({"not_tls": b"HTTP/1.1 400" if data[:1] == b"G" else b"",
+def test_a_handshake_that_fails_is_counted_by_its_reason(
+    harness: Harness, data: bytes, result: str
+) -> None:
+    client = harness.connect()
+    client.sendall(data)
+    client.shutdown(socket.SHUT_WR)
+    harness.until(lambda: harness.lost == 1)
+    assert harness.ended(result) == 1
+    client.settimeout(10)
+    answer = client.recv(1000)
+    assert answer.startswith({"not_tls": b"HTTP/1.1 400" if data[:1] == b"G" else b"",
                             "failed": b"\x15\x03"}.get(result, b""))  # fmt: skip
 
 
-def test_who_refuses_our_certificate_is_counted_so(house: House) -> None:
-    peer = Peer(house.connect())
-    peer.tls = ssl.create_default_context().wrap_bio(
-        peer.incoming, peer.outgoing, server_hostname="a.example"
+def test_a_client_that_refuses_our_certificate_is_counted_so(harness: Harness) -> None:
+    client = Client(harness.connect())
+    client.tls = ssl.create_default_context().wrap_bio(
+        client.incoming, client.outgoing, server_hostname="a.example"
     )
     with pytest.raises(ssl.SSLCertVerificationError):
-        house.until(lambda: False, peer)
-    peer.flush()
-    peer.sock.close()
-    house.until(lambda: house.lost == 1)
-    assert house.ended("refused") == 1
+        harness.until(lambda: False, client)
+    client.flush()
+    client.sock.close()
+    harness.until(lambda: harness.lost == 1)
+    assert harness.ended("refused") == 1
 
 
-def test_who_takes_too_long_is_cut(house: House) -> None:
-    house.connect()
-    house.pass_time(4)
-    assert house.handshakes.pending == 1
-    house.pass_time(2)
-    house.until(lambda: house.lost == 1)
-    assert house.ended("timeout") == 1
+def test_a_handshake_that_takes_too_long_is_cut(harness: Harness) -> None:
+    harness.connect()
+    harness.pass_time(4)
+    assert harness.acceptor.in_progress == 1
+    harness.pass_time(2)
+    harness.until(lambda: harness.lost == 1)
+    assert harness.ended("timeout") == 1
 
 
-def test_beyond_the_bound_the_oldest_makes_room(house: House) -> None:
-    waiting = [house.connect() for _ in range(5)]
-    house.until(lambda: house.lost == 2)
-    assert house.ended("displaced") == 2
-    assert house.handshakes.pending == 3
+def test_beyond_the_bound_the_oldest_is_evicted(harness: Harness) -> None:
+    waiting = [harness.connect() for _ in range(5)]
+    harness.until(lambda: harness.lost == 2)
+    assert harness.ended("displaced") == 2
+    assert harness.acceptor.in_progress == 3
     for sock in waiting[:2]:
         sock.settimeout(10)
         assert sock.recv(1) == b""
-    _, notes = house.open()
-    assert notes.said == ["made"]
+    _, recorder = harness.open()
+    assert recorder.calls == ["made"]
 
 
-def test_a_refused_one_that_does_not_leave_is_cut(house: House) -> None:
-    peer = house.connect()
-    peer.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    peer.setblocking(False)
-    said: list[bytes] = []
+def test_a_refused_client_that_does_not_close_is_cut(harness: Harness) -> None:
+    client = harness.connect()
+    client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    client.setblocking(False)
+    answer: list[bytes] = []
 
     def is_over() -> bool:
         with suppress(BlockingIOError):
-            said.append(peer.recv(1000))
-        return b"" in said
+            answer.append(client.recv(1000))
+        return b"" in answer
 
-    house.until(is_over)
-    assert house.lost == 0
-    house.pass_time(2)
-    house.until(lambda: house.lost == 1)
-    assert house.ended("not_tls") == 1
+    harness.until(is_over)
+    assert harness.lost == 0
+    harness.pass_time(2)
+    harness.until(lambda: harness.lost == 1)
+    assert harness.ended("not_tls") == 1
 
 
-def test_who_floods_us_with_what_wants_an_answer_and_takes_none_is_cut(house: House) -> None:
-    peer, notes = house.open()
-    connection = notes.transport
-    lower = cast("Any", connection)._lower
+def test_a_client_that_asks_for_answers_and_reads_none_is_cut(harness: Harness) -> None:
+    client, recorder = harness.open()
+    connection = recorder.transport
+    below = cast("Any", connection)._transport
     connection.pause_writing()
-    cast("Any", connection)._lower = SimpleNamespace(
+    cast("Any", connection)._transport = SimpleNamespace(
         write=lambda data: None,
         get_write_buffer_size=lambda: 2 << 20,
-        abort=lower.abort,
-        pause_reading=lower.pause_reading,
+        abort=below.abort,
+        pause_reading=below.pause_reading,
     )
-    # A client that asks for new keys wants them answered; Python's cannot, so it is said here.
+    # A key update asks for an answer; Python's client cannot send one, so an answer is put here.
     cast("Any", connection)._outgoing.write(b"answers")
-    peer.send(b"x")
-    house.until(lambda: "lost" in notes.said)
-    assert lower.is_closing()
-    assert notes.data == b"x"
+    client.send(b"x")
+    harness.until(lambda: "lost" in recorder.calls)
+    assert below.is_closing()
+    assert recorder.data == b"x"

@@ -1,7 +1,7 @@
-"""A slot has one process at a time, and deals with the end of each in one order.
+"""A slot has one process at a time, and handles the exit of each in a fixed order.
 
-The process is one that only notes what is done with it, and the loop's timers are moved by hand.
-How a slot gets from state to state is tested with its table, real processes with a whole run.
+The process is a fake that records calls, and the test fires the timers of the loop. The state
+table is tested in `test_lifecycle`, and real processes in `test_supervisor`.
 """
 
 from collections.abc import Callable
@@ -48,17 +48,17 @@ class Loop:
 
 
 class Running:
-    """One process; it notes what is done with it in the same list as the slot's observer."""
+    """One process; it records calls in the same list as the observer of the slot."""
 
     links = inodes = ()
-    speaks = has_channel = True
+    speaks_protocol = has_channel = True
     ready_at: float | None = None
     spawned_at = 0.0
 
     def __init__(self, pid: int, callbacks: ProcessCallbacks, noted: list[str]) -> None:
         self.pid = pid
         self.callbacks = callbacks
-        self.last_words: object = None
+        self.last_message: object = None
         self._noted = noted
 
     def send(self, message: Any, *_: object) -> bool:
@@ -68,16 +68,16 @@ class Running:
     def signal(self, number: int) -> None:
         self._noted.append(f"signal {int(number)}")
 
-    def hear_out(self) -> None:
-        if self.last_words is not None:
-            self.callbacks.on_message(self.last_words, None)
+    def read_pending(self) -> None:
+        if self.last_message is not None:
+            self.callbacks.on_message(self.last_message, None)
 
     def close(self) -> None:
         self._noted.append(f"closed {self.pid}")
 
 
 class Slot:
-    """A child, what it starts, and what it says of it."""
+    """A child, its processes and its observer, which records the calls."""
 
     def __init__(self) -> None:
         self.noted: list[str] = []
@@ -85,7 +85,7 @@ class Slot:
         self.failure: Exception | None = None
         self.loop = Loop()
         plan = ChildPlan(
-            role="worker", service="web", slot=0, argv=("x",), environment={}, ours=True,
+            role="worker", service="web", slot=0, argv=("x",), environment={}, runs_our_code=True,
             start_s=1, stop_s=1, restart=Restart(max_restarts=1),
         )  # fmt: skip
         self.child = Child(plan, *cast("Any", (self.loop, self._spawn, self)))
@@ -113,8 +113,8 @@ class Slot:
     def exited(self, child: Child) -> None:
         self.noted.append(f"gone {child.pid}")
 
-    def heard(self, _: Child, message: object, handle: object) -> None:
-        self.noted.append(f"heard {message}")
+    def message_received(self, _: Child, message: object, handle: object) -> None:
+        self.noted.append(f"message {message}")
 
     def start_failed(self, _: Child, why: str) -> bool:
         self.noted.append(f"failed: {why}")
@@ -127,21 +127,23 @@ class Slot:
     def left(self, _: Child) -> None:
         self.noted.append("left")
 
-    def retiring(self, _: Child, reason: str, why: str) -> None:
-        self.noted.append(f"retiring for {reason}")
+    def replacement_needed(self, _: Child, reason: str, why: str) -> None:
+        self.noted.append(f"replacement needed: {reason}")
 
     def spawned(self, _: Child) -> None: ...
     def joined(self, _: Child) -> None: ...
     def state_changed(self, _: Child) -> None: ...
 
 
-def test_what_a_process_said_last_is_heard_before_its_end_is_told() -> None:
+def test_the_last_message_of_a_process_is_handled_before_its_exit() -> None:
     slot = Slot()
     slot.ready()
-    slot.processes[0].last_words = "good bye"
+    slot.processes[0].last_message = "good bye"
     slot.processes[0].callbacks.on_exit(Exit(1, None))
-    assert slot.noted == ["heard good bye", "exit of 100", "gone 100", "closed 100", "left"]
-    assert (slot.child.pid, slot.child.speaks, slot.child.has_channel) == (None, False, False)
+    assert slot.noted == ["message good bye", "exit of 100", "gone 100", "closed 100", "left"]
+    assert slot.child.pid is None
+    assert not slot.child.speaks_protocol
+    assert not slot.child.has_channel
     assert slot.child.state is State.BACKOFF
 
 
@@ -155,7 +157,7 @@ def test_the_next_process_is_another_in_the_same_slot() -> None:
     assert slot.child.history.restarts == {"signal": 1}
 
 
-def test_the_end_of_a_channel_is_forgotten_with_its_process() -> None:
+def test_a_closed_channel_of_an_ended_process_has_no_effect() -> None:
     slot = Slot()
     slot.ready()
     slot.processes[0].callbacks.on_disconnect("")
@@ -164,18 +166,18 @@ def test_the_end_of_a_channel_is_forgotten_with_its_process() -> None:
     slot.processes[1].callbacks.on_message({"cmd": contract.READY}, None)
     slot.loop.pass_time()
     assert slot.child.state is State.UP
-    assert "retiring for channel" not in slot.noted
+    assert "replacement needed: channel" not in slot.noted
 
 
-def test_a_worker_whose_channel_ends_and_who_stays_is_replaced() -> None:
+def test_a_worker_that_closes_its_channel_and_stays_is_replaced() -> None:
     slot = Slot()
     slot.ready()
     slot.processes[0].callbacks.on_disconnect("")
     slot.loop.pass_time()
-    assert slot.noted == ["disconnect of 100", "retiring for channel"]
+    assert slot.noted == ["disconnect of 100", "replacement needed: channel"]
 
 
-def test_a_process_that_cannot_be_made_is_an_exit_but_not_within_the_start() -> None:
+def test_a_failed_start_is_handled_like_an_exit_after_the_start() -> None:
     slot = Slot()
     slot.failure = SpawnError("command", '"x": no such program')
     slot.child.start()
@@ -185,7 +187,7 @@ def test_a_process_that_cannot_be_made_is_an_exit_but_not_within_the_start() -> 
     assert slot.child.state is State.BACKOFF
 
 
-def test_a_start_that_failed_for_want_of_ours_is_tried_again_and_counts_for_nothing() -> None:
+def test_a_start_that_failed_for_a_shortage_is_tried_again_and_is_no_exit() -> None:
     slot = Slot()
     slot.failure = SpawnError("workers", "Too many open files", temporary=True)
     slot.child.start()

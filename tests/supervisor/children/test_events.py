@@ -1,4 +1,4 @@
-"""Events reach everybody who listens, in order and bounded, and no descriptor is lost."""
+"""Events reach every subscriber, in order and bounded, and no descriptor is leaked."""
 
 import asyncio
 import logging
@@ -18,8 +18,8 @@ def event(number: int = 0, **more: Any) -> Event:
     return Event(name="message", role="worker", service="web", slot=0, message=number, **more)
 
 
-def given() -> socket.socket:
-    """A descriptor as it comes with a message; who has the event owns it."""
+def handle_of_a_message() -> socket.socket:
+    """A descriptor as it comes with a message; the subscriber that takes the event owns it."""
     ours, theirs = socket.socketpair()
     theirs.close()
     return ours
@@ -38,48 +38,48 @@ async def rest(subscription: Subscription) -> list[Any]:
         return [one.message async for one in subscription]
 
 
-async def test_everybody_hears_everything_in_order() -> None:
+async def test_every_subscriber_gets_all_events_in_order() -> None:
     events = Events()
-    listeners = [events.subscribe() for _ in range(3)]
+    subscribers = [events.subscribe() for _ in range(3)]
     for number in range(4):
-        events.emit(event(number))
+        events.publish(event(number))
     events.close()
-    for listener in listeners:
-        assert await rest(listener) == [0, 1, 2, 3]
+    for subscriber in subscribers:
+        assert await rest(subscriber) == [0, 1, 2, 3]
 
 
-async def test_a_listener_hears_what_happens_after_it_came() -> None:
+async def test_a_subscriber_gets_events_from_its_subscription_on() -> None:
     events = Events()
-    events.emit(event(1))
+    events.publish(event(1))
     late = events.subscribe()
-    events.emit(event(2))
+    events.publish(event(2))
     events.close()
     assert await rest(late) == [2]
 
 
-async def test_who_waits_is_woken_by_an_event_and_by_the_end() -> None:
+async def test_a_waiting_subscriber_is_woken_by_an_event_and_by_the_end() -> None:
     events = Events()
-    listener = events.subscribe()
+    subscriber = events.subscribe()
     async with asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(rest(listener))
+        waiting = tasks.create_task(rest(subscriber))
         await asyncio.sleep(0)
-        events.emit(event(1))
+        events.publish(event(1))
         await asyncio.sleep(0)
         events.close()
     assert waiting.result() == [1]
 
 
-async def test_after_the_end_there_is_nothing_to_wait_for() -> None:
+async def test_after_the_end_a_subscription_ends_at_once() -> None:
     events = Events()
     events.close()
     assert await rest(events.subscribe()) == []
 
 
-async def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
+async def test_a_slow_subscriber_loses_the_oldest_events_and_their_number_is_counted() -> None:
     events = Events()
     slow = events.subscribe()
     for number in range(MAX_WAITING + 3):
-        events.emit(event(number))
+        events.publish(event(number))
     events.close()
     assert slow.dropped == 3
     assert await rest(slow) == list(range(3, MAX_WAITING + 3))
@@ -89,26 +89,26 @@ async def test_dropped_events_close_their_descriptors() -> None:
     events = Events()
     slow = events.subscribe()
     before = descriptors()
-    events.emit(event(handle=given()))
+    events.publish(event(handle=handle_of_a_message()))
     for number in range(MAX_WAITING):
-        events.emit(event(number))
+        events.publish(event(number))
     assert descriptors() == before
     slow.close()
 
 
-def test_a_descriptor_that_nobody_listens_for_is_closed() -> None:
+def test_a_descriptor_without_a_subscriber_is_closed() -> None:
     before = descriptors()
-    Events().emit(event(handle=given()))
+    Events().publish(event(handle=handle_of_a_message()))
     assert descriptors() == before
 
 
-async def test_each_listener_has_a_descriptor_of_its_own() -> None:
+async def test_each_subscriber_gets_a_descriptor_of_its_own() -> None:
     events = Events()
-    listeners = [events.subscribe(), events.subscribe()]
-    sent = given()
+    subscribers = [events.subscribe(), events.subscribe()]
+    sent = handle_of_a_message()
     inode = os.fstat(sent.fileno()).st_ino
-    events.emit(event(handle=sent))
-    heard = [await anext(listener) for listener in listeners]
+    events.publish(event(handle=sent))
+    heard = [await anext(subscriber) for subscriber in subscribers]
     handles = [one.handle for one in heard if one.handle is not None]
     assert len({handle.fileno() for handle in handles}) == 2
     for handle in handles:
@@ -116,7 +116,7 @@ async def test_each_listener_has_a_descriptor_of_its_own() -> None:
             assert os.fstat(handle.fileno()).st_ino == inode
 
 
-async def test_without_descriptors_to_spare_the_others_hear_it_all_the_same(
+async def test_without_free_descriptors_other_subscribers_get_the_event_without_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Scarce(socket.socket):
@@ -124,10 +124,10 @@ async def test_without_descriptors_to_spare_the_others_hear_it_all_the_same(
             raise OSError(24, "Too many open files")
 
     events = Events()
-    listeners = [events.subscribe(), events.subscribe()]
-    with given() as plain:
-        events.emit(event(7, handle=Scarce(fileno=os.dup(plain.fileno()))))
-    heard = [await anext(listener) for listener in listeners]
+    subscribers = [events.subscribe(), events.subscribe()]
+    with handle_of_a_message() as plain:
+        events.publish(event(7, handle=Scarce(fileno=os.dup(plain.fileno()))))
+    heard = [await anext(subscriber) for subscriber in subscribers]
     handles = [one.handle for one in heard if one.handle is not None]
     assert [one.message for one in heard] == [7, 7]
     assert len(handles) == 1
@@ -135,44 +135,44 @@ async def test_without_descriptors_to_spare_the_others_hear_it_all_the_same(
     assert "web/0: what came with a message is not copied: Too many open files" in caplog.text
 
 
-def test_a_closed_subscription_lets_go_of_what_it_had_and_takes_no_more() -> None:
+def test_a_closed_subscription_closes_its_descriptors_and_accepts_no_events() -> None:
     events = Events()
     before = descriptors()
-    listener = events.subscribe()
-    events.emit(event(handle=given()))
-    listener.close()
+    subscriber = events.subscribe()
+    events.publish(event(handle=handle_of_a_message()))
+    subscriber.close()
     assert descriptors() == before
-    events.emit(event(handle=given()))
+    events.publish(event(handle=handle_of_a_message()))
     assert descriptors() == before
 
 
-def test_a_forgotten_subscription_keeps_nothing() -> None:
+def test_a_subscription_without_references_closes_its_descriptors() -> None:
     events = Events()
     before = descriptors()
-    listener = events.subscribe()
-    events.emit(event(handle=given()))
-    del listener
+    subscriber = events.subscribe()
+    events.publish(event(handle=handle_of_a_message()))
+    del subscriber
     assert descriptors() == before
-    events.emit(event(handle=given()))
+    events.publish(event(handle=handle_of_a_message()))
     assert descriptors() == before
 
 
-def test_everything_is_counted_by_slot_and_name_even_if_nobody_listens() -> None:
+def test_events_are_counted_by_slot_and_name_even_without_subscribers() -> None:
     events = Events()
-    events.emit(Event(name="setup", role="supervisor"))
+    events.publish(Event(name="setup", role="supervisor"))
     for slot in (0, 0, 1):
-        events.emit(Event(name="exit", role="worker", service="web", slot=slot, code=1))
-    events.emit(Event(name="fork", role="worker", service="web", slot=1))
-    assert events.of("worker", "web", 0) == {"exit": 2}
-    assert events.of("worker", "web", 1) == {"exit": 1, "fork": 1}
-    assert events.of("proxy", "", 0) == {}
+        events.publish(Event(name="exit", role="worker", service="web", slot=slot, code=1))
+    events.publish(Event(name="fork", role="worker", service="web", slot=1))
+    assert events.counts_of("worker", "web", 0) == {"exit": 2}
+    assert events.counts_of("worker", "web", 1) == {"exit": 1, "fork": 1}
+    assert events.counts_of("proxy", "", 0) == {}
 
 
-def test_each_is_a_line_for_who_wants_to_see_everything(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_event_is_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "penstock.supervisor")
     events = Events()
-    events.emit(Event(name="setup", role="supervisor", text="open"))
-    events.emit(Event(name="error", role="proxy", slot=0, text="x" * 1000))
+    events.publish(Event(name="setup", role="supervisor", text="open"))
+    events.publish(Event(name="error", role="proxy", slot=0, text="x" * 1000))
     assert [record.getMessage() for record in caplog.records] == [
         "supervisor: setup open",
         f"proxy/0: error {'x' * 200}",

@@ -10,29 +10,31 @@ from penstock_supervisor.children.lifecycle import (
     TRANSITIONS,
     Command,
     ImpossibleEventError,
-    Life,
+    Lifecycle,
     LifecycleEvent,
     State,
 )
 
 
 @pytest.mark.parametrize(("state", "event"), list(product(State, LifecycleEvent)))
-def test_every_pair_was_thought_of(state: State, event: LifecycleEvent) -> None:
+def test_every_pair_has_an_entry(state: State, event: LifecycleEvent) -> None:
     assert event in TRANSITIONS[state]
 
 
 @pytest.mark.parametrize(("state", "event"), list(product(State, LifecycleEvent)))
-def test_a_pair_either_moves_or_is_refused_by_name(state: State, event: LifecycleEvent) -> None:
-    life = Life("web/0")
-    life._state = state
+def test_a_pair_has_a_step_or_is_an_error_that_names_it(
+    state: State, event: LifecycleEvent
+) -> None:
+    lifecycle = Lifecycle("web/0")
+    lifecycle._state = state
     step = TRANSITIONS[state][event]
     if step is None:
         with pytest.raises(ImpossibleEventError, match=f"web/0: {event.name} while {state.name}"):
-            life.handle(event)
-        assert life.state is state
+            lifecycle.handle(event)
+        assert lifecycle.state is state
     else:
-        assert life.handle(event) == step.commands
-        assert life.state is step.to
+        assert lifecycle.handle(event) == step.commands
+        assert lifecycle.state is step.to
 
 
 def test_every_state_can_be_reached() -> None:
@@ -45,48 +47,52 @@ def test_every_command_is_given_somewhere() -> None:
     assert given_ == set(Command)
 
 
-def risen() -> Life:
-    life = Life("web/0")
-    assert life.handle(LifecycleEvent.START) == (Command.SPAWN, Command.ARM_START)
-    assert life.handle(LifecycleEvent.READY) == (Command.DISARM, Command.JOIN)
-    return life
+def ready_child() -> Lifecycle:
+    lifecycle = Lifecycle("web/0")
+    assert lifecycle.handle(LifecycleEvent.START) == (Command.SPAWN, Command.ARM_START)
+    assert lifecycle.handle(LifecycleEvent.READY) == (Command.DISARM, Command.JOIN)
+    return lifecycle
 
 
 def test_a_child_that_ignores_term_is_killed() -> None:
-    life = risen()
+    lifecycle = ready_child()
 
-    assert life.handle(LifecycleEvent.STOP) == (Command.LEAVE, Command.TERMINATE, Command.ARM_KILL)
-    assert life.handle(LifecycleEvent.DEADLINE) == (Command.KILL,)
-    assert life.handle(LifecycleEvent.EXITED) == (Command.DISARM,)
-    assert life.state is State.DOWN
+    assert lifecycle.handle(LifecycleEvent.STOP) == (
+        Command.LEAVE,
+        Command.TERMINATE,
+        Command.ARM_KILL,
+    )
+    assert lifecycle.handle(LifecycleEvent.DEADLINE) == (Command.KILL,)
+    assert lifecycle.handle(LifecycleEvent.EXITED) == (Command.DISARM,)
+    assert lifecycle.state is State.DOWN
 
 
 def test_a_crash_leaves_the_rotation_and_waits_before_the_next_start() -> None:
-    life = risen()
+    lifecycle = ready_child()
 
-    assert life.handle(LifecycleEvent.EXITED) == (Command.LEAVE, Command.ARM_BACKOFF)
-    assert life.handle(LifecycleEvent.DEADLINE) == (Command.SPAWN, Command.ARM_START)
-
-
-def test_one_exit_too_many_is_an_alarm_and_no_start() -> None:
-    life = risen()
-
-    assert life.handle(LifecycleEvent.SPENT) == (Command.LEAVE, Command.GIVE_UP)
-    assert (life.state, life.at_rest) == (State.GIVEN_UP, True)
-    assert life.handle(LifecycleEvent.START) == (Command.SPAWN, Command.ARM_START)
+    assert lifecycle.handle(LifecycleEvent.EXITED) == (Command.LEAVE, Command.ARM_BACKOFF)
+    assert lifecycle.handle(LifecycleEvent.DEADLINE) == (Command.SPAWN, Command.ARM_START)
 
 
-def test_a_child_that_answers_after_its_deadline_is_not_joined() -> None:
-    life = Life("web/0")
-    life.handle(LifecycleEvent.START)
+def test_one_exit_too_many_is_a_giveup_and_no_start() -> None:
+    lifecycle = ready_child()
 
-    assert life.handle(LifecycleEvent.DEADLINE) == (Command.KILL,)
-    assert life.handle(LifecycleEvent.READY) == ()
-    assert life.handle(LifecycleEvent.EXITED) == (Command.ARM_BACKOFF,)
+    assert lifecycle.handle(LifecycleEvent.NO_RESTART) == (Command.LEAVE, Command.GIVE_UP)
+    assert (lifecycle.state, lifecycle.at_rest) == (State.GIVEN_UP, True)
+    assert lifecycle.handle(LifecycleEvent.START) == (Command.SPAWN, Command.ARM_START)
 
 
-class World:
-    """The kernel and the proxy as the child sees them: at most what really can happen next."""
+def test_a_child_that_gets_ready_after_its_deadline_does_not_join() -> None:
+    lifecycle = Lifecycle("web/0")
+    lifecycle.handle(LifecycleEvent.START)
+
+    assert lifecycle.handle(LifecycleEvent.DEADLINE) == (Command.KILL,)
+    assert lifecycle.handle(LifecycleEvent.READY) == ()
+    assert lifecycle.handle(LifecycleEvent.EXITED) == (Command.ARM_BACKOFF,)
+
+
+class Model:
+    """A model of the kernel and the proxy: which events are possible, and what commands change."""
 
     def __init__(self) -> None:
         self.processes = 0
@@ -94,15 +100,15 @@ class World:
         self.joined = False
 
     def possible(self) -> list[LifecycleEvent]:
-        events = [LifecycleEvent.START, LifecycleEvent.STOP, LifecycleEvent.HALT]
+        events = [LifecycleEvent.START, LifecycleEvent.STOP, LifecycleEvent.STOP_NOW]
         if self.processes:
-            events += [LifecycleEvent.READY, LifecycleEvent.EXITED, LifecycleEvent.SPENT]
+            events += [LifecycleEvent.READY, LifecycleEvent.EXITED, LifecycleEvent.NO_RESTART]
         if self.timer:
             events.append(LifecycleEvent.DEADLINE)
         return events
 
-    def happens(self, event: LifecycleEvent) -> None:
-        if event in (LifecycleEvent.EXITED, LifecycleEvent.SPENT):
+    def apply(self, event: LifecycleEvent) -> None:
+        if event in (LifecycleEvent.EXITED, LifecycleEvent.NO_RESTART):
             self.processes -= 1
         if event is LifecycleEvent.DEADLINE:
             self.timer = False
@@ -129,33 +135,33 @@ class World:
 
 
 @given(st.data())
-def test_no_order_of_events_breaks_the_world(data: st.DataObject) -> None:
-    life, world = Life("web/0"), World()
+def test_no_order_of_events_breaks_the_model(data: st.DataObject) -> None:
+    lifecycle, model = Lifecycle("web/0"), Model()
     for _ in range(data.draw(st.integers(0, 40))):
-        event = data.draw(st.sampled_from(world.possible()))
-        world.happens(event)
-        for command in life.handle(event):
-            world.execute(command)
-        assert world.processes <= 1
-        assert world.joined is (life.state is State.UP)
-        if life.at_rest:
-            assert (world.processes, world.timer) == (0, False)
-        if life.state in (State.STARTING, State.BACKOFF):
-            assert world.timer, "nothing would ever happen again"
+        event = data.draw(st.sampled_from(model.possible()))
+        model.apply(event)
+        for command in lifecycle.handle(event):
+            model.execute(command)
+        assert model.processes <= 1
+        assert model.joined is (lifecycle.state is State.UP)
+        if lifecycle.at_rest:
+            assert (model.processes, model.timer) == (0, False)
+        if lifecycle.state in (State.STARTING, State.BACKOFF):
+            assert model.timer, "nothing would ever happen again"
 
 
 @given(st.data())
 def test_after_a_stop_nothing_is_ever_started_unasked(data: st.DataObject) -> None:
-    life, world = Life("web/0"), World()
+    lifecycle, model = Lifecycle("web/0"), Model()
     stopped = False
     for _ in range(data.draw(st.integers(0, 40))):
-        event = data.draw(st.sampled_from(world.possible()))
-        stopped = event in (LifecycleEvent.STOP, LifecycleEvent.HALT) or (
+        event = data.draw(st.sampled_from(model.possible()))
+        stopped = event in (LifecycleEvent.STOP, LifecycleEvent.STOP_NOW) or (
             stopped and event is not LifecycleEvent.START
         )
-        world.happens(event)
-        commands = life.handle(event)
+        model.apply(event)
+        commands = lifecycle.handle(event)
         for command in commands:
-            world.execute(command)
+            model.execute(command)
         if stopped:
             assert Command.SPAWN not in commands

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_supervisor.children.output import LONGEST, Capture, Output, _cut
+from penstock_supervisor.children.output import MAX_LINE, Capture, Output, split_lines
 
 
-class Page:
+class BufferWriter:
     """Where lines go, with as much room as a test wants."""
 
     def __init__(self) -> None:
@@ -31,10 +31,10 @@ class Pipe:
         ours, self.theirs = os.pipe()
         os.set_blocking(ours, False)
         os.set_blocking(self.theirs, False)
-        self.page = Page()
+        self.written = BufferWriter()
         self.closed: list[Capture] = []
         self.capture = Capture(
-            asyncio.get_running_loop(), ours, b"web/0 | ", self.page, self.closed.append
+            asyncio.get_running_loop(), ours, b"web/0 | ", self.written, self.closed.append
         )
 
     def say(self, data: bytes) -> None:
@@ -66,50 +66,50 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_every_line_gets_the_name(pipe: Pipe) -> None:
+async def test_every_line_gets_the_prefix(pipe: Pipe) -> None:
     pipe.say(b"one\ntwo\n\n")
-    await until(lambda: pipe.page.text.count(b"\n") == 3)
-    assert pipe.page.text == b"web/0 | one\nweb/0 | two\nweb/0 | \n"
+    await until(lambda: pipe.written.text.count(b"\n") == 3)
+    assert pipe.written.text == b"web/0 | one\nweb/0 | two\nweb/0 | \n"
 
 
 async def test_a_line_in_pieces_is_one_line(pipe: Pipe) -> None:
     pipe.say(b"hel")
     pipe.capture.drain()
-    assert pipe.page.text == b""
+    assert pipe.written.text == b""
     pipe.say(b"lo\r\n")
-    await until(lambda: bool(pipe.page.text))
-    assert pipe.page.text == b"web/0 | hello\n"
+    await until(lambda: bool(pipe.written.text))
+    assert pipe.written.text == b"web/0 | hello\n"
 
 
 async def test_a_last_line_without_an_end_is_not_lost(pipe: Pipe) -> None:
     pipe.say(b"Segmentation fault")
     pipe.end()
     await until(lambda: pipe.capture.closed)
-    assert pipe.page.text == b"web/0 | Segmentation fault\n"
+    assert pipe.written.text == b"web/0 | Segmentation fault\n"
     assert pipe.closed == [pipe.capture]
 
 
-async def test_last_words_are_read_before_the_loop_turns(pipe: Pipe) -> None:
+async def test_output_of_an_ended_child_can_be_read_at_once(pipe: Pipe) -> None:
     pipe.say(b"fatal: no database\n")
     pipe.capture.drain()
-    assert pipe.page.text == b"web/0 | fatal: no database\n"
+    assert pipe.written.text == b"web/0 | fatal: no database\n"
 
 
 async def test_a_full_queue_holds_the_child_back(pipe: Pipe) -> None:
-    pipe.page.full = True
+    pipe.written.full = True
     pipe.say(b"x" * 1000 + b"\n")
-    await until(lambda: bool(pipe.page.text))
+    await until(lambda: bool(pipe.written.text))
     pipe.fill()
-    held = len(pipe.page.text)
+    held = len(pipe.written.text)
     pipe.capture.resume()
     await asyncio.sleep(0)
-    assert len(pipe.page.text) == held
+    assert len(pipe.written.text) == held
 
-    pipe.page.full = False
+    pipe.written.full = False
     pipe.capture.resume()
     pipe.end()
     await until(lambda: pipe.capture.closed)
-    assert pipe.page.text.count(b"y") >= 65_536
+    assert pipe.written.text.count(b"y") >= 65_536
 
 
 async def test_closing_twice_is_closing_once(pipe: Pipe) -> None:
@@ -119,19 +119,19 @@ async def test_closing_twice_is_closing_once(pipe: Pipe) -> None:
     assert pipe.closed == [pipe.capture]
 
 
-@given(st.lists(st.binary(max_size=3 * LONGEST), max_size=8))
+@given(st.lists(st.binary(max_size=3 * MAX_LINE), max_size=8))
 def test_no_piece_is_too_long_and_no_byte_is_lost(pieces: list[bytes]) -> None:
     rest, lines = b"", []
     for piece in pieces:
-        *whole, rest = _cut(rest + piece.replace(b"\r", b""))
+        *whole, rest = split_lines(rest + piece.replace(b"\r", b""))
         lines += whole
     lines.append(rest)
-    assert all(len(line) <= LONGEST and b"\n" not in line for line in lines)
+    assert all(len(line) <= MAX_LINE and b"\n" not in line for line in lines)
     assert b"".join(lines) == b"".join(pieces).replace(b"\n", b"").replace(b"\r", b"")
 
 
 def test_a_line_of_many_megabytes_comes_in_pieces() -> None:
-    assert [len(line) for line in _cut(b"x" * (2 * LONGEST + 5))] == [LONGEST, LONGEST, 5]
+    assert [len(line) for line in split_lines(b"x" * (2 * MAX_LINE + 5))] == [MAX_LINE, MAX_LINE, 5]
 
 
 class Destination:
@@ -150,7 +150,7 @@ class Destination:
         return texts
 
 
-def told(text: bytes) -> int:
+def pipe_with(text: bytes) -> int:
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)
     os.write(theirs, text)
@@ -162,16 +162,16 @@ async def test_stdout_goes_to_stdout_and_stderr_to_stderr() -> None:
     to = Destination()
     loop = asyncio.get_running_loop()
     with closing(Output(loop, stdout=to.out_end, stderr=to.err_end)) as output:
-        captures = output.capture("web/0", told(b"good\n"), told(b"bad\n"))
+        captures = output.capture("web/0", pipe_with(b"good\n"), pipe_with(b"bad\n"))
         await until(lambda: all(capture.closed for capture in captures))
     assert to.read() == (b"web/0 | good\n", b"web/0 | bad\n")
 
 
-async def test_a_proxy_speaks_on_stderr_only() -> None:
+async def test_a_proxy_writes_to_stderr_only() -> None:
     to = Destination()
     loop = asyncio.get_running_loop()
     with closing(Output(loop, stdout=to.out_end, stderr=to.err_end)) as output:
-        (capture,) = output.capture("proxy/0", None, told(b"hm\n"))
+        (capture,) = output.capture("proxy/0", None, pipe_with(b"hm\n"))
         await until(lambda: capture.closed)
     assert to.read() == (b"", b"proxy/0 | hm\n")
 
@@ -180,7 +180,7 @@ async def test_closing_reads_what_is_left() -> None:
     to = Destination()
     loop = asyncio.get_running_loop()
     with closing(Output(loop, stdout=to.out_end, stderr=to.err_end)) as output:
-        output.capture("web/0", told(b"last words"), told(b""))
+        output.capture("web/0", pipe_with(b"last words"), pipe_with(b""))
     assert to.read() == (b"web/0 | last words\n", b"")
 
 
@@ -189,8 +189,8 @@ async def test_names_are_coloured_on_a_terminal_and_only_there() -> None:
     to = Destination()
     loop = asyncio.get_running_loop()
     with closing(Output(loop, stdout=terminal, stderr=to.err_end)) as output:
-        output.capture("web/0", told(b"good\n"), told(b"bad\n"))
-        output.capture("web/1", told(b"good\n"), told(b""))
+        output.capture("web/0", pipe_with(b"good\n"), pipe_with(b"bad\n"))
+        output.capture("web/1", pipe_with(b"good\n"), pipe_with(b""))
     os.close(terminal)
     shown = b""
     with suppress(OSError):

@@ -1,6 +1,6 @@
-"""A port that accepts is ready, one that does not is asked again, and a wrong one is found.
+"""A port that accepts is ready, another one is tried again, and a wrong port is found.
 
-A program that was given a socket is ready when it waits for it, in whichever way it does.
+A program that inherited a socket is ready when it waits for it, by any system call.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from tests.support.descriptors import descriptors
 
 from penstock_proxy.net.address import Address
 from penstock_supervisor.children.readiness import (
-    takes,
-    until_it_answers,
-    until_it_takes,
-    waits,
-    where_it_listens,
+    listening_addresses,
+    retry_delays,
+    until_it_accepts,
+    until_it_waits_for_socket,
+    waits_for_socket,
 )
 
 
@@ -37,7 +37,7 @@ def closed_port() -> socket.socket:
 async def test_a_port_that_accepts_is_ready() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         async with asyncio.timeout(10):
-            await until_it_answers(Address("127.0.0.1", server.getsockname()[1]))
+            await until_it_accepts(Address("127.0.0.1", server.getsockname()[1]))
         with server.accept()[0] as asked:
             assert asked.recv(1) == b"", "it was asked, and no more"
 
@@ -46,26 +46,26 @@ async def test_a_port_that_opens_later_is_noticed() -> None:
     with closed_port() as sock:
         address = Address("127.0.0.1", sock.getsockname()[1])
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-            asking = tasks.create_task(until_it_answers(address))
+            asking = tasks.create_task(until_it_accepts(address))
             for _ in range(3):
                 await asyncio.sleep(0)
             assert not asking.done()
             sock.listen()
 
 
-async def test_asking_can_be_ended_and_leaves_nothing_open() -> None:
+async def test_waiting_can_be_cancelled_and_leaves_no_descriptor() -> None:
     before = descriptors()
     with closed_port() as sock:
         address = Address("127.0.0.1", sock.getsockname()[1])
         async with asyncio.TaskGroup() as tasks:
-            asking = tasks.create_task(until_it_answers(address))
+            asking = tasks.create_task(until_it_accepts(address))
             await asyncio.sleep(0)
             asking.cancel()
     assert descriptors() == before
 
 
-def test_waits_grow_from_50_ms_to_half_a_second() -> None:
-    first = list(islice(waits(), 20))
+def test_delays_grow_from_50_ms_to_half_a_second() -> None:
+    first = list(islice(retry_delays(), 20))
     assert first[0] == 0.05
     assert first == sorted(first)
     assert first[-1] == 0.5
@@ -73,14 +73,14 @@ def test_waits_grow_from_50_ms_to_half_a_second() -> None:
 
 def test_the_real_port_of_a_process_is_found() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert f"127.0.0.1:{server.getsockname()[1]}" in where_it_listens(os.getpid())
+        assert f"127.0.0.1:{server.getsockname()[1]}" in listening_addresses(os.getpid())
 
 
 def test_a_process_that_is_gone_listens_nowhere() -> None:
-    assert where_it_listens(2**22 + 1) == ()
+    assert listening_addresses(2**22 + 1) == ()
 
 
-TAKEN = {
+WAITS = {
     "accept": "s.accept()",
     "accept in a thread": "import threading; threading.Thread(target=s.accept).start()",
     "accept with a time limit": "s.settimeout(1000); s.accept()",
@@ -113,7 +113,7 @@ p = select.epoll(); p.register(a, 1); p.poll()
 
 
 @contextmanager
-def given(sock: socket.socket, argv: Sequence[str]) -> Iterator[int]:
+def started(sock: socket.socket, argv: Sequence[str]) -> Iterator[int]:
     """A program that has the socket as its descriptor 3, in a session of its own."""
 
     def place() -> None:
@@ -151,10 +151,10 @@ def in_call(pid: int) -> str:
     return Path(f"/proc/{pid}/syscall").read_text().split()[0]
 
 
-async def assert_taken(sock: socket.socket, argv: Sequence[str]) -> None:
-    with given(sock, argv) as pid:
+async def assert_waits_for_socket(sock: socket.socket, argv: Sequence[str]) -> None:
+    with started(sock, argv) as pid:
         async with asyncio.timeout(60):
-            await until_it_takes(pid, inode(sock))
+            await until_it_waits_for_socket(pid, inode(sock))
 
 
 async def waits_for_something(pid: int) -> None:
@@ -165,59 +165,61 @@ async def waits_for_something(pid: int) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("code", TAKEN.values(), ids=TAKEN)
-async def test_a_program_takes_its_socket_however_it_waits_for_it(
+@pytest.mark.parametrize("code", WAITS.values(), ids=WAITS)
+async def test_a_program_is_ready_however_it_waits_for_its_socket(
     listening: socket.socket, code: str
 ) -> None:
-    await assert_taken(listening, python(code))
+    await assert_waits_for_socket(listening, python(code))
 
 
 @pytest.mark.needs("node")
-async def test_a_node_program_takes_its_socket(listening: socket.socket) -> None:
+async def test_a_node_program_is_ready_when_it_waits_for_its_socket(
+    listening: socket.socket,
+) -> None:
     code = 'require("net").createServer().listen({ fd: 3 })'
-    await assert_taken(listening, ("node", "-e", code))
+    await assert_waits_for_socket(listening, ("node", "-e", code))
 
 
-@pytest.mark.parametrize("code", ["s.recvfrom(9)", TAKEN["poll"], TAKEN["epoll"]])
-async def test_datagrams_are_taken_too(code: str) -> None:
+@pytest.mark.parametrize("code", ["s.recvfrom(9)", WAITS["poll"], WAITS["epoll"]])
+async def test_a_program_may_wait_for_datagrams_too(code: str) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        await assert_taken(sock, python(code))
+        await assert_waits_for_socket(sock, python(code))
 
 
 @pytest.mark.parametrize("code", IGNORED.values(), ids=IGNORED)
 async def test_a_program_that_ignores_its_socket_is_not_ready(
     listening: socket.socket, code: str
 ) -> None:
-    with given(listening, python(code)) as pid:
+    with started(listening, python(code)) as pid:
         await waits_for_something(pid)
-        assert not takes(pid, inode(listening))
+        assert not waits_for_socket(pid, inode(listening))
 
 
-async def test_that_a_sister_waits_for_it_says_nothing_of_a_program(
+async def test_another_program_that_waits_for_the_same_socket_does_not_count(
     listening: socket.socket,
 ) -> None:
     with (
-        given(listening, python(TAKEN["epoll"])) as sister,
-        given(listening, python(IGNORED["sleeps"])) as pid,
+        started(listening, python(WAITS["epoll"])) as other,
+        started(listening, python(IGNORED["sleeps"])) as pid,
     ):
         async with asyncio.timeout(60):
-            await until_it_takes(sister, inode(listening))
+            await until_it_waits_for_socket(other, inode(listening))
         await waits_for_something(pid)
-        assert not takes(pid, inode(listening))
+        assert not waits_for_socket(pid, inode(listening))
 
 
-async def test_a_socket_that_was_given_is_no_place_where_a_program_listens_by_itself(
+async def test_an_inherited_socket_is_no_listener_of_the_programs_own(
     listening: socket.socket,
 ) -> None:
-    with given(listening, python(IGNORED["listens elsewhere"])) as pid:
+    with started(listening, python(IGNORED["listens elsewhere"])) as pid:
         await waits_for_something(pid)
         port = listening.getsockname()[1]
-        everything = where_it_listens(pid)
+        everything = listening_addresses(pid)
         assert f"127.0.0.1:{port}" in everything
-        (elsewhere,) = where_it_listens(pid, inode(listening))
+        (elsewhere,) = listening_addresses(pid, inode(listening))
         assert {elsewhere, f"127.0.0.1:{port}"} == set(everything)
 
 
-def test_a_process_that_is_gone_takes_nothing() -> None:
-    assert not takes(2**22 + 1, 1)
+def test_a_process_that_is_gone_waits_for_no_socket() -> None:
+    assert not waits_for_socket(2**22 + 1, 1)

@@ -1,4 +1,4 @@
-"""What leads to a process is made before it, let go of as one after it, and never left behind."""
+"""Channel and links of a process are opened before it, closed after it, and never leaked."""
 
 import asyncio
 import dataclasses
@@ -30,26 +30,26 @@ def descriptors() -> set[str]:
 def plan(links: int, *argv: str) -> ChildPlan:
     return ChildPlan(
         role="worker", service="web", slot=0, scheme="handoff", argv=argv, environment={},
-        ours=True, links=links, start_s=1, stop_s=1, restart=Restart(),
+        runs_our_code=True, link_count=links, start_s=1, stop_s=1, restart=Restart(),
     )  # fmt: skip
 
 
 @contextmanager
-def spoken_to(file: Path) -> Iterator[Output]:
-    """Where processes' lines go, and `file` has them afterwards."""
-    with file.open("wb") as said:
+def output_to(file: Path) -> Iterator[Output]:
+    """An output of processes that is written to `file`."""
+    with file.open("wb") as log:
         loop = asyncio.get_running_loop()
-        with closing(Output(loop, stdout=said.fileno(), stderr=said.fileno())) as output:
+        with closing(Output(loop, stdout=log.fileno(), stderr=log.fileno())) as output:
             yield output
 
 
-@pytest.mark.parametrize("most", [0, 70, 120])
-def test_a_process_for_which_there_are_no_descriptors_is_not_started(most: int) -> None:
+@pytest.mark.parametrize("fd_limit", [0, 70, 120])
+def test_without_descriptors_a_process_is_not_started_and_none_leaks(fd_limit: int) -> None:
     # It does not come to what is done with the run.
     nothing = cast("Any", None)
     before = descriptors()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fd_limit, limits[1]))
     try:
         with pytest.raises(SpawnError, match="for it: Too many open files") as failure:
             spawn(
@@ -62,13 +62,13 @@ def test_a_process_for_which_there_are_no_descriptors_is_not_started(most: int) 
     assert descriptors() == before
 
 
-async def test_what_was_opened_for_a_process_is_closed_as_one(tmp_path: Path) -> None:
+async def test_everything_that_was_opened_for_a_process_is_closed_with_it(tmp_path: Path) -> None:
     loop, gone = asyncio.get_running_loop(), asyncio.Event()
     callbacks = ProcessCallbacks(
         lambda _: gone.set(), lambda *_: None, lambda _: None, lambda: None
     )
     before = descriptors()
-    with spoken_to(tmp_path / "said") as output, closing(Guardian(loop)) as guardian:
+    with output_to(tmp_path / "said") as output, closing(Guardian(loop)) as guardian:
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(WAIT_S):
             running = spawn(
                 plan(3, "echo", "good bye"), (), callbacks,
@@ -76,25 +76,25 @@ async def test_what_was_opened_for_a_process_is_closed_as_one(tmp_path: Path) ->
             )  # fmt: skip
             assert (running.has_channel, len(running.links)) == (True, 3)
             await gone.wait()
-            running.hear_out()
+            running.read_pending()
             running.close()
             assert (running.has_channel, running.links) == (False, ())
     assert (tmp_path / "said").read_bytes() == b"web/0 | good bye\n"
     assert descriptors() == before
 
 
-async def test_a_program_of_others_is_asked_whether_it_is_ready_and_no_longer_than_it_lives(
+async def test_the_wait_for_readiness_ends_with_the_process(
     tmp_path: Path,
 ) -> None:
     loop, gone, ready = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     callbacks = ProcessCallbacks(
         lambda _: gone.set(), lambda *_: None, lambda _: None, on_ready=ready.set
     )
-    with spoken_to(tmp_path / "said") as output, closing(Guardian(loop)) as guardian:
+    with output_to(tmp_path / "said") as output, closing(Guardian(loop)) as guardian:
         # A task that is left would hold the group up.
         async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
             silent = dataclasses.replace(
-                plan(0, "true"), ours=False, address=Address("127.0.0.1", 1)
+                plan(0, "true"), runs_our_code=False, address=Address("127.0.0.1", 1)
             )
             running = spawn(
                 silent, (), callbacks, loop=loop, tasks=tasks, guardian=guardian, output=output

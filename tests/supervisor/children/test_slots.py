@@ -1,4 +1,4 @@
-"""A slot has one current worker, at most one successor, and who was there until it is gone."""
+"""A slot has one current worker, at most one successor, and workers that drain until they end."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -31,7 +31,7 @@ def test_slots_come_one_by_one_and_each_has_its_worker() -> None:
     assert all(map(slots.is_current, workers))
 
 
-def test_a_successor_takes_over_and_the_one_before_drains_until_it_is_forgotten() -> None:
+def test_a_successor_takes_over_and_the_previous_worker_drains() -> None:
     slots, before, successor = Slots(), child(), child()
     slots.add(before)
     slots.add_successor(successor)
@@ -53,7 +53,7 @@ def test_a_successor_that_is_dropped_leaves_everything_as_it_was() -> None:
     assert not slots.is_being_replaced(before)
 
 
-def test_a_slot_that_is_removed_is_gone_when_who_was_in_it_is() -> None:
+def test_the_workers_of_a_removed_slot_drain_until_they_end() -> None:
     slots, before, successor, other = Slots(), child(), child(), child(1)
     slots.add(before)
     slots.add(other)

@@ -47,14 +47,14 @@ def test_nothing_named_runs_the_demo_application(started: list[Config]) -> None:
 
 
 def test_options_are_keys_of_the_configuration(started: list[Config]) -> None:
-    line = "run pkg.mod:app -w 4 -b 0.0.0.0:80 --balance hash --mode http --scheme ports"
+    line = "run pkg.mod:app -w 4 -b 0.0.0.0:80 --balance client_hash --mode http --scheme ports"
     more = ["--admin", "", "--access-log", "off", "--access-log-format", "combined"]
     assert main([*line.split(), *more]) == 0
     expected = {
         "app": "pkg.mod:app",
         "workers": 4,
         "listen": "0.0.0.0:80",
-        "balance": "hash",
+        "balance": "client_hash",
         "admin": "",
         "access_log": "off",
         "access_log_format": "combined",
@@ -140,6 +140,10 @@ def test_options_are_written_over_the_file(started: list[Config], tmp_path: Path
             ["run", "--workers"],
             "Option '--workers' requires an argument. (try --help)",
         ),
+        (["run", "--fronts", "2"], "--fronts: is called --proxies now (try --help)"),
+        (["run", "--balance", "hash"], '--balance: "hash" is called "client_hash" now'),
+        (["compare", "--fronts=2"], "--fronts: is called --proxies now (try --help)"),
+        (["check", "--fronts", "2"], "No such option '--fronts'. (try --help)"),
         (["run", "-c", "none.toml"], "none.toml: No such file or directory"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from penstock_supervisor.cli import status_table
 
-WORKER = {"slot": 0, "state": "up", "standing": "up", "reason": "passed its first check",
+WORKER = {"slot": 0, "state": "up", "health": "up", "reason": "passed its first check",
           "pid": 12, "address": "127.0.0.1:8101", "restarts": {}, "answers": True}  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def test_a_worker_that_serves_is_up_and_needs_no_reason() -> None:
 
 
 def test_a_worker_that_lives_but_gets_nothing_is_told_with_its_reason() -> None:
-    ejected = {**WORKER, "slot": 1, "standing": "ejected", "reason": "5 failures in a row"}
+    ejected = {**WORKER, "slot": 1, "health": "ejected", "reason": "5 failures in a row"}
     ejected["restarts"] = {"crash": 1}
     _, _, well, bad = shown(WORKER, ejected)
     assert well == "  web/0  up           pid 12  127.0.0.1:8101"
@@ -33,18 +33,18 @@ def test_a_worker_that_lives_but_gets_nothing_is_told_with_its_reason() -> None:
 
 
 def test_an_upstream_has_no_process_of_ours() -> None:
-    upstream = {"slot": 0, "address": "10.0.0.1:80", "standing": "down", "reason": "refused"}
+    upstream = {"slot": 0, "address": "10.0.0.1:80", "health": "down", "reason": "refused"}
     assert shown(upstream)[-1] == "  web/0  down  10.0.0.1:80  refused"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"state": "given_up", "standing": "absent", "pid": None}, "given up"),
-        ({"state": "starting", "standing": "checking"}, "starting"),
-        ({"standing": None}, "up"),
+        ({"state": "given_up", "health": "absent", "pid": None}, "given up"),
+        ({"state": "starting", "health": "checking"}, "starting"),
+        ({"health": None}, "up"),
         ({"answers": False}, "up"),
-        ({"state": None, "standing": None}, "unknown"),
+        ({"state": None, "health": None}, "unknown"),
     ],
 )
 def test_the_process_comes_first(change: dict[str, Any], words: str) -> None:
@@ -54,7 +54,7 @@ def test_the_process_comes_first(change: dict[str, Any], words: str) -> None:
 def test_a_proxy_that_is_stuck_is_covered() -> None:
     proxy = {"slot": 0, "state": "up", "pid": 5, "restarts": {}, "answers": False, "covered": True}
     assert shown(WORKER, proxies=(proxy,))[1] == (
-        "  proxy/0  up, does not answer, covered by the others  pid 5"
+        "  proxy/0  up, does not answer, listeners taken over by the others  pid 5"
     )
 
 

@@ -88,23 +88,23 @@ async def test_a_round_has_the_cpu_time_and_the_split_of_its_own_time(
 
 
 def rows(*pids: int | None, **more: Any) -> list[dict[str, Any]]:
-    return [{"pid": pid, "state": "up", "standing": "up", **more} for pid in pids]
+    return [{"pid": pid, "state": "up", "health": "up", **more} for pid in pids]
 
 
 def test_all_are_up_when_all_run_and_are_in_rotation() -> None:
     assert all_up(rows(1, 2))
-    assert all_up([{"standing": "up"}])
-    assert not all_up([*rows(1), *rows(2, standing="down")])
+    assert all_up([{"health": "up"}])
+    assert not all_up([*rows(1), *rows(2, health="down")])
     assert not all_up([*rows(1), *rows(2, state="starting")])
-    assert not all_up(rows(1, standing=None))
+    assert not all_up(rows(1, health=None))
 
 
 def test_full_capacity_is_back_when_the_missing_workers_are_replaced() -> None:
     kill, roll, block = (recovered(kind, rows(1, 2)) for kind in ("kill", "roll", "block"))
     assert kill(rows(1, 3))
     assert not kill(rows(1, 2))
-    assert not kill([*rows(1), *rows(3, standing="down")])
+    assert not kill([*rows(1), *rows(3, health="down")])
     assert roll(rows(3, 4))
     assert not roll(rows(3, 2))
     assert block(rows(1, 2))
-    assert not block(rows(1, 2, standing="down"))
+    assert not block(rows(1, 2, health="down"))

@@ -63,9 +63,9 @@ def test_addresses_that_others_serve_can_only_be_connected_to() -> None:
 
 
 def test_keys_that_a_scheme_does_not_take_are_left_out_of_it_alone() -> None:
-    found = chosen(service(balance="hash", workers=3))
+    found = chosen(service(balance="client_hash", workers=3))
     assert {name: one.balance for name, one in found.items()} == {
-        "ports/http": "hash", "ports/tcp": "hash", "handoff": "hash",
+        "ports/http": "client_hash", "ports/tcp": "client_hash", "handoff": "client_hash",
         "shared": "round_robin", "reuseport": "round_robin",
     }  # fmt: skip
     assert all(one.workers == 3 for one in found.values())

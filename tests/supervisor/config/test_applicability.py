@@ -1,4 +1,4 @@
-"""Every key has its places, and anywhere else it is refused with what would make it act."""
+"""Every key has conditions; where they do not hold it is refused, and the message names them."""
 
 from itertools import product
 from typing import Any
@@ -11,21 +11,21 @@ from penstock_supervisor.config.applicability import (
     MODES,
     PROGRAMS,
     SCHEMES,
-    Setting,
+    ServiceTraits,
 )
 
 KEYS = tuple(applicability.keys())
 
 
 def entry(key: str) -> str:
-    """Where the table says it: by the key, or for its whole table."""
+    """The entry for the key: its own, or the one for its whole table."""
     return key if key in APPLICABILITY else key.partition(".")[0]
 
 
-def table(key: str, setting: Setting, value: object = "given") -> dict[str, Any]:
+def table(key: str, traits: ServiceTraits, value: object = "given") -> dict[str, Any]:
     """A file's table with that key in it."""
-    made: dict[str, Any] = {"scheme": setting.scheme, "mode": setting.mode, setting.program: "x"}
-    made |= dict.fromkeys(setting.given, True)
+    made: dict[str, Any] = {"scheme": traits.scheme, "mode": traits.mode, traits.program: "x"}
+    made |= dict.fromkeys(traits.given, True)
     name, _, inner = key.partition(".")
     return made | {name: {inner: value} if inner else value}
 
@@ -41,38 +41,38 @@ def test_every_key_has_one_entry_and_every_entry_a_key() -> None:
     assert set(APPLICABILITY) - {entry(key) for key in KEYS} == set()
 
 
-def test_every_reason_is_said_and_every_key_acts_somewhere() -> None:
-    for key, (places, why, _) in APPLICABILITY.items():
-        assert places, key
-        assert why or any(place == applicability.Where() for place in places), key
+def test_every_condition_has_a_reason_and_every_key_acts_somewhere() -> None:
+    for key, (conditions, why, _) in APPLICABILITY.items():
+        assert conditions, key
+        assert why or any(condition == applicability.When() for condition in conditions), key
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key not in (*PROGRAMS, "scheme", "mode")])
-def test_where_a_key_does_nothing_it_is_told_and_nowhere_else(key: str) -> None:
-    found = APPLICABILITY[entry(key)]
+def test_a_key_is_refused_exactly_where_it_does_nothing(key: str) -> None:
+    conditions = APPLICABILITY[entry(key)].conditions
     for scheme, mode, program in product(SCHEMES, MODES, PROGRAMS):
         for given in ((), ("accept_proxy",), ("tls",), ("sni",)):
-            setting = Setting(scheme, mode, program, given)
-            told = {
-                ".".join(map(str, where)): text
-                for where, text in applicability.of_table(table(key, setting))
-                if where[0] not in given or where[0] == key.partition(".")[0]
+            traits = ServiceTraits(scheme, mode, program, given)
+            refused = {
+                ".".join(map(str, location)): text
+                for location, text in applicability.check_table(table(key, traits))
+                if location[0] not in given or location[0] == key.partition(".")[0]
             }
             acts = any(
-                scheme in place.schemes
-                and mode in place.modes
-                and program in place.programs
-                and {program, key, key.partition(".")[0], *given} & {*place.beside}
-                for place in found.places
+                scheme in condition.schemes
+                and mode in condition.modes
+                and program in condition.programs
+                and {program, key, key.partition(".")[0], *given} & {*condition.with_keys}
+                for condition in conditions
             )
-            assert set(told) == (set() if acts else {entry(key)}), (setting, told)
+            assert set(refused) == (set() if acts else {entry(key)}), (traits, refused)
 
 
-def test_a_value_that_says_no_is_true_anywhere() -> None:
-    setting = Setting("shared", "http", "command", ())
-    for key, found in APPLICABILITY.items():
-        for value in found.off:
-            assert not list(applicability.of_table(table(key, setting, value))), key
+def test_a_value_that_switches_a_key_off_is_allowed_everywhere() -> None:
+    traits = ServiceTraits("shared", "http", "command", ())
+    for key, (_, _, off_values) in APPLICABILITY.items():
+        for value in off_values:
+            assert not list(applicability.check_table(table(key, traits, value))), key
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,11 @@ def test_a_value_that_says_no_is_true_anywhere() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_is_told_says_what_can(text: str, keys: dict[str, Any]) -> None:
-    ((where, said),) = applicability.of_table(keys)
-    assert f"{'.'.join(map(str, where))}: {said}" == text
+def test_the_message_names_conditions_under_which_the_key_acts(
+    text: str, keys: dict[str, Any]
+) -> None:
+    ((location, reason),) = applicability.check_table(keys)
+    assert f"{'.'.join(map(str, location))}: {reason}" == text
 
 
 @pytest.mark.parametrize(
@@ -121,5 +123,5 @@ def test_what_is_told_says_what_can(text: str, keys: dict[str, Any]) -> None:
         {"app": "a:b", "scheme": "shared", "limits": "none"},
     ],
 )
-def test_nothing_is_concluded_from_what_is_wrong_itself(keys: dict[str, Any]) -> None:
-    assert list(applicability.of_table(keys)) == []
+def test_a_table_with_other_errors_is_not_judged(keys: dict[str, Any]) -> None:
+    assert list(applicability.check_table(keys)) == []

@@ -1,4 +1,4 @@
-"""Certificate files are tried before anybody relies on them, and what is wrong is said."""
+"""Certificate files are checked before they are used, and problems are reported with their key."""
 
 import re
 from collections.abc import Callable
@@ -45,30 +45,30 @@ def service(**tls: object) -> Service:
     )
 
 
-def complaints(**tls: object) -> list[str]:
+def problems_of(**tls: object) -> list[str]:
     return [
         f"{'.'.join(map(str, where[2:]))}: {text}"
         for where, text in certificates.problems([service(**tls)])
     ]
 
 
-def test_a_good_pair_says_its_names_and_until_when(good: dict[str, str]) -> None:
+def test_a_good_pair_gives_names_and_expiry(good: dict[str, str]) -> None:
     bundle = certificates.read(service(**good))
-    (one,) = bundle.credentials
+    (one,) = bundle.certificates
     assert one.names == ("a.example", "*.b.example")
     assert one.kind == "ec"
-    (shown,) = bundle.shown
-    assert shown.name == "a.example"
-    assert shown.not_after.year == 3000
-    assert not list(certificates.warnings_about(shown, NOW))
-    assert bundle.terms.alpn == "http/1.1"
+    (info,) = bundle.infos
+    assert info.name == "a.example"
+    assert info.not_after.year == 3000
+    assert not list(certificates.warnings_for(info, NOW))
+    assert bundle.settings.alpn == "http/1.1"
 
 
-def test_a_key_is_never_shown(good: dict[str, str]) -> None:
+def test_a_key_is_in_no_repr(good: dict[str, str]) -> None:
     bundle = certificates.read(service(**good))
     secret = Path(good["key"]).read_text().splitlines()[1]
-    assert bundle.credentials[0].key.count(secret) == 1
-    assert secret not in f"{bundle!r} {bundle} {bundle.credentials!r}"
+    assert bundle.certificates[0].key.count(secret) == 1
+    assert secret not in f"{bundle!r} {bundle} {bundle.certificates!r}"
 
 
 def test_one_file_may_have_both_and_comments_in_any_encoding(
@@ -77,7 +77,7 @@ def test_one_file_may_have_both_and_comments_in_any_encoding(
     both = tmp_path / "both.pem"
     key, cert = Path(good["key"]).read_bytes(), Path(good["cert"]).read_bytes()
     both.write_bytes("Schlüssel\n".encode("latin-1") + key + b"\n# and\n" + cert)
-    (one,) = certificates.read(service(cert=str(both), key=str(both))).credentials
+    (one,) = certificates.read(service(cert=str(both), key=str(both))).certificates
     assert "PRIVATE" not in one.chain
     assert one.key.strip() == key.decode().strip()
 
@@ -112,7 +112,7 @@ Change = Callable[[str, str], tuple[str | bytes | None, str | bytes | None]]
         ),
     ],
 )
-def test_what_cannot_be_used_is_said_with_file_and_key(
+def test_a_file_that_cannot_be_used_is_reported_with_its_path_and_key(
     good: dict[str, str], change: Change, said: str
 ) -> None:
     files = [Path(good["cert"]), Path(good["key"])]
@@ -121,14 +121,14 @@ def test_what_cannot_be_used_is_said_with_file_and_key(
             path.unlink()
         else:
             path.write_bytes(text.encode() if isinstance(text, str) else text)
-    (found,) = complaints(**good)
+    (found,) = problems_of(**good)
     assert re.fullmatch(said, found), found
     assert "BEGIN" not in found
 
 
-def test_all_problems_are_said_at_once(tmp_path: Path, good: dict[str, str]) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path, good: dict[str, str]) -> None:
     there = {"cert": str(tmp_path / "no.pem"), "key": str(tmp_path / "no.key")}
-    found = complaints(
+    found = problems_of(
         certificates=[good, there, {**good, "key": there["key"]}],
         client_ca=there["cert"],
         client_certificates="required",
@@ -143,7 +143,7 @@ def test_all_problems_are_said_at_once(tmp_path: Path, good: dict[str, str]) -> 
 
 def test_a_key_that_is_too_short_for_openssl_is_found(tmp_path: Path) -> None:
     files = write(tmp_path, "weak", weak())
-    (found,) = complaints(**files)
+    (found,) = problems_of(**files)
     assert found == "tls.cert: OpenSSL refuses it: ee key too small"
 
 
@@ -168,7 +168,7 @@ def weak() -> trustme.LeafCert:
     return trustme.LeafCert(pem, made.public_bytes(Encoding.PEM), [])
 
 
-def test_what_clients_will_mind_is_no_error_and_is_said(
+def test_a_certificate_that_clients_reject_is_a_warning_and_no_error(
     tmp_path: Path, good: dict[str, str]
 ) -> None:
     past = NOW - timedelta(days=3)
@@ -204,20 +204,20 @@ def test_check_finds_files_that_cannot_be_used_and_warns_of_others(
     assert failure.value.problems[0].startswith(f"{path}: service.web.tls.key: cannot read")
 
 
-class House:
-    """A service, its files, and what its proxies were told."""
+class ReloadedService:
+    """A service, its files, and the messages that its proxies got."""
 
     def __init__(self, files: dict[str, str]) -> None:
         self.files = files
-        self.told: list[dict[str, object]] = []
-        self.renewal = CertificateReload([service(**files)], self.told.append)
+        self.messages: list[dict[str, object]] = []
+        self.renewal = CertificateReload([service(**files)], self.messages.append)
 
     async def poll(self, times: int) -> int:
-        """How many orders came of it."""
-        before = len(self.told)
+        """The number of messages that the polls caused."""
+        before = len(self.messages)
         for _ in range(times):
             await self.renewal.poll()
-        return len(self.told) - before
+        return len(self.messages) - before
 
     def write(self, *names: str) -> None:
         made = AUTHORITY.issue_cert(*names)
@@ -236,12 +236,14 @@ class House:
 
 
 @pytest.fixture
-def house(good: dict[str, str]) -> House:
-    return House(good)
+def reloaded(good: dict[str, str]) -> ReloadedService:
+    return ReloadedService(good)
 
 
-def test_a_proxy_is_told_the_terms_and_then_every_pair_with_the_key_last(house: House) -> None:
-    first, second = house.renewal.messages()
+def test_a_proxy_gets_the_terms_and_then_every_pair_with_the_key_last(
+    reloaded: ReloadedService,
+) -> None:
+    first, second = reloaded.renewal.messages()
     assert (first["cmd"], first["of"]) == ("tls", 1)
     assert second["cmd"] == "certificate"
     assert list(second)[-1] == "key"
@@ -249,54 +251,58 @@ def test_a_proxy_is_told_the_terms_and_then_every_pair_with_the_key_last(house: 
     assert "PRIVATE" not in repr(second)[:80]
 
 
-async def test_what_does_not_change_is_not_told(house: House) -> None:
-    assert await house.poll(3) == 0
-    for path in map(Path, house.files.values()):
+async def test_unchanged_files_are_not_sent_again(reloaded: ReloadedService) -> None:
+    assert await reloaded.poll(3) == 0
+    for path in map(Path, reloaded.files.values()):
         path.touch()
-    assert await house.poll(3) == 0
+    assert await reloaded.poll(3) == 0
 
 
-async def test_what_has_changed_is_told_when_it_has_stood_still(house: House) -> None:
-    house.write("new.example")
-    assert await house.poll(1) == 0
-    assert await house.poll(1) == 2
-    assert await house.poll(2) == 0
-    assert house.told[-1]["names"] == ("new.example",)
-    assert house.renewal.views()["web"].reloads == {"ok": 1, "failed": 0}
+async def test_changed_files_are_sent_when_they_did_not_change_since_the_last_poll(
+    reloaded: ReloadedService,
+) -> None:
+    reloaded.write("new.example")
+    assert await reloaded.poll(1) == 0
+    assert await reloaded.poll(1) == 2
+    assert await reloaded.poll(2) == 0
+    assert reloaded.messages[-1]["names"] == ("new.example",)
+    assert reloaded.renewal.views()["web"].reloads == {"ok": 1, "failed": 0}
 
 
-async def test_a_link_that_is_turned_round_is_a_change(tmp_path: Path, house: House) -> None:
+async def test_a_link_to_another_file_is_a_change(
+    tmp_path: Path, reloaded: ReloadedService
+) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     live = tmp_path / "live"
     for number, folder in enumerate(folders):
         folder.mkdir()
         write(folder, "x", AUTHORITY.issue_cert(f"{number}.example"))
     live.symlink_to(folders[0])
-    linked = House({"cert": str(live / "x.pem"), "key": str(live / "x.key")})
+    linked = ReloadedService({"cert": str(live / "x.pem"), "key": str(live / "x.key")})
     (tmp_path / "next").symlink_to(folders[1])
     (tmp_path / "next").rename(live)
     assert await linked.poll(2) == 2
-    assert linked.told[-1]["names"] == ("1.example",)
+    assert linked.messages[-1]["names"] == ("1.example",)
 
 
-async def test_a_bad_pair_is_said_once_and_what_was_shown_stays(
-    house: House, caplog: pytest.LogCaptureFixture
+async def test_a_bad_pair_is_reported_once_and_the_old_pair_stays(
+    reloaded: ReloadedService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = house.key(b"nothing")
-    assert await house.poll(5) == 0
-    view = house.renewal.views()["web"]
+    before = reloaded.key(b"nothing")
+    assert await reloaded.poll(5) == 0
+    view = reloaded.renewal.views()["web"]
     assert (view.current, view.reloads) == (False, {"ok": 0, "failed": 1})
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert list(house.renewal.messages())[1]["key"] == before.decode().strip()
+    assert list(reloaded.renewal.messages())[1]["key"] == before.decode().strip()
     # As it was: that is no news to anybody.
-    house.key(before)
-    assert await house.poll(2) == 0
-    assert house.renewal.views()["web"].current
+    reloaded.key(before)
+    assert await reloaded.poll(2) == 0
+    assert reloaded.renewal.views()["web"].current
 
 
-async def test_a_pair_that_is_away_for_a_moment_is_waited_for(house: House) -> None:
-    house.remove()
-    assert await house.poll(1) == 0
-    house.write("new.example")
-    assert await house.poll(2) == 2
-    assert house.renewal.views()["web"].reloads["failed"] == 0
+async def test_a_pair_that_is_missing_for_a_moment_is_no_error(reloaded: ReloadedService) -> None:
+    reloaded.remove()
+    assert await reloaded.poll(1) == 0
+    reloaded.write("new.example")
+    assert await reloaded.poll(2) == 2
+    assert reloaded.renewal.views()["web"].reloads["failed"] == 0

@@ -1,13 +1,13 @@
-"""Every mistake in a configuration is told with its key, in a line for people; all at once."""
+"""Every error in a configuration is reported with its key, one line each, all at once."""
 
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, ValidationError
-from tests.support.supervisor.config_files import APP, WEB, Write, complaints
+from tests.support.supervisor.config_files import APP, WEB, Write, problems_of
 
-from penstock_supervisor.config.diagnostics import MAX_SHOWN, explained, shown
+from penstock_supervisor.config.diagnostics import MAX_VALUE_LENGTH, as_toml, explain
 from penstock_supervisor.config.loader import (
     ConfigError,
     load,
@@ -63,14 +63,20 @@ from penstock_supervisor.config.loader import (
             "mode = 'htpp'",
             'mode: expected "http", "tcp" or "udp", not "htpp"; did you mean "http"?',
         ),
-        ("ports = 8101", 'ports: expected a range of ports, such as "8101-8199", not 8101'),
         (
-            "ports = '8199-8101'",
-            'ports: expected a range of ports, such as "8101-8199", not "8199-8101"',
+            "worker_ports = 8101",
+            'worker_ports: expected a range of ports, such as "8101-8199", not 8101',
         ),
-        ("ports = '8101-8101'", "ports: expected a port for each of 2 workers, not 1"),
-        ("ports = '7999-8005'", "ports: contains 8000, where service.web listens"),
-        ("ports = '9400-9499'", "ports: contains 9464, where admin listens"),
+        (
+            "worker_ports = '8199-8101'",
+            'worker_ports: expected a range of ports, such as "8101-8199", not "8199-8101"',
+        ),
+        (
+            "worker_ports = '8101-8101'",
+            "worker_ports: expected a port for each of 2 workers, not 1",
+        ),
+        ("worker_ports = '7999-8005'", "worker_ports: contains 8000, where service.web listens"),
+        ("worker_ports = '9400-9499'", "worker_ports: contains 9464, where admin listens"),
         ("weights = [1, 2, 3]", "weights: expected one for each of 2 workers, not 3"),
         ("weights = [1, 0]", "weights[1]: expected at least 1, not 0"),
         ("env = { 'A B' = '1' }", 'env.A B: expected the name of a variable, not "A B"'),
@@ -112,8 +118,8 @@ from penstock_supervisor.config.loader import (
         ("send_proxy = 'v3'", 'send_proxy: expected "", "v1" or "v2", not "v3"'),
     ],
 )
-def test_a_mistake_is_told_with_its_key(write: Write, line: str, problem: str) -> None:
-    assert complaints(write(APP + line)) == [f"service.web.{problem}"]
+def test_an_error_is_reported_with_its_key(write: Write, line: str, problem: str) -> None:
+    assert problems_of(write(APP + line)) == [f"service.web.{problem}"]
 
 
 BAD_COMMAND = (
@@ -182,7 +188,7 @@ BAD_COMMAND = (
     ],
 )
 def test_exactly_one_program_or_addresses(write: Write, program: str, problem: str) -> None:
-    assert complaints(write(WEB + program)) == [f"service.web{problem}"]
+    assert problems_of(write(WEB + program)) == [f"service.web{problem}"]
 
 
 @pytest.mark.parametrize(
@@ -213,8 +219,32 @@ def test_exactly_one_program_or_addresses(write: Write, program: str, problem: s
         ),
     ],
 )
-def test_what_is_wrong_with_a_whole_file(write: Write, text: str, problem: str) -> None:
-    assert complaints(write(text)) == [problem]
+def test_an_error_of_a_whole_file_is_reported(write: Write, text: str, problem: str) -> None:
+    assert problems_of(write(text)) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"fronts = 2\n{APP}", "fronts: is called proxies now"),
+        (f"fronts = 2\nproxies = 2\n{APP}", "fronts: is called proxies now"),
+        (f"{APP}ports = '8101-8199'", "service.web.ports: is called worker_ports now"),
+        (
+            f"{APP}forwarding = {{ believe = 'forwarded' }}",
+            "service.web.forwarding.believe: is called trust now",
+        ),
+        (f"{APP}balance = 'hash'", 'service.web.balance: "hash" is called "client_hash" now'),
+    ],
+)
+def test_what_has_another_name_now_is_told_with_it(write: Write, text: str, problem: str) -> None:
+    assert problems_of(write(text)) == [problem]
+
+
+def test_an_older_name_in_another_place_is_only_unknown(write: Write) -> None:
+    path = write(f"{APP}fronts = 2")
+    assert problems_of(path) == ["service.web.fronts: unknown key"]
+    (problem,) = problems_of(write(f"{APP}mode = 'hash'"))
+    assert problem == 'service.web.mode: expected "http", "tcp" or "udp", not "hash"'
 
 
 @pytest.mark.parametrize(
@@ -239,22 +269,22 @@ def test_two_services_do_not_share_an_address(
         f'[service.a]\nlisten = "{one}"\napp = "a:b"\n[service.b]\nlisten = "{other}"\napp = "a:b"'
     )
     if clash:
-        assert complaints(path) == [f"service.b.listen: {other} is taken by service.a"]
+        assert problems_of(path) == [f"service.b.listen: {other} is taken by service.a"]
     else:
         assert len(load(path, {}).services) == 2
 
 
 def test_two_services_do_not_share_ports_of_workers(write: Write) -> None:
-    path = write(f"""{APP}ports = "8101-8110"
+    path = write(f"""{APP}worker_ports = "8101-8110"
     [service.api]
     listen = "127.0.0.1:8001"
     app = "a:b"
-    ports = "8110-8120"
+    worker_ports = "8110-8120"
     """)
-    assert complaints(path) == ["service.api.ports: overlaps the ports of service.web"]
+    assert problems_of(path) == ["service.api.worker_ports: overlaps the ports of service.web"]
 
 
-def test_every_mistake_is_told_at_once(write: Write) -> None:
+def test_all_errors_are_reported_at_once(write: Write) -> None:
     path = write("""
     admn = ""
     [service.web]
@@ -267,7 +297,7 @@ def test_every_mistake_is_told_at_once(write: Write) -> None:
     [service.api]
     upstreams = ["x"]
     """)
-    keys = [problem.partition(":")[0] for problem in complaints(path)]
+    keys = [problem.partition(":")[0] for problem in problems_of(path)]
     assert sorted(keys) == [
         "admn",
         "service.api.listen",
@@ -288,31 +318,31 @@ def test_every_line_names_the_file(write: Write) -> None:
     assert str(failure.value) == "\n".join(failure.value.problems)
 
 
-def test_a_mistake_of_the_command_line_names_the_option() -> None:
-    assert complaints(None, workers="x", listen="here", upstreams=["h:1"]) == [
+def test_an_error_of_the_command_line_names_the_option() -> None:
+    assert problems_of(None, workers="x", listen="here", upstreams=["h:1"]) == [
         "--workers: only with app or command: upstreams are run by others",
         '--bind: expected "host:port", "[v6 address]:port" or "unix:/path", not "here"',
     ]
 
 
-def test_what_nobody_has_words_for_is_told_in_pydantics() -> None:
+def test_an_error_without_a_text_of_ours_has_that_of_pydantic() -> None:
     class Odd(BaseModel):
         key: UUID
 
     with pytest.raises(ValidationError) as failure:
         Odd.model_validate({"key": "x"})
-    ((where, text),) = explained(Odd, failure.value)
-    assert where == ("key",)
+    ((location, text),) = explain(Odd, failure.value)
+    assert location == ("key",)
     assert text.startswith("input should be a valid UUID")
     assert text.endswith(', not "x"')
 
 
-def test_a_long_value_is_cut_where_it_is_shown() -> None:
-    assert len(shown("x" * 1000)) == MAX_SHOWN
+def test_a_long_value_is_cut_in_messages() -> None:
+    assert len(as_toml("x" * 1000)) == MAX_VALUE_LENGTH
 
 
-def test_bad_syntax_is_told_with_line_and_column(write: Write) -> None:
-    (problem,) = complaints(write('[service.web]\nlisten "127.0.0.1:1"'))
+def test_bad_syntax_is_reported_with_line_and_column(write: Write) -> None:
+    (problem,) = problems_of(write('[service.web]\nlisten "127.0.0.1:1"'))
     assert problem == "line 2, column 8: Expected '=' after a key in a key/value pair"
 
 
@@ -324,12 +354,12 @@ def test_bad_syntax_is_told_with_line_and_column(write: Write) -> None:
         (b"a = ", "end of document: Invalid value"),
     ],
 )
-def test_what_is_not_toml_is_one_line(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_a_file_that_is_not_toml_is_one_line(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "x.toml"
     path.write_bytes(content)
-    assert complaints(path) == [problem]
+    assert problems_of(path) == [problem]
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    assert complaints(tmp_path / "none.toml") == ["No such file or directory"]
-    assert complaints(tmp_path) == ["Is a directory"]
+    assert problems_of(tmp_path / "none.toml") == ["No such file or directory"]
+    assert problems_of(tmp_path) == ["Is a directory"]

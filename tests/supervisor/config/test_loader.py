@@ -1,4 +1,4 @@
-"""A file, options and defaults become one frozen object, or one line for every mistake."""
+"""A file, options and defaults become one frozen object, or one line for every error."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.support.supervisor.config_files import APP, WEB, Write, complaints, service
+from tests.support.supervisor.config_files import APP, WEB, Write, problems_of, service
 
 from penstock_supervisor.config import loader as configuration
 from penstock_supervisor.config.loader import (
@@ -23,7 +23,7 @@ from penstock_supervisor.config.loader import (
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
-def test_nothing_named_is_the_demo_application() -> None:
+def test_the_demo_application_is_the_default() -> None:
     config = load(None, {})
 
     (web,) = config.services
@@ -32,7 +32,7 @@ def test_nothing_named_is_the_demo_application() -> None:
     assert (web.workers, web.health.path, web.scheme, web.mode) == (2, "/healthz", "ports", "http")
 
 
-def test_an_application_of_ones_own_is_not_asked_for_the_path_of_the_demo() -> None:
+def test_another_application_does_not_get_the_health_path_of_the_demo() -> None:
     (web,) = load(None, {"app": "pkg.mod:app"}).services
     assert web.health.path is None
 
@@ -40,7 +40,7 @@ def test_an_application_of_ones_own_is_not_asked_for_the_path_of_the_demo() -> N
 def test_units_become_seconds_bytes_and_fractions(write: Write) -> None:
     web = service(
         write(f"""{APP}
-        ports = "8101-8199"
+        worker_ports = "8101-8199"
         health = {{ interval = "500ms" }}
         timeouts = {{ tunnel = "1h" }}
         limits = {{ head = "64KiB" }}
@@ -51,10 +51,10 @@ def test_units_become_seconds_bytes_and_fractions(write: Write) -> None:
     assert web.timeouts.tunnel == 3600
     assert web.limits.head == 65536
     assert web.ejection.max_ejected == 0.25
-    assert web.ports == PortRange(8101, 8199)
+    assert web.worker_ports == PortRange(8101, 8199)
 
 
-def test_an_upstream_may_say_its_weight(write: Write) -> None:
+def test_an_upstream_may_have_a_weight(write: Write) -> None:
     web = service(write(f'{WEB}upstreams = ["[::1]:9001 weight=3", "unix:/run/a.sock"]'))
     assert web.upstreams == (
         Upstream(address="[::1]:9001", weight=3),
@@ -69,7 +69,7 @@ def test_auto_is_a_worker_for_each_core_that_we_may_use(
     assert service(write(f'{APP}workers = "auto"')).workers == 3
 
 
-def test_proxies_may_be_as_many_as_cores_and_said_on_the_command_line(
+def test_proxies_can_be_auto_and_given_on_the_command_line(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 2, 5})
@@ -79,7 +79,7 @@ def test_proxies_may_be_as_many_as_cores_and_said_on_the_command_line(
     assert load(None, {}).proxies == 1
 
 
-def test_options_are_written_over_the_one_service_of_a_file(write: Write) -> None:
+def test_options_override_the_only_service_of_a_file(write: Write) -> None:
     path = write(f'admin = ""\n{APP}workers = 3')
     config = load(path, {"workers": 5, "listen": "127.0.0.1:80", "admin": "127.0.0.1:1"})
     assert config.admin == "127.0.0.1:1"
@@ -88,14 +88,14 @@ def test_options_are_written_over_the_one_service_of_a_file(write: Write) -> Non
     ]
 
 
-def test_a_program_of_the_command_line_takes_the_place_of_the_files(write: Write) -> None:
+def test_a_program_of_the_command_line_replaces_that_of_the_file(write: Write) -> None:
     web = service(write(APP), command=("node", ""))
     assert (web.app, web.command) == (None, ("node", ""))
 
 
-def test_options_do_not_guess_which_of_two_services_they_mean(write: Write) -> None:
+def test_options_are_refused_for_a_file_with_two_services(write: Write) -> None:
     path = write(f'{APP}[service.api]\nlisten = "127.0.0.1:8001"\napp = "a:b"')
-    assert complaints(path, workers=3) == [
+    assert problems_of(path, workers=3) == [
         "--workers: options change a file with one service, and this one has web, api"
     ]
     assert load(path, {"admin": ""}).admin == "", "the admin port is no service's"
@@ -109,7 +109,7 @@ def test_a_config_cannot_be_changed() -> None:
         config.services[0].health.rise = 9
 
 
-def test_a_child_inherits_nothing_that_makes_us_somebodys_worker(
+def test_a_child_does_not_inherit_variables_of_another_supervisor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PORT", "1")
@@ -143,7 +143,7 @@ TABLES = st.dictionaries(
 @given(
     st.fixed_dictionaries({}, optional={"service": TABLES | VALUES, "admin": VALUES, "x": VALUES})
 )
-def test_any_table_is_a_config_or_lines_that_say_why_not(
+def test_any_table_becomes_a_config_or_a_list_of_problems(
     monkeypatch: pytest.MonkeyPatch, table: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(configuration, "_read", lambda _path: table)

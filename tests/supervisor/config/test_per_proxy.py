@@ -1,10 +1,10 @@
-"""What proxies get of a bound adds up to the bound, and nobody gets nothing."""
+"""The shares of proxies add up to the bound, and every proxy gets something."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_supervisor.config.model import Service
-from penstock_supervisor.config.per_proxy import DIVIDED, of_proxy, share, too_small
+from penstock_supervisor.config.per_proxy import DIVIDED, keys_for_proxy, share, too_small
 
 
 def service(**keys: object) -> Service:
@@ -19,39 +19,41 @@ def test_shares_add_up_and_differ_by_one_at_most(total: int, proxies: int) -> No
     assert shares == sorted(shares, reverse=True), "what is left over is the first ones'"
 
 
-def test_a_proxy_is_told_its_share_and_all_else_as_it_is() -> None:
+def test_a_proxy_gets_its_share_and_everything_else_unchanged() -> None:
     web = service(
         max_connections=5, handoff_window=16, limits={"queue": 3, "handshakes": 9, "head": "8KiB"}
     )
-    first, second = (of_proxy(web, 2, number) for number in range(2))
-    assert [told["max_connections"] for told in (first, second)] == [3, 2]
-    assert [told["limits"].queue for told in (first, second)] == [2, 1]
-    assert [told["limits"].handshakes for told in (first, second)] == [5, 4]
-    assert [told["handoff_window"] for told in (first, second)] == [8, 8]
+    first, second = (keys_for_proxy(web, 2, number) for number in range(2))
+    assert [keys["max_connections"] for keys in (first, second)] == [3, 2]
+    assert [keys["limits"].queue for keys in (first, second)] == [2, 1]
+    assert [keys["limits"].handshakes for keys in (first, second)] == [5, 4]
+    assert [keys["handoff_window"] for keys in (first, second)] == [8, 8]
     assert first["limits"].head == second["limits"].head == 8192
     assert first["health"] == web.health
 
 
-def test_a_part_of_what_is_divided_is_not_divided_again() -> None:
+def test_a_ratio_of_a_divided_bound_is_not_divided_again() -> None:
     part = service(limits={"connections_per_client": "50%"})
     number = service(limits={"connections_per_client": 5})
-    told = [of_proxy(one, 2, 1)["limits"].connections_per_client for one in (part, number)]
-    assert told == [0.5, 2]
+    keys = [keys_for_proxy(one, 2, 1)["limits"].connections_per_client for one in (part, number)]
+    assert keys == [0.5, 2]
     assert list(too_small(part, 64)) == []
 
 
-def test_a_single_proxy_is_told_everything_as_it_is() -> None:
+def test_a_single_proxy_gets_everything_unchanged() -> None:
     web = service(max_connections=5, limits={"queue": 3})
-    assert of_proxy(web, 1, 0) == {key: getattr(web, key) for key in of_proxy(web, 1, 0)}
+    assert keys_for_proxy(web, 1, 0) == {
+        key: getattr(web, key) for key in keys_for_proxy(web, 1, 0)
+    }
 
 
-def test_without_a_bound_there_is_none_for_anybody() -> None:
-    told = of_proxy(service(max_connections=0, limits={"queue": 0}), 3, 2)
-    assert told["max_connections"] == told["limits"].queue == 0
+def test_no_bound_is_no_bound_for_every_proxy() -> None:
+    keys = keys_for_proxy(service(max_connections=0, limits={"queue": 0}), 3, 2)
+    assert keys["max_connections"] == keys["limits"].queue == 0
 
 
-def test_every_proxy_may_pass_one_connection_at_least() -> None:
-    assert of_proxy(service(scheme="handoff", handoff_window=1), 8, 7)["handoff_window"] == 1
+def test_every_proxy_may_pass_at_least_one_connection() -> None:
+    assert keys_for_proxy(service(scheme="handoff", handoff_window=1), 8, 7)["handoff_window"] == 1
 
 
 def test_a_bound_that_is_too_small_to_divide_is_named() -> None:
@@ -62,7 +64,7 @@ def test_a_bound_that_is_too_small_to_divide_is_named() -> None:
     assert set(too_small(web, 4)) <= {key for key, _ in DIVIDED}
 
 
-def test_what_is_divided_is_what_the_fields_say() -> None:
+def test_the_divided_keys_are_those_that_are_marked() -> None:
     assert {".".join(key): mark.least for key, mark in DIVIDED} == {
         "max_connections": 0,
         "handoff_window": 1,

@@ -1,4 +1,4 @@
-"""A scheme that cannot work with a program, mode or address is refused, with what can."""
+"""A scheme that cannot work with a program, mode or address is refused, with one that can."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from penstock_supervisor.config.loader import ConfigError, load
 
 
-def complaints(folder: Path, text: str) -> list[str]:
+def problems_of(folder: Path, text: str) -> list[str]:
     path = folder / "web.toml"
     path.write_text(f'[service.web]\nlisten = "127.0.0.1:8000"\n{text}')
     try:
@@ -55,7 +55,7 @@ COMMAND = "command = ['node', 'x.js']\n"
             ),
         ),
         (
-            f"{APP}scheme = 'shared'\nbalance = 'hash'",
+            f"{APP}scheme = 'shared'\nbalance = 'client_hash'",
             (
                 'balance: only with scheme = "ports" or "handoff": '
                 "otherwise the kernel chooses the worker"
@@ -66,8 +66,8 @@ COMMAND = "command = ['node', 'x.js']\n"
             'handoff_window: only with scheme = "handoff": no other passes connections',
         ),
         (
-            f"{APP}scheme = 'reuseport'\nports = '8101-8199'",
-            'ports: only with scheme = "ports": no other gives workers ports of their own',
+            f"{APP}scheme = 'reuseport'\nworker_ports = '8101-8199'",
+            'worker_ports: only with scheme = "ports": no other gives workers ports of their own',
         ),
         (
             f"{COMMAND}scheme = 'shared'\naccept_proxy = true\ntrusted_proxies = ['unix']",
@@ -99,9 +99,9 @@ COMMAND = "command = ['node', 'x.js']\n"
             'forwarding: only with scheme = "ports": no other adds fields to a request',
         ),
         (
-            f"{APP}balance = 'hash'\nhealth = {{ slow_start = '5s' }}",
+            f"{APP}balance = 'client_hash'\nhealth = {{ slow_start = '5s' }}",
             (
-                'health.slow_start: expected another balance than "hash", '
+                'health.slow_start: expected another balance than "client_hash", '
                 "which gives each client its one worker"
             ),
         ),
@@ -111,10 +111,10 @@ COMMAND = "command = ['node', 'x.js']\n"
         ),
     ],
 )
-def test_what_does_not_go_together_is_told_with_what_does(
+def test_keys_that_do_not_go_together_are_reported_with_what_does(
     tmp_path: Path, text: str, problem: str
 ) -> None:
-    assert complaints(tmp_path, text) == [problem]
+    assert problems_of(tmp_path, text) == [problem]
 
 
 def test_a_unix_socket_cannot_be_reused(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_unix_socket_cannot_be_reused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])
 def test_a_program_that_knows_listen_fds_works_without_a_proxy(tmp_path: Path, scheme: str) -> None:
-    assert complaints(tmp_path, f"{COMMAND}scheme = '{scheme}'") == []
+    assert problems_of(tmp_path, f"{COMMAND}scheme = '{scheme}'") == []
 
 
 def test_streams_and_datagrams_may_have_the_same_port(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_streams_and_datagrams_may_have_the_same_port(tmp_path: Path) -> None:
         f"{APP}[service.dns]\nlisten = '127.0.0.1:8000'\nscheme = 'shared'\nmode = 'udp'\n"
         "app = 'a:b'"
     )
-    assert complaints(tmp_path, text) == []
+    assert problems_of(tmp_path, text) == []
 
 
 @pytest.mark.parametrize(

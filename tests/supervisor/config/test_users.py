@@ -1,4 +1,4 @@
-"""Names of users and groups: what they mean on this machine, and what was meant."""
+"""Users and groups are looked up on this machine, and similar names are suggested."""
 
 import grp
 import os
@@ -23,11 +23,11 @@ def test_a_user_brings_its_group_its_home_and_its_groups() -> None:
     assert set(found.groups) == set(os.getgrouplist("daemon", DAEMON.pw_gid))
 
 
-def test_a_number_is_as_good_as_a_name() -> None:
+def test_a_user_can_be_a_number() -> None:
     assert users.find(str(NOBODY.pw_uid), None) == users.find("nobody", None)
 
 
-def test_a_group_takes_the_place_of_the_users_own() -> None:
+def test_a_group_replaces_the_users_own() -> None:
     found = users.find("nobody", "daemon")
     assert found.gid == grp.getgrnam("daemon").gr_gid
     assert found.gid in found.groups
@@ -49,7 +49,7 @@ def test_a_user_without_an_entry_needs_a_group_and_is_in_no_other() -> None:
         ("nobody", "daemn", "group", 'no group "daemn" on this machine; did you mean "daemon"?'),
     ],
 )
-def test_a_slip_of_the_pen_is_answered_with_what_was_meant(
+def test_a_similar_name_is_suggested_for_an_unknown_one(
     user: str, group: str | None, key: str, text: str
 ) -> None:
     with pytest.raises(UnknownError) as caught:
@@ -58,7 +58,7 @@ def test_a_slip_of_the_pen_is_answered_with_what_was_meant(
     assert text in str(caught.value)
 
 
-def test_the_environment_is_the_users_and_leads_to_nothing_of_ours() -> None:
+def test_the_environment_is_the_users_and_has_none_of_our_session() -> None:
     other = Identity(os.geteuid() + 1, 1, (1,), "x", "/home/x", "/bin/zsh")
     ours = {"HOME": "/root", "USER": "root", "PATH": "/bin", "XDG_RUNTIME_DIR": "/run/user/0"}
     assert other.environment(ours) == {
@@ -79,7 +79,7 @@ def test_the_environment_is_the_users_and_leads_to_nothing_of_ours() -> None:
         ({"group": "daemon"}, "--group: only with user"),
     ],
 )
-def test_who_cannot_be_is_an_error_of_the_configuration(
+def test_a_user_that_cannot_be_used_is_an_error_of_the_configuration(
     keys: dict[str, object], problem: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -87,6 +87,6 @@ def test_who_cannot_be_is_an_error_of_the_configuration(
     assert problem in str(caught.value)
 
 
-def test_whoever_we_are_may_be_named_by_us() -> None:
+def test_our_own_user_can_be_given_without_root() -> None:
     found = load(None, {"user": int(US), "group": os.getegid()})
     assert (found.user, found.group) == (US, str(os.getegid()))

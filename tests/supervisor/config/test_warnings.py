@@ -1,4 +1,4 @@
-"""What is warned of, and what is not."""
+"""Which valid configurations get a warning, and which do not."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from penstock_supervisor.config import warnings
 from penstock_supervisor.config.model import Config
 
 
-def warned(uid: int, **keys: Any) -> list[str]:
-    """The keys that are warned of."""
+def warned_keys(uid: int, **keys: Any) -> list[str]:
+    """The keys with a warning."""
     config = Config(services=(), **keys)
-    return [line.partition(":")[0] for line in warnings.of(config, uid)]
+    return [line.partition(":")[0] for line in warnings.check(config, uid)]
 
 
-def test_root_is_warned_unless_a_user_is_named() -> None:
-    assert warned(0) == ["user"]
-    assert warned(0, user="www-data") == []
-    assert warned(0, user="root") == []
-    assert warned(1000) == []
+def test_root_gets_a_warning_unless_a_user_is_given() -> None:
+    assert warned_keys(0) == ["user"]
+    assert warned_keys(0, user="www-data") == []
+    assert warned_keys(0, user="root") == []
+    assert warned_keys(1000) == []
 
 
 @pytest.mark.parametrize(
@@ -36,5 +36,5 @@ def test_root_is_warned_unless_a_user_is_named() -> None:
         ("example.org:9464", True),
     ],
 )
-def test_an_admin_port_that_others_can_reach_is_warned_of(admin: str, is_open: bool) -> None:
-    assert warned(1000, admin=admin) == ["admin"] * is_open
+def test_an_admin_port_that_others_can_reach_is_a_warning(admin: str, is_open: bool) -> None:
+    assert warned_keys(1000, admin=admin) == ["admin"] * is_open

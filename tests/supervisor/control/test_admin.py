@@ -105,7 +105,7 @@ async def test_the_status_is_json(made: Any) -> None:
     async with client(always(made.snapshot())) as session:
         status, kind, body = await get(session, "/status")
     assert (status, kind) == (200, "application/json; charset=utf-8")
-    assert json.loads(body)["services"]["web"]["workers"][1]["standing"] == "down"
+    assert json.loads(body)["services"]["web"]["workers"][1]["health"] == "down"
 
 
 async def test_the_index_links_every_page(made: Any) -> None:

@@ -14,7 +14,7 @@ def test_a_status_says_everything_about_a_worker(made: Any) -> None:
         {
             "slot": 0, "address": "127.0.0.1:8100", "state": "up", "since": 1.5, "pid": 4711,
             "restarts": {"signal": 1}, "last_exit": "SIGKILL", "answers": False,
-            "standing": "up", "reason": "", "weight": 1, "active": 3, "failures": 0,
+            "health": "up", "reason": "", "weight": 1, "active": 3, "failures": 0,
             "ejections": 2,
         }
     ]  # fmt: skip
@@ -27,20 +27,20 @@ def test_a_status_is_json_and_says_what_runs(made: Any) -> None:
     assert [(one["state"], one["covered"]) for one in status["proxies"]] == [("up", False)]
     web = status["services"]["web"]
     assert (web["scheme"], web["mode"], web["listen"]) == ("ports", "http", "127.0.0.1:8000")
-    assert [worker["standing"] for worker in web["workers"]] == ["up", "down"]
+    assert [worker["health"] for worker in web["workers"]] == ["up", "down"]
 
 
 def test_upstreams_are_workers_without_a_process(made: Any) -> None:
     (upstream,) = describe(made.snapshot(), "", 0, {})["services"]["api"]["workers"]
     assert (upstream["slot"], upstream["address"]) == (0, "127.0.0.1:8100")
-    assert upstream["standing"] == "up"
+    assert upstream["health"] == "up"
     assert "pid" not in upstream
 
 
 def test_what_no_proxy_has_reported_is_null(made: Any) -> None:
     status = describe(made.snapshot(made.proxy(stats={}), made.worker()), "", 0, {})
     (worker,) = status["services"]["web"]["workers"]
-    assert worker["standing"] is None
+    assert worker["health"] is None
     (upstream,) = status["services"]["api"]["workers"]
     assert upstream["active"] is None
 
@@ -83,8 +83,8 @@ def test_a_status_says_how_full_each_socket_is(made: Any) -> None:
 def test_without_a_proxy_the_worker_checks_say_which_workers_are_up(made: Any) -> None:
     pools = {"web": [made.row(0), made.row(1, "down")], "api": [made.row(0, "down")]}
     snapshot = made.snapshot(
-        made.worker(0), made.worker(1), unproxied={"metrics": {"services": {}}, "pools": pools}
+        made.worker(0), made.worker(1), worker_checks={"metrics": {"services": {}}, "pools": pools}
     )
     workers = describe(snapshot, "", 0, {})["services"]["web"]["workers"]
-    assert [worker["standing"] for worker in workers] == ["up", "down"]
+    assert [worker["health"] for worker in workers] == ["up", "down"]
     assert services_without_worker(snapshot) == ("api",)

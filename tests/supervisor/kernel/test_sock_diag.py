@@ -1,4 +1,4 @@
-"""Proves that queues and connections are what the kernel has, with real sockets, or nothing."""
+"""Queues and connections of real sockets are reported as the kernel has them, or not at all."""
 
 import errno
 import os
@@ -14,11 +14,14 @@ import pytest
 from tests.support.descriptors import descriptors
 
 from penstock_supervisor.kernel import sock_diag
-from penstock_supervisor.kernel.sock_diag import Place, accepted, connections_to, queues
+from penstock_supervisor.kernel.sock_diag import TcpEndpoint, accepted, connections_to, queues
 from penstock_supervisor.snapshot import SocketKind, SocketQueue
 
 DEADLINE_S = 10.0
 ALL: tuple[SocketKind, ...] = ("tcp", "udp", "unix")
+HOST = "127.91.0.1"
+"""An address that no other program uses. On 127.0.0.1 connections of others in TIME_WAIT, to a
+listener that had the same port before, would be counted too."""
 
 
 @pytest.fixture
@@ -27,25 +30,25 @@ def stack() -> Iterator[ExitStack]:
         yield opened
 
 
-def eventually(ask: Callable[[], object], what: str) -> None:
+def eventually(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
-    while not ask():
+    while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
 
 
-def listener(stack: ExitStack, host: str = "127.0.0.1", backlog: int = 16) -> socket.socket:
+def listener(stack: ExitStack, host: str = HOST, backlog: int = 16) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return stack.enter_context(
         socket.create_server((host, 0), family=family, backlog=backlog, dualstack_ipv6=host == "::")
     )
 
 
-def connect(stack: ExitStack, to: socket.socket, host: str = "127.0.0.1") -> socket.socket:
+def connect(stack: ExitStack, to: socket.socket, host: str = HOST) -> socket.socket:
     return stack.enter_context(socket.create_connection((host, port(to)), timeout=DEADLINE_S))
 
 
-def knock(stack: ExitStack, to: socket.socket) -> None:
-    """Begin to connect, and do not wait for the answer."""
+def start_connect(stack: ExitStack, to: socket.socket) -> None:
+    """Start a connect, and do not wait for it."""
     sock = stack.enter_context(socket.socket())
     sock.setblocking(False)
     sock.connect_ex(to.getsockname())
@@ -56,8 +59,8 @@ def port(sock: socket.socket) -> int:
     return number
 
 
-def place(sock: socket.socket) -> Place:
-    return Place("127.0.0.1", port(sock))
+def endpoint(sock: socket.socket) -> TcpEndpoint:
+    return TcpEndpoint(HOST, port(sock))
 
 
 def queue(sock: socket.socket, kind: Any = "tcp") -> SocketQueue:
@@ -67,7 +70,7 @@ def queue(sock: socket.socket, kind: Any = "tcp") -> SocketQueue:
 # Queues.
 
 
-def test_a_queue_is_as_long_as_many_wait(stack: ExitStack) -> None:
+def test_the_length_of_a_queue_is_the_number_of_waiting_connections(stack: ExitStack) -> None:
     listening = listener(stack, backlog=10)
     assert queue(listening) == SocketQueue(0, 10, 0)
     for _ in range(3):
@@ -77,14 +80,14 @@ def test_a_queue_is_as_long_as_many_wait(stack: ExitStack) -> None:
     assert queue(listening) == SocketQueue(2, 10, 0)
 
 
-def test_who_finds_a_queue_full_is_counted_and_stays_counted(stack: ExitStack) -> None:
+def test_overflows_of_a_full_queue_are_counted_and_stay_counted(stack: ExitStack) -> None:
     listening = listener(stack, backlog=1)
     # The kernel admits one more than the limit.
     for _ in range(2):
         connect(stack, listening)
     eventually(lambda: queue(listening) == SocketQueue(2, 1, 0), "a full queue")
     for _ in range(3):
-        knock(stack, listening)
+        start_connect(stack, listening)
     eventually(lambda: (queue(listening).overflows or 0) >= 3, "three who found no room")
     for _ in range(2):
         stack.enter_context(listening.accept()[0])
@@ -105,7 +108,7 @@ def test_sockets_of_one_port_are_told_apart(stack: ExitStack) -> None:
     assert (queue(second).length or 0) > 1
 
 
-def test_a_queue_of_ip_6_is_told_too(stack: ExitStack) -> None:
+def test_a_listener_with_an_ipv6_address_has_a_queue(stack: ExitStack) -> None:
     listening = listener(stack, "::1", backlog=4)
     connect(stack, listening, "::1")
     eventually(lambda: queue(listening).length, "one who waits")
@@ -121,7 +124,7 @@ def test_a_unix_socket_has_a_queue_that_does_not_overflow(stack: ExitStack, tmp_
     assert queue(listening, "unix") == SocketQueue(2, 3, None)
 
 
-def test_datagrams_without_room_are_counted(stack: ExitStack) -> None:
+def test_dropped_datagrams_are_counted(stack: ExitStack) -> None:
     bound = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     bound.bind(("127.0.0.1", 0))
@@ -135,7 +138,7 @@ def test_datagrams_without_room_are_counted(stack: ExitStack) -> None:
     eventually(some_are_lost, "a datagram that found no room")
 
 
-def test_only_what_listens_and_is_asked_for_is_told(stack: ExitStack) -> None:
+def test_only_listening_sockets_of_the_given_kinds_are_reported(stack: ExitStack) -> None:
     listening = listener(stack)
     client = connect(stack, listening)
     assert os.fstat(client.fileno()).st_ino not in queues(ALL)
@@ -146,12 +149,12 @@ def test_only_what_listens_and_is_asked_for_is_told(stack: ExitStack) -> None:
 # Connections.
 
 
-def test_connections_are_counted_where_they_go(stack: ExitStack) -> None:
+def test_connections_are_counted_by_their_remote_endpoint(stack: ExitStack) -> None:
     one, other, idle = (listener(stack) for _ in range(3))
     for _ in range(4):
         connect(stack, one)
     connect(stack, other)
-    wanted = {place(one): 4, place(other): 1, place(idle): 0}
+    wanted = {endpoint(one): 4, endpoint(other): 1, endpoint(idle): 0}
     assert connections_to(wanted) == wanted
 
 
@@ -169,19 +172,19 @@ def test_a_connection_in_time_wait_still_counts(stack: ExitStack) -> None:
         return Path("/proc/net/tcp").read_text().count(lingering) == 5
 
     eventually(all_linger, "five in TIME_WAIT")
-    assert connections_to([place(listening)]) == {place(listening): 5}
-    assert accepted([place(listening)]) == {place(listening): 0}
+    assert connections_to([endpoint(listening)]) == {endpoint(listening): 5}
+    assert accepted([endpoint(listening)]) == {endpoint(listening): 0}
 
 
-def test_a_connection_is_accepted_when_somebody_has_it(stack: ExitStack) -> None:
+def test_a_connection_is_accepted_when_a_process_has_its_descriptor(stack: ExitStack) -> None:
     listening = listener(stack)
     for _ in range(3):
         connect(stack, listening)
-    where = place(listening)
-    assert accepted([where]) == {where: 0}
+    address = endpoint(listening)
+    assert accepted([address]) == {address: 0}
     for _ in range(2):
         stack.enter_context(listening.accept()[0])
-    assert accepted([where]) == {where: 2}
+    assert accepted([address]) == {address: 2}
 
 
 def test_any_address_is_every_address_of_both_families(stack: ExitStack) -> None:
@@ -190,38 +193,42 @@ def test_any_address_is_every_address_of_both_families(stack: ExitStack) -> None
         connect(stack, listening, host)
         stack.enter_context(listening.accept()[0])
     number = port(listening)
-    wanted = {Place("", number): 2, Place("127.0.0.1", number): 1, Place("::1", number): 1}
+    wanted = {
+        TcpEndpoint("", number): 2,
+        TcpEndpoint("127.0.0.1", number): 1,
+        TcpEndpoint("::1", number): 1,
+    }
     assert accepted(wanted) == wanted
 
 
-def test_another_address_with_the_same_port_is_another_place(stack: ExitStack) -> None:
+def test_another_address_with_the_same_port_is_another_endpoint(stack: ExitStack) -> None:
     listening = listener(stack, "0.0.0.0")
-    connect(stack, listening, "127.0.0.1")
-    connect(stack, listening, "127.0.0.2")
-    connect(stack, listening, "127.0.0.2")
+    connect(stack, listening, HOST)
+    connect(stack, listening, "127.91.0.2")
+    connect(stack, listening, "127.91.0.2")
     number = port(listening)
-    wanted = {Place("127.0.0.1", number): 1, Place("127.0.0.2", number): 2}
+    wanted = {TcpEndpoint(HOST, number): 1, TcpEndpoint("127.91.0.2", number): 2}
     assert connections_to(wanted) == wanted
 
 
 @pytest.mark.parametrize("others", [0, 1, 63, 255, 256, 300])
-def test_it_can_be_asked_for_many_places_at_once(stack: ExitStack, others: int) -> None:
+def test_many_endpoints_can_be_counted_at_once(stack: ExitStack, others: int) -> None:
     first, last = sorted((listener(stack), listener(stack)), key=port)
     connect(stack, first)
     connect(stack, last)
     connect(stack, last)
-    more = [Place("127.0.0.3", number) for number in range(20_000, 20_000 + others)]
-    counts = connections_to([place(last), *more, place(first)])
+    more = [TcpEndpoint("127.0.0.3", number) for number in range(20_000, 20_000 + others)]
+    counts = connections_to([endpoint(last), *more, endpoint(first)])
     assert counts is not None
-    assert {where: count for where, count in counts.items() if count} == {
-        place(first): 1, place(last): 2,
+    assert {address: count for address, count in counts.items() if count} == {
+        endpoint(first): 1, endpoint(last): 2,
     }  # fmt: skip
 
 
-def test_a_name_is_no_place_that_the_kernel_knows(stack: ExitStack) -> None:
+def test_a_host_name_has_no_connections(stack: ExitStack) -> None:
     listening = listener(stack)
     connect(stack, listening)
-    named = Place("localhost", port(listening))
+    named = TcpEndpoint("localhost", port(listening))
     assert connections_to([named]) == {named: 0}
     assert connections_to([]) == {}
 
@@ -230,7 +237,7 @@ def test_a_name_is_no_place_that_the_kernel_knows(stack: ExitStack) -> None:
 
 
 class Kernel:
-    """Stands in for a netlink socket that says `answers`, one a read."""
+    """A fake netlink socket that returns one of `answers` for each read."""
 
     def __init__(self, *answers: bytes | OSError) -> None:
         self.answers = list(answers)
@@ -274,20 +281,20 @@ def message(kind: int, payload: bytes, length: int | None = None) -> bytes:
     ],
     ids=["forbidden", "silent", "refused", "failed at the end", "too short", "too long"],
 )
-def test_who_gets_no_answer_goes_without(
+def test_without_an_answer_there_is_no_result_and_no_error(
     monkeypatch: pytest.MonkeyPatch, answer: bytes | OSError
 ) -> None:
-    where = Place("127.0.0.1", 1)
-    for ask, nothing in (
+    address = TcpEndpoint("127.0.0.1", 1)
+    for condition, nothing in (
         (lambda: queues({"tcp"}), {}),
-        (lambda: connections_to([where]), None),
-        (lambda: accepted([where]), None),
+        (lambda: connections_to([address]), None),
+        (lambda: accepted([address]), None),
     ):
         monkeypatch.setattr("penstock_supervisor.kernel.sock_diag.socket.socket", Kernel(answer))
-        assert ask() == nothing
+        assert condition() == nothing
 
 
-def test_one_kind_that_is_refused_does_not_cost_the_others(
+def test_a_kind_that_is_refused_does_not_affect_the_others(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack
 ) -> None:
     listening = listener(stack)
@@ -321,17 +328,17 @@ def test_no_more_rows_are_read_than_the_bound(
     listening = listener(stack)
     for _ in range(8):
         connect(stack, listening)
-    monkeypatch.setattr(sock_diag, "MOST_ROWS", 5)
-    assert connections_to([place(listening)]) == {place(listening): 5}
+    monkeypatch.setattr(sock_diag, "MAX_ROWS", 5)
+    assert connections_to([endpoint(listening)]) == {endpoint(listening): 5}
 
 
 def test_asking_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
-    where = place(listener(stack))
+    address = endpoint(listener(stack))
     before = descriptors()
     for _ in range(3):
         queues(ALL)
-        connections_to([where])
-        accepted([where])
+        connections_to([address])
+        accepted([address])
     monkeypatch.setattr(sock_diag, "_SOCK_DIAG_BY_FAMILY", 9999)
     assert queues(ALL) == {}
     assert descriptors() == before

@@ -12,7 +12,7 @@ import pytest
 from tests.support.descriptors import descriptors
 
 from penstock_supervisor.config.loader import run_dirs_of
-from penstock_supervisor.listeners.control_socket import ControlSocket, RefusedError, RunDir
+from penstock_supervisor.listeners.control_socket import ControlSocket, RunDir, UnsafeDirectoryError
 
 ROOT = os.geteuid() == 0
 
@@ -26,8 +26,8 @@ def answers(path: Path) -> bool:
         return sock.connect_ex(str(path)) == 0
 
 
-def killed(folder: Path) -> Path:
-    """The socket of a run that had no time to say goodbye."""
+def socket_of_a_killed_run(folder: Path) -> Path:
+    """The socket that a killed run left."""
     code = (
         "import os, pathlib, sys\n"
         "from penstock_supervisor.listeners.control_socket import ControlSocket\n"
@@ -40,7 +40,7 @@ def killed(folder: Path) -> Path:
     return Path(done.stdout.strip())
 
 
-def test_what_is_made_is_ours_alone_and_goes_at_the_end(tmp_path: Path) -> None:
+def test_a_new_directory_is_private_and_is_removed_at_the_end(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     before = os.umask(0)
     try:
@@ -54,7 +54,7 @@ def test_what_is_made_is_ours_alone_and_goes_at_the_end(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_a_directory_that_was_there_stays_as_it_is(tmp_path: Path) -> None:
+def test_an_existing_directory_is_not_changed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir(0o755)
     with closing(ControlSocket(folder)) as control:
@@ -72,10 +72,12 @@ def test_several_runs_share_a_directory_and_the_last_one_removes_it(tmp_path: Pa
     assert not folder.exists()
 
 
-def test_what_a_killed_run_left_is_replaced_and_what_lives_is_not(tmp_path: Path) -> None:
+def test_the_socket_of_a_killed_run_is_removed_and_that_of_a_live_one_is_not(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir(0o700)
-    dead = killed(folder)
+    dead = socket_of_a_killed_run(folder)
     assert dead.exists()
     assert not answers(dead)
     with closing(ControlSocket(folder)) as living:
@@ -84,17 +86,17 @@ def test_what_a_killed_run_left_is_replaced_and_what_lives_is_not(tmp_path: Path
         assert answers(living.path)
 
 
-def test_a_name_that_a_killed_run_had_is_taken_over(tmp_path: Path) -> None:
+def test_the_name_of_a_killed_run_is_used_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir(0o700)
     # A process in another container may have had our number.
-    killed(folder).rename(folder / f"{os.getpid()}.sock")
+    socket_of_a_killed_run(folder).rename(folder / f"{os.getpid()}.sock")
     with closing(ControlSocket(folder)) as control:
         assert control.name == f"{os.getpid()}.sock"
         assert answers(control.path)
 
 
-def test_a_name_that_is_somebody_elses_by_now_is_left_to_him(tmp_path: Path) -> None:
+def test_a_name_that_another_socket_has_by_now_is_not_removed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     control = ControlSocket(folder)
     control.path.unlink()
@@ -103,7 +105,7 @@ def test_a_name_that_is_somebody_elses_by_now_is_left_to_him(tmp_path: Path) -> 
     assert control.path.exists()
 
 
-def test_a_path_may_be_longer_than_the_kernel_lets_a_sockets_name_be(tmp_path: Path) -> None:
+def test_a_path_may_be_longer_than_107_bytes(tmp_path: Path) -> None:
     folder = tmp_path.joinpath(*["x" * 60] * 3)
     folder.parent.mkdir(parents=True)
     with closing(ControlSocket(folder)) as control, RunDir(folder, make=False) as found:
@@ -114,48 +116,48 @@ def test_a_path_may_be_longer_than_the_kernel_lets_a_sockets_name_be(tmp_path: P
 def test_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(0o700)
     (tmp_path / "link").symlink_to("real")
-    with pytest.raises(RefusedError, match="link: not a directory, or a link to one"):
+    with pytest.raises(UnsafeDirectoryError, match="link: not a directory, or a link to one"):
         ControlSocket(tmp_path / "link")
     assert list((tmp_path / "real").iterdir()) == []
 
 
 def test_a_link_to_nowhere_is_refused_and_nothing_is_made_there(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(RefusedError):
+    with pytest.raises(UnsafeDirectoryError):
         ControlSocket(tmp_path / "link")
     assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("bits", [0o770, 0o707, 0o1777])
-def test_where_others_may_write_is_refused_and_not_closed_for_them(
+def test_a_directory_that_others_can_write_to_is_refused_and_not_changed(
     tmp_path: Path, bits: int
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     folder.chmod(bits)
-    with pytest.raises(RefusedError, match=f"others may write to it .mode {bits:04o}"):
+    with pytest.raises(UnsafeDirectoryError, match=f"others may write to it .mode {bits:04o}"):
         ControlSocket(folder)
     assert mode(folder) == bits
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root, to give a directory away")
-def test_a_directory_that_somebody_else_made_is_refused(tmp_path: Path) -> None:
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir(0o700)
     os.chown(folder, 65534, 65534)
-    with pytest.raises(RefusedError, match=r"run: belongs to uid 65534, and we are uid 0"):
+    with pytest.raises(UnsafeDirectoryError, match=r"run: belongs to uid 65534, and we are uid 0"):
         ControlSocket(folder)
     # Root may look at what runs there; but it makes nothing of its own in it.
     with RunDir(folder, make=False) as found:
         assert found.owner == 65534
 
 
-def test_where_no_directory_can_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         ControlSocket(tmp_path / "no" / "run")
 
 
-def test_the_default_is_the_users_own() -> None:
+def test_the_default_directory_belongs_to_the_user() -> None:
     assert run_dirs_of(0, "/run/user/1000")[0] == Path("/run/penstock")
     assert run_dirs_of(1000, "/run/user/1000") == (
         Path("/run/user/1000/penstock"),
@@ -165,10 +167,10 @@ def test_the_default_is_the_users_own() -> None:
     assert run_dirs_of(1000, "here") == (Path("/tmp/penstock-1000"),)
 
 
-def test_nothing_stays_open(tmp_path: Path) -> None:
+def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     before = descriptors()
     ControlSocket(tmp_path / "run").close()
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(RefusedError):
+    with pytest.raises(UnsafeDirectoryError):
         ControlSocket(tmp_path / "link")
     assert descriptors() == before

@@ -1,4 +1,4 @@
-"""Listeners open, or say in one line why not."""
+"""Listeners open their socket, or report in one line why they cannot."""
 
 import errno
 import fcntl
@@ -31,7 +31,7 @@ def fails(address: str, key: str = "service.web.listen") -> str:
     return text.partition("): ")[2]
 
 
-def test_a_listener_is_non_blocking_and_knows_its_real_port() -> None:
+def test_a_listener_is_non_blocking_and_has_its_actual_port() -> None:
     with closing(Listener("127.0.0.1:0", "admin")) as listener:
         assert listener.address.port
         assert not listener.socket.getblocking()
@@ -47,7 +47,7 @@ def test_a_host_can_be_a_name_or_an_ipv6_address() -> None:
         assert str(listener.address).startswith("[::1]:")
 
 
-def test_a_taken_port_says_by_whom(taken: socket.socket) -> None:
+def test_the_process_that_has_a_port_is_named(taken: socket.socket) -> None:
     reason = fails(f"127.0.0.1:{taken.getsockname()[1]}")
     assert reason.startswith("address already in use by ")
     assert f"(pid {os.getpid()})" in reason
@@ -66,12 +66,12 @@ def test_an_address_of_another_machine_is_refused() -> None:
     assert fails("192.0.2.1:8000") == "this machine has no such address"
 
 
-def test_a_low_port_without_permission_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_low_port_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     # Tests may run as root, who is refused nothing.
     def refuse(*_: object) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(sockets, "_inet", refuse)
+    monkeypatch.setattr(sockets, "_open_inet", refuse)
     reason = fails("127.0.0.1:80")
     assert reason.startswith("permission denied: ports below ")
     assert "CAP_NET_BIND_SERVICE" in reason
@@ -125,7 +125,7 @@ def test_a_unix_socket_that_does_not_answer_yet_is_left_alone(tmp_path: Path) ->
             first.socket.accept()[0].close()
 
 
-def test_a_lock_that_a_dead_run_left_stops_nobody(tmp_path: Path) -> None:
+def test_a_lock_file_of_a_dead_run_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     (tmp_path / "web.sock.lock").touch()
     with socket.socket(socket.AF_UNIX) as dead:
@@ -134,7 +134,7 @@ def test_a_lock_that_a_dead_run_left_stops_nobody(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_its_owner_removes_meanwhile_is_taken_anew(
+def test_a_lock_file_that_its_owner_removes_meanwhile_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = tmp_path / "web.sock.lock"
@@ -154,13 +154,13 @@ def test_a_lock_that_its_owner_removes_meanwhile_is_taken_anew(
         assert fails(f"unix:{tmp_path}/web.sock") == "address already in use"
 
 
-def test_children_do_not_keep_the_name_of_a_unix_socket(tmp_path: Path) -> None:
+def test_children_do_not_inherit_the_lock_of_a_unix_socket(tmp_path: Path) -> None:
     with closing(Listener(f"unix:{tmp_path}/web.sock", "service.web.listen")) as listener:
         assert listener._path_lock is not None
         assert not os.get_inheritable(listener._path_lock._fd)
 
 
-def test_a_file_is_never_taken_for_a_socket(tmp_path: Path) -> None:
+def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     path.write_text("precious")
     assert fails(f"unix:{path}") == "the file exists and is not a socket"

@@ -1,4 +1,4 @@
-"""Names of upstreams become numbers once, and an unknown one is a clear error."""
+"""Names of upstreams are resolved, and an unknown one is a clear error."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def service(*addresses: str) -> Service:
     return Service(name="web", listen="127.0.0.1:0", upstreams=upstreams)
 
 
-def test_a_name_becomes_a_number_and_numbers_stay() -> None:
+def test_a_name_is_resolved_and_numeric_addresses_stay() -> None:
     found = resolve([service("localhost:81", "[::1]:82", "unix:/tmp/x")])
 
     assert found == {
@@ -21,7 +21,7 @@ def test_a_name_becomes_a_number_and_numbers_stay() -> None:
     }
 
 
-def test_a_service_that_runs_its_own_workers_has_nothing_to_find() -> None:
+def test_a_service_without_upstreams_has_nothing_to_resolve() -> None:
     assert resolve([Service(name="web", listen="127.0.0.1:0", app="a:b")]) == {}
 
 

@@ -1,4 +1,4 @@
-"""Sockets by scheme: one for all, or one a slot on one port; a slot nobody serves gets nobody."""
+"""Sockets by scheme: a shared one, or one for each slot; one that is not served is closed."""
 
 import os
 import select
@@ -36,7 +36,7 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def opened(stack: ExitStack, scheme: str, **keys: Any) -> ServiceListeners:
+def open_listeners(stack: ExitStack, scheme: str, **keys: Any) -> ServiceListeners:
     proxies = keys.pop("proxies", 1)
     listeners = stack.enter_context(closing(ServiceListeners(service(scheme, **keys), proxies)))
     listeners.listen()
@@ -61,14 +61,14 @@ def connect(stack: ExitStack, listeners: ServiceListeners, count: int = CLIENTS)
 
 @pytest.mark.parametrize("scheme", ["ports", "handoff"])
 def test_with_a_proxy_only_the_proxy_gets_the_socket(stack: ExitStack, scheme: str) -> None:
-    listeners = opened(stack, scheme)
+    listeners = open_listeners(stack, scheme)
     assert len(listeners.proxy_fds(0)) == 1
     assert listeners.worker_fds(0) == ()
 
 
 @pytest.mark.parametrize("scheme", ["ports", "handoff"])
 def test_each_of_several_proxies_has_a_socket_and_a_share(stack: ExitStack, scheme: str) -> None:
-    listeners = opened(stack, scheme, proxies=3)
+    listeners = open_listeners(stack, scheme, proxies=3)
     connect(stack, listeners)
     shares = [accepts(stack, listeners.proxy_fds(slot)) for slot in range(3)]
     assert sum(shares) == CLIENTS
@@ -77,49 +77,49 @@ def test_each_of_several_proxies_has_a_socket_and_a_share(stack: ExitStack, sche
     assert listeners.proxy_fds(1) == listeners.proxy_fds(1), "the next one gets the same"
 
 
-def test_a_socket_of_a_proxy_is_not_shut_or_opened_by_what_becomes_of_a_worker(
+def test_a_socket_of_a_proxy_is_not_closed_or_reopened_for_a_worker(
     stack: ExitStack,
 ) -> None:
-    listeners = opened(stack, "ports", proxies=2)
-    assert not listeners.shut(0)
-    assert listeners.reopen(2) is None
+    listeners = open_listeners(stack, "ports", proxies=2)
+    assert not listeners.close_slot(0)
+    assert listeners.reopen_slot(2) is None
     assert [view.slot for view in listeners.views()] == [0, 1]
 
 
 def test_a_unix_socket_is_shared_by_all_proxies(stack: ExitStack, tmp_path: Path) -> None:
-    listeners = opened(stack, "ports", proxies=2, listen=f"unix:{tmp_path}/web")
+    listeners = open_listeners(stack, "ports", proxies=2, listen=f"unix:{tmp_path}/web")
     assert listeners.proxy_fds(0) == listeners.proxy_fds(1)
     assert listeners.proxy_socket(0) is None
     assert [view.slot for view in listeners.views()] == [None]
 
 
 def test_only_a_socket_of_its_own_can_be_covered(stack: ExitStack) -> None:
-    assert opened(stack, "ports").proxy_socket(0) is None
-    assert opened(stack, "reuseport").proxy_socket(0) is None
-    listeners = opened(stack, "handoff", proxies=2)
+    assert open_listeners(stack, "ports").proxy_socket(0) is None
+    assert open_listeners(stack, "reuseport").proxy_socket(0) is None
+    listeners = open_listeners(stack, "handoff", proxies=2)
     sock = listeners.proxy_socket(1)
     assert sock is not None
     assert (sock.fileno(),) == listeners.proxy_fds(1)
 
 
 @pytest.mark.parametrize("proxies", [1, 2])
-def test_a_port_that_somebody_has_is_refused_however_many_proxies(
+def test_a_port_that_is_taken_is_refused_with_any_number_of_proxies(
     stack: ExitStack, proxies: int
 ) -> None:
-    first = opened(stack, "ports", proxies=2)
+    first = open_listeners(stack, "ports", proxies=2)
     with pytest.raises(StartError, match="already in use"):
         ServiceListeners(service("ports", listen=str(first.address)), proxies)
 
 
 def test_a_shared_socket_is_the_same_for_every_worker(stack: ExitStack) -> None:
-    listeners = opened(stack, "shared")
+    listeners = open_listeners(stack, "shared")
     assert listeners.proxy_fds(0) == ()
     assert listeners.worker_fds(0) == listeners.worker_fds(2)
     assert [view.slot for view in listeners.views()] == [None]
 
 
 def test_each_worker_of_a_reused_port_has_a_socket_and_a_share(stack: ExitStack) -> None:
-    listeners = opened(stack, "reuseport")
+    listeners = open_listeners(stack, "reuseport")
     connect(stack, listeners)
     shares = [accepts(stack, listeners.worker_fds(slot)) for slot in range(3)]
     assert sum(shares) == CLIENTS
@@ -128,19 +128,19 @@ def test_each_worker_of_a_reused_port_has_a_socket_and_a_share(stack: ExitStack)
 
 
 def test_a_slot_keeps_its_socket_and_its_queue(stack: ExitStack) -> None:
-    listeners = opened(stack, "reuseport")
+    listeners = open_listeners(stack, "reuseport")
     before = listeners.worker_fds(1)
-    assert listeners.reopen(1) is None
+    assert listeners.reopen_slot(1) is None
     assert listeners.worker_fds(1) == before
 
 
-def test_a_socket_that_is_shut_gets_nobody_even_if_a_stuck_worker_has_a_copy(
+def test_a_closed_socket_gets_no_connections_even_if_a_stuck_worker_has_a_copy(
     stack: ExitStack,
 ) -> None:
-    listeners = opened(stack, "reuseport")
+    listeners = open_listeners(stack, "reuseport")
     stuck = stack.enter_context(socket.socket(fileno=os.dup(listeners.worker_fds(1)[0])))
     connect(stack, listeners)
-    assert listeners.shut(1)
+    assert listeners.close_slot(1)
     waited = listeners.dropped
     connect(stack, listeners)
     left = sum(accepts(stack, listeners.worker_fds(slot)) for slot in (0, 2))
@@ -150,25 +150,25 @@ def test_a_socket_that_is_shut_gets_nobody_even_if_a_stuck_worker_has_a_copy(
         stuck.accept()
 
 
-def test_a_shut_socket_is_opened_anew_for_a_successor(stack: ExitStack) -> None:
-    listeners = opened(stack, "reuseport")
-    listeners.shut(1)
+def test_a_closed_socket_is_reopened_for_a_successor(stack: ExitStack) -> None:
+    listeners = open_listeners(stack, "reuseport")
+    listeners.close_slot(1)
     assert len(list(listeners.views())) == 2
     fds = listeners.worker_fds(1)
     connect(stack, listeners)
     assert accepts(stack, fds) > 0
 
 
-def test_the_last_socket_stays(stack: ExitStack) -> None:
-    listeners = opened(stack, "reuseport", workers=2)
-    assert listeners.shut(0)
-    assert not listeners.shut(1)
-    assert not listeners.shut(0)
+def test_the_last_socket_stays_open(stack: ExitStack) -> None:
+    listeners = open_listeners(stack, "reuseport", workers=2)
+    assert listeners.close_slot(0)
+    assert not listeners.close_slot(1)
+    assert not listeners.close_slot(0)
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])
 def test_datagrams_have_sockets_too(stack: ExitStack, scheme: str) -> None:
-    listeners = opened(stack, scheme, mode="udp")
+    listeners = open_listeners(stack, scheme, mode="udp")
     sock = stack.enter_context(socket.socket(fileno=os.dup(listeners.worker_fds(0)[0])))
     assert sock.type == socket.SOCK_DGRAM
     assert {view.kind for view in listeners.views()} == {"udp"}
@@ -176,12 +176,12 @@ def test_datagrams_have_sockets_too(stack: ExitStack, scheme: str) -> None:
 
 @pytest.mark.parametrize("mode", ["http", "udp"])
 def test_two_runs_do_not_share_a_port_by_accident(stack: ExitStack, mode: str) -> None:
-    first = opened(stack, "reuseport", mode=mode)
+    first = open_listeners(stack, "reuseport", mode=mode)
     with pytest.raises(StartError, match="already in use"):
         ServiceListeners(service("reuseport", mode=mode, listen=str(first.address)))
 
 
-def test_what_is_opened_is_closed(stack: ExitStack) -> None:
+def test_all_sockets_are_closed_at_the_end(stack: ExitStack) -> None:
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for scheme in ("ports", "shared", "reuseport"):
         listeners = ServiceListeners(service(scheme))

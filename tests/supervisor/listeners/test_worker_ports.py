@@ -1,4 +1,4 @@
-"""Ports for workers are free, and stay out of the way of everybody else."""
+"""Ports for workers are free, and unlikely to be taken by others."""
 
 import socket
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ def taken() -> Iterator[socket.socket]:
         yield sock
 
 
-def zero(_: int) -> int:
+def always_first(_: int) -> int:
     return 0
 
 
 def test_free_ports_are_outside_of_the_kernels_own() -> None:
-    low, high = map(int, worker_ports._EPHEMERAL.read_text().split())
-    found = free_ports(20, None, (), key="k", draw=zero)
+    low, high = map(int, worker_ports._EPHEMERAL_RANGE_FILE.read_text().split())
+    found = free_ports(20, None, (), key="k", random_below=always_first)
     assert len(set(found)) == 20
     if high - low < 50_000:
         assert not any(low <= port <= high for port in found)
@@ -35,43 +35,49 @@ def test_free_ports_are_outside_of_the_kernels_own() -> None:
     ("own", "lowest"),
     [((32_768, 60_999), 10_000), ((2_000, 65_535), 1_024), ((1_024, 65_535), 10_000)],
 )
-def test_a_kernel_that_takes_all_ports_still_leaves_us_some(
+def test_ports_are_found_even_if_all_are_ephemeral(
     own: tuple[int, int], lowest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_ports, "_ephemeral_range", lambda: own)
     assert worker_ports._safe_ports(4)[0] == lowest
 
 
-def test_the_search_starts_where_the_draw_says() -> None:
-    (first,) = free_ports(1, None, (), key="k", draw=zero)
-    (later,) = free_ports(1, None, (), key="k", draw=lambda n: n // 2)
+def test_the_search_starts_at_a_random_port() -> None:
+    (first,) = free_ports(1, None, (), key="k", random_below=always_first)
+    (later,) = free_ports(1, None, (), key="k", random_below=lambda n: n // 2)
     assert first < later
 
 
-def test_a_given_range_is_filled_around_what_is_taken(taken: socket.socket) -> None:
+def test_a_given_range_is_used_without_taken_ports(taken: socket.socket) -> None:
     port = taken.getsockname()[1]
     given = (port, min(port + 50, 65_535))
-    found = free_ports(2, given, (), key="k", draw=zero)
+    found = free_ports(2, given, (), key="k", random_below=always_first)
     assert port not in found
-    again = free_ports(2, given, found, key="k", draw=zero)
+    again = free_ports(2, given, found, key="k", random_below=always_first)
     assert not set(again) & set(found)
 
 
 def test_a_range_that_is_too_small_is_one_clear_line(taken: socket.socket) -> None:
     port = taken.getsockname()[1]
     with pytest.raises(StartError) as failure:
-        free_ports(2, (port, port), (), key="service.web.ports", draw=zero)
+        free_ports(2, (port, port), (), key="service.web.worker_ports", random_below=always_first)
     assert (
-        str(failure.value) == f"service.web.ports: {port}-{port} has 0 free ports and 2 are needed"
+        str(failure.value)
+        == f"service.web.worker_ports: {port}-{port} has 0 free ports and 2 are needed"
     )
 
 
 def test_services_never_share_a_port_and_upstreams_need_none() -> None:
-    free = free_ports(1, None, (), key="k", draw=zero)[0]
+    free = free_ports(1, None, (), key="k", random_below=always_first)[0]
     services = (
         Service(name="a", listen="127.0.0.1:1", app="a:b", workers=3),
         Service.model_validate(
-            {"name": "b", "listen": "127.0.0.1:2", "command": ["b"], "ports": f"{free}-{free + 60}"}
+            {
+                "name": "b",
+                "listen": "127.0.0.1:2",
+                "command": ["b"],
+                "worker_ports": f"{free}-{free + 60}",
+            }
         ),
         Service.model_validate(
             {"name": "c", "listen": "127.0.0.1:3", "upstreams": ["127.0.0.1:9"]}
@@ -88,7 +94,7 @@ def test_a_worker_never_gets_the_port_of_a_listener_that_does_not_listen_yet() -
         port = listener.address.port
         web = Service.model_validate(
             {"name": "web", "listen": "127.0.0.1:0", "command": ["a"], "workers": 1,
-             "ports": f"{port}-{port}"}
+             "worker_ports": f"{port}-{port}"}
         )  # fmt: skip
         assert worker_ports._is_free(port)
         with pytest.raises(StartError, match=f"{port}-{port} has 0 free ports and 1 are needed"):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from penstock_proxy import metrics
-from penstock_supervisor.kernel.sock_diag import Place
+from penstock_supervisor.kernel.sock_diag import TcpEndpoint
 from penstock_supervisor.observability.fd_accounting import per_connection, place
 from penstock_supervisor.observability.traffic import Traffic
 
@@ -14,13 +14,13 @@ from penstock_supervisor.observability.traffic import Traffic
 def counted(**answers: int) -> Any:
     """The kernel's answer by port. KeyError: the port should not be asked about."""
 
-    def ask(places: Collection[Place]) -> dict[Place, int]:
+    def ask(places: Collection[TcpEndpoint]) -> dict[TcpEndpoint, int]:
         return {where: answers[f"p{where.port}"] for where in places}
 
     return ask
 
 
-def silent_kernel(_: Collection[Place]) -> None:
+def silent_kernel(_: Collection[TcpEndpoint]) -> None:
     return None
 
 
@@ -116,16 +116,16 @@ def test_upstreams_have_no_descriptors_here(made: Any) -> None:
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
-        ("127.0.0.1:80", Place("127.0.0.1", 80)),
-        ("0.0.0.0:80", Place("", 80)),
-        ("[::]:80", Place("", 80)),
-        ("[::1]:80", Place("::1", 80)),
+        ("127.0.0.1:80", TcpEndpoint("127.0.0.1", 80)),
+        ("0.0.0.0:80", TcpEndpoint("", 80)),
+        ("[::]:80", TcpEndpoint("", 80)),
+        ("[::1]:80", TcpEndpoint("::1", 80)),
         ("unix:/run/x", None),
         ("", None),
         ("nonsense", None),
     ],
 )
-def test_a_place_is_read_from_an_address(address: str, expected: Place | None) -> None:
+def test_a_place_is_read_from_an_address(address: str, expected: TcpEndpoint | None) -> None:
     assert place(address) == expected
 
 

@@ -105,7 +105,7 @@ def test_a_process_that_vanished_has_no_process_metrics_but_a_state(made: Any) -
         pass
     snapshot = made.snapshot(made.worker(pid=child.pid, state="up"))
     assert set(samples(snapshot, "penstock_process_open_fds", *PROCESS)) == {("supervisor", "", "")}
-    state = samples(snapshot, "penstock_worker_state", *PROCESS, "state")
+    state = samples(snapshot, "penstock_child_state", *PROCESS, "state")
     assert state["worker", "web", "0", "up"] == 1
 
 
@@ -113,15 +113,15 @@ def test_a_zombie_harms_nothing(made: Any) -> None:
     with process("print(flush=True); import time; time.sleep(60)") as child:
         os.kill(child.pid, signal.SIGKILL)
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert "penstock_worker_state" in page(made.snapshot(made.worker(pid=child.pid)))
+        assert "penstock_child_state" in page(made.snapshot(made.worker(pid=child.pid)))
 
 
 def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> None:
     snapshot = made.snapshot(made.worker(pid=None, state="backoff"))
-    state = samples(snapshot, "penstock_worker_state", *PROCESS, "state")
+    state = samples(snapshot, "penstock_child_state", *PROCESS, "state")
     assert {key[3]: value for key, value in state.items() if value} == {"backoff": 1}
     assert len(state) > 1
-    assert not samples(snapshot, "penstock_worker_info", *PROCESS, "pid", "address")
+    assert not samples(snapshot, "penstock_child_info", *PROCESS, "pid", "address")
 
 
 def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
@@ -169,7 +169,7 @@ def test_unknown_kinds_of_descriptors_share_one_label(made: Any) -> None:
 
 def test_restarts_are_shown_for_every_reason_from_the_start(made: Any) -> None:
     snapshot = made.snapshot(made.proxy(), made.worker(restarts={"signal": 2}))
-    found = samples(snapshot, "penstock_worker_restarts_total", *PROCESS, "reason")
+    found = samples(snapshot, "penstock_child_restarts_total", *PROCESS, "reason")
     assert {key: value for key, value in found.items() if value} == {
         ("worker", "web", "0", "signal"): 2
     }
@@ -180,7 +180,7 @@ def test_restarts_are_shown_for_every_reason_from_the_start(made: Any) -> None:
 
 def test_every_end_of_a_process_is_counted(made: Any) -> None:
     snapshot = made.snapshot(made.worker(exits={"0": 1, "SIGKILL": 2}))
-    found = samples(snapshot, "penstock_worker_exits_total", *PROCESS, "status")
+    found = samples(snapshot, "penstock_child_exits_total", *PROCESS, "status")
     assert found == {
         ("worker", "web", "0", "0"): 1,
         ("worker", "web", "0", "SIGKILL"): 2,
@@ -191,16 +191,16 @@ def test_the_rotation_is_what_the_proxy_says(made: Any) -> None:
     snapshot = made.snapshot()
     rotation = samples(snapshot, "penstock_worker_in_rotation", "service", "slot")
     assert rotation == {("web", "0"): 1, ("web", "1"): 0, ("api", "0"): 1}
-    standing = samples(snapshot, "penstock_worker_standing", "service", "slot", "standing")
-    assert {key for key, value in standing.items() if value} == {
+    health = samples(snapshot, "penstock_worker_health", "service", "slot", "state")
+    assert {key for key, value in health.items() if value} == {
         ("web", "0", "up"), ("web", "1", "down"), ("api", "0", "up"),
     }  # fmt: skip
-    assert samples(snapshot, "penstock_worker_active", "service", "slot")["web", "0"] == 3
+    assert samples(snapshot, "penstock_worker_in_flight", "service", "slot")["web", "0"] == 3
     assert samples(snapshot, "penstock_ejections_total", "service", "slot")["web", "0"] == 2
 
 
 def test_upstreams_are_shown_with_their_addresses(made: Any) -> None:
-    found = samples(made.snapshot(), "penstock_worker_info", *PROCESS, "pid", "address")
+    found = samples(made.snapshot(), "penstock_child_info", *PROCESS, "pid", "address")
     assert ("worker", "api", "0", "", "127.0.0.1:8100") in found
     assert ("worker", "web", "0", str(os.getpid()), "127.0.0.1:8100") in found
     assert sum(key[1] == "web" for key in found) == 2
@@ -235,7 +235,7 @@ def test_a_histogram_is_cumulative_and_complete(made: Any) -> None:
 def test_what_several_proxies_counted_is_one_sum(made: Any) -> None:
     snapshot = made.snapshot(made.proxy(slot=0), made.proxy(slot=1))
     assert samples(snapshot, "penstock_connections_total", "service") == {("web",): 10}
-    assert samples(snapshot, "penstock_worker_active", "service", "slot")["web", "0"] == 6
+    assert samples(snapshot, "penstock_worker_in_flight", "service", "slot")["web", "0"] == 6
     assert samples(snapshot, "penstock_ejections_total", "service", "slot")["web", "0"] == 4
 
 
@@ -268,7 +268,7 @@ def test_a_client_that_accepts_openmetrics_gets_it(made: Any) -> None:
         assert kind == "application/openmetrics-text; version=1.0.0; charset=utf-8"
         assert body.endswith(b"# EOF\n")
     names = {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]
-    assert {"penstock_requests", "penstock_worker", "penstock_fds"} <= names
+    assert {"penstock_requests", "penstock_child", "penstock_fds"} <= names
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def full(made: Any) -> Iterator[Snapshot]:
             sockets=(view,),
             dropped={"direct": 4},
             tls={"web": TlsView({"a.example": 5.0}, {"ok": 2, "failed": 1}, current=False)},
-            unproxied={"pools": {"direct": [made.row(0, active=0)]}},
+            worker_checks={"pools": {"direct": [made.row(0, active=0)]}},
         )
 
 
@@ -320,7 +320,7 @@ def test_a_listening_socket_is_shown_with_its_queue(full: Snapshot) -> None:
 
 
 def test_certificates_are_shown_with_their_expiry_and_their_reloads(full: Snapshot) -> None:
-    good = samples(full, "penstock_tls_certificate_not_after_seconds", "service", "name")
+    good = samples(full, "penstock_tls_certificate_not_after_timestamp_seconds", "service", "name")
     assert good == {("web", "a.example"): 5}
     reloads = samples(full, "penstock_tls_reloads_total", "service", "result")
     assert reloads == {("web", "ok"): 2, ("web", "failed"): 1}
@@ -355,19 +355,19 @@ def test_without_netlink_only_its_metrics_are_missing(
     monkeypatch.setattr(sock_diag, "_dump", refused)
     assert not samples(full, "penstock_ephemeral_ports", "service")
     assert not samples(full, "penstock_accept_queue_length", "service", "slot")
-    assert samples(full, "penstock_worker_active", "service", "slot")["direct", "0"] == 2
+    assert samples(full, "penstock_worker_in_flight", "service", "slot")["direct", "0"] == 2
 
 
 def test_what_workers_count_is_on_the_page_where_no_proxy_is(full: Snapshot) -> None:
     found = samples(full, "penstock_worker_connections_total", "service", "slot")
     assert found["direct", "0"] == 5
     assert samples(full, "penstock_fds_per_connection", "service")["direct",] == 1
-    fairness = samples(full, "penstock_fairness_jain_ratio", "service")
+    fairness = samples(full, "penstock_jain_fairness_index", "service")
     assert fairness == {("web",): 0.5, ("direct",): 1}
 
 
 def test_events_are_counted_by_name(full: Snapshot) -> None:
-    assert samples(full, "penstock_worker_events_total", *PROCESS, "event") == {
+    assert samples(full, "penstock_child_events_total", *PROCESS, "event") == {
         ("worker", "direct", "0", "fork"): 2, ("worker", "direct", "0", "exit"): 1,
     }  # fmt: skip
 

@@ -21,7 +21,7 @@ WAIT_S = 30.0
 def plan(slot: int) -> ChildPlan:
     return ChildPlan(
         role="worker", service="web", slot=slot, scheme="shared", argv=("x",), environment={},
-        ours=True, address=Address("127.0.0.1", 9000 + slot), start_s=1, stop_s=1,
+        runs_our_code=True, address=Address("127.0.0.1", 9000 + slot), start_s=1, stop_s=1,
         restart=Restart(),
     )  # fmt: skip
 
@@ -35,12 +35,12 @@ class Worker:
         self.stats: dict[str, Any] = {}
         self.state = State.UP
         self.pid: int | None = 1
-        self.has_channel = self.speaks = True
+        self.has_channel = self.speaks_protocol = True
         self.asked: list[int] = []
         self.counted: dict[str, Any] | None = None
         self._stats_poll = stats_poll
 
-    def since_s(self) -> float:
+    def seconds_in_state(self) -> float:
         return 1.0
 
     def send(self, message: Any) -> bool:
@@ -123,7 +123,7 @@ async def test_an_answer_to_no_poll_ends_none(stats_poll: StatsPoll, number: obj
 
 @pytest.mark.parametrize(
     "changes",
-    [{"speaks": False}, {"has_channel": False}, {"state": State.STARTING}],
+    [{"speaks_protocol": False}, {"has_channel": False}, {"state": State.STARTING}],
     ids=["never spoke", "no channel", "starting"],
 )
 async def test_a_child_that_cannot_answer_is_not_asked(
@@ -134,7 +134,7 @@ async def test_a_child_that_cannot_answer_is_not_asked(
         setattr(worker, name, value)
     (view,) = await take(stats_poll, worker)
     assert worker.asked == []
-    assert view.spoke is worker.speaks
+    assert view.speaks_protocol is worker.speaks_protocol
 
 
 async def test_a_poll_does_not_wait_for_a_child_that_is_gone(stats_poll: StatsPoll) -> None:
@@ -225,7 +225,7 @@ async def test_an_answer_without_figures_is_nothing_to_carry(stats_poll: StatsPo
 async def test_the_events_of_a_slot_are_part_of_its_view() -> None:
     events = Events()
     stats_poll = StatsPoll(events)
-    events.emit(Event(name="fork", role="worker", service="web", slot=0))
+    events.publish(Event(name="fork", role="worker", service="web", slot=0))
     (view,) = await take(stats_poll, Worker(stats_poll))
     assert view.events == {"fork": 1}
 

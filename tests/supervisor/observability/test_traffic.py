@@ -39,7 +39,7 @@ def worker_checks(made: Any, *slots: int, **more: Any) -> Mapping[str, Any]:
 def unproxied(made: Any, *workers: Any, scheme: str = "shared", **changes: Any) -> Traffic:
     services = {"web": service(scheme)}
     slots = [worker.slot for worker in workers]
-    changes.setdefault("unproxied", worker_checks(made, *slots))
+    changes.setdefault("worker_checks", worker_checks(made, *slots))
     return Traffic(made.snapshot(*workers, services=services, **changes))
 
 
@@ -150,6 +150,6 @@ def test_a_worker_is_up_only_if_all_proxies_have_it_up(made: Any) -> None:
     for proxies in ((good, bad), (bad, good)):
         views = [made.proxy(slot=slot, stats=stats) for slot, stats in enumerate(proxies)]
         rows = Traffic(made.snapshot(*views)).pools["web"]
-        assert (rows[0]["standing"], rows[0]["reason"]) == ("down", "refused")
+        assert (rows[0]["health"], rows[0]["reason"]) == ("down", "refused")
         assert (rows[0]["failures"], rows[0]["ejections"]) == (7, 4)
-        assert rows[1]["standing"] == "up"
+        assert rows[1]["health"] == "up"

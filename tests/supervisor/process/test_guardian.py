@@ -1,4 +1,4 @@
-"""The guardian kills what its supervisor leaves behind, and is itself replaced when it dies."""
+"""The guardian kills what a dead supervisor leaves behind, and is restarted when it dies."""
 
 import asyncio
 import errno
@@ -34,7 +34,7 @@ async def test_the_guardian_kills_whole_groups_when_its_supervisor_is_gone() -> 
     assert (await run.ended()).signal == signal.SIGKILL
 
 
-async def test_the_guardian_leaves_with_nothing_to_do() -> None:
+async def test_a_closed_guardian_without_groups_exits() -> None:
     guardian_ = Guardian(asyncio.get_running_loop())
     pid = pid_of(guardian_)
     run = Run(guardian_, *shell("exit 0"))
@@ -65,7 +65,7 @@ def _ignores_term(pid: int) -> bool:
     return False
 
 
-async def test_a_guardian_that_dies_is_replaced_and_told_everything() -> None:
+async def test_a_guardian_that_dies_is_replaced_and_gets_all_groups() -> None:
     guardian_ = Guardian(asyncio.get_running_loop())
     run = Run(guardian_, *shell("sleep 1000 & echo $!; wait"))
     grandchild = int(await run.line())

@@ -1,4 +1,4 @@
-"""Waits double up to a limit, a long life wipes the slate, one exit too many is the last."""
+"""Waits double up to a limit and start again after a long time ready; too many exits: give up."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from penstock_supervisor.process.restart_policy import RestartPolicy
 
 
-def most() -> float:
+def always_one() -> float:
     return 1.0
 
 
-def restarts(
+def policy(
     *,
     max_restarts: int = 5,
     within_s: float = 60.0,
-    random: Callable[[], float] = most,
+    random: Callable[[], float] = always_one,
     first_at_once: bool = False,
 ) -> RestartPolicy:
     return RestartPolicy(
@@ -30,48 +30,48 @@ def restarts(
 
 
 def test_waits_double_up_to_the_limit() -> None:
-    crashing = restarts()
+    crashing = policy()
     assert [crashing.exited(now, 0) for now in range(5)] == [0.1, 0.2, 0.4, 0.8, 1.0]
 
 
 def test_one_exit_more_than_allowed_is_the_last() -> None:
-    crashing = restarts(max_restarts=2)
+    crashing = policy(max_restarts=2)
     assert crashing.exited(0, 0) is not None
     assert crashing.exited(1, 0) is not None
     assert crashing.exited(2, 0) is None
-    assert crashing.recent == 3
+    assert crashing.recent_exits == 3
 
 
 def test_exits_outside_the_window_do_not_count() -> None:
-    crashing = restarts(max_restarts=1, within_s=60)
+    crashing = policy(max_restarts=1, within_s=60)
     assert crashing.exited(0, 0) is not None
     assert crashing.exited(61, 0) is not None
     assert crashing.exited(100, 0) is None
 
 
-def test_a_long_life_starts_the_waits_anew() -> None:
-    crashing = restarts()
+def test_a_child_that_was_ready_for_long_starts_with_the_first_wait_again() -> None:
+    crashing = policy()
     crashing.exited(0, 0)
     crashing.exited(1, 0)
     assert crashing.exited(10, up_for_s=1.0) == 0.1
     assert crashing.exited(11, up_for_s=0.9) == 0.2
 
 
-def test_what_was_not_its_failure_waits_longer_each_time_and_is_no_exit() -> None:
-    crashing = restarts(max_restarts=1)
+def test_a_postponed_start_waits_longer_each_time_and_is_no_exit() -> None:
+    crashing = policy(max_restarts=1)
     crashing.exited(0, 0)
     assert [crashing.postponed() for _ in range(5)] == [0.2, 0.4, 0.8, 1.0, 1.0]
-    assert crashing.recent == 1
+    assert crashing.recent_exits == 1
 
 
-def test_a_proxy_comes_back_at_once_but_only_once_in_a_row() -> None:
-    proxy = restarts(first_at_once=True)
+def test_a_proxy_restarts_at_once_but_only_once_in_a_row() -> None:
+    proxy = policy(first_at_once=True)
     assert [proxy.exited(now, 0) for now in range(3)] == [0.0, 0.1, 0.2]
     assert proxy.exited(4, up_for_s=5) == 0.0
 
 
-def test_a_person_who_starts_it_again_wipes_the_slate() -> None:
-    crashing = restarts(max_restarts=1)
+def test_a_requested_start_forgets_earlier_exits() -> None:
+    crashing = policy(max_restarts=1)
     crashing.exited(0, 0)
     crashing.forget()
     assert crashing.exited(1, 0) == 0.1
@@ -81,7 +81,7 @@ def test_a_person_who_starts_it_again_wipes_the_slate() -> None:
 def test_a_wait_is_never_longer_than_the_limit_nor_shorter_than_half_the_first(
     gaps: list[float], luck: float
 ) -> None:
-    crashing = restarts(max_restarts=10_000, random=lambda: luck)
+    crashing = policy(max_restarts=10_000, random=lambda: luck)
     now = 0.0
     for gap in gaps:
         now += gap
@@ -92,7 +92,7 @@ def test_a_wait_is_never_longer_than_the_limit_nor_shorter_than_half_the_first(
 
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=200), st.integers(1, 10))
 def test_giving_up_is_exactly_more_than_n_exits_in_any_window(gaps: list[float], n: int) -> None:
-    crashing, now = restarts(max_restarts=n), 0.0
+    crashing, now = policy(max_restarts=n), 0.0
     exits: list[float] = []
     for gap in gaps:
         now += gap

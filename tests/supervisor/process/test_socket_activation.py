@@ -1,4 +1,4 @@
-"""Listening sockets are where systemd would have put them, in every kind of program."""
+"""Programs get listening sockets as systemd passes them: descriptors and variables."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ async def test_a_python_program_finds_its_listening_socket_at_3(
     await run.ended()
 
 
-async def test_several_sockets_come_in_their_order_beside_what_is_inherited(
+async def test_several_sockets_keep_their_order_beside_other_inherited_descriptors(
     guardian: Guardian, listening: socket.socket
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as second:
@@ -59,7 +59,9 @@ async def test_several_sockets_come_in_their_order_beside_what_is_inherited(
         await run.ended()
 
 
-async def test_a_shell_is_told_its_own_pid(guardian: Guardian, listening: socket.socket) -> None:
+async def test_a_shell_gets_its_own_pid_in_listen_pid(
+    guardian: Guardian, listening: socket.socket
+) -> None:
     script = 'echo "$LISTEN_FDS $LISTEN_FDNAMES $((LISTEN_PID == $$))"; readlink /proc/$$/fd/3'
     run = Run(guardian, *shell(f"({script}) | paste -s -"), listen=(listening.fileno(),))
     inode = os.fstat(listening.fileno()).st_ino
@@ -86,7 +88,7 @@ async def test_a_node_program_serves_the_socket_that_it_was_given(
     await run.ended()
 
 
-async def test_a_program_that_ignores_its_socket_is_not_disturbed(
+async def test_a_program_that_ignores_its_socket_runs_as_usual(
     guardian: Guardian, listening: socket.socket
 ) -> None:
     run = Run(guardian, *shell("echo fine"), listen=(listening.fileno(),))
@@ -97,7 +99,7 @@ async def test_a_program_that_ignores_its_socket_is_not_disturbed(
 @pytest.mark.parametrize(
     ("program", "reason"), [("nodee", "no such program"), ("./data", "not a program")]
 )
-async def test_a_program_that_cannot_be_run_says_why_with_a_socket_too(
+async def test_the_reason_of_a_failed_start_is_reported_with_a_socket_too(
     guardian: Guardian, folder: Path, listening: socket.socket, program: str, reason: str
 ) -> None:
     before = descriptors()
@@ -135,7 +137,7 @@ asyncio.run(main())
 """
 
 
-def test_the_places_of_sockets_are_never_those_of_the_pipe_that_tells_of_a_failure() -> None:
+def test_the_numbers_of_sockets_are_never_those_of_the_pipe_that_reports_a_failure() -> None:
     # Everything from 3 on is free here, as it is not in a test.
     done = subprocess.run(
         [sys.executable, "-c", CROWDED], capture_output=True, text=True, timeout=60, check=True
@@ -143,7 +145,7 @@ def test_the_places_of_sockets_are_never_those_of_the_pipe_that_tells_of_a_failu
     assert (done.stdout, done.stderr) == ('"nodee": no such program\n', "")
 
 
-def test_a_descriptor_is_copied_out_of_the_way(listening: socket.socket) -> None:
+def test_a_descriptor_is_copied_to_a_high_number(listening: socket.socket) -> None:
     fd = dup_high(listening.fileno())
     assert fd >= 64
     assert not os.get_inheritable(fd)

@@ -1,4 +1,4 @@
-"""Real processes: every end is seen once, nothing of a group outlives it, failures have a name."""
+"""Real processes: every exit is reported once, groups are killed, failed starts have a reason."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ import pytest
 from tests.support.descriptors import descriptors
 from tests.support.supervisor.process_run import Run, is_gone, shell, until
 
-from penstock_supervisor.process.reaper import Guardian, reap_strangers
+from penstock_supervisor.process.reaper import Guardian, reap_orphans
 from penstock_supervisor.process.socket_activation import ExecSpec
 from penstock_supervisor.process.spawn import Exit, Process, SpawnError
 
@@ -29,7 +29,7 @@ async def test_a_death_by_signal_is_reported_by_its_name(guardian: Guardian) -> 
     assert (await run.ended()).described == "was killed by SIGSEGV"
 
 
-async def test_a_child_that_ended_is_no_zombie(guardian: Guardian) -> None:
+async def test_a_child_that_ended_is_reaped(guardian: Guardian) -> None:
     run = Run(guardian, *shell("exit 0"))
     await run.ended()
     assert not psutil.pid_exists(run.process.pid)
@@ -43,14 +43,14 @@ async def test_a_signal_reaches_the_whole_group(guardian: Guardian) -> None:
     await until(lambda: is_gone(grandchild))
 
 
-async def test_what_a_child_leaves_behind_is_killed(guardian: Guardian) -> None:
+async def test_processes_that_a_child_leaves_behind_are_killed(guardian: Guardian) -> None:
     run = Run(guardian, *shell("trap '' TERM; sleep 1000 >/dev/null 2>&1 & echo $!"))
     grandchild = int(await run.line())
     assert await run.ended() == Exit(0, None)
     await until(lambda: is_gone(grandchild))
 
 
-async def test_a_signal_after_the_end_goes_to_nobody(guardian: Guardian) -> None:
+async def test_a_signal_after_the_exit_is_not_sent(guardian: Guardian) -> None:
     run = Run(guardian, *shell("exit 0"))
     pid = run.process.pid
     assert await run.ended() == Exit(0, None)
@@ -58,7 +58,7 @@ async def test_a_signal_after_the_end_goes_to_nobody(guardian: Guardian) -> None
     assert is_gone(pid)
 
 
-async def test_a_child_inherits_what_it_is_given_and_nothing_else(guardian: Guardian) -> None:
+async def test_a_child_inherits_the_given_descriptors_and_no_others(guardian: Guardian) -> None:
     given, other = os.pipe()
     try:
         run = Run(guardian, sys.executable, "-c",
@@ -89,7 +89,7 @@ async def test_a_child_leads_a_session_of_its_own(guardian: Guardian) -> None:
         ("./data", "not a program"),
     ],
 )
-async def test_a_program_that_cannot_be_run_says_why(
+async def test_the_reason_of_a_failed_start_is_reported(
     guardian: Guardian, folder: Path, program: str, reason: str
 ) -> None:
     with pytest.raises(SpawnError, match=reason) as failure:
@@ -103,7 +103,7 @@ async def test_a_program_that_cannot_be_run_says_why(
     assert str(failure.value).startswith(f'"{program}": ')
 
 
-async def test_a_missing_directory_is_blamed_and_not_the_program(guardian: Guardian) -> None:
+async def test_a_missing_directory_is_reported_and_not_the_program(guardian: Guardian) -> None:
     with pytest.raises(SpawnError, match=r'"/no/such": no such directory') as failure:
         Process(
             ExecSpec(("sh",), dict(os.environ), "/no/such"),
@@ -129,14 +129,14 @@ async def test_finished_processes_leave_no_descriptor(guardian: Guardian) -> Non
     assert descriptors() == before
 
 
-def stranger() -> int:
+def orphan() -> int:
     return os.posix_spawn("/bin/true", ["true"], {})
 
 
-async def test_process_1_buries_strangers_and_leaves_our_own_to_us() -> None:
-    pids = [stranger() for _ in range(2)]
+async def test_process_1_reaps_orphans_but_not_its_own_children() -> None:
+    pids = [orphan() for _ in range(2)]
     await until(lambda: all(map(is_gone, pids)))
-    reap_strangers(set(pids))
+    reap_orphans(set(pids))
     assert all(map(psutil.pid_exists, pids))
-    reap_strangers(set())
+    reap_orphans(set())
     assert not any(map(psutil.pid_exists, pids))

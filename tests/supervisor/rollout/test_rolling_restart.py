@@ -32,7 +32,7 @@ class Worker:
         self.calls.append("start")
         self.state = State.STARTING
 
-    def start_instead(self, reason: str) -> None:
+    def start_as_replacement(self, reason: str) -> None:
         self.calls.append(f"start for {reason}")
         self.state = State.STARTING
 
@@ -66,9 +66,9 @@ class Stage:
 
     # The rotation.
 
-    def hold(self, child: Child, on_held: Callable[[], None]) -> None:
-        self.rotation_calls.append(f"hold {child.name}")
-        on_held()
+    def drain(self, child: Child, on_drained: Callable[[], None]) -> None:
+        self.rotation_calls.append(f"drain {child.name}")
+        on_drained()
 
     def join(self, child: Child) -> None:
         self.rotation_calls.append(f"join {child.name}")

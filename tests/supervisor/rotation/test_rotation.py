@@ -102,10 +102,10 @@ class Stage:
             cast("Any", None),
             lambda slot, state: self.changes.append((slot, state)),
         )
-        self.held: list[str] = []
+        self.drained: list[str] = []
 
-    def hold(self, name: str = "held") -> None:
-        self.rotation.hold(cast("Any", self.worker), lambda: self.held.append(name))
+    def drain(self, name: str = "drained") -> None:
+        self.rotation.drain(cast("Any", self.worker), lambda: self.drained.append(name))
 
     def send(self, proxy: int, command: str, **more: Any) -> None:
         assert self.rotation.handle_message(
@@ -143,54 +143,54 @@ def handoff() -> Iterator[Stage]:
 
 
 def test_a_worker_is_stopped_when_every_proxy_has_answered(ports: Stage) -> None:
-    ports.hold()
-    (first,), (second,) = (proxy.received("hold") for proxy in ports.proxies)
-    ports.send(0, "held", seq=first["seq"])
-    ports.send(0, "held", seq=first["seq"])
-    assert ports.held == [], "two answers of one proxy count as one"
-    ports.send(1, "held", seq=second["seq"])
-    assert ports.held == ["held"]
+    ports.drain()
+    (first,), (second,) = (proxy.received("drain_worker") for proxy in ports.proxies)
+    ports.send(0, "worker_drained", seq=first["seq"])
+    ports.send(0, "worker_drained", seq=first["seq"])
+    assert ports.drained == [], "two answers of one proxy count as one"
+    ports.send(1, "worker_drained", seq=second["seq"])
+    assert ports.drained == ["drained"]
     ports.loop.pass_time()
-    assert ports.held == ["held"], "once"
+    assert ports.drained == ["drained"], "once"
 
 
 def test_a_proxy_that_dies_while_it_is_asked_has_answered(ports: Stage) -> None:
-    ports.hold()
-    ports.send(1, "held", seq=ports.proxies[1].received("hold")[0]["seq"])
+    ports.drain()
+    ports.send(1, "worker_drained", seq=ports.proxies[1].received("drain_worker")[0]["seq"])
     ports.proxy_dies(0)
-    assert ports.held == ["held"]
+    assert ports.drained == ["drained"]
 
 
 def test_a_proxy_that_is_away_is_not_asked_and_not_waited_for(ports: Stage) -> None:
     ports.proxy_dies(0)
-    ports.hold()
-    assert not ports.proxies[0].received("hold")
-    ports.send(1, "held", seq=ports.proxies[1].received("hold")[0]["seq"])
-    assert ports.held == ["held"]
+    ports.drain()
+    assert not ports.proxies[0].received("drain_worker")
+    ports.send(1, "worker_drained", seq=ports.proxies[1].received("drain_worker")[0]["seq"])
+    assert ports.drained == ["drained"]
 
 
-def test_without_any_proxy_a_hold_is_answered_at_once(ports: Stage) -> None:
+def test_without_any_proxy_a_drain_is_answered_at_once(ports: Stage) -> None:
     ports.proxy_dies(0)
     ports.proxy_dies(1)
-    ports.hold()
+    ports.drain()
     ports.loop.pass_time()
-    assert ports.held == ["held"]
+    assert ports.drained == ["drained"]
 
 
 def test_a_proxy_that_does_not_answer_is_waited_for_and_not_for_ever(ports: Stage) -> None:
-    ports.hold()
-    ports.send(0, "held", seq=ports.proxies[0].received("hold")[0]["seq"])
-    assert ports.held == []
+    ports.drain()
+    ports.send(0, "worker_drained", seq=ports.proxies[0].received("drain_worker")[0]["seq"])
+    assert ports.drained == []
     ports.loop.pass_time()
-    assert ports.held == ["held"]
+    assert ports.drained == ["drained"]
 
 
 def test_an_answer_without_a_valid_number_is_ignored(ports: Stage) -> None:
-    ports.hold()
+    ports.drain()
     for number in (None, "1", 99, [1]):
-        ports.send(0, "held", seq=number)
+        ports.send(0, "worker_drained", seq=number)
         ports.send(0, "unlinked", link=number)
-    assert ports.held == []
+    assert ports.drained == []
     assert not ports.rotation.handle_message(cast("Any", ports.proxies[0]), {"cmd": "unknown"})
 
 

@@ -62,7 +62,7 @@ class Stage:
 
     @property
     def states(self) -> list[str]:
-        return [row["standing"] for row in self.checks.stats()["pools"]["web"]]
+        return [row["health"] for row in self.checks.stats()["pools"]["web"]]
 
     def count(self, result: str, slot: int = 0) -> int:
         series = self.checks.stats()["metrics"]["services"]["web"]
@@ -191,7 +191,7 @@ async def test_one_that_is_about_to_leave_is_out_until_another_joins() -> None:
     async with Stage(service()).running() as stage:
         stage.checks.join("web", 0, can_answer=True)
         await until(lambda: stage.states[0] == "up")
-        stage.checks.hold("web", 0)
+        stage.checks.drain("web", 0)
         assert stage.states[0] == "absent"
         stage.checks.join("web", 0, can_answer=True)
         await until(lambda: stage.states[0] == "up")

@@ -103,15 +103,16 @@ class Witness:
     # -- before and after
 
     def settled(self) -> None:
-        """Wait until every worker is back and no client is left."""
+        """Wait until every worker and proxy is back and no client is left."""
         run = self._run
 
         def at_rest() -> bool:
             page = self.page()
             workers = run.workers(self._service)
+            proxies = run.status()["proxies"]
             return (
-                all(worker["state"] == "up" for worker in workers)
-                and all(worker["standing"] in ("up", None) for worker in workers)
+                all(process["state"] == "up" for process in (*workers, *proxies))
+                and all(worker["health"] in ("up", None) for worker in workers)
                 and not any(worker["active"] for worker in workers)
                 and not page.sum("penstock_connections_active")
                 and not page.sum("penstock_handoffs_in_flight")
@@ -203,9 +204,9 @@ class Witness:
         total = page.sum("penstock_connections_total", service=self._service)
         rejected = page.sum("penstock_rejected_total", service=self._service)
         # A worker may announce one and be stopped before it reads it: that one was counted as
-        # taken, is read back all the same, and is taken once more by another.
-        taken, again = of("taken"), page.sum("penstock_retries_total", service=self._service)
-        assert total <= taken + rejected <= total + again, (taken, again, rejected, total)
+        # accepted, is read back all the same, and is accepted once more by another.
+        accepted, again = of("accepted"), page.sum("penstock_retries_total", service=self._service)
+        assert total <= accepted + rejected <= total + again, (accepted, again, rejected, total)
 
 
 def _name(line: dict[str, Any]) -> bytes:

@@ -52,7 +52,7 @@ class Cluster:
         self._wires: list[Wire] = []
         try:
             self.until(lambda: "Ctrl-C to stop" in self.err)
-            self.until(lambda: all(worker["standing"] == "up" for worker in self.workers()))
+            self.until(lambda: all(worker["health"] == "up" for worker in self.workers()))
         except BaseException:
             self.kill()
             raise

@@ -104,7 +104,7 @@ def settled(run: "Cluster", count: int, but: set[int]) -> None:
 
     def are_there() -> bool:
         workers = run.workers()
-        fresh = {worker["pid"] for worker in workers if worker["standing"] == "up"}
+        fresh = {worker["pid"] for worker in workers if worker["health"] == "up"}
         return len(fresh) == count and not fresh & but
 
     run.until(are_there)

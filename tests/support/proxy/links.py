@@ -1,9 +1,9 @@
-"""A connection over a link on its own: as the proxy does it, but for waiting for others."""
+"""One connection over a link, without waiting for others to be sent with it."""
 
 from penstock_proxy.handoff.link import Link
 
 
-def sent(link: Link, fd: int, now: float) -> bool:
+def send(link: Link, fd: int, now: float) -> bool:
     """Send it and close our copy; False if the link cannot take it now."""
-    link.put(fd)
+    link.enqueue(fd)
     return not link.flush(now)

@@ -1,8 +1,8 @@
-"""How others read the same bytes: h11, and llhttp (Node's parser) through httptools.
+"""How other parsers read the same bytes: h11, and llhttp (Node's parser) through httptools.
 
-A reading is one message of a stream. h11 says itself where the next one begins; llhttp is told
-where we believe it, must not be done one byte earlier and must be done there. What they
-refuse raises `OtherwiseError`.
+A reading is one message of a stream. h11 reports where the next message begins. llhttp gets the
+bytes up to where our reading ends: it must be done there, and not one byte earlier. What they
+refuse raises `ReadingDiffersError`.
 """
 
 from typing import Any, Final, NamedTuple
@@ -19,8 +19,8 @@ MAX_EVENT: Final = 1 << 20
 Fields = list[tuple[bytes, bytes]]
 
 
-class OtherwiseError(Exception):
-    """Somebody else reads this in another way."""
+class ReadingDiffersError(Exception):
+    """Another parser reads this in another way."""
 
 
 class Reading(NamedTuple):
@@ -87,13 +87,13 @@ def _h11(connection: h11.Connection, data: bytes, *, ended: bool = False) -> Rea
             head = connection.next_event()
         body = b""
         if not isinstance(head, h11.Request | h11.Response):
-            raise OtherwiseError(f"h11 says {head!r}")
+            raise ReadingDiffersError(f"h11 says {head!r}")
         while isinstance(event := connection.next_event(), h11.Data):
             body += bytes(event.data)
     except h11.RemoteProtocolError as error:
-        raise OtherwiseError(f"h11: {error}") from error
+        raise ReadingDiffersError(f"h11: {error}") from error
     if not isinstance(event, h11.EndOfMessage):
-        raise OtherwiseError(f"h11 says {event!r}")
+        raise ReadingDiffersError(f"h11 says {event!r}")
     left = len(connection.trailing_data[0])
     return Reading(
         _start(head),
@@ -110,8 +110,8 @@ def _start(head: h11.Request | h11.Response) -> tuple[bytes, bytes, int]:
     return b"%d" % head.status_code, b"", int(head.http_version[2:])
 
 
-class _Heard:
-    """What llhttp calls."""
+class _Llhttp:
+    """The callbacks of llhttp."""
 
     def __init__(self) -> None:
         self.url = b""
@@ -152,38 +152,38 @@ def llhttp_request(data: bytes, end: int) -> Reading:
     if method not in PLAIN_METHODS:
         data = data[:skipped] + b"PUT" + data[skipped + len(method) :]
         grown = 3 - len(method)
-    heard = _Heard()
-    parser = httptools.HttpRequestParser(heard)
-    _llhttp(parser, heard, data[: end + grown], done=1)
+    parsed = _Llhttp()
+    parser = httptools.HttpRequestParser(parsed)
+    _llhttp(parser, parsed, data[: end + grown], done=1)
     version = parser.get_http_version()
     return Reading(
-        (method, heard.url, int(version[2:])), heard.fields, heard.body, heard.trailers, end
+        (method, parsed.url, int(version[2:])), parsed.fields, parsed.body, parsed.trailers, end
     )
 
 
 def llhttp_response(data: bytes, end: int) -> Reading:
-    """The first final response as llhttp reads it, which knows nothing of HEAD."""
-    heard = _Heard()
-    parser = httptools.HttpResponseParser(heard)
+    """The first final response as llhttp reads it, for any method but HEAD."""
+    parsed = _Llhttp()
+    parser = httptools.HttpResponseParser(parsed)
     interim, at = 0, 0
     while data.startswith(b"1", at + 9):
         interim, at = interim + 1, data.index(b"\r\n\r\n", at) + 4
-    _llhttp(parser, heard, data[:end], done=interim + 1)
+    _llhttp(parser, parsed, data[:end], done=interim + 1)
     status = b"%d" % parser.get_status_code()
     version = int(parser.get_http_version()[2:])
-    return Reading((status, b"", version), heard.fields, heard.body, heard.trailers, end)
+    return Reading((status, b"", version), parsed.fields, parsed.body, parsed.trailers, end)
 
 
-def _llhttp(parser: Any, heard: _Heard, data: bytes, *, done: int) -> None:
+def _llhttp(parser: Any, parsed: _Llhttp, data: bytes, *, done: int) -> None:
     try:
         parser.feed_data(data[:-1])
-        if heard.complete >= done:
-            raise OtherwiseError("llhttp: it ends earlier")
+        if parsed.complete >= done:
+            raise ReadingDiffersError("llhttp: it ends earlier")
         parser.feed_data(data[-1:])
     except httptools.HttpParserUpgrade:
-        # It stops behind the head of a request that offers a protocol; so it is complete.
+        # It stops after the head of a request with Upgrade, so the message is complete.
         pass
     except httptools.HttpParserError as error:
-        raise OtherwiseError(f"llhttp: {error!r}") from error
-    if heard.complete != done:
-        raise OtherwiseError("llhttp: it does not end there")
+        raise ReadingDiffersError(f"llhttp: {error!r}") from error
+    if parsed.complete != done:
+        raise ReadingDiffersError("llhttp: it does not end there")

@@ -1,4 +1,4 @@
-"""Chunked bodies that two servers have read in two ways; the same from a client and a worker."""
+"""Chunked bodies that two servers have read in two ways, for requests and for responses."""
 
 from typing import Final
 

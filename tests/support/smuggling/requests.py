@@ -1,4 +1,4 @@
-"""Requests that two servers have read in two ways: what each is answered, and its source."""
+"""Requests that two servers have read in two ways, with the expected status and the source."""
 
 from typing import NamedTuple
 

@@ -1,7 +1,7 @@
-"""ResponseHeads that two clients have read in two ways, and their sources.
+"""Responses that two clients have read in two ways, with their sources.
 
-A worker is an application: it may be broken, or be made by a client to say what the client
-wants. What it says must not become the answer to anybody else's request.
+A worker may be broken, or a client may make it send what the client wants. Its bytes must not
+become the response to another client's request.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""A file of configuration with one service in it, and what is wrong with it."""
+"""Configuration files with one service, and the problems in them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def service(path: Path, **overrides: Any) -> Service:
     return only
 
 
-def complaints(path: Path | None, **overrides: Any) -> list[str]:
+def problems_of(path: Path | None, **overrides: Any) -> list[str]:
     """Every problem, without the file's name."""
     with pytest.raises(ConfigError) as failure:
         load(path, overrides)

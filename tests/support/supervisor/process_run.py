@@ -1,4 +1,4 @@
-"""A process of a test's own, its ends as they were reported, and what is left of it."""
+"""A real process of a test, the exits that were reported, and whether it is gone."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Run:
-    """A process and the ends that were reported of it."""
+    """A process, and the exits that were reported."""
 
     def __init__(
         self,
@@ -30,9 +30,9 @@ class Run:
         listen: tuple[int, ...] = (),
     ) -> None:
         self.exits: list[Exit] = []
-        # Whoever was given sockets himself must not hand his number on.
+        # A supervisor that got sockets itself must not pass these variables on.
         environment = {**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "7"}
-        program = ExecSpec(argv, environment, inherited=inherited, listen=listen, names="web")
+        program = ExecSpec(argv, environment, inherited=inherited, listen=listen, fd_name="web")
         loop = asyncio.get_running_loop()
         self.process = Process(program, loop, guardian_, self.exits.append)
         assert self.process.stdout is not None
@@ -64,7 +64,7 @@ def shell(script: str) -> tuple[str, str, str]:
 
 
 def is_gone(pid: int) -> bool:
-    """Dead; whose job it is to bury it is another question."""
+    """Dead, or a zombie."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""A proxy that serves nobody: it takes orders, writes them down and does as `PLAY` says."""
+"""A fake proxy without clients: it logs the supervisor's messages, and behaves as `PLAY` says."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ class Proxy:
 
     def join(self, message: Message) -> None:
         if self.play == "hang up once":
-            # Whoever comes next is told that the worker has joined, and gets no such order.
+            # The next process gets this in its configuration, and not as a message.
             self.channel.close()
             return
         self.channel.send(
@@ -60,9 +60,9 @@ class Proxy:
     def leave(self, message: Message) -> None:
         pass
 
-    def hold(self, message: Message) -> None:
+    def drain_worker(self, message: Message) -> None:
         if self.play != "deaf":
-            self.channel.send({"cmd": "held", "seq": message["seq"]})
+            self.channel.send({"cmd": "worker_drained", "seq": message["seq"]})
 
     def link(self, message: Message) -> None:
         pass

@@ -80,10 +80,10 @@ def test_it_writes_the_access_log_itself(
     found = json.loads(line)
     assert (found["service"], found["worker"], found["client"]) == ("web", "web/1", "127.0.0.1")
     assert (found["method"], found["target"]) == ("GET", "/x?a=%20b")
-    assert (found["request_id"], found["ended"]) == ("7", "ok")
+    assert (found["request_id"], found["termination"]) == ("7", "ok")
     assert found["duration"]["connect"] is None
     assert found["duration"]["total"] >= 0
-    assert found["bytes"] > 0
+    assert found["bytes_sent"] > 0
 
     log.rename(tmp_path / "access.log.1")
     served.tell({"cmd": contract.REOPEN})

@@ -94,13 +94,13 @@ def test_a_json_line_says_everything() -> None:
         "target": "/",
         "version": "HTTP/1.1",
         "status": 200,
-        "bytes": 120,
-        "received": 34,
+        "bytes_sent": 120,
+        "bytes_received": 34,
         "worker": "web/0",
         "duration": {"connect": 0.0004, "first_byte": 0.002, "total": 0.0025},
         "retries": 1,
         "request_id": "7f",
-        "ended": "ok",
+        "termination": "ok",
     }
 
 
@@ -163,7 +163,7 @@ def test_a_field_is_found_by_its_whole_name(head: bytes, agent: str) -> None:
 def test_the_fields_of_a_relayed_connection_are_told_in_json() -> None:
     line = as_json(entry(method="", target="", version="", status=0, ended="client_gone"))
     assert (line["method"], line["target"], line["status"]) == ("", "", 0)
-    assert line["ended"] == "client_gone"
+    assert line["termination"] == "client_gone"
 
 
 def test_bytes_and_text_are_the_same_to_a_line() -> None:

@@ -11,6 +11,8 @@ the worker has not taken: exactly one of the two gets each message.
 
 No call here waits. No HTTP, no pool, no idea of what a connection is for; when a worker takes
 one is `receiver`.
+
+See docs/decisions/0008-seqpacket-for-handoff.md.
 """
 
 import array

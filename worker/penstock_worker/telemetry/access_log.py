@@ -35,7 +35,7 @@ Entry = tuple[
     float,  # seconds to the end
     int,  # retries
     str,  # request id
-    str,  # how it ended: "ok" or Fault.kind
+    str,  # termination: "ok" or Fault.kind
     bytes,  # header block, for the combined format; else empty
     str,  # the fields of TLS, see `tls_fields`; empty: a connection without TLS
 ]
@@ -61,7 +61,7 @@ _MONTHS: Final = (
 _ESCAPES: Final = {
     code: f"\\x{code:02X}" for code in (*range(0x20), 0x22, 0x5C, *range(0x7F, 0x100))
 }
-"""As nginx writes them, so that the quotes around a field are the only ones."""
+"""As nginx writes them: the only quotes in a line are those around its fields."""
 
 
 class AccessLog:
@@ -146,7 +146,7 @@ class _Json:
     def line(self, entry: Entry) -> str:
         (
             time_s, client, method, target, version, status, sent, received, worker,
-            connect_s, first_byte_s, total_s, retries, request_id, ended, _, tls,
+            connect_s, first_byte_s, total_s, retries, request_id, termination, _, tls,
         ) = entry  # fmt: skip
         second, milli = divmod(round(time_s * 1000), 1000)
         if second != self._second:
@@ -158,17 +158,17 @@ class _Json:
                 f"T{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02}"
             )
         limit = self._max_field
-        # version, worker and ended do not come from a client, so they are not checked.
+        # version, worker and termination do not come from a client, so they are not checked.
         return (
             f'{{"time":"{self._time}.{milli:03}Z"'
             f',"service":{self._service},"client":{_json(client, limit)}'
             f',"method":{_json(method, limit)}'
             f',"target":{_json(target, limit)},"version":{quoted(version)},"status":{status}'
-            f',"bytes":{sent},"received":{received}'
+            f',"bytes_sent":{sent},"bytes_received":{received}'
             f',"worker":{quoted(worker) if worker else "null"}'
             f',"duration":{{"connect":{_seconds(connect_s)},"first_byte":{_seconds(first_byte_s)}'
             f',"total":{total_s:.6f}}},"retries":{retries}'
-            f',"request_id":{_json(request_id, limit)},"ended":{quoted(ended)}{tls}}}\n'
+            f',"request_id":{_json(request_id, limit)},"termination":{quoted(termination)}{tls}}}\n'
         )
 
 

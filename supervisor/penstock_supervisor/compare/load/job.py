@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from penstock_proxy.config import Part
+from penstock_proxy.config import FrozenModel
 from penstock_supervisor.compare.report import histogram
 from penstock_supervisor.compare.report.result import LoadKind
 
@@ -14,7 +14,7 @@ READY: Final = b"ready\n"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Job(Part):
+class Job(FrozenModel):
     address: str
     """ "host:port", "[v6]:port" or "unix:/path"."""
     path: str = "/"
@@ -26,7 +26,7 @@ class Job(Part):
     host: str = "localhost"
 
 
-class Report(Part):
+class Report(FrozenModel):
     requests: int
     """Answered with success: 2xx and 3xx."""
     errors: dict[str, int]

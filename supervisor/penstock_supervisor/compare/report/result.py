@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from penstock_proxy.config import Part
+from penstock_proxy.config import FrozenModel
 
 FORMAT: Final = 1
 LOADS: Final = ("keepalive", "connect", "rate")
@@ -22,7 +22,7 @@ LoadKind = Literal["keepalive", "connect", "rate"]
 FaultKind = Literal["kill", "roll", "block"]
 
 
-class Spread(Part):
+class Spread(FrozenModel):
     """The values of one figure in all rounds."""
 
     values: tuple[float, ...]
@@ -40,7 +40,7 @@ class Spread(Part):
         return max(self.values)
 
 
-class LoadResult(Part):
+class LoadResult(FrozenModel):
     """One kind of load on one subject, a value a round."""
 
     requests: int
@@ -62,7 +62,7 @@ class LoadResult(Part):
     """Requests asked for in a second, of a constant-rate load."""
 
 
-class HeldResult(Part):
+class HeldResult(FrozenModel):
     """What idle connections cost that are held open."""
 
     connections: int
@@ -76,7 +76,7 @@ class HeldResult(Part):
     """Open connections, and the descriptors of each role at that moment."""
 
 
-class FaultResult(Part):
+class FaultResult(FrozenModel):
     """The effect of a fault on clients."""
 
     requests: int
@@ -86,7 +86,7 @@ class FaultResult(Part):
     worst_s: float
 
 
-class Subject(Part):
+class Subject(FrozenModel):
     """One column of the table: a scheme, or an address that somebody else serves."""
 
     name: str
@@ -108,7 +108,7 @@ class Subject(Part):
     """What could not be measured, and why."""
 
 
-class Comparison(Part):
+class Comparison(FrozenModel):
     """One run of `penstock compare`."""
 
     format: int = FORMAT

@@ -1,4 +1,4 @@
-"""A receiver that writes down what it is told, to be put on a transport of ours."""
+"""A receiver that records what its transport calls."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Notes:
-    """Keeps the data, and in `said` everything else in its order."""
+class Recorder:
+    """Keeps the data, and in `calls` every other call in its order."""
 
     transport: Any
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.calls: list[str] = []
         self.data = b""
         self.stays_open = False
         self.on_data: Callable[[bytes], object] = lambda _: None
@@ -22,22 +22,22 @@ class Notes:
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
-        self.said.append("made")
+        self.calls.append("made")
 
     def data_received(self, data: bytes) -> None:
         self.data += data
         self.on_data(data)
 
     def eof_received(self) -> bool:
-        self.said.append("end")
+        self.calls.append("end")
         return self.stays_open
 
     def pause_writing(self) -> None:
-        self.said.append("pause")
+        self.calls.append("pause")
 
     def resume_writing(self) -> None:
-        self.said.append("resume")
+        self.calls.append("resume")
 
     def connection_lost(self, error: Exception | None) -> None:
         self.error = error
-        self.said.append("lost")
+        self.calls.append("lost")
