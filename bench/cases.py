@@ -1,7 +1,7 @@
-"""The steps that `micro` measures: a name, and a context manager that yields the step.
+"""The steps that `micro` measures: each is a name, and a context manager that yields the step.
 
-A new case is a function here and a row in CASES. A step repeats for ever at the same cost:
-whatever it changes has to be as it was when it returns.
+A new case is a function here and a row in CASES. A step is called again and again and must
+always cost the same, so it has to restore whatever it changes before it returns.
 """
 
 import asyncio
@@ -51,13 +51,13 @@ RESPONSE: Final = (
 CHUNKS: Final = b"400\r\n" + b"x" * 1024 + b"\r\n0\r\n\r\n"
 
 
-class Nowhere(Transport):
-    """A transport that goes nowhere: as much of one as the proxy uses."""
+class DiscardingTransport(Transport):
+    """Discards what is written. It has as much of a transport as the proxy uses."""
 
-    written: object = b""
+    last_write: object = b""
 
     def write(self, data: bytes) -> None:
-        self.written = data
+        self.last_write = data
 
     def is_closing(self) -> bool:
         return False
@@ -72,13 +72,14 @@ class Nowhere(Transport):
 
 
 class MemoryConnections(ConnectionPool):
-    """Connections to workers that are made at once, and go through memory."""
+    """Connects to workers at once, and without sockets."""
 
-    link: WorkerConnection
+    last_connection: WorkerConnection
 
     def connect(self, member: Member, receiver: ResponseReceiver, proxy_header: bytes) -> None:
-        self.link = WorkerConnection(member, receiver, self._responses, _ignore, _ignore)
-        self.link.connection_made(Nowhere())
+        connection = WorkerConnection(member, receiver, self._responses, _ignore, _ignore)
+        connection.connection_made(DiscardingTransport())
+        self.last_connection = connection
 
 
 def _targets(count: int) -> tuple[Target, ...]:
@@ -89,7 +90,7 @@ def _targets(count: int) -> tuple[Target, ...]:
 
 
 def _ignore(*_anything: Any) -> None:
-    """Nobody is told of changes here."""
+    """A callback that does nothing."""
 
 
 @contextmanager
@@ -104,12 +105,12 @@ def request_fields() -> Iterator[Step]:
 
 
 @contextmanager
-def request_forwarded(*, remembered: bool) -> Iterator[Step]:
+def request_forwarded(*, cached: bool) -> Iterator[Step]:
     line = parser.parse_request_line(REQUEST)
     block = REQUEST[line.end :]
     rewriter = HeaderRewriter((), 100)
-    # An HTTP/1.0 request is never remembered, and costs the same otherwise.
-    line = line if remembered else line._replace(minor=0)
+    # The head of an HTTP/1.0 request is never cached, and costs the same otherwise.
+    line = line if cached else line._replace(minor=0)
     yield lambda: rewriter.prepare(line, block, trusted=False)
 
 
@@ -133,14 +134,14 @@ def pick(balance: Balance, workers: int) -> Iterator[Step]:
 
 @contextmanager
 def exchange() -> Iterator[Step]:
-    """A request in, to a worker; a response back, to the client; counted."""
+    """A whole exchange: request from the client to a worker, response back, and counted."""
     loop = asyncio.new_event_loop()
     config = ServiceConfig(
         name="web",
         listeners=(),
         targets=_targets(2),
         access_log="off",
-        # The one client here asks for ever.
+        # The client's connection is kept for ever.
         limits=Limits(requests=0),
     )
     service = Service(
@@ -148,14 +149,15 @@ def exchange() -> Iterator[Step]:
     )
     connections = service.connections = MemoryConnections(service, ResponseHeads())
     client = ClientConnection(service, ("192.0.2.1", 5000))
-    client.connection_made(Nowhere())
+    client.connection_made(DiscardingTransport())
     member = service.pool.members[0]
     workers = {}
     for _ in service.pool.members:
-        # Once over a new connection, so that every later turn finds an idle connection.
+        # Once over a new connection to each, so that every later exchange finds an idle one.
         client.data_received(REQUEST)
-        workers[connections.link.member] = connections.link
-        connections.link.data_received(RESPONSE)
+        connection = connections.last_connection
+        workers[connection.member] = connection
+        connection.data_received(RESPONSE)
 
     def step() -> None:
         client.data_received(REQUEST)
@@ -171,8 +173,8 @@ def exchange() -> Iterator[Step]:
 CASES: Final[dict[str, Callable[[], AbstractContextManager[Step]]]] = {
     "head: request line": request_line,
     "head: 7 fields": request_fields,
-    "head: forwarded, never seen before": lambda: request_forwarded(remembered=False),
-    "head: forwarded, same fields as before": lambda: request_forwarded(remembered=True),
+    "head: forwarded, never seen before": lambda: request_forwarded(cached=False),
+    "head: forwarded, same fields as before": lambda: request_forwarded(cached=True),
     "body: chunked, 1 KiB": chunked,
     "pick: round_robin, 4 workers": lambda: pick("round_robin", 4),
     "pick: round_robin, 64 workers": lambda: pick("round_robin", 64),

@@ -1,9 +1,9 @@
-"""What the hot path costs, in nanoseconds: `make bench`.
+"""Measures steps of the data path in nanoseconds: `make bench`.
 
-Each case is one step of a request with nothing around it: no socket, no event loop, no
-client that has to keep up. So a commit that makes a step slower is seen although the noise
-of a whole benchmark would hide it. The median of many short rounds is printed, since noise
-only ever adds; no test looks at these numbers, a person does:
+Each case is one step of a request, without sockets, event loop or a client that has to keep up.
+So a commit that makes a step slower is seen, although the noise of a whole benchmark would hide
+it. The median of many short rounds is printed, because noise only makes rounds slower. No test
+checks these numbers; compare them yourself:
 
     make bench ARGS="--save before.json"
     make bench ARGS="--baseline before.json"
@@ -22,7 +22,8 @@ from cases import CASES
 
 ROUNDS: Final = 21
 ROUND_NS: Final = 10_000_000
-"""Long enough for the clock not to matter, short enough to fit between two interruptions."""
+"""Long enough that reading the clock does not matter, short enough that most rounds run
+without an interruption."""
 
 
 def measure(step: Callable[[], object]) -> float:
@@ -32,24 +33,25 @@ def measure(step: Callable[[], object]) -> float:
 
 
 def _calls(step: Callable[[], object]) -> int:
-    """How many calls make a round; trying it out also warms the step up."""
+    """How many calls make a round. Finding it out also warms up the step."""
     count = 1
-    while (spent := _timed(step, count)) < ROUND_NS // 2:
+    while (elapsed := _timed(step, count)) < ROUND_NS // 2:
         count *= 2
-    return max(1, count * ROUND_NS // spent)
+    return max(1, count * ROUND_NS // elapsed)
 
 
 def _timed(step: Callable[[], object], count: int) -> int:
-    turns = range(count)
+    """Nanoseconds of so many calls."""
+    calls = range(count)
     start = perf_counter_ns()
-    for _ in turns:
+    for _ in calls:
         step()
     return perf_counter_ns() - start
 
 
-def _line(name: str, found: float, before: Mapping[str, float]) -> str:
-    change = f"{found / before[name] - 1:+9.1%}" if name in before else ""
-    return f"{name:<44}{found:>10.0f} ns{change}"
+def _line(name: str, nanoseconds: float, baseline: Mapping[str, float]) -> str:
+    change = f"{nanoseconds / baseline[name] - 1:+9.1%}" if name in baseline else ""
+    return f"{name:<44}{nanoseconds:>10.0f} ns{change}"
 
 
 def main() -> int:
@@ -58,15 +60,15 @@ def main() -> int:
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with a saved FILE")
     parser.add_argument("only", nargs="?", default="", help="cases whose names contain this")
     options = parser.parse_args()
-    before = json.loads(options.baseline.read_text()) if options.baseline else {}
-    found: dict[str, float] = {}
+    baseline = json.loads(options.baseline.read_text()) if options.baseline else {}
+    results: dict[str, float] = {}
     for name, case in CASES.items():
         if options.only in name:
             with case() as step:
-                found[name] = measure(step)
-            print(_line(name, found[name], before), flush=True)
+                results[name] = measure(step)
+            print(_line(name, results[name], baseline), flush=True)
     if options.save:
-        options.save.write_text(json.dumps(found, indent=2) + "\n")
+        options.save.write_text(json.dumps(results, indent=2) + "\n")
     return 0
 
 

@@ -71,7 +71,7 @@ class ChildEvents(ChildObserver):
         if child.plan.role == "proxy":
             self._proxies.spawned(child)
         else:
-            self._rotation.spawned(child)
+            self._rotation.worker_spawned(child)
 
     def exited(self, child: Child) -> None:
         self._stats_poll.carry_over(child)
@@ -80,7 +80,7 @@ class ChildEvents(ChildObserver):
             return
         # First, so that it is not picked again for connections that it had not received.
         self.left(child)
-        self._rotation.gone(child)
+        self._rotation.worker_exited(child)
 
     def joined(self, child: Child) -> None:
         if child.plan.role == "proxy":
@@ -111,7 +111,7 @@ class ChildEvents(ChildObserver):
         elif command == contract.PONG:
             self._worker_checks.answered(*slot_of(child), message)
         elif child.plan.role == "proxy":
-            if not (isinstance(command, str) and self._rotation.heard(child, message)):
+            if not (isinstance(command, str) and self._rotation.handle_message(child, message)):
                 _log.warning("%s says %.80r, which is not understood", child.name, message)
         elif isinstance(command, str) and command.startswith("NODE_"):
             _log.warning("%s says %.80r, which is not understood", child.name, command)

@@ -161,7 +161,7 @@ class Supervisor:
     def reopen_logs(self) -> None:
         """Have proxies and workers open their access logs again, after a rotation of the files."""
         self._resources.hand_over_logs()
-        self._proxies.tell({"cmd": REOPEN})
+        self._proxies.send_to_all({"cmd": REOPEN})
         for child in self._slots.workers():
             if contract.ACCESS_LOG in child.plan.environment:
                 child.send({"cmd": contract.REOPEN})
@@ -194,7 +194,7 @@ class Supervisor:
         )
         guardian = stack.enter_context(closing(Guardian(loop, self._resources.privileges)))
         output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
-        lag = stack.enter_context(closing(LoopLag()))
+        loop_lag = stack.enter_context(closing(LoopLag()))
         self._worker_checks = WorkerChecks(
             [one for one in self.config.services if not one.has_proxy],
             self._send_to_worker,
@@ -219,7 +219,7 @@ class Supervisor:
             self._slots,
             self._worker_checks,
             self._stats_poll,
-            lag,
+            loop_lag,
             self._proxies.certificate_reload,
         )
         self._reuseport = ReuseportSockets(self._resources.listeners, self._slots)
@@ -257,6 +257,8 @@ class Supervisor:
             for slot in range(service.workers if service.has_program else 0):
                 plan = self._resources.worker_plan(service, slot)
                 self._slots.add(self._make_child(plan))
+                if not service.has_proxy:
+                    self._worker_checks.add(service.name, slot)
 
     async def _serve(self) -> None:
         with self._stop_children_on_error():
@@ -320,7 +322,7 @@ class Supervisor:
     def _is_ready(self) -> bool:
         if not self._started or self._is_over() or not self._proxies.can_accept:
             return False
-        return self._rotation.serving() >= {service.name for service in self.config.services}
+        return self._rotation.services_up() >= {service.name for service in self.config.services}
 
     def _make_successor(self, child: Child) -> tuple[Child, bool]:
         service = self._resources.services[child.plan.service]

@@ -1,9 +1,9 @@
-"""The command line: one file per family of verbs, and here what they have in common.
+"""The command line: one file for each group of commands, and here what they have in common.
 
-Every failure that a person can mend is one line on stderr that starts with `penstock:`,
-and its exit status says who has to act: 1, something could not be done; 2, the command
-line or the configuration is wrong. A traceback is always our own mistake. What a verb
-does is never decided here: it reads options, calls one function and prints.
+Every failure that the user can correct is one line on stderr that starts with `penstock:`. The
+exit status says what is wrong: 1, something could not be done; 2, the command line or the
+configuration is wrong. A traceback is always a bug of ours. A command only reads options, calls
+one function and prints; it makes no decisions of its own.
 """
 
 import sys
@@ -27,8 +27,8 @@ INTERRUPTED: Final = 130
 """128 + SIGINT, what a shell reports of a program that did not catch it."""
 
 
-def _built() -> str:
-    """What the data path runs as: its sources, or the C that `make wheel` makes of them."""
+def _build_kind() -> str:
+    """Is the data path pure Python, or the C extensions that `make wheel` compiles?"""
     spec = find_spec("penstock_proxy.net.socket_transport")
     origin = (spec and spec.origin) or ""
     return "pure Python" if origin.endswith(".py") else "compiled"
@@ -38,7 +38,7 @@ def _built() -> str:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 3 not running.",
 )
-@click.version_option(package_name="penstock", message=f"%(prog)s %(version)s ({_built()})")
+@click.version_option(package_name="penstock", message=f"%(prog)s %(version)s ({_build_kind()})")
 def penstock() -> None:
     """Run N copies of a program behind one port, and keep them alive.
 
@@ -65,20 +65,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = penstock.main(arguments, prog_name="penstock", standalone_mode=False)
     except ConfigError as error:
-        return _complain(USAGE, *error.problems)
+        return _fail(USAGE, *error.problems)
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(f"{error.ctx.get_help()}\n")
         return USAGE
     except click.UsageError as error:
-        return _complain(USAGE, f"{error.format_message()} (try --help)")
+        return _fail(USAGE, f"{error.format_message()} (try --help)")
     except click.ClickException as error:
-        return _complain(error.exit_code, error.format_message())
+        return _fail(error.exit_code, error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     return result if isinstance(result, int) else 0
 
 
-def _complain(status: int, *lines: str) -> int:
+def _fail(status: int, *lines: str) -> int:
     for line in lines:
         sys.stderr.write(f"penstock: {line}\n")
     return status

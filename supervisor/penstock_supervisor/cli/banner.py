@@ -1,7 +1,7 @@
-"""What `penstock run` prints when everything is up: what listens where, and what to open.
+"""What `penstock run` prints when everything is up: what listens where, and the admin pages.
 
-On stderr, as everything that is not output of the service itself. Colours only where a
-terminal reads along, which rich finds out; in a file it is plain lines.
+It goes to stderr, as everything that is not output of the programs. Rich uses colours if stderr
+is a terminal, and plain lines otherwise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from penstock_supervisor.cli.describe import doing
+from penstock_supervisor.cli.describe import describe_service
 from penstock_supervisor.config.loader import Config
 
 PAGES = ("/metrics", "/status", "/healthz", "/readyz")
@@ -22,9 +22,9 @@ def show(
     admin: str,
     console: Console | None = None,
 ) -> None:
-    """Print it. `listening` and `workers` are addresses by service, as they really are.
+    """Print it. `listening` and `workers` are the actual addresses, by service.
 
-    The configuration may have said port 0, or nothing about the workers' ports at all.
+    The configuration may have port 0, or no ports of workers at all.
     """
     console = console or Console(stderr=True, highlight=False)
     for service in config.services:
@@ -32,7 +32,7 @@ def show(
         if service.mode == "http" and not address.startswith("unix:"):
             address = f"{'https' if service.tls.files else 'http'}://{address}"
         line = Text.assemble((service.name, "bold"), " on ", (address, "bold cyan"))
-        console.print(line.append(f", {doing(service, config.proxies)}"), soft_wrap=True)
+        console.print(line.append(f", {describe_service(service, config.proxies)}"), soft_wrap=True)
         for slot, worker in enumerate(workers.get(service.name, ())):
             console.print(Text(f"  {service.name}/{slot} on {worker}", "dim"), soft_wrap=True)
     if admin.startswith("unix:"):

@@ -1,6 +1,6 @@
-"""`penstock check FILE…`: what a file says, or everything that is wrong with it.
+"""`penstock check FILE…`: what a configuration file means, or all errors in it.
 
-Lines without a prefix, `FILE: key: text`, so that an editor can jump to them.
+Lines are `FILE: key: text`, without a prefix, so that an editor can jump to them.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from penstock_supervisor.cli.describe import described
+from penstock_supervisor.cli.describe import describe_config
 from penstock_supervisor.config import warnings
 from penstock_supervisor.config.diagnostics import key_path
 from penstock_supervisor.config.loader import Config, ConfigError, load
@@ -33,14 +33,14 @@ def check(files: tuple[Path, ...]) -> int:
             click.echo("\n".join(error.problems), err=True)
             status = 2
         else:
-            for line in (*warnings.check(config, os.geteuid()), *_doubts(config)):
+            for line in (*warnings.check(config, os.geteuid()), *_certificate_warnings(config)):
                 click.echo(f"{file}: warning: {line}", err=True)
-            click.echo(f"{file}: ok: {described(config)}")
+            click.echo(f"{file}: ok: {describe_config(config)}")
     return status
 
 
-def _doubts(config: Config) -> Iterator[str]:
-    """What clients will mind in certificates that can be used."""
+def _certificate_warnings(config: Config) -> Iterator[str]:
+    """What clients will object to in certificates that can be loaded."""
     if any(service.tls.files for service in config.services):
         from penstock_supervisor.config import certificates
 

@@ -1,8 +1,8 @@
 """`penstock compare`: every scheme with one program, under one load, in one table.
 
-Reads what is wanted as `run` does, judges everything that could fail at the end before
-anything is measured (where results go, what the page needs), and shows the result. What is
-measured is `compare.plan`'s business, how it is shown `compare.table`'s and `compare.page`'s.
+Reads options as `run` does, checks before measuring everything that could fail afterwards (the
+files for results, the library for the page), and shows the result. `compare.plan` decides what
+is measured; `compare.report.table` and `compare.charts.page` how it is shown.
 """
 
 import asyncio
@@ -24,24 +24,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from penstock_proxy.net.address import parse_address
 from penstock_supervisor import logging_setup
-from penstock_supervisor.cli.options import Dashed, overrides
+from penstock_supervisor.cli.options import CommandWithProgram, overrides
 from penstock_supervisor.config.loader import Config, ConfigError, Service, load
 
 if TYPE_CHECKING:
     from penstock_supervisor.compare.report.result import Comparison
-    from penstock_supervisor.compare.run import Order
+    from penstock_supervisor.compare.run import ComparisonSpec
 
 _INTERRUPTED: Final = 130
-_WORDS: Final = "penstock.words"
+_ARGUMENTS: Final = "penstock.arguments"
+"""In a context: the arguments of the command line."""
 _PLOTLY: Final = 'compare --html needs plotly: pip install "penstock[report]"'
 _FILE: Final = click.Path(path_type=Path)
 
 
-class _Compare(Dashed):
-    """Keeps the command line for the result, which says what it was made with."""
+class _Compare(CommandWithProgram):
+    """Keeps the command line, because the result contains it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[_WORDS] = tuple(args)
+        ctx.meta[_ARGUMENTS] = tuple(args)
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -102,32 +103,32 @@ def compare(ctx: click.Context, /, **options: Any) -> int:
 
     Ctrl-C ends early, and shows what was measured so far. Exit status 130 then.
     """
-    html, earlier = options["html_file"], options["baseline"]
-    config = load(options["file"], dict(overrides("compare", _given(options), ctx)))
-    service = _service(config)
-    _judge(options["path"], service)
+    html, baseline_file = options["html_file"], options["baseline"]
+    config = load(options["file"], dict(overrides("compare", _config_options(options), ctx)))
+    service = _only_service(config)
+    _check_path(options["path"], service)
     for option, path in (("--json", options["json_file"]), ("--html", html)):
-        _writable(option, path)
+        _check_writable(option, path)
     if html is not None and importlib.util.find_spec("plotly") is None:
         raise click.ClickException(_PLOTLY)
-    baseline = None if earlier is None else _baseline(earlier)
+    baseline = None if baseline_file is None else _load_baseline(baseline_file)
     logging_setup.set_up(options["verbose"] - options["quiet"] - 1)
-    with _room(service) as directory:
-        command = join(("penstock", "compare", *ctx.meta[_WORDS]))
-        order = _order(service, config.proxies, options, directory, command)
-        comparison = _measured(order, quiet=options["quiet"] > options["verbose"])
+    with _socket_directory(service) as directory:
+        command = join(("penstock", "compare", *ctx.meta[_ARGUMENTS]))
+        spec = _spec(service, config.proxies, options, directory, command)
+        comparison = _measure(spec, quiet=options["quiet"] > options["verbose"])
     _show(comparison, baseline, options["json_file"], html)
     return _INTERRUPTED if comparison.interrupted else 0
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """What is a key of the configuration here; `--to` names subjects, and not upstreams."""
+def _config_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are keys of the configuration. `--to` names subjects, not upstreams."""
     keys = ("app", "workers", "proxies")
     return {**{key: options[key] for key in keys}, "upstreams": ()}
 
 
-def _service(config: Config) -> Service:
-    """The one that is measured. ConfigError."""
+def _only_service(config: Config) -> Service:
+    """The service that is measured. ConfigError."""
     if len(config.services) != 1:
         names = ", ".join(service.name for service in config.services)
         raise ConfigError((f"compare measures a file with one service, and this one has {names}",))
@@ -138,8 +139,11 @@ def _service(config: Config) -> Service:
 
 
 @contextmanager
-def _room(service: Service) -> Iterator[str]:
-    """A directory for unix sockets, if there are any: who is killed cannot take it away."""
+def _socket_directory(service: Service) -> Iterator[str]:
+    """A temporary directory for the subjects' unix sockets; "" if they listen on TCP.
+
+    It is made here, because a subject that is killed could not remove it.
+    """
     if not parse_address(service.listen).path:
         yield ""
         return
@@ -147,8 +151,8 @@ def _room(service: Service) -> Iterator[str]:
         yield directory
 
 
-def _judge(path: str, service: Service) -> None:
-    """The path of a request, by the rule of any path in a configuration. ConfigError."""
+def _check_path(path: str, service: Service) -> None:
+    """Check the path of requests by the rule for paths in a configuration. ConfigError."""
     health = type(service.health)
     try:
         health.model_validate({"path": path})
@@ -158,8 +162,8 @@ def _judge(path: str, service: Service) -> None:
 
 
 def _addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """Where others serve. ConfigError."""
-    found: dict[str, None] = {}
+    """The addresses of `--to`. ConfigError."""
+    addresses: dict[str, None] = {}
     for text in (part.strip() for each in texts for part in each.split(",")):
         try:
             address = parse_address(text)
@@ -167,12 +171,12 @@ def _addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
             raise ConfigError((f'--to: {error}, not "{text}"',)) from None
         if not address.path and not address.port:
             raise ConfigError((f'--to: expected a port to connect to, not "{text}"',))
-        found[str(address)] = None
-    return tuple(found)
+        addresses[str(address)] = None
+    return tuple(addresses)
 
 
-def _writable(option: str, path: Path | None) -> None:
-    """Better missed now than after minutes of measuring. ConfigError."""
+def _check_writable(option: str, path: Path | None) -> None:
+    """Check it now, and not after minutes of measuring. ConfigError."""
     if path is None:
         return
     if path.is_dir() or not path.parent.is_dir():
@@ -181,7 +185,7 @@ def _writable(option: str, path: Path | None) -> None:
         raise ConfigError((f"{option}: {path}: permission denied",))
 
 
-def _baseline(path: Path) -> Any:
+def _load_baseline(path: Path) -> Any:
     from penstock_supervisor.compare.report import baseline
 
     try:
@@ -190,16 +194,16 @@ def _baseline(path: Path) -> Any:
         raise ConfigError((f"--baseline: {error}",)) from None
 
 
-def _order(
+def _spec(
     service: Service, proxies: int, options: dict[str, Any], directory: str, command: str
-) -> "Order":
-    # Late: `penstock --help` and a refused command line need none of it.
+) -> "ComparisonSpec":
+    # Imported late: `penstock --help`, and a command line with errors, need none of it.
     from penstock_supervisor.compare import plan, variants
-    from penstock_supervisor.compare.run import Order
+    from penstock_supervisor.compare.run import ComparisonSpec
 
     others = _addresses(options["others"])
     try:
-        names = variants.named(options["schemes"]) if options["schemes"] else variants.NAMES
+        names = variants.parse_names(options["schemes"]) if options["schemes"] else variants.NAMES
     except ValueError as error:
         raise ConfigError((f"--schemes: {error}",)) from None
     choice = variants.choose(service, names, directory, proxies)
@@ -208,11 +212,11 @@ def _order(
     wrk = (shutil.which("wrk") or "") if options["generator"] == "wrk" else ""
     if options["generator"] == "wrk" and not wrk:
         raise click.ClickException("compare --load wrk needs wrk, and there is no such program")
-    return Order(
+    return ComparisonSpec(
         variants=choice.variants,
         others=others,
         measures=plan.measures(
-            quick=options["quick"], rounds=options["rounds"], descriptors=_descriptors()
+            quick=options["quick"], rounds=options["rounds"], max_fds=_max_fds()
         ),
         path=options["path"],
         wrk=wrk,
@@ -224,14 +228,14 @@ def _order(
     )
 
 
-def _descriptors() -> int:
-    """As many as a process may have here, and so those that are started: as with `run`."""
+def _max_fds() -> int:
+    """The limit of this process, and so of those that it starts, as with `run`."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
-class _Bar:
-    """Tells a person what runs, and about how long it still takes."""
+class _ProgressBar:
+    """Shows what is measured now, and about how long the rest takes."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -240,24 +244,24 @@ class _Bar:
     def begin(self, seconds: float) -> None:
         self._progress.update(self._task, total=seconds)
 
-    def now(self, text: str) -> None:
+    def describe(self, text: str) -> None:
         self._progress.update(self._task, description=text)
 
-    def done(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self._progress.advance(self._task, seconds)
 
 
-def _measured(order: "Order", *, quiet: bool) -> "Comparison":
+def _measure(spec: "ComparisonSpec", *, quiet: bool) -> "Comparison":
     from penstock_supervisor.compare.run import CompareError
-    from penstock_supervisor.compare.run import compare as measure
+    from penstock_supervisor.compare.run import compare as run_comparison
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
-    for note in order.notes:
+    for note in spec.notes:
         console.print(note, markup=False, soft_wrap=True)
     columns = (BarColumn(), TextColumn("{task.description}", markup=False), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console, transient=True) as progress:
-            return asyncio.run(measure(order, _Bar(progress)))
+            return asyncio.run(run_comparison(spec, _ProgressBar(progress)))
     except CompareError as error:
         raise click.ClickException(str(error)) from None
 
@@ -269,19 +273,19 @@ def _show(
 
     console = Console(highlight=False)
     console.print(table.render(comparison, baseline, console.width))
-    with _writing("--json", json_file):
+    with _report_write_errors("--json", json_file):
         if json_file is not None:
             json_file.write_text(comparison.model_dump_json(indent=2) + "\n")
-    with _writing("--html", html_file):
+    with _report_write_errors("--html", html_file):
         if html_file is not None:
-            # Only here: it draws with plotly, which not everybody has.
+            # Imported only here: it needs plotly, which is an extra.
             from penstock_supervisor.compare.charts import page
 
             page.write(comparison, baseline, html_file)
 
 
 @contextmanager
-def _writing(option: str, path: Path | None) -> Iterator[None]:
+def _report_write_errors(option: str, path: Path | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:

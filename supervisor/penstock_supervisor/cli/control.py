@@ -1,8 +1,8 @@
-"""`penstock status`, `reload` and `stop`: verbs that talk to a run over its control socket.
+"""`penstock status`, `reload` and `stop`: commands that use the control socket of a run.
 
-Owns which run is meant (the one in `--run-dir`, in that of `-c`, or the only one of this
-user); how a run is shown is `status_table`'s. A socket is believed only if it is in a directory
-that nobody else can write to, and answered by that directory's owner.
+Owns the selection of the run: the one in `--run-dir`, in the run_dir of `-c`, or the only one of
+this user. `status_table` shows a run. A socket is trusted only if its directory can be written by
+no other user, and if it is answered by that directory's owner.
 """
 
 import http.client
@@ -24,18 +24,18 @@ from penstock_supervisor.listeners.control_socket import RunDir, UnsafeDirectory
 
 NOT_RUNNING: Final = 3
 _ASK_AS_ROOT: Final = f"; root has {ROOT_RUN_DIR}, which only root may look into"
-_PATIENCE_S: Final = 10.0
-_LOOK_S: Final = 0.1
-_RARELY: Final = 20
-"""Looks between two connects, which a run that ends has to wait for."""
+_TIMEOUT_S: Final = 10.0
+_POLL_S: Final = 0.1
+_POLLS_PER_CONNECT: Final = 20
+"""Polls between two connects. Connects are rare, because a run that ends waits for each."""
 
 
 class NotRunning(click.ClickException):
     exit_code = NOT_RUNNING
 
 
-class _Meant(NamedTuple):
-    """What the options say about which run is meant."""
+class _Selection(NamedTuple):
+    """The options that select a run."""
 
     directory: Path | None
     file: Path | None
@@ -44,16 +44,17 @@ class _Meant(NamedTuple):
     def directories(self) -> tuple[Path, ...]:
         if self.directory is not None:
             return (self.directory,)
-        named = load(self.file, {}).run_dir if self.file else None
-        return default_run_dirs() if named is None else (Path(named),)
+        configured = load(self.file, {}).run_dir if self.file else None
+        return default_run_dirs() if configured is None else (Path(configured),)
 
     @property
-    def is_sure(self) -> bool:
+    def is_explicit(self) -> bool:
+        """A directory or a file was named."""
         return self.directory is not None or self.file is not None
 
 
 class _Run:
-    """One run that answers, and the only connection to it, which is for one request."""
+    """A run that accepted a connection. The connection is for one request."""
 
     def __init__(self, directory: RunDir, name: str, sock: socket.socket) -> None:
         self.pid = peer_credentials(sock).pid
@@ -61,9 +62,9 @@ class _Run:
         self._name = name
         self._sock = sock
 
-    def ask(self, method: str, path: str) -> Any:
-        """The answer's JSON. ClickException: it says no, or nothing."""
-        connection = http.client.HTTPConnection("localhost", timeout=_PATIENCE_S)
+    def request(self, method: str, path: str) -> Any:
+        """Send the request and return the answer's JSON. ClickException: an error, or no answer."""
+        connection = http.client.HTTPConnection("localhost", timeout=_TIMEOUT_S)
         connection.sock = self._sock
         try:
             connection.request(method, path)
@@ -80,50 +81,55 @@ class _Run:
         return answer
 
     def wait(self) -> None:
-        """Until it is over: it takes its name away. One that is killed cannot, but refuses."""
-        for look in count(1):
+        """Wait until the run has ended. Then it removes its socket.
+
+        A run that is killed cannot remove it, but it refuses connections from then on.
+        """
+        for poll in count(1):
             if self._directory.file_id(self._name) is None:
                 return
-            if look % _RARELY == 0 and self._directory.is_stale(self._name):
+            if poll % _POLLS_PER_CONNECT == 0 and self._directory.is_stale(self._name):
                 return
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
 
-def _found(meant: _Meant, stack: ExitStack) -> Iterator[_Run]:
-    for path in meant.directories():
+def _connected_runs(selection: _Selection, stack: ExitStack) -> Iterator[_Run]:
+    for path in selection.directories():
         try:
             directory = stack.enter_context(RunDir(path, make=False))
         except FileNotFoundError:
             continue
         except (OSError, UnsafeDirectoryError) as error:
-            if meant.is_sure:
+            if selection.is_explicit:
                 why = f"{path}: {error.strerror}" if isinstance(error, OSError) else error
                 raise click.ClickException(f"run_dir: {why}") from error
             continue
         for name in directory.names():
             with suppress(OSError):
-                sock = stack.enter_context(directory.connect(name, _PATIENCE_S))
+                sock = stack.enter_context(directory.connect(name, _TIMEOUT_S))
                 if peer_credentials(sock).uid == directory.owner:
                     yield _Run(directory, name, sock)
 
 
-def _runs(meant: _Meant, stack: ExitStack) -> list[_Run]:
-    """All that are meant, and at least one. NotRunning."""
-    if runs := [run for run in _found(meant, stack) if meant.pid in (None, run.pid)]:
+def _selected_runs(selection: _Selection, stack: ExitStack) -> list[_Run]:
+    """All selected runs, at least one. NotRunning: there is none."""
+    if runs := [
+        run for run in _connected_runs(selection, stack) if selection.pid in (None, run.pid)
+    ]:
         return runs
-    directories = meant.directories()
-    which = f"no run with pid {meant.pid}" if meant.pid else "no run"
+    directories = selection.directories()
+    which = f"no run with pid {selection.pid}" if selection.pid else "no run"
     hint = (
         ""
-        if meant.is_sure or ROOT_RUN_DIR in directories or not ROOT_RUN_DIR.exists()
+        if selection.is_explicit or ROOT_RUN_DIR in directories or not ROOT_RUN_DIR.exists()
         else _ASK_AS_ROOT
     )
     where = " or ".join(map(str, directories)) or "no directory"
     raise NotRunning(f"not running: {which} in {where}{hint}")
 
 
-def _the_run(meant: _Meant, stack: ExitStack) -> _Run:
-    runs = _runs(meant, stack)
+def _only_run(selection: _Selection, stack: ExitStack) -> _Run:
+    runs = _selected_runs(selection, stack)
     if len(runs) > 1:
         pids = ", ".join(str(run.pid) for run in runs)
         text = f"more than one is running: name one with --pid ({pids}), see penstock status"
@@ -134,7 +140,7 @@ def _the_run(meant: _Meant, stack: ExitStack) -> _Run:
 def _options(
     short_help: str, *, waits: bool = False
 ) -> Callable[[Callable[..., int]], click.Command]:
-    """What all of these verbs have."""
+    """The options that all of these commands have."""
     options = [
         click.option(
             "--run-dir",
@@ -175,10 +181,10 @@ def status(directory: Path | None, file: Path | None, pid: int | None, *, as_jso
     Of each run, if there are several. Exit status 3 if nothing runs.
     """
     with ExitStack() as stack:
-        for run in _runs(_Meant(directory, file, pid), stack):
-            found = run.ask("GET", "/status")
-            text = json.dumps(found, indent=2) if as_json else "\n".join(status_table.lines(found))
-            click.echo(text)
+        for run in _selected_runs(_Selection(directory, file, pid), stack):
+            answer = run.request("GET", "/status")
+            lines = [json.dumps(answer, indent=2)] if as_json else status_table.lines(answer)
+            click.echo("\n".join(lines))
     return 0
 
 
@@ -189,8 +195,9 @@ def reload(directory: Path | None, file: Path | None, pid: int | None, *, as_jso
     Returns when that has begun. Exit status 3 if nothing runs.
     """
     with ExitStack() as stack:
-        answer = _the_run(_Meant(directory, file, pid), stack).ask("POST", "/reload")
-    _say(answer, as_json=as_json)
+        run = _only_run(_Selection(directory, file, pid), stack)
+        answer = run.request("POST", "/reload")
+    _print(answer, as_json=as_json)
     return 0
 
 
@@ -209,13 +216,13 @@ def stop(
     Returns when it is over. Exit status 3 if nothing runs.
     """
     with ExitStack() as stack:
-        run = _the_run(_Meant(directory, file, pid), stack)
-        answer = run.ask("POST", "/stop?now=1" if now else "/stop")
-        _say(answer, as_json=as_json)
+        run = _only_run(_Selection(directory, file, pid), stack)
+        answer = run.request("POST", "/stop?now=1" if now else "/stop")
+        _print(answer, as_json=as_json)
         if not no_wait:
             run.wait()
     return 0
 
 
-def _say(answer: Mapping[str, Any], *, as_json: bool) -> None:
+def _print(answer: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo(json.dumps(answer) if as_json else f"pid {answer['pid']}: {answer['done']}")

@@ -1,6 +1,6 @@
-"""What to run, as it is typed: APP, or a command after `--`, and options as keys of a file.
+"""The program on the command line: APP, or a command after `--`, and options as keys of a file.
 
-The verbs that start something share it, so a program reads the same on every one of them.
+The commands that start something share it, so a program is written the same for all of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,20 +13,20 @@ from penstock_supervisor.config.diagnostics import RENAMED
 from penstock_supervisor.config.loader import OPTIONS, ConfigError, parse_app
 
 COMMAND: Final = "penstock.command"
-"""Where a context keeps what followed `--`; absent without one."""
+"""In a context: the arguments after `--`. Absent without `--`."""
 
 
-class Dashed(click.Command):
-    """Keeps what follows `--` apart.
+class CommandWithProgram(click.Command):
+    """Keeps the arguments after `--` apart.
 
     click drops the `--`, and then `run node` and `run -- node` would be the same.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" in args:
-            cut = args.index("--")
-            ctx.meta[COMMAND] = tuple(args[cut + 1 :])
-            args = args[:cut]
+            dashes = args.index("--")
+            ctx.meta[COMMAND] = tuple(args[dashes + 1 :])
+            args = args[:dashes]
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -37,7 +37,7 @@ class Dashed(click.Command):
 
 
 def _renamed(option: str) -> str:
-    """What an option of an older name is called now, as far as it is one."""
+    """The present name of an option that had another name. "" if there is none."""
     key = option.removeprefix("--").replace("-", "_")
     return OPTIONS.get(RENAMED.get(key, ""), "")
 
@@ -45,10 +45,10 @@ def _renamed(option: str) -> str:
 def overrides(
     verb: str, options: Mapping[str, Any], ctx: click.Context
 ) -> Iterator[tuple[str, Any]]:
-    """The options that were given, as a file would write them. ConfigError.
+    """The options that were given, as keys and values of a file. ConfigError.
 
-    `options` are keys of the configuration; "app" and "upstreams" are what the command line
-    collects for them: words, and texts that may have commas.
+    `options` are keys of the configuration. "app" is a tuple of arguments, and "upstreams" a
+    tuple of texts that may have commas.
     """
     rest = dict(options)
     app, upstreams = rest.pop("app", ()), rest.pop("upstreams", ())
@@ -67,7 +67,7 @@ def overrides(
 
 
 def _app(verb: str, words: tuple[str, ...]) -> str:
-    """One "module:attribute"; a person who left out `--` is told so."""
+    """One "module:attribute". The error suggests `--` to a user who left it out."""
     hint = f"; to run a command: penstock {verb} -- {join(words)}"
     if len(words) > 1:
         raise ConfigError((f'APP: expected one "module:attribute"{hint}',))

@@ -1,8 +1,8 @@
-"""`penstock run`: the whole thing in the foreground.
+"""`penstock run`: runs a supervisor in the foreground.
 
-Options are keys of the configuration under other names: they are written over the file's
-and judged by the same rules, so a mistake reads the same wherever it was made. What runs,
-and how it ends, is the supervisor's business; here a signal is a call of one of its methods.
+Options are keys of the configuration. They override the file's keys and are checked by the same
+rules, so an error reads the same wherever it was made. The supervisor decides what runs and how
+it ends; here each signal calls one of its methods.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ import click
 
 from penstock_proxy.config import Balance
 from penstock_supervisor import logging_setup
-from penstock_supervisor.cli.options import Dashed, overrides
+from penstock_supervisor.cli.options import CommandWithProgram, overrides
 from penstock_supervisor.config.loader import Config, inherited_environment, load
 
 _POLICIES: Final[tuple[str, ...]] = get_args(Balance)
 
 
-class _Run(Dashed):
+class _Run(CommandWithProgram):
     """`run`, with a usage line of its own."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -123,7 +123,7 @@ def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **op
 
 
 async def _run(config: Config, *, quiet: bool) -> int:
-    # Late: `penstock check` and a refused configuration need none of it.
+    # Imported late: `penstock check`, and a configuration with errors, need none of it.
     from penstock_supervisor.cli import banner
     from penstock_supervisor.supervisor import StartError, Supervisor
 
@@ -135,11 +135,11 @@ async def _run(config: Config, *, quiet: bool) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)
-    # A terminal that went away ends what it started, but for what nohup started. Without a
-    # terminal it is somebody who knows nginx and wants new processes.
+    # With a terminal, HUP means that the terminal went away: stop, unless nohup ignores it.
+    # Without one it is a request to replace the workers, as for nginx.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        hung_up = supervisor.stop if sys.stdin.isatty() else supervisor.roll
-        loop.add_signal_handler(signal.SIGHUP, hung_up)
+        on_hangup = supervisor.stop if sys.stdin.isatty() else supervisor.roll
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
     loop.add_signal_handler(signal.SIGUSR1, supervisor.reopen_logs)
     try:
         return await supervisor.run()

@@ -1,4 +1,4 @@
-"""What `penstock status` prints of a run: `summary`'s rows in columns. No I/O."""
+"""What `penstock status` prints of a run: the rows of `summary` in columns. No I/O."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from penstock_supervisor.control import summary
 
 
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    yield f"penstock {found['version']}, {summary.heading(found)}"
-    yield from _table(summary.proxies(found))
-    for name, service in found["services"].items():
+def lines(status: Mapping[str, Any]) -> Iterator[str]:
+    yield f"penstock {status['version']}, {summary.heading(status)}"
+    yield from _table(summary.proxies(status))
+    for name, service in status["services"].items():
         yield f"{name} on {service['listen']} ({service['scheme']}, {service['mode']})"
         yield from _table(summary.workers(name, service))
 

@@ -1,4 +1,4 @@
-"""The machine that a comparison ran on: what a reader needs to judge foreign figures."""
+"""Describes the machine of a comparison, for readers who did not run it themselves."""
 
 import os
 import platform
@@ -17,10 +17,10 @@ _SETTINGS: Final = {
 _PACKAGES: Final = ("uvloop", "aiohttp", "uvicorn")
 
 
-def described() -> dict[str, str]:
-    """Hardware, versions, and the limits that schemes run into."""
+def describe() -> dict[str, str]:
+    """Hardware, versions, and the limits that matter to schemes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = {
+    facts = {
         "cpu": _processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{psutil.virtual_memory().total / (1 << 30):.1f} GiB",
@@ -29,13 +29,13 @@ def described() -> dict[str, str]:
     }
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    found["descriptors a process"] = f"{soft} (at most {hard})"
+            facts[package] = version(package)
+    facts["descriptors a process"] = f"{soft} (at most {hard})"
     for name, path in _SETTINGS.items():
         with suppress(OSError):
-            found[name] = " to ".join(Path(path).read_text().split())
-    found["load before"] = f"{os.getloadavg()[0]:.2f}"
-    return found
+            facts[name] = " to ".join(Path(path).read_text().split())
+    facts["load before"] = f"{os.getloadavg()[0]:.2f}"
+    return facts
 
 
 def _processor() -> str:

@@ -1,24 +1,29 @@
-"""Measures one subject once: a load, or connections that are held.
+"""Measures one subject once: under a load, or with idle connections.
 
-Owns the choice of the generator and how many processes it gets; the generator itself is
-`load`, or wrk. What the processes used is read directly before and after, from outside: a
-subject is not asked while it is loaded, because answering costs what is being measured.
+Owns the choice of the load generator, and how many processes it gets. The generator itself is
+our own, or wrk. The CPU time of the subject's processes is read from /proc before and after the
+load. The subject itself is asked nothing meanwhile, because answers take CPU time, too.
 """
 
 import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
-from penstock_supervisor.compare import readings
+from penstock_supervisor.compare import resource_usage
 from penstock_supervisor.compare.load import wrk
-from penstock_supervisor.compare.load.driver import Holder, Job, Report, drive
-from penstock_supervisor.compare.report.findings import Findings, Round, Sample, held
+from penstock_supervisor.compare.load.driver import HeldConnections, Job, Report, drive
+from penstock_supervisor.compare.report.measurements import (
+    Measurements,
+    ResourceSample,
+    Round,
+    held_connections,
+)
 from penstock_supervisor.compare.report.result import LoadKind
 from penstock_supervisor.compare.subject import Roles
 
 
-class Target(Protocol):
-    """A subject, as far as it is measured."""
+class MeasuredSubject(Protocol):
+    """What a subject must have to be measured."""
 
     name: str
     address: str
@@ -27,40 +32,42 @@ class Target(Protocol):
 
     async def split(self) -> tuple[str, dict[str, int]]: ...
 
-    async def outgoing(self, roles: Roles) -> int: ...
+    async def outgoing_connections(self, roles: Roles) -> int: ...
 
 
-class Generator:
-    """Makes load with one process, and with more once one was found to be the limit."""
+class LoadGenerator:
+    """Makes load with one process, and with more as soon as one turns out to be the limit."""
 
-    def __init__(self, *, most: int, program: str = "") -> None:
-        """`program`: the path of wrk, for the loads that it can make."""
-        self._most = max(1, most)
+    def __init__(self, *, max_processes: int, wrk_path: str = "") -> None:
+        """`wrk_path`: use this wrk for the loads that it can make."""
+        self._max_processes = max(1, max_processes)
         self._processes = 1
-        self._program = program
+        self._wrk_path = wrk_path
 
     async def drive(self, job: Job) -> Report:
         while True:
-            report = await self._once(job)
-            if not report.limited or self._processes >= self._most:
+            report = await self._drive_once(job)
+            if not report.limited or self._processes >= self._max_processes:
                 return report
-            self._processes = min(self._most, 2 * self._processes)
+            self._processes = min(self._max_processes, 2 * self._processes)
 
-    async def _once(self, job: Job) -> Report:
-        if self._program and wrk.can(job):
-            return await wrk.drive(self._program, job, self._processes)
+    async def _drive_once(self, job: Job) -> Report:
+        if self._wrk_path and wrk.supports(job):
+            return await wrk.drive(self._wrk_path, job, self._processes)
         return await drive(job, self._processes)
 
 
-async def load(target: Target, job: Job, generator: Generator, findings: Findings) -> Report:
-    """One round. SubjectError when the subject is gone."""
-    roles = await target.roles()
-    what, before = await target.split()
-    used = cpu(roles)
+async def load(
+    subject: MeasuredSubject, job: Job, generator: LoadGenerator, measurements: Measurements
+) -> Report:
+    """Measure one round. SubjectError: the subject is gone."""
+    roles = await subject.roles()
+    counted, split_before = await subject.split()
+    cpu_before = cpu_seconds(roles)
     report = await generator.drive(job)
-    now = cpu(roles)
-    _, after = await target.split()
-    findings.loaded(
+    cpu_after = cpu_seconds(roles)
+    _, split_after = await subject.split()
+    measurements.add_round(
         job.kind,
         Round(
             requests=report.requests,
@@ -69,56 +76,61 @@ async def load(target: Target, job: Job, generator: Generator, findings: Finding
             histogram=report.histogram,
             worst_s=report.worst_s,
             limited=report.limited,
-            cpu_s={role: now[role] - used[role] for role in roles},
+            cpu_s={role: cpu_after[role] - cpu_before[role] for role in roles},
             rate=job.rate,
         ),
     )
     if counts_split(job.kind):
-        share = {slot: count - before.get(slot, 0) for slot, count in after.items()}
-        findings.shared(what, {slot: max(0, count) for slot, count in share.items()})
+        split = {slot: count - split_before.get(slot, 0) for slot, count in split_after.items()}
+        measurements.add_split(counted, {slot: max(0, count) for slot, count in split.items()})
     return report
 
 
 def counts_split(kind: LoadKind) -> bool:
-    """Many connections: of the few of another load, one more or less is half of the picture."""
+    """Is the split across workers counted under this load?
+
+    Only the load with many connections tells: with few, one connection more is much.
+    """
     return kind == "connect"
 
 
-async def hold(target: Target, path: str, steps: tuple[int, ...], findings: Findings) -> None:
-    """Open more and more connections, and see what the processes have at each point."""
-    roles = await target.roles()
-    samples = [await _sample(target, roles, 0)]
+async def hold(
+    subject: MeasuredSubject, path: str, steps: tuple[int, ...], measurements: Measurements
+) -> None:
+    """Open more and more connections, and read descriptors and memory at each step."""
+    roles = await subject.roles()
+    samples = [await _sample(subject, roles, 0)]
     try:
-        async with Holder(target.address, path) as holder:
+        async with HeldConnections(subject.address, path) as connections:
             for wanted in steps:
-                count = await holder.grow(wanted - samples[-1].connections)
-                samples.append(await _sample(target, roles, count))
+                count = await connections.grow(wanted - samples[-1].connections)
+                samples.append(await _sample(subject, roles, count))
                 if count < wanted:
-                    findings.note(f"only {count} of {steps[-1]} connections could be held")
+                    measurements.note(f"only {count} of {steps[-1]} connections could be held")
                     break
     finally:
-        findings.held = held(samples)
+        measurements.held = held_connections(samples)
 
 
-async def _sample(target: Target, roles: Roles, connections: int) -> Sample:
-    return Sample(
+async def _sample(subject: MeasuredSubject, roles: Roles, connections: int) -> ResourceSample:
+    return ResourceSample(
         connections,
-        {role: readings.fds(pids) for role, pids in roles.items()},
-        {role: readings.rss(pids) for role, pids in roles.items()},
-        await target.outgoing(roles),
+        {role: resource_usage.fds(pids) for role, pids in roles.items()},
+        {role: resource_usage.rss(pids) for role, pids in roles.items()},
+        await subject.outgoing_connections(roles),
     )
 
 
-def cpu(roles: Roles) -> Mapping[str, float]:
-    """Processor time so far, by role. A supervisor's children are other roles."""
+def cpu_seconds(roles: Roles) -> Mapping[str, float]:
+    """CPU time so far, by role. The children of the supervisor have roles of their own."""
     return {
-        role: readings.own_cpu_s(pids) if role == "supervisor" else readings.cpu_s(pids)
+        role: resource_usage.own_cpu_s(pids) if role == "supervisor" else resource_usage.cpu_s(pids)
         for role, pids in roles.items()
     }
 
 
-async def answers(target: Target, path: str, seconds: float) -> Report:
-    """A little load before anything counts: caches fill, and it is seen whether it works."""
-    job = Job(address=target.address, path=path, kind="keepalive", connections=4, seconds=seconds)
+async def warm_up(subject: MeasuredSubject, path: str, seconds: float) -> Report:
+    """A small load that is not counted. It fills caches, and shows whether the subject works."""
+    job = Job(address=subject.address, path=path, kind="keepalive", connections=4, seconds=seconds)
     async with asyncio.timeout(60 + seconds):
         return await drive(job)

@@ -1,12 +1,12 @@
-"""What is measured, for how long and in which order.
+"""What is measured, for how long, and in which order.
 
-A round measures every kind of load, and within one kind every subject, one directly after
-the other: a machine that gets slower hurts all alike. Each pass begins with another subject,
-because the first one after a pause finds a cooler processor.
+A *pass* is one measurement of every subject, one directly after the other. So a machine that
+gets slower affects all subjects alike. Each pass begins with another subject, because the first
+one after a pause finds a cooler processor. A round has one pass for each kind of load.
 
-A pass is whole or it is not done at all: half of the subjects under a load would be
-compared with nothing. So when the time is up, passes are left out from the end, which is
-ordered by what a reader can do without.
+A pass is done for all subjects or for none: half of the subjects could be compared with nothing.
+So when time is short, whole passes are left out, the last ones first. The last ones are those
+that a reader misses least.
 
 No I/O, no clock.
 """
@@ -20,30 +20,29 @@ from penstock_supervisor.compare.report.result import FAULTS, LOADS, FaultKind, 
 Kind = Literal["keepalive", "connect", "rate", "held", "kill", "roll", "block"]
 
 QUICK_S: Final = 57.0
-"""All that a quick comparison may take, its start included."""
+"""The whole time of a quick comparison, its start included."""
 START_S: Final = 6.0
-"""For all subjects to come up, on a small machine."""
+"""For all subjects to start, on a small machine."""
 STOP_S: Final = 1.5
 _OVERHEAD_S: Final = 0.25
-"""Beside each load: the generator's processes start and end."""
-_RESERVED: Final = 200
-"""Descriptors of a process that are not clients'."""
-_PER_CONNECTION: Final = 3
-"""Descriptors that a relayed connection takes when everything is in one process."""
-_STEPS: Final = (0.1, 0.25, 0.5, 0.75, 1.0)
-BUSY: Final = 0.5
-"""Share of the slowest subject's throughput that the constant-rate load asks for: busy, and
-not yet a queue that only grows."""
-CALM: Final = 0.2
-"""The same while workers are missing: the ones that are left can carry it."""
-MOST_A_SECOND: Final = 20_000.0
-LEAST_A_SECOND: Final = 20.0
+"""For the generator's processes to start and end, for each load."""
+_RESERVED_FDS: Final = 200
+"""Descriptors of a process that are not for clients."""
+_FDS_PER_CONNECTION: Final = 3
+"""Descriptors of a relayed connection, if all of them were in one process."""
+_HELD_STEPS: Final = (0.1, 0.25, 0.5, 0.75, 1.0)
+RATE_SHARE: Final = 0.5
+"""Constant-rate load, as a share of the slowest subject's throughput. The subject is busy, but
+its queue does not grow without end."""
+FAULT_RATE_SHARE: Final = 0.2
+"""The same for a load with a fault: the remaining workers can serve it."""
+MAX_RATE: Final = 20_000.0
+MIN_RATE: Final = 20.0
 
-GRACE_S: Final = 10.0
-"""After the load of a fault: for those that were replaced to come back."""
+RECOVERY_S: Final = 10.0
+"""For replaced workers to come back after the load with a fault has ended."""
 BLOCKED_S: Final = 1.0
-CALM_BEFORE_S: Final = 0.3
-"""Of the load before the fault comes."""
+LOAD_BEFORE_FAULT_S: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +51,16 @@ class Measures:
 
     rounds: int
     seconds: float
-    """One load in one round."""
+    """Of one load in one round."""
     warmup_s: float
     connections: int
     """Of a load."""
     held: int
-    """Connections that are open at last."""
+    """The largest number of idle connections."""
     fault_s: Mapping[FaultKind, float]
-    """The load around a fault."""
-    most_s: float | None
-    """Of everything; None: as long as it takes."""
+    """Seconds of the load with a fault."""
+    max_total_s: float | None
+    """Of everything. None: no limit."""
     quick: bool
 
 
@@ -79,49 +78,49 @@ Pass = tuple[Step, ...]
 """The same measurement of every subject."""
 
 
-def measures(*, quick: bool, rounds: int | None, descriptors: int) -> Measures:
-    """What to do in a minute, or in a few. `descriptors`: what a process may have open."""
-    most = max(10, (descriptors - _RESERVED) // _PER_CONNECTION)
+def measures(*, quick: bool, rounds: int | None, max_fds: int) -> Measures:
+    """Choose for a minute, or for a few. `max_fds`: descriptors that a process may open."""
+    max_connections = max(10, (max_fds - _RESERVED_FDS) // _FDS_PER_CONNECTION)
     if quick:
         return Measures(
             rounds=rounds or 1,
             seconds=0.6,
             warmup_s=0.2,
-            connections=min(32, most),
-            held=min(400, most),
+            connections=min(32, max_connections),
+            held=min(400, max_connections),
             fault_s={"kill": 1.1, "roll": 1.7, "block": 1.5},
-            # Who asks for more rounds takes the time for them.
-            most_s=QUICK_S if rounds is None else None,
+            # An explicit number of rounds may take longer.
+            max_total_s=QUICK_S if rounds is None else None,
             quick=True,
         )
     return Measures(
         rounds=rounds or 3,
         seconds=3.0,
         warmup_s=1.0,
-        connections=min(64, most),
-        held=min(1000, most),
+        connections=min(64, max_connections),
+        held=min(1000, max_connections),
         fault_s={"kill": 4.0, "roll": 8.0, "block": 4.0},
-        most_s=None,
+        max_total_s=None,
         quick=False,
     )
 
 
 def passes(ours: Sequence[str], others: Sequence[str], wanted: Measures) -> tuple[Pass, ...]:
-    """Everything in order. `others` are run by somebody else, so nothing is broken there."""
-    everybody = (*ours, *others)
-    found: list[Pass] = []
-    # First: what a process grows by is only seen while it has not grown for something else.
-    found.append(_pass("held", everybody, 0, 0.5 + wanted.held / 1000, 0))
+    """All passes in order. `others` are not run by us, so they get no faults."""
+    subjects = (*ours, *others)
+    result: list[Pass] = []
+    # First, because the growth of a process can be measured only before other loads made it grow.
+    result.append(_pass("held", subjects, 0, 0.5 + wanted.held / 1000, 0))
     for number in range(wanted.rounds):
         for load in LOADS:
             seconds = wanted.seconds + _OVERHEAD_S
-            found.append(_pass(load, everybody, number, seconds, len(found)))
+            result.append(_pass(load, subjects, number, seconds, len(result)))
     for fault in ("kill", "block", "roll"):
-        # Last: they leave other processes behind than those that were warmed up.
+        # Last, because they replace processes that were warmed up by new ones.
         assert fault in FAULTS
         seconds = wanted.fault_s[fault] + _OVERHEAD_S
-        found.append(_pass(fault, ours, 0, seconds, len(found)))
-    return tuple(one for one in found if one)
+        result.append(_pass(fault, ours, 0, seconds, len(result)))
+    return tuple(one for one in result if one)
 
 
 def _pass(kind: Kind, names: Sequence[str], number: int, seconds: float, turn: int) -> Pass:
@@ -130,34 +129,34 @@ def _pass(kind: Kind, names: Sequence[str], number: int, seconds: float, turn: i
     return tuple(Step(kind, name, number, seconds) for name in order)
 
 
-def seconds(of: Pass) -> float:
-    return sum(step.seconds for step in of)
+def seconds(steps: Pass) -> float:
+    return sum(step.seconds for step in steps)
 
 
-def fits(one: Pass, elapsed_s: float, wanted: Measures) -> bool:
-    """Is there time for this pass, and for the end?"""
-    if wanted.most_s is None or is_needed(one):
+def fits(steps: Pass, elapsed_s: float, wanted: Measures) -> bool:
+    """Is there time for this pass, and for stopping everything after it?"""
+    if wanted.max_total_s is None or is_required(steps):
         return True
-    return elapsed_s + seconds(one) + STOP_S <= wanted.most_s
+    return elapsed_s + seconds(steps) + STOP_S <= wanted.max_total_s
 
 
-def is_needed(one: Pass) -> bool:
-    """Without one round of each load there is nothing to say."""
-    return one[0].round == 0 and one[0].kind in LOADS
+def is_required(steps: Pass) -> bool:
+    """A comparison needs at least one round of each load."""
+    return steps[0].round == 0 and steps[0].kind in LOADS
 
 
-def growth(held: int) -> tuple[int, ...]:
-    """How many connections are open at each point of the curve."""
-    return tuple(sorted({max(1, round(held * share)) for share in _STEPS}))
+def held_steps(held: int) -> tuple[int, ...]:
+    """The numbers of open connections at which descriptors and memory are read."""
+    return tuple(sorted({max(1, round(held * share)) for share in _HELD_STEPS}))
 
 
 def rate(throughputs: Sequence[float], share: float) -> float:
-    """Requests a second that even the slowest can serve, the same for everybody.
+    """Requests a second that even the slowest subject can serve; the same rate for all.
 
-    Who served nothing at all has no say, or nobody would be measured.
+    A subject without any throughput is ignored: its rate would be zero, for all.
     """
     slowest = min((one for one in throughputs if one > 0), default=0.0)
-    return float(round(min(MOST_A_SECOND, max(LEAST_A_SECOND, slowest * share))))
+    return float(round(min(MAX_RATE, max(MIN_RATE, slowest * share))))
 
 
 def is_load(kind: Kind) -> bool:

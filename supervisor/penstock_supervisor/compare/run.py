@@ -1,12 +1,13 @@
-"""A whole comparison: starts every subject, measures in the order of the plan, stops them.
+"""Runs a comparison: starts every subject, measures in the order of the plan, stops them.
 
-All subjects stay up for the whole run, and only the measured one is given work. An idle one
-costs a health check every few seconds, which is far below what can be measured; starting
-each anew for every pass would cost more time than measuring, and would measure cold
-processes. What it takes is their memory.
+All subjects run all the time, and only the measured one has load. An idle one makes a health
+check every few seconds, which is too little to be measured. To start each of them anew for every
+pass would take longer than the measurements, and would measure cold processes. The price is the
+memory of all subjects.
 
-A measurement that fails costs its figure and leaves a note; the others go on. Ctrl-C ends
-what is under way, keeps what was measured, and stops everything; again: at once.
+If a measurement fails, its figure is missing and a note is left; the others go on. Ctrl-C ends
+the current measurement, keeps what was measured, and stops everything. A second one stops at
+once.
 """
 
 import asyncio
@@ -22,16 +23,16 @@ from penstock_supervisor.compare import faults, machine, measure, plan
 from penstock_supervisor.compare.load.driver import Job
 from penstock_supervisor.compare.load.wrk import WrkError
 from penstock_supervisor.compare.plan import Measures, Step
-from penstock_supervisor.compare.report.findings import Findings
+from penstock_supervisor.compare.report.measurements import Measurements
 from penstock_supervisor.compare.report.result import Comparison, FaultKind, LoadKind
-from penstock_supervisor.compare.subject import Outside, RunningSubject, SubjectError
+from penstock_supervisor.compare.subject import ExternalSubject, RunningSubject, SubjectError
 from penstock_supervisor.compare.variants import Variant
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _FAULT_CONNECTIONS: Final = 16
-_BROKEN: Final = (SubjectError, WrkError, OSError, TimeoutError)
-"""What may happen to one measurement without being a mistake of ours."""
-_LEFT_OUT: Final = {
+_MEASUREMENT_ERRORS: Final = (SubjectError, WrkError, OSError, TimeoutError)
+"""What may go wrong with one measurement without being a bug of ours."""
+_PASS_NAMES: Final = {
     "held": "held connections",
     "kill": "a worker killed",
     "block": "a worker blocked",
@@ -43,20 +44,21 @@ class CompareError(Exception):
     """There is nothing to show. One line for people."""
 
 
-class Watcher(Protocol):
-    """Who is told what happens."""
+class Progress(Protocol):
+    """Shows the progress of a comparison."""
 
     def begin(self, seconds: float) -> None:
         """About how long everything takes."""
 
-    def now(self, text: str) -> None: ...
+    def describe(self, text: str) -> None:
+        """What is done now."""
 
-    def done(self, seconds: float) -> None:
-        """That much of it is over."""
+    def advance(self, seconds: float) -> None:
+        """So much of the time has passed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class ComparisonSpec:
     """What to compare, and how."""
 
     variants: Sequence[Variant]
@@ -65,18 +67,18 @@ class Order:
     measures: Measures
     path: str
     wrk: str
-    """Its path, or empty: our own generator."""
+    """The path of wrk; "" for our own generator."""
     workers: int
     config: str
-    """TOML, for the reader."""
+    """TOML, for readers of the result."""
     command: str
     notes: tuple[str, ...]
     verbose: bool = False
 
 
-async def compare(order: Order, watcher: Watcher) -> Comparison:
-    """Measure. CompareError if no subject could be measured at all."""
-    run = _Run(order, watcher)
+async def compare(spec: ComparisonSpec, progress: Progress) -> Comparison:
+    """Measure. CompareError: no subject at all could be measured."""
+    run = _Run(spec, progress)
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, run.interrupt)
@@ -88,82 +90,83 @@ async def compare(order: Order, watcher: Watcher) -> Comparison:
 
 
 class _Run:
-    """One comparison under way."""
+    """One comparison in progress."""
 
-    def __init__(self, order: Order, watcher: Watcher) -> None:
-        self._order = order
-        self._watcher = watcher
-        self._generator = measure.Generator(
-            most=len(os.sched_getaffinity(0)) // 2, program=order.wrk
+    def __init__(self, spec: ComparisonSpec, progress: Progress) -> None:
+        self._spec = spec
+        self._progress = progress
+        self._generator = measure.LoadGenerator(
+            max_processes=len(os.sched_getaffinity(0)) // 2, wrk_path=spec.wrk
         )
         self._ours = {
-            one.name: RunningSubject(one, verbose=order.verbose) for one in order.variants
+            variant.name: RunningSubject(variant, verbose=spec.verbose) for variant in spec.variants
         }
-        self._others = {address: Outside(address) for address in order.others}
-        self._findings = {
-            **{one.name: Findings(one.name, one.service.scheme, one.service.mode)
-               for one in order.variants},
-            **{address: Findings(address) for address in order.others},
+        self._others = {address: ExternalSubject(address) for address in spec.others}
+        self._measurements = {
+            **{one.name: Measurements(one.name, one.service.scheme, one.service.mode)
+               for one in spec.variants},
+            **{address: Measurements(address) for address in spec.others},
         }  # fmt: skip
-        self._useless: dict[str, str] = {}
-        self._notes = dict.fromkeys(order.notes)
+        self._dropped: dict[str, str] = {}
+        """Subjects that do not work, and why."""
+        self._notes = dict.fromkeys(spec.notes)
         self._rates: dict[float, float] = {}
         self._task: asyncio.Task[Comparison] | None = None
         self._interrupted = False
-        self._leaving = False
+        self._stopping = False
 
     def interrupt(self) -> None:
-        """End early; called again, or while leaving, at once."""
-        if self._leaving or self._interrupted:
-            for one in self._ours.values():
-                one.signal(signal.SIGTERM)
+        """End early. A second call, or one while everything stops, ends at once."""
+        if self._stopping or self._interrupted:
+            for subject in self._ours.values():
+                subject.signal(signal.SIGTERM)
         elif self._task is not None:
             self._task.cancel()
         self._interrupted = True
 
     async def run(self) -> Comparison:
         self._task = task = asyncio.current_task()
-        begun, known = datetime.now(UTC), machine.described()
+        started, machine_facts = datetime.now(UTC), machine.describe()
         try:
             try:
                 await self._start()
                 await self._measure()
             finally:
-                self._leaving = True
-                self._watcher.now("stopping")
-                await asyncio.gather(*(one.stop() for one in self._ours.values()))
+                self._stopping = True
+                self._progress.describe("stopping")
+                await asyncio.gather(*(subject.stop() for subject in self._ours.values()))
         except asyncio.CancelledError:
             if not self._interrupted:
                 raise
             assert task is not None
             task.uncancel()
-        return self._result(begun.isoformat(timespec="seconds"), known)
+        return self._result(started.isoformat(timespec="seconds"), machine_facts)
 
     async def _start(self) -> None:
         expected = plan.START_S + sum(map(plan.seconds, self._passes()))
-        self._watcher.begin(expected + plan.STOP_S)
-        self._watcher.now("starting every subject")
-        self._begun_at = asyncio.get_running_loop().time()
-        await asyncio.gather(*(self._started(one) for one in self._ours.values()))
-        self._watcher.now("warming up")
-        await asyncio.gather(*(self._warm(one) for one in self._working()))
-        self._watcher.done(plan.START_S)
+        self._progress.begin(expected + plan.STOP_S)
+        self._progress.describe("starting every subject")
+        self._started_at = asyncio.get_running_loop().time()
+        await asyncio.gather(*(self._start_subject(one) for one in self._ours.values()))
+        self._progress.describe("warming up")
+        await asyncio.gather(*(self._warm_up(one) for one in self._working()))
+        self._progress.advance(plan.START_S)
         if not self._working():
-            name, why = next(iter(self._useless.items()))
+            name, why = next(iter(self._dropped.items()))
             raise CompareError(f"nothing can be compared; {name}: {why}")
 
-    async def _started(self, subject: RunningSubject) -> None:
+    async def _start_subject(self, subject: RunningSubject) -> None:
         try:
             await subject.start()
-        except _BROKEN as error:
+        except _MEASUREMENT_ERRORS as error:
             self._drop(subject.name, f"cannot be started: {error}")
 
-    async def _warm(self, subject: measure.Target) -> None:
-        """Only who answers is measured."""
-        path = self._order.path
+    async def _warm_up(self, subject: measure.MeasuredSubject) -> None:
+        """Drop a subject that does not answer with success."""
+        path = self._spec.path
         try:
-            report = await measure.answers(subject, path, self._order.measures.warmup_s)
-        except _BROKEN as error:
+            report = await measure.warm_up(subject, path, self._spec.measures.warmup_s)
+        except _MEASUREMENT_ERRORS as error:
             self._drop(subject.name, f"cannot be loaded: {error}")
             return
         if not report.requests:
@@ -172,106 +175,107 @@ class _Run:
             self._drop(subject.name, f"{why} ({errors})" if errors else why)
 
     def _drop(self, name: str, why: str) -> None:
-        self._useless[name] = why
-        self._findings[name].note(why)
+        self._dropped[name] = why
+        self._measurements[name].note(why)
 
-    def _working(self) -> list[measure.Target]:
-        everybody: list[measure.Target] = [*self._ours.values(), *self._others.values()]
-        return [one for one in everybody if one.name not in self._useless]
+    def _working(self) -> list[measure.MeasuredSubject]:
+        subjects: list[measure.MeasuredSubject] = [*self._ours.values(), *self._others.values()]
+        return [subject for subject in subjects if subject.name not in self._dropped]
 
     def _passes(self) -> tuple[plan.Pass, ...]:
-        working = [one.name for one in self._working()]
+        working = [subject.name for subject in self._working()]
         # Upstreams are run by somebody else, even behind a proxy of ours.
         ours = [n for n in working if n in self._ours and not self._ours[n].service.upstreams]
         others = [name for name in working if name not in ours]
-        return plan.passes(ours, others, self._order.measures)
+        return plan.passes(ours, others, self._spec.measures)
 
     async def _measure(self) -> None:
         loop = asyncio.get_running_loop()
-        for one in self._passes():
-            if not plan.fits(one, loop.time() - self._begun_at, self._order.measures):
-                what = _LEFT_OUT.get(one[0].kind, one[0].kind)
-                self._notes[f"not measured: {what}; there was no time for it"] = None
+        for steps in self._passes():
+            if not plan.fits(steps, loop.time() - self._started_at, self._spec.measures):
+                name = _PASS_NAMES.get(steps[0].kind, steps[0].kind)
+                self._notes[f"not measured: {name}; there was no time for it"] = None
                 continue
-            for step in one:
-                self._watcher.now(_said(step, self._order.measures.rounds))
+            for step in steps:
+                self._progress.describe(_description(step, self._spec.measures.rounds))
                 await self._step(step)
-                self._watcher.done(step.seconds)
+                self._progress.advance(step.seconds)
 
     async def _step(self, step: Step) -> None:
-        findings = self._findings[step.subject]
+        measurements = self._measurements[step.subject]
         try:
-            if kind := plan.load_of(step.kind):
-                await self._load(kind, step.subject)
-            elif broken := plan.fault_of(step.kind):
-                await self._fault(broken, step.subject)
+            if load_kind := plan.load_of(step.kind):
+                await self._load(load_kind, step.subject)
+            elif fault_kind := plan.fault_of(step.kind):
+                await self._fault(fault_kind, step.subject)
             else:
-                steps = plan.growth(self._order.measures.held)
-                await measure.hold(self._target(step.subject), self._order.path, steps, findings)
+                steps = plan.held_steps(self._spec.measures.held)
+                subject = self._subject(step.subject)
+                await measure.hold(subject, self._spec.path, steps, measurements)
         except PermissionError:
-            findings.note("its processes may not be looked at: no descriptors and memory")
-        except _BROKEN as error:
-            findings.note(f"{_LEFT_OUT.get(step.kind, step.kind)}: {error}")
+            measurements.note("its processes may not be looked at: no descriptors and memory")
+        except _MEASUREMENT_ERRORS as error:
+            measurements.note(f"{_PASS_NAMES.get(step.kind, step.kind)}: {error}")
 
     async def _load(self, kind: LoadKind, name: str) -> None:
-        measures = self._order.measures
-        target, findings = self._target(name), self._findings[name]
+        measures = self._spec.measures
+        subject, measurements = self._subject(name), self._measurements[name]
         job = Job(
-            address=target.address,
-            path=self._order.path,
+            address=subject.address,
+            path=self._spec.path,
             kind=kind,
             connections=measures.connections,
             seconds=measures.seconds,
-            rate=self._rate(plan.BUSY) if kind == "rate" else 0.0,
+            rate=self._rate(plan.RATE_SHARE) if kind == "rate" else 0.0,
         )
-        await measure.load(target, job, self._generator, findings)
-        if name in self._others and not await target.roles():
-            findings.note("its processes are not to be seen: no CPU, descriptors and memory")
+        await measure.load(subject, job, self._generator, measurements)
+        if name in self._others and not await subject.roles():
+            measurements.note("its processes are not to be seen: no CPU, descriptors and memory")
 
     async def _fault(self, kind: FaultKind, name: str) -> None:
-        measures, subject = self._order.measures, self._ours[name]
+        measures, subject = self._spec.measures, self._ours[name]
         job = Job(
             address=subject.address,
-            path=self._order.path,
+            path=self._spec.path,
             kind="rate",
             connections=min(_FAULT_CONNECTIONS, measures.connections),
             seconds=measures.fault_s[kind],
-            rate=self._rate(plan.CALM),
+            rate=self._rate(plan.FAULT_RATE_SHARE),
         )
-        self._findings[name].faults[kind] = await faults.fault(kind, subject, job)
+        self._measurements[name].faults[kind] = await faults.fault(kind, subject, job)
 
     def _rate(self, share: float) -> float:
-        """Found once, so that every subject and every round has the same."""
+        """Computed once, so that it is the same for every subject and every round."""
         if share not in self._rates:
-            found = [one.throughput("keepalive") for one in self._findings.values()]
-            self._rates[share] = plan.rate(found, share)
+            throughputs = [one.throughput("keepalive") for one in self._measurements.values()]
+            self._rates[share] = plan.rate(throughputs, share)
         return self._rates[share]
 
-    def _target(self, name: str) -> measure.Target:
+    def _subject(self, name: str) -> measure.MeasuredSubject:
         return self._ours.get(name) or self._others[name]
 
-    def _result(self, started: str, known: dict[str, str]) -> Comparison:
-        order = self._order
+    def _result(self, started: str, machine_facts: dict[str, str]) -> Comparison:
+        spec = self._spec
         return Comparison(
             penstock=version("penstock"),
             started=started,
-            command=order.command,
-            machine=known,
-            config=order.config,
-            workers=order.workers,
-            rounds=order.measures.rounds,
-            seconds=order.measures.seconds,
-            quick=order.measures.quick,
+            command=spec.command,
+            machine=machine_facts,
+            config=spec.config,
+            workers=spec.workers,
+            rounds=spec.measures.rounds,
+            seconds=spec.measures.seconds,
+            quick=spec.measures.quick,
             interrupted=self._interrupted,
             notes=tuple(self._notes),
-            subjects=tuple(one.subject() for one in self._findings.values()),
+            subjects=tuple(one.subject() for one in self._measurements.values()),
         )
 
 
-def _said(step: Step, rounds: int) -> str:
-    words = {
+def _description(step: Step, rounds: int) -> str:
+    names = {
         "keepalive": "keep-alive load", "connect": "a connection per request",
-        "rate": "constant rate", **_LEFT_OUT,
+        "rate": "constant rate", **_PASS_NAMES,
     }  # fmt: skip
-    where = f"round {step.round + 1} of {rounds}, " if plan.is_load(step.kind) else ""
-    return f"{where}{words[step.kind]}: {step.subject}"
+    prefix = f"round {step.round + 1} of {rounds}, " if plan.is_load(step.kind) else ""
+    return f"{prefix}{names[step.kind]}: {step.subject}"

@@ -1,10 +1,9 @@
-"""Which subjects there are: one service, written once for each scheme.
+"""Makes the variants that are compared: one service, once under each scheme.
 
-The user's own keys stay as they are as far as a scheme takes them; what `rules` says that it
-does not take is left out, and a scheme that cannot work with the program at all is passed
-over with the reason that a configuration file would get. Everything that would disturb the
-others or the figures is taken out of all of them: fixed ports, the access log, the admin
-port.
+A variant has the user's own keys as far as its scheme takes them; the others are left out, by
+the rules of the configuration. A scheme that cannot work with the program is not compared, and
+the reason is the error that a configuration file would get. No variant has what would disturb
+the others or the measurements: fixed ports, the access log, a fixed admin port.
 
 No I/O, no clock.
 """
@@ -30,7 +29,7 @@ _HIDDEN: Final = "(not shown)"
 
 
 class Variant(NamedTuple):
-    """One subject that is run by us."""
+    """The service under one scheme."""
 
     name: str
     service: Service
@@ -46,29 +45,32 @@ class Choice(NamedTuple):
 
     variants: tuple[Variant, ...]
     notes: tuple[str, ...]
-    """Why a scheme was passed over."""
+    """Why a scheme is not compared."""
 
 
-def named(text: str) -> tuple[str, ...]:
-    """Read "ports,handoff"; ValueError. A scheme stands for all its modes."""
+def parse_names(text: str) -> tuple[str, ...]:
+    """Read "ports,handoff"; ValueError. A scheme alone means all its modes."""
     chosen = set()
     for word in filter(None, (part.strip() for part in text.split(","))):
-        found = {name for name in NAMES if word in (name, name.partition("/")[0])}
-        if not found:
+        matching = {name for name in NAMES if word in (name, name.partition("/")[0])}
+        if not matching:
             raise ValueError(f'expected some of {", ".join(NAMES)}, not "{word}"')
-        chosen |= found
+        chosen |= matching
     if not chosen:
         raise ValueError(f"expected some of {', '.join(NAMES)}")
     return tuple(name for name in NAMES if name in chosen)
 
 
 def choose(service: Service, names: Iterable[str], directory: str, proxies: int = 1) -> Choice:
-    """Write `service` for each of `names`. A unix socket gets its own name in `directory`."""
+    """Make a variant of `service` for each of `names`.
+
+    If the service listens on a unix socket, each variant gets a socket of its own in `directory`.
+    """
     variants, notes = [], []
     for number, name in enumerate(names):
         scheme, _, mode = name.partition("/")
         listen = f"unix:{directory}/{number}" if parse_address(service.listen).path else ""
-        variant, why = _written(service, scheme, mode, listen or "127.0.0.1:0")
+        variant, why = _under_scheme(service, scheme, mode, listen or "127.0.0.1:0")
         if why:
             notes.append(f"{name} is not compared: {why}")
         else:
@@ -76,8 +78,8 @@ def choose(service: Service, names: Iterable[str], directory: str, proxies: int 
     return Choice(tuple(variants), tuple(notes))
 
 
-def _written(service: Service, scheme: str, mode: str, listen: str) -> tuple[Service, str]:
-    """The service under `scheme`, and why it cannot work there."""
+def _under_scheme(service: Service, scheme: str, mode: str, listen: str) -> tuple[Service, str]:
+    """The service under `scheme`, and why it cannot work there ("" if it can)."""
     mode = mode or service.mode
     written = _without(service, _refused(service, scheme, mode))
     changes = {"scheme": scheme, "mode": mode, "listen": listen, "access_log": "off"}
@@ -99,7 +101,7 @@ def _refused(service: Service, scheme: str, mode: str) -> set[str]:
     given = {program} | ({"tls"} if service.tls.files else set())
     traits = applicability.ServiceTraits(scheme, mode, program, given)
     refused = set(applicability.inapplicable_keys(traits))
-    # The clients of a comparison speak for themselves.
+    # The clients of a comparison send no PROXY header.
     refused |= {"worker_ports", "access_log_format", "accept_proxy"}
     if mode != "http" or scheme != "ports":
         refused.add("trusted_proxies")
@@ -107,7 +109,7 @@ def _refused(service: Service, scheme: str, mode: str) -> set[str]:
 
 
 def _without(part: Any, keys: Iterable[str]) -> Any:
-    """The part, and those keys of it, or of its tables, as if they had not been written."""
+    """The part with the defaults for these keys; "table.key" is a key of one of its tables."""
     changes: dict[str, Any] = {}
     for key in keys:
         name, _, inner = key.partition(".")
@@ -120,10 +122,10 @@ def _without(part: Any, keys: Iterable[str]) -> Any:
 
 
 def as_toml(service: Service, proxies: int = 1) -> str:
-    """What was run, as a file would say it; scheme, mode and addresses aside."""
+    """What was run, as a configuration file, without scheme, mode and addresses."""
     lines = [f"proxies = {proxies}"] if proxies > 1 else []
     lines.append(f"[service.{service.name}]")
-    for key, value in _given(service).items():
+    for key, value in _changed_keys(service).items():
         if key in UNCHANGED or key == "name":
             continue
         shown = dict.fromkeys(value, _HIDDEN) if key == "env" else value
@@ -131,15 +133,15 @@ def as_toml(service: Service, proxies: int = 1) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _given(part: BaseModel) -> dict[str, Any]:
-    """What differs from the defaults, and how many workers in any case."""
-    kept = {}
+def _changed_keys(part: BaseModel) -> dict[str, Any]:
+    """The keys that differ from their defaults, and `workers` in any case."""
+    changed = {}
     for key, field in type(part).model_fields.items():
         value = getattr(part, key)
         default = field.get_default(call_default_factory=True)
         if value != default or key == "workers":
-            kept[key] = value
-    return kept
+            changed[key] = value
+    return changed
 
 
 def _toml(value: object, field: FieldInfo | None = None) -> str:
@@ -149,7 +151,9 @@ def _toml(value: object, field: FieldInfo | None = None) -> str:
     match value:
         case BaseModel():
             fields = type(value).model_fields
-            inner = (f"{key} = {_toml(one, fields[key])}" for key, one in _given(value).items())
+            inner = (
+                f"{key} = {_toml(one, fields[key])}" for key, one in _changed_keys(value).items()
+            )
             return f"{{ {', '.join(inner)} }}"
         case Mapping():
             return f"{{ {', '.join(f'{key} = {_toml(one)}' for key, one in value.items())} }}"

@@ -1,12 +1,12 @@
 """The admin port: /metrics, /healthz, /readyz, /status, and a page for people. Read only.
 
-Owns what is told, here and over the control socket. It knows the run by one function,
-`take_snapshot`, and cannot change anything, so it needs no password; it does tell what runs where,
-which is why it listens on the loopback address unless told otherwise, and there answers only
-who asks for it by its address. There are no headers by which a page of another origin may read.
+Owns these pages; the control socket serves them as well. It knows the run by one function,
+`take_snapshot`, and cannot change anything, so it needs no password. But it shows what runs
+where. So it listens on the loopback address by default, and there it answers only requests whose
+Host is its own address. It sends no header that lets a page of another origin read an answer.
 
-Nothing that is asked here may disturb what is served elsewhere: requests that come together
-share one snapshot, rendering is done by few threads, and `http_server` bounds connections.
+Requests must not disturb the rest of the run: concurrent requests share one snapshot, few
+threads render pages, and `http_server` limits connections.
 """
 
 import asyncio
@@ -26,46 +26,48 @@ from penstock_supervisor.observability import prometheus
 from penstock_supervisor.snapshot import Snapshot
 
 TakeSnapshot = Callable[[float], Awaitable[Snapshot]]
-"""Given the seconds that children have to answer."""
+"""Takes the seconds that children have to answer."""
 
 DEADLINE_S: Final = 1.0
-"""Prometheus waits ten seconds for a page; a child that is stuck should not cost them all."""
+"""Prometheus waits ten seconds for a page; a stuck child should not use all of them."""
 _PROBE_S: Final = 0.1
 """For /readyz, which must answer within the second that a probe usually has."""
-_RENDERERS: Final = 2
-_READS: Final = ("GET", "HEAD")
+_MAX_RENDERING: Final = 2
+"""Pages that are rendered at a time."""
+_READ_METHODS: Final = ("GET", "HEAD")
 
 
-def app(pages: "Pages", bound: socket.socket, name: str = "") -> web.Application:
-    """What is answered on the listening socket `bound`; `name` is the host that it was named by."""
-    made = web.Application(middlewares=[_only_read])
-    if bound.family != socket.AF_UNIX and ip_address(bound.getsockname()[0]).is_loopback:
-        made.middlewares.append(_HostCheck({name.lower(), "localhost"} - {""}).judge)
-    pages.add_to(made)
-    return made
+def app(pages: "Pages", listener: socket.socket, name: str = "") -> web.Application:
+    """The application of the admin port. `name`: the host that the configuration has for it."""
+    result = web.Application(middlewares=[_reject_changes])
+    if listener.family != socket.AF_UNIX and ip_address(listener.getsockname()[0]).is_loopback:
+        result.middlewares.append(_HostCheck({name.lower(), "localhost"} - {""}).check)
+    pages.add_to(result)
+    return result
 
 
 @web.middleware
-async def _only_read(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever the path: nobody has to look for the one that changes something."""
-    if request.method not in _READS:
-        raise web.HTTPMethodNotAllowed(request.method, _READS)
+async def _reject_changes(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Reject every method but those that read, for all paths, also those that are not served."""
+    if request.method not in _READ_METHODS:
+        raise web.HTTPMethodNotAllowed(request.method, _READ_METHODS)
     return await handler(request)
 
 
 class _HostCheck:
-    """On a loopback address: is it us that was meant?
+    """On a loopback address: was this server meant?
 
-    The page of a stranger can have its own name lead to 127.0.0.1 and then read what our port
-    answers, since for the browser it is that stranger's (DNS rebinding). Our own names are
-    addresses and `localhost`; no stranger owns those.
+    The owner of a web page can have its own host name resolve to 127.0.0.1. Then the page can
+    read the answers of our port, because for the browser they come from the page's own origin
+    (DNS rebinding). So only addresses and `localhost` are accepted as Host: no stranger owns
+    those names.
     """
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
 
     @web.middleware
-    async def judge(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if all(map(self._is_ours, request.headers.getall(hdrs.HOST, ()))):
             return await handler(request)
         raise web.HTTPMisdirectedRequest(text="this port is asked for by its address\n")
@@ -87,23 +89,25 @@ def _is_address(text: str) -> bool:
 
 
 class _SharedSnapshot:
-    """Snapshots, made one after the other and shared by all that wait for the same one.
+    """Snapshots, taken one after the other, each shared by all requests that wait for it.
 
-    Who comes while one is being made gets the next: it never sees what was true before it
-    asked. So however many ask, no more than one is being made and one is waited for.
+    A request that comes while a snapshot is being taken gets the next one, because the present
+    one may show a state from before the request. So with any number of requests, one snapshot is
+    being taken, and at most one more is waited for.
     """
 
     def __init__(self, take_snapshot: TakeSnapshot, deadline_s: float) -> None:
         self._take_snapshot = take_snapshot
         self._deadline_s = deadline_s
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._begun = 0
+        """How many were begun so far."""
         self._last: Snapshot | None = None
 
     async def get(self) -> Snapshot:
-        came = self._begun
-        async with self._turn:
-            if self._begun == came or self._last is None:
+        begun_before = self._begun
+        async with self._lock:
+            if self._begun == begun_before or self._last is None:
                 self._begun += 1
                 self._last = None
                 self._last = await self._take_snapshot(self._deadline_s)
@@ -111,12 +115,12 @@ class _SharedSnapshot:
 
 
 class Pages:
-    """What is told of a run, on every socket that it is told on."""
+    """The pages about a run, for the admin port and the control socket."""
 
     def __init__(self, take_snapshot: TakeSnapshot) -> None:
-        self._thorough = _SharedSnapshot(take_snapshot, DEADLINE_S)
+        self._full = _SharedSnapshot(take_snapshot, DEADLINE_S)
         self._quick = _SharedSnapshot(take_snapshot, _PROBE_S)
-        self._rendering = asyncio.Semaphore(_RENDERERS)
+        self._rendering = asyncio.Semaphore(_MAX_RENDERING)
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_get("/", self._index)
@@ -126,16 +130,16 @@ class Pages:
         app.router.add_get("/status", self._status)
 
     async def _index(self, _: web.Request) -> web.Response:
-        text = status_page.render(await self._described())
+        text = status_page.render(await self._describe())
         return web.Response(text=text, content_type="text/html", headers=status_page.HEADERS)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        snapshot = await self._thorough.get()
+        snapshot = await self._full.get()
         accept = ",".join(request.headers.getall("Accept", ()))
         async with self._rendering:
             body, kind = await asyncio.to_thread(prometheus.render, snapshot, accept)
         response = web.Response(body=body, headers={"Content-Type": kind})
-        # Only for a client that says it can read it, as Prometheus does.
+        # Only for a client whose Accept-Encoding allows it, as Prometheus' does.
         response.enable_compression()
         return response
 
@@ -148,15 +152,15 @@ class Pages:
             return web.Response(status=503, text="stopping\n")
         if snapshot.ready:
             return web.Response(text="ready\n")
-        names = status.without_worker(snapshot)
+        names = status.services_without_worker(snapshot)
         why = f": no worker in rotation for {', '.join(names)}" if names else ""
         return web.Response(status=503, text=f"not ready{why}\n")
 
     async def _status(self, _: web.Request) -> web.Response:
-        return web.json_response(await self._described())
+        return web.json_response(await self._describe())
 
-    async def _described(self) -> dict[str, Any]:
-        snapshot = await self._thorough.get()
+    async def _describe(self) -> dict[str, Any]:
+        snapshot = await self._full.get()
         async with self._rendering:
             kinds = {view.kind for view in snapshot.sockets}
             queues = await asyncio.to_thread(sock_diag.queues, kinds)

@@ -1,8 +1,9 @@
-"""The control socket: everything that changes a run from outside, and what the admin port tells.
+"""The control API: requests that change a run, and the pages of the admin port.
 
 HTTP and JSON over a unix socket that only its owner can open (`control_socket`), so that curl can
-do what `penstock stop` does. Owns who may ask and what the answers look like; what a change does
-is the run's, which is known by `Controls`. Nothing that changes anything is anywhere else.
+do what `penstock stop` does. Owns who may send requests, and the form of the answers. The run
+itself carries them out; it is known here by `RunControl`. No other part changes a run from
+outside.
 
     POST /reload                          as HUP: replace all workers, losing nothing
     POST /stop[?now=1]                    as TERM; now: as a second TERM
@@ -24,15 +25,15 @@ from aiohttp import web
 from penstock_supervisor.control.admin import Pages
 from penstock_supervisor.control.http_server import Handler
 
-_PEER: Final = struct.Struct("iII")
+_UCRED: Final = struct.Struct("iII")
 """struct ucred: pid, uid, gid."""
 _SIGNALS: Final = {"terminate": signal.SIGTERM, "kill": signal.SIGKILL}
 
 _log = logging.getLogger("penstock.supervisor")
 
 
-class Controls(Protocol):
-    """A run, as far as it can be changed. False: not now."""
+class RunControl(Protocol):
+    """What can be changed of a run. False: not possible now."""
 
     def stop(self, *, now: bool = False) -> None: ...
     def roll(self) -> bool: ...
@@ -46,7 +47,7 @@ class Controls(Protocol):
 
 
 class PeerCredentials(NamedTuple):
-    """Who is at the other end, as the kernel says."""
+    """The process at the other end of a unix socket, as the kernel reports it."""
 
     pid: int
     uid: int
@@ -54,26 +55,26 @@ class PeerCredentials(NamedTuple):
 
 
 def peer_credentials(sock: socket.socket) -> PeerCredentials:
-    size = _PEER.size
+    size = _UCRED.size
     return PeerCredentials(
-        *_PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        *_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     )
 
 
-def app(pages: Pages, run: Controls) -> web.Application:
-    made = web.Application(middlewares=[_as_json, _only_the_owner])
-    pages.add_to(made)
+def app(pages: Pages, run: RunControl) -> web.Application:
+    result = web.Application(middlewares=[_errors_as_json, _require_owner])
+    pages.add_to(result)
     endpoints = _Endpoints(run)
-    made.router.add_post("/reload", endpoints.reload)
-    made.router.add_post("/stop", endpoints.stop)
-    made.router.add_post("/reopen", endpoints.reopen)
-    made.router.add_post("/workers/{service}/{slot:[0-9]{1,4}}/{what}", endpoints.worker)
-    return made
+    result.router.add_post("/reload", endpoints.reload)
+    result.router.add_post("/stop", endpoints.stop)
+    result.router.add_post("/reopen", endpoints.reopen)
+    result.router.add_post("/workers/{service}/{slot:[0-9]{1,4}}/{action}", endpoints.worker)
+    return result
 
 
 @web.middleware
-async def _as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """One request a connection, and every answer to a change as JSON."""
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors as JSON, except those of pages, and one request a connection."""
     try:
         response = await handler(request)
     except web.HTTPException as error:
@@ -87,23 +88,25 @@ async def _as_json(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 @web.middleware
-async def _only_the_owner(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The file's mode says so already; but a descriptor can be passed on."""
+async def _require_owner(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The mode of the socket's file requires it already, but a descriptor can be passed on."""
     transport = request.transport
     if transport is None:
         raise web.HTTPForbidden
-    who = peer_credentials(transport.get_extra_info("socket"))
-    if who.uid not in (0, os.geteuid()):
-        _log.warning("control socket: uid %d (pid %d) is not let in", who.uid, who.pid)
+    peer = peer_credentials(transport.get_extra_info("socket"))
+    if peer.uid not in (0, os.geteuid()):
+        _log.warning("control socket: uid %d (pid %d) is not let in", peer.uid, peer.pid)
         raise web.HTTPForbidden(text="only for root and the user that the supervisor runs as\n")
     if request.method not in ("GET", "HEAD"):
-        # The kernel's word on who it was; the path is ours, or there is no such order.
-        _log.info("%s %.200s, asked for by pid %d", request.method, request.path_qs, who.pid)
+        # The pid is the kernel's. The path may be any text of the client, so it is cut.
+        _log.info("%s %.200s, asked for by pid %d", request.method, request.path_qs, peer.pid)
     return await handler(request)
 
 
 class _Endpoints:
-    def __init__(self, run: Controls) -> None:
+    """The requests that change something."""
+
+    def __init__(self, run: RunControl) -> None:
         self._run = run
 
     async def reload(self, _: web.Request) -> web.Response:
@@ -121,22 +124,22 @@ class _Endpoints:
         return _done("access logs are being opened anew")
 
     async def worker(self, request: web.Request) -> web.Response:
-        service, what = request.match_info["service"], request.match_info["what"]
+        service, action = request.match_info["service"], request.match_info["action"]
         slot = int(request.match_info["slot"])
         try:
-            if what == "replace":
+            if action == "replace":
                 done = self._run.replace(service, slot)
-            elif what in _SIGNALS:
-                done = self._run.signal(service, slot, _SIGNALS[what])
+            elif action in _SIGNALS:
+                done = self._run.signal(service, slot, _SIGNALS[action])
             else:
-                raise web.HTTPNotFound(text=f'a worker cannot be told to "{what}"')
+                raise web.HTTPNotFound(text=f'a worker cannot be told to "{action}"')
         except KeyError:
             raise web.HTTPNotFound(text=f"there is no worker {service}/{slot}") from None
         if not done:
             raise web.HTTPConflict(text=f"{service}/{slot}: not now")
-        return _done(f"{service}/{slot}: {what}")
+        return _done(f"{service}/{slot}: {action}")
 
 
-def _done(what: str) -> web.Response:
-    answer: dict[str, Any] = {"pid": os.getpid(), "done": what}
+def _done(text: str) -> web.Response:
+    answer: dict[str, Any] = {"pid": os.getpid(), "done": text}
     return web.json_response(answer, status=202)

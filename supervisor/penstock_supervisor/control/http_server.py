@@ -1,13 +1,12 @@
-"""An HTTP server of our own on a socket that somebody opened, bounded in every way.
+"""An HTTP server with limits, for the admin port and the control socket.
 
-Owns its connections: how many there are, and how long one may take to ask something. What is
-asked and who may ask belongs to the application that it is given. The admin port and the
-control socket have one each.
+Owns its connections: how many there may be, and how long a client may take to send a request.
+Requests and their permissions belong to the application. The listening socket is the caller's.
 
-Nothing that is asked here may disturb what is served elsewhere: connections take descriptors
-from the process that has to start the next worker. aiohttp bounds the size of a head and the
-time between two requests, but not the time that one takes to come: who connects and says
-nothing, or a byte a minute, would stay for ever.
+A client must not disturb the rest of the run: connections take descriptors from the process that
+has to start the next worker. aiohttp limits the size of a request head and the time between two
+requests, but not the time that a head takes to arrive. Without the limit here, a client that
+sends nothing, or a byte a minute, would stay connected for ever.
 """
 
 import asyncio
@@ -23,98 +22,104 @@ from aiohttp.web_protocol import RequestHandler
 from penstock_worker.servers import log_filter
 
 MAX_CONNECTIONS: Final = 64
-FIRST_S: Final = 10.0
-"""From a connection to its first whole request."""
-BETWEEN_S: Final = 75.0
-"""To the next one, the sending of the answer before it included."""
+FIRST_REQUEST_S: Final = 10.0
+"""From a connection to the end of its first request head."""
+NEXT_REQUEST_S: Final = 75.0
+"""From the end of an answer's making to the next request head. The sending is included."""
 _CHECK_S: Final = 1.0
-_LINGER_S: Final = 1.0
-"""What an answer under way gets when the run ends."""
-_LINE: Final = 4 << 10
-_FIELD: Final = 4 << 10
+_SHUTDOWN_S: Final = 1.0
+"""For answers that are being sent when the run ends."""
+_MAX_LINE: Final = 4 << 10
+_MAX_FIELD: Final = 4 << 10
 
-_log: Final = log_filter.filtered_logger("penstock.reception")
+_log: Final = log_filter.filtered_logger("penstock.control")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
 async def serve(sock: socket.socket, app: web.Application) -> AsyncIterator[None]:
-    """Answer on the listening `sock`, which stays the caller's, until the end of the block."""
+    """Serve on the listening `sock`, which stays the caller's, until the end of the block."""
     loop = asyncio.get_running_loop()
-    idle_timeout = _IdleTimeout(loop)
-    app.middlewares.insert(0, idle_timeout.while_handled)
+    request_timeout = _RequestTimeout(loop)
+    app.middlewares.insert(0, request_timeout.suspend_while_handled)
     runner = web.AppRunner(
         app,
         access_log=None,
         logger=_log,
-        shutdown_timeout=_LINGER_S,
-        keepalive_timeout=BETWEEN_S,
-        lingering_time=_LINGER_S,
-        max_line_size=_LINE,
-        max_field_size=_FIELD,
+        shutdown_timeout=_SHUTDOWN_S,
+        keepalive_timeout=NEXT_REQUEST_S,
+        lingering_time=_SHUTDOWN_S,
+        max_line_size=_MAX_LINE,
+        max_field_size=_MAX_FIELD,
     )
     await runner.setup()
     http = runner.server
     assert http is not None
 
-    def connection() -> asyncio.BaseProtocol:
-        return (
-            idle_timeout.watched(http()) if len(http.connections) < MAX_CONNECTIONS else _Refused()
-        )
+    def make_protocol() -> asyncio.BaseProtocol:
+        if len(http.connections) >= MAX_CONNECTIONS:
+            return _Rejected()
+        return request_timeout.watch(http())
 
-    # asyncio closes what it is given; who opened a unix socket has a name to remove too.
+    # A duplicate, because asyncio closes the socket that it is given.
     if sock.family == socket.AF_UNIX:
-        listening = await loop.create_unix_server(connection, sock=sock.dup())
+        server = await loop.create_unix_server(make_protocol, sock=sock.dup())
     else:
-        listening = await loop.create_server(connection, sock=sock.dup())
-    idle_timeout.check(http)
+        server = await loop.create_server(make_protocol, sock=sock.dup())
+    request_timeout.check(http)
     try:
         yield
     finally:
-        idle_timeout.end()
-        listening.close()
+        request_timeout.close()
+        server.close()
         await runner.cleanup()
 
 
-class _Refused(asyncio.Protocol):
-    """One connection too many."""
+class _Rejected(asyncio.Protocol):
+    """A connection beyond the limit: it is reset at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         transport.abort()
 
 
-class _IdleTimeout:
-    """When each connection is given up, unless it has asked something by then."""
+class _RequestTimeout:
+    """Aborts each connection that has not sent a whole request head by its deadline."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._until: dict[RequestHandler, float] = {}
-        self._next: asyncio.TimerHandle | None = None
+        self._deadlines: dict[RequestHandler, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
-    def watched(self, connection: RequestHandler) -> RequestHandler:
-        self._until[connection] = self._loop.time() + FIRST_S
+    def watch(self, connection: RequestHandler) -> RequestHandler:
+        self._deadlines[connection] = self._loop.time() + FIRST_REQUEST_S
         return connection
 
     @web.middleware
-    async def while_handled(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def suspend_while_handled(
+        self, request: web.Request, handler: Handler
+    ) -> web.StreamResponse:
+        """No deadline while a request is handled; after it, one for the next request."""
         connection = request.protocol
-        self._until[connection] = math.inf
+        self._deadlines[connection] = math.inf
         try:
             return await handler(request)
         finally:
-            self._until[connection] = self._loop.time() + BETWEEN_S
+            self._deadlines[connection] = self._loop.time() + NEXT_REQUEST_S
 
     def check(self, http: web.Server) -> None:
-        """Give up who is late, forget who has gone. One timer for all, and no task."""
+        """Abort late connections and forget closed ones. One timer for all, and no task."""
         now = self._loop.time()
-        self._until = {one: self._until.get(one, now + FIRST_S) for one in http.connections}
-        for connection, until in self._until.items():
-            if now >= until and connection.transport is not None:
+        self._deadlines = {
+            connection: self._deadlines.get(connection, now + FIRST_REQUEST_S)
+            for connection in http.connections
+        }
+        for connection, deadline in self._deadlines.items():
+            if now >= deadline and connection.transport is not None:
                 connection.transport.abort()
-        self._next = self._loop.call_later(_CHECK_S, self.check, http)
+        self._timer = self._loop.call_later(_CHECK_S, self.check, http)
 
-    def end(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

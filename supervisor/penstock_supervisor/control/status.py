@@ -1,9 +1,9 @@
-"""One `Snapshot` as what /status and /readyz say: plain values, ready for JSON.
+"""One `Snapshot` as the content of /status and /readyz: plain values, ready for JSON.
 
-Owns the names of the fields that people's scripts read. What the proxy (where there is none,
-the worker checks) says about a worker, its health and what it has to do, is put beside what the
-supervisor says about the same slot; the two disagree for a moment whenever something happens,
-and both are shown. No I/O, no clock.
+Owns the names of the fields that people's scripts read. Each worker has two sets of fields. One
+is the supervisor's: the state of its process. The other is the proxy's, or that of the worker
+checks if there is no proxy: its state in the pool, and how much it has to do. The two disagree
+for a moment whenever something changes, and both are shown. No I/O, no clock.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,15 +12,15 @@ from typing import Any, Final
 from penstock_supervisor.observability.traffic import Traffic, WorkerRow
 from penstock_supervisor.snapshot import ChildView, Snapshot, SocketQueue
 
-_TOLD_BY_POOL: Final = ("health", "reason", "weight", "active", "failures", "ejections")
+_POOL_FIELDS: Final = ("health", "reason", "weight", "active", "failures", "ejections")
 
 
 def describe(
     snapshot: Snapshot, version: str, pid: int, queues: Mapping[int, SocketQueue]
 ) -> dict[str, Any]:
-    """The whole of /status. Times in seconds; null is what nobody knows.
+    """The whole of /status. Times are in seconds; null means not known.
 
-    `pid` is the supervisor's; `queues` are those of the listening sockets, by inode.
+    `pid` is the supervisor's. `queues` are the accept queues of the listeners, by inode.
     """
     traffic = Traffic(snapshot)
     return {
@@ -52,8 +52,8 @@ def describe(
     }
 
 
-def without_worker(snapshot: Snapshot) -> tuple[str, ...]:
-    """The services that have no worker in rotation, as far as anybody has said."""
+def services_without_worker(snapshot: Snapshot) -> tuple[str, ...]:
+    """The services that have no worker in rotation, as far as has been reported."""
     pools = Traffic(snapshot).pools
     return tuple(
         name
@@ -89,10 +89,10 @@ def _workers(
 ) -> Iterator[dict[str, Any]]:
     children = [child for child in snapshot.children if child.service == name]
     for child in children:
-        yield {**_process(child), **_as_the_pool_has_it(pool.get(child.slot))}
+        yield {**_process(child), **_pool_fields(pool.get(child.slot))}
     if not children:
         for slot, address in enumerate(facts.get("upstreams", ())):
-            yield {"slot": slot, "address": address, **_as_the_pool_has_it(pool.get(slot))}
+            yield {"slot": slot, "address": address, **_pool_fields(pool.get(slot))}
 
 
 def _process(child: ChildView) -> dict[str, Any]:
@@ -108,5 +108,5 @@ def _process(child: ChildView) -> dict[str, Any]:
     }
 
 
-def _as_the_pool_has_it(row: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {field: None if row is None else row.get(field) for field in _TOLD_BY_POOL}
+def _pool_fields(row: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {field: None if row is None else row.get(field) for field in _POOL_FIELDS}

@@ -1,8 +1,8 @@
 """The admin port's page for people: what runs, and whether it serves, as HTML.
 
-Shows `summary`'s rows of what /status says; no script, nothing from elsewhere, and it asks again
-every few seconds by itself. What it shows (names, addresses, reasons) was written by others, and
-all of it is escaped. No I/O, no clock.
+Shows the rows that `summary` makes of /status. The page has no script, loads nothing from
+elsewhere, and reloads itself every few seconds. Names, addresses and reasons come from
+configurations and programs, so all texts are escaped. No I/O, no clock.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,26 +43,26 @@ _PAGES: Final = {
 }
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """The whole page, of what `status.describe` made."""
-    return "".join(_parts(found))
+def render(status: Mapping[str, Any]) -> str:
+    """The whole page. `status` is the result of `status.describe`."""
+    return "".join(_parts(status))
 
 
-def _parts(found: Mapping[str, Any]) -> Iterator[str]:
+def _parts(status: Mapping[str, Any]) -> Iterator[str]:
     yield (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>penstock</title>'
         '<meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="5">'
         f"<style>{_STYLE}</style>\n"
-        f"<h1>penstock {escape(found['version'])}</h1>\n<p>{escape(summary.heading(found))}</p>\n"
+        f"<h1>penstock {escape(status['version'])}</h1>\n<p>{escape(summary.heading(status))}</p>\n"
     )
-    if found["proxies"]:
+    if status["proxies"]:
         yield "<section><h2>Proxies</h2>\n"
-        yield from _table(summary.proxies(found), of="")
+        yield from _table(summary.proxies(status), counted="")
         yield "</section>\n"
-    for name, service in found["services"].items():
-        what = f"{service['listen']} ({service['scheme']}, {service['mode']})"
-        yield f"<section><h2>{escape(name)}</h2>\n<p>{escape(what)}</p>\n"
-        yield from _table(summary.workers(name, service), of=service["split"]["of"])
+    for name, service in status["services"].items():
+        facts = f"{service['listen']} ({service['scheme']}, {service['mode']})"
+        yield f"<section><h2>{escape(name)}</h2>\n<p>{escape(facts)}</p>\n"
+        yield from _table(summary.workers(name, service), counted=service["split"]["of"])
         yield "</section>\n"
     yield "<nav>"
     for path, title in _PAGES.items():
@@ -70,18 +70,18 @@ def _parts(found: Mapping[str, Any]) -> Iterator[str]:
     yield "</nav>\n"
 
 
-def _table(rows: Iterable[summary.SummaryRow], of: str) -> Iterator[str]:
-    """`of`: what is counted, requests or connections; nothing: these have no such figures."""
-    counts = f'<th class="n wide">active<th class="n">{escape(of)}' if of else ""
+def _table(rows: Iterable[summary.SummaryRow], counted: str) -> Iterator[str]:
+    """`counted`: "requests" or "connections"; "" if the rows have no counts."""
+    counts = f'<th class="n wide">active<th class="n">{escape(counted)}' if counted else ""
     yield f'<table><tr><th><th>state{counts}<th class="wide">process<th class="wide">address<th>\n'
     for row in rows:
         yield f'<tr><td>{escape(row.name)}<td class="{row.health}">{escape(row.state)}'
-        if of:
-            yield f'<td class="n wide">{_figure(row.active)}<td class="n">{_figure(row.served)}'
+        if counted:
+            yield f'<td class="n wide">{_number(row.active)}<td class="n">{_number(row.served)}'
         yield f'<td class="wide">{escape(row.process)}<td class="wide">{escape(row.address)}'
         yield f"<td>{escape(', '.join(filter(None, (row.restarts, row.reason))))}\n"
     yield "</table>\n"
 
 
-def _figure(number: float | None) -> str:
+def _number(number: float | None) -> str:
     return "" if number is None else f"{number:,.0f}"

@@ -1,1 +1,1 @@
-"""What is known of a run: statistics of all processes, judged, added up, told to Prometheus."""
+"""What is known of a run: statistics of all processes, sanitized, added up, shown to Prometheus."""

@@ -1,7 +1,6 @@
-"""Puts together what is known at one moment: asks the children, looks at the sockets.
+"""Makes a `Snapshot`: polls the children, and reads the state of all parts of a run.
 
-The only maker of a `Snapshot`. It owns nothing: who is asked, and what is open, belongs
-to others, and is read here.
+The only place where one is made. It owns no state of its own.
 """
 
 import asyncio
@@ -21,43 +20,45 @@ class SnapshotCollector:
         slots: Slots,
         worker_checks: WorkerChecks,
         stats_poll: StatsPoll,
-        lag: LoopLag,
+        loop_lag: LoopLag,
         certificate_reload: CertificateReload,
     ) -> None:
         self._resources = resources
         self._slots = slots
         self._worker_checks = worker_checks
         self._stats_poll = stats_poll
-        self._lag = lag
+        self._loop_lag = loop_lag
         self._certificate_reload = certificate_reload
 
     async def take(
         self, deadline_s: float, *, uptime_s: float, ready: bool, stopping: bool
     ) -> Snapshot:
-        """Describe the run now; children have `deadline_s` to tell what only they know."""
+        """Describe the run now. Children have `deadline_s` seconds to answer STATS."""
         children = tuple(self._slots.children())
         views = await self._stats_poll.take(tuple(self._slots.one_per_slot()), children, deadline_s)
         links = sum(len(child.links) for child in children)
-        by_service = self._resources.listeners
+        listeners_of = self._resources.listeners
         return Snapshot(
             children=views,
-            services={name: self._described(name) for name in by_service},
+            services={name: self._service_facts(name) for name in listeners_of},
             uptime_s=uptime_s,
             ready=ready,
             stopping=stopping,
             covered=frozenset(self._slots.covered),
             listener_fds=self._resources.listener_fds(),
-            # Of a link we keep both ends.
+            # The supervisor keeps both ends of each link.
             channel_fds=sum(child.has_channel for child in children) + 2 * links,
-            loop_lag_s=self._lag.seconds,
+            loop_lag_s=self._loop_lag.seconds,
             tasks=len(asyncio.all_tasks()),
             worker_checks=self._worker_checks.stats(),
-            sockets=tuple(view for listeners in by_service.values() for view in listeners.views()),
+            sockets=tuple(
+                view for listeners in listeners_of.values() for view in listeners.views()
+            ),
             tls=self._certificate_reload.views(),
-            dropped={name: listeners.dropped for name, listeners in by_service.items()},
+            dropped={name: listeners.dropped for name, listeners in listeners_of.items()},
         )
 
-    def _described(self, name: str) -> dict[str, object]:
+    def _service_facts(self, name: str) -> dict[str, object]:
         service = self._resources.services[name]
         return {
             "scheme": service.scheme,

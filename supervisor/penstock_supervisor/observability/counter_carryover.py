@@ -1,8 +1,11 @@
-"""What the ended processes of a proxy's slot had counted, as they last said it.
+"""Counters of a proxy slot's ended processes, so that sums do not go down.
 
-Proxies count for a service together, and a sum must not go down because one of them was
-killed. What one had counted after it was last asked died with it. Proxy counters are our own
-program's, and need no judgement as workers' do. No I/O, no clock.
+All proxies count for a service together. When a proxy ends, its counters end with it, and the
+sum of all proxies must not go down. So the last statistics of an ended process are kept here and
+added to those of its successors. What a process counted after its last answer to STATS is lost.
+
+Proxies are our own program, so their counters are not sanitized as those of workers are. No I/O,
+no clock.
 """
 
 from collections.abc import Mapping
@@ -10,37 +13,37 @@ from typing import Any
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import Series
-from penstock_supervisor.observability.worker_series import table, without_gauges
+from penstock_supervisor.observability.worker_series import as_dict, without_gauges
 
 Carryover = Mapping[str, Any]
 """{"services": {service: Series}, "ejections": {service: {slot: number}}}, or empty."""
 
 
 def carry_over(before: Carryover, stats: Mapping[str, Any]) -> Carryover:
-    """What is carried on when the process that last said `stats` has ended."""
-    told = table(table(stats.get("metrics")).get("services"))
-    known = table(before.get("services"))
-    pools = table(stats.get("pools"))
+    """Add the last statistics of a process that has ended to the carry-over of its slot."""
+    counted = as_dict(as_dict(stats.get("metrics")).get("services"))
+    carried = as_dict(before.get("services"))
+    pools = as_dict(stats.get("pools"))
     return {
         "services": {
-            name: metrics.merge((known.get(name, {}), without_gauges(told.get(name, {}))))
-            for name in (*known, *(name for name in told if name not in known))
+            name: metrics.merge((carried.get(name, {}), without_gauges(counted.get(name, {}))))
+            for name in (*carried, *(name for name in counted if name not in carried))
         },
         "ejections": {
             name: {slot: count for slot, count in _ejections(before, pools, name).items() if count}
-            for name in {*table(before.get("ejections")), *pools}
+            for name in {*as_dict(before.get("ejections")), *pools}
         },
     }
 
 
-def series(carried: Carryover) -> Mapping[str, Series]:
+def series(carryover: Carryover) -> Mapping[str, Series]:
     """By service."""
-    return table(carried.get("services"))
+    return as_dict(carryover.get("services"))
 
 
-def ejections(carried: Carryover, service: str) -> Mapping[int, int]:
+def ejections(carryover: Carryover, service: str) -> Mapping[int, int]:
     """By slot of the worker."""
-    counts = table(table(carried.get("ejections")).get(service))
+    counts = as_dict(as_dict(carryover.get("ejections")).get(service))
     return {int(slot): count for slot, count in counts.items()}
 
 

@@ -1,18 +1,18 @@
-"""How evenly something is shared: Jain's ratio.
+"""How evenly something is shared: Jain's fairness index.
 
-1 when everybody has the same, 1/n when one of n has everything, and in between the share of
-those who would do if all that is there were dealt evenly. Like no other measure it is the
-same for any unit and any number of sharers. No I/O, no clock.
+It is 1 if all shares are equal, and 1/n if one of n has everything. If k of n have equal shares
+and the others have nothing, it is k/n. It does not depend on the unit, and it can be compared
+between different numbers of sharers. No I/O, no clock.
 """
 
 from collections.abc import Collection
 
 
 def jain(shares: Collection[float]) -> float | None:
-    """(sum of x)² / (n · sum of x²); None when nobody has anything yet."""
-    most = max(shares, default=0.0)
-    if not most > 0:
+    """(sum of x)² / (n · sum of x²). None if all shares are 0, or if there is none."""
+    largest = max(shares, default=0.0)
+    if not largest > 0:
         return None
-    # Of the largest, so that no square exceeds what a float can hold, or vanishes.
-    parts = [share / most for share in shares]
+    # Relative to the largest share, so that no square overflows or underflows.
+    parts = [share / largest for share in shares]
     return sum(parts) ** 2 / (len(parts) * sum(part * part for part in parts))

@@ -1,9 +1,9 @@
 """How many descriptors one client connection takes, in all processes together.
 
-It is what the schemes differ in most: three where a proxy forwards, one where the client's
-socket itself is passed, or accepted by the worker. Those that say how many they have are
-believed; a program that says nothing is counted from outside, by `accepted`, which is asked
-of the kernel. No I/O of its own, no clock.
+In this the schemes differ most. A connection takes three descriptors if a proxy forwards it. It
+takes one if the client's socket is handed over, or accepted by the worker itself. Processes that
+report their number of descriptors are trusted. For a program that reports nothing, the kernel is
+asked for its accepted connections (`count_accepted`). No I/O of its own, no clock.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -12,18 +12,19 @@ from typing import Final
 from penstock_proxy.net.address import parse_address
 from penstock_supervisor.kernel.sock_diag import TcpEndpoint
 from penstock_supervisor.observability.traffic import Traffic
-from penstock_supervisor.observability.worker_series import number, table
+from penstock_supervisor.observability.worker_series import as_dict, as_number
 from penstock_supervisor.snapshot import ChildView, Snapshot
 
-Accepted = Callable[[Collection[TcpEndpoint]], Mapping[TcpEndpoint, int] | None]
+CountAccepted = Callable[[Collection[TcpEndpoint]], Mapping[TcpEndpoint, int] | None]
+"""Open connections accepted at each address. None: the kernel does not tell."""
 
-_ANYWHERE: Final = ("0.0.0.0", "::")
+_ANY_HOST: Final = ("0.0.0.0", "::")
 
 
 def per_connection(
-    snapshot: Snapshot, traffic: Traffic, accepted: Accepted
+    snapshot: Snapshot, traffic: Traffic, count_accepted: CountAccepted
 ) -> Iterator[tuple[str, float]]:
-    """By service; without those that have no client now, or of which too little is known."""
+    """By service. Without services that have no client now, or whose numbers are not known."""
     for service, facts in snapshot.services.items():
         workers = [
             child
@@ -34,55 +35,62 @@ def per_connection(
         if facts["mode"] == "udp":
             continue
         if proxied:
-            held = _behind_a_proxy(service, workers, traffic, accepted)
-            clients = traffic.open(service)
+            fds = _fds_with_proxy(service, workers, traffic, count_accepted)
+            clients = traffic.open_connections(service)
         else:
-            held, clients = _accepting(service, facts["listen"], workers, traffic, accepted)
-        if held is not None and clients:
-            yield service, held / clients
+            fds, clients = _fds_and_clients_without_proxy(
+                service, facts["listen"], workers, traffic, count_accepted
+            )
+        if fds is not None and clients:
+            yield service, fds / clients
 
 
 def place(address: str) -> TcpEndpoint | None:
-    """Where TCP connections end; None for a path, or no address."""
+    """The local end of TCP connections to this address. None for a path, or no address."""
     try:
         host, port, _ = parse_address(address)
     except ValueError:
         return None
-    return TcpEndpoint("" if host in _ANYWHERE else host, port) if port else None
+    return TcpEndpoint("" if host in _ANY_HOST else host, port) if port else None
 
 
-def _behind_a_proxy(
-    service: str, workers: list[ChildView], traffic: Traffic, accepted: Accepted
+def _fds_with_proxy(
+    service: str, workers: list[ChildView], traffic: Traffic, count_accepted: CountAccepted
 ) -> float | None:
-    held = number(traffic.series.get(service, {}).get("penstock_connection_fds", {}).get(""))
-    if held is None:
+    total = as_number(traffic.series.get(service, {}).get("penstock_connection_fds", {}).get(""))
+    if total is None:
         return None
-    silent = set()
+    unreported = set()
     for child in workers:
-        if (told := _told(child)) is not None:
-            held += told
+        if (fds := _reported_fds(child)) is not None:
+            total += fds
         elif where := place(child.address):
-            silent.add(where)
+            unreported.add(where)
         else:
             return None
-    counts = accepted(silent) if silent else {}
-    return None if counts is None else held + sum(counts.values())
+    counts = count_accepted(unreported) if unreported else {}
+    return None if counts is None else total + sum(counts.values())
 
 
-def _accepting(
-    service: str, listen: str, workers: list[ChildView], traffic: Traffic, accepted: Accepted
+def _fds_and_clients_without_proxy(
+    service: str,
+    listen: str,
+    workers: list[ChildView],
+    traffic: Traffic,
+    count_accepted: CountAccepted,
 ) -> tuple[float | None, float | None]:
-    told = [_told(child) for child in workers]
-    known = [one for one in told if one is not None]
-    if len(known) == len(told):
-        return sum(known), traffic.open(service)
-    # On one port nobody can tell from outside whose they are: all of them, then.
+    reported = [fds for child in workers if (fds := _reported_fds(child)) is not None]
+    if len(reported) == len(workers):
+        return sum(reported), traffic.open_connections(service)
+    # All workers accept from one port, and the kernel does not tell which connection is whose.
+    # So all connections of the port are counted.
     where = place(listen)
-    counts = accepted({where}) if where else None
-    held = None if counts is None or where is None else counts[where]
-    return held, held
+    counts = count_accepted({where}) if where else None
+    fds = None if counts is None or where is None else counts[where]
+    return fds, fds
 
 
-def _told(child: ChildView) -> float | None:
-    fds = table(table(child.stats.get("metrics")).get("fds"))
-    return number(fds.get("client"))
+def _reported_fds(child: ChildView) -> float | None:
+    """The client descriptors that the worker reports. None if it reports nothing."""
+    fds = as_dict(as_dict(child.stats.get("metrics")).get("fds"))
+    return as_number(fds.get("client"))

@@ -1,6 +1,6 @@
-"""One row of a table of metrics with its samples, as prometheus_client wants it.
+"""Translates one metric of a table, with its samples, into a family of prometheus_client.
 
-Owns the translation by kind of metric, nothing else. No I/O, no clock.
+No I/O, no clock.
 """
 
 import math
@@ -22,31 +22,35 @@ Labels = tuple[str, ...]
 
 
 def family(metric: Metric, samples: Iterable[tuple[Labels, Any]]) -> Any:
-    """An info's sample is more labels, a histogram's its counts by bucket and then its sum."""
-    name, kind, text, labels = metric
-    made: Any
+    """Samples are (values of the labels, value).
+
+    The value of an info is a table of further labels. The value of a histogram is its counts by
+    bucket, and then the sum of what was observed.
+    """
+    name, kind, help_text, labels = metric
+    result: Any
     match kind:
         case "counter":
-            made = CounterMetricFamily(name, text, labels=labels)
+            result = CounterMetricFamily(name, help_text, labels=labels)
         case "gauge":
-            made = GaugeMetricFamily(name, text, labels=labels)
+            result = GaugeMetricFamily(name, help_text, labels=labels)
         case "info":
-            made = InfoMetricFamily(name.removesuffix("_info"), text, labels=labels)
+            result = InfoMetricFamily(name.removesuffix("_info"), help_text, labels=labels)
         case "histogram":
-            made = HistogramMetricFamily(name, text, labels=labels)
-            for values, flat in samples:
-                made.add_metric(values, *_cumulative(flat))
-            return made
-    for values, value in samples:
-        made.add_metric(values, value)
-    return made
+            result = HistogramMetricFamily(name, help_text, labels=labels)
+            for label_values, counts_and_sum in samples:
+                result.add_metric(label_values, *_cumulative(counts_and_sum))
+            return result
+    for label_values, value in samples:
+        result.add_metric(label_values, value)
+    return result
 
 
-def _cumulative(flat: list[float]) -> tuple[list[tuple[str, float]], float]:
-    """From counts by bucket and a sum to what Prometheus wants: counts up to each bound."""
-    *counts, total = flat
-    buckets, so_far = [], 0.0
+def _cumulative(counts_and_sum: list[float]) -> tuple[list[tuple[str, float]], float]:
+    """From counts by bucket to counts up to each bound, as Prometheus wants them; and the sum."""
+    *counts, total = counts_and_sum
+    buckets, cumulated = [], 0.0
     for bound, count in zip((*metrics.BUCKETS_S, math.inf), counts, strict=True):
-        so_far += count
-        buckets.append((floatToGoString(bound), so_far))  # type: ignore[no-untyped-call]
+        cumulated += count
+        buckets.append((floatToGoString(bound), cumulated))  # type: ignore[no-untyped-call]
     return buckets, total

@@ -1,11 +1,11 @@
-"""One `Snapshot` as a page of metrics.
+"""Renders one `Snapshot` as a page of metrics.
 
-Owns the supervisor's table of metrics, and the rendering of both tables: this one, and the
-proxy's own (`penstock_proxy.metrics`), whose numbers came over the channel. It asks nobody but
-the kernel (about processes, and about sockets): a snapshot goes in, text comes out.
+Owns the supervisor's table of metrics. Renders both that table and the proxy's own
+(`penstock_proxy.metrics`), whose values came over the channel. A snapshot goes in, text comes
+out. Only the kernel is asked as well, about processes and sockets.
 
-Why a registry for each scrape and not one for ever: whatever is not in the snapshot is
-not on the page. A worker that is gone needs nobody to remember to remove its series.
+There is a registry for each scrape, and not one for ever. So what is not in the snapshot is not
+on the page, and no code has to remove the series of a worker that is gone.
 """
 
 import os
@@ -36,7 +36,7 @@ from penstock_supervisor.kernel.process_stats import process_stats
 from penstock_supervisor.observability.fd_accounting import per_connection, place
 from penstock_supervisor.observability.metric_families import Labels, family
 from penstock_supervisor.observability.traffic import Traffic
-from penstock_supervisor.observability.worker_series import number, table
+from penstock_supervisor.observability.worker_series import as_dict, as_number
 from penstock_supervisor.snapshot import ChildView, Snapshot
 
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -123,36 +123,36 @@ Samples = defaultdict[str, list[tuple[Labels, Any]]]
 
 
 def render(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
-    """Make the page and its Content-Type: OpenMetrics 1.0 if `accept` names it, else text.
+    """Return the page and its Content-Type: OpenMetrics 1.0 if `accept` names it, else text.
 
-    Reads /proc for every process, so it belongs into a thread.
+    Reads /proc for every process, so call it in a thread.
     """
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    registry.register(_Page(snapshot))
-    # Not the library's choose_encoder: what it answers depends on its version, and a
-    # version in the header that is no number makes it raise.
-    if any(one.split(";")[0].strip().lower() == _OPENMETRICS for one in accept.split(",")):
+    registry.register(_SnapshotMetrics(snapshot))
+    # Not the library's choose_encoder: its result depends on its version, and it raises if a
+    # version in the header is not a number.
+    if any(item.split(";")[0].strip().lower() == _OPENMETRICS for item in accept.split(",")):
         page: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
         return page, openmetrics.CONTENT_TYPE_LATEST
     return generate_latest(registry), _TEXT
 
 
-class _Page(Collector):
-    """The tables, filled from one snapshot."""
+class _SnapshotMetrics(Collector):
+    """Both tables, filled from one snapshot."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._samples: Samples = defaultdict(list)
-        self._of_supervisor(snapshot)
+        self._add_supervisor(snapshot)
         for child in snapshot.children:
-            self._of_child(child)
+            self._add_child(child)
         traffic = Traffic(snapshot)
-        self._of_pools(traffic, {(one.service, one.slot) for one in snapshot.children})
-        self._of_services(snapshot, traffic)
-        self._of_sockets(snapshot)
-        self._of_certificates(snapshot)
+        self._add_pools(traffic, {(child.service, child.slot) for child in snapshot.children})
+        self._add_services(snapshot, traffic)
+        self._add_sockets(snapshot)
+        self._add_certificates(snapshot)
 
     def collect(self) -> Iterator[Any]:
         for metric in (*TABLE, *metrics.TABLE):
@@ -161,22 +161,22 @@ class _Page(Collector):
     def _add(self, name: str, labels: Labels, value: Any) -> None:
         self._samples[name].append((labels, value))
 
-    def _of_supervisor(self, snapshot: Snapshot) -> None:
+    def _add_supervisor(self, snapshot: Snapshot) -> None:
         labels = ("supervisor", "", "")
         self._add(
             "penstock_build_info",
             (),
             {"version": version("penstock"), "python": python_version()},
         )
-        self._of_process(labels, os.getpid())
-        known = {"listener": snapshot.listener_fds, "channel": snapshot.channel_fds}
+        self._add_process(labels, os.getpid())
+        by_kind = {"listener": snapshot.listener_fds, "channel": snapshot.channel_fds}
         with suppress(psutil.Error):
-            rest = psutil.Process().num_fds() - sum(known.values())
-            self._of_fds(labels, {**known, OTHER: max(0, rest)})
+            rest = psutil.Process().num_fds() - sum(by_kind.values())
+            self._add_fds(labels, {**by_kind, OTHER: max(0, rest)})
         self._add("penstock_event_loop_lag_seconds", labels, snapshot.loop_lag_s)
         self._add("penstock_event_loop_tasks", labels, snapshot.tasks)
 
-    def _of_child(self, child: ChildView) -> None:
+    def _add_child(self, child: ChildView) -> None:
         labels = (child.role, child.service, str(child.slot))
         for state in _STATES:
             self._add("penstock_child_state", (*labels, state), int(state == child.state))
@@ -191,28 +191,28 @@ class _Page(Collector):
             return
         info = {"pid": str(child.pid), "address": child.address}
         self._add("penstock_child_info", labels, info)
-        self._of_process(labels, child.pid)
-        told = table(child.stats.get("metrics"))
-        self._of_fds(labels, table(told.get("fds")))
-        if (lag := number(told.get("loop_lag_s"))) is not None:
+        self._add_process(labels, child.pid)
+        reported = as_dict(child.stats.get("metrics"))
+        self._add_fds(labels, as_dict(reported.get("fds")))
+        if (lag := as_number(reported.get("loop_lag_s"))) is not None:
             self._add("penstock_event_loop_lag_seconds", labels, lag)
-        if (tasks := number(told.get("tasks"))) is not None:
+        if (tasks := as_number(reported.get("tasks"))) is not None:
             self._add("penstock_event_loop_tasks", labels, tasks)
 
-    def _of_process(self, labels: Labels, pid: int) -> None:
+    def _add_process(self, labels: Labels, pid: int) -> None:
         for name, value in process_stats(pid).items():
             self._add(name, labels, value)
 
-    def _of_fds(self, labels: Labels, fds: Mapping[str, Any]) -> None:
-        # A worker's figures come from a program that is not ours: it may say anything.
+    def _add_fds(self, labels: Labels, fds: Mapping[str, Any]) -> None:
+        # A worker's numbers come from a program that is not ours: they may be anything.
         kinds: defaultdict[str, float] = defaultdict(float)
-        for kind, told in fds.items():
-            if (value := number(told)) is not None:
+        for kind, reported in fds.items():
+            if (value := as_number(reported)) is not None:
                 kinds[kind if kind in FD_KINDS else OTHER] += value
         for kind, value in kinds.items():
             self._add("penstock_fds", (*labels, kind), value)
 
-    def _of_pools(self, traffic: Traffic, supervised: set[tuple[str, int]]) -> None:
+    def _add_pools(self, traffic: Traffic, supervised: set[tuple[str, int]]) -> None:
         rows = {
             (service, slot): row
             for service, pool in traffic.pools.items()
@@ -226,12 +226,12 @@ class _Page(Collector):
             up = row["health"] == MemberState.UP
             self._add("penstock_worker_in_rotation", labels, int(up))
             for state in MemberState:
-                is_it = int(row["health"] == state)
-                self._add("penstock_worker_health", (*labels, state.value), is_it)
+                is_current = int(row["health"] == state)
+                self._add("penstock_worker_health", (*labels, state.value), is_current)
             self._add("penstock_worker_in_flight", labels, row["active"])
             self._add("penstock_ejections_total", labels, row["ejections"])
 
-    def _of_services(self, snapshot: Snapshot, traffic: Traffic) -> None:
+    def _add_services(self, snapshot: Snapshot, traffic: Traffic) -> None:
         labels_of = {metric.name: metric.labels[1:] for metric in metrics.TABLE}
         for service, series in traffic.series.items():
             for name, samples in series.items():
@@ -241,48 +241,47 @@ class _Page(Collector):
         for service in snapshot.services:
             if (ratio := traffic.split(service).jain) is not None:
                 self._add("penstock_jain_fairness_index", (service,), ratio)
-        for service, descriptors in per_connection(snapshot, traffic, sock_diag.accepted):
-            self._add("penstock_fds_per_connection", (service,), descriptors)
-        self._of_ports(snapshot, traffic)
+        for service, fds in per_connection(snapshot, traffic, sock_diag.accepted):
+            self._add("penstock_fds_per_connection", (service,), fds)
+        self._add_ports(snapshot, traffic)
 
-    def _of_ports(self, snapshot: Snapshot, traffic: Traffic) -> None:
-        # The pool's addresses: those of upstreams have no names any more.
-        reached = {
+    def _add_ports(self, snapshot: Snapshot, traffic: Traffic) -> None:
+        # The addresses of the pools: in these the names of upstreams are resolved.
+        worker_places = {
             service: {where for row in pool.values() if (where := place(row["address"]))}
             for service, pool in traffic.pools.items()
             if snapshot.services.get(service, {}).get("scheme") == "ports"
         }
         counts = sock_diag.connections_to(
-            {where for places in reached.values() for where in places}
+            {where for places in worker_places.values() for where in places}
         )
         if counts is not None:
-            for service, places in reached.items():
-                taken = sum(counts[where] for where in places)
-                self._add("penstock_ephemeral_ports", (service,), taken)
+            for service, places in worker_places.items():
+                used = sum(counts[where] for where in places)
+                self._add("penstock_ephemeral_ports", (service,), used)
 
-    def _of_sockets(self, snapshot: Snapshot) -> None:
+    def _add_sockets(self, snapshot: Snapshot) -> None:
         queues = sock_diag.queues({view.kind for view in snapshot.sockets})
         for view in snapshot.sockets:
             if (queue := queues.get(view.inode)) is None:
                 continue
             labels = (view.service, "" if view.slot is None else str(view.slot))
-            told = {
+            values = {
                 "penstock_accept_queue_length": queue.length,
                 "penstock_accept_queue_limit": queue.limit,
                 "penstock_accept_queue_overflows_total": queue.overflows,
             }
-            for name, value in told.items():
+            for name, value in values.items():
                 if value is not None:
                     self._add(name, labels, value)
         for service, count in snapshot.dropped.items():
             self._add("penstock_accept_queue_dropped_total", (service,), count)
 
-    def _of_certificates(self, snapshot: Snapshot) -> None:
+    def _add_certificates(self, snapshot: Snapshot) -> None:
         for service, view in snapshot.tls.items():
-            for name, at in view.not_after.items():
-                self._add(
-                    "penstock_tls_certificate_not_after_timestamp_seconds", (service, name), at
-                )
+            for name, expires_at in view.not_after.items():
+                metric = "penstock_tls_certificate_not_after_timestamp_seconds"
+                self._add(metric, (service, name), expires_at)
             for result, count in view.reloads.items():
                 self._add("penstock_tls_reloads_total", (service, result), count)
             self._add("penstock_tls_last_reload_successful", (service,), int(view.current))

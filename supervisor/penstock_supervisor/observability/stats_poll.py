@@ -1,8 +1,8 @@
-"""Asks every child how it is, and puts the answers beside what we know ourselves.
+"""Polls every child for its statistics, and combines them with what the supervisor knows.
 
-Owns the questions that are out (STATS, by number) and the measure of our own loop's lag. A
-child that does not answer in time costs the deadline once and nothing else: its last answer
-stands, and is marked as old. Several may ask at once; each question has a number.
+Owns the polls in progress (STATS, by number) and the measurement of the supervisor's loop lag. A
+child that does not answer in time costs the deadline and nothing else: its last answer is used,
+and marked as not fresh. Several polls may be in progress at once; each has its own number.
 """
 
 import asyncio
@@ -16,86 +16,88 @@ from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.observability import counter_carryover
-from penstock_supervisor.observability.worker_series import sanitized, table, without_gauges
+from penstock_supervisor.observability.worker_series import as_dict, sanitized, without_gauges
 from penstock_supervisor.snapshot import ChildView
 
 _CAN_ANSWER: Final = (State.UP, State.STOPPING)
 
 
 class _Poll:
-    """Whose answer is still missing, and who gave one."""
+    """One poll: the children that have not answered yet, and those that have."""
 
-    def __init__(self, asked: Iterable[Child]) -> None:
-        self.missing = set(asked)
+    def __init__(self, children: Iterable[Child]) -> None:
+        self.unanswered = set(children)
         self.answered: set[Child] = set()
-        self.settled = asyncio.Event()
-        self._look()
+        self.done = asyncio.Event()
+        self._check_done()
 
     def drop(self, child: Child, *, answered: bool) -> None:
-        if child in self.missing:
-            self.missing.discard(child)
+        """Wait for this child no more."""
+        if child in self.unanswered:
+            self.unanswered.discard(child)
             if answered:
                 self.answered.add(child)
-            self._look()
+            self._check_done()
 
-    def _look(self) -> None:
-        if not self.missing:
-            self.settled.set()
+    def _check_done(self) -> None:
+        if not self.unanswered:
+            self.done.set()
 
 
 class StatsPoll:
-    """The questions that are out."""
+    """Made once for a run. `take` is one poll."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
-        self._last = 0
-        self._open: dict[int, _Poll] = {}
+        self._last_number = 0
+        self._polls: dict[int, _Poll] = {}
+        """In progress, by number."""
 
     async def take(
         self, shown: Sequence[Child], children: Sequence[Child], deadline_s: float
     ) -> tuple[ChildView, ...]:
-        """Ask all that can answer, wait for the last or the deadline, and describe each slot.
+        """Poll `children`, wait for the last answer or the deadline, and describe each of `shown`.
 
-        What leaves a slot while another process has it counts for the slot as well.
+        A child that is draining counts for its slot, together with the current one.
         """
         poll = _Poll(child for child in children if _can_answer(child))
-        self._last = number = self._last + 1
-        self._open[number] = poll
+        self._last_number = number = self._last_number + 1
+        self._polls[number] = poll
         try:
-            for child in tuple(poll.missing):
+            for child in tuple(poll.unanswered):
                 child.send({"cmd": STATS, "seq": number})
             with suppress(TimeoutError):
                 async with asyncio.timeout(deadline_s):
-                    await poll.settled.wait()
+                    await poll.done.wait()
         finally:
-            del self._open[number]
+            del self._polls[number]
         others = [child for child in children if child not in shown]
         return tuple(self._view(child, others, fresh=child in poll.answered) for child in shown)
 
     def answered(self, child: Child, message: dict[str, Any]) -> None:
-        """Note an answer; a late one is still the newest that there is."""
+        """The child sent its statistics. Even a late answer is the newest that there is."""
         child.stats = message
         number = message.get("seq")
-        if isinstance(number, int) and (poll := self._open.get(number)):
+        if isinstance(number, int) and (poll := self._polls.get(number)):
             poll.drop(child, answered=True)
 
     def carry_over(self, child: Child) -> None:
-        """Its process is gone: what it had counted is kept, or sums would go down."""
+        """Its process ended: keep its counters, so that sums do not go down."""
         history = child.history
         if child.plan.role == "proxy":
             history.carryover = dict(counter_carryover.carry_over(history.carryover, child.stats))
         else:
-            history.carryover = merge([history.carryover, without_gauges(_counted(child))])
+            history.carryover = merge([history.carryover, without_gauges(_reported_series(child))])
         child.stats = {}
 
     def state_changed(self, child: Child) -> None:
-        """Nobody waits for one that is gone."""
+        """No poll waits for a child without a channel."""
         if not child.has_channel:
-            for poll in self._open.values():
+            for poll in self._polls.values():
                 poll.drop(child, answered=False)
 
     def _view(self, child: Child, others: Iterable[Child], *, fresh: bool) -> ChildView:
-        sisters = [_counted(one) for one in others if one.history is child.history]
+        of_same_slot = [_reported_series(one) for one in others if one.history is child.history]
         before = child.history.carryover
         return ChildView(
             role=child.plan.role,
@@ -108,7 +110,7 @@ class StatsPoll:
             since_s=child.seconds_in_state(),
             last_exit=child.history.last_exit,
             exits=dict(child.history.exits),
-            carryover=merge([before, *sisters]) if sisters else before,
+            carryover=merge([before, *of_same_slot]) if of_same_slot else before,
             scheme=child.plan.scheme,
             speaks_protocol=child.speaks_protocol,
             events=self._events.counts_of(child.plan.role, child.plan.service, child.plan.slot),
@@ -117,10 +119,10 @@ class StatsPoll:
         )
 
 
-def _counted(child: Child) -> Series:
-    """What its process said it counted, as far as it can be believed."""
-    told = table(child.stats.get("metrics")).get("series")
-    return sanitized(told, child.plan.slot, child.plan.scheme)
+def _reported_series(child: Child) -> Series:
+    """What its process reports of its own traffic, sanitized."""
+    reported = as_dict(child.stats.get("metrics")).get("series")
+    return sanitized(reported, child.plan.slot, child.plan.scheme)
 
 
 def _can_answer(child: Child) -> bool:
@@ -128,7 +130,7 @@ def _can_answer(child: Child) -> bool:
 
 
 class LoopLag:
-    """How late the event loop is: the difference between a wake that was asked for and it."""
+    """How late the event loop is: a timer is set again and again, and its delay measured."""
 
     INTERVAL_S: Final = 0.5
 
@@ -145,7 +147,7 @@ class LoopLag:
     def close(self) -> None:
         self._handle.cancel()
 
-    def _tick(self, asked_at: float) -> None:
+    def _tick(self, set_at: float) -> None:
         now = self._loop.time()
-        self._last_s = max(0.0, now - asked_at - self.INTERVAL_S)
+        self._last_s = max(0.0, now - set_at - self.INTERVAL_S)
         self._handle = self._loop.call_later(self.INTERVAL_S, self._tick, now)

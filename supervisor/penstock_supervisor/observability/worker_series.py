@@ -1,12 +1,12 @@
-"""What a worker says that it counted, as far as it can be believed.
+"""Sanitizes the metrics that a worker reports.
 
-Owns the judgement of numbers that come from a program that is not ours: which metrics a
-worker may count at all under its scheme, which values of labels there are, and what a number
-is. The rest is left out without a word, for a page of metrics is no place to argue. A worker
-cannot speak for another slot, nor grow the page: labels come from closed sets.
+They come from a program that is not ours. Owns the rules: which metrics a worker may report
+under its scheme, which values each label may have, and what is a number. Everything else is left
+out silently: a page of metrics is not the place to report it. A worker cannot report for another
+slot. It cannot make the page of metrics grow, because labels have closed sets of values.
 
-What a *process* counted ends with it, and a slot's counters must not go down because it had
-a successor: `ended` is what remains of one. No I/O, no clock.
+When a process ends, its counters must stay in the sums of its slot: `without_gauges` is the part
+of its metrics that stays. No I/O, no clock.
 """
 
 import math
@@ -32,36 +32,36 @@ _OF_CONNECTIONS: Final = frozenset(
         "penstock_worker_connections_total",
     )
 )
-COUNTED: Final[Mapping[str, frozenset[str]]] = {
+COUNTED_BY_WORKERS: Final[Mapping[str, frozenset[str]]] = {
     "ports": frozenset(),
     "handoff": _OF_REQUESTS,
     "shared": _OF_REQUESTS | _OF_CONNECTIONS,
     "reuseport": _OF_REQUESTS | _OF_CONNECTIONS,
 }
-"""By scheme, what workers count; the rest is counted by who stands before them, once."""
+"""By scheme: the metrics that workers count. The proxy counts all others."""
 
-_MOST: Final = 2.0**63
-"""Far beyond what anybody counts, and far from what a sum of many cannot hold."""
-_MOST_SAMPLES: Final = 4096
+_MAX_VALUE: Final = 2.0**63
+"""More than any real count, and small enough that a sum of many does not overflow."""
+_MAX_SAMPLES: Final = 4096
 _TABLE: Final = {metric.name: metric for metric in metrics.TABLE}
 _CODES: Final = frozenset(str(status.value) for status in HTTPStatus) | {"none"}
 _PHASES: Final = ("connect", "first_byte", "total")
 _REASONS: Final = ("proxy_header", "proxy_untrusted")
-"""Why a worker closes a connection; all others are of who stands before it."""
+"""Why a worker rejects a connection. All other reasons are the proxy's."""
 
 
-def sanitized(told: object, slot: int, scheme: str) -> Series:
-    """What of `told` a worker in this slot may say."""
-    if not isinstance(told, dict):
+def sanitized(reported: object, slot: int, scheme: str) -> Series:
+    """The part of `reported` that a worker in this slot may report."""
+    if not isinstance(reported, dict):
         return {}
     series: Series = {}
-    for name in COUNTED.get(scheme, ()):
-        metric, samples = _TABLE[name], told.get(name)
+    for name in COUNTED_BY_WORKERS.get(scheme, ()):
+        metric, samples = _TABLE[name], reported.get(name)
         if isinstance(samples, dict):
-            some = islice(samples.items(), _MOST_SAMPLES)
-            series[name] = _added(
+            first = islice(samples.items(), _MAX_SAMPLES)
+            series[name] = _merged(
                 (labels, value)
-                for text, raw in some
+                for text, raw in first
                 if (labels := _labels(metric, str(text), slot)) is not None
                 and (value := _value(metric, raw)) is not None
             )
@@ -69,28 +69,28 @@ def sanitized(told: object, slot: int, scheme: str) -> Series:
 
 
 def without_gauges(series: Series) -> Series:
-    """What remains of what a process said once it is gone: nothing is open or waits."""
+    """What remains of the metrics of a process that has ended: nothing is open any more."""
     return {name: samples for name, samples in series.items() if _TABLE[name].kind != "gauge"}
 
 
-def number(value: object) -> float | None:
+def as_number(value: object) -> float | None:
     """A finite number that is not negative, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        told = float(value)
+        result = float(value)
     except OverflowError:
         return None
-    return told if 0 <= told < math.inf else None
+    return result if 0 <= result < math.inf else None
 
 
-def table(value: object) -> Mapping[str, Any]:
-    """The object that should be there, or an empty one."""
+def as_dict(value: object) -> Mapping[str, Any]:
+    """The value if it is a dict, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def _added(samples: Iterable[tuple[str, Value]]) -> dict[str, Value]:
-    # Several values of a label may have become one.
+def _merged(samples: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    # Several samples may have the same labels now: unknown values of a label become OTHER.
     return metrics.merge({"": {labels: value}} for labels, value in samples).get("", {})
 
 
@@ -99,8 +99,8 @@ def _labels(metric: Metric, text: str, slot: int) -> str | None:
     values = text.split(" ") if names else []
     if len(values) != len(names) or (text and not names):
         return None
-    judged = [_label(name, value, slot) for name, value in zip(names, values, strict=True)]
-    return None if None in judged else " ".join(one for one in judged if one is not None)
+    allowed = [_label(name, value, slot) for name, value in zip(names, values, strict=True)]
+    return None if None in allowed else " ".join(one for one in allowed if one is not None)
 
 
 def _label(name: str, value: str, slot: int) -> str | None:
@@ -123,10 +123,10 @@ def _value(metric: Metric, raw: object) -> Value | None:
         return _bounded(raw)
     if not isinstance(raw, list) or len(raw) != len(BUCKETS_S) + 2:
         return None
-    numbers = [told for one in raw if (told := _bounded(one)) is not None]
+    numbers = [value for one in raw if (value := _bounded(one)) is not None]
     return [*numbers] if len(numbers) == len(raw) else None
 
 
 def _bounded(raw: object) -> float | None:
-    told = number(raw)
-    return told if told is not None and told <= _MOST else None
+    value = as_number(raw)
+    return value if value is not None and value <= _MAX_VALUE else None

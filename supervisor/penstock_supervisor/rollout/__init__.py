@@ -1,1 +1,1 @@
-"""Changes without loss: rolling restarts, replaced proxies, new certificates."""
+"""Replacing what runs: proxies as a group, workers and certificates, and all sockets of a run."""

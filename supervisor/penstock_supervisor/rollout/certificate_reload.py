@@ -1,11 +1,14 @@
-"""Certificates as they are on disk now, and who has to know when they change.
+"""Reads certificates again when their files change, and sends them to the proxies.
 
-Owns what each service shows at the moment, and the look at its files: twice a second, in a
-thread, because a disk may be slow and the loop must not be. Files are looked at by what their
-names lead to, so a link that is turned round (certbot) is a change like any other. A change
-counts when it has stood still for a look: certificate and key are written one after the other.
-What is new is tried before anybody is told; what cannot be used changes nothing, is said once,
-and stays visible in the metrics. Must not know: proxies (`tell` reaches all of them).
+Owns the certificates that each service uses, and the polling of their files. Files are polled
+twice a second in a thread, because a disk may be slow and must not block the loop. Symbolic
+links are followed, so a link with a new target (certbot) is a change like any other. A change is
+acted on when two polls in a row see the same files, because certificate and key are written one
+after the other.
+
+New files are checked before any proxy gets them. Files that cannot be used change nothing. They
+are logged once, and stay visible in the metrics. Must not know the proxies: `send_to_all` reaches
+all of them.
 """
 
 import asyncio
@@ -34,19 +37,19 @@ Signature = tuple[tuple[int, ...], ...]
 
 
 class _ServiceCertificates:
-    """One service."""
+    """The certificates of one service."""
 
     def __init__(self, service: "Service") -> None:
-        # Late: whoever has no TLS does not pay for the library.
+        # Imported late: a run without TLS does not load the library.
         from penstock_supervisor.config import certificates
 
         self._certificates = certificates
         self._service = service
         self._paths = certificates.file_paths(service)
-        self._seen = self._unsettled = self._signatures()
+        self._handled = self._last_polled = self._signatures()
         self.reloads = dict.fromkeys(RESULTS, 0)
-        self.current = True
-        """What is on disk is what is shown."""
+        self.is_current = True
+        """The certificates in use are those on disk."""
         try:
             self.bundle: Bundle = certificates.read(service)
         except certificates.BadFilesError as bad:
@@ -54,52 +57,52 @@ class _ServiceCertificates:
             raise StartError(f"service.{service.name}.{key_path(where)}: {why}") from None
         self._warn()
 
-    def orders(self) -> Iterator[dict[str, Any]]:
-        """What a proxy is told."""
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """The messages by which a proxy gets these certificates."""
         name, bundle = self._service.name, self.bundle
         number = len(bundle.certificates)
         yield {"cmd": TLS, "service": name, "terms": asdict(bundle.settings), "of": number}
-        for one in bundle.certificates:
-            # The key last: see `messages`.
+        for credential in bundle.certificates:
+            # The key last: see `penstock_proxy.messages`.
             yield {
                 "cmd": CERTIFICATE,
                 "service": name,
-                "names": one.names,
-                "kind": one.kind,
-                "chain": one.chain,
-                "key": one.key,
+                "names": credential.names,
+                "kind": credential.kind,
+                "chain": credential.chain,
+                "key": credential.key,
             }
 
-    def settled(self) -> bool:
-        """Is there something new that has stood still since the last look? Blocks."""
-        before, self._unsettled = self._unsettled, self._signatures()
-        if self._unsettled == self._seen or self._unsettled != before:
+    def has_settled_change(self) -> bool:
+        """Have the files changed, and are they the same as at the last poll? Blocks."""
+        before, self._last_polled = self._last_polled, self._signatures()
+        if self._last_polled == self._handled or self._last_polled != before:
             return False
-        self._seen = self._unsettled
+        self._handled = self._last_polled
         return True
 
     def read(self) -> "Bundle | str":
-        """What is on disk, or why it cannot be used. Blocks."""
+        """The certificates on disk, or why they cannot be used. Blocks."""
         try:
             return self._certificates.read(self._service)
         except self._certificates.BadFilesError as bad:
             return "; ".join(f"{key_path(where)}: {text}" for where, text in bad.problems)
 
-    def accept(self, found: "Bundle | str") -> bool:
-        """Judge what was read; True if it is something new to show."""
+    def apply(self, result: "Bundle | str") -> bool:
+        """Use what `read` returned. True: it differs from the certificates in use before."""
         name = self._service.name
-        if isinstance(found, str):
-            self.current = False
+        if isinstance(result, str):
+            self.is_current = False
             self.reloads["failed"] += 1
-            _log.error("%s: %s; what was shown before stays", name, found)
+            _log.error("%s: %s; what was shown before stays", name, result)
             return False
-        self.current = True
-        if found == self.bundle:
+        self.is_current = True
+        if result == self.bundle:
             return False
-        self.bundle = found
+        self.bundle = result
         self.reloads["ok"] += 1
         described = ", ".join(
-            f"{one.name or 'no name'} until {one.not_after:%Y-%m-%d}" for one in found.infos
+            f"{one.name or 'no name'} until {one.not_after:%Y-%m-%d}" for one in result.infos
         )
         _log.info("%s has new certificates: %s", name, described)
         self._warn()
@@ -108,10 +111,10 @@ class _ServiceCertificates:
     def view(self) -> TlsView:
         not_after: dict[str, float] = {}
         for one in self.bundle.infos:
-            # Two may have the same first name: the one that ends first is what matters.
-            at = one.not_after.timestamp()
-            not_after[one.name] = min(at, not_after.get(one.name, at))
-        return TlsView(not_after, dict(self.reloads), self.current)
+            # Two certificates may have the same first name. The one that expires first matters.
+            expires_at = one.not_after.timestamp()
+            not_after[one.name] = min(expires_at, not_after.get(one.name, expires_at))
+        return TlsView(not_after, dict(self.reloads), self.is_current)
 
     def _warn(self) -> None:
         for one in self.bundle.infos:
@@ -126,39 +129,41 @@ class CertificateReload:
     """All services whose clients speak TLS. Made once for a run; StartError."""
 
     def __init__(
-        self, services: "Iterable[Service]", tell: Callable[[dict[str, Any]], Any]
+        self, services: "Iterable[Service]", send_to_all: Callable[[dict[str, Any]], Any]
     ) -> None:
-        self._served = {one.name: _ServiceCertificates(one) for one in services if one.tls.files}
-        self._tell = tell
+        self._by_service = {
+            service.name: _ServiceCertificates(service) for service in services if service.tls.files
+        }
+        self._send_to_all = send_to_all
 
-    def orders(self) -> Iterator[dict[str, Any]]:
-        """All that a new proxy has to know."""
-        for served in self._served.values():
-            yield from served.orders()
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """The messages by which a new proxy gets all certificates."""
+        for certificates in self._by_service.values():
+            yield from certificates.messages()
 
     async def run(self) -> None:
-        """Look until cancelled."""
-        while self._served:
+        """Poll until cancelled."""
+        while self._by_service:
             await asyncio.sleep(POLL_S)
             await self.poll()
 
     async def poll(self) -> None:
-        """Tell what is new, if anything is."""
-        for served in self._served.values():
-            if await asyncio.to_thread(served.settled):
-                found = await asyncio.to_thread(served.read)
-                for order in served.orders() if served.accept(found) else ():
-                    self._tell(order)
+        """Send the proxies every set of certificates that has changed."""
+        for certificates in self._by_service.values():
+            if await asyncio.to_thread(certificates.has_settled_change):
+                result = await asyncio.to_thread(certificates.read)
+                for message in certificates.messages() if certificates.apply(result) else ():
+                    self._send_to_all(message)
 
     def views(self) -> dict[str, TlsView]:
         """By service."""
-        return {name: served.view() for name, served in self._served.items()}
+        return {name: certificates.view() for name, certificates in self._by_service.items()}
 
 
 def _signature(path: Path) -> tuple[int, ...]:
-    """Which file this is, and in which state; only its error while it is away."""
+    """Identifies a file and its version. The error number if the file cannot be found."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         return (error.errno or -1,)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,7 +1,7 @@
-"""Something is another way than before: who waits for a condition looks again.
+"""Wait until a condition about the run is true.
 
-One object for a whole run. Everything that a condition can depend on calls `happened`; so
-nobody polls, and a condition is a plain function of what is known.
+There is one object for a whole run. Everything that can make a condition true calls `notify`.
+So nobody polls, and a condition is a plain function of the run's state.
 """
 
 import asyncio
@@ -13,11 +13,12 @@ class Condition:
         self._waiting: set[asyncio.Event] = set()
 
     def notify(self) -> None:
+        """Something changed: every waiting condition is evaluated again."""
         for event in self._waiting:
             event.set()
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Return when it is true; it is asked again after each change."""
+        """Return when `condition()` is true. It is called once now, and after each change."""
         event = asyncio.Event()
         self._waiting.add(event)
         try:

@@ -1,13 +1,15 @@
-"""The proxies of a run, as one: what all of them are told, and what the end of one is to others.
+"""All proxies of a run: messages to all of them, and who covers for a proxy that is away.
 
-Every proxy serves every service, by itself: it has its own share of the clients, which the
-kernel deals out, checks the workers itself, and knows nothing of the other proxies. What
-concerns more than one is here. A proxy that is away, because it ended and its successor is
-not ready yet, or for good, or because it does not answer, is *covered*: the others accept
-from its sockets as well as their own, so that whoever is dealt to it is served at once, and
-nothing that waits is lost.
+Every proxy serves every service by itself. The kernel gives it its share of the clients, it
+checks the workers itself, and it knows nothing of the other proxies. This module owns what
+concerns more than one of them.
 
-It does not know who is in the rotation: that is `rotation`, which talks to the proxies too.
+A proxy is away if it has ended and its successor is not ready, if it was given up, or if it does
+not answer. Then it is *covered*: the others accept from its listeners as well as from their own.
+So a client that the kernel gives to that proxy is served at once, and no waiting connection is
+lost.
+
+Must not know which workers are in the rotation: `rotation` does, and sends messages as well.
 """
 
 import logging
@@ -30,16 +32,16 @@ if TYPE_CHECKING:
     from asyncio import Task
 
 PING_S: Final = 1.0
-"""How often a proxy is asked whether it is there."""
+"""Seconds between two pings of a proxy."""
 MAX_UNANSWERED: Final = 3
-"""Questions in a row without an answer: then it is stuck. One that is merely busy answers the
-next one; and what the others take from a socket is as well served by them."""
+"""A proxy with so many unanswered pings in a row is stuck. One that is only busy answers the
+next ping. To cover it by mistake does no harm: the others serve its clients just as well."""
 
 _log = logging.getLogger("penstock.supervisor")
 
 
 class Proxies:
-    """Made once for a run; `add` fills the slots' list of them."""
+    """Made once for a run; `add` makes the proxies themselves, and puts them into `slots`."""
 
     def __init__(
         self, loop: AbstractEventLoop, resources: Resources, slots: Slots, rotation: Rotation
@@ -48,8 +50,8 @@ class Proxies:
         self._resources = resources
         self._slots = slots
         self._rotation = rotation
-        self.certificate_reload = CertificateReload(resources.config.services, self.tell)
-        self._reloading: Task[None] | None = None
+        self.certificate_reload = CertificateReload(resources.config.services, self.send_to_all)
+        self._reload_task: Task[None] | None = None
         self._accepting = False
         self._ping_timer: TimerHandle | None = None
         self._unanswered: Counter[Child] = Counter()
@@ -58,32 +60,32 @@ class Proxies:
         self, argv: Sequence[str], make: Callable[[ChildPlan], Child], tasks: TaskGroup
     ) -> None:
         self._slots.proxies.extend(map(make, self._resources.proxy_plans(argv)))
-        self._reloading = tasks.create_task(self.certificate_reload.run())
+        self._reload_task = tasks.create_task(self.certificate_reload.run())
 
-    # What is asked of all of them.
+    # All of them.
 
-    def tell(self, order: dict[str, Any]) -> bool:
-        """Send it to all that are there; False if nobody is."""
-        return bool([one for one in self._slots.proxies if one.send(order)])
+    def send_to_all(self, message: dict[str, Any]) -> bool:
+        """Send a message to every proxy that has a channel. False if none has."""
+        return bool([proxy for proxy in self._slots.proxies if proxy.send(message)])
 
     def accept(self) -> None:
-        """The sockets listen: from now on every proxy accepts, and every later one."""
+        """The sockets listen: every proxy may accept, and every later one as well."""
         self._accepting = True
-        self.tell({"cmd": ACCEPT})
+        self.send_to_all({"cmd": ACCEPT})
         if len(self._slots.proxies) > 1:
             self._ping_timer = self._loop.call_later(PING_S, self._ping)
 
     def stop(self, at_most_s: float | None) -> None:
-        """Nobody covers for anybody any more: all of them finish and leave."""
+        """Drain and stop all proxies. From now on no proxy covers for another."""
         self._accepting = False
-        if self._reloading is not None:
-            self._reloading.cancel()
+        if self._reload_task is not None:
+            self._reload_task.cancel()
         self.close()
         for proxy in self._slots.proxies:
             proxy.stop(at_most_s)
 
     def close(self) -> None:
-        """Ask no more."""
+        """Send no more pings."""
         if self._ping_timer is not None:
             self._ping_timer.cancel()
             self._ping_timer = None
@@ -94,61 +96,61 @@ class Proxies:
 
     @property
     def can_accept(self) -> bool:
-        """Is there one for whoever comes? With one away the others cover it."""
+        """Is there a proxy that accepts? It covers those that are away. True without proxies."""
         proxies = self._slots.proxies
         covered = self._slots.covered
         return not proxies or any(
-            one.state is State.UP and one.plan.slot not in covered for one in proxies
+            proxy.state is State.UP and proxy.plan.slot not in covered for proxy in proxies
         )
 
-    # What happens to one of them.
+    # One of them.
 
     def spawned(self, proxy: Child) -> None:
-        """A new process: it starts informed."""
+        """A new process: send it the configuration and the state of everything."""
         current = {slot: current.plan.address for slot, current in self._slots.current.items()}
         rotation = self._rotation
         config = self._resources.proxy_config(
             proxy.plan.slot, current, rotation.is_joined, rotation.is_up_anywhere
         )
         proxy.send({"cmd": CONFIGURE, "config": config.model_dump(mode="json")})
-        for order in self.certificate_reload.orders():
-            proxy.send(order)
+        for message in self.certificate_reload.messages():
+            proxy.send(message)
         rotation.proxy_spawned(
             proxy,
-            [(one.name, target.slot) for one in config.services for target in one.targets
-             if target.up],
+            [(service.name, target.slot) for service in config.services
+             for target in service.targets if target.up],
         )  # fmt: skip
         if self._accepting:
             proxy.send({"cmd": ACCEPT})
             for slot in self._slots.covered - {proxy.plan.slot}:
-                self._cover(slot, proxy)
+                self._send_listeners(slot, proxy)
 
     def ready(self, proxy: Child) -> None:
-        """It accepts from its own sockets again, and the others need not."""
+        """It accepts from its own sockets again, so the others stop covering it."""
         slot = proxy.plan.slot
         if slot in self._slots.covered:
             self._slots.covered.discard(slot)
-            self.tell({"cmd": UNCOVER, "proxy": slot})
+            self.send_to_all({"cmd": UNCOVER, "proxy": slot})
 
     def exited(self, proxy: Child) -> None:
-        """Its process is."""
-        self._rotation.proxy_gone(proxy)
+        """Its process ended: the others cover it."""
+        self._rotation.proxy_exited(proxy)
         self._unanswered.pop(proxy, None)
-        self._went_away(proxy)
+        self._cover(proxy)
 
     def answered(self, proxy: Child) -> None:
-        """It is there."""
+        """It answered a ping."""
         if self._unanswered.pop(proxy, 0) >= MAX_UNANSWERED and proxy.state is State.UP:
             _log.warning("%s answers again", proxy.name)
             self.ready(proxy)
 
     def gave_up(self, proxy: Child) -> bool:
-        """Nobody starts it again. True if it was the last."""
-        left = [one for one in self._slots.proxies if not one.at_rest]
-        if left:
-            others = ", ".join(one.name for one in left)
-            _log.critical("%s is not started again; %s take its clients", proxy.name, others)
-        return not left
+        """It will not be started again. True: it was the last proxy."""
+        remaining = [one for one in self._slots.proxies if not one.at_rest]
+        if remaining:
+            names = ", ".join(one.name for one in remaining)
+            _log.critical("%s is not started again; %s take its clients", proxy.name, names)
+        return not remaining
 
     def _ping(self) -> None:
         self._ping_timer = self._loop.call_later(PING_S, self._ping)
@@ -157,20 +159,22 @@ class Proxies:
                 continue
             if self._unanswered[proxy] == MAX_UNANSWERED:
                 _log.error("%s does not answer; the others take its new clients", proxy.name)
-                self._went_away(proxy)
+                self._cover(proxy)
             self._unanswered[proxy] += 1
             proxy.send({"cmd": PING})
 
-    def _went_away(self, proxy: Child) -> None:
-        slot = proxy.plan.slot
+    def _cover(self, away: Child) -> None:
+        """This proxy is away: the others accept from its listeners."""
+        slot = away.plan.slot
         self._slots.covered.add(slot)
         if self._accepting:
-            for other in self._slots.proxies:
-                if other is not proxy:
-                    self._cover(slot, other)
+            for proxy in self._slots.proxies:
+                if proxy is not away:
+                    self._send_listeners(slot, proxy)
 
-    def _cover(self, slot: int, by: Child) -> None:
+    def _send_listeners(self, slot: int, to: Child) -> None:
+        """Send a proxy the listeners of the covered slot."""
         for name, listeners in self._resources.listeners.items():
             if (listener := listeners.proxy_socket(slot)) is not None:
-                order = {"cmd": COVER, "service": name, "proxy": slot}
-                deliver(self._loop, by, order, listener, lambda: slot in self._slots.covered)
+                message = {"cmd": COVER, "service": name, "proxy": slot}
+                deliver(self._loop, to, message, listener, lambda: slot in self._slots.covered)

@@ -1,8 +1,8 @@
-"""Every socket and port of a run: opened before anything is started, closed after everything.
+"""All sockets, ports and addresses of a run. Opened before the first child, closed after the last.
 
-Owns the listening sockets of all services, the admin port, the addresses of workers and of
-upstreams, and with them answers what a child is started with and what a proxy is told. It
-does not know who runs.
+Owns the listeners of all services, the admin port, the control socket, and the addresses of
+workers and upstreams. Makes from them the plan of each child and the configuration of each
+proxy. Must not know which children run.
 """
 
 import logging
@@ -34,7 +34,7 @@ _log = logging.getLogger("penstock.supervisor")
 
 
 class Resources:
-    """Made once for a run; StartError says what cannot be had."""
+    """Made once for a run. StartError: something cannot be opened."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class Resources:
         self.admin: Listener | None = None
         self.control: ControlSocket | None = None
         self.addresses: dict[str, list[Address]] = {}
-        """Of workers with ports of their own, by slot."""
+        """By service, then by slot. Only of workers with ports of their own."""
         self.privileges = privileges.for_own_programs(config)
-        """Of what is ours: proxies and the guardian."""
+        """Of our own programs: the proxies and the guardian."""
         user = self.privileges.identity
         self._environment = dict(environment) if user is None else user.environment(environment)
         self._python = python
@@ -75,23 +75,23 @@ class Resources:
         if self.config.admin:
             self.admin = Listener(self.config.admin, "admin")
             self._stack.callback(self.admin.close)
-        self.control = _control(self.config)
+        self.control = _open_control_socket(self.config)
         if self.control is not None:
             self._stack.callback(self.control.close)
         self._upstreams = resolver.resolve(self.config.services)
-        self.addresses = choose_addresses(self.config.services, self._taken())
+        self.addresses = choose_addresses(self.config.services, self._used_ports())
 
     def close(self) -> None:
         self._stack.close()
 
     def hand_over_logs(self) -> None:
-        """Before whoever writes them opens them, at the start or anew."""
+        """Give log files to the user that the writers run as, before these open the files."""
         log_files.create_for_user(self.config, self.privileges.identity)
 
     def worker_addresses(self, name: str) -> tuple[str, ...]:
-        """The addresses of a service's workers, or of what it is a proxy for."""
-        named = tuple(upstream.address for upstream in self.services[name].upstreams)
-        return named or tuple(map(str, self.addresses[name]))
+        """The addresses of a service's upstreams, or of its workers."""
+        upstreams = tuple(upstream.address for upstream in self.services[name].upstreams)
+        return upstreams or tuple(map(str, self.addresses[name]))
 
     def listen(self, *, proxied: bool) -> None:
         """Let clients of the services with or without a proxy connect. StartError."""
@@ -100,10 +100,12 @@ class Resources:
                 listeners.listen()
 
     def proxy_plans(self, argv: Sequence[str]) -> Iterator[ChildPlan]:
-        """None if no service has a proxy."""
+        """One a proxy. Empty if no service has a proxy."""
         if any(service.has_proxy for service in self.config.services):
             for slot in range(self.config.proxies):
-                inherited = [fd for one in self.listeners.values() for fd in one.proxy_fds(slot)]
+                inherited = [
+                    fd for listeners in self.listeners.values() for fd in listeners.proxy_fds(slot)
+                ]
                 yield plan.proxy_plan(
                     self.config, slot, inherited, self._environment, argv, self.privileges
                 )
@@ -115,13 +117,13 @@ class Resources:
         joined: "Callable[[Slot], bool]",
         up: "Callable[[Slot], bool]",
     ) -> "ProxyConfig":
-        """What a new proxy is told; `current` are the addresses of those that it can pick.
+        """The configuration of a new proxy. `current` are the addresses of current workers.
 
-        Not `addresses`: a successor that is still starting has another one.
+        These may differ from `addresses`, which may have that of a successor that is starting.
         """
         addresses = {
-            name: [current[name, number] or place for number, place in enumerate(of)]
-            for name, of in self.addresses.items()
+            name: [current[name, number] or address for number, address in enumerate(by_slot)]
+            for name, by_slot in self.addresses.items()
         }
         return plan.proxy_config(
             self.config,
@@ -129,7 +131,7 @@ class Resources:
             {name: listeners.proxy_fds(slot) for name, listeners in self.listeners.items()},
             {**addresses, **self._upstreams},
             joined=lambda service, number: joined((service, number)),
-            # What a proxy knew before: the next one serves at once and checks meanwhile.
+            # A restarted proxy serves at once with what was known, and checks meanwhile.
             up=lambda service, number: up((service, number)),
         )
 
@@ -146,32 +148,35 @@ class Resources:
         return plan.worker_plan(service, slot, own, context)
 
     def listener_fds(self) -> int:
-        """Listening sockets that are open here."""
+        """How many listening sockets the supervisor has open."""
         views = sum(1 for listeners in self.listeners.values() for _ in listeners.views())
         return views + (self.admin is not None and self.admin.fileno() >= 0)
 
     def move_worker(self, service: Service, slot: int) -> bool:
-        """Give the slot another port, because the one it has is in use; False: there is none."""
+        """Give the slot another port, because its port is still in use. False: none is free."""
         if not service.has_ports:
             return True
         try:
-            address = spare_address(service, self._taken())
+            address = spare_address(service, self._used_ports())
         except StartError:
             return False
         self.addresses[service.name][slot] = address
         return True
 
-    def _taken(self) -> set[int]:
-        """Ports that are ours, whatever they look like to a probe."""
+    def _used_ports(self) -> set[int]:
+        """Ports of this run. To somebody who tries to bind one it may look free."""
         listening = [listeners.address for listeners in self.listeners.values()]
         if self.admin is not None:
             listening.append(self.admin.address)
-        own = [address for addresses in self.addresses.values() for address in addresses]
-        return {address.port for address in (*listening, *own) if not address.path}
+        workers = [address for addresses in self.addresses.values() for address in addresses]
+        return {address.port for address in (*listening, *workers) if not address.path}
 
 
-def _control(config: Config) -> ControlSocket | None:
-    """In the directory that is named, or in the first that can be had; a run works without."""
+def _open_control_socket(config: Config) -> ControlSocket | None:
+    """Open it in the configured directory, or in the first default one that works.
+
+    None: there is no directory for it. A run works without.
+    """
     if config.run_dir is not None:
         try:
             return ControlSocket(Path(config.run_dir)) if config.run_dir else None

@@ -1,1 +1,1 @@
-"""Which workers get traffic: what proxies are told, what they answer, sockets on their way."""
+"""Which workers get traffic: messages to and from proxies, views of proxies, sockets in transit."""

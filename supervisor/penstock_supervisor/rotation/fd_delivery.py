@@ -1,10 +1,10 @@
-"""A socket that a proxy has to have in the end, and may have no descriptor for now.
+"""Sends a socket to a proxy again and again until the proxy has it.
 
-Owns the patience that a channel does not have: that one tries a few times at once and then
-gives a socket up, because all that is said after it waits. A link that is never there would be
-a worker that gets no client for as long as it lives; so here it is sent again, now and then,
-until the proxy has it, is another process, or nobody wants it any more. Must not know what
-the socket is for.
+A proxy may have no free descriptor at the moment. A channel tries a few times at once and then
+drops the socket, because every later message waits behind it. But a proxy that never gets its
+link to a worker would never give that worker a client. So the socket is sent again here, once a
+second, until one of these is true: the proxy has it, the proxy is another process, or the socket
+is no longer wanted. Must not know what the socket is for.
 """
 
 from asyncio import AbstractEventLoop
@@ -15,45 +15,45 @@ from typing import Any, Final, Protocol
 RETRY_S: Final = 1.0
 
 
-class Receiver(Protocol):
-    """Who gets it."""
+class Recipient(Protocol):
+    """The child that gets the socket."""
 
     @property
     def pid(self) -> int | None:
-        """Which process it is now."""
+        """Its current process."""
 
     def send(
         self, message: Any, handle: socket | None, on_sent: Callable[[bool], None] | None
     ) -> bool:
-        """`on_sent` hears whether the handle was taken."""
+        """`on_sent` is called with True if the handle arrived, with False if it did not."""
 
 
 def deliver(
     loop: AbstractEventLoop,
-    proxy: Receiver,
-    order: Mapping[str, Any],
+    recipient: Recipient,
+    message: Mapping[str, Any],
     handle: socket,
     is_wanted: Callable[[], bool] = lambda: True,
     on_late: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send `order` with `handle`, again and again if need be; the handle stays the caller's.
+    """Send `message` with `handle`, and repeat it if need be. The handle stays the caller's.
 
-    A handle that was closed is not wanted. `on_late` is called when the proxy has it, and was
-    told of other things before.
+    A handle that was closed is not sent again. `on_late` is called if the handle arrived only
+    at a later try: the recipient may have got other messages before it.
     """
-    pid = proxy.pid
+    pid = recipient.pid
 
     def retry() -> None:
-        if proxy.pid == pid and handle.fileno() >= 0 and is_wanted():
-            proxy.send(order, handle, on_retry)
+        if recipient.pid == pid and handle.fileno() >= 0 and is_wanted():
+            recipient.send(message, handle, on_retry_sent)
 
-    def on_first(taken: bool) -> None:
-        if not taken:
+    def on_first_sent(arrived: bool) -> None:
+        if not arrived:
             loop.call_later(RETRY_S, retry)
 
-    def on_retry(taken: bool) -> None:
-        on_first(taken)
-        if taken:
+    def on_retry_sent(arrived: bool) -> None:
+        on_first_sent(arrived)
+        if arrived:
             on_late()
 
-    proxy.send(order, handle, on_first)
+    recipient.send(message, handle, on_first_sent)

@@ -1,10 +1,12 @@
-"""The links of all workers, as proxies have them; those of a process that has ended, too.
+"""The links between proxies and workers, including links to worker processes that have ended.
 
-Under handoff a connection that is on its way is in a link. When the process at its end is gone,
-what it had not taken has to be taken back by a proxy, and no proxy may be there just then, or
-it may end as well. So such a link stays open here until a proxy says that it is done: one is
-told to *reclaim* it, another when that one ends, and the next that comes when there is none.
-Owns those links. Who is in the rotation is not known here (`rotation`).
+With handoff, a connection on its way to a worker lies in a link. When the worker process ends,
+a proxy has to take back what the worker had not received. At that moment there may be no proxy,
+or the proxy may end as well. So the supervisor keeps such a link open until a proxy says that
+it is done. It tells one proxy to *reclaim* the link. If that proxy ends, it tells another one.
+If there is none, it tells the next one that starts.
+
+Owns the links to ended processes. Must not know which workers are in the rotation (`rotation`).
 """
 
 from asyncio import AbstractEventLoop
@@ -19,8 +21,8 @@ from penstock_supervisor.children.slots import Slots, slot_of
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.rotation.fd_delivery import deliver
 
-OnLate = Callable[[Child, Slot, HandoffLink], None]
-"""proxy, slot, link: it has the link now, and was told of other things before."""
+OnLateLink = Callable[[Child, Slot, HandoffLink], None]
+"""proxy, slot, link: the proxy has the link now, but got other messages before it."""
 
 
 @dataclass(slots=True)
@@ -29,45 +31,48 @@ class _Reclaim:
 
     slot: Slot
     link: HandoffLink
-    by: Child | None = None
-    """The proxy that was told to take back what is in it, and has not said that it did."""
+    proxy: Child | None = None
+    """The proxy that was told to take back what is in the link, and has not answered yet."""
 
 
 class HandoffLinks:
-    def __init__(self, loop: AbstractEventLoop, slots: Slots, on_late: OnLate) -> None:
+    def __init__(self, loop: AbstractEventLoop, slots: Slots, on_late_link: OnLateLink) -> None:
         self._loop = loop
         self._slots = slots
-        self._on_late = on_late
+        self._on_late_link = on_late_link
         self._reclaims: dict[int, _Reclaim] = {}
         """By number of the link."""
 
     def worker_spawned(self, child: Child) -> None:
-        """Each proxy is sent its link to the new process, if that has any."""
+        """Send each proxy its link to the new process, if that has links."""
         if child.links:
             for proxy in self._slots.proxies:
                 self.send(proxy, child)
 
-    def worker_gone(self, child: Child) -> None:
-        """Its links are ours until what the process left in them is taken back."""
+    def worker_exited(self, child: Child) -> None:
+        """Keep its links until a proxy has taken back what is left in them."""
         slot = slot_of(child)
         for proxy, link in zip(self._slots.proxies, child.take_links(), strict=False):
             reclaim = self._reclaims[link.number] = _Reclaim(slot, link)
             if proxy.send(_unlink(reclaim)):
-                reclaim.by = proxy
+                reclaim.proxy = proxy
             else:
                 self._assign(reclaim)
 
     def proxy_spawned(self, proxy: Child) -> None:
-        """A new proxy reclaims what none was there for; `send` it those that are in use."""
+        """Let a new proxy reclaim the links that no proxy reclaims yet.
+
+        The links that are in use have to be sent with `send`.
+        """
         for reclaim in self._reclaims.values():
-            if reclaim.by is None:
+            if reclaim.proxy is None:
                 self._assign(reclaim)
 
-    def proxy_gone(self, proxy: Child) -> None:
-        """What it had not finished is another's."""
+    def proxy_exited(self, proxy: Child) -> None:
+        """Let another proxy finish what this one was reclaiming."""
         for reclaim in self._reclaims.values():
-            if reclaim.by is proxy:
-                self._assign(reclaim, but=proxy)
+            if reclaim.proxy is proxy:
+                self._assign(reclaim, exclude=proxy)
 
     def send(self, proxy: Child, child: Child) -> None:
         """Send a proxy its link to this worker, which has links."""
@@ -76,7 +81,7 @@ class HandoffLinks:
     def reclaimed(self, number: object, proxy: Child) -> None:
         """The proxy says that nothing is left in that link."""
         reclaim = self._reclaims.get(number) if isinstance(number, int) else None
-        if reclaim is not None and reclaim.by is proxy:
+        if reclaim is not None and reclaim.proxy is proxy:
             del self._reclaims[reclaim.link.number]
             reclaim.link.close()
 
@@ -84,25 +89,27 @@ class HandoffLinks:
         for reclaim in self._reclaims.values():
             reclaim.link.close()
 
-    def _assign(self, reclaim: _Reclaim, but: Child | None = None) -> None:
-        """Any proxy can take back what is in it; with none there it waits for the next."""
-        there = (one for one in self._slots.proxies if one.has_channel and one is not but)
-        reclaim.by = next(there, None)
-        if reclaim.by is not None:
-            self._send(reclaim.by, reclaim.slot, reclaim.link)
-            reclaim.by.send(_unlink(reclaim))
+    def _assign(self, reclaim: _Reclaim, exclude: Child | None = None) -> None:
+        """Have any proxy reclaim this link. Without a proxy the link waits for the next one."""
+        candidates = (
+            proxy for proxy in self._slots.proxies if proxy.has_channel and proxy is not exclude
+        )
+        reclaim.proxy = next(candidates, None)
+        if reclaim.proxy is not None:
+            self._send(reclaim.proxy, reclaim.slot, reclaim.link)
+            reclaim.proxy.send(_unlink(reclaim))
 
     def _send(self, proxy: Child, slot: Slot, link: HandoffLink) -> None:
-        order = {"cmd": LINK, "service": slot[0], "slot": slot[1], "link": link.number}
+        message = {"cmd": LINK, "service": slot[0], "slot": slot[1], "link": link.number}
 
         def on_late() -> None:
-            self._on_late(proxy, slot, link)
+            self._on_late_link(proxy, slot, link)
 
-        def is_used() -> bool:
+        def is_in_use() -> bool:
             return link.number not in self._reclaims
 
         for end, sock in (("proxy", link.proxy), ("worker", link.worker)):
-            deliver(self._loop, proxy, {**order, "end": end}, sock, is_used, on_late)
+            deliver(self._loop, proxy, {**message, "end": end}, sock, is_in_use, on_late)
 
 
 def _unlink(reclaim: _Reclaim) -> dict[str, Any]:

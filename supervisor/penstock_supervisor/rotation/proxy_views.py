@@ -1,10 +1,10 @@
-"""What several proxies say of each worker, as one: in the rotation when it is in everybody's.
+"""The views of several proxies on each worker, combined: a worker is up if all proxies say so.
 
-Each proxy checks by itself and may know better than the others for a moment. Whoever waits
-for a worker (a replacement, a readiness probe) wants to know that *all* proxies would pick it;
-whoever starts a new proxy tells it whom *any* of the others picks, for one good check is
-worth more than none. A proxy that is away keeps its last view until its successor is
-told something else. No I/O, no clock.
+Each proxy checks the workers by itself, so proxies may disagree for a moment. There are two
+questions. A roll-out or a readiness probe waits until *all* proxies would pick a worker. A new
+proxy is told which workers *any* other proxy picks, because one good check is worth more than
+none. A proxy that is away keeps its last view until its successor is configured. No I/O, no
+clock.
 """
 
 from collections.abc import Collection, Iterable
@@ -16,37 +16,42 @@ UP: Final = "up"
 
 
 class ProxyViews:
-    """By slot and number of the proxy: a state, as the proxy's pool names it."""
+    """By slot of the worker and number of the proxy: a member state, as the proxy names it."""
 
     def __init__(self) -> None:
-        self._of: dict[Slot, dict[int, str]] = {}
+        self._states: dict[Slot, dict[int, str]] = {}
 
     def report(self, slot: Slot, proxy: int, state: str) -> None:
-        self._of.setdefault(slot, {})[proxy] = state
+        self._states.setdefault(slot, {})[proxy] = state
 
-    def begin(self, proxy: int, up: Iterable[Slot]) -> None:
-        """A new proxy in this slot believes that these are up, and of the others nothing."""
-        for said in self._of.values():
-            said.pop(proxy, None)
+    def proxy_started(self, proxy: int, up: Iterable[Slot]) -> None:
+        """A new proxy was told that these workers are up. It knows nothing of the others."""
+        for by_proxy in self._states.values():
+            by_proxy.pop(proxy, None)
         for slot in up:
             self.report(slot, proxy, UP)
 
     def forget(self, slot: Slot) -> None:
-        """Another process is in the slot, or will be: nothing that was said is about it."""
-        self._of.pop(slot, None)
+        """The slot has or gets another process: no view so far is about that one."""
+        self._states.pop(slot, None)
 
-    def merged(self, slot: Slot, proxies: Collection[int]) -> str:
-        """UP if all of `proxies` say so, otherwise what the first says that does not; "" if it
-        is only that somebody has not said anything yet, or that there is no proxy."""
-        said = [self._of.get(slot, {}).get(proxy, "") for proxy in proxies]
-        others = [state for state in said if state != UP]
-        if not others:
-            return UP if said else ""
-        return next((state for state in others if state), "")
+    def combined(self, slot: Slot, proxies: Collection[int]) -> str:
+        """UP if all of `proxies` report UP; otherwise the first other state that one reports.
+
+        "" if all that is missing is a report, or if there is no proxy.
+        """
+        states = [self._states.get(slot, {}).get(proxy, "") for proxy in proxies]
+        not_up = [state for state in states if state != UP]
+        if not not_up:
+            return UP if states else ""
+        return next((state for state in not_up if state), "")
 
     def is_up_anywhere(self, slot: Slot) -> bool:
-        return UP in self._of.get(slot, {}).values()
+        """At least one proxy reports UP."""
+        return UP in self._states.get(slot, {}).values()
 
-    def serving(self, proxy: int) -> set[str]:
-        """The services of which this proxy has anybody in rotation."""
-        return {service for (service, _), said in self._of.items() if said.get(proxy) == UP}
+    def services_up_at(self, proxy: int) -> set[str]:
+        """The services that have a worker in this proxy's rotation."""
+        return {
+            service for (service, _), by_proxy in self._states.items() if by_proxy.get(proxy) == UP
+        }

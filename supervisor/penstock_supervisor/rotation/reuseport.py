@@ -1,9 +1,9 @@
-"""Which sockets of a `reuseport` service are open, by how its workers are.
+"""Closes and reopens the sockets of `reuseport` workers as their health changes.
 
-The kernel deals connections out to every open socket of the port. A worker that fails its
-checks, or is given up, must not get its share: its socket is shut, and what waited on it is
-counted. One that passes them again gets a new socket over its channel; one that is started
-again inherits one.
+The kernel distributes connections over all open sockets of the port. A worker that fails its
+checks, or that is given up, must not get a share: its socket is closed, and the connections that
+waited on it are counted. When the worker passes its checks again, it gets a new socket over its
+channel. When it is started again, it inherits one.
 """
 
 import logging
@@ -25,16 +25,16 @@ class ReuseportSockets:
         self._slots = slots
 
     def worker_changed(self, slot: Slot, state: str) -> None:
-        """A worker entered or left the rotation."""
+        """A worker came into the rotation or left it."""
         if state == "down":
             self.shut(slot)
-        elif state == "up" and (fresh := self._listeners[slot[0]].reopen_slot(slot[1])) is not None:
-            self._slots.current[slot].send({"cmd": contract.LISTEN}, fresh)
+        elif state == "up" and (sock := self._listeners[slot[0]].reopen_slot(slot[1])) is not None:
+            self._slots.current[slot].send({"cmd": contract.LISTEN}, sock)
 
     def shut(self, slot: Slot) -> None:
-        """Nobody serves this slot."""
+        """Close the slot's socket: no worker accepts from it."""
         listeners = self._listeners[slot[0]]
-        before = listeners.dropped
+        dropped_before = listeners.dropped
         if listeners.close_slot(slot[1]):
-            lost = listeners.dropped - before
-            _log.warning("%s/%d: its socket is closed; %d waited on it", *slot, lost)
+            dropped = listeners.dropped - dropped_before
+            _log.warning("%s/%d: its socket is closed; %d waited on it", *slot, dropped)

@@ -1,11 +1,13 @@
-"""Who is in the rotation, and all that is said to those who decide it.
+"""Which workers are in the rotation, and all messages to the proxies about it.
 
-Under `ports` and `handoff` the proxies decide, each for itself; under `shared` and `reuseport`,
-where there is none, the checks of this process do. All are told the same things (a process
-is ready, gone, about to leave) and answer with who entered or left; so nobody else need know
-who it is, or how many. Owns what was answered (a worker is in the rotation when it is in that
-of every proxy), and the questions that are out ("stop picking": answered when every proxy has).
-Links are `handoff_links`' own.
+Under `ports` and `handoff` each proxy decides by itself. Under `shared` and `reuseport` there is
+no proxy, and the supervisor's own worker checks decide. Both are told the same things: a process
+is ready, gone, or about to leave. Both report which worker came into the rotation or left it. So
+the rest of the supervisor does not need to know who decides, or how many proxies there are.
+
+Owns the combined views (a worker is in the rotation if it is in that of every proxy), and the
+unanswered DRAIN_WORKER messages (answered when every proxy has answered). The links are owned by
+`handoff_links`.
 """
 
 import logging
@@ -26,25 +28,25 @@ from penstock_supervisor.rotation.proxy_views import UP, ProxyViews
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 
 _DRAIN_TIMEOUT_S: Final = 1.0
-"""A proxy that does not answer is stuck, and a stuck proxy picks nobody."""
+"""A proxy that does not answer is stuck, and a stuck proxy picks no worker."""
 
 _WORKER_CHECKS: Final = 0
-"""Whose view it is where there is no proxy."""
+"""Stands for the worker checks in place of a proxy's number, for services without a proxy."""
 
 _log = logging.getLogger("penstock.supervisor")
 
 
 class _Drain(NamedTuple):
-    """A question that is out."""
+    """A DRAIN_WORKER that not all proxies have answered."""
 
     timer: TimerHandle
-    then: Callable[[], None]
-    missing: set[Child]
+    on_drained: Callable[[], None]
+    unanswered: set[Child]
     """Proxies that have not answered."""
 
 
 class Rotation:
-    """`changed` is called whenever somebody entered or left, as all proxies see it."""
+    """`on_change(slot, state)` is called when the combined state of a worker changes."""
 
     def __init__(
         self,
@@ -52,27 +54,30 @@ class Rotation:
         services: tuple[Service, ...],
         slots: Slots,
         worker_checks: WorkerChecks,
-        changed: Callable[[Slot, str], None],
+        on_change: Callable[[Slot, str], None],
     ) -> None:
         self._loop = loop
         self._proxied = {service.name for service in services if service.has_proxy}
+        """Services with a proxy."""
         self._slots = slots
         self._worker_checks = worker_checks
-        self._changed = changed
+        self._on_change = on_change
         self._views = ProxyViews()
         self._joined: set[Slot] = set()
         self._draining: set[Slot] = set()
-        self._numbers = count(1)
+        self._drain_numbers = count(1)
         self._drains: dict[int, _Drain] = {}
-        self._links = HandoffLinks(loop, slots, self._join_late)
+        """By number of the DRAIN_WORKER."""
+        self._links = HandoffLinks(loop, slots, self._join_after_late_link)
 
-    # What is known.
+    # State.
 
     def is_up(self, slot: Slot) -> bool:
-        """In the rotation of every proxy."""
-        return self._merged(slot) == UP
+        """Is it in the rotation of every proxy?"""
+        return self._combined(slot) == UP
 
     def is_up_anywhere(self, slot: Slot) -> bool:
+        """Is it in the rotation of at least one proxy?"""
         return self._views.is_up_anywhere(slot)
 
     def is_joined(self, slot: Slot) -> bool:
@@ -80,17 +85,17 @@ class Rotation:
         current = self._slots.current.get(slot)
         return current is not None and current.state is State.UP and slot not in self._draining
 
-    def serving(self) -> set[str]:
-        """The services that have anybody in rotation, whichever proxy a client comes to."""
-        checked = self._views.serving(_WORKER_CHECKS) - self._proxied
-        up = (one.plan.slot for one in self._slots.proxies if one.state is State.UP)
-        proxies = [number for number in up if number not in self._slots.covered]
-        if not proxies:
-            return checked
-        proxied = set.intersection(*map(self._views.serving, proxies))
-        return checked | (proxied & self._proxied)
+    def services_up(self) -> set[str]:
+        """The services that have a worker in rotation, whichever proxy a client comes to."""
+        unproxied = self._views.services_up_at(_WORKER_CHECKS) - self._proxied
+        up = (proxy.plan.slot for proxy in self._slots.proxies if proxy.state is State.UP)
+        accepting = [number for number in up if number not in self._slots.covered]
+        if not accepting:
+            return unproxied
+        up_at_all = set.intersection(*map(self._views.services_up_at, accepting))
+        return unproxied | (up_at_all & self._proxied)
 
-    # What is said.
+    # What happens to workers and proxies, and what proxies are told of it.
 
     def join(self, child: Child) -> None:
         """The slot's process is ready, wherever it listens."""
@@ -98,7 +103,7 @@ class Rotation:
         self._draining.discard(slot)
         self._joined.add(slot)
         if not self._is_proxied(child):
-            self._worker_checks.join(*slot, asks=child.speaks_protocol)
+            self._worker_checks.join(*slot, can_answer=child.speaks_protocol)
             return
         for proxy in self._slots.proxies:
             self._join(proxy, child)
@@ -117,37 +122,37 @@ class Rotation:
         else:
             self._worker_checks.leave(*slot)
 
-    def drain(self, child: Child, then: Callable[[], None]) -> None:
-        """Nobody may pick it any more; `then` is called when that is so."""
+    def drain(self, child: Child, on_drained: Callable[[], None]) -> None:
+        """Have all proxies stop picking this worker, and call `on_drained` when they have."""
         slot = slot_of(child)
         self._draining.add(slot)
-        # Who is up next in this slot is said by the proxies; not that the last one was.
+        # The views so far are about this process, and not about the next one in its slot.
         self._views.forget(slot)
         if not self._is_proxied(child):
             self._worker_checks.drain(*slot)
-            self._loop.call_soon(then)
+            self._loop.call_soon(on_drained)
             return
-        number = next(self._numbers)
-        timer = self._loop.call_later(_DRAIN_TIMEOUT_S, self._release, number)
-        order = {"cmd": DRAIN_WORKER, "service": slot[0], "slot": slot[1], "seq": number}
-        # One that comes back picks only whom it is told of.
-        asked = {proxy for proxy in self._slots.proxies if proxy.send(order)}
-        self._drains[number] = _Drain(timer, then, asked)
+        number = next(self._drain_numbers)
+        timer = self._loop.call_later(_DRAIN_TIMEOUT_S, self._finish_drain, number)
+        message = {"cmd": DRAIN_WORKER, "service": slot[0], "slot": slot[1], "seq": number}
+        # A proxy that is away need not be asked: its successor picks only workers that it is
+        # told about.
+        asked = {proxy for proxy in self._slots.proxies if proxy.send(message)}
+        self._drains[number] = _Drain(timer, on_drained, asked)
         if not asked:
-            self._loop.call_soon(self._release, number)
+            self._loop.call_soon(self._finish_drain, number)
 
-    def spawned(self, child: Child) -> None:
-        """A process was started that may have links."""
+    def worker_spawned(self, child: Child) -> None:
+        """A worker process was started; it may have links."""
         self._links.worker_spawned(child)
 
-    def gone(self, child: Child) -> None:
-        """That process is gone."""
-        self._links.worker_gone(child)
+    def worker_exited(self, child: Child) -> None:
+        """A worker process ended; it may have links."""
+        self._links.worker_exited(child)
 
     def proxy_spawned(self, proxy: Child, up: Iterable[Slot]) -> None:
-        """A new proxy is configured, and believes that those are up; tell it about the links
-        that are there."""
-        self._views.begin(proxy.plan.slot, up)
+        """A new proxy was configured with the workers in `up` as up. Send it the links in use."""
+        self._views.proxy_started(proxy.plan.slot, up)
         self._links.proxy_spawned(proxy)
         for child in self._slots.workers():
             if not child.links:
@@ -156,25 +161,25 @@ class Rotation:
             if self._slots.is_current(child) and self.is_joined(slot_of(child)):
                 self._join(proxy, child)
 
-    def proxy_gone(self, proxy: Child) -> None:
-        """It picks nobody any more."""
+    def proxy_exited(self, proxy: Child) -> None:
+        """A proxy process ended: it picks no worker any more."""
         for number in tuple(self._drains):
-            self._drained_by(number, proxy)
-        self._links.proxy_gone(proxy)
+            self._drain_answered(number, proxy)
+        self._links.proxy_exited(proxy)
 
     def close(self) -> None:
         for drain in self._drains.values():
             drain.timer.cancel()
         self._links.close()
 
-    # What is heard.
+    # What proxies and worker checks report.
 
-    def heard(self, proxy: Child, message: dict[str, Any]) -> bool:
-        """A message of a proxy; False if it is about something else."""
+    def handle_message(self, proxy: Child, message: dict[str, Any]) -> bool:
+        """Handle a message of a proxy. False: it is not about the rotation."""
         if message["cmd"] == WORKER_DRAINED:
             number = message.get("seq")
             if isinstance(number, int):
-                self._drained_by(number, proxy)
+                self._drain_answered(number, proxy)
             return True
         if message["cmd"] == UNLINKED:
             self._links.reclaimed(message.get("link"), proxy)
@@ -188,62 +193,62 @@ class Rotation:
         return True
 
     def worker_changed(self, service: str, number: int, state: str, reason: str) -> None:
-        """The checks say that a worker entered or left the rotation."""
+        """The worker checks report that a worker came into the rotation or left it."""
         self._worker_changed((service, number), state, reason, by=_WORKER_CHECKS)
 
     def _worker_changed(self, slot: Slot, state: str, reason: str, *, by: int) -> None:
         current = self._slots.current.get(slot)
         if current is not None and current.state is not State.UP:
-            # On its way before the proxy heard that the process is gone.
+            # The proxy sent this before it was told that the process is gone.
             return
-        before = self._merged(slot)
+        before = self._combined(slot)
         self._views.report(slot, by, state)
-        merged = self._merged(slot)
-        where = f" at proxy/{by}" if len(self._counted(slot)) > 1 and state != UP else ""
+        combined = self._combined(slot)
+        where = f" at proxy/{by}" if len(self._deciding(slot)) > 1 and state != UP else ""
         why = f": {reason}" if reason else ""
         _log.log(
-            logging.DEBUG if merged == before else logging.INFO,
+            logging.DEBUG if combined == before else logging.INFO,
             "%s/%d is %s%s%s", *slot, state, where, why,
         )  # fmt: skip
-        if merged != before:
-            self._changed(slot, merged)
+        if combined != before:
+            self._on_change(slot, combined)
 
-    def _merged(self, slot: Slot) -> str:
-        return self._views.merged(slot, self._counted(slot))
+    def _combined(self, slot: Slot) -> str:
+        return self._views.combined(slot, self._deciding(slot))
 
-    def _counted(self, slot: Slot) -> list[int]:
-        """Whose view counts: not that of a proxy that others accept for."""
+    def _deciding(self, slot: Slot) -> list[int]:
+        """The proxies whose views count: not those that are covered by others."""
         if slot[0] not in self._proxied:
             return [_WORKER_CHECKS]
         numbers = (proxy.plan.slot for proxy in self._slots.proxies if not proxy.at_rest)
         return [number for number in numbers if number not in self._slots.covered]
 
-    def _drained_by(self, number: int, proxy: Child) -> None:
-        """This proxy picks it no more."""
+    def _drain_answered(self, number: int, proxy: Child) -> None:
+        """This proxy does not pick the worker any more."""
         if (drain := self._drains.get(number)) is not None:
-            drain.missing.discard(proxy)
-            if not drain.missing:
-                self._release(number)
+            drain.unanswered.discard(proxy)
+            if not drain.unanswered:
+                self._finish_drain(number)
 
-    def _release(self, number: int) -> None:
+    def _finish_drain(self, number: int) -> None:
         if (drain := self._drains.pop(number, None)) is not None:
             drain.timer.cancel()
-            drain.then()
+            drain.on_drained()
 
     def _is_proxied(self, child: Child) -> bool:
         return child.plan.service in self._proxied
 
     def _join(self, proxy: Child, child: Child) -> None:
         service, slot = slot_of(child)
-        order: dict[str, Any] = {"cmd": JOIN, "service": service, "slot": slot}
+        message: dict[str, Any] = {"cmd": JOIN, "service": service, "slot": slot}
         if child.links:
-            order["link"] = child.links[proxy.plan.slot].number
+            message["link"] = child.links[proxy.plan.slot].number
         elif child.plan.address is not None:
-            order["address"] = str(child.plan.address)
-        proxy.send(order)
+            message["address"] = str(child.plan.address)
+        proxy.send(message)
 
-    def _join_late(self, proxy: Child, slot: Slot, link: HandoffLink) -> None:
-        """It was told to join a worker to which it had no link."""
+    def _join_after_late_link(self, proxy: Child, slot: Slot, link: HandoffLink) -> None:
+        """The proxy got the JOIN before the link that it names: send the JOIN again."""
         current = self._slots.current.get(slot)
         if current is not None and link in current.links and self.is_joined(slot):
             self._join(proxy, current)

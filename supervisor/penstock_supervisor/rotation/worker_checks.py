@@ -1,11 +1,11 @@
-"""Who is well, of the workers that no proxy stands before.
+"""Health checks of the workers that have no proxy.
 
-Under `shared` and `reuseport` nobody picks a worker, but whether one answers is still known,
-told and acted upon. The judgement is the proxy's own (its pool, its checks); only the way of
-the question is another: over the worker's channel it is given one end of a socket pair, as if
-a client had connected, and is asked on the other. Where there is no path to ask for, it is
-enough that it answers on the channel. A program that never spoke on its channel cannot be
-asked at all, and is well as long as it runs.
+Under `shared` and `reuseport` no proxy picks workers, but the supervisor still checks, reports
+and acts on their health. It uses the proxy's pool and health checker. Only the probe differs:
+the worker gets one end of a socket pair over its channel, as if a client had connected, and the
+request is sent on the other end. If the health check has no path, an answer to a PING on the
+channel is enough. A program that never sends on its channel cannot be checked, and is up as
+long as it runs.
 """
 
 import asyncio
@@ -28,37 +28,44 @@ from penstock_worker import contract
 
 _TICK_S: Final = 0.25
 
-Ask = Callable[[str, int, Any, socket.socket | None], bool]
+Send = Callable[[str, int, Any, socket.socket | None], bool]
 """service, slot, message, handle → False if the worker is away."""
 OnChange = Callable[[str, int, str, str], None]
-"""service, slot, state, reason."""
+"""service, slot, member state, reason."""
 
 
 class WorkerChecks:
-    """All services that have no proxy."""
+    """All services that have no proxy. Their workers are added and removed one by one."""
 
-    def __init__(self, services: Iterable[Service], ask: Ask, on_change: OnChange) -> None:
-        self._ask = ask
+    def __init__(self, services: Iterable[Service], send: Send, on_change: OnChange) -> None:
         self._services = {
-            service.name: _CheckedService(service, ask, on_change) for service in services
+            service.name: _CheckedService(service, send, on_change) for service in services
         }
 
-    def join(self, service: str, slot: int, *, asks: bool) -> None:
-        """The slot's process is ready. `asks`: it can be asked how it is."""
-        self._services[service].join(slot, asks)
+    def add(self, service: str, slot: int) -> None:
+        """A new slot. It is checked from `join` on. ValueError: the slot is there already."""
+        self._services[service].add(slot)
+
+    def remove(self, service: str, slot: int) -> None:
+        """The slot is gone: it is checked and shown no more. KeyError: there is no such slot."""
+        self._services[service].remove(slot)
+
+    def join(self, service: str, slot: int, *, can_answer: bool) -> None:
+        """The slot's process is ready. `can_answer`: it understands messages on its channel."""
+        self._services[service].join(slot, can_answer)
 
     def leave(self, service: str, slot: int) -> None:
         """The slot's process is gone, or told to go."""
         self._services[service].pool.leave(slot)
 
     drain = leave
-    """It finishes what it has and takes no more. Here that is the same: from now on it is its
-    successor that would be asked."""
+    """The worker finishes what it has and accepts no more. For the checks that is the same as
+    gone: the next process to check in this slot is its successor."""
 
     def answered(self, service: str, slot: int, message: dict[str, Any]) -> None:
-        """A PONG came."""
+        """A worker sent PONG."""
         if (checked := self._services.get(service)) is not None:
-            checked.answered(slot, message.get("seq"))
+            checked.pong_received(slot, message.get("seq"))
 
     async def run(self) -> None:
         """Check until cancelled."""
@@ -83,64 +90,73 @@ class WorkerChecks:
 
 
 class _CheckedService:
-    """One service."""
+    """The workers of one service, their pool and their checks."""
 
-    def __init__(self, service: Service, ask: Ask, on_change: OnChange) -> None:
+    def __init__(self, service: Service, send: Send, on_change: OnChange) -> None:
         self.counters = ServiceCounters()
         self._name = service.name
         self._health = service.health
-        self._ask = ask
+        self._send = send
         self._on_change = on_change
-        self._silent: set[int] = set()
-        """Slots whose program cannot be asked."""
-        self._numbers = count(1)
-        self._asked: dict[tuple[int, int], asyncio.Future[ProbeResult]] = {}
+        self._unable_to_answer: set[int] = set()
+        """Slots whose program does not understand messages on its channel."""
+        self._ping_numbers = count(1)
+        self._pings: dict[tuple[int, int], asyncio.Future[ProbeResult]] = {}
+        """Unanswered ones, by slot and number."""
         self.pool = Pool(
-            [Target(slot=slot, address="") for slot in range(service.workers)],
+            (),
             balance="round_robin",
             health=service.health,
             ejection=service.ejection,
             random=lambda: 0.0,
-            on_change=self._changed,
+            on_change=self._member_changed,
         )
         self.checker = HealthChecker(
-            self.pool, service.health, self.counters, clock=monotonic, probe=self._check
+            self.pool, service.health, self.counters, clock=monotonic, probe=self._probe
         )
 
-    def join(self, slot: int, asks: bool) -> None:
-        (self._silent.discard if asks else self._silent.add)(slot)
+    def add(self, slot: int) -> None:
+        self.checker.add(self.pool.add(Target(slot=slot, address="")))
+
+    def remove(self, slot: int) -> None:
+        self.pool.remove(slot)
+        self.checker.remove(slot)
+        self._unable_to_answer.discard(slot)
+
+    def join(self, slot: int, can_answer: bool) -> None:
+        (self._unable_to_answer.discard if can_answer else self._unable_to_answer.add)(slot)
         self.pool.join(slot)
         self.checker.check_now(slot)
 
-    def answered(self, slot: int, number: object) -> None:
-        waiting = self._asked.get((slot, number)) if isinstance(number, int) else None
-        if waiting is not None and not waiting.done():
-            waiting.set_result(OK)
+    def pong_received(self, slot: int, number: object) -> None:
+        pong = self._pings.get((slot, number)) if isinstance(number, int) else None
+        if pong is not None and not pong.done():
+            pong.set_result(OK)
 
-    def _changed(self, member: Member, reason: str) -> None:
+    def _member_changed(self, member: Member, reason: str) -> None:
         self._on_change(self._name, member.slot, member.state.value, reason)
 
-    async def _check(self, member: Member) -> ProbeResult:
-        if member.slot in self._silent:
+    async def _probe(self, member: Member) -> ProbeResult:
+        if member.slot in self._unable_to_answer:
             return OK
         if self._health.path is None:
             return await self._ping(member.slot)
-        mine, theirs = socket.socketpair()
-        with closing(mine), closing(theirs):
-            mine.setblocking(False)
-            if not self._ask(self._name, member.slot, {"cmd": contract.PROBE}, theirs):
+        our_end, worker_end = socket.socketpair()
+        with closing(our_end), closing(worker_end):
+            our_end.setblocking(False)
+            if not self._send(self._name, member.slot, {"cmd": contract.PROBE}, worker_end):
                 return ProbeResult("refused", "its channel is closed")
-            theirs.close()
-            return await probes.get(mine, self._health.path)
+            worker_end.close()
+            return await probes.get(our_end, self._health.path)
 
     async def _ping(self, slot: int) -> ProbeResult:
-        number = next(self._numbers)
-        waiting: asyncio.Future[ProbeResult] = asyncio.get_running_loop().create_future()
-        self._asked[slot, number] = waiting
+        number = next(self._ping_numbers)
+        pong: asyncio.Future[ProbeResult] = asyncio.get_running_loop().create_future()
+        self._pings[slot, number] = pong
         try:
             ping = {"cmd": contract.PING, "seq": number}
-            if not self._ask(self._name, slot, ping, None):
+            if not self._send(self._name, slot, ping, None):
                 return ProbeResult("refused", "its channel is closed")
-            return await waiting
+            return await pong
         finally:
-            del self._asked[slot, number]
+            del self._pings[slot, number]

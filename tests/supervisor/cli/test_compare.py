@@ -1,4 +1,4 @@
-"""`penstock compare` on the command line: what is refused, before anything is measured."""
+"""`penstock compare` on the command line: errors are found before anything is measured."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from penstock_supervisor import logging_setup
 from penstock_supervisor.cli import main, penstock
 from penstock_supervisor.compare.report.result import Comparison
-from penstock_supervisor.compare.run import CompareError, Order
+from penstock_supervisor.compare.run import CompareError, ComparisonSpec
 
 MODULE = "penstock_supervisor.cli.compare"
 
@@ -27,19 +27,19 @@ def comparison(**more: Any) -> Comparison:
 
 
 @pytest.fixture
-def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
-    """What would have been measured."""
-    made: list[Order] = []
+def specs(monkeypatch: pytest.MonkeyPatch) -> list[ComparisonSpec]:
+    """The comparisons that would have been run."""
+    result: list[ComparisonSpec] = []
 
-    def measured(order: Order, *, quiet: bool) -> Comparison:
+    def measure(spec: ComparisonSpec, *, quiet: bool) -> Comparison:
         assert quiet in (True, False)
-        made.append(order)
+        result.append(spec)
         return comparison()
 
-    monkeypatch.setattr(sys.modules[MODULE], "_measured", measured)
+    monkeypatch.setattr(sys.modules[MODULE], "_measure", measure)
     monkeypatch.setattr(sys.modules[MODULE], "_show", lambda *_: None)
     monkeypatch.setattr(logging_setup, "set_up", lambda _verbosity: None)
-    return made
+    return result
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -50,42 +50,44 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_nothing_named_compares_the_demo_application_under_every_scheme(
-    orders: list[Order],
+    specs: list[ComparisonSpec],
 ) -> None:
     assert main(["compare", "--quick"]) == 0
-    (order,) = orders
-    assert [variant.name for variant in order.variants] == [
+    (spec,) = specs
+    assert [variant.name for variant in spec.variants] == [
         "ports/http", "ports/tcp", "handoff", "shared", "reuseport",
     ]  # fmt: skip
-    assert {variant.service.app for variant in order.variants} == {"penstock_worker.demo:app"}
-    assert (order.workers, order.path, order.wrk, order.others) == (2, "/", "", ())
-    assert order.measures.quick
-    assert order.command == "penstock compare --quick"
+    assert {variant.service.app for variant in spec.variants} == {"penstock_worker.demo:app"}
+    assert (spec.workers, spec.path, spec.wrk, spec.others) == (2, "/", "", ())
+    assert spec.measures.quick
+    assert spec.command == "penstock compare --quick"
 
 
-def test_a_program_is_named_as_with_run(orders: list[Order]) -> None:
+def test_a_program_is_named_as_with_run(specs: list[ComparisonSpec]) -> None:
     assert main(["compare", "-w", "3", "--rounds", "2", "--", "node", "a b.js", "--quick"]) == 0
-    (order,) = orders
-    assert order.variants[0].service.command == ("node", "a b.js", "--quick")
-    assert (order.workers, order.measures.rounds, order.measures.quick) == (3, 2, False)
-    assert order.command == "penstock compare -w 3 --rounds 2 -- node 'a b.js' --quick"
-    assert any(note.startswith("handoff is not compared") for note in order.notes)
+    (spec,) = specs
+    assert spec.variants[0].service.command == ("node", "a b.js", "--quick")
+    assert (spec.workers, spec.measures.rounds, spec.measures.quick) == (3, 2, False)
+    assert spec.command == "penstock compare -w 3 --rounds 2 -- node 'a b.js' --quick"
+    assert any(note.startswith("handoff is not compared") for note in spec.notes)
 
 
-def test_a_file_is_compared_whatever_its_scheme(orders: list[Order], tmp_path: Path) -> None:
+def test_a_file_is_compared_whatever_its_scheme(
+    specs: list[ComparisonSpec], tmp_path: Path
+) -> None:
     path = tmp_path / "x.toml"
     path.write_text('[service.api]\nlisten = "127.0.0.1:80"\napp = "a:b"\nworkers = 4\n')
     assert main(["compare", "-c", str(path), "--schemes", "shared,ports/tcp"]) == 0
-    (order,) = orders
-    assert [variant.name for variant in order.variants] == ["ports/tcp", "shared"]
-    assert order.workers == 4
-    assert "[service.api]" in order.config
+    (spec,) = specs
+    assert [variant.name for variant in spec.variants] == ["ports/tcp", "shared"]
+    assert spec.workers == 4
+    assert "[service.api]" in spec.config
 
 
-def test_addresses_of_others_are_subjects_too(orders: list[Order]) -> None:
+def test_addresses_of_others_are_subjects_too(specs: list[ComparisonSpec]) -> None:
     assert main(["compare", "--to", "127.0.0.1:1, 127.0.0.1:2", "--to", "127.0.0.1:1"]) == 0
-    assert orders[0].others == ("127.0.0.1:1", "127.0.0.1:2")
-    assert len(orders[0].variants) == 5
+    assert specs[0].others == ("127.0.0.1:1", "127.0.0.1:2")
+    assert len(specs[0].variants) == 5
 
 
 @pytest.mark.parametrize(
@@ -111,14 +113,14 @@ def test_addresses_of_others_are_subjects_too(orders: list[Order]) -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_command_line_is_one_line_and_exit_2(
-    orders: list[Order], capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+    specs: list[ComparisonSpec], capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
 ) -> None:
     assert refused(capsys, *arguments) == f"penstock: {line}\n"
-    assert orders == []
+    assert specs == []
 
 
 def test_a_file_with_several_services_or_with_datagrams_is_refused(
-    orders: list[Order], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    specs: list[ComparisonSpec], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "x.toml"
     path.write_text(
@@ -127,19 +129,19 @@ def test_a_file_with_several_services_or_with_datagrams_is_refused(
     assert "one service, and this one has a, b" in refused(capsys, "-c", str(path))
     path.write_text('[service.a]\nlisten="h:1"\napp="a:b"\nmode="udp"\nscheme="shared"\n')
     assert "cannot measure" in refused(capsys, "-c", str(path))
-    assert orders == []
+    assert specs == []
 
 
 def test_schemes_that_cannot_work_are_the_reason_when_there_is_nothing_else(
-    orders: list[Order], capsys: pytest.CaptureFixture[str]
+    specs: list[ComparisonSpec], capsys: pytest.CaptureFixture[str]
 ) -> None:
     err = refused(capsys, "--schemes", "handoff", "--", "node")
     assert err.startswith("penstock: handoff is not compared: ")
-    assert orders == []
+    assert specs == []
 
 
 def test_a_page_needs_plotly_and_says_so_before_anything_is_measured(
-    orders: list[Order],
+    specs: list[ComparisonSpec],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -152,22 +154,22 @@ def test_a_page_needs_plotly_and_says_so_before_anything_is_measured(
     assert capsys.readouterr().err == (
         'penstock: compare --html needs plotly: pip install "penstock[report]"\n'
     )
-    assert orders == []
+    assert specs == []
 
 
 def test_a_missing_wrk_is_said_before_anything_is_measured(
-    orders: list[Order], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    specs: list[ComparisonSpec], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda _name: None)
     assert main(["compare", "--load", "wrk"]) == 1
     assert capsys.readouterr().err == (
         "penstock: compare --load wrk needs wrk, and there is no such program\n"
     )
-    assert orders == []
+    assert specs == []
 
 
 def test_a_baseline_that_is_none_is_refused(
-    orders: list[Order], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    specs: list[ComparisonSpec], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "old.json"
     path.write_text("{")
@@ -175,14 +177,14 @@ def test_a_baseline_that_is_none_is_refused(
     assert err.startswith("penstock: --baseline: ")
     assert str(path) in err
     assert err.count("\n") == 1
-    assert orders == []
+    assert specs == []
 
 
 def test_what_was_measured_is_shown_and_written(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = comparison(command="penstock compare x")
-    monkeypatch.setattr(sys.modules[MODULE], "_measured", lambda *_, **__: made)
+    monkeypatch.setattr(sys.modules[MODULE], "_measure", lambda *_, **__: made)
     monkeypatch.setattr(logging_setup, "set_up", lambda _verbosity: None)
     path = tmp_path / "x.json"
     assert main(["compare", "--json", str(path)]) == 0
@@ -194,7 +196,7 @@ def test_an_interrupted_comparison_is_shown_and_exits_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = comparison(interrupted=True)
-    monkeypatch.setattr(sys.modules[MODULE], "_measured", lambda *_, **__: made)
+    monkeypatch.setattr(sys.modules[MODULE], "_measure", lambda *_, **__: made)
     monkeypatch.setattr(logging_setup, "set_up", lambda _verbosity: None)
     path = tmp_path / "x.json"
     assert main(["compare", "--json", str(path)]) == 130

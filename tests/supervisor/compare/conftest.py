@@ -14,7 +14,7 @@ from penstock_supervisor.compare.report.result import (
     Comparison,
     FaultKind,
     FaultResult,
-    Held,
+    HeldResult,
     LoadKind,
     LoadResult,
     Spread,
@@ -176,9 +176,9 @@ def _latency(random: Random, usual: float) -> float:
     return usual * slow * random.lognormvariate(-0.04, 0.28)
 
 
-def _held(shape: _Shape) -> Held:
+def _held(shape: _Shape) -> HeldResult:
     base = {"supervisor": 31, "proxy": 22, "workers": 60}
-    return Held(
+    return HeldResult(
         connections=1000,
         fds=shape.fds,
         memory={role: float(value) for role, value in shape.memory.items()},

@@ -1,4 +1,4 @@
-"""What a comparison does and in which order: whole passes, alternating, within the time."""
+"""What a comparison does and in which spec: whole passes, alternating, within the time."""
 
 import pytest
 
@@ -11,7 +11,7 @@ OTHERS = ("127.0.0.1:8080",)
 
 
 def usual(**more: object) -> Measures:
-    arguments = {"quick": False, "rounds": None, "descriptors": 20_000, **more}
+    arguments = {"quick": False, "rounds": None, "max_fds": 20_000, **more}
     return measures(**arguments)  # type: ignore[arg-type]
 
 
@@ -42,7 +42,7 @@ def test_held_connections_are_measured_once_and_before_faults() -> None:
     assert set(kinds[-3:]) == set(FAULTS)
 
 
-def test_what_others_serve_is_not_broken() -> None:
+def test_external_subjects_get_no_faults() -> None:
     found = [step for one in passes(OURS, OTHERS, usual()) for step in one]
     assert not any(step.subject in OTHERS and step.kind in FAULTS for step in found)
     assert passes((), OTHERS, usual())
@@ -68,7 +68,7 @@ def test_a_slow_machine_leaves_out_what_can_be_missed_and_never_a_first_load() -
     assert kept == list(LOADS)
 
 
-def test_who_asks_for_rounds_gets_them_however_long_they_take() -> None:
+def test_an_explicit_number_of_rounds_is_measured_however_long_it_takes() -> None:
     wanted = usual(quick=True, rounds=4)
     found = passes(OURS, (), wanted)
     assert wanted.rounds == 4
@@ -80,17 +80,17 @@ def test_the_default_takes_a_few_minutes() -> None:
     assert 120 < total < 420
 
 
-@pytest.mark.parametrize(("descriptors", "held"), [(20_000, 1000), (1024, 274), (100, 10)])
-def test_no_more_connections_are_held_than_descriptors_allow(descriptors: int, held: int) -> None:
-    wanted = usual(descriptors=descriptors)
+@pytest.mark.parametrize(("max_fds", "held"), [(20_000, 1000), (1024, 274), (100, 10)])
+def test_no_more_connections_are_held_than_descriptors_allow(max_fds: int, held: int) -> None:
+    wanted = usual(max_fds=max_fds)
     assert wanted.held == held
     assert wanted.connections <= wanted.held
 
 
 def test_the_curve_grows_to_the_last_connection() -> None:
-    assert plan.growth(1000) == (100, 250, 500, 750, 1000)
-    assert plan.growth(1) == (1,)
-    assert list(plan.growth(10)) == sorted(set(plan.growth(10)))
+    assert plan.held_steps(1000) == (100, 250, 500, 750, 1000)
+    assert plan.held_steps(1) == (1,)
+    assert list(plan.held_steps(10)) == sorted(set(plan.held_steps(10)))
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_the_curve_grows_to_the_last_connection() -> None:
     [
         ([8000.0, 4000.0], 2000.0),
         ([8000.0, 0.0], 4000.0),
-        ([], plan.LEAST_A_SECOND),
-        ([0.0], plan.LEAST_A_SECOND),
-        ([1.0], plan.LEAST_A_SECOND),
-        ([1e9], plan.MOST_A_SECOND),
+        ([], plan.MIN_RATE),
+        ([0.0], plan.MIN_RATE),
+        ([1.0], plan.MIN_RATE),
+        ([1e9], plan.MAX_RATE),
     ],
 )
 def test_the_rate_is_half_of_what_the_slowest_can_do(

@@ -1,4 +1,4 @@
-"""A whole comparison of real clusters: short, in order, and nothing of it is left running."""
+"""A whole comparison of real clusters: short, in spec, and nothing of it is left running."""
 
 import http.server
 import os
@@ -13,15 +13,15 @@ import pytest
 
 from penstock_supervisor.compare import plan, variants
 from penstock_supervisor.compare.report.result import Comparison
-from penstock_supervisor.compare.run import CompareError, Order, compare
+from penstock_supervisor.compare.run import CompareError, ComparisonSpec, compare
 from penstock_supervisor.config.loader import load
 
 
-class Watched:
-    """Remembers what was said, and does something when it hears a word."""
+class RecordedProgress:
+    """Records the texts, and calls `act` at the first one with `word`."""
 
     def __init__(self, word: str = "", act: Callable[[], None] = lambda: None) -> None:
-        self.said: list[str] = []
+        self.texts: list[str] = []
         self.seconds = 0.0
         self._word = word
         self._act = act
@@ -29,21 +29,23 @@ class Watched:
     def begin(self, seconds: float) -> None:
         assert seconds > 0
 
-    def now(self, text: str) -> None:
-        self.said.append(text)
+    def describe(self, text: str) -> None:
+        self.texts.append(text)
         if self._word and self._word in text:
             self._word = ""
             self._act()
 
-    def done(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.seconds += seconds
 
 
-def order(names: str, *others: str, **more: Any) -> Order:
+def spec(names: str, *others: str, **more: Any) -> ComparisonSpec:
     (service,) = load(None, more.pop("keys", {})).services
-    measures = plan.measures(quick=True, rounds=None, descriptors=1024)
-    return Order(
-        variants=variants.choose(service, variants.named(names), "/tmp").variants if names else (),
+    measures = plan.measures(quick=True, rounds=None, max_fds=1024)
+    return ComparisonSpec(
+        variants=variants.choose(service, variants.parse_names(names), "/tmp").variants
+        if names
+        else (),
         others=others,
         measures=replace(
             measures,
@@ -51,7 +53,7 @@ def order(names: str, *others: str, **more: Any) -> Order:
             warmup_s=0.1,
             held=20,
             fault_s={"kill": 0.5, "roll": 0.5, "block": 0.5},
-            most_s=None,
+            max_total_s=None,
             **more.pop("measures", {}),
         ),
         path=more.pop("path", "/"),
@@ -64,7 +66,7 @@ def order(names: str, *others: str, **more: Any) -> Order:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
+def _no_process_is_left() -> Iterator[None]:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
     left = [one for one in psutil.Process().children(recursive=True) if one.pid not in before]
@@ -98,8 +100,8 @@ def stranger() -> Iterator[str]:
 
 
 async def test_every_figure_of_a_subject_is_there() -> None:
-    watched = Watched()
-    found = await compare(order("ports/http"), watched)
+    progress = RecordedProgress()
+    found = await compare(spec("ports/http"), progress)
     (subject,) = found.subjects
     assert (subject.name, subject.scheme, subject.mode) == ("ports/http", "ports", "http")
     assert set(subject.loads) == {"keepalive", "connect", "rate"}
@@ -108,7 +110,7 @@ async def test_every_figure_of_a_subject_is_there() -> None:
         assert one.errors == {}
         assert set(one.cpu_us) == {"supervisor", "proxy", "workers"}
         assert 0 < one.p50_s.median <= one.p99_s.median
-    assert subject.loads["rate"].rate >= plan.LEAST_A_SECOND
+    assert subject.loads["rate"].rate >= plan.MIN_RATE
     assert subject.held
     assert subject.held.connections == 20
     assert subject.split_of == "requests"
@@ -121,12 +123,12 @@ async def test_every_figure_of_a_subject_is_there() -> None:
     assert found.notes == ("handoff is not compared: a reason",)
     assert not found.interrupted
     assert Comparison.model_validate_json(found.model_dump_json()) == found
-    assert watched.said[0] == "starting every subject"
-    assert watched.said[-1] == "stopping"
+    assert progress.texts[0] == "starting every subject"
+    assert progress.texts[-1] == "stopping"
 
 
 async def test_a_relayed_connection_has_three_descriptors_and_a_local_port() -> None:
-    found = await compare(order("ports/tcp"), Watched())
+    found = await compare(spec("ports/tcp"), RecordedProgress())
     held = found.subjects[0].held
     assert held
     assert held.fds["proxy"] == pytest.approx(2.0)
@@ -135,8 +137,8 @@ async def test_a_relayed_connection_has_three_descriptors_and_a_local_port() -> 
     assert [count for count, _ in held.curve] == [0, 2, 5, 10, 15, 20]
 
 
-async def test_an_address_of_somebody_else_is_measured_and_not_broken(stranger: str) -> None:
-    found = await compare(order("", stranger), Watched())
+async def test_an_external_address_is_measured_without_faults(stranger: str) -> None:
+    found = await compare(spec("", stranger), RecordedProgress())
     (subject,) = found.subjects
     assert (subject.name, subject.scheme) == (stranger, "")
     assert subject.loads["keepalive"].requests > 0
@@ -146,8 +148,8 @@ async def test_an_address_of_somebody_else_is_measured_and_not_broken(stranger: 
     assert subject.split == {}
 
 
-async def test_upstreams_behind_a_proxy_of_ours_are_not_broken_either(stranger: str) -> None:
-    found = await compare(order("ports/http", keys={"upstreams": [stranger]}), Watched())
+async def test_upstreams_behind_a_proxy_of_ours_get_no_faults_either(stranger: str) -> None:
+    found = await compare(spec("ports/http", keys={"upstreams": [stranger]}), RecordedProgress())
     (subject,) = found.subjects
     assert set(subject.loads["connect"].cpu_us) == {"supervisor", "proxy"}
     assert set(subject.split) == {"0"}
@@ -156,28 +158,32 @@ async def test_upstreams_behind_a_proxy_of_ours_are_not_broken_either(stranger: 
 
 
 async def test_ctrl_c_keeps_what_was_measured_and_stops_everything() -> None:
-    watched = Watched("a connection per request", lambda: os.kill(os.getpid(), signal.SIGINT))
-    found = await compare(order("ports"), watched)
+    progress = RecordedProgress(
+        "a connection per request", lambda: os.kill(os.getpid(), signal.SIGINT)
+    )
+    found = await compare(spec("ports"), progress)
     assert found.interrupted
     assert [set(one.loads) for one in found.subjects] == [{"keepalive"}, {"keepalive"}]
-    assert watched.said[-1] == "stopping"
+    assert progress.texts[-1] == "stopping"
 
 
 async def test_ctrl_c_while_it_starts_ends_as_well() -> None:
-    watched = Watched("starting", lambda: os.kill(os.getpid(), signal.SIGINT))
-    found = await compare(order("ports/tcp"), watched)
+    progress = RecordedProgress("starting", lambda: os.kill(os.getpid(), signal.SIGINT))
+    found = await compare(spec("ports/tcp"), progress)
     assert found.interrupted
     assert found.subjects[0].loads == {}
 
 
 async def test_a_program_that_answers_nothing_good_is_named() -> None:
     with pytest.raises(CompareError, match=r"ports/http: no GET /none was answered with success"):
-        await compare(order("ports/http", path="/none"), Watched())
+        await compare(spec("ports/http", path="/none"), RecordedProgress())
 
 
-async def test_who_cannot_be_measured_leaves_a_note_and_the_others_go_on(stranger: str) -> None:
-    wanted = order("ports/http", stranger, keys={"app": "penstock_worker.demo:nothing"})
-    found = await compare(wanted, Watched())
+async def test_a_subject_that_cannot_be_measured_leaves_a_note_and_the_others_go_on(
+    stranger: str,
+) -> None:
+    wanted = spec("ports/http", stranger, keys={"app": "penstock_worker.demo:nothing"})
+    found = await compare(wanted, RecordedProgress())
     ours, theirs = found.subjects
     assert ours.loads == {}
     assert ours.notes[0].startswith("cannot be started: ")
@@ -185,7 +191,9 @@ async def test_who_cannot_be_measured_leaves_a_note_and_the_others_go_on(strange
 
 
 async def test_what_there_was_no_time_for_is_noted(stranger: str) -> None:
-    wanted = order("", stranger)
-    found = await compare(replace(wanted, measures=replace(wanted.measures, most_s=0.1)), Watched())
+    wanted = spec("", stranger)
+    found = await compare(
+        replace(wanted, measures=replace(wanted.measures, max_total_s=0.1)), RecordedProgress()
+    )
     assert found.subjects[0].held is None
     assert "not measured: held connections; there was no time for it" in found.notes

@@ -1,4 +1,4 @@
-"""A subject is a real cluster: it says where it is and what is what, and nothing of it stays."""
+"""A subject is a real cluster: its address and roles are known, and no process of it is left."""
 
 import signal
 import subprocess
@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
-from penstock_supervisor.compare import readings
-from penstock_supervisor.compare.subject import Outside, RunningSubject, SubjectError
+from penstock_supervisor.compare import resource_usage
+from penstock_supervisor.compare.subject import ExternalSubject, RunningSubject, SubjectError
 from penstock_supervisor.compare.variants import Variant, choose
 from penstock_supervisor.config.loader import load
 
@@ -33,8 +33,8 @@ async def running(one: Variant) -> AsyncIterator[RunningSubject]:
         await subject.stop()
 
 
-def gone(pids: set[int]) -> None:
-    """Wait for the end of processes, some of which are nobody's children any more."""
+def wait_for_end(pids: set[int]) -> None:
+    """Wait for the end of processes, some of which are not our children."""
     found = []
     for pid in pids:
         try:
@@ -45,7 +45,7 @@ def gone(pids: set[int]) -> None:
     assert alive == []
 
 
-async def test_a_subject_tells_its_processes_apart_and_leaves_none() -> None:
+async def test_a_subject_knows_the_roles_of_its_processes_and_leaves_none() -> None:
     async with running(variant(workers=3)) as subject:
         assert subject.address.startswith("127.0.0.1:")
         roles = await subject.roles()
@@ -55,10 +55,10 @@ async def test_a_subject_tells_its_processes_apart_and_leaves_none() -> None:
         assert len(roles["supervisor"]) == 2
         pids = {pid for role in roles.values() for pid in role}
         assert len(pids) == 6
-        assert readings.rss(roles["workers"]) > 0
+        assert resource_usage.rss(roles["workers"]) > 0
         what, split = await subject.split()
         assert (what, split) == ("requests", dict.fromkeys(split, 0))
-    gone(pids)
+    wait_for_end(pids)
 
 
 async def test_what_a_worker_started_is_part_of_the_workers() -> None:
@@ -69,7 +69,7 @@ async def test_what_a_worker_started_is_part_of_the_workers() -> None:
     async with running(one) as subject:
         roles = await subject.roles()
         assert len(roles["workers"]) == 2
-    gone({pid for role in roles.values() for pid in role})
+    wait_for_end({pid for role in roles.values() for pid in role})
 
 
 async def test_a_program_that_cannot_start_is_named_in_one_line() -> None:
@@ -86,12 +86,12 @@ async def test_a_supervisor_that_died_is_noticed_and_takes_its_processes_along()
     async with running(variant()) as subject:
         roles = await subject.roles()
         subject.signal(signal.SIGKILL)
-        gone({pid for role in roles.values() for pid in role} - set(roles["supervisor"]))
+        wait_for_end({pid for role in roles.values() for pid in role} - set(roles["supervisor"]))
         with pytest.raises(SubjectError, match="does not answer"):
             await subject.workers()
 
 
-def test_a_subject_leaves_when_nobody_measures_any_more() -> None:
+def test_a_subject_stops_when_its_standard_input_is_closed() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "penstock_supervisor.compare.subject"],
         stdin=subprocess.PIPE,
@@ -110,7 +110,7 @@ def test_a_subject_leaves_when_nobody_measures_any_more() -> None:
         finally:
             process.kill()
     assert len(children) == 4
-    gone(children)
+    wait_for_end(children)
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ def stranger() -> Iterator[tuple[int, int]]:
 
 async def test_an_address_has_the_processes_that_listen_there(stranger: tuple[int, int]) -> None:
     pid, port = stranger
-    outside = Outside(f"127.0.0.1:{port}")
-    roles = await outside.roles()
+    subject = ExternalSubject(f"127.0.0.1:{port}")
+    roles = await subject.roles()
     assert roles == {"server": (pid,)}
-    assert await outside.outgoing(roles) == 0
-    assert await outside.split() == ("connections", {})
+    assert await subject.outgoing_connections(roles) == 0
+    assert await subject.split() == ("connections", {})

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor.compare.variants import NAMES, Variant, as_toml, choose, named
+from penstock_supervisor.compare.variants import NAMES, Variant, as_toml, choose, parse_names
 from penstock_supervisor.config.loader import Config, Service, load
 
 
@@ -102,13 +102,13 @@ def test_a_variant_survives_the_way_to_its_process() -> None:
     ],
 )
 def test_schemes_are_named_with_commas(text: str, expected: tuple[str, ...]) -> None:
-    assert named(text) == expected
+    assert parse_names(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", ",", "port", "ports/udp", "shared;handoff"])
 def test_what_is_no_scheme_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected some of ports/http, ports/tcp, handoff"):
-        named(text)
+        parse_names(text)
 
 
 def test_the_configuration_is_shown_as_a_file_would_say_it() -> None:

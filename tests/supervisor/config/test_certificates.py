@@ -243,7 +243,7 @@ def reloaded(good: dict[str, str]) -> ReloadedService:
 def test_a_proxy_gets_the_terms_and_then_every_pair_with_the_key_last(
     reloaded: ReloadedService,
 ) -> None:
-    first, second = reloaded.renewal.orders()
+    first, second = reloaded.renewal.messages()
     assert (first["cmd"], first["of"]) == ("tls", 1)
     assert second["cmd"] == "certificate"
     assert list(second)[-1] == "key"
@@ -293,7 +293,7 @@ async def test_a_bad_pair_is_reported_once_and_the_old_pair_stays(
     view = reloaded.renewal.views()["web"]
     assert (view.current, view.reloads) == (False, {"ok": 0, "failed": 1})
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert list(reloaded.renewal.orders())[1]["key"] == before.decode().strip()
+    assert list(reloaded.renewal.messages())[1]["key"] == before.decode().strip()
     # As it was: that is no news to anybody.
     reloaded.key(before)
     assert await reloaded.poll(2) == 0

@@ -1,4 +1,4 @@
-"""Proves that the admin port answers what it should, disturbs nothing, and leaves nothing open."""
+"""The admin port serves its pages, disturbs nothing else, and leaves nothing open."""
 
 import asyncio
 import json
@@ -41,14 +41,14 @@ async def client(take_snapshot: TakeSnapshot) -> AsyncIterator[aiohttp.ClientSes
             yield session
 
 
-async def got(session: aiohttp.ClientSession, path: str, **headers: str) -> tuple[int, str, str]:
+async def get(session: aiohttp.ClientSession, path: str, **headers: str) -> tuple[int, str, str]:
     async with session.get(path, headers=headers) as answer:
         return answer.status, answer.headers["Content-Type"], await answer.text()
 
 
 async def test_metrics_are_text_by_default(made: Any) -> None:
     async with client(always(made.snapshot())) as session:
-        status, kind, body = await got(session, "/metrics")
+        status, kind, body = await get(session, "/metrics")
     assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
     assert 'penstock_connections_total{service="web"} 5.0\n' in body
     assert not body.endswith("# EOF\n")
@@ -56,14 +56,14 @@ async def test_metrics_are_text_by_default(made: Any) -> None:
 
 async def test_metrics_are_openmetrics_when_asked_for(made: Any) -> None:
     async with client(always(made.snapshot())) as session:
-        status, kind, body = await got(
+        status, kind, body = await get(
             session, "/metrics", Accept="application/openmetrics-text; version=1.0.0"
         )
     assert (status, kind) == (200, "application/openmetrics-text; version=1.0.0; charset=utf-8")
     assert body.endswith("# EOF\n")
 
 
-async def test_metrics_are_compressed_only_for_who_can_read_that(made: Any) -> None:
+async def test_metrics_are_compressed_only_for_a_client_that_accepts_it(made: Any) -> None:
     async with client(always(made.snapshot())) as session:
         async with session.get("/metrics", headers={"Accept-Encoding": "gzip"}) as answer:
             assert answer.headers["Content-Encoding"] == "gzip"
@@ -74,14 +74,14 @@ async def test_metrics_are_compressed_only_for_who_can_read_that(made: Any) -> N
 
 async def test_the_supervisor_is_healthy_as_long_as_it_answers(made: Any) -> None:
     async with client(always(made.snapshot(ready=False, stopping=True))) as session:
-        assert await got(session, "/healthz") == (200, "text/plain; charset=utf-8", "ok\n")
+        assert await get(session, "/healthz") == (200, "text/plain; charset=utf-8", "ok\n")
 
 
 async def test_readiness_says_which_service_has_no_worker(made: Any) -> None:
     pools = {"web": [made.row(0, "down")], "api": [made.row(0)]}
     snapshot = made.snapshot(made.proxy(stats=made.proxy_stats(**pools)), ready=False)
     async with client(always(snapshot)) as session:
-        status, _, text = await got(session, "/readyz")
+        status, _, text = await get(session, "/readyz")
     assert (status, text) == (503, "not ready: no worker in rotation for web\n")
 
 
@@ -97,29 +97,29 @@ async def test_readiness_is_that_of_the_run(
     made: Any, changes: dict[str, bool], expected: tuple[int, str]
 ) -> None:
     async with client(always(made.snapshot(**changes))) as session:
-        status, _, text = await got(session, "/readyz")
+        status, _, text = await get(session, "/readyz")
     assert (status, text) == expected
 
 
 async def test_the_status_is_json(made: Any) -> None:
     async with client(always(made.snapshot())) as session:
-        status, kind, body = await got(session, "/status")
+        status, kind, body = await get(session, "/status")
     assert (status, kind) == (200, "application/json; charset=utf-8")
     assert json.loads(body)["services"]["web"]["workers"][1]["health"] == "down"
 
 
 async def test_the_index_links_every_page(made: Any) -> None:
     async with client(always(made.snapshot())) as session:
-        status, kind, body = await got(session, "/")
+        status, kind, body = await get(session, "/")
         assert (status, kind) == (200, "text/html; charset=utf-8")
         links = [part.split('"')[0] for part in body.split('href="')[1:]]
-        assert {(await got(session, link))[0] for link in links} == {200}
+        assert {(await get(session, link))[0] for link in links} == {200}
     assert sorted(links) == ["/healthz", "/metrics", "/readyz", "/status"]
 
 
 async def test_other_paths_are_not_found_and_other_methods_not_allowed(made: Any) -> None:
     async with client(always(made.snapshot())) as session:
-        assert (await got(session, "/nothing"))[0] == 404
+        assert (await get(session, "/nothing"))[0] == 404
         for method in ("POST", "PUT", "DELETE", "OPTIONS"):
             async with session.request(method, "/metrics") as answer:
                 assert answer.status == 405
@@ -148,14 +148,16 @@ async def test_requests_that_come_together_share_one_snapshot(made: Any) -> None
         begun[0].set()
         await first
         await entered.wait()
-        assert not any(one.done() for one in later), "they would see what was before they asked"
+        assert not any(one.done() for one in later), (
+            "they could see a state from before their request"
+        )
         begun[1].set()
     assert len(begun) == 2
     assert len({id(one.result()) for one in later}) == 1
     assert first.result() is not later[0].result()
 
 
-async def test_an_observation_that_fails_is_made_again_for_the_next(
+async def test_after_a_snapshot_that_failed_the_next_request_gets_a_new_one(
     made: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = 0
@@ -169,8 +171,8 @@ async def test_an_observation_that_fails_is_made_again_for_the_next(
         return snapshot
 
     async with client(take_snapshot) as session:
-        assert (await got(session, "/status"))[0] == 500
-        assert (await got(session, "/status"))[0] == 200
+        assert (await get(session, "/status"))[0] == 500
+        assert (await get(session, "/status"))[0] == 200
     assert "once" in caplog.text
 
 
@@ -183,8 +185,8 @@ async def test_children_get_a_deadline_and_a_probe_a_shorter_one(made: Any) -> N
         return snapshot
 
     async with client(take_snapshot) as session:
-        await got(session, "/metrics")
-        await got(session, "/readyz")
+        await get(session, "/metrics")
+        await get(session, "/readyz")
     assert deadlines == [1.0, 0.1]
 
 
@@ -198,14 +200,14 @@ async def test_connections_are_bounded_and_come_back(made: Any) -> None:
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             held.append(writer)
         with pytest.raises(aiohttp.ClientConnectionError):
-            await got(session, "/healthz")
+            await get(session, "/healthz")
         for writer in held:
             writer.close()
             await writer.wait_closed()
         async with asyncio.timeout(10):
             while True:
                 try:
-                    assert (await got(session, "/healthz"))[0] == 200
+                    assert (await get(session, "/healthz"))[0] == 200
                     break
                 except aiohttp.ClientConnectionError:
                     await asyncio.sleep(0)
@@ -221,7 +223,7 @@ async def test_connections_are_bounded_and_come_back(made: Any) -> None:
     ],
     ids=["TLS", "a bad field", "a target without end", "fields without end"],
 )
-async def test_garbage_is_refused_and_fills_no_log_and_the_next_is_served(
+async def test_garbage_is_rejected_without_a_log_line_and_the_next_client_is_served(
     made: Any, caplog: pytest.LogCaptureFixture, garbage: bytes
 ) -> None:
     async with client(always(made.snapshot())) as session:
@@ -232,7 +234,7 @@ async def test_garbage_is_refused_and_fills_no_log_and_the_next_is_served(
         writer.close()
         with suppress(ConnectionResetError):
             await writer.wait_closed()
-        assert (await got(session, "/healthz"))[0] == 200
+        assert (await get(session, "/healthz"))[0] == 200
     assert not caplog.messages
 
 
@@ -240,14 +242,14 @@ async def test_an_unexpected_error_of_ours_is_logged(
     made: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(_: float) -> Snapshot:
-        raise ValueError("nobody thought of this")
+        raise ValueError("not foreseen")
 
     async with client(broken) as session, session.get("/metrics") as answer:
         assert answer.status == 500
-    assert "nobody thought of this" in caplog.text
+    assert "not foreseen" in caplog.text
 
 
-async def test_a_unix_socket_will_do(made: Any, tmp_path: Path) -> None:
+async def test_a_unix_socket_can_be_the_listener(made: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "admin")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -256,7 +258,7 @@ async def test_a_unix_socket_will_do(made: Any, tmp_path: Path) -> None:
             serve(listener, always(made.snapshot())),
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session,
         ):
-            assert (await got(session, "http://localhost/healthz"))[0] == 200
+            assert (await get(session, "http://localhost/healthz"))[0] == 200
 
 
 async def test_the_end_closes_what_was_opened_and_leaves_the_listener(made: Any) -> None:
@@ -292,8 +294,8 @@ async def test_nothing_can_be_changed_whatever_the_path(made: Any, method: str) 
                 assert (answer.status, answer.headers["Allow"]) == (405, "GET,HEAD")
 
 
-async def said(address: tuple[str, int], request: bytes) -> bytes:
-    """The status line of what is answered to these bytes."""
+async def status_line(address: tuple[str, int], request: bytes) -> bytes:
+    """The status line of the answer to these bytes."""
     reader, writer = await asyncio.open_connection(*address)
     writer.write(request)
     async with asyncio.timeout(10):
@@ -322,14 +324,14 @@ async def said(address: tuple[str, int], request: bytes) -> bytes:
         ("", 421),
     ],
 )
-async def test_on_loopback_only_who_asks_for_its_address_is_answered(
+async def test_on_loopback_only_requests_for_its_own_address_are_answered(
     made: Any, host: str, status: int
 ) -> None:
     pages = admin.Pages(always(made.snapshot()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with http_server.serve(listener, admin.app(pages, listener, "my-admin")):
             request = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-            line = await said(listener.getsockname(), request.encode())
+            line = await status_line(listener.getsockname(), request.encode())
     assert line.split()[1] == str(status).encode()
 
 
@@ -337,15 +339,15 @@ async def test_one_of_two_hosts_that_is_not_ours_is_enough_to_refuse(made: Any) 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with serve(listener, always(made.snapshot())):
             request = b"GET /status HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
-            line = await said(listener.getsockname(), request)
+            line = await status_line(listener.getsockname(), request)
     assert line.split()[1] in (b"400", b"421")
 
 
-async def test_elsewhere_it_is_asked_for_by_any_name(made: Any) -> None:
+async def test_on_other_addresses_any_host_is_answered(made: Any) -> None:
     with socket.create_server(("0.0.0.0", 0)) as listener:
         async with serve(listener, always(made.snapshot())):
             request = b"GET /healthz HTTP/1.1\r\nHost: metrics.example\r\n\r\n"
-            line = await said(("127.0.0.1", listener.getsockname()[1]), request)
+            line = await status_line(("127.0.0.1", listener.getsockname()[1]), request)
     assert b" 200 " in line
 
 

@@ -1,4 +1,4 @@
-"""The control socket: orders reach the run, and nobody else's do."""
+"""Requests on the control socket reach the run, and only those of its owner."""
 
 import asyncio
 import os
@@ -20,32 +20,32 @@ WAIT_S = 20.0
 
 
 class Run:
-    """Notes what it is told; `ready` is whether it can do it now."""
+    """Records its calls; `ready` is whether it can do them now."""
 
     def __init__(self) -> None:
-        self.told: list[object] = []
+        self.calls: list[object] = []
         self.ready = True
 
     def stop(self, *, now: bool = False) -> None:
-        self.told.append(("stop", now))
+        self.calls.append(("stop", now))
 
     def roll(self) -> bool:
-        self.told.append("roll")
+        self.calls.append("roll")
         return self.ready
 
     def reopen_logs(self) -> None:
-        self.told.append("reopen")
+        self.calls.append("reopen")
 
     def replace(self, service: str, slot: int) -> bool:
         if (service, slot) != ("web", 0):
             raise KeyError(service)
-        self.told.append(("replace", service, slot))
+        self.calls.append(("replace", service, slot))
         return self.ready
 
     def signal(self, service: str, slot: int, number: signal.Signals) -> bool:
         if (service, slot) != ("web", 0):
             raise KeyError(service)
-        self.told.append((number, service, slot))
+        self.calls.append((number, service, slot))
         return self.ready
 
 
@@ -78,7 +78,7 @@ async def session(opened: ControlSocket) -> AsyncIterator[aiohttp.ClientSession]
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "call"),
     [
         ("/reload", "roll"),
         ("/stop", ("stop", False)),
@@ -89,18 +89,18 @@ async def session(opened: ControlSocket) -> AsyncIterator[aiohttp.ClientSession]
         ("/workers/web/0/kill", (signal.SIGKILL, "web", 0)),
     ],
 )
-async def test_an_order_reaches_the_run(
-    session: aiohttp.ClientSession, run: Run, path: str, told: object
+async def test_a_request_reaches_the_run(
+    session: aiohttp.ClientSession, run: Run, path: str, call: object
 ) -> None:
     async with session.post(path) as answer:
         body = await answer.json()
     assert (answer.status, body["pid"]) == (202, os.getpid())
     assert answer.headers["Connection"] == "close"
-    assert run.told == [told]
+    assert run.calls == [call]
 
 
 @pytest.mark.parametrize("path", ["/reload", "/workers/web/0/replace", "/workers/web/0/kill"])
-async def test_what_cannot_be_done_now_is_said(
+async def test_what_cannot_be_done_now_is_a_conflict(
     session: aiohttp.ClientSession, run: Run, path: str
 ) -> None:
     run.ready = False
@@ -124,17 +124,17 @@ async def test_what_cannot_be_done_now_is_said(
         ("DELETE", "/workers/web/0/kill", 405),
     ],
 )
-async def test_what_is_no_order_changes_nothing(
+async def test_a_request_that_is_not_in_the_api_changes_nothing(
     session: aiohttp.ClientSession, run: Run, method: str, path: str, status: int
 ) -> None:
     async with session.request(method, path) as answer:
         await answer.read()
     assert answer.status == status
-    assert run.told == []
+    assert run.calls == []
 
 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/healthz", "/readyz"])
-async def test_what_the_admin_port_tells_is_told_here_too(
+async def test_the_pages_of_the_admin_port_are_served_here_too(
     session: aiohttp.ClientSession, path: str
 ) -> None:
     async with session.get(path) as answer:
@@ -142,7 +142,7 @@ async def test_what_the_admin_port_tells_is_told_here_too(
         assert await answer.read()
 
 
-async def test_a_stranger_with_a_descriptor_is_not_let_in(
+async def test_another_user_with_a_descriptor_is_rejected(
     session: aiohttp.ClientSession, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -151,33 +151,33 @@ async def test_a_stranger_with_a_descriptor_is_not_let_in(
     for method, path in (("POST", "/stop"), ("GET", "/status")):
         async with session.request(method, path) as answer:
             assert answer.status == 403
-    assert run.told == []
+    assert run.calls == []
 
 
-def test_the_kernel_says_who_is_at_the_other_end() -> None:
+def test_peer_credentials_come_from_the_kernel() -> None:
     one, other = socket.socketpair()
     with one, other:
         assert api.peer_credentials(one) == (os.getpid(), os.geteuid(), os.getegid())
 
 
 @pytest.mark.parametrize(
-    "said",
+    "received",
     [b"", b"POST /st", b"POST /stop HTTP/1.1\r\nHost: x\r\nX-Slow: "],
 )
-async def test_who_connects_and_asks_nothing_is_given_up(
-    tmp_path: Path, run: Run, made: Any, monkeypatch: pytest.MonkeyPatch, said: bytes
+async def test_a_client_that_sends_no_whole_request_is_disconnected(
+    tmp_path: Path, run: Run, made: Any, monkeypatch: pytest.MonkeyPatch, received: bytes
 ) -> None:
-    monkeypatch.setattr(http_server, "FIRST_S", 0.0)
+    monkeypatch.setattr(http_server, "FIRST_REQUEST_S", 0.0)
     monkeypatch.setattr(http_server, "_CHECK_S", 0.01)
     async with served(tmp_path, run, made.snapshot()) as sock:
         reader, writer = await asyncio.open_unix_connection(sock.path)
-        writer.write(said)
+        writer.write(received)
         async with asyncio.timeout(WAIT_S):
-            # What it said and nobody read makes a reset of the end.
+            # Unread bytes of the client turn the close into a reset.
             with suppress(ConnectionResetError):
                 assert await reader.read() == b""
         writer.close()
-    assert run.told == []
+    assert run.calls == []
 
 
 async def test_a_head_without_end_is_refused(opened: ControlSocket, run: Run) -> None:
@@ -186,7 +186,7 @@ async def test_a_head_without_end_is_refused(opened: ControlSocket, run: Run) ->
     async with asyncio.timeout(WAIT_S):
         assert b" 400 " in await reader.readline()
     writer.close()
-    assert run.told == []
+    assert run.calls == []
 
 
 async def test_a_body_is_not_read(opened: ControlSocket, run: Run) -> None:
@@ -196,4 +196,4 @@ async def test_a_body_is_not_read(opened: ControlSocket, run: Run) -> None:
         assert b" 202 " in await reader.readline()
         await reader.read()
     writer.close()
-    assert run.told == [("stop", False)]
+    assert run.calls == [("stop", False)]

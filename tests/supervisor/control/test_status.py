@@ -1,9 +1,9 @@
-"""Proves that /status puts what the proxy says beside what the supervisor says, slot by slot."""
+"""/status has the proxy's fields beside the supervisor's, for each slot."""
 
 import json
 from typing import Any
 
-from penstock_supervisor.control.status import describe, without_worker
+from penstock_supervisor.control.status import describe, services_without_worker
 from penstock_supervisor.snapshot import SocketQueue, SocketView
 
 
@@ -37,7 +37,7 @@ def test_upstreams_are_workers_without_a_process(made: Any) -> None:
     assert "pid" not in upstream
 
 
-def test_what_no_proxy_has_said_is_null(made: Any) -> None:
+def test_what_no_proxy_has_reported_is_null(made: Any) -> None:
     status = describe(made.snapshot(made.proxy(stats={}), made.worker()), "", 0, {})
     (worker,) = status["services"]["web"]["workers"]
     assert worker["health"] is None
@@ -45,12 +45,12 @@ def test_what_no_proxy_has_said_is_null(made: Any) -> None:
     assert upstream["active"] is None
 
 
-def test_a_service_without_a_worker_in_rotation_is_lacking(made: Any) -> None:
+def test_a_service_without_a_worker_in_rotation_is_named(made: Any) -> None:
     pools = {"web": [made.row(0, "ejected"), made.row(1, "checking")], "api": [made.row(0)]}
     snapshot = made.snapshot(made.proxy(stats=made.proxy_stats(**pools)))
-    assert without_worker(snapshot) == ("web",)
-    assert without_worker(made.snapshot()) == ()
-    assert without_worker(made.snapshot(made.worker())) == ("web", "api")
+    assert services_without_worker(snapshot) == ("web",)
+    assert services_without_worker(made.snapshot()) == ()
+    assert services_without_worker(made.snapshot(made.worker())) == ("web", "api")
 
 
 def test_a_status_says_how_the_work_was_shared(made: Any) -> None:
@@ -80,11 +80,11 @@ def test_a_status_says_how_full_each_socket_is(made: Any) -> None:
     assert services["api"]["sockets"] == []
 
 
-def test_where_no_proxy_is_the_watch_says_who_is_up(made: Any) -> None:
+def test_without_a_proxy_the_worker_checks_say_which_workers_are_up(made: Any) -> None:
     pools = {"web": [made.row(0), made.row(1, "down")], "api": [made.row(0, "down")]}
     snapshot = made.snapshot(
         made.worker(0), made.worker(1), worker_checks={"metrics": {"services": {}}, "pools": pools}
     )
     workers = describe(snapshot, "", 0, {})["services"]["web"]["workers"]
     assert [worker["health"] for worker in workers] == ["up", "down"]
-    assert without_worker(snapshot) == ("api",)
+    assert services_without_worker(snapshot) == ("api",)

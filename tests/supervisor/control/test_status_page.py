@@ -1,4 +1,4 @@
-"""The page for people has every process and upstream, and nobody else's HTML."""
+"""The page for people has every process and upstream, and no HTML of others."""
 
 from html.parser import HTMLParser
 from typing import Any
@@ -45,7 +45,7 @@ def test_every_process_and_upstream_has_a_row(made: Any) -> None:
     assert len({len(row) for row in cells.rows[2:5]}) == 1, "a row has a cell for each heading"
 
 
-def test_one_that_is_out_of_the_rotation_is_marked_and_says_why(made: Any) -> None:
+def test_a_worker_out_of_the_rotation_is_marked_and_its_reason_shown(made: Any) -> None:
     cells = shown(made.snapshot())
     _, well, bad, _ = cells.health
     assert (well, bad) == ("good", "bad")
@@ -54,7 +54,7 @@ def test_one_that_is_out_of_the_rotation_is_marked_and_says_why(made: Any) -> No
     assert row[-1]
 
 
-def test_what_others_wrote_is_text(made: Any) -> None:
+def test_texts_of_others_are_escaped(made: Any) -> None:
     evil = "<script>alert(1)</script>\"'&"
     services = {
         evil: {

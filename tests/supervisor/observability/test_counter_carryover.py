@@ -1,4 +1,4 @@
-"""What a proxy counted outlives it, however often it ends, and what was open does not."""
+"""The counters of a proxy outlive its process, however often it ends; its gauges do not."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def test_every_end_adds_to_those_before(made: Any) -> None:
     assert ejections(kept, "web") == {0: 4}
 
 
-def test_one_that_never_said_anything_changes_nothing(made: Any) -> None:
+def test_a_process_that_never_answered_changes_nothing(made: Any) -> None:
     kept = carry_over({}, made.proxy_stats(web=[made.row(0)]))
     assert carry_over(kept, {}) == kept
     assert carry_over({}, {}) == {"services": {}, "ejections": {}}

@@ -1,4 +1,4 @@
-"""Proves that the ratio says how even a split is, whatever the unit and however many share."""
+"""Jain's index shows how even a split is, whatever the unit and the number of shares."""
 
 import math
 
@@ -13,12 +13,12 @@ def test_equal_shares_are_one(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 1000])
-def test_one_who_has_everything_is_one_in_n(n: int) -> None:
+def test_if_one_has_everything_the_index_is_one_in_n(n: int) -> None:
     assert jain([5.0] + [0.0] * (n - 1)) == pytest.approx(1 / n)
 
 
 @pytest.mark.parametrize("k", range(1, 11))
-def test_k_of_n_who_share_alike_are_k_in_n(k: int) -> None:
+def test_k_equal_shares_of_n_are_k_in_n(k: int) -> None:
     assert jain([3] * k + [0] * (10 - k)) == pytest.approx(k / 10)
 
 
@@ -28,7 +28,7 @@ def test_the_unit_makes_no_difference() -> None:
 
 
 @pytest.mark.parametrize("shares", [[], [0], [0.0, 0.0, 0.0]])
-def test_nothing_yet_is_no_ratio(shares: list[float]) -> None:
+def test_without_any_share_there_is_no_index(shares: list[float]) -> None:
     assert jain(shares) is None
 
 

@@ -1,4 +1,4 @@
-"""Proves that a page tells what was observed, exactly, in both formats, and nothing else."""
+"""A page has exactly what the snapshot has, in both formats."""
 
 import math
 import os
@@ -100,7 +100,7 @@ def test_no_limit_is_infinite() -> None:
     assert soft_fd_limit(limits.replace("unlimited", "1024     ")) == 1024
 
 
-def test_a_process_that_vanished_is_left_out_and_its_state_is_told_still(made: Any) -> None:
+def test_a_process_that_vanished_has_no_process_metrics_but_a_state(made: Any) -> None:
     with process("print(flush=True); import time; time.sleep(60)") as child:
         pass
     snapshot = made.snapshot(made.worker(pid=child.pid, state="up"))
@@ -125,8 +125,8 @@ def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> Non
 
 
 def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
-    told = {"metrics": {"fds": {"listener": 1, "client": 5}, "loop_lag_s": 0.25, "tasks": 7}}
-    snapshot = made.snapshot(made.proxy(), made.worker(stats=told))
+    reported = {"metrics": {"fds": {"listener": 1, "client": 5}, "loop_lag_s": 0.25, "tasks": 7}}
+    snapshot = made.snapshot(made.proxy(), made.worker(stats=reported))
     found = samples(snapshot, "penstock_fds", *PROCESS, "kind")
     assert found["proxy", "", "0", "upstream"] == 3
     assert found["worker", "web", "0", "client"] == 5
@@ -162,12 +162,12 @@ def test_nonsense_from_a_worker_is_left_out(made: Any, stats: dict[str, Any]) ->
 
 
 def test_unknown_kinds_of_descriptors_share_one_label(made: Any) -> None:
-    told = {"metrics": {"fds": {"a\n": 1, "b": 2, "other": 4}}}
-    found = samples(made.snapshot(made.worker(stats=told)), "penstock_fds", *PROCESS, "kind")
+    reported = {"metrics": {"fds": {"a\n": 1, "b": 2, "other": 4}}}
+    found = samples(made.snapshot(made.worker(stats=reported)), "penstock_fds", *PROCESS, "kind")
     assert found["worker", "web", "0", "other"] == 7
 
 
-def test_restarts_are_told_for_every_reason_from_the_start(made: Any) -> None:
+def test_restarts_are_shown_for_every_reason_from_the_start(made: Any) -> None:
     snapshot = made.snapshot(made.proxy(), made.worker(restarts={"signal": 2}))
     found = samples(snapshot, "penstock_child_restarts_total", *PROCESS, "reason")
     assert {key: value for key, value in found.items() if value} == {
@@ -199,14 +199,14 @@ def test_the_rotation_is_what_the_proxy_says(made: Any) -> None:
     assert samples(snapshot, "penstock_ejections_total", "service", "slot")["web", "0"] == 2
 
 
-def test_upstreams_that_nobody_supervises_are_told_with_their_addresses(made: Any) -> None:
+def test_upstreams_are_shown_with_their_addresses(made: Any) -> None:
     found = samples(made.snapshot(), "penstock_child_info", *PROCESS, "pid", "address")
     assert ("worker", "api", "0", "", "127.0.0.1:8100") in found
     assert ("worker", "web", "0", str(os.getpid()), "127.0.0.1:8100") in found
     assert sum(key[1] == "web" for key in found) == 2
 
 
-def test_traffic_is_told_as_the_proxy_counted_it(made: Any) -> None:
+def test_traffic_is_shown_as_the_proxy_counted_it(made: Any) -> None:
     snapshot = made.snapshot()
     requests = samples(snapshot, "penstock_requests_total", "service", "slot", "method", "code")
     assert requests == {("web", "0", "GET", "200"): 7, ("web", "", "GET", "503"): 1}
@@ -254,7 +254,7 @@ def test_the_supervisors_own_standard_metrics_are_there(made: Any) -> None:
     assert build[0]
 
 
-def test_openmetrics_is_given_to_who_asks_for_it(made: Any) -> None:
+def test_a_client_that_accepts_openmetrics_gets_it(made: Any) -> None:
     prometheus = (
         "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
         "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
@@ -274,7 +274,7 @@ def test_openmetrics_is_given_to_who_asks_for_it(made: Any) -> None:
 @pytest.fixture
 def full(made: Any) -> Iterator[Snapshot]:
     """Everything that can be observed: a service behind a proxy, and one without."""
-    told = {
+    reported = {
         "metrics": {
             "fds": {"client": 2},
             "series": {
@@ -292,7 +292,7 @@ def full(made: Any) -> Iterator[Snapshot]:
         }
         yield made.snapshot(
             *base.children,
-            made.worker(0, service="direct", stats=told, events={"fork": 2, "exit": 1}),
+            made.worker(0, service="direct", stats=reported, events={"fork": 2, "exit": 1}),
             services=services,
             sockets=(view,),
             dropped={"direct": 4},
@@ -308,7 +308,7 @@ def test_every_row_of_both_tables_is_on_the_page(full: Snapshot) -> None:
         assert any(line.startswith(metric.name) for line in text.splitlines()), metric.name
 
 
-def test_a_listening_socket_is_told_with_its_queue(full: Snapshot) -> None:
+def test_a_listening_socket_is_shown_with_its_queue(full: Snapshot) -> None:
     def of(name: str) -> Values:
         return samples(full, f"penstock_accept_queue_{name}", "service", "slot")
 
@@ -319,7 +319,7 @@ def test_a_listening_socket_is_told_with_its_queue(full: Snapshot) -> None:
     assert dropped == {("direct",): 4}
 
 
-def test_certificates_say_until_when_they_are_good_and_how_renewing_went(full: Snapshot) -> None:
+def test_certificates_are_shown_with_their_expiry_and_their_reloads(full: Snapshot) -> None:
     good = samples(full, "penstock_tls_certificate_not_after_timestamp_seconds", "service", "name")
     assert good == {("web", "a.example"): 5}
     reloads = samples(full, "penstock_tls_reloads_total", "service", "result")
@@ -327,7 +327,7 @@ def test_certificates_say_until_when_they_are_good_and_how_renewing_went(full: S
     assert samples(full, "penstock_tls_last_reload_successful", "service") == {("web",): 0}
 
 
-def test_one_socket_for_all_has_no_slot_and_one_that_is_gone_no_figures(made: Any) -> None:
+def test_a_shared_socket_has_no_slot_and_a_closed_one_no_metrics(made: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         inode = os.fstat(listening.fileno()).st_ino
         views = (SocketView("web", None, inode, "", "tcp"), SocketView("api", None, 0, "", "tcp"))
@@ -346,7 +346,7 @@ def test_local_ports_are_those_of_the_connections_to_workers(made: Any) -> None:
     assert found == {("web",): 2}
 
 
-def test_a_kernel_that_does_not_tell_costs_only_its_figures(
+def test_without_netlink_only_its_metrics_are_missing(
     monkeypatch: pytest.MonkeyPatch, full: Snapshot
 ) -> None:
     def refused(*_: object) -> None:
@@ -387,7 +387,7 @@ def test_a_page_survives_what_a_worker_counts(made: Any, series: object) -> None
     hostile = made.worker(0, stats={"metrics": {"series": series}}, carryover=series)
     snapshot = made.snapshot(hostile, services=services)
     found = samples(snapshot, "penstock_requests_total", "service", "slot", "method", "code")
-    # The slot is its own whatever it says, and each of the two is judged the same.
+    # The slot is its own whatever it says, and each of the two is result the same.
     assert set(found) <= {("web", "0", "GET", "200")}
     assert not samples(snapshot, "penstock_handoffs_total", "service", "result")
 
@@ -398,9 +398,9 @@ def test_no_metric_is_named_twice() -> None:
 
 
 @pytest.mark.needs("promtool")
-def test_promtool_has_nothing_to_say(full: Snapshot) -> None:
-    judged = subprocess.run(
+def test_promtool_finds_no_fault(full: Snapshot) -> None:
+    result = subprocess.run(
         ["promtool", "check", "metrics"],
         input=page(full), capture_output=True, text=True, check=False, timeout=30,
     )  # fmt: skip
-    assert (judged.returncode, judged.stdout, judged.stderr) == (0, "", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""Every child is asked once, none can hold the others up, and what a slot counted never shrinks."""
+"""Every child is polled once, none can delay the others, and counters of a slot never go down."""
 
 import asyncio
 from typing import Any, cast
@@ -27,7 +27,7 @@ def plan(slot: int) -> ChildPlan:
 
 
 class Worker:
-    """What the census sees of a child; `counted` is what its process answers, if it does."""
+    """As much of a child as is polled; `counted` is what its process answers, if it does."""
 
     def __init__(self, stats_poll: StatsPoll, slot: int = 0, after: "Worker | None" = None) -> None:
         self.plan = plan(slot)
@@ -90,7 +90,7 @@ async def test_answers_are_fresh_and_belong_to_their_slot(stats_poll: StatsPoll)
     assert [view.stats["metrics"]["series"] for view in views] == [series(1), series(2)]
 
 
-async def test_one_that_does_not_answer_costs_the_deadline_and_its_last_word_stands(
+async def test_a_child_that_does_not_answer_costs_the_deadline_and_its_last_answer_is_shown(
     stats_poll: StatsPoll,
 ) -> None:
     worker, silent = Worker(stats_poll, 0), Worker(stats_poll, 1)
@@ -111,7 +111,7 @@ async def test_a_late_answer_is_still_the_newest(stats_poll: StatsPoll) -> None:
 
 
 @pytest.mark.parametrize("number", [None, 10**9, "1", [1]])
-async def test_an_answer_to_no_question_settles_none(stats_poll: StatsPoll, number: object) -> None:
+async def test_an_answer_to_no_poll_ends_none(stats_poll: StatsPoll, number: object) -> None:
     worker = Worker(stats_poll)
     async with asyncio.TaskGroup() as tasks:
         taking = tasks.create_task(take(stats_poll, worker))
@@ -126,7 +126,7 @@ async def test_an_answer_to_no_question_settles_none(stats_poll: StatsPoll, numb
     [{"speaks_protocol": False}, {"has_channel": False}, {"state": State.STARTING}],
     ids=["never spoke", "no channel", "starting"],
 )
-async def test_who_cannot_answer_is_not_asked(
+async def test_a_child_that_cannot_answer_is_not_asked(
     stats_poll: StatsPoll, changes: dict[str, Any]
 ) -> None:
     worker = Worker(stats_poll)
@@ -137,7 +137,7 @@ async def test_who_cannot_answer_is_not_asked(
     assert view.speaks_protocol is worker.speaks_protocol
 
 
-async def test_nobody_waits_for_one_that_is_gone(stats_poll: StatsPoll) -> None:
+async def test_a_poll_does_not_wait_for_a_child_that_is_gone(stats_poll: StatsPoll) -> None:
     worker = Worker(stats_poll)
     async with asyncio.TaskGroup() as tasks:
         taking = tasks.create_task(stats_poll.take([as_child(worker)], [as_child(worker)], 1e6))
@@ -147,7 +147,7 @@ async def test_nobody_waits_for_one_that_is_gone(stats_poll: StatsPoll) -> None:
     assert not taking.result()[0].fresh
 
 
-async def test_two_may_ask_at_once(stats_poll: StatsPoll) -> None:
+async def test_two_polls_may_be_in_progress_at_once(stats_poll: StatsPoll) -> None:
     worker = Worker(stats_poll)
     worker.counted = series(1)
     async with asyncio.TaskGroup() as tasks:
@@ -156,7 +156,7 @@ async def test_two_may_ask_at_once(stats_poll: StatsPoll) -> None:
     assert len(set(worker.asked)) == 2
 
 
-async def test_what_processes_counted_is_carried_when_they_end_and_what_was_open_is_not(
+async def test_counters_of_ended_processes_are_carried_over_and_gauges_are_not(
     stats_poll: StatsPoll,
 ) -> None:
     worker = Worker(stats_poll)
@@ -172,7 +172,7 @@ async def test_what_processes_counted_is_carried_when_they_end_and_what_was_open
     }
 
 
-async def test_one_that_ended_twice_over_is_carried_once(stats_poll: StatsPoll) -> None:
+async def test_a_process_is_carried_over_once(stats_poll: StatsPoll) -> None:
     worker = Worker(stats_poll)
     worker.counted = series(3)
     await take(stats_poll, worker)
@@ -181,7 +181,7 @@ async def test_one_that_ended_twice_over_is_carried_once(stats_poll: StatsPoll) 
     assert worker.history.carryover["penstock_connections_total"] == {"": 3}
 
 
-async def test_one_that_leaves_counts_for_its_slot_with_what_is_still_open(
+async def test_a_draining_process_counts_for_its_slot_with_what_is_still_open(
     stats_poll: StatsPoll,
 ) -> None:
     draining = Worker(stats_poll)
@@ -197,7 +197,7 @@ async def test_one_that_leaves_counts_for_its_slot_with_what_is_still_open(
     assert "penstock_connections_active" not in view.carryover
 
 
-async def test_nonsense_is_not_carried(stats_poll: StatsPoll) -> None:
+async def test_nonsense_is_not_carried_over(stats_poll: StatsPoll) -> None:
     worker = Worker(stats_poll)
     worker.counted = {
         "penstock_connections_total": {"": -1},
@@ -222,7 +222,7 @@ async def test_an_answer_without_figures_is_nothing_to_carry(stats_poll: StatsPo
     assert worker.history.carryover == {}
 
 
-async def test_what_happened_to_a_slot_is_part_of_its_view() -> None:
+async def test_the_events_of_a_slot_are_part_of_its_view() -> None:
     events = Events()
     stats_poll = StatsPoll(events)
     events.publish(Event(name="fork", role="worker", service="web", slot=0))

@@ -1,4 +1,4 @@
-"""Proves that traffic is one set of numbers under every scheme, whoever counted it."""
+"""Traffic has the same shape under every scheme, whichever process counted it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,8 +22,8 @@ def stats(slot: int, connections: int, *, active: int = 0, requests: int = 0) ->
     return {"metrics": {"fds": {"client": active}, "series": series}}
 
 
-def watched(made: Any, *slots: int, **more: Any) -> Mapping[str, Any]:
-    """What the watch says: it has a pool, and counters that nobody writes."""
+def worker_checks(made: Any, *slots: int, **more: Any) -> Mapping[str, Any]:
+    """Statistics of the worker checks: a pool, and counters of traffic that stay 0."""
     series = {
         "penstock_connections_total": {"": 0},
         "penstock_connections_active": {"": 0},
@@ -39,7 +39,7 @@ def watched(made: Any, *slots: int, **more: Any) -> Mapping[str, Any]:
 def unproxied(made: Any, *workers: Any, scheme: str = "shared", **changes: Any) -> Traffic:
     services = {"web": service(scheme)}
     slots = [worker.slot for worker in workers]
-    changes.setdefault("worker_checks", watched(made, *slots))
+    changes.setdefault("worker_checks", worker_checks(made, *slots))
     return Traffic(made.snapshot(*workers, services=services, **changes))
 
 
@@ -54,14 +54,14 @@ def test_without_a_proxy_the_workers_counts_add_up(made: Any, scheme: str) -> No
     assert series["penstock_connections_total"] == {"": 21}
     assert series["penstock_requests_total"] == {"0 GET 200": 100, "1 GET 200": 100}
     assert series["penstock_health_checks_total"] == {"0 ok": 3, "1 ok": 3}
-    assert traffic.open("web") == 1
+    assert traffic.open_connections("web") == 1
     assert {slot: row["active"] for slot, row in traffic.pools["web"].items()} == {0: 0, 1: 1}
 
 
-def test_workers_that_say_nothing_are_not_said_to_have_had_nothing(made: Any) -> None:
+def test_workers_that_report_nothing_are_not_counted_as_zero(made: Any) -> None:
     traffic = unproxied(made, made.worker(0), made.worker(1))
     assert set(traffic.series["web"]) == {"penstock_health_checks_total"}
-    assert traffic.open("web") is None
+    assert traffic.open_connections("web") is None
     assert traffic.split("web") == Split("connections", {}, None)
 
 
@@ -72,11 +72,11 @@ def test_counts_do_not_go_down_with_the_process_that_made_them(made: Any) -> Non
     series = traffic.series["web"]
     assert series["penstock_worker_connections_total"] == {"0": 42}
     assert series["penstock_requests_total"] == {"0 GET 200": 403}
-    assert traffic.open("web") == 1
+    assert traffic.open_connections("web") == 1
     assert unproxied(made, made.worker(0, pid=None, carryover=gone)).split("web").by_slot == {0: 40}
 
 
-def test_a_worker_that_claims_what_others_did_does_not_get_it(made: Any) -> None:
+def test_a_worker_cannot_claim_the_connections_of_others(made: Any) -> None:
     liar = made.worker(1, stats=stats(0, 1000))
     traffic = unproxied(made, made.worker(0, stats=stats(0, 10)), liar)
     assert traffic.split("web").by_slot == {0: 10, 1: 1000}
@@ -88,7 +88,7 @@ def test_behind_a_proxy_its_counts_are_the_only_ones(made: Any, scheme: str) -> 
     services = {"web": service(scheme)}
     traffic = Traffic(made.snapshot(made.proxy(), *workers, services=services))
     assert traffic.series["web"]["penstock_connections_total"] == {"": 5}
-    assert traffic.open("web") == 2
+    assert traffic.open_connections("web") == 2
     assert traffic.pools["web"][0]["active"] == 3
 
 
@@ -103,45 +103,48 @@ def test_the_proxy_divides_requests_and_the_kernel_connections(made: Any) -> Non
     assert split("handoff", "http") == Split("connections", {0: 3, 1: 0}, 0.5)
 
 
-def test_a_proxy_that_said_nothing_leaves_the_split_out(made: Any) -> None:
+def test_without_an_answer_of_a_proxy_there_is_no_split(made: Any) -> None:
     snapshot = made.snapshot(made.proxy(stats={}), made.worker(0), made.worker(1))
     assert Traffic(snapshot).split("web") == Split("requests", {}, None)
 
 
 def test_upstreams_have_shares_too(made: Any) -> None:
-    told = made.proxy_stats(api=[made.row(0), made.row(1)])
+    reported = made.proxy_stats(api=[made.row(0), made.row(1)])
     series = {"penstock_worker_connections_total": {"0": 4, "1": 4}}
-    told["metrics"]["services"]["api"] = series
-    split = Traffic(made.snapshot(made.proxy(stats=told))).split("api")
+    reported["metrics"]["services"]["api"] = series
+    split = Traffic(made.snapshot(made.proxy(stats=reported))).split("api")
     assert split == Split("connections", {0: 4, 1: 4}, 1.0)
 
 
-def test_who_weighs_more_is_due_more(made: Any) -> None:
+def test_a_worker_with_more_weight_is_due_a_larger_share(made: Any) -> None:
     def ratio(light: int, heavy: int) -> float | None:
-        told = made.proxy_stats(web=[made.row(0, weight=1), made.row(1, weight=3)])
-        series = told["metrics"]["services"]["web"]
+        reported = made.proxy_stats(web=[made.row(0, weight=1), made.row(1, weight=3)])
+        series = reported["metrics"]["services"]["web"]
         series["penstock_requests_total"] = {"0 GET 200": light, "1 GET 200": heavy}
-        return Traffic(made.snapshot(made.proxy(stats=told))).split("web").jain
+        return Traffic(made.snapshot(made.proxy(stats=reported))).split("web").jain
 
     assert ratio(10, 30) == pytest.approx(1.0)
     assert ratio(20, 20) == pytest.approx(0.8)
 
 
-def test_what_the_proxy_answered_itself_is_nobodys_share(made: Any) -> None:
-    told = made.proxy_stats(web=[made.row(0)])
-    told["metrics"]["services"]["web"]["penstock_requests_total"] = {" GET 503": 9, "0 GET 200": 1}
-    traffic = Traffic(made.snapshot(made.proxy(stats=told), made.worker(0)))
+def test_what_the_proxy_answered_itself_is_no_workers_share(made: Any) -> None:
+    reported = made.proxy_stats(web=[made.row(0)])
+    reported["metrics"]["services"]["web"]["penstock_requests_total"] = {
+        " GET 503": 9,
+        "0 GET 200": 1,
+    }
+    traffic = Traffic(made.snapshot(made.proxy(stats=reported), made.worker(0)))
     assert traffic.split("web").by_slot == {0: 1}
 
 
-def test_several_proxies_are_one(made: Any) -> None:
+def test_the_counts_of_several_proxies_add_up(made: Any) -> None:
     traffic = Traffic(made.snapshot(made.proxy(slot=0), made.proxy(slot=1)))
     assert traffic.series["web"]["penstock_connections_total"] == {"": 10}
     assert traffic.pools["web"][0]["active"] == 6
     assert traffic.split("web").by_slot == {0: 14, 1: 0}
 
 
-def test_a_worker_is_as_well_as_the_proxy_says_that_thinks_less_of_it(made: Any) -> None:
+def test_a_worker_is_up_only_if_all_proxies_have_it_up(made: Any) -> None:
     good = made.proxy_stats(web=[made.row(0), made.row(1)])
     bad = made.proxy_stats(web=[made.row(0, "down", reason="refused", failures=7), made.row(1)])
     for proxies in ((good, bad), (bad, good)):

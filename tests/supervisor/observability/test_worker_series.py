@@ -1,4 +1,4 @@
-"""Proves that nothing a worker says of itself can speak for others, grow a page, or break it."""
+"""A worker's metrics cannot count for others, make a page grow, or break it."""
 
 import json
 import math
@@ -9,8 +9,8 @@ import pytest
 from penstock_proxy import metrics
 from penstock_proxy.metrics import BUCKETS_S, METHODS
 from penstock_supervisor.observability.worker_series import (
-    COUNTED,
-    number,
+    COUNTED_BY_WORKERS,
+    as_number,
     sanitized,
     without_gauges,
 )
@@ -28,12 +28,12 @@ def everything(slot: int = 0) -> dict[str, Any]:
     }
 
 
-def test_what_a_worker_may_say_is_passed_on() -> None:
+def test_what_a_worker_may_report_is_passed_on() -> None:
     assert sanitized(everything(), 0, "shared") == everything()
     assert sanitized(json.loads(json.dumps(everything())), 0, "reuseport") == everything()
 
 
-def test_what_somebody_else_counts_is_not_counted_twice() -> None:
+def test_what_the_proxy_counts_is_not_counted_twice() -> None:
     assert sanitized(everything(), 0, "ports") == {}
     assert set(sanitized(everything(), 0, "handoff")) == {
         "penstock_requests_total", "penstock_request_duration_seconds",
@@ -43,7 +43,7 @@ def test_what_somebody_else_counts_is_not_counted_twice() -> None:
 
 def test_a_worker_counts_only_what_the_proxy_has_a_name_for() -> None:
     known = {metric.name for metric in metrics.TABLE}
-    assert all(names <= known for names in COUNTED.values())
+    assert all(names <= known for names in COUNTED_BY_WORKERS.values())
 
 
 @pytest.mark.parametrize("name", ["x", "", "penstock_build_info", "penstock_health_checks_total"])
@@ -51,15 +51,16 @@ def test_other_metrics_are_left_out(name: str) -> None:
     assert sanitized({name: {"": 1}, **everything()}, 0, "shared") == everything()
 
 
-def test_a_worker_speaks_for_no_slot_but_its_own() -> None:
+def test_a_worker_reports_only_for_its_own_slot() -> None:
     series = sanitized(everything(slot=9), 3, "shared")
     assert series["penstock_worker_connections_total"] == {"3": 5}
     assert set(series["penstock_requests_total"]) == {"3 GET 200", "3 POST none"}
 
 
 def test_other_values_of_labels_share_one() -> None:
-    told = {"0 GET 200": 1, "0 BREW 200": 2, "0 MAKE 200": 4, "0 GET 999": 8, "0 GET x": 16}
-    assert sanitized({"penstock_requests_total": told}, 0, "shared")["penstock_requests_total"] == {
+    reported = {"0 GET 200": 1, "0 BREW 200": 2, "0 MAKE 200": 4, "0 GET 999": 8, "0 GET x": 16}
+    name = "penstock_requests_total"
+    assert sanitized({name: reported}, 0, "shared")[name] == {
         "0 GET 200": 1, "0 other 200": 6, "0 GET other": 24,
     }  # fmt: skip
 
@@ -91,8 +92,8 @@ def test_labels_that_do_not_fit_are_left_out(name: str, labels: str) -> None:
     ids=str,
 )  # fmt: skip
 def test_what_is_no_number_is_left_out(value: object) -> None:
-    told = {"penstock_requests_total": {"0 GET 200": value}}
-    assert sanitized(told, 0, "shared") == {"penstock_requests_total": {}}
+    reported = {"penstock_requests_total": {"0 GET 200": value}}
+    assert sanitized(reported, 0, "shared") == {"penstock_requests_total": {}}
 
 
 @pytest.mark.parametrize(
@@ -105,32 +106,34 @@ def test_what_is_no_number_is_left_out(value: object) -> None:
     ids=str,
 )  # fmt: skip
 def test_what_is_no_histogram_is_left_out(value: object) -> None:
-    told = {"penstock_request_duration_seconds": {"total": value}}
-    assert sanitized(told, 0, "shared") == {"penstock_request_duration_seconds": {}}
+    reported = {"penstock_request_duration_seconds": {"total": value}}
+    assert sanitized(reported, 0, "shared") == {"penstock_request_duration_seconds": {}}
 
 
 @pytest.mark.parametrize(
-    "told",
+    "reported",
     [
         None, 1, "x", [], [1], True, {"penstock_requests_total": None},
         {"penstock_requests_total": [1]}, {"penstock_requests_total": "0 GET 200"},
     ],
 )  # fmt: skip
-def test_what_is_no_series_at_all_is_empty(told: object) -> None:
-    assert not any(sanitized(told, 0, "shared").values())
+def test_what_is_no_series_at_all_is_empty(reported: object) -> None:
+    assert not any(sanitized(reported, 0, "shared").values())
 
 
-def test_a_page_does_not_grow_with_what_is_said() -> None:
-    told = {f"0 M{i} {i}": 1 for i in range(100_000)}
-    samples = sanitized({"penstock_requests_total": told}, 0, "shared")["penstock_requests_total"]
+def test_a_page_does_not_grow_with_what_a_worker_reports() -> None:
+    reported = {f"0 M{i} {i}": 1 for i in range(100_000)}
+    samples = sanitized({"penstock_requests_total": reported}, 0, "shared")[
+        "penstock_requests_total"
+    ]
     assert 0 < len(samples) <= (len(METHODS) + 1) * 70
 
 
 def test_sums_of_the_largest_stay_finite() -> None:
-    told = {"penstock_requests_total": {"0 GET 200": 2.0**63}}
-    one = sanitized(told, 0, "shared")
+    reported = {"penstock_requests_total": {"0 GET 200": 2.0**63}}
+    one = sanitized(reported, 0, "shared")
     many = metrics.merge([one] * 10_000)["penstock_requests_total"]["0 GET 200"]
-    assert number(many) is not None
+    assert as_number(many) is not None
 
 
 def test_of_a_process_that_ended_only_what_it_did_remains() -> None:

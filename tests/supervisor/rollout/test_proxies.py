@@ -1,7 +1,7 @@
 """A proxy that is away is covered by the others, for as long as it is and no longer.
 
-Proxies that only note what they are told, a loop whose clock is moved by hand, and sockets
-that are numbers: who is told what, and when, is all that is decided here.
+Proxies are fakes that record their messages, the loop is a fake whose timer a test fires, and
+sockets are texts. Which proxy gets which message, and when, is all that is decided here.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from penstock_supervisor.rollout.proxies import MAX_UNANSWERED, PING_S, Proxies
 
 
 class Proxy:
-    """What is seen of a child."""
+    """As much of a child as is used here."""
 
     def __init__(self, slot: int) -> None:
         self.plan = SimpleNamespace(slot=slot, role="proxy", service="")
         self.name = f"proxy/{slot}"
         self.state = State.UP
         self.pid = 1
-        self.got: list[tuple[Any, ...]] = []
+        self._messages: list[tuple[Any, ...]] = []
 
     @property
     def at_rest(self) -> bool:
@@ -33,7 +33,7 @@ class Proxy:
     def send(self, message: dict[str, Any], handle: object = None, _: object = None) -> bool:
         if self.state is State.BACKOFF or self.at_rest:
             return False
-        self.got.append(
+        self._messages.append(
             tuple(message[key] for key in ("cmd", "service", "proxy") if key in message)
             + ((handle,) if handle else ())
         )
@@ -42,10 +42,10 @@ class Proxy:
     def stop(self, _: float | None) -> None:
         self.state = State.DOWN
 
-    def heard(self) -> list[tuple[Any, ...]]:
-        """Since it was last asked, without questions whether it is there."""
-        heard, self.got = [one for one in self.got if one != (PING,)], []
-        return heard
+    def received(self) -> list[tuple[Any, ...]]:
+        """What it received since the last call, without pings."""
+        received, self._messages = [one for one in self._messages if one != (PING,)], []
+        return received
 
 
 class Timer:
@@ -53,15 +53,15 @@ class Timer:
         self._loop = loop
 
     def cancel(self) -> None:
-        self._loop.todo = None
+        self._loop.callback = None
 
 
 class Loop:
-    todo: Callable[[], None] | None = None
+    callback: Callable[[], None] | None = None
 
-    def call_later(self, delay_s: float, todo: Callable[[], None]) -> Timer:
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         assert delay_s == PING_S
-        self.todo = todo
+        self.callback = callback
         return Timer(self)
 
 
@@ -80,135 +80,138 @@ class Stage:
             proxy_config=lambda *_: SimpleNamespace(services=(), model_dump=lambda mode: {}),
         )
         rotation = SimpleNamespace(
-            proxy_gone=lambda _: None,
+            proxy_exited=lambda _: None,
             proxy_spawned=lambda *_: None,
             is_joined=lambda _: True,
             is_up_anywhere=lambda _: True,
         )
-        self.all = Proxies(cast("Any", self.loop), *cast("Any", (resources, self.slots, rotation)))
+        self.group = Proxies(
+            cast("Any", self.loop), *cast("Any", (resources, self.slots, rotation))
+        )
 
-    def dies(self, slot: int) -> None:
+    def proxy_dies(self, slot: int) -> None:
         self.proxies[slot].state = State.BACKOFF
-        self.all.exited(cast("Any", self.proxies[slot]))
+        self.group.exited(cast("Any", self.proxies[slot]))
 
-    def comes(self, slot: int) -> None:
+    def proxy_starts(self, slot: int) -> None:
         self.proxies[slot].state = State.STARTING
-        self.all.spawned(cast("Any", self.proxies[slot]))
+        self.group.spawned(cast("Any", self.proxies[slot]))
         self.proxies[slot].state = State.UP
-        self.all.ready(cast("Any", self.proxies[slot]))
+        self.group.ready(cast("Any", self.proxies[slot]))
 
-    def answers(self, slot: int) -> None:
-        self.all.answered(cast("Any", self.proxies[slot]))
+    def proxy_answers(self, slot: int) -> None:
+        self.group.answered(cast("Any", self.proxies[slot]))
 
-    def asks(self) -> None:
-        """A second passes."""
-        assert self.loop.todo is not None
-        self.loop.todo()
+    def ping(self) -> None:
+        assert self.loop.callback is not None
+        self.loop.callback()
 
-    def heard(self) -> list[list[tuple[Any, ...]]]:
-        return [proxy.heard() for proxy in self.proxies]
+    def received(self) -> list[list[tuple[Any, ...]]]:
+        return [proxy.received() for proxy in self.proxies]
 
 
 @pytest.fixture
 def three() -> Stage:
     stage = Stage(3)
-    stage.all.accept()
-    assert stage.heard() == [[("accept",)]] * 3
+    stage.group.accept()
+    assert stage.received() == [[("accept",)]] * 3
     return stage
 
 
 COVER_1 = ("cover", "web", 1, "socket 1")
 
 
-def test_the_others_accept_for_one_that_died_until_it_is_back(three: Stage) -> None:
-    three.dies(1)
-    assert three.heard() == [[COVER_1], [], [COVER_1]]
-    three.comes(1)
-    assert three.heard() == [
+def test_the_others_accept_for_a_proxy_that_died_until_it_is_back(three: Stage) -> None:
+    three.proxy_dies(1)
+    assert three.received() == [[COVER_1], [], [COVER_1]]
+    three.proxy_starts(1)
+    assert three.received() == [
         [("uncover", 1)],
         [("configure",), ("accept",), ("uncover", 1)],
         [("uncover", 1)],
     ]
 
 
-def test_one_that_comes_covers_those_that_are_still_away(three: Stage) -> None:
-    three.dies(1)
-    three.dies(2)
-    three.heard()
-    three.comes(2)
-    assert three.proxies[2].heard() == [("configure",), ("accept",), COVER_1, ("uncover", 2)]
+def test_a_new_proxy_covers_those_that_are_still_away(three: Stage) -> None:
+    three.proxy_dies(1)
+    three.proxy_dies(2)
+    three.received()
+    three.proxy_starts(2)
+    assert three.proxies[2].received() == [("configure",), ("accept",), COVER_1, ("uncover", 2)]
 
 
-def test_nobody_covers_before_the_sockets_listen_and_after_the_end() -> None:
+def test_no_proxy_covers_before_the_sockets_listen_or_after_the_end() -> None:
     early = Stage(2)
-    early.dies(1)
-    early.comes(1)
-    assert ("cover", "web", 1, "socket 1") not in early.proxies[0].heard()
-    early.all.accept()
-    early.all.stop(None)
-    early.heard()
-    early.all.exited(cast("Any", early.proxies[1]))
-    assert early.heard() == [[], []]
-    assert early.loop.todo is None, "nobody is asked any more"
+    early.proxy_dies(1)
+    early.proxy_starts(1)
+    assert ("cover", "web", 1, "socket 1") not in early.proxies[0].received()
+    early.group.accept()
+    early.group.stop(None)
+    early.received()
+    early.group.exited(cast("Any", early.proxies[1]))
+    assert early.received() == [[], []]
+    assert early.loop.callback is None, "no proxy is pinged any more"
 
 
-def test_one_that_does_not_answer_is_covered_and_uncovered_when_it_does(three: Stage) -> None:
+def test_a_proxy_that_does_not_answer_is_covered_until_it_answers(three: Stage) -> None:
     for _ in range(MAX_UNANSWERED):
-        three.asks()
-        three.answers(0)
-        three.answers(2)
-        assert three.heard() == [[], [], []]
-    three.asks()
-    assert three.heard() == [[COVER_1], [], [COVER_1]]
-    three.asks()
-    assert three.heard() == [[], [], []], "once"
-    assert three.all.can_accept
-    three.answers(1)
-    assert three.heard() == [[("uncover", 1)]] * 3
+        three.ping()
+        three.proxy_answers(0)
+        three.proxy_answers(2)
+        assert three.received() == [[], [], []]
+    three.ping()
+    assert three.received() == [[COVER_1], [], [COVER_1]]
+    three.ping()
+    assert three.received() == [[], [], []], "once"
+    assert three.group.can_accept
+    three.proxy_answers(1)
+    assert three.received() == [[("uncover", 1)]] * 3
     assert three.slots.covered == set()
 
 
 def test_a_late_answer_is_an_answer(three: Stage) -> None:
     for _ in range(MAX_UNANSWERED * 3):
-        three.asks()
-        three.asks()
+        three.ping()
+        three.ping()
         for slot in range(3):
-            three.answers(slot)
-    assert three.heard() == [[], [], []]
+            three.proxy_answers(slot)
+    assert three.received() == [[], [], []]
 
 
-def test_one_that_is_killed_while_it_is_stuck_is_covered_until_its_successor_is_there(
+def test_a_stuck_proxy_that_is_killed_is_covered_until_its_successor_is_ready(
     three: Stage,
 ) -> None:
     for _ in range(MAX_UNANSWERED + 1):
-        three.asks()
-        three.answers(0)
-        three.answers(2)
-    three.dies(1)
-    three.heard()
-    three.comes(1)
+        three.ping()
+        three.proxy_answers(0)
+        three.proxy_answers(2)
+    three.proxy_dies(1)
+    three.received()
+    three.proxy_starts(1)
     assert three.slots.covered == set()
-    three.asks()
-    assert three.heard()[0] == [("uncover", 1)], "what the one before owed is forgotten"
+    three.ping()
+    assert three.received()[0] == [("uncover", 1)], (
+        "the unanswered pings of the process before do not count"
+    )
 
 
-def test_who_is_given_up_is_covered_and_the_last_one_ends_the_run(three: Stage) -> None:
+def test_a_proxy_that_is_given_up_is_covered_and_the_last_one_ends_the_run(three: Stage) -> None:
     for slot, is_last in ((1, False), (0, False), (2, True)):
-        three.dies(slot)
+        three.proxy_dies(slot)
         three.proxies[slot].state = State.GIVEN_UP
-        assert three.all.gave_up(cast("Any", three.proxies[slot])) is is_last
-        assert three.all.can_accept is not is_last
-    assert three.all.at_rest
+        assert three.group.gave_up(cast("Any", three.proxies[slot])) is is_last
+        assert three.group.can_accept is not is_last
+    assert three.group.at_rest
 
 
-def test_a_single_proxy_is_not_asked_whether_it_is_there() -> None:
+def test_a_single_proxy_is_not_pinged() -> None:
     one = Stage(1)
-    one.all.accept()
-    assert one.loop.todo is None
+    one.group.accept()
+    assert one.loop.callback is None
 
 
 def test_without_a_proxy_there_is_nothing_to_wait_for() -> None:
     none = Stage(0)
-    assert none.all.can_accept
-    assert none.all.at_rest
-    assert not none.all.tell({"cmd": "reopen"})
+    assert none.group.can_accept
+    assert none.group.at_rest
+    assert not none.group.send_to_all({"cmd": "reopen"})

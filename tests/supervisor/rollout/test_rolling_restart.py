@@ -1,4 +1,4 @@
-"""A replacement loses nobody, and a slot that goes meanwhile holds up nobody."""
+"""A replacement loses no request, and a slot that goes meanwhile does not block the others."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,13 +15,13 @@ WEB, API = ("web", 0), ("api", 0)
 
 
 class Worker:
-    """A child that only notes what is asked of it; `stage` says when it is ready or gone."""
+    """A fake child that records its calls. The test says when it is ready or gone."""
 
     def __init__(self, stage: "Stage", service: str, state: State) -> None:
         self.plan = SimpleNamespace(service=service, slot=0)
         self.name = f"{service}/0"
         self.state = state
-        self.asked: list[str] = []
+        self.calls: list[str] = []
         self._stage = stage
 
     @property
@@ -29,18 +29,18 @@ class Worker:
         return self.state in (State.DOWN, State.GIVEN_UP)
 
     def start(self) -> None:
-        self.asked.append("start")
+        self.calls.append("start")
         self.state = State.STARTING
 
     def start_as_replacement(self, reason: str) -> None:
-        self.asked.append(f"start for {reason}")
+        self.calls.append(f"start for {reason}")
         self.state = State.STARTING
 
     def stop(self) -> None:
-        self.asked.append("stop")
-        self.becomes(State.DOWN if self.state is State.DOWN else State.STOPPING)
+        self.calls.append("stop")
+        self.set_state(State.DOWN if self.state is State.DOWN else State.STOPPING)
 
-    def becomes(self, state: State) -> None:
+    def set_state(self, state: State) -> None:
         self.state = state
         self._stage.restart.state_changed(cast("Child", self))
         self._stage.condition.notify()
@@ -49,38 +49,38 @@ class Worker:
 class Stage:
     def __init__(self, *, beside: bool = True) -> None:
         self.slots, self.condition = Slots(), Condition()
-        self.made: list[Worker] = []
+        self.successors: list[Worker] = []
         self.up: set[Any] = {WEB, API}
-        self.noted: list[str] = []
+        self.rotation_calls: list[str] = []
         self.beside = beside
         self.restart = RollingRestart(
-            self.slots, cast("Any", self), self.condition, cast("Any", self._make)
+            self.slots, cast("Any", self), self.condition, cast("Any", self._make_successor)
         )
         self.workers = [Worker(self, name, State.UP) for name in ("web", "api")]
         for worker in self.workers:
             self.slots.add(cast("Child", worker))
 
-    def _make(self, child: Child) -> tuple[Worker, bool]:
-        self.made.append(Worker(self, child.plan.service, State.DOWN))
-        return self.made[-1], self.beside
+    def _make_successor(self, child: Child) -> tuple[Worker, bool]:
+        self.successors.append(Worker(self, child.plan.service, State.DOWN))
+        return self.successors[-1], self.beside
 
-    # What the rotation is asked.
+    # The rotation.
 
-    def drain(self, child: Child, then: Callable[[], None]) -> None:
-        self.noted.append(f"drain {child.name}")
-        then()
+    def drain(self, child: Child, on_drained: Callable[[], None]) -> None:
+        self.rotation_calls.append(f"drain {child.name}")
+        on_drained()
 
     def join(self, child: Child) -> None:
-        self.noted.append(f"join {child.name}")
+        self.rotation_calls.append(f"join {child.name}")
 
     def leave(self, child: Child) -> None:
-        self.noted.append(f"leave {child.name}")
+        self.rotation_calls.append(f"leave {child.name}")
 
     def is_up(self, slot: Any) -> bool:
         return slot in self.up
 
 
-async def turns() -> None:
+async def run_tasks() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -89,56 +89,56 @@ async def test_the_next_worker_waits_until_the_one_before_is_replaced() -> None:
     stage = Stage()
     async with asyncio.TaskGroup() as tasks:
         stage.restart.roll(tasks, (WEB, API))
-        await turns()
-        assert [worker.asked for worker in stage.made] == [["start"]]
-        assert stage.workers[0].asked == []
-        stage.made[0].becomes(State.UP)
-        stage.restart.successor_ready(cast("Child", stage.made[0]))
-        await turns()
-        assert stage.workers[0].asked == ["stop"]
-        assert [worker.name for worker in stage.made] == ["web/0", "api/0"]
+        await run_tasks()
+        assert [worker.calls for worker in stage.successors] == [["start"]]
+        assert stage.workers[0].calls == []
+        stage.successors[0].set_state(State.UP)
+        stage.restart.successor_ready(cast("Child", stage.successors[0]))
+        await run_tasks()
+        assert stage.workers[0].calls == ["stop"]
+        assert [worker.name for worker in stage.successors] == ["web/0", "api/0"]
         stage.restart.cancel()
 
 
-async def test_a_slot_that_goes_while_it_is_replaced_holds_up_nobody() -> None:
+async def test_a_slot_that_goes_while_it_is_replaced_does_not_block_the_others() -> None:
     stage = Stage()
     async with asyncio.TaskGroup() as tasks:
         stage.restart.roll(tasks, (WEB, API))
-        await turns()
+        await run_tasks()
         for child in stage.slots.remove(WEB):
             child.stop()
-        await turns()
-        assert [worker.name for worker in stage.made] == ["web/0", "api/0"]
-        for worker in (stage.workers[0], stage.made[0]):
-            worker.becomes(State.DOWN)
+        await run_tasks()
+        assert [worker.name for worker in stage.successors] == ["web/0", "api/0"]
+        for worker in (stage.workers[0], stage.successors[0]):
+            worker.set_state(State.DOWN)
         stage.slots.remove(API)
         stage.condition.notify()
     assert WEB not in stage.slots.current
     assert not stage.slots.is_draining(cast("Child", stage.workers[0]))
 
 
-async def test_a_slot_that_went_before_its_turn_needs_nobody() -> None:
+async def test_a_slot_that_went_before_its_turn_needs_no_successor() -> None:
     stage = Stage()
     stage.slots.remove(WEB)
     assert await stage.restart.replace(WEB)
-    assert stage.made == []
+    assert stage.successors == []
 
 
-async def test_who_waits_for_an_end_does_not_start_in_a_slot_that_is_gone() -> None:
+async def test_a_successor_that_waits_does_not_start_in_a_slot_that_is_gone() -> None:
     stage = Stage(beside=False)
     first = cast("Child", stage.workers[0])
     stage.restart.retire(first, "retire", "web/0 retires")
-    assert stage.made[0].asked == []
+    assert stage.successors[0].calls == []
     for child in stage.slots.remove(WEB):
         child.stop()
-    stage.workers[0].becomes(State.DOWN)
-    assert stage.made[0].asked == ["stop"]
+    stage.workers[0].set_state(State.DOWN)
+    assert stage.successors[0].calls == ["stop"]
     assert [child.name for child in stage.slots.workers()] == ["api/0"]
 
 
-async def test_who_waits_for_an_end_starts_after_it() -> None:
+async def test_a_successor_that_waits_starts_when_the_old_process_has_ended() -> None:
     stage = Stage(beside=False)
     stage.restart.retire(cast("Child", stage.workers[0]), "retire", "web/0 retires")
-    assert (stage.workers[0].asked, stage.made[0].asked) == (["stop"], [])
-    stage.workers[0].becomes(State.DOWN)
-    assert stage.made[0].asked == ["start for retire"]
+    assert (stage.workers[0].calls, stage.successors[0].calls) == (["stop"], [])
+    stage.workers[0].set_state(State.DOWN)
+    assert stage.successors[0].calls == ["start for retire"]

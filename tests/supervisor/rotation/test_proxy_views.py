@@ -1,4 +1,4 @@
-"""A worker is in the rotation when every proxy says so, whatever each said, in any order."""
+"""A worker is in the rotation when every proxy reports it up, in whatever order they report."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,66 +9,66 @@ WEB = ("web", 0)
 STATES = ("up", "down", "ejected", "checking")
 
 
-def said(*views: str) -> ProxyViews:
-    """One proxy after the other; an empty one has not said anything."""
-    made = ProxyViews()
+def reported(*views: str) -> ProxyViews:
+    """One view a proxy; "" if the proxy has not reported."""
+    result = ProxyViews()
     for proxy, state in enumerate(views):
         if state:
-            made.report(WEB, proxy, state)
-    return made
+            result.report(WEB, proxy, state)
+    return result
 
 
-def test_one_proxy_is_enough_where_there_is_one() -> None:
-    assert said("up").merged(WEB, [0]) == UP
-    assert said("down").merged(WEB, [0]) == "down"
+def test_with_one_proxy_its_view_is_the_result() -> None:
+    assert reported("up").combined(WEB, [0]) == UP
+    assert reported("down").combined(WEB, [0]) == "down"
 
 
-def test_it_is_up_when_it_is_for_all() -> None:
-    assert said("up", "up").merged(WEB, [0, 1]) == UP
-    assert said("up", "ejected").merged(WEB, [0, 1]) == "ejected"
-    assert said("down", "up").merged(WEB, [0, 1]) == "down"
+def test_a_worker_is_up_when_it_is_up_at_every_proxy() -> None:
+    assert reported("up", "up").combined(WEB, [0, 1]) == UP
+    assert reported("up", "ejected").combined(WEB, [0, 1]) == "ejected"
+    assert reported("down", "up").combined(WEB, [0, 1]) == "down"
 
 
-def test_one_that_has_not_said_anything_is_waited_for() -> None:
-    assert said("up", "").merged(WEB, [0, 1]) == ""
-    assert said("", "down").merged(WEB, [0, 1]) == "down"
+def test_a_proxy_that_has_not_reported_is_waited_for() -> None:
+    assert reported("up", "").combined(WEB, [0, 1]) == ""
+    assert reported("", "down").combined(WEB, [0, 1]) == "down"
 
 
-def test_a_proxy_that_does_not_count_is_not_asked() -> None:
-    assert said("up", "down").merged(WEB, [0]) == UP
-    assert said("up").merged(WEB, []) == ""
+def test_the_view_of_a_proxy_that_does_not_count_is_ignored() -> None:
+    assert reported("up", "down").combined(WEB, [0]) == UP
+    assert reported("up").combined(WEB, []) == ""
 
 
-def test_a_new_proxy_believes_what_it_was_told_and_nothing_else() -> None:
-    views = said("up", "up")
+def test_a_new_proxy_has_the_views_that_it_was_given_and_no_others() -> None:
+    views = reported("up", "up")
     views.report(("web", 1), 1, "down")
-    views.begin(1, [("web", 1)])
-    assert views.merged(WEB, [0, 1]) == ""
-    assert views.merged(("web", 1), [1]) == UP
-    assert views.merged(WEB, [0]) == UP, "the other one is not asked again"
+    views.proxy_started(1, [("web", 1)])
+    assert views.combined(WEB, [0, 1]) == ""
+    assert views.combined(("web", 1), [1]) == UP
+    assert views.combined(WEB, [0]) == UP, "the other proxy keeps its view"
 
 
-def test_of_another_process_in_the_slot_nothing_is_known() -> None:
-    views = said("up", "down")
+def test_no_view_is_kept_when_the_slot_gets_another_process() -> None:
+    views = reported("up", "down")
     views.forget(WEB)
     assert not views.is_up_anywhere(WEB)
-    assert views.merged(WEB, [0, 1]) == ""
+    assert views.combined(WEB, [0, 1]) == ""
 
 
-def test_a_service_is_served_by_a_proxy_that_has_anybody() -> None:
-    views = said("up", "down")
+def test_a_service_is_up_at_a_proxy_that_has_a_worker_for_it() -> None:
+    views = reported("up", "down")
     views.report(("api", 3), 1, "up")
-    assert views.serving(0) == {"web"}
-    assert views.serving(1) == {"api"}
+    assert views.services_up_at(0) == {"web"}
+    assert views.services_up_at(1) == {"api"}
     assert views.is_up_anywhere(WEB)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(STATES))))
-def test_only_the_last_word_of_each_counts(words: list[tuple[int, str]]) -> None:
+def test_only_the_last_report_of_each_proxy_counts(reports: list[tuple[int, str]]) -> None:
     views, last = ProxyViews(), dict[int, str]()
-    for proxy, state in words:
+    for proxy, state in reports:
         views.report(WEB, proxy, state)
         last[proxy] = state
-        merged = views.merged(WEB, list(last))
-        assert (merged == UP) == (set(last.values()) == {UP})
-        assert merged in last.values()
+        combined = views.combined(WEB, list(last))
+        assert (combined == UP) == (set(last.values()) == {UP})
+        assert combined in last.values()

@@ -1,4 +1,4 @@
-"""Workers without a proxy are asked over their channels, and judged as a proxy would judge them."""
+"""Workers without a proxy are checked over their channels, by the rules that a proxy uses."""
 
 import asyncio
 import socket
@@ -35,15 +35,17 @@ def service(path: str | None = None, **keys: Any) -> Service:
 
 
 class Stage:
-    """A watch, and workers at the other ends of channels that do as a test says."""
+    """Worker checks, and workers at the other ends of channels that do as a test says."""
 
     def __init__(self, service_: Service) -> None:
-        self.turns: list[tuple[int, str, str]] = []
-        self.asked: list[tuple[int, Any]] = []
+        self.changes: list[tuple[int, str, str]] = []
+        self.sent: list[tuple[int, Any]] = []
         self.heads: list[bytes] = []
         self.away = self.silent = False
         self.answer = GOOD
-        self.watch = WorkerChecks([service_], self._ask, self._worker_changed)
+        self.checks = WorkerChecks([service_], self._send, self._worker_changed)
+        for slot in range(service_.workers):
+            self.checks.add("web", slot)
         self._open: list[asyncio.StreamWriter] = []
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -51,37 +53,37 @@ class Stage:
     async def running(self) -> AsyncIterator["Stage"]:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            watching = tasks.create_task(self.watch.run())
+            checking = tasks.create_task(self.checks.run())
             yield self
-            watching.cancel()
-            await asyncio.wait((watching,))
+            checking.cancel()
+            await asyncio.wait((checking,))
             for writer in self._open:
                 writer.close()
 
     @property
-    def health(self) -> list[str]:
-        return [row["health"] for row in self.watch.stats()["pools"]["web"]]
+    def states(self) -> list[str]:
+        return [row["health"] for row in self.checks.stats()["pools"]["web"]]
 
     def count(self, result: str, slot: int = 0) -> int:
-        series = self.watch.stats()["metrics"]["services"]["web"]
+        series = self.checks.stats()["metrics"]["services"]["web"]
         count: int = series["penstock_health_checks_total"].get(f"{slot} {result}", 0)
         return count
 
     def _worker_changed(self, service_: str, slot: int, state: str, reason: str) -> None:
         assert service_ == "web"
-        self.turns.append((slot, state, reason))
+        self.changes.append((slot, state, reason))
 
-    def _ask(self, _: str, slot: int, message: Any, handle: socket.socket | None) -> bool:
-        self.asked.append((slot, message))
+    def _send(self, _: str, slot: int, message: Any, handle: socket.socket | None) -> bool:
+        self.sent.append((slot, message))
         if self.away:
             return False
         assert self._tasks is not None
         if handle is not None:
-            # As the channel does: who asked closes his own.
+            # As the channel does: the sender closes its own descriptor.
             self._tasks.create_task(self._serve(handle.dup()))
         elif not self.silent:
             pong = {"cmd": contract.PONG, "seq": message["seq"]}
-            asyncio.get_running_loop().call_soon(self.watch.answered, "web", slot, pong)
+            asyncio.get_running_loop().call_soon(self.checks.answered, "web", slot, pong)
         return True
 
     async def _serve(self, sock: socket.socket) -> None:
@@ -97,42 +99,42 @@ class Stage:
 
 async def test_a_worker_that_answers_the_path_is_up() -> None:
     async with Stage(service("/healthz")).running() as stage:
-        assert stage.health == ["absent", "absent"]
-        stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.health == ["up", "absent"])
-        assert stage.turns == [(0, "up", "passed its first check")]
-        assert stage.asked[0] == (0, {"cmd": contract.PROBE})
+        assert stage.states == ["absent", "absent"]
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.states == ["up", "absent"])
+        assert stage.changes == [(0, "up", "passed its first check")]
+        assert stage.sent[0] == (0, {"cmd": contract.PROBE})
         assert stage.heads[0].startswith(b"GET /healthz HTTP/1.1\r\n")
 
 
-async def test_a_worker_that_answers_badly_goes_and_comes_back_when_it_is_well() -> None:
+async def test_a_worker_that_answers_badly_goes_and_comes_back_when_it_answers_well() -> None:
     async with Stage(service("/healthz")).running() as stage:
-        stage.watch.join("web", 1, asks=True)
-        await until(lambda: stage.health[1] == "up")
+        stage.checks.join("web", 1, can_answer=True)
+        await until(lambda: stage.states[1] == "up")
         stage.answer = BAD
-        await until(lambda: stage.health[1] == "down")
-        assert stage.turns[-1] == (1, "down", "failed 2 checks in a row: HTTP 503")
+        await until(lambda: stage.states[1] == "down")
+        assert stage.changes[-1] == (1, "down", "failed 2 checks in a row: HTTP 503")
         stage.answer = GOOD
-        await until(lambda: stage.health[1] == "up")
-        assert stage.turns[-1] == (1, "up", "passed 2 checks in a row")
+        await until(lambda: stage.states[1] == "up")
+        assert stage.changes[-1] == (1, "up", "passed 2 checks in a row")
 
 
 async def test_without_a_path_an_answer_on_the_channel_is_enough() -> None:
     async with Stage(service()).running() as stage:
-        stage.watch.join("web", 0, asks=True)
+        stage.checks.join("web", 0, can_answer=True)
         await until(lambda: stage.count("ok") >= 3)
-        numbers = [message["seq"] for _, message in stage.asked]
+        numbers = [message["seq"] for _, message in stage.sent]
         assert len(set(numbers)) == len(numbers)
-        assert {message["cmd"] for _, message in stage.asked} == {contract.PING}
+        assert {message["cmd"] for _, message in stage.sent} == {contract.PING}
 
 
 async def test_a_blocked_worker_is_down_when_it_has_not_answered_in_time() -> None:
     async with Stage(service(timeout="50ms")).running() as stage:
-        stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.health[0] == "up")
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.states[0] == "up")
         stage.silent = True
-        await until(lambda: stage.health[0] == "down")
-        assert stage.turns[-1][2] == "failed 2 checks in a row: no answer within 0.05 s"
+        await until(lambda: stage.states[0] == "down")
+        assert stage.changes[-1][2] == "failed 2 checks in a row: no answer within 0.05 s"
         assert stage.count("timeout") >= 2
 
 
@@ -140,92 +142,149 @@ async def test_a_blocked_worker_is_down_when_it_has_not_answered_in_time() -> No
 async def test_an_answer_to_no_question_is_ignored(number: object) -> None:
     async with Stage(service(timeout="50ms")).running() as stage:
         stage.silent = True
-        stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.asked)
-        stage.watch.answered("web", 0, {"cmd": contract.PONG, "seq": number})
-        stage.watch.answered("api", 0, {"cmd": contract.PONG, "seq": 1})
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.sent)
+        stage.checks.answered("web", 0, {"cmd": contract.PONG, "seq": number})
+        stage.checks.answered("api", 0, {"cmd": contract.PONG, "seq": 1})
         await until(lambda: stage.count("timeout"))
-        assert stage.health[0] == "checking"
+        assert stage.states[0] == "checking"
 
 
 async def test_nobody_answers_for_another_slot() -> None:
     async with Stage(service(timeout="50ms")).running() as stage:
         stage.silent = True
-        stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.asked)
-        stage.watch.answered("web", 1, {"seq": stage.asked[0][1]["seq"]})
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.sent)
+        stage.checks.answered("web", 1, {"seq": stage.sent[0][1]["seq"]})
         await until(lambda: stage.count("timeout"))
         assert stage.count("ok") == 0
 
 
 async def test_a_worker_with_a_closed_channel_is_down() -> None:
     async with Stage(service("/healthz")).running() as stage:
-        stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.health[0] == "up")
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.states[0] == "up")
         stage.away = True
-        await until(lambda: stage.health[0] == "down")
-        assert stage.turns[-1][2] == "failed 2 checks in a row: its channel is closed"
+        await until(lambda: stage.states[0] == "down")
+        assert stage.changes[-1][2] == "failed 2 checks in a row: its channel is closed"
 
 
-async def test_a_program_that_cannot_be_asked_is_well_as_long_as_it_runs() -> None:
+async def test_a_program_that_cannot_be_asked_is_up_as_long_as_it_runs() -> None:
     async with Stage(service("/healthz")).running() as stage:
-        stage.watch.join("web", 0, asks=False)
+        stage.checks.join("web", 0, can_answer=False)
         await until(lambda: stage.count("ok") >= 3)
-        assert stage.health[0] == "up"
-        assert stage.asked == []
+        assert stage.states[0] == "up"
+        assert stage.sent == []
 
 
 async def test_the_next_process_of_a_slot_is_asked_though_the_last_could_not_be() -> None:
     async with Stage(service()).running() as stage:
-        stage.watch.join("web", 0, asks=False)
-        await until(lambda: stage.health[0] == "up")
-        stage.watch.leave("web", 0)
-        assert stage.turns[-1] == (0, "absent", "process is gone")
-        stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.asked)
+        stage.checks.join("web", 0, can_answer=False)
+        await until(lambda: stage.states[0] == "up")
+        stage.checks.leave("web", 0)
+        assert stage.changes[-1] == (0, "absent", "process is gone")
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.sent)
 
 
 async def test_one_that_is_about_to_leave_is_out_until_another_joins() -> None:
     async with Stage(service()).running() as stage:
-        stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.health[0] == "up")
-        stage.watch.drain("web", 0)
-        assert stage.health[0] == "absent"
-        stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.health[0] == "up")
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.states[0] == "up")
+        stage.checks.drain("web", 0)
+        assert stage.states[0] == "absent"
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.states[0] == "up")
 
 
 async def test_an_answer_of_the_process_before_says_nothing_of_the_next() -> None:
     async with Stage(service(timeout="100ms")).running() as stage:
         stage.silent = True
-        stage.watch.join("web", 0, asks=True)
-        await until(lambda: stage.asked)
-        first = stage.asked[0][1]
-        stage.watch.leave("web", 0)
-        stage.watch.join("web", 0, asks=True)
-        stage.watch.answered("web", 0, {"seq": first["seq"]})
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.sent)
+        first = stage.sent[0][1]
+        stage.checks.leave("web", 0)
+        stage.checks.join("web", 0, can_answer=True)
+        stage.checks.answered("web", 0, {"seq": first["seq"]})
         await until(lambda: stage.count("timeout"))
-        assert stage.health[0] == "checking"
+        assert stage.states[0] == "checking"
         assert stage.count("ok") == 0
 
 
 @pytest.mark.parametrize("path", [None, "/healthz"])
-async def test_a_watch_that_ends_leaves_no_descriptor_and_no_question(path: str | None) -> None:
+async def test_cancelled_checks_leave_no_descriptor_and_no_question(
+    path: str | None,
+) -> None:
     before = descriptors()
     async with Stage(service(path)).running() as stage:
         stage.silent = True
         for slot in (0, 1):
-            stage.watch.join("web", slot, asks=True)
-        await until(lambda: len(stage.asked) >= 2)
+            stage.checks.join("web", slot, can_answer=True)
+        await until(lambda: len(stage.sent) >= 2)
     await until(lambda: descriptors() <= before)
     assert descriptors() == before
 
 
-async def test_what_it_tells_has_the_shape_of_a_proxy_s_answer() -> None:
+async def test_a_slot_that_is_added_later_is_checked_as_well() -> None:
+    async with Stage(service("/healthz")).running() as stage:
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.states[0] == "up")
+        stage.checks.add("web", 2)
+        assert stage.states == ["up", "absent", "absent"]
+        stage.checks.join("web", 2, can_answer=True)
+        await until(lambda: stage.states == ["up", "absent", "up"])
+        assert stage.changes[-1] == (2, "up", "passed its first check")
+
+
+@pytest.mark.parametrize("path", [None, "/healthz"])
+async def test_a_slot_that_is_removed_is_checked_no_more(path: str | None) -> None:
+    async with Stage(service(path)).running() as stage:
+        for slot in (0, 1):
+            stage.checks.join("web", slot, can_answer=True)
+        await until(lambda: stage.states == ["up", "up"])
+        stage.checks.remove("web", 0)
+        assert stage.changes[-1] == (0, "absent", "was removed")
+        assert stage.states == ["up"]
+        stage.sent.clear()
+        await until(lambda: len(stage.sent) >= 3)
+        assert {slot for slot, _ in stage.sent} == {1}
+        with pytest.raises(KeyError):
+            stage.checks.remove("web", 0)
+
+
+async def test_a_slot_that_is_removed_while_it_is_asked_leaves_no_question() -> None:
+    before = descriptors()
     async with Stage(service()).running() as stage:
-        stage.watch.join("web", 0, asks=True)
+        stage.silent = True
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.sent)
+        stage.checks.remove("web", 0)
+        stage.checks.answered("web", 0, {"seq": stage.sent[0][1]["seq"]})
+        await asyncio.sleep(0)
+        assert stage.count("ok") == 0
+        assert stage.changes == []
+    assert descriptors() == before
+
+
+async def test_a_slot_that_was_removed_can_be_added_again_and_starts_anew() -> None:
+    async with Stage(service()).running() as stage:
+        stage.checks.join("web", 0, can_answer=False)
+        await until(lambda: stage.states[0] == "up")
+        stage.checks.remove("web", 0)
+        stage.checks.add("web", 0)
+        with pytest.raises(ValueError, match="slot 0 is taken"):
+            stage.checks.add("web", 0)
+        assert stage.states == ["absent", "absent"]
+        stage.checks.join("web", 0, can_answer=True)
+        await until(lambda: stage.states[1] == "up")
+        assert stage.sent, "the new program can be asked"
+
+
+async def test_its_statistics_have_the_shape_of_a_proxy_s_answer() -> None:
+    async with Stage(service()).running() as stage:
+        stage.checks.join("web", 0, can_answer=True)
         await until(lambda: stage.count("ok"))
-        stats = stage.watch.stats()
+        stats = stage.checks.stats()
         assert stats["pools"]["web"][0]["slot"] == 0
         series = stats["metrics"]["services"]["web"]
         assert series["penstock_health_check_duration_seconds"][""][-1] >= 0
@@ -233,9 +292,9 @@ async def test_what_it_tells_has_the_shape_of_a_proxy_s_answer() -> None:
 
 async def test_without_such_services_there_is_nothing_to_do() -> None:
     async with asyncio.timeout(WAIT_S):
-        watch = WorkerChecks([], lambda *_: False, lambda *_: None)
-        assert watch.stats()["pools"] == {}
+        checks = WorkerChecks([], lambda *_: False, lambda *_: None)
+        assert checks.stats()["pools"] == {}
         async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(watch.run())
+            checking = tasks.create_task(checks.run())
             await asyncio.sleep(0)
-            watching.cancel()
+            checking.cancel()

@@ -1,31 +1,31 @@
-"""What is drawn on the page, in order: Plotly figures as plain values.
+"""All charts of the page in order, as plain values in the format of Plotly.
 
-Plain values and not Plotly's own classes, which take a second to be imported and are not
-there without the extra; a test has Plotly judge every panel. No I/O, no clock.
+Plotly's own classes are not used, because their import takes a second and needs the extra
+`report`. A test has Plotly validate every panel. No I/O, no clock.
 """
 
 from collections.abc import Iterator
 
 from penstock_supervisor.compare.charts import bars, curves
-from penstock_supervisor.compare.charts.theme import Panel, colours
-from penstock_supervisor.compare.report import verdict
+from penstock_supervisor.compare.charts.theme import Panel, subject_colours
+from penstock_supervisor.compare.report import evaluation
 from penstock_supervisor.compare.report.figures import sections
 from penstock_supervisor.compare.report.result import LOADS, Comparison
 
 
 def panels(comparison: Comparison) -> Iterator[Panel]:
     """In the order of the page."""
-    paint = colours(comparison)
-    rows = verdict.rows(comparison)
+    colours = subject_colours(comparison)
+    rows = evaluation.rows(comparison)
     for section in sections(comparison):
         if section in LOADS:
-            yield from curves.percentiles(comparison, section, paint)
+            yield from curves.percentiles(comparison, section, colours)
         if section == "split":
-            # Each of these says its fairness itself.
-            yield from bars.splits(comparison, paint)
+            # Each of these panels has its fairness in its title.
+            yield from bars.splits(comparison, colours)
             continue
         for row in rows:
             if row.figure.section == section and not row.figure.role:
-                yield bars.bars(comparison, row, rows, paint)
+                yield bars.bars(comparison, row, rows, colours)
         if section == "held":
-            yield from curves.descriptors(comparison, paint)
+            yield from curves.descriptors(comparison, colours)

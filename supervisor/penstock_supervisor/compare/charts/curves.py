@@ -1,7 +1,8 @@
-"""Lines: how latencies are distributed, and descriptors against connections.
+"""Line charts: the distribution of latencies, and descriptors against connections.
 
-A latency curve has the share of the requests in nines across and a logarithm up, since what
-matters is the last per cent of them and mean and median hide it. No I/O, no clock.
+A latency curve has the share of requests on its x axis, scaled by nines, and a logarithmic y
+axis. So the slowest one per cent, which mean and median hide, is most of the chart. No I/O, no
+clock.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,20 +10,22 @@ from itertools import accumulate
 from math import log10
 from typing import Final
 
-from penstock_supervisor.compare.charts.theme import ROLE_DASHES, Figure, Panel, axes, plain
+from penstock_supervisor.compare.charts.theme import ROLE_DASHES, Panel, Plot, axes, escaped
 from penstock_supervisor.compare.report import histogram
 from penstock_supervisor.compare.report.figures import roles
 from penstock_supervisor.compare.report.result import Comparison, LoadResult
 
 _NINES: Final = (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
-_STEPS: Final = 40
-"""Points of a latency curve for each further nine."""
-_FIRST: Final = 3
-"""Not from the very quickest: a seventh of all is where something can be seen."""
+_POINTS_PER_NINE: Final = 40
+"""Points of a latency curve."""
+_FIRST_POINT: Final = 3
+"""The curve begins where about a seventh of all requests are answered; before, it is flat."""
 
 
-def percentiles(comparison: Comparison, section: str, paint: Mapping[str, str]) -> Iterator[Panel]:
-    lines: list[Figure] = []
+def percentiles(
+    comparison: Comparison, section: str, colours: Mapping[str, str]
+) -> Iterator[Panel]:
+    lines: list[Plot] = []
     for subject in comparison.subjects:
         load = next((one for kind, one in subject.loads.items() if kind == section), None)
         if load and (curve := _curve(load)):
@@ -30,10 +33,10 @@ def percentiles(comparison: Comparison, section: str, paint: Mapping[str, str]) 
                 {
                     "type": "scatter",
                     "mode": "lines",
-                    "name": plain(subject.name),
+                    "name": escaped(subject.name),
                     "x": [nines for nines, _ in curve],
                     "y": [seconds * 1e3 for _, seconds in curve],
-                    "line": {"color": paint[subject.name], "width": 2},
+                    "line": {"color": colours[subject.name], "width": 2},
                     "customdata": [_percent(nines) for nines, _ in curve],
                     "hovertemplate": "%{fullData.name}: %{customdata} within %{y:.3~g} ms"
                     "<extra></extra>",
@@ -42,8 +45,8 @@ def percentiles(comparison: Comparison, section: str, paint: Mapping[str, str]) 
             )
     if not lines:
         return
-    most = max(line["x"][-1] for line in lines)
-    ticks = [q for q in _NINES if -log10(1 - q) <= most + 0.01]
+    largest = max(line["x"][-1] for line in lines)
+    ticks = [q for q in _NINES if -log10(1 - q) <= largest + 0.01]
     low = min(min(line["y"]) for line in lines)
     high = max(max(line["y"]) for line in lines)
     layout = axes(
@@ -52,7 +55,7 @@ def percentiles(comparison: Comparison, section: str, paint: Mapping[str, str]) 
             "tickvals": [-log10(1 - q) for q in ticks],
             "ticktext": [f"{q * 100:.7g}" for q in ticks],
             "tickangle": 0,
-            "range": [_FIRST / _STEPS, most * 1.02],
+            "range": [_FIRST_POINT / _POINTS_PER_NINE, largest * 1.02],
         },
         {
             "type": "log",
@@ -68,19 +71,19 @@ def percentiles(comparison: Comparison, section: str, paint: Mapping[str, str]) 
 
 
 def _curve(load: LoadResult) -> list[tuple[float, float]]:
-    """Nines and seconds, from the median's left to the worst but one."""
+    """Points (nines, seconds), up to the second-slowest request."""
     buckets = sorted(load.histogram)
     sums = list(accumulate(load.histogram[bucket] for bucket in buckets))
     if not sums or sums[-1] < 2:
         return []
     total = sums[-1]
     points: list[tuple[float, float]] = []
-    at = 0
-    for step in range(_FIRST, int(log10(total) * _STEPS) + 1):
-        nines = step / _STEPS
-        while sums[at] < total * (1 - 10**-nines):
-            at += 1
-        points.append((nines, histogram.upper(buckets[at])))
+    position = 0
+    for step in range(_FIRST_POINT, int(log10(total) * _POINTS_PER_NINE) + 1):
+        nines = step / _POINTS_PER_NINE
+        while sums[position] < total * (1 - 10**-nines):
+            position += 1
+        points.append((nines, histogram.upper(buckets[position])))
     return points
 
 
@@ -93,21 +96,21 @@ def _log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 of each decade, or the decades alone when there are many."""
     decades = range(int(log10(low)) - 2, int(log10(high)) + 2)
     marks = (1,) if high / low > 1e3 else (1, 2, 5)
-    found = [mark * 10.0**decade for decade in decades for mark in marks]
-    return [value for value in found if low * 0.8 <= value <= high * 1.25]
+    values = [mark * 10.0**decade for decade in decades for mark in marks]
+    return [value for value in values if low * 0.8 <= value <= high * 1.25]
 
 
-def descriptors(comparison: Comparison, paint: Mapping[str, str]) -> Iterator[Panel]:
-    """One panel a subject, all with the same axes, so that slopes can be compared."""
+def descriptors(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Panel]:
+    """One panel for each subject. All have the same axes, so that slopes can be compared."""
     held = {one.name: one.held for one in comparison.subjects if one.held and one.held.curve}
     if not held:
         return
     counts = [fds for one in held.values() for _, parts in one.curve for fds in parts.values()]
-    most = max(n for one in held.values() for n, _ in one.curve)
-    for at, (name, one) in enumerate(held.items()):
-        found = roles([role for _, parts in one.curve for role in parts])
+    largest = max(n for one in held.values() for n, _ in one.curve)
+    for number, (name, one) in enumerate(held.items()):
+        shown_roles = roles([role for _, parts in one.curve for role in parts])
         lines, notes = [], []
-        for role in found:
+        for role in shown_roles:
             points = [(n, parts[role]) for n, parts in one.curve if role in parts]
             lines.append(
                 {
@@ -117,7 +120,7 @@ def descriptors(comparison: Comparison, paint: Mapping[str, str]) -> Iterator[Pa
                     "x": [n for n, _ in points],
                     "y": [fds for _, fds in points],
                     "line": {
-                        "color": paint[name],
+                        "color": colours[name],
                         "width": 2,
                         "dash": ROLE_DASHES.get(role, "solid"),
                     },
@@ -130,26 +133,26 @@ def descriptors(comparison: Comparison, paint: Mapping[str, str]) -> Iterator[Pa
         layout = axes(
             {
                 "title": {"text": "Connections", "standoff": 6},
-                "range": [0, most * 1.42],
+                "range": [0, largest * 1.42],
                 "nticks": 4,
             },
             {"range": [-0.04 * max(counts), max(counts) * 1.12], "nticks": 5},
             230,
         )
-        layout["annotations"] = _apart(notes, max(counts) * 0.1)
-        yield Panel(f"fds-{at}", "held", name, "descriptors against connections",
+        layout["annotations"] = _annotations(notes, max(counts) * 0.1)
+        yield Panel(f"fds-{number}", "held", name, "descriptors against connections",
                     {"data": lines, "layout": layout})  # fmt: skip
 
 
-def _apart(notes: Sequence[tuple[str, float, float]], least: float) -> list[Figure]:
-    """The names of lines at their ends, moved so that none covers another."""
-    found: list[Figure] = []
+def _annotations(notes: Sequence[tuple[str, float, float]], distance: float) -> list[Plot]:
+    """The names of lines at their ends, moved apart so that none covers another."""
+    annotations: list[Plot] = []
     last = float("-inf")
     for text, x, y in sorted(notes, key=lambda note: note[2]):
-        last = max(y, last + least)
-        found.append(
+        last = max(y, last + distance)
+        annotations.append(
             {
-                "text": plain(text),
+                "text": escaped(text),
                 "x": x,
                 "y": last,
                 "xanchor": "left",
@@ -158,4 +161,4 @@ def _apart(notes: Sequence[tuple[str, float, float]], least: float) -> list[Figu
                 "font": {"size": 12, "color": "--ink"},
             }
         )
-    return found
+    return annotations

@@ -1,16 +1,16 @@
-// Draws the panels that the page carries, in the colours of the reader's light or dark page.
+// Draws the panels that the page contains, in the colours of the reader's light or dark theme.
 "use strict";
 {
   const panels = JSON.parse(document.getElementById("panels").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const config = { displayModeBar: false, responsive: true };
 
-  // "--ink" stands for whatever the style sheet says that it is now.
-  const inked = (value, style) => {
+  // Replaces names of colours, such as "--ink", by the values that the style sheet has for them now.
+  const resolveColours = (value, style) => {
     if (typeof value === "string" && /^--[a-z]+$/.test(value)) return style.getPropertyValue(value).trim();
-    if (Array.isArray(value)) return value.map((one) => inked(one, style));
+    if (Array.isArray(value)) return value.map((one) => resolveColours(one, style));
     if (value === null || typeof value !== "object") return value;
-    return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, inked(one, style)]));
+    return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, resolveColours(one, style)]));
   };
 
   const theme = (style) => {
@@ -23,13 +23,13 @@
 
   const draw = () => {
     const style = getComputedStyle(document.body);
-    return Promise.all(panels.map(({ name, figure }) => {
-      const layout = { ...figure.layout, template: theme(style) };
-      return Plotly.react(name, inked(figure.data, style), inked(layout, style), config);
+    return Promise.all(panels.map(({ name, plot }) => {
+      const layout = { ...plot.layout, template: theme(style) };
+      return Plotly.react(name, resolveColours(plot.data, style), resolveColours(layout, style), config);
     }));
   };
 
   dark.addEventListener("change", draw);
-  // For whoever waits for the whole page, such as a test or a picture.
+  // For a test or a screenshot that waits for the whole page.
   window.drawn = draw();
 }

@@ -1,11 +1,11 @@
-"""A comparison as one HTML page that needs nothing else: no server, no network, no file.
+"""A comparison as one HTML page that needs nothing else: no server, no network, no other file.
 
-The charts' library travels inside the page, which has four megabytes for it, and a policy in
-its head forbids it to load anything, so it can be mailed and will look the same in ten
-years. Every name and note may come from a file that somebody else wrote: text is escaped
-here and nowhere else, and what scripts read is data and never code.
+The page contains the library for charts (four megabytes), and its Content-Security-Policy
+forbids it to load anything. So it can be mailed, and will look the same in ten years. Names and
+notes may come from a file that somebody else wrote. All texts are escaped here and nowhere else,
+and scripts read them as data and never as code.
 
-Plotly is an extra. Only this module imports it, and only to write.
+Plotly is an extra. Only this module imports it, and only when a page is written.
 """
 
 import json
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from penstock_supervisor.compare.charts.charts import panels
-from penstock_supervisor.compare.charts.theme import ROLE_DEPTHS, Panel, colours
-from penstock_supervisor.compare.report import baseline as earlier
-from penstock_supervisor.compare.report import verdict
+from penstock_supervisor.compare.charts.theme import OPACITIES, Panel, subject_colours
+from penstock_supervisor.compare.report import baseline as baselines
+from penstock_supervisor.compare.report import evaluation
 from penstock_supervisor.compare.report.figures import Cell, sections
 from penstock_supervisor.compare.report.result import Comparison
 from penstock_supervisor.compare.report.units import Scale, scale
@@ -28,8 +28,8 @@ from penstock_supervisor.compare.report.units import Scale, scale
 _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 )
-_UNITS: Final = re.compile(r"(\d) (%|times|ms|µs|s|B|KiB|MiB)(?!\w)")
-_NUMBERED: Final = "rounds: bars are medians, the thin lines reach from the lowest to the highest"
+_NUMBER_WITH_UNIT: Final = re.compile(r"(\d) (%|times|ms|µs|s|B|KiB|MiB)(?!\w)")
+_BARS_HINT: Final = "rounds: bars are medians, the thin lines reach from the lowest to the highest"
 
 
 def available() -> bool:
@@ -38,7 +38,7 @@ def available() -> bool:
 
 
 def write(comparison: Comparison, baseline: Comparison | None, path: Path) -> None:
-    """The page to `path`; OSError."""
+    """Write the page to `path`. OSError."""
     path.write_text(_page(comparison, baseline), encoding="utf-8")
 
 
@@ -46,7 +46,7 @@ def _page(comparison: Comparison, baseline: Comparison | None) -> str:
     from plotly.offline import get_plotlyjs
 
     charts = list(panels(comparison))
-    content = [{"name": panel.name, "figure": panel.figure} for panel in charts]
+    content = [{"name": panel.name, "plot": panel.plot} for panel in charts]
     data = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     parts = [
         "<!doctype html>",
@@ -55,22 +55,22 @@ def _page(comparison: Comparison, baseline: Comparison | None) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<link rel="icon" href="data:,">',
         f"<title>penstock compare: {_title(comparison)}</title>",
-        f"<style>{_own('page.css')}</style></head><body>",
+        f"<style>{_read_resource('page.css')}</style></head><body>",
         *_head(comparison),
         *_schemes(comparison),
         *_table(comparison),
-        *(_against(comparison, baseline) if baseline else ()),
+        *(_baseline(comparison, baseline) if baseline else ()),
         *_sections(comparison, charts),
-        *_circumstances(comparison),
+        *_setup(comparison),
         f'<script type="application/json" id="panels">{data}</script>',
         f"<script>{get_plotlyjs()}</script>",
-        f"<script>{_own('page.js')}</script>",
+        f"<script>{_read_resource('page.js')}</script>",
         "</body></html>",
     ]
     return "\n".join(parts) + "\n"
 
 
-def _own(name: str) -> str:
+def _read_resource(name: str) -> str:
     return resources.files("penstock_supervisor.compare.charts").joinpath(name).read_text("utf-8")
 
 
@@ -98,7 +98,9 @@ def _head(comparison: Comparison) -> Iterator[str]:
     yield from (f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
     links = {"schemes": "When to choose which", "figures": "All figures"}
     links |= {
-        key: title for key, title in sections(comparison).items() if key in _present(comparison)
+        key: title
+        for key, title in sections(comparison).items()
+        if key in _measured_sections(comparison)
     }
     links |= {"circumstances": "Machine and configuration"}
     yield "<nav>"
@@ -106,30 +108,30 @@ def _head(comparison: Comparison) -> Iterator[str]:
     yield "</nav></header>"
 
 
-def _present(comparison: Comparison) -> set[str]:
-    return {row.figure.section for row in verdict.rows(comparison)}
+def _measured_sections(comparison: Comparison) -> set[str]:
+    return {row.figure.section for row in evaluation.rows(comparison)}
 
 
 def _schemes(comparison: Comparison) -> Iterator[str]:
-    paint = colours(comparison)
+    colours = subject_colours(comparison)
     yield '<h2 id="schemes">When to choose which</h2>'
     yield '<p class="faint">Made from the figures below, and from nothing else.</p>'
     yield '<div class="schemes">'
-    for name, text in verdict.paragraphs(comparison).items():
+    for name, text in evaluation.paragraphs(comparison).items():
         advice, _, figures = (
-            text.partition(". ") if text.startswith(verdict.ADVICE) else ("", "", text)
+            text.partition(". ") if text.startswith(evaluation.ADVICE) else ("", "", text)
         )
         body = (
-            f'<p class="choose">{_kept(advice)}.</p>' if advice else ""
-        ) + f"<p>{_kept(figures)}</p>"
-        yield f'<div class="scheme" style="--colour:{paint[name]}">'
+            f'<p class="choose">{_escaped_with_units(advice)}.</p>' if advice else ""
+        ) + f"<p>{_escaped_with_units(figures)}</p>"
+        yield f'<div class="scheme" style="--colour:{colours[name]}">'
         yield f"<h3>{escape(name)}</h3>{body}</div>"
     yield "</div>"
 
 
-def _kept(text: str) -> str:
-    """Escaped, with each number on one line with its unit."""
-    return _UNITS.sub("\\1&nbsp;\\2", escape(text))
+def _escaped_with_units(text: str) -> str:
+    """Escaped, and without line breaks between numbers and their units."""
+    return _NUMBER_WITH_UNIT.sub("\\1&nbsp;\\2", escape(text))
 
 
 def _table(comparison: Comparison) -> Iterator[str]:
@@ -142,7 +144,7 @@ def _table(comparison: Comparison) -> Iterator[str]:
     titles = sections(comparison)
     section = ""
     unit: Scale | None = None
-    for row in verdict.rows(comparison):
+    for row in evaluation.rows(comparison):
         figure = row.figure
         if figure.section != section:
             section = figure.section
@@ -153,8 +155,8 @@ def _table(comparison: Comparison) -> Iterator[str]:
         if unit.suffix and not figure.role:
             label += f", {unit.suffix}"
         cells = "".join(
-            _cell(cell, unit, at in row.best, figure.more, bool(figure.role))
-            for at, cell in enumerate(row.cells)
+            _cell(cell, unit, column in row.best, figure.more_is_better, bool(figure.role))
+            for column, cell in enumerate(row.cells)
         )
         part = ' class="part"' if figure.role else ""
         yield f"<tr{part}><th>{escape(label)}</th>{cells}</tr>"
@@ -162,10 +164,11 @@ def _table(comparison: Comparison) -> Iterator[str]:
 
 
 def _table_head(comparison: Comparison) -> Iterator[str]:
-    paint = colours(comparison)
+    colours = subject_colours(comparison)
     yield '<div class="scroll"><table><thead><tr><th></th>'
     for subject in comparison.subjects:
-        yield f'<th class="chip" style="--colour:{paint[subject.name]}">{escape(subject.name)}</th>'
+        name, colour = escape(subject.name), colours[subject.name]
+        yield f'<th class="chip" style="--colour:{colour}">{name}</th>'
     yield "</tr></thead><tbody>"
 
 
@@ -173,12 +176,12 @@ def _section_row(title: str, columns: int) -> str:
     return f'<tr class="section"><th colspan="{columns + 1}"><span>{escape(title)}</span></th></tr>'
 
 
-def _cell(cell: Cell | None, unit: Scale, best: bool, more: bool, part: bool) -> str:
+def _cell(cell: Cell | None, unit: Scale, best: bool, more_is_better: bool, part: bool) -> str:
     if cell is None:
         return '<td class="missing" title="not measured">-</td>'
     text = unit.number(cell.value)
     hint = ""
-    if cell.doubt == "limited" and more:
+    if cell.doubt == "limited" and more_is_better:
         text, hint = f"≥ {text}", ' title="the load generator was the limit"'
     if cell.doubt == "errors":
         text, hint = f"{text} !", ' title="too many requests failed: this says little"'
@@ -187,24 +190,24 @@ def _cell(cell: Cell | None, unit: Scale, best: bool, more: bool, part: bool) ->
     return f"<td{mark}{hint}>{text}{spread}</td>"
 
 
-def _against(comparison: Comparison, baseline: Comparison) -> Iterator[str]:
+def _baseline(comparison: Comparison, baseline: Comparison) -> Iterator[str]:
     names = [subject.name for subject in comparison.subjects]
     yield '<h2 id="baseline">Against the baseline</h2>'
     yield (
         f'<p class="faint">{escape(baseline.started)}, penstock {escape(baseline.penstock)}. '
         "= means within the spread of the two runs.</p>"
     )
-    for caveat in earlier.caveats(comparison, baseline):
+    for caveat in baselines.caveats(comparison, baseline):
         yield f'<p class="warning">{escape(caveat[0].upper() + caveat[1:])}.</p>'
-    found = {
-        (one.figure.key, one.subject): one for one in earlier.differences(comparison, baseline)
+    differences = {
+        (one.figure.key, one.subject): one for one in baselines.differences(comparison, baseline)
     }
     yield from _table_head(comparison)
     titles = sections(comparison)
     section = ""
-    for row in verdict.rows(comparison):
-        here = [found.get((row.figure.key, name)) for name in names]
-        if row.figure.role or not any(here):
+    for row in evaluation.rows(comparison):
+        in_row = [differences.get((row.figure.key, name)) for name in names]
+        if row.figure.role or not any(in_row):
             continue
         if row.figure.section != section:
             section = row.figure.section
@@ -213,7 +216,7 @@ def _against(comparison: Comparison, baseline: Comparison) -> Iterator[str]:
             f'<td class="{one.sign}">{escape(one.text)}</td>'
             if one
             else '<td class="missing">-</td>'
-            for one in here
+            for one in in_row
         )
         yield f"<tr><th>{escape(row.figure.label)}</th>{cells}</tr>"
     yield "</tbody></table></div>"
@@ -226,18 +229,18 @@ def _sections(comparison: Comparison, charts: Sequence[Panel]) -> Iterator[str]:
             continue
         yield f'<h2 id="{section}">{escape(title)}</h2>'
         if comparison.rounds > 1 and section in ("keepalive", "connect", "rate"):
-            yield f'<p class="faint">{comparison.rounds} {_NUMBERED}.</p>'
+            yield f'<p class="faint">{comparison.rounds} {_BARS_HINT}.</p>'
         yield from _legend(comparison, section)
         yield '<div class="panels">'
-        yield from map(_figure, inside)
+        yield from map(_panel, inside)
         yield "</div>"
 
 
-def _figure(panel: Panel) -> str:
+def _panel(panel: Panel) -> str:
     wide = ' class="wide"' if panel.wide else ""
     roles = "".join(
-        f'<span class="chip" style="--colour:var(--faint);--depth:{ROLE_DEPTHS.get(role, 0.8):g}">'
-        f"{escape(role)}</span>"
+        f'<span class="chip" style="--colour:var(--faint);'
+        f'--opacity:{OPACITIES.get(role, 0.8):g}">{escape(role)}</span>'
         for role in panel.roles
     )
     roles = f'<span class="legend">{roles}</span>' if roles else ""
@@ -251,12 +254,12 @@ def _legend(comparison: Comparison, section: str) -> Iterator[str]:
     if section not in ("keepalive", "connect", "rate", "held"):
         return
     yield '<ul class="legend">'
-    for name, colour in colours(comparison).items():
+    for name, colour in subject_colours(comparison).items():
         yield f'<li class="chip" style="--colour:{colour}">{escape(name)}</li>'
     yield "</ul>"
 
 
-def _circumstances(comparison: Comparison) -> Iterator[str]:
+def _setup(comparison: Comparison) -> Iterator[str]:
     yield '<h2 id="circumstances">Machine and configuration</h2><dl>'
     for key, value in {**comparison.machine, "penstock": comparison.penstock}.items():
         yield f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>"

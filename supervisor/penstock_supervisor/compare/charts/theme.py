@@ -1,19 +1,19 @@
-"""What all charts have in common: a panel, its colours, and its axes.
+"""What all charts have in common: the panel, its colours and its axes.
 
-A subject has one colour everywhere, and a role has one depth of that colour. Colours that
-depend on the reader's light or dark page are names ("--ink") that the page's script fills
-in. No I/O, no clock.
+A subject has the same colour everywhere, and a role has one opacity of that colour. Colours that
+depend on the reader's light or dark theme are names ("--ink"), which the page's script replaces.
+No I/O, no clock.
 """
 
 from typing import Any, Final, NamedTuple
 
 from penstock_supervisor.compare.report.result import Comparison
 
-MOST: Final = 22
-"""Characters of a name beside a bar; on a phone the bar needs its room too."""
+MAX_NAME_LENGTH: Final = 22
+"""Characters of a name beside a bar. On a phone there is no space for more."""
 
-Figure = dict[str, Any]
-"""As Plotly takes it: `data` and `layout`, or a part of them."""
+Plot = dict[str, Any]
+"""What Plotly calls a figure (`data` and `layout`), or a part of one."""
 
 _COLOURS: Final = {
     "ports/http": "#3f7fd6",
@@ -23,8 +23,8 @@ _COLOURS: Final = {
     "reuseport": "#a566d4",
 }
 _OTHERS: Final = ("#8b95a5", "#d1586b", "#b3983a", "#6b78c9", "#a07a5f", "#5f9e8f")
-"""Addresses that somebody else runs."""
-ROLE_DEPTHS: Final = {"proxy": 1.0, "workers": 0.55, "supervisor": 0.25, "server": 0.8}
+"""For addresses that somebody else serves."""
+OPACITIES: Final = {"proxy": 1.0, "workers": 0.55, "supervisor": 0.25, "server": 0.8}
 ROLE_DASHES: Final = {"proxy": "solid", "workers": "dash", "supervisor": "dot", "server": "solid"}
 
 
@@ -32,27 +32,27 @@ class Panel(NamedTuple):
     """One chart with its heading."""
 
     name: str
-    """Of its element, unique on the page."""
+    """The id of its element, unique on the page."""
     section: str
     title: str
     hint: str
     """Unit, and which way is better."""
-    figure: Figure
+    plot: Plot
     wide: bool = False
     """Takes the whole width."""
     roles: tuple[str, ...] = ()
-    """Whose shares are told apart by depth."""
+    """The roles that its bars are divided by."""
 
 
-def colours(comparison: Comparison) -> dict[str, str]:
-    """Of each subject, the same in every comparison for what we run."""
+def subject_colours(comparison: Comparison) -> dict[str, str]:
+    """The colour of each subject. A scheme has the same one in every comparison."""
     others = [one.name for one in comparison.subjects if one.name not in _COLOURS]
-    found = dict(_COLOURS)
-    found |= {name: _OTHERS[at % len(_OTHERS)] for at, name in enumerate(others)}
-    return {one.name: found[one.name] for one in comparison.subjects}
+    by_name = dict(_COLOURS)
+    by_name |= {name: _OTHERS[n % len(_OTHERS)] for n, name in enumerate(others)}
+    return {one.name: by_name[one.name] for one in comparison.subjects}
 
 
-def axes(x: Figure, y: Figure, height: int) -> Figure:
+def axes(x: Plot, y: Plot, height: int) -> Plot:
     axis = {"automargin": True, "fixedrange": True, "zeroline": False, "ticks": ""}
     return {
         "height": height,
@@ -63,17 +63,17 @@ def axes(x: Figure, y: Figure, height: int) -> Figure:
     }
 
 
-def plain(text: str) -> str:
-    """Plotly reads some HTML in labels; a name is text and nothing else."""
+def escaped(text: str) -> str:
+    """Plotly interprets some HTML in labels, so names are escaped."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def shortened(name: str) -> str:
-    """A long name by its end, which is where paths and addresses differ."""
-    return name if len(name) <= MOST else f"…{name[1 - MOST :]}"
+    """The end of a long name, because paths and addresses differ there."""
+    return name if len(name) <= MAX_NAME_LENGTH else f"…{name[1 - MAX_NAME_LENGTH :]}"
 
 
-def faded(colour: str, depth: float) -> str:
-    """A colour of which the paper shows through."""
+def with_opacity(colour: str, opacity: float) -> str:
+    """The colour as CSS, partly transparent."""
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{depth:g})"
+    return f"rgba({red},{green},{blue},{opacity:g})"

@@ -1,8 +1,8 @@
-"""Makes load on an address: generators in processes of their own, and connections that are held.
+"""Makes load on an address, with generators in their own processes; and holds idle connections.
 
-Owns the generators' processes: they begin together, and whatever happens (an error, a Ctrl-C,
-a cancelled task) none of them stays. Held connections are this process's own, since all that
-is wanted of them is that they are there.
+Owns the generators' processes. They begin together, and none is left running after an error, a
+Ctrl-C or a cancelled task. Idle connections are held by this process itself, because they take
+no CPU time.
 """
 
 import asyncio
@@ -11,28 +11,35 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from penstock_supervisor.compare.load.clients import Client, Poll, Route, raise_descriptors, request
+from penstock_supervisor.compare.load.clients import (
+    Client,
+    Connector,
+    Poller,
+    raise_fd_limit,
+    request,
+)
 from penstock_supervisor.compare.load.job import READY, Job, Report, merge, split
 from penstock_supervisor.config.loader import inherited_environment
 
-__all__ = ["Holder", "Job", "Report", "drive"]
+__all__ = ["HeldConnections", "Job", "Report", "drive"]
 
 _ARGV: Final = (sys.executable, "-P", "-m", "penstock_supervisor.compare.load.generator")
 _SLACK_S: Final = 30.0
-"""To start, to connect, and to wait for the last answers."""
-_AT_ONCE: Final = 64
+"""To start, to connect, and to wait for the last responses."""
+_MAX_OPENING: Final = 64
 """Connections that are opened at the same time: fewer than the shortest usual backlog."""
-_SWEEP_S: Final = 0.25
+_EXPIRE_S: Final = 0.25
+"""Between two checks for requests that take too long."""
 
 
 async def drive(job: Job, processes: int = 1) -> Report:
-    """Make load and wait for its end. OSError: a generator could not work."""
+    """Make load and wait for its end. OSError: a generator failed."""
     parts = split(job, processes)
     running: list[asyncio.subprocess.Process] = []
     try:
         async with asyncio.timeout(job.seconds + _SLACK_S):
             for _ in parts:
-                running.append(await _start())  # noqa: PERF401 — those before are to be ended
+                running.append(await _start())  # noqa: PERF401 — if one fails, the others are killed
             for process in running:
                 await _ready(process)
             for process, part in zip(running, parts, strict=True):
@@ -47,7 +54,7 @@ async def drive(job: Job, processes: int = 1) -> Report:
 
 
 async def _start() -> asyncio.subprocess.Process:
-    # A session of its own keeps the terminal's Ctrl-C for those who end it.
+    # In a session of its own, so that the terminal's Ctrl-C does not reach it.
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
         *_ARGV, stdin=pipe, stdout=pipe, stderr=pipe, limit=1 << 24,
@@ -71,8 +78,8 @@ async def _report(process: asyncio.subprocess.Process) -> Report:
 
 async def _failed(process: asyncio.subprocess.Process) -> OSError:
     assert process.stderr is not None
-    words = (await process.stderr.read(65536)).decode(errors="replace").strip()
-    return OSError(f"the load generator: {words.splitlines()[-1] if words else 'said nothing'}")
+    text = (await process.stderr.read(65536)).decode(errors="replace").strip()
+    return OSError(f"the load generator: {text.splitlines()[-1] if text else 'said nothing'}")
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
@@ -81,22 +88,23 @@ def _kill(process: asyncio.subprocess.Process) -> None:
             process.kill()
 
 
-class Holder:
-    """Connections that asked once, were answered and idle from then on."""
+class HeldConnections:
+    """Connections that made one request each, and have been idle since its response."""
 
     def __init__(self, address: str, path: str = "/", host: str = "localhost") -> None:
         self._address = address
         self._request = request(host, path, keep=True)
-        self._poll = Poll()
+        self._poller = Poller()
         self._clients: list[Client] = []
-        self._asking: set[Client] = set()
-        self._moved = asyncio.Event()
-        self._route: Route | None = None
+        self._opening: set[Client] = set()
+        """Their first response has not come yet."""
+        self._one_done = asyncio.Event()
+        self._connector: Connector | None = None
 
     async def __aenter__(self) -> Self:
-        raise_descriptors()
-        self._route = await asyncio.to_thread(Route, self._address)
-        asyncio.get_running_loop().add_reader(self._poll.fileno(), self._ready)
+        raise_fd_limit()
+        self._connector = await asyncio.to_thread(Connector, self._address)
+        asyncio.get_running_loop().add_reader(self._poller.fileno(), self._ready)
         return self
 
     async def __aexit__(
@@ -105,48 +113,51 @@ class Holder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        asyncio.get_running_loop().remove_reader(self._poll.fileno())
+        asyncio.get_running_loop().remove_reader(self._poller.fileno())
         for client in self._clients:
             client.close()
-        self._poll.close()
+        self._poller.close()
 
     async def grow(self, more: int) -> int:
-        """Open that many more, each with one answer, and return how many are open in all.
+        """Open so many more, each with one request, and return how many are open in all.
 
-        Fewer than asked for: somebody has no descriptors left, or does not answer.
+        These are fewer if a process has no descriptors left, or if the subject does not answer.
         """
         loop = asyncio.get_running_loop()
-        while more > 0 or self._asking:
-            while more > 0 and len(self._asking) < _AT_ONCE:
+        while more > 0 or self._opening:
+            while more > 0 and len(self._opening) < _MAX_OPENING:
                 more = more - 1 if self._open(loop.time()) else 0
-            if self._asking:
+            if self._opening:
                 await self._wait(loop)
         self._clients = [client for client in self._clients if client.open]
         return len(self._clients)
 
     def _open(self, now: float) -> bool:
-        assert self._route is not None
-        client = Client(self._poll, self._route, self._request, keep=True, over=self._over)
-        if client.ask(now, now):
+        assert self._connector is not None
+        client = Client(
+            self._poller, self._connector, self._request, keep=True, on_done=self._on_done
+        )
+        if client.send(now, now):
             return False
         self._clients.append(client)
-        self._asking.add(client)
+        self._opening.add(client)
         return True
 
     async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._moved.clear()
+        """Wait until one has its response, or has failed, or takes too long."""
+        self._one_done.clear()
         try:
-            async with asyncio.timeout(_SWEEP_S):
-                await self._moved.wait()
+            async with asyncio.timeout(_EXPIRE_S):
+                await self._one_done.wait()
         except TimeoutError:
-            for client in [one for one in self._asking if one.expire(loop.time())]:
-                self._asking.discard(client)
+            for client in [one for one in self._opening if one.expire(loop.time())]:
+                self._opening.discard(client)
 
     def _ready(self) -> None:
-        self._poll.wait(0)
+        self._poller.wait(0)
 
-    def _over(self, client: Client, error: str) -> None:
+    def _on_done(self, client: Client, error: str) -> None:
         if error:
             client.close()
-        self._asking.discard(client)
-        self._moved.set()
+        self._opening.discard(client)
+        self._one_done.set()

@@ -1,16 +1,17 @@
 """The process that makes load: `python -m penstock_supervisor.compare.load.generator`.
 
-It says "ready" once it has imported what it needs, gets one job as a line of JSON on its
-standard input, and answers with one result. The same pipe is its lifeline: whoever wanted the
-load may be killed, and then it ends.
+It writes "ready" when it has imported everything, reads one job as a line of JSON from its
+standard input, and writes one result. It ends when its standard input is closed, so it does not
+outlive the process that started it, even if that is killed.
 
-Closed loop (keepalive, connect): each client asks again as soon as it has its answer. Open
-loop (rate): requests become due at fixed moments, whatever became of those before, and a
-latency begins when the request was due; so a server that stands still for a second is seen
-by all who would have come meanwhile, and not only by those who were there.
+Closed loop (keepalive, connect): each client sends its next request when it has its response.
+Open loop (rate): requests are due at fixed moments, independent of earlier ones, and a latency
+begins when the request is due. So if a server stands still for a second, the latencies of all
+requests that are due in that second show it, and not only those of requests in progress.
 
-What was asked in the given time is waited for, and counts. What was due and found no free
-client until then was never asked: the rate was not reached, and the figures show it.
+Responses to requests that were sent in time are waited for, and count. A request that was due
+and found no free client until the end is never sent: the rate was not reached, and the figures
+show it.
 """
 
 import ctypes
@@ -21,185 +22,198 @@ from math import ceil
 from time import monotonic, process_time
 from typing import Final
 
-from penstock_supervisor.compare.load.clients import Client, Poll, Route, raise_descriptors, request
+from penstock_supervisor.compare.load.clients import (
+    Client,
+    Connector,
+    Poller,
+    raise_fd_limit,
+    request,
+)
 from penstock_supervisor.compare.load.job import READY, Job, Report
 from penstock_supervisor.compare.report import histogram
 
-_TICK_S: Final = 100e-6
-"""Between two moments when something is due, at least: each costs a wake-up."""
+_MIN_TICK_S: Final = 100e-6
+"""The shortest time between two moments at which requests are due: each is a wake-up."""
 _SWEEP_S: Final = 0.05
-"""Between two looks for requests whose time is up and clients that could not connect."""
-_WARM_S: Final = 2.0
-"""To connect before it begins."""
-_AT_ONCE: Final = 64
-"""Connections that are being made, so that no backlog is flooded before it begins."""
-_LIMIT: Final = 0.9
+"""Between two checks for requests that take too long and clients that could not connect."""
+_CONNECT_S: Final = 2.0
+"""To connect before the load begins."""
+_MAX_CONNECTING: Final = 64
+"""Connections that are opened at the same time, so that no backlog overflows."""
+_MAX_CPU_SHARE: Final = 0.9
+"""Of the processor; with more the generator counts as the limit."""
 
 
 class Load:
-    """One job. `run` once."""
+    """Runs one job. Call `run` once."""
 
-    def __init__(self, job: Job, poll: Poll) -> None:
+    def __init__(self, job: Job, poller: Poller) -> None:
         keep = job.kind != "connect"
-        route, asked = Route(job.address), request(job.host, job.path, keep=keep)
-        self._job, self._poll = job, poll
+        connector, data = Connector(job.address), request(job.host, job.path, keep=keep)
+        self._job, self._poller = job, poller
         self._clients = [
-            Client(poll, route, asked, keep=keep, over=self._over) for _ in range(job.connections)
+            Client(poller, connector, data, keep=keep, on_done=self._on_done)
+            for _ in range(job.connections)
         ]
         self._schedule = Schedule(job.rate) if job.kind == "rate" else None
         self._idle: deque[Client] = deque()
-        """Open loop: who is free, the longest so first."""
+        """Open loop: free clients, the longest idle one first."""
         self._paused: list[Client] = []
-        """Closed loop: who could not connect, and tries again with the next sweep."""
+        """Closed loop: clients that could not connect. They try again at the next sweep."""
         self._busy = 0
-        self._until = 0.0
-        self._counts: Counter[int] = Counter()
+        """Clients with a request in progress."""
+        self._end = 0.0
+        self._latencies: Counter[int] = Counter()
+        """By bucket of the histogram."""
         self._errors: Counter[str] = Counter()
-        self._worst = 0.0
+        self._worst_s = 0.0
 
     def run(self) -> Report:
         job = self._job
         if job.kind != "connect":
-            warm(self._poll, self._clients, _WARM_S)
-        begin, used = monotonic(), process_time()
-        self._until = begin + job.seconds
+            connect_all(self._poller, self._clients, _CONNECT_S)
+        begin, cpu_begin = monotonic(), process_time()
+        self._end = begin + job.seconds
         if self._schedule is None:
             for client in self._clients:
-                self._ask(client, monotonic())
+                self._send_next(client, monotonic())
         else:
             self._idle.extend(self._clients)
             self._schedule.start(begin)
-            self._poll.add(self._schedule.fd, self._due)
+            self._poller.add(self._schedule.fd, self._send_due)
         self._loop(begin)
-        took, spent = monotonic() - begin, process_time() - used
+        seconds, cpu_s = monotonic() - begin, process_time() - cpu_begin
         self._drain()
         return Report(
-            requests=self._counts.total(),
+            requests=self._latencies.total(),
             errors=dict(self._errors),
-            seconds=took,
-            histogram=dict(self._counts),
-            worst_s=self._worst,
-            cpu_share=spent / took,
-            limited=spent / took > _LIMIT,
+            seconds=seconds,
+            histogram=dict(self._latencies),
+            worst_s=self._worst_s,
+            cpu_share=cpu_s / seconds,
+            limited=cpu_s / seconds > _MAX_CPU_SHARE,
         )
 
     def _loop(self, now: float) -> None:
-        sweep = now
-        while (now := monotonic()) < self._until:
-            if now >= sweep:
+        next_sweep = now
+        while (now := monotonic()) < self._end:
+            if now >= next_sweep:
                 self._sweep(now)
-                sweep = now + _SWEEP_S
-            self._poll.wait(max(0.0, min(sweep, self._until) - now))
+                next_sweep = now + _SWEEP_S
+            self._poller.wait(max(0.0, min(next_sweep, self._end) - now))
 
     def _drain(self) -> None:
-        """Wait for what is still outstanding; its time will be up at the latest."""
+        """Wait for the requests in progress; each ends at its timeout at the latest."""
         if self._schedule is not None:
-            self._poll.remove(self._schedule.fd)
+            self._poller.remove(self._schedule.fd)
         while self._busy:
             self._sweep(monotonic())
             if self._busy:
-                self._poll.wait(_SWEEP_S)
+                self._poller.wait(_SWEEP_S)
         for client in self._clients:
             client.close()
 
     def _sweep(self, now: float) -> None:
         for client in self._clients:
             if client.expire(now):
-                self._over(client, "timeout")
+                self._on_done(client, "timeout")
         paused, self._paused = self._paused, []
-        if now < self._until:
+        if now < self._end:
             for client in paused:
-                self._ask(client, now)
+                self._send_next(client, now)
 
-    def _ask(self, client: Client, now: float) -> None:
+    def _send_next(self, client: Client, now: float) -> None:
         """Closed loop: the next request is due when it is sent."""
-        if error := client.ask(now, now):
+        if error := client.send(now, now):
             self._errors[error] += 1
             self._paused.append(client)
         else:
             self._busy += 1
 
-    def _due(self) -> None:
-        """Open loop: send what is due as long as somebody is free."""
+    def _send_due(self) -> None:
+        """Open loop: send the requests that are due, as long as clients are free."""
         schedule = self._schedule
         assert schedule is not None
-        schedule.clear()
+        schedule.clear_timer()
         now = monotonic()
         while self._idle and (due := schedule.take(now)):
-            self._ask_due(self._idle.popleft(), due, now)
+            self._send_at(self._idle.popleft(), due, now)
 
-    def _ask_due(self, client: Client, due: float, now: float) -> None:
-        if error := client.ask(due, now):
+    def _send_at(self, client: Client, due: float, now: float) -> None:
+        """Open loop: send a request that was due at that moment."""
+        if error := client.send(due, now):
             self._errors[error] += 1
             self._idle.append(client)
         else:
             self._busy += 1
 
-    def _over(self, client: Client, error: str) -> None:
+    def _on_done(self, client: Client, error: str) -> None:
         self._busy -= 1
         now = monotonic()
         if error:
             self._errors[error] += 1
         else:
-            took = now - client.due
-            self._counts[histogram.index(took)] += 1
-            if took > self._worst:
-                self._worst = took
-        if now >= self._until:
+            latency = now - client.due
+            self._latencies[histogram.index(latency)] += 1
+            if latency > self._worst_s:
+                self._worst_s = latency
+        if now >= self._end:
             return
         if self._schedule is None:
             if error == "connect":
                 self._paused.append(client)
             else:
-                self._ask(client, now)
+                self._send_next(client, now)
         elif due := self._schedule.take(now):
-            self._ask_due(client, due, now)
+            self._send_at(client, due, now)
         else:
             self._idle.append(client)
 
 
-def warm(poll: Poll, clients: list[Client], most_s: float) -> None:
-    """Open connections ahead, so that the first answers are not those of a crowd."""
-    until = monotonic() + most_s
-    left = list(reversed(clients))
-    opening: list[Client] = []
-    while (left or opening) and monotonic() < until:
-        while left and len(opening) < _AT_ONCE:
-            client = left.pop()
+def connect_all(poller: Poller, clients: list[Client], timeout_s: float) -> None:
+    """Open all connections before the load, so that it does not begin with a burst of connects."""
+    deadline = monotonic() + timeout_s
+    closed = list(reversed(clients))
+    connecting: list[Client] = []
+    while (closed or connecting) and monotonic() < deadline:
+        while closed and len(connecting) < _MAX_CONNECTING:
+            client = closed.pop()
             if not client.connect():
-                opening.append(client)
-        poll.wait(_SWEEP_S)
-        opening = [client for client in opening if client.open and not client.connected]
+                connecting.append(client)
+        poller.wait(_SWEEP_S)
+        connecting = [client for client in connecting if client.open and not client.connected]
 
 
 class Schedule:
-    """When requests are due: a batch of them at a time, at fixed distances."""
+    """When requests are due: in batches, at fixed intervals."""
 
     def __init__(self, rate: float) -> None:
-        self._batch = ceil(rate * _TICK_S)
-        self._interval = self._batch / rate
+        self._batch = ceil(rate * _MIN_TICK_S)
+        self._interval_s = self._batch / rate
         self._begin = 0.0
-        self._next = 0
+        self._taken = 0
+        """Requests so far."""
         self.fd = -1
+        """Readable at each interval."""
 
     def start(self, begin: float) -> None:
         self._begin = begin
-        self.fd = _timer(self._interval)
+        self.fd = _timer(self._interval_s)
 
-    def clear(self) -> None:
+    def clear_timer(self) -> None:
         os.read(self.fd, 8)
 
     def take(self, now: float) -> float:
-        """When the next request was due, if that is not in the future: then 0."""
-        due = self._begin + self._next // self._batch * self._interval
+        """Take the next request: when it was due. 0: none is due yet."""
+        due = self._begin + self._taken // self._batch * self._interval_s
         if due > now:
             return 0.0
-        self._next += 1
+        self._taken += 1
         return due
 
 
 def _timer(interval_s: float) -> int:
-    """A descriptor that is readable every so often: an epoll's own time-out has milliseconds."""
+    """A timerfd, because the timeout of an epoll has only milliseconds."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd: int = libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
     seconds, rest = divmod(max(1, round(interval_s * 1e9)), 10**9)
@@ -220,12 +234,12 @@ def _main() -> int:
         if not piece:
             return 1
         line += piece
-    raise_descriptors()
-    poll = Poll()
-    # Nothing more is said to it: that it can be read is the end of who wanted the load.
-    poll.add(0, lambda: os._exit(1))
+    raise_fd_limit()
+    poller = Poller()
+    # Nothing more is written to it. It becomes readable when it is closed.
+    poller.add(0, lambda: os._exit(1))
     try:
-        report = Load(Job.model_validate_json(line), poll).run()
+        report = Load(Job.model_validate_json(line), poller).run()
     except OSError as error:
         sys.stderr.write(f"{error}\n")
         return 1

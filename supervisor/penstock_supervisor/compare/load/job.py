@@ -1,4 +1,4 @@
-"""What load is made, and what came of it: what is said to a generator and what it answers."""
+"""The job that a load generator gets, and the report that it returns."""
 
 from typing import Annotated, Final
 
@@ -9,7 +9,7 @@ from penstock_supervisor.compare.report import histogram
 from penstock_supervisor.compare.report.result import LoadKind
 
 READY: Final = b"ready\n"
-"""What a generator says first, so that several of them begin together."""
+"""The first line of a generator. When all are ready they get their jobs, and begin together."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -22,42 +22,42 @@ class Job(FrozenModel):
     connections: Annotated[int, Field(ge=1)]
     seconds: Positive
     rate: float = 0.0
-    """Requests a second, of the kind "rate"."""
+    """Requests a second; only for the kind "rate"."""
     host: str = "localhost"
 
 
 class Report(FrozenModel):
     requests: int
-    """Answered, and well: 2xx and 3xx."""
+    """Answered with success: 2xx and 3xx."""
     errors: dict[str, int]
-    """The others, by kind: connect, no port (none was left to connect from), reset, timeout,
+    """Failed requests by kind: connect, no port (no local port was free), reset, timeout,
     status, protocol."""
     seconds: float
     histogram: dict[int, int]
-    """Latencies of the good answers, by bucket of `compare.histogram`."""
+    """Latencies of successful requests, by bucket of `compare.report.histogram`."""
     worst_s: float
     cpu_share: float
-    """Of one processor, of the busiest process."""
+    """Of one processor, used by the busiest process."""
     limited: bool
     """The generator was the limit, not the subject."""
 
 
 def split(job: Job, processes: int) -> list[Job]:
-    """A part for each process; no more of them than connections."""
+    """A part of the job for each process. There are no more parts than connections."""
     count = max(1, min(processes, job.connections))
     return [
         job.model_copy(
             update={
-                "connections": job.connections // count + (at < job.connections % count),
+                "connections": job.connections // count + (n < job.connections % count),
                 "rate": job.rate / count,
             }
         )
-        for at in range(count)
+        for n in range(count)
     ]
 
 
 def merge(reports: list[Report]) -> Report:
-    """Of processes that worked at the same time."""
+    """The report of processes that worked at the same time."""
     errors: dict[str, int] = {}
     for report in reports:
         for kind, count in report.errors.items():

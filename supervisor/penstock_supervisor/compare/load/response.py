@@ -1,7 +1,7 @@
-"""One answer as a load's client reads it: where it ends, and whether it is a good one.
+"""Parses one response for a client of a load: where it ends, and whether it is a success.
 
-The grammar is the proxy's own, strict one. Payload is counted and thrown away: whoever makes
-load wants to know when an answer is whole. No I/O, no clock.
+It uses the proxy's strict parser. The body is counted and thrown away, because a client of a
+load only needs to know when the response is complete. No I/O, no clock.
 """
 
 from typing import Final
@@ -20,23 +20,24 @@ from penstock_proxy.http1.parser import (
 _UNTIL_CLOSE: Final = -1
 
 
-class Answer:
-    """Of a GET. `done` once all of it came; raises RejectedError when it is no answer."""
+class Response:
+    """Of a GET. `done` is true when it is complete. RejectedError: it is not valid."""
 
-    __slots__ = ("_chunked", "_head", "_left", "done", "keep", "status")
+    __slots__ = ("_chunked", "_head", "_remaining", "done", "keep", "status")
 
     def __init__(self) -> None:
         self._head: bytes | None = b""
-        """None once it was read."""
+        """None after the head was read."""
         self._chunked: Chunked | None = None
-        self._left = 0
+        self._remaining = 0
+        """Bytes of the body that are still to come, or _UNTIL_CLOSE."""
         self.status = 0
         self.keep = False
         """May the connection be used again?"""
         self.done = False
 
     @property
-    def good(self) -> bool:
+    def is_success(self) -> bool:
         return self.done and 200 <= self.status < 400
 
     def feed(self, data: bytes) -> None:
@@ -47,22 +48,22 @@ class Answer:
         if self._chunked is not None:
             self._chunked.feed(data)
             self.done, rest = self._chunked.done, self._chunked.rest
-        elif self._left == _UNTIL_CLOSE:
+        elif self._remaining == _UNTIL_CLOSE:
             return
         else:
-            rest = data[self._left :]
-            self._left = max(0, self._left - len(data))
-            self.done = not self._left
+            rest = data[self._remaining :]
+            self._remaining = max(0, self._remaining - len(data))
+            self.done = not self._remaining
         if rest:
             raise RejectedError(BAD_RESPONSE, "more than was asked for")
 
     def end(self) -> bool:
-        """The connection was closed: is that the end of the answer?"""
-        self.done = self._head is None and self._left == _UNTIL_CLOSE
+        """The connection was closed. True if that is the end of the response."""
+        self.done = self._head is None and self._remaining == _UNTIL_CLOSE
         return self.done
 
     def _read_head(self, data: bytes) -> bytes:
-        """Return what is behind the head, if all of it came."""
+        """Return the bytes after the head; none if the head is not complete."""
         while True:
             end = data.find(b"\r\n\r\n") + 4
             if max(end, len(data) if end < 4 else 0) > MAX_RESPONSE_HEAD:
@@ -86,10 +87,10 @@ class Answer:
             b"close" not in fields.connection if line.minor else b"keep-alive" in fields.connection
         )
         if line.status in (204, 304):
-            self._left = 0
+            self._remaining = 0
         elif fields.chunked:
             self._chunked = Chunked(BAD_RESPONSE)
         elif fields.length != NO_LENGTH:
-            self._left = fields.length
+            self._remaining = fields.length
         else:
-            self._left, self.keep = _UNTIL_CLOSE, False
+            self._remaining, self.keep = _UNTIL_CLOSE, False

@@ -1,11 +1,12 @@
-"""wrk in place of our own generator, for who trusts what they know.
+"""wrk in place of our own generator, for users who trust a tool that they know.
 
-It has no constant rate and speaks to TCP ports only: what it cannot do is left to ours. A
-script that it runs at its end prints the whole histogram, because its own output has only a
-few points of it. Before that, wrk itself adds to the histogram the answers that a slow one
-kept it from asking for; ours does so for a constant rate only. And it starts its clock when a
-connection is there, ours when one is wanted. So latencies of the two are not to be compared
-with each other.
+wrk has no constant rate, and connects to TCP ports only; for other loads our generator is used.
+A script that wrk runs at its end prints the whole histogram, because wrk's own output has only a
+few points of it.
+
+Latencies of the two generators must not be compared. After a slow response, wrk adds latencies
+of requests that it would have sent meanwhile; ours does so only at a constant rate. And wrk
+starts the clock when the connection is open, ours before it connects.
 """
 
 import asyncio
@@ -21,10 +22,10 @@ from penstock_supervisor.compare.load.driver import Job, Report
 from penstock_supervisor.compare.report import histogram
 
 _TIMEOUT_S: Final = 5
-"""As our own generator's."""
+"""The same as our own generator's."""
 _SLACK_S: Final = 15.0
-_LIMIT: Final = 0.9
-"""Share of its threads' time that it may use before it counts as the limit."""
+_MAX_CPU_SHARE: Final = 0.9
+"""Of its threads' time; with more it counts as the limit."""
 _MARK: Final = "penstock "
 _SCRIPT: Final = """\
 function done(summary, latency, requests)
@@ -44,16 +45,16 @@ end
 
 
 class WrkError(Exception):
-    """It did not do what it should. One line for people."""
+    """wrk failed. One line for people."""
 
 
-def can(job: Job) -> bool:
-    """Is it a load that wrk makes?"""
+def supports(job: Job) -> bool:
+    """Can wrk make this load?"""
     return job.kind != "rate" and not parse_address(job.address).path
 
 
 async def drive(program: str, job: Job, threads: int) -> Report:
-    """Run it once. WrkError."""
+    """Run wrk once. `program` is its path. WrkError."""
     threads = min(threads, job.connections)
     with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
         script = _script(directory)
@@ -76,7 +77,7 @@ def _script(directory: str) -> str:
     return str(path)
 
 
-async def _output(argv: list[str], most_s: float) -> str:
+async def _output(argv: list[str], timeout_s: float) -> str:
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
@@ -85,7 +86,7 @@ async def _output(argv: list[str], most_s: float) -> str:
         start_new_session=True,
     )
     try:
-        async with asyncio.timeout(most_s):
+        async with asyncio.timeout(timeout_s):
             out, _ = await process.communicate()
     except TimeoutError:
         raise WrkError(f"{os.path.basename(argv[0])} did not end") from None  # noqa: PTH119
@@ -96,24 +97,24 @@ async def _output(argv: list[str], most_s: float) -> str:
     return out.decode(errors="replace")
 
 
-def _report(said: dict[str, Any], threads: int) -> Report:
-    seconds = said["us"] / 1e6
+def _report(result: dict[str, Any], threads: int) -> Report:
+    seconds = result["us"] / 1e6
     counts: Counter[int] = Counter()
-    for value, count in said["rows"]:
+    for value, count in result["rows"]:
         counts[histogram.index(value / 1e6)] += count
     errors = {
-        "connect": said["connect"],
-        "reset": said["read"] + said["write"],
-        "timeout": said["timeout"],
-        "status": said["status"],
+        "connect": result["connect"],
+        "reset": result["read"] + result["write"],
+        "timeout": result["timeout"],
+        "status": result["status"],
     }
-    share = said["cpu_s"] / (seconds * threads) if seconds else 0.0
+    share = result["cpu_s"] / (seconds * threads) if seconds else 0.0
     return Report(
-        requests=max(0, said["requests"] - said["status"]),
+        requests=max(0, result["requests"] - result["status"]),
         errors={kind: count for kind, count in errors.items() if count},
         seconds=seconds,
         histogram=dict(counts),
-        worst_s=said["max_us"] / 1e6,
+        worst_s=result["max_us"] / 1e6,
         cpu_share=share,
-        limited=share > _LIMIT,
+        limited=share > _MAX_CPU_SHARE,
     )

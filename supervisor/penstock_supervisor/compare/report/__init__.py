@@ -1,1 +1,1 @@
-"""What a comparison found: figures, a verdict, and both in words and tables."""
+"""The results of a comparison: figures, their evaluation, and both in words and tables."""

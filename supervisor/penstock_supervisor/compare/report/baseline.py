@@ -1,9 +1,9 @@
-"""An earlier run beside this one: what became better, worse, or cannot be told.
+"""Compares this run with an earlier one: what became better or worse.
 
-Reads a file that `--json` wrote, which may come from another machine, another version or
-somebody's editor, so what is wrong with it is said in one line. A difference counts only
-when it exceeds the spread of both runs; and where the two runs were not made alike, that
-is said before any figure.
+Reads a file that `--json` wrote. It may come from another machine or version, or may have been
+edited, so an error is one line that says what is wrong with it. A difference counts only if it
+is larger than the spread of both runs. If the two runs were made in different ways, caveats say
+so before any figure.
 """
 
 import json
@@ -18,7 +18,7 @@ from penstock_supervisor.compare.report.figures import Figure, alike, figures
 from penstock_supervisor.compare.report.result import FORMAT, Comparison
 
 MAX_BYTES: Final = 64 * 2**20
-"""A result has some hundred kilobytes; whatever is larger is something else."""
+"""A result has some hundred kilobytes; a larger file is something else."""
 
 Sign = Literal["better", "worse", "alike"]
 
@@ -35,7 +35,7 @@ class Difference(NamedTuple):
 
     @property
     def change(self) -> float | None:
-        """As a share of what it was; None when it was nothing or has no end."""
+        """Relative to `then`. None: that was zero, or one of the two is infinite."""
         if not self.then or not (isfinite(self.then) and isfinite(self.now)):
             return None
         return self.now / self.then - 1
@@ -43,13 +43,13 @@ class Difference(NamedTuple):
     @property
     def text(self) -> str:
         """`+12% better`; `=` for alike."""
-        word = "=" if self.sign == "alike" else self.sign
+        sign = "=" if self.sign == "alike" else self.sign
         if self.change is None:
-            return word
+            return sign
         if self.change >= 9.995:
-            return f"{self.now / self.then:.0f} times {word}"
+            return f"{self.now / self.then:.0f} times {sign}"
         percent = round(self.change * 100)
-        return f"{percent:+d}% {word}" if percent else f"0% {word}"
+        return f"{percent:+d}% {sign}" if percent else f"0% {sign}"
 
 
 def load(path: Path) -> Comparison:
@@ -62,40 +62,44 @@ def load(path: Path) -> Comparison:
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path} is no result of penstock compare: more than 64 MiB")
     try:
-        found = json.loads(
-            content, object_hook=_renamed, parse_constant=_refuse, parse_float=_finite
+        parsed = json.loads(
+            content,
+            object_hook=_with_current_names,
+            parse_constant=_reject_constant,
+            parse_float=_parse_finite,
         )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {_line(str(error))}") from error
-    return _comparison(found, path)
+    return _comparison(parsed, path)
 
 
-def _renamed(found: dict[str, Any]) -> dict[str, Any]:
-    """By role, an object of a file from when the proxy was called front."""
-    if "front" in found:
-        found["proxy"] = found.pop("front")
-    return found
+def _with_current_names(parsed: dict[str, Any]) -> dict[str, Any]:
+    """Older files have the role "front" for the proxy."""
+    if "front" in parsed:
+        parsed["proxy"] = parsed.pop("front")
+    return parsed
 
 
 def differences(now: Comparison, then: Comparison) -> tuple[Difference, ...]:
     """Every figure that both runs have, of subjects with the same name."""
-    before = {subject.name: subject for subject in then.subjects}
-    found = []
+    then_by_name = {subject.name: subject for subject in then.subjects}
+    result = []
     for figure in figures(now):
         for subject in now.subjects:
             new = figure.read(subject)
-            old = figure.read(before[subject.name]) if subject.name in before else None
+            old = figure.read(then_by_name[subject.name]) if subject.name in then_by_name else None
             if new is None or old is None:
                 continue
-            sign: Sign = "better" if (new.value > old.value) == figure.more else "worse"
+            is_better = (new.value > old.value) == figure.more_is_better
+            sign: Sign = "better" if is_better else "worse"
             if alike(figure, new, old) or "limited" in (new.doubt, old.doubt):
                 sign = "alike"
-            found.append(Difference(figure, subject.name, old.value, new.value, sign))
-    return tuple(found)
+            result.append(Difference(figure, subject.name, old.value, new.value, sign))
+    return tuple(result)
 
 
 def caveats(now: Comparison, then: Comparison) -> tuple[str, ...]:
-    """Why the two runs may not be compared so easily, a line each."""
+    """Differences between the ways in which the two runs were made, one line each."""
     return tuple(_caveats(now, then))
 
 
@@ -103,14 +107,14 @@ def _caveats(now: Comparison, then: Comparison) -> Iterator[str]:
     for key in sorted(now.machine.keys() & then.machine.keys()):
         if now.machine[key] != then.machine[key]:
             yield f"{key} was {then.machine[key]}, now {now.machine[key]}"
-    for what, old, new in (
+    for name, old, new in (
         ("penstock", then.penstock, now.penstock),
         ("workers", then.workers, now.workers),
         ("rounds", then.rounds, now.rounds),
         ("seconds of a load", then.seconds, now.seconds),
     ):
         if old != new:
-            yield f"{what}: {old}, now {new}"
+            yield f"{name}: {old}, now {new}"
     if then.config != now.config:
         yield "the configuration was another"
     if _rates(then) != _rates(now):
@@ -124,15 +128,15 @@ def _rates(comparison: Comparison) -> set[float]:
     return {one.loads["rate"].rate for one in comparison.subjects if "rate" in one.loads}
 
 
-def _comparison(found: Any, path: Path) -> Comparison:
-    if not isinstance(found, dict) or not {"format", "subjects"} <= found.keys():
+def _comparison(parsed: Any, path: Path) -> Comparison:
+    if not isinstance(parsed, dict) or not {"format", "subjects"} <= parsed.keys():
         raise ValueError(f"{path} is no result of penstock compare --json")
-    if found["format"] != FORMAT:
+    if parsed["format"] != FORMAT:
         raise ValueError(
-            f"{path} has format {_line(str(found['format']))}, and this version reads {FORMAT}"
+            f"{path} has format {_line(str(parsed['format']))}, and this version reads {FORMAT}"
         )
     try:
-        comparison = Comparison.model_validate(found, strict=False)
+        comparison = Comparison.model_validate(parsed, strict=False)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -144,11 +148,11 @@ def _comparison(found: Any, path: Path) -> Comparison:
     return comparison
 
 
-def _refuse(constant: str) -> NoReturn:
+def _reject_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no figure")
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     value = float(text)
     if not isfinite(value):
         raise ValueError(f"{_line(text)} is no figure")
@@ -156,6 +160,6 @@ def _finite(text: str) -> float:
 
 
 def _line(text: str) -> str:
-    """One line of a readable length, whatever was in the file."""
+    """The text as one line of limited length, because it comes from the file."""
     plain = "".join(char if char.isprintable() else " " for char in text)
     return plain if len(plain) <= 120 else f"{plain[:119]}…"

@@ -1,8 +1,9 @@
-"""Every figure of a comparison by name: where it is found, and which way is better.
+"""The list of all figures of a comparison: how each is read, and which way is better.
 
-The table, the page, the verdicts and the baseline all go by this one list, so they cannot
-disagree about what was measured. A figure that a subject has not is None and never zero:
-"not measured" and "nothing" are different findings. No I/O, no clock.
+A *figure* is one kind of result, such as `keepalive.p99`: one row of the table. Table, page,
+paragraphs and baseline all use this one list, so they cannot disagree about what was measured.
+A figure that was not measured for a subject is None and never zero, because zero is a result.
+No I/O, no clock.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,20 +21,19 @@ from penstock_supervisor.compare.report.result import (
     Spread,
     Subject,
 )
-from penstock_supervisor.compare.report.units import Quantity, shown
+from penstock_supervisor.compare.report.units import Quantity, format_value
 
 ROLES: Final = ("proxy", "workers", "supervisor", "server")
 
-SINGLE: Final = 0.1
-"""Two values of one round each are alike within this: nobody knows how far they spread."""
-_CLOSE: Final = 0.03
-"""Nobody should choose by less than this, however narrow the spread."""
-_ERRORS: Final = 0.01
-"""Share of failed requests from which a figure no longer speaks for a subject: a server
-that refuses is quick."""
+SINGLE_ROUND_TOLERANCE: Final = 0.1
+"""Values of a single round are alike within this share, because their spread is not known."""
+_TOLERANCE: Final = 0.03
+"""Values are alike within this share, even if their spreads are smaller."""
+_MAX_FAILED_SHARE: Final = 0.01
+"""With more failed requests a figure is no merit: a server that rejects requests is quick."""
 
 NEVER: Final = inf
-"""Not within the time that was given."""
+"""Not within the given time."""
 
 Doubt = Literal["", "limited", "errors"]
 
@@ -45,9 +45,9 @@ class Cell(NamedTuple):
     low: float
     high: float
     rounds: int = 0
-    """0: measured once and exact, as descriptors are."""
+    """0: measured once, and exact, as descriptors are."""
     doubt: Doubt = ""
-    """limited: the load generator was the limit; errors: too many requests failed."""
+    """limited: the load generator was the limit. errors: too many requests failed."""
 
     @property
     def spread(self) -> float:
@@ -57,38 +57,37 @@ class Cell(NamedTuple):
         return (self.high - self.low) / 2 / abs(self.value)
 
 
-Read = Callable[[Subject], Cell | None]
+ReadCell = Callable[[Subject], Cell | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One row."""
+    """One kind of result: a row of the table."""
 
     key: str
     """`keepalive.p99`; unique."""
     section: str
     label: str
     quantity: Quantity
-    more: bool = False
-    """More is better."""
-    close: float = _CLOSE
-    """Values that are nearer than this share are alike."""
+    more_is_better: bool = False
+    tolerance: float = _TOLERANCE
+    """Values that differ by less than this share are alike."""
     role: str = ""
-    """A part of the figure above, of this role; nobody wins a part."""
-    read: Read
+    """This role's part of the figure above. Parts have no best."""
+    read: ReadCell
 
 
 def sections(comparison: Comparison) -> dict[str, str]:
-    """The parts of the table and their titles, in order."""
+    """The sections of the table and their titles, in order."""
     rates = [one.loads["rate"].rate for one in comparison.subjects if "rate" in one.loads]
-    asked = f", {shown('rate', rates[0])} requests/s" if rates else ""
+    rate = f", {format_value('rate', rates[0])} requests/s" if rates else ""
     held = [one.held.connections for one in comparison.subjects if one.held]
-    many = f"{held[0]:,} " if held else ""
+    count = f"{held[0]:,} " if held else ""
     return {
         "keepalive": "Keep-alive connections",
         "connect": "A connection per request",
-        "rate": f"Constant rate{asked}",
-        "held": f"{many}{'open' if held else 'Open'}, idle connections",
+        "rate": f"Constant rate{rate}",
+        "held": f"{count}{'open' if held else 'Open'}, idle connections",
         "split": "Split across workers",
         "kill": "Fault: a worker killed",
         "roll": "Fault: all workers replaced, one after the other",
@@ -97,31 +96,31 @@ def sections(comparison: Comparison) -> dict[str, str]:
 
 
 def figures(comparison: Comparison) -> tuple[Figure, ...]:
-    """All that at least one subject has, in the order of the table."""
-    found: list[Figure] = []
+    """All figures that at least one subject has, in the order of the table."""
+    candidates: list[Figure] = []
     for load in LOADS:
-        found += _load(load, comparison.subjects)
-    found += _held(comparison.subjects)
-    found.append(
+        candidates += _load(load, comparison.subjects)
+    candidates += _held(comparison.subjects)
+    candidates.append(
         Figure(key="split.jain", section="split", label="Jain's fairness", quantity="ratio",
-               more=True, close=0.01, read=_jain)
+               more_is_better=True, tolerance=0.01, read=_jain)
     )  # fmt: skip
     for fault in FAULTS:
-        found += _fault(fault)
-    return tuple(one for one in found if _is_told(one, comparison.subjects))
+        candidates += _fault(fault)
+    return tuple(figure for figure in candidates if _has_values(figure, comparison.subjects))
 
 
-def _is_told(figure: Figure, subjects: Sequence[Subject]) -> bool:
-    """Was it measured at all? Errors that nobody had are no figure."""
+def _has_values(figure: Figure, subjects: Sequence[Subject]) -> bool:
+    """Was it measured? Errors and parts are left out as well if all of them are zero."""
     cells = [cell for subject in subjects if (cell := figure.read(subject))]
-    silent = figure.key.endswith(".errors") or bool(figure.role)
-    return any(cell.value for cell in cells) if silent else bool(cells)
+    hidden_if_zero = figure.key.endswith(".errors") or bool(figure.role)
+    return any(cell.value for cell in cells) if hidden_if_zero else bool(cells)
 
 
-def roles(parts: Sequence[str]) -> list[str]:
-    """In the order in which they are shown."""
-    known = [role for role in ROLES if role in parts]
-    return known + sorted(set(parts) - set(ROLES))
+def roles(names: Sequence[str]) -> list[str]:
+    """Each of these roles once, in the order in which they are shown."""
+    known = [role for role in ROLES if role in names]
+    return known + sorted(set(names) - set(ROLES))
 
 
 def failed_share(load: LoadResult) -> float:
@@ -129,17 +128,17 @@ def failed_share(load: LoadResult) -> float:
     return failed / max(1, load.requests + failed)
 
 
-def of_all_roles(parts: dict[str, Spread]) -> Spread | None:
-    """The sum of each round."""
+def sum_of_roles(parts: dict[str, Spread]) -> Spread | None:
+    """For each round, the sum of all roles."""
     rounds = list(zip(*(part.values for part in parts.values()), strict=False))
-    return Spread(values=tuple(sum(one) for one in rounds)) if rounds else None
+    return Spread(values=tuple(map(sum, rounds))) if rounds else None
 
 
 def _load(kind: LoadKind, subjects: Sequence[Subject]) -> Iterator[Figure]:
-    # A constant rate is reached or not; to have more of it is no merit.
+    # A constant rate is reached or not, so its throughput is no merit.
     if kind != "rate":
         yield Figure(key=f"{kind}.requests_per_s", section=kind, label="requests/s",
-                     quantity="rate", more=True,
+                     quantity="rate", more_is_better=True,
                      read=_of_load(kind, lambda load: load.requests_per_s))  # fmt: skip
     percentiles: dict[str, Callable[[LoadResult], Spread | None]] = {
         "p50": lambda load: load.p50_s,
@@ -149,36 +148,36 @@ def _load(kind: LoadKind, subjects: Sequence[Subject]) -> Iterator[Figure]:
     }
     for label, get in percentiles.items():
         yield Figure(key=f"{kind}.{label}", section=kind, label=label, quantity="time",
-                     close=0.05, read=_of_load(kind, get))  # fmt: skip
+                     tolerance=0.05, read=_of_load(kind, get))  # fmt: skip
     yield Figure(key=f"{kind}.cpu", section=kind, label="CPU/request", quantity="cpu",
-                 read=_of_load(kind, lambda load: of_all_roles(load.cpu_us)))  # fmt: skip
+                 read=_of_load(kind, lambda load: sum_of_roles(load.cpu_us)))  # fmt: skip
     loads = [one.loads[kind] for one in subjects if kind in one.loads]
     for role in roles([role for load in loads for role in load.cpu_us]):
         yield Figure(key=f"{kind}.cpu.{role}", section=kind, label=f"  {role}", quantity="cpu",
                      role=role, read=_of_load(kind, _cpu_of(role)))  # fmt: skip
     yield Figure(key=f"{kind}.errors", section=kind, label="failed", quantity="number",
-                 close=0.0, read=_errors(kind))  # fmt: skip
+                 tolerance=0.0, read=_errors(kind))  # fmt: skip
 
 
 def _cpu_of(role: str) -> Callable[[LoadResult], Spread | None]:
     return lambda load: load.cpu_us.get(role)
 
 
-def _of_load(kind: LoadKind, get: Callable[[LoadResult], Spread | None]) -> Read:
+def _of_load(kind: LoadKind, get: Callable[[LoadResult], Spread | None]) -> ReadCell:
     def read(subject: Subject) -> Cell | None:
         load = subject.loads.get(kind)
         spread = get(load) if load else None
         if load is None or spread is None or not spread.values:
             return None
         doubt: Doubt = "limited" if load.limited else ""
-        if failed_share(load) >= _ERRORS:
+        if failed_share(load) >= _MAX_FAILED_SHARE:
             doubt = "errors"
         return Cell(spread.median, spread.low, spread.high, len(spread.values), doubt)
 
     return read
 
 
-def _errors(kind: LoadKind) -> Read:
+def _errors(kind: LoadKind) -> ReadCell:
     def read(subject: Subject) -> Cell | None:
         load = subject.loads.get(kind)
         return _counted(sum(load.errors.values())) if load else None
@@ -194,7 +193,7 @@ def _held(subjects: Sequence[Subject]) -> Iterator[Figure]:
         yield Figure(key=f"held.fds.{role}", section="held", label=f"  {role}", role=role,
                      quantity="number", read=_fds_of(role))  # fmt: skip
     yield Figure(key="held.memory", section="held", label="memory each", quantity="memory",
-                 close=0.05,
+                 tolerance=0.05,
                  read=lambda one: _sum(one.held.memory if one.held else {}))  # fmt: skip
     for role in roles([role for one in held for role in one.memory]):
         yield Figure(key=f"held.memory.{role}", section="held", label=f"  {role}", role=role,
@@ -207,11 +206,11 @@ def _ports(subject: Subject) -> Cell | None:
     return _exact(subject.held.ephemeral_ports) if subject.held else None
 
 
-def _fds_of(role: str) -> Read:
+def _fds_of(role: str) -> ReadCell:
     return lambda one: _part(one.held.fds if one.held else {}, role)
 
 
-def _memory_of(role: str) -> Read:
+def _memory_of(role: str) -> ReadCell:
     return lambda one: _part(one.held.memory if one.held else {}, role)
 
 
@@ -229,29 +228,29 @@ def _jain(subject: Subject) -> Cell | None:
 
 def _fault(kind: FaultKind) -> Iterator[Figure]:
     yield Figure(key=f"{kind}.failed", section=kind, label="requests failed",
-                 quantity="number", close=0.0, read=_failed(kind))  # fmt: skip
+                 quantity="number", tolerance=0.0, read=_failed(kind))  # fmt: skip
     yield Figure(key=f"{kind}.capacity", section=kind, label="capacity back",
                  quantity="time", read=_capacity(kind))  # fmt: skip
     yield Figure(key=f"{kind}.worst", section=kind, label="worst latency",
                  quantity="time", read=_worst(kind))  # fmt: skip
 
 
-def _failed(kind: FaultKind) -> Read:
+def _failed(kind: FaultKind) -> ReadCell:
     return lambda one: _counted(one.faults[kind].failed) if kind in one.faults else None
 
 
-def _capacity(kind: FaultKind) -> Read:
+def _capacity(kind: FaultKind) -> ReadCell:
     def read(subject: Subject) -> Cell | None:
         if kind not in subject.faults:
             return None
-        after = subject.faults[kind].full_capacity_s
-        value = NEVER if after is None else after
+        full_capacity_s = subject.faults[kind].full_capacity_s
+        value = NEVER if full_capacity_s is None else full_capacity_s
         return Cell(value, value, value, 1)
 
     return read
 
 
-def _worst(kind: FaultKind) -> Read:
+def _worst(kind: FaultKind) -> ReadCell:
     def read(subject: Subject) -> Cell | None:
         if kind not in subject.faults:
             return None
@@ -265,21 +264,22 @@ def _exact(value: float) -> Cell:
     return Cell(value, value, value)
 
 
-def _counted(many: int) -> Cell:
-    """What happens by chance would be another number next time: two standard deviations."""
-    chance = 2 * sqrt(many)
-    return Cell(many, max(0.0, many - chance), many + chance)
+def _counted(count: int) -> Cell:
+    """A count of chance events varies from run to run: the range is two standard deviations."""
+    deviation = 2 * sqrt(count)
+    return Cell(count, max(0.0, count - deviation), count + deviation)
 
 
 def alike(figure: Figure, one: Cell, other: Cell) -> bool:
-    """Would another run put them in another order?
+    """Could another run put the two in another order?
 
-    Spreads that overlap say so. A value of a single round has no spread, so it has to
-    differ by more.
+    Yes, if their spreads overlap. A single round has no spread, so its value has to differ by
+    more.
     """
     if one.low <= other.high and other.low <= one.high:
         return True
     if not (isfinite(one.value) and isfinite(other.value)):
         return False
-    close = max(figure.close, SINGLE if 1 in (one.rounds, other.rounds) else 0.0)
-    return abs(one.value - other.value) <= close * max(abs(one.value), abs(other.value))
+    single = 1 in (one.rounds, other.rounds)
+    tolerance = max(figure.tolerance, SINGLE_ROUND_TOLERANCE if single else 0.0)
+    return abs(one.value - other.value) <= tolerance * max(abs(one.value), abs(other.value))

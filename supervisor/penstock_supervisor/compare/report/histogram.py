@@ -1,10 +1,9 @@
 """Latencies in buckets: from 1 µs to 100 s, with an error below one per cent.
 
-Each power of two is cut into 128 equal parts, as HdrHistogram does, so that a bucket is found
-with a shift and not with a logarithm and histograms of different processes, rounds and tools
-can be added. What is quicker than 1 µs is bucket 0, what takes longer than 100 s is in the
-last bucket. A value is given back as the end of its bucket: never better than it was.
-No I/O, no clock.
+Each power of two is divided into 128 equal parts, as in HdrHistogram. So a bucket is found with
+a shift and without a logarithm, and histograms of different processes, rounds and tools can be
+added. Latencies below 1 µs are in bucket 0, those above 100 s in the last one. The value of a
+bucket is its upper end, so a latency is never shown better than it was. No I/O, no clock.
 """
 
 from collections import Counter
@@ -14,14 +13,14 @@ from typing import Final
 
 _BITS: Final = 7
 _PARTS: Final = 1 << _BITS
-_UNITS: Final = _PARTS * 1e6
-"""In a second: so small that already the first microsecond has all its parts."""
-_LONGEST_S: Final = 100.0
+_UNITS_PER_S: Final = _PARTS * 1e6
+"""So small that even the first microsecond has all its parts."""
+_MAX_S: Final = 100.0
 
 
 def index(seconds: float) -> int:
-    """The bucket of a latency. Whatever is no latency (less than nothing) is in bucket 0."""
-    units = int(min(seconds, _LONGEST_S) * _UNITS)
+    """The bucket of a latency. A negative one is in bucket 0."""
+    units = int(min(seconds, _MAX_S) * _UNITS_PER_S)
     if units < _PARTS:
         return 0
     shift = units.bit_length() - _BITS - 1
@@ -29,11 +28,11 @@ def index(seconds: float) -> int:
 
 
 def upper(bucket: int) -> float:
-    """Where a bucket ends, in seconds: everything in it is below that (or 100 s and more)."""
+    """The upper end of a bucket in seconds. All its latencies are below (in the last: or more)."""
     if bucket <= 0:
         return 1e-6
     shift, part = divmod(bucket - 1, _PARTS)
-    return ((part + _PARTS + 1) << shift) / _UNITS
+    return ((part + _PARTS + 1) << shift) / _UNITS_PER_S
 
 
 def merge(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:
@@ -44,10 +43,10 @@ def merge(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:
 
 
 def percentile(counts: Mapping[int, int], share: float) -> float:
-    """Seconds within which `share` (0 to 1) of all were done. 0: nothing was counted."""
-    wanted = max(1, ceil(share * sum(counts.values())))
+    """The latency in seconds that `share` (0 to 1) of all do not exceed. 0: there is none."""
+    remaining = max(1, ceil(share * sum(counts.values())))
     for bucket in sorted(counts):
-        wanted -= counts[bucket]
-        if wanted <= 0:
+        remaining -= counts[bucket]
+        if remaining <= 0:
             return upper(bucket)
     return 0.0

@@ -1,10 +1,9 @@
-"""What a comparison found: plain frozen values, the content of `--json`.
+"""The result of a comparison: plain frozen values, the content of `--json`.
 
-Everything that is shown (table, page, verdicts, baseline) is made from a `Comparison` and
-from nothing else, so a file that was written yesterday on another machine can be shown and
-compared today. No I/O, no clock.
+Table, page, paragraphs and baseline are made from a `Comparison` alone. So a file that was
+written yesterday on another machine can be shown and compared today. No I/O, no clock.
 
-Units: seconds, bytes, microseconds of CPU where a name says `cpu_us`. Roles are
+Units: seconds, bytes, and microseconds of CPU time where a name says `cpu_us`. Roles are
 "supervisor", "proxy", "workers", and "server" for an address that somebody else runs.
 """
 
@@ -24,7 +23,7 @@ FaultKind = Literal["kill", "roll", "block"]
 
 
 class Spread(FrozenModel):
-    """One figure over all rounds."""
+    """The values of one figure in all rounds."""
 
     values: tuple[float, ...]
 
@@ -54,7 +53,7 @@ class LoadResult(FrozenModel):
     p999_s: Spread
     worst_s: float
     histogram: dict[int, int]
-    """Latencies of all rounds, by bucket of `compare.histogram`."""
+    """Latencies of all rounds, by bucket of `compare.report.histogram`."""
     cpu_us: dict[str, Spread]
     """CPU time a request, by role."""
     limited: bool
@@ -63,47 +62,47 @@ class LoadResult(FrozenModel):
     """Requests asked for in a second, of a constant-rate load."""
 
 
-class Held(FrozenModel):
-    """Connections that are open and idle."""
+class HeldResult(FrozenModel):
+    """What idle connections cost that are held open."""
 
     connections: int
     fds: dict[str, float]
-    """Descriptors a connection, by role."""
+    """Descriptors per connection, by role."""
     memory: dict[str, float]
-    """Bytes a connection, by role."""
+    """Bytes per connection, by role."""
     ephemeral_ports: float
-    """A connection."""
+    """Per connection."""
     curve: tuple[tuple[int, dict[str, int]], ...]
-    """Connections open, and descriptors of each role at that moment."""
+    """Open connections, and the descriptors of each role at that moment."""
 
 
 class FaultResult(FrozenModel):
-    """What clients noticed of a fault."""
+    """The effect of a fault on clients."""
 
     requests: int
     failed: int
     full_capacity_s: float | None
-    """From the fault until every worker served again; None: not within the time given."""
+    """From the fault until every worker served again. None: not within the given time."""
     worst_s: float
 
 
 class Subject(FrozenModel):
-    """One column: a scheme, or an address that somebody else serves."""
+    """One column of the table: a scheme, or an address that somebody else serves."""
 
     name: str
-    """As in the table: "ports/http", "handoff", or the address."""
+    """"ports/http", "handoff", or the address."""
     scheme: str
     """ports, handoff, shared, reuseport, or "" for an address."""
     mode: str
     """http, tcp, or "" for an address."""
     loads: dict[LoadKind, LoadResult] = Field(default_factory=dict)
-    held: Held | None = None
+    held: HeldResult | None = None
     split: dict[str, int] = Field(default_factory=dict)
     """Requests or connections that each worker had, by slot."""
     split_of: str = "connections"
     """What `split` counts: requests or connections."""
     jain: float | None = None
-    """Jain's fairness ratio of `split`: 1 is even, 1/n is all to one."""
+    """Jain's fairness index of `split`: 1 is even, 1/n is all to one."""
     faults: dict[FaultKind, FaultResult] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What could not be measured, and why."""
@@ -119,16 +118,16 @@ class Comparison(FrozenModel):
     """ISO 8601, UTC."""
     command: str
     machine: dict[str, str]
-    """What it ran on: cpu, cores, memory, kernel, python, uvloop, limits…"""
+    """cpu, cores, memory, kernel, python, uvloop, limits…"""
     config: str
-    """TOML: exactly what was run, the scheme aside."""
+    """TOML: exactly what was run, except for the scheme."""
     workers: int
     rounds: int
     seconds: float
     """Of one load in one round."""
     quick: bool
     interrupted: bool
-    """Ended by Ctrl-C: what is here was measured, what is missing was not."""
+    """Ended by Ctrl-C: what is missing was not measured."""
     notes: tuple[str, ...] = ()
-    """Schemes that were passed over, and measurements that there was no time for."""
+    """Schemes that were not compared, and measurements that there was no time for."""
     subjects: tuple[Subject, ...]

@@ -1,9 +1,8 @@
 """A comparison in the terminal: a table, and a paragraph for each subject.
 
-The best of a row, and whoever cannot be told from it, has an asterisk as well as a colour,
-since output goes into files and mails too. Columns that do not fit beside each other go
-below each other: a table that wraps its figures can be read by nobody. Knows nothing of
-how figures are measured.
+The best of a row, and all that are alike, have an asterisk as well as a colour, because output
+also goes into files and mails. Columns that do not fit beside each other become a second table
+below, because numbers that wrap cannot be read. Must not know how figures are measured.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,23 +12,23 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from penstock_supervisor.compare.report import baseline as earlier
-from penstock_supervisor.compare.report import verdict
+from penstock_supervisor.compare.report import baseline as baselines
+from penstock_supervisor.compare.report import evaluation
 from penstock_supervisor.compare.report.figures import Cell, sections
 from penstock_supervisor.compare.report.result import Comparison
 from penstock_supervisor.compare.report.units import Scale, scale
 
 GAP: Final = 2
 """Spaces between columns."""
-WIDEST_NAME: Final = 21
-"""Of a subject: an IPv4 address with its port; a longer one is folded."""
-NARROWEST: Final = 40
-"""Below this nothing is arranged any more."""
+MAX_NAME_WIDTH: Final = 21
+"""Of a subject: an IPv4 address with its port. A longer name is folded."""
+MIN_WIDTH: Final = 40
+"""In a narrower terminal the table is wider than it."""
 
 MISSING: Final = "-"
 
 _BEST: Final = "bold green"
-_SIGNS: Final = {"better": "green", "worse": "red", "alike": "dim"}
+_SIGN_STYLES: Final = {"better": "green", "worse": "red", "alike": "dim"}
 
 
 class _Line(NamedTuple):
@@ -40,9 +39,9 @@ class _Line(NamedTuple):
 
 
 def render(comparison: Comparison, baseline: Comparison | None, width: int) -> RenderableType:
-    """Everything that a terminal of `width` columns shows of it."""
-    width = max(width, NARROWEST)
-    rows = verdict.rows(comparison)
+    """The whole report for a terminal of `width` columns."""
+    width = max(width, MIN_WIDTH)
+    rows = evaluation.rows(comparison)
     names = [subject.name for subject in comparison.subjects]
     parts: list[RenderableType] = list(_headline(comparison))
     lines = list(_lines(rows))
@@ -50,7 +49,7 @@ def render(comparison: Comparison, baseline: Comparison | None, width: int) -> R
     parts += [Text(note, "dim") for note in _legend(comparison, rows)]
     parts += list(_paragraphs(comparison))
     if baseline is not None:
-        parts += list(_against(comparison, baseline, names, width))
+        parts += list(_baseline(comparison, baseline, names, width))
     return Group(*parts)
 
 
@@ -70,29 +69,35 @@ def _headline(comparison: Comparison) -> Iterator[RenderableType]:
     yield Text("")
 
 
-def _lines(rows: Sequence[verdict.Row]) -> Iterator[_Line]:
+def _lines(rows: Sequence[evaluation.FigureRow]) -> Iterator[_Line]:
     unit: Scale | None = None
     for row in rows:
         figure = row.figure
         if not figure.role or unit is None:
             unit = scale(figure.quantity, [cell.value for cell in row.cells if cell])
-        # A part is read against its whole, so it has the unit of the whole.
+        # A part has the unit of its whole, so that the two can be compared.
         label = figure.label if figure.role or not unit.suffix else f"{figure.label}, {unit.suffix}"
         cells = tuple(
-            _cell(figure.more, cell, unit, "" if figure.role else _BEST if at in row.best else None)
-            for at, cell in enumerate(row.cells)
+            _cell(figure.more_is_better, cell, unit, _style(row, column))
+            for column, cell in enumerate(row.cells)
         )
         yield _Line(figure.section, label, cells, bool(figure.role))
 
 
-def _cell(more: bool, cell: Cell | None, unit: Scale, style: str | None) -> Text:
-    """`style`: of the best; "" for a part, which is faint; None for the others."""
+def _style(row: evaluation.FigureRow, column: int) -> str | None:
+    """Of the best one; "" for a part, which is dim; None for the others."""
+    if row.figure.role:
+        return ""
+    return _BEST if column in row.best else None
+
+
+def _cell(more_is_better: bool, cell: Cell | None, unit: Scale, style: str | None) -> Text:
     if cell is None:
         return Text(MISSING, "dim")
     if style == "":
         return Text(unit.number(cell.value), "dim")
-    least = "≥" if cell.doubt == "limited" and more else ""
-    text = Text(f"{'*' if style else ''}{least}{unit.number(cell.value)}", style or "")
+    at_least = "≥" if cell.doubt == "limited" and more_is_better else ""
+    text = Text(f"{'*' if style else ''}{at_least}{unit.number(cell.value)}", style or "")
     if cell.doubt == "errors":
         text = Text(f"{text.plain}!", "red")
     if cell.rounds > 1:
@@ -106,25 +111,25 @@ def _tables(
     if not lines:
         yield Text("Nothing was measured.")
         return
-    first = max(len(line.label) for line in lines) + 2
+    label_width = max(len(line.label) for line in lines) + 2
     widths = [
-        max(min(len(name), WIDEST_NAME), *(line.cells[at].cell_len for line in lines))
-        for at, name in enumerate(names)
+        max(min(len(name), MAX_NAME_WIDTH), *(line.cells[column].cell_len for line in lines))
+        for column, name in enumerate(names)
     ]
-    for chunk in _chunks(widths, width - first):
-        yield from _table(titles, names, lines, chunk, (first, widths))
+    for columns in _chunks(widths, width - label_width):
+        yield from _table(titles, names, lines, columns, (label_width, widths))
 
 
-def _chunks(widths: Sequence[int], room: int) -> Iterator[list[int]]:
-    """Columns that fit beside each other, at least one."""
+def _chunks(widths: Sequence[int], available: int) -> Iterator[list[int]]:
+    """The columns of each table: as many as fit beside each other, at least one."""
     chunk: list[int] = []
-    left = room
-    for at, needed in enumerate(widths):
-        if chunk and needed + GAP > left:
+    remaining = available
+    for column, width in enumerate(widths):
+        if chunk and width + GAP > remaining:
             yield chunk
-            chunk, left = [], room
-        chunk.append(at)
-        left -= needed + GAP
+            chunk, remaining = [], available
+        chunk.append(column)
+        remaining -= width + GAP
     yield chunk
 
 
@@ -132,41 +137,43 @@ def _table(
     titles: dict[str, str],
     names: Sequence[str],
     lines: Sequence[_Line],
-    chunk: Sequence[int],
-    sizes: tuple[int, Sequence[int]],
+    columns: Sequence[int],
+    all_widths: tuple[int, Sequence[int]],
 ) -> Iterator[RenderableType]:
-    first, widths = sizes
-    head = _grid(first, [widths[at] for at in chunk])
-    head.add_row("", *(Text(names[at], "bold") for at in chunk))
+    """`all_widths`: of the labels, and of all columns."""
+    label_width, widths = all_widths
+    head = _grid(label_width, [widths[column] for column in columns])
+    head.add_row("", *(Text(names[column], "bold") for column in columns))
     yield head
     for section, title in titles.items():
-        # A subject of another chunk may have what nobody here has.
-        inside = [
+        # A figure may be measured only for subjects of another table.
+        section_lines = [
             line
             for line in lines
-            if line.section == section and any(line.cells[at].plain != MISSING for at in chunk)
+            if line.section == section
+            and any(line.cells[column].plain != MISSING for column in columns)
         ]
-        if not inside:
+        if not section_lines:
             continue
         yield Text(title, "bold cyan")
-        body = _grid(first, [widths[at] for at in chunk])
-        for line in inside:
+        body = _grid(label_width, [widths[column] for column in columns])
+        for line in section_lines:
             label = Text(f"  {line.label}", "dim" if line.part else "")
-            body.add_row(label, *(line.cells[at] for at in chunk))
+            body.add_row(label, *(line.cells[column] for column in columns))
         yield body
     yield Text("")
 
 
-def _grid(first: int, widths: Sequence[int]) -> Table:
+def _grid(label_width: int, widths: Sequence[int]) -> Table:
     table = Table.grid(padding=(0, 0, 0, GAP), pad_edge=False)
-    table.add_column(width=first, no_wrap=True)
+    table.add_column(width=label_width, no_wrap=True)
     for width in widths:
-        # Rich counts the padding as a part of the column.
+        # Rich counts the padding as part of the column.
         table.add_column(width=width + GAP, justify="right", overflow="fold")
     return table
 
 
-def _legend(comparison: Comparison, rows: Sequence[verdict.Row]) -> Iterator[str]:
+def _legend(comparison: Comparison, rows: Sequence[evaluation.FigureRow]) -> Iterator[str]:
     cells = [cell for row in rows for cell in row.cells if cell]
     if any(row.best for row in rows):
         yield "* best, or not to be told from the best; no mark: all are alike"
@@ -181,30 +188,31 @@ def _legend(comparison: Comparison, rows: Sequence[verdict.Row]) -> Iterator[str
 
 
 def _paragraphs(comparison: Comparison) -> Iterator[RenderableType]:
-    for name, text in verdict.paragraphs(comparison).items():
+    for name, text in evaluation.paragraphs(comparison).items():
         yield Text("")
         yield Text.assemble((name, "bold"), "  ", text)
 
 
-def _against(
+def _baseline(
     comparison: Comparison, baseline: Comparison, names: Sequence[str], width: int
 ) -> Iterator[RenderableType]:
     yield Text("")
-    when = baseline.started.replace("T", " ")
-    yield Text(f"Against the baseline of {when}, penstock {baseline.penstock}", "bold")
-    for caveat in earlier.caveats(comparison, baseline):
+    started = baseline.started.replace("T", " ")
+    yield Text(f"Against the baseline of {started}, penstock {baseline.penstock}", "bold")
+    for caveat in baselines.caveats(comparison, baseline):
         yield Text(f"{caveat[0].upper()}{caveat[1:]}.", "yellow")
     yield Text("")
-    found = {
-        (one.figure.key, one.subject): one for one in earlier.differences(comparison, baseline)
+    differences = {
+        (one.figure.key, one.subject): one for one in baselines.differences(comparison, baseline)
     }
     lines = []
-    for row in verdict.rows(comparison):
-        here = [found.get((row.figure.key, name)) for name in names]
-        if not any(here) or row.figure.role:
+    for row in evaluation.rows(comparison):
+        in_row = [differences.get((row.figure.key, name)) for name in names]
+        if not any(in_row) or row.figure.role:
             continue
         cells = tuple(
-            Text(one.text, _SIGNS[one.sign]) if one else Text(MISSING, "dim") for one in here
+            Text(one.text, _SIGN_STYLES[one.sign]) if one else Text(MISSING, "dim")
+            for one in in_row
         )
         lines.append(_Line(row.figure.section, row.figure.label, cells))
     yield from _tables(sections(comparison), names, lines, width)

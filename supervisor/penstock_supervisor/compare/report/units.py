@@ -1,8 +1,8 @@
-"""Numbers as a person reads them: three digits that matter, and a unit.
+"""Formats numbers for people: three significant digits and a unit.
 
-Owns how quantities are written, in the table, on the page and in sentences alike. One row
-has one unit, because nobody compares 850 µs with 1.2 ms at a glance. It knows no figure and
-no scheme. No I/O, no clock.
+Owns how quantities are written in the table, on the page and in sentences. All values of a row
+have the same unit, because 850 µs and 1.2 ms are hard to compare. Must not know figures and
+schemes. No I/O, no clock.
 """
 
 from collections.abc import Iterable
@@ -11,19 +11,19 @@ from statistics import median
 from typing import Final, Literal, NamedTuple
 
 Quantity = Literal["rate", "time", "cpu", "memory", "number", "ratio"]
-"""In a second; seconds; microseconds of CPU; bytes; a plain number; between 0 and 1."""
+"""Per second; seconds; microseconds of CPU time; bytes; a plain number; between 0 and 1."""
 
 
 class Scale(NamedTuple):
     """The unit of a row or an axis."""
 
     suffix: str
-    """As it follows a number, without a space; "" for none."""
+    """Follows the number, without a space; "" for none."""
     factor: float
-    """From the value as it was measured to this unit."""
+    """From the measured value to this unit."""
     decimals: int
     thousands: str = ""
-    """"k" or "M": the factor is already less by that much."""
+    """"k" or "M". `factor` includes it."""
 
     def number(self, value: float) -> str:
         if not isfinite(value):
@@ -43,12 +43,12 @@ _COUNTS: Final = ((1e6, "M", 1e-6), (1e4, "k", 1e-3), (0.0, "", 1.0))
 
 
 def scale(quantity: Quantity, values: Iterable[float]) -> Scale:
-    """The unit and the decimals in which these values read best beside each other."""
+    """The unit and the decimals that fit all these values best."""
     sizes = [abs(value) for value in values if value and isfinite(value)]
     typical = median(sizes) if sizes else 0.0
     match quantity:
         case "time":
-            # Nothing at all is no microsecond either.
+            # If all values are zero, they are shown as 0 s.
             suffix, factor = _fitting(_TIMES, typical or 1.0)
         case "memory":
             suffix, factor = _fitting(_SIZES, typical or 2.0**10)
@@ -65,26 +65,26 @@ def scale(quantity: Quantity, values: Iterable[float]) -> Scale:
     return Scale(suffix, factor, _decimals(typical * factor))
 
 
-def shown(quantity: Quantity, value: float) -> str:
-    """One value on its own, with its unit, as a sentence wants it."""
+def format_value(quantity: Quantity, value: float) -> str:
+    """One value with its unit, for a sentence."""
     return scale(quantity, (value,)).text(value)
 
 
-def share(part: float) -> str:
-    """A share of one as whole per cent; what is there is never written as nothing."""
+def format_share(part: float) -> str:
+    """A share of one in whole per cent. A share above zero is never shown as 0 %."""
     return "<1 %" if 0 < part < 0.005 else f"{part * 100:.0f} %"
 
 
-def times(ratio: float) -> str:
-    """How many times as much: "1.8 times"."""
+def format_times(ratio: float) -> str:
+    """A factor: "1.8 times"."""
     digits = f"{ratio:.{1 if ratio < 9.95 else 0}f}"
     return f"{digits.removesuffix('.0')} times"
 
 
 def _fitting(steps: tuple[tuple[float, str, float], ...], typical: float) -> tuple[str, float]:
-    return next((suffix, factor) for least, suffix, factor in steps if typical >= least)
+    return next((suffix, factor) for lowest, suffix, factor in steps if typical >= lowest)
 
 
 def _decimals(typical: float) -> int:
-    """For three digits that matter."""
+    """For three significant digits."""
     return 0 if typical >= 99.95 or not typical else 1 if typical >= 9.995 else 2

@@ -184,7 +184,7 @@ def test_plotly_takes_every_panel(compared: Callable[..., Comparison]) -> None:
     from plotly import graph_objects
 
     for panel in charts.panels(compared(others=8)):
-        figure = inked(panel.figure)
+        figure = resolve_colours(panel.plot)
         drawn = graph_objects.Figure(data=figure["data"], layout=figure["layout"])
         assert len(drawn.data) == len(figure["data"])
 
@@ -224,10 +224,10 @@ def test_what_is_doubtful_says_so_beside_its_figure(sample: Comparison, tmp_path
 
 
 def test_a_subject_has_the_same_colour_whatever_it_is_compared_with(sample: Comparison) -> None:
-    colours = theme.colours(sample)
+    colours = theme.subject_colours(sample)
     alone = sample.model_copy(update={"subjects": sample.subjects[2:3]})
 
-    assert theme.colours(alone)["handoff"] == colours["handoff"]
+    assert theme.subject_colours(alone)["handoff"] == colours["handoff"]
     assert len(set(colours.values())) == len(colours)
 
 
@@ -242,10 +242,10 @@ def partly_measured(sample: Comparison) -> Iterator[tuple[Subject, ...]]:
     yield (first.model_copy(update={"loads": {"keepalive": silent}}), *others)
 
 
-def inked(value: Any) -> Any:
+def resolve_colours(value: Any) -> Any:
     """With a colour for each name that the page's script would fill in."""
     if isinstance(value, dict):
-        return {key: inked(one) for key, one in value.items()}
+        return {key: resolve_colours(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [inked(one) for one in value]
+        return [resolve_colours(one) for one in value]
     return "#000000" if isinstance(value, str) and value.startswith("--") else value

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from penstock_supervisor.compare.load import clients
-from penstock_supervisor.compare.load.driver import Holder, Job, Report, drive
+from penstock_supervisor.compare.load.driver import HeldConnections, Job, Report, drive
 from penstock_supervisor.compare.load.generator import Load
 from penstock_supervisor.compare.load.job import merge, split
 from penstock_supervisor.compare.report import histogram
@@ -185,11 +185,11 @@ async def test_who_is_not_there_is_an_error_to_connect(tmp_path: Path, kind: str
 def test_a_port_that_is_missing_here_is_told_from_a_target_that_refuses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def none_left(_: clients.Route) -> socket.socket:
+    def none_left(_: clients.Connector) -> socket.socket:
         raise OSError(errno.EADDRNOTAVAIL, "not connected")
 
-    monkeypatch.setattr(clients.Route, "connect", none_left)
-    load = Load(job("127.0.0.1:1", "connect"), clients.Poll())
+    monkeypatch.setattr(clients.Connector, "connect", none_left)
+    load = Load(job("127.0.0.1:1", "connect"), clients.Poller())
     assert set(load.run().errors) == {"no port"}
 
 
@@ -235,9 +235,9 @@ async def test_unix_sockets_and_ipv6_are_reached(tmp_path: Path) -> None:
 async def test_many_connections_of_this_machine_come_from_several_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(clients, "_A_SOURCE", 2)
-    async with serving(GOOD) as server, Holder(server.address) as holder:
-        assert await holder.grow(6) == 6
+    monkeypatch.setattr(clients, "_CONNECTIONS_PER_SOURCE", 2)
+    async with serving(GOOD) as server, HeldConnections(server.address) as held:
+        assert await held.grow(6) == 6
     hosts = {peer.split("'")[1] for peer in server.peers}
     assert hosts == {"127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"}
 
@@ -296,10 +296,10 @@ async def test_a_generator_ends_with_who_wanted_the_load() -> None:
 
 async def test_held_connections_asked_once_and_stay() -> None:
     async with serving(GOOD) as server:
-        async with Holder(server.address, "/x") as holder:
-            assert await holder.grow(100) == 100
-            assert await holder.grow(50) == 150
-            assert await holder.grow(0) == 150
+        async with HeldConnections(server.address, "/x") as held:
+            assert await held.grow(100) == 100
+            assert await held.grow(50) == 150
+            assert await held.grow(0) == 150
             assert server.open == len(server.requests) == 150
         assert server.requests[0].startswith(b"GET /x HTTP/1.1\r\n")
 
@@ -308,13 +308,13 @@ async def test_a_held_connection_that_was_closed_is_not_counted() -> None:
     async def answer(number: int) -> bytes:
         return b"reset" if number % 2 else GOOD
 
-    async with serving(answer) as server, Holder(server.address) as holder:
-        assert await holder.grow(10) == 5
+    async with serving(answer) as server, HeldConnections(server.address) as held:
+        assert await held.grow(10) == 5
 
 
 async def test_who_holds_gets_as_many_descriptors_as_may_be_had() -> None:
     with lowered_limit():
-        async with serving(GOOD) as server, Holder(server.address):
+        async with serving(GOOD) as server, HeldConnections(server.address):
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             assert soft == hard
 

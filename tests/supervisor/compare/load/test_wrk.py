@@ -88,4 +88,4 @@ async def test_a_program_that_says_nothing_is_an_error(tmp_path: Path) -> None:
 )
 def test_it_is_asked_for_what_it_can(address: str, kind: str, can: bool) -> None:
     job = {"address": address, "kind": kind, "connections": 1, "seconds": 1.0}
-    assert wrk.can(Job.model_validate(job)) == can
+    assert wrk.supports(Job.model_validate(job)) == can

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from penstock_supervisor.compare.report import table
 from penstock_supervisor.compare.report.result import Comparison, Subject
-from penstock_supervisor.compare.report.units import scale, share, shown, times
+from penstock_supervisor.compare.report.units import format_share, format_times, format_value, scale
 
 
 def written(
@@ -144,6 +144,10 @@ def test_a_row_has_one_unit_and_three_digits_that_matter(
 
 
 def test_shares_and_ratios_are_written_for_people() -> None:
-    assert (share(0.25), share(0.001), share(0.0)) == ("25 %", "<1 %", "0 %")
-    assert (times(3.0), times(1.84), times(41.2)) == ("3 times", "1.8 times", "41 times")
-    assert shown("rate", 9_999_999.0) == "10.0M"
+    assert (format_share(0.25), format_share(0.001), format_share(0.0)) == ("25 %", "<1 %", "0 %")
+    assert (format_times(3.0), format_times(1.84), format_times(41.2)) == (
+        "3 times",
+        "1.8 times",
+        "41 times",
+    )
+    assert format_value("rate", 9_999_999.0) == "10.0M"

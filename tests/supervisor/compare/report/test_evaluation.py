@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from penstock_supervisor.compare.report import verdict
+from penstock_supervisor.compare.report import evaluation
 from penstock_supervisor.compare.report.figures import Cell, Figure, figures
 from penstock_supervisor.compare.report.result import (
     Comparison,
-    Held,
+    HeldResult,
     LoadKind,
     LoadResult,
     Spread,
@@ -21,7 +21,9 @@ def cell(value: float, spread: float = 0.0, rounds: int = 3, doubt: str = "") ->
     return Cell(value, value - spread, value + spread, rounds, doubt)  # type: ignore[arg-type]
 
 
-MORE = Figure(key="more", section="x", label="x", quantity="rate", more=True, read=lambda _: None)
+MORE = Figure(
+    key="more", section="x", label="x", quantity="rate", more_is_better=True, read=lambda _: None
+)
 LESS = Figure(key="less", section="x", label="x", quantity="time", read=lambda _: None)
 
 
@@ -52,7 +54,7 @@ LESS = Figure(key="less", section="x", label="x", quantity="time", read=lambda _
 def test_the_best_is_who_cannot_be_told_from_the_best(
     figure: Figure, cells: list[Cell | None], best: set[int]
 ) -> None:
-    assert verdict.best(figure, cells) == best
+    assert evaluation.best(figure, cells) == best
 
 
 def test_what_is_nothing_or_has_no_end_has_no_spread() -> None:
@@ -62,7 +64,7 @@ def test_what_is_nothing_or_has_no_end_has_no_spread() -> None:
 
 
 def test_a_row_has_a_cell_for_each_subject_and_a_part_has_no_best(sample: Comparison) -> None:
-    for row in verdict.rows(sample):
+    for row in evaluation.rows(sample):
         assert len(row.cells) == len(sample.subjects)
         assert any(row.cells)
         if row.figure.role:
@@ -89,7 +91,7 @@ def test_errors_that_nobody_had_are_no_row(sample: Comparison) -> None:
 def test_each_subject_gets_a_paragraph_with_its_costs_and_when_to_choose_it(
     sample: Comparison,
 ) -> None:
-    told = verdict.paragraphs(sample)
+    told = evaluation.paragraphs(sample)
 
     assert list(told) == ["ports/http", "ports/tcp", "handoff", "shared", "reuseport"]
     assert (
@@ -101,14 +103,14 @@ def test_each_subject_gets_a_paragraph_with_its_costs_and_when_to_choose_it(
     assert "The busiest of 4 workers had 36 %" in told["shared"]
     assert "full capacity never back" in told["reuseport"]
     for text in told.values():
-        assert text.startswith(verdict.ADVICE)
+        assert text.startswith(evaluation.ADVICE)
         assert "It costs CPU: " in text
 
 
 def test_an_address_of_somebody_else_is_measured_and_not_recommended(
     compared: Callable[..., Comparison],
 ) -> None:
-    text = verdict.paragraphs(compared(others=1))["127.0.0.1:8080"]
+    text = evaluation.paragraphs(compared(others=1))["127.0.0.1:8080"]
 
     assert "Choose" not in text
     assert "requests/s over keep-alive connections" in text
@@ -120,7 +122,7 @@ def test_what_was_not_measured_is_said_and_never_taken_for_nothing(sample: Compa
         update={"held": None, "faults": {}, "notes": ("held connections: too few descriptors",)}
     )
     others = (*sample.subjects[:2], *sample.subjects[3:])
-    text = verdict.paragraphs(sample.model_copy(update={"subjects": (bare, *others)}))["handoff"]
+    text = evaluation.paragraphs(sample.model_copy(update={"subjects": (bare, *others)}))["handoff"]
 
     assert "Not measured: descriptors per connection, memory per connection" in text
     assert "Held connections: too few descriptors." in text
@@ -130,7 +132,7 @@ def test_what_was_not_measured_is_said_and_never_taken_for_nothing(sample: Compa
 
 def test_a_subject_without_any_figure_says_so(sample: Comparison) -> None:
     nothing = Subject(name="handoff", scheme="handoff", mode="", notes=("it did not start",))
-    told = verdict.paragraphs(sample.model_copy(update={"subjects": (nothing,)}))
+    told = evaluation.paragraphs(sample.model_copy(update={"subjects": (nothing,)}))
 
     assert told == {"handoff": "Nothing was measured. It did not start."}
 
@@ -139,7 +141,7 @@ def test_it_is_said_when_the_load_generator_was_the_limit(sample: Comparison) ->
     first, *others = sample.subjects
     load = first.loads["keepalive"].model_copy(update={"limited": True})
     limited = first.model_copy(update={"loads": {**first.loads, "keepalive": load}})
-    text = verdict.paragraphs(sample.model_copy(update={"subjects": (limited, *others)}))[
+    text = evaluation.paragraphs(sample.model_copy(update={"subjects": (limited, *others)}))[
         first.name
     ]
 
@@ -154,14 +156,16 @@ def test_it_is_said_when_requests_failed_and_when_a_rate_was_not_reached(
     failing = failed(first, "connect", 5000)
     slow = first.loads["rate"].model_copy(update={"requests_per_s": Spread(values=(4000.0,))})
     broken = failing.model_copy(update={"loads": {**failing.loads, "rate": slow}})
-    text = verdict.paragraphs(sample.model_copy(update={"subjects": (broken, *others)}))[first.name]
+    text = evaluation.paragraphs(sample.model_copy(update={"subjects": (broken, *others)}))[
+        first.name
+    ]
 
     assert "of the requests failed (reset 5,000)" in text
     assert "It reached only 50 % of the constant rate" in text
 
 
 def test_alone_a_subject_is_described_and_not_compared(sample: Comparison) -> None:
-    text = verdict.paragraphs(sample.model_copy(update={"subjects": sample.subjects[:1]}))
+    text = evaluation.paragraphs(sample.model_copy(update={"subjects": sample.subjects[:1]}))
 
     assert "the best" not in text["ports/http"]
     assert "Choose" not in text["ports/http"]
@@ -174,10 +178,10 @@ def test_the_smallest_of_results_can_be_judged(sample: Comparison) -> None:
         requests=0, errors={}, requests_per_s=Spread(values=(0.0,)), p50_s=once, p90_s=once,
         p99_s=once, p999_s=once, worst_s=1.0, histogram={}, cpu_us={}, limited=False,
     )  # fmt: skip
-    held = Held(connections=1, fds={}, memory={}, ephemeral_ports=0.0, curve=())
+    held = HeldResult(connections=1, fds={}, memory={}, ephemeral_ports=0.0, curve=())
     least = Subject(name="a", scheme="", mode="", loads={"keepalive": load}, held=held)
     most = sample.subjects[0]
-    told = verdict.paragraphs(sample.model_copy(update={"subjects": (least, most)}))
+    told = evaluation.paragraphs(sample.model_copy(update={"subjects": (least, most)}))
 
     assert told["a"].startswith("0 requests/s over keep-alive connections")
 

@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 from penstock_supervisor.compare.report import histogram
-from penstock_supervisor.compare.report.findings import Findings, Round, Sample, held, jain, summary
+from penstock_supervisor.compare.report.measurements import (
+    Measurements,
+    ResourceSample,
+    Round,
+    held_connections,
+    jain,
+    summary,
+)
 from penstock_supervisor.compare.report.result import FaultResult
 
 
@@ -56,10 +63,10 @@ def test_a_load_was_limited_if_one_round_was() -> None:
 
 
 def test_the_split_adds_up_over_rounds_and_is_judged_by_jain() -> None:
-    findings = Findings("shared", "shared", "http")
-    findings.shared("connections", {"0": 10, "10": 0, "2": 5})
-    findings.shared("connections", {"0": 10, "10": 20, "2": 15})
-    subject = findings.subject()
+    measurements = Measurements("shared", "shared", "http")
+    measurements.add_split("connections", {"0": 10, "10": 0, "2": 5})
+    measurements.add_split("connections", {"0": 10, "10": 20, "2": 15})
+    subject = measurements.subject()
     assert list(subject.split.items()) == [("0", 20), ("2", 20), ("10", 20)]
     assert subject.jain == pytest.approx(1.0)
 
@@ -74,11 +81,13 @@ def test_jain_is_1_for_even_and_one_nth_for_all_to_one(
 
 
 def test_a_held_connection_costs_what_was_added() -> None:
-    found = held(
+    found = held_connections(
         [
-            Sample(0, {"proxy": 10, "workers": 20}, {"proxy": 1000, "workers": 0}, 1),
-            Sample(10, {"proxy": 30, "workers": 30}, {"proxy": 2000, "workers": 0}, 11),
-            Sample(100, {"proxy": 210, "workers": 120}, {"proxy": 11000, "workers": 0}, 101),
+            ResourceSample(0, {"proxy": 10, "workers": 20}, {"proxy": 1000, "workers": 0}, 1),
+            ResourceSample(10, {"proxy": 30, "workers": 30}, {"proxy": 2000, "workers": 0}, 11),
+            ResourceSample(
+                100, {"proxy": 210, "workers": 120}, {"proxy": 11000, "workers": 0}, 101
+            ),
         ]
     )
     assert found is not None
@@ -90,8 +99,11 @@ def test_a_held_connection_costs_what_was_added() -> None:
 
 
 def test_what_was_left_over_from_before_is_no_gain() -> None:
-    found = held(
-        [Sample(0, {"proxy": 50}, {"proxy": 9}, 40), Sample(10, {"proxy": 40}, {"proxy": 8}, 0)]
+    found = held_connections(
+        [
+            ResourceSample(0, {"proxy": 50}, {"proxy": 9}, 40),
+            ResourceSample(10, {"proxy": 40}, {"proxy": 8}, 0),
+        ]
     )
     assert found is not None
     assert found.fds == {"proxy": 0.0}
@@ -99,14 +111,14 @@ def test_what_was_left_over_from_before_is_no_gain() -> None:
 
 
 def test_nothing_held_is_no_result() -> None:
-    assert held([Sample(0, {}, {}, 0)]) is None
+    assert held_connections([ResourceSample(0, {}, {}, 0)]) is None
 
 
 def test_what_was_not_measured_is_empty_and_a_note_is_said_once() -> None:
-    findings = Findings("127.0.0.1:80")
-    findings.note("gone")
-    findings.note("gone")
-    subject = findings.subject()
+    measurements = Measurements("127.0.0.1:80")
+    measurements.note("gone")
+    measurements.note("gone")
+    subject = measurements.subject()
     assert subject.notes == ("gone",)
     assert (subject.loads, subject.held, subject.split, subject.jain, subject.faults) == (
         {}, None, {}, None, {},
@@ -114,12 +126,14 @@ def test_what_was_not_measured_is_empty_and_a_note_is_said_once() -> None:
 
 
 def test_a_subject_has_all_that_was_found() -> None:
-    findings = Findings("handoff", "handoff", "http")
-    findings.loaded("keepalive", one_round())
-    findings.faults["kill"] = FaultResult(requests=5, failed=1, full_capacity_s=None, worst_s=1.0)
-    subject = findings.subject()
+    measurements = Measurements("handoff", "handoff", "http")
+    measurements.add_round("keepalive", one_round())
+    measurements.faults["kill"] = FaultResult(
+        requests=5, failed=1, full_capacity_s=None, worst_s=1.0
+    )
+    subject = measurements.subject()
     assert (subject.name, subject.scheme, subject.mode) == ("handoff", "handoff", "http")
     assert set(subject.loads) == {"keepalive"}
     assert set(subject.faults) == {"kill"}
-    assert findings.throughput("keepalive") == 500.0
-    assert findings.throughput("rate") == 0.0
+    assert measurements.throughput("keepalive") == 500.0
+    assert measurements.throughput("rate") == 0.0

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from penstock_supervisor.compare import readings
+from penstock_supervisor.compare import resource_usage
 
 _GROWS = """
 import os, sys
@@ -38,35 +38,41 @@ def grow(child: subprocess.Popen[str]) -> None:
     assert child.stdout.readline() == "done\n"
 
 
-def test_a_process_is_seen_to_work_and_to_grow(child: subprocess.Popen[str]) -> None:
+def test_cpu_time_memory_and_descriptors_of_a_process_are_read(
+    child: subprocess.Popen[str],
+) -> None:
     grow(child)
     pids = (child.pid,)
-    cpu, memory, fds = readings.cpu_s(pids), readings.rss(pids), readings.fds(pids)
+    cpu, memory, fds = (
+        resource_usage.cpu_s(pids),
+        resource_usage.rss(pids),
+        resource_usage.fds(pids),
+    )
     assert cpu > 0
-    assert readings.own_cpu_s(pids) == pytest.approx(cpu)
+    assert resource_usage.own_cpu_s(pids) == pytest.approx(cpu)
     assert memory > 32 << 20
     # 0, 1, 2 and the ten, at least.
     assert 13 <= fds <= 40
 
 
-def test_a_process_that_is_gone_has_nothing(child: subprocess.Popen[str]) -> None:
+def test_a_process_that_has_ended_counts_as_zero(child: subprocess.Popen[str]) -> None:
     child.kill()
     child.wait()
-    assert readings.cpu_s((child.pid,)) == 0
-    assert readings.rss((child.pid,)) == 0
-    assert readings.fds((child.pid,)) == 0
-    assert readings.tree(child.pid) == ()
+    assert resource_usage.cpu_s((child.pid,)) == 0
+    assert resource_usage.rss((child.pid,)) == 0
+    assert resource_usage.fds((child.pid,)) == 0
+    assert resource_usage.tree(child.pid) == ()
 
 
 def test_a_tree_has_the_process_and_all_that_descend(child: subprocess.Popen[str]) -> None:
-    assert child.pid in readings.tree(os.getpid())
-    assert readings.tree(child.pid) == (child.pid,)
+    assert child.pid in resource_usage.tree(os.getpid())
+    assert resource_usage.tree(child.pid) == (child.pid,)
 
 
-def test_the_work_of_children_that_were_waited_for_counts_unless_it_is_not_wanted() -> None:
-    before = readings.cpu_s((os.getpid(),)), readings.own_cpu_s((os.getpid(),))
+def test_cpu_time_includes_ended_children_and_own_cpu_time_does_not() -> None:
+    before = resource_usage.cpu_s((os.getpid(),)), resource_usage.own_cpu_s((os.getpid(),))
     subprocess.run([sys.executable, "-c", "sum(range(9_000_000))"], check=True, timeout=60)
-    after = readings.cpu_s((os.getpid(),)), readings.own_cpu_s((os.getpid(),))
+    after = resource_usage.cpu_s((os.getpid(),)), resource_usage.own_cpu_s((os.getpid(),))
     assert after[0] - before[0] > after[1] - before[1]
 
 
@@ -74,20 +80,20 @@ def test_connections_are_seen_from_both_sides() -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         port = listener.getsockname()[1]
-        assert readings.listeners(port) == (os.getpid(),)
-        assert readings.connected(port) == 0
-        assert readings.outgoing({port}) == 0
-        before = readings.outgoing_of((os.getpid(),), port)
+        assert resource_usage.listening_processes(port) == (os.getpid(),)
+        assert resource_usage.clients(port) == 0
+        assert resource_usage.connections_to({port}) == 0
+        before = resource_usage.outgoing_connections((os.getpid(),), port)
         for _ in range(3):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             stack.enter_context(listener.accept()[0])
-        assert readings.connected(port) == 3
-        assert readings.outgoing({port}) == 3
+        assert resource_usage.clients(port) == 3
+        assert resource_usage.connections_to({port}) == 3
         # Both ends are ours, and only the three that we opened go out.
-        assert readings.outgoing_of((os.getpid(),), port) - before == 3
+        assert resource_usage.outgoing_connections((os.getpid(),), port) - before == 3
 
 
-def test_a_port_where_nobody_listens_has_nobody() -> None:
+def test_a_port_without_a_listener_has_no_processes() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        assert readings.listeners(bound.getsockname()[1]) == ()
+        assert resource_usage.listening_processes(bound.getsockname()[1]) == ()

@@ -1,8 +1,6 @@
-"""What the kernel knows of processes: time, memory, descriptors, and who listens where.
+"""CPU time, memory, descriptors and TCP connections of processes, as /proc has them.
 
-Owns the reading of /proc. A process is read as long as it is there and may be looked at; one
-that ended in between counts nothing, because it is not there any more. What the figures mean
-is not known here.
+A process that has ended counts as zero. Must not know what the numbers are for.
 """
 
 import os
@@ -20,16 +18,15 @@ _PROC: Final = Path("/proc")
 _TABLES: Final = ("/proc/net/tcp", "/proc/net/tcp6")
 _LISTEN: Final = "0A"
 _ESTABLISHED: Final = "01"
-_LINGERS: Final = "06"
+_TIME_WAIT: Final = "06"
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
 
 
-class Row(NamedTuple):
+class TcpSocket(NamedTuple):
     """One TCP socket of this machine."""
 
-    local: int
-    """Port."""
-    remote: int
+    local_port: int
+    remote_port: int
     state: str
     """As the kernel writes it: "01" ESTABLISHED, "06" TIME_WAIT, "0A" LISTEN."""
     inode: int
@@ -41,7 +38,7 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 
 def own_cpu_s(pids: Iterable[int]) -> float:
-    """The same without children: they have a role of their own."""
+    """The same without children, which have a role of their own."""
     return sum(sum(_ticks(pid)[:2]) for pid in pids) * _TICK_S
 
 
@@ -55,7 +52,7 @@ def rss(pids: Iterable[int]) -> int:
 
 
 def fds(pids: Iterable[int]) -> int:
-    """Open descriptors. PermissionError: somebody else's process."""
+    """Open descriptors. PermissionError: it is another user's process."""
     total = 0
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -64,7 +61,7 @@ def fds(pids: Iterable[int]) -> int:
 
 
 def tree(pid: int) -> tuple[int, ...]:
-    """The process and all that descend from it; empty when it is gone."""
+    """The process and all its descendants. Empty if it has ended."""
     try:
         root = psutil.Process(pid)
         return (pid, *(child.pid for child in root.children(recursive=True)))
@@ -72,34 +69,42 @@ def tree(pid: int) -> tuple[int, ...]:
         return ()
 
 
-def outgoing(ports: Collection[int]) -> int:
-    """Connections from here to `ports` of this machine: each has a local port of its own.
+def connections_to(ports: Collection[int]) -> int:
+    """Connections from this machine to these of its ports. Each uses an ephemeral port.
 
-    Those that are over and linger (TIME_WAIT) are not among them: they go by themselves, and
-    how many there are depends on when one looks.
+    Connections in TIME_WAIT are not counted: their number depends on the moment.
     """
     return sum(
-        row.remote in ports and row.local not in ports and row.state != _LINGERS for row in _rows()
+        sock.remote_port in ports and sock.local_port not in ports and sock.state != _TIME_WAIT
+        for sock in _tcp_sockets()
     )
 
 
-def outgoing_of(pids: Collection[int], port: int) -> int:
-    """Connections of these processes that are not to the `port` they serve."""
-    theirs = {inode for pid, inode in _sockets(pids)}
-    return sum(row.inode in theirs and port != row.local and row.remote != 0 for row in _rows())
+def outgoing_connections(pids: Collection[int], port: int) -> int:
+    """Connections of these processes, without those of clients to the `port` that they serve."""
+    inodes = {inode for pid, inode in _socket_inodes(pids)}
+    return sum(
+        sock.inode in inodes and port != sock.local_port and sock.remote_port != 0
+        for sock in _tcp_sockets()
+    )
 
 
-def listeners(port: int) -> tuple[int, ...]:
-    """The oldest processes that listen on a TCP port here, as far as they may be looked at."""
-    inodes = {row.inode for row in _rows() if row.local == port and row.state == _LISTEN}
-    holders = {pid for pid, inode in _sockets(psutil.pids()) if inode in inodes}
+def listening_processes(port: int) -> tuple[int, ...]:
+    """The processes that listen on a TCP port, without those whose parent does so as well.
+
+    Processes of other users are left out if their descriptors may not be read.
+    """
+    inodes = {
+        sock.inode for sock in _tcp_sockets() if sock.local_port == port and sock.state == _LISTEN
+    }
+    holders = {pid for pid, inode in _socket_inodes(psutil.pids()) if inode in inodes}
     # Workers inherit the socket of a master, and are found through it.
     return tuple(sorted(pid for pid in holders if _parent(pid) not in holders))
 
 
-def connected(port: int) -> int:
-    """Clients that are connected to a TCP port here."""
-    return sum(row.local == port and row.state == _ESTABLISHED for row in _rows())
+def clients(port: int) -> int:
+    """Established connections of clients to a TCP port of this machine."""
+    return sum(sock.local_port == port and sock.state == _ESTABLISHED for sock in _tcp_sockets())
 
 
 def _ticks(pid: int) -> tuple[int, int, int, int]:
@@ -114,18 +119,18 @@ def _ticks(pid: int) -> tuple[int, int, int, int]:
     return user, system, children_user, children_system
 
 
-def _rows() -> Iterator[Row]:
+def _tcp_sockets() -> Iterator[TcpSocket]:
     for table in _TABLES:
         with suppress(OSError), Path(table).open() as lines:
             next(lines, None)
             for line in lines:
                 fields = line.split()
                 local, remote = (int(end.rpartition(":")[2], 16) for end in fields[1:3])
-                yield Row(local, remote, fields[3], int(fields[9]))
+                yield TcpSocket(local, remote, fields[3], int(fields[9]))
 
 
-def _sockets(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Every socket that one of them has, by inode."""
+def _socket_inodes(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """(pid, inode) of every socket that these processes have."""
     for pid in pids:
         with suppress(OSError):
             for entry in os.scandir(f"/proc/{pid}/fd"):

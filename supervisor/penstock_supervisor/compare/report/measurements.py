@@ -1,7 +1,7 @@
-"""What was measured so far of one subject, and how it becomes a column of the result.
+"""Collects the measurements of one subject, and makes them a column of the result.
 
-Rounds are added as they come, so that a run which is ended early has all that it measured.
-Whatever is missing stays empty: nothing is estimated. No I/O, no clock.
+Rounds are added as they end, so a comparison that is ended early has all that it measured. What
+was not measured stays empty: nothing is estimated. No I/O, no clock.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from penstock_supervisor.compare.report import histogram
 from penstock_supervisor.compare.report.result import (
     FaultKind,
     FaultResult,
-    Held,
+    HeldResult,
     LoadKind,
     LoadResult,
     Spread,
@@ -30,7 +30,7 @@ class Round(NamedTuple):
     worst_s: float
     limited: bool
     cpu_s: Mapping[str, float]
-    """Processor time by role."""
+    """CPU time by role."""
     rate: float = 0.0
 
     @property
@@ -38,8 +38,8 @@ class Round(NamedTuple):
         return self.requests / self.seconds if self.seconds else 0.0
 
 
-class Findings:
-    """One subject's."""
+class Measurements:
+    """All measurements of one subject so far."""
 
     def __init__(self, name: str, scheme: str = "", mode: str = "") -> None:
         self.name = name
@@ -50,21 +50,22 @@ class Findings:
         self._split_of = "connections"
         self._notes: dict[str, None] = {}
         self.faults: dict[FaultKind, FaultResult] = {}
-        self.held: Held | None = None
+        self.held: HeldResult | None = None
 
-    def loaded(self, kind: LoadKind, one: Round) -> None:
-        self._rounds.setdefault(kind, []).append(one)
+    def add_round(self, kind: LoadKind, measured: Round) -> None:
+        self._rounds.setdefault(kind, []).append(measured)
 
-    def shared(self, what: str, split: Mapping[str, int]) -> None:
-        """Add what each worker had of a load."""
-        self._split_of = what
+    def add_split(self, counted: str, split: Mapping[str, int]) -> None:
+        """Add the requests or connections (`counted`) that each worker had under a load."""
+        self._split_of = counted
         self._split.update(split)
 
     def note(self, text: str) -> None:
-        """Said once, however often it happens."""
+        """Add a note. The same text is added once."""
         self._notes[text] = None
 
     def throughput(self, kind: LoadKind) -> float:
+        """Requests a second in the best round so far; 0 before the first."""
         return max((one.requests_per_s for one in self._rounds.get(kind, ())), default=0.0)
 
     def subject(self) -> Subject:
@@ -83,17 +84,17 @@ class Findings:
 
 
 def summary(rounds: list[Round]) -> LoadResult:
-    """A value a round, and what all of them add up to."""
+    """The result of a load from its rounds: one value for each round, and sums of all."""
     merged: Counter[int] = Counter()
     errors: Counter[str] = Counter()
     for one in rounds:
         merged.update(one.histogram)
         errors.update(one.errors)
-    # A round without an answer has no latency and no cost of one.
-    good = [one for one in rounds if one.requests]
+    # A round without an answer has no latencies, and no CPU time for an answer.
+    answered = [one for one in rounds if one.requests]
 
     def quantile(share: float) -> Spread:
-        values = (histogram.percentile(dict(one.histogram), share) for one in good)
+        values = (histogram.percentile(dict(one.histogram), share) for one in answered)
         return Spread(values=tuple(values) or (0.0,))
 
     return LoadResult(
@@ -106,13 +107,13 @@ def summary(rounds: list[Round]) -> LoadResult:
         p999_s=quantile(0.999),
         worst_s=max(one.worst_s for one in rounds),
         histogram=dict(merged),
-        cpu_us=_cost(good),
+        cpu_us=_cpu_per_request(answered),
         limited=any(one.limited for one in rounds),
         rate=rounds[-1].rate,
     )
 
 
-def _cost(rounds: list[Round]) -> dict[str, Spread]:
+def _cpu_per_request(rounds: list[Round]) -> dict[str, Spread]:
     roles = dict.fromkeys(role for one in rounds for role in one.cpu_s)
     return {
         role: Spread(
@@ -125,35 +126,38 @@ def _cost(rounds: list[Round]) -> dict[str, Spread]:
 
 
 def jain(shares: tuple[int, ...]) -> float | None:
-    """(Σx)² / (n · Σx²): 1 is even, 1/n is all to one. None: nobody had anything."""
+    """(Σx)² / (n · Σx²): 1 if all are equal, 1/n if one has all. None: all are 0."""
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else None
 
 
-class Sample(NamedTuple):
-    """All processes of a subject, at one number of connections."""
+class ResourceSample(NamedTuple):
+    """Descriptors, memory and ports of a subject, at one number of open connections."""
 
     connections: int
     fds: Mapping[str, int]
+    """By role."""
     memory: Mapping[str, int]
-    outgoing: int
+    """Bytes by role."""
+    outgoing_connections: int
 
 
-def held(samples: list[Sample]) -> Held | None:
-    """What a connection costs while it is idle: from the first sample to the last."""
+def held_connections(samples: list[ResourceSample]) -> HeldResult | None:
+    """What an idle connection costs: the difference of the last sample to the first."""
     first, last = samples[0], samples[-1]
-    more = last.connections - first.connections
-    if more <= 0:
+    added = last.connections - first.connections
+    if added <= 0:
         return None
 
-    def each(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, float]:
-        # What was left over from before can go meanwhile, and is nobody's gain.
-        return {role: max(0.0, (after[role] - before.get(role, 0)) / more) for role in after}
+    def per_connection(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, float]:
+        # What an earlier load left over may be freed meanwhile: that is no negative cost.
+        return {role: max(0.0, (after[role] - before.get(role, 0)) / added) for role in after}
 
-    return Held(
+    ports = last.outgoing_connections - first.outgoing_connections
+    return HeldResult(
         connections=last.connections,
-        fds=each(first.fds, last.fds),
-        memory=each(first.memory, last.memory),
-        ephemeral_ports=max(0.0, (last.outgoing - first.outgoing) / more),
-        curve=tuple((one.connections, dict(one.fds)) for one in samples),
+        fds=per_connection(first.fds, last.fds),
+        memory=per_connection(first.memory, last.memory),
+        ephemeral_ports=max(0.0, ports / added),
+        curve=tuple((sample.connections, dict(sample.fds)) for sample in samples),
     )
