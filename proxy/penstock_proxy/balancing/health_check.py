@@ -28,7 +28,7 @@ MAX_STARTING_CHECKS: Final = 50
 _JITTER: Final = 0.1
 """Share of the interval. Without it all proxies would check all members at the same moment."""
 
-_log = logging.getLogger("penstock.checker")
+_log = logging.getLogger("penstock.proxy")
 
 
 class _MemberChecks:

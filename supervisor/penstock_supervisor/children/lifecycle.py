@@ -10,6 +10,8 @@ deadline has passed.
 Nothing here touches a process, a clock or the event loop. It is a table and not methods because
 no other process restarts the supervisor: a pair of state and event that nobody thought of must
 fail a test, and not stop a cluster.
+
+See docs/decisions/0016-a-childs-life-is-a-total-table.md.
 """
 
 from enum import Enum, auto

@@ -11,6 +11,8 @@ outside.
     POST /workers/SERVICE/SLOT/replace    one worker, when its successor is ready
     POST /workers/SERVICE/SLOT/terminate  TERM to one worker, which is started again
     POST /workers/SERVICE/SLOT/kill       KILL, likewise
+
+See docs/decisions/0014-control-over-a-private-socket.md.
 """
 
 import logging

@@ -10,6 +10,8 @@ to is refused. It is opened once, without following a link, and used by its desc
 
 A socket gets its name only after it listens. So a socket that refuses connections was left by a
 run that was killed, and the next run removes it.
+
+See docs/decisions/0014-control-over-a-private-socket.md.
 """
 
 import errno

@@ -6,6 +6,8 @@ the sockets are for is not known here.
 
 A socket that cannot be opened is a StartError of one line: address, key, reason, and the process
 that has the port.
+
+See docs/decisions/0007-supervisor-owns-listeners.md.
 """
 
 import errno

@@ -14,6 +14,8 @@ away, so no connection that waits is lost.
 One socket for all proxies would not do. An event loop cannot wait with EPOLLEXCLUSIVE, so every
 connection would wake all proxies, and the fastest one would get most of the clients. Only a unix
 socket is shared like this, because it has no port that several sockets could share.
+
+See docs/decisions/0006-one-listener-for-each-proxy.md.
 """
 
 import os

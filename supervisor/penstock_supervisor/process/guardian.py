@@ -9,6 +9,8 @@ It runs as a script, without site and without our packages: it must be small, be
 the time, and it must not fail to start. A process that starts a session of its own escapes it.
 
 Lines on stdin: "+ID" adds a process group, "-ID" removes it, "=ID ID ..." replaces all of them.
+
+See docs/decisions/0013-guardian-process.md.
 """
 
 import os

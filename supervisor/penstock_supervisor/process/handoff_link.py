@@ -6,6 +6,8 @@ inherits one end, and the proxy gets copies of both. It sends connections throug
 the process ends or stops, the proxy takes back from the other end what was not received. The
 supervisor keeps its copies for the next proxy in the same slot. As long as they are open, no
 connection in flight is lost.
+
+See docs/decisions/0008-seqpacket-for-handoff.md.
 """
 
 import socket

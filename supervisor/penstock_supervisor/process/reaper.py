@@ -3,6 +3,8 @@
 Owns the guardian process (`guardian` is its program), which kills what a dead supervisor leaves
 behind, and the ids of all process groups of the run. It does not know what the groups are, and
 does not start them.
+
+See docs/decisions/0013-guardian-process.md.
 """
 
 import logging

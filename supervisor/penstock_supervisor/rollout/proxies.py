@@ -10,6 +10,8 @@ So a client that the kernel gives to that proxy is served at once, and no waitin
 lost.
 
 Must not know which workers are in the rotation: `rotation` does, and sends messages as well.
+
+See docs/decisions/0006-one-listener-for-each-proxy.md.
 """
 
 import logging

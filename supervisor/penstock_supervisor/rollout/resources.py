@@ -3,6 +3,8 @@
 Owns the listeners of all services, the admin port, the control socket, and the addresses of
 workers and upstreams. Makes from them the plan of each child and the configuration of each
 proxy. Must not know which children run.
+
+See docs/decisions/0007-supervisor-owns-listeners.md.
 """
 
 import logging
