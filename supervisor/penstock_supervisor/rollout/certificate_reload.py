@@ -62,15 +62,15 @@ class _ServiceCertificates:
         name, bundle = self._service.name, self.bundle
         number = len(bundle.certificates)
         yield {"cmd": TLS, "service": name, "terms": asdict(bundle.settings), "of": number}
-        for credential in bundle.certificates:
+        for certificate in bundle.certificates:
             # The key last: see `penstock_proxy.messages`.
             yield {
                 "cmd": CERTIFICATE,
                 "service": name,
-                "names": credential.names,
-                "kind": credential.kind,
-                "chain": credential.chain,
-                "key": credential.key,
+                "names": certificate.names,
+                "kind": certificate.kind,
+                "chain": certificate.chain,
+                "key": certificate.key,
             }
 
     def has_settled_change(self) -> bool:
