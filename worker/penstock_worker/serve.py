@@ -32,14 +32,14 @@ from penstock_worker import contract
 from penstock_worker.channel import channel
 from penstock_worker.listener import sources
 from penstock_worker.listener.connections import Connections, ProtocolFactory, raise_fd_limit
-from penstock_worker.listener.limits import Limits, parse_limits
+from penstock_worker.listener.limits import DirectLimits, parse_limits
 from penstock_worker.listener.proxy_header import ProxyHeaders
 from penstock_worker.listener.sources import ListenError, Source
 from penstock_worker.net import trusted_proxies
 from penstock_worker.runtime import uncaught
 from penstock_worker.runtime.supervisor_link import SupervisorLink
 from penstock_worker.servers import app_loader
-from penstock_worker.servers.app_loader import LoadError, Program, StartError
+from penstock_worker.servers.app_loader import AppLoadError, LoadError, Program
 from penstock_worker.telemetry.counters import RequestCounters
 from penstock_worker.telemetry.recorder import Recorder, open_access_log
 
@@ -88,7 +88,7 @@ class Worker:
         self._loop = loop
         self._environ = environ
         self._supervisor = supervisor
-        self._limits = Limits()
+        self._limits = DirectLimits()
         self._say = say
         self._stopping = asyncio.Event()
         self._retired = False
@@ -139,7 +139,7 @@ class Worker:
 
     def program_failed(self, error: Exception) -> int:
         """Report what the program raised when it started or stopped; returns the exit status."""
-        if isinstance(error, StartError):
+        if isinstance(error, AppLoadError):
             why = str(error)
         else:
             self._say(app_loader.details(error))
@@ -268,7 +268,7 @@ def _source_for(program: Program, source: Source, environ: Mapping[str, str]) ->
     return Source("datagram", sources.own_port(environ, "datagram"), own=True)
 
 
-def _limits(environ: Mapping[str, str]) -> Limits:
+def _limits(environ: Mapping[str, str]) -> DirectLimits:
     try:
         return parse_limits(environ)
     except ValueError as error:
@@ -280,7 +280,7 @@ def _server(
     source: Source,
     recorder: Recorder | None,
     supervisor: SupervisorLink,
-    limits: Limits,
+    limits: DirectLimits,
 ) -> Server:
     # Imported when needed: a worker does not pay for servers that it does not use.
     if program.kind == "datagram":

@@ -15,7 +15,7 @@ from typing import Final
 from penstock_proxy.balancing import probes
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.pool import Member, Pool
-from penstock_proxy.balancing.probes import OK, MemberProbe, Probe, ProbeResult
+from penstock_proxy.balancing.probes import HEALTHY, MemberProbe, Probe, ProbeResult
 from penstock_proxy.config import Health
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.address import parse_address
@@ -147,7 +147,7 @@ class HealthChecker:
         self._counters.check_seconds.observe(now - started)
         is_listening = result.outcome != "refused"
         self._pool.checked(
-            member, ok=result is OK, now=now, reason=result.reason, is_listening=is_listening
+            member, ok=result is HEALTHY, now=now, reason=result.reason, is_listening=is_listening
         )
         if member.state is MemberState.CHECKING and member.bad_checks == self._health.fall:
             # It is not in the rotation yet, so nothing else is logged about it.

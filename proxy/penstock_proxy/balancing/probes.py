@@ -48,7 +48,7 @@ class ProbeResult(NamedTuple):
     """What was wrong, for the log."""
 
 
-OK: Final = ProbeResult("ok")
+HEALTHY: Final = ProbeResult("ok")
 MemberProbe = Callable[[], Awaitable[ProbeResult]]
 """Checks one member, once. It may raise OSError or TimeoutError, which are results as well."""
 Probe = Callable[[Member], Awaitable[ProbeResult]]
@@ -72,7 +72,7 @@ async def connect(address: Address) -> ProbeResult:
     else:
         transport, _ = await loop.create_connection(asyncio.Protocol, address.host, address.port)
     transport.close()
-    return OK
+    return HEALTHY
 
 
 # Over a socket of the caller
@@ -113,7 +113,7 @@ async def with_proxy_header(
         await loop.sock_connect(sock, sockaddr)
         await loop.sock_sendall(sock, local_header(version, sock))
         if path is None:
-            return OK
+            return HEALTHY
         return await get(sock, path, "localhost" if family == socket.AF_UNIX else host)
 
 
@@ -164,7 +164,7 @@ async def _get_with(session: "aiohttp.ClientSession", url: str) -> ProbeResult:
         async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
             result = _from_status(response.status)
             # A response that is not read to its end would be an error in the worker's log.
-            room = _MAX_BODY if result is OK else 0
+            room = _MAX_BODY if result is HEALTHY else 0
             while room > 0 and (piece := await response.content.read(room)):
                 room -= len(piece)
             return result
@@ -175,4 +175,4 @@ async def _get_with(session: "aiohttp.ClientSession", url: str) -> ProbeResult:
 
 
 def _from_status(status: int) -> ProbeResult:
-    return OK if 200 <= status < 400 else ProbeResult("failed", f"HTTP {status}")
+    return HEALTHY if 200 <= status < 400 else ProbeResult("failed", f"HTTP {status}")

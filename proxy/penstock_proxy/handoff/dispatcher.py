@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from penstock_proxy.balancing import probes
 from penstock_proxy.balancing.pool import Member
-from penstock_proxy.balancing.probes import OK, ProbeResult
+from penstock_proxy.balancing.probes import HEALTHY, ProbeResult
 from penstock_proxy.errors import CONNECT_TIMEOUT, WORKER_CLOSED, Fault
 from penstock_proxy.handoff.link import Link
 from penstock_proxy.handoff.pending import Pending, PendingOwner
@@ -331,7 +331,7 @@ class Dispatcher(PendingOwner):
                 if not taken.cancelled():
                     raise
                 return ProbeResult("failed", "it did not take the check")
-        return OK
+        return HEALTHY
 
 
 def _peer_address(fd: int, *, accepts_proxy: bool) -> str:

@@ -323,8 +323,8 @@ class ClientConnection(Downstream):
 
     def pause_writing(self) -> None:
         self.blocked = True
-        if self.exchange is not None and self.exchange.link is not None:
-            self.exchange.link.transport.pause_reading()
+        if self.exchange is not None and self.exchange.connection is not None:
+            self.exchange.connection.transport.pause_reading()
 
     def resume_writing(self) -> None:
         self.blocked = False
@@ -333,9 +333,9 @@ class ClientConnection(Downstream):
         if self.exchange is None:
             self.transport.resume_reading()
             self._process_buffer()
-        elif self.exchange.link is not None:
+        elif self.exchange.connection is not None:
             self.exchange.expire_in(self.service.timeouts.body)
-            self.exchange.link.transport.resume_reading()
+            self.exchange.connection.transport.resume_reading()
 
     def eof_received(self) -> bool:
         # A half-closed connection looks like a closed one until something is written to it.

@@ -76,10 +76,10 @@ class ConnectionPool:
                 receiver.connect_failed(error_text(error), fault_of(error))
             else:
                 service.counters.worker_connections[member.slot] += 1
-                link = WorkerConnection(
-                    member, receiver, self._responses, self._link_lost, self.note_idle_close
+                connection = WorkerConnection(
+                    member, receiver, self._responses, self._connection_lost, self.note_idle_close
                 )
-                adopt(service.reactor, link, stream, service.config.limits.buffer)
+                adopt(service.reactor, connection, stream, service.config.limits.buffer)
 
         connecting = connect(service.loop, service.addresses[member.slot], done, proxy_header)
         if connecting is not None:
@@ -91,10 +91,10 @@ class ConnectionPool:
         self._service.fd_budget.upstreams -= 1
         self._service.counters.upstreams -= 1
 
-    def _link_lost(self, link: WorkerConnection) -> None:
+    def _connection_lost(self, connection: WorkerConnection) -> None:
         self._service.fd_budget.upstreams -= 1
         self._service.counters.upstreams -= 1
-        self._forget(link)
+        self._forget(connection)
 
     # -- idle connections
 
@@ -102,9 +102,9 @@ class ConnectionPool:
         """Take a connection for a request that can be sent again."""
         idle = self._idle.get(member.slot)
         while idle:
-            link = idle.pop()
-            if not link.transport.is_closing():
-                return link
+            connection = idle.pop()
+            if not connection.transport.is_closing():
+                return connection
         return None
 
     def take_fresh(self, member: Member, now: float) -> WorkerConnection | None:
@@ -115,51 +115,51 @@ class ConnectionPool:
         closes_after, until = self._closes_after.get(member.slot, (IDLE_S, 0.0))
         if until < now:
             closes_after = IDLE_S
-        while (link := self.take(member)) is not None:
-            if now - link.idle_since >= min(closes_after, link.max_idle_s) - _SPARE_S:
+        while (connection := self.take(member)) is not None:
+            if now - connection.idle_since >= min(closes_after, connection.max_idle_s) - _SPARE_S:
                 # The others have been idle for longer.
-                self._idle[member.slot].append(link)
+                self._idle[member.slot].append(connection)
                 return None
-            link.acked_before = tcp_info.acknowledged(link.transport)
-            if link.acked_before != tcp_info.CLOSED:
-                return link
-            self.note_idle_close(link, now)
-            link.transport.close()
+            connection.acked_before = tcp_info.acknowledged(connection.transport)
+            if connection.acked_before != tcp_info.CLOSED:
+                return connection
+            self.note_idle_close(connection, now)
+            connection.transport.close()
         return None
 
-    def put(self, link: WorkerConnection, now: float) -> None:
+    def put(self, connection: WorkerConnection, now: float) -> None:
         """Put a connection back for the next request, or close it."""
-        member = link.member
+        member = connection.member
         idle = self._idle.get(member.slot)
         if idle is None:
             idle = self._idle[member.slot] = deque()
-        transport = link.transport
+        transport = connection.transport
         if len(idle) >= self._max_idle or self.stopping or member.state is not _UP:
             transport.abort()
             return
         transport.resume_reading()
-        link.idle_since = now
-        idle.append(link)
+        connection.idle_since = now
+        idle.append(connection)
 
-    def note_idle_close(self, link: WorkerConnection, now: float) -> None:
+    def note_idle_close(self, connection: WorkerConnection, now: float) -> None:
         """Note that the worker closed a connection while it was idle, and after how long."""
-        seconds = now - link.idle_since
-        before, until = self._closes_after.get(link.member.slot, (IDLE_S, 0.0))
+        seconds = now - connection.idle_since
+        before, until = self._closes_after.get(connection.member.slot, (IDLE_S, 0.0))
         if until >= now:
             seconds = min(seconds, before)
-        self._closes_after[link.member.slot] = (seconds, now + _REMEMBERED_S)
+        self._closes_after[connection.member.slot] = (seconds, now + _REMEMBERED_S)
 
-    def _forget(self, link: WorkerConnection) -> None:
+    def _forget(self, connection: WorkerConnection) -> None:
         """Forget a connection that is lost."""
-        idle = self._idle.get(link.member.slot)
-        if idle and link in idle:
-            idle.remove(link)
+        idle = self._idle.get(connection.member.slot)
+        if idle and connection in idle:
+            idle.remove(connection)
 
     def drop(self, slot: int) -> None:
         """Close a slot's idle connections: its worker is out of the rotation, or replaced."""
         self._closes_after.pop(slot, None)
-        for link in self._idle.pop(slot, ()):
-            link.transport.close()
+        for connection in self._idle.pop(slot, ()):
+            connection.transport.close()
 
     def end_oldest(self, count: int) -> None:
         """Close up to `count` connections to free descriptors; those idle for longest first."""

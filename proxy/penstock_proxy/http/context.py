@@ -21,7 +21,7 @@ from penstock_worker.net.trusted_proxies import peer_address
 from penstock_worker.telemetry.access_log import AccessLog
 
 
-class HttpClient:
+class ClientHandle:
     """A client's connection as the service needs it."""
 
     __slots__ = ()
@@ -58,7 +58,7 @@ class HttpContext(ServiceContext):
         super().__init__(loop, reactor, config, timers, fd_budget, log, pool)
         self.rewriter = rewriter_for(config, port)
         self.connections = ConnectionPool(self, ResponseHeads(config.limits.response_head))
-        self.clients: set[HttpClient] = set()
+        self.clients: set[ClientHandle] = set()
         """HTTP connections only: they may be idle, and have to be stopped for a drain."""
 
     def counted_address(self, peer: Any, *, may_be_trusted: bool) -> str:

@@ -9,12 +9,12 @@ native ones.
 """
 
 from penstock_proxy.errors import Fault
-from penstock_proxy.http.context import HttpClient, HttpContext
+from penstock_proxy.http.context import ClientHandle, HttpContext
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.net.transport import Transport
 
 
-class Downstream(HttpClient):
+class Downstream(ClientHandle):
     """The source of requests, one at a time, and the destination of their responses."""
 
     __slots__ = (

@@ -24,7 +24,7 @@ from penstock_proxy.http1.request_body import RequestBody
 from penstock_proxy.http1.response import Response
 from penstock_proxy.metrics import METHODS, OTHER, PROXY_SLOT
 from penstock_proxy.net.tcp_info import UNIX_OPEN, UNKNOWN
-from penstock_proxy.tcp.duplex import OK, ClientHalf
+from penstock_proxy.tcp.duplex import NO_FAULT, ClientHalf
 
 _LABELS: Final = {method.encode(): method for method in METHODS}
 
@@ -74,17 +74,17 @@ class Exchange(UpstreamRequest):
         else:
             self.dispatch()
 
-    def send_request(self, link: WorkerConnection) -> None:
+    def send_request(self, connection: WorkerConnection) -> None:
         """Send all of the request that has arrived over this connection."""
-        self.link = link
+        self.connection = connection
         if self.client.blocked:
-            link.transport.pause_reading()
+            connection.transport.pause_reading()
         body = self._body
         if body is None:
-            link.transport.write(self._head)
+            connection.transport.write(self._head)
             self.expire_in(self.client.service.timeouts.response)
         else:
-            link.transport.write(body.with_head(self._head))
+            connection.transport.write(body.with_head(self._head))
             self.resume_upload()
 
     def resume_upload(self) -> None:
@@ -93,7 +93,7 @@ class Exchange(UpstreamRequest):
         if body is not None:
             body.start_timing(monotonic())
         self._set_deadline(body)
-        if body is not None and self.link is not None and not self.link.blocked:
+        if body is not None and self.connection is not None and not self.connection.blocked:
             # Also when the body is complete: only by reading do we see the client close.
             self.client.transport.resume_reading()
 
@@ -124,8 +124,8 @@ class Exchange(UpstreamRequest):
         return rest
 
     def _send(self, body: RequestBody, data: bytes) -> None:
-        link = self.link
-        if link is None:
+        connection = self.connection
+        if connection is None:
             # Not connected yet: hold this piece, and leave the rest in the kernel.
             body.hold_unsent(data)
             if not self.request_done:
@@ -134,9 +134,9 @@ class Exchange(UpstreamRequest):
         body.keep_for_replay(data)
         if not body.is_replayable:
             self._head = b""
-        if link.acked_before == UNIX_OPEN:
-            link.acked_before = UNKNOWN
-        link.transport.write(data)
+        if connection.acked_before == UNIX_OPEN:
+            connection.acked_before = UNKNOWN
+        connection.transport.write(data)
         self._set_deadline(body)
 
     def pause_upload(self) -> None:
@@ -213,21 +213,21 @@ class Exchange(UpstreamRequest):
         """The response is complete."""
         if self._sends_chunks:
             self.write_to_client(b"0\r\n" + trailers + b"\r\n", 0)
-        self._close(OK, keep_alive=self._keep_alive and self.request_done)
+        self._close(NO_FAULT, keep_alive=self._keep_alive and self.request_done)
 
-    def upgraded(self, link: WorkerConnection, response: Response, rest: bytes) -> None:
+    def upgraded(self, connection: WorkerConnection, response: Response, rest: bytes) -> None:
         """The worker switches to another protocol: from now on both connections are a duplex."""
         offers = self.prepared.framing.upgrade
         if not (self.request_done and upgrade.was_offered(response, offers)):
             self.bad_response(errors.BAD_RESPONSE, "101 for a protocol that was not offered")
-        elif link.transport.is_closing():
+        elif connection.transport.is_closing():
             # Read after the connection was lost: a duplex would never see its end.
             self.bad_response(errors.WORKER_RESET, "reset after its 101")
         else:
             self.status = 101
             self.first_byte_s = monotonic() - self.started
             self.write_to_client(upgrade.head(response) + rest, len(rest))
-            upgrade.join(self.client, link, self)
+            upgrade.join(self.client, connection, self)
 
     def duplex_closed(self, half: ClientHalf) -> None:
         """The upgraded connection is closed."""
@@ -236,7 +236,7 @@ class Exchange(UpstreamRequest):
         service.fd_budget.upstreams -= 1
         self.received += half.received
         self.sent += half.sent
-        if half.outcome != OK:
+        if half.outcome != NO_FAULT:
             service.counters.errors[half.outcome] += 1
         self.count(monotonic() - self.started, half.outcome)
         self.release_member()
@@ -258,12 +258,12 @@ class Exchange(UpstreamRequest):
             self.fail(errors.TOTAL_TIMEOUT, "")
         elif self in service.queue:
             self.refuse(self.last_fault())
-        elif self.link is None:
+        elif self.connection is None:
             self.stop_trying()
             self.connect_failed("", errors.CONNECT_TIMEOUT)
         elif self.client.blocked:
             self.fail(errors.SEND_TIMEOUT, "")
-        elif not (self.request_done or self.link.blocked or self._awaits_continue()):
+        elif not (self.request_done or self.connection.blocked or self._awaits_continue()):
             self.fail(errors.BODY_TIMEOUT, "")
         elif self.response_started:
             # A stream may pause for good reasons: this is not counted as the worker's failure.
@@ -276,7 +276,7 @@ class Exchange(UpstreamRequest):
         self.stop_trying()
         self.client.service.counters.errors[errors.CLIENT_GONE.kind] += 1
         self._keep_alive = False
-        self.drop_link()
+        self.drop_connection()
         self._close(errors.CLIENT_GONE.kind, keep_alive=False)
 
     def fail(self, fault: Fault, reason: str) -> None:
@@ -302,7 +302,7 @@ class Exchange(UpstreamRequest):
         if fault in errors.REJECTED:
             service.counters.rejected[fault.kind] += 1
         self.stop_trying()
-        self.drop_link()
+        self.drop_connection()
         if self.response_started or not fault.status:
             self._close(fault.kind, keep_alive=False, truncated=True)
             return
@@ -315,17 +315,17 @@ class Exchange(UpstreamRequest):
         """Count and log the exchange, and release both connections. Every exchange ends here."""
         client = self.client
         service = client.service
-        link, self.link = self.link, None
+        connection, self.connection = self.connection, None
         total_s = monotonic() - self.started
         self.count(total_s, termination)
         self.release_member()
-        if link is not None:
-            link.receiver = None
-            if link.max_idle_s and self.request_done and not link.blocked:
-                service.connections.put(link, self.started + total_s)
+        if connection is not None:
+            connection.receiver = None
+            if connection.max_idle_s and self.request_done and not connection.blocked:
+                service.connections.put(connection, self.started + total_s)
             else:
                 # Not `close`: a worker that has responded may never read the rest of the request.
-                link.transport.abort()
+                connection.transport.abort()
         client.exchange_over(keep_alive=keep_alive, truncated=truncated)
 
     def count(self, total_s: float, termination: str) -> None:

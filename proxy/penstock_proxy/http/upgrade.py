@@ -21,21 +21,21 @@ def head(response: Response) -> bytes:
     return response.head + b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n\r\n"
 
 
-def join(client: Downstream, link: WorkerConnection, owner: DuplexOwner) -> None:
+def join(client: Downstream, connection: WorkerConnection, owner: DuplexOwner) -> None:
     """Join the two connections of an exchange to one duplex."""
     service = client.service
     half = ClientHalf(
         service.loop, service.counters, service.timers, service.timeouts.tunnel, owner
     )
-    half.transport, half.worker.transport = client.transport, link.transport
+    half.transport, half.worker.transport = client.transport, connection.transport
     client.transport.set_protocol(half)
-    link.transport.set_protocol(half.worker)
+    connection.transport.set_protocol(half.worker)
     service.timers.disarm(client)
     half.start()
-    if not link.blocked:
+    if not connection.blocked:
         client.transport.resume_reading()
     if not client.blocked:
-        link.transport.resume_reading()
+        connection.transport.resume_reading()
     # Last: this write may block the worker's transport.
     if client.buffer:
-        link.transport.write(client.buffer)
+        connection.transport.write(client.buffer)

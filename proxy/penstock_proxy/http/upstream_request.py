@@ -31,7 +31,7 @@ class UpstreamRequest(ResponseReceiver):
     # attributes would be a tenth of an exchange's cost.
     connect_s: float | None = None
     member: Member | None = None
-    link: WorkerConnection | None = None
+    connection: WorkerConnection | None = None
     response_started = False
     """The final response has begun."""
     retries = 0
@@ -54,10 +54,10 @@ class UpstreamRequest(ResponseReceiver):
             return
         self.member = member
         member.active += 1
-        link = self._reusable(member)
-        if link is not None:
-            link.start_request(self)
-            self.send_request(link)
+        connection = self._reusable(member)
+        if connection is not None:
+            connection.start_request(self)
+            self.send_request(connection)
             return
         self.expire_in(service.timeouts.connect)
         service.connections.connect(member, self, client.proxy_header)
@@ -74,13 +74,13 @@ class UpstreamRequest(ResponseReceiver):
             return connections.take(member)
         return connections.take_fresh(member, monotonic())
 
-    def connected(self, link: WorkerConnection) -> None:
+    def connected(self, connection: WorkerConnection) -> None:
         """A new connection to the worker is established."""
         self.connect_s = monotonic() - self.started
         self.client.service.counters.connect.observe(self.connect_s)
         if self.line.method not in IDEMPOTENT:
-            link.acked_before = acknowledged(link.transport)
-        self.send_request(link)
+            connection.acked_before = acknowledged(connection.transport)
+        self.send_request(connection)
 
     def wait(self) -> None:
         """Wait in the queue for a worker, or fail if that is not allowed."""
@@ -113,17 +113,19 @@ class UpstreamRequest(ResponseReceiver):
             self.client.service.pool.failed(member, monotonic())
         self._attempt_failed(Failure.UNSENT, fault, reason, reason)
 
-    def link_lost(self, link: WorkerConnection, fault: Fault, failure: Failure) -> None:
+    def worker_connection_lost(
+        self, connection: WorkerConnection, fault: Fault, failure: Failure
+    ) -> None:
         """The worker's connection ended before the response did."""
         service, member = self.client.service, self.member
         assert member is not None
-        self.link = None
-        if closed_while_idle(failure, used=link.used):
-            service.connections.note_idle_close(link, self.started)
+        self.connection = None
+        if closed_while_idle(failure, used=connection.used):
+            service.connections.note_idle_close(connection, self.started)
         else:
             service.pool.failed(member, monotonic())
         final = "in the middle of an answer" if self.response_started else ""
-        self._attempt_failed(failure, fault, "before it answered", final, used=link.used)
+        self._attempt_failed(failure, fault, "before it answered", final, used=connection.used)
 
     def bad_response(self, fault: Fault, reason: str) -> None:
         """The response is malformed or missing: another worker may do better."""
@@ -160,7 +162,7 @@ class UpstreamRequest(ResponseReceiver):
             service.counters.retries_denied += 1
             self.fail(fault, reason)
         else:
-            self.drop_link()
+            self.drop_connection()
             self._try_next_worker(retry_state, fault, reason)
 
     def _try_next_worker(self, retry_state: RetryState, fault: Fault, reason: str) -> None:
@@ -188,12 +190,12 @@ class UpstreamRequest(ResponseReceiver):
             self.connecting = None
         service.queue.remove(self)
 
-    def drop_link(self) -> None:
+    def drop_connection(self) -> None:
         """Abort the connection to the worker, if there is one."""
-        link, self.link = self.link, None
-        if link is not None:
-            link.receiver = None
-            link.transport.abort()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.receiver = None
+            connection.transport.abort()
 
     def release_member(self) -> Member | None:
         """The worker does not have this request any more. Returns the worker, if there was one."""
@@ -222,7 +224,7 @@ class UpstreamRequest(ResponseReceiver):
         """Was nothing sent to the client yet, and can the whole request be sent again?"""
         raise NotImplementedError
 
-    def send_request(self, link: WorkerConnection) -> None:
+    def send_request(self, connection: WorkerConnection) -> None:
         """Send all of the request that has arrived over this connection."""
         raise NotImplementedError
 

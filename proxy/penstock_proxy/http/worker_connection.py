@@ -53,7 +53,7 @@ class ResponseReceiver:
     connecting: Connecting | None = None
     """The connect in progress, if there is one."""
 
-    def connected(self, link: "WorkerConnection") -> None:
+    def connected(self, connection: "WorkerConnection") -> None:
         """A new connection is established: send the request."""
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ class ResponseReceiver:
         """The response is complete."""
         raise NotImplementedError
 
-    def upgraded(self, link: "WorkerConnection", response: Response, rest: bytes) -> None:
+    def upgraded(self, connection: "WorkerConnection", response: Response, rest: bytes) -> None:
         """The worker has switched to another protocol; `rest` are its first bytes."""
         raise NotImplementedError
 
@@ -104,7 +104,9 @@ class ResponseReceiver:
         """The response is malformed: it cannot be forwarded."""
         raise NotImplementedError
 
-    def link_lost(self, link: "WorkerConnection", fault: Fault, failure: Failure) -> None:
+    def worker_connection_lost(
+        self, connection: "WorkerConnection", fault: Fault, failure: Failure
+    ) -> None:
         """The connection ended before the response did."""
         raise NotImplementedError
 
@@ -142,8 +144,8 @@ class WorkerConnection:
         on_lost: Callable[["WorkerConnection"], None],
         on_idle_close: Callable[["WorkerConnection", float], None],
     ) -> None:
-        """`on_lost` is called once, when the connection is lost. `on_idle_close(link, now)` is
-        called before that if the worker closed it while it was idle."""
+        """`on_lost(connection)` is called once, when the connection is lost.
+        `on_idle_close(connection, now)` is called before, if the worker closed it while idle."""
         self.member = member
         self.receiver: ResponseReceiver | None = receiver
         self._responses = responses
@@ -314,7 +316,7 @@ class WorkerConnection:
             receiver.response_complete(b"")
         else:
             fault = WORKER_CLOSED if error is None else WORKER_RESET
-            receiver.link_lost(self, fault, self._failure(error))
+            receiver.worker_connection_lost(self, fault, self._failure(error))
 
     def _failure(self, error: Exception | None) -> Failure:
         """How the attempt failed, by how much of the request the worker may have read."""

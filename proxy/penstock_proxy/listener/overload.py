@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from penstock_proxy.errors import CLIENT_LIMIT, MAX_CONNECTIONS, NO_DESCRIPTORS, Fault
-from penstock_proxy.http.context import HttpClient, HttpContext
+from penstock_proxy.http.context import ClientHandle, HttpContext
 from penstock_proxy.listener.acceptor import Acceptor
 from penstock_proxy.listener.listeners import AdmissionControl, Listeners
 from penstock_proxy.listener.rejection import Rejections
@@ -172,7 +172,7 @@ class Overload(AdmissionControl):
             _log.warning("%s accepts no more connections: %s", self._service.config.name, what)
 
 
-def _end_longest_idle(clients: "Iterable[HttpClient]", now: float) -> int:
+def _end_longest_idle(clients: "Iterable[ClientHandle]", now: float) -> int:
     idle = [client for client in clients if client.idle_since + _IDLE_S < now]
     limit = max(_MIN_ENDED, len(idle) // 8)
     for client in nsmallest(limit, idle, key=attrgetter("idle_since")):

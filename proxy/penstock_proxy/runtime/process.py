@@ -201,11 +201,11 @@ async def _serve(sock: Any) -> int:
     loop = asyncio.get_running_loop()
     proxy = Proxy(loop)
     loop.add_signal_handler(signal.SIGTERM, proxy.drain)
-    link = Channel(loop, sock, partial(carry_out, proxy), proxy.supervisor_lost)
+    supervisor = Channel(loop, sock, partial(carry_out, proxy), proxy.supervisor_lost)
     try:
-        return await proxy.run(link)
+        return await proxy.run(supervisor)
     finally:
-        link.close()
+        supervisor.close()
 
 
 def main() -> int:

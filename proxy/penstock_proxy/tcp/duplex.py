@@ -21,7 +21,7 @@ from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_proxy.net.transport import Transport
 
-OK: Final = "ok"
+NO_FAULT: Final = "ok"
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on with a time of zero: close sends a reset."""
 _FLUSH_TIMEOUT_S: Final = 30.0
@@ -144,7 +144,7 @@ class ClientHalf(_Half):
         self.received = 0
         self.sent = 0
         self.unsent = 0
-        self.outcome = OK
+        self.outcome = NO_FAULT
         """OK, or the kind of the fault that ended it."""
         self.last_active = timers.now
         self.deadline = NEVER
@@ -178,7 +178,7 @@ class ClientHalf(_Half):
 
         `reason`: the outcome if it was closed by an error.
         """
-        if error is not None and self.outcome == OK:
+        if error is not None and self.outcome == NO_FAULT:
             self.outcome = reason
         remaining = self.transport or self.worker.transport
         if remaining is not None:

@@ -15,7 +15,7 @@ from penstock_proxy.net.connector import Connecting, connect, error_text, fault_
 from penstock_proxy.net.socket_transport import adopt
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.service.context import ServiceContext
-from penstock_proxy.tcp.duplex import OK, ClientHalf
+from penstock_proxy.tcp.duplex import NO_FAULT, ClientHalf
 from penstock_proxy.tls.transport import TlsConnection
 from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import peer_address
@@ -186,7 +186,7 @@ class Session:
         """Both connections are closed."""
         self._release_member()
         service = self.service
-        if half.outcome != OK:
+        if half.outcome != NO_FAULT:
             service.counters.errors[half.outcome] += 1
         self._record(half.outcome, half.received, half.sent)
 

@@ -22,7 +22,7 @@ from penstock_supervisor.config import per_proxy
 from penstock_supervisor.config.model import Config, Restart, Service
 from penstock_worker import contract
 from penstock_worker.listener import limits
-from penstock_worker.listener.limits import Limits
+from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.net.trusted_proxies import AcceptProxy, format_accept_proxy
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _limits_variable(service: Service, slot: int) -> dict[str, str]:
     max_connections = 0
     if not service.has_proxy:
         max_connections = per_proxy.share(service.max_connections, service.workers, slot)
-    worker_limits = Limits(
+    worker_limits = DirectLimits(
         direct=True,
         connections=max_connections,
         keepalive_s=service.timeouts.keepalive,

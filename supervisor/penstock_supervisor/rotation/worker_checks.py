@@ -20,7 +20,7 @@ from penstock_proxy import metrics
 from penstock_proxy.balancing import probes
 from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.pool import Member, Pool
-from penstock_proxy.balancing.probes import OK, ProbeResult
+from penstock_proxy.balancing.probes import HEALTHY, ProbeResult
 from penstock_proxy.config import Target
 from penstock_proxy.metrics import ServiceCounters
 from penstock_supervisor.config.model import Service
@@ -131,14 +131,14 @@ class _CheckedService:
     def pong_received(self, slot: int, number: object) -> None:
         pong = self._pings.get((slot, number)) if isinstance(number, int) else None
         if pong is not None and not pong.done():
-            pong.set_result(OK)
+            pong.set_result(HEALTHY)
 
     def _member_changed(self, member: Member, reason: str) -> None:
         self._on_change(self._name, member.slot, member.state.value, reason)
 
     async def _probe(self, member: Member) -> ProbeResult:
         if member.slot in self._unable_to_answer:
-            return OK
+            return HEALTHY
         if self._health.path is None:
             return await self._ping(member.slot)
         our_end, worker_end = socket.socketpair()

@@ -131,7 +131,9 @@ def test_a_connection_that_was_reset_behind_its_response_is_not_kept(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # `connection_lost` reads this from a connection that was reset behind its response.
-    monkeypatch.setattr(WorkerConnection, "_read_pending", lambda link: link.data_received(OK))
+    monkeypatch.setattr(
+        WorkerConnection, "_read_pending", lambda connection: connection.data_received(OK)
+    )
     client = harness.client()
     client.send(GET)
     harness.worker.reset_at_once()

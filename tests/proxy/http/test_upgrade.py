@@ -91,7 +91,9 @@ def test_a_connection_that_was_reset_behind_a_101_becomes_no_duplex(
 ) -> None:
     # Nobody would hear that it is gone: `harness` finds a client that stays for ever.
     switch = b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
-    monkeypatch.setattr(WorkerConnection, "_read_pending", lambda link: link.data_received(switch))
+    monkeypatch.setattr(
+        WorkerConnection, "_read_pending", lambda connection: connection.data_received(switch)
+    )
     client = harness.client()
     client.send(POST.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"))
     harness.worker.reset_at_once()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from penstock_worker.contract import BOUNDS
-from penstock_worker.listener.limits import Limits, format_limits, parse_limits
+from penstock_worker.listener.limits import DirectLimits, format_limits, parse_limits
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Served
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DEADLINE_S = 30.0
 APPS = ("aio:app", "asg:app")
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-QUICK = Limits(direct=True, keepalive_s=0.3)
+QUICK = DirectLimits(direct=True, keepalive_s=0.3)
 
 
 @pytest.fixture
@@ -33,16 +33,16 @@ def connected(listener: socket.socket) -> socket.socket:
     return client
 
 
-def served(serve: "Serve", spec: str, port: socket.socket, limits: Limits) -> "Served":
+def served(serve: "Serve", spec: str, port: socket.socket, limits: DirectLimits) -> "Served":
     return serve(
         spec, passed=port, PENSTOCK_SCHEME="shared", PENSTOCK_BOUNDS=format_limits(limits)
     ).ready()
 
 
 def test_what_is_told_is_what_was_written() -> None:
-    limits = Limits(direct=True, connections=5, keepalive_s=1.5, log_field=64)
+    limits = DirectLimits(direct=True, connections=5, keepalive_s=1.5, log_field=64)
     assert parse_limits({BOUNDS: format_limits(limits)}) == limits
-    assert parse_limits({}) == Limits()
+    assert parse_limits({}) == DirectLimits()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "7", '{"direct": true}'])
@@ -79,7 +79,7 @@ def test_who_asks_for_half_of_a_second_thing_is_closed(
 def test_a_head_that_does_not_end_is_refused(
     serve: "Serve", spec: str, status: bytes, port: socket.socket
 ) -> None:
-    served(serve, spec, port, Limits(direct=True))
+    served(serve, spec, port, DirectLimits(direct=True))
     answer = b""
     with connected(port) as client, suppress(ConnectionError):
         client.sendall(GET[:-2] + b"X: ")
@@ -93,7 +93,7 @@ def test_a_head_that_does_not_end_is_refused(
 
 @pytest.mark.parametrize("spec", APPS)
 def test_a_large_body_is_no_head(serve: "Serve", spec: str, port: socket.socket) -> None:
-    served(serve, spec, port, Limits(direct=True))
+    served(serve, spec, port, DirectLimits(direct=True))
     with connected(port) as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n")
         client.sendall(b"z" * 200_000 + GET[:-2] + b"Connection: close\r\n\r\n")
@@ -105,7 +105,7 @@ def test_a_large_body_is_no_head(serve: "Serve", spec: str, port: socket.socket)
 def test_beyond_its_connections_the_next_waits_for_the_end_of_one(
     serve: "Serve", port: socket.socket
 ) -> None:
-    worker = served(serve, "aio:app", port, Limits(direct=True, connections=1))
+    worker = served(serve, "aio:app", port, DirectLimits(direct=True, connections=1))
     with connected(port) as first:
         first.sendall(GET)
         assert first.recv(4096).startswith(b"HTTP/1.1 200")

@@ -16,7 +16,7 @@ BEHIND_PROXY_S: Final = 120.0
 """Longer than a proxy keeps an idle connection."""
 
 
-class Limits(NamedTuple):
+class DirectLimits(NamedTuple):
     """The defaults are those behind a proxy."""
 
     direct: bool = False
@@ -29,20 +29,20 @@ class Limits(NamedTuple):
     """Characters of one field of the access log."""
 
 
-def format_limits(limits: Limits) -> str:
+def format_limits(limits: DirectLimits) -> str:
     """The value of the variable."""
     return json.dumps(limits._asdict())
 
 
-def parse_limits(environ: Mapping[str, str]) -> Limits:
+def parse_limits(environ: Mapping[str, str]) -> DirectLimits:
     """From the environment; the defaults without the variable. ValueError: a malformed value."""
     text = environ.get(BOUNDS)
     if text is None:
-        return Limits()
+        return DirectLimits()
     try:
         direct, connections, keepalive_s, log_field = (
-            json.loads(text)[key] for key in Limits._fields
+            json.loads(text)[key] for key in DirectLimits._fields
         )
-        return Limits(bool(direct), int(connections), float(keepalive_s), int(log_field))
+        return DirectLimits(bool(direct), int(connections), float(keepalive_s), int(log_field))
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{BOUNDS}={text!r} says nothing") from None

@@ -17,7 +17,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
-from penstock_worker.listener.limits import Limits
+from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.servers import log_filter
 from penstock_worker.telemetry.recorder import Recorder, RequestRecord
 
@@ -29,7 +29,7 @@ proxy aiohttp's defaults hold: 8190 bytes a line, 128 fields."""
 _POLL_S: Final = 0.05
 """Between two looks whether requests are in flight, at shutdown."""
 _STARTED_AT: Final = "penstock.begun"
-_BEHIND_PROXY: Final = Limits()
+_BEHIND_PROXY: Final = DirectLimits()
 _LOG: Final = log_filter.filtered_logger("aiohttp.server.penstock")
 """A child of aiohttp's own logger, which the program may have configured."""
 
@@ -38,7 +38,7 @@ class AiohttpServer:
     """`recorder` is None where a proxy counts and logs."""
 
     def __init__(
-        self, app: web.Application, recorder: Recorder | None, limits: Limits = _BEHIND_PROXY
+        self, app: web.Application, recorder: Recorder | None, limits: DirectLimits = _BEHIND_PROXY
     ) -> None:
         # aiohttp's clock runs from the start of the connection until a head is complete.
         settings: dict[str, Any] = {"keepalive_timeout": limits.keepalive_s, "logger": _LOG}

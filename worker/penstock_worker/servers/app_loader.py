@@ -33,7 +33,7 @@ class LoadError(Exception):
         """The traceback, if it happened in the user's code."""
 
 
-class StartError(Exception):
+class AppLoadError(Exception):
     """The program refused to start, and reported why. The next try may succeed."""
 
 

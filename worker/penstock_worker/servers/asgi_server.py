@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import uvicorn
 
-from penstock_worker.listener.limits import Limits
+from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.net.somaxconn import max_backlog
-from penstock_worker.servers.app_loader import StartError
+from penstock_worker.servers.app_loader import AppLoadError
 from penstock_worker.servers.asgi_limits import IdleConnections, limit_heads
 from penstock_worker.telemetry.recorder import Recorder, RequestRecord
 
@@ -28,7 +28,7 @@ _LOGGED_HEADERS: Final = frozenset((b"content-length", b"referer", b"user-agent"
 _SWITCHING_PROTOCOLS: Final = 101
 _FORBIDDEN: Final = 403
 _SERVER_ERROR: Final = 500
-_BEHIND_PROXY: Final = Limits()
+_BEHIND_PROXY: Final = DirectLimits()
 
 _Message = dict[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
@@ -39,7 +39,9 @@ _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 class AsgiServer:
     """`recorder` is None where a proxy counts and logs."""
 
-    def __init__(self, app: Any, recorder: Recorder | None, limits: Limits = _BEHIND_PROXY) -> None:
+    def __init__(
+        self, app: Any, recorder: Recorder | None, limits: DirectLimits = _BEHIND_PROXY
+    ) -> None:
         self._recorder = recorder
         self._idle = IdleConnections(limits.keepalive_s) if limits.direct else None
         self._config = uvicorn.Config(
@@ -69,7 +71,7 @@ class AsgiServer:
         try:
             await self._server.startup(sockets=[])
         except SystemExit as error:
-            raise StartError("its lifespan startup failed") from error
+            raise AppLoadError("its lifespan startup failed") from error
         self._tick()
 
     def protocol(self, probe: bool) -> asyncio.Protocol:

@@ -19,7 +19,7 @@ from typing import Final
 
 from penstock_proxy.errors import RejectedError
 from penstock_proxy.net.address import parse_address
-from penstock_supervisor.compare.load.response import Response
+from penstock_supervisor.compare.load.response import LoadResponse
 
 TIMEOUT_S: Final = 5.0
 """For a request, and to connect."""
@@ -144,7 +144,7 @@ class Client:
         self._sock: socket.socket | None = None
         self._connected = False
         self._unsent = b""
-        self._response: Response | None = None
+        self._response: LoadResponse | None = None
         self.sent_at = 0.0
         """When the request in progress was sent. 0: there is none."""
         self.due = 0.0
@@ -265,7 +265,7 @@ class Client:
                 self._on_done(self, self._close_broken())
             return
         if response is None:
-            response = self._response = Response()
+            response = self._response = LoadResponse()
             is_whole = True
         else:
             is_whole = False
@@ -280,7 +280,7 @@ class Client:
                 self._poller.remember(data)
             self._complete(response)
 
-    def _complete(self, response: Response) -> None:
+    def _complete(self, response: LoadResponse) -> None:
         if response.is_success:
             self._finish(keep=response.keep)
             return

@@ -20,7 +20,7 @@ from penstock_proxy.http1.parser import (
 _UNTIL_CLOSE: Final = -1
 
 
-class Response:
+class LoadResponse:
     """Of a GET. `done` is true when it is complete. RejectedError: it is not valid."""
 
     __slots__ = ("_chunked", "_head", "_remaining", "done", "keep", "status")
