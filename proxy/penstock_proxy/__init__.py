@@ -1,1 +1,1 @@
-"""The proxy: one listener, many workers. Accept, admit, pick, deliver."""
+"""The proxy process: accepts clients on its listeners, and relays or passes each to a worker."""

@@ -20,7 +20,7 @@ supervisor → proxy
     DRAIN_WORKER  service, slot, seq            pick it no more; answered WORKER_DRAINED
     LEAVE         service, slot                 the slot's process is gone
     TLS           service, terms, of            a set of so many certificates follows:
-    CERTIFICATE   service, names, kind, chain, key   one of them, as texts; after the last the
+    CERTIFICATE   service, names, kind, chain, key   one of them, as PEM; after the last the
                                                 set is used for new connections. The key comes
                                                 last: a message that is logged is cut
     STATS         seq                           answered: seq, metrics, pools

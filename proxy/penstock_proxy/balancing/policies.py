@@ -183,7 +183,7 @@ class RoundRobin(Policy[M]):
         return member
 
     def _pick_in_slow_start(self, avoid: Collection[M]) -> M | None:
-        """A member in slow start is skipped, as if avoided, until it has saved up a turn."""
+        """Pick, and skip a member in slow start, as if avoided, until it has saved up a turn."""
         turns, credit = self._next, self._credit
         otherwise: tuple[M, int] | None = None
         after = self._at
@@ -319,7 +319,7 @@ class ClientHash(Policy[M]):
         self._cached.clear()
 
     def set_slow_start(self, slow: Collection[M]) -> None:
-        """Ignored: a client that gets another worker for a time has lost its own."""
+        """Does nothing: a client that got another worker for a time would lose its own."""
 
     def pick(self, client: str, avoid: Collection[M] = ()) -> M | None:
         member = self._cached.get(client)

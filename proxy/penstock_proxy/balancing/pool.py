@@ -264,7 +264,7 @@ class Pool:
         member.consecutive_failures = 0
 
     def tick(self, now: float) -> None:
-        """End ejections and advance slow starts; to be called about every 100 ms."""
+        """End ejections and advance slow starts; called four times a second."""
         if self._in_slow_start:
             self._update_slow_start(now)
         for member in self.members:
@@ -305,7 +305,7 @@ class Pool:
         return ejected + 1 <= allowed
 
     def _decay_multiplier(self, member: Member, now: float) -> None:
-        """A member that was up for as long as its last ejection took has one ejection forgotten."""
+        """Forget the last ejection if the member was up for as long as that had lasted; repeat."""
         healthy, base = now - member.up_since, self._ejection.eject_for
         while (count := member.ejection_multiplier) and healthy >= base * count:
             healthy -= base * count
@@ -335,7 +335,7 @@ class Pool:
             self._uneject_all()
 
     def _uneject_all(self) -> None:
-        """The rotation is empty: ejected members are better than none."""
+        """End all ejections: the rotation is empty."""
         for member in self.members:
             if member.state is MemberState.EJECTED:
                 self._apply(
@@ -343,7 +343,7 @@ class Pool:
                 )
 
     def _begin_slow_start(self, member: Member, now: float) -> None:
-        """A member has entered the rotation: begin slow start, if others can take the load."""
+        """Begin slow start of a new member of the rotation, if others can take the load."""
         if not self._slow_start_window:
             return
         others = [m for m in self.members if m.state is MemberState.UP and m is not member]

@@ -129,7 +129,8 @@ async def import_client() -> None:
 async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
     """GET `path` of a member that listens; 2xx and 3xx are good.
 
-    A session for each member, because aiohttp binds one to a single unix socket.
+    Yields a probe. Each member has its own session, because a session can use only one unix
+    socket.
     """
     import aiohttp
 

@@ -1,12 +1,12 @@
 """The queue of requests and connections that wait for a worker: first in, first out.
 
 Owns: the queue of one service, its limits, and the fault of a waiter that is not served. Must
-not know: what waits, and which worker is free. It holds one callable for each waiter, which
-serves it. No I/O, no clock.
+not know: what waits, and which worker is free. For each waiter it holds a callable; calling it
+serves that waiter. No I/O, no clock.
 
 There is one queue for all workers, and the next free worker takes the first waiter, so that
-nothing waits behind a slow worker. It is limited in length and in time. What cannot be served in
-time is refused while its client still waits for the response, and no worker spends time on it.
+nothing waits behind a slow worker. The queue is limited in length and in time. A waiter whose
+time is over is refused at once, so no worker spends time on a client that has gone.
 """
 
 from collections import OrderedDict
@@ -35,10 +35,10 @@ class Queue(OrderedDict[object, Callable[[], None]]):
     def add(
         self, waiter: object, serve: Callable[[], None], started: float, now: float, workers: int
     ) -> Fault | float:
-        """Add a waiter at the end. Returns the seconds that it may wait, or a fault.
+        """Add a waiter at the end. Returns the seconds that the waiter may wait, or a fault.
 
-        `serve`: called when it is its turn. `started`: when its request began. `workers`: how
-        many are in the rotation.
+        `serve`: called when the waiter's turn comes. `started`: when its request began.
+        `workers`: how many are in the rotation.
         """
         wait_s = started + self._timeout_s - now
         if wait_s <= 0:
@@ -56,7 +56,7 @@ class Queue(OrderedDict[object, Callable[[], None]]):
         return min(limits.queue, limits.queue_per_worker * max(1, workers))
 
     def pop_first(self) -> Callable[[], None]:
-        """Remove the first waiter; returns the callable that serves it. KeyError: it is empty."""
+        """Remove the first waiter; returns the callable that serves it. KeyError: no waiter."""
         return self.popitem(last=False)[1]
 
     def remove(self, waiter: object) -> None:

@@ -5,11 +5,11 @@ connection already. Must not know: which failures may be retried (`retry`), conn
 member is next. No I/O, no clock.
 
 A retry is additional load. When every worker fails, retries multiply the load just when there is
-least capacity. So a retry is paid from a budget if a worker may have spent time on the request:
-the budget is a share of the requests of the last ten seconds (the idea and the numbers are those
-of Finagle's RetryBudget). A retry is free if no worker has read the request. A connection that
-was refused goes to the next worker, once to each; an idle connection that had been closed is
-replaced by a new one.
+least capacity. So a retry is paid from a budget, a share of the requests of the last ten seconds
+(the idea and the numbers are those of Finagle's RetryBudget). Two kinds are free. If connecting
+failed, nothing was sent, and the next worker gets the request, once each. If a kept connection had
+ended while it was idle, the request is sent again over a new connection. A request that was sent
+over a new connection is always paid for, even if the worker's kernel acknowledged nothing of it.
 
 See docs/decisions/0012-retry-budget.md.
 """
@@ -77,13 +77,13 @@ class Attempts:
         self.last_fault = NO_WORKER
 
     def failed(self, member: Member | None, fault: Fault) -> None:
-        """An attempt with this member has failed. None: there was no member."""
+        """Record a failed attempt with this member. None: there was no member."""
         self.last_fault = fault
         if member is not None:
             self.tried += (member,)
 
     def another_round(self, budget: RetryBudget, now: float) -> bool:
-        """All members were tried. May they be tried again, and wait for a free one?"""
+        """Every member was tried. May the request try them all again?"""
         if self.tried and not budget.take(now):
             return False
         self.tried = ()

@@ -217,7 +217,7 @@ class Dispatcher(PendingOwner):
         return member
 
     def _window_full(self, link: Link) -> None:
-        """Read its reports; if the window is still full, send it nothing until there is room."""
+        """Read a link's reports. If its window is still full, its member gets nothing for now."""
         link.poll_reports()
         if link.in_flight >= self._window:
             self._unavailable.add(link.member)

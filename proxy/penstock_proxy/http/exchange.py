@@ -251,7 +251,7 @@ class Exchange(UpstreamRequest):
         return not self._anything_sent and (self._body is None or self._body.is_replayable)
 
     def expired(self, now: float) -> None:
-        """The deadline has passed: end the exchange, or the attempt, by what it waited for."""
+        """The deadline has passed: end the exchange or the attempt. What was waited for decides."""
         service = self.client.service
         total = service.timeouts.total
         if total and now >= self.started + total:
@@ -289,7 +289,7 @@ class Exchange(UpstreamRequest):
         self._end_with(fault)
 
     def refuse(self, fault: Fault) -> None:
-        """No attempt is left. The faults of failed attempts were counted when they failed."""
+        """End the exchange: no attempt is left. Failed attempts have had their faults counted."""
         if self.retries:
             self._end_with(fault)
         else:

@@ -72,7 +72,7 @@ class Chunked:
         return out
 
     def _read_size_line(self, data: bytes, at: int) -> int:
-        """Read the end of a chunk and the next one's size; -1 when bytes are missing."""
+        """Read the CRLF that ends a chunk, and the next size line. -1: incomplete."""
         start = at
         if self._left == -2:
             crlf = data[at : at + 2]

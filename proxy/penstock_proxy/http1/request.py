@@ -226,7 +226,7 @@ def rewriter_for(config: ServiceConfig, port: int) -> HeaderRewriter:
 
 
 def _elements(info: ForwardedInfo, proto: bytes, host: bytes) -> bytes:
-    """The elements of Forwarded for the hops before us."""
+    """The elements of Forwarded for the hops in front of us."""
     first, *others = map(_node, info.hops)
     text = b"Forwarded: for=%b;proto=%b" % (first, proto)
     if host:

@@ -1,10 +1,10 @@
 """Accepts connections from one listening socket as long as there is room for them.
 
 Owns: when the socket is accepted from, and when accepting is paused. Must not know: what becomes
-of a connection (`deliver`), or anything of workers.
+of a connection (`deliver`), or anything about workers.
 
-The socket belongs to the supervisor and stays open whatever happens here. So no connection is
-lost by a pause: the kernel's queue holds them. Every tick calls `resume` if there is room
+The socket belongs to the supervisor and stays open whatever happens here. So a pause loses no
+connection: those that wait stay in the kernel's queue. Every tick calls `resume` if there is room
 again, and `overdue` to learn how many have waited too long.
 """
 

@@ -2,9 +2,9 @@
 
 Owns: the order of the filters. Each may hold a connection for a while or close it: the PROXY
 header (`proxy_protocol`), routing by server name (`sni_router`), the limit of connections per
-client (`overload`), TLS (`handshake`). At the end of the chain is a `client_connection`, a
-`session`, or under handoff the `dispatcher`. Filters that a service does not use cost it nothing.
-Must not know: workers.
+client (`overload`), TLS (`handshake`). At the end of the chain is a `client_connection` or a
+`session`. Under handoff a connection bypasses the chain: the `dispatcher` gets it at once, or from
+`proxy_protocol`. Filters that a service does not use cost nothing. Must not know: workers.
 """
 
 from collections.abc import Callable, Mapping

@@ -3,10 +3,10 @@
 Owns: a descriptor from accept until it is handed on or closed, its time limit, and when to peek
 again. Must not know: what the bytes mean (`proxy_protocol`, `sni_router`).
 
-It works on the bare descriptor, because what a transport has read cannot be put back. However
-slowly the bytes come, there is no busy loop. While they are not enough, SO_RCVLOWAT makes the
-kernel wake us only for more. Where it wakes us for the same bytes again (unix sockets ignore the
-mark, and an end of file overrides it), we peek again at the next tick.
+A transport is not used, because what a transport has read cannot be put back. While the bytes are
+too few, SO_RCVLOWAT makes the kernel wake us only when more have come. SO_RCVLOWAT has no effect on
+unix sockets and after an end of file. There we peek again at the next tick, so there is no busy
+loop.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_worker.net.stream import Stream
 
 DRAIN_S: Final = 1.0
-"""Time limit of those that are here when the proxy drains."""
+"""Time limit of connections that are still peeked at when the proxy drains."""
 # Plain numbers: Python 3.11 takes longer to look up an enum member than the kernel to peek.
 # DONTWAIT: accepted sockets are blocking, whatever the listener is.
 PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -50,7 +50,7 @@ class PeekedConnection:
         waiting: "set[PeekedConnection]",
         stream: Stream,
     ) -> None:
-        """`waiting`: the set that it is in until it is released or closed."""
+        """`waiting`: the set that has this connection until it is released or closed."""
         self._loop = loop
         self._timers = timers
         self._waiting = waiting
@@ -78,7 +78,7 @@ class PeekedConnection:
         self._timers.arm(self, self._time_limit)
 
     def expired(self, now: float) -> None:
-        """The time is over, or it is time to peek again."""
+        """Give up if the time limit has passed, else peek again."""
         if now >= self._time_limit:
             self._timed_out()
         else:
@@ -109,8 +109,8 @@ class PeekedConnection:
             timers.arm(self, min(timers.now, self._time_limit))
 
     def _is_at_end(self, seen: int) -> bool:
-        """Has the peer closed behind the `seen` bytes? Bytes that are only peeked at hide an end of
-        file behind them."""
+        """Has the peer closed after the `seen` bytes? Bytes that are only peeked at hide an end of
+        file that follows them."""
         if seen > self._seen:
             return False
         poll = select.poll()

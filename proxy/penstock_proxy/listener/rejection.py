@@ -35,7 +35,7 @@ class Rejections:
     """The rejected clients of one service."""
 
     def __init__(self, service: ServiceContext, *, speaks_http: bool) -> None:
-        """`speaks_http`: clients get an answer; without it they are only closed."""
+        """`speaks_http`: clients get an answer; otherwise their connections are only closed."""
         self._service = service
         self._speaks_http = speaks_http
         self._lingering: set[_Lingering] = set()
@@ -51,11 +51,11 @@ class Rejections:
             _Lingering(self._service, sock, self._lingering)
 
     def answer(self, fault: Fault) -> bytes:
-        """What a client is answered; empty if it would not understand it."""
+        """The answer to a client; empty for a client that would not understand an answer."""
         return answer(fault) if self._speaks_http else b""
 
     def close(self) -> None:
-        """Close them all now."""
+        """Close the connections of all rejected clients now."""
         for lingering in tuple(self._lingering):
             lingering.end()
 

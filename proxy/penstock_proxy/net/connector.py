@@ -103,7 +103,7 @@ def connect(
         on_done(None, error.errno or errno.EMFILE)
         return None
     if family != _AF_UNIX:
-        # Without it a small write would wait for the delayed acknowledgement of the one before.
+        # Without it a small write would wait for the delayed acknowledgement of the previous write.
         sock.setsockopt(_TCP, _NODELAY, 1)
     failure = sock.connect_ex(sockaddr)
     if failure == errno.EINPROGRESS:

@@ -96,11 +96,11 @@ class Reactor:
         self._epoll.unregister(fd)
 
     def discard(self, fd: int) -> None:
-        """It is about to be closed, and the kernel drops it then: no system call is needed."""
+        """Forget a descriptor that is about to be closed. The kernel drops it by itself then."""
         self._handlers.pop(fd, None)
 
     def call_after_events(self, callback: Callable[[], None]) -> None:
-        """Call it when all handlers that are ready now have been called."""
+        """Call `callback` when all handlers that are ready now have been called."""
         self._callbacks.append(callback)
         if not (self.dispatching or self._scheduled):
             self._scheduled = True

@@ -49,7 +49,7 @@ class TimerWheel:
         """By index: when it begins, and its content. All in it share that one float."""
 
     def arm(self, timed: HasDeadline, deadline: float) -> None:
-        """Set a deadline. Cheap when it is later than the one before."""
+        """Set a deadline. Cheap if it is later than the previous one."""
         timed.deadline = deadline
         if deadline < timed.bucket:
             self._remove(timed)
@@ -84,7 +84,7 @@ class TimerWheel:
                         self._insert(timed)
 
     def _expire(self, timed: HasDeadline) -> None:
-        """An exception in one `expired` must not cost the others their deadlines."""
+        """Call `expired`. An exception in one call must not cost the others their deadlines."""
         try:
             timed.expired(self.now)
         except Exception:  # noqa: BLE001 — whatever it is, it is one connection's

@@ -1,7 +1,7 @@
 """Statistics of a proxy process: the answer to STATS.
 
-Owns: the shape of the answer, and the values that are read only for it, such as the number of
-open descriptors. Each counter belongs to the module that counts. Must not know: who asks, and how
+Owns: the shape of the answer, and the values that nothing else reads, such as the number of open
+descriptors. Each counter belongs to the module that counts. Must not know: who asks, and how
 often.
 """
 

@@ -1,1 +1,1 @@
-"""What all connections of one service share: limits, counters, the error log."""
+"""Limits, counters and error log of one service, and the fd budget of the whole process."""

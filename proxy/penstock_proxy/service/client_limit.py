@@ -23,7 +23,7 @@ class ClientLimit:
         self._counts: dict[str | bytes, int] = {}
 
     def acquire(self, address: str) -> bool:
-        """Count one more connection of this client. False, and not counted: it is at the limit."""
+        """Count one more connection of this client. False: the limit is reached; not counted."""
         key = _key(address)
         count = self._counts.get(key, 0)
         if 0 < self.max_per_client <= count:
@@ -32,7 +32,7 @@ class ClientLimit:
         return True
 
     def release(self, address: str) -> None:
-        """A connection that was counted is closed."""
+        """Count one connection less of this client."""
         key = _key(address)
         count = self._counts[key] - 1
         if count:

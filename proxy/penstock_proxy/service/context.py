@@ -66,13 +66,13 @@ class ServiceContext:
     # -- connections open and close
 
     def client_accepted(self) -> None:
-        """A client's connection was accepted."""
+        """Count a client's connection that was accepted."""
         self.counters.connections += 1
         self.counters.active += 1
         self.fd_budget.clients += 1
 
     def client_closed(self, counted_address: str) -> None:
-        """A client's connection is closed; `counted_address`: it was counted for this address."""
+        """Count the end of a client's connection, which was counted for `counted_address`."""
         self.counters.active -= 1
         self.fd_budget.clients -= 1
         if counted_address:
@@ -87,7 +87,7 @@ class ServiceContext:
     # -- the queue
 
     def enqueue(self, waiter: object, serve: Callable[[], None], started: float) -> Fault | float:
-        """Put a waiter into the queue. Returns the seconds that it may wait, or a fault.
+        """Put a waiter into the queue. Returns the seconds that the waiter may wait, or a fault.
 
         `serve` is called when it is the waiter's turn. `started`: when its request began.
         """

@@ -1,4 +1,4 @@
-"""A duplex: two connections, from the client and to the worker, copied into each other.
+"""Relays bytes between a client's connection and a worker's, in both directions.
 
 Owns: both halves once both connections are there, half-close in both directions, back-pressure,
 the idle timeout, and the bytes counted. Must not know: what the bytes mean, how the worker was
@@ -6,7 +6,7 @@ chosen. Mode tcp and upgraded HTTP connections both end here.
 
 Each side sees of the other what it would see without a proxy: an end of file is forwarded as an
 end of file, a reset as a reset. If a reset became an end of file, a protocol that reads until
-the end would take a part for the whole.
+the end would accept a truncated message as complete.
 
 Bytes that one side sends before the other is connected wait in the kernel: a half is not read
 until the other half is there.
@@ -29,7 +29,7 @@ _FLUSH_TIMEOUT_S: Final = 30.0
 
 
 class _Half:
-    """One of the two connections. `transport` is None before it is made and after it is lost."""
+    """One of the two connections. `transport` is None until connected and after it is lost."""
 
     __slots__ = ("at_eof", "loop", "other", "transport")
 
@@ -208,7 +208,7 @@ class ClientHalf(_Half):
             self.abort()
 
     def _check_flush(self) -> None:
-        """One side is gone: the other may go on as long as it takes bytes, else it is aborted."""
+        """One side is gone: abort the other, unless it has taken bytes since the last check."""
         remaining = self.transport or self.other.transport
         if remaining is None:
             return

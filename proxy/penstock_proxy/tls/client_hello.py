@@ -111,7 +111,7 @@ class _ByteReader:
         return int.from_bytes(self.take(size), "big")
 
     def vector(self, size: int) -> bytes:
-        """Bytes behind their length, a number of `size` bytes."""
+        """The bytes that follow their length, which is a number of `size` bytes."""
         return self.take(self.number(size))
 
 
@@ -151,7 +151,7 @@ def _name(extensions: bytes) -> str:
 
 
 def _host_name(body: bytes) -> str:
-    """The only host name of a list of names; RFC 6066 §3 allows one of a kind."""
+    """The `host_name` entry of the server_name list; at most one is allowed (RFC 6066 §3)."""
     reader = _ByteReader(body)
     names = _ByteReader(reader.vector(2))
     if reader or not names:

@@ -1,12 +1,12 @@
 """The SSL contexts of a service, by server name.
 
-Owns: OpenSSL's contexts, one for each certificate. They are made of texts that the supervisor has
-read, because a proxy has no access to key files. A context is chosen by the name in the
-ClientHello, before OpenSSL gets a byte. With OpenSSL's own callback the handshake would begin in
-the context of another name, and a name that is not ASCII would raise an exception. Must not know:
-connections.
+Owns: OpenSSL's contexts, one for each certificate. They are made of PEM contents that the
+supervisor has read, because a proxy has no access to key files. A context is chosen by the name
+in the ClientHello, before OpenSSL gets a byte. With OpenSSL's own callback the handshake would
+begin in the context of another name, and a name that is not ASCII would raise an exception. Must
+not know: connections.
 
-Offered is what every client of the last ten years supports: TLS 1.2 and 1.3, only with forward
+A client is offered what all of the last ten years support: TLS 1.2 and 1.3, only with forward
 secrecy and authenticated encryption. Compression, renegotiation and early data are off. Session
 tickets are on. Each set of contexts has ticket keys of its own, so no session outlives its
 certificate.
@@ -78,7 +78,7 @@ class Contexts:
         self._by_name = ServerNameMap(by_name, first)
 
     def for_name(self, name: str) -> ssl.SSLContext:
-        """The context for a name in lower case, or for an empty one."""
+        """The context for `name`, which is in lower case. Empty: the default context."""
         return self._by_name.lookup(name)
 
 

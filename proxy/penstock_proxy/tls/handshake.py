@@ -1,16 +1,16 @@
 """TLS handshakes of one service: clients that have connected and are not served yet.
 
 Owns: the current contexts, how many handshakes may be in progress, each handshake from its first
-byte until it succeeds or fails, and how a client is told of a failure. Must not know: what is
-done with a finished one. Then a `TlsConnection` becomes the receiver of the socket transport, and
+byte until it succeeds or fails, and how a client is told of a failure. Must not know: what
+happens after a handshake. A `TlsConnection` then becomes the receiver of the socket transport, and
 the handshake is dropped.
 
 OpenSSL gets nothing before the ClientHello is complete. So a client that connects and sends
 nothing costs no buffers, and the handshake begins with the certificate that the client asks for.
 
-The number is bounded, but the port stays open to everybody: beyond `limits.handshakes` the oldest
-handshake in progress is evicted. A client that wants to be served needs a few round trips; the
-oldest one is the least likely to finish.
+The number of handshakes is bounded, but the port stays open to everybody: beyond
+`limits.handshakes` the oldest handshake in progress is evicted. A client that wants to be served
+needs a few round trips; the oldest handshake is the least likely to finish.
 """
 
 import asyncio
@@ -191,7 +191,7 @@ class Handshake:
             self._acceptor.timers.arm_in(self, _LINGER_S)
 
     def evict(self) -> None:
-        """Others need its place: it is the oldest one."""
+        """Close this handshake, the oldest, to make room."""
         self._abort("displaced")
 
     def expired(self, now: float) -> None:

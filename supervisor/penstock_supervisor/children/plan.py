@@ -243,8 +243,8 @@ def _access_log_variable(service: Service, access_log: str, stdout: int) -> dict
 
 
 def _accept_proxy_variable(service: Service) -> dict[str, str]:
-    """For a worker that reads PROXY headers. With `ports` our own proxy sends them, otherwise a
-    proxy in front of this machine."""
+    """The variable for a worker that reads PROXY headers. With `ports` our own proxy sends them,
+    otherwise a proxy in front of this machine."""
     if service.scheme != "ports" and service.accept_proxy:
         accept_proxy = AcceptProxy(service.timeouts.head, service.trusted_proxies)
     elif service.scheme == "ports" and service.send_proxy and service.app is not None:
@@ -255,7 +255,7 @@ def _accept_proxy_variable(service: Service) -> dict[str, str]:
 
 
 def _limits_variable(service: Service, slot: int) -> dict[str, str]:
-    """For a worker that talks to clients without a proxy between. If a proxy accepts, it also
+    """The variable for a worker that talks to clients itself. If a proxy accepts, that proxy also
     enforces `max_connections`; otherwise each worker gets a share."""
     if service.scheme == "ports" or service.app is None or service.mode == "udp":
         return {}

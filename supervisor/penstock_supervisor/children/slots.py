@@ -61,7 +61,7 @@ class Slots:
         return child in self._draining
 
     def is_being_replaced(self, child: Child) -> bool:
-        """It has a successor, or is draining."""
+        """Has it a successor, or is it draining?"""
         return child in self._draining or slot_of(child) in self._successors
 
     def is_successor(self, child: Child) -> bool:
@@ -71,7 +71,7 @@ class Slots:
         self._successors[slot_of(child)] = child
 
     def drop_successor(self, child: Child) -> None:
-        """The successor failed: the current worker stays."""
+        """Forget a successor that failed; the current worker stays."""
         del self._successors[slot_of(child)]
 
     def take_over(self, successor: Child) -> Child:
@@ -84,7 +84,7 @@ class Slots:
         return before
 
     def forget(self, draining: Child) -> None:
-        """A draining worker has ended."""
+        """Forget a draining worker that has ended."""
         self._draining.discard(draining)
 
     def ever_ready(self, service: str) -> bool:

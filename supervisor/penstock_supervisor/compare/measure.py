@@ -2,7 +2,7 @@
 
 Owns the choice of the load generator, and how many processes it gets. The generator itself is
 our own, or wrk. The CPU time of the subject's processes is read from /proc before and after the
-load. The subject itself is asked nothing meanwhile, because answers take CPU time, too.
+load. /status is not requested during the load: answering would cost the CPU time that is measured.
 """
 
 import asyncio

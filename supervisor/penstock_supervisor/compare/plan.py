@@ -141,7 +141,7 @@ def fits(steps: Pass, elapsed_s: float, wanted: Measures) -> bool:
 
 
 def is_required(steps: Pass) -> bool:
-    """A comparison needs at least one round of each load."""
+    """Must this pass be done? A comparison needs at least one round of each load."""
     return steps[0].round == 0 and steps[0].kind in LOADS
 
 

@@ -1,1 +1,1 @@
-"""Configuration: read in one place, checked as a whole, frozen."""
+"""The configuration: its keys and rules, errors and warnings, certificates, users; frozen."""

@@ -1,9 +1,9 @@
 """Reads and checks certificate files, and explains what is wrong with them.
 
-Owns the step from the paths of a `[service.X.tls]` table to certificates that OpenSSL accepts,
-and the facts that people need: names and validity. Only this module reads private keys. Proxies
-get the texts over their channel, because they may run as a user who cannot read the files. It
-does not know who uses the result, or when files are read again (`certificate_reload`).
+Turns the paths in `[service.X.tls]` into certificates that OpenSSL accepts, and extracts names and
+validity. Only this module reads private keys. Proxies get the PEM contents over their channel,
+because they may run as a user who cannot read the files. Must not know who uses the result, or
+when files are read again (`certificate_reload`).
 
 No message, log line or repr contains any part of a key.
 """

@@ -1,9 +1,8 @@
 """Errors of a configuration, in words for the person who wrote it.
 
 Turns the validation errors of the models into one line per problem: the path of the key, what
-was expected, what was found, and the key or value that was probably meant. It knows how models
-consist of fields. It does not know what any key means, so a new key changes nothing here. A
-renamed key needs a line in RENAMED.
+was expected, what was found, and the key or value that was probably meant. It depends only on the
+structure of the models, so a new key needs no change here. A renamed key needs a line in RENAMED.
 
 Pydantic's own texts are not used because they name its types and unions, which the author of
 a configuration file does not know. No I/O, no clock.

@@ -2,8 +2,8 @@
 
 HTTP and JSON over a unix socket that only its owner can open (`control_socket`), so that curl can
 do what `penstock stop` does. Owns who may send requests, and the form of the answers. The run
-itself carries them out; it is known here by `RunControl`. No other part changes a run from
-outside.
+itself carries the requests out (`RunControl`). Apart from signals and the embedding API, nothing
+else changes a run from outside.
 
     POST /reload                          as HUP: replace all workers, losing nothing
     POST /stop[?now=1]                    as TERM; now: as a second TERM
@@ -91,7 +91,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
 
 @web.middleware
 async def _require_owner(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The mode of the socket's file requires it already, but a descriptor can be passed on."""
+    """Refuse other users. The socket's mode does so, too, but a descriptor can be passed on."""
     transport = request.transport
     if transport is None:
         raise web.HTTPForbidden

@@ -1,7 +1,8 @@
 """An HTTP server with limits, for the admin port and the control socket.
 
 Owns its connections: how many there may be, and how long a client may take to send a request.
-Requests and their permissions belong to the application. The listening socket is the caller's.
+The application decides what a request does and who may send it. The listening socket is the
+caller's.
 
 A client must not disturb the rest of the run: connections take descriptors from the process that
 has to start the next worker. aiohttp limits the size of a request head and the time between two
@@ -25,7 +26,7 @@ MAX_CONNECTIONS: Final = 64
 FIRST_REQUEST_S: Final = 10.0
 """From a connection to the end of its first request head."""
 NEXT_REQUEST_S: Final = 75.0
-"""From the end of an answer's making to the next request head. The sending is included."""
+"""From the return of the handler to the next request head; sending the answer is included."""
 _CHECK_S: Final = 1.0
 _SHUTDOWN_S: Final = 1.0
 """For answers that are being sent when the run ends."""
@@ -100,7 +101,7 @@ class _RequestTimeout:
     async def suspend_while_handled(
         self, request: web.Request, handler: Handler
     ) -> web.StreamResponse:
-        """No deadline while a request is handled; after it, one for the next request."""
+        """Suspend the deadline while a request is handled; then set that of the next request."""
         connection = request.protocol
         self._deadlines[connection] = math.inf
         try:

@@ -87,7 +87,7 @@ def _health(states: tuple[str, ...]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """In the largest unit of which it has at least two."""
+    """`seconds` in the largest unit of which there are at least two."""
     for size, unit in _UNITS:
         if seconds >= 2 * size:
             return f"{seconds // size:.0f} {unit}"

@@ -1,1 +1,1 @@
-"""Every socket that the supervisor opens, and the addresses behind them."""
+"""The sockets that the supervisor keeps open, and the addresses of workers and upstreams."""

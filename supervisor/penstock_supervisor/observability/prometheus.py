@@ -2,10 +2,10 @@
 
 Owns the supervisor's table of metrics. Renders both that table and the proxy's own
 (`penstock_proxy.metrics`), whose values came over the channel. A snapshot goes in, text comes
-out. Only the kernel is asked as well, about processes and sockets.
+out. The only other source is the kernel, for processes and sockets.
 
-There is a registry for each scrape, and not one for ever. So what is not in the snapshot is not
-on the page, and no code has to remove the series of a worker that is gone.
+Each scrape has a registry of its own. So what is not in the snapshot is not on the page, and no
+code has to remove the series of a worker that is gone.
 """
 
 import os

@@ -32,7 +32,7 @@ class _Poll:
         self._check_done()
 
     def drop(self, child: Child, *, answered: bool) -> None:
-        """Wait for this child no more."""
+        """Stop waiting for this child."""
         if child in self.unanswered:
             self.unanswered.discard(child)
             if answered:
@@ -82,7 +82,7 @@ class StatsPoll:
             poll.drop(child, answered=True)
 
     def carry_over(self, child: Child) -> None:
-        """Its process ended: keep its counters, so that sums do not go down."""
+        """Keep the counters of a child whose process ended, so that sums do not go down."""
         history = child.history
         if child.plan.role == "proxy":
             history.carryover = dict(counter_carryover.carry_over(history.carryover, child.stats))
@@ -91,7 +91,7 @@ class StatsPoll:
         child.stats = {}
 
     def state_changed(self, child: Child) -> None:
-        """No poll waits for a child without a channel."""
+        """Stop waiting for a child that has no channel any more."""
         if not child.has_channel:
             for poll in self._polls.values():
                 poll.drop(child, answered=False)

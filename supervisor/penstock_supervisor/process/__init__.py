@@ -1,1 +1,1 @@
-"""Processes of the operating system: fork and exec, privileges, limits, signals, the guardian."""
+"""Processes: start, end, privileges, limits, restart policy, log files, handoff socket pairs."""

@@ -1,13 +1,13 @@
 """Creates access logs for another user, in directories that only root can write to.
 
-Proxies and workers open their logs themselves, as `user`, and open them again after a rotation.
-In /var/log that user cannot create files. So root creates the file before they open it, and
-makes that user its owner.
+Proxies and workers open their logs themselves, as `user`, and open them again after logrotate has
+renamed them. In /var/log that user cannot create files. So root creates the file before a proxy or
+worker opens it, and makes that user its owner.
 
 If root opened a path that the user can replace by a link, the user could get any file of the
 machine. So root does this only where the user cannot change anything: each directory of the path
 is checked when it is entered, and must not belong to the user or be writable for them. Where the
-user can write, they need no help. The file itself must be a regular file that belongs to root,
+user can write, root does nothing. The file itself must be a regular file that belongs to root,
 with no other hard link.
 """
 

@@ -95,7 +95,7 @@ class Guardian:
         self._write(f"={' '.join(map(str, sorted(self._groups)))}\n")
 
     def close(self) -> None:
-        """End it. It kills groups that are left, of which there should be none."""
+        """End the guardian, which kills groups that are left. There should be none."""
         if self._restart_timer is not None:
             self._restart_timer.cancel()
         process = self._detach()

@@ -1,1 +1,1 @@
-"""Replacing what runs: proxies as a group, workers and certificates, and all sockets of a run."""
+"""All sockets and ports of a run; all proxies as one; rolling restarts; certificate reload."""

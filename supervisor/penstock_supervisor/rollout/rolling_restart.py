@@ -1,11 +1,12 @@
 """Replaces the process in a slot while it still runs, without losing a request.
 
-There are two ways. A worker *retires* if it asks for it, or if its channel is broken. Proxies
-stop picking it at once, it finishes what it has, and its successor starts meanwhile. A worker is
-*replaced* in a roll-out. It works until its successor is ready, so that capacity never falls.
+There are two ways. A worker *retires* if it asks for that, or if its channel is broken. Proxies
+stop picking the worker at once, it finishes what it has, and its successor starts meanwhile. A
+worker is *replaced* in a roll-out. It is drained when its successor is ready, which is before the
+successor's first health check.
 
-In both ways the worker is told to stop only after every proxy has answered that it does not pick
-it any more. That makes a replacement lossless.
+In both ways the worker is told to stop only after every proxy has answered that it no longer picks
+this worker. That makes a replacement lossless.
 
 Under `ports` the successor listens on a port of its own, because the old process still has the
 slot's port. If the configuration has no spare port, the successor starts when the old process
@@ -47,7 +48,7 @@ class RollingRestart:
         """The run ends."""
 
     def retire(self, child: Child, reason: str, why: str) -> None:
-        """Replace it now, even if its successor does not get ready."""
+        """Replace this worker now, even if its successor does not get ready."""
         if self._slots.is_being_replaced(child):
             return
         successor, beside = self._make_successor(child)

@@ -25,14 +25,14 @@ class ProxyViews:
         self._states.setdefault(slot, {})[proxy] = state
 
     def proxy_started(self, proxy: int, up: Iterable[Slot]) -> None:
-        """A new proxy was told that these workers are up. It knows nothing of the others."""
+        """Begin anew with a new proxy, which was told only that these workers are up."""
         for by_proxy in self._states.values():
             by_proxy.pop(proxy, None)
         for slot in up:
             self.report(slot, proxy, UP)
 
     def forget(self, slot: Slot) -> None:
-        """The slot has or gets another process: no view so far is about that one."""
+        """Forget all views of a slot: they are about a process that is or will be replaced."""
         self._states.pop(slot, None)
 
     def combined(self, slot: Slot, proxies: Collection[int]) -> str:

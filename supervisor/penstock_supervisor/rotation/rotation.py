@@ -224,7 +224,7 @@ class Rotation:
         return [number for number in numbers if number not in self._slots.covered]
 
     def _drain_answered(self, number: int, proxy: Child) -> None:
-        """This proxy does not pick the worker any more."""
+        """Note that this proxy no longer picks the worker."""
         if (drain := self._drains.get(number)) is not None:
             drain.unanswered.discard(proxy)
             if not drain.unanswered:

@@ -43,11 +43,11 @@ class WorkerChecks:
         }
 
     def add(self, service: str, slot: int) -> None:
-        """A new slot. It is checked from `join` on. ValueError: the slot is there already."""
+        """Add a slot. It is checked from `join` on. ValueError: the slot is there already."""
         self._services[service].add(slot)
 
     def remove(self, service: str, slot: int) -> None:
-        """The slot is gone: it is checked and shown no more. KeyError: there is no such slot."""
+        """Remove a slot: it is checked and shown no more. KeyError: there is no such slot."""
         self._services[service].remove(slot)
 
     def join(self, service: str, slot: int, *, can_answer: bool) -> None:

@@ -152,7 +152,7 @@ class Channel:
         self._read()
 
     def _receive(self) -> tuple[bytes, Sequence[int]]:
-        # The kernel ends a read behind bytes that carried descriptors: those that come
+        # The kernel ends a read after bytes that carried descriptors: descriptors that come
         # together were sent together.
         space = socket.CMSG_SPACE(_MAX_FDS * 4)
         data, ancillary, _, _ = self._sock.recvmsg(_READ_SIZE, space, socket.MSG_CMSG_CLOEXEC)
@@ -213,7 +213,7 @@ class Channel:
         try:
             self._on_message(message, handle)
         except Exception:
-            # An error in the callback must not cost it the messages behind this one.
+            # An error in the callback must not cost the program the messages after this one.
             _logger.exception("channel: could not handle %.80r", message)
 
     # The end.

@@ -68,7 +68,7 @@ class SendQueue:
         self._closed = False
         self._writing: deque[QueuedMessage] = deque()
         self._queue: deque[QueuedMessage] = deque()
-        """Messages behind the handle that waits to be acknowledged."""
+        """Messages that follow the handle that waits to be acknowledged."""
         self._pending: QueuedMessage | None = None
         """The message with that handle. There is one at a time."""
         self._handles = 0
@@ -94,7 +94,7 @@ class SendQueue:
         )
 
     def put(self, message: QueuedMessage) -> None:
-        """Send it when its turn comes. Owns the message's handle from now on."""
+        """Send a message when its turn comes. Owns the handle from now on."""
         self._handles += message.handle is not None
         self._unsent += len(message.line)
         self._queue.append(message)

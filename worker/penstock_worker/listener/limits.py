@@ -1,9 +1,9 @@
-"""Limits on clients, in a worker that they connect to without a proxy between.
+"""Limits on clients, in a worker that clients connect to with no proxy in front.
 
-Owns those limits and how they are passed in the environment. Under `ports` a proxy stands before
-the worker and has limits of its own, so none are passed. The worker then keeps an idle connection
-longer than the proxy does. So it is the proxy that closes first, and no request of its is lost
-on a connection that the worker just closed. No I/O, no clock.
+Owns those limits and how they are passed in the environment. Under `ports` there is a proxy in
+front of the worker with limits of its own, so none are passed. The worker then keeps an idle
+connection longer than the proxy does. So the proxy closes first, and loses no request on a
+connection that the worker has just closed. No I/O, no clock.
 """
 
 import json
@@ -24,7 +24,7 @@ class DirectLimits(NamedTuple):
     connections: int = 0
     """Accepted connections that may be open; 0: as many as descriptors allow."""
     keepalive_s: float = BEHIND_PROXY_S
-    """For a request head to be complete, from the start or the response before."""
+    """For a request head to be complete, from the connection's start or the last response."""
     log_field: int = 1024
     """Characters of one field of the access log."""
 

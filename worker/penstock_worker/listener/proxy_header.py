@@ -1,13 +1,13 @@
 """PROXY headers at the start of connections, in a worker that reads them itself.
 
 Owns a connection from its adoption until its header is complete. Then the program's protocol gets
-it, with the bytes behind the header, and with a transport that names the real client. A worker
-reads headers under `shared` and `reuseport`, where no proxy of ours stands before it; under
-`handoff`, whose proxy passes connections on as they are; and under `ports` with
+it, with the bytes after the header, and with a transport that names the real client. A worker
+reads headers under `shared` and `reuseport`, where no proxy of ours is in front of it; under
+`handoff`, because the proxy passes connections on as they are; and under `ports` with
 `send_proxy`. Must not know what protocol serves the connection.
 
-The program's protocol is made only when the header is complete. So its server does not count
-the connection before, nor time it out, nor find it idle.
+The program's protocol is made only when the header is complete. Until then its server does not
+count the connection, time it out, or close it as idle.
 """
 
 import asyncio

@@ -35,7 +35,7 @@ class Source(NamedTuple):
     own: bool = False
     """It was bound here, to a port of the worker's own."""
     other_links: tuple[socket.socket, ...] = ()
-    """Links to the proxies behind the first."""
+    """Links to all proxies after the first."""
 
     def listen(self) -> None:
         """Listen, unless it listens already. ListenError if another process has the port."""

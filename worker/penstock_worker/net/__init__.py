@@ -1,1 +1,1 @@
-"""What a worker has to know of sockets: streams, PROXY headers, accept queues, a clean close."""
+"""Sockets in workers and the proxy: streams, PROXY headers, accept queues, a clean close."""

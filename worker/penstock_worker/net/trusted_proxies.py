@@ -16,7 +16,7 @@ UNIX: Final = "unix"
 
 
 def peer_address(peer: Any) -> str:
-    """The address of a peer as `accept` returns it: IPv4 in IPv6 as IPv4, "" for a unix socket."""
+    """`peer` (from `accept`) as text. IPv4-mapped IPv6 becomes IPv4; a unix socket ""."""
     if not isinstance(peer, tuple):
         return ""
     address: str = peer[0]
@@ -24,7 +24,7 @@ def peer_address(peer: Any) -> str:
 
 
 class TrustedProxies:
-    """A set of peers. An address is asked as `peer_address` writes it."""
+    """A set of peers. `in` takes an address as `peer_address` returns it."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         named = tuple(texts)

@@ -1,9 +1,8 @@
 """Imports "mypkg.mod:app" and finds out what kind of application it is.
 
 Owns that decision: an aiohttp Application, an ASGI 3 application, a protocol for datagrams, or a
-factory of one of them. An error is one line with the file and line in the user's code, because
-that line is all that a person sees of a worker that does not start. Must not know how an
-application is served.
+factory of one of them. An error is a single line of text that names the place in the user's code:
+the user sees nothing else. Must not know how an application is served.
 
 The kind is decided by the signature, and never by a call: calling an ASGI application would
 start a request.

@@ -1,9 +1,9 @@
-"""Limits on request heads that uvicorn lacks, for a worker without a proxy before it.
+"""Limits on idle connections and request heads that uvicorn lacks, with no proxy in front.
 
 Owns how long a connection may be without a request, and how many bytes a request head may have.
-uvicorn's own timeout starts behind a response and stops at the first byte of the next head, and
+uvicorn's own timeout starts after a response and stops at the first byte of the next head, and
 its parser httptools collects header fields without a limit. Connections are checked once a
-second: a timer for each would have to be set for every request.
+second: a timer for each connection would have to be set for every request.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ class IdleConnections:
     def __init__(self, max_idle_s: float) -> None:
         self._max_idle_s = max_idle_s
         self._idle_since: dict[Any, tuple[Any, float]] = {}
-        """By connection: its last request, and when it was first seen to wait behind that."""
+        """By connection: its last request, and when it was first seen to wait for another."""
 
     def tick(self, connections: Iterable[Any], now: float) -> None:
         """Close the connections that have waited too long."""
@@ -61,6 +61,6 @@ def limit_heads(protocol_class: Any) -> Any:
 
 
 def _awaits_head(connection: Any) -> bool:
-    """Is the next thing to come a request head, and not the rest of a body?"""
+    """Is the connection between two requests?"""
     cycle = connection.cycle
     return cycle is None or (cycle.response_complete and not cycle.more_body)

@@ -91,7 +91,7 @@ class AsgiServer:
             connection.app = _with_connection_close(connection.app)  # type: ignore[union-attr]
 
     async def shutdown(self) -> None:
-        """Let requests finish, and the program clean up."""
+        """Wait for requests to finish, then run the program's shutdown."""
         if self._server.started:
             await self._server.shutdown(sockets=[])
         if self._timer is not None:

@@ -30,7 +30,7 @@ class DatagramServer:
         self._endpoint = await self._open_endpoint(self._sock)
 
     def replace(self, sock: socket.socket) -> None:
-        """Continue with this socket: the supervisor has closed the one before."""
+        """Continue with this socket: the supervisor has closed the previous one."""
         if self._endpoint is None or (self._replacing is not None and not self._replacing.done()):
             sock.close()
             return

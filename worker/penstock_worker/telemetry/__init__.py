@@ -1,1 +1,1 @@
-"""What a worker reports of itself: counters, access log, lag of the event loop."""
+"""What a process reports of itself: counters, access log, loop lag. Used by the proxy, too."""

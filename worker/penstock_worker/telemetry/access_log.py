@@ -5,8 +5,8 @@ the output is printable ASCII, whatever came in. Must not know where lines are w
 (`log_writer`), nor what time it is.
 
 On the data path `add` only appends to a list, because making a line costs as much as reading a
-request head. `flush` makes the lines of about 100 ms at once, and passes them to the thread
-that writes. Lines that cannot be written in time are dropped and counted there.
+request head. `flush` makes the lines of all entries since the last flush, and passes them to the
+thread that writes. Lines that cannot be written in time are dropped and counted there.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,8 @@ _ESCAPES: Final = {
 class AccessLog:
     """The log of one service. `add` is for the data path, everything else for its owner.
 
-    Make one by `open_log`. The owner calls `flush` about every 100 ms.
+    Make one by `open_log`. The owner calls `flush`: a proxy four times a second (its tick), a
+    worker about every 100 ms.
     """
 
     __slots__ = ("_entries", "_line", "_log_writer", "add")

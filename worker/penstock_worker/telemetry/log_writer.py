@@ -1,10 +1,10 @@
 """Writes lines to a descriptor or a file in a thread, so that no event loop waits.
 
-Owns one open file, the queue before it, and what happens when the file is slow or cannot be
+Owns one open file, the queue in front of it, and what happens when the file is slow or cannot be
 written. Must not know what the lines contain.
 
-It uses a thread because `write` blocks for as long as a pipe's reader sleeps or a disk is busy, and
-epoll always reports a regular file as ready. The queue has a bound because it is memory. At
+A thread writes, because `write` blocks for as long as a pipe's reader sleeps or a disk is busy, and
+epoll always reports a regular file as ready. The queue has a bound, because it takes memory. At
 the bound there are two policies, by what the lines are worth. Lines that come with traffic (an
 access log) are dropped and counted. Lines whose source can wait (a child's output) are all
 accepted: the caller stops reading while `full`, until `on_capacity` is called.
@@ -29,7 +29,7 @@ _BATCH_SIZE: Final = 256 << 10
 _ATOMIC_SIZE: Final = select.PIPE_BUF
 """A write to a pipe of up to this size is atomic, even if several processes write to it."""
 _POLL_MS: Final = 200
-"""While it waits for a full pipe: between two looks whether `close` was called."""
+"""While a pipe is full: how often to check whether `close` was called."""
 
 
 class LogWriter:
@@ -52,7 +52,7 @@ class LogWriter:
         self._bound = bound
         self._on_capacity = on_capacity
         self._condition = threading.Condition()
-        # All below is guarded by `_changed`.
+        # All below is guarded by `_condition`.
         self._queue: deque[bytes | None] = deque()
         """None: reopen the file, after the lines before it are written."""
         self._waiting = 0
@@ -195,7 +195,7 @@ class LogWriter:
         return len(piece)
 
     def _wait_until_writable(self) -> None:
-        """The descriptor is non-blocking: stdout is shared, and another process may set that."""
+        """Wait, as the descriptor is non-blocking: any process that shares stdout may set that."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         while not poll.poll(_POLL_MS):
@@ -233,7 +233,7 @@ def _open(path: str) -> int:
 
 
 def _is_shared(fd: int) -> bool:
-    """A pipe or a terminal may have other writers; to a regular file any write is atomic."""
+    """May others write, too? To a pipe or a terminal; to a regular file any write is atomic."""
     return not stat.S_ISREG(os.fstat(fd).st_mode)
 
 

@@ -142,14 +142,14 @@ def _spreads(names: Sequence[str], cells: Sequence[Cell | None], unit: Scale) ->
 
 
 def _end(cell: Cell | None) -> float:
-    """Where its bar ends, or the line that shows its spread."""
+    """Where the bar of this cell ends, or the line that shows its spread."""
     if cell is None or not isfinite(cell.value):
         return 0.0
     return cell.high if cell.rounds > 1 else cell.value
 
 
 def _values(names: Sequence[str], row: evaluation.FigureRow, unit: Scale) -> Plot:
-    """The values as texts behind the bars; the best in bold."""
+    """The values as labels to the right of the bars; the best in bold."""
     texts, positions = [], []
     for column, cell in enumerate(row.cells):
         text = "not measured" if cell is None else unit.number(cell.value)

@@ -4,9 +4,10 @@ wrk has no constant rate, and connects to TCP ports only; for other loads our ge
 A script that wrk runs at its end prints the whole histogram, because wrk's own output has only a
 few points of it.
 
-Latencies of the two generators must not be compared. After a slow response, wrk adds latencies
-of requests that it would have sent meanwhile; ours does so only at a constant rate. And wrk
-starts the clock when the connection is open, ours before it connects.
+Latencies of the two generators must not be compared. wrk corrects for coordinated omission under
+every load; ours does so only at a constant rate. (After a slow response, the correction adds
+latencies of requests that would have been sent meanwhile.) And wrk starts the clock when the
+connection is open, ours before it connects.
 """
 
 import asyncio
