@@ -14,9 +14,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 from itertools import accumulate
-from math import gcd, log
+from math import log
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
+from penstock_proxy.balancing.schedule import same_turn, schedule
 from penstock_proxy.config import Balance
 
 _MAX_CACHED_CLIENTS: Final = 4096
@@ -81,23 +82,6 @@ def policy(balance: Balance, members: Sequence[M], random: Callable[[], float]) 
     return POLICIES[balance](members, random)
 
 
-def schedule(weights: Sequence[int]) -> list[int]:
-    """One whole round of turns as indexes: each as often as its weight, well mixed.
-
-    nginx's smooth weighted round robin: [5, 1, 1] becomes 0 0 1 0 2 0 0, not five in a row.
-    """
-    divisor = gcd(*weights) or 1
-    total = sum(weights) // divisor
-    credit = [0] * len(weights)
-    turns = []
-    for _ in range(total):
-        credit = [have + weight // divisor for have, weight in zip(credit, weights, strict=True)]
-        richest = max(range(len(credit)), key=credit.__getitem__)
-        credit[richest] -= total
-        turns.append(richest)
-    return turns
-
-
 class RoundRobin(Policy[M]):
     """Exact turns, by weight.
 
@@ -125,7 +109,7 @@ class RoundRobin(Policy[M]):
         before, self._schedule = self._schedule, _scheduled(self._members)
         if before:
             at = (self._next[self._at][1] - 1) % len(before) if self._next else self._at
-            self._at = _same_turn(before, at, self._schedule)
+            self._at = same_turn(before, at, self._schedule)
         self._update_next()
 
     def remove(self, member: M) -> None:
@@ -373,17 +357,6 @@ POLICIES: Final[Mapping[Balance, type[Policy[Any]]]] = {
 
 def _scheduled(members: Sequence[M]) -> list[M]:
     return [members[index] for index in schedule([member.weight for member in members])]
-
-
-def _same_turn(before: Sequence[M], place: int, now: Sequence[M]) -> int:
-    """The place in the new schedule that corresponds to a place in the old one.
-
-    It is the same member's turn there, and the member has had as many turns before. One schedule
-    may be several rounds of the other, because weights are relative.
-    """
-    member = before[place]
-    turns = [place for place, one in enumerate(now) if one is member]
-    return turns[before[:place].count(member) % len(turns)]
 
 
 def _highest_score(client: str, members: Sequence[M]) -> M:

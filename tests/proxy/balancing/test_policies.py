@@ -20,8 +20,8 @@ from penstock_proxy.balancing.policies import (
     RoundRobin,
     WeightedRandom,
     policy,
-    schedule,
 )
+from penstock_proxy.balancing.schedule import schedule
 from penstock_proxy.config import Balance
 
 
