@@ -140,7 +140,7 @@ async def test_a_descriptor_comes_with_its_message_and_belongs_to_the_subscriber
             event.handle.close()
 
 
-async def test_descriptors_that_nobody_takes_are_closed() -> None:
+async def test_descriptors_without_a_subscriber_are_closed() -> None:
     async with asyncio.timeout(WAIT_S):
         cluster = Cluster(config(BOTH, workers=1))
         events, ignored = cluster.events(), cluster.events()
@@ -264,7 +264,7 @@ async def test_an_error_in_the_block_stops_the_cluster_and_is_raised() -> None:
                 _ = 1 / 0
 
 
-async def test_a_worker_with_our_code_is_online_first() -> None:
+async def test_a_worker_with_the_penstock_runtime_is_online_before_it_listens() -> None:
     async with asyncio.timeout(WAIT_S):
         cluster = Cluster(config(app="penstock_worker.demo:app", workers=1, access_log="off"))
         events = cluster.events()
@@ -275,6 +275,6 @@ async def test_a_worker_with_our_code_is_online_first() -> None:
     assert names[-1] == "exit"
 
 
-def test_an_event_is_plain_enough_for_json() -> None:
+def test_an_event_can_be_serialized_as_json() -> None:
     event = Event(name="message", role="worker", service="web", slot=0, message={"a": [1, None]})
     assert json.loads(json.dumps(event.message)) == {"a": [1, None]}

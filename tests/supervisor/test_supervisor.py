@@ -335,7 +335,7 @@ async def test_no_worker_gets_a_port_that_the_run_itself_listens_on() -> None:
         assert not own & set(stage.supervisor.workers["web"])
 
 
-async def test_a_service_that_was_ready_survives_what_would_end_the_start() -> None:
+async def test_a_ready_service_is_not_ended_by_a_failure_that_would_end_the_start() -> None:
     async with running(service(workers=1, restart={"max_restarts": 1, "backoff": "10ms"})) as stage:
         os.kill(await stage.pid("web/0"), signal.SIGKILL)
         await stage.said("got join 0", times=2)

@@ -48,7 +48,7 @@ async def test_every_subscriber_gets_all_events_in_order() -> None:
         assert await rest(subscriber) == [0, 1, 2, 3]
 
 
-async def test_a_subscriber_gets_events_from_its_subscription_on() -> None:
+async def test_a_subscriber_gets_only_events_after_its_subscription() -> None:
     events = Events()
     events.publish(event(1))
     late = events.subscribe()

@@ -17,12 +17,12 @@ from penstock_supervisor.children.lifecycle import (
 
 
 @pytest.mark.parametrize(("state", "event"), list(product(State, LifecycleEvent)))
-def test_every_pair_has_an_entry(state: State, event: LifecycleEvent) -> None:
+def test_every_pair_of_state_and_event_has_an_entry(state: State, event: LifecycleEvent) -> None:
     assert event in TRANSITIONS[state]
 
 
 @pytest.mark.parametrize(("state", "event"), list(product(State, LifecycleEvent)))
-def test_a_pair_has_a_step_or_is_an_error_that_names_it(
+def test_a_pair_of_state_and_event_has_a_step_or_is_an_error_that_names_it(
     state: State, event: LifecycleEvent
 ) -> None:
     lifecycle = Lifecycle("web/0")
@@ -42,7 +42,7 @@ def test_every_state_can_be_reached() -> None:
     assert reached == set(State)
 
 
-def test_every_command_is_given_somewhere() -> None:
+def test_every_command_is_used_by_a_step() -> None:
     given_ = {c for row in TRANSITIONS.values() for step in row.values() if step for c in step[1]}
     assert given_ == set(Command)
 
@@ -151,7 +151,7 @@ def test_no_order_of_events_breaks_the_model(data: st.DataObject) -> None:
 
 
 @given(st.data())
-def test_after_a_stop_nothing_is_ever_started_unasked(data: st.DataObject) -> None:
+def test_after_a_stop_no_process_is_started_without_a_request(data: st.DataObject) -> None:
     lifecycle, model = Lifecycle("web/0"), Model()
     stopped = False
     for _ in range(data.draw(st.integers(0, 40))):

@@ -39,7 +39,7 @@ def plans(
     )
 
 
-def test_an_app_runs_in_our_runtime_with_a_channel() -> None:
+def test_an_app_runs_in_the_penstock_runtime_with_a_channel() -> None:
     first, second = plans(service(app="shop.web:app"))
     assert first.argv == ("/python", "-m", "penstock_worker.serve", "shop.web:app")
     assert first.runs_our_code
@@ -81,14 +81,14 @@ def test_a_worker_gets_its_slot_and_address_in_its_environment() -> None:
         ({"command": ["x"], "send_proxy": "v2"}, None),
     ],
 )
-def test_a_worker_gets_to_know_whether_connections_begin_with_a_header(
+def test_the_environment_of_a_worker_says_whether_connections_begin_with_a_header(
     keys: dict[str, Any], terms: tuple[float, tuple[str, ...]] | None
 ) -> None:
     first, _ = plans(service(**keys, trusted_proxies=["10.0.0.0/8"]))
     assert trusted_proxies.parse_accept_proxy(first.environment) == terms
 
 
-def test_the_user_can_turn_buffered_output_on() -> None:
+def test_the_environment_can_turn_buffered_output_on() -> None:
     first, _ = plans(service(command=["x"]), PYTHONUNBUFFERED="")
     assert first.environment["PYTHONUNBUFFERED"] == ""
 

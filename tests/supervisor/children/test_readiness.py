@@ -76,7 +76,7 @@ def test_the_real_port_of_a_process_is_found() -> None:
         assert f"127.0.0.1:{server.getsockname()[1]}" in listening_addresses(os.getpid())
 
 
-def test_a_process_that_is_gone_listens_nowhere() -> None:
+def test_an_ended_process_has_no_listening_port() -> None:
     assert listening_addresses(2**22 + 1) == ()
 
 
@@ -209,7 +209,7 @@ async def test_another_program_that_waits_for_the_same_socket_does_not_count(
         assert not waits_for_socket(pid, inode(listening))
 
 
-async def test_an_inherited_socket_is_no_listener_of_the_programs_own(
+async def test_an_inherited_socket_does_not_count_as_a_port_that_the_program_opened(
     listening: socket.socket,
 ) -> None:
     with started(listening, python(IGNORED["listens elsewhere"])) as pid:
@@ -221,5 +221,5 @@ async def test_an_inherited_socket_is_no_listener_of_the_programs_own(
         assert {elsewhere, f"127.0.0.1:{port}"} == set(everything)
 
 
-def test_a_process_that_is_gone_waits_for_no_socket() -> None:
+def test_an_ended_process_waits_for_no_socket() -> None:
     assert not waits_for_socket(2**22 + 1, 1)

@@ -41,12 +41,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-def test_nothing_named_runs_the_demo_application(started: list[Config]) -> None:
+def test_without_arguments_run_starts_the_demo_application(started: list[Config]) -> None:
     assert main(["run"]) == 0
     assert started == [load(None, {})]
 
 
-def test_options_are_keys_of_the_configuration(started: list[Config]) -> None:
+def test_options_set_keys_of_the_configuration(started: list[Config]) -> None:
     line = "run pkg.mod:app -w 4 -b 0.0.0.0:80 --balance client_hash --mode http --scheme ports"
     more = ["--admin", "", "--access-log", "off", "--access-log-format", "combined"]
     assert main([*line.split(), *more]) == 0
@@ -70,7 +70,7 @@ def test_options_are_keys_of_the_configuration(started: list[Config]) -> None:
         ["--to", "127.0.0.1:1, 127.0.0.1:2  weight=3"],
     ],
 )
-def test_upstreams_are_named_one_by_one_or_with_commas(
+def test_upstreams_are_given_one_by_one_or_separated_by_commas(
     started: list[Config], arguments: list[str]
 ) -> None:
     assert main(["run", *arguments]) == 0
@@ -82,14 +82,14 @@ def test_upstreams_are_named_one_by_one_or_with_commas(
     assert web.app is None
 
 
-def test_all_that_follows_two_dashes_is_the_command(started: list[Config]) -> None:
+def test_everything_after_two_dashes_is_the_command(started: list[Config]) -> None:
     assert main(["run", "-w", "3", "--", "node", "-w", "--", "{port}"]) == 0
     (web,) = started[0].services
     assert web.command == ("node", "-w", "--", "{port}")
     assert web.workers == 3
 
 
-def test_options_are_written_over_the_file(started: list[Config], tmp_path: Path) -> None:
+def test_options_override_the_file(started: list[Config], tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text(GOOD)
     assert main(["run", "-c", str(path), "-w", "auto", "--mode", "tcp"]) == 0
@@ -154,7 +154,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(
     assert started == []
 
 
-def test_run_refuses_a_bad_file_with_every_mistake(
+def test_run_refuses_a_bad_file_and_lists_every_error(
     started: list[Config], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "x.toml"
@@ -166,7 +166,9 @@ def test_run_refuses_a_bad_file_with_every_mistake(
     assert started == []
 
 
-def test_check_says_what_it_found(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_check_describes_every_service_of_a_valid_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     path = tmp_path / "x.toml"
     path.write_text(
         f'{GOOD}[service.lb]\nlisten = "unix:/x"\nmode = "tcp"\nupstreams = ["h:1"]\n'
@@ -181,7 +183,7 @@ def test_check_says_what_it_found(capsys: pytest.CaptureFixture[str], tmp_path: 
     )
 
 
-def test_check_warns_of_what_is_not_wrong(
+def test_check_prints_warnings_for_a_valid_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.toml"
@@ -195,7 +197,7 @@ def test_check_warns_of_what_is_not_wrong(
     assert admin.startswith(f"{path}: warning: admin: other machines can reach 0.0.0.0:9464")
 
 
-def test_check_looks_at_every_file_and_fails_if_one_is_bad(
+def test_check_reads_every_file_and_fails_if_one_is_invalid(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
@@ -214,7 +216,7 @@ def test_check_looks_at_every_file_and_fails_if_one_is_bad(
     ]
 
 
-def test_what_cannot_be_started_is_one_line_and_exit_1(
+def test_a_failed_start_is_one_line_and_exit_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run(_config: Config, *, quiet: bool) -> int:
@@ -229,7 +231,7 @@ def test_what_cannot_be_started_is_one_line_and_exit_1(
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["check", "-h"]])
-def test_help_is_no_failure(arguments: list[str]) -> None:
+def test_help_exits_with_0(arguments: list[str]) -> None:
     result = CliRunner().invoke(penstock, arguments)
     assert result.exit_code == 0
     assert result.stdout.startswith("Usage: ")
@@ -243,7 +245,7 @@ def test_help_of_run_names_every_option_and_shows_examples() -> None:
     assert "penstock run -w auto -- node server.js" in text
 
 
-def test_the_module_is_the_command() -> None:
+def test_the_package_can_be_run_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "penstock_supervisor", "--version"],
         capture_output=True,
@@ -255,7 +257,7 @@ def test_the_module_is_the_command() -> None:
     assert done.stderr == ""
 
 
-def test_the_exit_status_of_the_process_is_that_of_the_command() -> None:
+def test_the_process_exits_with_the_status_of_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "penstock_supervisor", "run", "-w", "x"],
         capture_output=True,
@@ -273,7 +275,7 @@ def printed(config: Config, capsys: pytest.CaptureFixture[str], **more: Any) -> 
     return capsys.readouterr().out.splitlines()
 
 
-def test_the_banner_says_where_everything_really_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_banner_shows_the_actual_addresses(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(
         load(None, {"listen": "127.0.0.1:0"}),
         capsys,
@@ -290,7 +292,9 @@ def test_the_banner_says_where_everything_really_is(capsys: pytest.CaptureFixtur
     ]
 
 
-def test_several_proxies_are_said_of_what_has_any(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_banner_shows_the_number_of_proxies_for_services_with_a_proxy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = load(None, {"proxies": 3, "admin": ""})
     assert printed(config, capsys)[0].endswith(" (http, round_robin, 3 proxies)")
     config = config.model_copy(
@@ -299,7 +303,7 @@ def test_several_proxies_are_said_of_what_has_any(capsys: pytest.CaptureFixture[
     assert printed(config, capsys)[0].endswith(" (shared, http)")
 
 
-def test_the_banner_makes_no_web_address_of_what_is_none(
+def test_the_banner_shows_a_unix_socket_without_a_url(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = load(None, {"upstreams": ["h:1"], "listen": "unix:/a[b]", "admin": ""})

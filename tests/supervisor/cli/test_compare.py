@@ -49,7 +49,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-def test_nothing_named_compares_the_demo_application_under_every_scheme(
+def test_without_arguments_the_demo_application_is_compared_under_every_scheme(
     specs: list[ComparisonSpec],
 ) -> None:
     assert main(["compare", "--quick"]) == 0
@@ -63,7 +63,7 @@ def test_nothing_named_compares_the_demo_application_under_every_scheme(
     assert spec.command == "penstock compare --quick"
 
 
-def test_a_program_is_named_as_with_run(specs: list[ComparisonSpec]) -> None:
+def test_a_program_is_given_as_for_run(specs: list[ComparisonSpec]) -> None:
     assert main(["compare", "-w", "3", "--rounds", "2", "--", "node", "a b.js", "--quick"]) == 0
     (spec,) = specs
     assert spec.variants[0].service.command == ("node", "a b.js", "--quick")
@@ -84,7 +84,7 @@ def test_a_file_is_compared_whatever_its_scheme(
     assert "[service.api]" in spec.config
 
 
-def test_addresses_of_others_are_subjects_too(specs: list[ComparisonSpec]) -> None:
+def test_external_addresses_are_subjects_too(specs: list[ComparisonSpec]) -> None:
     assert main(["compare", "--to", "127.0.0.1:1, 127.0.0.1:2", "--to", "127.0.0.1:1"]) == 0
     assert specs[0].others == ("127.0.0.1:1", "127.0.0.1:2")
     assert len(specs[0].variants) == 5
@@ -132,7 +132,7 @@ def test_a_file_with_several_services_or_with_datagrams_is_refused(
     assert specs == []
 
 
-def test_schemes_that_cannot_work_are_the_reason_when_there_is_nothing_else(
+def test_without_a_scheme_that_works_the_reason_is_reported(
     specs: list[ComparisonSpec], capsys: pytest.CaptureFixture[str]
 ) -> None:
     err = refused(capsys, "--schemes", "handoff", "--", "node")
@@ -140,7 +140,7 @@ def test_schemes_that_cannot_work_are_the_reason_when_there_is_nothing_else(
     assert specs == []
 
 
-def test_a_page_needs_plotly_and_says_so_before_anything_is_measured(
+def test_a_missing_plotly_is_reported_before_anything_is_measured(
     specs: list[ComparisonSpec],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -157,7 +157,7 @@ def test_a_page_needs_plotly_and_says_so_before_anything_is_measured(
     assert specs == []
 
 
-def test_a_missing_wrk_is_said_before_anything_is_measured(
+def test_a_missing_wrk_is_reported_before_anything_is_measured(
     specs: list[ComparisonSpec], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda _name: None)
@@ -168,7 +168,7 @@ def test_a_missing_wrk_is_said_before_anything_is_measured(
     assert specs == []
 
 
-def test_a_baseline_that_is_none_is_refused(
+def test_an_invalid_baseline_is_refused(
     specs: list[ComparisonSpec], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "old.json"
@@ -180,7 +180,7 @@ def test_a_baseline_that_is_none_is_refused(
     assert specs == []
 
 
-def test_what_was_measured_is_shown_and_written(
+def test_the_result_is_shown_and_written(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = comparison(command="penstock compare x")
@@ -192,7 +192,7 @@ def test_what_was_measured_is_shown_and_written(
     assert capsys.readouterr().err == ""
 
 
-def test_an_interrupted_comparison_is_shown_and_exits_130(
+def test_an_interrupted_comparison_is_written_and_exits_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = comparison(interrupted=True)
@@ -204,7 +204,7 @@ def test_an_interrupted_comparison_is_shown_and_exits_130(
     assert capsys.readouterr().err == ""
 
 
-def test_what_cannot_be_compared_is_one_line_and_exit_1(
+def test_a_failed_comparison_is_one_line_and_exit_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def compare(*_: object) -> Comparison:

@@ -16,7 +16,7 @@ def shown(*workers: dict[str, Any], proxies: tuple[dict[str, Any], ...] = ()) ->
     return list(status_table.lines({**found, "proxies": proxies, "services": {"web": web}}))
 
 
-def test_a_worker_that_serves_is_up_and_needs_no_reason() -> None:
+def test_a_worker_that_serves_is_shown_as_up_without_a_reason() -> None:
     assert shown(WORKER) == [
         "penstock 1.0, pid 7, up 9 s, ready",
         "web on 127.0.0.1:80 (ports, http)",
@@ -24,7 +24,7 @@ def test_a_worker_that_serves_is_up_and_needs_no_reason() -> None:
     ]
 
 
-def test_a_worker_that_lives_but_gets_nothing_is_told_with_its_reason() -> None:
+def test_a_running_worker_outside_the_rotation_is_shown_with_its_reason() -> None:
     ejected = {**WORKER, "slot": 1, "health": "ejected", "reason": "5 failures in a row"}
     ejected["restarts"] = {"crash": 1}
     _, _, well, bad = shown(WORKER, ejected)
@@ -32,7 +32,7 @@ def test_a_worker_that_lives_but_gets_nothing_is_told_with_its_reason() -> None:
     assert bad == "  web/1  up, ejected  pid 12  127.0.0.1:8101  1 restart  5 failures in a row"
 
 
-def test_an_upstream_has_no_process_of_ours() -> None:
+def test_an_upstream_is_shown_without_a_process() -> None:
     upstream = {"slot": 0, "address": "10.0.0.1:80", "health": "down", "reason": "refused"}
     assert shown(upstream)[-1] == "  web/0  down  10.0.0.1:80  refused"
 
@@ -47,11 +47,13 @@ def test_an_upstream_has_no_process_of_ours() -> None:
         ({"state": None, "health": None}, "unknown"),
     ],
 )
-def test_the_process_comes_first(change: dict[str, Any], words: str) -> None:
+def test_the_state_of_the_process_is_shown_before_its_health(
+    change: dict[str, Any], words: str
+) -> None:
     assert shown({**WORKER, **change})[-1].split("  ")[2].rstrip() == words
 
 
-def test_a_proxy_that_is_stuck_is_covered() -> None:
+def test_a_stuck_proxy_is_shown_with_its_listeners_taken_over() -> None:
     proxy = {"slot": 0, "state": "up", "pid": 5, "restarts": {}, "answers": False, "covered": True}
     assert shown(WORKER, proxies=(proxy,))[1] == (
         "  proxy/0  up, does not answer, listeners taken over by the others  pid 5"
@@ -62,7 +64,7 @@ def test_a_proxy_that_is_stuck_is_covered() -> None:
     ("seconds", "words"),
     [(0.2, "0 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (86400 * 40.5, "40 d")],
 )
-def test_a_duration_is_short(seconds: float, words: str) -> None:
+def test_a_duration_is_shown_in_one_unit(seconds: float, words: str) -> None:
     found = {"version": "1", "pid": 1, "uptime": seconds, "ready": False, "stopping": True}
     (line,) = status_table.lines({**found, "proxies": (), "services": {}})
     assert line == f"penstock 1, pid 1, up {words}, stopping"

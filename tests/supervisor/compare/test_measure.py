@@ -60,7 +60,7 @@ class Subject:
     ("enough", "max_processes", "calls"),
     [(1, 4, [1, 1]), (2, 4, [1, 2, 2]), (9, 3, [1, 2, 3, 3]), (9, 0, [1, 1])],
 )
-async def test_a_generator_that_is_the_limit_gets_more_processes_and_keeps_them(
+async def test_a_limiting_generator_gets_more_processes_and_keeps_them(
     monkeypatch: pytest.MonkeyPatch, enough: int, max_processes: int, calls: list[int]
 ) -> None:
     driver = Driver(enough)
@@ -72,7 +72,7 @@ async def test_a_generator_that_is_the_limit_gets_more_processes_and_keeps_them(
     assert last.limited == (calls[-1] < enough)
 
 
-async def test_a_round_has_the_cpu_time_and_the_split_of_its_own_time(
+async def test_a_round_has_only_the_cpu_time_and_the_split_of_its_own_duration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spent = iter([1.0, 4.0, 1.5, 8.0])
@@ -91,7 +91,7 @@ def rows(*pids: int | None, **more: Any) -> list[dict[str, Any]]:
     return [{"pid": pid, "state": "up", "health": "up", **more} for pid in pids]
 
 
-def test_all_are_up_when_all_run_and_are_in_rotation() -> None:
+def test_all_workers_are_up_when_all_run_and_are_in_rotation() -> None:
     assert all_up(rows(1, 2))
     assert all_up([{"health": "up"}])
     assert not all_up([*rows(1), *rows(2, health="down")])

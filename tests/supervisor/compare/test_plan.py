@@ -61,7 +61,7 @@ def test_a_quick_comparison_takes_less_than_a_minute_by_plan() -> None:
     assert {"keepalive", "connect", "rate", "held", "kill"} <= set(done)
 
 
-def test_a_slow_machine_leaves_out_what_can_be_missed_and_never_a_first_load() -> None:
+def test_a_slow_machine_skips_optional_steps_and_never_a_first_load() -> None:
     wanted = usual(quick=True)
     found = passes(OURS, (), wanted)
     kept = [one[0].kind for one in found if plan.fits(one, 1000.0, wanted)]
@@ -104,14 +104,14 @@ def test_the_curve_grows_to_the_last_connection() -> None:
         ([1e9], plan.MAX_RATE),
     ],
 )
-def test_the_rate_is_half_of_what_the_slowest_can_do(
+def test_the_constant_rate_is_half_of_the_slowest_subjects_throughput(
     throughputs: list[float], expected: float
 ) -> None:
     assert plan.rate(throughputs, 0.5) == expected
 
 
 @pytest.mark.parametrize("kind", [*LOADS, "held", *FAULTS])
-def test_every_kind_is_a_load_or_a_fault_or_held(kind: plan.Kind) -> None:
+def test_every_step_is_a_load_a_fault_or_held_connections(kind: plan.Kind) -> None:
     found = [plan.load_of(kind), plan.fault_of(kind), "held" if kind == "held" else None]
     assert [one for one in found if one] == [kind]
     assert plan.is_load(kind) == (kind in LOADS)

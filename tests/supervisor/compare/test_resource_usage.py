@@ -64,7 +64,9 @@ def test_a_process_that_has_ended_counts_as_zero(child: subprocess.Popen[str]) -
     assert resource_usage.tree(child.pid) == ()
 
 
-def test_a_tree_has_the_process_and_all_that_descend(child: subprocess.Popen[str]) -> None:
+def test_a_process_tree_has_the_process_and_all_its_descendants(
+    child: subprocess.Popen[str],
+) -> None:
     assert child.pid in resource_usage.tree(os.getpid())
     assert resource_usage.tree(child.pid) == (child.pid,)
 
@@ -76,7 +78,7 @@ def test_cpu_time_includes_ended_children_and_own_cpu_time_does_not() -> None:
     assert after[0] - before[0] > after[1] - before[1]
 
 
-def test_connections_are_seen_from_both_sides() -> None:
+def test_accepted_and_outgoing_connections_are_counted() -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         port = listener.getsockname()[1]

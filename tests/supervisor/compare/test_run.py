@@ -99,7 +99,7 @@ def stranger() -> Iterator[str]:
         thread.join()
 
 
-async def test_every_figure_of_a_subject_is_there() -> None:
+async def test_every_figure_of_a_subject_is_measured() -> None:
     progress = RecordedProgress()
     found = await compare(spec("ports/http"), progress)
     (subject,) = found.subjects
@@ -148,7 +148,7 @@ async def test_an_external_address_is_measured_without_faults(stranger: str) -> 
     assert subject.split == {}
 
 
-async def test_upstreams_behind_a_proxy_of_ours_get_no_faults_either(stranger: str) -> None:
+async def test_upstreams_behind_a_proxy_are_measured_without_faults(stranger: str) -> None:
     found = await compare(spec("ports/http", keys={"upstreams": [stranger]}), RecordedProgress())
     (subject,) = found.subjects
     assert set(subject.loads["connect"].cpu_us) == {"supervisor", "proxy"}
@@ -157,7 +157,7 @@ async def test_upstreams_behind_a_proxy_of_ours_get_no_faults_either(stranger: s
     assert subject.notes == ()
 
 
-async def test_ctrl_c_keeps_what_was_measured_and_stops_everything() -> None:
+async def test_ctrl_c_keeps_the_results_so_far_and_stops_everything() -> None:
     progress = RecordedProgress(
         "a connection per request", lambda: os.kill(os.getpid(), signal.SIGINT)
     )
@@ -167,19 +167,19 @@ async def test_ctrl_c_keeps_what_was_measured_and_stops_everything() -> None:
     assert progress.texts[-1] == "stopping"
 
 
-async def test_ctrl_c_while_it_starts_ends_as_well() -> None:
+async def test_ctrl_c_during_the_start_stops_the_comparison() -> None:
     progress = RecordedProgress("starting", lambda: os.kill(os.getpid(), signal.SIGINT))
     found = await compare(spec("ports/tcp"), progress)
     assert found.interrupted
     assert found.subjects[0].loads == {}
 
 
-async def test_a_program_that_answers_nothing_good_is_named() -> None:
+async def test_a_subject_without_a_successful_response_is_an_error() -> None:
     with pytest.raises(CompareError, match=r"ports/http: no GET /none was answered with success"):
         await compare(spec("ports/http", path="/none"), RecordedProgress())
 
 
-async def test_a_subject_that_cannot_be_measured_leaves_a_note_and_the_others_go_on(
+async def test_a_subject_that_cannot_start_leaves_a_note_and_the_others_are_measured(
     stranger: str,
 ) -> None:
     wanted = spec("ports/http", stranger, keys={"app": "penstock_worker.demo:nothing"})
@@ -190,7 +190,7 @@ async def test_a_subject_that_cannot_be_measured_leaves_a_note_and_the_others_go
     assert theirs.loads["keepalive"].requests > 0
 
 
-async def test_what_there_was_no_time_for_is_noted(stranger: str) -> None:
+async def test_steps_that_were_skipped_for_lack_of_time_are_noted(stranger: str) -> None:
     wanted = spec("", stranger)
     found = await compare(
         replace(wanted, measures=replace(wanted.measures, max_total_s=0.1)), RecordedProgress()

@@ -45,7 +45,7 @@ def wait_for_end(pids: set[int]) -> None:
     assert alive == []
 
 
-async def test_a_subject_knows_the_roles_of_its_processes_and_leaves_none() -> None:
+async def test_a_subject_reports_its_processes_by_role_and_leaves_none() -> None:
     async with running(variant(workers=3)) as subject:
         assert subject.address.startswith("127.0.0.1:")
         roles = await subject.roles()
@@ -61,7 +61,7 @@ async def test_a_subject_knows_the_roles_of_its_processes_and_leaves_none() -> N
     wait_for_end(pids)
 
 
-async def test_what_a_worker_started_is_part_of_the_workers() -> None:
+async def test_processes_that_a_worker_started_count_as_workers() -> None:
     argv = "[sys.executable, '-m', 'http.server', '-b', '127.0.0.1', os.environ['PORT']]"
     program = f"import os, subprocess, sys; subprocess.run({argv})"
     (service,) = load(None, {"command": (sys.executable, "-c", program), "workers": 1}).services
@@ -82,7 +82,7 @@ async def test_a_program_that_cannot_start_is_named_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-async def test_a_supervisor_that_died_is_noticed_and_takes_its_processes_along() -> None:
+async def test_a_killed_supervisor_is_reported_and_its_processes_end() -> None:
     async with running(variant()) as subject:
         roles = await subject.roles()
         subject.signal(signal.SIGKILL)
@@ -126,7 +126,9 @@ def stranger() -> Iterator[tuple[int, int]]:
         server.kill()
 
 
-async def test_an_address_has_the_processes_that_listen_there(stranger: tuple[int, int]) -> None:
+async def test_an_external_address_has_the_processes_that_listen_there(
+    stranger: tuple[int, int],
+) -> None:
     pid, port = stranger
     subject = ExternalSubject(f"127.0.0.1:{port}")
     roles = await subject.roles()

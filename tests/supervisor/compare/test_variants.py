@@ -18,7 +18,7 @@ def chosen(one: Service) -> dict[str, Service]:
     return {variant.name: variant.service for variant in choose(one, NAMES, "/tmp/x").variants}
 
 
-def test_every_scheme_is_compared_and_ports_twice() -> None:
+def test_every_scheme_is_compared_and_ports_in_two_modes() -> None:
     found = chosen(service())
     assert tuple(found) == NAMES
     assert [(one.scheme, one.mode) for one in found.values()] == [
@@ -27,7 +27,7 @@ def test_every_scheme_is_compared_and_ports_twice() -> None:
     ]  # fmt: skip
 
 
-def test_each_gets_a_free_port_and_writes_no_access_log() -> None:
+def test_each_variant_gets_a_free_port_and_writes_no_access_log() -> None:
     one = service(listen="0.0.0.0:80", access_log="stdout")
     for variant in choose(one, NAMES, "/tmp/x").variants:
         assert variant.service.listen == "127.0.0.1:0"
@@ -35,7 +35,7 @@ def test_each_gets_a_free_port_and_writes_no_access_log() -> None:
         assert variant.config.admin == "127.0.0.1:0"
 
 
-def test_a_unix_socket_gets_a_name_of_its_own_and_no_reuseport() -> None:
+def test_each_variant_on_a_unix_socket_gets_its_own_path_and_none_is_reuseport() -> None:
     choice = choose(service(listen="unix:/run/web"), NAMES, "/tmp/x")
     names = [variant.service.listen for variant in choice.variants]
     assert len(set(names)) == 4
@@ -55,14 +55,14 @@ def test_a_command_is_not_compared_under_handoff_and_the_note_says_why() -> None
     assert "command" in note
 
 
-def test_addresses_that_others_serve_can_only_be_connected_to() -> None:
+def test_upstreams_are_compared_under_ports_only() -> None:
     (one,) = load(None, {"upstreams": ["127.0.0.1:1"]}).services
     choice = choose(one, NAMES, "/tmp/x")
     assert [variant.name for variant in choice.variants] == ["ports/http", "ports/tcp"]
     assert len(choice.notes) == 3
 
 
-def test_keys_that_a_scheme_does_not_take_are_left_out_of_it_alone() -> None:
+def test_a_key_is_left_out_only_for_schemes_that_refuse_it() -> None:
     found = chosen(service(balance="client_hash", workers=3))
     assert {name: one.balance for name, one in found.items()} == {
         "ports/http": "client_hash", "ports/tcp": "client_hash", "handoff": "client_hash",
@@ -71,7 +71,7 @@ def test_keys_that_a_scheme_does_not_take_are_left_out_of_it_alone() -> None:
     assert all(one.workers == 3 for one in found.values())
 
 
-def test_a_check_that_a_command_cannot_be_asked_for_is_left_out() -> None:
+def test_a_health_path_is_left_out_where_a_command_cannot_be_checked() -> None:
     (one,) = load(None, {"command": ("node",)}).services
     one = one.model_copy(update={"health": one.health.model_copy(update={"path": "/ok"})})
     found = chosen(one)
@@ -79,13 +79,13 @@ def test_a_check_that_a_command_cannot_be_asked_for_is_left_out() -> None:
     assert found["shared"].health.path is None
 
 
-def test_a_service_of_another_protocol_keeps_it_where_no_mode_is_named() -> None:
+def test_a_service_keeps_its_mode_where_the_variant_names_none() -> None:
     found = chosen(service(mode="tcp"))
     assert found["handoff"].mode == "tcp"
     assert found["ports/http"].mode == "http"
 
 
-def test_a_variant_survives_the_way_to_its_process() -> None:
+def test_a_variant_is_unchanged_after_serialization() -> None:
     one = service(workers=3, balance="random")
     for variant in choose(one, NAMES, "/tmp/x").variants:
         config = variant.config
@@ -101,17 +101,17 @@ def test_a_variant_survives_the_way_to_its_process() -> None:
         (",".join(reversed(NAMES)), NAMES),
     ],
 )
-def test_schemes_are_named_with_commas(text: str, expected: tuple[str, ...]) -> None:
+def test_schemes_are_separated_by_commas(text: str, expected: tuple[str, ...]) -> None:
     assert parse_names(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", ",", "port", "ports/udp", "shared;handoff"])
-def test_what_is_no_scheme_is_refused(text: str) -> None:
+def test_an_unknown_scheme_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected some of ports/http, ports/tcp, handoff"):
         parse_names(text)
 
 
-def test_the_configuration_is_shown_as_a_file_would_say_it() -> None:
+def test_the_configuration_is_shown_as_toml_without_values_of_env() -> None:
     one = service(workers=3).model_copy(
         update={
             "env": {"KEY": "secret", "B": ""},
@@ -135,19 +135,19 @@ def test_the_configuration_is_shown_as_a_file_would_say_it() -> None:
     assert "secret" not in text
 
 
-def test_what_was_shown_can_be_read_back() -> None:
+def test_the_shown_configuration_can_be_read_back() -> None:
     one = chosen(service(workers=3, balance="least_connections"))["ports/http"]
     table = tomllib.loads(as_toml(one))["service"]["web"]
     again = Service.model_validate({**table, "name": "web", "listen": one.listen})
     assert again.model_copy(update={"access_log": "off"}) == one
 
 
-def test_a_variant_knows_its_configuration() -> None:
+def test_the_configuration_of_a_variant_has_only_its_service() -> None:
     one = service()
     assert Variant("x", one).config.services == (one,)
 
 
-def test_there_are_as_many_proxies_as_wanted_where_there_is_any() -> None:
+def test_schemes_with_a_proxy_get_the_given_number_of_proxies() -> None:
     one = service()
     made = {v.name: v.config.proxies for v in choose(one, NAMES, "/tmp/x", 2).variants}
     assert made == {"ports/http": 2, "ports/tcp": 2, "handoff": 2, "shared": 1, "reuseport": 1}

@@ -187,7 +187,9 @@ BAD_COMMAND = (
         ),
     ],
 )
-def test_exactly_one_program_or_addresses(write: Write, program: str, problem: str) -> None:
+def test_a_service_has_exactly_one_of_app_command_and_upstreams(
+    write: Write, program: str, problem: str
+) -> None:
     assert problems_of(write(WEB + program)) == [f"service.web{problem}"]
 
 
@@ -236,11 +238,11 @@ def test_an_error_of_a_whole_file_is_reported(write: Write, text: str, problem: 
         (f"{APP}balance = 'hash'", 'service.web.balance: "hash" is called "client_hash" now'),
     ],
 )
-def test_what_has_another_name_now_is_told_with_it(write: Write, text: str, problem: str) -> None:
+def test_a_renamed_key_is_reported_with_its_new_name(write: Write, text: str, problem: str) -> None:
     assert problems_of(write(text)) == [problem]
 
 
-def test_an_older_name_in_another_place_is_only_unknown(write: Write) -> None:
+def test_an_earlier_name_in_another_table_is_only_an_unknown_key(write: Write) -> None:
     path = write(f"{APP}fronts = 2")
     assert problems_of(path) == ["service.web.fronts: unknown key"]
     (problem,) = problems_of(write(f"{APP}mode = 'hash'"))
@@ -325,7 +327,7 @@ def test_an_error_of_the_command_line_names_the_option() -> None:
     ]
 
 
-def test_an_error_without_a_text_of_ours_has_that_of_pydantic() -> None:
+def test_an_error_without_its_own_text_has_that_of_pydantic() -> None:
     class Odd(BaseModel):
         key: UUID
 

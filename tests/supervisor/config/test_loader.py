@@ -62,7 +62,7 @@ def test_an_upstream_may_have_a_weight(write: Write) -> None:
     )
 
 
-def test_auto_is_a_worker_for_each_core_that_we_may_use(
+def test_auto_is_a_worker_for_each_available_core(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 2, 5})
@@ -156,7 +156,7 @@ def test_any_table_becomes_a_config_or_a_list_of_problems(
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
-def test_every_file_that_we_ship_is_accepted(
+def test_every_shipped_configuration_file_is_accepted(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The files that tls.toml tells its reader to make.

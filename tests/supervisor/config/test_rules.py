@@ -111,7 +111,7 @@ COMMAND = "command = ['node', 'x.js']\n"
         ),
     ],
 )
-def test_keys_that_do_not_go_together_are_reported_with_what_does(
+def test_incompatible_keys_are_reported_with_an_alternative(
     tmp_path: Path, text: str, problem: str
 ) -> None:
     assert problems_of(tmp_path, text) == [problem]
@@ -125,7 +125,9 @@ def test_a_unix_socket_cannot_be_reused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])
-def test_a_program_that_knows_listen_fds_works_without_a_proxy(tmp_path: Path, scheme: str) -> None:
+def test_a_program_with_socket_activation_works_without_a_proxy(
+    tmp_path: Path, scheme: str
+) -> None:
     assert problems_of(tmp_path, f"{COMMAND}scheme = '{scheme}'") == []
 
 
@@ -159,7 +161,7 @@ def test_streams_and_datagrams_may_have_the_same_port(tmp_path: Path) -> None:
         (f"{APP}[service.x]\nlisten = '127.0.0.1:1'\nscheme = 'shared'\n{APP}", None),
     ],
 )
-def test_several_proxies_have_to_have_something_to_do(
+def test_several_proxies_are_refused_without_a_service_that_uses_a_proxy(
     tmp_path: Path, text: str, problem: str | None
 ) -> None:
     path = tmp_path / "web.toml"

@@ -58,7 +58,7 @@ def test_a_similar_name_is_suggested_for_an_unknown_one(
     assert text in str(caught.value)
 
 
-def test_the_environment_is_the_users_and_has_none_of_our_session() -> None:
+def test_the_environment_is_the_users_without_variables_of_the_current_session() -> None:
     other = Identity(os.geteuid() + 1, 1, (1,), "x", "/home/x", "/bin/zsh")
     ours = {"HOME": "/root", "USER": "root", "PATH": "/bin", "XDG_RUNTIME_DIR": "/run/user/0"}
     assert other.environment(ours) == {
@@ -87,6 +87,6 @@ def test_a_user_that_cannot_be_used_is_an_error_of_the_configuration(
     assert problem in str(caught.value)
 
 
-def test_our_own_user_can_be_given_without_root() -> None:
+def test_the_current_user_can_be_given_without_root() -> None:
     found = load(None, {"user": int(US), "group": os.getegid()})
     assert (found.user, found.group) == (US, str(os.getegid()))

@@ -77,7 +77,7 @@ async def test_the_supervisor_is_healthy_as_long_as_it_answers(made: Any) -> Non
         assert await get(session, "/healthz") == (200, "text/plain; charset=utf-8", "ok\n")
 
 
-async def test_readiness_says_which_service_has_no_worker(made: Any) -> None:
+async def test_readiness_names_the_services_without_a_worker(made: Any) -> None:
     pools = {"web": [made.row(0, "down")], "api": [made.row(0)]}
     snapshot = made.snapshot(made.proxy(stats=made.proxy_stats(**pools)), ready=False)
     async with client(always(snapshot)) as session:
@@ -93,7 +93,7 @@ async def test_readiness_says_which_service_has_no_worker(made: Any) -> None:
         ({"ready": True, "stopping": True}, (503, "stopping\n")),
     ],
 )
-async def test_readiness_is_that_of_the_run(
+async def test_readiness_is_the_state_of_the_run(
     made: Any, changes: dict[str, bool], expected: tuple[int, str]
 ) -> None:
     async with client(always(made.snapshot(**changes))) as session:
@@ -190,7 +190,7 @@ async def test_children_get_a_deadline_and_a_probe_a_shorter_one(made: Any) -> N
     assert deadlines == [1.0, 0.1]
 
 
-async def test_connections_are_bounded_and_come_back(made: Any) -> None:
+async def test_connections_are_limited_and_a_closed_one_frees_its_place(made: Any) -> None:
     async with client(always(made.snapshot())) as session:
         address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
         held = []
@@ -238,9 +238,7 @@ async def test_garbage_is_rejected_without_a_log_line_and_the_next_client_is_ser
     assert not caplog.messages
 
 
-async def test_an_unexpected_error_of_ours_is_logged(
-    made: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_unexpected_error_is_logged(made: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def broken(_: float) -> Snapshot:
         raise ValueError("not foreseen")
 
@@ -261,7 +259,7 @@ async def test_a_unix_socket_can_be_the_listener(made: Any, tmp_path: Path) -> N
             assert (await get(session, "http://localhost/healthz"))[0] == 200
 
 
-async def test_the_end_closes_what_was_opened_and_leaves_the_listener(made: Any) -> None:
+async def test_closing_the_server_closes_its_descriptors_and_leaves_the_listener(made: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         before = descriptors()
         async with serve(listener, always(made.snapshot())):
@@ -270,7 +268,7 @@ async def test_the_end_closes_what_was_opened_and_leaves_the_listener(made: Any)
         assert listener.fileno() >= 0
 
 
-async def test_the_end_does_not_wait_for_idle_connections(made: Any) -> None:
+async def test_closing_the_server_does_not_wait_for_idle_connections(made: Any) -> None:
     async with client(always(made.snapshot())) as session:
         address = str(session._base_url.host), session._base_url.port  # type: ignore[union-attr]
         reader, writer = await asyncio.open_connection(*address)
@@ -286,7 +284,7 @@ METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND")
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_nothing_can_be_changed_whatever_the_path(made: Any, method: str) -> None:
+async def test_every_path_refuses_methods_other_than_get_and_head(made: Any, method: str) -> None:
     async with client(always(made.snapshot())) as session:
         for path in PATHS:
             headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
@@ -324,7 +322,7 @@ async def status_line(address: tuple[str, int], request: bytes) -> bytes:
         ("", 421),
     ],
 )
-async def test_on_loopback_only_requests_for_its_own_address_are_answered(
+async def test_on_loopback_requests_with_a_foreign_host_are_refused(
     made: Any, host: str, status: int
 ) -> None:
     pages = admin.Pages(always(made.snapshot()))
@@ -335,7 +333,7 @@ async def test_on_loopback_only_requests_for_its_own_address_are_answered(
     assert line.split()[1] == str(status).encode()
 
 
-async def test_one_of_two_hosts_that_is_not_ours_is_enough_to_refuse(made: Any) -> None:
+async def test_a_request_with_a_second_foreign_host_is_refused(made: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with serve(listener, always(made.snapshot())):
             request = b"GET /status HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
@@ -343,7 +341,7 @@ async def test_one_of_two_hosts_that_is_not_ours_is_enough_to_refuse(made: Any) 
     assert line.split()[1] in (b"400", b"421")
 
 
-async def test_on_other_addresses_any_host_is_answered(made: Any) -> None:
+async def test_on_other_addresses_every_host_is_accepted(made: Any) -> None:
     with socket.create_server(("0.0.0.0", 0)) as listener:
         async with serve(listener, always(made.snapshot())):
             request = b"GET /healthz HTTP/1.1\r\nHost: metrics.example\r\n\r\n"
@@ -351,7 +349,7 @@ async def test_on_other_addresses_any_host_is_answered(made: Any) -> None:
     assert b" 200 " in line
 
 
-async def test_no_page_of_another_origin_may_read_an_answer(made: Any) -> None:
+async def test_no_other_origin_may_read_a_response(made: Any) -> None:
     async with client(always(made.snapshot())) as session:
         for path in ("/", "/metrics", "/status"):
             async with session.get(path, headers={"Origin": "http://evil.example"}) as answer:

@@ -89,7 +89,7 @@ async def session(opened: ControlSocket) -> AsyncIterator[aiohttp.ClientSession]
         ("/workers/web/0/kill", (signal.SIGKILL, "web", 0)),
     ],
 )
-async def test_a_request_reaches_the_run(
+async def test_a_request_calls_the_run_and_is_accepted(
     session: aiohttp.ClientSession, run: Run, path: str, call: object
 ) -> None:
     async with session.post(path) as answer:
@@ -100,7 +100,7 @@ async def test_a_request_reaches_the_run(
 
 
 @pytest.mark.parametrize("path", ["/reload", "/workers/web/0/replace", "/workers/web/0/kill"])
-async def test_what_cannot_be_done_now_is_a_conflict(
+async def test_a_request_that_is_not_possible_now_is_a_conflict(
     session: aiohttp.ClientSession, run: Run, path: str
 ) -> None:
     run.ready = False
@@ -124,7 +124,7 @@ async def test_what_cannot_be_done_now_is_a_conflict(
         ("DELETE", "/workers/web/0/kill", 405),
     ],
 )
-async def test_a_request_that_is_not_in_the_api_changes_nothing(
+async def test_an_unknown_request_is_refused_and_changes_nothing(
     session: aiohttp.ClientSession, run: Run, method: str, path: str, status: int
 ) -> None:
     async with session.request(method, path) as answer:
@@ -134,7 +134,7 @@ async def test_a_request_that_is_not_in_the_api_changes_nothing(
 
 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/healthz", "/readyz"])
-async def test_the_pages_of_the_admin_port_are_served_here_too(
+async def test_the_control_socket_serves_the_pages_of_the_admin_port(
     session: aiohttp.ClientSession, path: str
 ) -> None:
     async with session.get(path) as answer:
@@ -164,7 +164,7 @@ def test_peer_credentials_come_from_the_kernel() -> None:
     "received",
     [b"", b"POST /st", b"POST /stop HTTP/1.1\r\nHost: x\r\nX-Slow: "],
 )
-async def test_a_client_that_sends_no_whole_request_is_disconnected(
+async def test_a_client_with_an_incomplete_request_is_disconnected(
     tmp_path: Path, run: Run, made: Any, monkeypatch: pytest.MonkeyPatch, received: bytes
 ) -> None:
     monkeypatch.setattr(http_server, "FIRST_REQUEST_S", 0.0)
@@ -180,7 +180,7 @@ async def test_a_client_that_sends_no_whole_request_is_disconnected(
     assert run.calls == []
 
 
-async def test_a_head_without_end_is_refused(opened: ControlSocket, run: Run) -> None:
+async def test_an_oversized_head_is_refused(opened: ControlSocket, run: Run) -> None:
     reader, writer = await asyncio.open_unix_connection(opened.path)
     writer.write(b"POST /stop HTTP/1.1\r\nHost: x\r\nX: " + b"x" * (1 << 16) + b"\r\n\r\n")
     async with asyncio.timeout(WAIT_S):
@@ -189,7 +189,7 @@ async def test_a_head_without_end_is_refused(opened: ControlSocket, run: Run) ->
     assert run.calls == []
 
 
-async def test_a_body_is_not_read(opened: ControlSocket, run: Run) -> None:
+async def test_a_request_body_is_not_read(opened: ControlSocket, run: Run) -> None:
     reader, writer = await asyncio.open_unix_connection(opened.path)
     writer.write(b"POST /stop HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n")
     async with asyncio.timeout(WAIT_S):

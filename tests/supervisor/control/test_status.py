@@ -7,7 +7,7 @@ from penstock_supervisor.control.status import describe, services_without_worker
 from penstock_supervisor.snapshot import SocketQueue, SocketView
 
 
-def test_a_status_says_everything_about_a_worker(made: Any) -> None:
+def test_a_status_has_every_field_of_a_worker(made: Any) -> None:
     worker = made.worker(restarts={"signal": 1}, last_exit="SIGKILL", pid=4711)
     status = describe(made.snapshot(made.proxy(), worker), "1.2.3", 99, {})
     assert status["services"]["web"]["workers"] == [
@@ -20,7 +20,7 @@ def test_a_status_says_everything_about_a_worker(made: Any) -> None:
     ]  # fmt: skip
 
 
-def test_a_status_is_json_and_says_what_runs(made: Any) -> None:
+def test_a_status_is_json_and_describes_the_run(made: Any) -> None:
     status = json.loads(json.dumps(describe(made.snapshot(), "1.2.3", 99, {})))
     assert (status["version"], status["pid"], status["uptime"]) == ("1.2.3", 99, 12.0)
     assert (status["ready"], status["stopping"]) == (True, False)
@@ -37,7 +37,7 @@ def test_upstreams_are_workers_without_a_process(made: Any) -> None:
     assert "pid" not in upstream
 
 
-def test_what_no_proxy_has_reported_is_null(made: Any) -> None:
+def test_fields_that_no_proxy_has_reported_are_null(made: Any) -> None:
     status = describe(made.snapshot(made.proxy(stats={}), made.worker()), "", 0, {})
     (worker,) = status["services"]["web"]["workers"]
     assert worker["health"] is None
@@ -53,7 +53,7 @@ def test_a_service_without_a_worker_in_rotation_is_named(made: Any) -> None:
     assert services_without_worker(made.snapshot(made.worker())) == ("web", "api")
 
 
-def test_a_status_says_how_the_work_was_shared(made: Any) -> None:
+def test_a_status_has_the_split_of_requests_over_workers(made: Any) -> None:
     services = describe(made.snapshot(), "", 0, {})["services"]
     assert services["web"]["split"] == {
         "of": "requests", "by_slot": {"0": 7, "1": 0}, "jain_ratio": 0.5,
@@ -61,14 +61,14 @@ def test_a_status_says_how_the_work_was_shared(made: Any) -> None:
     assert services["api"]["split"] == {"of": "connections", "by_slot": {}, "jain_ratio": None}
 
 
-def test_a_status_says_which_process_does_what(made: Any) -> None:
+def test_a_status_lists_the_pids_of_each_role(made: Any) -> None:
     snapshot = made.snapshot(made.proxy(pid=11), made.worker(0, pid=12), made.worker(1, pid=None))
     assert describe(snapshot, "", 10, {})["pids"] == {
         "supervisor": [10], "proxy": [11], "worker": [12],
     }  # fmt: skip
 
 
-def test_a_status_says_how_full_each_socket_is(made: Any) -> None:
+def test_a_status_has_the_queue_of_each_socket(made: Any) -> None:
     views = (SocketView("web", 0, 5, "", "tcp"), SocketView("web", 1, 6, "", "tcp"))
     snapshot = made.snapshot(sockets=views, dropped={"web": 3})
     services = describe(snapshot, "", 0, {5: SocketQueue(1, 511, 2)})["services"]
@@ -80,7 +80,7 @@ def test_a_status_says_how_full_each_socket_is(made: Any) -> None:
     assert services["api"]["sockets"] == []
 
 
-def test_without_a_proxy_the_worker_checks_say_which_workers_are_up(made: Any) -> None:
+def test_without_a_proxy_the_worker_checks_decide_which_workers_are_up(made: Any) -> None:
     pools = {"web": [made.row(0), made.row(1, "down")], "api": [made.row(0, "down")]}
     snapshot = made.snapshot(
         made.worker(0), made.worker(1), worker_checks={"metrics": {"services": {}}, "pools": pools}

@@ -54,7 +54,7 @@ def test_a_worker_out_of_the_rotation_is_marked_and_its_reason_shown(made: Any) 
     assert row[-1]
 
 
-def test_texts_of_others_are_escaped(made: Any) -> None:
+def test_names_and_addresses_are_escaped(made: Any) -> None:
     evil = "<script>alert(1)</script>\"'&"
     services = {
         evil: {
@@ -83,12 +83,14 @@ def test_texts_of_others_are_escaped(made: Any) -> None:
         ({"state": "up", "answers": True, "covered": False}, "good"),
     ],
 )
-def test_a_colour_says_whether_it_serves(child: dict[str, Any], health: str) -> None:
+def test_the_colour_of_a_row_shows_whether_the_process_serves(
+    child: dict[str, Any], health: str
+) -> None:
     (row,) = summary.workers("web", {"workers": [{"slot": 0, **child}]})
     assert row.health == health
 
 
-def test_nothing_comes_from_elsewhere_and_no_other_page_frames_it() -> None:
+def test_the_page_loads_nothing_external_and_cannot_be_framed() -> None:
     policy = status_page.HEADERS["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; ")
     assert "script-src" not in policy

@@ -94,7 +94,7 @@ def test_overflows_of_a_full_queue_are_counted_and_stay_counted(stack: ExitStack
     assert (queue(listening).overflows or 0) >= 3
 
 
-def test_sockets_of_one_port_are_told_apart(stack: ExitStack) -> None:
+def test_sockets_of_one_port_are_reported_separately(stack: ExitStack) -> None:
     first = stack.enter_context(socket.create_server(("127.0.0.1", 0), reuse_port=True, backlog=50))
     second = stack.enter_context(
         socket.create_server(("127.0.0.1", port(first)), reuse_port=True, backlog=70)
@@ -312,9 +312,7 @@ def test_a_kind_that_is_refused_does_not_affect_the_others(
 @pytest.mark.parametrize(
     "payload", [b"", bytes(40), bytes(71), bytes(72) + b"\1", bytes(72) + b"\3\0\7\0" + bytes(8)]
 )
-def test_a_row_that_is_cut_off_harms_nothing(
-    monkeypatch: pytest.MonkeyPatch, payload: bytes
-) -> None:
+def test_a_truncated_row_is_ignored(monkeypatch: pytest.MonkeyPatch, payload: bytes) -> None:
     answers = (message(20, payload), message(3, bytes(4)))
     monkeypatch.setattr(
         "penstock_supervisor.kernel.sock_diag.socket.socket", Kernel(*answers, *answers)
@@ -332,7 +330,7 @@ def test_no_more_rows_are_read_than_the_bound(
     assert connections_to([endpoint(listening)]) == {endpoint(listening): 5}
 
 
-def test_asking_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
+def test_a_query_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
     address = endpoint(listener(stack))
     before = descriptors()
     for _ in range(3):

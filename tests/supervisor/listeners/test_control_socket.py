@@ -96,7 +96,7 @@ def test_the_name_of_a_killed_run_is_used_again(tmp_path: Path) -> None:
         assert answers(control.path)
 
 
-def test_a_name_that_another_socket_has_by_now_is_not_removed(tmp_path: Path) -> None:
+def test_a_path_that_now_belongs_to_another_socket_is_not_removed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     control = ControlSocket(folder)
     control.path.unlink()
@@ -113,7 +113,7 @@ def test_a_path_may_be_longer_than_107_bytes(tmp_path: Path) -> None:
         found.connect(control.name, 1.0).close()
 
 
-def test_a_link_is_refused(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(0o700)
     (tmp_path / "link").symlink_to("real")
     with pytest.raises(UnsafeDirectoryError, match="link: not a directory, or a link to one"):
@@ -121,7 +121,7 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
     assert list((tmp_path / "real").iterdir()) == []
 
 
-def test_a_link_to_nowhere_is_refused_and_nothing_is_made_there(tmp_path: Path) -> None:
+def test_a_dangling_symbolic_link_is_refused_and_its_target_is_not_created(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(UnsafeDirectoryError):
         ControlSocket(tmp_path / "link")

@@ -66,7 +66,9 @@ def test_an_address_of_another_machine_is_refused() -> None:
     assert fails("192.0.2.1:8000") == "this machine has no such address"
 
 
-def test_the_error_of_a_low_port_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_low_port_names_the_missing_privilege(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # Tests may run as root, who is refused nothing.
     def refuse(*_: object) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -86,7 +88,7 @@ def test_a_unix_socket_is_unlinked_when_closed(tmp_path: Path) -> None:
     listener.close()
 
 
-def test_a_unix_socket_of_somebody_else_is_not_unlinked(tmp_path: Path) -> None:
+def test_a_file_that_has_replaced_the_unix_socket_is_not_unlinked(tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     listener = Listener(f"unix:{path}", "service.web.listen")
     path.unlink()

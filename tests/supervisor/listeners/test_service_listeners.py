@@ -93,7 +93,7 @@ def test_a_unix_socket_is_shared_by_all_proxies(stack: ExitStack, tmp_path: Path
     assert [view.slot for view in listeners.views()] == [None]
 
 
-def test_only_a_socket_of_its_own_can_be_covered(stack: ExitStack) -> None:
+def test_only_a_socket_that_belongs_to_one_proxy_can_be_taken_over(stack: ExitStack) -> None:
     assert open_listeners(stack, "ports").proxy_socket(0) is None
     assert open_listeners(stack, "reuseport").proxy_socket(0) is None
     listeners = open_listeners(stack, "handoff", proxies=2)

@@ -23,7 +23,7 @@ def always_first(_: int) -> int:
     return 0
 
 
-def test_free_ports_are_outside_of_the_kernels_own() -> None:
+def test_free_ports_are_outside_of_the_ephemeral_range() -> None:
     low, high = map(int, worker_ports._EPHEMERAL_RANGE_FILE.read_text().split())
     found = free_ports(20, None, (), key="k", random_below=always_first)
     assert len(set(found)) == 20

@@ -8,7 +8,7 @@ from penstock_supervisor.observability.fairness import jain
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 1000])
-def test_equal_shares_are_one(n: int) -> None:
+def test_the_index_of_equal_shares_is_1(n: int) -> None:
     assert jain([13.0] * n) == pytest.approx(1.0)
 
 
@@ -18,7 +18,7 @@ def test_if_one_has_everything_the_index_is_one_in_n(n: int) -> None:
 
 
 @pytest.mark.parametrize("k", range(1, 11))
-def test_k_equal_shares_of_n_are_k_in_n(k: int) -> None:
+def test_the_index_of_k_equal_shares_among_n_is_k_in_n(k: int) -> None:
     assert jain([3] * k + [0] * (10 - k)) == pytest.approx(k / 10)
 
 

@@ -64,7 +64,7 @@ def test_without_a_proxy_only_the_workers_have_descriptors(made: Any, scheme: st
     assert fds_per_connection(made, *children, scheme=scheme) == {"web": 1.0}
 
 
-def test_the_kernel_is_asked_about_a_program_that_reports_nothing(made: Any) -> None:
+def test_the_connections_of_a_program_without_reports_come_from_the_kernel(made: Any) -> None:
     children = proxy(made, fds=20, active=10), made.worker(0), worker(made, 1, 4)
     assert fds_per_connection(made, *children, kernel=counted(p8100=6)) == {"web": 3.0}
 
@@ -77,7 +77,7 @@ def test_programs_that_share_a_port_are_counted_together(made: Any) -> None:
 
 
 @pytest.mark.parametrize("client", ["many", -1, None, [], True])
-def test_a_nonsense_report_counts_as_none(made: Any, client: object) -> None:
+def test_an_invalid_report_counts_as_none(made: Any, client: object) -> None:
     children = proxy(made, fds=20, active=10), worker(made, 0, client)
     assert fds_per_connection(made, *children, kernel=counted(p8100=10)) == {"web": 3.0}
 
@@ -88,7 +88,7 @@ def test_without_clients_there_is_no_number(made: Any) -> None:
     assert fds_per_connection(made, made.worker(0), kernel=counted(p8000=0), scheme="shared") == {}
 
 
-def test_what_is_not_known_is_not_guessed(made: Any) -> None:
+def test_an_unknown_part_leaves_no_number(made: Any) -> None:
     busy = proxy(made, fds=20, active=10)
     assert fds_per_connection(made, busy, made.worker(0), kernel=silent_kernel) == {}
     assert fds_per_connection(made, made.worker(0), kernel=silent_kernel, scheme="shared") == {}
@@ -109,7 +109,7 @@ def test_a_worker_without_a_process_has_no_descriptors(made: Any) -> None:
     assert fds_per_connection(made, *children) == {"web": 3.0}
 
 
-def test_upstreams_have_no_descriptors_here(made: Any) -> None:
+def test_upstreams_have_no_descriptors_on_this_machine(made: Any) -> None:
     assert fds_per_connection(made, proxy(made, fds=20, active=10)) == {"web": 2.0}
 
 
@@ -125,10 +125,10 @@ def test_upstreams_have_no_descriptors_here(made: Any) -> None:
         ("nonsense", None),
     ],
 )
-def test_a_place_is_read_from_an_address(address: str, expected: TcpEndpoint | None) -> None:
+def test_an_endpoint_is_parsed_from_an_address(address: str, expected: TcpEndpoint | None) -> None:
     assert place(address) == expected
 
 
-def test_the_metrics_that_are_used_are_in_the_proxys_table() -> None:
+def test_the_metrics_in_use_are_defined_by_the_proxy() -> None:
     known = {metric.name for metric in metrics.TABLE}
     assert {"penstock_connections_active", "penstock_connection_fds"} <= known

@@ -100,7 +100,7 @@ def test_no_limit_is_infinite() -> None:
     assert soft_fd_limit(limits.replace("unlimited", "1024     ")) == 1024
 
 
-def test_a_process_that_vanished_has_no_process_metrics_but_a_state(made: Any) -> None:
+def test_a_process_that_has_ended_has_a_state_and_no_process_metrics(made: Any) -> None:
     with process("print(flush=True); import time; time.sleep(60)") as child:
         pass
     snapshot = made.snapshot(made.worker(pid=child.pid, state="up"))
@@ -109,7 +109,7 @@ def test_a_process_that_vanished_has_no_process_metrics_but_a_state(made: Any) -
     assert state["worker", "web", "0", "up"] == 1
 
 
-def test_a_zombie_harms_nothing(made: Any) -> None:
+def test_a_zombie_still_has_a_state_on_the_page(made: Any) -> None:
     with process("print(flush=True); import time; time.sleep(60)") as child:
         os.kill(child.pid, signal.SIGKILL)
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -124,7 +124,7 @@ def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> Non
     assert not samples(snapshot, "penstock_child_info", *PROCESS, "pid", "address")
 
 
-def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
+def test_descriptors_by_kind_are_those_that_each_process_reports(made: Any) -> None:
     reported = {"metrics": {"fds": {"listener": 1, "client": 5}, "loop_lag_s": 0.25, "tasks": 7}}
     snapshot = made.snapshot(made.proxy(), made.worker(stats=reported))
     found = samples(snapshot, "penstock_fds", *PROCESS, "kind")
@@ -153,7 +153,7 @@ def test_descriptors_by_kind_are_what_each_process_says(made: Any) -> None:
         {"metrics": {"fds": {"client": 10**400}, "loop_lag_s": []}},
     ],
 )
-def test_nonsense_from_a_worker_is_left_out(made: Any, stats: dict[str, Any]) -> None:
+def test_invalid_reports_of_a_worker_are_left_out(made: Any, stats: dict[str, Any]) -> None:
     snapshot = made.snapshot(made.worker(stats=stats))
     assert all(key[0] != "worker" for key in samples(snapshot, "penstock_fds", *PROCESS, "kind"))
     lag = samples(snapshot, "penstock_event_loop_lag_seconds", *PROCESS)
@@ -187,7 +187,7 @@ def test_every_end_of_a_process_is_counted(made: Any) -> None:
     }
 
 
-def test_the_rotation_is_what_the_proxy_says(made: Any) -> None:
+def test_the_rotation_is_the_one_that_the_proxy_reports(made: Any) -> None:
     snapshot = made.snapshot()
     rotation = samples(snapshot, "penstock_worker_in_rotation", "service", "slot")
     assert rotation == {("web", "0"): 1, ("web", "1"): 0, ("api", "0"): 1}
@@ -245,7 +245,7 @@ def test_a_proxy_that_never_answered_leaves_traffic_out(made: Any) -> None:
     assert not samples(snapshot, "penstock_worker_in_rotation", "service", "slot")
 
 
-def test_the_supervisors_own_standard_metrics_are_there(made: Any) -> None:
+def test_the_page_has_the_standard_metrics_of_the_supervisor(made: Any) -> None:
     snapshot = made.snapshot()
     for name in ("process_open_fds", "process_max_fds", "process_start_time_seconds"):
         assert samples(snapshot, name)[()] > 0
@@ -358,7 +358,7 @@ def test_without_netlink_only_its_metrics_are_missing(
     assert samples(full, "penstock_worker_in_flight", "service", "slot")["direct", "0"] == 2
 
 
-def test_what_workers_count_is_on_the_page_where_no_proxy_is(full: Snapshot) -> None:
+def test_the_counts_of_workers_are_on_the_page_without_a_proxy(full: Snapshot) -> None:
     found = samples(full, "penstock_worker_connections_total", "service", "slot")
     assert found["direct", "0"] == 5
     assert samples(full, "penstock_fds_per_connection", "service")["direct",] == 1
@@ -382,7 +382,7 @@ def test_events_are_counted_by_name(full: Snapshot) -> None:
         {"penstock_connections_active": {"": "x"}, "penstock_connections_total": {"": -1}},
     ],
 )
-def test_a_page_survives_what_a_worker_counts(made: Any, series: object) -> None:
+def test_any_report_of_a_worker_leaves_a_valid_page(made: Any, series: object) -> None:
     services = {"web": {"scheme": "shared", "mode": "http", "listen": "127.0.0.1:1"}}
     hostile = made.worker(0, stats={"metrics": {"series": series}}, carryover=series)
     snapshot = made.snapshot(hostile, services=services)

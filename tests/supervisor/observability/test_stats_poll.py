@@ -111,7 +111,9 @@ async def test_a_late_answer_is_still_the_newest(stats_poll: StatsPoll) -> None:
 
 
 @pytest.mark.parametrize("number", [None, 10**9, "1", [1]])
-async def test_an_answer_to_no_poll_ends_none(stats_poll: StatsPoll, number: object) -> None:
+async def test_an_answer_with_an_unknown_number_ends_no_poll(
+    stats_poll: StatsPoll, number: object
+) -> None:
     worker = Worker(stats_poll)
     async with asyncio.TaskGroup() as tasks:
         taking = tasks.create_task(take(stats_poll, worker))
@@ -197,7 +199,7 @@ async def test_a_draining_process_counts_for_its_slot_with_what_is_still_open(
     assert "penstock_connections_active" not in view.carryover
 
 
-async def test_nonsense_is_not_carried_over(stats_poll: StatsPoll) -> None:
+async def test_invalid_metrics_are_not_carried_over(stats_poll: StatsPoll) -> None:
     worker = Worker(stats_poll)
     worker.counted = {
         "penstock_connections_total": {"": -1},
@@ -212,7 +214,7 @@ async def test_nonsense_is_not_carried_over(stats_poll: StatsPoll) -> None:
     assert not worker.history.carryover.get("penstock_connections_total")
 
 
-async def test_an_answer_without_figures_is_nothing_to_carry(stats_poll: StatsPoll) -> None:
+async def test_an_answer_without_metrics_is_not_carried_over(stats_poll: StatsPoll) -> None:
     worker = Worker(stats_poll)
     answers: list[dict[str, Any]] = [
         {}, {"metrics": None}, {"metrics": []}, {"metrics": {"series": 5}},
@@ -230,7 +232,9 @@ async def test_the_events_of_a_slot_are_part_of_its_view() -> None:
     assert view.events == {"fork": 1}
 
 
-async def test_lag_is_measured_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_loop_lag_is_measured_until_the_poll_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(LoopLag, "INTERVAL_S", 0.0)
     lag = LoopLag()
     assert lag.seconds == 0

@@ -83,7 +83,7 @@ def test_a_worker_cannot_claim_the_connections_of_others(made: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["ports", "handoff"])
-def test_behind_a_proxy_its_counts_are_the_only_ones(made: Any, scheme: str) -> None:
+def test_behind_a_proxy_only_the_counts_of_the_proxy_are_used(made: Any, scheme: str) -> None:
     workers = [made.worker(slot, stats=stats(slot, 1000, active=99)) for slot in (0, 1)]
     services = {"web": service(scheme)}
     traffic = Traffic(made.snapshot(made.proxy(), *workers, services=services))
@@ -92,7 +92,7 @@ def test_behind_a_proxy_its_counts_are_the_only_ones(made: Any, scheme: str) -> 
     assert traffic.pools["web"][0]["active"] == 3
 
 
-def test_the_proxy_divides_requests_and_the_kernel_connections(made: Any) -> None:
+def test_the_split_is_of_requests_under_ports_http_and_of_connections_otherwise(made: Any) -> None:
     def split(scheme: str, mode: str) -> Split:
         services = {"web": service(scheme, mode)}
         return Traffic(made.snapshot(made.proxy(), services=services)).split("web")
@@ -116,7 +116,7 @@ def test_upstreams_have_shares_too(made: Any) -> None:
     assert split == Split("connections", {0: 4, 1: 4}, 1.0)
 
 
-def test_a_worker_with_more_weight_is_due_a_larger_share(made: Any) -> None:
+def test_the_expected_share_of_a_worker_grows_with_its_weight(made: Any) -> None:
     def ratio(light: int, heavy: int) -> float | None:
         reported = made.proxy_stats(web=[made.row(0, weight=1), made.row(1, weight=3)])
         series = reported["metrics"]["services"]["web"]
@@ -127,7 +127,7 @@ def test_a_worker_with_more_weight_is_due_a_larger_share(made: Any) -> None:
     assert ratio(20, 20) == pytest.approx(0.8)
 
 
-def test_what_the_proxy_answered_itself_is_no_workers_share(made: Any) -> None:
+def test_responses_of_the_proxy_itself_count_for_no_worker(made: Any) -> None:
     reported = made.proxy_stats(web=[made.row(0)])
     reported["metrics"]["services"]["web"]["penstock_requests_total"] = {
         " GET 503": 9,

@@ -28,12 +28,12 @@ def everything(slot: int = 0) -> dict[str, Any]:
     }
 
 
-def test_what_a_worker_may_report_is_passed_on() -> None:
+def test_permitted_series_of_a_worker_are_kept() -> None:
     assert sanitized(everything(), 0, "shared") == everything()
     assert sanitized(json.loads(json.dumps(everything())), 0, "reuseport") == everything()
 
 
-def test_what_the_proxy_counts_is_not_counted_twice() -> None:
+def test_metrics_that_the_proxy_counts_are_not_taken_from_workers() -> None:
     assert sanitized(everything(), 0, "ports") == {}
     assert set(sanitized(everything(), 0, "handoff")) == {
         "penstock_requests_total", "penstock_request_duration_seconds",
@@ -57,7 +57,7 @@ def test_a_worker_reports_only_for_its_own_slot() -> None:
     assert set(series["penstock_requests_total"]) == {"3 GET 200", "3 POST none"}
 
 
-def test_other_values_of_labels_share_one() -> None:
+def test_unknown_label_values_share_one() -> None:
     reported = {"0 GET 200": 1, "0 BREW 200": 2, "0 MAKE 200": 4, "0 GET 999": 8, "0 GET x": 16}
     name = "penstock_requests_total"
     assert sanitized({name: reported}, 0, "shared")[name] == {
@@ -78,7 +78,7 @@ def test_other_values_of_labels_share_one() -> None:
         ("penstock_request_duration_seconds", ""),
     ],
 )
-def test_labels_that_do_not_fit_are_left_out(name: str, labels: str) -> None:
+def test_series_with_the_wrong_labels_are_left_out(name: str, labels: str) -> None:
     value = [0] * (BUCKETS + 1) if name.endswith("seconds") else 1
     assert sanitized({name: {labels: value}}, 0, "shared") == {name: {}}
 
@@ -91,7 +91,7 @@ def test_labels_that_do_not_fit_are_left_out(name: str, labels: str) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_no_number_is_left_out(value: object) -> None:
+def test_a_value_that_is_no_number_is_left_out(value: object) -> None:
     reported = {"penstock_requests_total": {"0 GET 200": value}}
     assert sanitized(reported, 0, "shared") == {"penstock_requests_total": {}}
 
@@ -105,7 +105,7 @@ def test_what_is_no_number_is_left_out(value: object) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_no_histogram_is_left_out(value: object) -> None:
+def test_an_invalid_histogram_is_left_out(value: object) -> None:
     reported = {"penstock_request_duration_seconds": {"total": value}}
     assert sanitized(reported, 0, "shared") == {"penstock_request_duration_seconds": {}}
 
@@ -117,7 +117,7 @@ def test_what_is_no_histogram_is_left_out(value: object) -> None:
         {"penstock_requests_total": [1]}, {"penstock_requests_total": "0 GET 200"},
     ],
 )  # fmt: skip
-def test_what_is_no_series_at_all_is_empty(reported: object) -> None:
+def test_a_report_without_series_is_empty(reported: object) -> None:
     assert not any(sanitized(reported, 0, "shared").values())
 
 
@@ -129,14 +129,14 @@ def test_a_page_does_not_grow_with_what_a_worker_reports() -> None:
     assert 0 < len(samples) <= (len(METHODS) + 1) * 70
 
 
-def test_sums_of_the_largest_stay_finite() -> None:
+def test_sums_of_the_largest_values_stay_finite() -> None:
     reported = {"penstock_requests_total": {"0 GET 200": 2.0**63}}
     one = sanitized(reported, 0, "shared")
     many = metrics.merge([one] * 10_000)["penstock_requests_total"]["0 GET 200"]
     assert as_number(many) is not None
 
 
-def test_of_a_process_that_ended_only_what_it_did_remains() -> None:
+def test_only_the_counters_of_an_ended_process_remain() -> None:
     left = everything()
     del left["penstock_connections_active"]
     assert without_gauges(sanitized(everything(), 0, "shared")) == left

@@ -98,7 +98,7 @@ async def test_a_guardian_that_keeps_dying_is_replaced_with_longer_pauses(
     assert descriptors() == before
 
 
-async def test_a_child_can_start_while_the_death_of_the_guardian_is_not_known_yet() -> None:
+async def test_a_child_can_start_before_the_death_of_the_guardian_is_noticed() -> None:
     guardian_ = Guardian(asyncio.get_running_loop())
     first = pid_of(guardian_)
     os.kill(first, signal.SIGKILL)

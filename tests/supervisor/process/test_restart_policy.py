@@ -34,7 +34,7 @@ def test_waits_double_up_to_the_limit() -> None:
     assert [crashing.exited(now, 0) for now in range(5)] == [0.1, 0.2, 0.4, 0.8, 1.0]
 
 
-def test_one_exit_more_than_allowed_is_the_last() -> None:
+def test_one_exit_more_than_allowed_is_a_giveup() -> None:
     crashing = policy(max_restarts=2)
     assert crashing.exited(0, 0) is not None
     assert crashing.exited(1, 0) is not None
@@ -49,7 +49,7 @@ def test_exits_outside_the_window_do_not_count() -> None:
     assert crashing.exited(100, 0) is None
 
 
-def test_a_child_that_was_ready_for_long_starts_with_the_first_wait_again() -> None:
+def test_a_long_time_ready_resets_the_wait() -> None:
     crashing = policy()
     crashing.exited(0, 0)
     crashing.exited(1, 0)
@@ -57,7 +57,7 @@ def test_a_child_that_was_ready_for_long_starts_with_the_first_wait_again() -> N
     assert crashing.exited(11, up_for_s=0.9) == 0.2
 
 
-def test_a_postponed_start_waits_longer_each_time_and_is_no_exit() -> None:
+def test_a_postponed_start_waits_longer_each_time_and_does_not_count_as_an_exit() -> None:
     crashing = policy(max_restarts=1)
     crashing.exited(0, 0)
     assert [crashing.postponed() for _ in range(5)] == [0.2, 0.4, 0.8, 1.0, 1.0]

@@ -37,7 +37,7 @@ def listening() -> Iterator[socket.socket]:
         yield sock
 
 
-async def test_a_python_program_finds_its_listening_socket_at_3(
+async def test_a_python_program_gets_its_listening_socket_as_descriptor_3(
     guardian: Guardian, listening: socket.socket
 ) -> None:
     run = Run(guardian, sys.executable, "-c", SHOWS, listen=(listening.fileno(),))
@@ -137,7 +137,7 @@ asyncio.run(main())
 """
 
 
-def test_the_numbers_of_sockets_are_never_those_of_the_pipe_that_reports_a_failure() -> None:
+def test_socket_descriptors_never_overwrite_the_pipe_that_reports_a_failure() -> None:
     # Everything from 3 on is free here, as it is not in a test.
     done = subprocess.run(
         [sys.executable, "-c", CROWDED], capture_output=True, text=True, timeout=60, check=True

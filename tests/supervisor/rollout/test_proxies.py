@@ -121,7 +121,7 @@ def three() -> Stage:
 COVER_1 = ("cover", "web", 1, "socket 1")
 
 
-def test_the_others_accept_for_a_proxy_that_died_until_it_is_back(three: Stage) -> None:
+def test_the_others_take_over_the_listener_of_a_dead_proxy_until_it_is_ready(three: Stage) -> None:
     three.proxy_dies(1)
     assert three.received() == [[COVER_1], [], [COVER_1]]
     three.proxy_starts(1)
@@ -132,7 +132,7 @@ def test_the_others_accept_for_a_proxy_that_died_until_it_is_back(three: Stage) 
     ]
 
 
-def test_a_new_proxy_covers_those_that_are_still_away(three: Stage) -> None:
+def test_a_new_proxy_takes_over_the_listeners_of_those_that_are_still_down(three: Stage) -> None:
     three.proxy_dies(1)
     three.proxy_dies(2)
     three.received()
@@ -140,7 +140,7 @@ def test_a_new_proxy_covers_those_that_are_still_away(three: Stage) -> None:
     assert three.proxies[2].received() == [("configure",), ("accept",), COVER_1, ("uncover", 2)]
 
 
-def test_no_proxy_covers_before_the_sockets_listen_or_after_the_end() -> None:
+def test_no_listener_is_taken_over_before_the_start_or_after_the_stop() -> None:
     early = Stage(2)
     early.proxy_dies(1)
     early.proxy_starts(1)
@@ -153,7 +153,7 @@ def test_no_proxy_covers_before_the_sockets_listen_or_after_the_end() -> None:
     assert early.loop.callback is None, "no proxy is pinged any more"
 
 
-def test_a_proxy_that_does_not_answer_is_covered_until_it_answers(three: Stage) -> None:
+def test_the_listeners_of_a_stuck_proxy_are_taken_over_until_it_answers(three: Stage) -> None:
     for _ in range(MAX_UNANSWERED):
         three.ping()
         three.proxy_answers(0)
@@ -169,7 +169,7 @@ def test_a_proxy_that_does_not_answer_is_covered_until_it_answers(three: Stage) 
     assert three.slots.covered == set()
 
 
-def test_a_late_answer_is_an_answer(three: Stage) -> None:
+def test_a_late_answer_to_a_ping_counts(three: Stage) -> None:
     for _ in range(MAX_UNANSWERED * 3):
         three.ping()
         three.ping()
@@ -178,7 +178,7 @@ def test_a_late_answer_is_an_answer(three: Stage) -> None:
     assert three.received() == [[], [], []]
 
 
-def test_a_stuck_proxy_that_is_killed_is_covered_until_its_successor_is_ready(
+def test_the_listeners_of_a_killed_proxy_are_taken_over_until_its_successor_is_ready(
     three: Stage,
 ) -> None:
     for _ in range(MAX_UNANSWERED + 1):
@@ -195,7 +195,7 @@ def test_a_stuck_proxy_that_is_killed_is_covered_until_its_successor_is_ready(
     )
 
 
-def test_a_proxy_that_is_given_up_is_covered_and_the_last_one_ends_the_run(three: Stage) -> None:
+def test_only_giving_up_the_last_proxy_ends_the_run(three: Stage) -> None:
     for slot, is_last in ((1, False), (0, False), (2, True)):
         three.proxy_dies(slot)
         three.proxies[slot].state = State.GIVEN_UP
@@ -210,7 +210,7 @@ def test_a_single_proxy_is_not_pinged() -> None:
     assert one.loop.callback is None
 
 
-def test_without_a_proxy_there_is_nothing_to_wait_for() -> None:
+def test_without_a_proxy_the_group_is_at_rest_and_can_accept() -> None:
     none = Stage(0)
     assert none.group.can_accept
     assert none.group.at_rest

@@ -100,7 +100,7 @@ async def test_the_next_worker_waits_until_the_one_before_is_replaced() -> None:
         stage.restart.cancel()
 
 
-async def test_a_slot_that_goes_while_it_is_replaced_does_not_block_the_others() -> None:
+async def test_a_slot_that_is_removed_while_it_is_replaced_does_not_block_the_others() -> None:
     stage = Stage()
     async with asyncio.TaskGroup() as tasks:
         stage.restart.roll(tasks, (WEB, API))
@@ -117,14 +117,14 @@ async def test_a_slot_that_goes_while_it_is_replaced_does_not_block_the_others()
     assert not stage.slots.is_draining(cast("Child", stage.workers[0]))
 
 
-async def test_a_slot_that_went_before_its_turn_needs_no_successor() -> None:
+async def test_a_slot_that_was_removed_before_its_turn_gets_no_successor() -> None:
     stage = Stage()
     stage.slots.remove(WEB)
     assert await stage.restart.replace(WEB)
     assert stage.successors == []
 
 
-async def test_a_successor_that_waits_does_not_start_in_a_slot_that_is_gone() -> None:
+async def test_a_waiting_successor_does_not_start_in_a_removed_slot() -> None:
     stage = Stage(beside=False)
     first = cast("Child", stage.workers[0])
     stage.restart.retire(first, "retire", "web/0 retires")
@@ -136,7 +136,7 @@ async def test_a_successor_that_waits_does_not_start_in_a_slot_that_is_gone() ->
     assert [child.name for child in stage.slots.workers()] == ["api/0"]
 
 
-async def test_a_successor_that_waits_starts_when_the_old_process_has_ended() -> None:
+async def test_a_waiting_successor_starts_when_the_old_process_has_ended() -> None:
     stage = Stage(beside=False)
     stage.restart.retire(cast("Child", stage.workers[0]), "retire", "web/0 retires")
     assert (stage.workers[0].calls, stage.successors[0].calls) == (["stop"], [])

@@ -39,7 +39,7 @@ def test_the_view_of_a_proxy_that_does_not_count_is_ignored() -> None:
     assert reported("up").combined(WEB, []) == ""
 
 
-def test_a_new_proxy_has_the_views_that_it_was_given_and_no_others() -> None:
+def test_a_new_proxy_has_the_views_that_it_was_sent_and_no_others() -> None:
     views = reported("up", "up")
     views.report(("web", 1), 1, "down")
     views.proxy_started(1, [("web", 1)])

@@ -154,14 +154,14 @@ def test_a_worker_is_stopped_when_every_proxy_has_answered(ports: Stage) -> None
     assert ports.drained == ["drained"], "once"
 
 
-def test_a_proxy_that_dies_while_it_is_asked_has_answered(ports: Stage) -> None:
+def test_a_proxy_that_dies_before_its_answer_counts_as_answered(ports: Stage) -> None:
     ports.drain()
     ports.send(1, "worker_drained", seq=ports.proxies[1].received("drain_worker")[0]["seq"])
     ports.proxy_dies(0)
     assert ports.drained == ["drained"]
 
 
-def test_a_proxy_that_is_away_is_not_asked_and_not_waited_for(ports: Stage) -> None:
+def test_a_proxy_that_is_down_is_not_asked_and_not_waited_for(ports: Stage) -> None:
     ports.proxy_dies(0)
     ports.drain()
     assert not ports.proxies[0].received("drain_worker")
@@ -177,7 +177,7 @@ def test_without_any_proxy_a_drain_is_answered_at_once(ports: Stage) -> None:
     assert ports.drained == ["drained"]
 
 
-def test_a_proxy_that_does_not_answer_is_waited_for_and_not_for_ever(ports: Stage) -> None:
+def test_the_wait_for_a_proxy_that_does_not_answer_is_limited(ports: Stage) -> None:
     ports.drain()
     ports.send(0, "worker_drained", seq=ports.proxies[0].received("drain_worker")[0]["seq"])
     assert ports.drained == []
@@ -194,7 +194,7 @@ def test_an_answer_without_a_valid_number_is_ignored(ports: Stage) -> None:
     assert not ports.rotation.handle_message(cast("Any", ports.proxies[0]), {"cmd": "unknown"})
 
 
-def test_a_worker_is_up_when_it_is_at_all_proxies_and_down_when_it_is_at_one(ports: Stage) -> None:
+def test_a_worker_is_up_when_up_at_every_proxy_and_down_when_down_at_one(ports: Stage) -> None:
     ports.report(0, "up")
     assert not ports.rotation.is_up(WEB)
     assert ports.rotation.is_up_anywhere(WEB)
@@ -209,7 +209,7 @@ def test_a_worker_is_up_when_it_is_at_all_proxies_and_down_when_it_is_at_one(por
     assert ports.changes == [(WEB, "up"), (WEB, "down"), (WEB, "up")]
 
 
-def test_the_view_of_a_proxy_that_is_away_is_not_waited_for(ports: Stage) -> None:
+def test_the_view_of_a_proxy_that_is_down_is_not_waited_for(ports: Stage) -> None:
     ports.report(0, "up")
     ports.proxy_dies(1)
     assert ports.rotation.is_up(WEB)
@@ -237,7 +237,7 @@ def test_each_proxy_is_sent_its_own_link_and_joined_by_it(handoff: Stage) -> Non
         assert [one["link"] for one in proxy.received("join")] == [link.number]
 
 
-def test_a_link_is_kept_until_its_proxy_has_taken_back_what_is_in_it(handoff: Stage) -> None:
+def test_a_link_is_kept_until_its_proxy_has_reclaimed_its_connections(handoff: Stage) -> None:
     links = handoff.worker.links
     handoff.rotation.worker_exited(cast("Any", handoff.worker))
     assert [proxy.received("unlink")[0]["link"] for proxy in handoff.proxies] == [
@@ -275,7 +275,7 @@ def test_without_any_proxy_a_link_is_reclaimed_by_the_next_one(handoff: Stage) -
     ]
 
 
-def test_a_new_proxy_is_sent_every_link_and_told_which_workers_have_joined(handoff: Stage) -> None:
+def test_a_new_proxy_is_sent_every_link_and_the_workers_that_have_joined(handoff: Stage) -> None:
     handoff.rotation.join(cast("Any", handoff.worker))
     handoff.report(0, "up")
     handoff.proxies[0] = handoff.slots.proxies[0] = cast("Any", Proxy(0))
@@ -305,7 +305,7 @@ def test_a_proxy_that_had_no_descriptor_for_a_link_gets_it_later(handoff: Stage)
 
 
 @pytest.mark.parametrize("end", ["its worker has ended", "the proxy is another process"])
-def test_a_link_that_nobody_needs_any_more_is_not_sent_again(handoff: Stage, end: str) -> None:
+def test_a_link_that_is_no_longer_needed_is_not_sent_again(handoff: Stage, end: str) -> None:
     late = handoff.proxies[0]
     late.has_room = False
     handoff.rotation.worker_spawned(cast("Any", handoff.worker))
@@ -318,7 +318,7 @@ def test_a_link_that_nobody_needs_any_more_is_not_sent_again(handoff: Stage, end
     assert not late.received("link")
 
 
-def test_at_the_end_nothing_is_left_open(handoff: Stage) -> None:
+def test_closing_the_rotation_leaves_no_descriptor_open(handoff: Stage) -> None:
     links = handoff.worker.links
     handoff.rotation.worker_exited(cast("Any", handoff.worker))
     handoff.rotation.close()

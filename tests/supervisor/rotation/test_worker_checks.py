@@ -139,7 +139,7 @@ async def test_a_blocked_worker_is_down_when_it_has_not_answered_in_time() -> No
 
 
 @pytest.mark.parametrize("number", [None, 0, 10**9, "1", [1], {"a": 1}])
-async def test_an_answer_to_no_question_is_ignored(number: object) -> None:
+async def test_an_answer_with_an_unknown_number_is_ignored(number: object) -> None:
     async with Stage(service(timeout="50ms")).running() as stage:
         stage.silent = True
         stage.checks.join("web", 0, can_answer=True)
@@ -150,7 +150,7 @@ async def test_an_answer_to_no_question_is_ignored(number: object) -> None:
         assert stage.states[0] == "checking"
 
 
-async def test_nobody_answers_for_another_slot() -> None:
+async def test_a_worker_cannot_answer_for_another_slot() -> None:
     async with Stage(service(timeout="50ms")).running() as stage:
         stage.silent = True
         stage.checks.join("web", 0, can_answer=True)
@@ -169,7 +169,7 @@ async def test_a_worker_with_a_closed_channel_is_down() -> None:
         assert stage.changes[-1][2] == "failed 2 checks in a row: its channel is closed"
 
 
-async def test_a_program_that_cannot_be_asked_is_up_as_long_as_it_runs() -> None:
+async def test_a_program_that_cannot_be_checked_is_up_as_long_as_it_runs() -> None:
     async with Stage(service("/healthz")).running() as stage:
         stage.checks.join("web", 0, can_answer=False)
         await until(lambda: stage.count("ok") >= 3)
@@ -177,7 +177,7 @@ async def test_a_program_that_cannot_be_asked_is_up_as_long_as_it_runs() -> None
         assert stage.sent == []
 
 
-async def test_the_next_process_of_a_slot_is_asked_though_the_last_could_not_be() -> None:
+async def test_the_next_process_of_a_slot_is_checked_even_if_the_last_could_not_be() -> None:
     async with Stage(service()).running() as stage:
         stage.checks.join("web", 0, can_answer=False)
         await until(lambda: stage.states[0] == "up")
@@ -187,7 +187,7 @@ async def test_the_next_process_of_a_slot_is_asked_though_the_last_could_not_be(
         await until(lambda: stage.sent)
 
 
-async def test_one_that_is_about_to_leave_is_out_until_another_joins() -> None:
+async def test_a_draining_worker_is_out_until_its_successor_joins() -> None:
     async with Stage(service()).running() as stage:
         stage.checks.join("web", 0, can_answer=True)
         await until(lambda: stage.states[0] == "up")
@@ -197,7 +197,7 @@ async def test_one_that_is_about_to_leave_is_out_until_another_joins() -> None:
         await until(lambda: stage.states[0] == "up")
 
 
-async def test_an_answer_of_the_process_before_says_nothing_of_the_next() -> None:
+async def test_an_answer_of_the_previous_process_does_not_count_for_the_next() -> None:
     async with Stage(service(timeout="100ms")).running() as stage:
         stage.silent = True
         stage.checks.join("web", 0, can_answer=True)
@@ -212,7 +212,7 @@ async def test_an_answer_of_the_process_before_says_nothing_of_the_next() -> Non
 
 
 @pytest.mark.parametrize("path", [None, "/healthz"])
-async def test_cancelled_checks_leave_no_descriptor_and_no_question(
+async def test_cancelled_checks_leave_no_descriptor_and_no_pending_check(
     path: str | None,
 ) -> None:
     before = descriptors()
@@ -237,7 +237,7 @@ async def test_a_slot_that_is_added_later_is_checked_as_well() -> None:
 
 
 @pytest.mark.parametrize("path", [None, "/healthz"])
-async def test_a_slot_that_is_removed_is_checked_no_more(path: str | None) -> None:
+async def test_a_removed_slot_is_no_longer_checked(path: str | None) -> None:
     async with Stage(service(path)).running() as stage:
         for slot in (0, 1):
             stage.checks.join("web", slot, can_answer=True)
@@ -252,7 +252,7 @@ async def test_a_slot_that_is_removed_is_checked_no_more(path: str | None) -> No
             stage.checks.remove("web", 0)
 
 
-async def test_a_slot_that_is_removed_while_it_is_asked_leaves_no_question() -> None:
+async def test_a_slot_that_is_removed_during_a_check_leaves_no_pending_check() -> None:
     before = descriptors()
     async with Stage(service()).running() as stage:
         stage.silent = True
@@ -266,7 +266,7 @@ async def test_a_slot_that_is_removed_while_it_is_asked_leaves_no_question() -> 
     assert descriptors() == before
 
 
-async def test_a_slot_that_was_removed_can_be_added_again_and_starts_anew() -> None:
+async def test_a_removed_slot_can_be_added_again_and_starts_from_the_beginning() -> None:
     async with Stage(service()).running() as stage:
         stage.checks.join("web", 0, can_answer=False)
         await until(lambda: stage.states[0] == "up")
@@ -280,7 +280,7 @@ async def test_a_slot_that_was_removed_can_be_added_again_and_starts_anew() -> N
         assert stage.sent, "the new program can be asked"
 
 
-async def test_its_statistics_have_the_shape_of_a_proxy_s_answer() -> None:
+async def test_the_statistics_have_the_shape_of_a_proxys_answer() -> None:
     async with Stage(service()).running() as stage:
         stage.checks.join("web", 0, can_answer=True)
         await until(lambda: stage.count("ok"))
@@ -290,7 +290,7 @@ async def test_its_statistics_have_the_shape_of_a_proxy_s_answer() -> None:
         assert series["penstock_health_check_duration_seconds"][""][-1] >= 0
 
 
-async def test_without_such_services_there_is_nothing_to_do() -> None:
+async def test_without_services_to_check_nothing_is_done() -> None:
     async with asyncio.timeout(WAIT_S):
         checks = WorkerChecks([], lambda *_: False, lambda *_: None)
         assert checks.stats()["pools"] == {}

@@ -119,7 +119,7 @@ async def debugging_address(process: asyncio.subprocess.Process) -> str:
 
 
 @pytest.mark.needs("chromium")
-async def test_a_browser_draws_every_chart_and_asks_nobody_for_anything(
+async def test_a_browser_draws_every_chart_without_any_network_request(
     compared: Callable[..., Comparison], tmp_path: Path
 ) -> None:
     comparison = compared(others=1)
@@ -144,9 +144,7 @@ async def test_a_browser_draws_every_chart_and_asks_nobody_for_anything(
 
 
 @pytest.mark.needs("chromium")
-async def test_names_and_notes_of_a_file_are_text_and_never_code(
-    sample: Comparison, tmp_path: Path
-) -> None:
+async def test_names_and_notes_of_a_result_are_escaped(sample: Comparison, tmp_path: Path) -> None:
     subject = sample.subjects[0].model_copy(update={"name": HOSTILE, "notes": (HOSTILE,)})
     hostile = sample.model_copy(
         update={
@@ -180,7 +178,7 @@ async def test_names_and_notes_of_a_file_are_text_and_never_code(
     assert theme.shortened(HOSTILE) in labels
 
 
-def test_plotly_takes_every_panel(compared: Callable[..., Comparison]) -> None:
+def test_plotly_accepts_every_panel(compared: Callable[..., Comparison]) -> None:
     from plotly import graph_objects
 
     for panel in charts.panels(compared(others=8)):
@@ -189,9 +187,7 @@ def test_plotly_takes_every_panel(compared: Callable[..., Comparison]) -> None:
         assert len(drawn.data) == len(figure["data"])
 
 
-def test_what_was_not_measured_is_not_drawn_and_breaks_nothing(
-    sample: Comparison, tmp_path: Path
-) -> None:
+def test_a_page_can_be_written_from_partial_results(sample: Comparison, tmp_path: Path) -> None:
     written = tmp_path / "page.html"
     for subjects in partly_measured(sample):
         part = sample.model_copy(update={"subjects": subjects, "interrupted": True})
@@ -200,7 +196,7 @@ def test_what_was_not_measured_is_not_drawn_and_breaks_nothing(
         written.unlink()
 
 
-def test_what_is_doubtful_says_so_beside_its_figure(sample: Comparison, tmp_path: Path) -> None:
+def test_a_doubtful_figure_is_marked_with_its_reason(sample: Comparison, tmp_path: Path) -> None:
     first, second, *others = sample.subjects
     limited = first.loads["keepalive"].model_copy(update={"limited": True})
     failing = second.loads["keepalive"].model_copy(update={"errors": {"reset": 90_000}})
@@ -223,7 +219,7 @@ def test_what_is_doubtful_says_so_beside_its_figure(sample: Comparison, tmp_path
     assert "(errors)" in text
 
 
-def test_a_subject_has_the_same_colour_whatever_it_is_compared_with(sample: Comparison) -> None:
+def test_a_scheme_has_the_same_colour_on_every_page(sample: Comparison) -> None:
     colours = theme.subject_colours(sample)
     alone = sample.model_copy(update={"subjects": sample.subjects[2:3]})
 

@@ -92,7 +92,7 @@ async def driven(one: Job, processes: int = 1) -> Report:
         return await drive(one, processes)
 
 
-async def test_kept_connections_are_used_again_and_every_answer_is_counted() -> None:
+async def test_keepalive_connections_are_reused_and_every_response_is_counted() -> None:
     async with serving(GOOD) as server:
         report = await driven(job(server.address, path="/x?y", host="example.org"))
     assert report.errors == {}
@@ -103,7 +103,7 @@ async def test_kept_connections_are_used_again_and_every_answer_is_counted() -> 
     assert set(server.requests) == {b"GET /x?y HTTP/1.1\r\nHost: example.org\r\n\r\n"}
 
 
-async def test_a_connection_per_request_says_so_and_is_a_new_one_each_time() -> None:
+async def test_a_connection_per_request_is_new_and_announces_its_close() -> None:
     async with serving(CLOSING) as server:
         report = await driven(job(server.address, "connect"))
     assert report.errors == {}
@@ -119,7 +119,7 @@ async def test_a_constant_rate_is_kept_by_a_server_that_keeps_up() -> None:
     assert report.requests > 100
 
 
-async def test_a_stall_is_seen_by_all_who_were_due_meanwhile() -> None:
+async def test_a_stall_counts_for_every_request_that_was_due_during_it() -> None:
     async def answer(number: int) -> bytes:
         if number == 20:
             await asyncio.sleep(0.5)  # the stall itself
@@ -146,7 +146,7 @@ async def test_a_stall_is_seen_by_all_who_were_due_meanwhile() -> None:
         CLOSING,
     ],
 )
-async def test_every_kind_of_answer_is_read_to_its_end(answer: bytes) -> None:
+async def test_every_kind_of_response_is_read_to_its_end(answer: bytes) -> None:
     async with serving(answer) as server:
         report = await driven(job(server.address))
     assert report.errors == {}
@@ -167,7 +167,7 @@ async def test_every_kind_of_answer_is_read_to_its_end(answer: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["keepalive", "rate"])
-async def test_a_bad_answer_is_an_error_of_its_kind(answer: bytes, error: str, kind: str) -> None:
+async def test_a_bad_response_is_an_error_of_its_kind(answer: bytes, error: str, kind: str) -> None:
     async with serving(answer) as server:
         report = await driven(job(server.address, kind, rate=100.0))
     assert set(report.errors) == {error}
@@ -177,12 +177,12 @@ async def test_a_bad_answer_is_an_error_of_its_kind(answer: bytes, error: str, k
 
 
 @pytest.mark.parametrize("kind", ["keepalive", "connect", "rate"])
-async def test_who_is_not_there_is_an_error_to_connect(tmp_path: Path, kind: str) -> None:
+async def test_a_missing_unix_socket_is_a_connect_error(tmp_path: Path, kind: str) -> None:
     report = await driven(job(f"unix:{tmp_path}/nobody", kind, rate=100.0))
     assert set(report.errors) == {"connect"}
 
 
-def test_a_port_that_is_missing_here_is_told_from_a_target_that_refuses(
+def test_a_shortage_of_local_ports_is_reported_apart_from_a_refused_connect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def none_left(_: clients.Connector) -> socket.socket:
@@ -193,14 +193,14 @@ def test_a_port_that_is_missing_here_is_told_from_a_target_that_refuses(
     assert set(load.run().errors) == {"no port"}
 
 
-async def test_a_refused_port_is_an_error_to_connect() -> None:
+async def test_a_refused_port_is_a_connect_error() -> None:
     async with serving(GOOD) as server:
         pass
     report = await driven(job(server.address))
     assert set(report.errors) == {"connect"}
 
 
-async def test_no_answer_in_time_is_a_timeout() -> None:
+async def test_a_response_that_does_not_come_in_time_is_a_timeout() -> None:
     release = asyncio.Event()
 
     async def answer(_: int) -> bytes:
@@ -213,7 +213,7 @@ async def test_no_answer_in_time_is_a_timeout() -> None:
     assert report.errors == {"timeout": 4}
 
 
-async def test_a_connection_that_was_closed_while_idle_is_opened_again_silently() -> None:
+async def test_a_connection_that_was_closed_while_idle_is_reopened_without_an_error() -> None:
     # Answered as if it would be kept, and closed: at a low rate nothing is outstanding then.
     idle_closed = b"HTTP/1.1 100 then\r\n\r\n" + GOOD
     async with serving(idle_closed) as server:
@@ -232,7 +232,7 @@ async def test_unix_sockets_and_ipv6_are_reached(tmp_path: Path) -> None:
     assert report.requests > 0
 
 
-async def test_many_connections_of_this_machine_come_from_several_addresses(
+async def test_many_connections_to_loopback_come_from_several_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(clients, "_CONNECTIONS_PER_SOURCE", 2)
@@ -250,14 +250,14 @@ async def test_processes_share_a_job_and_their_figures_are_added() -> None:
     assert len(server.peers) == 3
 
 
-def test_a_split_job_asks_for_the_same_in_all() -> None:
+def test_the_parts_of_a_split_job_add_up_to_the_job() -> None:
     parts = split(job("x:1", "rate", connections=5, rate=90.0), 3)
     assert [part.connections for part in parts] == [2, 2, 1]
     assert sum(part.rate for part in parts) == 90.0
     assert len(split(job("x:1", connections=2), 8)) == 2
 
 
-def test_one_generator_that_was_the_limit_limits_all() -> None:
+def test_merged_reports_are_limited_if_one_of_them_was() -> None:
     one = Report(requests=1, errors={"reset": 1}, seconds=1.0, histogram={3: 1}, worst_s=0.5,
                  cpu_share=0.2, limited=False)  # fmt: skip
     other = one.model_copy(update={"cpu_share": 0.95, "limited": True, "worst_s": 0.1})
@@ -266,7 +266,7 @@ def test_one_generator_that_was_the_limit_limits_all() -> None:
                           worst_s=0.5, cpu_share=0.95, limited=True)  # fmt: skip
 
 
-async def test_an_unknown_name_is_one_clear_error() -> None:
+async def test_an_unknown_host_name_is_one_clear_error() -> None:
     with pytest.raises(OSError, match="the load generator: "):
         await driven(job("nobody.invalid:1"))
 
@@ -280,7 +280,7 @@ async def test_a_cancelled_load_leaves_no_process() -> None:
     assert set(psutil.Process().children(recursive=True)) == before
 
 
-async def test_a_generator_ends_with_who_wanted_the_load() -> None:
+async def test_a_generator_exits_when_its_standard_input_is_closed() -> None:
     async with serving(GOOD) as server:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "penstock_supervisor.compare.load.generator",
@@ -294,7 +294,7 @@ async def test_a_generator_ends_with_who_wanted_the_load() -> None:
             assert await process.wait() == 1
 
 
-async def test_held_connections_asked_once_and_stay() -> None:
+async def test_held_connections_send_one_request_and_stay_open() -> None:
     async with serving(GOOD) as server:
         async with HeldConnections(server.address, "/x") as held:
             assert await held.grow(100) == 100
@@ -312,7 +312,7 @@ async def test_a_held_connection_that_was_closed_is_not_counted() -> None:
         assert await held.grow(10) == 5
 
 
-async def test_who_holds_gets_as_many_descriptors_as_may_be_had() -> None:
+async def test_holding_connections_raises_the_descriptor_limit_to_its_maximum() -> None:
     with lowered_limit():
         async with serving(GOOD) as server, HeldConnections(server.address):
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -41,7 +41,7 @@ def found() -> str:
 
 @pytest.mark.needs("wrk")
 @pytest.mark.parametrize("kind", ["keepalive", "connect"])
-async def test_its_figures_are_read(address: str, kind: str) -> None:
+async def test_the_figures_of_wrk_are_read(address: str, kind: str) -> None:
     job = Job.model_validate({"address": address, "kind": kind, "connections": 2, "seconds": 1.0})
     report = await wrk.drive(found(), job, 1)
     assert report.requests > 0
@@ -54,7 +54,7 @@ async def test_its_figures_are_read(address: str, kind: str) -> None:
 
 
 @pytest.mark.needs("wrk")
-async def test_answers_that_are_no_success_are_errors(address: str) -> None:
+async def test_unsuccessful_responses_count_as_errors(address: str) -> None:
     job = Job(address=address, path="/none", kind="keepalive", connections=2, seconds=1.0)
     report = await wrk.drive(found(), job, 1)
     assert report.requests == 0
@@ -62,13 +62,13 @@ async def test_answers_that_are_no_success_are_errors(address: str) -> None:
 
 
 @pytest.mark.needs("wrk")
-async def test_what_it_complains_about_is_told_in_one_line() -> None:
+async def test_a_failure_of_wrk_is_reported_with_its_message() -> None:
     job = Job(address="127.0.0.1:1", kind="keepalive", connections=1, seconds=1.0)
     with pytest.raises(wrk.WrkError, match="unable to connect"):
         await wrk.drive(found(), job, 1)
 
 
-async def test_a_program_that_says_nothing_is_an_error(tmp_path: Path) -> None:
+async def test_a_program_without_output_is_an_error(tmp_path: Path) -> None:
     silent = tmp_path / "wrk"
     silent.write_text("#!/bin/sh\n")
     silent.chmod(0o755)
@@ -86,6 +86,8 @@ async def test_a_program_that_says_nothing_is_an_error(tmp_path: Path) -> None:
         ("unix:/x", "keepalive", False),
     ],
 )
-def test_it_is_asked_for_what_it_can(address: str, kind: str, can: bool) -> None:
+def test_wrk_supports_loads_without_a_fixed_rate_over_tcp_only(
+    address: str, kind: str, can: bool
+) -> None:
     job = {"address": address, "kind": kind, "connections": 1, "seconds": 1.0}
     assert wrk.supports(Job.model_validate(job)) == can

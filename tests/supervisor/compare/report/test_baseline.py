@@ -10,14 +10,14 @@ from penstock_supervisor.compare.report import baseline
 from penstock_supervisor.compare.report.result import Comparison, LoadKind, Spread, Subject
 
 
-def test_what_was_written_is_read_as_it_was(sample: Comparison, tmp_path: Path) -> None:
+def test_a_written_result_is_read_back_unchanged(sample: Comparison, tmp_path: Path) -> None:
     file = tmp_path / "before.json"
     file.write_text(sample.model_dump_json())
 
     assert baseline.load(file) == sample
 
 
-def test_a_file_from_when_the_proxy_had_another_name_is_read_as_well(
+def test_a_file_with_the_earlier_name_of_the_proxy_role_is_read(
     sample: Comparison, tmp_path: Path
 ) -> None:
     text = sample.model_dump_json()
@@ -44,7 +44,7 @@ def test_a_file_from_when_the_proxy_had_another_name_is_read_as_well(
         (b'{"format": 1, "subjects": [], "x": 1e999}', "1e999 is no figure"),
     ],
 )
-def test_a_file_that_is_no_result_is_refused_in_one_line(
+def test_a_file_that_is_no_result_is_refused_with_one_line(
     content: bytes, says: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "before.json"
@@ -69,7 +69,7 @@ def test_a_result_with_a_wrong_field_names_the_field(
         baseline.load(file)
 
 
-def test_two_subjects_of_one_name_cannot_be_told_apart(sample: Comparison, tmp_path: Path) -> None:
+def test_two_subjects_with_the_same_name_are_refused(sample: Comparison, tmp_path: Path) -> None:
     file = tmp_path / "before.json"
     twice = sample.model_copy(update={"subjects": sample.subjects[:1] * 2})
     file.write_text(twice.model_dump_json())
@@ -78,7 +78,7 @@ def test_two_subjects_of_one_name_cannot_be_told_apart(sample: Comparison, tmp_p
         baseline.load(file)
 
 
-def test_a_file_that_is_not_there_says_so_and_so_does_one_that_is_too_large(
+def test_a_missing_file_and_one_that_is_too_large_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match=r"cannot read .*: No such file"):
@@ -124,7 +124,7 @@ def test_a_difference_counts_when_it_exceeds_the_spread(
     assert one.text == text
 
 
-def test_less_is_better_where_less_is_better(sample: Comparison) -> None:
+def test_a_decrease_of_a_cost_is_better(sample: Comparison) -> None:
     first = sample.subjects[0]
     assert first.held
     lean = first.held.model_copy(update={"fds": {"proxy": 1.0, "workers": 1.0}})
@@ -134,7 +134,7 @@ def test_less_is_better_where_less_is_better(sample: Comparison) -> None:
     assert found["held.fds", "ports/http"].text == "-33% better"
 
 
-def test_runs_that_were_not_made_alike_say_so(compared: Callable[..., Comparison]) -> None:
+def test_different_conditions_of_two_runs_are_listed(compared: Callable[..., Comparison]) -> None:
     now = compared(others=1)
     then = compared().model_copy(
         update={

@@ -51,19 +51,21 @@ LESS = Figure(key="less", section="x", label="x", quantity="time", read=lambda _
         (LESS, [cell(0, rounds=0), cell(0, rounds=0), cell(1, rounds=0)], {0, 1}),
     ],
 )
-def test_the_best_is_who_cannot_be_told_from_the_best(
+def test_results_within_the_spread_of_the_best_count_as_best(
     figure: Figure, cells: list[Cell | None], best: set[int]
 ) -> None:
     assert evaluation.best(figure, cells) == best
 
 
-def test_what_is_nothing_or_has_no_end_has_no_spread() -> None:
+def test_zero_and_infinite_values_have_no_spread() -> None:
     assert cell(0, 1).spread == 0
     assert Cell(float("inf"), float("inf"), float("inf"), 3).spread == 0
     assert cell(100, 4).spread == pytest.approx(0.04)
 
 
-def test_a_row_has_a_cell_for_each_subject_and_a_part_has_no_best(sample: Comparison) -> None:
+def test_a_row_has_a_cell_for_each_subject_and_no_best_for_a_single_role(
+    sample: Comparison,
+) -> None:
     for row in evaluation.rows(sample):
         assert len(row.cells) == len(sample.subjects)
         assert any(row.cells)
@@ -71,7 +73,7 @@ def test_a_row_has_a_cell_for_each_subject_and_a_part_has_no_best(sample: Compar
             assert not row.best
 
 
-def test_figures_have_names_of_their_own(sample: Comparison) -> None:
+def test_every_figure_has_a_unique_key(sample: Comparison) -> None:
     keys = [figure.key for figure in figures(sample)]
 
     assert len(keys) == len(set(keys))
@@ -79,7 +81,7 @@ def test_figures_have_names_of_their_own(sample: Comparison) -> None:
             "roll.failed"} <= set(keys)  # fmt: skip
 
 
-def test_errors_that_nobody_had_are_no_row(sample: Comparison) -> None:
+def test_errors_have_a_row_only_if_a_subject_had_some(sample: Comparison) -> None:
     assert "keepalive.errors" not in {figure.key for figure in figures(sample)}
 
     failing = failed(sample.subjects[0], "keepalive", 3)
@@ -107,7 +109,7 @@ def test_each_subject_gets_a_paragraph_with_its_costs_and_when_to_choose_it(
         assert "It costs CPU: " in text
 
 
-def test_an_address_of_somebody_else_is_measured_and_not_recommended(
+def test_an_external_address_is_described_and_not_recommended(
     compared: Callable[..., Comparison],
 ) -> None:
     text = evaluation.paragraphs(compared(others=1))["127.0.0.1:8080"]
@@ -117,7 +119,9 @@ def test_an_address_of_somebody_else_is_measured_and_not_recommended(
     assert "Not measured" not in text
 
 
-def test_what_was_not_measured_is_said_and_never_taken_for_nothing(sample: Comparison) -> None:
+def test_figures_that_were_not_measured_are_listed_and_not_shown_as_zero(
+    sample: Comparison,
+) -> None:
     bare = sample.subjects[2].model_copy(
         update={"held": None, "faults": {}, "notes": ("held connections: too few descriptors",)}
     )
@@ -130,14 +134,14 @@ def test_what_was_not_measured_is_said_and_never_taken_for_nothing(sample: Compa
     assert "Failed requests" not in text
 
 
-def test_a_subject_without_any_figure_says_so(sample: Comparison) -> None:
+def test_a_subject_without_figures_is_reported_as_not_measured(sample: Comparison) -> None:
     nothing = Subject(name="handoff", scheme="handoff", mode="", notes=("it did not start",))
     told = evaluation.paragraphs(sample.model_copy(update={"subjects": (nothing,)}))
 
     assert told == {"handoff": "Nothing was measured. It did not start."}
 
 
-def test_it_is_said_when_the_load_generator_was_the_limit(sample: Comparison) -> None:
+def test_a_limit_of_the_load_generator_is_reported_in_the_paragraph(sample: Comparison) -> None:
     first, *others = sample.subjects
     load = first.loads["keepalive"].model_copy(update={"limited": True})
     limited = first.model_copy(update={"loads": {**first.loads, "keepalive": load}})
@@ -149,7 +153,7 @@ def test_it_is_said_when_the_load_generator_was_the_limit(sample: Comparison) ->
     assert "Under keep-alive load the load generator was the limit" in text
 
 
-def test_it_is_said_when_requests_failed_and_when_a_rate_was_not_reached(
+def test_failed_requests_and_a_rate_that_was_not_reached_are_reported(
     sample: Comparison,
 ) -> None:
     first, *others = sample.subjects
@@ -164,7 +168,7 @@ def test_it_is_said_when_requests_failed_and_when_a_rate_was_not_reached(
     assert "It reached only 50 % of the constant rate" in text
 
 
-def test_alone_a_subject_is_described_and_not_compared(sample: Comparison) -> None:
+def test_a_single_subject_is_described_and_not_compared(sample: Comparison) -> None:
     text = evaluation.paragraphs(sample.model_copy(update={"subjects": sample.subjects[:1]}))
 
     assert "the best" not in text["ports/http"]
@@ -172,7 +176,7 @@ def test_alone_a_subject_is_described_and_not_compared(sample: Comparison) -> No
     assert "An open connection takes 3 descriptors" in text["ports/http"]
 
 
-def test_the_smallest_of_results_can_be_judged(sample: Comparison) -> None:
+def test_a_result_with_only_zeros_can_be_evaluated(sample: Comparison) -> None:
     once = Spread(values=(1.0,))
     load = LoadResult(
         requests=0, errors={}, requests_per_s=Spread(values=(0.0,)), p50_s=once, p90_s=once,

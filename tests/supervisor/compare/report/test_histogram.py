@@ -18,7 +18,7 @@ def test_a_value_comes_back_as_the_end_of_its_bucket_within_one_per_cent(seconds
 
 
 @given(st.floats(min_value=0, max_value=200), st.floats(min_value=0, max_value=200))
-def test_what_takes_longer_is_never_in_an_earlier_bucket(one: float, other: float) -> None:
+def test_a_longer_latency_is_never_in_an_earlier_bucket(one: float, other: float) -> None:
     low, high = sorted((one, other))
     assert histogram.index(low) <= histogram.index(high)
 
@@ -30,13 +30,13 @@ def test_every_bucket_begins_where_the_one_before_ends() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.9e-6])
-def test_what_is_quicker_than_a_microsecond_is_in_the_first_bucket(seconds: float) -> None:
+def test_a_latency_below_a_microsecond_is_in_the_first_bucket(seconds: float) -> None:
     assert histogram.index(seconds) == 0
     assert histogram.upper(0) == 1e-6
 
 
 @pytest.mark.parametrize("seconds", [100.0, 5000.0, float("inf")])
-def test_what_takes_longer_than_100_s_is_in_the_last_bucket(seconds: float) -> None:
+def test_a_latency_above_100_s_is_in_the_last_bucket(seconds: float) -> None:
     assert histogram.index(seconds) == histogram.index(100)
 
 
@@ -48,7 +48,7 @@ def test_a_percentile_is_the_value_at_its_rank(values: list[float], share: float
     assert histogram.percentile(counts, share) == histogram.upper(histogram.index(exact))
 
 
-def test_of_nothing_every_percentile_is_zero() -> None:
+def test_every_percentile_of_an_empty_histogram_is_zero() -> None:
     assert histogram.percentile({}, 0.5) == 0.0
 
 

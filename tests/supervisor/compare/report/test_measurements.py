@@ -25,7 +25,7 @@ def one_round(**more: Any) -> Round:
     return Round(**{**usual, **more})
 
 
-def test_a_load_has_a_value_a_round_and_the_sum_of_all() -> None:
+def test_a_load_has_a_value_for_each_round_and_the_sum_of_all_rounds() -> None:
     found = summary([one_round(), one_round(seconds=4.0, errors={"reset": 2}, worst_s=0.3)])
     assert found.requests == 2000
     assert found.requests_per_s.values == (500.0, 250.0)
@@ -40,13 +40,13 @@ def test_latencies_are_those_of_each_round() -> None:
     assert found.p99_s.median == pytest.approx(0.1, rel=0.02)
 
 
-def test_processor_time_is_told_by_role_and_request() -> None:
+def test_cpu_time_is_reported_per_request_for_each_role() -> None:
     found = summary([one_round(), one_round(cpu_s={"proxy": 0.04, "workers": 0.1})])
     assert found.cpu_us["proxy"].values == pytest.approx((20.0, 40.0))
     assert found.cpu_us["workers"].values == pytest.approx((100.0, 100.0))
 
 
-def test_a_round_without_an_answer_has_no_latency_and_no_cost() -> None:
+def test_a_round_without_a_response_has_no_latency_and_no_cpu_time() -> None:
     bad = one_round(requests=0, histogram={}, errors={"connect": 5}, worst_s=0.0)
     alone = summary([bad])
     assert alone.requests_per_s.values == (0.0,)
@@ -62,7 +62,7 @@ def test_a_load_was_limited_if_one_round_was() -> None:
     assert summary([one_round(), one_round(limited=True)]).limited
 
 
-def test_the_split_adds_up_over_rounds_and_is_judged_by_jain() -> None:
+def test_the_split_is_summed_over_rounds_and_rated_by_jains_index() -> None:
     measurements = Measurements("shared", "shared", "http")
     measurements.add_split("connections", {"0": 10, "10": 0, "2": 5})
     measurements.add_split("connections", {"0": 10, "10": 20, "2": 15})
@@ -74,7 +74,7 @@ def test_the_split_adds_up_over_rounds_and_is_judged_by_jain() -> None:
 @pytest.mark.parametrize(
     ("shares", "ratio"), [((5, 5), 1.0), ((10, 0, 0, 0), 0.25), ((), None), ((0, 0), None)]
 )
-def test_jain_is_1_for_even_and_one_nth_for_all_to_one(
+def test_jains_index_is_1_for_equal_shares_and_1_in_n_if_one_has_everything(
     shares: tuple[int, ...], ratio: float | None
 ) -> None:
     assert jain(shares) == ratio
@@ -98,7 +98,7 @@ def test_a_held_connection_costs_what_was_added() -> None:
     assert found.curve[1] == (10, {"proxy": 30, "workers": 30})
 
 
-def test_what_was_left_over_from_before_is_no_gain() -> None:
+def test_a_decrease_of_descriptors_or_ports_counts_as_zero() -> None:
     found = held_connections(
         [
             ResourceSample(0, {"proxy": 50}, {"proxy": 9}, 40),
@@ -110,11 +110,11 @@ def test_what_was_left_over_from_before_is_no_gain() -> None:
     assert found.ephemeral_ports == 0.0
 
 
-def test_nothing_held_is_no_result() -> None:
+def test_without_held_connections_there_is_no_result() -> None:
     assert held_connections([ResourceSample(0, {}, {}, 0)]) is None
 
 
-def test_what_was_not_measured_is_empty_and_a_note_is_said_once() -> None:
+def test_results_that_were_not_measured_are_empty_and_a_note_appears_once() -> None:
     measurements = Measurements("127.0.0.1:80")
     measurements.note("gone")
     measurements.note("gone")
@@ -125,7 +125,7 @@ def test_what_was_not_measured_is_empty_and_a_note_is_said_once() -> None:
     )  # fmt: skip
 
 
-def test_a_subject_has_all_that_was_found() -> None:
+def test_a_subject_has_all_its_loads_and_faults() -> None:
     measurements = Measurements("handoff", "handoff", "http")
     measurements.add_round("keepalive", one_round())
     measurements.faults["kill"] = FaultResult(

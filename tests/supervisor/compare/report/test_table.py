@@ -26,9 +26,7 @@ def written(
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_all_schemes_fit_beside_each_other_in_eighty_columns(
-    sample: Comparison, width: int
-) -> None:
+def test_all_schemes_fit_side_by_side_in_eighty_columns(sample: Comparison, width: int) -> None:
     lines = written(sample, width).splitlines()
     head = next(line for line in lines if "handoff" in line)
 
@@ -50,18 +48,18 @@ def test_no_figure_is_cut_however_many_columns_there_are(
     assert text.count("±") >= 15 * len(comparison.subjects)
 
 
-def test_the_best_of_a_row_has_a_mark_and_so_has_who_is_level(sample: Comparison) -> None:
+def test_the_best_of_a_row_and_its_equals_are_marked(sample: Comparison) -> None:
     line = next(one for one in written(sample, 100).splitlines() if "descriptors each" in one)
 
     assert line.split()[2:] == ["3", "3", "*1", "*1", "*1"]
 
 
-def test_there_are_no_colours_where_no_terminal_reads(sample: Comparison) -> None:
+def test_colours_are_used_on_a_terminal_only(sample: Comparison) -> None:
     assert "\x1b" not in written(sample, 80)
     assert "\x1b" in written(sample, 80, colours=True)
 
 
-def test_what_was_not_measured_is_a_dash_and_what_never_ended_says_so(sample: Comparison) -> None:
+def test_a_missing_value_is_a_dash_and_an_infinite_one_is_never(sample: Comparison) -> None:
     first, *others = sample.subjects
     bare = first.model_copy(update={"held": None})
     text = written(sample.model_copy(update={"subjects": (bare, *others)}), 100)
@@ -82,7 +80,7 @@ def test_a_limit_of_the_load_generator_shows_in_the_row(sample: Comparison) -> N
     assert "≥ the load generator was the limit" in text
 
 
-def test_failed_requests_and_schemes_that_were_passed_over_are_told(sample: Comparison) -> None:
+def test_failed_requests_and_notes_on_skipped_schemes_are_shown(sample: Comparison) -> None:
     first, *others = sample.subjects
     load = first.loads["keepalive"].model_copy(update={"errors": {"reset": 90_000}})
     failing = first.model_copy(update={"loads": {**first.loads, "keepalive": load}})
@@ -97,7 +95,7 @@ def test_failed_requests_and_schemes_that_were_passed_over_are_told(sample: Comp
     assert "udp is not compared: no port" in text
 
 
-def test_an_interrupted_run_shows_what_there_is(sample: Comparison) -> None:
+def test_an_interrupted_run_is_shown_as_far_as_it_was_measured(sample: Comparison) -> None:
     nothing = sample.model_copy(update={"subjects": (), "interrupted": True})
     started = Subject(name="handoff", scheme="handoff", mode="")
     some = sample.model_copy(update={"subjects": (started,), "interrupted": True, "quick": True})
@@ -135,7 +133,7 @@ def test_a_baseline_has_a_table_of_its_own(compared: Callable[..., Comparison]) 
         ("time", [float("inf"), 0.4], ["never", "400 ms"]),
     ],
 )
-def test_a_row_has_one_unit_and_three_digits_that_matter(
+def test_a_row_has_one_unit_and_three_significant_digits(
     quantity: str, values: list[float], texts: list[str]
 ) -> None:
     unit = scale(quantity, values)  # type: ignore[arg-type]
@@ -143,7 +141,7 @@ def test_a_row_has_one_unit_and_three_digits_that_matter(
     assert [unit.text(value) for value in values] == texts
 
 
-def test_shares_and_ratios_are_written_for_people() -> None:
+def test_shares_ratios_and_rates_are_formatted_and_rounded() -> None:
     assert (format_share(0.25), format_share(0.001), format_share(0.0)) == ("25 %", "<1 %", "0 %")
     assert (format_times(3.0), format_times(1.84), format_times(41.2)) == (
         "3 times",
