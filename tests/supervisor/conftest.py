@@ -45,7 +45,7 @@ def row(slot: int, health: str = "up", **more: Any) -> dict[str, Any]:
 
 def proxy_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
     """An answer to STATS, converted through JSON as on the channel."""
-    told = metrics.snapshot(
+    series = metrics.snapshot(
         {"web": counters()},
         fds={"listener": 1, "client": 2, "upstream": 3, "other": 9},
         loop_lag_s=0.002,
@@ -53,7 +53,7 @@ def proxy_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
         log_dropped={},
     )
     stats: dict[str, Any] = json.loads(
-        json.dumps({"cmd": "stats", "seq": 1, "metrics": told, "pools": pools})
+        json.dumps({"cmd": "stats", "seq": 1, "metrics": series, "pools": pools})
     )
     return stats
 
@@ -77,7 +77,7 @@ def worker(slot: int = 0, **changes: Any) -> ChildView:
 
 
 def _child(values: dict[str, Any]) -> ChildView:
-    # Our own pid: a process that is certain to be there.
+    # The pid of this process, because it certainly exists.
     defaults: dict[str, Any] = {
         "state": "up", "pid": os.getpid(), "restarts": {}, "since_s": 1.5, "last_exit": "",
         "exits": {"1": 1},

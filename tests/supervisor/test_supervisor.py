@@ -1,6 +1,6 @@
 """A run opens sockets, starts children, and stops proxies first; failures are early and clear.
 
-Workers are real processes, the proxy is a stand-in that writes down its orders, and the run
+Workers are real processes, the proxy is a stand-in that logs its messages, and the run
 is in this process, so that a test can look at both ends.
 """
 
@@ -46,10 +46,10 @@ def service(code: str = SERVER, name: str = "web", **keys: Any) -> Service:
     )
 
 
-class Stage:
+class Harness:
     """A supervisor, and its output."""
 
-    def __init__(self, *services: Service, admin: str = "", play: str = "") -> None:
+    def __init__(self, *services: Service, admin: str = "", behaviour: str = "") -> None:
         self._out, out = os.pipe()
         self._err, err = os.pipe()
         self._ends = (out, err)
@@ -60,7 +60,7 @@ class Stage:
         self.started = asyncio.Event()
         self.supervisor = Supervisor(
             Config(admin=admin, services=services),
-            environment={**os.environ, "PLAY": play},
+            environment={**os.environ, "BEHAVIOUR": behaviour},
             on_started=lambda _: self.started.set(),
             proxy=PROXY,
             stdout=out,
@@ -84,7 +84,7 @@ class Stage:
         for fd in (self._out, self._err, *self._ends):
             os.close(fd)
 
-    async def said(self, text: str, times: int = 1) -> None:
+    async def logged(self, text: str, times: int = 1) -> None:
         await until(lambda: self.read().count(text) >= times)
 
     async def view(self, name: str) -> ChildView:
@@ -106,33 +106,35 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def running(*services: Service, admin: str = "", play: str = "") -> AsyncIterator[Stage]:
+async def running(
+    *services: Service, admin: str = "", behaviour: str = ""
+) -> AsyncIterator[Harness]:
     """A run that has started. At the end it is stopped, and must leave nothing."""
-    stage = Stage(*services, admin=admin, play=play)
+    harness = Harness(*services, admin=admin, behaviour=behaviour)
     try:
         async with asyncio.timeout(2 * WAIT_S), asyncio.TaskGroup() as tasks:
-            run = tasks.create_task(stage.supervisor.run())
-            await stage.started.wait()
-            yield stage
-            if not stage.stopped:
-                stage.stop()
+            run = tasks.create_task(harness.supervisor.run())
+            await harness.started.wait()
+            yield harness
+            if not harness.stopped:
+                harness.stop()
             assert await run == 0
     finally:
-        stage.close()
+        harness.close()
         assert_nothing_left()
 
 
-async def failure(*services: Service, admin: str = "", play: str = "") -> str:
+async def failure(*services: Service, admin: str = "", behaviour: str = "") -> str:
     """The one line of a run that cannot start."""
-    stage = Stage(*services, admin=admin, play=play)
+    harness = Harness(*services, admin=admin, behaviour=behaviour)
     try:
         async with asyncio.timeout(2 * WAIT_S):
             with pytest.raises(StartError) as raised:
-                await stage.supervisor.run()
+                await harness.supervisor.run()
     finally:
-        stage.close()
+        harness.close()
         assert_nothing_left()
-    assert not stage.started.is_set()
+    assert not harness.started.is_set()
     return str(raised.value)
 
 
@@ -142,13 +144,13 @@ def assert_nothing_left() -> None:
 
 async def test_a_run_starts_everything_and_leaves_nothing() -> None:
     before = descriptors()
-    async with running(service()) as stage:
-        assert stage.supervisor.listening["web"].startswith("127.0.0.1:")
-        assert len(stage.supervisor.workers["web"]) == 2
-        assert stage.supervisor.admin == ""
-        await stage.said("got join 0")
-        await stage.said("got join 1")
-    assert stage.out == "web/0 | up\nweb/1 | up\n" or stage.out == "web/1 | up\nweb/0 | up\n"
+    async with running(service()) as harness:
+        assert harness.supervisor.listening["web"].startswith("127.0.0.1:")
+        assert len(harness.supervisor.workers["web"]) == 2
+        assert harness.supervisor.admin == ""
+        await harness.logged("got join 0")
+        await harness.logged("got join 1")
+    assert harness.out == "web/0 | up\nweb/1 | up\n" or harness.out == "web/1 | up\nweb/0 | up\n"
     assert descriptors() == before
 
 
@@ -158,68 +160,68 @@ async def test_the_proxy_exits_before_any_worker_is_stopped() -> None:
         "import signal; signal.signal(15, lambda *_: (print('leaving', flush=True), sys.exit()))\n"
         "import os,",
     )
-    async with running(service(code), play="stubborn") as stage:
-        proxy = await stage.pid("proxy/0")
-        stage.stop()
-        await stage.said("got drain")
-        assert "leaving" not in stage.out
+    async with running(service(code), behaviour="stubborn") as harness:
+        proxy = await harness.pid("proxy/0")
+        harness.stop()
+        await harness.logged("got drain")
+        assert "leaving" not in harness.out
         os.kill(proxy, signal.SIGKILL)
-    assert stage.out.count("leaving") == 2
+    assert harness.out.count("leaving") == 2
 
 
 async def test_a_second_stop_does_not_wait(caplog: pytest.LogCaptureFixture) -> None:
     code = "import signal; signal.signal(15, signal.SIG_IGN)\n" + SERVER
-    async with running(service(code, timeouts={"stop": "10m"}), play="stubborn") as stage:
-        stage.stop()
-        await stage.said("got drain")
-        stage.stop()
-    assert "did not leave" not in caplog.text, "nobody's time was over"
+    async with running(service(code, timeouts={"stop": "10m"}), behaviour="stubborn") as harness:
+        harness.stop()
+        await harness.logged("got drain")
+        harness.stop()
+    assert "did not leave" not in caplog.text, "no process reached its time limit"
 
 
 async def test_a_child_that_does_not_stop_in_time_is_killed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     code = "import signal; signal.signal(15, signal.SIG_IGN)\n" + SERVER
-    async with running(service(code, timeouts={"stop": "100ms"}), play="stubborn"):
+    async with running(service(code, timeouts={"stop": "100ms"}), behaviour="stubborn"):
         pass
     for name in ("proxy/0", "web/0", "web/1"):
         assert f"{name} did not leave within 0.1 s and is killed" in caplog.text
 
 
 async def test_a_restarted_worker_has_its_port_and_joins_again() -> None:
-    async with running(service(workers=1)) as stage:
-        before = await stage.view("web/0")
-        os.kill(await stage.pid("web/0"), signal.SIGKILL)
-        await stage.said("got join 0", times=2)
-        after = await stage.view("web/0")
+    async with running(service(workers=1)) as harness:
+        before = await harness.view("web/0")
+        os.kill(await harness.pid("web/0"), signal.SIGKILL)
+        await harness.logged("got join 0", times=2)
+        after = await harness.view("web/0")
         assert after.address == before.address
         assert after.pid != before.pid
         assert (after.restarts, after.last_exit, after.state) == ({"signal": 1}, "SIGKILL", "up")
-    assert re.search(r"got join 0.*got leave 0.*got join 0", stage.err, re.DOTALL)
+    assert re.search(r"got join 0.*got leave 0.*got join 0", harness.err, re.DOTALL)
 
 
 async def test_a_new_proxy_gets_the_state_of_the_workers() -> None:
-    async with running(service()) as stage:
-        await stage.said("got join 0")
-        await stage.said("got join 1")
-        await observed_ready(stage)
-        os.kill(await stage.pid("proxy/0"), signal.SIGKILL)
-        await stage.said("slot 0 joined=True up=True")
-        await stage.said("slot 1 joined=True up=True")
-        await observed_ready(stage)
-    assert stage.err.count("got join") == 2, "nobody was announced twice"
+    async with running(service()) as harness:
+        await harness.logged("got join 0")
+        await harness.logged("got join 1")
+        await observed_ready(harness)
+        os.kill(await harness.pid("proxy/0"), signal.SIGKILL)
+        await harness.logged("slot 0 joined=True up=True")
+        await harness.logged("slot 1 joined=True up=True")
+        await observed_ready(harness)
+    assert harness.err.count("got join") == 2, "no worker was announced twice"
 
 
-async def observed_ready(stage: Stage) -> None:
+async def observed_ready(harness: Harness) -> None:
     async with asyncio.timeout(WAIT_S):
-        while not (await stage.supervisor.take_snapshot(5)).ready:  # noqa: ASYNC110 — asked, not told
+        while not (await harness.supervisor.take_snapshot(5)).ready:  # noqa: ASYNC110 — a snapshot has no event to wait for
             await asyncio.sleep(0.01)
 
 
 async def test_no_connect_is_refused_while_the_proxy_restarts() -> None:
-    async with running(service(workers=1)) as stage:
-        host, _, port = stage.supervisor.listening["web"].partition(":")
-        os.kill(await stage.pid("proxy/0"), signal.SIGKILL)
+    async with running(service(workers=1)) as harness:
+        host, _, port = harness.supervisor.listening["web"].partition(":")
+        os.kill(await harness.pid("proxy/0"), signal.SIGKILL)
         for _ in range(20):
             with socket.socket() as client:
                 assert client.connect_ex((host, int(port))) == 0
@@ -242,8 +244,8 @@ async def test_a_worker_that_keeps_crashing_is_given_up_and_the_others_serve(
 ) -> None:
     code = failing(tmp_path)
     restart = {"max_restarts": 2, "backoff": "10ms"}
-    async with running(service(code, restart=restart)) as stage:
-        lost, kept = await stage.view("web/1"), await stage.view("web/0")
+    async with running(service(code, restart=restart)) as harness:
+        lost, kept = await harness.view("web/1"), await harness.view("web/0")
         assert (lost.state, lost.restarts, lost.last_exit) == ("given_up", {"exit": 2}, "status 3")
         assert (kept.state, kept.restarts) == ("up", {})
 
@@ -301,7 +303,7 @@ async def test_a_wrong_port_is_named() -> None:
 
 
 async def test_workers_that_bind_the_same_wrong_port_are_reported() -> None:
-    # No port is free for sure unless somebody holds it; the holder lets others bind too.
+    # Only a port that a socket holds is sure to stay free; this socket lets others bind too.
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
@@ -312,7 +314,7 @@ async def test_workers_that_bind_the_same_wrong_port_are_reported() -> None:
 
 
 async def test_a_proxy_that_cannot_start_ends_the_start() -> None:
-    assert await failure(service(), play="refuse") == "proxy/0: no such log"
+    assert await failure(service(), behaviour="refuse") == "proxy/0: no such log"
 
 
 async def test_a_taken_port_is_found_before_anything_is_started() -> None:
@@ -330,39 +332,41 @@ async def test_no_worker_gets_a_port_that_the_run_itself_listens_on() -> None:
     first = free_ports(1, (low, low + 1000), (), key="k", random_below=random.randrange)[0]
     own = {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
     web = service(listen=f"127.0.0.1:{first}", worker_ports=f"{first}-{first + 60}")
-    async with running(web, admin=f"127.0.0.1:{first + 1}") as stage:
-        assert {stage.supervisor.listening["web"], stage.supervisor.admin} == own
-        assert not own & set(stage.supervisor.workers["web"])
+    async with running(web, admin=f"127.0.0.1:{first + 1}") as harness:
+        assert {harness.supervisor.listening["web"], harness.supervisor.admin} == own
+        assert not own & set(harness.supervisor.workers["web"])
 
 
 async def test_a_ready_service_is_not_ended_by_a_failure_that_would_end_the_start() -> None:
-    async with running(service(workers=1, restart={"max_restarts": 1, "backoff": "10ms"})) as stage:
-        os.kill(await stage.pid("web/0"), signal.SIGKILL)
-        await stage.said("got join 0", times=2)
-        os.kill(await stage.pid("web/0"), signal.SIGKILL)
-        await stage.said("got leave 0", times=2)
-        snapshot = await stage.supervisor.take_snapshot(5)
+    async with running(
+        service(workers=1, restart={"max_restarts": 1, "backoff": "10ms"})
+    ) as harness:
+        os.kill(await harness.pid("web/0"), signal.SIGKILL)
+        await harness.logged("got join 0", times=2)
+        os.kill(await harness.pid("web/0"), signal.SIGKILL)
+        await harness.logged("got leave 0", times=2)
+        snapshot = await harness.supervisor.take_snapshot(5)
         assert snapshot.children[1].state == "given_up"
         assert not snapshot.ready
 
 
 async def test_upstreams_need_only_a_proxy() -> None:
-    async with running(service(upstreams=["127.0.0.1:9"])) as stage:
-        snapshot = await stage.supervisor.take_snapshot(5)
+    async with running(service(upstreams=["127.0.0.1:9"])) as harness:
+        snapshot = await harness.supervisor.take_snapshot(5)
         assert [view.role for view in snapshot.children] == ["proxy"]
         assert snapshot.services["web"]["upstreams"] == ("127.0.0.1:9",)
 
 
 async def test_a_silent_child_delays_a_snapshot_until_the_deadline_at_most() -> None:
-    async with running(service(workers=1), play="silent") as stage:
-        proxy, worker = (await stage.supervisor.take_snapshot(0.05)).children
+    async with running(service(workers=1), behaviour="silent") as harness:
+        proxy, worker = (await harness.supervisor.take_snapshot(0.05)).children
         assert (proxy.fresh, proxy.stats) == (False, {})
         assert (worker.fresh, worker.state) == (False, "up")
 
 
 async def test_several_snapshots_can_be_taken_at_once() -> None:
-    async with running(service(workers=1)) as stage:
-        seen = await asyncio.gather(*(stage.supervisor.take_snapshot(5) for _ in range(5)))
+    async with running(service(workers=1)) as harness:
+        seen = await asyncio.gather(*(harness.supervisor.take_snapshot(5) for _ in range(5)))
         assert all(snapshot.children[0].fresh for snapshot in seen)
 
 
@@ -374,24 +378,24 @@ async def test_a_unix_socket_is_removed_at_the_end_of_the_run(tmp_path: Path) ->
 
 
 async def test_a_stop_during_the_start_is_no_failure() -> None:
-    stage = Stage(service("import time; time.sleep(1000)"))
+    harness = Harness(service("import time; time.sleep(1000)"))
     async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
-        run = tasks.create_task(stage.supervisor.run())
-        await stage.said("got configure")
-        stage.supervisor.stop()
+        run = tasks.create_task(harness.supervisor.run())
+        await harness.logged("got configure")
+        harness.supervisor.stop()
         assert await run == 0
-    stage.close()
+    harness.close()
     assert_nothing_left()
 
 
 async def test_a_proxy_that_closes_its_channel_is_restarted() -> None:
-    async with running(service(workers=1), play="hang up once") as stage:
-        await stage.said("slot 0 joined=True", times=1)
-        assert (await stage.view("proxy/0")).restarts == {"signal": 1}
+    async with running(service(workers=1), behaviour="hang up once") as harness:
+        await harness.logged("slot 0 joined=True", times=1)
+        assert (await harness.view("proxy/0")).restarts == {"signal": 1}
 
 
 async def test_logs_are_reopened_by_the_proxy() -> None:
-    async with running(service(workers=1)) as stage:
-        stage.supervisor.reopen_logs()
-        await stage.said("got reopen")
-    assert stage.err.count("got reopen") == 1
+    async with running(service(workers=1)) as harness:
+        harness.supervisor.reopen_logs()
+        await harness.logged("got reopen")
+    assert harness.err.count("got reopen") == 1

@@ -20,9 +20,9 @@ def event(number: int = 0, **more: Any) -> Event:
 
 def handle_of_a_message() -> socket.socket:
     """A descriptor as it comes with a message; the subscriber that takes the event owns it."""
-    ours, theirs = socket.socketpair()
+    kept, theirs = socket.socketpair()
     theirs.close()
-    return ours
+    return kept
 
 
 @pytest.fixture(autouse=True)
@@ -108,8 +108,8 @@ async def test_each_subscriber_gets_a_descriptor_of_its_own() -> None:
     sent = handle_of_a_message()
     inode = os.fstat(sent.fileno()).st_ino
     events.publish(event(handle=sent))
-    heard = [await anext(subscriber) for subscriber in subscribers]
-    handles = [one.handle for one in heard if one.handle is not None]
+    received = [await anext(subscriber) for subscriber in subscribers]
+    handles = [one.handle for one in received if one.handle is not None]
     assert len({handle.fileno() for handle in handles}) == 2
     for handle in handles:
         with closing(handle):
@@ -127,9 +127,9 @@ async def test_without_free_descriptors_other_subscribers_get_the_event_without_
     subscribers = [events.subscribe(), events.subscribe()]
     with handle_of_a_message() as plain:
         events.publish(event(7, handle=Scarce(fileno=os.dup(plain.fileno()))))
-    heard = [await anext(subscriber) for subscriber in subscribers]
-    handles = [one.handle for one in heard if one.handle is not None]
-    assert [one.message for one in heard] == [7, 7]
+    received = [await anext(subscriber) for subscriber in subscribers]
+    handles = [one.handle for one in received if one.handle is not None]
+    assert [one.message for one in received] == [7, 7]
     assert len(handles) == 1
     handles[0].close()
     assert "web/0: what came with a message is not copied: Too many open files" in caplog.text

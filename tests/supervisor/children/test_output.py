@@ -25,26 +25,26 @@ class BufferWriter:
 
 
 class Pipe:
-    """The child's end, and our capture of the other."""
+    """The child's end of a pipe, and the capture at the other end."""
 
     def __init__(self) -> None:
-        ours, self.theirs = os.pipe()
-        os.set_blocking(ours, False)
+        reading_end, self.theirs = os.pipe()
+        os.set_blocking(reading_end, False)
         os.set_blocking(self.theirs, False)
         self.written = BufferWriter()
         self.closed: list[Capture] = []
         self.capture = Capture(
-            asyncio.get_running_loop(), ours, b"web/0 | ", self.written, self.closed.append
+            asyncio.get_running_loop(), reading_end, b"web/0 | ", self.written, self.closed.append
         )
 
-    def say(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         os.write(self.theirs, data)
 
     def fill(self) -> None:
         """Write until the kernel takes no more."""
         with suppress(BlockingIOError):
             while True:
-                self.say(b"y" * 65_536)
+                self.send(b"y" * 65_536)
 
     def end(self) -> None:
         if self.theirs >= 0:
@@ -67,22 +67,22 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_every_line_gets_the_prefix(pipe: Pipe) -> None:
-    pipe.say(b"one\ntwo\n\n")
+    pipe.send(b"one\ntwo\n\n")
     await until(lambda: pipe.written.text.count(b"\n") == 3)
     assert pipe.written.text == b"web/0 | one\nweb/0 | two\nweb/0 | \n"
 
 
 async def test_a_line_in_pieces_is_one_line(pipe: Pipe) -> None:
-    pipe.say(b"hel")
+    pipe.send(b"hel")
     pipe.capture.drain()
     assert pipe.written.text == b""
-    pipe.say(b"lo\r\n")
+    pipe.send(b"lo\r\n")
     await until(lambda: bool(pipe.written.text))
     assert pipe.written.text == b"web/0 | hello\n"
 
 
 async def test_a_last_line_without_an_end_is_not_lost(pipe: Pipe) -> None:
-    pipe.say(b"Segmentation fault")
+    pipe.send(b"Segmentation fault")
     pipe.end()
     await until(lambda: pipe.capture.closed)
     assert pipe.written.text == b"web/0 | Segmentation fault\n"
@@ -90,14 +90,14 @@ async def test_a_last_line_without_an_end_is_not_lost(pipe: Pipe) -> None:
 
 
 async def test_output_of_an_ended_child_can_be_read_at_once(pipe: Pipe) -> None:
-    pipe.say(b"fatal: no database\n")
+    pipe.send(b"fatal: no database\n")
     pipe.capture.drain()
     assert pipe.written.text == b"web/0 | fatal: no database\n"
 
 
 async def test_a_full_queue_holds_the_child_back(pipe: Pipe) -> None:
     pipe.written.full = True
-    pipe.say(b"x" * 1000 + b"\n")
+    pipe.send(b"x" * 1000 + b"\n")
     await until(lambda: bool(pipe.written.text))
     pipe.fill()
     held = len(pipe.written.text)
@@ -135,7 +135,7 @@ def test_a_line_of_many_megabytes_comes_in_pieces() -> None:
 
 
 class Destination:
-    """Our stdout and stderr, as somebody reads them."""
+    """Stdout and stderr of this process, and what was written to them."""
 
     def __init__(self) -> None:
         self.out, self.out_end = os.pipe()
@@ -151,11 +151,11 @@ class Destination:
 
 
 def pipe_with(text: bytes) -> int:
-    ours, theirs = os.pipe()
-    os.set_blocking(ours, False)
+    reading_end, theirs = os.pipe()
+    os.set_blocking(reading_end, False)
     os.write(theirs, text)
     os.close(theirs)
-    return ours
+    return reading_end
 
 
 async def test_stdout_goes_to_stdout_and_stderr_to_stderr() -> None:
@@ -185,7 +185,7 @@ async def test_closing_reads_what_is_left() -> None:
 
 
 async def test_names_are_coloured_on_a_terminal_and_only_there() -> None:
-    ours, terminal = pty.openpty()
+    reading_end, terminal = pty.openpty()
     to = Destination()
     loop = asyncio.get_running_loop()
     with closing(Output(loop, stdout=terminal, stderr=to.err_end)) as output:
@@ -194,9 +194,9 @@ async def test_names_are_coloured_on_a_terminal_and_only_there() -> None:
     os.close(terminal)
     shown = b""
     with suppress(OSError):
-        while data := os.read(ours, 4096):
+        while data := os.read(reading_end, 4096):
             shown += data
-    os.close(ours)
+    os.close(reading_end)
     assert b"\x1b[36mweb/0 |\x1b[0m good" in shown
     assert b"\x1b[33mweb/1 |\x1b[0m good" in shown
     assert to.read()[1] == b"web/0 | bad\n"

@@ -28,7 +28,7 @@ from penstock_supervisor.children.readiness import (
 
 
 def closed_port() -> socket.socket:
-    """Bound and not listening: a connect is refused, and nobody else gets the number."""
+    """Bound and not listening: a connect is refused, and no other process gets the port."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     return sock
@@ -121,7 +121,7 @@ def started(sock: socket.socket, argv: Sequence[str]) -> Iterator[int]:
 
     process = subprocess.Popen(
         argv,
-        preexec_fn=place,  # noqa: PLW1509 — nobody else runs in a test
+        preexec_fn=place,  # noqa: PLW1509 — a test has no other thread
         pass_fds=(3,),
         start_new_session=True,
         stdin=subprocess.DEVNULL,

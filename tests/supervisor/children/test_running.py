@@ -68,7 +68,7 @@ async def test_everything_that_was_opened_for_a_process_is_closed_with_it(tmp_pa
         lambda _: gone.set(), lambda *_: None, lambda _: None, lambda: None
     )
     before = descriptors()
-    with output_to(tmp_path / "said") as output, closing(Guardian(loop)) as guardian:
+    with output_to(tmp_path / "output") as output, closing(Guardian(loop)) as guardian:
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(WAIT_S):
             running = spawn(
                 plan(3, "echo", "good bye"), (), callbacks,
@@ -79,7 +79,7 @@ async def test_everything_that_was_opened_for_a_process_is_closed_with_it(tmp_pa
             running.read_pending()
             running.close()
             assert (running.has_channel, running.links) == (False, ())
-    assert (tmp_path / "said").read_bytes() == b"web/0 | good bye\n"
+    assert (tmp_path / "output").read_bytes() == b"web/0 | good bye\n"
     assert descriptors() == before
 
 
@@ -90,7 +90,7 @@ async def test_the_wait_for_readiness_ends_with_the_process(
     callbacks = ProcessCallbacks(
         lambda _: gone.set(), lambda *_: None, lambda _: None, on_ready=ready.set
     )
-    with output_to(tmp_path / "said") as output, closing(Guardian(loop)) as guardian:
+    with output_to(tmp_path / "output") as output, closing(Guardian(loop)) as guardian:
         # A task that is left would hold the group up.
         async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
             silent = dataclasses.replace(

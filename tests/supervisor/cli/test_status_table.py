@@ -38,7 +38,7 @@ def test_an_upstream_is_shown_without_a_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "text"),
     [
         ({"state": "given_up", "health": "absent", "pid": None}, "given up"),
         ({"state": "starting", "health": "checking"}, "starting"),
@@ -48,9 +48,9 @@ def test_an_upstream_is_shown_without_a_process() -> None:
     ],
 )
 def test_the_state_of_the_process_is_shown_before_its_health(
-    change: dict[str, Any], words: str
+    change: dict[str, Any], text: str
 ) -> None:
-    assert shown({**WORKER, **change})[-1].split("  ")[2].rstrip() == words
+    assert shown({**WORKER, **change})[-1].split("  ")[2].rstrip() == text
 
 
 def test_a_stuck_proxy_is_shown_with_its_listeners_taken_over() -> None:
@@ -61,10 +61,10 @@ def test_a_stuck_proxy_is_shown_with_its_listeners_taken_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [(0.2, "0 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (86400 * 40.5, "40 d")],
 )
-def test_a_duration_is_shown_in_one_unit(seconds: float, words: str) -> None:
+def test_a_duration_is_shown_in_one_unit(seconds: float, text: str) -> None:
     found = {"version": "1", "pid": 1, "uptime": seconds, "ready": False, "stopping": True}
     (line,) = status_table.lines({**found, "proxies": (), "services": {}})
-    assert line == f"penstock 1, pid 1, up {words}, stopping"
+    assert line == f"penstock 1, pid 1, up {text}, stopping"

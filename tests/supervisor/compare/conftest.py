@@ -91,7 +91,7 @@ def sample() -> Comparison:
 
 @pytest.fixture
 def compared() -> Callable[..., Comparison]:
-    """`compared(others=2)`: the sample with addresses of somebody else beside it."""
+    """`compared(others=2)`: the sample and as many external addresses."""
     return lambda others=0, seed=1: _comparison(
         (*SHAPES, *(NGINX._replace(name=f"127.0.0.1:808{n}") for n in range(others))), seed
     )

@@ -91,7 +91,7 @@ def test_accepted_and_outgoing_connections_are_counted() -> None:
             stack.enter_context(listener.accept()[0])
         assert resource_usage.clients(port) == 3
         assert resource_usage.connections_to({port}) == 3
-        # Both ends are ours, and only the three that we opened go out.
+        # Both ends are in this process, and only the three connecting ends are outgoing.
         assert resource_usage.outgoing_connections((os.getpid(),), port) - before == 3
 
 

@@ -18,12 +18,12 @@ from penstock_supervisor.config.loader import load
 
 
 class RecordedProgress:
-    """Records the texts, and calls `act` at the first one with `word`."""
+    """Records the texts, and calls `act` at the first one with `trigger`."""
 
-    def __init__(self, word: str = "", act: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, trigger: str = "", act: Callable[[], None] = lambda: None) -> None:
         self.texts: list[str] = []
         self.seconds = 0.0
-        self._word = word
+        self._trigger = trigger
         self._act = act
 
     def begin(self, seconds: float) -> None:
@@ -31,8 +31,8 @@ class RecordedProgress:
 
     def describe(self, text: str) -> None:
         self.texts.append(text)
-        if self._word and self._word in text:
-            self._word = ""
+        if self._trigger and self._trigger in text:
+            self._trigger = ""
             self._act()
 
     def advance(self, seconds: float) -> None:
@@ -74,8 +74,8 @@ def _no_process_is_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def stranger() -> Iterator[str]:
-    """A server that somebody else runs: here it is a thread of ours, which is local too."""
+def external_address() -> Iterator[str]:
+    """The address of a server outside the cluster: a thread of this process."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -137,10 +137,10 @@ async def test_a_relayed_connection_has_three_descriptors_and_a_local_port() -> 
     assert [count for count, _ in held.curve] == [0, 2, 5, 10, 15, 20]
 
 
-async def test_an_external_address_is_measured_without_faults(stranger: str) -> None:
-    found = await compare(spec("", stranger), RecordedProgress())
+async def test_an_external_address_is_measured_without_faults(external_address: str) -> None:
+    found = await compare(spec("", external_address), RecordedProgress())
     (subject,) = found.subjects
-    assert (subject.name, subject.scheme) == (stranger, "")
+    assert (subject.name, subject.scheme) == (external_address, "")
     assert subject.loads["keepalive"].requests > 0
     assert set(subject.loads["keepalive"].cpu_us) == {"server"}
     assert subject.held
@@ -148,8 +148,10 @@ async def test_an_external_address_is_measured_without_faults(stranger: str) -> 
     assert subject.split == {}
 
 
-async def test_upstreams_behind_a_proxy_are_measured_without_faults(stranger: str) -> None:
-    found = await compare(spec("ports/http", keys={"upstreams": [stranger]}), RecordedProgress())
+async def test_upstreams_behind_a_proxy_are_measured_without_faults(external_address: str) -> None:
+    found = await compare(
+        spec("ports/http", keys={"upstreams": [external_address]}), RecordedProgress()
+    )
     (subject,) = found.subjects
     assert set(subject.loads["connect"].cpu_us) == {"supervisor", "proxy"}
     assert set(subject.split) == {"0"}
@@ -180,18 +182,18 @@ async def test_a_subject_without_a_successful_response_is_an_error() -> None:
 
 
 async def test_a_subject_that_cannot_start_leaves_a_note_and_the_others_are_measured(
-    stranger: str,
+    external_address: str,
 ) -> None:
-    wanted = spec("ports/http", stranger, keys={"app": "penstock_worker.demo:nothing"})
+    wanted = spec("ports/http", external_address, keys={"app": "penstock_worker.demo:nothing"})
     found = await compare(wanted, RecordedProgress())
-    ours, theirs = found.subjects
-    assert ours.loads == {}
-    assert ours.notes[0].startswith("cannot be started: ")
-    assert theirs.loads["keepalive"].requests > 0
+    failed, measured = found.subjects
+    assert failed.loads == {}
+    assert failed.notes[0].startswith("cannot be started: ")
+    assert measured.loads["keepalive"].requests > 0
 
 
-async def test_steps_that_were_skipped_for_lack_of_time_are_noted(stranger: str) -> None:
-    wanted = spec("", stranger)
+async def test_steps_that_were_skipped_for_lack_of_time_are_noted(external_address: str) -> None:
+    wanted = spec("", external_address)
     found = await compare(
         replace(wanted, measures=replace(wanted.measures, max_total_s=0.1)), RecordedProgress()
     )

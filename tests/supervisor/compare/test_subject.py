@@ -34,7 +34,7 @@ async def running(one: Variant) -> AsyncIterator[RunningSubject]:
 
 
 def wait_for_end(pids: set[int]) -> None:
-    """Wait for the end of processes, some of which are not our children."""
+    """Wait for the end of processes, some of which are not children of this process."""
     found = []
     for pid in pids:
         try:
@@ -114,7 +114,7 @@ def test_a_subject_stops_when_its_standard_input_is_closed() -> None:
 
 
 @pytest.fixture
-def stranger() -> Iterator[tuple[int, int]]:
+def external_server() -> Iterator[tuple[int, int]]:
     """A server that is no child of a subject: its process and port."""
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "http.server", "-b", "127.0.0.1", "0"],
@@ -127,9 +127,9 @@ def stranger() -> Iterator[tuple[int, int]]:
 
 
 async def test_an_external_address_has_the_processes_that_listen_there(
-    stranger: tuple[int, int],
+    external_server: tuple[int, int],
 ) -> None:
-    pid, port = stranger
+    pid, port = external_server
     subject = ExternalSubject(f"127.0.0.1:{port}")
     roles = await subject.roles()
     assert roles == {"server": (pid,)}

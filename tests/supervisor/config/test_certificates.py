@@ -91,7 +91,7 @@ Change = Callable[[str, str], tuple[str | bytes | None, str | bytes | None]]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (lambda c, k: (None, k), r"tls.cert: cannot read \S+good.pem: No such file or directory"),
         (lambda c, k: (c, None), r"tls.key: cannot read \S+good.key: No such file or directory"),
@@ -113,7 +113,7 @@ Change = Callable[[str, str], tuple[str | bytes | None, str | bytes | None]]
     ],
 )
 def test_a_file_that_cannot_be_used_is_reported_with_its_path_and_key(
-    good: dict[str, str], change: Change, said: str
+    good: dict[str, str], change: Change, problem: str
 ) -> None:
     files = [Path(good["cert"]), Path(good["key"])]
     for path, text in zip(files, change(*(path.read_text() for path in files)), strict=True):
@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_used_is_reported_with_its_path_and_key(
         else:
             path.write_bytes(text.encode() if isinstance(text, str) else text)
     (found,) = problems_of(**good)
-    assert re.fullmatch(said, found), found
+    assert re.fullmatch(problem, found), found
     assert "BEGIN" not in found
 
 
@@ -148,7 +148,7 @@ def test_a_key_that_is_too_short_for_openssl_is_found(tmp_path: Path) -> None:
 
 
 def weak() -> trustme.LeafCert:
-    """A certificate of 1024 bits, which nobody makes any more."""
+    """A certificate of 1024 bits, which current tools do not make."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
@@ -247,7 +247,7 @@ def test_a_proxy_gets_the_terms_and_then_every_pair_with_the_key_last(
     assert (first["cmd"], first["of"]) == ("tls", 1)
     assert second["cmd"] == "certificate"
     assert list(second)[-1] == "key"
-    # What is shown of a message when something is wrong with it.
+    # The part of a message that a failed assertion shows.
     assert "PRIVATE" not in repr(second)[:80]
 
 
@@ -294,7 +294,7 @@ async def test_a_bad_pair_is_reported_once_and_the_old_pair_stays(
     assert (view.current, view.reloads) == (False, {"ok": 0, "failed": 1})
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert list(reloaded.renewal.messages())[1]["key"] == before.decode().strip()
-    # As it was: that is no news to anybody.
+    # The pair is as before, so that no message is sent.
     reloaded.key(before)
     assert await reloaded.poll(2) == 0
     assert reloaded.renewal.views()["web"].current

@@ -60,11 +60,11 @@ def test_a_similar_name_is_suggested_for_an_unknown_one(
 
 def test_the_environment_is_the_users_without_variables_of_the_current_session() -> None:
     other = Identity(os.geteuid() + 1, 1, (1,), "x", "/home/x", "/bin/zsh")
-    ours = {"HOME": "/root", "USER": "root", "PATH": "/bin", "XDG_RUNTIME_DIR": "/run/user/0"}
-    assert other.environment(ours) == {
+    session = {"HOME": "/root", "USER": "root", "PATH": "/bin", "XDG_RUNTIME_DIR": "/run/user/0"}
+    assert other.environment(session) == {
         "HOME": "/home/x", "USER": "x", "LOGNAME": "x", "SHELL": "/bin/zsh", "PATH": "/bin",
     }  # fmt: skip
-    assert other._replace(uid=os.geteuid()).environment(ours) == ours
+    assert other._replace(uid=os.geteuid()).environment(session) == session
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_the_socket_of_a_killed_run_is_removed_and_that_of_a_live_one_is_not(
 def test_the_name_of_a_killed_run_is_used_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir(0o700)
-    # A process in another container may have had our number.
+    # A process in another container may have had the same pid.
     socket_of_a_killed_run(folder).rename(folder / f"{os.getpid()}.sock")
     with closing(ControlSocket(folder)) as control:
         assert control.name == f"{os.getpid()}.sock"
@@ -147,7 +147,7 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(folder, 65534, 65534)
     with pytest.raises(UnsafeDirectoryError, match=r"run: belongs to uid 65534, and we are uid 0"):
         ControlSocket(folder)
-    # Root may look at what runs there; but it makes nothing of its own in it.
+    # Root may read this directory, but creates nothing in it.
     with RunDir(folder, make=False) as found:
         assert found.owner == 65534
 

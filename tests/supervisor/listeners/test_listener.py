@@ -54,22 +54,22 @@ def test_the_process_that_has_a_port_is_named(taken: socket.socket) -> None:
 
 
 def test_an_unknown_host_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(*_: object, **__: object) -> list[object]:
+    def no_address(*_: object, **__: object) -> list[object]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
     assert fails("nowhere.invalid:80") == "unknown host"
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    # TEST-NET-1 of RFC 5737 is nobody's.
+    # TEST-NET-1 of RFC 5737 belongs to no machine.
     assert fails("192.0.2.1:8000") == "this machine has no such address"
 
 
 def test_the_error_of_a_low_port_names_the_missing_privilege(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Tests may run as root, who is refused nothing.
+    # Tests may run as root, which the kernel refuses nothing.
     def refuse(*_: object) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 

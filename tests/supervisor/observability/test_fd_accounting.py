@@ -14,10 +14,10 @@ from penstock_supervisor.observability.traffic import Traffic
 def counted(**answers: int) -> Any:
     """The kernel's answer by port. KeyError: the port should not be asked about."""
 
-    def ask(places: Collection[TcpEndpoint]) -> dict[TcpEndpoint, int]:
-        return {where: answers[f"p{where.port}"] for where in places}
+    def count(endpoints: Collection[TcpEndpoint]) -> dict[TcpEndpoint, int]:
+        return {where: answers[f"p{where.port}"] for where in endpoints}
 
-    return ask
+    return count
 
 
 def silent_kernel(_: Collection[TcpEndpoint]) -> None:

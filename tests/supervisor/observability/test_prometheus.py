@@ -387,7 +387,7 @@ def test_any_report_of_a_worker_leaves_a_valid_page(made: Any, series: object) -
     hostile = made.worker(0, stats={"metrics": {"series": series}}, carryover=series)
     snapshot = made.snapshot(hostile, services=services)
     found = samples(snapshot, "penstock_requests_total", "service", "slot", "method", "code")
-    # The slot is its own whatever it says, and each of the two is result the same.
+    # The slot is always the worker's own, and both sources have at most one sample.
     assert set(found) <= {("web", "0", "GET", "200")}
     assert not samples(snapshot, "penstock_handoffs_total", "service", "result")
 

@@ -208,7 +208,7 @@ async def test_invalid_metrics_are_not_carried_over(stats_poll: StatsPoll) -> No
     }
     await take(stats_poll, worker)
     stats_poll.carry_over(as_child(worker))
-    # Of its own slot, whatever it says.
+    # Always of its own slot, whatever it reports.
     assert worker.history.carryover["penstock_requests_total"] == {"0 GET 200": 2}
     assert "penstock_bytes_total" not in worker.history.carryover
     assert not worker.history.carryover.get("penstock_connections_total")

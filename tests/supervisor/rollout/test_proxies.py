@@ -17,7 +17,7 @@ from penstock_supervisor.rollout.proxies import MAX_UNANSWERED, PING_S, Proxies
 
 
 class Proxy:
-    """As much of a child as is used here."""
+    """A fake child that records its messages."""
 
     def __init__(self, slot: int) -> None:
         self.plan = SimpleNamespace(slot=slot, role="proxy", service="")
@@ -65,7 +65,7 @@ class Loop:
         return Timer(self)
 
 
-class Stage:
+class Harness:
     def __init__(self, count: int) -> None:
         self.loop, self.slots = Loop(), Slots()
         self.proxies = [Proxy(slot) for slot in range(count)]
@@ -111,17 +111,19 @@ class Stage:
 
 
 @pytest.fixture
-def three() -> Stage:
-    stage = Stage(3)
-    stage.group.accept()
-    assert stage.received() == [[("accept",)]] * 3
-    return stage
+def three() -> Harness:
+    harness = Harness(3)
+    harness.group.accept()
+    assert harness.received() == [[("accept",)]] * 3
+    return harness
 
 
 COVER_1 = ("cover", "web", 1, "socket 1")
 
 
-def test_the_others_take_over_the_listener_of_a_dead_proxy_until_it_is_ready(three: Stage) -> None:
+def test_the_others_take_over_the_listener_of_a_dead_proxy_until_it_is_ready(
+    three: Harness,
+) -> None:
     three.proxy_dies(1)
     assert three.received() == [[COVER_1], [], [COVER_1]]
     three.proxy_starts(1)
@@ -132,7 +134,7 @@ def test_the_others_take_over_the_listener_of_a_dead_proxy_until_it_is_ready(thr
     ]
 
 
-def test_a_new_proxy_takes_over_the_listeners_of_those_that_are_still_down(three: Stage) -> None:
+def test_a_new_proxy_takes_over_the_listeners_of_those_that_are_still_down(three: Harness) -> None:
     three.proxy_dies(1)
     three.proxy_dies(2)
     three.received()
@@ -141,7 +143,7 @@ def test_a_new_proxy_takes_over_the_listeners_of_those_that_are_still_down(three
 
 
 def test_no_listener_is_taken_over_before_the_start_or_after_the_stop() -> None:
-    early = Stage(2)
+    early = Harness(2)
     early.proxy_dies(1)
     early.proxy_starts(1)
     assert ("cover", "web", 1, "socket 1") not in early.proxies[0].received()
@@ -153,7 +155,7 @@ def test_no_listener_is_taken_over_before_the_start_or_after_the_stop() -> None:
     assert early.loop.callback is None, "no proxy is pinged any more"
 
 
-def test_the_listeners_of_a_stuck_proxy_are_taken_over_until_it_answers(three: Stage) -> None:
+def test_the_listeners_of_a_stuck_proxy_are_taken_over_until_it_answers(three: Harness) -> None:
     for _ in range(MAX_UNANSWERED):
         three.ping()
         three.proxy_answers(0)
@@ -169,7 +171,7 @@ def test_the_listeners_of_a_stuck_proxy_are_taken_over_until_it_answers(three: S
     assert three.slots.covered == set()
 
 
-def test_a_late_answer_to_a_ping_counts(three: Stage) -> None:
+def test_a_late_answer_to_a_ping_counts(three: Harness) -> None:
     for _ in range(MAX_UNANSWERED * 3):
         three.ping()
         three.ping()
@@ -179,7 +181,7 @@ def test_a_late_answer_to_a_ping_counts(three: Stage) -> None:
 
 
 def test_the_listeners_of_a_killed_proxy_are_taken_over_until_its_successor_is_ready(
-    three: Stage,
+    three: Harness,
 ) -> None:
     for _ in range(MAX_UNANSWERED + 1):
         three.ping()
@@ -195,7 +197,7 @@ def test_the_listeners_of_a_killed_proxy_are_taken_over_until_its_successor_is_r
     )
 
 
-def test_only_giving_up_the_last_proxy_ends_the_run(three: Stage) -> None:
+def test_only_giving_up_the_last_proxy_ends_the_run(three: Harness) -> None:
     for slot, is_last in ((1, False), (0, False), (2, True)):
         three.proxy_dies(slot)
         three.proxies[slot].state = State.GIVEN_UP
@@ -205,13 +207,13 @@ def test_only_giving_up_the_last_proxy_ends_the_run(three: Stage) -> None:
 
 
 def test_a_single_proxy_is_not_pinged() -> None:
-    one = Stage(1)
+    one = Harness(1)
     one.group.accept()
     assert one.loop.callback is None
 
 
 def test_without_a_proxy_the_group_is_at_rest_and_can_accept() -> None:
-    none = Stage(0)
+    none = Harness(0)
     assert none.group.can_accept
     assert none.group.at_rest
     assert not none.group.send_to_all({"cmd": "reopen"})

@@ -15,14 +15,14 @@ WEB, API = ("web", 0), ("api", 0)
 
 
 class Worker:
-    """A fake child that records its calls. The test says when it is ready or gone."""
+    """A fake child that records its calls. The test decides when it is ready or has ended."""
 
-    def __init__(self, stage: "Stage", service: str, state: State) -> None:
+    def __init__(self, harness: "Harness", service: str, state: State) -> None:
         self.plan = SimpleNamespace(service=service, slot=0)
         self.name = f"{service}/0"
         self.state = state
         self.calls: list[str] = []
-        self._stage = stage
+        self._stage = harness
 
     @property
     def at_rest(self) -> bool:
@@ -46,7 +46,7 @@ class Worker:
         self._stage.condition.notify()
 
 
-class Stage:
+class Harness:
     def __init__(self, *, beside: bool = True) -> None:
         self.slots, self.condition = Slots(), Condition()
         self.successors: list[Worker] = []
@@ -86,59 +86,59 @@ async def run_tasks() -> None:
 
 
 async def test_the_next_worker_waits_until_the_one_before_is_replaced() -> None:
-    stage = Stage()
+    harness = Harness()
     async with asyncio.TaskGroup() as tasks:
-        stage.restart.roll(tasks, (WEB, API))
+        harness.restart.roll(tasks, (WEB, API))
         await run_tasks()
-        assert [worker.calls for worker in stage.successors] == [["start"]]
-        assert stage.workers[0].calls == []
-        stage.successors[0].set_state(State.UP)
-        stage.restart.successor_ready(cast("Child", stage.successors[0]))
+        assert [worker.calls for worker in harness.successors] == [["start"]]
+        assert harness.workers[0].calls == []
+        harness.successors[0].set_state(State.UP)
+        harness.restart.successor_ready(cast("Child", harness.successors[0]))
         await run_tasks()
-        assert stage.workers[0].calls == ["stop"]
-        assert [worker.name for worker in stage.successors] == ["web/0", "api/0"]
-        stage.restart.cancel()
+        assert harness.workers[0].calls == ["stop"]
+        assert [worker.name for worker in harness.successors] == ["web/0", "api/0"]
+        harness.restart.cancel()
 
 
 async def test_a_slot_that_is_removed_while_it_is_replaced_does_not_block_the_others() -> None:
-    stage = Stage()
+    harness = Harness()
     async with asyncio.TaskGroup() as tasks:
-        stage.restart.roll(tasks, (WEB, API))
+        harness.restart.roll(tasks, (WEB, API))
         await run_tasks()
-        for child in stage.slots.remove(WEB):
+        for child in harness.slots.remove(WEB):
             child.stop()
         await run_tasks()
-        assert [worker.name for worker in stage.successors] == ["web/0", "api/0"]
-        for worker in (stage.workers[0], stage.successors[0]):
+        assert [worker.name for worker in harness.successors] == ["web/0", "api/0"]
+        for worker in (harness.workers[0], harness.successors[0]):
             worker.set_state(State.DOWN)
-        stage.slots.remove(API)
-        stage.condition.notify()
-    assert WEB not in stage.slots.current
-    assert not stage.slots.is_draining(cast("Child", stage.workers[0]))
+        harness.slots.remove(API)
+        harness.condition.notify()
+    assert WEB not in harness.slots.current
+    assert not harness.slots.is_draining(cast("Child", harness.workers[0]))
 
 
 async def test_a_slot_that_was_removed_before_its_turn_gets_no_successor() -> None:
-    stage = Stage()
-    stage.slots.remove(WEB)
-    assert await stage.restart.replace(WEB)
-    assert stage.successors == []
+    harness = Harness()
+    harness.slots.remove(WEB)
+    assert await harness.restart.replace(WEB)
+    assert harness.successors == []
 
 
 async def test_a_waiting_successor_does_not_start_in_a_removed_slot() -> None:
-    stage = Stage(beside=False)
-    first = cast("Child", stage.workers[0])
-    stage.restart.retire(first, "retire", "web/0 retires")
-    assert stage.successors[0].calls == []
-    for child in stage.slots.remove(WEB):
+    harness = Harness(beside=False)
+    first = cast("Child", harness.workers[0])
+    harness.restart.retire(first, "retire", "web/0 retires")
+    assert harness.successors[0].calls == []
+    for child in harness.slots.remove(WEB):
         child.stop()
-    stage.workers[0].set_state(State.DOWN)
-    assert stage.successors[0].calls == ["stop"]
-    assert [child.name for child in stage.slots.workers()] == ["api/0"]
+    harness.workers[0].set_state(State.DOWN)
+    assert harness.successors[0].calls == ["stop"]
+    assert [child.name for child in harness.slots.workers()] == ["api/0"]
 
 
 async def test_a_waiting_successor_starts_when_the_old_process_has_ended() -> None:
-    stage = Stage(beside=False)
-    stage.restart.retire(cast("Child", stage.workers[0]), "retire", "web/0 retires")
-    assert (stage.workers[0].calls, stage.successors[0].calls) == (["stop"], [])
-    stage.workers[0].set_state(State.DOWN)
-    assert stage.successors[0].calls == ["start for retire"]
+    harness = Harness(beside=False)
+    harness.restart.retire(cast("Child", harness.workers[0]), "retire", "web/0 retires")
+    assert (harness.workers[0].calls, harness.successors[0].calls) == (["stop"], [])
+    harness.workers[0].set_state(State.DOWN)
+    assert harness.successors[0].calls == ["start for retire"]

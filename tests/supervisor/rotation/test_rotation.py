@@ -1,7 +1,7 @@
 """Every proxy is asked, and a question is answered when every proxy has answered or has ended.
 
 Proxies and workers are fakes that record their messages. The loop is a fake whose timers run
-when a test says so. Links are real, so that descriptors left open are found.
+when a test wants it. Links are real, so that descriptors left open are found.
 """
 
 from collections.abc import Callable, Iterator
@@ -84,7 +84,7 @@ class Loop:
                 timer.callback()
 
 
-class Stage:
+class Harness:
     def __init__(self, scheme: str, links: int) -> None:
         service = Service.model_validate(
             {"name": "web", "listen": "127.0.0.1:0", "app": "a:b", "scheme": scheme, "workers": 1}
@@ -129,20 +129,20 @@ class Stage:
 
 
 @pytest.fixture
-def ports() -> Iterator[Stage]:
-    stage = Stage("ports", 0)
-    yield stage
-    stage.close()
+def ports() -> Iterator[Harness]:
+    harness = Harness("ports", 0)
+    yield harness
+    harness.close()
 
 
 @pytest.fixture
-def handoff() -> Iterator[Stage]:
-    stage = Stage("handoff", 2)
-    yield stage
-    stage.close()
+def handoff() -> Iterator[Harness]:
+    harness = Harness("handoff", 2)
+    yield harness
+    harness.close()
 
 
-def test_a_worker_is_stopped_when_every_proxy_has_answered(ports: Stage) -> None:
+def test_a_worker_is_stopped_when_every_proxy_has_answered(ports: Harness) -> None:
     ports.drain()
     (first,), (second,) = (proxy.received("drain_worker") for proxy in ports.proxies)
     ports.send(0, "worker_drained", seq=first["seq"])
@@ -154,14 +154,14 @@ def test_a_worker_is_stopped_when_every_proxy_has_answered(ports: Stage) -> None
     assert ports.drained == ["drained"], "once"
 
 
-def test_a_proxy_that_dies_before_its_answer_counts_as_answered(ports: Stage) -> None:
+def test_a_proxy_that_dies_before_its_answer_counts_as_answered(ports: Harness) -> None:
     ports.drain()
     ports.send(1, "worker_drained", seq=ports.proxies[1].received("drain_worker")[0]["seq"])
     ports.proxy_dies(0)
     assert ports.drained == ["drained"]
 
 
-def test_a_proxy_that_is_down_is_not_asked_and_not_waited_for(ports: Stage) -> None:
+def test_a_proxy_that_is_down_is_not_asked_and_not_waited_for(ports: Harness) -> None:
     ports.proxy_dies(0)
     ports.drain()
     assert not ports.proxies[0].received("drain_worker")
@@ -169,7 +169,7 @@ def test_a_proxy_that_is_down_is_not_asked_and_not_waited_for(ports: Stage) -> N
     assert ports.drained == ["drained"]
 
 
-def test_without_any_proxy_a_drain_is_answered_at_once(ports: Stage) -> None:
+def test_without_any_proxy_a_drain_is_answered_at_once(ports: Harness) -> None:
     ports.proxy_dies(0)
     ports.proxy_dies(1)
     ports.drain()
@@ -177,7 +177,7 @@ def test_without_any_proxy_a_drain_is_answered_at_once(ports: Stage) -> None:
     assert ports.drained == ["drained"]
 
 
-def test_the_wait_for_a_proxy_that_does_not_answer_is_limited(ports: Stage) -> None:
+def test_the_wait_for_a_proxy_that_does_not_answer_is_limited(ports: Harness) -> None:
     ports.drain()
     ports.send(0, "worker_drained", seq=ports.proxies[0].received("drain_worker")[0]["seq"])
     assert ports.drained == []
@@ -185,7 +185,7 @@ def test_the_wait_for_a_proxy_that_does_not_answer_is_limited(ports: Stage) -> N
     assert ports.drained == ["drained"]
 
 
-def test_an_answer_without_a_valid_number_is_ignored(ports: Stage) -> None:
+def test_an_answer_without_a_valid_number_is_ignored(ports: Harness) -> None:
     ports.drain()
     for number in (None, "1", 99, [1]):
         ports.send(0, "worker_drained", seq=number)
@@ -194,7 +194,7 @@ def test_an_answer_without_a_valid_number_is_ignored(ports: Stage) -> None:
     assert not ports.rotation.handle_message(cast("Any", ports.proxies[0]), {"cmd": "unknown"})
 
 
-def test_a_worker_is_up_when_up_at_every_proxy_and_down_when_down_at_one(ports: Stage) -> None:
+def test_a_worker_is_up_when_up_at_every_proxy_and_down_when_down_at_one(ports: Harness) -> None:
     ports.report(0, "up")
     assert not ports.rotation.is_up(WEB)
     assert ports.rotation.is_up_anywhere(WEB)
@@ -209,7 +209,7 @@ def test_a_worker_is_up_when_up_at_every_proxy_and_down_when_down_at_one(ports: 
     assert ports.changes == [(WEB, "up"), (WEB, "down"), (WEB, "up")]
 
 
-def test_the_view_of_a_proxy_that_is_down_is_not_waited_for(ports: Stage) -> None:
+def test_the_view_of_a_proxy_that_is_down_is_not_waited_for(ports: Harness) -> None:
     ports.report(0, "up")
     ports.proxy_dies(1)
     assert ports.rotation.is_up(WEB)
@@ -219,7 +219,7 @@ def test_the_view_of_a_proxy_that_is_down_is_not_waited_for(ports: Stage) -> Non
     assert ports.rotation.services_up() == set()
 
 
-def test_a_late_report_on_a_process_that_is_gone_does_not_count(ports: Stage) -> None:
+def test_a_late_report_on_a_process_that_is_gone_does_not_count(ports: Harness) -> None:
     ports.report(0, "up")
     ports.report(1, "up")
     ports.rotation.leave(cast("Any", ports.worker))
@@ -228,7 +228,7 @@ def test_a_late_report_on_a_process_that_is_gone_does_not_count(ports: Stage) ->
     assert not ports.rotation.is_up_anywhere(WEB)
 
 
-def test_each_proxy_is_sent_its_own_link_and_joined_by_it(handoff: Stage) -> None:
+def test_each_proxy_is_sent_its_own_link_and_joined_by_it(handoff: Harness) -> None:
     child, links = cast("Any", handoff.worker), handoff.worker.links
     handoff.rotation.worker_spawned(child)
     handoff.rotation.join(child)
@@ -237,7 +237,7 @@ def test_each_proxy_is_sent_its_own_link_and_joined_by_it(handoff: Stage) -> Non
         assert [one["link"] for one in proxy.received("join")] == [link.number]
 
 
-def test_a_link_is_kept_until_its_proxy_has_reclaimed_its_connections(handoff: Stage) -> None:
+def test_a_link_is_kept_until_its_proxy_has_reclaimed_its_connections(handoff: Harness) -> None:
     links = handoff.worker.links
     handoff.rotation.worker_exited(cast("Any", handoff.worker))
     assert [proxy.received("unlink")[0]["link"] for proxy in handoff.proxies] == [
@@ -251,7 +251,7 @@ def test_a_link_is_kept_until_its_proxy_has_reclaimed_its_connections(handoff: S
     assert [link.worker.fileno() for link in links] == [-1, -1]
 
 
-def test_a_link_whose_proxy_ended_is_reclaimed_by_another_proxy(handoff: Stage) -> None:
+def test_a_link_whose_proxy_ended_is_reclaimed_by_another_proxy(handoff: Harness) -> None:
     first, second = handoff.worker.links
     handoff.rotation.worker_exited(cast("Any", handoff.worker))
     handoff.proxy_dies(0)
@@ -262,7 +262,7 @@ def test_a_link_whose_proxy_ended_is_reclaimed_by_another_proxy(handoff: Stage) 
     assert first.proxy.fileno() == -1
 
 
-def test_without_any_proxy_a_link_is_reclaimed_by_the_next_one(handoff: Stage) -> None:
+def test_without_any_proxy_a_link_is_reclaimed_by_the_next_one(handoff: Harness) -> None:
     links = handoff.worker.links
     handoff.proxy_dies(0)
     handoff.proxy_dies(1)
@@ -275,7 +275,7 @@ def test_without_any_proxy_a_link_is_reclaimed_by_the_next_one(handoff: Stage) -
     ]
 
 
-def test_a_new_proxy_is_sent_every_link_and_the_workers_that_have_joined(handoff: Stage) -> None:
+def test_a_new_proxy_is_sent_every_link_and_the_workers_that_have_joined(handoff: Harness) -> None:
     handoff.rotation.join(cast("Any", handoff.worker))
     handoff.report(0, "up")
     handoff.proxies[0] = handoff.slots.proxies[0] = cast("Any", Proxy(0))
@@ -286,7 +286,7 @@ def test_a_new_proxy_is_sent_every_link_and_the_workers_that_have_joined(handoff
     assert not handoff.rotation.is_up_anywhere(WEB), "it has not checked any worker yet"
 
 
-def test_a_proxy_that_had_no_descriptor_for_a_link_gets_it_later(handoff: Stage) -> None:
+def test_a_proxy_that_had_no_descriptor_for_a_link_gets_it_later(handoff: Harness) -> None:
     worker = cast("Any", handoff.worker)
     late, other = handoff.proxies
     late.has_room = False
@@ -305,7 +305,7 @@ def test_a_proxy_that_had_no_descriptor_for_a_link_gets_it_later(handoff: Stage)
 
 
 @pytest.mark.parametrize("end", ["its worker has ended", "the proxy is another process"])
-def test_a_link_that_is_no_longer_needed_is_not_sent_again(handoff: Stage, end: str) -> None:
+def test_a_link_that_is_no_longer_needed_is_not_sent_again(handoff: Harness, end: str) -> None:
     late = handoff.proxies[0]
     late.has_room = False
     handoff.rotation.worker_spawned(cast("Any", handoff.worker))
@@ -318,7 +318,7 @@ def test_a_link_that_is_no_longer_needed_is_not_sent_again(handoff: Stage, end: 
     assert not late.received("link")
 
 
-def test_closing_the_rotation_leaves_no_descriptor_open(handoff: Stage) -> None:
+def test_closing_the_rotation_leaves_no_descriptor_open(handoff: Harness) -> None:
     links = handoff.worker.links
     handoff.rotation.worker_exited(cast("Any", handoff.worker))
     handoff.rotation.close()

@@ -34,8 +34,8 @@ def service(path: str | None = None, **keys: Any) -> Service:
     )  # fmt: skip
 
 
-class Stage:
-    """Worker checks, and workers at the other ends of channels that do as a test says."""
+class Harness:
+    """Worker checks, and workers at the other ends of channels whose answers a test decides."""
 
     def __init__(self, service_: Service) -> None:
         self.changes: list[tuple[int, str, str]] = []
@@ -50,7 +50,7 @@ class Stage:
         self._tasks: asyncio.TaskGroup | None = None
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Stage"]:
+    async def running(self) -> AsyncIterator["Harness"]:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             checking = tasks.create_task(self.checks.run())
@@ -98,117 +98,117 @@ class Stage:
 
 
 async def test_a_worker_that_answers_the_path_is_up() -> None:
-    async with Stage(service("/healthz")).running() as stage:
-        assert stage.states == ["absent", "absent"]
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.states == ["up", "absent"])
-        assert stage.changes == [(0, "up", "passed its first check")]
-        assert stage.sent[0] == (0, {"cmd": contract.PROBE})
-        assert stage.heads[0].startswith(b"GET /healthz HTTP/1.1\r\n")
+    async with Harness(service("/healthz")).running() as harness:
+        assert harness.states == ["absent", "absent"]
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.states == ["up", "absent"])
+        assert harness.changes == [(0, "up", "passed its first check")]
+        assert harness.sent[0] == (0, {"cmd": contract.PROBE})
+        assert harness.heads[0].startswith(b"GET /healthz HTTP/1.1\r\n")
 
 
 async def test_a_worker_that_answers_badly_goes_and_comes_back_when_it_answers_well() -> None:
-    async with Stage(service("/healthz")).running() as stage:
-        stage.checks.join("web", 1, can_answer=True)
-        await until(lambda: stage.states[1] == "up")
-        stage.answer = BAD
-        await until(lambda: stage.states[1] == "down")
-        assert stage.changes[-1] == (1, "down", "failed 2 checks in a row: HTTP 503")
-        stage.answer = GOOD
-        await until(lambda: stage.states[1] == "up")
-        assert stage.changes[-1] == (1, "up", "passed 2 checks in a row")
+    async with Harness(service("/healthz")).running() as harness:
+        harness.checks.join("web", 1, can_answer=True)
+        await until(lambda: harness.states[1] == "up")
+        harness.answer = BAD
+        await until(lambda: harness.states[1] == "down")
+        assert harness.changes[-1] == (1, "down", "failed 2 checks in a row: HTTP 503")
+        harness.answer = GOOD
+        await until(lambda: harness.states[1] == "up")
+        assert harness.changes[-1] == (1, "up", "passed 2 checks in a row")
 
 
 async def test_without_a_path_an_answer_on_the_channel_is_enough() -> None:
-    async with Stage(service()).running() as stage:
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.count("ok") >= 3)
-        numbers = [message["seq"] for _, message in stage.sent]
+    async with Harness(service()).running() as harness:
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.count("ok") >= 3)
+        numbers = [message["seq"] for _, message in harness.sent]
         assert len(set(numbers)) == len(numbers)
-        assert {message["cmd"] for _, message in stage.sent} == {contract.PING}
+        assert {message["cmd"] for _, message in harness.sent} == {contract.PING}
 
 
 async def test_a_blocked_worker_is_down_when_it_has_not_answered_in_time() -> None:
-    async with Stage(service(timeout="50ms")).running() as stage:
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.states[0] == "up")
-        stage.silent = True
-        await until(lambda: stage.states[0] == "down")
-        assert stage.changes[-1][2] == "failed 2 checks in a row: no answer within 0.05 s"
-        assert stage.count("timeout") >= 2
+    async with Harness(service(timeout="50ms")).running() as harness:
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.states[0] == "up")
+        harness.silent = True
+        await until(lambda: harness.states[0] == "down")
+        assert harness.changes[-1][2] == "failed 2 checks in a row: no answer within 0.05 s"
+        assert harness.count("timeout") >= 2
 
 
 @pytest.mark.parametrize("number", [None, 0, 10**9, "1", [1], {"a": 1}])
 async def test_an_answer_with_an_unknown_number_is_ignored(number: object) -> None:
-    async with Stage(service(timeout="50ms")).running() as stage:
-        stage.silent = True
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.sent)
-        stage.checks.answered("web", 0, {"cmd": contract.PONG, "seq": number})
-        stage.checks.answered("api", 0, {"cmd": contract.PONG, "seq": 1})
-        await until(lambda: stage.count("timeout"))
-        assert stage.states[0] == "checking"
+    async with Harness(service(timeout="50ms")).running() as harness:
+        harness.silent = True
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.sent)
+        harness.checks.answered("web", 0, {"cmd": contract.PONG, "seq": number})
+        harness.checks.answered("api", 0, {"cmd": contract.PONG, "seq": 1})
+        await until(lambda: harness.count("timeout"))
+        assert harness.states[0] == "checking"
 
 
 async def test_a_worker_cannot_answer_for_another_slot() -> None:
-    async with Stage(service(timeout="50ms")).running() as stage:
-        stage.silent = True
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.sent)
-        stage.checks.answered("web", 1, {"seq": stage.sent[0][1]["seq"]})
-        await until(lambda: stage.count("timeout"))
-        assert stage.count("ok") == 0
+    async with Harness(service(timeout="50ms")).running() as harness:
+        harness.silent = True
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.sent)
+        harness.checks.answered("web", 1, {"seq": harness.sent[0][1]["seq"]})
+        await until(lambda: harness.count("timeout"))
+        assert harness.count("ok") == 0
 
 
 async def test_a_worker_with_a_closed_channel_is_down() -> None:
-    async with Stage(service("/healthz")).running() as stage:
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.states[0] == "up")
-        stage.away = True
-        await until(lambda: stage.states[0] == "down")
-        assert stage.changes[-1][2] == "failed 2 checks in a row: its channel is closed"
+    async with Harness(service("/healthz")).running() as harness:
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.states[0] == "up")
+        harness.away = True
+        await until(lambda: harness.states[0] == "down")
+        assert harness.changes[-1][2] == "failed 2 checks in a row: its channel is closed"
 
 
 async def test_a_program_that_cannot_be_checked_is_up_as_long_as_it_runs() -> None:
-    async with Stage(service("/healthz")).running() as stage:
-        stage.checks.join("web", 0, can_answer=False)
-        await until(lambda: stage.count("ok") >= 3)
-        assert stage.states[0] == "up"
-        assert stage.sent == []
+    async with Harness(service("/healthz")).running() as harness:
+        harness.checks.join("web", 0, can_answer=False)
+        await until(lambda: harness.count("ok") >= 3)
+        assert harness.states[0] == "up"
+        assert harness.sent == []
 
 
 async def test_the_next_process_of_a_slot_is_checked_even_if_the_last_could_not_be() -> None:
-    async with Stage(service()).running() as stage:
-        stage.checks.join("web", 0, can_answer=False)
-        await until(lambda: stage.states[0] == "up")
-        stage.checks.leave("web", 0)
-        assert stage.changes[-1] == (0, "absent", "process is gone")
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.sent)
+    async with Harness(service()).running() as harness:
+        harness.checks.join("web", 0, can_answer=False)
+        await until(lambda: harness.states[0] == "up")
+        harness.checks.leave("web", 0)
+        assert harness.changes[-1] == (0, "absent", "process is gone")
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.sent)
 
 
 async def test_a_draining_worker_is_out_until_its_successor_joins() -> None:
-    async with Stage(service()).running() as stage:
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.states[0] == "up")
-        stage.checks.drain("web", 0)
-        assert stage.states[0] == "absent"
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.states[0] == "up")
+    async with Harness(service()).running() as harness:
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.states[0] == "up")
+        harness.checks.drain("web", 0)
+        assert harness.states[0] == "absent"
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.states[0] == "up")
 
 
 async def test_an_answer_of_the_previous_process_does_not_count_for_the_next() -> None:
-    async with Stage(service(timeout="100ms")).running() as stage:
-        stage.silent = True
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.sent)
-        first = stage.sent[0][1]
-        stage.checks.leave("web", 0)
-        stage.checks.join("web", 0, can_answer=True)
-        stage.checks.answered("web", 0, {"seq": first["seq"]})
-        await until(lambda: stage.count("timeout"))
-        assert stage.states[0] == "checking"
-        assert stage.count("ok") == 0
+    async with Harness(service(timeout="100ms")).running() as harness:
+        harness.silent = True
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.sent)
+        first = harness.sent[0][1]
+        harness.checks.leave("web", 0)
+        harness.checks.join("web", 0, can_answer=True)
+        harness.checks.answered("web", 0, {"seq": first["seq"]})
+        await until(lambda: harness.count("timeout"))
+        assert harness.states[0] == "checking"
+        assert harness.count("ok") == 0
 
 
 @pytest.mark.parametrize("path", [None, "/healthz"])
@@ -216,75 +216,75 @@ async def test_cancelled_checks_leave_no_descriptor_and_no_pending_check(
     path: str | None,
 ) -> None:
     before = descriptors()
-    async with Stage(service(path)).running() as stage:
-        stage.silent = True
+    async with Harness(service(path)).running() as harness:
+        harness.silent = True
         for slot in (0, 1):
-            stage.checks.join("web", slot, can_answer=True)
-        await until(lambda: len(stage.sent) >= 2)
+            harness.checks.join("web", slot, can_answer=True)
+        await until(lambda: len(harness.sent) >= 2)
     await until(lambda: descriptors() <= before)
     assert descriptors() == before
 
 
 async def test_a_slot_that_is_added_later_is_checked_as_well() -> None:
-    async with Stage(service("/healthz")).running() as stage:
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.states[0] == "up")
-        stage.checks.add("web", 2)
-        assert stage.states == ["up", "absent", "absent"]
-        stage.checks.join("web", 2, can_answer=True)
-        await until(lambda: stage.states == ["up", "absent", "up"])
-        assert stage.changes[-1] == (2, "up", "passed its first check")
+    async with Harness(service("/healthz")).running() as harness:
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.states[0] == "up")
+        harness.checks.add("web", 2)
+        assert harness.states == ["up", "absent", "absent"]
+        harness.checks.join("web", 2, can_answer=True)
+        await until(lambda: harness.states == ["up", "absent", "up"])
+        assert harness.changes[-1] == (2, "up", "passed its first check")
 
 
 @pytest.mark.parametrize("path", [None, "/healthz"])
 async def test_a_removed_slot_is_no_longer_checked(path: str | None) -> None:
-    async with Stage(service(path)).running() as stage:
+    async with Harness(service(path)).running() as harness:
         for slot in (0, 1):
-            stage.checks.join("web", slot, can_answer=True)
-        await until(lambda: stage.states == ["up", "up"])
-        stage.checks.remove("web", 0)
-        assert stage.changes[-1] == (0, "absent", "was removed")
-        assert stage.states == ["up"]
-        stage.sent.clear()
-        await until(lambda: len(stage.sent) >= 3)
-        assert {slot for slot, _ in stage.sent} == {1}
+            harness.checks.join("web", slot, can_answer=True)
+        await until(lambda: harness.states == ["up", "up"])
+        harness.checks.remove("web", 0)
+        assert harness.changes[-1] == (0, "absent", "was removed")
+        assert harness.states == ["up"]
+        harness.sent.clear()
+        await until(lambda: len(harness.sent) >= 3)
+        assert {slot for slot, _ in harness.sent} == {1}
         with pytest.raises(KeyError):
-            stage.checks.remove("web", 0)
+            harness.checks.remove("web", 0)
 
 
 async def test_a_slot_that_is_removed_during_a_check_leaves_no_pending_check() -> None:
     before = descriptors()
-    async with Stage(service()).running() as stage:
-        stage.silent = True
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.sent)
-        stage.checks.remove("web", 0)
-        stage.checks.answered("web", 0, {"seq": stage.sent[0][1]["seq"]})
+    async with Harness(service()).running() as harness:
+        harness.silent = True
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.sent)
+        harness.checks.remove("web", 0)
+        harness.checks.answered("web", 0, {"seq": harness.sent[0][1]["seq"]})
         await asyncio.sleep(0)
-        assert stage.count("ok") == 0
-        assert stage.changes == []
+        assert harness.count("ok") == 0
+        assert harness.changes == []
     assert descriptors() == before
 
 
 async def test_a_removed_slot_can_be_added_again_and_starts_from_the_beginning() -> None:
-    async with Stage(service()).running() as stage:
-        stage.checks.join("web", 0, can_answer=False)
-        await until(lambda: stage.states[0] == "up")
-        stage.checks.remove("web", 0)
-        stage.checks.add("web", 0)
+    async with Harness(service()).running() as harness:
+        harness.checks.join("web", 0, can_answer=False)
+        await until(lambda: harness.states[0] == "up")
+        harness.checks.remove("web", 0)
+        harness.checks.add("web", 0)
         with pytest.raises(ValueError, match="slot 0 is taken"):
-            stage.checks.add("web", 0)
-        assert stage.states == ["absent", "absent"]
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.states[1] == "up")
-        assert stage.sent, "the new program can be asked"
+            harness.checks.add("web", 0)
+        assert harness.states == ["absent", "absent"]
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.states[1] == "up")
+        assert harness.sent, "the new program can be asked"
 
 
 async def test_the_statistics_have_the_shape_of_a_proxys_answer() -> None:
-    async with Stage(service()).running() as stage:
-        stage.checks.join("web", 0, can_answer=True)
-        await until(lambda: stage.count("ok"))
-        stats = stage.checks.stats()
+    async with Harness(service()).running() as harness:
+        harness.checks.join("web", 0, can_answer=True)
+        await until(lambda: harness.count("ok"))
+        stats = harness.checks.stats()
         assert stats["pools"]["web"][0]["slot"] == 0
         series = stats["metrics"]["services"]["web"]
         assert series["penstock_health_check_duration_seconds"][""][-1] >= 0

@@ -1,4 +1,4 @@
-"""A fake proxy without clients: it logs the supervisor's messages, and behaves as `PLAY` says."""
+"""A fake proxy without clients: it logs the supervisor's messages and obeys `BEHAVIOUR`."""
 
 import asyncio
 import os
@@ -12,19 +12,19 @@ from penstock_worker.contract import FAILED, PING, PONG, READY, STATS
 
 class Proxy:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.play = os.environ.get("PLAY", "")
+        self.behaviour = os.environ.get("BEHAVIOUR", "")
         self.finished = asyncio.Event()
         sock = inherited(os.environ)
         assert sock is not None
-        self.channel = Channel(loop, sock, self.ordered, self.finished.set)
+        self.channel = Channel(loop, sock, self.received, self.finished.set)
 
-    def ordered(self, message: Message, handle: socket.socket | None) -> None:
+    def received(self, message: Message, handle: socket.socket | None) -> None:
         if handle is not None:
             handle.close()
         sys.stderr.write(f"got {message['cmd']} {message.get('slot', '')}".strip() + "\n")
         sys.stderr.flush()
         if message["cmd"] == PING:
-            if self.play != "silent":
+            if self.behaviour != "silent":
                 self.channel.send({"cmd": PONG})
             return
         name = "stats" if message["cmd"] == STATS else message["cmd"]
@@ -37,13 +37,13 @@ class Proxy:
             for listener in service.listeners:
                 os.fstat(listener)
         sys.stderr.flush()
-        if self.play == "refuse":
+        if self.behaviour == "refuse":
             self.channel.send({"cmd": FAILED, "reason": "no such log"})
             os._exit(78)
         self.channel.send({"cmd": READY})
 
     def join(self, message: Message) -> None:
-        if self.play == "hang up once":
+        if self.behaviour == "hang up once":
             # The next process gets this in its configuration, and not as a message.
             self.channel.close()
             return
@@ -61,7 +61,7 @@ class Proxy:
         pass
 
     def drain_worker(self, message: Message) -> None:
-        if self.play != "deaf":
+        if self.behaviour != "deaf":
             self.channel.send({"cmd": "worker_drained", "seq": message["seq"]})
 
     def link(self, message: Message) -> None:
@@ -83,11 +83,11 @@ class Proxy:
         pass
 
     def stats(self, message: Message) -> None:
-        if self.play != "silent":
+        if self.behaviour != "silent":
             self.channel.send({"cmd": STATS, "seq": message["seq"], "metrics": {}, "pools": {}})
 
     def drain(self, message: Message) -> None:
-        if self.play != "stubborn":
+        if self.behaviour != "stubborn":
             self.finished.set()
 
 

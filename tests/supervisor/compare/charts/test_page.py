@@ -40,26 +40,26 @@ class Tab:
 
     async def open(self, path: Path) -> None:
         """Load it and wait until its script has drawn everything."""
-        target = await self.ask("Target.createTarget", url="about:blank")
-        attached = await self.ask(
+        target = await self.call("Target.createTarget", url="about:blank")
+        attached = await self.call(
             "Target.attachToTarget", targetId=target["targetId"], flatten=True
         )
         self._session = attached["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
-            await self.ask(f"{domain}.enable")
-        await self.ask("Page.navigate", url=path.as_uri())
+            await self.call(f"{domain}.enable")
+        await self.call("Page.navigate", url=path.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._take(await self._socket.receive_json())
         await self.value("window.drawn.then(() => true)")
 
     async def value(self, script: str) -> Any:
-        answer = await self.ask(
+        answer = await self.call(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    async def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._last += 1
         message = {"id": self._last, "method": method, "params": parameters}
         if self._session:
@@ -76,13 +76,13 @@ class Tab:
         if "method" in event:
             self.events.append(event)
 
-    def complaints(self) -> list[dict[str, Any]]:
-        """What a person would see in red in the browser's console."""
-        said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-        return [event for event in self.events if event["method"] in said]
+    def console_errors(self) -> list[dict[str, Any]]:
+        """Errors and other output in the browser's console."""
+        kinds = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        return [event for event in self.events if event["method"] in kinds]
 
-    def asked_for(self) -> list[str]:
-        """Every address that was asked for, and that is neither the page nor inside it."""
+    def requested(self) -> list[str]:
+        """Every requested address that is neither the page nor part of it."""
         sent = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
         urls = [event["params"]["request"]["url"] for event in sent]
         return [url for url in urls if not url.startswith(("file://", "data:"))]
@@ -105,7 +105,7 @@ async def chromium() -> AsyncIterator[Tab]:
                 ):
                     yield Tab(socket)
         finally:
-            # Its helpers are in its process group, and would go on without it.
+            # Its child processes are in its process group, and would outlive it.
             os.killpg(process.pid, signal.SIGKILL)
             await process.communicate()
 
@@ -115,7 +115,7 @@ async def debugging_address(process: asyncio.subprocess.Process) -> str:
     async for line in process.stderr:
         if found := re.search(rb"DevTools listening on (ws://\S+)", line):
             return found[1].decode()
-    pytest.fail("chromium said no address")
+    pytest.fail("chromium printed no address")
 
 
 @pytest.mark.needs("chromium")
@@ -135,8 +135,8 @@ async def test_a_browser_draws_every_chart_without_any_network_request(
             )
         )
         wide = await tab.value("document.documentElement.scrollWidth <= innerWidth")
-        assert tab.complaints() == []
-        assert tab.asked_for() == []
+        assert tab.console_errors() == []
+        assert tab.requested() == []
 
     assert drawn.keys() == {panel.name for panel in charts.panels(comparison)}
     assert all(drawn.values()), drawn
@@ -169,8 +169,8 @@ async def test_names_and_notes_of_a_result_are_escaped(sample: Comparison, tmp_p
             "[...document.querySelectorAll('#bar-keepalive-requests_per_s .ytick')]"
             ".map(tick => tick.textContent.trim())"
         )
-        assert tab.complaints() == []
-        assert tab.asked_for() == []
+        assert tab.console_errors() == []
+        assert tab.requested() == []
 
     assert title.startswith("penstock compare: ")
     assert images == 0

@@ -27,7 +27,7 @@ ENDLESS = b"HTTP/1.1 200 OK\r\n\r\nuntil the end"
 
 
 class Server:
-    """Answers every request with what `answer` gives for its number, and remembers them."""
+    """Answers every request with what `answer` gives for its number, and records the requests."""
 
     def __init__(self, answer: Callable[[int], Awaitable[bytes]]) -> None:
         self._answer = answer
@@ -127,7 +127,7 @@ async def test_a_stall_counts_for_every_request_that_was_due_during_it() -> None
 
     async with serving(answer) as server:
         report = await driven(job(server.address, "rate", rate=200.0, seconds=1.5, connections=1))
-    # Of one connection a client that waits its turn would have seen one slow answer.
+    # A client that waits for each response would have measured one slow response.
     late = sum(n for bucket, n in report.histogram.items() if histogram.upper(bucket) > 0.1)
     assert late >= 60
     assert report.worst_s >= 0.5
@@ -214,7 +214,7 @@ async def test_a_response_that_does_not_come_in_time_is_a_timeout() -> None:
 
 
 async def test_a_connection_that_was_closed_while_idle_is_reopened_without_an_error() -> None:
-    # Answered as if it would be kept, and closed: at a low rate nothing is outstanding then.
+    # A keep-alive response, then a close: at a low rate no request is outstanding at that time.
     idle_closed = b"HTTP/1.1 100 then\r\n\r\n" + GOOD
     async with serving(idle_closed) as server:
         report = await driven(job(server.address, "rate", rate=20.0, connections=8, seconds=1.0))

@@ -47,7 +47,7 @@ async def test_the_figures_of_wrk_are_read(address: str, kind: str) -> None:
     assert report.requests > 0
     assert report.errors.get("status", 0) == 0
     assert 0.9 < report.seconds < 5
-    # wrk puts in those that a slow answer kept it from sending, so there may be more.
+    # wrk adds the requests that a slow response kept it from sending, so there may be more.
     assert sum(report.histogram.values()) > 0.8 * report.requests
     assert report.worst_s > 0
     assert report.cpu_share > 0

@@ -29,7 +29,7 @@ def test_a_file_with_the_earlier_name_of_the_proxy_role_is_read(
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "problem"),
     [
         (b"", "is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
@@ -45,12 +45,12 @@ def test_a_file_with_the_earlier_name_of_the_proxy_role_is_read(
     ],
 )
 def test_a_file_that_is_no_result_is_refused_with_one_line(
-    content: bytes, says: str, tmp_path: Path
+    content: bytes, problem: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "before.json"
     file.write_bytes(content)
 
-    with pytest.raises(ValueError, match=says) as raised:
+    with pytest.raises(ValueError, match=problem) as raised:
         baseline.load(file)
     assert str(file) in str(raised.value)
     assert str(raised.value).isprintable()

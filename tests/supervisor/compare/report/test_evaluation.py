@@ -33,20 +33,20 @@ LESS = Figure(key="less", section="x", label="x", quantity="time", read=lambda _
         (MORE, [cell(10), cell(20), cell(15)], {1}),
         (LESS, [cell(10), cell(20), cell(15)], {0}),
         (LESS, [cell(10, 3), cell(12, 1), cell(15)], {0, 1}),
-        # Narrow spreads, but nobody should choose by two per cent.
+        # Narrow spreads, but two per cent are no reason to choose.
         (LESS, [cell(100), cell(102), cell(150)], {0, 1}),
-        # Of one round each, nobody knows how far they spread.
+        # With one round each, the spread is unknown.
         (LESS, [cell(100, rounds=1), cell(108, rounds=1), cell(150, rounds=1)], {0, 1}),
-        # All alike is no victory, and neither is having been measured alone.
+        # If all are alike, none is the best; the same if only one was measured.
         (LESS, [cell(10, 3), cell(12, 3)], set()),
         (LESS, [cell(10), None, None], set()),
         (LESS, [None, None], set()),
-        # Who was held back by the load generator can lose to nobody.
+        # A subject that the load generator limited may be as good as the best.
         (MORE, [cell(10, doubt="limited"), cell(20), cell(15)], {0, 1}),
         (MORE, [cell(10, doubt="limited"), cell(20, doubt="limited")], set()),
-        # Who refuses is quick.
+        # Errors are quick, so a subject with errors is not the best.
         (LESS, [cell(1, doubt="errors"), cell(20), cell(40)], {1}),
-        # No end of it is worse than any.
+        # An infinite value is worse than any other.
         (LESS, [cell(float("inf"), rounds=1), cell(20, rounds=1)], {1}),
         (LESS, [cell(0, rounds=0), cell(0, rounds=0), cell(1, rounds=0)], {0, 1}),
     ],
@@ -93,18 +93,19 @@ def test_errors_have_a_row_only_if_a_subject_had_some(sample: Comparison) -> Non
 def test_each_subject_gets_a_paragraph_with_its_costs_and_when_to_choose_it(
     sample: Comparison,
 ) -> None:
-    told = evaluation.paragraphs(sample)
+    paragraphs = evaluation.paragraphs(sample)
 
-    assert list(told) == ["ports/http", "ports/tcp", "handoff", "shared", "reuseport"]
+    assert list(paragraphs) == ["ports/http", "ports/tcp", "handoff", "shared", "reuseport"]
     assert (
-        "3 descriptors (3 times handoff), 2 in the proxy and 1 in the workers" in told["ports/http"]
+        "3 descriptors (3 times handoff), 2 in the proxy and 1 in the workers"
+        in paragraphs["ports/http"]
     )
-    assert "rather not when descriptors run out first" in told["ports/http"]
-    assert "1 local port" in told["ports/tcp"]
-    assert "1 descriptor (level with the best), no local port" in told["handoff"]
-    assert "The busiest of 4 workers had 36 %" in told["shared"]
-    assert "full capacity never back" in told["reuseport"]
-    for text in told.values():
+    assert "rather not when descriptors run out first" in paragraphs["ports/http"]
+    assert "1 local port" in paragraphs["ports/tcp"]
+    assert "1 descriptor (level with the best), no local port" in paragraphs["handoff"]
+    assert "The busiest of 4 workers had 36 %" in paragraphs["shared"]
+    assert "full capacity never back" in paragraphs["reuseport"]
+    for text in paragraphs.values():
         assert text.startswith(evaluation.ADVICE)
         assert "It costs CPU: " in text
 
@@ -136,9 +137,9 @@ def test_figures_that_were_not_measured_are_listed_and_not_shown_as_zero(
 
 def test_a_subject_without_figures_is_reported_as_not_measured(sample: Comparison) -> None:
     nothing = Subject(name="handoff", scheme="handoff", mode="", notes=("it did not start",))
-    told = evaluation.paragraphs(sample.model_copy(update={"subjects": (nothing,)}))
+    paragraphs = evaluation.paragraphs(sample.model_copy(update={"subjects": (nothing,)}))
 
-    assert told == {"handoff": "Nothing was measured. It did not start."}
+    assert paragraphs == {"handoff": "Nothing was measured. It did not start."}
 
 
 def test_a_limit_of_the_load_generator_is_reported_in_the_paragraph(sample: Comparison) -> None:
@@ -185,9 +186,9 @@ def test_a_result_with_only_zeros_can_be_evaluated(sample: Comparison) -> None:
     held = HeldResult(connections=1, fds={}, memory={}, ephemeral_ports=0.0, curve=())
     least = Subject(name="a", scheme="", mode="", loads={"keepalive": load}, held=held)
     most = sample.subjects[0]
-    told = evaluation.paragraphs(sample.model_copy(update={"subjects": (least, most)}))
+    paragraphs = evaluation.paragraphs(sample.model_copy(update={"subjects": (least, most)}))
 
-    assert told["a"].startswith("0 requests/s over keep-alive connections")
+    assert paragraphs["a"].startswith("0 requests/s over keep-alive connections")
 
 
 def failed(subject: Subject, kind: LoadKind, many: int) -> Subject:
