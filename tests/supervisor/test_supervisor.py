@@ -2,6 +2,9 @@
 
 Workers are real processes, the proxy is a stand-in that logs its messages, and the run
 is in this process, so that a test can look at both ends.
+
+Covers `child_events`, `children/diagnosis`, `control/endpoints` and `observability/collect`.
+Covers `rollout/resources` and `rotation/reuseport`.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The table is complete, and no order of events makes two processes or timers of one child."""
+"""The transition table is complete, and no order of events starts two processes or timers."""
 
 from itertools import product
 

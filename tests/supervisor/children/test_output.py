@@ -176,7 +176,7 @@ async def test_a_proxy_writes_to_stderr_only() -> None:
     assert to.read() == (b"", b"proxy/0 | hm\n")
 
 
-async def test_closing_reads_what_is_left() -> None:
+async def test_closing_reads_the_remaining_output() -> None:
     to = Destination()
     loop = asyncio.get_running_loop()
     with closing(Output(loop, stdout=to.out_end, stderr=to.err_end)) as output:
@@ -184,7 +184,7 @@ async def test_closing_reads_what_is_left() -> None:
     assert to.read() == (b"web/0 | last words\n", b"")
 
 
-async def test_names_are_coloured_on_a_terminal_and_only_there() -> None:
+async def test_names_are_coloured_on_a_terminal_only() -> None:
     reading_end, terminal = pty.openpty()
     to = Destination()
     loop = asyncio.get_running_loop()

@@ -81,7 +81,7 @@ def test_a_worker_gets_its_slot_and_address_in_its_environment() -> None:
         ({"command": ["x"], "send_proxy": "v2"}, None),
     ],
 )
-def test_the_environment_of_a_worker_says_whether_connections_begin_with_a_header(
+def test_the_environment_of_a_worker_shows_whether_connections_begin_with_a_header(
     keys: dict[str, Any], terms: tuple[float, tuple[str, ...]] | None
 ) -> None:
     first, _ = plans(service(**keys, trusted_proxies=["10.0.0.0/8"]))

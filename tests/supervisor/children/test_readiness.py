@@ -1,6 +1,8 @@
 """A port that accepts is ready, another one is tried again, and a wrong port is found.
 
 A program that inherited a socket is ready when it waits for it, by any system call.
+
+Covers `kernel/procfs`.
 """
 
 import asyncio

@@ -1,4 +1,8 @@
-"""What a person types, and what they are told: words, streams and exit statuses."""
+"""The command line: arguments become a configuration, with fixed output and exit statuses.
+
+Covers `__main__`, `cli/banner`, `cli/check`, `cli/describe` and `cli/options`.
+Covers `cli/run` and `logging_setup`.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`penstock status` says of every process what a person wants to know, and no more."""
+"""`penstock status` shows the state of every process and upstream in one line each."""
 
 from typing import Any
 

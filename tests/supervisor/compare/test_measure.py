@@ -1,4 +1,7 @@
-"""A load is made by enough processes, and the CPU time and split of its time are measured."""
+"""A load runs in enough processes; CPU time and split are those of its own duration.
+
+Covers `compare/faults`.
+"""
 
 from collections.abc import Mapping
 from typing import Any

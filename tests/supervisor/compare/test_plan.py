@@ -1,4 +1,4 @@
-"""What a comparison does and in which spec: whole passes, alternating, within the time."""
+"""A comparison measures in complete, alternating rounds within its time limit."""
 
 import pytest
 

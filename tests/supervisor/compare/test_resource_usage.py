@@ -1,4 +1,4 @@
-"""What /proc says of real processes and sockets is what they have."""
+"""CPU time, memory, descriptors and connections of real processes are read from /proc."""
 
 import os
 import socket

@@ -1,4 +1,7 @@
-"""A whole comparison of real clusters: short, in spec, and nothing of it is left running."""
+"""A comparison of real clusters has every result and leaves no process.
+
+Covers `compare/machine`.
+"""
 
 import http.server
 import os

@@ -1,4 +1,4 @@
-"""A subject is a real cluster: its address and roles are known, and no process of it is left."""
+"""A subject is a real cluster: its address and roles are known, and it leaves no process."""
 
 import signal
 import subprocess

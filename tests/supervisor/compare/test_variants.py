@@ -1,4 +1,4 @@
-"""One service under every scheme: what is kept, what is left out, and what cannot be."""
+"""A service is compared under every scheme that can run it; the others are named in notes."""
 
 import tomllib
 from typing import Any
@@ -44,7 +44,7 @@ def test_each_variant_on_a_unix_socket_gets_its_own_path_and_none_is_reuseport()
     assert note.startswith("reuseport is not compared: a unix socket has no port to share")
 
 
-def test_a_command_is_not_compared_under_handoff_and_the_note_says_why() -> None:
+def test_a_command_is_not_compared_under_handoff_and_a_note_gives_the_reason() -> None:
     (one,) = load(None, {"command": ("node", "server.js")}).services
     choice = choose(one, NAMES, "/tmp/x")
     assert [variant.name for variant in choice.variants] == [

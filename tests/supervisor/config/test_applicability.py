@@ -1,4 +1,4 @@
-"""Every key has conditions; where they do not hold it is refused, and the message names them."""
+"""A key is refused where it has no effect, and the message names the conditions for it."""
 
 from itertools import product
 from typing import Any

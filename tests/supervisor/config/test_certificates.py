@@ -1,4 +1,7 @@
-"""Certificate files are checked before they are used, and problems are reported with their key."""
+"""Certificate files are checked before use, reloaded on change, and reported with their key.
+
+Covers `config/tls_rules` and `rollout/certificate_reload`.
+"""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""A file, options and defaults become one frozen object, or one line for every error."""
+"""A file, options and defaults become one frozen object, or one line for every error.
+
+Covers `config/model`.
+"""
 
 from pathlib import Path
 from typing import Any

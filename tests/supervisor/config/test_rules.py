@@ -1,4 +1,4 @@
-"""A scheme that cannot work with a program, mode or address is refused, with one that can."""
+"""A scheme that cannot work with a program, mode or address is refused with an alternative."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which valid configurations get a warning, and which do not."""
+"""A valid configuration gets a warning only for root and for an admin port that others reach."""
 
 from typing import Any
 

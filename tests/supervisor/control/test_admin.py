@@ -1,4 +1,7 @@
-"""The admin port serves its pages, disturbs nothing else, and leaves nothing open."""
+"""The admin port serves its pages read-only, is limited, and leaves no descriptor open.
+
+Covers `control/http_server`.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Requests on the control socket reach the run, and only those of its owner."""
+"""A request on the control socket calls the run, and only its owner may send one."""
 
 import asyncio
 import os

@@ -1,4 +1,7 @@
-"""/status has the proxy's fields beside the supervisor's, for each slot."""
+"""/status has the supervisor's and the proxy's fields for each slot.
+
+Covers `snapshot`.
+"""
 
 import json
 from typing import Any

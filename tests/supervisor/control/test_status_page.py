@@ -1,4 +1,7 @@
-"""The page for people has every process and upstream, and no HTML of others."""
+"""The status page has a row for every process and upstream, and escapes every text.
+
+Covers `control/summary`.
+"""
 
 from html.parser import HTMLParser
 from typing import Any

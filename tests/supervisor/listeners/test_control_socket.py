@@ -1,4 +1,4 @@
-"""The directory of the control socket: private or refused, and left as it was found."""
+"""The directory of the control socket is private or refused, and left unchanged."""
 
 import os
 import socket

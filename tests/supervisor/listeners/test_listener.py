@@ -1,4 +1,7 @@
-"""Listeners open their socket, or report in one line why they cannot."""
+"""Listeners open their socket, or report in one line why they cannot.
+
+Covers `errors`.
+"""
 
 import errno
 import fcntl

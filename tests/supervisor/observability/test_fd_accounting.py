@@ -1,4 +1,4 @@
-"""A connection's descriptors are added up over all processes; unknown ones leave no number."""
+"""A connection's descriptors are summed over all processes; without all parts there is no sum."""
 
 from collections.abc import Collection
 from typing import Any

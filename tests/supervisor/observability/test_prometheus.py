@@ -1,4 +1,7 @@
-"""A page has exactly what the snapshot has, in both formats."""
+"""A metrics page has exactly the values of the snapshot, in both formats.
+
+Covers `kernel/process_stats` and `observability/metric_families`.
+"""
 
 import math
 import os

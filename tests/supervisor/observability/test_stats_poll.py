@@ -1,4 +1,7 @@
-"""Every child is polled once, none can delay the others, and counters of a slot never go down."""
+"""Every child is polled once, none delays the others, and a slot's counters never go down.
+
+Covers `children/slot_history`.
+"""
 
 import asyncio
 from typing import Any, cast
@@ -183,7 +186,7 @@ async def test_a_process_is_carried_over_once(stats_poll: StatsPoll) -> None:
     assert worker.history.carryover["penstock_connections_total"] == {"": 3}
 
 
-async def test_a_draining_process_counts_for_its_slot_with_what_is_still_open(
+async def test_the_open_connections_of_a_draining_process_count_for_its_slot(
     stats_poll: StatsPoll,
 ) -> None:
     draining = Worker(stats_poll)

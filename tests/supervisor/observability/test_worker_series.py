@@ -121,7 +121,7 @@ def test_a_report_without_series_is_empty(reported: object) -> None:
     assert not any(sanitized(reported, 0, "shared").values())
 
 
-def test_a_page_does_not_grow_with_what_a_worker_reports() -> None:
+def test_the_size_of_a_page_is_bounded_whatever_a_worker_reports() -> None:
     reported = {f"0 M{i} {i}": 1 for i in range(100_000)}
     samples = sanitized({"penstock_requests_total": reported}, 0, "shared")[
         "penstock_requests_total"

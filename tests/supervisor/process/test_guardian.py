@@ -1,4 +1,4 @@
-"""The guardian kills what a dead supervisor leaves behind, and is restarted when it dies."""
+"""The guardian kills the processes of a dead supervisor, and is restarted when it dies."""
 
 import asyncio
 import errno

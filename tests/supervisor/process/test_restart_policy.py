@@ -1,4 +1,4 @@
-"""Waits double up to a limit and start again after a long time ready; too many exits: give up."""
+"""Waits double up to a limit and are reset by a long time ready; too many exits are a giveup."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,7 @@
-"""Real processes: every exit is reported once, groups are killed, failed starts have a reason."""
+"""Real processes: every exit is reported once, groups are killed, failed starts have a reason.
+
+Covers `process/reaper`.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A proxy that is away is covered by the others, for as long as it is and no longer.
+"""A proxy that is down or stuck has its listeners taken over by the others until it is ready.
 
 Proxies are fakes that record their messages, the loop is a fake whose timer a test fires, and
 sockets are texts. Which proxy gets which message, and when, is all that is decided here.

@@ -1,4 +1,7 @@
-"""A replacement loses no request, and a slot that goes meanwhile does not block the others."""
+"""Workers are replaced one by one, and a slot that is removed does not block the others.
+
+Covers `rollout/condition`.
+"""
 
 import asyncio
 from collections.abc import Callable

@@ -1,7 +1,9 @@
-"""Every proxy is asked, and a question is answered when every proxy has answered or has ended.
+"""Every proxy is asked, and a request is complete when each has answered or ended.
 
 Proxies and workers are fakes that record their messages. The loop is a fake whose timers run
 when a test wants it. Links are real, so that descriptors left open are found.
+
+Covers `process/handoff_link`, `rotation/fd_delivery` and `rotation/handoff_links`.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,8 @@
-"""The page is whole and safe: a real browser draws every chart and asks nobody for anything."""
+"""The page is complete and safe: a browser draws every chart without any network request.
+
+Covers `compare/charts/bars` and `compare/charts/charts`.
+Covers `compare/charts/curves` and `compare/charts/theme`.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,8 @@
-"""The load generator: what it asks, what it counts as which error, and that nothing of it stays."""
+"""The load generator sends the right requests, counts every error by kind, and leaves nothing.
+
+Covers `compare/load/clients` and `compare/load/driver`.
+Covers `compare/load/job` and `compare/load/response`.
+"""
 
 import asyncio
 import errno

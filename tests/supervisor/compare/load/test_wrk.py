@@ -1,4 +1,4 @@
-"""wrk as the generator: its figures become ours, and what it cannot do is not asked of it."""
+"""wrk as the load generator: its figures are read, and it gets only loads that it supports."""
 
 import http.server
 import shutil

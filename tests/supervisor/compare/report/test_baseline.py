@@ -1,4 +1,7 @@
-"""An earlier run is read with care, and a difference counts only beyond the spread."""
+"""An invalid baseline is refused, and only a difference beyond the spread counts.
+
+Covers `compare/report/result`.
+"""
 
 import json
 from collections.abc import Callable

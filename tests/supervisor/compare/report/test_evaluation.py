@@ -1,4 +1,7 @@
-"""What is said about the schemes follows from the figures, and says where they end."""
+"""The evaluation of the schemes follows from the figures, and names what is missing or doubtful.
+
+Covers `compare/report/figures`.
+"""
 
 import re
 from collections.abc import Callable

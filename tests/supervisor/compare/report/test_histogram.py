@@ -1,4 +1,4 @@
-"""Latencies in buckets: how exact they are, and that adding them up loses nothing."""
+"""Latencies are counted in buckets within one per cent, and merging them loses no request."""
 
 from math import ceil
 

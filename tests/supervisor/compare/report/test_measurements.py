@@ -1,4 +1,4 @@
-"""Rounds become figures: nothing is estimated, and what was not measured stays empty."""
+"""Rounds become figures; nothing is estimated, and missing measurements stay empty."""
 
 from typing import Any
 
@@ -80,7 +80,7 @@ def test_jains_index_is_1_for_equal_shares_and_1_in_n_if_one_has_everything(
     assert jain(shares) == ratio
 
 
-def test_a_held_connection_costs_what_was_added() -> None:
+def test_the_cost_of_a_held_connection_is_what_it_added() -> None:
     found = held_connections(
         [
             ResourceSample(0, {"proxy": 10, "workers": 20}, {"proxy": 1000, "workers": 0}, 1),

@@ -1,4 +1,7 @@
-"""The table can be read: every figure whole, the best marked without colours too."""
+"""The table fits the terminal, shows every figure, and marks the best without colours too.
+
+Covers `compare/report/units`.
+"""
 
 import io
 from collections.abc import Callable
