@@ -41,7 +41,7 @@ def test_metrics_that_the_proxy_counts_are_not_taken_from_workers() -> None:
     assert sanitized(everything(), 0, "no such scheme") == {}
 
 
-def test_a_worker_counts_only_what_the_proxy_has_a_name_for() -> None:
+def test_every_metric_that_workers_count_is_defined_by_the_proxy() -> None:
     known = {metric.name for metric in metrics.TABLE}
     assert all(names <= known for names in COUNTED_BY_WORKERS.values())
 
