@@ -22,6 +22,7 @@ from math import ceil
 from time import monotonic, process_time
 from typing import Final
 
+from penstock_supervisor.compare import stdin_pipe
 from penstock_supervisor.compare.load.clients import (
     Client,
     Connector,
@@ -228,16 +229,12 @@ _CLOCK_MONOTONIC: Final = 1
 
 def _main() -> int:
     os.write(1, READY)
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(0, 65536)
-        if not piece:
-            return 1
-        line += piece
+    line = stdin_pipe.read_line()
+    if line is None:
+        return 1
     raise_fd_limit()
     poller = Poller()
-    # Nothing more is written to it. It becomes readable when it is closed.
-    poller.add(0, lambda: os._exit(1))
+    poller.add(stdin_pipe.FD, lambda: os._exit(1))
     try:
         report = Load(Job.model_validate_json(line), poller).run()
     except OSError as error:
