@@ -30,7 +30,7 @@ from penstock_supervisor.compare.load.clients import (
     raise_fd_limit,
     request,
 )
-from penstock_supervisor.compare.load.job import READY, Job, Report
+from penstock_supervisor.compare.load.job import READY, Job, LoadReport
 from penstock_supervisor.compare.report import histogram
 
 _MIN_TICK_S: Final = 100e-6
@@ -69,7 +69,7 @@ class Load:
         self._errors: Counter[str] = Counter()
         self._worst_s = 0.0
 
-    def run(self) -> Report:
+    def run(self) -> LoadReport:
         job = self._job
         if job.kind != "connect":
             connect_all(self._poller, self._clients, _CONNECT_S)
@@ -85,7 +85,7 @@ class Load:
         self._loop(begin)
         seconds, cpu_s = monotonic() - begin, process_time() - cpu_begin
         self._drain()
-        return Report(
+        return LoadReport(
             requests=self._latencies.total(),
             errors=dict(self._errors),
             seconds=seconds,
