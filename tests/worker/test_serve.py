@@ -96,7 +96,7 @@ def test_after_term_the_rest_of_an_upload_is_taken(serve: Serve) -> None:
     assert served.exit_status() == 0
 
 
-def test_what_is_long_is_told_to_close(serve: Serve) -> None:
+def test_an_event_stream_is_closed_at_term(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app")
     with request(served.port(), "/sse") as events:
         answer = events.getresponse()
@@ -106,7 +106,7 @@ def test_what_is_long_is_told_to_close(serve: Serve) -> None:
     assert served.exit_status() == 0
 
 
-def test_an_impatient_second_interrupt_ends_it_at_once(serve: Serve) -> None:
+def test_a_second_interrupt_ends_the_worker_at_once(serve: Serve) -> None:
     served = serve("aio:app")
     port = served.port()
     with request(port, "/slow"):
@@ -126,7 +126,7 @@ def test_a_handler_is_cancelled_when_its_client_is_gone(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("spec", ["aio:app", "asg:app"])
-def test_it_leaves_when_its_supervisor_is_gone(serve: Serve, spec: str) -> None:
+def test_a_worker_exits_when_its_supervisor_is_gone(serve: Serve, spec: str) -> None:
     served = serve(spec)
     assert get(served.port()) == (200, b"hello")
     served.hang_up()
@@ -134,7 +134,9 @@ def test_it_leaves_when_its_supervisor_is_gone(serve: Serve, spec: str) -> None:
     assert (served.directory / "cleaned").exists()
 
 
-def test_what_never_finishes_does_not_outlive_the_supervisor_for_long(serve: Serve) -> None:
+def test_a_request_that_never_finishes_does_not_outlive_the_supervisor_for_long(
+    serve: Serve,
+) -> None:
     served = serve("aio:app")
     with request(served.port(), "/slow"):
         until(lambda: (served.directory / "begun").exists())
@@ -143,7 +145,7 @@ def test_what_never_finishes_does_not_outlive_the_supervisor_for_long(serve: Ser
 
 
 @pytest.mark.parametrize("spec", ["aio:app", "asg:app"])
-def test_it_counts_its_descriptors_by_kind(serve: Serve, spec: str) -> None:
+def test_descriptors_are_counted_by_kind(serve: Serve, spec: str) -> None:
     served = serve(spec)
     port = served.port()
     with contextlib.ExitStack() as stack:
@@ -160,7 +162,7 @@ def test_it_counts_its_descriptors_by_kind(serve: Serve, spec: str) -> None:
     assert sum(fds.values()) == total
 
 
-def test_a_loop_that_was_stuck_says_so(serve: Serve) -> None:
+def test_a_blocked_loop_is_reported_as_lag(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app")
     assert get(served.port(), "/burn?ms=800")[0] == 200
     served.tell({"cmd": STATS, "seq": 1})
@@ -168,7 +170,7 @@ def test_a_loop_that_was_stuck_says_so(serve: Serve) -> None:
     assert served.hear()["metrics"]["loop_lag_s"] > 0.2
 
 
-def test_a_crash_is_real(serve: Serve) -> None:
+def test_the_crash_page_ends_the_process(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app", PENSTOCK_SERVICE="web", PENSTOCK_SLOT="1")
     status, text = get(served.port(), "/crash")
     assert (status, text) == (200, f"web/1 (pid {served.process.pid}) dies now\n".encode())
@@ -188,7 +190,7 @@ def test_a_crash_is_real(serve: Serve) -> None:
         ("bad", "", '"bad" is not MODULE:ATTRIBUTE', False),
     ],
 )  # fmt: skip
-def test_a_program_that_cannot_be_served_is_one_line_and_its_own_traceback(
+def test_a_program_that_cannot_be_served_is_a_failure_in_one_line_with_its_own_traceback(
     serve: Serve, tmp_path: Path, spec: str, text: str, reason: str, shown: bool
 ) -> None:
     (tmp_path / "bad.py").write_text(text)
@@ -200,7 +202,7 @@ def test_a_program_that_cannot_be_served_is_one_line_and_its_own_traceback(
     assert ("Traceback" in served.stderr() or "SyntaxError" in served.stderr()) is shown
 
 
-def test_an_asgi_program_without_uvicorn_is_told_what_to_install(
+def test_an_asgi_program_without_uvicorn_is_a_failure_that_names_the_package(
     serve: Serve, tmp_path: Path
 ) -> None:
     # Beside the program, and so before the real one; it says that there is none.
@@ -210,7 +212,7 @@ def test_an_asgi_program_without_uvicorn_is_told_what_to_install(
     assert served.exit_status() == EXIT_FAILED
 
 
-def test_a_port_in_use_is_one_line(serve: Serve) -> None:
+def test_a_port_in_use_is_a_failure_in_one_line(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         served = serve("aio:app", PORT=str(port))
@@ -221,7 +223,9 @@ def test_a_port_in_use_is_one_line(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("spec", ["breaks:app", "refuses:app"])
-def test_a_start_that_may_work_next_time_is_no_reason_to_give_up(serve: Serve, spec: str) -> None:
+def test_a_startup_that_fails_is_reported_as_an_exit_and_not_as_final(
+    serve: Serve, spec: str
+) -> None:
     served = serve(spec)
     assert served.exit_status() == 1
     assert served.words() == [ONLINE]
@@ -229,7 +233,7 @@ def test_a_start_that_may_work_next_time_is_no_reason_to_give_up(serve: Serve, s
     assert "the database is away" in served.stderr()
 
 
-def test_by_hand_it_says_where_it_is_and_why_it_is_not(serve: Serve) -> None:
+def test_without_a_supervisor_the_address_and_errors_go_to_stderr(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app", supervised=False)
     until(lambda: "\n" in served.stderr())
     (port,) = served.listening()
@@ -246,13 +250,13 @@ def test_by_hand_it_says_where_it_is_and_why_it_is_not(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("spec", ["", "--help"])
-def test_without_a_program_it_says_how_it_is_used(serve: Serve, spec: str) -> None:
+def test_without_a_program_the_usage_is_printed(serve: Serve, spec: str) -> None:
     served = serve(spec, supervised=False)
     assert served.exit_status() in {2, EXIT_FAILED}
     assert "MODULE:ATTRIBUTE" in served.stderr()
 
 
-def test_what_a_program_starts_inherits_no_channel_and_no_names_of_it(serve: Serve) -> None:
+def test_children_of_the_program_inherit_no_channel_and_no_variables_of_it(serve: Serve) -> None:
     served = serve(
         "looks:app", LISTEN_FDS="1", LISTEN_PID="1", NOTIFY_SOCKET="/x", PENSTOCK_SLOT="2"
     )

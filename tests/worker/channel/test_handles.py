@@ -96,7 +96,7 @@ def test_a_connected_unix_socket_goes_both_ways(
         assert other.recv(5) == b"hello"
 
 
-def test_the_envelope_says_of_which_kind_a_socket_is(
+def test_the_envelope_names_the_kind_of_the_socket(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     peer, theirs = ends
@@ -115,7 +115,7 @@ def test_the_envelope_says_of_which_kind_a_socket_is(
         theirs.send(line({"cmd": ACK}))
 
 
-def test_what_cannot_travel_is_a_type_error_and_nothing_is_sent(
+def test_a_handle_that_is_no_supported_socket_is_a_type_error_and_not_sent(
     ends: tuple[Peer, socket.socket], stack: ExitStack, tmp_path: Path
 ) -> None:
     peer, theirs = ends
@@ -131,7 +131,7 @@ def test_what_cannot_travel_is_a_type_error_and_nothing_is_sent(
 
 
 @pytest.mark.parametrize("command", [HANDLE, ACK, NACK])
-def test_nobody_can_say_what_the_channel_says_itself(
+def test_a_message_with_a_command_of_the_channel_itself_is_refused(
     ends: tuple[Peer, socket.socket], command: str
 ) -> None:
     with pytest.raises(ValueError, match="channel's own"):

@@ -42,7 +42,9 @@ def test_a_message_is_any_json_value(ends: tuple[Peer, socket.socket], value: An
     peer.until(lambda: peer.messages == [value])
 
 
-def test_what_a_child_sends_before_its_loop_runs_has_left(loop: asyncio.AbstractEventLoop) -> None:
+def test_a_message_sent_before_the_loop_runs_is_written_at_once(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
     ours, theirs = pair()
     channel = Channel(loop, ours, lambda _, __: None, lambda: None)
     with theirs:
@@ -74,7 +76,7 @@ def test_a_message_larger_than_the_socket_buffer_arrives_whole(
     right.channel.close()
 
 
-def test_the_last_words_of_a_peer_are_heard_before_its_end(
+def test_the_last_messages_of_a_peer_are_delivered_before_its_disconnect(
     ends: tuple[Peer, socket.socket],
 ) -> None:
     peer, theirs = ends
@@ -111,7 +113,7 @@ def test_sending_to_a_peer_that_is_gone_is_harmless(ends: tuple[Peer, socket.soc
     ],
     ids=lambda line: repr(line[:12]),
 )
-def test_a_peer_that_talks_garbage_is_cut_off_and_logged_once(
+def test_a_peer_that_sends_garbage_is_cut_off_and_logged_once(
     ends: tuple[Peer, socket.socket], line: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     peer, theirs = ends
@@ -123,7 +125,7 @@ def test_a_peer_that_talks_garbage_is_cut_off_and_logged_once(
 
 
 @pytest.mark.parametrize("ending", [b"", b"\n"])
-def test_a_line_without_bounds_is_cut_off(
+def test_a_peer_that_sends_a_line_over_the_limit_is_cut_off(
     loop: asyncio.AbstractEventLoop, ending: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours, theirs = pair()
@@ -176,7 +178,7 @@ def test_a_message_that_the_peer_would_refuse_is_not_sent(
     [float("nan"), {"n": float("inf")}, {1, 2}, b"bytes", object()],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_not_json_is_one_clear_error(
+def test_sending_a_value_that_is_not_json_is_one_clear_error(
     ends: tuple[Peer, socket.socket], value: object
 ) -> None:
     peer, theirs = ends
@@ -186,7 +188,9 @@ def test_what_is_not_json_is_one_clear_error(
         theirs.recv(1)
 
 
-def test_a_value_without_an_end_is_one_clear_error(ends: tuple[Peer, socket.socket]) -> None:
+def test_sending_a_recursive_or_too_deep_value_is_one_clear_error(
+    ends: tuple[Peer, socket.socket],
+) -> None:
     endless: list[Any] = []
     endless.append(endless)
     deep: list[Any] = []
@@ -197,7 +201,7 @@ def test_a_value_without_an_end_is_one_clear_error(ends: tuple[Peer, socket.sock
             ends[0].channel.send(value)
 
 
-def test_tiny_messages_that_nobody_reads_are_bounded_by_number(
+def test_the_number_of_unread_messages_is_bounded(
     ends: tuple[Peer, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, _ = ends
@@ -212,7 +216,7 @@ def test_tiny_messages_that_nobody_reads_are_bounded_by_number(
     assert "1000 messages unread" in peer.channel.fault
 
 
-def test_a_peer_that_talks_without_a_pause_leaves_the_loop_to_others(
+def test_a_peer_that_sends_without_a_pause_does_not_block_the_loop(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     ours, theirs = pair()
@@ -254,7 +258,9 @@ def test_a_receiver_that_raises_still_gets_the_next_message(
     assert not peer.channel.closed
 
 
-def test_a_receiver_that_closes_hears_nothing_more(ends: tuple[Peer, socket.socket]) -> None:
+def test_a_receiver_that_closes_the_channel_gets_no_further_message(
+    ends: tuple[Peer, socket.socket],
+) -> None:
     peer, theirs = ends
 
     def leave(message: Any) -> None:
@@ -269,7 +275,7 @@ def test_a_receiver_that_closes_hears_nothing_more(ends: tuple[Peer, socket.sock
     assert theirs.recv(1) == b""
 
 
-def test_closing_between_the_end_and_its_news_silences_the_news(
+def test_close_before_the_disconnect_callback_cancels_the_callback(
     ends: tuple[Peer, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, _ = ends
@@ -289,7 +295,7 @@ def test_a_pair_is_not_inherited_and_does_not_block() -> None:
             assert not end.getblocking()
 
 
-def test_an_inherited_end_is_adopted_and_its_name_is_gone() -> None:
+def test_an_inherited_end_is_adopted_and_its_variable_is_removed() -> None:
     ours, theirs = pair()
     with ours:
         theirs.setblocking(True)
@@ -305,12 +311,12 @@ def test_an_inherited_end_is_adopted_and_its_name_is_gone() -> None:
             assert not adopted.getblocking()
 
 
-def test_no_name_is_no_channel() -> None:
+def test_without_the_variable_there_is_no_channel() -> None:
     assert inherited({}) is None
 
 
 @pytest.mark.parametrize("number", ["", "x", "-1", "99999", "9" * 30])
-def test_a_name_of_nothing_is_one_clear_error(number: str) -> None:
+def test_a_variable_that_names_no_channel_descriptor_is_one_clear_error(number: str) -> None:
     environ = {CHANNEL_FD: number}
     with pytest.raises(ValueError, match=CHANNEL_FD):
         inherited(environ)

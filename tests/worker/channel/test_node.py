@@ -121,7 +121,7 @@ def test_node_takes_every_kind_of_socket(
 
 
 @pytest.mark.needs("node")
-def test_node_gives_every_kind_of_socket(node: tuple[Peer, subprocess.Popen[bytes]]) -> None:
+def test_node_sends_every_kind_of_socket(node: tuple[Peer, subprocess.Popen[bytes]]) -> None:
     peer, child = node
     for kind in ("server", "unix", "udp"):
         peer.channel.send({"give": kind})
@@ -145,7 +145,7 @@ def test_node_gives_every_kind_of_socket(node: tuple[Peer, subprocess.Popen[byte
 
 
 @pytest.mark.needs("node")
-def test_node_and_we_send_each_other_many_handles_at_once(
+def test_node_and_a_channel_send_each_other_many_handles_at_once(
     node: tuple[Peer, subprocess.Popen[bytes]], stack: ExitStack
 ) -> None:
     peer, child = node

@@ -113,7 +113,7 @@ def test_descriptors_that_pile_up_beside_a_line_without_an_end_are_cut_off(
 
 
 @pytest.mark.parametrize("command", [ACK, NACK])
-def test_an_acknowledgement_that_nobody_asked_for_is_cut_off(
+def test_a_peer_that_sends_an_unexpected_acknowledgement_is_cut_off(
     loop: asyncio.AbstractEventLoop, command: str
 ) -> None:
     assert_refused(loop, [([line({"cmd": command})], [])], "acknowledgement that nobody asked for")
@@ -148,7 +148,7 @@ def test_an_acknowledgement_before_the_handle_has_left_is_cut_off(
     assert peer.told == [(1, False)]
 
 
-def test_descriptors_that_do_not_wait_for_their_acknowledgement_are_cut_off(
+def test_a_peer_that_sends_descriptors_without_waiting_for_acknowledgement_is_cut_off(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     # It reads nothing, so acknowledgements would pile up here.

@@ -24,7 +24,7 @@ from tests.support.worker.peers import (
 from penstock_worker.channel.channel import MAX_HANDLES, Channel, pair
 
 
-def test_handles_that_the_peer_never_takes_are_bounded_and_given_back(
+def test_handles_that_the_peer_never_takes_are_bounded_and_reported_as_not_taken(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     peer, _ = ends
@@ -43,7 +43,7 @@ def test_handles_that_the_peer_never_takes_are_bounded_and_given_back(
     assert len(open_targets()) == before - 1, "only the channel's own end is gone"
 
 
-def test_who_has_to_send_more_at_one_go_can_say_so(
+def test_the_bound_of_untaken_handles_can_be_raised(
     loop: asyncio.AbstractEventLoop, stack: ExitStack
 ) -> None:
     before = open_targets()
@@ -67,7 +67,7 @@ def test_who_has_to_send_more_at_one_go_can_say_so(
     assert open_targets() == before
 
 
-def test_handles_on_their_way_to_a_peer_that_dies_are_closed_and_told_of(
+def test_handles_on_their_way_to_a_peer_that_dies_are_closed_and_reported(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     peer, theirs = ends
@@ -79,7 +79,7 @@ def test_handles_on_their_way_to_a_peer_that_dies_are_closed_and_told_of(
     assert peer.channel.fault == "", "it just left"
 
 
-def test_a_peer_that_only_stops_taking_is_gone_and_holds_no_descriptor_of_ours(
+def test_a_peer_that_shuts_down_its_reading_half_is_disconnected_and_its_handles_closed(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     # No end-of-file tells of it: its writing half is open.
@@ -94,7 +94,7 @@ def test_a_peer_that_only_stops_taking_is_gone_and_holds_no_descriptor_of_ours(
     assert not peer.channel.send("more")
 
 
-def test_handles_that_wait_when_we_leave_are_closed_and_nobody_is_called(
+def test_close_closes_waiting_handles_without_calling_their_senders(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     peer, _ = ends
@@ -105,7 +105,7 @@ def test_handles_that_wait_when_we_leave_are_closed_and_nobody_is_called(
     assert (peer.told, peer.goodbyes) == ([], 0)
 
 
-def test_a_sender_that_closes_when_it_hears_of_a_loss_hears_nothing_more(
+def test_a_sender_that_closes_when_a_handle_is_lost_gets_no_further_callback(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     peer, theirs = ends
@@ -123,7 +123,7 @@ def test_a_sender_that_closes_when_it_hears_of_a_loss_hears_nothing_more(
     assert (told, peer.goodbyes) == ([False], 0)
 
 
-def test_a_sender_that_raises_when_it_is_told_costs_nothing_else(
+def test_an_exception_in_a_senders_callback_does_not_stop_the_channel(
     two: tuple[Peer, Peer], stack: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     left, right = two
@@ -147,7 +147,7 @@ def test_the_last_handle_of_a_peer_that_leaves_is_delivered(
     assert (peer.messages, len(peer.handles), peer.channel.fault) == (["take it"], 1, "")
 
 
-def test_a_kernel_that_is_short_is_waited_out_and_logged_once(
+def test_a_send_that_fails_for_lack_of_kernel_memory_is_tried_again_and_logged_once(
     ends: tuple[Peer, socket.socket], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Short:

@@ -113,7 +113,7 @@ def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
     assert descriptors() == before
 
 
-def test_it_says_that_it_takes_one_before_it_does(worker: Worker) -> None:
+def test_a_connection_is_announced_before_it_is_taken(worker: Worker) -> None:
     worker.receiver.start()
     for count in (1, 3, 20):
         worker.send(count)
@@ -138,7 +138,7 @@ def test_a_connection_arrives_ready_to_be_served(worker: Worker) -> None:
         assert ours.recv(5) == b"hello"
 
 
-def test_it_takes_few_at_a_time(worker: Worker) -> None:
+def test_few_connections_are_taken_at_a_time(worker: Worker) -> None:
     worker.send(30)
     heard = []
 
@@ -155,7 +155,7 @@ def test_it_takes_few_at_a_time(worker: Worker) -> None:
     assert max(heard) <= 8
 
 
-def test_all_of_a_message_are_taken(worker: Worker) -> None:
+def test_all_connections_of_a_message_are_taken(worker: Worker) -> None:
     worker.receiver.start()
     for count in (8, 3, 1):
         worker.send(count, each=8)
@@ -175,7 +175,7 @@ def test_a_health_check_is_served_and_not_counted(worker: Worker) -> None:
     assert worker.announced == 2
 
 
-def test_ends_are_told_with_the_next_credit(worker: Worker) -> None:
+def test_ended_connections_are_reported_with_the_next_credit(worker: Worker) -> None:
     worker.receiver.start()
     worker.send(2)
     worker.turn()
@@ -188,7 +188,7 @@ def test_ends_are_told_with_the_next_credit(worker: Worker) -> None:
     assert worker.hear() == (1, 2)
 
 
-def test_ends_are_told_in_a_while_if_nobody_comes(worker: Worker) -> None:
+def test_ended_connections_are_reported_after_a_while_without_new_ones(worker: Worker) -> None:
     heard = []
     for _ in range(3):
         worker.receiver.ended()
@@ -201,7 +201,7 @@ def test_ends_are_told_in_a_while_if_nobody_comes(worker: Worker) -> None:
     assert heard[-1] == (0, 3), "one message for all of them"
 
 
-def test_it_takes_nothing_that_it_cannot_announce(worker: Worker) -> None:
+def test_a_connection_that_cannot_be_announced_is_not_taken(worker: Worker) -> None:
     fill(lambda: worker.link.send(CREDIT.pack(0, 0), socket.MSG_DONTWAIT))
     worker.send(3)
     worker.receiver.start()
@@ -213,7 +213,7 @@ def test_it_takes_nothing_that_it_cannot_announce(worker: Worker) -> None:
     assert not worker.took_unannounced
 
 
-def test_without_descriptors_it_leaves_them_to_others(worker: Worker) -> None:
+def test_at_its_descriptor_limit_a_worker_leaves_connections_in_the_link(worker: Worker) -> None:
     worker.limited(4)
     worker.send(20)
     worker.receiver.start()
@@ -229,7 +229,9 @@ def test_without_descriptors_it_leaves_them_to_others(worker: Worker) -> None:
     assert worker.left() + worker.receiver.taken == 20, "and the rest is there for whoever asks"
 
 
-def test_what_the_program_has_left_no_number_for_stays_where_it_is(worker: Worker) -> None:
+def test_connections_stay_in_the_link_while_the_program_has_used_up_the_descriptors(
+    worker: Worker,
+) -> None:
     worker.send(6, each=3)
     worker.receiver.start()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -252,7 +254,7 @@ def test_what_the_program_has_left_no_number_for_stays_where_it_is(worker: Worke
     assert not worker.took_unannounced
 
 
-def test_when_it_leaves_it_takes_what_is_on_its_way_and_nothing_after_it(worker: Worker) -> None:
+def test_drain_takes_what_is_queued_and_nothing_that_comes_later(worker: Worker) -> None:
     worker.receiver.start()
     worker.send(30)
     worker.receiver.drain()
@@ -263,7 +265,7 @@ def test_when_it_leaves_it_takes_what_is_on_its_way_and_nothing_after_it(worker:
     assert worker.left() == 2
 
 
-def test_what_ends_after_the_last_one_was_taken_is_told_too(worker: Worker) -> None:
+def test_connections_that_end_after_the_drain_are_reported(worker: Worker) -> None:
     worker.send(1)
     worker.receiver.start()
     worker.receiver.drain()
@@ -272,7 +274,7 @@ def test_what_ends_after_the_last_one_was_taken_is_told_too(worker: Worker) -> N
     worker.waits_for(lambda: worker.hear().ended == 1)
 
 
-def test_a_proxy_that_is_gone_for_good_does_not_keep_it_busy(worker: Worker) -> None:
+def test_a_proxy_that_is_gone_does_not_keep_the_worker_busy(worker: Worker) -> None:
     worker.receiver.start()
     worker.proxy.close()
     worker.turn()
@@ -281,7 +283,7 @@ def test_a_proxy_that_is_gone_for_good_does_not_keep_it_busy(worker: Worker) -> 
     worker.waits_for(lambda: worker.receiver._report is None)
 
 
-def test_a_message_without_a_connection_is_none(worker: Worker) -> None:
+def test_a_message_without_a_connection_is_ignored(worker: Worker) -> None:
     worker.receiver.start()
     worker.proxy.send(CLIENT)
     worker.send(1)
@@ -294,12 +296,12 @@ def test_without_a_variable_there_is_no_link() -> None:
 
 
 @pytest.mark.parametrize("number", ["", "x", "-1", "999999", "99999999999999999999"])
-def test_a_number_that_is_no_socket_is_said(number: str) -> None:
+def test_a_number_that_is_no_socket_is_an_error(number: str) -> None:
     with pytest.raises(ValueError, match=LINK_FD):
         inherited({LINK_FD: number})
 
 
-def test_a_socket_that_is_no_link_is_said_and_left_open() -> None:
+def test_a_socket_that_is_no_link_is_an_error_and_left_open() -> None:
     one, other = socket.socketpair()
     with one, other:
         with pytest.raises(ValueError, match="no Unix socket of kind SOCK_SEQPACKET"):
@@ -308,7 +310,7 @@ def test_a_socket_that_is_no_link_is_said_and_left_open() -> None:
         assert other.recv(1) == b"x"
 
 
-def test_a_link_is_not_for_children() -> None:
+def test_a_link_is_not_inherited_by_children() -> None:
     one, other = pair()
     os.set_inheritable(other.fileno(), True)
     with one:

@@ -56,7 +56,7 @@ async def everything(client: socket.socket) -> bytes:
     return said
 
 
-async def test_of_a_burst_it_takes_few_at_a_wake_up(listener: socket.socket) -> None:
+async def test_few_connections_of_a_burst_are_accepted_at_a_wakeup(listener: socket.socket) -> None:
     taken = Deliveries()
     acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
     with clients(listener, QUEUED):
@@ -71,7 +71,7 @@ async def test_of_a_burst_it_takes_few_at_a_wake_up(listener: socket.socket) -> 
     assert max(steps) == ACCEPTS_PER_WAKEUP
 
 
-async def test_at_the_end_it_takes_all_that_wait_and_closes(listener: socket.socket) -> None:
+async def test_drain_accepts_all_that_wait_and_closes(listener: socket.socket) -> None:
     taken = Deliveries()
     acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
     with clients(listener, QUEUED):
@@ -81,7 +81,7 @@ async def test_at_the_end_it_takes_all_that_wait_and_closes(listener: socket.soc
     acceptor.close()
 
 
-async def test_even_the_end_is_bounded(listener: socket.socket) -> None:
+async def test_drain_accepts_no_more_than_its_bound(listener: socket.socket) -> None:
     taken = Deliveries()
     acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
     with clients(listener, QUEUED):
@@ -89,7 +89,7 @@ async def test_even_the_end_is_bounded(listener: socket.socket) -> None:
     assert len(taken) == 3
 
 
-async def test_without_descriptors_it_waits_and_goes_on(
+async def test_without_free_descriptors_accepting_pauses_and_resumes(
     listener: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
     taken = Deliveries()
@@ -107,7 +107,7 @@ async def test_without_descriptors_it_waits_and_goes_on(
     )
 
 
-async def test_at_its_bound_they_wait_until_somebody_leaves(listener: socket.socket) -> None:
+async def test_at_the_limit_clients_wait_until_there_is_room(listener: socket.socket) -> None:
     taken = Deliveries()
     loop = asyncio.get_running_loop()
     room = 3
@@ -124,7 +124,7 @@ async def test_at_its_bound_they_wait_until_somebody_leaves(listener: socket.soc
     acceptor.close()
 
 
-async def test_who_waits_too_long_at_its_bound_is_told_so(listener: socket.socket) -> None:
+async def test_a_client_that_waits_too_long_at_the_limit_gets_503(listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     acceptor = Acceptor(loop, listener, Deliveries(), 0.2, lambda: False)
     with socket.create_connection(listener.getsockname()) as client:
@@ -136,7 +136,9 @@ async def test_who_waits_too_long_at_its_bound_is_told_so(listener: socket.socke
     acceptor.close()
 
 
-async def test_who_waits_too_long_for_a_descriptor_is_told_so(listener: socket.socket) -> None:
+async def test_a_client_that_waits_too_long_for_a_descriptor_gets_503(
+    listener: socket.socket,
+) -> None:
     taken = Deliveries()
     loop = asyncio.get_running_loop()
     acceptor = Acceptor(loop, listener, taken, 0.2)
@@ -153,7 +155,7 @@ async def test_who_waits_too_long_for_a_descriptor_is_told_so(listener: socket.s
     acceptor.close()
 
 
-async def test_closing_while_it_waits_is_final(listener: socket.socket) -> None:
+async def test_an_acceptor_closed_while_it_pauses_stays_closed(listener: socket.socket) -> None:
     acceptor = Acceptor(asyncio.get_running_loop(), listener, Deliveries())
     with clients(listener, 1), no_descriptor_left():
         acceptor.drain(1)
@@ -162,7 +164,7 @@ async def test_closing_while_it_waits_is_final(listener: socket.socket) -> None:
     assert listener.fileno() == -1
 
 
-async def test_a_socket_that_was_shut_is_left(listener: socket.socket) -> None:
+async def test_a_listening_socket_that_was_shut_down_is_closed(listener: socket.socket) -> None:
     acceptor = Acceptor(asyncio.get_running_loop(), listener, Deliveries())
     acceptor.start()
     listener.shutdown(socket.SHUT_RDWR)

@@ -20,7 +20,7 @@ def queued(listener: socket.socket) -> int:
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_who_waits_in_the_queue_when_it_leaves_is_answered(
+def test_clients_in_the_accept_queue_at_term_are_answered(
     shared: Start, spec: str, listener: socket.socket
 ) -> None:
     served = shared(spec, listener)
@@ -34,9 +34,7 @@ def test_who_waits_in_the_queue_when_it_leaves_is_answered(
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_who_waits_in_the_link_when_it_leaves_is_answered(
-    linked: Start, spec: str, link: Link
-) -> None:
+def test_clients_in_the_link_at_term_are_answered(linked: Start, spec: str, link: Link) -> None:
     served = linked(spec)
     served.stop()
     waiting = [link.client() for _ in range(5)]
@@ -49,7 +47,7 @@ def test_who_waits_in_the_link_when_it_leaves_is_answered(
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_who_was_accepted_and_speaks_a_moment_later_is_answered_still(
+def test_an_accepted_client_that_sends_its_request_after_term_is_answered(
     shared: Start, spec: str, port: socket.socket
 ) -> None:
     served = shared(spec, port)
@@ -63,7 +61,9 @@ def test_who_was_accepted_and_speaks_a_moment_later_is_answered_still(
     assert served.exit_status() == 0
 
 
-def test_whoever_says_nothing_does_not_hold_it_back(shared: Start, port: socket.socket) -> None:
+def test_a_client_that_sends_nothing_does_not_delay_the_exit(
+    shared: Start, port: socket.socket
+) -> None:
     served = shared("aio:app", port)
     with clients.connected(port) as silent:
         until(lambda: served.stats()["fds"]["client"] == 1)

@@ -85,7 +85,7 @@ def run(main: Callable[[], Any]) -> None:
     st.sampled_from((build(1, TRUE, HERE), build(2, TRUE6, HERE6), build_local(), build(1))),
     st.lists(st.integers(0, 60), max_size=5),
 )
-def test_it_does_not_matter_how_the_bytes_come(header: bytes, cuts: list[int]) -> None:
+def test_a_header_is_read_however_its_bytes_are_split(header: bytes, cuts: list[int]) -> None:
     whole = header + b"hello"
     places = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
 
@@ -115,7 +115,7 @@ def test_it_does_not_matter_how_the_bytes_come(header: bytes, cuts: list[int]) -
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", build(2, TRUE, HERE)[:20], b"PROXY x\r\n"])
-def test_the_program_never_sees_who_does_not_begin_with_a_header(said: bytes) -> None:
+def test_a_client_without_a_valid_header_never_reaches_the_program(said: bytes) -> None:
     async def main() -> None:
         house = House()
         with house.connect() as client:
@@ -128,7 +128,7 @@ def test_the_program_never_sees_who_does_not_begin_with_a_header(said: bytes) ->
     run(main)
 
 
-def test_strangers_and_the_silent_are_closed() -> None:
+def test_untrusted_and_silent_peers_are_closed_and_counted() -> None:
     async def main() -> None:
         house = House(trusted=("10.0.0.0/8",))
         with house.connect() as client:
@@ -144,7 +144,7 @@ def test_strangers_and_the_silent_are_closed() -> None:
     run(main)
 
 
-def test_one_that_leaves_without_a_word_is_nobodys_fault() -> None:
+def test_a_client_that_leaves_without_a_byte_is_not_counted_as_rejected() -> None:
     async def main() -> None:
         house = House()
         house.connect().close()
@@ -158,7 +158,7 @@ def test_one_that_leaves_without_a_word_is_nobodys_fault() -> None:
     run(main)
 
 
-def test_a_health_check_of_ours_has_no_header() -> None:
+def test_a_health_check_needs_no_header() -> None:
     async def main() -> None:
         house = House()
         with house.connect(probe=True) as client:
@@ -169,7 +169,7 @@ def test_a_health_check_of_ours_has_no_header() -> None:
     run(main)
 
 
-def test_who_has_not_said_whose_it_is_ends_with_the_worker() -> None:
+def test_connections_without_a_header_yet_are_closed_with_the_worker() -> None:
     async def main() -> None:
         house = House()
         with house.connect() as client:
@@ -182,7 +182,7 @@ def test_who_has_not_said_whose_it_is_ends_with_the_worker() -> None:
     run(main)
 
 
-def test_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_untrusted_peers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         house = House(trusted=())
         with caplog.at_level(logging.WARNING):
@@ -195,7 +195,7 @@ def test_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None
     assert 1 < len(caplog.records) <= 10
 
 
-def test_terms_come_as_they_were_written() -> None:
+def test_accept_proxy_settings_are_parsed_as_they_were_formatted() -> None:
     accept_proxy = AcceptProxy(2.5, ("10.0.0.0/8", "unix"))
     assert parse_accept_proxy({ACCEPT_PROXY: format_accept_proxy(accept_proxy)}) == accept_proxy
     assert parse_accept_proxy({}) is None

@@ -94,7 +94,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("data", "said"), GOOD)
-def test_a_header_says_who_is_at_its_far_end(
+def test_a_valid_header_yields_its_source_and_destination(
     data: bytes, said: tuple[object, object, bool]
 ) -> None:
     header = parse(data)
@@ -105,7 +105,7 @@ def test_a_header_says_who_is_at_its_far_end(
 
 
 @pytest.mark.parametrize("data", BAD)
-def test_what_is_no_header_is_refused(data: bytes) -> None:
+def test_an_invalid_header_is_refused(data: bytes) -> None:
     with pytest.raises(HeaderError):
         parse(data)
 
@@ -118,7 +118,7 @@ def test_a_part_of_a_header_asks_for_no_more_than_is_missing(data: bytes) -> Non
         assert 0 < lacking <= len(data) - size
 
 
-def test_a_checksum_is_the_castagnoli_one() -> None:
+def test_the_checksum_is_crc32c() -> None:
     # RFC 3720, B.4.
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(b"123456789") == 0xE3069283
@@ -138,7 +138,7 @@ def _mapped(text: str) -> str:
 
 
 @given(st.sampled_from((1, 2)), ends(), ends())
-def test_what_is_built_is_read_again(
+def test_a_header_that_was_built_is_parsed_back(
     version: int, source: tuple[str, int], destination: tuple[str, int]
 ) -> None:
     data = build(version, source, destination)
@@ -162,7 +162,7 @@ def test_a_client_without_an_address_is_passed_on_as_unknown(version: int) -> No
     assert parse(build(version, ("1.2.3.4", 5), "/run/x")) == header
 
 
-def test_version_2_carries_unix_paths_and_a_word_for_ourselves() -> None:
+def test_version_2_carries_unix_paths_and_the_local_command() -> None:
     header = parse(build(2, "/run/a", "/run/b"))
     assert isinstance(header, Header)
     assert (header.source, header.destination) == ("/run/a", "/run/b")
@@ -194,7 +194,9 @@ def test_arbitrary_bytes_are_a_header_a_part_of_one_or_refused(data: bytes) -> N
 
 
 @given(st.sampled_from([data for data, _ in GOOD]), st.data())
-def test_a_refusal_does_not_depend_on_how_the_bytes_come(data: bytes, draw: st.DataObject) -> None:
+def test_a_refusal_does_not_depend_on_how_the_bytes_are_split(
+    data: bytes, draw: st.DataObject
+) -> None:
     spoiled = bytearray(data)
     spoiled[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
     whole = _outcome(bytes(spoiled))
@@ -227,10 +229,12 @@ def _outcome(data: bytes) -> Header | int | None:
         (("fe80::/10",), "fe80::1%eth0", True),
     ],
 )
-def test_who_is_trusted_is_named(texts: tuple[str, ...], address: str, *, believed: bool) -> None:
+def test_only_listed_addresses_and_networks_are_trusted(
+    texts: tuple[str, ...], address: str, *, believed: bool
+) -> None:
     assert (address in TrustedProxies(texts)) is believed
 
 
-def test_a_peer_has_one_name_in_either_family() -> None:
+def test_an_ipv4_peer_has_one_address_on_ipv4_and_ipv6_sockets() -> None:
     assert peer_address(("::ffff:10.0.0.1", 1, 0, 0)) == peer_address(("10.0.0.1", 1)) == "10.0.0.1"
     assert peer_address("") == peer_address(None) == ""

@@ -13,7 +13,7 @@ from penstock_worker.channel.channel import MAX_HANDLES
 from penstock_worker.contract import ONLINE, PING, PONG, READY, RETIRE
 
 
-def test_a_program_knows_where_it_stands_and_says_so(supervisor: SupervisorEnd) -> None:
+def test_a_program_can_read_its_slot_and_service_and_send_them(supervisor: SupervisorEnd) -> None:
     supervisor.run("process.send([process.is_worker, process.slot, process.service])\nend()")
     assert supervisor.status() == 0
     supervisor.until(lambda: supervisor.disconnects == 1)
@@ -51,7 +51,7 @@ def test_handles_go_both_ways(supervisor: SupervisorEnd, udp: socket.socket) -> 
     assert supervisor.status() == 0
 
 
-def test_what_came_before_somebody_listened_is_told_in_order(
+def test_messages_that_came_before_the_callback_was_set_are_delivered_in_order(
     supervisor: SupervisorEnd, udp: socket.socket
 ) -> None:
     supervisor.run(
@@ -77,7 +77,7 @@ process.send("listens")
     assert supervisor.messages[-1] == [[n, n == 5] for n in range(10)] + [["last", False]]
 
 
-def test_a_program_hears_that_its_supervisor_is_gone(supervisor: SupervisorEnd) -> None:
+def test_on_disconnect_is_called_when_the_supervisor_is_gone(supervisor: SupervisorEnd) -> None:
     supervisor.run("process.on_disconnect(lambda: sys.exit(5))\nprocess.ready()")
     supervisor.until(lambda: {"cmd": READY} in supervisor.messages)
     assert supervisor.channel is not None
@@ -85,7 +85,9 @@ def test_a_program_hears_that_its_supervisor_is_gone(supervisor: SupervisorEnd) 
     assert supervisor.status() == 5
 
 
-def test_who_asks_late_still_hears_that_the_supervisor_is_gone(supervisor: SupervisorEnd) -> None:
+def test_on_disconnect_set_after_the_supervisor_is_gone_is_still_called(
+    supervisor: SupervisorEnd,
+) -> None:
     supervisor.run(
         """
 process.ready()
@@ -102,7 +104,7 @@ process.on_disconnect(end)
     assert supervisor.status() == 0
 
 
-def test_a_program_asks_to_be_replaced(supervisor: SupervisorEnd) -> None:
+def test_retire_sends_the_supervisor_a_bounded_reason(supervisor: SupervisorEnd) -> None:
     supervisor.run('process.retire("cache is corrupt " + "x" * 100_000)')
     supervisor.until(lambda: len(supervisor.said()) == 1)
     (said,) = supervisor.said()
@@ -111,7 +113,7 @@ def test_a_program_asks_to_be_replaced(supervisor: SupervisorEnd) -> None:
     assert len(said["reason"]) < 10_000
 
 
-def test_a_program_answers_that_it_is_there_and_sees_nothing_of_it(
+def test_a_ping_is_answered_and_internal_messages_are_hidden_from_the_program(
     supervisor: SupervisorEnd, udp: socket.socket
 ) -> None:
     supervisor.run("process.on_message(lambda m, h: process.send(['told', m]))")
@@ -123,7 +125,7 @@ def test_a_program_answers_that_it_is_there_and_sees_nothing_of_it(
     assert supervisor.said() == [{"cmd": PONG, "seq": 7}, ["told", {"cmd": "NODE_"}]]
 
 
-def test_an_exception_in_a_callback_is_the_loops_and_the_next_message_comes(
+def test_an_exception_in_a_callback_goes_to_the_loop_and_the_next_message_is_delivered(
     supervisor: SupervisorEnd,
 ) -> None:
     supervisor.run(
@@ -143,7 +145,7 @@ process.on_message(told)
     assert supervisor.said() == [["ZeroDivisionError('first')"]]
 
 
-def test_a_thousand_handles_at_one_go_are_refused_and_the_channel_lives(
+def test_handles_beyond_the_bound_are_refused_and_the_channel_stays_open(
     supervisor: SupervisorEnd,
 ) -> None:
     supervisor.run(
@@ -167,7 +169,7 @@ process.send([taken, refused])
     assert supervisor.disconnects == 0
 
 
-def test_a_program_that_is_called_from_another_thread_says_what_to_do(
+def test_send_from_another_thread_is_an_error_that_names_call_soon_threadsafe(
     supervisor: SupervisorEnd,
 ) -> None:
     supervisor.run(
@@ -186,7 +188,9 @@ threading.Thread(target=other).start()
     assert "call_soon_threadsafe" in supervisor.said()[1]
 
 
-def test_a_name_without_its_descriptor_is_no_supervisor(supervisor: SupervisorEnd) -> None:
+def test_a_channel_variable_without_its_descriptor_means_no_supervisor(
+    supervisor: SupervisorEnd,
+) -> None:
     supervisor.run(
         """
 assert not process.is_worker and process.slot is None
@@ -201,7 +205,7 @@ end()
     assert "there is no supervisor" in supervisor.stderr()
 
 
-def test_without_a_supervisor_nothing_does_harm(supervisor: SupervisorEnd) -> None:
+def test_without_a_supervisor_every_call_is_harmless(supervisor: SupervisorEnd) -> None:
     supervisor.run(
         """
 assert (process.is_worker, process.slot, process.service) == (False, None, "")
@@ -217,7 +221,7 @@ end()
     assert (supervisor.status(), supervisor.stderr()) == (0, "")
 
 
-def test_the_programs_own_children_find_no_channel(supervisor: SupervisorEnd) -> None:
+def test_children_of_the_program_do_not_see_the_channel_variable(supervisor: SupervisorEnd) -> None:
     supervisor.run(
         """
 process.ready()

@@ -21,7 +21,7 @@ from penstock_worker.contract import CHANNEL_FD, READY, RETIRE, SERVICE, SLOT
 from penstock_worker.process import MAX_QUEUED, MAX_QUEUED_HANDLES, _State
 
 
-def test_a_program_under_the_runtime_has_the_runtimes_channel(
+def test_under_the_runtime_a_program_uses_the_runtimes_channel(
     supervisor: SupervisorEnd, udp: socket.socket
 ) -> None:
     supervisor.serve()
@@ -37,7 +37,7 @@ def test_a_program_under_the_runtime_has_the_runtimes_channel(
 @pytest.mark.parametrize(
     ("message", "reason"), [("retire", "had enough"), ("break", "in a callback")]
 )
-def test_its_own_call_and_an_exception_in_its_callback_retire_it(
+def test_retire_and_an_exception_in_a_callback_both_ask_for_a_successor(
     supervisor: SupervisorEnd, message: str, reason: str
 ) -> None:
     supervisor.serve()
@@ -48,7 +48,7 @@ def test_its_own_call_and_an_exception_in_its_callback_retire_it(
     assert supervisor.status() == 0
 
 
-def test_a_program_that_fails_when_its_supervisor_is_gone_leaves_all_the_same(
+def test_a_worker_exits_although_its_on_disconnect_raises(
     supervisor: SupervisorEnd, tmp_path: Path
 ) -> None:
     supervisor.serve()
@@ -58,7 +58,7 @@ def test_a_program_that_fails_when_its_supervisor_is_gone_leaves_all_the_same(
     assert (tmp_path / "gone").exists()
 
 
-def test_what_nobody_listens_to_is_bounded_and_its_handles_are_closed(
+def test_messages_without_a_callback_are_bounded_and_their_handles_closed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     state = _State({})
@@ -79,7 +79,7 @@ def test_what_nobody_listens_to_is_bounded_and_its_handles_are_closed(
     assert [record.levelno for record in caplog.records] == [logging.WARNING], "once"
 
 
-async def test_a_message_that_comes_while_the_first_are_told_is_told_behind_them() -> None:
+async def test_a_message_that_comes_during_the_delivery_of_queued_ones_follows_them() -> None:
     state = _State({})
     told: list[Any] = []
     for number in range(3):
@@ -102,7 +102,7 @@ def test_a_callback_that_would_never_run_is_refused(
 
 
 @pytest.mark.parametrize("command", [READY, "NODE_HANDLE", "NODE_CLUSTER"])
-def test_a_program_cannot_speak_for_the_runtime(command: str) -> None:
+def test_a_program_cannot_send_internal_commands(command: str) -> None:
     with pytest.raises(ValueError, match="not for programs"):
         process.send({"cmd": command})
 

@@ -38,7 +38,7 @@ def get(port: int, path: str = "/") -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("kind", ["callback", "task", "thread"])
-def test_what_nobody_caught_is_said_and_it_serves_until_it_is_told_to_leave(
+def test_an_uncaught_exception_asks_for_a_successor_and_the_worker_serves_until_term(
     serve: "Serve", kind: str
 ) -> None:
     served = serve("retires:app")
@@ -57,7 +57,7 @@ def test_what_nobody_caught_is_said_and_it_serves_until_it_is_told_to_leave(
 
 
 @pytest.mark.parametrize("path", ["/retire", "/retire?thread"])
-def test_a_program_may_ask_for_it(serve: "Serve", path: str) -> None:
+def test_a_program_may_ask_for_a_successor(serve: "Serve", path: str) -> None:
     served = serve("retires:app")
     port = served.port()
     assert get(port, path) == (200, "retired")
@@ -65,7 +65,7 @@ def test_a_program_may_ask_for_it(serve: "Serve", path: str) -> None:
     assert get(port) == (200, "hello")
 
 
-def test_it_asks_once_and_shows_what_comes_later(serve: "Serve") -> None:
+def test_a_successor_is_asked_for_once_and_later_exceptions_go_to_stderr(serve: "Serve") -> None:
     served = serve("retires:app")
     port = served.port()
     get(port, "/retire")
@@ -80,7 +80,7 @@ def test_it_asks_once_and_shows_what_comes_later(serve: "Serve") -> None:
     ("kind", "status", "said"),
     [("handler", 500, "nobody catches this"), ("gone", 200, "the client left")],
 )
-def test_a_request_that_fails_or_a_client_that_hangs_up_is_no_reason(
+def test_a_request_that_fails_or_a_client_that_hangs_up_does_not_retire_the_worker(
     serve: "Serve", kind: str, status: int, said: str
 ) -> None:
     served = serve("retires:app")
@@ -99,7 +99,9 @@ def test_a_traceback_is_bounded(serve: "Serve") -> None:
 
 
 @pytest.mark.parametrize(("path", "status"), [("/throw/callback", 1), ("/retire", 0)])
-def test_without_a_supervisor_it_leaves(serve: "Serve", path: str, status: int) -> None:
+def test_without_a_supervisor_a_worker_that_retires_exits(
+    serve: "Serve", path: str, status: int
+) -> None:
     served = serve("retires:app", supervised=False)
     until(lambda: "\n" in served.stderr())
     (port,) = served.listening()
@@ -108,7 +110,7 @@ def test_without_a_supervisor_it_leaves(serve: "Serve", path: str, status: int) 
     assert ("nobody catches this" in served.stderr()) == bool(status)
 
 
-def test_messages_of_the_program_reach_it_and_ours_do_not(serve: "Serve") -> None:
+def test_the_program_gets_its_own_messages_and_no_internal_ones(serve: "Serve") -> None:
     served = serve("retires:app").ready()
     for message in (5, None, "x", ["y"], {"cmd": "stats"}, {"cmd": 7}):
         served.tell({"cmd": contract.INTERNAL + "FUTURE"})
@@ -134,7 +136,9 @@ def test_messages_of_the_program_reach_it_and_ours_do_not(serve: "Serve") -> Non
         ({"message": "a warning", "task": 1}, False),
     ],
 )
-def test_only_the_programs_own_mistakes_count(context: dict[str, Any], uncaught: bool) -> None:
+def test_only_exceptions_in_the_programs_callbacks_and_tasks_count_as_uncaught(
+    context: dict[str, Any], uncaught: bool
+) -> None:
     assert is_uncaught(context) is uncaught
 
 
