@@ -1,4 +1,4 @@
-"""Every page of the demo does what it says, within its bounds, and ends when it is told to."""
+"""Every page of the demo does what it documents, within its bounds, and ends at shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -62,18 +62,18 @@ async def test_echo_returns_body_and_type_of_any_method(client: Client, method: 
 
 
 async def test_echo_answers_each_piece_before_the_next_one_is_sent(client: Client) -> None:
-    heard = asyncio.Event()
+    received = asyncio.Event()
 
     async def pieces() -> AsyncIterator[bytes]:
         for number in range(5):
             yield b"piece %d" % number
-            await heard.wait()
-            heard.clear()
+            await received.wait()
+            received.clear()
 
     async with client.post("/echo", data=pieces()) as answer:
         for number in range(5):
             assert await answer.content.readany() == b"piece %d" % number
-            heard.set()
+            received.set()
         assert await answer.read() == b""
 
 
@@ -159,8 +159,8 @@ async def test_event_streams_and_websockets_end_at_shutdown(client: Client) -> N
     assert client.app is not None
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         tasks.create_task(client.app.shutdown())
-        goodbye = await socket.receive()
+        last_message = await socket.receive()
         await events.read()
-    assert (goodbye.type, goodbye.data) == (WSMsgType.CLOSE, WSCloseCode.GOING_AWAY)
+    assert (last_message.type, last_message.data) == (WSMsgType.CLOSE, WSCloseCode.GOING_AWAY)
     await socket.close()
     events.close()

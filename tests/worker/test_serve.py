@@ -1,6 +1,9 @@
-"""A worker's whole life, with real processes: what it says, how it serves, why it leaves.
+"""A worker process starts, serves, reports to its supervisor, and exits as documented.
 
-One scenario each. A test knows the port from the kernel, so no two can want the same.
+Real processes, one scenario each. The kernel picks the ports, so no two tests use the same.
+
+Covers `contract`, `runtime/supervisor_link` and `telemetry/loop_lag`.
+Covers `servers/aiohttp_server` and `servers/asgi_server`.
 """
 
 import contextlib
@@ -43,7 +46,7 @@ def get(port: int, path: str = "/") -> tuple[int, bytes]:
 
 @contextlib.contextmanager
 def request(port: int, path: str) -> Iterator[http.client.HTTPConnection]:
-    """Ask, and let the block decide what happens before the answer is read."""
+    """Send a request; the block decides what happens before the answer is read."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
     with contextlib.closing(connection):
         connection.request("GET", path)
@@ -129,7 +132,7 @@ def test_a_handler_is_cancelled_when_its_client_is_gone(serve: Serve) -> None:
 def test_a_worker_exits_when_its_supervisor_is_gone(serve: Serve, spec: str) -> None:
     served = serve(spec)
     assert get(served.port()) == (200, b"hello")
-    served.hang_up()
+    served.close_channel()
     assert served.exit_status() == 0
     assert (served.directory / "cleaned").exists()
 
@@ -140,7 +143,7 @@ def test_a_request_that_never_finishes_does_not_outlive_the_supervisor_for_long(
     served = serve("aio:app")
     with request(served.port(), "/slow"):
         until(lambda: (served.directory / "begun").exists())
-        served.hang_up()
+        served.close_channel()
         assert served.exit_status() == 1
 
 
@@ -152,9 +155,9 @@ def test_descriptors_are_counted_by_kind(serve: Serve, spec: str) -> None:
         for _ in range(3):
             connection = stack.enter_context(request(port, "/"))
             assert connection.getresponse().read() == b"hello"
-        served.tell({"cmd": INTERNAL + "FUTURE"})
-        served.tell({"cmd": STATS, "seq": 7})
-        answer = served.hear()
+        served.send({"cmd": INTERNAL + "FUTURE"})
+        served.send({"cmd": STATS, "seq": 7})
+        answer = served.receive()
         total = psutil.Process(served.process.pid).num_fds()
     assert (answer["cmd"], answer["seq"]) == (STATS, 7)
     fds = answer["metrics"]["fds"]
@@ -165,9 +168,9 @@ def test_descriptors_are_counted_by_kind(serve: Serve, spec: str) -> None:
 def test_a_blocked_loop_is_reported_as_lag(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app")
     assert get(served.port(), "/burn?ms=800")[0] == 200
-    served.tell({"cmd": STATS, "seq": 1})
+    served.send({"cmd": STATS, "seq": 1})
     # A timer every half second was due during the burning, whenever that began.
-    assert served.hear()["metrics"]["loop_lag_s"] > 0.2
+    assert served.receive()["metrics"]["loop_lag_s"] > 0.2
 
 
 def test_the_crash_page_ends_the_process(serve: Serve) -> None:
@@ -195,7 +198,7 @@ def test_a_program_that_cannot_be_served_is_a_failure_in_one_line_with_its_own_t
 ) -> None:
     (tmp_path / "bad.py").write_text(text)
     served = serve(spec)
-    message = served.hear()
+    message = served.receive()
     assert message["cmd"] == FAILED
     assert reason in message["reason"]
     assert served.exit_status() == EXIT_FAILED
@@ -205,10 +208,10 @@ def test_a_program_that_cannot_be_served_is_a_failure_in_one_line_with_its_own_t
 def test_an_asgi_program_without_uvicorn_is_a_failure_that_names_the_package(
     serve: Serve, tmp_path: Path
 ) -> None:
-    # Beside the program, and so before the real one; it says that there is none.
+    # Found before the real module: it makes the import of uvicorn fail.
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['uvicorn'] = None\n")
     served = serve("asg:app", PYTHONPATH=str(tmp_path))
-    assert 'pip install "penstock[asgi]"' in served.hear()["reason"]
+    assert 'pip install "penstock[asgi]"' in served.receive()["reason"]
     assert served.exit_status() == EXIT_FAILED
 
 
@@ -217,7 +220,7 @@ def test_a_port_in_use_is_a_failure_in_one_line(serve: Serve) -> None:
         port = taken.getsockname()[1]
         served = serve("aio:app", PORT=str(port))
         reason = f"cannot listen on 127.0.0.1:{port}: address already in use"
-        assert served.hear() == {"cmd": FAILED, "reason": reason}
+        assert served.receive() == {"cmd": FAILED, "reason": reason}
         assert served.exit_status() == EXIT_FAILED
     assert served.stderr() == ""
 
@@ -228,7 +231,7 @@ def test_a_startup_that_fails_is_reported_as_an_exit_and_not_as_final(
 ) -> None:
     served = serve(spec)
     assert served.exit_status() == 1
-    assert served.words() == [ONLINE]
+    assert served.commands() == [ONLINE]
     assert f'cannot start "{spec}": ' in served.stderr()
     assert "the database is away" in served.stderr()
 
@@ -263,7 +266,7 @@ def test_children_of_the_program_inherit_no_channel_and_no_variables_of_it(serve
     environ, descriptors = json.loads(get(served.port())[1])
     assert not {CHANNEL_FD, "LISTEN_FDS", "NOTIFY_SOCKET"} & set(environ)
     assert environ["PENSTOCK_SLOT"] == "2"
-    # Its three, and the one that lists them.
+    # Its three standard descriptors, and the one of the listing.
     assert len(descriptors) == 4
 
 

@@ -1,6 +1,8 @@
-"""Messages arrive whole and in order, a bad or deaf peer is cut off; on asyncio and uvloop.
+"""Messages arrive whole and in order; a peer that sends garbage or stops reading is cut off.
 
-Real socket pairs: every promise here is about what the kernel does with partial data.
+On asyncio and uvloop, over real socket pairs: the kernel splits the data.
+
+Covers `channel/channel`, `channel/framing` and `channel/send_queue`.
 """
 
 import asyncio
@@ -29,8 +31,8 @@ def test_messages_go_both_ways_in_order(loop: asyncio.AbstractEventLoop) -> None
     left.until(lambda: len(left.messages) == len(right.messages) == 200)
     assert left.messages == right.messages == sent
     left.channel.close()
-    right.until(lambda: right.goodbyes == 1)
-    assert left.goodbyes == 0, "who closes knows it already"
+    right.until(lambda: right.disconnects == 1)
+    assert left.disconnects == 0, "who closes knows it already"
 
 
 @pytest.mark.parametrize("value", [[], {}, {"cmd": 1}, "cmd", 1.5, True, None, [None, {"a": []}]])
@@ -84,7 +86,7 @@ def test_the_last_messages_of_a_peer_are_delivered_before_its_disconnect(
     theirs.send(b'{"cmd":"failed"}\n')
     theirs.close()
     peer.channel.send({"cmd": "nor this"})
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     assert peer.messages == [{"cmd": "failed"}]
     assert peer.channel.closed
 
@@ -93,10 +95,10 @@ def test_sending_to_a_peer_that_is_gone_is_harmless(ends: tuple[Peer, socket.soc
     peer, theirs = ends
     theirs.close()
     peer.channel.send({"cmd": "a"})
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     peer.channel.send({"cmd": "b"})
     peer.channel.close()
-    assert peer.goodbyes == 1
+    assert peer.disconnects == 1
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_a_peer_that_sends_garbage_is_cut_off_and_logged_once(
 ) -> None:
     peer, theirs = ends
     theirs.sendall(b'{"cmd":"good"}\n' + line + b'{"cmd":"late"}\n' + line)
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     assert peer.messages == [{"cmd": "good"}]
     assert [r.levelno for r in caplog.records] == [logging.ERROR]
     assert peer.channel.closed
@@ -141,7 +143,7 @@ def test_a_peer_that_sends_a_line_over_the_limit_is_cut_off(
             loop.remove_writer(theirs)
 
     loop.add_writer(theirs, pour)
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     loop.remove_writer(theirs)
     theirs.close()
     assert peer.messages == []
@@ -158,9 +160,9 @@ def test_a_peer_that_has_stopped_reading_is_cut_off_but_not_from_within_send(
         peer.channel.send(piece)
         sent += MAX_LINE // 2
         assert sent < 2 * MAX_UNSENT
-    assert peer.goodbyes == 0
+    assert peer.disconnects == 0
     assert "unread" in caplog.text
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
 
 
 def test_a_message_that_the_peer_would_refuse_is_not_sent(
@@ -224,7 +226,7 @@ def test_a_peer_that_sends_without_a_pause_does_not_block_the_loop(
     turns: list[int] = []
 
     def again(message: Any) -> None:
-        # What is read is there again at once.
+        # As soon as a message is read, the next one has arrived.
         peer.messages.append(message)
         theirs.send(b"1\n")
 
@@ -247,11 +249,11 @@ def test_a_receiver_that_raises_still_gets_the_next_message(
 ) -> None:
     peer, theirs = ends
 
-    def clumsy(message: Any) -> None:
+    def failing(message: Any) -> None:
         peer.messages.append(message)
         raise ZeroDivisionError
 
-    peer.on_message = clumsy
+    peer.on_message = failing
     theirs.send(b'{"cmd":"a"}\n{"cmd":"b"}\n')
     peer.until(lambda: len(peer.messages) == 2)
     assert "ZeroDivisionError" in caplog.text
@@ -271,7 +273,7 @@ def test_a_receiver_that_closes_the_channel_gets_no_further_message(
     theirs.send(b'{"cmd":"a"}\n{"cmd":"b"}\n')
     peer.until(lambda: peer.channel.closed)
     peer.loop.run_until_complete(asyncio.sleep(0))
-    assert (peer.messages, peer.goodbyes) == ([{"cmd": "a"}], 0)
+    assert (peer.messages, peer.disconnects) == ([{"cmd": "a"}], 0)
     assert theirs.recv(1) == b""
 
 
@@ -284,7 +286,7 @@ def test_close_before_the_disconnect_callback_cancels_the_callback(
         peer.channel.send({"cmd": "x", "text": "x" * 100_000})
     peer.channel.close()
     peer.loop.run_until_complete(asyncio.sleep(0.01))
-    assert peer.goodbyes == 0
+    assert peer.disconnects == 0
 
 
 def test_a_pair_is_not_inherited_and_does_not_block() -> None:
@@ -333,8 +335,8 @@ def test_a_descriptor_of_another_kind_is_refused_and_left_open() -> None:
     refuse(reading)
     os.close(reading)
     os.close(writing)
-    with socket.socket(socket.AF_INET) as stranger:
-        refuse(stranger.fileno())
+    with socket.socket(socket.AF_INET) as tcp:
+        refuse(tcp.fileno())
 
 
 def test_many_channels_leave_no_descriptor_behind(loop: asyncio.AbstractEventLoop) -> None:
@@ -343,7 +345,7 @@ def test_many_channels_leave_no_descriptor_behind(loop: asyncio.AbstractEventLoo
         left.channel.send({"cmd": "x"})
         right.until(lambda: len(right.messages) == 1)
         left.channel.close()
-        right.until(lambda: right.goodbyes == 1)
+        right.until(lambda: right.disconnects == 1)
         return descriptors()
 
     before = once()

@@ -1,4 +1,4 @@
-"""Messages of a link: what is read is what was sent, and a full link says so.
+"""Messages on a link: reports are summed, a full link refuses, surplus descriptors are closed.
 
 Real socket pairs and descriptors.
 """

@@ -1,4 +1,9 @@
-"""A few connections a wake-up, all that are queued at the end, and patience without descriptors."""
+"""An acceptor takes few connections at a wakeup, all of them at drain, and refuses none too early.
+
+A connection that waits longer than the time limit, for room or for a descriptor, gets 503.
+
+Covers `net/lingering_close`.
+"""
 
 import asyncio
 import errno
@@ -47,13 +52,13 @@ def clients(listener: socket.socket, count: int) -> Iterator[None]:
         yield
 
 
-async def everything(client: socket.socket) -> bytes:
-    """What a client that does not block is told, up to the end."""
-    said = b""
+async def read_all(client: socket.socket) -> bytes:
+    """All that a non-blocking client receives, up to the end."""
+    received = b""
     async with asyncio.timeout(30):
         while piece := await asyncio.get_running_loop().sock_recv(client, 4096):
-            said += piece
-    return said
+            received += piece
+    return received
 
 
 async def test_few_connections_of_a_burst_are_accepted_at_a_wakeup(listener: socket.socket) -> None:
@@ -130,9 +135,9 @@ async def test_a_client_that_waits_too_long_at_the_limit_gets_503(listener: sock
     with socket.create_connection(listener.getsockname()) as client:
         client.setblocking(False)
         acceptor.start()
-        said = await everything(client)
-    assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-    assert said.endswith(b"\r\n\r\ntoo many connections\n")
+        received = await read_all(client)
+    assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert received.endswith(b"\r\n\r\ntoo many connections\n")
     acceptor.close()
 
 
@@ -147,9 +152,9 @@ async def test_a_client_that_waits_too_long_for_a_descriptor_gets_503(
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         with no_descriptor_left():
             acceptor.start()
-            said = await everything(client)
-    assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-    assert said.endswith(b"\r\n\r\nout of descriptors\n")
+            received = await read_all(client)
+    assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert received.endswith(b"\r\n\r\nout of descriptors\n")
     with clients(listener, 2):
         await until(lambda: len(taken) == 2)
     acceptor.close()

@@ -1,6 +1,9 @@
-"""Wherever connections come from, they are served, counted once, and answered at the end.
+"""A worker serves connections from shared sockets, links and the channel, and leaks no descriptor.
 
-Real processes: the test is the supervisor and, over a link, the proxy.
+A socket or link that it cannot serve is a failure in one line. Real processes: the test is the
+supervisor and, over a link, the proxy.
+
+Covers `contract` and `runtime/supervisor_link`.
 """
 
 import contextlib
@@ -56,26 +59,26 @@ def test_sockets_for_another_process_are_left_alone(serve: Start) -> None:
 def test_a_senseless_number_of_sockets_is_a_failure_in_one_line(serve: Start, count: str) -> None:
     served = serve(DEMO, LISTEN_FDS=count)
     reason = f"LISTEN_FDS={count!r} is not a number of sockets"
-    assert served.hear() == {"cmd": contract.FAILED, "reason": reason}
+    assert served.receive() == {"cmd": contract.FAILED, "reason": reason}
     assert served.exit_status() == contract.EXIT_FAILED
 
 
 def test_sockets_that_do_not_exist_are_a_failure_in_one_line(serve: Start) -> None:
     served = serve(DEMO, LISTEN_FDS="300")
-    assert "not all of them are there: bad file descriptor" in served.hear()["reason"]
+    assert "not all of them are there: bad file descriptor" in served.receive()["reason"]
 
 
 def test_a_socket_of_an_unsupported_kind_is_a_failure_in_one_line(serve: Start) -> None:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with one, other:
         served = serve(DEMO, passed=one)
-        assert "no TCP, UDP or unix socket" in served.hear()["reason"]
+        assert "no TCP, UDP or unix socket" in served.receive()["reason"]
 
 
 @pytest.mark.parametrize("number", ["x", "-1", "1"])
 def test_a_descriptor_that_is_no_link_is_a_failure_in_one_line(serve: Start, number: str) -> None:
     served = serve(DEMO, PENSTOCK_LINK_FD=number)
-    assert f"PENSTOCK_LINK_FD={number!r} is no " in served.hear()["reason"]
+    assert f"PENSTOCK_LINK_FD={number!r} is no " in served.receive()["reason"]
     assert served.exit_status() == contract.EXIT_FAILED
 
 
@@ -108,7 +111,7 @@ def test_each_proxy_gets_reports_of_its_own_clients_over_its_own_link(
             assert clients.exchange(client) == b"hello"
         link.reported(taken=0, ended=2)
     assert served.stats()["fds"]["channel"] == 3
-    # One that is gone for good is no reason to leave the other.
+    # The worker goes on with one link when the other is gone.
     links[0].close()
     assert clients.exchange(links[1].client()) == b"hello"
     links[1].close()
@@ -132,7 +135,7 @@ def test_a_health_check_over_the_channel_is_served_and_not_counted(
     served = shared(spec, port)
     mine, theirs = socket.socketpair()
     with theirs:
-        served.tell({"cmd": contract.PROBE}, theirs)
+        served.send({"cmd": contract.PROBE}, theirs)
     assert clients.exchange(mine) == b"hello"
     series = served.stats()["series"]
     assert series["penstock_requests_total"] == {}
@@ -141,8 +144,8 @@ def test_a_health_check_over_the_channel_is_served_and_not_counted(
 
 def test_a_ping_is_answered(serve: Start) -> None:
     served = serve(DEMO).ready()
-    served.tell({"cmd": contract.PING, "seq": 5})
-    assert served.hear() == {"cmd": contract.PONG, "seq": 5}
+    served.send({"cmd": contract.PING, "seq": 5})
+    assert served.receive() == {"cmd": contract.PONG, "seq": 5}
 
 
 def test_a_descriptor_beside_a_message_that_takes_none_is_closed(serve: Start) -> None:
@@ -151,7 +154,7 @@ def test_a_descriptor_beside_a_message_that_takes_none_is_closed(serve: Start) -
     mine, theirs = socket.socketpair()
     with mine, theirs:
         for command in (contract.PING, contract.INTERNAL + "FUTURE", contract.LISTEN):
-            served.tell({"cmd": command}, theirs)
+            served.send({"cmd": command}, theirs)
         assert served.stats()["fds"] == before
 
 
@@ -167,7 +170,7 @@ def test_a_new_listening_socket_replaces_one_that_was_shut_down(serve: Start) ->
         old.shutdown(socket.SHUT_RDWR)
         until(lambda: served.stats()["fds"]["listener"] == 0)
         new.listen()
-        served.tell({"cmd": contract.LISTEN}, new)
+        served.send({"cmd": contract.LISTEN}, new)
         assert new.getsockname() == address
         assert clients.get(new) == b"hello"
         assert served.stats()["fds"]["listener"] == 1
@@ -193,8 +196,8 @@ def test_datagrams_are_served_on_a_passed_socket(serve: Start) -> None:
         assert ask(sock.getsockname(), b"hello\n") == b"hello from dns/2\n"
         assert ask(sock.getsockname(), b"\x00 echo") == b"\x00 echo"
         assert served.stats()["fds"]["listener"] == 1
-        served.tell({"cmd": contract.PING, "seq": 1})
-        assert served.hear() == {"cmd": contract.PONG, "seq": 1}
+        served.send({"cmd": contract.PING, "seq": 1})
+        assert served.receive() == {"cmd": contract.PONG, "seq": 1}
         served.signal(signal.SIGTERM)
         assert served.exit_status() == 0
 
@@ -212,10 +215,10 @@ def test_without_a_supervisor_a_datagram_program_binds_its_port(serve: Start) ->
 def test_a_program_and_a_socket_of_different_kinds_are_a_failure_in_one_line(
     serve: Start, port: socket.socket
 ) -> None:
-    assert 'set mode = "udp"' in serve("penstock_worker.demo:udp", passed=port).hear()["reason"]
+    assert 'set mode = "udp"' in serve("penstock_worker.demo:udp", passed=port).receive()["reason"]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        assert "asyncio.DatagramProtocol is wanted" in serve(DEMO, passed=sock).hear()["reason"]
+        assert "asyncio.DatagramProtocol is wanted" in serve(DEMO, passed=sock).receive()["reason"]
 
 
 def test_the_descriptor_limit_is_raised_to_the_hard_limit(serve: Start) -> None:

@@ -1,6 +1,6 @@
-"""Whoever waits, or was accepted, when a worker leaves is answered.
+"""Clients that wait, or were accepted, when a worker gets TERM are answered before it exits.
 
-Who says nothing does not hold it back.
+A client that sends nothing does not delay the exit.
 """
 
 import signal
@@ -55,7 +55,7 @@ def test_an_accepted_client_that_sends_its_request_after_term_is_answered(
     client = clients.connected(port)
     served.signal(signal.SIGTERM)
     served.signal(signal.SIGCONT)
-    # Accepted: nobody else would be now.
+    # The client was accepted: the worker accepts no more from now on.
     until(lambda: queued(port) == 0)
     assert clients.exchange(client) == b"hello"
     assert served.exit_status() == 0

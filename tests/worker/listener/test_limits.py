@@ -1,4 +1,7 @@
-"""A worker that serves clients itself: what one of them may take has an end."""
+"""A worker that serves clients directly limits idle time, heads and connections.
+
+Covers `servers/asgi_limits`, `servers/aiohttp_server` and `servers/asgi_server`.
+"""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -52,13 +55,13 @@ def test_malformed_limits_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("spec", APPS)
-@pytest.mark.parametrize("said", [b"", GET[:20]], ids=["nothing", "half a head"])
+@pytest.mark.parametrize("sent", [b"", GET[:20]], ids=["nothing", "half a head"])
 def test_a_client_that_never_sends_a_whole_head_is_closed(
-    serve: "Serve", spec: str, said: bytes, port: socket.socket
+    serve: "Serve", spec: str, sent: bytes, port: socket.socket
 ) -> None:
     served(serve, spec, port, QUICK)
     with connected(port) as client:
-        client.sendall(said)
+        client.sendall(sent)
         assert client.recv(4096) == b""
 
 
@@ -119,5 +122,5 @@ def test_at_the_connection_limit_the_next_client_waits_until_one_ends(
 
 
 def test_malformed_limits_are_a_failure_in_one_line(serve: "Serve", port: socket.socket) -> None:
-    reason = serve("aio:app", passed=port, PENSTOCK_BOUNDS="?").hear()["reason"]
+    reason = serve("aio:app", passed=port, PENSTOCK_BOUNDS="?").receive()["reason"]
     assert reason == f"{BOUNDS}='?' says nothing"

@@ -1,4 +1,4 @@
-"""HOST and PORT become a bound socket, or one line that says why not."""
+"""HOST and PORT become a bound socket, or an error in one line with the reason."""
 
 import socket
 
@@ -100,7 +100,7 @@ def test_the_second_process_to_listen_on_a_port_gets_an_error_with_the_reason() 
 
 
 def test_a_missing_permission_is_an_error_with_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As root there is no port that is refused, so the kernel's answer is given here.
+    # As root there is no port that is refused, so the test raises the kernel's error.
     def deny(*_: object) -> socket.socket:
         raise PermissionError(13, "x")
 

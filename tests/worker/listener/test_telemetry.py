@@ -1,4 +1,7 @@
-"""What no proxy sees, a worker counts and logs itself."""
+"""A worker counts and logs the requests that no proxy counts and logs.
+
+Covers `telemetry/recorder`.
+"""
 
 import json
 import signal
@@ -90,7 +93,7 @@ def test_a_worker_without_a_proxy_writes_the_access_log(
     assert found["bytes_sent"] > 0
 
     log.rename(tmp_path / "access.log.1")
-    served.tell({"cmd": contract.REOPEN})
+    served.send({"cmd": contract.REOPEN})
     until(log.exists)
     assert clients.get(port) == b"hello"
     served.signal(signal.SIGTERM)
@@ -121,5 +124,5 @@ def test_an_access_log_that_cannot_be_opened_is_a_failure_in_one_line(
     serve: Start, port: socket.socket, where: str
 ) -> None:
     served = serve(DEMO, passed=port, PENSTOCK_SCHEME="shared", PENSTOCK_ACCESS_LOG=where)
-    assert served.hear()["reason"].startswith("cannot write the access log: ")
+    assert served.receive()["reason"].startswith("cannot write the access log: ")
     assert served.exit_status() == contract.EXIT_FAILED

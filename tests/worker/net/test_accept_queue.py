@@ -1,4 +1,4 @@
-"""Who waits in a queue is known to have waited too long, or is given the time."""
+"""The estimate finds connections that waited past the time limit, and never one too early."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,5 +65,5 @@ def test_a_connection_is_never_overdue_before_the_time_limit(
         assert all(now - came >= MAX_WAIT_S for came in queue[:overdue])
         accepted += overdue
         del queue[:overdue]
-        # Late by at most the time between two looks.
+        # A connection is found late by at most the time between two looks.
         assert all(now - came < MAX_WAIT_S + 1.0 for came in queue)

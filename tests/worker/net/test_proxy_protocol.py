@@ -1,4 +1,7 @@
-"""A PROXY header is read by the letter of its specification, and by nothing after it."""
+"""A PROXY header is parsed exactly as specified, and only listed peers are trusted.
+
+Covers `net/trusted_proxies`.
+"""
 
 import re
 import socket
@@ -93,13 +96,13 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("data", "said"), GOOD)
+@pytest.mark.parametrize(("data", "expected"), GOOD)
 def test_a_valid_header_yields_its_source_and_destination(
-    data: bytes, said: tuple[object, object, bool]
+    data: bytes, expected: tuple[object, object, bool]
 ) -> None:
     header = parse(data)
     assert isinstance(header, Header)
-    assert (header.source, header.destination, header.local) == said
+    assert (header.source, header.destination, header.local) == expected
     assert header.size == len(data)
     assert parse(data + b"GET / HTTP/1.1\r\n") == header
 
@@ -113,9 +116,9 @@ def test_an_invalid_header_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("data", [data for data, _ in GOOD])
 def test_a_part_of_a_header_asks_for_no_more_than_is_missing(data: bytes) -> None:
     for size in range(len(data)):
-        lacking = parse(data[:size])
-        assert isinstance(lacking, int)
-        assert 0 < lacking <= len(data) - size
+        missing = parse(data[:size])
+        assert isinstance(missing, int)
+        assert 0 < missing <= len(data) - size
 
 
 def test_the_checksum_is_crc32c() -> None:
@@ -133,7 +136,7 @@ def ends(draw: st.DrawFn) -> tuple[str, int]:
 
 
 def _mapped(text: str) -> str:
-    """An address as it is said beside one of the other family."""
+    """An address as a header carries it beside one of the other family."""
     return text if ":" in text else f"::ffff:{text}"
 
 
@@ -145,12 +148,12 @@ def test_a_header_that_was_built_is_parsed_back(
     header = parse(data)
     assert isinstance(header, Header)
     assert (header.size, header.version, header.local) == (len(data), version, False)
-    for said, meant in ((header.source, source), (header.destination, destination)):
-        assert isinstance(said, tuple)
-        assert socket.inet_pton(socket.AF_INET6, _mapped(said[0])) == socket.inet_pton(
-            socket.AF_INET6, _mapped(meant[0])
+    for actual, expected in ((header.source, source), (header.destination, destination)):
+        assert isinstance(actual, tuple)
+        assert socket.inet_pton(socket.AF_INET6, _mapped(actual[0])) == socket.inet_pton(
+            socket.AF_INET6, _mapped(expected[0])
         )
-        assert said[1] == meant[1]
+        assert actual[1] == expected[1]
     assert version == 2 or len(data) <= MAX_V1_LINE
 
 
@@ -186,7 +189,7 @@ def test_arbitrary_bytes_are_a_header_a_part_of_one_or_refused(data: bytes) -> N
         return
     if isinstance(found, Header):
         assert 0 < found.size <= min(len(data), MAX_HEADER)
-        # Nothing behind it has a say.
+        # What follows the header changes nothing.
         assert parse(data[: found.size]) == found
         assert parse(data[: found.size] + b"\n" * 9) == found
     else:
@@ -215,7 +218,7 @@ def _outcome(data: bytes) -> Header | int | None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "address", "believed"),
+    ("texts", "address", "trusted"),
     [
         ((), "", False),
         ((), "10.0.0.1", False),
@@ -230,9 +233,9 @@ def _outcome(data: bytes) -> Header | int | None:
     ],
 )
 def test_only_listed_addresses_and_networks_are_trusted(
-    texts: tuple[str, ...], address: str, *, believed: bool
+    texts: tuple[str, ...], address: str, *, trusted: bool
 ) -> None:
-    assert (address in TrustedProxies(texts)) is believed
+    assert (address in TrustedProxies(texts)) is trusted
 
 
 def test_an_ipv4_peer_has_one_address_on_ipv4_and_ipv6_sockets() -> None:

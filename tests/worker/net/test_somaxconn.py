@@ -1,4 +1,4 @@
-"""A queue is as long as we ask for, and no longer than the kernel allows."""
+"""The listen backlog is the default, or the kernel's limit if that is lower."""
 
 from pathlib import Path
 

@@ -1,6 +1,8 @@
-"""Under our runtime a program speaks over the runtime's channel, and not in its name.
+"""Under our runtime a program shares the runtime's channel, but cannot send internal messages.
 
-And what the module by itself keeps for a program that does not listen is bounded.
+Messages that are kept for a program without a callback are bounded.
+
+Covers `process` and `runtime/supervisor_link`.
 """
 
 import asyncio
@@ -26,8 +28,8 @@ def test_under_the_runtime_a_program_uses_the_runtimes_channel(
 ) -> None:
     supervisor.serve()
     imported = ["imported", True, 3, "web"]
-    assert supervisor.said().index(imported) < supervisor.said().index({"cmd": READY})
-    supervisor.tell({"x": 1}, udp)
+    assert supervisor.received().index(imported) < supervisor.received().index({"cmd": READY})
+    supervisor.send({"x": 1}, udp)
     supervisor.until(lambda: ["told", {"x": 1}] in supervisor.messages)
     assert supervisor.handles[0].getsockname() == udp.getsockname()
     supervisor.signal(signal.SIGTERM)
@@ -41,9 +43,9 @@ def test_retire_and_an_exception_in_a_callback_both_ask_for_a_successor(
     supervisor: SupervisorEnd, message: str, reason: str
 ) -> None:
     supervisor.serve()
-    supervisor.tell(message)
-    supervisor.until(lambda: supervisor.said()[-1].get("cmd") == RETIRE)
-    assert reason in supervisor.said()[-1]["reason"]
+    supervisor.send(message)
+    supervisor.until(lambda: supervisor.received()[-1].get("cmd") == RETIRE)
+    assert reason in supervisor.received()[-1]["reason"]
     supervisor.signal(signal.SIGTERM)
     assert supervisor.status() == 0
 
@@ -81,24 +83,24 @@ def test_messages_without_a_callback_are_bounded_and_their_handles_closed(
 
 async def test_a_message_that_comes_during_the_delivery_of_queued_ones_follows_them() -> None:
     state = _State({})
-    told: list[Any] = []
+    delivered: list[Any] = []
     for number in range(3):
         state.deliver(number, None)
-    state.listen(lambda message, _: told.append(message))
+    state.listen(lambda message, _: delivered.append(message))
     state.deliver(3, None)
-    assert told == [], "not from within"
+    assert delivered == [], "not from within"
     await asyncio.sleep(0)
-    assert told == [0, 1, 2, 3]
+    assert delivered == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("register", [process.on_message, process.on_disconnect])
 def test_a_callback_that_would_never_run_is_refused(
     register: Callable[[Callable[..., object]], object],
 ) -> None:
-    async def told(*_: object) -> None: ...
+    async def callback(*_: object) -> None: ...
 
     with pytest.raises(TypeError, match="plain function"):
-        register(told)
+        register(callback)
 
 
 @pytest.mark.parametrize("command", [READY, "NODE_HANDLE", "NODE_CLUSTER"])

@@ -1,4 +1,4 @@
-"""What an attribute is, is told by its shape; what it is not, in one line with its place."""
+"""The kind of a program is recognized by its shape; a program that cannot be loaded is one line."""
 
 import asyncio
 import functools

@@ -1,4 +1,4 @@
-"""Proves that every entry becomes exactly one line, complete, readable, and never two."""
+"""Every entry of the access log becomes exactly one line, complete and printable."""
 
 import json
 import re
@@ -70,13 +70,15 @@ def as_json(one: Entry) -> dict[str, Any]:
 @pytest.mark.parametrize("subject", ["", 'commonName=a"\n', "commonName=" + "\u00e9" * 5000])
 def test_a_tls_request_is_logged_with_version_cipher_and_subject(subject: str) -> None:
     assert "tls" not in as_json(entry())
-    told = as_json(entry(tls=tls_fields("TLSv1.3", "TLS_AES_128", subject, resumed=True)))["tls"]
-    assert (told["version"], told["cipher"], told["resumed"]) == ("TLSv1.3", "TLS_AES_128", True)
+    tls = as_json(entry(tls=tls_fields("TLSv1.3", "TLS_AES_128", subject, resumed=True)))["tls"]
+    assert (tls["version"], tls["cipher"], tls["resumed"]) == (
+        "TLSv1.3", "TLS_AES_128", True
+    )  # fmt: skip
     if len(subject) > MAX_FIELD:
-        assert MAX_FIELD // 2 < len(told["subject"]) <= MAX_FIELD
-        assert told["subject"].endswith(CUT)
+        assert MAX_FIELD // 2 < len(tls["subject"]) <= MAX_FIELD
+        assert tls["subject"].endswith(CUT)
     else:
-        assert told["subject"] == (subject or None)
+        assert tls["subject"] == (subject or None)
 
 
 def as_combined(one: Entry) -> tuple[str, ...]:

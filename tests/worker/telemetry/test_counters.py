@@ -1,4 +1,4 @@
-"""Whatever is counted, labels stay in closed sets and sums are what was observed."""
+"""Labels stay in closed sets, and histograms count every observation exactly once."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,10 +39,10 @@ def test_clients_cannot_create_labels(requests: list[tuple[str, int, float]]) ->
     samples = request_series(counters, "3")["penstock_requests_total"]
     assert sum(value for value in samples.values() if isinstance(value, int)) == len(requests)
     for labels in samples:
-        slot, verb, told = labels.split(" ")
+        slot, verb, status_label = labels.split(" ")
         assert slot == "3"
         assert verb in METHODS | {OTHER}
-        assert told in {OTHER, "none"} | {code(number) for number in range(1, 1000)}
+        assert status_label in {OTHER, "none"} | {code(number) for number in range(1, 1000)}
     assert len(counters.requests) <= len(METHODS | {OTHER}) * 1000
 
 

@@ -1,4 +1,4 @@
-"""Proves that a log writer keeps order and whole lines, is bounded, and survives every failure.
+"""A log writer keeps lines whole and in order, is bounded, and survives every failure.
 
 Real pipes and files throughout: /dev/full is a full disk, a pipe without a reader is EPIPE.
 """
