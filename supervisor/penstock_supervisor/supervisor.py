@@ -34,7 +34,7 @@ from penstock_supervisor.config.model import Config
 from penstock_supervisor.control import endpoints
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.observability.collect import SnapshotCollector
-from penstock_supervisor.observability.stats_poll import LoopLag, StatsPoll
+from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 from penstock_supervisor.process import rlimits
 from penstock_supervisor.process.reaper import Guardian
 from penstock_supervisor.rollout.condition import Condition
@@ -194,7 +194,7 @@ class Supervisor:
         )
         guardian = stack.enter_context(closing(Guardian(loop, self._resources.privileges)))
         output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
-        loop_lag = stack.enter_context(closing(LoopLag()))
+        loop_lag = stack.enter_context(closing(SupervisorLag()))
         self._worker_checks = WorkerChecks(
             [one for one in self.config.services if not one.has_proxy],
             self._send_to_worker,

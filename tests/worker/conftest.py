@@ -1,4 +1,4 @@
-"""Worker processes for tests: the programs that they run, and a supervisor's hands."""
+"""Worker processes for tests, the programs that they run, and the supervisor's end of a channel."""
 
 import contextlib
 import json
@@ -148,7 +148,7 @@ def gone():
     raise ConnectionResetError("the client left")
 
 @process.on_message
-def heard(message, handle):
+def callback(message, handle):
     if handle is not None:
         handle.close()
     process.send({"heard": message, "handle": handle is not None})
@@ -192,7 +192,7 @@ os.close(int(sys.argv[1]))
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
-"""A number is known only after the fork, and 3 is where a passed socket is looked for."""
+"""LISTEN_PID is known only after the fork, and a passed socket is expected at descriptor 3."""
 
 
 class Served:
@@ -240,29 +240,29 @@ class Served:
         self.link.settimeout(DEADLINE_S)
         self._lines = self.link.makefile("rb")
 
-    def tell(self, message: dict[str, Any], handle: socket.socket | None = None) -> None:
+    def send(self, message: dict[str, Any], handle: socket.socket | None = None) -> None:
         if handle is None:
             self.link.sendall(framing.encode(message))
             return
         line = framing.encode(framing.envelope(message, handle))
         assert socket.send_fds(self.link, [line], [handle.fileno()]) == len(line)
-        assert self.hear() == {"cmd": framing.ACK}
+        assert self.receive() == {"cmd": framing.ACK}
 
-    def hear(self) -> dict[str, Any]:
-        """The next message but the first, which is always the same."""
+    def receive(self) -> dict[str, Any]:
+        """The next message, without the first: that is always ONLINE."""
         message: dict[str, Any] = json.loads(self._lines.readline())
-        return self.hear() if message.get("cmd") == ONLINE else message
+        return self.receive() if message.get("cmd") == ONLINE else message
 
     def stats(self) -> dict[str, Any]:
-        self.tell({"cmd": STATS, "seq": 1})
-        metrics: dict[str, Any] = self.hear()["metrics"]
+        self.send({"cmd": STATS, "seq": 1})
+        metrics: dict[str, Any] = self.receive()["metrics"]
         return metrics
 
-    def words(self) -> list[str]:
-        """All that it ever says from now on."""
+    def commands(self) -> list[str]:
+        """The commands of all messages from now on, until the worker closes the channel."""
         return [json.loads(line)["cmd"] for line in self._lines]
 
-    def hang_up(self) -> None:
+    def close_channel(self) -> None:
         self._lines.close()
         self.link.close()
 
@@ -270,11 +270,11 @@ class Served:
         return self._stderr.read_text()
 
     def ready(self) -> "Served":
-        assert self.hear() == {"cmd": READY}, self.stderr()
+        assert self.receive() == {"cmd": READY}, self.stderr()
         return self
 
     def listening(self) -> list[int]:
-        """Ports that it listens on."""
+        """The ports that the worker listens on."""
         found = psutil.Process(self.process.pid).net_connections("inet")
         return [one.laddr.port for one in found if one.status == psutil.CONN_LISTEN]
 
@@ -289,7 +289,7 @@ class Served:
         self.process.send_signal(number)
 
     def stop(self) -> None:
-        """Let it do nothing, until it gets CONT."""
+        """Stop the process until it gets CONT."""
         self.signal(signal.SIGSTOP)
         assert os.WIFSTOPPED(os.waitpid(self.process.pid, os.WUNTRACED)[1])
 
@@ -297,7 +297,7 @@ class Served:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self.hang_up()
+        self.close_channel()
 
 
 Serve = Callable[..., Served]
@@ -312,7 +312,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     ):  # fmt: skip
         (tmp_path / name).write_text(text)
     with contextlib.ExitStack() as stack:
-        # So that no descriptor of a test's own is 3 in a worker.
+        # Takes descriptor 3, so that none of the test is 3 in a worker.
         stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
         def start(spec: str, **settings: Any) -> Served:

@@ -1,4 +1,4 @@
-"""Every page of the demo does what it says, within its bounds, and ends when it is told to."""
+"""Every page of the demo does what it documents, within its bounds, and ends at shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,14 +20,14 @@ async def client(aiohttp_client: Callable[..., Awaitable[Client]]) -> Client:
     return await aiohttp_client(application(environ))
 
 
-async def test_it_says_which_worker_it_is(client: Client) -> None:
+async def test_the_root_page_names_the_worker(client: Client) -> None:
     async with client.get("/") as answer:
         text = await answer.text()
     assert text.startswith("hello from web/3 (pid ")
     assert text.endswith(")\n")
 
 
-async def test_without_a_supervisor_it_is_just_a_worker(
+async def test_without_a_supervisor_the_root_page_names_no_slot(
     aiohttp_client: Callable[..., Awaitable[Client]],
 ) -> None:
     client = await aiohttp_client(application({}))
@@ -35,12 +35,12 @@ async def test_without_a_supervisor_it_is_just_a_worker(
         assert (await answer.text()).startswith("hello from worker (pid ")
 
 
-async def test_it_is_healthy(client: Client) -> None:
+async def test_healthz_answers_ok(client: Client) -> None:
     async with client.get("/healthz") as answer:
         assert (answer.status, await answer.text()) == (200, "ok\n")
 
 
-async def test_the_head_is_shown_as_it_arrived(client: Client) -> None:
+async def test_headers_shows_the_request_head_as_it_arrived(client: Client) -> None:
     sent = CIMultiDict([("X-Twice", "1"), ("X-Twice", "2")])
     async with client.get("/headers?a=%20b", headers=sent) as answer:
         head = await answer.json()
@@ -62,18 +62,18 @@ async def test_echo_returns_body_and_type_of_any_method(client: Client, method: 
 
 
 async def test_echo_answers_each_piece_before_the_next_one_is_sent(client: Client) -> None:
-    heard = asyncio.Event()
+    received = asyncio.Event()
 
     async def pieces() -> AsyncIterator[bytes]:
         for number in range(5):
             yield b"piece %d" % number
-            await heard.wait()
-            heard.clear()
+            await received.wait()
+            received.clear()
 
     async with client.post("/echo", data=pieces()) as answer:
         for number in range(5):
             assert await answer.content.readany() == b"piece %d" % number
-            heard.set()
+            received.set()
         assert await answer.read() == b""
 
 
@@ -97,7 +97,7 @@ async def test_echo_of_an_encoded_body_is_the_body(client: Client) -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 65_536, 1_000_003])
-async def test_bytes_are_as_many_as_asked_for(client: Client, n: int) -> None:
+async def test_bytes_returns_as_many_bytes_as_asked_for(client: Client, n: int) -> None:
     async with client.get("/bytes", params={"n": n}) as answer:
         assert answer.content_length == n
         body = await answer.read()
@@ -114,7 +114,7 @@ async def test_head_has_no_body_and_the_connection_goes_on(client: Client) -> No
         assert answer.status == 200
 
 
-async def test_sleep_and_burn_say_for_how_long(client: Client) -> None:
+async def test_sleep_and_burn_report_their_duration(client: Client) -> None:
     async with client.get("/sleep?s=0.001") as answer:
         assert (await answer.text()).startswith("slept 0.001 s in web/3")
     async with client.get("/burn?ms=1") as answer:
@@ -138,13 +138,13 @@ async def test_a_bad_number_is_one_line_and_400(client: Client, path: str) -> No
     assert len(text) < 120
 
 
-async def test_events_are_events_and_end_after_the_last(client: Client) -> None:
+async def test_sse_sends_events_and_ends_after_the_last(client: Client) -> None:
     async with client.get("/sse?n=1") as answer:
         assert answer.content_type == "text/event-stream"
         assert (await answer.text()).startswith("id: 0\ndata: web/3 (pid ")
 
 
-async def test_websocket_says_what_it_hears(client: Client) -> None:
+async def test_websocket_echoes_each_message(client: Client) -> None:
     async with client.ws_connect("/ws") as socket:
         await socket.send_str("ä")
         assert await socket.receive_str() == "ä"
@@ -152,15 +152,15 @@ async def test_websocket_says_what_it_hears(client: Client) -> None:
         assert await socket.receive_bytes() == b"\0" * 100_000
 
 
-async def test_what_is_long_ends_when_the_worker_leaves(client: Client) -> None:
+async def test_event_streams_and_websockets_end_at_shutdown(client: Client) -> None:
     events = await client.get("/sse")
     socket: Any = await client.ws_connect("/ws")
     await events.content.readuntil(b"\n\n")
     assert client.app is not None
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         tasks.create_task(client.app.shutdown())
-        goodbye = await socket.receive()
+        last_message = await socket.receive()
         await events.read()
-    assert (goodbye.type, goodbye.data) == (WSMsgType.CLOSE, WSCloseCode.GOING_AWAY)
+    assert (last_message.type, last_message.data) == (WSMsgType.CLOSE, WSCloseCode.GOING_AWAY)
     await socket.close()
     events.close()

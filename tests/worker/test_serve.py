@@ -1,6 +1,9 @@
-"""A worker's whole life, with real processes: what it says, how it serves, why it leaves.
+"""A worker process starts, serves, reports to its supervisor, and exits as documented.
 
-One scenario each. A test knows the port from the kernel, so no two can want the same.
+Real processes, one scenario each. The kernel picks the ports, so no two tests use the same.
+
+Covers `contract`, `runtime/supervisor_link` and `telemetry/loop_lag`.
+Covers `servers/aiohttp_server` and `servers/asgi_server`.
 """
 
 import contextlib
@@ -43,7 +46,7 @@ def get(port: int, path: str = "/") -> tuple[int, bytes]:
 
 @contextlib.contextmanager
 def request(port: int, path: str) -> Iterator[http.client.HTTPConnection]:
-    """Ask, and let the block decide what happens before the answer is read."""
+    """Send a request; the block decides what happens before the answer is read."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
     with contextlib.closing(connection):
         connection.request("GET", path)
@@ -96,7 +99,7 @@ def test_after_term_the_rest_of_an_upload_is_taken(serve: Serve) -> None:
     assert served.exit_status() == 0
 
 
-def test_what_is_long_is_told_to_close(serve: Serve) -> None:
+def test_an_event_stream_is_closed_at_term(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app")
     with request(served.port(), "/sse") as events:
         answer = events.getresponse()
@@ -106,7 +109,7 @@ def test_what_is_long_is_told_to_close(serve: Serve) -> None:
     assert served.exit_status() == 0
 
 
-def test_an_impatient_second_interrupt_ends_it_at_once(serve: Serve) -> None:
+def test_a_second_interrupt_ends_the_worker_at_once(serve: Serve) -> None:
     served = serve("aio:app")
     port = served.port()
     with request(port, "/slow"):
@@ -126,33 +129,35 @@ def test_a_handler_is_cancelled_when_its_client_is_gone(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("spec", ["aio:app", "asg:app"])
-def test_it_leaves_when_its_supervisor_is_gone(serve: Serve, spec: str) -> None:
+def test_a_worker_exits_when_its_supervisor_is_gone(serve: Serve, spec: str) -> None:
     served = serve(spec)
     assert get(served.port()) == (200, b"hello")
-    served.hang_up()
+    served.close_channel()
     assert served.exit_status() == 0
     assert (served.directory / "cleaned").exists()
 
 
-def test_what_never_finishes_does_not_outlive_the_supervisor_for_long(serve: Serve) -> None:
+def test_a_request_that_never_finishes_does_not_outlive_the_supervisor_for_long(
+    serve: Serve,
+) -> None:
     served = serve("aio:app")
     with request(served.port(), "/slow"):
         until(lambda: (served.directory / "begun").exists())
-        served.hang_up()
+        served.close_channel()
         assert served.exit_status() == 1
 
 
 @pytest.mark.parametrize("spec", ["aio:app", "asg:app"])
-def test_it_counts_its_descriptors_by_kind(serve: Serve, spec: str) -> None:
+def test_descriptors_are_counted_by_kind(serve: Serve, spec: str) -> None:
     served = serve(spec)
     port = served.port()
     with contextlib.ExitStack() as stack:
         for _ in range(3):
             connection = stack.enter_context(request(port, "/"))
             assert connection.getresponse().read() == b"hello"
-        served.tell({"cmd": INTERNAL + "FUTURE"})
-        served.tell({"cmd": STATS, "seq": 7})
-        answer = served.hear()
+        served.send({"cmd": INTERNAL + "FUTURE"})
+        served.send({"cmd": STATS, "seq": 7})
+        answer = served.receive()
         total = psutil.Process(served.process.pid).num_fds()
     assert (answer["cmd"], answer["seq"]) == (STATS, 7)
     fds = answer["metrics"]["fds"]
@@ -160,15 +165,15 @@ def test_it_counts_its_descriptors_by_kind(serve: Serve, spec: str) -> None:
     assert sum(fds.values()) == total
 
 
-def test_a_loop_that_was_stuck_says_so(serve: Serve) -> None:
+def test_a_blocked_loop_is_reported_as_lag(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app")
     assert get(served.port(), "/burn?ms=800")[0] == 200
-    served.tell({"cmd": STATS, "seq": 1})
+    served.send({"cmd": STATS, "seq": 1})
     # A timer every half second was due during the burning, whenever that began.
-    assert served.hear()["metrics"]["loop_lag_s"] > 0.2
+    assert served.receive()["metrics"]["loop_lag_s"] > 0.2
 
 
-def test_a_crash_is_real(serve: Serve) -> None:
+def test_the_crash_page_ends_the_process(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app", PENSTOCK_SERVICE="web", PENSTOCK_SLOT="1")
     status, text = get(served.port(), "/crash")
     assert (status, text) == (200, f"web/1 (pid {served.process.pid}) dies now\n".encode())
@@ -188,48 +193,50 @@ def test_a_crash_is_real(serve: Serve) -> None:
         ("bad", "", '"bad" is not MODULE:ATTRIBUTE', False),
     ],
 )  # fmt: skip
-def test_a_program_that_cannot_be_served_is_one_line_and_its_own_traceback(
+def test_a_program_that_cannot_be_served_is_a_failure_in_one_line_with_its_own_traceback(
     serve: Serve, tmp_path: Path, spec: str, text: str, reason: str, shown: bool
 ) -> None:
     (tmp_path / "bad.py").write_text(text)
     served = serve(spec)
-    message = served.hear()
+    message = served.receive()
     assert message["cmd"] == FAILED
     assert reason in message["reason"]
     assert served.exit_status() == EXIT_FAILED
     assert ("Traceback" in served.stderr() or "SyntaxError" in served.stderr()) is shown
 
 
-def test_an_asgi_program_without_uvicorn_is_told_what_to_install(
+def test_an_asgi_program_without_uvicorn_is_a_failure_that_names_the_package(
     serve: Serve, tmp_path: Path
 ) -> None:
-    # Beside the program, and so before the real one; it says that there is none.
+    # Found before the real module: it makes the import of uvicorn fail.
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['uvicorn'] = None\n")
     served = serve("asg:app", PYTHONPATH=str(tmp_path))
-    assert 'pip install "penstock[asgi]"' in served.hear()["reason"]
+    assert 'pip install "penstock[asgi]"' in served.receive()["reason"]
     assert served.exit_status() == EXIT_FAILED
 
 
-def test_a_port_in_use_is_one_line(serve: Serve) -> None:
+def test_a_port_in_use_is_a_failure_in_one_line(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         served = serve("aio:app", PORT=str(port))
         reason = f"cannot listen on 127.0.0.1:{port}: address already in use"
-        assert served.hear() == {"cmd": FAILED, "reason": reason}
+        assert served.receive() == {"cmd": FAILED, "reason": reason}
         assert served.exit_status() == EXIT_FAILED
     assert served.stderr() == ""
 
 
 @pytest.mark.parametrize("spec", ["breaks:app", "refuses:app"])
-def test_a_start_that_may_work_next_time_is_no_reason_to_give_up(serve: Serve, spec: str) -> None:
+def test_a_startup_that_fails_is_reported_as_an_exit_and_not_as_final(
+    serve: Serve, spec: str
+) -> None:
     served = serve(spec)
     assert served.exit_status() == 1
-    assert served.words() == [ONLINE]
+    assert served.commands() == [ONLINE]
     assert f'cannot start "{spec}": ' in served.stderr()
     assert "the database is away" in served.stderr()
 
 
-def test_by_hand_it_says_where_it_is_and_why_it_is_not(serve: Serve) -> None:
+def test_without_a_supervisor_the_address_and_errors_go_to_stderr(serve: Serve) -> None:
     served = serve("penstock_worker.demo:app", supervised=False)
     until(lambda: "\n" in served.stderr())
     (port,) = served.listening()
@@ -246,20 +253,20 @@ def test_by_hand_it_says_where_it_is_and_why_it_is_not(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("spec", ["", "--help"])
-def test_without_a_program_it_says_how_it_is_used(serve: Serve, spec: str) -> None:
+def test_without_a_program_the_usage_is_printed(serve: Serve, spec: str) -> None:
     served = serve(spec, supervised=False)
     assert served.exit_status() in {2, EXIT_FAILED}
     assert "MODULE:ATTRIBUTE" in served.stderr()
 
 
-def test_what_a_program_starts_inherits_no_channel_and_no_names_of_it(serve: Serve) -> None:
+def test_children_of_the_program_inherit_no_channel_and_no_variables_of_it(serve: Serve) -> None:
     served = serve(
         "looks:app", LISTEN_FDS="1", LISTEN_PID="1", NOTIFY_SOCKET="/x", PENSTOCK_SLOT="2"
     )
     environ, descriptors = json.loads(get(served.port())[1])
     assert not {CHANNEL_FD, "LISTEN_FDS", "NOTIFY_SOCKET"} & set(environ)
     assert environ["PENSTOCK_SLOT"] == "2"
-    # Its three, and the one that lists them.
+    # Its three standard descriptors, and the one of the listing.
     assert len(descriptors) == 4
 
 

@@ -82,14 +82,14 @@ class Worker:
         loop: AbstractEventLoop,
         environ: Mapping[str, str],
         supervisor: SupervisorLink,
-        say: Callable[[str], object],
+        write_error: Callable[[str], object],
     ) -> None:
         self._spec = spec
         self._loop = loop
         self._environ = environ
         self._supervisor = supervisor
         self._limits = DirectLimits()
-        self._say = say
+        self._write_error = write_error
         self._stopping = asyncio.Event()
         self._retired = False
         self._status = 0
@@ -132,9 +132,9 @@ class Worker:
 
     def cannot_start(self, error: ListenError | LoadError) -> int:
         """Report why the worker cannot start; returns the exit status."""
-        self._say(getattr(error, "details", ""))
+        self._write_error(getattr(error, "details", ""))
         if not self._supervisor.send({"cmd": contract.FAILED, "reason": str(error)}):
-            self._say(f"penstock_worker: {error}\n")
+            self._write_error(f"penstock_worker: {error}\n")
         return contract.EXIT_FAILED
 
     def program_failed(self, error: Exception) -> int:
@@ -142,10 +142,10 @@ class Worker:
         if isinstance(error, AppLoadError):
             why = str(error)
         else:
-            self._say(app_loader.details(error))
+            self._write_error(app_loader.details(error))
             why = app_loader.explain(error)
         when = "stop" if self._stopping.is_set() else "start"
-        self._say(f'penstock_worker: cannot {when} "{self._spec}": {why}\n')
+        self._write_error(f'penstock_worker: cannot {when} "{self._spec}": {why}\n')
         return _EXIT_BROKEN
 
     def retire(self, reason: str, traceback: str = "") -> None:
@@ -159,7 +159,7 @@ class Worker:
             # Nobody replaces a worker without a supervisor; who started it sees its exit status.
             self._stopping.set()
             self._status = _EXIT_BROKEN if traceback else 0
-        self._say(traceback)
+        self._write_error(traceback)
 
     def _asked_to_retire(self, reason: str) -> None:
         """The program asked for it, perhaps from another thread."""
@@ -198,7 +198,9 @@ class Worker:
         if not self._supervisor.send({"cmd": contract.READY}):
             scheme = "udp" if source.kind == "datagram" else "http"
             where = "a link" if source.kind == "link" else sources.address(source.sock)
-            self._say(f"penstock_worker: {self._spec} on {scheme}://{where} (pid {os.getpid()})\n")
+            self._write_error(
+                f"penstock_worker: {self._spec} on {scheme}://{where} (pid {os.getpid()})\n"
+            )
 
     def _interrupted(self) -> None:
         # A person who presses Ctrl-C twice wants it to end at once. That does not hold for
@@ -213,17 +215,19 @@ class Worker:
 
 
 def run(
-    arguments: Sequence[str], environ: MutableMapping[str, str], say: Callable[[str], object]
+    arguments: Sequence[str],
+    environ: MutableMapping[str, str],
+    write_error: Callable[[str], object],
 ) -> int:
     """Be a worker; returns the exit status."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        say(_USAGE)
+        write_error(_USAGE)
         return _EXIT_USAGE
     environment = dict(environ)
     try:
         sock = channel.inherited(environ)
     except ValueError as error:
-        say(f"penstock_worker: {error}\n")
+        write_error(f"penstock_worker: {error}\n")
         return contract.EXIT_FAILED
     for name in contract.SCRUBBED:
         if name not in _KEPT:
@@ -233,7 +237,7 @@ def run(
         loop = runner.get_loop()
         counters = RequestCounters()
         supervisor = SupervisorLink(loop, sock, environment, counters, Connections(loop, counters))
-        worker = Worker(arguments[0], loop, environment, supervisor, say)
+        worker = Worker(arguments[0], loop, environment, supervisor, write_error)
         try:
             source = sources.find_source(environment)
             with source.sock:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from penstock_proxy.net.address import parse_address
 from penstock_supervisor.compare import plan, resource_usage
-from penstock_supervisor.compare.load.driver import Job, Report, drive
+from penstock_supervisor.compare.load.driver import Job, LoadReport, drive
 from penstock_supervisor.compare.report.result import FaultKind, FaultResult
 from penstock_supervisor.compare.subject import RunningSubject, SubjectError, all_up
 
@@ -31,7 +31,7 @@ async def fault(kind: FaultKind, subject: RunningSubject, job: Job) -> FaultResu
     if not all(row.get("pid") for row in rows_before):
         raise SubjectError("not every worker runs, so none is taken away")
     loop = asyncio.get_running_loop()
-    reports: list[Report] = []
+    reports: list[LoadReport] = []
 
     async def make_load() -> None:
         reports.append(await drive(job))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from penstock_supervisor.compare import resource_usage
 from penstock_supervisor.compare.load import wrk
-from penstock_supervisor.compare.load.driver import HeldConnections, Job, Report, drive
+from penstock_supervisor.compare.load.driver import HeldConnections, Job, LoadReport, drive
 from penstock_supervisor.compare.report.measurements import (
     Measurements,
     ResourceSample,
@@ -44,14 +44,14 @@ class LoadGenerator:
         self._processes = 1
         self._wrk_path = wrk_path
 
-    async def drive(self, job: Job) -> Report:
+    async def drive(self, job: Job) -> LoadReport:
         while True:
             report = await self._drive_once(job)
             if not report.limited or self._processes >= self._max_processes:
                 return report
             self._processes = min(self._max_processes, 2 * self._processes)
 
-    async def _drive_once(self, job: Job) -> Report:
+    async def _drive_once(self, job: Job) -> LoadReport:
         if self._wrk_path and wrk.supports(job):
             return await wrk.drive(self._wrk_path, job, self._processes)
         return await drive(job, self._processes)
@@ -59,7 +59,7 @@ class LoadGenerator:
 
 async def load(
     subject: MeasuredSubject, job: Job, generator: LoadGenerator, measurements: Measurements
-) -> Report:
+) -> LoadReport:
     """Measure one round. SubjectError: the subject is gone."""
     roles = await subject.roles()
     counted, split_before = await subject.split()
@@ -129,7 +129,7 @@ def cpu_seconds(roles: Roles) -> Mapping[str, float]:
     }
 
 
-async def warm_up(subject: MeasuredSubject, path: str, seconds: float) -> Report:
+async def warm_up(subject: MeasuredSubject, path: str, seconds: float) -> LoadReport:
     """A small load that is not counted. It fills caches, and shows whether the subject works."""
     job = Job(address=subject.address, path=path, kind="keepalive", connections=4, seconds=seconds)
     async with asyncio.timeout(60 + seconds):

@@ -64,7 +64,7 @@ class Measures:
     quick: bool
 
 
-class Step(NamedTuple):
+class PlanStep(NamedTuple):
     """One measurement of one subject."""
 
     kind: Kind
@@ -74,7 +74,7 @@ class Step(NamedTuple):
     """About how long it takes."""
 
 
-Pass = tuple[Step, ...]
+Pass = tuple[PlanStep, ...]
 """The same measurement of every subject."""
 
 
@@ -126,7 +126,7 @@ def passes(ours: Sequence[str], others: Sequence[str], wanted: Measures) -> tupl
 def _pass(kind: Kind, names: Sequence[str], number: int, seconds: float, turn: int) -> Pass:
     first = turn % len(names) if names else 0
     order = (*names[first:], *names[:first])
-    return tuple(Step(kind, name, number, seconds) for name in order)
+    return tuple(PlanStep(kind, name, number, seconds) for name in order)
 
 
 def seconds(steps: Pass) -> float:

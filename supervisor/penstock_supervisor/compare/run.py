@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from penstock_supervisor.compare import faults, machine, measure, plan
 from penstock_supervisor.compare.load.driver import Job
 from penstock_supervisor.compare.load.wrk import WrkError
-from penstock_supervisor.compare.plan import Measures, Step
+from penstock_supervisor.compare.plan import Measures, PlanStep
 from penstock_supervisor.compare.report.measurements import Measurements
 from penstock_supervisor.compare.report.result import Comparison, FaultKind, LoadKind
 from penstock_supervisor.compare.subject import ExternalSubject, RunningSubject, SubjectError
@@ -201,7 +201,7 @@ class _Run:
                 await self._step(step)
                 self._progress.advance(step.seconds)
 
-    async def _step(self, step: Step) -> None:
+    async def _step(self, step: PlanStep) -> None:
         measurements = self._measurements[step.subject]
         try:
             if load_kind := plan.load_of(step.kind):
@@ -272,7 +272,7 @@ class _Run:
         )
 
 
-def _description(step: Step, rounds: int) -> str:
+def _description(step: PlanStep, rounds: int) -> str:
     names = {
         "keepalive": "keep-alive load", "connect": "a connection per request",
         "rate": "constant rate", **_PASS_NAMES,

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor import logging_setup
-from penstock_supervisor.compare import resource_usage
+from penstock_supervisor.compare import resource_usage, stdin_pipe
 from penstock_supervisor.compare.variants import Variant
 from penstock_supervisor.config.loader import Config, inherited_environment
 from penstock_supervisor.errors import StartError
@@ -255,11 +255,11 @@ async def _run(config: Config) -> int:
     loop.add_signal_handler(signal.SIGHUP, supervisor.roll)
 
     def on_stdin_closed() -> None:
-        loop.remove_reader(0)
+        loop.remove_reader(stdin_pipe.FD)
         supervisor.stop()
         loop.call_later(_STOP_S, supervisor.stop)
 
-    loop.add_reader(0, on_stdin_closed)
+    loop.add_reader(stdin_pipe.FD, on_stdin_closed)
     try:
         return await supervisor.run()
     except StartError as error:
@@ -275,13 +275,9 @@ def _report(message: Mapping[str, str]) -> None:
 
 
 def _main() -> int:
-    # Read without a buffer: the loop has to see the end of the file that follows the line.
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(0, 65536)
-        if not piece:
-            return 1
-        line += piece
+    line = stdin_pipe.read_line()
+    if line is None:
+        return 1
     logging_setup.set_up(0 if "-v" in sys.argv else -1)
     return asyncio.run(_run(Config.model_validate_json(line)))
 

@@ -6,7 +6,7 @@ The only place where one is made. It owns no state of its own.
 import asyncio
 
 from penstock_supervisor.children.slots import Slots
-from penstock_supervisor.observability.stats_poll import LoopLag, StatsPoll
+from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 from penstock_supervisor.rollout.certificate_reload import CertificateReload
 from penstock_supervisor.rollout.resources import Resources
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
@@ -20,7 +20,7 @@ class SnapshotCollector:
         slots: Slots,
         worker_checks: WorkerChecks,
         stats_poll: StatsPoll,
-        loop_lag: LoopLag,
+        loop_lag: SupervisorLag,
         certificate_reload: CertificateReload,
     ) -> None:
         self._resources = resources

@@ -129,7 +129,7 @@ def _can_answer(child: Child) -> bool:
     return child.has_channel and child.speaks_protocol and child.state in _CAN_ANSWER
 
 
-class LoopLag:
+class SupervisorLag:
     """How late the event loop is: a timer is set again and again, and its delay measured."""
 
     INTERVAL_S: Final = 0.5

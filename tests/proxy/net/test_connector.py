@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 import uvloop
+from tests.support.proxy.recorder import Recorder
 
 from penstock_proxy.net.address import parse_address
 from penstock_proxy.net.connector import Connecting, connect, error_text, socket_address
@@ -197,48 +198,37 @@ def test_a_connect_that_is_cancelled_reports_nothing(runner: asyncio.Runner) -> 
     assert calls == []
 
 
-class Recorder(asyncio.Protocol):
-    """Records the calls of its transport."""
-
-    def __init__(self) -> None:
-        self.calls: list[object] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-        self.calls.append("made")
-
-    def data_received(self, data: bytes) -> None:
-        self.calls.append(data)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.calls.append("lost")
+def connected(listener: socket.socket) -> tuple[Stream, socket.socket]:
+    """A stream that is connected to the listener, and its other end."""
+    calls = Calls()
+    connect(asyncio.get_running_loop(), target(listener), calls)
+    ((stream, _),) = calls
+    assert stream is not None
+    return stream, listener.accept()[0]
 
 
 def test_a_stream_becomes_a_transport_in_the_next_turn(
     runner: asyncio.Runner, listener: socket.socket
 ) -> None:
     async def main() -> None:
-        calls, protocol = Calls(), Recorder()
-        connect(asyncio.get_running_loop(), target(listener), calls)
-        ((stream, _),) = calls
-        assert stream is not None
-        peer, _ = listener.accept()
+        stream, peer = connected(listener)
+        protocol = Recorder()
         with peer:
             number = str(stream.fileno())
-            adopt(asyncio.get_running_loop(), protocol, stream)
+            adopt(asyncio.get_running_loop(), cast("asyncio.Protocol", protocol), stream)
             stream.close()  # the transport has it
             assert protocol.calls == []
             await until(lambda: protocol.calls)
             assert number in descriptors()
             peer.sendall(b"a")
-            await until(lambda: b"a" in protocol.calls)
+            await until(lambda: protocol.data == b"a")
             protocol.transport.write(b"b")
             assert peer.recv(1) == b"b"
             protocol.transport.close()
             await until(lambda: "lost" in protocol.calls)
             assert peer.recv(1) == b""
             assert number not in descriptors()
-        assert protocol.calls == ["made", b"a", "lost"]
+        assert protocol.calls == ["made", "lost"]
 
     runner.run(main())
 
@@ -247,14 +237,11 @@ def test_a_connection_that_is_reset_before_it_is_adopted_is_reported_as_lost(
     runner: asyncio.Runner, listener: socket.socket
 ) -> None:
     async def main() -> None:
-        calls, protocol = Calls(), Recorder()
-        connect(asyncio.get_running_loop(), target(listener), calls)
-        ((stream, _),) = calls
-        assert stream is not None
-        peer, _ = listener.accept()
+        stream, peer = connected(listener)
+        protocol = Recorder()
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         peer.close()
-        adopt(asyncio.get_running_loop(), protocol, stream)
+        adopt(asyncio.get_running_loop(), cast("asyncio.Protocol", protocol), stream)
         await until(lambda: "lost" in protocol.calls)
         assert protocol.calls == ["made", "lost"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from penstock_supervisor.compare import measure, resource_usage
 from penstock_supervisor.compare.faults import recovered
-from penstock_supervisor.compare.load.driver import Job, Report
+from penstock_supervisor.compare.load.driver import Job, LoadReport
 from penstock_supervisor.compare.measure import LoadGenerator
 from penstock_supervisor.compare.report.measurements import Measurements
 from penstock_supervisor.compare.subject import all_up
@@ -18,8 +18,8 @@ from penstock_supervisor.compare.subject import all_up
 JOB = Job(address="127.0.0.1:1", kind="connect", connections=4, seconds=1.0)
 
 
-def report(*, limited: bool = False) -> Report:
-    return Report(
+def report(*, limited: bool = False) -> LoadReport:
+    return LoadReport(
         requests=10, errors={}, seconds=1.0, histogram={1: 10}, worst_s=0.1, cpu_share=0.1,
         limited=limited,
     )  # fmt: skip
@@ -32,7 +32,7 @@ class Driver:
         self.enough = enough
         self.calls: list[int] = []
 
-    async def __call__(self, job: Job, processes: int = 1) -> Report:
+    async def __call__(self, job: Job, processes: int = 1) -> LoadReport:
         assert job == JOB
         self.calls.append(processes)
         return report(limited=processes < self.enough)

@@ -16,7 +16,7 @@ from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.slot_history import SlotHistory
 from penstock_supervisor.config.model import Restart
-from penstock_supervisor.observability.stats_poll import LoopLag, StatsPoll
+from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 
 WAIT_S = 30.0
 
@@ -238,8 +238,8 @@ async def test_the_events_of_a_slot_are_part_of_its_view() -> None:
 async def test_event_loop_lag_is_measured_until_the_poll_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(LoopLag, "INTERVAL_S", 0.0)
-    lag = LoopLag()
+    monkeypatch.setattr(SupervisorLag, "INTERVAL_S", 0.0)
+    lag = SupervisorLag()
     assert lag.seconds == 0
     async with asyncio.timeout(WAIT_S):
         while lag.seconds == 0:  # noqa: ASYNC110 — a number has no events

@@ -1,4 +1,4 @@
-"""Clients of a worker, and the proxy's end of the link that it may get its connections from."""
+"""Clients of a worker, and the proxy's end of a link over which it gets connections."""
 
 import socket
 import time
@@ -33,7 +33,7 @@ def connected(listener: socket.socket) -> socket.socket:
 
 
 def answer(client: socket.socket) -> bytes:
-    """All that comes; the body of a response."""
+    """The body of a response, read to its end."""
     with client:
         received = b"".join(iter(lambda: client.recv(65536), b""))
     head, _, body = received.partition(b"\r\n\r\n")
@@ -72,17 +72,17 @@ class Link:
         return mine
 
     def reported(self, taken: int, ended: int) -> None:
-        """Wait until the worker has said exactly that."""
-        heard = [0, 0]
+        """Wait until the worker has reported exactly that."""
+        totals = [0, 0]
 
-        def said() -> bool:
+        def is_complete() -> bool:
             report = protocol.read_reports(self.proxy)
             if report is not None:
-                heard[0] += report.taken
-                heard[1] += report.ended
-            return heard == [taken, ended]
+                totals[0] += report.taken
+                totals[1] += report.ended
+            return totals == [taken, ended]
 
-        until(said)
+        until(is_complete)
 
     def close(self) -> None:
         self.proxy.close()

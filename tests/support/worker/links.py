@@ -10,7 +10,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def fill(send_one: Callable[[], object]) -> None:
-    """Until the kernel takes no more."""
+    """Send until the kernel takes no more."""
     with suppress(BlockingIOError):
         while True:
             send_one()

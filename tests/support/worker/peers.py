@@ -1,5 +1,7 @@
-"""Both ends of a channel in the hands of a test: one that keeps the rules and takes notes, one that
-is a bare socket; and the sockets that travel over it."""
+"""Both ends of a channel for tests: one that records what it gets, and one that is a bare socket.
+
+Also the sockets that are sent over it.
+"""
 
 import array
 import asyncio
@@ -22,27 +24,27 @@ ENVELOPE = {"cmd": HANDLE, "type": "net.Socket", "msg": "take it"}
 
 
 class Peer:
-    """A channel whose callbacks take notes, and close what they are given when it ends."""
+    """A channel whose callbacks record what they get. `close` closes the handles received."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self.loop = loop
         self.messages: list[Any] = []
         self.handles: list[socket.socket] = []
-        self.told: list[tuple[int, bool]] = []
-        self.goodbyes = 0
+        self.outcomes: list[tuple[int, bool]] = []
+        self.disconnects = 0
         self.on_message: Callable[[Any], None] = self.messages.append
-        self.channel = Channel(loop, sock, self._heard, self._gone)
+        self.channel = Channel(loop, sock, self._receive, self._on_disconnect)
 
-    def _heard(self, message: Any, handle: socket.socket | None) -> None:
+    def _receive(self, message: Any, handle: socket.socket | None) -> None:
         self.on_message(message)
         if handle is not None:
             self.handles.append(handle)
 
-    def _gone(self) -> None:
-        self.goodbyes += 1
+    def _on_disconnect(self) -> None:
+        self.disconnects += 1
 
     def notes(self, number: int) -> Callable[[bool], None]:
-        return lambda taken: self.told.append((number, taken))
+        return lambda taken: self.outcomes.append((number, taken))
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = self.loop.time() + DEADLINE_S
@@ -58,13 +60,13 @@ class Peer:
 
 
 def open_targets() -> list[str]:
-    """What is open: the targets, so that one that is left behind can be recognized."""
+    """What the open descriptors refer to, so that a leaked one can be recognized."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
             found.append(str(entry.readlink()))
         except FileNotFoundError:
-            continue  # The one that lists.
+            continue  # The descriptor of the listing itself.
     return sorted(found)
 
 
@@ -96,7 +98,7 @@ def bound_udp(stack: ExitStack) -> socket.socket:
 
 
 def accepted(handle: socket.socket) -> socket.socket:
-    """What a listener that does not block has queued."""
+    """The next connection of a non-blocking listener."""
     handle.settimeout(DEADLINE_S)
     return handle.accept()[0]
 
@@ -110,7 +112,7 @@ def line(message: Any) -> bytes:
 
 
 def read_line(peer: Peer, sock: socket.socket) -> tuple[Any, int]:
-    """The next line, and how many descriptors came with it; these are closed."""
+    """The next line, and how many descriptors came with it. The descriptors are closed."""
     data, count = bytearray(), 0
 
     def came() -> bool:

@@ -1,4 +1,4 @@
-"""The supervisor of a program, as far as it sees one: its end of the channel."""
+"""The supervisor's end of a channel, and the program that runs at the other end."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ from penstock_worker import process
 process.send(["imported", process.is_worker, process.slot, process.service])
 
 @process.on_message
-def told(message, handle):
+def callback(message, handle):
     if message == "break":
         raise ZeroDivisionError("in a callback")
     if message == "retire":
@@ -77,7 +77,7 @@ class SupervisorEnd:
 
     def start(self, *arguments: str, passed: bool = True, named: bool = True) -> None:
         ours, theirs = pair()
-        # A Python of a test has no own channel, whatever started us.
+        # The environment of the test run may name a channel; a program here has only its own.
         environment = {**os.environ, SLOT: "3", SERVICE: "web", "PORT": "0"}
         environment.pop(CHANNEL_FD, None)
         if named:
@@ -91,25 +91,25 @@ class SupervisorEnd:
                 stderr=stderr,
             )
         theirs.close()
-        self.channel = Channel(self.loop, ours, self._heard, self._gone)
+        self.channel = Channel(self.loop, ours, self._on_message, self._on_disconnect)
 
     def run(self, body: str, *, passed: bool = True, named: bool = True) -> None:
-        """Start a program of its own, with these lines in its loop."""
+        """Start a program without our runtime, with these lines in its loop."""
         text = PROGRAM.format(body=body.strip().replace("\n", "\n    "))
         self.start("-c", text, passed=passed, named=named)
 
     def serve(self) -> None:
-        """Start one under our runtime, and wait until it serves."""
+        """Start a program under our runtime, and wait until it serves."""
         (self._directory / "shop.py").write_text(APP)
         self.start("-m", "penstock_worker.serve", "shop:app")
         self.until(lambda: {"cmd": READY} in self.messages)
 
-    def tell(self, message: Any, handle: socket.socket | None = None) -> None:
+    def send(self, message: Any, handle: socket.socket | None = None) -> None:
         assert self.channel is not None
         assert self.channel.send(message, handle)
 
-    def said(self) -> list[Any]:
-        """What was said, but that it is there."""
+    def received(self) -> list[Any]:
+        """The messages received, without ONLINE."""
         return [m for m in self.messages if not (isinstance(m, dict) and m.get("cmd") == ONLINE)]
 
     def until(self, condition: Callable[[], bool]) -> None:
@@ -141,10 +141,10 @@ class SupervisorEnd:
         for handle in self.handles:
             handle.close()
 
-    def _heard(self, message: Any, handle: socket.socket | None) -> None:
+    def _on_message(self, message: Any, handle: socket.socket | None) -> None:
         self.messages.append(message)
         if handle is not None:
             self.handles.append(handle)
 
-    def _gone(self) -> None:
+    def _on_disconnect(self) -> None:
         self.disconnects += 1

@@ -1,4 +1,7 @@
-"""Every kind of socket crosses a channel beside its line, both ways, one at a time and in order."""
+"""Every kind of socket can be sent over a channel, both ways, one at a time and in order.
+
+Covers `channel/channel`, `channel/framing` and `channel/send_queue`.
+"""
 
 import asyncio
 import fcntl
@@ -33,7 +36,7 @@ def both_ways(two: tuple[Peer, Peer], handle: socket.socket) -> tuple[socket.soc
     left, right = two
     assert left.channel.send({"to": "right"}, handle, left.notes(1))
     assert right.channel.send({"to": "left"}, handle, right.notes(2))
-    left.until(lambda: left.told == [(1, True)] and right.told == [(2, True)])
+    left.until(lambda: left.outcomes == [(1, True)] and right.outcomes == [(2, True)])
     assert (left.messages, right.messages) == ([{"to": "left"}], [{"to": "right"}])
     handles = (*left.handles, *right.handles)
     for found in handles:
@@ -96,7 +99,7 @@ def test_a_connected_unix_socket_goes_both_ways(
         assert other.recv(5) == b"hello"
 
 
-def test_the_envelope_says_of_which_kind_a_socket_is(
+def test_the_envelope_names_the_kind_of_the_socket(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     peer, theirs = ends
@@ -115,7 +118,7 @@ def test_the_envelope_says_of_which_kind_a_socket_is(
         theirs.send(line({"cmd": ACK}))
 
 
-def test_what_cannot_travel_is_a_type_error_and_nothing_is_sent(
+def test_a_handle_that_is_no_supported_socket_is_a_type_error_and_not_sent(
     ends: tuple[Peer, socket.socket], stack: ExitStack, tmp_path: Path
 ) -> None:
     peer, theirs = ends
@@ -131,7 +134,7 @@ def test_what_cannot_travel_is_a_type_error_and_nothing_is_sent(
 
 
 @pytest.mark.parametrize("command", [HANDLE, ACK, NACK])
-def test_nobody_can_say_what_the_channel_says_itself(
+def test_a_message_with_a_command_of_the_channel_itself_is_refused(
     ends: tuple[Peer, socket.socket], command: str
 ) -> None:
     with pytest.raises(ValueError, match="channel's own"):
@@ -150,7 +153,7 @@ def test_the_senders_own_socket_stays_open_and_may_be_closed_at_once(
         right.until(lambda: len(right.handles) == number + 1)  # noqa: B023 -- called before the next
         right.handles[-1].send(b"hello")
         assert client.recv(5) == b"hello"
-    left.until(lambda: left.told == [(number, True) for number in range(5)])
+    left.until(lambda: left.outcomes == [(number, True) for number in range(5)])
 
 
 def test_two_sides_that_send_many_handles_at_once_do_not_wait_for_each_other(
@@ -162,11 +165,11 @@ def test_two_sides_that_send_many_handles_at_once_do_not_wait_for_each_other(
             peer.channel.send(["before", number])
             assert peer.channel.send(["with", number], handle, peer.notes(number))
     left, right = two
-    left.until(lambda: len(left.told) == len(right.told) == 60)
+    left.until(lambda: len(left.outcomes) == len(right.outcomes) == 60)
     expected = [[word, number] for number in range(60) for word in ("before", "with")]
     names = [handle.getsockname() for handle in sockets]
     for peer in two:
-        assert peer.told == [(number, True) for number in range(60)]
+        assert peer.outcomes == [(number, True) for number in range(60)]
         assert peer.messages == expected
         assert [handle.getsockname() for handle in peer.handles] == names, "to each its own line"
 
@@ -180,13 +183,13 @@ def test_nothing_follows_a_handle_before_it_is_acknowledged(
     peer.channel.send("second")
     peer.channel.send("third", one, peer.notes(3))
     assert read_line(peer, theirs)[0]["msg"] == "first"
-    # Its own acknowledgement goes past what waits.
+    # The acknowledgement of a received handle is sent before what waits.
     theirs.sendmsg([line(ENVELOPE)], rights(one.fileno()))
     peer.until(lambda: peer.messages == ["take it"])
     assert read_line(peer, theirs) == ({"cmd": ACK}, 0)
     nothing_comes(peer, theirs)
     theirs.send(line({"cmd": ACK}))
-    peer.until(lambda: peer.told == [(1, True)])
+    peer.until(lambda: peer.outcomes == [(1, True)])
     assert read_line(peer, theirs) == ("second", 0)
     assert read_line(peer, theirs)[0]["msg"] == "third"
 
@@ -200,9 +203,9 @@ def test_a_handle_that_the_peer_has_no_room_for_is_sent_again_and_then_taken(
         assert read_line(peer, theirs) == (ENVELOPE, 1)
         theirs.send(line({"cmd": NACK}))
     assert read_line(peer, theirs) == (ENVELOPE, 1)
-    assert peer.told == []
+    assert peer.outcomes == []
     theirs.send(line({"cmd": ACK}))
-    peer.until(lambda: peer.told == [(1, True)])
+    peer.until(lambda: peer.outcomes == [(1, True)])
 
 
 def test_a_handle_that_is_never_taken_is_given_up_and_the_next_message_goes(
@@ -214,7 +217,7 @@ def test_a_handle_that_is_never_taken_is_given_up_and_the_next_message_goes(
     for _ in range(4):
         assert read_line(peer, theirs) == (ENVELOPE, 1)
         theirs.send(line({"cmd": NACK}))
-    peer.until(lambda: peer.told == [(1, False)])
+    peer.until(lambda: peer.outcomes == [(1, False)])
     assert read_line(peer, theirs) == ("the next", 0)
     assert "given up" in caplog.text
     assert not peer.channel.closed
@@ -243,7 +246,7 @@ def test_a_large_line_in_many_pieces_keeps_its_one_descriptor(
     left.until(lambda: len(right.messages) == 3)
     assert right.messages == [text, text, "small"]
     assert [handle.type for handle in right.handles] == [socket.SOCK_STREAM, socket.SOCK_DGRAM]
-    assert left.told == [(1, True), (2, True)]
+    assert left.outcomes == [(1, True), (2, True)]
 
 
 def test_only_the_first_byte_of_a_line_carries_the_descriptor(

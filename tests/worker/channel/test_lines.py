@@ -1,6 +1,8 @@
-"""Messages arrive whole and in order, a bad or deaf peer is cut off; on asyncio and uvloop.
+"""Messages arrive whole and in order; a peer that sends garbage or stops reading is cut off.
 
-Real socket pairs: every promise here is about what the kernel does with partial data.
+On asyncio and uvloop, over real socket pairs: the kernel splits the data.
+
+Covers `channel/channel`, `channel/framing` and `channel/send_queue`.
 """
 
 import asyncio
@@ -29,8 +31,8 @@ def test_messages_go_both_ways_in_order(loop: asyncio.AbstractEventLoop) -> None
     left.until(lambda: len(left.messages) == len(right.messages) == 200)
     assert left.messages == right.messages == sent
     left.channel.close()
-    right.until(lambda: right.goodbyes == 1)
-    assert left.goodbyes == 0, "who closes knows it already"
+    right.until(lambda: right.disconnects == 1)
+    assert left.disconnects == 0, "who closes knows it already"
 
 
 @pytest.mark.parametrize("value", [[], {}, {"cmd": 1}, "cmd", 1.5, True, None, [None, {"a": []}]])
@@ -42,7 +44,9 @@ def test_a_message_is_any_json_value(ends: tuple[Peer, socket.socket], value: An
     peer.until(lambda: peer.messages == [value])
 
 
-def test_what_a_child_sends_before_its_loop_runs_has_left(loop: asyncio.AbstractEventLoop) -> None:
+def test_a_message_sent_before_the_loop_runs_is_written_at_once(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
     ours, theirs = pair()
     channel = Channel(loop, ours, lambda _, __: None, lambda: None)
     with theirs:
@@ -74,7 +78,7 @@ def test_a_message_larger_than_the_socket_buffer_arrives_whole(
     right.channel.close()
 
 
-def test_the_last_words_of_a_peer_are_heard_before_its_end(
+def test_the_last_messages_of_a_peer_are_delivered_before_its_disconnect(
     ends: tuple[Peer, socket.socket],
 ) -> None:
     peer, theirs = ends
@@ -82,7 +86,7 @@ def test_the_last_words_of_a_peer_are_heard_before_its_end(
     theirs.send(b'{"cmd":"failed"}\n')
     theirs.close()
     peer.channel.send({"cmd": "nor this"})
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     assert peer.messages == [{"cmd": "failed"}]
     assert peer.channel.closed
 
@@ -91,10 +95,10 @@ def test_sending_to_a_peer_that_is_gone_is_harmless(ends: tuple[Peer, socket.soc
     peer, theirs = ends
     theirs.close()
     peer.channel.send({"cmd": "a"})
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     peer.channel.send({"cmd": "b"})
     peer.channel.close()
-    assert peer.goodbyes == 1
+    assert peer.disconnects == 1
 
 
 @pytest.mark.parametrize(
@@ -111,19 +115,19 @@ def test_sending_to_a_peer_that_is_gone_is_harmless(ends: tuple[Peer, socket.soc
     ],
     ids=lambda line: repr(line[:12]),
 )
-def test_a_peer_that_talks_garbage_is_cut_off_and_logged_once(
+def test_a_peer_that_sends_garbage_is_cut_off_and_logged_once(
     ends: tuple[Peer, socket.socket], line: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     peer, theirs = ends
     theirs.sendall(b'{"cmd":"good"}\n' + line + b'{"cmd":"late"}\n' + line)
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     assert peer.messages == [{"cmd": "good"}]
     assert [r.levelno for r in caplog.records] == [logging.ERROR]
     assert peer.channel.closed
 
 
 @pytest.mark.parametrize("ending", [b"", b"\n"])
-def test_a_line_without_bounds_is_cut_off(
+def test_a_peer_that_sends_a_line_over_the_limit_is_cut_off(
     loop: asyncio.AbstractEventLoop, ending: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours, theirs = pair()
@@ -139,7 +143,7 @@ def test_a_line_without_bounds_is_cut_off(
             loop.remove_writer(theirs)
 
     loop.add_writer(theirs, pour)
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     loop.remove_writer(theirs)
     theirs.close()
     assert peer.messages == []
@@ -156,9 +160,9 @@ def test_a_peer_that_has_stopped_reading_is_cut_off_but_not_from_within_send(
         peer.channel.send(piece)
         sent += MAX_LINE // 2
         assert sent < 2 * MAX_UNSENT
-    assert peer.goodbyes == 0
+    assert peer.disconnects == 0
     assert "unread" in caplog.text
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
 
 
 def test_a_message_that_the_peer_would_refuse_is_not_sent(
@@ -176,7 +180,7 @@ def test_a_message_that_the_peer_would_refuse_is_not_sent(
     [float("nan"), {"n": float("inf")}, {1, 2}, b"bytes", object()],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_not_json_is_one_clear_error(
+def test_sending_a_value_that_is_not_json_is_one_clear_error(
     ends: tuple[Peer, socket.socket], value: object
 ) -> None:
     peer, theirs = ends
@@ -186,7 +190,9 @@ def test_what_is_not_json_is_one_clear_error(
         theirs.recv(1)
 
 
-def test_a_value_without_an_end_is_one_clear_error(ends: tuple[Peer, socket.socket]) -> None:
+def test_sending_a_recursive_or_too_deep_value_is_one_clear_error(
+    ends: tuple[Peer, socket.socket],
+) -> None:
     endless: list[Any] = []
     endless.append(endless)
     deep: list[Any] = []
@@ -197,7 +203,7 @@ def test_a_value_without_an_end_is_one_clear_error(ends: tuple[Peer, socket.sock
             ends[0].channel.send(value)
 
 
-def test_tiny_messages_that_nobody_reads_are_bounded_by_number(
+def test_the_number_of_unread_messages_is_bounded(
     ends: tuple[Peer, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, _ = ends
@@ -212,7 +218,7 @@ def test_tiny_messages_that_nobody_reads_are_bounded_by_number(
     assert "1000 messages unread" in peer.channel.fault
 
 
-def test_a_peer_that_talks_without_a_pause_leaves_the_loop_to_others(
+def test_a_peer_that_sends_without_a_pause_does_not_block_the_loop(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     ours, theirs = pair()
@@ -220,7 +226,7 @@ def test_a_peer_that_talks_without_a_pause_leaves_the_loop_to_others(
     turns: list[int] = []
 
     def again(message: Any) -> None:
-        # What is read is there again at once.
+        # As soon as a message is read, the next one has arrived.
         peer.messages.append(message)
         theirs.send(b"1\n")
 
@@ -243,18 +249,20 @@ def test_a_receiver_that_raises_still_gets_the_next_message(
 ) -> None:
     peer, theirs = ends
 
-    def clumsy(message: Any) -> None:
+    def failing(message: Any) -> None:
         peer.messages.append(message)
         raise ZeroDivisionError
 
-    peer.on_message = clumsy
+    peer.on_message = failing
     theirs.send(b'{"cmd":"a"}\n{"cmd":"b"}\n')
     peer.until(lambda: len(peer.messages) == 2)
     assert "ZeroDivisionError" in caplog.text
     assert not peer.channel.closed
 
 
-def test_a_receiver_that_closes_hears_nothing_more(ends: tuple[Peer, socket.socket]) -> None:
+def test_a_receiver_that_closes_the_channel_gets_no_further_message(
+    ends: tuple[Peer, socket.socket],
+) -> None:
     peer, theirs = ends
 
     def leave(message: Any) -> None:
@@ -265,11 +273,11 @@ def test_a_receiver_that_closes_hears_nothing_more(ends: tuple[Peer, socket.sock
     theirs.send(b'{"cmd":"a"}\n{"cmd":"b"}\n')
     peer.until(lambda: peer.channel.closed)
     peer.loop.run_until_complete(asyncio.sleep(0))
-    assert (peer.messages, peer.goodbyes) == ([{"cmd": "a"}], 0)
+    assert (peer.messages, peer.disconnects) == ([{"cmd": "a"}], 0)
     assert theirs.recv(1) == b""
 
 
-def test_closing_between_the_end_and_its_news_silences_the_news(
+def test_close_before_the_disconnect_callback_cancels_the_callback(
     ends: tuple[Peer, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, _ = ends
@@ -278,7 +286,7 @@ def test_closing_between_the_end_and_its_news_silences_the_news(
         peer.channel.send({"cmd": "x", "text": "x" * 100_000})
     peer.channel.close()
     peer.loop.run_until_complete(asyncio.sleep(0.01))
-    assert peer.goodbyes == 0
+    assert peer.disconnects == 0
 
 
 def test_a_pair_is_not_inherited_and_does_not_block() -> None:
@@ -289,7 +297,7 @@ def test_a_pair_is_not_inherited_and_does_not_block() -> None:
             assert not end.getblocking()
 
 
-def test_an_inherited_end_is_adopted_and_its_name_is_gone() -> None:
+def test_an_inherited_end_is_adopted_and_its_variable_is_removed() -> None:
     ours, theirs = pair()
     with ours:
         theirs.setblocking(True)
@@ -305,12 +313,12 @@ def test_an_inherited_end_is_adopted_and_its_name_is_gone() -> None:
             assert not adopted.getblocking()
 
 
-def test_no_name_is_no_channel() -> None:
+def test_without_the_variable_there_is_no_channel() -> None:
     assert inherited({}) is None
 
 
 @pytest.mark.parametrize("number", ["", "x", "-1", "99999", "9" * 30])
-def test_a_name_of_nothing_is_one_clear_error(number: str) -> None:
+def test_a_variable_that_names_no_channel_descriptor_is_one_clear_error(number: str) -> None:
     environ = {CHANNEL_FD: number}
     with pytest.raises(ValueError, match=CHANNEL_FD):
         inherited(environ)
@@ -327,8 +335,8 @@ def test_a_descriptor_of_another_kind_is_refused_and_left_open() -> None:
     refuse(reading)
     os.close(reading)
     os.close(writing)
-    with socket.socket(socket.AF_INET) as stranger:
-        refuse(stranger.fileno())
+    with socket.socket(socket.AF_INET) as tcp:
+        refuse(tcp.fileno())
 
 
 def test_many_channels_leave_no_descriptor_behind(loop: asyncio.AbstractEventLoop) -> None:
@@ -337,7 +345,7 @@ def test_many_channels_leave_no_descriptor_behind(loop: asyncio.AbstractEventLoo
         left.channel.send({"cmd": "x"})
         right.until(lambda: len(right.messages) == 1)
         left.channel.close()
-        right.until(lambda: right.goodbyes == 1)
+        right.until(lambda: right.disconnects == 1)
         return descriptors()
 
     before = once()

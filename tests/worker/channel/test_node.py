@@ -1,4 +1,7 @@
-"""A real Node child sends and takes every kind of socket: it is its wire."""
+"""A channel exchanges messages and every kind of socket with a real Node child process.
+
+Covers `channel/channel` and `channel/framing`.
+"""
 
 import asyncio
 import os
@@ -78,7 +81,7 @@ def node(
 
 
 def echoed(peer: Peer, message: Any) -> str | None:
-    """What Node made of the handle that came with this message."""
+    """The class of the handle that Node received with this message."""
     answers: list[Any] = []
 
     def came() -> bool:
@@ -109,19 +112,19 @@ def test_node_takes_every_kind_of_socket(
     ):
         assert peer.channel.send(message, handle, peer.notes(number))
         assert echoed(peer, message) == kind
-    assert peer.told == [(number, True) for number in range(4)]
+    assert peer.outcomes == [(number, True) for number in range(4)]
     public, address = listener.getsockname(), udp.getsockname()
     for handle in (listener, served, near, udp):
         handle.close()
-    with socket.create_connection(public, DEADLINE_S) as visitor:
-        assert visitor.recv(9) == b"node"
+    with socket.create_connection(public, DEADLINE_S) as late_client:
+        assert late_client.recv(9) == b"node"
     asker.sendto(b"?", address)
     assert asker.recvfrom(9) == (b"node", address)
     assert client.recv(9) == far.recv(9) == b"node"
 
 
 @pytest.mark.needs("node")
-def test_node_gives_every_kind_of_socket(node: tuple[Peer, subprocess.Popen[bytes]]) -> None:
+def test_node_sends_every_kind_of_socket(node: tuple[Peer, subprocess.Popen[bytes]]) -> None:
     peer, child = node
     for kind in ("server", "unix", "udp"):
         peer.channel.send({"give": kind})
@@ -137,21 +140,21 @@ def test_node_gives_every_kind_of_socket(node: tuple[Peer, subprocess.Popen[byte
         peer.until(lambda: {"given": "socket"} in peer.messages)
         peer.handles[3].send(b"python")
         assert client.recv(9) == b"python"
-    # Everything was acknowledged: Node's queue is free, and it can leave.
+    # Everything was acknowledged: Node's queue is empty, so it can disconnect.
     peer.channel.send("leave")
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     assert child.wait(DEADLINE_S) == 7
     assert peer.channel.fault == ""
 
 
 @pytest.mark.needs("node")
-def test_node_and_we_send_each_other_many_handles_at_once(
+def test_node_and_a_channel_send_each_other_many_handles_at_once(
     node: tuple[Peer, subprocess.Popen[bytes]], stack: ExitStack
 ) -> None:
     peer, child = node
     for number in range(30):
         peer.channel.send({"give": "udp"})
         peer.channel.send({"take": "socket", "n": number}, tcp_pair(stack)[0], peer.notes(number))
-    peer.until(lambda: len(peer.told) == 30 and len(peer.handles) == 30)
-    assert peer.told == [(number, True) for number in range(30)]
+    peer.until(lambda: len(peer.outcomes) == 30 and len(peer.handles) == 30)
+    assert peer.outcomes == [(number, True) for number in range(30)]
     assert child.poll() is None

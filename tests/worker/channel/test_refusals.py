@@ -1,4 +1,7 @@
-"""A peer that breaks the rules about descriptors is cut off, and what it sent is closed."""
+"""A peer that breaks the rules about descriptors is cut off, and the descriptors are closed.
+
+Covers `channel/channel` and `channel/send_queue`.
+"""
 
 import asyncio
 import os
@@ -24,7 +27,7 @@ from penstock_worker.channel.framing import ACK, NACK
 
 
 def given(tmp_path: Path, stack: ExitStack, what: str) -> list[int]:
-    """Descriptors of the kinds that nobody should be sent."""
+    """A descriptor of a kind that a channel refuses."""
     if what == "fifo":
         fds = list(os.pipe())
     elif what == "file":
@@ -52,7 +55,7 @@ def assert_refused(
     loop: asyncio.AbstractEventLoop,
     sends: list[tuple[list[bytes], list[int]]],
     why: str,
-    heard: list[Any] | None = None,
+    delivered: list[Any] | None = None,
 ) -> None:
     """A peer that sends this is cut off, and no descriptor is left on either side."""
     before = open_targets()
@@ -60,9 +63,9 @@ def assert_refused(
     peer = Peer(loop, ours)
     for data, fds in sends:
         theirs.sendmsg(data, rights(*fds) if fds else [])
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     assert why in peer.channel.fault
-    assert peer.messages == (heard or [])
+    assert peer.messages == (delivered or [])
     assert peer.channel.closed
     assert not peer.channel.send("more")
     theirs.settimeout(DEADLINE_S)
@@ -70,7 +73,7 @@ def assert_refused(
         while theirs.recv(1000):
             pass
     except ConnectionResetError:
-        pass  # What we had not read when we closed.
+        pass  # The channel closed with unread data.
     theirs.close()
     peer.close()
     assert open_targets() == before
@@ -113,7 +116,7 @@ def test_descriptors_that_pile_up_beside_a_line_without_an_end_are_cut_off(
 
 
 @pytest.mark.parametrize("command", [ACK, NACK])
-def test_an_acknowledgement_that_nobody_asked_for_is_cut_off(
+def test_a_peer_that_sends_an_unexpected_acknowledgement_is_cut_off(
     loop: asyncio.AbstractEventLoop, command: str
 ) -> None:
     assert_refused(loop, [([line({"cmd": command})], [])], "acknowledgement that nobody asked for")
@@ -132,8 +135,8 @@ def test_a_second_acknowledgement_is_cut_off(
     peer, theirs = ends
     peer.channel.send("take it", tcp_pair(stack)[0], peer.notes(1))
     theirs.send(line({"cmd": ACK}) * 2)
-    peer.until(lambda: peer.goodbyes == 1)
-    assert peer.told == [(1, True)]
+    peer.until(lambda: peer.disconnects == 1)
+    assert peer.outcomes == [(1, True)]
     assert "nobody asked for" in peer.channel.fault
 
 
@@ -143,22 +146,22 @@ def test_an_acknowledgement_before_the_handle_has_left_is_cut_off(
     peer, theirs = ends
     peer.channel.send("x" * (MAX_LINE - 200), tcp_pair(stack)[0], peer.notes(1))
     theirs.send(line({"cmd": ACK}))
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     assert "nobody asked for" in peer.channel.fault
-    assert peer.told == [(1, False)]
+    assert peer.outcomes == [(1, False)]
 
 
-def test_descriptors_that_do_not_wait_for_their_acknowledgement_are_cut_off(
+def test_a_peer_that_sends_descriptors_without_waiting_for_acknowledgement_is_cut_off(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
-    # It reads nothing, so acknowledgements would pile up here.
+    # The peer reads nothing, so acknowledgements would pile up in the channel.
     peer, theirs = ends
     handle = tcp_pair(stack)[0]
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     peer.channel.send("x" * (MAX_LINE - 200))
     for _ in range(2):
         theirs.sendmsg([line(ENVELOPE)], rights(handle.fileno()))
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     assert "do not wait" in peer.channel.fault
     assert len(peer.handles) == 1
 
@@ -185,14 +188,14 @@ def test_a_line_of_100_megabytes_is_cut_off_after_one(
 
     thread = threading.Thread(target=pour)
     thread.start()
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert sum(sent) < 8 << 20
     assert "a line of more than" in peer.channel.fault
     theirs.close()
     peer.close()
-    # Neither the peer's two ends nor the descriptor that came with the line.
+    # Both ends of the pair are closed, and no received descriptor is left.
     assert len(inside) - len(open_targets()) == 2
     stack.close()
     assert len(before) - len(open_targets()) == 0

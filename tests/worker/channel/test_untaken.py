@@ -1,4 +1,7 @@
-"""Descriptors that nobody takes are bounded, closed, and told of exactly once."""
+"""Descriptors that a peer does not take are bounded, closed, and reported exactly once.
+
+Covers `channel/channel` and `channel/send_queue`.
+"""
 
 import asyncio
 import errno
@@ -24,7 +27,7 @@ from tests.support.worker.peers import (
 from penstock_worker.channel.channel import MAX_HANDLES, Channel, pair
 
 
-def test_handles_that_the_peer_never_takes_are_bounded_and_given_back(
+def test_handles_that_the_peer_never_takes_are_bounded_and_reported_as_not_taken(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     peer, _ = ends
@@ -36,28 +39,28 @@ def test_handles_that_the_peer_never_takes_are_bounded_and_given_back(
         assert peer.channel.send("take it", handle, peer.notes(len(congested)))
         assert len(congested) <= MAX_HANDLES + 1
     assert congested == [False] * MAX_HANDLES + [True], "it is known just before it is too late"
-    assert peer.told == [], "nobody is called from within send"
-    peer.until(lambda: peer.goodbyes == 1)
-    assert peer.told == [(number + 1, False) for number in range(MAX_HANDLES + 1)]
+    assert peer.outcomes == [], "nobody is called from within send"
+    peer.until(lambda: peer.disconnects == 1)
+    assert peer.outcomes == [(number + 1, False) for number in range(MAX_HANDLES + 1)]
     assert f"{MAX_HANDLES + 1} descriptors untaken" in peer.channel.fault
     assert len(open_targets()) == before - 1, "only the channel's own end is gone"
 
 
-def test_who_has_to_send_more_at_one_go_can_say_so(
+def test_the_bound_of_untaken_handles_can_be_raised(
     loop: asyncio.AbstractEventLoop, stack: ExitStack
 ) -> None:
     before = open_targets()
     ours, theirs = pair()
     right = Peer(loop, theirs)
-    told: list[bool] = []
+    outcomes: list[bool] = []
     left = Channel(loop, ours, lambda _, __: None, lambda: None, max_handles=200)
     handle = bound_udp(stack)
     for number in range(200):
-        assert left.send(number, handle, told.append)
+        assert left.send(number, handle, outcomes.append)
     assert left.congested
-    right.until(lambda: len(told) == 200)
+    right.until(lambda: len(outcomes) == 200)
     assert right.messages == list(range(200))
-    assert told == [True] * 200
+    assert outcomes == [True] * 200
     for _ in range(201):
         left.send("too many", handle)
     assert "201 descriptors untaken" in left.fault
@@ -67,34 +70,34 @@ def test_who_has_to_send_more_at_one_go_can_say_so(
     assert open_targets() == before
 
 
-def test_handles_on_their_way_to_a_peer_that_dies_are_closed_and_told_of(
+def test_handles_on_their_way_to_a_peer_that_dies_are_closed_and_reported(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     peer, theirs = ends
     for number in range(10):
         peer.channel.send(number, bound_udp(stack), peer.notes(number))
     theirs.close()
-    peer.until(lambda: peer.goodbyes == 1)
-    assert peer.told == [(number, False) for number in range(10)]
+    peer.until(lambda: peer.disconnects == 1)
+    assert peer.outcomes == [(number, False) for number in range(10)]
     assert peer.channel.fault == "", "it just left"
 
 
-def test_a_peer_that_only_stops_taking_is_gone_and_holds_no_descriptor_of_ours(
+def test_a_peer_that_shuts_down_its_reading_half_is_disconnected_and_its_handles_closed(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
-    # No end-of-file tells of it: its writing half is open.
+    # There is no end of file: the peer's writing half is open.
     peer, theirs = ends
     theirs.send(line("last words"))
     theirs.shutdown(socket.SHUT_RD)
     peer.channel.send("take it", bound_udp(stack), peer.notes(1))
-    assert peer.goodbyes == 0, "not from within send"
-    peer.until(lambda: peer.goodbyes == 1)
-    assert (peer.messages, peer.told) == (["last words"], [(1, False)])
+    assert peer.disconnects == 0, "not from within send"
+    peer.until(lambda: peer.disconnects == 1)
+    assert (peer.messages, peer.outcomes) == (["last words"], [(1, False)])
     assert peer.channel.fault == ""
     assert not peer.channel.send("more")
 
 
-def test_handles_that_wait_when_we_leave_are_closed_and_nobody_is_called(
+def test_close_closes_waiting_handles_without_calling_their_senders(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     peer, _ = ends
@@ -102,36 +105,36 @@ def test_handles_that_wait_when_we_leave_are_closed_and_nobody_is_called(
         peer.channel.send(number, bound_udp(stack), peer.notes(number))
     peer.channel.close()
     nothing_happens(peer)
-    assert (peer.told, peer.goodbyes) == ([], 0)
+    assert (peer.outcomes, peer.disconnects) == ([], 0)
 
 
-def test_a_sender_that_closes_when_it_hears_of_a_loss_hears_nothing_more(
+def test_a_sender_that_closes_when_a_handle_is_lost_gets_no_further_callback(
     ends: tuple[Peer, socket.socket], stack: ExitStack
 ) -> None:
     peer, theirs = ends
-    told: list[bool] = []
+    outcomes: list[bool] = []
 
     def leave(taken: bool) -> None:
-        told.append(taken)
+        outcomes.append(taken)
         peer.channel.close()
 
     for _ in range(3):
         peer.channel.send("take it", bound_udp(stack), leave)
     theirs.close()
-    peer.until(lambda: bool(told))
+    peer.until(lambda: bool(outcomes))
     nothing_happens(peer)
-    assert (told, peer.goodbyes) == ([False], 0)
+    assert (outcomes, peer.disconnects) == ([False], 0)
 
 
-def test_a_sender_that_raises_when_it_is_told_costs_nothing_else(
+def test_an_exception_in_a_senders_callback_does_not_stop_the_channel(
     two: tuple[Peer, Peer], stack: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     left, right = two
 
-    def clumsy(taken: bool) -> None:
+    def failing(taken: bool) -> None:
         raise ZeroDivisionError
 
-    left.channel.send("first", bound_udp(stack), clumsy)
+    left.channel.send("first", bound_udp(stack), failing)
     left.channel.send("second")
     left.until(lambda: right.messages == ["first", "second"])
     assert "ZeroDivisionError" in caplog.text
@@ -143,15 +146,15 @@ def test_the_last_handle_of_a_peer_that_leaves_is_delivered(
     peer, theirs = ends
     theirs.sendmsg([line(ENVELOPE)], rights(tcp_pair(stack)[0].fileno()))
     theirs.close()
-    peer.until(lambda: peer.goodbyes == 1)
+    peer.until(lambda: peer.disconnects == 1)
     assert (peer.messages, len(peer.handles), peer.channel.fault) == (["take it"], 1, "")
 
 
-def test_a_kernel_that_is_short_is_waited_out_and_logged_once(
+def test_a_send_that_fails_for_lack_of_kernel_memory_is_tried_again_and_logged_once(
     ends: tuple[Peer, socket.socket], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Short:
-        """The channel's socket, which the kernel has no memory for at first."""
+        """The channel's socket; the first sends fail as if the kernel had no memory."""
 
         def __init__(self, sock: socket.socket) -> None:
             self.sock = sock

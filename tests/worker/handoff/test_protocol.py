@@ -1,4 +1,4 @@
-"""Messages of a link: what is read is what was sent, and a full link says so.
+"""Messages on a link: reports are summed, a full link refuses, surplus descriptors are closed.
 
 Real socket pairs and descriptors.
 """
@@ -13,7 +13,7 @@ from tests.support.worker.links import fill, pair
 from penstock_worker.handoff.protocol import CLIENT, CREDIT, read_reports, receive, send
 
 
-def test_more_descriptors_than_one_are_closed() -> None:
+def test_descriptors_beyond_one_for_each_connection_are_closed() -> None:
     one, other = pair()
     with one, other, open(os.devnull) as file:  # noqa: PTH123
         before = descriptors()
@@ -24,14 +24,14 @@ def test_more_descriptors_than_one_are_closed() -> None:
         assert descriptors() == before
 
 
-def test_a_full_link_says_so_at_once() -> None:
+def test_sending_to_a_full_link_fails_at_once() -> None:
     one, other = pair()
     with one, other, open(os.devnull) as file:  # noqa: PTH123
         fill(lambda: send(one, CLIENT, [file.fileno()]))
         assert receive(one) is None
 
 
-def test_all_that_was_said_is_one_report() -> None:
+def test_all_credits_that_have_arrived_are_one_report() -> None:
     proxy, worker = pair()
     with proxy, worker:
         assert read_reports(proxy) is None

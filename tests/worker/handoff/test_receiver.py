@@ -1,6 +1,6 @@
-"""A worker says what it takes before it takes it, takes what it can serve, and leaves the rest.
+"""A worker announces connections before it takes them, and leaves in the link what it cannot serve.
 
-Real socket pairs and descriptors; the proxy's end is the test's.
+Real socket pairs and descriptors. The test holds the proxy's end.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from penstock_worker.handoff.receiver import LinkReceiver, inherited
 from penstock_worker.net.stream import Stream
 
 RESERVE = 16
-"""What a worker leaves free below its limit."""
+"""Descriptors that a worker keeps free below its limit."""
 
 
 class Worker:
@@ -46,7 +46,7 @@ class Worker:
         self.receiver = LinkReceiver(loop, link, self._connected, 1 << 20)
 
     def limited(self, room: int) -> None:
-        """From now on so many more bring it to its limit."""
+        """From now on `room` more descriptors reach the limit."""
         self.receiver.close()
         self.proxy.close()
         self.proxy, self.link = pair()
@@ -57,16 +57,16 @@ class Worker:
 
     def _connected(self, stream: Stream, probe: bool) -> None:
         self.taken.append((stream, probe))
-        self.hear()
+        self.read_report()
         self.took_unannounced |= len(self.taken) > self.announced
 
-    def hear(self) -> Report:
+    def read_report(self) -> Report:
         report = read_reports(self.proxy) or Report(0, 0)
         self.announced += report.taken
         return report
 
     def send(self, count: int = 1, kind: bytes = CLIENT, each: int = 1) -> None:
-        """So many, in messages of `each`."""
+        """Send `count` connections, `each` in a message."""
         while count:
             sock, other = socket.socketpair()
             with sock, other:
@@ -84,7 +84,7 @@ class Worker:
             self.loop.run_until_complete(asyncio.sleep(0.005))
 
     def left(self) -> int:
-        """What is still in the link; it is taken out."""
+        """Take out what is still in the link; returns how many connections it was."""
         found = 0
         while (got := receive(self.link)) is not None and got[1]:
             for fd in got[1]:
@@ -101,7 +101,7 @@ class Worker:
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
-    # The first loop of a kind opens some that stay.
+    # The first loop of a kind opens descriptors that stay open.
     request.param().close()
     before = descriptors()
     loop: asyncio.AbstractEventLoop = request.param()
@@ -113,7 +113,7 @@ def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
     assert descriptors() == before
 
 
-def test_it_says_that_it_takes_one_before_it_does(worker: Worker) -> None:
+def test_a_connection_is_announced_before_it_is_taken(worker: Worker) -> None:
     worker.receiver.start()
     for count in (1, 3, 20):
         worker.send(count)
@@ -138,24 +138,24 @@ def test_a_connection_arrives_ready_to_be_served(worker: Worker) -> None:
         assert ours.recv(5) == b"hello"
 
 
-def test_it_takes_few_at_a_time(worker: Worker) -> None:
+def test_few_connections_are_taken_at_a_time(worker: Worker) -> None:
     worker.send(30)
-    heard = []
+    counts = []
 
-    def look(stream: Stream, probe: bool) -> None:
+    def on_connection(stream: Stream, probe: bool) -> None:
         worker.taken.append((stream, probe))
         with suppress(BlockingIOError):
             while True:
-                heard.append(CREDIT.unpack(worker.proxy.recv(64, socket.MSG_DONTWAIT))[0])
+                counts.append(CREDIT.unpack(worker.proxy.recv(64, socket.MSG_DONTWAIT))[0])
 
-    worker.receiver._on_connection = look
+    worker.receiver._on_connection = on_connection
     worker.receiver.start()
     worker.turn()
-    assert sum(heard) == 30
-    assert max(heard) <= 8
+    assert sum(counts) == 30
+    assert max(counts) <= 8
 
 
-def test_all_of_a_message_are_taken(worker: Worker) -> None:
+def test_all_connections_of_a_message_are_taken(worker: Worker) -> None:
     worker.receiver.start()
     for count in (8, 3, 1):
         worker.send(count, each=8)
@@ -175,45 +175,45 @@ def test_a_health_check_is_served_and_not_counted(worker: Worker) -> None:
     assert worker.announced == 2
 
 
-def test_ends_are_told_with_the_next_credit(worker: Worker) -> None:
+def test_ended_connections_are_reported_with_the_next_credit(worker: Worker) -> None:
     worker.receiver.start()
     worker.send(2)
     worker.turn()
-    worker.hear()
+    worker.read_report()
     worker.receiver.ended()
     worker.receiver.ended()
     worker.receiver._on_connection = lambda stream, probe: worker.taken.append((stream, probe))
     worker.send(1)
     worker.turn()
-    assert worker.hear() == (1, 2)
+    assert worker.read_report() == (1, 2)
 
 
-def test_ends_are_told_in_a_while_if_nobody_comes(worker: Worker) -> None:
-    heard = []
+def test_ended_connections_are_reported_after_a_while_without_new_ones(worker: Worker) -> None:
+    reports = []
     for _ in range(3):
         worker.receiver.ended()
 
-    def told() -> bool:
-        heard.append(worker.hear())
-        return bool(heard[-1].ended)
+    def is_reported() -> bool:
+        reports.append(worker.read_report())
+        return bool(reports[-1].ended)
 
-    worker.waits_for(told)
-    assert heard[-1] == (0, 3), "one message for all of them"
+    worker.waits_for(is_reported)
+    assert reports[-1] == (0, 3), "one message for all of them"
 
 
-def test_it_takes_nothing_that_it_cannot_announce(worker: Worker) -> None:
+def test_a_connection_that_cannot_be_announced_is_not_taken(worker: Worker) -> None:
     fill(lambda: worker.link.send(CREDIT.pack(0, 0), socket.MSG_DONTWAIT))
     worker.send(3)
     worker.receiver.start()
     worker.turn()
     assert not worker.taken
-    worker.hear()
+    worker.read_report()
     worker.turn()
     assert len(worker.taken) == 3
     assert not worker.took_unannounced
 
 
-def test_without_descriptors_it_leaves_them_to_others(worker: Worker) -> None:
+def test_at_its_descriptor_limit_a_worker_leaves_connections_in_the_link(worker: Worker) -> None:
     worker.limited(4)
     worker.send(20)
     worker.receiver.start()
@@ -229,7 +229,9 @@ def test_without_descriptors_it_leaves_them_to_others(worker: Worker) -> None:
     assert worker.left() + worker.receiver.taken == 20, "and the rest is there for whoever asks"
 
 
-def test_what_the_program_has_left_no_number_for_stays_where_it_is(worker: Worker) -> None:
+def test_connections_stay_in_the_link_while_the_program_has_used_up_the_descriptors(
+    worker: Worker,
+) -> None:
     worker.send(6, each=3)
     worker.receiver.start()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -244,7 +246,7 @@ def test_what_the_program_has_left_no_number_for_stays_where_it_is(worker: Worke
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    # One is left, and three come at a time.
+    # One descriptor is free, and three come at a time.
     worker.loop.run_until_complete(work_without())
     os.close(beyond)
     assert (len(worker.taken), worker.announced) == (0, 0)
@@ -252,7 +254,7 @@ def test_what_the_program_has_left_no_number_for_stays_where_it_is(worker: Worke
     assert not worker.took_unannounced
 
 
-def test_when_it_leaves_it_takes_what_is_on_its_way_and_nothing_after_it(worker: Worker) -> None:
+def test_drain_takes_what_is_queued_and_nothing_that_comes_later(worker: Worker) -> None:
     worker.receiver.start()
     worker.send(30)
     worker.receiver.drain()
@@ -263,16 +265,16 @@ def test_when_it_leaves_it_takes_what_is_on_its_way_and_nothing_after_it(worker:
     assert worker.left() == 2
 
 
-def test_what_ends_after_the_last_one_was_taken_is_told_too(worker: Worker) -> None:
+def test_connections_that_end_after_the_drain_are_reported(worker: Worker) -> None:
     worker.send(1)
     worker.receiver.start()
     worker.receiver.drain()
-    worker.hear()
+    worker.read_report()
     worker.receiver.ended()
-    worker.waits_for(lambda: worker.hear().ended == 1)
+    worker.waits_for(lambda: worker.read_report().ended == 1)
 
 
-def test_a_proxy_that_is_gone_for_good_does_not_keep_it_busy(worker: Worker) -> None:
+def test_a_proxy_that_is_gone_does_not_keep_the_worker_busy(worker: Worker) -> None:
     worker.receiver.start()
     worker.proxy.close()
     worker.turn()
@@ -281,7 +283,7 @@ def test_a_proxy_that_is_gone_for_good_does_not_keep_it_busy(worker: Worker) -> 
     worker.waits_for(lambda: worker.receiver._report is None)
 
 
-def test_a_message_without_a_connection_is_none(worker: Worker) -> None:
+def test_a_message_without_a_connection_is_ignored(worker: Worker) -> None:
     worker.receiver.start()
     worker.proxy.send(CLIENT)
     worker.send(1)
@@ -294,12 +296,12 @@ def test_without_a_variable_there_is_no_link() -> None:
 
 
 @pytest.mark.parametrize("number", ["", "x", "-1", "999999", "99999999999999999999"])
-def test_a_number_that_is_no_socket_is_said(number: str) -> None:
+def test_a_number_that_is_no_socket_is_an_error(number: str) -> None:
     with pytest.raises(ValueError, match=LINK_FD):
         inherited({LINK_FD: number})
 
 
-def test_a_socket_that_is_no_link_is_said_and_left_open() -> None:
+def test_a_socket_that_is_no_link_is_an_error_and_left_open() -> None:
     one, other = socket.socketpair()
     with one, other:
         with pytest.raises(ValueError, match="no Unix socket of kind SOCK_SEQPACKET"):
@@ -308,7 +310,7 @@ def test_a_socket_that_is_no_link_is_said_and_left_open() -> None:
         assert other.recv(1) == b"x"
 
 
-def test_a_link_is_not_for_children() -> None:
+def test_a_link_is_not_inherited_by_children() -> None:
     one, other = pair()
     os.set_inheritable(other.fileno(), True)
     with one:

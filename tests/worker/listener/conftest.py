@@ -1,4 +1,4 @@
-"""Where a worker's connections come from: a socket that it is given, or a link."""
+"""Listening sockets and links for workers, and workers that serve from them."""
 
 import socket
 from collections.abc import Iterator

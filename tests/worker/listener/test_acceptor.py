@@ -1,4 +1,9 @@
-"""A few connections a wake-up, all that are queued at the end, and patience without descriptors."""
+"""An acceptor takes few connections at a wakeup, all of them at drain, and refuses none too early.
+
+A connection that waits longer than the time limit, for room or for a descriptor, gets 503.
+
+Covers `net/lingering_close`.
+"""
 
 import asyncio
 import errno
@@ -47,16 +52,16 @@ def clients(listener: socket.socket, count: int) -> Iterator[None]:
         yield
 
 
-async def everything(client: socket.socket) -> bytes:
-    """What a client that does not block is told, up to the end."""
-    said = b""
+async def read_all(client: socket.socket) -> bytes:
+    """All that a non-blocking client receives, up to the end."""
+    received = b""
     async with asyncio.timeout(30):
         while piece := await asyncio.get_running_loop().sock_recv(client, 4096):
-            said += piece
-    return said
+            received += piece
+    return received
 
 
-async def test_of_a_burst_it_takes_few_at_a_wake_up(listener: socket.socket) -> None:
+async def test_few_connections_of_a_burst_are_accepted_at_a_wakeup(listener: socket.socket) -> None:
     taken = Deliveries()
     acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
     with clients(listener, QUEUED):
@@ -71,7 +76,7 @@ async def test_of_a_burst_it_takes_few_at_a_wake_up(listener: socket.socket) -> 
     assert max(steps) == ACCEPTS_PER_WAKEUP
 
 
-async def test_at_the_end_it_takes_all_that_wait_and_closes(listener: socket.socket) -> None:
+async def test_drain_accepts_all_that_wait_and_closes(listener: socket.socket) -> None:
     taken = Deliveries()
     acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
     with clients(listener, QUEUED):
@@ -81,7 +86,7 @@ async def test_at_the_end_it_takes_all_that_wait_and_closes(listener: socket.soc
     acceptor.close()
 
 
-async def test_even_the_end_is_bounded(listener: socket.socket) -> None:
+async def test_drain_accepts_no_more_than_its_bound(listener: socket.socket) -> None:
     taken = Deliveries()
     acceptor = Acceptor(asyncio.get_running_loop(), listener, taken)
     with clients(listener, QUEUED):
@@ -89,7 +94,7 @@ async def test_even_the_end_is_bounded(listener: socket.socket) -> None:
     assert len(taken) == 3
 
 
-async def test_without_descriptors_it_waits_and_goes_on(
+async def test_without_free_descriptors_accepting_pauses_and_resumes(
     listener: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
     taken = Deliveries()
@@ -107,7 +112,7 @@ async def test_without_descriptors_it_waits_and_goes_on(
     )
 
 
-async def test_at_its_bound_they_wait_until_somebody_leaves(listener: socket.socket) -> None:
+async def test_at_the_limit_clients_wait_until_there_is_room(listener: socket.socket) -> None:
     taken = Deliveries()
     loop = asyncio.get_running_loop()
     room = 3
@@ -124,19 +129,21 @@ async def test_at_its_bound_they_wait_until_somebody_leaves(listener: socket.soc
     acceptor.close()
 
 
-async def test_who_waits_too_long_at_its_bound_is_told_so(listener: socket.socket) -> None:
+async def test_a_client_that_waits_too_long_at_the_limit_gets_503(listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     acceptor = Acceptor(loop, listener, Deliveries(), 0.2, lambda: False)
     with socket.create_connection(listener.getsockname()) as client:
         client.setblocking(False)
         acceptor.start()
-        said = await everything(client)
-    assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-    assert said.endswith(b"\r\n\r\ntoo many connections\n")
+        received = await read_all(client)
+    assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert received.endswith(b"\r\n\r\ntoo many connections\n")
     acceptor.close()
 
 
-async def test_who_waits_too_long_for_a_descriptor_is_told_so(listener: socket.socket) -> None:
+async def test_a_client_that_waits_too_long_for_a_descriptor_gets_503(
+    listener: socket.socket,
+) -> None:
     taken = Deliveries()
     loop = asyncio.get_running_loop()
     acceptor = Acceptor(loop, listener, taken, 0.2)
@@ -145,15 +152,15 @@ async def test_who_waits_too_long_for_a_descriptor_is_told_so(listener: socket.s
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         with no_descriptor_left():
             acceptor.start()
-            said = await everything(client)
-    assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-    assert said.endswith(b"\r\n\r\nout of descriptors\n")
+            received = await read_all(client)
+    assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert received.endswith(b"\r\n\r\nout of descriptors\n")
     with clients(listener, 2):
         await until(lambda: len(taken) == 2)
     acceptor.close()
 
 
-async def test_closing_while_it_waits_is_final(listener: socket.socket) -> None:
+async def test_an_acceptor_closed_while_it_pauses_stays_closed(listener: socket.socket) -> None:
     acceptor = Acceptor(asyncio.get_running_loop(), listener, Deliveries())
     with clients(listener, 1), no_descriptor_left():
         acceptor.drain(1)
@@ -162,7 +169,7 @@ async def test_closing_while_it_waits_is_final(listener: socket.socket) -> None:
     assert listener.fileno() == -1
 
 
-async def test_a_socket_that_was_shut_is_left(listener: socket.socket) -> None:
+async def test_a_listening_socket_that_was_shut_down_is_closed(listener: socket.socket) -> None:
     acceptor = Acceptor(asyncio.get_running_loop(), listener, Deliveries())
     acceptor.start()
     listener.shutdown(socket.SHUT_RDWR)

@@ -1,6 +1,9 @@
-"""Wherever connections come from, they are served, counted once, and answered at the end.
+"""A worker serves connections from shared sockets, links and the channel, and leaks no descriptor.
 
-Real processes: the test is the supervisor and, over a link, the proxy.
+A socket or link that it cannot serve is a failure in one line. Real processes: the test is the
+supervisor and, over a link, the proxy.
+
+Covers `contract` and `runtime/supervisor_link`.
 """
 
 import contextlib
@@ -19,7 +22,7 @@ from penstock_worker import contract
 from penstock_worker.handoff import protocol
 
 
-def test_the_first_word_is_who_it_is(serve: Start) -> None:
+def test_the_first_message_names_the_process(serve: Start) -> None:
     served = serve(DEMO)
     message = json.loads(served.link.recv(4096).partition(b"\n")[0])
     assert message == {"cmd": contract.ONLINE, "pid": served.process.pid}
@@ -53,34 +56,34 @@ def test_sockets_for_another_process_are_left_alone(serve: Start) -> None:
 
 
 @pytest.mark.parametrize("count", ["", "0", "-1", "x", "9999", "٣"])
-def test_a_senseless_number_of_sockets_is_one_line(serve: Start, count: str) -> None:
+def test_a_senseless_number_of_sockets_is_a_failure_in_one_line(serve: Start, count: str) -> None:
     served = serve(DEMO, LISTEN_FDS=count)
     reason = f"LISTEN_FDS={count!r} is not a number of sockets"
-    assert served.hear() == {"cmd": contract.FAILED, "reason": reason}
+    assert served.receive() == {"cmd": contract.FAILED, "reason": reason}
     assert served.exit_status() == contract.EXIT_FAILED
 
 
-def test_sockets_that_are_not_there_are_one_line(serve: Start) -> None:
+def test_sockets_that_do_not_exist_are_a_failure_in_one_line(serve: Start) -> None:
     served = serve(DEMO, LISTEN_FDS="300")
-    assert "not all of them are there: bad file descriptor" in served.hear()["reason"]
+    assert "not all of them are there: bad file descriptor" in served.receive()["reason"]
 
 
-def test_a_socket_that_nobody_can_serve_is_one_line(serve: Start) -> None:
+def test_a_socket_of_an_unsupported_kind_is_a_failure_in_one_line(serve: Start) -> None:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with one, other:
         served = serve(DEMO, passed=one)
-        assert "no TCP, UDP or unix socket" in served.hear()["reason"]
+        assert "no TCP, UDP or unix socket" in served.receive()["reason"]
 
 
 @pytest.mark.parametrize("number", ["x", "-1", "1"])
-def test_a_link_that_is_none_is_one_line(serve: Start, number: str) -> None:
+def test_a_descriptor_that_is_no_link_is_a_failure_in_one_line(serve: Start, number: str) -> None:
     served = serve(DEMO, PENSTOCK_LINK_FD=number)
-    assert f"PENSTOCK_LINK_FD={number!r} is no " in served.hear()["reason"]
+    assert f"PENSTOCK_LINK_FD={number!r} is no " in served.receive()["reason"]
     assert served.exit_status() == contract.EXIT_FAILED
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_connections_of_a_link_are_served_and_their_ends_told(
+def test_connections_of_a_link_are_served_and_their_ends_reported(
     linked: Start, spec: str, link: Link
 ) -> None:
     linked(spec)
@@ -92,7 +95,9 @@ def test_connections_of_a_link_are_served_and_their_ends_told(
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_each_proxy_has_a_link_and_hears_of_its_own_clients(serve: Start, spec: str) -> None:
+def test_each_proxy_gets_reports_of_its_own_clients_over_its_own_link(
+    serve: Start, spec: str
+) -> None:
     links = [Link() for _ in range(2)]
     fds = [link.worker.fileno() for link in links]
     served = serve(
@@ -106,7 +111,7 @@ def test_each_proxy_has_a_link_and_hears_of_its_own_clients(serve: Start, spec: 
             assert clients.exchange(client) == b"hello"
         link.reported(taken=0, ended=2)
     assert served.stats()["fds"]["channel"] == 3
-    # One that is gone for good is no reason to leave the other.
+    # The worker goes on with one link when the other is gone.
     links[0].close()
     assert clients.exchange(links[1].client()) == b"hello"
     links[1].close()
@@ -130,7 +135,7 @@ def test_a_health_check_over_the_channel_is_served_and_not_counted(
     served = shared(spec, port)
     mine, theirs = socket.socketpair()
     with theirs:
-        served.tell({"cmd": contract.PROBE}, theirs)
+        served.send({"cmd": contract.PROBE}, theirs)
     assert clients.exchange(mine) == b"hello"
     series = served.stats()["series"]
     assert series["penstock_requests_total"] == {}
@@ -139,21 +144,21 @@ def test_a_health_check_over_the_channel_is_served_and_not_counted(
 
 def test_a_ping_is_answered(serve: Start) -> None:
     served = serve(DEMO).ready()
-    served.tell({"cmd": contract.PING, "seq": 5})
-    assert served.hear() == {"cmd": contract.PONG, "seq": 5}
+    served.send({"cmd": contract.PING, "seq": 5})
+    assert served.receive() == {"cmd": contract.PONG, "seq": 5}
 
 
-def test_a_descriptor_that_nobody_wants_is_closed(serve: Start) -> None:
+def test_a_descriptor_beside_a_message_that_takes_none_is_closed(serve: Start) -> None:
     served = serve(DEMO).ready()
     before = served.stats()["fds"]
     mine, theirs = socket.socketpair()
     with mine, theirs:
         for command in (contract.PING, contract.INTERNAL + "FUTURE", contract.LISTEN):
-            served.tell({"cmd": command}, theirs)
+            served.send({"cmd": command}, theirs)
         assert served.stats()["fds"] == before
 
 
-def test_a_new_socket_is_accepted_from_when_the_old_one_was_shut(serve: Start) -> None:
+def test_a_new_listening_socket_replaces_one_that_was_shut_down(serve: Start) -> None:
     with socket.socket() as old, socket.socket() as new:
         for sock in (old, new):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -165,7 +170,7 @@ def test_a_new_socket_is_accepted_from_when_the_old_one_was_shut(serve: Start) -
         old.shutdown(socket.SHUT_RDWR)
         until(lambda: served.stats()["fds"]["listener"] == 0)
         new.listen()
-        served.tell({"cmd": contract.LISTEN}, new)
+        served.send({"cmd": contract.LISTEN}, new)
         assert new.getsockname() == address
         assert clients.get(new) == b"hello"
         assert served.stats()["fds"]["listener"] == 1
@@ -178,7 +183,7 @@ def ask(address: tuple[str, int], text: bytes) -> bytes:
         return client.recv(65536)
 
 
-def test_datagrams_are_served_on_a_socket_that_is_given(serve: Start) -> None:
+def test_datagrams_are_served_on_a_passed_socket(serve: Start) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         served = serve(
@@ -191,13 +196,13 @@ def test_datagrams_are_served_on_a_socket_that_is_given(serve: Start) -> None:
         assert ask(sock.getsockname(), b"hello\n") == b"hello from dns/2\n"
         assert ask(sock.getsockname(), b"\x00 echo") == b"\x00 echo"
         assert served.stats()["fds"]["listener"] == 1
-        served.tell({"cmd": contract.PING, "seq": 1})
-        assert served.hear() == {"cmd": contract.PONG, "seq": 1}
+        served.send({"cmd": contract.PING, "seq": 1})
+        assert served.receive() == {"cmd": contract.PONG, "seq": 1}
         served.signal(signal.SIGTERM)
         assert served.exit_status() == 0
 
 
-def test_by_hand_a_program_for_datagrams_has_the_port(serve: Start) -> None:
+def test_without_a_supervisor_a_datagram_program_binds_its_port(serve: Start) -> None:
     served = serve("penstock_worker.demo:udp", supervised=False)
     until(lambda: "\n" in served.stderr())
     found = re.search(r" on udp://127\.0\.0\.1:(\d+) ", served.stderr())
@@ -207,16 +212,16 @@ def test_by_hand_a_program_for_datagrams_has_the_port(serve: Start) -> None:
     assert served.exit_status() == 0
 
 
-def test_a_program_and_a_socket_of_different_kinds_are_one_line(
+def test_a_program_and_a_socket_of_different_kinds_are_a_failure_in_one_line(
     serve: Start, port: socket.socket
 ) -> None:
-    assert 'set mode = "udp"' in serve("penstock_worker.demo:udp", passed=port).hear()["reason"]
+    assert 'set mode = "udp"' in serve("penstock_worker.demo:udp", passed=port).receive()["reason"]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        assert "asyncio.DatagramProtocol is wanted" in serve(DEMO, passed=sock).hear()["reason"]
+        assert "asyncio.DatagramProtocol is wanted" in serve(DEMO, passed=sock).receive()["reason"]
 
 
-def test_it_may_have_as_many_descriptors_as_the_system_lets_it(serve: Start) -> None:
+def test_the_descriptor_limit_is_raised_to_the_hard_limit(serve: Start) -> None:
     served = serve(DEMO).ready()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)

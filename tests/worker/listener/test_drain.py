@@ -1,6 +1,6 @@
-"""Whoever waits, or was accepted, when a worker leaves is answered.
+"""Clients that wait, or were accepted, when a worker gets TERM are answered before it exits.
 
-Who says nothing does not hold it back.
+A client that sends nothing does not delay the exit.
 """
 
 import signal
@@ -20,7 +20,7 @@ def queued(listener: socket.socket) -> int:
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_who_waits_in_the_queue_when_it_leaves_is_answered(
+def test_clients_in_the_accept_queue_at_term_are_answered(
     shared: Start, spec: str, listener: socket.socket
 ) -> None:
     served = shared(spec, listener)
@@ -34,9 +34,7 @@ def test_who_waits_in_the_queue_when_it_leaves_is_answered(
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_who_waits_in_the_link_when_it_leaves_is_answered(
-    linked: Start, spec: str, link: Link
-) -> None:
+def test_clients_in_the_link_at_term_are_answered(linked: Start, spec: str, link: Link) -> None:
     served = linked(spec)
     served.stop()
     waiting = [link.client() for _ in range(5)]
@@ -49,7 +47,7 @@ def test_who_waits_in_the_link_when_it_leaves_is_answered(
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_who_was_accepted_and_speaks_a_moment_later_is_answered_still(
+def test_an_accepted_client_that_sends_its_request_after_term_is_answered(
     shared: Start, spec: str, port: socket.socket
 ) -> None:
     served = shared(spec, port)
@@ -57,13 +55,15 @@ def test_who_was_accepted_and_speaks_a_moment_later_is_answered_still(
     client = clients.connected(port)
     served.signal(signal.SIGTERM)
     served.signal(signal.SIGCONT)
-    # Accepted: nobody else would be now.
+    # The client was accepted: the worker accepts no more from now on.
     until(lambda: queued(port) == 0)
     assert clients.exchange(client) == b"hello"
     assert served.exit_status() == 0
 
 
-def test_whoever_says_nothing_does_not_hold_it_back(shared: Start, port: socket.socket) -> None:
+def test_a_client_that_sends_nothing_does_not_delay_the_exit(
+    shared: Start, port: socket.socket
+) -> None:
     served = shared("aio:app", port)
     with clients.connected(port) as silent:
         until(lambda: served.stats()["fds"]["client"] == 1)

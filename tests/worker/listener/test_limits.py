@@ -1,4 +1,7 @@
-"""A worker that serves clients itself: what one of them may take has an end."""
+"""A worker that serves clients directly limits idle time, heads and connections.
+
+Covers `servers/asgi_limits`, `servers/aiohttp_server` and `servers/asgi_server`.
+"""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -39,31 +42,31 @@ def served(serve: "Serve", spec: str, port: socket.socket, limits: DirectLimits)
     ).ready()
 
 
-def test_what_is_told_is_what_was_written() -> None:
+def test_limits_are_parsed_as_they_were_formatted() -> None:
     limits = DirectLimits(direct=True, connections=5, keepalive_s=1.5, log_field=64)
     assert parse_limits({BOUNDS: format_limits(limits)}) == limits
     assert parse_limits({}) == DirectLimits()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "7", '{"direct": true}'])
-def test_what_nobody_of_ours_wrote_is_refused(text: str) -> None:
+def test_malformed_limits_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="says nothing"):
         parse_limits({BOUNDS: text})
 
 
 @pytest.mark.parametrize("spec", APPS)
-@pytest.mark.parametrize("said", [b"", GET[:20]], ids=["nothing", "half a head"])
-def test_who_never_asks_is_closed(
-    serve: "Serve", spec: str, said: bytes, port: socket.socket
+@pytest.mark.parametrize("sent", [b"", GET[:20]], ids=["nothing", "half a head"])
+def test_a_client_that_never_sends_a_whole_head_is_closed(
+    serve: "Serve", spec: str, sent: bytes, port: socket.socket
 ) -> None:
     served(serve, spec, port, QUICK)
     with connected(port) as client:
-        client.sendall(said)
+        client.sendall(sent)
         assert client.recv(4096) == b""
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_who_asks_for_half_of_a_second_thing_is_closed(
+def test_a_client_that_sends_half_of_a_second_head_is_closed(
     serve: "Serve", spec: str, port: socket.socket
 ) -> None:
     served(serve, spec, port, QUICK)
@@ -76,7 +79,7 @@ def test_who_asks_for_half_of_a_second_thing_is_closed(
 
 
 @pytest.mark.parametrize(("spec", "status"), [("aio:app", b"400"), ("asg:app", b"431")])
-def test_a_head_that_does_not_end_is_refused(
+def test_an_endless_head_is_refused(
     serve: "Serve", spec: str, status: bytes, port: socket.socket
 ) -> None:
     served(serve, spec, port, DirectLimits(direct=True))
@@ -92,7 +95,9 @@ def test_a_head_that_does_not_end_is_refused(
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_a_large_body_is_no_head(serve: "Serve", spec: str, port: socket.socket) -> None:
+def test_a_large_body_does_not_count_as_a_head(
+    serve: "Serve", spec: str, port: socket.socket
+) -> None:
     served(serve, spec, port, DirectLimits(direct=True))
     with connected(port) as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n")
@@ -102,7 +107,7 @@ def test_a_large_body_is_no_head(serve: "Serve", spec: str, port: socket.socket)
     assert b" 431 " not in answers
 
 
-def test_beyond_its_connections_the_next_waits_for_the_end_of_one(
+def test_at_the_connection_limit_the_next_client_waits_until_one_ends(
     serve: "Serve", port: socket.socket
 ) -> None:
     worker = served(serve, "aio:app", port, DirectLimits(direct=True, connections=1))
@@ -116,6 +121,6 @@ def test_beyond_its_connections_the_next_waits_for_the_end_of_one(
         assert second.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-def test_bounds_that_say_nothing_are_one_line(serve: "Serve", port: socket.socket) -> None:
-    reason = serve("aio:app", passed=port, PENSTOCK_BOUNDS="?").hear()["reason"]
+def test_malformed_limits_are_a_failure_in_one_line(serve: "Serve", port: socket.socket) -> None:
+    reason = serve("aio:app", passed=port, PENSTOCK_BOUNDS="?").receive()["reason"]
     assert reason == f"{BOUNDS}='?' says nothing"

@@ -1,4 +1,9 @@
-"""A program's protocol gets a connection whose header was read, and knows whose it is."""
+"""A PROXY header is read before the program gets the connection, and gives it the true addresses.
+
+Connections without a valid header, or from untrusted peers, are closed.
+
+Covers `net/trusted_proxies` and `net/stream`.
+"""
 
 import asyncio
 import logging
@@ -21,21 +26,21 @@ from penstock_worker.net.trusted_proxies import AcceptProxy, format_accept_proxy
 from penstock_worker.telemetry.counters import RequestCounters
 
 WAIT_S = 10.0
-TRUE, HERE = ("203.0.113.9", 4321), ("192.0.2.1", 443)
-TRUE6, HERE6 = ("2001:db8::9", 4321), ("2001:db8::1", 443)
+SOURCE, DESTINATION = ("203.0.113.9", 4321), ("192.0.2.1", 443)
+SOURCE6, DESTINATION6 = ("2001:db8::9", 4321), ("2001:db8::1", 443)
 
 
 class Program(asyncio.Protocol):
-    """Repeats what it hears, and remembers whom it heard it from."""
+    """Echoes what it receives, and keeps the addresses of its connection."""
 
     def __init__(self) -> None:
-        self.heard = b""
-        self.names: tuple[Any, ...] = ()
+        self.received = b""
+        self.addresses: tuple[Any, ...] = ()
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         sock = transport.get_extra_info("socket")
-        self.names = (
+        self.addresses = (
             transport.get_extra_info("peername"), transport.get_extra_info("sockname"),
             sock.getpeername(), sock.getsockname(),
         )  # fmt: skip
@@ -43,12 +48,12 @@ class Program(asyncio.Protocol):
         assert transport.get_extra_info("nothing", 7) == 7
 
     def data_received(self, data: bytes) -> None:
-        self.heard += data
+        self.received += data
         self.transport.write(data)
 
 
-class House:
-    """What a worker has of it, without the worker."""
+class Harness:
+    """The header reader as a worker sets it up, without a worker."""
 
     def __init__(self, seconds: float = WAIT_S, trusted: tuple[str, ...] = ("unix",)) -> None:
         self.loop = asyncio.get_running_loop()
@@ -69,7 +74,7 @@ class House:
         return mine
 
     async def assert_closed(self, sock: socket.socket) -> None:
-        # What is left unread makes the kernel say it louder.
+        # If bytes were left unread, the kernel resets the connection instead.
         with suppress(ConnectionResetError):
             async with asyncio.timeout(WAIT_S):
                 assert await self.loop.sock_recv(sock, 1) == b""
@@ -82,120 +87,124 @@ def run(main: Callable[[], Any]) -> None:
 
 @settings(max_examples=60)
 @given(
-    st.sampled_from((build(1, TRUE, HERE), build(2, TRUE6, HERE6), build_local(), build(1))),
+    st.sampled_from(
+        (build(1, SOURCE, DESTINATION), build(2, SOURCE6, DESTINATION6), build_local(), build(1))
+    ),
     st.lists(st.integers(0, 60), max_size=5),
 )
-def test_it_does_not_matter_how_the_bytes_come(header: bytes, cuts: list[int]) -> None:
+def test_a_header_is_read_however_its_bytes_are_split(header: bytes, cuts: list[int]) -> None:
     whole = header + b"hello"
     places = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
 
     async def main() -> None:
-        house = House()
-        with house.connect() as client:
+        harness = Harness()
+        with harness.connect() as client:
             for start, end in pairwise(places):
-                await house.loop.sock_sendall(client, whole[start:end])
+                await harness.loop.sock_sendall(client, whole[start:end])
                 for _ in range(3):
                     await asyncio.sleep(0)
             async with asyncio.timeout(WAIT_S):
                 back = b""
                 while len(back) < 5:
-                    back += await house.loop.sock_recv(client, 10)
-        (program,) = house.made
-        assert (back, program.heard) == (b"hello", b"hello")
-        if header == build(1, TRUE, HERE):
-            assert program.names == (TRUE, HERE, TRUE, HERE)
-        elif header == build(2, TRUE6, HERE6):
-            true, here = (*TRUE6, 0, 0), (*HERE6, 0, 0)
-            assert program.names == (true, here, true, here)
+                    back += await harness.loop.sock_recv(client, 10)
+        (program,) = harness.made
+        assert (back, program.received) == (b"hello", b"hello")
+        if header == build(1, SOURCE, DESTINATION):
+            assert program.addresses == (SOURCE, DESTINATION, SOURCE, DESTINATION)
+        elif header == build(2, SOURCE6, DESTINATION6):
+            source, destination = (*SOURCE6, 0, 0), (*DESTINATION6, 0, 0)
+            assert program.addresses == (source, destination, source, destination)
         else:
-            assert not any(program.names)
-        assert not house.headers.open
+            assert not any(program.addresses)
+        assert not harness.headers.open
 
     run(main)
 
 
-@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", build(2, TRUE, HERE)[:20], b"PROXY x\r\n"])
-def test_the_program_never_sees_who_does_not_begin_with_a_header(said: bytes) -> None:
+@pytest.mark.parametrize(
+    "data", [b"GET / HTTP/1.1\r\n", build(2, SOURCE, DESTINATION)[:20], b"PROXY x\r\n"]
+)
+def test_a_client_without_a_valid_header_never_reaches_the_program(data: bytes) -> None:
     async def main() -> None:
-        house = House()
-        with house.connect() as client:
-            await house.loop.sock_sendall(client, said)
+        harness = Harness()
+        with harness.connect() as client:
+            await harness.loop.sock_sendall(client, data)
             client.shutdown(socket.SHUT_WR)
-            await house.assert_closed(client)
-        assert house.made == []
-        assert house.counters.rejected == {HEADER: 1, UNTRUSTED: 0}
+            await harness.assert_closed(client)
+        assert harness.made == []
+        assert harness.counters.rejected == {HEADER: 1, UNTRUSTED: 0}
 
     run(main)
 
 
-def test_strangers_and_the_silent_are_closed() -> None:
+def test_untrusted_and_silent_peers_are_closed_and_counted() -> None:
     async def main() -> None:
-        house = House(trusted=("10.0.0.0/8",))
-        with house.connect() as client:
-            await house.loop.sock_sendall(client, build(1, TRUE, HERE))
-            await house.assert_closed(client)
-        assert house.counters.rejected == {HEADER: 0, UNTRUSTED: 1}
-        quick = House(seconds=0.01)
+        harness = Harness(trusted=("10.0.0.0/8",))
+        with harness.connect() as client:
+            await harness.loop.sock_sendall(client, build(1, SOURCE, DESTINATION))
+            await harness.assert_closed(client)
+        assert harness.counters.rejected == {HEADER: 0, UNTRUSTED: 1}
+        quick = Harness(seconds=0.01)
         with quick.connect() as client:
             await quick.assert_closed(client)
         assert quick.counters.rejected == {HEADER: 1, UNTRUSTED: 0}
-        assert house.made == quick.made == []
+        assert harness.made == quick.made == []
 
     run(main)
 
 
-def test_one_that_leaves_without_a_word_is_nobodys_fault() -> None:
+def test_a_client_that_leaves_without_a_byte_is_not_counted_as_rejected() -> None:
     async def main() -> None:
-        house = House()
-        house.connect().close()
+        harness = Harness()
+        harness.connect().close()
         async with asyncio.timeout(WAIT_S):
-            while not house.headers.open:  # noqa: ASYNC110 -- nothing sets an event for us
+            while not harness.headers.open:  # noqa: ASYNC110 -- nothing sets an event for us
                 await asyncio.sleep(0)
-            while house.headers.open:  # noqa: ASYNC110
+            while harness.headers.open:  # noqa: ASYNC110
                 await asyncio.sleep(0)
-        assert not any(house.counters.rejected.values())
+        assert not any(harness.counters.rejected.values())
 
     run(main)
 
 
-def test_a_health_check_of_ours_has_no_header() -> None:
+def test_a_health_check_needs_no_header() -> None:
     async def main() -> None:
-        house = House()
-        with house.connect(probe=True) as client:
-            await house.loop.sock_sendall(client, b"GET")
+        harness = Harness()
+        with harness.connect(probe=True) as client:
+            await harness.loop.sock_sendall(client, b"GET")
             async with asyncio.timeout(WAIT_S):
-                assert await house.loop.sock_recv(client, 10) == b"GET"
+                assert await harness.loop.sock_recv(client, 10) == b"GET"
 
     run(main)
 
 
-def test_who_has_not_said_whose_it_is_ends_with_the_worker() -> None:
+def test_connections_without_a_header_yet_are_closed_with_the_worker() -> None:
     async def main() -> None:
-        house = House()
-        with house.connect() as client:
+        harness = Harness()
+        with harness.connect() as client:
             async with asyncio.timeout(WAIT_S):
-                while not house.headers.open:  # noqa: ASYNC110
+                while not harness.headers.open:  # noqa: ASYNC110
                     await asyncio.sleep(0)
-            house.headers.close()
-            await house.assert_closed(client)
+            harness.headers.close()
+            await harness.assert_closed(client)
 
     run(main)
 
 
-def test_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_untrusted_peers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        house = House(trusted=())
+        harness = Harness(trusted=())
         with caplog.at_level(logging.WARNING):
             for _ in range(50):
-                with house.connect() as client:
-                    await house.assert_closed(client)
-        assert house.counters.rejected[UNTRUSTED] == 50
+                with harness.connect() as client:
+                    await harness.assert_closed(client)
+        assert harness.counters.rejected[UNTRUSTED] == 50
 
     run(main)
     assert 1 < len(caplog.records) <= 10
 
 
-def test_terms_come_as_they_were_written() -> None:
+def test_accept_proxy_settings_are_parsed_as_they_were_formatted() -> None:
     accept_proxy = AcceptProxy(2.5, ("10.0.0.0/8", "unix"))
     assert parse_accept_proxy({ACCEPT_PROXY: format_accept_proxy(accept_proxy)}) == accept_proxy
     assert parse_accept_proxy({}) is None

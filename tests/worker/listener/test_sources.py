@@ -1,4 +1,4 @@
-"""HOST and PORT become a bound socket, or one line that says why not."""
+"""HOST and PORT become a bound socket, or an error in one line with the reason."""
 
 import socket
 
@@ -23,7 +23,7 @@ def has_ipv6() -> bool:
         return False
 
 
-def test_the_port_is_ours_on_loopback_and_nobody_is_let_in_yet() -> None:
+def test_the_port_is_bound_on_loopback_and_refuses_clients_until_it_listens() -> None:
     with own_port({"PORT": "0"}) as sock:
         host, port = sock.getsockname()
         assert host == "127.0.0.1"
@@ -73,20 +73,22 @@ def test_connections_of_a_predecessor_do_not_keep_the_port() -> None:
         ({"PORT": "0", "HOST": "x" * 70}, "unknown host"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(environ: dict[str, str], reason: str) -> None:
+def test_a_host_or_port_that_cannot_be_bound_is_an_error_in_one_line(
+    environ: dict[str, str], reason: str
+) -> None:
     with pytest.raises(ListenError, match=reason) as failure:
         own_port(environ)
     assert "\n" not in str(failure.value)
 
 
-def test_a_port_that_is_taken_is_said_with_its_address() -> None:
+def test_a_port_in_use_is_an_error_with_its_address() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{port}: address alr"):
             own_port({"PORT": str(port)})
 
 
-def test_of_two_that_bind_one_port_the_second_to_listen_hears_why() -> None:
+def test_the_second_process_to_listen_on_a_port_gets_an_error_with_the_reason() -> None:
     with (
         own_port({"PORT": "0"}) as first,
         own_port({"PORT": str(first.getsockname()[1])}) as second,
@@ -97,8 +99,8 @@ def test_of_two_that_bind_one_port_the_second_to_listen_hears_why() -> None:
         assert "address already in use" in str(listen_error(second, failure.value))
 
 
-def test_no_permission_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As root there is no port that is refused, so the kernel's answer is given here.
+def test_a_missing_permission_is_an_error_with_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As root there is no port that is refused, so the test raises the kernel's error.
     def deny(*_: object) -> socket.socket:
         raise PermissionError(13, "x")
 

@@ -1,4 +1,7 @@
-"""What no proxy sees, a worker counts and logs itself."""
+"""A worker counts and logs the requests that no proxy counts and logs.
+
+Covers `telemetry/recorder`.
+"""
 
 import json
 import signal
@@ -13,7 +16,9 @@ from penstock_worker import contract
 
 
 @pytest.mark.parametrize("spec", APPS)
-def test_it_counts_what_no_proxy_sees(shared: Start, spec: str, port: socket.socket) -> None:
+def test_a_worker_without_a_proxy_counts_connections_and_requests(
+    shared: Start, spec: str, port: socket.socket
+) -> None:
     served = shared(spec, port, slot=3)
     for _ in range(3):
         assert clients.get(port) == b"hello"
@@ -33,7 +38,9 @@ def test_it_counts_what_no_proxy_sees(shared: Start, spec: str, port: socket.soc
     until(lambda: served.stats()["series"]["penstock_connections_active"] == {"": 0})
 
 
-def test_under_handoff_connections_are_the_proxies_to_count(linked: Start, link: Link) -> None:
+def test_under_handoff_a_worker_counts_requests_and_no_connections(
+    linked: Start, link: Link
+) -> None:
     served = linked(DEMO)
     client = link.client()
     assert clients.exchange(client)
@@ -44,13 +51,13 @@ def test_under_handoff_connections_are_the_proxies_to_count(linked: Start, link:
     assert metrics["fds"]["channel"] == 2
 
 
-def test_behind_a_proxy_that_forwards_nothing_is_counted(serve: Start) -> None:
+def test_behind_a_forwarding_proxy_a_worker_counts_nothing(serve: Start) -> None:
     assert serve(DEMO, PENSTOCK_SCHEME="ports").ready().stats()["series"] == {}
 
 
 @pytest.mark.parametrize("spec", APPS)
 @pytest.mark.parametrize("form", ["json", "combined"])
-def test_it_writes_the_access_log_itself(
+def test_a_worker_without_a_proxy_writes_the_access_log(
     serve: Start, spec: str, form: str, port: socket.socket, tmp_path: Path
 ) -> None:
     log = tmp_path / "access.log"
@@ -86,7 +93,7 @@ def test_it_writes_the_access_log_itself(
     assert found["bytes_sent"] > 0
 
     log.rename(tmp_path / "access.log.1")
-    served.tell({"cmd": contract.REOPEN})
+    served.send({"cmd": contract.REOPEN})
     until(log.exists)
     assert clients.get(port) == b"hello"
     served.signal(signal.SIGTERM)
@@ -113,9 +120,9 @@ def test_an_access_log_may_be_a_descriptor(
 
 
 @pytest.mark.parametrize("where", ["json:/nosuch/dir/log", "xml:1", "json:", "json:999"])
-def test_an_access_log_that_cannot_be_is_one_line(
+def test_an_access_log_that_cannot_be_opened_is_a_failure_in_one_line(
     serve: Start, port: socket.socket, where: str
 ) -> None:
     served = serve(DEMO, passed=port, PENSTOCK_SCHEME="shared", PENSTOCK_ACCESS_LOG=where)
-    assert served.hear()["reason"].startswith("cannot write the access log: ")
+    assert served.receive()["reason"].startswith("cannot write the access log: ")
     assert served.exit_status() == contract.EXIT_FAILED

@@ -1,4 +1,4 @@
-"""Who waits in a queue is known to have waited too long, or is given the time."""
+"""The estimate finds connections that waited past the time limit, and never one too early."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,11 +8,11 @@ from penstock_worker.net.accept_queue import AcceptQueue
 MAX_WAIT_S = 2.0
 
 
-def test_nobody_has_waited_when_it_is_looked_at_first() -> None:
+def test_the_first_look_finds_no_connection_overdue() -> None:
     assert AcceptQueue(MAX_WAIT_S).overdue(100.0, accepted=0, waiting=7) == 0
 
 
-def test_who_was_there_a_patience_ago_and_still_is_has_waited_too_long() -> None:
+def test_a_connection_still_queued_after_the_time_limit_is_overdue() -> None:
     accept_queue = AcceptQueue(MAX_WAIT_S)
     accept_queue.overdue(100.0, accepted=10, waiting=3)
     assert accept_queue.overdue(101.9, accepted=10, waiting=5) == 0
@@ -21,14 +21,14 @@ def test_who_was_there_a_patience_ago_and_still_is_has_waited_too_long() -> None
     assert accept_queue.overdue(104.0, accepted=15, waiting=6) == 4
 
 
-def test_who_was_accepted_meanwhile_does_not_count() -> None:
+def test_a_connection_accepted_meanwhile_is_not_overdue() -> None:
     accept_queue = AcceptQueue(MAX_WAIT_S)
     accept_queue.overdue(100.0, accepted=0, waiting=5)
     assert accept_queue.overdue(102.0, accepted=4, waiting=20) == 1
     assert accept_queue.overdue(102.1, accepted=9, waiting=20) == 0
 
 
-def test_a_queue_that_ran_empty_begins_anew() -> None:
+def test_an_empty_queue_resets_the_estimate() -> None:
     accept_queue = AcceptQueue(MAX_WAIT_S)
     accept_queue.overdue(100.0, accepted=0, waiting=5)
     watched = [accept_queue.was_occupied]
@@ -38,19 +38,19 @@ def test_a_queue_that_ran_empty_begins_anew() -> None:
     assert accept_queue.overdue(102.0, accepted=5, waiting=5) == 0
 
 
-def test_whoever_another_process_may_have_taken_is_given_the_time() -> None:
+def test_a_connection_that_another_process_may_have_accepted_is_not_overdue() -> None:
     accept_queue = AcceptQueue(MAX_WAIT_S)
     accept_queue.overdue(100.0, accepted=0, waiting=5)
     accept_queue.overdue(101.0, accepted=0, waiting=1)
     assert accept_queue.overdue(102.0, accepted=0, waiting=4) == 1
 
 
-def test_without_patience_everybody_has_waited_too_long_at_once() -> None:
+def test_with_a_time_limit_of_zero_every_connection_is_overdue_at_once() -> None:
     assert AcceptQueue(0.0).overdue(100.0, accepted=0, waiting=5) == 5
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1.0), st.integers(0, 5), st.integers(0, 5)), max_size=40))
-def test_nobody_is_overdue_who_came_less_than_a_patience_ago(
+def test_a_connection_is_never_overdue_before_the_time_limit(
     steps: list[tuple[float, int, int]],
 ) -> None:
     accept_queue = AcceptQueue(MAX_WAIT_S)
@@ -65,5 +65,5 @@ def test_nobody_is_overdue_who_came_less_than_a_patience_ago(
         assert all(now - came >= MAX_WAIT_S for came in queue[:overdue])
         accepted += overdue
         del queue[:overdue]
-        # Late by at most the time between two looks.
+        # A connection is found late by at most the time between two looks.
         assert all(now - came < MAX_WAIT_S + 1.0 for came in queue)

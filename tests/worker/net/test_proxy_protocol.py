@@ -1,4 +1,7 @@
-"""A PROXY header is read by the letter of its specification, and by nothing after it."""
+"""A PROXY header is parsed exactly as specified, and only listed peers are trusted.
+
+Covers `net/trusted_proxies`.
+"""
 
 import re
 import socket
@@ -93,19 +96,19 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("data", "said"), GOOD)
-def test_a_header_says_who_is_at_its_far_end(
-    data: bytes, said: tuple[object, object, bool]
+@pytest.mark.parametrize(("data", "expected"), GOOD)
+def test_a_valid_header_yields_its_source_and_destination(
+    data: bytes, expected: tuple[object, object, bool]
 ) -> None:
     header = parse(data)
     assert isinstance(header, Header)
-    assert (header.source, header.destination, header.local) == said
+    assert (header.source, header.destination, header.local) == expected
     assert header.size == len(data)
     assert parse(data + b"GET / HTTP/1.1\r\n") == header
 
 
 @pytest.mark.parametrize("data", BAD)
-def test_what_is_no_header_is_refused(data: bytes) -> None:
+def test_an_invalid_header_is_refused(data: bytes) -> None:
     with pytest.raises(HeaderError):
         parse(data)
 
@@ -113,12 +116,12 @@ def test_what_is_no_header_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("data", [data for data, _ in GOOD])
 def test_a_part_of_a_header_asks_for_no_more_than_is_missing(data: bytes) -> None:
     for size in range(len(data)):
-        lacking = parse(data[:size])
-        assert isinstance(lacking, int)
-        assert 0 < lacking <= len(data) - size
+        missing = parse(data[:size])
+        assert isinstance(missing, int)
+        assert 0 < missing <= len(data) - size
 
 
-def test_a_checksum_is_the_castagnoli_one() -> None:
+def test_the_checksum_is_crc32c() -> None:
     # RFC 3720, B.4.
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(b"123456789") == 0xE3069283
@@ -133,24 +136,24 @@ def ends(draw: st.DrawFn) -> tuple[str, int]:
 
 
 def _mapped(text: str) -> str:
-    """An address as it is said beside one of the other family."""
+    """An address as a header carries it beside one of the other family."""
     return text if ":" in text else f"::ffff:{text}"
 
 
 @given(st.sampled_from((1, 2)), ends(), ends())
-def test_what_is_built_is_read_again(
+def test_a_header_that_was_built_is_parsed_back(
     version: int, source: tuple[str, int], destination: tuple[str, int]
 ) -> None:
     data = build(version, source, destination)
     header = parse(data)
     assert isinstance(header, Header)
     assert (header.size, header.version, header.local) == (len(data), version, False)
-    for said, meant in ((header.source, source), (header.destination, destination)):
-        assert isinstance(said, tuple)
-        assert socket.inet_pton(socket.AF_INET6, _mapped(said[0])) == socket.inet_pton(
-            socket.AF_INET6, _mapped(meant[0])
+    for actual, expected in ((header.source, source), (header.destination, destination)):
+        assert isinstance(actual, tuple)
+        assert socket.inet_pton(socket.AF_INET6, _mapped(actual[0])) == socket.inet_pton(
+            socket.AF_INET6, _mapped(expected[0])
         )
-        assert said[1] == meant[1]
+        assert actual[1] == expected[1]
     assert version == 2 or len(data) <= MAX_V1_LINE
 
 
@@ -162,7 +165,7 @@ def test_a_client_without_an_address_is_passed_on_as_unknown(version: int) -> No
     assert parse(build(version, ("1.2.3.4", 5), "/run/x")) == header
 
 
-def test_version_2_carries_unix_paths_and_a_word_for_ourselves() -> None:
+def test_version_2_carries_unix_paths_and_the_local_command() -> None:
     header = parse(build(2, "/run/a", "/run/b"))
     assert isinstance(header, Header)
     assert (header.source, header.destination) == ("/run/a", "/run/b")
@@ -186,7 +189,7 @@ def test_arbitrary_bytes_are_a_header_a_part_of_one_or_refused(data: bytes) -> N
         return
     if isinstance(found, Header):
         assert 0 < found.size <= min(len(data), MAX_HEADER)
-        # Nothing behind it has a say.
+        # What follows the header changes nothing.
         assert parse(data[: found.size]) == found
         assert parse(data[: found.size] + b"\n" * 9) == found
     else:
@@ -194,7 +197,9 @@ def test_arbitrary_bytes_are_a_header_a_part_of_one_or_refused(data: bytes) -> N
 
 
 @given(st.sampled_from([data for data, _ in GOOD]), st.data())
-def test_a_refusal_does_not_depend_on_how_the_bytes_come(data: bytes, draw: st.DataObject) -> None:
+def test_a_refusal_does_not_depend_on_how_the_bytes_are_split(
+    data: bytes, draw: st.DataObject
+) -> None:
     spoiled = bytearray(data)
     spoiled[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
     whole = _outcome(bytes(spoiled))
@@ -213,7 +218,7 @@ def _outcome(data: bytes) -> Header | int | None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "address", "believed"),
+    ("texts", "address", "trusted"),
     [
         ((), "", False),
         ((), "10.0.0.1", False),
@@ -227,10 +232,12 @@ def _outcome(data: bytes) -> Header | int | None:
         (("fe80::/10",), "fe80::1%eth0", True),
     ],
 )
-def test_who_is_trusted_is_named(texts: tuple[str, ...], address: str, *, believed: bool) -> None:
-    assert (address in TrustedProxies(texts)) is believed
+def test_only_listed_addresses_and_networks_are_trusted(
+    texts: tuple[str, ...], address: str, *, trusted: bool
+) -> None:
+    assert (address in TrustedProxies(texts)) is trusted
 
 
-def test_a_peer_has_one_name_in_either_family() -> None:
+def test_an_ipv4_peer_has_one_address_on_ipv4_and_ipv6_sockets() -> None:
     assert peer_address(("::ffff:10.0.0.1", 1, 0, 0)) == peer_address(("10.0.0.1", 1)) == "10.0.0.1"
     assert peer_address("") == peer_address(None) == ""

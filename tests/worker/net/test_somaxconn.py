@@ -1,4 +1,4 @@
-"""A queue is as long as we ask for, and no longer than the kernel allows."""
+"""The listen backlog is the default, or the kernel's limit if that is lower."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from penstock_worker.net.somaxconn import BACKLOG, max_backlog
     ("text", "length"),
     [("1\n", 1), ("4095\n", 4095), ("65536\n", BACKLOG), ("", BACKLOG), ("x", BACKLOG)],
 )
-def test_the_shorter_of_both_bounds_holds(
+def test_the_backlog_is_the_lower_of_the_default_and_the_kernels_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, length: int
 ) -> None:
     limit = tmp_path / "somaxconn"
@@ -21,7 +21,7 @@ def test_the_shorter_of_both_bounds_holds(
     assert max_backlog() == length
 
 
-def test_without_the_kernels_word_ours_holds(
+def test_without_a_kernel_limit_the_backlog_is_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(somaxconn, "_LIMIT", tmp_path / "nothing")

@@ -1,4 +1,4 @@
-"""Programs of a test's own, and sockets to send them."""
+"""A supervisor's end for programs under test, and a socket to send them."""
 
 import asyncio
 import socket

@@ -1,7 +1,9 @@
-"""What a program imports works as promised, in a program of its own and under our runtime.
+"""The module `process` works as documented in a program that runs without our runtime.
 
-Real processes, with the supervisor's end of their channel in our hands: the module is one of
-a kind in its process, and much of it is about who has the descriptor.
+Real processes: the module exists once in a process, and much depends on which process has the
+descriptor. The test holds the supervisor's end of the channel.
+
+Covers `process`.
 """
 
 import errno
@@ -13,11 +15,11 @@ from penstock_worker.channel.channel import MAX_HANDLES
 from penstock_worker.contract import ONLINE, PING, PONG, READY, RETIRE
 
 
-def test_a_program_knows_where_it_stands_and_says_so(supervisor: SupervisorEnd) -> None:
+def test_a_program_can_read_its_slot_and_service_and_send_them(supervisor: SupervisorEnd) -> None:
     supervisor.run("process.send([process.is_worker, process.slot, process.service])\nend()")
     assert supervisor.status() == 0
     supervisor.until(lambda: supervisor.disconnects == 1)
-    assert supervisor.said() == [[True, 3, "web"]]
+    assert supervisor.received() == [[True, 3, "web"]]
     assert supervisor.messages[0]["cmd"] == ONLINE, "before anything else"
 
 
@@ -28,7 +30,7 @@ import errno
 from penstock_worker import process
 
 @process.on_message
-def told(message, handle):
+def callback(message, handle):
     process.send(["told", message])
     loop.stop()
 
@@ -38,46 +40,46 @@ loop.run_forever()
 """
     supervisor.start("-W", "ignore", "-c", text)
     supervisor.until(lambda: {"cmd": READY} in supervisor.messages)
-    supervisor.tell({"any": ["JSON"]})
+    supervisor.send({"any": ["JSON"]})
     supervisor.until(lambda: ["told", {"any": ["JSON"]}] in supervisor.messages)
     assert supervisor.status() == 0
 
 
 def test_handles_go_both_ways(supervisor: SupervisorEnd, udp: socket.socket) -> None:
     supervisor.run("process.on_message(lambda m, h: (process.send(m, h), h.close(), end()))")
-    supervisor.tell("echo", udp)
+    supervisor.send("echo", udp)
     supervisor.until(lambda: len(supervisor.handles) == 1)
     assert supervisor.handles[0].getsockname() == udp.getsockname()
     assert supervisor.status() == 0
 
 
-def test_what_came_before_somebody_listened_is_told_in_order(
+def test_messages_that_came_before_the_callback_was_set_are_delivered_in_order(
     supervisor: SupervisorEnd, udp: socket.socket
 ) -> None:
     supervisor.run(
         """
 process.ready()
-heard = []
-def told(message, handle):
-    heard.append([message, handle is not None])
+delivered = []
+def callback(message, handle):
+    delivered.append([message, handle is not None])
     if message == "last":
-        process.send(heard)
+        process.send(delivered)
         end()
 while not process._state.queued or process._state.queued[-1][0] != 9:
     await asyncio.sleep(0.001)
-process.on_message(told)
+process.on_message(callback)
 process.send("listens")
 """
     )
     for number in range(10):
-        supervisor.tell(number, udp if number == 5 else None)
+        supervisor.send(number, udp if number == 5 else None)
     supervisor.until(lambda: "listens" in supervisor.messages)
-    supervisor.tell("last")
+    supervisor.send("last")
     supervisor.until(lambda: supervisor.disconnects == 1)
     assert supervisor.messages[-1] == [[n, n == 5] for n in range(10)] + [["last", False]]
 
 
-def test_a_program_hears_that_its_supervisor_is_gone(supervisor: SupervisorEnd) -> None:
+def test_on_disconnect_is_called_when_the_supervisor_is_gone(supervisor: SupervisorEnd) -> None:
     supervisor.run("process.on_disconnect(lambda: sys.exit(5))\nprocess.ready()")
     supervisor.until(lambda: {"cmd": READY} in supervisor.messages)
     assert supervisor.channel is not None
@@ -85,7 +87,9 @@ def test_a_program_hears_that_its_supervisor_is_gone(supervisor: SupervisorEnd) 
     assert supervisor.status() == 5
 
 
-def test_who_asks_late_still_hears_that_the_supervisor_is_gone(supervisor: SupervisorEnd) -> None:
+def test_on_disconnect_set_after_the_supervisor_is_gone_is_still_called(
+    supervisor: SupervisorEnd,
+) -> None:
     supervisor.run(
         """
 process.ready()
@@ -102,48 +106,48 @@ process.on_disconnect(end)
     assert supervisor.status() == 0
 
 
-def test_a_program_asks_to_be_replaced(supervisor: SupervisorEnd) -> None:
+def test_retire_sends_the_supervisor_a_bounded_reason(supervisor: SupervisorEnd) -> None:
     supervisor.run('process.retire("cache is corrupt " + "x" * 100_000)')
-    supervisor.until(lambda: len(supervisor.said()) == 1)
-    (said,) = supervisor.said()
-    assert said["cmd"] == RETIRE
-    assert said["reason"].startswith("cache is corrupt xxx")
-    assert len(said["reason"]) < 10_000
+    supervisor.until(lambda: len(supervisor.received()) == 1)
+    (message,) = supervisor.received()
+    assert message["cmd"] == RETIRE
+    assert message["reason"].startswith("cache is corrupt xxx")
+    assert len(message["reason"]) < 10_000
 
 
-def test_a_program_answers_that_it_is_there_and_sees_nothing_of_it(
+def test_a_ping_is_answered_and_internal_messages_are_hidden_from_the_program(
     supervisor: SupervisorEnd, udp: socket.socket
 ) -> None:
     supervisor.run("process.on_message(lambda m, h: process.send(['told', m]))")
-    supervisor.tell({"cmd": PING, "seq": 7})
-    supervisor.tell({"cmd": "NODE_PENSTOCK_NEWER"}, udp)
-    supervisor.tell({"cmd": "NODE_SOCKET_NOTIFY_CLOSE"}, udp)
-    supervisor.tell({"cmd": "NODE_"})
-    supervisor.until(lambda: len(supervisor.said()) == 2)
-    assert supervisor.said() == [{"cmd": PONG, "seq": 7}, ["told", {"cmd": "NODE_"}]]
+    supervisor.send({"cmd": PING, "seq": 7})
+    supervisor.send({"cmd": "NODE_PENSTOCK_NEWER"}, udp)
+    supervisor.send({"cmd": "NODE_SOCKET_NOTIFY_CLOSE"}, udp)
+    supervisor.send({"cmd": "NODE_"})
+    supervisor.until(lambda: len(supervisor.received()) == 2)
+    assert supervisor.received() == [{"cmd": PONG, "seq": 7}, ["told", {"cmd": "NODE_"}]]
 
 
-def test_an_exception_in_a_callback_is_the_loops_and_the_next_message_comes(
+def test_an_exception_in_a_callback_goes_to_the_loop_and_the_next_message_is_delivered(
     supervisor: SupervisorEnd,
 ) -> None:
     supervisor.run(
         """
 caught = []
 asyncio.get_running_loop().set_exception_handler(lambda _, c: caught.append(repr(c["exception"])))
-def told(message, handle):
+def callback(message, handle):
     if message == "last":
         process.send(caught)
     raise ZeroDivisionError(message)
-process.on_message(told)
+process.on_message(callback)
 """
     )
-    supervisor.tell("first")
-    supervisor.tell("last")
-    supervisor.until(lambda: len(supervisor.said()) == 1)
-    assert supervisor.said() == [["ZeroDivisionError('first')"]]
+    supervisor.send("first")
+    supervisor.send("last")
+    supervisor.until(lambda: len(supervisor.received()) == 1)
+    assert supervisor.received() == [["ZeroDivisionError('first')"]]
 
 
-def test_a_thousand_handles_at_one_go_are_refused_and_the_channel_lives(
+def test_handles_beyond_the_bound_are_refused_and_the_channel_stays_open(
     supervisor: SupervisorEnd,
 ) -> None:
     supervisor.run(
@@ -161,13 +165,13 @@ while process._state.channel.congested:
 process.send([taken, refused])
 """
     )
-    supervisor.until(lambda: len(supervisor.said()) == MAX_HANDLES + 1)
-    assert supervisor.said()[-1] == [MAX_HANDLES, errno.ENOBUFS]
-    assert supervisor.said()[:-1] == list(range(MAX_HANDLES))
+    supervisor.until(lambda: len(supervisor.received()) == MAX_HANDLES + 1)
+    assert supervisor.received()[-1] == [MAX_HANDLES, errno.ENOBUFS]
+    assert supervisor.received()[:-1] == list(range(MAX_HANDLES))
     assert supervisor.disconnects == 0
 
 
-def test_a_program_that_is_called_from_another_thread_says_what_to_do(
+def test_send_from_another_thread_is_an_error_that_names_call_soon_threadsafe(
     supervisor: SupervisorEnd,
 ) -> None:
     supervisor.run(
@@ -182,11 +186,13 @@ loop = asyncio.get_running_loop()
 threading.Thread(target=other).start()
 """
     )
-    supervisor.until(lambda: len(supervisor.said()) == 2)
-    assert "call_soon_threadsafe" in supervisor.said()[1]
+    supervisor.until(lambda: len(supervisor.received()) == 2)
+    assert "call_soon_threadsafe" in supervisor.received()[1]
 
 
-def test_a_name_without_its_descriptor_is_no_supervisor(supervisor: SupervisorEnd) -> None:
+def test_a_channel_variable_without_its_descriptor_means_no_supervisor(
+    supervisor: SupervisorEnd,
+) -> None:
     supervisor.run(
         """
 assert not process.is_worker and process.slot is None
@@ -201,7 +207,7 @@ end()
     assert "there is no supervisor" in supervisor.stderr()
 
 
-def test_without_a_supervisor_nothing_does_harm(supervisor: SupervisorEnd) -> None:
+def test_without_a_supervisor_every_call_is_harmless(supervisor: SupervisorEnd) -> None:
     supervisor.run(
         """
 assert (process.is_worker, process.slot, process.service) == (False, None, "")
@@ -217,7 +223,7 @@ end()
     assert (supervisor.status(), supervisor.stderr()) == (0, "")
 
 
-def test_the_programs_own_children_find_no_channel(supervisor: SupervisorEnd) -> None:
+def test_children_of_the_program_do_not_see_the_channel_variable(supervisor: SupervisorEnd) -> None:
     supervisor.run(
         """
 process.ready()

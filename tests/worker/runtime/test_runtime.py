@@ -1,6 +1,8 @@
-"""Under our runtime a program speaks over the runtime's channel, and not in its name.
+"""Under our runtime a program shares the runtime's channel, but cannot send internal messages.
 
-And what the module by itself keeps for a program that does not listen is bounded.
+Messages that are kept for a program without a callback are bounded.
+
+Covers `process` and `runtime/supervisor_link`.
 """
 
 import asyncio
@@ -21,13 +23,13 @@ from penstock_worker.contract import CHANNEL_FD, READY, RETIRE, SERVICE, SLOT
 from penstock_worker.process import MAX_QUEUED, MAX_QUEUED_HANDLES, _State
 
 
-def test_a_program_under_the_runtime_has_the_runtimes_channel(
+def test_under_the_runtime_a_program_uses_the_runtimes_channel(
     supervisor: SupervisorEnd, udp: socket.socket
 ) -> None:
     supervisor.serve()
     imported = ["imported", True, 3, "web"]
-    assert supervisor.said().index(imported) < supervisor.said().index({"cmd": READY})
-    supervisor.tell({"x": 1}, udp)
+    assert supervisor.received().index(imported) < supervisor.received().index({"cmd": READY})
+    supervisor.send({"x": 1}, udp)
     supervisor.until(lambda: ["told", {"x": 1}] in supervisor.messages)
     assert supervisor.handles[0].getsockname() == udp.getsockname()
     supervisor.signal(signal.SIGTERM)
@@ -37,18 +39,18 @@ def test_a_program_under_the_runtime_has_the_runtimes_channel(
 @pytest.mark.parametrize(
     ("message", "reason"), [("retire", "had enough"), ("break", "in a callback")]
 )
-def test_its_own_call_and_an_exception_in_its_callback_retire_it(
+def test_retire_and_an_exception_in_a_callback_both_ask_for_a_successor(
     supervisor: SupervisorEnd, message: str, reason: str
 ) -> None:
     supervisor.serve()
-    supervisor.tell(message)
-    supervisor.until(lambda: supervisor.said()[-1].get("cmd") == RETIRE)
-    assert reason in supervisor.said()[-1]["reason"]
+    supervisor.send(message)
+    supervisor.until(lambda: supervisor.received()[-1].get("cmd") == RETIRE)
+    assert reason in supervisor.received()[-1]["reason"]
     supervisor.signal(signal.SIGTERM)
     assert supervisor.status() == 0
 
 
-def test_a_program_that_fails_when_its_supervisor_is_gone_leaves_all_the_same(
+def test_a_worker_exits_although_its_on_disconnect_raises(
     supervisor: SupervisorEnd, tmp_path: Path
 ) -> None:
     supervisor.serve()
@@ -58,7 +60,7 @@ def test_a_program_that_fails_when_its_supervisor_is_gone_leaves_all_the_same(
     assert (tmp_path / "gone").exists()
 
 
-def test_what_nobody_listens_to_is_bounded_and_its_handles_are_closed(
+def test_messages_without_a_callback_are_bounded_and_their_handles_closed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     state = _State({})
@@ -79,30 +81,30 @@ def test_what_nobody_listens_to_is_bounded_and_its_handles_are_closed(
     assert [record.levelno for record in caplog.records] == [logging.WARNING], "once"
 
 
-async def test_a_message_that_comes_while_the_first_are_told_is_told_behind_them() -> None:
+async def test_a_message_that_comes_during_the_delivery_of_queued_ones_follows_them() -> None:
     state = _State({})
-    told: list[Any] = []
+    delivered: list[Any] = []
     for number in range(3):
         state.deliver(number, None)
-    state.listen(lambda message, _: told.append(message))
+    state.listen(lambda message, _: delivered.append(message))
     state.deliver(3, None)
-    assert told == [], "not from within"
+    assert delivered == [], "not from within"
     await asyncio.sleep(0)
-    assert told == [0, 1, 2, 3]
+    assert delivered == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("register", [process.on_message, process.on_disconnect])
 def test_a_callback_that_would_never_run_is_refused(
     register: Callable[[Callable[..., object]], object],
 ) -> None:
-    async def told(*_: object) -> None: ...
+    async def callback(*_: object) -> None: ...
 
     with pytest.raises(TypeError, match="plain function"):
-        register(told)
+        register(callback)
 
 
 @pytest.mark.parametrize("command", [READY, "NODE_HANDLE", "NODE_CLUSTER"])
-def test_a_program_cannot_speak_for_the_runtime(command: str) -> None:
+def test_a_program_cannot_send_internal_commands(command: str) -> None:
     with pytest.raises(ValueError, match="not for programs"):
         process.send({"cmd": command})
 

@@ -1,4 +1,4 @@
-"""Whatever nobody caught makes a worker ask for a successor; it serves until it is told to go."""
+"""After an uncaught exception a worker asks for a successor, and serves until it gets TERM."""
 
 import http.client
 import signal
@@ -38,18 +38,18 @@ def get(port: int, path: str = "/") -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("kind", ["callback", "task", "thread"])
-def test_what_nobody_caught_is_said_and_it_serves_until_it_is_told_to_leave(
+def test_an_uncaught_exception_asks_for_a_successor_and_the_worker_serves_until_term(
     serve: "Serve", kind: str
 ) -> None:
     served = serve("retires:app")
     port = served.port()
     assert get(port, f"/throw/{kind}") == (200, kind)
-    said = served.hear()
-    assert (said["cmd"], said["reason"]) == (
+    message = served.receive()
+    assert (message["cmd"], message["reason"]) == (
         contract.RETIRE, "RuntimeError: nobody catches this"
     )  # fmt: skip
-    assert said["traceback"].startswith("Traceback ")
-    assert "in broken" in said["traceback"]
+    assert message["traceback"].startswith("Traceback ")
+    assert "in broken" in message["traceback"]
     assert get(port) == (200, "hello")
     served.signal(signal.SIGTERM)
     assert served.exit_status() == 0
@@ -57,49 +57,51 @@ def test_what_nobody_caught_is_said_and_it_serves_until_it_is_told_to_leave(
 
 
 @pytest.mark.parametrize("path", ["/retire", "/retire?thread"])
-def test_a_program_may_ask_for_it(serve: "Serve", path: str) -> None:
+def test_a_program_may_ask_for_a_successor(serve: "Serve", path: str) -> None:
     served = serve("retires:app")
     port = served.port()
     assert get(port, path) == (200, "retired")
-    assert served.hear() == {"cmd": contract.RETIRE, "reason": "had enough", "traceback": ""}
+    assert served.receive() == {"cmd": contract.RETIRE, "reason": "had enough", "traceback": ""}
     assert get(port) == (200, "hello")
 
 
-def test_it_asks_once_and_shows_what_comes_later(serve: "Serve") -> None:
+def test_a_successor_is_asked_for_once_and_later_exceptions_go_to_stderr(serve: "Serve") -> None:
     served = serve("retires:app")
     port = served.port()
     get(port, "/retire")
     get(port, "/throw/callback")
-    assert served.hear()["reason"] == "had enough"
+    assert served.receive()["reason"] == "had enough"
     until(lambda: "nobody catches this" in served.stderr())
-    served.tell({"cmd": contract.PING, "seq": 1})
-    assert served.hear()["cmd"] == contract.PONG
+    served.send({"cmd": contract.PING, "seq": 1})
+    assert served.receive()["cmd"] == contract.PONG
 
 
 @pytest.mark.parametrize(
-    ("kind", "status", "said"),
+    ("kind", "status", "logged"),
     [("handler", 500, "nobody catches this"), ("gone", 200, "the client left")],
 )
-def test_a_request_that_fails_or_a_client_that_hangs_up_is_no_reason(
-    serve: "Serve", kind: str, status: int, said: str
+def test_a_request_that_fails_or_a_client_that_hangs_up_does_not_retire_the_worker(
+    serve: "Serve", kind: str, status: int, logged: str
 ) -> None:
     served = serve("retires:app")
     assert get(served.port(), f"/throw/{kind}")[0] == status
-    until(lambda: said in served.stderr())
-    served.tell({"cmd": contract.PING, "seq": 1})
-    assert served.hear()["cmd"] == contract.PONG
+    until(lambda: logged in served.stderr())
+    served.send({"cmd": contract.PING, "seq": 1})
+    assert served.receive()["cmd"] == contract.PONG
 
 
 def test_a_traceback_is_bounded(serve: "Serve") -> None:
     served = serve("retires:app")
     get(served.port(), "/throw/deep")
-    traceback = served.hear()["traceback"]
+    traceback = served.receive()["traceback"]
     assert len(traceback) <= 16 << 10
     assert traceback.endswith("RuntimeError: nobody catches this\n")
 
 
 @pytest.mark.parametrize(("path", "status"), [("/throw/callback", 1), ("/retire", 0)])
-def test_without_a_supervisor_it_leaves(serve: "Serve", path: str, status: int) -> None:
+def test_without_a_supervisor_a_worker_that_retires_exits(
+    serve: "Serve", path: str, status: int
+) -> None:
     served = serve("retires:app", supervised=False)
     until(lambda: "\n" in served.stderr())
     (port,) = served.listening()
@@ -108,14 +110,14 @@ def test_without_a_supervisor_it_leaves(serve: "Serve", path: str, status: int) 
     assert ("nobody catches this" in served.stderr()) == bool(status)
 
 
-def test_messages_of_the_program_reach_it_and_ours_do_not(serve: "Serve") -> None:
+def test_the_program_gets_its_own_messages_and_no_internal_ones(serve: "Serve") -> None:
     served = serve("retires:app").ready()
     for message in (5, None, "x", ["y"], {"cmd": "stats"}, {"cmd": 7}):
-        served.tell({"cmd": contract.INTERNAL + "FUTURE"})
+        served.send({"cmd": contract.INTERNAL + "FUTURE"})
         # Node keeps these to itself as well.
-        served.tell({"cmd": "NODE_OTHER"})
+        served.send({"cmd": "NODE_OTHER"})
         served.link.sendall(framing.encode(message))
-        assert served.hear() == {"heard": message, "handle": False}
+        assert served.receive() == {"heard": message, "handle": False}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,9 @@ def test_messages_of_the_program_reach_it_and_ours_do_not(serve: "Serve") -> Non
         ({"message": "a warning", "task": 1}, False),
     ],
 )
-def test_only_the_programs_own_mistakes_count(context: dict[str, Any], uncaught: bool) -> None:
+def test_only_exceptions_in_the_programs_callbacks_and_tasks_count_as_uncaught(
+    context: dict[str, Any], uncaught: bool
+) -> None:
     assert is_uncaught(context) is uncaught
 
 

@@ -1,4 +1,4 @@
-"""What an attribute is, is told by its shape; what it is not, in one line with its place."""
+"""The kind of a program is recognized by its shape; a program that cannot be loaded is one line."""
 
 import asyncio
 import functools
@@ -95,11 +95,11 @@ def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (lambda a=1, b=2, c=3: (a, b, c), "factory"),
     ],
 )
-def test_programs_are_told_apart_by_shape(target: Any, kind: str) -> None:
+def test_the_kind_of_a_program_is_recognized_from_its_shape(target: Any, kind: str) -> None:
     assert classify("m:x", target).kind == kind
 
 
-async def test_an_application_of_aiohttp_is_one_although_it_is_callable() -> None:
+async def test_an_aiohttp_application_is_recognized_although_it_is_callable() -> None:
     assert classify("m:x", web.Application()).kind == "aiohttp"
 
 
@@ -114,7 +114,7 @@ async def test_an_application_of_aiohttp_is_one_although_it_is_callable() -> Non
         (iter, "not an aiohttp Application"),
     ],
 )
-def test_everything_else_is_refused_with_what_it_is(target: Any, reason: str) -> None:
+def test_any_other_object_is_refused_with_its_type(target: Any, reason: str) -> None:
     with pytest.raises(LoadError, match=reason):
         classify("m:x", target)
 
@@ -126,13 +126,13 @@ async def test_factories_are_called_and_awaited(factory: Callable[[], Any], kind
     assert (await call_factory(classify("m:x", factory))).kind == kind
 
 
-async def test_what_is_no_factory_is_left_alone() -> None:
+async def test_a_program_that_is_no_factory_is_not_called() -> None:
     program = classify("m:x", asgi)
     assert await call_factory(program) is program
 
 
 @pytest.mark.parametrize("product", [None, make_aiohttp])
-async def test_a_factory_of_nothing_useful_is_refused(product: Any) -> None:
+async def test_a_factory_that_returns_no_program_is_refused(product: Any) -> None:
     with pytest.raises(LoadError, match=r'"m:x\(\)" is'):
         await call_factory(classify("m:x", lambda: product))
 
@@ -140,7 +140,7 @@ async def test_a_factory_of_nothing_useful_is_refused(product: Any) -> None:
 @pytest.mark.parametrize(
     "spec", ["", "x", "x:", ":x", "x:y z", "../x:y", "x:y()", "x:y:z", "a-b:c"]
 )
-def test_a_name_that_cannot_be_one_is_refused(spec: str) -> None:
+def test_a_malformed_program_name_is_refused(spec: str) -> None:
     with pytest.raises(LoadError, match="MODULE:ATTRIBUTE"):
         load(spec)
 
@@ -184,14 +184,14 @@ def test_a_library_that_fails_is_reported_at_the_line_that_called_it(cwd: Path) 
         load("mod:app")
 
 
-def test_a_module_that_is_not_there_has_no_traceback(cwd: Path) -> None:
+def test_a_missing_module_is_an_error_without_a_traceback(cwd: Path) -> None:
     del cwd
     with pytest.raises(LoadError, match="No module named 'nosuch'") as failure:
         load("nosuch:app")
     assert failure.value.details == ""
 
 
-def test_an_error_without_a_place_is_its_name() -> None:
+def test_an_error_without_a_traceback_is_explained_by_its_type() -> None:
     assert explain(KeyError()) == "KeyError"
     assert details(KeyError()) == ""
 
@@ -204,6 +204,6 @@ async def test_a_protocol_for_datagrams_is_made_once(make: Any) -> None:
     assert found.target() is found.target()
 
 
-def test_a_protocol_that_wants_arguments_is_told_to_have_a_factory() -> None:
+def test_a_datagram_protocol_that_needs_arguments_is_refused() -> None:
     with pytest.raises(LoadError, match='"x:Needy" cannot be made without arguments'):
         classify("x:Needy", Needy)

@@ -1,4 +1,4 @@
-"""A worker for datagrams goes on with a new socket, with nothing but that one, and no loss."""
+"""A datagram worker changes to a new socket without losing a datagram, and closes the old one."""
 
 import contextlib
 import signal
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.worker.conftest import Serve, Served
 
 CLIENTS = 50
-"""By the kernel's hash of their ports they reach every socket of a port."""
+"""So many that the kernel's hash of their ports spreads them over every socket of a port."""
 
 
 def sister(address: tuple[str, int]) -> socket.socket:
@@ -61,7 +61,7 @@ def test_a_socket_that_replaces_another_is_served_and_the_other_closed(serve: "S
         new.close()
         ask(clients, address)
         served.signal(signal.SIGCONT)
-        assert served.hear() == {"cmd": framing.ACK}
+        assert served.receive() == {"cmd": framing.ACK}
         assert answers(clients) == {b"echo"}, "from both sockets"
 
         deadline = time.monotonic() + DEADLINE_S

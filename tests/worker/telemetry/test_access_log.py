@@ -1,4 +1,4 @@
-"""Proves that every entry becomes exactly one line, complete, readable, and never two."""
+"""Every entry of the access log becomes exactly one line, complete and printable."""
 
 import json
 import re
@@ -68,15 +68,17 @@ def as_json(one: Entry) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("subject", ["", 'commonName=a"\n', "commonName=" + "\u00e9" * 5000])
-def test_what_tls_came_to_is_told_where_it_was_spoken(subject: str) -> None:
+def test_a_tls_request_is_logged_with_version_cipher_and_subject(subject: str) -> None:
     assert "tls" not in as_json(entry())
-    told = as_json(entry(tls=tls_fields("TLSv1.3", "TLS_AES_128", subject, resumed=True)))["tls"]
-    assert (told["version"], told["cipher"], told["resumed"]) == ("TLSv1.3", "TLS_AES_128", True)
+    tls = as_json(entry(tls=tls_fields("TLSv1.3", "TLS_AES_128", subject, resumed=True)))["tls"]
+    assert (tls["version"], tls["cipher"], tls["resumed"]) == (
+        "TLSv1.3", "TLS_AES_128", True
+    )  # fmt: skip
     if len(subject) > MAX_FIELD:
-        assert MAX_FIELD // 2 < len(told["subject"]) <= MAX_FIELD
-        assert told["subject"].endswith(CUT)
+        assert MAX_FIELD // 2 < len(tls["subject"]) <= MAX_FIELD
+        assert tls["subject"].endswith(CUT)
     else:
-        assert told["subject"] == (subject or None)
+        assert tls["subject"] == (subject or None)
 
 
 def as_combined(one: Entry) -> tuple[str, ...]:
@@ -85,7 +87,7 @@ def as_combined(one: Entry) -> tuple[str, ...]:
     return match.groups()
 
 
-def test_a_json_line_says_everything() -> None:
+def test_a_json_line_has_every_field() -> None:
     assert as_json(entry()) == {
         "time": "2026-11-21T12:00:00.000Z",
         "service": "web",
@@ -104,7 +106,7 @@ def test_a_json_line_says_everything() -> None:
     }
 
 
-def test_what_there_is_none_of_is_null() -> None:
+def test_a_missing_value_is_null() -> None:
     line = as_json(entry(worker="", connect_s=None, first_byte_s=None))
     assert line["worker"] is None
     assert line["duration"] == {"connect": None, "first_byte": None, "total": 0.0025}
@@ -131,7 +133,7 @@ def test_each_line_has_its_own_time() -> None:
     assert re.findall(r":(\d\d) ", lines) == ["00", "00", "01", "00"]
 
 
-def test_a_combined_line_is_what_log_readers_know() -> None:
+def test_a_combined_line_has_the_standard_format() -> None:
     assert written("combined", entry(head=HEAD)) == (
         '127.0.0.1 - - [21/Nov/2026:12:00:00 +0000] "GET / HTTP/1.1" 200 120 "http://b/" "curl/8"\n'
     )
@@ -160,13 +162,13 @@ def test_a_field_is_found_by_its_whole_name(head: bytes, agent: str) -> None:
     assert as_combined(entry(head=head))[8] == agent
 
 
-def test_the_fields_of_a_relayed_connection_are_told_in_json() -> None:
+def test_a_relayed_connection_is_logged_in_json_with_empty_http_fields() -> None:
     line = as_json(entry(method="", target="", version="", status=0, ended="client_gone"))
     assert (line["method"], line["target"], line["status"]) == ("", "", 0)
     assert line["termination"] == "client_gone"
 
 
-def test_bytes_and_text_are_the_same_to_a_line() -> None:
+def test_bytes_and_text_give_the_same_line() -> None:
     for form in ("json", "combined"):
         assert written(form, entry(method=b"GET", target=b"/\xc3\xa9")) == written(
             form, entry(method="GET", target="/\xc3\xa9")
@@ -185,7 +187,7 @@ def test_bytes_and_text_are_the_same_to_a_line() -> None:
         ("/\udcff", r"/\xed\xb3\xbf", r"/\xED\xB3\xBF"),
     ],
 )
-def test_what_is_not_plain_is_shown_escaped(
+def test_special_characters_are_escaped(
     target: str | bytes, json_text: str, combined_text: str
 ) -> None:
     assert as_json(entry(target=target))["target"] == json_text
@@ -197,7 +199,7 @@ def test_a_clients_address_cannot_bring_blanks_into_a_combined_line() -> None:
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "é" * 100_000, '"' * 100_000, "\0" * 100_000])
-def test_a_long_field_is_cut_and_says_so(text: str) -> None:
+def test_a_long_field_is_cut_and_marked(text: str) -> None:
     target = as_json(entry(target=text))["target"]
     assert target.endswith(CUT)
     assert len(target) <= 4 * MAX_FIELD
@@ -216,7 +218,7 @@ def test_a_long_field_is_cut_and_says_so(text: str) -> None:
     request_id=st.text(),
     head=st.binary(),
 )  # fmt: skip
-def test_no_entry_whatever_it_says_makes_more_or_less_than_one_printable_line(
+def test_every_entry_makes_exactly_one_printable_line(
     form: Format, client: str, method: str | bytes, target: str | bytes, version: str,
     worker: str, request_id: str, head: bytes,
 ) -> None:  # fmt: skip
@@ -235,7 +237,7 @@ def test_no_entry_whatever_it_says_makes_more_or_less_than_one_printable_line(
         assert COMBINED.fullmatch(text)
 
 
-def test_nothing_is_written_before_a_flush_and_nothing_twice(tmp_path: Path) -> None:
+def test_an_entry_is_written_once_however_often_the_log_is_flushed(tmp_path: Path) -> None:
     path = tmp_path / "log"
     log = open_log("web", str(path), "json")
     assert log is not None
@@ -247,7 +249,7 @@ def test_nothing_is_written_before_a_flush_and_nothing_twice(tmp_path: Path) -> 
     assert log.dropped == 0
 
 
-def test_reopen_puts_what_came_before_into_the_old_file(tmp_path: Path) -> None:
+def test_reopen_writes_earlier_entries_to_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "log"
     log = open_log("web", str(path), "combined")
     assert log is not None

@@ -1,4 +1,4 @@
-"""Whatever is counted, labels stay in closed sets and sums are what was observed."""
+"""Labels stay in closed sets, and histograms count every observation exactly once."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,27 +32,27 @@ def test_every_observation_is_in_one_bucket(seconds: list[float]) -> None:
 
 
 @given(st.lists(st.tuples(st.text(), st.integers(), SECONDS)))
-def test_no_stranger_can_make_a_label(requests: list[tuple[str, int, float]]) -> None:
+def test_clients_cannot_create_labels(requests: list[tuple[str, int, float]]) -> None:
     counters = RequestCounters()
     for method, status, seconds in requests:
         counters.ended(method, status, seconds)
     samples = request_series(counters, "3")["penstock_requests_total"]
     assert sum(value for value in samples.values() if isinstance(value, int)) == len(requests)
     for labels in samples:
-        slot, verb, told = labels.split(" ")
+        slot, verb, status_label = labels.split(" ")
         assert slot == "3"
         assert verb in METHODS | {OTHER}
-        assert told in {OTHER, "none"} | {code(number) for number in range(1, 1000)}
+        assert status_label in {OTHER, "none"} | {code(number) for number in range(1, 1000)}
     assert len(counters.requests) <= len(METHODS | {OTHER}) * 1000
 
 
-def test_codes_are_the_registered_ones() -> None:
+def test_status_codes_that_are_not_registered_count_as_other() -> None:
     assert [code(status) for status in (200, 404, 299, 999, 0)] == [
         "200", "404", OTHER, OTHER, "none"
     ]  # fmt: skip
 
 
-def test_connections_are_told_of_the_service_and_of_the_slot() -> None:
+def test_connections_are_counted_for_the_service_and_for_the_slot() -> None:
     counters = RequestCounters()
     counters.connections, counters.active = 5, 2
     assert connection_series(counters, "1") == {

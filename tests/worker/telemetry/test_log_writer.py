@@ -1,4 +1,4 @@
-"""Proves that a log writer keeps order and whole lines, is bounded, and survives every failure.
+"""A log writer keeps lines whole and in order, is bounded, and survives every failure.
 
 Real pipes and files throughout: /dev/full is a full disk, a pipe without a reader is EPIPE.
 """
@@ -77,7 +77,7 @@ def test_a_fifo_without_a_reader_is_an_error_and_not_a_hang(tmp_path: Path) -> N
         LogWriter(str(path))
 
 
-def test_a_descriptor_stays_its_owners(pipe: tuple[int, int]) -> None:
+def test_a_descriptor_that_was_passed_is_not_closed(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     with LogWriter(writer) as log_writer:
         log_writer.write(b"one\n")
@@ -125,7 +125,9 @@ def test_with_back_pressure_nothing_is_dropped_and_room_is_announced(
         assert log_writer.dropped == 0
 
 
-def test_an_announcement_to_a_closed_loop_ends_nothing(pipe: tuple[int, int]) -> None:
+def test_an_exception_in_the_capacity_callback_does_not_stop_the_writer(
+    pipe: tuple[int, int],
+) -> None:
     reader, writer = pipe
 
     def closed() -> None:
@@ -202,7 +204,7 @@ def test_a_failed_reopen_keeps_the_old_file(
     assert "cannot reopen: No such file" in caplog.text
 
 
-def test_a_pipe_without_a_reader_is_said_once_and_counted(
+def test_a_pipe_without_a_reader_is_logged_once_and_its_lines_counted(
     pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     reader, writer = pipe
@@ -215,7 +217,7 @@ def test_a_pipe_without_a_reader_is_said_once_and_counted(
     assert "cannot write: Broken pipe" in caplog.text
 
 
-def test_a_full_disk_is_survived_and_its_end_is_said(
+def test_writing_goes_on_after_a_full_disk_and_the_loss_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "log"
@@ -245,7 +247,7 @@ def test_a_line_that_was_cut_does_not_spoil_the_next(tmp_path: Path) -> None:
     assert path.read_bytes() == b"whole\ncut \nwhole again\n"
 
 
-def test_what_fails_half_way_through_a_batch_is_counted_by_line(pipe: tuple[int, int]) -> None:
+def test_a_batch_that_fails_half_way_is_counted_by_line(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     capacity = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
     lines = capacity // len(LINE) * 2

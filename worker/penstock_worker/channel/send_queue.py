@@ -26,7 +26,7 @@ MAX_LINES: Final = 1 << 16
 """The same in messages: a short one costs more memory than its bytes."""
 MAX_HANDLES: Final = 64
 """Descriptors that wait to be sent, each a copy that is open meanwhile."""
-_MAX_TRIES: Final = 4
+_MAX_ATTEMPTS: Final = 4
 """How often a descriptor is sent that the peer has no room for. Node tries as often."""
 _EXHAUSTED: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 """The kernel is short of something. Nothing is wrong with the peer."""
@@ -77,7 +77,7 @@ class SendQueue:
         """The whole line has been sent, so the peer may acknowledge it."""
         self._ack_unsent = False
         """Our own acknowledgement has not left yet, so the peer must not send another handle."""
-        self._tries = 0
+        self._attempts = 0
         self._unsent = 0
         """Bytes of all messages that wait."""
         self._retry: TimerHandle | None = None
@@ -128,7 +128,7 @@ class SendQueue:
             message = self._queue.popleft()
             self._writing.append(message)
             if message.wants_ack:
-                self._pending, self._tries, self._ack_due = message, 1, False
+                self._pending, self._attempts, self._ack_due = message, 1, False
         self._flush()
 
     def acknowledge(self, command: str) -> None:
@@ -200,8 +200,8 @@ class SendQueue:
             self._on_violation("an acknowledgement that nobody asked for")
             return
         self._ack_due = False
-        if not taken and self._tries < _MAX_TRIES:
-            self._tries += 1
+        if not taken and self._attempts < _MAX_ATTEMPTS:
+            self._attempts += 1
             self._unsent += len(message.line)
             self._writing.append(message)
             self._flush()

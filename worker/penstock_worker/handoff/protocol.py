@@ -79,16 +79,16 @@ def receive(link: socket.socket) -> tuple[bytes, Sequence[int]] | None:
 def read_reports(link: socket.socket) -> Report | None:
     """The sum of all reports that have arrived; None without one. OSError: the worker is gone."""
     taken = ended = 0
-    heard = False
+    received = False
     while True:
         try:
             # One byte more than a report has, so that a longer message is noticed.
             data = link.recv(_CREDIT_SIZE + 1, _NO_BLOCK)
         except (BlockingIOError, InterruptedError):
-            return Report(taken, ended) if heard else None
+            return Report(taken, ended) if received else None
         if len(data) != _CREDIT_SIZE:
             # No byte is the end of the link; any other size is no report.
             raise ConnectionResetError
-        heard = True
+        received = True
         more = CREDIT.unpack(data)
         taken, ended = taken + more[0], ended + more[1]

@@ -27,11 +27,11 @@ from penstock_worker.handoff.protocol import CREDIT, MAX_PER_MESSAGE, PROBE, rec
 from penstock_worker.net.stream import Stream, inherited_end
 
 _REPORT_S: Final = 0.05
-"""Until the proxy hears of an end that no announcement carried along."""
+"""Until an ended connection is reported on its own, if no announcement carried it along."""
 _RESERVE: Final = 16
 """Descriptors that the program may need while connections come."""
 _RETRY_S: Final = 0.1
-"""Until it is tried again when there is no descriptor left."""
+"""Until the next attempt when no descriptor is left."""
 # Plain numbers: Python 3.11 needs longer to combine two enum members than the kernel to send.
 _NO_BLOCK: Final = int(socket.MSG_DONTWAIT)
 _PEEK: Final = int(socket.MSG_PEEK) | _NO_BLOCK

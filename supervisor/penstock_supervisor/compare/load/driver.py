@@ -18,10 +18,10 @@ from penstock_supervisor.compare.load.clients import (
     raise_fd_limit,
     request,
 )
-from penstock_supervisor.compare.load.job import READY, Job, Report, merge, split
+from penstock_supervisor.compare.load.job import READY, Job, LoadReport, merge, split
 from penstock_supervisor.config.loader import inherited_environment
 
-__all__ = ["HeldConnections", "Job", "Report", "drive"]
+__all__ = ["HeldConnections", "Job", "LoadReport", "drive"]
 
 _ARGV: Final = (sys.executable, "-P", "-m", "penstock_supervisor.compare.load.generator")
 _SLACK_S: Final = 30.0
@@ -32,7 +32,7 @@ _EXPIRE_S: Final = 0.25
 """Between two checks for requests that take too long."""
 
 
-async def drive(job: Job, processes: int = 1) -> Report:
+async def drive(job: Job, processes: int = 1) -> LoadReport:
     """Make load and wait for its end. OSError: a generator failed."""
     parts = split(job, processes)
     running: list[asyncio.subprocess.Process] = []
@@ -68,12 +68,12 @@ async def _ready(process: asyncio.subprocess.Process) -> None:
         raise await _failed(process)
 
 
-async def _report(process: asyncio.subprocess.Process) -> Report:
+async def _report(process: asyncio.subprocess.Process) -> LoadReport:
     assert process.stdout is not None
     line = await process.stdout.readline()
     if not line.endswith(b"\n"):
         raise await _failed(process)
-    return Report.model_validate_json(line)
+    return LoadReport.model_validate_json(line)
 
 
 async def _failed(process: asyncio.subprocess.Process) -> OSError:

@@ -22,6 +22,7 @@ from math import ceil
 from time import monotonic, process_time
 from typing import Final
 
+from penstock_supervisor.compare import stdin_pipe
 from penstock_supervisor.compare.load.clients import (
     Client,
     Connector,
@@ -29,7 +30,7 @@ from penstock_supervisor.compare.load.clients import (
     raise_fd_limit,
     request,
 )
-from penstock_supervisor.compare.load.job import READY, Job, Report
+from penstock_supervisor.compare.load.job import READY, Job, LoadReport
 from penstock_supervisor.compare.report import histogram
 
 _MIN_TICK_S: Final = 100e-6
@@ -68,7 +69,7 @@ class Load:
         self._errors: Counter[str] = Counter()
         self._worst_s = 0.0
 
-    def run(self) -> Report:
+    def run(self) -> LoadReport:
         job = self._job
         if job.kind != "connect":
             connect_all(self._poller, self._clients, _CONNECT_S)
@@ -84,7 +85,7 @@ class Load:
         self._loop(begin)
         seconds, cpu_s = monotonic() - begin, process_time() - cpu_begin
         self._drain()
-        return Report(
+        return LoadReport(
             requests=self._latencies.total(),
             errors=dict(self._errors),
             seconds=seconds,
@@ -228,16 +229,12 @@ _CLOCK_MONOTONIC: Final = 1
 
 def _main() -> int:
     os.write(1, READY)
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(0, 65536)
-        if not piece:
-            return 1
-        line += piece
+    line = stdin_pipe.read_line()
+    if line is None:
+        return 1
     raise_fd_limit()
     poller = Poller()
-    # Nothing more is written to it. It becomes readable when it is closed.
-    poller.add(0, lambda: os._exit(1))
+    poller.add(stdin_pipe.FD, lambda: os._exit(1))
     try:
         report = Load(Job.model_validate_json(line), poller).run()
     except OSError as error:

@@ -26,7 +26,7 @@ class Job(FrozenModel):
     host: str = "localhost"
 
 
-class Report(FrozenModel):
+class LoadReport(FrozenModel):
     requests: int
     """Answered with success: 2xx and 3xx."""
     errors: dict[str, int]
@@ -56,13 +56,13 @@ def split(job: Job, processes: int) -> list[Job]:
     ]
 
 
-def merge(reports: list[Report]) -> Report:
+def merge(reports: list[LoadReport]) -> LoadReport:
     """The report of processes that worked at the same time."""
     errors: dict[str, int] = {}
     for report in reports:
         for kind, count in report.errors.items():
             errors[kind] = errors.get(kind, 0) + count
-    return Report(
+    return LoadReport(
         requests=sum(report.requests for report in reports),
         errors=errors,
         seconds=max(report.seconds for report in reports),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock_proxy.net.address import parse_address
-from penstock_supervisor.compare.load.driver import Job, Report
+from penstock_supervisor.compare.load.driver import Job, LoadReport
 from penstock_supervisor.compare.report import histogram
 
 _TIMEOUT_S: Final = 5
@@ -54,7 +54,7 @@ def supports(job: Job) -> bool:
     return job.kind != "rate" and not parse_address(job.address).path
 
 
-async def drive(program: str, job: Job, threads: int) -> Report:
+async def drive(program: str, job: Job, threads: int) -> LoadReport:
     """Run wrk once. `program` is its path. WrkError."""
     threads = min(threads, job.connections)
     with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
@@ -98,7 +98,7 @@ async def _output(argv: list[str], timeout_s: float) -> str:
     return out.decode(errors="replace")
 
 
-def _report(result: dict[str, Any], threads: int) -> Report:
+def _report(result: dict[str, Any], threads: int) -> LoadReport:
     seconds = result["us"] / 1e6
     counts: Counter[int] = Counter()
     for value, count in result["rows"]:
@@ -110,7 +110,7 @@ def _report(result: dict[str, Any], threads: int) -> Report:
         "status": result["status"],
     }
     share = result["cpu_s"] / (seconds * threads) if seconds else 0.0
-    return Report(
+    return LoadReport(
         requests=max(0, result["requests"] - result["status"]),
         errors={kind: count for kind, count in errors.items() if count},
         seconds=seconds,

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from penstock_supervisor.compare.load import clients
-from penstock_supervisor.compare.load.driver import HeldConnections, Job, Report, drive
+from penstock_supervisor.compare.load.driver import HeldConnections, Job, LoadReport, drive
 from penstock_supervisor.compare.load.generator import Load
 from penstock_supervisor.compare.load.job import merge, split
 from penstock_supervisor.compare.report import histogram
@@ -91,7 +91,7 @@ def job(address: str, kind: str = "keepalive", **more: Any) -> Job:
     )
 
 
-async def driven(one: Job, processes: int = 1) -> Report:
+async def driven(one: Job, processes: int = 1) -> LoadReport:
     async with asyncio.timeout(WAIT_S):
         return await drive(one, processes)
 
@@ -262,11 +262,11 @@ def test_the_parts_of_a_split_job_add_up_to_the_job() -> None:
 
 
 def test_merged_reports_are_limited_if_one_of_them_was() -> None:
-    one = Report(requests=1, errors={"reset": 1}, seconds=1.0, histogram={3: 1}, worst_s=0.5,
+    one = LoadReport(requests=1, errors={"reset": 1}, seconds=1.0, histogram={3: 1}, worst_s=0.5,
                  cpu_share=0.2, limited=False)  # fmt: skip
     other = one.model_copy(update={"cpu_share": 0.95, "limited": True, "worst_s": 0.1})
     both = merge([one, other])
-    assert both == Report(requests=2, errors={"reset": 2}, seconds=1.0, histogram={3: 2},
+    assert both == LoadReport(requests=2, errors={"reset": 2}, seconds=1.0, histogram={3: 2},
                           worst_s=0.5, cpu_share=0.95, limited=True)  # fmt: skip
 
 
