@@ -73,7 +73,7 @@ _WORKERS_ACCEPT: Final = "otherwise the workers accept"
 _RELAYED: Final = Applicability((When(("ports",)),), "no other carries a connection's bytes")
 _REQUEST_LIMIT: Final = Applicability((_PROXIED_HTTP,), _NO_REQUESTS)
 _REQUEST_LIMIT_OR_ZERO: Final = _REQUEST_LIMIT._replace(off_values=(0,))
-_QUEUE: Final = Applicability((When(_PROXIED),), f"{_WORKERS_ACCEPT}, and nobody waits for one")
+_QUEUE: Final = Applicability((When(_PROXIED),), f"{_WORKERS_ACCEPT}, and no client waits for one")
 
 APPLICABILITY: Final[Mapping[str, Applicability]] = {
     **dict.fromkeys(
@@ -107,12 +107,12 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         ("access_log", "access_log_format", "limits.log_field"),
         Applicability(
             (When(("ports",)), When(modes=("http",), programs=("app",))),
-            "otherwise nobody of us sees what is to be logged",
+            "otherwise neither proxy nor worker sees what is to be logged",
             ("off",),
         ),
     ),
     "health.slow_start": Applicability((When(_PROXIED),), _KERNEL_CHOOSES, ("0s",)),
-    "ejection": Applicability((When(_PROXIED),), "otherwise nobody sees what traffic does"),
+    "ejection": Applicability((When(_PROXIED),), "otherwise no proxy sees the traffic"),
     "retries": Applicability((When(("ports",)),), "no other asks a worker twice"),
     "timeouts.connect": Applicability((When(_PROXIED),), _WORKERS_ACCEPT),
     "timeouts.head": Applicability(
@@ -126,7 +126,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
     "timeouts.total": _REQUEST_LIMIT._replace(off_values=("0s",)),
     "timeouts.tunnel": _RELAYED,
     "timeouts.handshake": Applicability(
-        (When(("ports",), with_keys=("tls", "sni")),), "otherwise nobody of us speaks TLS"
+        (When(("ports",), with_keys=("tls", "sni")),), "otherwise no TLS is spoken here"
     ),
     "timeouts.queue": _QUEUE,
     **dict.fromkeys(
@@ -134,7 +134,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
     ),
     **dict.fromkeys(("limits.body", "limits.min_rate", "limits.requests"), _REQUEST_LIMIT_OR_ZERO),
     "limits.handshakes": Applicability(
-        (When(("ports",), with_keys=("tls",)),), "otherwise nobody of us speaks TLS"
+        (When(("ports",), with_keys=("tls",)),), "otherwise no TLS is spoken here"
     ),
     "limits.connections_per_client": Applicability(
         (When(("ports",)),), "no other knows which client's connections have ended", (0,)

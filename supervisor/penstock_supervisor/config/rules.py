@@ -59,7 +59,7 @@ def check_service(service: "Service") -> Iterator[Problem]:
 def _check_trusted_proxies(service: "Service") -> Iterator[Problem]:
     """Trusted proxies need a header to trust: a PROXY header, or a field of a request."""
     if service.accept_proxy and not service.trusted_proxies:
-        text = "expected trusted_proxies beside it: or any client is whoever it likes"
+        text = "expected trusted_proxies beside it: a client may claim anything"
         yield Problem(("accept_proxy",), text)
     elif service.trusted_proxies and not service.accept_proxy:
         if service.mode != "http":
@@ -83,9 +83,7 @@ def check_scheme(service: "Service") -> Iterator[Problem]:
         text = "a unix socket has no port to share; ports, handoff and shared work with one"
         yield Problem(("scheme",), text)
     if service.health.path and service.command is not None and scheme in ("shared", "reuseport"):
-        text = (
-            f"nobody can ask one worker of a command with {scheme}; one of an app, and with ports"
-        )
+        text = f"no single worker of a command is asked with {scheme}; with ports it is"
         yield Problem(("health", "path"), text)
     if service.accept_proxy and service.command is not None and scheme in ("shared", "reuseport"):
         text = (

@@ -23,7 +23,7 @@ def check_service(service: "Service") -> Iterator[Problem]:
         text = 'only with mode = "tcp", or with tls: who speaks plain HTTP asks for no name first'
         yield Problem(("sni",), text)
     if parse_address(service.listen).path:
-        yield Problem(("sni",), "only with host:port: to a unix socket nobody says which name")
+        yield Problem(("sni",), "only with host:port: a client of a unix socket names no server")
 
 
 def _check_files(tls: "Tls") -> Iterator[Problem]:

@@ -87,7 +87,7 @@ def test_a_value_that_switches_a_key_off_is_allowed_everywhere() -> None:
             {"mode": "tcp", "app": "a:b", "limits": {"target": "1KiB"}},
         ),
         (
-            "timeouts.handshake: only with tls or sni: otherwise nobody of us speaks TLS",
+            "timeouts.handshake: only with tls or sni: otherwise no TLS is spoken here",
             {"app": "a:b", "timeouts": {"handshake": "1s"}},
         ),
         (

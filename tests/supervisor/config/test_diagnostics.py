@@ -113,7 +113,7 @@ from penstock_supervisor.config.loader import (
         ("proxies = 2", "proxies: unknown key"),
         (
             "accept_proxy = true",
-            "accept_proxy: expected trusted_proxies beside it: or any client is whoever it likes",
+            "accept_proxy: expected trusted_proxies beside it: a client may claim anything",
         ),
         ("send_proxy = 'v3'", 'send_proxy: expected "", "v1" or "v2", not "v3"'),
     ],

@@ -50,8 +50,8 @@ COMMAND = "command = ['node', 'x.js']\n"
         (
             f"{COMMAND}scheme = 'reuseport'\nhealth = {{ path = '/x' }}",
             (
-                "health.path: nobody can ask one worker of a command with reuseport; "
-                "one of an app, and with ports"
+                "health.path: no single worker of a command is asked with reuseport; "
+                "with ports it is"
             ),
         ),
         (
