@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.live.conftest import Launch
     from tests.support.live.cluster import Cluster
 
-PEERS = Path(__file__).parent / "peers"
+PEERS = Path(__file__).parents[2] / "support/live/peers"
 SBIN = "/usr/sbin:/usr/local/sbin"
 BIG = b"".join(hashlib.sha512(b"%d" % number).digest() for number in range(1 << 14))
 TEXT = b"".join(b"line %d of a text that becomes small\n" % number for number in range(3000))
