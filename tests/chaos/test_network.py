@@ -134,7 +134,7 @@ async def change(line: Line, dice: random.Random, ledger: "Ledger", storm: async
 @pytest.mark.root
 @pytest.mark.needs("ip")
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-async def test_a_bad_line_costs_time_and_nothing_else(
+async def test_a_lossy_network_costs_time_and_nothing_else(
     line: Line, start: "Start", ledger: "Ledger", seed: int, seconds: float, mode: str
 ) -> None:
     name = f"{seed}/network-{mode}"

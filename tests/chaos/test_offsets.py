@@ -344,7 +344,7 @@ class Wall:
             self.heard[name] = await proxy.rest()
 
 
-async def test_over_tcp_the_other_end_hears_as_much_and_ends_as_the_first_did(
+async def test_over_tcp_the_other_end_gets_the_same_bytes_and_the_same_end(
     start: "Start", ledger: "Ledger"
 ) -> None:
     wall = Wall()

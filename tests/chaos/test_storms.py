@@ -184,7 +184,7 @@ def occurred() -> dict[str, Counter[str]]:
 
 
 @pytest.mark.parametrize("name", [storm.name for storm in storms(0)])
-async def test_every_request_is_answered_once_or_visibly_cut_and_all_is_as_before(
+async def test_every_request_is_answered_once_or_visibly_cut_and_nothing_leaks(
     start: "Start",
     ledger: "Ledger",
     occurred: dict[str, Counter[str]],
@@ -213,7 +213,7 @@ async def test_every_request_is_answered_once_or_visibly_cut_and_all_is_as_befor
     witness.log_is_clean()
 
 
-def test_there_was_no_fault_that_did_not_occur(occurred: dict[str, Counter[str]]) -> None:
+def test_every_kind_of_fault_occurred(occurred: dict[str, Counter[str]]) -> None:
     if len(occurred) < len(storms(0)):
         pytest.skip("says something of all storms together")
     wanted = {f"a worker: {fault}" for fault in (*deal.HTTP_FAULTS, *deal.TCP_FAULTS)}

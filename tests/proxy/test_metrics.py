@@ -72,7 +72,7 @@ def test_counters_end_in_total_and_nothing_else_does() -> None:
         assert metric.help.endswith(".")
 
 
-def test_requests_are_told_by_slot_method_and_code() -> None:
+def test_requests_are_counted_by_slot_method_and_code() -> None:
     counters = ServiceCounters()
     counters.requests["GET", 200, 0] += 3
     counters.requests["GET", 503, PROXY_SLOT] += 1
@@ -111,12 +111,12 @@ def test_errors_and_rejections_exist_before_they_happen() -> None:
     assert series["penstock_rejected_total"] == dict.fromkeys(REJECTIONS, 0)
 
 
-def test_the_processs_own_figures_travel_beside_its_services() -> None:
+def test_the_figures_of_the_process_are_beside_those_of_its_services() -> None:
     answer = snapshot({}, fds={"client": 2}, loop_lag_s=0.5, log_dropped={})
     assert answer == {"fds": {"client": 2}, "loop_lag_s": 0.5, "tasks": 0, "services": {}}
 
 
-def test_dropped_lines_are_told_and_default_to_none() -> None:
+def test_dropped_log_lines_are_counted_and_default_to_zero() -> None:
     assert told(ServiceCounters(), dropped=7)["penstock_access_log_lines_dropped_total"] == {"": 7}
     answer = snapshot({"web": ServiceCounters()}, fds={}, loop_lag_s=0, log_dropped={})
     assert answer["services"]["web"]["penstock_access_log_lines_dropped_total"] == {"": 0}
@@ -133,7 +133,7 @@ def test_a_service_that_saw_everything_fits_into_one_message() -> None:
     assert len(json.dumps(told(counters))) < 1 << 18
 
 
-def test_what_several_proxies_counted_is_added() -> None:
+def test_counters_of_several_proxies_are_added() -> None:
     one, two = ServiceCounters(), ServiceCounters()
     one.requests["GET", 200, 0] += 1
     two.requests["GET", 200, 0] += 2

@@ -45,7 +45,7 @@ def test_without_a_worker_a_request_waits_and_is_503(
     assert run.metric("penstock_rejected_total", reason="no_worker") == 1
 
 
-def test_a_worker_that_returns_in_time_serves_those_who_wait(
+def test_a_worker_that_returns_in_time_serves_the_requests_that_wait(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     worker = origin(good)
@@ -63,7 +63,7 @@ def test_a_worker_that_returns_in_time_serves_those_who_wait(
     assert [wire.answer().status for wire in wires] == [200] * 20
 
 
-def test_a_worker_whose_health_path_fails_leaves_and_comes_back(
+def test_a_worker_whose_health_path_fails_leaves_the_rotation_and_comes_back(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     status = [b"200 OK"]
@@ -117,9 +117,7 @@ class Patient:
 OFTEN = {"path": "/healthz", "interval": "50ms", "fall": 1, "rise": 1}
 
 
-def test_a_worker_that_comes_back_begins_with_little(
-    penstock: "Penstock", origin: "Worker"
-) -> None:
+def test_a_worker_that_comes_back_has_a_slow_start(penstock: "Penstock", origin: "Worker") -> None:
     patient = Patient()
     run = penstock(
         "--to", origin(patient.answer).address, "--to", origin(Patient().answer).address,
@@ -150,7 +148,7 @@ def test_a_worker_that_comes_back_begins_with_little(
     run.until(has_its_share)
 
 
-def test_when_too_few_are_well_all_who_live_are_used(
+def test_with_too_few_healthy_workers_all_living_ones_are_used(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     patients = [Patient() for _ in range(4)]

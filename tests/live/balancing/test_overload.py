@@ -98,7 +98,7 @@ def post(size: int) -> bytes:
         pytest.param(NODE, "5", 0.02, 10, id="node", marks=pytest.mark.needs("node")),
     ],
 )
-def test_no_post_meets_the_end_of_a_kept_connection(
+def test_no_post_fails_because_a_worker_closes_its_idle_connection(
     penstock: "Penstock", tmp_path: "Path", program: str, keepalive: str, pause: float, size: int
 ) -> None:
     (tmp_path / "worker").write_text(program % keepalive)
@@ -171,7 +171,7 @@ def test_when_every_worker_fails_retries_are_bounded(
 # -- too much
 
 
-def test_far_too_much_is_served_as_far_as_it_can_be_and_refused_early(
+def test_under_overload_what_can_be_served_is_and_the_rest_is_refused_early(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     """An open loop: they come however slow the answers are, five times what can be served."""

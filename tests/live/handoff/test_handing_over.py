@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.live.conftest import Penstock
 
 
-def test_of_ten_thousand_handed_off_none_is_lost_when_a_worker_is_killed(
+def test_a_killed_worker_loses_only_connections_that_it_had_taken(
     penstock: "Penstock",
 ) -> None:
     run = penstock(app=DEMO, scheme="handoff", workers=3, access_log="off")
@@ -47,7 +47,9 @@ def test_of_ten_thousand_handed_off_none_is_lost_when_a_worker_is_killed(
     run.until(lambda: descriptors(run) <= before + Counter(supervisor=2, proxy=2, workers=6))
 
 
-def test_what_a_stopped_worker_does_not_take_goes_to_another(penstock: "Penstock") -> None:
+def test_connections_that_a_stopped_worker_does_not_take_go_to_another(
+    penstock: "Penstock",
+) -> None:
     run = penstock(
         app=DEMO, scheme="handoff", workers=2, timeouts={"connect": "500ms"}, access_log="off"
     )
@@ -79,7 +81,9 @@ def test_a_connect_is_never_refused_while_the_worker_is_replaced(
     settled(run, 1, {victim})
 
 
-def test_the_proxy_can_die_under_handoff(penstock: "Penstock") -> None:
+def test_a_killed_proxy_costs_only_connections_that_it_had_not_handed_over(
+    penstock: "Penstock",
+) -> None:
     run = penstock(app=DEMO, scheme="handoff", workers=2, access_log="off")
     workers, proxy = pids(run), run.proxy
 
@@ -104,7 +108,7 @@ def test_the_proxy_can_die_under_handoff(penstock: "Penstock") -> None:
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )
-def test_only_a_proxy_that_carries_no_bytes_lets_workers_finish_their_turn(
+def test_only_a_proxy_that_relays_no_bytes_has_the_batch_scheduling_policy(
     penstock: "Penstock", schemes: list[str], policy: int
 ) -> None:
     run = penstock(services={name: {"app": DEMO, "workers": 1, "scheme": name} for name in schemes})

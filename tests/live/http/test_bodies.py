@@ -46,7 +46,7 @@ def test_a_chunked_body_is_the_same_both_ways(demo: "Cluster") -> None:
     assert answer.body == b"".join(pieces)
 
 
-def test_an_answer_without_a_length_is_framed_for_who_asked(
+def test_an_answer_without_a_length_is_framed_for_the_version_of_its_client(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     def until_close(wire: "Wire") -> None:
@@ -66,7 +66,7 @@ def test_an_answer_without_a_length_is_framed_for_who_asked(
     assert answer.body == b"something"
 
 
-def test_a_chunked_answer_is_framed_for_an_old_client(
+def test_a_chunked_answer_reaches_an_http_1_0_client_without_chunks(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     reply = (
@@ -136,7 +136,7 @@ def test_a_worker_may_answer_instead_of_100_continue(
     assert (answer.status, answer["Connection"]) == (413, "close")
 
 
-def test_trailers_get_through_both_ways(penstock: "Penstock", origin: "Worker") -> None:
+def test_trailers_are_forwarded_both_ways(penstock: "Penstock", origin: "Worker") -> None:
     seen: list[tuple[bytes, bytes]] = []
 
     def answer(wire: "Wire") -> None:
@@ -156,7 +156,7 @@ def test_trailers_get_through_both_ways(penstock: "Penstock", origin: "Worker") 
     assert seen == [(b"hi", b"X-Check: abc\r\n")] * 2
 
 
-def test_an_interim_response_gets_through_to_who_knows_it(
+def test_an_interim_response_is_forwarded_to_clients_of_http_1_1_only(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"

@@ -60,7 +60,7 @@ class Client(threading.Thread):
     [{}, {"mode": "tcp"}, {"scheme": "handoff"}, {"scheme": "shared"}, {"scheme": "reuseport"}],
     ids=["http", "tcp", "handoff", "shared", "reuseport"],
 )
-def test_a_replaced_worker_says_which_answer_is_its_last(
+def test_a_replaced_worker_marks_its_last_answer_with_connection_close(
     penstock: "Penstock", tmp_path: Any, keys: dict[str, str], app: str
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)

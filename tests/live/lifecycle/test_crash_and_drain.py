@@ -113,7 +113,9 @@ def test_a_worker_killed_under_load_fails_no_get(penstock: "Penstock") -> None:
     assert sum(sum(worker["restarts"].values()) for worker in run.workers()) == 3
 
 
-def test_a_proxy_killed_under_load_refuses_no_connect_and_is_back(penstock: "Penstock") -> None:
+def test_a_proxy_killed_under_load_refuses_no_connect_and_is_restarted(
+    penstock: "Penstock",
+) -> None:
     run = penstock(**DEMO)
     load = Load(run)
     try:
@@ -144,7 +146,7 @@ def test_nothing_survives_a_supervisor_killed_under_load(penstock: "Penstock") -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_is_under_way_is_finished_before_the_end(
+def test_requests_in_progress_are_finished_before_the_end(
     penstock: "Penstock", origin: "Worker", number: int
 ) -> None:
     asked, go_on = threading.Event(), threading.Event()
@@ -181,7 +183,7 @@ def is_refused(address: tuple[str, int]) -> bool:
     return False
 
 
-def test_a_second_signal_ends_at_once(penstock: "Penstock", origin: "Worker") -> None:
+def test_a_second_signal_ends_the_run_at_once(penstock: "Penstock", origin: "Worker") -> None:
     asked = threading.Event()
 
     def answer(wire: "Wire") -> None:
@@ -222,7 +224,9 @@ def test_tcp_connections_are_finished_before_the_end(
     assert run.ended() == 0
 
 
-def test_who_does_not_finish_in_time_is_cut(penstock: "Penstock", origin: "Worker") -> None:
+def test_a_connection_that_does_not_finish_in_time_is_cut(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
     run = penstock("--to", origin(silent).address, mode="tcp", timeouts={"stop": "300ms"})
     wire = run.connect()
     wire.send(b"I stay")

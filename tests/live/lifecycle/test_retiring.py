@@ -61,7 +61,7 @@ def test_all_workers_are_replaced_under_load_and_no_request_fails(
     run.until(lambda: not any(psutil.pid_exists(pid) for pid in before))
 
 
-def test_a_worker_that_retires_and_does_not_leave_is_killed(
+def test_a_worker_that_retires_and_does_not_exit_is_killed(
     penstock: "Penstock", program: str
 ) -> None:
     run = penstock(app=program, workers=2, timeouts={"stop": "1s"})

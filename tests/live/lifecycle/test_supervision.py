@@ -156,7 +156,7 @@ def shell(script: str) -> str:
     return f"command = {json.dumps(['sh', '-c', script])}"
 
 
-def test_a_killed_worker_is_back_on_its_port(tmp_path: Path) -> None:
+def test_a_killed_worker_is_restarted_on_its_port(tmp_path: Path) -> None:
     with running(tmp_path, web(HTTP, "workers = 1")) as run:
         run.started()
         before = run.get()
@@ -170,7 +170,7 @@ def test_a_killed_worker_is_back_on_its_port(tmp_path: Path) -> None:
         assert run.stop() == 0
 
 
-def test_a_killed_proxy_refuses_no_connect_and_is_back(tmp_path: Path) -> None:
+def test_a_killed_proxy_refuses_no_connect_and_is_restarted(tmp_path: Path) -> None:
     with running(tmp_path, web(HTTP)) as run:
         run.started()
         run.get()
@@ -205,7 +205,7 @@ exec {} server.py
 CHECKED = '\n[service.web.health]\npath = "/"\n'
 
 
-def test_giving_up_on_one_leaves_the_others_serving(tmp_path: Path) -> None:
+def test_giving_up_one_worker_leaves_the_others_serving(tmp_path: Path) -> None:
     script = FAILING.format(sys.executable)
     more = '[service.web.restart]\nmax_restarts = 2\nbackoff = "20ms"' + CHECKED
     with running(tmp_path, web(shell(script), more)) as run:
@@ -279,7 +279,7 @@ def test_a_loud_child_loses_no_line(tmp_path: Path) -> None:
         assert run.out.splitlines() == [f"web/0 | {n}" for n in range(1, 200_001)]
 
 
-def test_a_second_term_leaves_at_once(tmp_path: Path) -> None:
+def test_a_second_term_ends_the_run_at_once(tmp_path: Path) -> None:
     script = f"trap '' TERM; {sys.executable} server.py & wait; wait; sleep 1000"
     with running(tmp_path, web(shell(script))) as run:
         run.started()
@@ -352,7 +352,9 @@ CANNOT_START = {
 
 
 @pytest.mark.parametrize("table", CANNOT_START.values(), ids=CANNOT_START.keys())
-def test_what_cannot_start_is_one_clear_line(table: tuple[str, str], tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_prints_one_clear_line(
+    table: tuple[str, str], tmp_path: Path
+) -> None:
     config, line = table
     with running(tmp_path, config) as run:
         assert run.ended() == 1
@@ -362,7 +364,7 @@ def test_what_cannot_start_is_one_clear_line(table: tuple[str, str], tmp_path: P
         assert "Traceback" not in "".join(t for t in run.err.splitlines() if " | " not in t)
 
 
-def test_a_taken_port_is_one_clear_line_and_nothing_is_started(tmp_path: Path) -> None:
+def test_a_taken_port_is_one_clear_line_of_error_and_nothing_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         table = web(HTTP).replace("127.0.0.1:0", f"127.0.0.1:{port}")

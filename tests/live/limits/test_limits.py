@@ -199,7 +199,7 @@ ROWS = (
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-def test_a_bound_is_told_to_the_client_to_the_log_and_to_the_metrics(
+def test_exceeding_a_limit_shows_in_the_response_the_log_and_the_metrics(
     run: "Cluster", row: Row
 ) -> None:
     def counted() -> float:

@@ -56,7 +56,7 @@ def answer_to_who_waits(run: "Cluster") -> bytes:
     ],
     ids=["http", "tcp", "handoff"],
 )
-def test_out_of_descriptors_it_says_no_and_when_there_are_some_it_goes_on(
+def test_without_descriptors_clients_are_refused_and_with_some_served_again(
     penstock: "Penstock", keys: dict[str, object], answer: bytes
 ) -> None:
     run = penstock(
@@ -90,7 +90,7 @@ def test_out_of_descriptors_it_says_no_and_when_there_are_some_it_goes_on(
     assert run.get()[0] == 200
 
 
-def test_a_proxy_that_has_none_left_sleeps_until_it_has_and_loses_nobody(
+def test_a_proxy_without_descriptors_waits_without_a_busy_loop_and_loses_no_client(
     penstock: "Penstock",
 ) -> None:
     run = penstock(
@@ -120,7 +120,7 @@ def test_a_proxy_that_has_none_left_sleeps_until_it_has_and_loses_nobody(
     assert run.metric("penstock_rejected_total") == 0
 
 
-def test_a_worker_that_has_none_left_sleeps_until_it_has(penstock: "Penstock") -> None:
+def test_a_worker_without_descriptors_waits_without_a_busy_loop(penstock: "Penstock") -> None:
     run = penstock(app="penstock_worker.demo:app", workers=1, scheme="shared")
     worker = psutil.Process(run.workers()[0]["pid"])
     usual = cost_of_looking(run, worker)
@@ -176,7 +176,7 @@ def test_one_client_cannot_have_all_connections(penstock: "Penstock") -> None:
         assert run.get()[0] == 200
 
 
-def test_no_worker_is_given_up_because_the_supervisor_has_no_descriptors(
+def test_no_worker_is_given_up_because_the_supervisor_lacks_descriptors(
     penstock: "Penstock",
 ) -> None:
     run = penstock(

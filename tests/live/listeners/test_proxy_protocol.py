@@ -111,7 +111,9 @@ def told(wire: "Wire") -> Any:
 
 @pytest.mark.parametrize("header", [build(1, TRUE, HERE), build(2, TRUE6, HERE6)])
 @pytest.mark.parametrize("service", READ_BY_US + READ_BY_WORKERS)
-def test_the_program_sees_the_true_client(behind: "Cluster", service: str, header: bytes) -> None:
+def test_the_worker_sees_the_address_from_the_header(
+    behind: "Cluster", service: str, header: bytes
+) -> None:
     wire = behind.connect(service)
     true, here = (TRUE, HERE) if header.startswith(b"PROXY") else (TRUE6, HERE6)
     wire.send(header, GET)
@@ -127,7 +129,7 @@ def test_the_program_sees_the_true_client(behind: "Cluster", service: str, heade
 
 
 @pytest.mark.parametrize("service", READ_BY_US + READ_BY_WORKERS)
-def test_a_header_in_pieces_is_a_header(behind: "Cluster", service: str) -> None:
+def test_a_header_may_arrive_in_pieces(behind: "Cluster", service: str) -> None:
     wire = behind.connect(service)
     wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for byte in build(1, TRUE, HERE):
@@ -138,7 +140,7 @@ def test_a_header_in_pieces_is_a_header(behind: "Cluster", service: str) -> None
 
 @pytest.mark.parametrize("header", [build_local(), build(1), build(2)])
 @pytest.mark.parametrize("service", READ_BY_US + READ_BY_WORKERS)
-def test_who_is_not_named_is_the_proxy_itself(
+def test_a_header_without_an_address_leaves_the_address_of_the_peer(
     behind: "Cluster", service: str, header: bytes
 ) -> None:
     wire = behind.connect(service)
@@ -164,7 +166,9 @@ def test_a_connection_without_a_header_is_closed_and_counted(
 
 
 @pytest.mark.parametrize("service", ["http", "tcp", "handoff", "hash", "shared", "reuseport"])
-def test_one_that_leaves_early_leaves_nothing_behind(behind: "Cluster", service: str) -> None:
+def test_a_client_that_disconnects_during_the_header_leaves_nothing_behind(
+    behind: "Cluster", service: str
+) -> None:
     for size in (0, 1, 14, 20):
         wire = behind.connect(service)
         wire.send(build(2, TRUE, HERE)[:size])
@@ -188,7 +192,7 @@ SCHEMES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def test_strangers_and_the_silent_are_closed_and_told_of(launch: "Launch", programs: str) -> None:
+def test_untrusted_and_silent_peers_are_closed_and_logged(launch: "Launch", programs: str) -> None:
     keys: dict[str, Any] = {**TRUSTED, "app": "program:app", "directory": programs, "workers": 1}
     strange = {f"strange{n}": {**keys, "trusted_proxies": ["192.0.2.0/24"], **scheme}
                for n, scheme in enumerate(SCHEMES)}  # fmt: skip
@@ -243,7 +247,7 @@ def test_requests_of_two_clients_never_share_a_connection_that_names_one(
 
 
 @pytest.mark.needs("openssl")
-def test_a_header_comes_before_tls_and_goes_on_behind_it(
+def test_a_header_before_tls_is_forwarded_to_the_worker(
     launch: "Launch", programs: str, tmp_path: Path
 ) -> None:
     cert, key = tmp_path / "cert", tmp_path / "key"
@@ -277,7 +281,7 @@ def _has_said(run: "Cluster", client: str) -> bool:
     return any(line["client"] == client for line in run.log)
 
 
-def test_the_log_knows_the_true_client(penstock: "Penstock", programs: str) -> None:
+def test_the_log_has_the_address_from_the_header(penstock: "Penstock", programs: str) -> None:
     keys = {"access_log": "./access.log", "app": "program:app", "directory": programs}
     for scheme in ("ports", "shared"):
         run = penstock(**{**TRUSTED, **keys, "scheme": scheme, "workers": 1})
@@ -362,7 +366,9 @@ defaults
 
 
 @pytest.mark.needs("haproxy", "nginx")
-def test_haproxy_and_nginx_before_us_say_who_the_client_is(behind: "Cluster", peers: Peers) -> None:
+def test_the_header_of_haproxy_or_nginx_in_front_gives_the_client(
+    behind: "Cluster", peers: Peers
+) -> None:
     services = ("http", "tcp", "handoff", "shared", "reuseport")
     ports = free_ports(3 * len(services))
     ways = [
@@ -404,7 +410,7 @@ def _start_nginx(peers: Peers, text: str, ports: list[int]) -> None:
 
 @pytest.mark.needs("haproxy", "nginx")
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_haproxy_and_nginx_behind_us_hear_who_the_client_is(
+def test_haproxy_or_nginx_as_a_worker_gets_the_client_in_a_header(
     launch: "Launch", peers: Peers, version: str
 ) -> None:
     nginx, haproxy = free_ports(2)
@@ -435,7 +441,7 @@ def test_haproxy_and_nginx_behind_us_hear_who_the_client_is(
 
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize("service", ["http", "tcp", "handoff", "shared", "reuseport"])
-def test_curl_introduces_itself(behind: "Cluster", service: str) -> None:
+def test_the_header_that_curl_sends_is_accepted(behind: "Cluster", service: str) -> None:
     host, port = behind.address(service)
     said = subprocess.run(
         ["curl", "-sS", "--haproxy-protocol", "--interface", "127.0.0.55", f"http://{host}:{port}/"],

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_workers_share_the_work_on_one_port(penstock: "Penstock", scheme: str) -> None:
+def test_all_workers_serve_on_one_port(penstock: "Penstock", scheme: str) -> None:
     run = penstock(app=DEMO, scheme=scheme, workers=3)
     answers = asyncio.run(crowd(run.address(), 600))
     assert not failures(answers)
@@ -43,7 +43,7 @@ def test_workers_share_the_work_on_one_port(penstock: "Penstock", scheme: str) -
 
 
 @pytest.mark.parametrize("scheme", PASSED)
-def test_a_client_is_seen_with_its_own_address(penstock: "Penstock", scheme: str) -> None:
+def test_workers_see_the_address_of_the_client(penstock: "Penstock", scheme: str) -> None:
     run = penstock(app=DEMO, scheme=scheme)
     wire = run.connect()
     wire.send(b"GET /headers HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -81,7 +81,7 @@ def test_the_metrics_of_requests_do_not_depend_on_the_scheme(
 
 
 @pytest.mark.parametrize("scheme", ["handoff", "shared"])
-def test_what_a_worker_counted_outlives_it_though_nobody_had_asked(
+def test_counters_of_a_worker_that_ended_are_kept_even_if_they_were_never_read(
     penstock: "Penstock", scheme: str
 ) -> None:
     run = penstock(app=DEMO, scheme=scheme, workers=1)
@@ -93,7 +93,9 @@ def test_what_a_worker_counted_outlives_it_though_nobody_had_asked(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_descriptors_are_what_the_scheme_promises(penstock: "Penstock", scheme: str) -> None:
+def test_a_connection_costs_the_descriptors_that_its_scheme_promises(
+    penstock: "Penstock", scheme: str
+) -> None:
     run = penstock(app=DEMO, scheme=scheme)
     seen: set[str] = set()
 
@@ -155,7 +157,9 @@ def test_any_program_that_knows_listen_fds_can_be_a_worker(
     assert len(set(answers)) == 2
 
 
-def test_a_program_that_ignores_listen_fds_is_named(tmp_path: Path, penstock: "Penstock") -> None:
+def test_a_program_that_ignores_listen_fds_is_named_in_an_error(
+    tmp_path: Path, penstock: "Penstock"
+) -> None:
     with pytest.raises(AssertionError, match="did not take the socket that it was given"):
         penstock(
             command=["python3", "-m", "http.server", "--bind", "127.0.0.1", "0"],
@@ -212,7 +216,9 @@ def test_datagrams_are_answered_by_every_worker(penstock: "Penstock", scheme: st
     assert seen == {b"hello from web/0\n", b"hello from web/1\n"}
 
 
-def test_a_client_that_resets_on_its_way_harms_nobody(penstock: "Penstock") -> None:
+def test_a_client_that_resets_while_it_is_handed_over_affects_no_other(
+    penstock: "Penstock",
+) -> None:
     run = penstock(app=DEMO, scheme="handoff", access_log="off")
     for _ in range(200):
         sock = socket.create_connection(run.address())

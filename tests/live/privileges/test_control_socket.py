@@ -22,7 +22,7 @@ from tests.support.live.somebody import (
 pytestmark = pytest.mark.root
 
 
-def test_a_run_is_asked_reloaded_and_stopped_over_its_socket(penstock: Any, folder: Path) -> None:
+def test_status_reload_and_stop_work_over_the_control_socket(penstock: Any, folder: Path) -> None:
     place = str(folder / "run")
     assert said("status", "--run-dir", place).returncode == 3
     run = penstock("--run-dir", place, folder=folder, app=DEMO)
@@ -42,7 +42,7 @@ def test_a_run_is_asked_reloaded_and_stopped_over_its_socket(penstock: Any, fold
     assert done.stderr == f"penstock: not running: no run in {place}\n"
 
 
-def test_of_two_runs_one_has_to_be_named(penstock: Any, commons: Path, folder: Path) -> None:
+def test_with_two_runs_a_command_must_name_one(penstock: Any, commons: Path, folder: Path) -> None:
     place = str(folder / "run")
     one = penstock("--run-dir", place, folder=folder, app=DEMO, access_log="off")
     beside = Path(tempfile.mkdtemp(dir=commons))
@@ -55,7 +55,9 @@ def test_of_two_runs_one_has_to_be_named(penstock: Any, commons: Path, folder: P
     assert one.process.poll() is None
 
 
-def test_nobody_else_reaches_the_control_socket(penstock: Any, folder: Path, under: Words) -> None:
+def test_other_users_cannot_connect_to_the_control_socket(
+    penstock: Any, folder: Path, under: Words
+) -> None:
     place = folder / "run"
     run = penstock("--run-dir", str(place), folder=folder, under=under, app=DEMO,
                    top={"user": "nobody"})  # fmt: skip
@@ -72,7 +74,9 @@ def test_nobody_else_reaches_the_control_socket(penstock: Any, folder: Path, und
     assert run.get("/")[0] == 200
 
 
-def test_silent_clients_hurt_nobody(penstock: Any, folder: Path) -> None:
+def test_silent_clients_of_the_control_socket_do_not_block_others(
+    penstock: Any, folder: Path
+) -> None:
     place = folder / "run"
     run = penstock("--run-dir", str(place), folder=folder, app=DEMO)
     (path,) = place.iterdir()
@@ -90,7 +94,7 @@ def test_silent_clients_hurt_nobody(penstock: Any, folder: Path) -> None:
         sock.close()
 
 
-def test_a_directory_of_somebody_else_is_refused_before_anything_starts(folder: Path) -> None:
+def test_a_directory_of_another_user_is_refused_before_anything_starts(folder: Path) -> None:
     place = folder / "run"
     place.mkdir(0o700)
     os.chown(place, NOBODY.pw_uid, NOBODY.pw_gid)

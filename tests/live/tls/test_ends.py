@@ -56,7 +56,7 @@ def test_each_direction_ends_on_its_own(
 
 
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-def test_an_answer_that_breaks_off_looks_so(
+def test_an_answer_that_breaks_off_looks_cut(
     penstock: "Penstock", origin: "Worker", files: "Files", dial: "Dial", mode: str
 ) -> None:
     def answer(wire: "Plain") -> None:
@@ -113,7 +113,7 @@ def test_large_bodies_arrive_whole_both_ways(
 
 
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-def test_a_slow_reader_of_a_huge_answer_costs_little(
+def test_a_slow_reader_of_a_huge_answer_costs_little_memory(
     penstock: "Penstock", origin: "Worker", files: "Files", dial: "Dial", peak: "Peak", mode: str
 ) -> None:
     size = 64 * MIB

@@ -32,7 +32,7 @@ def certificates(found: list[list[str]]) -> list[str]:
 
 
 @pytest.mark.parametrize("service", ["known", "asked"])
-def test_a_worker_is_told_of_the_certificate_that_a_client_has_shown(
+def test_a_worker_gets_the_identity_of_the_clients_certificate(
     run: "Cluster", files: "Files", dial: "Dial", service: str
 ) -> None:
     wire = dial(run, service, context=identified(files, "client.example"))
@@ -44,7 +44,7 @@ def test_a_worker_is_told_of_the_certificate_that_a_client_has_shown(
 
 
 @pytest.mark.parametrize("service", ["web", "asked"])
-def test_what_a_client_says_of_its_certificate_is_not_believed(
+def test_certificate_fields_that_a_client_sends_are_dropped(
     run: "Cluster", dial: "Dial", service: str
 ) -> None:
     wire = dial(run, service)
@@ -66,7 +66,7 @@ def test_a_client_without_the_certificate_that_is_required_is_refused(
 
 
 @pytest.mark.parametrize(("service", "names"), [("raw", False), ("known", True), ("asked", False)])
-def test_the_log_says_what_was_agreed_on_and_with_whom(
+def test_the_log_has_the_tls_version_and_the_clients_identity(
     run: "Cluster", files: "Files", dial: "Dial", service: str, names: bool
 ) -> None:
     target = f"/headers?{service}"

@@ -59,7 +59,9 @@ def test_a_connection_goes_to_the_service_of_its_name(edge: "Cluster", dial: "Di
     assert nobody.rest() == b"plain: hello"
 
 
-def test_a_name_may_come_in_pieces_but_has_to_come(edge: "Cluster", files: "Files") -> None:
+def test_a_client_hello_may_arrive_in_pieces_but_only_within_its_time_limit(
+    edge: "Cluster", files: "Files"
+) -> None:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = files.trusting().wrap_bio(incoming, outgoing, server_hostname="b.example")
     with pytest.raises(ssl.SSLWantReadError):

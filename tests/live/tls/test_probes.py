@@ -60,7 +60,7 @@ OLD = ("-cipher", "ALL:@SECLEVEL=0")
         ("web", ("-tls1_2", "-fallback_scsv"), None),
     ],
 )
-def test_only_what_is_good_is_agreed_upon(
+def test_only_current_protocols_and_ciphers_are_negotiated(
     run: "Cluster", service: str, words: tuple[str, ...], agreed: str | None
 ) -> None:
     said = probe(run, service, *words)
@@ -78,7 +78,7 @@ def test_only_what_is_good_is_agreed_upon(
     ("offered", "chosen"),
     [("h2,http/1.1", "ALPN protocol: http/1.1"), ("h2", "No ALPN negotiated")],
 )
-def test_http_1_is_what_is_spoken_inside(run: "Cluster", offered: str, chosen: str) -> None:
+def test_alpn_selects_http_1_1(run: "Cluster", offered: str, chosen: str) -> None:
     assert chosen in probe(run, "web", "-alpn", offered)
 
 
@@ -94,7 +94,7 @@ def test_a_session_is_resumed(run: "Cluster", ended: "Ended", tmp_path: Path, ve
 
 
 @pytest.mark.needs("openssl")
-def test_nothing_is_taken_before_the_handshake_is_done(run: "Cluster") -> None:
+def test_no_session_ticket_offers_early_data(run: "Cluster") -> None:
     """Early data can be sent again by whoever has seen it: no ticket of ours offers that."""
     said = probe(run, "web", "-tls1_3", "-ign_eof", say=LAST.decode())
     assert said.count("Max Early Data: 0") == said.count("Post-Handshake New Session Ticket") > 0
@@ -108,7 +108,9 @@ def test_a_client_cannot_renegotiate(run: "Cluster") -> None:
 
 
 @pytest.mark.needs("curl")
-def test_curl_gets_its_page_and_its_worker_hears_of_https(run: "Cluster", files: "Files") -> None:
+def test_curl_gets_its_page_and_the_worker_gets_https_as_the_protocol(
+    run: "Cluster", files: "Files"
+) -> None:
     _, port = run.address("web")
     done = subprocess.run(
         ["curl", "-sS", "--cacert", files.ca, f"https://localhost:{port}/headers"],
@@ -158,7 +160,9 @@ def test_each_name_has_its_certificate(
     assert wire.rest().startswith(b"HTTP/1.1 200")
 
 
-def test_who_forgot_the_s_of_https_is_told(run: "Cluster", ended: "Ended") -> None:
+def test_a_plain_http_request_to_a_tls_port_gets_a_400_that_says_so(
+    run: "Cluster", ended: "Ended"
+) -> None:
     before = ended(run, "web", "not_tls")
     answer = run.connect("web").ask(LAST)
     assert answer.status == 400
@@ -178,7 +182,9 @@ def test_who_forgot_the_s_of_https_is_told(run: "Cluster", ended: "Ended") -> No
     ],
 )
 @pytest.mark.parametrize("service", ["web", "raw"])
-def test_garbage_is_closed(run: "Cluster", service: str, data: bytes) -> None:
+def test_garbage_instead_of_a_handshake_is_closed(
+    run: "Cluster", service: str, data: bytes
+) -> None:
     wire = run.connect(service)
     wire.send(data)
     with suppress(ConnectionError):
@@ -204,7 +210,7 @@ def test_a_slow_handshake_is_cut(run: "Cluster", ended: "Ended") -> None:
     run.until(lambda: ended(run, "tight", "timeout") == before + 2)
 
 
-def test_a_thousand_who_never_finish_keep_nobody_out(
+def test_a_thousand_unfinished_handshakes_keep_no_other_client_out(
     run: "Cluster", ended: "Ended", dial: "Dial"
 ) -> None:
     before = run.metric("penstock_fds", role="proxy", kind="client")

@@ -56,7 +56,7 @@ def shown(run: "Cluster", dial: "Dial") -> object:
     return found
 
 
-def test_certificates_change_under_load_and_nobody_notices(
+def test_certificates_are_replaced_under_load_without_an_error(
     penstock: "Penstock", files: "Files", dial: "Dial"
 ) -> None:
     tls = files.issue("localhost", into="renewed")

@@ -138,7 +138,7 @@ async def test_a_worker_is_in_the_rotation_after_its_first_good_check() -> None:
     assert (checked.count("ok"), sum(checked.counters.check_seconds.counts)) == (1, 1)
 
 
-async def test_a_worker_whose_health_path_fails_leaves_and_comes_back() -> None:
+async def test_a_worker_whose_health_path_fails_leaves_the_rotation_and_comes_back() -> None:
     status = 200
 
     async def answer(_request: web.Request) -> web.Response:
@@ -499,7 +499,7 @@ async def test_a_bug_in_one_check_ends_no_other(
     assert "nobody thought of this" in caplog.text
 
 
-async def test_a_shortage_of_our_own_is_no_failed_check_and_is_logged_once(
+async def test_a_shortage_of_the_proxys_own_is_no_failed_check_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pauses = []
@@ -539,7 +539,7 @@ def test_a_starting_member_is_checked_often_but_not_for_ever() -> None:
     assert CheckedPool("127.0.0.1:1", interval=0.1).checker._pause(checked.member) == 0.1
 
 
-async def test_a_checks_time_is_the_clocks() -> None:
+async def test_a_check_takes_its_times_from_the_clock() -> None:
     async with serving(healthy) as address:
         checked = CheckedPool(address, interval=HOUR, clock=iter((100.0, 100.25)).__next__)
         async with checked.running():

@@ -71,7 +71,7 @@ class Service:
 
 
 @EVERY
-def test_one_that_is_added_is_picked_after_its_first_good_check(balance: Balance) -> None:
+def test_an_added_member_is_picked_after_its_first_good_check(balance: Balance) -> None:
     service = Service(balance)
     assert service.turns(3) == []
     service.add(3, up=False)
@@ -83,7 +83,7 @@ def test_one_that_is_added_is_picked_after_its_first_good_check(balance: Balance
     assert service.changes == [(3, FIRST)]
 
 
-def test_one_whose_process_is_not_there_yet_waits_for_it() -> None:
+def test_an_added_member_without_a_process_waits_for_it() -> None:
     service = Service()
     member = service.pool.add(Target(slot=0, address=""))
     assert member.state is MemberState.ABSENT
@@ -100,7 +100,7 @@ def test_a_member_that_is_added_as_up_is_picked_at_once_and_reported() -> None:
     assert (service.turns(1), service.pool.available, service.changes) == ([0], 1, [(0, UP)])
 
 
-def test_a_slot_is_one_members() -> None:
+def test_a_slot_has_one_member() -> None:
     service = Service()
     service.add(0)
     with pytest.raises(ValueError, match="slot 0 is taken"):
@@ -109,7 +109,7 @@ def test_a_slot_is_one_members() -> None:
         service.pool.remove(1)
 
 
-def test_one_that_is_added_warms_up() -> None:
+def test_an_added_member_has_a_slow_start() -> None:
     service = Service(slow_start=10.0)
     service.add(0, 1)
     service.wait(100.0)
@@ -136,7 +136,7 @@ def test_a_removed_member_is_not_picked_and_is_reported(balance: Balance) -> Non
 
 
 @EVERY
-def test_after_the_last_member_the_rotation_is_empty_and_the_next_one_begins_anew(
+def test_after_the_last_member_the_rotation_is_empty_until_another_is_added(
     balance: Balance,
 ) -> None:
     service = Service(balance)
@@ -148,7 +148,7 @@ def test_after_the_last_member_the_rotation_is_empty_and_the_next_one_begins_ane
 
 
 @EVERY
-def test_its_requests_may_end_after_it(balance: Balance) -> None:
+def test_requests_of_a_removed_member_may_end_later(balance: Balance) -> None:
     service = Service(balance, per_worker=1)
     service.add(0, 1)
     for _ in range(2):

@@ -319,7 +319,7 @@ def test_rounds_may_become_shorter_and_longer() -> None:
     assert names(turns, 5) == "12010"
 
 
-def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> None:
+def test_a_retry_takes_the_next_turn_so_that_healthy_workers_stay_equal() -> None:
     members = workers(1, 1, 1)
     dead, turns = members[0], RoundRobin(members, drawn())
     turns.set_rotation(members)
@@ -330,7 +330,7 @@ def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> No
     assert served == {members[1]: 10, members[2]: 10}
 
 
-def test_what_a_member_in_slow_start_has_saved_is_forgotten_with_it() -> None:
+def test_credit_of_a_member_in_slow_start_is_dropped_when_it_leaves() -> None:
     members = workers(1, 1)
     turns = RoundRobin(members, drawn())
     turns.set_rotation(members)
@@ -474,7 +474,7 @@ def test_the_next_proxy_sends_each_client_where_the_last_one_did() -> None:
     assert "".join(str(home[client])[1:] for client in CLIENTS[:12]) == "211111330113"
 
 
-def test_a_second_try_goes_elsewhere_and_the_client_still_keeps_its_worker() -> None:
+def test_a_retry_goes_elsewhere_and_the_client_still_keeps_its_worker() -> None:
     members = workers(1, 1, 1)
     chosen: ClientHash[Worker] = ClientHash(members, drawn())
     chosen.set_rotation(members)
@@ -487,7 +487,7 @@ def test_a_second_try_goes_elsewhere_and_the_client_still_keeps_its_worker() -> 
     assert chosen.pick("10.0.0.1") is second, "the second choice is where it goes without home"
 
 
-def test_strangers_do_not_make_the_cache_of_clients_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock_proxy.balancing.policies._MAX_CACHED_CLIENTS", 100)
     members = workers(1, 1)
     chosen: ClientHash[Worker] = ClientHash(members, drawn())

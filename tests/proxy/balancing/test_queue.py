@@ -92,9 +92,7 @@ def test_without_workers_the_fault_is_no_worker_and_not_a_time_out() -> None:
     "balance", ["round_robin", "least_connections", "power_of_two", "client_hash", "random"]
 )
 @given(data=st.data())
-def test_no_policy_gives_a_worker_more_than_it_may_have(
-    balance: Balance, data: st.DataObject
-) -> None:
+def test_no_policy_exceeds_the_limit_per_worker(balance: Balance, data: st.DataObject) -> None:
     workers = data.draw(st.integers(1, 4))
     limit = data.draw(st.integers(1, 3))
     pool = Pool(
@@ -202,7 +200,7 @@ def test_a_time_out_or_a_full_queue_is_a_503_with_retry_after(
     assert status(served.received()) == 200
 
 
-def test_a_worker_that_breaks_off_makes_room_for_the_next(harness: Harness) -> None:
+def test_a_worker_that_breaks_off_frees_its_place_for_the_next_request(harness: Harness) -> None:
     harness.build(1, queue=2.0, per_worker=1)
     crowd(harness, 2)
     harness.worker.received()

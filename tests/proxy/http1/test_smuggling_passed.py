@@ -137,7 +137,7 @@ def test_a_worker_gets_one_request_and_what_follows_as_another(
     assert b"smuggled HTTP" not in b"".join(bytes(wire.written) for wire in harness.network.wires)
 
 
-def test_connection_cannot_take_away_what_the_proxy_sets(harness: Harness) -> None:
+def test_connection_cannot_remove_what_the_proxy_sets(harness: Harness) -> None:
     """Apache CVE-2022-31813; hop-by-hop abuse (Davison, 2019)."""
     plain = harness.client()
     plain.send(head(start=b"GET / HTTP/1.1"))
@@ -155,7 +155,7 @@ def test_connection_cannot_take_away_what_the_proxy_sets(harness: Harness) -> No
 
 
 @pytest.mark.parametrize("name", [b"Host", b"Content-Length", b"Transfer-Encoding", b"Expect"])
-def test_connection_cannot_take_away_framing(harness: Harness, name: bytes) -> None:
+def test_connection_cannot_remove_framing(harness: Harness, name: bytes) -> None:
     client = harness.client()
     client.send(head(b"Connection: " + name + b"\r\nContent-Length: 1\r\n") + b"a")
     assert client.received().startswith(b"HTTP/1.1 400 ")
