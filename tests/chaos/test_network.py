@@ -1,8 +1,8 @@
-"""A bad line between clients and proxy costs time and nothing else.
+"""A lossy network between clients and proxy costs time and nothing else.
 
-The proxy is in one network namespace and its clients in another; the wire between them
-loses, doubles, delays and reorders packets, and is cut for a while, with clients that leave
-meanwhile and whose last word nobody hears. The promises are those of every other storm.
+The proxy is in one network namespace and its clients in another. The wire between them loses,
+doubles, delays and reorders packets, and is cut for a while. Clients disconnect meanwhile, and
+their last packets may not arrive. The promises are those of every other storm.
 """
 
 import ast
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from tests.chaos.test_storms import PATIENT, ROOT, clients, program
+from tests.chaos.test_storms import LENIENT, ROOT, clients, program
 from tests.support.chaos import lossy_network
 from tests.support.chaos.client import Client
 from tests.support.chaos.load import Load
@@ -48,10 +48,10 @@ class Line:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
-        told = process.stdout.readline()
-        assert told, "no namespaces"
+        line = process.stdout.readline()
+        assert line, "no namespaces"
         self._process = process
-        self.servers = os.open(f"/proc/{process.pid}/fd/{int(told)}", os.O_RDONLY)
+        self.servers = os.open(f"/proc/{process.pid}/fd/{int(line)}", os.O_RDONLY)
         self._clients = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY)
 
     def is_now(self, weather: str) -> None:
@@ -63,7 +63,7 @@ class Line:
         """One that belongs to the clients' side, wherever it is used.
 
         With keep-alive probes: a reset that the wire loses is not sent again, and who only
-        reads would never hear of it.
+        reads would never notice it.
         """
         lossy_network.move_to(self._clients)
         try:
@@ -139,7 +139,7 @@ async def test_a_lossy_network_costs_time_and_nothing_else(
 ) -> None:
     name = f"{seed}/network-{mode}"
     keys = {
-        **PATIENT, **program(mode, seed, rate=0.0), "mode": mode, "access_log": "off",
+        **LENIENT, **program(mode, seed, rate=0.0), "mode": mode, "access_log": "off",
         "listen": f"{lossy_network.SERVERS}:0", "timeouts": SHORT[mode],
     }  # fmt: skip
     run = await asyncio.to_thread(start, web=keys)

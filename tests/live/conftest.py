@@ -1,4 +1,4 @@
-"""What live tests begin with: a real `penstock run` (`cluster`), workers and clients (`wire`).
+"""Fixtures of the live tests: a real `penstock run` (`cluster`), workers and clients (`wire`).
 
 A run that leaves a process behind or a traceback in its log fails the test that started it.
 """

@@ -1,4 +1,7 @@
-"""What a proxy can be told is sane, and what is not is refused in words that help."""
+"""A proxy's configuration is valid, and an invalid value is refused with a helpful error.
+
+Covers `net/address`.
+"""
 
 from typing import Any
 
@@ -162,8 +165,8 @@ def test_a_proxys_configuration_survives_json_unchanged() -> None:
         health=config.Health(path="/healthz"),
         timeouts=config.Timeouts(total=2.5),
     )
-    told = ProxyConfig(services=(service,))
-    assert ProxyConfig.model_validate_json(told.model_dump_json()) == told
+    written = ProxyConfig(services=(service,))
+    assert ProxyConfig.model_validate_json(written.model_dump_json()) == written
 
 
 def test_a_configuration_cannot_be_changed() -> None:

@@ -1,4 +1,4 @@
-"""Under overload and among failing workers: what can be served is, and the rest hears so early.
+"""Under overload and with failing workers, what can be served is, and the rest is refused early.
 
 Real workers (aiohttp and Node) whose idle connections end at any moment, a worker that is
 killed under load, workers that all fail, and far more requests than workers can serve.
@@ -163,7 +163,7 @@ def test_when_every_worker_fails_retries_are_bounded(
     # The first ten seconds' least, or a tenth; it may have turned while we asked.
     retries = run.metric("penstock_retries_total")
     assert 0 < retries <= 60
-    # One that finds nobody left to try is counted as well.
+    # A retry that finds no worker left is counted as well.
     assert 400 <= len(tries) <= 400 + retries
     assert run.metric("penstock_retries_denied_total") == 400
 
@@ -240,9 +240,9 @@ async def flood(
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         watching = group.create_task(watch())
-        async with asyncio.TaskGroup() as crowd:
+        async with asyncio.TaskGroup() as clients:
             for number in range(requests):
-                crowd.create_task(ask(number))
+                clients.create_task(ask(number))
                 await asyncio.sleep(every)
         over.set()
         await watching

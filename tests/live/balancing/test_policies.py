@@ -1,4 +1,4 @@
-"""Every policy serves, and gives exact turns where turns are its business; on real sockets."""
+"""Every policy serves requests, and round robin gives exact turns, over real sockets."""
 
 import re
 import threading

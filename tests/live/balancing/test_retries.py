@@ -1,7 +1,7 @@
-"""What goes wrong with a worker is told once, and repeated only where it may be.
+"""A worker's failure is reported once, and retried only where that is safe.
 
-And the other way round: a client that leaves takes its exchange with it. Time-outs are short
-here and proved by what they become, never by a clock.
+A client that disconnects ends its exchange with the worker. Time-outs are short here. They are
+proved by their effects, never by a clock.
 """
 
 import socket
@@ -31,7 +31,7 @@ def good(wire: "Wire") -> None:
 
 
 def silent(wire: "Wire") -> None:
-    """Takes everything and never says a word."""
+    """Reads everything and never answers."""
     wire.rest()
 
 
@@ -215,7 +215,7 @@ def test_a_connection_that_its_worker_closed_while_idle_causes_no_error(
 ) -> None:
     def once(wire: "Wire") -> None:
         wire.head()
-        # It does not say that it will close, and does.
+        # It closes without announcing it.
         wire.send(OK)
 
     run = penstock("--to", origin(once).address, health=SELDOM)
@@ -231,7 +231,7 @@ def test_a_request_whose_reused_connection_was_closed_is_sent_again(
     def moody(wire: "Wire") -> None:
         wire.head()
         wire.send(OK)
-        # It takes the second request, and only then is gone without a word.
+        # It takes the second request, and only then disconnects without an answer.
         wire.head()
         served["dropped"] += 1  # type: ignore[index]
         wire.reset()

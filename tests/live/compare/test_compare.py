@@ -1,4 +1,4 @@
-"""`penstock compare` as a person runs it: figures that can be true, and nothing left running."""
+"""`penstock compare`, run as a user runs it, has plausible figures and leaves no process."""
 
 import os
 import signal

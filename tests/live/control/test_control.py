@@ -1,4 +1,4 @@
-"""What can be changed over the control socket is, by a real curl; and nothing of it elsewhere."""
+"""A real curl can change a run over the control socket, and not over the admin port."""
 
 import http.client
 import json

@@ -1,4 +1,7 @@
-"""Of connections that are handed to workers none is lost, whoever dies or stops meanwhile."""
+"""No connection in handoff is lost when a worker is killed, stopped or replaced.
+
+Covers `runtime/scheduling`.
+"""
 
 import asyncio
 import os

@@ -1,6 +1,6 @@
-"""Bodies, however they are framed, get through whole; and with them what comes before and behind.
+"""Bodies arrive whole in every framing, and so do interim responses and trailers.
 
-What is compared is what was on the wire, at both ends.
+The tests compare the bytes on the wire at both ends.
 """
 
 import threading
@@ -58,7 +58,7 @@ def test_an_answer_without_a_length_is_framed_for_the_version_of_its_client(
     answer = wire.ask(request())
     assert (answer.version, answer["Transfer-Encoding"]) == (b"HTTP/1.1", "chunked")
     assert answer.body == b"something"
-    # It was framed anew, so the client's connection outlives the worker's.
+    # The proxy framed it itself, so the client's connection outlives the worker's.
     assert wire.ask(request()).body == b"something"
     wire = run.connect()
     answer = wire.ask(request("/", "Connection: keep-alive", minor=0))
@@ -151,7 +151,7 @@ def test_trailers_are_forwarded_both_ways(penstock: "Penstock", origin: "Worker"
     chunked = request("/", "Transfer-Encoding: chunked", "TE: trailers", method="POST", body=body)
     for _ in range(2):
         answered = wire.ask(chunked)
-        # Whom a request is from has no place in a trailer.
+        # Fields that identify a client are dropped from trailers.
         assert (answered.body, answered.trailers) == (b"ok", b"X-Sum: 42\r\n")
     assert seen == [(b"hi", b"X-Check: abc\r\n")] * 2
 

@@ -1,4 +1,4 @@
-"""What a worker is told of a request's way: what is added and removed, and who is believed."""
+"""Workers get correct forwarding fields, and only trusted proxies can set them."""
 
 import json
 from functools import partial
@@ -95,7 +95,7 @@ app.router.add_get("/", way)
 def test_a_worker_can_read_the_route_in_the_forwarded_field_of_rfc_7239(
     launch: "Launch", tmp_path: "Path"
 ) -> None:
-    """By aiohttp's own reading of it, for a stranger and for a trusted proxy that speaks it."""
+    """By aiohttp's own parser, for an untrusted client and for a trusted proxy that sends it."""
     (tmp_path / "way.py").write_text(WAY)
     keys = {"app": "way:app", "directory": str(tmp_path), "workers": 1, "access_log": "off"}
     run = launch(
@@ -132,7 +132,7 @@ def test_a_worker_can_read_the_route_in_the_forwarded_field_of_rfc_7239(
 def test_the_hash_distinguishes_clients_behind_a_trusted_proxy(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
-    """All of them come over one connection: their proxy says whose each request is."""
+    """All of them come over one connection: their proxy names the client of each request."""
     got: dict[int, list[str]] = {0: [], 1: []}
 
     def answer(number: int, wire: "Wire") -> None:

@@ -1,7 +1,7 @@
-"""Connections of both versions of HTTP are kept, ended and upgraded as it was meant.
+"""Connections of HTTP/1.0 and HTTP/1.1 are kept, closed and upgraded as their headers ask.
 
-The client and, where the demo application is too well-behaved, the worker are raw sockets
-here: what is compared is what was on the wire.
+The client is a raw socket, and so is the worker where the demo application is too well-behaved.
+The tests compare the bytes on the wire.
 """
 
 import threading

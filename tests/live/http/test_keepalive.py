@@ -1,4 +1,4 @@
-"""Clients that keep their connections lose no request either while workers are replaced."""
+"""Clients that keep their connections lose no request while workers are replaced."""
 
 import http.client
 import signal
@@ -25,7 +25,7 @@ async def app(scope, receive, send):
 
 
 class Client(threading.Thread):
-    """Asks again and again on one connection, and opens another only when told to."""
+    """Sends requests on one connection, and opens another only after `Connection: close`."""
 
     def __init__(self, run: "Cluster", enough: threading.Event) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         connection = http.client.HTTPConnection(*self._address, timeout=60)
-        # It reopens by itself when the answer says that it was the last one.
+        # It reopens by itself after an answer that was marked as the last one.
         connection.auto_open = 1
         while not self._enough.is_set():
             try:

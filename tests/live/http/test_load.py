@@ -1,4 +1,4 @@
-"""Much at once and much in one piece go through, and leave the proxy as it was before."""
+"""Large bodies and many connections are served, and the proxy is afterwards as it was before."""
 
 import asyncio
 import resource

@@ -1,7 +1,7 @@
-"""Whoever sends garbage, too much, too little or too slowly is refused, and nothing of it stays.
+"""Malformed, oversized, incomplete and slow requests are refused, and leave nothing behind.
 
-What two servers could read in two ways is refused and never repaired; the worker behind
-does not get to see it. After each of these the proxy serves the next one as before.
+What two servers could read in two ways is refused and never repaired, and no worker gets it.
+After each of these requests the proxy serves the next one as before.
 """
 
 import threading
@@ -23,7 +23,7 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def hurried_run(launch: "Launch") -> "Cluster":
-    """The demo application behind a proxy that waits for nobody long."""
+    """The demo application behind a proxy with short time-outs."""
     timeouts = {"head": "500ms", "body": "500ms"}
     return launch(
         web={"app": "penstock_worker.demo:app", "access_log": "off", "timeouts": timeouts}
@@ -222,7 +222,7 @@ def test_a_thousand_silent_connections_are_closed_and_leave_no_descriptor(
         wires = [hurried.connect() for _ in range(1000)]
         # Others are served meanwhile.
         assert hurried.get("/")[0] == 200
-        # They asked for nothing and are told nothing.
+        # They sent no request and get no response.
         assert all(wire.is_ended() for wire in wires)
         hurried.hang_up()
         hurried.until(lambda: hurried.metric("penstock_connections_active") == 0)

@@ -1,6 +1,6 @@
-"""nginx and Node as workers, curl, h2load, wrk and a browser as clients: nobody notices a proxy.
+"""nginx and Node as workers, and curl, h2load, wrk and a browser as clients, work unchanged.
 
-Everything above is checked against words of our own; here both ends are other people's.
+Other live tests use peers of our own. Here both ends are programs of others.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""Every known trick against a real run: each is refused, and the worker never hears of it.
+"""Every known smuggling trick is refused by a real run, and no worker gets it.
 
-tests/proxy proves the same in memory, byte by byte; this is the proof that nothing in between,
-neither the event loop's buffers nor a worker's pace, makes a difference.
+`tests/proxy` proves the same in memory, byte by byte. This proves that the buffers of the event
+loop and the pace of a worker make no difference.
 """
 
 import threading
@@ -53,7 +53,7 @@ def test_no_smuggled_request_reaches_a_worker(penstock: "Penstock", origin: "Wor
 
 
 def test_no_smuggled_response_reaches_a_client(penstock: "Penstock", origin: "Worker") -> None:
-    tricks = [said for said, _ in REFUSED.values()]
+    tricks = [response for response, _ in REFUSED.values()]
 
     def answer(wire: "Wire") -> None:
         while True:

@@ -1,4 +1,4 @@
-"""A worker that means to hurt is named and replaced; the supervisor and the others go on."""
+"""A hostile worker is named and replaced, and the supervisor and other workers go on."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Programs that never heard of us run as they are, and signals mean what people expect."""
+"""Unchanged programs run as workers, and signals have their usual meaning."""
 
 import signal
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Workers that ask to be replaced, or are told to leave, go without losing a request, and go."""
+"""Workers that retire or are replaced lose no request, and end in time."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ def test_a_worker_that_retires_under_load_loses_no_request(
 
     async def load() -> list[str]:
         address = run.address()
-        # One that is being served when its worker is told to go, whichever that is.
+        # One that is being served when its worker has to retire, whichever that is.
         long = [asyncio.create_task(once(address, b"/slow?s=1")) for _ in range(8)]
         answers = await crowd(address, 200)
         retired.append(await once(address, path.encode()))

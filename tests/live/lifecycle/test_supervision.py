@@ -1,7 +1,7 @@
-"""`penstock run` keeps its workers alive, says clearly what it cannot start, and leaves nothing.
+"""`penstock run` keeps its workers alive, has clear errors at start, and leaves nothing behind.
 
-Everything here is real: the command, the proxy, the workers and the signals. Each run is
-watched by pid, so "nothing survives" is said of every process that was ever seen.
+The command, the proxy, the workers and the signals are real. Each run is watched by pid, so
+"nothing survives" holds for every process that the run ever had.
 """
 
 import http.client
@@ -176,7 +176,7 @@ def test_a_killed_proxy_refuses_no_connect_and_is_restarted(tmp_path: Path) -> N
         run.get()
         (proxy,) = (p for p in run.look() if "penstock_proxy" in p.cmdline())
         proxy.kill()
-        # Straight after: nobody accepts yet, and nobody is turned away.
+        # Straight after: no process accepts yet, and no connect is refused.
         for _ in range(10):
             socket.create_connection(run.address("web"), timeout=WAIT_S).close()
         assert len(run.get().split()) == 2
@@ -318,7 +318,7 @@ def test_a_run_never_takes_the_unix_socket_of_one_that_is_starting(tmp_path: Pat
         assert path.is_socket()
         starting.process.kill()
         assert starting.ended() == -signal.SIGKILL
-    # What a killed run leaves is in nobody's way.
+    # What a killed run leaves hinders no other run.
     assert path.is_socket()
     with running(second, web(HTTP).replace(*where)) as next_:
         assert next_.started().stop() == 0

@@ -1,7 +1,7 @@
-"""Beyond a bound the client sees, the log says and a metric counts what the README promises.
+"""Exceeding a limit has the response, the log line and the metric that README.md promises.
 
-One run with small bounds, and for each of them somebody who goes beyond it. Bounds of the
-PROXY protocol, of TLS, of retries and of descriptors are proved where those are.
+One run with small limits, and a client or worker that exceeds each of them. The limits of the
+PROXY protocol, of TLS, of retries and of descriptors are tested with those subjects.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ LARGE = 64 << 20
 
 
 def worker(wire: Wire) -> None:
-    """Does as the path says."""
+    """Answers as the path asks."""
     while head := wire.head():
         path = head.split(b" ")[1]
         if path == b"/silent" or head.startswith(b"POST"):

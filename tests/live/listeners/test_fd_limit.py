@@ -1,4 +1,4 @@
-"""A proxy that runs out of descriptors or connections waits, says no in the end, and recovers."""
+"""Without descriptors or connections a proxy waits, then refuses clients, and recovers."""
 
 import os
 import resource
@@ -135,7 +135,7 @@ def test_a_worker_without_descriptors_waits_without_a_busy_loop(penstock: "Penst
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, before)
     for wire in came:
         wire.send(GET)
-    # Who has waited for two seconds was told no.
+    # A client that has waited for two seconds is refused.
     statuses = {wire.answer().status for wire in came}
     assert 200 in statuses <= {200, 503}
     assert run.get()[0] == 200

@@ -1,7 +1,8 @@
-"""Several proxies are one to their clients: all of them serve, and the end of one is its own.
+"""Several proxies serve like one, and a killed proxy costs only its own clients.
 
-One run of two proxies has a service of every kind that has a proxy. What a test finds out
-about a proxy it asks the kernel: which process has which end of a connection.
+One run of two proxies has a service of every kind that has a proxy. The kernel says which
+process has which end of a connection.
+Covers `messages`, `runtime/commands`, `runtime/process` and `runtime/stats`.
 """
 
 import json
@@ -242,7 +243,7 @@ def test_under_load_a_killed_proxy_costs_each_of_its_clients_one_answer(
     replaced(run, 0, killed)
     load.more()
     seen = load.end()
-    # Whoever could not connect would have ended its thread, and the test with it.
+    # A client that could not connect would have ended its thread, and the test with it.
     assert set(seen) <= {"answered", "cut"}
     assert seen["cut"] == len(carried)
 

@@ -1,6 +1,7 @@
-"""The true client is known behind a proxy, under every scheme, and nobody can lie about it.
+"""Behind a trusted proxy the client's address is known under every scheme, and cannot be forged.
 
-HAProxy, nginx and curl are the peers, as they are in the world, each way.
+HAProxy, nginx and curl are the peers, in front of the proxy and behind it.
+Covers `net/proxy_header` and `listener/filter_chain`.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Under every scheme: workers share the work, are replaced without a loss, and nothing leaks.
+"""Under every scheme all workers serve, are replaced without a loss, and leak nothing.
 
-The same program, the same port, the same supervision; only the way of a connection to its
-worker differs. What is promised of all schemes is tested of all of them here.
+The program, the port and the supervision are the same. Only the path of a connection to its
+worker differs. These tests are for what all schemes promise.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Proves that a real Prometheus, with the files we ship, sees a real cluster as it is."""
+"""A real Prometheus, with the files that we ship, shows the true state of a real cluster."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""Folders that everybody can look into, and a view of the file system in which nobody can work.
+"""Folders that every user can read, and a file system view in which no other user can write.
 
-The interpreter of whoever runs these tests may be in a home that is closed to others. Then
-the run gets a view of the file system of its own, in which that home shows what it needs.
+The interpreter may be in a home directory that is closed to other users. Then the run gets a
+file system view of its own, in which that home shows what the run needs.
 """
 
 import os

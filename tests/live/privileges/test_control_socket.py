@@ -1,4 +1,4 @@
-"""Over its control socket root asks, reloads and stops a run; nobody else reaches it."""
+"""Root controls a run over its control socket, and other users cannot connect to it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files and sockets of a run as root belong to who has to use them, and to nobody else."""
+"""Files and sockets of a run as root belong to the user that needs them, and to no other."""
 
 import os
 import signal

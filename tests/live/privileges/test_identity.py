@@ -1,6 +1,6 @@
 """Started as root, only the supervisor stays root.
 
-What proxies and workers run as is read from /proc, where the kernel says it.
+The tests read the users and privileges of proxies and workers from /proc.
 """
 
 import json

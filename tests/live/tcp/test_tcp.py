@@ -1,4 +1,4 @@
-"""Under mode tcp every byte arrives, each direction ends on its own, and nothing piles up."""
+"""With mode tcp every byte arrives, each direction ends on its own, and buffers stay small."""
 
 import threading
 from typing import TYPE_CHECKING

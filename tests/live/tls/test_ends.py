@@ -1,4 +1,4 @@
-"""Bytes arrive whole, nothing piles up, and each end of a connection is seen for what it is."""
+"""Over TLS bytes arrive whole, buffers stay small, and every way to close is seen as what it is."""
 
 import ssl
 import threading

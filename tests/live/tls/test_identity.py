@@ -1,4 +1,4 @@
-"""A client is who its certificate says, to its worker too, and nobody else is."""
+"""A worker gets the identity of a client's certificate, and no client can forge it."""
 
 import base64
 import json

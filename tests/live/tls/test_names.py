@@ -1,4 +1,7 @@
-"""A connection goes to the service of the name that its client asks for."""
+"""A connection goes to the service of the server name that its client asks for.
+
+Covers `listener/sni_router`.
+"""
 
 import ssl
 from typing import TYPE_CHECKING
@@ -76,7 +79,7 @@ def test_a_client_hello_may_arrive_in_pieces_but_only_within_its_time_limit(
         wire.send(hello[:50])
     gone.finish()
     assert all(wire.is_ended() for wire in (never, silent, gone))
-    # Who has left is not waited for.
+    # A client that has disconnected is not waited for.
     assert edge.metric("penstock_connection_errors_total", kind="hello_timeout") == 2
     edge.hang_up()
     edge.until(lambda: edge.metric("penstock_connections_active") == 0)

@@ -1,4 +1,7 @@
-"""What strangers get: probed by openssl, curl, a browser, and by who has no handshake in mind."""
+"""TLS offers only current settings, and bad handshakes are closed without harm to others.
+
+The clients are openssl, curl, a browser, and raw sockets that do no proper handshake.
+"""
 
 import base64
 import hashlib
@@ -95,7 +98,7 @@ def test_a_session_is_resumed(run: "Cluster", ended: "Ended", tmp_path: Path, ve
 
 @pytest.mark.needs("openssl")
 def test_no_session_ticket_offers_early_data(run: "Cluster") -> None:
-    """Early data can be sent again by whoever has seen it: no ticket of ours offers that."""
+    """Early data can be replayed by anyone who has seen it: no ticket of ours offers it."""
     said = probe(run, "web", "-tls1_3", "-ign_eof", say=LAST.decode())
     assert said.count("Max Early Data: 0") == said.count("Post-Handshake New Session Ticket") > 0
 

@@ -1,4 +1,4 @@
-"""Certificates change and proxies die, and no client notices."""
+"""Certificates are replaced and proxies are killed without a handshake that fails."""
 
 import threading
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Checks of real servers on loopback find each kind of failure, and only members are checked.
 
-Proves `health_check` and `probes`.
+Covers `balancing/probes`.
 """
 
 import asyncio
@@ -333,7 +333,7 @@ async def test_a_member_is_not_checked_before_it_joins_and_then_at_once() -> Non
     async with AsyncExitStack() as stack:
         addresses = [await stack.enter_async_context(serving(healthy)) for _ in range(2)]
         checked = CheckedPool(*addresses, interval=HOUR, joined=False)
-        checked.checker.check_now(0)  # said before it runs, and of nobody who has joined
+        checked.checker.check_now(0)  # called before it runs, and for a member that has not joined
         async with checked.running():
             checked.pool.join(1)
             checked.checker.check_now(1)
@@ -431,21 +431,21 @@ async def test_a_check_in_progress_is_cancelled_and_the_next_in_its_slot_begins(
 
 
 async def test_the_probe_of_a_removed_member_is_cancelled() -> None:
-    asked, told = asyncio.Event(), asyncio.Event()
+    asked, cancelled = asyncio.Event(), asyncio.Event()
 
     async def hang(_member: Member) -> probes.ProbeResult:
         asked.set()
         try:
             await asyncio.Event().wait()
         finally:
-            told.set()
+            cancelled.set()
         raise AssertionError
 
     checked = CheckedPool("", probe=hang, interval=HOUR, timeout=HOUR)
     async with checked.running():
         await asked.wait()
         checked.remove(0)
-        await until(told.is_set)
+        await until(cancelled.is_set)
 
 
 async def test_no_task_is_left_of_removed_members() -> None:

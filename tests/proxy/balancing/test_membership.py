@@ -339,7 +339,7 @@ class Events(RuleBasedStateMachine):
         """A check was good since its process came."""
         self.flight: list[Member] = []
         self.inside: set[Member] = set()
-        """By what was told."""
+        """According to the changes that were reported."""
 
     def some(self, data: st.DataObject) -> Member:
         return data.draw(st.sampled_from(list(self.there.values())))
@@ -357,11 +357,11 @@ class Events(RuleBasedStateMachine):
             others = {one: one.state for one in self.pool.members if one is not member}
             assert self.pool.remove(slot) is member
             for one, before in others.items():
-                # An ejected one is called back when nobody else is left.
+                # An ejected one is called back when no other member is left.
                 assert one.state is before or before is MemberState.EJECTED
             self.gone.append(member)
             self.proved.discard(member)
-            self.told({member.slot: member})
+            self.check_reports({member.slot: member})
 
     @precondition(lambda self: self.there)
     @rule(data=st.data(), what=st.sampled_from(["join", "drain", "leave"]))
@@ -426,7 +426,7 @@ class Events(RuleBasedStateMachine):
     def has_room(self, member: Member) -> bool:
         return not self.limit or member.active < self.limit
 
-    def told(self, also: dict[int, Member]) -> None:
+    def check_reports(self, also: dict[int, Member]) -> None:
         for slot, _reason in self.service.changes:
             self.inside ^= {also.get(slot) or self.there[slot]}
         self.service.changes.clear()
@@ -447,8 +447,8 @@ class Events(RuleBasedStateMachine):
         assert up <= self.proved, "one is in the rotation whose process passed no check"
         assert up or not any(m.state is MemberState.EJECTED for m in self.there.values())
         assert self.pool.available == sum(map(self.has_room, self.pool.eligible))
-        self.told({})
-        assert self.inside == up, "an entry or exit was not told, or told twice"
+        self.check_reports({})
+        assert self.inside == up, "an entry or exit was not reported, or reported twice"
 
 
 Events.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

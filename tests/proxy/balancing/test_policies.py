@@ -1,4 +1,7 @@
-"""Turns are exact whichever members come and go, and a client keeps its worker."""
+"""Turns are exact whichever members come and go, and a client keeps its worker.
+
+Covers `balancing/schedule`.
+"""
 
 import random
 from collections import Counter
@@ -42,7 +45,7 @@ def workers(*weights: int) -> list[Worker]:
 
 
 def names(policy: Policy[Worker], picks: int, avoid: Sequence[Worker] = ()) -> str:
-    """Who was picked, as digits in order; "-" for nobody."""
+    """Who was picked, as digits in order; "-" for none."""
     return "".join(
         "-" if member is None else member.address[1:]
         for member in (policy.pick("client", avoid) for _ in range(picks))
@@ -66,7 +69,7 @@ def test_only_the_rotation_is_picked_and_the_avoided_never(
 ) -> None:
     members = workers(*data.draw(weights))
     chosen = policy(balance, members, random.Random(7).random)
-    assert chosen.pick("client", ()) is None, "nobody was put into the rotation yet"
+    assert chosen.pick("client", ()) is None, "no member is in the rotation yet"
     for _ in range(5):
         rotation = [member for member in members if data.draw(st.booleans())]
         avoid = [member for member in members if data.draw(st.booleans())]
@@ -171,7 +174,7 @@ def test_a_member_that_leaves_and_returns_moves_no_other_turn() -> None:
 
 
 class Walk:
-    """The model: a finger on the schedule that steps over whoever is not wanted."""
+    """The model: a finger on the schedule that skips members that are not wanted."""
 
     def __init__(self, members: Sequence[Worker]) -> None:
         self.places = [members[i] for i in schedule([member.weight for member in members])]

@@ -391,10 +391,10 @@ def test_no_order_of_events_ejects_too_many_or_picks_a_member_out_of_the_rotatio
         ejected = [member for member in service.members if member.state is MemberState.EJECTED]
         assert service.pool.in_rotation == len(up)
         assert set(service.turns(len(up))) == {member.slot for member in up}
-        assert up or not ejected, "somebody is kept out although nobody else is left"
+        assert up or not ejected, "a member is kept out although no other is left"
         if sum(member.ejections for member in service.members) > ejections:
             assert len(ejected) <= share * (len(up) + len(ejected))
         for slot, _reason in service.changes:
             inside ^= {service.members[slot]}
         service.changes.clear()
-        assert inside == set(up), "an entry or exit was not told, or told twice"
+        assert inside == set(up), "an entry or exit was not reported, or reported twice"

@@ -1,7 +1,8 @@
 """A connection goes to a worker that can take it, and to another if it does not.
 
-A real service of the proxy with real listeners and links; the workers' ends are in the hands
-of the test, and so is the clock.
+The service, its listeners and its links are real. The test controls the workers' ends and the
+clock.
+Covers `handoff/pending`.
 """
 
 import asyncio

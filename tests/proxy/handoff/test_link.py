@@ -1,6 +1,6 @@
 """Every connection sent over a link is taken, returned or lost, whatever the worker does.
 
-Real socket pairs and real descriptors; the worker's end is in the hands of the test.
+Socket pairs and descriptors are real. The test controls the worker's end.
 """
 
 import asyncio

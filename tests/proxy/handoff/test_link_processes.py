@@ -1,4 +1,4 @@
-"""Thousands of connections to processes that are killed, stopped or reclaimed from.
+"""Of thousands of connections none is lost when a process is killed, stopped or reclaimed from.
 
 Real processes take connections with a worker's own code. What is not taken is reclaimed
 and goes to another process. Each client is answered by exactly one of them.

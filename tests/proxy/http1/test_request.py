@@ -1,6 +1,6 @@
 """Hop-by-hop fields are dropped, and a worker gets no forwarding field that a client made up.
 
-Proves `request` and `fields`. `tests/proxy/http/test_limits.py` proves `request_body`.
+Covers `http1/fields`, together with `test_response`.
 """
 
 import pytest
@@ -147,7 +147,7 @@ def test_close_and_keep_alive_are_noted() -> None:
     assert noted(b"x, Keep-Alive") == (False, True)
 
 
-# -- whom to believe
+# -- which forwarding fields are trusted
 
 CLAIMS = [
     b"X-Forwarded-For", b"x-forwarded-proto", b"X-FORWARDED-HOST", b"X-Forwarded-Port",
@@ -218,7 +218,7 @@ def test_a_client_is_trusted_by_its_network(client: str, *, trusted: bool) -> No
     assert not plain().trusts(client)
 
 
-# -- the memory
+# -- the cache
 
 
 def test_a_cached_block_is_used_only_for_clients_of_the_same_trust() -> None:
@@ -226,8 +226,8 @@ def test_a_cached_block_is_used_only_for_clients_of_the_same_trust() -> None:
     head = b"GET /%b HTTP/1.1\r\nHost: a\r\nX-Request-ID: b\r\n\r\n"
     first = prepare(head % b"1", using=using)
     assert prepare(head % b"2", using=using) is first
-    believed = prepare(head % b"1", using=using, trusted=True)
-    assert (believed.request_id, first.request_id) == (b"b", b"")
+    trusted_first = prepare(head % b"1", using=using, trusted=True)
+    assert (trusted_first.request_id, first.request_id) == (b"b", b"")
     assert prepare(head % b"1", using=using) is first
 
 

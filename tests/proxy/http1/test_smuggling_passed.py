@@ -1,4 +1,4 @@
-"""What is forwarded is exactly one request, however it is read, with no field of a stranger.
+"""What is forwarded is exactly one request in every reading, without fields of untrusted clients.
 
 h11 and llhttp read it as a worker would: with the intended body, with the fields that the proxy
 sets, and with what follows as a request of its own.
@@ -146,8 +146,8 @@ def test_connection_cannot_remove_what_the_proxy_sets(harness: Harness) -> None:
     for name in {*ours, b"via", b"forwarded", b"x-real-ip", b"x-forwarded-host"} - {b"host"}:
         harness.build()
         client = harness.client()
-        said = b"Connection: close, %b\r\n%b: forged\r\n" % (name.upper(), name)
-        client.send(head(said, b"GET / HTTP/1.1"))
+        options = b"Connection: close, %b\r\n%b: forged\r\n" % (name.upper(), name)
+        client.send(head(options, b"GET / HTTP/1.1"))
         got = received(harness).fields
         assert {key for key, _ in got} == {*ours}
         assert b"forged" not in b"".join(value for _, value in got)

@@ -34,7 +34,7 @@ def split(data: bytes) -> list[bytes]:
 
 
 def serves_another(harness: Harness) -> None:
-    """Whatever was said, the next client gets what is meant for it, over a new connection."""
+    """Whatever the worker sent, the next client gets its own response, over a new connection."""
     wires = len(harness.network.wires)
     client = harness.client()
     client.send(GET)

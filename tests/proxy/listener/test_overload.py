@@ -1,5 +1,8 @@
-"""A client that finds no room waits, and is accepted when there is some or refused: none hangs or
-is lost, and there is no busy loop meanwhile."""
+"""A client that finds no room waits, and is accepted when there is some or refused.
+
+None hangs or is lost, and there is no busy loop meanwhile.
+Covers `listener/rejection`.
+"""
 
 import asyncio
 import errno

@@ -1,4 +1,7 @@
-"""A relayed connection finds a worker or ends, and both its sides end together."""
+"""A relayed connection gets a worker or is closed, and both its sides end together.
+
+Covers `tcp/duplex`.
+"""
 
 import pytest
 from tests.proxy.conftest import Harness, Wire

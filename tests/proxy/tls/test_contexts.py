@@ -1,4 +1,7 @@
-"""A TLS client is shown the certificate of the name it asks for, and only good settings."""
+"""A TLS client is shown the certificate of the name it asks for, and only good settings.
+
+Covers `tls/server_names`.
+"""
 
 import ssl
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,6 @@
-"""The same answers from an `app`: for schemes that pass it connections, which no command takes.
+"""The same answers from an `app`, for schemes that pass it connections: no command takes those.
 
-It speaks to its clients itself, so it does nothing wrong by byte; it is blocked, dies and
-retires.
+It serves its clients itself, so it cannot break single bytes. It is blocked, dies and retires.
 """
 
 import os

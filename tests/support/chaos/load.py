@@ -1,8 +1,8 @@
-"""Clients of a storm: what they ask, and what they make of the answers.
+"""Clients of a storm: the requests that they send, and their verdicts on the answers.
 
-Each client goes from scene to scene (see `scenes`), one connection each, by dice of its own.
-Every answer is compared with the one that follows from the request's name: another one's
-answer, a byte too many or a silent end is *wrong*, and kept in words.
+Each client runs one scene after another (see `scenes`), one connection each, chosen by its own
+random numbers. Every answer is compared with the one that follows from the request's name.
+Another request's answer, a byte too many or a silent end is *wrong*, and kept as text.
 """
 
 import asyncio
@@ -142,7 +142,7 @@ class Load:
         )  # fmt: skip
 
     async def send(self, client: Client, ask: Ask) -> None:
-        """A whole request. A cut here is heard when its answer is read: that may be there."""
+        """A whole request. A cut is noticed when its answer is read, which may have arrived."""
         self.ledger.sent += 1
         with suppress(Cut):
             await client.send(ask.head() + ask.payload())

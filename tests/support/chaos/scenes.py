@@ -1,7 +1,7 @@
-"""The ways in which clients ask, and those in which they leave.
+"""The ways in which clients send requests, and those in which they disconnect.
 
-A scene has one connection and ends with it. It asks through its `Load`, which judges the
-answers; what a client that leaves does not wait for is counted as left.
+A scene has one connection and ends with it. It sends its requests through its `Load`, which
+checks the answers. Answers that a disconnecting client does not wait for are counted as left.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ async def one_after_the_other(load: Load, client: Client, dice: random.Random) -
         if not await load.expect(client, ask, behind=may_end):
             return
         # If it was answered before all of it was read, its connection ends, and that cannot
-        # be said any more when the answer's head was on its way by then.
+        # be announced any more when the answer's head was on its way by then.
         may_end = ask.method == b"POST"
 
 
@@ -198,7 +198,7 @@ def _leave(client: Client, dice: random.Random) -> None:
 
 
 async def half_gone(load: Load, client: Client, dice: random.Random) -> None:
-    """Says that it will say no more, and reads on: gets its answer, or the end."""
+    """Half-closes and reads on: gets its answer, or the end."""
     ask = Ask(load.name(), size=dice.randrange(3_000))
     load.left("closed its half")
     try:

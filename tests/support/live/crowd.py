@@ -1,4 +1,4 @@
-"""Many clients at once, and what they and a run make of it."""
+"""Many clients at once, and checks of their answers and of the run."""
 
 import asyncio
 from collections import Counter
