@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.support.live.cluster import Cluster
-from tests.support.live.crowd import PROGRAM
+from tests.support.live.many_clients import PROGRAM
 from tests.support.live.wire import Origin, Wire
 
 Penstock = Callable[..., Cluster]

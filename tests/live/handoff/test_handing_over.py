@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from tests.support.live.crowd import (
-    CROWD,
+from tests.support.live.many_clients import (
+    AT_ONCE,
     DEMO,
     PASSED,
-    crowd,
     descriptors,
     failures,
     handoffs,
     pids,
+    request_many,
     settled,
 )
 
@@ -38,9 +38,9 @@ def test_a_killed_worker_loses_only_connections_that_it_had_taken(
         if answered == 5_000:
             psutil.Process(victim).kill()
 
-    answers = asyncio.run(crowd(run.address(), 10_000, meanwhile=kill))
+    answers = asyncio.run(request_many(run.address(), 10_000, meanwhile=kill))
     # What the dead worker had taken is gone with it, and nothing else: a window at the most.
-    assert len(failures(answers)) <= CROWD, Counter(failures(answers))
+    assert len(failures(answers)) <= AT_ONCE, Counter(failures(answers))
     settled(run, 3, {victim})
     run.until(lambda: run.metric("penstock_handoffs_in_flight") == 0)
     assert handoffs(run, "lost") == 0
@@ -59,7 +59,7 @@ def test_connections_that_a_stopped_worker_does_not_take_go_to_another(
     stopped = psutil.Process(run.workers()[0]["pid"])
     stopped.send_signal(signal.SIGSTOP)
     try:
-        answers = asyncio.run(crowd(run.address(), 200))
+        answers = asyncio.run(request_many(run.address(), 200))
         assert not failures(answers)
         assert not any("web/0" in answer for answer in answers)
         assert handoffs(run, "requeued") > 0
@@ -67,7 +67,7 @@ def test_connections_that_a_stopped_worker_does_not_take_go_to_another(
         stopped.send_signal(signal.SIGCONT)
     run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
     assert handoffs(run, "lost") == 0
-    answers = asyncio.run(crowd(run.address(), 100))
+    answers = asyncio.run(request_many(run.address(), 100))
     assert not failures(answers)
     assert any("web/0" in answer for answer in answers)
 
@@ -79,7 +79,7 @@ def test_a_connect_is_never_refused_while_the_worker_is_replaced(
     run = penstock(app=DEMO, scheme=scheme, workers=1)
     (victim,) = pids(run)
     psutil.Process(victim).kill()
-    answers = asyncio.run(crowd(run.address(), CROWD))
+    answers = asyncio.run(request_many(run.address(), AT_ONCE))
     assert not [answer for answer in answers if answer.startswith("connect:")]
     settled(run, 1, {victim})
 
@@ -94,12 +94,12 @@ def test_a_killed_proxy_costs_only_connections_that_it_had_not_handed_over(
         if answered == 500:
             proxy.kill()
 
-    answers = asyncio.run(crowd(run.address(), 2_000, meanwhile=kill))
+    answers = asyncio.run(request_many(run.address(), 2_000, meanwhile=kill))
     assert not [answer for answer in answers if answer.startswith("connect:")]
     # Those that the proxy had accepted and not passed on go with it.
-    assert len(failures(answers)) <= CROWD
+    assert len(failures(answers)) <= AT_ONCE
     assert pids(run) == workers
-    assert not failures(asyncio.run(crowd(run.address(), 100)))
+    assert not failures(asyncio.run(request_many(run.address(), 100)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from tests.support.live.crowd import SCHEMES, crowd, failures, once, pids, settled
+from tests.support.live.many_clients import SCHEMES, failures, once, pids, request_many, settled
 
 if TYPE_CHECKING:
     from tests.live.conftest import Penstock
@@ -27,9 +27,9 @@ def test_a_worker_that_retires_under_load_loses_no_request(
         address = run.address()
         # One that is being served when its worker has to retire, whichever that is.
         long = [asyncio.create_task(once(address, b"/slow?s=1")) for _ in range(8)]
-        answers = await crowd(address, 200)
+        answers = await request_many(address, 200)
         retired.append(await once(address, path.encode()))
-        more = await crowd(address, 3_000)
+        more = await request_many(address, 3_000)
         return [*answers, *more, *(await asyncio.gather(*long))]
 
     answers = asyncio.run(load())
@@ -53,7 +53,7 @@ def test_all_workers_are_replaced_under_load_and_no_request_fails(
     run.process.send_signal(signal.SIGHUP)
     failed: list[str] = []
     while "all workers are replaced" not in run.err:
-        failed += failures(asyncio.run(crowd(run.address(), 200)))
+        failed += failures(asyncio.run(request_many(run.address(), 200)))
         run.look()
         assert run.process.poll() is None
     assert not failed

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from tests.support.live.crowd import (
-    CROWD,
+from tests.support.live.many_clients import (
+    AT_ONCE,
     DEMO,
     GET,
     PASSED,
     SCHEMES,
-    crowd,
     descriptors,
     failures,
     handoffs,
+    request_many,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_all_workers_serve_on_one_port(penstock: "Penstock", scheme: str) -> None:
     run = penstock(app=DEMO, scheme=scheme, workers=3)
-    answers = asyncio.run(crowd(run.address(), 600))
+    answers = asyncio.run(request_many(run.address(), 600))
     assert not failures(answers)
     shares = Counter(re.sub(r" \(.*", "", answer.strip()) for answer in answers)
     assert len(shares) == 3, shares
@@ -69,7 +69,7 @@ def test_the_metrics_of_requests_do_not_depend_on_the_scheme(
     penstock: "Penstock", scheme: str
 ) -> None:
     run = penstock(app=DEMO, scheme=scheme)
-    answers = asyncio.run(crowd(run.address(), 50))
+    answers = asyncio.run(request_many(run.address(), 50))
     assert not failures(answers)
     run.until(lambda: run.metric("penstock_requests_total", service="web", code="200") == 50)
     assert run.metric("penstock_connections_total", service="web") == 50
@@ -101,7 +101,7 @@ def test_a_connection_costs_the_descriptors_that_its_scheme_promises(
 
     def all_have_served() -> bool:
         # The loop of a process opens one for itself with its first connection.
-        seen.update(asyncio.run(crowd(run.address(), CROWD)))
+        seen.update(asyncio.run(request_many(run.address(), AT_ONCE)))
         return len(seen) == 2
 
     run.until(all_have_served)
@@ -152,7 +152,7 @@ def test_any_program_that_knows_listen_fds_can_be_a_worker(
         "    client.close()\n"
     )
     run = penstock(command=["python3", "server.py"], scheme=scheme, workers=2)
-    answers = asyncio.run(crowd(run.address(), 400))
+    answers = asyncio.run(request_many(run.address(), 400))
     assert not failures(answers)
     assert len(set(answers)) == 2
 
@@ -182,7 +182,7 @@ def test_a_worker_that_fails_its_checks_has_its_socket_closed_until_it_passes(
     stuck.send_signal(signal.SIGSTOP)
     try:
         run.until(lambda: "web/1: its socket is closed" in run.err)
-        answers = asyncio.run(crowd(run.address(), 100))
+        answers = asyncio.run(request_many(run.address(), 100))
         assert not failures(answers)
         assert all("web/0" in answer for answer in answers)
     finally:
@@ -190,7 +190,7 @@ def test_a_worker_that_fails_its_checks_has_its_socket_closed_until_it_passes(
     run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
 
     def both_serve() -> bool:
-        answers = asyncio.run(crowd(run.address(), 100))
+        answers = asyncio.run(request_many(run.address(), 100))
         assert not failures(answers)
         return any("web/1" in answer for answer in answers)
 
@@ -224,7 +224,7 @@ def test_a_client_that_resets_while_it_is_handed_over_affects_no_other(
         sock = socket.create_connection(run.address())
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
-    assert not failures(asyncio.run(crowd(run.address(), 100)))
+    assert not failures(asyncio.run(request_many(run.address(), 100)))
     run.until(lambda: run.metric("penstock_handoffs_in_flight") == 0)
     assert handoffs(run, "lost") == 0
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.live.somebody import (
+from tests.support.live.unprivileged import (
     Words,
     reaches,
 )

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.live.somebody import (
+from tests.support.live.unprivileged import (
     AS_NOBODY,
     DEMO,
     NOBODY,
     Words,
     pids,
-    said,
+    run_penstock,
 )
 
 pytestmark = pytest.mark.root
@@ -24,20 +24,20 @@ pytestmark = pytest.mark.root
 
 def test_status_reload_and_stop_work_over_the_control_socket(penstock: Any, folder: Path) -> None:
     place = str(folder / "run")
-    assert said("status", "--run-dir", place).returncode == 3
+    assert run_penstock("status", "--run-dir", place).returncode == 3
     run = penstock("--run-dir", place, folder=folder, app=DEMO)
-    done = said("status", "--run-dir", place, "--json")
+    done = run_penstock("status", "--run-dir", place, "--json")
     status = json.loads(done.stdout)
     assert (done.returncode, status["pid"], status["ready"]) == (0, run.process.pid, True)
     before = pids(run, "worker")
-    done = said("reload", "--run-dir", place)
+    done = run_penstock("reload", "--run-dir", place)
     assert (done.returncode, done.stdout[:4]) == (0, "pid ")
     run.until(lambda: run.status()["ready"] and not pids(run, "worker") & before, "new workers")
-    done = said("stop", "--run-dir", place, "--json")
+    done = run_penstock("stop", "--run-dir", place, "--json")
     assert (done.returncode, json.loads(done.stdout)["pid"]) == (0, run.process.pid)
     assert run.ended() == 0
     assert not (folder / "run").exists()
-    done = said("stop", "--run-dir", place)
+    done = run_penstock("stop", "--run-dir", place)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == f"penstock: not running: no run in {place}\n"
 
@@ -47,11 +47,11 @@ def test_with_two_runs_a_command_must_name_one(penstock: Any, commons: Path, fol
     one = penstock("--run-dir", place, folder=folder, app=DEMO, access_log="off")
     beside = Path(tempfile.mkdtemp(dir=commons))
     other = penstock("--run-dir", place, folder=beside, app=DEMO, access_log="off")
-    done = said("stop", "--run-dir", place)
+    done = run_penstock("stop", "--run-dir", place)
     assert (done.returncode, "name one with --pid" in done.stderr) == (1, True)
-    assert said("stop", "--run-dir", place, "--pid", str(other.process.pid)).returncode == 0
+    assert run_penstock("stop", "--run-dir", place, "--pid", str(other.process.pid)).returncode == 0
     assert other.ended() == 0
-    assert said("status", "--run-dir", place).stdout.startswith("penstock ")
+    assert run_penstock("status", "--run-dir", place).stdout.startswith("penstock ")
     assert one.process.poll() is None
 
 
@@ -86,9 +86,9 @@ def test_silent_clients_of_the_control_socket_do_not_block_others(
         sock.connect(str(path))
         sock.send(b"POST /st")
         held.append(sock)
-    assert said("status", "--run-dir", str(place)).returncode == 0
+    assert run_penstock("status", "--run-dir", str(place)).returncode == 0
     assert run.get("/")[0] == 200
-    assert said("stop", "--run-dir", str(place)).returncode == 0
+    assert run_penstock("stop", "--run-dir", str(place)).returncode == 0
     assert run.ended() == 0
     for sock in held:
         sock.close()
@@ -98,6 +98,6 @@ def test_a_directory_of_another_user_is_refused_before_anything_starts(folder: P
     place = folder / "run"
     place.mkdir(0o700)
     os.chown(place, NOBODY.pw_uid, NOBODY.pw_gid)
-    done = said("run", "--admin", "", "-b", "127.0.0.1:0", "--run-dir", str(place))
+    done = run_penstock("run", "--admin", "", "-b", "127.0.0.1:0", "--run-dir", str(place))
     line = f"penstock: run_dir: {place}: belongs to uid {NOBODY.pw_uid}, and we are uid 0"
     assert (done.returncode, line in done.stderr) == (1, True), done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trustme
-from tests.support.live.somebody import (
+from tests.support.live.unprivileged import (
     DEMO,
     NOBODY,
     Words,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from tests.support.live.somebody import (
+from tests.support.live.unprivileged import (
     AS_NOBODY,
     DEMO,
     NOBODY,
@@ -25,7 +25,7 @@ from tests.support.live.somebody import (
     assert_nobody,
     facts,
     pids,
-    said,
+    run_penstock,
 )
 
 import penstock_proxy
@@ -188,7 +188,7 @@ def test_without_root_everything_runs_as_the_current_user(
     assert run.get("/")[0] == 200
     assert (folder / "run").stat().st_mode & 0o777 == 0o700
     # Root may ask as well.
-    done = said("status", "--run-dir", str(folder / "run"))
+    done = run_penstock("status", "--run-dir", str(folder / "run"))
     assert (done.returncode, "ready" in done.stdout) == (0, True)
 
 

@@ -51,5 +51,5 @@ def pids(run: Any, kind: str) -> set[int]:
     return set(found)
 
 
-def said(*words: str) -> subprocess.CompletedProcess[str]:
+def run_penstock(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run((*PENSTOCK, *words), capture_output=True, text=True, check=False)
