@@ -206,7 +206,7 @@ def test_under_overload_what_can_be_served_is_and_the_rest_is_refused_early(
     assert max(worst) == 1
     assert longest <= 20
     assert statuses[200] >= 40, "about a hundred a second, if the machine is not busy"
-    # First come, first served: who was served was served in the order of coming.
+    # First come, first served: requests were served in the order of their arrival.
     overtaken = max(last - one for one, last in zip(served, accumulate(served, max), strict=True))
     assert overtaken <= 50, "connections of about the same time may be read in any order"
     rejected = run.metric("penstock_rejected_total")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.support.live.wire import Wire
 
 
-def who(body: bytes) -> str:
+def worker_of(body: bytes) -> str:
     match = re.match(rb"hello from (\w+/\d) ", body)
     assert match, body
     return match[1].decode()
@@ -23,7 +23,7 @@ def who(body: bytes) -> str:
 
 def test_round_robin_is_exact_over_one_connection(demo: "Cluster") -> None:
     wire = demo.connect()
-    turns = Counter(who(wire.ask(request()).body) for _ in range(40))
+    turns = Counter(worker_of(wire.ask(request()).body) for _ in range(40))
     assert turns == {"web/0": 20, "web/1": 20}
 
 
@@ -33,7 +33,7 @@ def test_round_robin_is_exact_over_many_connections_at_once(demo: "Cluster") -> 
     def client() -> None:
         for _ in range(5):
             wire = demo.connect()
-            mine = [who(wire.ask(request()).body) for _ in range(5)]
+            mine = [worker_of(wire.ask(request()).body) for _ in range(5)]
             turns.update(mine)
             wire.close()
 

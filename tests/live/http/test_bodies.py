@@ -103,7 +103,7 @@ def test_answers_without_a_body_have_none_and_keep_the_connection(
         assert wire.ask(request("/head", method="HEAD"), method="HEAD")["Content-Length"] == "700"
         assert wire.ask(request("/head-chunked", method="HEAD"), method="HEAD").status == 200
         assert wire.ask(request("/empty")).body == b""
-    # Nor was the worker's connection lost on the way, but for the two who spoke of chunks:
+    # Nor was the worker's connection lost on the way, but for the two that announced chunks:
     # such a one may send the last of them after all.
     assert len(met) - checks == 3
 

@@ -81,10 +81,10 @@ WAY = """
 from aiohttp import web
 
 async def way(request):
-    told = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via")
+    names = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via")
     return web.json_response({
         "forwarded": [dict(element) for element in request.forwarded],
-        **{name: request.headers.getall(name, []) for name in told},
+        **{name: request.headers.getall(name, []) for name in names},
     })
 
 app = web.Application()

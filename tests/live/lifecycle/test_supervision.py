@@ -193,8 +193,8 @@ def test_a_child_that_ignores_term_is_killed_with_all_below_it(tmp_path: Path) -
         assert "did not leave within 0.3 s and is killed" in run.err
 
 
-# A service that never worked ends the run, so slot 1 waits until slot 0 does: the proxy asks
-# nobody who has not joined.
+# A service that never worked ends the run, so slot 1 waits until slot 0 does: the proxy checks
+# only workers that have joined.
 FAILING = """
 if [ "$PENSTOCK_SLOT" = 1 ]; then
     until [ -e asked ]; do sleep 0.01; done

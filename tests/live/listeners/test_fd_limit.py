@@ -40,8 +40,8 @@ def hold(run: "Cluster", most: int = 2000) -> list["Wire"]:
     return held
 
 
-def answer_to_who_waits(run: "Cluster") -> bytes:
-    """What one is told that found no room; an end that is no reset."""
+def answer_to_waiting_client(run: "Cluster") -> bytes:
+    """What a client without room gets. It ends without a reset."""
     wire = run.connect()
     wire.send(GET)
     return wire.rest()
@@ -74,7 +74,7 @@ def test_without_descriptors_clients_are_refused_and_with_some_served_again(
         resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, (open_now + 80, open_now + 80))
     hold(run)
     assert run.metric("penstock_accept_pauses_total", service="web") >= 1
-    assert answer_to_who_waits(run).startswith(answer)
+    assert answer_to_waiting_client(run).startswith(answer)
     assert run.metric("penstock_rejected_total", service="web") >= 1
     # Health checks go on meanwhile.
     checks = run.metric("penstock_health_checks_total", service="web", result="ok")
@@ -111,7 +111,7 @@ def test_a_proxy_without_descriptors_waits_without_a_busy_loop_and_loses_no_clie
     assert cost_of_looking(run, proxy) < 5 * usual
     assert run.metric("penstock_accepting", service="web") == 0
     resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, before)
-    # Whoever was let in and whoever was not: each has one answer.
+    # Accepted or not, each client has one answer.
     for wire in waiting:
         assert wire.answer().status == 200
     for wire in held:
@@ -163,7 +163,7 @@ def test_one_client_cannot_have_all_connections(penstock: "Penstock") -> None:
     run = penstock(app="penstock_worker.demo:app", workers=1, limits={"connections_per_client": 20})
     held = [run.connect() for _ in range(20)]
     run.until(lambda: run.metric("penstock_connections_active", service="web") == 20)
-    assert answer_to_who_waits(run).startswith(b"HTTP/1.1 429 ")
+    assert answer_to_waiting_client(run).startswith(b"HTTP/1.1 429 ")
     with socket.socket() as other:
         other.bind(("127.0.0.2", 0))
         other.settimeout(60)

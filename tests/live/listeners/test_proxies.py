@@ -1,6 +1,6 @@
 """Several proxies serve like one, and a killed proxy costs only its own clients.
 
-One run of two proxies has a service of every kind that has a proxy. The kernel says which
+One run of two proxies has a service of every kind that has a proxy. The kernel knows which
 process has which end of a connection.
 Covers `messages`, `runtime/commands`, `runtime/process` and `runtime/stats`.
 """
@@ -130,7 +130,7 @@ def test_when_a_proxy_is_killed_only_its_own_clients_are_cut(run: "Cluster", nam
     cut, kept = whose(run, name, [killed, other])
     counted = run.metric("penstock_connections_total", service=name)
     killed.kill()
-    # Whoever comes now is not refused, whichever proxy the kernel deals it to.
+    # A client that connects now is not refused, whichever proxy the kernel chooses.
     connected(run, name)
     for wire in wires:
         assert lives(wire) is (port_of(wire) not in cut)
@@ -147,7 +147,7 @@ def test_a_client_in_the_backlog_of_a_killed_proxy_is_served(run: "Cluster", nam
     wires = [run.connect(name) for _ in range(MANY)]
     for wire in wires:
         wire.send(GET)
-    # As far as we can see, about half of them wait where nobody accepts.
+    # As far as the test can see, about half of them wait in the backlog of the stopped proxy.
     stuck.kill()
     assert [wire.answer().status for wire in wires] == [200] * MANY
     replaced(run, 1, stuck)
@@ -188,7 +188,7 @@ def test_connections_that_a_killed_worker_had_not_taken_survive_a_killed_proxy_t
 
 
 class Load:
-    """Clients that ask again and again on connections that are kept, until told to end."""
+    """Clients that send requests on kept connections until `end` is called."""
 
     def __init__(self, run: "Cluster", *names: str) -> None:
         self.seen: Counter[str] = Counter()

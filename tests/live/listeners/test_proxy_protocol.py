@@ -106,7 +106,7 @@ def run_of_all(launch: "Launch", programs: str) -> "Cluster":
     )
 
 
-def told(wire: "Wire") -> Any:
+def answer_on(wire: "Wire") -> Any:
     return json.loads(wire.answer().body)
 
 
@@ -119,7 +119,7 @@ def test_the_worker_sees_the_address_from_the_header(
     true, here = (TRUE, HERE) if header.startswith(b"PROXY") else (TRUE6, HERE6)
     wire.send(header, GET)
     for _ in range(3):
-        answer = told(wire)
+        answer = answer_on(wire)
         if service == "http":
             assert answer["for"] == [true[0]]
         else:
@@ -136,7 +136,7 @@ def test_a_header_may_arrive_in_pieces(behind: "Cluster", service: str) -> None:
     for byte in build(1, TRUE, HERE):
         wire.send(bytes((byte,)))
     wire.send(GET)
-    assert TRUE[0] in json.dumps(told(wire))
+    assert TRUE[0] in json.dumps(answer_on(wire))
 
 
 @pytest.mark.parametrize("header", [build_local(), build(1), build(2)])
@@ -146,7 +146,7 @@ def test_a_header_without_an_address_leaves_the_address_of_the_peer(
 ) -> None:
     wire = behind.connect(service)
     wire.send(header, GET)
-    answer = told(wire)
+    answer = answer_on(wire)
     assert "127.0.0.1" in (answer["remote"], *answer["for"])
 
 
@@ -155,15 +155,15 @@ def test_a_connection_without_a_header_is_closed_and_counted(
     behind: "Cluster", service: str
 ) -> None:
     before = behind.metric("penstock_rejected_total", service=service, reason="proxy_header")
-    for said in (GET, SIGNATURE + b"\x21\x13\0\0" + GET, b"PROXY TCP4 1.1.1.1\r\n" + GET):
+    for data in (GET, SIGNATURE + b"\x21\x13\0\0" + GET, b"PROXY TCP4 1.1.1.1\r\n" + GET):
         wire = behind.connect(service)
-        wire.send(said)
+        wire.send(data)
         assert wire.is_ended()
     after = behind.metric("penstock_rejected_total", service=service, reason="proxy_header")
     assert after - before == 3
     wire = behind.connect(service)
     wire.send(build(2, TRUE, HERE), GET)
-    assert told(wire)
+    assert answer_on(wire)
 
 
 @pytest.mark.parametrize("service", ["http", "tcp", "handoff", "hash", "shared", "reuseport"])
@@ -180,7 +180,7 @@ def test_a_client_that_disconnects_during_the_header_leaves_nothing_behind(
     )
     wire = behind.connect(service)
     wire.send(build(2, TRUE, HERE), GET)
-    assert told(wire), "and others are served"
+    assert answer_on(wire), "and others are served"
 
 
 def _is_none(count: Callable[[], float]) -> bool:

@@ -119,7 +119,7 @@ def test_a_connection_costs_the_descriptors_that_its_scheme_promises(
         assert grown["proxy"] == 0
         assert grown["workers"] == 100
         assert run.metric("penstock_fds_per_connection", service="web") == 1
-    # Who asked for the figures may not have hung up yet.
+    # The client that read the figures may not have disconnected yet.
     run.until(lambda: descriptors(run)["supervisor"] <= before["supervisor"])
     run.hang_up()
     run.until(lambda: descriptors(run)["workers"] <= before["workers"] + 2)

@@ -41,7 +41,7 @@ def folder(commons: Path, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def under(commons: Path) -> Words:
-    """What a run has to be started with so that nobody can reach the interpreter."""
+    """The command prefix with which the user `nobody` can reach the interpreter."""
     if reaches(()):
         return ()
     packages = (penstock_proxy, penstock_supervisor, penstock_worker)
@@ -69,5 +69,5 @@ def under(commons: Path) -> Words:
     script.write_text("\n".join([*lines, 'exec "$@"', ""]))
     words = ("unshare", "--mount", "sh", str(script))
     if not reaches(words):
-        pytest.skip("nobody can reach the interpreter here")
+        pytest.skip("the user nobody cannot reach the interpreter here")
     return words

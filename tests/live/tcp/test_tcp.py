@@ -15,7 +15,7 @@ HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def parrot(wire: "Wire") -> None:
-    """Repeats what it hears, and ends when it has heard the end."""
+    """Echoes what it receives, and ends when its client has ended."""
     while data := wire.sock.recv(1 << 16):
         wire.sock.sendall(data)
 
@@ -46,14 +46,14 @@ def test_a_client_that_has_closed_its_sending_side_still_gets_its_answer(
 def test_a_worker_that_has_closed_its_sending_side_still_receives_from_its_client(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
-    heard: list[bytes] = []
+    received: list[bytes] = []
     done = threading.Event()
 
     def answer(wire: "Wire") -> None:
         if wire.exactly(1) == b"?":
             wire.send(b"that is all")
             wire.finish()
-            heard.append(wire.rest())
+            received.append(wire.rest())
             done.set()
 
     wire = penstock("--to", origin(answer).address, mode="tcp").connect()
@@ -62,7 +62,7 @@ def test_a_worker_that_has_closed_its_sending_side_still_receives_from_its_clien
     wire.send(b"not for me" * 10_000)
     wire.finish()
     assert done.wait(60)
-    assert heard == [b"not for me" * 10_000]
+    assert received == [b"not for me" * 10_000]
 
 
 def test_a_worker_may_send_before_its_client_does(penstock: "Penstock", origin: "Worker") -> None:

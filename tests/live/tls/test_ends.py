@@ -20,7 +20,7 @@ LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 def test_each_direction_ends_on_its_own(
     penstock: "Penstock", origin: "Worker", files: "Files", dial: "Dial", version: ssl.TLSVersion
 ) -> None:
-    said: list[bytes] = []
+    received: list[bytes] = []
     done = threading.Event()
 
     def answer(wire: "Plain") -> None:
@@ -32,7 +32,7 @@ def test_each_direction_ends_on_its_own(
         if wire.exactly(1) == b"?":
             wire.send(b"that is all")
             wire.finish()
-            said.append(wire.rest())
+            received.append(wire.rest())
             done.set()
 
     tls = files.issue("localhost", into="halves")
@@ -52,7 +52,7 @@ def test_each_direction_ends_on_its_own(
     last.send(b"not for me" * 10_000)
     last.finish()
     assert done.wait(60)
-    assert said == [b"not for me" * 10_000]
+    assert received == [b"not for me" * 10_000]
 
 
 @pytest.mark.parametrize("mode", ["http", "tcp"])

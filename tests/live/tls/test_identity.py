@@ -20,9 +20,9 @@ def identified(files: "Files", name: str, authority: trustme.CA | None = None) -
     return context
 
 
-def headers(wire: "Wire", *said: bytes) -> list[list[str]]:
+def headers(wire: "Wire", *fields: bytes) -> list[list[str]]:
     wire.send(b"GET /headers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
-    wire.send(b"".join(line + b"\r\n" for line in (*said, b"")))
+    wire.send(b"".join(line + b"\r\n" for line in (*fields, b"")))
     found: list[list[str]] = json.loads(wire.rest().partition(b"\r\n\r\n")[2])["headers"]
     return found
 
@@ -36,9 +36,9 @@ def test_a_worker_gets_the_identity_of_the_clients_certificate(
     run: "Cluster", files: "Files", dial: "Dial", service: str
 ) -> None:
     wire = dial(run, service, context=identified(files, "client.example"))
-    (told,) = certificates(headers(wire, b"Client-Cert: :Zm9yZ2Vk:", b"Client-Cert-Chain: :eA==:"))
-    assert told[0] == told[-1] == ":"
-    certificate = x509.load_der_x509_certificate(base64.b64decode(told[1:-1]))
+    (field,) = certificates(headers(wire, b"Client-Cert: :Zm9yZ2Vk:", b"Client-Cert-Chain: :eA==:"))
+    assert field[0] == field[-1] == ":"
+    certificate = x509.load_der_x509_certificate(base64.b64decode(field[1:-1]))
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["client.example"]
 
@@ -76,12 +76,12 @@ def test_the_log_has_the_tls_version_and_the_clients_identity(
     wire.rest()
     wire.close()
 
-    def told() -> list[dict[str, Any]]:
+    def logged() -> list[dict[str, Any]]:
         found = [line for line in run.log[lines:] if line["service"] == service]
         return [line for line in found if line["target"] in (target, "")]
 
-    run.until(told)
-    (line,) = told()
+    run.until(logged)
+    (line,) = logged()
     tls = line["tls"]
     assert (tls["version"], tls["resumed"]) == ("TLSv1.3", False)
     assert tls["cipher"].startswith("TLS_")

@@ -57,9 +57,9 @@ def test_a_connection_goes_to_the_service_of_its_name(edge: "Cluster", dial: "Di
         theirs = dial(edge, "edge", name)
         theirs.send(b"hello")
         assert theirs.rest() == b"from b: hello"
-    nobody = edge.connect("edge")
-    nobody.send(b"hello")
-    assert nobody.rest() == b"plain: hello"
+    plain = edge.connect("edge")
+    plain.send(b"hello")
+    assert plain.rest() == b"plain: hello"
 
 
 def test_a_client_hello_may_arrive_in_pieces_but_only_within_its_time_limit(

@@ -25,12 +25,12 @@ HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
-def probe(run: "Cluster", service: str, *words: str, say: str = "Q\n") -> str:
+def probe(run: "Cluster", service: str, *words: str, data: str = "Q\n") -> str:
     """What openssl makes of a service."""
     host, port = run.address(service)
     done = subprocess.run(
         ["openssl", "s_client", "-connect", f"{host}:{port}", *words],
-        input=say, capture_output=True, text=True, timeout=60, check=False,
+        input=data, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     return done.stdout + done.stderr
 
@@ -59,7 +59,7 @@ OLD = ("-cipher", "ALL:@SECLEVEL=0")
         ("web", ("-tls1_2", "-cipher", "ADH:@SECLEVEL=0"), None),
         ("web", ("-tls1_2", "-cipher", "eNULL:@SECLEVEL=0"), None),
         ("web", ("-tls1_2", "-cipher", "ALL:@SECLEVEL=0", "-sigalgs", "ECDSA+SHA1"), None),
-        # Who was talked into an older version than it knows of.
+        # Downgrade to a version older than the client's newest.
         ("web", ("-tls1_2", "-fallback_scsv"), None),
     ],
 )
@@ -90,7 +90,7 @@ def test_alpn_selects_http_1_1(run: "Cluster", offered: str, chosen: str) -> Non
 def test_a_session_is_resumed(run: "Cluster", ended: "Ended", tmp_path: Path, version: str) -> None:
     # The tickets of 1.3 come behind the handshake: with an answer they are there for certain.
     words = (version, "-sess_out", str(tmp_path / "session"), "-ign_eof")
-    assert "New, TLS" in probe(run, "web", *words, say=LAST.decode())
+    assert "New, TLS" in probe(run, "web", *words, data=LAST.decode())
     before = ended(run, "web", "resumed")
     assert "Reused, TLS" in probe(run, "web", version, "-sess_in", str(tmp_path / "session"))
     assert ended(run, "web", "resumed") == before + 1
@@ -99,7 +99,7 @@ def test_a_session_is_resumed(run: "Cluster", ended: "Ended", tmp_path: Path, ve
 @pytest.mark.needs("openssl")
 def test_no_session_ticket_offers_early_data(run: "Cluster") -> None:
     """Early data can be replayed by anyone who has seen it: no ticket of ours offers it."""
-    said = probe(run, "web", "-tls1_3", "-ign_eof", say=LAST.decode())
+    said = probe(run, "web", "-tls1_3", "-ign_eof", data=LAST.decode())
     assert said.count("Max Early Data: 0") == said.count("Post-Handshake New Session Ticket") > 0
 
 

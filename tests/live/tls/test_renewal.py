@@ -90,7 +90,7 @@ def test_a_proxy_that_is_killed_comes_back_with_its_certificates(
     run = penstock(services={"web": {**DEMO, "tls": tls}})
     proxy = run.proxy
     proxy.kill()
-    # Whoever connects meanwhile waits.
+    # Clients that connect meanwhile wait.
     wire = dial(run)
     wire.send(LAST)
     assert wire.rest().startswith(b"HTTP/1.1 200")

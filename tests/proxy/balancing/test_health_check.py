@@ -252,7 +252,7 @@ async def test_what_is_not_a_whole_http_answer_is_a_bad_check(answer: bytes) -> 
 
 async def test_silence_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        # The kernel accepts, and nobody ever answers.
+        # The kernel accepts, and no one ever answers.
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         checked = CheckedPool(address, timeout=0.02)
         async with checked.running():
@@ -264,7 +264,7 @@ async def test_silence_is_a_timeout() -> None:
 @pytest.mark.parametrize("path", [None, "/healthz"])
 async def test_an_address_where_nothing_listens_is_refused(path: str | None) -> None:
     with socket.socket() as bound:
-        # Bound, so that nobody else can take the port, but not listening.
+        # Bound, so that no other process can take the port, but not listening.
         bound.bind(("127.0.0.1", 0))
         checked = CheckedPool(f"127.0.0.1:{bound.getsockname()[1]}", path=path)
         async with checked.running():
@@ -340,7 +340,7 @@ async def test_a_member_is_not_checked_before_it_joins_and_then_at_once() -> Non
             await until(lambda: checked.pool.in_rotation == 1)
             assert checked.count("ok") == 0
 
-            # An hour is left of the pause; who leaves and comes back need not wait for it.
+            # An hour is left of the pause; a member that joins again need not wait.
             checked.pool.leave(1)
             checked.checker.check_now(1)
             checked.pool.join(1)

@@ -306,7 +306,7 @@ def test_no_member_is_in_slow_start_when_the_only_one_is_removed(balance: Balanc
 
 
 class Events(RuleBasedStateMachine):
-    """The model: who is there, whose first check was good, and what each has in flight."""
+    """The model: the members, which of them have passed a check, and their requests in flight."""
 
     @initialize(
         balance=st.sampled_from(get_args(Balance)),

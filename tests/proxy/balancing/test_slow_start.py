@@ -271,7 +271,7 @@ def test_picks_come_from_the_rotation_or_from_all_living_members(
                 step
             ](slot)
             there[slot] = there[slot] or service.members[slot].generation != before
-        # The model: who is what, from nothing but the states.
+        # The model: the set of each kind, computed from the states alone.
         up = {m.slot for m in service.members if m.state is MemberState.UP}
         living = {
             m.slot

@@ -35,7 +35,7 @@ async def answer(request: web.Request) -> web.StreamResponse:
     elif fault == "drop" and request.transport is not None:
         request.transport.abort()
         return web.Response()
-    fields = {"X-Chaos": name.decode(), "X-Heard": deal.heard(data).decode()}
+    fields = {"X-Chaos": name.decode(), "X-Digest": deal.digest(data).decode()}
     body = deal.body(name, size)
     sized = request.match_info["form"] == "sized" or request.version < (1, 1)
     if sized or request.method == "HEAD":

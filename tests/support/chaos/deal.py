@@ -37,7 +37,7 @@ def body(name: bytes, size: int) -> bytes:
     return (pattern * (size // len(pattern) + 1))[:size]
 
 
-def heard(data: bytes) -> bytes:
+def digest(data: bytes) -> bytes:
     """A worker's digest of a request's body, so that its client can see that it is whole."""
     return b"%d-%08x" % (len(data), zlib.crc32(data))
 

@@ -54,6 +54,6 @@ class Ledger:
             f" clients, {self.lost:,} lost, {len(self.wrong):,} wrong"
         )
 
-    def told_faults(self) -> str:
+    def most_common_faults(self) -> str:
         """The faults, most first."""
         return ", ".join(f"{name} {count:,}" for name, count in self.faults.most_common())

@@ -37,17 +37,17 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Weather:
+class LinkState:
     loss: float
     doubled: float
     delay_s: float
     jitter_s: float
 
 
-WEATHER: Final = {
-    "good": Weather(0.0, 0.0, 0.0, 0.0),
-    "bad": Weather(0.02, 0.01, 0.002, 0.02),
-    "down": Weather(1.0, 0.0, 0.0, 0.0),
+LINK_STATES: Final = {
+    "good": LinkState(0.0, 0.0, 0.0, 0.0),
+    "bad": LinkState(0.02, 0.01, 0.002, 0.02),
+    "down": LinkState(1.0, 0.0, 0.0, 0.0),
 }
 
 
@@ -76,7 +76,7 @@ class Wire:
     """Both directions."""
 
     def __init__(self, ends: tuple[int, int], dice: random.Random) -> None:
-        self.weather = WEATHER["good"]
+        self.state = LINK_STATES["good"]
         self.did: Counter[str] = Counter()
         self._other = dict((ends, ends[::-1]))
         self._dice = dice
@@ -90,15 +90,15 @@ class Wire:
                 packet = os.read(end, 1 << 16)
             except BlockingIOError:
                 return
-            weather, dice = self.weather, self._dice
-            if dice.random() < weather.loss or len(self._on_way) > _MOST:
+            state, dice = self.state, self._dice
+            if dice.random() < state.loss or len(self._on_way) > _MOST:
                 self.did["packets lost"] += 1
                 continue
-            copies = 1 + (dice.random() < weather.doubled)
+            copies = 1 + (dice.random() < state.doubled)
             self.did["packets doubled"] += copies - 1
             for _ in range(copies):
                 self._number += 1
-                due = now + weather.delay_s + dice.random() * weather.jitter_s
+                due = now + state.delay_s + dice.random() * state.jitter_s
                 heapq.heappush(self._on_way, (due, self._number, self._other[end], packet))
 
     def deliver(self, now: float) -> None:
@@ -131,7 +131,7 @@ def main(seed: str) -> None:
             words = os.read(commands, 100).decode().split()
             if not words:
                 break
-            wire.weather = WEATHER[words[-1]]
+            wire.state = LINK_STATES[words[-1]]
         for end in ends:
             if end in ready:
                 wire.carry(end, now)

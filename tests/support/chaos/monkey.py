@@ -24,7 +24,7 @@ PAUSE_S: Final = (0.05, 0.6)
 
 
 class Monkey:
-    """The one who does it, to the workers of one service."""
+    """Injects faults into the workers of one service."""
 
     def __init__(
         self, run: Cluster, service: str, seed: str, ledger: Ledger, deeds: tuple[str, ...]

@@ -130,7 +130,7 @@ class Worker:
             await self._echo(client)
             return False
         out = response(
-            name, int(size), form, deal.heard(data), stays=stays, old=version[-1:] == b"0"
+            name, int(size), form, deal.digest(data), stays=stays, old=version[-1:] == b"0"
         )
         if method == b"HEAD":
             out = out[: out.index(b"\r\n\r\n") + 4]
@@ -210,10 +210,12 @@ async def request_body(client: Client, lower: bytes) -> bytes:
     return b""
 
 
-def response(name: bytes, size: int, form: bytes, heard: bytes, *, stays: bool, old: bool) -> bytes:
+def response(
+    name: bytes, size: int, form: bytes, digest: bytes, *, stays: bool, old: bool
+) -> bytes:
     """A whole response; `old`: for a client that knows no chunks."""
     body = deal.body(name, size)
-    head = b"HTTP/1.1 200 OK\r\nX-Chaos: %b\r\nX-Heard: %b\r\n" % (name, heard)
+    head = b"HTTP/1.1 200 OK\r\nX-Chaos: %b\r\nX-Digest: %b\r\n" % (name, digest)
     if not stays or form == b"until-close":
         head += b"Connection: close\r\n"
     if form == b"until-close":
