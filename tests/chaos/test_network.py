@@ -54,9 +54,9 @@ class Line:
         self.servers = os.open(f"/proc/{process.pid}/fd/{int(line)}", os.O_RDONLY)
         self._clients = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY)
 
-    def is_now(self, weather: str) -> None:
+    def is_now(self, state: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{weather}\n")
+        self._process.stdin.write(f"{state}\n")
         self._process.stdin.flush()
 
     def socket(self) -> socket.socket:

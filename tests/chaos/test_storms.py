@@ -131,7 +131,7 @@ def secured(storm: Storm, folder: Path) -> tuple[dict[str, Any], ssl.SSLContext]
     return {**storm.keys, "tls": {"cert": str(cert), "key": str(key)}}, context
 
 
-async def weather(
+async def run_storm(
     run: "Cluster",
     storm: Storm,
     seed: str,
@@ -199,7 +199,7 @@ async def test_every_request_is_answered_once_or_visibly_cut_and_nothing_leaks(
     keys = {**keys, "env": {**keys["env"], deal.DIARY: str(diary)}}
     run = await asyncio.to_thread(start, proxies=storm.proxies, web=keys)
     share = max(LEAST_S, seconds * storm.share)
-    load, witness = await weather(run, storm, f"{seed}/{name}", share, ledger, context)
+    load, witness = await run_storm(run, storm, f"{seed}/{name}", share, ledger, context)
     ledger.faults.update(deal.noted(diary))
     occurred[name] = ledger.faults
     assert not ledger.wrong, "\n".join((*ledger.wrong[:20], str(ledger), run.err[-3000:]))
