@@ -105,7 +105,7 @@ def test_no_session_ticket_offers_early_data(run: "Cluster") -> None:
 
 @pytest.mark.needs("openssl")
 def test_a_client_cannot_renegotiate(run: "Cluster") -> None:
-    said = probe(run, "web", "-tls1_2", "-legacy_renegotiation", say="R\n" + LAST.decode())
+    said = probe(run, "web", "-tls1_2", "-legacy_renegotiation", data="R\n" + LAST.decode())
     assert "RENEGOTIATING" in said
     assert "no renegotiation" in said
 
