@@ -63,7 +63,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 account, again = said
                 total.add(Ledger.from_plain(account))
     if total.sent:
-        faults = f"{total.faults.total():,} faults: {total.told_faults()}"
+        faults = f"{total.faults.total():,} faults: {total.most_common_faults()}"
         terminalreporter.write_line(f"chaos: {total}")
         terminalreporter.write_line(f"chaos: {faults}")
         terminalreporter.write_line(f"chaos: again with: pytest tests/chaos {again}")

@@ -1,11 +1,11 @@
-"""How long a storm lasts, from which seed it is made, and what is said of it at the end.
+"""How long a storm lasts, its seed, and its report at the end.
 
     pytest tests/chaos                                    about a minute, always the same seed
     make chaos SECONDS=3600                               an hour, from a seed of its own
     pytest tests/chaos --chaos-seed=7 --chaos-seconds=9   that one again
 
-The seed decides what every client asks and every worker does wrong, and which fault comes
-when; what meets what in time is the machine's.
+The seed decides what every client asks, what every worker does wrong, and which fault comes
+when. The machine decides what coincides.
 """
 
 import random

@@ -1,8 +1,8 @@
-"""A bad line between clients and proxy costs time and nothing else.
+"""A lossy network between clients and proxy costs time and nothing else.
 
-The proxy is in one network namespace and its clients in another; the wire between them
-loses, doubles, delays and reorders packets, and is cut for a while, with clients that leave
-meanwhile and whose last word nobody hears. The promises are those of every other storm.
+The proxy is in one network namespace and its clients in another. The wire between them loses,
+doubles, delays and reorders packets, and is cut for a while. Clients disconnect meanwhile, and
+their last packets may not arrive. The promises are those of every other storm.
 """
 
 import ast
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from tests.chaos.test_storms import PATIENT, ROOT, clients, program
+from tests.chaos.test_storms import LENIENT, ROOT, clients, program
 from tests.support.chaos import lossy_network
 from tests.support.chaos.client import Client
 from tests.support.chaos.load import Load
@@ -48,22 +48,22 @@ class Line:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
-        told = process.stdout.readline()
-        assert told, "no namespaces"
+        line = process.stdout.readline()
+        assert line, "no namespaces"
         self._process = process
-        self.servers = os.open(f"/proc/{process.pid}/fd/{int(told)}", os.O_RDONLY)
+        self.servers = os.open(f"/proc/{process.pid}/fd/{int(line)}", os.O_RDONLY)
         self._clients = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY)
 
-    def is_now(self, weather: str) -> None:
+    def is_now(self, state: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{weather}\n")
+        self._process.stdin.write(f"{state}\n")
         self._process.stdin.flush()
 
     def socket(self) -> socket.socket:
         """One that belongs to the clients' side, wherever it is used.
 
         With keep-alive probes: a reset that the wire loses is not sent again, and who only
-        reads would never hear of it.
+        reads would never notice it.
         """
         lossy_network.move_to(self._clients)
         try:
@@ -134,12 +134,12 @@ async def change(line: Line, dice: random.Random, ledger: "Ledger", storm: async
 @pytest.mark.root
 @pytest.mark.needs("ip")
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-async def test_a_bad_line_costs_time_and_nothing_else(
+async def test_a_lossy_network_costs_time_and_nothing_else(
     line: Line, start: "Start", ledger: "Ledger", seed: int, seconds: float, mode: str
 ) -> None:
     name = f"{seed}/network-{mode}"
     keys = {
-        **PATIENT, **program(mode, seed, rate=0.0), "mode": mode, "access_log": "off",
+        **LENIENT, **program(mode, seed, rate=0.0), "mode": mode, "access_log": "off",
         "listen": f"{lossy_network.SERVERS}:0", "timeouts": SHORT[mode],
     }  # fmt: skip
     run = await asyncio.to_thread(start, web=keys)

@@ -1,9 +1,9 @@
-"""A connection may break at any byte: whoever reads the other end is never told a lie.
+"""A connection may break at any byte: the other end sees the whole message or sees that it is cut.
 
-A worker ends its answer behind every single byte of it, by closing and by resetting. Its
-client then has the whole answer, or sees that it has not; what can be asked again is asked
-again as long as nothing was seen of an answer, and what cannot is asked once. And the other
-way round: a request that breaks off behind any byte is no request.
+A worker ends its answer after every single byte of it, by closing and by resetting. Its client
+then has the whole answer, or sees that it has not. A repeatable request is repeated as long as
+the client has got nothing of an answer; another one is sent once. And the other way round: a
+request that breaks off after any byte is no request.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WAIT_S: Final = 60.0
 AT_ONCE: Final = 16
 FACES: Final = 2
-"""Addresses of the one worker: who is asked again is another one."""
+"""Addresses of the one worker: a retry goes to the other one."""
 BODY: Final = b"every byte may be the last"
 EARLY: Final = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 STEADY: Final[dict[str, Any]] = {
@@ -35,10 +35,10 @@ STEADY: Final[dict[str, Any]] = {
     "health": {"interval": "1h"},
     "access_log": "./access.log",
 }
-"""It is by its answers alone that anybody is judged here, and nobody leaves the rotation."""
+"""Workers are judged by their answers alone, and none leaves the rotation."""
 
 
-# -- what a worker says
+# -- the responses of a worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +126,11 @@ def cases() -> Iterator[Case]:
 
 
 class Origin:
-    """The worker, behind all of its addresses. It knows how often it was asked for what."""
+    """The worker, behind all of its addresses. It counts how often it got each request."""
 
-    def __init__(self, told: dict[int, Case]) -> None:
+    def __init__(self, by_number: dict[int, Case]) -> None:
         self.asked: Counter[int] = Counter()
-        self._told = told
+        self._cases = by_number
 
     async def serve(self, proxy: Client) -> None:
         while await self._answer(proxy):
@@ -144,7 +144,7 @@ class Origin:
             await proxy.until(b"\r\n\r\n")
         number = _number(head, b"x-chaos")
         self.asked[number] += 1
-        case = self._told.get(number)
+        case = self._cases.get(number)
         if case is None:
             await proxy.send(_sized(b"X-Chaos: %d\r\n" % number))
             return True
@@ -279,16 +279,16 @@ def at_rest(run: "Cluster") -> None:
 async def test_an_answer_that_breaks_off_behind_any_byte_is_whole_or_looks_cut(
     start: "Start", ledger: "Ledger"
 ) -> None:
-    told = {case.number: case for case in cases()}
-    origin = Origin(told)
+    by_number = {case.number: case for case in cases()}
+    origin = Origin(by_number)
     async with listening(origin.serve) as faces:
         run = await asyncio.to_thread(start, web={"upstreams": faces, **STEADY})
-        left = iter(told.values())
+        left = iter(by_number.values())
         sweep = Sweep(run, origin, ledger)
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
                 group.create_task(sweep.worker(left))
-        assert len(told) > 3000
+        assert len(by_number) > 3000
         assert ledger.adds_up
         await asyncio.to_thread(at_rest, run)
 
@@ -328,11 +328,11 @@ async def test_a_request_that_breaks_off_behind_any_byte_is_no_request(
         assert (await asyncio.to_thread(run.get))[0] == 200
 
 
-class Wall:
-    """Behind tcp: keeps what it hears, and says what it is told to, up to a byte."""
+class TcpWorker:
+    """A worker behind mode tcp: keeps what it gets, and sends what is asked for, up to a byte."""
 
     def __init__(self) -> None:
-        self.heard: dict[bytes, tuple[bytes, bool]] = {}
+        self.received: dict[bytes, tuple[bytes, bool]] = {}
         """By name: everything, and whether it ended by a clean end of file."""
 
     async def serve(self, proxy: Client) -> None:
@@ -341,16 +341,16 @@ class Wall:
             await proxy.send(BODY[: int(at)])
             proxy.end(ending.decode())
         else:
-            self.heard[name] = await proxy.rest()
+            self.received[name] = await proxy.rest()
 
 
-async def test_over_tcp_the_other_end_hears_as_much_and_ends_as_the_first_did(
+async def test_over_tcp_the_other_end_gets_the_same_bytes_and_the_same_end(
     start: "Start", ledger: "Ledger"
 ) -> None:
-    wall = Wall()
+    worker = TcpWorker()
     keys = {**STEADY, "mode": "tcp", "access_log": "off"}
     ends = [*product(range(len(BODY) + 1), ("fin", "rst"))]
-    async with listening(wall.serve) as faces:
+    async with listening(worker.serve) as faces:
         run = await asyncio.to_thread(start, raw={"upstreams": faces, **keys})
 
         async def down(at: int, ending: str) -> None:
@@ -378,7 +378,7 @@ async def test_over_tcp_the_other_end_hears_as_much_and_ends_as_the_first_did(
     ledger.faults["a relayed end behind a byte"] += 2 * len(ends)
     for at, ending in ends:
         # A reset may overtake what was sent before it, but it does not become an end of file.
-        data, clean = wall.heard.get(b"%d/%b" % (at, ending.encode()), (b"", False))
+        data, clean = worker.received.get(b"%d/%b" % (at, ending.encode()), (b"", False))
         assert BODY[:at].startswith(data)
         assert (data, clean) == (BODY[:at], True) if ending == "fin" else not clean, (at, ending)
 

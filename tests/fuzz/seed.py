@@ -23,7 +23,7 @@ def seeds() -> dict[Path, bytes]:
     """The files that the corpus must have; a response's first byte is the oracle's mode."""
     requests = {name: trick.data for name, trick in REQUESTS.items()}
     requests |= {f"passed {name}": row[0] for name, row in PASSED.items()}
-    responses = {name: b"0" + said for name, (said, _) in REFUSED.items()}
+    responses = {name: b"0" + response for name, (response, _) in REFUSED.items()}
     responses |= {f"chunk {name}": b"0" + CHUNKED + body for name, (body, _) in BODIES.items()}
     responses |= {
         f"whole {name}": (b"1" if name == "HEAD" else b"0") + row[1] for name, row in WHOLE.items()

@@ -121,7 +121,7 @@ def test_a_cut_answer_that_looks_whole_is_caught(monkeypatch: pytest.MonkeyPatch
     assert catches()
 
 
-def test_what_is_left_over_for_the_next_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_left_over_for_the_next_request_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def data_received(self: worker_connection.WorkerConnection, data: bytes) -> None:
         if self.receiver is None:
             self._buffer = data  # it would be read as the beginning of the next response

@@ -1,4 +1,4 @@
-"""What live tests begin with: a real `penstock run` (`cluster`), workers and clients (`wire`).
+"""Fixtures of the live tests: a real `penstock run` (`cluster`), workers and clients (`wire`).
 
 A run that leaves a process behind or a traceback in its log fails the test that started it.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.support.live.cluster import Cluster
-from tests.support.live.crowd import PROGRAM
+from tests.support.live.many_clients import PROGRAM
 from tests.support.live.wire import Origin, Wire
 
 Penstock = Callable[..., Cluster]

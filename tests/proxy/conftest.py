@@ -277,7 +277,7 @@ class Harness:
     def build(
         self, workers: int = 1, *, queue: float = 0.0, total: float = 0.0, **limits: int
     ) -> None:
-        """Build the service anew."""
+        """Build the service again."""
         self.network.wires.clear()
         self.network.dialed.clear()
         self.fd_budget = FdBudget(1024, 0, 0)

@@ -1,4 +1,7 @@
-"""What a proxy can be told is sane, and what is not is refused in words that help."""
+"""A proxy's configuration is valid, and an invalid value is refused with a helpful error.
+
+Covers `net/address`.
+"""
 
 from typing import Any
 
@@ -92,13 +95,13 @@ def test_an_address_is_read_and_written_back(text: str, address: Address) -> Non
         "unix:" + "a" * 108, "unix:" + "ä" * 54, "unix:a\0b",
     ],
 )  # fmt: skip
-def test_what_is_no_address_is_told_what_one_looks_like(text: str) -> None:
+def test_the_error_for_an_invalid_address_shows_a_valid_one(text: str) -> None:
     with pytest.raises(ValueError, match=r"^expected "):
         parse_address(text)
 
 
 @pytest.mark.parametrize("text", ["80", ":80"])
-def test_a_port_alone_is_told_which_hosts_it_may_have_meant(text: str) -> None:
+def test_the_error_for_a_port_alone_suggests_hosts(text: str) -> None:
     with pytest.raises(ValueError, match=r'"127\.0\.0\.1:80" is this machine, "0\.0\.0\.0:80"'):
         parse_address(text)
 
@@ -141,19 +144,19 @@ def test_a_health_path_is_a_path(path: str) -> None:
         {"limits": {"headers": 1001}},
     ],
 )
-def test_a_service_is_told_nothing_senseless(wrong: dict[str, Any]) -> None:
+def test_a_service_with_senseless_settings_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as failure:
         config.ProxySettings.model_validate(wrong)
     assert failure.value.error_count() == 1
 
 
 @pytest.mark.parametrize("wrong", [{"weight": 0}, {"weight": 101}, {"address": "nowhere"}])
-def test_a_target_is_somewhere_and_counts(wrong: dict[str, Any]) -> None:
+def test_a_target_has_an_address_and_a_positive_weight(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Target.model_validate({"slot": 0, "address": "a:1"} | wrong)
 
 
-def test_a_proxy_is_told_as_json_what_the_supervisor_knows() -> None:
+def test_a_proxys_configuration_survives_json_unchanged() -> None:
     service = ServiceConfig(
         name="web",
         listeners=(3,),
@@ -162,10 +165,10 @@ def test_a_proxy_is_told_as_json_what_the_supervisor_knows() -> None:
         health=config.Health(path="/healthz"),
         timeouts=config.Timeouts(total=2.5),
     )
-    told = ProxyConfig(services=(service,))
-    assert ProxyConfig.model_validate_json(told.model_dump_json()) == told
+    written = ProxyConfig(services=(service,))
+    assert ProxyConfig.model_validate_json(written.model_dump_json()) == written
 
 
-def test_what_was_told_does_not_change() -> None:
+def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         config.Health().rise = 5

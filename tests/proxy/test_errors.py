@@ -23,7 +23,7 @@ def test_no_two_faults_share_a_name() -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.kind)
-def test_a_fault_can_be_told_or_has_nothing_to_tell(fault: Fault) -> None:
+def test_a_fault_has_a_valid_status_line_and_text_or_neither(fault: Fault) -> None:
     if fault.status == 0:
         assert fault.text == ""
     else:
@@ -32,7 +32,7 @@ def test_a_fault_can_be_told_or_has_nothing_to_tell(fault: Fault) -> None:
         assert fault.text.isprintable()
 
 
-def test_words_are_those_of_the_standard_with_every_python() -> None:
+def test_reason_phrases_are_those_of_the_standard_with_every_python() -> None:
     assert status_line(BODY_TOO_LARGE) == "HTTP/1.1 413 Content Too Large\r\n"
     assert status_line(TARGET_TOO_LONG) == "HTTP/1.1 414 URI Too Long\r\n"
 

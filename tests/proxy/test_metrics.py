@@ -1,4 +1,4 @@
-"""Proves that what a proxy counts is told under closed labels, exactly, and can be added."""
+"""A proxy's metrics are exact, have closed sets of labels, and can be added."""
 
 import json
 
@@ -23,7 +23,7 @@ from penstock_proxy.metrics import (
 from penstock_worker.telemetry.counters import Histogram
 
 
-def told(counters: ServiceCounters, *, dropped: int = 0) -> Series:
+def series_of(counters: ServiceCounters, *, dropped: int = 0) -> Series:
     answer = snapshot(
         {"web": counters}, fds={"client": 2}, loop_lag_s=0.5, log_dropped={"web": dropped}
     )
@@ -50,7 +50,7 @@ def test_every_observation_is_counted_once_and_summed(values: list[float]) -> No
 
 
 def test_the_table_and_the_snapshot_name_the_same_metrics() -> None:
-    assert [metric.name for metric in TABLE] == list(told(ServiceCounters()))
+    assert [metric.name for metric in TABLE] == list(series_of(ServiceCounters()))
 
 
 def test_every_sample_has_a_value_for_each_label() -> None:
@@ -58,7 +58,7 @@ def test_every_sample_has_a_value_for_each_label() -> None:
     counters.requests["GET", 200, 0] += 1
     counters.worker_connections[1] += 1
     counters.checks[1, "ok"] += 1
-    series = told(counters)
+    series = series_of(counters)
     for metric in TABLE:
         assert metric.labels[0] == "service"
         for labels, value in series[metric.name].items():
@@ -72,12 +72,12 @@ def test_counters_end_in_total_and_nothing_else_does() -> None:
         assert metric.help.endswith(".")
 
 
-def test_requests_are_told_by_slot_method_and_code() -> None:
+def test_requests_are_counted_by_slot_method_and_code() -> None:
     counters = ServiceCounters()
     counters.requests["GET", 200, 0] += 3
     counters.requests["GET", 503, PROXY_SLOT] += 1
     counters.requests[OTHER, 0, 1] += 1
-    assert told(counters)["penstock_requests_total"] == {
+    assert series_of(counters)["penstock_requests_total"] == {
         "0 GET 200": 3, " GET 503": 1, "1 other none": 1,
     }  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_unregistered_codes_share_one_label() -> None:
     counters = ServiceCounters()
     for status in range(600, 1000):
         counters.requests["GET", status, 0] += 1
-    assert told(counters)["penstock_requests_total"] == {"0 GET other": 400}
+    assert series_of(counters)["penstock_requests_total"] == {"0 GET other": 400}
 
 
 def test_unknown_reasons_kinds_and_results_share_one_label() -> None:
@@ -96,7 +96,7 @@ def test_unknown_reasons_kinds_and_results_share_one_label() -> None:
         counters.errors[word] += 1
         counters.checks[0, word] += 1
     counters.errors[WORKER_RESET.kind] += 4
-    series = told(counters)
+    series = series_of(counters)
     assert series["penstock_rejected_total"] == {**dict.fromkeys(REJECTIONS, 0), OTHER: 2}
     assert set(series["penstock_connection_errors_total"]) == {f.kind for f in FAULTS} | {OTHER}
     assert series["penstock_connection_errors_total"][WORKER_RESET.kind] == 4
@@ -104,20 +104,22 @@ def test_unknown_reasons_kinds_and_results_share_one_label() -> None:
 
 
 def test_errors_and_rejections_exist_before_they_happen() -> None:
-    series = told(ServiceCounters())
+    series = series_of(ServiceCounters())
     assert series["penstock_connection_errors_total"] == dict.fromkeys(
         (fault.kind for fault in FAULTS), 0
     )
     assert series["penstock_rejected_total"] == dict.fromkeys(REJECTIONS, 0)
 
 
-def test_the_processs_own_figures_travel_beside_its_services() -> None:
+def test_the_figures_of_the_process_are_beside_those_of_its_services() -> None:
     answer = snapshot({}, fds={"client": 2}, loop_lag_s=0.5, log_dropped={})
     assert answer == {"fds": {"client": 2}, "loop_lag_s": 0.5, "tasks": 0, "services": {}}
 
 
-def test_dropped_lines_are_told_and_default_to_none() -> None:
-    assert told(ServiceCounters(), dropped=7)["penstock_access_log_lines_dropped_total"] == {"": 7}
+def test_dropped_log_lines_are_counted_and_default_to_zero() -> None:
+    assert series_of(ServiceCounters(), dropped=7)["penstock_access_log_lines_dropped_total"] == {
+        "": 7
+    }
     answer = snapshot({"web": ServiceCounters()}, fds={}, loop_lag_s=0, log_dropped={})
     assert answer["services"]["web"]["penstock_access_log_lines_dropped_total"] == {"": 0}
 
@@ -130,24 +132,24 @@ def test_a_service_that_saw_everything_fits_into_one_message() -> None:
                 counters.requests[method, status, slot] = 1 << 40
         for result in CHECK_RESULTS:
             counters.checks[slot, result] = 1 << 40
-    assert len(json.dumps(told(counters))) < 1 << 18
+    assert len(json.dumps(series_of(counters))) < 1 << 18
 
 
-def test_what_several_proxies_counted_is_added() -> None:
+def test_counters_of_several_proxies_are_added() -> None:
     one, two = ServiceCounters(), ServiceCounters()
     one.requests["GET", 200, 0] += 1
     two.requests["GET", 200, 0] += 2
     two.requests["PUT", 201, 1] += 5
     one.total.observe(0.0001)
     two.total.observe(100.0)
-    both = merge([told(one), told(two)])
+    both = merge([series_of(one), series_of(two)])
     assert both["penstock_requests_total"] == {"0 GET 200": 3, "1 PUT 201": 5}
     total = both["penstock_request_duration_seconds"]["total"]
     assert total == [1] + [0] * (len(BUCKETS_S) - 1) + [1, pytest.approx(100.0001)]
 
 
 def test_merging_changes_none_of_its_parts() -> None:
-    part = told(ServiceCounters())
+    part = series_of(ServiceCounters())
     before = json.dumps(part)
     merge([part, part])
     assert json.dumps(part) == before

@@ -1,4 +1,4 @@
-"""Descriptors of the process that tests run in: how many are open, and what it is to have none."""
+"""Descriptors of the test process: how many are open, and a way to have none left."""
 
 import os
 import resource

@@ -1,6 +1,6 @@
-"""A worker that is not well gets no requests, and gets them again when it is.
+"""An unhealthy worker gets no requests, and gets them again when it is healthy.
 
-While there is nobody, requests wait for as long as they were told to, and no longer.
+While there is no worker, requests wait for as long as `timeouts.queue` allows.
 """
 
 from collections import Counter
@@ -45,7 +45,7 @@ def test_without_a_worker_a_request_waits_and_is_503(
     assert run.metric("penstock_rejected_total", reason="no_worker") == 1
 
 
-def test_a_worker_that_returns_in_time_serves_those_who_wait(
+def test_a_worker_that_returns_in_time_serves_the_requests_that_wait(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     worker = origin(good)
@@ -63,7 +63,7 @@ def test_a_worker_that_returns_in_time_serves_those_who_wait(
     assert [wire.answer().status for wire in wires] == [200] * 20
 
 
-def test_a_worker_whose_health_path_fails_leaves_and_comes_back(
+def test_a_worker_whose_health_path_fails_leaves_the_rotation_and_comes_back(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     status = [b"200 OK"]
@@ -97,11 +97,11 @@ def test_a_worker_whose_health_path_fails_leaves_and_comes_back(
     assert served() == {"web/0", "web/1"}
 
 
-class Patient:
-    """A worker that is as well as it is told to be."""
+class Switchable:
+    """A worker whose health the test sets."""
 
     def __init__(self) -> None:
-        self.is_well = True
+        self.is_healthy = True
         self.served = 0
 
     def answer(self, wire: "Wire") -> None:
@@ -110,19 +110,17 @@ class Patient:
                 self.served += 1
                 wire.send(OK)
             else:
-                status = b"200 OK" if self.is_well else b"503 Service Unavailable"
+                status = b"200 OK" if self.is_healthy else b"503 Service Unavailable"
                 wire.send(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % status)
 
 
 OFTEN = {"path": "/healthz", "interval": "50ms", "fall": 1, "rise": 1}
 
 
-def test_a_worker_that_comes_back_begins_with_little(
-    penstock: "Penstock", origin: "Worker"
-) -> None:
-    patient = Patient()
+def test_a_worker_that_comes_back_has_a_slow_start(penstock: "Penstock", origin: "Worker") -> None:
+    worker = Switchable()
     run = penstock(
-        "--to", origin(patient.answer).address, "--to", origin(Patient().answer).address,
+        "--to", origin(worker.answer).address, "--to", origin(Switchable().answer).address,
         health={**OFTEN, "slow_start": "1s"},
     )  # fmt: skip
     wire = run.connect()
@@ -130,46 +128,46 @@ def test_a_worker_that_comes_back_begins_with_little(
 
     def first_share() -> int:
         """Of forty requests, right after it came back; more if the machine was slow."""
-        patient.is_well = False
+        worker.is_healthy = False
         run.until(lambda: run.workers()[0]["health"] == "down")
         # The other one is warm by then.
         run.until(lambda: checks() >= 25)
-        before = patient.served
-        patient.is_well = True
+        before = worker.served
+        worker.is_healthy = True
         run.until(lambda: run.workers()[0]["health"] == "up")
         assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
-        return patient.served - before
+        return worker.served - before
 
     run.until(lambda: 0 < first_share() <= 10)
 
     def has_its_share() -> bool:
-        before = patient.served
+        before = worker.served
         assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
-        return patient.served - before == 20
+        return worker.served - before == 20
 
     run.until(has_its_share)
 
 
-def test_when_too_few_are_well_all_who_live_are_used(
+def test_with_too_few_healthy_workers_all_living_ones_are_used(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
-    patients = [Patient() for _ in range(4)]
-    words = [word for one in patients for word in ("--to", origin(one.answer).address)]
+    workers = [Switchable() for _ in range(4)]
+    words = [word for one in workers for word in ("--to", origin(one.answer).address)]
     run = penstock(*words, health=OFTEN, ejection={"panic": "50%"})
-    for one in patients[1:]:
-        one.is_well = False
+    for one in workers[1:]:
+        one.is_healthy = False
     run.until(lambda: run.metric("penstock_panic_mode", service="web") == 1)
     run.until(lambda: [w["health"] for w in run.workers()] == ["up", *["down"] * 3])
     wire = run.connect()
-    before = [one.served for one in patients]
+    before = [one.served for one in workers]
     assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
-    assert [one.served - was for one, was in zip(patients, before, strict=True)] == [10] * 4
+    assert [one.served - was for one, was in zip(workers, before, strict=True)] == [10] * 4
     assert "web: too few workers are in the rotation: all that live are used" in run.err
-    patients[1].is_well = True
+    workers[1].is_healthy = True
     run.until(lambda: run.metric("penstock_panic_mode", service="web") == 0)
-    before = [one.served for one in patients]
+    before = [one.served for one in workers]
     assert [wire.ask(GET).status for _ in range(40)] == [200] * 40
-    assert [one.served - was for one, was in zip(patients, before, strict=True)] == [20, 20, 0, 0]
+    assert [one.served - was for one, was in zip(workers, before, strict=True)] == [20, 20, 0, 0]
 
 
 def test_a_worker_that_answers_5xx_is_ejected_and_tried_again(

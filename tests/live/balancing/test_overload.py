@@ -1,4 +1,4 @@
-"""Under overload and among failing workers: what can be served is, and the rest hears so early.
+"""Under overload and with failing workers, what can be served is, and the rest is refused early.
 
 Real workers (aiohttp and Node) whose idle connections end at any moment, a worker that is
 killed under load, workers that all fail, and far more requests than workers can serve.
@@ -98,7 +98,7 @@ def post(size: int) -> bytes:
         pytest.param(NODE, "5", 0.02, 10, id="node", marks=pytest.mark.needs("node")),
     ],
 )
-def test_no_post_meets_the_end_of_a_kept_connection(
+def test_no_post_fails_because_a_worker_closes_its_idle_connection(
     penstock: "Penstock", tmp_path: "Path", program: str, keepalive: str, pause: float, size: int
 ) -> None:
     (tmp_path / "worker").write_text(program % keepalive)
@@ -163,7 +163,7 @@ def test_when_every_worker_fails_retries_are_bounded(
     # The first ten seconds' least, or a tenth; it may have turned while we asked.
     retries = run.metric("penstock_retries_total")
     assert 0 < retries <= 60
-    # One that finds nobody left to try is counted as well.
+    # A retry that finds no worker left is counted as well.
     assert 400 <= len(tries) <= 400 + retries
     assert run.metric("penstock_retries_denied_total") == 400
 
@@ -171,7 +171,7 @@ def test_when_every_worker_fails_retries_are_bounded(
 # -- too much
 
 
-def test_far_too_much_is_served_as_far_as_it_can_be_and_refused_early(
+def test_under_overload_what_can_be_served_is_and_the_rest_is_refused_early(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     """An open loop: they come however slow the answers are, five times what can be served."""
@@ -206,7 +206,7 @@ def test_far_too_much_is_served_as_far_as_it_can_be_and_refused_early(
     assert max(worst) == 1
     assert longest <= 20
     assert statuses[200] >= 40, "about a hundred a second, if the machine is not busy"
-    # First come, first served: who was served was served in the order of coming.
+    # First come, first served: requests were served in the order of their arrival.
     overtaken = max(last - one for one, last in zip(served, accumulate(served, max), strict=True))
     assert overtaken <= 50, "connections of about the same time may be read in any order"
     rejected = run.metric("penstock_rejected_total")
@@ -240,9 +240,9 @@ async def flood(
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         watching = group.create_task(watch())
-        async with asyncio.TaskGroup() as crowd:
+        async with asyncio.TaskGroup() as clients:
             for number in range(requests):
-                crowd.create_task(ask(number))
+                clients.create_task(ask(number))
                 await asyncio.sleep(every)
         over.set()
         await watching

@@ -1,4 +1,4 @@
-"""Every policy serves, and gives exact turns where turns are its business; on real sockets."""
+"""Every policy serves requests, and round robin gives exact turns, over real sockets."""
 
 import re
 import threading
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from tests.support.live.wire import Wire
 
 
-def who(body: bytes) -> str:
+def worker_of(body: bytes) -> str:
     match = re.match(rb"hello from (\w+/\d) ", body)
     assert match, body
     return match[1].decode()
 
 
-def test_turns_are_exact_over_one_connection(demo: "Cluster") -> None:
+def test_round_robin_is_exact_over_one_connection(demo: "Cluster") -> None:
     wire = demo.connect()
-    turns = Counter(who(wire.ask(request()).body) for _ in range(40))
+    turns = Counter(worker_of(wire.ask(request()).body) for _ in range(40))
     assert turns == {"web/0": 20, "web/1": 20}
 
 
-def test_turns_are_exact_over_many_connections_at_once(demo: "Cluster") -> None:
+def test_round_robin_is_exact_over_many_connections_at_once(demo: "Cluster") -> None:
     turns: Counter[str] = Counter()
 
     def client() -> None:
         for _ in range(5):
             wire = demo.connect()
-            mine = [who(wire.ask(request()).body) for _ in range(5)]
+            mine = [worker_of(wire.ask(request()).body) for _ in range(5)]
             turns.update(mine)
             wire.close()
 
@@ -45,7 +45,7 @@ def test_turns_are_exact_over_many_connections_at_once(demo: "Cluster") -> None:
     assert turns == {"web/0": 100, "web/1": 100}
 
 
-def test_turns_are_exact_by_weight(penstock: "Penstock", origin: "Worker") -> None:
+def test_round_robin_is_exact_by_weight(penstock: "Penstock", origin: "Worker") -> None:
     seen: list[list[bytes]] = [[], [], []]
     workers = [origin(always(OK, mine)) for mine in seen]
     weights = ("", " weight=3", " weight=2")
@@ -56,7 +56,7 @@ def test_turns_are_exact_by_weight(penstock: "Penstock", origin: "Worker") -> No
     assert [len(mine) for mine in seen] == [10, 30, 20]
 
 
-def test_every_policy_serves(penstock: "Penstock", origin: "Worker") -> None:
+def test_every_policy_serves_requests(penstock: "Penstock", origin: "Worker") -> None:
     def named(name: bytes) -> "Callable[[Wire], None]":
         return always(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n" + name)
 

@@ -1,7 +1,7 @@
-"""What goes wrong with a worker is told once, and repeated only where it may be.
+"""A worker's failure is reported once, and retried only where that is safe.
 
-And the other way round: a client that leaves takes its exchange with it. Time-outs are short
-here and proved by what they become, never by a clock.
+A client that disconnects ends its exchange with the worker. Time-outs are short here. They are
+proved by their effects, never by a clock.
 """
 
 import socket
@@ -31,7 +31,7 @@ def good(wire: "Wire") -> None:
 
 
 def silent(wire: "Wire") -> None:
-    """Takes everything and never says a word."""
+    """Reads everything and never answers."""
     wire.rest()
 
 
@@ -43,7 +43,7 @@ def ended(run: "Cluster") -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("rude", [False, True], ids=["closes", "resets"])
-def test_a_client_that_leaves_ends_the_exchange_with_the_worker(
+def test_a_client_that_disconnects_ends_the_exchange_with_the_worker(
     penstock: "Penstock", origin: "Worker", rude: bool
 ) -> None:
     asked, left = threading.Event(), threading.Event()
@@ -67,7 +67,7 @@ def test_a_client_that_leaves_ends_the_exchange_with_the_worker(
     assert run.workers()[0]["active"] == 0
 
 
-def test_a_client_that_leaves_in_the_middle_of_an_answer_ends_the_sending(
+def test_a_client_that_disconnects_during_an_answer_ends_its_sending(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     left = threading.Event()
@@ -103,7 +103,7 @@ def test_a_worker_that_does_not_answer_is_504(penstock: "Penstock", origin: "Wor
     run.until(lambda: reason in run.err)
 
 
-def test_of_many_workers_that_do_not_answer_no_more_than_two_are_asked(
+def test_a_request_is_tried_with_no_more_than_two_workers_that_do_not_answer(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     asked: list[bytes] = []
@@ -136,7 +136,7 @@ def test_a_worker_that_does_not_accept_is_504(penstock: "Penstock") -> None:
         assert (answer.status, answer.body) == (504, b"connecting to a worker took too long\n")
 
 
-def test_an_answer_that_stops_is_cut(penstock: "Penstock", origin: "Worker") -> None:
+def test_an_answer_that_stops_arriving_is_cut_off(penstock: "Penstock", origin: "Worker") -> None:
     def answer(wire: "Wire") -> None:
         wire.head()
         wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
@@ -159,13 +159,13 @@ def test_a_request_body_that_stops_is_408(penstock: "Penstock", origin: "Worker"
     run.until(lambda: ended(run) == [(408, "body_timeout")])
 
 
-def test_an_exchange_has_a_time_for_all_of_it(penstock: "Penstock", origin: "Worker") -> None:
+def test_an_exchange_has_a_total_time_limit(penstock: "Penstock", origin: "Worker") -> None:
     run = penstock("--to", origin(silent).address, timeouts={"total": "300ms"})
     assert run.connect().ask(GET).status == 504
     run.until(lambda: ended(run) == [(504, "total_timeout")])
 
 
-def test_an_idle_connection_is_closed_without_a_word(
+def test_an_idle_connection_is_closed_without_a_response(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     run = penstock("--to", origin(good).address, timeouts={"keepalive": "300ms"})
@@ -178,7 +178,7 @@ def test_an_idle_connection_is_closed_without_a_word(
 # -- workers that refuse, reset and cut
 
 
-def test_a_refusing_worker_is_passed_over_and_nobody_notices(
+def test_a_request_to_a_worker_that_refuses_is_served_by_another(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     gone, there = origin(good), origin(good)
@@ -195,7 +195,9 @@ def test_a_refusing_worker_is_passed_over_and_nobody_notices(
     assert run.workers()[0]["health"] == "ejected"
 
 
-def test_when_every_worker_refuses_it_is_502(penstock: "Penstock", origin: "Worker") -> None:
+def test_when_every_worker_refuses_the_response_is_502(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
     workers = [origin(good), origin(good)]
     run = penstock(
         *(word for worker in workers for word in ("--to", worker.address)),
@@ -208,12 +210,12 @@ def test_when_every_worker_refuses_it_is_502(penstock: "Penstock", origin: "Work
     run.until(lambda: ended(run) == [(502, "connect_failed")])
 
 
-def test_a_connection_that_its_worker_closed_meanwhile_is_no_error(
+def test_a_connection_that_its_worker_closed_while_idle_causes_no_error(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     def once(wire: "Wire") -> None:
         wire.head()
-        # It does not say that it will close, and does.
+        # It closes without announcing it.
         wire.send(OK)
 
     run = penstock("--to", origin(once).address, health=SELDOM)
@@ -221,7 +223,7 @@ def test_a_connection_that_its_worker_closed_meanwhile_is_no_error(
     assert [wire.ask(GET).status for _ in range(200)] == [200] * 200
 
 
-def test_a_request_that_met_the_end_of_a_kept_connection_is_sent_again(
+def test_a_request_whose_reused_connection_was_closed_is_sent_again(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     served = Counter[int]()
@@ -229,7 +231,7 @@ def test_a_request_that_met_the_end_of_a_kept_connection_is_sent_again(
     def moody(wire: "Wire") -> None:
         wire.head()
         wire.send(OK)
-        # It takes the second request, and only then is gone without a word.
+        # It takes the second request, and only then disconnects without an answer.
         wire.head()
         served["dropped"] += 1  # type: ignore[index]
         wire.reset()
@@ -270,7 +272,7 @@ def test_a_get_that_was_sent_is_tried_with_the_next_worker(
 
 
 @pytest.mark.parametrize("then", ["closes", "waits", "reads on"])
-def test_an_answer_before_the_end_of_the_request_gets_through(
+def test_an_answer_before_the_end_of_the_request_is_forwarded(
     penstock: "Penstock", origin: "Worker", then: str
 ) -> None:
     size = 16 << 20
@@ -310,7 +312,7 @@ CUT = {
 
 
 @pytest.mark.parametrize("framing", CUT)
-def test_an_answer_that_was_cut_looks_cut(
+def test_a_cut_answer_looks_cut_to_the_client(
     penstock: "Penstock", origin: "Worker", framing: str
 ) -> None:
     def answer(wire: "Wire") -> None:
@@ -327,7 +329,7 @@ def test_an_answer_that_was_cut_looks_cut(
 
 
 @pytest.mark.parametrize("framing", CUT)
-def test_an_answer_that_was_cut_is_reset_where_its_end_is_the_connections(
+def test_a_cut_answer_that_would_end_with_its_connection_is_reset(
     penstock: "Penstock", origin: "Worker", framing: str
 ) -> None:
     def answer(wire: "Wire") -> None:

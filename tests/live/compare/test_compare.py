@@ -1,4 +1,4 @@
-"""`penstock compare` as a person runs it: figures that can be true, and nothing left running."""
+"""`penstock compare`, run as a user runs it, has plausible figures and leaves no process."""
 
 import os
 import signal
@@ -80,7 +80,7 @@ def test_a_quick_comparison_has_figures_that_can_be_true(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_a_comparison_nothing_of_it_stays(
+def test_nothing_is_left_running_however_a_comparison_ends(
     environment: dict[str, str], tmp_path: Path, number: signal.Signals
 ) -> None:
     result = tmp_path / "x.json"

@@ -1,4 +1,4 @@
-"""What can be changed over the control socket is, by a real curl; and nothing of it elsewhere."""
+"""A real curl can change a run over the control socket, and not over the admin port."""
 
 import http.client
 import json
@@ -65,7 +65,7 @@ def changes(run: "Cluster", what: str, status: str) -> None:
 
 
 @pytest.mark.needs("curl")
-def test_one_worker_is_replaced_or_ended_by_its_name(run: "Cluster") -> None:
+def test_one_worker_can_be_replaced_or_stopped_by_its_name(run: "Cluster") -> None:
     other = pids(run)[1]
     for what, status in (("replace", "0"), ("terminate", "0"), ("kill", "SIGKILL")):
         changes(run, what, status)
@@ -82,7 +82,7 @@ def test_one_worker_is_replaced_or_ended_by_its_name(run: "Cluster") -> None:
     assert before.stat().st_size == size
 
 
-def test_the_admin_port_takes_no_order(run: "Cluster") -> None:
+def test_the_admin_port_accepts_no_command(run: "Cluster") -> None:
     before = pids(run)
     for method, target in product(("POST", "PUT", "DELETE", "PATCH", "GET", "HEAD"), ORDERS):
         admin = http.client.HTTPConnection(*run.address("admin"), timeout=WAIT_S)

@@ -1,4 +1,7 @@
-"""Of connections that are handed to workers none is lost, whoever dies or stops meanwhile."""
+"""No connection in handoff is lost when a worker is killed, stopped or replaced.
+
+Covers `runtime/scheduling`.
+"""
 
 import asyncio
 import os
@@ -8,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from tests.support.live.crowd import (
-    CROWD,
+from tests.support.live.many_clients import (
+    AT_ONCE,
     DEMO,
     PASSED,
-    crowd,
     descriptors,
     failures,
     handoffs,
     pids,
+    request_many,
     settled,
 )
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from tests.live.conftest import Penstock
 
 
-def test_of_ten_thousand_handed_off_none_is_lost_when_a_worker_is_killed(
+def test_a_killed_worker_loses_only_connections_that_it_had_taken(
     penstock: "Penstock",
 ) -> None:
     run = penstock(app=DEMO, scheme="handoff", workers=3, access_log="off")
@@ -35,9 +38,9 @@ def test_of_ten_thousand_handed_off_none_is_lost_when_a_worker_is_killed(
         if answered == 5_000:
             psutil.Process(victim).kill()
 
-    answers = asyncio.run(crowd(run.address(), 10_000, meanwhile=kill))
+    answers = asyncio.run(request_many(run.address(), 10_000, meanwhile=kill))
     # What the dead worker had taken is gone with it, and nothing else: a window at the most.
-    assert len(failures(answers)) <= CROWD, Counter(failures(answers))
+    assert len(failures(answers)) <= AT_ONCE, Counter(failures(answers))
     settled(run, 3, {victim})
     run.until(lambda: run.metric("penstock_handoffs_in_flight") == 0)
     assert handoffs(run, "lost") == 0
@@ -47,14 +50,16 @@ def test_of_ten_thousand_handed_off_none_is_lost_when_a_worker_is_killed(
     run.until(lambda: descriptors(run) <= before + Counter(supervisor=2, proxy=2, workers=6))
 
 
-def test_what_a_stopped_worker_does_not_take_goes_to_another(penstock: "Penstock") -> None:
+def test_connections_that_a_stopped_worker_does_not_take_go_to_another(
+    penstock: "Penstock",
+) -> None:
     run = penstock(
         app=DEMO, scheme="handoff", workers=2, timeouts={"connect": "500ms"}, access_log="off"
     )
     stopped = psutil.Process(run.workers()[0]["pid"])
     stopped.send_signal(signal.SIGSTOP)
     try:
-        answers = asyncio.run(crowd(run.address(), 200))
+        answers = asyncio.run(request_many(run.address(), 200))
         assert not failures(answers)
         assert not any("web/0" in answer for answer in answers)
         assert handoffs(run, "requeued") > 0
@@ -62,7 +67,7 @@ def test_what_a_stopped_worker_does_not_take_goes_to_another(penstock: "Penstock
         stopped.send_signal(signal.SIGCONT)
     run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
     assert handoffs(run, "lost") == 0
-    answers = asyncio.run(crowd(run.address(), 100))
+    answers = asyncio.run(request_many(run.address(), 100))
     assert not failures(answers)
     assert any("web/0" in answer for answer in answers)
 
@@ -74,12 +79,14 @@ def test_a_connect_is_never_refused_while_the_worker_is_replaced(
     run = penstock(app=DEMO, scheme=scheme, workers=1)
     (victim,) = pids(run)
     psutil.Process(victim).kill()
-    answers = asyncio.run(crowd(run.address(), CROWD))
+    answers = asyncio.run(request_many(run.address(), AT_ONCE))
     assert not [answer for answer in answers if answer.startswith("connect:")]
     settled(run, 1, {victim})
 
 
-def test_the_proxy_can_die_under_handoff(penstock: "Penstock") -> None:
+def test_a_killed_proxy_costs_only_connections_that_it_had_not_handed_over(
+    penstock: "Penstock",
+) -> None:
     run = penstock(app=DEMO, scheme="handoff", workers=2, access_log="off")
     workers, proxy = pids(run), run.proxy
 
@@ -87,12 +94,12 @@ def test_the_proxy_can_die_under_handoff(penstock: "Penstock") -> None:
         if answered == 500:
             proxy.kill()
 
-    answers = asyncio.run(crowd(run.address(), 2_000, meanwhile=kill))
+    answers = asyncio.run(request_many(run.address(), 2_000, meanwhile=kill))
     assert not [answer for answer in answers if answer.startswith("connect:")]
     # Those that the proxy had accepted and not passed on go with it.
-    assert len(failures(answers)) <= CROWD
+    assert len(failures(answers)) <= AT_ONCE
     assert pids(run) == workers
-    assert not failures(asyncio.run(crowd(run.address(), 100)))
+    assert not failures(asyncio.run(request_many(run.address(), 100)))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,7 @@ def test_the_proxy_can_die_under_handoff(penstock: "Penstock") -> None:
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )
-def test_only_a_proxy_that_carries_no_bytes_lets_workers_finish_their_turn(
+def test_only_a_proxy_that_relays_no_bytes_has_the_batch_scheduling_policy(
     penstock: "Penstock", schemes: list[str], policy: int
 ) -> None:
     run = penstock(services={name: {"app": DEMO, "workers": 1, "scheme": name} for name in schemes})

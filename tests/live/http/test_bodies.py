@@ -1,6 +1,6 @@
-"""Bodies, however they are framed, get through whole; and with them what comes before and behind.
+"""Bodies arrive whole in every framing, and so do interim responses and trailers.
 
-What is compared is what was on the wire, at both ends.
+The tests compare the bytes on the wire at both ends.
 """
 
 import threading
@@ -46,7 +46,7 @@ def test_a_chunked_body_is_the_same_both_ways(demo: "Cluster") -> None:
     assert answer.body == b"".join(pieces)
 
 
-def test_an_answer_without_a_length_is_framed_for_who_asked(
+def test_an_answer_without_a_length_is_framed_for_the_version_of_its_client(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     def until_close(wire: "Wire") -> None:
@@ -58,7 +58,7 @@ def test_an_answer_without_a_length_is_framed_for_who_asked(
     answer = wire.ask(request())
     assert (answer.version, answer["Transfer-Encoding"]) == (b"HTTP/1.1", "chunked")
     assert answer.body == b"something"
-    # It was framed anew, so the client's connection outlives the worker's.
+    # The proxy framed it itself, so the client's connection outlives the worker's.
     assert wire.ask(request()).body == b"something"
     wire = run.connect()
     answer = wire.ask(request("/", "Connection: keep-alive", minor=0))
@@ -66,7 +66,7 @@ def test_an_answer_without_a_length_is_framed_for_who_asked(
     assert answer.body == b"something"
 
 
-def test_a_chunked_answer_is_framed_for_an_old_client(
+def test_a_chunked_answer_reaches_an_http_1_0_client_without_chunks(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     reply = (
@@ -103,7 +103,7 @@ def test_answers_without_a_body_have_none_and_keep_the_connection(
         assert wire.ask(request("/head", method="HEAD"), method="HEAD")["Content-Length"] == "700"
         assert wire.ask(request("/head-chunked", method="HEAD"), method="HEAD").status == 200
         assert wire.ask(request("/empty")).body == b""
-    # Nor was the worker's connection lost on the way, but for the two who spoke of chunks:
+    # Nor was the worker's connection lost on the way, but for the two that announced chunks:
     # such a one may send the last of them after all.
     assert len(met) - checks == 3
 
@@ -136,7 +136,7 @@ def test_a_worker_may_answer_instead_of_100_continue(
     assert (answer.status, answer["Connection"]) == (413, "close")
 
 
-def test_trailers_get_through_both_ways(penstock: "Penstock", origin: "Worker") -> None:
+def test_trailers_are_forwarded_both_ways(penstock: "Penstock", origin: "Worker") -> None:
     seen: list[tuple[bytes, bytes]] = []
 
     def answer(wire: "Wire") -> None:
@@ -151,12 +151,12 @@ def test_trailers_get_through_both_ways(penstock: "Penstock", origin: "Worker") 
     chunked = request("/", "Transfer-Encoding: chunked", "TE: trailers", method="POST", body=body)
     for _ in range(2):
         answered = wire.ask(chunked)
-        # Whom a request is from has no place in a trailer.
+        # Fields that identify a client are dropped from trailers.
         assert (answered.body, answered.trailers) == (b"ok", b"X-Sum: 42\r\n")
     assert seen == [(b"hi", b"X-Check: abc\r\n")] * 2
 
 
-def test_an_interim_response_gets_through_to_who_knows_it(
+def test_an_interim_response_is_forwarded_to_clients_of_http_1_1_only(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"

@@ -1,4 +1,4 @@
-"""What a worker is told of a request's way: what is added and removed, and who is believed."""
+"""Workers get correct forwarding fields, and only trusted proxies can set them."""
 
 import json
 from functools import partial
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.support.live.wire import Wire
 
 
-def test_hop_by_hop_fields_end_here(penstock: "Penstock", origin: "Worker") -> None:
+def test_hop_by_hop_fields_are_not_forwarded(penstock: "Penstock", origin: "Worker") -> None:
     seen: list[bytes] = []
     reply = (
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: X-Mine\r\nX-Mine: 1\r\n"
@@ -40,7 +40,9 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def test_a_stranger_is_not_believed(penstock: "Penstock", origin: "Worker") -> None:
+def test_forwarding_fields_of_an_untrusted_client_are_replaced(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
     seen: list[bytes] = []
     run = penstock("--to", origin(always(OK, seen)).address)
     run.connect().ask(request("/", *CLAIMS))
@@ -56,7 +58,9 @@ def test_a_stranger_is_not_believed(penstock: "Penstock", origin: "Worker") -> N
     }
 
 
-def test_a_trusted_proxy_is_believed_and_continued(penstock: "Penstock", origin: "Worker") -> None:
+def test_forwarding_fields_of_a_trusted_proxy_are_kept_and_continued(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
     seen: list[bytes] = []
     run = penstock("--to", origin(always(OK, seen)).address, trusted_proxies=["127.0.0.0/8"])
     run.connect().ask(request("/", *CLAIMS[:3], CLAIMS[-1]))
@@ -77,10 +81,10 @@ WAY = """
 from aiohttp import web
 
 async def way(request):
-    told = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via")
+    names = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via")
     return web.json_response({
         "forwarded": [dict(element) for element in request.forwarded],
-        **{name: request.headers.getall(name, []) for name in told},
+        **{name: request.headers.getall(name, []) for name in names},
     })
 
 app = web.Application()
@@ -88,10 +92,10 @@ app.router.add_get("/", way)
 """
 
 
-def test_a_program_reads_the_way_in_the_words_of_rfc_7239(
+def test_a_worker_can_read_the_route_in_the_forwarded_field_of_rfc_7239(
     launch: "Launch", tmp_path: "Path"
 ) -> None:
-    """By aiohttp's own reading of it, for a stranger and for a trusted proxy that speaks it."""
+    """By aiohttp's own parser, for an untrusted client and for a trusted proxy that sends it."""
     (tmp_path / "way.py").write_text(WAY)
     keys = {"app": "way:app", "directory": str(tmp_path), "workers": 1, "access_log": "off"}
     run = launch(
@@ -125,10 +129,10 @@ def test_a_program_reads_the_way_in_the_words_of_rfc_7239(
     }
 
 
-def test_clients_behind_a_trusted_proxy_are_told_apart_by_the_hash(
+def test_the_hash_distinguishes_clients_behind_a_trusted_proxy(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
-    """All of them come over one connection: their proxy says whose each request is."""
+    """All of them come over one connection: their proxy names the client of each request."""
     got: dict[int, list[str]] = {0: [], 1: []}
 
     def answer(number: int, wire: "Wire") -> None:
@@ -152,7 +156,7 @@ def test_clients_behind_a_trusted_proxy_are_told_apart_by_the_hash(
     assert not {*got[0]} & {*got[1]}
 
 
-def test_every_request_has_an_id_of_its_own_that_the_log_knows(
+def test_every_request_has_an_id_of_its_own_that_is_in_the_log(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     seen: list[bytes] = []

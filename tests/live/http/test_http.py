@@ -1,7 +1,7 @@
-"""Connections of both versions of HTTP are kept, ended and upgraded as it was meant.
+"""Connections of HTTP/1.0 and HTTP/1.1 are kept, closed and upgraded as their headers ask.
 
-The client and, where the demo application is too well-behaved, the worker are raw sockets
-here: what is compared is what was on the wire.
+The client is a raw socket, and so is the worker where the demo application is too well-behaved.
+The tests compare the bytes on the wire.
 """
 
 import threading
@@ -33,7 +33,7 @@ def test_http_1_0_keeps_a_connection_that_asks_for_it(demo: "Cluster") -> None:
         assert answer["Transfer-Encoding"] is None
 
 
-def test_a_client_that_says_close_is_closed(demo: "Cluster") -> None:
+def test_a_client_that_sends_connection_close_is_closed(demo: "Cluster") -> None:
     wire = demo.connect()
     answer = wire.ask(request("/", "Connection: close"))
     assert (answer.status, answer["Connection"]) == (200, "close")
@@ -93,7 +93,7 @@ async def test_websockets_echo_in_both_modes(demo: "Cluster", name: str) -> None
         assert socket.close_code == 1000
 
 
-def test_an_upgrade_is_a_pipe_from_its_very_first_byte(
+def test_after_an_upgrade_every_byte_is_forwarded_from_the_first_one_on(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     def answer(wire: "Wire") -> None:

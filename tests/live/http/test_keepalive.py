@@ -1,4 +1,4 @@
-"""Clients that keep their connections lose no request either while workers are replaced."""
+"""Clients that keep their connections lose no request while workers are replaced."""
 
 import http.client
 import signal
@@ -25,7 +25,7 @@ async def app(scope, receive, send):
 
 
 class Client(threading.Thread):
-    """Asks again and again on one connection, and opens another only when told to."""
+    """Sends requests on one connection, and opens another only after `Connection: close`."""
 
     def __init__(self, run: "Cluster", enough: threading.Event) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         connection = http.client.HTTPConnection(*self._address, timeout=60)
-        # It reopens by itself when the answer says that it was the last one.
+        # It reopens by itself after an answer that was marked as the last one.
         connection.auto_open = 1
         while not self._enough.is_set():
             try:
@@ -60,7 +60,7 @@ class Client(threading.Thread):
     [{}, {"mode": "tcp"}, {"scheme": "handoff"}, {"scheme": "shared"}, {"scheme": "reuseport"}],
     ids=["http", "tcp", "handoff", "shared", "reuseport"],
 )
-def test_a_replaced_worker_says_which_answer_is_its_last(
+def test_a_replaced_worker_marks_its_last_answer_with_connection_close(
     penstock: "Penstock", tmp_path: Any, keys: dict[str, str], app: str
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)

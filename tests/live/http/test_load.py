@@ -1,4 +1,4 @@
-"""Much at once and much in one piece go through, and leave the proxy as it was before."""
+"""Large bodies and many connections are served, and the proxy is afterwards as it was before."""
 
 import asyncio
 import resource
@@ -63,7 +63,7 @@ def checksum(wire: "Wire", size: int) -> tuple[int, int]:
     return got, sum_
 
 
-def test_a_reader_that_does_not_read_fills_nothing_but_the_kernel(
+def test_a_client_that_does_not_read_fills_only_the_buffers_of_the_kernel(
     demo: "Cluster", peak: "Peak"
 ) -> None:
     growth = peak(demo.proxy.pid)
@@ -79,7 +79,7 @@ def test_a_reader_that_does_not_read_fills_nothing_but_the_kernel(
         wire.exactly(64 * MIB)
 
 
-def test_a_sender_waits_for_its_worker_and_not_in_the_proxy(
+def test_an_upload_is_slowed_down_to_its_worker_and_the_proxy_buffers_little(
     penstock: "Penstock", origin: "Worker", peak: "Peak"
 ) -> None:
     size, read_on = 64 * MIB, threading.Event()
@@ -120,7 +120,7 @@ def test_no_more_connections_than_allowed_and_the_next_one_waits(
 
 
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-def test_running_out_of_descriptors_is_no_workers_fault_and_passes(
+def test_running_out_of_descriptors_counts_against_no_worker_and_ends(
     penstock: "Penstock", origin: "Worker", mode: str
 ) -> None:
     queue = "300ms" if mode == "http" else "60s"

@@ -1,7 +1,7 @@
-"""Whoever sends garbage, too much, too little or too slowly is refused, and nothing of it stays.
+"""Malformed, oversized, incomplete and slow requests are refused, and leave nothing behind.
 
-What two servers could read in two ways is refused and never repaired; the worker behind
-does not get to see it. After each of these the proxy serves the next one as before.
+What two servers could read in two ways is refused and never repaired, and no worker gets it.
+After each of these requests the proxy serves the next one as before.
 """
 
 import threading
@@ -23,7 +23,7 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def hurried_run(launch: "Launch") -> "Cluster":
-    """The demo application behind a proxy that waits for nobody long."""
+    """The demo application behind a proxy with short time-outs."""
     timeouts = {"head": "500ms", "body": "500ms"}
     return launch(
         web={"app": "penstock_worker.demo:app", "access_log": "off", "timeouts": timeouts}
@@ -136,7 +136,7 @@ def test_what_is_ambiguous_never_reaches_a_worker(
     assert seen == []
 
 
-def test_garbage_behind_a_good_request_does_not_spoil_it(hurried: "Cluster") -> None:
+def test_garbage_behind_a_good_request_does_not_affect_its_answer(hurried: "Cluster") -> None:
     wire = hurried.connect()
     assert wire.ask(GET, GET, b"\x00garbage\r\n\r\n").status == 200
     assert wire.answer().status == 200
@@ -168,7 +168,7 @@ def test_a_second_head_has_no_more_time_than_the_first(hurried: "Cluster") -> No
     assert wire.is_ended()
 
 
-def test_a_head_that_drips_gets_no_more_time(hurried: "Cluster") -> None:
+def test_a_head_that_arrives_slowly_gets_no_more_time(hurried: "Cluster") -> None:
     wire = hurried.connect()
     ended = threading.Event()
 
@@ -187,7 +187,7 @@ def test_a_head_that_drips_gets_no_more_time(hurried: "Cluster") -> None:
     sender.join()
 
 
-def test_a_body_that_does_not_go_on_is_ended(hurried: "Cluster") -> None:
+def test_a_body_that_stops_arriving_is_cut_off(hurried: "Cluster") -> None:
     wire = hurried.connect()
     # The demo has begun its answer by then: all that can be done is to cut it.
     wire.send(post("Content-Length: 10", body=b"12345"))
@@ -195,7 +195,7 @@ def test_a_body_that_does_not_go_on_is_ended(hurried: "Cluster") -> None:
         wire.answer()
 
 
-def test_a_reader_that_stops_is_ended(hurried: "Cluster") -> None:
+def test_a_client_that_stops_reading_is_cut_off(hurried: "Cluster") -> None:
     wire = hurried.connect()
     errors: Callable[[], float] = lambda: hurried.metric(  # noqa: E731
         "penstock_connection_errors_total", kind="send_timeout"
@@ -211,7 +211,9 @@ def without_pool(run: "Cluster") -> float:
     return run.proxy.num_fds() - run.metric("penstock_fds", role="proxy", kind="upstream")
 
 
-def test_a_thousand_connections_that_say_nothing_leave_nothing(hurried: "Cluster") -> None:
+def test_a_thousand_silent_connections_are_closed_and_leave_no_descriptor(
+    hurried: "Cluster",
+) -> None:
     proxy = hurried.proxy
     # Twice: what the first thousand made the proxy allocate, the second must find again.
     sizes = []
@@ -220,7 +222,7 @@ def test_a_thousand_connections_that_say_nothing_leave_nothing(hurried: "Cluster
         wires = [hurried.connect() for _ in range(1000)]
         # Others are served meanwhile.
         assert hurried.get("/")[0] == 200
-        # They asked for nothing and are told nothing.
+        # They sent no request and get no response.
         assert all(wire.is_ended() for wire in wires)
         hurried.hang_up()
         hurried.until(lambda: hurried.metric("penstock_connections_active") == 0)

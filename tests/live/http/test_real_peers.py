@@ -1,6 +1,6 @@
-"""nginx and Node as workers, curl, h2load, wrk and a browser as clients: nobody notices a proxy.
+"""nginx and Node as workers, and curl, h2load, wrk and a browser as clients, work unchanged.
 
-Everything above is checked against words of our own; here both ends are other people's.
+Other live tests use peers of our own. Here both ends are programs of others.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.live.conftest import Launch
     from tests.support.live.cluster import Cluster
 
-PEERS = Path(__file__).parent / "peers"
+PEERS = Path(__file__).parents[2] / "support/live/peers"
 SBIN = "/usr/sbin:/usr/local/sbin"
 BIG = b"".join(hashlib.sha512(b"%d" % number).digest() for number in range(1 << 14))
 TEXT = b"".join(b"line %d of a text that becomes small\n" % number for number in range(3000))
@@ -89,7 +89,7 @@ def test_head_has_the_length_and_no_body_and_the_connection_goes_on(
 
 
 @both
-def test_what_has_not_changed_is_not_sent_again(peers: "Cluster", name: str) -> None:
+def test_an_unchanged_file_is_answered_with_304(peers: "Cluster", name: str) -> None:
     head = curl(peers, name, "--head", "@/big.bin").decode()
     (etag,) = [line[6:] for line in head.splitlines() if line.lower().startswith("etag: ")]
     out = curl(
@@ -100,7 +100,7 @@ def test_what_has_not_changed_is_not_sent_again(peers: "Cluster", name: str) -> 
 
 
 @both
-def test_ranges_are_ranges(peers: "Cluster", name: str) -> None:
+def test_range_requests_get_their_ranges(peers: "Cluster", name: str) -> None:
     assert curl(peers, name, "--range", "100-299", "@/big.bin") == BIG[100:300]
     out = curl(
         peers, name, "-o", "/dev/null", "-w", "%{http_code}", "--range", "9999999-", "@/big.bin"
@@ -113,7 +113,7 @@ def test_ranges_are_ranges(peers: "Cluster", name: str) -> None:
 
 
 @both
-def test_gzip_is_undone_by_the_client_only(peers: "Cluster", name: str) -> None:
+def test_a_gzip_response_is_forwarded_compressed(peers: "Cluster", name: str) -> None:
     assert curl(peers, name, "--compressed", "@/text.txt") == TEXT
     assert curl(peers, name, "@/text.txt") == TEXT
     small = curl(peers, name, "-H", "Accept-Encoding: gzip", "@/text.txt")
@@ -121,7 +121,7 @@ def test_gzip_is_undone_by_the_client_only(peers: "Cluster", name: str) -> None:
 
 
 @both
-def test_a_connection_is_kept(peers: "Cluster", name: str) -> None:
+def test_curl_reuses_its_connection(peers: "Cluster", name: str) -> None:
     paths = ["@/text.txt", "@/empty", "@/big.bin", "@/nothing", "@/text.txt"]
     words = [word for path in paths for word in ("-o", "/dev/null", path)]
     out = curl(peers, name, "-w", "%{http_code}:%{num_connects} ", *words)
@@ -158,7 +158,7 @@ def test_trailers_and_early_hints_of_node_get_through(peers: "Cluster") -> None:
     wire.close()
 
 
-def test_a_piece_comes_before_the_end(peers: "Cluster") -> None:
+def test_a_piece_of_a_response_is_forwarded_before_its_end(peers: "Cluster") -> None:
     wire = peers.connect("one")
     wire.send(b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
     assert b"\r\nTransfer-Encoding: chunked" in wire.head()
@@ -168,7 +168,7 @@ def test_a_piece_comes_before_the_end(peers: "Cluster") -> None:
     wire.close()
 
 
-async def test_a_websocket_goes_through_to_node(peers: "Cluster") -> None:
+async def test_a_websocket_reaches_node(peers: "Cluster") -> None:
     url = "ws://{}:{}/ws".format(*peers.address("node"))
     async with aiohttp.ClientSession() as session, session.ws_connect(url) as socket:
         for size in (0, 1, 125, 126, 60_000):
@@ -198,7 +198,9 @@ def test_wrk_sees_no_error(peers: "Cluster", name: str) -> None:
 
 
 @pytest.mark.needs("chromium")
-def test_a_browser_is_content(peers: "Cluster", folder: Path, tmp_path: Path) -> None:
+def test_a_browser_loads_the_page_and_all_that_it_uses(
+    peers: "Cluster", folder: Path, tmp_path: Path
+) -> None:
     url = "http://{}:{}/page".format(*peers.address("one"))
     report = folder / "report.json"
     browser = subprocess.Popen(
@@ -226,6 +228,6 @@ def test_a_browser_is_content(peers: "Cluster", folder: Path, tmp_path: Path) ->
     }
 
 
-def test_the_proxy_found_no_fault_with_anybody(peers: "Cluster") -> None:
+def test_no_peer_caused_a_bad_request_or_a_bad_response(peers: "Cluster") -> None:
     assert peers.metric("penstock_connection_errors_total", kind="bad_request") == 0
     assert peers.metric("penstock_connection_errors_total", kind="bad_response") == 0

@@ -1,7 +1,7 @@
-"""Every known trick against a real run: each is refused, and the worker never hears of it.
+"""Every known smuggling trick is refused by a real run, and no worker gets it.
 
-tests/proxy proves the same in memory, byte by byte; this is the proof that nothing in between,
-neither the event loop's buffers nor a worker's pace, makes a difference.
+`tests/proxy` proves the same in memory, byte by byte. This proves that the buffers of the event
+loop and the pace of a worker make no difference.
 """
 
 import threading
@@ -21,7 +21,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 FEW = 16
 
 
-def test_no_trick_of_a_client_reaches_a_worker(penstock: "Penstock", origin: "Worker") -> None:
+def test_no_smuggled_request_reaches_a_worker(penstock: "Penstock", origin: "Worker") -> None:
     seen: list[bytes] = []
     seen_lock = threading.Lock()
 
@@ -52,8 +52,8 @@ def test_no_trick_of_a_client_reaches_a_worker(penstock: "Penstock", origin: "Wo
     assert sum(head.startswith(b"GET /good ") for head in seen) == len(tricks)
 
 
-def test_no_trick_of_a_worker_reaches_a_client(penstock: "Penstock", origin: "Worker") -> None:
-    tricks = [said for said, _ in REFUSED.values()]
+def test_no_smuggled_response_reaches_a_client(penstock: "Penstock", origin: "Worker") -> None:
+    tricks = [response for response, _ in REFUSED.values()]
 
     def answer(wire: "Wire") -> None:
         while True:
@@ -73,7 +73,9 @@ def test_no_trick_of_a_worker_reaches_a_client(penstock: "Penstock", origin: "Wo
         run.hang_up()
 
 
-def test_no_chunks_of_two_readings_look_whole(penstock: "Penstock", origin: "Worker") -> None:
+def test_ambiguous_chunks_never_look_whole_to_a_client(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
     bodies = [body for body, _ in BODIES.values()]
 
     def answer(wire: "Wire") -> None:

@@ -1,4 +1,4 @@
-"""Processes die under load and nobody is turned away; and who is told to leave finishes first."""
+"""A killed process refuses no connection, and a process that stops finishes its requests first."""
 
 import os
 import signal
@@ -22,20 +22,20 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def silent(wire: "Wire") -> None:
-    """Takes everything and never says a word."""
+    """Reads everything and never answers."""
     wire.rest()
 
 
 # -- processes that die
 
 
-def load(run: "Cluster", stop: threading.Event, tell: "Callable[[str], None]") -> None:
+def load(run: "Cluster", stop: threading.Event, report: "Callable[[str], None]") -> None:
     """A client that asks and asks, and begins again with a new connection when it was cut."""
     while not stop.is_set():
         try:
             sock = socket.create_connection(run.address(), timeout=60)
         except OSError as error:
-            tell(f"connect: {error}")
+            report(f"connect: {error}")
             continue
         with sock:
             try:
@@ -47,9 +47,9 @@ def load(run: "Cluster", stop: threading.Event, tell: "Callable[[str], None]") -
                         if not more:
                             raise ConnectionResetError("cut")
                         data += more
-                    tell(data[9:12].decode())
+                    report(data[9:12].decode())
             except OSError:
-                tell("cut")
+                report("cut")
 
 
 class Load:
@@ -60,12 +60,12 @@ class Load:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
-            threading.Thread(target=load, args=(run, self._stop, self._tell)) for _ in range(4)
+            threading.Thread(target=load, args=(run, self._stop, self._report)) for _ in range(4)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _tell(self, what: str) -> None:
+    def _report(self, what: str) -> None:
         with self._lock:
             self.results[what] += 1
 
@@ -113,7 +113,9 @@ def test_a_worker_killed_under_load_fails_no_get(penstock: "Penstock") -> None:
     assert sum(sum(worker["restarts"].values()) for worker in run.workers()) == 3
 
 
-def test_a_proxy_killed_under_load_refuses_no_connect_and_is_back(penstock: "Penstock") -> None:
+def test_a_proxy_killed_under_load_refuses_no_connect_and_is_restarted(
+    penstock: "Penstock",
+) -> None:
     run = penstock(**DEMO)
     load = Load(run)
     try:
@@ -123,7 +125,7 @@ def test_a_proxy_killed_under_load_refuses_no_connect_and_is_back(penstock: "Pen
             load.more(run)
     finally:
         results = load.end()
-    # What was under way was cut, and began anew; nobody was turned away.
+    # Requests in progress were cut and sent again; no connect was refused.
     assert set(results) <= {"200", "cut"}
 
 
@@ -144,7 +146,7 @@ def test_nothing_survives_a_supervisor_killed_under_load(penstock: "Penstock") -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_is_under_way_is_finished_before_the_end(
+def test_requests_in_progress_are_finished_before_the_end(
     penstock: "Penstock", origin: "Worker", number: int
 ) -> None:
     asked, go_on = threading.Event(), threading.Event()
@@ -163,7 +165,7 @@ def test_what_is_under_way_is_finished_before_the_end(
     assert asked.wait(60)
     run.look()
     run.process.send_signal(number)
-    # The door is closed, and who stood idle in it is gone.
+    # The listener is closed, and so are idle connections.
     run.until(lambda: is_refused(address))
     assert idle.is_ended()
     go_on.set()
@@ -181,7 +183,7 @@ def is_refused(address: tuple[str, int]) -> bool:
     return False
 
 
-def test_a_second_signal_ends_at_once(penstock: "Penstock", origin: "Worker") -> None:
+def test_a_second_signal_ends_the_run_at_once(penstock: "Penstock", origin: "Worker") -> None:
     asked = threading.Event()
 
     def answer(wire: "Wire") -> None:
@@ -222,7 +224,9 @@ def test_tcp_connections_are_finished_before_the_end(
     assert run.ended() == 0
 
 
-def test_who_does_not_finish_in_time_is_cut(penstock: "Penstock", origin: "Worker") -> None:
+def test_a_connection_that_does_not_finish_in_time_is_cut(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
     run = penstock("--to", origin(silent).address, mode="tcp", timeouts={"stop": "300ms"})
     wire = run.connect()
     wire.send(b"I stay")

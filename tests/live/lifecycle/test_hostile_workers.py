@@ -1,4 +1,4 @@
-"""A worker that means to hurt is named and replaced; the supervisor and the others go on."""
+"""A hostile worker is named and replaced, and the supervisor and other workers go on."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ def test_a_worker_that_breaks_the_channel_is_named_and_replaced(
     assert run.get("/")[0] == 200
 
 
-def test_words_that_nobody_understands_change_nothing(
+def test_unknown_messages_on_the_channel_change_nothing(
     penstock: "Penstock", program: list[str]
 ) -> None:
     run = penstock(command=program, workers=2)

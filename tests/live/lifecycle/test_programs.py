@@ -1,4 +1,4 @@
-"""Programs that never heard of us run as they are, and signals mean what people expect."""
+"""Unchanged programs run as workers, and signals have their usual meaning."""
 
 import signal
 from collections import Counter
@@ -17,7 +17,7 @@ require('http').createServer((request, response) => {
 
 
 @pytest.mark.needs("node")
-def test_a_node_server_is_balanced_as_it_is(penstock: "Penstock") -> None:
+def test_an_unchanged_node_server_is_balanced(penstock: "Penstock") -> None:
     run = penstock(command=["node", "-e", SERVER], workers=2)
     assert Counter(run.get() for _ in range(4)) == {(200, "web/0"): 2, (200, "web/1"): 2}
 
@@ -37,7 +37,7 @@ def test_a_node_server_takes_the_socket_that_it_is_given(penstock: "Penstock", s
     assert seen == {(200, "web/0"), (200, "web/1")}
 
 
-def test_a_hangup_without_a_terminal_replaces_workers_and_stops_nobody(
+def test_a_hangup_without_a_terminal_replaces_workers_and_does_not_end_the_run(
     penstock: "Penstock",
 ) -> None:
     run = penstock(app="penstock_worker.demo:app")

@@ -1,4 +1,4 @@
-"""Workers that ask to be replaced, or are told to leave, go without losing a request, and go."""
+"""Workers that retire or are replaced lose no request, and end in time."""
 
 import asyncio
 import re
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from tests.support.live.crowd import SCHEMES, crowd, failures, once, pids, settled
+from tests.support.live.many_clients import SCHEMES, failures, once, pids, request_many, settled
 
 if TYPE_CHECKING:
     from tests.live.conftest import Penstock
@@ -25,11 +25,11 @@ def test_a_worker_that_retires_under_load_loses_no_request(
 
     async def load() -> list[str]:
         address = run.address()
-        # One that is being served when its worker is told to go, whichever that is.
+        # One that is being served when its worker has to retire, whichever that is.
         long = [asyncio.create_task(once(address, b"/slow?s=1")) for _ in range(8)]
-        answers = await crowd(address, 200)
+        answers = await request_many(address, 200)
         retired.append(await once(address, path.encode()))
-        more = await crowd(address, 3_000)
+        more = await request_many(address, 3_000)
         return [*answers, *more, *(await asyncio.gather(*long))]
 
     answers = asyncio.run(load())
@@ -53,7 +53,7 @@ def test_all_workers_are_replaced_under_load_and_no_request_fails(
     run.process.send_signal(signal.SIGHUP)
     failed: list[str] = []
     while "all workers are replaced" not in run.err:
-        failed += failures(asyncio.run(crowd(run.address(), 200)))
+        failed += failures(asyncio.run(request_many(run.address(), 200)))
         run.look()
         assert run.process.poll() is None
     assert not failed
@@ -61,7 +61,7 @@ def test_all_workers_are_replaced_under_load_and_no_request_fails(
     run.until(lambda: not any(psutil.pid_exists(pid) for pid in before))
 
 
-def test_a_worker_that_retires_and_does_not_leave_is_killed(
+def test_a_worker_that_retires_and_does_not_exit_is_killed(
     penstock: "Penstock", program: str
 ) -> None:
     run = penstock(app=program, workers=2, timeouts={"stop": "1s"})

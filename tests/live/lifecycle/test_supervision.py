@@ -1,7 +1,7 @@
-"""`penstock run` keeps its workers alive, says clearly what it cannot start, and leaves nothing.
+"""`penstock run` keeps its workers alive, has clear errors at start, and leaves nothing behind.
 
-Everything here is real: the command, the proxy, the workers and the signals. Each run is
-watched by pid, so "nothing survives" is said of every process that was ever seen.
+The command, the proxy, the workers and the signals are real. Each run is watched by pid, so
+"nothing survives" holds for every process that the run ever had.
 """
 
 import http.client
@@ -156,7 +156,7 @@ def shell(script: str) -> str:
     return f"command = {json.dumps(['sh', '-c', script])}"
 
 
-def test_a_killed_worker_is_back_on_its_port(tmp_path: Path) -> None:
+def test_a_killed_worker_is_restarted_on_its_port(tmp_path: Path) -> None:
     with running(tmp_path, web(HTTP, "workers = 1")) as run:
         run.started()
         before = run.get()
@@ -170,13 +170,13 @@ def test_a_killed_worker_is_back_on_its_port(tmp_path: Path) -> None:
         assert run.stop() == 0
 
 
-def test_a_killed_proxy_refuses_no_connect_and_is_back(tmp_path: Path) -> None:
+def test_a_killed_proxy_refuses_no_connect_and_is_restarted(tmp_path: Path) -> None:
     with running(tmp_path, web(HTTP)) as run:
         run.started()
         run.get()
         (proxy,) = (p for p in run.look() if "penstock_proxy" in p.cmdline())
         proxy.kill()
-        # Straight after: nobody accepts yet, and nobody is turned away.
+        # Straight after: no process accepts yet, and no connect is refused.
         for _ in range(10):
             socket.create_connection(run.address("web"), timeout=WAIT_S).close()
         assert len(run.get().split()) == 2
@@ -193,8 +193,8 @@ def test_a_child_that_ignores_term_is_killed_with_all_below_it(tmp_path: Path) -
         assert "did not leave within 0.3 s and is killed" in run.err
 
 
-# A service that never worked ends the run, so slot 1 waits until slot 0 does: the proxy asks
-# nobody who has not joined.
+# A service that never worked ends the run, so slot 1 waits until slot 0 does: the proxy checks
+# only workers that have joined.
 FAILING = """
 if [ "$PENSTOCK_SLOT" = 1 ]; then
     until [ -e asked ]; do sleep 0.01; done
@@ -205,7 +205,7 @@ exec {} server.py
 CHECKED = '\n[service.web.health]\npath = "/"\n'
 
 
-def test_giving_up_on_one_leaves_the_others_serving(tmp_path: Path) -> None:
+def test_giving_up_one_worker_leaves_the_others_serving(tmp_path: Path) -> None:
     script = FAILING.format(sys.executable)
     more = '[service.web.restart]\nmax_restarts = 2\nbackoff = "20ms"' + CHECKED
     with running(tmp_path, web(shell(script), more)) as run:
@@ -279,7 +279,7 @@ def test_a_loud_child_loses_no_line(tmp_path: Path) -> None:
         assert run.out.splitlines() == [f"web/0 | {n}" for n in range(1, 200_001)]
 
 
-def test_a_second_term_leaves_at_once(tmp_path: Path) -> None:
+def test_a_second_term_ends_the_run_at_once(tmp_path: Path) -> None:
     script = f"trap '' TERM; {sys.executable} server.py & wait; wait; sleep 1000"
     with running(tmp_path, web(shell(script))) as run:
         run.started()
@@ -318,7 +318,7 @@ def test_a_run_never_takes_the_unix_socket_of_one_that_is_starting(tmp_path: Pat
         assert path.is_socket()
         starting.process.kill()
         assert starting.ended() == -signal.SIGKILL
-    # What a killed run leaves is in nobody's way.
+    # What a killed run leaves hinders no other run.
     assert path.is_socket()
     with running(second, web(HTTP).replace(*where)) as next_:
         assert next_.started().stop() == 0
@@ -352,7 +352,9 @@ CANNOT_START = {
 
 
 @pytest.mark.parametrize("table", CANNOT_START.values(), ids=CANNOT_START.keys())
-def test_what_cannot_start_is_one_clear_line(table: tuple[str, str], tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_prints_one_clear_line(
+    table: tuple[str, str], tmp_path: Path
+) -> None:
     config, line = table
     with running(tmp_path, config) as run:
         assert run.ended() == 1
@@ -362,7 +364,7 @@ def test_what_cannot_start_is_one_clear_line(table: tuple[str, str], tmp_path: P
         assert "Traceback" not in "".join(t for t in run.err.splitlines() if " | " not in t)
 
 
-def test_a_taken_port_is_one_clear_line_and_nothing_is_started(tmp_path: Path) -> None:
+def test_a_taken_port_is_one_clear_line_of_error_and_nothing_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         table = web(HTTP).replace("127.0.0.1:0", f"127.0.0.1:{port}")

@@ -1,7 +1,7 @@
-"""Beyond a bound the client sees, the log says and a metric counts what the README promises.
+"""Exceeding a limit has the response, the log line and the metric that README.md promises.
 
-One run with small bounds, and for each of them somebody who goes beyond it. Bounds of the
-PROXY protocol, of TLS, of retries and of descriptors are proved where those are.
+One run with small limits, and a client or worker that exceeds each of them. The limits of the
+PROXY protocol, of TLS, of retries and of descriptors are tested with those subjects.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ LARGE = 64 << 20
 
 
 def worker(wire: Wire) -> None:
-    """Does as the path says."""
+    """Answers as the path asks."""
     while head := wire.head():
         path = head.split(b" ")[1]
         if path == b"/silent" or head.startswith(b"POST"):
@@ -63,7 +63,7 @@ def run(launch: "Launch", origin: str) -> "Cluster":
             "timeouts": {"head": "300ms", "body": "400ms", **queue},
         },
         busy={**one, "limits": {"per_worker": 1, "queue": 1}, "timeouts": queue},
-        crowd={**one, "limits": {"connections_per_client": 1}},
+        single={**one, "limits": {"connections_per_client": 1}},
         full={
             **one, "limits": {"connections_per_client": 0}, "max_connections": 1,
             "timeouts": queue,
@@ -78,14 +78,14 @@ def leave(run: "Cluster") -> Iterator[None]:
     run.hang_up()
 
 
-# -- who goes beyond
+# -- clients that exceed a limit
 
 
 Goes = Callable[["Cluster"], bytes]
 """What the client got when it went beyond."""
 
 
-def says(*data: bytes, to: str = "web") -> Goes:
+def sends(*data: bytes, to: str = "web") -> Goes:
     def goes(run: "Cluster") -> bytes:
         wire = run.connect(to)
         wire.send(*data)
@@ -118,7 +118,7 @@ def does_not_read(run: "Cluster") -> bytes:
 def waits(run: "Cluster") -> bytes:
     run.connect("busy").send(SILENT)
     run.until(lambda: run.workers("busy")[0]["active"])
-    return says(LAST, to="busy")(run)
+    return sends(LAST, to="busy")(run)
 
 
 def waits_as_a_second(run: "Cluster") -> bytes:
@@ -126,18 +126,18 @@ def waits_as_a_second(run: "Cluster") -> bytes:
     run.until(lambda: run.workers("busy")[0]["active"])
     for _ in range(2):
         run.connect("busy").send(GET)
-    return says(LAST, to="busy")(run)
+    return sends(LAST, to="busy")(run)
 
 
 def comes_twice(run: "Cluster") -> bytes:
-    assert run.connect("crowd").ask(GET).status == 200
-    return says(LAST, to="crowd")(run)
+    assert run.connect("single").ask(GET).status == 200
+    return sends(LAST, to="single")(run)
 
 
 def finds_it_full(run: "Cluster") -> bytes:
     run.connect("full").send(SILENT)
     run.until(lambda: run.workers("full")[0]["active"])
-    return says(LAST, to="full")(run)
+    return sends(LAST, to="full")(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class Row:
     goes: Goes
     sees: bytes
     """The beginning of what the client gets."""
-    says: str
+    log: str
     """In the log, behind the service's name; empty: nothing."""
     kind: str
     """Of `penstock_connection_errors_total`, and what the access log calls it."""
@@ -159,30 +159,30 @@ class Row:
 
 HERE = "127.0.0.1"
 ROWS = (
-    Row("head", says(GET[:-2], b"A: %b\r\n\r\n" % (b"x" * SMALL)), b"HTTP/1.1 431 ",
+    Row("head", sends(GET[:-2], b"A: %b\r\n\r\n" % (b"x" * SMALL)), b"HTTP/1.1 431 ",
         f"refused {HERE} with 431: head beyond {SMALL} bytes", "head_too_large"),
-    Row("headers", says(GET[:-2], b"A: b\r\n" * HEADERS, b"\r\n"), b"HTTP/1.1 431 ",
+    Row("headers", sends(GET[:-2], b"A: b\r\n" * HEADERS, b"\r\n"), b"HTTP/1.1 431 ",
         f"refused {HERE} with 431: more than {HEADERS} header fields", "head_too_large"),
-    Row("target", says(b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * TARGET)),
+    Row("target", sends(b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * TARGET)),
         b"HTTP/1.1 414 ", f"refused {HERE} with 414: target beyond {TARGET} bytes",
         "target_too_long"),
-    Row("empty lines", says(b"\r\n" * SMALL), b"HTTP/1.1 400 ",
+    Row("empty lines", sends(b"\r\n" * SMALL), b"HTTP/1.1 400 ",
         f"refused {HERE} with 400: nothing but empty lines", "bad_request"),
-    Row("time for a head", says(GET[:10]), b"HTTP/1.1 408 ",
+    Row("time for a head", sends(GET[:10]), b"HTTP/1.1 408 ",
         f"refused {HERE} with 408", "head_timeout"),
-    Row("body", says(POST, b"Content-Length: %d\r\n\r\n" % (BODY + 1)), b"HTTP/1.1 413 ",
+    Row("body", sends(POST, b"Content-Length: %d\r\n\r\n" % (BODY + 1)), b"HTTP/1.1 413 ",
         f"POST / from {HERE}: 413 request body too large", "body_too_large"),
-    Row("body in chunks", says(POST, b"Transfer-Encoding: chunked\r\n\r\n",
+    Row("body in chunks", sends(POST, b"Transfer-Encoding: chunked\r\n\r\n",
                                b"%x\r\n%b\r\n" % (BODY + 1, b"x" * (BODY + 1))),
         b"HTTP/1.1 413 ", f"POST / from {HERE}: 413 request body too large", "body_too_large"),
-    Row("time in a body", says(POST, b"Content-Length: 9\r\n\r\nx"), b"HTTP/1.1 408 ",
+    Row("time in a body", sends(POST, b"Content-Length: 9\r\n\r\nx"), b"HTTP/1.1 408 ",
         f"POST / from {HERE}: 408 request body took too long", "body_timeout"),
     Row("rate of a body", drips, b"HTTP/1.1 408 ",
         f"POST / from {HERE}: 408 request body took too long", "body_timeout"),
     Row("time to take an answer", does_not_read, b"HTTP/1.1 200 ", "", "send_timeout"),
-    Row("response head", says(b"GET /head HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+    Row("response head", sends(b"GET /head HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
         b"HTTP/1.1 502 ", f"response head beyond {SMALL} bytes", "bad_response"),
-    Row("idle tunnel", says(to="raw"), b"", "", "tunnel_timeout", service="raw"),
+    Row("idle tunnel", sends(to="raw"), b"", "", "tunnel_timeout", service="raw"),
     Row("time in the queue", waits, b"HTTP/1.1 503 ",
         f"GET / from {HERE}: 503 no worker was free in time", "queue_timeout",
         "queue_timeout", "busy"),
@@ -191,7 +191,7 @@ ROWS = (
         "queue_full", "busy"),
     Row("connections of one address", comes_twice, b"HTTP/1.1 429 ",
         f"closed a connection from {HERE}: too many connections from this address", "",
-        "client_limit", "crowd"),
+        "client_limit", "single"),
     Row("connections", finds_it_full, b"HTTP/1.1 503 ",
         "full: refused 1 that had waited too long to be accepted", "",
         "max_connections", "full"),
@@ -199,7 +199,7 @@ ROWS = (
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-def test_a_bound_is_told_to_the_client_to_the_log_and_to_the_metrics(
+def test_exceeding_a_limit_shows_in_the_response_the_log_and_the_metrics(
     run: "Cluster", row: Row
 ) -> None:
     def counted() -> float:
@@ -219,5 +219,5 @@ def test_a_bound_is_told_to_the_client_to_the_log_and_to_the_metrics(
     run.until(lambda: counted() > counted_before, row.name)
     if row.kind:
         run.until(lambda: ended() > ended_before, row.name)
-    if row.says:
-        run.until(lambda: row.says in run.err[said_before:], row.name)
+    if row.log:
+        run.until(lambda: row.log in run.err[said_before:], row.name)

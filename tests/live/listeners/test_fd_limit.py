@@ -1,4 +1,4 @@
-"""A proxy that runs out of descriptors or connections waits, says no in the end, and recovers."""
+"""Without descriptors or connections a proxy waits, then refuses clients, and recovers."""
 
 import os
 import resource
@@ -40,8 +40,8 @@ def hold(run: "Cluster", most: int = 2000) -> list["Wire"]:
     return held
 
 
-def answer_to_who_waits(run: "Cluster") -> bytes:
-    """What one is told that found no room; an end that is no reset."""
+def answer_to_waiting_client(run: "Cluster") -> bytes:
+    """What a client without room gets. It ends without a reset."""
     wire = run.connect()
     wire.send(GET)
     return wire.rest()
@@ -56,7 +56,7 @@ def answer_to_who_waits(run: "Cluster") -> bytes:
     ],
     ids=["http", "tcp", "handoff"],
 )
-def test_out_of_descriptors_it_says_no_and_when_there_are_some_it_goes_on(
+def test_without_descriptors_clients_are_refused_and_with_some_served_again(
     penstock: "Penstock", keys: dict[str, object], answer: bytes
 ) -> None:
     run = penstock(
@@ -74,7 +74,7 @@ def test_out_of_descriptors_it_says_no_and_when_there_are_some_it_goes_on(
         resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, (open_now + 80, open_now + 80))
     hold(run)
     assert run.metric("penstock_accept_pauses_total", service="web") >= 1
-    assert answer_to_who_waits(run).startswith(answer)
+    assert answer_to_waiting_client(run).startswith(answer)
     assert run.metric("penstock_rejected_total", service="web") >= 1
     # Health checks go on meanwhile.
     checks = run.metric("penstock_health_checks_total", service="web", result="ok")
@@ -90,7 +90,7 @@ def test_out_of_descriptors_it_says_no_and_when_there_are_some_it_goes_on(
     assert run.get()[0] == 200
 
 
-def test_a_proxy_that_has_none_left_sleeps_until_it_has_and_loses_nobody(
+def test_a_proxy_without_descriptors_waits_without_a_busy_loop_and_loses_no_client(
     penstock: "Penstock",
 ) -> None:
     run = penstock(
@@ -111,7 +111,7 @@ def test_a_proxy_that_has_none_left_sleeps_until_it_has_and_loses_nobody(
     assert cost_of_looking(run, proxy) < 5 * usual
     assert run.metric("penstock_accepting", service="web") == 0
     resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, before)
-    # Whoever was let in and whoever was not: each has one answer.
+    # Accepted or not, each client has one answer.
     for wire in waiting:
         assert wire.answer().status == 200
     for wire in held:
@@ -120,7 +120,7 @@ def test_a_proxy_that_has_none_left_sleeps_until_it_has_and_loses_nobody(
     assert run.metric("penstock_rejected_total") == 0
 
 
-def test_a_worker_that_has_none_left_sleeps_until_it_has(penstock: "Penstock") -> None:
+def test_a_worker_without_descriptors_waits_without_a_busy_loop(penstock: "Penstock") -> None:
     run = penstock(app="penstock_worker.demo:app", workers=1, scheme="shared")
     worker = psutil.Process(run.workers()[0]["pid"])
     usual = cost_of_looking(run, worker)
@@ -135,7 +135,7 @@ def test_a_worker_that_has_none_left_sleeps_until_it_has(penstock: "Penstock") -
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, before)
     for wire in came:
         wire.send(GET)
-    # Who has waited for two seconds was told no.
+    # A client that has waited for two seconds is refused.
     statuses = {wire.answer().status for wire in came}
     assert 200 in statuses <= {200, 503}
     assert run.get()[0] == 200
@@ -163,7 +163,7 @@ def test_one_client_cannot_have_all_connections(penstock: "Penstock") -> None:
     run = penstock(app="penstock_worker.demo:app", workers=1, limits={"connections_per_client": 20})
     held = [run.connect() for _ in range(20)]
     run.until(lambda: run.metric("penstock_connections_active", service="web") == 20)
-    assert answer_to_who_waits(run).startswith(b"HTTP/1.1 429 ")
+    assert answer_to_waiting_client(run).startswith(b"HTTP/1.1 429 ")
     with socket.socket() as other:
         other.bind(("127.0.0.2", 0))
         other.settimeout(60)
@@ -176,7 +176,7 @@ def test_one_client_cannot_have_all_connections(penstock: "Penstock") -> None:
         assert run.get()[0] == 200
 
 
-def test_no_worker_is_given_up_because_the_supervisor_has_no_descriptors(
+def test_no_worker_is_given_up_because_the_supervisor_lacks_descriptors(
     penstock: "Penstock",
 ) -> None:
     run = penstock(

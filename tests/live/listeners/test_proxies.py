@@ -1,7 +1,8 @@
-"""Several proxies are one to their clients: all of them serve, and the end of one is its own.
+"""Several proxies serve like one, and a killed proxy costs only its own clients.
 
-One run of two proxies has a service of every kind that has a proxy. What a test finds out
-about a proxy it asks the kernel: which process has which end of a connection.
+One run of two proxies has a service of every kind that has a proxy. The kernel knows which
+process has which end of a connection.
+Covers `messages`, `runtime/commands`, `runtime/process` and `runtime/stats`.
 """
 
 import json
@@ -90,7 +91,7 @@ def replaced(run: "Cluster", slot: int, before: psutil.Process) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_both_take_clients_and_what_they_count_adds_up(run: "Cluster", name: str) -> None:
+def test_both_proxies_accept_clients_and_their_metrics_add_up(run: "Cluster", name: str) -> None:
     before = run.metric("penstock_connections_total", service=name)
     wires = connected(run, name)
     assert run.metric("penstock_connections_total", service=name) == before + MANY
@@ -106,7 +107,7 @@ def test_both_take_clients_and_what_they_count_adds_up(run: "Cluster", name: str
         assert shares == [0, 0], "passed on, and the workers' alone"
 
 
-def test_everybody_logs_into_one_file_and_no_two_requests_have_one_name(run: "Cluster") -> None:
+def test_all_proxies_log_into_one_file_and_request_ids_are_unique(run: "Cluster") -> None:
     before = len(run.log)
     for wire in connected(run, "web"):
         assert wire.ask(GET).status == 200
@@ -114,7 +115,7 @@ def test_everybody_logs_into_one_file_and_no_two_requests_have_one_name(run: "Cl
     assert len({line["request_id"] for line in run.log}) == len(run.log)
 
 
-def test_each_is_shown_by_itself(run: "Cluster") -> None:
+def test_each_proxy_has_its_own_row_in_the_status(run: "Cluster") -> None:
     proxies = run.status()["proxies"]
     assert [(proxy["slot"], proxy["state"]) for proxy in proxies] == [(0, "up"), (1, "up")]
     sockets = run.status()["services"]["web"]["sockets"]
@@ -123,13 +124,13 @@ def test_each_is_shown_by_itself(run: "Cluster") -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_when_one_is_killed_only_its_own_clients_are_cut(run: "Cluster", name: str) -> None:
+def test_when_a_proxy_is_killed_only_its_own_clients_are_cut(run: "Cluster", name: str) -> None:
     wires = connected(run, name)
     killed, other = run.proxies
     cut, kept = whose(run, name, [killed, other])
     counted = run.metric("penstock_connections_total", service=name)
     killed.kill()
-    # Whoever comes now is not refused, whichever proxy the kernel deals it to.
+    # A client that connects now is not refused, whichever proxy the kernel chooses.
     connected(run, name)
     for wire in wires:
         assert lives(wire) is (port_of(wire) not in cut)
@@ -140,19 +141,19 @@ def test_when_one_is_killed_only_its_own_clients_are_cut(run: "Cluster", name: s
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_who_waits_for_a_proxy_that_is_killed_is_served(run: "Cluster", name: str) -> None:
+def test_a_client_in_the_backlog_of_a_killed_proxy_is_served(run: "Cluster", name: str) -> None:
     stuck = run.proxies[1]
     stuck.suspend()
     wires = [run.connect(name) for _ in range(MANY)]
     for wire in wires:
         wire.send(GET)
-    # As far as we can see, about half of them wait where nobody accepts.
+    # As far as the test can see, about half of them wait in the backlog of the stopped proxy.
     stuck.kill()
     assert [wire.answer().status for wire in wires] == [200] * MANY
     replaced(run, 1, stuck)
 
 
-def test_one_that_does_not_answer_loses_its_share_until_it_does(run: "Cluster") -> None:
+def test_a_stopped_proxy_loses_its_share_of_clients_until_it_answers(run: "Cluster") -> None:
     stuck = run.proxies[1]
     stuck.suspend()
     try:
@@ -169,7 +170,9 @@ def test_one_that_does_not_answer_loses_its_share_until_it_does(run: "Cluster") 
     assert all(whose(run, "web", run.proxies))
 
 
-def test_what_a_worker_had_not_taken_is_not_lost_with_it_and_a_proxy(run: "Cluster") -> None:
+def test_connections_that_a_killed_worker_had_not_taken_survive_a_killed_proxy_too(
+    run: "Cluster",
+) -> None:
     proxy, worker = run.proxies[0], psutil.Process(run.workers("hand")[0]["pid"])
     worker.suspend()
     wires = [run.connect("hand") for _ in range(MANY // 2)]
@@ -185,7 +188,7 @@ def test_what_a_worker_had_not_taken_is_not_lost_with_it_and_a_proxy(run: "Clust
 
 
 class Load:
-    """Clients that ask again and again on connections that are kept, until told to end."""
+    """Clients that send requests on kept connections until `end` is called."""
 
     def __init__(self, run: "Cluster", *names: str) -> None:
         self.seen: Counter[str] = Counter()
@@ -228,7 +231,7 @@ class Load:
 
 
 @pytest.mark.parametrize("name", ["web", "hand"])
-def test_under_load_the_end_of_one_costs_its_clients_one_answer_each(
+def test_under_load_a_killed_proxy_costs_each_of_its_clients_one_answer(
     run: "Cluster", name: str
 ) -> None:
     load = Load(run, name, name)
@@ -240,7 +243,7 @@ def test_under_load_the_end_of_one_costs_its_clients_one_answer_each(
     replaced(run, 0, killed)
     load.more()
     seen = load.end()
-    # Whoever could not connect would have ended its thread, and the test with it.
+    # A client that could not connect would have ended its thread, and the test with it.
     assert set(seen) <= {"answered", "cut"}
     assert seen["cut"] == len(carried)
 
@@ -256,7 +259,7 @@ def test_workers_are_replaced_without_a_loss(run: "Cluster") -> None:
     assert not before & {worker["pid"] for worker in run.workers()}
 
 
-def test_all_of_them_finish_what_they_serve_before_the_end(penstock: "Penstock") -> None:
+def test_all_proxies_finish_their_requests_before_they_end(penstock: "Penstock") -> None:
     run = penstock(
         "--proxies", "2",
         services={
@@ -276,7 +279,7 @@ def test_all_of_them_finish_what_they_serve_before_the_end(penstock: "Penstock")
     assert run.ended() == 0
 
 
-def test_a_unix_socket_is_served_by_all_of_them(penstock: "Penstock") -> None:
+def test_a_unix_socket_is_served_by_all_proxies(penstock: "Penstock") -> None:
     path = "./web.sock"
     run = penstock("--proxies", "2", services={"web": {**APP, "listen": f"unix:{path}"}})
     where = str(run.folder / path)

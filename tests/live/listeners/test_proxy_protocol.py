@@ -1,6 +1,7 @@
-"""The true client is known behind a proxy, under every scheme, and nobody can lie about it.
+"""Behind a trusted proxy the client's address is known under every scheme, and cannot be forged.
 
-HAProxy, nginx and curl are the peers, as they are in the world, each way.
+HAProxy, nginx and curl are the peers, in front of the proxy and behind it.
+Covers `net/proxy_header` and `listener/filter_chain`.
 """
 
 import json
@@ -105,18 +106,20 @@ def run_of_all(launch: "Launch", programs: str) -> "Cluster":
     )
 
 
-def told(wire: "Wire") -> Any:
+def answer_on(wire: "Wire") -> Any:
     return json.loads(wire.answer().body)
 
 
 @pytest.mark.parametrize("header", [build(1, TRUE, HERE), build(2, TRUE6, HERE6)])
 @pytest.mark.parametrize("service", READ_BY_US + READ_BY_WORKERS)
-def test_the_program_sees_the_true_client(behind: "Cluster", service: str, header: bytes) -> None:
+def test_the_worker_sees_the_address_from_the_header(
+    behind: "Cluster", service: str, header: bytes
+) -> None:
     wire = behind.connect(service)
     true, here = (TRUE, HERE) if header.startswith(b"PROXY") else (TRUE6, HERE6)
     wire.send(header, GET)
     for _ in range(3):
-        answer = told(wire)
+        answer = answer_on(wire)
         if service == "http":
             assert answer["for"] == [true[0]]
         else:
@@ -127,23 +130,23 @@ def test_the_program_sees_the_true_client(behind: "Cluster", service: str, heade
 
 
 @pytest.mark.parametrize("service", READ_BY_US + READ_BY_WORKERS)
-def test_a_header_in_pieces_is_a_header(behind: "Cluster", service: str) -> None:
+def test_a_header_may_arrive_in_pieces(behind: "Cluster", service: str) -> None:
     wire = behind.connect(service)
     wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for byte in build(1, TRUE, HERE):
         wire.send(bytes((byte,)))
     wire.send(GET)
-    assert TRUE[0] in json.dumps(told(wire))
+    assert TRUE[0] in json.dumps(answer_on(wire))
 
 
 @pytest.mark.parametrize("header", [build_local(), build(1), build(2)])
 @pytest.mark.parametrize("service", READ_BY_US + READ_BY_WORKERS)
-def test_who_is_not_named_is_the_proxy_itself(
+def test_a_header_without_an_address_leaves_the_address_of_the_peer(
     behind: "Cluster", service: str, header: bytes
 ) -> None:
     wire = behind.connect(service)
     wire.send(header, GET)
-    answer = told(wire)
+    answer = answer_on(wire)
     assert "127.0.0.1" in (answer["remote"], *answer["for"])
 
 
@@ -152,19 +155,21 @@ def test_a_connection_without_a_header_is_closed_and_counted(
     behind: "Cluster", service: str
 ) -> None:
     before = behind.metric("penstock_rejected_total", service=service, reason="proxy_header")
-    for said in (GET, SIGNATURE + b"\x21\x13\0\0" + GET, b"PROXY TCP4 1.1.1.1\r\n" + GET):
+    for data in (GET, SIGNATURE + b"\x21\x13\0\0" + GET, b"PROXY TCP4 1.1.1.1\r\n" + GET):
         wire = behind.connect(service)
-        wire.send(said)
+        wire.send(data)
         assert wire.is_ended()
     after = behind.metric("penstock_rejected_total", service=service, reason="proxy_header")
     assert after - before == 3
     wire = behind.connect(service)
     wire.send(build(2, TRUE, HERE), GET)
-    assert told(wire)
+    assert answer_on(wire)
 
 
 @pytest.mark.parametrize("service", ["http", "tcp", "handoff", "hash", "shared", "reuseport"])
-def test_one_that_leaves_early_leaves_nothing_behind(behind: "Cluster", service: str) -> None:
+def test_a_client_that_disconnects_during_the_header_leaves_nothing_behind(
+    behind: "Cluster", service: str
+) -> None:
     for size in (0, 1, 14, 20):
         wire = behind.connect(service)
         wire.send(build(2, TRUE, HERE)[:size])
@@ -175,7 +180,7 @@ def test_one_that_leaves_early_leaves_nothing_behind(behind: "Cluster", service:
     )
     wire = behind.connect(service)
     wire.send(build(2, TRUE, HERE), GET)
-    assert told(wire), "and others are served"
+    assert answer_on(wire), "and others are served"
 
 
 def _is_none(count: Callable[[], float]) -> bool:
@@ -188,7 +193,7 @@ SCHEMES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def test_strangers_and_the_silent_are_closed_and_told_of(launch: "Launch", programs: str) -> None:
+def test_untrusted_and_silent_peers_are_closed_and_logged(launch: "Launch", programs: str) -> None:
     keys: dict[str, Any] = {**TRUSTED, "app": "program:app", "directory": programs, "workers": 1}
     strange = {f"strange{n}": {**keys, "trusted_proxies": ["192.0.2.0/24"], **scheme}
                for n, scheme in enumerate(SCHEMES)}  # fmt: skip
@@ -243,7 +248,7 @@ def test_requests_of_two_clients_never_share_a_connection_that_names_one(
 
 
 @pytest.mark.needs("openssl")
-def test_a_header_comes_before_tls_and_goes_on_behind_it(
+def test_a_header_before_tls_is_forwarded_to_the_worker(
     launch: "Launch", programs: str, tmp_path: Path
 ) -> None:
     cert, key = tmp_path / "cert", tmp_path / "key"
@@ -277,7 +282,7 @@ def _has_said(run: "Cluster", client: str) -> bool:
     return any(line["client"] == client for line in run.log)
 
 
-def test_the_log_knows_the_true_client(penstock: "Penstock", programs: str) -> None:
+def test_the_log_has_the_address_from_the_header(penstock: "Penstock", programs: str) -> None:
     keys = {"access_log": "./access.log", "app": "program:app", "directory": programs}
     for scheme in ("ports", "shared"):
         run = penstock(**{**TRUSTED, **keys, "scheme": scheme, "workers": 1})
@@ -362,7 +367,9 @@ defaults
 
 
 @pytest.mark.needs("haproxy", "nginx")
-def test_haproxy_and_nginx_before_us_say_who_the_client_is(behind: "Cluster", peers: Peers) -> None:
+def test_the_header_of_haproxy_or_nginx_in_front_gives_the_client(
+    behind: "Cluster", peers: Peers
+) -> None:
     services = ("http", "tcp", "handoff", "shared", "reuseport")
     ports = free_ports(3 * len(services))
     ways = [
@@ -404,7 +411,7 @@ def _start_nginx(peers: Peers, text: str, ports: list[int]) -> None:
 
 @pytest.mark.needs("haproxy", "nginx")
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_haproxy_and_nginx_behind_us_hear_who_the_client_is(
+def test_haproxy_or_nginx_as_a_worker_gets_the_client_in_a_header(
     launch: "Launch", peers: Peers, version: str
 ) -> None:
     nginx, haproxy = free_ports(2)
@@ -435,7 +442,7 @@ def test_haproxy_and_nginx_behind_us_hear_who_the_client_is(
 
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize("service", ["http", "tcp", "handoff", "shared", "reuseport"])
-def test_curl_introduces_itself(behind: "Cluster", service: str) -> None:
+def test_the_header_that_curl_sends_is_accepted(behind: "Cluster", service: str) -> None:
     host, port = behind.address(service)
     said = subprocess.run(
         ["curl", "-sS", "--haproxy-protocol", "--interface", "127.0.0.55", f"http://{host}:{port}/"],

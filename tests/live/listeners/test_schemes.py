@@ -1,7 +1,7 @@
-"""Under every scheme: workers share the work, are replaced without a loss, and nothing leaks.
+"""Under every scheme all workers serve, are replaced without a loss, and leak nothing.
 
-The same program, the same port, the same supervision; only the way of a connection to its
-worker differs. What is promised of all schemes is tested of all of them here.
+The program, the port and the supervision are the same. Only the path of a connection to its
+worker differs. These tests are for what all schemes promise.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from tests.support.live.crowd import (
-    CROWD,
+from tests.support.live.many_clients import (
+    AT_ONCE,
     DEMO,
     GET,
     PASSED,
     SCHEMES,
-    crowd,
     descriptors,
     failures,
     handoffs,
+    request_many,
 )
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_workers_share_the_work_on_one_port(penstock: "Penstock", scheme: str) -> None:
+def test_all_workers_serve_on_one_port(penstock: "Penstock", scheme: str) -> None:
     run = penstock(app=DEMO, scheme=scheme, workers=3)
-    answers = asyncio.run(crowd(run.address(), 600))
+    answers = asyncio.run(request_many(run.address(), 600))
     assert not failures(answers)
     shares = Counter(re.sub(r" \(.*", "", answer.strip()) for answer in answers)
     assert len(shares) == 3, shares
@@ -43,7 +43,7 @@ def test_workers_share_the_work_on_one_port(penstock: "Penstock", scheme: str) -
 
 
 @pytest.mark.parametrize("scheme", PASSED)
-def test_a_client_is_seen_with_its_own_address(penstock: "Penstock", scheme: str) -> None:
+def test_workers_see_the_address_of_the_client(penstock: "Penstock", scheme: str) -> None:
     run = penstock(app=DEMO, scheme=scheme)
     wire = run.connect()
     wire.send(b"GET /headers HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -69,7 +69,7 @@ def test_the_metrics_of_requests_do_not_depend_on_the_scheme(
     penstock: "Penstock", scheme: str
 ) -> None:
     run = penstock(app=DEMO, scheme=scheme)
-    answers = asyncio.run(crowd(run.address(), 50))
+    answers = asyncio.run(request_many(run.address(), 50))
     assert not failures(answers)
     run.until(lambda: run.metric("penstock_requests_total", service="web", code="200") == 50)
     assert run.metric("penstock_connections_total", service="web") == 50
@@ -81,7 +81,7 @@ def test_the_metrics_of_requests_do_not_depend_on_the_scheme(
 
 
 @pytest.mark.parametrize("scheme", ["handoff", "shared"])
-def test_what_a_worker_counted_outlives_it_though_nobody_had_asked(
+def test_counters_of_a_worker_that_ended_are_kept_even_if_they_were_never_read(
     penstock: "Penstock", scheme: str
 ) -> None:
     run = penstock(app=DEMO, scheme=scheme, workers=1)
@@ -93,13 +93,15 @@ def test_what_a_worker_counted_outlives_it_though_nobody_had_asked(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_descriptors_are_what_the_scheme_promises(penstock: "Penstock", scheme: str) -> None:
+def test_a_connection_costs_the_descriptors_that_its_scheme_promises(
+    penstock: "Penstock", scheme: str
+) -> None:
     run = penstock(app=DEMO, scheme=scheme)
     seen: set[str] = set()
 
     def all_have_served() -> bool:
         # The loop of a process opens one for itself with its first connection.
-        seen.update(asyncio.run(crowd(run.address(), CROWD)))
+        seen.update(asyncio.run(request_many(run.address(), AT_ONCE)))
         return len(seen) == 2
 
     run.until(all_have_served)
@@ -117,7 +119,7 @@ def test_descriptors_are_what_the_scheme_promises(penstock: "Penstock", scheme: 
         assert grown["proxy"] == 0
         assert grown["workers"] == 100
         assert run.metric("penstock_fds_per_connection", service="web") == 1
-    # Who asked for the figures may not have hung up yet.
+    # The client that read the figures may not have disconnected yet.
     run.until(lambda: descriptors(run)["supervisor"] <= before["supervisor"])
     run.hang_up()
     run.until(lambda: descriptors(run)["workers"] <= before["workers"] + 2)
@@ -150,12 +152,14 @@ def test_any_program_that_knows_listen_fds_can_be_a_worker(
         "    client.close()\n"
     )
     run = penstock(command=["python3", "server.py"], scheme=scheme, workers=2)
-    answers = asyncio.run(crowd(run.address(), 400))
+    answers = asyncio.run(request_many(run.address(), 400))
     assert not failures(answers)
     assert len(set(answers)) == 2
 
 
-def test_a_program_that_ignores_listen_fds_is_named(tmp_path: Path, penstock: "Penstock") -> None:
+def test_a_program_that_ignores_listen_fds_is_named_in_an_error(
+    tmp_path: Path, penstock: "Penstock"
+) -> None:
     with pytest.raises(AssertionError, match="did not take the socket that it was given"):
         penstock(
             command=["python3", "-m", "http.server", "--bind", "127.0.0.1", "0"],
@@ -178,7 +182,7 @@ def test_a_worker_that_fails_its_checks_has_its_socket_closed_until_it_passes(
     stuck.send_signal(signal.SIGSTOP)
     try:
         run.until(lambda: "web/1: its socket is closed" in run.err)
-        answers = asyncio.run(crowd(run.address(), 100))
+        answers = asyncio.run(request_many(run.address(), 100))
         assert not failures(answers)
         assert all("web/0" in answer for answer in answers)
     finally:
@@ -186,7 +190,7 @@ def test_a_worker_that_fails_its_checks_has_its_socket_closed_until_it_passes(
     run.until(lambda: all(worker["health"] == "up" for worker in run.workers()))
 
     def both_serve() -> bool:
-        answers = asyncio.run(crowd(run.address(), 100))
+        answers = asyncio.run(request_many(run.address(), 100))
         assert not failures(answers)
         return any("web/1" in answer for answer in answers)
 
@@ -212,13 +216,15 @@ def test_datagrams_are_answered_by_every_worker(penstock: "Penstock", scheme: st
     assert seen == {b"hello from web/0\n", b"hello from web/1\n"}
 
 
-def test_a_client_that_resets_on_its_way_harms_nobody(penstock: "Penstock") -> None:
+def test_a_client_that_resets_while_it_is_handed_over_affects_no_other(
+    penstock: "Penstock",
+) -> None:
     run = penstock(app=DEMO, scheme="handoff", access_log="off")
     for _ in range(200):
         sock = socket.create_connection(run.address())
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
-    assert not failures(asyncio.run(crowd(run.address(), 100)))
+    assert not failures(asyncio.run(request_many(run.address(), 100)))
     run.until(lambda: run.metric("penstock_handoffs_in_flight") == 0)
     assert handoffs(run, "lost") == 0
 

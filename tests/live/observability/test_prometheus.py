@@ -1,4 +1,4 @@
-"""Proves that a real Prometheus, with the files we ship, sees a real cluster as it is."""
+"""A real Prometheus, with the files that we ship, shows the true state of a real cluster."""
 
 import json
 import os
@@ -212,7 +212,7 @@ def test_prometheus_shows_that_a_worker_was_killed_and_came_back(
 
 
 @pytest.mark.needs("prometheus")
-def test_every_alert_can_be_evaluated_and_a_healthy_cluster_rings_none(
+def test_every_alert_can_be_evaluated_and_a_healthy_cluster_fires_none(
     cluster: Cluster, prometheus: Prometheus
 ) -> None:
     get(f"http://{cluster.address}/")
@@ -227,7 +227,7 @@ def test_every_alert_can_be_evaluated_and_a_healthy_cluster_rings_none(
 
 
 @pytest.mark.needs("promtool")
-def test_promtool_has_nothing_to_say_about_a_page_with_traffic(cluster: Cluster) -> None:
+def test_promtool_accepts_the_metrics_page_of_a_busy_cluster(cluster: Cluster) -> None:
     get(f"http://{cluster.address}/")
     page = get(f"http://{cluster.admin}/metrics")
     assert 'penstock_requests_total{code="200"' in page
@@ -242,13 +242,13 @@ def promtool(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.needs("promtool")
-def test_the_files_we_ship_are_what_prometheus_expects() -> None:
+def test_promtool_accepts_the_files_that_we_ship() -> None:
     judged = promtool("check", "config", str(CONFIGS / "prometheus.yml"))
     assert judged.returncode == 0, judged.stderr
     assert "rules found" in judged.stdout
 
 
-def test_alerts_ask_only_for_metrics_that_exist() -> None:
+def test_alerts_use_only_metrics_that_exist() -> None:
     known = {metric.name for metric in (*collector.TABLE, *metrics.TABLE)}
     asked = re.findall(r"\bpenstock_\w+", (CONFIGS / "prometheus-alerts.yml").read_text())
     assert {name.removesuffix("_bucket") for name in asked} <= known
@@ -294,7 +294,7 @@ FIRING = [
 
 @pytest.mark.needs("promtool")
 @pytest.mark.parametrize(("alert", "series"), FIRING, ids=[alert for alert, _ in FIRING])
-def test_an_alert_rings_when_it_should_and_no_other(
+def test_each_alert_fires_when_it_should_and_no_other_does(
     tmp_path: Path, alert: str, series: dict[str, str]
 ) -> None:
     condition = f"count(ALERTS{{alertstate='firing',alertname='{alert}'}}) > bool 0"
@@ -322,6 +322,6 @@ def test_an_alert_rings_when_it_should_and_no_other(
     assert judged.returncode == 0, judged.stdout + judged.stderr
 
 
-def test_every_alert_is_proved_to_ring() -> None:
+def test_every_alert_is_proved_to_fire() -> None:
     alerts = re.findall(r"- alert: (\w+)", (CONFIGS / "prometheus-alerts.yml").read_text())
     assert sorted(alerts) == sorted(alert for alert, _ in FIRING)

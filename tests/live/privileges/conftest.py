@@ -1,7 +1,7 @@
-"""Folders that everybody can look into, and a view of the file system in which nobody can work.
+"""Folders that every user can read, and a file system view in which no other user can write.
 
-The interpreter of whoever runs these tests may be in a home that is closed to others. Then
-the run gets a view of the file system of its own, in which that home shows what it needs.
+The interpreter may be in a home directory that is closed to other users. Then the run gets a
+file system view of its own, in which that home shows what the run needs.
 """
 
 import os
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.live.somebody import (
+from tests.support.live.unprivileged import (
     Words,
     reaches,
 )
@@ -41,7 +41,7 @@ def folder(commons: Path, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def under(commons: Path) -> Words:
-    """What a run has to be started with so that nobody can reach the interpreter."""
+    """The command prefix with which the user `nobody` can reach the interpreter."""
     if reaches(()):
         return ()
     packages = (penstock_proxy, penstock_supervisor, penstock_worker)
@@ -69,5 +69,5 @@ def under(commons: Path) -> Words:
     script.write_text("\n".join([*lines, 'exec "$@"', ""]))
     words = ("unshare", "--mount", "sh", str(script))
     if not reaches(words):
-        pytest.skip("nobody can reach the interpreter here")
+        pytest.skip("the user nobody cannot reach the interpreter here")
     return words

@@ -1,4 +1,4 @@
-"""Over its control socket root asks, reloads and stops a run; nobody else reaches it."""
+"""Root controls a run over its control socket, and other users cannot connect to it."""
 
 import json
 import os
@@ -10,52 +10,54 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.live.somebody import (
+from tests.support.live.unprivileged import (
     AS_NOBODY,
     DEMO,
     NOBODY,
     Words,
     pids,
-    said,
+    run_penstock,
 )
 
 pytestmark = pytest.mark.root
 
 
-def test_a_run_is_asked_reloaded_and_stopped_over_its_socket(penstock: Any, folder: Path) -> None:
+def test_status_reload_and_stop_work_over_the_control_socket(penstock: Any, folder: Path) -> None:
     place = str(folder / "run")
-    assert said("status", "--run-dir", place).returncode == 3
+    assert run_penstock("status", "--run-dir", place).returncode == 3
     run = penstock("--run-dir", place, folder=folder, app=DEMO)
-    done = said("status", "--run-dir", place, "--json")
+    done = run_penstock("status", "--run-dir", place, "--json")
     status = json.loads(done.stdout)
     assert (done.returncode, status["pid"], status["ready"]) == (0, run.process.pid, True)
     before = pids(run, "worker")
-    done = said("reload", "--run-dir", place)
+    done = run_penstock("reload", "--run-dir", place)
     assert (done.returncode, done.stdout[:4]) == (0, "pid ")
     run.until(lambda: run.status()["ready"] and not pids(run, "worker") & before, "new workers")
-    done = said("stop", "--run-dir", place, "--json")
+    done = run_penstock("stop", "--run-dir", place, "--json")
     assert (done.returncode, json.loads(done.stdout)["pid"]) == (0, run.process.pid)
     assert run.ended() == 0
     assert not (folder / "run").exists()
-    done = said("stop", "--run-dir", place)
+    done = run_penstock("stop", "--run-dir", place)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == f"penstock: not running: no run in {place}\n"
 
 
-def test_of_two_runs_one_has_to_be_named(penstock: Any, commons: Path, folder: Path) -> None:
+def test_with_two_runs_a_command_must_name_one(penstock: Any, commons: Path, folder: Path) -> None:
     place = str(folder / "run")
     one = penstock("--run-dir", place, folder=folder, app=DEMO, access_log="off")
     beside = Path(tempfile.mkdtemp(dir=commons))
     other = penstock("--run-dir", place, folder=beside, app=DEMO, access_log="off")
-    done = said("stop", "--run-dir", place)
+    done = run_penstock("stop", "--run-dir", place)
     assert (done.returncode, "name one with --pid" in done.stderr) == (1, True)
-    assert said("stop", "--run-dir", place, "--pid", str(other.process.pid)).returncode == 0
+    assert run_penstock("stop", "--run-dir", place, "--pid", str(other.process.pid)).returncode == 0
     assert other.ended() == 0
-    assert said("status", "--run-dir", place).stdout.startswith("penstock ")
+    assert run_penstock("status", "--run-dir", place).stdout.startswith("penstock ")
     assert one.process.poll() is None
 
 
-def test_nobody_else_reaches_the_control_socket(penstock: Any, folder: Path, under: Words) -> None:
+def test_other_users_cannot_connect_to_the_control_socket(
+    penstock: Any, folder: Path, under: Words
+) -> None:
     place = folder / "run"
     run = penstock("--run-dir", str(place), folder=folder, under=under, app=DEMO,
                    top={"user": "nobody"})  # fmt: skip
@@ -72,7 +74,9 @@ def test_nobody_else_reaches_the_control_socket(penstock: Any, folder: Path, und
     assert run.get("/")[0] == 200
 
 
-def test_silent_clients_hurt_nobody(penstock: Any, folder: Path) -> None:
+def test_silent_clients_of_the_control_socket_do_not_block_others(
+    penstock: Any, folder: Path
+) -> None:
     place = folder / "run"
     run = penstock("--run-dir", str(place), folder=folder, app=DEMO)
     (path,) = place.iterdir()
@@ -82,18 +86,18 @@ def test_silent_clients_hurt_nobody(penstock: Any, folder: Path) -> None:
         sock.connect(str(path))
         sock.send(b"POST /st")
         held.append(sock)
-    assert said("status", "--run-dir", str(place)).returncode == 0
+    assert run_penstock("status", "--run-dir", str(place)).returncode == 0
     assert run.get("/")[0] == 200
-    assert said("stop", "--run-dir", str(place)).returncode == 0
+    assert run_penstock("stop", "--run-dir", str(place)).returncode == 0
     assert run.ended() == 0
     for sock in held:
         sock.close()
 
 
-def test_a_directory_of_somebody_else_is_refused_before_anything_starts(folder: Path) -> None:
+def test_a_directory_of_another_user_is_refused_before_anything_starts(folder: Path) -> None:
     place = folder / "run"
     place.mkdir(0o700)
     os.chown(place, NOBODY.pw_uid, NOBODY.pw_gid)
-    done = said("run", "--admin", "", "-b", "127.0.0.1:0", "--run-dir", str(place))
+    done = run_penstock("run", "--admin", "", "-b", "127.0.0.1:0", "--run-dir", str(place))
     line = f"penstock: run_dir: {place}: belongs to uid {NOBODY.pw_uid}, and we are uid 0"
     assert (done.returncode, line in done.stderr) == (1, True), done.stderr

@@ -1,4 +1,4 @@
-"""Files and sockets of a run as root belong to who has to use them, and to nobody else."""
+"""Files and sockets of a run as root belong to the user that needs them, and to no other."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trustme
-from tests.support.live.somebody import (
+from tests.support.live.unprivileged import (
     DEMO,
     NOBODY,
     Words,
@@ -19,7 +19,7 @@ from tests.support.live.somebody import (
 pytestmark = pytest.mark.root
 
 
-def test_a_log_in_a_directory_of_the_user_is_left_to_the_user(
+def test_a_log_in_a_users_directory_belongs_to_the_user_and_links_are_not_followed(
     penstock: Any, folder: Path, under: Words
 ) -> None:
     # There he could put a link for root to follow, and so root does nothing.
@@ -38,7 +38,7 @@ def test_a_log_in_a_directory_of_the_user_is_left_to_the_user(
     assert (precious.stat().st_uid, precious.read_text()) == (0, "root's own")
 
 
-def test_a_unix_socket_is_the_users_and_as_open_as_it_is_said(
+def test_a_unix_socket_belongs_to_the_user_and_has_the_configured_mode(
     penstock: Any, folder: Path, under: Words
 ) -> None:
     modes: dict[str, dict[str, str]] = {

@@ -1,6 +1,6 @@
 """Started as root, only the supervisor stays root.
 
-What proxies and workers run as is read from /proc, where the kernel says it.
+The tests read the users and privileges of proxies and workers from /proc.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from tests.support.live.somebody import (
+from tests.support.live.unprivileged import (
     AS_NOBODY,
     DEMO,
     NOBODY,
@@ -25,7 +25,7 @@ from tests.support.live.somebody import (
     assert_nobody,
     facts,
     pids,
-    said,
+    run_penstock,
 )
 
 import penstock_proxy
@@ -81,7 +81,7 @@ def program(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_all_but_the_supervisor_are_somebody_without_any_privilege(
+def test_all_but_the_supervisor_run_as_the_user_without_any_privilege(
     penstock: Any, folder: Path, under: Words, scheme: str
 ) -> None:
     program(folder)
@@ -112,7 +112,7 @@ def test_all_but_the_supervisor_are_somebody_without_any_privilege(
     assert log.stat().st_uid == NOBODY.pw_uid
 
 
-def test_a_killed_supervisor_takes_everybody_along(
+def test_when_the_supervisor_is_killed_all_its_processes_end(
     penstock: Any, folder: Path, under: Words
 ) -> None:
     run = penstock("--user", "nobody", folder=folder, under=under, app=DEMO)
@@ -122,7 +122,7 @@ def test_a_killed_supervisor_takes_everybody_along(
     assert run.ended() == -signal.SIGKILL
 
 
-def test_a_proxy_and_a_worker_that_were_killed_come_back_as_nobody_on_a_low_port(
+def test_a_killed_proxy_and_a_killed_worker_come_back_unprivileged_on_a_low_port(
     penstock: Any, folder: Path, under: Words
 ) -> None:
     run = penstock(
@@ -157,7 +157,7 @@ def test_a_worker_may_gain_privileges_only_if_that_is_allowed(
         assert_nobody(pid)
 
 
-def test_figures_of_others_are_read_by_a_root_that_may_not_look_at_everybody(
+def test_root_without_ptrace_rights_still_reads_the_figures_of_its_processes(
     penstock: Any, folder: Path, under: Words
 ) -> None:
     run = penstock(
@@ -172,7 +172,7 @@ def test_figures_of_others_are_read_by_a_root_that_may_not_look_at_everybody(
             assert re.search(sample, page), sample
 
 
-def test_without_root_everything_works_but_as_oneself(
+def test_without_root_everything_runs_as_the_current_user(
     penstock: Any, folder: Path, under: Words
 ) -> None:
     os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
@@ -188,7 +188,7 @@ def test_without_root_everything_works_but_as_oneself(
     assert run.get("/")[0] == 200
     assert (folder / "run").stat().st_mode & 0o777 == 0o700
     # Root may ask as well.
-    done = said("status", "--run-dir", str(folder / "run"))
+    done = run_penstock("status", "--run-dir", str(folder / "run"))
     assert (done.returncode, "ready" in done.stdout) == (0, True)
 
 
@@ -202,7 +202,7 @@ def test_without_root_everything_works_but_as_oneself(
         (("-b", "127.0.0.1:81"), 1, "permission denied: ports below 1024 need root"),
     ],
 )
-def test_what_takes_root_is_refused_to_others(
+def test_what_needs_root_is_refused_without_it(
     folder: Path, under: Words, words: Words, status: int, line: str
 ) -> None:
     start = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()
@@ -215,7 +215,7 @@ def test_what_takes_root_is_refused_to_others(
     assert (done.returncode, line in done.stderr) == (status, True), done.stderr
 
 
-def test_an_interpreter_that_the_user_cannot_reach_is_one_line(folder: Path) -> None:
+def test_an_interpreter_that_the_user_cannot_reach_is_one_line_of_error(folder: Path) -> None:
     closed = folder / "closed"
     closed.mkdir(0o700)
     for one in (penstock_proxy, penstock_supervisor, penstock_worker):
@@ -234,6 +234,6 @@ def test_an_interpreter_that_the_user_cannot_reach_is_one_line(folder: Path) -> 
     ), done.stderr
 
 
-def test_root_is_warned_that_everything_is_root(penstock: Any) -> None:
+def test_root_is_warned_when_all_processes_run_as_root(penstock: Any) -> None:
     run = penstock(app=DEMO)
     assert run.err.count("user: proxies and workers run as root") == 1

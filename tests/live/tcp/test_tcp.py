@@ -1,4 +1,4 @@
-"""Under mode tcp every byte arrives, each direction ends on its own, and nothing piles up."""
+"""With mode tcp every byte arrives, each direction ends on its own, and buffers stay small."""
 
 import threading
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def parrot(wire: "Wire") -> None:
-    """Repeats what it hears, and ends when it has heard the end."""
+    """Echoes what it receives, and ends when its client has ended."""
     while data := wire.sock.recv(1 << 16):
         wire.sock.sendall(data)
 
@@ -29,7 +29,7 @@ def test_bytes_arrive_as_they_were_sent_both_ways(penstock: "Penstock", origin: 
     sender.join()
 
 
-def test_a_client_that_has_sent_all_still_gets_its_answer(
+def test_a_client_that_has_closed_its_sending_side_still_gets_its_answer(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
     def answer(wire: "Wire") -> None:
@@ -43,17 +43,17 @@ def test_a_client_that_has_sent_all_still_gets_its_answer(
     assert wire.rest() == b"cba" * 100_000
 
 
-def test_a_worker_that_has_sent_all_still_hears_its_client(
+def test_a_worker_that_has_closed_its_sending_side_still_receives_from_its_client(
     penstock: "Penstock", origin: "Worker"
 ) -> None:
-    heard: list[bytes] = []
+    received: list[bytes] = []
     done = threading.Event()
 
     def answer(wire: "Wire") -> None:
         if wire.exactly(1) == b"?":
             wire.send(b"that is all")
             wire.finish()
-            heard.append(wire.rest())
+            received.append(wire.rest())
             done.set()
 
     wire = penstock("--to", origin(answer).address, mode="tcp").connect()
@@ -62,10 +62,10 @@ def test_a_worker_that_has_sent_all_still_hears_its_client(
     wire.send(b"not for me" * 10_000)
     wire.finish()
     assert done.wait(60)
-    assert heard == [b"not for me" * 10_000]
+    assert received == [b"not for me" * 10_000]
 
 
-def test_a_worker_speaks_first_if_it_wants_to(penstock: "Penstock", origin: "Worker") -> None:
+def test_a_worker_may_send_before_its_client_does(penstock: "Penstock", origin: "Worker") -> None:
     def answer(wire: "Wire") -> None:
         wire.send(b"220 ready\r\n")
         assert wire.until(b"\r\n") == b"QUIT\r\n"
@@ -93,7 +93,7 @@ def test_a_reset_by_the_client_reaches_the_worker(penstock: "Penstock", origin: 
     assert ended.wait(60)
 
 
-def test_a_sender_waits_for_a_reader_and_not_in_the_proxy(
+def test_a_sender_is_slowed_down_to_its_reader_and_the_proxy_buffers_little(
     penstock: "Penstock", origin: "Worker", peak: "Peak"
 ) -> None:
     size = 64 * MIB
@@ -128,7 +128,9 @@ def test_a_sender_waits_for_a_reader_and_not_in_the_proxy(
     assert counted == [size]
 
 
-def test_a_refusing_worker_is_passed_over(penstock: "Penstock", origin: "Worker") -> None:
+def test_a_connection_to_a_worker_that_refuses_goes_to_another(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
     def named(name: bytes) -> "Callable[[Wire], None]":
         return lambda wire: wire.send(name)
 
@@ -153,7 +155,7 @@ def test_without_a_worker_the_connection_is_closed(penstock: "Penstock", origin:
     run.until(lambda: [line["termination"] for line in run.log] == ["connect_failed"])
 
 
-def test_connections_take_exact_turns(demo: "Cluster") -> None:
+def test_connections_are_balanced_in_exact_turns(demo: "Cluster") -> None:
     answers = []
     for _ in range(20):
         wire = demo.connect("raw")

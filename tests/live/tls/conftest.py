@@ -1,5 +1,5 @@
-"""What tests of TLS are made of: an authority, a run with every kind of door, and a client
-that begins and ends connections as it is told."""
+"""Fixtures of the TLS tests: a certificate authority, a run with every kind of TLS listener, and a
+client that can begin and end a connection in every way."""
 
 import socket
 import ssl
@@ -32,7 +32,7 @@ class Files:
         cert, key = self.folder / f"{stem}.pem", self.folder / f"{stem}.key"
         chain = b"".join(blob.bytes() for blob in made.cert_chain_pems)
         for path, data in ((cert, chain), (key, made.private_key_pem.bytes())):
-            # In its place at once, as whoever renews them does it.
+            # Replaced in one step, as programs that renew certificates do it.
             new = path.with_suffix(".new")
             new.write_bytes(data)
             new.rename(path)
@@ -79,7 +79,7 @@ class Wire:
             self._flush()
 
     def read(self) -> bytes:
-        """What there is, empty when the other side has said that it is done."""
+        """What there is, empty after the other side's close_notify."""
         try:
             data: bytes = self._do(lambda: self.tls.read(1 << 16))
         except ssl.SSLZeroReturnError:
@@ -100,7 +100,7 @@ class Wire:
         return got
 
     def finish(self) -> None:
-        """Say that nothing more is sent, and go on reading."""
+        """Send close_notify, and go on reading."""
         with suppress(ssl.SSLWantReadError):
             self.tls.unwrap()
         self._flush()
@@ -120,7 +120,7 @@ LOGGED = {**DEMO, "access_log": "./access.log"}
 
 @pytest.fixture(scope="module")
 def shared(launch: "Launch", files: Files) -> "Cluster":
-    """The demo application behind every kind of door."""
+    """The demo application behind every kind of TLS listener."""
     web = [files.issue("localhost"), files.issue("a.example"), files.issue("*.any.example")]
     one = files.issue("localhost", into="one")
     mutual = {**one, "client_ca": str(files.ca)}

@@ -1,4 +1,4 @@
-"""Bytes arrive whole, nothing piles up, and each end of a connection is seen for what it is."""
+"""Over TLS bytes arrive whole, buffers stay small, and every way to close is seen as what it is."""
 
 import ssl
 import threading
@@ -20,7 +20,7 @@ LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 def test_each_direction_ends_on_its_own(
     penstock: "Penstock", origin: "Worker", files: "Files", dial: "Dial", version: ssl.TLSVersion
 ) -> None:
-    said: list[bytes] = []
+    received: list[bytes] = []
     done = threading.Event()
 
     def answer(wire: "Plain") -> None:
@@ -32,7 +32,7 @@ def test_each_direction_ends_on_its_own(
         if wire.exactly(1) == b"?":
             wire.send(b"that is all")
             wire.finish()
-            said.append(wire.rest())
+            received.append(wire.rest())
             done.set()
 
     tls = files.issue("localhost", into="halves")
@@ -52,11 +52,11 @@ def test_each_direction_ends_on_its_own(
     last.send(b"not for me" * 10_000)
     last.finish()
     assert done.wait(60)
-    assert said == [b"not for me" * 10_000]
+    assert received == [b"not for me" * 10_000]
 
 
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-def test_an_answer_that_breaks_off_looks_so(
+def test_an_answer_that_breaks_off_looks_cut(
     penstock: "Penstock", origin: "Worker", files: "Files", dial: "Dial", mode: str
 ) -> None:
     def answer(wire: "Plain") -> None:
@@ -113,7 +113,7 @@ def test_large_bodies_arrive_whole_both_ways(
 
 
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-def test_a_slow_reader_of_a_huge_answer_costs_little(
+def test_a_slow_reader_of_a_huge_answer_costs_little_memory(
     penstock: "Penstock", origin: "Worker", files: "Files", dial: "Dial", peak: "Peak", mode: str
 ) -> None:
     size = 64 * MIB

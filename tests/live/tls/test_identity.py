@@ -1,4 +1,4 @@
-"""A client is who its certificate says, to its worker too, and nobody else is."""
+"""A worker gets the identity of a client's certificate, and no client can forge it."""
 
 import base64
 import json
@@ -20,9 +20,9 @@ def identified(files: "Files", name: str, authority: trustme.CA | None = None) -
     return context
 
 
-def headers(wire: "Wire", *said: bytes) -> list[list[str]]:
+def headers(wire: "Wire", *fields: bytes) -> list[list[str]]:
     wire.send(b"GET /headers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
-    wire.send(b"".join(line + b"\r\n" for line in (*said, b"")))
+    wire.send(b"".join(line + b"\r\n" for line in (*fields, b"")))
     found: list[list[str]] = json.loads(wire.rest().partition(b"\r\n\r\n")[2])["headers"]
     return found
 
@@ -32,19 +32,19 @@ def certificates(found: list[list[str]]) -> list[str]:
 
 
 @pytest.mark.parametrize("service", ["known", "asked"])
-def test_a_worker_is_told_of_the_certificate_that_a_client_has_shown(
+def test_a_worker_gets_the_identity_of_the_clients_certificate(
     run: "Cluster", files: "Files", dial: "Dial", service: str
 ) -> None:
     wire = dial(run, service, context=identified(files, "client.example"))
-    (told,) = certificates(headers(wire, b"Client-Cert: :Zm9yZ2Vk:", b"Client-Cert-Chain: :eA==:"))
-    assert told[0] == told[-1] == ":"
-    certificate = x509.load_der_x509_certificate(base64.b64decode(told[1:-1]))
+    (field,) = certificates(headers(wire, b"Client-Cert: :Zm9yZ2Vk:", b"Client-Cert-Chain: :eA==:"))
+    assert field[0] == field[-1] == ":"
+    certificate = x509.load_der_x509_certificate(base64.b64decode(field[1:-1]))
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["client.example"]
 
 
 @pytest.mark.parametrize("service", ["web", "asked"])
-def test_what_a_client_says_of_its_certificate_is_not_believed(
+def test_certificate_fields_that_a_client_sends_are_dropped(
     run: "Cluster", dial: "Dial", service: str
 ) -> None:
     wire = dial(run, service)
@@ -66,7 +66,7 @@ def test_a_client_without_the_certificate_that_is_required_is_refused(
 
 
 @pytest.mark.parametrize(("service", "names"), [("raw", False), ("known", True), ("asked", False)])
-def test_the_log_says_what_was_agreed_on_and_with_whom(
+def test_the_log_has_the_tls_version_and_the_clients_identity(
     run: "Cluster", files: "Files", dial: "Dial", service: str, names: bool
 ) -> None:
     target = f"/headers?{service}"
@@ -76,12 +76,12 @@ def test_the_log_says_what_was_agreed_on_and_with_whom(
     wire.rest()
     wire.close()
 
-    def told() -> list[dict[str, Any]]:
+    def logged() -> list[dict[str, Any]]:
         found = [line for line in run.log[lines:] if line["service"] == service]
         return [line for line in found if line["target"] in (target, "")]
 
-    run.until(told)
-    (line,) = told()
+    run.until(logged)
+    (line,) = logged()
     tls = line["tls"]
     assert (tls["version"], tls["resumed"]) == ("TLSv1.3", False)
     assert tls["cipher"].startswith("TLS_")

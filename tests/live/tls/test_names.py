@@ -1,4 +1,7 @@
-"""A connection goes to the service of the name that its client asks for."""
+"""A connection goes to the service of the server name that its client asks for.
+
+Covers `listener/sni_router`.
+"""
 
 import ssl
 from typing import TYPE_CHECKING
@@ -54,12 +57,14 @@ def test_a_connection_goes_to_the_service_of_its_name(edge: "Cluster", dial: "Di
         theirs = dial(edge, "edge", name)
         theirs.send(b"hello")
         assert theirs.rest() == b"from b: hello"
-    nobody = edge.connect("edge")
-    nobody.send(b"hello")
-    assert nobody.rest() == b"plain: hello"
+    plain = edge.connect("edge")
+    plain.send(b"hello")
+    assert plain.rest() == b"plain: hello"
 
 
-def test_a_name_may_come_in_pieces_but_has_to_come(edge: "Cluster", files: "Files") -> None:
+def test_a_client_hello_may_arrive_in_pieces_but_only_within_its_time_limit(
+    edge: "Cluster", files: "Files"
+) -> None:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = files.trusting().wrap_bio(incoming, outgoing, server_hostname="b.example")
     with pytest.raises(ssl.SSLWantReadError):
@@ -74,7 +79,7 @@ def test_a_name_may_come_in_pieces_but_has_to_come(edge: "Cluster", files: "File
         wire.send(hello[:50])
     gone.finish()
     assert all(wire.is_ended() for wire in (never, silent, gone))
-    # Who has left is not waited for.
+    # A client that has disconnected is not waited for.
     assert edge.metric("penstock_connection_errors_total", kind="hello_timeout") == 2
     edge.hang_up()
     edge.until(lambda: edge.metric("penstock_connections_active") == 0)

@@ -1,4 +1,7 @@
-"""What strangers get: probed by openssl, curl, a browser, and by who has no handshake in mind."""
+"""TLS offers only current settings, and bad handshakes are closed without harm to others.
+
+The clients are openssl, curl, a browser, and raw sockets that do no proper handshake.
+"""
 
 import base64
 import hashlib
@@ -22,12 +25,12 @@ HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
-def probe(run: "Cluster", service: str, *words: str, say: str = "Q\n") -> str:
+def probe(run: "Cluster", service: str, *words: str, data: str = "Q\n") -> str:
     """What openssl makes of a service."""
     host, port = run.address(service)
     done = subprocess.run(
         ["openssl", "s_client", "-connect", f"{host}:{port}", *words],
-        input=say, capture_output=True, text=True, timeout=60, check=False,
+        input=data, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     return done.stdout + done.stderr
 
@@ -56,11 +59,11 @@ OLD = ("-cipher", "ALL:@SECLEVEL=0")
         ("web", ("-tls1_2", "-cipher", "ADH:@SECLEVEL=0"), None),
         ("web", ("-tls1_2", "-cipher", "eNULL:@SECLEVEL=0"), None),
         ("web", ("-tls1_2", "-cipher", "ALL:@SECLEVEL=0", "-sigalgs", "ECDSA+SHA1"), None),
-        # Who was talked into an older version than it knows of.
+        # Downgrade to a version older than the client's newest.
         ("web", ("-tls1_2", "-fallback_scsv"), None),
     ],
 )
-def test_only_what_is_good_is_agreed_upon(
+def test_only_current_protocols_and_ciphers_are_negotiated(
     run: "Cluster", service: str, words: tuple[str, ...], agreed: str | None
 ) -> None:
     said = probe(run, service, *words)
@@ -78,7 +81,7 @@ def test_only_what_is_good_is_agreed_upon(
     ("offered", "chosen"),
     [("h2,http/1.1", "ALPN protocol: http/1.1"), ("h2", "No ALPN negotiated")],
 )
-def test_http_1_is_what_is_spoken_inside(run: "Cluster", offered: str, chosen: str) -> None:
+def test_alpn_selects_http_1_1(run: "Cluster", offered: str, chosen: str) -> None:
     assert chosen in probe(run, "web", "-alpn", offered)
 
 
@@ -87,28 +90,30 @@ def test_http_1_is_what_is_spoken_inside(run: "Cluster", offered: str, chosen: s
 def test_a_session_is_resumed(run: "Cluster", ended: "Ended", tmp_path: Path, version: str) -> None:
     # The tickets of 1.3 come behind the handshake: with an answer they are there for certain.
     words = (version, "-sess_out", str(tmp_path / "session"), "-ign_eof")
-    assert "New, TLS" in probe(run, "web", *words, say=LAST.decode())
+    assert "New, TLS" in probe(run, "web", *words, data=LAST.decode())
     before = ended(run, "web", "resumed")
     assert "Reused, TLS" in probe(run, "web", version, "-sess_in", str(tmp_path / "session"))
     assert ended(run, "web", "resumed") == before + 1
 
 
 @pytest.mark.needs("openssl")
-def test_nothing_is_taken_before_the_handshake_is_done(run: "Cluster") -> None:
-    """Early data can be sent again by whoever has seen it: no ticket of ours offers that."""
-    said = probe(run, "web", "-tls1_3", "-ign_eof", say=LAST.decode())
+def test_no_session_ticket_offers_early_data(run: "Cluster") -> None:
+    """Early data can be replayed by anyone who has seen it: no ticket of ours offers it."""
+    said = probe(run, "web", "-tls1_3", "-ign_eof", data=LAST.decode())
     assert said.count("Max Early Data: 0") == said.count("Post-Handshake New Session Ticket") > 0
 
 
 @pytest.mark.needs("openssl")
 def test_a_client_cannot_renegotiate(run: "Cluster") -> None:
-    said = probe(run, "web", "-tls1_2", "-legacy_renegotiation", say="R\n" + LAST.decode())
+    said = probe(run, "web", "-tls1_2", "-legacy_renegotiation", data="R\n" + LAST.decode())
     assert "RENEGOTIATING" in said
     assert "no renegotiation" in said
 
 
 @pytest.mark.needs("curl")
-def test_curl_gets_its_page_and_its_worker_hears_of_https(run: "Cluster", files: "Files") -> None:
+def test_curl_gets_its_page_and_the_worker_gets_https_as_the_protocol(
+    run: "Cluster", files: "Files"
+) -> None:
     _, port = run.address("web")
     done = subprocess.run(
         ["curl", "-sS", "--cacert", files.ca, f"https://localhost:{port}/headers"],
@@ -158,7 +163,9 @@ def test_each_name_has_its_certificate(
     assert wire.rest().startswith(b"HTTP/1.1 200")
 
 
-def test_who_forgot_the_s_of_https_is_told(run: "Cluster", ended: "Ended") -> None:
+def test_a_plain_http_request_to_a_tls_port_gets_a_400_that_says_so(
+    run: "Cluster", ended: "Ended"
+) -> None:
     before = ended(run, "web", "not_tls")
     answer = run.connect("web").ask(LAST)
     assert answer.status == 400
@@ -178,7 +185,9 @@ def test_who_forgot_the_s_of_https_is_told(run: "Cluster", ended: "Ended") -> No
     ],
 )
 @pytest.mark.parametrize("service", ["web", "raw"])
-def test_garbage_is_closed(run: "Cluster", service: str, data: bytes) -> None:
+def test_garbage_instead_of_a_handshake_is_closed(
+    run: "Cluster", service: str, data: bytes
+) -> None:
     wire = run.connect(service)
     wire.send(data)
     with suppress(ConnectionError):
@@ -204,7 +213,7 @@ def test_a_slow_handshake_is_cut(run: "Cluster", ended: "Ended") -> None:
     run.until(lambda: ended(run, "tight", "timeout") == before + 2)
 
 
-def test_a_thousand_who_never_finish_keep_nobody_out(
+def test_a_thousand_unfinished_handshakes_keep_no_other_client_out(
     run: "Cluster", ended: "Ended", dial: "Dial"
 ) -> None:
     before = run.metric("penstock_fds", role="proxy", kind="client")

@@ -1,4 +1,4 @@
-"""Certificates change and proxies die, and no client notices."""
+"""Certificates are replaced and proxies are killed without a handshake that fails."""
 
 import threading
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def shown(run: "Cluster", dial: "Dial") -> object:
     return found
 
 
-def test_certificates_change_under_load_and_nobody_notices(
+def test_certificates_are_replaced_under_load_without_an_error(
     penstock: "Penstock", files: "Files", dial: "Dial"
 ) -> None:
     tls = files.issue("localhost", into="renewed")
@@ -90,7 +90,7 @@ def test_a_proxy_that_is_killed_comes_back_with_its_certificates(
     run = penstock(services={"web": {**DEMO, "tls": tls}})
     proxy = run.proxy
     proxy.kill()
-    # Whoever connects meanwhile waits.
+    # Clients that connect meanwhile wait.
     wire = dial(run)
     wire.send(LAST)
     assert wire.rest().startswith(b"HTTP/1.1 200")

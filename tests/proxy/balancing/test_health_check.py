@@ -1,6 +1,6 @@
 """Checks of real servers on loopback find each kind of failure, and only members are checked.
 
-Proves `health_check` and `probes`.
+Covers `balancing/probes`.
 """
 
 import asyncio
@@ -138,7 +138,7 @@ async def test_a_worker_is_in_the_rotation_after_its_first_good_check() -> None:
     assert (checked.count("ok"), sum(checked.counters.check_seconds.counts)) == (1, 1)
 
 
-async def test_a_worker_whose_health_path_fails_leaves_and_comes_back() -> None:
+async def test_a_worker_whose_health_path_fails_leaves_the_rotation_and_comes_back() -> None:
     status = 200
 
     async def answer(_request: web.Request) -> web.Response:
@@ -252,7 +252,7 @@ async def test_what_is_not_a_whole_http_answer_is_a_bad_check(answer: bytes) -> 
 
 async def test_silence_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        # The kernel accepts, and nobody ever answers.
+        # The kernel accepts, and no one ever answers.
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         checked = CheckedPool(address, timeout=0.02)
         async with checked.running():
@@ -264,7 +264,7 @@ async def test_silence_is_a_timeout() -> None:
 @pytest.mark.parametrize("path", [None, "/healthz"])
 async def test_an_address_where_nothing_listens_is_refused(path: str | None) -> None:
     with socket.socket() as bound:
-        # Bound, so that nobody else can take the port, but not listening.
+        # Bound, so that no other process can take the port, but not listening.
         bound.bind(("127.0.0.1", 0))
         checked = CheckedPool(f"127.0.0.1:{bound.getsockname()[1]}", path=path)
         async with checked.running():
@@ -333,14 +333,14 @@ async def test_a_member_is_not_checked_before_it_joins_and_then_at_once() -> Non
     async with AsyncExitStack() as stack:
         addresses = [await stack.enter_async_context(serving(healthy)) for _ in range(2)]
         checked = CheckedPool(*addresses, interval=HOUR, joined=False)
-        checked.checker.check_now(0)  # said before it runs, and of nobody who has joined
+        checked.checker.check_now(0)  # called before it runs, and for a member that has not joined
         async with checked.running():
             checked.pool.join(1)
             checked.checker.check_now(1)
             await until(lambda: checked.pool.in_rotation == 1)
             assert checked.count("ok") == 0
 
-            # An hour is left of the pause; who leaves and comes back need not wait for it.
+            # An hour is left of the pause; a member that joins again need not wait.
             checked.pool.leave(1)
             checked.checker.check_now(1)
             checked.pool.join(1)
@@ -431,21 +431,21 @@ async def test_a_check_in_progress_is_cancelled_and_the_next_in_its_slot_begins(
 
 
 async def test_the_probe_of_a_removed_member_is_cancelled() -> None:
-    asked, told = asyncio.Event(), asyncio.Event()
+    asked, cancelled = asyncio.Event(), asyncio.Event()
 
     async def hang(_member: Member) -> probes.ProbeResult:
         asked.set()
         try:
             await asyncio.Event().wait()
         finally:
-            told.set()
+            cancelled.set()
         raise AssertionError
 
     checked = CheckedPool("", probe=hang, interval=HOUR, timeout=HOUR)
     async with checked.running():
         await asked.wait()
         checked.remove(0)
-        await until(told.is_set)
+        await until(cancelled.is_set)
 
 
 async def test_no_task_is_left_of_removed_members() -> None:
@@ -499,7 +499,7 @@ async def test_a_bug_in_one_check_ends_no_other(
     assert "nobody thought of this" in caplog.text
 
 
-async def test_a_shortage_of_our_own_is_no_failed_check_and_is_logged_once(
+async def test_a_shortage_of_the_proxys_own_is_no_failed_check_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pauses = []
@@ -539,7 +539,7 @@ def test_a_starting_member_is_checked_often_but_not_for_ever() -> None:
     assert CheckedPool("127.0.0.1:1", interval=0.1).checker._pause(checked.member) == 0.1
 
 
-async def test_a_checks_time_is_the_clocks() -> None:
+async def test_a_check_takes_its_times_from_the_clock() -> None:
     async with serving(healthy) as address:
         checked = CheckedPool(address, interval=HOUR, clock=iter((100.0, 100.25)).__next__)
         async with checked.running():

@@ -71,7 +71,7 @@ class Service:
 
 
 @EVERY
-def test_one_that_is_added_is_picked_after_its_first_good_check(balance: Balance) -> None:
+def test_an_added_member_is_picked_after_its_first_good_check(balance: Balance) -> None:
     service = Service(balance)
     assert service.turns(3) == []
     service.add(3, up=False)
@@ -83,7 +83,7 @@ def test_one_that_is_added_is_picked_after_its_first_good_check(balance: Balance
     assert service.changes == [(3, FIRST)]
 
 
-def test_one_whose_process_is_not_there_yet_waits_for_it() -> None:
+def test_an_added_member_without_a_process_waits_for_it() -> None:
     service = Service()
     member = service.pool.add(Target(slot=0, address=""))
     assert member.state is MemberState.ABSENT
@@ -100,7 +100,7 @@ def test_a_member_that_is_added_as_up_is_picked_at_once_and_reported() -> None:
     assert (service.turns(1), service.pool.available, service.changes) == ([0], 1, [(0, UP)])
 
 
-def test_a_slot_is_one_members() -> None:
+def test_a_slot_has_one_member() -> None:
     service = Service()
     service.add(0)
     with pytest.raises(ValueError, match="slot 0 is taken"):
@@ -109,7 +109,7 @@ def test_a_slot_is_one_members() -> None:
         service.pool.remove(1)
 
 
-def test_one_that_is_added_warms_up() -> None:
+def test_an_added_member_has_a_slow_start() -> None:
     service = Service(slow_start=10.0)
     service.add(0, 1)
     service.wait(100.0)
@@ -136,7 +136,7 @@ def test_a_removed_member_is_not_picked_and_is_reported(balance: Balance) -> Non
 
 
 @EVERY
-def test_after_the_last_member_the_rotation_is_empty_and_the_next_one_begins_anew(
+def test_after_the_last_member_the_rotation_is_empty_until_another_is_added(
     balance: Balance,
 ) -> None:
     service = Service(balance)
@@ -148,7 +148,7 @@ def test_after_the_last_member_the_rotation_is_empty_and_the_next_one_begins_ane
 
 
 @EVERY
-def test_its_requests_may_end_after_it(balance: Balance) -> None:
+def test_requests_of_a_removed_member_may_end_later(balance: Balance) -> None:
     service = Service(balance, per_worker=1)
     service.add(0, 1)
     for _ in range(2):
@@ -306,7 +306,7 @@ def test_no_member_is_in_slow_start_when_the_only_one_is_removed(balance: Balanc
 
 
 class Events(RuleBasedStateMachine):
-    """The model: who is there, whose first check was good, and what each has in flight."""
+    """The model: the members, which of them have passed a check, and their requests in flight."""
 
     @initialize(
         balance=st.sampled_from(get_args(Balance)),
@@ -339,7 +339,7 @@ class Events(RuleBasedStateMachine):
         """A check was good since its process came."""
         self.flight: list[Member] = []
         self.inside: set[Member] = set()
-        """By what was told."""
+        """According to the changes that were reported."""
 
     def some(self, data: st.DataObject) -> Member:
         return data.draw(st.sampled_from(list(self.there.values())))
@@ -357,11 +357,11 @@ class Events(RuleBasedStateMachine):
             others = {one: one.state for one in self.pool.members if one is not member}
             assert self.pool.remove(slot) is member
             for one, before in others.items():
-                # An ejected one is called back when nobody else is left.
+                # An ejected one is called back when no other member is left.
                 assert one.state is before or before is MemberState.EJECTED
             self.gone.append(member)
             self.proved.discard(member)
-            self.told({member.slot: member})
+            self.check_reports({member.slot: member})
 
     @precondition(lambda self: self.there)
     @rule(data=st.data(), what=st.sampled_from(["join", "drain", "leave"]))
@@ -426,7 +426,7 @@ class Events(RuleBasedStateMachine):
     def has_room(self, member: Member) -> bool:
         return not self.limit or member.active < self.limit
 
-    def told(self, also: dict[int, Member]) -> None:
+    def check_reports(self, also: dict[int, Member]) -> None:
         for slot, _reason in self.service.changes:
             self.inside ^= {also.get(slot) or self.there[slot]}
         self.service.changes.clear()
@@ -447,8 +447,8 @@ class Events(RuleBasedStateMachine):
         assert up <= self.proved, "one is in the rotation whose process passed no check"
         assert up or not any(m.state is MemberState.EJECTED for m in self.there.values())
         assert self.pool.available == sum(map(self.has_room, self.pool.eligible))
-        self.told({})
-        assert self.inside == up, "an entry or exit was not told, or told twice"
+        self.check_reports({})
+        assert self.inside == up, "an entry or exit was not reported, or reported twice"
 
 
 Events.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

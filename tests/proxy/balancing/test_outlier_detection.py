@@ -39,12 +39,12 @@ class Workers:
     [
         pytest.param([(10, 20), (0, 20), (0, 20)], "0: 10 failures of 20 requests", id="half"),
         pytest.param([(9, 20), (0, 20), (0, 20)], "", id="less than half"),
-        pytest.param([(19, 19), (0, 20), (0, 20)], "", id="too few to say"),
+        pytest.param([(19, 19), (0, 20), (0, 20)], "", id="too few requests"),
         pytest.param([(10, 20), (15, 20), (0, 20)], "1: 15 failures of 20 requests", id="worst"),
         pytest.param([(10, 20), (10, 20), (10, 20)], "", id="all of them"),
         pytest.param([(20, 20), (11, 20), (11, 20)], "", id="not twice as often"),
         pytest.param([(20, 20), (10, 20), (10, 20)], "0: 20 failures of 20 requests", id="twice"),
-        pytest.param([(10, 20), (0, 0), (0, 0)], "", id="nobody to compare with"),
+        pytest.param([(10, 20), (0, 0), (0, 0)], "", id="no other to compare with"),
         # A request counts as given when it is over, and may fail before.
         pytest.param([(20, 15), (0, 20)], "0: 20 failures of 20 requests", id="not over yet"),
     ],
@@ -57,14 +57,14 @@ def test_the_worst_member_is_an_outlier_if_it_fails_enough(
 
 def test_the_window_is_ten_seconds() -> None:
     workers = Workers(2)
-    said = [workers.pass_second((1, 2), (0, 2)) for _ in range(WINDOW_S)]
-    assert said == [*[""] * 9, "0: 10 failures of 20 requests"]
+    outliers = [workers.pass_second((1, 2), (0, 2)) for _ in range(WINDOW_S)]
+    assert outliers == [*[""] * 9, "0: 10 failures of 20 requests"]
     # From now on nothing fails, and the failures go out of sight one by one.
     assert workers.pass_second((0, 2), (0, 2)) == ""
     assert workers.pass_second((20, 20), (0, 20)) != ""
-    said = [workers.pass_second() for _ in range(WINDOW_S)]
-    assert all(said[:-1])
-    assert not said[-1]
+    outliers = [workers.pass_second() for _ in range(WINDOW_S)]
+    assert all(outliers[:-1])
+    assert not outliers[-1]
 
 
 def test_failures_before_it_entered_the_rotation_do_not_count() -> None:
@@ -81,7 +81,7 @@ def test_failures_before_it_entered_the_rotation_do_not_count() -> None:
 def test_a_member_that_was_added_as_up_is_measured_since_then() -> None:
     workers = Workers(2)
     workers.pass_second((0, 20), (0, 20))
-    # Up for ever, as far as it says: it was before a restart.
+    # Up for ever, as far as it knows: it was before a restart.
     new = Member(2, "", 1, MemberState.UP)
     workers.members.append(new)
     workers.requests[new] = 1000

@@ -1,4 +1,7 @@
-"""Turns are exact whichever members come and go, and a client keeps its worker."""
+"""Turns are exact whichever members come and go, and a client keeps its worker.
+
+Covers `balancing/schedule`.
+"""
 
 import random
 from collections import Counter
@@ -42,7 +45,7 @@ def workers(*weights: int) -> list[Worker]:
 
 
 def names(policy: Policy[Worker], picks: int, avoid: Sequence[Worker] = ()) -> str:
-    """Who was picked, as digits in order; "-" for nobody."""
+    """Who was picked, as digits in order; "-" for none."""
     return "".join(
         "-" if member is None else member.address[1:]
         for member in (policy.pick("client", avoid) for _ in range(picks))
@@ -66,7 +69,7 @@ def test_only_the_rotation_is_picked_and_the_avoided_never(
 ) -> None:
     members = workers(*data.draw(weights))
     chosen = policy(balance, members, random.Random(7).random)
-    assert chosen.pick("client", ()) is None, "nobody was put into the rotation yet"
+    assert chosen.pick("client", ()) is None, "no member is in the rotation yet"
     for _ in range(5):
         rotation = [member for member in members if data.draw(st.booleans())]
         avoid = [member for member in members if data.draw(st.booleans())]
@@ -171,7 +174,7 @@ def test_a_member_that_leaves_and_returns_moves_no_other_turn() -> None:
 
 
 class Walk:
-    """The model: a finger on the schedule that steps over whoever is not wanted."""
+    """The model: a finger on the schedule that skips members that are not wanted."""
 
     def __init__(self, members: Sequence[Worker]) -> None:
         self.places = [members[i] for i in schedule([member.weight for member in members])]
@@ -319,7 +322,7 @@ def test_rounds_may_become_shorter_and_longer() -> None:
     assert names(turns, 5) == "12010"
 
 
-def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> None:
+def test_a_retry_takes_the_next_turn_so_that_healthy_workers_stay_equal() -> None:
     members = workers(1, 1, 1)
     dead, turns = members[0], RoundRobin(members, drawn())
     turns.set_rotation(members)
@@ -330,7 +333,7 @@ def test_a_second_try_takes_the_next_turn_so_that_the_healthy_stay_equal() -> No
     assert served == {members[1]: 10, members[2]: 10}
 
 
-def test_what_a_member_in_slow_start_has_saved_is_forgotten_with_it() -> None:
+def test_credit_of_a_member_in_slow_start_is_dropped_when_it_leaves() -> None:
     members = workers(1, 1)
     turns = RoundRobin(members, drawn())
     turns.set_rotation(members)
@@ -474,7 +477,7 @@ def test_the_next_proxy_sends_each_client_where_the_last_one_did() -> None:
     assert "".join(str(home[client])[1:] for client in CLIENTS[:12]) == "211111330113"
 
 
-def test_a_second_try_goes_elsewhere_and_the_client_still_keeps_its_worker() -> None:
+def test_a_retry_goes_elsewhere_and_the_client_still_keeps_its_worker() -> None:
     members = workers(1, 1, 1)
     chosen: ClientHash[Worker] = ClientHash(members, drawn())
     chosen.set_rotation(members)
@@ -487,7 +490,7 @@ def test_a_second_try_goes_elsewhere_and_the_client_still_keeps_its_worker() -> 
     assert chosen.pick("10.0.0.1") is second, "the second choice is where it goes without home"
 
 
-def test_strangers_do_not_make_the_cache_of_clients_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock_proxy.balancing.policies._MAX_CACHED_CLIENTS", 100)
     members = workers(1, 1)
     chosen: ClientHash[Worker] = ClientHash(members, drawn())

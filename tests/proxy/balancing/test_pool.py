@@ -93,7 +93,7 @@ def test_one_good_check_is_enough_for_a_start_but_not_for_a_comeback() -> None:
     ]
 
 
-def test_one_check_is_not_called_a_row() -> None:
+def test_a_single_failed_check_is_not_logged_as_several_in_a_row() -> None:
     service = Service(1)
     service.check(0, False, True, reason="timed out")
     assert service.changes == [(0, "failed a check: timed out"), (0, "passed a check")]
@@ -109,7 +109,7 @@ def test_a_new_member_needs_one_good_check_however_many_were_bad() -> None:
     assert service.states() == "up"
 
 
-def test_a_check_of_one_that_has_left_changes_nothing() -> None:
+def test_a_check_of_an_absent_member_changes_nothing() -> None:
     service = Service(1)
     service.pool.leave(0)
     service.check(0, True, False, True)
@@ -119,7 +119,7 @@ def test_a_check_of_one_that_has_left_changes_nothing() -> None:
 # Messages of the supervisor
 
 
-def test_a_member_without_a_process_is_out_at_once_and_checked_anew() -> None:
+def test_a_member_without_a_process_is_out_at_once_and_needs_a_new_check() -> None:
     service = Service(2)
     service.pool.leave(0)
     assert service.turns(2) == [1, 1]
@@ -227,7 +227,7 @@ def test_no_more_than_the_share_is_ejected(share: float, members: int, most: int
     assert service.states().count("ejected") == most
 
 
-def test_one_that_could_not_be_ejected_is_when_there_is_room_again() -> None:
+def test_a_member_that_could_not_be_ejected_is_ejected_when_the_share_allows() -> None:
     service = Service(2)
     service.fail(0, 2, now=0.0)
     service.fail(1, 3, now=5.0)
@@ -285,7 +285,7 @@ def test_a_new_process_has_no_failures() -> None:
     assert service.members[0].ejections == 2, "the metric forgets nothing"
 
 
-def test_one_that_is_ejected_and_fails_its_checks_is_down_and_stays_so() -> None:
+def test_an_ejected_member_that_fails_its_checks_is_down_and_stays_down() -> None:
     service = Service(2)
     service.fail(0, 2, now=0.0)
     service.check(0, True, False)
@@ -302,7 +302,7 @@ def test_good_checks_do_not_shorten_an_ejection() -> None:
 
 
 @pytest.mark.parametrize("state", [s for s in MemberState if s is not MemberState.UP])
-def test_failures_of_one_that_is_out_do_not_count(state: MemberState) -> None:
+def test_failures_of_a_member_out_of_the_rotation_do_not_count(state: MemberState) -> None:
     service = Service(3)
     service.members[0].state = state
     service.fail(0, 10)
@@ -369,7 +369,9 @@ def anything(service: Service, data: st.DataObject, now: float) -> None:
 
 
 @given(st.data())
-def test_no_order_of_events_ejects_too_many_or_picks_one_that_is_out(data: st.DataObject) -> None:
+def test_no_order_of_events_ejects_too_many_or_picks_a_member_out_of_the_rotation(
+    data: st.DataObject,
+) -> None:
     share = data.draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]))
     service = Service(
         data.draw(st.integers(1, 5)),
@@ -389,10 +391,10 @@ def test_no_order_of_events_ejects_too_many_or_picks_one_that_is_out(data: st.Da
         ejected = [member for member in service.members if member.state is MemberState.EJECTED]
         assert service.pool.in_rotation == len(up)
         assert set(service.turns(len(up))) == {member.slot for member in up}
-        assert up or not ejected, "somebody is kept out although nobody else is left"
+        assert up or not ejected, "a member is kept out although no other is left"
         if sum(member.ejections for member in service.members) > ejections:
             assert len(ejected) <= share * (len(up) + len(ejected))
         for slot, _reason in service.changes:
             inside ^= {service.members[slot]}
         service.changes.clear()
-        assert inside == set(up), "an entry or exit was not told, or told twice"
+        assert inside == set(up), "an entry or exit was not reported, or reported twice"

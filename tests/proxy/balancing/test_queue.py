@@ -1,6 +1,6 @@
 """Waiters are served in order, within limits of number and time, and else get a fault.
 
-Proves `queue`, the limit per worker of `pool`, and both together in a whole service.
+The limit per worker of `balancing/pool`, and both together in a whole service, are tested too.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ def status(data: bytes) -> int:
 
 
 def nothing() -> None:
-    """What serves somebody whose turn never comes."""
+    """What serves a waiter whose turn never comes."""
 
 
 def test_waiters_are_served_in_order_whichever_are_removed() -> None:
@@ -92,9 +92,7 @@ def test_without_workers_the_fault_is_no_worker_and_not_a_time_out() -> None:
     "balance", ["round_robin", "least_connections", "power_of_two", "client_hash", "random"]
 )
 @given(data=st.data())
-def test_no_policy_gives_a_worker_more_than_it_may_have(
-    balance: Balance, data: st.DataObject
-) -> None:
+def test_no_policy_exceeds_the_limit_per_worker(balance: Balance, data: st.DataObject) -> None:
     workers = data.draw(st.integers(1, 4))
     limit = data.draw(st.integers(1, 3))
     pool = Pool(
@@ -132,7 +130,7 @@ def asked(harness: Harness) -> list[bytes]:
     ]
 
 
-def crowd(harness: Harness, count: int) -> list[Wire]:
+def connect_clients(harness: Harness, count: int) -> list[Wire]:
     clients = [harness.client() for _ in range(count)]
     for number, client in enumerate(clients):
         client.send(GET % number)
@@ -141,7 +139,7 @@ def crowd(harness: Harness, count: int) -> list[Wire]:
 
 def test_requests_beyond_the_workers_limit_wait_in_order(harness: Harness) -> None:
     harness.build(2, queue=2.0, per_worker=1)
-    clients = crowd(harness, 5)
+    clients = connect_clients(harness, 5)
     assert asked(harness) == [b"/0", b"/1"]
     assert [member.active for member in harness.service.pool.members] == [1, 1]
     one, other = harness.network.wires
@@ -150,7 +148,7 @@ def test_requests_beyond_the_workers_limit_wait_in_order(harness: Harness) -> No
     other.send(OK)
     one.send(OK)
     assert sorted(asked(harness)) == [b"/3", b"/4"]
-    assert len(harness.network.wires) == 2, "whoever is next gets the connection that is there"
+    assert len(harness.network.wires) == 2, "the next one gets the idle connection"
     one.send(OK)
     other.send(OK)
     assert [status(client.received()) for client in clients] == [200] * 5
@@ -174,7 +172,7 @@ def test_a_late_request_does_not_overtake(harness: Harness) -> None:
 
 def test_a_client_that_disconnects_is_never_served(harness: Harness) -> None:
     harness.build(1, queue=2.0, per_worker=1)
-    clients = crowd(harness, 3)
+    clients = connect_clients(harness, 3)
     clients[1].reset()
     harness.worker.received()
     harness.worker.send(OK)
@@ -186,7 +184,7 @@ def test_a_time_out_or_a_full_queue_is_a_503_with_retry_after(
     harness: Harness,
 ) -> None:
     harness.build(1, queue=2.5, per_worker=1, queue_per_worker=1)
-    served, waiting, refused = crowd(harness, 3)
+    served, waiting, refused = connect_clients(harness, 3)
     answer = refused.received()
     assert status(answer) == 503
     assert b"\r\nRetry-After: 3\r\n" in answer
@@ -202,9 +200,9 @@ def test_a_time_out_or_a_full_queue_is_a_503_with_retry_after(
     assert status(served.received()) == 200
 
 
-def test_a_worker_that_breaks_off_makes_room_for_the_next(harness: Harness) -> None:
+def test_a_worker_that_breaks_off_frees_its_place_for_the_next_request(harness: Harness) -> None:
     harness.build(1, queue=2.0, per_worker=1)
-    crowd(harness, 2)
+    connect_clients(harness, 2)
     harness.worker.received()
     harness.network.wires[0].reset()
     # The first one is tried again, and has lost its place.

@@ -131,7 +131,7 @@ def test_turns_follow_the_weights_whichever_members_come_and_go(
     if not present:
         assert service.turns(3) == []
         return
-    assert max(m.weight_factor for m in present) == 1, "somebody always takes the whole"
+    assert max(m.weight_factor for m in present) == 1, "one member always has its whole share"
     assert all(MIN_WEIGHT_FACTOR <= m.weight_factor <= 1 for m in present)
     worth = {m.slot: m.weight * m.weight_factor for m in present}
     picks = 4000
@@ -271,7 +271,7 @@ def test_picks_come_from_the_rotation_or_from_all_living_members(
                 step
             ](slot)
             there[slot] = there[slot] or service.members[slot].generation != before
-        # The model: who is what, from nothing but the states.
+        # The model: the set of each kind, computed from the states alone.
         up = {m.slot for m in service.members if m.state is MemberState.UP}
         living = {
             m.slot

@@ -1,7 +1,8 @@
 """A connection goes to a worker that can take it, and to another if it does not.
 
-A real service of the proxy with real listeners and links; the workers' ends are in the hands
-of the test, and so is the clock.
+The service, its listeners and its links are real. The test controls the workers' ends and the
+clock.
+Covers `handoff/pending`.
 """
 
 import asyncio
@@ -171,7 +172,7 @@ def test_connections_alternate_and_our_copies_are_closed(make_harness: Any) -> N
     assert harness.service.counters.opened == 6
 
 
-def test_those_accepted_together_are_sent_together(make_harness: Any) -> None:
+def test_connections_accepted_together_are_sent_together(make_harness: Any) -> None:
     harness = make_harness()
     harness.connect(4, at_once=True)
     for number in (1, 2):
@@ -183,7 +184,7 @@ def test_those_accepted_together_are_sent_together(make_harness: Any) -> None:
     assert (harness.take(1), harness.take(2)) == (10, 10)
 
 
-def test_of_those_accepted_together_the_last_may_have_to_wait(make_harness: Any) -> None:
+def test_connections_accepted_together_respect_the_window(make_harness: Any) -> None:
     harness = make_harness(workers=1, handoff_window=5)
     harness.connect(12, at_once=True)
     assert harness.service.counters.in_flight == 5
@@ -195,7 +196,7 @@ def test_of_those_accepted_together_the_last_may_have_to_wait(make_harness: Any)
     assert not harness.service.queue
 
 
-def test_what_a_dead_worker_had_not_taken_goes_to_another(make_harness: Any) -> None:
+def test_connections_that_a_dead_worker_had_not_taken_go_to_another(make_harness: Any) -> None:
     harness = make_harness()
     harness.connect(6)
     assert harness.take(1, 1) == 1
@@ -255,7 +256,9 @@ def test_an_untrusted_peer_is_rejected_where_a_header_is_required(make_harness: 
         assert (counters.active, counters.in_flight, harness.fd_budget.pending) == (0, 0, 0)
 
 
-def test_what_a_stopped_worker_does_not_take_in_time_goes_to_another(make_harness: Any) -> None:
+def test_connections_that_a_stopped_worker_does_not_take_in_time_go_to_another(
+    make_harness: Any,
+) -> None:
     harness = make_harness(timeouts={"connect": "1s"})
     harness.connect(4)
     harness.take(2)
@@ -405,7 +408,7 @@ def test_connections_that_are_open_in_workers_count_for_the_limit(make_harness: 
     assert harness.service.counters.connections == 3
 
 
-def test_policies_that_count_learn_of_an_end_at_once(make_harness: Any) -> None:
+def test_policies_that_count_connections_see_an_end_at_once(make_harness: Any) -> None:
     harness = make_harness(balance="least_connections")
     harness.connect(2)
     harness.take(1)
@@ -460,7 +463,7 @@ def test_a_worker_that_is_added_gets_connections_as_soon_as_it_has_a_link(
     assert harness.results == (4, 0, 0)
 
 
-def test_what_is_in_flight_to_a_worker_that_is_removed_goes_to_another(make_harness: Any) -> None:
+def test_connections_in_flight_to_a_removed_worker_go_to_another(make_harness: Any) -> None:
     harness = make_harness()
     harness.connect(6)
     assert harness.take(1, 1) == 1

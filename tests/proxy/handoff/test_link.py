@@ -1,6 +1,6 @@
 """Every connection sent over a link is taken, returned or lost, whatever the worker does.
 
-Real socket pairs and real descriptors; the worker's end is in the hands of the test.
+Socket pairs and descriptors are real. The test controls the worker's end.
 """
 
 import asyncio
@@ -108,7 +108,7 @@ def harness() -> Iterator[Harness]:
     assert descriptors() == before
 
 
-def test_what_is_sent_is_in_flight_until_it_is_taken(harness: Harness) -> None:
+def test_a_sent_connection_is_in_flight_until_it_is_taken(harness: Harness) -> None:
     harness.send(3)
     harness.check()
     assert harness.link.in_flight == 3
@@ -119,7 +119,7 @@ def test_what_is_sent_is_in_flight_until_it_is_taken(harness: Harness) -> None:
     assert harness.counters.worker_connections[0] == 2
 
 
-def test_what_ended_is_open_no_more(harness: Harness) -> None:
+def test_a_connection_that_ended_is_not_open(harness: Harness) -> None:
     harness.send(2)
     harness.take(2)
     harness.credit(0, ended=1)
@@ -128,7 +128,7 @@ def test_what_ended_is_open_no_more(harness: Harness) -> None:
     assert harness.link.open == 1
 
 
-def test_what_was_not_taken_is_returned(harness: Harness) -> None:
+def test_a_connection_that_was_not_taken_is_returned(harness: Harness) -> None:
     harness.send(5)
     harness.take(2)
     assert harness.reclaim() == 3
@@ -136,7 +136,7 @@ def test_what_was_not_taken_is_returned(harness: Harness) -> None:
     assert harness.results == (2, 3, 0)
 
 
-def test_one_that_was_credited_and_not_taken_is_returned_too(harness: Harness) -> None:
+def test_a_connection_that_was_credited_and_not_taken_is_returned_too(harness: Harness) -> None:
     harness.send(3)
     harness.credit(1)
     assert harness.reclaim() == 3
@@ -146,7 +146,7 @@ def test_one_that_was_credited_and_not_taken_is_returned_too(harness: Harness) -
     assert harness.dequeue(1) == 0, "exactly one gets it"
 
 
-def test_one_that_was_taken_without_a_credit_is_counted_as_lost(harness: Harness) -> None:
+def test_a_connection_that_was_taken_without_a_credit_is_counted_as_lost(harness: Harness) -> None:
     harness.send(3)
     harness.dequeue(1)
     assert harness.reclaim() == 2
@@ -219,7 +219,7 @@ def test_a_probe_is_not_counted_as_a_connection(harness: Harness) -> None:
         assert harness.results == (0, 0, 0)
 
 
-def test_the_oldest_is_the_one_that_waits_longest(harness: Harness) -> None:
+def test_the_oldest_connection_in_flight_is_the_one_that_waits_longest(harness: Harness) -> None:
     for now in (3.0, 4.0, 5.0):
         assert send(harness.link, os.open("/dev/null", os.O_RDONLY), now)
         harness.sent += 1
@@ -229,7 +229,7 @@ def test_the_oldest_is_the_one_that_waits_longest(harness: Harness) -> None:
     assert harness.link.oldest_sent_at() == 5.0
 
 
-def test_reports_wake_us_only_while_the_link_is_watched(harness: Harness) -> None:
+def test_reports_wake_the_dispatcher_only_while_the_link_is_watched(harness: Harness) -> None:
     harness.send(1)
     harness.take(1)
     harness.loop.run_until_complete(asyncio.sleep(0))
@@ -249,7 +249,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_no_order_of_events_loses_one_or_counts_one_twice(  # noqa: C901
+def test_no_order_of_events_loses_a_connection_or_counts_it_twice(  # noqa: C901
     steps: list[tuple[str, int]],
 ) -> None:
     harness = Harness()

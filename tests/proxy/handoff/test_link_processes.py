@@ -1,4 +1,4 @@
-"""Thousands of connections to processes that are killed, stopped or reclaimed from.
+"""Of thousands of connections none is lost when a process is killed, stopped or reclaimed from.
 
 Real processes take connections with a worker's own code. What is not taken is reclaimed
 and goes to another process. Each client is answered by exactly one of them.
@@ -222,7 +222,7 @@ def test_no_client_is_served_twice_when_a_worker_goes_on(proxy: Harness, stop: b
     assert total[b"B"] > 0
 
 
-def test_all_that_one_is_sent_is_taken_and_ends(proxy: Harness) -> None:
+def test_every_connection_that_a_process_is_sent_is_taken_and_ends(proxy: Harness) -> None:
     worker = proxy.start(b"A")
     for _ in range(20):
         clients, accepted = connections()

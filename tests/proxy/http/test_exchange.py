@@ -1,7 +1,8 @@
 """However its bytes arrive, an exchange has the same result; a retry never does a request twice.
 
-Proves `exchange` with `upstream_request` and `worker_connection`, over a whole `runtime.service`.
+The tests run a whole `runtime/service`.
 The fixture `harness` checks at the end of each test that nothing is left open or counted.
+Covers `http/upstream_request`, `http/worker_connection`, `http/context` and `http/downstream`.
 """
 
 from typing import NamedTuple

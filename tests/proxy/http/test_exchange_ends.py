@@ -1,7 +1,8 @@
 """A disconnect is noticed, back-pressure reaches the other side, and each fault is counted once.
 
-Proves the end of an exchange (`exchange`), and the lines of the access log (`error_log`).
 The fixture `harness` checks at the end of each test that nothing is left open or counted.
+Covers the end of an exchange (`http/exchange`), and the lines of the access log.
+Covers `service/error_log`.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Whatever a client can make grow has a limit, and the client gets an error response.
 
-Proves the limits of `client_connection`, `request_body` and `worker_connection`.
+The limits are those of `http/client_connection` and `http/worker_connection` too.
+Covers `http1/request_body`.
 """
 
 import pytest

@@ -89,7 +89,7 @@ def test_only_a_protocol_that_was_offered_is_accepted(harness: Harness, agreed: 
 def test_a_connection_that_was_reset_behind_a_101_becomes_no_duplex(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nobody would hear that it is gone: `harness` finds a client that stays for ever.
+    # No event would report that it is gone: `harness` finds a client that stays for ever.
     switch = b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
     monkeypatch.setattr(
         WorkerConnection, "_read_pending", lambda connection: connection.data_received(switch)

@@ -142,7 +142,7 @@ def test_a_request_is_the_same_however_it_is_cut(
 
 
 def test_a_third_of_what_is_built_is_good() -> None:
-    """Where all is refused nobody else is asked."""
+    """If all streams were refused, the other parsers would read nothing."""
     good = []
 
     @given(requests())

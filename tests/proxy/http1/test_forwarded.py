@@ -1,6 +1,6 @@
 """Only a trusted proxy can report where a request came from, whatever spelling a client tries.
 
-Proves `forwarded`, and the forwarding fields that `request` writes for a worker.
+This includes the forwarding fields that `http1/request` writes for a worker.
 """
 
 from typing import Any
@@ -242,7 +242,7 @@ def test_no_forwarding_field_of_an_untrusted_client_reaches_a_worker(
     fields: list[tuple[str, str]], nominated: list[str], x_forwarded: bool, forwarded: bool
 ) -> None:
     received = "".join(f"{name}: {value}\r\n" for name, value in fields)
-    # What Connection names is dropped; what we say ourselves must not be.
+    # What Connection names is dropped; what the proxy sets itself must not be.
     received += f"Connection: {', '.join(nominated)}\r\n" if nominated else ""
     terms: dict[str, Any] = {"x_forwarded": x_forwarded, "forwarded": forwarded}
     assert worker_sees(received.encode(), **terms) == worker_sees(b"", **terms)
@@ -258,7 +258,7 @@ def test_no_forwarding_field_of_an_untrusted_client_reaches_a_worker(
 def test_a_client_behind_trusted_proxies_cannot_add_hops(
     made_up: list[str], proxies: list[str]
 ) -> None:
-    """Each proxy appends whom it was connected to by; the first one was by the client."""
+    """Each proxy appends the address of its peer; the peer of the first one was the client."""
     way = ["203.0.113.1", *proxies]
     received = ", ".join([*made_up, *way[:-1]]) if proxies else None
     fields = b"" if received is None else f"X-Forwarded-For: {received}\r\n".encode()

@@ -99,7 +99,7 @@ def test_a_request_line_is_read_by_the_letter(line: bytes, fault: Fault | None) 
     assert refusal(line + b"\r\n" + HOST + b"\r\n") == fault
 
 
-def test_a_request_line_says_method_target_and_version() -> None:
+def test_a_request_line_has_method_target_and_version() -> None:
     head = b"PUT /x?y HTTP/1.0\r\n\r\n"
     assert parser.parse_request_line(head) == RequestLine(b"PUT", b"/x?y", 0, len(head) - 2)
 
@@ -239,7 +239,9 @@ def test_more_fields_than_allowed_are_too_large() -> None:
         (b"Xontent-Length: 5\r\n", NO_LENGTH, False),
     ],
 )
-def test_a_body_is_as_long_as_its_fields_say(fields: bytes, length: int, chunked: bool) -> None:
+def test_the_length_of_a_body_follows_from_its_fields(
+    fields: bytes, length: int, chunked: bool
+) -> None:
     _, framing, _ = read(with_fields(fields))
     assert (framing.length, framing.chunked) == (length, chunked)
 
@@ -298,7 +300,7 @@ def test_chunks_are_not_for_http_1_0() -> None:
 
 
 @pytest.mark.parametrize("name", [b"Content-Length", b"transfer-encoding", b"HOST", b"Expect"])
-def test_connection_cannot_take_away_what_others_go_by(name: bytes) -> None:
+def test_connection_cannot_remove_fields_that_others_depend_on(name: bytes) -> None:
     assert refusal(with_fields(b"Connection: close, " + name + b"\r\n")) == BAD_REQUEST
 
 
@@ -329,7 +331,7 @@ def test_connection_is_a_list_of_tokens(value: bytes) -> None:
         (b"Connection: Upgrade\r\n", b""),
     ],
 )
-def test_upgrade_counts_if_connection_says_so(fields: bytes, upgrade: bytes) -> None:
+def test_upgrade_counts_only_if_connection_lists_it(fields: bytes, upgrade: bytes) -> None:
     assert read(with_fields(fields))[1].upgrade == upgrade
 
 
@@ -371,7 +373,7 @@ def test_what_can_never_become_a_response_is_seen_early(data: bytes, wrong: bool
         (b"GET http://a:1 HTTP/1.0\r\n\r\n", b"a:1"),
     ],
 )
-def test_a_request_says_its_host_once(head: bytes, host: bytes) -> None:
+def test_a_request_has_exactly_one_host(head: bytes, host: bytes) -> None:
     assert read(head)[2] == host
 
 

@@ -1,6 +1,6 @@
 """Hop-by-hop fields are dropped, and a worker gets no forwarding field that a client made up.
 
-Proves `request` and `fields`. `tests/proxy/http/test_limits.py` proves `request_body`.
+Covers `http1/fields`, together with `test_response`.
 """
 
 import pytest
@@ -76,12 +76,12 @@ def test_hop_by_hop_fields_are_dropped(fields: bytes) -> None:
 @pytest.mark.parametrize(
     "name", [b"X-Forwarded-For", b"x-forwarded-proto", b"X-Forwarded-Host", b"X-Request-ID"]
 )
-def test_connection_cannot_take_away_what_the_proxy_sets(name: bytes, *, trusted: bool) -> None:
+def test_connection_cannot_remove_what_the_proxy_sets(name: bytes, *, trusted: bool) -> None:
     assert sent(b"Connection: close, " + name + b"\r\n", trusted=trusted) == OURS
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{}-more", "more-{}"])
-def test_connection_takes_away_whole_names_only(spelling: str) -> None:
+def test_connection_removes_only_fields_of_the_whole_name(spelling: str) -> None:
     field = spelling.format("X-Mine").encode() + b": 1\r\n"
     expected = OURS if spelling == "{}" else field + OURS
     assert sent(b"Connection: x-mine\r\n" + field) == expected
@@ -93,7 +93,7 @@ def test_te_trailers_is_forwarded() -> None:
     assert sent(b"TE: gzip\r\nTE: trailers\r\nConnection: te\r\n") == asked + OURS
 
 
-def test_an_upgrade_is_requested_anew() -> None:
+def test_an_upgrade_is_requested_with_fields_of_the_proxys_own() -> None:
     fields = b"Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\nTE: trailers\r\n"
     assert sent(fields) == b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + OURS
     assert sent(fields, start=b"GET / HTTP/1.0") == b"TE: trailers\r\nConnection: TE\r\n" + OURS
@@ -114,7 +114,7 @@ def test_no_list_of_offers_smuggles_http_2(offers: bytes, left: bytes) -> None:
     assert sent(b"Connection: upgrade\r\n" + offers) == expected
 
 
-def test_transfer_encoding_is_written_anew() -> None:
+def test_transfer_encoding_is_written_by_the_proxy_itself() -> None:
     chunked = b"Transfer-Encoding: chunked\r\n"
     assert sent(b"transfer-encoding: CHUNKED\r\n", start=b"PUT / HTTP/1.1") == chunked + OURS
 
@@ -147,7 +147,7 @@ def test_close_and_keep_alive_are_noted() -> None:
     assert noted(b"x, Keep-Alive") == (False, True)
 
 
-# -- whom to believe
+# -- which forwarding fields are trusted
 
 CLAIMS = [
     b"X-Forwarded-For", b"x-forwarded-proto", b"X-FORWARDED-HOST", b"X-Forwarded-Port",
@@ -165,7 +165,9 @@ def test_forwarding_fields_of_an_untrusted_client_are_dropped_in_any_spelling(na
 
 
 @pytest.mark.parametrize("name", [name for name in CLAIMS if b"-" in name])
-def test_a_trusted_proxy_does_not_vouch_for_other_spellings(name: bytes) -> None:
+def test_other_spellings_of_trusted_fields_are_dropped_from_a_trusted_proxy_too(
+    name: bytes,
+) -> None:
     assert sent(name.replace(b"-", b"_") + b": claim\r\n", trusted=True) == OURS
 
 
@@ -176,7 +178,7 @@ def test_a_field_that_connection_removes_is_dropped_from_trailers_too() -> None:
     assert sent_on == b"0\r\nDigest: b\r\n\r\n"
 
 
-def test_a_trusted_proxy_is_continued() -> None:
+def test_forwarding_fields_of_a_trusted_proxy_are_continued() -> None:
     fields = (
         b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-For:\r\n"
         b"X-Forwarded-For: 192.0.2.2, 192.0.2.3\r\n"
@@ -211,12 +213,12 @@ def test_an_endless_request_id_is_not_taken_over() -> None:
         ("", False),
     ],
 )
-def test_trust_is_a_matter_of_networks(client: str, *, trusted: bool) -> None:
+def test_a_client_is_trusted_by_its_network(client: str, *, trusted: bool) -> None:
     assert plain("10.0.0.0/8", "2001:db8::/32", "fe80::/10").trusts(client) is trusted
     assert not plain().trusts(client)
 
 
-# -- the memory
+# -- the cache
 
 
 def test_a_cached_block_is_used_only_for_clients_of_the_same_trust() -> None:
@@ -224,8 +226,8 @@ def test_a_cached_block_is_used_only_for_clients_of_the_same_trust() -> None:
     head = b"GET /%b HTTP/1.1\r\nHost: a\r\nX-Request-ID: b\r\n\r\n"
     first = prepare(head % b"1", using=using)
     assert prepare(head % b"2", using=using) is first
-    believed = prepare(head % b"1", using=using, trusted=True)
-    assert (believed.request_id, first.request_id) == (b"b", b"")
+    trusted_first = prepare(head % b"1", using=using, trusted=True)
+    assert (trusted_first.request_id, first.request_id) == (b"b", b"")
     assert prepare(head % b"1", using=using) is first
 
 

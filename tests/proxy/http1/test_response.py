@@ -1,7 +1,4 @@
-"""Hop-by-hop fields are dropped from a response, and tell whether its connection is reused.
-
-Proves `response` and `fields`.
-"""
+"""Hop-by-hop fields are dropped from a response, and decide whether its connection is reused."""
 
 import pytest
 

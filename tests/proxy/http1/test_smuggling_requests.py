@@ -117,7 +117,7 @@ EARLY = {
 def test_a_body_that_was_answered_before_its_end_is_never_a_request(
     harness: Harness, happens: Callable[[Harness], None], status: int, part: int
 ) -> None:
-    """CL.0 and pause-based desync (Kettle 2022), client-side desync: what is left is nobody's."""
+    """CL.0 and pause-based desync (Kettle 2022), client-side desync: the rest is no request."""
     if status == 502 and happens is not worker_breaks_off:
         harness.network.refusing = {1}
     client = harness.client()

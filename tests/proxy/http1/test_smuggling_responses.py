@@ -34,7 +34,7 @@ def split(data: bytes) -> list[bytes]:
 
 
 def serves_another(harness: Harness) -> None:
-    """Whatever was said, the next client gets what is meant for it, over a new connection."""
+    """Whatever the worker sent, the next client gets its own response, over a new connection."""
     wires = len(harness.network.wires)
     client = harness.client()
     client.send(GET)
@@ -224,6 +224,6 @@ def test_a_client_that_did_not_offer_anything_is_not_switched(harness: Harness) 
         client.reset()
 
 
-def test_every_refused_response_says_why() -> None:
+def test_every_refused_response_names_its_source() -> None:
     assert all(why for _, why in REFUSED.values())
     assert len(REFUSED) > 50

@@ -243,7 +243,7 @@ def test_draining_ends_though_clients_connect_as_fast_as_they_are_accepted(
     runner.run(main())
 
 
-def test_draining_what_never_started_leaves_its_clients_to_others(
+def test_draining_an_acceptor_that_never_started_leaves_its_clients_to_others(
     runner: asyncio.Runner, harness: Harness
 ) -> None:
     async def main() -> None:

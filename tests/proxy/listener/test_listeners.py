@@ -83,7 +83,7 @@ def harness() -> Iterator[Harness]:
         yield Harness(loop, stack)
 
 
-def test_it_accepts_from_its_own_and_from_those_taken_over(harness: Harness) -> None:
+def test_a_proxy_accepts_from_its_own_listeners_and_from_those_taken_over(harness: Harness) -> None:
     harness.listeners.start()
     harness.take_over()
     ports = [harness.connect(harness.own), harness.connect(harness.other)]
@@ -92,7 +92,7 @@ def test_it_accepts_from_its_own_and_from_those_taken_over(harness: Harness) -> 
     assert harness.fd_budget.listeners == 2
 
 
-def test_what_waited_there_before_is_accepted_too(harness: Harness) -> None:
+def test_clients_that_waited_before_the_takeover_are_accepted_too(harness: Harness) -> None:
     waits = harness.connect(harness.other)
     harness.listeners.start()
     harness.take_over()
@@ -100,7 +100,9 @@ def test_what_waited_there_before_is_accepted_too(harness: Harness) -> None:
     assert harness.accepted == [waits]
 
 
-def test_what_waits_when_it_is_given_back_is_left_to_its_proxy(harness: Harness) -> None:
+def test_clients_that_wait_when_a_listener_is_given_back_are_left_to_its_proxy(
+    harness: Harness,
+) -> None:
     harness.listeners.start()
     harness.take_over()
     harness.listeners.give_back(AWAY)
@@ -116,7 +118,7 @@ def test_what_waits_when_it_is_given_back_is_left_to_its_proxy(harness: Harness)
     assert harness.fd_budget.listeners == 1
 
 
-def test_taken_over_twice_it_is_there_once(harness: Harness) -> None:
+def test_a_listener_that_is_taken_over_twice_is_watched_once(harness: Harness) -> None:
     harness.listeners.start()
     harness.take_over()
     harness.take_over()
@@ -138,7 +140,9 @@ def test_without_room_nothing_is_accepted_from_any_listener(harness: Harness) ->
     harness.turn(lambda: sorted(harness.accepted) == sorted(ports))
 
 
-def test_draining_accepts_what_waits_everywhere_and_takes_nothing_over(harness: Harness) -> None:
+def test_draining_accepts_waiting_clients_of_all_listeners_and_takes_none_over(
+    harness: Harness,
+) -> None:
     harness.listeners.start()
     harness.take_over()
     harness.room_left = 0

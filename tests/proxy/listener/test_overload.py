@@ -1,5 +1,8 @@
-"""A client that finds no room waits, and is accepted when there is some or refused: none hangs or
-is lost, and there is no busy loop meanwhile."""
+"""A client that finds no room waits, and is accepted when there is some or refused.
+
+None hangs or is lost, and there is no busy loop meanwhile.
+Covers `listener/rejection`.
+"""
 
 import asyncio
 import errno
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from penstock_proxy.http.client_connection import ClientConnection
 
 DEADLINE_S = 5.0
-PATIENCE_S = 2.0
+TIME_LIMIT_S = 2.0
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -46,7 +49,7 @@ class Harness:
             listeners=(listener.fileno(),),
             targets=(Target(slot=0, address="127.0.0.1:1"),),
             access_log="off",
-            timeouts=Timeouts(queue=PATIENCE_S),
+            timeouts=Timeouts(queue=TIME_LIMIT_S),
             **keys,
         )
         self.service = Service(
@@ -148,7 +151,7 @@ def test_a_client_that_waits_too_long_is_refused_and_a_later_one_accepted(
         early, *_ = harness.connect(1)
         early.send(GET)
         await harness.until(lambda: sum(harness.counters.pauses.values()))
-        await harness.pass_time(PATIENCE_S)
+        await harness.pass_time(TIME_LIMIT_S)
         (late,) = harness.connect()
         late.send(GET)
         await harness.pass_time(0.5)
@@ -203,7 +206,7 @@ def test_clients_of_a_unix_socket_are_refused_too(runner: asyncio.Runner) -> Non
         client.connect(address)
         client.setblocking(False)
         harness.clients.append(client)
-        await harness.pass_time(PATIENCE_S + 1)
+        await harness.pass_time(TIME_LIMIT_S + 1)
         assert (await harness.read_all(client)).startswith(b"HTTP/1.1 503 ")
         harness.service.client_closed("")
         await harness.close()
@@ -230,7 +233,7 @@ def test_without_descriptors_the_spare_one_refuses_and_then_accepting_goes_on(
             before = harness.counters.pauses["system"]
             await harness.turns(100)
             assert harness.counters.pauses["system"] == before
-            await harness.pass_time(PATIENCE_S + 0.75)
+            await harness.pass_time(TIME_LIMIT_S + 0.75)
             answer = [await harness.read_all(client) for client in clients]
         assert all(one.startswith(b"HTTP/1.1 503 ") == (mode == "http") for one in answer)
         assert harness.counters.rejected["no_descriptors"] == 5

@@ -1,4 +1,7 @@
-"""A connection is passed on with its true peer and every byte behind its header, or is rejected."""
+"""A connection is passed on with its true peer and every byte behind its header, or is rejected.
+
+Covers `net/peer` and `listener/peek`.
+"""
 
 import asyncio
 import os

@@ -1,6 +1,7 @@
 """A proxy's own connections keep the contract of asyncio's transports, over real sockets.
 
 The same under both event loops.
+Covers `net/reactor` and `net/transport`.
 """
 
 import asyncio
@@ -465,7 +466,7 @@ def test_a_loss_after_a_partial_write_is_not_a_broken_pipe(harness: Harness) -> 
     assert isinstance(pair.recorder.error, ConnectionResetError)
 
 
-def test_an_abort_in_mid_turn_pauses_nobody(harness: Harness) -> None:
+def test_an_abort_in_the_middle_of_a_turn_pauses_no_connection(harness: Harness) -> None:
     pair = harness.pair(socket.AF_UNIX)
     unsent: list[int] = []
 

@@ -1,4 +1,4 @@
-"""TCP_INFO tells whether a request may have been read: over real sockets."""
+"""TCP_INFO shows whether a request may have been read, over real sockets."""
 
 import asyncio
 import socket

@@ -54,7 +54,7 @@ def test_a_deadline_written_to_never_is_dropped() -> None:
     assert (timed.expiries, timed.bucket) == ([], NEVER)
 
 
-def test_never_is_a_deadline_too() -> None:
+def test_a_timer_may_be_armed_without_a_deadline() -> None:
     timers, timed = TimerWheel(START), Timed()
     timers.arm(timed, NEVER)
     assert timed.bucket == NEVER

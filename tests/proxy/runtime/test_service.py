@@ -1,4 +1,7 @@
-"""Workers are added to a running service and removed from it, and leave nothing behind."""
+"""Workers are added to a running service and removed from it, and leave nothing behind.
+
+Covers `service/context`.
+"""
 
 import pytest
 from tests.proxy.conftest import Harness

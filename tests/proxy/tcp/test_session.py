@@ -1,4 +1,7 @@
-"""A relayed connection finds a worker or ends, and both its sides end together."""
+"""A relayed connection gets a worker or is closed, and both its sides end together.
+
+Covers `tcp/duplex`.
+"""
 
 import pytest
 from tests.proxy.conftest import Harness, Wire
@@ -56,7 +59,9 @@ def test_a_client_that_breaks_off_is_not_kept_for_a_worker_that_takes_nothing(
 
 
 @pytest.mark.parametrize("takes", [False, True])
-def test_the_last_one_has_its_time_to_take_the_rest(harness: Harness, *, takes: bool) -> None:
+def test_the_side_that_is_still_open_has_time_to_take_the_rest(
+    harness: Harness, *, takes: bool
+) -> None:
     harness.connect_tcp()
     client, worker = sides(harness)
     client.full = True
@@ -71,7 +76,7 @@ def test_the_last_one_has_its_time_to_take_the_rest(harness: Harness, *, takes: 
     assert (client.lost, client.received()) == (True, b"ab" if takes else b"")
 
 
-def test_the_last_one_keeps_its_time_as_long_as_it_takes_something(harness: Harness) -> None:
+def test_the_side_that_is_still_open_keeps_its_time_while_it_takes_bytes(harness: Harness) -> None:
     harness.connect_tcp()
     client, worker = sides(harness)
     client.full = True
@@ -122,7 +127,7 @@ def test_the_time_to_connect_ends_behind_a_refusal_too(harness: Harness) -> None
         side.reset()
 
 
-def test_nobody_there_ends_it(harness: Harness) -> None:
+def test_without_a_worker_the_connection_is_closed(harness: Harness) -> None:
     harness.build(2)
     harness.network.refusing = {1, 2}
     harness.connect_tcp()
@@ -130,7 +135,7 @@ def test_nobody_there_ends_it(harness: Harness) -> None:
     assert harness.fd_budget.clients == 0
 
 
-def test_silence_on_both_sides_has_its_time(harness: Harness) -> None:
+def test_silence_on_both_sides_has_a_time_limit(harness: Harness) -> None:
     harness.connect_tcp()
     client, worker = sides(harness)
     harness.advance(3000.0)

@@ -1,4 +1,7 @@
-"""A TLS client is shown the certificate of the name it asks for, and only good settings."""
+"""A TLS client is shown the certificate of the name it asks for, and only good settings.
+
+Covers `tls/server_names`.
+"""
 
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -79,7 +82,7 @@ def test_a_name_finds_its_certificate(name: str, expected: str) -> None:
     assert (client.getpeercert() or {})["subjectAltName"] == (("DNS", expected),)
 
 
-def test_the_first_of_a_name_counts() -> None:
+def test_the_first_certificate_of_a_name_is_used() -> None:
     names = ServerNameMap([("a", 1), ("a", 2), ("*.a", 3)], default=0)
     assert [names.lookup(name) for name in ("a", "x.a", "*.a", "", "b")] == [1, 3, 3, 0, 0]
 
@@ -103,7 +106,7 @@ def test_settings_hold_for_every_certificate() -> None:
         assert handshake(contexts.for_name(name), client)[0].selected_alpn_protocol() == "http/1.1"
 
 
-def test_nothing_old_is_offered() -> None:
+def test_no_old_protocol_or_cipher_is_offered() -> None:
     context = Contexts(TlsSettings(), [FIRST]).for_name("")
     for cipher in context.get_ciphers():
         assert cipher["protocol"] == "TLSv1.3" or cipher["name"].startswith("ECDHE-")
@@ -174,7 +177,7 @@ def test_a_set_is_complete_with_its_last_certificate() -> None:
     assert contexts.for_name("b.example") is not contexts.for_name("")
 
 
-def test_a_key_of_another_is_refused_and_never_shown() -> None:
+def test_a_key_of_another_certificate_is_refused_and_never_printed() -> None:
     with pytest.raises(ssl.SSLError):
         Contexts(TlsSettings(), [Certificate(FIRST.chain, OTHER.key, ("a",))])
     assert "PRIVATE" not in repr([FIRST, TlsSettings()])

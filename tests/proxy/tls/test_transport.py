@@ -1,5 +1,8 @@
-"""TLS is a transport like any other: it delivers, sends, pauses, and every way to close is seen as
-what it is. Over real sockets."""
+"""TLS is a transport like any other: it delivers, sends, pauses, and detects every way to close.
+
+The tests use real sockets.
+Covers `tls/handshake`.
+"""
 
 import asyncio
 import socket

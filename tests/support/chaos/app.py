@@ -1,7 +1,6 @@
-"""The same answers from an `app`: for schemes that pass it connections, which no command takes.
+"""The same answers from an `app`, for schemes that pass it connections: no command takes those.
 
-It speaks to its clients itself, so it does nothing wrong by byte; it is blocked, dies and
-retires.
+It serves its clients itself, so it cannot break single bytes. It is blocked, dies and retires.
 """
 
 import os
@@ -36,7 +35,7 @@ async def answer(request: web.Request) -> web.StreamResponse:
     elif fault == "drop" and request.transport is not None:
         request.transport.abort()
         return web.Response()
-    fields = {"X-Chaos": name.decode(), "X-Heard": deal.heard(data).decode()}
+    fields = {"X-Chaos": name.decode(), "X-Digest": deal.digest(data).decode()}
     body = deal.body(name, size)
     sized = request.match_info["form"] == "sized" or request.version < (1, 1)
     if sized or request.method == "HEAD":

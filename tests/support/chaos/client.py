@@ -1,8 +1,8 @@
-"""A client that believes nothing: it reads every byte itself and knows what it asked for.
+"""A client that verifies everything: it reads every byte itself and knows what it asked for.
 
-Owns one connection, on the bare socket, so that it can leave in every way a client can. An
-answer is either whole by its own framing, or `Cut` is raised; a byte behind the last answer
-is never thrown away, because it might be somebody else's.
+It owns one connection, on the bare socket, so that it can disconnect in every way a client can.
+An answer is either whole by its own framing, or `Cut` is raised. A byte behind the last answer
+is never thrown away, because it might belong to another client.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class Client:
 
     @classmethod
     async def connect(cls, address: tuple[str, int], sock: socket.socket | None = None) -> Self:
-        """OSError: nobody listens, or whoever does has gone again."""
+        """OSError: nothing listens, or not any more."""
         client = cls(sock or socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         try:
             await client._loop.sock_connect(client.sock, address)
@@ -86,7 +86,7 @@ class Client:
     # -- how it leaves
 
     def finish(self) -> None:
-        """Say that nothing more is sent; who has gone does not hear it."""
+        """Half-close: nothing more is sent. A peer that is gone is no error."""
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
@@ -137,7 +137,7 @@ class Client:
         return self._take(size)
 
     async def there_and_back(self, data: bytes) -> bytes:
-        """Send it and read as much, at the same time: nobody holds all of it."""
+        """Send it and read as much, at the same time: no one buffers all of it."""
 
         async def give() -> None:
             with suppress(Cut):

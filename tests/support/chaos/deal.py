@@ -1,8 +1,8 @@
-"""What clients and workers of a storm agreed on, so that either can check the other.
+"""What clients and workers of a storm have agreed on, so that either can check the other.
 
-A request is named, and everything of its answer follows from the name: a client knows each
-byte that it has to get, without having heard it from anybody. Which worker does wrong, and
-how, follows from the seed, the worker's slot and the name.
+A request has a name, and its whole answer follows from the name: a client knows each byte that
+it has to get. Which worker misbehaves, and how, follows from the seed, the worker's slot and the
+name.
 """
 
 import os
@@ -23,7 +23,7 @@ HTTP_FAULTS: Final = (
 DIRECT_FAULTS: Final = (
     "silence", "reset", "cut", "cut by a reset", "half-close", "drip", "blocked", "death",
 )  # fmt: skip
-"""Where nobody is between who does wrong and its client: nothing that is no HTTP."""
+"""For a faulty worker without a proxy before it: nothing that is not HTTP."""
 TCP_FAULTS: Final = ("cut", "cut by a reset", "half-close", "blocked", "death", "drip")
 DIARY: Final = "CHAOS_DIARY"
 """Names the variable with the path of the file where workers note what they do wrong."""
@@ -37,8 +37,8 @@ def body(name: bytes, size: int) -> bytes:
     return (pattern * (size // len(pattern) + 1))[:size]
 
 
-def heard(data: bytes) -> bytes:
-    """What a worker says of a request's body, so that its client can see that it is whole."""
+def digest(data: bytes) -> bytes:
+    """A worker's digest of a request's body, so that its client can see that it is whole."""
     return b"%d-%08x" % (len(data), zlib.crc32(data))
 
 

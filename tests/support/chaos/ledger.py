@@ -1,9 +1,9 @@
-"""The account of a storm: what was sent, what became of it, which faults were injected.
+"""The account of a storm: the requests, their outcomes, and the faults that were injected.
 
 Every request that is sent ends as exactly one of *answered* (whole, and with its own id),
-*cut* (its client could see that it got no whole answer), *left* (its own client went away
-first) or *lost* (neither, as long as we cared to wait). What is answered wrongly is kept in
-words. One ledger is shared by the whole session and printed at its end.
+*cut* (its client could see that it got no whole answer), *left* (its own client disconnected
+first) or *lost* (neither, within the time limit of the test). Wrong answers are kept as text.
+One ledger is shared by the whole session and printed at its end.
 """
 
 from collections import Counter
@@ -54,6 +54,6 @@ class Ledger:
             f" clients, {self.lost:,} lost, {len(self.wrong):,} wrong"
         )
 
-    def told_faults(self) -> str:
+    def most_common_faults(self) -> str:
         """The faults, most first."""
         return ", ".join(f"{name} {count:,}" for name, count in self.faults.most_common())

@@ -1,8 +1,8 @@
-"""Clients of a storm: what they ask, and what they make of the answers.
+"""Clients of a storm: the requests that they send, and their verdicts on the answers.
 
-Each client goes from scene to scene (see `scenes`), one connection each, by dice of its own.
-Every answer is compared with the one that follows from the request's name: another one's
-answer, a byte too many or a silent end is *wrong*, and kept in words.
+Each client runs one scene after another (see `scenes`), one connection each, chosen by its own
+random numbers. Every answer is compared with the one that follows from the request's name.
+Another request's answer, a byte too many or a silent end is *wrong*, and kept as text.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from tests.support.chaos.ledger import Ledger
 if TYPE_CHECKING:
     from tests.support.chaos.scenes import Promise
 
-PATIENCE_S: Final = 60.0
-"""Nothing in a storm's configuration takes as long; who waits longer has lost its request."""
+TIME_LIMIT_S: Final = 60.0
+"""Nothing in a storm's configuration takes as long; beyond it a request is lost."""
 REPEATABLE: Final = (b"GET", b"HEAD")
 
 
@@ -100,7 +100,7 @@ class Load:
 
     async def _play(self, scene: Scene, dice: random.Random) -> None:
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIME_LIMIT_S):
                 client = await self._connect()
         except ConnectionResetError:
             # It stood, and was cut before we looked: nothing was asked yet.
@@ -118,7 +118,7 @@ class Load:
             except NonsenseError as nonsense:
                 self.wrong(f"{scene.__name__}: not HTTP: {nonsense}")
             if client.sock.fileno() >= 0 and client.surplus:
-                self.wrong(f"{scene.__name__}: nobody asked for {client.surplus[:60]!r}")
+                self.wrong(f"{scene.__name__}: unexpected bytes {client.surplus[:60]!r}")
         self.got += client.got
         self.given += client.given
 
@@ -142,7 +142,7 @@ class Load:
         )  # fmt: skip
 
     async def send(self, client: Client, ask: Ask) -> None:
-        """A whole request. A cut here is heard when its answer is read: that may be there."""
+        """A whole request. A cut is noticed when its answer is read, which may have arrived."""
         self.ledger.sent += 1
         with suppress(Cut):
             await client.send(ask.head() + ask.payload())
@@ -151,7 +151,7 @@ class Load:
         """The answer to it. Can another one follow? `behind`: others were asked before it."""
         ledger = self.ledger
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIME_LIMIT_S):
                 answer = await client.answer(ask.method)
         except TimeoutError:
             ledger.lost += 1
@@ -197,13 +197,13 @@ class Load:
         elif answer.body != expected:
             self.wrong(f"{ask.name!r}: a wrong body of {len(answer.body)} bytes, not {ask.size}")
         elif ask.body is not None and self._misheard(ask, answer):
-            self.wrong(f"{ask.name!r}: its worker heard {answer.fields[b'x-heard']!r}")
+            self.wrong(f"{ask.name!r}: its worker's digest is {answer.fields[b'x-digest']!r}")
         return True
 
     def _misheard(self, ask: Ask, answer: Answer) -> bool:
-        heard = answer.fields[b"x-heard"]
-        early = heard == deal.heard(b"")
-        return heard != deal.heard(ask.body or b"") and not (early and ask.method == b"POST")
+        digest = answer.fields[b"x-digest"]
+        early = digest == deal.digest(b"")
+        return digest != deal.digest(ask.body or b"") and not (early and ask.method == b"POST")
 
     def wrong(self, what: str) -> None:
         self.ledger.wrong.append(what)

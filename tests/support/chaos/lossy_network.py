@@ -1,14 +1,14 @@
-"""A bad line: loses, delays, doubles and reorders packets, between two network namespaces.
+"""A lossy network: loses, delays, doubles and reorders packets between two network namespaces.
 
     python -m tests.support.chaos.lossy_network SEED
 
 Owns two namespaces of its own, with a TUN device in each, and every packet that goes from
-one to the other. Nothing of the host's network is touched, and all of it is gone with this
-process. It is told `bad`, `down` or `good` on its standard input, and ends when that ends; on
-its standard output it says first which descriptor of its own is the servers' namespace (the
-clients' is the one that it is in), and at the end what it did.
+one to the other. Nothing of the host's network is touched, and all of it ends with this
+process. It reads `bad`, `down` or `good` from its standard input, and ends when that ends. On
+its standard output it first writes which of its descriptors is the servers' namespace (it is
+itself in the clients'), and at the end what it did.
 
-Why not `tc netem`: few kernels of virtual machines have it, and its dice have no seed.
+Why not `tc netem`: few kernels of virtual machines have it, and its random numbers have no seed.
 """
 
 import ctypes
@@ -37,17 +37,17 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Weather:
+class LinkState:
     loss: float
     doubled: float
     delay_s: float
     jitter_s: float
 
 
-WEATHER: Final = {
-    "good": Weather(0.0, 0.0, 0.0, 0.0),
-    "bad": Weather(0.02, 0.01, 0.002, 0.02),
-    "down": Weather(1.0, 0.0, 0.0, 0.0),
+LINK_STATES: Final = {
+    "good": LinkState(0.0, 0.0, 0.0, 0.0),
+    "bad": LinkState(0.02, 0.01, 0.002, 0.02),
+    "down": LinkState(1.0, 0.0, 0.0, 0.0),
 }
 
 
@@ -76,7 +76,7 @@ class Wire:
     """Both directions."""
 
     def __init__(self, ends: tuple[int, int], dice: random.Random) -> None:
-        self.weather = WEATHER["good"]
+        self.state = LINK_STATES["good"]
         self.did: Counter[str] = Counter()
         self._other = dict((ends, ends[::-1]))
         self._dice = dice
@@ -90,15 +90,15 @@ class Wire:
                 packet = os.read(end, 1 << 16)
             except BlockingIOError:
                 return
-            weather, dice = self.weather, self._dice
-            if dice.random() < weather.loss or len(self._on_way) > _MOST:
+            state, dice = self.state, self._dice
+            if dice.random() < state.loss or len(self._on_way) > _MOST:
                 self.did["packets lost"] += 1
                 continue
-            copies = 1 + (dice.random() < weather.doubled)
+            copies = 1 + (dice.random() < state.doubled)
             self.did["packets doubled"] += copies - 1
             for _ in range(copies):
                 self._number += 1
-                due = now + weather.delay_s + dice.random() * weather.jitter_s
+                due = now + state.delay_s + dice.random() * state.jitter_s
                 heapq.heappush(self._on_way, (due, self._number, self._other[end], packet))
 
     def deliver(self, now: float) -> None:
@@ -111,7 +111,7 @@ class Wire:
                 # Its queue is full: that is a loss as well.
                 self.did["packets lost"] += 1
 
-    def patience(self, now: float) -> float | None:
+    def time_limit(self, now: float) -> float | None:
         return max(0.0, self._on_way[0][0] - now) if self._on_way else None
 
 
@@ -122,16 +122,16 @@ def main(seed: str) -> None:
     wire = Wire(ends, random.Random(seed))
     sys.stdout.write(f"{servers}\n")
     sys.stdout.flush()
-    told = sys.stdin.fileno()
+    commands = sys.stdin.fileno()
     while True:
-        wait = wire.patience(time.monotonic())
-        ready, _, _ = select.select((*ends, told), (), (), wait)
+        wait = wire.time_limit(time.monotonic())
+        ready, _, _ = select.select((*ends, commands), (), (), wait)
         now = time.monotonic()
-        if told in ready:
-            words = os.read(told, 100).decode().split()
+        if commands in ready:
+            words = os.read(commands, 100).decode().split()
             if not words:
                 break
-            wire.weather = WEATHER[words[-1]]
+            wire.state = LINK_STATES[words[-1]]
         for end in ends:
             if end in ready:
                 wire.carry(end, now)

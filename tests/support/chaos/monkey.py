@@ -1,8 +1,8 @@
 """Does to processes what operators and machines do to them: kills, stops, replaces.
 
-Each deed is done once, the last one first, and then they are chosen by dice; all are counted
-by name. The first worker of a service is left alone, so that somebody lives; whoever is
-stopped is continued, also when the storm ends early.
+Each fault is injected once, the last one first. After that they are chosen at random. All are
+counted by name. The first worker of a service is left alone, so that one worker always lives.
+Stopped processes are continued, also when the storm ends early.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 STOPPED_S: Final = (0.2, 4.0)
-"""From what nobody notices to what lasts longer than any time-out of a storm."""
+"""From too short to be noticed to longer than any time-out of a storm."""
 PAUSE_S: Final = (0.05, 0.6)
 
 
 class Monkey:
-    """The one who does it, to the workers of one service."""
+    """Injects faults into the workers of one service."""
 
     def __init__(
         self, run: Cluster, service: str, seed: str, ledger: Ledger, deeds: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""The ways in which clients ask, and those in which they leave.
+"""The ways in which clients send requests, and those in which they disconnect.
 
-A scene has one connection and ends with it. It asks through its `Load`, which judges the
-answers; what a client that leaves does not wait for is counted as left.
+A scene has one connection and ends with it. It sends its requests through its `Load`, which
+checks the answers. Answers that a disconnecting client does not wait for are counted as left.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ from typing import Final
 
 from tests.support.chaos import deal
 from tests.support.chaos.client import Client, Cut
-from tests.support.chaos.load import PATIENCE_S, Ask, Load, Scene
+from tests.support.chaos.load import TIME_LIMIT_S, Ask, Load, Scene
 
 LARGE: Final = 1 << 20
 
 
-# -- who stays
+# -- clients that stay
 
 
 async def one_after_the_other(load: Load, client: Client, dice: random.Random) -> None:
@@ -28,7 +28,7 @@ async def one_after_the_other(load: Load, client: Client, dice: random.Random) -
         if not await load.expect(client, ask, behind=may_end):
             return
         # If it was answered before all of it was read, its connection ends, and that cannot
-        # be said any more when the answer's head was on its way by then.
+        # be announced any more when the answer's head was on its way by then.
         may_end = ask.method == b"POST"
 
 
@@ -36,7 +36,7 @@ async def only_one(load: Load, client: Client, dice: random.Random) -> None:
     ask = load.any(dice, closes=True)
     await load.send(client, ask)
     if await load.expect(client, ask):
-        load.wrong(f"{ask.name!r}: asked to close, and was told that it stays")
+        load.wrong(f"{ask.name!r}: asked to close, but the response keeps the connection")
 
 
 async def an_old_one(load: Load, client: Client, dice: random.Random) -> None:
@@ -80,7 +80,7 @@ async def upgraded(load: Load, client: Client, dice: random.Random) -> None:
     head = ask.head()[:-2] + b"Connection: Upgrade\r\nUpgrade: chaos\r\n\r\n"
     try:
         await client.send(head)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIME_LIMIT_S):
             answer = await client.answer()
     except (Cut, TimeoutError):
         load.ledger.cut += 1
@@ -105,7 +105,7 @@ async def echoed(load: Load, client: Client, dice: random.Random) -> None:
             return
     client.finish()
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIME_LIMIT_S):
             rest, _ = await client.rest()
     except TimeoutError:
         load.wrong("an end of file that did not come back")
@@ -118,7 +118,7 @@ async def _comes_back(load: Load, client: Client, frame: bytes) -> bool:
     """One frame. Can another follow?"""
     load.ledger.sent += 1
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIME_LIMIT_S):
             back = await client.there_and_back(frame)
     except Cut:
         load.ledger.cut += 1
@@ -140,7 +140,7 @@ async def _tolerant(client: Client, data: bytes) -> None:
         await client.send(data)
 
 
-# -- who leaves
+# -- clients that disconnect
 
 
 async def gone_before_a_word(load: Load, client: Client, dice: random.Random) -> None:
@@ -172,7 +172,7 @@ async def gone_in_its_answer(load: Load, client: Client, dice: random.Random) ->
     load.left("left in its answer")
     await _tolerant(client, Ask(load.name(), size=LARGE).head())
     with suppress(Cut, TimeoutError):
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIME_LIMIT_S):
             await client.more()
     _leave(client, dice)
 
@@ -198,13 +198,13 @@ def _leave(client: Client, dice: random.Random) -> None:
 
 
 async def half_gone(load: Load, client: Client, dice: random.Random) -> None:
-    """Says that it will say no more, and reads on: gets its answer, or the end."""
+    """Half-closes and reads on: gets its answer, or the end."""
     ask = Ask(load.name(), size=dice.randrange(3_000))
     load.left("closed its half")
     try:
         await client.send(ask.head())
         client.finish()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIME_LIMIT_S):
             answer = await client.answer()
     except Cut:
         client.take()

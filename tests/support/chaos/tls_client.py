@@ -1,4 +1,4 @@
-"""The same client inside TLS. An end without close_notify is a cut, whatever TCP says."""
+"""The same client inside TLS. An end without close_notify is a cut, whatever TCP reports."""
 
 import asyncio
 import ssl

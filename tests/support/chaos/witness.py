@@ -1,8 +1,8 @@
-"""Looks at a run before and after a storm, and asks all the while.
+"""Checks a run before, during and after a storm.
 
-Owns what has to be as it was when the storm is over: descriptors, memory, threads, tasks,
-active connections; and what has to add up: every request that a client saw answered is counted once
-and logged once, and no connection was lost between proxy and worker.
+It owns what must be as before when the storm is over: descriptors, memory, threads, tasks and
+active connections. It also owns what must add up: every request that a client saw answered is
+counted once and logged once, and no connection was lost between proxy and worker.
 """
 
 import asyncio
@@ -174,15 +174,15 @@ class Witness:
         lines = run.log
         assert counted == len(lines)
         by_name: Counter[bytes] = Counter()
-        told: dict[bytes, int] = {}
+        logged: dict[bytes, int] = {}
         for line in lines:
             name = _name(line)
             by_name[name] += 1
-            told[name] = line["status"]
+            logged[name] = line["status"]
         twice = [name for name, count in by_name.items() if count > 1 and name]
         assert not twice, f"logged more than once: {twice[:10]}"
-        differ = [n for n, status in load.answered.items() if told.get(n) != status]
-        assert not differ, [(n, load.answered[n], told.get(n)) for n in differ[:10]]
+        differ = [n for n, status in load.answered.items() if logged.get(n) != status]
+        assert not differ, [(n, load.answered[n], logged.get(n)) for n in differ[:10]]
         good = page.sum("penstock_requests_total", service=self._service, code="200")
         assert good == sum(status == 200 for status in (line["status"] for line in lines))
 

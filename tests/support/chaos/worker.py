@@ -1,9 +1,8 @@
-"""A worker that does wrong: the program that storms run as their `command`.
+"""A worker that misbehaves: the program that storms run as their `command`.
 
-Serves HTTP, or echoes (`tcp`), on PORT or on the listening socket that it was given. What
-it does wrong, and when, is `deal`'s; it notes it there, so that the storm can account for
-it. The words of the command line are `http`, `direct` or `tcp`, the seed, and
-how often.
+It serves HTTP, or echoes (`tcp`), on PORT or on the listening socket that it was given. `deal`
+decides what it does wrong, and when. The worker notes it there, so that the storm can account
+for it. The arguments of the command line are `http`, `direct` or `tcp`, the seed, and how often.
 """
 
 import asyncio
@@ -66,7 +65,7 @@ class Worker:
         return found
 
     async def _is_at_once(self, fault: str) -> bool:
-        """What is over before a byte is said."""
+        """Faults before the first byte of an answer."""
         if fault == "blocked":
             until = time.monotonic() + SPIN_S
             while time.monotonic() < until:
@@ -131,7 +130,7 @@ class Worker:
             await self._echo(client)
             return False
         out = response(
-            name, int(size), form, deal.heard(data), stays=stays, old=version[-1:] == b"0"
+            name, int(size), form, deal.digest(data), stays=stays, old=version[-1:] == b"0"
         )
         if method == b"HEAD":
             out = out[: out.index(b"\r\n\r\n") + 4]
@@ -149,7 +148,7 @@ class Worker:
         dice = random.Random(name)
         at = dice.randrange(len(out))
         if fault == "cut" and ends:
-            # Nobody can tell this from the end.
+            # No client can distinguish this from the end.
             fault = "cut by a reset"
         if fault in ("silence", "reset"):
             client.end("rst" if fault == "reset" else "fin")
@@ -168,13 +167,13 @@ class Worker:
             return False
         await self._is_at_once(fault)
         if fault == "surplus" and ends:
-            # Nobody can tell this from the rest.
+            # No client can distinguish this from the rest.
             fault = ""
         await self._bend(client, out, fault)
         return fault != "surplus" and not ends
 
     async def _bend(self, client: Client, out: bytes, fault: str) -> None:
-        """A whole answer, but said in a way of its own."""
+        """A whole answer in an unusual form."""
         if fault == "two framings":
             out = out.replace(
                 b"\r\n", b"\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n", 1
@@ -211,10 +210,12 @@ async def request_body(client: Client, lower: bytes) -> bytes:
     return b""
 
 
-def response(name: bytes, size: int, form: bytes, heard: bytes, *, stays: bool, old: bool) -> bytes:
-    """A whole response; `old`: to somebody who knows no chunks."""
+def response(
+    name: bytes, size: int, form: bytes, digest: bytes, *, stays: bool, old: bool
+) -> bytes:
+    """A whole response; `old`: for a client that knows no chunks."""
     body = deal.body(name, size)
-    head = b"HTTP/1.1 200 OK\r\nX-Chaos: %b\r\nX-Heard: %b\r\n" % (name, heard)
+    head = b"HTTP/1.1 200 OK\r\nX-Chaos: %b\r\nX-Digest: %b\r\n" % (name, digest)
     if not stays or form == b"until-close":
         head += b"Connection: close\r\n"
     if form == b"until-close":

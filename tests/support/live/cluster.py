@@ -1,4 +1,4 @@
-"""A real `penstock run` in the hands of a test, and every process that it ever had.
+"""A real `penstock run` that a test controls, and every process that it ever had.
 
 What is started is ended by its pid.
 """
@@ -63,7 +63,7 @@ class Cluster:
 
     @property
     def said(self) -> str:
-        """What our own processes said; a program may complain as it likes."""
+        """The log of our own processes, without the output of programs."""
         return re.sub(r"(?m)^(?!proxy)\w+/\d+ \| .*\n", "", self.err)
 
     @property
@@ -117,7 +117,7 @@ class Cluster:
         return json.loads(self.get("/status", "admin")[1])
 
     def workers(self, *names: str) -> list[dict[str, Any]]:
-        """What /status says of the workers of these services, or of all."""
+        """The workers in /status, of these services or of all."""
         services = self.status()["services"]
         return [worker for name in names or services for worker in services[name]["workers"]]
 

@@ -1,4 +1,4 @@
-"""Heads in the hands of a test: a request to send, a worker that answers it, fields to look at."""
+"""Heads for tests: a request to send, a worker that answers, fields to read."""
 
 from typing import TYPE_CHECKING
 

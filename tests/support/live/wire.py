@@ -1,5 +1,5 @@
-"""A connection in the hands of a test, at either end: a client that reads as little and as late
-as it is told, and workers that say what a test wants them to, byte for byte.
+"""A connection that a test controls, at either end: a client that reads as little and as late as
+the test wants, and workers that send what the test wants, byte for byte.
 
 Every wait has a deadline and every socket a time-out.
 """
@@ -121,7 +121,7 @@ class Wire:
         return replace(answer, body=self.rest())
 
     def finish(self) -> None:
-        """Say that nothing more is sent; go on reading."""
+        """Half-close: send nothing more, go on reading."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
@@ -130,7 +130,7 @@ class Wire:
         self.sock.close()
 
     def is_ended(self) -> bool:
-        """Wait for the end, and say that it is one: nothing was left to read."""
+        """Wait for the end. True if nothing was left to read."""
         with suppress(ConnectionResetError):
             return not self.rest()
         return True
@@ -181,7 +181,7 @@ class Origin:
         except BaseException as fault:  # noqa: BLE001 -- raised by `close`, in the test's thread
             self.faults.append(fault)
         finally:
-            # A test that keeps a wire says so by making it None here.
+            # A test that keeps a wire sets it to None here.
             wire.close()
 
     def away(self) -> None:

@@ -304,7 +304,7 @@ def starts() -> dict[str, Trick]:
         "endless method": (b"A" * 300 + b" / HTTP/1.1", 400, "RFC 9110 9.1"),
         "HTTP/2": (b"GET / HTTP/2.0", 505, "RFC 9110 15.6.6"),
         "HTTP/0.9 in words": (b"GET / HTTP/0.9", 505, "RFC 9110 15.6.6; llhttp #877"),
-        "HTTP/1.2": (b"GET / HTTP/1.2", 505, "nobody speaks it"),
+        "HTTP/1.2": (b"GET / HTTP/1.2", 505, "no such version"),
         "HTTP/1.10": (b"GET / HTTP/1.10", 400, "RFC 9112 2.3: one digit"),
         "HTTP/1.32": (b"GET / HTTP/1.32", 400, "Garden S5"),
         "HTTP/01.1": (b"GET / HTTP/01.1", 400, "RFC 9112 2.3"),
@@ -334,7 +334,7 @@ def starts() -> dict[str, Trick]:
 
 
 def hosts() -> dict[str, Trick]:
-    """Whom a request is for, in two voices."""
+    """Two values for the host of a request."""
     blocks = {
         "none": (b"", "RFC 9112 3.2"),
         "twice": (HOST + b"Host: b\r\n", "RFC 9112 3.2"),

@@ -26,7 +26,10 @@ _LENGTHS: Final = {
     "vertical tab": (b"\x0b6", "Garden S41"),
 }
 _CODINGS: Final = {
-    "gzip before": (b"gzip, chunked", "RFC 9112 6.1: a coding that nobody asked for with TE"),
+    "gzip before": (
+        b"gzip, chunked",
+        "RFC 9112 6.1: a coding that the request did not ask for with TE",
+    ),
     "gzip behind": (b"chunked, gzip", "RFC 9112 6.3: would end with the connection"),
     "identity": (b"identity", "RFC 7230 took it away"),
     "twice": (b"chunked, chunked", "RFC 9112 7.1"),
@@ -70,7 +73,7 @@ _FIELDS: Final = {
 _STARTS: Final = {
     "HTTP/0.9": (b"forged", "RFC 9110 15.6.6"),
     "HTTP/2": (b"HTTP/2 200 OK\r\n", "RFC 9112 2.3"),
-    "HTTP/1.2": (b"HTTP/1.2 200 OK\r\n", "nobody speaks it"),
+    "HTTP/1.2": (b"HTTP/1.2 200 OK\r\n", "no such version"),
     "HTTP/2.0": (b"HTTP/2.0 200 OK\r\n", "RFC 9112 2.3"),
     "small letters": (b"http/1.1 200 OK\r\n", "RFC 9112 2.3"),
     "ICY": (b"ICY 200 OK\r\n", "llhttp once took it"),

@@ -1,4 +1,4 @@
-"""Many clients at once, and what they and a run make of it."""
+"""Many clients at once, and checks of their answers and of the run."""
 
 import asyncio
 from collections import Counter
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DEMO = "penstock_worker.demo:app"
 SCHEMES = ("ports", "handoff", "shared", "reuseport")
 PASSED = ("handoff", "shared", "reuseport")
-CROWD = 32
+AT_ONCE = 32
 GET = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
@@ -73,13 +73,13 @@ async def once(address: tuple[str, int], path: bytes = b"/") -> str:
     return body.decode()
 
 
-async def crowd(
+async def request_many(
     address: tuple[str, int],
     count: int,
     *,
     meanwhile: Callable[[int], Awaitable[object] | None] = lambda _: None,
 ) -> list[str]:
-    """`count` clients, CROWD at a time; `meanwhile(n)` is called after each n-th answer."""
+    """`count` clients, AT_ONCE at a time; `meanwhile(n)` is called after each n-th answer."""
     answers: list[str] = []
     started = 0
 
@@ -91,7 +91,7 @@ async def crowd(
             if (todo := meanwhile(len(answers))) is not None:
                 await todo
 
-    await asyncio.gather(*(client() for _ in range(CROWD)))
+    await asyncio.gather(*(client() for _ in range(AT_ONCE)))
     return answers
 
 

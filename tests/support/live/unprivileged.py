@@ -1,4 +1,4 @@
-"""Who a run as root hands its processes to, and what it takes to check that they are."""
+"""The unprivileged user that a run as root gives its processes, and checks that they run as it."""
 
 import os
 import pwd
@@ -18,7 +18,7 @@ DEMO: Final = "penstock_worker.demo:app"
 
 
 def reaches(under: Words) -> bool:
-    """Could nobody run the interpreter and find the packages?"""
+    """Can the user `nobody` run the interpreter and find the packages?"""
     words = (
         *under,
         *AS_NOBODY,
@@ -51,5 +51,5 @@ def pids(run: Any, kind: str) -> set[int]:
     return set(found)
 
 
-def said(*words: str) -> subprocess.CompletedProcess[str]:
+def run_penstock(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run((*PENSTOCK, *words), capture_output=True, text=True, check=False)
