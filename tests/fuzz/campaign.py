@@ -36,8 +36,8 @@ def run(seconds: int, seed: int, folder: Path) -> list[Result]:
                 interrupted = True  # the fuzzers as well
                 process.wait(_GRACE_S)
             output = _log(folder, name).read_text(errors="replace")
-            found = re.findall(r"number_of_executed_units: (\d+)|(?m:^#(\d+)\b)", output)
-            executions = int("".join(found[-1])) if found else 0
+            counts = re.findall(r"number_of_executed_units: (\d+)|(?m:^#(\d+)\b)", output)
+            executions = int("".join(counts[-1])) if counts else 0
             found = "Test unit written" in output or (process.returncode != 0 and not interrupted)
             results.append(Result(name, executions, found, output))
     finally:

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 STOPPED_S: Final = (0.2, 4.0)
 """From too short to be noticed to longer than any time-out of a storm."""
 PAUSE_S: Final = (0.05, 0.6)
+BETWEEN_PROXY_KILLS_S: Final = 4.0
+"""A proxy that ends more than 20 times in a minute ends the run, as it should."""
+
+
+class TooSoonError(Exception):
+    """This fault is not injected now."""
 
 
 class Monkey:
@@ -37,11 +43,12 @@ class Monkey:
         self._deeds = deeds
         self._loop = asyncio.get_running_loop()
         self._stopped: set[psutil.Process] = set()
+        self._next_proxy_kill = 0.0
         self._does: dict[str, Callable[[], object]] = {
             "worker killed": lambda: self._worker().kill(),
             "worker terminated": lambda: self._worker().terminate(),
             "worker stopped": self._stop,
-            "proxy killed": lambda: self._proxy().kill(),
+            "proxy killed": self._kill_proxy,
             "proxy stopped": lambda: self._pause(self._proxy(), 0.3),
             "workers replaced": lambda: self._run.process.send_signal(signal.SIGHUP),
             "log opened anew": lambda: self._run.process.send_signal(signal.SIGUSR1),
@@ -55,7 +62,7 @@ class Monkey:
                 if not self.restless:
                     return
                 # A process that is not there any more has been done something to already.
-                with suppress(psutil.NoSuchProcess, IndexError):
+                with suppress(psutil.NoSuchProcess, IndexError, TooSoonError):
                     await asyncio.to_thread(self._does[deed])
                     self._ledger.faults[deed] += 1
         finally:
@@ -76,6 +83,13 @@ class Monkey:
     def _proxy(self) -> psutil.Process:
         pids = [proxy["pid"] for proxy in self._run.status()["proxies"]]
         return psutil.Process(self._dice.choice([pid for pid in pids if pid]))
+
+    def _kill_proxy(self) -> None:
+        now = self._loop.time()
+        if now < self._next_proxy_kill:
+            raise TooSoonError
+        self._proxy().kill()
+        self._next_proxy_kill = now + BETWEEN_PROXY_KILLS_S
 
     def _stop(self) -> None:
         self._pause(self._worker(), self._dice.uniform(*STOPPED_S))
