@@ -1,5 +1,6 @@
 """The code map of ARCHITECTURE.md has every module, and no other."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -31,3 +32,27 @@ def test_every_module_has_its_place_in_the_code_map(package: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_nothing_else_is_in_it(package: str) -> None:
     assert set(mapped(package)) - modules(package) == set()
+
+
+def names_in_tests() -> set[str]:
+    """What test files say in their docstrings that they cover."""
+    named: set[str] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        for line in re.findall(r"^Covers (.+?)\.?$", text, re.MULTILINE):
+            named |= set(re.findall(r"`([a-z_/\d]+)`", line))
+    return named
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_has_a_test_of_its_name_or_is_named_by_the_test_that_covers_it(
+    package: str,
+) -> None:
+    tests = ROOT / "tests" / package.partition("/")[0]
+    covered = names_in_tests()
+    without = {
+        name
+        for name in modules(package)
+        if not (tests / name).with_name(f"test_{Path(name).name}.py").exists()
+    }
+    assert without - covered == set()

@@ -1,4 +1,7 @@
-"""Without descriptors or connections a proxy waits, then refuses clients, and recovers."""
+"""Without descriptors or connections a proxy waits, then refuses clients, and recovers.
+
+Covers `process/rlimits`.
+"""
 
 import os
 import resource

@@ -1,4 +1,7 @@
-"""Root controls a run over its control socket, and other users cannot connect to it."""
+"""Root controls a run over its control socket, and other users cannot connect to it.
+
+Covers `cli/control`.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Files and sockets of a run as root belong to the user that needs them, and to no other."""
+"""Files and sockets of a run as root belong to the user that needs them, and to no other.
+
+Covers `process/log_files`.
+"""
 
 import os
 import signal

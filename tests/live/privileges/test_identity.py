@@ -1,6 +1,8 @@
 """Started as root, only the supervisor stays root.
 
 The tests read the users and privileges of proxies and workers from /proc.
+
+Covers `process/privileges`.
 """
 
 import json
