@@ -94,7 +94,7 @@ class Session:
         self._connecting = None
         service = self.service
         if sock is None:
-            self._try_failed(fault_of(error), error_text(error))
+            self._attempt_failed(fault_of(error), error_text(error))
             return
         member = self.member
         assert member is not None
@@ -116,7 +116,7 @@ class Session:
         else:
             client.attach(half)
 
-    def _try_failed(self, fault: Fault, reason: str) -> None:
+    def _attempt_failed(self, fault: Fault, reason: str) -> None:
         service, member = self.service, self._release_member()
         self.member = None
         if fault.side is Side.WORKER:
@@ -167,7 +167,7 @@ class Session:
         elif self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-            self._try_failed(CONNECT_TIMEOUT, "")
+            self._attempt_failed(CONNECT_TIMEOUT, "")
 
     def _close(self, fault: Fault) -> None:
         """Close the client's connection, as no worker serves it; TCP has no way to say why."""

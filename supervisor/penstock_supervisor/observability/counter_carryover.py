@@ -22,12 +22,12 @@ Carryover = Mapping[str, Any]
 def carry_over(before: Carryover, stats: Mapping[str, Any]) -> Carryover:
     """Add the last statistics of a process that has ended to the carry-over of its slot."""
     counted = as_dict(as_dict(stats.get("metrics")).get("services"))
-    carried = as_dict(before.get("services"))
+    earlier = as_dict(before.get("services"))
     pools = as_dict(stats.get("pools"))
     return {
         "services": {
-            name: metrics.merge((carried.get(name, {}), without_gauges(counted.get(name, {}))))
-            for name in (*carried, *(name for name in counted if name not in carried))
+            name: metrics.merge((earlier.get(name, {}), without_gauges(counted.get(name, {}))))
+            for name in (*earlier, *(name for name in counted if name not in earlier))
         },
         "ejections": {
             name: {slot: count for slot, count in _ejections(before, pools, name).items() if count}

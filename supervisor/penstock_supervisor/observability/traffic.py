@@ -107,7 +107,7 @@ class Traffic:
                 pool[slot] = {
                     **row,
                     "active": row["active"] + self._accepted_by_worker(service, slot),
-                    "ejections": row["ejections"] + self._carried_ejections(service, slot),
+                    "ejections": row["ejections"] + self._earlier_ejections(service, slot),
                 }
         return dict(pools)
 
@@ -115,7 +115,7 @@ class Traffic:
         """Open connections that the worker accepted itself."""
         return int(_single(self._workers.get((service, slot), {}), "penstock_connections_active"))
 
-    def _carried_ejections(self, service: str, slot: int) -> int:
+    def _earlier_ejections(self, service: str, slot: int) -> int:
         """Ejections by proxy processes that have ended."""
         return sum(ejections(proxy.carryover, service).get(slot, 0) for proxy in self._proxies)
 
