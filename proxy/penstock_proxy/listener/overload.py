@@ -176,12 +176,12 @@ class Overload(AdmissionControl):
         Returns how many. They are closed when all that is ready now has been handled.
         """
         now = self._service.timers.now
-        if self._made_room_at[fault.kind] == now:
+        wanted = min(wanted or self._wanted(fault), eviction.MAX_ENDED)
+        if wanted < 1 or self._made_room_at[fault.kind] == now:
             return 0
         sharing = self.sharing if fault is NO_DESCRIPTORS else [self]
         for one in sharing:
             one._made_room_at[fault.kind] = now
-        wanted = min(wanted or self._wanted(fault), eviction.MAX_ENDED)
         if fault is NO_DESCRIPTORS:
             wanted -= self._end_spare_upstreams(2 * wanted) // 2
         if wanted < 1:
