@@ -30,7 +30,7 @@ from penstock_proxy.http.exchange import Exchange
 from penstock_proxy.http1 import parser
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import PreparedRequest
-from penstock_proxy.net.timer_wheel import NEVER, TICK_S
+from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.net.unread_input import has_unread
 from penstock_worker.net.trusted_proxies import peer_address
@@ -292,10 +292,9 @@ class ClientConnection(Downstream):
         if self.exchange is not None or self._closing or self.blocked:
             return NEVER
         timeouts = self.service.timeouts
-        since = self.deadline - TICK_S
         if self._head_timer_runs:
-            return since - timeouts.head
-        since -= timeouts.keepalive
+            return self.deadline - timeouts.head
+        since = self.deadline - timeouts.keepalive
         # The end of its answer has `timeouts.body`, as everywhere.
         return since + timeouts.body if self.transport.get_write_buffer_size() else since
 

@@ -52,7 +52,7 @@ class Candidate(NamedTuple):
 
     connection: Endable
     since: float
-    """When it had its last request, or was accepted."""
+    """When its last request ended, or it was accepted; up to a tick later than that."""
     is_kept_alive: bool
     holder: Holder
 

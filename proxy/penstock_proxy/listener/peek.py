@@ -80,8 +80,8 @@ class PeekedConnection:
     def start(self, seconds: float) -> None:
         """Peek at once: most often the bytes have come with the connection."""
         self._waiting[self] = None
-        self.idle_since = self._timers.now
         self._timers.arm_in(self, seconds)
+        self.idle_since = self.deadline - seconds
         self._time_limit = self.deadline
         self._peek()
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from penstock_proxy.errors import Fault
 from penstock_proxy.net.socket_transport import adopt
-from penstock_proxy.net.timer_wheel import NEVER, TICK_S, TimerWheel
+from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.service.context import ServiceContext
 from penstock_proxy.tls import client_hello
@@ -202,7 +202,7 @@ class Handshake:
         """Since when the client is connected; NEVER if it has been refused."""
         if self._state == _CLOSING:
             return NEVER
-        return self.deadline - TICK_S - self._acceptor.timeout_s
+        return self.deadline - self._acceptor.timeout_s
 
     @property
     def is_kept_alive(self) -> bool:

@@ -479,10 +479,12 @@ def test_a_client_that_does_not_take_its_answer_is_left_its_time_and_no_more(
         client = await came(harness, GET)
         monkeypatch.setattr(SocketTransport, "get_write_buffer_size", lambda _: 1)
         harness.connect()
-        body = harness.service.timeouts.body
         await harness.pass_time(1.5)
         assert is_open(client)
-        await harness.pass_time(body)
+        await harness.pass_time(harness.service.timeouts.body)
+        assert is_open(client)
+        harness.connect()
+        await harness.pass_time(0.5)
         assert not is_open(client)
         await harness.close()
 
@@ -546,6 +548,7 @@ def test_a_connection_that_was_routed_to_a_full_service_takes_the_place_of_an_id
         limits = Limits(connections_per_client=0, queue=0)
         harness = Harness(listening_socket(), max_connections=2, limits=limits)
         held = [await came(harness, GET) for _ in range(2)]
+        await harness.pass_time(0.25)
         ours, theirs = socket.socketpair()
         harness.clients.append(ours)
         routed = Stream(theirs.detach(), socket.AF_UNIX)
