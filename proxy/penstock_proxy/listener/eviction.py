@@ -22,7 +22,7 @@ from penstock_proxy.errors import Fault
 
 GRACE_S: Final = 1.0
 """What a client has for its first request, or the rest of one, whoever waits."""
-MAX_LOOKS: Final = 4096
+MAX_LOOKS: Final = 2048
 """Connections of one kind that are looked at in a tick: a turn of the loop works for no more."""
 MAX_ENDED: Final = 512
 """Connections that are ended in a tick."""
