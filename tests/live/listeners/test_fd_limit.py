@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.support.live.wire import Wire
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-UPLOAD, REST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", b"x"
+UPLOAD, REST = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", b"x"
 """A request that is served as long as its client likes."""
 HELD = 2
 """At a time: a proxy looks at its limit once a tick."""
