@@ -223,3 +223,52 @@ def test_idle_clients_of_one_service_give_their_descriptors_to_another(
     assert after > before
     assert run.metric("penstock_accept_pauses_total", service="other", reason="no_descriptors")
     assert run.metric("penstock_evicted_connections_total", service="other") == 0
+
+
+# -- workers that accept their clients themselves
+
+ASGI = """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while (await receive())["type"] != "lifespan.shutdown":
+            await send({"type": "lifespan.startup.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    while (await receive()).get("more_body"):
+        pass
+    headers = [(b"content-length", b"2")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"ok"})
+"""
+
+
+@pytest.mark.parametrize("scheme", ["shared", "reuseport"])
+@pytest.mark.parametrize("sent", [b"", GET[:10], GET], ids=["nothing", "half", "kept alive"])
+@pytest.mark.parametrize("app", ["aiohttp", "asgi"])
+def test_idle_clients_of_a_worker_that_accepts_them_keep_nobody_out(
+    penstock: "Penstock", tmp_path: "Path", app: str, scheme: str, sent: bytes
+) -> None:
+    (tmp_path / "program.py").write_text(ASGI)
+    spec = DEMO["app"] if app == "aiohttp" else "program:app"
+    web = {
+        **DEMO, "app": spec, "scheme": scheme, "max_connections": PLACES,
+        "timeouts": {"keepalive": "10m"},
+    }  # fmt: skip
+    run = penstock(services={"web": web})
+    served = run.connect("web", GREEDY[0])
+    served.send(UPLOAD)
+    run.until(lambda: is_accepted(run, 1))
+    held = []
+    for _ in range(PLACES - 1):
+        wire = run.connect("web", GREEDY[1])
+        held.append(wire)
+        if sent == GET:
+            assert wire.ask(GET).status == 200
+        else:
+            wire.send(sent)
+    run.until(lambda: is_accepted(run, PLACES))
+    # Who comes within the second that these have for their requests may have waited too long.
+    run.until(lambda: run.connect("web", OTHER).ask(LAST).status == 200)
+    served.send(REST)
+    assert served.answer().status == 200
+    run.until(lambda: "without a request, to make room" in run.err)
