@@ -64,6 +64,10 @@ HANDSHAKES: Final = (
 error of OpenSSL. `gone`: the client closed. `timeout`: it took too long. `displaced`: it was
 closed to make room for others. `not_tls`: the first bytes are no TLS."""
 
+EVICTIONS: Final = ("idle", "no_request")
+"""What a connection did that was ended to make room: it was between two requests, or its first
+request had not come, or a later one only in part."""
+
 CHECK_RESULTS: Final = ("ok", "failed", "timeout", "refused")
 
 _KINDS: Final = frozenset(fault.kind for fault in FAULTS)
@@ -114,6 +118,9 @@ TABLE: Final = (
     Metric("penstock_accept_pauses_total", "counter",
            "Times that a proxy stopped accepting for a while, by reason.",
            ("service", "reason")),
+    Metric("penstock_evicted_connections_total", "counter",
+           "Client connections that were ended to make room for clients that waited, by state.",
+           ("service", "state")),
     Metric("penstock_retries_total", "counter",
            "Requests and connections that were tried again with another worker.",
            ("service",)),
@@ -150,8 +157,8 @@ class ServiceCounters:
 
     __slots__ = (
         "accepting", "active", "check_seconds", "checks", "connect", "connections", "errors",
-        "first_byte", "handoffs", "handshakes", "handshakes_in_progress", "in_flight", "opened",
-        "panic", "pauses", "queue", "received", "rejected", "requests", "retries",
+        "evicted", "first_byte", "handoffs", "handshakes", "handshakes_in_progress", "in_flight",
+        "opened", "panic", "pauses", "queue", "received", "rejected", "requests", "retries",
         "retries_denied", "sent", "stale", "total", "upstreams", "worker_connections",
     )  # fmt: skip
 
@@ -189,6 +196,8 @@ class ServiceCounters:
         """It accepts from its listeners."""
         self.pauses = dict.fromkeys(PAUSES, 0)
         """By reason, of PAUSES."""
+        self.evicted = dict.fromkeys(EVICTIONS, 0)
+        """By state, of EVICTIONS."""
         self.queue = self.panic = 0
         self.checks: defaultdict[tuple[int, str], int] = defaultdict(int)
         """By slot and result, of CHECK_RESULTS."""
@@ -271,6 +280,7 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         "penstock_rejected_total": _closed(counters.rejected, frozenset(REJECTIONS)),
         "penstock_accepting": {"": int(counters.accepting)},
         "penstock_accept_pauses_total": dict(counters.pauses),
+        "penstock_evicted_connections_total": dict(counters.evicted),
         "penstock_retries_total": {"": counters.retries},
         "penstock_tls_handshakes_total": _closed(counters.handshakes, frozenset(HANDSHAKES)),
         "penstock_tls_handshakes_in_progress": {"": counters.handshakes_in_progress},

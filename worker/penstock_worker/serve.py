@@ -22,6 +22,7 @@ import sys
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Protocol
@@ -65,6 +66,9 @@ class Server(Protocol):
 
     def protocol(self, probe: bool) -> asyncio.Protocol:
         """Make a protocol for one connection. `probe`: it is a health check's, and not counted."""
+
+    def is_idle(self, protocol: asyncio.Protocol) -> bool:
+        """Has it no request now, or only a part of one? False for a protocol of another kind."""
 
     def begin_drain(self) -> None:
         """From now on each response ends its connection."""
@@ -111,7 +115,9 @@ class Worker:
         try:
             await server.start()
             connections.max_clients = self._limits.connections
-            connections.open(source, self._with_proxy_headers(server.protocol))
+            connections.open(
+                source, self._with_proxy_headers(server.protocol), partial(self._is_idle, server)
+            )
             self._supervisor.start(source, recorder)
             self._ready(source)
             await self._stopping.wait()
@@ -167,6 +173,11 @@ class Worker:
             self.retire(reason)
         else:
             self._loop.call_soon_threadsafe(self.retire, reason)
+
+    def _is_idle(self, server: Server, protocol: asyncio.Protocol) -> bool:
+        """May a connection with this protocol be ended for another client's?"""
+        waiting = self._proxy_headers
+        return server.is_idle(protocol) or (waiting is not None and protocol in waiting.open)
 
     def _with_proxy_headers(self, make_protocol: ProtocolFactory) -> ProtocolFactory:
         """Read a PROXY header at the start of each connection, if the environment says so."""

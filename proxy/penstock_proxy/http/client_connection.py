@@ -32,6 +32,7 @@ from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.net.transport import Transport
+from penstock_proxy.net.unread_input import has_unread
 from penstock_worker.net.trusted_proxies import peer_address
 
 _LINGER_S: Final = 2.0
@@ -245,7 +246,9 @@ class ClientConnection(Downstream):
             else:
                 self._end(linger=not exchange.request_done or bool(self.buffer))
             return
-        self.service.timers.arm_in(self, self.service.timeouts.keepalive)
+        timeouts = self.service.timeouts
+        # Blocked: the client has not taken its answer yet, and has as long as for any other.
+        self.service.timers.arm_in(self, timeouts.body if self.blocked else timeouts.keepalive)
         self.transport.resume_reading()
         if self.buffer:
             self._process_buffer()
@@ -284,15 +287,30 @@ class ClientConnection(Downstream):
 
     @property
     def idle_since(self) -> float:
-        """Since when this connection has been idle; NEVER while it is not."""
-        if self.exchange is not None or self._closing or self.buffer or self.blocked:
+        """Since when it has had no complete request; NEVER while it has one, or while the client
+        still takes its answer."""
+        if self.exchange is not None or self._closing or self.blocked:
             return NEVER
         timeouts = self.service.timeouts
-        return self.deadline - (timeouts.head if self._head_timer_runs else timeouts.keepalive)
+        if self._head_timer_runs:
+            return self.deadline - timeouts.head
+        since = self.deadline - timeouts.keepalive
+        # The end of its answer has `timeouts.body`, as everywhere.
+        return since + timeouts.body if self.transport.get_write_buffer_size() else since
 
-    def end_idle(self) -> None:
-        """Close this idle connection: another client needs its descriptor."""
+    @property
+    def is_kept_alive(self) -> bool:
+        """It is between two requests. False: its request has not come, or only in part."""
+        return not self._head_timer_runs
+
+    def end_idle(self, fault: Fault) -> bool:
+        """Close it, because another client needs its place. False: its request has just come."""
+        if has_unread(self.transport.borrow()):
+            return False
+        if self.buffer:
+            self.send_error(fault, None, keep_alive=False)
         self._end(linger=False)
+        return True
 
     def stop(self) -> None:
         """Serve no new requests: close an idle connection, let others finish."""
@@ -312,6 +330,8 @@ class ClientConnection(Downstream):
             if was_blocked:
                 # The client has had its time to read. A graceful close would take as long again.
                 self._abort_if_closing()
+        elif self.blocked:
+            self.transport.abort()
         elif self._head_timer_runs and self.buffer and not self.service.stopping:
             self._refuse(HEAD_TIMEOUT, "")
         else:
@@ -331,6 +351,7 @@ class ClientConnection(Downstream):
         if self._closing:
             return
         if self.exchange is None:
+            self.service.timers.arm_in(self, self.service.timeouts.keepalive)
             self.transport.resume_reading()
             self._process_buffer()
         elif self.exchange.connection is not None:

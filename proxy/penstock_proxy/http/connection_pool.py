@@ -14,6 +14,7 @@ read.
 """
 
 from collections import deque
+from heapq import heapify, heappop, heapreplace
 from typing import Final
 
 from penstock_proxy.balancing.member_state import MemberState
@@ -98,13 +99,17 @@ class ConnectionPool:
 
     # -- idle connections
 
-    def take(self, member: Member) -> WorkerConnection | None:
+    def take(self, member: Member, now: float) -> WorkerConnection | None:
         """Take a connection for a request that can be sent again."""
         idle = self._idle.get(member.slot)
         while idle:
             connection = idle.pop()
-            if not connection.transport.is_closing():
+            if connection.transport.is_closing():
+                continue
+            # Each has a time-out of its own, and `tick` looks at the oldest only.
+            if connection.idle_since + connection.max_idle_s >= now:
                 return connection
+            connection.transport.close()
         return None
 
     def take_fresh(self, member: Member, now: float) -> WorkerConnection | None:
@@ -115,7 +120,7 @@ class ConnectionPool:
         closes_after, until = self._closes_after.get(member.slot, (IDLE_S, 0.0))
         if until < now:
             closes_after = IDLE_S
-        while (connection := self.take(member)) is not None:
+        while (connection := self.take(member, now)) is not None:
             if now - connection.idle_since >= min(closes_after, connection.max_idle_s) - _SPARE_S:
                 # The others have been idle for longer.
                 self._idle[member.slot].append(connection)
@@ -161,12 +166,22 @@ class ConnectionPool:
         for connection in self._idle.pop(slot, ()):
             connection.transport.close()
 
-    def end_oldest(self, count: int) -> None:
-        """Close up to `count` connections to free descriptors; those idle for longest first."""
-        for idle in self._idle.values():
-            while idle and count > 0:
-                count -= 1
-                idle.popleft().transport.close()
+    def end_oldest(self, count: int) -> int:
+        """Close up to `count` connections to free descriptors, those idle for longest first,
+        whatever their worker. Returns how many."""
+        oldest = [(idle[0].idle_since, slot) for slot, idle in self._idle.items() if idle]
+        heapify(oldest)
+        ended = 0
+        while oldest and ended < count:
+            slot = oldest[0][1]
+            idle = self._idle[slot]
+            idle.popleft().transport.close()
+            ended += 1
+            if idle:
+                heapreplace(oldest, (idle[0].idle_since, slot))
+            else:
+                heappop(oldest)
+        return ended
 
     def tick(self, now: float) -> None:
         """Close connections that have been idle for as long as they may be."""

@@ -11,6 +11,7 @@ from typing import Any
 from penstock_proxy.balancing.pool import Pool
 from penstock_proxy.config import ServiceConfig
 from penstock_proxy.http.connection_pool import ConnectionPool
+from penstock_proxy.http.open_clients import OpenClients
 from penstock_proxy.http1.request import rewriter_for
 from penstock_proxy.http1.response import ResponseHeads
 from penstock_proxy.net.reactor import Reactor
@@ -19,25 +20,6 @@ from penstock_proxy.service.context import ServiceContext
 from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.net.trusted_proxies import peer_address
 from penstock_worker.telemetry.access_log import AccessLog
-
-
-class ClientHandle:
-    """A client's connection as the service needs it."""
-
-    __slots__ = ()
-
-    @property
-    def idle_since(self) -> float:
-        """Since when this connection has been idle; NEVER while it is not."""
-        raise NotImplementedError
-
-    def end_idle(self) -> None:
-        """Close this idle connection: another client needs its descriptor."""
-        raise NotImplementedError
-
-    def stop(self) -> None:
-        """Serve no new requests: close an idle connection, let others finish."""
-        raise NotImplementedError
 
 
 class HttpContext(ServiceContext):
@@ -58,7 +40,7 @@ class HttpContext(ServiceContext):
         super().__init__(loop, reactor, config, timers, fd_budget, log, pool)
         self.rewriter = rewriter_for(config, port)
         self.connections = ConnectionPool(self, ResponseHeads(config.limits.response_head))
-        self.clients: set[ClientHandle] = set()
+        self.clients = OpenClients()
         """HTTP connections only: they may be idle, and have to be stopped for a drain."""
 
     def counted_address(self, peer: Any, *, may_be_trusted: bool) -> str:

@@ -9,7 +9,8 @@ native ones.
 """
 
 from penstock_proxy.errors import Fault
-from penstock_proxy.http.context import ClientHandle, HttpContext
+from penstock_proxy.http.context import HttpContext
+from penstock_proxy.http.open_clients import ClientHandle
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.net.transport import Transport
 
@@ -45,11 +46,6 @@ class Downstream(ClientHandle):
     deadline: float
     """When the current wait ends; `bucket` belongs to the timer wheel."""
     bucket: float
-
-    @property
-    def counted_address(self) -> str:
-        """The address that the client limit counts this connection for; empty: not counted."""
-        raise NotImplementedError
 
     def send_error(self, fault: Fault, line: RequestLine | None, *, keep_alive: bool) -> int:
         """Send an error response, with one line of text. Returns the size of its body."""

@@ -71,7 +71,7 @@ class UpstreamRequest(ResponseReceiver):
         ):
             return None
         if self.line.method in IDEMPOTENT and not framing.chunked:
-            return connections.take(member)
+            return connections.take(member, self.started)
         return connections.take_fresh(member, monotonic())
 
     def connected(self, connection: WorkerConnection) -> None:

@@ -10,6 +10,7 @@ again, and `overdue` to learn how many have waited too long.
 
 import asyncio
 import logging
+import select
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -84,6 +85,18 @@ class Acceptor:
         return self._accept_queue.overdue(
             now, self._accepted_count, lingering_close.accept_queue_length(self.listener)
         )
+
+    @property
+    def waiting(self) -> int:
+        """How many wait in the kernel's queue while nobody accepts. Of a unix socket only
+        whether somebody does is known: a batch then."""
+        if self._reading or self._closed or not self._started:
+            return 0
+        if self._family != socket.AF_UNIX:
+            return lingering_close.accept_queue_length(self.listener)
+        poll = select.poll()
+        poll.register(self.listener, select.POLLIN)
+        return _BATCH if poll.poll(0) else 0
 
     def accept_one(self) -> Stream | None:
         """Accept one even if there is no room, so that it can be refused; None if that fails."""

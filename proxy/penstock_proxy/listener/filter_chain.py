@@ -44,7 +44,11 @@ class FilterChain:
         self._overload = overload
         self._dispatcher = dispatcher
         self.tls_acceptor = TlsAcceptor(service, self._tls_established) if config.tls else None
+        if self.tls_acceptor is not None:
+            overload.unserved.append(self.tls_acceptor.oldest_first)
         self.proxy_protocol = self._make_proxy_protocol() if config.accept_proxy else None
+        if self.proxy_protocol is not None:
+            overload.unserved.append(self.proxy_protocol.waiting)
 
     def _make_proxy_protocol(self) -> ProxyProtocolFilter:
         """The header is consumed if we serve the client; under handoff the worker reads it."""
@@ -73,6 +77,7 @@ class FilterChain:
             names = ServerNameMap[SniDestination](destinations, self)
             timeout_s = service.timeouts.handshake
             self.sni_router = SniRouter(service.loop, service.timers, timeout_s, names, self)
+            self._overload.unserved.append(self.sni_router.waiting)
 
     def drain(self) -> None:
         """Shorten the time that connections in the chain have."""
@@ -88,7 +93,7 @@ class FilterChain:
         if self.sni_router is None:
             self._deliver(stream, peer)
         else:
-            self.sni_router.accepted(stream, Peer(peer))
+            self._await_hello(self.sni_router, stream, Peer(peer))
 
     def connection_opened(self) -> None:
         """A connection was accepted; its peer is not known yet."""
@@ -101,7 +106,14 @@ class FilterChain:
                 stream, peer.address, peer.destination, may_be_trusted=peer.may_be_trusted
             )
         else:
-            self.sni_router.accepted(stream, peer)
+            self._await_hello(self.sni_router, stream, peer)
+
+    def _await_hello(self, router: SniRouter, stream: Stream, peer: Peer) -> None:
+        """Until its name is known a connection counts for its client here."""
+        may_be_trusted = peer.may_be_trusted
+        address = self._service.counted_address(peer.address, may_be_trusted=may_be_trusted)
+        if self._overload.admit(stream, address):
+            router.accepted(stream, peer, address)
 
     def connection_rejected(self, address: str, fault: Fault | None, reason: str) -> None:
         """An accepted connection was closed by a filter."""
@@ -109,15 +121,22 @@ class FilterChain:
         if fault is not None:
             self._service.error_log.connection_rejected(address, fault, reason)
 
-    def connection_routed(self) -> None:
+    def hello_failed(
+        self, counted_address: str, address: str, fault: Fault | None, reason: str
+    ) -> None:
+        """A connection was closed before its name was known."""
+        self._service.client_closed(counted_address)
+        if fault is not None:
+            self._service.error_log.connection_rejected(address, fault, reason)
+
+    def connection_routed(self, counted_address: str) -> None:
         """A connection leaves for its destination, which counts it anew."""
-        self._service.counters.active -= 1
-        self._service.fd_budget.clients -= 1
+        self._service.client_closed(counted_address)
 
     def accept_routed(self, stream: Stream, peer: Peer) -> None:
         """A connection was routed here by its server name, maybe from another service."""
         service = self._service
-        if self._overload.room() < 1:
+        if not self._overload.has_room_for_routed():
             self._overload.rejections.reject(stream, MAX_CONNECTIONS)
             service.error_log.connection_rejected(
                 peer_address(peer.address), MAX_CONNECTIONS, "it is full"

@@ -78,6 +78,16 @@ class Listeners:
         """Do its own listeners accept, and did the last accept not fail?"""
         return all(one.is_reading and not one.is_exhausted for one in self._own)
 
+    @property
+    def is_exhausted(self) -> bool:
+        """The last accept of one of them failed for want of a descriptor or of memory."""
+        return any(one.is_exhausted for one in self._all())
+
+    @property
+    def waiting(self) -> int:
+        """How many clients wait to be accepted, and are not because there is no room."""
+        return sum(one.waiting for one in self._all())
+
     def refuse_overdue(self, now: float, fault: Fault, max_refused: int) -> int:
         """Refuse those that have waited too long; returns how many."""
         refused = 0

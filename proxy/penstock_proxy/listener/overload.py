@@ -1,39 +1,43 @@
 """Overload control: what happens when more clients connect than can be served.
 
-Owns, for one service: when accepting is paused and why, which idle connections are closed to make
-room, which waiting clients are refused, and the limit of connections per client. Must not know:
-what is done with an accepted connection (`filter_chain`).
+Owns, for one service: when accepting is paused and why, when room is made and for how many, which
+waiting clients are refused, and the limit of connections per client. Must not know: what is done
+with an accepted connection (`filter_chain`), and which of them is ended first (`eviction`).
 
 A client that finds no room waits in the kernel's queue, and most often is accepted a moment
-later. That costs nothing. Room is made by closing the keep-alive connections that have been idle
-for longest. But no client should wait for ever, so one that has waited for `timeouts.queue` is
-accepted on a descriptor of the reserve, answered 503 (in mode tcp without an answer) and closed.
+later. That costs nothing. If it still waits at the next tick, connections without a request are
+ended, as many as clients wait, and again at each tick as long as somebody waits. The descriptors
+are those of the process: a service that needs some makes room among the connections of all.
+
+But no client should wait for ever, so one that has waited for `timeouts.queue` is accepted on a
+descriptor of the reserve, answered 503 (in mode tcp without an answer) and closed.
 """
 
-import logging
-from heapq import nsmallest
-from operator import attrgetter
+from collections.abc import Iterable
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from penstock_proxy.errors import CLIENT_LIMIT, MAX_CONNECTIONS, NO_DESCRIPTORS, Fault
-from penstock_proxy.http.context import ClientHandle, HttpContext
+from penstock_proxy.http.context import HttpContext
+from penstock_proxy.listener import eviction
 from penstock_proxy.listener.acceptor import Acceptor
+from penstock_proxy.listener.eviction import Candidate, Endable, Holder
 from penstock_proxy.listener.listeners import AdmissionControl, Listeners
+from penstock_proxy.listener.overload_log import OverloadLog
 from penstock_proxy.listener.rejection import Rejections
 from penstock_proxy.net.timer_wheel import NEVER
+from penstock_proxy.service.client_limit import network_of
 from penstock_worker.net.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from penstock_worker.net import lingering_close
 
 _MAX_REFUSED_A_TICK: Final = 256
 _IDLE_S: Final = 1.0
-"""A connection idle for less than this may be about to send its next request."""
-_MIN_ENDED: Final = 32
-"""Idle connections closed at a time; an eighth of them if that is more."""
-_log = logging.getLogger("penstock.proxy")
+"""A connection idle for less may be about to send its next request. It is not ended before
+somebody has waited from one tick to the next."""
+_FOR_ROUTED: Final = 16
+"""Places that are made at once for connections that were routed here by name."""
 
 
 class Overload(AdmissionControl):
@@ -48,8 +52,12 @@ class Overload(AdmissionControl):
         self._per_client = service.config.limits.connections_per_client
         self.is_full = False
         """A connection was left waiting in a listener's queue."""
-        self._warned = False
-        self._ended_idle_at = NEVER
+        self.unserved: list[Iterable[Endable]] = []
+        """Connections that are not served yet and wait in a filter, each kind oldest first."""
+        self.sharing: list[Overload] = [self]
+        """All services of the process: they share its descriptors."""
+        self._made_room_at = {MAX_CONNECTIONS.kind: NEVER, NO_DESCRIPTORS.kind: NEVER}
+        self._log = OverloadLog(config.name)
         self.spare: lingering_close.SpareDescriptor | None = None
         """The spare descriptor of the process, opened before the first accept."""
         # With TLS an answer would need a handshake first, which costs too much here.
@@ -75,8 +83,8 @@ class Overload(AdmissionControl):
         if not self.is_full:
             self.is_full = True
             self._service.counters.pauses[fault.kind] += 1
-        self._warn(fault)
-        self._end_idle()
+        self._log.full(fault, self._service.timers.now)
+        self._make_room(fault, _IDLE_S)
 
     def _limit_reached(self) -> Fault | None:
         if self._service.fd_budget.room() < 1:
@@ -85,30 +93,33 @@ class Overload(AdmissionControl):
         return MAX_CONNECTIONS if 0 < limit <= self._connection_count() else None
 
     def resume(self) -> None:
-        """A connection was closed: accept again."""
-        if self.is_full:
-            # Other services that wait for the same descriptors resume at the next tick.
-            self.is_full = False
-            self.listeners.resume()
+        """A connection was closed: accept again, also where somebody waits for its descriptors."""
+        for one in self.sharing:
+            if one.is_full and one.room() > 0:
+                one.is_full = False
+                one.listeners.resume()
 
     def resources_exhausted(self) -> None:
         """An accept failed for want of a descriptor or of memory, although we counted room."""
         self._service.counters.pauses["system"] += 1
-        self._end_idle()
+        self._make_room(NO_DESCRIPTORS, _IDLE_S)
 
     def tick(self, now: float) -> None:
-        """Four times a second: refuse those that waited too long, and resume if there is room."""
+        """Four times a second: make room for those that wait, refuse those that have waited too
+        long, and resume if there is room."""
         fault = self._limit_reached()
         listeners = self.listeners
         self._update_client_limit()
-        refused = listeners.refuse_overdue(now, fault or NO_DESCRIPTORS, _MAX_REFUSED_A_TICK)
-        if refused:
-            name = self._service.config.name
-            _log.warning("%s: refused %d that had waited too long to be accepted", name, refused)
+        if fault is not None or listeners.is_exhausted:
+            # They have waited since the last tick.
+            self._make_room(fault or NO_DESCRIPTORS, 0.0)
+        self._log.refused(
+            listeners.refuse_overdue(now, fault or NO_DESCRIPTORS, _MAX_REFUSED_A_TICK)
+        )
         if fault is None:
             self.is_full = False
-            self._warned = False
             listeners.resume()
+        self._log.tick(now)
 
     # -- connections per client
 
@@ -150,31 +161,100 @@ class Overload(AdmissionControl):
         self._service.counters.rejected[fault.kind] += 1
         return True
 
-    # -- closing idle connections
+    # -- making room
 
-    def _end_idle(self) -> None:
-        """Close those that have been idle for longest, at most once a tick."""
-        service = self._service
-        now = service.timers.now
-        if self._ended_idle_at == now:
-            return
-        self._ended_idle_at = now
-        ended = _end_longest_idle(service.clients, now)
-        # Idle connections to workers are closed only if there are more of them than of clients.
-        service.connections.end_oldest(service.fd_budget.upstreams - service.fd_budget.clients)
-        if ended:
-            _log.info("%s: ended %d idle connections to make room", service.config.name, ended)
+    def has_room_for_routed(self) -> bool:
+        """May a connection come in that another service has accepted? If it is full here, somebody
+        who has no request makes room."""
+        if self.room() > 0:
+            return True
+        return self._make_room(self._limit_reached() or NO_DESCRIPTORS, 0.0, _FOR_ROUTED) > 0
 
-    def _warn(self, fault: Fault) -> None:
-        if not self._warned:
-            self._warned = True
-            what = "no descriptors are left" if fault is NO_DESCRIPTORS else "it is full"
-            _log.warning("%s accepts no more connections: %s", self._service.config.name, what)
+    def _make_room(self, fault: Fault, min_idle_s: float, wanted: int = 0) -> int:
+        """End connections for the clients that wait, or for `wanted`; at most once a tick.
+
+        Returns how many. They are closed when all that is ready now has been handled.
+        """
+        now = self._service.timers.now
+        wanted = min(wanted or self._wanted(fault), eviction.MAX_ENDED)
+        if wanted < 1 or self._made_room_at[fault.kind] == now:
+            return 0
+        sharing = self.sharing if fault is NO_DESCRIPTORS else [self]
+        for one in sharing:
+            one._made_room_at[fault.kind] = now
+        if fault is NO_DESCRIPTORS:
+            wanted -= self._end_spare_upstreams(2 * wanted) // 2
+        if wanted < 1:
+            return 0
+        found = [candidate for one in sharing for candidate in one._candidates(now, min_idle_s)]
+        share = self._equal_share(sharing)
+        return self._end(eviction.choose(found, wanted, _count, share), fault)
+
+    def _wanted(self, fault: Fault) -> int:
+        """How many places are missing for those that wait."""
+        if fault is NO_DESCRIPTORS:
+            waiting = sum(min(one.listeners.waiting, one._places()) for one in self.sharing)
+        else:
+            waiting = self.listeners.waiting
+        # The system may have no descriptors although we have counted some.
+        return waiting - min(0, self.room()) if waiting else 0
+
+    def _places(self) -> int:
+        """What `max_connections` leaves."""
+        limit = self._service.config.max_connections
+        return limit - self._connection_count() if limit else eviction.MAX_ENDED
+
+    def _end_spare_upstreams(self, wanted: int) -> int:
+        """End idle connections to workers; returns how many.
+
+        Each client counts for two descriptors, so that helps only if there are more of them than
+        of clients.
+        """
+        budget = self._service.fd_budget
+        wanted = min(wanted, budget.upstreams - budget.clients)
+        ended = 0
+        for one in self.sharing:
+            ended += one._service.connections.end_oldest(wanted - ended)
+        return ended
+
+    def _candidates(self, now: float, min_idle_s: float) -> Iterable[Candidate]:
+        """The service's connections that may be ended, of a bounded number that is looked at."""
+        connections = chain(
+            self._service.clients.next_batch(eviction.MAX_LOOKS),
+            *(islice(kind, eviction.MAX_LOOKS) for kind in self.unserved),
+        )
+        return eviction.candidates(connections, now, min_idle_s, self._holder)
+
+    def _holder(self, address: str) -> Holder:
+        return self, network_of(address)
+
+    def _equal_share(self, sharing: "list[Overload]") -> int:
+        holders = sum(len(one._service.client_limit) for one in sharing)
+        capacity = self._service.fd_budget.capacity
+        if len(sharing) == 1 and (limit := self._service.config.max_connections):
+            capacity = min(capacity, limit)
+        return eviction.equal_share(capacity, holders)
+
+    def _end(self, chosen: list[Candidate], fault: Fault) -> int:
+        ended = 0
+        for one in chosen:
+            if one.connection.end_idle(fault):
+                ended += 1
+                _overload_of(one.holder)._count_evicted(
+                    "idle" if one.is_kept_alive else "no_request"
+                )
+        return ended
+
+    def _count_evicted(self, state: str) -> None:
+        self._service.counters.evicted[state] += 1
+        self._log.evicted(state)
 
 
-def _end_longest_idle(clients: "Iterable[ClientHandle]", now: float) -> int:
-    idle = [client for client in clients if client.idle_since + _IDLE_S < now]
-    limit = max(_MIN_ENDED, len(idle) // 8)
-    for client in nsmallest(limit, idle, key=attrgetter("idle_since")):
-        client.end_idle()
-    return min(limit, len(idle))
+def _overload_of(holder: Holder) -> Overload:
+    overload: Overload = holder[0]
+    return overload
+
+
+def _count(holder: Holder) -> int:
+    """How many connections an address has."""
+    return _overload_of(holder)._service.client_limit.count(holder[1])

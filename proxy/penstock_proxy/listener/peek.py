@@ -14,6 +14,7 @@ import select
 import socket
 from typing import Final
 
+from penstock_proxy.errors import Fault
 from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_worker.net.stream import Stream
 
@@ -40,17 +41,24 @@ class PeekedConnection:
         "_timers",
         "_waiting",
         "bucket",
+        "counted_address",
         "deadline",
+        "idle_since",
     )
+
+    is_kept_alive = False
+    """No request has come yet."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         timers: TimerWheel,
-        waiting: "set[PeekedConnection]",
+        waiting: "dict[PeekedConnection, None]",
         stream: Stream,
+        counted_address: str = "",
     ) -> None:
-        """`waiting`: the set that has this connection until it is released or closed."""
+        """`waiting`: has this connection until it is released or closed, the oldest first.
+        `counted_address`: the address that the client limit counts it for."""
         self._loop = loop
         self._timers = timers
         self._waiting = waiting
@@ -62,13 +70,18 @@ class PeekedConnection:
         """Bytes that were peeked at so far."""
         self._reading = False
         self._time_limit = NEVER
+        self.counted_address = counted_address
+        self.idle_since = NEVER
+        """Since when it waits. An overloaded service may end it for others, see
+        `http.open_clients.ClientHandle`."""
         self.deadline = NEVER
         self.bucket = NEVER
 
     def start(self, seconds: float) -> None:
         """Peek at once: most often the bytes have come with the connection."""
-        self._waiting.add(self)
+        self._waiting[self] = None
         self._timers.arm_in(self, seconds)
+        self.idle_since = self.deadline - seconds
         self._time_limit = self.deadline
         self._peek()
 
@@ -88,6 +101,10 @@ class PeekedConnection:
         raise NotImplementedError
 
     def _timed_out(self) -> None:
+        raise NotImplementedError
+
+    def end_idle(self, fault: Fault) -> bool:
+        """Close it, because another client needs its place."""
         raise NotImplementedError
 
     def _wait_readable(self) -> None:
@@ -137,4 +154,4 @@ class PeekedConnection:
     def _unregister(self) -> None:
         self._pause()
         self._timers.disarm(self)
-        self._waiting.discard(self)
+        self._waiting.pop(self, None)

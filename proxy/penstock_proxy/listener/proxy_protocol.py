@@ -59,7 +59,8 @@ class ProxyProtocolFilter:
         self.callbacks = callbacks
         self.timeout_s = timeout_s
         self.consumes = handling == "consume"
-        self.waiting: set[PeekedConnection] = set()
+        self.waiting: dict[PeekedConnection, None] = {}
+        """The oldest first."""
         self._reads = handling != "ignore"
         self._trusted = trusted
 
@@ -98,6 +99,10 @@ class _HeaderReader(PeekedConnection):
 
     def _timed_out(self) -> None:
         self._reject(PROXY_HEADER, "its PROXY header took too long")
+
+    def end_idle(self, fault: Fault) -> bool:
+        self._reject(None, "")
+        return True
 
     def _peek(self) -> None:
         try:

@@ -31,11 +31,14 @@ class SniDestination(Protocol):
 class SniOrigin(Protocol):
     """The service whose listener has accepted the connection, and which has counted it."""
 
-    def connection_routed(self) -> None:
+    def connection_routed(self, counted_address: str) -> None:
         """It goes to its destination, which counts it anew: stop counting it."""
 
-    def connection_rejected(self, address: str, fault: Fault | None, reason: str) -> None:
-        """It is closed. No fault: the client closed before its ClientHello was complete."""
+    def hello_failed(
+        self, counted_address: str, address: str, fault: Fault | None, reason: str
+    ) -> None:
+        """It is closed. No fault: the client closed before its ClientHello was complete, or
+        another one needed its place."""
 
 
 class SniRouter:
@@ -53,12 +56,13 @@ class SniRouter:
         self.timers = timers
         self.destinations = destinations
         self.origin = origin
-        self.waiting: set[PeekedConnection] = set()
+        self.waiting: dict[PeekedConnection, None] = {}
+        """The oldest first."""
         self._timeout_s = timeout_s
 
-    def accepted(self, stream: Stream, peer: Peer) -> None:
+    def accepted(self, stream: Stream, peer: Peer, counted_address: str) -> None:
         """Route a connection as soon as its server name is known."""
-        _HelloReader(self, stream, peer).start(self._timeout_s)
+        _HelloReader(self, stream, peer, counted_address).start(self._timeout_s)
 
     def drain(self) -> None:
         """Shorten the time that waiting connections have."""
@@ -72,13 +76,17 @@ class _HelloReader(PeekedConnection):
 
     __slots__ = ("_peer", "_router")
 
-    def __init__(self, router: SniRouter, stream: Stream, peer: Peer) -> None:
-        super().__init__(router.loop, router.timers, router.waiting, stream)
+    def __init__(self, router: SniRouter, stream: Stream, peer: Peer, counted_address: str) -> None:
+        super().__init__(router.loop, router.timers, router.waiting, stream, counted_address)
         self._router = router
         self._peer = peer
 
     def _timed_out(self) -> None:
         self._reject(HELLO_TIMEOUT, "its TLS hello took too long")
+
+    def end_idle(self, fault: Fault) -> bool:
+        self._reject(None, "")
+        return True
 
     def _peek(self) -> None:
         try:
@@ -105,9 +113,10 @@ class _HelloReader(PeekedConnection):
 
     def _route(self, name: str) -> None:
         stream = self._release()
-        self._router.origin.connection_routed()
+        self._router.origin.connection_routed(self.counted_address)
         self._router.destinations.lookup(name).accept_routed(stream, self._peer)
 
     def _reject(self, fault: Fault | None, reason: str) -> None:
         self._close()
-        self._router.origin.connection_rejected(peer_address(self._peer.address), fault, reason)
+        address = peer_address(self._peer.address)
+        self._router.origin.hello_failed(self.counted_address, address, fault, reason)

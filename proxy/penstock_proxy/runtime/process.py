@@ -88,8 +88,10 @@ class Proxy(CommandTarget):
         for service_config in config.services:
             self._build_service(service_config)
         chains = {name: service.filter_chain for name, service in self.services.items()}
+        overloads = [service.overload for service in self.services.values()]
         for service in self.services.values():
             service.filter_chain.set_sni_routes(chains)
+            service.overload.sharing = overloads
         if all(one.scheme == "handoff" for one in config.services):
             let_workers_finish()
         counted = self._fd_budget.open

@@ -24,7 +24,7 @@ class ClientLimit:
 
     def acquire(self, address: str) -> bool:
         """Count one more connection of this client. False: the limit is reached; not counted."""
-        key = _key(address)
+        key = network_of(address)
         count = self._counts.get(key, 0)
         if 0 < self.max_per_client <= count:
             return False
@@ -33,18 +33,23 @@ class ClientLimit:
 
     def release(self, address: str) -> None:
         """Count one connection less of this client."""
-        key = _key(address)
+        key = network_of(address)
         count = self._counts[key] - 1
         if count:
             self._counts[key] = count
         else:
             del self._counts[key]
 
+    def count(self, network: str | bytes) -> int:
+        """How many connections this client has; it is named as by `network_of`."""
+        return self._counts.get(network, 0)
+
     def __len__(self) -> int:
         return len(self._counts)
 
 
-def _key(address: str) -> str | bytes:
+def network_of(address: str) -> str | bytes:
+    """What stands for a client: an IPv4 address as it is, of IPv6 the /64."""
     if ":" not in address:
         return address
     try:

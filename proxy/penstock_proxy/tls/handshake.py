@@ -15,9 +15,10 @@ needs a few round trips; the oldest handshake is the least likely to finish.
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from penstock_proxy.errors import Fault
 from penstock_proxy.net.socket_transport import adopt
 from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_proxy.net.transport import Transport
@@ -194,6 +195,25 @@ class Handshake:
         """Close this handshake, the oldest, to make room."""
         self._abort("displaced")
 
+    # -- an overloaded service may end it for others, see `http.open_clients.ClientHandle`
+
+    @property
+    def idle_since(self) -> float:
+        """Since when the client is connected; NEVER if it has been refused."""
+        if self._state == _CLOSING:
+            return NEVER
+        return self.deadline - self._acceptor.timeout_s
+
+    @property
+    def is_kept_alive(self) -> bool:
+        """Never: no request has come yet."""
+        return False
+
+    def end_idle(self, fault: Fault) -> bool:
+        """Close it, because another client needs its place."""
+        self.evict()
+        return True
+
     def expired(self, now: float) -> None:
         self._abort("timeout")
 
@@ -234,6 +254,7 @@ class TlsAcceptor:
         self._in_progress: dict[Handshake, None] = {}
         """As an ordered set, the oldest first."""
         self._limit = service.config.limits.handshakes
+        self.timeout_s = service.timeouts.handshake
         self._builder: ContextsBuilder | None = None
         self.plain_http_answer = _PLAIN_HTTP_ANSWER if service.config.mode == "http" else b""
         """For a client that speaks plain HTTP on this port."""
@@ -250,6 +271,11 @@ class TlsAcceptor:
     def in_progress(self) -> int:
         """How many handshakes are in progress."""
         return len(self._in_progress)
+
+    @property
+    def oldest_first(self) -> Iterable[Handshake]:
+        """The handshakes in progress."""
+        return self._in_progress
 
     def begin_certificates(self, message: dict[str, Any]) -> None:
         """A new set of certificates follows, one by one."""
@@ -277,7 +303,7 @@ class TlsAcceptor:
             self, peer, proxy_header, port, counted_address, may_be_trusted=may_be_trusted
         )
         self._in_progress[handshake] = None
-        self.timers.arm_in(handshake, self._service.timeouts.handshake)
+        self.timers.arm_in(handshake, self.timeout_s)
         if len(self._in_progress) > self._limit:
             oldest = next(iter(self._in_progress))
             del self._in_progress[oldest]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.support.live.wire import Wire
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+UPLOAD, REST = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", b"x"
+"""A request that is served as long as its client likes."""
 HELD = 2
 """At a time: a proxy looks at its limit once a tick."""
 WAITING = 5
@@ -27,13 +29,13 @@ LOOKS = 25
 
 
 def hold(run: "Cluster", most: int = 2000) -> list["Wire"]:
-    """Connections that ask for half of something, until the proxy accepts no more."""
+    """Connections with a request that is served, until the proxy accepts no more."""
     held: list[Wire] = []
     while run.metric("penstock_accepting", service="web"):
         assert len(held) < most
         for _ in range(HELD):
             held.append(run.connect())
-            held[-1].send(GET[:10])
+            held[-1].send(UPLOAD)
         run.until(
             lambda: (
                 not run.metric("penstock_accepting", service="web")
@@ -65,7 +67,7 @@ def test_without_descriptors_clients_are_refused_and_with_some_served_again(
     run = penstock(
         app="penstock_worker.demo:app",
         workers=1,
-        timeouts={"queue": "500ms", **({"head": "60s"} if keys.get("mode") == "http" else {})},
+        timeouts={"queue": "500ms", **({"body": "60s"} if keys.get("mode") == "http" else {})},
         limits={"connections_per_client": 0},
         health={"interval": "100ms"},
         **keys,
@@ -99,7 +101,7 @@ def test_a_proxy_without_descriptors_waits_without_a_busy_loop_and_loses_no_clie
     run = penstock(
         app="penstock_worker.demo:app",
         workers=1,
-        timeouts={"queue": "60s", "head": "60s"},
+        timeouts={"queue": "60s", "body": "60s"},
         limits={"connections_per_client": 0},
     )
     proxy = run.proxy
@@ -118,7 +120,7 @@ def test_a_proxy_without_descriptors_waits_without_a_busy_loop_and_loses_no_clie
     for wire in waiting:
         assert wire.answer().status == 200
     for wire in held:
-        wire.send(GET[10:])
+        wire.send(REST)
         assert wire.answer().status == 200
     assert run.metric("penstock_rejected_total") == 0
 

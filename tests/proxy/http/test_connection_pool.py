@@ -138,5 +138,5 @@ def test_a_connection_that_was_reset_behind_its_response_is_not_kept(
     client.send(GET)
     harness.worker.reset_at_once()
     assert client.received() == OK
-    assert harness.service.connections.take(harness.service.pool.members[0]) is None
+    assert harness.service.connections.take(harness.service.pool.members[0], harness.now) is None
     assert not harness.service.connections._idle.get(0)

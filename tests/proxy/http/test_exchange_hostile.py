@@ -117,6 +117,8 @@ def test_at_the_limit_a_listener_resumes_as_soon_as_a_client_disconnects(
     resumed: list[int] = []
 
     class FakeListeners:
+        waiting = 1
+
         def resume(self) -> None:
             resumed.append(harness.service.counters.active)
 

@@ -11,22 +11,23 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pytest
 import uvloop
 from tests.support.descriptors import descriptors, no_descriptor_left
 
 from penstock_proxy.config import Limits, ServiceConfig, Target, Timeouts
+from penstock_proxy.listener import eviction
 from penstock_proxy.listener.rejection import MAX_LINGERING
+from penstock_proxy.net.peer import Peer
 from penstock_proxy.net.reactor import Reactor
+from penstock_proxy.net.socket_transport import SocketTransport
 from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.service.fd_budget import RESERVE, FdBudget
 from penstock_worker.net import lingering_close
-
-if TYPE_CHECKING:
-    from penstock_proxy.http.client_connection import ClientConnection
+from penstock_worker.net.stream import Stream
 
 DEADLINE_S = 5.0
 TIME_LIMIT_S = 2.0
@@ -42,7 +43,9 @@ class Harness:
         self.listener = listener
         self.now = monotonic()
         self.timers = TimerWheel(self.now)
-        self.fd_budget = FdBudget(keys.pop("descriptors", 1024), 1, 0)
+        self.fd_budget = keys.pop("fd_budget", None) or FdBudget(
+            keys.pop("descriptors", 1024), 1, 0
+        )
         keys.setdefault("limits", Limits(connections_per_client=0))
         config = ServiceConfig(
             name="web",
@@ -319,42 +322,242 @@ def test_an_aborted_connection_does_not_end_draining(
     runner.run(main())
 
 
-# -- closing idle connections
+# -- making room
 
 
-def test_the_longest_idle_is_closed_to_make_room(runner: asyncio.Runner) -> None:
+NOTHING = b""
+HALF = GET[:10]
+
+
+@pytest.mark.parametrize("sent", [NOTHING, HALF, GET], ids=["nothing", "half", "kept alive"])
+def test_the_longest_without_a_request_is_closed_to_make_room(
+    runner: asyncio.Runner, sent: bytes
+) -> None:
     async def main() -> None:
-        harness = Harness(listening_socket(), max_connections=40)
-        idle = []
-        for _ in range(40):
-            (client,) = harness.connect()
-            await harness.until(lambda: len(harness.service.clients) == len(harness.clients))
-            idle.append(client)
+        # No request may wait, so each is answered at once: there is no worker.
+        limits = Limits(connections_per_client=0, queue=0)
+        harness = Harness(listening_socket(), max_connections=12, limits=limits)
+        held = []
+        for _ in range(12):
+            held.append(await came(harness, sent))
             await harness.pass_time(0.25)
-        assert harness.counters.connections == 40
-        # The last ones have not been idle for long enough to be closed.
         harness.connect()
-        await harness.until(lambda: harness.counters.connections == 41)
-        assert await harness.read_all(idle[0]) == b""
-        with pytest.raises(BlockingIOError):
-            idle[-1].recv(1)
+        await harness.until(lambda: harness.counters.connections == 13)
+        # Half a request is answered, like any other that there is no room for.
+        answer = await harness.read_all(held[0])
+        assert answer[:13] == (b"HTTP/1.1 503 " if sent == HALF else b"")
+        for client in held[1:]:
+            assert is_open(client)
+        state = "idle" if sent == GET else "no_request"
+        assert harness.counters.evicted[state] == sum(harness.counters.evicted.values()) == 1
         await harness.close()
 
     runner.run(main())
 
 
-def test_a_connection_with_a_partial_request_is_not_idle(runner: asyncio.Runner) -> None:
+async def came(harness: Harness, sent: bytes, address: str = "127.0.0.1") -> socket.socket:
+    """A client has connected and sent that; of a whole request it has read the answer."""
+    client = socket.socket(harness.family)
+    harness.clients.append(client)
+    if harness.family == socket.AF_INET:
+        client.bind((address, 0))
+    before = harness.counters.connections
+    client.connect(harness.address)
+    client.setblocking(False)
+    client.sendall(sent)
+    await harness.until(lambda: harness.counters.connections > before)
+    if sent == GET:
+        await harness.loop.sock_recv(client, 4096)
+    else:
+        received = harness.counters.received + len(sent) * (before + 1)
+        await harness.until(lambda: harness.counters.received >= min(received, len(sent)))
+        await harness.turns()
+    return client
+
+
+def is_open(client: socket.socket) -> bool:
+    """Nothing has come, and no end."""
+    try:
+        client.recv(1)
+    except BlockingIOError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("sent", [NOTHING, HALF, GET], ids=["nothing", "half", "kept alive"])
+def test_two_addresses_cannot_keep_everybody_else_out(runner: asyncio.Runner, sent: bytes) -> None:
+    async def main() -> None:
+        limits = Limits(connections_per_client=0, queue=0)
+        harness = Harness(listening_socket(), max_connections=10, limits=limits)
+        (modest,) = [await came(harness, sent, "127.0.0.4")]
+        for number in range(9):
+            await came(harness, sent, f"127.0.0.{2 + number % 2}")
+        others = harness.connect(3)
+        await harness.pass_time(1.75)
+        assert harness.counters.connections == 13
+        # None of them was idle for longer than the first one, and none had as few connections.
+        assert all(map(is_open, [modest, *others]))
+        await harness.close()
+
+    runner.run(main())
+
+
+def test_who_has_just_been_served_is_closed_only_if_somebody_waits_on(
+    runner: asyncio.Runner,
+) -> None:
+    async def main() -> None:
+        limits = Limits(connections_per_client=0, queue=0)
+        harness = Harness(listening_socket(), max_connections=1, limits=limits)
+        client = await came(harness, GET)
+        harness.connect()
+        await harness.until(lambda: harness.counters.pauses["max_connections"])
+        await harness.turns(50)
+        assert is_open(client)
+        await harness.pass_time(0.5)
+        assert not is_open(client)
+        assert harness.counters.connections == 2
+        await harness.close()
+
+    runner.run(main())
+
+
+def test_who_has_just_come_has_a_moment_for_its_request(runner: asyncio.Runner) -> None:
     async def main() -> None:
         harness = Harness(listening_socket(), max_connections=1)
-        (busy,) = harness.connect()
-        await harness.until(lambda: harness.counters.connections == 1)
-        busy.send(GET[:10])
-        client = cast("ClientConnection", next(iter(harness.service.clients)))
-        await harness.until(lambda: client.buffer)
+        client = await came(harness, HALF)
         harness.connect()
-        await harness.pass_time(1.75)
-        with pytest.raises(BlockingIOError):
-            busy.recv(1)
+        await harness.pass_time(1.0)
+        assert is_open(client)
+        await harness.pass_time(0.5)
+        assert not is_open(client)
+        await harness.close()
+
+    runner.run(main())
+
+
+def test_a_request_that_is_served_is_never_cut(runner: asyncio.Runner) -> None:
+    async def main() -> None:
+        harness = Harness(listening_socket(), max_connections=3)
+        # They wait for a worker.
+        busy = [await came(harness, NOTHING) for _ in range(3)]
+        for client in busy:
+            client.sendall(GET)
+        await harness.until(lambda: len(harness.service.queue) == 3)
+        harness.connect(5)
+        await harness.pass_time(1.5)
+        assert all(map(is_open, busy))
+        assert harness.counters.connections == 3
+        await harness.close()
+
+    runner.run(main())
+
+
+def test_a_request_that_has_come_and_was_not_read_yet_is_not_cut(runner: asyncio.Runner) -> None:
+    async def main() -> None:
+        limits = Limits(connections_per_client=0, queue=0)
+        harness = Harness(listening_socket(), max_connections=1, limits=limits)
+        client = await came(harness, GET)
+        harness.connect()
+        await harness.until(lambda: harness.counters.pauses["max_connections"])
+        client.sendall(GET)
+        # No turn of the loop since.
+        harness.now += 0.25
+        harness.timers.tick(harness.now)
+        harness.service.tick(harness.now)
+        assert (await harness.loop.sock_recv(client, 4096)).startswith(b"HTTP/1.1 503 ")
+        await harness.close()
+
+    runner.run(main())
+
+
+def test_a_client_that_does_not_take_its_answer_is_left_its_time_and_no_more(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        limits = Limits(connections_per_client=0, queue=0)
+        harness = Harness(listening_socket(), max_connections=1, limits=limits)
+        client = await came(harness, GET)
+        monkeypatch.setattr(SocketTransport, "get_write_buffer_size", lambda _: 1)
+        harness.connect()
+        await harness.pass_time(1.5)
+        assert is_open(client)
+        await harness.pass_time(harness.service.timeouts.body)
+        assert is_open(client)
+        harness.connect()
+        await harness.pass_time(0.5)
+        assert not is_open(client)
+        await harness.close()
+
+    runner.run(main())
+
+
+def test_a_service_that_waits_for_descriptors_gets_those_of_idle_clients_of_another(
+    runner: asyncio.Runner,
+) -> None:
+    async def main() -> None:
+        limits = Limits(connections_per_client=0, queue=0)
+        idle = Harness(listening_socket(), descriptors=RESERVE + 1 + 20, limits=limits)
+        held = [await came(idle, GET) for _ in range(10)]
+        starved = Harness(listening_socket(), limits=limits, fd_budget=idle.fd_budget)
+        both = [idle.service.overload, starved.service.overload]
+        for overload in both:
+            overload.sharing = both
+        (first, *_) = starved.connect(3)
+        await starved.until(lambda: starved.counters.pauses["no_descriptors"])
+        for _ in range(3):
+            await idle.pass_time(0.25)
+            await starved.pass_time(0.25)
+        await starved.until(lambda: starved.counters.connections == 3)
+        assert idle.counters.evicted == {"idle": 3, "no_request": 0}
+        assert sum(map(is_open, held)) == 7
+        assert is_open(first)
+        await starved.close()
+        await idle.close()
+
+    runner.run(main())
+
+
+def test_a_tick_looks_at_a_bounded_number_and_the_next_one_at_the_others(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(eviction, "MAX_LOOKS", 4)
+        limits = Limits(connections_per_client=0)
+        harness = Harness(listening_socket(), max_connections=10, limits=limits)
+        busy = [await came(harness, NOTHING) for _ in range(9)]
+        for client in busy:
+            client.sendall(GET)
+        await harness.until(lambda: len(harness.service.queue) == 9)
+        await came(harness, NOTHING)
+        await harness.pass_time(1.25)
+        harness.connect()
+        await harness.until(lambda: harness.counters.pauses["max_connections"])
+        assert harness.counters.connections == 10
+        for _ in range(3):
+            await harness.pass_time(0.25)
+        assert harness.counters.evicted["no_request"] == 1
+        await harness.close()
+
+    runner.run(main())
+
+
+def test_a_connection_that_was_routed_to_a_full_service_takes_the_place_of_an_idle_one(
+    runner: asyncio.Runner,
+) -> None:
+    async def main() -> None:
+        limits = Limits(connections_per_client=0, queue=0)
+        harness = Harness(listening_socket(), max_connections=2, limits=limits)
+        held = [await came(harness, GET) for _ in range(2)]
+        await harness.pass_time(0.25)
+        ours, theirs = socket.socketpair()
+        harness.clients.append(ours)
+        routed = Stream(theirs.detach(), socket.AF_UNIX)
+        harness.service.filter_chain.accept_routed(routed, Peer(("127.0.0.9", 1)))
+        await harness.turns(50)
+        assert harness.counters.active == 1, "two have gone, as others may be routed here as well"
+        assert not any(map(is_open, held))
+        ours.setblocking(False)
+        assert is_open(ours)
         await harness.close()
 
     runner.run(main())

@@ -256,7 +256,7 @@ async def test_a_partial_header_causes_no_busy_loop(
         assert len(harness.rejected) == closes
         harness.pass_time(11)
     assert [fault for _, fault, _ in harness.rejected] == [PROXY_HEADER]
-    assert (harness.open, harness.proxy_protocol.waiting) == (0, set())
+    assert (harness.open, harness.proxy_protocol.waiting) == (0, {})
 
 
 async def test_an_untrusted_peer_is_rejected_before_a_byte_is_read(clean: ExitStack) -> None:

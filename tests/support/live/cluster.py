@@ -93,8 +93,10 @@ class Cluster:
         assert match, self.err
         return match[1], int(match[2])
 
-    def connect(self, name: str = "web") -> Wire:
-        wire = Wire(socket.create_connection(self.address(name), timeout=WAIT_S))
+    def connect(self, name: str = "web", source: str = "") -> Wire:
+        """`source`: the address to come from."""
+        address = self.address(name)
+        wire = Wire(socket.create_connection(address, WAIT_S, (source, 0) if source else None))
         self._wires.append(wire)
         return wire
 

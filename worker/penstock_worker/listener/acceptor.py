@@ -28,6 +28,8 @@ _RETRY_S: Final = 0.1
 MAX_WAIT_S: Final = 2.0
 """In the accept queue. The default of a proxy's `timeouts.queue`."""
 _MAX_REFUSED: Final = 64
+_MAX_PLACES: Final = 16
+"""Places that are made at a time: other workers may make some for the same clients."""
 _NO_DESCRIPTOR: Final = b"out of descriptors\n"
 _TOO_MANY: Final = b"too many connections\n"
 _RESPONSE: Final = (
@@ -66,14 +68,17 @@ class Acceptor:
         deliver: Callable[[int, int], None],
         max_wait_s: float = MAX_WAIT_S,
         has_room: Callable[[], bool] = lambda: True,
+        make_room: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """`has_room` is asked before each `accept`. When there is room again, call `resume`."""
+        """`has_room` is asked before each `accept`. When there is room again, call `resume`.
+        `make_room` is called again and again as long as so many clients wait in vain."""
         self.closed = False
         self._loop = loop
         self._listener = listener
         self._family = int(listener.family)
         self._deliver = deliver
         self._has_room = has_room
+        self._make_room = make_room
         self._holding = False
         self._logged_full_at = -_LOG_INTERVAL_S
         self._max_wait_s = max_wait_s
@@ -166,8 +171,10 @@ class Acceptor:
         self._refuse_overdue(reason)
 
     def _refuse_overdue(self, reason: bytes) -> None:
-        """Answer 503 to those that have waited too long."""
+        """Make room for those that wait, and answer 503 to those that have waited too long."""
         waiting = lingering_close.accept_queue_length(self._listener)
+        if waiting:
+            self._make_room(min(waiting, _MAX_PLACES))
         overdue = self._accept_queue.overdue(self._loop.time(), self._accepted, waiting)
         for _ in range(min(overdue, _MAX_REFUSED)):
             if not self._spare.refuse(self._listener, _RESPONSE % (len(reason), reason)):

@@ -21,6 +21,7 @@ from typing import Final
 
 from penstock_worker.handoff.receiver import LinkReceiver
 from penstock_worker.listener.acceptor import Acceptor
+from penstock_worker.listener.idle_clients import IdleClients
 from penstock_worker.listener.sources import Source
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.net.stream import Stream, adopt
@@ -36,7 +37,10 @@ ProtocolFactory = Callable[[bool], asyncio.Protocol]
 class Connection(Stream):
     """A connection that a protocol serves. `on_close` is called when its transport closes it."""
 
-    __slots__ = ("_on_close", "link", "probe")
+    __slots__ = ("_on_close", "link", "opened", "probe", "protocol")
+
+    protocol: asyncio.Protocol
+    """What serves it first."""
 
     def __init__(
         self,
@@ -46,12 +50,19 @@ class Connection(Stream):
         link: int,
         *,
         probe: bool,
+        opened: float = 0.0,
     ) -> None:
         super().__init__(fd, family)
+        self.opened = opened
         self._on_close: Callable[[Connection], None] | None = on_close
         self.link = link
         """The link that it came over, whose proxy is told of its end; or _NO_LINK."""
         self.probe = probe
+
+    @property
+    def may_be_ended(self) -> bool:
+        """Was it accepted here? It is then ours to end it for others."""
+        return self.link == _NO_LINK and not self.probe
 
     def close(self) -> None:
         super().close()
@@ -67,7 +78,9 @@ class Connections:
         self._loop = loop
         self._counters = counters
         self._make_protocol: ProtocolFactory | None = None
-        self._open: set[Connection] = set()
+        self._open: dict[Connection, None] = {}
+        """An ordered set."""
+        self._idle_clients: IdleClients | None = None
         self._acceptors: list[Acceptor] = []
         self._receivers: tuple[LinkReceiver, ...] = ()
         self.max_clients = 0
@@ -75,12 +88,19 @@ class Connections:
         self._draining = False
         self._all_closed = asyncio.Event()
 
-    def open(self, source: Source, make_protocol: ProtocolFactory) -> None:
+    def open(
+        self,
+        source: Source,
+        make_protocol: ProtocolFactory,
+        is_idle: Callable[[asyncio.Protocol], bool] = lambda _: False,
+    ) -> None:
         """Take connections from now on; `make_protocol(probe)` makes a protocol for each.
 
+        `is_idle`: has it no request, so that its connection may be ended for another client's?
         ListenError if another process listens on our port by now.
         """
         self._make_protocol = make_protocol
+        self._idle_clients = IdleClients(is_idle)
         if source.kind == "link":
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             self._receivers = tuple(
@@ -151,10 +171,16 @@ class Connections:
         self._receivers = ()
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
-        return Acceptor(self._loop, listener, self._accepted, has_room=self._has_room)
+        return Acceptor(
+            self._loop, listener, self._accepted, has_room=self._has_room, make_room=self._make_room
+        )
 
     def _has_room(self) -> bool:
         return not 0 < self.max_clients <= self._counters.active
+
+    def _make_room(self, wanted: int) -> None:
+        if self._idle_clients is not None:
+            self._idle_clients.end(self._open, wanted, self._loop.time())
 
     def _received(self, link: int, stream: Stream, probe: bool) -> None:
         fd = stream.fileno()
@@ -168,16 +194,18 @@ class Connections:
 
     def _adopt(self, fd: int, family: int, link: int = _NO_LINK, *, probe: bool) -> None:
         assert self._make_protocol is not None
-        connection = Connection(fd, family, self._closed, link, probe=probe)
-        self._open.add(connection)
+        opened = self._loop.time()
+        connection = Connection(fd, family, self._closed, link, probe=probe, opened=opened)
+        self._open[connection] = None
         try:
-            adopt(self._loop, self._make_protocol(probe), connection)
+            connection.protocol = self._make_protocol(probe)
+            adopt(self._loop, connection.protocol, connection)
         except BaseException:
             connection.close()
             raise
 
     def _closed(self, connection: Connection) -> None:
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         if self._draining and not self._open:
             self._all_closed.set()
         if connection.probe:

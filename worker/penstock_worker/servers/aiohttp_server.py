@@ -73,6 +73,10 @@ class AiohttpServer:
         """A protocol for one connection. Requests of a probe are not counted."""
         return self._probe() if probe else self._server()
 
+    def is_idle(self, protocol: Any) -> bool:
+        """Does this connection wait for a request, or for the rest of its head?"""
+        return isinstance(protocol, web.RequestHandler) and _awaits_head(protocol)
+
     def begin_drain(self) -> None:
         """From now on each response ends its connection."""
         for owner in (self._server, *self._server.connections):
@@ -106,11 +110,15 @@ class _Runner(web.AppRunner):
         assert self.server is not None
         busy = False
         for connection in self.server.connections:
-            if connection._waiter is not None and not connection._messages:
+            if _awaits_head(connection):
                 connection.force_close()
             else:
                 busy = True
         return busy
+
+
+def _awaits_head(connection: web.RequestHandler) -> bool:
+    return connection._waiter is not None and not connection._messages
 
 
 def _with_start_time(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:

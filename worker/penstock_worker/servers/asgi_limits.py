@@ -28,7 +28,7 @@ class IdleConnections:
     def tick(self, connections: Iterable[Any], now: float) -> None:
         """Close the connections that have waited too long."""
         waiting = {
-            connection: connection.cycle for connection in connections if _awaits_head(connection)
+            connection: connection.cycle for connection in connections if awaits_head(connection)
         }
         before, self._idle_since = self._idle_since, {}
         for connection, cycle in waiting.items():
@@ -49,7 +49,7 @@ def limit_heads(protocol_class: Any) -> Any:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if not _awaits_head(self):
+            if not awaits_head(self):
                 self.head_bytes = 0
                 return
             self.head_bytes += len(data)
@@ -60,7 +60,7 @@ def limit_heads(protocol_class: Any) -> Any:
     return Limited
 
 
-def _awaits_head(connection: Any) -> bool:
+def awaits_head(connection: Any) -> bool:
     """Is the connection between two requests?"""
     cycle = connection.cycle
     return cycle is None or (cycle.response_complete and not cycle.more_body)

@@ -20,7 +20,7 @@ import uvicorn
 from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.servers.app_loader import AppLoadError
-from penstock_worker.servers.asgi_limits import IdleConnections, limit_heads
+from penstock_worker.servers.asgi_limits import IdleConnections, awaits_head, limit_heads
 from penstock_worker.telemetry.recorder import Recorder, RequestRecord
 
 _SECOND_S: Final = 1.0
@@ -83,6 +83,12 @@ class AsgiServer:
             app_state=self._server.lifespan.state,
         )
         return made
+
+    def is_idle(self, protocol: Any) -> bool:
+        """Does this connection wait for a request, or for the rest of its head?"""
+        http = self._config.http_protocol_class
+        assert isinstance(http, type)
+        return isinstance(protocol, http) and awaits_head(protocol)
 
     def begin_drain(self) -> None:
         """From now on each response ends its connection."""

@@ -39,6 +39,9 @@ class DatagramServer:
     def protocol(self, probe: bool) -> asyncio.Protocol:
         raise NotImplementedError("datagrams come without connections")
 
+    def is_idle(self, protocol: asyncio.Protocol) -> bool:
+        raise NotImplementedError("datagrams come without connections")
+
     def begin_drain(self) -> None:
         """There are no connections to end."""
 
