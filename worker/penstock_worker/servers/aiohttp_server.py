@@ -59,6 +59,7 @@ class AiohttpServer:
         await self._runner.setup()
         assert self._runner.server is not None
         self._server = self._runner.server
+        self._server.request_handler = _without_exit(self._server.request_handler)
         self._server.pre_shutdown = self._runner.close_idle  # type: ignore[method-assign]
         if self._has_recorder:
             self._server.request_factory = _with_start_time(self._server.request_factory)
@@ -111,6 +112,19 @@ class _Runner(web.AppRunner):
             else:
                 busy = True
         return busy
+
+
+def _without_exit(handle: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose `sys.exit` fails its request, as in uvicorn. aiohttp would end the loop."""
+
+    async def handle_request(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            answer: web.StreamResponse = await handle(request)
+        except SystemExit as error:
+            raise RuntimeError(f"the handler called sys.exit({error.code!r})") from error
+        return answer
+
+    return handle_request
 
 
 def _with_start_time(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
