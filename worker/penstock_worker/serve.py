@@ -176,7 +176,7 @@ class Worker:
         """The program called `sys.exit`. False: nothing is served yet, so it can leave at once."""
         if not self._serves:
             return False
-        _log.error("the program wants to exit, by %s: leaving when what is served is done", reason)
+        _log.error("the program called %s: leaving when what is served is finished", reason)
         self.retire(reason, status)
         return True
 

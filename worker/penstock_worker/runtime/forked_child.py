@@ -11,7 +11,8 @@ before the fork until the child is clean, since `Process.terminate` often follow
 Descriptors are not closed but replaced by /dev/null. The objects that own them are in the child as
 well; when they are collected there, they close the number, which must not be another file by then.
 Nothing is shut down, and nothing is taken from the parent's epoll: both are shared with the parent.
-The child's copy of the loop gets an epoll of its own, in which nothing happens.
+The child's copy of the loop gets an epoll of its own, in which nothing happens; a child that comes
+back to that loop, instead of leaving by `os._exit`, would be a second worker, and is ended.
 
 A program that is executed (`subprocess`, spawn, forkserver) needs none of this: our descriptors
 are close-on-exec, and an exec resets handlers.
@@ -74,6 +75,8 @@ class ForkedChildren:
             self._on_child()
             replace(self._descriptors())
             replace_epoll(self._loop)
+            # Two turns later: in the next one SystemExit may still be on its way out of the loop.
+            self._loop.call_soon(self._loop.call_soon, _leave)
         finally:
             self._restore_mask()
 
@@ -81,6 +84,11 @@ class ForkedChildren:
         mask = self._masks.pop(threading.get_ident(), None)
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _leave() -> None:
+    os.write(2, b"a forked child came back to the worker's event loop: it has to end by os._exit\n")
+    os._exit(1)
 
 
 def reset_signals(loop: AbstractEventLoop) -> None:

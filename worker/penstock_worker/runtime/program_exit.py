@@ -77,8 +77,8 @@ def _go_on(
         raise error
     kind = "sys.exit" if isinstance(error, SystemExit) else "KeyboardInterrupt"
     status = exit_status(error)
-    where = exception_text.described(exception_text.place(error))
-    if not on_exit(status, f"{kind} with status {status} in a task or callback: {where}"):
+    _, path, line = exception_text.place(error)
+    if not on_exit(status, f'{kind} with status {status} ("{path}", line {line})'):
         raise error
 
 

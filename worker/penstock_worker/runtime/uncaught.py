@@ -17,7 +17,7 @@ import logging
 import sys
 import threading
 from asyncio import AbstractEventLoop, Task
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from inspect import isroutine
@@ -36,6 +36,8 @@ _PROGRAM_KEYS: Final = ("handle", "task", "future")
 _MAX_WAITING: Final = 64
 """Reports that wait while another one is logged. The others are only counted."""
 _MAX_WHERE: Final = 200
+_MAX_SUMMARIZED: Final = 5
+"""Places that are named among those that were left out."""
 
 _log: Final = logging.getLogger("penstock.worker")
 
@@ -45,6 +47,8 @@ Report = Callable[[str], object]
 class _Uncaught(NamedTuple):
     error: BaseException
     where: str
+    code: str
+    """The name of the task's coroutine: one line of a library may raise it for many of them."""
     retires: bool
 
 
@@ -100,14 +104,13 @@ class UncaughtExceptions:
             by_place, others = self._limit.left_out()
         finally:
             self._lock.release()
-        lines = [
-            f"… and {count} more like {exception_text.described(place)}"  # type: ignore[arg-type]
-            for place, count in by_place.items()
-        ]
+        most = Counter(by_place).most_common(_MAX_SUMMARIZED)
+        others += sum(by_place.values()) - sum(count for _, count in most)
+        parts = [f"{count} more like {_described(place)}" for place, count in most]
         if others:
-            lines.append(f"… and {others} more uncaught exceptions, at other places")
-        if lines:
-            self._write("uncaught exceptions that are not shown:\n" + "\n".join(lines), None)
+            parts.append(f"{others} more at other places")
+        if parts:
+            self._write(f"exceptions that nobody caught, not shown: {', '.join(parts)}", None)
         self._log_waiting()
 
     # Where Python reports them.
@@ -119,40 +122,42 @@ class UncaughtExceptions:
             loop.default_exception_handler(context)
         elif not isinstance(error, SystemExit | KeyboardInterrupt):
             # Those two have ended the loop by now: see `program_exit`.
-            where, retires = "the event loop", False
+            where, code, retires = "the event loop", "", False
             # Classes of the program are asked here, and may fail.
             with suppress(Exception):
-                where, retires = _where(context), is_reason_to_retire(context)
-            self._report(error, where, retires=retires)
+                where, code = _where(context)
+                retires = is_reason_to_retire(context)
+            self._report(error, where, code, retires=retires)
 
     def _from_thread(self, thread: threading.ExceptHookArgs) -> None:
         if thread.exc_type is not SystemExit and thread.exc_value is not None:
             name = "a thread" if thread.thread is None else f'thread "{thread.thread.name}"'
-            self._report(thread.exc_value, name[:_MAX_WHERE], retires=True)
+            self._report(thread.exc_value, name[:_MAX_WHERE], "", retires=True)
 
     def _from_interpreter(self, ignored: "sys.UnraisableHookArgs") -> None:
         # Not the object itself: nothing may keep it, as it is being destroyed.
         if ignored.exc_value is not None:
             found = ignored.object
             what = found.__qualname__ if isroutine(found) else type(found).__qualname__
-            self._report(ignored.exc_value, f"{what}, where Python ignores it", retires=False)
+            where = f"{what}, where Python ignores it"
+            self._report(ignored.exc_value, where[:_MAX_WHERE], "", retires=False)
 
     def _from_main(
         self, kind: type[BaseException], error: BaseException, found: TracebackType | None
     ) -> None:
         if isinstance(error, Exception):
-            self._report(error, "the interpreter", retires=True)
+            self._report(error, "the interpreter", "", retires=True)
         else:
             sys.__excepthook__(kind, error, found)
 
     # From a report to the log.
 
-    def _report(self, error: BaseException, where: str, *, retires: bool) -> None:
+    def _report(self, error: BaseException, where: str, code: str, *, retires: bool) -> None:
         try:
             # One operation for the interpreter: no lock is needed to add to an attribute.
             self._counters.uncaught += 1
             if len(self._waiting) < _MAX_WAITING:
-                self._waiting.append(_Uncaught(error, where, retires))
+                self._waiting.append(_Uncaught(error, where, code, retires))
             else:
                 self._overflowed += 1
             self._log_waiting()
@@ -170,7 +175,8 @@ class UncaughtExceptions:
 
     def _log(self, uncaught: _Uncaught) -> None:
         reason = f"{exception_text.reason(uncaught.error)}, in {uncaught.where}"
-        before = self._limit.seen(exception_text.place(uncaught.error), monotonic())
+        place = (exception_text.place(uncaught.error), uncaught.code)
+        before = self._limit.seen(place, monotonic())
         if before is None:
             self._summarize_later()
         else:
@@ -232,10 +238,16 @@ def is_peer_gone(error: BaseException) -> bool:
     return isinstance(error, _PEER_GONE)
 
 
-def _where(context: dict[str, Any]) -> str:
+def _where(context: dict[str, Any]) -> tuple[str, str]:
+    """In words, and the name of the task's coroutine."""
     found = context.get("task") or context.get("future")
     if isinstance(found, Task):
         name = getattr(found.get_coro(), "__qualname__", "") or "?"
-        return f'task "{found.get_name()}" ({name})'[:_MAX_WHERE]
+        return f'task "{found.get_name()}" ({name})'[:_MAX_WHERE], name
     message = " ".join(str(context.get("message") or "the event loop").split())
-    return message.removeprefix("Exception in ")[:_MAX_WHERE]
+    return message.removeprefix("Exception in ")[:_MAX_WHERE], ""
+
+
+def _described(key: Any) -> str:
+    place, code = key
+    return exception_text.described(place) + (f" in {code}" if code else "")

@@ -9,6 +9,7 @@ then wait for its rest in vain, and a WebSocket for the answer to its close.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -116,11 +117,15 @@ class _Runner(web.AppRunner):
 
 def _without_exit(handle: Callable[..., Any]) -> Callable[..., Any]:
     """A handler whose `sys.exit` fails its request, as in uvicorn. aiohttp would end the loop."""
+    pid = os.getpid()
 
     async def handle_request(request: web.BaseRequest) -> web.StreamResponse:
         try:
             answer: web.StreamResponse = await handle(request)
         except SystemExit as error:
+            if os.getpid() != pid:
+                # A child that the handler has forked ends.
+                raise
             raise RuntimeError(f"the handler called sys.exit({error.code!r})") from error
         return answer
 
