@@ -30,6 +30,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 _ALL_SIGNALS: Final = signal.valid_signals()
+_LEAVE_S: Final = 0.05
+"""For SystemExit to find its way out of the loop, which takes some turns."""
 
 
 class ForkedChildren:
@@ -75,8 +77,7 @@ class ForkedChildren:
             self._on_child()
             replace(self._descriptors())
             replace_epoll(self._loop)
-            # Two turns later: in the next one SystemExit may still be on its way out of the loop.
-            self._loop.call_soon(self._loop.call_soon, _leave)
+            self._loop.call_later(_LEAVE_S, _leave)
         finally:
             self._restore_mask()
 
