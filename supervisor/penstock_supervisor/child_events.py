@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from penstock_supervisor.children.child import Child, ChildObserver
 from penstock_supervisor.children.events import EventName, Events
@@ -25,6 +25,9 @@ from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_worker import contract
+
+_MAX_REASON: Final = 1024
+"""Characters of a worker's reason that an event has."""
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -106,6 +109,9 @@ class ChildEvents(ChildObserver):
         command = message.get("cmd") if isinstance(message, dict) else None
         if command == contract.STATS:
             self._stats_poll.answered(child, message)
+        elif command == contract.UNCAUGHT:
+            # The worker has logged it, and counts it.
+            self.event(child, "error", text=str(message.get("reason", ""))[:_MAX_REASON])
         elif command == contract.PONG and child.plan.role == "proxy":
             self._proxies.answered(child)
         elif command == contract.PONG:

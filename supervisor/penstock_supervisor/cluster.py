@@ -84,9 +84,17 @@ class Cluster:
         """Send any JSON value to a worker, and optionally a socket, which the caller keeps.
 
         False: the worker is not running now. KeyError: there is no such slot. ValueError,
-        TypeError: the message cannot be sent.
+        TypeError: the message cannot be sent. OSError (ENOBUFS): the worker is busy, and has not
+        taken several MiB of earlier ones; `drain` waits for that.
         """
         return self._supervisor.send(service, slot, message, handle)
+
+    async def drain(self, service: str, slot: int) -> None:
+        """Wait until `send` has room for another message, or the worker is gone.
+
+        KeyError: there is no such slot.
+        """
+        await self._supervisor.drain(service, slot)
 
     def replace(self, service: str, slot: int) -> None:
         """Start another worker in this slot. Then the present one drains and exits. KeyError:

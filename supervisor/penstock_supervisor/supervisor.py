@@ -155,8 +155,15 @@ class Supervisor:
         self, service: str, slot: int, message: Any, handle: socket.socket | None = None
     ) -> bool:
         """Send a message of the program to a worker. KeyError: no such slot. False: it has no
-        open channel."""
-        return self._slots.current[service, slot].send(message, handle)
+        open channel. OSError (ENOBUFS): it has not taken the earlier ones; see `drain`."""
+        channel = self._slots.current[service, slot].channel
+        return channel is not None and channel.send_for_program(message, handle)
+
+    async def drain(self, service: str, slot: int) -> None:
+        """Wait until `send` has room again. KeyError: no such slot."""
+        if (channel := self._slots.current[service, slot].channel) is not None:
+            # Several may wait for the same room, and one of them may be cancelled.
+            await asyncio.shield(channel.room())
 
     def reopen_logs(self) -> None:
         """Have proxies and workers open their access logs again, after a rotation of the files."""

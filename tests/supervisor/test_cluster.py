@@ -1,12 +1,14 @@
 """A cluster inside a Python program serves inside the block, and leaves nothing after it."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +19,8 @@ from penstock_supervisor.children.events import Subscription
 from penstock_supervisor.cluster import Cluster, Config, Event, StartError
 
 WAIT_S = 60.0
+LARGE = 1_000_000
+SCHEMES = ("ports", "handoff", "shared", "reuseport")
 SERVER = """
 import os, socket, time
 with socket.socket(fileno=3) as server:
@@ -125,6 +129,128 @@ async def test_messages_go_both_ways_to_the_right_worker() -> None:
                 assert cluster.send("web", slot, {"to": slot})
                 answer = await next_event("message", events)
                 assert (answer.slot, answer.message) == (slot, {"heard": {"to": slot}})
+
+
+# Sends large messages, and leaves at once.
+LEAVES = f"""
+import asyncio, threading
+def accept():
+    import socket
+    with socket.socket(fileno=3) as server:
+        while True:
+            server.accept()[0].close()
+threading.Thread(target=accept, daemon=True).start()
+from penstock_worker import process
+async def main():
+    go = asyncio.Event()
+    process.on_message(lambda message, _: go.set())
+    await go.wait()
+    for number in range(25):
+        await process.drain()
+        process.send([number, "x" * {LARGE}])
+asyncio.run(main())
+"""
+# Blocks its loop until it finds a file; an `app`.
+BUSY = """
+import asyncio, os, time
+from aiohttp import web
+from penstock_worker import process
+
+heard = 0
+
+@process.on_message
+def callback(message, handle):
+    global heard
+    if message == "block":
+        process.send("blocked")
+        asyncio.get_running_loop().call_soon(block)
+    elif message == "how many?":
+        process.send(heard)
+    else:
+        heard += 1
+
+def block():
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+
+async def last_words(app):
+    for number in range(3):
+        process.send([number, "x" * 900_000])
+
+app = web.Application()
+app.on_cleanup.append(last_words)
+"""
+
+
+def fill(cluster: Cluster) -> int:
+    """Send to web/0 until that is refused; returns how many messages were accepted."""
+    sent = 0
+    codes: list[int | None] = []
+    while not codes:
+        try:
+            assert cluster.send("web", 0, "x" * LARGE)
+        except OSError as error:
+            codes.append(error.errno)
+        else:
+            sent += 1
+            assert sent < 100, "it is never refused"
+    assert codes == [errno.ENOBUFS]
+    return sent
+
+
+async def test_messages_right_before_a_clean_exit_all_arrive() -> None:
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config(LEAVES, workers=1))
+        events = cluster.events()
+        async with cluster:
+            assert cluster.send("web", 0, "go")
+            numbers = []
+            async for event in events:
+                if event.name == "message":
+                    numbers.append(event.message[0])
+                elif event.name == "exit":
+                    break
+    assert (numbers, event.code) == (list(range(25)), 0)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_the_last_words_of_an_app_arrive(tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    keys = {"app": "busy:app", "directory": str(tmp_path), "scheme": scheme, "access_log": "off"}
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config(workers=1, **keys))
+        events = cluster.events()
+        async with cluster:
+            pass
+        said = [event.message[0] async for event in events if event.name == "message"]
+    assert said == [0, 1, 2]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_more_than_a_busy_worker_takes_is_refused_and_the_worker_stays(
+    tmp_path: Path, scheme: str
+) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    keys = {"app": "busy:app", "directory": str(tmp_path), "scheme": scheme, "access_log": "off"}
+    async with asyncio.timeout(WAIT_S):
+        cluster = Cluster(config(workers=1, **keys))
+        events = cluster.events()
+        async with cluster:
+            assert cluster.send("web", 0, "block")
+            assert (await next_event("message", events)).message == "blocked"
+            sent = fill(cluster)
+            draining = asyncio.ensure_future(cluster.drain("web", 0))
+            await asyncio.sleep(0)
+            assert not draining.done()
+            (tmp_path / "go").touch()
+            await draining
+            assert cluster.send("web", 0, "x" * LARGE)
+            await cluster.drain("web", 0)
+            assert cluster.send("web", 0, "how many?")
+            assert (await next_event("message", events)).message == sent + 1
+            with pytest.raises(KeyError):
+                await cluster.drain("web", 7)
+        assert cluster._events.counts_of("worker", "web", 0)["fork"] == 1
 
 
 async def test_a_descriptor_comes_with_its_message_and_belongs_to_the_subscriber() -> None:

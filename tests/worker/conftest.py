@@ -131,7 +131,7 @@ app.router.add_get("/", look)
 
 
 RETIRES = """
-import asyncio, threading
+import asyncio, sys, threading
 from aiohttp import web
 from penstock_worker import process
 
@@ -146,6 +146,26 @@ def deep(kind=0):
 
 def gone():
     raise ConnectionResetError("the client left")
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ValueError("never")
+
+async def unspeakable():
+    raise Unspeakable
+
+async def group():
+    raise ExceptionGroup("both", [ValueError("one"), KeyError("two")])
+
+def endless():
+    endless()
+
+class Finalized:
+    def __del__(self):
+        broken()
+
+async def leave():
+    sys.exit(3)
 
 @process.on_message
 def callback(message, handle):
@@ -175,14 +195,130 @@ async def throw(request):
         asyncio.get_running_loop().call_soon(deep)
     elif kind == "gone":
         asyncio.get_running_loop().call_soon(gone)
+    elif kind == "endless":
+        asyncio.get_running_loop().call_soon(endless)
+    elif kind == "finalizer":
+        Finalized()
+    elif kind in TASKS:
+        asyncio.get_running_loop().create_task(TASKS[kind](), name=kind)
     elif kind == "handler":
         broken()
+    elif kind == "exit-handler":
+        sys.exit(3)
     return web.Response(text=kind)
+
+TASKS = {"unspeakable": unspeakable, "group": group, "exit": leave}
+
+async def flood(request):
+    for _ in range(int(request.query["n"])):
+        asyncio.get_running_loop().call_soon(broken)
+    return web.Response(text="flood")
 
 app = web.Application()
 app.router.add_get("/", hello)
 app.router.add_get("/throw/{kind}", throw)
 app.router.add_get("/retire", retire)
+app.router.add_get("/flood", flood)
+"""
+
+FORKS = """
+import asyncio, multiprocessing, os, signal, sys, time
+from aiohttp import web
+from penstock_worker import process
+
+def inodes(pid):
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+        except OSError:
+            pass
+    return found
+
+def facts(send):
+    send.send({
+        "sent": process.send("from the child"),
+        "handlers": [repr(signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGINT, 49)],
+        "blocked": sorted(int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "open": sorted(inodes(os.getpid())),
+    })
+    time.sleep(1000)
+
+async def look(request):
+    context = multiprocessing.get_context(request.query["method"])
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=facts, args=(send,))
+    await asyncio.to_thread(child.start)
+    found = await asyncio.to_thread(receive.recv)
+    ours = inodes(os.getpid())
+    child.terminate()
+    await asyncio.to_thread(child.join)
+    return web.json_response({**found, "exitcode": child.exitcode, "ours": sorted(ours)})
+
+def sleep():
+    time.sleep(1000)
+
+async def many(request):
+    context = multiprocessing.get_context("fork")
+    codes = []
+    for _ in range(int(request.query["n"])):
+        child = context.Process(target=sleep)
+        child.start()
+        child.terminate()
+        await asyncio.to_thread(child.join)
+        codes.append(child.exitcode)
+    return web.json_response(codes)
+
+async def raw(request):
+    pid = os.fork()
+    if not pid:
+        if request.query["way"] == "exit":
+            sys.exit(9)
+        return web.Response(text="from the child")
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    return web.json_response(os.waitstatus_to_exitcode(status))
+
+async def stays(request):
+    child = multiprocessing.get_context("fork").Process(target=sleep)
+    child.start()
+    return web.Response(text=str(child.pid))
+
+async def hello(request):
+    return web.Response(text=str(os.getpid()))
+
+app = web.Application()
+app.router.add_get("/", hello)
+app.router.add_get("/healthz", hello)
+app.router.add_get("/look", look)
+app.router.add_get("/many", many)
+app.router.add_get("/raw", raw)
+app.router.add_get("/stays", stays)
+"""
+
+BLOCKS = """
+import asyncio, ctypes, time
+from aiohttp import web
+
+async def waits_for_the_database():
+    await asyncio.sleep(1000)
+
+async def block(request):
+    ends = time.monotonic() + 1000
+    open("blocked", "w").close()
+    if request.query["by"] == "sleep":
+        time.sleep(1000)
+    elif request.query["by"] == "c":
+        # PyDLL: the lock of the interpreter is held.
+        ctypes.PyDLL(None).sleep(1000)
+    while time.monotonic() < ends:
+        pass
+
+async def start(app):
+    app["waiting"] = [asyncio.create_task(waits_for_the_database()) for _ in range(500)]
+
+app = web.Application()
+app.on_startup.append(start)
+app.router.add_get("/", block)
 """
 
 PASSES = """
@@ -212,6 +348,7 @@ class Served:
         self.directory = directory
         environment = {**os.environ, "PORT": "0", **variables}
         self.link, theirs = channel.pair()
+        self.channel_inode = os.fstat(theirs.fileno()).st_ino
         inherited = list(inherits)
         command = [sys.executable]
         if supervised:
@@ -262,6 +399,10 @@ class Served:
         """The commands of all messages from now on, until the worker closes the channel."""
         return [json.loads(line)["cmd"] for line in self._lines]
 
+    def messages(self) -> list[dict[str, Any]]:
+        """All messages from now on, until the worker closes the channel."""
+        return [json.loads(line) for line in self._lines]
+
     def close_channel(self) -> None:
         self._lines.close()
         self.link.close()
@@ -309,6 +450,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     for name, text in (
         ("aio.py", AIOHTTP), ("asg.py", ASGI), ("refuses.py", REFUSES), ("breaks.py", BREAKS),
         ("looks.py", LOOKS), ("retires.py", RETIRES),
+        ("forks.py", FORKS), ("blocks.py", BLOCKS),
     ):  # fmt: skip
         (tmp_path / name).write_text(text)
     with contextlib.ExitStack() as stack:

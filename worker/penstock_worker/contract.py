@@ -42,9 +42,12 @@ BOUNDS: Final = "PENSTOCK_BOUNDS"
 """Limits on clients, where no proxy has them: an object in JSON, see `limits`. Absent: a proxy
 has them."""
 
+ON_UNCAUGHT: Final = "PENSTOCK_ON_UNCAUGHT"
+"""log or retire: what an uncaught exception leads to. Absent: log."""
+
 SCRUBBED: Final = (
     PORT, HOST, SERVICE, SLOT, SCHEME, NODE_SLOT, CHANNEL_FD, LINK_FD, ACCESS_LOG, ACCEPT_PROXY,
-    BOUNDS,
+    BOUNDS, ON_UNCAUGHT,
     LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES,
     "NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE", "NODE_UNIQUE_ID",
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
@@ -63,6 +66,9 @@ FAILED: Final = INTERNAL + "FAILED"
 """{"cmd": FAILED, "reason": str}: it cannot start, and another try would fail likewise."""
 RETIRE: Final = INTERNAL + "RETIRE"
 """{"cmd": RETIRE, "reason": str, "traceback": str}: replace me. The answer is SIGTERM."""
+UNCAUGHT: Final = INTERNAL + "UNCAUGHT"
+"""{"cmd": UNCAUGHT, "reason": str}: an exception that nobody caught was logged. Many alike are one
+message; how many there were is in the answer to STATS."""
 PONG: Final = INTERNAL + "PONG"
 """{"cmd": PONG, "seq": int}, the answer to PING."""
 
@@ -83,3 +89,8 @@ exits sends one more, with None as `seq`."""
 
 EXIT_FAILED: Final = 78
 """EX_CONFIG of sysexits.h: the child sent FAILED; a restart would fail likewise."""
+
+DUMP_STACKS_SIGNAL: Final = 49
+"""SIGRTMIN+15. A worker that runs our runtime and was READY writes the stacks of all threads and
+tasks to its stderr, although its loop is blocked. Send it to that process alone: any other would
+be killed by it."""

@@ -6,6 +6,7 @@
     process.send("take it", handle=sock)    # a socket: listening, connected, UDP or unix
     process.on_message(lambda message, handle: ...)
     process.retire("cache is corrupt")      # replace me, I finish what I have
+    await process.drain()                   # until `send` has room again
 
 A process is one worker, so this is a module and not a class, as in Node (`process.send`,
 `process.on("message")`). Owns the messages that came before the program set a callback. Under
@@ -14,12 +15,13 @@ program the first use within its event loop adopts the channel that the environm
 A callback can be set before there is a loop, so it can be a decorator at the top of a module.
 
 Without a supervisor nothing fails: `is_worker` is False and `send` returns False. Use it in the
-loop's thread only. Callbacks run as any callback of the loop does, so an exception in one is
+loop's thread only. What was sent before a clean exit arrives. A child that the program forks has
+no supervisor. Callbacks run as any callback of the loop does, so an exception in one is
 an uncaught exception of the program.
 """
 
 import asyncio
-import errno
+import atexit
 import inspect
 import logging
 import os
@@ -37,6 +39,7 @@ from penstock_worker.channel.channel import Channel
 from penstock_worker.channel.channel import inherited as _inherited
 
 __all__ = [
+    "drain",
     "is_worker",
     "on_disconnect",
     "on_message",
@@ -52,6 +55,8 @@ MAX_QUEUED: Final = 1024
 MAX_QUEUED_HANDLES: Final = 64
 """Of those, messages with a descriptor, which is open meanwhile."""
 _MAX_REASON: Final = 4096
+FLUSH_S: Final = 2.0
+"""How long an exit waits for the supervisor to take the last messages."""
 
 OnMessage = Callable[[Any, socket.socket | None], object]
 OnDisconnect = Callable[[], object]
@@ -100,6 +105,22 @@ class _State:
         self.thread = threading.get_ident()
         self.channel = Channel(loop, sock, self.receive, self.disconnected)
         self.channel.send({"cmd": contract.ONLINE, "pid": os.getpid()})
+        atexit.register(self.flush)
+
+    def flush(self) -> None:
+        """The process exits: what was sent must arrive."""
+        if self.channel is not None and not self.channel.closed:
+            flush(self.channel)
+
+    def forget(self) -> None:
+        """In a forked child: the channel is its parent's."""
+        channel, self.channel = self.channel, None
+        self.on_retire = None
+        if channel is not None and channel.fileno() >= 0:
+            # Not closed: its object would close the number again when it is collected.
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, channel.fileno(), inheritable=False)
+            os.close(null)
 
     def receive(self, message: Any, handle: socket.socket | None) -> None:
         """Handle a message in a program without our runtime."""
@@ -184,6 +205,7 @@ def _check_plain(callback: Callable[..., object]) -> None:
 
 
 _state = _State(os.environ)  # noqa: TID251 -- one process is one worker
+os.register_at_fork(after_in_child=_state.forget)
 
 slot: int | None = _state.slot
 """0, 1, 2 …: a successor of this process gets the same; None without a supervisor."""
@@ -198,7 +220,7 @@ def send(message: Any, handle: socket.socket | None = None) -> bool:
 
     The handle is copied, and the caller closes its own. ValueError: not JSON, longer than a line
     may be (1 MiB), or a `cmd` that starts with NODE_. TypeError: a handle that cannot
-    be sent. OSError: too much waits already (ENOBUFS), or no descriptor is left for the copy.
+    be sent. OSError: too much waits already (ENOBUFS), see `drain`, or no descriptor is left.
     RuntimeError: the first use without a running event loop, or another thread.
     """
     if framing.is_internal(message):
@@ -206,11 +228,15 @@ def send(message: Any, handle: socket.socket | None = None) -> bool:
     channel = _state.open_channel()
     if channel is None or channel.closed:
         return False
-    if channel.congested:
-        # Beyond that the channel would cut off its peer. A program that sends so many messages
-        # at once has not let the loop read the answers.
-        raise OSError(errno.ENOBUFS, "too many messages wait to be sent")
-    return channel.send(message, handle)
+    return channel.send_for_program(message, handle)
+
+
+async def drain() -> None:
+    """Wait until `send` has room for one more message. At once without a supervisor."""
+    channel = _state.open_channel()
+    if channel is not None:
+        # Several may wait for the same future, and one of them may be cancelled.
+        await asyncio.shield(channel.room())
 
 
 def on_message(callback: OnMessage) -> OnMessage:
@@ -260,6 +286,12 @@ def _send_internal(message: dict[str, Any]) -> None:
 
 
 # For the runtime.
+
+
+def flush(channel: Channel) -> None:
+    """Send what waits, before the process exits."""
+    if not channel.flush(FLUSH_S):
+        _log.warning("the last messages to the supervisor are lost: it did not take them in time")
 
 
 def attach(channel: Channel | None, on_retire: Callable[[str], None]) -> None:

@@ -11,11 +11,12 @@ A start can fail in two ways. If the program or its port is wrong, the worker se
 with `contract.EXIT_FAILED`: another start would fail likewise. If the program's own start
 raises an error, the status is 1: a database that is down may be up at the next start.
 
-A worker that *retires* goes on serving. Its supervisor first takes it out of the rotation, and
-then sends the TERM that stops it.
+A worker that *retires* goes on serving, for as long as it takes: other workers may be replaced
+before it. Its supervisor first takes it out of the rotation, and then sends the TERM that stops it.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -37,7 +38,7 @@ from penstock_worker.listener.limits import DirectLimits, parse_limits
 from penstock_worker.listener.proxy_header import ProxyHeaders
 from penstock_worker.listener.sources import ListenError, Source
 from penstock_worker.net import trusted_proxies
-from penstock_worker.runtime import uncaught
+from penstock_worker.runtime import process_hooks, program_exit
 from penstock_worker.runtime.supervisor_link import SupervisorLink
 from penstock_worker.servers import app_loader
 from penstock_worker.servers.app_loader import AppLoadError, LoadError, Program
@@ -50,10 +51,9 @@ _KEPT: Final = frozenset(
 """Variables that a program may want to read. The others would mislead its child processes."""
 _ORPHAN_GRACE_S: Final = 2.0
 """For requests in flight to finish when the supervisor has died."""
-_RETIRE_GRACE_S: Final = 10.0
-"""For the supervisor to answer RETIRE by TERM. Then the worker stops by itself."""
 _EXIT_BROKEN: Final = 1
 _EXIT_USAGE: Final = 2
+_log: Final = logging.getLogger("penstock.worker")
 _EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
 _USAGE: Final = "usage: PORT=9001 python -m penstock_worker.serve MODULE:ATTRIBUTE\n"
 
@@ -96,12 +96,15 @@ class Worker:
         self._write_error = write_error
         self._stopping = asyncio.Event()
         self._retired = False
+        self._serves = False
+        """READY was sent."""
+        self._postponed = ""
+        """Why the worker retires as soon as it serves."""
         self._status = 0
         self._thread = threading.get_ident()
         self._proxy_headers: ProxyHeaders | None = None
         supervisor.on_disconnect = self._on_disconnect
         supervisor.attach(self._asked_to_retire)
-        uncaught.install(loop, self.retire)
 
     async def run(self, program: Program, source: Source) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -154,18 +157,34 @@ class Worker:
         self._write_error(f'penstock_worker: cannot {when} "{self._spec}": {why}\n')
         return _EXIT_BROKEN
 
-    def retire(self, reason: str, traceback: str = "") -> None:
-        """Ask for a successor, and serve until told to stop. A second call only shows its cause."""
-        if not self._retired and not self._stopping.is_set():
-            self._retired = True
-            message = {"cmd": contract.RETIRE, "reason": reason, "traceback": traceback}
-            if self._supervisor.send(message):
-                self._loop.call_later(_RETIRE_GRACE_S, self._stopping.set)
-                return
+    def retire(self, reason: str, status: int = 0) -> None:
+        """Ask for a successor, serve until told to stop, and leave with this status."""
+        if self._retired or self._stopping.is_set():
+            return
+        self._retired = True
+        self._status = status
+        # What led to it is in the log already.
+        if not self._supervisor.send({"cmd": contract.RETIRE, "reason": reason, "traceback": ""}):
             # Nobody replaces a worker without a supervisor; who started it sees its exit status.
             self._stopping.set()
-            self._status = _EXIT_BROKEN if traceback else 0
-        self._write_error(traceback)
+
+    def on_uncaught(self, reason: str) -> None:
+        """An exception that nobody caught may have left the program in any state."""
+        if self._environ.get(contract.ON_UNCAUGHT) != "retire":
+            return
+        if self._serves:
+            self.retire(reason, 0 if self._supervisor.is_connected else _EXIT_BROKEN)
+        else:
+            # A worker that is not ready would be killed, which is not what was asked for.
+            self._postponed = self._postponed or reason
+
+    def on_program_exit(self, status: int, reason: str) -> bool:
+        """The program called `sys.exit`. False: nothing is served yet, so it can leave at once."""
+        if not self._serves:
+            return False
+        _log.error("the program called %s: leaving when what is served is finished", reason)
+        self.retire(reason, status)
+        return True
 
     def _asked_to_retire(self, reason: str) -> None:
         """The program asked for it, perhaps from another thread."""
@@ -212,6 +231,9 @@ class Worker:
             self._write_error(
                 f"penstock_worker: {self._spec} on {scheme}://{where} (pid {os.getpid()})\n"
             )
+        self._serves = True
+        if self._postponed:
+            self.on_uncaught(self._postponed)
 
     def _interrupted(self) -> None:
         # A person who presses Ctrl-C twice wants it to end at once. That does not hold for
@@ -249,10 +271,13 @@ def run(
         counters = RequestCounters()
         supervisor = SupervisorLink(loop, sock, environment, counters, Connections(loop, counters))
         worker = Worker(arguments[0], loop, environment, supervisor, write_error)
+        hooks = process_hooks.installed(loop, supervisor, worker.on_uncaught, write_error)
         try:
-            source = sources.find_source(environment)
-            with source.sock:
-                return runner.run(worker.run(app_loader.load(arguments[0]), source))
+            with hooks:
+                source = sources.find_source(environment)
+                with source.sock:
+                    main = worker.run(app_loader.load(arguments[0]), source)
+                    return program_exit.run(runner, main, worker.on_program_exit)
         except (ListenError, LoadError) as error:
             return worker.cannot_start(error)
         except KeyboardInterrupt:

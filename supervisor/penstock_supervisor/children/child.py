@@ -23,6 +23,7 @@ from penstock_supervisor.errors import StartError
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.process.spawn import Exit, SpawnError
 from penstock_worker import contract
+from penstock_worker.channel.channel import Channel
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -119,6 +120,10 @@ class Child:
         return self._running is not None and self._running.has_channel
 
     @property
+    def channel(self) -> Channel | None:
+        return None if self._running is None else self._running.channel
+
+    @property
     def speaks_protocol(self) -> bool:
         """Its process has sent a message of our protocol, so it answers requests."""
         return self._running is not None and self._running.speaks_protocol
@@ -133,7 +138,6 @@ class Child:
         return diagnosis.wrong_address(self.plan, self.pid) if self.state is State.STARTING else ""
 
     def seconds_in_state(self) -> float:
-        """Seconds in this state."""
         return self._loop.time() - self._state_since
 
     def start(self) -> None:
@@ -157,7 +161,6 @@ class Child:
         self._handle(LifecycleEvent.STOP)
 
     def stop_now(self) -> None:
-        """Kill it."""
         self._handle(LifecycleEvent.STOP_NOW)
 
     def signal(self, number: signal.Signals) -> bool:

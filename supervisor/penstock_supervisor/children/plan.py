@@ -112,6 +112,7 @@ def worker_plan(
             **_access_log_variable(service, access_log, context.stdout),
             **_accept_proxy_variable(service),
             **_limits_variable(service, slot),
+            **_uncaught_variable(service),
         },
         directory=service.directory,
         runs_our_code=service.app is not None,
@@ -269,6 +270,10 @@ def _limits_variable(service: Service, slot: int) -> dict[str, str]:
         log_field=service.limits.log_field,
     )
     return {contract.BOUNDS: limits.format_limits(worker_limits)}
+
+
+def _uncaught_variable(service: Service) -> dict[str, str]:
+    return {} if service.app is None else {contract.ON_UNCAUGHT: service.on_uncaught}
 
 
 def _environment(

@@ -76,7 +76,7 @@ class Running:
         self._callbacks = callbacks
         # A proxy gets all links at once when it starts. As our own program it is trusted with it.
         max_handles = _MAX_PROXY_HANDLES if plan.role == "proxy" else MAX_HANDLES
-        self._channel = Channel(
+        self.channel = Channel(
             loop, channel_end, self._on_message, self._on_disconnect, max_handles=max_handles
         )
         self._readiness_task: Task[None] | None = None
@@ -89,7 +89,7 @@ class Running:
 
     @property
     def has_channel(self) -> bool:
-        return not self._channel.closed
+        return not self.channel.closed
 
     def signal(self, number: Signals) -> None:
         """Signal the process group."""
@@ -102,7 +102,7 @@ class Running:
         on_sent: Callable[[bool], None] | None = None,
     ) -> bool:
         """As `Channel.send`."""
-        return self._channel.send(message, handle, on_sent)
+        return self.channel.send(message, handle, on_sent)
 
     def take_links(self) -> tuple[HandoffLink, ...]:
         """Take over the links; the caller closes them."""
@@ -113,14 +113,14 @@ class Running:
         """Read what an ended process left in its pipes and its channel."""
         for capture in self._captures:
             capture.drain()
-        self._channel.read_pending()
+        self.channel.read_pending()
 
     def close(self) -> None:
         """Close links and channel, and stop waiting for readiness. The pipes stay open until they
         end: processes that it started may still write to them."""
         for link in self.take_links():
             link.close()
-        self._channel.close()
+        self.channel.close()
         if self._readiness_task is not None:
             self._readiness_task.cancel()
 
@@ -137,7 +137,7 @@ class Running:
         self._callbacks.on_message(message, handle)
 
     def _on_disconnect(self) -> None:
-        self._callbacks.on_disconnect(self._channel.fault)
+        self._callbacks.on_disconnect(self.channel.fault)
 
 
 Spawn = Callable[[ChildPlan, tuple[int, ...], ProcessCallbacks], Running]

@@ -85,6 +85,9 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         _EVERYWHERE,
     ),
     **dict.fromkeys(("workers", "env", "directory", "restart", "timeouts.start"), _RUN_BY_US),
+    "on_uncaught": Applicability(
+        (When(programs=("app",)),), "no exception of another program is seen here"
+    ),
     "worker_ports": Applicability(
         (When(("ports",), programs=("app", "command")),),
         "no other gives workers ports of their own",

@@ -211,6 +211,8 @@ class Service(ProxySettings):
     """Working directory of the program; None: the supervisor's own."""
     access_log: Annotated[str, AfterValidator(_access_log)] = "stdout"
     restart: Restart = Restart()
+    on_uncaught: Literal["log", "retire"] = "log"
+    """What an exception that no code of the program caught leads to, beside a line in the log."""
     tls: Tls = Tls()
 
     @property

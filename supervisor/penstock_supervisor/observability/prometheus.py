@@ -36,7 +36,7 @@ from penstock_supervisor.kernel.process_stats import process_stats
 from penstock_supervisor.observability.fd_accounting import per_connection, place
 from penstock_supervisor.observability.metric_families import Labels, family
 from penstock_supervisor.observability.traffic import Traffic
-from penstock_supervisor.observability.worker_series import as_dict, as_number
+from penstock_supervisor.observability.worker_series import OF_WORKERS, as_dict, as_number
 from penstock_supervisor.snapshot import ChildView, Snapshot
 
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -117,6 +117,7 @@ TABLE: Final = (
     Metric("penstock_jain_fairness_index", "gauge",
            "How evenly workers shared the work so far: 1 if by weight, 1/n if one has all.",
            ("service",)),
+    *OF_WORKERS,
 )  # fmt: skip
 
 Samples = defaultdict[str, list[tuple[Labels, Any]]]
@@ -232,7 +233,7 @@ class _SnapshotMetrics(Collector):
             self._add("penstock_ejections_total", labels, row["ejections"])
 
     def _add_services(self, snapshot: Snapshot, traffic: Traffic) -> None:
-        labels_of = {metric.name: metric.labels[1:] for metric in metrics.TABLE}
+        labels_of = {metric.name: metric.labels[1:] for metric in (*metrics.TABLE, *OF_WORKERS)}
         for service, series in traffic.series.items():
             for name, samples in series.items():
                 for text, value in samples.items():

@@ -32,18 +32,25 @@ _OF_CONNECTIONS: Final = frozenset(
         "penstock_worker_connections_total",
     )
 )
+OF_WORKERS: Final = (
+    Metric("penstock_worker_uncaught_exceptions_total", "counter",
+           "Exceptions in an app's tasks, callbacks and threads that nobody caught.",
+           ("service", "slot")),
+)  # fmt: skip
+"""Metrics that no proxy has."""
+_OF_PROGRAMS: Final = frozenset(metric.name for metric in OF_WORKERS)
 COUNTED_BY_WORKERS: Final[Mapping[str, frozenset[str]]] = {
-    "ports": frozenset(),
-    "handoff": _OF_REQUESTS,
-    "shared": _OF_REQUESTS | _OF_CONNECTIONS,
-    "reuseport": _OF_REQUESTS | _OF_CONNECTIONS,
+    "ports": _OF_PROGRAMS,
+    "handoff": _OF_PROGRAMS | _OF_REQUESTS,
+    "shared": _OF_PROGRAMS | _OF_REQUESTS | _OF_CONNECTIONS,
+    "reuseport": _OF_PROGRAMS | _OF_REQUESTS | _OF_CONNECTIONS,
 }
 """By scheme: the metrics that workers count. The proxy counts all others."""
 
 _MAX_VALUE: Final = 2.0**63
 """More than any real count, and small enough that a sum of many does not overflow."""
 _MAX_SAMPLES: Final = 4096
-_TABLE: Final = {metric.name: metric for metric in metrics.TABLE}
+_TABLE: Final = {metric.name: metric for metric in (*metrics.TABLE, *OF_WORKERS)}
 _CODES: Final = frozenset(str(status.value) for status in HTTPStatus) | {"none"}
 _PHASES: Final = ("connect", "first_byte", "total")
 _REASONS: Final = ("proxy_header", "proxy_untrusted")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def test_a_worker_that_retires_under_load_loses_no_request(
     penstock: "Penstock", program: str, scheme: str, path: str
 ) -> None:
-    run = penstock(app=program, scheme=scheme, workers=2, health={"path": "/healthz"})
+    keys = {"on_uncaught": "retire"} if path == "/throw" else {}
+    run = penstock(app=program, scheme=scheme, workers=2, health={"path": "/healthz"}, **keys)
     run.may_trace = path == "/throw"
     before = pids(run)
     retired: list[str] = []

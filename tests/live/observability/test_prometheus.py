@@ -259,6 +259,7 @@ FIRING = [
     ("PenstockNoWorkerInRotation", {'penstock_worker_in_rotation{service="web",slot="0"}': "0x20"}),
     ("PenstockGaveUp", {'penstock_child_state{state="given_up"}': "1x20"}),
     ("PenstockRestarts", {'penstock_child_restarts_total{reason="exit"}': "0+1x20"}),
+    ("PenstockUncaughtExceptions", {"penstock_worker_uncaught_exceptions_total": "0+60x20"}),
     ("PenstockDescriptorsNearLimit",
      {"penstock_process_open_fds": "90x20", "penstock_process_max_fds": "100x20"}),
     ("PenstockRejects", {'penstock_rejected_total{reason="no_worker"}': "0+5x20"}),

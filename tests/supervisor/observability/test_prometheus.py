@@ -283,6 +283,7 @@ def full(made: Any) -> Iterator[Snapshot]:
             "series": {
                 "penstock_connections_active": {"": 2},
                 "penstock_worker_connections_total": {"0": 5},
+                "penstock_worker_uncaught_exceptions_total": {"0": 7},
             },
         }
     }

@@ -10,6 +10,7 @@ from penstock_proxy import metrics
 from penstock_proxy.metrics import BUCKETS_S, METHODS
 from penstock_supervisor.observability.worker_series import (
     COUNTED_BY_WORKERS,
+    OF_WORKERS,
     as_number,
     sanitized,
     without_gauges,
@@ -25,7 +26,11 @@ def everything(slot: int = 0) -> dict[str, Any]:
         "penstock_worker_connections_total": {str(slot): 5},
         "penstock_requests_total": {f"{slot} GET 200": 7, f"{slot} POST none": 1},
         "penstock_request_duration_seconds": {"total": [*range(BUCKETS), 1.5]},
+        "penstock_worker_uncaught_exceptions_total": {str(slot): 4},
     }
+
+
+UNCAUGHT = {"penstock_worker_uncaught_exceptions_total": {"0": 4}}
 
 
 def test_permitted_series_of_a_worker_are_kept() -> None:
@@ -34,15 +39,15 @@ def test_permitted_series_of_a_worker_are_kept() -> None:
 
 
 def test_metrics_that_the_proxy_counts_are_not_taken_from_workers() -> None:
-    assert sanitized(everything(), 0, "ports") == {}
+    assert sanitized(everything(), 0, "ports") == UNCAUGHT
     assert set(sanitized(everything(), 0, "handoff")) == {
-        "penstock_requests_total", "penstock_request_duration_seconds",
+        "penstock_requests_total", "penstock_request_duration_seconds", *UNCAUGHT,
     }  # fmt: skip
     assert sanitized(everything(), 0, "no such scheme") == {}
 
 
-def test_every_metric_that_workers_count_is_defined_by_the_proxy() -> None:
-    known = {metric.name for metric in metrics.TABLE}
+def test_every_metric_that_workers_count_is_defined() -> None:
+    known = {metric.name for metric in (*metrics.TABLE, *OF_WORKERS)}
     assert all(names <= known for names in COUNTED_BY_WORKERS.values())
 
 

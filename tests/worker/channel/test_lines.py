@@ -159,7 +159,7 @@ def test_a_peer_that_has_stopped_reading_is_cut_off_but_not_from_within_send(
     while not peer.channel.closed:
         peer.channel.send(piece)
         sent += MAX_LINE // 2
-        assert sent < 2 * MAX_UNSENT
+        assert sent < 3 * MAX_UNSENT
     assert peer.disconnects == 0
     assert "unread" in caplog.text
     peer.until(lambda: peer.disconnects == 1)
@@ -214,8 +214,8 @@ def test_the_number_of_unread_messages_is_bounded(
             break
         congested += peer.channel.congested
         peer.channel.send(0)
-    assert congested == 1, "it is known just before it is too late"
-    assert "1000 messages unread" in peer.channel.fault
+    assert congested > 1000, "a program is refused long before it is too late"
+    assert "messages unread" in peer.channel.fault
 
 
 def test_a_peer_that_sends_without_a_pause_does_not_block_the_loop(

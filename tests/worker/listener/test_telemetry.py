@@ -46,13 +46,15 @@ def test_under_handoff_a_worker_counts_requests_and_no_connections(
     assert clients.exchange(client)
     metrics = served.stats()
     assert set(metrics["series"]) == {
-        "penstock_requests_total", "penstock_request_duration_seconds"
+        "penstock_requests_total", "penstock_request_duration_seconds",
+        "penstock_worker_uncaught_exceptions_total",
     }  # fmt: skip
     assert metrics["fds"]["channel"] == 2
 
 
-def test_behind_a_forwarding_proxy_a_worker_counts_nothing(serve: Start) -> None:
-    assert serve(DEMO, PENSTOCK_SCHEME="ports").ready().stats()["series"] == {}
+def test_behind_a_forwarding_proxy_a_worker_counts_only_its_own_faults(serve: Start) -> None:
+    series = serve(DEMO, PENSTOCK_SCHEME="ports", PENSTOCK_SLOT="3").ready().stats()["series"]
+    assert series == {"penstock_worker_uncaught_exceptions_total": {"3": 0}}
 
 
 @pytest.mark.parametrize("spec", APPS)

@@ -171,6 +171,56 @@ process.send([taken, refused])
     assert supervisor.disconnects == 0
 
 
+def test_a_program_that_sends_more_than_is_read_is_refused_and_can_wait_for_room(
+    supervisor: SupervisorEnd,
+) -> None:
+    supervisor.run(
+        """
+sent = 0
+try:
+    while True:
+        process.send("x" * 1_000_000)
+        sent += 1
+except OSError as error:
+    refused = error.errno
+await process.drain()
+process.send([sent, refused])
+end()
+"""
+    )
+    supervisor.until(lambda: supervisor.disconnects == 1)
+    *large, (sent, refused) = supervisor.received()
+    assert (len(large), refused) == (sent, errno.ENOBUFS)
+    assert supervisor.status() == 0
+
+
+def test_messages_sent_right_before_the_exit_arrive_although_the_loop_is_closed(
+    supervisor: SupervisorEnd,
+) -> None:
+    supervisor.run("for n in range(3): process.send([n, 'x' * 1_000_000])\nend()")
+    supervisor.until(lambda: supervisor.disconnects == 1)
+    assert [message[0] for message in supervisor.received()] == [0, 1, 2]
+    assert supervisor.status() == 0
+    assert supervisor.stderr() == ""
+
+
+def test_a_child_that_the_program_forks_does_not_send_over_its_channel(
+    supervisor: SupervisorEnd,
+) -> None:
+    supervisor.run(
+        """
+process.send("from the parent")
+pid = os.fork()
+if not pid:
+    os._exit(int(process.send("from the child")))
+process.send(["status", os.waitpid(pid, 0)[1]])
+end()
+"""
+    )
+    supervisor.until(lambda: supervisor.disconnects == 1)
+    assert supervisor.received() == ["from the parent", ["status", 0]]
+
+
 def test_send_from_another_thread_is_an_error_that_names_call_soon_threadsafe(
     supervisor: SupervisorEnd,
 ) -> None:

@@ -19,7 +19,7 @@ from tests.support.worker.supervisor import SupervisorEnd
 
 from penstock_worker import process
 from penstock_worker.channel.channel import pair
-from penstock_worker.contract import CHANNEL_FD, READY, RETIRE, SERVICE, SLOT
+from penstock_worker.contract import CHANNEL_FD, READY, RETIRE, SERVICE, SLOT, UNCAUGHT
 from penstock_worker.process import MAX_QUEUED, MAX_QUEUED_HANDLES, _State
 
 
@@ -37,14 +37,15 @@ def test_under_the_runtime_a_program_uses_the_runtimes_channel(
 
 
 @pytest.mark.parametrize(
-    ("message", "reason"), [("retire", "had enough"), ("break", "in a callback")]
+    ("message", "command", "reason"),
+    [("retire", RETIRE, "had enough"), ("break", UNCAUGHT, "in a callback")],
 )
-def test_retire_and_an_exception_in_a_callback_both_ask_for_a_successor(
-    supervisor: SupervisorEnd, message: str, reason: str
+def test_the_supervisor_hears_of_retire_and_of_an_exception_in_a_callback(
+    supervisor: SupervisorEnd, message: str, command: str, reason: str
 ) -> None:
     supervisor.serve()
     supervisor.send(message)
-    supervisor.until(lambda: supervisor.received()[-1].get("cmd") == RETIRE)
+    supervisor.until(lambda: supervisor.received()[-1].get("cmd") == command)
     assert reason in supervisor.received()[-1]["reason"]
     supervisor.signal(signal.SIGTERM)
     assert supervisor.status() == 0

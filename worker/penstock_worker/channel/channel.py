@@ -6,24 +6,30 @@ format is `framing`, and what waits to be sent is `send_queue`. Must not know wh
 
 Neither end relies on the other to be quick or correct. Sending never waits: what the kernel does
 not take is kept, up to a bound, because a peer that has stopped reading must neither stop us
-nor make us grow. A peer that breaks the protocol is cut off, and `fault` says why. Each
+nor make us grow. A program that sends too much for a slow peer is refused (`send_for_program`)
+and may wait for `room`. A peer that breaks the protocol is cut off, and `fault` says why. Each
 side learns by end-of-file that the other is gone, so there is no heartbeat.
 
 It uses callbacks and not asyncio's streams: a channel can then be made before the event loop
-runs, and a child that is about to exit can be sure that its last message has left.
+runs, and a child that is about to exit can be sure that its last message has left (`flush`), even
+when its loop is closed.
 """
 
 import array
+import errno
 import logging
 import os
+import select
 import socket
 import stat
-from asyncio import AbstractEventLoop, Handle
+from asyncio import AbstractEventLoop, Future, Handle
 from collections import deque
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, cast
 
 from penstock_worker.channel import framing, send_queue
+from penstock_worker.channel.closed_loop import ClosedLoop
 from penstock_worker.channel.send_queue import QueuedMessage, SendQueue
 from penstock_worker.contract import CHANNEL_FD
 from penstock_worker.net.stream import inherited_end
@@ -39,6 +45,9 @@ _READ_SIZE: Final = 64 << 10
 _MAX_READS: Final = 16
 """Reads in a row: more than a socket buffer holds. Without this bound a peer that sends without
 a pause would keep the loop for itself."""
+_MAX_PENDING_READS: Final = 1 << 10
+"""Reads of what an ended peer left. That is no more than a socket buffer, but something that it
+started may still write."""
 
 Message = dict[str, Any]
 OnMessage = Callable[[Any, socket.socket | None], None]
@@ -75,6 +84,9 @@ class Channel:
         self._send_queue = SendQueue(loop, sock, self._cut_off, self._read_soon, max_handles)
         self._next_read: Handle | None = None
         self._closing: Handle | None = None
+        self._room: Future[None] | None = None
+        self._flushing = False
+        """It is about to be closed: nobody is there for what arrives."""
         loop.add_reader(sock, self._read)
 
     def send(
@@ -101,14 +113,57 @@ class Channel:
             self._send_queue.put(QueuedMessage(line, handle.dup(), on_sent, wants_ack=True))
         return True
 
+    def send_for_program(self, message: Any, handle: socket.socket | None = None) -> bool:
+        """`send`, for messages whose number nobody bounds. OSError (ENOBUFS): too much waits."""
+        if self._send_queue.congested and not self.closed:
+            raise OSError(errno.ENOBUFS, "too many messages wait to be sent")
+        return self.send(message, handle)
+
     @property
     def congested(self) -> bool:
-        """One message more may be too much. Who sends many at once can look here first."""
+        """A program's next message would be refused."""
         return self._send_queue.congested
+
+    def room(self) -> Future[None]:
+        """Done when it is not congested any more, or is closed."""
+        if self._room is None or self._room.done():
+            self._room = self._loop.create_future()
+            if self.closed or not self._send_queue.congested:
+                self._room.set_result(None)
+            else:
+                self._send_queue.on_room = self._tell_room
+        return self._room
+
+    def _tell_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     def read_pending(self) -> None:
         """Read what has arrived; for a caller that knows in another way that the peer is gone."""
-        self._read()
+        self._read(_MAX_PENDING_READS)
+
+    def fileno(self) -> int:
+        """-1 if it is closed."""
+        return self._sock.fileno()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything is sent; for a process that is about to exit. Close it then.
+
+        It needs no loop. What arrives meanwhile is dropped. False: not everything was sent.
+        """
+        if self._loop.is_closed():
+            self._loop = cast("AbstractEventLoop", ClosedLoop())
+            self._send_queue.leave_loop(self._loop)
+        self._flushing = True
+        ends_at = monotonic() + timeout_s
+        queue, poll = self._send_queue, select.poll()
+        while not self.closed and not queue.empty and (left_s := ends_at - monotonic()) > 0:
+            poll.register(self._sock, select.POLLIN if queue.awaits_ack else select.POLLOUT)
+            poll.poll(1000 * left_s)
+            if queue.awaits_ack:
+                self._read()
+            queue.flush()
+        return queue.empty
 
     def close(self) -> None:
         """Close it; what the kernel has not taken yet is lost."""
@@ -119,10 +174,10 @@ class Channel:
 
     # Receiving.
 
-    def _read(self) -> None:
+    def _read(self, times: int = _MAX_READS) -> None:
         # Until there is no more: a peer that closes with our messages unread causes an error
         # condition, for which uvloop calls a reader once and then never again.
-        for _ in range(_MAX_READS):
+        for _ in range(times):
             if self.closed:
                 return
             try:
@@ -210,6 +265,10 @@ class Channel:
             self._dispatch(message.get("msg"), handle)
 
     def _dispatch(self, message: Any, handle: socket.socket | None) -> None:
+        if self._flushing:
+            if handle is not None:
+                handle.close()
+            return
         try:
             self._on_message(message, handle)
         except Exception:

@@ -1,7 +1,10 @@
 """What one end of a channel has still to send, and the one descriptor that is under way.
 
-Owns the messages that wait and their copies of descriptors. Both are bounded, because a peer that
-has stopped reading must not make us grow. Owns also the rule that nothing follows a
+Owns the messages that wait and their copies of descriptors. Both are bounded twice. Up to the
+first bound a program may send; then the queue is `congested`, and the sender is refused or waits
+for `on_room`. A peer that is busy is slow, and nothing else. Our own messages are few and may
+always follow. Only at the second bound, which no program can reach, the peer is taken to have
+stopped reading, because it must not make us grow. Owns also the rule that nothing follows a
 descriptor until the peer has acknowledged it: on a stream, two descriptors can overtake the lines
 that they belong to. Only our own acknowledgements may pass. If the peer exceeds a bound or
 breaks that rule, `on_violation` is called, which ends the channel.
@@ -21,11 +24,13 @@ from typing import Final, NamedTuple
 from penstock_worker.channel import framing
 
 MAX_UNSENT: Final = 4 << 20
-"""Bytes that wait for a slow peer. With more it is taken to have stopped reading."""
+"""Bytes that a program may leave waiting for a slow peer."""
 MAX_LINES: Final = 1 << 16
 """The same in messages: a short one costs more memory than its bytes."""
 MAX_HANDLES: Final = 64
 """Descriptors that wait to be sent, each a copy that is open meanwhile."""
+_OWN_FACTOR: Final = 2
+"""So many times as much may wait in all, with our own messages."""
 _MAX_ATTEMPTS: Final = 4
 """How often a descriptor is sent that the peer has no room for. Node tries as often."""
 _EXHAUSTED: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
@@ -83,10 +88,22 @@ class SendQueue:
         self._retry: TimerHandle | None = None
         self._exhausted = False
         """The kernel is short of something, and that was logged."""
+        self.on_room: Callable[[], None] | None = None
+        """Is called when the queue is not congested any more."""
+
+    @property
+    def empty(self) -> bool:
+        """The kernel has everything, or nothing will be taken any more."""
+        return self.unwritable or not (self._writing or self._queue or self._pending)
+
+    @property
+    def awaits_ack(self) -> bool:
+        """Nothing can be sent until the peer acknowledges a handle."""
+        return self._pending is not None and not self._writing
 
     @property
     def congested(self) -> bool:
-        """One message more may be too much."""
+        """A program has to wait: one large message more may be too much."""
         return (
             self._handles >= self._max_handles
             or self._unsent >= MAX_UNSENT - framing.MAX_LINE
@@ -99,11 +116,12 @@ class SendQueue:
         self._unsent += len(message.line)
         self._queue.append(message)
         self._advance()
-        if self._unsent > MAX_UNSENT:
+        lines = len(self._queue) + len(self._writing)
+        if self._unsent > _OWN_FACTOR * MAX_UNSENT:
             self._on_violation(f"the peer left {self._unsent} bytes unread")
-        elif len(self._queue) + len(self._writing) > MAX_LINES:
-            self._on_violation(f"the peer left more than {MAX_LINES} messages unread")
-        elif self._handles > self._max_handles:
+        elif lines > _OWN_FACTOR * MAX_LINES:
+            self._on_violation(f"the peer left {lines} messages unread")
+        elif self._handles > _OWN_FACTOR * self._max_handles:
             self._on_violation(f"the peer left {self._handles} descriptors untaken")
 
     def close(self) -> list[QueuedMessage]:
@@ -120,7 +138,12 @@ class SendQueue:
         self._queue.clear()
         self._pending = None
         self._unsent = self._handles = 0
+        self._tell_room()
         return waiting
+
+    def leave_loop(self, loop: AbstractEventLoop) -> None:
+        """The loop is closed: use this one, which never calls anything."""
+        self._loop = loop
 
     def _advance(self) -> None:
         """Write what may be written: everything up to the next handle, and that one."""
@@ -144,6 +167,10 @@ class SendQueue:
         self._writing.append(QueuedMessage(line, is_ack=True))
         self._flush()
 
+    def flush(self) -> None:
+        """Write what the kernel takes now."""
+        self._flush()
+
     def _flush(self) -> None:
         # At once, if possible: a child sends why it failed and exits without another turn of
         # its loop.
@@ -162,6 +189,12 @@ class SendQueue:
                 self._ack_due = True
             elif message.is_ack:
                 self._ack_unsent = False
+            self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self.on_room is not None and not self.congested:
+            on_room, self.on_room = self.on_room, None
+            on_room()
 
     def _write(self, message: QueuedMessage) -> int:
         """Bytes that the kernel took; -1 if it has no room, and `_flush` is called again."""
@@ -213,6 +246,7 @@ class SendQueue:
         message.handle.close()
         report(message, taken)
         if not self._closed:
+            self._tell_room()
             self._advance()
 
 

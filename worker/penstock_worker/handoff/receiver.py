@@ -92,6 +92,9 @@ class LinkReceiver:
             self._at_limit = False
             self.start()
 
+    def fileno(self) -> int:
+        return self._link.fileno()
+
     def drain(self) -> None:
         """Take what is in the link now, and nothing after it."""
         while self._take() and not self._at_limit:

@@ -99,6 +99,9 @@ class Acceptor:
             self._retry.cancel()
             self.start()
 
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
     def drain(self, limit: int) -> None:
         """Accept what is in the queue, for those clients are connected already; then close."""
         if not self.closed:

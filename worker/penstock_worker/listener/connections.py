@@ -37,7 +37,7 @@ ProtocolFactory = Callable[[bool], asyncio.Protocol]
 class Connection(Stream):
     """A connection that a protocol serves. `on_close` is called when its transport closes it."""
 
-    __slots__ = ("_on_close", "link", "opened", "probe", "protocol")
+    __slots__ = ("_on_close", "link", "number", "opened", "probe", "protocol")
 
     protocol: asyncio.Protocol
     """What serves it first."""
@@ -58,6 +58,8 @@ class Connection(Stream):
         self.link = link
         """The link that it came over, whose proxy is told of its end; or _NO_LINK."""
         self.probe = probe
+        self.number = fd
+        """Its descriptor, also when a transport has it."""
 
     @property
     def may_be_ended(self) -> bool:
@@ -147,6 +149,12 @@ class Connections:
     @property
     def links(self) -> int:
         return len(self._receivers)
+
+    def descriptors(self) -> list[int]:
+        """All that are open now: listening sockets, links and connections."""
+        acceptors = [one.fileno() for one in self._acceptors]
+        links = [receiver.fileno() for receiver in self._receivers]
+        return [*acceptors, *links, *(connection.number for connection in self._open)]
 
     async def drain(self) -> None:
         """Take what waits, close the sources, and let every client send one more request."""

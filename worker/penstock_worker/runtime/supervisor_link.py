@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from asyncio import AbstractEventLoop, all_tasks
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from penstock_worker import contract, process
@@ -23,6 +23,7 @@ from penstock_worker.telemetry.counters import (
     Series,
     connection_series,
     request_series,
+    uncaught_series,
 )
 from penstock_worker.telemetry.loop_lag import LoopLag
 from penstock_worker.telemetry.recorder import Recorder
@@ -49,11 +50,16 @@ class SupervisorLink:
         self._scheme = environ.get(contract.SCHEME, "ports")
         self._slot = environ.get(contract.SLOT, "")
         self._lag = LoopLag(loop)
-        self._datagram_sockets = 0
+        self._datagram_socket: socket.socket | None = None
         self._recorder: Recorder | None = None
         self._started = False
         self._channel = Channel(loop, sock, self._on_message, self._on_disconnect) if sock else None
         self.send({"cmd": contract.ONLINE, "pid": os.getpid()})
+
+    @property
+    def is_connected(self) -> bool:
+        """There is a supervisor."""
+        return self._channel is not None and not self._channel.closed
 
     def send(self, message: dict[str, Any]) -> bool:
         """Send one of our own messages; False: there is no supervisor."""
@@ -63,9 +69,24 @@ class SupervisorLink:
         """Let the program send and receive over this channel."""
         process.attach(self._channel, on_retire)
 
+    def uncaught(self, reason: str) -> None:
+        """An exception that nobody caught was logged."""
+        # Not past what waits already: the log has it, and the supervisor does not read.
+        if self._channel is not None and not self._channel.congested:
+            self.send({"cmd": contract.UNCAUGHT, "reason": reason})
+
+    def descriptors(self) -> Iterator[int]:
+        """All that no child of this process must have."""
+        if self._channel is not None:
+            yield self._channel.fileno()
+        if self._datagram_socket is not None:
+            yield self._datagram_socket.fileno()
+        yield from self.connections.descriptors()
+
     def start(self, source: Source, recorder: Recorder | None) -> None:
         """The worker serves from now on."""
-        self._datagram_sockets = int(source.kind == "datagram")
+        if source.kind == "datagram":
+            self._datagram_socket = source.sock
         self._recorder = recorder
         self._started = True
         self._lag.start()
@@ -73,11 +94,13 @@ class SupervisorLink:
     def stop(self) -> None:
         """The worker has served. Send what it counted since it was last asked."""
         self._lag.stop()
-        if self._started and self._scheme != "ports":
+        if self._started:
             self._send_stats(None)
 
     def close(self) -> None:
+        """The process exits. What was sent arrives, if the supervisor reads."""
         if self._channel is not None:
+            process.flush(self._channel)
             self._channel.close()
 
     def _on_disconnect(self) -> None:
@@ -107,6 +130,7 @@ class SupervisorLink:
         if command == contract.PROBE:
             self.connections.probe(handle)
         elif command == contract.LISTEN and handle.type == socket.SOCK_DGRAM:
+            self._datagram_socket = handle
             self.on_datagram_socket(handle)
         elif command == contract.LISTEN:
             self.connections.listen(handle)
@@ -123,16 +147,16 @@ class SupervisorLink:
         }
 
     def _series(self) -> Series:
-        if self._scheme == "ports":
-            return {}
-        series = request_series(self.counters, self._slot)
-        if self._scheme != "handoff":
+        series = uncaught_series(self.counters, self._slot)
+        if self._scheme != "ports":
+            series.update(request_series(self.counters, self._slot))
+        if self._scheme in ("shared", "reuseport"):
             series.update(connection_series(self.counters, self._slot))
         return series
 
     def _descriptors(self) -> dict[str, int]:
         known = {
-            "listener": self.connections.listeners + self._datagram_sockets,
+            "listener": self.connections.listeners + (self._datagram_socket is not None),
             "client": self.connections.clients,
             "channel": 1 + self.connections.links,
         }

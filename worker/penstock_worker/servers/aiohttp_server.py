@@ -9,6 +9,7 @@ then wait for its rest in vain, and a WebSocket for the answer to its close.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -59,6 +60,7 @@ class AiohttpServer:
         await self._runner.setup()
         assert self._runner.server is not None
         self._server = self._runner.server
+        self._server.request_handler = _without_exit(self._server.request_handler)
         self._server.pre_shutdown = self._runner.close_idle  # type: ignore[method-assign]
         if self._has_recorder:
             self._server.request_factory = _with_start_time(self._server.request_factory)
@@ -119,6 +121,23 @@ class _Runner(web.AppRunner):
 
 def _awaits_head(connection: web.RequestHandler) -> bool:
     return connection._waiter is not None and not connection._messages
+
+
+def _without_exit(handle: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose `sys.exit` fails its request, as in uvicorn. aiohttp would end the loop."""
+    pid = os.getpid()
+
+    async def handle_request(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            answer: web.StreamResponse = await handle(request)
+        except SystemExit as error:
+            if os.getpid() != pid:
+                # A child that the handler has forked ends.
+                raise
+            raise RuntimeError(f"the handler called sys.exit({error.code!r})") from error
+        return answer
+
+    return handle_request
 
 
 def _with_start_time(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:

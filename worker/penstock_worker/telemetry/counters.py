@@ -63,7 +63,7 @@ class Histogram:
 class RequestCounters:
     """What a worker counts of requests and connections that no proxy counts."""
 
-    __slots__ = ("active", "connections", "rejected", "requests", "total")
+    __slots__ = ("active", "connections", "rejected", "requests", "total", "uncaught")
 
     def __init__(self) -> None:
         self.connections = 0
@@ -75,6 +75,8 @@ class RequestCounters:
         self.total = Histogram()
         self.rejected: defaultdict[str, int] = defaultdict(int)
         """Connections without a valid PROXY header, by reason."""
+        self.uncaught = 0
+        """Exceptions that no code of the program caught."""
 
     def ended(self, method: str, status: int, seconds: float) -> None:
         """One request is over."""
@@ -108,6 +110,11 @@ def connection_series(counters: RequestCounters, slot: str) -> Series:
         "penstock_connections_active": {"": counters.active},
         "penstock_worker_connections_total": {slot: counters.connections},
     }
+
+
+def uncaught_series(counters: RequestCounters, slot: str) -> Series:
+    """The series that every worker with our runtime has, whoever counts its requests."""
+    return {"penstock_worker_uncaught_exceptions_total": {slot: counters.uncaught}}
 
 
 def flat(histogram: Histogram) -> list[int | float]:
