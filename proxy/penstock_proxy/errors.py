@@ -68,9 +68,9 @@ WORKER_CLOSED: Final = Fault("worker_closed", Side.WORKER, 502, "the worker clos
 BAD_RESPONSE: Final = Fault("bad_response", Side.WORKER, 502, "the worker's answer is not HTTP")
 RESPONSE_TIMEOUT: Final = Fault("response_timeout", Side.WORKER, 504, "the worker took too long")
 ANSWERED: Final = {
-    502: Fault("worker_error", Side.WORKER, 502, "the worker answered 502"),
-    503: Fault("worker_error", Side.WORKER, 503, "the worker answered 503"),
-    504: Fault("worker_error", Side.WORKER, 504, "the worker answered 504"),
+    502: Fault("worker_502", Side.WORKER, 502, "the worker answered 502"),
+    503: Fault("worker_503", Side.WORKER, 503, "the worker answered 503"),
+    504: Fault("worker_504", Side.WORKER, 504, "the worker answered 504"),
 }
 """Answers of a worker that were discarded, so that another worker could be asked."""
 SEND_TIMEOUT: Final = Fault("send_timeout", Side.CLIENT, 0, "")

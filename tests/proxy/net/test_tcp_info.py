@@ -10,7 +10,13 @@ import pytest
 
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.socket_transport import adopt
-from penstock_proxy.net.tcp_info import CLOSED, UNKNOWN, acknowledged, is_unread
+from penstock_proxy.net.tcp_info import (
+    CLOSED,
+    UNKNOWN,
+    acknowledged,
+    is_unacknowledged,
+    is_unread,
+)
 from penstock_proxy.net.transport import Transport
 from penstock_worker.net.stream import Stream
 
@@ -40,6 +46,10 @@ class Prober:
 
     def connection_lost(self, error: Exception | None) -> None:
         unread = is_unread(self.transport, self.before, error)
+        if self.transport.borrow().family == socket.AF_INET:
+            # Both ways to ask agree.
+            assert unread == is_unacknowledged(self.transport, len(b"POST"), error)
+        assert not is_unacknowledged(self.transport, 0, error)
         self.ended.set_result((unread, type(error).__name__))
 
 
@@ -137,3 +147,4 @@ async def test_without_a_socket_nothing_is_known() -> None:
     assert acknowledged(transport) == UNKNOWN
     assert not is_unread(transport, 5, None)
     assert not is_unread(transport, UNKNOWN, None)
+    assert not is_unacknowledged(transport, 5, None)
