@@ -113,7 +113,10 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
     ),
     "health.slow_start": Applicability((When(_PROXIED),), _KERNEL_CHOOSES, ("0s",)),
     "ejection": Applicability((When(_PROXIED),), "otherwise no proxy sees the traffic"),
-    "retries": Applicability((When(("ports",)),), "no other asks a worker twice"),
+    **dict.fromkeys(
+        ("retries.on", "retries.budget", "retries.min_per_second"),
+        Applicability((When(("ports",)),), "no other asks a worker twice"),
+    ),
     "retries.attempts": Applicability(
         (_PROXIED_HTTP,), "what a worker has of a connection in another mode stays with it"
     ),

@@ -31,6 +31,7 @@ NO_EJECTION = {"failures": 0, "share": "0%"}
 WORKERS = 4
 
 NOTE = """
+import os
 
 def note():
     fd = os.open("executed", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -206,7 +207,7 @@ def test_an_answer_that_is_not_http_is_502_without_waiting(
     run = penstock(*words, health=SELDOM, timeouts=PATIENT, retries={"attempts": attempts})
     assert run.connect().ask(request("GET")).status == 502
     assert len(set(asked)) == len(asked) == times
-    reason = "GET / from 127.0.0.1: 502 the worker's answer is not HTTP (not HTTP)"
+    reason = "GET / from 127.0.0.1: 502 the worker's answer is not HTTP"
     run.until(lambda: reason in run.err)
     assert run.err.count("; tried again on web/") == times - 1
 
