@@ -360,6 +360,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     assert not harness.network.pending_connects
     assert (harness.fd_budget.clients, harness.fd_budget.upstreams) == (0, 0)
     assert harness.service.counters.active == 0
+    assert harness.service.counters.upstreams == 0
     assert [member.active for member in harness.service.pool.members] == [0] * len(
         harness.service.pool.members
     )
