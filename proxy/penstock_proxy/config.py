@@ -113,6 +113,7 @@ Network = Annotated[str, AfterValidator(_network)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Weight = Annotated[int, Field(ge=1, le=100, strict=True)]
 Mode = Literal["http", "tcp", "udp"]
+RetryKind = Literal["connect", "reset", "timeout", "502", "503", "504"]
 Balance = Literal["round_robin", "least_connections", "power_of_two", "client_hash", "random"]
 
 
@@ -157,8 +158,15 @@ class Ejection(FrozenModel):
 
 
 class Retries(FrozenModel):
-    """How many requests may be tried again after a worker may have worked for them."""
+    """When a failed request is tried again with another worker, and how often."""
 
+    attempts: Count = 2
+    """Workers that may execute one request: the first, and others after it has failed. A worker
+    executes what it may have read. What no worker can have read is not counted."""
+    on: tuple[RetryKind, ...] = ("connect", "reset")
+    """The failures after which another worker is asked: connecting failed; the connection ended
+    before a response or the response is malformed; no response within `timeouts.response`; the
+    worker's own answer with that status. Empty: never."""
     budget: Share = 0.2
     """A share of the requests of the last ten seconds."""
     min_per_second: Annotated[int, Field(ge=0, le=1_000_000, strict=True)] = 3

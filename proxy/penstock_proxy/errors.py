@@ -67,6 +67,12 @@ WORKER_RESET: Final = Fault("worker_reset", Side.WORKER, 502, "the worker broke 
 WORKER_CLOSED: Final = Fault("worker_closed", Side.WORKER, 502, "the worker closed the connection")
 BAD_RESPONSE: Final = Fault("bad_response", Side.WORKER, 502, "the worker's answer is not HTTP")
 RESPONSE_TIMEOUT: Final = Fault("response_timeout", Side.WORKER, 504, "the worker took too long")
+ANSWERED: Final = {
+    502: Fault("worker_502", Side.WORKER, 502, "the worker answered 502"),
+    503: Fault("worker_503", Side.WORKER, 503, "the worker answered 503"),
+    504: Fault("worker_504", Side.WORKER, 504, "the worker answered 504"),
+}
+"""Answers of a worker that were discarded, so that another worker could be asked."""
 SEND_TIMEOUT: Final = Fault("send_timeout", Side.CLIENT, 0, "")
 """The client stopped reading its response."""
 TOTAL_TIMEOUT: Final = Fault("total_timeout", Side.PROXY, 504, "the exchange took too long")
@@ -78,7 +84,10 @@ REJECTED: Final = frozenset({NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT})
 _PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long"}
 """As in RFC 9110. Before Python 3.13 the standard library has older phrases."""
 
-FAULTS: Final = tuple(value for value in tuple(globals().values()) if isinstance(value, Fault))
+FAULTS: Final = (
+    *(value for value in tuple(globals().values()) if isinstance(value, Fault)),
+    *ANSWERED.values(),
+)
 
 
 def status_line(fault: Fault) -> str:

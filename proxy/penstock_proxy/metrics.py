@@ -130,6 +130,9 @@ TABLE: Final = (
            "TLS handshakes with clients that are not finished.", ("service",)),
     Metric("penstock_retries_denied_total", "counter",
            "Requests that failed because the retry budget was spent.", ("service",)),
+    Metric("penstock_retries_exhausted_total", "counter",
+           "Requests that failed because retries.attempts workers may have executed them.",
+           ("service",)),
     Metric("penstock_stale_connections_total", "counter",
            "Requests that were sent again, because a kept connection to a worker had ended.",
            ("service",)),
@@ -159,7 +162,8 @@ class ServiceCounters:
         "accepting", "active", "check_seconds", "checks", "connect", "connections", "errors",
         "evicted", "first_byte", "handoffs", "handshakes", "handshakes_in_progress", "in_flight",
         "opened", "panic", "pauses", "queue", "received", "rejected", "requests", "retries",
-        "retries_denied", "sent", "stale", "total", "upstreams", "worker_connections",
+        "retries_denied", "retries_exhausted", "sent", "stale", "total", "upstreams",
+        "worker_connections",
     )  # fmt: skip
 
     def __init__(self) -> None:  # noqa: PLR0915 — a list, and no steps
@@ -190,7 +194,7 @@ class ServiceCounters:
         """By result, of HANDSHAKES."""
         self.handshakes_in_progress = 0
         """TLS handshakes in progress."""
-        self.retries = self.retries_denied = self.stale = 0
+        self.retries = self.retries_denied = self.retries_exhausted = self.stale = 0
         """`stale`: requests that were sent on a kept connection that had ended."""
         self.accepting = False
         """It accepts from its listeners."""
@@ -285,6 +289,7 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         "penstock_tls_handshakes_total": _closed(counters.handshakes, frozenset(HANDSHAKES)),
         "penstock_tls_handshakes_in_progress": {"": counters.handshakes_in_progress},
         "penstock_retries_denied_total": {"": counters.retries_denied},
+        "penstock_retries_exhausted_total": {"": counters.retries_exhausted},
         "penstock_stale_connections_total": {"": counters.stale},
         "penstock_panic_mode": {"": counters.panic},
         "penstock_queue_length": {"": counters.queue},

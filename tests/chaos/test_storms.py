@@ -47,6 +47,14 @@ LEFT: Final = (
 KILLS: Final = ("worker killed", "worker killed", "worker terminated", "worker stopped")
 MORE: Final = (*KILLS, "worker killed", "workers replaced", "log opened anew")
 
+RETRIES: Final[dict[str, Any]] = {
+    "attempts": 16,
+    "on": ["connect", "reset", "timeout"],
+    "budget": "100%",
+    "min_per_second": 1000,
+}
+"""As long as one good worker lives it is asked in the end, however many others fail."""
+
 LENIENT: Final[dict[str, Any]] = {
     "restart": {"max_restarts": 1_000_000, "backoff": "50ms", "backoff_max": "200ms"},
     "health": {"interval": "300ms", "timeout": "1s"},
@@ -93,7 +101,7 @@ def storms(seed: int) -> list[Storm]:
         **LENIENT,
         **program("http", seed),
         "access_log": "./access.log",
-        "retries": {"budget": "100%", "min_per_second": 1000},
+        "retries": RETRIES,
         "timeouts": {"stop": "5s", "response": "3s", "connect": "2s", "queue": "20s"},
     }
     tcp = {**LENIENT, **program("tcp", seed), "mode": "tcp", "access_log": "off"}

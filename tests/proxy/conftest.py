@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from penstock_proxy.config import Limits, ServiceConfig, Target, Timeouts
+from penstock_proxy.config import Limits, Retries, ServiceConfig, Target, Timeouts
 from penstock_proxy.http import connection_pool as connection_pool_module
 from penstock_proxy.http import exchange as exchange_module
 from penstock_proxy.http import upstream_request as upstream_request_module
@@ -275,7 +275,13 @@ class Harness:
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
 
     def build(
-        self, workers: int = 1, *, queue: float = 0.0, total: float = 0.0, **limits: int
+        self,
+        workers: int = 1,
+        *,
+        queue: float = 0.0,
+        total: float = 0.0,
+        retries: Retries = Retries(),  # noqa: B008 — it is frozen
+        **limits: int,
     ) -> None:
         """Build the service again."""
         self.network.wires.clear()
@@ -291,6 +297,7 @@ class Harness:
             ),
             timeouts=Timeouts(queue=queue, total=total, connect=5.0),
             limits=Limits(**{"head": 1024, **limits}),
+            retries=retries,
             access_log="off",
         )
         self.service = Service(
@@ -353,6 +360,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     assert not harness.network.pending_connects
     assert (harness.fd_budget.clients, harness.fd_budget.upstreams) == (0, 0)
     assert harness.service.counters.active == 0
+    assert harness.service.counters.upstreams == 0
     assert [member.active for member in harness.service.pool.members] == [0] * len(
         harness.service.pool.members
     )

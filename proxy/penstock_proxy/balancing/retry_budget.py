@@ -7,9 +7,9 @@ member is next. No I/O, no clock.
 A retry is additional load. When every worker fails, retries multiply the load just when there is
 least capacity. So a retry is paid from a budget, a share of the requests of the last ten seconds
 (the idea and the numbers are those of Finagle's RetryBudget). Two kinds are free. If connecting
-failed, nothing was sent, and the next worker gets the request, once each. If a kept connection had
-ended while it was idle, the request is sent again over a new connection. A request that was sent
-over a new connection is always paid for, even if the worker's kernel acknowledged nothing of it.
+failed, nothing was sent, and the next worker gets the request, once each. If the worker had closed
+a kept connection before the request came, it is sent again over a new connection. Any other retry
+is paid for, and so is a second round over workers that could not be connected to.
 
 See docs/decisions/0012-retry-budget.md.
 """
@@ -21,8 +21,8 @@ from penstock_proxy.balancing.pool import Member
 from penstock_proxy.config import Retries
 from penstock_proxy.errors import NO_WORKER, Fault
 
-MAX_RETRIES: Final = 16
-"""Retries of one request or connection. Without this limit, the queue's time-out is the limit."""
+MAX_TRIED: Final = 16
+"""Members that are tried in one round: each of them is a few calls deeper if it refuses at once."""
 SLICES: Final = 10
 """The window of the budget, in slices of a second."""
 
@@ -73,18 +73,11 @@ class Attempts:
 
     def __init__(self) -> None:
         self.tried: tuple[Member, ...] = ()
-        """Members that have failed in this round: they are not picked again in it."""
+        """Members that have failed in this round: they are not picked again in it. It is over
+        when no other is left, and the request or connection waits in the queue."""
         self.last_fault = NO_WORKER
 
-    def failed(self, member: Member | None, fault: Fault) -> None:
-        """Record a failed attempt with this member. None: there was no member."""
+    def failed(self, member: Member, fault: Fault) -> None:
+        """Record a failed attempt with this member."""
         self.last_fault = fault
-        if member is not None:
-            self.tried += (member,)
-
-    def another_round(self, budget: RetryBudget, now: float) -> bool:
-        """Every member was tried. May the request try them all again?"""
-        if self.tried and not budget.take(now):
-            return False
-        self.tried = ()
-        return True
+        self.tried += (member,)

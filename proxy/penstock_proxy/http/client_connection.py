@@ -211,10 +211,10 @@ class ClientConnection(Downstream):
 
     def _refuse(self, fault: Fault, reason: str) -> None:
         """Respond to what never became an exchange, and close the connection."""
-        self.service.error_log.request_refused(self.address, fault, reason, self.tls)
         line = _HEAD_REQUEST if self.buffer.startswith(b"HEAD ") else None
         self.buffer = b""
-        self.send_error(fault, line, keep_alive=False)
+        sent = self.send_error(fault, line, keep_alive=False)
+        self.service.error_log.request_refused(self.address, fault, reason, self.tls, sent=sent)
         self._end(linger=True)
 
     def send_error(self, fault: Fault, line: RequestLine | None, *, keep_alive: bool) -> int:

@@ -40,6 +40,8 @@ class HttpContext(ServiceContext):
         super().__init__(loop, reactor, config, timers, fd_budget, log, pool)
         self.rewriter = rewriter_for(config, port)
         self.connections = ConnectionPool(self, ResponseHeads(config.limits.response_head))
+        self.retried_statuses = frozenset(int(on) for on in config.retries.on if on.isdigit())
+        """Answers of a worker with these are discarded if another worker can be asked."""
         self.clients = OpenClients()
         """HTTP connections only: they may be idle, and have to be stopped for a drain."""
 

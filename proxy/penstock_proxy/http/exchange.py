@@ -161,6 +161,12 @@ class Exchange(UpstreamRequest):
         member = self.member
         assert member is not None
         now = monotonic()
+        if response.status >= 500:
+            service.pool.failed(member, now)
+            if response.status in service.retried_statuses and self.discard(response.status):
+                return b""
+        elif member.consecutive_failures:
+            service.pool.succeeded(member)
         self.response_started = self._anything_sent = True
         self._head = b""
         if self._body is not None:
@@ -168,10 +174,6 @@ class Exchange(UpstreamRequest):
         self.status = response.status
         self.first_byte_s = now - self.started
         service.counters.first_byte.observe(self.first_byte_s)
-        if response.status >= 500:
-            service.pool.failed(member, now)
-        elif member.consecutive_failures:
-            service.pool.succeeded(member)
         minor = self.line.minor
         # The response is complete before the request: the rest of the body is not read.
         early = complete and not self.request_done
@@ -227,6 +229,8 @@ class Exchange(UpstreamRequest):
             self.status = 101
             self.first_byte_s = monotonic() - self.started
             self.write_to_client(upgrade.head(response) + rest, len(rest))
+            # What the client sent ahead goes to the worker, too.
+            self.received += len(self.client.buffer)
             upgrade.join(self.client, connection, self)
 
     def duplex_closed(self, half: ClientHalf) -> None:
@@ -234,6 +238,7 @@ class Exchange(UpstreamRequest):
         client = self.client
         service = client.service
         service.fd_budget.upstreams -= 1
+        service.counters.upstreams -= 1
         self.received += half.received
         self.sent += half.sent
         if half.outcome != NO_FAULT:
@@ -249,6 +254,13 @@ class Exchange(UpstreamRequest):
     def is_repeatable(self) -> bool:
         """Was nothing sent to the client yet, and can the whole request be sent again?"""
         return not self._anything_sent and (self._body is None or self._body.is_replayable)
+
+    def request_size(self) -> int:
+        """Bytes of the request that were written to its connection; 0: that is not known."""
+        body = self._body
+        if body is None:
+            return len(self._head)
+        return len(body.with_head(self._head)) if body.is_replayable else 0
 
     def expired(self, now: float) -> None:
         """The deadline has passed: end the exchange or the attempt. What was waited for decides."""
@@ -291,6 +303,10 @@ class Exchange(UpstreamRequest):
     def refuse(self, fault: Fault) -> None:
         """End the exchange: no attempt is left. Failed attempts have had their faults counted."""
         if self.retries:
+            client = self.client
+            client.service.error_log.request_failed(
+                self.line, client.address, fault, "no worker is left to try", None
+            )
             self._end_with(fault)
         else:
             self.fail(fault, "")

@@ -8,8 +8,8 @@ that is `exchange`, which derives from this.
 from time import monotonic
 
 from penstock_proxy.balancing.pool import Member
-from penstock_proxy.balancing.retry_budget import MAX_RETRIES
-from penstock_proxy.errors import CONNECT_FAILED, NO_WORKER, QUEUE_FULL, Fault, Side
+from penstock_proxy.balancing.retry_budget import MAX_TRIED
+from penstock_proxy.errors import ANSWERED, CONNECT_FAILED, NO_WORKER, QUEUE_FULL, Fault, Side
 from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.retry import (
     IDEMPOTENT,
@@ -48,7 +48,10 @@ class UpstreamRequest(ResponseReceiver):
         """Pick a worker and send it the request; wait if there is none."""
         client, retry_state = self.client, self.retry_state
         service = client.service
-        member = service.pool.pick(client.address, () if retry_state is None else retry_state.tried)
+        if retry_state is None:
+            member = service.pool.pick(client.address)
+        else:
+            member = self._pick_another(retry_state)
         if member is None:
             self.wait()
             return
@@ -84,20 +87,27 @@ class UpstreamRequest(ResponseReceiver):
 
     def wait(self) -> None:
         """Wait in the queue for a worker, or fail if that is not allowed."""
-        service, retry_state = self.client.service, self.retry_state
-        if retry_state is not None and not retry_state.another_round(
-            service.retry_budget, monotonic()
-        ):
-            service.counters.retries_denied += 1
+        retry_state = self.retry_state
+        if retry_state is not None and not self._may_wait(retry_state):
             self.refuse(self.last_fault())
             return
-        wait_s = service.enqueue(self, self.dispatch, self.started)
-        if isinstance(wait_s, float):
-            self.expire_in(wait_s)
-        elif wait_s is QUEUE_FULL:
-            self.fail(wait_s, "")
+        refused = self._enqueue()
+        if refused is None:
+            if retry_state is not None:
+                retry_state.tried = ()
+        elif refused is QUEUE_FULL:
+            self.fail(refused, "")
         else:
             self.refuse(self.last_fault())
+
+    def _enqueue(self) -> Fault | None:
+        """Join the queue. Returns why that was refused."""
+        service = self.client.service
+        wait_s = service.enqueue(self, self.dispatch, self.started)
+        if isinstance(wait_s, Fault):
+            return wait_s
+        self.expire_in(wait_s)
+        return None
 
     def last_fault(self) -> Fault:
         """The fault of the last attempt, or why there was none."""
@@ -120,12 +130,14 @@ class UpstreamRequest(ResponseReceiver):
         service, member = self.client.service, self.member
         assert member is not None
         self.connection = None
-        if closed_while_idle(failure, used=connection.used):
-            service.connections.note_idle_close(connection, self.started)
+        if closed_while_idle(failure):
+            # A request that has waited in the queue is older than the connection's idle time.
+            asked = self.started if self.started > connection.idle_since else monotonic()
+            service.connections.note_idle_close(connection, asked)
         else:
             service.pool.failed(member, monotonic())
         final = "in the middle of an answer" if self.response_started else ""
-        self._attempt_failed(failure, fault, "before it answered", final, used=connection.used)
+        self._attempt_failed(failure, fault, "before it answered", final)
 
     def bad_response(self, fault: Fault, reason: str) -> None:
         """The response is malformed or missing: another worker may do better."""
@@ -133,52 +145,158 @@ class UpstreamRequest(ResponseReceiver):
         self.client.service.pool.failed(self.member, monotonic())
         self._attempt_failed(Failure.BROKEN, fault, reason, reason)
 
-    def _attempt_failed(
-        self, failure: Failure, fault: Fault, reason: str, final: str, *, used: bool = False
-    ) -> None:
+    def _attempt_failed(self, failure: Failure, fault: Fault, reason: str, final: str) -> None:
         """Retry as the rules and the budget allow, or fail.
 
         `reason` is for the log. Where the rules allow no retry, `final` is logged instead.
         """
         service = self.client.service
-        retry_state = self.retry_state = self.retry_state or RetryState()
-        decision = retry_state.decide(
-            failure,
-            fault,
-            idempotent=self.line.method in IDEMPOTENT,
-            repeatable=self.is_repeatable,
-            used=used,
-        )
+        retry_state = self.retry_state = self.retry_state or RetryState(service.config.retries)
+        decision = self._decide(retry_state, failure, fault)
         if decision is RetryDecision.FAIL:
             self.fail(fault, final)
+        elif decision is RetryDecision.EXHAUSTED:
+            service.counters.retries_exhausted += 1
+            self.fail(fault, reason)
         elif decision is RetryDecision.RECONNECT:
             retry_state.new_connection_only = True
             service.counters.stale += 1
             self.release_member()
             self.dispatch()
-        elif decision is RetryDecision.NEXT_WORKER_IF_PAID and not service.retry_budget.take(
-            monotonic()
-        ):
-            service.counters.retries_denied += 1
-            self.fail(fault, reason)
         else:
-            self.drop_connection()
-            self._try_next_worker(retry_state, fault, reason)
+            if failure is Failure.STALE:
+                service.counters.stale += 1
+            is_paid = decision is RetryDecision.NEXT_WORKER_IF_PAID
+            self._try_another(retry_state, failure, fault, reason, is_paid=is_paid)
 
-    def _try_next_worker(self, retry_state: RetryState, fault: Fault, reason: str) -> None:
-        client, service = self.client, self.client.service
-        member = self.release_member()
-        service.counters.errors[fault.kind] += 1
-        service.error_log.request_failed(self.line, client.address, fault, reason, member)
-        retry_state.failed(member, fault)
-        if self.retries >= MAX_RETRIES:
-            self.refuse(fault)
+    def _decide(self, retry_state: RetryState, failure: Failure, fault: Fault) -> RetryDecision:
+        idempotent = self.line.method in IDEMPOTENT
+        return retry_state.decide(
+            failure, fault, idempotent=idempotent, repeatable=self.is_repeatable
+        )
+
+    def discard(self, status: int) -> bool:
+        """Discard the worker's answer with this status, if another worker can be asked now."""
+        service, member = self.client.service, self.member
+        assert member is not None
+        retry_state = self.retry_state or RetryState(service.config.retries)
+        fault = ANSWERED[status]
+        decision = self._decide(retry_state, Failure.ANSWERED, fault)
+        if decision is not RetryDecision.NEXT_WORKER_IF_PAID:
+            service.counters.retries_exhausted += decision is RetryDecision.EXHAUSTED
+            return False
+        retry_state.record(member, Failure.ANSWERED, fault, monotonic())
+        another = self._pick_another(retry_state)
+        if another is None or not self._pay(another):
+            return False
+        self.retry_state = retry_state
+        self._retry(retry_state, fault, "", another)
+        self.dispatch()
+        return True
+
+    def _try_another(
+        self,
+        retry_state: RetryState,
+        failure: Failure,
+        fault: Fault,
+        reason: str,
+        *,
+        is_paid: bool,
+    ) -> None:
+        """Ask another worker, or wait for one; fail if there will be none, or it is not paid."""
+        member = self.member
+        assert member is not None
+        retry_state.record(member, failure, fault, monotonic())
+        another = self._pick_another(retry_state)
+        if another is None:
+            if not self._may_wait(retry_state):
+                self._give_up(fault, reason)
+                return
+            refused = self._enqueue()
+            if refused is not None:
+                self._give_up(fault, reason, refused)
+                return
+            # A round over workers that were tried in vain is additional load, too.
+            is_paid = True
+        if is_paid and not self._pay(another):
+            self._give_up(fault, reason)
             return
+        self._retry(retry_state, fault, reason, another)
+        if another is None:
+            retry_state.tried = ()
+        else:
+            self.dispatch()
+
+    def _give_up(self, fault: Fault, reason: str, refused: Fault | None = None) -> None:
+        """End the exchange: nothing follows the attempt that has failed with this fault.
+
+        `refused`: why it may not wait in the queue.
+        """
+        service, member = self.client.service, self.member
+        assert member is not None
+        final = self.last_fault()
+        if refused is QUEUE_FULL and not (self.retry_state and self.retry_state.executions):
+            final = refused
+        if final is fault:
+            self.fail(fault, reason)
+            return
+        service.counters.errors[fault.kind] += 1
+        service.error_log.worker_failed(member, fault, reason)
+        self.drop_connection()
+        self.release_member()
+        if final is refused:
+            self.fail(final, "")
+        else:
+            self.refuse(final)
+
+    def _pick_another(self, retry_state: RetryState) -> Member | None:
+        """A worker for the next attempt; None if none may have the request now."""
+        another, retry_state.chosen = retry_state.chosen, None
+        if another is not None:
+            return another
+        if len(retry_state.tried) >= MAX_TRIED:
+            return None
+        pool, address = self.client.service.pool, self.client.address
+        another = pool.pick(address, retry_state.avoided())
+        if another is None and retry_state.may_reconnect:
+            another = pool.pick(address, retry_state.tried)
+        return another
+
+    def _may_wait(self, retry_state: RetryState) -> bool:
+        """May a request that has failed wait for a worker?
+
+        What no worker can have read may go round again. What one may have read waits only if
+        there is another worker, which is full, or may soon be one.
+        """
+        if not retry_state.executions or retry_state.may_wait(monotonic()):
+            return True
+        avoided = retry_state.avoided()
+        return any(member not in avoided for member in self.client.service.pool.eligible)
+
+    def _pay(self, another: Member | None) -> bool:
+        """Take a retry from the budget. If it is spent, the picked worker gets nothing."""
+        service = self.client.service
+        if service.retry_budget.take(monotonic()):
+            return True
+        service.counters.retries_denied += 1
+        if another is not None:
+            service.pool.released(another)
+        return False
+
+    def _retry(
+        self, retry_state: RetryState, fault: Fault, reason: str, another: Member | None
+    ) -> None:
+        """The attempt is over, and `another` is next; None: it waits in the queue."""
+        client, service = self.client, self.client.service
+        self.drop_connection()
+        member = self.release_member()
+        assert member is not None
+        service.counters.errors[fault.kind] += 1
+        service.error_log.attempt_failed(self.line, client.address, fault, reason, member, another)
         self.retries += 1
         service.counters.retries += 1
-        if member is not None:
-            member.retried_elsewhere += 1
-        self.dispatch()
+        member.retried_elsewhere += 1
+        retry_state.chosen = another
 
     # -- release
 

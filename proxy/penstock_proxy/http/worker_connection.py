@@ -68,7 +68,8 @@ class ResponseReceiver:
     def response_head(self, response: Response, framing: BodyFraming, *, complete: bool) -> bytes:
         """The head of the final response was received; returns the head for the client.
 
-        `complete`: the whole body was received with it.
+        `complete`: the whole body was received with it. Empty: the response is discarded, and
+        the receiver has given up this connection.
         """
         raise NotImplementedError
 
@@ -98,6 +99,10 @@ class ResponseReceiver:
 
     def pause_upload(self) -> None:
         """The worker does not read fast enough: stop reading the request's body."""
+        raise NotImplementedError
+
+    def request_size(self) -> int:
+        """Bytes of the request that were written to its connection; 0: that is not known."""
         raise NotImplementedError
 
     def bad_response(self, fault: Fault, reason: str) -> None:
@@ -207,6 +212,8 @@ class WorkerConnection:
         self._set_framing(response, receiver)
         complete = self._framing is LENGTH and len(data) >= self._body_left
         head = receiver.response_head(response, self._framing, complete=complete)
+        if not head:
+            return
         if complete and len(data) == self._body_left:
             # The whole response in one read: one write, and no state to keep.
             receiver.write_to_client(head + data, len(data))
@@ -316,15 +323,20 @@ class WorkerConnection:
             receiver.response_complete(b"")
         else:
             fault = WORKER_CLOSED if error is None else WORKER_RESET
-            receiver.worker_connection_lost(self, fault, self._failure(error))
+            receiver.worker_connection_lost(self, fault, self._failure(receiver, error))
 
-    def _failure(self, error: Exception | None) -> Failure:
+    def _failure(self, receiver: ResponseReceiver, error: Exception | None) -> Failure:
         """How the attempt failed, by how much of the request the worker may have read."""
         if self._buffer or self._interim_count or not self._in_head:
             return Failure.BROKEN
-        if tcp_info.is_unread(self.transport, self.acked_before, error):
-            return Failure.UNREAD
-        return Failure.STALE if self.used else Failure.BROKEN
+        if not self.used:
+            unread = tcp_info.is_unread(self.transport, self.acked_before, error)
+            return Failure.UNREAD if unread else Failure.BROKEN
+        # For an idempotent request the kernel was not asked before, which would cost each request.
+        unread = tcp_info.is_unread(
+            self.transport, self.acked_before, error
+        ) or tcp_info.is_unacknowledged(self.transport, receiver.request_size(), error)
+        return Failure.CLOSED if unread else Failure.STALE
 
     def _read_pending(self) -> None:
         """Read a response that is still in the kernel although the connection was reset.

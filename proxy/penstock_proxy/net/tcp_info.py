@@ -31,6 +31,9 @@ _ESTABLISHED: Final = 1
 _TCP_INFO: Final = struct.Struct("=B119xQ")
 """`tcpi_state` and `tcpi_bytes_acked` of struct tcp_info (linux/tcp.h, since Linux 4.1)."""
 
+_TCP_INFO_SENT: Final = struct.Struct("=120xQ72xQQ")
+"""`tcpi_bytes_acked`, `tcpi_bytes_sent` and `tcpi_bytes_retrans` (since Linux 4.19)."""
+
 
 def acknowledged(transport: Transport) -> int:
     """Bytes that the peer's kernel has acknowledged so far; CLOSED, UNIX_OPEN or UNKNOWN."""
@@ -66,6 +69,27 @@ def is_unread(transport: Transport, before: int, error: Exception | None) -> boo
     except OSError:
         return False
     return len(info) == _TCP_INFO.size and _TCP_INFO.unpack(info)[1] == before
+
+
+def is_unacknowledged(transport: Transport, size: int, error: Exception | None) -> bool:
+    """Is it certain that the peer has read none of the last `size` bytes that were sent?
+
+    Like `is_unread`, but nothing has to be known from before. Always False for a unix socket.
+    """
+    if not (size and (error is None or isinstance(error, BrokenPipeError))):
+        return False
+    sock = transport.borrow()
+    if sock is None or sock.fileno() < 0 or sock.family == socket.AF_UNIX:
+        return False
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SENT.size)
+    except OSError:
+        return False
+    if len(info) < _TCP_INFO_SENT.size:
+        return False
+    acked, sent, sent_again = _TCP_INFO_SENT.unpack(info)
+    # The acknowledgement of the SYN counts as a byte, and is not one of those sent.
+    return bool(sent - sent_again - (acked - 1) >= size)
 
 
 def _unix_state(fd: int) -> int:

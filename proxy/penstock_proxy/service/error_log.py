@@ -58,8 +58,11 @@ class ErrorLog:
         """Unique on this host and in this process; 32 hexadecimal digits."""
         return b"%b%012x" % (self._id_prefix, next(self._ids))
 
-    def request_refused(self, address: str, fault: Fault, reason: str, tls: str) -> None:
-        """Count and log a request that never became an exchange; `tls`: the access log's field."""
+    def request_refused(
+        self, address: str, fault: Fault, reason: str, tls: str, *, sent: int
+    ) -> None:
+        """Count and log a request that never became an exchange; `tls`: the access log's field.
+        `sent`: bytes of the response's body."""
         self._counters.errors[fault.kind] += 1
         self._counters.requests[OTHER, fault.status, PROXY_SLOT] += 1
         self._log_limited(
@@ -74,8 +77,7 @@ class ErrorLog:
             self.access_log.add(
                 (
                     monotonic() + self.wall_offset, address, "", "", "", fault.status,
-                    len(fault.text) + 1, 0, "", None, None, 0.0, 0, "", fault.kind, b"",
-                    tls,
+                    sent, 0, "", None, None, 0.0, 0, "", fault.kind, b"", tls,
                 )
             )  # fmt: skip
 
@@ -99,7 +101,7 @@ class ErrorLog:
         reason: str,
         member: Member | None,
     ) -> None:
-        """Log why a request from `address`, or one attempt of it with `member`, failed."""
+        """Log why a request from `address` failed. `member` had it; None: no worker."""
         level = logging.INFO if fault.side is Side.CLIENT else logging.WARNING
         worker = self.worker_name(member) or self._service
         self._log_limited(
@@ -113,9 +115,48 @@ class ErrorLog:
             f" ({reason})" if reason else "",
         )
 
+    def attempt_failed(
+        self,
+        line: RequestLine,
+        address: str,
+        fault: Fault,
+        reason: str,
+        member: Member,
+        then: Member | None,
+    ) -> None:
+        """Log why one attempt of a request failed, which goes on: `then` is asked next, or the
+        request waits for a worker."""
+        self._log_limited(
+            logging.WARNING,
+            "%s: %s %s from %s: %s%s; %s",
+            self.worker_name(member),
+            line.method.decode(),
+            line.target[:200].decode(),
+            address,
+            fault.text,
+            f" ({reason})" if reason else "",
+            self._next_step(then),
+        )
+
+    def _next_step(self, then: Member | None) -> str:
+        return f"tried again on {self.worker_name(then)}" if then else "it waits for a worker"
+
     def worker_name(self, member: Member | None) -> str:
         """A worker's name in log lines; empty for None."""
         return "" if member is None else f"{self._service}/{member.slot}"
+
+    def connect_failed(
+        self, member: Member, fault: Fault, reason: str, then: Member | None
+    ) -> None:
+        """Log why a connection could not be relayed to a worker. It goes on to `then`, or waits."""
+        self._log_limited(
+            logging.WARNING,
+            "%s: %s%s; %s",
+            self.worker_name(member),
+            fault.text,
+            f" ({reason})" if reason else "",
+            self._next_step(then),
+        )
 
     def worker_failed(self, member: Member, fault: Fault, reason: str) -> None:
         """Log why a worker could not be used."""

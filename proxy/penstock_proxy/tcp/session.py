@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from penstock_proxy.balancing.pool import Member
-from penstock_proxy.balancing.retry_budget import MAX_RETRIES, Attempts
+from penstock_proxy.balancing.retry_budget import MAX_TRIED, Attempts
 from penstock_proxy.errors import CONNECT_TIMEOUT, QUEUE_FULL, REJECTED, Fault, Side
 from penstock_proxy.net.connector import Connecting, connect, error_text, fault_of
 from penstock_proxy.net.socket_transport import adopt
@@ -74,11 +74,20 @@ class Session:
 
     def dispatch(self) -> None:
         """Choose a worker and connect to it; wait if there is none."""
-        service, attempts = self.service, self._attempts
-        member = service.pool.pick(self.address, () if attempts is None else attempts.tried)
+        member = self._pick()
         if member is None:
             self._wait()
-            return
+        else:
+            self._connect_to(member)
+
+    def _pick(self) -> Member | None:
+        attempts, pool = self._attempts, self.service.pool
+        if attempts is None:
+            return pool.pick(self.address)
+        return pool.pick(self.address, attempts.tried) if len(attempts.tried) < MAX_TRIED else None
+
+    def _connect_to(self, member: Member) -> None:
+        service = self.service
         self.member = member
         member.active += 1
         service.fd_budget.upstreams += 1
@@ -117,20 +126,39 @@ class Session:
             client.attach(half)
 
     def _attempt_failed(self, fault: Fault, reason: str) -> None:
+        """Try the next worker, or wait for one: no worker can have read anything."""
         service, member = self.service, self._release_member()
         self.member = None
         if fault.side is Side.WORKER:
             service.pool.failed(member, monotonic())
         service.counters.errors[fault.kind] += 1
-        service.error_log.worker_failed(member, fault, reason)
         attempts = self._attempts = self._attempts or Attempts()
         attempts.failed(member, fault)
-        if self.retries >= MAX_RETRIES:
+        may_retry = "connect" in service.config.retries.on
+        another = self._pick() if may_retry else None
+        if another is None and not (may_retry and self._waits_for_a_round(attempts)):
+            service.error_log.worker_failed(member, fault, reason)
             self._close(fault)
             return
+        service.error_log.connect_failed(member, fault, reason, another)
         self.retries += 1
         service.counters.retries += 1
-        self.dispatch()
+        if another is not None:
+            self._connect_to(another)
+
+    def _waits_for_a_round(self, attempts: Attempts) -> bool:
+        """All workers were tried: wait to try them again, which is paid from the budget."""
+        service = self.service
+        wait_s = service.enqueue(self, self.dispatch, self.started)
+        if not isinstance(wait_s, float):
+            return False
+        if not service.retry_budget.take(monotonic()):
+            service.queue.remove(self)
+            service.counters.retries_denied += 1
+            return False
+        attempts.tried = ()
+        service.timers.arm(self, monotonic() + wait_s)
+        return True
 
     def _release_member(self) -> Member:
         """The connection to the worker is closed, or was never made."""
@@ -144,11 +172,7 @@ class Session:
         return member
 
     def _wait(self) -> None:
-        service, attempts = self.service, self._attempts
-        if attempts is not None and not attempts.another_round(service.retry_budget, monotonic()):
-            service.counters.retries_denied += 1
-            self._close(attempts.last_fault)
-            return
+        service = self.service
         wait_s = service.enqueue(self, self.dispatch, self.started)
         if isinstance(wait_s, float):
             service.timers.arm(self, monotonic() + wait_s)

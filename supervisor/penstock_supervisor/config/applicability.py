@@ -116,7 +116,13 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
     ),
     "health.slow_start": Applicability((When(_PROXIED),), _KERNEL_CHOOSES, ("0s",)),
     "ejection": Applicability((When(_PROXIED),), "otherwise no proxy sees the traffic"),
-    "retries": Applicability((When(("ports",)),), "no other asks a worker twice"),
+    **dict.fromkeys(
+        ("retries.on", "retries.budget", "retries.min_per_second"),
+        Applicability((When(("ports",)),), "no other asks a worker twice"),
+    ),
+    "retries.attempts": Applicability(
+        (_PROXIED_HTTP,), "what a worker has of a connection in another mode stays with it"
+    ),
     "timeouts.connect": Applicability((When(_PROXIED),), _WORKERS_ACCEPT),
     "timeouts.head": Applicability(
         (_PROXIED_HTTP, When(with_keys=("accept_proxy",))), _NO_REQUESTS

@@ -290,6 +290,7 @@ FIRING = [
       'penstock_worker_in_rotation{slot="2"}': "1x20"}),
     ("PenstockPanic", {"penstock_panic_mode": "1x20"}),
     ("PenstockRetriesDenied", {"penstock_retries_denied_total": "0+5x20"}),
+    ("PenstockRetriesExhausted", {"penstock_retries_exhausted_total": "0+5x20"}),
 ]  # fmt: skip
 
 

@@ -88,17 +88,10 @@ def member(slot: int) -> Member:
     return Member(slot, f"127.0.0.1:{slot + 1}", 1, MemberState.UP)
 
 
-def test_each_worker_is_tried_once_a_round_and_another_round_is_paid_for() -> None:
-    budget = RetryBudget(Retries(budget=0.0, min_per_second=0), 0.0)
+def test_the_members_that_have_failed_are_remembered_and_the_last_fault() -> None:
     attempts = Attempts()
     assert attempts.last_fault is NO_WORKER
-    assert attempts.another_round(budget, 0.0), "nothing was tried: there is nothing to pay"
     first, second = member(0), member(1)
     attempts.failed(first, CONNECT_FAILED)
     attempts.failed(second, CONNECT_FAILED)
-    attempts.failed(None, CONNECT_FAILED)
     assert (attempts.tried, attempts.last_fault) == ((first, second), CONNECT_FAILED)
-    assert not attempts.another_round(budget, 0.0)
-    assert len(attempts.tried) == 2
-    assert attempts.another_round(RetryBudget(Retries(budget=0.0, min_per_second=1), 0.0), 0.0)
-    assert not attempts.tried

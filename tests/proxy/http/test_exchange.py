@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 from tests.proxy.conftest import Harness
 
+from penstock_proxy.config import Retries
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.http1.chunked import Chunked
 
@@ -174,7 +175,7 @@ def test_a_request_on_a_broken_connection_is_retried_if_that_is_safe(
 def test_a_bad_response_is_retried_with_another_worker_if_that_is_safe(
     harness: Harness, kind: str, request_: bytes, dialed: list[int]
 ) -> None:
-    harness.build(2)
+    harness.build(2, retries=Retries(on=("reset", "timeout")))
     client = harness.client()
     client.send(request_)
     first, asked = harness.worker, harness.worker.received()

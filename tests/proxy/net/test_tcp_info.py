@@ -10,7 +10,13 @@ import pytest
 
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.socket_transport import adopt
-from penstock_proxy.net.tcp_info import CLOSED, UNKNOWN, acknowledged, is_unread
+from penstock_proxy.net.tcp_info import (
+    CLOSED,
+    UNKNOWN,
+    acknowledged,
+    is_unacknowledged,
+    is_unread,
+)
 from penstock_proxy.net.transport import Transport
 from penstock_worker.net.stream import Stream
 
@@ -22,6 +28,7 @@ class Prober:
 
     def __init__(self) -> None:
         self.before = UNKNOWN
+        self.unacknowledged = False
         self.answered = asyncio.Event()
         self.ended: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
 
@@ -40,6 +47,7 @@ class Prober:
 
     def connection_lost(self, error: Exception | None) -> None:
         unread = is_unread(self.transport, self.before, error)
+        self.unacknowledged = is_unacknowledged(self.transport, len(b"POST"), error)
         self.ended.set_result((unread, type(error).__name__))
 
 
@@ -117,6 +125,8 @@ async def test_only_what_came_after_the_end_is_certainly_unread(
     happens(prober, worker)
     unread, error = await prober.ended
     assert unread == certain, error
+    # The same without having asked before. A unix socket does not know.
+    assert prober.unacknowledged == (certain and family == "tcp")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -137,3 +147,4 @@ async def test_without_a_socket_nothing_is_known() -> None:
     assert acknowledged(transport) == UNKNOWN
     assert not is_unread(transport, 5, None)
     assert not is_unread(transport, UNKNOWN, None)
+    assert not is_unacknowledged(transport, 5, None)

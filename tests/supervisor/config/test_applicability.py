@@ -91,7 +91,7 @@ def test_a_value_that_switches_a_key_off_is_allowed_everywhere() -> None:
             {"app": "a:b", "timeouts": {"handshake": "1s"}},
         ),
         (
-            'retries: only with scheme = "ports": no other asks a worker twice',
+            'retries.budget: only with scheme = "ports": no other asks a worker twice',
             {"scheme": "shared", "app": "a:b", "retries": {"budget": "5%"}},
         ),
         (
