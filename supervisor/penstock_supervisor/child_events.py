@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from penstock_supervisor.children.after_exit import Part
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import EventName, Events
 from penstock_supervisor.children.observer import ChildObserver
@@ -27,6 +26,7 @@ from penstock_supervisor.rollout.rolling_restart import RollingRestart
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
+from penstock_supervisor.snapshot import Part
 from penstock_worker import contract
 
 _log = logging.getLogger("penstock.supervisor")

@@ -199,7 +199,7 @@ async def test_a_restarted_worker_has_its_port_and_joins_again() -> None:
         after = await harness.view("web/0")
         assert after.address == before.address
         assert after.pid != before.pid
-        assert (after.restarts, after.last_exit, after.state) == ({"signal": 1}, "SIGKILL", "up")
+        assert (after.restarts, after.last_exit, after.state) == ({"signal": 1}, "SIGKILL", "ready")
     assert re.search(r"got join 0.*got leave 0.*got join 0", harness.err, re.DOTALL)
 
 
@@ -249,8 +249,12 @@ async def test_a_worker_that_keeps_crashing_is_given_up_and_the_others_serve(
     restart = {"max_restarts": 2, "backoff": "10ms"}
     async with running(service(code, restart=restart)) as harness:
         lost, kept = await harness.view("web/1"), await harness.view("web/0")
-        assert (lost.state, lost.restarts, lost.last_exit) == ("given_up", {"exit": 2}, "status 3")
-        assert (kept.state, kept.restarts) == ("up", {})
+        assert (lost.state, lost.restarts, lost.last_exit) == (
+            "crash_loop",
+            {"exit": 2},
+            "status 3",
+        )
+        assert (kept.state, kept.restarts) == ("ready", {})
 
 
 async def test_a_giveup_is_logged_as_critical(
@@ -349,7 +353,7 @@ async def test_a_ready_service_is_not_ended_by_a_failure_that_would_end_the_star
         os.kill(await harness.pid("web/0"), signal.SIGKILL)
         await harness.logged("got leave 0", times=2)
         snapshot = await harness.supervisor.take_snapshot(5)
-        assert snapshot.children[1].state == "given_up"
+        assert snapshot.children[1].state == "crash_loop"
         assert not snapshot.ready
 
 
@@ -364,7 +368,7 @@ async def test_a_silent_child_delays_a_snapshot_until_the_deadline_at_most() -> 
     async with running(service(workers=1), behaviour="silent") as harness:
         proxy, worker = (await harness.supervisor.take_snapshot(0.05)).children
         assert (proxy.fresh, proxy.stats) == (False, {})
-        assert (worker.fresh, worker.state) == (False, "up")
+        assert (worker.fresh, worker.state) == (False, "ready")
 
 
 async def test_several_snapshots_can_be_taken_at_once() -> None:

@@ -9,14 +9,12 @@ Must not know the process, or what the event leads to (`lifecycle`). No I/O, no 
 """
 
 import logging
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from penstock_supervisor.children.lifecycle import LifecycleEvent
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.process.restart_policy import RestartPolicy
-
-Part = Literal["current", "successor", "draining"]
-"""Of a process in its slot; see `slots`."""
+from penstock_supervisor.snapshot import Part
 
 _ADVICE: Final = "once the cause is put right, penstock reload starts it at once"
 

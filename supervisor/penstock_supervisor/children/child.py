@@ -8,13 +8,14 @@ does not know other children, or when the run starts and ends. A `ChildObserver`
 import logging
 import signal
 import socket
-from asyncio import AbstractEventLoop, TimerHandle
+from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.messages import DRAIN
 from penstock_supervisor.children import diagnosis
 from penstock_supervisor.children.after_exit import AfterExit, Ended, decide
+from penstock_supervisor.children.deadline import Deadline
 from penstock_supervisor.children.lifecycle import (
     Command,
     Lifecycle,
@@ -29,6 +30,7 @@ from penstock_supervisor.children.slot_history import SlotHistory
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.process.spawn import Exit, SpawnError
+from penstock_supervisor.snapshot import Part
 from penstock_worker import contract
 
 if TYPE_CHECKING:
@@ -71,9 +73,7 @@ class Child:
         self._lifecycle = Lifecycle(plan.name)
         self._state_since = loop.time()
         self._running: Running | None = None
-        self._timer: TimerHandle | None = None
-        self._due_at = 0.0
-        """When the timer goes off."""
+        self._deadline = Deadline(loop, self._on_deadline)
         self._why = self._reason = ""
         """Text and metric label for the exit that is handled now, or is about to come."""
         self._no_restart = False
@@ -88,7 +88,12 @@ class Child:
     @property
     def shown_state(self) -> ProcessState:
         """Its state in the words for people."""
-        return shown(self.state, replaced=self._observer.part_of(self) == "draining")
+        return shown(self.state, replaced=self.part == "draining")
+
+    @property
+    def part(self) -> Part:
+        """What it is in its slot."""
+        return self._observer.part_of(self)
 
     @property
     def at_rest(self) -> bool:
@@ -97,9 +102,7 @@ class Child:
     @property
     def next_start_s(self) -> float | None:
         """Seconds until it is started again by itself; None: that is not planned."""
-        if not self._lifecycle.waits_for_start:
-            return None
-        return max(0.0, self._due_at - self._loop.time())
+        return self._deadline.remaining_s if self._lifecycle.waits_for_start else None
 
     @property
     def age_s(self) -> float | None:
@@ -230,16 +233,6 @@ class Child:
         else:
             self.signal(signal.SIGTERM)
 
-    def _arm_timer(self, delay_s: float) -> None:
-        self._cancel_timer()
-        self._due_at = self._loop.time() + delay_s
-        self._timer = self._loop.call_later(delay_s, self._on_deadline)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def _proved(self) -> None:
         if self.history.restart_policy.proved():
             ready_s = self.history.restart_policy.proof_s
@@ -247,7 +240,7 @@ class Child:
 
     def _give_up(self) -> None:
         after = self._next
-        if self._observer.part_of(self) != "current":
+        if self.part != "current":
             return
         if after.giveup:
             self._observer.event(self, "giveup", text=after.giveup)
@@ -314,7 +307,6 @@ class Child:
             self._replace("channel", why)
 
     def _on_deadline(self) -> None:
-        self._timer = None
         if self.state is State.STARTING:
             inodes = () if self._running is None else self._running.inodes
             explanation = diagnosis.missed_deadline(self.plan, self.pid, inodes)
@@ -342,7 +334,7 @@ class Child:
         self.history.exits[self.history.last_exit.removeprefix("status ")] += 1
         if self.state is State.STOPPING:
             _log.info("%s %s", self.name, end.described)
-            self.history.last_exit_reason = "it was told to"
+            self.history.last_exit_reason = f"{self.name} {end.described}, as it was told to stop"
             self._handle(LifecycleEvent.EXITED)
             return
         now = self._loop.time()
@@ -367,7 +359,7 @@ class Child:
             self._handle(LifecycleEvent.EXITED)
             return
         end = Ended(
-            self._observer.part_of(self), summary, self._why, ready_for_s,
+            self.part, summary, self._why, ready_for_s,
             useless=self._no_restart, postponed=self._postponed, ends_run=self._ends_run,
         )  # fmt: skip
         after = decide(self.plan, end, self.history.restart_policy, self._loop.time())
@@ -381,13 +373,13 @@ _EXECUTE: Final[dict[Command, Callable[[Child], object]]] = {
     Command.SPAWN: Child._spawn,
     Command.TERMINATE: Child._terminate,
     Command.KILL: lambda child: child.signal(signal.SIGKILL),
-    Command.ARM_START: lambda child: child._arm_timer(child.plan.start_s),
-    Command.ARM_KILL: lambda child: child._arm_timer(child.stop_s),
-    Command.ARM_BACKOFF: lambda child: child._arm_timer(child._next.wait_s),
-    Command.ARM_RETRY: lambda child: child._arm_timer(child._next.wait_s),
-    Command.ARM_PROOF: lambda child: child._arm_timer(child.history.restart_policy.proof_s),
+    Command.ARM_START: lambda child: child._deadline.arm(child.plan.start_s),
+    Command.ARM_KILL: lambda child: child._deadline.arm(child.stop_s),
+    Command.ARM_BACKOFF: lambda child: child._deadline.arm(child._next.wait_s),
+    Command.ARM_RETRY: lambda child: child._deadline.arm(child._next.wait_s),
+    Command.ARM_PROOF: lambda child: child._deadline.arm(child.history.restart_policy.proof_s),
     Command.PROVED: Child._proved,
-    Command.DISARM: Child._cancel_timer,
+    Command.DISARM: lambda child: child._deadline.disarm(),
     Command.JOIN: lambda child: child._observer.joined(child),
     Command.LEAVE: lambda child: child._observer.left(child),
     Command.GIVE_UP: Child._give_up,

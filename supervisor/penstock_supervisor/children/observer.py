@@ -7,8 +7,8 @@ is a module of its own so that neither side has to know the other.
 import socket
 from typing import Any, Protocol, TypeVar
 
-from penstock_supervisor.children.after_exit import Part
 from penstock_supervisor.children.events import EventName
+from penstock_supervisor.snapshot import Part
 
 C = TypeVar("C", contravariant=True)
 """The class of the children."""

@@ -8,10 +8,10 @@ of children. Slots can be added and removed while the run lasts.
 
 from collections.abc import Collection, Iterator
 
-from penstock_supervisor.children.after_exit import Part
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.plan import Slot
+from penstock_supervisor.snapshot import Part
 
 
 class Slots:

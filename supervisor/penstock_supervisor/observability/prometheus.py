@@ -28,9 +28,9 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from penstock_proxy import metrics
-from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.member_state import SHOWN, MemberState
 from penstock_proxy.metrics import OTHER, Metric
-from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.lifecycle import ProcessState
 from penstock_supervisor.kernel import sock_diag
 from penstock_supervisor.kernel.process_stats import process_stats
 from penstock_supervisor.observability.fd_accounting import per_connection, place
@@ -44,7 +44,8 @@ _OPENMETRICS: Final = "application/openmetrics-text"
 
 FD_KINDS: Final = ("listener", "client", "upstream", "channel", OTHER)
 RESTART_REASONS: Final = ("exit", "signal", "start_timeout", "spawn", "retire", "channel")
-_STATES: Final = tuple(state.name.lower() for state in State)
+_STATES: Final = tuple(state.value for state in ProcessState)
+_MEMBER_STATES: Final = tuple(dict.fromkeys(SHOWN.values()))
 _PROCESS: Final = ("role", "service", "slot")
 
 TABLE: Final = (
@@ -70,6 +71,9 @@ TABLE: Final = (
     Metric("penstock_child_state", "gauge",
            "1 for the state that a worker or proxy is in, 0 for the others.",
            (*_PROCESS, "state")),
+    Metric("penstock_child_crash_loop", "gauge",
+           "1 for a worker or proxy that ended too often, until it has stayed ready again.",
+           _PROCESS),
     Metric("penstock_child_restarts_total", "counter",
            "Restarts of a worker or proxy, by what ended the one before.",
            (*_PROCESS, "reason")),
@@ -180,6 +184,7 @@ class _SnapshotMetrics(Collector):
         labels = (child.role, child.service, str(child.slot))
         for state in _STATES:
             self._add("penstock_child_state", (*labels, state), int(state == child.state))
+        self._add("penstock_child_crash_loop", labels, int(child.crash_loop))
         for reason in RESTART_REASONS:
             count = child.restarts.get(reason, 0)
             self._add("penstock_child_restarts_total", (*labels, reason), count)
@@ -225,7 +230,7 @@ class _SnapshotMetrics(Collector):
                 self._add("penstock_child_info", ("worker", *labels), info)
             up = row["health"] == MemberState.UP
             self._add("penstock_worker_in_rotation", labels, int(up))
-            for state in MemberState:
+            for state in _MEMBER_STATES:
                 is_current = int(row["health"] == state)
                 self._add("penstock_worker_health", (*labels, state.value), is_current)
             self._add("penstock_worker_in_flight", labels, row["active"])

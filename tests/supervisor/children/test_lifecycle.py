@@ -174,7 +174,10 @@ class Model:
         match command:
             case Command.SPAWN:
                 self.processes += 1
-            case _ if command in ARMS:
+            case (
+                Command.ARM_START | Command.ARM_KILL | Command.ARM_PROOF
+                | Command.ARM_BACKOFF | Command.ARM_RETRY
+            ):  # fmt: skip
                 assert bool(self.processes) is ARMS[command]
                 self.timer = True
             case Command.DISARM:

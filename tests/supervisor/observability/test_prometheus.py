@@ -106,10 +106,10 @@ def test_no_limit_is_infinite() -> None:
 def test_a_process_that_has_ended_has_a_state_and_no_process_metrics(made: Any) -> None:
     with process("print(flush=True); import time; time.sleep(60)") as child:
         pass
-    snapshot = made.snapshot(made.worker(pid=child.pid, state="up"))
+    snapshot = made.snapshot(made.worker(pid=child.pid, state="ready"))
     assert set(samples(snapshot, "penstock_process_open_fds", *PROCESS)) == {("supervisor", "", "")}
     state = samples(snapshot, "penstock_child_state", *PROCESS, "state")
-    assert state["worker", "web", "0", "up"] == 1
+    assert state["worker", "web", "0", "ready"] == 1
 
 
 def test_a_zombie_still_has_a_state_on_the_page(made: Any) -> None:
@@ -120,9 +120,10 @@ def test_a_zombie_still_has_a_state_on_the_page(made: Any) -> None:
 
 
 def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> None:
-    snapshot = made.snapshot(made.worker(pid=None, state="backoff"))
+    snapshot = made.snapshot(made.worker(pid=None, state="crash_loop", crash_loop=True))
     state = samples(snapshot, "penstock_child_state", *PROCESS, "state")
-    assert {key[3]: value for key, value in state.items() if value} == {"backoff": 1}
+    assert {key[3]: value for key, value in state.items() if value} == {"crash_loop": 1}
+    assert samples(snapshot, "penstock_child_crash_loop", *PROCESS)["worker", "web", "0"] == 1
     assert len(state) > 1
     assert not samples(snapshot, "penstock_child_info", *PROCESS, "pid", "address")
 
