@@ -244,9 +244,15 @@ class Child:
             return
         if after.giveup:
             self._observer.event(self, "giveup", text=after.giveup)
+        if self._ends_run:
+            return  # The run says why, once.
         if not self._observer.gave_up(self, after.giveup) and after.giveup:
             words = "GIVING UP on %s, it is in a crash loop: %s; %s"
-            _log.critical(words, self.name, after.giveup, after.prospect)
+            _log.critical(words, self.name, self._unnamed(after.giveup), after.prospect)
+
+    def _unnamed(self, text: str) -> str:
+        """A reason without our own name, for places that have it already."""
+        return text.removeprefix(self.name).removeprefix(":").lstrip()
 
     # Events of its process and its timer.
 
@@ -334,7 +340,7 @@ class Child:
         self.history.exits[self.history.last_exit.removeprefix("status ")] += 1
         if self.state is State.STOPPING:
             _log.info("%s %s", self.name, end.described)
-            self.history.last_exit_reason = f"{self.name} {end.described}, as it was told to stop"
+            self.history.last_exit_reason = f"{end.described}, as it was told to stop"
             self._handle(LifecycleEvent.EXITED)
             return
         now = self._loop.time()
@@ -354,7 +360,7 @@ class Child:
 
     def _after_exit(self, summary: str, ready_for_s: float = 0.0) -> None:
         """The process is gone, or was not started."""
-        self.history.last_exit_reason = self._why
+        self.history.last_exit_reason = self._unnamed(self._why)
         if self.state is State.STOPPING:
             self._handle(LifecycleEvent.EXITED)
             return

@@ -227,7 +227,7 @@ def test_too_many_exits_are_one_giveup_and_each_later_one_a_warning(
     assert slot.events().count("giveup") == 1
     critical, *others = [one for one in caplog.records if one.levelname == "CRITICAL"]
     assert not others
-    alarm = "GIVING UP on web/0, it is in a crash loop: web/0 exited with status 3"
+    alarm = "GIVING UP on web/0, it is in a crash loop: exited with status 3"
     assert critical.getMessage().startswith(alarm)
     assert "it ended 2 times within 60 s; next start in " in critical.getMessage()
     assert "penstock reload" in critical.getMessage()
@@ -246,7 +246,7 @@ def test_a_child_in_a_crash_loop_says_when_it_is_started_next() -> None:
     assert slot.child.state is State.CRASH_LOOP
     assert 15 <= (slot.child.next_start_s or 0) <= 30
     assert slot.child.shown_state == "crash_loop"
-    assert slot.child.history.last_exit_reason == "web/0 exited with status 3 after 0.0 s"
+    assert slot.child.history.last_exit_reason == "exited with status 3 after 0.0 s"
 
 
 def test_a_crash_loop_is_left_by_a_process_that_stays_ready(
@@ -284,7 +284,7 @@ def test_an_import_that_fails_at_a_restart_is_a_crash_like_any_other() -> None:
     slot.crash(message={"cmd": contract.FAILED, "reason": "No module named 'shop'"})
     assert slot.child.state is State.STARTING
     assert len(slot.processes) == 3
-    assert slot.child.history.last_exit_reason == "web/0: No module named 'shop'"
+    assert slot.child.history.last_exit_reason == "No module named 'shop'"
 
 
 def test_a_replacement_is_a_restart_and_no_exit() -> None:

@@ -27,12 +27,12 @@ def test_a_worker_that_serves_is_shown_as_up_without_a_reason() -> None:
 def test_a_running_worker_outside_the_rotation_is_shown_with_its_reason() -> None:
     ejected = {**WORKER, "slot": 1, "health": "ejected", "reason": "5 failures in a row"}
     ejected["restarts"] = {"signal": 1}
-    ejected["last_exit_reason"] = "web/1 was killed by SIGKILL after 3.0 s"
+    ejected["last_exit_reason"] = "was killed by SIGKILL after 3.0 s"
     _, _, well, bad = shown(WORKER, ejected)
     assert well == "  web/0  ready           pid 12  127.0.0.1:8101"
     assert bad == (
         "  web/1  ready, ejected  pid 12  127.0.0.1:8101  1 restart (signal 1)  "
-        "5 failures in a row; last exit: web/1 was killed by SIGKILL after 3.0 s"
+        "5 failures in a row; last exit: was killed by SIGKILL after 3.0 s"
     )
 
 

@@ -8,7 +8,7 @@ from penstock_supervisor.control.health import crash_loops, not_ready, services_
 def loop(made: Any, slot: int = 0, **changes: Any) -> Any:
     values = {
         "state": "crash_loop", "pid": None, "crash_loop": True, "next_start_s": 12.3,
-        "last_exit_reason": "web/0 exited with status 3 after 0.1 s", **changes,
+        "last_exit_reason": "exited with status 3 after 0.1 s", **changes,
     }  # fmt: skip
     return made.worker(slot, **values)
 
@@ -96,6 +96,6 @@ def test_a_run_that_is_not_ready_for_an_unknown_reason_says_no_more(made: Any) -
 def test_each_crash_loop_is_a_line_with_its_reason(made: Any) -> None:
     again = loop(made, 1, state="starting", next_start_s=None, last_exit_reason="")
     assert list(crash_loops(made.snapshot(made.proxy(), loop(made), again))) == [
-        "web/0: crash loop, next start in 12 s: web/0 exited with status 3 after 0.1 s",
+        "web/0: crash loop, next start in 12 s: exited with status 3 after 0.1 s",
         "web/1: starting after a crash loop",
     ]

@@ -58,7 +58,7 @@ def test_a_status_has_every_process_of_a_slot_with_what_it_has_and_takes(made: A
     )
     worker = made.worker(
         pid=11, processes=processes, crash_loop=True, last_exit="status 3",
-        last_exit_reason="web/0: No module named 'shop'",
+        last_exit_reason="No module named 'shop'",
     )  # fmt: skip
     usage = {11: ProcessUsage(memory=1 << 20, fds=9, connections=5)}
     status = describe(made.snapshot(made.proxy(), worker), "", 0, {}, usage)
@@ -74,7 +74,7 @@ def test_a_status_has_every_process_of_a_slot_with_what_it_has_and_takes(made: A
         },
     ]  # fmt: skip
     assert found["crash_loop"]
-    assert found["last_exit_reason"] == "web/0: No module named 'shop'"
+    assert found["last_exit_reason"] == "No module named 'shop'"
 
 
 def test_a_status_says_when_a_worker_is_started_next(made: Any) -> None:
