@@ -67,13 +67,6 @@ class Slots:
             return "draining"
         return "successor" if self.is_successor(child) else "current"
 
-    def of_slot(self, child: Child) -> Iterator[Child]:
-        """Every child of the slot of this one, itself included."""
-        if child.plan.role == "proxy":
-            yield child
-            return
-        yield from (one for one in self.workers() if slot_of(one) == slot_of(child))
-
     def is_being_replaced(self, child: Child) -> bool:
         """Has it a successor, or is it draining?"""
         return child in self._draining or slot_of(child) in self._successors

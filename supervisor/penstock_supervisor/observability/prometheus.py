@@ -9,7 +9,7 @@ code has to remove the series of a worker that is gone.
 """
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -69,7 +69,7 @@ TABLE: Final = (
     Metric("penstock_child_info", "info",
            "Process and address of a worker or proxy.", _PROCESS),
     Metric("penstock_child_state", "gauge",
-           "1 for the state that a worker or proxy is in, 0 for the others.",
+           "Processes of a slot by state; exited and crash_loop are 1 if it has no current one.",
            (*_PROCESS, "state")),
     Metric("penstock_child_crash_loop", "gauge",
            "1 for a worker or proxy that ended too often, until it has stayed ready again.",
@@ -182,8 +182,10 @@ class _SnapshotMetrics(Collector):
 
     def _add_child(self, child: ChildView) -> None:
         labels = (child.role, child.service, str(child.slot))
+        states = Counter(one.state for one in child.processes if one.part != "current")
+        states[child.state] += 1
         for state in _STATES:
-            self._add("penstock_child_state", (*labels, state), int(state == child.state))
+            self._add("penstock_child_state", (*labels, state), states[state])
         self._add("penstock_child_crash_loop", labels, int(child.crash_loop))
         for reason in RESTART_REASONS:
             count = child.restarts.get(reason, 0)

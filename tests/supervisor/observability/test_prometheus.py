@@ -22,7 +22,7 @@ from penstock_supervisor.kernel import sock_diag
 from penstock_supervisor.kernel.process_stats import soft_fd_limit
 from penstock_supervisor.observability import prometheus as collector
 from penstock_supervisor.observability.prometheus import render
-from penstock_supervisor.snapshot import Snapshot, SocketView, TlsView
+from penstock_supervisor.snapshot import ProcessView, Snapshot, SocketView, TlsView
 
 Values = dict[tuple[str, ...], float]
 
@@ -126,6 +126,19 @@ def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> Non
     assert samples(snapshot, "penstock_child_crash_loop", *PROCESS)["worker", "web", "0"] == 1
     assert len(state) > 1
     assert not samples(snapshot, "penstock_child_info", *PROCESS, "pid", "address")
+
+
+def test_the_processes_of_a_slot_are_counted_by_state_and_measured_once(made: Any) -> None:
+    processes = (
+        ProcessView("current", "ready", os.getpid(), "", 1.0, None),
+        ProcessView("draining", "draining", os.getppid(), "", 9.0, 3),
+        ProcessView("draining", "draining", os.getppid(), "", 8.0, 3),
+    )
+    snapshot = made.snapshot(made.worker(processes=processes))
+    state = samples(snapshot, "penstock_child_state", *PROCESS, "state")
+    assert {key[3]: value for key, value in state.items() if value} == {"ready": 1, "draining": 2}
+    memory = samples(snapshot, "penstock_process_resident_memory_bytes", *PROCESS)
+    assert set(memory) == {("supervisor", "", ""), ("worker", "web", "0")}
 
 
 def test_descriptors_by_kind_are_those_that_each_process_reports(made: Any) -> None:
