@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from tests.support.live.many_clients import SCHEMES, once
+from tests.support.live.many_clients import SCHEMES, failures, once, request_many
 
 if TYPE_CHECKING:
     from tests.live.conftest import Penstock
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FAULTY = """
 import os, time
-if os.path.exists("broken"):
+if os.path.exists("broken") or os.path.exists("broken " + os.environ["PENSTOCK_SLOT"]):
     os._exit(7)
 if os.path.exists("half deployed"):
     import a_part_of_the_shop
@@ -188,6 +188,26 @@ def test_a_proxy_that_is_killed_takes_no_service_without_a_proxy_out_of_readines
     run.proxy.kill()
     run.until(lambda: run.status()["proxies"][0]["pid"] not in (None, before))
     until_ready(run)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_tries_of_a_worker_in_a_crash_loop_cost_no_request_of_the_others(
+    penstock: "Penstock", faulty: str, tmp_path: Path, scheme: str
+) -> None:
+    run = penstock(app=faulty, scheme=scheme, workers=2, restart={**QUICK, "retry_after": "100ms"})
+    (tmp_path / "broken").touch()
+    kill_all(run)
+    until_all_loop(run)
+    (tmp_path / "broken 1").touch()
+    (tmp_path / "broken").unlink()
+    until_ready(run)
+    run.until(lambda: workers(run)[1]["state"] == "crash_loop")
+    before = run.said.count("web/1 exited with status 7")
+    failed: list[str] = []
+    while run.said.count("web/1 exited with status 7") < before + 5:
+        failed += failures(asyncio.run(request_many(run.address(), 50)))
+        run.look()
+    assert not failed
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
