@@ -340,7 +340,7 @@ class Child:
         self.history.exits[self.history.last_exit.removeprefix("status ")] += 1
         if self.state is State.STOPPING:
             _log.info("%s %s", self.name, end.described)
-            self.history.last_exit_reason = f"{end.described}, as it was told to stop"
+            self.history.last_exit_reason = f"{end.described} after it was told to stop"
             self._handle(LifecycleEvent.EXITED)
             return
         now = self._loop.time()

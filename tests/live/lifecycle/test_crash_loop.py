@@ -267,4 +267,4 @@ def test_a_status_shows_the_process_that_drains_beside_the_one_that_serves(
     assert memory == pytest.approx(rss, rel=0.5)
     wire.close()
     run.until(lambda: len(workers(run)[0]["processes"]) == 1)
-    run.until(lambda: "as it was told to stop" in str(workers(run)[0]["last_exit_reason"]))
+    run.until(lambda: "after it was told to stop" in str(workers(run)[0]["last_exit_reason"]))
