@@ -1,9 +1,10 @@
 """Passes reports of children on to the parts of the run that they concern.
 
 It keeps no state of its own: slots, rotation, proxies and statistics do. It also decides whether
-a failure ends the run. That is only so as long as no worker of the service was ever ready,
-because then somebody has just started the run and waits for the result. How a run ends is known
-elsewhere (`fail`).
+a failure ends the run. That is so as long as no worker of the service was ever ready, because
+then somebody has just started the run and waits for the result. Later it is so only if nothing
+is left that could ever serve again: without a retry of crash loops somebody else has to act, and
+acts on an exit status. How a run ends is known elsewhere (`fail`).
 """
 
 import logging
@@ -12,8 +13,9 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from penstock_supervisor.children.child import Child, ChildObserver
+from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import EventName, Events
+from penstock_supervisor.children.observer import ChildObserver
 from penstock_supervisor.children.slots import Slots, slot_of
 from penstock_supervisor.observability.stats_poll import StatsPoll
 from penstock_supervisor.process.reaper import reap_orphans
@@ -24,6 +26,7 @@ from penstock_supervisor.rollout.rolling_restart import RollingRestart
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
+from penstock_supervisor.snapshot import Part
 from penstock_worker import contract
 
 _MAX_REASON: Final = 1024
@@ -32,7 +35,7 @@ _MAX_REASON: Final = 1024
 _log = logging.getLogger("penstock.supervisor")
 
 
-class ChildEvents(ChildObserver):
+class ChildEvents(ChildObserver[Child]):
     """`fail` ends the run with a reason, and returns False if it was stopped before. `is_over`:
     the run was stopped, or has failed."""
 
@@ -75,6 +78,9 @@ class ChildEvents(ChildObserver):
             self._proxies.spawned(child)
         else:
             self._rotation.worker_spawned(child)
+
+    def part_of(self, child: Child) -> Part:
+        return self._slots.part_of(child)
 
     def exited(self, child: Child) -> None:
         self._stats_poll.carry_over(child)
@@ -134,8 +140,9 @@ class ChildEvents(ChildObserver):
 
     def gave_up(self, child: Child, why: str) -> bool:
         if child.plan.role == "proxy":
-            was_last = self._proxies.gave_up(child)
-            return was_last and self._fail(f"{why}; without a proxy nobody can be served")
+            if why:
+                self._proxies.gave_up(child)
+            return False
         if self._slots.ever_ready(child.plan.service):
             self._reuseport.shut(slot_of(child))
             return False
@@ -149,7 +156,20 @@ class ChildEvents(ChildObserver):
         self._rolling_restart.state_changed(child)
         if os.getpid() == 1 and child.pid is None:
             reap_orphans({one.pid for one in self._slots.children() if one.pid})
+        if child.at_rest:
+            self._check_that_something_is_left()
         self._condition.notify()
+
+    def _check_that_something_is_left(self) -> None:
+        services = self._resources.services.values()
+        if not self._is_over() and all(
+            self._slots.is_lost(service.name, has_proxy=service.has_proxy) for service in services
+        ):
+            names = ", ".join(service.name for service in services)
+            self._fail(
+                f"nothing is left that serves {names}: all ended too often, "
+                "and restart.retry_after is 0"
+            )
 
     def event(self, child: Child, name: EventName, **details: Any) -> None:
         plan = child.plan

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 SocketKind = Literal["tcp", "udp", "unix"]
+Part = Literal["current", "successor", "draining"]
+"""What a process is in its slot: the one that has it, the one that is started to replace it, or
+one that finishes what it has."""
 
 
 class SocketView(NamedTuple):
@@ -44,6 +47,31 @@ class TlsView(NamedTuple):
     """The certificates in use are those on disk."""
 
 
+class ProcessView(NamedTuple):
+    """One process of a slot."""
+
+    part: Part
+    state: str
+    """A `lifecycle.ProcessState`."""
+    pid: int
+    address: str
+    """Where it listens; empty if not on a port of its own."""
+    age_s: float
+    connections: int | None
+    """Open connections, as it says itself; None: it does not say."""
+
+
+class ProcessUsage(NamedTuple):
+    """What the kernel says of a process. None: it does not say."""
+
+    memory: int | None
+    """Resident, in bytes."""
+    fds: int | None
+    """Open descriptors."""
+    connections: int | None
+    """Those that were accepted at its own address."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildView:
     """One child: a proxy, or a worker's slot."""
@@ -53,7 +81,7 @@ class ChildView:
     """Empty for a proxy, which serves all services."""
     slot: int
     state: str
-    """The name of its `lifecycle.State`, in lower case."""
+    """A `lifecycle.ProcessState`, of the current process."""
     pid: int | None
     address: str
     """Where it listens; empty for a proxy."""
@@ -63,6 +91,15 @@ class ChildView:
     """Seconds in this state."""
     last_exit: str
     """"status 1", "SIGKILL", or empty."""
+    last_exit_reason: str = ""
+    """The same in words, or the program's own reason; also why a process could not be started."""
+    crash_loop: bool = False
+    """It ended too often, and has not proved since that it can stay ready. So it can be starting
+    or ready as well."""
+    next_start_s: float | None = None
+    """Seconds until it is started again; None: no start is planned."""
+    processes: tuple[ProcessView, ...] = ()
+    """All of the slot: the current one, then a successor, then those that drain."""
     exits: Mapping[str, int] = field(default_factory=dict)
     """Number of exits of its processes, by exit status ("1") or signal ("SIGKILL")."""
     stats: Mapping[str, Any] = field(default_factory=dict)

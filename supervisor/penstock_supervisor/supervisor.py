@@ -5,8 +5,9 @@ the state of the whole: has it started, is it over, has it failed. `child` runs 
 `children.plan` decides what it is started with, and `child_events` what follows from its
 reports.
 
-Once a run has started, only a stop ends it. A worker that cannot be kept alive is reported, and
-the others serve. The exception is the last proxy: without one no client can be served.
+Once a run has started, only a stop ends it. A child that cannot be kept alive is reported and
+tried again now and then, and the others serve. The exception is a run in which nothing can serve
+and nothing is tried again, because `restart.retry_after` is 0 everywhere.
 """
 
 import asyncio

@@ -79,7 +79,7 @@ def worker(slot: int = 0, **changes: Any) -> ChildView:
 def _child(values: dict[str, Any]) -> ChildView:
     # The pid of this process, because it certainly exists.
     defaults: dict[str, Any] = {
-        "state": "up", "pid": os.getpid(), "restarts": {}, "since_s": 1.5, "last_exit": "",
+        "state": "ready", "pid": os.getpid(), "restarts": {}, "since_s": 1.5, "last_exit": "",
         "exits": {"1": 1},
     }  # fmt: skip
     return ChildView(**{**defaults, **values})

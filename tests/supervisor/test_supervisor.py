@@ -23,7 +23,8 @@ import psutil
 import pytest
 from tests.support.descriptors import descriptors
 
-from penstock_supervisor.config.model import Config, Service
+from penstock_supervisor.children import plan
+from penstock_supervisor.config.model import Config, Restart, Service
 from penstock_supervisor.listeners.worker_ports import free_ports
 from penstock_supervisor.snapshot import ChildView
 from penstock_supervisor.supervisor import StartError, Supervisor
@@ -199,7 +200,7 @@ async def test_a_restarted_worker_has_its_port_and_joins_again() -> None:
         after = await harness.view("web/0")
         assert after.address == before.address
         assert after.pid != before.pid
-        assert (after.restarts, after.last_exit, after.state) == ({"signal": 1}, "SIGKILL", "up")
+        assert (after.restarts, after.last_exit, after.state) == ({"signal": 1}, "SIGKILL", "ready")
     assert re.search(r"got join 0.*got leave 0.*got join 0", harness.err, re.DOTALL)
 
 
@@ -242,15 +243,19 @@ def failing(folder: Path) -> str:
     )
 
 
-async def test_a_worker_that_keeps_crashing_is_given_up_and_the_others_serve(
+async def test_a_worker_that_keeps_crashing_is_in_a_crash_loop_and_the_others_serve(
     tmp_path: Path,
 ) -> None:
     code = failing(tmp_path)
     restart = {"max_restarts": 2, "backoff": "10ms"}
     async with running(service(code, restart=restart)) as harness:
         lost, kept = await harness.view("web/1"), await harness.view("web/0")
-        assert (lost.state, lost.restarts, lost.last_exit) == ("given_up", {"exit": 2}, "status 3")
-        assert (kept.state, kept.restarts) == ("up", {})
+        assert (lost.state, lost.restarts, lost.last_exit) == (
+            "crash_loop",
+            {"exit": 2},
+            "status 3",
+        )
+        assert (kept.state, kept.restarts) == ("ready", {})
 
 
 async def test_a_giveup_is_logged_as_critical(
@@ -349,8 +354,94 @@ async def test_a_ready_service_is_not_ended_by_a_failure_that_would_end_the_star
         os.kill(await harness.pid("web/0"), signal.SIGKILL)
         await harness.logged("got leave 0", times=2)
         snapshot = await harness.supervisor.take_snapshot(5)
-        assert snapshot.children[1].state == "given_up"
+        assert snapshot.children[1].state == "crash_loop"
         assert not snapshot.ready
+
+
+async def test_a_run_in_which_everything_was_given_up_for_good_fails() -> None:
+    restart = {"max_restarts": 1, "backoff": "10ms", "retry_after": "0s"}
+    harness = Harness(service(restart=restart), service(name="api", restart=restart))
+    async with asyncio.timeout(2 * WAIT_S), asyncio.TaskGroup() as tasks:
+        run = tasks.create_task(failing_run(harness))
+        await harness.started.wait()
+        # All but one, and the run goes on.
+        for name in ("web/0", "web/1", "api/0"):
+            await give_up(harness, name)
+        assert not run.done()
+        assert (await harness.view("api/1")).state == "ready"
+        await give_up(harness, "api/1", last=True)
+        assert await run == (
+            "nothing is left that serves web, api: all ended too often, "
+            "and restart.retry_after is 0"
+        )
+    harness.close()
+    assert_nothing_left()
+
+
+async def failing_run(harness: Harness) -> str:
+    with pytest.raises(StartError) as caught:
+        await harness.supervisor.run()
+    return str(caught.value)
+
+
+async def give_up(harness: Harness, name: str, *, last: bool = False) -> None:
+    """Kill the worker until it is not restarted."""
+    os.kill(pid := await harness.pid(name), signal.SIGKILL)
+
+    async def is_next() -> bool:
+        view = await harness.view(name)
+        return view.pid not in (None, pid) and view.state == "ready"
+
+    async with asyncio.timeout(WAIT_S):
+        while not await is_next():  # noqa: ASYNC110 — the kernel sets no event
+            await asyncio.sleep(0.01)
+    os.kill(await harness.pid(name), signal.SIGKILL)
+    async with asyncio.timeout(WAIT_S):
+        while not last and (await harness.view(name)).state != "crash_loop":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def impatient_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy is in a crash loop at its second exit, and is soon tried again."""
+    restart = Restart(max_restarts=1, backoff=0.01, backoff_max=0.1, retry_after=0.2)
+    monkeypatch.setattr(plan, "PROXY_RESTART", restart)
+
+
+@pytest.mark.usefixtures("impatient_proxy")
+async def test_a_proxy_in_a_crash_loop_comes_back_by_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    broken = tmp_path / "broken"
+    async with running(service(workers=1), behaviour=str(broken)) as harness:
+        broken.touch()
+        os.kill(await harness.pid("proxy/0"), signal.SIGKILL)
+        await until(lambda: any("still in the crash loop" in one for one in caplog.messages))
+        snapshot = await harness.supervisor.take_snapshot(5)
+        assert not snapshot.ready
+        assert snapshot.children[0].crash_loop
+        broken.unlink()
+        await until(lambda: any("proxy/0 has left the crash" in one for one in caplog.messages))
+        snapshot = await harness.supervisor.take_snapshot(5)
+        assert (snapshot.ready, snapshot.children[0].events["giveup"]) == (True, 1)
+
+
+@pytest.mark.usefixtures("impatient_proxy")
+async def test_the_last_proxy_is_given_up_for_good_only_if_its_services_would_be(
+    tmp_path: Path,
+) -> None:
+    broken = tmp_path / "broken"
+    restart = {"retry_after": "0s"}
+    harness = Harness(service(workers=1, restart=restart), behaviour=str(broken))
+    async with asyncio.timeout(2 * WAIT_S), asyncio.TaskGroup() as tasks:
+        run = tasks.create_task(failing_run(harness))
+        await harness.started.wait()
+        broken.touch()
+        os.kill(await harness.pid("proxy/0"), signal.SIGKILL)
+        assert (await run).startswith("nothing is left that serves web")
+    harness.close()
+    assert_nothing_left()
 
 
 async def test_upstreams_need_only_a_proxy() -> None:
@@ -364,7 +455,7 @@ async def test_a_silent_child_delays_a_snapshot_until_the_deadline_at_most() -> 
     async with running(service(workers=1), behaviour="silent") as harness:
         proxy, worker = (await harness.supervisor.take_snapshot(0.05)).children
         assert (proxy.fresh, proxy.stats) == (False, {})
-        assert (worker.fresh, worker.state) == (False, "up")
+        assert (worker.fresh, worker.state) == (False, "ready")
 
 
 async def test_several_snapshots_can_be_taken_at_once() -> None:

@@ -63,7 +63,7 @@ ONLINE: Final = INTERNAL + "ONLINE"
 READY: Final = INTERNAL + "READY"
 """{"cmd": READY}: clients are served."""
 FAILED: Final = INTERNAL + "FAILED"
-"""{"cmd": FAILED, "reason": str}: it cannot start, and another try would fail likewise."""
+"""{"cmd": FAILED, "reason": str}: it cannot start, which ends a run that has just begun."""
 RETIRE: Final = INTERNAL + "RETIRE"
 """{"cmd": RETIRE, "reason": str, "traceback": str}: replace me. The answer is SIGTERM."""
 UNCAUGHT: Final = INTERNAL + "UNCAUGHT"
@@ -88,7 +88,7 @@ STATS: Final = INTERNAL + "STATS"
 exits sends one more, with None as `seq`."""
 
 EXIT_FAILED: Final = 78
-"""EX_CONFIG of sysexits.h: the child sent FAILED; a restart would fail likewise."""
+"""EX_CONFIG of sysexits.h: the child sent FAILED."""
 
 DUMP_STACKS_SIGNAL: Final = 49
 """SIGRTMIN+15. A worker that runs our runtime and was READY writes the stacks of all threads and

@@ -26,6 +26,18 @@ class MemberState(StrEnum):
     """About to be stopped: it finishes what it has in flight."""
 
 
+SHOWN: Final = {
+    MemberState.ABSENT: MemberState.DOWN,
+    MemberState.CHECKING: MemberState.DOWN,
+    MemberState.UP: MemberState.UP,
+    MemberState.DOWN: MemberState.DOWN,
+    MemberState.EJECTED: MemberState.EJECTED,
+    MemberState.DRAINING: MemberState.DRAINING,
+}
+"""What people are shown. For them a worker that is not there, or has not passed its first check,
+is down; the reason says which."""
+
+
 class MemberEvent(Enum):
     JOIN = auto()
     LEAVE = auto()

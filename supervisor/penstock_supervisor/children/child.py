@@ -8,22 +8,34 @@ does not know other children, or when the run starts and ends. A `ChildObserver`
 import logging
 import signal
 import socket
-from asyncio import AbstractEventLoop, TimerHandle
+from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.messages import DRAIN
 from penstock_supervisor.children import diagnosis
-from penstock_supervisor.children.events import EventName
-from penstock_supervisor.children.lifecycle import Command, Lifecycle, LifecycleEvent, State
+from penstock_supervisor.children.after_exit import AfterExit, Ended, decide
+from penstock_supervisor.children.deadline import Deadline
+from penstock_supervisor.children.lifecycle import (
+    Command,
+    Lifecycle,
+    LifecycleEvent,
+    ProcessState,
+    State,
+    shown,
+)
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.running import ProcessCallbacks, Running, Spawn
 from penstock_supervisor.children.slot_history import SlotHistory
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.process.spawn import Exit, SpawnError
+from penstock_supervisor.snapshot import Part
 from penstock_worker import contract
 from penstock_worker.channel.channel import Channel
+
+if TYPE_CHECKING:
+    from penstock_supervisor.children.observer import ChildObserver
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -33,52 +45,20 @@ _MAX_REASON: Final = 16 << 10
 """Characters of a reason or traceback from a worker that are logged."""
 
 
-class ChildObserver(Protocol):
-    """What a child reports to. Only `sockets_for` may raise."""
-
-    def sockets_for(self, child: "Child") -> tuple[int, ...]:
-        """Listening sockets for its next process. StartError if a socket cannot be opened."""
-
-    def spawned(self, child: "Child") -> None:
-        """A new process was started, and its channel is open."""
-
-    def exited(self, child: "Child") -> None:
-        """Its process has ended. Its channel and links will be closed after this call."""
-
-    def joined(self, child: "Child") -> None: ...
-    def left(self, child: "Child") -> None: ...
-
-    def message_received(self, child: "Child", message: Any, handle: socket.socket | None) -> None:
-        """A message that is not about its lifecycle. The observer closes the handle."""
-
-    def replacement_needed(self, child: "Child", reason: str, why: str) -> None:
-        """It is ready, but asked to be replaced, or its channel is closed."""
-
-    def start_failed(self, child: "Child", why: str) -> bool:
-        """It failed to start, and a retry will rarely help. True: the run ends because of it."""
-
-    def gave_up(self, child: "Child", why: str) -> bool:
-        """It will not be restarted. True: the run ends because of it, and reports `why`."""
-
-    def state_changed(self, child: "Child") -> None:
-        """Called after every lifecycle event, also if the state is the same."""
-
-    def event(self, child: "Child", name: EventName, **details: Any) -> None:
-        """An event for subscribers, by a name of `events`."""
-
-
 class Child:
     """A slot, and the process that runs in it at the moment."""
 
     _postponed = False
     """The last start failed because the supervisor lacked descriptors or memory."""
+    _next = AfterExit(LifecycleEvent.EXITED)
+    """What follows from the last exit."""
 
     def __init__(
         self,
         plan: ChildPlan,
         loop: AbstractEventLoop,
         spawn: Spawn,
-        observer: ChildObserver,
+        observer: "ChildObserver[Child]",
         after: "Child | None" = None,
     ) -> None:
         """`after`: the child that had this slot before; its history is continued."""
@@ -94,12 +74,11 @@ class Child:
         self._lifecycle = Lifecycle(plan.name)
         self._state_since = loop.time()
         self._running: Running | None = None
-        self._timer: TimerHandle | None = None
-        self._backoff_s = 0.0
+        self._deadline = Deadline(loop, self._on_deadline)
         self._why = self._reason = ""
         """Text and metric label for the exit that is handled now, or is about to come."""
         self._no_restart = False
-        """Another start would not help, as the child itself said or its exit shows."""
+        """Another start would hardly help, as the child itself said or its exit shows."""
         self._ends_run = False
         """The run ends because of this child, so it is not restarted."""
 
@@ -108,8 +87,28 @@ class Child:
         return self._lifecycle.state
 
     @property
+    def shown_state(self) -> ProcessState:
+        """Its state in the words for people."""
+        return shown(self.state, replaced=self.part == "draining")
+
+    @property
+    def part(self) -> Part:
+        """What it is in its slot."""
+        return self._observer.part_of(self)
+
+    @property
     def at_rest(self) -> bool:
         return self._lifecycle.at_rest
+
+    @property
+    def next_start_s(self) -> float | None:
+        """Seconds until it is started again by itself; None: that is not planned."""
+        return self._deadline.remaining_s if self._lifecycle.waits_for_start else None
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since its process was started; None: there is none."""
+        return None if self._running is None else self._loop.time() - self._running.spawned_at
 
     @property
     def pid(self) -> int | None:
@@ -141,18 +140,15 @@ class Child:
         return self._loop.time() - self._state_since
 
     def start(self) -> None:
+        """Somebody asks for it, so its earlier exits count no more."""
+        self.history.restart_policy.forget()
         self._handle(LifecycleEvent.START)
 
     def start_as_replacement(self, reason: str) -> None:
-        """Start as the successor of a process that still runs. It counts as a restart, so too
-        many replacements are a giveup."""
+        """Start as the successor of a process that still runs. That is a restart and no crash: it
+        never counts towards giving up."""
         self.history.restarts[reason] += 1
-        if self.history.restart_policy.exited(self._loop.time(), 0.0) is None:
-            times, within_s = self.history.restart_policy.recent_exits, self.plan.restart.within
-            self._why = f"{self.name} had to be replaced {times} times within {within_s:g} s"
-            self._handle(LifecycleEvent.NO_RESTART)
-        else:
-            self._handle(LifecycleEvent.START)
+        self._handle(LifecycleEvent.START)
 
     def stop(self, at_most_s: float | None = None) -> None:
         """Ask it to drain and exit. It has the time of its plan, or `at_most_s` if that is less."""
@@ -193,7 +189,7 @@ class Child:
             _EXECUTE[command](self)
         if self.state is not before:
             self._state_since = self._loop.time()
-            _log.debug("%s: %s", self.name, self.state.name.lower())
+            _log.debug("%s: %s", self.name, self.shown_state.value.replace("_", " "))
             if self.state is State.UP:
                 self._became_ready()
         self._observer.state_changed(self)
@@ -240,22 +236,26 @@ class Child:
         else:
             self.signal(signal.SIGTERM)
 
-    def _kill(self) -> None:
-        self.signal(signal.SIGKILL)
-
-    def _arm_timer(self, delay_s: float) -> None:
-        self._cancel_timer()
-        self._timer = self._loop.call_later(delay_s, self._on_deadline)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _proved(self) -> None:
+        if self.history.restart_policy.proved():
+            ready_s = self.history.restart_policy.proof_s
+            _log.info("%s has left the crash loop: it is ready for %g s", self.name, ready_s)
 
     def _give_up(self) -> None:
-        self._observer.event(self, "giveup", text=self._why)
-        if not self._observer.gave_up(self, self._why):
-            _log.critical("GIVING UP on %s, nobody starts it again: %s", self.name, self._why)
+        after = self._next
+        if self.part != "current":
+            return
+        if after.giveup:
+            self._observer.event(self, "giveup", text=after.giveup)
+        if self._ends_run:
+            return  # The run says why, once.
+        if not self._observer.gave_up(self, after.giveup) and after.giveup:
+            words = "GIVING UP on %s, it is in a crash loop: %s; %s"
+            _log.critical(words, self.name, self._unnamed(after.giveup), after.prospect)
+
+    def _unnamed(self, text: str) -> str:
+        """A reason without our own name, for places that have it already."""
+        return text.removeprefix(self.name).removeprefix(":").lstrip()
 
     # Events of its process and its timer.
 
@@ -316,7 +316,6 @@ class Child:
             self._replace("channel", why)
 
     def _on_deadline(self) -> None:
-        self._timer = None
         if self.state is State.STARTING:
             inodes = () if self._running is None else self._running.inodes
             explanation = diagnosis.missed_deadline(self.plan, self.pid, inodes)
@@ -324,6 +323,8 @@ class Child:
             self._ends_run = self._observer.start_failed(self, self._why)
             if not self._ends_run:
                 _log.error("%s", self._why)
+        elif self._lifecycle.waits_for_start and not self._postponed:
+            self.history.restarts[self._reason] += 1
         elif self.state is State.STOPPING:
             _log.warning("%s did not leave within %g s and is killed", self.name, self.stop_s)
         self._handle(LifecycleEvent.DEADLINE)
@@ -342,6 +343,7 @@ class Child:
         self.history.exits[self.history.last_exit.removeprefix("status ")] += 1
         if self.state is State.STOPPING:
             _log.info("%s %s", self.name, end.described)
+            self.history.last_exit_reason = f"{end.described} after it was told to stop"
             self._handle(LifecycleEvent.EXITED)
             return
         now = self._loop.time()
@@ -360,37 +362,33 @@ class Child:
         self._after_exit(summary, 0.0 if running.ready_at is None else now - running.ready_at)
 
     def _after_exit(self, summary: str, ready_for_s: float = 0.0) -> None:
-        """The process is gone: restart it, or give up."""
+        """The process is gone, or was not started."""
+        self.history.last_exit_reason = self._unnamed(self._why)
         if self.state is State.STOPPING:
             self._handle(LifecycleEvent.EXITED)
             return
-        if self._postponed and not self._ends_run:
-            self._backoff_s = self.history.restart_policy.postponed()
-            _log.warning("%s; trying again in %.1f s", summary, self._backoff_s)
-            self._handle(LifecycleEvent.EXITED)
-            return
-        restart = self.plan.restart
-        wait_s = self.history.restart_policy.exited(self._loop.time(), ready_for_s)
-        times = self.history.restart_policy.recent_exits
-        if wait_s is None and not self._no_restart:
-            self._why = f"{self._why}; it ended {times} times within {restart.within:g} s"
-        if wait_s is None or self._no_restart or self._ends_run:
-            self._handle(LifecycleEvent.NO_RESTART)
-            return
-        self._backoff_s = wait_s
-        self.history.restarts[self._reason] += 1
-        _log.warning("%s; restart %d of %d in %.1f s", summary, times, restart.max_restarts, wait_s)
-        self._handle(LifecycleEvent.EXITED)
+        end = Ended(
+            self.part, summary, self._why, ready_for_s,
+            useless=self._no_restart, postponed=self._postponed, ends_run=self._ends_run,
+        )  # fmt: skip
+        after = decide(self.plan, end, self.history.restart_policy, self._loop.time())
+        self._next = after
+        if after.line:
+            _log.log(after.level, "%s", after.line)
+        self._handle(after.event)
 
 
-_EXECUTE: Final[dict[Command, Callable[[Child], None]]] = {
+_EXECUTE: Final[dict[Command, Callable[[Child], object]]] = {
     Command.SPAWN: Child._spawn,
     Command.TERMINATE: Child._terminate,
-    Command.KILL: Child._kill,
-    Command.ARM_START: lambda child: child._arm_timer(child.plan.start_s),
-    Command.ARM_KILL: lambda child: child._arm_timer(child.stop_s),
-    Command.ARM_BACKOFF: lambda child: child._arm_timer(child._backoff_s),
-    Command.DISARM: Child._cancel_timer,
+    Command.KILL: lambda child: child.signal(signal.SIGKILL),
+    Command.ARM_START: lambda child: child._deadline.arm(child.plan.start_s),
+    Command.ARM_KILL: lambda child: child._deadline.arm(child.stop_s),
+    Command.ARM_BACKOFF: lambda child: child._deadline.arm(child._next.wait_s),
+    Command.ARM_RETRY: lambda child: child._deadline.arm(child._next.wait_s),
+    Command.ARM_PROOF: lambda child: child._deadline.arm(child.history.restart_policy.proof_s),
+    Command.PROVED: Child._proved,
+    Command.DISARM: lambda child: child._deadline.disarm(),
     Command.JOIN: lambda child: child._observer.joined(child),
     Command.LEAVE: lambda child: child._observer.left(child),
     Command.GIVE_UP: Child._give_up,

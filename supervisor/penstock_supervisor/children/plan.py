@@ -35,8 +35,11 @@ PROXY_START_S: Final = 30.0
 """Not a service's `timeouts.start`, which is for the user's program."""
 _LOCAL_PEERS: Final = ("127.0.0.0/8", "::1")
 """Peers that a worker trusts on its own port: the proxies, which run on this host."""
-PROXY_RESTART: Final = Restart(max_restarts=20, within=60.0, backoff=0.1, backoff_max=2.0)
-"""More restarts than for a worker, because a proxy serves the clients of every service."""
+PROXY_RESTART: Final = Restart(
+    max_restarts=20, within=60.0, backoff=0.1, backoff_max=2.0, retry_after=5.0
+)
+"""More restarts than for a worker, and sooner, because a proxy serves the clients of every
+service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +150,14 @@ def proxy_plan(
         privileges=privileges,
         start_s=PROXY_START_S,
         stop_s=max(service.timeouts.stop for service in config.services if service.has_proxy),
-        restart=PROXY_RESTART,
+        restart=_proxy_restart(config),
     )
+
+
+def _proxy_restart(config: Config) -> Restart:
+    """A proxy is given up for good only if all that it serves would be, too."""
+    for_good = all(service.restart.retry_after == 0 for service in config.services)
+    return PROXY_RESTART.model_copy(update={"retry_after": 0.0}) if for_good else PROXY_RESTART
 
 
 def proxy_config(

@@ -19,6 +19,8 @@ class SlotHistory:
         self.exits: Counter[str] = Counter()
         """Every end of a process, by exit status or name of the signal."""
         self.last_exit = ""
+        self.last_exit_reason = ""
+        """Why the last process ended or could not be started, for people."""
         self.was_ready = False
         """A process was ready at least once."""
         self.carryover: dict[str, Any] = {}
@@ -28,6 +30,7 @@ class SlotHistory:
             within_s=plan.restart.within,
             backoff_s=plan.restart.backoff,
             backoff_max_s=plan.restart.backoff_max,
+            retry_after_s=plan.restart.retry_after,
             random=random.random,
             first_at_once=plan.role == "proxy",
         )

@@ -6,11 +6,12 @@ ready. A *draining* one was current; it finishes its connections and exits. This
 of children. Slots can be added and removed while the run lasts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.plan import Slot
+from penstock_supervisor.snapshot import Part
 
 
 class Slots:
@@ -60,6 +61,12 @@ class Slots:
     def is_draining(self, child: Child) -> bool:
         return child in self._draining
 
+    def part_of(self, child: Child) -> Part:
+        """What it is in its slot. A proxy, which is never replaced, is always current."""
+        if child in self._draining:
+            return "draining"
+        return "successor" if self.is_successor(child) else "current"
+
     def is_being_replaced(self, child: Child) -> bool:
         """Has it a successor, or is it draining?"""
         return child in self._draining or slot_of(child) in self._successors
@@ -93,12 +100,22 @@ class Slots:
         return any(child.history.was_ready for child in children)
 
     def has_started(self) -> bool:
-        """Every service has been ready, and every slot has been ready or given up."""
+        """Every service has been ready, and every slot has been ready or is in a crash loop."""
         return all(
-            (child.history.was_ready or child.state is State.GIVEN_UP)
+            (child.history.was_ready or child.history.restart_policy.in_crash_loop)
             and self.ever_ready(child.plan.service)
             for child in self.one_per_slot()
         )
+
+    def is_lost(self, service: str, *, has_proxy: bool) -> bool:
+        """Nobody will serve the service again: each of its slots was given up for good, or so was
+        each proxy, and no process is left."""
+        workers = [child for child in self.workers() if child.plan.service == service]
+        return (has_proxy and _all_given_up(self.proxies)) or _all_given_up(workers)
+
+
+def _all_given_up(children: Collection[Child]) -> bool:
+    return bool(children) and all(child.state is State.GIVEN_UP for child in children)
 
 
 def slot_of(child: Child) -> Slot:

@@ -16,8 +16,12 @@ def lines(status: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(rows: Iterable[summary.SummaryRow]) -> Iterator[str]:
     cells = [
-        (row.name, row.state, row.process, row.address, row.restarts, row.reason) for row in rows
-    ]
+        (
+            row.name, row.state, row.process, row.age, row.memory, row.fds, row.address,
+            row.restarts, row.reason,
+        )
+        for row in rows
+    ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         shown = (cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width)

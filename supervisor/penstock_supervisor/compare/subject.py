@@ -169,8 +169,8 @@ class RunningSubject:
 
 
 def all_up(rows: list[dict[str, Any]]) -> bool:
-    """Is every worker up? Upstreams have a health and no state."""
-    return all(row.get("health") == "up" and row.get("state", "up") == "up" for row in rows)
+    """Is every worker ready and up? Upstreams have a health and no state."""
+    return all(row.get("health") == "up" and row.get("state", "ready") == "ready" for row in rows)
 
 
 class ExternalSubject:

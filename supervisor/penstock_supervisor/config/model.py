@@ -12,7 +12,15 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from penstock_proxy.config import AddressText, Count, FrozenModel, Positive, ProxySettings, Weight
+from penstock_proxy.config import (
+    AddressText,
+    Count,
+    Duration,
+    FrozenModel,
+    Positive,
+    ProxySettings,
+    Weight,
+)
 from penstock_proxy.net.address import parse_address
 from penstock_worker.contract import SCRUBBED
 
@@ -165,11 +173,14 @@ class Restart(FrozenModel):
     """When a worker that ended is started again."""
 
     max_restarts: Count = 5
-    """After more exits than this `within` the time below, the worker stays down (giveup)."""
+    """After more exits than this `within` the time below, it is in a crash loop (giveup)."""
     within: Positive = 60.0
     backoff: Positive = 0.1
     """Before the first restart; doubled each time."""
     backoff_max: Positive = 10.0
+    """The longest; a worker that was ready for so long has left its crash loop."""
+    retry_after: Duration = 30.0
+    """Between two starts in a crash loop; 0: none."""
 
 
 class Upstream(FrozenModel):

@@ -19,10 +19,10 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from penstock_supervisor.control import status, status_page
+from penstock_supervisor.control import health, status, status_page
 from penstock_supervisor.control.http_server import Handler
 from penstock_supervisor.kernel import sock_diag
-from penstock_supervisor.observability import prometheus
+from penstock_supervisor.observability import process_usage, prometheus
 from penstock_supervisor.snapshot import Snapshot
 
 TakeSnapshot = Callable[[float], Awaitable[Snapshot]]
@@ -144,7 +144,13 @@ class Pages:
         return response
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        """200 as long as the supervisor's loop turns: whatever is wrong with workers, to kill the
+        one that restarts them makes it worse. The lines after the first say what is wrong."""
+        snapshot = await self._quick.get()
+        lines = ["ok"]
+        if not snapshot.ready:
+            lines.append("stopping" if snapshot.stopping else health.not_ready(snapshot))
+        return web.Response(text="\n".join((*lines, *health.crash_loops(snapshot), "")))
 
     async def _readyz(self, _: web.Request) -> web.Response:
         snapshot = await self._quick.get()
@@ -152,9 +158,7 @@ class Pages:
             return web.Response(status=503, text="stopping\n")
         if snapshot.ready:
             return web.Response(text="ready\n")
-        names = status.services_without_worker(snapshot)
-        why = f": no worker in rotation for {', '.join(names)}" if names else ""
-        return web.Response(status=503, text=f"not ready{why}\n")
+        return web.Response(status=503, text=f"{health.not_ready(snapshot)}\n")
 
     async def _status(self, _: web.Request) -> web.Response:
         return web.json_response(await self._describe())
@@ -164,4 +168,5 @@ class Pages:
         async with self._rendering:
             kinds = {view.kind for view in snapshot.sockets}
             queues = await asyncio.to_thread(sock_diag.queues, kinds)
-        return status.describe(snapshot, version("penstock"), os.getpid(), queues)
+            usage = await asyncio.to_thread(process_usage.measure, snapshot)
+        return status.describe(snapshot, version("penstock"), os.getpid(), queues, usage)

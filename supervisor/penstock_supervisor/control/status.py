@@ -1,26 +1,39 @@
-"""One `Snapshot` as the content of /status and /readyz: plain values, ready for JSON.
+"""One `Snapshot` as the content of /status: plain values, ready for JSON.
 
 Owns the names of the fields that people's scripts read. Each worker has two sets of fields. One
 is the supervisor's: the state of its process. The other is the proxy's, or that of the worker
 checks if there is no proxy: its state in the pool, and how much it has to do. The two disagree
-for a moment whenever something changes, and both are shown. No I/O, no clock.
+for a moment whenever something changes, and both are shown. A worker is a slot; the processes of
+the slot are a list in it. No I/O, no clock.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from penstock_supervisor.observability.traffic import Traffic, WorkerRow
-from penstock_supervisor.snapshot import ChildView, Snapshot, SocketQueue
+from penstock_supervisor.snapshot import (
+    ChildView,
+    ProcessUsage,
+    ProcessView,
+    Snapshot,
+    SocketQueue,
+)
 
+_UNKNOWN: Final = ProcessUsage(None, None, None)
 _POOL_FIELDS: Final = ("health", "reason", "weight", "active", "failures", "ejections")
 
 
 def describe(
-    snapshot: Snapshot, version: str, pid: int, queues: Mapping[int, SocketQueue]
+    snapshot: Snapshot,
+    version: str,
+    pid: int,
+    queues: Mapping[int, SocketQueue],
+    usage: Mapping[int, ProcessUsage] = {},
 ) -> dict[str, Any]:
-    """The whole of /status. Times are in seconds; null means not known.
+    """The whole of /status. Times are in seconds, memory in bytes; null means not known.
 
-    `pid` is the supervisor's. `queues` are the accept queues of the listeners, by inode.
+    `pid` is the supervisor's. `queues` are the accept queues of the listeners, by inode, and
+    `usage` is by pid.
     """
     traffic = Traffic(snapshot)
     return {
@@ -35,7 +48,7 @@ def describe(
         "ready": snapshot.ready,
         "stopping": snapshot.stopping,
         "proxies": [
-            {**_process(child), "covered": child.slot in snapshot.covered}
+            {**_child(child, usage), "covered": child.slot in snapshot.covered}
             for child in snapshot.children
             if child.role == "proxy"
         ],
@@ -45,21 +58,13 @@ def describe(
                 "split": _split(traffic, name),
                 "dropped": snapshot.dropped.get(name, 0),
                 "sockets": list(_sockets(snapshot, name, queues)),
-                "workers": list(_workers(snapshot, name, facts, traffic.pools.get(name, {}))),
+                "workers": list(
+                    _workers(snapshot, name, facts, traffic.pools.get(name, {}), usage)
+                ),
             }
             for name, facts in snapshot.services.items()
         },
     }
-
-
-def services_without_worker(snapshot: Snapshot) -> tuple[str, ...]:
-    """The services that have no worker in rotation, as far as has been reported."""
-    pools = Traffic(snapshot).pools
-    return tuple(
-        name
-        for name in snapshot.services
-        if not any(row["health"] == "up" for row in pools.get(name, {}).values())
-    )
 
 
 def _pids(snapshot: Snapshot, role: str) -> list[int]:
@@ -85,17 +90,21 @@ def _sockets(
 
 
 def _workers(
-    snapshot: Snapshot, name: str, facts: Mapping[str, Any], pool: Mapping[int, WorkerRow]
+    snapshot: Snapshot,
+    name: str,
+    facts: Mapping[str, Any],
+    pool: Mapping[int, WorkerRow],
+    usage: Mapping[int, ProcessUsage],
 ) -> Iterator[dict[str, Any]]:
     children = [child for child in snapshot.children if child.service == name]
     for child in children:
-        yield {**_process(child), **_pool_fields(pool.get(child.slot))}
+        yield {**_child(child, usage), **_pool_fields(pool.get(child.slot))}
     if not children:
         for slot, address in enumerate(facts.get("upstreams", ())):
             yield {"slot": slot, "address": address, **_pool_fields(pool.get(slot))}
 
 
-def _process(child: ChildView) -> dict[str, Any]:
+def _child(child: ChildView, usage: Mapping[int, ProcessUsage]) -> dict[str, Any]:
     return {
         "slot": child.slot,
         "address": child.address or None,
@@ -104,8 +113,32 @@ def _process(child: ChildView) -> dict[str, Any]:
         "pid": child.pid,
         "restarts": dict(child.restarts),
         "last_exit": child.last_exit or None,
+        "last_exit_reason": child.last_exit_reason or None,
+        "crash_loop": child.crash_loop,
+        "next_start": _rounded(child.next_start_s),
         "answers": child.fresh,
+        "processes": [
+            _process(process, usage.get(process.pid, _UNKNOWN)) for process in child.processes
+        ],
     }
+
+
+def _process(process: ProcessView, usage: ProcessUsage) -> dict[str, Any]:
+    reported = process.connections
+    return {
+        "pid": process.pid,
+        "part": process.part,
+        "state": process.state,
+        "address": process.address or None,
+        "age": round(process.age_s, 3),
+        "memory": usage.memory,
+        "fds": usage.fds,
+        "connections": usage.connections if reported is None else reported,
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _pool_fields(row: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ _PAGES: Final = {
     "/status": "all of it, as JSON",
     "/metrics": "for Prometheus",
     "/readyz": "200 while every service has a worker in rotation",
-    "/healthz": "200 while the supervisor lives",
+    "/healthz": "200 while the supervisor lives, and what is wrong",
 }
 
 
@@ -73,12 +73,15 @@ def _parts(status: Mapping[str, Any]) -> Iterator[str]:
 def _table(rows: Iterable[summary.SummaryRow], counted: str) -> Iterator[str]:
     """`counted`: "requests" or "connections"; "" if the rows have no counts."""
     counts = f'<th class="n wide">active<th class="n">{escape(counted)}' if counted else ""
-    yield f'<table><tr><th><th>state{counts}<th class="wide">process<th class="wide">address<th>\n'
+    wide = "".join(f'<th class="wide">{title}' for title in ("process", "usage", "address"))
+    yield f"<table><tr><th><th>state{counts}{wide}<th>\n"
     for row in rows:
         yield f'<tr><td>{escape(row.name)}<td class="{row.health}">{escape(row.state)}'
         if counted:
             yield f'<td class="n wide">{_number(row.active)}<td class="n">{_number(row.served)}'
-        yield f'<td class="wide">{escape(row.process)}<td class="wide">{escape(row.address)}'
+        usage = ", ".join(filter(None, (row.age, row.memory, row.fds)))
+        for text in (row.process, usage, row.address):
+            yield f'<td class="wide">{escape(text)}'
         yield f"<td>{escape(', '.join(filter(None, (row.restarts, row.reason))))}\n"
     yield "</table>\n"
 

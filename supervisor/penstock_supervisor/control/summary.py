@@ -1,4 +1,8 @@
-"""One row of words for each process, for people: from /status to `penstock status` and the page.
+"""Rows of words for people: from /status to `penstock status` and the page.
+
+A slot has a row, with its current process if there is one, and each other process of the slot has
+a row after it: a successor that starts, those that drain, with the connections that they still
+have.
 
 A worker has two states: that of its process, from the supervisor, and its member state, from the
 proxy or the worker checks. The row shows the second one only if it is not what the first one
@@ -10,16 +14,22 @@ from typing import Any, Final, NamedTuple
 
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"))
 _UP: Final = "up"
-_TRANSIENT: Final = frozenset({"starting", "stopping", "backoff"})
+_READY: Final = "ready"
+_TRANSIENT: Final = frozenset({"starting", "stopping", "draining", "exited"})
 """States of a process that will soon be another one."""
+_KIB: Final = 1 << 10
 
 
 class SummaryRow(NamedTuple):
-    """One proxy, worker or upstream. Texts are empty where there is nothing to show."""
+    """A slot, one more process of it, or an upstream. Texts are empty where there is nothing to
+    show."""
 
     name: str
     state: str
     process: str
+    age: str
+    memory: str
+    fds: str
     address: str
     restarts: str
     reason: str
@@ -38,7 +48,7 @@ def heading(status: Mapping[str, Any]) -> str:
 
 def proxies(status: Mapping[str, Any]) -> Iterator[SummaryRow]:
     for proxy in status["proxies"]:
-        yield _row(f"proxy/{proxy['slot']}", proxy)
+        yield from _rows(f"proxy/{proxy['slot']}", proxy)
 
 
 def workers(name: str, service: Mapping[str, Any]) -> Iterator[SummaryRow]:
@@ -46,44 +56,101 @@ def workers(name: str, service: Mapping[str, Any]) -> Iterator[SummaryRow]:
     served = split.get("by_slot") or {}
     for worker in service["workers"]:
         slot = worker["slot"]
-        yield _row(f"{name}/{slot}", worker, served.get(str(slot)))
+        yield from _rows(f"{name}/{slot}", worker, served.get(str(slot)))
 
 
-def _row(name: str, child: Mapping[str, Any], served: int | None = None) -> SummaryRow:
+def _rows(name: str, child: Mapping[str, Any], served: int | None = None) -> Iterator[SummaryRow]:
+    processes = child.get("processes") or ()
+    (current, *_) = [*(one for one in processes if one["part"] == "current"), {}]
     # An upstream has no process of ours, and a proxy has no member state.
-    restarts = sum((child.get("restarts") or {}).values())
-    pid = child.get("pid")
     states = tuple(_states(child))
-    return SummaryRow(
+    yield SummaryRow(
         name=name,
         state=", ".join(states),
-        process="" if pid is None else f"pid {pid}",
+        process=_pid(child),
+        **_usage(current),
         address=child.get("address") or "",
-        restarts=f"{restarts} restart{'s' * (restarts != 1)}" if restarts else "",
-        reason="" if child.get("health") in (None, _UP) else child.get("reason") or "",
+        restarts=_restarts(child.get("restarts") or {}),
+        reason="; ".join(_reasons(child)),
         served=served,
         active=child.get("active"),
         health=_health(states),
     )
+    for process in processes:
+        if process is not current:
+            yield _further_row(name, process)
+
+
+def _further_row(name: str, process: Mapping[str, Any]) -> SummaryRow:
+    connections = process["connections"]
+    has = None if connections is None else f"{connections} connection{'s' * (connections != 1)}"
+    doing = "replaces the one above" if process["part"] == "successor" else "finishes what it has"
+    return SummaryRow(
+        name=name,
+        state=process["state"].replace("_", " "),
+        process=_pid(process),
+        **_usage(process),
+        address=process["address"] or "",
+        restarts="",
+        reason=doing if has is None or process["part"] == "successor" else f"{doing}: {has}",
+        served=None,
+        active=None,
+        health="wait",
+    )
+
+
+def _pid(process: Mapping[str, Any]) -> str:
+    return "" if process.get("pid") is None else f"pid {process['pid']}"
+
+
+def _usage(process: Mapping[str, Any]) -> dict[str, str]:
+    age, memory, fds = (process.get(key) for key in ("age", "memory", "fds"))
+    return {
+        "age": "" if age is None else _duration(age),
+        "memory": "" if memory is None else f"{memory / _KIB**2:.0f} MiB",
+        "fds": "" if fds is None else f"{fds} fds",
+    }
+
+
+def _restarts(by_reason: Mapping[str, int]) -> str:
+    total = sum(by_reason.values())
+    if not total:
+        return ""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in by_reason.items() if count)
+    return f"{total} restart{'s' * (total != 1)} ({reasons})"
+
+
+def _reasons(child: Mapping[str, Any]) -> Iterator[str]:
+    if (next_start := child.get("next_start")) is not None:
+        yield f"next start in {_duration(next_start)}"
+    elif child.get("state") == "crash_loop":
+        yield "not started again by itself"
+    elif child.get("state") in (_READY, None) and child.get("health") not in (None, _UP):
+        # While there is no process, there is no need to say that it is not in the rotation.
+        yield child.get("reason") or ""
+    if last := child.get("last_exit_reason") or child.get("last_exit"):
+        yield f"last exit: {last}"
 
 
 def _states(child: Mapping[str, Any]) -> Iterator[str]:
     state, member_state = child.get("state"), child.get("health")
     yield (state or member_state or "unknown").replace("_", " ")
-    if state == _UP and member_state not in (None, _UP):
+    if state == _READY and member_state not in (None, _UP):
         yield member_state
+    if child.get("crash_loop") and state != "crash_loop":
+        yield "after a crash loop"
     # For proxies only: most workers' programs do not answer STATS, and are well nevertheless.
-    if "covered" in child and state == _UP and not child.get("answers"):
+    if "covered" in child and state == _READY and not child.get("answers"):
         yield "does not answer"
     if child.get("covered"):
         yield "listeners taken over by the others"
 
 
 def _health(states: tuple[str, ...]) -> str:
-    if states == (_UP,):
+    if states in ((_READY,), (_UP,)):
         return "good"
-    waits = states[0] in _TRANSIENT or states[1:] in (("draining",), ("checking",))
-    return "wait" if waits or states[0] in ("unknown", "checking") else "bad"
+    waits = states[0] in _TRANSIENT or states[1:] == ("draining",)
+    return "wait" if waits or states[0] == "unknown" else "bad"
 
 
 def _duration(seconds: float) -> str:

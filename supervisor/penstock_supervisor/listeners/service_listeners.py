@@ -22,6 +22,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from penstock_supervisor.config.model import Service
@@ -89,12 +90,16 @@ class ServiceListeners:
         return self._slots[slot].socket
 
     def worker_fds(self, slot: int) -> tuple[int, ...]:
-        """The descriptors that a worker in this slot inherits; a closed socket is opened again."""
+        """The descriptors that a worker in this slot inherits; a closed socket is opened again.
+
+        An `app` listens itself when it serves. Until then no client comes to a worker that may
+        not get ready: its last processes did not. A `command` is given what it expects.
+        """
         if self.service.has_proxy:
             return ()
         if self._shared is not None:
             return (self._shared.fileno(),)
-        self.reopen_slot(slot)
+        self.reopen_slot(slot, listen=self.service.app is None)
         return (self._slots[slot].fileno(),)
 
     def close_slot(self, slot: int) -> bool:
@@ -109,17 +114,18 @@ class ServiceListeners:
         if self._kind == socket.SOCK_STREAM:
             self.dropped += _accept_queue_length(listener.socket)
             # Not only closed: a worker that is stuck has a copy, which would stay open.
-            listener.socket.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # It does not listen yet.
+                listener.socket.shutdown(socket.SHUT_RDWR)
         del self._slots[slot]
         listener.close()
         return True
 
-    def reopen_slot(self, slot: int) -> socket.socket | None:
+    def reopen_slot(self, slot: int, *, listen: bool = True) -> socket.socket | None:
         """Open the worker's socket again; None if it is open, or is shared."""
         if self.service.has_proxy or self._shared is not None or slot in self._slots:
             return None
         listener = self._slots[slot] = self._open(str(self.address), reuseport=True)
-        if self._listening:
+        if self._listening and listen:
             listener.listen()
         return listener.socket
 

@@ -9,7 +9,7 @@ code has to remove the series of a worker that is gone.
 """
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -28,9 +28,9 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from penstock_proxy import metrics
-from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.member_state import SHOWN, MemberState
 from penstock_proxy.metrics import OTHER, Metric
-from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.lifecycle import ProcessState
 from penstock_supervisor.kernel import sock_diag
 from penstock_supervisor.kernel.process_stats import process_stats
 from penstock_supervisor.observability.fd_accounting import per_connection, place
@@ -44,7 +44,8 @@ _OPENMETRICS: Final = "application/openmetrics-text"
 
 FD_KINDS: Final = ("listener", "client", "upstream", "channel", OTHER)
 RESTART_REASONS: Final = ("exit", "signal", "start_timeout", "spawn", "retire", "channel")
-_STATES: Final = tuple(state.name.lower() for state in State)
+_STATES: Final = tuple(state.value for state in ProcessState)
+_MEMBER_STATES: Final = tuple(dict.fromkeys(SHOWN.values()))
 _PROCESS: Final = ("role", "service", "slot")
 
 TABLE: Final = (
@@ -68,8 +69,11 @@ TABLE: Final = (
     Metric("penstock_child_info", "info",
            "Process and address of a worker or proxy.", _PROCESS),
     Metric("penstock_child_state", "gauge",
-           "1 for the state that a worker or proxy is in, 0 for the others.",
+           "Processes of a slot by state; exited and crash_loop are 1 if it has no current one.",
            (*_PROCESS, "state")),
+    Metric("penstock_child_crash_loop", "gauge",
+           "1 for a worker or proxy that ended too often, until it has stayed ready again.",
+           _PROCESS),
     Metric("penstock_child_restarts_total", "counter",
            "Restarts of a worker or proxy, by what ended the one before.",
            (*_PROCESS, "reason")),
@@ -179,8 +183,11 @@ class _SnapshotMetrics(Collector):
 
     def _add_child(self, child: ChildView) -> None:
         labels = (child.role, child.service, str(child.slot))
+        states = Counter(one.state for one in child.processes if one.part != "current")
+        states[child.state] += 1
         for state in _STATES:
-            self._add("penstock_child_state", (*labels, state), int(state == child.state))
+            self._add("penstock_child_state", (*labels, state), states[state])
+        self._add("penstock_child_crash_loop", labels, int(child.crash_loop))
         for reason in RESTART_REASONS:
             count = child.restarts.get(reason, 0)
             self._add("penstock_child_restarts_total", (*labels, reason), count)
@@ -226,7 +233,7 @@ class _SnapshotMetrics(Collector):
                 self._add("penstock_child_info", ("worker", *labels), info)
             up = row["health"] == MemberState.UP
             self._add("penstock_worker_in_rotation", labels, int(up))
-            for state in MemberState:
+            for state in _MEMBER_STATES:
                 is_current = int(row["health"] == state)
                 self._add("penstock_worker_health", (*labels, state.value), is_current)
             self._add("penstock_worker_in_flight", labels, row["active"])

@@ -6,7 +6,7 @@ and marked as not fresh. Several polls may be in progress at once; each has its 
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -16,8 +16,13 @@ from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.observability import counter_carryover
-from penstock_supervisor.observability.worker_series import as_dict, sanitized, without_gauges
-from penstock_supervisor.snapshot import ChildView
+from penstock_supervisor.observability.worker_series import (
+    as_dict,
+    as_number,
+    sanitized,
+    without_gauges,
+)
+from penstock_supervisor.snapshot import ChildView, ProcessView
 
 _CAN_ANSWER: Final = (State.UP, State.STOPPING)
 
@@ -97,18 +102,23 @@ class StatsPoll:
                 poll.drop(child, answered=False)
 
     def _view(self, child: Child, others: Iterable[Child], *, fresh: bool) -> ChildView:
-        of_same_slot = [_reported_series(one) for one in others if one.history is child.history]
+        others = [one for one in others if one.history is child.history]
+        of_same_slot = [_reported_series(one) for one in others]
         before = child.history.carryover
         return ChildView(
             role=child.plan.role,
             service=child.plan.service,
             slot=child.plan.slot,
-            state=child.state.name.lower(),
+            state=child.shown_state.value,
             pid=child.pid,
             address="" if child.plan.address is None else str(child.plan.address),
             restarts=dict(child.history.restarts),
             since_s=child.seconds_in_state(),
             last_exit=child.history.last_exit,
+            last_exit_reason=child.history.last_exit_reason,
+            crash_loop=child.history.restart_policy.in_crash_loop,
+            next_start_s=child.next_start_s,
+            processes=tuple(_processes([child, *others])),
             exits=dict(child.history.exits),
             carryover=merge([before, *of_same_slot]) if of_same_slot else before,
             scheme=child.plan.scheme,
@@ -117,6 +127,22 @@ class StatsPoll:
             stats=child.stats,
             fresh=fresh,
         )
+
+
+def _processes(children: Iterable[Child]) -> Iterator[ProcessView]:
+    """Those that have a process."""
+    for child in children:
+        if child.pid is not None and child.age_s is not None:
+            fds = as_dict(as_dict(child.stats.get("metrics")).get("fds"))
+            clients = as_number(fds.get("client"))
+            yield ProcessView(
+                child.part,
+                child.shown_state.value,
+                child.pid,
+                "" if child.plan.address is None else str(child.plan.address),
+                child.age_s,
+                None if clients is None else int(clients),
+            )
 
 
 def _reported_series(child: Child) -> Series:

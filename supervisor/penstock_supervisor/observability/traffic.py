@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from penstock_proxy import metrics
+from penstock_proxy.balancing.member_state import SHOWN, MemberState
 from penstock_proxy.metrics import Series
 from penstock_supervisor.observability.counter_carryover import ejections
 from penstock_supervisor.observability.counter_carryover import series as series_of
@@ -106,6 +107,7 @@ class Traffic:
             for slot, row in pool.items():
                 pool[slot] = {
                     **row,
+                    "health": _shown(row["health"]),
                     "active": row["active"] + self._accepted_by_worker(service, slot),
                     "ejections": row["ejections"] + self._earlier_ejections(service, slot),
                 }
@@ -133,6 +135,11 @@ class Traffic:
         for (service, _), series in self._workers.items():
             parts[service].append(series)
         return {service: metrics.merge(all_of) for service, all_of in parts.items()}
+
+
+def _shown(state: str) -> str:
+    """The word for people."""
+    return SHOWN[MemberState(state)].value
 
 
 def _combined(one: WorkerRow, other: WorkerRow) -> WorkerRow:

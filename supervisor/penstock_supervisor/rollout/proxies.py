@@ -4,9 +4,9 @@ Every proxy serves every service by itself. The kernel gives it its share of the
 checks the workers itself, and it knows nothing of the other proxies. This module owns what
 concerns more than one of them.
 
-A proxy is away if it has ended and its successor is not ready, if it was given up, or if it does
-not answer. Then it is *covered*: the others accept from its listeners as well as from their own.
-So a client that the kernel gives to that proxy is served at once, and no waiting connection is
+A proxy is away if it has ended and its successor is not ready, if it is in a crash loop, or if it
+does not answer. Then it is *covered*: the others accept from its listeners as well as from their
+own. So a client that the kernel gives to that proxy is served at once, and no waiting connection is
 lost.
 
 Must not know which workers are in the rotation: `rotation` does, and sends messages as well.
@@ -146,13 +146,14 @@ class Proxies:
             _log.warning("%s answers again", proxy.name)
             self.ready(proxy)
 
-    def gave_up(self, proxy: Child) -> bool:
-        """It will not be started again. True: it was the last proxy."""
-        remaining = [one for one in self._slots.proxies if not one.at_rest]
-        if remaining:
-            names = ", ".join(one.name for one in remaining)
-            _log.critical("%s is not started again; %s take its clients", proxy.name, names)
-        return not remaining
+    def gave_up(self, proxy: Child) -> None:
+        """It ended too often, and is started again later, or never."""
+        others = [one for one in self._slots.proxies if one is not proxy and one.state is State.UP]
+        names = ", ".join(one.name for one in others)
+        if names:
+            _log.error("%s is away; %s take its clients", proxy.name, names)
+        else:
+            _log.error("%s is away, and no other proxy is ready: clients wait", proxy.name)
 
     def _ping(self) -> None:
         self._ping_timer = self._loop.call_later(PING_S, self._ping)

@@ -149,4 +149,5 @@ class RollingRestart:
         if self._slots.is_being_replaced(current):
             return False
         is_waiting = any(successor is current for successor, _ in self._waiting_successors.values())
-        return self._rotation.is_up(slot) or (current.at_rest and not is_waiting)
+        ended = current.at_rest or current.state is State.CRASH_LOOP
+        return self._rotation.is_up(slot) or (ended and not is_waiting)

@@ -30,8 +30,9 @@ from penstock_supervisor.rotation.worker_checks import WorkerChecks
 _DRAIN_TIMEOUT_S: Final = 1.0
 """A proxy that does not answer is stuck, and a stuck proxy picks no worker."""
 
-_WORKER_CHECKS: Final = 0
-"""Stands for the worker checks in place of a proxy's number, for services without a proxy."""
+_WORKER_CHECKS: Final = -1
+"""Stands for the worker checks in place of a proxy's number, for services without a proxy. No
+proxy has it: a new proxy begins without views, and must not take those of the checks along."""
 
 _log = logging.getLogger("penstock.supervisor")
 

@@ -58,9 +58,11 @@ class WorkerChecks:
         """The slot's process is gone, or told to go."""
         self._services[service].pool.leave(slot)
 
-    drain = leave
-    """The worker finishes what it has and accepts no more. For the checks that is the same as
-    gone: the next process to check in this slot is its successor."""
+    def drain(self, service: str, slot: int) -> None:
+        """The worker finishes what it has and accepts no more. After that it is as good as gone
+        for the checks: the next process to check in this slot is its successor."""
+        self._services[service].pool.drain(slot)
+        self._services[service].pool.leave(slot)
 
     def answered(self, service: str, slot: int, message: dict[str, Any]) -> None:
         """A worker sent PONG."""

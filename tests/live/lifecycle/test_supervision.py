@@ -210,7 +210,7 @@ def test_giving_up_one_worker_leaves_the_others_serving(tmp_path: Path) -> None:
     more = '[service.web.restart]\nmax_restarts = 2\nbackoff = "20ms"' + CHECKED
     with running(tmp_path, web(shell(script), more)) as run:
         run.started()
-        assert run.worker("web/1")["state"] == "given_up"
+        assert run.worker("web/1")["state"] == "crash_loop"
         assert len({run.get() for _ in range(4)}) == 1
         assert "CRITICAL GIVING UP on web/1" in run.err
         assert run.stop() == 0

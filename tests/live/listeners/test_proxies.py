@@ -84,7 +84,7 @@ def replaced(run: "Cluster", slot: int, before: psutil.Process) -> None:
 
     def is_back() -> bool:
         proxy = run.status()["proxies"][slot]
-        return proxy["pid"] not in (None, before.pid) and proxy["state"] == "up"
+        return proxy["pid"] not in (None, before.pid) and proxy["state"] == "ready"
 
     run.until(is_back)
     run.until(lambda: run.get("/readyz", "admin")[0] == 200)
@@ -117,10 +117,10 @@ def test_all_proxies_log_into_one_file_and_request_ids_are_unique(run: "Cluster"
 
 def test_each_proxy_has_its_own_row_in_the_status(run: "Cluster") -> None:
     proxies = run.status()["proxies"]
-    assert [(proxy["slot"], proxy["state"]) for proxy in proxies] == [(0, "up"), (1, "up")]
+    assert [(proxy["slot"], proxy["state"]) for proxy in proxies] == [(0, "ready"), (1, "ready")]
     sockets = run.status()["services"]["web"]["sockets"]
     assert [one["slot"] for one in sockets] == [0, 1]
-    assert run.metric("penstock_child_state", role="proxy", state="up") == 2
+    assert run.metric("penstock_child_state", role="proxy", state="ready") == 2
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -257,7 +257,7 @@ def test_alerts_use_only_metrics_that_exist() -> None:
 FIRING = [
     ("PenstockGone", {'up{job="penstock"}': "0x20"}),
     ("PenstockNoWorkerInRotation", {'penstock_worker_in_rotation{service="web",slot="0"}': "0x20"}),
-    ("PenstockGaveUp", {'penstock_child_state{state="given_up"}': "1x20"}),
+    ("PenstockCrashLoop", {"penstock_child_crash_loop": "1x20"}),
     ("PenstockRestarts", {'penstock_child_restarts_total{reason="exit"}': "0+1x20"}),
     ("PenstockUncaughtExceptions", {"penstock_worker_uncaught_exceptions_total": "0+60x20"}),
     ("PenstockDescriptorsNearLimit",

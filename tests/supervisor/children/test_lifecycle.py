@@ -7,12 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_supervisor.children.lifecycle import (
+    SHOWN,
     TRANSITIONS,
     Command,
     ImpossibleEventError,
     Lifecycle,
     LifecycleEvent,
+    ProcessState,
     State,
+    shown,
 )
 
 
@@ -50,7 +53,7 @@ def test_every_command_is_used_by_a_step() -> None:
 def ready_child() -> Lifecycle:
     lifecycle = Lifecycle("web/0")
     assert lifecycle.handle(LifecycleEvent.START) == (Command.SPAWN, Command.ARM_START)
-    assert lifecycle.handle(LifecycleEvent.READY) == (Command.DISARM, Command.JOIN)
+    assert lifecycle.handle(LifecycleEvent.READY) == (Command.ARM_PROOF, Command.JOIN)
     return lifecycle
 
 
@@ -74,12 +77,57 @@ def test_a_crash_leaves_the_rotation_and_waits_before_the_next_start() -> None:
     assert lifecycle.handle(LifecycleEvent.DEADLINE) == (Command.SPAWN, Command.ARM_START)
 
 
-def test_one_exit_too_many_is_a_giveup_and_no_start() -> None:
+def test_one_exit_too_many_is_a_giveup_and_the_next_start_is_later() -> None:
     lifecycle = ready_child()
 
-    assert lifecycle.handle(LifecycleEvent.NO_RESTART) == (Command.LEAVE, Command.GIVE_UP)
+    assert lifecycle.handle(LifecycleEvent.TOO_OFTEN) == (
+        Command.LEAVE,
+        Command.ARM_RETRY,
+        Command.GIVE_UP,
+    )
+    assert (lifecycle.state, lifecycle.at_rest) == (State.CRASH_LOOP, False)
+    assert lifecycle.handle(LifecycleEvent.DEADLINE) == (Command.SPAWN, Command.ARM_START)
+
+
+def test_a_child_in_a_crash_loop_is_started_at_once_for_an_operator_and_not_after_a_stop() -> None:
+    for event, commands in (
+        (LifecycleEvent.START, (Command.SPAWN, Command.ARM_START)),
+        (LifecycleEvent.STOP, (Command.DISARM,)),
+        (LifecycleEvent.STOP_NOW, (Command.DISARM,)),
+    ):
+        lifecycle = ready_child()
+        lifecycle.handle(LifecycleEvent.TOO_OFTEN)
+        assert lifecycle.handle(event) == commands
+
+
+def test_without_a_retry_one_exit_too_many_is_the_end_until_an_operator_asks() -> None:
+    lifecycle = ready_child()
+
+    assert lifecycle.handle(LifecycleEvent.NO_RESTART) == (
+        Command.LEAVE,
+        Command.DISARM,
+        Command.GIVE_UP,
+    )
     assert (lifecycle.state, lifecycle.at_rest) == (State.GIVEN_UP, True)
     assert lifecycle.handle(LifecycleEvent.START) == (Command.SPAWN, Command.ARM_START)
+
+
+def test_a_child_that_stays_ready_has_proved_it() -> None:
+    lifecycle = ready_child()
+
+    assert lifecycle.handle(LifecycleEvent.DEADLINE) == (Command.PROVED,)
+    assert lifecycle.state is State.UP
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_replaced_process_drains_as_long_as_it_serves(state: State) -> None:
+    assert shown(state, replaced=False) is SHOWN[state]
+    serves = state in (State.UP, State.STOPPING)
+    assert shown(state, replaced=True) is (ProcessState.DRAINING if serves else SHOWN[state])
+
+
+def test_every_word_is_shown_for_some_state() -> None:
+    assert {*SHOWN.values(), ProcessState.DRAINING} == set(ProcessState)
 
 
 def test_a_child_that_gets_ready_after_its_deadline_does_not_join() -> None:
@@ -89,6 +137,15 @@ def test_a_child_that_gets_ready_after_its_deadline_does_not_join() -> None:
     assert lifecycle.handle(LifecycleEvent.DEADLINE) == (Command.KILL,)
     assert lifecycle.handle(LifecycleEvent.READY) == ()
     assert lifecycle.handle(LifecycleEvent.EXITED) == (Command.ARM_BACKOFF,)
+
+
+ENDS = (LifecycleEvent.EXITED, LifecycleEvent.TOO_OFTEN, LifecycleEvent.NO_RESTART)
+
+ARMS = {
+    Command.ARM_START: True, Command.ARM_KILL: True, Command.ARM_PROOF: True,
+    Command.ARM_BACKOFF: False, Command.ARM_RETRY: False,
+}  # fmt: skip
+"""Commands that set the timer, and whether there is a process then."""
 
 
 class Model:
@@ -102,13 +159,13 @@ class Model:
     def possible(self) -> list[LifecycleEvent]:
         events = [LifecycleEvent.START, LifecycleEvent.STOP, LifecycleEvent.STOP_NOW]
         if self.processes:
-            events += [LifecycleEvent.READY, LifecycleEvent.EXITED, LifecycleEvent.NO_RESTART]
+            events += [LifecycleEvent.READY, *ENDS]
         if self.timer:
             events.append(LifecycleEvent.DEADLINE)
         return events
 
     def apply(self, event: LifecycleEvent) -> None:
-        if event in (LifecycleEvent.EXITED, LifecycleEvent.NO_RESTART):
+        if event in ENDS:
             self.processes -= 1
         if event is LifecycleEvent.DEADLINE:
             self.timer = False
@@ -117,21 +174,23 @@ class Model:
         match command:
             case Command.SPAWN:
                 self.processes += 1
-            case Command.ARM_START | Command.ARM_KILL | Command.ARM_BACKOFF:
+            case (
+                Command.ARM_START | Command.ARM_KILL | Command.ARM_PROOF
+                | Command.ARM_BACKOFF | Command.ARM_RETRY
+            ):  # fmt: skip
+                assert bool(self.processes) is ARMS[command]
                 self.timer = True
             case Command.DISARM:
                 self.timer = False
             case Command.TERMINATE | Command.KILL:
                 assert self.processes, "signalled a process that does not exist"
-            case Command.JOIN:
-                assert self.processes
-                assert not self.joined
-                self.joined = True
-            case Command.LEAVE:
-                assert self.joined
-                self.joined = False
+            case Command.JOIN | Command.LEAVE:
+                assert self.joined is (command is Command.LEAVE)
+                self.joined = command is Command.JOIN
             case Command.GIVE_UP:
                 assert not self.processes
+            case Command.PROVED:
+                assert self.joined
 
 
 @given(st.data())
@@ -146,7 +205,7 @@ def test_no_order_of_events_breaks_the_model(data: st.DataObject) -> None:
         assert model.joined is (lifecycle.state is State.UP)
         if lifecycle.at_rest:
             assert (model.processes, model.timer) == (0, False)
-        if lifecycle.state in (State.STARTING, State.BACKOFF):
+        if lifecycle.waits_for_start or lifecycle.state is State.STARTING:
             assert model.timer, "nothing would ever happen again"
 
 

@@ -68,3 +68,12 @@ def test_the_workers_of_a_removed_slot_drain_until_they_end() -> None:
         slots.remove(WEB)
     slots.add(child())
     assert len(slots.current) == 2
+
+
+def test_the_part_of_a_worker_in_its_slot_is_current_successor_or_draining() -> None:
+    slots, before, successor = Slots(), child(), child()
+    slots.add(before)
+    slots.add_successor(successor)
+    assert [slots.part_of(one) for one in (before, successor)] == ["current", "successor"]
+    slots.take_over(successor)
+    assert [slots.part_of(one) for one in (before, successor)] == ["draining", "current"]

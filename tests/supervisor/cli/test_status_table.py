@@ -6,7 +6,7 @@ import pytest
 
 from penstock_supervisor.cli import status_table
 
-WORKER = {"slot": 0, "state": "up", "health": "up", "reason": "passed its first check",
+WORKER = {"slot": 0, "state": "ready", "health": "up", "reason": "passed its first check",
           "pid": 12, "address": "127.0.0.1:8101", "restarts": {}, "answers": True}  # fmt: skip
 
 
@@ -20,16 +20,53 @@ def test_a_worker_that_serves_is_shown_as_up_without_a_reason() -> None:
     assert shown(WORKER) == [
         "penstock 1.0, pid 7, up 9 s, ready",
         "web on 127.0.0.1:80 (ports, http)",
-        "  web/0  up  pid 12  127.0.0.1:8101",
+        "  web/0  ready  pid 12  127.0.0.1:8101",
     ]
 
 
 def test_a_running_worker_outside_the_rotation_is_shown_with_its_reason() -> None:
     ejected = {**WORKER, "slot": 1, "health": "ejected", "reason": "5 failures in a row"}
-    ejected["restarts"] = {"crash": 1}
+    ejected["restarts"] = {"signal": 1}
+    ejected["last_exit_reason"] = "was killed by SIGKILL after 3.0 s"
     _, _, well, bad = shown(WORKER, ejected)
-    assert well == "  web/0  up           pid 12  127.0.0.1:8101"
-    assert bad == "  web/1  up, ejected  pid 12  127.0.0.1:8101  1 restart  5 failures in a row"
+    assert well == "  web/0  ready           pid 12  127.0.0.1:8101"
+    assert bad == (
+        "  web/1  ready, ejected  pid 12  127.0.0.1:8101  1 restart (signal 1)  "
+        "5 failures in a row; last exit: was killed by SIGKILL after 3.0 s"
+    )
+
+
+def test_every_process_of_a_slot_is_shown_with_what_it_takes_and_still_has() -> None:
+    processes = [
+        {"pid": 12, "part": "current", "state": "ready", "address": "127.0.0.1:8101", "age": 5.0,
+         "memory": 32 << 20, "fds": 11, "connections": 0},
+        {"pid": 13, "part": "successor", "state": "starting", "address": "127.0.0.1:8102",
+         "age": 1.0, "memory": 9 << 20, "fds": 4, "connections": None},
+        {"pid": 9, "part": "draining", "state": "draining", "address": "127.0.0.1:8103",
+         "age": 7300.0, "memory": None, "fds": None, "connections": 3},
+    ]  # fmt: skip
+    assert shown({**WORKER, "processes": processes})[2:] == [
+        "  web/0  ready     pid 12  5 s  32 MiB  11 fds  127.0.0.1:8101",
+        "  web/0  starting  pid 13  1 s  9 MiB   4 fds   127.0.0.1:8102  replaces the one above",
+        (
+            "  web/0  draining  pid 9   2 h                  127.0.0.1:8103  "
+            "finishes what it has: 3 connections"
+        ),
+    ]
+
+
+def test_a_crash_loop_is_shown_with_its_next_start_and_the_last_exit() -> None:
+    looping = {
+        **WORKER, "state": "crash_loop", "crash_loop": True, "pid": None, "health": "down",
+        "reason": "process is gone", "next_start": 12.3, "last_exit_reason": "it exited",
+    }  # fmt: skip
+    assert shown(looping)[-1] == (
+        "  web/0  crash loop  127.0.0.1:8101  next start in 12 s; last exit: it exited"
+    )
+    for_good = {**looping, "next_start": None}
+    assert "not started again by itself" in shown(for_good)[-1]
+    again = {**looping, "state": "ready", "next_start": None, "health": "up"}
+    assert shown(again)[-1].startswith("  web/0  ready, after a crash loop  ")
 
 
 def test_an_upstream_is_shown_without_a_process() -> None:
@@ -40,10 +77,10 @@ def test_an_upstream_is_shown_without_a_process() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"state": "given_up", "health": "absent", "pid": None}, "given up"),
-        ({"state": "starting", "health": "checking"}, "starting"),
-        ({"health": None}, "up"),
-        ({"answers": False}, "up"),
+        ({"state": "crash_loop", "health": "down", "pid": None}, "crash loop"),
+        ({"state": "starting", "health": "down"}, "starting"),
+        ({"health": None}, "ready"),
+        ({"answers": False}, "ready"),
         ({"state": None, "health": None}, "unknown"),
     ],
 )
@@ -54,9 +91,16 @@ def test_the_state_of_the_process_is_shown_before_its_health(
 
 
 def test_a_stuck_proxy_is_shown_with_its_listeners_taken_over() -> None:
-    proxy = {"slot": 0, "state": "up", "pid": 5, "restarts": {}, "answers": False, "covered": True}
+    proxy = {
+        "slot": 0,
+        "state": "ready",
+        "pid": 5,
+        "restarts": {},
+        "answers": False,
+        "covered": True,
+    }
     assert shown(WORKER, proxies=(proxy,))[1] == (
-        "  proxy/0  up, does not answer, listeners taken over by the others  pid 5"
+        "  proxy/0  ready, does not answer, listeners taken over by the others  pid 5"
     )
 
 

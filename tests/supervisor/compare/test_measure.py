@@ -91,7 +91,7 @@ async def test_a_round_has_only_the_cpu_time_and_the_split_of_its_own_duration(
 
 
 def rows(*pids: int | None, **more: Any) -> list[dict[str, Any]]:
-    return [{"pid": pid, "state": "up", "health": "up", **more} for pid in pids]
+    return [{"pid": pid, "state": "ready", "health": "up", **more} for pid in pids]
 
 
 def test_all_workers_are_up_when_all_run_and_are_in_rotation() -> None:

@@ -76,8 +76,24 @@ async def test_metrics_are_compressed_only_for_a_client_that_accepts_it(made: An
 
 
 async def test_the_supervisor_is_healthy_as_long_as_it_answers(made: Any) -> None:
-    async with client(always(made.snapshot(ready=False, stopping=True))) as session:
+    async with client(always(made.snapshot())) as session:
         assert await get(session, "/healthz") == (200, "text/plain; charset=utf-8", "ok\n")
+
+
+async def test_the_supervisor_is_healthy_whatever_its_workers_do_and_says_what(made: Any) -> None:
+    pools = {"web": [made.row(0, "absent")], "api": [made.row(0)]}
+    worker = made.worker(state="crash_loop", pid=None, crash_loop=True, next_start_s=9.0)
+    snapshot = made.snapshot(made.proxy(stats=made.proxy_stats(**pools)), worker, ready=False)
+    async with client(always(snapshot)) as session:
+        status, _, text = await get(session, "/healthz")
+    assert status == 200
+    assert text.splitlines() == [
+        "ok",
+        "not ready: no worker in rotation for web: crash loop, next start in 9 s",
+        "web/0: crash loop, next start in 9 s",
+    ]
+    async with client(always(made.snapshot(ready=False, stopping=True))) as session:
+        assert (await get(session, "/healthz"))[2] == "ok\nstopping\n"
 
 
 async def test_readiness_names_the_services_without_a_worker(made: Any) -> None:
@@ -85,7 +101,8 @@ async def test_readiness_names_the_services_without_a_worker(made: Any) -> None:
     snapshot = made.snapshot(made.proxy(stats=made.proxy_stats(**pools)), ready=False)
     async with client(always(snapshot)) as session:
         status, _, text = await get(session, "/readyz")
-    assert (status, text) == (503, "not ready: no worker in rotation for web\n")
+    expected = "not ready: no worker in rotation for web: 127.0.0.1:8100 down\n"
+    assert (status, text) == (503, expected)
 
 
 @pytest.mark.parametrize(

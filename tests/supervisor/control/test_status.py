@@ -6,8 +6,10 @@ Covers `snapshot`.
 import json
 from typing import Any
 
-from penstock_supervisor.control.status import describe, services_without_worker
-from penstock_supervisor.snapshot import SocketQueue, SocketView
+import pytest
+
+from penstock_supervisor.control.status import describe
+from penstock_supervisor.snapshot import ProcessUsage, ProcessView, SocketQueue, SocketView
 
 
 def test_a_status_has_every_field_of_a_worker(made: Any) -> None:
@@ -15,8 +17,9 @@ def test_a_status_has_every_field_of_a_worker(made: Any) -> None:
     status = describe(made.snapshot(made.proxy(), worker), "1.2.3", 99, {})
     assert status["services"]["web"]["workers"] == [
         {
-            "slot": 0, "address": "127.0.0.1:8100", "state": "up", "since": 1.5, "pid": 4711,
-            "restarts": {"signal": 1}, "last_exit": "SIGKILL", "answers": False,
+            "slot": 0, "address": "127.0.0.1:8100", "state": "ready", "since": 1.5, "pid": 4711,
+            "restarts": {"signal": 1}, "last_exit": "SIGKILL", "last_exit_reason": None,
+            "crash_loop": False, "next_start": None, "answers": False, "processes": [],
             "health": "up", "reason": "", "weight": 1, "active": 3, "failures": 0,
             "ejections": 2,
         }
@@ -27,7 +30,7 @@ def test_a_status_is_json_and_describes_the_run(made: Any) -> None:
     status = json.loads(json.dumps(describe(made.snapshot(), "1.2.3", 99, {})))
     assert (status["version"], status["pid"], status["uptime"]) == ("1.2.3", 99, 12.0)
     assert (status["ready"], status["stopping"]) == (True, False)
-    assert [(one["state"], one["covered"]) for one in status["proxies"]] == [("up", False)]
+    assert [(one["state"], one["covered"]) for one in status["proxies"]] == [("ready", False)]
     web = status["services"]["web"]
     assert (web["scheme"], web["mode"], web["listen"]) == ("ports", "http", "127.0.0.1:8000")
     assert [worker["health"] for worker in web["workers"]] == ["up", "down"]
@@ -48,12 +51,46 @@ def test_fields_that_no_proxy_has_reported_are_null(made: Any) -> None:
     assert upstream["active"] is None
 
 
-def test_a_service_without_a_worker_in_rotation_is_named(made: Any) -> None:
-    pools = {"web": [made.row(0, "ejected"), made.row(1, "checking")], "api": [made.row(0)]}
-    snapshot = made.snapshot(made.proxy(stats=made.proxy_stats(**pools)))
-    assert services_without_worker(snapshot) == ("web",)
-    assert services_without_worker(made.snapshot()) == ()
-    assert services_without_worker(made.snapshot(made.worker())) == ("web", "api")
+def test_a_status_has_every_process_of_a_slot_with_what_it_has_and_takes(made: Any) -> None:
+    processes = (
+        ProcessView("current", "ready", 11, "127.0.0.1:8101", 2.0, None),
+        ProcessView("draining", "draining", 10, "127.0.0.1:8100", 60.04, 3),
+    )
+    worker = made.worker(
+        pid=11, processes=processes, crash_loop=True, last_exit="status 3",
+        last_exit_reason="No module named 'shop'",
+    )  # fmt: skip
+    usage = {11: ProcessUsage(memory=1 << 20, fds=9, connections=5)}
+    status = describe(made.snapshot(made.proxy(), worker), "", 0, {}, usage)
+    (found,) = status["services"]["web"]["workers"]
+    assert found["processes"] == [
+        {
+            "pid": 11, "part": "current", "state": "ready", "address": "127.0.0.1:8101",
+            "age": 2.0, "memory": 1 << 20, "fds": 9, "connections": 5,
+        },
+        {
+            "pid": 10, "part": "draining", "state": "draining", "address": "127.0.0.1:8100",
+            "age": 60.04, "memory": None, "fds": None, "connections": 3,
+        },
+    ]  # fmt: skip
+    assert found["crash_loop"]
+    assert found["last_exit_reason"] == "No module named 'shop'"
+
+
+def test_a_status_says_when_a_worker_is_started_next(made: Any) -> None:
+    worker = made.worker(pid=None, state="crash_loop", crash_loop=True, next_start_s=12.34567)
+    (found,) = describe(made.snapshot(worker), "", 0, {})["services"]["web"]["workers"]
+    assert (found["state"], found["next_start"]) == ("crash_loop", 12.346)
+
+
+@pytest.mark.parametrize("state", ["absent", "checking"])
+def test_a_member_that_has_not_passed_a_check_is_down_with_its_reason(
+    made: Any, state: str
+) -> None:
+    stats = made.proxy_stats(web=[made.row(0, state, reason="not started yet")])
+    snapshot = made.snapshot(made.proxy(stats=stats), made.worker())
+    (worker,) = describe(snapshot, "", 0, {})["services"]["web"]["workers"]
+    assert (worker["health"], worker["reason"]) == ("down", "not started yet")
 
 
 def test_a_status_has_the_split_of_requests_over_workers(made: Any) -> None:
@@ -90,4 +127,3 @@ def test_without_a_proxy_the_worker_checks_decide_which_workers_are_up(made: Any
     )
     workers = describe(snapshot, "", 0, {})["services"]["web"]["workers"]
     assert [worker["health"] for worker in workers] == ["up", "down"]
-    assert services_without_worker(snapshot) == ("api",)

@@ -53,7 +53,7 @@ def test_a_worker_out_of_the_rotation_is_marked_and_its_reason_shown(made: Any) 
     _, well, bad, _ = cells.health
     assert (well, bad) == ("good", "bad")
     (row,) = [row for row in cells.rows if row[0] == "web/1"]
-    assert row[1] == "up, down"
+    assert row[1] == "ready, down"
     assert row[-1]
 
 
@@ -72,18 +72,19 @@ def test_names_and_addresses_are_escaped(made: Any) -> None:
 @pytest.mark.parametrize(
     ("child", "health"),
     [
-        ({"state": "up", "health": "up"}, "good"),
-        ({"state": "up", "health": None}, "good"),
+        ({"state": "ready", "health": "up"}, "good"),
+        ({"state": "ready", "health": None}, "good"),
         ({"state": None, "health": "up"}, "good"),
-        ({"state": "up", "health": "ejected"}, "bad"),
+        ({"state": "ready", "health": "ejected"}, "bad"),
         ({"state": None, "health": "down"}, "bad"),
-        ({"state": "given_up", "health": "absent"}, "bad"),
-        ({"state": "up", "health": "draining"}, "wait"),
-        ({"state": "up", "health": "checking"}, "wait"),
-        ({"state": "starting", "health": "absent"}, "wait"),
-        ({"state": "backoff", "health": "absent"}, "wait"),
-        ({"state": "up", "answers": False, "covered": False}, "bad"),
-        ({"state": "up", "answers": True, "covered": False}, "good"),
+        ({"state": "crash_loop", "health": "down", "crash_loop": True}, "bad"),
+        ({"state": "ready", "health": "up", "crash_loop": True}, "bad"),
+        ({"state": "ready", "health": "draining"}, "wait"),
+        ({"state": "ready", "health": "down"}, "bad"),
+        ({"state": "starting", "health": "down"}, "wait"),
+        ({"state": "exited", "health": "down"}, "wait"),
+        ({"state": "ready", "answers": False, "covered": False}, "bad"),
+        ({"state": "ready", "answers": True, "covered": False}, "good"),
     ],
 )
 def test_the_colour_of_a_row_shows_whether_the_process_serves(

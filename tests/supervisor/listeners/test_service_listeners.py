@@ -150,11 +150,26 @@ def test_a_closed_socket_gets_no_connections_even_if_a_stuck_worker_has_a_copy(
         stuck.accept()
 
 
-def test_a_closed_socket_is_reopened_for_a_successor(stack: ExitStack) -> None:
-    listeners = open_listeners(stack, "reuseport")
+def test_a_closed_socket_is_reopened_for_a_command_and_listens(stack: ExitStack) -> None:
+    listeners = open_listeners(stack, "reuseport", app=None, command=["x"])
     listeners.close_slot(1)
     assert len(list(listeners.views())) == 2
     fds = listeners.worker_fds(1)
+    connect(stack, listeners)
+    assert accepts(stack, fds) > 0
+
+
+def test_a_socket_that_is_reopened_for_an_app_gets_no_client_before_the_app_listens(
+    stack: ExitStack,
+) -> None:
+    listeners = open_listeners(stack, "reuseport")
+    listeners.close_slot(1)
+    fds = listeners.worker_fds(1)
+    connect(stack, listeners)
+    assert sum(accepts(stack, listeners.worker_fds(slot)) for slot in (0, 2)) == CLIENTS
+    assert listeners.close_slot(1), "nor does it have to listen to be closed again"
+    fds = listeners.worker_fds(1)
+    stack.enter_context(socket.socket(fileno=os.dup(fds[0]))).listen()
     connect(stack, listeners)
     assert accepts(stack, fds) > 0
 

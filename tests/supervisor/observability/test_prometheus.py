@@ -22,7 +22,7 @@ from penstock_supervisor.kernel import sock_diag
 from penstock_supervisor.kernel.process_stats import soft_fd_limit
 from penstock_supervisor.observability import prometheus as collector
 from penstock_supervisor.observability.prometheus import render
-from penstock_supervisor.snapshot import Snapshot, SocketView, TlsView
+from penstock_supervisor.snapshot import ProcessView, Snapshot, SocketView, TlsView
 
 Values = dict[tuple[str, ...], float]
 
@@ -106,10 +106,10 @@ def test_no_limit_is_infinite() -> None:
 def test_a_process_that_has_ended_has_a_state_and_no_process_metrics(made: Any) -> None:
     with process("print(flush=True); import time; time.sleep(60)") as child:
         pass
-    snapshot = made.snapshot(made.worker(pid=child.pid, state="up"))
+    snapshot = made.snapshot(made.worker(pid=child.pid, state="ready"))
     assert set(samples(snapshot, "penstock_process_open_fds", *PROCESS)) == {("supervisor", "", "")}
     state = samples(snapshot, "penstock_child_state", *PROCESS, "state")
-    assert state["worker", "web", "0", "up"] == 1
+    assert state["worker", "web", "0", "ready"] == 1
 
 
 def test_a_zombie_still_has_a_state_on_the_page(made: Any) -> None:
@@ -120,11 +120,25 @@ def test_a_zombie_still_has_a_state_on_the_page(made: Any) -> None:
 
 
 def test_a_worker_without_a_process_has_a_state_and_no_figures(made: Any) -> None:
-    snapshot = made.snapshot(made.worker(pid=None, state="backoff"))
+    snapshot = made.snapshot(made.worker(pid=None, state="crash_loop", crash_loop=True))
     state = samples(snapshot, "penstock_child_state", *PROCESS, "state")
-    assert {key[3]: value for key, value in state.items() if value} == {"backoff": 1}
+    assert {key[3]: value for key, value in state.items() if value} == {"crash_loop": 1}
+    assert samples(snapshot, "penstock_child_crash_loop", *PROCESS)["worker", "web", "0"] == 1
     assert len(state) > 1
     assert not samples(snapshot, "penstock_child_info", *PROCESS, "pid", "address")
+
+
+def test_the_processes_of_a_slot_are_counted_by_state_and_measured_once(made: Any) -> None:
+    processes = (
+        ProcessView("current", "ready", os.getpid(), "", 1.0, None),
+        ProcessView("draining", "draining", os.getppid(), "", 9.0, 3),
+        ProcessView("draining", "draining", os.getppid(), "", 8.0, 3),
+    )
+    snapshot = made.snapshot(made.worker(processes=processes))
+    state = samples(snapshot, "penstock_child_state", *PROCESS, "state")
+    assert {key[3]: value for key, value in state.items() if value} == {"ready": 1, "draining": 2}
+    memory = samples(snapshot, "penstock_process_resident_memory_bytes", *PROCESS)
+    assert set(memory) == {("supervisor", "", ""), ("worker", "web", "0")}
 
 
 def test_descriptors_by_kind_are_those_that_each_process_reports(made: Any) -> None:

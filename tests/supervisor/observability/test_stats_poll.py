@@ -12,11 +12,12 @@ from penstock_proxy.messages import STATS
 from penstock_proxy.net.address import Address
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Event, Events
-from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.lifecycle import ProcessState, State, shown
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.slot_history import SlotHistory
 from penstock_supervisor.config.model import Restart
 from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
+from penstock_supervisor.snapshot import Part, ProcessView
 
 WAIT_S = 30.0
 
@@ -37,11 +38,18 @@ class Worker:
         self.history: SlotHistory = after.history if after else SlotHistory(self.plan)
         self.stats: dict[str, Any] = {}
         self.state = State.UP
+        self.part: Part = "current"
+        self.next_start_s: float | None = None
+        self.age_s: float | None = 2.0
         self.pid: int | None = 1
         self.has_channel = self.speaks_protocol = True
         self.asked: list[int] = []
         self.counted: dict[str, Any] | None = None
         self._stats_poll = stats_poll
+
+    @property
+    def shown_state(self) -> ProcessState:
+        return shown(self.state, replaced=self.part == "draining")
 
     def seconds_in_state(self) -> float:
         return 1.0
@@ -245,3 +253,17 @@ async def test_event_loop_lag_is_measured_until_the_poll_is_closed(
         while lag.seconds == 0:  # noqa: ASYNC110 — a number has no events
             await asyncio.sleep(0)
     lag.close()
+
+
+async def test_a_view_has_every_process_of_its_slot(stats_poll: StatsPoll) -> None:
+    draining = Worker(stats_poll)
+    current, gone = Worker(stats_poll, after=draining), Worker(stats_poll, 1)
+    draining.part, draining.pid = "draining", 7
+    draining.stats = {"metrics": {"fds": {"client": 3}}}
+    gone.pid = gone.age_s = None
+    one, other = await take(stats_poll, current, gone, leaving=(draining,))
+    assert one.processes == (
+        ProcessView("current", "ready", 1, "127.0.0.1:9000", 2.0, None),
+        ProcessView("draining", "draining", 7, "127.0.0.1:9000", 2.0, 3),
+    )
+    assert other.processes == ()

@@ -197,13 +197,20 @@ def test_the_listeners_of_a_killed_proxy_are_taken_over_until_its_successor_is_r
     )
 
 
-def test_only_giving_up_the_last_proxy_ends_the_run(three: Harness) -> None:
-    for slot, is_last in ((1, False), (0, False), (2, True)):
+def test_a_proxy_in_a_crash_loop_is_reported_with_those_that_take_its_clients(
+    three: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = (
+        "proxy/1 is away; proxy/0, proxy/2 take its clients",
+        "proxy/0 is away; proxy/2 take its clients",
+        "proxy/2 is away, and no other proxy is ready: clients wait",
+    )
+    for slot, line in zip((1, 0, 2), lines, strict=True):
         three.proxy_dies(slot)
-        three.proxies[slot].state = State.GIVEN_UP
-        assert three.group.gave_up(cast("Any", three.proxies[slot])) is is_last
-        assert three.group.can_accept is not is_last
-    assert three.group.at_rest
+        three.proxies[slot].state = State.CRASH_LOOP
+        three.group.gave_up(cast("Any", three.proxies[slot]))
+        assert caplog.messages[-1] == line
+        assert three.group.can_accept is (slot != 2)
 
 
 def test_a_single_proxy_is_not_pinged() -> None:

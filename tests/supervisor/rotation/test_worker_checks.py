@@ -192,6 +192,7 @@ async def test_a_draining_worker_is_out_until_its_successor_joins() -> None:
         harness.checks.join("web", 0, can_answer=True)
         await until(lambda: harness.states[0] == "up")
         harness.checks.drain("web", 0)
+        assert harness.changes[-1] == (0, "draining", "is about to leave")
         assert harness.states[0] == "absent"
         harness.checks.join("web", 0, can_answer=True)
         await until(lambda: harness.states[0] == "up")

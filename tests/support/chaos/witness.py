@@ -111,7 +111,7 @@ class Witness:
             workers = run.workers(self._service)
             proxies = run.status()["proxies"]
             return (
-                all(process["state"] == "up" for process in (*workers, *proxies))
+                all(process["state"] == "ready" for process in (*workers, *proxies))
                 and all(worker["health"] in ("up", None) for worker in workers)
                 and not any(worker["active"] for worker in workers)
                 and not page.sum("penstock_connections_active")

@@ -1,4 +1,7 @@
-"""A fake proxy without clients: it logs the supervisor's messages and obeys `BEHAVIOUR`."""
+"""A fake proxy without clients: it logs the supervisor's messages and obeys `BEHAVIOUR`.
+
+A path is a file: as long as it is there, the proxy ends when it starts.
+"""
 
 import asyncio
 import os
@@ -40,6 +43,8 @@ class Proxy:
         if self.behaviour == "refuse":
             self.channel.send({"cmd": FAILED, "reason": "no such log"})
             os._exit(78)
+        if self.behaviour.startswith("/") and os.path.exists(self.behaviour):  # noqa: PTH110
+            os._exit(5)
         self.channel.send({"cmd": READY})
 
     def join(self, message: Message) -> None:
