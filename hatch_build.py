@@ -20,7 +20,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = {
     "proxy/penstock_proxy": (
-        "balancing/member_state", "balancing/outlier_detection", "balancing/policies",
+        "balancing/member", "balancing/member_state", "balancing/outlier_detection",
+        "balancing/policies",
         "balancing/pool", "balancing/retry_budget", "balancing/schedule", "errors",
         "handoff/dispatcher", "handoff/link", "handoff/pending", "http/client_connection",
         "http/connection_pool", "http/context", "http/downstream", "http/exchange", "http/retry",
