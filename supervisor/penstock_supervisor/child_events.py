@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from penstock_supervisor.children.child import Child, ChildObserver
 from penstock_supervisor.children.events import EventName, Events
@@ -21,10 +21,14 @@ from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.resources import Resources
 from penstock_supervisor.rollout.rolling_restart import RollingRestart
+from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_worker import contract
+
+if TYPE_CHECKING:
+    from penstock_supervisor.rollout.replacement_queue import Reason
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -43,6 +47,7 @@ class ChildEvents(ChildObserver):
         worker_checks: WorkerChecks,
         reuseport: ReuseportSockets,
         rolling_restart: RollingRestart,
+        worker_watch: WorkerWatch,
         stats_poll: StatsPoll,
         events: Events,
         condition: Condition,
@@ -56,6 +61,7 @@ class ChildEvents(ChildObserver):
         self._worker_checks = worker_checks
         self._reuseport = reuseport
         self._rolling_restart = rolling_restart
+        self._worker_watch = worker_watch
         self._stats_poll = stats_poll
         self._events = events
         self._condition = condition
@@ -109,6 +115,7 @@ class ChildEvents(ChildObserver):
         elif command == contract.PONG and child.plan.role == "proxy":
             self._proxies.answered(child)
         elif command == contract.PONG:
+            self._worker_watch.answered(child)
             self._worker_checks.answered(*slot_of(child), message)
         elif child.plan.role == "proxy":
             if not (isinstance(command, str) and self._rotation.handle_message(child, message)):
@@ -121,7 +128,7 @@ class ChildEvents(ChildObserver):
 
     def replacement_needed(self, child: Child, reason: str, why: str) -> None:
         if not self._is_over():
-            self._rolling_restart.retire(child, reason, why)
+            self._rolling_restart.request(child, cast("Reason", reason), why)
 
     def start_failed(self, child: Child, why: str) -> bool:
         return not self._slots.ever_ready(child.plan.service) and self._fail(why)
@@ -131,7 +138,9 @@ class ChildEvents(ChildObserver):
             was_last = self._proxies.gave_up(child)
             return was_last and self._fail(f"{why}; without a proxy nobody can be served")
         if self._slots.ever_ready(child.plan.service):
-            self._reuseport.shut(slot_of(child))
+            # A successor that fails leaves the socket to the process that it was to replace.
+            if self._slots.is_current(child):
+                self._reuseport.shut(slot_of(child))
             return False
         # A program that ignores PORT can start once; for the other workers its port is taken.
         # So the first one is the one to report.

@@ -69,7 +69,7 @@ class ChildObserver(Protocol):
 class Child:
     """A slot, and the process that runs in it at the moment."""
 
-    _postponed = False
+    postponed = False
     """The last start failed because the supervisor lacked descriptors or memory."""
 
     def __init__(
@@ -207,7 +207,7 @@ class Child:
 
     def _spawn(self) -> None:
         self._why, self._reason, self._no_restart = "", "", False
-        self._postponed = False
+        self.postponed = False
         callbacks = ProcessCallbacks(
             self._on_exit, self._on_message, self._on_disconnect, self._on_ready
         )
@@ -216,7 +216,7 @@ class Child:
             self._running = self._spawn_process(self.plan, sockets, callbacks)
         except (SpawnError, StartError) as error:
             key = error.key if isinstance(error, SpawnError) else "listen"
-            self._postponed = isinstance(error, SpawnError) and error.temporary
+            self.postponed = isinstance(error, SpawnError) and error.temporary
             origin = f"{self.plan.config_table}.{key}" if self.plan.config_table else self.name
             self._why, self._reason = f"{origin}: {error}", "spawn"
             # Handled like an exit, but only after the remaining commands of this step.
@@ -361,7 +361,7 @@ class Child:
         if self.state is State.STOPPING:
             self._handle(LifecycleEvent.EXITED)
             return
-        if self._postponed and not self._ends_run:
+        if self.postponed and not self._ends_run:
             self._backoff_s = self.history.restart_policy.postponed()
             _log.warning("%s; trying again in %.1f s", summary, self._backoff_s)
             self._handle(LifecycleEvent.EXITED)

@@ -84,7 +84,13 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         ),
         _EVERYWHERE,
     ),
-    **dict.fromkeys(("workers", "env", "directory", "restart", "timeouts.start"), _RUN_BY_US),
+    **dict.fromkeys(
+        (
+            "workers", "env", "directory", "restart", "timeouts.start", "liveness",
+            "health.restart_after",
+        ),
+        _RUN_BY_US,
+    ),
     "worker_ports": Applicability(
         (When(("ports",), programs=("app", "command")),),
         "no other gives workers ports of their own",

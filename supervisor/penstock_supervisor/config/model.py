@@ -12,7 +12,16 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from penstock_proxy.config import AddressText, Count, FrozenModel, Positive, ProxySettings, Weight
+from penstock_proxy.config import (
+    AddressText,
+    Count,
+    Duration,
+    FrozenModel,
+    Health,
+    Positive,
+    ProxySettings,
+    Weight,
+)
 from penstock_proxy.net.address import parse_address
 from penstock_worker.contract import SCRUBBED
 
@@ -172,6 +181,21 @@ class Restart(FrozenModel):
     backoff_max: Positive = 10.0
 
 
+class Liveness(FrozenModel):
+    """When a worker that does not answer is replaced."""
+
+    timeout: Duration = 30.0
+    """After so long without an answer. It gets nothing new after a few seconds. 0: never, and
+    nobody asks."""
+
+
+class WorkerHealth(Health):
+    """Health checks: those of the proxies, and what follows from them here."""
+
+    restart_after: Duration = 60.0
+    """A worker that has not been healthy for so long is replaced. 0: never."""
+
+
 class Upstream(FrozenModel):
     """A server that somebody else runs."""
 
@@ -211,6 +235,8 @@ class Service(ProxySettings):
     """Working directory of the program; None: the supervisor's own."""
     access_log: Annotated[str, AfterValidator(_access_log)] = "stdout"
     restart: Restart = Restart()
+    liveness: Liveness = Liveness()
+    health: WorkerHealth = WorkerHealth()
     tls: Tls = Tls()
 
     @property

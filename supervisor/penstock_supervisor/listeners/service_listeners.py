@@ -94,8 +94,7 @@ class ServiceListeners:
             return ()
         if self._shared is not None:
             return (self._shared.fileno(),)
-        self.reopen_slot(slot)
-        return (self._slots[slot].fileno(),)
+        return (self.open_slot(slot).fileno(),)
 
     def close_slot(self, slot: int) -> bool:
         """Close this worker's socket, also the copies of others; `reuseport` only.
@@ -114,14 +113,13 @@ class ServiceListeners:
         listener.close()
         return True
 
-    def reopen_slot(self, slot: int) -> socket.socket | None:
-        """Open the worker's socket again; None if it is open, or is shared."""
-        if self.service.has_proxy or self._shared is not None or slot in self._slots:
-            return None
-        listener = self._slots[slot] = self._open(str(self.address), reuseport=True)
-        if self._listening:
-            listener.listen()
-        return listener.socket
+    def open_slot(self, slot: int) -> socket.socket:
+        """The worker's socket, opened again if it was closed; `reuseport` only. StartError."""
+        if slot not in self._slots:
+            listener = self._slots[slot] = self._open(str(self.address), reuseport=True)
+            if self._listening:
+                listener.listen()
+        return self._slots[slot].socket
 
     def views(self) -> Iterator[SocketView]:
         """Each open socket, for the metrics."""
