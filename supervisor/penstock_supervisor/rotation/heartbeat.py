@@ -187,9 +187,11 @@ class Heartbeat:
         """The first doubt."""
         silent_s = watched.asked.silent_s(now)
         watched.is_held, watched.held_at = True, now - silent_s
-        what = "does not answer" if child.plan.runs_our_code else "is stopped, as by SIGSTOP"
-        text = "%s %s, for %.0f s now: it gets nothing new meanwhile"
-        _log.warning(text, child.name, what, silent_s)
+        if child.plan.runs_our_code:
+            what, text = "does not answer", "%s has not answered for %.0f s"
+        else:
+            what, text = "is stopped", "%s has been stopped for %.0f s, as by SIGSTOP"
+        _log.warning(f"{text}: it gets nothing new meanwhile", child.name, silent_s)  # noqa: G004
         self._rotation.hold(child, what)
 
     def _hung(
