@@ -217,14 +217,6 @@ class Supervisor:
         self._proxies = stack.enter_context(
             closing(Proxies(loop, self._resources, self._slots, self._rotation))
         )
-        self._snapshots = SnapshotCollector(
-            self._resources,
-            self._slots,
-            self._worker_checks,
-            self._stats_poll,
-            loop_lag,
-            self._proxies.certificate_reload,
-        )
         self._rolling_restart = RollingRestart(
             loop, self._slots, self._rotation, self._condition, self._make_successor
         )
@@ -244,6 +236,15 @@ class Supervisor:
                     self._is_over,
                 )
             )
+        )
+        self._snapshots = SnapshotCollector(
+            self._resources,
+            self._slots,
+            self._worker_checks,
+            self._stats_poll,
+            loop_lag,
+            self._proxies.certificate_reload,
+            self._worker_watch,
         )
         self._observer = ChildEvents(
             resources=self._resources,

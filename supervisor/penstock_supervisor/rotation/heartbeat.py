@@ -191,7 +191,7 @@ class Heartbeat:
             what, text = "does not answer", "%s has not answered for %.0f s"
         else:
             what, text = "is stopped", "%s has been stopped for %.0f s, as by SIGSTOP"
-        _log.warning(f"{text}: it gets nothing new meanwhile", child.name, silent_s)  # noqa: G004
+        _log.warning(f"{text}: it gets nothing new meanwhile", child.name, silent_s)
         self._rotation.hold(child, what)
 
     def _hung(

@@ -16,7 +16,7 @@ def test_a_status_has_every_field_of_a_worker(made: Any) -> None:
     assert status["services"]["web"]["workers"] == [
         {
             "slot": 0, "address": "127.0.0.1:8100", "state": "up", "since": 1.5, "pid": 4711,
-            "restarts": {"signal": 1}, "last_exit": "SIGKILL", "answers": False,
+            "restarts": {"signal": 1}, "last_exit": "SIGKILL", "answers": False, "alive": True,
             "health": "up", "reason": "", "weight": 1, "active": 3, "failures": 0,
             "ejections": 2,
         }
