@@ -38,6 +38,8 @@ IN_ROTATION_S: Final = 10.0
 """A successor that is ready may take so long to pass its first check at every proxy. That of a
 worker that has just started is repeated five times a second."""
 
+_HAS_PROCESS: Final = (State.STARTING, State.LATE, State.UP, State.STOPPING)
+
 _log = logging.getLogger("penstock.supervisor")
 
 
@@ -171,11 +173,11 @@ class RollingRestart:
     def state_changed(self, child: Child) -> None:
         """The state of this child may have changed."""
         if self._slots.is_draining(child):
-            if child.state is State.BACKOFF:
+            if child.at_rest:
+                self._drained(child)
+            elif child.state not in _HAS_PROCESS:
                 # It crashed while draining, and its successor has its slot already.
                 child.stop()
-            elif child.at_rest:
-                self._drained(child)
         elif self._slots.is_successor(child):
             self._successor_changed(child)
         elif self._slots.is_current(child) and child.state is not State.UP:
@@ -184,14 +186,14 @@ class RollingRestart:
         self.wake()
 
     def _successor_changed(self, successor: Child) -> None:
-        if successor.state is State.BACKOFF and not successor.postponed:
-            # It will not be started again and again beside a process that serves.
-            successor.stop()
-        elif successor.at_rest:
+        if successor.at_rest:
             self._slots.drop_successor(successor)
             step = self._steps.get(slot_of(successor)[0])
             if step is not None and step.successor is successor:
                 step.failed = True
+        elif successor.state not in _HAS_PROCESS and not successor.postponed:
+            # It will not be started again and again beside a process that serves.
+            successor.stop()
 
     def _drained(self, child: Child) -> None:
         slot = slot_of(child)
@@ -250,7 +252,8 @@ class RollingRestart:
         if step.failed or self._loop.time() >= step.deadline:
             return False
         if step.successor is None:
-            return True if self._rotation.is_up(slot) else False if current.at_rest else None
+            has_ended = current.state not in (*_HAS_PROCESS, State.BACKOFF)
+            return True if self._rotation.is_up(slot) else False if has_ended else None
         if current is step.successor and current.at_rest:
             return False
         return True if current is step.successor and self._rotation.is_up(slot) else None

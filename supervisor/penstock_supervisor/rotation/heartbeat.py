@@ -16,7 +16,6 @@ and after have deadlines of their own.
 
 import logging
 import os
-import signal
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -37,7 +36,7 @@ from penstock_worker import contract
 OnHung = Callable[[Child, str], None]
 """Called with the reason, in words; again each second for as long as it is hung."""
 _DUMP_STACKS: Final[int] = getattr(contract, "DUMP_STACKS_SIGNAL", 0)
-"""0: workers have no handler for it, and it would end them."""
+"""0: workers have no handler for one, and it would end them."""
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -103,13 +102,19 @@ class Heartbeat:
             if was_asleep:
                 watched.asked.begin_again(now)
                 watched.checks.begin_again(now)
-            self._ask(child, watched, now)
-            self._judge(child, watched, now)
+            if child.plan.runs_our_code:
+                # First, because a question that was not answered yet is a silence, too.
+                self._judge(child, watched, now)
+                self._ping(child, watched, now)
+            else:
+                self._look_at(watched, now)
+                self._judge(child, watched, now)
 
     def answered(self, child: Child) -> None:
         """It sent PONG."""
         if (watched := self._of_process(child)) is not None:
             watched.asked.answered()
+            self._judge(child, watched, self._loop.time())
 
     def checked(self, slot: Slot, by: int, *, answered: bool) -> None:
         """The health check of proxy `by`, or of the worker checks, got no answer, or one again."""
@@ -160,12 +165,13 @@ class Heartbeat:
         is_current = self._slots.is_current(child)
         return watched if watched is not None and is_current and watched.pid == child.pid else None
 
-    def _ask(self, child: Child, watched: _Watched, now: float) -> None:
-        if child.plan.runs_our_code:
-            # One without a channel is replaced for that.
-            if child.send({"cmd": contract.PING, "seq": -next(self._ping_numbers)}):
-                watched.asked.asked(now)
-        elif is_stopped(watched.pid):
+    def _ping(self, child: Child, watched: _Watched, now: float) -> None:
+        # One without a channel is replaced for that.
+        if child.send({"cmd": contract.PING, "seq": -next(self._ping_numbers)}):
+            watched.asked.asked(now)
+
+    def _look_at(self, watched: _Watched, now: float) -> None:
+        if is_stopped(watched.pid):
             watched.asked.asked(now)
         else:
             watched.asked.answered()
@@ -210,7 +216,7 @@ class Heartbeat:
             if dumps:
                 # To itself alone: its own children have no handler, and would end.
                 with suppress(ProcessLookupError):
-                    os.kill(watched.pid, signal.Signals(_DUMP_STACKS))
+                    os.kill(watched.pid, _DUMP_STACKS)
         self._on_hung(child, why)
 
     def _alive(self, child: Child, watched: _Watched, now: float) -> None:
