@@ -223,7 +223,7 @@ class Supervisor:
         self._reuseport = ReuseportSockets(
             self._resources.listeners,
             self._slots,
-            lambda child, why: self._rolling_restart.request(child, "liveness", why),
+            lambda child, why: self._rolling_restart.request(child, "channel", why),
         )
         self._worker_watch = stack.enter_context(
             closing(

@@ -1,8 +1,8 @@
 """Programs of workers that a test makes hang or fail, by files in the folder of the run.
 
-`FALLIBLE` is an application, `PLAIN` a program that knows nothing of ours. Both answer `/` with their
-slot and pid, and `/healthz` as the file `health-SLOT` or `health` says: `error` is 503, `hang`
-no answer at all, no file is 200. `/block` of the application blocks its event loop.
+`FALLIBLE` is an application, `PLAIN` a program that knows nothing of ours. Both answer `/` with
+their slot and pid, and `/healthz` as the file `health-SLOT` or `health` says: `error` is 503,
+`hang` no answer at all, no file is 200. `/block` of the application blocks its event loop.
 """
 
 FALLIBLE = """
@@ -46,6 +46,8 @@ from pathlib import Path
 FOLDER, SLOT = Path(__file__).parent, os.environ["PENSTOCK_SLOT"]
 
 class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self):
         status = 200
         if self.path == "/healthz":
