@@ -134,7 +134,7 @@ def test_a_worker_whose_loop_is_blocked_is_replaced_and_its_stacks_are_logged(
     run.until(lambda: all(one["health"] == "up" for one in run.workers()))
     assert asked(run) == []
     if hasattr(contract, "DUMP_STACKS_SIGNAL"):
-        run.until(lambda: re.search(r"web/\d \| .*Thread 0x", run.err))
+        run.until(lambda: re.search(r"web/\d \| .*[Tt]hread 0x", run.err))
         assert "block" in run.err
 
 
