@@ -304,10 +304,9 @@ def all_replaced(run: "Cluster", before: set[int]) -> bool:
     return all(one["health"] == "up" and one["pid"] not in before for one in workers)
 
 
-def test_a_worker_that_waits_for_its_turn_to_retire_goes_on_serving(
+def test_workers_that_end_while_they_wait_to_be_replaced_are_started_again(
     penstock: "Penstock", programs: dict[str, Any]
 ) -> None:
-    """Whatever happens to the process that waits, its service lives."""
     run = penstock(workers=2, **programs["app"])
     before = pids(run)
     told: set[str] = set()
