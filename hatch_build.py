@@ -20,14 +20,17 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = {
     "proxy/penstock_proxy": (
-        "balancing/member_state", "balancing/outlier_detection", "balancing/policies",
+        "balancing/member", "balancing/member_state", "balancing/outlier_detection",
+        "balancing/policies",
         "balancing/pool", "balancing/retry_budget", "balancing/schedule", "errors",
         "handoff/dispatcher", "handoff/link", "handoff/pending", "http/client_connection",
         "http/connection_pool", "http/context", "http/downstream", "http/exchange",
-        "http/open_clients", "http/retry", "http/upgrade", "http/upstream_request", "http/worker_connection", "http1/chunked",
+        "http/open_clients", "http/retry", "http/upgrade", "http/upstream_request",
+        "http/worker_connection", "http1/chunked",
         "http1/fields", "http1/parser", "http1/request", "http1/request_body", "http1/response",
         "listener/acceptor", "listener/eviction", "listener/filter_chain", "listener/listeners",
-        "listener/overload", "listener/overload_log", "listener/rejection", "metrics", "net/connector", "net/peer", "net/reactor",
+        "listener/overload", "listener/overload_log", "listener/rejection", "metrics",
+        "net/connector", "net/peer", "net/reactor",
         "net/socket_transport", "net/tcp_info", "net/timer_wheel", "net/transport",
         "net/unread_input",
         "runtime/service", "service/client_limit", "service/context", "service/error_log",

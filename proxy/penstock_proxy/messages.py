@@ -19,6 +19,9 @@ supervisor → proxy
                                                 listens there, or is at that link's end
     DRAIN_WORKER  service, slot, seq            pick it no more; answered WORKER_DRAINED
     LEAVE         service, slot                 the slot's process is gone
+    HOLD          service, slot, reason         the slot's process may hang: pick it no more, and
+                                                give to others what is on its way to it
+    RELEASE       service, slot                 it answers again
     TLS           service, terms, of            a set of so many certificates follows:
     CERTIFICATE   service, names, kind, chain, key   one of them, as PEM; after the last the
                                                 set is used for new connections. The key comes
@@ -34,6 +37,8 @@ proxy → supervisor
                                                 have requests: it finishes these by itself
     UNLINKED      link                          what it left is taken back
     ROTATION      service, slot, state, reason  a worker entered or left the rotation
+    CHECKED       service, slot, answered       a health check got no answer at all, or got one
+                                                again. An error status is an answer
     STATS         seq, metrics, pools
     PONG
 """
@@ -45,17 +50,20 @@ from penstock_worker.contract import FAILED, PING, PONG, READY, STATS
 __all__ = [
     "ACCEPT",
     "CERTIFICATE",
+    "CHECKED",
     "CONFIGURE",
     "COVER",
     "DRAIN",
     "DRAIN_WORKER",
     "FAILED",
+    "HOLD",
     "JOIN",
     "LEAVE",
     "LINK",
     "PING",
     "PONG",
     "READY",
+    "RELEASE",
     "REOPEN",
     "ROTATION",
     "STATS",
@@ -77,6 +85,9 @@ JOIN: Final = "join"
 DRAIN_WORKER: Final = "drain_worker"
 WORKER_DRAINED: Final = "worker_drained"
 LEAVE: Final = "leave"
+HOLD: Final = "hold"
+RELEASE: Final = "release"
+CHECKED: Final = "checked"
 REOPEN: Final = "reopen"
 TLS: Final = "tls"
 CERTIFICATE: Final = "certificate"

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import EventName, Events
@@ -23,6 +23,7 @@ from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.resources import Resources
 from penstock_supervisor.rollout.rolling_restart import RollingRestart
+from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
@@ -31,6 +32,8 @@ from penstock_worker import contract
 
 _MAX_REASON: Final = 1024
 """Characters of a worker's reason that an event has."""
+if TYPE_CHECKING:
+    from penstock_supervisor.rollout.replacement_queue import Reason
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -49,6 +52,7 @@ class ChildEvents(ChildObserver[Child]):
         worker_checks: WorkerChecks,
         reuseport: ReuseportSockets,
         rolling_restart: RollingRestart,
+        worker_watch: WorkerWatch,
         stats_poll: StatsPoll,
         events: Events,
         condition: Condition,
@@ -62,6 +66,7 @@ class ChildEvents(ChildObserver[Child]):
         self._worker_checks = worker_checks
         self._reuseport = reuseport
         self._rolling_restart = rolling_restart
+        self._worker_watch = worker_watch
         self._stats_poll = stats_poll
         self._events = events
         self._condition = condition
@@ -121,6 +126,7 @@ class ChildEvents(ChildObserver[Child]):
         elif command == contract.PONG and child.plan.role == "proxy":
             self._proxies.answered(child)
         elif command == contract.PONG:
+            self._worker_watch.answered(child)
             self._worker_checks.answered(*slot_of(child), message)
         elif child.plan.role == "proxy":
             if not (isinstance(command, str) and self._rotation.handle_message(child, message)):
@@ -133,7 +139,7 @@ class ChildEvents(ChildObserver[Child]):
 
     def replacement_needed(self, child: Child, reason: str, why: str) -> None:
         if not self._is_over():
-            self._rolling_restart.retire(child, reason, why)
+            self._rolling_restart.request(child, cast("Reason", reason), why)
 
     def start_failed(self, child: Child, why: str) -> bool:
         return not self._slots.ever_ready(child.plan.service) and self._fail(why)
@@ -144,7 +150,9 @@ class ChildEvents(ChildObserver[Child]):
                 self._proxies.gave_up(child)
             return False
         if self._slots.ever_ready(child.plan.service):
-            self._reuseport.shut(slot_of(child))
+            # A successor that fails leaves the socket to the process that it was to replace.
+            if self._slots.is_current(child):
+                self._reuseport.shut(slot_of(child))
             return False
         # A program that ignores PORT can start once; for the other workers its port is taken.
         # So the first one is the one to report.

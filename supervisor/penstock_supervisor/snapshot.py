@@ -86,7 +86,8 @@ class ChildView:
     address: str
     """Where it listens; empty for a proxy."""
     restarts: Mapping[str, int]
-    """Restarts so far by reason: exit, signal, start_timeout, spawn, retire, channel."""
+    """Restarts so far by reason: exit, signal, start_timeout, spawn, retire, channel, liveness,
+    unhealthy."""
     since_s: float
     """Seconds in this state."""
     last_exit: str
@@ -129,6 +130,8 @@ class Snapshot:
     stopping: bool
     covered: frozenset[int] = frozenset()
     """Slots of proxies that do not accept at the moment; the others accept for them."""
+    silent: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    """By service and slot: workers that may hang, and for how many seconds none has answered."""
     listener_fds: int
     channel_fds: int
     """Descriptors of the supervisor itself, by kind."""

@@ -42,6 +42,7 @@ from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.resources import Resources
 from penstock_supervisor.rollout.rolling_restart import RollingRestart
+from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
@@ -207,6 +208,7 @@ class Supervisor:
             [one for one in self.config.services if not one.has_proxy],
             self._send_to_worker,
             lambda *change: self._rotation.worker_changed(*change),  # noqa: PLW0108 — not there yet
+            lambda *answer: self._rotation.worker_checked(*answer),  # noqa: PLW0108
         )
         self._rotation = stack.enter_context(
             closing(
@@ -216,11 +218,32 @@ class Supervisor:
                     self._slots,
                     self._worker_checks,
                     self._worker_changed,
+                    lambda *check: self._worker_watch.checked(*check),  # noqa: PLW0108
                 )
             )
         )
         self._proxies = stack.enter_context(
             closing(Proxies(loop, self._resources, self._slots, self._rotation))
+        )
+        self._rolling_restart = RollingRestart(
+            loop, self._slots, self._rotation, self._condition, self._make_successor
+        )
+        self._reuseport = ReuseportSockets(
+            self._resources.listeners,
+            self._slots,
+            lambda child, why: self._rolling_restart.request(child, "channel", why),
+        )
+        self._worker_watch = stack.enter_context(
+            closing(
+                WorkerWatch(
+                    loop,
+                    self.config.services,
+                    self._slots,
+                    self._rotation,
+                    self._rolling_restart,
+                    self._is_over,
+                )
+            )
         )
         self._snapshots = SnapshotCollector(
             self._resources,
@@ -229,10 +252,7 @@ class Supervisor:
             self._stats_poll,
             loop_lag,
             self._proxies.certificate_reload,
-        )
-        self._reuseport = ReuseportSockets(self._resources.listeners, self._slots)
-        self._rolling_restart = RollingRestart(
-            self._slots, self._rotation, self._condition, self._make_successor
+            self._worker_watch,
         )
         self._observer = ChildEvents(
             resources=self._resources,
@@ -242,6 +262,7 @@ class Supervisor:
             worker_checks=self._worker_checks,
             reuseport=self._reuseport,
             rolling_restart=self._rolling_restart,
+            worker_watch=self._worker_watch,
             stats_poll=self._stats_poll,
             events=self._events,
             condition=self._condition,
@@ -271,6 +292,7 @@ class Supervisor:
     async def _serve(self) -> None:
         with self._stop_children_on_error():
             self._add_children()
+            self._worker_watch.start()
             # Workers that accept themselves do so as soon as they are ready. Clients that
             # connect before that wait in the accept queue.
             for child in self._slots.children() if self._listen(proxied=False) else ():
@@ -345,6 +367,7 @@ class Supervisor:
 
     def _worker_changed(self, slot: Slot, state: str) -> None:
         self._reuseport.worker_changed(slot, state)
+        self._rolling_restart.wake()
         self._condition.notify()
 
     def _send_to_worker(

@@ -25,6 +25,8 @@ STARTING_INTERVAL_S: Final = 0.2
 """Between checks of a worker that has just joined, so that a start does not take an interval."""
 MAX_STARTING_CHECKS: Final = 50
 """After so many failed checks a worker is broken and not starting: the interval applies."""
+_NO_ANSWER: Final = ("timeout", "refused")
+"""Outcomes of a check to which nobody said anything."""
 _JITTER: Final = 0.1
 """Share of the interval. Without it all proxies would check all members at the same moment."""
 
@@ -34,12 +36,15 @@ _log = logging.getLogger("penstock.proxy")
 class _MemberChecks:
     """The checks of one member, and their task while `run` runs."""
 
-    __slots__ = ("member", "shortage_logged", "task", "wake")
+    __slots__ = ("answered", "generation", "member", "shortage_logged", "task", "wake")
 
     def __init__(self, member: Member) -> None:
         self.member = member
         self.wake = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.generation = member.generation
+        self.answered = True
+        """The last check of this generation got an answer, be it a bad one; or there was none."""
         self.shortage_logged = False
         """It was logged that the proxy had no descriptor or memory for the last check."""
 
@@ -60,9 +65,15 @@ class HealthChecker:
         clock: Callable[[], float],
         random: Callable[[], float] = random_.random,
         probe: Probe | None = None,
+        on_answer: Callable[[Member, bool], None] = lambda *_: None,
     ) -> None:
-        """`probe`: how to check a member; None: by its address."""
+        """`probe`: how to check a member; None: by its address.
+
+        `on_answer(member, False)` is called after each check that got no answer at all, and
+        `on_answer(member, True)` after the first one that got an answer again.
+        """
         self._probe = probe
+        self._on_answer = on_answer
         self._pool = pool
         self._health = health
         self._counters = counters
@@ -145,6 +156,7 @@ class HealthChecker:
         now = self._clock()
         self._counters.checks[member.slot, result.outcome] += 1
         self._counters.check_seconds.observe(now - started)
+        self._note_answer(checked, result)
         is_listening = result.outcome != "refused"
         self._pool.checked(
             member, ok=result is HEALTHY, now=now, reason=result.reason, is_listening=is_listening
@@ -152,6 +164,15 @@ class HealthChecker:
         if member.state is MemberState.CHECKING and member.bad_checks == self._health.fall:
             # It is not in the rotation yet, so nothing else is logged about it.
             _log.warning("no good check of %s yet: %s", _label(member), result.reason)
+
+    def _note_answer(self, checked: _MemberChecks, result: ProbeResult) -> None:
+        """Report whether anything answered. A bad answer is one, too: who gives it lives."""
+        member, answered = checked.member, result.outcome not in _NO_ANSWER
+        if checked.generation != member.generation:
+            checked.generation, checked.answered = member.generation, True
+        if not answered or not checked.answered:
+            self._on_answer(member, answered)
+        checked.answered = answered
 
     async def _probe_once(self, checked: _MemberChecks, probe: MemberProbe) -> ProbeResult | None:
         """Probe within the time limit. Every error is a failed check.

@@ -19,7 +19,7 @@ class MemberState(StrEnum):
     UP = auto()
     """In the rotation. No other state is."""
     DOWN = auto()
-    """Its health checks fail."""
+    """Its health checks fail, or its process does not answer the supervisor."""
     EJECTED = auto()
     """Its health checks pass, but requests fail: out of the rotation for a time."""
     DRAINING = auto()
@@ -50,6 +50,8 @@ class MemberEvent(Enum):
     """The ejection is over."""
     DRAIN = auto()
     """It is not picked any more."""
+    HOLD = auto()
+    """The supervisor doubts that its process lives."""
 
 
 # None means impossible. An event without effect leads back to the same state: the supervisor
@@ -63,6 +65,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
         MemberEvent.DRAIN: MemberState.ABSENT,
+        MemberEvent.HOLD: MemberState.ABSENT,
     },
     MemberState.CHECKING: {
         MemberEvent.JOIN: MemberState.CHECKING,
@@ -73,6 +76,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
         MemberEvent.DRAIN: MemberState.DRAINING,
+        MemberEvent.HOLD: MemberState.CHECKING,
     },
     MemberState.UP: {
         MemberEvent.JOIN: MemberState.UP,
@@ -82,6 +86,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.EJECT: MemberState.EJECTED,
         MemberEvent.UNEJECT: None,
         MemberEvent.DRAIN: MemberState.DRAINING,
+        MemberEvent.HOLD: MemberState.DOWN,
     },
     MemberState.DOWN: {
         MemberEvent.JOIN: MemberState.DOWN,
@@ -91,6 +96,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
         MemberEvent.DRAIN: MemberState.DRAINING,
+        MemberEvent.HOLD: MemberState.DOWN,
     },
     MemberState.EJECTED: {
         MemberEvent.JOIN: MemberState.EJECTED,
@@ -101,6 +107,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: MemberState.UP,
         MemberEvent.DRAIN: MemberState.DRAINING,
+        MemberEvent.HOLD: MemberState.DOWN,
     },
     MemberState.DRAINING: {
         # Another process has taken the slot over.
@@ -111,6 +118,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.EJECT: None,
         MemberEvent.UNEJECT: None,
         MemberEvent.DRAIN: MemberState.DRAINING,
+        MemberEvent.HOLD: MemberState.DRAINING,
     },
 }
 

@@ -1,9 +1,9 @@
 """The members of one service, and which of them are in the rotation.
 
-Owns: the state of each member. Messages of the supervisor (join, leave), active health checks
-and failed requests become events of one table (`member_state`). The policy gets the rotation and
-picks one of its members. Must not know: how a check is made, and how a request is forwarded. No
-I/O, no clock: `now` is any monotonic clock, in seconds.
+Owns: the state of each member. Messages of the supervisor (join, leave, hold), active health
+checks and failed requests become events of one table (`member_state`). The policy gets the
+rotation and picks one of its members. Must not know: how a check is made, and how a request is
+forwarded. No I/O, no clock: `now` is any monotonic clock, in seconds.
 
 Members can be added and removed at any time. A removed member stays ABSENT for ever, so a
 request or check of it that ends later changes nothing.
@@ -16,9 +16,9 @@ See docs/decisions/0011-traffic-ejects-checks-decide.md.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
+from penstock_proxy.balancing.member import Member, member_of
 from penstock_proxy.balancing.member_state import (
     PROCESS_CHANGES,
     MemberEvent,
@@ -28,56 +28,14 @@ from penstock_proxy.balancing.member_state import (
 from penstock_proxy.balancing.policies import policy
 from penstock_proxy.config import Balance, Ejection, Health, Target
 
-NEVER: Final = float("-inf")
-"""A time before all others."""
+__all__ = ["MAX_EJECTION_MULTIPLIER", "MIN_WEIGHT_FACTOR", "Member", "Pool"]
+
 MIN_WEIGHT_FACTOR: Final = 0.1
 """The share of its weight that a member begins slow start with: with less it would not warm up."""
 _UNHEALTHY: Final = (MemberState.DOWN, MemberState.EJECTED)
 """Out of the rotation, but the process may still serve."""
 MAX_EJECTION_MULTIPLIER: Final = 10
 """Each ejection is longer than the last one, up to this many times `eject_for`."""
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """One worker. Only the pool writes its fields, except `active` and `retried_elsewhere`."""
-
-    slot: int
-    address: str
-    weight: int
-    state: MemberState
-    active: int = 0
-    """Exchanges or connections in flight. The module that forwards them writes it."""
-    consecutive_failures: int = 0
-    """Failed requests in a row."""
-    ejections: int = 0
-    """Since it was added."""
-    total_failures: int = 0
-    """Failed requests while it was in the rotation; since it was added."""
-    retried_elsewhere: int = 0
-    """Requests that it failed and that were retried: no counter has them under its slot."""
-    generation: int = 0
-    """How often it joined or left. The result of a check of another generation is ignored."""
-    reason: str = ""
-    """Why its state has last changed, for people."""
-    good_checks: int = 0
-    """Good checks in a row."""
-    bad_checks: int = 0
-    """Bad checks in a row."""
-    ejection_multiplier: int = 0
-    """The next ejection lasts `eject_for` times one more than this. It decays with time."""
-    ejected_until: float = 0.0
-    """When the ejection ends."""
-    up_since: float = 0.0
-    """When it last came into the rotation."""
-    weight_factor: float = 1.0
-    """The part of its weight that counts: less than 1 in slow start."""
-    slow_start_since: float = NEVER
-    """When its slow start began."""
-    is_listening: bool = True
-    """A process listens at its address: its last check was not refused."""
-    is_full: bool = False
-    """It has as many requests or connections as `per_worker` allows."""
 
 
 class Pool:
@@ -104,7 +62,7 @@ class Pool:
         `on_panic` is called with True when panic mode begins, because too few members are in
         the rotation, and with False when it ends.
         """
-        self.members = tuple(_member(target) for target in targets)
+        self.members = tuple(member_of(target) for target in targets)
         self.in_rotation = 0
         self.eligible: tuple[Member, ...] = ()
         """Members that may be picked: the rotation, or in panic mode all that live."""
@@ -134,7 +92,7 @@ class Pool:
         """
         if target.slot in self._by_slot:
             raise ValueError(f"slot {target.slot} is taken")
-        member = _member(target)
+        member = member_of(target)
         self._by_slot[member.slot] = member
         self.members = (*self.members, member)
         self._policy.add(member)
@@ -202,6 +160,7 @@ class Pool:
         member = self._by_slot[slot]
         if address is not None:
             member.address = address
+        member.is_held = False
         self._apply(member, MemberEvent.JOIN, "waits for its first good check")
 
     def drain(self, slot: int) -> None:
@@ -212,9 +171,29 @@ class Pool:
         """The member in this slot. KeyError: there is no such slot."""
         return self._by_slot[slot]
 
+    def has(self, slot: int) -> bool:
+        """Is there a member in this slot?"""
+        return slot in self._by_slot
+
     def leave(self, slot: int) -> None:
         """The slot's process is gone."""
-        self._apply(self._by_slot[slot], MemberEvent.LEAVE, "process is gone")
+        member = self._by_slot[slot]
+        member.is_held = False
+        self._apply(member, MemberEvent.LEAVE, "process is gone")
+
+    def hold(self, slot: int, reason: str) -> None:
+        """The slot's process may hang: it leaves the rotation until `release`."""
+        member = self._by_slot[slot]
+        member.is_held = True
+        self._apply(member, MemberEvent.HOLD, reason)
+
+    def release(self, slot: int, now: float) -> None:
+        """The slot's process answers again. From now on its health checks decide."""
+        member = self._by_slot[slot]
+        if member.is_held:
+            member.is_held = False
+            if member.good_checks >= self._needed_checks(member):
+                self._apply(member, MemberEvent.RISE, "answers again", now)
 
     def checked(
         self, member: Member, *, ok: bool, now: float, reason: str, is_listening: bool = True
@@ -227,7 +206,7 @@ class Pool:
         first = member.state is MemberState.CHECKING
         if ok:
             member.good_checks, member.bad_checks = member.good_checks + 1, 0
-            if first or member.good_checks >= self._health.rise:
+            if member.good_checks >= self._needed_checks(member) and not member.is_held:
                 passed = "its first check" if first else _checks(member.good_checks)
                 self._apply(member, MemberEvent.RISE, f"passed {passed}", now)
             return
@@ -236,6 +215,10 @@ class Pool:
             member.reason = f"no good check yet: {reason}"
         if member.bad_checks >= self._health.fall:
             self._apply(member, MemberEvent.FALL, f"failed {_checks(member.bad_checks)}: {reason}")
+
+    def _needed_checks(self, member: Member) -> int:
+        """Good checks in a row with which it comes into the rotation."""
+        return 1 if member.state is MemberState.CHECKING else self._health.rise
 
     def failed(self, member: Member, now: float) -> None:
         """Record a failed request (connect failed, reset, 5xx); it may eject the member."""
@@ -328,6 +311,9 @@ class Pool:
             self._begin_slow_start(member, now)
         elif before is not MemberState.UP:
             self._update_rotation()
+            if before is MemberState.EJECTED and to is MemberState.DOWN:
+                # It is not its traffic alone that is bad: the supervisor acts on that.
+                self._on_change(member, reason)
             return
         self._update_rotation()
         self._on_change(member, reason)
@@ -388,13 +374,3 @@ class Pool:
 
 def _checks(count: int) -> str:
     return "a check" if count == 1 else f"{count} checks in a row"
-
-
-def _member(target: Target) -> Member:
-    if not target.joined:
-        state, reason = MemberState.ABSENT, "not started yet"
-    elif target.up:
-        state, reason = MemberState.UP, "was up before the proxy was restarted"
-    else:
-        state, reason = MemberState.CHECKING, "waits for its first good check"
-    return Member(target.slot, target.address, target.weight, state, reason=reason)

@@ -129,31 +129,35 @@ async def import_client() -> None:
 async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
     """GET `path` of a member that listens; 2xx and 3xx are good.
 
-    Yields a probe. Each member has its own session, because a session can use only one unix
-    socket.
+    Yields a probe, which connects anew each time.
     """
     import aiohttp
 
-    address = parse_address(member.address)
-    connector: aiohttp.BaseConnector
-    if address.path:
-        connector = aiohttp.UnixConnector(address.path, force_close=True)
-    else:
-        connector = aiohttp.TCPConnector(force_close=True, use_dns_cache=False)
     async with aiohttp.ClientSession(
-        connector=connector,
+        connector=aiohttp.TCPConnector(force_close=True, use_dns_cache=False),
         headers={"User-Agent": _USER_AGENT, "Connection": "close"},
         cookie_jar=aiohttp.DummyCookieJar(),
         # The caller limits the time of the whole check.
         timeout=aiohttp.ClientTimeout(total=None),
         auto_decompress=False,
     ) as session:
-        if address.path:
-            # A unix socket has no host name, and many servers refuse an empty Host.
-            yield lambda: _get_with(session, f"http://localhost{path}")
-        else:
+
+        def probe() -> Awaitable[ProbeResult]:
             # Read each time: the slot's next process may listen at another address.
-            yield lambda: _get_with(session, f"http://{member.address}{path}")
+            address = parse_address(member.address)
+            if address.path:
+                return _get_over_unix(address.path, path)
+            return _get_with(session, f"http://{member.address}{path}")
+
+        yield probe
+
+
+async def _get_over_unix(where: str, path: str) -> ProbeResult:
+    """GET `path` over a unix socket: a session of aiohttp would keep the first one's path."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)) as sock:
+        await asyncio.get_running_loop().sock_connect(sock, where)
+        # A unix socket has no host name, and many servers refuse an empty Host.
+        return await get(sock, path)
 
 
 async def _get_with(session: "aiohttp.ClientSession", url: str) -> ProbeResult:

@@ -277,6 +277,18 @@ class Dispatcher(PendingOwner):
         service.release(member)
         self._redispatch(fds, member)
 
+    def take_back(self, member: Member) -> None:
+        """The member may hang: what it has not taken goes to others, if there are any.
+
+        Unlike what is overdue this is no failure: it may only be busy.
+        """
+        link = self._current.get(member.slot)
+        if link is None or not link.in_flight or not self._service.pool.in_rotation:
+            return
+        fds = link.reclaim()
+        self._service.release(member)
+        self._redispatch(fds, member)
+
     def _on_report(self, link: Link) -> None:
         """A worker has reported that it took connections, or that some ended."""
         link.stuck = False
@@ -325,11 +337,9 @@ class Dispatcher(PendingOwner):
                 return ProbeResult("timeout", "it has not taken the check before this one")
             if path is not None:
                 return await probes.get(ours, path)
-            try:
-                await asyncio.shield(taken)
-            except asyncio.CancelledError:
-                if not taken.cancelled():
-                    raise
+            # It may be cancelled in the same turn as this task, whose end must not be lost then.
+            await asyncio.wait((taken,))
+            if taken.cancelled():
                 return ProbeResult("failed", "it did not take the check")
         return HEALTHY
 

@@ -60,15 +60,18 @@ def carry_out(process: CommandTarget, message: Any, handle: socket.socket | None
 
 
 def _take_socket(process: CommandTarget, message: Message, handle: socket.socket) -> None:
-    if message["cmd"] == messages.LINK:
-        dispatcher = process.services[message["service"]].dispatcher
-        if dispatcher is not None:
-            dispatcher.add_link_end(message["slot"], message["link"], message["end"], handle)
-            return
-    elif message["cmd"] == messages.COVER:
-        process.services[message["service"]].listeners.take_over(message["proxy"], handle)
-        return
-    handle.close()
+    service = process.services.get(message["service"])
+    if service is not None and message["cmd"] == messages.COVER:
+        service.listeners.take_over(message["proxy"], handle)
+    elif (
+        service is not None
+        and message["cmd"] == messages.LINK
+        and service.dispatcher is not None
+        and service.pool.has(message["slot"])
+    ):
+        service.dispatcher.add_link_end(message["slot"], message["link"], message["end"], handle)
+    else:
+        handle.close()
 
 
 def _configure(process: CommandTarget, message: Message) -> None:
@@ -135,6 +138,14 @@ def _leave(process: CommandTarget, message: Message) -> None:
     process.services[message["service"]].pool.leave(message["slot"])
 
 
+def _hold(process: CommandTarget, message: Message) -> None:
+    process.services[message["service"]].hold_member(message["slot"], message["reason"])
+
+
+def _release(process: CommandTarget, message: Message) -> None:
+    process.services[message["service"]].release_member(message["slot"])
+
+
 def _reopen(process: CommandTarget, _: Message) -> None:
     for log in process.logs.values():
         log.reopen()
@@ -152,6 +163,8 @@ _COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], None]]] = {
     messages.DRAIN_WORKER: _drain_worker,
     messages.UNLINK: _unlink,
     messages.LEAVE: _leave,
+    messages.HOLD: _hold,
+    messages.RELEASE: _release,
     messages.STATS: _stats,
     messages.TLS: _tls,
     messages.CERTIFICATE: _certificate,

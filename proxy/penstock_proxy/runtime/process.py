@@ -107,6 +107,7 @@ class Proxy(CommandTarget):
             self._fd_budget,
             self._access_log(config),
             partial(self._report_rotation, config.name),
+            partial(self._report_answer, config.name),
         )
         service.overload.spare = self._spare
         self.services[config.name] = service
@@ -175,6 +176,10 @@ class Proxy(CommandTarget):
                 "reason": reason,
             }
         )
+
+    def _report_answer(self, service: str, member: Member, answered: bool) -> None:
+        message = {"cmd": messages.CHECKED, "service": service, "slot": member.slot}
+        self.send({**message, "answered": answered})
 
     def stats(self) -> Message:
         """The content of the answer to STATS."""

@@ -47,8 +47,10 @@ class Service(HttpContext):
         fd_budget: FdBudget,
         log: AccessLog | None,
         on_rotation: Callable[[Member, str], None],
+        on_answer: Callable[[Member, bool], None] = lambda *_: None,
     ) -> None:
-        """`on_rotation(member, reason)` is called when a worker enters or leaves the rotation."""
+        """`on_rotation(member, reason)` is called when a worker enters or leaves the rotation,
+        `on_answer(member, answered)` as `HealthChecker` says."""
         self._on_rotation = on_rotation
         port = port_of(config.listeners)
         super().__init__(
@@ -60,7 +62,12 @@ class Service(HttpContext):
         self.filter_chain = FilterChain(self, self.overload, self.dispatcher)
         self.listeners = self.overload.listeners = self._make_listeners()
         self.health_checker = HealthChecker(
-            self.pool, config.health, self.counters, clock=monotonic, probe=self._probe()
+            self.pool,
+            config.health,
+            self.counters,
+            clock=monotonic,
+            probe=self._probe(),
+            on_answer=on_answer,
         )
         self.tick(timers.now)
 
@@ -107,6 +114,18 @@ class Service(HttpContext):
         self.addresses.pop(slot, None)
         if self.dispatcher is not None:
             self.dispatcher.remove(member)
+
+    def hold_member(self, slot: int, reason: str) -> None:
+        """The worker may hang: it gets nothing new, and what it has not taken goes to others."""
+        self.pool.hold(slot, reason)
+        if self.dispatcher is not None:
+            self.dispatcher.take_back(self.pool.member(slot))
+
+    def release_member(self, slot: int) -> None:
+        """The worker answers again."""
+        self.pool.release(slot, monotonic())
+        # Its checks may have failed meanwhile: it should not wait for the next one.
+        self.health_checker.check_now(slot)
 
     def set_address(self, slot: int, address: str) -> None:
         """The slot's new process listens at another address."""

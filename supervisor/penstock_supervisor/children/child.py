@@ -48,7 +48,7 @@ _MAX_REASON: Final = 16 << 10
 class Child:
     """A slot, and the process that runs in it at the moment."""
 
-    _postponed = False
+    postponed = False
     """The last start failed because the supervisor lacked descriptors or memory."""
     _next = AfterExit(LifecycleEvent.EXITED)
     """What follows from the last exit."""
@@ -206,7 +206,7 @@ class Child:
 
     def _spawn(self) -> None:
         self._why, self._reason, self._no_restart = "", "", False
-        self._postponed = False
+        self.postponed = False
         callbacks = ProcessCallbacks(
             self._on_exit, self._on_message, self._on_disconnect, self._on_ready
         )
@@ -215,7 +215,7 @@ class Child:
             self._running = self._spawn_process(self.plan, sockets, callbacks)
         except (SpawnError, StartError) as error:
             key = error.key if isinstance(error, SpawnError) else "listen"
-            self._postponed = isinstance(error, SpawnError) and error.temporary
+            self.postponed = isinstance(error, SpawnError) and error.temporary
             origin = f"{self.plan.config_table}.{key}" if self.plan.config_table else self.name
             self._why, self._reason = f"{origin}: {error}", "spawn"
             # Handled like an exit, but only after the remaining commands of this step.
@@ -323,7 +323,7 @@ class Child:
             self._ends_run = self._observer.start_failed(self, self._why)
             if not self._ends_run:
                 _log.error("%s", self._why)
-        elif self._lifecycle.waits_for_start and not self._postponed:
+        elif self._lifecycle.waits_for_start and not self.postponed:
             self.history.restarts[self._reason] += 1
         elif self.state is State.STOPPING:
             _log.warning("%s did not leave within %g s and is killed", self.name, self.stop_s)
@@ -369,7 +369,7 @@ class Child:
             return
         end = Ended(
             self.part, summary, self._why, ready_for_s,
-            useless=self._no_restart, postponed=self._postponed, ends_run=self._ends_run,
+            useless=self._no_restart, postponed=self.postponed, ends_run=self._ends_run,
         )  # fmt: skip
         after = decide(self.plan, end, self.history.restart_policy, self._loop.time())
         self._next = after

@@ -84,9 +84,15 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         ),
         _EVERYWHERE,
     ),
-    **dict.fromkeys(("workers", "env", "directory", "restart", "timeouts.start"), _RUN_BY_US),
     "on_uncaught": Applicability(
         (When(programs=("app",)),), "no exception of another program is seen here"
+    ),
+    **dict.fromkeys(
+        (
+            "workers", "env", "directory", "restart", "timeouts.start", "liveness",
+            "health.restart_after",
+        ),
+        _RUN_BY_US,
     ),
     "worker_ports": Applicability(
         (When(("ports",), programs=("app", "command")),),

@@ -17,6 +17,7 @@ from penstock_proxy.config import (
     Count,
     Duration,
     FrozenModel,
+    Health,
     Positive,
     ProxySettings,
     Weight,
@@ -183,6 +184,21 @@ class Restart(FrozenModel):
     """Between two starts in a crash loop; 0: none."""
 
 
+class Liveness(FrozenModel):
+    """When a worker that does not answer is replaced."""
+
+    timeout: Duration = 30.0
+    """After so long without an answer. It gets nothing new after a few seconds. 0: never, and
+    nobody asks."""
+
+
+class WorkerHealth(Health):
+    """Health checks: those of the proxies, and what follows from them here."""
+
+    restart_after: Duration = 60.0
+    """A worker that has not been healthy for so long is replaced. 0: never."""
+
+
 class Upstream(FrozenModel):
     """A server that somebody else runs."""
 
@@ -224,6 +240,8 @@ class Service(ProxySettings):
     restart: Restart = Restart()
     on_uncaught: Literal["log", "retire"] = "log"
     """What an exception that no code of the program caught leads to, beside a line in the log."""
+    liveness: Liveness = Liveness()
+    health: WorkerHealth = WorkerHealth()
     tls: Tls = Tls()
 
     @property

@@ -98,7 +98,11 @@ def _workers(
 ) -> Iterator[dict[str, Any]]:
     children = [child for child in snapshot.children if child.service == name]
     for child in children:
-        yield {**_child(child, usage), **_pool_fields(pool.get(child.slot))}
+        fields = _pool_fields(pool.get(child.slot))
+        if (silent_s := snapshot.silent.get((name, child.slot))) is not None:
+            fields["reason"] = f"has not answered for {silent_s:.0f} s"
+        alive = child.pid is not None and silent_s is None
+        yield {**_child(child, usage), **fields, "alive": alive}
     if not children:
         for slot, address in enumerate(facts.get("upstreams", ())):
             yield {"slot": slot, "address": address, **_pool_fields(pool.get(slot))}

@@ -48,7 +48,9 @@ def heading(status: Mapping[str, Any]) -> str:
 
 def proxies(status: Mapping[str, Any]) -> Iterator[SummaryRow]:
     for proxy in status["proxies"]:
-        yield from _rows(f"proxy/{proxy['slot']}", proxy)
+        # Without another proxy nobody takes over anything.
+        covered = proxy["covered"] and len(status["proxies"]) > 1
+        yield from _rows(f"proxy/{proxy['slot']}", {**proxy, "covered": covered})
 
 
 def workers(name: str, service: Mapping[str, Any]) -> Iterator[SummaryRow]:

@@ -99,8 +99,7 @@ class ServiceListeners:
             return ()
         if self._shared is not None:
             return (self._shared.fileno(),)
-        self.reopen_slot(slot, listen=self.service.app is None)
-        return (self._slots[slot].fileno(),)
+        return (self.open_slot(slot, listen=self.service.app is None).fileno(),)
 
     def close_slot(self, slot: int) -> bool:
         """Close this worker's socket, also the copies of others; `reuseport` only.
@@ -120,14 +119,16 @@ class ServiceListeners:
         listener.close()
         return True
 
-    def reopen_slot(self, slot: int, *, listen: bool = True) -> socket.socket | None:
-        """Open the worker's socket again; None if it is open, or is shared."""
-        if self.service.has_proxy or self._shared is not None or slot in self._slots:
-            return None
-        listener = self._slots[slot] = self._open(str(self.address), reuseport=True)
+    def open_slot(self, slot: int, *, listen: bool = True) -> socket.socket:
+        """The worker's socket, opened again if it was closed; `reuseport` only. StartError.
+
+        `listen`: it listens when the other ones do; else whoever gets it has to see to that.
+        """
+        if slot not in self._slots:
+            self._slots[slot] = self._open(str(self.address), reuseport=True)
         if self._listening and listen:
-            listener.listen()
-        return listener.socket
+            self._slots[slot].listen()
+        return self._slots[slot].socket
 
     def views(self) -> Iterator[SocketView]:
         """Each open socket, for the metrics."""

@@ -9,6 +9,7 @@ from penstock_supervisor.children.slots import Slots
 from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 from penstock_supervisor.rollout.certificate_reload import CertificateReload
 from penstock_supervisor.rollout.resources import Resources
+from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_supervisor.snapshot import Snapshot
 
@@ -22,6 +23,7 @@ class SnapshotCollector:
         stats_poll: StatsPoll,
         loop_lag: SupervisorLag,
         certificate_reload: CertificateReload,
+        worker_watch: WorkerWatch,
     ) -> None:
         self._resources = resources
         self._slots = slots
@@ -29,6 +31,7 @@ class SnapshotCollector:
         self._stats_poll = stats_poll
         self._loop_lag = loop_lag
         self._certificate_reload = certificate_reload
+        self._worker_watch = worker_watch
 
     async def take(
         self, deadline_s: float, *, uptime_s: float, ready: bool, stopping: bool
@@ -45,6 +48,7 @@ class SnapshotCollector:
             ready=ready,
             stopping=stopping,
             covered=frozenset(self._slots.covered),
+            silent=self._worker_watch.silent(),
             listener_fds=self._resources.listener_fds(),
             # The supervisor keeps both ends of each link.
             channel_fds=sum(child.has_channel for child in children) + 2 * links,

@@ -43,7 +43,9 @@ _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS: Final = "application/openmetrics-text"
 
 FD_KINDS: Final = ("listener", "client", "upstream", "channel", OTHER)
-RESTART_REASONS: Final = ("exit", "signal", "start_timeout", "spawn", "retire", "channel")
+RESTART_REASONS: Final = (
+    "exit", "signal", "start_timeout", "spawn", "retire", "channel", "liveness", "unhealthy",
+)  # fmt: skip
 _STATES: Final = tuple(state.value for state in ProcessState)
 _MEMBER_STATES: Final = tuple(dict.fromkeys(SHOWN.values()))
 _PROCESS: Final = ("role", "service", "slot")
@@ -80,6 +82,8 @@ TABLE: Final = (
     Metric("penstock_child_exits_total", "counter",
            "Ends of a worker's or proxy's processes, by exit status or name of the signal.",
            (*_PROCESS, "status")),
+    Metric("penstock_worker_alive", "gauge",
+           "1 for a worker whose process answers, 0 for one that may hang.", ("service", "slot")),
     Metric("penstock_worker_in_rotation", "gauge",
            "1 for a worker that gets traffic.", ("service", "slot")),
     Metric("penstock_worker_health", "gauge",
@@ -153,6 +157,10 @@ class _SnapshotMetrics(Collector):
         self._add_supervisor(snapshot)
         for child in snapshot.children:
             self._add_child(child)
+            if child.role == "worker" and child.pid is not None:
+                is_alive = (child.service, child.slot) not in snapshot.silent
+                labels = (child.service, str(child.slot))
+                self._add("penstock_worker_alive", labels, int(is_alive))
         traffic = Traffic(snapshot)
         self._add_pools(traffic, {(child.service, child.slot) for child in snapshot.children})
         self._add_services(snapshot, traffic)

@@ -6,8 +6,9 @@ concerns more than one of them.
 
 A proxy is away if it has ended and its successor is not ready, if it is in a crash loop, or if it
 does not answer. Then it is *covered*: the others accept from its listeners as well as from their
-own. So a client that the kernel gives to that proxy is served at once, and no waiting connection is
-lost.
+own. So a client that the kernel gives to that proxy is served at once, and no waiting connection
+is lost. A proxy that still does not answer is killed, and started again as after any other exit: it
+serves nobody, and without others nobody is served.
 
 Must not know which workers are in the rotation: `rotation` does, and sends messages as well.
 
@@ -15,14 +16,15 @@ See docs/decisions/0006-one-listener-for-each-proxy.md.
 """
 
 import logging
+import signal
 from asyncio import AbstractEventLoop, TaskGroup, TimerHandle
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.messages import ACCEPT, CONFIGURE, COVER, PING, UNCOVER
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.liveness import ASK_EVERY_S, ASLEEP_S, Life, Liveness
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.slots import Slots
 from penstock_supervisor.rollout.certificate_reload import CertificateReload
@@ -33,11 +35,10 @@ from penstock_supervisor.rotation.rotation import Rotation
 if TYPE_CHECKING:
     from asyncio import Task
 
-PING_S: Final = 1.0
-"""Seconds between two pings of a proxy."""
-MAX_UNANSWERED: Final = 3
-"""A proxy with so many unanswered pings in a row is stuck. One that is only busy answers the
-next ping. To cover it by mistake does no harm: the others serve its clients just as well."""
+HUNG_S: Final = 10.0
+"""A proxy that is silent for so long is killed. It answers a ping between any two events, none of
+which takes it a tenth of a second, so one that is only busy is far from it. Its clients have got
+nothing for as long, and most of them still wait."""
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -56,7 +57,11 @@ class Proxies:
         self._reload_task: Task[None] | None = None
         self._accepting = False
         self._ping_timer: TimerHandle | None = None
-        self._unanswered: Counter[Child] = Counter()
+        self._ping_due = 0.0
+        self._liveness: dict[Child, Liveness] = {}
+        """Of the present process of each proxy that accepts."""
+        self._doubted_at: dict[Child, float] = {}
+        """Proxies that do not answer, and since when."""
 
     def add(
         self, argv: Sequence[str], make: Callable[[ChildPlan], Child], tasks: TaskGroup
@@ -74,8 +79,8 @@ class Proxies:
         """The sockets listen: every proxy may accept, and every later one as well."""
         self._accepting = True
         self.send_to_all({"cmd": ACCEPT})
-        if len(self._slots.proxies) > 1:
-            self._ping_timer = self._loop.call_later(PING_S, self._ping)
+        if self._slots.proxies:
+            self._schedule_ping()
 
     def stop(self, at_most_s: float | None) -> None:
         """Drain and stop all proxies. From now on no proxy covers for another."""
@@ -99,11 +104,7 @@ class Proxies:
     @property
     def can_accept(self) -> bool:
         """Is there a proxy that accepts? It covers those that are away. True without proxies."""
-        proxies = self._slots.proxies
-        covered = self._slots.covered
-        return not proxies or any(
-            proxy.state is State.UP and proxy.plan.slot not in covered for proxy in proxies
-        )
+        return not self._slots.proxies or any(map(self._accepts, self._slots.proxies))
 
     # One of them.
 
@@ -137,14 +138,15 @@ class Proxies:
     def exited(self, proxy: Child) -> None:
         """Its process ended: the others cover it."""
         self._rotation.proxy_exited(proxy)
-        self._unanswered.pop(proxy, None)
+        self._liveness.pop(proxy, None)
+        self._doubted_at.pop(proxy, None)
         self._cover(proxy)
 
     def answered(self, proxy: Child) -> None:
         """It answered a ping."""
-        if self._unanswered.pop(proxy, 0) >= MAX_UNANSWERED and proxy.state is State.UP:
-            _log.warning("%s answers again", proxy.name)
-            self.ready(proxy)
+        if (liveness := self._liveness.get(proxy)) is not None:
+            liveness.answered()
+            self._judge(proxy, liveness)
 
     def gave_up(self, proxy: Child) -> None:
         """It ended too often, and is started again later, or never."""
@@ -155,16 +157,49 @@ class Proxies:
         else:
             _log.error("%s is away, and no other proxy is ready: clients wait", proxy.name)
 
+    def _schedule_ping(self) -> None:
+        self._ping_due = self._loop.time() + ASK_EVERY_S
+        self._ping_timer = self._loop.call_later(ASK_EVERY_S, self._ping)
+
     def _ping(self) -> None:
-        self._ping_timer = self._loop.call_later(PING_S, self._ping)
+        now = self._loop.time()
+        was_asleep = now - self._ping_due > ASLEEP_S
+        self._schedule_ping()
         for proxy in self._slots.proxies:
             if proxy.state is not State.UP:
                 continue
-            if self._unanswered[proxy] == MAX_UNANSWERED:
-                _log.error("%s does not answer; the others take its new clients", proxy.name)
-                self._cover(proxy)
-            self._unanswered[proxy] += 1
+            liveness = self._liveness.setdefault(proxy, Liveness(hung_s=HUNG_S))
+            if was_asleep:
+                liveness.begin_again(now)
+            self._judge(proxy, liveness)
+            liveness.asked(now)
             proxy.send({"cmd": PING})
+
+    def _judge(self, proxy: Child, liveness: Liveness) -> None:
+        now, before = self._loop.time(), liveness.life
+        life = liveness.judge(now)
+        if life is before or proxy.state is not State.UP:
+            return
+        if life is Life.ALIVE:
+            silent_s = now - self._doubted_at.pop(proxy, now)
+            _log.warning("%s answers again after %.0f s", proxy.name, silent_s)
+            self.ready(proxy)
+            return
+        if before is Life.ALIVE:
+            self._doubt(proxy, now - liveness.silent_s(now))
+        if life is Life.HUNG:
+            _log.error("%s has not answered for %.0f s and is killed", proxy.name, HUNG_S)
+            proxy.signal(signal.SIGKILL)
+
+    def _doubt(self, proxy: Child, since: float) -> None:
+        self._doubted_at[proxy] = since
+        others = [one for one in self._slots.proxies if one is not proxy and self._accepts(one)]
+        what = "the others take its new clients" if others else "no client is served"
+        _log.error("%s does not answer; %s", proxy.name, what)
+        self._cover(proxy)
+
+    def _accepts(self, proxy: Child) -> bool:
+        return proxy.state is State.UP and proxy.plan.slot not in self._slots.covered
 
     def _cover(self, away: Child) -> None:
         """This proxy is away: the others accept from its listeners."""

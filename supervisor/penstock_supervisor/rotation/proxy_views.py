@@ -13,6 +13,8 @@ from typing import Final
 from penstock_supervisor.children.plan import Slot
 
 UP: Final = "up"
+_READY: Final = (UP, "ejected")
+"""States of a worker that passes its checks. Its traffic alone may have ejected it."""
 
 
 class ProxyViews:
@@ -49,6 +51,10 @@ class ProxyViews:
     def is_up_anywhere(self, slot: Slot) -> bool:
         """At least one proxy reports UP."""
         return UP in self._states.get(slot, {}).values()
+
+    def is_ready_anywhere(self, slot: Slot) -> bool:
+        """At least one proxy reports that its checks pass."""
+        return any(state in _READY for state in self._states.get(slot, {}).values())
 
     def services_up_at(self, proxy: int) -> set[str]:
         """The services that have a worker in this proxy's rotation."""

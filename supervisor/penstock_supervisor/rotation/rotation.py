@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from penstock_proxy.messages import DRAIN_WORKER, JOIN, LEAVE, ROTATION, UNLINKED, WORKER_DRAINED
+from penstock_proxy.messages import (
+    CHECKED,
+    DRAIN_WORKER,
+    HOLD,
+    JOIN,
+    LEAVE,
+    RELEASE,
+    ROTATION,
+    UNLINKED,
+    WORKER_DRAINED,
+)
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.plan import Slot
@@ -56,16 +66,21 @@ class Rotation:
         slots: Slots,
         worker_checks: WorkerChecks,
         on_change: Callable[[Slot, str], None],
+        on_check: Callable[[Slot, int, bool], None] = lambda *_: None,
     ) -> None:
+        """`on_check(slot, proxy, answered)`: see CHECKED in `penstock_proxy.messages`."""
         self._loop = loop
         self._proxied = {service.name for service in services if service.has_proxy}
         """Services with a proxy."""
         self._slots = slots
         self._worker_checks = worker_checks
         self._on_change = on_change
+        self._on_check = on_check
         self._views = ProxyViews()
         self._joined: set[Slot] = set()
         self._draining: set[Slot] = set()
+        self._held: dict[Slot, str] = {}
+        """Workers whose process may hang, and how that shows."""
         self._drain_numbers = count(1)
         self._drains: dict[int, _Drain] = {}
         """By number of the DRAIN_WORKER."""
@@ -81,10 +96,21 @@ class Rotation:
         """Is it in the rotation of at least one proxy?"""
         return self._views.is_up_anywhere(slot)
 
+    def is_ready_anywhere(self, slot: Slot) -> bool:
+        """Does at least one proxy find that it passes its health checks?"""
+        return self._views.is_ready_anywhere(slot)
+
     def is_joined(self, slot: Slot) -> bool:
         """Is its process ready, and not about to leave?"""
         current = self._slots.current.get(slot)
         return current is not None and current.state is State.UP and slot not in self._draining
+
+    def deciding(self, slot: Slot) -> list[int]:
+        """The proxies whose views count: not those that are covered by others."""
+        if slot[0] not in self._proxied:
+            return [_WORKER_CHECKS]
+        numbers = (proxy.plan.slot for proxy in self._slots.proxies if not proxy.at_rest)
+        return [number for number in numbers if number not in self._slots.covered]
 
     def services_up(self) -> set[str]:
         """The services that have a worker in rotation, whichever proxy a client comes to."""
@@ -102,6 +128,7 @@ class Rotation:
         """The slot's process is ready, wherever it listens."""
         slot = slot_of(child)
         self._draining.discard(slot)
+        self._held.pop(slot, None)
         self._joined.add(slot)
         if not self._is_proxied(child):
             self._worker_checks.join(*slot, can_answer=child.speaks_protocol)
@@ -114,6 +141,7 @@ class Rotation:
         slot = slot_of(child)
         self._views.forget(slot)
         self._draining.discard(slot)
+        self._held.pop(slot, None)
         if slot not in self._joined:
             return
         self._joined.discard(slot)
@@ -127,6 +155,7 @@ class Rotation:
         """Have all proxies stop picking this worker, and call `on_drained` when they have."""
         slot = slot_of(child)
         self._draining.add(slot)
+        self._held.pop(slot, None)
         # The views so far are about this process, and not about the next one in its slot.
         self._views.forget(slot)
         if not self._is_proxied(child):
@@ -142,6 +171,26 @@ class Rotation:
         self._drains[number] = _Drain(timer, on_drained, asked)
         if not asked:
             self._loop.call_soon(self._finish_drain, number)
+
+    def hold(self, child: Child, reason: str) -> None:
+        """Its process may hang: nobody picks it until `release`, whatever its checks say."""
+        slot = slot_of(child)
+        self._held[slot] = reason
+        if not self._is_proxied(child):
+            self._worker_checks.hold(*slot, reason)
+            return
+        for proxy in self._slots.proxies:
+            self._hold(proxy, slot)
+
+    def release(self, child: Child) -> None:
+        """It answers again: from now on its health checks decide."""
+        slot = slot_of(child)
+        self._held.pop(slot, None)
+        if not self._is_proxied(child):
+            self._worker_checks.release(*slot)
+            return
+        for proxy in self._slots.proxies:
+            proxy.send({"cmd": RELEASE, "service": slot[0], "slot": slot[1]})
 
     def worker_spawned(self, child: Child) -> None:
         """A worker process was started; it may have links."""
@@ -161,6 +210,9 @@ class Rotation:
             self._links.send(proxy, child)
             if self._slots.is_current(child) and self.is_joined(slot_of(child)):
                 self._join(proxy, child)
+        for slot in self._held:
+            if slot[0] in self._proxied:
+                self._hold(proxy, slot)
 
     def proxy_exited(self, proxy: Child) -> None:
         """A proxy process ended: it picks no worker any more."""
@@ -185,10 +237,14 @@ class Rotation:
         if message["cmd"] == UNLINKED:
             self._links.reclaimed(message.get("link"), proxy)
             return True
-        if message["cmd"] != ROTATION:
+        if message["cmd"] not in (ROTATION, CHECKED):
             return False
         service, slot, state = message.get("service"), message.get("slot"), message.get("state")
-        if isinstance(service, str) and isinstance(slot, int) and isinstance(state, str):
+        if not isinstance(service, str) or not isinstance(slot, int):
+            return True
+        if message["cmd"] == CHECKED:
+            self._on_check((service, slot), proxy.plan.slot, bool(message.get("answered")))
+        elif isinstance(state, str):
             reason = str(message.get("reason") or "")
             self._worker_changed((service, slot), state, reason, by=proxy.plan.slot)
         return True
@@ -196,6 +252,10 @@ class Rotation:
     def worker_changed(self, service: str, number: int, state: str, reason: str) -> None:
         """The worker checks report that a worker came into the rotation or left it."""
         self._worker_changed((service, number), state, reason, by=_WORKER_CHECKS)
+
+    def worker_checked(self, service: str, number: int, answered: bool) -> None:
+        """The worker checks report that nothing, or something, has answered a check."""
+        self._on_check((service, number), _WORKER_CHECKS, answered)
 
     def _worker_changed(self, slot: Slot, state: str, reason: str, *, by: int) -> None:
         current = self._slots.current.get(slot)
@@ -205,7 +265,7 @@ class Rotation:
         before = self._combined(slot)
         self._views.report(slot, by, state)
         combined = self._combined(slot)
-        where = f" at proxy/{by}" if len(self._deciding(slot)) > 1 and state != UP else ""
+        where = f" at proxy/{by}" if len(self.deciding(slot)) > 1 and state != UP else ""
         why = f": {reason}" if reason else ""
         _log.log(
             logging.DEBUG if combined == before else logging.INFO,
@@ -215,14 +275,7 @@ class Rotation:
             self._on_change(slot, combined)
 
     def _combined(self, slot: Slot) -> str:
-        return self._views.combined(slot, self._deciding(slot))
-
-    def _deciding(self, slot: Slot) -> list[int]:
-        """The proxies whose views count: not those that are covered by others."""
-        if slot[0] not in self._proxied:
-            return [_WORKER_CHECKS]
-        numbers = (proxy.plan.slot for proxy in self._slots.proxies if not proxy.at_rest)
-        return [number for number in numbers if number not in self._slots.covered]
+        return self._views.combined(slot, self.deciding(slot))
 
     def _drain_answered(self, number: int, proxy: Child) -> None:
         """Note that this proxy no longer picks the worker."""
@@ -239,6 +292,10 @@ class Rotation:
     def _is_proxied(self, child: Child) -> bool:
         return child.plan.service in self._proxied
 
+    def _hold(self, proxy: Child, slot: Slot) -> None:
+        message = {"cmd": HOLD, "service": slot[0], "slot": slot[1], "reason": self._held[slot]}
+        proxy.send(message)
+
     def _join(self, proxy: Child, child: Child) -> None:
         service, slot = slot_of(child)
         message: dict[str, Any] = {"cmd": JOIN, "service": service, "slot": slot}
@@ -253,3 +310,5 @@ class Rotation:
         current = self._slots.current.get(slot)
         if current is not None and link in current.links and self.is_joined(slot):
             self._join(proxy, current)
+            if slot in self._held:
+                self._hold(proxy, slot)

@@ -32,14 +32,23 @@ Send = Callable[[str, int, Any, socket.socket | None], bool]
 """service, slot, message, handle → False if the worker is away."""
 OnChange = Callable[[str, int, str, str], None]
 """service, slot, member state, reason."""
+OnAnswer = Callable[[str, int, bool], None]
+"""service, slot, whether anything has answered a check."""
 
 
 class WorkerChecks:
     """All services that have no proxy. Their workers are added and removed one by one."""
 
-    def __init__(self, services: Iterable[Service], send: Send, on_change: OnChange) -> None:
+    def __init__(
+        self,
+        services: Iterable[Service],
+        send: Send,
+        on_change: OnChange,
+        on_answer: OnAnswer = lambda *_: None,
+    ) -> None:
         self._services = {
-            service.name: _CheckedService(service, send, on_change) for service in services
+            service.name: _CheckedService(service, send, on_change, on_answer)
+            for service in services
         }
 
     def add(self, service: str, slot: int) -> None:
@@ -63,6 +72,16 @@ class WorkerChecks:
         for the checks: the next process to check in this slot is its successor."""
         self._services[service].pool.drain(slot)
         self._services[service].pool.leave(slot)
+
+    def hold(self, service: str, slot: int, reason: str) -> None:
+        """The slot's process may hang: it is down until `release`."""
+        self._services[service].pool.hold(slot, reason)
+
+    def release(self, service: str, slot: int) -> None:
+        """It answers again."""
+        checked = self._services[service]
+        checked.pool.release(slot, monotonic())
+        checked.checker.check_now(slot)
 
     def answered(self, service: str, slot: int, message: dict[str, Any]) -> None:
         """A worker sent PONG."""
@@ -94,7 +113,9 @@ class WorkerChecks:
 class _CheckedService:
     """The workers of one service, their pool and their checks."""
 
-    def __init__(self, service: Service, send: Send, on_change: OnChange) -> None:
+    def __init__(
+        self, service: Service, send: Send, on_change: OnChange, on_answer: OnAnswer
+    ) -> None:
         self.counters = ServiceCounters()
         self._name = service.name
         self._health = service.health
@@ -114,7 +135,12 @@ class _CheckedService:
             on_change=self._member_changed,
         )
         self.checker = HealthChecker(
-            self.pool, service.health, self.counters, clock=monotonic, probe=self._probe
+            self.pool,
+            service.health,
+            self.counters,
+            clock=monotonic,
+            probe=self._probe,
+            on_answer=lambda member, answered: on_answer(service.name, member.slot, answered),
         )
 
     def add(self, slot: int) -> None:

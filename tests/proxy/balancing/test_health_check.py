@@ -62,8 +62,15 @@ class CheckedPool:
             on_change=lambda _, reason: self.changes.append(reason),
         )
         self.counters = ServiceCounters()
+        self.answers: list[bool] = []
         self.checker = HealthChecker(
-            self.pool, health, self.counters, clock=clock, random=random, probe=probe
+            self.pool,
+            health,
+            self.counters,
+            clock=clock,
+            random=random,
+            probe=probe,
+            on_answer=lambda _, answered: self.answers.append(answered),
         )
         if addresses:
             self.member: Member = self.pool.members[0]
@@ -250,6 +257,21 @@ async def test_what_is_not_a_whole_http_answer_is_a_bad_check(answer: bytes) -> 
 # Nobody there, or not in time
 
 
+async def test_only_a_check_that_nobody_answers_is_reported_and_the_first_answer_after_it() -> None:
+    results = iter(["ok", "failed", "timeout", "refused", "failed", "ok"])
+
+    async def probe(_: Member) -> probes.ProbeResult:
+        if (outcome := next(results, "")) == "":
+            await asyncio.Event().wait()
+        return probes.HEALTHY if outcome == "ok" else probes.ProbeResult(outcome, "as told")
+
+    checked = CheckedPool("127.0.0.1:1", probe=probe)
+    async with checked.running():
+        await until(lambda: checked.count("ok") == 2)
+    # An error is an answer.
+    assert checked.answers == [False, False, True]
+
+
 async def test_silence_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # The kernel accepts, and no one ever answers.
@@ -327,6 +349,15 @@ async def test_a_unix_socket_is_asked_by_http_with_a_host(tmp_path: Path) -> Non
 
 
 # Coming and going
+
+
+async def test_a_member_may_move_to_another_unix_socket(tmp_path: Path) -> None:
+    async with serving(healthy, tmp_path / "new.sock"):
+        checked = CheckedPool(f"unix:{tmp_path}/old.sock")
+        async with checked.running():
+            await until(lambda: checked.count("refused") >= 1)
+            checked.pool.join(0, f"unix:{tmp_path}/new.sock")
+            await until(lambda: checked.member.state is MemberState.UP)
 
 
 async def test_a_member_is_not_checked_before_it_joins_and_then_at_once() -> None:

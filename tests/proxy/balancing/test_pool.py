@@ -1,4 +1,7 @@
-"""Checks and failures move members as configured, and a usable rotation is never emptied."""
+"""Checks and failures move members as configured, and a usable rotation is never emptied.
+
+Covers `balancing/member`.
+"""
 
 import pytest
 from hypothesis import given
@@ -398,3 +401,70 @@ def test_no_order_of_events_ejects_too_many_or_picks_a_member_out_of_the_rotatio
             inside ^= {service.members[slot]}
         service.changes.clear()
         assert inside == set(up), "an entry or exit was not reported, or reported twice"
+
+
+# Held: the supervisor doubts that the process lives
+
+
+def test_good_checks_do_not_bring_back_a_member_that_is_held() -> None:
+    service = Service(2)
+    service.pool.hold(1, "does not answer")
+    # The kernel still accepts connections for a process that is stopped.
+    service.check(1, True, True, True)
+    assert service.states() == "up down"
+    assert service.turns(2) == [0, 0]
+    assert service.changes == [(1, "does not answer")]
+
+
+def test_a_released_member_is_back_at_once_if_its_checks_passed_meanwhile() -> None:
+    service = Service(2, health=Health(rise=2, fall=1))
+    service.pool.hold(1, "does not answer")
+    service.check(1, True, True)
+    service.pool.release(1, now=9.0)
+    assert service.states() == "up up"
+    assert service.members[1].up_since == 9.0
+
+
+def test_a_released_member_whose_checks_failed_has_to_pass_them_first() -> None:
+    service = Service(2, health=Health(rise=2, fall=1))
+    service.pool.hold(1, "does not answer")
+    service.check(1, True, False)
+    service.pool.release(1, now=9.0)
+    assert service.states() == "up down"
+    service.check(1, True, True)
+    assert service.states() == "up up"
+
+
+def test_a_new_process_is_not_held() -> None:
+    service = Service(2)
+    service.pool.hold(1, "does not answer")
+    service.pool.leave(1)
+    service.pool.join(1)
+    service.check(1, True)
+    assert service.states() == "up up"
+
+
+def test_a_member_that_is_held_before_its_first_check_waits_for_its_release() -> None:
+    service = Service(2, up=False)
+    service.pool.join(0)
+    service.pool.hold(0, "does not answer")
+    service.check(0, True)
+    assert service.states() == "checking absent"
+    service.pool.release(0, now=1.0)
+    assert service.states() == "up absent"
+
+
+def test_if_all_members_are_held_all_are_used() -> None:
+    service = Service(3)
+    for slot in range(3):
+        service.pool.hold(slot, "does not answer")
+    assert service.states() == "down down down"
+    assert sorted(slot for slot in service.turns(3) if slot is not None) == [0, 1, 2]
+
+
+def test_a_failing_check_of_an_ejected_member_is_reported() -> None:
+    service = Service(3)
+    service.fail(0, 2)
+    service.check(0, False)
+    assert service.states() == "down up up"
+    assert [slot for slot, _ in service.changes] == [0, 0]

@@ -12,17 +12,20 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from tests.support.descriptors import descriptors
 
+from penstock_proxy import messages
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff import link as link_module
 from penstock_proxy.handoff.pending import Pending
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TimerWheel
+from penstock_proxy.runtime.commands import carry_out
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.service.fd_budget import RESERVE, FdBudget
 from penstock_worker.handoff.protocol import CLIENT, CREDIT, MAX_PER_MESSAGE, receive
@@ -271,6 +274,59 @@ def test_connections_that_a_stopped_worker_does_not_take_in_time_go_to_another(
     assert receive(harness.workers[1]) is None
     harness.connect(4)
     assert harness.take(2) == 4, "nothing is sent to it before its next report"
+
+
+def test_what_a_worker_that_may_hang_has_not_taken_goes_to_others_at_once(
+    make_harness: Any,
+) -> None:
+    harness = make_harness()
+    harness.connect(4)
+    harness.service.hold_member(0, "does not answer")
+    harness.turn()
+    assert harness.take(2) == 4
+    assert harness.results == (4, 2, 0)
+    assert not sum(harness.service.counters.errors.values()), "nobody says that it failed"
+    harness.service.release_member(0)
+    pool = harness.service.pool
+    for _ in range(2):
+        pool.checked(pool.member(0), ok=True, now=harness.now, reason="")
+    harness.connect(4)
+    assert (harness.take(1), harness.take(2)) == (2, 2)
+
+
+def test_if_all_workers_may_hang_nothing_is_taken_back(make_harness: Any) -> None:
+    harness = make_harness()
+    harness.connect(4)
+    harness.service.hold_member(0, "does not answer")
+    harness.service.hold_member(1, "does not answer")
+    harness.turn()
+    assert harness.results == (0, 2, 0), "those of the first one"
+    harness.connect(2)
+    # They are used all the same, as nobody else is there.
+    assert harness.take(1) + harness.take(2) == 6
+
+
+def test_an_end_of_a_link_for_a_slot_that_is_gone_is_closed(make_harness: Any) -> None:
+    harness = make_harness()
+    process = SimpleNamespace(services={"web": harness.service})
+    message = {"cmd": messages.LINK, "slot": 7, "link": 9, "end": "proxy"}
+    for service in ("web", "gone"):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            carry_out(cast("Any", process), {**message, "service": service}, ours)
+            assert ours.fileno() == -1
+
+
+def test_a_check_that_is_cancelled_when_its_worker_ends_stays_cancelled(make_harness: Any) -> None:
+    harness = make_harness()
+    member = harness.service.pool.member(0)
+    checking = harness.loop.create_task(harness.dispatcher.check(member))
+    harness.turn()
+    # In the same turn of the loop.
+    harness.dispatcher.remove_link(1)
+    checking.cancel()
+    harness.turn()
+    assert checking.cancelled()
 
 
 def test_a_stuck_worker_that_takes_a_check_is_sent_connections_again(make_harness: Any) -> None:

@@ -90,7 +90,7 @@ def test_the_state_of_the_process_is_shown_before_its_health(
     assert shown({**WORKER, **change})[-1].split("  ")[2].rstrip() == text
 
 
-def test_a_stuck_proxy_is_shown_with_its_listeners_taken_over() -> None:
+def test_a_stuck_proxy_is_shown_with_its_listeners_taken_over_if_there_are_others() -> None:
     proxy = {
         "slot": 0,
         "state": "ready",
@@ -99,9 +99,11 @@ def test_a_stuck_proxy_is_shown_with_its_listeners_taken_over() -> None:
         "answers": False,
         "covered": True,
     }
-    assert shown(WORKER, proxies=(proxy,))[1] == (
+    other = {**proxy, "slot": 1, "answers": True, "covered": False}
+    assert shown(WORKER, proxies=(proxy, other))[1] == (
         "  proxy/0  ready, does not answer, listeners taken over by the others  pid 5"
     )
+    assert shown(WORKER, proxies=(proxy,))[1] == "  proxy/0  ready, does not answer  pid 5"
 
 
 @pytest.mark.parametrize(

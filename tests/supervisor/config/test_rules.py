@@ -106,6 +106,18 @@ COMMAND = "command = ['node', 'x.js']\n"
             ),
         ),
         (
+            f"{APP}liveness = {{ timeout = '2s' }}",
+            'liveness.timeout: expected "0s" (off), or at least "3s"',
+        ),
+        (
+            "upstreams = ['127.0.0.1:1']\nhealth = { restart_after = '1m' }",
+            "health.restart_after: only with app or command: upstreams are run by others",
+        ),
+        (
+            "upstreams = ['127.0.0.1:1']\nliveness = { timeout = '1m' }",
+            "liveness: only with app or command: upstreams are run by others",
+        ),
+        (
             f"{APP}mode = 'tcp'\nforwarding = {{ forwarded = true }}",
             'forwarding: only with mode = "http": no other adds fields to a request',
         ),

@@ -20,6 +20,7 @@ def test_a_status_has_every_field_of_a_worker(made: Any) -> None:
             "slot": 0, "address": "127.0.0.1:8100", "state": "ready", "since": 1.5, "pid": 4711,
             "restarts": {"signal": 1}, "last_exit": "SIGKILL", "last_exit_reason": None,
             "crash_loop": False, "next_start": None, "answers": False, "processes": [],
+            "alive": True,
             "health": "up", "reason": "", "weight": 1, "active": 3, "failures": 0,
             "ejections": 2,
         }

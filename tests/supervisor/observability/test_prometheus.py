@@ -191,7 +191,7 @@ def test_restarts_are_shown_for_every_reason_from_the_start(made: Any) -> None:
         ("worker", "web", "0", "signal"): 2
     }
     assert {key[3] for key in found} == {
-        "exit", "signal", "start_timeout", "spawn", "retire", "channel",
+        "exit", "signal", "start_timeout", "spawn", "retire", "channel", "liveness", "unhealthy",
     }  # fmt: skip
 
 

@@ -1,9 +1,11 @@
-"""A proxy that is down or stuck has its listeners taken over by the others until it is ready.
+"""A proxy that is down or stuck has its listeners taken over by the others until it is ready, and
+one that stays stuck is killed, also a single one.
 
 Proxies are fakes that record their messages, the loop is a fake whose timer a test fires, and
 sockets are texts. Which proxy gets which message, and when, is all that is decided here.
 """
 
+import signal
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,8 +14,12 @@ import pytest
 
 from penstock_proxy.messages import PING
 from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.liveness import ASK_EVERY_S, ASLEEP_S, DOUBT_S
 from penstock_supervisor.children.slots import Slots
-from penstock_supervisor.rollout.proxies import MAX_UNANSWERED, PING_S, Proxies
+from penstock_supervisor.rollout.proxies import HUNG_S, Proxies
+
+DOUBTED_AFTER = int(DOUBT_S / ASK_EVERY_S)
+"""So many pings in a row without an answer are no doubt yet."""
 
 
 class Proxy:
@@ -24,7 +30,11 @@ class Proxy:
         self.name = f"proxy/{slot}"
         self.state = State.UP
         self.pid = 1
+        self.signals: list[int] = []
         self._messages: list[tuple[Any, ...]] = []
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
 
     @property
     def at_rest(self) -> bool:
@@ -58,9 +68,13 @@ class Timer:
 
 class Loop:
     callback: Callable[[], None] | None = None
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        assert delay_s == PING_S
+        assert delay_s == ASK_EVERY_S
         self.callback = callback
         return Timer(self)
 
@@ -102,9 +116,13 @@ class Harness:
     def proxy_answers(self, slot: int) -> None:
         self.group.answered(cast("Any", self.proxies[slot]))
 
-    def ping(self) -> None:
+    def ping(self, late_s: float = 0.0) -> None:
         assert self.loop.callback is not None
+        self.loop.now += ASK_EVERY_S + late_s
         self.loop.callback()
+
+    def accepts(self) -> bool:
+        return self.group.can_accept
 
     def received(self) -> list[list[tuple[Any, ...]]]:
         return [proxy.received() for proxy in self.proxies]
@@ -156,7 +174,7 @@ def test_no_listener_is_taken_over_before_the_start_or_after_the_stop() -> None:
 
 
 def test_the_listeners_of_a_stuck_proxy_are_taken_over_until_it_answers(three: Harness) -> None:
-    for _ in range(MAX_UNANSWERED):
+    for _ in range(DOUBTED_AFTER):
         three.ping()
         three.proxy_answers(0)
         three.proxy_answers(2)
@@ -172,7 +190,7 @@ def test_the_listeners_of_a_stuck_proxy_are_taken_over_until_it_answers(three: H
 
 
 def test_a_late_answer_to_a_ping_counts(three: Harness) -> None:
-    for _ in range(MAX_UNANSWERED * 3):
+    for _ in range(DOUBTED_AFTER * 3):
         three.ping()
         three.ping()
         for slot in range(3):
@@ -183,7 +201,7 @@ def test_a_late_answer_to_a_ping_counts(three: Harness) -> None:
 def test_the_listeners_of_a_killed_proxy_are_taken_over_until_its_successor_is_ready(
     three: Harness,
 ) -> None:
-    for _ in range(MAX_UNANSWERED + 1):
+    for _ in range(DOUBTED_AFTER + 1):
         three.ping()
         three.proxy_answers(0)
         three.proxy_answers(2)
@@ -213,10 +231,54 @@ def test_a_proxy_in_a_crash_loop_is_reported_with_those_that_take_its_clients(
         assert three.group.can_accept is (slot != 2)
 
 
-def test_a_single_proxy_is_not_pinged() -> None:
+def test_a_proxy_that_stays_stuck_is_killed_once(three: Harness) -> None:
+    for _ in range(int(HUNG_S) + 5):
+        three.ping()
+        three.proxy_answers(0)
+        three.proxy_answers(2)
+    assert [proxy.signals for proxy in three.proxies] == [[], [signal.SIGKILL], []]
+
+
+def test_a_single_proxy_that_is_stuck_does_not_accept_and_is_killed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     one = Harness(1)
     one.group.accept()
-    assert one.loop.callback is None
+    for _ in range(DOUBTED_AFTER + 1):
+        assert one.accepts()
+        one.ping()
+    assert not one.accepts()
+    assert caplog.messages == ["proxy/0 does not answer; no client is served"]
+    for _ in range(int(HUNG_S)):
+        one.ping()
+    assert one.proxies[0].signals == [signal.SIGKILL]
+    one.proxy_dies(0)
+    one.proxy_starts(0)
+    assert one.accepts()
+    one.ping()
+    one.ping()
+    assert one.proxies[0].signals == [signal.SIGKILL], "the silence of the one before is over"
+
+
+def test_a_single_proxy_that_answers_again_accepts_again() -> None:
+    one = Harness(1)
+    one.group.accept()
+    for _ in range(DOUBTED_AFTER + 3):
+        one.ping()
+    assert not one.accepts()
+    one.proxy_answers(0)
+    assert one.accepts()
+    assert one.proxies[0].signals == []
+
+
+def test_a_supervisor_that_was_asleep_kills_nobody(three: Harness) -> None:
+    three.received()
+    for _ in range(10):
+        # Nobody answers: all of them were asleep.
+        three.ping(late_s=3600.0)
+        assert three.slots.covered == set()
+    three.ping(late_s=ASLEEP_S)
+    assert [proxy.signals for proxy in three.proxies] == [[], [], []]
 
 
 def test_without_a_proxy_the_group_is_at_rest_and_can_accept() -> None:

@@ -103,7 +103,9 @@ class Harness:
             self.slots,
             cast("Any", None),
             lambda slot, state: self.changes.append((slot, state)),
+            lambda *check: self.checks.append(check),
         )
+        self.checks: list[tuple[Any, int, bool]] = []
         self.drained: list[str] = []
 
     def drain(self, name: str = "drained") -> None:
@@ -325,3 +327,60 @@ def test_closing_the_rotation_leaves_no_descriptor_open(handoff: Harness) -> Non
     handoff.rotation.worker_exited(cast("Any", handoff.worker))
     handoff.rotation.close()
     assert all(sock.fileno() == -1 for link in links for sock in (link.proxy, link.worker))
+
+
+# Workers that may hang
+
+
+@pytest.mark.parametrize("kind", ["ports", "handoff"])
+def test_every_proxy_is_told_to_hold_a_worker_and_to_let_it_go(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    harness: Harness = request.getfixturevalue(kind)
+    worker = cast("Any", harness.worker)
+    harness.rotation.join(worker)
+    harness.rotation.hold(worker, "does not answer")
+    assert [proxy.received("hold")[0]["reason"] for proxy in harness.proxies] == (
+        ["does not answer"] * 2
+    )
+    harness.rotation.release(worker)
+    assert [len(proxy.received("release")) for proxy in harness.proxies] == [1, 1]
+
+
+def test_a_new_proxy_is_told_after_everything_else_whom_to_hold(handoff: Harness) -> None:
+    worker = cast("Any", handoff.worker)
+    handoff.rotation.join(worker)
+    handoff.rotation.hold(worker, "does not answer")
+    proxy = handoff.proxies[0]
+    proxy.messages.clear()
+    handoff.rotation.proxy_spawned(cast("Any", proxy), [])
+    assert [message["cmd"] for message in proxy.messages] == ["link", "link", "join", "hold"]
+
+
+@pytest.mark.parametrize("what", ["join", "leave", "drain"])
+def test_a_new_process_is_not_held_for_the_one_before(ports: Harness, what: str) -> None:
+    worker = cast("Any", ports.worker)
+    ports.rotation.join(worker)
+    ports.rotation.hold(worker, "does not answer")
+    if what == "drain":
+        ports.drain()
+    else:
+        getattr(ports.rotation, what)(worker)
+    ports.proxies[0].messages.clear()
+    ports.rotation.proxy_spawned(cast("Any", ports.proxies[0]), [])
+    assert not ports.proxies[0].received("hold")
+
+
+def test_checks_that_nobody_answered_are_passed_on_and_nonsense_is_not(ports: Harness) -> None:
+    ports.send(1, "checked", service="web", slot=0, answered=False)
+    ports.send(1, "checked", service="web", slot="0", answered=False)
+    assert ports.checks == [(WEB, 1, False)]
+
+
+def test_a_worker_passes_its_checks_if_its_traffic_alone_is_bad(ports: Harness) -> None:
+    ports.rotation.join(cast("Any", ports.worker))
+    ports.report(0, "ejected")
+    ports.report(1, "down")
+    assert ports.rotation.is_ready_anywhere(WEB)
+    ports.report(0, "down")
+    assert not ports.rotation.is_ready_anywhere(WEB)

@@ -1,0 +1,165 @@
+"""Once a second: who hangs and who stays unhealthy has to be replaced, and who is well has not.
+
+The rotation and the replacements are fakes that record; the loop's time is the test's.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.config.model import Service
+from penstock_supervisor.rollout.worker_watch import WorkerWatch
+
+WEB, MORE = ("web", 0), ("web", 1)
+
+
+class Worker:
+    def __init__(self, slot: tuple[str, int]) -> None:
+        self.plan = SimpleNamespace(service=slot[0], slot=slot[1], runs_our_code=True)
+        self.name = f"{slot[0]}/{slot[1]}"
+        self.state = State.UP
+        self.pid = 10 + slot[1]
+        self.answers = True
+
+    def send(self, _: object) -> bool:
+        return True
+
+
+class Timer:
+    def cancel(self) -> None:
+        pass
+
+
+class Harness:
+    """The loop, the slots, the rotation and the replacements in one."""
+
+    def __init__(self, **health: Any) -> None:
+        service = Service.model_validate(
+            {
+                "name": "web", "listen": "127.0.0.1:1", "app": "a:b",
+                "liveness": {"timeout": "5s"}, "health": {"restart_after": "10s", **health},
+            }
+        )  # fmt: skip
+        self.now = 0.0
+        self.over = False
+        self.due: Callable[[], None] | None = None
+        self.workers = [Worker(WEB), Worker(MORE)]
+        self.current = {WEB: self.workers[0], MORE: self.workers[1]}
+        self.unready: set[Any] = set()
+        self.wanted: dict[Any, set[str]] = {WEB: set(), MORE: set()}
+        anything = cast("Any", self)
+        self.watch = WorkerWatch(
+            anything, [service], anything, anything, anything, lambda: self.over
+        )
+        self.watch.start()
+
+    # The loop.
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, _: float, callback: Callable[[], None]) -> Timer:
+        self.due = callback
+        return Timer()
+
+    # The slots and the rotation.
+
+    def is_current(self, child: Any) -> bool:
+        return child in self.workers
+
+    def is_ready_anywhere(self, slot: Any) -> bool:
+        return slot not in self.unready
+
+    is_up = is_ready_anywhere
+
+    def deciding(self, _: Any) -> list[int]:
+        return [0]
+
+    def hold(self, child: Any, _: str) -> None:
+        self.unready.add((child.plan.service, child.plan.slot))
+
+    def release(self, child: Any) -> None:
+        self.unready.discard((child.plan.service, child.plan.slot))
+
+    # The replacements.
+
+    def request(self, child: Any, reason: str, _: str) -> None:
+        self.wanted[child.plan.service, child.plan.slot].add(reason)
+
+    def withdraw(self, child: Any, reason: str) -> None:
+        self.wanted[child.plan.service, child.plan.slot].discard(reason)
+
+    def advance(self) -> None:
+        pass
+
+    # What happens.
+
+    def seconds(self, count: int, late_s: float = 0.0) -> dict[Any, set[str]]:
+        for _ in range(count):
+            self.now += 1.0 + late_s
+            due, self.due = self.due, None
+            if due is not None:
+                due()
+            for worker in self.workers:
+                if worker.answers:
+                    self.watch.answered(cast("Any", worker))
+        return {slot: reasons for slot, reasons in self.wanted.items() if reasons}
+
+
+def test_nobody_who_is_well_is_replaced() -> None:
+    harness = Harness()
+    assert harness.seconds(300) == {}
+    assert harness.watch.silent() == {}
+
+
+def test_one_that_hangs_is_replaced_unless_it_answers_again() -> None:
+    harness = Harness()
+    harness.workers[1].answers = False
+    assert harness.seconds(5) == {}
+    assert set(harness.watch.silent()) == {MORE}
+    assert harness.seconds(2) == {MORE: {"liveness"}}
+    harness.workers[1].answers = True
+    assert harness.seconds(1) == {}
+
+
+def test_one_that_hangs_is_not_also_unhealthy() -> None:
+    harness = Harness()
+    harness.workers[1].answers = False
+    assert harness.seconds(60) == {MORE: {"liveness"}}
+
+
+def test_one_that_stays_unhealthy_is_replaced_unless_it_is_well_again() -> None:
+    harness = Harness()
+    harness.unready.add(MORE)
+    assert harness.seconds(10) == {}
+    assert harness.seconds(2) == {MORE: {"unhealthy"}}
+    harness.unready.discard(MORE)
+    assert harness.seconds(1) == {}
+
+
+def test_when_all_are_unhealthy_nobody_is_replaced() -> None:
+    harness = Harness()
+    harness.unready |= {WEB, MORE}
+    assert harness.seconds(300) == {}
+
+
+def test_without_restart_after_nobody_is_replaced_for_its_checks() -> None:
+    harness = Harness(restart_after="0s")
+    harness.unready.add(MORE)
+    assert harness.seconds(300) == {}
+
+
+def test_a_supervisor_that_was_asleep_has_nobody_replaced() -> None:
+    harness = Harness()
+    harness.workers[0].answers = False
+    harness.unready.add(MORE)
+    assert harness.seconds(20, late_s=3600.0) == {}
+
+
+def test_it_ends_with_the_run() -> None:
+    harness = Harness()
+    harness.over = True
+    harness.seconds(1)
+    assert harness.due is None
+    harness.watch.close()
