@@ -10,7 +10,7 @@ keys that are divided. No I/O, no clock.
 from collections.abc import Iterator
 from typing import Any, Final
 
-from penstock_proxy.config import Divided, FrozenModel, ProxySettings
+from penstock_proxy.config import Divided, FrozenModel, Health, ProxySettings
 
 Key = tuple[str, ...]
 
@@ -44,6 +44,8 @@ def too_small(service: ProxySettings, proxies: int) -> Iterator[Key]:
 def keys_for_proxy(service: ProxySettings, proxies: int, slot: int) -> dict[str, Any]:
     """The keys of `ProxySettings`, with this proxy's share of the divided ones."""
     keys: dict[str, Any] = {key: getattr(service, key) for key in ProxySettings.model_fields}
+    # That of a service has a key of the supervisor's as well.
+    keys["health"] = Health(**{key: getattr(service.health, key) for key in Health.model_fields})
     for key, divided in DIVIDED:
         value = _value(service, key)
         if isinstance(value, int):

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock_proxy.config import Health
 from penstock_supervisor.config.model import Service
 from penstock_supervisor.config.per_proxy import DIVIDED, keys_for_proxy, share, too_small
 
@@ -29,7 +30,12 @@ def test_a_proxy_gets_its_share_and_everything_else_unchanged() -> None:
     assert [keys["limits"].handshakes for keys in (first, second)] == [5, 4]
     assert [keys["handoff_window"] for keys in (first, second)] == [8, 8]
     assert first["limits"].head == second["limits"].head == 8192
-    assert first["health"] == web.health
+    assert first["ejection"] == web.ejection
+
+
+def test_a_proxy_is_not_sent_what_the_supervisor_does_for_health() -> None:
+    web = service(health={"interval": "5s", "restart_after": "9s"})
+    assert keys_for_proxy(web, 1, 0)["health"] == Health(interval=5.0)
 
 
 def test_a_ratio_of_a_divided_bound_is_not_divided_again() -> None:
@@ -42,9 +48,8 @@ def test_a_ratio_of_a_divided_bound_is_not_divided_again() -> None:
 
 def test_a_single_proxy_gets_everything_unchanged() -> None:
     web = service(max_connections=5, limits={"queue": 3})
-    assert keys_for_proxy(web, 1, 0) == {
-        key: getattr(web, key) for key in keys_for_proxy(web, 1, 0)
-    }
+    keys = keys_for_proxy(web, 1, 0)
+    assert keys == {**{key: getattr(web, key) for key in keys}, "health": Health()}
 
 
 def test_no_bound_is_no_bound_for_every_proxy() -> None:
