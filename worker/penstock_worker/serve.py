@@ -26,6 +26,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Protocol
 
+from penstock_worker import inherited_state
+
+if __name__ == "__main__":
+    # Before the imports below, which take a while.
+    inherited_state.prepare_child()
+
 import uvloop
 
 from penstock_worker import contract
@@ -309,7 +315,11 @@ def _server(
 
 def main() -> None:
     # The program is in the working directory. `python -m` adds that by itself, but not with -P.
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        sys.stderr.write("penstock_worker: the working directory has been deleted\n")
+        sys.exit(contract.EXIT_FAILED)
     if here not in sys.path:
         sys.path.insert(0, here)
     sys.exit(run(sys.argv[1:], os.environ, sys.stderr.write))  # noqa: TID251 -- the only reader

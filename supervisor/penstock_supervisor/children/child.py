@@ -17,7 +17,7 @@ from penstock_supervisor.children import diagnosis
 from penstock_supervisor.children.events import EventName
 from penstock_supervisor.children.lifecycle import Command, Lifecycle, LifecycleEvent, State
 from penstock_supervisor.children.plan import ChildPlan
-from penstock_supervisor.children.running import ProcessCallbacks, Running, Spawn
+from penstock_supervisor.children.running import LeftBehind, ProcessCallbacks, Running, Spawn
 from penstock_supervisor.children.slot_history import SlotHistory
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.process.handoff_link import HandoffLink
@@ -93,6 +93,7 @@ class Child:
         self._lifecycle = Lifecycle(plan.name)
         self._state_since = loop.time()
         self._running: Running | None = None
+        self.left_behind = LeftBehind()
         self._timer: TimerHandle | None = None
         self._backoff_s = 0.0
         self._why = self._reason = ""
@@ -108,7 +109,7 @@ class Child:
 
     @property
     def at_rest(self) -> bool:
-        return self._lifecycle.at_rest
+        return self._lifecycle.at_rest and not self.left_behind
 
     @property
     def pid(self) -> int | None:
@@ -133,7 +134,6 @@ class Child:
         return diagnosis.wrong_address(self.plan, self.pid) if self.state is State.STARTING else ""
 
     def seconds_in_state(self) -> float:
-        """Seconds in this state."""
         return self._loop.time() - self._state_since
 
     def start(self) -> None:
@@ -154,15 +154,16 @@ class Child:
         """Ask it to drain and exit. It has the time of its plan, or `at_most_s` if that is less."""
         if at_most_s is not None:
             self.stop_s = min(self.stop_s, at_most_s)
+            self.left_behind.shorten(at_most_s)
         self._handle(LifecycleEvent.STOP)
 
     def stop_now(self) -> None:
-        """Kill it."""
+        """Kill it, and what earlier processes left behind."""
+        self.left_behind.kill()
         self._handle(LifecycleEvent.STOP_NOW)
 
     def signal(self, number: signal.Signals) -> bool:
-        """Signal its process group; False if there is no process. An exit that follows is
-        handled like any other."""
+        """As `Running.signal`; False: no process. Its exit is handled like any other."""
         if self._running is None:
             return False
         self._running.signal(number)
@@ -209,8 +210,9 @@ class Child:
         self._why, self._reason, self._no_restart = "", "", False
         self._postponed = False
         callbacks = ProcessCallbacks(
-            self._on_exit, self._on_message, self._on_disconnect, self._on_ready
-        )
+            self._on_exit, self._on_message, self._on_disconnect, self._on_ready,
+            lambda: self._observer.state_changed(self),
+        )  # fmt: skip
         try:
             sockets = self._observer.sockets_for(self)
             self._running = self._spawn_process(self.plan, sockets, callbacks)
@@ -333,7 +335,7 @@ class Child:
         # Now, while it still has its pid.
         self._observer.event(self, "exit", code=end.status, signal=name)
         self._observer.exited(self)
-        running.close()
+        self.left_behind.close(running)
         self._running = None
         self.history.last_exit = str(end)
         self.history.exits[self.history.last_exit.removeprefix("status ")] += 1

@@ -66,6 +66,9 @@ class ChildPlan:
     """Its user and capabilities; None: the supervisor's own."""
     start_s: float
     stop_s: float
+    stop_signal: str = "SIGTERM"
+    stop_to: Literal["leader", "group"] = "leader"
+    """Who gets the signal: the process itself, or what it started as well."""
     restart: Restart
 
     @property
@@ -122,6 +125,8 @@ def worker_plan(
         privileges=context.privileges,
         start_s=service.timeouts.start,
         stop_s=service.timeouts.stop,
+        stop_signal=service.stop_signal,
+        stop_to="leader" if service.app is not None else service.stop_to,
         restart=service.restart,
     )
 

@@ -10,7 +10,8 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple
+from signal import Signals
+from typing import Final, Literal, NamedTuple
 
 from penstock_supervisor.process.privileges import UNCHANGED, Privileges
 from penstock_worker.contract import LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_START
@@ -36,6 +37,16 @@ class ExecSpec(NamedTuple):
     """The name of each of them in LISTEN_FDNAMES."""
     privileges: Privileges = UNCHANGED
     """Its user and capabilities."""
+    blocked_signals: frozenset[Signals] = frozenset()
+    """Signals that are blocked when it starts."""
+    name: str = ""
+    """Its name in messages."""
+    stop_signal: Signals = Signals.SIGTERM
+    """What asks it to end."""
+    stop_to: Literal["leader", "group"] = "group"
+    """Who gets that: the process itself, or what it started as well."""
+    stop_s: float = 0.0
+    """After its own end, how long may go on what it started."""
 
 
 @contextmanager
