@@ -46,6 +46,7 @@ from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_supervisor.snapshot import Snapshot
 from penstock_worker import contract
+from penstock_worker.telemetry.log_writer import LogWriter
 
 __all__ = ["PROXY", "StartError", "Supervisor"]
 
@@ -75,9 +76,10 @@ class Supervisor:
         proxy: Sequence[str] = PROXY,
         python: str = sys.executable,
         stdout: int = 1,
-        stderr: int = 2,
+        stderr: int | LogWriter = 2,
     ) -> None:
-        """The children's output is written to the descriptors `stdout` and `stderr`."""
+        """The children's output is written to the descriptors `stdout` and `stderr`, or by the
+        writer that has our own messages as well."""
         self.config = config
         self.listening: dict[str, str] = {}
         self.workers: dict[str, tuple[str, ...]] = {}
@@ -87,7 +89,7 @@ class Supervisor:
         self._events = events or Events()
         self._proxy_argv = proxy
         self._python = python
-        self._output_fds = (stdout, stderr)
+        self._outputs = (stdout, stderr)
         self._stats_poll = StatsPoll(self._events)
         self._condition = Condition()
         self._slots = Slots()
@@ -188,7 +190,7 @@ class Supervisor:
     def _open(self, stack: AsyncExitStack, loop: AbstractEventLoop) -> Callable[..., Running]:
         """Make all parts and connect them; `stack` closes them. Returns the function that starts
         a process, which still needs `tasks`. Raises StartError."""
-        stdout, stderr = self._output_fds
+        stdout, stderr = self._outputs
         self._resources = stack.enter_context(
             closing(Resources(self.config, self._environment, stdout=stdout, python=self._python))
         )

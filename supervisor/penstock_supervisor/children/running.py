@@ -217,7 +217,10 @@ def spawn(
             callbacks.on_group_end,
         )
         our_ends.pop_all()
-    captures = output.capture(plan.name, process.stdout, process.stderr)
+    # A worker blocks in a write as it would without a supervisor; a proxy must not.
+    captures = output.capture(
+        plan.name, process.stdout, process.stderr, can_wait=plan.role != "proxy"
+    )
     return Running(
         plan, process, captures, channel_end, links, inodes, callbacks, loop=loop, tasks=tasks
     )

@@ -15,6 +15,19 @@ from penstock_supervisor.config.loader import Config
 PAGES = ("/metrics", "/status", "/healthz", "/readyz")
 
 
+def text(
+    config: Config,
+    listening: Mapping[str, str],
+    workers: Mapping[str, Sequence[str]],
+    admin: str,
+) -> str:
+    """What `show` would print to stderr, for whoever writes there."""
+    console = Console(stderr=True, highlight=False)
+    with console.capture() as captured:
+        show(config, listening, workers, admin, console)
+    return captured.get()
+
+
 def show(
     config: Config,
     listening: Mapping[str, str],

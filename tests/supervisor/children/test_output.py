@@ -23,6 +23,9 @@ class BufferWriter:
     def write(self, lines: bytes) -> None:
         self.text += lines
 
+    def offer(self, lines: bytes) -> None:
+        self.text += lines
+
 
 class Pipe:
     """The child's end of a pipe, and the capture at the other end."""
