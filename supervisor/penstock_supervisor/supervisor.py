@@ -33,13 +33,14 @@ from penstock_supervisor.config import warnings
 from penstock_supervisor.config.model import Config
 from penstock_supervisor.control import endpoints
 from penstock_supervisor.errors import StartError
+from penstock_supervisor.kernel import procfs
 from penstock_supervisor.observability.collect import SnapshotCollector
 from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 from penstock_supervisor.process import rlimits
 from penstock_supervisor.process.reaper import Guardian
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
-from penstock_supervisor.rollout.resources import Resources
+from penstock_supervisor.rollout.resources import Resources, descriptors_needed
 from penstock_supervisor.rollout.rolling_restart import RollingRestart
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
@@ -106,7 +107,8 @@ class Supervisor:
 
         However it ends, no process is left.
         """
-        rlimits.raise_to_hard()
+        procfs.require_proc()
+        rlimits.raise_to_hard(descriptors_needed(self.config))
         for line in warnings.check(self.config, os.geteuid()):
             _log.warning("%s", line)
         loop = asyncio.get_running_loop()

@@ -88,6 +88,8 @@ class WorkerContext:
 
     environment: Mapping[str, str]
     python: str
+    directory: str | None = None
+    """Where programs are started whose service names no directory."""
     service_address: Address
     """Where the service's clients connect."""
     stdout: int = -1
@@ -116,7 +118,7 @@ def worker_plan(
             **_accept_proxy_variable(service),
             **_limits_variable(service, slot),
         },
-        directory=service.directory,
+        directory=service.directory or context.directory,
         runs_our_code=service.app is not None,
         address=own_address,
         inherits_listener=not service.has_proxy,

@@ -6,6 +6,7 @@ configuration is wrong. A traceback is always a bug of ours. A command only read
 one function and prints; it makes no decisions of its own.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -26,6 +27,8 @@ __all__ = ["FAILED", "USAGE", "main", "penstock"]
 
 FAILED: Final = 1
 USAGE: Final = 2
+_OUTPUT_ERRORS: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a write to stdout may meet."""
 INTERRUPTED: Final = 130
 """128 + SIGINT, what a shell reports of a program that did not catch it."""
 
@@ -70,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Now, and not when the interpreter ends, which reports it as an exception that was ignored.
         sys.stdout.flush()
     except Exception as error:  # noqa: BLE001 — the last place where a bug can be reported
-        if not isinstance(error, OSError) or _stdout_works():
+        if not isinstance(error, OSError) or not _is_about_output(error):
             return _report_bug(error)
         _discard_stdout()
         # Who reads a part of the output, as head does, knows that it is not all.
-        gone = isinstance(error, BrokenPipeError)
+        gone = error.errno == errno.EPIPE
         return FAILED if gone else _fail(FAILED, f"cannot write the output: {error.strerror}")
     return status_
 
@@ -109,13 +112,8 @@ def _report_bug(error: Exception) -> int:
     return _fail(FAILED, f"{trace}penstock: a bug of penstock ended it: {what}", prefix="")
 
 
-def _stdout_works() -> bool:
-    """A write that failed is tried again by a flush."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return False
-    return True
+def _is_about_output(error: OSError) -> bool:
+    return error.errno in _OUTPUT_ERRORS and error.filename is None
 
 
 def _discard_stdout() -> None:

@@ -4,7 +4,9 @@ It goes to stderr, as everything that is not output of the programs. Rich uses c
 is a terminal, and plain lines otherwise.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
+from io import StringIO
 
 from rich.console import Console
 from rich.text import Text
@@ -22,10 +24,12 @@ def text(
     admin: str,
 ) -> str:
     """What `show` would print to stderr, for whoever writes there."""
-    console = Console(stderr=True, highlight=False)
-    with console.capture() as captured:
-        show(config, listening, workers, admin, console)
-    return captured.get()
+    # Not `Console.capture`, which writes to the stream all the same.
+    file = StringIO()
+    is_terminal = True if sys.stderr.isatty() else None
+    console = Console(file=file, force_terminal=is_terminal, highlight=False)
+    show(config, listening, workers, admin, console)
+    return file.getvalue()
 
 
 def show(

@@ -20,6 +20,8 @@ import click
 from penstock_supervisor.cli import status_table
 from penstock_supervisor.config.loader import ROOT_RUN_DIR, default_run_dirs, load
 from penstock_supervisor.control.api import peer_credentials
+from penstock_supervisor.errors import StartError
+from penstock_supervisor.kernel import procfs
 from penstock_supervisor.listeners.control_socket import RunDir, UnsafeDirectoryError
 
 NOT_RUNNING: Final = 3
@@ -113,6 +115,10 @@ def _connected_runs(selection: _Selection, stack: ExitStack) -> Iterator[_Run]:
 
 def _selected_runs(selection: _Selection, stack: ExitStack) -> list[_Run]:
     """All selected runs, at least one. NotRunning: there is none."""
+    try:
+        procfs.require_proc()
+    except StartError as error:
+        raise click.ClickException(str(error)) from None
     if runs := [
         run for run in _connected_runs(selection, stack) if selection.pid in (None, run.pid)
     ]:
