@@ -164,7 +164,12 @@ class Supervisor:
 
     def reopen_logs(self) -> None:
         """Have proxies and workers open their access logs again, after a rotation of the files."""
-        self._resources.hand_over_logs()
+        if self._started:
+            self._tasks.create_task(self._reopen_logs())
+
+    async def _reopen_logs(self) -> None:
+        # In a thread: the disk of a log may be slow, or a network's.
+        await asyncio.to_thread(self._resources.hand_over_logs)
         self._proxies.send_to_all({"cmd": REOPEN})
         for child in self._slots.workers():
             if contract.ACCESS_LOG in child.plan.environment:

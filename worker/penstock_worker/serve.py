@@ -9,7 +9,8 @@ FAILED, why it stops and with which exit status. Must not know HTTP (`aiohttp_se
 
 A start can fail in two ways. If the program or its port is wrong, the worker sends FAILED and exits
 with `contract.EXIT_FAILED`: another start would fail likewise. If the program's own start
-raises an error, the status is 1: a database that is down may be up at the next start.
+raises an error, or another process has its port, the status is 1: a database that is down may be up
+at the next start, and the supervisor will have found another port.
 
 A worker that *retires* goes on serving. Its supervisor first takes it out of the rotation, and
 then sends the TERM that stops it.
@@ -139,6 +140,9 @@ class Worker:
     def cannot_start(self, error: ListenError | LoadError) -> int:
         """Report why the worker cannot start; returns the exit status."""
         self._write_error(getattr(error, "details", ""))
+        if isinstance(error, ListenError) and error.in_use:
+            self._write_error(f"penstock_worker: {error}\n")
+            return _EXIT_BROKEN
         if not self._supervisor.send({"cmd": contract.FAILED, "reason": str(error)}):
             self._write_error(f"penstock_worker: {error}\n")
         return contract.EXIT_FAILED

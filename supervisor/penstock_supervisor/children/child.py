@@ -239,9 +239,6 @@ class Child:
         else:
             self.signal(signal.SIGTERM)
 
-    def _kill(self) -> None:
-        self.signal(signal.SIGKILL)
-
     def _arm_timer(self, delay_s: float) -> None:
         self._cancel_timer()
         self._timer = self._loop.call_later(delay_s, self._on_deadline)
@@ -345,6 +342,8 @@ class Child:
             return
         now = self._loop.time()
         summary = f"{self.name} {end.described} after {now - running.spawned_at:.1f} s"
+        hint, useless = diagnosis.exit_hint(self.plan, end.status, running.ready_at is not None)
+        summary, self._no_restart = summary + hint, self._no_restart or useless
         if self.state is not State.LATE:
             self._reason = "exit" if end.signal is None else "signal"
             own_reason, self._why = self._why, summary
@@ -382,10 +381,10 @@ class Child:
         self._handle(LifecycleEvent.EXITED)
 
 
-_EXECUTE: Final[dict[Command, Callable[[Child], None]]] = {
+_EXECUTE: Final[dict[Command, Callable[[Child], object]]] = {
     Command.SPAWN: Child._spawn,
     Command.TERMINATE: Child._terminate,
-    Command.KILL: Child._kill,
+    Command.KILL: lambda child: child.signal(signal.SIGKILL),
     Command.ARM_START: lambda child: child._arm_timer(child.plan.start_s),
     Command.ARM_KILL: lambda child: child._arm_timer(child.stop_s),
     Command.ARM_BACKOFF: lambda child: child._arm_timer(child._backoff_s),

@@ -147,7 +147,7 @@ class Running:
 
     async def _wait_until_ready(self, plan: ChildPlan) -> None:
         if plan.address is not None:
-            await readiness.until_it_accepts(plan.address)
+            await readiness.until_it_accepts(plan.address, self.pid)
         elif self.inodes:
             await readiness.until_it_waits_for_socket(self.pid, self.inodes[0])
         self._callbacks.on_ready()

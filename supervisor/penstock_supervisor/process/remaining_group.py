@@ -20,6 +20,8 @@ _POLL_S: Final = 0.05
 _MAX_POLL_S: Final = 0.5
 _KILLED_S: Final = 5.0
 """How long killed processes may take. Then they are in the kernel, which nobody can change."""
+_POLLS_BEFORE_LOG: Final = 4
+"""Most end at once, because of the signal. That is not worth a line."""
 _MAX_NAMES: Final = 5
 
 _log = logging.getLogger("penstock.supervisor")
@@ -45,7 +47,7 @@ class RemainingGroup:
         self._on_end = on_end
         self._poll_s = _POLL_S
         self._is_killed = False
-        self._is_said = False
+        self._polls = 0
         if number is not None:
             process_groups.kill(group, number)
         self._timer: TimerHandle = loop.call_later(0, self._poll)
@@ -69,8 +71,8 @@ class RemainingGroup:
             self._on_end()
             return
         names = _listed(members)
-        if not self._is_said and not self._is_killed:
-            self._is_said = True
+        self._polls += 1
+        if self._polls == _POLLS_BEFORE_LOG and not self._is_killed:
             left_s = max(0.0, self._deadline - now)
             _log.info("%s: what it started goes on, at most %.1f s: %s", self._name, left_s, names)
         if now >= self._deadline:

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,13 +21,15 @@ from penstock_supervisor.children.plan import ChildPlan, Slot, WorkerContext
 from penstock_supervisor.config.loader import default_run_dirs
 from penstock_supervisor.config.model import Config, Service
 from penstock_supervisor.errors import StartError
+from penstock_supervisor.kernel.listening_processes import describe_holder
 from penstock_supervisor.listeners import resolver
 from penstock_supervisor.listeners.control_socket import ControlSocket, UnsafeDirectoryError
 from penstock_supervisor.listeners.listener import Listener
 from penstock_supervisor.listeners.service_listeners import ServiceListeners
-from penstock_supervisor.listeners.worker_ports import choose_addresses, spare_address
+from penstock_supervisor.listeners.worker_ports import choose_addresses, is_free, spare_address
 from penstock_supervisor.process import log_files, privileges
 from penstock_supervisor.process.socket_activation import MIN_HIGH_FD, dup_high
+from penstock_supervisor.process.spawn import SpawnError
 
 if TYPE_CHECKING:
     from penstock_proxy.config import ProxyConfig
@@ -150,6 +152,9 @@ class Resources:
 
     def worker_plan(self, service: Service, slot: int) -> ChildPlan:
         own = self.addresses[service.name][slot] if service.has_ports else None
+        return self._worker_plan(service, slot, own)
+
+    def _worker_plan(self, service: Service, slot: int, own: "Address | None") -> ChildPlan:
         context = WorkerContext(
             environment=self._environment,
             python=self._python,
@@ -160,6 +165,32 @@ class Resources:
             privileges=self.privileges._replace(no_new_privileges=self.config.no_new_privileges),
         )
         return plan.worker_plan(service, slot, own, context)
+
+    def with_free_port(self, before: ChildPlan, taken: Collection[int]) -> ChildPlan:
+        """The plan, with another port if somebody has taken its own meanwhile.
+
+        The ports in `taken` are not used. SpawnError: no other port is free.
+        """
+        own = before.address
+        if own is None or is_free(own.port):
+            return before
+        service = self.services[before.service]
+        holder = describe_holder(own.port)
+        try:
+            address = spare_address(service, self._used_ports() | set(taken))
+        except StartError as error:
+            text = f"port {own.port} of {before.name} is taken by {holder}, and {error}"
+            raise SpawnError("worker_ports", text, temporary=True) from None
+        _log.warning(
+            "%s: its port %d is taken by %s; it gets %d",
+            before.name,
+            own.port,
+            holder,
+            address.port,
+        )
+        if self.addresses[service.name][before.slot] == own:
+            self.addresses[service.name][before.slot] = address
+        return self._worker_plan(service, before.slot, address)
 
     def listener_fds(self) -> int:
         """How many listening sockets the supervisor has open."""

@@ -96,6 +96,6 @@ def test_a_worker_never_gets_the_port_of_a_listener_that_does_not_listen_yet() -
             {"name": "web", "listen": "127.0.0.1:0", "command": ["a"], "workers": 1,
              "worker_ports": f"{port}-{port}"}
         )  # fmt: skip
-        assert worker_ports._is_free(port)
+        assert worker_ports.is_free(port)
         with pytest.raises(StartError, match=f"{port}-{port} has 0 free ports and 1 are needed"):
             choose_addresses((web,), {listener.address.port})
