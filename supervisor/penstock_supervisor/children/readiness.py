@@ -22,11 +22,8 @@ from typing import Final
 import psutil
 
 from penstock_proxy.net.address import Address
-from penstock_supervisor.kernel.listening_processes import (
-    has_one,
-    listening_inodes,
-    processes_with,
-)
+from penstock_supervisor.kernel import sock_diag
+from penstock_supervisor.kernel.listening_processes import has_one, processes_with
 from penstock_supervisor.kernel.procfs import as_owner_of
 
 _FIRST_DELAY_S: Final = 0.05
@@ -70,8 +67,9 @@ def is_held_by_other(address: Address, pid: int) -> bool:
     or one that another program has started for it, as Docker does. But a process that is older
     has had the port before.
     """
-    inodes = listening_inodes(address.port)
-    if any(has_one(process.pid, inodes) for process in _process_tree(pid)):
+    inodes = sock_diag.listeners(address.port)
+    # The usual case first, because the tree of processes takes a while to read.
+    if has_one(pid, inodes) or any(has_one(one.pid, inodes) for one in _process_tree(pid)):
         return False
     try:
         started_at = psutil.Process(pid).create_time()
