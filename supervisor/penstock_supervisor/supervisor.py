@@ -182,6 +182,7 @@ class Supervisor:
             uptime_s=asyncio.get_running_loop().time() - self._started_at,
             ready=self._is_ready(),
             stopping=self._stopping,
+            log_lines_lost=self._output.lines_lost,
         )
 
     def _roll(self, slots: tuple[Slot, ...]) -> bool:
@@ -202,7 +203,7 @@ class Supervisor:
             closing(Resources(self.config, self._environment, stdout=stdout, python=self._python))
         )
         guardian = stack.enter_context(closing(Guardian(loop, self._resources.privileges)))
-        output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
+        self._output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
         loop_lag = stack.enter_context(closing(SupervisorLag()))
         self._worker_checks = WorkerChecks(
             [one for one in self.config.services if not one.has_proxy],
@@ -249,7 +250,7 @@ class Supervisor:
             fail=self._fail,
             is_over=self._is_over,
         )
-        return partial(spawn, loop=loop, guardian=guardian, output=output)
+        return partial(spawn, loop=loop, guardian=guardian, output=self._output)
 
     async def _open_endpoints(self, stack: AsyncExitStack) -> None:
         """Publish all addresses, and open the admin port and the control socket."""

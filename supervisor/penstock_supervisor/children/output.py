@@ -148,6 +148,11 @@ class Output:
         for log_writer in self._log_writers:
             log_writer.on_capacity = self._on_capacity
 
+    @property
+    def lines_lost(self) -> int:
+        """Lines that could not be written: of proxies, our own, and all after an error."""
+        return sum(log_writer.dropped for log_writer in self._log_writers)
+
     def capture(
         self, name: str, stdout: int | None, stderr: int, *, can_wait: bool = True
     ) -> tuple[Capture, ...]:

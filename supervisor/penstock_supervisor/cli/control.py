@@ -54,7 +54,7 @@ def _select(directory: Path | None, file: Path | None, pid: int | None) -> _Sele
         return _Selection(default_run_dirs(), False, pid)
     configured, problem = run_dir_of(file)
     if problem:
-        where = configured or "where runs are whose file names no run_dir"
+        where = configured or "the directories of runs that have no run_dir"
         click.echo(f"penstock: {problem}; looking in {where}", err=True)
     if configured == "":
         raise click.ClickException(f'{file}: run_dir = "": such a run has no control socket')

@@ -31,7 +31,13 @@ class SnapshotCollector:
         self._certificate_reload = certificate_reload
 
     async def take(
-        self, deadline_s: float, *, uptime_s: float, ready: bool, stopping: bool
+        self,
+        deadline_s: float,
+        *,
+        uptime_s: float,
+        ready: bool,
+        stopping: bool,
+        log_lines_lost: int,
     ) -> Snapshot:
         """Describe the run now. Children have `deadline_s` seconds to answer STATS."""
         children = tuple(self._slots.children())
@@ -44,6 +50,7 @@ class SnapshotCollector:
             uptime_s=uptime_s,
             ready=ready,
             stopping=stopping,
+            log_lines_lost=log_lines_lost,
             covered=frozenset(self._slots.covered),
             listener_fds=self._resources.listener_fds(),
             # The supervisor keeps both ends of each link.

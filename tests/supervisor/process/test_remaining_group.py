@@ -89,7 +89,12 @@ async def test_nobody_is_left_means_that_its_end_is_reported(guardian: Guardian)
     ended: list[bool] = []
     loop = asyncio.get_running_loop()
     RemainingGroup(
-        loop, leader.process.pid, "web/0", loop.time() + 60, lambda: ended.append(True), signal.SIGTERM
+        loop,
+        leader.process.pid,
+        "web/0",
+        loop.time() + 60,
+        lambda: ended.append(True),
+        signal.SIGTERM,
     )
     await until(lambda: bool(ended))
     assert ended == [True]
