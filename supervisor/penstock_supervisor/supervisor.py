@@ -22,6 +22,7 @@ from signal import Signals
 from typing import Any, Final
 
 from penstock_proxy.messages import REOPEN
+from penstock_proxy.net.address import Address
 from penstock_supervisor.child_events import ChildEvents
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
@@ -34,6 +35,7 @@ from penstock_supervisor.config.model import Config
 from penstock_supervisor.control import endpoints
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.kernel import procfs
+from penstock_supervisor.listeners import resolver
 from penstock_supervisor.observability.collect import SnapshotCollector
 from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 from penstock_supervisor.process import rlimits
@@ -113,8 +115,14 @@ class Supervisor:
             _log.warning("%s", line)
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()
+        upstreams = resolver.resolve_in_thread(self.config.services)
+        upstreams.add_done_callback(lambda _: self._condition.notify())
+        await self._condition.wait_until(lambda: upstreams.done() or self._stopping)
+        if not upstreams.done():
+            upstreams.cancel()
+            return 0
         async with AsyncExitStack() as stack:
-            spawn_process = self._open(stack, loop)
+            spawn_process = self._open(stack, loop, upstreams.result())
             async with asyncio.TaskGroup() as tasks:
                 await self._open_endpoints(stack)
                 self._tasks = tasks
@@ -195,12 +203,21 @@ class Supervisor:
 
     # The course of a run.
 
-    def _open(self, stack: AsyncExitStack, loop: AbstractEventLoop) -> Callable[..., Running]:
+    def _open(
+        self,
+        stack: AsyncExitStack,
+        loop: AbstractEventLoop,
+        upstreams: Mapping[str, list[Address]],
+    ) -> Callable[..., Running]:
         """Make all parts and connect them; `stack` closes them. Returns the function that starts
         a process, which still needs `tasks`. Raises StartError."""
         stdout, stderr = self._outputs
         self._resources = stack.enter_context(
-            closing(Resources(self.config, self._environment, stdout=stdout, python=self._python))
+            closing(
+                Resources(
+                    self.config, self._environment, upstreams, stdout=stdout, python=self._python
+                )
+            )
         )
         guardian = stack.enter_context(closing(Guardian(loop, self._resources.privileges)))
         self._output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))

@@ -22,7 +22,6 @@ from penstock_supervisor.config.loader import default_run_dirs
 from penstock_supervisor.config.model import Config, Service
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.kernel.listening_processes import describe_holder
-from penstock_supervisor.listeners import resolver
 from penstock_supervisor.listeners.control_socket import ControlSocket, UnsafeDirectoryError
 from penstock_supervisor.listeners.listener import Listener
 from penstock_supervisor.listeners.service_listeners import ServiceListeners
@@ -52,10 +51,12 @@ class Resources:
         self,
         config: Config,
         environment: Mapping[str, str],
+        upstreams: "Mapping[str, list[Address]]",
         *,
         stdout: int,
         python: str = sys.executable,
     ) -> None:
+        """`upstreams` are their resolved addresses, by service."""
         self.config = config
         self.services = {service.name: service for service in config.services}
         self.listeners: dict[str, ServiceListeners] = {}
@@ -67,6 +68,7 @@ class Resources:
         """Of our own programs: the proxies and the guardian."""
         user = self.privileges.identity
         self._environment = dict(environment) if user is None else user.environment(environment)
+        self._upstreams = upstreams
         self._python = python
         self._directory = _working_directory(config)
         self._stack = ExitStack()
@@ -93,7 +95,6 @@ class Resources:
         self.control = _open_control_socket(self.config)
         if self.control is not None:
             self._stack.callback(self.control.close)
-        self._upstreams = resolver.resolve(self.config.services)
         self.addresses = choose_addresses(self.config.services, self._used_ports())
 
     def close(self) -> None:

@@ -228,7 +228,7 @@ def test_an_ended_process_waits_for_no_socket() -> None:
     assert not waits_for_socket(2**22 + 1, 1)
 
 
-async def test_the_port_of_an_older_stranger_does_not_make_a_program_ready() -> None:
+def test_the_port_of_an_older_stranger_does_not_make_a_program_ready() -> None:
     with socket.create_server(("127.0.0.1", 0)) as ours:
         address = Address("127.0.0.1", ours.getsockname()[1])
         # A moment later, as /proc tells it: in ticks.
@@ -236,9 +236,9 @@ async def test_the_port_of_an_older_stranger_does_not_make_a_program_ready() -> 
             [sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True
         )
         try:
-            assert await asyncio.to_thread(is_held_by_other, address, child.pid)
+            assert is_held_by_other(address, child.pid)
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(until_it_accepts(address, child.pid), 0.5)
+                asyncio.run(asyncio.wait_for(until_it_accepts(address, child.pid), 0.5))
             # Our own port is no stranger's to ourselves, and neither to a parent of ours.
             assert not is_held_by_other(address, os.getpid())
             assert not is_held_by_other(address, os.getppid())
