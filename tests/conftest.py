@@ -16,6 +16,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from tests.support.chaos.ledger import Ledger
 
+from penstock_supervisor.logging_setup import ThreadHandler
+
 # No test says how long anything may take, and where CI=true each run is the same as the last.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("penstock"), derandomize=True, database=None)
@@ -35,7 +37,8 @@ def logging_is_left_as_it_was() -> Iterator[None]:
         logger.setLevel(level)
         for handler in tuple(logger.handlers):
             # pytest has others, and another one for each phase of a test.
-            if type(handler) is logging.StreamHandler and handler not in handlers:
+            ours = type(handler) in (logging.StreamHandler, ThreadHandler)
+            if ours and handler not in handlers:
                 logger.removeHandler(handler)
 
 

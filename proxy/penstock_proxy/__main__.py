@@ -2,6 +2,16 @@
 
 import sys
 
-from penstock_proxy.runtime.process import main
+from penstock_worker import inherited_state
 
-sys.exit(main())
+
+def main() -> int:
+    """Run one proxy process. Returns its exit status."""
+    inherited_state.prepare_child()
+    from penstock_proxy.runtime import process
+
+    return process.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

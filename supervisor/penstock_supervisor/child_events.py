@@ -19,6 +19,7 @@ from penstock_supervisor.children.observer import ChildObserver
 from penstock_supervisor.children.slots import Slots, slot_of
 from penstock_supervisor.observability.stats_poll import StatsPoll
 from penstock_supervisor.process.reaper import reap_orphans
+from penstock_supervisor.process.spawn import SpawnError
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.resources import Resources
@@ -76,7 +77,19 @@ class ChildEvents(ChildObserver[Child]):
     def sockets_for(self, child: Child) -> tuple[int, ...]:
         if child.plan.role == "proxy":
             return ()
+        self._give_free_port(child)
         return self._resources.listeners[child.plan.service].worker_fds(child.plan.slot)
+
+    def _give_free_port(self, child: Child) -> None:
+        """Before a start: somebody else may have taken the port of this slot meanwhile."""
+        addresses = (one.plan.address for one in self._slots.workers())
+        taken = {address.port for address in addresses if address is not None}
+        try:
+            child.plan = self._resources.with_free_port(child.plan, taken)
+        except SpawnError:
+            # Perhaps what the last worker left has it. It had time to finish, but now others wait.
+            child.left_behind.kill()
+            raise
 
     def spawned(self, child: Child) -> None:
         if child.plan.role == "proxy":

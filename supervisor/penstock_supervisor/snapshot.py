@@ -146,4 +146,6 @@ class Snapshot:
     tls: Mapping[str, TlsView] = field(default_factory=dict)
     """By service, where the proxy speaks TLS."""
     dropped: Mapping[str, int] = field(default_factory=dict)
+    log_lines_lost: int = 0
+    """Lines for our stdout and stderr that could not be written."""
     """By service: connections in the accept queue of a socket when it was closed."""

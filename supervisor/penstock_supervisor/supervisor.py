@@ -23,6 +23,7 @@ from signal import Signals
 from typing import Any, Final
 
 from penstock_proxy.messages import REOPEN
+from penstock_proxy.net.address import Address
 from penstock_supervisor.child_events import ChildEvents
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
@@ -34,13 +35,15 @@ from penstock_supervisor.config import warnings
 from penstock_supervisor.config.model import Config
 from penstock_supervisor.control import endpoints
 from penstock_supervisor.errors import StartError
+from penstock_supervisor.kernel import procfs
+from penstock_supervisor.listeners import resolver
 from penstock_supervisor.observability.collect import SnapshotCollector
 from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 from penstock_supervisor.process import rlimits
 from penstock_supervisor.process.reaper import Guardian
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
-from penstock_supervisor.rollout.resources import Resources
+from penstock_supervisor.rollout.resources import Resources, descriptors_needed
 from penstock_supervisor.rollout.rolling_restart import RollingRestart
 from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
@@ -48,6 +51,7 @@ from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_supervisor.snapshot import Snapshot
 from penstock_worker import contract
+from penstock_worker.telemetry.log_writer import LogWriter
 
 __all__ = ["PROXY", "StartError", "Supervisor"]
 
@@ -77,9 +81,10 @@ class Supervisor:
         proxy: Sequence[str] = PROXY,
         python: str = sys.executable,
         stdout: int = 1,
-        stderr: int = 2,
+        stderr: int | LogWriter = 2,
     ) -> None:
-        """The children's output is written to the descriptors `stdout` and `stderr`."""
+        """The children's output is written to the descriptors `stdout` and `stderr`, or by the
+        writer that has our own messages as well."""
         self.config = config
         self.listening: dict[str, str] = {}
         self.workers: dict[str, tuple[str, ...]] = {}
@@ -89,7 +94,7 @@ class Supervisor:
         self._events = events or Events()
         self._proxy_argv = proxy
         self._python = python
-        self._output_fds = (stdout, stderr)
+        self._outputs = (stdout, stderr)
         self._stats_poll = StatsPoll(self._events)
         self._condition = Condition()
         self._slots = Slots()
@@ -106,13 +111,20 @@ class Supervisor:
 
         However it ends, no process is left.
         """
-        rlimits.raise_to_hard()
+        procfs.require_proc()
+        rlimits.raise_to_hard(descriptors_needed(self.config))
         for line in warnings.check(self.config, os.geteuid()):
             _log.warning("%s", line)
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()
+        upstreams = resolver.resolve_in_thread(self.config.services)
+        upstreams.add_done_callback(lambda _: self._condition.notify())
+        await self._condition.wait_until(lambda: upstreams.done() or self._stopping)
+        if not upstreams.done():
+            upstreams.cancel()
+            return 0
         async with AsyncExitStack() as stack:
-            spawn_process = self._open(stack, loop)
+            spawn_process = self._open(stack, loop, upstreams.result())
             async with asyncio.TaskGroup() as tasks:
                 await self._open_endpoints(stack)
                 self._tasks = tasks
@@ -169,7 +181,12 @@ class Supervisor:
 
     def reopen_logs(self) -> None:
         """Have proxies and workers open their access logs again, after a rotation of the files."""
-        self._resources.hand_over_logs()
+        if self._started:
+            self._tasks.create_task(self._reopen_logs())
+
+    async def _reopen_logs(self) -> None:
+        # In a thread: the disk of a log may be slow, or a network's.
+        await asyncio.to_thread(self._resources.hand_over_logs)
         self._proxies.send_to_all({"cmd": REOPEN})
         for child in self._slots.workers():
             if contract.ACCESS_LOG in child.plan.environment:
@@ -182,6 +199,7 @@ class Supervisor:
             uptime_s=asyncio.get_running_loop().time() - self._started_at,
             ready=self._is_ready(),
             stopping=self._stopping,
+            log_lines_lost=self._output.lines_lost,
         )
 
     def _roll(self, slots: tuple[Slot, ...]) -> bool:
@@ -194,15 +212,24 @@ class Supervisor:
 
     # The course of a run.
 
-    def _open(self, stack: AsyncExitStack, loop: AbstractEventLoop) -> Callable[..., Running]:
+    def _open(
+        self,
+        stack: AsyncExitStack,
+        loop: AbstractEventLoop,
+        upstreams: Mapping[str, list[Address]],
+    ) -> Callable[..., Running]:
         """Make all parts and connect them; `stack` closes them. Returns the function that starts
         a process, which still needs `tasks`. Raises StartError."""
-        stdout, stderr = self._output_fds
+        stdout, stderr = self._outputs
         self._resources = stack.enter_context(
-            closing(Resources(self.config, self._environment, stdout=stdout, python=self._python))
+            closing(
+                Resources(
+                    self.config, self._environment, upstreams, stdout=stdout, python=self._python
+                )
+            )
         )
         guardian = stack.enter_context(closing(Guardian(loop, self._resources.privileges)))
-        output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
+        self._output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
         loop_lag = stack.enter_context(closing(SupervisorLag()))
         self._worker_checks = WorkerChecks(
             [one for one in self.config.services if not one.has_proxy],
@@ -269,7 +296,7 @@ class Supervisor:
             fail=self._fail,
             is_over=self._is_over,
         )
-        return partial(spawn, loop=loop, guardian=guardian, output=output)
+        return partial(spawn, loop=loop, guardian=guardian, output=self._output)
 
     async def _open_endpoints(self, stack: AsyncExitStack) -> None:
         """Publish all addresses, and open the admin port and the control socket."""

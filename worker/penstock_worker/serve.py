@@ -9,7 +9,8 @@ FAILED, why it stops and with which exit status. Must not know HTTP (`aiohttp_se
 
 A start can fail in two ways. If the program or its port is wrong, the worker sends FAILED and exits
 with `contract.EXIT_FAILED`: another start would fail likewise. If the program's own start
-raises an error, the status is 1: a database that is down may be up at the next start.
+raises an error, or another process has its port, the status is 1: a database that is down may be up
+at the next start, and the supervisor will have found another port.
 
 A worker that *retires* goes on serving, for as long as it takes: other workers may be replaced
 before it. Its supervisor first takes it out of the rotation, and then sends the TERM that stops it.
@@ -27,6 +28,12 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Protocol
+
+from penstock_worker import inherited_state
+
+if __name__ == "__main__":
+    # Before the imports below, which take a while.
+    inherited_state.prepare_child()
 
 import uvloop
 
@@ -142,6 +149,9 @@ class Worker:
     def cannot_start(self, error: ListenError | LoadError) -> int:
         """Report why the worker cannot start; returns the exit status."""
         self._write_error(getattr(error, "details", ""))
+        if isinstance(error, ListenError) and error.in_use:
+            self._write_error(f"penstock_worker: {error}\n")
+            return _EXIT_BROKEN
         if not self._supervisor.send({"cmd": contract.FAILED, "reason": str(error)}):
             self._write_error(f"penstock_worker: {error}\n")
         return contract.EXIT_FAILED
@@ -345,7 +355,11 @@ def _server(
 
 def main() -> None:
     # The program is in the working directory. `python -m` adds that by itself, but not with -P.
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        sys.stderr.write("penstock_worker: the working directory has been deleted\n")
+        sys.exit(contract.EXIT_FAILED)
     if here not in sys.path:
         sys.path.insert(0, here)
     sys.exit(run(sys.argv[1:], os.environ, sys.stderr.write))  # noqa: TID251 -- the only reader

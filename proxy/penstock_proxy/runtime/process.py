@@ -207,7 +207,8 @@ def _raise_descriptor_limit() -> int:
 async def _serve(sock: Any) -> int:
     loop = asyncio.get_running_loop()
     proxy = Proxy(loop)
-    loop.add_signal_handler(signal.SIGTERM, proxy.drain)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, proxy.drain)
     supervisor = Channel(loop, sock, partial(carry_out, proxy), proxy.supervisor_lost)
     try:
         return await proxy.run(supervisor)

@@ -25,7 +25,7 @@ from penstock_supervisor.children.lifecycle import (
     shown,
 )
 from penstock_supervisor.children.plan import ChildPlan
-from penstock_supervisor.children.running import ProcessCallbacks, Running, Spawn
+from penstock_supervisor.children.running import LeftBehind, ProcessCallbacks, Running, Spawn
 from penstock_supervisor.children.slot_history import SlotHistory
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.process.handoff_link import HandoffLink
@@ -74,6 +74,7 @@ class Child:
         self._lifecycle = Lifecycle(plan.name)
         self._state_since = loop.time()
         self._running: Running | None = None
+        self.left_behind = LeftBehind()
         self._deadline = Deadline(loop, self._on_deadline)
         self._why = self._reason = ""
         """Text and metric label for the exit that is handled now, or is about to come."""
@@ -98,7 +99,7 @@ class Child:
 
     @property
     def at_rest(self) -> bool:
-        return self._lifecycle.at_rest
+        return self._lifecycle.at_rest and not self.left_behind
 
     @property
     def next_start_s(self) -> float | None:
@@ -154,14 +155,16 @@ class Child:
         """Ask it to drain and exit. It has the time of its plan, or `at_most_s` if that is less."""
         if at_most_s is not None:
             self.stop_s = min(self.stop_s, at_most_s)
+            self.left_behind.shorten(at_most_s)
         self._handle(LifecycleEvent.STOP)
 
     def stop_now(self) -> None:
+        """Kill it, and what earlier processes left behind."""
+        self.left_behind.kill()
         self._handle(LifecycleEvent.STOP_NOW)
 
     def signal(self, number: signal.Signals) -> bool:
-        """Signal its process group; False if there is no process. An exit that follows is
-        handled like any other."""
+        """As `Running.signal`; False: no process. Its exit is handled like any other."""
         if self._running is None:
             return False
         self._running.signal(number)
@@ -208,8 +211,9 @@ class Child:
         self._why, self._reason, self._no_restart = "", "", False
         self.postponed = False
         callbacks = ProcessCallbacks(
-            self._on_exit, self._on_message, self._on_disconnect, self._on_ready
-        )
+            self._on_exit, self._on_message, self._on_disconnect, self._on_ready,
+            lambda: self._observer.state_changed(self),
+        )  # fmt: skip
         try:
             sockets = self._observer.sockets_for(self)
             self._running = self._spawn_process(self.plan, sockets, callbacks)
@@ -337,7 +341,7 @@ class Child:
         # Now, while it still has its pid.
         self._observer.event(self, "exit", code=end.status, signal=name)
         self._observer.exited(self)
-        running.close()
+        self.left_behind.close(running)
         self._running = None
         self.history.last_exit = str(end)
         self.history.exits[self.history.last_exit.removeprefix("status ")] += 1
@@ -348,6 +352,8 @@ class Child:
             return
         now = self._loop.time()
         summary = f"{self.name} {end.described} after {now - running.spawned_at:.1f} s"
+        hint, useless = diagnosis.exit_hint(self.plan, end.status, running.ready_at is not None)
+        summary, self._no_restart = summary + hint, self._no_restart or useless
         if self.state is not State.LATE:
             self._reason = "exit" if end.signal is None else "signal"
             own_reason, self._why = self._why, summary

@@ -1,7 +1,13 @@
 """Explains in one line, for the author of a program, why its worker is not ready."""
 
+from typing import Final
+
 from penstock_supervisor.children import readiness
 from penstock_supervisor.children.plan import ChildPlan
+from penstock_supervisor.kernel.listening_processes import describe_holder
+from penstock_supervisor.listeners.worker_ports import is_free
+
+_FOREGROUND: Final = "a server has to run in the foreground here (nginx: daemon off;)"
 
 
 def missed_deadline(plan: ChildPlan, pid: int | None, inherited_inodes: tuple[int, ...]) -> str:
@@ -13,6 +19,9 @@ def missed_deadline(plan: ChildPlan, pid: int | None, inherited_inodes: tuple[in
     if plan.inherits_listener:
         failure = "did not take the socket that it was given as descriptor 3 (LISTEN_FDS)"
         remedy = "use LISTEN_FDS or {fd}"
+    elif plan.address is not None and pid and readiness.is_held_by_other(plan.address, pid):
+        holder = describe_holder(plan.address.port)
+        return f"{plan.name}: not ready {within}: {holder} listens on {plan.address}, and not it"
     else:
         failure = f"nothing answered on {plan.address}"
         remedy = "use PORT or {port}"
@@ -31,6 +40,18 @@ def wrong_address(plan: ChildPlan, pid: int | None) -> str:
     if not addresses or str(plan.address) in addresses:
         return ""
     return f"{plan.name} listens on {' and '.join(addresses)} — it must use PORT or {{port}}"
+
+
+def exit_hint(plan: ChildPlan, status: int | None, was_ready: bool) -> tuple[str, bool]:
+    """What is probably wrong with a program that has ended without an error, as the end of a
+    line, or empty; and whether another start would end likewise."""
+    port = 0 if plan.address is None else plan.address.port
+    if status != 0 or plan.runs_our_code:
+        return "", False
+    if port and not is_free(port):
+        where = f"where {describe_holder(port)} listens on {plan.address}"
+        return f": it went into the background, {where}; {_FOREGROUND}", True
+    return ("" if was_ready else f"; {_FOREGROUND}"), False
 
 
 def _addresses(pid: int | None, ignored_inodes: tuple[int, ...]) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ each keeps lines whole, and the prefix shows which child wrote a line.
 
 A blocked terminal must not stop the supervisor, and much output must not be lost. So a thread
 does the writing (`penstock_worker.telemetry.log_writer`). When its queue is full we stop
-*reading*, and the child blocks in its own write, as it would without a supervisor.
+*reading*, and the child blocks in its own write, as it would without a supervisor. A proxy must
+not: it writes in its event loop, and all clients would wait. Its lines are read all the time, and
+lost when the queue is full.
 """
 
 import os
@@ -21,6 +23,8 @@ MAX_LINE: Final = 16 << 10
 _READ_SIZE: Final = 64 << 10
 _MAX_DRAINED: Final = 1 << 20
 """Bytes that are read from the pipe of an ended child before its exit is logged."""
+_FLUSH_S: Final = 1.0
+"""At the end of the run, for a reader that is slow."""
 _COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _PROXY_COLOUR: Final = 90
 
@@ -31,6 +35,7 @@ class LineWriter(Protocol):
     @property
     def full(self) -> bool: ...
     def write(self, lines: bytes) -> None: ...
+    def offer(self, lines: bytes) -> None: ...
 
 
 class Capture:
@@ -43,11 +48,15 @@ class Capture:
         prefix: bytes,
         writer: LineWriter,
         on_close: Callable[["Capture"], None],
+        *,
+        can_wait: bool = True,
     ) -> None:
+        """`can_wait`: the child may block in its write, so that no line is lost."""
         self._loop = loop
         self._fd = fd
         self._prefix = prefix
         self._writer = writer
+        self._can_wait = can_wait
         self._on_close = on_close
         self._partial_line = b""
         self.closed = False
@@ -56,14 +65,14 @@ class Capture:
 
     def resume(self) -> None:
         """The writer may have capacity again: go on reading."""
-        if not self.closed and not self._reading and not self._writer.full:
+        if not self.closed and not self._reading and not self._must_wait:
             self._reading = True
             self._loop.add_reader(self._fd, self._read)
 
     def drain(self) -> None:
         """Read what the pipe holds now. It may not end yet: a grandchild can keep it open."""
         budget = _MAX_DRAINED
-        while budget > 0 and not self.closed and not self._writer.full and (size := self._read()):
+        while budget > 0 and not self.closed and not self._must_wait and (size := self._read()):
             budget -= size
 
     def close(self) -> None:
@@ -73,7 +82,7 @@ class Capture:
         self._pause()
         os.close(self._fd)
         if self._partial_line:
-            self._writer.write(self._prefix + self._partial_line + b"\n")
+            self._write(self._prefix + self._partial_line + b"\n")
             self._partial_line = b""
         self._on_close(self)
 
@@ -89,10 +98,17 @@ class Capture:
             return 0
         *lines, self._partial_line = split_lines(self._partial_line + data)
         if lines:
-            self._writer.write(b"".join(self._prefix + line + b"\n" for line in lines))
-        if self._writer.full:
+            self._write(b"".join(self._prefix + line + b"\n" for line in lines))
+        if self._must_wait:
             self._pause()
         return len(data)
+
+    @property
+    def _must_wait(self) -> bool:
+        return self._can_wait and self._writer.full
+
+    def _write(self, lines: bytes) -> None:
+        (self._writer.write if self._can_wait else self._writer.offer)(lines)
 
     def _pause(self) -> None:
         if self._reading:
@@ -115,17 +131,31 @@ def split_lines(data: bytes) -> Iterator[bytes]:
 class Output:
     """Our stdout and stderr, and the captured pipes that are copied to them."""
 
-    def __init__(self, loop: AbstractEventLoop, *, stdout: int = 1, stderr: int = 2) -> None:
+    def __init__(
+        self, loop: AbstractEventLoop, *, stdout: int = 1, stderr: int | LogWriter = 2
+    ) -> None:
+        """A writer stays the caller's, who has other lines for it as well."""
         self._loop = loop
         self._captures: set[Capture] = set()
         self._colours: dict[str, int] = {}
+        self._use_colour = tuple(_is_terminal(target) for target in (stdout, stderr))
         # One writer for each descriptor, also if both are the same terminal or file.
-        self._log_writers = tuple(
-            LogWriter(fd, on_capacity=self._on_capacity) for fd in (stdout, stderr)
+        self._own_writers = [LogWriter(one) for one in (stdout, stderr) if isinstance(one, int)]
+        self._log_writers = (
+            self._own_writers[0],
+            self._own_writers[1] if isinstance(stderr, int) else stderr,
         )
-        self._use_colour = tuple(_is_terminal(fd) for fd in (stdout, stderr))
+        for log_writer in self._log_writers:
+            log_writer.on_capacity = self._on_capacity
 
-    def capture(self, name: str, stdout: int | None, stderr: int) -> tuple[Capture, ...]:
+    @property
+    def lines_lost(self) -> int:
+        """Lines that could not be written: of proxies, our own, and all after an error."""
+        return sum(log_writer.dropped for log_writer in self._log_writers)
+
+    def capture(
+        self, name: str, stdout: int | None, stderr: int, *, can_wait: bool = True
+    ) -> tuple[Capture, ...]:
         """Read a child's pipes from now on, and close them; `name` precedes every line."""
         captures = tuple(
             Capture(
@@ -134,6 +164,7 @@ class Output:
                 self._prefix(name, use_colour=self._use_colour[stream]),
                 self._log_writers[stream],
                 self._captures.discard,
+                can_wait=can_wait,
             )
             for stream, fd in enumerate((stdout, stderr))
             if fd is not None
@@ -147,7 +178,9 @@ class Output:
             capture.drain()
             capture.close()
         for log_writer in self._log_writers:
-            log_writer.close()
+            log_writer.on_capacity = None
+        for log_writer in self._own_writers:
+            log_writer.close(_FLUSH_S)
 
     def _prefix(self, name: str, *, use_colour: bool) -> bytes:
         if not use_colour:
@@ -168,8 +201,5 @@ class Output:
             capture.resume()
 
 
-def _is_terminal(fd: int) -> bool:
-    try:
-        return os.isatty(fd)
-    except OSError:
-        return False
+def _is_terminal(target: int | LogWriter) -> bool:
+    return os.isatty(target if isinstance(target, int) else target.fileno())

@@ -69,6 +69,9 @@ class ChildPlan:
     """Its user and capabilities; None: the supervisor's own."""
     start_s: float
     stop_s: float
+    stop_signal: str = "SIGTERM"
+    stop_to: Literal["leader", "group"] = "leader"
+    """Who gets the signal: the process itself, or what it started as well."""
     restart: Restart
 
     @property
@@ -88,6 +91,8 @@ class WorkerContext:
 
     environment: Mapping[str, str]
     python: str
+    directory: str | None = None
+    """Where programs are started whose service names no directory."""
     service_address: Address
     """Where the service's clients connect."""
     stdout: int = -1
@@ -117,7 +122,7 @@ def worker_plan(
             **_limits_variable(service, slot),
             **_uncaught_variable(service),
         },
-        directory=service.directory,
+        directory=service.directory or context.directory,
         runs_our_code=service.app is not None,
         address=own_address,
         inherits_listener=not service.has_proxy,
@@ -126,6 +131,8 @@ def worker_plan(
         privileges=context.privileges,
         start_s=service.timeouts.start,
         stop_s=service.timeouts.stop,
+        stop_signal=service.stop_signal,
+        stop_to="leader" if service.app is not None else service.stop_to,
         restart=service.restart,
     )
 

@@ -10,6 +10,7 @@ where the process really listens, because a wrong port is the usual reason.
 """
 
 import asyncio
+import os
 import platform
 import re
 import socket
@@ -21,6 +22,8 @@ from typing import Final
 import psutil
 
 from penstock_proxy.net.address import Address
+from penstock_supervisor.kernel import sock_diag
+from penstock_supervisor.kernel.listening_processes import has_one, processes_with
 from penstock_supervisor.kernel.procfs import as_owner_of
 
 _FIRST_DELAY_S: Final = 0.05
@@ -43,12 +46,41 @@ def retry_delays() -> Iterator[float]:
         delay_s = min(delay_s * _DELAY_FACTOR, _MAX_DELAY_S)
 
 
-async def until_it_accepts(address: Address) -> None:
-    """Return as soon as something accepts a connection at the address. Cancel to give up."""
+async def until_it_accepts(address: Address, pid: int | None = None) -> None:
+    """Return as soon as something accepts a connection at the address. Cancel to give up.
+
+    If a `pid` is given, another process that listens there, and is certain not to be meant, does
+    not count.
+    """
     for delay_s in retry_delays():
-        if await _accepts(address):
+        if await _accepts(address) and not (
+            pid is not None and await asyncio.to_thread(is_held_by_other, address, pid)
+        ):
             return
         await asyncio.sleep(delay_s)
+
+
+def is_held_by_other(address: Address, pid: int) -> bool:
+    """Does a process listen on the port that has nothing to do with this one?
+
+    False if that cannot be seen. The process itself need not listen: a process that it started may,
+    or one that another program has started for it, as Docker does. But a process that is older
+    has had the port before.
+    """
+    inodes = sock_diag.listeners(address.port)
+    # The usual case first, because the tree of processes takes a while to read.
+    if has_one(pid, inodes) or any(has_one(one.pid, inodes) for one in _process_tree(pid)):
+        return False
+    try:
+        started_at = psutil.Process(pid).create_time()
+        holders = processes_with(inodes)
+        return bool(holders) and all(_is_older(holder, started_at, pid) for holder in holders)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _is_older(holder: int, started_at: float, pid: int) -> bool:
+    return os.getsid(holder) != pid and psutil.Process(holder).create_time() < started_at
 
 
 async def _accepts(address: Address) -> bool:

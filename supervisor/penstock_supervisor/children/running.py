@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from penstock_supervisor.children import readiness
 from penstock_supervisor.children.output import Capture, Output
 from penstock_supervisor.children.plan import ChildPlan
+from penstock_supervisor.process.child_signals import HARMLESS
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.process.privileges import UNCHANGED
 from penstock_supervisor.process.reaper import Guardian
@@ -43,6 +44,8 @@ class ProcessCallbacks(NamedTuple):
     """The channel is closed. The text is the reason if we closed it, else empty."""
     on_ready: Callable[[], None]
     """A program that cannot report readiness itself is ready."""
+    on_group_end: Callable[[], None] = lambda: None
+    """What the process had started has ended, too. Only if it lived longer."""
 
 
 class Running:
@@ -72,6 +75,7 @@ class Running:
         self.spawned_at = loop.time()
         self.ready_at: float | None = None
         self._process = process
+        self._stop_s = plan.stop_s
         self._captures = captures
         self._callbacks = callbacks
         # A proxy gets all links at once when it starts. As our own program it is trusted with it.
@@ -91,9 +95,26 @@ class Running:
     def has_channel(self) -> bool:
         return not self.channel.closed
 
+    @property
+    def has_remaining_group(self) -> bool:
+        """It has ended, and something that it had started has not."""
+        return self._process.has_remaining_group
+
     def signal(self, number: Signals) -> None:
-        """Signal the process group."""
-        self._process.signal(number)
+        """TERM asks it to end: it is replaced by the signal of its plan, goes to whom the plan
+        says, and what the process started has the same time. Others go to the process group."""
+        if number is Signals.SIGTERM:
+            self._process.stop(self._stop_s)
+        else:
+            self._process.signal(number)
+
+    def shorten_group(self, within_s: float) -> None:
+        """What is left of its group has no longer than this."""
+        self._process.shorten_group(within_s)
+
+    def kill_group(self) -> None:
+        """Kill what is left of its group."""
+        self._process.kill_group()
 
     def send(
         self,
@@ -126,7 +147,7 @@ class Running:
 
     async def _wait_until_ready(self, plan: ChildPlan) -> None:
         if plan.address is not None:
-            await readiness.until_it_accepts(plan.address)
+            await readiness.until_it_accepts(plan.address, self.pid)
         elif self.inodes:
             await readiness.until_it_waits_for_socket(self.pid, self.inodes[0])
         self._callbacks.on_ready()
@@ -138,6 +159,32 @@ class Running:
 
     def _on_disconnect(self) -> None:
         self._callbacks.on_disconnect(self.channel.fault)
+
+
+class LeftBehind:
+    """What earlier processes of a slot started and left. False: nothing is left."""
+
+    def __init__(self) -> None:
+        self._ended: list[Running] = []
+
+    def __bool__(self) -> bool:
+        self._ended = [one for one in self._ended if one.has_remaining_group]
+        return bool(self._ended)
+
+    def close(self, running: Running) -> None:
+        """Close a process that has ended, and remember what it left."""
+        running.close()
+        if running.has_remaining_group:
+            self._ended.append(running)
+
+    def shorten(self, within_s: float) -> None:
+        """Nothing goes on for longer than this."""
+        for running in self._ended:
+            running.shorten_group(within_s)
+
+    def kill(self) -> None:
+        for running in self._ended:
+            running.kill_group()
 
 
 Spawn = Callable[[ChildPlan, tuple[int, ...], ProcessCallbacks], Running]
@@ -162,9 +209,18 @@ def spawn(
         except OSError as error:
             why = f"no channel and no links can be made for it: {error.strerror}"
             raise SpawnError("workers", why, temporary=True) from None
-        process = Process(_exec_spec(plan, sockets, child_fds), loop, guardian, callbacks.on_exit)
+        process = Process(
+            _exec_spec(plan, sockets, child_fds),
+            loop,
+            guardian,
+            callbacks.on_exit,
+            callbacks.on_group_end,
+        )
         our_ends.pop_all()
-    captures = output.capture(plan.name, process.stdout, process.stderr)
+    # A worker blocks in a write as it would without a supervisor; a proxy must not.
+    captures = output.capture(
+        plan.name, process.stdout, process.stderr, can_wait=plan.role != "proxy"
+    )
     return Running(
         plan, process, captures, channel_end, links, inodes, callbacks, loop=loop, tasks=tasks
     )
@@ -202,4 +258,9 @@ def _exec_spec(plan: ChildPlan, sockets: tuple[int, ...], child_fds: list[int]) 
         listen=sockets,
         fd_name=plan.service,
         privileges=plan.privileges or UNCHANGED,
+        blocked_signals=HARMLESS if plan.runs_our_code else frozenset(),
+        name=plan.name,
+        stop_signal=Signals[plan.stop_signal],
+        stop_to=plan.stop_to,
+        stop_s=plan.stop_s,
     )

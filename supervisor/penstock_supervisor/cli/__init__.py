@@ -6,13 +6,17 @@ configuration is wrong. A traceback is always a bug of ours. A command only read
 one function and prints; it makes no decisions of its own.
 """
 
+import errno
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Final
 
 import click
 
+from penstock_supervisor import logging_setup
 from penstock_supervisor.cli.check import check
 from penstock_supervisor.cli.compare import compare
 from penstock_supervisor.cli.control import reload, status, stop
@@ -23,6 +27,8 @@ __all__ = ["FAILED", "USAGE", "main", "penstock"]
 
 FAILED: Final = 1
 USAGE: Final = 2
+_OUTPUT_ERRORS: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a write to stdout may meet."""
 INTERRUPTED: Final = 130
 """128 + SIGINT, what a shell reports of a program that did not catch it."""
 
@@ -63,12 +69,26 @@ penstock.add_command(stop)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     try:
+        status_ = _main(arguments)
+        # Now, and not when the interpreter ends, which reports it as an exception that was ignored.
+        sys.stdout.flush()
+    except Exception as error:  # noqa: BLE001 — the last place where a bug can be reported
+        if not isinstance(error, OSError) or not _is_about_output(error):
+            return _report_bug(error)
+        _discard_stdout()
+        # Who reads a part of the output, as head does, knows that it is not all.
+        gone = error.errno == errno.EPIPE
+        return FAILED if gone else _fail(FAILED, f"cannot write the output: {error.strerror}")
+    return status_
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    try:
         result = penstock.main(arguments, prog_name="penstock", standalone_mode=False)
     except ConfigError as error:
         return _fail(USAGE, *error.problems)
     except click.exceptions.NoArgsIsHelpError as error:
-        sys.stderr.write(f"{error.ctx.get_help()}\n")
-        return USAGE
+        return _fail(USAGE, error.ctx.get_help(), prefix="")
     except click.UsageError as error:
         return _fail(USAGE, f"{error.format_message()} (try --help)")
     except click.ClickException as error:
@@ -78,7 +98,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _fail(status: int, *lines: str) -> int:
-    for line in lines:
-        sys.stderr.write(f"penstock: {line}\n")
+def _fail(status: int, *lines: str, prefix: str = "penstock: ") -> int:
+    logging_setup.write_bounded("".join(f"{prefix}{line}\n" for line in lines))
     return status
+
+
+def _report_bug(error: Exception) -> int:
+    """One line that says what it is, after the traceback that says where."""
+    trace = "".join(traceback.format_exception(error))
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return _fail(FAILED, f"{trace}penstock: a bug of penstock ended it: {what}", prefix="")
+
+
+def _is_about_output(error: OSError) -> bool:
+    return error.errno in _OUTPUT_ERRORS and error.filename is None
+
+
+def _discard_stdout() -> None:
+    """What stdout still has in its buffer cannot be written, and must not be tried again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

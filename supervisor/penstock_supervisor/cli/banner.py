@@ -4,7 +4,9 @@ It goes to stderr, as everything that is not output of the programs. Rich uses c
 is a terminal, and plain lines otherwise.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
+from io import StringIO
 
 from rich.console import Console
 from rich.text import Text
@@ -13,6 +15,21 @@ from penstock_supervisor.cli.describe import describe_service
 from penstock_supervisor.config.loader import Config
 
 PAGES = ("/metrics", "/status", "/healthz", "/readyz")
+
+
+def text(
+    config: Config,
+    listening: Mapping[str, str],
+    workers: Mapping[str, Sequence[str]],
+    admin: str,
+) -> str:
+    """What `show` would print to stderr, for whoever writes there."""
+    # Not `Console.capture`, which writes to the stream all the same.
+    file = StringIO()
+    is_terminal = True if sys.stderr.isatty() else None
+    console = Console(file=file, force_terminal=is_terminal, highlight=False)
+    show(config, listening, workers, admin, console)
+    return file.getvalue()
 
 
 def show(

@@ -18,8 +18,10 @@ from typing import Any, Final, NamedTuple
 import click
 
 from penstock_supervisor.cli import status_table
-from penstock_supervisor.config.loader import ROOT_RUN_DIR, default_run_dirs, load
+from penstock_supervisor.config.loader import ROOT_RUN_DIR, default_run_dirs, run_dir_of
 from penstock_supervisor.control.api import peer_credentials
+from penstock_supervisor.errors import StartError
+from penstock_supervisor.kernel import procfs
 from penstock_supervisor.listeners.control_socket import RunDir, UnsafeDirectoryError
 
 NOT_RUNNING: Final = 3
@@ -35,22 +37,28 @@ class NotRunning(click.ClickException):
 
 
 class _Selection(NamedTuple):
-    """The options that select a run."""
+    """Which runs are meant."""
 
-    directory: Path | None
-    file: Path | None
+    directories: tuple[Path, ...]
+    is_explicit: bool
+    """A directory or a file was named."""
     pid: int | None
 
-    def directories(self) -> tuple[Path, ...]:
-        if self.directory is not None:
-            return (self.directory,)
-        configured = load(self.file, {}).run_dir if self.file else None
-        return default_run_dirs() if configured is None else (Path(configured),)
 
-    @property
-    def is_explicit(self) -> bool:
-        """A directory or a file was named."""
-        return self.directory is not None or self.file is not None
+def _select(directory: Path | None, file: Path | None, pid: int | None) -> _Selection:
+    """Only the run_dir of the file counts. It is read even if the file was broken since the run
+    was started: whoever breaks a file has to be able to stop what runs with the old one."""
+    if directory is not None:
+        return _Selection((directory,), True, pid)
+    if file is None:
+        return _Selection(default_run_dirs(), False, pid)
+    configured, problem = run_dir_of(file)
+    if problem:
+        where = configured or "the directories of runs that have no run_dir"
+        click.echo(f"penstock: {problem}; looking in {where}", err=True)
+    if configured == "":
+        raise click.ClickException(f'{file}: run_dir = "": such a run has no control socket')
+    return _Selection((Path(configured),) if configured else default_run_dirs(), True, pid)
 
 
 class _Run:
@@ -94,7 +102,7 @@ class _Run:
 
 
 def _connected_runs(selection: _Selection, stack: ExitStack) -> Iterator[_Run]:
-    for path in selection.directories():
+    for path in selection.directories:
         try:
             directory = stack.enter_context(RunDir(path, make=False))
         except FileNotFoundError:
@@ -113,11 +121,15 @@ def _connected_runs(selection: _Selection, stack: ExitStack) -> Iterator[_Run]:
 
 def _selected_runs(selection: _Selection, stack: ExitStack) -> list[_Run]:
     """All selected runs, at least one. NotRunning: there is none."""
+    try:
+        procfs.require_proc()
+    except StartError as error:
+        raise click.ClickException(str(error)) from None
     if runs := [
         run for run in _connected_runs(selection, stack) if selection.pid in (None, run.pid)
     ]:
         return runs
-    directories = selection.directories()
+    directories = selection.directories
     which = f"no run with pid {selection.pid}" if selection.pid else "no run"
     hint = (
         ""
@@ -181,7 +193,7 @@ def status(directory: Path | None, file: Path | None, pid: int | None, *, as_jso
     Of each run, if there are several. Exit status 3 if nothing runs.
     """
     with ExitStack() as stack:
-        for run in _selected_runs(_Selection(directory, file, pid), stack):
+        for run in _selected_runs(_select(directory, file, pid), stack):
             answer = run.request("GET", "/status")
             lines = [json.dumps(answer, indent=2)] if as_json else status_table.lines(answer)
             click.echo("\n".join(lines))
@@ -195,7 +207,7 @@ def reload(directory: Path | None, file: Path | None, pid: int | None, *, as_jso
     Returns when that has begun. Exit status 3 if nothing runs.
     """
     with ExitStack() as stack:
-        run = _only_run(_Selection(directory, file, pid), stack)
+        run = _only_run(_select(directory, file, pid), stack)
         answer = run.request("POST", "/reload")
     _print(answer, as_json=as_json)
     return 0
@@ -216,7 +228,7 @@ def stop(
     Returns when it is over. Exit status 3 if nothing runs.
     """
     with ExitStack() as stack:
-        run = _only_run(_Selection(directory, file, pid), stack)
+        run = _only_run(_select(directory, file, pid), stack)
         answer = run.request("POST", "/stop?now=1" if now else "/stop")
         _print(answer, as_json=as_json)
         if not no_wait:

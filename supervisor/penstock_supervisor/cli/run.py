@@ -6,10 +6,13 @@ it ends; here each signal calls one of its methods.
 """
 
 import asyncio
+import logging
+import os
 import signal
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 
@@ -17,8 +20,20 @@ from penstock_proxy.config import Balance
 from penstock_supervisor import logging_setup
 from penstock_supervisor.cli.options import CommandWithProgram, overrides
 from penstock_supervisor.config.loader import Config, inherited_environment, load
+from penstock_worker.telemetry.log_writer import LogWriter
+
+if TYPE_CHECKING:
+    from penstock_supervisor.supervisor import Supervisor
 
 _POLICIES: Final[tuple[str, ...]] = get_args(Balance)
+_MISSING: Final = {
+    signal.SIGTTIN: "SIGTTIN: a worker cannot be added to a run yet",
+    signal.SIGTTOU: "SIGTTOU: a worker cannot be removed from a run yet",
+    signal.SIGUSR2: "SIGUSR2: the supervisor cannot be replaced in place yet",
+}
+"""Signals that other process managers know, and what they would ask for."""
+
+_log = logging.getLogger("penstock.supervisor")
 
 
 class _Run(CommandWithProgram):
@@ -114,34 +129,51 @@ def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **op
     penstock run --to 127.0.0.1:9001 --to 127.0.0.1:9002
     penstock run -c configs/ports.toml
 
-    TERM and INT: finish what is being served, then leave; again: at once. HUP replaces the
-    workers one after the other, without losing a request. USR1 reopens the access log.
+    TERM and INT: finish what is being served, then leave; again, or QUIT: at once. HUP replaces
+    the workers one after the other, without losing a request. USR1 reopens the access log.
     """
     config = load(file, dict(overrides("run", options, ctx)))
-    logging_setup.set_up(verbose - quiet)
-    return asyncio.run(_run(config, quiet=quiet > verbose))
+    with logging_setup.log_thread(verbose - quiet) as log:
+        return asyncio.run(_run(config, log, quiet=quiet > verbose))
 
 
-async def _run(config: Config, *, quiet: bool) -> int:
+async def _run(config: Config, log: LogWriter, *, quiet: bool) -> int:
     # Imported late: `penstock check`, and a configuration with errors, need none of it.
     from penstock_supervisor.cli import banner
     from penstock_supervisor.supervisor import StartError, Supervisor
 
     def started(supervisor: Supervisor) -> None:
         if not quiet:
-            banner.show(config, supervisor.listening, supervisor.workers, supervisor.admin)
+            text = banner.text(config, supervisor.listening, supervisor.workers, supervisor.admin)
+            log.offer(text.encode(errors="backslashreplace"))
 
-    supervisor = Supervisor(config, environment=inherited_environment(), on_started=started)
+    supervisor = Supervisor(
+        config, environment=inherited_environment(), on_started=started, stderr=log
+    )
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, supervisor.stop)
-    # With a terminal, HUP means that the terminal went away: stop, unless nohup ignores it.
-    # Without one it is a request to replace the workers, as for nginx.
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        on_hangup = supervisor.stop if sys.stdin.isatty() else supervisor.roll
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    loop.add_signal_handler(signal.SIGUSR1, supervisor.reopen_logs)
+    for number, act in _signal_actions(supervisor).items():
+        loop.add_signal_handler(number, act)
     try:
         return await supervisor.run()
     except StartError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _signal_actions(supervisor: "Supervisor") -> dict[signal.Signals, Callable[[], object]]:
+    """What each signal does. Every signal that somebody may send by mistake has an entry."""
+    actions: dict[signal.Signals, Callable[[], object]] = {
+        signal.SIGTERM: supervisor.stop,
+        signal.SIGINT: supervisor.stop,
+        signal.SIGQUIT: partial(supervisor.stop, now=True),
+        signal.SIGUSR1: supervisor.reopen_logs,
+        **{number: partial(_say_missing, name) for number, name in _MISSING.items()},
+    }
+    # With a terminal, HUP means that the terminal went away: stop, unless nohup ignores it.
+    # Without one it is a request to replace the workers, as for nginx.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        actions[signal.SIGHUP] = supervisor.stop if os.isatty(0) else supervisor.roll
+    return actions
+
+
+def _say_missing(what: str) -> None:
+    _log.warning("%s, and nothing is changed", what)

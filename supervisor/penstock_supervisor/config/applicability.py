@@ -94,6 +94,12 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         ),
         _RUN_BY_US,
     ),
+    **dict.fromkeys(
+        ("stop_signal", "stop_to"),
+        Applicability(
+            (When(programs=("command",)),), "an app gets TERM, and stops what it has started"
+        ),
+    ),
     "worker_ports": Applicability(
         (When(("ports",), programs=("app", "command")),),
         "no other gives workers ports of their own",

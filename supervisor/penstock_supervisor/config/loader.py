@@ -48,6 +48,7 @@ __all__ = [
     "inherited_environment",
     "load",
     "parse_app",
+    "run_dir_of",
 ]
 
 ROOT_RUN_DIR: Final = Path("/run/penstock")
@@ -98,6 +99,30 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:
     source = _Source(str(path) if path else "", frozenset(overrides))
     table = _read(path) if path else {"service": {SERVICE: {"listen": LISTEN}}}
     return _check(_merge(table, overrides, source), source)
+
+
+def run_dir_of(path: Path) -> tuple[str | None, str]:
+    """The run_dir in a file, and why the file cannot be read, or empty.
+
+    For commands about a run that was started with this file. It may be broken or gone since.
+    """
+    try:
+        table = _read(path)
+    except ConfigError as error:
+        return _find_run_dir(path), error.problems[0]
+    value = table.get("run_dir")
+    return (value if isinstance(value, str) else None), ""
+
+
+def _find_run_dir(path: Path) -> str | None:
+    """The run_dir in a file that is no TOML: before the first table, in a line of its own."""
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError:
+        return None
+    top = re.split(r"(?m)^\s*\[", text, maxsplit=1)[0]
+    match = re.search(r"""(?m)^\s*run_dir\s*=\s*(?:"([^"\\\n]*)"|'([^'\n]*)')""", top)
+    return None if match is None else match[1] or match[2] or ""
 
 
 def inherited_environment() -> dict[str, str]:

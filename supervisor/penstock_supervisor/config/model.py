@@ -28,6 +28,10 @@ from penstock_worker.contract import SCRUBBED
 ADMIN: Final = "127.0.0.1:9464"
 MAX_ID: Final = (1 << 32) - 2
 """The largest user or group id. The next number means "no change" to the kernel."""
+STOP_SIGNALS: Final = (
+    "SIGTERM", "SIGQUIT", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGABRT",
+)  # fmt: skip
+"""Signals that programs take for a request to end; WINCH is Apache's."""
 MAX_PROXIES: Final = 64
 """Each proxy checks every worker, and with `handoff` has a link to every worker."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
@@ -121,6 +125,15 @@ def _name(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise ValueError("expected at most 63 letters, digits, - and _")
     return text
+
+
+def _signal(value: object) -> object:
+    """The name of a signal, in capital letters and with SIG."""
+    name = f"SIG{value.upper().removeprefix('SIG')}" if isinstance(value, str) else ""
+    if name not in STOP_SIGNALS:
+        names = ", ".join(f'"{one.removeprefix("SIG")}"' for one in STOP_SIGNALS)
+        raise ValueError(f"expected one of {names}")
+    return name
 
 
 def _text(value: str) -> str:
@@ -236,6 +249,11 @@ class Service(ProxySettings):
     env: Mapping[Variable, Text] = Field(default_factory=dict)
     directory: Text | None = None
     """Working directory of the program; None: the supervisor's own."""
+    stop_signal: Annotated[str, BeforeValidator(_signal)] = "SIGTERM"
+    """What asks a `command` to end."""
+    stop_to: Literal["leader", "group"] = "group"
+    """Who gets it: the process that was started, or all of its process group. An `app`'s children
+    are its own: it alone gets TERM."""
     access_log: Annotated[str, AfterValidator(_access_log)] = "stdout"
     restart: Restart = Restart()
     on_uncaught: Literal["log", "retire"] = "log"

@@ -13,12 +13,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from penstock_supervisor.errors import StartError
+
 _CAP_SYS_PTRACE: Final = 19
 _LIBC: Final = ctypes.CDLL(None)
+_STATUS: Final = Path("/proc/self/status")
+
+
+def require_proc() -> None:
+    """StartError: /proc is not mounted. The control socket is reached through it, and listening
+    sockets and the states of processes are read there."""
+    if not _STATUS.exists():
+        raise StartError("/proc is not mounted here, and nothing works without it: mount it first")
 
 
 def _can_read_all_processes() -> bool:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    try:
+        status = _STATUS.read_text()
+    except OSError:
+        return False
+    for line in status.splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> _CAP_SYS_PTRACE & 1)
     return True

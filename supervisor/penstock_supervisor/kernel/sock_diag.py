@@ -119,6 +119,22 @@ def accepted(endpoints: Collection[TcpEndpoint]) -> dict[TcpEndpoint, int] | Non
     return _count(endpoints, "local", open_only=True)
 
 
+def listeners(port: int) -> set[int]:
+    """The inodes of TCP sockets that listen on the port, on whichever address. Empty as well if
+    the kernel does not answer."""
+    found: set[int] = set()
+    try:
+        for family in _INET:
+            request = _inet_request(family, socket.IPPROTO_TCP, _TCP_LISTEN)
+            for row in _dump(request + _port_filter({port}, "local"), _INET_ROW.size):
+                sport, *_, inode = _INET_ROW.unpack_from(row)
+                if int.from_bytes(sport, "big") == port:
+                    found.add(inode)
+    except OSError as error:
+        _log.debug("the kernel does not tell about listening sockets: %s", error)
+    return found
+
+
 def _count(
     endpoints: Collection[TcpEndpoint], side: Side, *, open_only: bool
 ) -> dict[TcpEndpoint, int] | None:

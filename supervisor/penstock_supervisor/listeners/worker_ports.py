@@ -2,8 +2,9 @@
 
 Owns the search. A port that is found is not bound here. Its worker binds it a moment later, and
 again after every restart; until then every program can take it. So the search avoids the ports
-that the kernel uses for outgoing connections, and those that this run has already assigned. The
-assignment itself is kept elsewhere (`resources`).
+that the kernel uses for outgoing connections, and those that this run has already assigned. Before
+each start of a worker its port is tried again (`is_free`). The assignment itself is kept elsewhere
+(`resources`).
 """
 
 import errno
@@ -16,6 +17,7 @@ from typing import Final
 from penstock_proxy.net.address import Address
 from penstock_supervisor.config.model import Service
 from penstock_supervisor.errors import StartError
+from penstock_supervisor.kernel.listening_processes import describe_holder
 
 WORKER_HOST: Final = "127.0.0.1"
 _EPHEMERAL_RANGE_FILE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -73,12 +75,22 @@ def free_ports(
     for port in (*candidates[start:], *candidates[:start]):
         if len(ports) == count:
             break
-        if port not in taken and _is_free(port):
+        if port not in taken and is_free(port):
             ports.append(port)
     if len(ports) < count:
         where = f"{port_range[0]}-{port_range[1]}" if port_range else "the whole machine"
-        raise StartError(f"{key}: {where} has {len(ports)} free ports and {count} are needed")
+        raise StartError(
+            f"{key}: {where} has {len(ports)} free ports and {count} are needed"
+            f"{_first_holder(candidates, taken)}"
+        )
     return ports
+
+
+def _first_holder(candidates: Sequence[int], taken: Collection[int]) -> str:
+    for port in candidates:
+        if port not in taken and not is_free(port):
+            return f"; {describe_holder(port)} has port {port}"
+    return ""
 
 
 def _safe_ports(needed: int) -> Sequence[int]:
@@ -104,7 +116,7 @@ def _ephemeral_range() -> tuple[int, int]:
         return 32_768, 60_999
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     """Is it free on all addresses? A program may ignore HOST and bind to all of them."""
     for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         try:

@@ -34,7 +34,13 @@ class SnapshotCollector:
         self._worker_watch = worker_watch
 
     async def take(
-        self, deadline_s: float, *, uptime_s: float, ready: bool, stopping: bool
+        self,
+        deadline_s: float,
+        *,
+        uptime_s: float,
+        ready: bool,
+        stopping: bool,
+        log_lines_lost: int,
     ) -> Snapshot:
         """Describe the run now. Children have `deadline_s` seconds to answer STATS."""
         children = tuple(self._slots.children())
@@ -47,6 +53,7 @@ class SnapshotCollector:
             uptime_s=uptime_s,
             ready=ready,
             stopping=stopping,
+            log_lines_lost=log_lines_lost,
             covered=frozenset(self._slots.covered),
             silent=self._worker_watch.silent(),
             listener_fds=self._resources.listener_fds(),

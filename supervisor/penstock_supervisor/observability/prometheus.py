@@ -114,6 +114,8 @@ TABLE: Final = (
     Metric("penstock_accept_queue_dropped_total", "counter",
            "Connections that waited at a worker's socket when it had to be closed.",
            ("service",)),
+    Metric("penstock_log_lines_lost_total", "counter",
+           "Lines of the run's own log, and of its programs, that could not be written.", ()),
     Metric("penstock_tls_certificate_not_after_timestamp_seconds", "gauge",
            "Until when a certificate is good, in seconds since 1970, by its first name.",
            ("service", "name")),
@@ -290,6 +292,7 @@ class _SnapshotMetrics(Collector):
             for name, value in values.items():
                 if value is not None:
                     self._add(name, labels, value)
+        self._add("penstock_log_lines_lost_total", (), snapshot.log_lines_lost)
         for service, count in snapshot.dropped.items():
             self._add("penstock_accept_queue_dropped_total", (service,), count)
 

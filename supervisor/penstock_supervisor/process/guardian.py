@@ -30,10 +30,8 @@ def _update(groups: set[int], line: str) -> None:
 
 
 def main() -> None:
-    # A terminal or a service manager sends these to all processes, and so also to this one.
-    # Only the end of the pipe counts.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    # The supervisor starts it with all signals ignored that a terminal, a service manager or a
+    # mistake may send to all processes. Only the end of the pipe counts.
     groups: set[int] = set()
     for line in sys.stdin:
         _update(groups, line)

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import select
+import signal
 import subprocess
 import sys
 from asyncio import AbstractEventLoop, TimerHandle
@@ -21,7 +22,7 @@ from typing import Final
 import penstock_proxy
 import penstock_worker
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.process import guardian
+from penstock_supervisor.process import child_signals, guardian
 from penstock_supervisor.process.privileges import UNCHANGED, Privileges, inaccessible_part
 from penstock_supervisor.process.restart_policy import RestartPolicy
 
@@ -33,6 +34,8 @@ _REQUIRED_FILES: Final = (
     ),
 )
 """Files that proxies and workers need. They may be in a home directory that others cannot enter."""
+_IGNORED: Final = child_signals.HARMLESS | {signal.SIGINT, signal.SIGTERM, signal.SIGPIPE}
+"""Signals that a mistake may send to the guardian. It must live until we have ended."""
 _EXIT_TIMEOUT_S: Final = 5.0
 _BACKOFF_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 10.0
@@ -156,9 +159,15 @@ class Guardian:
         fd = self.fileno()
         if fd is None:
             return
-        with suppress(OSError):
-            # EPIPE: it died. The next one gets all ids.
+        try:
             os.write(fd, line.encode())
+        except BlockingIOError:
+            # It does not read, so it is stopped or stuck. The next one gets all ids.
+            assert self._process is not None
+            self._process.kill()
+        except OSError:
+            # EPIPE: it died.
+            return
 
 
 def _spawn_guardian(privileges: Privileges) -> subprocess.Popen[bytes]:
@@ -170,6 +179,7 @@ def _spawn_guardian(privileges: Privileges) -> subprocess.Popen[bytes]:
     error_read, error_write = os.pipe()
 
     def before_exec() -> None:
+        child_signals.reset(ignored=_IGNORED)
         # Popen reports only that this function failed, so the reason goes through a pipe.
         try:
             privileges.apply()
@@ -184,18 +194,19 @@ def _spawn_guardian(privileges: Privileges) -> subprocess.Popen[bytes]:
                 raise PermissionError
 
     try:
-        # Unbuffered: a line in our memory would be lost when we are killed.
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-E", guardian.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            bufsize=0,
-            cwd="/",
-            # Empty, because every process of that user can read it.
-            env={},
-            start_new_session=True,
-            preexec_fn=before_exec,  # noqa: PLW1509
-        )
+        with child_signals.all_blocked():
+            # Unbuffered: a line in our memory would be lost when we are killed.
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-E", guardian.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                bufsize=0,
+                cwd="/",
+                # Empty, because every process of that user can read it.
+                env={},
+                start_new_session=True,
+                preexec_fn=before_exec,  # noqa: PLW1509
+            )
     except subprocess.SubprocessError as error:
         os.close(error_write)
         error_write = -1

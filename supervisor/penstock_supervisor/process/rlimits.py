@@ -8,13 +8,20 @@ above it, so children get the limit that we inherited.
 import resource
 from typing import Final
 
+from penstock_supervisor.errors import StartError
+
 _INHERITED: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
-def raise_to_hard() -> None:
-    """Raise our soft limit to the hard limit."""
+def raise_to_hard(needed: int) -> None:
+    """Raise our soft limit to the hard limit. StartError: that is less than what is needed."""
     _, hard = _INHERITED
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise StartError(
+            f"the limit of open files is {hard}, and this run needs {needed}: "
+            f"raise it with ulimit -n {needed}, or LimitNOFILE={needed} for systemd"
+        )
 
 
 def restore() -> None:

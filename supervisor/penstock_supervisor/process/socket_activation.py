@@ -10,12 +10,13 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple
+from signal import Signals
+from typing import Final, Literal, NamedTuple
 
 from penstock_supervisor.process.privileges import UNCHANGED, Privileges
 from penstock_worker.contract import LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_START
 
-_MIN_HIGH_FD: Final = 64
+MIN_HIGH_FD: Final = 64
 """The lowest descriptor number that is never one of the passed sockets."""
 
 
@@ -36,6 +37,16 @@ class ExecSpec(NamedTuple):
     """The name of each of them in LISTEN_FDNAMES."""
     privileges: Privileges = UNCHANGED
     """Its user and capabilities."""
+    blocked_signals: frozenset[Signals] = frozenset()
+    """Signals that are blocked when it starts."""
+    name: str = ""
+    """Its name in messages."""
+    stop_signal: Signals = Signals.SIGTERM
+    """What asks it to end."""
+    stop_to: Literal["leader", "group"] = "group"
+    """Who gets that: the process itself, or what it started as well."""
+    stop_s: float = 0.0
+    """After its own end, how long may go on what it started."""
 
 
 @contextmanager
@@ -58,7 +69,7 @@ def exec_with_sockets(spec: ExecSpec) -> None:
     Popen would exec with an environment that was made before the fork, but LISTEN_PID is known
     only now. So we exec here. If that fails, Popen's exec fails in the same way, and reports it.
     """
-    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _MIN_HIGH_FD) for fd in spec.listen]
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, MIN_HIGH_FD) for fd in spec.listen]
     for number, fd in enumerate(copies, LISTEN_START):
         os.dup2(fd, number, inheritable=True)
     inheritable = {*range(3), *range(LISTEN_START, LISTEN_START + len(copies)), *spec.inherited}
@@ -80,7 +91,7 @@ def exec_with_sockets(spec: ExecSpec) -> None:
 def dup_high(fd: int) -> int:
     """Copy a descriptor to a number that no passed socket gets; the caller closes it."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _MIN_HIGH_FD)
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, MIN_HIGH_FD)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

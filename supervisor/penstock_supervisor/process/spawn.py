@@ -4,11 +4,11 @@ Owns the kernel's side of a child: its pid, its process group, its pipes and its
 not know why a child is started, or what follows from its exit. Only this module and the one that
 starts the guardian use subprocess.
 
-Every child leads a session and a process group of its own. So a signal reaches everything that
-it started, and a Ctrl-C in the terminal reaches only the supervisor. If the supervisor dies,
-PR_SET_PDEATHSIG kills the child, and the guardian kills what the child started. The event loop
-watches a pidfd for the exit: SIGCHLD has one handler for the whole process, and signals can be
-lost.
+Every child leads a session and a process group of its own. So a Ctrl-C in the terminal reaches
+only the supervisor, and what a child started is found when the child has ended (`remaining_group`).
+If the supervisor dies, PR_SET_PDEATHSIG kills the child, and the guardian kills what the child
+started. The event loop watches a pidfd for the exit: SIGCHLD has one handler for the whole
+process, and signals can be lost.
 """
 
 import ctypes
@@ -20,10 +20,13 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from signal import Signals
 from typing import Final, NamedTuple
 
-from penstock_supervisor.process import rlimits
+from penstock_supervisor.kernel import process_groups
+from penstock_supervisor.process import child_signals, rlimits
 from penstock_supervisor.process.reaper import Guardian
+from penstock_supervisor.process.remaining_group import RemainingGroup
 from penstock_supervisor.process.socket_activation import (
     ExecSpec,
     exec_with_sockets,
@@ -77,11 +80,21 @@ class Process:
         loop: AbstractEventLoop,
         guardian: Guardian,
         on_exit: Callable[[Exit], None],
+        on_group_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """SpawnError: there is no such program, or it cannot be executed."""
+        """SpawnError: there is no such program, or it cannot be executed.
+
+        `on_group_end` is called after `on_exit`, if what the child had started lived longer.
+        """
+        self._spec = spec
         self._loop = loop
         self._guardian = guardian
         self._on_exit = on_exit
+        self._on_group_end = on_group_end
+        self._deadline: float | None = None
+        """When the time ends that it was given to stop."""
+        self._group_has_signal = False
+        self._remaining: RemainingGroup | None = None
         self._popen = _popen(spec, guardian)
         guardian.add(self.pid)
         self.stdout = None if self._popen.stdout is None else _detach_fd(self._popen.stdout)
@@ -94,21 +107,65 @@ class Process:
     def pid(self) -> int:
         return self._popen.pid
 
-    def signal(self, number: signal.Signals) -> None:
+    @property
+    def has_remaining_group(self) -> bool:
+        """It has ended, and something that it had started has not."""
+        return self._remaining is not None
+
+    def stop(self, within_s: float) -> None:
+        """Ask it to end. What it started has until the same deadline, and is then killed."""
+        self._deadline = self._loop.time() + within_s
+        if self._spec.stop_to == "leader":
+            self.signal_leader(self._spec.stop_signal)
+        else:
+            self._group_has_signal = True
+            self.signal(self._spec.stop_signal)
+
+    def signal(self, number: Signals) -> None:
         """Signal the whole group."""
         if self._popen.returncode is None:
             # Until it is reaped, no other process can have its pid.
-            with suppress(ProcessLookupError):
+            with suppress(OSError):
                 os.killpg(self.pid, number)
+
+    def signal_leader(self, number: Signals) -> None:
+        """Signal the child alone, and not what it started."""
+        if self._popen.returncode is None:
+            with suppress(OSError):
+                os.kill(self.pid, number)
+
+    def shorten_group(self, within_s: float) -> None:
+        """What is left of its group has no longer than this."""
+        if self._remaining is not None:
+            self._remaining.shorten(self._loop.time() + within_s)
+
+    def kill_group(self) -> None:
+        """Kill what is left of its group, after its exit."""
+        if self._remaining is not None:
+            self._remaining.kill()
 
     def _on_pidfd_readable(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        # Kill the rest of its group now: after it was reaped, another process may have the id.
-        self.signal(signal.SIGKILL)
-        self._guardian.remove(self.pid)
         code = self._popen.wait()
+        if process_groups.exists(self.pid):
+            deadline = self._deadline
+            self._remaining = RemainingGroup(
+                self._loop,
+                self.pid,
+                self._spec.name,
+                self._loop.time() + self._spec.stop_s if deadline is None else deadline,
+                self._group_ended,
+                None if self._group_has_signal else signal.SIGTERM,
+            )
+        else:
+            self._guardian.remove(self.pid)
         self._on_exit(Exit(code, None) if code >= 0 else Exit(None, -code))
+
+    def _group_ended(self) -> None:
+        self._remaining = None
+        self._guardian.remove(self.pid)
+        self._on_group_end()
 
 
 def _detach_fd(pipe: object) -> int:
@@ -123,6 +180,8 @@ def _popen(spec: ExecSpec, guardian: Guardian) -> subprocess.Popen[bytes]:
     parent, guardian_fd = os.getpid(), guardian.fileno()
 
     def before_exec() -> None:
+        # SIGPIPE is ignored until the write to the guardian.
+        child_signals.reset(ignored={signal.SIGPIPE}, blocked=spec.blocked_signals)
         rlimits.restore()
         spec.privileges.apply()
         # After it, because a change of user clears the death signal.
@@ -131,18 +190,16 @@ def _popen(spec: ExecSpec, guardian: Guardian) -> subprocess.Popen[bytes]:
         if os.getppid() != parent:
             os._exit(1)
         # The child announces its group first of all, so that the guardian always knows it.
-        # Without a guardian the parent will tell the next one. Popen has restored SIGPIPE,
-        # which must not kill us here.
+        # Without a guardian, or if it does not read, the parent will tell the next one.
         if guardian_fd is not None:
-            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-            with suppress(BrokenPipeError):
+            with suppress(BrokenPipeError, BlockingIOError):
                 os.write(guardian_fd, b"+%d\n" % os.getpid())
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if spec.listen:
             exec_with_sockets(spec)
 
     try:
-        with reserve_numbers(spec.listen):
+        with reserve_numbers(spec.listen), child_signals.all_blocked():
             return subprocess.Popen(
                 spec.argv,
                 stdin=subprocess.DEVNULL,
@@ -163,17 +220,16 @@ def _popen(spec: ExecSpec, guardian: Guardian) -> subprocess.Popen[bytes]:
 
 
 def _spawn_error(spec: ExecSpec, error: Exception) -> SpawnError:
-    directory = spec.directory
-    if directory is not None and not Path(directory).is_dir():
-        return SpawnError("directory", f'"{directory}": no such directory')
-    if directory is not None and isinstance(error, OSError) and error.filename == directory:
-        return SpawnError("directory", f'"{directory}": {_reason(error)}')
+    if (at_fault := _faulty_directory(spec.directory, error)) is not None:
+        return at_fault
     if isinstance(error, subprocess.SubprocessError):
         return SpawnError("user", f"cannot run as {spec.privileges.name}")
     name = f'"{spec.argv[0]}"'
     if isinstance(error, FileNotFoundError):
+        if error.filename == os.devnull:
+            return SpawnError("command", f"{os.devnull}: {_reason(error)}")
         # A script with a missing interpreter fails with the same error as a missing script.
-        if "/" in spec.argv[0] and Path(directory or ".", spec.argv[0]).exists():
+        if "/" in spec.argv[0] and Path(spec.directory or ".", spec.argv[0]).exists():
             return SpawnError("command", f"{name}: the interpreter in its first line is missing")
         return SpawnError("command", f"{name}: no such program")
     if isinstance(error, PermissionError):
@@ -183,6 +239,27 @@ def _spawn_error(spec: ExecSpec, error: Exception) -> SpawnError:
         return SpawnError("command", f"{name}: not a program (no #! line?)")
     temporary = isinstance(error, OSError) and error.errno in _SHORTAGES
     return SpawnError("command", f"{name}: {_reason(error)}", temporary=temporary)
+
+
+def _faulty_directory(directory: str | None, error: Exception) -> SpawnError | None:
+    """The error if the working directory is at fault."""
+    if directory is None:
+        if _has_working_directory():
+            return None
+        return SpawnError("directory", "the directory that the run was started in is deleted")
+    if not Path(directory).is_dir():
+        return SpawnError("directory", f'"{directory}": no such directory')
+    if isinstance(error, OSError) and error.filename == directory:
+        return SpawnError("directory", f'"{directory}": {_reason(error)}')
+    return None
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:

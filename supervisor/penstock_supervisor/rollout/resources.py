@@ -7,30 +7,39 @@ proxy. Must not know which children run.
 See docs/decisions/0007-supervisor-owns-listeners.md.
 """
 
+import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from penstock_supervisor.children import plan
 from penstock_supervisor.children.plan import ChildPlan, Slot, WorkerContext
 from penstock_supervisor.config.loader import default_run_dirs
 from penstock_supervisor.config.model import Config, Service
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.listeners import resolver
+from penstock_supervisor.kernel.listening_processes import describe_holder
 from penstock_supervisor.listeners.control_socket import ControlSocket, UnsafeDirectoryError
 from penstock_supervisor.listeners.listener import Listener
 from penstock_supervisor.listeners.service_listeners import ServiceListeners
-from penstock_supervisor.listeners.worker_ports import choose_addresses, spare_address
+from penstock_supervisor.listeners.worker_ports import choose_addresses, is_free, spare_address
 from penstock_supervisor.process import log_files, privileges
-from penstock_supervisor.process.socket_activation import dup_high
+from penstock_supervisor.process.socket_activation import MIN_HIGH_FD, dup_high
+from penstock_supervisor.process.spawn import SpawnError
 
 if TYPE_CHECKING:
     from penstock_proxy.config import ProxyConfig
     from penstock_proxy.net.address import Address
+
+_FIXED_FDS: Final = 24
+"""Standard streams, the event loop, the guardian, the admin port, the control socket."""
+_CHILD_FDS: Final = 5
+"""Its pidfd, its channel and two pipes; one to spare."""
+_HIGH_FDS: Final = 6
+"""The copies of a worker's sockets that are open while it is started."""
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -42,10 +51,12 @@ class Resources:
         self,
         config: Config,
         environment: Mapping[str, str],
+        upstreams: "Mapping[str, list[Address]]",
         *,
         stdout: int,
         python: str = sys.executable,
     ) -> None:
+        """`upstreams` are their resolved addresses, by service."""
         self.config = config
         self.services = {service.name: service for service in config.services}
         self.listeners: dict[str, ServiceListeners] = {}
@@ -57,15 +68,19 @@ class Resources:
         """Of our own programs: the proxies and the guardian."""
         user = self.privileges.identity
         self._environment = dict(environment) if user is None else user.environment(environment)
+        self._upstreams = upstreams
         self._python = python
+        self._directory = _working_directory(config)
         self._stack = ExitStack()
         try:
             self._open()
             self._stdout = dup_high(stdout)
             self._stack.callback(os.close, self._stdout)
             self.hand_over_logs()
-        except BaseException:
+        except BaseException as error:
             self._stack.close()
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise StartError(f"cannot open all that is needed: {error.strerror}") from None
             raise
 
     def _open(self) -> None:
@@ -80,7 +95,6 @@ class Resources:
         self.control = _open_control_socket(self.config)
         if self.control is not None:
             self._stack.callback(self.control.close)
-        self._upstreams = resolver.resolve(self.config.services)
         self.addresses = choose_addresses(self.config.services, self._used_ports())
 
     def close(self) -> None:
@@ -139,15 +153,45 @@ class Resources:
 
     def worker_plan(self, service: Service, slot: int) -> ChildPlan:
         own = self.addresses[service.name][slot] if service.has_ports else None
+        return self._worker_plan(service, slot, own)
+
+    def _worker_plan(self, service: Service, slot: int, own: "Address | None") -> ChildPlan:
         context = WorkerContext(
             environment=self._environment,
             python=self._python,
+            directory=self._directory,
             service_address=self.listeners[service.name].address,
             stdout=self._stdout,
             proxies=self.config.proxies,
             privileges=self.privileges._replace(no_new_privileges=self.config.no_new_privileges),
         )
         return plan.worker_plan(service, slot, own, context)
+
+    def with_free_port(self, before: ChildPlan, taken: Collection[int]) -> ChildPlan:
+        """The plan, with another port if somebody has taken its own meanwhile.
+
+        The ports in `taken` are not used. SpawnError: no other port is free.
+        """
+        own = before.address
+        if own is None or is_free(own.port):
+            return before
+        service = self.services[before.service]
+        holder = describe_holder(own.port)
+        try:
+            address = spare_address(service, self._used_ports() | set(taken))
+        except StartError as error:
+            text = f"port {own.port} of {before.name} is taken by {holder}, and {error}"
+            raise SpawnError("worker_ports", text, temporary=True) from None
+        _log.warning(
+            "%s: its port %d is taken by %s; it gets %d",
+            before.name,
+            own.port,
+            holder,
+            address.port,
+        )
+        if self.addresses[service.name][before.slot] == own:
+            self.addresses[service.name][before.slot] = address
+        return self._worker_plan(service, before.slot, address)
 
     def listener_fds(self) -> int:
         """How many listening sockets the supervisor has open."""
@@ -172,6 +216,34 @@ class Resources:
             listening.append(self.admin.address)
         workers = [address for addresses in self.addresses.values() for address in addresses]
         return {address.port for address in (*listening, *workers) if not address.path}
+
+
+def descriptors_needed(config: Config) -> int:
+    """How many descriptors the supervisor has open at the most, with some to spare."""
+    proxied = any(service.has_proxy for service in config.services)
+    proxies = config.proxies if proxied else 0
+    count = _FIXED_FDS + _CHILD_FDS * proxies
+    for service in config.services:
+        links = 2 * proxies if service.scheme == "handoff" else 0
+        listeners = service.workers if service.scheme == "reuseport" else max(1, proxies)
+        workers = service.workers if service.has_program else 0
+        count += listeners + workers * (_CHILD_FDS + links)
+    return max(count, MIN_HIGH_FD + _HIGH_FDS + proxies)
+
+
+def _working_directory(config: Config) -> str | None:
+    """Where programs are started. By its path: a deployment may have put another directory there
+    when a worker is started again. StartError: it is deleted, and a program is started there."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        for service in config.services:
+            if service.has_program and not Path(service.directory or ".").is_absolute():
+                raise StartError(
+                    f"service.{service.name}.directory: the directory that this was started in is "
+                    "deleted; name another one, or change to one that exists"
+                ) from None
+    return None
 
 
 def _open_control_socket(config: Config) -> ControlSocket | None:

@@ -57,6 +57,7 @@ class Running:
 
     links = inodes = ()
     speaks_protocol = has_channel = True
+    has_remaining_group = False
     ready_at: float | None = None
     spawned_at = 0.0
 

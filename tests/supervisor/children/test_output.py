@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_supervisor.children.output import MAX_LINE, Capture, Output, split_lines
+from penstock_worker.telemetry.log_writer import LogWriter
 
 
 class BufferWriter:
@@ -18,24 +19,29 @@ class BufferWriter:
 
     def __init__(self) -> None:
         self.text = b""
+        self.offered = b""
         self.full = False
 
     def write(self, lines: bytes) -> None:
         self.text += lines
 
+    def offer(self, lines: bytes) -> None:
+        self.offered += lines
+
 
 class Pipe:
     """The child's end of a pipe, and the capture at the other end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, can_wait: bool = True) -> None:
         reading_end, self.theirs = os.pipe()
         os.set_blocking(reading_end, False)
         os.set_blocking(self.theirs, False)
         self.written = BufferWriter()
         self.closed: list[Capture] = []
         self.capture = Capture(
-            asyncio.get_running_loop(), reading_end, b"web/0 | ", self.written, self.closed.append
-        )
+            asyncio.get_running_loop(), reading_end, b"web/0 | ", self.written, self.closed.append,
+            can_wait=can_wait,
+        )  # fmt: skip
 
     def send(self, data: bytes) -> None:
         os.write(self.theirs, data)
@@ -200,3 +206,29 @@ async def test_names_are_coloured_on_a_terminal_only() -> None:
     assert b"\x1b[36mweb/0 |\x1b[0m good" in shown
     assert b"\x1b[33mweb/1 |\x1b[0m good" in shown
     assert to.read()[1] == b"web/0 | bad\n"
+
+
+async def test_a_child_that_must_not_wait_is_read_although_the_queue_is_full() -> None:
+    pipe = Pipe(can_wait=False)
+    pipe.written.full = True
+    pipe.send(b"one\n")
+    await until(lambda: pipe.written.offered == b"web/0 | one\n")
+    pipe.send(b"two\n")
+    await until(lambda: pipe.written.offered.endswith(b"web/0 | two\n"))
+    assert pipe.written.text == b""
+    pipe.end()
+    pipe.capture.close()
+
+
+async def test_a_writer_that_others_use_as_well_stays_open() -> None:
+    reader, writer = os.pipe()
+    shared = LogWriter(writer)
+    output = Output(asyncio.get_running_loop(), stdout=writer, stderr=shared)
+    shared.offer(b"before\n")
+    output.close()
+    shared.offer(b"after\n")
+    shared.close()
+    assert os.read(reader, 100) == b"before\nafter\n"
+    assert output.lines_lost == 0
+    os.close(reader)
+    os.close(writer)

@@ -21,6 +21,7 @@ from tests.support.descriptors import descriptors
 
 from penstock_proxy.net.address import Address
 from penstock_supervisor.children.readiness import (
+    is_held_by_other,
     listening_addresses,
     retry_delays,
     until_it_accepts,
@@ -225,3 +226,26 @@ async def test_an_inherited_socket_does_not_count_as_a_port_that_the_program_ope
 
 def test_an_ended_process_waits_for_no_socket() -> None:
     assert not waits_for_socket(2**22 + 1, 1)
+
+
+def test_the_port_of_an_older_stranger_does_not_make_a_program_ready() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        address = Address("127.0.0.1", ours.getsockname()[1])
+        # A moment later, as /proc tells it: in ticks.
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True
+        )
+        try:
+            assert is_held_by_other(address, child.pid)
+            with pytest.raises(TimeoutError):
+                asyncio.run(asyncio.wait_for(until_it_accepts(address, child.pid), 0.5))
+            # Our own port is no stranger's to ourselves, and neither to a parent of ours.
+            assert not is_held_by_other(address, os.getpid())
+            assert not is_held_by_other(address, os.getppid())
+        finally:
+            child.kill()
+            child.wait()
+
+
+def test_a_port_that_nobody_has_is_not_held_by_another() -> None:
+    assert not is_held_by_other(Address("127.0.0.1", 1), os.getpid())

@@ -7,6 +7,7 @@ Covers `cli/run` and `logging_setup`.
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configurations that would have been run."""
     configs: list[Config] = []
 
-    async def run(config: Config, *, quiet: bool) -> int:
+    async def run(config: Config, _log: object, *, quiet: bool) -> int:
         assert not quiet
         configs.append(config)
         return 0
 
     monkeypatch.setattr(sys.modules["penstock_supervisor.cli.run"], "_run", run)
-    monkeypatch.setattr(logging_setup, "set_up", lambda _verbosity: None)
+    monkeypatch.setattr(logging_setup, "log_thread", nullcontext)
     return configs
 
 
@@ -223,7 +224,7 @@ def test_check_reads_every_file_and_fails_if_one_is_invalid(
 def test_a_failed_start_is_one_line_and_exit_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def run(_config: Config, *, quiet: bool) -> int:
+    async def run(_config: Config, _log: object, *, quiet: bool) -> int:
         assert quiet
         raise click.ClickException("cannot listen on 127.0.0.1:80: permission denied")
 

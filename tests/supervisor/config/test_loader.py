@@ -21,6 +21,7 @@ from penstock_supervisor.config.loader import (
     Upstream,
     inherited_environment,
     load,
+    run_dir_of,
 )
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -168,3 +169,30 @@ def test_every_shipped_configuration_file_is_accepted(
     made.private_key_pem.write_to_path(tmp_path / "key.pem")
     monkeypatch.chdir(tmp_path)
     assert load(path, {}).services
+
+
+@pytest.mark.parametrize(
+    ("text", "run_dir", "problem"),
+    [
+        ('run_dir = "/run/x"\n[service.web]\n', "/run/x", ""),
+        ("[service.web]\nworkers = 9999\n", None, ""),
+        ("run_dir = 5\n", None, ""),
+        ('run_dir = "/run/x"\n[service.web\n', "/run/x", "line 2, column 13: "),
+        ("run_dir = '/run/x'\nadmin = \n", "/run/x", "line 2, column 9: "),
+        ('admin = \n[service.web]\nrun_dir = "/no"\n', None, "line 1, column 9: "),
+        ('# run_dir = "/no"\nadmin = \n', None, "line 2, column 9: "),
+    ],
+)
+def test_the_run_dir_of_a_broken_file_is_found(
+    tmp_path: Path, text: str, run_dir: str | None, problem: str
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    found, why = run_dir_of(path)
+    assert found == run_dir
+    assert why.startswith(f"{path}: {problem}") if problem else why == ""
+
+
+def test_a_file_that_is_gone_has_no_run_dir(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    assert run_dir_of(path) == (None, f"{path}: No such file or directory")

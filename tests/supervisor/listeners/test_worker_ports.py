@@ -1,5 +1,7 @@
 """Ports for workers are free, and unlikely to be taken by others."""
 
+import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -61,9 +63,10 @@ def test_a_range_that_is_too_small_is_one_clear_line(taken: socket.socket) -> No
     port = taken.getsockname()[1]
     with pytest.raises(StartError) as failure:
         free_ports(2, (port, port), (), key="service.web.worker_ports", random_below=always_first)
-    assert (
-        str(failure.value)
-        == f"service.web.worker_ports: {port}-{port} has 0 free ports and 2 are needed"
+    assert re.fullmatch(
+        rf"service.web.worker_ports: {port}-{port} has 0 free ports and 2 are needed; "
+        rf".+ \(pid {os.getpid()}\) has port {port}",
+        str(failure.value),
     )
 
 
@@ -96,6 +99,6 @@ def test_a_worker_never_gets_the_port_of_a_listener_that_does_not_listen_yet() -
             {"name": "web", "listen": "127.0.0.1:0", "command": ["a"], "workers": 1,
              "worker_ports": f"{port}-{port}"}
         )  # fmt: skip
-        assert worker_ports._is_free(port)
+        assert worker_ports.is_free(port)
         with pytest.raises(StartError, match=f"{port}-{port} has 0 free ports and 1 are needed"):
             choose_addresses((web,), {listener.address.port})

@@ -46,7 +46,7 @@ async def test_a_signal_reaches_the_whole_group(guardian: Guardian) -> None:
     await until(lambda: is_gone(grandchild))
 
 
-async def test_processes_that_a_child_leaves_behind_are_killed(guardian: Guardian) -> None:
+async def test_processes_that_a_child_leaves_behind_are_killed_at_last(guardian: Guardian) -> None:
     run = Run(guardian, *shell("trap '' TERM; sleep 1000 >/dev/null 2>&1 & echo $!"))
     grandchild = int(await run.line())
     assert await run.ended() == Exit(0, None)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 
@@ -28,15 +29,23 @@ class Run:
         *argv: str,
         inherited: tuple[int, ...] = (),
         listen: tuple[int, ...] = (),
+        **more: Any,
     ) -> None:
+        """`more` are other fields of its `ExecSpec`."""
         self.exits: list[Exit] = []
+        self.groups_ended = 0
         # A supervisor that got sockets itself must not pass these variables on.
         environment = {**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "7"}
-        program = ExecSpec(argv, environment, inherited=inherited, listen=listen, fd_name="web")
+        program = ExecSpec(
+            argv, environment, inherited=inherited, listen=listen, fd_name="web", **more
+        )
         loop = asyncio.get_running_loop()
-        self.process = Process(program, loop, guardian_, self.exits.append)
+        self.process = Process(program, loop, guardian_, self.exits.append, self._group_ended)
         assert self.process.stdout is not None
         self.stdout = self.process.stdout
+
+    def _group_ended(self) -> None:
+        self.groups_ended += 1
 
     async def ended(self) -> Exit:
         await until(lambda: bool(self.exits))

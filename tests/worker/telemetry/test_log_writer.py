@@ -305,3 +305,26 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
             log_writer.reopen()
             log_writer.write(b"one\n")
     assert descriptors() == before
+
+
+def test_own_messages_have_room_beyond_the_bound_and_what_is_lost_is_reported(
+    pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = pipe
+    with LogWriter(writer, bound=len(LINE), on_capacity=lambda: None) as log_writer:
+        # More than the pipe and the room for own messages take.
+        for _ in range(40_000):
+            log_writer.offer(LINE)
+        assert log_writer.dropped
+        log_writer.write(LINE)
+        kept = 40_001 - log_writer.dropped
+        assert read_until(reader, kept * len(LINE)).count(LINE) == kept
+        eventually(lambda: "lines of this log were lost: nobody has read" in caplog.text)
+        assert f"{log_writer.dropped} lines" in caplog.text
+
+
+def test_the_thread_gets_no_signals() -> None:
+    with open(os.devnull, "wb") as null, LogWriter(null.fileno()) as log_writer:  # noqa: PTH123
+        thread = log_writer._thread
+        status = Path(f"/proc/self/task/{thread.native_id}/status")
+        eventually(lambda: "SigBlk:\t0000000000000000" not in status.read_text())

@@ -26,6 +26,9 @@ _TYPES: Final = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM}
 class ListenError(Exception):
     """Why there is no socket to serve, in one line."""
 
+    in_use = False
+    """Another process has the port. At the next start it may be free, or another port is given."""
+
 
 class Source(NamedTuple):
     """A socket that connections come from, or datagrams."""
@@ -96,12 +99,12 @@ def own_port(
     try:
         return _bound(host, port, _TYPES[kind])
     except (OSError, UnicodeError) as error:
-        raise ListenError(f"cannot listen on {shown}: {_reason(error)}") from error
+        raise _cannot_listen(shown, error) from error
 
 
 def listen_error(sock: socket.socket, error: OSError) -> ListenError:
     """The error for a bound socket that cannot listen: another process listens already."""
-    return ListenError(f"cannot listen on {address(sock)}: {_reason(error)}")
+    return _cannot_listen(address(sock), error)
 
 
 def address(sock: socket.socket) -> str:
@@ -136,6 +139,12 @@ def _bound(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
         raise
     sock.setblocking(False)
     return sock
+
+
+def _cannot_listen(shown: str, error: OSError | UnicodeError) -> ListenError:
+    failure = ListenError(f"cannot listen on {shown}: {_reason(error)}")
+    failure.in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    return failure
 
 
 def _reason(error: OSError | UnicodeError) -> str:

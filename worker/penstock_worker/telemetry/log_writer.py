@@ -5,14 +5,20 @@ written. Must not know what the lines contain.
 
 A thread writes, because `write` blocks for as long as a pipe's reader sleeps or a disk is busy, and
 epoll always reports a regular file as ready. The queue has a bound, because it takes memory. At
-the bound there are two policies, by what the lines are worth. Lines that come with traffic (an
+the bound there are three policies, by what the lines are worth. Lines that come with traffic (an
 access log) are dropped and counted. Lines whose source can wait (a child's output) are all
-accepted: the caller stops reading while `full`, until `on_capacity` is called.
+accepted: the caller stops reading while `full`, until `on_capacity` is called. A process' own
+messages (`offer`) cannot wait: they have some room of their own beyond the bound, and what does not
+fit is counted, and reported when the writer works again.
+
+The thread blocks all signals. They are for the thread of the event loop, and a write to the
+terminal of a background job would otherwise be interrupted by SIGTTOU for ever.
 """
 
 import logging
 import os
 import select
+import signal
 import stat
 import threading
 from collections import deque
@@ -25,6 +31,8 @@ _log: Final = logging.getLogger("penstock.log_writer")
 
 BOUND: Final = 8 << 20
 """Bytes that may wait. At 300 a line, about as much as a busy second."""
+_OWN_ROOM: Final = 1 << 20
+"""Bytes beyond the bound for a process' own messages."""
 _BATCH_SIZE: Final = 256 << 10
 _ATOMIC_SIZE: Final = select.PIPE_BUF
 """A write to a pipe of up to this size is atomic, even if several processes write to it."""
@@ -50,7 +58,8 @@ class LogWriter:
         self._fd = _open(target) if isinstance(target, str) else target
         self._shared = _is_shared(self._fd)
         self._bound = bound
-        self._on_capacity = on_capacity
+        self.on_capacity = on_capacity
+        """It can be set by whoever uses the writer for lines that can wait."""
         self._condition = threading.Condition()
         # All below is guarded by `_condition`.
         self._queue: deque[bytes | None] = deque()
@@ -59,6 +68,8 @@ class LogWriter:
         """Bytes in the queue or being written."""
         self._caller_paused = False
         self._dropped = 0
+        self._lost = 0
+        """Lines of `offer` that were lost and are not reported yet."""
         self._closing = False
         self._aborted = False
         # The thread's own.
@@ -76,6 +87,10 @@ class LogWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def fileno(self) -> int:
+        """The descriptor that it writes to now."""
+        return self._fd
+
     @property
     def dropped(self) -> int:
         """Lines that were lost."""
@@ -88,13 +103,25 @@ class LogWriter:
     def write(self, lines: bytes) -> None:
         """Queue whole lines, each with its newline. Never blocks."""
         with self._condition:
-            overflows = self._on_capacity is None and self._waiting + len(lines) > self._bound
+            overflows = self.on_capacity is None and self._waiting + len(lines) > self._bound
             if self._closing or overflows:
                 self._dropped += _count_lines(lines)
                 return
             self._queue.append(lines)
             self._waiting += len(lines)
             self._caller_paused = self._caller_paused or self._waiting >= self._bound
+            self._condition.notify()
+
+    def offer(self, lines: bytes) -> None:
+        """Queue whole lines of the process' own, or drop and count them. Never blocks."""
+        with self._condition:
+            if self._closing or self._waiting + len(lines) > self._bound + _OWN_ROOM:
+                count = _count_lines(lines)
+                self._dropped += count
+                self._lost += count
+                return
+            self._queue.append(lines)
+            self._waiting += len(lines)
             self._condition.notify()
 
     def reopen(self) -> None:
@@ -127,6 +154,7 @@ class LogWriter:
     # The writing thread.
 
     def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while (batch := self._take()) is not None:
             if not batch:
                 self._open_anew()
@@ -161,10 +189,10 @@ class LogWriter:
             room = self._caller_paused and self._waiting <= self._bound // 2
             if room:
                 self._caller_paused = False
-        if room and self._on_capacity is not None:
+        if room and (on_capacity := self.on_capacity) is not None:
             # The caller's event loop may have been closed before this thread.
             with suppress(RuntimeError):
-                self._on_capacity()
+                on_capacity()
 
     def _write(self, batch: bytes) -> None:
         start = 0
@@ -178,9 +206,13 @@ class LogWriter:
         except OSError as error:
             self._fail(error, batch[start:])
             return
+        with self._condition:
+            lost, self._lost = self._lost, 0
         if self._is_failing:
             self._is_failing = False
             _log.warning("%s: writing again; %d lines were lost", self._name, self._dropped)
+        elif lost:
+            _log.warning("%d lines of this log were lost: nobody has read %s", lost, self._name)
 
     def _write_piece(self, piece: bytes) -> int:
         view = memoryview(piece)
