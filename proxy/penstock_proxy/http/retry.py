@@ -137,7 +137,7 @@ class RetryState(Attempts):
         self.may_reconnect = False
         """The worker that closed a kept connection may be asked again if there is no other."""
         self.new_connection_only = False
-        """Reuse no idle connection any more: one had ended unnoticed."""
+        """Reuse no idle connection any more: one had ended, or an attempt must not be wasted."""
 
     def decide(
         self, failure: Failure, fault: Fault, *, idempotent: bool, repeatable: bool
@@ -164,9 +164,9 @@ class RetryState(Attempts):
         self.executions += 1
         self._executed_by += ((member, member.generation),)
         self.last_fault = fault
-        # Workers that were tried in vain may be tried again: this one has had its turn since.
         self.may_reconnect = failure is Failure.STALE
-        self.new_connection_only = self.new_connection_only or failure is Failure.STALE
+        # The end of a kept connection may look like another execution.
+        self.new_connection_only = True
         if fault in _ENDED:
             self._may_be_replaced_until = now + _REPLACED_S
 
