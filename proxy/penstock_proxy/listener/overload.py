@@ -202,7 +202,7 @@ class Overload(AdmissionControl):
     def _places(self) -> int:
         """What `max_connections` leaves."""
         limit = self._service.config.max_connections
-        return limit - self._connection_count() if limit else eviction.MAX_ENDED
+        return max(0, limit - self._connection_count()) if limit else eviction.MAX_ENDED
 
     def _end_spare_upstreams(self, wanted: int) -> int:
         """End idle connections to workers; returns how many.

@@ -58,7 +58,7 @@ class OverloadLog:
         self._next = now + EVERY_S
         if any(evicted.values()):
             _log.info(
-                "%s: ended %d idle connections, and %d without a request, to make room",
+                "%s: connections ended to make room: %d idle, %d without a request",
                 self._service,
                 evicted["idle"],
                 evicted["no_request"],

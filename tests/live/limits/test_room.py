@@ -271,4 +271,4 @@ def test_idle_clients_of_a_worker_that_accepts_them_keep_nobody_out(
     run.until(lambda: run.connect("web", OTHER).ask(LAST).status == 200)
     served.send(REST)
     assert served.answer().status == 200
-    run.until(lambda: "without a request, to make room" in run.err)
+    run.until(lambda: "connections ended to make room: " in run.err)

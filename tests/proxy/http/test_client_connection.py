@@ -210,3 +210,30 @@ def test_an_early_response_to_a_body_ends_with_a_lingering_close(harness: Harnes
     assert harness.worker.lost
     harness.advance(3.0)
     assert client.lost
+
+
+def test_a_client_that_does_not_take_the_end_of_its_answer_is_cut_in_time(
+    harness: Harness,
+) -> None:
+    client = harness.client()
+    client.send(GET)
+    client.full = True
+    harness.worker.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    assert harness.connections[0].exchange is None
+    harness.advance(29.0)
+    assert not client.lost
+    harness.advance(2.0)
+    assert client.lost
+
+
+def test_a_client_that_takes_the_end_of_its_answer_late_is_kept_alive(harness: Harness) -> None:
+    client = harness.client()
+    client.send(GET)
+    client.full = True
+    harness.worker.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    harness.advance(20.0)
+    client.unstall()
+    harness.advance(74.0)
+    assert not client.lost
+    harness.advance(2.0)
+    assert client.lost

@@ -166,3 +166,33 @@ def test_a_connection_that_was_reset_behind_its_response_is_not_kept(
     assert client.received() == OK
     assert harness.service.connections.take(harness.service.pool.members[0], harness.now) is None
     assert not harness.service.connections._idle.get(0)
+
+
+def test_a_connection_is_not_used_beyond_its_own_keep_alive_timeout(harness: Harness) -> None:
+    first, other = harness.client(), harness.client()
+    first.send(GET)
+    other.send(GET)
+    long_lived, short_lived = harness.network.wires
+    long_lived.send(KEEPS.replace(b"=5", b"=50"))
+    # It is idle behind the first one, which is the oldest.
+    short_lived.send(KEEPS)
+    harness.now += 6.0
+    assert served(harness, first, GET) == 2
+    assert short_lived.lost
+    assert not long_lived.lost
+
+
+def test_the_oldest_idle_connections_of_all_workers_are_ended_first(harness: Harness) -> None:
+    harness.build(workers=3)
+    clients = [harness.client() for _ in range(6)]
+    for client in clients:
+        client.send(GET)
+    wires = list(harness.network.wires)
+    for wire in (wires[4], wires[0], wires[2], wires[3], wires[5], wires[1]):
+        wire.send(OK)
+        harness.now += 1.0
+    assert harness.service.connections.end_oldest(3) == 3
+    harness.loop.run()
+    assert [wire.lost for wire in wires] == [True, False, True, False, True, False]
+    assert harness.service.connections.end_oldest(10) == 3
+    assert harness.service.connections.end_oldest(1) == 0

@@ -563,6 +563,22 @@ def test_a_connection_that_was_routed_to_a_full_service_takes_the_place_of_an_id
     runner.run(main())
 
 
+def test_a_connection_that_was_routed_away_makes_room_for_one_that_waits(
+    runner: asyncio.Runner,
+) -> None:
+    async def main() -> None:
+        harness = Harness(listening_socket(), max_connections=1)
+        harness.service.client_accepted()
+        harness.connect()
+        await harness.until(lambda: harness.counters.pauses["max_connections"])
+        harness.service.filter_chain.connection_routed("")
+        # No tick is needed.
+        await harness.until(lambda: harness.counters.connections == 2)
+        await harness.close()
+
+    runner.run(main())
+
+
 # -- connections per client
 
 

@@ -35,7 +35,7 @@ def test_what_was_ended_and_refused_is_told_at_once_and_then_in_sums(
     log.tick(EVERY_S)
     log.tick(EVERY_S + 1)
     assert caplog.messages == [
-        "web: ended 1 idle connections, and 0 without a request, to make room",
-        "web: ended 9 idle connections, and 9 without a request, to make room",
+        "web: connections ended to make room: 1 idle, 0 without a request",
+        "web: connections ended to make room: 9 idle, 9 without a request",
         "web: refused 18 that had waited too long to be accepted",
     ]

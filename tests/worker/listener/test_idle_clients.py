@@ -125,4 +125,4 @@ def test_what_was_ended_is_in_the_log(worker: Worker, caplog: pytest.LogCaptureF
     worker.connected(4)
     worker.end(2)
     worker.end(1)
-    assert caplog.messages == ["ended 2 connections without a request, to make room"]
+    assert caplog.messages == ["connections ended to make room: 2"]

@@ -78,7 +78,7 @@ class IdleClients:
     def _report(self, ended: int, now: float) -> None:
         self._ended += ended
         if self._ended and now >= self._log_at:
-            _log.warning("ended %d connections without a request, to make room", self._ended)
+            _log.warning("connections ended to make room: %d", self._ended)
             self._ended, self._log_at = 0, now + _LOG_INTERVAL_S
 
 
