@@ -234,6 +234,7 @@ class Exchange(UpstreamRequest):
         client = self.client
         service = client.service
         service.fd_budget.upstreams -= 1
+        service.relays.pop(self, None)
         self.received += half.received
         self.sent += half.sent
         if half.outcome != NO_FAULT:

@@ -17,9 +17,11 @@ import struct
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Final, Protocol
 
+from penstock_proxy.errors import STOP_TIMEOUT
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_proxy.net.transport import Transport
+from penstock_proxy.service.context import RelayOwner
 
 NO_FAULT: Final = "ok"
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -102,7 +104,7 @@ class WorkerHalf(_Half):
         self.client.half_closed(error, "worker_reset")
 
 
-class DuplexOwner(Protocol):
+class DuplexOwner(RelayOwner, Protocol):
     """What a duplex needs of its owner. An object, because a closure takes more memory."""
 
     def duplex_closed(self, half: "ClientHalf") -> None:
@@ -217,6 +219,16 @@ class ClientHalf(_Half):
             self.timers.arm_in(self, _FLUSH_TIMEOUT_S)
         else:
             remaining.abort()
+
+    def cut(self) -> bool:
+        """The time to finish is over: reset both connections. An end of file would look as if the
+        last message were complete."""
+        if self.outcome == NO_FAULT:
+            self.outcome = STOP_TIMEOUT.kind
+        self.reset_on_close()
+        self.worker.reset_on_close()
+        self.abort()
+        return True
 
     def abort(self) -> None:
         """Abort both connections; what is unsent is lost."""
