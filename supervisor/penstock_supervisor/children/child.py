@@ -12,13 +12,13 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from penstock_proxy.messages import DRAIN
 from penstock_supervisor.children import diagnosis
 from penstock_supervisor.children.events import EventName
 from penstock_supervisor.children.lifecycle import Command, Lifecycle, LifecycleEvent, State
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.running import ProcessCallbacks, Running, Spawn
 from penstock_supervisor.children.slot_history import SlotHistory
+from penstock_supervisor.children.stop_times import stop_message
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.process.spawn import Exit, SpawnError
@@ -71,6 +71,7 @@ class Child:
 
     _postponed = False
     """The last start failed because the supervisor lacked descriptors or memory."""
+    _stops_at_once = False
 
     def __init__(
         self,
@@ -156,6 +157,14 @@ class Child:
             self.stop_s = min(self.stop_s, at_most_s)
         self._handle(LifecycleEvent.STOP)
 
+    def stop_at_once(self, within_s: float) -> None:
+        """As `stop`, but it waits for nothing that it serves; also if it is stopping already."""
+        self.stop_s, self._stops_at_once = within_s, True
+        if self.state is State.STOPPING:
+            self._terminate()
+            self._arm_timer(within_s)
+        self._handle(LifecycleEvent.STOP)
+
     def stop_now(self) -> None:
         """Kill it."""
         self._handle(LifecycleEvent.STOP_NOW)
@@ -206,8 +215,7 @@ class Child:
     # Commands.
 
     def _spawn(self) -> None:
-        self._why, self._reason, self._no_restart = "", "", False
-        self._postponed = False
+        self._why, self._reason, self._no_restart, self._postponed = "", "", False, False
         callbacks = ProcessCallbacks(
             self._on_exit, self._on_message, self._on_disconnect, self._on_ready
         )
@@ -232,13 +240,9 @@ class Child:
         self._after_exit(f"{self.name} could not be started: {self._why}")
 
     def _terminate(self) -> None:
-        if self.plan.role == "proxy" and self.has_channel:
-            self.send({"cmd": DRAIN})
-        else:
+        message = stop_message(self.plan, self.stop_s, at_once=self._stops_at_once)
+        if not self.send(message) or self.plan.role != "proxy":
             self.signal(signal.SIGTERM)
-
-    def _kill(self) -> None:
-        self.signal(signal.SIGKILL)
 
     def _arm_timer(self, delay_s: float) -> None:
         self._cancel_timer()
@@ -267,10 +271,10 @@ class Child:
             self._handle(LifecycleEvent.READY)
         elif command == contract.FAILED:
             self._no_restart = True
-            self._why = _truncated(message.get("reason", "it does not say why"))
+            self._why = str(message.get("reason", "it does not say why"))[:_MAX_REASON]
         elif command == contract.RETIRE:
-            reason, traceback = message.get("reason", ""), message.get("traceback", "")
-            self._on_retire(_truncated(reason), _truncated(traceback))
+            text, traceback = message.get("reason", ""), message.get("traceback", "")
+            self._on_retire(str(text)[:_MAX_REASON], str(traceback)[:_MAX_REASON])
         else:
             self._observer.message_received(self, message, handle)
             return
@@ -380,10 +384,10 @@ class Child:
         self._handle(LifecycleEvent.EXITED)
 
 
-_EXECUTE: Final[dict[Command, Callable[[Child], None]]] = {
+_EXECUTE: Final[dict[Command, Callable[[Child], object]]] = {
     Command.SPAWN: Child._spawn,
     Command.TERMINATE: Child._terminate,
-    Command.KILL: Child._kill,
+    Command.KILL: lambda child: child.signal(signal.SIGKILL),
     Command.ARM_START: lambda child: child._arm_timer(child.plan.start_s),
     Command.ARM_KILL: lambda child: child._arm_timer(child.stop_s),
     Command.ARM_BACKOFF: lambda child: child._arm_timer(child._backoff_s),
@@ -392,7 +396,3 @@ _EXECUTE: Final[dict[Command, Callable[[Child], None]]] = {
     Command.LEAVE: lambda child: child._observer.left(child),
     Command.GIVE_UP: Child._give_up,
 }
-
-
-def _truncated(text: object) -> str:
-    return str(text)[:_MAX_REASON]

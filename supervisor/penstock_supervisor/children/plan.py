@@ -12,7 +12,7 @@ No I/O, no clock: ports, the environment and the interpreter's path are argument
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -66,6 +66,8 @@ class ChildPlan:
     """Its user and capabilities; None: the supervisor's own."""
     start_s: float
     stop_s: float
+    service_stop_s: Mapping[str, float] = field(default_factory=dict)
+    """Of a proxy: the time to stop of each service."""
     restart: Restart
 
     @property
@@ -135,6 +137,7 @@ def proxy_plan(
     privileges: "Privileges | None" = None,
 ) -> ChildPlan:
     """The plan of a proxy, which serves all services. `listeners` are descriptors to inherit."""
+    stop_s = {one.name: one.timeouts.stop for one in config.services if one.has_proxy}
     return ChildPlan(
         role="proxy",
         service="",
@@ -145,7 +148,8 @@ def proxy_plan(
         inherited_fds=tuple(listeners),
         privileges=privileges,
         start_s=PROXY_START_S,
-        stop_s=max(service.timeouts.stop for service in config.services if service.has_proxy),
+        stop_s=max(stop_s.values()),
+        service_stop_s=stop_s,
         restart=PROXY_RESTART,
     )
 
