@@ -22,6 +22,7 @@ from typing import Final
 from penstock_worker.handoff.receiver import LinkReceiver
 from penstock_worker.listener.acceptor import Acceptor
 from penstock_worker.listener.sources import Source
+from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.net.stream import Stream, adopt
 from penstock_worker.telemetry.counters import RequestCounters
@@ -36,7 +37,7 @@ ProtocolFactory = Callable[[bool], asyncio.Protocol]
 class Connection(Stream):
     """A connection that a protocol serves. `on_close` is called when its transport closes it."""
 
-    __slots__ = ("_on_close", "link", "probe")
+    __slots__ = ("_number", "_on_close", "link", "probe")
 
     def __init__(
         self,
@@ -48,10 +49,17 @@ class Connection(Stream):
         probe: bool,
     ) -> None:
         super().__init__(fd, family)
+        self._number = fd
+        """Kept when a transport has taken the descriptor."""
         self._on_close: Callable[[Connection], None] | None = on_close
         self.link = link
         """The link that it came over, whose proxy is told of its end; or _NO_LINK."""
         self.probe = probe
+
+    def reset_on_close(self) -> None:
+        """When it is closed, its client sees a reset and not an end. From any thread."""
+        if self._on_close is not None:
+            reset_on_close(self._number)
 
     def close(self) -> None:
         super().close()
@@ -140,6 +148,11 @@ class Connections:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_REQUEST_S):
                     await self._all_closed.wait()
+
+    def reset_on_close(self) -> None:
+        """From now on, whoever closes the open connections resets them. From any thread."""
+        for connection in tuple(self._open):
+            connection.reset_on_close()
 
     def close(self) -> None:
         """Close the sources. Connections that are open stay their protocols'."""
