@@ -225,6 +225,7 @@ class Worker:
     def _report_cut(self, count: int) -> None:
         self._supervisor.counters.cut += count
         if not self._supervisor.send({"cmd": contract.CUT, "count": count}):
+            self._status = _EXIT_BROKEN
             self._write_error(f"penstock_worker: {count} requests were cut\n")
 
     def _on_disconnect(self) -> None:

@@ -46,7 +46,8 @@ def test_under_handoff_a_worker_counts_requests_and_no_connections(
     assert clients.exchange(client)
     metrics = served.stats()
     assert set(metrics["series"]) == {
-        "penstock_requests_total", "penstock_request_duration_seconds"
+        "penstock_requests_total", "penstock_request_duration_seconds",
+        "penstock_connection_errors_total",
     }  # fmt: skip
     assert metrics["fds"]["channel"] == 2
 
