@@ -26,6 +26,8 @@ from penstock_proxy.service.context import RelayOwner
 NO_FAULT: Final = "ok"
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on with a time of zero: close sends a reset."""
+_HALF_CLOSED_S: Final = 1.0
+"""For a client to close its side too, when the process stops."""
 _FLUSH_TIMEOUT_S: Final = 30.0
 """When one side is gone, the other is aborted after this time without taking a byte."""
 
@@ -219,6 +221,15 @@ class ClientHalf(_Half):
             self.timers.arm_in(self, _FLUSH_TIMEOUT_S)
         else:
             remaining.abort()
+
+    def close_if_worker_ended(self) -> None:
+        """The process stops: close both connections if the worker has ended its side, the client
+        has got that, and nothing has come since. A WebSocket client that leaves it to the server
+        to close would hold the stop."""
+        if self.worker.at_eof and self.last_active + _HALF_CLOSED_S < self.timers.now:
+            for transport in (self.transport, self.worker.transport):
+                if transport is not None:
+                    transport.close()
 
     def cut(self) -> bool:
         """The time to finish is over: reset both connections. An end of file would look as if the

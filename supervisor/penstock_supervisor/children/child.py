@@ -161,7 +161,8 @@ class Child:
         """As `stop`, but it waits for nothing that it serves; also if it is stopping already."""
         self.stop_s, self._stops_at_once = within_s, True
         if self.state is State.STOPPING:
-            self._terminate()
+            # Not another TERM: it may have removed its handler by now, to exit.
+            self.send(stop_message(self.plan, within_s, at_once=True))
             self._arm_timer(within_s)
         self._handle(LifecycleEvent.STOP)
 

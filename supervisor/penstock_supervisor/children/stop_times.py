@@ -18,9 +18,9 @@ from penstock_worker import contract
 AT_ONCE_S: Final = 1.0
 """For a child that has to leave at once: to cut what is open, and to clean up."""
 _PROXY_SHARE: Final = 0.1
-_PROXY_LEAST_S: Final = 1.0
+_PROXY_LEAST_S: Final = 2.0
 _WORKER_SHARE: Final = 0.05
-_WORKER_LEAST_S: Final = 0.5
+_WORKER_LEAST_S: Final = 1.0
 """Of a short time at most a half and a quarter are kept for the end."""
 
 

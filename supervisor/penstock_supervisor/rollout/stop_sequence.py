@@ -63,10 +63,7 @@ class StopSequence:
         """A child reports that it has cut what had not ended in time."""
         if isinstance(count, int) and count > 0:
             self._cut += count
-            _log.warning(
-                "%s: %d requests or connections had not ended in time and were cut",
-                child.name, count,
-            )  # fmt: skip
+            _log.warning("%s: the time to finish is over; cut: %d", child.name, count)
 
     def at_once(self) -> None:
         """Wait for nothing any more: cut what is open."""
@@ -101,7 +98,7 @@ class StopSequence:
             lambda: all(child.at_rest for child in self._slots.children())
         )
         if self._cut:
-            _log.warning("stopped; %d requests or connections were cut", self._cut)
+            _log.warning("stopped; requests and connections that were cut: %d", self._cut)
         else:
             _log.info("stopped")
 

@@ -22,7 +22,7 @@ from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.servers.app_loader import AppLoadError
-from penstock_worker.servers.asgi_limits import IdleConnections, limit_heads
+from penstock_worker.servers.asgi_limits import IdleConnections, is_http, limit_heads
 from penstock_worker.servers.asgi_websockets import App, Message, Receive, Send, WebSockets
 from penstock_worker.servers.unavailable import LEAVING
 from penstock_worker.telemetry.counters import STOP_TIMEOUT
@@ -109,7 +109,7 @@ class AsgiServer:
         """Wait until requests have finished, and what the application does after them."""
         state = self._server.server_state
         for connection in tuple(state.connections):
-            if _is_http(connection):
+            if is_http(connection):
                 connection.shutdown()
         while state.connections or state.tasks:  # noqa: ASYNC110 -- uvicorn sets no event
             await asyncio.sleep(_POLL_S)
@@ -214,17 +214,12 @@ class _ObservedResponse:
         return self._send(message)
 
 
-def _is_http(connection: Any) -> bool:
-    """Is it HTTP, and was it not upgraded?"""
-    return hasattr(connection, "cycle")
-
-
 def _cut(connection: Any, *, answers: bool) -> bool:
     """End a connection of uvicorn's. True: something was in flight. `answers`: a request without
     a response gets 503; behind a proxy it has had its answer."""
     transport = connection.transport
-    cycle = connection.cycle if _is_http(connection) else None
-    if _is_http(connection):
+    cycle = connection.cycle if is_http(connection) else None
+    if is_http(connection):
         if cycle is None or cycle.response_complete:
             transport.close()
             return False
