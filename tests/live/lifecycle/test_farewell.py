@@ -78,29 +78,3 @@ def test_requests_are_served_while_websockets_are_told_of_the_end(
     websocket.answer_close(1001)
     assert run.ended() == 0
     assert (tmp_path / "cleaned-0").exists()
-
-
-def test_an_upgrade_that_comes_after_the_notice_is_closed_as_well(
-    penstock: "Penstock", tmp_path: "Path"
-) -> None:
-    stopping_programs.write(tmp_path)
-    for kind in KINDS:
-        (tmp_path / kind).mkdir()
-        stopping_programs.write(tmp_path / kind)
-        run = penstock(app=f"{kind}:app", workers=1, timeouts=NEVER, folder=tmp_path / kind)
-        # The head of its request is under way when the notice comes.
-        first, late = WebSocket(run), run.connect()
-        late.send(b"GET /ws HTTP/1.1\r\nHost: x\r\n")
-        run.look()
-        run.process.terminate()
-        assert first.close_code() == 1001
-        late.send(
-            b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )
-        head = late.head()
-        assert head.startswith(b"HTTP/1.1 101 ")
-        assert late.exactly(4)[2:] == (1001).to_bytes(2)
-        late.close()
-        first.answer_close(1001)
-        assert run.ended() == 0

@@ -8,8 +8,8 @@
     /blocked begins a response, and then blocks the event loop
     /slow    a response when the file "go-on" is there
 
-Each request leaves a file "begun-PATH"; the clean-up leaves "cleaned-SLOT", and waits for ever where
-a file "hang-in-clean-up" is there, or fails where there is "fail-in-clean-up".
+Each request leaves a file "begun-PATH"; the clean-up leaves "cleaned-SLOT". It waits for ever
+where a file "hang-in-clean-up" is there, and fails where there is "fail-in-clean-up".
 """
 
 from pathlib import Path
