@@ -55,7 +55,8 @@ CLIENT_LIMIT: Final = Fault(
 )
 QUEUE_FULL: Final = Fault("queue_full", Side.PROXY, 503, "too many requests are waiting")
 QUEUE_TIMEOUT: Final = Fault("queue_timeout", Side.PROXY, 503, "no worker was free in time")
-STOPPING: Final = Fault("stopping", Side.PROXY, 503, "shutting down")
+STOP_TIMEOUT: Final = Fault("stop_timeout", Side.PROXY, 503, "shutting down")
+"""It had not ended when the time was over that a stop or a roll-out gives."""
 NO_DESCRIPTORS: Final = Fault(
     "no_descriptors", Side.PROXY, 503, "out of descriptors, memory or ports"
 )

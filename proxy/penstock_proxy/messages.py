@@ -17,7 +17,8 @@ supervisor → proxy
                                                 answered UNLINKED
     JOIN          service, slot, address | link the slot's process is ready: check it. It
                                                 listens there, or is at that link's end
-    DRAIN_WORKER  service, slot, seq            pick it no more; answered WORKER_DRAINED
+    DRAIN_WORKER  service, slot, seq, finish    pick it no more; answered WORKER_DRAINED. What it
+                                                still has is cut after `finish` seconds
     LEAVE         service, slot                 the slot's process is gone
     HOLD          service, slot, reason         the slot's process may hang: pick it no more, and
                                                 give to others what is on its way to it
@@ -29,7 +30,11 @@ supervisor → proxy
     STATS         seq                           answered: seq, metrics, pools
     PING                                        answered PONG: is it stuck?
     REOPEN                                      open log files anew
-    DRAIN                                       accept no more, finish, exit 0
+    DRAIN         finish, within                accept no more, finish, exit 0. What a service
+                                                still has after its seconds in `finish` (by
+                                                name) is cut, and after `within` seconds the
+                                                process exits. Said again: the earlier end
+                                                holds
 proxy → supervisor
     READY                                       configured; waits for ACCEPT
     FAILED        reason                        cannot start; then exit 78
@@ -41,11 +46,13 @@ proxy → supervisor
                                                 again. An error status is an answer
     STATS         seq, metrics, pools
     PONG
+    CUT           count                         so many requests and connections were cut, because
+                                                their time to finish was over
 """
 
 from typing import Final
 
-from penstock_worker.contract import FAILED, PING, PONG, READY, STATS
+from penstock_worker.contract import CUT, FAILED, PING, PONG, READY, STATS
 
 __all__ = [
     "ACCEPT",
@@ -53,6 +60,7 @@ __all__ = [
     "CHECKED",
     "CONFIGURE",
     "COVER",
+    "CUT",
     "DRAIN",
     "DRAIN_WORKER",
     "FAILED",

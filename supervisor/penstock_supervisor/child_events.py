@@ -57,6 +57,7 @@ class ChildEvents(ChildObserver[Child]):
         stats_poll: StatsPoll,
         events: Events,
         condition: Condition,
+        on_cut: Callable[[Child, object], None],
         fail: Callable[[str], bool],
         is_over: Callable[[], bool],
     ) -> None:
@@ -71,6 +72,7 @@ class ChildEvents(ChildObserver[Child]):
         self._stats_poll = stats_poll
         self._events = events
         self._condition = condition
+        self._on_cut = on_cut
         self._fail = fail
         self._is_over = is_over
 
@@ -131,7 +133,9 @@ class ChildEvents(ChildObserver[Child]):
     def _is_program_message(self, child: Child, message: Any) -> bool:
         """True if it is for the user's program. A message of our protocol is handled here."""
         command = message.get("cmd") if isinstance(message, dict) else None
-        if command == contract.STATS:
+        if command == contract.CUT:
+            self._on_cut(child, message.get("count"))
+        elif command == contract.STATS:
             self._stats_poll.answered(child, message)
         elif command == contract.UNCAUGHT:
             # The worker has logged it, and counts it.

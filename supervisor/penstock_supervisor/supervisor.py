@@ -1,9 +1,9 @@
 """A whole run: opens sockets, starts children, serves, stops.
 
-Owns the order of things (sockets before children; when stopping, proxies before workers), and
-the state of the whole: has it started, is it over, has it failed. `child` runs a single child,
-`children.plan` decides what it is started with, and `child_events` what follows from its
-reports.
+Owns the order of things when it starts (sockets before children), and the state of the whole: has
+it started, is it over, has it failed. `rollout.stop_sequence` has the order of the end. `child`
+runs a single child, `children.plan` decides what it is started with, and `child_events` what
+follows from its reports.
 
 Once a run has started, only a stop ends it. A child that cannot be kept alive is reported and
 tried again now and then, and the others serve. The exception is a run in which nothing can serve
@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
@@ -45,6 +46,7 @@ from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.resources import Resources, descriptors_needed
 from penstock_supervisor.rollout.rolling_restart import RollingRestart
+from penstock_supervisor.rollout.stop_sequence import StopSequence
 from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
@@ -98,6 +100,9 @@ class Supervisor:
         self._stats_poll = StatsPoll(self._events)
         self._condition = Condition()
         self._slots = Slots()
+        self._stop_sequence = StopSequence(
+            config.services, self._slots, self._condition, time.monotonic
+        )
         self._started_at = 0.0
         self._failure: StartError | None = None
         self._started = False
@@ -140,14 +145,16 @@ class Supervisor:
         return 0
 
     def stop(self, *, now: bool = False) -> None:
-        """Drain and stop. Called again, or with `now`: stop at once."""
+        """Drain and stop. Called again, or with `now`: cut what is open. Once more: kill."""
         if not self._stopping and not now:
-            longest = max(service.timeouts.stop for service in self.config.services)
-            _log.info("stopping: finishing what is served, at most %g s; again: at once", longest)
+            longest_s = self._stop_sequence.longest_s
+            _log.info("stopping: finishing what is served, at most %g s; again: at once", longest_s)
             self._stopping = True
         elif not self._stopping_now:
-            _log.warning("stopping at once")
+            _log.warning("stopping at once: cutting what is served")
             self._stopping = self._stopping_now = True
+            self._stop_sequence.at_once()
+        else:
             for child in self._slots.children():
                 child.stop_now()
         self._condition.notify()
@@ -293,6 +300,7 @@ class Supervisor:
             stats_poll=self._stats_poll,
             events=self._events,
             condition=self._condition,
+            on_cut=self._stop_sequence.was_cut,
             fail=self._fail,
             is_over=self._is_over,
         )
@@ -346,22 +354,11 @@ class Supervisor:
         return self._failure is None
 
     async def _stop_all(self) -> None:
-        """Stop the proxies first, because they need the workers for requests in flight."""
         self._rolling_restart.cancel()
         for listeners in self._resources.listeners.values():
             listeners.close()
         at_most_s = None if self._failure is None else _FAILED_START_STOP_S
-        self._proxies.stop(at_most_s)
-        if not self._failure:
-            for child in self._slots.workers():
-                if not self._resources.services[child.plan.service].has_proxy:
-                    child.stop(at_most_s)
-            await self._condition.wait_until(lambda: self._proxies.at_rest)
-        for child in self._slots.workers():
-            child.stop(at_most_s)
-        await self._condition.wait_until(
-            lambda: all(child.at_rest for child in self._slots.children())
-        )
+        await self._stop_sequence.run(self._proxies, at_most_s)
 
     @contextmanager
     def _stop_children_on_error(self) -> Iterator[None]:

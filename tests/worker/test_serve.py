@@ -3,7 +3,7 @@
 Real processes, one scenario each. The kernel picks the ports, so no two tests use the same.
 
 Covers `contract`, `runtime/supervisor_link` and `telemetry/loop_lag`.
-Covers `servers/aiohttp_server` and `servers/asgi_server`.
+Covers `servers/aiohttp_server`, `servers/asgi_server` and `servers/asgi_websockets`.
 """
 
 import contextlib
@@ -18,8 +18,18 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from tests.support.live import stopping_programs
 
-from penstock_worker.contract import CHANNEL_FD, EXIT_FAILED, FAILED, INTERNAL, ONLINE, STATS
+from penstock_worker.contract import (
+    CHANNEL_FD,
+    CUT,
+    EXIT_FAILED,
+    FAILED,
+    INTERNAL,
+    ONLINE,
+    STATS,
+    STOP,
+)
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Served
@@ -278,3 +288,47 @@ async def test_websockets_work_through_asgi(serve: Serve) -> None:
     ):
         await websocket.send_str("ä")
         assert await websocket.receive_str() == "ä"
+
+
+_UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("kind", stopping_programs.KINDS)
+def test_a_websocket_that_is_opened_after_the_notice_is_closed_as_well(
+    serve: Serve, tmp_path: Path, kind: str
+) -> None:
+    stopping_programs.write(tmp_path)
+    served = serve(f"{kind}:app")
+    port = served.port()
+    served.send({"cmd": STOP, "finish": 3600.0, "within": 3600.0})
+    # Until TERM it accepts: the notice alone closes nothing.
+    assert get(port) == (200, b"ok")
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as client:
+        client.sendall(_UPGRADE)
+        received = b""
+        while b"\x88" not in received.partition(b"\r\n\r\n")[2]:
+            piece = client.recv(1000)
+            assert piece, received
+            received += piece
+    assert received.startswith(b"HTTP/1.1 101 ")
+    assert b"\x03\xe9" in received, "1001: going away"
+    served.signal(signal.SIGTERM)
+    assert served.exit_status() == 0
+    assert list(tmp_path.glob("cleaned-*"))
+
+
+@pytest.mark.parametrize("kind", stopping_programs.KINDS)
+def test_a_worker_tells_how_much_it_cut_and_cleans_up(
+    serve: Serve, tmp_path: Path, kind: str
+) -> None:
+    stopping_programs.write(tmp_path)
+    served = serve(f"{kind}:app")
+    with request(served.port(), "/hang"):
+        until(lambda: (tmp_path / "begun-hang").exists())
+        served.send({"cmd": STOP, "finish": 0.0, "within": 3600.0})
+        assert served.receive() == {"cmd": CUT, "count": 1}
+        assert served.exit_status() == 0
+    assert list(tmp_path.glob("cleaned-*"))

@@ -71,6 +71,9 @@ UNCAUGHT: Final = INTERNAL + "UNCAUGHT"
 message; how many there were is in the answer to STATS."""
 PONG: Final = INTERNAL + "PONG"
 """{"cmd": PONG, "seq": int}, the answer to PING."""
+CUT: Final = INTERNAL + "CUT"
+"""{"cmd": CUT, "count": int}: so many requests and connections were still open when the time to
+finish was over, and were cut. Said once for each time that is over."""
 
 # Supervisor to child.
 PING: Final = INTERNAL + "PING"
@@ -79,6 +82,11 @@ PROBE: Final = INTERNAL + "PROBE"
 """{"cmd": PROBE} with a connected socket: a health check. Serve it like a client's."""
 LISTEN: Final = INTERNAL + "LISTEN"
 """{"cmd": LISTEN} with a listening socket: accept from this one too."""
+STOP: Final = INTERNAL + "STOP"
+"""{"cmd": STOP, "finish": seconds, "within": seconds}: SIGTERM will follow, at once or later. Until
+then the worker accepts, but tells those that would stay (WebSockets, event streams) that the end
+comes. What is open may take `finish` seconds more; then it is cut, and the program cleans up.
+What is left after `within` seconds is killed. If it is said again, the earlier end holds."""
 REOPEN: Final = INTERNAL + "REOPEN"
 """{"cmd": REOPEN}: open the access log again."""
 

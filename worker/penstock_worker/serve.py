@@ -46,6 +46,7 @@ from penstock_worker.listener.proxy_header import ProxyHeaders
 from penstock_worker.listener.sources import ListenError, Source
 from penstock_worker.net import trusted_proxies
 from penstock_worker.runtime import process_hooks, program_exit
+from penstock_worker.runtime.departure import Departure
 from penstock_worker.runtime.supervisor_link import SupervisorLink
 from penstock_worker.servers import app_loader
 from penstock_worker.servers.app_loader import AppLoadError, LoadError, Program
@@ -58,6 +59,8 @@ _KEPT: Final = frozenset(
 """Variables that a program may want to read. The others would mislead its child processes."""
 _ORPHAN_GRACE_S: Final = 2.0
 """For requests in flight to finish when the supervisor has died."""
+_ORPHAN_FINISH_S: Final = 1.5
+"""Then they are cut, so that nobody takes the end of the process for the end of a response."""
 _EXIT_BROKEN: Final = 1
 _EXIT_USAGE: Final = 2
 _log: Final = logging.getLogger("penstock.worker")
@@ -77,11 +80,21 @@ class Server(Protocol):
     def is_idle(self, protocol: asyncio.Protocol) -> bool:
         """Has it no request now, or only a part of one? False for a protocol of another kind."""
 
+    async def farewell(self) -> None:
+        """Run the program's own shutdown, and tell clients that would stay that the end comes.
+        Requests are still served."""
+
     def begin_drain(self) -> None:
         """From now on each response ends its connection."""
 
-    async def shutdown(self) -> None:
-        """Let requests in flight finish, and the program clean up; also after a failed start."""
+    async def finish(self) -> None:
+        """Return when nothing is in flight any more."""
+
+    def cut(self) -> int:
+        """End what is in flight, so that its clients see it. Returns how much that was."""
+
+    async def clean_up(self) -> None:
+        """Let the program clean up; also after a failed start. Its errors are passed on."""
 
 
 class Worker:
@@ -102,6 +115,7 @@ class Worker:
         self._limits = DirectLimits()
         self._write_error = write_error
         self._stopping = asyncio.Event()
+        self._departure = Departure(loop, self._stopping, self._report_cut)
         self._retired = False
         self._serves = False
         """READY was sent."""
@@ -111,6 +125,7 @@ class Worker:
         self._thread = threading.get_ident()
         self._proxy_headers: ProxyHeaders | None = None
         supervisor.on_disconnect = self._on_disconnect
+        supervisor.on_stop = self._departure.notice
         supervisor.attach(self._asked_to_retire)
 
     async def run(self, program: Program, source: Source) -> int:
@@ -130,12 +145,10 @@ class Worker:
             )
             self._supervisor.start(source, recorder)
             self._ready(source)
-            await self._stopping.wait()
-            server.begin_drain()
-            await connections.drain()
+            await self._departure.run(server, connections)
         finally:
             try:
-                await server.shutdown()
+                await server.clean_up()
             finally:
                 connections.close()
                 if self._proxy_headers is not None:
@@ -252,7 +265,14 @@ class Worker:
             os._exit(_EXIT_INTERRUPTED)
         self._stopping.set()
 
+    def _report_cut(self, count: int) -> None:
+        self._supervisor.counters.cut += count
+        if not self._supervisor.send({"cmd": contract.CUT, "count": count}):
+            self._status = _EXIT_BROKEN
+            self._write_error(f"penstock_worker: {count} requests were cut\n")
+
     def _on_disconnect(self) -> None:
+        self._departure.notice(_ORPHAN_FINISH_S, _ORPHAN_GRACE_S)
         self._stopping.set()
         self._loop.call_later(_ORPHAN_GRACE_S, os._exit, _EXIT_BROKEN)
 

@@ -8,6 +8,7 @@ import os
 from time import monotonic
 
 from penstock_proxy.balancing.pool import Member
+from penstock_proxy.errors import STOP_TIMEOUT
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.service.context import ServiceContext
 
@@ -86,9 +87,19 @@ class Pending:
         self._service.queue.remove(self)
         self._reject(self._service.no_worker().kind)
 
-    def _reject(self, reason: str) -> None:
+    def cut(self) -> bool:
+        """The time to finish is over, and no worker has taken it: close the connection."""
         service = self._service
-        service.timers.disarm(self)
-        service.counters.rejected[reason] += 1
+        service.queue.remove(self)
+        service.counters.errors[STOP_TIMEOUT.kind] += 1
+        self._close()
+        return True
+
+    def _reject(self, reason: str) -> None:
+        self._service.counters.rejected[reason] += 1
+        self._close()
+
+    def _close(self) -> None:
+        self._service.timers.disarm(self)
         os.close(self._fd)
         self._dispatcher.pending_closed()

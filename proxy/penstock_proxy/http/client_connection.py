@@ -19,6 +19,7 @@ from penstock_proxy.errors import (
     BAD_REQUEST,
     HEAD_TIMEOUT,
     HEAD_TOO_LARGE,
+    STOP_TIMEOUT,
     TARGET_TOO_LONG,
     Fault,
     RejectedError,
@@ -270,12 +271,17 @@ class ClientConnection(Downstream):
 
         `reset`: so that an HTTP/1.0 client does not take the end for the end of the body.
         """
-        if reset and (sock := self.transport.borrow()) is not None:
-            sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
-            self.transport.abort()
+        if reset:
+            self._reset()
         self.transport.break_off()
         self._closing = True
         self._close_within(self.service.timeouts.body)
+
+    def _reset(self) -> None:
+        """Close now, and reset the connection. What is unsent is lost, and the client sees it."""
+        if (sock := self.transport.borrow()) is not None:
+            sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
 
     def _close_within(self, seconds: float) -> None:
         self.service.timers.arm_in(self, seconds)
@@ -320,6 +326,22 @@ class ClientConnection(Downstream):
             self._end(linger=False)
         else:
             self._close_within(_STOPPING_HEAD_S)
+
+    def cut(self) -> bool:
+        """The time to finish is over: end what is open, and let the client see that it was cut."""
+        exchange = self.exchange
+        if exchange is not None:
+            if exchange.status == 101:
+                return False
+            exchange.fail(STOP_TIMEOUT, "its time to finish was over")
+        unsent = self.transport.get_write_buffer_size() > 0
+        if unsent:
+            # It does not read. A response that we have whole and it has not is cut as well.
+            self._reset()
+            self.service.counters.errors[STOP_TIMEOUT.kind] += exchange is None
+        elif exchange is None:
+            self.stop()
+        return unsent or exchange is not None
 
     def expired(self, now: float) -> None:
         if self._closing:

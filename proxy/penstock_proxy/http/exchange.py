@@ -239,6 +239,7 @@ class Exchange(UpstreamRequest):
         service = client.service
         service.fd_budget.upstreams -= 1
         service.counters.upstreams -= 1
+        service.relays.pop(self, None)
         self.received += half.received
         self.sent += half.sent
         if half.outcome != NO_FAULT:

@@ -42,6 +42,13 @@ class ClientHandle:
         """Serve no new requests: close an idle connection, let others finish."""
         raise NotImplementedError
 
+    def cut(self) -> bool:
+        """The time to finish is over: end what is open, and let the client see that it was cut.
+
+        True: a response was due. Connections that were upgraded are `relays`, and stay.
+        """
+        raise NotImplementedError
+
 
 class OpenClients:
     """The open connections."""

@@ -27,6 +27,7 @@ def join(client: Downstream, connection: WorkerConnection, owner: DuplexOwner) -
     half = ClientHalf(
         service.loop, service.counters, service.timers, service.timeouts.tunnel, owner
     )
+    service.relays[owner] = half
     half.transport, half.worker.transport = client.transport, connection.transport
     client.transport.set_protocol(half)
     connection.transport.set_protocol(half.worker)

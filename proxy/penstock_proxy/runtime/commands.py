@@ -6,7 +6,7 @@ the process starts and ends; a `CommandTarget` supplies everything that commands
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -34,8 +34,16 @@ class CommandTarget:
         """The process cannot start: report why, and exit."""
         raise NotImplementedError
 
-    def drain(self) -> None:
-        """Accept no more connections, finish what is in flight, exit."""
+    def drain(self, finish_s: Mapping[str, float], within_s: float) -> None:
+        """Accept no more connections, finish what is in flight, exit.
+
+        `finish_s`: by service, the seconds after which the rest is cut. `within_s`: the seconds
+        after which the process exits in any case.
+        """
+        raise NotImplementedError
+
+    def cut_worker(self, service: str, slot: int, finish_s: float) -> None:
+        """Cut what this process of a worker still has after `finish_s` seconds."""
         raise NotImplementedError
 
     def send(self, message: Message) -> None:
@@ -131,6 +139,7 @@ def _join(process: CommandTarget, message: Message) -> None:
 
 def _drain_worker(process: CommandTarget, message: Message) -> None:
     process.services[message["service"]].pool.drain(message["slot"])
+    process.cut_worker(message["service"], message["slot"], message["finish"])
     process.send({"cmd": messages.WORKER_DRAINED, "seq": message["seq"]})
 
 
@@ -144,6 +153,10 @@ def _hold(process: CommandTarget, message: Message) -> None:
 
 def _release(process: CommandTarget, message: Message) -> None:
     process.services[message["service"]].release_member(message["slot"])
+
+
+def _drain(process: CommandTarget, message: Message) -> None:
+    process.drain(message["finish"], message["within"])
 
 
 def _reopen(process: CommandTarget, _: Message) -> None:
@@ -170,5 +183,5 @@ _COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], None]]] = {
     messages.CERTIFICATE: _certificate,
     messages.PING: lambda process, _: process.send({"cmd": messages.PONG}),
     messages.REOPEN: _reopen,
-    messages.DRAIN: lambda process, _: process.drain(),
+    messages.DRAIN: _drain,
 }

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -26,6 +27,7 @@ from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TICK_S, TimerWheel
 from penstock_proxy.runtime import stats
 from penstock_proxy.runtime.commands import CommandTarget, carry_out
+from penstock_proxy.runtime.cuts import Cuts
 from penstock_proxy.runtime.scheduling import let_workers_finish
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.service.fd_budget import FdBudget
@@ -36,6 +38,8 @@ from penstock_worker.net import lingering_close
 from penstock_worker.telemetry.access_log import AccessLog, open_log
 
 _EXIT_SUPERVISOR_LOST: Final = 1
+_LAST_CLOSE_S: Final = 1.0
+"""After TERM, for clients to take what they were sent last, when the rest was cut."""
 
 _log = logging.getLogger("penstock.proxy")
 
@@ -55,6 +59,7 @@ class Proxy(CommandTarget):
         self._configured: asyncio.Future[None] = loop.create_future()
         self._finished: asyncio.Future[int] = loop.create_future()
         self._draining = False
+        self._cuts = Cuts(loop, self._report_cut)
         self._tick_due = 0.0
         self._lag_s = 0.0
 
@@ -136,13 +141,30 @@ class Proxy(CommandTarget):
         self.send({"cmd": messages.FAILED, "reason": reason})
         self._finish(EXIT_FAILED)
 
-    def drain(self) -> None:
-        """Accept no more connections, finish what is in flight, exit."""
+    def drain(self, finish_s: Mapping[str, float], within_s: float) -> None:
+        """Accept no more connections, finish what is in flight, exit.
+
+        `finish_s`: by service, the seconds after which the rest is cut. `within_s`: the seconds
+        after which the process exits in any case.
+        """
         if not self._draining:
             self._draining = True
             for service in self.services.values():
                 service.drain()
-            self._leave_when_empty()
+        for name, seconds in finish_s.items():
+            if name in self.services:
+                self._cuts.cut_service(self.services[name], seconds)
+        self._loop.call_later(within_s, self._finish, 0)
+        self._leave_when_empty()
+
+    def terminate(self) -> None:
+        """Somebody has sent TERM to this process: drain, within the times of the configuration."""
+        times = {name: one.timeouts.stop for name, one in self.services.items()}
+        self.drain(times, max(times.values(), default=0.0) + _LAST_CLOSE_S)
+
+    def cut_worker(self, service: str, slot: int, finish_s: float) -> None:
+        """Cut what this process of a worker still has after `finish_s` seconds."""
+        self._cuts.cut_worker(self.services[service], slot, finish_s)
 
     def supervisor_lost(self) -> None:
         """The channel to the supervisor has ended: exit."""
@@ -165,6 +187,10 @@ class Proxy(CommandTarget):
         """Send a message to the supervisor."""
         assert self._channel is not None
         self._channel.send(message)
+
+    def _report_cut(self, count: int) -> None:
+        self.send({"cmd": messages.CUT, "count": count})
+        self._leave_when_empty()
 
     def _report_rotation(self, service: str, member: Member, reason: str) -> None:
         self.send(
@@ -208,7 +234,7 @@ async def _serve(sock: Any) -> int:
     loop = asyncio.get_running_loop()
     proxy = Proxy(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, proxy.drain)
+        loop.add_signal_handler(number, proxy.terminate)
     supervisor = Channel(loop, sock, partial(carry_out, proxy), proxy.supervisor_lost)
     try:
         return await proxy.run(supervisor)

@@ -19,6 +19,7 @@ from penstock_proxy.balancing.probes import Probe, ProbeResult, with_proxy_heade
 from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.context import HttpContext
+from penstock_proxy.http.exchange import Exchange
 from penstock_proxy.listener.filter_chain import FilterChain
 from penstock_proxy.listener.listeners import Listeners, port_of
 from penstock_proxy.listener.overload import Overload
@@ -27,6 +28,7 @@ from penstock_proxy.net.connector import socket_address
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.service.fd_budget import FdBudget
+from penstock_proxy.tcp.duplex import ClientHalf
 from penstock_worker.telemetry.access_log import AccessLog
 
 _log = logging.getLogger("penstock.proxy")
@@ -201,6 +203,14 @@ class Service(HttpContext):
         ):
             self.pool.eject(worst.member, now, worst.description)
         self.overload.tick(now)
+        if self.stopping:
+            self._close_half_closed()
+
+    def _close_half_closed(self) -> None:
+        """End upgraded connections that their worker has ended."""
+        for owner, relay in tuple(self.relays.items()):
+            if isinstance(owner, Exchange) and isinstance(relay, ClientHalf):
+                relay.close_if_worker_ended()
 
     def _requests_by_member(self) -> dict[Member, int]:
         """The number of requests or connections of each worker since the start, failed or not."""

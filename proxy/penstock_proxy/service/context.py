@@ -9,7 +9,7 @@ how connections are accepted. All of them import this module, and it imports non
 import asyncio
 from collections.abc import Callable
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.balancing.queue import Queue, no_worker_fault, retry_after
@@ -27,6 +27,19 @@ from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.telemetry.access_log import AccessLog
 
 _PROXY_VERSIONS: Final = {"": 0, "v1": 1, "v2": 2}
+
+
+class RelayOwner(Protocol):
+    """Whoever counts and logs a relayed connection at its end."""
+
+    member: Member | None
+
+
+class Relay(Protocol):
+    """A relayed connection: its bytes are copied, and have no beginning and end that we know."""
+
+    def cut(self) -> bool:
+        """The time to finish is over: reset it, count and log it. True."""
 
 
 class ServiceContext:
@@ -56,6 +69,8 @@ class ServiceContext:
         self.error_log = ErrorLog(config.name, self.counters, log)
         self.retry_budget = RetryBudget(config.retries, timers.now)
         self.client_limit = ClientLimit(0)
+        self.relays: dict[RelayOwner, Relay] = {}
+        """Relayed connections that are open: in mode tcp, and after an upgrade."""
         self.queue = Queue(config.limits, config.timeouts.queue)
         self.addresses = {
             t.slot: socket_address(parse_address(t.address)) for t in config.targets if t.address

@@ -17,13 +17,17 @@ import struct
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Final, Protocol
 
+from penstock_proxy.errors import STOP_TIMEOUT
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_proxy.net.transport import Transport
+from penstock_proxy.service.context import RelayOwner
 
 NO_FAULT: Final = "ok"
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on with a time of zero: close sends a reset."""
+_HALF_CLOSED_S: Final = 1.0
+"""For a client to close its side too, when the process stops."""
 _FLUSH_TIMEOUT_S: Final = 30.0
 """When one side is gone, the other is aborted after this time without taking a byte."""
 
@@ -102,7 +106,7 @@ class WorkerHalf(_Half):
         self.client.half_closed(error, "worker_reset")
 
 
-class DuplexOwner(Protocol):
+class DuplexOwner(RelayOwner, Protocol):
     """What a duplex needs of its owner. An object, because a closure takes more memory."""
 
     def duplex_closed(self, half: "ClientHalf") -> None:
@@ -217,6 +221,25 @@ class ClientHalf(_Half):
             self.timers.arm_in(self, _FLUSH_TIMEOUT_S)
         else:
             remaining.abort()
+
+    def close_if_worker_ended(self) -> None:
+        """The process stops: close both connections if the worker has ended its side, the client
+        has got that, and nothing has come since. A WebSocket client that leaves it to the server
+        to close would hold the stop."""
+        if self.worker.at_eof and self.last_active + _HALF_CLOSED_S < self.timers.now:
+            for transport in (self.transport, self.worker.transport):
+                if transport is not None:
+                    transport.close()
+
+    def cut(self) -> bool:
+        """The time to finish is over: reset both connections. An end of file would look as if the
+        last message were complete."""
+        if self.outcome == NO_FAULT:
+            self.outcome = STOP_TIMEOUT.kind
+        self.reset_on_close()
+        self.worker.reset_on_close()
+        self.abort()
+        return True
 
     def abort(self) -> None:
         """Abort both connections; what is unsent is lost."""

@@ -10,7 +10,14 @@ from typing import Any
 
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.balancing.retry_budget import MAX_TRIED, Attempts
-from penstock_proxy.errors import CONNECT_TIMEOUT, QUEUE_FULL, REJECTED, Fault, Side
+from penstock_proxy.errors import (
+    CONNECT_TIMEOUT,
+    QUEUE_FULL,
+    REJECTED,
+    STOP_TIMEOUT,
+    Fault,
+    Side,
+)
 from penstock_proxy.net.connector import Connecting, connect, error_text, fault_of
 from penstock_proxy.net.socket_transport import adopt
 from penstock_proxy.net.timer_wheel import NEVER
@@ -67,6 +74,7 @@ class Session:
 
     def start(self) -> None:
         """Choose a worker, or join the queue if others wait already."""
+        self.service.relays[self] = self
         if self.service.queue:
             self._wait()
         else:
@@ -117,6 +125,7 @@ class Session:
         half = ClientHalf(
             service.loop, service.counters, service.timers, service.timeouts.tunnel, self
         )
+        service.relays[self] = half
         client, self._client = self._client, None
         # The worker's half first: it must be there before the client's first byte.
         adopt(service.reactor, half.worker, sock, service.config.limits.buffer)
@@ -193,6 +202,17 @@ class Session:
             self._connecting = None
             self._attempt_failed(CONNECT_TIMEOUT, "")
 
+    def cut(self) -> bool:
+        """The time to finish is over, and no worker is connected yet: close the connection."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+            self._release_member()
+        self.service.queue.remove(self)
+        self.service.counters.errors[STOP_TIMEOUT.kind] += 1
+        self._close(STOP_TIMEOUT)
+        return True
+
     def _close(self, fault: Fault) -> None:
         """Close the client's connection, as no worker serves it; TCP has no way to say why."""
         service = self.service
@@ -218,6 +238,7 @@ class Session:
         """Count and log the connection; called once, at its end."""
         service = self.service
         total_s = monotonic() - self.started
+        service.relays.pop(self, None)
         service.client_closed(self.address)
         service.counters.total.observe(total_s)
         log = service.error_log

@@ -12,7 +12,6 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from penstock_proxy.messages import DRAIN
 from penstock_supervisor.children import diagnosis
 from penstock_supervisor.children.after_exit import AfterExit, Ended, decide
 from penstock_supervisor.children.deadline import Deadline
@@ -27,6 +26,7 @@ from penstock_supervisor.children.lifecycle import (
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.running import LeftBehind, ProcessCallbacks, Running, Spawn
 from penstock_supervisor.children.slot_history import SlotHistory
+from penstock_supervisor.children.stop_times import stop_message
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.process.spawn import Exit, SpawnError
@@ -52,6 +52,7 @@ class Child:
     """The last start failed because the supervisor lacked descriptors or memory."""
     _next = AfterExit(LifecycleEvent.EXITED)
     """What follows from the last exit."""
+    _stops_at_once = False
 
     def __init__(
         self,
@@ -158,6 +159,15 @@ class Child:
             self.left_behind.shorten(at_most_s)
         self._handle(LifecycleEvent.STOP)
 
+    def stop_at_once(self, within_s: float) -> None:
+        """As `stop`, but it waits for nothing that it serves; also if it is stopping already."""
+        self.stop_s, self._stops_at_once = within_s, True
+        if self.state is State.STOPPING:
+            # Not another TERM: it may have removed its handler by now, to exit.
+            self.send(stop_message(self.plan, within_s, at_once=True))
+            self._deadline.arm(within_s)
+        self._handle(LifecycleEvent.STOP)
+
     def stop_now(self) -> None:
         """Kill it, and what earlier processes left behind."""
         self.left_behind.kill()
@@ -208,8 +218,7 @@ class Child:
     # Commands.
 
     def _spawn(self) -> None:
-        self._why, self._reason, self._no_restart = "", "", False
-        self.postponed = False
+        self._why, self._reason, self._no_restart, self.postponed = "", "", False, False
         callbacks = ProcessCallbacks(
             self._on_exit, self._on_message, self._on_disconnect, self._on_ready,
             lambda: self._observer.state_changed(self),
@@ -235,9 +244,8 @@ class Child:
         self._after_exit(f"{self.name} could not be started: {self._why}")
 
     def _terminate(self) -> None:
-        if self.plan.role == "proxy" and self.has_channel:
-            self.send({"cmd": DRAIN})
-        else:
+        message = stop_message(self.plan, self.stop_s, at_once=self._stops_at_once)
+        if not self.send(message) or self.plan.role != "proxy":
             self.signal(signal.SIGTERM)
 
     def _proved(self) -> None:
@@ -274,10 +282,10 @@ class Child:
             self._handle(LifecycleEvent.READY)
         elif command == contract.FAILED:
             self._no_restart = True
-            self._why = _truncated(message.get("reason", "it does not say why"))
+            self._why = str(message.get("reason", "it does not say why"))[:_MAX_REASON]
         elif command == contract.RETIRE:
-            reason, traceback = message.get("reason", ""), message.get("traceback", "")
-            self._on_retire(_truncated(reason), _truncated(traceback))
+            text, traceback = message.get("reason", ""), message.get("traceback", "")
+            self._on_retire(str(text)[:_MAX_REASON], str(traceback)[:_MAX_REASON])
         else:
             self._observer.message_received(self, message, handle)
             return
@@ -399,7 +407,3 @@ _EXECUTE: Final[dict[Command, Callable[[Child], object]]] = {
     Command.LEAVE: lambda child: child._observer.left(child),
     Command.GIVE_UP: Child._give_up,
 }
-
-
-def _truncated(text: object) -> str:
-    return str(text)[:_MAX_REASON]

@@ -12,7 +12,7 @@ No I/O, no clock: ports, the environment and the interpreter's path are argument
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -72,6 +72,8 @@ class ChildPlan:
     stop_signal: str = "SIGTERM"
     stop_to: Literal["leader", "group"] = "leader"
     """Who gets the signal: the process itself, or what it started as well."""
+    service_stop_s: Mapping[str, float] = field(default_factory=dict)
+    """Of a proxy: the time to stop of each service."""
     restart: Restart
 
     @property
@@ -146,6 +148,7 @@ def proxy_plan(
     privileges: "Privileges | None" = None,
 ) -> ChildPlan:
     """The plan of a proxy, which serves all services. `listeners` are descriptors to inherit."""
+    stop_s = {one.name: one.timeouts.stop for one in config.services if one.has_proxy}
     return ChildPlan(
         role="proxy",
         service="",
@@ -156,7 +159,8 @@ def proxy_plan(
         inherited_fds=tuple(listeners),
         privileges=privileges,
         start_s=PROXY_START_S,
-        stop_s=max(service.timeouts.stop for service in config.services if service.has_proxy),
+        stop_s=max(stop_s.values()),
+        service_stop_s=stop_s,
         restart=_proxy_restart(config),
     )
 

@@ -17,12 +17,14 @@ from typing import Any, Final
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import BUCKETS_S, METHODS, OTHER, Metric, Series, Value
+from penstock_worker.telemetry.counters import STOP_TIMEOUT
 
 _OF_REQUESTS: Final = frozenset(
     (
         "penstock_requests_total",
         "penstock_request_duration_seconds",
         "penstock_rejected_total",
+        "penstock_connection_errors_total",
     )
 )
 _OF_CONNECTIONS: Final = frozenset(
@@ -121,6 +123,8 @@ def _label(name: str, value: str, slot: int) -> str | None:
         case "phase" if value in _PHASES:
             return value
         case "reason" if value in _REASONS:
+            return value
+        case "kind" if value == STOP_TIMEOUT:
             return value
     return None
 

@@ -31,6 +31,7 @@ from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.plan import Slot
 from penstock_supervisor.children.slots import Slots, slot_of
+from penstock_supervisor.children.stop_times import proxy_finish_s
 from penstock_supervisor.config.model import Service
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.rotation.handoff_links import HandoffLinks
@@ -164,7 +165,10 @@ class Rotation:
             return
         number = next(self._drain_numbers)
         timer = self._loop.call_later(_DRAIN_TIMEOUT_S, self._finish_drain, number)
-        message = {"cmd": DRAIN_WORKER, "service": slot[0], "slot": slot[1], "seq": number}
+        message = {
+            "cmd": DRAIN_WORKER, "service": slot[0], "slot": slot[1], "seq": number,
+            "finish": proxy_finish_s(child.stop_s),
+        }  # fmt: skip
         # A proxy that is away need not be asked: its successor picks only workers that it is
         # told about.
         asked = {proxy for proxy in self._slots.proxies if proxy.send(message)}

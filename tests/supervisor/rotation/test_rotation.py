@@ -52,6 +52,7 @@ class Worker:
     def __init__(self, links: int = 0) -> None:
         self.plan = SimpleNamespace(service="web", slot=0, role="worker", address="127.0.0.1:1")
         self.state = State.UP
+        self.stop_s = 30.0
         self.links = tuple(HandoffLink.pair() for _ in range(links))
 
     def take_links(self) -> tuple[HandoffLink, ...]:
@@ -149,6 +150,7 @@ def handoff() -> Iterator[Harness]:
 def test_a_worker_is_stopped_when_every_proxy_has_answered(ports: Harness) -> None:
     ports.drain()
     (first,), (second,) = (proxy.received("drain_worker") for proxy in ports.proxies)
+    assert 0 < first["finish"] < 30.0
     ports.send(0, "worker_drained", seq=first["seq"])
     ports.send(0, "worker_drained", seq=first["seq"])
     assert ports.drained == [], "two answers of one proxy count as one"

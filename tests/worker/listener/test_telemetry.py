@@ -48,6 +48,7 @@ def test_under_handoff_a_worker_counts_requests_and_no_connections(
     assert set(metrics["series"]) == {
         "penstock_requests_total", "penstock_request_duration_seconds",
         "penstock_worker_uncaught_exceptions_total",
+        "penstock_connection_errors_total",
     }  # fmt: skip
     assert metrics["fds"]["channel"] == 2
 

@@ -23,6 +23,7 @@ from penstock_worker.handoff.receiver import LinkReceiver
 from penstock_worker.listener.acceptor import Acceptor
 from penstock_worker.listener.idle_clients import IdleClients
 from penstock_worker.listener.sources import Source
+from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.net.stream import Stream, adopt
 from penstock_worker.telemetry.counters import RequestCounters
@@ -65,6 +66,11 @@ class Connection(Stream):
     def may_be_ended(self) -> bool:
         """Was it accepted here? It is then ours to end it for others."""
         return self.link == _NO_LINK and not self.probe
+
+    def reset_on_close(self) -> None:
+        """When it is closed, its client sees a reset and not an end. From any thread."""
+        if self._on_close is not None:
+            reset_on_close(self.number)
 
     def close(self) -> None:
         super().close()
@@ -168,6 +174,11 @@ class Connections:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_REQUEST_S):
                     await self._all_closed.wait()
+
+    def reset_on_close(self) -> None:
+        """From now on, whoever closes the open connections resets them. From any thread."""
+        for connection in tuple(self._open):
+            connection.reset_on_close()
 
     def close(self) -> None:
         """Close the sources. Connections that are open stay their protocols'."""

@@ -1,7 +1,7 @@
 """A worker's link to its supervisor: messages that it receives, and what it reports.
 
 Owns the channel of a process that runs our runtime. It carries out our own messages (STATS, PING,
-PROBE, LISTEN, REOPEN), and hands the program's to `process`. Must not know when the
+PROBE, LISTEN, REOPEN, STOP), and hands the program's to `process`. Must not know when the
 worker starts and stops, which is `serve`'s; it only reports that the supervisor is gone.
 
 A supervisor that is newer than this worker may send messages unknown here: they are ignored.
@@ -45,6 +45,8 @@ class SupervisorLink:
         self.counters = counters
         self.connections = connections
         self.on_disconnect: Callable[[], None] = lambda: None
+        self.on_stop: Callable[[float, float], None] = lambda finish_s, within_s: None
+        """Is called with the times of a STOP, in seconds."""
         self.on_datagram_socket: Callable[[socket.socket], None] = socket.socket.close
         """Is called with a socket for datagrams that replaces the first one."""
         self._scheme = environ.get(contract.SCHEME, "ports")
@@ -118,6 +120,8 @@ class SupervisorLink:
             self._send_stats(message.get("seq"))
         elif command == contract.PING:
             self.send({"cmd": contract.PONG, "seq": message.get("seq")})
+        elif command == contract.STOP:
+            self.on_stop(float(message["finish"]), float(message["within"]))
         elif command == contract.REOPEN and self._recorder is not None:
             self._recorder.reopen()
         else:

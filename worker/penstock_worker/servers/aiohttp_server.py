@@ -1,8 +1,9 @@
 """Serves an aiohttp Application: makes a protocol for each connection that it is given.
 
-Owns aiohttp's settings for a worker, and the order of its shutdown: close idle connections, call
-the program's `on_shutdown`, let requests in flight finish. Must not know where connections
-come from, nor why the worker stops.
+Owns aiohttp's settings for a worker, and the steps of its shutdown: call the program's
+`on_shutdown` and close the WebSockets that it leaves open, let requests in flight finish, cut those
+that do not, call `on_cleanup`. Must not know where connections come from, nor why the worker
+stops.
 
 aiohttp's own shutdown drops what clients send from the moment that it begins. An upload would
 then wait for its rest in vain, and a WebSocket for the answer to its close.
@@ -11,25 +12,33 @@ then wait for its rest in vain, and a WebSocket for the answer to its close.
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Final
+from weakref import WeakSet, WeakValueDictionary
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 from aiohttp.abc import AbstractAccessLogger
 
 from penstock_worker.listener.limits import DirectLimits
+from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.servers import log_filter
+from penstock_worker.servers.unavailable import LEAVING
+from penstock_worker.telemetry.counters import STOP_TIMEOUT
 from penstock_worker.telemetry.recorder import Recorder, RequestRecord
 
-_DRAIN_S: Final = 24 * 3600.0
-"""For requests to finish. In effect no limit: the supervisor has the deadline."""
+_CANCEL_S: Final = 0.1
+"""For a handler to end that was cancelled, before the program cleans up. All others have ended."""
 _MAX_LINE: Final = 1 << 20
 """Bytes of a line in a request head behind a proxy, which has limits of its own. Without a
 proxy aiohttp's defaults hold: 8190 bytes a line, 128 fields."""
 _POLL_S: Final = 0.05
 """Between two looks whether requests are in flight, at shutdown."""
 _STARTED_AT: Final = "penstock.begun"
+_RESPONSE: Final = "penstock.response"
+_CUT: Final = "penstock.cut"
+_UNAVAILABLE: Final = 503
 _BEHIND_PROXY: Final = DirectLimits()
 _LOG: Final = log_filter.filtered_logger("aiohttp.server.penstock")
 """A child of aiohttp's own logger, which the program may have configured."""
@@ -50,9 +59,17 @@ class AiohttpServer:
         if recorder is not None:
             logged = {"access_log": recorder, "access_log_class": _recording_logger(recorder)}
         self._probe_settings = {**settings, "access_log": None}
-        self._has_recorder = recorder is not None
+        self._recorder = recorder
+        self._requests: WeakValueDictionary[int, web.BaseRequest] = WeakValueDictionary()
+        """By id, because a request has no hash; only with a recorder."""
+        self._app = app
+        self._websockets: WeakSet[web.WebSocketResponse] = WeakSet()
+        self._closings: set[asyncio.Task[None]] = set()
+        self._said_farewell = False
+        if not app.frozen:
+            app.on_response_prepare.append(self._response_begins)
         self._runner = _Runner(
-            app, handler_cancellation=True, shutdown_timeout=_DRAIN_S, **settings, **logged
+            app, handler_cancellation=True, shutdown_timeout=_CANCEL_S, **settings, **logged
         )
 
     async def start(self) -> None:
@@ -61,15 +78,19 @@ class AiohttpServer:
         assert self._runner.server is not None
         self._server = self._runner.server
         self._server.request_handler = _without_exit(self._server.request_handler)
-        self._server.pre_shutdown = self._runner.close_idle  # type: ignore[method-assign]
-        if self._has_recorder:
-            self._server.request_factory = _with_start_time(self._server.request_factory)
+        self._server.pre_shutdown = self._close_idle  # type: ignore[method-assign]
+        if self._recorder is not None:
+            make = _with_start_time(self._server.request_factory, self._requests)
+            self._server.request_factory = make
         self._probe = partial(
             web.RequestHandler,
             self._server,
             loop=asyncio.get_running_loop(),
             **self._probe_settings,
         )
+
+    def _close_idle(self) -> None:
+        self._runner.close_idle()
 
     def protocol(self, probe: bool) -> asyncio.Protocol:
         """A protocol for one connection. Requests of a probe are not counted."""
@@ -89,26 +110,76 @@ class AiohttpServer:
             if (request := connection._current_request) is not None:
                 request._message = _with_close(request._message)
 
-    async def shutdown(self) -> None:
-        """Let requests finish, and the program clean up."""
-        await self._runner.cleanup()
+    async def farewell(self) -> None:
+        """Call the program's `on_shutdown`, and close the WebSockets that it has left open, and
+        those that are opened later."""
+        self._said_farewell = True
+        try:
+            await self._app.shutdown()
+        finally:
+            await asyncio.gather(*map(_close_websocket, tuple(self._websockets)))
+
+    async def finish(self) -> None:
+        """Wait until no request is in flight."""
+        while self._runner.close_idle():  # noqa: ASYNC110 -- aiohttp sets no event
+            await asyncio.sleep(_POLL_S)
+
+    def cut(self) -> int:
+        """End what is in flight, so that its clients see it. Returns how much that was."""
+        in_flight = {one.protocol: one for one in self._requests.values() if one._task is not None}
+        count = 0
+        for connection in self._server.connections:
+            transport = connection.transport
+            if not _awaits_head(connection) and transport is not None:
+                count += 1
+                self._cut(transport, in_flight.get(connection))
+        return count
+
+    async def clean_up(self) -> None:
+        """Let the program clean up."""
+        try:
+            if self._runner.server is not None and not self._said_farewell:
+                await self.farewell()
+        finally:
+            await self._runner.cleanup()
+
+    def _cut(self, transport: asyncio.Transport, request: web.BaseRequest | None) -> None:
+        """End one connection. The loss of it cancels the handler, which is not counted then."""
+        response = None if request is None else request.get(_RESPONSE)
+        if request is not None and response is None:
+            transport.write(LEAVING)
+            transport.close()
+        else:
+            reset_on_close(transport.get_extra_info("socket").fileno())
+            transport.abort()
+        if request is not None and self._recorder is not None:
+            request[_CUT] = True
+            status = _UNAVAILABLE if response is None else response.status
+            total_s = monotonic() - request[_STARTED_AT]
+            self._recorder.count(request.method, status, total_s)
+            if self._recorder.has_log:
+                sent = 0 if response is None else response.body_length
+                self._recorder.log(_record(request, status, sent, total_s, STOP_TIMEOUT))
+
+    async def _response_begins(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self._recorder is not None:
+            request[_RESPONSE] = response
+        if isinstance(response, web.WebSocketResponse):
+            self._websockets.add(response)
+            if self._said_farewell:
+                task = asyncio.get_running_loop().create_task(_close_websocket(response))
+                self._closings.add(task)
+                task.add_done_callback(self._closings.discard)
 
 
 class _Runner(web.AppRunner):
-    """Reads from connections until all requests in flight have finished."""
-
-    def close_idle(self) -> None:
-        """Close the connections without a request in flight."""
-        self._close_idle()
+    """Closes and cleans up; what comes before that is the server's."""
 
     async def shutdown(self) -> None:
-        """Call the program's `on_shutdown`, and wait for the requests in flight."""
-        await super().shutdown()
-        while self._close_idle():  # noqa: ASYNC110 -- aiohttp sets no event
-            await asyncio.sleep(_POLL_S)
+        """`on_shutdown` was called before."""
 
-    def _close_idle(self) -> bool:
-        """True if requests are still in flight."""
+    def close_idle(self) -> bool:
+        """Close the connections without a request in flight; True if there are others."""
         assert self.server is not None
         busy = False
         for connection in self.server.connections:
@@ -140,13 +211,26 @@ def _without_exit(handle: Callable[..., Any]) -> Callable[..., Any]:
     return handle_request
 
 
-def _with_start_time(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
-    """Store the time at which a request begins. uvloop's clock, which aiohttp reads, stands still
-    while callbacks run: by it most requests would take no time at all."""
+async def _close_websocket(websocket: web.WebSocketResponse) -> None:
+    """Tell its client that the server goes away, and wait for the answer."""
+    # Its handler may be about to send the 101.
+    while not websocket.prepared:  # noqa: ASYNC110 -- aiohttp sets no event
+        await asyncio.sleep(_POLL_S)
+    # The client is gone, or the handler has just closed it itself.
+    with suppress(RuntimeError, ConnectionError):
+        await websocket.close(code=WSCloseCode.GOING_AWAY, message=b"the worker leaves")
+
+
+def _with_start_time(
+    make: Callable[..., web.BaseRequest], requests: "WeakValueDictionary[int, web.BaseRequest]"
+) -> Callable[..., web.BaseRequest]:
+    """Store the time at which a request begins, and which are there. uvloop's clock, which
+    aiohttp reads, stands still while callbacks run: by it most requests would take no time."""
 
     def make_request(*arguments: Any) -> web.BaseRequest:
         request = make(*arguments)
         request[_STARTED_AT] = monotonic()
+        requests[id(request)] = request
         return request
 
     return make_request
@@ -171,16 +255,19 @@ def _recording_logger(recorder: Recorder) -> type[AbstractAccessLogger]:
 
     class Recording(AbstractAccessLogger):
         def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+            if _CUT in request:
+                return
             total_s = monotonic() - request[_STARTED_AT]
             recorder.count(request.method, response.status, total_s)
             if recorder.has_log:
-                recorder.log(_record(request, response, total_s))
+                sent = response.body_length
+                recorder.log(_record(request, response.status, sent, total_s))
 
     return Recording
 
 
 def _record(
-    request: web.BaseRequest, response: web.StreamResponse, total_s: float
+    request: web.BaseRequest, status: int, sent: int, total_s: float, termination: str = "ok"
 ) -> RequestRecord:
     headers = request.headers
     head = "".join(
@@ -191,12 +278,13 @@ def _record(
         method=request.method,
         target=_raw_bytes(request.raw_path),
         version=f"HTTP/{request.version.major}.{request.version.minor}",
-        status=response.status,
-        sent=response.body_length,
+        status=status,
+        sent=sent,
         received=getattr(request.content, "total_bytes", 0),
         total_s=total_s,
         request_id=headers.get("X-Request-ID", ""),
         head=_raw_bytes(head),
+        termination=termination,
     )
 
 

@@ -33,7 +33,7 @@ class LoadError(Exception):
 
 
 class AppLoadError(Exception):
-    """The program refused to start, and reported why. The next try may succeed."""
+    """The program refused to start or stop, and reported why. The next try may succeed."""
 
 
 class Program(NamedTuple):

@@ -60,7 +60,14 @@ def limit_heads(protocol_class: Any) -> Any:
     return Limited
 
 
+def is_http(connection: Any) -> bool:
+    """Is it HTTP? uvicorn has its WebSockets in the same set."""
+    return hasattr(connection, "cycle")
+
+
 def awaits_head(connection: Any) -> bool:
     """Is the connection between two requests?"""
+    if not is_http(connection):
+        return False
     cycle = connection.cycle
     return cycle is None or (cycle.response_complete and not cycle.more_body)

@@ -9,8 +9,9 @@ Importing this needs the extra `penstock[asgi]`, so it is imported only for an A
 
 import asyncio
 import copy
+import signal
 from asyncio import TimerHandle
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from email.utils import formatdate
 from time import monotonic
 from typing import Any, Final
@@ -18,22 +19,24 @@ from typing import Any, Final
 import uvicorn
 
 from penstock_worker.listener.limits import DirectLimits
+from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.servers.app_loader import AppLoadError
-from penstock_worker.servers.asgi_limits import IdleConnections, awaits_head, limit_heads
+from penstock_worker.servers.asgi_limits import IdleConnections, awaits_head, is_http, limit_heads
+from penstock_worker.servers.asgi_websockets import App, Message, Receive, Send, WebSockets
+from penstock_worker.servers.unavailable import LEAVING
+from penstock_worker.telemetry.counters import STOP_TIMEOUT
 from penstock_worker.telemetry.recorder import Recorder, RequestRecord
 
 _SECOND_S: Final = 1.0
+_POLL_S: Final = 0.05
+"""Between two looks whether requests are in flight, at the end."""
+_UNAVAILABLE: Final = 503
 _LOGGED_HEADERS: Final = frozenset((b"content-length", b"referer", b"user-agent", b"x-request-id"))
 _SWITCHING_PROTOCOLS: Final = 101
 _FORBIDDEN: Final = 403
 _SERVER_ERROR: Final = 500
 _BEHIND_PROXY: Final = DirectLimits()
-
-_Message = dict[str, Any]
-_Send = Callable[[_Message], Awaitable[None]]
-_Receive = Callable[[], Awaitable[_Message]]
-_App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 
 class AsgiServer:
@@ -43,6 +46,10 @@ class AsgiServer:
         self, app: Any, recorder: Recorder | None, limits: DirectLimits = _BEHIND_PROXY
     ) -> None:
         self._recorder = recorder
+        self._websockets = WebSockets()
+        self._is_cut = False
+        """What had not ended in time was cut."""
+        self._lifespan_error: Exception | None = None
         self._idle = IdleConnections(limits.keepalive_s) if limits.direct else None
         self._config = uvicorn.Config(
             app,
@@ -64,9 +71,11 @@ class AsgiServer:
         self._config.load()
         if self._idle is not None:
             self._config.http_protocol_class = limit_heads(self._config.http_protocol_class)
+        app: App = self._config.loaded_app
+        self._config.loaded_app = self._websockets.wrap(self._without_cancellation(app))
         self._probe_config = copy.copy(self._config)
         if self._recorder is not None:
-            self._config.loaded_app = _with_recorder(self._config.loaded_app, self._recorder)
+            self._config.loaded_app = self._with_recorder(self._config.loaded_app, self._recorder)
         self._server.lifespan = self._config.lifespan_class(self._config)
         try:
             await self._server.startup(sockets=[])
@@ -96,12 +105,86 @@ class AsgiServer:
         for connection in self._server.server_state.connections:
             connection.app = _with_connection_close(connection.app)  # type: ignore[union-attr]
 
-    async def shutdown(self) -> None:
-        """Wait for requests to finish, then run the program's shutdown."""
-        if self._server.started:
-            await self._server.shutdown(sockets=[])
+    async def farewell(self) -> None:
+        """Close the WebSockets. ASGI has no other notice: `lifespan.shutdown` is the clean-up."""
+        # Some libraries (sse-starlette) end their streams when uvicorn is told to stop.
+        self._server.handle_exit(signal.SIGTERM, None)
+        await self._websockets.close_all()
+
+    async def finish(self) -> None:
+        """Wait until requests have finished, and what the application does after them."""
+        state = self._server.server_state
+        for connection in tuple(state.connections):
+            if is_http(connection):
+                connection.shutdown()
+        while state.connections or state.tasks:  # noqa: ASYNC110 -- uvicorn sets no event
+            await asyncio.sleep(_POLL_S)
+
+    def cut(self) -> int:
+        """End what is in flight, so that its clients see it. Returns how much that was."""
+        self._is_cut = True
+        state = self._server.server_state
+        answers = self._recorder is not None
+        count = sum(_cut(connection, answers=answers) for connection in tuple(state.connections))
+        for task in tuple(state.tasks):
+            task.cancel()
+        return count
+
+    async def clean_up(self) -> None:
+        """Run the program's shutdown. AppLoadError if it fails."""
         if self._timer is not None:
             self._timer.cancel()
+        if not self._server.started:
+            return
+        lifespan: Any = self._server.lifespan
+        self._lifespan_error = None
+        await lifespan.shutdown()
+        if self._lifespan_error is not None:
+            raise self._lifespan_error
+        if getattr(lifespan, "shutdown_failed", False):
+            raise AppLoadError("its lifespan shutdown failed")
+
+    def _without_cancellation(self, app: App) -> App:
+        """`app`, whose cancelled requests end silently after a cut; uvicorn would log each as an
+        error of the program."""
+
+        async def run(scope: Message, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not self._is_cut:
+                    raise
+            except Exception as error:
+                if scope["type"] == "lifespan":
+                    self._lifespan_error = error
+                raise
+
+        return run
+
+    def _with_recorder(self, app: Any, recorder: Recorder) -> App:
+        """`app`, with each of its requests counted when it ends."""
+
+        async def recorded(scope: Message, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await app(scope, receive, send)
+                return
+            started = monotonic()
+            response = _ObservedResponse(send)
+            try:
+                await app(scope, receive, response.send)
+            except Exception:
+                response.status = response.status or _SERVER_ERROR
+                raise
+            finally:
+                total_s = monotonic() - started
+                if self._is_cut:
+                    response.status = response.status or _UNAVAILABLE
+                recorder.count(scope.get("method", "GET"), response.status, total_s)
+                if recorder.has_log:
+                    termination = STOP_TIMEOUT if self._is_cut else "ok"
+                    recorder.log(_record(scope, response, total_s, termination))
+
+        return recorded
 
     def _tick(self) -> None:
         """Once a second, as uvicorn's own loop does: set the `Date` of all responses."""
@@ -120,12 +203,12 @@ class _ObservedResponse:
 
     __slots__ = ("_send", "sent", "status")
 
-    def __init__(self, send: _Send) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
         self.status = 0
         self.sent = 0
 
-    def send(self, message: _Message) -> Awaitable[None]:
+    def send(self, message: Message) -> Awaitable[None]:
         kind = message["type"]
         if kind == "http.response.body":
             self.sent += len(message.get("body", b""))
@@ -137,34 +220,31 @@ class _ObservedResponse:
         return self._send(message)
 
 
-def _with_recorder(app: Any, recorder: Recorder) -> _App:
-    """`app`, with each of its requests counted when it ends."""
-
-    async def recorded(scope: _Message, receive: _Receive, send: _Send) -> None:
-        if scope["type"] == "lifespan":
-            await app(scope, receive, send)
-            return
-        started = monotonic()
-        response = _ObservedResponse(send)
-        try:
-            await app(scope, receive, response.send)
-        except Exception:
-            response.status = response.status or _SERVER_ERROR
-            raise
-        finally:
-            total_s = monotonic() - started
-            recorder.count(scope.get("method", "GET"), response.status, total_s)
-            if recorder.has_log:
-                recorder.log(_record(scope, response, total_s))
-
-    return recorded
+def _cut(connection: Any, *, answers: bool) -> bool:
+    """End a connection of uvicorn's. True: something was in flight. `answers`: a request without
+    a response gets 503; behind a proxy it has had its answer."""
+    transport = connection.transport
+    cycle = connection.cycle if is_http(connection) else None
+    if is_http(connection):
+        if cycle is None or cycle.response_complete:
+            transport.close()
+            return False
+        # Nothing more is sent, also not uvicorn's 500 for a request that was cancelled.
+        cycle.disconnected = True
+    if answers and cycle is not None and not cycle.response_started:
+        transport.write(LEAVING)
+        transport.close()
+    else:
+        reset_on_close(transport.get_extra_info("socket").fileno())
+        transport.abort()
+    return True
 
 
-def _with_connection_close(app: Any) -> _App:
+def _with_connection_close(app: Any) -> App:
     """`app`, with responses that end their connections."""
 
-    async def closing(scope: _Message, receive: _Receive, send: _Send) -> None:
-        def send_close(message: _Message) -> Awaitable[None]:
+    async def closing(scope: Message, receive: Receive, send: Send) -> None:
+        def send_close(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), (b"connection", b"close")]
                 message = {**message, "headers": headers}
@@ -175,7 +255,9 @@ def _with_connection_close(app: Any) -> _App:
     return closing
 
 
-def _record(scope: _Message, response: _ObservedResponse, total_s: float) -> RequestRecord:
+def _record(
+    scope: Message, response: _ObservedResponse, total_s: float, termination: str
+) -> RequestRecord:
     found = {name: value for name, value in scope["headers"] if name in _LOGGED_HEADERS}
     length = found.get(b"content-length", b"")
     target = scope.get("raw_path") or scope["path"].encode()
@@ -196,4 +278,5 @@ def _record(scope: _Message, response: _ObservedResponse, total_s: float) -> Req
             for name in (b"referer", b"user-agent")
             if name in found
         ),
+        termination=termination,
     )

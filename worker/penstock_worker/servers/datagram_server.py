@@ -42,10 +42,19 @@ class DatagramServer:
     def is_idle(self, protocol: asyncio.Protocol) -> bool:
         raise NotImplementedError("datagrams come without connections")
 
+    async def farewell(self) -> None:
+        """There are no clients that would stay."""
+
     def begin_drain(self) -> None:
         """There are no connections to end."""
 
-    async def shutdown(self) -> None:
+    async def finish(self) -> None:
+        """A datagram is answered when it is read, so nothing is in flight."""
+
+    def cut(self) -> int:
+        return 0
+
+    async def clean_up(self) -> None:
         """Send what is buffered, and let `connection_lost` be called."""
         if self._replacing is not None:
             await asyncio.wait([self._replacing])

@@ -18,6 +18,10 @@ from typing import Final
 OTHER: Final = "other"
 """The value of a label for everything outside its closed set."""
 
+STOP_TIMEOUT: Final = "stop_timeout"
+"""Why a request was cut: it had not ended when the time of a stop was over. The value of a
+metric's label, and of the access log's `termination`; a proxy's fault has the same."""
+
 METHODS: Final = frozenset(
     ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE")
 )
@@ -63,13 +67,15 @@ class Histogram:
 class RequestCounters:
     """What a worker counts of requests and connections that no proxy counts."""
 
-    __slots__ = ("active", "connections", "rejected", "requests", "total", "uncaught")
+    __slots__ = ("active", "connections", "cut", "rejected", "requests", "total", "uncaught")
 
     def __init__(self) -> None:
         self.connections = 0
         """Connections of clients so far."""
         self.active = 0
         """Those that are open now."""
+        self.cut = 0
+        """Requests that had not ended in time when the worker left."""
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
         """By method (of METHODS, or OTHER) and status (0: no response)."""
         self.total = Histogram()
@@ -97,6 +103,7 @@ def request_series(counters: RequestCounters, slot: str) -> Series:
     series: Series = {
         "penstock_requests_total": dict(requests),
         "penstock_request_duration_seconds": {"total": flat(counters.total)},
+        "penstock_connection_errors_total": {STOP_TIMEOUT: counters.cut},
     }
     if counters.rejected:
         series["penstock_rejected_total"] = dict(counters.rejected)

@@ -30,6 +30,7 @@ class RequestRecord(NamedTuple):
     request_id: str
     head: bytes
     """Lines of `Referer` and `User-Agent`, for the combined format."""
+    termination: str = "ok"
 
 
 class Recorder:
@@ -62,8 +63,8 @@ class Recorder:
             (
                 self._loop.time() + self._wall_offset_s, request.client, request.method,
                 request.target, request.version, request.status, request.sent, request.received,
-                self._worker, None, None, request.total_s, 0, request.request_id, "ok",
-                request.head, "",
+                self._worker, None, None, request.total_s, 0, request.request_id,
+                request.termination, request.head, "",
             )
         )  # fmt: skip
 
