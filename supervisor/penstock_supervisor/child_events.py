@@ -14,7 +14,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from penstock_supervisor.children.child import Child
+from penstock_supervisor.children.diagnosis import wrong_address
 from penstock_supervisor.children.events import EventName, Events
+from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.observer import ChildObserver
 from penstock_supervisor.children.slots import Slots, slot_of
 from penstock_supervisor.observability.stats_poll import StatsPoll
@@ -72,7 +74,13 @@ class ChildEvents(ChildObserver[Child]):
         self._stats_poll = stats_poll
         self._events = events
         self._condition = condition
-        self._on_cut = on_cut
+        self._reports: dict[str, Callable[[Child, Any], None]] = {
+            contract.CUT: lambda child, message: on_cut(child, message.get("count")),
+            contract.STATS: stats_poll.answered,
+            contract.UNCAUGHT: self._uncaught,
+            contract.PONG: self._pong,
+        }
+        """By the command: what our own processes report."""
         self._fail = fail
         self._is_over = is_over
 
@@ -133,18 +141,8 @@ class ChildEvents(ChildObserver[Child]):
     def _is_program_message(self, child: Child, message: Any) -> bool:
         """True if it is for the user's program. A message of our protocol is handled here."""
         command = message.get("cmd") if isinstance(message, dict) else None
-        if command == contract.CUT:
-            self._on_cut(child, message.get("count"))
-        elif command == contract.STATS:
-            self._stats_poll.answered(child, message)
-        elif command == contract.UNCAUGHT:
-            # The worker has logged it, and counts it.
-            self.event(child, "error", text=str(message.get("reason", ""))[:_MAX_REASON])
-        elif command == contract.PONG and child.plan.role == "proxy":
-            self._proxies.answered(child)
-        elif command == contract.PONG:
-            self._worker_watch.answered(child)
-            self._worker_checks.answered(*slot_of(child), message)
+        if isinstance(command, str) and command in self._reports:
+            self._reports[command](child, message)
         elif child.plan.role == "proxy":
             if not (isinstance(command, str) and self._rotation.handle_message(child, message)):
                 _log.warning("%s says %.80r, which is not understood", child.name, message)
@@ -153,6 +151,17 @@ class ChildEvents(ChildObserver[Child]):
         else:
             return True
         return False
+
+    def _uncaught(self, child: Child, message: Any) -> None:
+        # The worker has logged it, and counts it.
+        self.event(child, "error", text=str(message.get("reason", ""))[:_MAX_REASON])
+
+    def _pong(self, child: Child, message: Any) -> None:
+        if child.plan.role == "proxy":
+            self._proxies.answered(child)
+        else:
+            self._worker_watch.answered(child)
+            self._worker_checks.answered(*slot_of(child), message)
 
     def replacement_needed(self, child: Child, reason: str, why: str) -> None:
         if not self._is_over():
@@ -173,7 +182,8 @@ class ChildEvents(ChildObserver[Child]):
             return False
         # A program that ignores PORT can start once; for the other workers its port is taken.
         # So the first one is the one to report.
-        wrong_addresses = filter(None, (one.wrong_address() for one in self._slots.workers()))
+        starting = (one for one in self._slots.workers() if one.state is State.STARTING)
+        wrong_addresses = filter(None, (wrong_address(one.plan, one.pid) for one in starting))
         return self._fail("; ".join((why, *wrong_addresses)))
 
     def state_changed(self, child: Child) -> None:

@@ -86,3 +86,8 @@ def _prospect(plan: ChildPlan, wait_s: float | None) -> str:
         following = f"next start in {wait_s:.1f} s"
     # Nobody can start a proxy by hand.
     return following if plan.role == "proxy" else f"{following}; {_ADVICE}"
+
+
+def unnamed(text: str, name: str) -> str:
+    """A reason without the child's own name, for places that have it already."""
+    return text.removeprefix(name).removeprefix(":").lstrip()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_supervisor.children import diagnosis
-from penstock_supervisor.children.after_exit import AfterExit, Ended, decide
+from penstock_supervisor.children.after_exit import AfterExit, Ended, decide, unnamed
 from penstock_supervisor.children.deadline import Deadline
 from penstock_supervisor.children.lifecycle import (
     Command,
@@ -134,10 +134,6 @@ class Child:
         """The links of the current process, by the slot of the proxy."""
         return () if self._running is None else self._running.links
 
-    def wrong_address(self) -> str:
-        """A message if it listens at a wrong address while it starts; else empty."""
-        return diagnosis.wrong_address(self.plan, self.pid) if self.state is State.STARTING else ""
-
     def seconds_in_state(self) -> float:
         return self._loop.time() - self._state_since
 
@@ -180,6 +176,10 @@ class Child:
         self._running.signal(number)
         return True
 
+    def dump_stacks(self) -> None:
+        if self._running is not None:
+            self._running.dump_stacks()
+
     def send(
         self,
         message: Any,
@@ -220,8 +220,8 @@ class Child:
     def _spawn(self) -> None:
         self._why, self._reason, self._no_restart, self.postponed = "", "", False, False
         callbacks = ProcessCallbacks(
-            self._on_exit, self._on_message, self._on_disconnect, self._on_ready,
-            lambda: self._observer.state_changed(self),
+            self._on_exit, self._on_message, self._on_disconnect,
+            lambda: self._handle(LifecycleEvent.READY), lambda: self._observer.state_changed(self),
         )  # fmt: skip
         try:
             sockets = self._observer.sockets_for(self)
@@ -259,20 +259,12 @@ class Child:
             return
         if after.giveup:
             self._observer.event(self, "giveup", text=after.giveup)
-        if self._ends_run:
-            return  # The run says why, once.
-        if not self._observer.gave_up(self, after.giveup) and after.giveup:
+        # A run that ends says why itself, once.
+        if not self._ends_run and not self._observer.gave_up(self, after.giveup) and after.giveup:
             words = "GIVING UP on %s, it is in a crash loop: %s; %s"
-            _log.critical(words, self.name, self._unnamed(after.giveup), after.prospect)
-
-    def _unnamed(self, text: str) -> str:
-        """A reason without our own name, for places that have it already."""
-        return text.removeprefix(self.name).removeprefix(":").lstrip()
+            _log.critical(words, self.name, unnamed(after.giveup, self.name), after.prospect)
 
     # Events of its process and its timer.
-
-    def _on_ready(self) -> None:
-        self._handle(LifecycleEvent.READY)
 
     def _on_message(self, message: Any, handle: socket.socket | None) -> None:
         command = message.get("cmd") if isinstance(message, dict) else None
@@ -330,8 +322,8 @@ class Child:
     def _on_deadline(self) -> None:
         if self.state is State.STARTING:
             inodes = () if self._running is None else self._running.inodes
-            explanation = diagnosis.missed_deadline(self.plan, self.pid, inodes)
-            self._why, self._reason = explanation, "start_timeout"
+            self._why = diagnosis.missed_deadline(self.plan, self.pid, inodes)
+            self._reason = "start_timeout"
             self._ends_run = self._observer.start_failed(self, self._why)
             if not self._ends_run:
                 _log.error("%s", self._why)
@@ -345,9 +337,9 @@ class Child:
         running = self._running
         assert running is not None
         running.read_pending()
-        name = "" if end.signal is None else str(end)
         # Now, while it still has its pid.
-        self._observer.event(self, "exit", code=end.status, signal=name)
+        killed_by = "" if end.signal is None else str(end)
+        self._observer.event(self, "exit", code=end.status, signal=killed_by)
         self._observer.exited(self)
         self.left_behind.close(running)
         self._running = None
@@ -377,7 +369,7 @@ class Child:
 
     def _after_exit(self, summary: str, ready_for_s: float = 0.0) -> None:
         """The process is gone, or was not started."""
-        self.history.last_exit_reason = self._unnamed(self._why)
+        self.history.last_exit_reason = unnamed(self._why, self.name)
         if self.state is State.STOPPING:
             self._handle(LifecycleEvent.EXITED)
             return
@@ -385,11 +377,10 @@ class Child:
             self.part, summary, self._why, ready_for_s,
             useless=self._no_restart, postponed=self.postponed, ends_run=self._ends_run,
         )  # fmt: skip
-        after = decide(self.plan, end, self.history.restart_policy, self._loop.time())
-        self._next = after
-        if after.line:
-            _log.log(after.level, "%s", after.line)
-        self._handle(after.event)
+        self._next = decide(self.plan, end, self.history.restart_policy, self._loop.time())
+        if self._next.line:
+            _log.log(self._next.level, "%s", self._next.line)
+        self._handle(self._next.event)
 
 
 _EXECUTE: Final[dict[Command, Callable[[Child], object]]] = {

@@ -76,6 +76,7 @@ class Running:
         self.ready_at: float | None = None
         self._process = process
         self._stop_s = plan.stop_s
+        self._runs_our_code = plan.runs_our_code
         self._captures = captures
         self._callbacks = callbacks
         # A proxy gets all links at once when it starts. As our own program it is trusted with it.
@@ -107,6 +108,12 @@ class Running:
             self._process.stop(self._stop_s)
         else:
             self._process.signal(number)
+
+    def dump_stacks(self) -> None:
+        """Have a worker that runs our runtime, and was ready, write its stacks to stderr."""
+        if self._runs_our_code and self.ready_at is not None:
+            # To itself alone: what it has started has no handler, and would end.
+            self._process.signal_leader(contract.DUMP_STACKS_SIGNAL)
 
     def shorten_group(self, within_s: float) -> None:
         """What is left of its group has no longer than this."""

@@ -128,7 +128,7 @@ class Process:
             with suppress(OSError):
                 os.killpg(self.pid, number)
 
-    def signal_leader(self, number: Signals) -> None:
+    def signal_leader(self, number: int) -> None:
         """Signal the child alone, and not what it started."""
         if self._popen.returncode is None:
             with suppress(OSError):

@@ -15,13 +15,10 @@ and after have deadlines of their own.
 """
 
 import logging
-import os
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import Final
 
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
@@ -35,8 +32,6 @@ from penstock_worker import contract
 
 OnHung = Callable[[Child, str], None]
 """Called with the reason, in words; again each second for as long as it is hung."""
-_DUMP_STACKS: Final[int] = getattr(contract, "DUMP_STACKS_SIGNAL", 0)
-"""0: workers have no handler for one, and it would end them."""
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -211,12 +206,8 @@ class Heartbeat:
             watched.is_hung = True
             if not watched.is_held:
                 watched.held_at = now - silent.silent_s(now)
-            dumps = _DUMP_STACKS and child.plan.runs_our_code
-            _log.error("%s%s", why, "; its stacks follow" if dumps else "")
-            if dumps:
-                # To itself alone: its own children have no handler, and would end.
-                with suppress(ProcessLookupError):
-                    os.kill(watched.pid, _DUMP_STACKS)
+            _log.error("%s%s", why, "; its stacks follow" if child.plan.runs_our_code else "")
+            child.dump_stacks()
         self._on_hung(child, why)
 
     def _alive(self, child: Child, watched: _Watched, now: float) -> None:

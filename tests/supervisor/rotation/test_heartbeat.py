@@ -32,6 +32,10 @@ class Worker:
         self.pid: int | None = pid
         self.has_channel = True
         self.pings = 0
+        self.dumps = 0
+
+    def dump_stacks(self) -> None:
+        self.dumps += 1
 
     def send(self, message: dict[str, Any]) -> bool:
         assert message["cmd"] == contract.PING
@@ -112,6 +116,7 @@ def test_an_app_that_does_not_answer_is_held_and_then_hangs() -> None:
     assert harness.beats(1) == ["web/0 has not answered for 6 s"]
     # Whoever replaces it is told as long as it is so.
     assert harness.beats(1) == ["web/0 has not answered for 7 s"]
+    assert harness.worker.dumps == 1
 
 
 @pytest.mark.parametrize("silent_beats", [4, 8])
@@ -166,6 +171,7 @@ def test_a_command_whose_check_nobody_answers_hangs() -> None:
         harness.check(answered=False)
     # Its check has taken it out of the rotation by now. Nobody else needs to.
     assert harness.beats(1) == ["web/0 has not answered for 7 s"]
+    assert harness.worker.dumps == 1
     assert not harness.heartbeat.is_alive(WEB)
     harness.check(answered=True)
     assert harness.beats(1) == ["alive"]
