@@ -136,10 +136,12 @@ def test_a_worker_without_descriptors_waits_without_a_busy_loop(penstock: "Penst
     while "Too many open files" not in run.err:
         assert len(came) < 2000
         came.append(run.connect())
+        # Without a request it would be ended to make room for others.
+        came[-1].send(UPLOAD)
     assert cost_of_looking(run, worker) < 5 * usual
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, before)
     for wire in came:
-        wire.send(GET)
+        wire.send(REST)
     # A client that has waited for two seconds is refused.
     statuses = {wire.answer().status for wire in came}
     assert 200 in statuses <= {200, 503}
