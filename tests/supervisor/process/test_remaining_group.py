@@ -5,9 +5,9 @@ Covers `process/child_signals`.
 
 import asyncio
 import logging
-import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -105,7 +105,8 @@ def test_inside_all_blocked_no_signal_arrives_and_after_it_all_do() -> None:
     before = signal.signal(signal.SIGUSR1, lambda number, _: got.append(number))
     try:
         with child_signals.all_blocked():
-            os.kill(os.getpid(), signal.SIGUSR1)
+            # To this thread: that of a whole process goes to another thread, if there is one.
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
             assert got == []
         assert got == [signal.SIGUSR1]
     finally:
