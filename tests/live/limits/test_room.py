@@ -107,7 +107,7 @@ def test_two_addresses_with_all_places_keep_nobody_else_out(
     for _ in range(3):
         assert wrap(run.connect("web", OTHER)).ask(GET).status == 200
     assert run.metric("penstock_rejected_total") == 0
-    assert run.metric("penstock_evicted_connections_total") == 3
+    assert run.metric("penstock_evicted_connections_total") >= 3
     assert "web accepts no more connections: it is full" in run.err
 
 
