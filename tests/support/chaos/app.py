@@ -36,12 +36,8 @@ def _forgotten_in_a_thread() -> None:
     raise ForgottenError
 
 
-async def answer(request: web.Request) -> web.StreamResponse:
-    name = request.match_info["name"].encode()
-    size = int(request.match_info["size"])
-    data = await request.read()
-    fault = deal.fault(SEED, process.slot or 0, name, RATE, FAULTS)
-    deal.note(fault)
+def _do_wrong(fault: str) -> None:
+    """The faults that come before the answer."""
     if fault == "blocked":
         until = time.monotonic() + SPIN_S
         while time.monotonic() < until:
@@ -53,7 +49,16 @@ async def answer(request: web.Request) -> web.StreamResponse:
         threading.Thread(target=_forgotten_in_a_thread).start()
     elif fault == "retirement":
         process.retire("the storm wants it")
-    elif fault == "drop" and request.transport is not None:
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    name = request.match_info["name"].encode()
+    size = int(request.match_info["size"])
+    data = await request.read()
+    fault = deal.fault(SEED, process.slot or 0, name, RATE, FAULTS)
+    deal.note(fault)
+    _do_wrong(fault)
+    if fault == "drop" and request.transport is not None:
         request.transport.abort()
         return web.Response()
     fields = {"X-Chaos": name.decode(), "X-Digest": deal.digest(data).decode()}
