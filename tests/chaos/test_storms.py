@@ -2,7 +2,9 @@
 
 Real clients, faulty workers, and a monkey that kills, stops and replaces processes, under each
 scheme. A storm asserts what the suite promises: no answer is wrong or belongs to another request,
-a repeatable request succeeds while one worker lives, and the admin port answers throughout. When
+a repeatable request succeeds while one worker lives, and the admin port answers throughout. With
+one good worker alive the service is back to full strength within a bounded time after the last
+fault, without anybody's help: hung processes stay hung until they are replaced. When
 it is over, descriptors, memory, threads, tasks and active connections are what they were, the
 counters add up, and the log has no traceback.
 """
@@ -22,7 +24,7 @@ from tests.support.chaos import deal
 from tests.support.chaos.client import Client
 from tests.support.chaos.load import Load
 from tests.support.chaos.monkey import Monkey
-from tests.support.chaos.scenes import PLAIN, TCP, TCP_VANISHING, Promise
+from tests.support.chaos.scenes import DEADLY, PLAIN, TCP, TCP_VANISHING, Promise
 from tests.support.chaos.tls_client import TlsClient
 from tests.support.chaos.witness import Witness
 
@@ -44,8 +46,10 @@ LEFT: Final = (
     "never said a word", "left in its head", "left in its body", "left before its answer",
     "left in its answer", "left with answers to come", "stopped reading", "closed its half",
 )  # fmt: skip
-KILLS: Final = ("worker killed", "worker killed", "worker terminated", "worker stopped")
-MORE: Final = (*KILLS, "worker killed", "workers replaced", "log opened anew")
+KILLS: Final = (
+    "worker killed", "worker killed", "worker terminated", "worker stopped", "worker hung",
+)  # fmt: skip
+MORE: Final = (*KILLS, "worker killed", "workers replaced", "log opened anew", "starts fail")
 
 RETRIES: Final[dict[str, Any]] = {
     "attempts": 16,
@@ -58,9 +62,15 @@ RETRIES: Final[dict[str, Any]] = {
 LENIENT: Final[dict[str, Any]] = {
     "restart": {"max_restarts": 1_000_000, "backoff": "50ms", "backoff_max": "200ms"},
     "health": {"interval": "300ms", "timeout": "1s"},
+    "liveness": {"timeout": "5s"},
     "timeouts": {"stop": "5s"},
 }
-"""No worker is given up, and one that is back is found at once."""
+"""No worker is given up, one that is back is found at once, and one that hangs is replaced soon."""
+STRICT: Final[dict[str, Any]] = {
+    **LENIENT,
+    "restart": {"max_restarts": 3, "within": "10s", "backoff": "50ms", "retry_after": "1s"},
+}
+"""Workers are given up, and tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,7 @@ def storms(seed: int) -> list[Storm]:
     alone = {**LENIENT, **program("direct", seed), "access_log": "off"}
     relayed = Promise(repeats=False, staying=TCP, leaving=TCP_VANISHING)
     direct = Promise(repeats=False, staying=PLAIN)
+    deadly = {**STRICT, **program("http", seed, rate=0.0), "access_log": "./access.log"}
     passed = Promise(repeats=False, staying=PLAIN, forms=(b"sized", b"chunked"))
     return [
         Storm("ports-http", http, Promise(), MORE, 0.25,
@@ -122,6 +133,8 @@ def storms(seed: int) -> list[Storm]:
         Storm("tls", http, Promise(), MORE, 0.1, ("requests_add_up",), tls=True),
         Storm("behind-a-proxy", {**http, "accept_proxy": True, "trusted_proxies": ["127.0.0.1"]},
               Promise(), MORE, 0.05, ("requests_add_up",), preface=PROXY_HEADER),
+        Storm("queries-of-death", deadly, Promise(repeats=False, staying=DEADLY),
+              (*KILLS, "starts fail"), 0.1, ("requests_add_up",)),
         Storm("shared", {**alone, "scheme": "shared"}, direct, MORE, 0.05),
         Storm("reuseport", {**alone, "scheme": "reuseport"}, direct, MORE, 0.05),
     ]  # fmt: skip
@@ -146,6 +159,7 @@ async def run_storm(
     seconds: float,
     ledger: "Ledger",
     context: ssl.SSLContext | None = None,
+    broken: Path | None = None,
 ) -> tuple[Load, Witness]:
     """The storm itself: warm up, look, break everything, let it rest, look again."""
     address = run.address()
@@ -162,7 +176,7 @@ async def run_storm(
 
     load = Load(seed, connect, storm.promise, ledger)
     witness = Witness(run, "web")
-    monkey = Monkey(run, "web", seed, ledger, storm.deeds)
+    monkey = Monkey(run, "web", seed, ledger, storm.deeds, broken)
     await clients(load, seconds / 4, warm=True)
     await asyncio.to_thread(witness.settled)
     before = await asyncio.to_thread(witness.view)
@@ -203,11 +217,12 @@ async def test_every_request_is_answered_once_or_visibly_cut_and_nothing_leaks(
 ) -> None:
     (storm,) = (storm for storm in storms(seed) if storm.name == name)
     keys, context = secured(storm, tmp_path) if storm.tls else (storm.keys, None)
-    diary = tmp_path / "diary"
-    keys = {**keys, "env": {**keys["env"], deal.DIARY: str(diary)}}
+    diary, broken = tmp_path / "diary", tmp_path / "broken"
+    noted = {deal.DIARY: str(diary), deal.BROKEN: str(broken)}
+    keys = {**keys, "env": {**keys["env"], **noted}}
     run = await asyncio.to_thread(start, proxies=storm.proxies, web=keys)
     share = max(LEAST_S, seconds * storm.share)
-    load, witness = await run_storm(run, storm, f"{seed}/{name}", share, ledger, context)
+    load, witness = await run_storm(run, storm, f"{seed}/{name}", share, ledger, context, broken)
     ledger.faults.update(deal.noted(diary))
     occurred[name] = ledger.faults
     assert not ledger.wrong, "\n".join((*ledger.wrong[:20], str(ledger), run.err[-3000:]))
@@ -226,5 +241,6 @@ def test_every_kind_of_fault_occurred(occurred: dict[str, Counter[str]]) -> None
         pytest.skip("proves something of all storms together")
     wanted = {f"a worker: {fault}" for fault in (*deal.HTTP_FAULTS, *deal.TCP_FAULTS)}
     wanted |= {f"a client that {how}" for how in LEFT}
+    wanted |= {"a worker: uncaught", "a query of death"}
     wanted |= {deed for storm in storms(0) for deed in storm.deeds}
     assert wanted <= set().union(*occurred.values())

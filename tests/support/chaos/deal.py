@@ -27,6 +27,10 @@ DIRECT_FAULTS: Final = (
 TCP_FAULTS: Final = ("cut", "cut by a reset", "half-close", "blocked", "death", "drip")
 DIARY: Final = "CHAOS_DIARY"
 """Names the variable with the path of the file where workers note what they do wrong."""
+BROKEN: Final = "CHAOS_BROKEN"
+"""Names the variable with a path. While that file exists, a worker does not start."""
+DEATH: Final = b"death"
+"""The form of an answer that a worker does not survive: a query of death."""
 _RARE: Final = frozenset({"never", "blocked", "death"})
 """Each of them takes a worker away for a while."""
 
@@ -51,6 +55,16 @@ def fault(seed: int, slot: int, name: bytes, rate: float, faults: tuple[str, ...
         return ""
     chosen = dice.choice(faults)
     return "" if chosen in _RARE and dice.random() < 0.75 else chosen
+
+
+def is_killed_by(form: bytes, slot: int) -> bool:
+    """Does this request end the worker in that slot? The first one survives whatever comes."""
+    return form == DEATH and slot > 0
+
+
+def is_broken(slot: int) -> bool:
+    """Can the program not start at present? That of the first slot always can."""
+    return slot > 0 and Path(os.environ.get(BROKEN, os.devnull)).is_file()
 
 
 def note(done: str) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TIME_LIMIT_S: Final = 60.0
 """Nothing in a storm's configuration takes as long; beyond it a request is lost."""
+BETWEEN_DEATHS_S: Final = 0.7
+"""Queries of death that came faster would leave nothing but the first worker."""
 REPEATABLE: Final = (b"GET", b"HEAD")
 
 
@@ -89,6 +91,7 @@ class Load:
         self._seed = seed
         self._connect = connect
         self._last = 0
+        self._next_death = 0.0
 
     async def client(self, number: int) -> None:
         """One client, until there is rest."""
@@ -121,6 +124,13 @@ class Load:
                 self.wrong(f"{scene.__name__}: unexpected bytes {client.surplus[:60]!r}")
         self.got += client.got
         self.given += client.given
+
+    def is_time_for_a_death(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now < self._next_death:
+            return False
+        self._next_death = now + BETWEEN_DEATHS_S
+        return True
 
     # -- asking and judging
 

@@ -2,13 +2,16 @@
 
 Each fault is injected once, the last one first. After that they are chosen at random. All are
 counted by name. The first worker of a service is left alone, so that one worker always lives.
-Stopped processes are continued, also when the storm ends early.
+Stopped processes are continued, also when the storm ends early. A *hung* one is not: whoever
+supervises it has to replace it. For some seconds no program can start, as during a deploy that
+was done by half.
 """
 
 import asyncio
 import random
 import signal
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import psutil
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 STOPPED_S: Final = (0.2, 4.0)
 """From too short to be noticed to longer than any time-out of a storm."""
 PAUSE_S: Final = (0.05, 0.6)
+BROKEN_S: Final = (0.5, 3.0)
+"""How long no program can start."""
 BETWEEN_PROXY_KILLS_S: Final = 4.0
 """A proxy that ends more than 20 times in a minute ends the run, as it should."""
 
@@ -33,8 +38,15 @@ class Monkey:
     """Injects faults into the workers of one service."""
 
     def __init__(
-        self, run: Cluster, service: str, seed: str, ledger: Ledger, deeds: tuple[str, ...]
+        self,
+        run: Cluster,
+        service: str,
+        seed: str,
+        ledger: Ledger,
+        deeds: tuple[str, ...],
+        broken: Path | None = None,
     ) -> None:
+        """`broken`: the file that keeps programs from starting while it exists."""
         self.restless = True
         self._run = run
         self._service = service
@@ -43,11 +55,14 @@ class Monkey:
         self._deeds = deeds
         self._loop = asyncio.get_running_loop()
         self._stopped: set[psutil.Process] = set()
+        self._broken = broken
         self._next_proxy_kill = 0.0
         self._does: dict[str, Callable[[], object]] = {
             "worker killed": lambda: self._worker().kill(),
             "worker terminated": lambda: self._worker().terminate(),
             "worker stopped": self._stop,
+            "worker hung": lambda: self._worker().suspend(),
+            "starts fail": self._break_starts,
             "proxy killed": self._kill_proxy,
             "proxy stopped": lambda: self._pause(self._proxy(), 0.3),
             "workers replaced": lambda: self._run.process.send_signal(signal.SIGHUP),
@@ -66,6 +81,7 @@ class Monkey:
                     await asyncio.to_thread(self._does[deed])
                     self._ledger.faults[deed] += 1
         finally:
+            self._mend_starts()
             for process in tuple(self._stopped):
                 self._continue(process)
 
@@ -90,6 +106,18 @@ class Monkey:
             raise TooSoonError
         self._proxy().kill()
         self._next_proxy_kill = now + BETWEEN_PROXY_KILLS_S
+
+    def _break_starts(self) -> None:
+        assert self._broken is not None
+        self._broken.touch()
+        wait_s = self._dice.uniform(*BROKEN_S)
+        self._loop.call_soon_threadsafe(self._loop.call_later, wait_s, self._mend_starts)
+        # A process that is there already does not notice: one has to start.
+        self._worker().kill()
+
+    def _mend_starts(self) -> None:
+        if self._broken is not None:
+            self._broken.unlink(missing_ok=True)
 
     def _stop(self) -> None:
         self._pause(self._worker(), self._dice.uniform(*STOPPED_S))

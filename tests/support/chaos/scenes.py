@@ -135,6 +135,27 @@ async def _comes_back(load: Load, client: Client, frame: bytes) -> bool:
     return back == frame
 
 
+async def query_of_death(load: Load, client: Client, dice: random.Random) -> None:
+    """A request that ends the worker that reads it; about one a second of all clients."""
+    if not load.is_time_for_a_death():
+        await only_one(load, client, dice)
+        return
+    ask = Ask(load.name(), form=deal.DEATH)
+    load.ledger.faults["a query of death"] += 1
+    await load.send(client, ask)
+    try:
+        async with asyncio.timeout(TIME_LIMIT_S):
+            answer = await client.answer()
+    except Cut:
+        load.ledger.cut += 1
+        client.take()
+        return
+    load.ledger.answered += 1
+    load.answered[ask.name] = answer.status
+    if answer.status not in (200, 502, 503):
+        load.wrong(f"{ask.name!r}: a query of death got {answer.status}")
+
+
 async def _tolerant(client: Client, data: bytes) -> None:
     with suppress(Cut):
         await client.send(data)
@@ -228,6 +249,7 @@ HTTP: Final[tuple[Scene, ...]] = (
 )
 PLAIN: Final[tuple[Scene, ...]] = tuple(scene for scene in HTTP if scene is not upgraded)
 """For workers that know no upgrade."""
+DEADLY: Final[tuple[Scene, ...]] = (*PLAIN, query_of_death, query_of_death)
 TCP: Final[tuple[Scene, ...]] = (echoed,)
 TCP_VANISHING: Final[tuple[Scene, ...]] = (
     gone_before_a_word,

@@ -119,6 +119,8 @@ class Worker:
         method, target, version = head.split(b"\r\n", 1)[0].split(b" ")
         lower = head.lower()
         _, name, size, form = target.split(b"/")
+        if deal.is_killed_by(form, self._slot):
+            os.kill(os.getpid(), signal.SIGKILL)
         fault = self._fault(name)
         stays = version == b"HTTP/1.1" and form != b"until-close"
         stays = stays and b"\r\nconnection: close\r\n" not in lower
@@ -228,6 +230,8 @@ def response(
 
 
 def main(mode: str, seed: str, rate: str) -> None:
+    if deal.is_broken(int(os.environ["PENSTOCK_SLOT"])):
+        sys.exit("half of the new version is not there yet")
     if "LISTEN_FDS" in os.environ:
         listener = socket.socket(fileno=3)
     else:
