@@ -199,8 +199,9 @@ def test_a_second_signal_ends_the_run_at_once(penstock: "Penstock", origin: "Wor
     run.process.terminate()
     run.until(lambda: "stopping" in run.err)
     run.process.terminate()
-    assert run.ended() == 0
+    assert wire.answer().status == 503
     assert wire.is_ended()
+    assert run.ended() == 0
 
 
 def test_tcp_connections_are_finished_before_the_end(

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from tests.support.live import stopping_programs
 from tests.support.live.many_clients import SCHEMES, failures, once, pids, request_many, settled
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.live.conftest import Penstock
 
 
@@ -62,15 +65,17 @@ def test_all_workers_are_replaced_under_load_and_no_request_fails(
 
 
 def test_a_worker_that_retires_and_does_not_exit_is_killed(
-    penstock: "Penstock", program: str
+    penstock: "Penstock", tmp_path: "Path"
 ) -> None:
-    run = penstock(app=program, workers=2, timeouts={"stop": "1s"})
+    stopping_programs.write(tmp_path)
+    run = penstock(app="aio:app", workers=2, timeouts={"stop": "1s"})
     wire = run.connect()
-    wire.send(b"GET /slow?s=600 HTTP/1.1\r\nHost: x\r\n\r\n")
-    run.until(lambda: run.metric("penstock_worker_in_flight", service="web") == 1)
+    wire.send(b"GET /stubborn HTTP/1.1\r\nHost: x\r\n\r\n")
+    run.until((tmp_path / "begun-stubborn").exists)
     before = pids(run)
     run.process.send_signal(signal.SIGHUP)
     settled(run, 2, before)
+    assert wire.answer().status == 503
     run.until(lambda: not any(psutil.pid_exists(pid) for pid in before))
     assert "did not leave within 1 s and is killed" in run.err
 
