@@ -25,6 +25,9 @@ class Worker:
     def send(self, _: object) -> bool:
         return True
 
+    def dump_stacks(self) -> None:
+        pass
+
 
 class Timer:
     def cancel(self) -> None:
