@@ -18,19 +18,18 @@ import sys
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from signal import Signals
 from typing import Any, Final
 
 from penstock_proxy.messages import REOPEN
 from penstock_proxy.net.address import Address
-from penstock_supervisor.child_events import ChildEvents
+from penstock_supervisor.assembly import Basis, Hooks, assemble
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
-from penstock_supervisor.children.output import Output
 from penstock_supervisor.children.plan import ChildPlan, Slot
-from penstock_supervisor.children.running import Running, spawn
+from penstock_supervisor.children.running import Running
 from penstock_supervisor.children.slots import Slots, slot_of
 from penstock_supervisor.config import warnings
 from penstock_supervisor.config.model import Config
@@ -38,19 +37,10 @@ from penstock_supervisor.control import endpoints
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.kernel import procfs
 from penstock_supervisor.listeners import resolver
-from penstock_supervisor.observability.collect import SnapshotCollector
-from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 from penstock_supervisor.process import rlimits
-from penstock_supervisor.process.reaper import Guardian
 from penstock_supervisor.rollout.condition import Condition
-from penstock_supervisor.rollout.proxies import Proxies
-from penstock_supervisor.rollout.resources import Resources, descriptors_needed
-from penstock_supervisor.rollout.rolling_restart import RollingRestart
+from penstock_supervisor.rollout.resources import descriptors_needed
 from penstock_supervisor.rollout.stop_sequence import StopSequence
-from penstock_supervisor.rollout.worker_watch import WorkerWatch
-from penstock_supervisor.rotation.reuseport import ReuseportSockets
-from penstock_supervisor.rotation.rotation import Rotation
-from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_supervisor.snapshot import Snapshot
 from penstock_worker import contract
 from penstock_worker.telemetry.log_writer import LogWriter
@@ -91,18 +81,18 @@ class Supervisor:
         self.listening: dict[str, str] = {}
         self.workers: dict[str, tuple[str, ...]] = {}
         self.admin = ""
-        self._environment = environment
         self._on_started = on_started
         self._events = events or Events()
         self._proxy_argv = proxy
-        self._python = python
-        self._outputs = (stdout, stderr)
-        self._stats_poll = StatsPoll(self._events)
         self._condition = Condition()
         self._slots = Slots()
         self._stop_sequence = StopSequence(
             config.services, self._slots, self._condition, time.monotonic
         )
+        self._basis = Basis(
+            config, environment, python, (stdout, stderr), self._events, self._slots,
+            self._condition, self._stop_sequence,
+        )  # fmt: skip
         self._started_at = 0.0
         self._failure: StartError | None = None
         self._started = False
@@ -225,86 +215,20 @@ class Supervisor:
         loop: AbstractEventLoop,
         upstreams: Mapping[str, list[Address]],
     ) -> Callable[..., Running]:
-        """Make all parts and connect them; `stack` closes them. Returns the function that starts
-        a process, which still needs `tasks`. Raises StartError."""
-        stdout, stderr = self._outputs
-        self._resources = stack.enter_context(
-            closing(
-                Resources(
-                    self.config, self._environment, upstreams, stdout=stdout, python=self._python
-                )
-            )
-        )
-        guardian = stack.enter_context(closing(Guardian(loop, self._resources.privileges)))
-        self._output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
-        loop_lag = stack.enter_context(closing(SupervisorLag()))
-        self._worker_checks = WorkerChecks(
-            [one for one in self.config.services if not one.has_proxy],
-            self._send_to_worker,
-            lambda *change: self._rotation.worker_changed(*change),  # noqa: PLW0108 — not there yet
-            lambda *answer: self._rotation.worker_checked(*answer),  # noqa: PLW0108
-        )
-        self._rotation = stack.enter_context(
-            closing(
-                Rotation(
-                    loop,
-                    self.config.services,
-                    self._slots,
-                    self._worker_checks,
-                    self._worker_changed,
-                    lambda *check: self._worker_watch.checked(*check),  # noqa: PLW0108
-                )
-            )
-        )
-        self._proxies = stack.enter_context(
-            closing(Proxies(loop, self._resources, self._slots, self._rotation))
-        )
-        self._rolling_restart = RollingRestart(
-            loop, self._slots, self._rotation, self._condition, self._make_successor
-        )
-        self._reuseport = ReuseportSockets(
-            self._resources.listeners,
-            self._slots,
-            lambda child, why: self._rolling_restart.request(child, "channel", why),
-        )
-        self._worker_watch = stack.enter_context(
-            closing(
-                WorkerWatch(
-                    loop,
-                    self.config.services,
-                    self._slots,
-                    self._rotation,
-                    self._rolling_restart,
-                    self._is_over,
-                )
-            )
-        )
-        self._snapshots = SnapshotCollector(
-            self._resources,
-            self._slots,
-            self._worker_checks,
-            self._stats_poll,
-            loop_lag,
-            self._proxies.certificate_reload,
-            self._worker_watch,
-        )
-        self._observer = ChildEvents(
-            resources=self._resources,
-            slots=self._slots,
-            rotation=self._rotation,
-            proxies=self._proxies,
-            worker_checks=self._worker_checks,
-            reuseport=self._reuseport,
-            rolling_restart=self._rolling_restart,
-            worker_watch=self._worker_watch,
-            stats_poll=self._stats_poll,
-            events=self._events,
-            condition=self._condition,
-            on_cut=self._stop_sequence.was_cut,
-            fail=self._fail,
-            is_over=self._is_over,
-        )
-        return partial(spawn, loop=loop, guardian=guardian, output=self._output)
+        """Make all parts; `stack` closes them. Returns the function that starts a process, which
+        still needs `tasks`. Raises StartError."""
+        hooks = Hooks(self._make_successor, self._fail, self._is_over)
+        parts = assemble(stack, loop, self._basis, upstreams, hooks)
+        self._resources = parts.resources
+        self._output = parts.output
+        self._worker_checks = parts.worker_checks
+        self._rotation = parts.rotation
+        self._proxies = parts.proxies
+        self._rolling_restart = parts.rolling_restart
+        self._worker_watch = parts.worker_watch
+        self._snapshots = parts.snapshots
+        self._observer = parts.observer
+        return parts.spawn
 
     async def _open_endpoints(self, stack: AsyncExitStack) -> None:
         """Publish all addresses, and open the admin port and the control socket."""
@@ -386,19 +310,6 @@ class Supervisor:
 
     def _make_child(self, plan: ChildPlan, after: Child | None = None) -> Child:
         return Child(plan, asyncio.get_running_loop(), self._spawn_process, self._observer, after)
-
-    # Called by the rotation and the health checks.
-
-    def _worker_changed(self, slot: Slot, state: str) -> None:
-        self._reuseport.worker_changed(slot, state)
-        self._rolling_restart.wake()
-        self._condition.notify()
-
-    def _send_to_worker(
-        self, service: str, slot: int, message: Any, handle: socket.socket | None
-    ) -> bool:
-        current = self._slots.current.get((service, slot))
-        return current is not None and current.send(message, handle)
 
     def _fail(self, why: str) -> bool:
         if not self._is_over():

@@ -1,0 +1,165 @@
+"""The parts of a run, made in order and connected with each other.
+
+Owns which part is given which other part. Several of them call each other in a circle: the
+rotation calls the watch over workers, which replaces a worker, which changes the rotation. Such a
+call is made by a lambda here, so that no part has to be completed later.
+
+Must not know when a run starts or ends (`supervisor`), nor what a part does with another one.
+"""
+
+import socket
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, closing
+from functools import partial
+from typing import Any, NamedTuple
+
+from penstock_proxy.net.address import Address
+from penstock_supervisor.child_events import ChildEvents
+from penstock_supervisor.children.child import Child
+from penstock_supervisor.children.events import Events
+from penstock_supervisor.children.output import Output
+from penstock_supervisor.children.plan import Slot
+from penstock_supervisor.children.running import Running, spawn
+from penstock_supervisor.children.slots import Slots
+from penstock_supervisor.config.model import Config
+from penstock_supervisor.observability.collect import SnapshotCollector
+from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
+from penstock_supervisor.process.reaper import Guardian
+from penstock_supervisor.rollout.condition import Condition
+from penstock_supervisor.rollout.proxies import Proxies
+from penstock_supervisor.rollout.resources import Resources
+from penstock_supervisor.rollout.rolling_restart import RollingRestart
+from penstock_supervisor.rollout.stop_sequence import StopSequence
+from penstock_supervisor.rollout.worker_watch import WorkerWatch
+from penstock_supervisor.rotation.reuseport import ReuseportSockets
+from penstock_supervisor.rotation.rotation import Rotation
+from penstock_supervisor.rotation.worker_checks import WorkerChecks
+from penstock_worker.telemetry.log_writer import LogWriter
+
+
+class Basis(NamedTuple):
+    """What is there before a run opens anything."""
+
+    config: Config
+    environment: Mapping[str, str]
+    python: str
+    outputs: tuple[int, int | LogWriter]
+    """Where the children's stdout and stderr are written to."""
+    events: Events
+    slots: Slots
+    condition: Condition
+    stop_sequence: StopSequence
+
+
+class Hooks(NamedTuple):
+    """What the parts ask of the run."""
+
+    make_successor: Callable[[Child], tuple[Child, bool]]
+    fail: Callable[[str], bool]
+    is_over: Callable[[], bool]
+
+
+class Parts(NamedTuple):
+    resources: Resources
+    output: Output
+    worker_checks: WorkerChecks
+    rotation: Rotation
+    proxies: Proxies
+    rolling_restart: RollingRestart
+    worker_watch: WorkerWatch
+    snapshots: SnapshotCollector
+    observer: ChildEvents
+    spawn: Callable[..., Running]
+    """Starts a process; it still needs `tasks`."""
+
+
+def assemble(
+    stack: AsyncExitStack,
+    loop: AbstractEventLoop,
+    basis: Basis,
+    upstreams: Mapping[str, list[Address]],
+    hooks: Hooks,
+) -> Parts:
+    """Make all parts; `stack` closes them. StartError: an address or a file cannot be opened."""
+    services, slots = basis.config.services, basis.slots
+    stdout, stderr = basis.outputs
+
+    def send_to_worker(service: str, slot: int, message: Any, handle: socket.socket | None) -> bool:
+        current = slots.current.get((service, slot))
+        return current is not None and current.send(message, handle)
+
+    def worker_changed(slot: Slot, state: str) -> None:
+        reuseport.worker_changed(slot, state)
+        rolling_restart.wake()
+        basis.condition.notify()
+
+    resources = stack.enter_context(
+        closing(
+            Resources(
+                basis.config, basis.environment, upstreams, stdout=stdout, python=basis.python
+            )
+        )
+    )
+    guardian = stack.enter_context(closing(Guardian(loop, resources.privileges)))
+    output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
+    loop_lag = stack.enter_context(closing(SupervisorLag()))
+    stats_poll = StatsPoll(basis.events)
+    worker_checks = WorkerChecks(
+        [one for one in services if not one.has_proxy],
+        send_to_worker,
+        lambda *change: rotation.worker_changed(*change),  # noqa: PLW0108 — not there yet
+        lambda *answer: rotation.worker_checked(*answer),  # noqa: PLW0108
+    )
+    rotation = stack.enter_context(
+        closing(
+            Rotation(
+                loop,
+                services,
+                slots,
+                worker_checks,
+                worker_changed,
+                lambda *check: worker_watch.checked(*check),  # noqa: PLW0108
+            )
+        )
+    )
+    proxies = stack.enter_context(closing(Proxies(loop, resources, slots, rotation)))
+    rolling_restart = RollingRestart(loop, slots, rotation, basis.condition, hooks.make_successor)
+    reuseport = ReuseportSockets(
+        resources.listeners,
+        slots,
+        lambda child, why: rolling_restart.request(child, "channel", why),
+    )
+    worker_watch = stack.enter_context(
+        closing(WorkerWatch(loop, services, slots, rotation, rolling_restart, hooks.is_over))
+    )
+    snapshots = SnapshotCollector(
+        resources,
+        slots,
+        worker_checks,
+        stats_poll,
+        loop_lag,
+        proxies.certificate_reload,
+        worker_watch,
+    )
+    observer = ChildEvents(
+        resources=resources,
+        slots=slots,
+        rotation=rotation,
+        proxies=proxies,
+        worker_checks=worker_checks,
+        reuseport=reuseport,
+        rolling_restart=rolling_restart,
+        worker_watch=worker_watch,
+        stats_poll=stats_poll,
+        events=basis.events,
+        condition=basis.condition,
+        on_cut=basis.stop_sequence.was_cut,
+        fail=hooks.fail,
+        is_over=hooks.is_over,
+    )
+    start = partial(spawn, loop=loop, guardian=guardian, output=output)
+    return Parts(
+        resources, output, worker_checks, rotation, proxies, rolling_restart, worker_watch,
+        snapshots, observer, start,
+    )  # fmt: skip
