@@ -3,8 +3,8 @@
 Workers are real processes, the proxy is a stand-in that logs its messages, and the run
 is in this process, so that a test can look at both ends.
 
-Covers `assembly`, `child_events`, `children/diagnosis`, `control/endpoints` and `rollout/resources`.
-Covers `observability/collect` and `rotation/reuseport`.
+Covers `assembly`, `child_events`, `children/diagnosis` and `control/endpoints`.
+Covers `observability/collect`, `rollout/resources` and `rotation/reuseport`.
 """
 
 import asyncio
