@@ -57,11 +57,12 @@ class View:
     """Without connections to workers: idle ones may stay."""
     memory: dict[str, int]
     threads: dict[str, int]
-    tasks: int
-    """Of all event loops, but for those of workers, which are replaced."""
+    tasks: dict[str, int]
+    """Of the event loops of each role, but for those of workers, which are replaced."""
 
     def is_within(self, before: "View") -> bool:
-        return self.fds_within(before) and self.tasks <= before.tasks
+        is_within = all(count <= before.tasks[role] for role, count in self.tasks.items())
+        return self.fds_within(before) and is_within
 
     def fds_within(self, before: "View") -> bool:
         return all(count <= before.fds[name] for name, count in self.fds.items())
@@ -143,7 +144,7 @@ class Witness:
             fds,
             {name: anonymous(process.pid) for name, process in processes.items()},
             {name: process.num_threads() for name, process in processes.items()},
-            int(sum(page.sum("penstock_event_loop_tasks", role=role) for role in OURS)),
+            {role: int(page.sum("penstock_event_loop_tasks", role=role)) for role in OURS},
         )
 
     def compare(self, before: View) -> None:
