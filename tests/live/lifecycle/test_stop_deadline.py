@@ -295,7 +295,8 @@ def test_a_reload_that_meets_its_deadline_cuts_downloads_visibly(
     run.until(
         lambda: run.metric("penstock_connection_errors_total", service="web", kind=REASON) == 1
     )
-    run.until(lambda: entry(run, "/stream")["termination"] == REASON)
+    terminations = {"/stream": REASON, "/slow": "ok"}
+    run.until(lambda: {line["target"]: line["termination"] for line in run.log} == terminations)
 
 
 def test_a_reload_that_meets_its_deadline_cuts_uploads_visibly(
