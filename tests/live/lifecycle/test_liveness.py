@@ -178,6 +178,24 @@ def test_a_worker_that_stays_unhealthy_is_replaced(
     assert asked(run) == []
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_worker_that_is_well_now_and_then_is_not_replaced(
+    penstock: "Penstock", programs: dict[str, Any], scheme: str
+) -> None:
+    health = {**OFTEN, "restart_after": "4s"}
+    run = penstock(scheme=scheme, workers=2, health=health, **programs["app"])
+    before, mark = pids(run), run.folder / "health-1"
+    # In all much longer than it may be unhealthy at a time.
+    while failed_checks(run, 1) < 50:
+        mark.write_text("error")
+        run.until(lambda: run.workers()[1]["health"] == "down")
+        mark.unlink()
+        run.until(lambda: run.workers()[1]["health"] == "up")
+    assert pids(run) == before
+    assert replaced_for(run, "unhealthy") == 0
+    assert asked(run) == []
+
+
 def test_a_health_path_that_hangs_makes_an_app_unhealthy_and_a_command_hung(
     penstock: "Penstock", programs: dict[str, Any]
 ) -> None:
@@ -200,8 +218,8 @@ def test_a_health_path_that_hangs_makes_an_app_unhealthy_and_a_command_hung(
     assert not sum(run.workers("api")[0]["restarts"].values())
 
 
-def failed_checks(run: "Cluster") -> float:
-    return run.metric("penstock_health_checks_total", slot="0", result="failed")
+def failed_checks(run: "Cluster", slot: int = 0) -> float:
+    return run.metric("penstock_health_checks_total", slot=str(slot), result="failed")
 
 
 @pytest.mark.parametrize("count", [1, 3])
