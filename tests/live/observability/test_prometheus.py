@@ -274,6 +274,7 @@ FIRING = [
       'penstock_request_duration_seconds_bucket{phase="first_byte",le="10"}': "0+9x20",
       'penstock_request_duration_seconds_bucket{phase="first_byte",le="+Inf"}': "0+9x20"}),
     ("PenstockAccessLogDropped", {"penstock_access_log_lines_dropped_total": "0+1x20"}),
+    ("PenstockLogLinesLost", {"penstock_log_lines_lost_total": "0x9 1x20"}),
     ("PenstockAcceptQueueFull", {'penstock_accept_queue_overflows_total{slot=""}': "0+1x20"}),
     ("PenstockAcceptQueueDropped", {"penstock_accept_queue_dropped_total": "0x9 1x20"}),
     ("PenstockHandoffsLost", {'penstock_handoffs_total{result="lost"}': "0x9 1x20"}),
