@@ -261,6 +261,22 @@ def test_a_stopped_single_proxy_is_noticed_and_replaced(
 
 
 @pytest.mark.parametrize("scheme", ["ports", "handoff"])
+def test_one_of_several_proxies_that_stays_stopped_is_replaced_and_nobody_waits(
+    penstock: "Penstock", programs: dict[str, Any], scheme: str
+) -> None:
+    run = penstock(top={"proxies": 2}, scheme=scheme, workers=2, **programs["app"])
+    stopped = run.proxies[1]
+    stopped.suspend()
+    run.until(lambda: "proxy/1 does not answer; the others take its new clients" in run.err)
+    assert asked(run) == []
+    assert is_ready(run)
+    run.until(lambda: "proxy/1 has not answered for 10 s and is killed" in run.err)
+    run.until(lambda: run.proxies[1].pid != stopped.pid)
+    run.until(lambda: not any(proxy["covered"] for proxy in run.status()["proxies"]))
+    assert asked(run) == []
+
+
+@pytest.mark.parametrize("scheme", ["ports", "handoff"])
 def test_a_proxy_killed_and_a_worker_stopped_at_the_same_moment(
     penstock: "Penstock", programs: dict[str, Any], scheme: str
 ) -> None:
