@@ -88,11 +88,11 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         (When(programs=("app",)),), "no exception of another program is seen here"
     ),
     **dict.fromkeys(
-        (
-            "workers", "env", "directory", "restart", "timeouts.start", "liveness",
-            "health.restart_after",
-        ),
+        ("workers", "env", "directory", "restart", "timeouts.start"),
         _RUN_BY_US,
+    ),
+    **dict.fromkeys(
+        ("liveness.timeout", "health.restart_after"), _RUN_BY_US._replace(off_values=("0s",))
     ),
     **dict.fromkeys(
         ("stop_signal", "stop_to"),

@@ -73,12 +73,17 @@ def _states(children: list[ChildView], rows: dict[int, WorkerRow]) -> str:
         return f": {_process(soonest)}"
     return _listed(
         [
-            f"{_name(child)} {_member(rows.get(child.slot)) or _process(child)}"
-            if child.state == _READY
-            else f"{_name(child)} {_process(child)}"
+            f"{_name(child)} {_out(child, rows) if child.state == _READY else _process(child)}"
             for child in children
         ]
     )
+
+
+def _out(child: ChildView, rows: dict[int, WorkerRow]) -> str:
+    """Why a process that is ready serves nobody. A proxy has no member state: it is stuck."""
+    if child.role == "proxy":
+        return "does not answer"
+    return _member(rows.get(child.slot)) or _process(child)
 
 
 def _listed(words: list[str]) -> str:

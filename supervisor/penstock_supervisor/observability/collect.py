@@ -43,8 +43,10 @@ class SnapshotCollector:
         log_lines_lost: int,
     ) -> Snapshot:
         """Describe the run now. Children have `deadline_s` seconds to answer STATS."""
+        views = await self._stats_poll.take(
+            self._slots.one_per_slot, self._slots.children, deadline_s
+        )
         children = tuple(self._slots.children())
-        views = await self._stats_poll.take(tuple(self._slots.one_per_slot()), children, deadline_s)
         links = sum(len(child.links) for child in children)
         listeners_of = self._resources.listeners
         return Snapshot(

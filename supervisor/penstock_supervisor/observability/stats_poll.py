@@ -6,7 +6,7 @@ and marked as not fresh. Several polls may be in progress at once; each has its 
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -59,13 +59,18 @@ class StatsPoll:
         """In progress, by number."""
 
     async def take(
-        self, shown: Sequence[Child], children: Sequence[Child], deadline_s: float
+        self,
+        shown: Callable[[], Iterable[Child]],
+        children: Callable[[], Iterable[Child]],
+        deadline_s: float,
     ) -> tuple[ChildView, ...]:
         """Poll `children`, wait for the last answer or the deadline, and describe each of `shown`.
 
-        A child that is draining counts for its slot, together with the current one.
+        A child that is draining counts for its slot, together with the current one. Who is
+        described is asked after the wait: a worker may have been replaced meanwhile, most likely
+        when one hangs, and then the wait is the longest.
         """
-        poll = _Poll(child for child in children if _can_answer(child))
+        poll = _Poll(child for child in children() if _can_answer(child))
         self._last_number = number = self._last_number + 1
         self._polls[number] = poll
         try:
@@ -76,8 +81,9 @@ class StatsPoll:
                     await poll.done.wait()
         finally:
             del self._polls[number]
-        others = [child for child in children if child not in shown]
-        return tuple(self._view(child, others, fresh=child in poll.answered) for child in shown)
+        described = tuple(shown())
+        others = [child for child in children() if child not in described]
+        return tuple(self._view(child, others, fresh=child in poll.answered) for child in described)
 
     def answered(self, child: Child, message: dict[str, Any]) -> None:
         """The child sent its statistics. Even a late answer is the newest that there is."""

@@ -178,6 +178,24 @@ def test_a_worker_that_stays_unhealthy_is_replaced(
     assert asked(run) == []
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_worker_that_is_well_now_and_then_is_not_replaced(
+    penstock: "Penstock", programs: dict[str, Any], scheme: str
+) -> None:
+    health = {**OFTEN, "restart_after": "4s"}
+    run = penstock(scheme=scheme, workers=2, health=health, **programs["app"])
+    before, mark = pids(run), run.folder / "health-1"
+    # In all much longer than it may be unhealthy at a time.
+    while failed_checks(run, 1) < 50:
+        mark.write_text("error")
+        run.until(lambda: run.workers()[1]["health"] == "down")
+        mark.unlink()
+        run.until(lambda: run.workers()[1]["health"] == "up")
+    assert pids(run) == before
+    assert replaced_for(run, "unhealthy") == 0
+    assert asked(run) == []
+
+
 def test_a_health_path_that_hangs_makes_an_app_unhealthy_and_a_command_hung(
     penstock: "Penstock", programs: dict[str, Any]
 ) -> None:
@@ -200,8 +218,8 @@ def test_a_health_path_that_hangs_makes_an_app_unhealthy_and_a_command_hung(
     assert not sum(run.workers("api")[0]["restarts"].values())
 
 
-def failed_checks(run: "Cluster") -> float:
-    return run.metric("penstock_health_checks_total", slot="0", result="failed")
+def failed_checks(run: "Cluster", slot: int = 0) -> float:
+    return run.metric("penstock_health_checks_total", slot=str(slot), result="failed")
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -239,6 +257,22 @@ def test_a_stopped_single_proxy_is_noticed_and_replaced(
     assert "proxy/0 has not answered for 10 s and is killed" in run.err
     run.until(lambda: is_ready(run))
     assert run.proxy.pid != stopped.pid
+    assert asked(run) == []
+
+
+@pytest.mark.parametrize("scheme", ["ports", "handoff"])
+def test_one_of_several_proxies_that_stays_stopped_is_replaced_and_nobody_waits(
+    penstock: "Penstock", programs: dict[str, Any], scheme: str
+) -> None:
+    run = penstock(top={"proxies": 2}, scheme=scheme, workers=2, **programs["app"])
+    stopped = run.proxies[1]
+    stopped.suspend()
+    run.until(lambda: "proxy/1 does not answer; the others take its new clients" in run.err)
+    assert asked(run) == []
+    assert is_ready(run)
+    run.until(lambda: "proxy/1 has not answered for 10 s and is killed" in run.err)
+    run.until(lambda: run.proxies[1].pid != stopped.pid)
+    run.until(lambda: not any(proxy["covered"] for proxy in run.status()["proxies"]))
     assert asked(run) == []
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.support.live.cluster import descendants, is_alive
+from tests.support.live.many_clients import SCHEMES
 from tests.support.live.wire import WAIT_S
 
 SERVER = """
@@ -246,6 +247,15 @@ def test_a_supervisor_killed_in_the_middle_of_the_start_leaves_nothing(tmp_path:
         run.until(lambda: any(p.name() == "sleep" for p in run.look()))
         run.process.kill()
         assert run.ended() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_stop_during_the_start_is_a_stop(tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "slow.py").write_text("import time\nopen('began', 'w')\ntime.sleep(1000)\n")
+    with running(tmp_path, web('app = "slow:app"', f'scheme = "{scheme}"')) as run:
+        run.until((tmp_path / "began").exists)
+        assert run.stop() == 0
+        assert "penstock: " not in run.err
 
 
 def test_there_are_no_zombies(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ COMMAND = "command = ['node', 'x.js']\n"
         ),
         (
             "upstreams = ['127.0.0.1:1']\nliveness = { timeout = '1m' }",
-            "liveness: only with app or command: upstreams are run by others",
+            "liveness.timeout: only with app or command: upstreams are run by others",
         ),
         (
             f"{APP}mode = 'tcp'\nforwarding = {{ forwarded = true }}",

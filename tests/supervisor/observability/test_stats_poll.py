@@ -84,7 +84,7 @@ async def take(
     slots = [as_child(worker) for worker in workers]
     children = [*slots, *map(as_child, leaving)]
     async with asyncio.timeout(WAIT_S):
-        return list(await stats_poll.take(slots, children, 0.2))
+        return list(await stats_poll.take(lambda: slots, lambda: children, 0.2))
 
 
 @pytest.fixture
@@ -153,11 +153,29 @@ async def test_a_child_that_cannot_answer_is_not_asked(
 async def test_a_poll_does_not_wait_for_a_child_that_is_gone(stats_poll: StatsPoll) -> None:
     worker = Worker(stats_poll)
     async with asyncio.TaskGroup() as tasks:
-        taking = tasks.create_task(stats_poll.take([as_child(worker)], [as_child(worker)], 1e6))
+        workers = [as_child(worker)]
+        taking = tasks.create_task(stats_poll.take(lambda: workers, lambda: workers, 1e6))
         await asyncio.sleep(0)
         worker.has_channel = False
         stats_poll.state_changed(as_child(worker))
     assert not taking.result()[0].fresh
+
+
+async def test_a_worker_that_is_replaced_during_a_poll_is_shown_as_it_is_afterwards(
+    stats_poll: StatsPoll,
+) -> None:
+    hung = Worker(stats_poll)
+    successor = Worker(stats_poll, after=hung)
+    hung.pid, successor.pid = 7, 8
+    current, children = [as_child(hung)], [as_child(hung)]
+    async with asyncio.TaskGroup() as tasks:
+        taking = tasks.create_task(stats_poll.take(lambda: current, lambda: children, 0.2))
+        await asyncio.sleep(0)
+        hung.part = "draining"
+        current, children = [as_child(successor)], [as_child(successor), as_child(hung)]
+    (view,) = taking.result()
+    assert (view.pid, view.state) == (8, "ready")
+    assert [(one.pid, one.part) for one in view.processes] == [(8, "current"), (7, "draining")]
 
 
 async def test_two_polls_may_be_in_progress_at_once(stats_poll: StatsPoll) -> None:

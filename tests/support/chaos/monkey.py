@@ -27,7 +27,7 @@ PAUSE_S: Final = (0.05, 0.6)
 BROKEN_S: Final = (0.5, 3.0)
 """How long no program can start."""
 BETWEEN_PROXY_KILLS_S: Final = 4.0
-"""A proxy that ends more than 20 times in a minute ends the run, as it should."""
+"""A proxy that ends more than 20 times in a minute is in a crash loop, and away for seconds."""
 
 
 class TooSoonError(Exception):
