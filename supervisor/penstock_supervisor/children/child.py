@@ -24,6 +24,7 @@ from penstock_supervisor.children.lifecycle import (
     shown,
 )
 from penstock_supervisor.children.plan import ChildPlan
+from penstock_supervisor.children.reported_text import one_line, set_in
 from penstock_supervisor.children.running import LeftBehind, ProcessCallbacks, Running, Spawn
 from penstock_supervisor.children.slot_history import SlotHistory
 from penstock_supervisor.children.stop_times import stop_message
@@ -41,8 +42,6 @@ _log = logging.getLogger("penstock.supervisor")
 
 _CHANNEL_GRACE_S: Final = 1.0
 """How long a child whose channel has closed may take to exit by itself."""
-_MAX_REASON: Final = 16 << 10
-"""Characters of a reason or traceback from a worker that are logged."""
 
 
 class Child:
@@ -249,9 +248,8 @@ class Child:
             self.signal(signal.SIGTERM)
 
     def _proved(self) -> None:
-        if self.history.restart_policy.proved():
-            ready_s = self.history.restart_policy.proof_s
-            _log.info("%s has left the crash loop: it is ready for %g s", self.name, ready_s)
+        if (policy := self.history.restart_policy).proved():
+            _log.info("%s has left the crash loop: it is ready for %g s", self.name, policy.proof_s)
 
     def _give_up(self) -> None:
         after = self._next
@@ -273,20 +271,22 @@ class Child:
         elif command == contract.READY:
             self._handle(LifecycleEvent.READY)
         elif command == contract.FAILED:
-            self._no_restart = True
-            self._why = str(message.get("reason", "it does not say why"))[:_MAX_REASON]
+            self._no_restart |= self.state is State.STARTING
+            self._why = one_line(message.get("reason", "it does not say why"))
         elif command == contract.RETIRE:
-            text, traceback = message.get("reason", ""), message.get("traceback", "")
-            self._on_retire(str(text)[:_MAX_REASON], str(traceback)[:_MAX_REASON])
+            self._on_retire(one_line(message.get("reason", "")), message.get("traceback", ""))
         else:
             self._observer.message_received(self, message, handle)
             return
         if handle is not None:
             handle.close()
 
-    def _on_retire(self, reason: str, traceback: str) -> None:
+    def _on_retire(self, reason: str, traceback: object) -> None:
+        if self._running is None or self._running.retires:
+            return
+        self._running.retires = True
         why = f"{self.name} retires: {reason or 'it gives no reason'}"
-        _log.error("%s%s", why, f"\n{traceback.rstrip()}" if traceback else "")
+        _log.error("%s%s", why, set_in(traceback))
         self._observer.event(self, "retire", text=reason)
         self._replace("retire", why)
 

@@ -72,6 +72,8 @@ class Running:
         and their numbers are used again."""
         self.speaks_protocol = False
         """It has sent a message of our protocol, so it answers requests."""
+        self.retires = False
+        """It has asked to be replaced. Once is enough."""
         self.spawned_at = loop.time()
         self.ready_at: float | None = None
         self._process = process
