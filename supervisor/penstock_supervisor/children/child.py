@@ -157,6 +157,7 @@ class Child:
     def stop_at_once(self, within_s: float) -> None:
         """As `stop`, but it waits for nothing that it serves; also if it is stopping already."""
         self.stop_s, self._stops_at_once = within_s, True
+        self.left_behind.shorten(within_s, self._running)
         if self.state is State.STOPPING:
             # Not another TERM: it may have removed its handler by now, to exit.
             self.send(stop_message(self.plan, within_s, at_once=True))
@@ -210,8 +211,7 @@ class Child:
         assert self._running is not None
         self.history.was_ready = True
         self._running.ready_at = self._state_since
-        start_s = self._state_since - self._running.spawned_at
-        _log.info("%s is ready after %.1f s (pid %s)", self.name, start_s, self.pid)
+        _log.info("%s is ready after %.1f s (pid %s)", self.name, self.age_s, self.pid)
         self._observer.event(self, "listening", text=str(self.plan.address or ""))
 
     # Commands.
@@ -244,8 +244,8 @@ class Child:
 
     def _terminate(self) -> None:
         message = stop_message(self.plan, self.stop_s, at_once=self._stops_at_once)
-        if not self.send(message) or self.plan.role != "proxy":
-            self.signal(signal.SIGTERM)
+        if (not self.send(message) or self.plan.role != "proxy") and self._running is not None:
+            self._running.stop(self.stop_s)
 
     def _proved(self) -> None:
         if (policy := self.history.restart_policy).proved():

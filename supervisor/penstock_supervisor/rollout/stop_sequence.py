@@ -83,7 +83,10 @@ class StopSequence:
         for proxy in self._slots.proxies:
             proxy.stop_at_once(AT_ONCE_S)
         for child in self._slots.workers():
-            if child.state is State.STOPPING or not self._is_behind_proxy(child):
+            # Those behind a proxy are told when it has cut, but what has ended already may have
+            # left something that goes on.
+            is_leaving = child.state is State.STOPPING or child.left_behind
+            if is_leaving or not self._is_behind_proxy(child):
                 self._stop(child)
         self._condition.notify()
 

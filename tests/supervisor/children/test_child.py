@@ -74,6 +74,12 @@ class Running:
     def signal(self, number: int) -> None:
         self._noted.append(f"signal {int(number)}")
 
+    def stop(self, within_s: float) -> None:
+        self._noted.append(f"signal 15 within {within_s:g} s")
+
+    def shorten_group(self, within_s: float) -> None:
+        self._noted.append(f"group within {within_s:g} s")
+
     def read_pending(self) -> None:
         if self.last_message is not None:
             self.callbacks.on_message(self.last_message, None)

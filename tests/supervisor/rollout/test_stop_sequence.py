@@ -32,6 +32,7 @@ class Child:
             runs_our_code=ours, service_stop_s={"web": HOUR_S},
         )  # fmt: skip
         self.state = State.UP
+        self.left_behind = False
         self.pid: int | None = next(_pids)
         self._scene = scene
 
@@ -195,6 +196,13 @@ async def test_a_failed_start_does_not_take_longer_than_it_is_given() -> None:
     assert told is not None
     assert told <= 5.0
     await scene.end()
+
+
+async def test_at_once_holds_for_what_an_ended_worker_left_as_well() -> None:
+    scene = Scene()
+    scene.web.state, scene.web.left_behind = State.DOWN, True
+    scene.sequence.at_once()
+    assert "web/0 at once" in scene.log
 
 
 @pytest.mark.parametrize("count", [None, "3", -1, 0, int("9" * 4299), 1e308])
