@@ -324,7 +324,7 @@ def test_the_banner_shows_a_unix_socket_without_a_url(
 def test_a_message_that_cannot_be_formatted_is_a_line_and_no_exception() -> None:
     with LogWriter(os.open(os.devnull, os.O_WRONLY)) as writer:
         offered: list[bytes] = []
-        writer.offer = offered.append  # type: ignore[method-assign]
+        writer.offer = offered.append  # type: ignore[assignment]
         too_long = int("9" * 4299) * 10**9
         handler = logging_setup.ThreadHandler(writer)
         handler.emit(logging.LogRecord("x", logging.ERROR, "x", 1, "cut: %d", (too_long,), None))
