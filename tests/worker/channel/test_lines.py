@@ -368,5 +368,5 @@ def test_who_floods_with_short_messages_leaves_the_loop_to_others(
 
     loop.call_soon(turn)
     peer.until(lambda: seen[-1] == 50_000)
-    assert max(after - before for before, after in pairwise(seen)) < 10_000
+    assert max(after - before for before, after in pairwise(seen)) < 20_000
     assert peer.messages == [1] * 50_000
