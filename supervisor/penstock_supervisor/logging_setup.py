@@ -34,7 +34,11 @@ class ThreadHandler(logging.Handler):
         self.writer: LogWriter | None = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = f"{self.format(record)}\n"
+        try:
+            line = f"{self.format(record)}\n"
+        except Exception as error:  # noqa: BLE001
+            # A message that cannot be formatted must not end what its caller was about to do.
+            line = f"{record.levelname} {record.msg!s:.200} ({type(error).__name__})\n"
         if self.writer is None:
             write_bounded(line, 0.0)
         else:

@@ -100,8 +100,11 @@ class ErrorLog:
         fault: Fault,
         reason: str,
         member: Member | None,
+        *,
+        cut: bool = False,
     ) -> None:
-        """Log why a request from `address` failed. `member` had it; None: no worker."""
+        """Log why a request from `address` failed. `member` had it; None: no worker. `cut`: its
+        response had begun, so nobody was sent the status of the fault."""
         level = logging.INFO if fault.side is Side.CLIENT else logging.WARNING
         worker = self.worker_name(member) or self._service
         self._log_limited(
@@ -111,7 +114,7 @@ class ErrorLog:
             line.method.decode(),
             line.target[:200].decode(),
             address,
-            f"{fault.status} {fault.text}" if fault.status else fault.kind,
+            _outcome(fault, cut=cut),
             f" ({reason})" if reason else "",
         )
 
@@ -170,3 +173,9 @@ class ErrorLog:
             _log.log(level, message, *args)
         elif self._lines == _LINES_A_TICK:
             _log.warning("%s: more faults follow; the metrics count them all", self._service)
+
+
+def _outcome(fault: Fault, *, cut: bool) -> str:
+    if not fault.status:
+        return fault.kind
+    return f"response cut off: {fault.text}" if cut else f"{fault.status} {fault.text}"

@@ -24,6 +24,7 @@ from penstock_supervisor.children.lifecycle import (
     shown,
 )
 from penstock_supervisor.children.plan import ChildPlan
+from penstock_supervisor.children.reported_text import one_line, set_in
 from penstock_supervisor.children.running import LeftBehind, ProcessCallbacks, Running, Spawn
 from penstock_supervisor.children.slot_history import SlotHistory
 from penstock_supervisor.children.stop_times import stop_message
@@ -41,8 +42,6 @@ _log = logging.getLogger("penstock.supervisor")
 
 _CHANNEL_GRACE_S: Final = 1.0
 """How long a child whose channel has closed may take to exit by itself."""
-_MAX_REASON: Final = 16 << 10
-"""Characters of a reason or traceback from a worker that are logged."""
 
 
 class Child:
@@ -158,6 +157,7 @@ class Child:
     def stop_at_once(self, within_s: float) -> None:
         """As `stop`, but it waits for nothing that it serves; also if it is stopping already."""
         self.stop_s, self._stops_at_once = within_s, True
+        self.left_behind.shorten(within_s, self._running)
         if self.state is State.STOPPING:
             # Not another TERM: it may have removed its handler by now, to exit.
             self.send(stop_message(self.plan, within_s, at_once=True))
@@ -211,8 +211,7 @@ class Child:
         assert self._running is not None
         self.history.was_ready = True
         self._running.ready_at = self._state_since
-        start_s = self._state_since - self._running.spawned_at
-        _log.info("%s is ready after %.1f s (pid %s)", self.name, start_s, self.pid)
+        _log.info("%s is ready after %.1f s (pid %s)", self.name, self.age_s, self.pid)
         self._observer.event(self, "listening", text=str(self.plan.address or ""))
 
     # Commands.
@@ -245,13 +244,12 @@ class Child:
 
     def _terminate(self) -> None:
         message = stop_message(self.plan, self.stop_s, at_once=self._stops_at_once)
-        if not self.send(message) or self.plan.role != "proxy":
-            self.signal(signal.SIGTERM)
+        if (not self.send(message) or self.plan.role != "proxy") and self._running is not None:
+            self._running.stop(self.stop_s)
 
     def _proved(self) -> None:
-        if self.history.restart_policy.proved():
-            ready_s = self.history.restart_policy.proof_s
-            _log.info("%s has left the crash loop: it is ready for %g s", self.name, ready_s)
+        if (policy := self.history.restart_policy).proved():
+            _log.info("%s has left the crash loop: it is ready for %g s", self.name, policy.proof_s)
 
     def _give_up(self) -> None:
         after = self._next
@@ -273,20 +271,22 @@ class Child:
         elif command == contract.READY:
             self._handle(LifecycleEvent.READY)
         elif command == contract.FAILED:
-            self._no_restart = True
-            self._why = str(message.get("reason", "it does not say why"))[:_MAX_REASON]
+            self._no_restart |= self.state is State.STARTING
+            self._why = one_line(message.get("reason", "it does not say why"))
         elif command == contract.RETIRE:
-            text, traceback = message.get("reason", ""), message.get("traceback", "")
-            self._on_retire(str(text)[:_MAX_REASON], str(traceback)[:_MAX_REASON])
+            self._on_retire(one_line(message.get("reason", "")), message.get("traceback", ""))
         else:
             self._observer.message_received(self, message, handle)
             return
         if handle is not None:
             handle.close()
 
-    def _on_retire(self, reason: str, traceback: str) -> None:
+    def _on_retire(self, reason: str, traceback: object) -> None:
+        if self._running is None or self._running.retires:
+            return
+        self._running.retires = True
         why = f"{self.name} retires: {reason or 'it gives no reason'}"
-        _log.error("%s%s", why, f"\n{traceback.rstrip()}" if traceback else "")
+        _log.error("%s%s", why, set_in(traceback))
         self._observer.event(self, "retire", text=reason)
         self._replace("retire", why)
 

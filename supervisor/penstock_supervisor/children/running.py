@@ -72,6 +72,8 @@ class Running:
         and their numbers are used again."""
         self.speaks_protocol = False
         """It has sent a message of our protocol, so it answers requests."""
+        self.retires = False
+        """It has asked to be replaced. Once is enough."""
         self.spawned_at = loop.time()
         self.ready_at: float | None = None
         self._process = process
@@ -101,11 +103,15 @@ class Running:
         """It has ended, and something that it had started has not."""
         return self._process.has_remaining_group
 
+    def stop(self, within_s: float) -> None:
+        """As TERM, but it and what it started have so long."""
+        self._process.stop(within_s)
+
     def signal(self, number: Signals) -> None:
         """TERM asks it to end: it is replaced by the signal of its plan, goes to whom the plan
         says, and what the process started has the same time. Others go to the process group."""
         if number is Signals.SIGTERM:
-            self._process.stop(self._stop_s)
+            self.stop(self._stop_s)
         else:
             self._process.signal(number)
 
@@ -116,7 +122,7 @@ class Running:
             self._process.signal_leader(contract.DUMP_STACKS_SIGNAL)
 
     def shorten_group(self, within_s: float) -> None:
-        """What is left of its group has no longer than this."""
+        """What is left of its group, now or when it has ended, has no longer than this."""
         self._process.shorten_group(within_s)
 
     def kill_group(self) -> None:
@@ -184,9 +190,9 @@ class LeftBehind:
         if running.has_remaining_group:
             self._ended.append(running)
 
-    def shorten(self, within_s: float) -> None:
-        """Nothing goes on for longer than this."""
-        for running in self._ended:
+    def shorten(self, within_s: float, present: Running | None = None) -> None:
+        """Nothing goes on for longer than this; nor what the present process will leave."""
+        for running in self._ended if present is None else (*self._ended, present):
             running.shorten_group(within_s)
 
     def kill(self) -> None:

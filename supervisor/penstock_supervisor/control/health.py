@@ -50,7 +50,13 @@ def _proxies_away(snapshot: Snapshot) -> Iterator[str]:
     if proxies and not any(
         proxy.state == _READY and proxy.slot not in snapshot.covered for proxy in proxies
     ):
-        yield f"no proxy accepts{_states(proxies, {})}"
+        # One that is ready is covered because it does not answer.
+        silent = {proxy.slot for proxy in proxies if proxy.state == _READY}
+        words = [
+            f"{_name(one)} {'does not answer' if one.slot in silent else _process(one)}"
+            for one in proxies
+        ]
+        yield f"no proxy accepts{_listed(words) if silent else _states(proxies, {})}"
 
 
 def _services(snapshot: Snapshot) -> Iterator[str]:

@@ -135,9 +135,12 @@ class Process:
                 os.kill(self.pid, number)
 
     def shorten_group(self, within_s: float) -> None:
-        """What is left of its group has no longer than this."""
+        """What is left of its group, now or when it has ended, has no longer than this."""
+        deadline = self._loop.time() + within_s
         if self._remaining is not None:
-            self._remaining.shorten(self._loop.time() + within_s)
+            self._remaining.shorten(deadline)
+        elif self._deadline is not None:
+            self._deadline = min(self._deadline, deadline)
 
     def kill_group(self) -> None:
         """Kill what is left of its group, after its exit."""

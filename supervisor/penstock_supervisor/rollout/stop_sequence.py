@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Final
 
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
@@ -25,6 +26,9 @@ from penstock_supervisor.children.stop_times import AT_ONCE_S, stop_message, wor
 from penstock_supervisor.config.model import Service
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
+
+_MAX_CUT: Final = 1 << 24
+"""More than any process has open. A number without a bound could not even be logged."""
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -50,6 +54,8 @@ class StopSequence:
         self._told: set[int] = set()
         """The pids of those workers."""
         self._cut = 0
+        self._heard: set[tuple[str, int | None]] = set()
+        """Worker processes that have reported a cut."""
 
     @property
     def longest_s(self) -> float:
@@ -61,9 +67,15 @@ class StopSequence:
 
     def was_cut(self, child: Child, count: object) -> None:
         """A child reports that it has cut what had not ended in time."""
-        if isinstance(count, int) and count > 0:
-            self._cut += count
-            _log.warning("%s: the time to finish is over; cut: %d", child.name, count)
+        if not isinstance(count, int) or not 0 < count <= _MAX_CUT:
+            return
+        if child.plan.role != "proxy":
+            # A process of our runtime says it once. A program of its own may say anything.
+            if (child.name, child.pid) in self._heard:
+                return
+            self._heard.add((child.name, child.pid))
+        self._cut += count
+        _log.warning("%s: the time to finish is over; cut: %d", child.name, count)
 
     def at_once(self) -> None:
         """Wait for nothing any more: cut what is open."""
@@ -71,7 +83,10 @@ class StopSequence:
         for proxy in self._slots.proxies:
             proxy.stop_at_once(AT_ONCE_S)
         for child in self._slots.workers():
-            if child.state is State.STOPPING or not self._is_behind_proxy(child):
+            # Those behind a proxy are told when it has cut, but what has ended already may have
+            # left something that goes on.
+            is_leaving = child.state is State.STOPPING or child.left_behind
+            if is_leaving or not self._is_behind_proxy(child):
                 self._stop(child)
         self._condition.notify()
 

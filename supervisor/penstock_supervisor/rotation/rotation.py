@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Final, NamedTuple
 
+from penstock_proxy.balancing.member_state import SHOWN
 from penstock_proxy.messages import (
     CHECKED,
     DRAIN_WORKER,
@@ -44,6 +45,9 @@ _DRAIN_TIMEOUT_S: Final = 1.0
 _WORKER_CHECKS: Final = -1
 """Stands for the worker checks in place of a proxy's number, for services without a proxy. No
 proxy has it: a new proxy begins without views, and must not take those of the checks along."""
+
+_SHOWN: Final[dict[str, str]] = {one.value: word.value for one, word in SHOWN.items()}
+"""The word for people, by a member state."""
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -273,7 +277,7 @@ class Rotation:
         why = f": {reason}" if reason else ""
         _log.log(
             logging.DEBUG if combined == before else logging.INFO,
-            "%s/%d is %s%s%s", *slot, state, where, why,
+            "%s/%d is %s%s%s", *slot, _SHOWN.get(state, state), where, why,
         )  # fmt: skip
         if combined != before:
             self._on_change(slot, combined)

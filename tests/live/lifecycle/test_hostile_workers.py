@@ -39,6 +39,14 @@ def unasked():
 def unknown():
     up.sendall(b'{"cmd":"NODE_PENSTOCK_NONSENSE"}\\n{"cmd":"NODE_PENSTOCK_STATS","seq":[]}\\n[1,2]\\n')
 
+def cuts():
+    line = b'{"cmd":"NODE_PENSTOCK_CUT","count":' + b"9" * 4299 + b"}\\n"
+    up.sendall(line * 20 + b'{"cmd":"NODE_PENSTOCK_CUT","count":3}\\n' * 1000)
+
+def retires():
+    line = b'{"cmd":"NODE_PENSTOCK_RETIRE","reason":"a\\\\n00:00:00.000 INFO    forged"}\\n'
+    up.sendall(line * 10000)
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -112,3 +120,27 @@ def test_unknown_messages_on_the_channel_change_nothing(
         lambda: run.metric("penstock_child_events_total", role="worker", event="message") == 1
     )
     assert {worker["pid"] for worker in run.workers()} == before
+
+
+def test_numbers_without_end_and_false_counts_do_not_end_the_run(
+    penstock: "Penstock", program: list[str]
+) -> None:
+    run = penstock(command=program, workers=2)
+    assert run.get("/cuts")[0] == 200
+    run.until(lambda: "cut: 3" in run.err)
+    assert run.get("/unknown")[0] == 200
+    run.until(lambda: "is not understood" in run.err)
+    assert run.stop() == 0
+    assert run.err.count("the time to finish is over") == 1
+    assert "Traceback" not in run.err
+
+
+def test_who_retires_ten_thousand_times_is_replaced_once_and_forges_no_line(
+    penstock: "Penstock", program: list[str]
+) -> None:
+    run = penstock(command=program, workers=2)
+    _, pid = run.get("/retires")
+    run.until(lambda: not psutil.pid_exists(int(pid)))
+    assert run.stop() == 0
+    assert run.err.count(" retires: ") == run.err.count("; replacing it") + 1 == 2
+    assert not [line for line in run.err.splitlines() if line.startswith("00:00:00.000")]

@@ -186,6 +186,19 @@ def test_a_second_signal_kills_what_goes_on(penstock: "Penstock", tmp_path: Path
     assert run.stop() == 0
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_at_once_is_at_once_for_what_a_worker_started_as_well(
+    penstock: "Penstock", tmp_path: Path, scheme: str
+) -> None:
+    (tmp_path / "program.py").write_text(LEAVES)
+    run = penstock(app="program:app", scheme=scheme, workers=1, timeouts={"stop": "1h"})
+    run.until(lambda: (tmp_path / "child").exists())
+    run.look()
+    run.process.send_signal(signal.SIGQUIT)
+    assert run.ended() == 0
+    assert not (tmp_path / "saved").exists()
+
+
 def test_a_worker_that_crashed_is_back_before_what_it_left_has_ended(
     penstock: "Penstock", tmp_path: Path
 ) -> None:

@@ -238,3 +238,19 @@ def test_every_exchange_has_one_line_in_the_log_however_it_ends(
     log.close()
     (line,) = path.read_text().splitlines()
     assert json.loads(line)["status"] == expected
+
+
+@pytest.mark.parametrize(
+    ("begun", "said"),
+    [(b"", "503 shutting down"), (OK[:-1], "response cut off: shutting down")],
+)
+def test_the_log_names_a_status_only_if_the_client_was_sent_it(
+    harness: Harness, caplog: pytest.LogCaptureFixture, begun: bytes, said: str
+) -> None:
+    client = harness.client()
+    client.send(GET)
+    harness.worker.send(begun)
+    (connection,) = harness.service.clients
+    connection.cut()
+    assert said in caplog.text
+    client.reset()

@@ -57,7 +57,7 @@ class Running:
 
     links = inodes = ()
     speaks_protocol = has_channel = True
-    has_remaining_group = False
+    has_remaining_group = retires = False
     ready_at: float | None = None
     spawned_at = 0.0
 
@@ -73,6 +73,12 @@ class Running:
 
     def signal(self, number: int) -> None:
         self._noted.append(f"signal {int(number)}")
+
+    def stop(self, within_s: float) -> None:
+        self._noted.append(f"signal 15 within {within_s:g} s")
+
+    def shorten_group(self, within_s: float) -> None:
+        self._noted.append(f"group within {within_s:g} s")
 
     def read_pending(self) -> None:
         if self.last_message is not None:
@@ -286,6 +292,28 @@ def test_an_import_that_fails_at_a_restart_is_a_crash_like_any_other() -> None:
     assert slot.child.state is State.STARTING
     assert len(slot.processes) == 3
     assert slot.child.history.last_exit_reason == "No module named 'shop'"
+
+
+def test_one_that_says_after_its_start_that_it_failed_is_restarted_like_any_other() -> None:
+    slot = Slot()
+    slot.ready()
+    slot.processes[-1].callbacks.on_message({"cmd": contract.FAILED, "reason": "late"}, None)
+    slot.part = "successor"
+    slot.crash()
+    assert slot.child.state is State.STARTING
+
+
+def test_who_wants_to_be_replaced_ten_thousand_times_says_it_once_and_in_its_own_words(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    slot = Slot()
+    slot.ready()
+    forged = "00:00:00.000 INFO web/0 is ready"
+    message = {"cmd": contract.RETIRE, "reason": f"a\n{forged}", "traceback": f"T:\n{forged}\n"}
+    for _ in range(10_000):
+        slot.processes[-1].callbacks.on_message(message, None)
+    assert caplog.messages == [f"web/0 retires: a {forged}\n    T:\n    {forged}"]
+    assert slot.events().count("retire") == 1
 
 
 def test_a_replacement_is_a_restart_and_no_exit() -> None:

@@ -4,6 +4,7 @@ Covers `__main__`, `cli/banner`, `cli/check`, `cli/describe` and `cli/options`.
 Covers `cli/run` and `logging_setup`.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from rich.console import Console
 from penstock_supervisor import logging_setup
 from penstock_supervisor.cli import banner, main, penstock
 from penstock_supervisor.config.loader import Config, load
+from penstock_worker.telemetry.log_writer import LogWriter
 
 GOOD = '[service.web]\nlisten = "127.0.0.1:8000"\napp = "a:b"\n'
 
@@ -317,3 +319,13 @@ def test_the_banner_shows_a_unix_socket_without_a_url(
         "admin on unix:/admin: /metrics /status /healthz /readyz",
         "Ctrl-C to stop",
     ]
+
+
+def test_a_message_that_cannot_be_formatted_is_a_line_and_no_exception() -> None:
+    with LogWriter(os.open(os.devnull, os.O_WRONLY)) as writer:
+        offered: list[bytes] = []
+        writer.offer = offered.append  # type: ignore[assignment]
+        too_long = int("9" * 4299) * 10**9
+        handler = logging_setup.ThreadHandler(writer)
+        handler.emit(logging.LogRecord("x", logging.ERROR, "x", 1, "cut: %d", (too_long,), None))
+    assert offered == [b"ERROR cut: %d (ValueError)\n"]

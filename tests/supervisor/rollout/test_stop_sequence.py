@@ -32,6 +32,7 @@ class Child:
             runs_our_code=ours, service_stop_s={"web": HOUR_S},
         )  # fmt: skip
         self.state = State.UP
+        self.left_behind = False
         self.pid: int | None = next(_pids)
         self._scene = scene
 
@@ -197,7 +198,14 @@ async def test_a_failed_start_does_not_take_longer_than_it_is_given() -> None:
     await scene.end()
 
 
-@pytest.mark.parametrize("count", [None, "3", -1, 0])
+async def test_at_once_holds_for_what_an_ended_worker_left_as_well() -> None:
+    scene = Scene()
+    scene.web.state, scene.web.left_behind = State.DOWN, True
+    scene.sequence.at_once()
+    assert "web/0 at once" in scene.log
+
+
+@pytest.mark.parametrize("count", [None, "3", -1, 0, int("9" * 4299), 1e308])
 async def test_what_was_cut_is_added_up_and_nonsense_is_not(
     warnings: pytest.LogCaptureFixture, count: object
 ) -> None:
@@ -206,6 +214,8 @@ async def test_what_was_cut_is_added_up_and_nonsense_is_not(
     scene.sequence.was_cut(cast("Any", scene.web), 3)
     scene.sequence.was_cut(cast("Any", scene.proxy), 2)
     scene.sequence.was_cut(cast("Any", scene.proxy), count)
+    # A worker says it once; a program of its own may say it as often as it likes.
+    scene.sequence.was_cut(cast("Any", scene.web), 1000)
     await scene.until("own/0 stop")
     await scene.end()
     assert "web/0: the time to finish is over; cut: 3" in warnings.text

@@ -386,3 +386,11 @@ def test_a_worker_passes_its_checks_if_its_traffic_alone_is_bad(ports: Harness) 
     assert ports.rotation.is_ready_anywhere(WEB)
     ports.report(0, "down")
     assert not ports.rotation.is_ready_anywhere(WEB)
+
+
+@pytest.mark.parametrize("state", ["absent", "checking", "down"])
+def test_the_log_has_the_words_for_people(state: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    harness = Harness("shared", 0)
+    harness.rotation.worker_changed("web", 0, state, "process is gone")
+    assert caplog.messages == ["web/0 is down: process is gone"]

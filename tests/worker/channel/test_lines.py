@@ -352,3 +352,21 @@ def test_many_channels_leave_no_descriptor_behind(loop: asyncio.AbstractEventLoo
     for _ in range(20):
         once()
     assert once() == before
+
+
+def test_who_floods_with_short_messages_leaves_the_loop_to_others(
+    loop: asyncio.AbstractEventLoop, ends: tuple[Peer, socket.socket]
+) -> None:
+    peer, theirs = ends
+    theirs.sendall(b"1\n" * 50_000)
+    seen = [0]
+
+    def turn() -> None:
+        seen.append(len(peer.messages))
+        if seen[-1] < 50_000:
+            loop.call_soon(turn)
+
+    loop.call_soon(turn)
+    peer.until(lambda: seen[-1] == 50_000)
+    assert max(after - before for before, after in pairwise(seen)) < 20_000
+    assert peer.messages == [1] * 50_000

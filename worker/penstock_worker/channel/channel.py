@@ -41,7 +41,10 @@ ACK: Final = framing.ACK
 envelope = framing.envelope
 _MAX_FDS: Final = 16
 """Descriptors of one read that can be counted for the log. The kernel closes what is beyond."""
-_READ_SIZE: Final = 64 << 10
+_READ_SIZE: Final = 16 << 10
+_MAX_READ_LINES: Final = 500
+"""Lines after which others have their turn: of short ones, many fit into a read, and each costs
+what any message costs."""
 _MAX_READS: Final = 16
 """Reads in a row: more than a socket buffer holds. Without this bound a peer that sends without
 a pause would keep the loop for itself."""
@@ -177,9 +180,10 @@ class Channel:
     def _read(self, times: int = _MAX_READS) -> None:
         # Until there is no more: a peer that closes with our messages unread causes an error
         # condition, for which uvloop calls a reader once and then never again.
+        lines = 0
         for _ in range(times):
-            if self.closed:
-                return
+            if self.closed or (lines >= _MAX_READ_LINES and times == _MAX_READS):
+                break
             try:
                 data, fds = self._receive()
             except (BlockingIOError, InterruptedError):
@@ -195,6 +199,7 @@ class Channel:
             elif len(fds) > 1:
                 self._cut_off(f"{len(fds)} descriptors with one line")
             else:
+                lines += data.count(b"\n")
                 self._split(data)
         self._read_soon()
 
