@@ -89,12 +89,10 @@ class Child:
 
     @property
     def shown_state(self) -> ProcessState:
-        """Its state in the words for people."""
         return shown(self.state, replaced=self.part == "draining")
 
     @property
     def part(self) -> Part:
-        """What it is in its slot."""
         return self._observer.part_of(self)
 
     @property
@@ -130,7 +128,7 @@ class Child:
 
     @property
     def links(self) -> tuple[HandoffLink, ...]:
-        """The links of the current process, by the slot of the proxy."""
+        """By the slot of the proxy."""
         return () if self._running is None else self._running.links
 
     def seconds_in_state(self) -> float:
@@ -141,9 +139,14 @@ class Child:
         self.history.restart_policy.forget()
         self._handle(LifecycleEvent.START)
 
+    def start_early(self) -> None:
+        """Do not wait any longer for the next start, if it waits for one."""
+        if self._lifecycle.waits_for_start:
+            self._deadline.disarm()
+            self._on_deadline()
+
     def start_as_replacement(self, reason: str) -> None:
-        """Start as the successor of a process that still runs. That is a restart and no crash: it
-        never counts towards giving up."""
+        """Start as the successor of a process that still runs: a restart, and no crash."""
         self.history.restarts[reason] += 1
         self._handle(LifecycleEvent.START)
 
@@ -186,10 +189,7 @@ class Child:
         handle: socket.socket | None = None,
         on_sent: Callable[[bool], None] | None = None,
     ) -> bool:
-        """False if it has no open channel. ValueError, TypeError: the message cannot be sent.
-
-        `on_sent` is called with whether the handle was sent.
-        """
+        """As `Channel.send`; False as well if it has no process."""
         return self._running is not None and self._running.send(message, handle, on_sent)
 
     def take_links(self) -> tuple[HandoffLink, ...]:
@@ -209,7 +209,7 @@ class Child:
 
     def _became_ready(self) -> None:
         assert self._running is not None
-        self.history.was_ready = True
+        self.history.was_ready = self.history.last_was_ready = True
         self._running.ready_at = self._state_since
         _log.info("%s is ready after %.1f s (pid %s)", self.name, self.age_s, self.pid)
         self._observer.event(self, "listening", text=str(self.plan.address or ""))
@@ -218,6 +218,7 @@ class Child:
 
     def _spawn(self) -> None:
         self._why, self._reason, self._no_restart, self.postponed = "", "", False, False
+        self.history.last_was_ready = False
         callbacks = ProcessCallbacks(
             self._on_exit, self._on_message, self._on_disconnect,
             lambda: self._handle(LifecycleEvent.READY), lambda: self._observer.state_changed(self),

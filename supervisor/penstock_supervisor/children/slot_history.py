@@ -23,6 +23,8 @@ class SlotHistory:
         """Why the last process ended or could not be started, for people."""
         self.was_ready = False
         """A process was ready at least once."""
+        self.last_was_ready = False
+        """The last process that was started has become ready: the program can start."""
         self.carryover: dict[str, Any] = {}
         """Counters of processes that have ended; see `ChildView.carryover`."""
         self.restart_policy = RestartPolicy(

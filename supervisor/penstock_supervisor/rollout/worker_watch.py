@@ -9,11 +9,13 @@ them together:
     alive, not ready      out of the rotation; after `health.restart_after` replaced, unless the
                           fault is shared (`rotation/unready`)
     alive, ready          in the rotation; if it was to be replaced for one of those, no more
+    nobody serves         one worker that waits for its next start, and can start, starts now
 
 Who is replaced first, and how, `rolling_restart` decides. A supervisor that was stopped itself, or
 was without CPU, judges nobody by that time.
 """
 
+import logging
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Iterable, Mapping
 
@@ -27,6 +29,8 @@ from penstock_supervisor.rollout.rolling_restart import RollingRestart
 from penstock_supervisor.rotation.heartbeat import Heartbeat
 from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.unready import Unready, WorkerFacts
+
+_log = logging.getLogger("penstock.supervisor")
 
 
 class WorkerWatch:
@@ -96,6 +100,7 @@ class WorkerWatch:
             self._unready.begin_again()
         for service in self._services:
             self._replace_unready(service, now)
+            self._end_outage(service)
         self._rolling_restart.advance()
 
     def _replace_unready(self, service: Service, now: float) -> None:
@@ -124,3 +129,23 @@ class WorkerWatch:
         for slot, unready_s in overdue.items():
             why = f"{running[slot].name} has not been healthy for {unready_s:.0f} s"
             self._rolling_restart.request(running[slot], "unhealthy", why)
+
+    def _end_outage(self, service: Service) -> None:
+        """Start one worker now if nobody of the service serves or starts.
+
+        Only one whose last process was ready: the program can start, so what ends it are requests.
+        One client that goes on with them must not make all others wait for a pause to end. At one
+        start a second this is no load.
+        """
+        workers = [child for child in self._slots.workers() if child.plan.service == service.name]
+        if any(child.state in (State.STARTING, State.UP) for child in workers):
+            return
+        waiting = {
+            child: wait_s
+            for child in workers
+            if child.history.last_was_ready and (wait_s := child.next_start_s) is not None
+        }
+        if waiting:
+            first = min(waiting, key=waiting.__getitem__)
+            _log.info("%s is started now: nobody of %s serves", first.name, service.name)
+            first.start_early()

@@ -19,8 +19,19 @@ class Worker:
         self.plan = SimpleNamespace(service=slot[0], slot=slot[1], runs_our_code=True)
         self.name = f"{slot[0]}/{slot[1]}"
         self.state = State.UP
-        self.pid = 10 + slot[1]
+        self.pid: int | None = 10 + slot[1]
         self.answers = True
+        self.history = SimpleNamespace(last_was_ready=True)
+        self.next_start_s: float | None = None
+        self.starts = 0
+
+    def ended(self, next_start_s: float | None, *, was_ready: bool = True) -> None:
+        self.state, self.pid, self.next_start_s = State.CRASH_LOOP, None, next_start_s
+        self.history.last_was_ready = was_ready
+
+    def start_early(self) -> None:
+        self.starts += 1
+        self.state, self.next_start_s = State.STARTING, None
 
     def send(self, _: object) -> bool:
         return True
@@ -47,8 +58,8 @@ class Harness:
         self.now = 0.0
         self.over = False
         self.due: Callable[[], None] | None = None
-        self.workers = [Worker(WEB), Worker(MORE)]
-        self.current = {WEB: self.workers[0], MORE: self.workers[1]}
+        self.made = [Worker(WEB), Worker(MORE)]
+        self.current = {WEB: self.made[0], MORE: self.made[1]}
         self.unready: set[Any] = set()
         self.wanted: dict[Any, set[str]] = {WEB: set(), MORE: set()}
         anything = cast("Any", self)
@@ -68,8 +79,11 @@ class Harness:
 
     # The slots and the rotation.
 
+    def workers(self) -> list[Worker]:
+        return self.made
+
     def is_current(self, child: Any) -> bool:
-        return child in self.workers
+        return child in self.made
 
     def is_ready_anywhere(self, slot: Any) -> bool:
         return slot not in self.unready
@@ -104,7 +118,7 @@ class Harness:
             due, self.due = self.due, None
             if due is not None:
                 due()
-            for worker in self.workers:
+            for worker in self.made:
                 if worker.answers:
                     self.watch.answered(cast("Any", worker))
         return {slot: reasons for slot, reasons in self.wanted.items() if reasons}
@@ -118,17 +132,17 @@ def test_nobody_who_is_well_is_replaced() -> None:
 
 def test_one_that_hangs_is_replaced_unless_it_answers_again() -> None:
     harness = Harness()
-    harness.workers[1].answers = False
+    harness.made[1].answers = False
     assert harness.seconds(5) == {}
     assert set(harness.watch.silent()) == {MORE}
     assert harness.seconds(2) == {MORE: {"liveness"}}
-    harness.workers[1].answers = True
+    harness.made[1].answers = True
     assert harness.seconds(1) == {}
 
 
 def test_one_that_hangs_is_not_also_unhealthy() -> None:
     harness = Harness()
-    harness.workers[1].answers = False
+    harness.made[1].answers = False
     assert harness.seconds(60) == {MORE: {"liveness"}}
 
 
@@ -155,7 +169,7 @@ def test_without_restart_after_nobody_is_replaced_for_its_checks() -> None:
 
 def test_a_supervisor_that_was_asleep_has_nobody_replaced() -> None:
     harness = Harness()
-    harness.workers[0].answers = False
+    harness.made[0].answers = False
     harness.unready.add(MORE)
     assert harness.seconds(20, late_s=3600.0) == {}
 
@@ -166,3 +180,23 @@ def test_it_ends_with_the_run() -> None:
     harness.seconds(1)
     assert harness.due is None
     harness.watch.close()
+
+
+def test_one_worker_starts_at_once_where_nobody_serves() -> None:
+    harness = Harness()
+    one, other = harness.made
+    one.ended(30.0)
+    harness.seconds(3)
+    assert (one.starts, other.starts) == (0, 0), "the other one serves"
+    other.ended(20.0)
+    harness.seconds(3)
+    assert (one.starts, other.starts) == (0, 1), "who would be the first, and nobody else"
+
+
+def test_a_program_that_cannot_start_or_is_given_up_for_good_waits_on() -> None:
+    harness = Harness()
+    one, other = harness.made
+    one.ended(30.0, was_ready=False)
+    other.ended(None)
+    harness.seconds(5)
+    assert (one.starts, other.starts) == (0, 0)
