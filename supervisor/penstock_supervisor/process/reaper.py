@@ -36,7 +36,8 @@ _REQUIRED_FILES: Final = (
 """Files that proxies and workers need. They may be in a home directory that others cannot enter."""
 _IGNORED: Final = child_signals.HARMLESS | {signal.SIGINT, signal.SIGTERM, signal.SIGPIPE}
 """Signals that a mistake may send to the guardian. It must live until we have ended."""
-_EXIT_TIMEOUT_S: Final = 5.0
+_EXIT_TIMEOUT_S: Final = 1.0
+"""It has nothing left to do then. One that is stopped is killed: it is not to hold our own end."""
 _BACKOFF_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 10.0
 

@@ -154,7 +154,11 @@ class RollingRestart:
         for step in tuple(self._steps.values()):
             if (ok := self._outcome(step)) is not None:
                 self._settle(step, ok=ok)
-        for replacement in self._queue.due(self._loop.time(), self._is_free):
+        due = self._queue.due(self._loop.time(), self._is_free)
+        for delayed, wait_s in self._queue.take_delayed():
+            text = "%s/%d has asked %d times in a row, soon after it came; it is replaced in %.0f s"
+            _log.error(text, *delayed.slot, delayed.repeats, wait_s)
+        for replacement in due:
             self._begin(replacement)
 
     def successor_ready(self, successor: Child) -> None:

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from penstock_supervisor.children.plan import Slot
 from penstock_supervisor.rollout.replacement_queue import (
     FIRST_PAUSE_S,
+    FREE_REPEATS,
     MAX_PAUSE_S,
     REASONS,
+    SOON_S,
     Replacement,
     ReplacementQueue,
 )
@@ -131,3 +133,38 @@ def test_never_two_of_a_service_and_none_is_forgotten(
             assert len(begun) <= (active is None)
         for one in wanted:
             assert any(queue.wants(one, reason) for reason in REASONS)
+
+
+def ask_as_soon_as_replaced(queue: ReplacementQueue, now: float, times: int) -> float:
+    """A worker that wants to be replaced whenever it comes; returns when it came last."""
+    for _ in range(times):
+        queue.request(WEB, "retire", "had enough")
+        queue.settled(begin(queue, now), now, ok=True)
+        now += 1.0
+    return now - 1.0
+
+
+def test_a_worker_that_asks_whenever_it_comes_waits_longer_and_longer() -> None:
+    queue = ReplacementQueue()
+    now = ask_as_soon_as_replaced(queue, 0.0, 1 + FREE_REPEATS)
+    assert queue.take_delayed() == []
+    for wait_s in (FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S):
+        queue.request(WEB, "retire", "had enough")
+        assert queue.due(now, anywhere) == []
+        ((delayed, told_s),) = queue.take_delayed()
+        assert (delayed.slot, told_s) == (WEB, wait_s)
+        assert queue.due(now + wait_s - 0.1, anywhere) == []
+        assert queue.take_delayed() == [], "said once"
+        now += wait_s
+        queue.settled(begin(queue, now), now, ok=True)
+
+
+def test_one_that_has_worked_for_a_while_and_a_roll_out_do_not_wait() -> None:
+    queue = ReplacementQueue()
+    now = ask_as_soon_as_replaced(queue, 0.0, 1 + FREE_REPEATS)
+    queue.request(WEB, "retire", "had enough")
+    assert queue.due(now, anywhere) == []
+    queue.request(WEB, "reload", "somebody wants it")
+    queue.settled(begin(queue, now), now, ok=True)
+    queue.request(WEB, "retire", "had enough")
+    assert begin(queue, now + SOON_S).slot == WEB
