@@ -63,7 +63,8 @@ class StatsPoll:
     ) -> tuple[ChildView, ...]:
         """Poll `children`, wait for the last answer or the deadline, and describe each of `shown`.
 
-        A child that is draining counts for its slot, together with the current one.
+        A child that is draining counts for its slot, together with the current one. Which one
+        is current may have changed while the answers were waited for.
         """
         poll = _Poll(child for child in children if _can_answer(child))
         self._last_number = number = self._last_number + 1
@@ -76,6 +77,7 @@ class StatsPoll:
                     await poll.done.wait()
         finally:
             del self._polls[number]
+        shown = tuple(_now_current(child, children) for child in shown)
         others = [child for child in children if child not in shown]
         return tuple(self._view(child, others, fresh=child in poll.answered) for child in shown)
 
@@ -127,6 +129,12 @@ class StatsPoll:
             stats=child.stats,
             fresh=fresh,
         )
+
+
+def _now_current(child: Child, children: Iterable[Child]) -> Child:
+    """The current child of the slot of `child`, or `child` itself if there is none."""
+    of_slot = (one for one in children if one.history is child.history)
+    return next((one for one in of_slot if one.part == "current"), child)
 
 
 def _processes(children: Iterable[Child]) -> Iterator[ProcessView]:

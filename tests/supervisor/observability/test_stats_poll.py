@@ -255,6 +255,21 @@ async def test_event_loop_lag_is_measured_until_the_poll_is_closed(
     lag.close()
 
 
+async def test_a_worker_replaced_while_answers_are_waited_for_is_shown_as_one_that_drains(
+    stats_poll: StatsPoll,
+) -> None:
+    old = Worker(stats_poll)
+    new = Worker(stats_poll, after=old)
+    new.part, new.pid = "successor", 7
+    async with asyncio.TaskGroup() as tasks:
+        taking = tasks.create_task(take(stats_poll, old, leaving=(new,)))
+        await asyncio.sleep(0)
+        old.part, new.part = "draining", "current"
+    (view,) = taking.result()
+    assert (view.pid, view.state) == (7, "ready")
+    assert [(one.part, one.pid) for one in view.processes] == [("current", 7), ("draining", 1)]
+
+
 async def test_a_view_has_every_process_of_its_slot(stats_poll: StatsPoll) -> None:
     draining = Worker(stats_poll)
     current, gone = Worker(stats_poll, after=draining), Worker(stats_poll, 1)
