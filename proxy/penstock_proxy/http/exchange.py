@@ -296,7 +296,7 @@ class Exchange(UpstreamRequest):
         """Count and log a fault, and end the exchange with it."""
         client = self.client
         client.service.error_log.request_failed(
-            self.line, client.address, fault, reason, self.member
+            self.line, client.address, fault, reason, self.member, cut=self.response_started
         )
         client.service.counters.errors[fault.kind] += 1
         self._end_with(fault)

@@ -100,10 +100,17 @@ class ErrorLog:
         fault: Fault,
         reason: str,
         member: Member | None,
+        *,
+        cut: bool = False,
     ) -> None:
-        """Log why a request from `address` failed. `member` had it; None: no worker."""
+        """Log why a request from `address` failed. `member` had it; None: no worker. `cut`: its
+        response had begun, with a status of the worker's, and breaks off."""
         level = logging.INFO if fault.side is Side.CLIENT else logging.WARNING
         worker = self.worker_name(member) or self._service
+        if cut and fault.status:
+            answer = f"its response is cut: {fault.text}"
+        else:
+            answer = f"{fault.status} {fault.text}" if fault.status else fault.kind
         self._log_limited(
             level,
             "%s: %s %s from %s: %s%s",
@@ -111,7 +118,7 @@ class ErrorLog:
             line.method.decode(),
             line.target[:200].decode(),
             address,
-            f"{fault.status} {fault.text}" if fault.status else fault.kind,
+            answer,
             f" ({reason})" if reason else "",
         )
 
