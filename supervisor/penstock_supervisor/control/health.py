@@ -50,7 +50,9 @@ def _proxies_away(snapshot: Snapshot) -> Iterator[str]:
     if proxies and not any(
         proxy.state == _READY and proxy.slot not in snapshot.covered for proxy in proxies
     ):
-        yield f"no proxy accepts{_states(proxies, {})}"
+        silent = {proxy.slot for proxy in proxies if proxy.state == _READY}
+        rows = {slot: {"health": "does not answer"} for slot in silent}
+        yield f"no proxy accepts{_states(proxies, rows)}"
 
 
 def _services(snapshot: Snapshot) -> Iterator[str]:

@@ -86,7 +86,7 @@ def test_proxies_that_do_not_accept_are_a_reason(made: Any) -> None:
         "not ready: no proxy accepts: crash loop, next start in 4 s"
     )
     stuck = made.snapshot(covered=frozenset({0}))
-    assert not_ready(stuck) == "not ready: no proxy accepts: proxy/0 ready"
+    assert not_ready(stuck) == "not ready: no proxy accepts: proxy/0 does not answer"
 
 
 def test_a_run_that_is_not_ready_for_an_unknown_reason_says_no_more(made: Any) -> None:
