@@ -7,7 +7,7 @@ from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.kernel.listening_processes import describe_holder
 from penstock_supervisor.listeners.worker_ports import is_free
 
-_FOREGROUND: Final = "a server has to run in the foreground here (nginx: daemon off;)"
+_FOREGROUND: Final = 'a server has to run in the foreground here, as nginx does with "daemon off;"'
 
 
 def missed_deadline(plan: ChildPlan, pid: int | None, inherited_inodes: tuple[int, ...]) -> str:

@@ -133,7 +133,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         Applicability((When(("ports",)),), "no other asks a worker twice"),
     ),
     "retries.attempts": Applicability(
-        (_PROXIED_HTTP,), "what a worker has of a connection in another mode stays with it"
+        (_PROXIED_HTTP,), "no other gives a request to a second worker"
     ),
     "timeouts.connect": Applicability((When(_PROXIED),), _WORKERS_ACCEPT),
     "timeouts.head": Applicability(

@@ -32,6 +32,7 @@ STOP_SIGNALS: Final = (
     "SIGTERM", "SIGQUIT", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGABRT",
 )  # fmt: skip
 """Signals that programs take for a request to end; WINCH is Apache's."""
+MIN_LIVENESS_S: Final = 3.0
 MAX_PROXIES: Final = 64
 """Each proxy checks every worker, and with `handoff` has a link to every worker."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
@@ -136,6 +137,13 @@ def _signal(value: object) -> object:
     return name
 
 
+def _liveness_timeout(seconds: float) -> float:
+    # Less is a busy core or a collection of garbage, and no process that hangs.
+    if 0 < seconds < MIN_LIVENESS_S:
+        raise ValueError(f'expected "0s" (off), or at least "{MIN_LIVENESS_S:g}s"')
+    return seconds
+
+
 def _text(value: str) -> str:
     # For the kernel a zero byte ends the string.
     if "\0" in value:
@@ -200,7 +208,7 @@ class Restart(FrozenModel):
 class Liveness(FrozenModel):
     """When a worker that does not answer is replaced."""
 
-    timeout: Duration = 30.0
+    timeout: Annotated[Duration, AfterValidator(_liveness_timeout)] = 30.0
     """After so long without an answer. It gets nothing new after a few seconds. 0: never, and
     nobody asks."""
 

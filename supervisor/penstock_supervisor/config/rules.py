@@ -6,7 +6,7 @@ models validate single values. No I/O, no clock.
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from penstock_proxy.balancing.policies import POLICIES
 from penstock_proxy.net.address import Address, parse_address
@@ -16,10 +16,6 @@ from penstock_supervisor.config.diagnostics import Problem
 
 if TYPE_CHECKING:
     from penstock_supervisor.config.model import Config, Service
-
-
-MIN_LIVENESS_S: Final = 3.0
-"""Less is a busy core or a collection of garbage, and no process that hangs."""
 
 
 def check_table(table: Mapping[str, Any]) -> Iterator[Problem]:
@@ -56,9 +52,6 @@ def check_service(service: "Service") -> Iterator[Problem]:
             "which gives each client its one worker"
         )
         yield Problem(("health", "slow_start"), text)
-    if 0 < service.liveness.timeout < MIN_LIVENESS_S:
-        text = f'expected "0s" (off), or at least "{MIN_LIVENESS_S:g}s"'
-        yield Problem(("liveness", "timeout"), text)
     if service.restart.backoff > service.restart.backoff_max:
         yield Problem(("restart", "backoff"), "expected at most backoff_max")
 

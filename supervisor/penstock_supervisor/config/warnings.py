@@ -16,7 +16,7 @@ def check(config: Config, uid: int) -> Iterator[str]:
     if uid == 0 and config.user is None:
         yield (
             "user: proxies and workers run as root, because no user is named; "
-            'one who is not root is enough: user = "www-data", or --user www-data'
+            'name a user who is not root: user = "www-data", or --user www-data'
         )
     if config.admin and not _is_local(config.admin):
         yield (

@@ -118,7 +118,11 @@ def _restarts(by_reason: Mapping[str, int]) -> str:
     total = sum(by_reason.values())
     if not total:
         return ""
-    reasons = ", ".join(f"{reason} {count}" for reason, count in by_reason.items() if count)
+    counts = {reason: count for reason, count in by_reason.items() if count}
+    # "exit 5" would read as a status, and a count that is the total says nothing new.
+    reasons = ", ".join(
+        reason if len(counts) == 1 else f"{count} {reason}" for reason, count in counts.items()
+    )
     return f"{total} restart{'s' * (total != 1)} ({reasons})"
 
 
@@ -131,7 +135,7 @@ def _reasons(child: Mapping[str, Any]) -> Iterator[str]:
         # While there is no process, there is no need to say that it is not in the rotation.
         yield child.get("reason") or ""
     if last := child.get("last_exit_reason") or child.get("last_exit"):
-        yield f"last exit: {last}"
+        yield f"the last one: {last}"
 
 
 def _states(child: Mapping[str, Any]) -> Iterator[str]:

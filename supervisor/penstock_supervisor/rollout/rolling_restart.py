@@ -108,12 +108,15 @@ class RollingRestart:
             _log.warning("workers are being replaced already")
 
     async def _roll(self, slots: tuple[Slot, ...]) -> None:
-        _log.info("replacing %d workers, one after the other", len(slots))
+        if len(slots) > 1:
+            _log.info("replacing %d workers, one after the other", len(slots))
         for slot in slots:
             if not await self.replace(slot):
-                _log.error("the other workers are left as they are")
+                if slot != slots[-1]:
+                    _log.error("the other workers are left as they are")
                 return
-        _log.info("all workers are replaced")
+        if set(slots).issuperset(self._slots.current):
+            _log.info("all workers are replaced")
 
     async def replace(self, slot: Slot) -> bool:
         """Replace one worker. False: its successor did not get ready, and the worker stays.
@@ -279,7 +282,7 @@ class RollingRestart:
         old, successor = step.old, step.successor
         again = "" if pause_s is None else f"; the next try is in {pause_s:.0f} s at the earliest"
         if successor is None or self._slots.is_current(successor):
-            _log.error("%s has not come into the rotation in time%s", old.name, again)
+            _log.error("%s did not come into the rotation%s", old.name, again)
             return
         if self._slots.is_successor(successor):
             successor.stop()

@@ -206,8 +206,12 @@ class Heartbeat:
             watched.is_hung = True
             if not watched.is_held:
                 watched.held_at = now - silent.silent_s(now)
-            _log.error("%s%s", why, "; its stacks follow" if child.plan.runs_our_code else "")
-            child.dump_stacks()
+            if is_stopped(watched.pid):
+                # It could not write its stacks.
+                _log.error("%s; it is stopped, as by SIGSTOP", why)
+            else:
+                _log.error("%s%s", why, "; its stacks follow" if child.plan.runs_our_code else "")
+                child.dump_stacks()
         self._on_hung(child, why)
 
     def _alive(self, child: Child, watched: _Watched, now: float) -> None:

@@ -109,7 +109,7 @@ def test_a_command_that_goes_into_the_background_is_said_to(tmp_path: Path) -> N
         psutil.Process(int((tmp_path / "daemon").read_text())).kill()
     assert "exited with status 0" in said
     assert ": it went into the background, where python" in said
-    assert "a server has to run in the foreground here (nginx: daemon off;)" in said
+    assert 'a server has to run in the foreground here, as nginx does with "daemon off;"' in said
 
 
 def test_a_command_that_ends_at_once_without_an_error_is_told_what_is_wanted(

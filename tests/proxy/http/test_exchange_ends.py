@@ -197,6 +197,15 @@ def test_a_fault_is_counted_once(
     assert sum(harness.service.counters.requests.values()) == 1
 
 
+def test_the_log_of_a_response_that_is_cut_names_no_status_of_ours(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    breaks_off_in_an_answer(harness, harness.client())
+    (message,) = caplog.messages
+    assert "GET / from " in message
+    assert "response cut off: the worker closed the connection" in message
+
+
 @pytest.mark.parametrize("queue", [0.0, 2.0])
 def test_each_attempt_is_counted_once_and_the_last_failure_is_no_further_fault(
     harness: Harness, queue: float

@@ -31,8 +31,8 @@ def test_a_running_worker_outside_the_rotation_is_shown_with_its_reason() -> Non
     _, _, well, bad = shown(WORKER, ejected)
     assert well == "  web/0  ready           pid 12  127.0.0.1:8101"
     assert bad == (
-        "  web/1  ready, ejected  pid 12  127.0.0.1:8101  1 restart (signal 1)  "
-        "5 failures in a row; last exit: was killed by SIGKILL after 3.0 s"
+        "  web/1  ready, ejected  pid 12  127.0.0.1:8101  1 restart (signal)  "
+        "5 failures in a row; the last one: was killed by SIGKILL after 3.0 s"
     )
 
 
@@ -58,10 +58,10 @@ def test_every_process_of_a_slot_is_shown_with_what_it_takes_and_still_has() -> 
 def test_a_crash_loop_is_shown_with_its_next_start_and_the_last_exit() -> None:
     looping = {
         **WORKER, "state": "crash_loop", "crash_loop": True, "pid": None, "health": "down",
-        "reason": "process is gone", "next_start": 12.3, "last_exit_reason": "it exited",
+        "reason": "process is gone", "next_start": 12.3, "last_exit_reason": "exited",
     }  # fmt: skip
     assert shown(looping)[-1] == (
-        "  web/0  crash loop  127.0.0.1:8101  next start in 12 s; last exit: it exited"
+        "  web/0  crash loop  127.0.0.1:8101  next start in 12 s; the last one: exited"
     )
     for_good = {**looping, "next_start": None}
     assert "not started again by itself" in shown(for_good)[-1]

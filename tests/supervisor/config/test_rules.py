@@ -107,7 +107,7 @@ COMMAND = "command = ['node', 'x.js']\n"
         ),
         (
             f"{APP}liveness = {{ timeout = '2s' }}",
-            'liveness.timeout: expected "0s" (off), or at least "3s"',
+            'liveness.timeout: expected "0s" (off), or at least "3s", not "2s"',
         ),
         (
             "upstreams = ['127.0.0.1:1']\nhealth = { restart_after = '1m' }",

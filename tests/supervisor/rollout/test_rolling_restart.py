@@ -262,6 +262,19 @@ async def test_a_roll_out_and_a_retiring_worker_never_replace_two_of_a_service()
         harness.restart.cancel()
 
 
+async def test_one_worker_that_is_replaced_is_not_all_of_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    harness = Harness()
+    async with asyncio.TaskGroup() as tasks:
+        harness.restart.roll(tasks, (WEB,))
+        await run_tasks()
+        harness.successors[0].becomes_ready()
+    assert "web/0 is replaced" in caplog.messages
+    assert not [text for text in caplog.messages if "workers" in text]
+
+
 async def test_a_roll_out_ends_when_a_successor_fails(caplog: pytest.LogCaptureFixture) -> None:
     harness = Harness()
     async with asyncio.TaskGroup() as tasks:

@@ -231,6 +231,17 @@ def test_a_command_that_is_stopped_is_held_whatever_its_check_says(
     assert harness.beats(1) == ["release", "alive"]
 
 
+def test_a_stopped_process_is_not_asked_for_the_stacks_that_it_cannot_write(
+    process: "subprocess.Popen[bytes]", caplog: pytest.LogCaptureFixture
+) -> None:
+    harness = Harness(pid=process.pid)
+    process.send_signal(signal.SIGSTOP)
+    until(lambda: is_stopped(process.pid))
+    harness.beats(8)
+    assert harness.worker.dumps == 0
+    assert "web/0 has not answered for 6 s; it is stopped, as by SIGSTOP" in caplog.messages
+
+
 def test_a_process_that_is_gone_is_not_stopped(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait()
