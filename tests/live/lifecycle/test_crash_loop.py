@@ -4,9 +4,11 @@ What is told meanwhile is true: states, probes, events, the log and the exit sta
 """
 
 import asyncio
+import http.client
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +72,39 @@ def until_ready(run: "Cluster") -> None:
 
 def giveups(run: "Cluster") -> float:
     return run.metric("penstock_child_events_total", event="giveup")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_who_ends_all_workers_by_requests_makes_nobody_wait_for_the_next_start(
+    penstock: "Penstock", faulty: str, scheme: str
+) -> None:
+    """The pause of the crash loop would be an hour."""
+    slow = {**QUICK, "retry_after": "1h", "backoff_max": "30s"}
+    run = penstock(app=faulty, scheme=scheme, workers=2, restart=slow)
+
+    def are_all_given_up() -> bool:
+        kill_ready(run)
+        return giveups(run) >= 2
+
+    run.until(are_all_given_up)
+    for _ in range(3):
+        kill_ready(run)
+        run.until(lambda: answers(run), "a worker that serves again")
+
+
+def kill_ready(run: "Cluster") -> None:
+    """As a request does: only who serves can be reached by one."""
+    for worker in workers(run):
+        if worker["state"] == "ready":
+            with suppress(ProcessLookupError):
+                os.kill(worker["pid"], signal.SIGKILL)
+
+
+def answers(run: "Cluster") -> bool:
+    try:
+        return run.get()[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
