@@ -267,7 +267,7 @@ async def test_a_giveup_is_logged_as_critical(
     async with running(service(code, restart={"max_restarts": 1, "backoff": "10ms"})):
         pass
     (alarm,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
-    assert alarm.getMessage().startswith("GIVING UP on web/1")
+    assert alarm.getMessage().startswith("web/1 is in a crash loop: ")
     assert "ended 2 times within 60 s" in alarm.getMessage()
 
 

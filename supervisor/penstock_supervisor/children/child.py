@@ -260,7 +260,7 @@ class Child:
             self._observer.event(self, "giveup", text=after.giveup)
         # A run that ends says why itself, once.
         if not self._ends_run and not self._observer.gave_up(self, after.giveup) and after.giveup:
-            words = "GIVING UP on %s, it is in a crash loop: %s; %s"
+            words = "%s is in a crash loop: %s; %s"
             _log.critical(words, self.name, unnamed(after.giveup, self.name), after.prospect)
 
     # Events of its process and its timer.

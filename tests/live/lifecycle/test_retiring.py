@@ -93,6 +93,6 @@ def test_a_worker_that_retires_again_and_again_is_replaced_each_time_and_never_g
 
     run.until(one_retires)
     settled(run, 2, set())
-    assert "GIVING UP" not in run.err
+    assert "is in a crash loop" not in run.err
     assert not any(worker["crash_loop"] for worker in run.workers())
     assert run.get()[0] == 200

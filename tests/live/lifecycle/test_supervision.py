@@ -213,7 +213,7 @@ def test_giving_up_one_worker_leaves_the_others_serving(tmp_path: Path) -> None:
         run.started()
         assert run.worker("web/1")["state"] == "crash_loop"
         assert len({run.get() for _ in range(4)}) == 1
-        assert "CRITICAL GIVING UP on web/1" in run.err
+        assert "CRITICAL web/1 is in a crash loop: " in run.err
         assert run.stop() == 0
 
 

@@ -198,4 +198,4 @@ def test_no_worker_is_given_up_because_the_supervisor_lacks_descriptors(
     run.until(lambda: run.err.count("Too many open files; trying again in ") >= 3)
     resource.prlimit(run.process.pid, resource.RLIMIT_NOFILE, limits)
     run.until(lambda: all(one["health"] == "up" for one in run.workers("web")))
-    assert "GIVING UP" not in run.err
+    assert "is in a crash loop" not in run.err

@@ -234,7 +234,7 @@ def test_too_many_exits_are_one_giveup_and_each_later_one_a_warning(
     assert slot.events().count("giveup") == 1
     critical, *others = [one for one in caplog.records if one.levelname == "CRITICAL"]
     assert not others
-    alarm = "GIVING UP on web/0, it is in a crash loop: exited with status 3"
+    alarm = "web/0 is in a crash loop: exited with status 3"
     assert critical.getMessage().startswith(alarm)
     assert "it ended 2 times within 60 s; next start in " in critical.getMessage()
     assert "penstock reload" in critical.getMessage()
