@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 from penstock_proxy.balancing.member_state import SHOWN
 from penstock_proxy.messages import (
     CHECKED,
+    CROWDED,
     DRAIN_WORKER,
     HOLD,
     JOIN,
@@ -37,6 +38,7 @@ from penstock_supervisor.config.model import Service
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.rotation.handoff_links import HandoffLinks
 from penstock_supervisor.rotation.proxy_views import UP, ProxyViews
+from penstock_supervisor.rotation.room import ask_for_room
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 
 _DRAIN_TIMEOUT_S: Final = 1.0
@@ -244,6 +246,9 @@ class Rotation:
             return True
         if message["cmd"] == UNLINKED:
             self._links.reclaimed(message.get("link"), proxy)
+            return True
+        if message["cmd"] == CROWDED:
+            ask_for_room(self._slots.current, message, self._held)
             return True
         if message["cmd"] not in (ROTATION, CHECKED):
             return False
