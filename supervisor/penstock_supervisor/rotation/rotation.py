@@ -252,15 +252,19 @@ class Rotation:
             return True
         if message["cmd"] not in (ROTATION, CHECKED):
             return False
+        self._handle_view(proxy, message)
+        return True
+
+    def _handle_view(self, proxy: Child, message: dict[str, Any]) -> None:
+        """A proxy says what it has found out about a worker."""
         service, slot, state = message.get("service"), message.get("slot"), message.get("state")
         if not isinstance(service, str) or not isinstance(slot, int):
-            return True
+            return
         if message["cmd"] == CHECKED:
             self._on_check((service, slot), proxy.plan.slot, bool(message.get("answered")))
         elif isinstance(state, str):
             reason = str(message.get("reason") or "")
             self._worker_changed((service, slot), state, reason, by=proxy.plan.slot)
-        return True
 
     def worker_changed(self, service: str, number: int, state: str, reason: str) -> None:
         """The worker checks report that a worker came into the rotation or left it."""

@@ -2,8 +2,9 @@
 
 Owns: which connections are ended for clients that wait: at this worker if it accepts them itself,
 or at a proxy that is full and passes them on. They are those without a request, the oldest
-first, and none that has just come, because its request may be on its way. Must not know how a protocol tells that it has no request (`is_idle`), nor when somebody
-waits (`acceptor`, or MAKE_ROOM of the contract).
+first, and none that has just come, because its request may be on its way. Must not know how a
+protocol tells that it has no request (`is_idle`), nor when somebody waits (`acceptor`, or
+MAKE_ROOM of the contract).
 
 A bounded number is looked at each time; with more connections, the next ones the next time.
 """
