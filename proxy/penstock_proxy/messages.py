@@ -46,6 +46,9 @@ proxy → supervisor
                                                 again. An error status is an answer
     STATS         seq, metrics, pools
     PONG
+    CROWDED       service, count                under handoff: so many wait for a place, and the
+                                                workers have the clients that could make room.
+                                                At most once a tick, as long as somebody waits
     CUT           count                         so many requests and connections were cut, because
                                                 their time to finish was over
 """
@@ -60,6 +63,7 @@ __all__ = [
     "CHECKED",
     "CONFIGURE",
     "COVER",
+    "CROWDED",
     "CUT",
     "DRAIN",
     "DRAIN_WORKER",
@@ -96,6 +100,7 @@ LEAVE: Final = "leave"
 HOLD: Final = "hold"
 RELEASE: Final = "release"
 CHECKED: Final = "checked"
+CROWDED: Final = "crowded"
 REOPEN: Final = "reopen"
 TLS: Final = "tls"
 CERTIFICATE: Final = "certificate"

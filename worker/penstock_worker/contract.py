@@ -87,6 +87,9 @@ STOP: Final = INTERNAL + "STOP"
 then the worker accepts, but tells those that would stay (WebSockets, event streams) that the end
 comes. What is open may take `finish` seconds more; then it is cut, and the program cleans up.
 What is left after `within` seconds is killed. If it is said again, the earlier end holds."""
+MAKE_ROOM: Final = INTERNAL + "MAKE_ROOM"
+"""{"cmd": MAKE_ROOM, "count": int}: so many clients wait for a place. End up to as many connections
+that have no request. Said again for as long as somebody waits."""
 REOPEN: Final = INTERNAL + "REOPEN"
 """{"cmd": REOPEN}: open the access log again."""
 

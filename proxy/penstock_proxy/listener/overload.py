@@ -9,11 +9,15 @@ later. That costs nothing. If it still waits at the next tick, connections witho
 ended, as many as clients wait, and again at each tick as long as somebody waits. The descriptors
 are those of the process: a service that needs some makes room among the connections of all.
 
+Under `handoff` the workers have the connections, and only they know which have no request. So they
+are asked (`on_crowded`), for those that wait to be accepted as well as for those that wait here
+because every worker has as many as it may.
+
 But no client should wait for ever, so one that has waited for `timeouts.queue` is accepted on a
 descriptor of the reserve, answered 503 (in mode tcp without an answer) and closed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
@@ -57,6 +61,11 @@ class Overload(AdmissionControl):
         self.sharing: list[Overload] = [self]
         """All services of the process: they share its descriptors."""
         self._made_room_at = {MAX_CONNECTIONS.kind: NEVER, NO_DESCRIPTORS.kind: NEVER}
+        self.on_crowded: Callable[[int], None] = lambda _: None
+        """Is called with how many wait for connections that workers have to end; at most once
+        a tick."""
+        self._asked = False
+        """Workers were asked since the last tick. They have until the next one to end some."""
         self._log = OverloadLog(config.name)
         self.spare: lingering_close.SpareDescriptor | None = None
         """The spare descriptor of the process, opened before the first accept."""
@@ -84,7 +93,9 @@ class Overload(AdmissionControl):
             self.is_full = True
             self._service.counters.pauses[fault.kind] += 1
         self._log.full(fault, self._service.timers.now)
-        self._make_room(fault, _IDLE_S)
+        ended = self._make_room(fault, _IDLE_S)
+        if not self._asked:
+            self._asked = self._ask_workers(fault, ended)
 
     def _limit_reached(self) -> Fault | None:
         if self._service.fd_budget.room() < 1:
@@ -110,9 +121,13 @@ class Overload(AdmissionControl):
         fault = self._limit_reached()
         listeners = self.listeners
         self._update_client_limit()
+        ended = 0
         if fault is not None or listeners.is_exhausted:
             # They have waited since the last tick.
-            self._make_room(fault or NO_DESCRIPTORS, 0.0)
+            ended = self._make_room(fault or NO_DESCRIPTORS, 0.0)
+        if not self._asked:
+            self._ask_workers(fault, ended)
+        self._asked = False
         self._log.refused(
             listeners.refuse_overdue(now, fault or NO_DESCRIPTORS, _MAX_REFUSED_A_TICK)
         )
@@ -189,6 +204,22 @@ class Overload(AdmissionControl):
         found = [candidate for one in sharing for candidate in one._candidates(now, min_idle_s)]
         share = self._equal_share(sharing)
         return self._end(eviction.choose(found, wanted, _count, share), fault)
+
+    def _ask_workers(self, fault: Fault | None, ended: int) -> bool:
+        """Ask workers that have the clients to end some, less those that were ended here.
+
+        The descriptors of this process are not theirs: for want of these nobody is asked.
+        """
+        service = self._service
+        if service.config.scheme != "handoff":
+            return False
+        wanted = self.listeners.waiting - ended if fault is MAX_CONNECTIONS else 0
+        if service.pool.eligible and not service.pool.available:
+            wanted += len(service.queue)
+        if wanted < 1:
+            return False
+        self.on_crowded(min(wanted, eviction.MAX_ENDED))
+        return True
 
     def _wanted(self, fault: Fault) -> int:
         """How many places are missing for those that wait."""

@@ -115,6 +115,7 @@ class Proxy(CommandTarget):
             partial(self._report_answer, config.name),
         )
         service.overload.spare = self._spare
+        service.overload.on_crowded = partial(self._report_crowded, config.name)
         self.services[config.name] = service
 
     def _access_log(self, service: ServiceConfig) -> AccessLog | None:
@@ -206,6 +207,9 @@ class Proxy(CommandTarget):
     def _report_answer(self, service: str, member: Member, answered: bool) -> None:
         message = {"cmd": messages.CHECKED, "service": service, "slot": member.slot}
         self.send({**message, "answered": answered})
+
+    def _report_crowded(self, service: str, count: int) -> None:
+        self.send({"cmd": messages.CROWDED, "service": service, "count": count})
 
     def stats(self) -> Message:
         """The content of the answer to STATS."""

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 from penstock_proxy.balancing.member_state import SHOWN
 from penstock_proxy.messages import (
     CHECKED,
+    CROWDED,
     DRAIN_WORKER,
     HOLD,
     JOIN,
@@ -37,6 +38,7 @@ from penstock_supervisor.config.model import Service
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.rotation.handoff_links import HandoffLinks
 from penstock_supervisor.rotation.proxy_views import UP, ProxyViews
+from penstock_supervisor.rotation.room import ask_for_room
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 
 _DRAIN_TIMEOUT_S: Final = 1.0
@@ -245,17 +247,24 @@ class Rotation:
         if message["cmd"] == UNLINKED:
             self._links.reclaimed(message.get("link"), proxy)
             return True
+        if message["cmd"] == CROWDED:
+            ask_for_room(self._slots.current, message, self._held)
+            return True
         if message["cmd"] not in (ROTATION, CHECKED):
             return False
+        self._handle_view(proxy, message)
+        return True
+
+    def _handle_view(self, proxy: Child, message: dict[str, Any]) -> None:
+        """A proxy says what it has found out about a worker."""
         service, slot, state = message.get("service"), message.get("slot"), message.get("state")
         if not isinstance(service, str) or not isinstance(slot, int):
-            return True
+            return
         if message["cmd"] == CHECKED:
             self._on_check((service, slot), proxy.plan.slot, bool(message.get("answered")))
         elif isinstance(state, str):
             reason = str(message.get("reason") or "")
             self._worker_changed((service, slot), state, reason, by=proxy.plan.slot)
-        return True
 
     def worker_changed(self, service: str, number: int, state: str, reason: str) -> None:
         """The worker checks report that a worker came into the rotation or left it."""

@@ -272,3 +272,44 @@ def test_idle_clients_of_a_worker_that_accepts_them_keep_nobody_out(
     served.send(REST)
     assert served.answer().status == 200
     run.until(lambda: "connections ended to make room: " in run.err)
+
+
+# -- workers that have the clients of a proxy
+
+
+@pytest.mark.parametrize("limit", ["max_connections", "per_worker"])
+@pytest.mark.parametrize("sent", [b"", GET[:10], GET], ids=["nothing", "half", "kept alive"])
+@pytest.mark.parametrize("app", ["aiohttp", "asgi"])
+def test_two_addresses_with_all_places_in_workers_keep_nobody_else_out(
+    penstock: "Penstock", tmp_path: "Path", app: str, sent: bytes, limit: str
+) -> None:
+    (tmp_path / "program.py").write_text(ASGI)
+    web: dict[str, Any] = {
+        **DEMO, "app": DEMO["app"] if app == "aiohttp" else "program:app", "scheme": "handoff",
+        "workers": 2, "timeouts": {"queue": "60s", "keepalive": "10m"},
+    }  # fmt: skip
+    if limit == "max_connections":
+        web["max_connections"] = PLACES
+    else:
+        web["limits"] = {"per_worker": PLACES // 2}
+    run = penstock(services={"web": web})
+    served = [run.connect("web", GREEDY[0]) for _ in range(4)]
+    for wire in served:
+        wire.send(UPLOAD)
+    for _ in range(PLACES - len(served)):
+        wire = run.connect("web", GREEDY[1])
+        if sent == GET:
+            assert wire.ask(GET).status == 200
+        elif sent:
+            wire.send(sent)
+    run.until(lambda: is_accepted(run, PLACES))
+    # They keep what they get, so each needs a place of its own.
+    for _ in range(5):
+        assert run.connect("web", OTHER).ask(GET).status == 200
+    for wire in served:
+        wire.send(REST)
+        assert wire.answer().status == 200
+    assert run.metric("penstock_rejected_total") == 0
+    assert "connections ended to make room: " in run.err
+    run.hang_up()
+    run.until(lambda: run.metric("penstock_connections_active") == 0)

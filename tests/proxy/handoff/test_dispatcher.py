@@ -506,6 +506,27 @@ def test_a_worker_has_no_more_connections_than_it_may_have(make_harness: Any) ->
     assert harness.service.pool.members[1].active == 2
 
 
+def test_workers_are_asked_for_room_by_those_that_wait_for_one_that_is_not_full(
+    make_harness: Any,
+) -> None:
+    harness = make_harness(workers=2, limits={"per_worker": 2}, timeouts={"queue": "9s"})
+    asked: list[int] = []
+    harness.service.overload.on_crowded = asked.append
+    harness.connect(4)
+    harness.tick(0.25)
+    assert not asked
+    harness.connect(2)
+    harness.take(1)
+    harness.take(2)
+    harness.tick(0.25)
+    harness.tick(0.25)
+    assert asked == [2, 2]
+    harness.workers[2].send(CREDIT.pack(0, 2))
+    harness.turn()
+    harness.tick(0.25)
+    assert asked == [2, 2]
+
+
 def test_a_worker_that_is_added_gets_connections_as_soon_as_it_has_a_link(
     make_harness: Any,
 ) -> None:

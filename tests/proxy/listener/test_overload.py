@@ -651,3 +651,55 @@ def test_the_number_of_lingering_clients_is_bounded(runner: asyncio.Runner) -> N
         await harness.close()
 
     runner.run(main())
+
+
+# -- the workers have the clients
+
+
+def test_workers_are_asked_at_once_and_at_each_tick_for_as_many_as_wait(
+    runner: asyncio.Runner,
+) -> None:
+    async def main() -> None:
+        harness = Harness(listening_socket(), scheme="handoff", max_connections=3)
+        asked: list[int] = []
+        harness.service.overload.on_crowded = asked.append
+        harness.connect(3)
+        await harness.until(lambda: harness.counters.connections == 3)
+        await harness.pass_time(1.0)
+        assert not asked, "nobody waits to be accepted"
+        harness.connect()
+        await harness.until(lambda: asked)
+        assert asked == [1]
+        harness.connect()
+        await harness.pass_time(0.25)
+        assert asked == [1], "they have just been asked"
+        await harness.pass_time(0.75)
+        assert asked == [1, 2, 2, 2]
+        await harness.pass_time(TIME_LIMIT_S)
+        said = len(asked)
+        await harness.pass_time(1.0)
+        assert len(asked) == said, "they were refused"
+        await harness.close()
+
+    runner.run(main())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"scheme": "handoff", "descriptors": RESERVE + 3}, {"max_connections": 1}],
+    ids=["descriptors", "ports"],
+)
+def test_workers_are_not_asked_for_what_they_do_not_have(
+    runner: asyncio.Runner, keys: dict[str, Any]
+) -> None:
+    async def main() -> None:
+        harness = Harness(listening_socket(), **keys)
+        asked: list[int] = []
+        harness.service.overload.on_crowded = asked.append
+        harness.connect(5)
+        await harness.until(lambda: sum(harness.counters.pauses.values()))
+        await harness.pass_time(1.0)
+        assert not asked
+        await harness.close()
+
+    runner.run(main())

@@ -17,6 +17,7 @@ from penstock_supervisor.children.slots import Slots
 from penstock_supervisor.config.model import Service
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.rotation.rotation import Rotation
+from penstock_worker import contract
 
 WEB = ("web", 0)
 
@@ -189,6 +190,18 @@ def test_the_wait_for_a_proxy_that_does_not_answer_is_limited(ports: Harness) ->
     assert ports.drained == []
     ports.loop.pass_time()
     assert ports.drained == ["drained"]
+
+
+def test_a_proxy_that_is_full_has_workers_asked_for_room(handoff: Harness) -> None:
+    asked: list[Any] = []
+    worker = cast("Any", handoff.worker)
+    worker.plan.runs_our_code = True
+    worker.send = asked.append
+    handoff.send(0, "crowded", service="web", count=3)
+    assert asked == [{"cmd": contract.MAKE_ROOM, "count": 3}]
+    handoff.rotation.hold(worker, "it does not answer")
+    handoff.send(0, "crowded", service="web", count=3)
+    assert len(asked) == 1
 
 
 def test_an_answer_without_a_valid_number_is_ignored(ports: Harness) -> None:

@@ -148,6 +148,42 @@ def test_a_ping_is_answered(serve: Start) -> None:
     assert served.receive() == {"cmd": contract.PONG, "seq": 5}
 
 
+@pytest.mark.parametrize("app", APPS)
+def test_idle_connections_over_a_link_are_ended_when_a_proxy_is_full(
+    serve: Start, link: Link, app: str
+) -> None:
+    served = serve(app, link=link.worker, PENSTOCK_SCHEME="handoff").ready()
+    kept = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    idle, other, busy, probe = (*(link.client() for _ in range(3)), link.client(protocol.PROBE))
+    with idle, other, busy, probe:
+        for client in (idle, other, probe):
+            client.sendall(kept)
+            received = b""
+            while not received.endswith(b"hello"):
+                received += client.recv(65536)
+        busy.sendall(clients.GET % b"/slow")
+        link.reported(4, 0)
+        senseless: tuple[object, ...] = (None, "1", 0, -1, 1.5, [2], {})
+        for count in senseless:
+            served.send({"cmd": contract.MAKE_ROOM, "count": count})
+
+        def is_ended() -> bool:
+            # None is ended in its first second.
+            served.send({"cmd": contract.MAKE_ROOM, "count": 1})
+            served.stats()
+            return bool(served.stats()["fds"]["client"] == 2)
+
+        until(is_ended)
+        link.reported(0, 2)
+        assert idle.recv(1) == other.recv(1) == b""
+        for _ in range(3):
+            served.send({"cmd": contract.MAKE_ROOM, "count": 9})
+        Path(served.directory, "finish").touch()
+        assert clients.answer(busy) == b"slow"
+        probe.sendall(clients.GET % b"/")
+        assert clients.answer(probe) == b"hello"
+
+
 def test_a_descriptor_beside_a_message_that_takes_none_is_closed(serve: Start) -> None:
     served = serve(DEMO).ready()
     before = served.stats()["fds"]

@@ -64,8 +64,8 @@ class Connection(Stream):
 
     @property
     def may_be_ended(self) -> bool:
-        """Was it accepted here? It is then ours to end it for others."""
-        return self.link == _NO_LINK and not self.probe
+        """Is it a client's? It is then ours to end it for others, wherever it was accepted."""
+        return not self.probe
 
     def reset_on_close(self) -> None:
         """When it is closed, its client sees a reset and not an end. From any thread."""
@@ -142,6 +142,11 @@ class Connections:
             family = int(sock.family)
             self._adopt(sock.detach(), family, probe=True)
 
+    def make_room(self, wanted: object) -> None:
+        """So many clients wait for a place, here or at a proxy: end idle connections for them."""
+        if isinstance(wanted, int) and wanted > 0 and self._idle_clients is not None:
+            self._idle_clients.end(self._open, wanted, self._loop.time())
+
     @property
     def clients(self) -> int:
         """Connections that are open now, health checks included."""
@@ -191,15 +196,11 @@ class Connections:
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
         return Acceptor(
-            self._loop, listener, self._accepted, has_room=self._has_room, make_room=self._make_room
+            self._loop, listener, self._accepted, has_room=self._has_room, make_room=self.make_room
         )
 
     def _has_room(self) -> bool:
         return not 0 < self.max_clients <= self._counters.active
-
-    def _make_room(self, wanted: int) -> None:
-        if self._idle_clients is not None:
-            self._idle_clients.end(self._open, wanted, self._loop.time())
 
     def _received(self, link: int, stream: Stream, probe: bool) -> None:
         fd = stream.fileno()

@@ -1,9 +1,10 @@
-"""Makes room in a worker that accepts its clients itself, as a proxy does where there is one.
+"""Makes room in a worker that has its clients' connections, as a proxy does that relays them.
 
-Owns: which connections of a worker that is full are ended for clients that wait. They are those
-without a request, the oldest first, and none that has just come, because its request may be on
-its way. Must not know how a protocol tells that it has no request (`is_idle`), nor when somebody
-waits (`acceptor`).
+Owns: which connections are ended for clients that wait: at this worker if it accepts them itself,
+or at a proxy that is full and passes them on. They are those without a request, the oldest
+first, and none that has just come, because its request may be on its way. Must not know how a
+protocol tells that it has no request (`is_idle`), nor when somebody waits (`acceptor`, or
+MAKE_ROOM of the contract).
 
 A bounded number is looked at each time; with more connections, the next ones the next time.
 """
@@ -25,7 +26,7 @@ _log: Final = logging.getLogger("penstock.worker")
 
 
 class OpenConnection(Protocol):
-    """A connection that was accepted."""
+    """A connection that was accepted, here or by a proxy."""
 
     protocol: Any
     """What serves it, or served it first."""

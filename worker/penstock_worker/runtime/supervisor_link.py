@@ -1,8 +1,8 @@
 """A worker's link to its supervisor: messages that it receives, and what it reports.
 
 Owns the channel of a process that runs our runtime. It carries out our own messages (STATS, PING,
-PROBE, LISTEN, REOPEN, STOP), and hands the program's to `process`. Must not know when the
-worker starts and stops, which is `serve`'s; it only reports that the supervisor is gone.
+PROBE, LISTEN, MAKE_ROOM, REOPEN, STOP), and hands the program's to `process`. Must not know when
+the worker starts and stops, which is `serve`'s; it only reports that the supervisor is gone.
 
 A supervisor that is newer than this worker may send messages unknown here: they are ignored.
 """
@@ -120,6 +120,8 @@ class SupervisorLink:
             self._send_stats(message.get("seq"))
         elif command == contract.PING:
             self.send({"cmd": contract.PONG, "seq": message.get("seq")})
+        elif command == contract.MAKE_ROOM:
+            self.connections.make_room(message.get("count"))
         elif command == contract.STOP:
             self.on_stop(float(message["finish"]), float(message["within"]))
         elif command == contract.REOPEN and self._recorder is not None:
