@@ -218,6 +218,20 @@ def test_a_health_path_that_hangs_makes_an_app_unhealthy_and_a_command_hung(
     assert not sum(run.workers("api")[0]["restarts"].values())
 
 
+@pytest.mark.parametrize("scheme", ["handoff", "shared", "reuseport"])
+def test_a_health_path_that_hangs_makes_an_app_unhealthy_also_where_no_proxy_connects(
+    penstock: "Penstock", programs: dict[str, Any], scheme: str
+) -> None:
+    health = {**OFTEN, "restart_after": "2s"}
+    run = penstock(scheme=scheme, workers=2, health=health, **SOON, **programs["app"])
+    mark = run.folder / "health-1"
+    mark.write_text("hang")
+    run.until(lambda: "web/1 has not been healthy" in run.err)
+    mark.unlink()
+    run.until(lambda: all(one["health"] == "up" for one in run.workers()))
+    assert not sum(run.workers()[0]["restarts"].values())
+
+
 def failed_checks(run: "Cluster", slot: int = 0) -> float:
     return run.metric("penstock_health_checks_total", slot=str(slot), result="failed")
 
