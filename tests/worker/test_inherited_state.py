@@ -26,7 +26,7 @@ with open(sys.argv[1], "w") as file:
 SPOILT = """
 import os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
+for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 for fd in map(int, sys.argv[3].split(",")):
     os.close(fd)

@@ -34,7 +34,7 @@ PYTHONS_OWN: Final = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 def prepare_child() -> None:
     """For a proxy or a worker, before its imports."""
     open_standard_descriptors()
-    disregard(HARMLESS)
+    disregard(HARMLESS, even_ignored=True)
     reset_signals()
 
 
@@ -52,10 +52,10 @@ def open_standard_descriptors() -> None:
         sys.stderr = _reopened(2, "w")
 
 
-def disregard(numbers: Collection[signal.Signals]) -> None:
-    """Let these signals do nothing, unless they are ignored already."""
+def disregard(numbers: Collection[signal.Signals], *, even_ignored: bool = False) -> None:
+    """Let these signals do nothing. Those that are ignored already stay so, or not."""
     for number in numbers:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if even_ignored or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _do_nothing)
 
 

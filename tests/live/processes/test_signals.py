@@ -1,6 +1,7 @@
 """Signals do what they are documented to do, and one that is sent to everybody harms nobody."""
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -144,7 +145,10 @@ def test_a_command_starts_with_the_default_of_every_signal(penstock: "Penstock")
     )  # fmt: skip
     out = (run.folder / "out").read_text()
     assert "web/0 | SigBlk:\t0000000000000000" in out
-    assert "web/0 | SigIgn:\t0000000000000000" in out
+    ignored = re.search(r"web/0 \| SigIgn:\t(\w+)", out)
+    # Signals 32 and 33 are the C library's own. Nobody can change what was inherited of them.
+    assert ignored
+    assert not int(ignored[1], 16) & ~(0b11 << 31)
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN])
