@@ -12,7 +12,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, closing
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from penstock_proxy.net.address import Address
 from penstock_supervisor.child_events import ChildEvents
@@ -36,6 +36,13 @@ from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_worker.telemetry.log_writer import LogWriter
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_Part = TypeVar("_Part", bound=_Closable)
 
 
 class Basis(NamedTuple):
@@ -94,16 +101,15 @@ def assemble(
         rolling_restart.wake()
         basis.condition.notify()
 
-    resources = stack.enter_context(
-        closing(
-            Resources(
-                basis.config, basis.environment, upstreams, stdout=stdout, python=basis.python
-            )
-        )
+    def opened(part: _Part) -> _Part:
+        return stack.enter_context(closing(part))
+
+    resources = opened(
+        Resources(basis.config, basis.environment, upstreams, stdout=stdout, python=basis.python)
     )
-    guardian = stack.enter_context(closing(Guardian(loop, resources.privileges)))
-    output = stack.enter_context(closing(Output(loop, stdout=stdout, stderr=stderr)))
-    loop_lag = stack.enter_context(closing(SupervisorLag()))
+    guardian = opened(Guardian(loop, resources.privileges))
+    output = opened(Output(loop, stdout=stdout, stderr=stderr))
+    loop_lag = opened(SupervisorLag())
     stats_poll = StatsPoll(basis.events)
     worker_checks = WorkerChecks(
         [one for one in services if not one.has_proxy],
@@ -111,27 +117,21 @@ def assemble(
         lambda *change: rotation.worker_changed(*change),  # noqa: PLW0108 — not there yet
         lambda *answer: rotation.worker_checked(*answer),  # noqa: PLW0108
     )
-    rotation = stack.enter_context(
-        closing(
-            Rotation(
-                loop,
-                services,
-                slots,
-                worker_checks,
-                worker_changed,
-                lambda *check: worker_watch.checked(*check),  # noqa: PLW0108
-            )
+    rotation = opened(
+        Rotation(
+            loop, services, slots, worker_checks, worker_changed,
+            lambda *check: worker_watch.checked(*check),  # noqa: PLW0108
         )
-    )
-    proxies = stack.enter_context(closing(Proxies(loop, resources, slots, rotation)))
+    )  # fmt: skip
+    proxies = opened(Proxies(loop, resources, slots, rotation))
     rolling_restart = RollingRestart(loop, slots, rotation, basis.condition, hooks.make_successor)
     reuseport = ReuseportSockets(
         resources.listeners,
         slots,
         lambda child, why: rolling_restart.request(child, "channel", why),
     )
-    worker_watch = stack.enter_context(
-        closing(WorkerWatch(loop, services, slots, rotation, rolling_restart, hooks.is_over))
+    worker_watch = opened(
+        WorkerWatch(loop, services, slots, rotation, rolling_restart, hooks.is_over)
     )
     snapshots = SnapshotCollector(
         resources,

@@ -7,9 +7,9 @@ member is next. No I/O, no clock.
 A retry is additional load. When every worker fails, retries multiply the load just when there is
 least capacity. So a retry is paid from a budget, a share of the requests of the last ten seconds
 (the idea and the numbers are those of Finagle's RetryBudget). Two kinds are free. If connecting
-failed, nothing was sent, and the next worker gets the request, once each. If the worker had closed
-a kept connection before the request came, it is sent again over a new connection. Any other retry
-is paid for, and so is a second round over workers that could not be connected to.
+failed, nothing was sent, and the next worker gets the request, once each. If a kept connection had
+ended, the request is sent again over a new one, once if the worker may have read it. Any other
+retry is paid for, and so is a second round over workers that could not be connected to.
 
 See docs/decisions/0012-retry-budget.md.
 """

@@ -93,7 +93,9 @@ RULES: Final[dict[Failure, dict[bool, RetryDecision]]] = {
         True: RetryDecision.NEXT_WORKER_IF_PAID,
         False: RetryDecision.NEXT_WORKER_IF_PAID,
     },
-    Failure.STALE: {True: RetryDecision.NEXT_WORKER_IF_PAID, False: RetryDecision.FAIL},
+    # Once only, because what follows uses new connections. A worker that closes after each response
+    # would use up the budget otherwise, and nothing is wrong with it.
+    Failure.STALE: {True: RetryDecision.NEXT_WORKER, False: RetryDecision.FAIL},
     Failure.BROKEN: {True: RetryDecision.NEXT_WORKER_IF_PAID, False: RetryDecision.FAIL},
     Failure.ANSWERED: {True: RetryDecision.NEXT_WORKER_IF_PAID, False: RetryDecision.FAIL},
 }

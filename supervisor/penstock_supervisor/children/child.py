@@ -61,7 +61,7 @@ class Child:
         observer: "ChildObserver[Child]",
         after: "Child | None" = None,
     ) -> None:
-        """`after`: the child that had this slot before; its history is continued."""
+        """`after`: the child that had this slot before."""
         self.plan = plan
         self.name = plan.name
         self.history: SlotHistory = after.history if after else SlotHistory(plan)
@@ -260,8 +260,8 @@ class Child:
             self._observer.event(self, "giveup", text=after.giveup)
         # A run that ends says why itself, once.
         if not self._ends_run and not self._observer.gave_up(self, after.giveup) and after.giveup:
-            words = "%s is in a crash loop: %s; %s"
-            _log.critical(words, self.name, unnamed(after.giveup, self.name), after.prospect)
+            why = unnamed(after.giveup, self.name)
+            _log.critical("%s is in a crash loop: %s; %s", self.name, why, after.prospect)
 
     # Events of its process and its timer.
 

@@ -90,6 +90,8 @@ def test_who_ends_all_workers_by_requests_makes_nobody_wait_for_the_next_start(
     for _ in range(3):
         kill_ready(run)
         run.until(lambda: answers(run), "a worker that serves again")
+    assert "is started now: nobody of web serves" in run.said
+    assert giveups(run) == 2, "it is still the same crash loop"
 
 
 def kill_ready(run: "Cluster") -> None:
@@ -223,6 +225,7 @@ def test_a_proxy_that_is_killed_takes_no_service_without_a_proxy_out_of_readines
     run.proxy.kill()
     run.until(lambda: run.status()["proxies"][0]["pid"] not in (None, before))
     until_ready(run)
+    assert [run.get("/", name)[0] for name in ("web", "api")] == [200, 200]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

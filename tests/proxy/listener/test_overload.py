@@ -574,6 +574,8 @@ def test_a_connection_that_was_routed_away_makes_room_for_one_that_waits(
         harness.service.filter_chain.connection_routed("")
         # No tick is needed.
         await harness.until(lambda: harness.counters.connections == 2)
+        assert not sum(harness.counters.rejected.values())
+        assert not harness.service.overload.is_full
         await harness.close()
 
     runner.run(main())

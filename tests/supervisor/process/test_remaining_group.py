@@ -49,8 +49,10 @@ async def test_less_time_can_be_given(guardian: Guardian) -> None:
     run = Run(guardian, *shell(STUBBORN), stop_s=3600)
     await run.line()
     await run.ended()
+    assert run.process.has_remaining_group
     run.process.shorten_group(0.0)
     await until(lambda: run.groups_ended == 1)
+    assert not run.process.has_remaining_group
 
 
 async def test_what_ends_by_the_signal_is_not_worth_a_line(

@@ -151,6 +151,7 @@ async def test_a_worker_that_is_started_again_meanwhile_hears_it_too() -> None:
     scene.log.clear()
     scene.web.restarts()
     await scene.until(f"web/0 {STOP}")
+    assert scene.log == [f"web/0 {STOP}"], "and nobody hears it twice"
     await scene.end()
 
 
@@ -180,8 +181,10 @@ async def test_a_stop_can_be_at_once_from_the_start() -> None:
     scene.sequence.at_once()
     scene.start()
     await scene.until("proxy/0 at once", "own/0 at once")
+    assert not any(line.startswith(("web/0 at once", "cmd/0 kill")) for line in scene.log)
     scene.proxy.ends()
     await scene.until("web/0 at once", "cmd/0 kill")
+    assert scene.times["web/0"] == AT_ONCE_S
     await scene.end()
 
 

@@ -143,5 +143,6 @@ async def test_connections_are_reset_by_a_thread_when_the_loop_is_blocked() -> N
     scene.departure.notice(HOUR_S, -HOUR_S + 0.01)
     async with asyncio.timeout(30):
         await called
+    assert not scene.leave.is_set(), "nobody else had told them"
     scene.leave.set()
     await run

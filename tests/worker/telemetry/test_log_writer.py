@@ -6,8 +6,10 @@ Real pipes and files throughout: /dev/full is a full disk, a pipe without a read
 import fcntl
 import logging
 import os
+import re
 import resource
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -328,3 +330,6 @@ def test_the_thread_gets_no_signals() -> None:
         thread = log_writer._thread
         status = Path(f"/proc/self/task/{thread.native_id}/status")
         eventually(lambda: "SigBlk:\t0000000000000000" not in status.read_text())
+        (mask,) = re.findall(r"SigBlk:\t(\w+)", status.read_text())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            assert int(mask, 16) >> (number - 1) & 1
