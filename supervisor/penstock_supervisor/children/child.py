@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from penstock_supervisor.children.observer import ChildObserver
 
 _log = logging.getLogger("penstock.supervisor")
-
 _CHANNEL_GRACE_S: Final = 1.0
 """How long a child whose channel has closed may take to exit by itself."""
 
