@@ -46,7 +46,8 @@ class Cuts:
     def cut_worker(self, service: HttpContext, slot: int, seconds: float) -> None:
         """Cut all that the slot's process has now, and still has after so many seconds."""
         found = next((one for one in service.pool.members if one.slot == slot), None)
-        if found is not None:
+        # Without anything in flight, not all clients are looked through for it.
+        if found is not None and found.active:
             at_worker = _held_by(service, found)
             if at_worker.exchanges or at_worker.sessions:
                 self._loop.call_later(seconds, self._cut_worker, service, at_worker)
