@@ -42,14 +42,11 @@ def acknowledged(transport: Transport) -> int:
         return UNKNOWN
     if sock.family == socket.AF_UNIX:
         return _unix_state(sock.fileno())
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-    except OSError:
+    info = _tcp_info(sock, _TCP_INFO)
+    if info is None:
         return UNKNOWN
-    if len(info) < _TCP_INFO.size:
-        return UNKNOWN
-    state, acked = _TCP_INFO.unpack(info)
-    return int(acked) if state == _ESTABLISHED else CLOSED
+    state, acked = info
+    return acked if state == _ESTABLISHED else CLOSED
 
 
 def is_unread(transport: Transport, before: int, error: Exception | None) -> bool:
@@ -64,11 +61,8 @@ def is_unread(transport: Transport, before: int, error: Exception | None) -> boo
         return False
     if sock.family == socket.AF_UNIX:
         return error is not None
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-    except OSError:
-        return False
-    return len(info) == _TCP_INFO.size and _TCP_INFO.unpack(info)[1] == before
+    info = _tcp_info(sock, _TCP_INFO)
+    return info is not None and info[1] == before
 
 
 def is_unacknowledged(transport: Transport, size: int, error: Exception | None) -> bool:
@@ -81,15 +75,21 @@ def is_unacknowledged(transport: Transport, size: int, error: Exception | None) 
     sock = transport.borrow()
     if sock is None or sock.fileno() < 0 or sock.family == socket.AF_UNIX:
         return False
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SENT.size)
-    except OSError:
+    info = _tcp_info(sock, _TCP_INFO_SENT)
+    if info is None:
         return False
-    if len(info) < _TCP_INFO_SENT.size:
-        return False
-    acked, sent, sent_again = _TCP_INFO_SENT.unpack(info)
+    acked, sent, sent_again = info
     # The acknowledgement of the SYN counts as a byte, and is not one of those sent.
-    return bool(sent - sent_again - (acked - 1) >= size)
+    return sent - sent_again - (acked - 1) >= size
+
+
+def _tcp_info(sock: socket.socket, layout: struct.Struct) -> tuple[int, ...] | None:
+    """These fields of struct tcp_info; None: the kernel cannot be asked, or does not have them."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, layout.size)
+    except OSError:
+        return None
+    return layout.unpack(info) if len(info) == layout.size else None
 
 
 def _unix_state(fd: int) -> int:

@@ -66,6 +66,13 @@ def until_all_loop(run: "Cluster", name: str = "web") -> None:
     run.until(lambda: all(worker["crash_loop"] for worker in workers(run, name)))
 
 
+def break_all(run: "Cluster", folder: Path) -> None:
+    """No worker of `web` can start any more."""
+    (folder / "broken").touch()
+    kill_all(run)
+    until_all_loop(run)
+
+
 def until_ready(run: "Cluster") -> None:
     run.until(lambda: run.get("/readyz", "admin")[0] == 200)
 
@@ -114,9 +121,7 @@ def test_a_service_whose_workers_all_crash_is_back_when_the_cause_is_gone(
     penstock: "Penstock", faulty: str, tmp_path: Path, scheme: str
 ) -> None:
     run = penstock(app=faulty, scheme=scheme, workers=2, restart=QUICK)
-    (tmp_path / "broken").touch()
-    kill_all(run)
-    until_all_loop(run)
+    break_all(run, tmp_path)
     run.until(lambda: "still in the crash loop, next start in" in run.err)
     run.until(lambda: {worker["state"] for worker in workers(run)} == {"crash_loop"})
     status, text = run.get("/readyz", "admin")
@@ -199,9 +204,7 @@ def test_a_service_in_a_crash_loop_leaves_the_others_alone(
             "api": demo,
         }
     )
-    (tmp_path / "broken").touch()
-    kill_all(run)
-    until_all_loop(run)
+    break_all(run, tmp_path)
     run.until(lambda: run.get("/readyz", "admin")[0] == 503)
     text = run.get("/readyz", "admin")[1]
     assert text == (
@@ -233,9 +236,7 @@ def test_the_tries_of_a_worker_in_a_crash_loop_cost_no_request_of_the_others(
     penstock: "Penstock", faulty: str, tmp_path: Path, scheme: str
 ) -> None:
     run = penstock(app=faulty, scheme=scheme, workers=2, restart={**QUICK, "retry_after": "100ms"})
-    (tmp_path / "broken").touch()
-    kill_all(run)
-    until_all_loop(run)
+    break_all(run, tmp_path)
     (tmp_path / "broken 1").touch()
     (tmp_path / "broken").unlink()
     until_ready(run)
@@ -253,9 +254,7 @@ def test_a_stop_in_a_crash_loop_is_a_stop(
     penstock: "Penstock", faulty: str, tmp_path: Path, scheme: str
 ) -> None:
     run = penstock(app=faulty, scheme=scheme, workers=2, restart=QUICK)
-    (tmp_path / "broken").touch()
-    kill_all(run)
-    until_all_loop(run)
+    break_all(run, tmp_path)
     assert run.stop() == 0
 
 

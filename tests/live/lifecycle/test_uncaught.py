@@ -164,7 +164,7 @@ def test_a_sys_exit_in_a_task_loses_no_request(start: Any, scheme: str) -> None:
     gone = int(answers[0].split()[1])
     settled(run, 2, {gone})
     run.until(lambda: not psutil.pid_exists(gone))
-    assert "exited with status 3" in run.err
+    run.until(lambda: "exited with status 3" in run.err)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from tests.support.live.cluster import is_alive
 from tests.support.live.many_clients import SCHEMES
+from tests.support.live.plain_server import SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,14 +53,9 @@ def app():
     return web.Application()
 """
 """Its child goes on after TERM, until there is a file."""
-FORKS = """
-import http.server, os, signal
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
+FORKS = (
+    SERVER
+    + """
 if not os.path.exists("child"):
     open("child", "w").close()
     if os.fork() == 0:
@@ -68,6 +64,7 @@ if not os.path.exists("child"):
             signal.pause()
 server.serve_forever()
 """
+)
 """Its child keeps its port, and ignores TERM."""
 HEARS = """
 import os, signal, socket, sys
@@ -144,14 +141,20 @@ def test_a_request_that_waits_for_a_process_is_answered_at_a_stop(
     assert run.ended() == 0
 
 
+def leaving(penstock: "Penstock", folder: Path, stop: str, scheme: str = "ports") -> "Cluster":
+    """A run of one worker whose child goes on after TERM; its child is there."""
+    (folder / "program.py").write_text(LEAVES)
+    run = penstock(app="program:app", scheme=scheme, workers=1, timeouts={"stop": stop})
+    run.until(lambda: (folder / "child").exists())
+    run.look()
+    return run
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_an_app_started_is_told_when_the_app_has_ended_and_may_finish(
     penstock: "Penstock", tmp_path: Path, scheme: str
 ) -> None:
-    (tmp_path / "program.py").write_text(LEAVES)
-    run = penstock(app="program:app", scheme=scheme, workers=1, timeouts={"stop": "50s"})
-    run.until(lambda: (tmp_path / "child").exists())
-    run.look()
+    run = leaving(penstock, tmp_path, "50s", scheme)
     run.process.send_signal(signal.SIGTERM)
     run.until(lambda: "web/0 exited with status 0" in run.err)
     run.until(lambda: (tmp_path / "heard").exists())
@@ -167,9 +170,7 @@ def test_what_an_app_started_is_told_when_the_app_has_ended_and_may_finish(
 def test_what_goes_on_at_the_deadline_is_killed_then_and_is_in_the_log(
     penstock: "Penstock", tmp_path: Path
 ) -> None:
-    (tmp_path / "program.py").write_text(LEAVES)
-    run = penstock(app="program:app", workers=1, timeouts={"stop": "2s"})
-    run.until(lambda: (tmp_path / "child").exists())
+    run = leaving(penstock, tmp_path, "2s")
     assert run.stop() == 0
     assert "web/0: what it started is killed at the deadline: sh (pid" in run.err
     assert (tmp_path / "heard").read_text() == "term\n"
@@ -177,10 +178,7 @@ def test_what_goes_on_at_the_deadline_is_killed_then_and_is_in_the_log(
 
 
 def test_a_second_signal_kills_what_goes_on(penstock: "Penstock", tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(LEAVES)
-    run = penstock(app="program:app", workers=1, timeouts={"stop": "1h"})
-    run.until(lambda: (tmp_path / "child").exists())
-    run.look()
+    run = leaving(penstock, tmp_path, "1h")
     run.process.send_signal(signal.SIGTERM)
     run.until(lambda: "web/0: what it started goes on" in run.err)
     assert run.stop() == 0
@@ -190,10 +188,7 @@ def test_a_second_signal_kills_what_goes_on(penstock: "Penstock", tmp_path: Path
 def test_at_once_is_at_once_for_what_a_worker_started_as_well(
     penstock: "Penstock", tmp_path: Path, scheme: str
 ) -> None:
-    (tmp_path / "program.py").write_text(LEAVES)
-    run = penstock(app="program:app", scheme=scheme, workers=1, timeouts={"stop": "1h"})
-    run.until(lambda: (tmp_path / "child").exists())
-    run.look()
+    run = leaving(penstock, tmp_path, "1h", scheme)
     run.process.send_signal(signal.SIGQUIT)
     assert run.ended() == 0
     assert not (tmp_path / "saved").exists()

@@ -11,21 +11,18 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 from tests.support.live.many_clients import DEMO
+from tests.support.live.plain_server import SERVER
 from tests.support.live.wire import WAIT_S, until
 
 if TYPE_CHECKING:
     from tests.live.conftest import Penstock
 
-SERVER = """
-import http.server, os, time
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
+SERVES = (
+    SERVER
+    + """
 server.serve_forever()
 """
+)
 DAEMON = """
 import os, signal, socket, time
 server = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
@@ -73,7 +70,7 @@ def test_a_missing_proc_is_one_line(tmp_path: Path) -> None:
     assert "penstock: /proc is not mounted here" in said
 
 
-@pytest.mark.parametrize("program", [[DEMO], ["--", sys.executable, "-c", SERVER]])
+@pytest.mark.parametrize("program", [[DEMO], ["--", sys.executable, "-c", SERVES]])
 def test_a_deleted_start_directory_is_one_line(tmp_path: Path, program: list[str]) -> None:
     said = failed(tmp_path, *program, script='mkdir d; cd d; rmdir ../d; exec "$@"')
     assert "service.web.directory: the directory that this was started in is deleted" in said
@@ -123,7 +120,7 @@ def test_a_command_that_ends_at_once_without_an_error_is_told_what_is_wanted(
 def test_a_stray_that_takes_a_port_costs_the_slot_its_port_and_nothing_else(
     penstock: "Penstock", tmp_path: Path, program: dict[str, object]
 ) -> None:
-    (tmp_path / "server.py").write_text(SERVER)
+    (tmp_path / "server.py").write_text(SERVES)
     run = penstock(
         **program, workers=2, restart={"backoff": "2s", "max_restarts": 1}, access_log="off"
     )
