@@ -4,7 +4,6 @@ Covers `runtime/cuts`, `net/abortive_close` and `servers/unavailable`.
 """
 
 import os
-import re
 import signal
 import socket
 import ssl
@@ -77,7 +76,7 @@ def test_an_http_1_0_client_sees_a_reset_and_the_clean_up_runs(
     assert cleaned(run) == 2
     assert "the time to finish is over; cut: 1" in run.said
     assert "stopped; requests and connections that were cut: 1" in run.said
-    assert not re.search(r"\b503 ", run.said)
+    assert ": 503 " not in run.said
     found = entry(run, "/stream")
     assert (found["status"], found["termination"]) == (200, REASON)
 
