@@ -549,7 +549,9 @@ async def test_a_shortage_of_the_proxys_own_is_no_failed_check_and_is_logged_onc
             good = checked.count("ok")
             await until(lambda: checked.count("ok") > good)
     assert set(checked.counters.checks) == {(0, "ok")}
-    assert len([line for line in caplog.messages if "Too many open files" in line]) == 1
+    # The server of this test is in the same process, and its loop may say so as well.
+    ours = [one.getMessage() for one in caplog.records if one.name.startswith("penstock")]
+    assert len([line for line in ours if "Too many open files" in line]) == 1
 
 
 # When
