@@ -265,10 +265,10 @@ def test_a_stopped_single_proxy_is_noticed_and_replaced(
     with socket.create_connection(run.address(), timeout=60) as waiting:
         waiting.sendall(GET)
         run.until(lambda: not is_ready(run))
-        assert "proxy/0 does not answer; no client is served" in run.err
+        run.until(lambda: "proxy/0 does not answer; no client is served" in run.err)
         # Who connected meanwhile waits in the listener, and is served in the end.
         assert waiting.recv(1000).startswith(b"HTTP/1.1 200")
-    assert "proxy/0 has not answered for 10 s and is killed" in run.err
+    run.until(lambda: "proxy/0 has not answered for 10 s and is killed" in run.err)
     run.until(lambda: is_ready(run))
     assert run.proxy.pid != stopped.pid
     assert asked(run) == []

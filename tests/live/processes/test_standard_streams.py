@@ -9,24 +9,22 @@ from pathlib import Path
 
 import pytest
 from tests.support.live.many_clients import DEMO
+from tests.support.live.plain_server import SERVER
 from tests.support.live.quiet_run import QuietRun
 from tests.support.live.wire import until
 
-CHATTY = """
-import http.server, os, sys, threading
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-    def log_message(self, *_):
-        pass
+CHATTY = (
+    SERVER
+    + """
+import sys, threading
+Handler.log_message = lambda *_: None
 def chat():
     while True:
         sys.stderr.write("x" * 4000 + "\\n")
 threading.Thread(target=chat, daemon=True).start()
-http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+server.serve_forever()
 """
+)
 CLOSED = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
 
 
