@@ -398,7 +398,10 @@ def test_no_order_of_events_ejects_too_many_or_picks_a_member_out_of_the_rotatio
         if sum(member.ejections for member in service.members) > ejections:
             assert len(ejected) <= share * (len(up) + len(ejected))
         for slot, _reason in service.changes:
-            inside ^= {service.members[slot]}
+            member = service.members[slot]
+            # One that was ejected and fails its checks is reported, too, and was out already.
+            if member in inside or member.state is not MemberState.DOWN:
+                inside ^= {member}
         service.changes.clear()
         assert inside == set(up), "an entry or exit was not reported, or reported twice"
 
