@@ -12,13 +12,20 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    """Not one more can be opened."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def next_descriptor() -> int:
+    """The number that the next one has which is opened."""
     lowest = os.dup(0)
     os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    return lowest
+
+
+@contextmanager
+def no_descriptor_left(since: int | None = None) -> Iterator[None]:
+    """Not one more can be opened. `since`: `next_descriptor` of before; what was opened since then
+    may be closed meanwhile, and makes no room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = next_descriptor() if since is None else since
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
         yield
     finally:

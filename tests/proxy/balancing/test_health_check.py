@@ -12,7 +12,7 @@ from time import monotonic
 
 import pytest
 from aiohttp import web
-from tests.support.descriptors import no_descriptor_left
+from tests.support.descriptors import next_descriptor, no_descriptor_left
 
 from penstock_proxy.balancing import probes
 from penstock_proxy.balancing.health_check import (
@@ -539,11 +539,13 @@ async def test_a_shortage_of_the_proxys_own_is_no_failed_check_and_is_logged_onc
         pauses.append(1)
         return 0.5
 
+    # The server is in the same process, and closes its side of a check when it likes.
+    first = next_descriptor()
     async with responding(b"") as address:
         checked = CheckedPool(address, path=None, random=draw)
         async with checked.running():
             await until(lambda: checked.count("ok") > 0)
-            with no_descriptor_left():
+            with no_descriptor_left(since=first):
                 before = len(pauses)
                 await until(lambda: len(pauses) > before + 5)
             good = checked.count("ok")
