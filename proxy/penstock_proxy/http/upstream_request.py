@@ -9,7 +9,15 @@ from time import monotonic
 
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.balancing.retry_budget import MAX_TRIED
-from penstock_proxy.errors import ANSWERED, CONNECT_FAILED, NO_WORKER, QUEUE_FULL, Fault, Side
+from penstock_proxy.errors import (
+    ANSWERED,
+    CONNECT_FAILED,
+    NO_WORKER,
+    QUEUE_FULL,
+    STOP_TIMEOUT,
+    Fault,
+    Side,
+)
 from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.retry import (
     IDEMPOTENT,
@@ -144,6 +152,15 @@ class UpstreamRequest(ResponseReceiver):
         assert self.member is not None
         self.client.service.pool.failed(self.member, monotonic())
         self._attempt_failed(Failure.BROKEN, fault, reason, reason)
+
+    def worker_out_of_time(self) -> None:
+        """The time to finish of the worker that has it is over: the reset is not waited for."""
+        failure = Failure.BROKEN
+        if self.connection is None:
+            self.stop_trying()
+            failure = Failure.UNSENT
+        reason = "its time to finish was over"
+        self._attempt_failed(failure, STOP_TIMEOUT, reason, reason)
 
     def _attempt_failed(self, failure: Failure, fault: Fault, reason: str, final: str) -> None:
         """Retry as the rules and the budget allow, or fail.

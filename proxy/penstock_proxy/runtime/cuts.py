@@ -65,7 +65,7 @@ class Cuts:
         for client, exchange in at_worker.exchanges:
             if client.exchange is exchange and exchange.member is member:
                 upgraded = relays.get(exchange)
-                count += client.cut() if upgraded is None else upgraded.cut()
+                count += client.cut_worker() if upgraded is None else upgraded.cut()
         for session in at_worker.sessions:
             relay = relays.get(session)
             if relay is not None and session.member is member:

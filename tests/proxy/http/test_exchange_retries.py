@@ -10,6 +10,7 @@ import pytest
 from tests.proxy.conftest import Harness, Wire
 
 from penstock_proxy.config import Retries
+from penstock_proxy.http.client_connection import ClientConnection
 from penstock_worker.telemetry.access_log import open_log
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -33,6 +34,13 @@ def succeeded_by_another_process(harness: Harness, slot: int = 0) -> None:
     pool.join(slot)
     pool.checked(pool.member(slot), ok=True, now=harness.now, reason="")
     harness.loop.run()
+
+
+def out_of_time(harness: Harness) -> bool:
+    """The worker that has the one client's request does not finish in time. Was it cut?"""
+    (connection,) = harness.service.clients
+    assert isinstance(connection, ClientConnection)
+    return connection.cut_worker()
 
 
 # -- another worker
@@ -316,3 +324,54 @@ def test_an_attempt_that_is_tried_again_is_not_called_by_a_status(
         "web/0: GET / from 192.0.2.1: cannot connect to a worker (Connection refused);"
         " tried again on web/1"
     )
+
+
+# -- a worker that leaves, and does not finish in time
+
+
+def test_another_worker_gets_what_a_leaving_one_has_not_answered(harness: Harness) -> None:
+    harness.build(2)
+    client = harness.client()
+    client.send(GET)
+    assert not out_of_time(harness)
+    assert harness.network.dialed == [1, 2]
+    harness.worker.send(OK)
+    assert client.received() == OK
+    assert harness.service.counters.errors["stop_timeout"] == 1
+    assert harness.service.pool.member(0).total_failures == 0
+
+
+def test_another_worker_gets_what_a_leaving_one_has_not_even_accepted(harness: Harness) -> None:
+    harness.build(2)
+    harness.network.unresponsive = {1}
+    client = harness.client()
+    client.send(POST)
+    assert not out_of_time(harness)
+    assert harness.network.dialed == [1, 2]
+    harness.worker.send(OK)
+    assert client.received() == OK
+
+
+@pytest.mark.parametrize(
+    ("request_", "retries"), [(POST, Retries()), (GET, Retries(on=("connect",)))]
+)
+def test_what_may_not_be_sent_again_is_503_and_the_client_stays(
+    harness: Harness, request_: bytes, retries: Retries
+) -> None:
+    harness.build(2, retries=retries)
+    client = harness.client()
+    client.send(request_)
+    assert out_of_time(harness)
+    assert status(client.received()) == 503
+    assert harness.network.dialed == [1]
+    client.reset()
+
+
+def test_an_answer_that_has_begun_is_cut(harness: Harness) -> None:
+    harness.build(2)
+    client = harness.client()
+    client.send(GET)
+    harness.worker.send(OK[:-1])
+    assert out_of_time(harness)
+    assert client.received() == OK[:-1]
+    assert harness.network.dialed == [1]

@@ -147,12 +147,24 @@ class Witness:
             {role: int(page.sum("penstock_event_loop_tasks", role=role)) for role in OURS},
         )
 
+    def open_files(self) -> str:
+        """What the proxies have open, one a line."""
+        files = [
+            f"{process['pid']}/{path.name}: {path.readlink()}"
+            for process in self._run.status()["proxies"]
+            for path in sorted(Path(f"/proc/{process['pid']}/fd").iterdir())
+            if path.is_symlink()
+        ]
+        return "\n".join(files)
+
     def compare(self, before: View) -> None:
         """After the storm: nothing more than there was."""
         with suppress(AssertionError):
             until(lambda: self.view().is_within(before), "as few descriptors as before")
         after = self.view()
-        assert after.fds_within(before), f"descriptors: {before.fds} before, {after.fds} after"
+        assert after.fds_within(before), (
+            f"descriptors: {before.fds} before, {after.fds} after\n{self.open_files()}"
+        )
         assert after.is_within(before), f"tasks: {before.tasks} before, {after.tasks} after"
         for name, threads in after.threads.items():
             assert threads <= max(before.threads[name], POOL), f"{name} has {threads} threads"
