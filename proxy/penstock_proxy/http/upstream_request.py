@@ -12,6 +12,7 @@ from penstock_proxy.balancing.retry_budget import MAX_TRIED
 from penstock_proxy.errors import (
     ANSWERED,
     CONNECT_FAILED,
+    CONNECT_TIMEOUT,
     NO_WORKER,
     QUEUE_FULL,
     STOP_TIMEOUT,
@@ -154,13 +155,13 @@ class UpstreamRequest(ResponseReceiver):
         self._attempt_failed(Failure.BROKEN, fault, reason, reason)
 
     def worker_out_of_time(self) -> None:
-        """The time to finish of the worker that has it is over: the reset is not waited for."""
-        failure = Failure.BROKEN
+        """The time to finish of the worker that has it is over. It may be what hangs the worker."""
+        failure, fault = Failure.BROKEN, STOP_TIMEOUT
         if self.connection is None:
             self.stop_trying()
-            failure = Failure.UNSENT
+            failure, fault = Failure.UNSENT, CONNECT_TIMEOUT
         reason = "its time to finish was over"
-        self._attempt_failed(failure, STOP_TIMEOUT, reason, reason)
+        self._attempt_failed(failure, fault, reason, reason)
 
     def _attempt_failed(self, failure: Failure, fault: Fault, reason: str, final: str) -> None:
         """Retry as the rules and the budget allow, or fail.

@@ -330,7 +330,7 @@ def test_an_attempt_that_is_tried_again_is_not_called_by_a_status(
 
 
 def test_another_worker_gets_what_a_leaving_one_has_not_answered(harness: Harness) -> None:
-    harness.build(2)
+    harness.build(2, retries=Retries(on=("timeout",)))
     client = harness.client()
     client.send(GET)
     assert not out_of_time(harness)
@@ -353,7 +353,7 @@ def test_another_worker_gets_what_a_leaving_one_has_not_even_accepted(harness: H
 
 
 @pytest.mark.parametrize(
-    ("request_", "retries"), [(POST, Retries()), (GET, Retries(on=("connect",)))]
+    ("request_", "retries"), [(POST, Retries(on=("timeout",))), (GET, Retries())]
 )
 def test_what_may_not_be_sent_again_is_503_and_the_client_stays(
     harness: Harness, request_: bytes, retries: Retries
