@@ -343,15 +343,6 @@ class ClientConnection(Downstream):
             self.stop()
         return unsent or exchange is not None
 
-    def cut_worker(self) -> bool:
-        """The time to finish of its worker is over: another one is asked if the rules allow that,
-        and otherwise the client sees that it was cut. False: it was not cut."""
-        exchange = self.exchange
-        if exchange is None or exchange.response_started or exchange.status == 101:
-            return self.cut()
-        exchange.worker_out_of_time()
-        return self.exchange is not exchange
-
     def expired(self, now: float) -> None:
         if self._closing:
             self.transport.abort()

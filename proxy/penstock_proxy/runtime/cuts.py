@@ -5,7 +5,8 @@ that its client sees it is the connection's: `client_connection`, `duplex`, `ses
 Must not know who set the time; the supervisor did.
 
 A worker that leaves is not picked any more, so what it still has is known when that begins. Its
-slot may have a new process before the time is over, and what that one has is not cut.
+slot may have a new process before the time is over, and what that one has is not cut. What
+has no answer yet may go to another worker, by the rules of retries.
 
 Without this, the end of a process would close its connections: an end of file, which for some
 clients is the end of a complete message.
@@ -65,7 +66,7 @@ class Cuts:
         for client, exchange in at_worker.exchanges:
             if client.exchange is exchange and exchange.member is member:
                 upgraded = relays.get(exchange)
-                count += client.cut_worker() if upgraded is None else upgraded.cut()
+                count += cut_exchange(client, exchange) if upgraded is None else upgraded.cut()
         for session in at_worker.sessions:
             relay = relays.get(session)
             if relay is not None and session.member is member:
@@ -75,6 +76,14 @@ class Cuts:
     def _report(self, count: int) -> None:
         if count:
             self._on_cut(count)
+
+
+def cut_exchange(client: ClientConnection, exchange: Exchange) -> bool:
+    """The time of its worker is over. True: it was cut; False: another worker is asked for it."""
+    if exchange.response_started or exchange.status == 101:
+        return client.cut()
+    exchange.worker_out_of_time()
+    return client.exchange is not exchange
 
 
 def _held_by(service: HttpContext, member: Member) -> _AtWorker:

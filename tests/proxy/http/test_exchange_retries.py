@@ -11,6 +11,7 @@ from tests.proxy.conftest import Harness, Wire
 
 from penstock_proxy.config import Retries
 from penstock_proxy.http.client_connection import ClientConnection
+from penstock_proxy.runtime.cuts import cut_exchange
 from penstock_worker.telemetry.access_log import open_log
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -40,7 +41,8 @@ def out_of_time(harness: Harness) -> bool:
     """The worker that has the one client's request does not finish in time. Was it cut?"""
     (connection,) = harness.service.clients
     assert isinstance(connection, ClientConnection)
-    return connection.cut_worker()
+    assert connection.exchange is not None
+    return cut_exchange(connection, connection.exchange)
 
 
 # -- another worker
@@ -329,27 +331,26 @@ def test_an_attempt_that_is_tried_again_is_not_called_by_a_status(
 # -- a worker that leaves, and does not finish in time
 
 
-def test_another_worker_gets_what_a_leaving_one_has_not_answered(harness: Harness) -> None:
-    harness.build(2, retries=Retries(on=("timeout",)))
+@pytest.mark.parametrize(
+    ("accepts", "request_", "retries", "fault"),
+    [
+        (True, GET, Retries(on=("timeout",)), "stop_timeout"),
+        (False, POST, Retries(), "connect_timeout"),
+    ],
+)
+def test_another_worker_gets_what_a_leaving_one_has_not_answered_or_not_even_accepted(
+    harness: Harness, *, accepts: bool, request_: bytes, retries: Retries, fault: str
+) -> None:
+    harness.build(2, retries=retries)
+    harness.network.unresponsive = set() if accepts else {1}
     client = harness.client()
-    client.send(GET)
+    client.send(request_)
     assert not out_of_time(harness)
     assert harness.network.dialed == [1, 2]
     harness.worker.send(OK)
     assert client.received() == OK
-    assert harness.service.counters.errors["stop_timeout"] == 1
+    assert harness.service.counters.errors[fault] == 1
     assert harness.service.pool.member(0).total_failures == 0
-
-
-def test_another_worker_gets_what_a_leaving_one_has_not_even_accepted(harness: Harness) -> None:
-    harness.build(2)
-    harness.network.unresponsive = {1}
-    client = harness.client()
-    client.send(POST)
-    assert not out_of_time(harness)
-    assert harness.network.dialed == [1, 2]
-    harness.worker.send(OK)
-    assert client.received() == OK
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ counted once and logged once, and no connection was lost between proxy and worke
 
 import asyncio
 import json
+import os
 import re
 from collections import Counter
 from contextlib import suppress
@@ -150,10 +151,9 @@ class Witness:
     def open_files(self) -> str:
         """What the proxies have open, one a line."""
         files = [
-            f"{process['pid']}/{path.name}: {path.readlink()}"
+            f"{process['pid']}/{path.name}: {os.path.realpath(path)}"
             for process in self._run.status()["proxies"]
             for path in sorted(Path(f"/proc/{process['pid']}/fd").iterdir())
-            if path.is_symlink()
         ]
         return "\n".join(files)
 
