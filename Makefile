@@ -15,7 +15,7 @@ run: $(VENV)/ready ## the demo application: http://127.0.0.1:8000 (more with ARG
 	@exec $(BIN)/penstock run $(ARGS)
 
 test: $(VENV)/ready ## every test (some of them with ARGS="-k config")
-	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=4 --dist=loadfile $(ARGS)
 
 chaos: SECONDS ?= 600
 SEED ?= random

@@ -19,7 +19,6 @@ from penstock_proxy.http.worker_connection import ResponseReceiver, WorkerConnec
 from penstock_proxy.http1 import parser
 from penstock_proxy.http1.chunked import Chunked
 from penstock_proxy.http1.request import HeaderRewriter
-from penstock_proxy.http1.response import ResponseHeads
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.net.transport import Transport
@@ -84,7 +83,7 @@ class MemoryConnections(ConnectionPool):
 
 def _targets(count: int) -> tuple[Target, ...]:
     return tuple(
-        Target(slot=slot, address=f"127.0.0.1:{9000 + slot}", joined=True, up=True)
+        Target(member=slot, slot=slot, address=f"127.0.0.1:{9000 + slot}", joined=True, up=True)
         for slot in range(count)
     )
 
@@ -147,7 +146,7 @@ def exchange() -> Iterator[Step]:
     service = Service(
         loop, Reactor(loop), config, TimerWheel(0.0), FdBudget(1024, 0, 0), None, _ignore
     )
-    connections = service.connections = MemoryConnections(service, ResponseHeads())
+    connections = service.connections = MemoryConnections(service, config.limits.response_head)
     client = ClientConnection(service, ("192.0.2.1", 5000))
     client.connection_made(DiscardingTransport())
     member = service.pool.members[0]

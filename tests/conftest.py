@@ -9,6 +9,7 @@ For the same reason the end of a run says how much was fuzzed, and what the stor
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,12 @@ from penstock_supervisor.logging_setup import ThreadHandler
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("penstock"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "penstock")
+
+# A shell without job control starts in the background what ignores them, and so would all that a
+# test starts.
+for _number in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 # Debian keeps servers in /usr/sbin, which is not in everybody's PATH.
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))

@@ -250,9 +250,12 @@ class Forwarding(FrozenModel):
 
 
 class Target(FrozenModel):
-    """A worker, as the proxy is told of it: its slot and its address."""
+    """A worker, as the proxy is told of it: a member of its service's pool."""
 
+    member: int
+    """Its number. A worker and its successor in the same slot are two members."""
     slot: int
+    """Its place in the service: what people, metrics and `client_hash` know it by."""
     address: AddressText | Literal[""]
     """Empty: connections are handed over to it by a link."""
     weight: Weight = 1
@@ -260,6 +263,10 @@ class Target(FrozenModel):
     """Its process is ready, so it is checked. Upstreams are not ours, and always joined."""
     up: bool = False
     """It was in the rotation of the proxy before this one, and starts there."""
+    upstream: bool = False
+    """It is not ours. `client_hash` knows it by its address: its place in the list may change."""
+    health: Health | None = None
+    """How it is checked, if it is not as its service says."""
 
 
 class ProxySettings(FrozenModel):

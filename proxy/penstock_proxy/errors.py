@@ -82,6 +82,9 @@ TUNNEL_TIMEOUT: Final = Fault("tunnel_timeout", Side.PROXY, 0, "")
 REJECTED: Final = frozenset({NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT})
 """No worker had begun to serve the request. Counted by reason as well."""
 
+BROKEN_OFF: Final = frozenset({WORKER_RESET.kind, STOP_TIMEOUT.kind})
+"""Why a relayed connection ended before its time, and not by its client."""
+
 _PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long"}
 """As in RFC 9110. Before Python 3.13 the standard library has older phrases."""
 

@@ -12,8 +12,8 @@ See docs/decisions/0004-plain-integer-counters.md.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from penstock_proxy.errors import FAULTS
 from penstock_worker.telemetry.counters import BUCKETS_S as BUCKETS_S
@@ -22,9 +22,6 @@ from penstock_worker.telemetry.counters import OTHER as OTHER
 from penstock_worker.telemetry.counters import Histogram, code, flat
 from penstock_worker.telemetry.counters import Series as Series
 from penstock_worker.telemetry.counters import Value as Value
-
-PROXY_SLOT: Final = -1
-"""The slot of requests that the proxy answered itself; the label is empty."""
 
 REJECTIONS: Final = (
     "queue_full",
@@ -110,6 +107,9 @@ TABLE: Final = (
     Metric("penstock_connection_errors_total", "counter",
            "Exchanges and relayed connections that failed, by kind of fault.",
            ("service", "kind")),
+    Metric("penstock_broken_off_total", "counter",
+           "Responses and relayed connections that ended early, and not by their clients.",
+           ("service",)),
     Metric("penstock_rejected_total", "counter",
            "Connections and requests that were rejected.", ("service", "reason")),
     Metric("penstock_accepting", "gauge",
@@ -152,17 +152,35 @@ TABLE: Final = (
 is in the rotation, is sent beside it, in `pools`."""
 
 
+class Worker(Protocol):
+    """Whom something is counted for: a member of the pool."""
+
+    @property
+    def slot(self) -> int:
+        """The label that its counts are shown under."""
+
+
+class RemovedWorkers(NamedTuple):
+    """All workers of a slot that were removed, together."""
+
+    slot: int
+
+
 class ServiceCounters:
     """What one proxy counts for one service. The data path writes it, a scrape reads it.
 
     The counters start at zero in every proxy process: Prometheus detects such a reset.
+
+    Workers are keys themselves, as a worker and its successor in the same slot must not be taken
+    for each other where failures are compared. The slot is looked up only when it is shown.
     """
 
     __slots__ = (
-        "accepting", "active", "check_seconds", "checks", "connect", "connections", "errors",
-        "evicted", "first_byte", "handoffs", "handshakes", "handshakes_in_progress", "in_flight",
-        "opened", "panic", "pauses", "queue", "received", "rejected", "requests", "retries",
-        "retries_denied", "retries_exhausted", "sent", "stale", "total", "upstreams",
+        "accepting", "active", "broken_off", "check_seconds", "checks", "connect", "connections",
+        "durations", "errors", "evicted", "first_byte", "handoffs", "handshakes",
+        "handshakes_in_progress", "in_flight", "opened", "panic", "pauses", "queue", "received",
+        "rejected", "requests", "retries", "retries_denied", "retries_exhausted", "sent", "stale",
+        "upstreams",
         "worker_connections",
     )  # fmt: skip
 
@@ -178,16 +196,22 @@ class ServiceCounters:
         """Client connections that workers have accepted and that have not ended."""
         self.handoffs = dict.fromkeys(HANDOFFS, 0)
         """By result, of HANDOFFS."""
-        self.worker_connections: defaultdict[int, int] = defaultdict(int)
-        """By slot."""
-        self.requests: defaultdict[tuple[str, int, int], int] = defaultdict(int)
-        """By method (of METHODS, or OTHER), status (0: no response) and slot."""
+        self.worker_connections: defaultdict[Worker, int] = defaultdict(int)
+        """By worker."""
+        self.requests: defaultdict[tuple[str, int, Worker | None], int] = defaultdict(int)
+        """By method (of METHODS, or OTHER), status (0: no response) and worker; None: the proxy
+        answered itself."""
         self.connect = Histogram()
         self.first_byte = Histogram()
-        self.total = Histogram()
+        self.durations: defaultdict[Worker | None, Histogram] = defaultdict(Histogram)
+        """From the start to the end, by worker; None: of those that the proxy answered itself, and
+        of workers that were removed."""
         self.received = self.sent = 0
         self.errors: defaultdict[str, int] = defaultdict(int, dict.fromkeys(_KINDS, 0))
         """By Fault.kind."""
+        self.broken_off = 0
+        """Of all `errors`, those that a client has seen as an answer without its end, or as the
+        end of a connection."""
         self.rejected: defaultdict[str, int] = defaultdict(int, dict.fromkeys(REJECTIONS, 0))
         """By reason, of REJECTIONS."""
         self.handshakes: defaultdict[str, int] = defaultdict(int, dict.fromkeys(HANDSHAKES, 0))
@@ -207,12 +231,40 @@ class ServiceCounters:
         """By slot and result, of CHECK_RESULTS."""
         self.check_seconds = Histogram()
 
-    def by_slot(self) -> defaultdict[int, int]:
-        """Requests that ended, by the slot of their last worker."""
-        ended: defaultdict[int, int] = defaultdict(int)
-        for (_, _, slot), count in self.requests.items():
-            ended[slot] += count
+    def by_worker(self) -> defaultdict[Worker | None, int]:
+        """Requests that ended, by their last worker."""
+        ended: defaultdict[Worker | None, int] = defaultdict(int)
+        for (_, _, worker), count in self.requests.items():
+            ended[worker] += count
         return ended
+
+    def ended(self) -> int:
+        """How many requests, or relayed connections, have ended."""
+        return sum(sum(histogram.counts) for histogram in self.durations.values())
+
+    def total(self) -> Histogram:
+        """Of all requests that ended, from the start to the end."""
+        total = Histogram()
+        for histogram in self.durations.values():
+            total.add(histogram)
+        return total
+
+    def keep_only(self, workers: Collection[Worker]) -> None:
+        """Add up, by slot, what all other workers were counted for: they were removed.
+
+        What ends later of one that was removed is counted for it, until this is called again.
+        """
+        kept = frozenset(workers)
+        for worker in [one for one in self.worker_connections if one not in kept]:
+            count = self.worker_connections.pop(worker)
+            self.worker_connections[RemovedWorkers(worker.slot)] += count
+        for key in [key for key in self.requests if key[2] not in kept]:
+            method, status, worker_ = key
+            if worker_ is not None:
+                count = self.requests.pop(key)
+                self.requests[method, status, RemovedWorkers(worker_.slot)] += count
+        for worker in [one for one in self.durations if one is not None and one not in kept]:
+            self.durations[None].add(self.durations.pop(worker))
 
 
 def snapshot(
@@ -233,7 +285,7 @@ def snapshot(
         "loop_lag_s": loop_lag_s,
         "tasks": tasks,
         "services": {
-            name: _series(counters, log_dropped.get(name, 0)) for name, counters in services.items()
+            name: series(counters, log_dropped.get(name, 0)) for name, counters in services.items()
         },
     }
 
@@ -260,16 +312,19 @@ def _plus(left: Value, right: Value) -> Value:
     return left + right
 
 
-def _series(counters: ServiceCounters, dropped: int) -> Series:
+def series(counters: ServiceCounters, dropped: int) -> Series:
+    """What one proxy has counted for one service; `dropped`: lines of its access log."""
     requests: defaultdict[str, int] = defaultdict(int)
-    for (method, status, slot), count in counters.requests.items():
-        requests[f"{_slot(slot)} {method} {code(status)}"] += count
+    for (method, status, worker), count in counters.requests.items():
+        slot = "" if worker is None else worker.slot
+        requests[f"{slot} {method} {code(status)}"] += count
+    connections: defaultdict[str, int] = defaultdict(int)
+    for worker, count in counters.worker_connections.items():
+        connections[str(worker.slot)] += count
     return {
         "penstock_connections_total": {"": counters.connections},
         "penstock_connections_active": {"": counters.active + counters.in_flight + counters.opened},
-        "penstock_worker_connections_total": {
-            _slot(slot): count for slot, count in counters.worker_connections.items()
-        },
+        "penstock_worker_connections_total": dict(connections),
         "penstock_connection_fds": {"": counters.active + counters.upstreams},
         "penstock_handoffs_total": dict(counters.handoffs),
         "penstock_handoffs_in_flight": {"": counters.in_flight},
@@ -277,10 +332,11 @@ def _series(counters: ServiceCounters, dropped: int) -> Series:
         "penstock_request_duration_seconds": {
             "connect": flat(counters.connect),
             "first_byte": flat(counters.first_byte),
-            "total": flat(counters.total),
+            "total": flat(counters.total()),
         },
         "penstock_bytes_total": {"received": counters.received, "sent": counters.sent},
         "penstock_connection_errors_total": _closed(counters.errors, _KINDS),
+        "penstock_broken_off_total": {"": counters.broken_off},
         "penstock_rejected_total": _closed(counters.rejected, frozenset(REJECTIONS)),
         "penstock_accepting": {"": int(counters.accepting)},
         "penstock_accept_pauses_total": dict(counters.pauses),
@@ -311,7 +367,3 @@ def _closed(counts: Mapping[str, int], known: frozenset[str]) -> dict[str, Value
     for value, count in counts.items():
         samples[value if value in known else OTHER] += count
     return dict(samples)
-
-
-def _slot(slot: int) -> str:
-    return "" if slot == PROXY_SLOT else str(slot)

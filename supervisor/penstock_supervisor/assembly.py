@@ -7,34 +7,42 @@ call is made by a lambda here, so that no part has to be completed later.
 Must not know when a run starts or ends (`supervisor`), nor what a part does with another one.
 """
 
-import socket
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, closing
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from penstock_proxy.net.address import Address
 from penstock_supervisor.child_events import ChildEvents
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
 from penstock_supervisor.children.output import Output
-from penstock_supervisor.children.plan import Slot
+from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.running import Running, spawn
 from penstock_supervisor.children.slots import Slots
 from penstock_supervisor.config.model import Config
 from penstock_supervisor.observability.collect import SnapshotCollector
+from penstock_supervisor.observability.rollout_measurements import RolloutMeasurements
 from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 from penstock_supervisor.process.reaper import Guardian
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
+from penstock_supervisor.rollout.reconfiguration import Reconfiguration
+from penstock_supervisor.rollout.records import RolloutRecords
+from penstock_supervisor.rollout.removals import Removals
+from penstock_supervisor.rollout.replacements import Replacements
 from penstock_supervisor.rollout.resources import Resources
-from penstock_supervisor.rollout.rolling_restart import RollingRestart
+from penstock_supervisor.rollout.rollout_driver import RolloutDriver
+from penstock_supervisor.rollout.rollout_parts import RolloutParts
+from penstock_supervisor.rollout.rollouts import Rollouts
 from penstock_supervisor.rollout.stop_sequence import StopSequence
+from penstock_supervisor.rollout.versions import RunVersions
 from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
+from penstock_supervisor.snapshot import Snapshot
 from penstock_worker.telemetry.log_writer import LogWriter
 
 
@@ -57,14 +65,16 @@ class Basis(NamedTuple):
     slots: Slots
     condition: Condition
     stop_sequence: StopSequence
+    records: RolloutRecords
 
 
 class Hooks(NamedTuple):
     """What the parts ask of the run."""
 
-    make_successor: Callable[[Child], tuple[Child, bool]]
+    make_child: Callable[[ChildPlan, Child | None], Child]
     fail: Callable[[str], bool]
     is_over: Callable[[], bool]
+    take_snapshot: Callable[[float], Awaitable[Snapshot]]
 
 
 class Parts(NamedTuple):
@@ -73,7 +83,9 @@ class Parts(NamedTuple):
     worker_checks: WorkerChecks
     rotation: Rotation
     proxies: Proxies
-    rolling_restart: RollingRestart
+    replacements: Replacements
+    rollouts: Rollouts
+    reconfiguration: Reconfiguration
     worker_watch: WorkerWatch
     snapshots: SnapshotCollector
     observer: ChildEvents
@@ -89,16 +101,12 @@ def assemble(
     hooks: Hooks,
 ) -> Parts:
     """Make all parts; `stack` closes them. StartError: an address or a file cannot be opened."""
-    services, slots = basis.config.services, basis.slots
+    slots = basis.slots
     stdout, stderr = basis.outputs
 
-    def send_to_worker(service: str, slot: int, message: Any, handle: socket.socket | None) -> bool:
-        current = slots.current.get((service, slot))
-        return current is not None and current.send(message, handle)
-
-    def worker_changed(slot: Slot, state: str) -> None:
-        reuseport.worker_changed(slot, state)
-        rolling_restart.wake()
+    def worker_changed(child: Child | None, state: str) -> None:
+        reuseport.worker_changed(child, state)
+        replacements.changed(child)
         basis.condition.notify()
 
     def opened(part: _Part) -> _Part:
@@ -107,13 +115,15 @@ def assemble(
     resources = opened(
         Resources(basis.config, basis.environment, upstreams, stdout=stdout, python=basis.python)
     )
+    basis.stop_sequence.services = resources.services
+    services = resources.services
     guardian = opened(Guardian(loop, resources.privileges))
     output = opened(Output(loop, stdout=stdout, stderr=stderr))
     loop_lag = opened(SupervisorLag())
-    stats_poll = StatsPoll(basis.events)
+    stats_poll = StatsPoll(basis.events, lambda child: rotation.member_state(child))  # noqa: PLW0108
     worker_checks = WorkerChecks(
-        [one for one in services if not one.has_proxy],
-        send_to_worker,
+        [one for one in services.values() if not one.has_proxy],
+        slots.send_to,
         lambda *change: rotation.worker_changed(*change),  # noqa: PLW0108 — not there yet
         lambda *answer: rotation.worker_checked(*answer),  # noqa: PLW0108
     )
@@ -124,15 +134,28 @@ def assemble(
         )
     )  # fmt: skip
     proxies = opened(Proxies(loop, resources, slots, rotation))
-    rolling_restart = RollingRestart(loop, slots, rotation, basis.condition, hooks.make_successor)
+    versions = RunVersions(resources, slots)
+    replacements = Replacements(loop, slots, rotation, basis.condition, versions, hooks.make_child)
+    reconfiguration = opened(
+        Reconfiguration(
+            loop, resources, slots, proxies, rotation, worker_checks, basis.condition,
+            partial(_forget_service, replacements, stats_poll, slots),
+        )
+    )  # fmt: skip
+    driver = RolloutDriver(
+        RolloutParts(
+            loop, replacements, versions, reconfiguration,
+            RolloutMeasurements(hooks.take_snapshot), basis.condition,
+            Removals(reconfiguration, versions, replacements, basis.condition),
+        )
+    )  # fmt: skip
+    rollouts = Rollouts(loop, replacements, driver, basis.condition, basis.records)
     reuseport = ReuseportSockets(
         resources.listeners,
         slots,
-        lambda child, why: rolling_restart.request(child, "channel", why),
+        lambda child, why: replacements.request(child, "channel", why),
     )
-    worker_watch = opened(
-        WorkerWatch(loop, services, slots, rotation, rolling_restart, hooks.is_over)
-    )
+    worker_watch = opened(WorkerWatch(loop, services, slots, rotation, replacements, hooks.is_over))
     snapshots = SnapshotCollector(
         resources,
         slots,
@@ -149,7 +172,7 @@ def assemble(
         proxies=proxies,
         worker_checks=worker_checks,
         reuseport=reuseport,
-        rolling_restart=rolling_restart,
+        replacements=replacements,
         worker_watch=worker_watch,
         stats_poll=stats_poll,
         events=basis.events,
@@ -160,6 +183,14 @@ def assemble(
     )
     start = partial(spawn, loop=loop, guardian=guardian, output=output)
     return Parts(
-        resources, output, worker_checks, rotation, proxies, rolling_restart, worker_watch,
-        snapshots, observer, start,
+        resources, output, worker_checks, rotation, proxies, replacements, rollouts,
+        reconfiguration, worker_watch, snapshots, observer, start,
     )  # fmt: skip
+
+
+def _forget_service(
+    replacements: Replacements, stats_poll: StatsPoll, slots: Slots, service: str
+) -> None:
+    """Nothing is left of it."""
+    replacements.forget(service)
+    stats_poll.forget(service, slots.children())

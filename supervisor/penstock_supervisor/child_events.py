@@ -7,25 +7,29 @@ is left that could ever serve again: without a retry of crash loops somebody els
 acts on an exit status. How a run ends is known elsewhere (`fail`).
 """
 
+import asyncio
 import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from penstock_proxy.messages import RECONFIGURED
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.diagnosis import wrong_address
 from penstock_supervisor.children.events import EventName, Events
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.observer import ChildObserver
-from penstock_supervisor.children.slots import Slots, slot_of
+from penstock_supervisor.children.slots import Slots, member_key, slot_of
+from penstock_supervisor.config.model import Service
 from penstock_supervisor.observability.stats_poll import StatsPoll
 from penstock_supervisor.process.reaper import reap_orphans
 from penstock_supervisor.process.spawn import SpawnError
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
+from penstock_supervisor.rollout.replacements import Replacements
 from penstock_supervisor.rollout.resources import Resources
-from penstock_supervisor.rollout.rolling_restart import RollingRestart
 from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
 from penstock_supervisor.rotation.rotation import Rotation
@@ -36,6 +40,8 @@ from penstock_worker import contract
 _MAX_REASON: Final = 1024
 """Characters of a worker's reason that an event has."""
 if TYPE_CHECKING:
+    from asyncio import Task
+
     from penstock_supervisor.rollout.replacement_queue import Reason
 
 _log = logging.getLogger("penstock.supervisor")
@@ -54,7 +60,7 @@ class ChildEvents(ChildObserver[Child]):
         proxies: Proxies,
         worker_checks: WorkerChecks,
         reuseport: ReuseportSockets,
-        rolling_restart: RollingRestart,
+        replacements: Replacements,
         worker_watch: WorkerWatch,
         stats_poll: StatsPoll,
         events: Events,
@@ -69,7 +75,7 @@ class ChildEvents(ChildObserver[Child]):
         self._proxies = proxies
         self._worker_checks = worker_checks
         self._reuseport = reuseport
-        self._rolling_restart = rolling_restart
+        self._replacements = replacements
         self._worker_watch = worker_watch
         self._stats_poll = stats_poll
         self._events = events
@@ -84,18 +90,31 @@ class ChildEvents(ChildObserver[Child]):
         self._fail = fail
         self._is_over = is_over
 
+    def look_for_directory(self, child: Child) -> "Task[None] | None":
+        path, origin = child.plan.directory, child.plan.origin
+        if path is None or origin is None:
+            return None
+        return asyncio.get_running_loop().create_task(self._look(child, path, origin.service))
+
+    async def _look(self, child: Child, path: str, service: Service) -> None:
+        found = await self._resources.directories.look_for(path, service)
+        if found != path:
+            text = "%s: %s, where it was started, is gone; it is started in %s"
+            _log.warning(text, child.name, path, found)
+            child.plan = replace(child.plan, directory=found)
+
     def sockets_for(self, child: Child) -> tuple[int, ...]:
         if child.plan.role == "proxy":
             return ()
-        self._give_free_port(child)
-        return self._resources.listeners[child.plan.service].worker_fds(child.plan.slot)
+        self._prepare_start(child)
+        return self._resources.worker_fds(child.plan)
 
-    def _give_free_port(self, child: Child) -> None:
-        """Before a start: somebody else may have taken the port of this slot meanwhile."""
+    def _prepare_start(self, child: Child) -> None:
+        """Its port may be somebody else's meanwhile."""
         addresses = (one.plan.address for one in self._slots.workers())
         taken = {address.port for address in addresses if address is not None}
         try:
-            child.plan = self._resources.with_free_port(child.plan, taken)
+            child.plan = self._resources.before_start(child.plan, taken)
         except SpawnError:
             # Perhaps what the last worker left has it. It had time to finish, but now others wait.
             child.left_behind.kill()
@@ -118,17 +137,16 @@ class ChildEvents(ChildObserver[Child]):
         # First, so that it is not picked again for connections that it had not received.
         self.left(child)
         self._rotation.worker_exited(child)
+        self._reuseport.exited(child)
 
     def joined(self, child: Child) -> None:
         if child.plan.role == "proxy":
             self._proxies.ready(child)
-        elif self._slots.is_successor(child):
-            self._rolling_restart.successor_ready(child)
-        elif self._slots.is_current(child):
+        else:
             self._rotation.join(child)
 
     def left(self, child: Child) -> None:
-        if self._slots.is_current(child):
+        if child.plan.role == "worker":
             self._rotation.leave(child)
 
     def message_received(self, child: Child, message: Any, handle: socket.socket | None) -> None:
@@ -144,13 +162,18 @@ class ChildEvents(ChildObserver[Child]):
         if isinstance(command, str) and command in self._reports:
             self._reports[command](child, message)
         elif child.plan.role == "proxy":
-            if not (isinstance(command, str) and self._rotation.handle_message(child, message)):
-                _log.warning("%s says %.80r, which is not understood", child.name, message)
+            self._proxy_says(child, command, message)
         elif isinstance(command, str) and command.startswith("NODE_"):
             _log.warning("%s says %.80r, which is not understood", child.name, command)
         else:
             return True
         return False
+
+    def _proxy_says(self, proxy: Child, command: object, message: Any) -> None:
+        if command == RECONFIGURED:
+            self._proxies.updates.answered(proxy, message)
+        elif not (isinstance(command, str) and self._rotation.handle_message(proxy, message)):
+            _log.warning("%s says %.80r, which is not understood", proxy.name, message)
 
     def _uncaught(self, child: Child, message: Any) -> None:
         # The worker has logged it, and counts it.
@@ -160,25 +183,30 @@ class ChildEvents(ChildObserver[Child]):
         if child.plan.role == "proxy":
             self._proxies.answered(child)
         else:
-            self._worker_watch.answered(child)
-            self._worker_checks.answered(*slot_of(child), message)
+            self._worker_watch.answered(child, message.get("seq"))
+            self._worker_checks.answered(member_key(child), message)
 
     def replacement_needed(self, child: Child, reason: str, why: str) -> None:
         if not self._is_over():
-            self._rolling_restart.request(child, cast("Reason", reason), why)
+            self._replacements.request(child, cast("Reason", reason), why)
 
     def start_failed(self, child: Child, why: str) -> bool:
-        return not self._slots.ever_ready(child.plan.service) and self._fail(why)
+        return not self._was_served(child.plan.service) and self._fail(why)
+
+    def _was_served(self, service: str) -> bool:
+        """Nobody waits any more for the result of a start. Of a service that a reload has added,
+        whoever drives the roll-out does."""
+        return self._resources.is_serving or self._slots.ever_ready(service)
 
     def gave_up(self, child: Child, why: str) -> bool:
         if child.plan.role == "proxy":
             if why:
                 self._proxies.gave_up(child)
             return False
-        if self._slots.ever_ready(child.plan.service):
+        if self._was_served(child.plan.service):
             # A successor that fails leaves the socket to the process that it was to replace.
             if self._slots.is_current(child):
-                self._reuseport.shut(slot_of(child))
+                self._reuseport.shut(child)
             return False
         # A program that ignores PORT can start once; for the other workers its port is taken.
         # So the first one is the one to report.
@@ -188,7 +216,13 @@ class ChildEvents(ChildObserver[Child]):
 
     def state_changed(self, child: Child) -> None:
         self._stats_poll.state_changed(child)
-        self._rolling_restart.state_changed(child)
+        if (heir := self._proxies.forget_ended(child)) is not None:
+            self._stats_poll.leave_to(heir, child)
+        if child.at_rest and child.plan.role == "worker":
+            current = self._slots.current.get(slot_of(child))
+            if current is None or current.history is not child.history:
+                self._stats_poll.removed_slots.keep(child)
+        self._replacements.state_changed(child)
         if os.getpid() == 1 and child.pid is None:
             reap_orphans({one.pid for one in self._slots.children() if one.pid})
         if child.at_rest:

@@ -15,10 +15,14 @@ from typing import Any, Self
 from penstock_supervisor.children.events import Event, Events, Subscription
 from penstock_supervisor.config.loader import inherited_environment, load
 from penstock_supervisor.config.model import Config
-from penstock_supervisor.errors import StartError
+from penstock_supervisor.errors import NotNowError, ReloadRefused, StartError
+from penstock_supervisor.snapshot import RolloutView
 from penstock_supervisor.supervisor import Supervisor
 
-__all__ = ["Cluster", "Config", "Event", "StartError", "load"]
+__all__ = [
+    "Cluster", "Config", "Event", "NotNowError", "ReloadRefused", "RolloutView", "StartError",
+    "load",
+]  # fmt: skip
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -46,12 +50,16 @@ class Cluster:
     ) -> None:
         """`environment` is for the workers; None: that of this process. The workers' output is
         written to the descriptors `stdout` and `stderr`."""
+        self._config = config
+        """What a reload applies."""
+        self._reload_lock = asyncio.Lock()
         self._events = Events()
         self._settled = asyncio.Event()
         """Set when the run has started, or has ended before that."""
         self._supervisor = Supervisor(
             config,
             environment=inherited_environment() if environment is None else environment,
+            read_config=lambda: self._config,
             on_started=lambda _: self._settled.set(),
             events=self._events,
             stdout=stdout,
@@ -97,12 +105,36 @@ class Cluster:
         await self._supervisor.drain(service, slot)
 
     def replace(self, service: str, slot: int) -> None:
-        """Start another worker in this slot. Then the present one drains and exits. KeyError:
-        there is no such slot."""
+        """Start another worker in this slot, as the present one was started. Then that drains and
+        exits. KeyError: there is no such slot. NotNowError: it is being removed, for example."""
         self._supervisor.replace(service, slot)
 
+    async def reload(self, config: Config | None = None, *services: str) -> RolloutView:
+        """Apply a configuration, and wait for the end of the roll-out, which is returned.
+
+        Its `result` is "succeeded" if the new version serves. If nothing has changed, or with None,
+        all workers are replaced, or those of `services`; otherwise only those that need it, and
+        those of `services`. ReloadRefused: a change needs a restart, and nothing is changed.
+        NotNowError: it starts or stops. KeyError: there is no such service.
+        """
+        async with self._reload_lock:
+            before = self._config
+            self._config = before if config is None else config
+            try:
+                answer = await self._supervisor.reload(services)
+            except BaseException:
+                self._config = before
+                raise
+        assert answer.rollout is not None
+        while not (view := self._rollout(answer.rollout)).result:
+            await self._supervisor.rollout_changed()
+        return view
+
+    def _rollout(self, number: int) -> RolloutView:
+        return next(view for view in self._supervisor.rollouts() if view.number == number)
+
     def roll(self) -> None:
-        """Replace all workers, one after the other."""
+        """Begin a reload of the same configuration: all workers are replaced."""
         self._supervisor.roll()
 
     def stop(self) -> None:

@@ -1,5 +1,8 @@
 """Sets up logging: the supervisor's own messages go to stderr, one line each.
 
+Of a message with several lines, such as a traceback, each line has the time and the level: grep
+and the journal know lines only.
+
 stdout is only for the access log and for output of workers, so that a pipe gets nothing else.
 
 A run writes its messages through a thread (`log_thread`), because a terminal or pipe that nobody
@@ -20,10 +23,21 @@ from typing import Final
 from penstock_worker.telemetry.log_writer import LogWriter
 
 _LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
-_FORMAT: Final = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
+_HEAD: Final = "%(asctime)s.%(msecs)03d %(levelname)-7s "
 _STDERR: Final = 2
 _FLUSH_S: Final = 1.0
 """At the end of a run, for a reader that is slow."""
+
+
+class LineFormatter(logging.Formatter):
+    """Each line of a message stands for itself."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{_HEAD}%(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text.replace("\n", f"\n{_HEAD % vars(record)}") if "\n" in text else text
 
 
 class ThreadHandler(logging.Handler):
@@ -84,7 +98,7 @@ def write_bounded(text: str, within_s: float = _FLUSH_S) -> None:
 
 def _install(handler: logging.Handler, verbosity: int) -> None:
     level = _LEVELS[max(0, min(len(_LEVELS) - 1, verbosity + 2))]
-    handler.setFormatter(logging.Formatter(_FORMAT, "%H:%M:%S"))
+    handler.setFormatter(LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

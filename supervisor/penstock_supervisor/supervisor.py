@@ -11,6 +11,7 @@ and nothing is tried again, because `restart.retry_after` is 0 everywhere.
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -21,29 +22,42 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from signal import Signals
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.messages import REOPEN
 from penstock_proxy.net.address import Address
+from penstock_supervisor import blocking
 from penstock_supervisor.assembly import Basis, Hooks, assemble
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
-from penstock_supervisor.children.plan import ChildPlan, Slot
+from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.running import Running
 from penstock_supervisor.children.slots import Slots, slot_of
 from penstock_supervisor.config import warnings
 from penstock_supervisor.config.model import Config
 from penstock_supervisor.control import endpoints
-from penstock_supervisor.errors import StartError
+from penstock_supervisor.errors import (
+    IS_STOPPING,
+    STILL_STARTS,
+    NotNowError,
+    ReloadRefused,
+    StartError,
+)
 from penstock_supervisor.kernel import procfs
 from penstock_supervisor.listeners import resolver
 from penstock_supervisor.process import rlimits
 from penstock_supervisor.rollout.condition import Condition
-from penstock_supervisor.rollout.resources import descriptors_needed
+from penstock_supervisor.rollout.descriptors import descriptors_needed
+from penstock_supervisor.rollout.records import RolloutRecords
+from penstock_supervisor.rollout.reloading import READ_S, Reloading
 from penstock_supervisor.rollout.stop_sequence import StopSequence
-from penstock_supervisor.snapshot import Snapshot
+from penstock_supervisor.rollout.versions import has_slot
+from penstock_supervisor.snapshot import ReloadAnswer, RolloutView, Snapshot
 from penstock_worker import contract
 from penstock_worker.telemetry.log_writer import LogWriter
+
+if TYPE_CHECKING:
+    from penstock_supervisor.rollout.resources import Resources
 
 __all__ = ["PROXY", "StartError", "Supervisor"]
 
@@ -68,6 +82,8 @@ class Supervisor:
         config: Config,
         *,
         environment: Mapping[str, str],
+        read_config: Callable[[], Config] | None = None,
+        config_file: str = "",
         on_started: Callable[["Supervisor"], None] = lambda _: None,
         events: Events | None = None,
         proxy: Sequence[str] = PROXY,
@@ -76,28 +92,47 @@ class Supervisor:
         stderr: int | LogWriter = 2,
     ) -> None:
         """The children's output is written to the descriptors `stdout` and `stderr`, or by the
-        writer that has our own messages as well."""
+        writer that has our own messages as well.
+
+        `read_config` makes the configuration again, for a reload (ConfigError: it is broken); None:
+        it never changes. `config_file`: where it comes from, as an absolute path; empty: no file.
+        """
         self.config = config
-        self.listening: dict[str, str] = {}
-        self.workers: dict[str, tuple[str, ...]] = {}
+        self.config_file = config_file
         self.admin = ""
+        self._published: Resources | None = None
+        """From the moment on that all addresses are known."""
         self._on_started = on_started
         self._events = events or Events()
         self._proxy_argv = proxy
         self._condition = Condition()
         self._slots = Slots()
-        self._stop_sequence = StopSequence(
-            config.services, self._slots, self._condition, time.monotonic
-        )
+        self._member_numbers = itertools.count(1)
+        services = {service.name: service for service in config.services}
+        self._stop_sequence = StopSequence(services, self._slots, self._condition, time.monotonic)
+        self._records = RolloutRecords(self._events, time.monotonic, time.time)  # noqa: TID251
         self._basis = Basis(
             config, environment, python, (stdout, stderr), self._events, self._slots,
-            self._condition, self._stop_sequence,
+            self._condition, self._stop_sequence, self._records,
         )  # fmt: skip
+        self._read_config = read_config or (lambda: config)
         self._started_at = 0.0
         self._failure: StartError | None = None
         self._started = False
         self._stopping = False
         self._stopping_now = False
+        self._reopening = set[asyncio.Task[None]]()
+
+    @property
+    def listening(self) -> dict[str, str]:
+        return {} if self._published is None else self._published.listening()
+
+    @property
+    def workers(self) -> dict[str, tuple[str, ...]]:
+        known = self._published
+        return (
+            {} if known is None else {one: known.worker_addresses(one) for one in known.listening()}
+        )
 
     # Called from outside.
 
@@ -150,12 +185,58 @@ class Supervisor:
         self._condition.notify()
 
     def roll(self) -> bool:
-        """Replace all workers, one after the other, without losing a request."""
-        return self._roll(tuple(self._slots.current))
+        """Reload, and have the log say how it goes. False: not while it starts or stops."""
+        if why_not := self._why_not_now():
+            _log.warning("nothing is reloaded: %s", why_not)
+            return False
+        self._tasks.create_task(self._reload_and_log())
+        return True
 
-    def replace(self, service: str, slot: int) -> bool:
-        """Replace one worker as soon as its successor is ready. KeyError: no such slot."""
-        return self._roll((slot_of(self._slots.current[service, slot]),))
+    async def _reload_and_log(self) -> None:
+        try:
+            await self.reload()
+        except ReloadRefused:
+            pass  # It is in the log: whoever asks, the operator reads it there.
+        except NotNowError as error:
+            _log.warning("nothing is reloaded: %s", error)
+        except Exception:  # noqa: BLE001
+            # A fault of ours must not end what serves.
+            _log.exception("nothing is reloaded: a bug of penstock")
+
+    async def reload(
+        self, services: tuple[str, ...] = (), *, dry_run: bool = False
+    ) -> ReloadAnswer:
+        """Read the configuration anew, and begin a roll-out. It is answered when it has begun.
+
+        ReloadRefused: nothing is changed. NotNowError; KeyError: there is no such service.
+        """
+        if why_not := self._why_not_now():
+            raise NotNowError(why_not)
+        return await self._reloading.request(services, dry_run=dry_run)
+
+    def _why_not_now(self) -> str:
+        """Why no reload can begin now; empty: it can."""
+        if self._is_over():
+            return IS_STOPPING
+        return "" if self._started else STILL_STARTS
+
+    def rollouts(self) -> tuple[RolloutView, ...]:
+        """Those that run and the last ones that ended, oldest first."""
+        return self._records.views()
+
+    async def rollout_changed(self) -> None:
+        """Return at the next change of any roll-out."""
+        await self._records.changed()
+
+    def replace(self, service: str, slot: int) -> None:
+        """Replace one worker: a roll-out of its own. KeyError: no such slot. NotNowError."""
+        if why_not := self._why_not_now():
+            raise NotNowError(why_not)
+        known = slot_of(self._slots.current[service, slot])
+        goal = self._rollouts.goal
+        if not has_slot(goal, known):
+            raise NotNowError("it is being removed: a reload wants the run without it")
+        self._rollouts.request(goal, slots=[known])
 
     def signal(self, service: str, slot: int, number: Signals) -> bool:
         """Signal one worker. An exit that follows is handled like any other. KeyError: no such
@@ -179,11 +260,16 @@ class Supervisor:
     def reopen_logs(self) -> None:
         """Have proxies and workers open their access logs again, after a rotation of the files."""
         if self._started:
-            self._tasks.create_task(self._reopen_logs())
+            task = self._tasks.create_task(self._reopen_logs())
+            self._reopening.add(task)
+            task.add_done_callback(self._reopening.discard)
 
     async def _reopen_logs(self) -> None:
         # In a thread: the disk of a log may be slow, or a network's.
-        await asyncio.to_thread(self._resources.hand_over_logs)
+        try:
+            await blocking.within(READ_S, "logs", self._resources.hand_over_logs)
+        except blocking.BlockedError as error:
+            _log.warning("the access logs may not be given to the user: %s", error)
         self._proxies.send_to_all({"cmd": REOPEN})
         for child in self._slots.workers():
             if contract.ACCESS_LOG in child.plan.environment:
@@ -197,15 +283,8 @@ class Supervisor:
             ready=self._is_ready(),
             stopping=self._stopping,
             log_lines_lost=self._output.lines_lost,
+            records=self._records,
         )
-
-    def _roll(self, slots: tuple[Slot, ...]) -> bool:
-        """False: the run has not started yet, or is over."""
-        if not self._started or self._is_over():
-            _log.warning("workers are replaced only while everything runs")
-            return False
-        self._rolling_restart.roll(self._tasks, slots)
-        return True
 
     # The course of a run.
 
@@ -217,14 +296,23 @@ class Supervisor:
     ) -> Callable[..., Running]:
         """Make all parts; `stack` closes them. Returns the function that starts a process, which
         still needs `tasks`. Raises StartError."""
-        hooks = Hooks(self._make_successor, self._fail, self._is_over)
+        hooks = Hooks(self._make_child, self._fail, self._is_over, self.take_snapshot)
         parts = assemble(stack, loop, self._basis, upstreams, hooks)
         self._resources = parts.resources
         self._output = parts.output
         self._worker_checks = parts.worker_checks
         self._rotation = parts.rotation
         self._proxies = parts.proxies
-        self._rolling_restart = parts.rolling_restart
+        self._replacements = parts.replacements
+        self._rollouts = parts.rollouts
+        self._reloading = Reloading(
+            self._read_config,
+            parts.resources.moved,
+            lambda: parts.resources.present,
+            parts.reconfiguration.check,
+            parts.rollouts,
+            self._records,
+        )
         self._worker_watch = parts.worker_watch
         self._snapshots = parts.snapshots
         self._observer = parts.observer
@@ -232,9 +320,7 @@ class Supervisor:
 
     async def _open_endpoints(self, stack: AsyncExitStack) -> None:
         """Publish all addresses, and open the admin port and the control socket."""
-        for service in self.config.services:
-            self.listening[service.name] = str(self._resources.listeners[service.name].address)
-            self.workers[service.name] = self._resources.worker_addresses(service.name)
+        self._published = self._resources
         if (admin := self._resources.admin) is not None:
             self.admin = str(admin.address)
         await endpoints.serve(stack, self._resources, self)
@@ -244,9 +330,9 @@ class Supervisor:
         for service in self.config.services:
             for slot in range(service.workers if service.has_program else 0):
                 plan = self._resources.worker_plan(service, slot)
-                self._slots.add(self._make_child(plan))
-                if not service.has_proxy:
-                    self._worker_checks.add(service.name, slot)
+                child = self._make_child(plan)
+                self._slots.add(child)
+                self._rotation.add(child)
 
     async def _serve(self) -> None:
         with self._stop_children_on_error():
@@ -266,6 +352,7 @@ class Supervisor:
         """Every service is ready: let the proxies accept."""
         self._started = True
         self._proxies.accept()
+        self._rollouts.start(self._tasks)
         _log.info("started")
         self._on_started(self)
 
@@ -278,9 +365,13 @@ class Supervisor:
         return self._failure is None
 
     async def _stop_all(self) -> None:
-        self._rolling_restart.cancel()
-        for listeners in self._resources.listeners.values():
-            listeners.close()
+        # Nobody waits for a disk that does not answer.
+        self._reloading.cancel()
+        for task in self._reopening:
+            task.cancel()
+        self._rollouts.cancel()
+        self._replacements.cancel()
+        self._resources.stop_listening()
         at_most_s = None if self._failure is None else _FAILED_START_STOP_S
         await self._stop_sequence.run(self._proxies, at_most_s)
 
@@ -300,16 +391,12 @@ class Supervisor:
     def _is_ready(self) -> bool:
         if not self._started or self._is_over() or not self._proxies.can_accept:
             return False
-        return self._rotation.services_up() >= {service.name for service in self.config.services}
-
-    def _make_successor(self, child: Child) -> tuple[Child, bool]:
-        service = self._resources.services[child.plan.service]
-        can_overlap = self._resources.move_worker(service, child.plan.slot)
-        plan = self._resources.worker_plan(service, child.plan.slot)
-        return self._make_child(plan, after=child), can_overlap
+        return self._rotation.services_up() >= self._resources.open_services()
 
     def _make_child(self, plan: ChildPlan, after: Child | None = None) -> Child:
-        return Child(plan, asyncio.get_running_loop(), self._spawn_process, self._observer, after)
+        number = next(self._member_numbers) if plan.role == "worker" else 0
+        loop = asyncio.get_running_loop()
+        return Child(plan, loop, self._spawn_process, self._observer, after, number)
 
     def _fail(self, why: str) -> bool:
         if not self._is_over():

@@ -49,7 +49,10 @@ LEFT: Final = (
 KILLS: Final = (
     "worker killed", "worker killed", "worker terminated", "worker stopped", "worker hung",
 )  # fmt: skip
-MORE: Final = (*KILLS, "worker killed", "workers replaced", "log opened anew", "starts fail")
+MORE: Final = (
+    *KILLS, "worker killed", "workers replaced", "log opened anew", "starts fail",
+    "a bad version rolled out", "file changed", "file broken",
+)  # fmt: skip
 
 RETRIES: Final[dict[str, Any]] = {
     "attempts": 16,
@@ -64,6 +67,7 @@ LENIENT: Final[dict[str, Any]] = {
     "health": {"interval": "300ms", "timeout": "1s"},
     "liveness": {"timeout": "5s"},
     "timeouts": {"stop": "5s"},
+    "rollout": {"watch": "200ms"},
 }
 """No worker is given up, one that is back is found at once, and one that hangs is replaced soon."""
 STRICT: Final[dict[str, Any]] = {

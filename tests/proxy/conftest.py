@@ -292,7 +292,9 @@ class Harness:
             name="web",
             listeners=(),
             targets=tuple(
-                Target(slot=slot, address=f"127.0.0.1:{slot + 1}", joined=True, up=True)
+                Target(
+                    member=slot, slot=slot, address=f"127.0.0.1:{slot + 1}", joined=True, up=True
+                )
                 for slot in range(workers)
             ),
             timeouts=Timeouts(queue=queue, total=total, connect=5.0),
@@ -314,7 +316,8 @@ class Harness:
         self.fd_budget.clients += 1
         self.service.counters.active += 1
         protocol = ClientConnection(self.service, ("192.0.2.1", 5000))
-        self.service.client_limit.acquire(protocol.counted_address)
+        if protocol.counted_address:
+            self.service.client_limit.acquire(protocol.counted_address)
         self.service.clients.add(protocol)
         wire = Wire(self.loop, protocol)
         protocol.connection_made(wire)

@@ -153,14 +153,14 @@ def test_a_service_with_senseless_settings_is_refused(wrong: dict[str, Any]) -> 
 @pytest.mark.parametrize("wrong", [{"weight": 0}, {"weight": 101}, {"address": "nowhere"}])
 def test_a_target_has_an_address_and_a_positive_weight(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Target.model_validate({"slot": 0, "address": "a:1"} | wrong)
+        Target.model_validate({"member": 0, "slot": 0, "address": "a:1"} | wrong)
 
 
 def test_a_proxys_configuration_survives_json_unchanged() -> None:
     service = ServiceConfig(
         name="web",
         listeners=(3,),
-        targets=(Target(slot=0, address="unix:/run/a", weight=3, joined=True, up=True),),
+        targets=(Target(member=0, slot=0, address="unix:/run/a", weight=3, joined=True, up=True),),
         trusted_proxies=("10.1.2.3/8",),
         health=config.Health(path="/healthz"),
         timeouts=config.Timeouts(total=2.5),

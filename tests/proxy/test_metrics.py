@@ -1,6 +1,7 @@
 """A proxy's metrics are exact, have closed sets of labels, and can be added."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -12,15 +13,22 @@ from penstock_proxy.metrics import (
     CHECK_RESULTS,
     METHODS,
     OTHER,
-    PROXY_SLOT,
     REJECTIONS,
     TABLE,
+    RemovedWorkers,
     Series,
     ServiceCounters,
     merge,
     snapshot,
 )
 from penstock_worker.telemetry.counters import Histogram
+
+
+@dataclass(eq=False, frozen=True)
+class Worker:
+    """A member of the pool, as far as its counts are concerned."""
+
+    slot: int
 
 
 def series_of(counters: ServiceCounters, *, dropped: int = 0) -> Series:
@@ -55,8 +63,8 @@ def test_the_table_and_the_snapshot_name_the_same_metrics() -> None:
 
 def test_every_sample_has_a_value_for_each_label() -> None:
     counters = ServiceCounters()
-    counters.requests["GET", 200, 0] += 1
-    counters.worker_connections[1] += 1
+    counters.requests["GET", 200, Worker(0)] += 1
+    counters.worker_connections[Worker(1)] += 1
     counters.checks[1, "ok"] += 1
     series = series_of(counters)
     for metric in TABLE:
@@ -74,18 +82,53 @@ def test_counters_end_in_total_and_nothing_else_does() -> None:
 
 def test_requests_are_counted_by_slot_method_and_code() -> None:
     counters = ServiceCounters()
-    counters.requests["GET", 200, 0] += 3
-    counters.requests["GET", 503, PROXY_SLOT] += 1
-    counters.requests[OTHER, 0, 1] += 1
+    counters.requests["GET", 200, Worker(0)] += 3
+    counters.requests["GET", 503, None] += 1
+    counters.requests[OTHER, 0, Worker(1)] += 1
     assert series_of(counters)["penstock_requests_total"] == {
         "0 GET 200": 3, " GET 503": 1, "1 other none": 1,
     }  # fmt: skip
 
 
+def test_a_worker_and_its_successor_are_counted_apart_and_shown_as_one_slot() -> None:
+    counters, old, new = ServiceCounters(), Worker(2), Worker(2)
+    for worker, count in ((old, 3), (new, 4)):
+        counters.requests["GET", 200, worker] += count
+        counters.worker_connections[worker] += count
+    assert (counters.by_worker()[old], counters.by_worker()[new]) == (3, 4)
+    series = series_of(counters)
+    assert series["penstock_requests_total"] == {"2 GET 200": 7}
+    assert series["penstock_worker_connections_total"] == {"2": 7}
+
+
+def test_a_removed_worker_stays_counted_for_its_slot_and_is_forgotten_itself() -> None:
+    counters, stays = ServiceCounters(), Worker(0)
+    counters.requests["GET", 503, None] += 1
+    counters.requests["GET", 200, stays] += 1
+    counters.worker_connections[stays] += 1
+    for _ in range(100):
+        removed = Worker(2)
+        counters.requests["GET", 200, removed] += 1
+        counters.worker_connections[removed] += 1
+        counters.durations[removed].observe(0.02)
+        counters.keep_only([stays])
+        # It ends after its worker was removed.
+        counters.requests["PUT", 200, removed] += 1
+        counters.worker_connections[removed] += 1
+    counters.keep_only([stays])
+    assert series_of(counters)["penstock_requests_total"] == {
+        " GET 503": 1, "0 GET 200": 1, "2 GET 200": 100, "2 PUT 200": 100,
+    }  # fmt: skip
+    assert series_of(counters)["penstock_worker_connections_total"] == {"0": 1, "2": 200}
+    assert set(counters.by_worker()) == {None, stays, RemovedWorkers(2)}
+    assert set(counters.durations) == {None}
+    assert sum(counters.total().counts) == 100
+
+
 def test_unregistered_codes_share_one_label() -> None:
     counters = ServiceCounters()
     for status in range(600, 1000):
-        counters.requests["GET", status, 0] += 1
+        counters.requests["GET", status, Worker(0)] += 1
     assert series_of(counters)["penstock_requests_total"] == {"0 GET other": 400}
 
 
@@ -127,9 +170,10 @@ def test_dropped_log_lines_are_counted_and_default_to_zero() -> None:
 def test_a_service_that_saw_everything_fits_into_one_message() -> None:
     counters = ServiceCounters()
     for slot in range(-1, 8):
+        worker = None if slot < 0 else Worker(slot)
         for method in (*METHODS, OTHER):
             for status in range(1000):
-                counters.requests[method, status, slot] = 1 << 40
+                counters.requests[method, status, worker] = 1 << 40
         for result in CHECK_RESULTS:
             counters.checks[slot, result] = 1 << 40
     assert len(json.dumps(series_of(counters))) < 1 << 18
@@ -137,11 +181,11 @@ def test_a_service_that_saw_everything_fits_into_one_message() -> None:
 
 def test_counters_of_several_proxies_are_added() -> None:
     one, two = ServiceCounters(), ServiceCounters()
-    one.requests["GET", 200, 0] += 1
-    two.requests["GET", 200, 0] += 2
-    two.requests["PUT", 201, 1] += 5
-    one.total.observe(0.0001)
-    two.total.observe(100.0)
+    one.requests["GET", 200, Worker(0)] += 1
+    two.requests["GET", 200, Worker(0)] += 2
+    two.requests["PUT", 201, Worker(1)] += 5
+    one.durations[None].observe(0.0001)
+    two.durations[None].observe(100.0)
     both = merge([series_of(one), series_of(two)])
     assert both["penstock_requests_total"] == {"0 GET 200": 3, "1 PUT 201": 5}
     total = both["penstock_request_duration_seconds"]["total"]

@@ -5,14 +5,26 @@ A fixture, so that each test makes what it needs of it.
 
 import json
 import os
+import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from penstock_proxy import metrics
-from penstock_proxy.metrics import PROXY_SLOT, ServiceCounters
+from penstock_proxy.metrics import RemovedWorkers, ServiceCounters
 from penstock_supervisor.snapshot import ChildView, Snapshot
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_time_of_day_is_utc() -> Iterator[None]:
+    """Wherever the tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @pytest.fixture
@@ -26,11 +38,12 @@ def counters() -> ServiceCounters:
     counted = ServiceCounters()
     counted.connections = 5
     counted.active = 2
-    counted.worker_connections[0] = 3
-    counted.requests["GET", 200, 0] = 7
-    counted.requests["GET", 503, PROXY_SLOT] = 1
-    counted.total.observe(0.003)
-    counted.total.observe(100.0)
+    worker_0 = RemovedWorkers(0)
+    counted.worker_connections[worker_0] = 3
+    counted.requests["GET", 200, worker_0] = 7
+    counted.requests["GET", 503, None] = 1
+    counted.durations[None].observe(0.003)
+    counted.durations[None].observe(100.0)
     counted.sent = 1000
     counted.checks[0, "ok"] = 4
     return counted
@@ -38,8 +51,8 @@ def counters() -> ServiceCounters:
 
 def row(slot: int, health: str = "up", **more: Any) -> dict[str, Any]:
     return {
-        "slot": slot, "address": f"127.0.0.1:810{slot}", "weight": 1, "health": health,
-        "active": 3, "failures": 0, "ejections": 2, "reason": "", **more,
+        "member": slot, "slot": slot, "address": f"127.0.0.1:810{slot}", "weight": 1,
+        "health": health, "active": 3, "failures": 0, "ejections": 2, "reason": "", **more,
     }  # fmt: skip
 
 
@@ -70,7 +83,7 @@ def proxy(**changes: Any) -> ChildView:
 def worker(slot: int = 0, **changes: Any) -> ChildView:
     return _child(
         {
-            "role": "worker", "service": "web", "slot": slot,
+            "role": "worker", "service": "web", "slot": slot, "number": slot,
             "address": f"127.0.0.1:810{slot}", **changes,
         }
     )  # fmt: skip

@@ -4,7 +4,7 @@ Workers are real processes, the proxy is a stand-in that logs its messages, and 
 is in this process, so that a test can look at both ends.
 
 Covers `assembly`, `child_events`, `children/diagnosis` and `control/endpoints`.
-Covers `observability/collect`, `rollout/resources` and `rotation/reuseport`.
+Covers `observability/collect` and `rollout/resources`.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,8 +25,10 @@ import pytest
 from tests.support.descriptors import descriptors
 
 from penstock_supervisor.children import plan
+from penstock_supervisor.config.file_access import why_no_directory
 from penstock_supervisor.config.model import Config, Restart, Service
 from penstock_supervisor.listeners.worker_ports import free_ports
+from penstock_supervisor.rollout import directories
 from penstock_supervisor.snapshot import ChildView
 from penstock_supervisor.supervisor import StartError, Supervisor
 
@@ -90,6 +93,13 @@ class Harness:
 
     async def logged(self, text: str, times: int = 1) -> None:
         await until(lambda: self.read().count(text) >= times)
+
+    async def out_has(self, text: str, times: int) -> None:
+        def has() -> bool:
+            self.read()
+            return self.out.count(text) >= times
+
+        await until(has)
 
     async def view(self, name: str) -> ChildView:
         for view in (await self.supervisor.take_snapshot(5)).children:
@@ -488,6 +498,45 @@ async def test_a_proxy_that_closes_its_channel_is_restarted() -> None:
     async with running(service(workers=1), behaviour="hang up once") as harness:
         await harness.logged("slot 0 joined=True", times=1)
         assert (await harness.view("proxy/0")).restarts == {"signal": 1}
+
+
+async def test_a_mount_that_hangs_under_a_directory_stops_one_start_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = threading.Event()
+
+    def hang(path: str) -> str:
+        answers.wait(WAIT_S)
+        return why_no_directory(path)
+
+    async with running(service(workers=2, directory=str(tmp_path))) as harness:
+        with monkeypatch.context() as patch:
+            patch.setattr(directories, "why_no_directory", hang)
+            patch.setattr(directories, "LOOK_S", 0.05)
+            os.kill(await harness.pid("web/0"), signal.SIGKILL)
+            failed = f'web/0 could not be started: service.web.directory: "{tmp_path}": no answer'
+            await until(lambda: caplog.text.count(failed) > 1)
+            assert (await harness.view("web/1")).pid, "the others are as before"
+        answers.set()
+        await harness.out_has("up", times=3)
+        assert (await harness.view("web/0")).restarts == {"signal": 1}
+
+
+async def test_a_worker_whose_release_is_deleted_is_started_in_the_present_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    link, releases = tmp_path / "current", [tmp_path / "1", tmp_path / "2"]
+    for release in releases:
+        release.mkdir()
+    link.symlink_to("1")
+    async with running(service(workers=1, directory=str(link))) as harness:
+        link.unlink()
+        link.symlink_to("2")
+        releases[0].rmdir()
+        os.kill(await harness.pid("web/0"), signal.SIGKILL)
+        await harness.out_has("up", times=2)
+    text = f"web/0: {releases[0]}, where it was started, is gone; it is started in {releases[1]}"
+    assert caplog.messages.count(text) == 1
 
 
 async def test_logs_are_reopened_by_the_proxy() -> None:

@@ -42,12 +42,16 @@ BOUNDS: Final = "PENSTOCK_BOUNDS"
 """Limits on clients, where no proxy has them: an object in JSON, see `limits`. Absent: a proxy
 has them."""
 
+AWAIT_ACCEPT: Final = "PENSTOCK_AWAIT_ACCEPT"
+"""1: the worker starts and is READY, and answers PING and PROBE, but accepts nothing before ACCEPT.
+So clients come to it only when it has passed a check. Absent: it accepts as soon as it can."""
+
 ON_UNCAUGHT: Final = "PENSTOCK_ON_UNCAUGHT"
 """log or retire: what an uncaught exception leads to. Absent: log."""
 
 SCRUBBED: Final = (
     PORT, HOST, SERVICE, SLOT, SCHEME, NODE_SLOT, CHANNEL_FD, LINK_FD, ACCESS_LOG, ACCEPT_PROXY,
-    BOUNDS, ON_UNCAUGHT,
+    BOUNDS, AWAIT_ACCEPT, ON_UNCAUGHT,
     LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES,
     "NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE", "NODE_UNIQUE_ID",
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
@@ -82,6 +86,13 @@ PROBE: Final = INTERNAL + "PROBE"
 """{"cmd": PROBE} with a connected socket: a health check. Serve it like a client's."""
 LISTEN: Final = INTERNAL + "LISTEN"
 """{"cmd": LISTEN} with a listening socket: accept from this one too."""
+ACCEPT: Final = INTERNAL + "ACCEPT"
+"""{"cmd": ACCEPT}: accept from your sockets, after AWAIT_ACCEPT or PAUSE. Messages are carried out
+in order, so the answer to a PING that follows says that it accepts."""
+PAUSE: Final = INTERNAL + "PAUSE"
+"""{"cmd": PAUSE}: accept nothing from your sockets until ACCEPT. What is open is served, and new
+clients wait in the queues, for others or for ACCEPT. A worker that leaves meanwhile takes nothing
+from them."""
 STOP: Final = INTERNAL + "STOP"
 """{"cmd": STOP, "finish": seconds, "within": seconds}: SIGTERM will follow, at once or later. Until
 then the worker accepts, but tells those that would stay (WebSockets, event streams) that the end

@@ -126,6 +126,9 @@ class Worker:
         self._proxy_headers: ProxyHeaders | None = None
         supervisor.on_disconnect = self._on_disconnect
         supervisor.on_stop = self._departure.notice
+        supervisor.on_cannot_accept = partial(self.retire, status=_EXIT_BROKEN)
+        if environ.get(contract.AWAIT_ACCEPT) == "1" and supervisor.is_connected:
+            supervisor.connections.pause()
         supervisor.attach(self._asked_to_retire)
 
     async def run(self, program: Program, source: Source) -> int:
@@ -146,6 +149,8 @@ class Worker:
             self._supervisor.start(source, recorder)
             self._ready(source)
             await self._departure.run(server, connections)
+            # Also now: a clean-up that does not end is killed.
+            self._supervisor.report()
         finally:
             try:
                 await server.clean_up()
@@ -356,8 +361,10 @@ def _server(
     if program.kind == "datagram":
         from penstock_worker.servers.datagram_server import DatagramServer
 
-        datagrams = DatagramServer(program.target, source.sock)
+        accepting = supervisor.connections.accepting
+        datagrams = DatagramServer(program.target, source.sock, accepting=accepting)
         supervisor.on_datagram_socket = datagrams.replace
+        supervisor.intake = datagrams
         return datagrams
     if program.kind == "aiohttp":
         from penstock_worker.servers.aiohttp_server import AiohttpServer

@@ -4,11 +4,11 @@ The pool alone writes its fields, but for the two that say so. Must not know: th
 what follows from a state. No I/O, no clock.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from penstock_proxy.balancing.member_state import MemberState
-from penstock_proxy.config import Target
+from penstock_proxy.config import Health, Target
 
 NEVER: Final = float("-inf")
 """A time before all others."""
@@ -18,16 +18,21 @@ NEVER: Final = float("-inf")
 class Member:
     """One worker. Only the pool writes its fields, except `active` and `retried_elsewhere`."""
 
+    number: int
+    """Unique in its pool, also among members that were removed."""
     slot: int
+    """Its place in the service. A worker and its successor have the same for a time."""
     address: str
     weight: int
     state: MemberState
+    health: Health = field(default_factory=Health)
+    """How it is checked. A process that is about to be replaced keeps what it was added with."""
     active: int = 0
     """Exchanges or connections in flight. The module that forwards them writes it."""
     consecutive_failures: int = 0
     """Failed requests in a row."""
     ejections: int = 0
-    """Since it was added."""
+    """Since it was added; the last member that was removed from its slot leaves its own to it."""
     total_failures: int = 0
     """Failed requests while it was in the rotation; since it was added."""
     retried_elsewhere: int = 0
@@ -57,14 +62,25 @@ class Member:
     kernel accepts connections for a process that is stopped."""
     is_full: bool = False
     """It has as many requests or connections as `per_worker` allows."""
+    is_upstream: bool = False
+    """It is not ours, and its slot is only its place in a list."""
 
 
-def member_of(target: Target) -> Member:
-    """The member at the start, or when it is added."""
+def member_of(target: Target, health: Health) -> Member:
+    """The member at the start, or when it is added. `health`: that of its service."""
     if not target.joined:
         state, reason = MemberState.ABSENT, "not started yet"
     elif target.up:
         state, reason = MemberState.UP, "was up before the proxy was restarted"
     else:
         state, reason = MemberState.CHECKING, "waits for its first good check"
-    return Member(target.slot, target.address, target.weight, state, reason=reason)
+    return Member(
+        target.member,
+        target.slot,
+        target.address,
+        target.weight,
+        state,
+        target.health or health,
+        reason=reason,
+        is_upstream=target.upstream,
+    )

@@ -13,7 +13,7 @@ from typing import Final
 
 class MemberState(StrEnum):
     ABSENT = auto()
-    """The slot has no process, as the supervisor reports."""
+    """It has no process, as the supervisor reports."""
     CHECKING = auto()
     """Joined, and no health check has passed yet."""
     UP = auto()
@@ -110,7 +110,7 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
         MemberEvent.HOLD: MemberState.DOWN,
     },
     MemberState.DRAINING: {
-        # Another process has taken the slot over.
+        # Another process of it is there already.
         MemberEvent.JOIN: MemberState.CHECKING,
         MemberEvent.LEAVE: MemberState.ABSENT,
         MemberEvent.RISE: MemberState.DRAINING,
@@ -124,16 +124,16 @@ TRANSITIONS: Final[dict[MemberState, dict[MemberEvent, MemberState | None]]] = {
 
 
 PROCESS_CHANGES: Final = (MemberEvent.JOIN, MemberEvent.LEAVE)
-"""After these events the slot has another process, or none."""
+"""After these events the member has another process, or none."""
 
 
 class ImpossibleEventError(Exception):
     """The event cannot happen in this state: a bug of the pool."""
 
 
-def next_state(state: MemberState, event: MemberEvent, slot: int) -> MemberState:
+def next_state(state: MemberState, event: MemberEvent, number: int) -> MemberState:
     """The state after this event. ImpossibleEventError: it cannot happen in that state."""
     to = TRANSITIONS[state][event]
     if to is None:
-        raise ImpossibleEventError(f"slot {slot}: {event.name} while {state.name}")
+        raise ImpossibleEventError(f"member {number}: {event.name} while {state.name}")
     return to

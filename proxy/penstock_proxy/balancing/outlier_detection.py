@@ -13,11 +13,14 @@ Everything is read once a second from counters that exist anyway, so requests co
 The counters also tell which members exist: nothing has to be done when a member is added, and a
 removed one is forgotten within ten seconds.
 
+Failures in a row eject a member whatever the others do. So whoever wants to know whether it was
+the member's own fault is told what all of them had since it came into the rotation.
+
 See docs/decisions/0011-traffic-ejects-checks-decide.md.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from penstock_proxy.balancing.member_state import MemberState
@@ -27,8 +30,14 @@ from penstock_proxy.config import Ejection
 WINDOW_S: Final = 10
 """The window, in seconds."""
 _INTERVAL_S: Final = 1.0
+_APART_S: Final = 0.05
+"""Members that come into the rotation at once share a sample."""
 _TIMES_THE_OTHERS: Final = 2
 """An outlier's share of failures, as a multiple of the others' share."""
+
+
+Recent = list[tuple[int, int, int]]
+"""Of each member its number, its failures and its requests."""
 
 
 class Outlier(NamedTuple):
@@ -49,11 +58,15 @@ class OutlierDetection:
     __slots__ = ("_failure_ratio", "_min_requests", "_sampled_at", "_samples")
 
     def __init__(self, ejection: Ejection, now: float) -> None:
+        self.configure(ejection)
+        self._sampled_at = now
+        self._samples: deque[tuple[float, dict[Member, tuple[int, int]]]] = deque()
+        """The time, and each member's failures and requests until then."""
+
+    def configure(self, ejection: Ejection) -> None:
+        """Set what makes an outlier. The samples stay: they say what was, and not what is bad."""
         self._failure_ratio = ejection.share
         self._min_requests = ejection.requests
-        self._sampled_at = now
-        self._samples: deque[tuple[float, dict[Member, tuple[int, int]]]] = deque(maxlen=WINDOW_S)
-        """The time, and each member's failures and requests until then."""
 
     def is_due(self, now: float) -> bool:
         """Is it time for the next sample?"""
@@ -66,11 +79,34 @@ class OutlierDetection:
         """
         self._sampled_at = now
         recent = list(self._recent(requests, now))
-        self._samples.append(
-            (now, {member: (member.total_failures, count) for member, count in requests.items()})
-        )
+        self._sample(requests, now)
         outliers = [one for one in recent if self._is_outlier(one, recent)]
         return max(outliers, key=lambda one: one.failed / one.requests, default=None)
+
+    def entered(self, member: Member, requests: Callable[[], Mapping[Member, int]]) -> None:
+        """This member has just come into the rotation: what comes now is compared."""
+        if not self._samples or member.up_since - self._samples[-1][0] >= _APART_S:
+            self._sample(requests(), member.up_since)
+
+    def compared(self, one: Member, requests: Mapping[Member, int], now: float) -> Recent:
+        """What all members had within the window, but not before this one last came into the
+        rotation, whether they are in it or not."""
+        since = max(one.up_since, now - WINDOW_S)
+        # One that is missing in the sample was added later.
+        seen = next((seen for at, seen in reversed(self._samples) if at <= since), {})
+        recent = []
+        for member, count in requests.items():
+            failed_before, count_before = seen.get(member, (0, 0))
+            failed = member.total_failures - failed_before
+            recent.append((member.number, failed, max(count - count_before, failed)))
+        return recent
+
+    def _sample(self, requests: Mapping[Member, int], now: float) -> None:
+        counts = {member: (member.total_failures, count) for member, count in requests.items()}
+        self._samples.append((now, counts))
+        # The first one that is kept is what the whole window is compared with.
+        while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW_S:
+            self._samples.popleft()
 
     def _recent(self, requests: Mapping[Member, int], now: float) -> Iterable[Outlier]:
         """Requests and failures of each member in the rotation, within the window, but not

@@ -17,6 +17,7 @@ from itertools import accumulate
 from math import log
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
+from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.schedule import same_turn, schedule
 from penstock_proxy.config import Balance
 
@@ -27,13 +28,20 @@ _MAX_CACHED_CLIENTS: Final = 4096
 class Candidate(Protocol):
     """A member, as a policy needs it."""
 
+    number: int
+    """The newer one of two has the higher number."""
     slot: int
+    """A worker and its successor have the same for a time."""
     address: str
     """Empty: connections are passed to the worker."""
     weight: int
     active: int
     weight_factor: float
     """The part of its weight that counts: less than 1 in slow start. Read only then."""
+    is_upstream: bool
+    """It is not ours."""
+    state: MemberState
+    """Not UP, although it is in the rotation: in panic mode."""
 
 
 M = TypeVar("M", bound=Candidate)
@@ -280,14 +288,15 @@ class PowerOfTwo(Policy[M]):
 
 
 class ClientHash(Policy[M]):
-    """A client keeps its worker. A worker that leaves the rotation moves only its own clients.
+    """A client keeps its slot. A worker that leaves the rotation moves only its own clients.
 
     Rendezvous hashing: each pair of client and member has a score, and the highest score wins.
     A ring needs hundreds of points for each member to be about even, and approximates weights.
     This is even and exact. It costs one digest for each member, and only once for each client
-    while the rotation stays the same. The score depends on the member's address and not on its
-    slot, so that a reordered list of upstreams moves no client. A member without an address
-    keeps its slot, so there the slot is used.
+    while the rotation stays the same. The score depends on the slot, so that a client stays where
+    it is when a worker is replaced, at whatever address. While a slot has two workers, the newer
+    one gets its clients if it is up. An upstream has no slot of its own but its address, so that a
+    reordered list of upstreams moves no client.
     """
 
     __slots__ = ("_cached", "_rotation")
@@ -360,16 +369,20 @@ def _scheduled(members: Sequence[M]) -> list[M]:
 
 
 def _highest_score(client: str, members: Sequence[M]) -> M:
-    """The member with the highest score for this client."""
+    """The member with the highest score for this client.
 
-    def score(member: M) -> float:
+    A worker and its successor have the same score: the newer one is taken, if it is up.
+    """
+
+    def score(member: M) -> tuple[float, bool, int]:
         # Not Python's hash(): it differs between processes, and each proxy must pick the same
         # worker for a client.
-        pair = f"{member.address or member.slot} {client}".encode(errors="surrogateescape")
+        name = member.address if member.is_upstream else member.slot
+        pair = f"{name} {client}".encode(errors="surrogateescape")
         digest = blake2b(pair, digest_size=6).digest()
         share = (int.from_bytes(digest, "big") + 0.5) / (1 << 48)
         # Weighted rendezvous (Schindelhauer and Schomaker 2005): the maximum of ln(u)/w
         # over uniform u falls on each member with probability w / sum(w).
-        return log(share) / member.weight
+        return log(share) / member.weight, member.state is MemberState.UP, member.number
 
     return max(members, key=score)

@@ -26,12 +26,11 @@ from penstock_proxy.balancing.member_state import (
     next_state,
 )
 from penstock_proxy.balancing.policies import policy
+from penstock_proxy.balancing.slow_start import SlowStart
 from penstock_proxy.config import Balance, Ejection, Health, Target
 
-__all__ = ["MAX_EJECTION_MULTIPLIER", "MIN_WEIGHT_FACTOR", "Member", "Pool"]
+__all__ = ["MAX_EJECTION_MULTIPLIER", "Member", "Pool"]
 
-MIN_WEIGHT_FACTOR: Final = 0.1
-"""The share of its weight that a member begins slow start with: with less it would not warm up."""
 _UNHEALTHY: Final = (MemberState.DOWN, MemberState.EJECTED)
 """Out of the rotation, but the process may still serve."""
 MAX_EJECTION_MULTIPLIER: Final = 10
@@ -55,14 +54,16 @@ class Pool:
         random: Callable[[], float],
         on_change: Callable[[Member, str], None],
         on_panic: Callable[[bool], None] = lambda _: None,
+        on_waiting: Callable[[Member, str], None] = lambda *_: None,
         per_worker: int = 0,
     ) -> None:
         """`per_worker`: how many requests or connections a member may have; 0: no limit.
 
         `on_panic` is called with True when panic mode begins, because too few members are in
-        the rotation, and with False when it ends.
+        the rotation, and with False when it ends. `on_waiting(member, reason)` is called when a
+        member that has never been in the rotation fails a check, for another reason than before.
         """
-        self.members = tuple(member_of(target) for target in targets)
+        self.members = tuple(member_of(target, health) for target in targets)
         self.in_rotation = 0
         self.eligible: tuple[Member, ...] = ()
         """Members that may be picked: the rotation, or in panic mode all that live."""
@@ -70,30 +71,71 @@ class Pool:
         """How many eligible members are not full."""
         self._per_worker = per_worker
         self._full: set[Member] = set()
-        self._by_slot = {member.slot: member for member in self.members}
+        self._by_number = {member.number: member for member in self.members}
+        self._ejections_left: dict[int, int] = {}
+        """By slot that has no member: the ejections of those that it had."""
         self._health = health
         self._ejection = ejection
         self._on_change = on_change
         self._on_panic = on_panic
+        self._on_waiting = on_waiting
         self._in_panic_mode = False
-        self._policy = policy(balance, self.members, random)
-        self.counts_open = self._policy.counts_open or per_worker > 0
+        self._random = random
+        self._slow_start = SlowStart(0.0)
+        self._use_policy(balance)
+        self._update_rotation()
+
+    def _use_policy(self, balance: Balance) -> None:
+        self._balance = balance
+        self._policy = policy(balance, self.members, self._random)
+        self.counts_open = self._policy.counts_open or self._per_worker > 0
         """`pick` depends on `active`, so the end of a connection must be counted at once."""
         self.uses_client_address = self._policy.uses_client_address
         """`pick` depends on the client's address."""
-        self._slow_start_window = 0.0 if self._policy.ignores_slow_start else health.slow_start
-        self._in_slow_start: tuple[Member, ...] = ()
+        window = 0.0 if self._policy.ignores_slow_start else self._health.slow_start
+        self._slow_start.configure(window, self.members)
+
+    def configure(
+        self, balance: Balance, health: Health, ejection: Ejection, per_worker: int, now: float
+    ) -> None:
+        """Take other settings; the members and their states stay. `available` may change.
+
+        `health` is for members that are added from now on. See `set_health` for the others.
+        """
+        changes_policy = balance != self._balance or health.slow_start != self._health.slow_start
+        self._health, self._ejection, self._per_worker = health, ejection, per_worker
+        for member in self.members:
+            member.is_full = 0 < per_worker <= member.active
+        self._full = {member for member in self.members if member.is_full}
+        if changes_policy or self.counts_open != (self._policy.counts_open or per_worker > 0):
+            self._use_policy(balance)
+            if self._slow_start.window:
+                self._update_slow_start(now)
         self._update_rotation()
+
+    def set_weight(self, number: int, weight: int) -> None:
+        """The member gets another share from now on."""
+        member = self._by_number[number]
+        if member.weight != weight:
+            member.weight = weight
+            self._use_policy(self._balance)
+            self._policy.set_slow_start(self._slow_start.slow)
+            self._update_rotation()
+
+    def set_health(self, number: int, health: Health) -> None:
+        """The member's checks are judged by this from now on."""
+        self._by_number[number].health = health
 
     def add(self, target: Target) -> Member:
         """Add a member. It is picked after its first good check, unless `target.up` is set.
 
-        ValueError: its slot is taken.
+        ValueError: its number is taken.
         """
-        if target.slot in self._by_slot:
-            raise ValueError(f"slot {target.slot} is taken")
-        member = member_of(target)
-        self._by_slot[member.slot] = member
+        if target.member in self._by_number:
+            raise ValueError(f"member {target.member} is there already")
+        member = member_of(target, self._health)
+        member.ejections = self._ejections_left.pop(member.slot, 0)
+        self._by_number[member.number] = member
         self.members = (*self.members, member)
         self._policy.add(member)
         if member.state is MemberState.UP:
@@ -101,22 +143,30 @@ class Pool:
             self._on_change(member, member.reason)
         return member
 
-    def remove(self, slot: int) -> Member:
-        """Remove the member in this slot. What it has in flight may end at any time later.
+    def remove(self, number: int) -> Member:
+        """Remove a member for good. What it has in flight may end at any time later.
 
-        The slot can be added again at once. KeyError: there is no such slot.
+        KeyError: there is no such member.
         """
-        member = self._by_slot[slot]
+        member = self._by_number[number]
         self._apply(member, MemberEvent.LEAVE, "was removed")
-        del self._by_slot[slot]
-        self.members = tuple(self._by_slot.values())
+        del self._by_number[number]
+        self.members = tuple(self._by_number.values())
+        self._leave_ejections(member)
         self._policy.remove(member)
         self._full.discard(member)
         member.is_full = False
-        if member in self._in_slow_start:
-            self._in_slow_start = tuple(one for one in self._in_slow_start if one is not member)
-            self._policy.set_slow_start(self._in_slow_start)
+        if self._slow_start.discard(member):
+            self._policy.set_slow_start(self._slow_start.slow)
         return member
+
+    def _leave_ejections(self, member: Member) -> None:
+        """Leave its count to its slot, for which it is shown: a counter must not go down."""
+        heir = next((one for one in self.members if one.slot == member.slot), None)
+        if heir is not None:
+            heir.ejections += member.ejections
+        elif member.ejections:
+            self._ejections_left[member.slot] = member.ejections
 
     def pick(self, client: str, avoid: Collection[Member] = ()) -> Member | None:
         """The member for a request of this client address, or None when there is none.
@@ -152,48 +202,48 @@ class Pool:
     def _count_available(self) -> None:
         self.available = sum(not member.is_full for member in self.eligible)
 
-    def join(self, slot: int, address: str | None = None) -> None:
-        """The slot's process is ready; it is picked after its first good check.
+    def join(self, number: int, address: str | None = None) -> None:
+        """The member's process is ready; it is picked after its first good check.
 
         `address`: where it listens, if the address has changed.
         """
-        member = self._by_slot[slot]
+        member = self._by_number[number]
         if address is not None:
             member.address = address
         member.is_held = False
         self._apply(member, MemberEvent.JOIN, "waits for its first good check")
 
-    def drain(self, slot: int) -> None:
-        """The slot's process is about to leave: from now on it is not picked."""
-        self._apply(self._by_slot[slot], MemberEvent.DRAIN, "is about to leave")
+    def drain(self, number: int) -> None:
+        """The member's process is about to leave: from now on it is not picked."""
+        self._apply(self._by_number[number], MemberEvent.DRAIN, "is about to leave")
 
-    def member(self, slot: int) -> Member:
-        """The member in this slot. KeyError: there is no such slot."""
-        return self._by_slot[slot]
+    def member(self, number: int) -> Member:
+        """The member with this number. KeyError: there is none."""
+        return self._by_number[number]
 
-    def has(self, slot: int) -> bool:
-        """Is there a member in this slot?"""
-        return slot in self._by_slot
+    def has(self, number: int) -> bool:
+        """Is there a member with this number?"""
+        return number in self._by_number
 
-    def leave(self, slot: int) -> None:
-        """The slot's process is gone."""
-        member = self._by_slot[slot]
+    def leave(self, number: int) -> None:
+        """The member's process is gone."""
+        member = self._by_number[number]
         member.is_held = False
         self._apply(member, MemberEvent.LEAVE, "process is gone")
 
-    def hold(self, slot: int, reason: str) -> None:
-        """The slot's process may hang: it leaves the rotation until `release`."""
-        member = self._by_slot[slot]
+    def hold(self, number: int, reason: str) -> None:
+        """The member's process may hang: it leaves the rotation until `release`."""
+        member = self._by_number[number]
         member.is_held = True
         self._apply(member, MemberEvent.HOLD, reason)
 
-    def release(self, slot: int, now: float) -> None:
-        """The slot's process answers again. From now on its health checks decide."""
-        member = self._by_slot[slot]
+    def release(self, number: int, now: float) -> None:
+        """Nobody holds the member any more. From now on its health checks decide."""
+        member = self._by_number[number]
         if member.is_held:
             member.is_held = False
             if member.good_checks >= self._needed_checks(member):
-                self._apply(member, MemberEvent.RISE, "answers again", now)
+                self._apply(member, MemberEvent.RISE, "no longer held", now)
 
     def checked(
         self, member: Member, *, ok: bool, now: float, reason: str, is_listening: bool = True
@@ -211,14 +261,16 @@ class Pool:
                 self._apply(member, MemberEvent.RISE, f"passed {passed}", now)
             return
         member.good_checks, member.bad_checks = 0, member.bad_checks + 1
-        if first:
-            member.reason = f"no good check yet: {reason}"
-        if member.bad_checks >= self._health.fall:
+        if first and member.reason != (why := f"no good check yet: {reason}"):
+            # Whoever waits for it can say what for.
+            member.reason = why
+            self._on_waiting(member, why)
+        if member.bad_checks >= member.health.fall:
             self._apply(member, MemberEvent.FALL, f"failed {_checks(member.bad_checks)}: {reason}")
 
     def _needed_checks(self, member: Member) -> int:
         """Good checks in a row with which it comes into the rotation."""
-        return 1 if member.state is MemberState.CHECKING else self._health.rise
+        return 1 if member.state is MemberState.CHECKING else member.health.rise
 
     def failed(self, member: Member, now: float) -> None:
         """Record a failed request (connect failed, reset, 5xx); it may eject the member."""
@@ -248,7 +300,7 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """End ejections and advance slow starts; called four times a second."""
-        if self._in_slow_start:
+        if self._slow_start.slow:
             self._update_slow_start(now)
         for member in self.members:
             if member.state is MemberState.EJECTED and member.ejected_until <= now:
@@ -266,6 +318,7 @@ class Pool:
         """The members as plain values, for the status page and the metrics."""
         return [
             {
+                "member": member.number,
                 "slot": member.slot,
                 "address": member.address,
                 "weight": member.weight,
@@ -296,7 +349,7 @@ class Pool:
 
     def _apply(self, member: Member, event: MemberEvent, reason: str, now: float = 0.0) -> None:
         before = member.state
-        to = next_state(before, event, member.slot)
+        to = next_state(before, event, member.number)
         if to is before:
             return
         member.state, member.reason = to, reason
@@ -308,7 +361,9 @@ class Pool:
             member.ejection_multiplier = 0
         if to is MemberState.UP:
             member.consecutive_failures, member.up_since = 0, now
-            self._begin_slow_start(member, now)
+            if self._slow_start.window:
+                self._slow_start.begin(member, self.members, now)
+                self._update_slow_start(now)
         elif before is not MemberState.UP:
             self._update_rotation()
             if before is MemberState.EJECTED and to is MemberState.DOWN:
@@ -328,31 +383,9 @@ class Pool:
                     member, MemberEvent.UNEJECT, "nobody else is left", member.ejected_until
                 )
 
-    def _begin_slow_start(self, member: Member, now: float) -> None:
-        """Begin slow start of a new member of the rotation, if others can take the load."""
-        if not self._slow_start_window:
-            return
-        others = [m for m in self.members if m.state is MemberState.UP and m is not member]
-        member.slow_start_since = now
-        if others and not any(now - m.slow_start_since >= self._slow_start_window for m in others):
-            # All others are in slow start as well, as after a start. Then it has as much of its
-            # share as the newest of them.
-            member.slow_start_since = max(m.slow_start_since for m in others)
-        self._update_slow_start(now)
-
     def _update_slow_start(self, now: float) -> None:
-        """Update the weight factors: they grow with time, relative to the warmest member's."""
-        rotation = [m for m in self.members if m.state is MemberState.UP]
-        window = self._slow_start_window
-        progress = {
-            m: max(MIN_WEIGHT_FACTOR, min(1.0, (now - m.slow_start_since) / window))
-            for m in rotation
-        }
-        highest = max(progress.values(), default=1.0)
-        for member in self.members:
-            member.weight_factor = progress.get(member, highest) / highest
-        self._in_slow_start = tuple(member for member in rotation if member.weight_factor < 1)
-        self._policy.set_slow_start(self._in_slow_start)
+        self._slow_start.update(self.members, now)
+        self._policy.set_slow_start(self._slow_start.slow)
 
     def _update_rotation(self) -> None:
         rotation = [member for member in self.members if member.state is MemberState.UP]
@@ -362,8 +395,10 @@ class Pool:
             for m in self.members
             if m.state is MemberState.UP or (m.state in _UNHEALTHY and m.is_listening)
         ]
+        # A worker and its successor count once: a bad successor takes nothing from the service.
+        slots, up = len({m.slot for m in living}), len({m.slot for m in rotation})
         # Rounded down a little: 0.29 * 100 is 28.999… in binary.
-        in_panic = len(rotation) < self._ejection.panic * len(living) - 1e-9
+        in_panic = up < self._ejection.panic * slots - 1e-9
         self.eligible = tuple(living if in_panic else rotation)
         self._policy.set_rotation(self.eligible)
         self._count_available()

@@ -9,22 +9,27 @@ was passed to the worker, or one that begins with a PROXY header.
 
 aiohttp is imported when the first check needs it, in another thread. The import takes longer than
 the rest of a proxy's start, and clients wait for a proxy that is restarted.
+
+A bad answer often says what is wrong ("no connection to the database"). So its first bytes are part
+of the reason. They are the program's own words, so they are made one line of printable characters.
 """
 
 import asyncio
 import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from penstock_proxy.balancing.pool import Member
-from penstock_proxy.errors import RejectedError
+from penstock_proxy.errors import BAD_RESPONSE, RejectedError
+from penstock_proxy.http1.chunked import Chunked
 from penstock_proxy.http1.parser import parse_status_line
 from penstock_proxy.net.address import Address, parse_address
 from penstock_proxy.net.connector import SocketAddress
 from penstock_proxy.net.proxy_header import local_header
+from penstock_worker.telemetry.printable import printable
 
 if TYPE_CHECKING:
     import aiohttp
@@ -33,6 +38,12 @@ _USER_AGENT: Final = "penstock-health"
 _MAX_HEAD: Final = 64 << 10
 _MAX_BODY: Final = 64 << 10
 """More of a response's body is not read: the status line decides."""
+_MAX_QUOTED: Final = 200
+"""Characters of a bad answer that the reason repeats."""
+_MAX_QUOTED_BYTES: Final = 4 * _MAX_QUOTED
+_BODY_WAIT_S: Final = 0.05
+"""For the body of a bad answer that did not come with its head. The check has its result, and must
+not become one without an answer."""
 _NOT_LISTENING: Final = {
     errno.ECONNREFUSED: "connection refused",
     errno.ENOENT: "its socket does not exist",
@@ -100,7 +111,14 @@ async def get(sock: socket.socket, path: str, host: str = "localhost") -> ProbeR
         status = parse_status_line(head[: head.index(b"\r\n\r\n") + 4]).status
     except RejectedError as error:
         return ProbeResult("failed", f"no HTTP answer: {error}")
-    return _from_status(status)
+    if _is_good(status):
+        return HEALTHY
+    head, _, body = head.partition(b"\r\n\r\n")
+    with suppress(TimeoutError, OSError):
+        async with asyncio.timeout(_BODY_WAIT_S):
+            while len(body) < _MAX_QUOTED_BYTES and (data := await loop.sock_recv(sock, 4096)):
+                body += data
+    return _bad_status(status, _payload(head, body))
 
 
 async def with_proxy_header(
@@ -135,7 +153,12 @@ async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
 
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True, use_dns_cache=False),
-        headers={"User-Agent": _USER_AGENT, "Connection": "close"},
+        # A compressed answer could not be quoted.
+        headers={
+            "User-Agent": _USER_AGENT,
+            "Connection": "close",
+            "Accept-Encoding": "identity",
+        },
         cookie_jar=aiohttp.DummyCookieJar(),
         # The caller limits the time of the whole check.
         timeout=aiohttp.ClientTimeout(total=None),
@@ -143,7 +166,7 @@ async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
     ) as session:
 
         def probe() -> Awaitable[ProbeResult]:
-            # Read each time: the slot's next process may listen at another address.
+            # Read each time: its next process may listen at another address.
             address = parse_address(member.address)
             if address.path:
                 return _get_over_unix(address.path, path)
@@ -167,17 +190,52 @@ async def _get_with(session: "aiohttp.ClientSession", url: str) -> ProbeResult:
     try:
         # encoded: the path is sent exactly as it was configured.
         async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
-            result = _from_status(response.status)
+            if not _is_good(response.status):
+                return _bad_status(response.status, await _first_bytes(response.content))
             # A response that is not read to its end would be an error in the worker's log.
-            room = _MAX_BODY if result is HEALTHY else 0
+            room = _MAX_BODY
             while room > 0 and (piece := await response.content.read(room)):
                 room -= len(piece)
-            return result
+            return HEALTHY
     except ClientError as error:
         if isinstance(error, OSError):
             raise
         return ProbeResult("failed", f"no HTTP answer: {str(error) or type(error).__name__}")
 
 
-def _from_status(status: int) -> ProbeResult:
-    return HEALTHY if 200 <= status < 400 else ProbeResult("failed", f"HTTP {status}")
+async def _first_bytes(content: "aiohttp.StreamReader") -> bytes:
+    from aiohttp import ClientError
+
+    body = b""
+    with suppress(TimeoutError, ClientError, OSError):
+        async with asyncio.timeout(_BODY_WAIT_S):
+            while len(body) < _MAX_QUOTED_BYTES:
+                piece = await content.read(_MAX_QUOTED_BYTES)
+                if not piece:
+                    break
+                body += piece
+    return body
+
+
+# What an answer says
+
+
+def _payload(head: bytes, body: bytes) -> bytes:
+    """The body without the lines of its chunks, if it has any."""
+    if b"\ntransfer-encoding: chunked" not in head.lower():
+        return body
+    with suppress(RejectedError):
+        return b"".join(Chunked(BAD_RESPONSE).feed(body))
+    return b""
+
+
+def _is_good(status: int) -> bool:
+    return 200 <= status < 400
+
+
+def _bad_status(status: int, body: bytes) -> ProbeResult:
+    text = body[:_MAX_QUOTED_BYTES].decode("utf-8", "replace")
+    said = printable(" ".join(text.split()))
+    if len(said) > _MAX_QUOTED:
+        said = f"{said[:_MAX_QUOTED]}…"
+    return ProbeResult("failed", f"HTTP {status}: {said}" if said else f"HTTP {status}")

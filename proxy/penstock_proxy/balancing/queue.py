@@ -29,6 +29,10 @@ class Queue(OrderedDict[object, Callable[[], None]]):
 
     def __init__(self, limits: Limits, timeout_s: float) -> None:
         super().__init__()
+        self.configure(limits, timeout_s)
+
+    def configure(self, limits: Limits, timeout_s: float) -> None:
+        """Set the limits for those that come from now on. Whoever waits already may stay."""
         self._limits = limits
         self._timeout_s = timeout_s
 

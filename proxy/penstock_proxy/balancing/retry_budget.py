@@ -34,13 +34,17 @@ class RetryBudget:
     __slots__ = ("_minimum", "_ratio", "_requests", "_retries", "_second", "_total")
 
     def __init__(self, retries: Retries, now: float) -> None:
-        self._ratio = retries.budget
-        self._minimum = retries.min_per_second * SLICES
+        self.configure(retries)
         self._second = int(now)
         self._total = 0
         self._requests = deque([0], maxlen=SLICES)
         """By second; the last one is the current second."""
         self._retries = deque([0], maxlen=SLICES)
+
+    def configure(self, retries: Retries) -> None:
+        """Set the budget. What was taken in the last ten seconds still counts."""
+        self._ratio = retries.budget
+        self._minimum = retries.min_per_second * SLICES
 
     def count_requests(self, total: int, now: float) -> None:
         """Update the number of requests; `total`: since the start. Called by every tick."""

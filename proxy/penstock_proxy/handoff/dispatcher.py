@@ -37,13 +37,10 @@ class Dispatcher(PendingOwner):
 
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
-        self._window = service.config.handoff_window
-        self._uses_address = service.pool.uses_client_address
-        self._accepts_proxy = service.config.accept_proxy
-        self._counts_open = service.pool.counts_open
+        self._read_settings()
         self._links: dict[int, Link] = {}
         self._current: dict[int, Link] = {}
-        """By slot: the link that new connections are sent over."""
+        """By number of the member: the link that new connections are sent over."""
         self._unflushed: list[Link] = []
         """Links with connections that are enqueued and not sent yet."""
         self._waiting_since: dict[int, float] = {}
@@ -52,6 +49,23 @@ class Dispatcher(PendingOwner):
         """Members that cannot take one more now: no link, full, or stuck."""
         for member in service.pool.members:
             self.add(member)
+
+    def _read_settings(self) -> None:
+        service = self._service
+        self._window = service.config.handoff_window
+        self._uses_address = service.pool.uses_client_address
+        self._accepts_proxy = service.config.accept_proxy
+        self._counts_open = service.pool.counts_open
+
+    def configure(self) -> None:
+        """Act on the service's configuration and its pool's policy as they are now."""
+        self._read_settings()
+        for link in self._current.values():
+            if link.in_flight >= self._window:
+                self._unavailable.add(link.member)
+            elif self._is_available(link):
+                self._unavailable.discard(link.member)
+        self.watch_links()
 
     # -- members and their links
 
@@ -66,15 +80,14 @@ class Dispatcher(PendingOwner):
                 self.remove_link(link.number)
         self._unavailable.discard(member)
 
-    def add_link_end(self, slot: int, number: int, end: str, sock: socket.socket) -> None:
-        """Take one end of the link to a process in this slot; both ends come one by one."""
+    def add_link_end(self, member: Member, number: int, end: str, sock: socket.socket) -> None:
+        """Take one end of the link to a process of this member; both ends come one by one."""
         link = self._links.get(number)
         if link is None:
             if len(self._links) >= _MAX_LINKS:
                 sock.close()
                 return
             service = self._service
-            member = service.pool.member(slot)
             link = Link(
                 service.loop, number, member, service.counters, service.fd_budget, self._on_report
             )
@@ -82,12 +95,12 @@ class Dispatcher(PendingOwner):
         link.adopt_end(end, sock)
         self._service.fd_budget.other += 1
 
-    def use_link(self, slot: int, number: int) -> None:
-        """Send new connections for this slot over that link."""
+    def use_link(self, member: Member, number: int) -> None:
+        """Send new connections for this member over that link, which is its own."""
         link = self._links.get(number)
-        if link is not None and link.is_usable:
-            self._current[slot] = link
-            self._unavailable.discard(link.member)
+        if link is not None and link.member is member and link.is_usable:
+            self._current[member.number] = link
+            self._unavailable.discard(member)
             self._update_watch(link)
 
     def remove_link(self, number: int) -> None:
@@ -96,8 +109,8 @@ class Dispatcher(PendingOwner):
         if link is None:
             return
         member = link.member
-        if self._current.get(member.slot) is link:
-            del self._current[member.slot]
+        if self._current.get(member.number) is link:
+            del self._current[member.number]
             self._unavailable.add(member)
         service = self._service
         fds = link.reclaim()
@@ -126,7 +139,7 @@ class Dispatcher(PendingOwner):
 
     def _enqueue(self, fd: int, member: Member) -> None:
         """Put it on the link of a member; connections of one turn are sent in one message."""
-        link = self._current[member.slot]
+        link = self._current[member.number]
         if not link.has_unsent:
             self._unflushed.append(link)
         if not link.enqueue(fd) or link.in_flight >= self._window:
@@ -282,7 +295,7 @@ class Dispatcher(PendingOwner):
 
         Unlike what is overdue this is no failure: it may only be busy.
         """
-        link = self._current.get(member.slot)
+        link = self._current.get(member.number)
         if link is None or not link.in_flight or not self._service.pool.in_rotation:
             return
         fds = link.reclaim()
@@ -305,7 +318,7 @@ class Dispatcher(PendingOwner):
         self._update_watch(link)
 
     def _is_available(self, link: Link) -> bool:
-        current = self._current.get(link.member.slot) is link
+        current = self._current.get(link.member.number) is link
         return current and link.is_usable and not link.stuck and link.in_flight < self._window
 
     def _redispatch(self, fds: list[int], member: Member) -> None:
@@ -323,10 +336,10 @@ class Dispatcher(PendingOwner):
 
     async def check(self, member: Member) -> ProbeResult:
         """Send one end of a socket pair like a client's connection, and probe over the other."""
-        link = self._current.get(member.slot)
+        link = self._current.get(member.number)
         if link is None or not link.is_usable:
             return ProbeResult("refused", "it has no link")
-        path = self._service.config.health.path
+        path = member.health.path
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)

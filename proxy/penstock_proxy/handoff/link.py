@@ -274,7 +274,7 @@ class Link:
         self._fd_budget.in_flight -= counted
         counters.opened += counted
         counters.handoffs["accepted"] += counted
-        counters.worker_connections[self.member.slot] += counted
+        counters.worker_connections[self.member] += counted
 
     def _finish_probe(self, *, taken: bool) -> None:
         if self._probe is None:

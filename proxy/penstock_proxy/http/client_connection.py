@@ -15,6 +15,7 @@ import struct
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, Final
 
+from penstock_proxy.config import Timeouts
 from penstock_proxy.errors import (
     BAD_REQUEST,
     HEAD_TIMEOUT,
@@ -25,8 +26,8 @@ from penstock_proxy.errors import (
     RejectedError,
     status_line,
 )
+from penstock_proxy.http.client_identity import ClientIdentity
 from penstock_proxy.http.context import HttpContext
-from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.exchange import Exchange
 from penstock_proxy.http1 import parser
 from penstock_proxy.http1.parser import RequestLine
@@ -34,7 +35,6 @@ from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.net.unread_input import has_unread
-from penstock_worker.net.trusted_proxies import peer_address
 
 _LINGER_S: Final = 2.0
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -45,18 +45,15 @@ _STOPPING_HEAD_S: Final = 1.0
 """When the process stops, a client that has sent nothing yet gets this long for its request."""
 
 
-class ClientConnection(Downstream):
+class ClientConnection(ClientIdentity):
     """The connection of one client."""
 
     __slots__ = (
         "_closing",
         "_empty_line_bytes",
-        "_fields",
         "_head_timer_runs",
         "_is_processing",
-        "_peer_address",
         "_requests_left",
-        "_trusted",
         "exchange",
     )
 
@@ -76,13 +73,9 @@ class ClientConnection(Downstream):
         lines that each request of this connection gets on its way to the worker. `port`: the
         port that the client connected to, if a proxy has reported one. `tls`: the access
         log's field on TLS."""
+        super().__init__(service, peer, fields, port, may_be_trusted=may_be_trusted)
         self.proxy_header = proxy_header
         self.tls = tls
-        self.service = service
-        self.address = self._peer_address = peer_address(peer)
-        rewriter = service.rewriter
-        trusted = self._trusted = may_be_trusted and rewriter.trusts(self.address)
-        self._fields = rewriter.connection_fields(self.address, port, fields, trusted=trusted)
         self.buffer = b""
         self.exchange: Exchange | None = None
         self.blocked = False
@@ -146,7 +139,7 @@ class ClientConnection(Downstream):
             line = parser.parse_request_line(head)
             if end > service.config.limits.target:
                 self._check_target(line)
-            prepared = service.rewriter.prepare(line, head[line.end :], trusted=self._trusted)
+            prepared = self._rewriter.prepare(line, head[line.end :], trusted=self._trusted)
         except RejectedError as rejected:
             # Checked only here, so that other requests do not pay for it.
             if data.startswith(b"\r\n"):
@@ -261,10 +254,10 @@ class ClientConnection(Downstream):
         if linger and not self.transport.is_closing():
             self.transport.write_eof()
             self.transport.resume_reading()
-            self._close_within(_LINGER_S)
+            self.service.timers.arm_in(self, _LINGER_S)
         else:
             self.transport.close()
-            self._close_within(self.service.timeouts.body)
+            self.service.timers.arm_in(self, self.service.timeouts.body)
 
     def _close_truncated(self, *, reset: bool) -> None:
         """Close in the middle of a response.
@@ -275,7 +268,7 @@ class ClientConnection(Downstream):
             self._reset()
         self.transport.break_off()
         self._closing = True
-        self._close_within(self.service.timeouts.body)
+        self.service.timers.arm_in(self, self.service.timeouts.body)
 
     def _reset(self) -> None:
         """Close now, and reset the connection. What is unsent is lost, and the client sees it."""
@@ -283,13 +276,25 @@ class ClientConnection(Downstream):
             sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
         self.transport.abort()
 
-    def _close_within(self, seconds: float) -> None:
-        self.service.timers.arm_in(self, seconds)
+    def retire(self) -> None:
+        """What it was accepted with holds no more: close it when it is idle, and let it serve at
+        most the request that it has, or the next one."""
+        if self.exchange is not None:
+            self.exchange.be_the_last()
+        elif self.is_kept_alive and not (self._closing or has_unread(self.transport.borrow())):
+            self._end(linger=False)
+        if self._requests_left:
+            self._requests_left = 1
 
-    @property
-    def counted_address(self) -> str:
-        """The address that the client limit counts this connection for; empty: not counted."""
-        return "" if self._trusted else self.address
+    def timeouts_changed(self, before: Timeouts) -> None:
+        """The service's time-outs were these: what the client waits for has the new ones."""
+        if self.exchange is not None:
+            self.exchange.timeouts_changed(before)
+        elif not (self._closing or self.blocked):
+            now = self.service.timeouts
+            head_s, idle_s = now.head - before.head, now.keepalive - before.keepalive
+            later_s = head_s if self._head_timer_runs else idle_s
+            self.service.timers.arm(self, self.deadline + later_s)
 
     @property
     def idle_since(self) -> float:
@@ -325,7 +330,7 @@ class ClientConnection(Downstream):
         if not self._head_timer_runs:
             self._end(linger=False)
         else:
-            self._close_within(_STOPPING_HEAD_S)
+            self.service.timers.arm_in(self, _STOPPING_HEAD_S)
 
     def cut(self) -> bool:
         """The time to finish is over: end what is open, and let the client see that it was cut."""
@@ -338,7 +343,9 @@ class ClientConnection(Downstream):
         if unsent:
             # It does not read. A response that we have whole and it has not is cut as well.
             self._reset()
-            self.service.counters.errors[STOP_TIMEOUT.kind] += exchange is None
+            if exchange is None:
+                self.service.counters.errors[STOP_TIMEOUT.kind] += 1
+                self.service.counters.broken_off += 1
         elif exchange is None:
             self.stop()
         return unsent or exchange is not None

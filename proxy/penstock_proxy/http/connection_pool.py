@@ -41,22 +41,44 @@ _UP: Final = MemberState.UP
 class ConnectionPool:
     """The connections of one service to its workers."""
 
-    __slots__ = ("_closes_after", "_idle", "_max_idle", "_responses", "_service", "stopping")
+    __slots__ = (
+        "_closes_after",
+        "_idle",
+        "_max_idle",
+        "_responses",
+        "_service",
+        "_single_responses",
+        "_wanted_idle",
+        "stopping",
+    )
 
     def __init__(
-        self, service: ServiceContext, responses: ResponseHeads, max_idle: int = MAX_IDLE
+        self, service: ServiceContext, response_limit: int, max_idle: int = MAX_IDLE
     ) -> None:
-        """`max_idle`: idle connections of one worker."""
+        """`response_limit`: bytes of a response's head. `max_idle`: idle connections of one
+        worker."""
         self._service = service
-        self._responses = responses
-        # A connection with a PROXY header belongs to one client, and carries one request.
+        self._responses = ResponseHeads(response_limit)
+        self._single_responses = ResponseHeads(response_limit, keeps_alive=False)
+        """Of connections with a PROXY header: each belongs to one client, and carries one
+        request."""
+        self._wanted_idle = max_idle
+        # The others have no header, and would be used for clients that need one.
         self._max_idle = 0 if service.proxy_version else max_idle
         self._idle: dict[int, deque[WorkerConnection]] = {}
-        """By slot; the most recently used is at the right."""
+        """By number of the worker; the most recently used is at the right."""
         self._closes_after: dict[int, tuple[float, float]] = {}
-        """By slot: after how many idle seconds the worker closed a connection, and until when
-        this is remembered."""
+        """By number of the worker: after how many idle seconds it closed a connection, and until
+        when this is remembered."""
         self.stopping = False
+
+    def configure(self, response_limit: int) -> None:
+        """Act on the service's configuration as it is now."""
+        self._responses.configure(response_limit)
+        self._single_responses.configure(response_limit)
+        self._max_idle = 0 if self._service.proxy_version else self._wanted_idle
+        if not self._max_idle:
+            self.drop_all()
 
     # -- new connections
 
@@ -66,6 +88,7 @@ class ConnectionPool:
         Calls the receiver's `connected` or `connect_failed`, perhaps before this returns.
         """
         service = self._service
+        responses = self._single_responses if proxy_header else self._responses
         service.fd_budget.upstreams += 1
         service.counters.upstreams += 1
 
@@ -76,13 +99,13 @@ class ConnectionPool:
                 service.counters.upstreams -= 1
                 receiver.connect_failed(error_text(error), fault_of(error))
             else:
-                service.counters.worker_connections[member.slot] += 1
+                service.counters.worker_connections[member] += 1
                 connection = WorkerConnection(
-                    member, receiver, self._responses, self._connection_lost, self.note_idle_close
+                    member, receiver, responses, self._connection_lost, self.note_idle_close
                 )
                 adopt(service.reactor, connection, stream, service.config.limits.buffer)
 
-        connecting = connect(service.loop, service.addresses[member.slot], done, proxy_header)
+        connecting = connect(service.loop, service.addresses[member.number], done, proxy_header)
         if connecting is not None:
             receiver.connecting = connecting
 
@@ -101,7 +124,7 @@ class ConnectionPool:
 
     def take(self, member: Member, now: float) -> WorkerConnection | None:
         """Take a connection for a request that can be sent again."""
-        idle = self._idle.get(member.slot)
+        idle = self._idle.get(member.number)
         while idle:
             connection = idle.pop()
             if connection.transport.is_closing():
@@ -117,13 +140,13 @@ class ConnectionPool:
 
         It is one that the worker is not expected to close yet.
         """
-        closes_after, until = self._closes_after.get(member.slot, (IDLE_S, 0.0))
+        closes_after, until = self._closes_after.get(member.number, (IDLE_S, 0.0))
         if until < now:
             closes_after = IDLE_S
         while (connection := self.take(member, now)) is not None:
             if now - connection.idle_since >= min(closes_after, connection.max_idle_s) - _SPARE_S:
                 # The others have been idle for longer.
-                self._idle[member.slot].append(connection)
+                self._idle[member.number].append(connection)
                 return None
             connection.acked_before = tcp_info.acknowledged(connection.transport)
             if connection.acked_before != tcp_info.CLOSED:
@@ -134,12 +157,15 @@ class ConnectionPool:
 
     def put(self, connection: WorkerConnection, now: float) -> None:
         """Put a connection back for the next request, or close it."""
-        member = connection.member
-        idle = self._idle.get(member.slot)
+        member, transport = connection.member, connection.transport
+        # Looked at first: a worker that was removed leaves nothing behind.
+        if member.state is not _UP or self.stopping:
+            transport.abort()
+            return
+        idle = self._idle.get(member.number)
         if idle is None:
-            idle = self._idle[member.slot] = deque()
-        transport = connection.transport
-        if len(idle) >= self._max_idle or self.stopping or member.state is not _UP:
+            idle = self._idle[member.number] = deque()
+        if len(idle) >= self._max_idle:
             transport.abort()
             return
         transport.resume_reading()
@@ -149,36 +175,41 @@ class ConnectionPool:
     def note_idle_close(self, connection: WorkerConnection, now: float) -> None:
         """Note that the worker closed a connection while it was idle, and after how long."""
         seconds = now - connection.idle_since
-        before, until = self._closes_after.get(connection.member.slot, (IDLE_S, 0.0))
+        before, until = self._closes_after.get(connection.member.number, (IDLE_S, 0.0))
         if until >= now:
             seconds = min(seconds, before)
-        self._closes_after[connection.member.slot] = (seconds, now + _REMEMBERED_S)
+        self._closes_after[connection.member.number] = (seconds, now + _REMEMBERED_S)
 
     def _forget(self, connection: WorkerConnection) -> None:
         """Forget a connection that is lost."""
-        idle = self._idle.get(connection.member.slot)
+        idle = self._idle.get(connection.member.number)
         if idle and connection in idle:
             idle.remove(connection)
 
-    def drop(self, slot: int) -> None:
-        """Close a slot's idle connections: its worker is out of the rotation, or replaced."""
-        self._closes_after.pop(slot, None)
-        for connection in self._idle.pop(slot, ()):
+    def drop(self, number: int) -> None:
+        """Close a worker's idle connections: it is out of the rotation, or removed."""
+        self._closes_after.pop(number, None)
+        for connection in self._idle.pop(number, ()):
             connection.transport.close()
+
+    def drop_all(self) -> None:
+        """Close the idle connections of all workers."""
+        for number in tuple(self._idle):
+            self.drop(number)
 
     def end_oldest(self, count: int) -> int:
         """Close up to `count` connections to free descriptors, those idle for longest first,
         whatever their worker. Returns how many."""
-        oldest = [(idle[0].idle_since, slot) for slot, idle in self._idle.items() if idle]
+        oldest = [(idle[0].idle_since, number) for number, idle in self._idle.items() if idle]
         heapify(oldest)
         ended = 0
         while oldest and ended < count:
-            slot = oldest[0][1]
-            idle = self._idle[slot]
+            number = oldest[0][1]
+            idle = self._idle[number]
             idle.popleft().transport.close()
             ended += 1
             if idle:
-                heapreplace(oldest, (idle[0].idle_since, slot))
+                heapreplace(oldest, (idle[0].idle_since, number))
             else:
                 heappop(oldest)
         return ended
@@ -188,5 +219,5 @@ class ConnectionPool:
         for idle in self._idle.values():
             while idle and idle[0].idle_since + idle[0].max_idle_s < now:
                 idle.popleft().transport.close()
-        for slot in [s for s, (_, until) in self._closes_after.items() if until < now]:
-            del self._closes_after[slot]
+        for number in [n for n, (_, until) in self._closes_after.items() if until < now]:
+            del self._closes_after[number]

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Final
 
 from penstock_proxy import errors
+from penstock_proxy.config import Timeouts
 from penstock_proxy.errors import Fault, RejectedError
 from penstock_proxy.http import upgrade
 from penstock_proxy.http.downstream import Downstream
@@ -22,7 +23,7 @@ from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.http1.request_body import RequestBody
 from penstock_proxy.http1.response import Response
-from penstock_proxy.metrics import METHODS, OTHER, PROXY_SLOT
+from penstock_proxy.metrics import METHODS, OTHER
 from penstock_proxy.net.tcp_info import UNIX_OPEN, UNKNOWN
 from penstock_proxy.tcp.duplex import NO_FAULT, ClientHalf
 
@@ -244,10 +245,25 @@ class Exchange(UpstreamRequest):
         self.sent += half.sent
         if half.outcome != NO_FAULT:
             service.counters.errors[half.outcome] += 1
+            service.counters.broken_off += half.outcome in errors.BROKEN_OFF
         self.count(monotonic() - self.started, half.outcome)
         self.release_member()
         service.clients.discard(client)
         service.client_closed(client.counted_address)
+
+    # -- the configuration has changed
+
+    def be_the_last(self) -> None:
+        """The client's connection is closed after this exchange."""
+        self._keep_alive = False
+
+    def timeouts_changed(self, before: Timeouts) -> None:
+        """The service's time-outs were these. What waits for a worker or a client goes on as it
+        was; only the time of a whole exchange is looked up when it is over."""
+        service = self.client.service
+        if before.total and self.client.deadline == self.started + before.total:
+            timeouts = service.timeouts
+            self.expire_in(timeouts.connect if self.connection is None else timeouts.response)
 
     # -- how it ends
 
@@ -321,6 +337,7 @@ class Exchange(UpstreamRequest):
         self.stop_trying()
         self.drop_connection()
         if self.response_started or not fault.status:
+            service.counters.broken_off += fault.side is not errors.Side.CLIENT
             self._close(fault.kind, keep_alive=False, truncated=True)
             return
         self.status = fault.status
@@ -350,9 +367,8 @@ class Exchange(UpstreamRequest):
         client, line, member = self.client, self.line, self.member
         service = client.service
         counters, log = service.counters, service.error_log
-        slot = PROXY_SLOT if member is None else member.slot
-        counters.requests[_LABELS.get(line.method, OTHER), self.status, slot] += 1
-        counters.total.observe(total_s)
+        counters.requests[_LABELS.get(line.method, OTHER), self.status, member] += 1
+        counters.durations[member].observe(total_s)
         if log.access_log is not None:
             log.access_log.add(
                 (

@@ -10,7 +10,9 @@ looks (`listener.overload`), or what a connection does.
 from collections.abc import Iterator
 from itertools import islice
 
+from penstock_proxy.config import Timeouts
 from penstock_proxy.errors import Fault
+from penstock_proxy.http1.request import HeaderRewriter
 
 
 class ClientHandle:
@@ -47,6 +49,19 @@ class ClientHandle:
 
         True: a response was due. Connections that were upgraded are `relays`, and stay.
         """
+        raise NotImplementedError
+
+    def use_rewriter(self, rewriter: HeaderRewriter) -> None:
+        """Rewrite the requests that come from now on with this one, and trust whom it trusts."""
+        raise NotImplementedError
+
+    def retire(self) -> None:
+        """What it was accepted with holds no more: close it when it is idle, and let it serve at
+        most the request that it has, or the next one."""
+        raise NotImplementedError
+
+    def timeouts_changed(self, before: Timeouts) -> None:
+        """The service's time-outs were these: what the client waits for has the new ones."""
         raise NotImplementedError
 
 

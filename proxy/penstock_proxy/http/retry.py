@@ -132,8 +132,8 @@ class RetryState(Attempts):
         super().__init__()
         self._retries = retries
         self._executed_by: tuple[tuple[Member, int], ...] = ()
-        """Workers that may have read it, each with its generation: the slot's next process is
-        another worker."""
+        """Workers that may have read it, each with its generation: its next process is another
+        worker."""
         self._may_be_replaced_until = 0.0
         self.executions = 0
         self.chosen: Member | None = None

@@ -40,10 +40,16 @@ class Response(NamedTuple):
 class ResponseHeads:
     """Parses response heads, with a cache: a worker's heads are the same bytes for a second."""
 
-    def __init__(self, limit: int = parser.MAX_RESPONSE_HEAD) -> None:
-        """`limit`: bytes of one head."""
+    def __init__(self, limit: int = parser.MAX_RESPONSE_HEAD, *, keeps_alive: bool = True) -> None:
+        """`limit`: bytes of one head. `keeps_alive`: connections may be used again."""
         self._limit = limit
+        self._keeps_alive = keeps_alive
         self._cache: dict[bytes, Response] = {}
+
+    def configure(self, limit: int) -> None:
+        """Set the limit. Heads in the cache may be too long for it."""
+        self._limit = limit
+        self._cache.clear()
 
     def read(self, head: bytes) -> Response:
         """Parse a response head, or take it from the cache. Raises RejectedError."""
@@ -52,6 +58,8 @@ class ResponseHeads:
             # Here, and not before every look-up: heads in the cache were short enough.
             self.check(len(head))
             response = parse_response(head)
+            if not self._keeps_alive:
+                response = response._replace(max_idle_s=0.0)
             if len(head) <= _MAX_CACHED_HEAD:
                 if len(self._cache) >= _CACHED_HEADS:
                     self._cache.clear()

@@ -58,6 +58,11 @@ class Acceptor:
         self.is_exhausted = False
         """The last accept failed, because the system has no descriptor or no memory."""
 
+    def configure(self, deliver: Callable[[Stream, Any], None], max_wait_s: float) -> None:
+        """Set where the next connections go, and how long one may wait in the kernel's queue."""
+        self._deliver = deliver
+        self._accept_queue.max_wait_s = max_wait_s
+
     @property
     def is_reading(self) -> bool:
         return self._reading

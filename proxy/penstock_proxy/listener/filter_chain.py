@@ -5,6 +5,9 @@ header (`proxy_protocol`), routing by server name (`sni_router`), the limit of c
 client (`overload`), TLS (`handshake`). At the end of the chain is a `client_connection` or a
 `session`. Under handoff a connection bypasses the chain: the `dispatcher` gets it at once, or from
 `proxy_protocol`. Filters that a service does not use cost nothing. Must not know: workers.
+
+A filter is made when the configuration first asks for it, and stays: connections may be in it when
+it is switched off, and they are to leave it as they would have.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,24 +36,50 @@ class FilterChain:
     """The filters of one service."""
 
     sni_router: SniRouter | None = None
-    """Set if connections are routed to other services by server name."""
+    """Set while connections are routed to other services by server name."""
+    _known_sni_router: SniRouter | None = None
+    proxy_protocol: ProxyProtocolFilter | None = None
+    """Set if connections began with a PROXY header at any time."""
+    tls_acceptor: TlsAcceptor | None = None
+    """Set if the service has had certificates, or waits for them."""
+    _accepts_proxy = False
+    _uses_tls = False
 
     def __init__(
         self, service: HttpContext, overload: Overload, dispatcher: Dispatcher | None
     ) -> None:
         """`dispatcher`: where connections go under handoff."""
-        config = service.config
         self._service = service
         self._overload = overload
         self._dispatcher = dispatcher
-        self.tls_acceptor = TlsAcceptor(service, self._tls_established) if config.tls else None
-        if self.tls_acceptor is not None:
-            overload.unserved.append(self.tls_acceptor.oldest_first)
-        self.proxy_protocol = self._make_proxy_protocol() if config.accept_proxy else None
-        if self.proxy_protocol is not None:
-            overload.unserved.append(self.proxy_protocol.waiting)
+        self.configure()
 
-    def _make_proxy_protocol(self) -> ProxyProtocolFilter:
+    def configure(self) -> None:
+        """Act on the service's configuration as it is now: for connections that come from now on.
+
+        `first_filter` may be another one then, and `set_sni_routes` has to be called.
+        """
+        config = self._service.config
+        self._uses_tls = config.tls
+        if config.tls or self.tls_acceptor is not None:
+            self.make_tls_acceptor().configure()
+        self._accepts_proxy = config.accept_proxy
+        if config.accept_proxy or self.proxy_protocol is not None:
+            self._configure_proxy_protocol()
+
+    def make_tls_acceptor(self) -> TlsAcceptor:
+        """What holds the certificates: they may come before the configuration that uses them."""
+        if self.tls_acceptor is None:
+            self.tls_acceptor = TlsAcceptor(self._service, self._tls_established)
+            self._overload.unserved.append(self.tls_acceptor.oldest_first)
+        return self.tls_acceptor
+
+    @property
+    def has_certificates(self) -> bool:
+        """TLS can be spoken."""
+        return self.tls_acceptor is not None and self.tls_acceptor.has_certificates
+
+    def _configure_proxy_protocol(self) -> None:
         """The header is consumed if we serve the client; under handoff the worker reads it."""
         service = self._service
         handling: HeaderHandling = "consume"
@@ -58,33 +87,43 @@ class FilterChain:
         if self._dispatcher is not None:
             handling, callbacks = self._dispatcher.header_handling, self._dispatcher
         trusted, timeout_s = service.rewriter.trusted, service.timeouts.head
-        return ProxyProtocolFilter(
-            service.loop, service.timers, timeout_s, trusted, callbacks, handling=handling
-        )
+        if self.proxy_protocol is None:
+            self.proxy_protocol = ProxyProtocolFilter(
+                service.loop, service.timers, timeout_s, trusted, callbacks, handling=handling
+            )
+            self._overload.unserved.append(self.proxy_protocol.waiting)
+        else:
+            self.proxy_protocol.configure(timeout_s, trusted, handling)
 
     @property
     def first_filter(self) -> Callable[[Stream, Any], None]:
         """Where an accepted connection goes first."""
-        if self.proxy_protocol is not None:
+        if self._accepts_proxy and self.proxy_protocol is not None:
             return self.proxy_protocol.accepted
         return self._accepted if self._dispatcher is None else self._dispatcher.accepted
 
     def set_sni_routes(self, services: "Mapping[str, FilterChain]") -> None:
-        """Set up routing by server name, now that all services are there, by name."""
+        """Set up routing by server name, now that all services are there, by name. Of those that
+        are not there the connections stay here."""
         service = self._service
-        if sni := service.config.sni:
-            destinations = [(name, services[other]) for name, other in sni.items()]
-            names = ServerNameMap[SniDestination](destinations, self)
-            timeout_s = service.timeouts.handshake
-            self.sni_router = SniRouter(service.loop, service.timers, timeout_s, names, self)
-            self._overload.unserved.append(self.sni_router.waiting)
+        sni, router = service.config.sni, self._known_sni_router
+        destinations = [(name, services[to]) for name, to in sni.items() if to in services]
+        names = ServerNameMap[SniDestination](destinations, self)
+        timeout_s = service.timeouts.handshake
+        if router is not None:
+            router.destinations, router.timeout_s = names, timeout_s
+        elif sni:
+            router = SniRouter(service.loop, service.timers, timeout_s, names, self)
+            self._known_sni_router = router
+            self._overload.unserved.append(router.waiting)
+        self.sni_router = router if sni else None
 
     def drain(self) -> None:
         """Shorten the time that connections in the chain have."""
         if self.proxy_protocol is not None:
             self.proxy_protocol.drain()
-        if self.sni_router is not None:
-            self.sni_router.drain()
+        if self._known_sni_router is not None:
+            self._known_sni_router.drain()
 
     # -- filters
 
@@ -163,7 +202,7 @@ class FilterChain:
         version = service.proxy_version
         proxy_header = client_header(version, stream, peer, destination) if version else b""
         port = destination[1] if isinstance(destination, tuple) else 0
-        if self.tls_acceptor is not None:
+        if self._uses_tls and self.tls_acceptor is not None:
             self.tls_acceptor.accepted(
                 stream, peer, proxy_header, port, counted_address, may_be_trusted=may_be_trusted
             )
@@ -191,6 +230,8 @@ class FilterChain:
                 port=handshake.port,
                 tls=log_fields,
             )
+            # Who is a trusted proxy may have changed during the handshake.
+            service.client_limit.move(handshake.counted_address, client.counted_address)
             service.clients.add(client)
             connection.attach(client)
         else:

@@ -1,13 +1,18 @@
 """The listeners of one service in one proxy: its own, and those taken over from other proxies.
 
-Owns: the acceptors. The kernel distributes clients over the listeners of all proxies. While a
-proxy is away, the others take over its listeners and accept from them too. All acceptors ask
-the same `AdmissionControl` before they accept, and deliver to the same function.
+Owns: the acceptors, and the count of their descriptors. The kernel distributes clients over the
+listeners of all proxies. While a proxy is away, the others take over its listeners and accept from
+them too. All acceptors ask the same `AdmissionControl` before they accept, and deliver to the same
+function.
+
+A service that gets another address has both for a while: a listener is added, and later those
+before it are closed. A connection that was accepted from one of these lives on.
 
 See docs/decisions/0006-one-listener-for-each-proxy.md.
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -58,15 +63,55 @@ class Listeners:
         self._overload = overload
         self._max_wait_s = max_wait_s
         self._deliver = deliver
-        self._own = [self._acceptor(socket.socket(fileno=fd)) for fd in fds]
-        self._taken_over: dict[int, Acceptor] = {}
-        """By the number of the proxy that is away."""
+        self._started = False
         self._draining = False
+        self._own = [self._acceptor(socket.socket(fileno=fd)) for fd in fds]
+        """The oldest first."""
+        self._taken_over: dict[int, list[Acceptor]] = {}
+        """By the number of the proxy that is away; the oldest first."""
+
+    def configure(self, deliver: Callable[[Stream, Any], None], max_wait_s: float) -> None:
+        """Set where connections go from now on, and how long one may wait to be accepted."""
+        self._deliver = deliver
+        self._max_wait_s = max_wait_s
+        for acceptor in self._all():
+            acceptor.configure(deliver, max_wait_s)
 
     def start(self) -> None:
-        """Begin to accept."""
-        for acceptor in self._all():
+        """Begin to accept, also from listeners that are added later."""
+        if not self._started:
+            self._started = True
+            for acceptor in self._all():
+                acceptor.start()
+
+    def add(self, listener: socket.socket) -> None:
+        """Accept from this socket as well; it is our own from now on, and the newest, also if we
+        had it before."""
+        had = next((one for one in self._own if _are_the_same(one.listener, listener)), None)
+        if had is not None:
+            self._own.append(self._own.pop(self._own.index(had)))
+        if had is not None or self._draining:
+            listener.close()
+            return
+        acceptor = self._acceptor(listener)
+        self._own.append(acceptor)
+        if self._started:
             acceptor.start()
+
+    def keep_newest(self, count: int) -> None:
+        """Close all of its own but the newest. What waits in their queues is accepted first.
+
+        And so those of proxies that are away, if they are bound to an address that none of its own
+        has any more: one that is away for ever gets no newer ones.
+        """
+        while len(self._own) > count:
+            self._drain(self._own.pop(0))
+        kept = [one.listener.getsockname() for one in self._own]
+        for proxy, acceptors in tuple(self._taken_over.items()):
+            stale = [one for one in acceptors if one.listener.getsockname() not in kept]
+            self._taken_over[proxy] = [one for one in acceptors if one not in stale]
+            for acceptor in stale:
+                self._drain(acceptor)
 
     def resume(self) -> None:
         """There may be room again: accept."""
@@ -76,7 +121,8 @@ class Listeners:
     @property
     def is_accepting(self) -> bool:
         """Do its own listeners accept, and did the last accept not fail?"""
-        return all(one.is_reading and not one.is_exhausted for one in self._own)
+        own = self._own
+        return bool(own) and all(one.is_reading and not one.is_exhausted for one in own)
 
     @property
     def is_exhausted(self) -> bool:
@@ -102,29 +148,38 @@ class Listeners:
         """Accept what waits, and nothing after it; refuse what cannot be accepted."""
         self._draining = True
         for acceptor in self._all():
-            acceptor.drain(partial(self._overload.refuse, acceptor, NO_DESCRIPTORS))
+            self._drain(acceptor)
+        self._own.clear()
+        self._taken_over.clear()
 
     def take_over(self, proxy: int, listener: socket.socket) -> None:
-        """That proxy is away: accept from its listener too, until it is given back."""
-        self.give_back(proxy)
-        if self._draining:
+        """That proxy is away: accept from this listener of it too, until it is given back."""
+        taken = self._taken_over.get(proxy, [])
+        if self._draining or any(_are_the_same(one.listener, listener) for one in taken):
             listener.close()
             return
-        acceptor = self._taken_over[proxy] = self._acceptor(listener)
-        self._fd_budget.listeners += 1
-        acceptor.start()
+        acceptor = self._acceptor(listener)
+        self._taken_over[proxy] = [*taken, acceptor]
+        if self._started:
+            acceptor.start()
 
     def give_back(self, proxy: int) -> None:
-        """That proxy is back, and accepts from its listener itself, also what waits there."""
-        if (acceptor := self._taken_over.pop(proxy, None)) is not None:
+        """That proxy is back, and accepts from its listeners itself, also what waits there."""
+        for acceptor in self._taken_over.pop(proxy, ()):
             acceptor.close()
             self._fd_budget.listeners -= 1
 
+    def _drain(self, acceptor: Acceptor) -> None:
+        acceptor.drain(partial(self._overload.refuse, acceptor, NO_DESCRIPTORS))
+        self._fd_budget.listeners -= 1
+
     def _all(self) -> Iterator[Acceptor]:
-        yield from self._own
-        yield from self._taken_over.values()
+        yield from tuple(self._own)
+        for acceptors in tuple(self._taken_over.values()):
+            yield from acceptors
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
+        self._fd_budget.listeners += 1
         return Acceptor(
             self._loop,
             listener,
@@ -136,14 +191,13 @@ class Listeners:
             self._on_batch,
         )
 
+    @property
+    def port(self) -> int:
+        """The port of its newest listener; 0 if that is a unix socket, or there is none."""
+        name = self._own[-1].listener.getsockname() if self._own else ""
+        return int(name[1]) if isinstance(name, tuple) else 0
 
-def port_of(fds: tuple[int, ...]) -> int:
-    """The port of the first listener; 0 if it is a unix socket, or there is none."""
-    if not fds:
-        return 0
-    sock = socket.socket(fileno=fds[0])
-    try:
-        name = sock.getsockname()
-    finally:
-        sock.detach()
-    return int(name[1]) if isinstance(name, tuple) else 0
+
+def _are_the_same(one: socket.socket, other: socket.socket) -> bool:
+    """Are these two descriptors of one socket?"""
+    return os.path.sameopenfile(one.fileno(), other.fileno())

@@ -53,13 +53,14 @@ class Overload(AdmissionControl):
     def __init__(self, service: HttpContext) -> None:
         self._service = service
         config = service.config
-        self._per_client = service.config.limits.connections_per_client
         self.is_full = False
         """A connection was left waiting in a listener's queue."""
         self.unserved: list[Iterable[Endable]] = []
-        """Connections that are not served yet and wait in a filter, each kind oldest first."""
+        """Connections that are not served yet and wait in a filter, each kind oldest first: those
+        of every filter that the service has or had."""
         self.sharing: list[Overload] = [self]
-        """All services of the process: they share its descriptors."""
+        """All services of the process: they share its descriptors. One list for all, which
+        changes when services come and go."""
         self._made_room_at = {MAX_CONNECTIONS.kind: NEVER, NO_DESCRIPTORS.kind: NEVER}
         self.on_crowded: Callable[[int], None] = lambda _: None
         """Is called with how many wait for connections that workers have to end; at most once
@@ -69,9 +70,19 @@ class Overload(AdmissionControl):
         self._log = OverloadLog(config.name)
         self.spare: lingering_close.SpareDescriptor | None = None
         """The spare descriptor of the process, opened before the first accept."""
+        self.rejections = Rejections(service, speaks_http=False)
+        self.configure()
+
+    def configure(self) -> None:
+        """Act on the service's configuration as it is now."""
+        config = self._service.config
+        self._per_client = config.limits.connections_per_client
         # With TLS an answer would need a handshake first, which costs too much here.
-        speaks_http = config.mode == "http" and config.scheme == "ports" and not config.tls
-        self.rejections = Rejections(service, speaks_http=speaks_http)
+        self.rejections.speaks_http = (
+            config.mode == "http" and config.scheme == "ports" and not config.tls
+        )
+        # Now, and not at the next tick: a client that connects before it has the new limit, too.
+        self._update_client_limit()
 
     # -- admission
 

@@ -57,12 +57,19 @@ class ProxyProtocolFilter:
         self.loop = loop
         self.timers = timers
         self.callbacks = callbacks
-        self.timeout_s = timeout_s
         self.consumes = handling == "consume"
+        self.configure(timeout_s, trusted, handling)
         self.waiting: dict[PeekedConnection, None] = {}
         """The oldest first."""
-        self._reads = handling != "ignore"
+
+    def configure(
+        self, timeout_s: float, trusted: TrustedProxies, handling: HeaderHandling
+    ) -> None:
+        """Set what holds for connections that come from now on. Who consumes a header keeps to
+        that: it depends on the scheme."""
+        self.timeout_s = timeout_s
         self._trusted = trusted
+        self._reads = handling != "ignore"
 
     def accepted(self, stream: Stream, peer: Any) -> None:
         """Report the peer of a connection as soon as its header is there."""

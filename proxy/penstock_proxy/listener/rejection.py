@@ -37,7 +37,8 @@ class Rejections:
     def __init__(self, service: ServiceContext, *, speaks_http: bool) -> None:
         """`speaks_http`: clients get an answer; otherwise their connections are only closed."""
         self._service = service
-        self._speaks_http = speaks_http
+        self.speaks_http = speaks_http
+        """It can be changed at any time."""
         self._lingering: set[_Lingering] = set()
 
     def reject(self, stream: Stream, fault: Fault) -> None:
@@ -52,7 +53,7 @@ class Rejections:
 
     def answer(self, fault: Fault) -> bytes:
         """The answer to a client; empty for a client that would not understand an answer."""
-        return answer(fault) if self._speaks_http else b""
+        return answer(fault) if self.speaks_http else b""
 
     def close(self) -> None:
         """Close the connections of all rejected clients now."""

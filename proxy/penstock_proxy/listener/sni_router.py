@@ -56,19 +56,20 @@ class SniRouter:
         self.timers = timers
         self.destinations = destinations
         self.origin = origin
+        self.timeout_s = timeout_s
+        """`destinations` and this can be changed at any time, for those that come then."""
         self.waiting: dict[PeekedConnection, None] = {}
         """The oldest first."""
-        self._timeout_s = timeout_s
 
     def accepted(self, stream: Stream, peer: Peer, counted_address: str) -> None:
         """Route a connection as soon as its server name is known."""
-        _HelloReader(self, stream, peer, counted_address).start(self._timeout_s)
+        _HelloReader(self, stream, peer, counted_address).start(self.timeout_s)
 
     def drain(self) -> None:
         """Shorten the time that waiting connections have."""
-        self._timeout_s = min(self._timeout_s, DRAIN_S)
+        self.timeout_s = min(self.timeout_s, DRAIN_S)
         for reader in self.waiting:
-            reader.limit_time(self._timeout_s)
+            reader.limit_time(self.timeout_s)
 
 
 class _HelloReader(PeekedConnection):

@@ -12,10 +12,10 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from penstock_proxy import messages
-from penstock_proxy.config import ProxyConfig
+from penstock_proxy.config import ProxyConfig, Target
 from penstock_proxy.runtime.service import Service
+from penstock_proxy.runtime.services import CannotChangeError, Services
 from penstock_worker.channel.channel import Message
-from penstock_worker.telemetry.access_log import AccessLog
 
 _log = logging.getLogger("penstock.proxy")
 
@@ -23,11 +23,15 @@ _log = logging.getLogger("penstock.proxy")
 class CommandTarget:
     """What commands act on: the process and its services, by name."""
 
-    services: dict[str, Service]
-    logs: dict[str, AccessLog]
+    services: Services
 
     def configure(self, config: ProxyConfig) -> None:
         """Make the services. OSError if a file cannot be opened or descriptors are too few."""
+        raise NotImplementedError
+
+    def reconfigure(self, config: ProxyConfig, finish_s: Mapping[str, float]) -> None:
+        """Bring the services to this configuration. OSError, CannotChangeError: nothing was
+        changed."""
         raise NotImplementedError
 
     def fail(self, reason: str) -> None:
@@ -42,7 +46,7 @@ class CommandTarget:
         """
         raise NotImplementedError
 
-    def cut_worker(self, service: str, slot: int, finish_s: float) -> None:
+    def cut_worker(self, service: Service, member: int, finish_s: float) -> None:
         """Cut what this process of a worker still has after `finish_s` seconds."""
         raise NotImplementedError
 
@@ -68,16 +72,22 @@ def carry_out(process: CommandTarget, message: Any, handle: socket.socket | None
 
 
 def _take_socket(process: CommandTarget, message: Message, handle: socket.socket) -> None:
-    service = process.services.get(message["service"])
-    if service is not None and message["cmd"] == messages.COVER:
+    service = process.services.by_name.get(message["service"])
+    if message["cmd"] == messages.LINK:
+        _link(process, message, handle)
+    elif service is not None and message["cmd"] == messages.COVER:
         service.listeners.take_over(message["proxy"], handle)
-    elif (
-        service is not None
-        and message["cmd"] == messages.LINK
-        and service.dispatcher is not None
-        and service.pool.has(message["slot"])
-    ):
-        service.dispatcher.add_link_end(message["slot"], message["link"], message["end"], handle)
+    elif service is not None and message["cmd"] == messages.LISTEN:
+        service.listen(handle)
+    else:
+        handle.close()
+
+
+def _link(process: CommandTarget, message: Message, handle: socket.socket) -> None:
+    service = _service_of_member(process, message)
+    if service is not None and service.dispatcher is not None:
+        member = service.pool.member(message["member"])
+        service.dispatcher.add_link_end(member, message["link"], message["end"], handle)
     else:
         handle.close()
 
@@ -89,70 +99,137 @@ def _configure(process: CommandTarget, message: Message) -> None:
         process.fail(str(error))
 
 
+def _reconfigure(process: CommandTarget, message: Message) -> None:
+    error = ""
+    try:
+        config = ProxyConfig.model_validate(message["config"])
+        process.reconfigure(config, message.get("finish", {}))
+    except (ValidationError, OSError, CannotChangeError) as cause:
+        error = str(cause)
+    process.send({"cmd": messages.RECONFIGURED, "seq": message["seq"], "error": error})
+
+
 def _accept(process: CommandTarget, _: Message) -> None:
-    for service in process.services.values():
-        service.listeners.start()
+    process.services.start()
+
+
+def _unlisten(process: CommandTarget, message: Message) -> None:
+    if (service := process.services.by_name.get(message["service"])) is not None:
+        service.keep_newest_listeners(message["keep"])
 
 
 def _tls(process: CommandTarget, message: Message) -> None:
-    if (tls_acceptor := process.services[message["service"]].filter_chain.tls_acceptor) is not None:
-        tls_acceptor.begin_certificates(message)
+    if (service := process.services.by_name.get(message["service"])) is not None:
+        service.filter_chain.make_tls_acceptor().begin_certificates(message)
 
 
 def _certificate(process: CommandTarget, message: Message) -> None:
-    tls_acceptor = process.services[message["service"]].filter_chain.tls_acceptor
-    if tls_acceptor is None:
+    service = process.services.by_name.get(message["service"])
+    tls_acceptor = None if service is None else service.filter_chain.tls_acceptor
+    if service is None or tls_acceptor is None:
         return
     try:
-        tls_acceptor.add_certificate(message)
+        is_complete = tls_acceptor.add_certificate(message)
     except OSError as error:
         # An error of OpenSSL or the system: the supervisor has loaded the same certificates.
         why = f"cannot use the certificates of {message['service']}: {error}"
         if tls_acceptor.has_certificates:
             _log.error("%s; those before stay", why)
+        elif process.services.accepting:
+            _log.error("%s; it does not accept", why)
         else:
             process.fail(why)
+    else:
+        if is_complete:
+            service.certificates_changed()
 
 
 def _uncover(process: CommandTarget, message: Message) -> None:
-    for service in process.services.values():
+    for service in process.services.by_name.values():
         service.listeners.give_back(message["proxy"])
 
 
 def _unlink(process: CommandTarget, message: Message) -> None:
-    dispatcher = process.services[message["service"]].dispatcher
-    if dispatcher is not None:
-        dispatcher.remove_link(message["link"])
+    for service in process.services.named(message["service"]):
+        if service.dispatcher is not None:
+            service.dispatcher.remove_link(message["link"])
     process.send({"cmd": messages.UNLINKED, "link": message["link"]})
 
 
+def _service_of_member(process: CommandTarget, message: Message) -> Service | None:
+    """The service of the member that a message is about.
+
+    None: it has no such member (any more). A message may be on its way while the member is removed,
+    or may be for a member that this proxy was never told of: nothing follows from it.
+    """
+    services = process.services.named(message["service"])
+    return next((one for one in services if one.pool.has(message["member"])), None)
+
+
+def _add_member(process: CommandTarget, message: Message) -> None:
+    service = process.services.by_name.get(message["service"])
+    # A proxy that has just started may have been told of it by CONFIGURE.
+    if service is not None and not service.pool.has(message["member"]):
+        service.add_member(
+            Target(
+                member=message["member"],
+                slot=message["slot"],
+                address=message["address"],
+                weight=message["weight"],
+                health=message.get("health"),
+            )
+        )
+
+
+def _remove_member(process: CommandTarget, message: Message) -> None:
+    if (service := _service_of_member(process, message)) is not None:
+        service.remove_member(message["member"])
+
+
 def _join(process: CommandTarget, message: Message) -> None:
-    name, slot, address = message["service"], message["slot"], message.get("address")
-    service = process.services[name]
+    service = _service_of_member(process, message)
+    if service is None:
+        return
+    number, address = message["member"], message.get("address")
     if service.dispatcher is not None:
-        service.dispatcher.use_link(slot, message["link"])
+        service.dispatcher.use_link(service.pool.member(number), message["link"])
     elif address is not None:
-        service.set_address(slot, address)
-    service.pool.join(slot, address)
-    service.health_checker.check_now(slot)
+        service.set_address(number, address)
+    service.pool.join(number, address)
+    if (reason := message.get("held")) is not None:
+        service.hold_member(number, reason)
+    service.health_checker.check_now(number)
 
 
 def _drain_worker(process: CommandTarget, message: Message) -> None:
-    process.services[message["service"]].pool.drain(message["slot"])
-    process.cut_worker(message["service"], message["slot"], message["finish"])
+    if (service := _service_of_member(process, message)) is not None:
+        service.pool.drain(message["member"])
+        process.cut_worker(service, message["member"], message["finish"])
+    # Also if it is not known: the supervisor waits for the answer, and it is not picked.
     process.send({"cmd": messages.WORKER_DRAINED, "seq": message["seq"]})
 
 
 def _leave(process: CommandTarget, message: Message) -> None:
-    process.services[message["service"]].pool.leave(message["slot"])
+    if (service := _service_of_member(process, message)) is not None:
+        service.pool.leave(message["member"])
 
 
 def _hold(process: CommandTarget, message: Message) -> None:
-    process.services[message["service"]].hold_member(message["slot"], message["reason"])
+    if (service := _service_of_member(process, message)) is not None:
+        service.hold_member(message["member"], message["reason"])
 
 
 def _release(process: CommandTarget, message: Message) -> None:
-    process.services[message["service"]].release_member(message["slot"])
+    if (service := _service_of_member(process, message)) is not None:
+        service.release_member(message["member"])
+
+
+def _confirm(process: CommandTarget, message: Message) -> None:
+    if (service := _service_of_member(process, message)) is not None:
+        answer = {**message, "cmd": messages.CONFIRMED}
+        service.health_checker.confirm(
+            message["member"], lambda reason: process.send({**answer, "reason": reason})
+        )
 
 
 def _drain(process: CommandTarget, message: Message) -> None:
@@ -160,8 +237,7 @@ def _drain(process: CommandTarget, message: Message) -> None:
 
 
 def _reopen(process: CommandTarget, _: Message) -> None:
-    for log in process.logs.values():
-        log.reopen()
+    process.services.reopen_logs()
 
 
 def _stats(process: CommandTarget, message: Message) -> None:
@@ -170,14 +246,19 @@ def _stats(process: CommandTarget, message: Message) -> None:
 
 _COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], None]]] = {
     messages.CONFIGURE: _configure,
+    messages.RECONFIGURE: _reconfigure,
+    messages.UNLISTEN: _unlisten,
     messages.ACCEPT: _accept,
     messages.UNCOVER: _uncover,
+    messages.ADD_MEMBER: _add_member,
+    messages.REMOVE_MEMBER: _remove_member,
     messages.JOIN: _join,
     messages.DRAIN_WORKER: _drain_worker,
     messages.UNLINK: _unlink,
     messages.LEAVE: _leave,
     messages.HOLD: _hold,
     messages.RELEASE: _release,
+    messages.CONFIRM: _confirm,
     messages.STATS: _stats,
     messages.TLS: _tls,
     messages.CERTIFICATE: _certificate,

@@ -4,15 +4,15 @@ Owns when that is, and what belongs to a worker's process that leaves. How a con
 that its client sees it is the connection's: `client_connection`, `duplex`, `session`, `pending`.
 Must not know who set the time; the supervisor did.
 
-A worker that leaves is not picked any more, so what it still has is known when that begins. Its
-slot may have a new process before the time is over, and what that one has is not cut. What
+A worker that leaves is not picked any more, so what it still has is known when that begins. It
+may have a new process before the time is over, and what that one has is not cut. What
 has no answer yet may go to another worker, by the rules of retries.
 
 Without this, the end of a process would close its connections: an end of file, which for some
 clients is the end of a complete message.
 """
 
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,15 +40,15 @@ class Cuts:
         self._loop = loop
         self._on_cut = on_cut
 
-    def cut_service(self, service: HttpContext, seconds: float) -> None:
+    def cut_service(self, service: HttpContext, seconds: float) -> TimerHandle:
         """Cut all that a service has open after so many seconds."""
-        self._loop.call_later(seconds, self._cut_service, service)
+        return self._loop.call_later(seconds, self._cut_service, service)
 
-    def cut_worker(self, service: HttpContext, slot: int, seconds: float) -> None:
-        """Cut all that the slot's process has now, and still has after so many seconds."""
-        found = next((one for one in service.pool.members if one.slot == slot), None)
+    def cut_worker(self, service: HttpContext, number: int, seconds: float) -> None:
+        """Cut all that this member's process has now, and still has after so many seconds."""
+        found = service.pool.member(number)
         # Without anything in flight, not all clients are looked through for it.
-        if found is not None and found.active:
+        if found.active:
             at_worker = _held_by(service, found)
             if at_worker.exchanges or at_worker.sessions:
                 self._loop.call_later(seconds, self._cut_worker, service, at_worker)

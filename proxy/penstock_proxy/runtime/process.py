@@ -21,121 +21,97 @@ from typing import Any, Final
 import uvloop
 
 from penstock_proxy import messages
+from penstock_proxy.balancing.outlier_detection import Recent
 from penstock_proxy.balancing.pool import Member
-from penstock_proxy.config import ProxyConfig, ServiceConfig
+from penstock_proxy.config import ProxyConfig
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TICK_S, TimerWheel
 from penstock_proxy.runtime import stats
 from penstock_proxy.runtime.commands import CommandTarget, carry_out
 from penstock_proxy.runtime.cuts import Cuts
-from penstock_proxy.runtime.scheduling import let_workers_finish
 from penstock_proxy.runtime.service import Service
+from penstock_proxy.runtime.services import (
+    LAST_CLOSE_S,
+    Reports,
+    Services,
+    Shared,
+)
 from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.channel import channel
 from penstock_worker.channel.channel import Channel, Message
 from penstock_worker.contract import EXIT_FAILED
 from penstock_worker.net import lingering_close
-from penstock_worker.telemetry.access_log import AccessLog, open_log
 
 _EXIT_SUPERVISOR_LOST: Final = 1
-_LAST_CLOSE_S: Final = 1.0
-"""After TERM, for clients to take what they were sent last, when the rest was cut."""
+_LAST_WORD_S: Final = 0.5
+"""For the supervisor to take what this process says last."""
 
 _log = logging.getLogger("penstock.proxy")
 
 
-class Proxy(CommandTarget):
+class Proxy(CommandTarget, Reports):
     """The process. It runs until it has drained, or until the supervisor is lost."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._reactor = Reactor(loop)
-        self.services: dict[str, Service] = {}
-        self.logs: dict[str, AccessLog] = {}
         self._timers = TimerWheel(monotonic())
         self._fd_budget = FdBudget(_raise_descriptor_limit(), 0, 0)
         self._spare = lingering_close.SpareDescriptor()
+        self._cuts = Cuts(loop, self._report_cut)
+        self.services = Services(
+            Shared(
+                loop, self._reactor, self._timers, self._fd_budget, self._spare, self._cuts, self
+            )
+        )
         self._channel: Channel | None = None
         self._configured: asyncio.Future[None] = loop.create_future()
         self._finished: asyncio.Future[int] = loop.create_future()
         self._draining = False
-        self._cuts = Cuts(loop, self._report_cut)
         self._tick_due = 0.0
         self._lag_s = 0.0
 
     async def run(self, channel_: Channel) -> int:
         """Run until the end. Returns the exit status: 0 after a drain."""
         self._channel = channel_
+        # All objects so far live as long as the process: no collection scans them again. The
+        # services are not among them. What is frozen is never collected, and they may go.
+        gc.collect()
+        gc.freeze()
         waits: set[asyncio.Future[Any]] = {self._configured, self._finished}
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not self._finished.done():
-            # All objects so far live as long as the process: no collection scans them again.
-            gc.collect()
-            gc.freeze()
             self._tick_due = monotonic()
             self._tick()
             self.send({"cmd": messages.READY})
-            async with asyncio.TaskGroup() as group:
-                checks = [
-                    group.create_task(service.health_checker.run())
-                    for service in self.services.values()
-                ]
-                await asyncio.wait({self._finished})
-                for check in checks:
-                    check.cancel()
-        for log in self.logs.values():
-            log.close()
+            await self.services.run_checks(self._finished)
+            # What it has counted since it was last asked.
+            self.send({"cmd": messages.STATS, "seq": None, **self.stats()})
+            self._channel.flush(_LAST_WORD_S)
+        self.services.close_logs()
         self._spare.close()
         return self._finished.result()
-
-    def _build(self, config: ProxyConfig) -> None:
-        self._fd_budget.listeners = sum(len(s.listeners) for s in config.services)
-        for service_config in config.services:
-            self._build_service(service_config)
-        chains = {name: service.filter_chain for name, service in self.services.items()}
-        overloads = [service.overload for service in self.services.values()]
-        for service in self.services.values():
-            service.filter_chain.set_sni_routes(chains)
-            service.overload.sharing = overloads
-        if all(one.scheme == "handoff" for one in config.services):
-            let_workers_finish()
-        counted = self._fd_budget.open
-        self._fd_budget.other = max(0, stats.open_descriptors() - counted)
-        self._fd_budget.check()
-
-    def _build_service(self, config: ServiceConfig) -> None:
-        service = Service(
-            self._loop,
-            self._reactor,
-            config,
-            self._timers,
-            self._fd_budget,
-            self._access_log(config),
-            partial(self._report_rotation, config.name),
-            partial(self._report_answer, config.name),
-        )
-        service.overload.spare = self._spare
-        service.overload.on_crowded = partial(self._report_crowded, config.name)
-        self.services[config.name] = service
-
-    def _access_log(self, service: ServiceConfig) -> AccessLog | None:
-        log = open_log(
-            service.name,
-            service.access_log,
-            service.access_log_format,
-            service.limits.log_field,
-        )
-        if log is not None:
-            self.logs[service.name] = log
-        return log
 
     # -- what commands act on
 
     def configure(self, config: ProxyConfig) -> None:
         """Make the services. OSError if a file cannot be opened or descriptors are too few."""
         # At once, not in `run`: the next message may have arrived with this one.
-        self._build(config)
+        self.services.configure(config)
+        counted = self._fd_budget.open
+        self._fd_budget.other += max(0, stats.open_descriptors() - counted)
+        self._fd_budget.check()
         self._configured.set_result(None)
+
+    def reconfigure(self, config: ProxyConfig, finish_s: Mapping[str, float]) -> None:
+        """Bring the services to this configuration. OSError, CannotChangeError: nothing was
+        changed."""
+        if self._draining:
+            # Somebody has sent TERM. It takes nothing new, and finishes what it has as it began;
+            # the next process is started with what is in force then.
+            self.services.cut_within(finish_s)
+        else:
+            self.services.reconfigure(config, finish_s)
 
     def fail(self, reason: str) -> None:
         """The process cannot start: report why, and exit."""
@@ -150,22 +126,19 @@ class Proxy(CommandTarget):
         """
         if not self._draining:
             self._draining = True
-            for service in self.services.values():
-                service.drain()
-        for name, seconds in finish_s.items():
-            if name in self.services:
-                self._cuts.cut_service(self.services[name], seconds)
+            self.services.drain()
+        self.services.cut_within(finish_s)
         self._loop.call_later(within_s, self._finish, 0)
         self._leave_when_empty()
 
     def terminate(self) -> None:
         """Somebody has sent TERM to this process: drain, within the times of the configuration."""
-        times = {name: one.timeouts.stop for name, one in self.services.items()}
-        self.drain(times, max(times.values(), default=0.0) + _LAST_CLOSE_S)
+        times = {name: one.timeouts.stop for name, one in self.services.by_name.items()}
+        self.drain(times, max(times.values(), default=0.0) + LAST_CLOSE_S)
 
-    def cut_worker(self, service: str, slot: int, finish_s: float) -> None:
+    def cut_worker(self, service: Service, member: int, finish_s: float) -> None:
         """Cut what this process of a worker still has after `finish_s` seconds."""
-        self._cuts.cut_worker(self.services[service], slot, finish_s)
+        self._cuts.cut_worker(service, member, finish_s)
 
     def supervisor_lost(self) -> None:
         """The channel to the supervisor has ended: exit."""
@@ -176,10 +149,7 @@ class Proxy(CommandTarget):
             self._finished.set_result(status)
 
     def _leave_when_empty(self) -> None:
-        if self._draining and not any(
-            service.counters.active + service.counters.in_flight
-            for service in self.services.values()
-        ):
+        if self._draining and self.services.is_empty:
             self._finish(0)
 
     # -- messages to the supervisor
@@ -193,27 +163,34 @@ class Proxy(CommandTarget):
         self.send({"cmd": messages.CUT, "count": count})
         self._leave_when_empty()
 
-    def _report_rotation(self, service: str, member: Member, reason: str) -> None:
+    def rotation_changed(self, service: str, member: Member, reason: str, recent: Recent) -> None:
         self.send(
             {
                 "cmd": messages.ROTATION,
                 "service": service,
-                "slot": member.slot,
+                "member": member.number,
                 "state": member.state.value,
                 "reason": reason,
+                "recent": recent,
             }
         )
 
-    def _report_answer(self, service: str, member: Member, answered: bool) -> None:
-        message = {"cmd": messages.CHECKED, "service": service, "slot": member.slot}
+    def check_answered(self, service: str, member: Member, answered: bool) -> None:
+        message = {"cmd": messages.CHECKED, "service": service, "member": member.number}
         self.send({**message, "answered": answered})
 
-    def _report_crowded(self, service: str, count: int) -> None:
+    def crowded(self, service: str, count: int) -> None:
         self.send({"cmd": messages.CROWDED, "service": service, "count": count})
 
     def stats(self) -> Message:
         """The content of the answer to STATS."""
-        return stats.answer(self.services, self.logs, self._fd_budget, self._loop, self._lag_s)
+        return stats.answer(
+            self.services.by_name.values(),
+            self.services.departed(),
+            self._fd_budget,
+            self._loop,
+            self._lag_s,
+        )
 
     def _tick(self) -> None:
         now = monotonic()
@@ -222,8 +199,7 @@ class Proxy(CommandTarget):
         self._loop.call_later(TICK_S, self._tick)
         self._timers.tick(now)
         self._fd_budget.limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        for service in self.services.values():
-            service.tick(now)
+        self.services.tick(now)
         self._leave_when_empty()
 
 

@@ -7,21 +7,24 @@ the hooks of these contexts are implemented here.
 
 import asyncio
 import logging
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from random import random
 from time import monotonic
+from typing import Any
 
 from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.member_state import MemberState
-from penstock_proxy.balancing.outlier_detection import OutlierDetection
+from penstock_proxy.balancing.outlier_detection import OutlierDetection, Recent
 from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.balancing.probes import Probe, ProbeResult, with_proxy_header
 from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
+from penstock_proxy.http1.request import rewriter_for
 from penstock_proxy.listener.filter_chain import FilterChain
-from penstock_proxy.listener.listeners import Listeners, port_of
+from penstock_proxy.listener.listeners import Listeners
 from penstock_proxy.listener.overload import Overload
 from penstock_proxy.net.address import parse_address
 from penstock_proxy.net.connector import socket_address
@@ -37,6 +40,10 @@ _log = logging.getLogger("penstock.proxy")
 class Service(HttpContext):
     """One service in one proxy."""
 
+    wanted: ServiceConfig
+    """What it was configured with last. `config` is the same, but that TLS is not spoken before
+    the certificates are there."""
+    _accepting = False
     _queue_wake_pending = False
     """The queue will be served in the next iteration of the event loop."""
 
@@ -48,24 +55,24 @@ class Service(HttpContext):
         timers: TimerWheel,
         fd_budget: FdBudget,
         log: AccessLog | None,
-        on_rotation: Callable[[Member, str], None],
+        on_rotation: Callable[[Member, str, Recent], None],
         on_answer: Callable[[Member, bool], None] = lambda *_: None,
     ) -> None:
-        """`on_rotation(member, reason)` is called when a worker enters or leaves the rotation,
-        `on_answer(member, answered)` as `HealthChecker` says."""
+        """`on_rotation(member, reason, recent)` is called when a worker enters or leaves the
+        rotation, `on_answer(member, answered)` as `HealthChecker` says. `recent`: of one that is
+        ejected, what it and all others had since it came."""
         self._on_rotation = on_rotation
-        port = port_of(config.listeners)
-        super().__init__(
-            loop, reactor, config, timers, fd_budget, log, self._make_pool(config), port
-        )
+        self.wanted = config
+        super().__init__(loop, reactor, config, timers, fd_budget, log, self._make_pool(config))
         self.outlier_detection = OutlierDetection(config.ejection, timers.now)
         self.dispatcher = Dispatcher(self) if config.scheme == "handoff" else None
         self.overload = Overload(self)
         self.filter_chain = FilterChain(self, self.overload, self.dispatcher)
         self.listeners = self.overload.listeners = self._make_listeners()
+        self._port = 0
+        self._update_port()
         self.health_checker = HealthChecker(
             self.pool,
-            config.health,
             self.counters,
             clock=monotonic,
             probe=self._probe(),
@@ -84,6 +91,7 @@ class Service(HttpContext):
             random=random,
             on_change=self._rotation_changed,
             on_panic=self._panic_changed,
+            on_waiting=self._member_waits,
             per_worker=config.limits.per_worker,
         )
 
@@ -98,40 +106,125 @@ class Service(HttpContext):
             None if self.dispatcher is None else self.dispatcher.flush,
         )
 
+    # -- its configuration
+
+    def configure(self, config: ServiceConfig) -> None:
+        """Take another configuration, of the same scheme and mode, for connections and requests
+        that come from now on. What is in flight may see old settings or new ones.
+
+        Its listeners, its members, their checks and its access log are not changed by this.
+        """
+        self.wanted = config
+        if config.tls and not (self.config.tls or self.filter_chain.has_certificates):
+            # Until then its clients go on to speak as they do.
+            config = config.model_copy(update={"tls": False, "verifies": False})
+        before = self.config
+        super().configure(config)
+        limit = config.limits.per_worker
+        self.pool.configure(config.balance, config.health, config.ejection, limit, self.timers.now)
+        self.outlier_detection.configure(config.ejection)
+        if self.dispatcher is not None:
+            self.dispatcher.configure()
+        self.overload.configure()
+        if _rewriting(config) != _rewriting(before):
+            self.rewriter = rewriter_for(config, self._port)
+        self._tell_clients(before)
+        self.filter_chain.configure()
+        self.listeners.configure(self.filter_chain.first_filter, config.timeouts.queue)
+        self.capacity_changed()
+        self.serve_queue_soon()
+
+    def _tell_clients(self, before: ServiceConfig) -> None:
+        """Tell those that are open of what they have kept of the configuration before."""
+        config, timeouts = self.config, before.timeouts
+        speaks_otherwise = _speech(config) != _speech(before)
+        rewrites_otherwise = _rewriting(config) != _rewriting(before)
+        if speaks_otherwise or rewrites_otherwise or config.timeouts != timeouts:
+            for client in tuple(self.clients):
+                if speaks_otherwise:
+                    client.retire()
+                elif rewrites_otherwise:
+                    client.use_rewriter(self.rewriter)
+                client.timeouts_changed(timeouts)
+        for relay in self.relays.values():
+            if isinstance(relay, ClientHalf):
+                relay.idle_timeout = config.timeouts.tunnel
+
+    def certificates_changed(self) -> None:
+        """A set of certificates is complete: it may be the first one."""
+        if self.config.tls != self.wanted.tls:
+            self.configure(self.wanted)
+        self._start_listeners()
+
+    def start(self) -> None:
+        """Accept from now on, if it has all that it needs for that."""
+        self._accepting = True
+        self._start_listeners()
+
+    def _start_listeners(self) -> None:
+        if self._accepting and not (self.config.tls and not self.filter_chain.has_certificates):
+            self.listeners.start()
+
+    def listen(self, listener: socket.socket) -> None:
+        """Accept from this socket as well, which is ours from now on."""
+        self.listeners.add(listener)
+        self._update_port()
+
+    def keep_newest_listeners(self, count: int) -> None:
+        """Close the listeners but the newest ones; what waits in their queues is accepted."""
+        self.listeners.keep_newest(count)
+        self._update_port()
+
+    def _update_port(self) -> None:
+        """The port that clients connect to may have changed. Those that are there had another."""
+        if self._port != self.listeners.port:
+            self._port = self.listeners.port
+            self.rewriter = rewriter_for(self.config, self._port)
+
     def add_member(self, target: Target) -> Member:
-        """Add a worker while the service runs. ValueError: its slot is taken."""
+        """Add a worker while the service runs. ValueError: it is there already."""
         member = self.pool.add(target)
         if target.address:
-            self.addresses[target.slot] = socket_address(parse_address(target.address))
+            self.addresses[target.member] = socket_address(parse_address(target.address))
         if self.dispatcher is not None:
             self.dispatcher.add(member)
         self.health_checker.add(member)
         return member
 
-    def remove_member(self, slot: int) -> None:
-        """Remove a worker while the service runs: its process is gone, or has been drained."""
-        self.health_checker.remove(slot)
-        member = self.pool.remove(slot)
-        self.connections.drop(slot)
-        self.addresses.pop(slot, None)
+    def remove_member(self, number: int) -> None:
+        """Remove a worker for good: its process is gone, or has been drained."""
+        self.health_checker.remove(number)
+        member = self.pool.remove(number)
+        self.connections.drop(number)
+        self.addresses.pop(number, None)
         if self.dispatcher is not None:
             self.dispatcher.remove(member)
+        self.counters.keep_only(self.pool.members)
 
-    def hold_member(self, slot: int, reason: str) -> None:
+    def configure_checks(self, targets: Sequence[Target]) -> None:
+        """Check these members as their targets, or else the service's configuration, say. A worker
+        may keep what it was added with: it is about to be replaced, and its successor has the
+        new settings."""
+        for target in targets:
+            if self.pool.has(target.member):
+                self.pool.set_health(target.member, target.health or self.config.health)
+        self.health_checker.configure(self._probe())
+
+    def hold_member(self, number: int, reason: str) -> None:
         """The worker may hang: it gets nothing new, and what it has not taken goes to others."""
-        self.pool.hold(slot, reason)
+        self.pool.hold(number, reason)
         if self.dispatcher is not None:
-            self.dispatcher.take_back(self.pool.member(slot))
+            self.dispatcher.take_back(self.pool.member(number))
 
-    def release_member(self, slot: int) -> None:
+    def release_member(self, number: int) -> None:
         """The worker answers again."""
-        self.pool.release(slot, monotonic())
+        self.pool.release(number, monotonic())
         # Its checks may have failed meanwhile: it should not wait for the next one.
-        self.health_checker.check_now(slot)
+        self.health_checker.check_now(number)
 
-    def set_address(self, slot: int, address: str) -> None:
-        """The slot's new process listens at another address."""
-        self.addresses[slot] = socket_address(parse_address(address))
+    def set_address(self, number: int, address: str) -> None:
+        """The worker's new process listens at another address."""
+        self.addresses[number] = socket_address(parse_address(address))
 
     def _probe(self) -> Probe | None:
         """How to check a worker where its address alone is not enough; None: it is enough."""
@@ -140,8 +233,8 @@ class Service(HttpContext):
         return self._probe_with_proxy_header if self.proxy_version else None
 
     async def _probe_with_proxy_header(self, member: Member) -> ProbeResult:
-        address = self.addresses[member.slot]
-        path = self.config.health.path
+        address = self.addresses[member.number]
+        path = member.health.path
         return await with_proxy_header(address, member.address, self.proxy_version, path)
 
     # -- hooks of the context
@@ -172,11 +265,24 @@ class Service(HttpContext):
     # -- events of the whole service
 
     def _rotation_changed(self, member: Member, reason: str) -> None:
-        self._on_rotation(member, reason)
+        self._on_rotation(member, reason, self._recent(member))
         if member.state is not MemberState.UP:
-            self.connections.drop(member.slot)
+            self.connections.drop(member.number)
         elif self.queue:
             self.serve_queue_soon()
+
+    def _recent(self, member: Member) -> Recent:
+        """Only of workers: nobody rolls out upstreams, and there may be a thousand of them."""
+        if not member.is_upstream:
+            if member.state is MemberState.EJECTED:
+                requests = self._requests_by_member()
+                return self.outlier_detection.compared(member, requests, self.timers.now)
+            if member.state is MemberState.UP:
+                self.outlier_detection.entered(member, self._requests_by_member)
+        return []
+
+    def _member_waits(self, member: Member, reason: str) -> None:
+        self._on_rotation(member, reason, [])
 
     def _panic_changed(self, in_panic: bool) -> None:
         self.counters.panic = int(in_panic)
@@ -197,7 +303,7 @@ class Service(HttpContext):
         self.error_log.tick(now)
         self.connections.tick(now)
         counts = self.counters
-        self.retry_budget.count_requests(sum(counts.total.counts), now)
+        self.retry_budget.count_requests(counts.ended(), now)
         if self.outlier_detection.is_due(now) and (
             worst := self.outlier_detection.worst(self._requests_by_member(), now)
         ):
@@ -212,14 +318,33 @@ class Service(HttpContext):
             if isinstance(owner, Exchange) and isinstance(relay, ClientHalf):
                 relay.close_if_worker_ended()
 
+    def pool_rows(self) -> list[dict[str, Any]]:
+        """The members as plain values, each with its requests so far, those of them that it
+        failed, and how many took how long (by bucket, of those that ended)."""
+        requests, durations = self._requests_by_member(), self.counters.durations
+        rows = self.pool.snapshot()
+        for row, member in zip(rows, self.pool.members, strict=True):
+            row["requests"], row["failed"] = requests[member], member.total_failures
+            row["durations"] = durations[member].counts if member in durations else []
+        return rows
+
     def _requests_by_member(self) -> dict[Member, int]:
         """The number of requests or connections of each worker since the start, failed or not."""
         counts, members = self.counters, self.pool.members
         if self.config.mode == "http" and self.dispatcher is None:
-            ended = counts.by_slot()
-            return {member: ended[member.slot] + member.retried_elsewhere for member in members}
+            ended = counts.by_worker()
+            return {member: ended[member] + member.retried_elsewhere for member in members}
         # `worker_connections` has only those that were established: failed ones are added.
-        return {m: counts.worker_connections[m.slot] + m.total_failures for m in members}
+        return {m: counts.worker_connections[m] + m.total_failures for m in members}
+
+    def close(self) -> None:
+        """It was removed, and its time is over: nothing of it is left open but clients whose
+        connection is about to end. Nobody is told any more."""
+        self._on_rotation = _ignore
+        self.overload.rejections.close()
+        for member in self.pool.members:
+            self.remove_member(member.number)
+        self.counters.panic = 0
 
     def drain(self) -> None:
         """Accept no more connections, close idle ones, let the rest finish."""
@@ -228,3 +353,18 @@ class Service(HttpContext):
         self.filter_chain.drain()
         for client in list(self.clients):
             client.stop()
+
+
+def _ignore(member: Member, reason: str, recent: Recent) -> None:
+    pass
+
+
+def _rewriting(config: ServiceConfig) -> tuple[object, ...]:
+    """What requests are rewritten by."""
+    headers = config.limits.headers
+    return config.trusted_proxies, config.forwarding, config.tls, config.verifies, headers
+
+
+def _speech(config: ServiceConfig) -> tuple[object, ...]:
+    """What a connection was accepted with, and cannot change."""
+    return config.tls, config.verifies, config.send_proxy

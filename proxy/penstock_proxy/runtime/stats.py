@@ -7,34 +7,39 @@ often.
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 
-from penstock_proxy.metrics import snapshot
+from penstock_proxy.metrics import Series, merge, series
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.channel.channel import Message
-from penstock_worker.telemetry.access_log import AccessLog
 
 
 def answer(
-    services: Mapping[str, Service],
-    logs: Mapping[str, AccessLog],
+    services: Iterable[Service],
+    departed: Iterable[tuple[str, Series]],
     fd_budget: FdBudget,
     loop: asyncio.AbstractEventLoop,
     lag_s: float,
 ) -> Message:
-    """Metrics and pools as plain values. `lag_s`: how late the loop's last tick was."""
-    for service in services.values():
-        _update_gauges(service)
-    metrics = snapshot(
-        {name: service.counters for name, service in services.items()},
-        fds=_descriptors(fd_budget),
-        loop_lag_s=lag_s,
-        tasks=len(asyncio.all_tasks(loop)),
-        log_dropped={name: log.dropped for name, log in logs.items()},
-    )
-    pools = {name: service.pool.snapshot() for name, service in services.items()}
+    """Metrics and pools as plain values. `lag_s`: how late the loop's last tick was. `departed`:
+    what services have counted, by name, that were removed."""
+    by_name: dict[str, Series] = {}
+    pools = {}
+    for service in services:
+        update_gauges(service)
+        name = service.config.name
+        by_name[name] = series(service.counters, service.error_log.dropped)
+        pools[name] = service.pool_rows()
+    for name, one in departed:
+        by_name[name] = merge((by_name[name], one)) if name in by_name else one
+    metrics = {
+        "fds": _descriptors(fd_budget),
+        "loop_lag_s": lag_s,
+        "tasks": len(asyncio.all_tasks(loop)),
+        "services": by_name,
+    }
     return {"metrics": metrics, "pools": pools}
 
 
@@ -53,7 +58,7 @@ def _descriptors(fd_budget: FdBudget) -> dict[str, int]:
     return kinds
 
 
-def _update_gauges(service: Service) -> None:
+def update_gauges(service: Service) -> None:
     """Bring the gauges of a service up to date."""
     counters = service.counters
     counters.queue = len(service.queue)

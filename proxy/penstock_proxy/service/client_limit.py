@@ -40,6 +40,16 @@ class ClientLimit:
         else:
             del self._counts[key]
 
+    def move(self, before: str, after: str) -> None:
+        """A connection that was counted for one client counts for another, whatever the limit.
+        Empty: for none."""
+        if before != after:
+            if after:
+                key = network_of(after)
+                self._counts[key] = self._counts.get(key, 0) + 1
+            if before:
+                self.release(before)
+
     def count(self, network: str | bytes) -> int:
         """How many connections this client has; it is named as by `network_of`."""
         return self._counts.get(network, 0)

@@ -73,10 +73,19 @@ class ServiceContext:
         """Relayed connections that are open: in mode tcp, and after an upgrade."""
         self.queue = Queue(config.limits, config.timeouts.queue)
         self.addresses = {
-            t.slot: socket_address(parse_address(t.address)) for t in config.targets if t.address
+            t.member: socket_address(parse_address(t.address)) for t in config.targets if t.address
         }
+        """By number of the member."""
         self.proxy_version = _PROXY_VERSIONS[config.send_proxy]
         """Version of the PROXY header that is sent to workers; 0: none is sent."""
+
+    def configure(self, config: ServiceConfig) -> None:
+        """Take another configuration: what is read here at each use is the new one at once."""
+        self.config = config
+        self.timeouts = config.timeouts
+        self.proxy_version = _PROXY_VERSIONS[config.send_proxy]
+        self.retry_budget.configure(config.retries)
+        self.queue.configure(config.limits, config.timeouts.queue)
 
     # -- connections open and close
 

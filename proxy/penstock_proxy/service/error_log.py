@@ -15,7 +15,7 @@ from typing import Final
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.errors import Fault, Side
 from penstock_proxy.http1.parser import RequestLine
-from penstock_proxy.metrics import OTHER, PROXY_SLOT, REJECTIONS, ServiceCounters
+from penstock_proxy.metrics import OTHER, REJECTIONS, ServiceCounters
 from penstock_worker.telemetry.access_log import AccessLog
 
 _LINES_A_TICK: Final = 10
@@ -34,6 +34,7 @@ class ErrorLog:
         "_lines",
         "_service",
         "access_log",
+        "dropped_before",
         "wall_offset",
     )
 
@@ -41,6 +42,9 @@ class ErrorLog:
         self._service = service
         self._counters = counters
         self.access_log = log
+        """It can be exchanged at any time: an entry goes to the log of its moment."""
+        self.dropped_before = 0
+        """Lines that the logs before this one could not write."""
         self._id_prefix = urandom(10).hex().encode()
         self._ids = count()
         self._lines = 0
@@ -54,6 +58,12 @@ class ErrorLog:
         if self.access_log is not None:
             self.access_log.flush()
 
+    @property
+    def dropped(self) -> int:
+        """Lines of the access log that could not be written."""
+        log = self.access_log
+        return self.dropped_before + (0 if log is None else log.dropped)
+
     def next_request_id(self) -> bytes:
         """Unique on this host and in this process; 32 hexadecimal digits."""
         return b"%b%012x" % (self._id_prefix, next(self._ids))
@@ -64,7 +74,7 @@ class ErrorLog:
         """Count and log a request that never became an exchange; `tls`: the access log's field.
         `sent`: bytes of the response's body."""
         self._counters.errors[fault.kind] += 1
-        self._counters.requests[OTHER, fault.status, PROXY_SLOT] += 1
+        self._counters.requests[OTHER, fault.status, None] += 1
         self._log_limited(
             logging.INFO,
             "%s: refused %s with %d: %s",

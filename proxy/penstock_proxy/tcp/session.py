@@ -11,6 +11,7 @@ from typing import Any
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.balancing.retry_budget import MAX_TRIED, Attempts
 from penstock_proxy.errors import (
+    BROKEN_OFF,
     CONNECT_TIMEOUT,
     QUEUE_FULL,
     REJECTED,
@@ -100,7 +101,7 @@ class Session:
         member.active += 1
         service.fd_budget.upstreams += 1
         service.counters.upstreams += 1
-        address = service.addresses[member.slot]
+        address = service.addresses[member.number]
         connecting = connect(service.loop, address, self._connected, self.proxy_header)
         # None may also mean that a refusal has called this again for the next worker.
         if connecting is not None:
@@ -119,7 +120,7 @@ class Session:
         service.timers.disarm(self)
         self.connect_s = monotonic() - self.started
         service.counters.connect.observe(self.connect_s)
-        service.counters.worker_connections[member.slot] += 1
+        service.counters.worker_connections[member] += 1
         if member.consecutive_failures:
             service.pool.succeeded(member)
         half = ClientHalf(
@@ -219,6 +220,8 @@ class Session:
         service.timers.disarm(self)
         if fault in REJECTED:
             service.counters.rejected[fault.kind] += 1
+        else:
+            service.counters.broken_off += 1
         assert self._client is not None
         if isinstance(self._client, Stream):
             self._client.close()
@@ -232,6 +235,7 @@ class Session:
         service = self.service
         if half.outcome != NO_FAULT:
             service.counters.errors[half.outcome] += 1
+            service.counters.broken_off += half.outcome in BROKEN_OFF
         self._record(half.outcome, half.received, half.sent)
 
     def _record(self, termination: str, received: int, sent: int) -> None:
@@ -240,7 +244,7 @@ class Session:
         total_s = monotonic() - self.started
         service.relays.pop(self, None)
         service.client_closed(self.address)
-        service.counters.total.observe(total_s)
+        service.counters.durations[self.member].observe(total_s)
         log = service.error_log
         if log.access_log is not None:
             log.access_log.add(

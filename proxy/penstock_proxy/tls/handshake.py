@@ -191,6 +191,11 @@ class Handshake:
             self._transport.write_eof()
             self._acceptor.timers.arm_in(self, _LINGER_S)
 
+    def move_deadline(self, seconds: float) -> None:
+        """The time for a handshake has changed by so many seconds."""
+        if self._state != _CLOSING:
+            self._acceptor.timers.arm(self, self.deadline + seconds)
+
     def evict(self) -> None:
         """Close this handshake, the oldest, to make room."""
         self._abort("displaced")
@@ -255,9 +260,19 @@ class TlsAcceptor:
         """As an ordered set, the oldest first."""
         self._limit = service.config.limits.handshakes
         self.timeout_s = service.timeouts.handshake
+        """Of all in progress."""
         self._builder: ContextsBuilder | None = None
         self.plain_http_answer = _PLAIN_HTTP_ANSWER if service.config.mode == "http" else b""
         """For a client that speaks plain HTTP on this port."""
+
+    def configure(self) -> None:
+        """Act on the service's configuration as it is now, also for handshakes in progress."""
+        before, self.timeout_s = self.timeout_s, self._service.timeouts.handshake
+        self._limit = self._service.config.limits.handshakes
+        if before != self.timeout_s:
+            for handshake in self._in_progress:
+                handshake.move_deadline(self.timeout_s - before)
+        self._evict_beyond_limit()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -281,12 +296,15 @@ class TlsAcceptor:
         """A new set of certificates follows, one by one."""
         self._builder = ContextsBuilder(message)
 
-    def add_certificate(self, message: dict[str, Any]) -> None:
-        """Add one of the set; with the last one the set is used for all new connections."""
+    def add_certificate(self, message: dict[str, Any]) -> bool:
+        """Add one of the set; with the last one the set is used for all new connections. True: it
+        was the last."""
         if self._builder is not None and (contexts := self._builder.add(message)) is not None:
             self._builder = None
             self.contexts = contexts
             self.has_certificates = True
+            return True
+        return False
 
     def accepted(
         self,
@@ -305,10 +323,14 @@ class TlsAcceptor:
         self._in_progress[handshake] = None
         self.timers.arm_in(handshake, self.timeout_s)
         if len(self._in_progress) > self._limit:
+            self._evict_beyond_limit()
+        adopt(self._service.reactor, handshake, stream, self._service.config.limits.buffer)
+
+    def _evict_beyond_limit(self) -> None:
+        while len(self._in_progress) > self._limit:
             oldest = next(iter(self._in_progress))
             del self._in_progress[oldest]
             oldest.evict()
-        adopt(self._service.reactor, handshake, stream, self._service.config.limits.buffer)
 
     def completed(self, handshake: Handshake, connection: TlsConnection) -> None:
         """The handshake has succeeded; the service owns the connection now."""

@@ -1,9 +1,9 @@
 """What follows from the end of a slot's process: the event for its table, the wait, and the words.
 
 Owns who is charged for an exit. The process that its slot keeps alive is charged by the restart
-policy, and is started again, for ever if need be. A successor is charged as well, but only tried
-until it ends too often, or says itself that another try is useless: the old process serves on,
-and is not to blame. A draining process is charged nothing: its slot has another one.
+policy, and is started again, for ever if need be. A successor is not started again: the old process
+serves on, and who wanted it replaced decides about another try. A draining process is not either:
+its slot has another one. Neither is charged.
 
 Must not know the process, or what the event leads to (`lifecycle`). No I/O, no clock.
 """
@@ -28,8 +28,6 @@ class Ended(NamedTuple):
     why: str
     """The same for who asks later; it may be the program's own reason."""
     ready_for_s: float
-    useless: bool
-    """Another try would not help, as the program itself said or its exit shows."""
     postponed: bool
     """The start failed because the supervisor lacked something; the program is not at fault."""
     ends_run: bool
@@ -48,7 +46,7 @@ class AfterExit(NamedTuple):
 
 
 def decide(plan: ChildPlan, end: Ended, policy: RestartPolicy, now: float) -> AfterExit:
-    """Charges the policy of the slot."""
+    """Charges the policy of the child."""
     if end.part == "draining":
         line = f"{end.summary}, before it had finished"
         return AfterExit(LifecycleEvent.NO_RESTART, line=line)
@@ -59,11 +57,12 @@ def decide(plan: ChildPlan, end: Ended, policy: RestartPolicy, now: float) -> Af
         line = f"{end.summary}; trying again in {wait_s:.1f} s"
         return AfterExit(LifecycleEvent.EXITED, wait_s, line=line)
     was_in_crash_loop = policy.in_crash_loop
+    if end.part == "successor":
+        what = "ended" if end.ready_for_s else "does not start"
+        line = f"the successor of {plan.name} {what}: {end.why}"
+        # Whoever wanted it says what becomes of that, with the same reason, and how bad it is.
+        return AfterExit(LifecycleEvent.NO_RESTART, level=logging.INFO, line=line)
     wait = policy.exited(now, end.ready_for_s)
-    if end.part == "successor" and (end.useless or policy.in_crash_loop):
-        policy.forget()
-        line = f"the successor of {plan.name} does not start: {end.why}"
-        return AfterExit(LifecycleEvent.NO_RESTART, level=logging.ERROR, line=line)
     times, restart = policy.recent_exits, plan.restart
     if not policy.in_crash_loop:
         assert wait is not None

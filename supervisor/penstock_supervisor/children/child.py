@@ -6,9 +6,8 @@ does not know other children, or when the run starts and ends. A `ChildObserver`
 """
 
 import logging
-import signal
 import socket
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,26 +23,27 @@ from penstock_supervisor.children.lifecycle import (
     shown,
 )
 from penstock_supervisor.children.plan import ChildPlan
+from penstock_supervisor.children.present_process import PresentProcess
 from penstock_supervisor.children.reported_text import one_line, set_in
 from penstock_supervisor.children.running import LeftBehind, ProcessCallbacks, Running, Spawn
-from penstock_supervisor.children.slot_history import SlotHistory
-from penstock_supervisor.children.stop_times import stop_message
+from penstock_supervisor.children.slot_history import SlotHistory, StartRecord
+from penstock_supervisor.children.stop_times import in_words, stop_message
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.process.spawn import Exit, SpawnError
 from penstock_supervisor.snapshot import Part
 from penstock_worker import contract
-from penstock_worker.channel.channel import Channel
 
 if TYPE_CHECKING:
     from penstock_supervisor.children.observer import ChildObserver
 
 _log = logging.getLogger("penstock.supervisor")
+_STACKS_S: Final = 0.5
+"""How long one that is not ready in time has to write where it stands, before it is killed."""
 _CHANNEL_GRACE_S: Final = 1.0
 """How long a child whose channel has closed may take to exit by itself."""
 
 
-class Child:
+class Child(PresentProcess):
     """A slot, and the process that runs in it at the moment."""
 
     postponed = False
@@ -51,6 +51,8 @@ class Child:
     _next = AfterExit(LifecycleEvent.EXITED)
     """What follows from the last exit."""
     _stops_at_once = False
+    _look: "Future[None] | None" = None
+    """Somebody looks where its process is to be started; it has none as yet."""
 
     def __init__(
         self,
@@ -59,22 +61,20 @@ class Child:
         spawn: Spawn,
         observer: "ChildObserver[Child]",
         after: "Child | None" = None,
+        number: int = 0,
     ) -> None:
-        """`after`: the child that had this slot before."""
-        self.plan = plan
-        self.name = plan.name
-        self.history: SlotHistory = after.history if after else SlotHistory(plan)
+        """`after`: the child that had this slot before. `number`: a worker's, as a member."""
+        self.plan, self.name, self.number = plan, plan.name, number
+        self.history: SlotHistory = after.history if after else SlotHistory()
+        self.starts = StartRecord(plan)
         self.stats: dict[str, Any] = {}
         """Its last answer to STATS."""
         self.stop_s = plan.stop_s
-        self._loop = loop
-        self._spawn_process = spawn
-        self._observer = observer
-        self._lifecycle = Lifecycle(plan.name)
-        self._state_since = loop.time()
-        self._running: Running | None = None
-        self.left_behind = LeftBehind()
-        self._deadline = Deadline(loop, self._on_deadline)
+        self._loop, self._spawn_process, self._observer = loop, spawn, observer
+        self._lifecycle, self._state_since = Lifecycle(plan.name), loop.time()
+        self.left_behind, self._deadline = LeftBehind(), Deadline(loop, self._on_deadline)
+        self._kill_because = ""
+        """Why the next KILL of the table is due."""
         self._why = self._reason = ""
         """Text and metric label for the exit that is handled now, or is about to come."""
         self._no_restart = False
@@ -106,36 +106,14 @@ class Child:
     @property
     def age_s(self) -> float | None:
         """Seconds since its process was started; None: there is none."""
-        return None if self._running is None else self._loop.time() - self._running.spawned_at
-
-    @property
-    def pid(self) -> int | None:
-        return None if self._running is None else self._running.pid
-
-    @property
-    def has_channel(self) -> bool:
-        return self._running is not None and self._running.has_channel
-
-    @property
-    def channel(self) -> Channel | None:
-        return None if self._running is None else self._running.channel
-
-    @property
-    def speaks_protocol(self) -> bool:
-        """Its process has sent a message of our protocol, so it answers requests."""
-        return self._running is not None and self._running.speaks_protocol
-
-    @property
-    def links(self) -> tuple[HandoffLink, ...]:
-        """By the slot of the proxy."""
-        return () if self._running is None else self._running.links
+        return None if self.running is None else self._loop.time() - self.running.spawned_at
 
     def seconds_in_state(self) -> float:
         return self._loop.time() - self._state_since
 
     def start(self) -> None:
         """Somebody asks for it, so its earlier exits count no more."""
-        self.history.restart_policy.forget()
+        self.starts.restart_policy.forget()
         self._handle(LifecycleEvent.START)
 
     def start_early(self) -> None:
@@ -159,7 +137,7 @@ class Child:
     def stop_at_once(self, within_s: float) -> None:
         """As `stop`, but it waits for nothing that it serves; also if it is stopping already."""
         self.stop_s, self._stops_at_once = within_s, True
-        self.left_behind.shorten(within_s, self._running)
+        self.left_behind.shorten(within_s, self.running)
         if self.state is State.STOPPING:
             # Not another TERM: it may have removed its handler by now, to exit.
             self.send(stop_message(self.plan, within_s, at_once=True))
@@ -169,31 +147,8 @@ class Child:
     def stop_now(self) -> None:
         """Kill it, and what earlier processes left behind."""
         self.left_behind.kill()
+        self._kill_because = "nobody waits for it any more"
         self._handle(LifecycleEvent.STOP_NOW)
-
-    def signal(self, number: signal.Signals) -> bool:
-        """As `Running.signal`; False: no process. Its exit is handled like any other."""
-        if self._running is None:
-            return False
-        self._running.signal(number)
-        return True
-
-    def dump_stacks(self) -> None:
-        if self._running is not None:
-            self._running.dump_stacks()
-
-    def send(
-        self,
-        message: Any,
-        handle: socket.socket | None = None,
-        on_sent: Callable[[bool], None] | None = None,
-    ) -> bool:
-        """As `Channel.send`; False as well if it has no process."""
-        return self._running is not None and self._running.send(message, handle, on_sent)
-
-    def take_links(self) -> tuple[HandoffLink, ...]:
-        """Take over its links; the caller closes them."""
-        return () if self._running is None else self._running.take_links()
 
     def _handle(self, event: LifecycleEvent) -> None:
         before = self.state
@@ -204,12 +159,14 @@ class Child:
             _log.debug("%s: %s", self.name, self.shown_state.value.replace("_", " "))
             if self.state is State.UP:
                 self._became_ready()
+        if self._look is not None and self.state is not State.STARTING:
+            self._look.cancel()
         self._observer.state_changed(self)
 
     def _became_ready(self) -> None:
-        assert self._running is not None
-        self.history.was_ready = self.history.last_was_ready = True
-        self._running.ready_at = self._state_since
+        assert self.running is not None
+        self.history.was_ready = self.starts.was_ready = self.starts.last_was_ready = True
+        self.running.ready_at = self._state_since
         _log.info("%s is ready after %.1f s (pid %s)", self.name, self.age_s, self.pid)
         self._observer.event(self, "listening", text=str(self.plan.address or ""))
 
@@ -217,38 +174,57 @@ class Child:
 
     def _spawn(self) -> None:
         self._why, self._reason, self._no_restart, self.postponed = "", "", False, False
-        self.history.last_was_ready = False
+        self.starts.last_was_ready = False
+        self._look = self._observer.look_for_directory(self)
+        if self._look is None:
+            self._spawn_process_now()
+        else:
+            self._look.add_done_callback(self._looked)
+
+    def _looked(self, look: Future[None]) -> None:
+        self._look = None
+        if look.cancelled() or self.state is not State.STARTING:
+            self._why = self._why or "it was told to stop before it was started"
+            self._after_exit(f"{self.name} was not started: {self._why}")
+        elif error := look.exception():
+            self._spawn_failed(error)
+        else:
+            # Its own time begins now.
+            self._deadline.arm(self.plan.start_s)
+            self._spawn_process_now()
+            self._observer.state_changed(self)
+
+    def _spawn_process_now(self) -> None:
         callbacks = ProcessCallbacks(
             self._on_exit, self._on_message, self._on_disconnect,
             lambda: self._handle(LifecycleEvent.READY), lambda: self._observer.state_changed(self),
         )  # fmt: skip
         try:
             sockets = self._observer.sockets_for(self)
-            self._running = self._spawn_process(self.plan, sockets, callbacks)
-        except (SpawnError, StartError) as error:
-            key = error.key if isinstance(error, SpawnError) else "listen"
-            self.postponed = isinstance(error, SpawnError) and error.temporary
-            origin = f"{self.plan.config_table}.{key}" if self.plan.config_table else self.name
-            self._why, self._reason = f"{origin}: {error}", "spawn"
+            self.running = self._spawn_process(self.plan, sockets, callbacks)
+            self.starts.last_output = self.running.last_output
+        except (SpawnError, StartError, OSError) as error:
             # Handled like an exit, but only after the remaining commands of this step.
-            self._loop.call_soon(self._spawn_failed)
+            self._loop.call_soon(self._spawn_failed, error)
             return
-        _log.debug("%s: started as pid %d", self.name, self._running.pid)
+        _log.debug("%s: started as pid %d", self.name, self.running.pid)
         self._observer.event(self, "fork")
         self._observer.spawned(self)
 
-    def _spawn_failed(self) -> None:
+    def _spawn_failed(self, error: BaseException) -> None:
+        self.postponed = isinstance(error, SpawnError) and error.temporary
+        self._why, self._reason = diagnosis.not_started(self.plan, error), "spawn"
         self._observer.event(self, "error", text=self._why)
         self._ends_run = self._observer.start_failed(self, self._why)
         self._after_exit(f"{self.name} could not be started: {self._why}")
 
     def _terminate(self) -> None:
         message = stop_message(self.plan, self.stop_s, at_once=self._stops_at_once)
-        if (not self.send(message) or self.plan.role != "proxy") and self._running is not None:
-            self._running.stop(self.stop_s)
+        if (not self.send(message) or self.plan.role != "proxy") and self.running is not None:
+            self.running.stop(self.stop_s)
 
     def _proved(self) -> None:
-        if (policy := self.history.restart_policy).proved():
+        if (policy := self.starts.restart_policy).proved():
             _log.info("%s has left the crash loop: it is ready for %g s", self.name, policy.proof_s)
 
     def _give_up(self) -> None:
@@ -282,9 +258,9 @@ class Child:
             handle.close()
 
     def _on_retire(self, reason: str, traceback: object) -> None:
-        if self._running is None or self._running.retires:
+        if self.running is None or self.running.retires:
             return
-        self._running.retires = True
+        self.running.retires = True
         why = f"{self.name} retires: {reason or 'it gives no reason'}"
         _log.error("%s%s", why, set_in(traceback))
         self._observer.event(self, "retire", text=reason)
@@ -294,13 +270,12 @@ class Child:
         """Replace the process: with a successor first if it is ready, else by a restart."""
         if self.state is State.UP:
             self._observer.replacement_needed(self, reason, why)
-        elif self.state is State.STARTING and self._running is not None:
-            self._why = why
-            self._running.signal(signal.SIGKILL)
+        elif self.state is State.STARTING and self.running is not None:
+            self.running.kill(f"it {unnamed(why, self.name)}")
 
     def _on_disconnect(self, fault: str) -> None:
         """The channel was closed. A proxy, or a worker with our code, cannot be controlled now."""
-        running = self._running
+        running = self.running
         assert running is not None
         self._observer.event(self, "disconnect", text=fault)
         if fault:
@@ -309,49 +284,63 @@ class Child:
         if self.state is State.STOPPING:
             return
         if self.plan.role == "proxy":
-            self._loop.call_later(_CHANNEL_GRACE_S, running.signal, signal.SIGKILL)
+            self._loop.call_later(_CHANNEL_GRACE_S, running.kill, "it has no channel any more")
         elif fault or self.plan.runs_our_code:
             wait_s = 0.0 if fault else _CHANNEL_GRACE_S
             why = f"{self.name} has no channel any more: {fault or 'it closed it'}"
             self._loop.call_later(wait_s, self._replace_unreachable, running, why)
 
     def _replace_unreachable(self, running: Running, why: str) -> None:
-        if self._running is running:
+        if self.running is running:
             self._replace("channel", why)
 
     def _on_deadline(self) -> None:
         if self.state is State.STARTING:
-            inodes = () if self._running is None else self._running.inodes
-            self._why = diagnosis.missed_deadline(self.plan, self.pid, inodes)
+            if self._shows_stacks():
+                return
+            inodes = () if self.running is None else self.running.inodes
+            self._why = diagnosis.missed_deadline(self.plan, self.pid, inodes) + self.place
             self._reason = "start_timeout"
+            self._kill_because = f"it was not ready within {self.plan.start_s:g} s"
             self._ends_run = self._observer.start_failed(self, self._why)
             if not self._ends_run:
-                _log.error("%s", self._why)
+                # Of a successor it is told by who wants it.
+                level = logging.INFO if self.part == "successor" else logging.ERROR
+                _log.log(level, "%s", self._why)
         elif self._lifecycle.waits_for_start and not self.postponed:
             self.history.restarts[self._reason] += 1
         elif self.state is State.STOPPING:
-            _log.warning("%s did not leave within %g s and is killed", self.name, self.stop_s)
+            late = f"did not leave within {in_words(self.stop_s)}"
+            self._kill_because = f"it {late}"
+            _log.warning("%s %s and is killed", self.name, late)
         self._handle(LifecycleEvent.DEADLINE)
 
+    def _shows_stacks(self) -> bool:
+        """Is it to write where it stands first? Each process once."""
+        if self.running is None or self.running.has_shown_stacks or not self.dump_stacks():
+            return False
+        self._deadline.arm(_STACKS_S)
+        return True
+
     def _on_exit(self, end: Exit) -> None:
-        running = self._running
+        running = self.running
         assert running is not None
         running.read_pending()
         # Now, while it still has its pid.
-        killed_by = "" if end.signal is None else str(end)
-        self._observer.event(self, "exit", code=end.status, signal=killed_by)
+        by, because = str(end) if end.signal else "", diagnosis.killed(end, running.killed_because)
+        text = f"{end.described}{because}"
+        self._observer.event(self, "exit", code=end.status, signal=by, text=text)
+        self._count_exit(end)
         self._observer.exited(self)
         self.left_behind.close(running)
-        self._running = None
-        self.history.last_exit = str(end)
-        self.history.exits[self.history.last_exit.removeprefix("status ")] += 1
+        self.running = None
         if self.state is State.STOPPING:
-            _log.info("%s %s", self.name, end.described)
-            self.history.last_exit_reason = f"{end.described} after it was told to stop"
+            _log.info("%s %s", self.name, text)
+            self._note_end(f"{text} after it was told to stop")
             self._handle(LifecycleEvent.EXITED)
             return
         now = self._loop.time()
-        summary = f"{self.name} {end.described} after {now - running.spawned_at:.1f} s"
+        summary = f"{self.name} {end.described} after {now - running.spawned_at:.1f} s{because}"
         hint, useless = diagnosis.exit_hint(self.plan, end.status, running.ready_at is not None)
         summary, self._no_restart = summary + hint, self._no_restart or useless
         if self.state is not State.LATE:
@@ -367,17 +356,28 @@ class Child:
             self._ends_run = self._observer.start_failed(self, self._why)
         self._after_exit(summary, 0.0 if running.ready_at is None else now - running.ready_at)
 
+    def _count_exit(self, end: Exit) -> None:
+        self.history.exits[str(end).removeprefix("status ")] += 1
+        self.starts.last_exit = str(end)
+        if self.part != "successor":
+            # Of a newcomer that failed, the worker that stays would be shown with its exit.
+            self.history.last_exit = str(end)
+
+    def _note_end(self, reason: str) -> None:
+        self.starts.why_ended = reason
+        if self.part != "successor":
+            self.history.last_exit_reason = reason
+
     def _after_exit(self, summary: str, ready_for_s: float = 0.0) -> None:
         """The process is gone, or was not started."""
-        self.history.last_exit_reason = unnamed(self._why, self.name)
+        self._note_end(unnamed(self._why, self.name))
         if self.state is State.STOPPING:
             self._handle(LifecycleEvent.EXITED)
             return
         end = Ended(
-            self.part, summary, self._why, ready_for_s,
-            useless=self._no_restart, postponed=self.postponed, ends_run=self._ends_run,
-        )  # fmt: skip
-        self._next = decide(self.plan, end, self.history.restart_policy, self._loop.time())
+            self.part, summary, self._why, ready_for_s, self.postponed, ends_run=self._ends_run
+        )
+        self._next = decide(self.plan, end, self.starts.restart_policy, self._loop.time())
         if self._next.line:
             _log.log(self._next.level, "%s", self._next.line)
         self._handle(self._next.event)
@@ -386,12 +386,12 @@ class Child:
 _EXECUTE: Final[dict[Command, Callable[[Child], object]]] = {
     Command.SPAWN: Child._spawn,
     Command.TERMINATE: Child._terminate,
-    Command.KILL: lambda child: child.signal(signal.SIGKILL),
+    Command.KILL: lambda child: child.kill(child._kill_because),
     Command.ARM_START: lambda child: child._deadline.arm(child.plan.start_s),
     Command.ARM_KILL: lambda child: child._deadline.arm(child.stop_s),
     Command.ARM_BACKOFF: lambda child: child._deadline.arm(child._next.wait_s),
     Command.ARM_RETRY: lambda child: child._deadline.arm(child._next.wait_s),
-    Command.ARM_PROOF: lambda child: child._deadline.arm(child.history.restart_policy.proof_s),
+    Command.ARM_PROOF: lambda child: child._deadline.arm(child.starts.restart_policy.proof_s),
     Command.PROVED: Child._proved,
     Command.DISARM: lambda child: child._deadline.disarm(),
     Command.JOIN: lambda child: child._observer.joined(child),

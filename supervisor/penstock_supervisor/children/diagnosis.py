@@ -1,13 +1,21 @@
-"""Explains in one line, for the author of a program, why its worker is not ready."""
+"""Explains in one line, for the author of a program, why its worker is not ready, or has ended."""
 
+from signal import SIGKILL
 from typing import Final
 
 from penstock_supervisor.children import readiness
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.kernel.listening_processes import describe_holder
 from penstock_supervisor.listeners.worker_ports import is_free
+from penstock_supervisor.process.spawn import Exit, SpawnError
 
 _FOREGROUND: Final = 'a server has to run in the foreground here, as nginx does with "daemon off;"'
+
+
+def not_started(plan: ChildPlan, error: BaseException) -> str:
+    """Why it has no process: the key of the configuration that is at fault, and what is wrong."""
+    key = error.key if isinstance(error, SpawnError) else "listen"
+    return f"{plan.config_table}.{key}: {error}" if plan.config_table else f"{plan.name}: {error}"
 
 
 def missed_deadline(plan: ChildPlan, pid: int | None, inherited_inodes: tuple[int, ...]) -> str:
@@ -52,6 +60,14 @@ def exit_hint(plan: ChildPlan, status: int | None, was_ready: bool) -> tuple[str
         where = f"where {describe_holder(port)} listens on {plan.address}"
         return f": it went into the background, {where}; {_FOREGROUND}", True
     return ("" if was_ready else f"; {_FOREGROUND}"), False
+
+
+def killed(end: Exit, because: str) -> str:
+    """Who killed it, to follow "was killed by SIGKILL"; empty for any other end. `because`: why it
+    was killed from here; empty: it was not."""
+    if end.signal != SIGKILL:
+        return ""
+    return f", as {because}" if because else ", and not from here (out of memory?)"
 
 
 def _addresses(pid: int | None, ignored_inodes: tuple[int, ...]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Events of a run for subscribers, with the names of Node's cluster module.
+"""Events of a run for subscribers, with the names of Node's cluster module, and those of roll-outs.
 
 Owns the subscriptions, and a count of each event in each slot. An event is emitted once, when it
 happens. A slow subscriber does not delay the run: its queue is bounded, and beyond the bound the
@@ -20,11 +20,11 @@ MAX_WAITING: Final = 1024
 
 EventName = Literal[
     "setup", "fork", "online", "listening", "disconnect", "exit", "error", "message", "retire",
-    "giveup",
+    "giveup", "rollout",
 ]  # fmt: skip
 EVENT_NAMES: Final[tuple[EventName, ...]] = (
     "setup", "fork", "online", "listening", "disconnect", "exit", "error", "message", "retire",
-    "giveup",
+    "giveup", "rollout",
 )  # fmt: skip
 Role = Literal["supervisor", "proxy", "worker"]
 
@@ -50,7 +50,8 @@ class Event:
     text: str = ""
     """The reason, for people; of listening: the address."""
     message: Any = None
-    """Of message: the worker's message, any JSON value."""
+    """Of message: the worker's message, any JSON value. Of rollout: what `rollout.records` says of
+    it, as a table."""
     handle: socket.socket | None = None
     """Of message: the socket that came with it. Close it."""
 

@@ -58,14 +58,15 @@ TRANSITIONS: Final[dict[Life, dict[Sign, Life]]] = {
 class Liveness:
     """One process. `hung_s`, `doubt_s`: how long it may be silent; NEVER: for ever."""
 
-    __slots__ = ("_asked", "_doubt_s", "_hung_s", "_least", "_silent_since", "life")
+    __slots__ = ("_asked", "_doubt_s", "_silent_since", "hung_s", "least", "life")
 
     def __init__(self, *, hung_s: float, doubt_s: float = DOUBT_S, least: int = 3) -> None:
-        """`least`: fewer unanswered questions than this are no silence, however long it takes."""
+        """`least`: fewer unanswered questions than this are no silence, however long it takes.
+        It and `hung_s` may be changed at any time."""
         self.life = Life.ALIVE
-        self._hung_s = hung_s
-        self._doubt_s = min(doubt_s, hung_s) if doubt_s < NEVER else NEVER
-        self._least = least
+        self.hung_s = hung_s
+        self._doubt_s = doubt_s
+        self.least = least
         self._silent_since: float | None = None
         self._asked = 0
         """Questions since then."""
@@ -100,6 +101,6 @@ class Liveness:
         if self._silent_since is None:
             return Sign.ANSWER
         silent_s = self.silent_s(now)
-        if self._asked < self._least or silent_s < min(self._doubt_s, self._hung_s):
+        if self._asked < self.least or silent_s < min(self._doubt_s, self.hung_s):
             return None
-        return Sign.LONG_SILENCE if silent_s >= self._hung_s else Sign.SILENCE
+        return Sign.LONG_SILENCE if silent_s >= self.hung_s else Sign.SILENCE

@@ -5,6 +5,7 @@ is a module of its own so that neither side has to know the other.
 """
 
 import socket
+from asyncio import Future
 from typing import Any, Protocol, TypeVar
 
 from penstock_supervisor.children.events import EventName
@@ -16,6 +17,10 @@ C = TypeVar("C", contravariant=True)
 
 class ChildObserver(Protocol[C]):
     """What a child reports to. Only `sockets_for` may raise."""
+
+    def look_for_directory(self, child: C) -> Future[None] | None:
+        """Look where its next process is to be started, and give it another plan if that is
+        elsewhere now. SpawnError. It may be cancelled. None: nobody has to look."""
 
     def sockets_for(self, child: C) -> tuple[int, ...]:
         """Listening sockets for its next process. StartError if a socket cannot be opened."""

@@ -8,6 +8,8 @@ does the writing (`penstock_worker.telemetry.log_writer`). When its queue is ful
 *reading*, and the child blocks in its own write, as it would without a supervisor. A proxy must
 not: it writes in its event loop, and all clients would wait. Its lines are read all the time, and
 lost when the queue is full.
+
+The last lines of each process are kept as well (`last_output`), to be told if it does not start.
 """
 
 import os
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, Protocol
 
+from penstock_supervisor.children.last_output import LastOutput
 from penstock_worker.telemetry.log_writer import LogWriter
 
 MAX_LINE: Final = 16 << 10
@@ -50,13 +53,16 @@ class Capture:
         on_close: Callable[["Capture"], None],
         *,
         can_wait: bool = True,
+        last: LastOutput | None = None,
     ) -> None:
-        """`can_wait`: the child may block in its write, so that no line is lost."""
+        """`can_wait`: the child may block in its write, so that no line is lost. `last` gets each
+        line as well, without the prefix."""
         self._loop = loop
         self._fd = fd
         self._prefix = prefix
         self._writer = writer
         self._can_wait = can_wait
+        self._last = LastOutput() if last is None else last
         self._on_close = on_close
         self._partial_line = b""
         self.closed = False
@@ -82,7 +88,7 @@ class Capture:
         self._pause()
         os.close(self._fd)
         if self._partial_line:
-            self._write(self._prefix + self._partial_line + b"\n")
+            self._write([self._partial_line])
             self._partial_line = b""
         self._on_close(self)
 
@@ -98,7 +104,7 @@ class Capture:
             return 0
         *lines, self._partial_line = split_lines(self._partial_line + data)
         if lines:
-            self._write(b"".join(self._prefix + line + b"\n" for line in lines))
+            self._write(lines)
         if self._must_wait:
             self._pause()
         return len(data)
@@ -107,8 +113,10 @@ class Capture:
     def _must_wait(self) -> bool:
         return self._can_wait and self._writer.full
 
-    def _write(self, lines: bytes) -> None:
-        (self._writer.write if self._can_wait else self._writer.offer)(lines)
+    def _write(self, lines: list[bytes]) -> None:
+        self._last.add(lines)
+        write = self._writer.write if self._can_wait else self._writer.offer
+        write(b"".join(self._prefix + line + b"\n" for line in lines))
 
     def _pause(self) -> None:
         if self._reading:
@@ -154,7 +162,13 @@ class Output:
         return sum(log_writer.dropped for log_writer in self._log_writers)
 
     def capture(
-        self, name: str, stdout: int | None, stderr: int, *, can_wait: bool = True
+        self,
+        name: str,
+        stdout: int | None,
+        stderr: int,
+        *,
+        can_wait: bool = True,
+        last: LastOutput | None = None,
     ) -> tuple[Capture, ...]:
         """Read a child's pipes from now on, and close them; `name` precedes every line."""
         captures = tuple(
@@ -165,6 +179,7 @@ class Output:
                 self._log_writers[stream],
                 self._captures.discard,
                 can_wait=can_wait,
+                last=last,
             )
             for stream, fd in enumerate((stdout, stderr))
             if fd is not None

@@ -12,11 +12,11 @@ No I/O, no clock: ports, the environment and the interpreter's path are argument
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from penstock_proxy.config import ProxyConfig, ServiceConfig, Target
+from penstock_proxy.config import Health, ProxyConfig, ServiceConfig, Target
 from penstock_proxy.net.address import Address
 from penstock_supervisor.config import per_proxy
 from penstock_supervisor.config.model import Config, Restart, Service
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Slot = tuple[str, int]
 """A worker's place in the run: name of the service, and number."""
+MemberKey = tuple[str, int]
+"""An entry in the proxies' pools: name of the service, and number of the member. A worker has a
+number of its own in the whole run; an upstream has that of its place in the list."""
 
 PROXY_START_S: Final = 30.0
 """Not a service's `timeouts.start`, which is for the user's program."""
@@ -55,12 +58,17 @@ class ChildPlan:
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     directory: str | None = None
+    """Where it is started, without links; None: in the supervisor's own directory."""
     runs_our_code: bool
     """It reports readiness over its channel. Other programs are observed from outside."""
     address: Address | None = None
     """Where it has to listen; None: it does not open a port."""
     inherits_listener: bool = False
     """It inherits a listening socket, or a bound one for datagrams."""
+    awaits_accept: bool = field(default=False, compare=False)
+    """It accepts nothing before it is told ACCEPT. See `awaiting_accept`."""
+    listens_at: Address | None = None
+    """Where that socket is bound."""
     link_count: int = 0
     """Number of links over which it gets connections, one from each proxy."""
     inherited_fds: tuple[int, ...] = ()
@@ -75,6 +83,10 @@ class ChildPlan:
     service_stop_s: Mapping[str, float] = field(default_factory=dict)
     """Of a proxy: the time to stop of each service."""
     restart: Restart
+    health: Health | None = None
+    """How a worker is checked."""
+    origin: "Origin | None" = field(default=None, compare=False, repr=False)
+    """What the plan of a worker was made from."""
 
     @property
     def name(self) -> str:
@@ -94,7 +106,7 @@ class WorkerContext:
     environment: Mapping[str, str]
     python: str
     directory: str | None = None
-    """Where programs are started whose service names no directory."""
+    """Where its program is started, without links. None: in the supervisor's own directory."""
     service_address: Address
     """Where the service's clients connect."""
     stdout: int = -1
@@ -102,6 +114,14 @@ class WorkerContext:
     proxies: int = 1
     privileges: "Privileges | None" = None
     """User and capabilities of the workers."""
+
+
+class Origin(NamedTuple):
+    """What the plan of a worker was made from. A process that ended is started again from the
+    same, whatever configuration is in force by then."""
+
+    service: Service
+    context: WorkerContext
 
 
 def worker_plan(
@@ -124,10 +144,11 @@ def worker_plan(
             **_limits_variable(service, slot),
             **_uncaught_variable(service),
         },
-        directory=service.directory or context.directory,
+        directory=context.directory,
         runs_our_code=service.app is not None,
         address=own_address,
         inherits_listener=not service.has_proxy,
+        listens_at=None if service.has_proxy else context.service_address,
         link_count=context.proxies if service.scheme == "handoff" else 0,
         inherited_fds=inherited_fds,
         privileges=context.privileges,
@@ -136,7 +157,52 @@ def worker_plan(
         stop_signal=service.stop_signal,
         stop_to="leader" if service.app is not None else service.stop_to,
         restart=service.restart,
+        health=per_proxy.checks_of(service),
+        origin=Origin(service, context),
     )
+
+
+def awaiting_accept(plan: ChildPlan) -> ChildPlan:
+    """The plan of a worker that accepts only when it is told so, if it can be told: one that
+    accepts by itself, and runs our code."""
+    return replace(plan, awaits_accept=plan.runs_our_code and plan.inherits_listener)
+
+
+def accepting(plan: ChildPlan) -> ChildPlan:
+    """The plan of one that has been told: it accepts at once when it is started again."""
+    return replace(plan, awaits_accept=False)
+
+
+_SETTINGS: Final = ("start_s", "stop_s", "stop_signal", "stop_to", "restart", "health")
+"""What only the supervisor does with a worker. A change of these needs no new process."""
+
+
+def with_settings_of(running: ChildPlan, new: ChildPlan) -> ChildPlan:
+    """The plan of a worker that goes on, with the settings of another configuration."""
+    return replace(running, **{name: getattr(new, name) for name in _SETTINGS})
+
+
+def needs_new_process(old: ChildPlan, new: ChildPlan) -> bool:
+    """Does a worker that was started by the old plan differ from one started by the new one? Which
+    port of its slot it has is no difference."""
+    if old.address is not None and new.address is not None:
+        new = with_address(new, old.address)
+    if old.link_count > new.link_count > 0:
+        # One link too many does no harm.
+        new = with_links(new, old.link_count)
+    return with_settings_of(old, new) != new
+
+
+def with_address(before: ChildPlan, address: Address) -> ChildPlan:
+    """The plan with another port, but otherwise as it was made."""
+    assert before.origin is not None
+    moved = worker_plan(before.origin.service, before.slot, address, before.origin.context)
+    return replace(before, argv=moved.argv, environment=moved.environment, address=moved.address)
+
+
+def with_links(before: ChildPlan, count: int) -> ChildPlan:
+    """The plan with links to so many proxies, but otherwise as it was made."""
+    return replace(before, link_count=count)
 
 
 def proxy_plan(
@@ -159,7 +225,7 @@ def proxy_plan(
         inherited_fds=tuple(listeners),
         privileges=privileges,
         start_s=PROXY_START_S,
-        stop_s=max(stop_s.values()),
+        stop_s=max(stop_s.values(), default=PROXY_START_S),
         service_stop_s=stop_s,
         restart=_proxy_restart(config),
     )
@@ -175,15 +241,15 @@ def proxy_config(
     config: Config,
     slot: int,
     listeners: Mapping[str, Sequence[int]],
-    addresses: Mapping[str, Sequence[Address]],
-    joined: Callable[[str, int], bool],
-    up: Callable[[str, int], bool],
+    upstreams: Mapping[str, Sequence[tuple[int, Address]]],
+    workers: Mapping[str, Sequence[Target]],
+    up: Callable[[MemberKey], bool],
 ) -> ProxyConfig:
     """The configuration that the proxy in this slot gets when it starts.
 
-    `listeners` and `addresses` are by service. `addresses` are those of workers or upstreams,
-    with names resolved. `joined` and `up` are the state of each worker now, so that a proxy that
-    is started later knows which workers it may pick.
+    By service: `listeners`, the member numbers and resolved addresses of `upstreams`, the `workers`
+    that there are now, with their state, so that a proxy that is started later knows which it may
+    pick. `up` says the same of an upstream.
     """
     return ProxyConfig(
         services=tuple(
@@ -194,7 +260,11 @@ def proxy_config(
                 verifies=service.tls.client_certificates != "off",
                 listeners=tuple(listeners[service.name]),
                 scheme="handoff" if service.scheme == "handoff" else "ports",
-                targets=_targets(service, addresses.get(service.name, ()), joined, up),
+                targets=(
+                    _upstream_targets(service, upstreams[service.name], up)
+                    if service.upstreams
+                    else tuple(workers.get(service.name, ()))
+                ),
             )
             for service in config.services
             if service.has_proxy
@@ -202,37 +272,30 @@ def proxy_config(
     )
 
 
-def _targets(
+def _upstream_targets(
     service: Service,
-    addresses: Sequence[Address],
-    joined: Callable[[str, int], bool],
-    up: Callable[[str, int], bool],
+    members: Sequence[tuple[int, Address]],
+    up: Callable[[MemberKey], bool],
 ) -> tuple[Target, ...]:
-    if service.upstreams:
-        return tuple(
-            Target(
-                slot=slot,
-                address=str(address),
-                weight=upstream.weight,
-                joined=True,
-                up=up(service.name, slot),
-            )
-            for slot, (upstream, address) in enumerate(
-                zip(service.upstreams, addresses, strict=True)
-            )
-        )
-    # Without ports a worker joins only when the proxy has its link, which a later message brings.
-    has_ports = service.has_ports
     return tuple(
         Target(
+            member=number,
             slot=slot,
-            address=str(addresses[slot]) if has_ports else "",
-            weight=service.weights[slot] if slot < len(service.weights) else 1,
-            joined=has_ports and joined(service.name, slot),
-            up=has_ports and up(service.name, slot),
+            address=str(address),
+            weight=upstream.weight,
+            joined=True,
+            up=up((service.name, number)),
+            upstream=True,
         )
-        for slot in range(service.workers)
+        for slot, (upstream, (number, address)) in enumerate(
+            zip(service.upstreams, members, strict=True)
+        )
     )
+
+
+def worker_weight(service: Service, slot: int) -> int:
+    """Its share of the requests, compared with that of the others."""
+    return service.weights[slot] if slot < len(service.weights) else 1
 
 
 def _command(service: Service, address: Address, python: str) -> tuple[str, ...]:

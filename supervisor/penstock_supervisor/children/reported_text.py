@@ -7,22 +7,30 @@ set in, as no line of our own is. Must not know what they are for. No I/O.
 
 from typing import Final
 
+from penstock_worker.telemetry.printable import printable
+
 _MAX: Final = 16 << 10
 """Characters that are taken."""
+_HEAD: Final = 140
+_TAIL: Final = 60
+"""Characters of a long line that are shown: it begins with what it is about, and ends with the
+rest of an error."""
 
 
 def one_line(value: object) -> str:
     """As a single line; what cannot be printed is escaped."""
     text = " ".join(str(value)[:_MAX].split())
-    return "".join(map(_printable, text))
+    return printable(text)
 
 
 def set_in(value: object) -> str:
     """Each line below the one that it explains, or empty."""
     lines = str(value)[:_MAX].rstrip().splitlines()
-    return "".join(f"\n    {''.join(map(_printable, line))}" for line in lines)
+    return "".join(f"\n    {printable(line)}" for line in lines)
 
 
-def _printable(character: str) -> str:
-    is_fit = character.isprintable() or character == "\t"
-    return character if is_fit else character.encode("unicode_escape").decode()
+def shortened(line: str) -> str:
+    """A line that a person can read: a long one without its middle."""
+    if len(line) <= _HEAD + _TAIL:
+        return line
+    return f"{line[:_HEAD]} … {line[-_TAIL:]}"

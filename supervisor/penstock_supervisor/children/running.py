@@ -18,8 +18,10 @@ from signal import Signals
 from typing import Any, Final, NamedTuple
 
 from penstock_supervisor.children import readiness
+from penstock_supervisor.children.last_output import LastOutput
 from penstock_supervisor.children.output import Capture, Output
 from penstock_supervisor.children.plan import ChildPlan
+from penstock_supervisor.kernel.process_state import catches, is_stopped
 from penstock_supervisor.process.child_signals import HARMLESS
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.process.privileges import UNCHANGED
@@ -56,6 +58,7 @@ class Running:
         plan: ChildPlan,
         process: Process,
         captures: tuple[Capture, ...],
+        last_output: LastOutput,
         channel_end: socket.socket,
         links: tuple[HandoffLink, ...],
         inodes: tuple[int, ...],
@@ -70,16 +73,24 @@ class Running:
         self.inodes = inodes
         """Of its inherited listening sockets. Descriptors would not do: the run may close them,
         and their numbers are used again."""
+        self._is_disconnected = False
+        """The end of its channel was reported, which happens once."""
         self.speaks_protocol = False
         """It has sent a message of our protocol, so it answers requests."""
+        self.killed_because = ""
+        """Why it was killed from here; empty: it was not."""
         self.retires = False
         """It has asked to be replaced. Once is enough."""
+        self.has_shown_stacks = False
+        """It was asked to write its stacks."""
         self.spawned_at = loop.time()
         self.ready_at: float | None = None
         self._process = process
         self._stop_s = plan.stop_s
         self._runs_our_code = plan.runs_our_code
         self._captures = captures
+        self.last_output = last_output
+        """What its pipes brought last, also when it has ended."""
         self._callbacks = callbacks
         # A proxy gets all links at once when it starts. As our own program it is trusted with it.
         max_handles = _MAX_PROXY_HANDLES if plan.role == "proxy" else MAX_HANDLES
@@ -103,6 +114,11 @@ class Running:
         """It has ended, and something that it had started has not."""
         return self._process.has_remaining_group
 
+    def use_settings(self, plan: ChildPlan) -> None:
+        """From now on it is stopped as this plan says."""
+        self._stop_s = plan.stop_s
+        self._process.use_settings(Signals[plan.stop_signal], plan.stop_to, plan.stop_s)
+
     def stop(self, within_s: float) -> None:
         """As TERM, but it and what it started have so long."""
         self._process.stop(within_s)
@@ -115,11 +131,20 @@ class Running:
         else:
             self._process.signal(number)
 
-    def dump_stacks(self) -> None:
-        """Have a worker that runs our runtime, and was ready, write its stacks to stderr."""
-        if self._runs_our_code and self.ready_at is not None:
-            # To itself alone: what it has started has no handler, and would end.
-            self._process.signal_leader(contract.DUMP_STACKS_SIGNAL)
+    def kill(self, why: str) -> None:
+        """Kill its process group. `why` is said of its end, after "as"."""
+        self.killed_because = self.killed_because or why
+        self._process.signal(Signals.SIGKILL)
+
+    def dump_stacks(self) -> bool:
+        """Have a worker that runs our runtime write its stacks to stderr. False: it cannot yet."""
+        number = contract.DUMP_STACKS_SIGNAL
+        if not self._runs_our_code or is_stopped(self.pid) or not catches(self.pid, number):
+            return False
+        self.has_shown_stacks = True
+        # To itself alone: what it has started has no handler, and would end.
+        self._process.signal_leader(number)
+        return True
 
     def shorten_group(self, within_s: float) -> None:
         """What is left of its group, now or when it has ended, has no longer than this."""
@@ -144,10 +169,14 @@ class Running:
         return links
 
     def read_pending(self) -> None:
-        """Read what an ended process left in its pipes and its channel."""
+        """Read what an ended process left in its pipes and its channel. Its channel has ended then:
+        that is reported now, because what follows is its exit."""
         for capture in self._captures:
             capture.drain()
         self.channel.read_pending()
+        # Also if something that it started still has the other end. The end of the channel itself
+        # is reported only in the loop's next turn, and by then it is closed here.
+        self._on_disconnect()
 
     def close(self) -> None:
         """Close links and channel, and stop waiting for readiness. The pipes stay open until they
@@ -171,6 +200,9 @@ class Running:
         self._callbacks.on_message(message, handle)
 
     def _on_disconnect(self) -> None:
+        if self._is_disconnected:
+            return
+        self._is_disconnected = True
         self._callbacks.on_disconnect(self.channel.fault)
 
 
@@ -231,12 +263,14 @@ def spawn(
         )
         our_ends.pop_all()
     # A worker blocks in a write as it would without a supervisor; a proxy must not.
+    last = LastOutput()
     captures = output.capture(
-        plan.name, process.stdout, process.stderr, can_wait=plan.role != "proxy"
+        plan.name, process.stdout, process.stderr, can_wait=plan.role != "proxy", last=last
     )
     return Running(
-        plan, process, captures, channel_end, links, inodes, callbacks, loop=loop, tasks=tasks
-    )
+        plan, process, captures, last, channel_end, links, inodes, callbacks,
+        loop=loop, tasks=tasks,
+    )  # fmt: skip
 
 
 def _open_channel_and_links(
@@ -262,6 +296,8 @@ def _exec_spec(plan: ChildPlan, sockets: tuple[int, ...], child_fds: list[int]) 
     environment = {**plan.environment, contract.CHANNEL_FD: str(child_fds[0])}
     if plan.link_count:
         environment[contract.LINK_FD] = ",".join(map(str, child_fds[1:]))
+    if plan.awaits_accept:
+        environment[contract.AWAIT_ACCEPT] = "1"
     return ExecSpec(
         plan.argv,
         environment,

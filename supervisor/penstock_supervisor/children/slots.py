@@ -2,15 +2,19 @@
 
 A slot has one worker, or several while one replaces another. The *current* one is the worker
 that the slot keeps alive. A *successor* is started to replace it, and becomes current when it is
-ready. A *draining* one was current; it finishes its connections and exits. This is the only list
-of children. Slots can be added and removed while the run lasts.
+in every rotation. A *draining* one was current; it finishes its connections and exits. This is the
+only list of children. Slots can be added and removed while the run lasts.
+
+A slot says where a worker belongs, and a member key which of the slot's workers it is.
 """
 
+import socket
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
-from penstock_supervisor.children.plan import Slot
+from penstock_supervisor.children.plan import MemberKey, Slot
 from penstock_supervisor.snapshot import Part
 
 
@@ -23,6 +27,8 @@ class Slots:
         self.current: dict[Slot, Child] = {}
         self._successors: dict[Slot, Child] = {}
         self._draining: set[Child] = set()
+        self._by_key: dict[MemberKey, Child] = {}
+        """All workers."""
 
     def children(self) -> Iterator[Child]:
         """Every child, the proxies first."""
@@ -35,6 +41,19 @@ class Slots:
         yield from tuple(self._successors.values())
         yield from tuple(self._draining)
 
+    def of_slot(self, slot: Slot) -> Iterator[Child]:
+        """Every worker of one slot."""
+        return (child for child in self.workers() if slot_of(child) == slot)
+
+    def child_of(self, key: MemberKey) -> Child | None:
+        """The worker that is this member; None: there is none, or no more."""
+        return self._by_key.get(key)
+
+    def send_to(self, key: MemberKey, message: Any, handle: socket.socket | None = None) -> bool:
+        """Send this worker a message. False: it is gone, or what it has not read is too much."""
+        child = self.child_of(key)
+        return child is not None and child.send(message, handle)
+
     def one_per_slot(self) -> Iterator[Child]:
         """Proxies and current workers: one child for each slot, as in the status."""
         yield from self.proxies
@@ -44,6 +63,7 @@ class Slots:
         """Add a slot, with its worker."""
         assert slot_of(child) not in self.current
         self.current[slot_of(child)] = child
+        self._by_key[member_key(child)] = child
 
     def remove(self, slot: Slot) -> tuple[Child, ...]:
         """Remove a slot, and return its workers, which drain until `forget`. The caller stops
@@ -76,23 +96,34 @@ class Slots:
 
     def add_successor(self, child: Child) -> None:
         self._successors[slot_of(child)] = child
+        self._by_key[member_key(child)] = child
 
     def drop_successor(self, child: Child) -> None:
         """Forget a successor that failed; the current worker stays."""
         del self._successors[slot_of(child)]
+        del self._by_key[member_key(child)]
 
-    def take_over(self, successor: Child) -> Child:
-        """Make the successor current; return the previous worker, which drains now."""
+    def has_others(self, slot: Slot) -> bool:
+        """Is there a process beside the current one: a successor, or one that drains?"""
+        return slot in self._successors or any(slot_of(one) == slot for one in self._draining)
+
+    def take_over(self, successor: Child) -> Child | None:
+        """Make the successor current; return the previous worker, which drains now. None: the slot
+        is new."""
         slot = slot_of(successor)
         if self.is_successor(successor):
             del self._successors[slot]
-        before, self.current[slot] = self.current[slot], successor
-        self._draining.add(before)
+        before = self.current.get(slot)
+        self.current[slot] = successor
+        self._by_key[member_key(successor)] = successor
+        if before is not None:
+            self._draining.add(before)
         return before
 
     def forget(self, draining: Child) -> None:
         """Forget a draining worker that has ended."""
         self._draining.discard(draining)
+        self._by_key.pop(member_key(draining), None)
 
     def ever_ready(self, service: str) -> bool:
         """Was any worker of the service ever ready? For "": any proxy."""
@@ -102,7 +133,7 @@ class Slots:
     def has_started(self) -> bool:
         """Every service has been ready, and every slot has been ready or is in a crash loop."""
         return all(
-            (child.history.was_ready or child.history.restart_policy.in_crash_loop)
+            (child.history.was_ready or child.starts.restart_policy.in_crash_loop)
             and self.ever_ready(child.plan.service)
             for child in self.one_per_slot()
         )
@@ -120,3 +151,7 @@ def _all_given_up(children: Collection[Child]) -> bool:
 
 def slot_of(child: Child) -> Slot:
     return child.plan.service, child.plan.slot
+
+
+def member_key(child: Child) -> MemberKey:
+    return child.plan.service, child.number

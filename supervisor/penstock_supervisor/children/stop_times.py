@@ -24,6 +24,11 @@ _WORKER_LEAST_S: Final = 1.0
 """Of a short time at most a half and a quarter are kept for the end."""
 
 
+def in_words(seconds: float) -> str:
+    """Of a time that may be the rest of another one: to a tenth of a second."""
+    return f"{round(seconds, 1) or seconds:g} s"
+
+
 def proxy_finish_s(stop_s: float) -> float:
     """Seconds that what is open at a proxy may take, of `stop_s` in all."""
     return stop_s - _proxy_end_s(stop_s)

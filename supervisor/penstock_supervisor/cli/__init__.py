@@ -19,7 +19,8 @@ import click
 from penstock_supervisor import logging_setup
 from penstock_supervisor.cli.check import check
 from penstock_supervisor.cli.compare import compare
-from penstock_supervisor.cli.control import reload, status, stop
+from penstock_supervisor.cli.control import status, stop
+from penstock_supervisor.cli.reload import reload
 from penstock_supervisor.cli.run import run
 from penstock_supervisor.config.loader import ConfigError
 

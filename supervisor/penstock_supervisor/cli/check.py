@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from penstock_supervisor.cli.describe import describe_config
-from penstock_supervisor.config import warnings
+from penstock_supervisor.config import file_trust, warnings
 from penstock_supervisor.config.diagnostics import key_path
 from penstock_supervisor.config.loader import Config, ConfigError, load
 
@@ -33,7 +33,11 @@ def check(files: tuple[Path, ...]) -> int:
             click.echo("\n".join(error.problems), err=True)
             status = 2
         else:
-            for line in (*warnings.check(config, os.geteuid()), *_certificate_warnings(config)):
+            for line in (
+                *warnings.check(config, os.geteuid()),
+                *file_trust.warnings(file, config),
+                *_certificate_warnings(config),
+            ):
                 click.echo(f"{file}: warning: {line}", err=True)
             click.echo(f"{file}: ok: {describe_config(config)}")
     return status

@@ -9,17 +9,18 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 import click
 
 from penstock_proxy.config import Balance
 from penstock_supervisor import logging_setup
 from penstock_supervisor.cli.options import CommandWithProgram, overrides
-from penstock_supervisor.config.loader import Config, inherited_environment, load
+from penstock_supervisor.config import file_trust
+from penstock_supervisor.config.loader import Config, inherited_environment, lasting_path, load
 from penstock_worker.telemetry.log_writer import LogWriter
 
 if TYPE_CHECKING:
@@ -34,6 +35,24 @@ _MISSING: Final = {
 """Signals that other process managers know, and what they would ask for."""
 
 _log = logging.getLogger("penstock.supervisor")
+
+
+class _Origin(NamedTuple):
+    """Where a configuration comes from, so that it can be read again."""
+
+    file: Path | None
+    options: Mapping[str, Any]
+
+    def read(self) -> Config:
+        """As at the start, from what is in the file now. ConfigError. Blocks."""
+        config = load(self.file, self.options, again=True)
+        self.warn(config)
+        return config
+
+    def warn(self, config: Config) -> None:
+        """Log who else could change what root starts."""
+        for line in () if self.file is None else file_trust.warnings(self.file, config):
+            _log.warning("%s: %s", self.file, line)
 
 
 class _Run(CommandWithProgram):
@@ -129,15 +148,19 @@ def run(ctx: click.Context, /, file: Path | None, verbose: int, quiet: int, **op
     penstock run --to 127.0.0.1:9001 --to 127.0.0.1:9002
     penstock run -c configs/ports.toml
 
-    TERM and INT: finish what is being served, then leave; again, or QUIT: at once. HUP replaces
-    the workers one after the other, without losing a request. USR1 reopens the access log.
+    TERM and INT: finish what is being served, then leave; again, or QUIT: at once. HUP reads the
+    configuration anew and replaces workers without losing a request, as penstock reload does. USR1
+    reopens the access log.
     """
-    config = load(file, dict(overrides("run", options, ctx)))
+    given = dict(overrides("run", options, ctx))
+    config = load(file, given)
+    origin = _Origin(None if file is None else lasting_path(file), given)
     with logging_setup.log_thread(verbose - quiet) as log:
-        return asyncio.run(_run(config, log, quiet=quiet > verbose))
+        origin.warn(config)
+        return asyncio.run(_run(config, origin, log, quiet=quiet > verbose))
 
 
-async def _run(config: Config, log: LogWriter, *, quiet: bool) -> int:
+async def _run(config: Config, origin: _Origin, log: LogWriter, *, quiet: bool) -> int:
     # Imported late: `penstock check`, and a configuration with errors, need none of it.
     from penstock_supervisor.cli import banner
     from penstock_supervisor.supervisor import StartError, Supervisor
@@ -148,8 +171,10 @@ async def _run(config: Config, log: LogWriter, *, quiet: bool) -> int:
             log.offer(text.encode(errors="backslashreplace"))
 
     supervisor = Supervisor(
-        config, environment=inherited_environment(), on_started=started, stderr=log
-    )
+        config, environment=inherited_environment(), read_config=origin.read,
+        config_file="" if origin.file is None else str(origin.file), on_started=started,
+        stderr=log,
+    )  # fmt: skip
     loop = asyncio.get_running_loop()
     for number, act in _signal_actions(supervisor).items():
         loop.add_signal_handler(number, act)
@@ -171,8 +196,14 @@ def _signal_actions(supervisor: "Supervisor") -> dict[signal.Signals, Callable[[
     # With a terminal, HUP means that the terminal went away: stop, unless nohup ignores it.
     # Without one it is a request to replace the workers, as for nginx.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        actions[signal.SIGHUP] = supervisor.stop if os.isatty(0) else supervisor.roll
+        actions[signal.SIGHUP] = supervisor.stop if os.isatty(0) else partial(_roll, supervisor)
     return actions
+
+
+def _roll(supervisor: "Supervisor") -> None:
+    # As of a request to the control socket: the log says who wanted the roll-out.
+    _log.info("reload, asked for by HUP")
+    supervisor.roll()
 
 
 def _say_missing(what: str) -> None:

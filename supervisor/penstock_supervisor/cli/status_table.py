@@ -1,13 +1,17 @@
-"""What `penstock status` prints of a run: the rows of `summary` in columns. No I/O."""
+"""What `penstock status` prints of a run: its roll-outs, and the rows of `summary` in columns.
+
+No I/O.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from penstock_supervisor.control import summary
+from penstock_supervisor.control import rollouts, summary
 
 
 def lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"penstock {status['version']}, {summary.heading(status)}"
+    yield from (f"  {line}" for line in rollouts.lines(status))
     yield from _table(summary.proxies(status))
     for name, service in status["services"].items():
         yield f"{name} on {service['listen']} ({service['scheme']}, {service['mode']})"

@@ -88,11 +88,12 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         (When(programs=("app",)),), "no exception of another program is seen here"
     ),
     **dict.fromkeys(
-        ("workers", "env", "directory", "restart", "timeouts.start"),
+        ("workers", "env", "directory", "restart", "rollout.surge", "timeouts.start"),
         _RUN_BY_US,
     ),
     **dict.fromkeys(
-        ("liveness.timeout", "health.restart_after"), _RUN_BY_US._replace(off_values=("0s",))
+        ("liveness.timeout", "health.restart_after", "rollout.watch", "rollout.canary"),
+        _RUN_BY_US._replace(off_values=("0s",)),
     ),
     **dict.fromkeys(
         ("stop_signal", "stop_to"),

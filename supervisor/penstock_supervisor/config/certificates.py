@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from penstock_proxy.tls.contexts import Certificate, Contexts, TlsSettings
 from penstock_supervisor.config.diagnostics import Location, Problem
+from penstock_supervisor.config.file_access import UnusableFileError, read_regular
 from penstock_supervisor.config.model import CertificateFiles, Config, Service
 
 MAX_FILE: Final = 128 << 10
@@ -176,14 +177,9 @@ def _read_file(
 ) -> Any:
     """The parsed file. None if it cannot be used; then the reason is added to `problems`."""
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE + 1)
-        if len(data) > MAX_FILE:
-            why = f"{path} is too large: at most {MAX_FILE >> 10} KiB"
-        else:
-            return parse(data)
-    except OSError as error:
-        why = f"cannot read {path}: {error.strerror}"
+        return parse(read_regular(Path(path), MAX_FILE))
+    except UnusableFileError as error:
+        why = f"cannot read {path}: {error}"
     except TypeError:
         why = f"{path} is encrypted, and nobody is there to ask for its password: decrypt it"
     except _NoPemError as error:

@@ -11,13 +11,14 @@ the configuration would promise something that does not happen.
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from penstock_supervisor.config import rules, users
+from penstock_supervisor.config import file_access, rules, users
 from penstock_supervisor.config.applicability import PROGRAMS
 from penstock_supervisor.config.diagnostics import (
     Problem,
@@ -27,6 +28,7 @@ from penstock_supervisor.config.diagnostics import (
     missing_units,
     unknown_key,
 )
+from penstock_supervisor.config.file_access import why_no_directory
 from penstock_supervisor.config.model import (
     Config,
     PortRange,
@@ -46,15 +48,19 @@ __all__ = [
     "Service",
     "Upstream",
     "inherited_environment",
+    "lasting_path",
     "load",
     "parse_app",
     "run_dir_of",
+    "sudo_caller",
 ]
 
 ROOT_RUN_DIR: Final = Path("/run/penstock")
 LISTEN: Final = "127.0.0.1:8000"
 SERVICE: Final = "web"
 """Name of the service when the command line names no file."""
+MAX_FILE: Final = 1 << 20
+"""Bytes of a configuration file. A thousand services have less."""
 DEMO: Final[Mapping[str, Any]] = {
     "app": "penstock_worker.demo:app",
     "health": {"path": "/healthz"},
@@ -90,15 +96,33 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:
+def load(path: Path | None, overrides: Mapping[str, Any], *, again: bool = False) -> Config:
     """Make a `Config` of a file, if there is one, and of options of the command line.
 
     `overrides` has keys of `OPTIONS`, with values as in a file. They change the only service of
-    a file; a file with several services has to be edited. Raises ConfigError.
+    a file; a file with several services has to be edited. `again`: for a reload. Somebody may be
+    writing the file at that moment, and nobody sits there and ends what hangs: so it cannot be a
+    pipe. Raises ConfigError. Blocks.
     """
     source = _Source(str(path) if path else "", frozenset(overrides))
-    table = _read(path) if path else {"service": {SERVICE: {"listen": LISTEN}}}
+    read = file_access.read_settled if again else file_access.read_given
+    table = _read(path, read) if path else {"service": {SERVICE: {"listen": LISTEN}}}
     return _check(_merge(table, overrides, source), source)
+
+
+def lasting_path(path: Path) -> Path:
+    """An absolute path of a file, which is good for the whole run.
+
+    The directory where we are is named as the user came to it ($PWD). A deploy may swap a link in
+    that name, and then the file behind it is the one that is meant.
+    """
+    if path.is_absolute():
+        return path
+    named = Path(os.environ.get("PWD", ""))
+    with suppress(OSError):
+        if named.is_absolute() and named.samefile("."):
+            return named / path
+    return path.absolute()
 
 
 def run_dir_of(path: Path) -> tuple[str | None, str]:
@@ -107,7 +131,7 @@ def run_dir_of(path: Path) -> tuple[str | None, str]:
     For commands about a run that was started with this file. It may be broken or gone since.
     """
     try:
-        table = _read(path)
+        table = _read(path, file_access.read_regular)
     except ConfigError as error:
         return _find_run_dir(path), error.problems[0]
     value = table.get("run_dir")
@@ -117,8 +141,8 @@ def run_dir_of(path: Path) -> tuple[str | None, str]:
 def _find_run_dir(path: Path) -> str | None:
     """The run_dir in a file that is no TOML: before the first table, in a line of its own."""
     try:
-        text = path.read_bytes().decode(errors="replace")
-    except OSError:
+        text = file_access.read_regular(path, MAX_FILE).decode(errors="replace")
+    except file_access.UnusableFileError:
         return None
     top = re.split(r"(?m)^\s*\[", text, maxsplit=1)[0]
     match = re.search(r"""(?m)^\s*run_dir\s*=\s*(?:"([^"\\\n]*)"|'([^'\n]*)')""", top)
@@ -128,6 +152,12 @@ def _find_run_dir(path: Path) -> str | None:
 def inherited_environment() -> dict[str, str]:
     """Our environment without the variables by which a supervisor configures its worker."""
     return {name: value for name, value in os.environ.items() if name not in SCRUBBED}
+
+
+def sudo_caller() -> tuple[int, ...]:
+    """The id of the user who has called sudo, if anybody has."""
+    uid = os.environ.get("SUDO_UID", "")
+    return (int(uid),) if uid.isascii() and uid.isdecimal() else ()
 
 
 def default_run_dirs() -> tuple[Path, ...]:
@@ -167,11 +197,11 @@ class _Source(NamedTuple):
         return ConfigError(tuple(dict.fromkeys(self.message(problem) for problem in problems)))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, read: Callable[[Path, int], bytes]) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise ConfigError((f"{path}: {error.strerror}",)) from error
+        return tomllib.loads(read(path, MAX_FILE).decode())
+    except file_access.UnusableFileError as error:
+        raise ConfigError((f"{path}: {error}",)) from error
     except UnicodeDecodeError as error:
         raise ConfigError((f"{path}: byte {error.start}: expected UTF-8 text",)) from error
     except RecursionError as error:
@@ -291,7 +321,13 @@ def _check_account(config: Config) -> Iterator[Problem]:
 def _check_directories(service: Service) -> Iterator[Problem]:
     """Missing directories, found now and not by a worker or a proxy later."""
     log, directory = service.access_log, service.directory
-    if log not in ("stdout", "off") and not Path(log).parent.is_dir():
-        yield Problem(("access_log",), expected("a file in a directory that exists", log))
-    if directory is not None and not Path(directory).is_dir():
-        yield Problem(("directory",), expected("a directory that exists", directory))
+    if log not in ("stdout", "off") and (why := why_no_directory(Path(log).parent)):
+        what = "a file in a directory that exists"
+        yield Problem(("access_log",), _missing_directory(what, log, why))
+    if directory is not None and (why := why_no_directory(directory)):
+        yield Problem(("directory",), _missing_directory("a directory that exists", directory, why))
+
+
+def _missing_directory(what: str, path: str, why: str) -> str:
+    # That it does not exist is said already.
+    return expected(what, path) + ("" if why == file_access.NO_DIRECTORY else f": {why}")

@@ -33,6 +33,8 @@ STOP_SIGNALS: Final = (
 )  # fmt: skip
 """Signals that programs take for a request to end; WINCH is Apache's."""
 MIN_LIVENESS_S: Final = 3.0
+MAX_WORKERS: Final = 512
+"""Of one service."""
 MAX_PROXIES: Final = 64
 """Each proxy checks every worker, and with `handoff` has a link to every worker."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
@@ -213,6 +215,20 @@ class Liveness(FrozenModel):
     nobody asks."""
 
 
+class Rollout(FrozenModel):
+    """How workers are replaced when a new version is rolled out."""
+
+    surge: Annotated[Count, Field(le=MAX_WORKERS)] = 1
+    """So many workers of the service are replaced at a time, each beside its old process."""
+    watch: Duration = 5.0
+    """A new worker has to stay in the rotation for so long, beside the old one, before the old
+    one leaves, and has to pass a check at the end of it. One that falls in this time, or does not
+    pass that check within `timeouts.start`, ends the roll-out. 0: nobody watches."""
+    canary: Duration = 0.0
+    """After the first replacement the roll-out waits for so long, and goes on only if the new
+    worker fails no more and is no slower than the others. 0: it does not wait."""
+
+
 class WorkerHealth(Health):
     """Health checks: those of the proxies, and what follows from them here."""
 
@@ -249,7 +265,7 @@ class Service(ProxySettings):
     app: Annotated[str, AfterValidator(parse_app)] | None = None
     command: Annotated[tuple[Text, ...], AfterValidator(_command)] | None = None
     upstreams: tuple[Upstream, ...] = ()
-    workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=512)] = 2
+    workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=MAX_WORKERS)] = 2
     weights: tuple[Weight, ...] = ()
     """By slot."""
     worker_ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
@@ -267,6 +283,7 @@ class Service(ProxySettings):
     on_uncaught: Literal["log", "retire"] = "log"
     """What an exception that no code of the program caught leads to, beside a line in the log."""
     liveness: Liveness = Liveness()
+    rollout: Rollout = Rollout()
     health: WorkerHealth = WorkerHealth()
     tls: Tls = Tls()
 

@@ -44,14 +44,18 @@ def too_small(service: ProxySettings, proxies: int) -> Iterator[Key]:
 def keys_for_proxy(service: ProxySettings, proxies: int, slot: int) -> dict[str, Any]:
     """The keys of `ProxySettings`, with this proxy's share of the divided ones."""
     keys: dict[str, Any] = {key: getattr(service, key) for key in ProxySettings.model_fields}
-    # That of a service has a key of the supervisor's as well.
-    keys["health"] = Health(**{key: getattr(service.health, key) for key in Health.model_fields})
+    keys["health"] = checks_of(service)
     for key, divided in DIVIDED:
         value = _value(service, key)
         if isinstance(value, int):
             portion = max(divided.least, share(value, proxies, slot))
             keys[key[0]] = _with_value(keys[key[0]], key[1:], portion)
     return keys
+
+
+def checks_of(service: ProxySettings) -> Health:
+    """How its workers are checked. The table of a service has a key of the supervisor's as well."""
+    return Health(**{key: getattr(service.health, key) for key in Health.model_fields})
 
 
 def _value(service: ProxySettings, key: Key) -> object:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from penstock_proxy.net.address import parse_address
-from penstock_supervisor.config.model import Config
+from penstock_supervisor.config.model import Config, Service
 
 
 def check(config: Config, uid: int) -> Iterator[str]:
@@ -23,6 +23,22 @@ def check(config: Config, uid: int) -> Iterator[str]:
             f"admin: other machines can reach {config.admin}, which tells everybody "
             "what runs here; 127.0.0.1 would be for this one only"
         )
+    for service in config.services:
+        if in_place := _slots_with_one_port(service):
+            first, last = service.worker_ports or (0, 0)
+            yield (
+                f"service.{service.name}.worker_ports: {first}-{last} has fewer than two ports for "
+                f"each worker: {in_place} of {service.workers} workers are replaced in place, so "
+                "that each of them is away until its successor is ready"
+            )
+
+
+def _slots_with_one_port(service: Service) -> int:
+    """How many workers have no second port, on which a successor could listen beside them."""
+    if not service.has_ports or service.worker_ports is None:
+        return 0
+    first, last = service.worker_ports
+    return max(0, min(service.workers, 2 * service.workers - (last - first + 1)))
 
 
 def _is_local(text: str) -> bool:

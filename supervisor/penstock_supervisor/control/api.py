@@ -5,7 +5,8 @@ do what `penstock stop` does. Owns who may send requests, and the form of the an
 itself carries the requests out (`RunControl`). Apart from signals and the embedding API, nothing
 else changes a run from outside.
 
-    POST /reload                          as HUP: replace all workers, losing nothing
+    POST /reload                          as HUP: read the configuration anew, replace workers;
+                                          see `rollout_api`, as for GET /rollouts
     POST /stop[?now=1]                    as TERM; now: as a second TERM
     POST /reopen                          as USR1: open the access logs anew
     POST /workers/SERVICE/SLOT/replace    one worker, when its successor is ready
@@ -18,56 +19,39 @@ See docs/decisions/0014-control-over-a-private-socket.md.
 import logging
 import os
 import signal
-import socket
-import struct
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
+from penstock_supervisor.control import rollout_api
 from penstock_supervisor.control.admin import Pages
 from penstock_supervisor.control.http_server import Handler
+from penstock_supervisor.errors import NotNowError
+from penstock_supervisor.kernel.peer_credentials import peer_credentials
 
-_UCRED: Final = struct.Struct("iII")
-"""struct ucred: pid, uid, gid."""
 _SIGNALS: Final = {"terminate": signal.SIGTERM, "kill": signal.SIGKILL}
 
 _log = logging.getLogger("penstock.supervisor")
 
 
-class RunControl(Protocol):
-    """What can be changed of a run. False: not possible now."""
+class RunControl(rollout_api.Rollouts, Protocol):
+    """What can be changed of a run."""
 
     def stop(self, *, now: bool = False) -> None: ...
-    def roll(self) -> bool: ...
     def reopen_logs(self) -> None: ...
 
-    def replace(self, service: str, slot: int) -> bool:
-        """KeyError: there is no such slot."""
+    def replace(self, service: str, slot: int) -> None:
+        """KeyError: there is no such slot. NotNowError: why not."""
 
     def signal(self, service: str, slot: int, number: signal.Signals) -> bool:
-        """KeyError: there is no such slot."""
-
-
-class PeerCredentials(NamedTuple):
-    """The process at the other end of a unix socket, as the kernel reports it."""
-
-    pid: int
-    uid: int
-    gid: int
-
-
-def peer_credentials(sock: socket.socket) -> PeerCredentials:
-    size = _UCRED.size
-    return PeerCredentials(
-        *_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    )
+        """KeyError: there is no such slot. False: it has no process."""
 
 
 def app(pages: Pages, run: RunControl) -> web.Application:
     result = web.Application(middlewares=[_errors_as_json, _require_owner])
     pages.add_to(result)
     endpoints = _Endpoints(run)
-    result.router.add_post("/reload", endpoints.reload)
+    rollout_api.RolloutEndpoints(run).add_to(result)
     result.router.add_post("/stop", endpoints.stop)
     result.router.add_post("/reopen", endpoints.reopen)
     result.router.add_post("/workers/{service}/{slot:[0-9]{1,4}}/{action}", endpoints.worker)
@@ -111,11 +95,6 @@ class _Endpoints:
     def __init__(self, run: RunControl) -> None:
         self._run = run
 
-    async def reload(self, _: web.Request) -> web.Response:
-        if not self._run.roll():
-            raise web.HTTPConflict(text="not while it starts or stops")
-        return _done("workers are being replaced, one after the other")
-
     async def stop(self, request: web.Request) -> web.Response:
         now = request.query.get("now") in ("1", "true")
         self._run.stop(now=now)
@@ -130,15 +109,15 @@ class _Endpoints:
         slot = int(request.match_info["slot"])
         try:
             if action == "replace":
-                done = self._run.replace(service, slot)
-            elif action in _SIGNALS:
-                done = self._run.signal(service, slot, _SIGNALS[action])
-            else:
+                self._run.replace(service, slot)
+            elif action not in _SIGNALS:
                 raise web.HTTPNotFound(text=f'a worker cannot be told to "{action}"')
+            elif not self._run.signal(service, slot, _SIGNALS[action]):
+                raise web.HTTPConflict(text=f"{service}/{slot}: not now: it has no process")
         except KeyError:
             raise web.HTTPNotFound(text=f"there is no worker {service}/{slot}") from None
-        if not done:
-            raise web.HTTPConflict(text=f"{service}/{slot}: not now")
+        except NotNowError as error:
+            raise web.HTTPConflict(text=f"{service}/{slot}: {error}") from None
         return _done(f"{service}/{slot}: {action}")
 
 

@@ -11,7 +11,6 @@ from typing import Final
 from penstock_supervisor.observability.traffic import Traffic, WorkerRow
 from penstock_supervisor.snapshot import ChildView, Snapshot
 
-_UP: Final = "up"
 _READY: Final = "ready"
 _CRASH_LOOP: Final = "crash_loop"
 _MAX_NAMED: Final = 4
@@ -20,12 +19,8 @@ _MAX_NAMED: Final = 4
 
 def services_without_worker(snapshot: Snapshot) -> tuple[str, ...]:
     """The services that have no worker in rotation, as far as has been reported."""
-    pools = Traffic(snapshot).pools
-    return tuple(
-        name
-        for name in snapshot.services
-        if not any(row["health"] == _UP for row in pools.get(name, {}).values())
-    )
+    traffic = Traffic(snapshot)
+    return tuple(name for name in snapshot.services if not traffic.serves(name))
 
 
 def not_ready(snapshot: Snapshot) -> str:

@@ -10,11 +10,13 @@ the slot are a list in it. No I/O, no clock.
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from penstock_supervisor.control import rollouts
 from penstock_supervisor.observability.traffic import Traffic, WorkerRow
 from penstock_supervisor.snapshot import (
     ChildView,
     ProcessUsage,
     ProcessView,
+    ReloadRefusal,
     Snapshot,
     SocketQueue,
 )
@@ -47,6 +49,10 @@ def describe(
         "uptime": round(snapshot.uptime_s, 3),
         "ready": snapshot.ready,
         "stopping": snapshot.stopping,
+        "config_ok": snapshot.config_ok,
+        "reload_refused": _refusal(snapshot.refusal),
+        "config_applied_at": round(snapshot.config_applied_at, 3),
+        "rollouts": [rollouts.describe(view) for view in snapshot.rollouts],
         "proxies": [
             {**_child(child, usage), "covered": child.slot in snapshot.covered}
             for child in snapshot.children
@@ -65,6 +71,10 @@ def describe(
             for name, facts in snapshot.services.items()
         },
     }
+
+
+def _refusal(refusal: ReloadRefusal | None) -> dict[str, Any] | None:
+    return None if refusal is None else {"reason": refusal.reason, "at": round(refusal.at, 3)}
 
 
 def _pids(snapshot: Snapshot, role: str) -> list[int]:
@@ -102,7 +112,9 @@ def _workers(
         if (silent_s := snapshot.silent.get((name, child.slot))) is not None:
             fields["reason"] = f"has not answered for {silent_s:.0f} s"
         alive = child.pid is not None and silent_s is None
-        yield {**_child(child, usage), **fields, "alive": alive}
+        by_slot = facts.get("ports", ())
+        ports = list(by_slot[child.slot]) if child.slot < len(by_slot) else []
+        yield {**_child(child, usage), "ports": ports, **fields, "alive": alive}
     if not children:
         for slot, address in enumerate(facts.get("upstreams", ())):
             yield {"slot": slot, "address": address, **_pool_fields(pool.get(slot))}
@@ -138,6 +150,7 @@ def _process(process: ProcessView, usage: ProcessUsage) -> dict[str, Any]:
         "memory": usage.memory,
         "fds": usage.fds,
         "connections": usage.connections if reported is None else reported,
+        "health": process.member_state or None,
     }
 
 

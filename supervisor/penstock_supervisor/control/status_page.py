@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any, Final
 
-from penstock_supervisor.control import summary
+from penstock_supervisor.control import rollouts, summary
 
 HEADERS: Final = {
     "Content-Security-Policy": (
@@ -55,6 +55,10 @@ def _parts(status: Mapping[str, Any]) -> Iterator[str]:
         f"<style>{_STYLE}</style>\n"
         f"<h1>penstock {escape(status['version'])}</h1>\n<p>{escape(summary.heading(status))}</p>\n"
     )
+    if found := tuple(rollouts.lines(status)):
+        yield "<section><h2>Roll-outs</h2>\n"
+        yield from (f"<p>{escape(line)}</p>\n" for line in found)
+        yield "</section>\n"
     if status["proxies"]:
         yield "<section><h2>Proxies</h2>\n"
         yield from _table(summary.proxies(status), counted="")

@@ -1,8 +1,8 @@
 """Rows of words for people: from /status to `penstock status` and the page.
 
 A slot has a row, with its current process if there is one, and each other process of the slot has
-a row after it: a successor that starts, those that drain, with the connections that they still
-have.
+a row after it: a successor, also when it is in the rotation beside the current one, and those that
+drain, with the connections that they still have.
 
 A worker has two states: that of its process, from the supervisor, and its member state, from the
 proxy or the worker checks. The row shows the second one only if it is not what the first one
@@ -85,20 +85,31 @@ def _rows(name: str, child: Mapping[str, Any], served: int | None = None) -> Ite
 
 def _further_row(name: str, process: Mapping[str, Any]) -> SummaryRow:
     connections = process["connections"]
-    has = None if connections is None else f"{connections} connection{'s' * (connections != 1)}"
-    doing = "replaces the one above" if process["part"] == "successor" else "finishes what it has"
+    is_successor = process["part"] == "successor"
+    if is_successor and process.get("health") == _UP:
+        doing = "in the rotation, replaces the one above"
+    else:
+        doing = "replaces the one above" if is_successor else _finishing(connections)
     return SummaryRow(
         name=name,
-        state=process["state"].replace("_", " "),
+        state=", ".join(_states({"state": process["state"], "health": process.get("health")})),
         process=_pid(process),
         **_usage(process),
         address=process["address"] or "",
         restarts="",
-        reason=doing if has is None or process["part"] == "successor" else f"{doing}: {has}",
+        reason=doing,
         served=None,
         active=None,
         health="wait",
     )
+
+
+def _finishing(connections: int | None) -> str:
+    """What one does that leaves."""
+    if connections == 0:
+        return "has nothing left to finish, and ends"
+    has = "" if connections is None else f": {connections} connection{'s' * (connections != 1)}"
+    return f"finishes what it has{has}"
 
 
 def _pid(process: Mapping[str, Any]) -> str:
@@ -109,7 +120,8 @@ def _usage(process: Mapping[str, Any]) -> dict[str, str]:
     age, memory, fds = (process.get(key) for key in ("age", "memory", "fds"))
     return {
         "age": "" if age is None else _duration(age),
-        "memory": "" if memory is None else f"{memory / _KIB**2:.0f} MiB",
+        # One that is just ending has none left.
+        "memory": "" if not memory else f"{memory / _KIB**2:.0f} MiB",
         "fds": "" if fds is None else f"{fds} fds",
     }
 

@@ -17,7 +17,7 @@ import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psutil
 
@@ -39,6 +39,9 @@ class Access(NamedTuple):
 
 
 _DEFAULT_ACCESS: Final = Access()
+
+SockAddress = tuple[int, object]
+"""A family, and what `getsockname` returns for it."""
 
 
 class Listener:
@@ -92,6 +95,16 @@ class Listener:
             why = _explain(self.address, error)
             self.close()
             raise StartError(f"cannot listen on {self.address} ({self.key}): {why}") from None
+
+    @property
+    def sockaddr(self) -> SockAddress:
+        """Where it is bound."""
+        return self.socket.family, self.socket.getsockname()
+
+    def share_port(self) -> None:
+        """From now on other sockets of this run may have the same port. Linux lets a socket that
+        listens have SO_REUSEPORT as well."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -161,10 +174,29 @@ class _PathLock:
             return False
 
 
-def _open_inet(address: Address, kind: socket.SocketKind, reuseport: bool) -> socket.socket:
+def sockaddr_of(address: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> SockAddress | None:
+    """Where a listener of this address is bound. None: there is no such address."""
+    wanted = parse_address(address)
+    if wanted.path:
+        return socket.AF_UNIX, wanted.path
+    try:
+        family, _, _, sockaddr = _resolve(wanted, kind)
+    except OSError:
+        return None
+    return family, sockaddr
+
+
+def _resolve(
+    address: Address, kind: socket.SocketKind
+) -> tuple[socket.AddressFamily, socket.SocketKind, int, tuple[Any, ...]]:
     resolved = socket.getaddrinfo(address.host, address.port, type=kind, flags=socket.AI_PASSIVE)
     # If a name has IPv4 and IPv6 addresses, use IPv4, as clients of a local name do.
     family, kind, protocol, _, sockaddr = min(resolved, key=lambda one: one[0] != socket.AF_INET)
+    return family, kind, protocol, sockaddr
+
+
+def _open_inet(address: Address, kind: socket.SocketKind, reuseport: bool) -> socket.socket:
+    family, kind, protocol, sockaddr = _resolve(address, kind)
     sock = socket.socket(family, kind, protocol)
     try:
         if kind == socket.SOCK_STREAM:

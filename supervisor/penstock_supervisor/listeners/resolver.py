@@ -4,45 +4,99 @@ Names are looked up once, when a run starts, as in nginx. Proxies get numeric ad
 no connection waits for a name server, and all proxies of a run use the same host.
 
 A name server that does not answer takes half a minute for each name. Meanwhile a run has to hear
-TERM, so a thread waits. It is a daemon, because nothing can interrupt it.
+TERM, so a thread waits (`blocking`). A start waits as long as that takes. A reload has others
+behind it: its names are looked up side by side, and in a given time.
 """
 
 import asyncio
 import socket
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from asyncio import Future
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from penstock_proxy.net.address import Address, parse_address
+from penstock_supervisor import blocking
 from penstock_supervisor.config.model import Service
 from penstock_supervisor.errors import StartError
 
+_AT_ONCE: Final = 16
+"""Names that are looked up at the same time. Each has a thread, and these are counted."""
+_UNKNOWN: Final = "unknown host"
 
-def resolve_in_thread(services: Sequence[Service]) -> "asyncio.Future[dict[str, list[Address]]]":
-    """As `resolve`, without blocking. It may be abandoned."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[dict[str, list[Address]]] = loop.create_future()
+_Found = dict[str, Address | None]
+"""What each name stands for. None: nobody knows it."""
 
-    def settle(result: dict[str, list[Address]] | StartError) -> None:
-        if future.cancelled():
-            return
-        if isinstance(result, StartError):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
 
-    def wait() -> None:
-        result: dict[str, list[Address]] | StartError
+def resolve_in_thread(services: Sequence[Service]) -> Future[dict[str, list[Address]]]:
+    """As `resolve`, without blocking. It may be abandoned. StartError: also if too many earlier
+    ones still wait."""
+    try:
+        return blocking.start("resolver", resolve, services)
+    except blocking.BlockedError as error:
+        raise StartError(f"upstreams: no name can be looked up: {error}") from None
+
+
+async def resolve_within(seconds: float, services: Sequence[Service]) -> dict[str, list[Address]]:
+    """As `resolve`, without blocking. StartError: unknown names, or some that are not answered in
+    this time; all of them are named."""
+    left = deque({upstream.address for service in services for upstream in service.upstreams})
+    found: _Found = {}
+    try:
+        threads = [
+            blocking.start("resolver", _look_up, left, found)
+            for _ in range(min(_AT_ONCE, len(left)))
+        ]
+    except blocking.BlockedError as error:
+        left.clear()
+        raise StartError(f"upstreams: no name can be looked up: {error}") from None
+    try:
+        if threads:
+            await asyncio.wait(threads, timeout=seconds)
+    finally:
+        left.clear()
+        for thread in threads:
+            thread.cancel()
+    for thread in threads:
+        if not thread.cancelled():
+            thread.result()
+    if problems := tuple(_problems(services, found, seconds)):
+        raise StartError("; ".join(problems))
+    return {
+        service.name: [_known(found, upstream.address) for upstream in service.upstreams]
+        for service in services
+        if service.upstreams
+    }
+
+
+def _look_up(left: deque[str], found: _Found) -> None:
+    """One thread of several: look up what is left, until nothing is."""
+    while True:
         try:
-            result = resolve(services)
-        except StartError as error:
-            result = error
-        # The run, and its loop, may have ended meanwhile.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, result)
+            text = left.popleft()
+        except IndexError:
+            return
+        try:
+            found[text] = _address_of(text)
+        except OSError:
+            found[text] = None
 
-    threading.Thread(target=wait, name="resolver", daemon=True).start()
-    return future
+
+def _known(found: _Found, text: str) -> Address:
+    address = found[text]
+    assert address is not None
+    return address
+
+
+def _problems(services: Sequence[Service], found: _Found, seconds: float) -> Iterator[str]:
+    late = f"no name server has answered within {seconds:g} s"
+    for service in services:
+        texts = dict.fromkeys(upstream.address for upstream in service.upstreams)
+        unknown = [text for text in texts if text in found and found[text] is None]
+        missing = [text for text in texts if text not in found]
+        for names, why in ((unknown, _UNKNOWN), (missing, late)):
+            if names:
+                yield f"service.{service.name}.upstreams: {', '.join(names)}: {why}"
 
 
 def resolve(services: Sequence[Service]) -> dict[str, list[Address]]:
@@ -57,13 +111,18 @@ def resolve(services: Sequence[Service]) -> dict[str, list[Address]]:
 
 
 def _resolve_one(service: str, text: str) -> Address:
+    try:
+        return _address_of(text)
+    except OSError:
+        raise StartError(f"service.{service}.upstreams: {text}: {_UNKNOWN}") from None
+
+
+def _address_of(text: str) -> Address:
+    """OSError: nobody knows this name."""
     address = parse_address(text)
     if address.path:
         return address
-    try:
-        resolved = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    except OSError:
-        raise StartError(f"service.{service}.upstreams: {text}: unknown host") from None
+    resolved = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     # If a name has IPv4 and IPv6 addresses, use IPv4, where most local servers listen.
     _, _, _, _, sockaddr = min(resolved, key=lambda one: one[0] != socket.AF_INET)
     return address._replace(host=str(sockaddr[0]))

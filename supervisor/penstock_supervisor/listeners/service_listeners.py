@@ -21,13 +21,14 @@ See docs/decisions/0006-one-listener-for-each-proxy.md.
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from copy import copy
 from typing import TYPE_CHECKING, Final
 
 from penstock_supervisor.config.model import Service
 from penstock_supervisor.errors import StartError
-from penstock_supervisor.listeners.listener import Access, Listener
+from penstock_supervisor.listeners.listener import Access, Listener, SockAddress
 from penstock_supervisor.snapshot import SocketKind, SocketView
 
 if TYPE_CHECKING:
@@ -41,8 +42,17 @@ _TCP_INFO_UNACKED: Final = 24
 class ServiceListeners:
     """All sockets are opened by the constructor, which raises StartError."""
 
-    def __init__(self, service: Service, proxies: int = 1, owner: "Identity | None" = None) -> None:
-        """`owner`: the owner of a unix socket; None: the supervisor's own user."""
+    def __init__(
+        self,
+        service: Service,
+        proxies: int = 1,
+        owner: "Identity | None" = None,
+        *,
+        eager: bool = True,
+    ) -> None:
+        """`owner`: the owner of a unix socket; None: the supervisor's own user. `eager`: each
+        `reuseport` worker has a socket at once. Else only when it is started, because its
+        clients would wait for it in vain; one is open, to keep the port."""
         self.service = service
         self._access = Access(
             None if service.socket_mode is None else int(service.socket_mode, 8),
@@ -55,6 +65,8 @@ class ServiceListeners:
         self._listening = False
         self._slots: dict[int, Listener] = {}
         """The open sockets by slot, if each worker or each proxy has one of its own."""
+        self._silent: set[int] = set()
+        """Slots whose sockets do not listen, because nobody accepts from them yet."""
         listener = self._open(service.listen)
         self.address: Address = listener.address
         self._shared: Listener | None = None
@@ -65,29 +77,85 @@ class ServiceListeners:
         # It only had to find out that the port is free, and its number.
         listener.close()
         try:
-            for slot in range(proxies if one_per_proxy else service.workers):
+            for slot in range(proxies if one_per_proxy else service.workers if eager else 1):
                 self._slots[slot] = self._open(str(self.address), reuseport=True)
         except StartError:
             self.close()
             raise
+        if service.scheme == "reuseport" and not eager:
+            self._silent.add(0)
 
     def listen(self) -> None:
         """From now on clients can connect."""
         self._listening = True
-        for listener in self._open_listeners():
-            listener.listen()
+        for slot, listener in self._slots.items():
+            if slot not in self._silent:
+                listener.listen()
+        if self._shared is not None:
+            self._shared.listen()
+
+    @property
+    def is_listening(self) -> bool:
+        return self._listening
+
+    @property
+    def sockaddr(self) -> SockAddress:
+        """Where its sockets are bound, as the kernel says."""
+        return next(iter(self._open_listeners())).sockaddr
 
     def proxy_fds(self, slot: int) -> tuple[int, ...]:
         """The descriptors that the proxy in this slot inherits."""
-        if not self.service.has_proxy:
-            return ()
-        return ((self._shared or self._slots[slot]).fileno(),)
+        return tuple(one.fileno() for one in self._of_proxy(slot))
+
+    def proxy_sockets(self, slot: int) -> tuple[socket.socket, ...]:
+        """The sockets that the proxy in this slot accepts from; none if it has none."""
+        return tuple(one.socket for one in self._of_proxy(slot))
 
     def proxy_socket(self, slot: int) -> socket.socket | None:
-        """The socket of this proxy only; None if proxies share one, or the service has none."""
-        if not self.service.has_proxy or self._shared is not None:
+        """The socket of this proxy only; None if proxies share one, or the service has none, or
+        nobody can wait in its queue yet."""
+        is_silent = not self._listening or slot in self._silent
+        if not self.service.has_proxy or self._shared is not None or is_silent:
             return None
-        return self._slots[slot].socket
+        return None if slot not in self._slots else self._slots[slot].socket
+
+    def _of_proxy(self, slot: int) -> tuple[Listener, ...]:
+        listener = self._shared or self._slots.get(slot)
+        return (listener,) if self.service.has_proxy and listener is not None else ()
+
+    def open_for_proxies(self, proxies: int) -> tuple[int, ...]:
+        """Open a socket for each of so many proxies that has none, and return their slots. It does
+        not listen before `listen_for`. StartError, and then nothing is opened."""
+        if not self.service.has_proxy or self.address.path or (self._shared and proxies < 2):
+            return ()
+        if self._shared is not None:
+            self._shared.share_port()
+            self._slots, self._shared = {0: self._shared}, None
+        opened: list[int] = []
+        try:
+            for slot in range(proxies):
+                if slot not in self._slots:
+                    self._slots[slot] = self._open(str(self.address), reuseport=True)
+                    opened.append(slot)
+        except StartError:
+            for slot in opened:
+                self._slots.pop(slot).close()
+            raise
+        self._silent.update(opened)
+        return tuple(opened)
+
+    def listen_for(self, slot: int) -> None:
+        """The proxy in this slot accepts: from now on it gets its share of the clients."""
+        if slot in self._silent:
+            self._silent.discard(slot)
+            if self._listening:
+                self._slots[slot].listen()
+
+    def close_silent(self, slots: Iterable[int]) -> None:
+        """Close the sockets of proxies that are not to be, if nobody could come to them."""
+        for slot in self._silent.intersection(slots):
+            self._silent.discard(slot)
+            self._slots.pop(slot).close()
 
     def worker_fds(self, slot: int) -> tuple[int, ...]:
         """The descriptors that a worker in this slot inherits; a closed socket is opened again.
@@ -98,6 +166,8 @@ class ServiceListeners:
         if self.service.has_proxy:
             return ()
         if self._shared is not None:
+            if self._shared.fileno() < 0:
+                raise StartError(f"{self._key}: the service is not served any more")
             return (self._shared.fileno(),)
         return (self.open_slot(slot, listen=self.service.app is None).fileno(),)
 
@@ -119,6 +189,12 @@ class ServiceListeners:
         listener.close()
         return True
 
+    def release_slot(self, slot: int) -> None:
+        """Nobody is to come to this worker any more, and it goes; `reuseport` only. Our copy of
+        its socket is closed, so its own is the last one: it accepts what waits, and closes it."""
+        if not self.service.has_proxy and (listener := self._slots.pop(slot, None)) is not None:
+            listener.close()
+
     def open_slot(self, slot: int, *, listen: bool = True) -> socket.socket:
         """The worker's socket, opened again if it was closed; `reuseport` only. StartError.
 
@@ -126,9 +202,18 @@ class ServiceListeners:
         """
         if slot not in self._slots:
             self._slots[slot] = self._open(str(self.address), reuseport=True)
+        self._silent.discard(slot)
         if self._listening and listen:
             self._slots[slot].listen()
         return self._slots[slot].socket
+
+    def handed_to(self, service: Service) -> "ServiceListeners":
+        """The same sockets, as those of another service that has proxies, too. Whichever of both
+        is not used in the end must not be closed."""
+        heir = copy(self)
+        heir.service = service
+        heir._slots, heir._silent = dict(self._slots), set(self._silent)
+        return heir
 
     def views(self) -> Iterator[SocketView]:
         """Each open socket, for the metrics."""
@@ -137,9 +222,12 @@ class ServiceListeners:
         if self._shared is not None and self._shared.fileno() >= 0:
             yield self._view(None, self._shared)
 
-    def close(self) -> None:
+    def close(self, but: "Iterable[ServiceListeners]" = ()) -> None:
+        """Close all sockets but those that these have as well; see `handed_to`."""
+        kept = {listener for other in but for listener in other._open_listeners()}
         for listener in self._open_listeners():
-            listener.close()
+            if listener not in kept:
+                listener.close()
         self._slots.clear()
 
     def _open_listeners(self) -> tuple[Listener, ...]:

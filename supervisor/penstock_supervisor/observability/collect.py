@@ -8,6 +8,7 @@ import asyncio
 from penstock_supervisor.children.slots import Slots
 from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 from penstock_supervisor.rollout.certificate_reload import CertificateReload
+from penstock_supervisor.rollout.records import RolloutRecords
 from penstock_supervisor.rollout.resources import Resources
 from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
@@ -41,6 +42,7 @@ class SnapshotCollector:
         ready: bool,
         stopping: bool,
         log_lines_lost: int,
+        records: RolloutRecords,
     ) -> Snapshot:
         """Describe the run now. Children have `deadline_s` seconds to answer STATS."""
         views = await self._stats_poll.take(
@@ -51,12 +53,21 @@ class SnapshotCollector:
         listeners_of = self._resources.listeners
         return Snapshot(
             children=views,
+            removed=self._stats_poll.removed_slots.series(
+                tuple(self._slots.one_per_slot()), children
+            ),
+            unseen_ends=self._stats_poll.unseen_ends.all(),
             services={name: self._service_facts(name) for name in listeners_of},
             uptime_s=uptime_s,
             ready=ready,
             stopping=stopping,
             log_lines_lost=log_lines_lost,
-            covered=frozenset(self._slots.covered),
+            rollouts=records.views(),
+            rollout_results=dict(records.results),
+            config_ok=records.config_ok,
+            refusal=records.refusal,
+            config_applied_at=records.config_applied_at,
+            covered=frozenset(self._slots.covered & {one.plan.slot for one in self._slots.proxies}),
             silent=self._worker_watch.silent(),
             listener_fds=self._resources.listener_fds(),
             # The supervisor keeps both ends of each link.
@@ -77,5 +88,6 @@ class SnapshotCollector:
             "scheme": service.scheme,
             "mode": service.mode,
             "listen": str(self._resources.listeners[name].address),
+            "ports": self._resources.ports.numbers(name),
             "upstreams" if service.upstreams else "workers": self._resources.worker_addresses(name),
         }

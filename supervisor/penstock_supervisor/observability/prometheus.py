@@ -37,7 +37,7 @@ from penstock_supervisor.observability.fd_accounting import per_connection, plac
 from penstock_supervisor.observability.metric_families import Labels, family
 from penstock_supervisor.observability.traffic import Traffic
 from penstock_supervisor.observability.worker_series import OF_WORKERS, as_dict, as_number
-from penstock_supervisor.snapshot import ChildView, Snapshot
+from penstock_supervisor.snapshot import ROLLOUT_RESULTS, ChildView, Snapshot
 
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS: Final = "application/openmetrics-text"
@@ -114,6 +114,15 @@ TABLE: Final = (
     Metric("penstock_accept_queue_dropped_total", "counter",
            "Connections that waited at a worker's socket when it had to be closed.",
            ("service",)),
+    Metric("penstock_rollouts_total", "counter",
+           "Roll-outs that ended, by how: succeeded, refused, aborted, rolled_back, superseded, "
+           "cancelled.",
+           ("result",)),
+    Metric("penstock_rollout_in_progress", "gauge", "1 while a roll-out runs.", ()),
+    Metric("penstock_config_last_reload_successful", "gauge",
+           "1 if the last reload has succeeded; 0 if it was refused, or its roll-out did not.", ()),
+    Metric("penstock_config_last_reload_success_timestamp_seconds", "gauge",
+           "When the configuration was applied last, in seconds since 1970.", ()),
     Metric("penstock_log_lines_lost_total", "counter",
            "Lines of the run's own log, and of its programs, that could not be written.", ()),
     Metric("penstock_tls_certificate_not_after_timestamp_seconds", "gauge",
@@ -168,6 +177,7 @@ class _SnapshotMetrics(Collector):
         self._add_services(snapshot, traffic)
         self._add_sockets(snapshot)
         self._add_certificates(snapshot)
+        self._add_rollouts(snapshot)
 
     def collect(self) -> Iterator[Any]:
         for metric in (*TABLE, *metrics.TABLE):
@@ -266,8 +276,8 @@ class _SnapshotMetrics(Collector):
     def _add_ports(self, snapshot: Snapshot, traffic: Traffic) -> None:
         # The addresses of the pools: in these the names of upstreams are resolved.
         worker_places = {
-            service: {where for row in pool.values() if (where := place(row["address"]))}
-            for service, pool in traffic.pools.items()
+            service: {where for one in traffic.addresses(service) if (where := place(one))}
+            for service in traffic.pools
             if snapshot.services.get(service, {}).get("scheme") == "ports"
         }
         counts = sock_diag.connections_to(
@@ -304,3 +314,12 @@ class _SnapshotMetrics(Collector):
             for result, count in view.reloads.items():
                 self._add("penstock_tls_reloads_total", (service, result), count)
             self._add("penstock_tls_last_reload_successful", (service,), int(view.current))
+
+    def _add_rollouts(self, snapshot: Snapshot) -> None:
+        for result in ROLLOUT_RESULTS:
+            self._add("penstock_rollouts_total", (result,), snapshot.rollout_results.get(result, 0))
+        runs = any(not view.result for view in snapshot.rollouts)
+        self._add("penstock_rollout_in_progress", (), int(runs))
+        self._add("penstock_config_last_reload_successful", (), int(snapshot.config_ok))
+        name = "penstock_config_last_reload_success_timestamp_seconds"
+        self._add(name, (), snapshot.config_applied_at)

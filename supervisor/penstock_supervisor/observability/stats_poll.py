@@ -6,7 +6,7 @@ and marked as not fresh. Several polls may be in progress at once; each has its 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.observability import counter_carryover
+from penstock_supervisor.observability.removed_slots import RemovedSlots
+from penstock_supervisor.observability.unseen_ends import UnseenEnds, counts_requests
 from penstock_supervisor.observability.worker_series import (
     as_dict,
     as_number,
@@ -52,8 +54,12 @@ class _Poll:
 class StatsPoll:
     """Made once for a run. `take` is one poll."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, member_state: Callable[[Child], str] = lambda _: "") -> None:
+        """`member_state(child)`: of a worker, see `ProcessView.member_state`."""
         self._events = events
+        self._member_state = member_state
+        self.removed_slots = RemovedSlots()
+        self.unseen_ends = UnseenEnds()
         self._last_number = 0
         self._polls: dict[int, _Poll] = {}
         """In progress, by number."""
@@ -70,7 +76,8 @@ class StatsPoll:
         described is asked after the wait: a worker may have been replaced meanwhile, most likely
         when one hangs, and then the wait is the longest.
         """
-        poll = _Poll(child for child in children() if _can_answer(child))
+        present = {child: child.pid for child in children()}
+        poll = _Poll(child for child in present if _can_answer(child))
         self._last_number = number = self._last_number + 1
         self._polls[number] = poll
         try:
@@ -83,18 +90,49 @@ class StatsPoll:
             del self._polls[number]
         described = tuple(shown())
         others = [child for child in children() if child not in described]
-        return tuple(self._view(child, others, fresh=child in poll.answered) for child in described)
+        silent = {
+            child
+            for child, pid in present.items()
+            if child.pid == pid and child not in poll.answered and _should_answer(child)
+        }
+        return tuple(
+            self._view(child, others, silent, fresh=child in poll.answered) for child in described
+        )
 
     def answered(self, child: Child, message: dict[str, Any]) -> None:
         """The child sent its statistics. Even a late answer is the newest that there is."""
+        if child.plan.role == "proxy":
+            # A proxy tells once more what a service had counted that is gone.
+            child.history.carryover = dict(
+                counter_carryover.departed(child.history.carryover, child.stats, message)
+            )
         child.stats = message
         number = message.get("seq")
         if isinstance(number, int) and (poll := self._polls.get(number)):
             poll.drop(child, answered=True)
 
+    def leave_to(self, heir: Child, gone: Child) -> None:
+        """A proxy is gone for good: another one keeps what it had counted."""
+        heir.history.carryover = dict(
+            counter_carryover.add(heir.history.carryover, gone.history.carryover)
+        )
+
+    def forget(self, service: str, children: Iterable[Child]) -> None:
+        """Nothing is left of this service, which is removed. Should one of its name come again, its
+        counters begin at 0, as those of any other: what was counted before is not its own."""
+        self.removed_slots.forget(service)
+        for child in children:
+            if child.plan.role == "proxy":
+                child.history.carryover = counter_carryover.without(
+                    child.history.carryover, service
+                )
+                child.stats = counter_carryover.stats_without(child.stats, service)
+
     def carry_over(self, child: Child) -> None:
         """Keep the counters of a child whose process ended, so that sums do not go down."""
         history = child.history
+        picked = child.plan.role == "proxy" or self._member_state(child) != "checking"
+        self.unseen_ends.ended(child, never_picked=not picked)
         if child.plan.role == "proxy":
             history.carryover = dict(counter_carryover.carry_over(history.carryover, child.stats))
         else:
@@ -107,7 +145,9 @@ class StatsPoll:
             for poll in self._polls.values():
                 poll.drop(child, answered=False)
 
-    def _view(self, child: Child, others: Iterable[Child], *, fresh: bool) -> ChildView:
+    def _view(
+        self, child: Child, others: Iterable[Child], silent: Container[Child], *, fresh: bool
+    ) -> ChildView:
         others = [one for one in others if one.history is child.history]
         of_same_slot = [_reported_series(one) for one in others]
         before = child.history.carryover
@@ -115,6 +155,7 @@ class StatsPoll:
             role=child.plan.role,
             service=child.plan.service,
             slot=child.plan.slot,
+            number=child.number,
             state=child.shown_state.value,
             pid=child.pid,
             address="" if child.plan.address is None else str(child.plan.address),
@@ -122,9 +163,9 @@ class StatsPoll:
             since_s=child.seconds_in_state(),
             last_exit=child.history.last_exit,
             last_exit_reason=child.history.last_exit_reason,
-            crash_loop=child.history.restart_policy.in_crash_loop,
+            crash_loop=child.starts.restart_policy.in_crash_loop,
             next_start_s=child.next_start_s,
-            processes=tuple(_processes([child, *others])),
+            processes=tuple(self._processes([child, *others], silent)),
             exits=dict(child.history.exits),
             carryover=merge([before, *of_same_slot]) if of_same_slot else before,
             scheme=child.plan.scheme,
@@ -134,27 +175,37 @@ class StatsPoll:
             fresh=fresh,
         )
 
-
-def _processes(children: Iterable[Child]) -> Iterator[ProcessView]:
-    """Those that have a process."""
-    for child in children:
-        if child.pid is not None and child.age_s is not None:
-            fds = as_dict(as_dict(child.stats.get("metrics")).get("fds"))
-            clients = as_number(fds.get("client"))
-            yield ProcessView(
-                child.part,
-                child.shown_state.value,
-                child.pid,
-                "" if child.plan.address is None else str(child.plan.address),
-                child.age_s,
-                None if clients is None else int(clients),
-            )
+    def _processes(
+        self, children: Iterable[Child], silent: Container[Child]
+    ) -> Iterator[ProcessView]:
+        """Those that have a process."""
+        for child in children:
+            if child.pid is not None and child.age_s is not None:
+                fds = as_dict(as_dict(child.stats.get("metrics")).get("fds"))
+                clients = as_number(fds.get("client"))
+                is_worker = child.plan.role == "worker"
+                yield ProcessView(
+                    child.part,
+                    child.shown_state.value,
+                    child.pid,
+                    "" if child.plan.address is None else str(child.plan.address),
+                    child.age_s,
+                    None if clients is None else int(clients),
+                    self._member_state(child) if is_worker else "",
+                    child.number,
+                    _reported_series(child) if is_worker else None,
+                    child in silent,
+                )
 
 
 def _reported_series(child: Child) -> Series:
     """What its process reports of its own traffic, sanitized."""
     reported = as_dict(child.stats.get("metrics")).get("series")
     return sanitized(reported, child.plan.slot, child.plan.scheme)
+
+
+def _should_answer(child: Child) -> bool:
+    return counts_requests(child) and child.pid is not None and child.state in _CAN_ANSWER
 
 
 def _can_answer(child: Child) -> bool:

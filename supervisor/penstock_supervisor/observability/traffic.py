@@ -3,8 +3,8 @@
 Owns the differences between schemes for readers of statistics. A proxy counts what it accepts,
 checks and forwards. Without a proxy the workers count what they accept, and the worker checks
 know which workers are in rotation. Here there is one set of metrics a service, and one row a
-slot. Metrics of workers are sanitized by `worker_series` first; the others are our own. No I/O,
-no clock.
+slot: that of its current worker, with what all workers of the slot have to do. Metrics of workers
+are sanitized by `worker_series` first; the others are our own. No I/O, no clock.
 """
 
 from collections import defaultdict
@@ -52,10 +52,25 @@ class Traffic:
             if child.role == "worker"
         }
         self._proxies = [child for child in snapshot.children if child.role == "proxy"]
-        self.pools = self._pools(snapshot.worker_checks)
+        self._current = {
+            (child.service, child.slot): child.number
+            for child in snapshot.children
+            if child.role == "worker"
+        }
+        self._members = self._combined_rows(snapshot.worker_checks)
+        self.pools = {service: self._by_slot(service) for service in self._members}
         """By service and slot."""
+        self._removed = snapshot.removed
         self.series = self._merged_series(snapshot.worker_checks)
         """By service."""
+
+    def serves(self, service: str) -> bool:
+        """Is a worker in the rotation? It may be one that will take the place of another."""
+        return any(row["health"] == UP for row in self._members.get(service, {}).values())
+
+    def addresses(self, service: str) -> set[str]:
+        """Of all its workers, also of two in one slot."""
+        return {row["address"] for row in self._members.get(service, {}).values()}
 
     def open_connections(self, service: str) -> float | None:
         """Client connections now. None: not known."""
@@ -96,22 +111,36 @@ class Traffic:
         before = sanitized(child.carryover, child.slot, scheme)
         return metrics.merge((without_gauges(before), sanitized(now, child.slot, scheme)))
 
-    def _pools(self, unproxied: Mapping[str, Any]) -> dict[str, dict[int, WorkerRow]]:
-        pools: defaultdict[str, dict[int, WorkerRow]] = defaultdict(dict)
+    def _combined_rows(self, unproxied: Mapping[str, Any]) -> dict[str, dict[int, WorkerRow]]:
+        """By service and member, as all proxies together see them."""
+        members: defaultdict[str, dict[int, WorkerRow]] = defaultdict(dict)
         for stats in (*(proxy.stats for proxy in self._proxies), unproxied):
             for service, rows in stats.get("pools", {}).items():
                 for row in rows:
-                    other = pools[service].get(row["slot"])
-                    pools[service][row["slot"]] = row if other is None else _combined(other, row)
-        for service, pool in pools.items():
-            for slot, row in pool.items():
-                pool[slot] = {
-                    **row,
-                    "health": _shown(row["health"]),
-                    "active": row["active"] + self._accepted_by_worker(service, slot),
-                    "ejections": row["ejections"] + self._earlier_ejections(service, slot),
-                }
-        return dict(pools)
+                    other = members[service].get(row["member"])
+                    members[service][row["member"]] = (
+                        row if other is None else _combined(other, row)
+                    )
+        return dict(members)
+
+    def _by_slot(self, service: str) -> dict[int, WorkerRow]:
+        """One row a slot: its current worker's. Counts are those of all its workers."""
+        rows_of: defaultdict[int, list[WorkerRow]] = defaultdict(list)
+        for row in self._members[service].values():
+            rows_of[row["slot"]].append(row)
+        return {slot: self._slot_row(service, slot, rows) for slot, rows in rows_of.items()}
+
+    def _slot_row(self, service: str, slot: int, rows: list[WorkerRow]) -> WorkerRow:
+        current = self._current.get((service, slot))
+        row = next((one for one in rows if one["member"] == current), rows[-1])
+        active = sum(one["active"] for one in rows)
+        ejections = sum(one["ejections"] for one in rows)
+        return {
+            **row,
+            "health": _shown(row["health"]),
+            "active": active + self._accepted_by_worker(service, slot),
+            "ejections": ejections + self._earlier_ejections(service, slot),
+        }
 
     def _accepted_by_worker(self, service: str, slot: int) -> int:
         """Open connections that the worker accepted itself."""
@@ -133,6 +162,8 @@ class Traffic:
                 {name: samples for name, samples in series.items() if name in _CHECK_METRICS}
             )
         for (service, _), series in self._workers.items():
+            parts[service].append(series)
+        for service, series in self._removed.items():
             parts[service].append(series)
         return {service: metrics.merge(all_of) for service, all_of in parts.items()}
 

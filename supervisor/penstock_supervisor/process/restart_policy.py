@@ -34,17 +34,35 @@ class RestartPolicy:
     ) -> None:
         """`random` returns a number in [0, 1). `retry_after_s`: between two starts in a crash
         loop; 0: none. `first_at_once`: no wait after the first exit in a row."""
-        self._max_restarts = max_restarts
-        self._within_s = within_s
-        self._backoff_s = backoff_s
-        self._backoff_max_s = backoff_max_s
+        self.configure(
+            max_restarts=max_restarts,
+            within_s=within_s,
+            backoff_s=backoff_s,
+            backoff_max_s=backoff_max_s,
+            retry_after_s=retry_after_s,
+        )
         self._random = random
-        self._retry_after_s = retry_after_s
         self._first_at_once = first_at_once
         self._exits: deque[float] = deque()
         self._streak = 0
         self.in_crash_loop = False
         """It ended too often, and has not proved since that it can stay ready."""
+
+    def configure(
+        self,
+        *,
+        max_restarts: int,
+        within_s: float,
+        backoff_s: float,
+        backoff_max_s: float,
+        retry_after_s: float,
+    ) -> None:
+        """Decide by these numbers from now on; the exits so far count as before."""
+        self._max_restarts = max_restarts
+        self._within_s = within_s
+        self._backoff_s = backoff_s
+        self._backoff_max_s = backoff_max_s
+        self._retry_after_s = retry_after_s
 
     @property
     def recent_exits(self) -> int:

@@ -17,11 +17,19 @@ def raise_to_hard(needed: int) -> None:
     """Raise our soft limit to the hard limit. StartError: that is less than what is needed."""
     _, hard = _INHERITED
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise StartError(
-            f"the limit of open files is {hard}, and this run needs {needed}: "
-            f"raise it with ulimit -n {needed}, or LimitNOFILE={needed} for systemd"
-        )
+    if problem := shortage(needed):
+        raise StartError(problem)
+
+
+def shortage(needed: int) -> str:
+    """Why so many descriptors are too many, as one line. Empty: they are not."""
+    _, hard = _INHERITED
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        return ""
+    return (
+        f"the limit of open files is {hard}, and this run needs {needed}: "
+        f"raise it with ulimit -n {needed}, or LimitNOFILE={needed} for systemd"
+    )
 
 
 def restore() -> None:

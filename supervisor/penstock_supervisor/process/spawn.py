@@ -21,8 +21,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from signal import Signals
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
+from penstock_supervisor.config.file_access import why_no_directory
 from penstock_supervisor.kernel import process_groups
 from penstock_supervisor.process import child_signals, rlimits
 from penstock_supervisor.process.reaper import Guardian
@@ -111,6 +112,12 @@ class Process:
     def has_remaining_group(self) -> bool:
         """It has ended, and something that it had started has not."""
         return self._remaining is not None
+
+    def use_settings(
+        self, stop_signal: Signals, stop_to: Literal["leader", "group"], stop_s: float
+    ) -> None:
+        """From now on it is asked to end in this way."""
+        self._spec = self._spec._replace(stop_signal=stop_signal, stop_to=stop_to, stop_s=stop_s)
 
     def stop(self, within_s: float) -> None:
         """Ask it to end. What it started has until the same deadline, and is then killed."""
@@ -250,8 +257,8 @@ def _faulty_directory(directory: str | None, error: Exception) -> SpawnError | N
         if _has_working_directory():
             return None
         return SpawnError("directory", "the directory that the run was started in is deleted")
-    if not Path(directory).is_dir():
-        return SpawnError("directory", f'"{directory}": no such directory')
+    if why := why_no_directory(directory):
+        return SpawnError("directory", f'"{directory}": {why}')
     if isinstance(error, OSError) and error.filename == directory:
         return SpawnError("directory", f'"{directory}": {_reason(error)}')
     return None

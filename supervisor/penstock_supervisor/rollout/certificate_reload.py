@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.messages import CERTIFICATE, TLS
+from penstock_supervisor import blocking
 from penstock_supervisor.config.diagnostics import key_path
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.snapshot import TlsView
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from penstock_supervisor.config.model import Service
 
 POLL_S: Final = 0.5
+_THREADS: Final = "certificates"
 RESULTS: Final = ("ok", "failed")
 
 _log = logging.getLogger("penstock.supervisor")
@@ -36,8 +38,8 @@ _log = logging.getLogger("penstock.supervisor")
 Signature = tuple[tuple[int, ...], ...]
 
 
-class _ServiceCertificates:
-    """The certificates of one service."""
+class ServiceCertificates:
+    """The certificates of one service. StartError: they cannot be used."""
 
     def __init__(self, service: "Service") -> None:
         # Imported late: a run without TLS does not load the library.
@@ -132,7 +134,7 @@ class CertificateReload:
         self, services: "Iterable[Service]", send_to_all: Callable[[dict[str, Any]], Any]
     ) -> None:
         self._by_service = {
-            service.name: _ServiceCertificates(service) for service in services if service.tls.files
+            service.name: ServiceCertificates(service) for service in services if service.tls.files
         }
         self._send_to_all = send_to_all
 
@@ -141,19 +143,38 @@ class CertificateReload:
         for certificates in self._by_service.values():
             yield from certificates.messages()
 
+    def of(self, name: str) -> ServiceCertificates | None:
+        return self._by_service.get(name)
+
+    def use(self, name: str, certificates: ServiceCertificates | None) -> None:
+        """The service has these from now on, or none. Proxies are not told: see `announce`."""
+        if certificates is None:
+            self._by_service.pop(name, None)
+        else:
+            self._by_service[name] = certificates
+
+    def announce(self, name: str) -> None:
+        """Send the proxies the certificates of a service, if it has any."""
+        if (certificates := self._by_service.get(name)) is not None:
+            for message in certificates.messages():
+                self._send_to_all(message)
+
     async def run(self) -> None:
         """Poll until cancelled."""
-        while self._by_service:
+        while True:
             await asyncio.sleep(POLL_S)
             await self.poll()
 
     async def poll(self) -> None:
         """Send the proxies every set of certificates that has changed."""
-        for certificates in self._by_service.values():
-            if await asyncio.to_thread(certificates.has_settled_change):
-                result = await asyncio.to_thread(certificates.read)
-                for message in certificates.messages() if certificates.apply(result) else ():
-                    self._send_to_all(message)
+        for name, certificates in tuple(self._by_service.items()):
+            # However long it takes; a stop of the run leaves it behind.
+            if await blocking.start(_THREADS, certificates.has_settled_change):
+                result = await blocking.start(_THREADS, certificates.read)
+                changed = certificates.apply(result)
+                # Meanwhile a reload may have put others in their place.
+                if changed and self._by_service.get(name) is certificates:
+                    self.announce(name)
 
     def views(self) -> dict[str, TlsView]:
         """By service."""

@@ -16,18 +16,20 @@ See docs/decisions/0006-one-listener-for-each-proxy.md.
 """
 
 import logging
-import signal
 from asyncio import AbstractEventLoop, TaskGroup, TimerHandle
+from bisect import insort
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.messages import ACCEPT, CONFIGURE, COVER, PING, UNCOVER
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
+from penstock_supervisor.children.live_settings import use_settings
 from penstock_supervisor.children.liveness import ASK_EVERY_S, ASLEEP_S, Life, Liveness
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.slots import Slots
 from penstock_supervisor.rollout.certificate_reload import CertificateReload
+from penstock_supervisor.rollout.proxy_updates import ProxyUpdates
 from penstock_supervisor.rollout.resources import Resources
 from penstock_supervisor.rotation.fd_delivery import deliver
 from penstock_supervisor.rotation.rotation import Rotation
@@ -40,7 +42,17 @@ HUNG_S: Final = 10.0
 which takes it a tenth of a second, so one that is only busy is far from it. Its clients have got
 nothing for as long, and most of them still wait."""
 
+_STARTS: Final = (State.DOWN, State.STARTING, State.LATE, State.BACKOFF)
+
 _log = logging.getLogger("penstock.supervisor")
+
+
+def _slot(proxy: Child) -> int:
+    return proxy.plan.slot
+
+
+def _not_added(plan: ChildPlan) -> Child:
+    raise AssertionError(plan.name)
 
 
 class Proxies:
@@ -62,10 +74,18 @@ class Proxies:
         """Of the present process of each proxy that accepts."""
         self._doubted_at: dict[Child, float] = {}
         """Proxies that do not answer, and since when."""
+        self.updates = ProxyUpdates(resources, slots, rotation)
+        self.leaving: set[Child] = set()
+        """Proxies that are not needed any more, and have not ended yet."""
+        self._newcomers: set[Child] = set()
+        """Proxies that were added while the run lasts, and do not accept yet."""
+        self._argv: Sequence[str] = ()
+        self._make: Callable[[ChildPlan], Child] = _not_added
 
     def add(
         self, argv: Sequence[str], make: Callable[[ChildPlan], Child], tasks: TaskGroup
     ) -> None:
+        self._argv, self._make = argv, make
         self._slots.proxies.extend(map(make, self._resources.proxy_plans(argv)))
         self._reload_task = tasks.create_task(self.certificate_reload.run())
 
@@ -79,8 +99,7 @@ class Proxies:
         """The sockets listen: every proxy may accept, and every later one as well."""
         self._accepting = True
         self.send_to_all({"cmd": ACCEPT})
-        if self._slots.proxies:
-            self._schedule_ping()
+        self._schedule_ping()
 
     def stop(self, at_most_s: float | None) -> None:
         """Drain and stop all proxies. From now on no proxy covers for another."""
@@ -106,30 +125,122 @@ class Proxies:
         """Is there a proxy that accepts? It covers those that are away. True without proxies."""
         return not self._slots.proxies or any(map(self._accepts, self._slots.proxies))
 
+    # Their number, and what they are started with.
+
+    def use_plans(self) -> None:
+        """What is started again from now on gets what is in force."""
+        for proxy in self._slots.proxies:
+            use_settings(proxy, self._resources.proxy_plan(self._argv, proxy.plan.slot))
+
+    def use_number(self) -> None:
+        """Start and stop proxies until there are as many as are configured. Where one still ends
+        whose slot is needed again, nobody waits: its successor starts after it (`forget_ended`).
+
+        One that goes is covered for ever: its sockets stay open, and the others accept from them,
+        because what waits in their queues would be lost. One that comes is covered until it can
+        take clients (`begin`): under handoff that is when all workers have a link to it.
+        """
+        wanted = self._resources.proxies_wanted
+        present = {proxy.plan.slot: proxy for proxy in self._slots.proxies}
+        for slot, proxy in present.items():
+            if slot >= wanted and proxy not in self.leaving:
+                _log.info("%s is not needed any more and ends", proxy.name)
+                self._newcomers.discard(proxy)
+                self.leaving.add(proxy)
+                self._cover(proxy)
+                proxy.stop()
+        for slot in range(wanted):
+            if slot not in present:
+                proxy = self._make(self._resources.proxy_plan(self._argv, slot))
+                insort(self._slots.proxies, proxy, key=_slot)
+                self._newcomers.add(proxy)
+                self._slots.covered.add(slot)
+                proxy.start()
+
+    def newcomers_started(self) -> bool:
+        """Has every proxy that came got ready, or failed?"""
+        return all(proxy.state not in _STARTS for proxy in self._newcomers)
+
+    def newcomers_failed(self) -> tuple[str, ...]:
+        """Those that came and could not be started, in words."""
+        return tuple(
+            f"{proxy.name} could not be started: {proxy.history.last_exit_reason}"
+            for proxy in self._newcomers
+            if proxy.state is not State.UP
+        )
+
+    def forget_ended(self, proxy: Child) -> Child | None:
+        """Forget this one if it is not needed and has ended. Returns another one: all proxies
+        count together, and their sums must not go down.
+
+        Its slot may be needed again: a change was taken back, or the next one wants more. Then
+        another one is started.
+        """
+        if proxy not in self.leaving or not proxy.at_rest or not self._accepting:
+            return None
+        self.leaving.discard(proxy)
+        self._slots.proxies.remove(proxy)
+        if proxy.plan.slot < self._resources.proxies_wanted:
+            self.use_number()
+        return next(iter(self._slots.proxies), None)
+
+    def begin(self) -> None:
+        """Let proxies that came accept, if they would pick all that the others pick."""
+        for proxy in tuple(self._newcomers):
+            slot = proxy.plan.slot
+            if proxy.state is State.UP and self._rotation.knows_all(slot):
+                self._newcomers.discard(proxy)
+                for listeners in self._resources.listeners.values():
+                    listeners.listen_for(slot)
+                for covered in self._slots.covered - {slot}:
+                    self._send_listeners(covered, proxy)
+                proxy.send({"cmd": ACCEPT})
+                _log.info("%s takes its share of the clients", proxy.name)
+                self._uncover(proxy)
+
+    def cover_again(self) -> None:
+        """There are new listeners: proxies that are away have some of them, too."""
+        for slot in self._slots.covered:
+            for proxy in self._slots.proxies:
+                if proxy.plan.slot != slot and proxy not in self._newcomers:
+                    self._send_listeners(slot, proxy)
+
     # One of them.
 
     def spawned(self, proxy: Child) -> None:
         """A new process: send it the configuration and the state of everything."""
-        current = {slot: current.plan.address for slot, current in self._slots.current.items()}
+        try:
+            self._introduce(proxy)
+        except Exception:  # noqa: BLE001
+            # A fault of ours. A process that nobody tells anything would only wait; killed, it is
+            # started again, later and later.
+            _log.exception("%s: a bug of penstock", proxy.name)
+            proxy.kill("it could not be told what there is")
+
+    def _introduce(self, proxy: Child) -> None:
         rotation = self._rotation
         config = self._resources.proxy_config(
-            proxy.plan.slot, current, rotation.is_joined, rotation.is_up_anywhere
+            proxy.plan.slot, rotation.targets(), rotation.is_up_anywhere
         )
         proxy.send({"cmd": CONFIGURE, "config": config.model_dump(mode="json")})
         for message in self.certificate_reload.messages():
             proxy.send(message)
         rotation.proxy_spawned(
             proxy,
-            [(service.name, target.slot) for service in config.services
+            [(service.name, target.member) for service in config.services
              for target in service.targets if target.up],
         )  # fmt: skip
-        if self._accepting:
+        if self._accepting and proxy not in self._newcomers:
             proxy.send({"cmd": ACCEPT})
             for slot in self._slots.covered - {proxy.plan.slot}:
                 self._send_listeners(slot, proxy)
 
     def ready(self, proxy: Child) -> None:
         """It accepts from its own sockets again, so the others stop covering it."""
+        if proxy not in self._newcomers:
+            self._uncover(proxy)
+
+    def _uncover(self, proxy: Child) -> None:
         slot = proxy.plan.slot
         if slot in self._slots.covered:
             self._slots.covered.discard(slot)
@@ -137,6 +248,7 @@ class Proxies:
 
     def exited(self, proxy: Child) -> None:
         """Its process ended: the others cover it."""
+        self.updates.exited(proxy)
         self._rotation.proxy_exited(proxy)
         self._liveness.pop(proxy, None)
         self._doubted_at.pop(proxy, None)
@@ -165,6 +277,7 @@ class Proxies:
         now = self._loop.time()
         was_asleep = now - self._ping_due > ASLEEP_S
         self._schedule_ping()
+        self.begin()
         for proxy in self._slots.proxies:
             if proxy.state is not State.UP:
                 continue
@@ -189,7 +302,7 @@ class Proxies:
             self._doubt(proxy, now - liveness.silent_s(now))
         if life is Life.HUNG:
             _log.error("%s has not answered for %.0f s and is killed", proxy.name, HUNG_S)
-            proxy.signal(signal.SIGKILL)
+            proxy.kill(f"it has not answered for {HUNG_S:g} s")
 
     def _doubt(self, proxy: Child, since: float) -> None:
         self._doubted_at[proxy] = since
@@ -212,7 +325,8 @@ class Proxies:
 
     def _send_listeners(self, slot: int, to: Child) -> None:
         """Send a proxy the listeners of the covered slot."""
-        for name, listeners in self._resources.listeners.items():
-            if (listener := listeners.proxy_socket(slot)) is not None:
-                message = {"cmd": COVER, "service": name, "proxy": slot}
-                deliver(self._loop, to, message, listener, lambda: slot in self._slots.covered)
+        for name in self._resources.listeners:
+            message = {"cmd": COVER, "service": name, "proxy": slot}
+            for one in self._resources.proxy_listeners(name, slot):
+                if (listener := one.proxy_socket(slot)) is not None:
+                    deliver(self._loop, to, message, listener, lambda: slot in self._slots.covered)

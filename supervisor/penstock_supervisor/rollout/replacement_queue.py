@@ -1,9 +1,11 @@
 """Which worker is replaced next: one of a service at a time, the most urgent first.
 
+Only a roll-out that has a larger `surge` replaces several of a service at a time.
+
 Owns who waits to be replaced, and why, and who is being replaced. Everything that wants a worker
 replaced asks here: a worker that retires, one whose channel broke, one that hangs or fails its
 checks, and a roll-out. Several reasons for one worker are one replacement. Must not know how a
-worker is replaced (`rolling_restart`).
+worker is replaced (`replacements`).
 
 A replacement that failed is tried again, after a pause that doubles: whatever the reason was, it
 is there still, and the old process serves on if it can. Not so a roll-out: whoever asked for it is
@@ -42,6 +44,8 @@ class Replacement:
     reasons: dict[Reason, str] = field(default_factory=dict)
     not_before: float | None = None
     """None: not decided yet."""
+    is_compared: bool = False
+    """It is a canary, and waits for a comparison: only a roll-out waits for that."""
     repeats: int = 0
     """How often in a row it has been asked for soon after the last one."""
 
@@ -59,18 +63,20 @@ class Replacement:
 class _ServiceQueue:
     waiting: dict[Slot, Replacement] = field(default_factory=dict)
     """In the order in which they came."""
-    active: Replacement | None = None
+    active: list[Replacement] = field(default_factory=list)
     succeeded: dict[Slot, tuple[float, int]] = field(default_factory=dict)
     """When the last replacement in a slot succeeded, and its repeats."""
     failures: int = 0
     """In a row."""
     not_before: float = 0.0
 
-    def may_begin(self, replacement: Replacement, now: float) -> bool:
+    def may_begin(self, replacement: Replacement, now: float, surge: int) -> bool:
         if RELOAD in replacement.reasons:
-            return True
-        assert replacement.not_before is not None
-        return now >= max(self.not_before, replacement.not_before)
+            others_reload = all(RELOAD in one.reasons for one in self.active)
+            return not self.active or (others_reload and len(self.active) < surge)
+        if not all(one.is_compared for one in self.active):
+            return False
+        return now >= max(self.not_before, replacement.not_before or 0.0)
 
     def schedule(self, replacement: Replacement, now: float) -> float:
         """Decide how long it waits because it came so soon; returns the seconds."""
@@ -87,6 +93,8 @@ class ReplacementQueue:
     def __init__(self) -> None:
         self._services: dict[str, _ServiceQueue] = {}
         self._delayed: list[tuple[Replacement, float]] = []
+        self.holds_reload = False
+        """Nobody begins now for whom nothing but a roll-out asks."""
 
     def request(self, slot: Slot, reason: Reason, why: str) -> bool:
         """Ask for it. False: nothing new."""
@@ -105,27 +113,44 @@ class ReplacementQueue:
             if not replacement.reasons:
                 del waiting[slot]
 
-    def due(self, now: float, is_free: Callable[[Slot], bool]) -> list[Replacement]:
-        """Begin the next one of each service that has none; the caller begins these.
+    def due(
+        self,
+        now: float,
+        is_free: Callable[[Slot], bool],
+        surge: Callable[[str], int] = lambda _: 1,
+    ) -> list[Replacement]:
+        """Begin the next ones of each service that has room; the caller begins these.
 
-        `is_free(slot)`: nothing is left there of an earlier replacement.
+        `is_free(slot)`: nothing is left there of an earlier replacement. `surge(service)`: so
+        many of a roll-out at a time.
         """
         begun = []
-        for queue in self._services.values():
+        for name, queue in self._services.items():
             for replacement in queue.waiting.values():
-                if replacement.not_before is None and (wait_s := queue.schedule(replacement, now)):
-                    self._delayed.append((replacement, wait_s))
-            candidates = [
-                replacement
-                for replacement in queue.waiting.values()
-                if is_free(replacement.slot) and queue.may_begin(replacement, now)
-            ]
-            if queue.active is None and candidates:
-                # The first of several that are equally urgent.
-                queue.active = min(candidates, key=lambda one: REASONS.index(one.reason))
-                del queue.waiting[queue.active.slot]
-                begun.append(queue.active)
+                if replacement.not_before is None and RELOAD not in replacement.reasons:
+                    self._schedule(queue, replacement, now)
+            while (next_one := self._next(queue, now, is_free, surge(name))) is not None:
+                del queue.waiting[next_one.slot]
+                queue.active.append(next_one)
+                begun.append(next_one)
         return begun
+
+    def _schedule(self, queue: _ServiceQueue, replacement: Replacement, now: float) -> None:
+        if wait_s := queue.schedule(replacement, now):
+            self._delayed.append((replacement, wait_s))
+
+    def _next(
+        self, queue: _ServiceQueue, now: float, is_free: Callable[[Slot], bool], surge: int
+    ) -> Replacement | None:
+        candidates = [
+            replacement
+            for replacement in queue.waiting.values()
+            if is_free(replacement.slot)
+            and queue.may_begin(replacement, now, surge)
+            and not (self.holds_reload and replacement.reasons.keys() == {RELOAD})
+        ]
+        # The first of several that are equally urgent.
+        return min(candidates, key=lambda one: REASONS.index(one.reason), default=None)
 
     def take_delayed(self) -> list[tuple[Replacement, float]]:
         """Those that have to wait since the last call because they came so soon; seconds."""
@@ -135,8 +160,7 @@ class ReplacementQueue:
     def settled(self, replacement: Replacement, now: float, *, ok: bool) -> float | None:
         """It has succeeded or failed. Returns the seconds until it is tried again; None: not."""
         queue = self._of(replacement.slot)
-        assert queue.active is replacement
-        queue.active = None
+        queue.active.remove(replacement)
         if ok:
             queue.failures, queue.not_before = 0, now
             queue.succeeded[replacement.slot] = now, replacement.repeats
@@ -151,24 +175,35 @@ class ReplacementQueue:
         waiting.reasons.update(replacement.reasons)
         return pause_s
 
-    def active(self, service: str) -> Replacement | None:
+    def waiting_for(self, reason: Reason) -> list[Slot]:
+        """The slots that wait for this reason, in the order in which they came."""
+        return [
+            slot
+            for queue in self._services.values()
+            for slot, replacement in queue.waiting.items()
+            if reason in replacement.reasons
+        ]
+
+    def active(self, service: str) -> tuple[Replacement, ...]:
         """What is being replaced of a service."""
         queue = self._services.get(service)
-        return None if queue is None else queue.active
+        return () if queue is None else tuple(queue.active)
 
     def wants(self, slot: Slot, reason: Reason) -> bool:
         """Does it wait, or is it being replaced, for this reason?"""
         queue = self._of(slot)
-        active = queue.active
-        return any(
-            replacement is not None and replacement.slot == slot and reason in replacement.reasons
-            for replacement in (queue.waiting.get(slot), active)
-        )
+        replacements = (*queue.active, *filter(None, (queue.waiting.get(slot),)))
+        return any(one.slot == slot and reason in one.reasons for one in replacements)
 
     def clear(self) -> None:
         """Nothing waits any more."""
         for queue in self._services.values():
             queue.waiting.clear()
+
+    def forget(self, service: str) -> None:
+        """The service is removed. What is under way has to be settled all the same."""
+        if not self.active(service):
+            self._services.pop(service, None)
 
     def _of(self, slot: Slot) -> _ServiceQueue:
         return self._services.setdefault(slot[0], _ServiceQueue())

@@ -15,7 +15,7 @@ Must not know why the run stops, nor how a child is told (`children.stop_times`,
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -38,12 +38,13 @@ class StopSequence:
 
     def __init__(
         self,
-        services: Iterable[Service],
+        services: Mapping[str, Service],
         slots: Slots,
         condition: Condition,
         clock: Callable[[], float],
     ) -> None:
-        self._services = {service.name: service for service in services}
+        self.services = services
+        """Those of the moment, by name."""
         self._slots = slots
         self._condition = condition
         self._clock = clock
@@ -53,7 +54,9 @@ class StopSequence:
         """By service: when its workers are killed that were told before the proxies."""
         self._told: set[int] = set()
         """The pids of those workers."""
+        self._is_begun = False
         self._cut = 0
+        """Since it has begun: what workers cut that were replaced before is no part of the stop."""
         self._heard: set[tuple[str, int | None]] = set()
         """Worker processes that have reported a cut."""
 
@@ -62,7 +65,7 @@ class StopSequence:
         """How long a stop can take."""
         return max(
             service.timeouts.stop * (2 if _ends_after_proxies(service) else 1)
-            for service in self._services.values()
+            for service in self.services.values()
         )
 
     def was_cut(self, child: Child, count: object) -> None:
@@ -74,12 +77,13 @@ class StopSequence:
             if (child.name, child.pid) in self._heard:
                 return
             self._heard.add((child.name, child.pid))
-        self._cut += count
+        if self._is_begun:
+            self._cut += count
         _log.warning("%s: the time to finish is over; cut: %d", child.name, count)
 
     def at_once(self) -> None:
         """Wait for nothing any more: cut what is open."""
-        self._at_once = True
+        self._is_begun = self._at_once = True
         for proxy in self._slots.proxies:
             proxy.stop_at_once(AT_ONCE_S)
         for child in self._slots.workers():
@@ -92,9 +96,10 @@ class StopSequence:
 
     async def run(self, proxies: Proxies, at_most_s: float | None) -> None:
         """Stop everything, and return when it has ended."""
+        self._is_begun = True
         self._at_most_s = at_most_s
         now = self._clock()
-        stop_s = {name: self._stop_s(service) for name, service in self._services.items()}
+        stop_s = {name: self._stop_s(service) for name, service in self.services.items()}
         self._ends = {name: now + seconds for name, seconds in stop_s.items()}
         # First of all, and once more below for workers that get ready only now.
         self._announce()
@@ -163,7 +168,7 @@ class StopSequence:
         return stop if at_most_s is None else min(stop, at_most_s)
 
     def _is_behind_proxy(self, child: Child) -> bool:
-        return self._services[child.plan.service].has_proxy
+        return self.services[child.plan.service].has_proxy
 
 
 def _ends_after_proxies(service: Service) -> bool:

@@ -11,21 +11,22 @@ them together:
     alive, ready          in the rotation; if it was to be replaced for one of those, no more
     nobody serves         one worker that waits for its next start, and can start, starts now
 
-Who is replaced first, and how, `rolling_restart` decides. A supervisor that was stopped itself, or
+Who is replaced first, and how, `replacements` decides. A supervisor that was stopped itself, or
 was without CPU, judges nobody by that time.
 """
 
 import logging
+import math
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.liveness import ASK_EVERY_S, ASLEEP_S
 from penstock_supervisor.children.plan import Slot
-from penstock_supervisor.children.slots import Slots
+from penstock_supervisor.children.slots import Slots, member_key, slot_of
 from penstock_supervisor.config.model import Service
-from penstock_supervisor.rollout.rolling_restart import RollingRestart
+from penstock_supervisor.rollout.replacements import Replacements
 from penstock_supervisor.rotation.heartbeat import Heartbeat
 from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.unready import Unready, WorkerFacts
@@ -39,50 +40,56 @@ class WorkerWatch:
     def __init__(
         self,
         loop: AbstractEventLoop,
-        services: Iterable[Service],
+        services: Mapping[str, Service],
         slots: Slots,
         rotation: Rotation,
-        rolling_restart: RollingRestart,
+        replacements: Replacements,
         is_over: Callable[[], bool],
     ) -> None:
         self._loop = loop
-        self._services = [service for service in services if service.has_program]
+        self._services = services
         self._slots = slots
         self._rotation = rotation
-        self._rolling_restart = rolling_restart
+        self._replacements = replacements
         self._is_over = is_over
         self._heartbeat = Heartbeat(
             loop,
             self._services,
             slots,
             rotation,
-            lambda child, why: rolling_restart.request(child, "liveness", why),
-            lambda child: rolling_restart.withdraw(child, "liveness"),
+            lambda child, why: replacements.request(child, "liveness", why),
+            lambda child: replacements.withdraw(child, "liveness"),
+            replacements.life_confirmed,
         )
+        replacements.lives_since = self._heartbeat.lives_since
         self._unready = Unready()
         self._timer: TimerHandle | None = None
         self._due = 0.0
 
     def start(self) -> None:
-        if self._services:
-            self._schedule()
+        self._schedule()
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def answered(self, child: Child) -> None:
+    def answered(self, child: Child, number: object = None) -> None:
         """A worker sent PONG."""
-        self._heartbeat.answered(child)
+        self._heartbeat.answered(child, number)
 
-    def checked(self, slot: Slot, by: int, answered: bool) -> None:
+    def checked(self, child: Child, by: int, answered: bool) -> None:
         """A health check was not answered at all, or is answered again."""
-        self._heartbeat.checked(slot, by, answered=answered)
+        self._heartbeat.checked(child, by, answered=answered)
 
     def silent(self) -> Mapping[Slot, float]:
-        """The workers that may not live, and for how long they have been silent, in seconds."""
-        return self._heartbeat.silent()
+        """The current workers that may not live, and for how long they have been silent, in
+        seconds."""
+        return {
+            slot_of(child): seconds
+            for key, seconds in self._heartbeat.silent().items()
+            if (child := self._slots.child_of(key)) and self._slots.is_current(child)
+        }
 
     def _schedule(self) -> None:
         self._due = self._loop.time() + ASK_EVERY_S
@@ -98,37 +105,41 @@ class WorkerWatch:
         self._heartbeat.beat(now, was_asleep=was_asleep)
         if was_asleep:
             self._unready.begin_again()
-        for service in self._services:
+        self._unready.keep({member_key(child) for child in self._slots.workers()})
+        for service in tuple(self._services.values()):
             self._replace_unready(service, now)
             self._end_outage(service)
-        self._rolling_restart.advance()
+        self._replacements.advance()
 
     def _replace_unready(self, service: Service, now: float) -> None:
         running = {
-            slot: child
+            member_key(child): child
             for slot, child in self._slots.current.items()
             if slot[0] == service.name and child.state is State.UP
         }
         facts = [
             WorkerFacts(
-                slot,
+                key,
                 child.pid,
-                alive=self._heartbeat.is_alive(slot),
-                ready=self._rotation.is_ready_anywhere(slot),
-                serves=self._rotation.is_up(slot),
+                alive=self._heartbeat.is_alive(child),
+                # One that its successor's comparison keeps out begins anew when it is let go:
+                # until proxies have said that it is back, nothing is known.
+                ready=self._rotation.take_ready_anywhere(child)
+                or self._rotation.is_compared(child),
+                serves=self._rotation.is_up(child),
             )
-            for slot, child in running.items()
+            for key, child in running.items()
         ]
-        restart_after_s, panic = service.health.restart_after, service.ejection.panic
-        if not restart_after_s:
-            return
+        # Where nobody is restarted, the time counts all the same: a reload may change that.
+        restart_after_s = service.health.restart_after or math.inf
+        panic = service.ejection.panic
         overdue = dict(self._unready.overdue(facts, restart_after_s, panic, now))
-        for slot, child in running.items():
-            if slot not in overdue:
-                self._rolling_restart.withdraw(child, "unhealthy")
-        for slot, unready_s in overdue.items():
-            why = f"{running[slot].name} has not been healthy for {unready_s:.0f} s"
-            self._rolling_restart.request(running[slot], "unhealthy", why)
+        for key, child in running.items():
+            if key not in overdue:
+                self._replacements.withdraw(child, "unhealthy")
+        for key, unready_s in overdue.items():
+            why = f"{running[key].name} has not been healthy for {unready_s:.0f} s"
+            self._replacements.request(running[key], "unhealthy", why)
 
     def _end_outage(self, service: Service) -> None:
         """Start one worker now if nobody of the service serves or starts.
@@ -143,7 +154,7 @@ class WorkerWatch:
         waiting = {
             child: wait_s
             for child in workers
-            if child.history.last_was_ready and (wait_s := child.next_start_s) is not None
+            if child.starts.last_was_ready and (wait_s := child.next_start_s) is not None
         }
         if waiting:
             first = min(waiting, key=waiting.__getitem__)

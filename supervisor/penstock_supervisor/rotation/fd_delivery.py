@@ -35,11 +35,13 @@ def deliver(
     handle: socket,
     is_wanted: Callable[[], bool] = lambda: True,
     on_late: Callable[[], None] = lambda: None,
+    on_arrived: Callable[[], None] = lambda: None,
 ) -> None:
     """Send `message` with `handle`, and repeat it if need be. The handle stays the caller's.
 
     A handle that was closed is not sent again. `on_late` is called if the handle arrived only
-    at a later try: the recipient may have got other messages before it.
+    at a later try: the recipient may have got other messages before it. `on_arrived` is called
+    in both cases.
     """
     pid = recipient.pid
 
@@ -48,7 +50,9 @@ def deliver(
             recipient.send(message, handle, on_retry_sent)
 
     def on_first_sent(arrived: bool) -> None:
-        if not arrived:
+        if arrived:
+            on_arrived()
+        else:
             loop.call_later(RETRY_S, retry)
 
     def on_retry_sent(arrived: bool) -> None:

@@ -16,20 +16,20 @@ from typing import Any
 
 from penstock_proxy.messages import LINK, UNLINK
 from penstock_supervisor.children.child import Child
-from penstock_supervisor.children.plan import Slot
-from penstock_supervisor.children.slots import Slots, slot_of
+from penstock_supervisor.children.plan import MemberKey
+from penstock_supervisor.children.slots import Slots, member_key
 from penstock_supervisor.process.handoff_link import HandoffLink
 from penstock_supervisor.rotation.fd_delivery import deliver
 
-OnLateLink = Callable[[Child, Slot, HandoffLink], None]
-"""proxy, slot, link: the proxy has the link now, but got other messages before it."""
+OnLateLink = Callable[[Child, MemberKey, HandoffLink], None]
+"""proxy, member, link: the proxy has the link now, but got other messages before it."""
 
 
 @dataclass(slots=True)
 class _Reclaim:
     """A link to a process that has ended."""
 
-    slot: Slot
+    member: MemberKey
     link: HandoffLink
     proxy: Child | None = None
     """The proxy that was told to take back what is in the link, and has not answered yet."""
@@ -51,10 +51,12 @@ class HandoffLinks:
 
     def worker_exited(self, child: Child) -> None:
         """Keep its links until a proxy has taken back what is left in them."""
-        slot = slot_of(child)
-        for proxy, link in zip(self._slots.proxies, child.take_links(), strict=False):
-            reclaim = self._reclaims[link.number] = _Reclaim(slot, link)
-            if proxy.send(_unlink(reclaim)):
+        member = member_key(child)
+        of_slot = {proxy.plan.slot: proxy for proxy in self._slots.proxies}
+        for slot, link in enumerate(child.take_links()):
+            reclaim = self._reclaims[link.number] = _Reclaim(member, link)
+            proxy = of_slot.get(slot)
+            if proxy is not None and proxy.send(_unlink(reclaim)):
                 reclaim.proxy = proxy
             else:
                 self._assign(reclaim)
@@ -75,13 +77,26 @@ class HandoffLinks:
                 self._assign(reclaim, exclude=proxy)
 
     def send(self, proxy: Child, child: Child) -> None:
-        """Send a proxy its link to this worker, which has links."""
-        self._send(proxy, slot_of(child), child.links[proxy.plan.slot])
+        """Send a proxy its link to this worker, which has links. It has none to a proxy that is
+        new: then one of them has to be replaced before they know each other."""
+        if (link := link_to(proxy, child)) is not None:
+            self._send(proxy, member_key(child), link)
 
     def reclaimed(self, number: object, proxy: Child) -> None:
         """The proxy says that nothing is left in that link."""
         reclaim = self._reclaims.get(number) if isinstance(number, int) else None
         if reclaim is not None and reclaim.proxy is proxy:
+            del self._reclaims[reclaim.link.number]
+            reclaim.link.close()
+
+    def is_reclaiming(self, member: MemberKey) -> bool:
+        """Is a link to an ended process of this member still kept?"""
+        return any(reclaim.member == member for reclaim in self._reclaims.values())
+
+    def forget(self, service: str) -> None:
+        """This service is removed: close what is kept of it."""
+        gone = [one for one in self._reclaims.values() if one.member[0] == service]
+        for reclaim in gone:
             del self._reclaims[reclaim.link.number]
             reclaim.link.close()
 
@@ -96,14 +111,14 @@ class HandoffLinks:
         )
         reclaim.proxy = next(candidates, None)
         if reclaim.proxy is not None:
-            self._send(reclaim.proxy, reclaim.slot, reclaim.link)
+            self._send(reclaim.proxy, reclaim.member, reclaim.link)
             reclaim.proxy.send(_unlink(reclaim))
 
-    def _send(self, proxy: Child, slot: Slot, link: HandoffLink) -> None:
-        message = {"cmd": LINK, "service": slot[0], "slot": slot[1], "link": link.number}
+    def _send(self, proxy: Child, member: MemberKey, link: HandoffLink) -> None:
+        message = {"cmd": LINK, "service": member[0], "member": member[1], "link": link.number}
 
         def on_late() -> None:
-            self._on_late_link(proxy, slot, link)
+            self._on_late_link(proxy, member, link)
 
         def is_in_use() -> bool:
             return link.number not in self._reclaims
@@ -112,5 +127,11 @@ class HandoffLinks:
             deliver(self._loop, proxy, {**message, "end": end}, sock, is_in_use, on_late)
 
 
+def link_to(proxy: Child, child: Child) -> HandoffLink | None:
+    """The link between a proxy and a worker, if the worker was started with one."""
+    slot = proxy.plan.slot
+    return child.links[slot] if slot < len(child.links) else None
+
+
 def _unlink(reclaim: _Reclaim) -> dict[str, Any]:
-    return {"cmd": UNLINK, "service": reclaim.slot[0], "link": reclaim.link.number}
+    return {"cmd": UNLINK, "service": reclaim.member[0], "link": reclaim.link.number}

@@ -6,12 +6,13 @@ proxy says so, `CROWDED`), nor which connections a worker ends. Nothing is kept:
 somebody waits, the proxy says it again. No I/O of its own, no clock.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Final
 
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
-from penstock_supervisor.children.plan import Slot
+from penstock_supervisor.children.plan import MemberKey
+from penstock_supervisor.children.slots import member_key
 from penstock_worker.contract import MAKE_ROOM
 
 _MAX_COUNT: Final = 1024
@@ -19,21 +20,22 @@ _MAX_COUNT: Final = 1024
 
 
 def ask_for_room(
-    workers: Mapping[Slot, Child], message: Mapping[str, Any], held: Container[Slot]
+    workers: Iterable[Child], message: Mapping[str, Any], held: Container[MemberKey]
 ) -> None:
     """Pass a CROWDED on to the service's workers, in equal parts.
 
-    `workers`: the current ones. Those in `held` do not answer: they could end nothing, and would
-    have a queue of such messages when they answer again.
+    `workers`: all processes, because those that replace others have clients, too. Those in `held`
+    do not answer: they could end nothing, and would have a queue of such messages when they answer
+    again.
     """
     service, count = message.get("service"), message.get("count")
     if not isinstance(service, str) or not isinstance(count, int) or count < 1:
         return
     asked = [
         child
-        for slot, child in workers.items()
-        if slot[0] == service
-        and slot not in held
+        for child in workers
+        if child.plan.service == service
+        and member_key(child) not in held
         and child.state is State.UP
         and child.plan.runs_our_code
     ]

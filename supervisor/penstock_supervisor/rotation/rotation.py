@@ -5,202 +5,218 @@ no proxy, and the supervisor's own worker checks decide. Both are told the same 
 is ready, gone, or about to leave. Both report which worker came into the rotation or left it. So
 the rest of the supervisor does not need to know who decides, or how many proxies there are.
 
-Owns the combined views (a worker is in the rotation if it is in that of every proxy), and the
-unanswered DRAIN_WORKER messages (answered when every proxy has answered). The links are owned by
-`handoff_links`.
+Each worker is a member of its own: a successor is added beside the process that it replaces, and
+both can be in the rotation. A member is removed when its process is gone for good, and nothing is
+left in its links.
+
+Owns who is a member, and what the proxies are told. What is known of each is in `places`, the links
+are owned by `handoff_links`, and the answers to DRAIN_WORKER by `drains`.
 """
 
 import logging
-from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Iterable
-from itertools import count
-from typing import Any, Final, NamedTuple
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
-from penstock_proxy.balancing.member_state import SHOWN
+from penstock_proxy.config import Health, Target
 from penstock_proxy.messages import (
+    ADD_MEMBER,
     CHECKED,
+    CONFIRM,
+    CONFIRMED,
     CROWDED,
     DRAIN_WORKER,
     HOLD,
     JOIN,
     LEAVE,
     RELEASE,
+    REMOVE_MEMBER,
     ROTATION,
     UNLINKED,
     WORKER_DRAINED,
 )
 from penstock_supervisor.children.child import Child
-from penstock_supervisor.children.lifecycle import State
-from penstock_supervisor.children.plan import Slot
-from penstock_supervisor.children.slots import Slots, slot_of
+from penstock_supervisor.children.plan import MemberKey, worker_weight
+from penstock_supervisor.children.slots import Slots, member_key
 from penstock_supervisor.children.stop_times import proxy_finish_s
 from penstock_supervisor.config.model import Service
+from penstock_supervisor.config.per_proxy import checks_of
 from penstock_supervisor.process.handoff_link import HandoffLink
-from penstock_supervisor.rotation.handoff_links import HandoffLinks
-from penstock_supervisor.rotation.proxy_views import UP, ProxyViews
+from penstock_supervisor.rotation.drains import Drains
+from penstock_supervisor.rotation.handoff_links import HandoffLinks, link_to
+from penstock_supervisor.rotation.holds import HoldCause
+from penstock_supervisor.rotation.places import WORDS, WORKER_CHECKS, Places
+from penstock_supervisor.rotation.proxy_views import UP, Recent, is_recent
 from penstock_supervisor.rotation.room import ask_for_room
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
-
-_DRAIN_TIMEOUT_S: Final = 1.0
-"""A proxy that does not answer is stuck, and a stuck proxy picks no worker."""
-
-_WORKER_CHECKS: Final = -1
-"""Stands for the worker checks in place of a proxy's number, for services without a proxy. No
-proxy has it: a new proxy begins without views, and must not take those of the checks along."""
-
-_SHOWN: Final[dict[str, str]] = {one.value: word.value for one, word in SHOWN.items()}
-"""The word for people, by a member state."""
 
 _log = logging.getLogger("penstock.supervisor")
 
 
-class _Drain(NamedTuple):
-    """A DRAIN_WORKER that not all proxies have answered."""
-
-    timer: TimerHandle
-    on_drained: Callable[[], None]
-    unanswered: set[Child]
-    """Proxies that have not answered."""
-
-
-class Rotation:
-    """`on_change(slot, state)` is called when the combined state of a worker changes."""
+class Rotation(Places):
+    """`on_change(child, state)` is called when the combined state of a worker changes. An upstream
+    has no child."""
 
     def __init__(
         self,
         loop: AbstractEventLoop,
-        services: tuple[Service, ...],
+        services: Mapping[str, Service],
         slots: Slots,
         worker_checks: WorkerChecks,
-        on_change: Callable[[Slot, str], None],
-        on_check: Callable[[Slot, int, bool], None] = lambda *_: None,
+        on_change: Callable[[Child | None, str], None],
+        on_check: Callable[[Child, int, bool], None] = lambda *_: None,
     ) -> None:
-        """`on_check(slot, proxy, answered)`: see CHECKED in `penstock_proxy.messages`."""
+        """`services`: those of the moment, by name. `on_check(child, proxy, answered)`: see
+        CHECKED in `penstock_proxy.messages`."""
+        super().__init__(services, slots)
         self._loop = loop
-        self._proxied = {service.name for service in services if service.has_proxy}
-        """Services with a proxy."""
-        self._slots = slots
         self._worker_checks = worker_checks
         self._on_change = on_change
         self._on_check = on_check
-        self._views = ProxyViews()
-        self._joined: set[Slot] = set()
-        self._draining: set[Slot] = set()
-        self._held: dict[Slot, str] = {}
-        """Workers whose process may hang, and how that shows."""
-        self._drain_numbers = count(1)
-        self._drains: dict[int, _Drain] = {}
-        """By number of the DRAIN_WORKER."""
+        self._members: dict[MemberKey, Child] = {}
+        """All that the proxies, or the worker checks, know of. Not upstreams."""
+        self._leaving: set[MemberKey] = set()
+        """Members to be removed as soon as nothing is left in their links."""
+        self._joined: set[MemberKey] = set()
+        self._drains = Drains(loop)
         self._links = HandoffLinks(loop, slots, self._join_after_late_link)
 
-    # State.
-
-    def is_up(self, slot: Slot) -> bool:
-        """Is it in the rotation of every proxy?"""
-        return self._combined(slot) == UP
-
-    def is_up_anywhere(self, slot: Slot) -> bool:
-        """Is it in the rotation of at least one proxy?"""
-        return self._views.is_up_anywhere(slot)
-
-    def is_ready_anywhere(self, slot: Slot) -> bool:
-        """Does at least one proxy find that it passes its health checks?"""
-        return self._views.is_ready_anywhere(slot)
-
-    def is_joined(self, slot: Slot) -> bool:
-        """Is its process ready, and not about to leave?"""
-        current = self._slots.current.get(slot)
-        return current is not None and current.state is State.UP and slot not in self._draining
-
-    def deciding(self, slot: Slot) -> list[int]:
-        """The proxies whose views count: not those that are covered by others."""
-        if slot[0] not in self._proxied:
-            return [_WORKER_CHECKS]
-        numbers = (proxy.plan.slot for proxy in self._slots.proxies if not proxy.at_rest)
-        return [number for number in numbers if number not in self._slots.covered]
-
-    def services_up(self) -> set[str]:
-        """The services that have a worker in rotation, whichever proxy a client comes to."""
-        unproxied = self._views.services_up_at(_WORKER_CHECKS) - self._proxied
-        up = (proxy.plan.slot for proxy in self._slots.proxies if proxy.state is State.UP)
-        accepting = [number for number in up if number not in self._slots.covered]
-        if not accepting:
-            return unproxied
-        up_at_all = set.intersection(*map(self._views.services_up_at, accepting))
-        return unproxied | (up_at_all & self._proxied)
+    def targets(self) -> dict[str, list[Target]]:
+        """All members with their state now, by service, for a proxy that starts. Without ports a
+        worker joins only when the proxy has its link, which a later message brings."""
+        targets: dict[str, list[Target]] = {}
+        for (name, number), child in self._members.items():
+            if (service := self._services.get(name)) is None:
+                continue
+            has_ports = service.has_ports
+            targets.setdefault(name, []).append(
+                Target(
+                    member=number,
+                    slot=child.plan.slot,
+                    address=_address(child),
+                    weight=worker_weight(service, child.plan.slot),
+                    joined=has_ports and self.is_joined(child),
+                    up=has_ports and self.is_up_anywhere((name, number)),
+                    health=_own_health(child, service),
+                )
+            )
+        return targets
 
     # What happens to workers and proxies, and what proxies are told of it.
 
+    def add(self, child: Child) -> None:
+        """It may be picked later: when it has joined, and has passed its first check."""
+        key = member_key(child)
+        self._members[key] = child
+        slot = child.plan.slot
+        if self._is_proxied(child):
+            service = self._services[key[0]]
+            more: dict[str, Any] = {"slot": slot, "weight": worker_weight(service, slot)}
+            if (health := _own_health(child, service)) is not None:
+                more["health"] = health.model_dump(mode="json")
+            self._tell(ADD_MEMBER, key, **more, address=_address(child))
+        else:
+            self._worker_checks.add(key, slot, child.plan.health)
+
+    def remove(self, child: Child) -> None:
+        """It is gone for good."""
+        self.leave(child)
+        self._held.forget(member_key(child))
+        if member_key(child) in self._members:
+            self._leaving.add(member_key(child))
+            self._remove_left()
+
+    def forget(self, service: str) -> None:
+        """Nothing is left of a service that is removed. Of links to it, nobody takes back what is
+        in them any more: perhaps there is no proxy."""
+        self._links.forget(service)
+        gone = {key for key in (*self._members, *self._views, *self._held) if key[0] == service}
+        for key in gone:
+            self._views.forget(key)
+            self._members.pop(key, None)
+            self._held.forget(key)
+            self._confirmations.forget(key)
+        for keys in (self._leaving, self._joined, self._draining):
+            keys.difference_update(gone)
+
     def join(self, child: Child) -> None:
-        """The slot's process is ready, wherever it listens."""
-        slot = slot_of(child)
-        self._draining.discard(slot)
-        self._held.pop(slot, None)
-        self._joined.add(slot)
+        """Its process is ready, wherever it listens."""
+        key = member_key(child)
+        self._draining.discard(key)
+        self._held.process_changed(key)
+        self._joined.add(key)
         if not self._is_proxied(child):
-            self._worker_checks.join(*slot, can_answer=child.speaks_protocol)
+            self._worker_checks.join(key, can_answer=child.speaks_protocol)
+            if key in self._held:
+                self._worker_checks.hold(key, self._held.reason(key))
             return
         for proxy in self._slots.proxies:
             self._join(proxy, child)
 
     def leave(self, child: Child) -> None:
-        """The slot's process is gone, or is told to go."""
-        slot = slot_of(child)
-        self._views.forget(slot)
-        self._draining.discard(slot)
-        self._held.pop(slot, None)
-        if slot not in self._joined:
+        """Its process is gone, or is told to go."""
+        key = member_key(child)
+        self._views.forget(key)
+        self._held.process_changed(key)
+        self._confirmations.forget(key)
+        if key not in self._joined:
             return
-        self._joined.discard(slot)
+        self._joined.discard(key)
         if self._is_proxied(child):
-            for proxy in self._slots.proxies:
-                proxy.send({"cmd": LEAVE, "service": slot[0], "slot": slot[1]})
+            self._tell(LEAVE, key)
         else:
-            self._worker_checks.leave(*slot)
+            self._worker_checks.leave(key)
 
     def drain(self, child: Child, on_drained: Callable[[], None]) -> None:
         """Have all proxies stop picking this worker, and call `on_drained` when they have."""
-        slot = slot_of(child)
-        self._draining.add(slot)
-        self._held.pop(slot, None)
-        # The views so far are about this process, and not about the next one in its slot.
-        self._views.forget(slot)
+        key = member_key(child)
+        self._draining.add(key)
+        self._held.forget(key)
+        self._confirmations.forget(key)
+        # It is in no rotation from now on, whatever was reported before.
+        self._views.forget(key)
         if not self._is_proxied(child):
-            self._worker_checks.drain(*slot)
+            self._worker_checks.drain(key)
             self._loop.call_soon(on_drained)
             return
-        number = next(self._drain_numbers)
-        timer = self._loop.call_later(_DRAIN_TIMEOUT_S, self._finish_drain, number)
-        message = {
-            "cmd": DRAIN_WORKER, "service": slot[0], "slot": slot[1], "seq": number,
-            "finish": proxy_finish_s(child.stop_s),
-        }  # fmt: skip
-        # A proxy that is away need not be asked: its successor picks only workers that it is
-        # told about.
-        asked = {proxy for proxy in self._slots.proxies if proxy.send(message)}
-        self._drains[number] = _Drain(timer, on_drained, asked)
-        if not asked:
-            self._loop.call_soon(self._finish_drain, number)
+        finish_s = proxy_finish_s(child.stop_s)
+        self._drains.begin(
+            lambda number: self._tell(DRAIN_WORKER, key, seq=number, finish=finish_s), on_drained
+        )
 
-    def hold(self, child: Child, reason: str) -> None:
-        """Its process may hang: nobody picks it until `release`, whatever its checks say."""
-        slot = slot_of(child)
-        self._held[slot] = reason
-        if not self._is_proxied(child):
-            self._worker_checks.hold(*slot, reason)
-            return
-        for proxy in self._slots.proxies:
-            self._hold(proxy, slot)
+    def hold(self, child: Child, reason: str, cause: HoldCause = HoldCause.DOUBTED) -> None:
+        """Nobody picks it until `release`, whatever its checks say."""
+        key = member_key(child)
+        self._held.add(key, cause, reason)
+        if self._is_proxied(child):
+            self._tell(HOLD, key, reason=reason)
+        else:
+            self._worker_checks.hold(key, reason)
 
-    def release(self, child: Child) -> None:
-        """It answers again: from now on its health checks decide."""
-        slot = slot_of(child)
-        self._held.pop(slot, None)
-        if not self._is_proxied(child):
-            self._worker_checks.release(*slot)
+    def release(self, child: Child, cause: HoldCause = HoldCause.DOUBTED) -> None:
+        """If nothing else holds it, from now on its health checks decide."""
+        key = member_key(child)
+        if not self._held.remove(key, cause):
             return
-        for proxy in self._slots.proxies:
-            proxy.send({"cmd": RELEASE, "service": slot[0], "slot": slot[1]})
+        if self._is_proxied(child):
+            self._tell(RELEASE, key)
+        else:
+            self._worker_checks.release(key)
+
+    def confirm(self, child: Child, then: Callable[[], None]) -> None:
+        """Have it checked once more by everybody who decides. `then` is called when one of them
+        has answered: see `is_confirmed`."""
+        self.ask(member_key(child), then)
+
+    def ask(self, member: MemberKey, then: Callable[[], None]) -> None:
+        """As `confirm`, of any worker or upstream; see `is_asked` and `why_denied`."""
+        number = self._confirmations.begin(member, then)
+        if self._has_proxy(member[0]):
+            self._tell(CONFIRM, member, seq=number)
+        else:
+            answer = partial(self._confirmations.answered, member, number, by=WORKER_CHECKS)
+            self._worker_checks.confirm(member, answer)
 
     def worker_spawned(self, child: Child) -> None:
         """A worker process was started; it may have links."""
@@ -210,29 +226,29 @@ class Rotation:
         """A worker process ended; it may have links."""
         self._links.worker_exited(child)
 
-    def proxy_spawned(self, proxy: Child, up: Iterable[Slot]) -> None:
-        """A new proxy was configured with the workers in `up` as up. Send it the links in use."""
+    def proxy_spawned(self, proxy: Child, up: Iterable[MemberKey]) -> None:
+        """A new proxy was configured with the members in `up` as up. Send it the links in use."""
         self._views.proxy_started(proxy.plan.slot, up)
         self._links.proxy_spawned(proxy)
         for child in self._slots.workers():
-            if not child.links:
-                continue
-            self._links.send(proxy, child)
-            if self._slots.is_current(child) and self.is_joined(slot_of(child)):
-                self._join(proxy, child)
-        for slot in self._held:
-            if slot[0] in self._proxied:
-                self._hold(proxy, slot)
+            if child.links:
+                self._links.send(proxy, child)
+                if self.is_joined(child):
+                    self._join(proxy, child)
+        for key in self._held:
+            if self._has_proxy(key[0]):
+                self._hold(proxy, key)
+        for (service, member), number in self._confirmations.proxy_started(proxy.plan.slot):
+            if self._has_proxy(service):
+                proxy.send({"cmd": CONFIRM, "service": service, "member": member, "seq": number})
 
     def proxy_exited(self, proxy: Child) -> None:
         """A proxy process ended: it picks no worker any more."""
-        for number in tuple(self._drains):
-            self._drain_answered(number, proxy)
+        self._drains.proxy_exited(proxy)
         self._links.proxy_exited(proxy)
 
     def close(self) -> None:
-        for drain in self._drains.values():
-            drain.timer.cancel()
+        self._drains.close()
         self._links.close()
 
     # What proxies and worker checks report.
@@ -240,92 +256,129 @@ class Rotation:
     def handle_message(self, proxy: Child, message: dict[str, Any]) -> bool:
         """Handle a message of a proxy. False: it is not about the rotation."""
         if message["cmd"] == WORKER_DRAINED:
-            number = message.get("seq")
-            if isinstance(number, int):
-                self._drain_answered(number, proxy)
+            self._drains.answered(message.get("seq"), proxy)
             return True
         if message["cmd"] == UNLINKED:
             self._links.reclaimed(message.get("link"), proxy)
+            self._remove_left()
             return True
         if message["cmd"] == CROWDED:
-            ask_for_room(self._slots.current, message, self._held)
+            ask_for_room(self._slots.workers(), message, self._held)
             return True
-        if message["cmd"] not in (ROTATION, CHECKED):
+        if message["cmd"] not in (ROTATION, CHECKED, CONFIRMED):
             return False
         self._handle_view(proxy, message)
         return True
 
     def _handle_view(self, proxy: Child, message: dict[str, Any]) -> None:
-        """A proxy says what it has found out about a worker."""
-        service, slot, state = message.get("service"), message.get("slot"), message.get("state")
-        if not isinstance(service, str) or not isinstance(slot, int):
+        """A proxy says what it has found out about a worker or an upstream."""
+        service, number, state = message.get("service"), message.get("member"), message.get("state")
+        if not isinstance(service, str) or not isinstance(number, int):
             return
         if message["cmd"] == CHECKED:
-            self._on_check((service, slot), proxy.plan.slot, bool(message.get("answered")))
+            answered = bool(message.get("answered"))
+            self._worker_checked((service, number), answered, by=proxy.plan.slot)
+        elif message["cmd"] == CONFIRMED:
+            answer = message.get("seq")
+            reason = str(message.get("reason") or "")
+            self._confirmations.answered((service, number), answer, reason, by=proxy.plan.slot)
         elif isinstance(state, str):
             reason = str(message.get("reason") or "")
-            self._worker_changed((service, slot), state, reason, by=proxy.plan.slot)
+            recent = message.get("recent")
+            recent = recent if is_recent(recent) else ()
+            self._worker_changed((service, number), state, reason, recent, by=proxy.plan.slot)
 
-    def worker_changed(self, service: str, number: int, state: str, reason: str) -> None:
+    def worker_changed(self, member: MemberKey, state: str, reason: str) -> None:
         """The worker checks report that a worker came into the rotation or left it."""
-        self._worker_changed((service, number), state, reason, by=_WORKER_CHECKS)
+        self._worker_changed(member, state, reason, by=WORKER_CHECKS)
 
-    def worker_checked(self, service: str, number: int, answered: bool) -> None:
+    def worker_checked(self, member: MemberKey, answered: bool) -> None:
         """The worker checks report that nothing, or something, has answered a check."""
-        self._on_check((service, number), _WORKER_CHECKS, answered)
+        self._worker_checked(member, answered, by=WORKER_CHECKS)
 
-    def _worker_changed(self, slot: Slot, state: str, reason: str, *, by: int) -> None:
-        current = self._slots.current.get(slot)
-        if current is not None and current.state is not State.UP:
-            # The proxy sent this before it was told that the process is gone.
+    def _worker_checked(self, member: MemberKey, answered: bool, *, by: int) -> None:
+        if (child := self._slots.child_of(member)) is not None:
+            self._on_check(child, by, answered)
+
+    def _worker_changed(
+        self, member: MemberKey, state: str, reason: str, recent: Recent = (), *, by: int
+    ) -> None:
+        child = self._slots.child_of(member)
+        service = self._services.get(member[0])
+        if service is None or not (self.is_joined(child) if child else service.upstreams):
+            # The proxy sent this before it was told that the process is gone, or has to go.
             return
-        before = self._combined(slot)
-        self._views.report(slot, by, state)
-        combined = self._combined(slot)
-        where = f" at proxy/{by}" if len(self.deciding(slot)) > 1 and state != UP else ""
+        before = self._combined(member)
+        self._views.report(member, by, state, reason, recent)
+        combined = self._combined(member)
+        where = f" at proxy/{by}" if len(self.deciding(member[0])) > 1 and state != UP else ""
         why = f": {reason}" if reason else ""
+        is_held = self._held.is_compared(member) and reason == self._held.reason(member)
+        word = "held" if is_held else WORDS.get(state, state)
         _log.log(
             logging.DEBUG if combined == before else logging.INFO,
-            "%s/%d is %s%s%s", *slot, _SHOWN.get(state, state), where, why,
+            "%s is %s%s%s", self._label(member, child), word, where, why,
         )  # fmt: skip
         if combined != before:
-            self._on_change(slot, combined)
+            self._on_change(child, combined)
 
-    def _combined(self, slot: Slot) -> str:
-        return self._views.combined(slot, self.deciding(slot))
+    def _label(self, member: MemberKey, child: Child | None) -> str:
+        """For the log. A slot's name alone means its current worker."""
+        if child is None:
+            return f"{member[0]}/{member[1]}"
+        return child.name if self._slots.is_current(child) else f"{child.name} (pid {child.pid})"
 
-    def _drain_answered(self, number: int, proxy: Child) -> None:
-        """Note that this proxy no longer picks the worker."""
-        if (drain := self._drains.get(number)) is not None:
-            drain.unanswered.discard(proxy)
-            if not drain.unanswered:
-                self._finish_drain(number)
-
-    def _finish_drain(self, number: int) -> None:
-        if (drain := self._drains.pop(number, None)) is not None:
-            drain.timer.cancel()
-            drain.on_drained()
+    def _remove_left(self) -> None:
+        """Remove the members that are gone for good, as soon as nothing is left in their links.
+        A proxy takes back what is left there on behalf of the member."""
+        for key in [one for one in self._leaving if not self._links.is_reclaiming(one)]:
+            self._leaving.discard(key)
+            self._draining.discard(key)
+            child = self._members.pop(key)
+            if self._is_proxied(child):
+                self._tell(REMOVE_MEMBER, key)
+            else:
+                self._worker_checks.remove(key)
 
     def _is_proxied(self, child: Child) -> bool:
-        return child.plan.service in self._proxied
+        return self._has_proxy(child.plan.service)
 
-    def _hold(self, proxy: Child, slot: Slot) -> None:
-        message = {"cmd": HOLD, "service": slot[0], "slot": slot[1], "reason": self._held[slot]}
-        proxy.send(message)
+    def _tell(self, command: str, member: MemberKey, **more: Any) -> set[Child]:
+        """Send a message about a member to all proxies. Returns those that it was sent to."""
+        message = {"cmd": command, "service": member[0], "member": member[1], **more}
+        return {proxy for proxy in self._slots.proxies if proxy.send(message)}
+
+    def _hold(self, proxy: Child, member: MemberKey) -> None:
+        service, number = member
+        reason = self._held.reason(member)
+        proxy.send({"cmd": HOLD, "service": service, "member": number, "reason": reason})
 
     def _join(self, proxy: Child, child: Child) -> None:
-        service, slot = slot_of(child)
-        message: dict[str, Any] = {"cmd": JOIN, "service": service, "slot": slot}
+        service, number = member_key(child)
+        message: dict[str, Any] = {"cmd": JOIN, "service": service, "member": number}
         if child.links:
-            message["link"] = child.links[proxy.plan.slot].number
+            if (link := link_to(proxy, child)) is None:
+                return
+            message["link"] = link.number
         elif child.plan.address is not None:
-            message["address"] = str(child.plan.address)
+            message["address"] = _address(child)
+        if (service, number) in self._held:
+            message["held"] = self._held.reason((service, number))
         proxy.send(message)
 
-    def _join_after_late_link(self, proxy: Child, slot: Slot, link: HandoffLink) -> None:
+    def _join_after_late_link(self, proxy: Child, member: MemberKey, link: HandoffLink) -> None:
         """The proxy got the JOIN before the link that it names: send the JOIN again."""
-        current = self._slots.current.get(slot)
-        if current is not None and link in current.links and self.is_joined(slot):
-            self._join(proxy, current)
-            if slot in self._held:
-                self._hold(proxy, slot)
+        child = self._slots.child_of(member)
+        if child is not None and link in child.links and self.is_joined(child):
+            self._join(proxy, child)
+
+
+def _own_health(child: Child, service: Service) -> Health | None:
+    """How it is checked, if it is not as its service is by now; else None."""
+    health = child.plan.health
+    return None if health == checks_of(service) else health
+
+
+def _address(child: Child) -> str:
+    """Where proxies connect to it; empty if its connections come over a link."""
+    return "" if child.plan.address is None else str(child.plan.address)

@@ -12,21 +12,21 @@ A worker that alternates is not ready *without a break* for as long as its check
 time that it is ready its time begins again. No I/O; `now` is any monotonic clock, in seconds.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from typing import NamedTuple
 
-from penstock_supervisor.children.plan import Slot
+from penstock_supervisor.children.plan import MemberKey
 
 
 class WorkerFacts(NamedTuple):
     """One worker that runs."""
 
-    slot: Slot
+    member: MemberKey
     process: Hashable
-    """Another one in the same slot begins anew."""
+    """Another one of the same member begins anew."""
     alive: bool
     ready: bool
-    """It passes its checks."""
+    """It passes its checks, or did so for a moment since the last look."""
     serves: bool
     """It is in the rotation."""
 
@@ -35,15 +35,19 @@ class Unready:
     """Since when each worker of a run is not ready."""
 
     def __init__(self) -> None:
-        self._since: dict[Slot, tuple[Hashable, float]] = {}
+        self._since: dict[MemberKey, tuple[Hashable, float]] = {}
 
     def begin_again(self) -> None:
         """The supervisor did not run: everybody's time begins again."""
         self._since.clear()
 
+    def keep(self, members: Container[MemberKey]) -> None:
+        """Forget all but these: the others are gone."""
+        self._since = {key: since for key, since in self._since.items() if key in members}
+
     def overdue(
         self, workers: Sequence[WorkerFacts], restart_after_s: float, panic: float, now: float
-    ) -> list[tuple[Slot, float]]:
+    ) -> list[tuple[MemberKey, float]]:
         """The workers of one service that should be restarted, and for how long each of them has
         not been ready, the longest first. `workers`: all of its workers that run."""
         serving = sum(worker.serves for worker in workers)
@@ -52,12 +56,12 @@ class Unready:
         overdue = []
         for worker in workers:
             if worker.ready or not worker.alive or shared_fault:
-                self._since.pop(worker.slot, None)
+                self._since.pop(worker.member, None)
                 continue
-            process, since = self._since.get(worker.slot, (None, now))
+            process, since = self._since.get(worker.member, (None, now))
             if process != worker.process:
                 since = now
-            self._since[worker.slot] = worker.process, since
+            self._since[worker.member] = worker.process, since
             if now - since >= restart_after_s:
-                overdue.append((worker.slot, now - since))
+                overdue.append((worker.member, now - since))
         return sorted(overdue, key=lambda one: -one[1])

@@ -214,7 +214,7 @@ def test_a_service_in_a_crash_loop_leaves_the_others_alone(
     (tmp_path / "broken").unlink()
     run.process.send_signal(signal.SIGHUP)
     until_ready(run)
-    assert not any(worker["crash_loop"] for worker in workers(run)), "counted from zero"
+    run.until(lambda: not any(worker["crash_loop"] for worker in workers(run)), "from zero")
 
 
 @pytest.mark.parametrize("scheme", ["shared", "reuseport"])

@@ -37,7 +37,8 @@ def unasked():
     up.sendall(b'{"cmd":"NODE_HANDLE_ACK"}\\n')
 
 def unknown():
-    up.sendall(b'{"cmd":"NODE_PENSTOCK_NONSENSE"}\\n{"cmd":"NODE_PENSTOCK_STATS","seq":[]}\\n[1,2]\\n')
+    up.sendall(b'{"cmd":"NODE_PENSTOCK_NONSENSE"}\\n{"cmd":"NODE_PENSTOCK_STATS","seq":[]}\\n[1,2]\\n'
+               b'{"cmd":"reconfigured","seq":1}\\n')
 
 def cuts():
     line = b'{"cmd":"NODE_PENSTOCK_CUT","count":' + b"9" * 4299 + b"}\\n"
@@ -116,8 +117,9 @@ def test_unknown_messages_on_the_channel_change_nothing(
     before = {worker["pid"] for worker in run.workers()}
     assert run.get("/unknown")[0] == 200
     run.until(lambda: "is not understood" in run.err)
+    # What only a proxy says is a message of the program.
     run.until(
-        lambda: run.metric("penstock_child_events_total", role="worker", event="message") == 1
+        lambda: run.metric("penstock_child_events_total", role="worker", event="message") == 2
     )
     assert {worker["pid"] for worker in run.workers()} == before
 

@@ -43,6 +43,6 @@ def test_a_hangup_without_a_terminal_replaces_workers_and_does_not_end_the_run(
     run = penstock(app="penstock_worker.demo:app")
     before = {worker["pid"] for worker in run.workers()}
     run.process.send_signal(signal.SIGHUP)
-    run.until(lambda: "all workers are replaced" in run.err)
+    run.until(lambda: "has succeeded" in run.err)
     assert run.get("/healthz")[0] == 200
     assert not before & {worker["pid"] for worker in run.workers()}

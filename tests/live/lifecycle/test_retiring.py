@@ -55,7 +55,7 @@ def test_all_workers_are_replaced_under_load_and_no_request_fails(
     before = pids(run)
     run.process.send_signal(signal.SIGHUP)
     failed: list[str] = []
-    while "all workers are replaced" not in run.err:
+    while "has succeeded" not in run.err:
         failed += failures(asyncio.run(request_many(run.address(), 200)))
         run.look()
         assert run.process.poll() is None

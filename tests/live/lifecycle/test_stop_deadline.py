@@ -98,6 +98,26 @@ def test_a_request_without_a_response_gets_503_and_the_clean_up_runs(
     assert (found["status"], found["termination"]) == (503, REASON)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_client_that_has_its_whole_answer_was_not_cut_however_long_the_handler_goes_on(
+    penstock: "Penstock", tmp_path: "Path", scheme: str, kind: str
+) -> None:
+    stopping_programs.write(tmp_path)
+    run = penstock(app=f"{kind}:app", scheme=scheme, workers=1, timeouts=SHORT)
+    wire = begin(run, "/answered")
+    assert (wire.answer().status, run.process.poll()) == (200, None)
+    run.process.terminate()
+    # An end of file, or a reset if the machine is so slow that its close comes late.
+    is_reset(wire)
+    assert run.ended() == 0
+    assert cleaned(run) == 1
+    found = entry(run, "/answered")
+    assert (found["status"], found["termination"]) == (200, "ok")
+    for words in ("cut: ", "cut off", "in the middle of an answer", ": 502 "):
+        assert words not in run.said
+
+
 def test_a_chunked_response_ends_without_its_last_chunk(
     penstock: "Penstock", tmp_path: "Path"
 ) -> None:
@@ -298,6 +318,23 @@ def test_a_reload_that_meets_its_deadline_cuts_downloads_visibly(
     )
     terminations = {"/stream": REASON, "/slow": "ok"}
     run.until(lambda: {line["target"]: line["termination"] for line in run.log} == terminations)
+
+
+def test_a_reload_that_meets_its_deadline_asks_the_successor_for_what_has_no_answer(
+    penstock: "Penstock", tmp_path: "Path"
+) -> None:
+    stopping_programs.write(tmp_path)
+    retries = {"on": ["connect", "reset", "timeout"]}
+    run = penstock(app="aio:app", workers=1, timeouts=SHORT, retries=retries)
+    before = pids(run)
+    wire = begin(run, "/slow")
+    (pid,) = before
+    os.kill(pid, signal.SIGSTOP)
+    run.process.send_signal(signal.SIGHUP)
+    settled(run, 1, before)
+    (tmp_path / "go-on").touch()
+    assert wire.answer().status == 200
+    run.until(lambda: [line["retries"] for line in run.log] == [1])
 
 
 def test_a_reload_that_meets_its_deadline_cuts_uploads_visibly(

@@ -293,6 +293,8 @@ FIRING = [
       'penstock_worker_in_rotation{slot="1"}': "1x20",
       'penstock_worker_in_rotation{slot="2"}': "1x20"}),
     ("PenstockPanic", {"penstock_panic_mode": "1x20"}),
+    ("PenstockRolloutAborted", {'penstock_rollouts_total{result="aborted"}': "0x10 1x10"}),
+    ("PenstockConfigReloadFailed", {"penstock_config_last_reload_successful": "0x20"}),
     ("PenstockRetriesDenied", {"penstock_retries_denied_total": "0+5x20"}),
     ("PenstockRetriesExhausted", {"penstock_retries_exhausted_total": "0+5x20"}),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Who has broken or deleted the file of a run can still ask it and stop it."""
+"""Who has broken or deleted the file of a run can still ask it and stop it, and is told."""
 
 import subprocess
 import sys
@@ -21,17 +21,18 @@ def penstock_command(folder: Path, *words: str) -> "subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize("broken", ["[service.web\n", 'workers = 9999\nx = "y"\n', "\xff"])
-def test_status_reload_and_stop_work_with_a_file_that_is_broken(
+def test_status_and_stop_work_with_a_file_that_is_broken_and_reload_says_what_is_wrong(
     penstock: "Penstock", tmp_path: Path, broken: str
 ) -> None:
     run = penstock(app=DEMO, workers=1, top={"run_dir": str(tmp_path / "run")})
     file = tmp_path / "penstock.toml"
     file.write_text(f'run_dir = "{tmp_path}/run"\n{broken}', encoding="latin-1")
     run.look()
-    for words in (["status"], ["reload"], ["stop"]):
-        done = penstock_command(tmp_path, *words, "-c", "penstock.toml")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
+    for word, status in (("status", 0), ("reload", 2), ("stop", 0)):
+        done = penstock_command(tmp_path, word, "-c", "penstock.toml")
+        assert done.returncode == status, done.stderr
+        assert bool(done.stdout) == (status == 0)
+        assert (f"penstock: {file}: " in done.stderr) == (status == 2)
     assert run.ended() == 0
 
 

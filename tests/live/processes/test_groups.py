@@ -118,8 +118,8 @@ def test_a_request_that_waits_for_a_process_is_answered_at_a_reload(
     answer = in_background(lambda: run.get("/convert"))
     run.until(lambda: (run.folder / "converting").exists())
     run.process.send_signal(signal.SIGHUP)
-    run.until(lambda: "all workers are replaced" in run.err)
-    # Until then the old one was told to leave, and it waits for its request.
+    run.until(lambda: run.workers()[0]["pid"] not in (before, None))
+    # The old one is told to leave, and it waits for its request.
     run.until(lambda: signal.SIGTERM not in _pending(before))
     (run.folder / "go").touch()
     assert answer() == (200, "converted\n")

@@ -1,6 +1,7 @@
 """What a start lacks is said in one line: no traceback, and nothing is left."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -93,8 +94,10 @@ def test_a_directory_that_was_replaced_is_entered_by_its_name(
     run.folder = tmp_path / "before"
     folder.mkdir()
     (folder / "program.py").write_text(text.format("new"))
+    # The file is read anew as well, by its name.
+    shutil.copy(tmp_path / "before" / "penstock.toml", folder)
     run.process.send_signal(1)
-    run.until(lambda: "all workers are replaced" in run.err)
+    run.until(lambda: "has succeeded" in run.err)
     assert run.get() == (200, "new")
 
 

@@ -54,7 +54,7 @@ class CheckedPool:
         health = Health(path=path, interval=interval, timeout=timeout, rise=2, fall=2)
         self.changes: list[str] = []
         self.pool = Pool(
-            [Target(slot=n, address=a, joined=joined) for n, a in enumerate(addresses)],
+            [Target(member=n, slot=n, address=a, joined=joined) for n, a in enumerate(addresses)],
             balance="round_robin",
             health=health,
             ejection=Ejection(),
@@ -65,7 +65,6 @@ class CheckedPool:
         self.answers: list[bool] = []
         self.checker = HealthChecker(
             self.pool,
-            health,
             self.counters,
             clock=clock,
             random=random,
@@ -76,9 +75,15 @@ class CheckedPool:
             self.member: Member = self.pool.members[0]
 
     def add(self, slot: int, address: str) -> Member:
-        member = self.pool.add(Target(slot=slot, address=address, joined=True))
+        member = self.pool.add(Target(member=slot, slot=slot, address=address, joined=True))
         self.checker.add(member)
         return member
+
+    def use(self, health: Health) -> None:
+        """All members are checked in this way from now on."""
+        for member in self.pool.members:
+            self.pool.set_health(member.number, health)
+        self.checker.configure(None)
 
     def remove(self, slot: int) -> None:
         self.pool.remove(slot)
@@ -254,6 +259,66 @@ async def test_what_is_not_a_whole_http_answer_is_a_bad_check(answer: bytes) -> 
     assert checked.member.reason.startswith("no good check yet: no HTTP answer: ")
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "HTTP 503"),
+        (b"no database:\n\tconnection refused\n", "HTTP 503: no database: connection refused"),
+        (
+            b"\x1b[31mred\x00\xff\n2026-01-01 forged",
+            "HTTP 503: \\x1b[31mred\\x00\ufffd 2026-01-01 forged",
+        ),
+        (b"x" * 5000, f"HTTP 503: {'x' * 200}…"),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize("where", ["tcp", "unix"])
+async def test_the_first_words_of_a_bad_answer_are_told(
+    body: bytes, said: str, chunked: bool, where: str, tmp_path: Path
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=503)
+        if chunked:
+            response.enable_chunked_encoding()
+        else:
+            response.content_length = len(body)
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            response.enable_compression()
+        await response.prepare(request)
+        if body:
+            await response.write(body)
+        await response.write_eof()
+        return response
+
+    async with serving(answer, None if where == "tcp" else tmp_path / "sock") as address:
+        checked = CheckedPool(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.count("failed") >= 1)
+    assert checked.member.reason == f"no good check yet: {said}"
+
+
+@pytest.mark.parametrize("where", ["tcp", "unix"])
+async def test_a_bad_answer_whose_body_does_not_come_is_a_bad_answer_and_no_silence(
+    where: str, tmp_path: Path
+) -> None:
+    never = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=500)
+        await response.prepare(request)
+        await response.write(b"it bro")
+        await never.wait()
+        return response
+
+    async with serving(answer, None if where == "tcp" else tmp_path / "sock") as address:
+        checked = CheckedPool(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.count("failed") >= 1)
+        never.set()
+    assert checked.member.reason == "no good check yet: HTTP 500: it bro"
+    assert checked.count("timeout") == 0
+
+
 # Nobody there, or not in time
 
 
@@ -394,6 +459,137 @@ async def test_a_member_that_left_during_the_pause_is_checked_when_it_joins_agai
             checked.pool.join(0)
             checked.checker.check_now(0)
             await until(lambda: checked.pool.in_rotation == 2)
+
+
+async def test_a_member_is_confirmed_by_a_check_that_begins_after_the_question() -> None:
+    before, asked, answer_it = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    answers = [before, answer_it]
+
+    async def answer(_request: web.Request) -> web.Response:
+        asked.set()
+        await answers.pop(0).wait()
+        return web.Response()
+
+    confirmed: list[str] = []
+    async with serving(answer) as address:
+        checked = CheckedPool(address, interval=HOUR)
+        async with checked.running():
+            await asked.wait()
+            checked.checker.confirm(0, lambda _: confirmed.append("first"))
+            checked.checker.confirm(0, lambda _: confirmed.append("last"))
+            asked.clear()
+            before.set()
+            await asked.wait()
+            assert (confirmed, checked.count("ok")) == ([], 1), "an hour is left of the pause"
+            answer_it.set()
+            await until(lambda: bool(confirmed))
+    assert (confirmed, checked.count("ok")) == (["last"], 2)
+
+
+async def test_a_bad_check_confirms_nothing_and_the_next_good_one_does() -> None:
+    statuses = [200, 503, 200, 200]
+    answers: list[tuple[str, int]] = []
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=statuses.pop(0) if statuses else 200)
+
+    async with serving(answer) as address:
+        checked = CheckedPool(address)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+            checked.checker.confirm(0, lambda why: answers.append((why, len(statuses))))
+            await until(lambda: not statuses)
+    assert answers == [("HTTP 503", 2), ("", 1)], "not after the good one"
+
+
+async def test_one_that_fell_is_not_confirmed_before_it_is_in_the_rotation_again() -> None:
+    well = True
+    confirmed: list[tuple[str, int]] = []
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=200 if well else 503)
+
+    async with serving(answer) as address:
+        checked = CheckedPool(address)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+            well = False
+            await until(lambda: checked.pool.in_rotation == 0)
+            checked.checker.confirm(
+                0, lambda why: confirmed.append((why, checked.pool.in_rotation))
+            )
+            well = True
+            await until(lambda: ("", 1) in confirmed)
+    assert confirmed.count(("", 1)) == 1
+    assert set(confirmed) <= {("HTTP 503", 0), ("", 1)}
+
+
+async def test_a_question_outlives_another_way_to_check() -> None:
+    well = True
+    confirmed: list[str] = []
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=200 if well else 503)
+
+    async with serving(answer) as address:
+        checked = CheckedPool(address)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+            well = False
+            await until(lambda: checked.pool.in_rotation == 0)
+            checked.checker.confirm(0, confirmed.append)
+            checked.use(Health(path="/healthz?deep", interval=FAST))
+            well = True
+            await until(lambda: "" in confirmed)
+    assert confirmed.count("") == 1
+
+
+async def test_one_that_is_up_is_checked_once_when_its_checks_change_and_somebody_asks() -> None:
+    answers: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=200 if request.query_string != "new" else 404)
+
+    async with serving(answer) as address:
+        checked = CheckedPool(address, interval=HOUR)
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+            checked.use(Health(path="/healthz?new", interval=HOUR, fall=2))
+            checked.checker.confirm(0, answers.append)
+            await until(lambda: bool(answers))
+            checked.use(Health(path="/healthz", interval=HOUR, fall=2))
+            checked.checker.confirm(0, answers.append)
+            await until(lambda: "" in answers)
+    assert answers == ["HTTP 404", ""]
+    assert checked.changes == ["passed its first check"], "one bad check has not taken it down"
+
+
+async def test_one_that_is_down_is_checked_at_once_when_its_checks_change() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=200 if request.query_string == "new" else 404)
+
+    async with serving(answer) as address:
+        checked = CheckedPool(address)
+        async with checked.running():
+            await until(lambda: checked.member.bad_checks > 2)
+            checked.use(Health(path="/healthz?new", interval=HOUR))
+            await until(lambda: checked.pool.in_rotation == 1)
+
+
+async def test_each_member_is_checked_in_its_own_way() -> None:
+    asked: dict[int, set[str]] = {0: set(), 1: set()}
+
+    async def note(member: Member) -> probes.ProbeResult:
+        asked[member.number].add(member.health.path or "")
+        return probes.HEALTHY
+
+    checked = CheckedPool("127.0.0.1:1", "127.0.0.1:2", probe=note)
+    async with checked.running():
+        await until(lambda: checked.pool.in_rotation == 2)
+        checked.pool.set_health(1, Health(path="/new", interval=FAST))
+        checked.checker.configure(note)
+        await until(lambda: "/new" in asked[1])
+    assert asked[0] == {"/healthz"}
 
 
 async def test_the_result_of_a_process_that_has_ended_does_not_count() -> None:
@@ -571,7 +767,8 @@ def test_a_starting_member_is_checked_often_but_not_for_ever() -> None:
     assert checked.checker._pause(checked.member) == STARTING_INTERVAL_S
     checked.member.bad_checks = MAX_STARTING_CHECKS
     assert checked.checker._pause(checked.member) == 2.0
-    assert CheckedPool("127.0.0.1:1", interval=0.1).checker._pause(checked.member) == 0.1
+    often = CheckedPool("127.0.0.1:1", interval=0.1)
+    assert often.checker._pause(often.member) == 0.1
 
 
 async def test_a_check_takes_its_times_from_the_clock() -> None:

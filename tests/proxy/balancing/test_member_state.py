@@ -42,7 +42,7 @@ def test_the_rotation_is_entered_only_by_a_check_or_an_ejections_end(
 )
 def test_an_impossible_event_is_a_bug_in_the_pool(state: MemberState, event: MemberEvent) -> None:
     pool = Pool(
-        [Target(slot=0, address="127.0.0.1:8101", joined=True, up=True)],
+        [Target(member=0, slot=0, address="127.0.0.1:8101", joined=True, up=True)],
         balance="round_robin",
         health=Health(),
         ejection=Ejection(),
@@ -50,5 +50,5 @@ def test_an_impossible_event_is_a_bug_in_the_pool(state: MemberState, event: Mem
         on_change=lambda *_: None,
     )
     pool.members[0].state = state
-    with pytest.raises(ImpossibleEventError, match=f"slot 0: {event.name} while {state.name}"):
+    with pytest.raises(ImpossibleEventError, match=f"member 0: {event.name} while {state.name}"):
         pool._apply(pool.members[0], event, "no reason")

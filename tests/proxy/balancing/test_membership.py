@@ -39,7 +39,7 @@ class Service:
             health=Health(rise=1, fall=1, slow_start=slow_start),
             ejection=Ejection(failures=1, max_ejected=max_ejected, panic=panic),
             random=self.random,
-            on_change=lambda member, reason: self.changes.append((member.slot, reason)),
+            on_change=lambda member, reason: self.changes.append((member.number, reason)),
             on_panic=self.panics.append,
             per_worker=per_worker,
         )
@@ -51,7 +51,9 @@ class Service:
 
     def add(self, *slots: int, up: bool = True) -> None:
         for slot in slots:
-            member = self.pool.add(Target(slot=slot, address=f"127.0.0.1:{slot + 1}", joined=True))
+            member = self.pool.add(
+                Target(member=slot, slot=slot, address=f"127.0.0.1:{slot + 1}", joined=True)
+            )
             if up:
                 self.check(member)
 
@@ -85,7 +87,7 @@ def test_an_added_member_is_picked_after_its_first_good_check(balance: Balance) 
 
 def test_an_added_member_without_a_process_waits_for_it() -> None:
     service = Service()
-    member = service.pool.add(Target(slot=0, address=""))
+    member = service.pool.add(Target(member=0, slot=0, address=""))
     assert member.state is MemberState.ABSENT
     service.check(member)
     assert service.turns(1) == []
@@ -96,14 +98,14 @@ def test_an_added_member_without_a_process_waits_for_it() -> None:
 
 def test_a_member_that_is_added_as_up_is_picked_at_once_and_reported() -> None:
     service = Service(slow_start=10.0)
-    service.pool.add(Target(slot=0, address="", joined=True, up=True))
+    service.pool.add(Target(member=0, slot=0, address="", joined=True, up=True))
     assert (service.turns(1), service.pool.available, service.changes) == ([0], 1, [(0, UP)])
 
 
-def test_a_slot_has_one_member() -> None:
+def test_a_number_is_given_once() -> None:
     service = Service()
     service.add(0)
-    with pytest.raises(ValueError, match="slot 0 is taken"):
+    with pytest.raises(ValueError, match="member 0 is there already"):
         service.add(0)
     with pytest.raises(KeyError):
         service.pool.remove(1)
@@ -268,19 +270,21 @@ def test_nothing_is_kept_of_members_that_come_and_go_for_ever(
     service = Service(balance, per_worker=per_worker, slow_start=10.0, panic=0.3)
     service.add(0, 1)
     sizes = []
-    for slot in range(2, 32):
-        weight = slot % 3 + 1
-        member = service.pool.add(Target(slot=slot, address="", joined=True, weight=weight))
+    for number in range(2, 32):
+        weight = number % 3 + 1
+        member = service.pool.add(
+            Target(member=number, slot=number % 5, address="", joined=True, weight=weight)
+        )
         service.check(member)
         service.wait(1.0)
         for avoided in ((), service.pool.members[:2]):
             if (picked := service.pool.pick("10.0.0.1", avoided)) is not None:
                 picked.active += 1
-        if slot % 4 == 0:
+        if number % 4 == 0:
             service.pool.failed(member, service.now)
-        elif slot % 4 == 1:
+        elif number % 4 == 1:
             service.check(member, ok=False)
-        service.pool.remove(slot)
+        service.pool.remove(number)
         for one in (*service.pool.members, member):
             one.active = 0
             service.pool.released(one)
@@ -340,35 +344,40 @@ class Events(RuleBasedStateMachine):
         self.flight: list[Member] = []
         self.inside: set[Member] = set()
         """According to the changes that were reported."""
+        self.ejections: dict[int, int] = {}
+        """By slot, as they are shown."""
 
     def some(self, data: st.DataObject) -> Member:
         return data.draw(st.sampled_from(list(self.there.values())))
 
-    @rule(slot=st.integers(0, 4), joined=st.booleans(), weight=st.integers(1, 3))
-    def add(self, slot: int, joined: bool, weight: int) -> None:
-        if slot not in self.there:
-            target = Target(slot=slot, address="", joined=joined, weight=weight)
-            self.there[slot] = self.pool.add(target)
+    @rule(number=st.integers(0, 4), joined=st.booleans(), weight=st.integers(1, 3))
+    def add(self, number: int, joined: bool, weight: int) -> None:
+        if number not in self.there:
+            # Some are a worker and its successor.
+            target = Target(
+                member=number, slot=number % 3, address="", joined=joined, weight=weight
+            )
+            self.there[number] = self.pool.add(target)
 
-    @rule(slot=st.integers(0, 4))
-    def remove(self, slot: int) -> None:
-        if slot in self.there:
-            member = self.there.pop(slot)
+    @rule(number=st.integers(0, 4))
+    def remove(self, number: int) -> None:
+        if number in self.there:
+            member = self.there.pop(number)
             others = {one: one.state for one in self.pool.members if one is not member}
-            assert self.pool.remove(slot) is member
+            assert self.pool.remove(number) is member
             for one, before in others.items():
                 # An ejected one is called back when no other member is left.
                 assert one.state is before or before is MemberState.EJECTED
             self.gone.append(member)
             self.proved.discard(member)
-            self.check_reports({member.slot: member})
+            self.check_reports({member.number: member})
 
     @precondition(lambda self: self.there)
     @rule(data=st.data(), what=st.sampled_from(["join", "drain", "leave"]))
     def ordered(self, data: st.DataObject, what: str) -> None:
         member = self.some(data)
         generation = member.generation
-        getattr(self.pool, what)(member.slot)
+        getattr(self.pool, what)(member.number)
         if member.generation != generation:
             self.proved.discard(member)
 
@@ -396,7 +405,7 @@ class Events(RuleBasedStateMachine):
 
     @rule(client=st.integers(0, 5), avoided=st.sets(st.integers(0, 4), max_size=2))
     def pick(self, client: int, avoided: set[int]) -> None:
-        avoid = {self.there[slot] for slot in avoided if slot in self.there} | set(self.gone[-2:])
+        avoid = {self.there[one] for one in avoided if one in self.there} | set(self.gone[-2:])
         member = self.pool.pick(f"10.0.0.{client}", avoid)
         allowed = {m for m in set(self.pool.eligible) - avoid if self.has_room(m)}
         assert member in allowed if allowed else member is None
@@ -427,8 +436,11 @@ class Events(RuleBasedStateMachine):
         return not self.limit or member.active < self.limit
 
     def check_reports(self, also: dict[int, Member]) -> None:
-        for slot, _reason in self.service.changes:
-            self.inside ^= {also.get(slot) or self.there[slot]}
+        for number, _reason in self.service.changes:
+            member = also.get(number) or self.there[number]
+            # One that was ejected and fails its checks is reported, too, and was out already.
+            if member in self.inside or member.state is not MemberState.DOWN:
+                self.inside ^= {member}
         self.service.changes.clear()
 
     @invariant()
@@ -441,13 +453,19 @@ class Events(RuleBasedStateMachine):
         }
         assert set(self.pool.members) == set(self.there.values())
         assert all(member.state is MemberState.ABSENT for member in self.gone)
-        assert all(self.pool.member(slot) is member for slot, member in self.there.items())
+        assert all(self.pool.member(number) is one for number, one in self.there.items())
         assert set(self.pool.eligible) in (up, living)
         assert self.pool.in_rotation == len(up)
         assert up <= self.proved, "one is in the rotation whose process passed no check"
         assert up or not any(m.state is MemberState.EJECTED for m in self.there.values())
         assert self.pool.available == sum(map(self.has_room, self.pool.eligible))
         self.check_reports({})
+        ejections: dict[int, int] = {}
+        for row in self.pool.snapshot():
+            ejections[row["slot"]] = ejections.get(row["slot"], 0) + row["ejections"]
+        for slot, count in ejections.items():
+            assert count >= self.ejections.get(slot, 0), "a counter went down"
+        self.ejections.update(ejections)
         assert self.inside == up, "an entry or exit was not reported, or reported twice"
 
 

@@ -16,7 +16,7 @@ class Workers:
     """Workers with given results, and their outlier detection."""
 
     def __init__(self, n: int, ejection: Ejection = HALF) -> None:
-        self.members = [Member(slot, "", 1, MemberState.UP) for slot in range(n)]
+        self.members = [Member(slot, slot, "", 1, MemberState.UP) for slot in range(n)]
         self.requests = dict.fromkeys(self.members, 0)
         self.now = 100.0
         self.outlier_detection = OutlierDetection(ejection, self.now)
@@ -82,7 +82,7 @@ def test_a_member_that_was_added_as_up_is_measured_since_then() -> None:
     workers = Workers(2)
     workers.pass_second((0, 20), (0, 20))
     # Up for ever, as far as it knows: it was before a restart.
-    new = Member(2, "", 1, MemberState.UP)
+    new = Member(2, 2, "", 1, MemberState.UP)
     workers.members.append(new)
     workers.requests[new] = 1000
     assert workers.pass_second((0, 20), (0, 20), (20, 20)) == ""
@@ -99,6 +99,41 @@ def test_a_removed_member_is_no_outlier_and_is_forgotten() -> None:
     for _ in range(WINDOW_S):
         workers.pass_second((0, 1), (0, 1))
     assert all(bad not in seen for _, seen in workers.outlier_detection._samples)
+
+
+def test_all_are_compared_since_one_of_them_entered_the_rotation() -> None:
+    workers = Workers(2)
+    workers.pass_second((7, 20), (1, 30))
+    new = Member(5, 0, "", 1, MemberState.UP, up_since=workers.now + 0.5)
+    old, other = workers.members
+    old.total_failures += 3
+    workers.requests |= {old: 25, new: 0}
+    workers.outlier_detection.entered(new, lambda: workers.requests)
+    old.total_failures += 2
+    new.total_failures += 5
+    workers.requests |= {old: 28, other: 31, new: 4}
+    workers.now += 1.0
+    compared = workers.outlier_detection.compared(new, workers.requests, workers.now)
+    assert compared == [(0, 2, 3), (1, 0, 1), (5, 5, 5)]
+
+
+def test_they_are_compared_for_ten_seconds_at_most() -> None:
+    workers = Workers(2)
+    new = workers.members[0]
+    workers.outlier_detection.entered(new, lambda: workers.requests)
+    for _ in range(2 * WINDOW_S):
+        workers.pass_second((1, 2), (0, 3))
+    compared = workers.outlier_detection.compared(new, workers.requests, workers.now)
+    assert compared == [(0, 10, 20), (1, 0, 30)]
+    assert len(workers.outlier_detection._samples) == WINDOW_S + 1
+
+
+def test_those_that_enter_at_once_share_a_sample() -> None:
+    workers = Workers(9)
+    for member in workers.members:
+        member.up_since = workers.now + 0.5
+        workers.outlier_detection.entered(member, lambda: workers.requests)
+    assert len(workers.outlier_detection._samples) == 2
 
 
 def test_without_a_share_there_is_no_sample() -> None:

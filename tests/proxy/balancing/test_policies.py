@@ -6,7 +6,7 @@ Covers `balancing/schedule`.
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import get_args
 
@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.policies import (
     POLICIES,
     ClientHash,
@@ -35,13 +36,19 @@ class Worker:
     active: int = 0
     weight_factor: float = 1.0
     slot: int = 0
+    number: int = 0
+    is_upstream: bool = False
+    state: MemberState = MemberState.UP
 
     def __repr__(self) -> str:
         return self.address
 
 
 def workers(*weights: int) -> list[Worker]:
-    return [Worker(f"w{index}", weight) for index, weight in enumerate(weights)]
+    return [
+        Worker(f"w{index}", weight, slot=index, number=index)
+        for index, weight in enumerate(weights)
+    ]
 
 
 def names(policy: Policy[Worker], picks: int, avoid: Sequence[Worker] = ()) -> str:
@@ -460,7 +467,21 @@ def test_a_member_that_is_added_takes_its_share_of_clients_and_moves_no_others()
     assert {client: chosen.pick(client) for client in CLIENTS} == before
 
 
-def test_the_order_of_the_list_moves_no_client() -> None:
+def upstreams(*weights: int) -> list[Worker]:
+    return [replace(member, is_upstream=True) for member in workers(*weights)]
+
+
+def test_the_order_of_the_list_of_upstreams_moves_no_client() -> None:
+    members = upstreams(1, 1, 2)
+    for place, member in enumerate(reversed(members)):
+        member.slot = member.number = place
+    before = homes(upstreams(1, 1, 2))
+    assert {c: str(home) for c, home in homes(members[::-1]).items()} == {
+        c: str(home) for c, home in before.items()
+    }
+
+
+def test_the_order_of_workers_moves_no_client() -> None:
     members = workers(1, 1, 2)
     assert homes(members) == homes(members[::-1])
 
@@ -473,8 +494,10 @@ def test_clients_spread_by_weight() -> None:
 
 def test_the_next_proxy_sends_each_client_where_the_last_one_did() -> None:
     # Literal, so that a change of the hash is seen. Python's own differs by process.
-    home = homes(workers(1, 1, 1, 1))
+    home = homes(upstreams(1, 1, 1, 1))
     assert "".join(str(home[client])[1:] for client in CLIENTS[:12]) == "211111330113"
+    home = homes(workers(1, 1, 1, 1))
+    assert "".join(str(home[client])[1:] for client in CLIENTS[:12]) == "320131232202"
 
 
 def test_a_retry_goes_elsewhere_and_the_client_still_keeps_its_worker() -> None:
@@ -498,6 +521,30 @@ def test_the_cache_of_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     first = {client: chosen.pick(client) for client in CLIENTS}
     assert len(chosen._cached) <= 100
     assert {client: chosen.pick(client) for client in CLIENTS} == first
+
+
+def test_a_client_stays_in_its_slot_whichever_of_two_workers_has_it() -> None:
+    """It goes to the newer one, if that is up."""
+    old = workers(1, 1, 1)
+    before = homes(old)
+    new = Worker("another address", slot=1, number=7)
+    for rotation in ([*old, new], [new, *old]):
+        after = homes(rotation)
+        for client, home in before.items():
+            assert after[client] is (new if home is old[1] else home)
+    assert homes([old[0], new, old[2]]) == after
+    new.state = MemberState.DOWN  # in panic mode
+    assert homes([*old, new]) == before
+    old[1].state = MemberState.DOWN
+    assert homes([*old, new]) == after
+
+
+def test_a_retry_goes_to_the_other_worker_of_the_slot_first() -> None:
+    members = [*workers(1, 1, 1), Worker("new", slot=1, number=7)]
+    chosen: ClientHash[Worker] = ClientHash(members, drawn())
+    chosen.set_rotation(members)
+    client = next(client for client in CLIENTS if chosen.pick(client) is members[3])
+    assert chosen.pick(client, [members[3]]) is members[1]
 
 
 # Random

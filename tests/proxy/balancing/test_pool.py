@@ -36,7 +36,7 @@ class Service:
         self.changes: list[tuple[int, str]] = []
         self.pool = Pool(
             [
-                Target(slot=slot, address=f"127.0.0.1:{8101 + slot}", joined=up, up=up)
+                Target(member=slot, slot=slot, address=f"127.0.0.1:{8101 + slot}", joined=up, up=up)
                 for slot in range(n)
             ],
             balance=balance,
@@ -146,9 +146,9 @@ def test_the_supervisor_may_repeat_a_message() -> None:
 
 def test_a_new_proxy_starts_with_the_states_of_the_last_one() -> None:
     targets = [
-        Target(slot=0, address="127.0.0.1:1", joined=True, up=True),
-        Target(slot=1, address="127.0.0.1:2", joined=True),
-        Target(slot=2, address="127.0.0.1:3", up=True),
+        Target(member=0, slot=0, address="127.0.0.1:1", joined=True, up=True),
+        Target(member=1, slot=1, address="127.0.0.1:2", joined=True),
+        Target(member=2, slot=2, address="127.0.0.1:3", up=True),
     ]
     changes: list[str] = []
     pool = Pool(
@@ -167,7 +167,7 @@ def test_a_new_proxy_starts_with_the_states_of_the_last_one() -> None:
 def test_the_rotation_is_updated_before_on_change_is_called() -> None:
     seen: list[tuple[int, Member | None]] = []
     pool = Pool(
-        [Target(slot=0, address="127.0.0.1:1", joined=True)],
+        [Target(member=0, slot=0, address="127.0.0.1:1", joined=True)],
         balance="round_robin",
         health=AT_ONCE,
         ejection=TWICE,
@@ -330,6 +330,7 @@ def test_rows_are_plain_values() -> None:
     service.fail(0, 2)
     assert service.pool.snapshot() == [
         {
+            "member": 0,
             "slot": 0,
             "address": "127.0.0.1:8101",
             "weight": 1,
@@ -340,6 +341,7 @@ def test_rows_are_plain_values() -> None:
             "reason": "for 10 s, after 2 failures in a row",
         },
         {
+            "member": 1,
             "slot": 1,
             "address": "127.0.0.1:8102",
             "weight": 1,

@@ -97,7 +97,14 @@ def test_no_policy_exceeds_the_limit_per_worker(balance: Balance, data: st.DataO
     limit = data.draw(st.integers(1, 3))
     pool = Pool(
         [
-            Target(slot=n, address=f"127.0.0.1:{n + 1}", joined=True, up=True, weight=1 + n % 3)
+            Target(
+                member=n,
+                slot=n,
+                address=f"127.0.0.1:{n + 1}",
+                joined=True,
+                up=True,
+                weight=1 + n % 3,
+            )
             for n in range(workers)
         ],
         balance=balance,

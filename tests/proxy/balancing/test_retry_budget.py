@@ -85,7 +85,7 @@ def test_no_ten_seconds_have_more_retries_than_the_budget_allows(
 
 
 def member(slot: int) -> Member:
-    return Member(slot, f"127.0.0.1:{slot + 1}", 1, MemberState.UP)
+    return Member(slot, slot, f"127.0.0.1:{slot + 1}", 1, MemberState.UP)
 
 
 def test_the_members_that_have_failed_are_remembered_and_the_last_fault() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_proxy.balancing.member_state import MemberState
-from penstock_proxy.balancing.pool import MIN_WEIGHT_FACTOR, Pool
+from penstock_proxy.balancing.pool import Pool
+from penstock_proxy.balancing.slow_start import MIN_WEIGHT_FACTOR
 from penstock_proxy.config import Balance, Ejection, Health, Target
 
 PERIOD = 10.0
@@ -29,7 +30,9 @@ class Service:
         self.now = 1000.0
         self.pool = Pool(
             [
-                Target(slot=n, address=f"127.0.0.1:{n + 1}", joined=up, up=up, weight=weight)
+                Target(
+                    member=n, slot=n, address=f"127.0.0.1:{n + 1}", joined=up, up=up, weight=weight
+                )
                 for n, weight in enumerate(weights)
             ],
             balance=balance,

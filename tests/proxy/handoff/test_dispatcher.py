@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from tests.support.descriptors import descriptors
+from tests.support.proxy.one_service import OneService
 
 from penstock_proxy import messages
 from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.pool import Member
 from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff import link as link_module
 from penstock_proxy.handoff.pending import Pending
+from penstock_proxy.metrics import snapshot
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.runtime.commands import carry_out
@@ -52,7 +55,7 @@ class Harness:
             name="web",
             scheme="handoff",
             listeners=(listener.detach(),),
-            targets=tuple(Target(slot=slot, address="") for slot in range(workers)),
+            targets=tuple(Target(member=slot, slot=slot, address="") for slot in range(workers)),
             **keys,
         )
         self.service = Service(
@@ -75,15 +78,16 @@ class Harness:
         self.service.listeners.start()
 
     def start(self, slot: int, number: int) -> None:
-        """A process of this slot is ready, and healthy."""
-        proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.dispatcher.add_link_end(slot, number, "proxy", proxy)
-        self.dispatcher.add_link_end(slot, number, "worker", worker.dup())
-        self.workers[number] = worker
-        self.dispatcher.use_link(slot, number)
+        """A process of the member with this slot's number is ready, and healthy."""
         pool = self.service.pool
+        member = pool.member(slot)
+        proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.dispatcher.add_link_end(member, number, "proxy", proxy)
+        self.dispatcher.add_link_end(member, number, "worker", worker.dup())
+        self.workers[number] = worker
+        self.dispatcher.use_link(member, number)
         pool.join(slot)
-        pool.checked(pool.member(slot), ok=True, now=self.now, reason="")
+        pool.checked(member, ok=True, now=self.now, reason="")
 
     def connect(self, count: int = 1, *, at_once: bool = False) -> None:
         for _ in range(count):
@@ -306,10 +310,10 @@ def test_if_all_workers_may_hang_nothing_is_taken_back(make_harness: Any) -> Non
     assert harness.take(1) + harness.take(2) == 6
 
 
-def test_an_end_of_a_link_for_a_slot_that_is_gone_is_closed(make_harness: Any) -> None:
+def test_an_end_of_a_link_for_a_member_that_is_gone_is_closed(make_harness: Any) -> None:
     harness = make_harness()
-    process = SimpleNamespace(services={"web": harness.service})
-    message = {"cmd": messages.LINK, "slot": 7, "link": 9, "end": "proxy"}
+    process = SimpleNamespace(services=OneService(harness.service))
+    message = {"cmd": messages.LINK, "member": 7, "link": 9, "end": "proxy"}
     for service in ("web", "gone"):
         ours, theirs = socket.socketpair()
         with theirs:
@@ -531,7 +535,7 @@ def test_a_worker_that_is_added_gets_connections_as_soon_as_it_has_a_link(
     make_harness: Any,
 ) -> None:
     harness = make_harness(workers=1, handoff_window=2)
-    harness.service.add_member(Target(slot=1, address=""))
+    harness.service.add_member(Target(member=1, slot=1, address=""))
     harness.connect(4)
     assert len(harness.service.queue) == 2, "the new one has no link"
     harness.start(1, 2)
@@ -556,7 +560,7 @@ def test_connections_in_flight_to_a_removed_worker_go_to_another(make_harness: A
 def test_nothing_is_left_of_a_worker_that_is_removed(make_harness: Any) -> None:
     harness = make_harness(balance="least_connections")
     kept = harness.fd_budget.open
-    member = harness.service.add_member(Target(slot=2, address=""))
+    member = harness.service.add_member(Target(member=2, slot=2, address=""))
     harness.start(2, 3)
     harness.start(2, 4)
     harness.connect(3)
@@ -581,8 +585,81 @@ def test_all_wait_when_the_only_worker_is_removed_and_the_next_one_gets_them(
     harness.connect(3)
     harness.service.remove_member(0)
     assert len(harness.service.queue) == 3
-    harness.service.add_member(Target(slot=0, address=""))
+    harness.service.add_member(Target(member=0, slot=0, address=""))
     harness.start(0, 9)
     harness.tick(0.3)
     assert harness.take(9) == 3
     assert harness.results == (3, 3, 0)
+
+
+def add_successor(harness: Any, member: int, slot: int) -> Member:
+    """A member in a slot that has one already; its process is ready, at the link of its number."""
+    added: Member = harness.service.add_member(Target(member=member, slot=slot, address=""))
+    harness.start(member, member + 1)
+    return added
+
+
+def test_a_worker_and_its_successor_have_links_of_their_own(make_harness: Any) -> None:
+    harness = make_harness()
+    add_successor(harness, 5, slot=0)
+    harness.connect(6)
+    assert (harness.take(1), harness.take(2), harness.take(6)) == (2, 2, 2)
+    harness.service.pool.drain(0)
+    harness.connect(6)
+    assert (harness.take(1), harness.take(2), harness.take(6)) == (0, 3, 3)
+    by_slot = snapshot_of(harness)["penstock_worker_connections_total"]
+    assert by_slot == {"0": 7, "1": 5}
+
+
+def snapshot_of(harness: Any) -> Any:
+    harness.dispatcher.poll_reports()
+    counted = {"web": harness.service.counters}
+    return snapshot(counted, fds={}, loop_lag_s=0.0, log_dropped={})["services"]["web"]
+
+
+def test_what_a_removed_worker_has_not_taken_goes_to_others(make_harness: Any) -> None:
+    harness = make_harness()
+    before = harness.fd_budget.open
+    add_successor(harness, 5, slot=0)
+    harness.connect(6)
+    assert harness.take(1, 1) == 1
+    harness.service.pool.drain(0)
+    harness.service.pool.leave(0)
+    harness.service.remove_member(0)
+    harness.turn()
+    assert harness.take(2) + harness.take(6) == 5
+    assert harness.results == (6, 1, 0)
+    assert harness.service.pool.member(5).active + harness.service.pool.member(1).active == 5
+    assert snapshot_of(harness)["penstock_worker_connections_total"]["0"] >= 3
+    assert harness.fd_budget.open == before, "two ends of a link have come, and two have gone"
+    # Its message may have been on its way.
+    harness.dispatcher.remove_link(1)
+
+
+def test_successors_for_ever_leave_nothing(make_harness: Any) -> None:
+    harness = make_harness(workers=1)
+    dispatcher, before = harness.dispatcher, descriptors()
+    for member in range(10, 60):
+        add_successor(harness, member, slot=0)
+        harness.connect(2)
+        harness.service.remove_member(member)
+        harness.turn()
+        harness.workers.pop(member + 1).close()
+        while harness.take(1):
+            pass
+        for sock in harness.clients:
+            sock.close()
+        harness.clients.clear()
+        list(harness.taken())
+    assert descriptors() == before
+    assert list(dispatcher._links) == [1]
+    assert list(dispatcher._current) == [0]
+    assert {member.number for member in dispatcher._unavailable} <= {0}
+    assert not dispatcher._unflushed
+
+
+def test_a_link_of_another_member_is_not_used(make_harness: Any) -> None:
+    harness = make_harness()
+    harness.dispatcher.use_link(harness.service.pool.member(0), 2)
+    harness.connect(4)
+    assert (harness.take(1), harness.take(2)) == (2, 2)

@@ -32,7 +32,7 @@ class Harness:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.counters = ServiceCounters()
-        self.member = Member(0, "", 1, MemberState.UP)
+        self.member = Member(0, 0, "", 1, MemberState.UP)
         self.reports = 0
         self.fd_budget = FdBudget(1024, 0, 0)
         self.link = Link(self.loop, 1, self.member, self.counters, self.fd_budget, self._on_report)
@@ -116,7 +116,7 @@ def test_a_sent_connection_is_in_flight_until_it_is_taken(harness: Harness) -> N
     assert harness.link.poll_reports()
     harness.check()
     assert (harness.link.in_flight, harness.link.open) == (1, 2)
-    assert harness.counters.worker_connections[0] == 2
+    assert harness.counters.worker_connections[harness.member] == 2
 
 
 def test_a_connection_that_ended_is_not_open(harness: Harness) -> None:

@@ -73,7 +73,7 @@ class Harness:
 
     def start(self, name: bytes) -> Process:
         proxy, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        member = Member(len(self.processes), "", 1, MemberState.UP)
+        member = Member(len(self.processes), len(self.processes), "", 1, MemberState.UP)
         link = Link(self.loop, member.slot, member, self.counters, self.fd_budget, lambda _: None)
         link.adopt_end("proxy", proxy)
         link.adopt_end("worker", worker.dup())
@@ -231,4 +231,4 @@ def test_every_connection_that_a_process_is_sent_is_taken_and_ends(proxy: Harnes
         proxy.wait_until_idle(worker)
         assert answers(clients) == {b"A": EACH}
     assert proxy.counters.handoffs["accepted"] == 20 * EACH
-    assert proxy.counters.worker_connections[worker.link.member.slot] == 20 * EACH
+    assert proxy.counters.worker_connections[worker.link.member] == 20 * EACH

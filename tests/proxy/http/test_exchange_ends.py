@@ -262,4 +262,6 @@ def test_the_log_names_a_status_only_if_the_client_was_sent_it(
     (connection,) = harness.service.clients
     connection.cut()
     assert said in caplog.text
+    # With a status it is a request that failed, and nothing was broken off.
+    assert harness.service.counters.broken_off == bool(begun)
     client.reset()

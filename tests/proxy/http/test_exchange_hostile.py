@@ -109,6 +109,8 @@ def test_each_fault_is_counted_once(harness: Harness) -> None:
     harness.worker.send(OK[:-1])
     harness.worker.reset()
     assert harness.service.counters.errors["worker_reset"] == 2
+    # The first one cost nobody an answer.
+    assert harness.service.counters.broken_off == 1
 
 
 def test_at_the_limit_a_listener_resumes_as_soon_as_a_client_disconnects(

@@ -201,7 +201,7 @@ def test_an_error_is_discarded_if_another_worker_can_be_asked(harness: Harness, 
     counters = harness.service.counters
     assert (counters.errors["worker_503"], counters.retries) == (1, 1)
     assert harness.service.pool.members[0].total_failures == 1
-    assert dict(counters.requests) == {("GET", 200, 1): 1}
+    assert dict(counters.requests) == {("GET", 200, harness.service.pool.member(1)): 1}
 
 
 def test_an_error_before_the_end_of_the_body_is_discarded_too(harness: Harness) -> None:

@@ -123,6 +123,7 @@ def test_a_client_that_does_not_read_its_response_is_cut_off(harness: Harness) -
     harness.advance(31.0)
     assert harness.worker.lost
     assert harness.service.counters.errors["send_timeout"] == 1
+    assert harness.service.counters.broken_off == 0
     harness.advance(31.0)
     assert client.lost
 

@@ -40,7 +40,7 @@ ALL_KINDS: tuple[RetryKind, ...] = ("connect", "reset", "timeout", "502", "503",
 
 
 def member(slot: int) -> Member:
-    return Member(slot, f"127.0.0.1:{slot + 1}", 1, MemberState.UP)
+    return Member(slot, slot, f"127.0.0.1:{slot + 1}", 1, MemberState.UP)
 
 
 def decide(

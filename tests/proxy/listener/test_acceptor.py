@@ -185,7 +185,7 @@ def test_the_next_one_is_accepted_at_once_when_one_closes(
             limits=Limits(connections_per_client=0),
             access_log="off",
         )
-        fd_budget = FdBudget(RESERVE + 4 if full == "descriptors" else 1024, 0, 0)
+        fd_budget = FdBudget(RESERVE + 5 if full == "descriptors" else 1024, 0, 0)
         timers = TimerWheel(loop.time())
         service = Service(loop, Reactor(loop), config, timers, fd_budget, None, lambda *_: None)
         service.listeners.start()

@@ -24,9 +24,10 @@ class Harness(AdmissionControl):
     def __init__(self, loop: asyncio.AbstractEventLoop, stack: ExitStack) -> None:
         self._loop, self._stack = loop, stack
         self.own, self.other = self._listener(), self._listener()
+        self.own_port, self.other_port = (one.getsockname()[1] for one in (self.own, self.other))
         self.accepted: list[int] = []
         self.room_left = 1000
-        self.fd_budget = FdBudget(1024, 1, 0)
+        self.fd_budget = FdBudget(1024, 0, 0)
         self.listeners = Listeners(
             loop, (self.own.dup().detach(),), self.fd_budget, self, 2.0, self._deliver
         )
@@ -153,3 +154,87 @@ def test_draining_accepts_waiting_clients_of_all_listeners_and_takes_none_over(
     late = harness.other.dup()
     harness.listeners.take_over(AWAY + 1, late)
     assert late.fileno() == -1, "it closes what it is given"
+
+
+def test_a_listener_is_added_and_those_before_it_are_closed_when_their_queues_are_empty(
+    harness: Harness,
+) -> None:
+    listeners = harness.listeners
+    waits = harness.connect(harness.own)
+    listeners.add(harness.other.dup())
+    assert listeners.port == harness.other.getsockname()[1]
+    listeners.start()
+    harness.own.close()
+    listeners.keep_newest(1)
+    assert harness.accepted == [waits]
+    assert harness.fd_budget.listeners == 1
+    later = harness.connect(harness.other)
+    harness.turn(lambda: len(harness.accepted) == 2)
+    assert harness.accepted == [waits, later]
+
+
+def test_a_listener_that_is_added_again_is_the_newest(harness: Harness) -> None:
+    listeners = harness.listeners
+    listeners.start()
+    listeners.add(harness.other.dup())
+    listeners.add(harness.own.dup())
+    assert harness.fd_budget.listeners == 2
+    listeners.keep_newest(1)
+    assert listeners.port == harness.own.getsockname()[1]
+    client = harness.connect(harness.own)
+    harness.turn(lambda: harness.accepted == [client])
+
+
+def test_of_a_proxy_that_is_away_the_address_that_is_kept_stays_and_no_other(
+    harness: Harness,
+) -> None:
+    listeners = harness.listeners
+    listeners.start()
+    listeners.add(harness.other.dup())
+    listeners.take_over(AWAY, harness.own.dup())
+    listeners.take_over(AWAY, harness.other.dup())
+    listeners.take_over(AWAY + 1, harness.own.dup())
+    harness.room_left = 0
+    waits = harness.connect(harness.own)
+    harness.turns()
+    harness.room_left = 1000
+    # Back to where it was: the newer address goes.
+    listeners.add(harness.own.dup())
+    listeners.keep_newest(1)
+    assert harness.fd_budget.listeners == 3
+    harness.other.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", harness.other_port))
+    # And for good to the other one, although the proxies that are away have none there.
+    newest = harness._listener()
+    listeners.add(newest.dup())
+    listeners.keep_newest(1)
+    assert harness.accepted == [waits]
+    assert harness.fd_budget.listeners == 1
+    harness.own.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", harness.own_port))
+
+
+def test_what_is_accepted_from_now_on_goes_elsewhere(harness: Harness) -> None:
+    elsewhere: list[int] = []
+
+    def deliver(stream: Stream, peer: Any) -> None:
+        stream.close()
+        elsewhere.append(peer[1])
+
+    harness.listeners.start()
+    harness.take_over()
+    harness.listeners.configure(deliver, 5.0)
+    ports = [harness.connect(harness.own), harness.connect(harness.other)]
+    harness.turn(lambda: len(elsewhere) == 2)
+    assert (sorted(elsewhere), harness.accepted) == (sorted(ports), [])
+
+
+def test_a_drained_service_takes_no_more_listeners(harness: Harness) -> None:
+    harness.listeners.drain()
+    harness.listeners.add(harness.other.dup())
+    harness.take_over()
+    assert harness.fd_budget.listeners == 0
+    assert not harness.listeners.is_accepting
+    assert harness.listeners.port == 0

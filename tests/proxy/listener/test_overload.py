@@ -44,13 +44,13 @@ class Harness:
         self.now = monotonic()
         self.timers = TimerWheel(self.now)
         self.fd_budget = keys.pop("fd_budget", None) or FdBudget(
-            keys.pop("descriptors", 1024), 1, 0
+            keys.pop("descriptors", 1024), 0, 0
         )
         keys.setdefault("limits", Limits(connections_per_client=0))
         config = ServiceConfig(
             name="web",
             listeners=(listener.fileno(),),
-            targets=(Target(slot=0, address="127.0.0.1:1"),),
+            targets=(Target(member=0, slot=0, address="127.0.0.1:1"),),
             access_log="off",
             timeouts=Timeouts(queue=TIME_LIMIT_S),
             **keys,
@@ -496,7 +496,7 @@ def test_a_service_that_waits_for_descriptors_gets_those_of_idle_clients_of_anot
 ) -> None:
     async def main() -> None:
         limits = Limits(connections_per_client=0, queue=0)
-        idle = Harness(listening_socket(), descriptors=RESERVE + 1 + 20, limits=limits)
+        idle = Harness(listening_socket(), descriptors=RESERVE + 2 + 20, limits=limits)
         held = [await came(idle, GET) for _ in range(10)]
         starved = Harness(listening_socket(), limits=limits, fd_budget=idle.fd_budget)
         both = [idle.service.overload, starved.service.overload]
@@ -621,6 +621,20 @@ def test_a_share_is_of_what_the_proxy_can_accept(runner: asyncio.Runner) -> None
         await harness.close()
         harness = Harness(listening_socket(), max_connections=8, limits=share)
         assert harness.service.client_limit.max_per_client == 4
+        await harness.close()
+
+    runner.run(main())
+
+
+def test_a_share_is_of_the_settings_of_now_and_not_of_those_at_the_last_tick(
+    runner: asyncio.Runner,
+) -> None:
+    async def main() -> None:
+        share = Limits(connections_per_client=0.5)
+        harness = Harness(listening_socket(), max_connections=2, limits=share)
+        service = harness.service
+        service.configure(service.config.model_copy(update={"max_connections": 8}))
+        assert service.client_limit.max_per_client == 4
         await harness.close()
 
     runner.run(main())

@@ -59,3 +59,17 @@ def test_the_count_is_as_large_as_there_are_connections(
     for address in inside:
         client_limit.release(address)
     assert len(client_limit) == 0
+
+
+def test_a_connection_that_is_counted_for_another_client_leaves_the_first_one() -> None:
+    limit = ClientLimit(1)
+    assert limit.acquire("192.0.2.1")
+    limit.move("192.0.2.1", "192.0.2.1")
+    assert limit.count("192.0.2.1") == 1
+    # Whatever the limit: it is there already.
+    assert limit.acquire("192.0.2.2")
+    limit.move("192.0.2.1", "192.0.2.2")
+    assert (limit.count("192.0.2.1"), limit.count("192.0.2.2")) == (0, 2)
+    limit.move("192.0.2.2", "")
+    limit.move("", "192.0.2.1")
+    assert (limit.count("192.0.2.1"), limit.count("192.0.2.2")) == (1, 1)

@@ -34,6 +34,8 @@ def test_one_broken_side_ends_the_other(harness: Harness, broken: int) -> None:
     pair[broken].reset()
     assert pair[1 - broken].lost
     assert harness.service.counters.errors[("client_gone", "worker_reset")[broken]] == 1
+    # Only the end that the client did not cause counts as a connection that was broken off.
+    assert harness.service.counters.broken_off == broken
 
 
 def test_a_side_that_stalls_stops_the_other(harness: Harness) -> None:
@@ -133,6 +135,8 @@ def test_without_a_worker_the_connection_is_closed(harness: Harness) -> None:
     harness.connect_tcp()
     assert harness.network.wires == []
     assert harness.fd_budget.clients == 0
+    counters = harness.service.counters
+    assert counters.broken_off + sum(counters.rejected.values()) == 1
 
 
 def test_silence_on_both_sides_has_a_time_limit(harness: Harness) -> None:
@@ -145,3 +149,4 @@ def test_silence_on_both_sides_has_a_time_limit(harness: Harness) -> None:
     harness.advance(3700.0)
     assert (client.lost, worker.lost) == (True, True)
     assert harness.service.counters.errors["tunnel_timeout"] == 1
+    assert harness.service.counters.broken_off == 0

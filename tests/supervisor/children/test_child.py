@@ -4,14 +4,19 @@ The process is a fake that records calls, and the test fires the timers of the l
 table is tested in `test_lifecycle`, and real processes in `test_supervisor`.
 
 Covers `children/after_exit`, `children/deadline` and `children/observer`.
+Covers `children/present_process`.
 """
 
+import logging
+import re
+import signal
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
 from penstock_supervisor.children.child import Child
+from penstock_supervisor.children.last_output import LastOutput
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.running import ProcessCallbacks
@@ -56,8 +61,10 @@ class Running:
     """One process; it records calls in the same list as the observer of the slot."""
 
     links = inodes = ()
+    last_output = LastOutput()
     speaks_protocol = has_channel = True
-    has_remaining_group = retires = False
+    has_remaining_group = retires = has_shown_stacks = False
+    can_show_stacks = False
     ready_at: float | None = None
     spawned_at = 0.0
 
@@ -65,7 +72,13 @@ class Running:
         self.pid = pid
         self.callbacks = callbacks
         self.last_message: object = None
+        self.last_output = LastOutput()
+        self.killed_because = ""
         self._noted = noted
+
+    def dump_stacks(self) -> bool:
+        self.has_shown_stacks = self.can_show_stacks
+        return self.can_show_stacks
 
     def send(self, message: Any, *_: object) -> bool:
         self._noted.append(f"sent {message['cmd']}")
@@ -73,6 +86,10 @@ class Running:
 
     def signal(self, number: int) -> None:
         self._noted.append(f"signal {int(number)}")
+
+    def kill(self, why: str) -> None:
+        self.killed_because = self.killed_because or why
+        self._noted.append("signal 9")
 
     def stop(self, within_s: float) -> None:
         self._noted.append(f"signal 15 within {within_s:g} s")
@@ -88,6 +105,32 @@ class Running:
         self._noted.append(f"closed {self.pid}")
 
 
+class Look:
+    """A look at the directory of a slot, which the test ends."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.is_cancelled = False
+        self._todo: list[Callable[[Any], None]] = []
+
+    def add_done_callback(self, todo: Callable[[Any], None]) -> None:
+        self._todo.append(todo)
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+    def exception(self) -> Exception | None:
+        return self.error
+
+    def end(self, error: Exception | None = None) -> None:
+        self.error = error
+        for todo in self._todo:
+            todo(self)
+
+
 class Slot:
     """A child, its processes and its observer, which records the calls."""
 
@@ -96,6 +139,7 @@ class Slot:
         self.noted: list[str] = []
         self.processes: list[Running] = []
         self.failure: Exception | None = None
+        self.look: Look | None = None
         self.loop = Loop()
         plan = ChildPlan(
             role="worker", service="web", slot=0, argv=("x",), environment={}, runs_our_code=True,
@@ -126,6 +170,9 @@ class Slot:
         return [one.split()[0] for one in self.noted if " of " in one]
 
     # What it reports.
+
+    def look_for_directory(self, _: Child) -> Look | None:
+        return self.look
 
     def sockets_for(self, _: Child) -> tuple[int, ...]:
         return (7,)
@@ -225,6 +272,57 @@ def test_a_start_that_failed_for_a_shortage_is_tried_again_and_is_no_exit() -> N
     assert slot.child.history.restarts == {}
 
 
+def test_a_process_is_started_when_its_directory_was_looked_at() -> None:
+    slot = Slot()
+    slot.look = Look()
+    slot.child.start()
+    assert (slot.child.state, slot.processes) == (State.STARTING, [])
+    slot.look.end()
+    assert slot.child.pid == 100
+    slot.processes[0].callbacks.on_message({"cmd": contract.READY}, None)
+    assert slot.child.state is State.UP
+
+
+def test_a_directory_that_does_not_answer_is_a_start_that_is_tried_again_and_is_no_exit() -> None:
+    slot = Slot()
+    slot.look = Look()
+    slot.child.start()
+    for _ in range(5):
+        slot.look.end(SpawnError("directory", '"/mnt": no answer', temporary=True))
+        assert slot.child.state is State.BACKOFF
+        assert slot.child.history.last_exit_reason == 'service.web.directory: "/mnt": no answer'
+        slot.look = Look()
+        slot.loop.pass_time()
+    slot.look.end()
+    assert (slot.child.pid, slot.child.state) == (100, State.STARTING)
+    assert slot.child.history.restarts == {}
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_child_that_is_stopped_while_its_directory_is_looked_at_is_never_started(
+    at_once: bool,
+) -> None:
+    slot = Slot()
+    slot.look = Look()
+    slot.child.start()
+    slot.child.stop_now() if at_once else slot.child.stop()
+    assert slot.look.is_cancelled, "nobody waits for a disk"
+    slot.look.end()
+    assert slot.child.at_rest
+    assert not slot.processes
+
+
+def test_a_look_that_ends_after_the_time_to_start_is_a_failed_start() -> None:
+    slot = Slot()
+    slot.look = Look()
+    slot.child.start()
+    slot.loop.pass_time()
+    assert (slot.child.state, slot.look.is_cancelled) == (State.LATE, True)
+    slot.look.end()
+    assert slot.child.state is State.BACKOFF
+    assert slot.child.history.last_exit_reason == "not ready within 1 s"
+
+
 def test_too_many_exits_are_one_giveup_and_each_later_one_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -264,7 +362,7 @@ def test_a_crash_loop_is_left_by_a_process_that_stays_ready(
     slot.ready()
     slot.crash(times=3)
     slot.processes[-1].callbacks.on_message({"cmd": contract.READY}, None)
-    policy = slot.child.history.restart_policy
+    policy = slot.child.starts.restart_policy
     before = policy.in_crash_loop
     slot.loop.pass_time()
     assert (before, policy.in_crash_loop) == (True, False)
@@ -298,7 +396,6 @@ def test_one_that_says_after_its_start_that_it_failed_is_restarted_like_any_othe
     slot = Slot()
     slot.ready()
     slot.processes[-1].callbacks.on_message({"cmd": contract.FAILED, "reason": "late"}, None)
-    slot.part = "successor"
     slot.crash()
     assert slot.child.state is State.STARTING
 
@@ -320,23 +417,49 @@ def test_a_replacement_is_a_restart_and_no_exit() -> None:
     slot = Slot()
     for _ in range(9):
         slot.child.start_as_replacement("retire")
-    assert slot.child.history.restart_policy.recent_exits == 0
+    assert slot.child.starts.restart_policy.recent_exits == 0
     assert slot.child.history.restarts == {"retire": 9}
     slot.crash()
     assert slot.child.state is State.STARTING
 
 
-def test_a_successor_that_ends_too_often_ends_without_an_alarm_and_is_forgotten(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("was_ready", [False, True])
+def test_a_successor_that_ends_is_not_started_again_and_nothing_is_charged(
+    was_ready: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     slot = Slot()
     slot.part = "successor"
     slot.child.start()
-    slot.crash(times=2)
-    assert slot.child.state is State.GIVEN_UP
+    slot.loop.now = 1.0
+    if was_ready:
+        slot.processes[-1].callbacks.on_message({"cmd": contract.READY}, None)
+        slot.loop.now = 3.0
+    slot.crash()
+    assert (slot.child.state, len(slot.processes)) == (State.GIVEN_UP, 1)
+    # Its own end is known, and the slot is not shown with it.
+    assert (slot.child.starts.last_exit, slot.child.history.last_exit) == ("status 3", "")
     assert "giveup" not in slot.events()
-    assert caplog.messages[-1].startswith("the successor of web/0 does not start: web/0 exited")
-    assert not slot.child.history.restart_policy.in_crash_loop
+    what = "ended" if was_ready else "does not start"
+    assert caplog.messages[-1].startswith(f"the successor of web/0 {what}: web/0 exited")
+    # Who wants it says how bad that is.
+    assert caplog.records[-1].levelno == logging.INFO
+    assert slot.child.starts.restart_policy.recent_exits == 0
+
+
+def test_the_children_of_a_slot_share_its_counts_and_each_is_judged_by_its_own_exits() -> None:
+    slot = Slot()
+    slot.ready()
+    loop, no_spawn = cast("Any", slot.loop), cast("Any", None)
+    newcomer = Child(slot.child.plan, loop, no_spawn, cast("Any", slot), slot.child, 2)
+    newcomer.starts.restart_policy.exited(0.0, 0.0)
+    newcomer.starts.restart_policy.exited(0.0, 0.0)
+    assert newcomer.starts.restart_policy.in_crash_loop
+    assert newcomer.history is slot.child.history
+    assert (newcomer.starts.was_ready, slot.child.starts.was_ready) == (False, True)
+    slot.crash()
+    assert slot.child.state is State.STARTING, "its first exit, and not the third of its slot"
+    assert newcomer.history.exits == {"3": 1}
 
 
 def test_a_successor_that_cannot_be_imported_is_not_tried_again() -> None:
@@ -354,7 +477,7 @@ def test_the_exit_of_a_draining_process_is_charged_to_nobody() -> None:
     assert slot.child.shown_state == "draining"
     slot.crash()
     assert slot.child.state is State.GIVEN_UP
-    assert slot.child.history.restart_policy.recent_exits == 0
+    assert slot.child.starts.restart_policy.recent_exits == 0
     assert "giveup" not in slot.events()
 
 
@@ -367,3 +490,113 @@ def test_a_child_that_is_stopped_in_a_crash_loop_starts_no_more() -> None:
     slot.loop.pass_time()
     assert (slot.child.state, slot.child.at_rest) == (State.DOWN, True)
     assert slot.child.shown_state == "exited"
+
+
+def end_by_kill(slot: Slot) -> str:
+    slot.processes[-1].callbacks.on_exit(Exit(None, 9))
+    return slot.child.history.last_exit_reason
+
+
+def test_one_that_is_killed_at_its_deadline_is_not_taken_for_one_that_ran_out_of_memory(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    slot = Slot()
+    slot.ready()
+    slot.child.stop()
+    slot.loop.pass_time()
+    reason = "was killed by SIGKILL, as it did not leave within 1 s"
+    assert end_by_kill(slot) == f"{reason} after it was told to stop"
+    assert f"web/0 {reason}" in caplog.text
+    assert "memory" not in caplog.text
+
+
+def test_one_that_is_not_ready_in_time_is_killed_for_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    slot = Slot()
+    slot.child.start()
+    slot.loop.pass_time()
+    assert end_by_kill(slot) == "not ready within 1 s"
+    assert re.search(
+        r"web/0 was killed by SIGKILL after .* s, as it was not ready within 1 s; restart 1 of 1",
+        caplog.text,
+    )
+
+
+def test_one_that_is_not_ready_in_time_shows_where_it_stands_before_it_is_killed() -> None:
+    slot = Slot()
+    slot.child.start()
+    process = slot.processes[-1]
+    process.can_show_stacks = True
+    slot.loop.pass_time()
+    assert (slot.child.state, process.killed_because) == (State.STARTING, "")
+    process.last_output.add([b"Current thread 0x1 (most recent call first):"])
+    process.last_output.add([b'  File "/srv/app.py", line 3 in connect'])
+    slot.loop.pass_time()
+    assert process.killed_because == "it was not ready within 1 s"
+    assert end_by_kill(slot) == "not ready within 1 s; it was at /srv/app.py, line 3, in connect"
+
+
+def test_one_that_gets_ready_while_it_shows_where_it_stands_is_ready() -> None:
+    slot = Slot()
+    slot.child.start()
+    slot.processes[-1].can_show_stacks = True
+    slot.loop.pass_time()
+    slot.processes[-1].callbacks.on_ready()
+    slot.loop.pass_time()
+    assert (slot.child.state, slot.processes[-1].killed_because) == (State.UP, "")
+
+
+@pytest.mark.parametrize(
+    ("do", "because"),
+    [
+        (lambda slot: slot.child.signal(signal.SIGKILL), "as somebody asked for it"),
+        (lambda slot: slot.child.kill("it is a test"), "as it is a test"),
+        (lambda slot: None, "and not from here (out of memory?)"),
+    ],
+)
+def test_who_has_killed_it_is_told(
+    do: Callable[[Slot], object], because: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    slot = Slot()
+    slot.ready()
+    do(slot)
+    assert end_by_kill(slot).endswith(f", {because}")
+    assert f", {because}; restart 1 of 1" in caplog.text
+
+
+def test_one_that_asks_to_be_replaced_before_it_is_ready_is_killed_for_that() -> None:
+    slot = Slot()
+    slot.child.start()
+    retires = {"cmd": contract.RETIRE, "reason": "had enough"}
+    slot.processes[-1].callbacks.on_message(retires, None)
+    assert end_by_kill(slot).endswith("s, as it retires: had enough")
+
+
+def test_a_stop_that_waits_no_longer_is_the_reason_of_its_kill() -> None:
+    slot = Slot()
+    slot.ready()
+    slot.child.stop()
+    slot.child.stop_now()
+    assert "as nobody waits for it any more" in end_by_kill(slot)
+
+
+def test_an_exit_that_was_meant_as_a_kill_and_came_by_itself_is_no_kill() -> None:
+    slot = Slot()
+    slot.ready()
+    slot.child.stop()
+    slot.loop.pass_time()
+    slot.processes[-1].callbacks.on_exit(Exit(0, None))
+    assert slot.child.history.last_exit_reason == "exited with status 0 after it was told to stop"
+
+
+def test_the_last_output_of_a_process_is_known_until_the_next_one_writes() -> None:
+    slot = Slot()
+    assert slot.child.starts.last_output.text() == ""
+    slot.ready()
+    slot.processes[-1].last_output.add([b"KeyError: 'DATABASE'"])
+    slot.processes[-1].callbacks.on_exit(Exit(1, None))
+    assert slot.child.starts.last_output.text() == "KeyError: 'DATABASE'"
+    slot.loop.pass_time()
+    assert slot.child.starts.last_output.text() == ""

@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
-from penstock_proxy.config import ProxyConfig
+from penstock_proxy.config import ProxyConfig, Target
 from penstock_proxy.net.address import Address
 from penstock_supervisor.children.plan import (
     ChildPlan,
     WorkerContext,
+    awaiting_accept,
     proxy_config,
     proxy_plan,
     worker_plan,
+    worker_weight,
 )
 from penstock_supervisor.config.model import Config, Service
 from penstock_worker.net import trusted_proxies
@@ -162,42 +164,37 @@ def test_a_service_without_a_proxy_does_not_extend_the_stop_timeout_of_proxies()
 
 def config_of_proxy(
     config: Config,
-    *joined: int,
+    *workers: Target,
     up: tuple[int, ...] = (),
-    addresses: Sequence[Address] = ADDRESSES,
+    upstreams: Sequence[Address] = (),
     proxy: int = 0,
 ) -> ProxyConfig:
     return proxy_config(
         config,
         proxy,
         {"web": (7,)},
-        {"web": addresses},
-        joined=lambda _, slot: slot in joined,
-        up=lambda _, slot: slot in up,
+        {"web": [*enumerate(upstreams)]},
+        {"web": workers},
+        up=lambda member: member in {("web", number) for number in up},
     )
 
 
-def test_a_proxy_gets_every_slot_and_the_state_of_its_worker() -> None:
-    web = service(app="a:b", weights=[3, 1], balance="client_hash", limits={"head": "8KiB"})
-    (proxy,) = config_of_proxy(Config(admin="", services=(web,)), 1, up=(1,)).services
-    assert [(t.slot, t.address, t.weight, t.joined, t.up) for t in proxy.targets] == [
-        (0, "127.0.0.1:8101", 3, False, False),
-        (1, "127.0.0.1:8102", 1, True, True),
-    ]
+@pytest.mark.parametrize("scheme", ["ports", "handoff"])
+def test_a_proxy_gets_the_workers_that_there_are_now(scheme: str) -> None:
+    web = service(app="a:b", scheme=scheme, balance="client_hash", limits={"head": "8KiB"})
+    workers = (
+        Target(member=5, slot=0, address="", weight=3),
+        Target(member=6, slot=0, address="127.0.0.1:8102", joined=True, up=True),
+    )
+    (proxy,) = config_of_proxy(Config(admin="", services=(web,)), *workers).services
+    assert (proxy.scheme, proxy.targets) == (scheme, workers)
     assert (proxy.name, proxy.listeners, proxy.balance) == ("web", (7,), "client_hash")
     assert (proxy.limits, proxy.timeouts) == (web.limits, web.timeouts)
 
 
-def test_with_handoff_a_proxy_gets_slots_that_have_not_joined_yet() -> None:
-    web = service(app="a:b", scheme="handoff", weights=[3, 1])
-    (proxy,) = config_of_proxy(
-        Config(admin="", services=(web,)), 0, 1, up=(1,), addresses=()
-    ).services
-    assert proxy.scheme == "handoff"
-    assert [(t.slot, t.address, t.weight, t.joined, t.up) for t in proxy.targets] == [
-        (0, "", 3, False, False),
-        (1, "", 1, False, False),
-    ]
+def test_the_weight_of_a_worker_is_that_of_its_slot() -> None:
+    web = service(app="a:b", weights=[3, 2], workers=2)
+    assert [worker_weight(web, slot) for slot in range(3)] == [3, 2, 1]
 
 
 def test_a_proxy_does_not_get_services_without_a_proxy() -> None:
@@ -209,12 +206,13 @@ def test_upstreams_are_always_joined() -> None:
     web = service(upstreams=["localhost:9001", "unix:/run/x.sock weight=3"])
     addresses = (Address("127.0.0.1", 9001), Address(path="/run/x.sock"))
     (proxy,) = config_of_proxy(
-        Config(admin="", services=(web,)), up=(1,), addresses=addresses
+        Config(admin="", services=(web,)), up=(1,), upstreams=addresses
     ).services
-    assert [(t.address, t.weight, t.joined, t.up) for t in proxy.targets] == [
-        ("127.0.0.1:9001", 1, True, False),
-        ("unix:/run/x.sock", 3, True, True),
+    assert [(t.member, t.slot, t.address, t.weight, t.joined, t.up) for t in proxy.targets] == [
+        (0, 0, "127.0.0.1:9001", 1, True, False),
+        (1, 1, "unix:/run/x.sock", 3, True, True),
     ]
+    assert all(target.upstream for target in proxy.targets)
 
 
 def test_the_configuration_of_a_proxy_survives_the_channel() -> None:
@@ -233,3 +231,16 @@ def test_every_proxy_has_its_slot_and_its_share() -> None:
     ]
     shares = [config_of_proxy(config, proxy=slot).services[0].max_connections for slot in (0, 1)]
     assert shares == [3, 2]
+
+
+@pytest.mark.parametrize("scheme", ["ports", "handoff", "shared", "reuseport"])
+@pytest.mark.parametrize("program", [{"app": "a:b"}, {"command": ["x", "{port}"]}])
+def test_only_an_app_that_accepts_by_itself_can_wait_for_accept(
+    scheme: str, program: dict[str, Any]
+) -> None:
+    context = WorkerContext(environment={}, python="python", service_address=SERVICE_ADDRESS)
+    own_address = ADDRESSES[0] if scheme == "ports" else None
+    plan = worker_plan(service(**program, scheme=scheme), 0, own_address, context)
+    assert not plan.awaits_accept
+    can = "app" in program and scheme in ("shared", "reuseport")
+    assert awaiting_accept(plan).awaits_accept is can

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock_supervisor.children.reported_text import one_line, set_in
+from penstock_supervisor.children.reported_text import one_line, set_in, shortened
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,11 @@ def test_a_traceback_is_set_in_below_its_line() -> None:
 
 def test_both_have_a_bound() -> None:
     assert len(one_line("x" * (1 << 20))) == len(set_in("x" * (1 << 20)).strip()) == 16 << 10
+
+
+def test_a_long_line_is_shown_with_its_begin_and_its_end() -> None:
+    text = f"orders.Error: {'x' * 2000} no such table"
+    assert shortened(text).startswith("orders.Error: x")
+    assert shortened(text).endswith("x no such table")
+    assert len(shortened(text)) == 203
+    assert shortened("x" * 200) == "x" * 200

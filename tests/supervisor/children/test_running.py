@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -102,3 +103,82 @@ async def test_the_wait_for_readiness_ends_with_the_process(
             await gone.wait()
             running.close()
     assert not ready.is_set()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "exit 3",
+        "kill -9 $$",
+        # It closes its channel long before it ends.
+        "eval exec $PENSTOCK_CHANNEL_FD'>&-'; echo closed; sleep 0.2",
+        # What it leaves behind keeps the other end open.
+        "setsid sleep 60 & echo $! >&2",
+    ],
+)
+async def test_the_end_of_the_channel_is_reported_once_and_before_the_exit(
+    tmp_path: Path, command: str
+) -> None:
+    loop, gone, told = asyncio.get_running_loop(), asyncio.Event(), list[str]()
+
+    def ended(_: object) -> None:
+        running.read_pending()
+        told.append("exit")
+        running.close()
+        gone.set()
+
+    callbacks = ProcessCallbacks(
+        ended, lambda *_: None, lambda _: told.append("disconnect"), lambda: None
+    )
+    with output_to(tmp_path / "output") as output, closing(Guardian(loop)) as guardian:
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(WAIT_S):
+            running = spawn(
+                plan(0, "bash", "-c", command), (), callbacks,
+                loop=loop, tasks=tasks, guardian=guardian, output=output,
+            )  # fmt: skip
+            await gone.wait()
+            # Whatever the loop still had to do is done.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+    left = running.last_output.text()
+    if left.isdecimal():
+        os.kill(int(left), signal.SIGKILL)
+    assert told == ["disconnect", "exit"]
+
+
+async def test_the_last_lines_of_a_process_are_known_when_it_has_ended(tmp_path: Path) -> None:
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
+    callbacks = ProcessCallbacks(
+        lambda _: gone.set(), lambda *_: None, lambda _: None, lambda: None
+    )
+    command = "for i in $(seq 500); do echo line $i; done; printf 'KeyError: PORT' >&2; exit 1"
+    with output_to(tmp_path / "output") as output, closing(Guardian(loop)) as guardian:
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(WAIT_S):
+            running = spawn(
+                plan(0, "sh", "-c", command), (), callbacks,
+                loop=loop, tasks=tasks, guardian=guardian, output=output,
+            )  # fmt: skip
+            await gone.wait()
+            running.read_pending()
+            running.close()
+    assert {"line 500", "KeyError: PORT"} <= set(running.last_output.text().splitlines())
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_worker_that_has_to_wait_for_accept_is_told_so(
+    tmp_path: Path, *, waits: bool
+) -> None:
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
+    callbacks = ProcessCallbacks(
+        lambda _: gone.set(), lambda *_: None, lambda _: None, lambda: None
+    )
+    told = dataclasses.replace(plan(0, "env"), awaits_accept=waits)
+    with output_to(tmp_path / "output") as output, closing(Guardian(loop)) as guardian:
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(WAIT_S):
+            running = spawn(
+                told, (), callbacks, loop=loop, tasks=tasks, guardian=guardian, output=output
+            )
+            await gone.wait()
+            running.read_pending()
+            running.close()
+    assert ("PENSTOCK_AWAIT_ACCEPT=1" in running.last_output.text()) is waits

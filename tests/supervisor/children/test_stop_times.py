@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from penstock_proxy.messages import DRAIN
 from penstock_supervisor.children.plan import PROXY_RESTART, ChildPlan
 from penstock_supervisor.children.stop_times import (
+    in_words,
     proxy_finish_s,
     stop_message,
     worker_finish_s,
@@ -56,3 +57,11 @@ def test_a_shorter_stop_shortens_the_time_of_every_service() -> None:
 def test_at_once_nothing_is_waited_for() -> None:
     assert set(stop_message(PROXY, 1.0, at_once=True)["finish"].values()) == {0.0}
     assert stop_message(WORKER, 1.0, at_once=True)["finish"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(5.97837, "6 s"), (29.96, "30 s"), (1.25, "1.2 s"), (3600.0, "3600 s"), (0.02, "0.02 s")],
+)
+def test_a_time_is_told_to_a_tenth_of_a_second(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

@@ -6,10 +6,12 @@ Covers `cli/run` and `logging_setup`.
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -30,7 +32,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configurations that would have been run."""
     configs: list[Config] = []
 
-    async def run(config: Config, _log: object, *, quiet: bool) -> int:
+    async def run(config: Config, _origin: object, _log: object, *, quiet: bool) -> int:
         assert not quiet
         configs.append(config)
         return 0
@@ -226,7 +228,7 @@ def test_check_reads_every_file_and_fails_if_one_is_invalid(
 def test_a_failed_start_is_one_line_and_exit_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def run(_config: Config, _log: object, *, quiet: bool) -> int:
+    async def run(_config: Config, _origin: object, _log: object, *, quiet: bool) -> int:
         assert quiet
         raise click.ClickException("cannot listen on 127.0.0.1:80: permission denied")
 
@@ -329,3 +331,27 @@ def test_a_message_that_cannot_be_formatted_is_a_line_and_no_exception() -> None
         handler = logging_setup.ThreadHandler(writer)
         handler.emit(logging.LogRecord("x", logging.ERROR, "x", 1, "cut: %d", (too_long,), None))
     assert offered == [b"ERROR cut: %d (ValueError)\n"]
+
+
+def test_each_line_of_a_message_has_its_time_and_its_level() -> None:
+    text = "web/0 retires: broken\n    Traceback\n      File x"
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "%s", (text,), None)
+    first, *rest = logging_setup.LineFormatter().format(record).split("\n")
+    head = first.removesuffix("web/0 retires: broken")
+    assert head.endswith(" ERROR   ")
+    assert rest == [f"{head}    Traceback", f"{head}      File x"]
+
+
+def test_the_log_says_that_hup_has_asked_for_a_reload(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(os, "isatty", lambda _: False)
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)
+    rolled: list[int] = []
+    supervisor = SimpleNamespace(
+        stop=lambda **_: None, reopen_logs=lambda: None, roll=lambda: rolled.append(1)
+    )
+    run: Any = sys.modules["penstock_supervisor.cli.run"]
+    run._signal_actions(supervisor)[signal.SIGHUP]()
+    assert (rolled, caplog.messages) == ([1], ["reload, asked for by HUP"])

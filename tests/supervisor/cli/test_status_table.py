@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+from tests.support.supervisor.fake_run import rollout, step
 
 from penstock_supervisor.cli import status_table
+from penstock_supervisor.control import rollouts
 
 WORKER = {"slot": 0, "state": "ready", "health": "up", "reason": "passed its first check",
           "pid": 12, "address": "127.0.0.1:8101", "restarts": {}, "answers": True}  # fmt: skip
@@ -53,6 +55,28 @@ def test_every_process_of_a_slot_is_shown_with_what_it_takes_and_still_has() -> 
             "finishes what it has: 3 connections"
         ),
     ]
+
+
+def test_one_that_is_ending_has_nothing_left_and_takes_no_memory() -> None:
+    process = {"pid": 9, "part": "draining", "state": "draining", "address": "127.0.0.1:8103",
+               "age": 4.0, "memory": 0, "fds": None, "connections": 0}  # fmt: skip
+    *_, line = shown({**WORKER, "processes": [process]})
+    assert "MiB" not in line
+    assert line.endswith("  127.0.0.1:8103  has nothing left to finish, and ends")
+
+
+def test_a_successor_in_the_rotation_is_shown_as_such_beside_the_one_that_it_replaces() -> None:
+    process = {"address": "127.0.0.1:8101", "age": 5.0, "memory": None, "fds": None,
+               "connections": None}  # fmt: skip
+    current = {**process, "pid": 12, "part": "current", "state": "ready", "health": "up"}
+    new = {**process, "pid": 13, "part": "successor", "state": "ready", "health": "checking"}
+    for health, words in (
+        ("checking", "ready, checking  pid 13  5 s  127.0.0.1:8101  replaces the one above"),
+        ("up", "ready  pid 13  5 s  127.0.0.1:8101  in the rotation, replaces the one above"),
+    ):
+        processes = [current, {**new, "health": health}]
+        *_, line = shown({**WORKER, "processes": processes})
+        assert line == f"  web/0  {words}"
 
 
 def test_a_crash_loop_is_shown_with_its_next_start_and_the_last_exit() -> None:
@@ -114,3 +138,16 @@ def test_a_duration_is_shown_in_one_unit(seconds: float, text: str) -> None:
     found = {"version": "1", "pid": 1, "uptime": seconds, "ready": False, "stopping": True}
     (line,) = status_table.lines({**found, "proxies": (), "services": {}})
     assert line == f"penstock 1, pid 1, up {text}, stopping"
+
+
+def test_the_roll_outs_stand_under_the_run() -> None:
+    view = rollouts.describe(rollout(2, step(0, "done", new_pid=9), result="succeeded"))
+    found = {
+        "version": "1.0", "pid": 7, "uptime": 9.4, "ready": True, "stopping": False, "proxies": [],
+        "services": {}, "config_ok": False, "rollouts": [view],
+    }  # fmt: skip
+    assert list(status_table.lines(found)) == [
+        "penstock 1.0, pid 7, up 9 s, ready",
+        "  the last reload did not succeed",
+        "  roll-out 2 succeeded at 2001-09-09 01:46:40, took 0 s; requests 10, failed 0",
+    ]

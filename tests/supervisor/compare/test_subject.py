@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from penstock_supervisor.compare import resource_usage
+from penstock_supervisor.compare import subject as subject_module
 from penstock_supervisor.compare.subject import ExternalSubject, RunningSubject, SubjectError
 from penstock_supervisor.compare.variants import Variant, choose
 from penstock_supervisor.config.loader import load
@@ -43,6 +44,14 @@ def wait_for_end(pids: set[int]) -> None:
             continue
     _, alive = psutil.wait_procs(found, WAIT_S)
     assert alive == []
+
+
+def test_a_new_worker_takes_over_at_once_while_all_are_replaced_under_load() -> None:
+    config = load(None, {"workers": 3})
+    (measured,) = subject_module._unwatched(config).services
+    (given,) = config.services
+    assert (given.rollout.watch, measured.rollout.watch) == (5.0, 0.0)
+    assert measured.model_copy(update={"rollout": given.rollout}) == given
 
 
 async def test_a_subject_reports_its_processes_by_role_and_leaves_none() -> None:

@@ -107,7 +107,10 @@ Change = Callable[[str, str], tuple[str | bytes | None, str | bytes | None]]
         ),
         (lambda c, k: (c, k.replace("M", "A")), r"tls.key: \S+good.key cannot be understood: .*"),
         (lambda c, k: (c, encrypted(k)), r"tls.key: \S+good.key is encrypted, .*"),
-        (lambda c, k: (c + " " * (200 << 10), k), r"tls.cert: \S+good.pem is too large: .*"),
+        (
+            lambda c, k: (c + " " * (200 << 10), k),
+            r"tls.cert: cannot read \S+good.pem: too large: .*",
+        ),
         (lambda c, k: (c, b"\xff\xfe\0" * 100), r"tls.key: \S+good.key: expected a private key.*"),
         (
             lambda c, k: (c, AUTHORITY.issue_cert("a").private_key_pem.bytes()),

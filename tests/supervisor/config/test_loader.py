@@ -3,6 +3,8 @@
 Covers `config/model`.
 """
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from penstock_supervisor.config.loader import (
     Service,
     Upstream,
     inherited_environment,
+    lasting_path,
     load,
     run_dir_of,
 )
@@ -125,6 +128,23 @@ def test_a_child_does_not_inherit_variables_of_another_supervisor(
     assert not environment.keys() & {"PORT", "PENSTOCK_CHANNEL_FD", "NOTIFY_SOCKET"}
 
 
+def test_a_file_is_found_again_by_the_name_by_which_its_directory_was_entered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for release in ("one", "two"):
+        (tmp_path / release).mkdir()
+    link = tmp_path / "current"
+    link.symlink_to("one")
+    monkeypatch.chdir(link)
+    monkeypatch.setenv("PWD", str(link))
+    file = lasting_path(Path("web.toml"))
+    assert file == link / "web.toml"
+    assert lasting_path(Path("/etc/web.toml")) == Path("/etc/web.toml")
+    for other in ("", str(tmp_path / "two"), "current", str(tmp_path / "none")):
+        monkeypatch.setenv("PWD", other)
+        assert lasting_path(Path("web.toml")) == tmp_path / "one" / "web.toml"
+
+
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -150,7 +170,7 @@ TABLES = st.dictionaries(
 def test_any_table_becomes_a_config_or_a_list_of_problems(
     monkeypatch: pytest.MonkeyPatch, table: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(configuration, "_read", lambda _path: table)
+    monkeypatch.setattr(configuration, "_read", lambda *_: table)
     try:
         problems: tuple[str, ...] | None = None if load(Path("x.toml"), {}).services else ()
     except ConfigError as error:
@@ -196,3 +216,46 @@ def test_the_run_dir_of_a_broken_file_is_found(
 def test_a_file_that_is_gone_has_no_run_dir(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     assert run_dir_of(path) == (None, f"{path}: No such file or directory")
+
+
+@pytest.mark.parametrize("key", ["access_log", "directory"])
+def test_what_the_system_says_of_a_path_is_a_problem_of_its_key(
+    write: Write, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    path = f"/{'x' * 300}/log"
+    (problem,) = problems_of(write(f'{APP}{key} = "{path}"'))
+    assert problem.startswith(f"service.web.{key}: expected a")
+    assert problem.endswith(": file name too long")
+
+    closed = write(f'{APP}{key} = "/closed/x"')
+    monkeypatch.setattr(configuration, "why_no_directory", lambda _: "permission denied")
+    (problem,) = problems_of(closed)
+    assert problem.endswith('"/closed/x": permission denied')
+
+
+@pytest.mark.parametrize("key", ["access_log", "directory"])
+def test_a_path_with_a_nul_is_a_problem_of_its_key(write: Write, key: str) -> None:
+    (problem,) = problems_of(write(f'{APP}{key} = "/a\\u0000b/log"'))
+    assert problem.startswith(f"service.web.{key}: ")
+
+
+def test_a_file_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "penstock.toml"
+    path.write_text("#" * (configuration.MAX_FILE + 1))
+    assert problems_of(path) == ["too large: at most 1024 KiB"]
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert problems_of(path) == ["expected a regular file, and it is a device"]
+    assert run_dir_of(path)[0] is None
+
+
+def test_a_pipe_is_good_for_a_start_and_not_for_a_reload(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=(APP,))
+    writer.start()
+    assert load(path, {}).services[0].name == "web"
+    writer.join(10)
+    with pytest.raises(ConfigError, match="expected a regular file, and it is a FIFO"):
+        load(path, {}, again=True)
+    assert run_dir_of(path)[0] is None

@@ -3,69 +3,29 @@
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from tests.support.supervisor.fake_run import FakeRun, served
 
-from penstock_supervisor.control import admin, api, http_server
+from penstock_supervisor.control import api, http_server
+from penstock_supervisor.kernel.peer_credentials import PeerCredentials
 from penstock_supervisor.listeners.control_socket import ControlSocket
-from penstock_supervisor.snapshot import Snapshot
 
 WAIT_S = 20.0
 
 
-class Run:
-    """Records its calls; `ready` is whether it can do them now."""
-
-    def __init__(self) -> None:
-        self.calls: list[object] = []
-        self.ready = True
-
-    def stop(self, *, now: bool = False) -> None:
-        self.calls.append(("stop", now))
-
-    def roll(self) -> bool:
-        self.calls.append("roll")
-        return self.ready
-
-    def reopen_logs(self) -> None:
-        self.calls.append("reopen")
-
-    def replace(self, service: str, slot: int) -> bool:
-        if (service, slot) != ("web", 0):
-            raise KeyError(service)
-        self.calls.append(("replace", service, slot))
-        return self.ready
-
-    def signal(self, service: str, slot: int, number: signal.Signals) -> bool:
-        if (service, slot) != ("web", 0):
-            raise KeyError(service)
-        self.calls.append((number, service, slot))
-        return self.ready
+@pytest.fixture
+def run() -> FakeRun:
+    return FakeRun()
 
 
 @pytest.fixture
-def run() -> Run:
-    return Run()
-
-
-@asynccontextmanager
-async def served(folder: Path, run: Run, snapshot: Snapshot) -> AsyncIterator[ControlSocket]:
-    async def take_snapshot(_: float) -> Snapshot:
-        return snapshot
-
-    with closing(ControlSocket(folder / "run")) as sock:
-        async with http_server.serve(sock.socket, api.app(admin.Pages(take_snapshot), run)):
-            yield sock
-
-
-@pytest.fixture
-async def opened(tmp_path: Path, run: Run, made: Any) -> AsyncIterator[ControlSocket]:
+async def opened(tmp_path: Path, run: FakeRun, made: Any) -> AsyncIterator[ControlSocket]:
     async with served(tmp_path, run, made.snapshot()) as sock:
         yield sock
 
@@ -80,7 +40,7 @@ async def session(opened: ControlSocket) -> AsyncIterator[aiohttp.ClientSession]
 @pytest.mark.parametrize(
     ("path", "call"),
     [
-        ("/reload", "roll"),
+        ("/reload", ("reload", (), False)),
         ("/stop", ("stop", False)),
         ("/stop?now=1", ("stop", True)),
         ("/reopen", "reopen"),
@@ -90,7 +50,7 @@ async def session(opened: ControlSocket) -> AsyncIterator[aiohttp.ClientSession]
     ],
 )
 async def test_a_request_calls_the_run_and_is_accepted(
-    session: aiohttp.ClientSession, run: Run, path: str, call: object
+    session: aiohttp.ClientSession, run: FakeRun, path: str, call: object
 ) -> None:
     async with session.post(path) as answer:
         body = await answer.json()
@@ -99,9 +59,9 @@ async def test_a_request_calls_the_run_and_is_accepted(
     assert run.calls == [call]
 
 
-@pytest.mark.parametrize("path", ["/reload", "/workers/web/0/replace", "/workers/web/0/kill"])
+@pytest.mark.parametrize("path", ["/workers/web/0/replace", "/workers/web/0/kill"])
 async def test_a_request_that_is_not_possible_now_is_a_conflict(
-    session: aiohttp.ClientSession, run: Run, path: str
+    session: aiohttp.ClientSession, run: FakeRun, path: str
 ) -> None:
     run.ready = False
     async with session.post(path) as answer:
@@ -119,13 +79,15 @@ async def test_a_request_that_is_not_possible_now_is_a_conflict(
         ("POST", "/nothing", 404),
         ("POST", "/status", 405),
         ("GET", "/reload", 405),
+        ("POST", "/rollouts", 405),
+        ("POST", "/rollouts/1", 405),
         ("HEAD", "/stop", 405),
         ("PUT", "/stop", 405),
         ("DELETE", "/workers/web/0/kill", 405),
     ],
 )
 async def test_an_unknown_request_is_refused_and_changes_nothing(
-    session: aiohttp.ClientSession, run: Run, method: str, path: str, status: int
+    session: aiohttp.ClientSession, run: FakeRun, method: str, path: str, status: int
 ) -> None:
     async with session.request(method, path) as answer:
         await answer.read()
@@ -143,21 +105,13 @@ async def test_the_control_socket_serves_the_pages_of_the_admin_port(
 
 
 async def test_another_user_with_a_descriptor_is_rejected(
-    session: aiohttp.ClientSession, run: Run, monkeypatch: pytest.MonkeyPatch
+    session: aiohttp.ClientSession, run: FakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        api, "peer_credentials", lambda _: api.PeerCredentials(1, os.geteuid() + 1, 1)
-    )
+    monkeypatch.setattr(api, "peer_credentials", lambda _: PeerCredentials(1, os.geteuid() + 1, 1))
     for method, path in (("POST", "/stop"), ("GET", "/status")):
         async with session.request(method, path) as answer:
             assert answer.status == 403
     assert run.calls == []
-
-
-def test_peer_credentials_come_from_the_kernel() -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        assert api.peer_credentials(one) == (os.getpid(), os.geteuid(), os.getegid())
 
 
 @pytest.mark.parametrize(
@@ -165,7 +119,7 @@ def test_peer_credentials_come_from_the_kernel() -> None:
     [b"", b"POST /st", b"POST /stop HTTP/1.1\r\nHost: x\r\nX-Slow: "],
 )
 async def test_a_client_with_an_incomplete_request_is_disconnected(
-    tmp_path: Path, run: Run, made: Any, monkeypatch: pytest.MonkeyPatch, received: bytes
+    tmp_path: Path, run: FakeRun, made: Any, monkeypatch: pytest.MonkeyPatch, received: bytes
 ) -> None:
     monkeypatch.setattr(http_server, "FIRST_REQUEST_S", 0.0)
     monkeypatch.setattr(http_server, "_CHECK_S", 0.01)
@@ -180,7 +134,7 @@ async def test_a_client_with_an_incomplete_request_is_disconnected(
     assert run.calls == []
 
 
-async def test_an_oversized_head_is_refused(opened: ControlSocket, run: Run) -> None:
+async def test_an_oversized_head_is_refused(opened: ControlSocket, run: FakeRun) -> None:
     reader, writer = await asyncio.open_unix_connection(opened.path)
     writer.write(b"POST /stop HTTP/1.1\r\nHost: x\r\nX: " + b"x" * (1 << 16) + b"\r\n\r\n")
     async with asyncio.timeout(WAIT_S):
@@ -189,7 +143,7 @@ async def test_an_oversized_head_is_refused(opened: ControlSocket, run: Run) -> 
     assert run.calls == []
 
 
-async def test_a_request_body_is_not_read(opened: ControlSocket, run: Run) -> None:
+async def test_a_request_body_is_not_read(opened: ControlSocket, run: FakeRun) -> None:
     reader, writer = await asyncio.open_unix_connection(opened.path)
     writer.write(b"POST /stop HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n")
     async with asyncio.timeout(WAIT_S):

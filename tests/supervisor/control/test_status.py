@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from tests.support.supervisor.fake_run import rollout, step
 
 from penstock_supervisor.control.status import describe
 from penstock_supervisor.snapshot import ProcessUsage, ProcessView, SocketQueue, SocketView
@@ -20,7 +21,7 @@ def test_a_status_has_every_field_of_a_worker(made: Any) -> None:
             "slot": 0, "address": "127.0.0.1:8100", "state": "ready", "since": 1.5, "pid": 4711,
             "restarts": {"signal": 1}, "last_exit": "SIGKILL", "last_exit_reason": None,
             "crash_loop": False, "next_start": None, "answers": False, "processes": [],
-            "alive": True,
+            "alive": True, "ports": [],
             "health": "up", "reason": "", "weight": 1, "active": 3, "failures": 0,
             "ejections": 2,
         }
@@ -35,6 +36,18 @@ def test_a_status_is_json_and_describes_the_run(made: Any) -> None:
     web = status["services"]["web"]
     assert (web["scheme"], web["mode"], web["listen"]) == ("ports", "http", "127.0.0.1:8000")
     assert [worker["health"] for worker in web["workers"]] == ["up", "down"]
+
+
+def test_a_status_has_the_roll_outs_and_whether_the_configuration_was_applied(made: Any) -> None:
+    snapshot = made.snapshot(
+        rollouts=(rollout(3, step(0, "watching", new_pid=9)),), config_ok=False,
+        config_applied_at=1e9,
+    )  # fmt: skip
+    status = json.loads(json.dumps(describe(snapshot, "", 0, {})))
+    assert (status["config_ok"], status["config_applied_at"]) == (False, 1e9)
+    (found,) = status["rollouts"]
+    assert (found["number"], found["state"], found["result"]) == (3, "rolling", "")
+    assert found["steps"][0]["new_pid"] == 9
 
 
 def test_upstreams_are_workers_without_a_process(made: Any) -> None:
@@ -55,7 +68,7 @@ def test_fields_that_no_proxy_has_reported_are_null(made: Any) -> None:
 def test_a_status_has_every_process_of_a_slot_with_what_it_has_and_takes(made: Any) -> None:
     processes = (
         ProcessView("current", "ready", 11, "127.0.0.1:8101", 2.0, None),
-        ProcessView("draining", "draining", 10, "127.0.0.1:8100", 60.04, 3),
+        ProcessView("draining", "draining", 10, "127.0.0.1:8100", 60.04, 3, "draining"),
     )
     worker = made.worker(
         pid=11, processes=processes, crash_loop=True, last_exit="status 3",
@@ -68,10 +81,12 @@ def test_a_status_has_every_process_of_a_slot_with_what_it_has_and_takes(made: A
         {
             "pid": 11, "part": "current", "state": "ready", "address": "127.0.0.1:8101",
             "age": 2.0, "memory": 1 << 20, "fds": 9, "connections": 5,
+            "health": None,
         },
         {
             "pid": 10, "part": "draining", "state": "draining", "address": "127.0.0.1:8100",
             "age": 60.04, "memory": None, "fds": None, "connections": 3,
+            "health": "draining",
         },
     ]  # fmt: skip
     assert found["crash_loop"]

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from tests.support.supervisor.fake_run import rollout, step
 
 from penstock_supervisor.control import status_page, summary
 from penstock_supervisor.control.status import describe
@@ -55,6 +56,14 @@ def test_a_worker_out_of_the_rotation_is_marked_and_its_reason_shown(made: Any) 
     (row,) = [row for row in cells.rows if row[0] == "web/1"]
     assert row[1] == "ready, down"
     assert row[-1]
+
+
+def test_the_roll_outs_are_shown_and_escaped(made: Any) -> None:
+    running = rollout(4, step(0, "failed", reason="<script>"), step(1))
+    text = status_page.render(describe(made.snapshot(rollouts=(running,)), "1.0", 7, {}))
+    assert "<p>roll-out 4: rolling, 0 of 2 workers done, 0 s so far</p>" in text
+    assert "web/0 not replaced: &lt;script&gt;</p>" in text
+    assert "Roll-outs" not in status_page.render(describe(made.snapshot(), "1.0", 7, {}))
 
 
 def test_names_and_addresses_are_escaped(made: Any) -> None:

@@ -200,3 +200,82 @@ def test_all_sockets_are_closed_at_the_end(stack: ExitStack) -> None:
         listeners.listen()
         listeners.close()
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize("scheme", ["ports", "handoff"])
+def test_a_proxy_that_comes_later_gets_clients_only_when_it_accepts(
+    stack: ExitStack, scheme: str
+) -> None:
+    listeners = open_listeners(stack, scheme)
+    connect(stack, listeners)
+    listeners.open_for_proxies(2)
+    assert listeners.proxy_socket(1) is None, "nobody can wait there"
+    connect(stack, listeners)
+    assert accepts(stack, listeners.proxy_fds(0)) == 2 * CLIENTS
+    listeners.listen_for(1)
+    connect(stack, listeners)
+    shares = [accepts(stack, listeners.proxy_fds(slot)) for slot in range(2)]
+    assert sum(shares) == CLIENTS
+    assert all(shares)
+    assert [one.fileno() for one in listeners.proxy_sockets(1)] == [*listeners.proxy_fds(1)]
+
+
+def test_a_socket_that_has_listened_stays_when_its_proxy_is_not_needed(stack: ExitStack) -> None:
+    listeners = open_listeners(stack, "ports", proxies=2)
+    listeners.open_for_proxies(1)
+    opened = listeners.open_for_proxies(3)
+    assert opened == (2,)
+    listeners.close_silent(opened)
+    assert [view.slot for view in listeners.views()] == [0, 1]
+    assert listeners.proxy_sockets(2) == ()
+
+
+def test_a_change_that_fails_closes_only_what_it_has_opened(stack: ExitStack) -> None:
+    listeners = open_listeners(stack, "ports", proxies=2)
+    # Of a change that is in force, whose proxy has not started yet.
+    assert listeners.open_for_proxies(3) == (2,)
+    opened = listeners.open_for_proxies(4)
+    listeners.close_silent(opened)
+    assert [view.slot for view in listeners.views()] == [0, 1, 2]
+    listeners.listen_for(2)
+    assert listeners.proxy_socket(2) is not None
+
+
+def test_more_proxies_need_no_more_of_a_unix_socket(stack: ExitStack, tmp_path: Path) -> None:
+    listeners = open_listeners(stack, "ports", listen=f"unix:{tmp_path}/web")
+    listeners.open_for_proxies(3)
+    assert [view.slot for view in listeners.views()] == [None]
+    assert listeners.proxy_fds(2) == listeners.proxy_fds(0)
+
+
+def test_a_new_address_of_reused_ports_has_one_socket_until_workers_come(stack: ExitStack) -> None:
+    listeners = stack.enter_context(closing(ServiceListeners(service("reuseport"), eager=False)))
+    listeners.listen()
+    with pytest.raises(ConnectionRefusedError):
+        connect(stack, listeners, 1)
+    assert [view.slot for view in listeners.views()] == [0]
+    listeners.open_slot(1)
+    connect(stack, listeners)
+    assert accepts(stack, (listeners.open_slot(1).fileno(),)) == CLIENTS
+
+
+def test_what_waits_on_a_slot_that_is_removed_is_left_to_its_worker(stack: ExitStack) -> None:
+    listeners = open_listeners(stack, "reuseport", workers=2)
+    its_own = stack.enter_context(socket.socket(fileno=os.dup(listeners.worker_fds(1)[0])))
+    connect(stack, listeners)
+    listeners.release_slot(1)
+    assert [view.slot for view in listeners.views()] == [0]
+    waiting = accepts(stack, (its_own.fileno(),)) + accepts(stack, listeners.worker_fds(0))
+    assert waiting == CLIENTS
+    assert listeners.dropped == 0
+
+
+def test_sockets_that_are_handed_over_stay_open(stack: ExitStack) -> None:
+    listeners = open_listeners(stack, "ports", proxies=2)
+    heir = listeners.handed_to(service("handoff", name="heir"))
+    assert heir.proxy_fds(1) == listeners.proxy_fds(1)
+    assert heir.sockaddr == listeners.sockaddr
+    assert heir.service.name == "heir"
+    opened = heir.open_for_proxies(3)
+    assert [view.slot for view in listeners.views()] == [0, 1]
+    heir.close_silent(opened)

@@ -88,8 +88,45 @@ def test_services_never_share_a_port_and_upstreams_need_none() -> None:
     )
     places = choose_addresses(services, ())
     assert {name: len(found) for name, found in places.items()} == {"a": 3, "b": 2, "c": 0}
-    assert len({*places["a"], *places["b"]}) == 5
-    assert all(free <= place.port <= free + 60 for place in places["b"])
+    of_a, of_b = (
+        {address.port for slot in places[name] for address in slot} for name in ("a", "b")
+    )
+    assert (len(of_a), len(of_b), len(of_a | of_b)) == (6, 4, 10), "two for each slot"
+    assert all(free <= port <= free + 60 for port in of_b)
+
+
+def a_range(first: int, count: int, workers: int) -> Service:
+    return Service.model_validate(
+        {"name": "web", "listen": "127.0.0.1:0", "command": ["a"], "workers": workers,
+         "worker_ports": f"{first}-{first + count - 1}"}
+    )  # fmt: skip
+
+
+def test_in_a_short_range_the_first_slots_have_the_second_ports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_ports, "is_free", lambda _: True)
+    slots = choose_addresses((a_range(9000, 4, workers=3),), ())["web"]
+    assert [[one.port for one in slot] for slot in slots] == [[9000, 9003], [9001], [9002]]
+
+
+def test_a_slot_keeps_its_ports_when_others_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_ports, "is_free", lambda _: True)
+    before = choose_addresses((a_range(9000, 20, workers=2),), ())
+    more = choose_addresses((a_range(9000, 20, workers=4),), (), before)
+    fewer = choose_addresses((a_range(9000, 20, workers=1),), (), more)
+    assert more["web"][:2] == before["web"]
+    assert fewer["web"] == before["web"][:1]
+    ports = [one.port for slot in more["web"] for one in slot]
+    assert len(set(ports)) == len(ports) == 8
+
+
+def test_a_port_outside_a_new_range_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_ports, "is_free", lambda _: True)
+    before = choose_addresses((a_range(9000, 4, workers=2),), ())
+    after = choose_addresses((a_range(9002, 8, workers=2),), (), before)
+    assert [[one.port for one in slot] for slot in before["web"]] == [[9000, 9002], [9001, 9003]]
+    assert [[one.port for one in slot] for slot in after["web"]] == [[9002, 9004], [9003, 9005]]
 
 
 def test_a_worker_never_gets_the_port_of_a_listener_that_does_not_listen_yet() -> None:

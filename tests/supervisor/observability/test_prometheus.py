@@ -355,7 +355,8 @@ def test_a_shared_socket_has_no_slot_and_a_closed_one_no_metrics(made: Any) -> N
 
 
 def test_local_ports_are_those_of_the_connections_to_workers(made: Any) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    # An address of its own: at 127.0.0.1 the port may still have a TIME_WAIT of another test.
+    with socket.create_server(("127.77.77.77", 0)) as listening:
         host, port = listening.getsockname()
         rows = [made.row(0, address=f"{host}:{port}"), made.row(1, address="unix:/run/x")]
         snapshot = made.snapshot(made.proxy(stats=made.proxy_stats(web=rows)))

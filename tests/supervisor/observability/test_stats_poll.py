@@ -4,6 +4,8 @@ Covers `children/slot_history`.
 """
 
 import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,7 +16,7 @@ from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Event, Events
 from penstock_supervisor.children.lifecycle import ProcessState, State, shown
 from penstock_supervisor.children.plan import ChildPlan
-from penstock_supervisor.children.slot_history import SlotHistory
+from penstock_supervisor.children.slot_history import SlotHistory, StartRecord
 from penstock_supervisor.config.model import Restart
 from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
 from penstock_supervisor.snapshot import Part, ProcessView
@@ -35,7 +37,10 @@ class Worker:
 
     def __init__(self, stats_poll: StatsPoll, slot: int = 0, after: "Worker | None" = None) -> None:
         self.plan = plan(slot)
-        self.history: SlotHistory = after.history if after else SlotHistory(self.plan)
+        self.name, self.number = self.plan.name, slot + 5
+        self.running = SimpleNamespace(ready_at=1.0)
+        self.history: SlotHistory = after.history if after else SlotHistory()
+        self.starts = StartRecord(self.plan)
         self.stats: dict[str, Any] = {}
         self.state = State.UP
         self.part: Part = "current"
@@ -274,14 +279,37 @@ async def test_event_loop_lag_is_measured_until_the_poll_is_closed(
 
 
 async def test_a_view_has_every_process_of_its_slot(stats_poll: StatsPoll) -> None:
+    stats_poll = StatsPoll(Events(), lambda child: f"{child.part}!")
     draining = Worker(stats_poll)
     current, gone = Worker(stats_poll, after=draining), Worker(stats_poll, 1)
     draining.part, draining.pid = "draining", 7
-    draining.stats = {"metrics": {"fds": {"client": 3}}}
+    series = {"penstock_worker_uncaught_exceptions_total": {"0": 4}}
+    draining.stats = {"metrics": {"fds": {"client": 3}, "series": series}}
     gone.pid = gone.age_s = None
     one, other = await take(stats_poll, current, gone, leaving=(draining,))
     assert one.processes == (
-        ProcessView("current", "ready", 1, "127.0.0.1:9000", 2.0, None),
-        ProcessView("draining", "draining", 7, "127.0.0.1:9000", 2.0, 3),
+        ProcessView("current", "ready", 1, "127.0.0.1:9000", 2.0, None, "current!", 5, {}, True),
+        ProcessView(
+            "draining", "draining", 7, "127.0.0.1:9000", 2.0, 3, "draining!", 5, series, True
+        ),
     )
     assert other.processes == ()
+
+
+async def test_who_counts_and_does_not_answer_is_silent(stats_poll: StatsPoll) -> None:
+    answers, silent, other = (Worker(stats_poll, slot) for slot in (0, 1, 2))
+    answers.counted = series(1)
+    other.plan = replace(other.plan, scheme="ports")
+    views = await take(stats_poll, answers, silent, other)
+    assert [view.processes[0].is_silent for view in views] == [False, True, False]
+
+
+async def test_an_end_without_a_last_word_is_kept(stats_poll: StatsPoll) -> None:
+    killed, ended = Worker(stats_poll, 0), Worker(stats_poll, 1)
+    killed.counted = ended.counted = series(1)
+    await take(stats_poll, killed, ended)
+    ended.answer(None)
+    for worker, how in ((killed, "SIGKILL"), (ended, "status 0")):
+        worker.starts.last_exit = how
+        stats_poll.carry_over(as_child(worker))
+    assert [end.text for end in stats_poll.unseen_ends.all()] == ["web/0 was killed by SIGKILL"]

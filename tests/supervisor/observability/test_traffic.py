@@ -153,3 +153,43 @@ def test_a_worker_is_up_only_if_all_proxies_have_it_up(made: Any) -> None:
         assert (rows[0]["health"], rows[0]["reason"]) == ("down", "refused")
         assert (rows[0]["failures"], rows[0]["ejections"]) == (7, 4)
         assert rows[1]["health"] == "up"
+
+
+def test_a_slot_is_shown_as_its_current_worker_and_has_what_all_of_its_workers_have(
+    made: Any,
+) -> None:
+    def traffic(number: int) -> Traffic:
+        rows = [
+            made.row(0, "up", member=1, active=3, ejections=2),
+            made.row(
+                0,
+                "down",
+                member=7,
+                active=1,
+                ejections=1,
+                reason="failed a check",
+                address="127.0.0.1:8110",
+            ),
+        ]
+        proxy = made.proxy(stats=made.proxy_stats(web=rows))
+        return Traffic(made.snapshot(proxy, made.worker(0, number=number)))
+
+    old, new = (traffic(number) for number in (1, 7))
+    assert (old.pools["web"][0]["health"], new.pools["web"][0]["health"]) == ("up", "down")
+    assert new.pools["web"][0]["reason"] == "failed a check"
+    for one in (old, new):
+        row = one.pools["web"][0]
+        assert (row["active"], row["ejections"]) == (4, 3)
+        assert one.addresses("web") == {"127.0.0.1:8100", "127.0.0.1:8110"}
+        # The other one serves, whichever of them has the slot.
+        assert one.serves("web")
+    assert not old.serves("api")
+
+
+def test_two_proxies_agree_on_a_worker_and_not_on_a_slot(made: Any) -> None:
+    one = made.proxy_stats(web=[made.row(0, "down", member=1), made.row(0, "up", member=7)])
+    other = made.proxy_stats(web=[made.row(0, "up", member=1), made.row(0, "up", member=7)])
+    proxies = [made.proxy(slot=slot, stats=stats) for slot, stats in enumerate((one, other))]
+    for number, health in ((1, "down"), (7, "up")):
+        rows = Traffic(made.snapshot(*proxies, made.worker(0, number=number))).pools["web"]
+        assert rows[0]["health"] == health

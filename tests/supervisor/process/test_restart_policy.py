@@ -183,3 +183,15 @@ def test_a_crash_loop_begins_with_more_than_n_exits_in_any_window(
             # From here on it stays in the crash loop, whatever the window has.
             crashing.forget()
             exits.clear()
+
+
+def test_other_numbers_count_from_now_on_and_what_has_happened_stays() -> None:
+    policy = RestartPolicy(
+        max_restarts=9, within_s=60.0, backoff_s=1.0, backoff_max_s=8.0, random=lambda: 1.0
+    )
+    assert [policy.exited(now, 0.0) for now in (0.0, 1.0)] == [1.0, 2.0]
+    policy.configure(
+        max_restarts=2, within_s=60.0, backoff_s=1.0, backoff_max_s=8.0, retry_after_s=7.0
+    )
+    assert policy.exited(2.0, 0.0) == 7.0
+    assert policy.in_crash_loop

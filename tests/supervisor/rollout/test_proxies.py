@@ -31,10 +31,14 @@ class Proxy:
         self.state = State.UP
         self.pid = 1
         self.signals: list[int] = []
+        self.history = SimpleNamespace(last_exit_reason="why")
         self._messages: list[tuple[Any, ...]] = []
 
     def signal(self, number: int) -> None:
         self.signals.append(number)
+
+    def kill(self, _: str) -> None:
+        self.signals.append(signal.SIGKILL)
 
     @property
     def at_rest(self) -> bool:
@@ -49,8 +53,11 @@ class Proxy:
         )
         return True
 
-    def stop(self, _: float | None) -> None:
-        self.state = State.DOWN
+    def stop(self, _: float | None = None) -> None:
+        self.state = State.STOPPING
+
+    def start(self) -> None:
+        self.state = State.STARTING
 
     def received(self) -> list[tuple[Any, ...]]:
         """What it received since the last call, without pings."""
@@ -84,24 +91,59 @@ class Harness:
         self.loop, self.slots = Loop(), Slots()
         self.proxies = [Proxy(slot) for slot in range(count)]
         cast("list[Any]", self.slots.proxies).extend(self.proxies)
+        self.listening: list[int] = []
+        """Proxies whose sockets were told to listen."""
+        self.targets_fail = False
+        self.knowing: set[int] = set()
+        """Proxies that would pick what the others pick."""
         # Of `web` each proxy has a socket of its own, of `local` all have the same.
-        resources = SimpleNamespace(
-            listeners={
-                "web": SimpleNamespace(proxy_socket=lambda slot: f"socket {slot}"),
-                "local": SimpleNamespace(proxy_socket=lambda _: None),
-            },
+        listeners: dict[str, Any] = {
+            "web": SimpleNamespace(
+                proxy_socket=lambda slot: f"socket {slot}", listen_for=self.listening.append
+            ),
+            "local": SimpleNamespace(proxy_socket=lambda _: None, listen_for=lambda _: None),
+        }
+        self.resources = resources = SimpleNamespace(
+            proxies_wanted=count,
+            proxy_plan=lambda _, slot: SimpleNamespace(slot=slot, role="proxy", service=""),
+            listeners=listeners,
+            proxy_listeners=lambda name, _: [listeners[name]],
             config=SimpleNamespace(services=()),
             proxy_config=lambda *_: SimpleNamespace(services=(), model_dump=lambda mode: {}),
         )
         rotation = SimpleNamespace(
             proxy_exited=lambda _: None,
             proxy_spawned=lambda *_: None,
-            is_joined=lambda _: True,
+            targets=self.targets,
             is_up_anywhere=lambda _: True,
+            knows_all=lambda slot: slot in self.knowing,
         )
         self.group = Proxies(
             cast("Any", self.loop), *cast("Any", (resources, self.slots, rotation))
         )
+
+    def targets(self) -> dict[str, Any]:
+        if self.targets_fail:
+            raise KeyError("of a service that is gone")
+        return {}
+
+    def want(self, count: int) -> None:
+        """So many proxies are configured now."""
+
+        def make(plan: Any) -> Any:
+            self.proxies.append(Proxy(plan.slot))
+            return self.proxies[-1]
+
+        self.resources.proxies_wanted = count
+        self.group._make = make
+        self.group.use_number()
+
+    def proxy_leaves(self, slot: int) -> Any:
+        """Its process has ended; returns who keeps its counts."""
+        proxy = self.proxies.pop(slot)
+        proxy.state = State.DOWN
+        self.group.exited(cast("Any", proxy))
+        return self.group.forget_ended(cast("Any", proxy))
 
     def proxy_dies(self, slot: int) -> None:
         self.proxies[slot].state = State.BACKOFF
@@ -286,3 +328,100 @@ def test_without_a_proxy_the_group_is_at_rest_and_can_accept() -> None:
     assert none.group.can_accept
     assert none.group.at_rest
     assert not none.group.send_to_all({"cmd": "reopen"})
+
+
+def test_a_proxy_that_comes_accepts_when_it_would_pick_what_the_others_pick(
+    three: Harness,
+) -> None:
+    three.want(4)
+    three.proxy_starts(3)
+    three.ping()
+    assert three.received() == [[], [], [], [("configure",)]]
+    assert 3 in three.slots.covered
+    three.knowing.add(3)
+    three.ping()
+    assert three.listening == [3]
+    assert three.received() == [[("uncover", 3)]] * 3 + [[("accept",), ("uncover", 3)]]
+    assert not three.slots.covered
+
+
+def test_a_proxy_that_comes_covers_those_that_are_away(three: Harness) -> None:
+    three.proxy_dies(1)
+    three.want(4)
+    three.proxy_starts(3)
+    three.received()
+    three.knowing.add(3)
+    three.ping()
+    assert three.received()[3] == [COVER_1, ("accept",), ("uncover", 3)]
+
+
+def test_a_proxy_that_is_not_needed_is_covered_for_ever_and_forgotten_when_it_has_ended(
+    three: Harness,
+) -> None:
+    three.want(2)
+    cover = ("cover", "web", 2, "socket 2")
+    assert three.received() == [[cover], [cover], []]
+    leaving = three.proxies[2]
+    assert leaving.state is State.STOPPING
+    assert cast("Any", leaving) in three.group.leaving
+    assert three.proxy_leaves(2) is three.proxies[0]
+    assert [one.plan.slot for one in three.slots.proxies] == [0, 1]
+    assert three.slots.covered == {2}
+    three.received()
+    three.proxy_dies(1)
+    three.proxy_starts(1)
+    assert cover in three.received()[1], "the next one takes it over as well"
+
+
+def test_a_proxy_that_is_needed_again_while_it_leaves_comes_back_when_it_has_ended(
+    three: Harness,
+) -> None:
+    three.want(2)
+    three.want(3)
+    assert len(three.proxies) == 3, "its slot is taken"
+    assert three.proxy_leaves(2) is three.proxies[0]
+    assert [one.plan.slot for one in three.slots.proxies] == [0, 1, 2]
+    three.proxy_starts(2)
+    three.knowing.add(2)
+    three.ping()
+    assert not three.slots.covered
+
+
+def test_proxies_stay_in_the_order_of_their_slots(three: Harness) -> None:
+    three.want(1)
+    three.proxy_leaves(1)
+    three.want(3)
+    assert [one.plan.slot for one in three.slots.proxies] == [0, 1, 2], "the last one still ends"
+
+
+def test_a_proxy_that_is_the_only_one_and_comes_back_keeps_the_counts() -> None:
+    one = Harness(1)
+    one.group.accept()
+    one.want(0)
+    one.want(1)
+    assert one.proxy_leaves(0) is one.proxies[0]
+    assert one.proxies[0].state is State.STARTING
+
+
+def test_a_proxy_that_cannot_be_told_what_there_is_is_killed(
+    three: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    three.proxy_dies(1)
+    three.targets_fail = True
+    three.proxy_starts(1)
+    assert three.proxies[1].signals == [signal.SIGKILL]
+    assert caplog.messages[-1] == "proxy/1: a bug of penstock"
+
+
+def test_a_proxy_that_could_not_be_started_is_named(three: Harness) -> None:
+    three.want(4)
+    assert not three.group.newcomers_started()
+    three.proxies[3].state = State.GIVEN_UP
+    assert three.group.newcomers_started()
+    assert three.group.newcomers_failed() == ("proxy/3 could not be started: why",)
+
+
+def test_a_proxy_of_the_start_is_never_forgotten(three: Harness) -> None:
+    three.proxies[1].state = State.GIVEN_UP
+    assert three.group.forget_ended(cast("Any", three.proxies[1])) is None
+    assert len(three.slots.proxies) == 3

@@ -34,6 +34,7 @@ class Child:
         self.state = State.UP
         self.left_behind = False
         self.pid: int | None = next(_pids)
+        self.number = self.pid
         self._scene = scene
 
     @property
@@ -82,13 +83,13 @@ class Scene:
         self.own = Child(self, "own/0")
         for child in (self.web, self.cmd, self.own):
             self.slots.add(cast("Any", child))
-        services = [
-            SimpleNamespace(
-                name=name, has_proxy=name != "own", timeouts=SimpleNamespace(stop=stop_s),
+        services = {
+            name: SimpleNamespace(
+                has_proxy=name != "own", timeouts=SimpleNamespace(stop=stop_s),
                 command=("c",) if name == "cmd" else None,
             )
             for name in ("web", "cmd", "own")
-        ]  # fmt: skip
+        }  # fmt: skip
         clock = asyncio.get_running_loop().time
         self.sequence = StopSequence(cast("Any", services), self.slots, self.condition, clock)
         self._run: asyncio.Task[None] | None = None
@@ -214,15 +215,27 @@ async def test_what_was_cut_is_added_up_and_nonsense_is_not(
 ) -> None:
     scene = Scene()
     scene.start()
+    await scene.until("own/0 stop")
     scene.sequence.was_cut(cast("Any", scene.web), 3)
     scene.sequence.was_cut(cast("Any", scene.proxy), 2)
     scene.sequence.was_cut(cast("Any", scene.proxy), count)
     # A worker says it once; a program of its own may say it as often as it likes.
     scene.sequence.was_cut(cast("Any", scene.web), 1000)
-    await scene.until("own/0 stop")
     await scene.end()
     assert "web/0: the time to finish is over; cut: 3" in warnings.text
     assert "requests and connections that were cut: 5" in warnings.text
+
+
+async def test_what_was_cut_before_the_stop_is_not_counted_in_it(
+    warnings: pytest.LogCaptureFixture,
+) -> None:
+    scene = Scene()
+    scene.sequence.was_cut(cast("Any", scene.web), 3)
+    scene.start()
+    await scene.until("own/0 stop")
+    await scene.end()
+    assert "web/0: the time to finish is over; cut: 3" in warnings.text
+    assert "requests and connections that were cut" not in warnings.text
 
 
 async def test_only_a_command_behind_a_proxy_makes_a_stop_take_twice_as_long() -> None:

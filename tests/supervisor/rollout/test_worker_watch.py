@@ -18,26 +18,27 @@ class Worker:
     def __init__(self, slot: tuple[str, int]) -> None:
         self.plan = SimpleNamespace(service=slot[0], slot=slot[1], runs_our_code=True)
         self.name = f"{slot[0]}/{slot[1]}"
+        self.number = 20 + slot[1]
         self.state = State.UP
         self.pid: int | None = 10 + slot[1]
         self.answers = True
-        self.history = SimpleNamespace(last_was_ready=True)
+        self.starts = SimpleNamespace(last_was_ready=True)
         self.next_start_s: float | None = None
-        self.starts = 0
+        self.started_early = 0
 
     def ended(self, next_start_s: float | None, *, was_ready: bool = True) -> None:
         self.state, self.pid, self.next_start_s = State.CRASH_LOOP, None, next_start_s
-        self.history.last_was_ready = was_ready
+        self.starts.last_was_ready = was_ready
 
     def start_early(self) -> None:
-        self.starts += 1
+        self.started_early += 1
         self.state, self.next_start_s = State.STARTING, None
 
     def send(self, _: object) -> bool:
         return True
 
-    def dump_stacks(self) -> None:
-        pass
+    def dump_stacks(self) -> bool:
+        return True
 
 
 class Timer:
@@ -61,12 +62,16 @@ class Harness:
         self.made = [Worker(WEB), Worker(MORE)]
         self.current = {WEB: self.made[0], MORE: self.made[1]}
         self.unready: set[Any] = set()
+        self.compared: set[Any] = set()
         self.wanted: dict[Any, set[str]] = {WEB: set(), MORE: set()}
         anything = cast("Any", self)
         self.watch = WorkerWatch(
-            anything, [service], anything, anything, anything, lambda: self.over
+            anything, {service.name: service}, anything, anything, anything, lambda: self.over
         )
         self.watch.start()
+
+    def life_confirmed(self) -> None:
+        """For replacements that ask: none does here."""
 
     # The loop.
 
@@ -85,10 +90,19 @@ class Harness:
     def is_current(self, child: Any) -> bool:
         return child in self.made
 
-    def is_ready_anywhere(self, slot: Any) -> bool:
-        return slot not in self.unready
+    def child_of(self, key: Any) -> Worker:
+        return next(one for one in self.made if one.number == key[1])
 
-    is_up = is_ready_anywhere
+    def is_draining(self, _: Any) -> bool:
+        return False
+
+    def take_ready_anywhere(self, child: Any) -> bool:
+        return (child.plan.service, child.plan.slot) not in self.unready
+
+    is_up = take_ready_anywhere
+
+    def is_compared(self, child: Any) -> bool:
+        return (child.plan.service, child.plan.slot) in self.compared
 
     def deciding(self, _: Any) -> list[int]:
         return [0]
@@ -155,6 +169,17 @@ def test_one_that_stays_unhealthy_is_replaced_unless_it_is_well_again() -> None:
     assert harness.seconds(1) == {}
 
 
+def test_one_that_is_compared_is_not_unhealthy_for_as_long_as_nobody_picked_it() -> None:
+    harness = Harness()
+    harness.unready.add(MORE)
+    harness.compared.add(MORE)
+    harness.seconds(60)
+    # It is let go, and no proxy has reported that yet.
+    harness.compared.clear()
+    assert harness.seconds(1) == {}
+    assert harness.seconds(12) == {MORE: {"unhealthy"}}
+
+
 def test_when_all_are_unhealthy_nobody_is_replaced() -> None:
     harness = Harness()
     harness.unready |= {WEB, MORE}
@@ -187,10 +212,12 @@ def test_one_worker_starts_at_once_where_nobody_serves() -> None:
     one, other = harness.made
     one.ended(30.0)
     harness.seconds(3)
-    assert (one.starts, other.starts) == (0, 0), "the other one serves"
+    assert (one.started_early, other.started_early) == (0, 0), "the other one serves"
     other.ended(20.0)
     harness.seconds(3)
-    assert (one.starts, other.starts) == (0, 1), "who would be the first, and nobody else"
+    assert (one.started_early, other.started_early) == (0, 1), (
+        "who would be the first, and nobody else"
+    )
 
 
 def test_a_program_that_cannot_start_or_is_given_up_for_good_waits_on() -> None:
@@ -199,4 +226,4 @@ def test_a_program_that_cannot_start_or_is_given_up_for_good_waits_on() -> None:
     one.ended(30.0, was_ready=False)
     other.ended(None)
     harness.seconds(5)
-    assert (one.starts, other.starts) == (0, 0)
+    assert (one.started_early, other.started_early) == (0, 0)

@@ -1,9 +1,10 @@
 """A worker is in the rotation when every proxy reports it up, in whatever order they report."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_supervisor.rotation.proxy_views import UP, ProxyViews
+from penstock_supervisor.rotation.proxy_views import UP, ProxyViews, is_recent
 
 WEB = ("web", 0)
 STATES = ("up", "down", "ejected", "checking")
@@ -72,3 +73,47 @@ def test_only_the_last_report_of_each_proxy_counts(reports: list[tuple[int, str]
         combined = views.combined(WEB, list(last))
         assert (combined == UP) == (set(last.values()) == {UP})
         assert combined in last.values()
+
+
+def test_of_an_ejected_worker_it_is_said_that_it_was_ejected_and_why() -> None:
+    views = ProxyViews()
+    views.report(WEB, 0, "ejected", "for 10 s, after 5 failures in a row")
+    assert views.reason(WEB) == "its requests failed (5 failures in a row), so it was ejected"
+    views.report(WEB, 0, "down", "failed 3 checks in a row: HTTP 503")
+    assert views.reason(WEB) == "failed 3 checks in a row: HTTP 503"
+
+
+def test_an_ejection_is_told_with_what_everybody_had_where_it_is_ejected() -> None:
+    views = reported("up", "", "")
+    views.report(WEB, 1, "ejected", "for 10 s", [(0, 5, 5)])
+    views.report(WEB, 2, "ejected", "for 10 s", [(0, 6, 9)])
+    assert views.ejection(WEB, [0, 1, 2]) == [(0, 5, 5), (0, 6, 9)]
+    assert views.ejection(WEB, [0]) is None
+    views.report(WEB, 2, UP)
+    assert views.ejection(WEB, [0, 1, 2]) == [(0, 5, 5)]
+    views.report(WEB, 2, "down")
+    assert views.ejection(WEB, [0, 1, 2]) is None
+    views.forget(WEB)
+    assert views.ejection(WEB, [0, 1, 2]) is None
+
+
+@pytest.mark.parametrize("value", [None, 5, [5], [[1, 2]], [[1, 2, "3"]], [[1, 2, None]]])
+def test_nonsense_is_not_what_everybody_had(value: object) -> None:
+    assert not is_recent(value)
+
+
+def test_rows_of_three_numbers_are_what_everybody_had() -> None:
+    assert is_recent([[0, 5, 5], [1, 0, 20]])
+
+
+@pytest.mark.parametrize("state", ["up", "ejected"])
+def test_one_that_was_ready_for_a_moment_between_two_looks_was_ready(state: str) -> None:
+    views = reported("down", "down")
+    assert not views.take_ready_anywhere(WEB)
+    views.report(WEB, 1, state)
+    views.report(WEB, 1, "down")
+    assert views.take_ready_anywhere(WEB)
+    assert not views.take_ready_anywhere(WEB), "only once"
+    views.report(WEB, 1, state)
+    views.forget(WEB)
+    assert not views.take_ready_anywhere(WEB), "it is another process"

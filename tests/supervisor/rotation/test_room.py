@@ -12,9 +12,11 @@ from penstock_worker.contract import MAKE_ROOM
 
 
 class Worker:
-    def __init__(self, *, state: State = State.UP, is_app: bool = True) -> None:
-        self.state = state
-        self.plan = SimpleNamespace(runs_our_code=is_app)
+    def __init__(
+        self, number: int, service: str = "web", *, state: State = State.UP, is_app: bool = True
+    ) -> None:
+        self.state, self.number = state, number
+        self.plan = SimpleNamespace(service=service, runs_our_code=is_app)
         self.asked: list[int] = []
 
     def send(self, message: dict[str, Any]) -> None:
@@ -22,13 +24,13 @@ class Worker:
         self.asked.append(message["count"])
 
 
-def asked(workers: dict[Any, Worker], *, held: Any = (), **message: Any) -> list[list[int]]:
+def asked(workers: list[Worker], *, held: Any = (), **message: Any) -> list[list[int]]:
     ask_for_room(cast("Any", workers), {"cmd": CROWDED, **message}, held)
-    return [worker.asked for worker in workers.values()]
+    return [worker.asked for worker in workers]
 
 
-def web(count: int) -> dict[Any, Worker]:
-    return {("web", slot): Worker() for slot in range(count)}
+def web(count: int) -> list[Worker]:
+    return [Worker(number) for number in range(count)]
 
 
 @pytest.mark.parametrize(("count", "each"), [(1, 1), (2, 1), (3, 2), (8, 4), (1 << 40, 512)])
@@ -37,18 +39,18 @@ def test_each_worker_is_asked_for_its_part_and_for_one_at_least(count: int, each
 
 
 def test_who_cannot_answer_is_not_asked() -> None:
-    workers = {
-        **web(2),
-        ("web", 2): Worker(state=State.STARTING),
-        ("web", 3): Worker(is_app=False),
-        ("other", 0): Worker(),
-    }
+    workers = [
+        *web(2),
+        Worker(2, state=State.STARTING),
+        Worker(3, is_app=False),
+        Worker(4, "other"),
+    ]
     held = {("web", 1): "it does not answer"}
     assert asked(workers, held=held, service="web", count=2) == [[2], [], [], [], []]
 
 
 def test_without_workers_nobody_is_asked() -> None:
-    assert asked({}, service="web", count=2) == []
+    assert asked([], service="web", count=2) == []
 
 
 @pytest.mark.parametrize(

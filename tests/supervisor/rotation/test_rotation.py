@@ -1,137 +1,19 @@
 """Every proxy is asked, and a request is complete when each has answered or ended.
 
-Proxies and workers are fakes that record their messages. The loop is a fake whose timers run
-when a test wants it. Links are real, so that descriptors left open are found.
-
-Covers `process/handoff_link`, `rotation/fd_delivery` and `rotation/handoff_links`.
+Covers `process/handoff_link` and `rotation/drains`.
+Covers `rotation/fd_delivery`, `rotation/handoff_links` and `rotation/places`.
 """
 
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
+from tests.support.supervisor.rotation import WEB, Harness, Proxy, Worker
 
+from penstock_proxy.config import Health
 from penstock_supervisor.children.lifecycle import State
-from penstock_supervisor.children.slots import Slots
-from penstock_supervisor.config.model import Service
-from penstock_supervisor.process.handoff_link import HandoffLink
-from penstock_supervisor.rotation.rotation import Rotation
+from penstock_supervisor.rotation.holds import HoldCause
 from penstock_worker import contract
-
-WEB = ("web", 0)
-
-
-class Proxy:
-    def __init__(self, slot: int) -> None:
-        self.plan = SimpleNamespace(slot=slot, role="proxy", service="")
-        self.state = State.UP
-        self.at_rest = False
-        self.has_channel = True
-        self.pid = 1
-        self.has_room = True
-        """Descriptors for what it is sent."""
-        self.messages: list[dict[str, Any]] = []
-
-    def send(
-        self,
-        message: dict[str, Any],
-        handle: object = None,
-        on_sent: Callable[[bool], None] | None = None,
-    ) -> bool:
-        if self.has_channel and (self.has_room or not handle):
-            self.messages.append({**message, "handle": handle} if handle else message)
-        if on_sent is not None:
-            on_sent(self.has_channel and self.has_room)
-        return self.has_channel
-
-    def received(self, command: str) -> list[dict[str, Any]]:
-        return [message for message in self.messages if message["cmd"] == command]
-
-
-class Worker:
-    def __init__(self, links: int = 0) -> None:
-        self.plan = SimpleNamespace(service="web", slot=0, role="worker", address="127.0.0.1:1")
-        self.state = State.UP
-        self.stop_s = 30.0
-        self.links = tuple(HandoffLink.pair() for _ in range(links))
-
-    def take_links(self) -> tuple[HandoffLink, ...]:
-        links, self.links = self.links, ()
-        return links
-
-
-class Timer:
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self.callback: Callable[[], None] | None = callback
-
-    def cancel(self) -> None:
-        self.callback = None
-
-
-class Loop:
-    def __init__(self) -> None:
-        self._due: list[Timer] = []
-
-    def call_later(self, _: float, callback: Callable[..., None], *arguments: Any) -> Timer:
-        self._due.append(Timer(lambda: callback(*arguments)))
-        return self._due[-1]
-
-    def call_soon(self, callback: Callable[..., None], *arguments: Any) -> None:
-        self.call_later(0, callback, *arguments)
-
-    def pass_time(self) -> None:
-        """Run every timer that waits."""
-        due, self._due = self._due, []
-        for timer in due:
-            if timer.callback is not None:
-                timer.callback()
-
-
-class Harness:
-    def __init__(self, scheme: str, links: int) -> None:
-        service = Service.model_validate(
-            {"name": "web", "listen": "127.0.0.1:0", "app": "a:b", "scheme": scheme, "workers": 1}
-        )
-        self.slots, self.loop = Slots(), Loop()
-        self.proxies = [Proxy(slot) for slot in range(2)]
-        cast("list[Any]", self.slots.proxies).extend(self.proxies)
-        self.worker = Worker(links)
-        self.slots.current[WEB] = cast("Any", self.worker)
-        self.changes: list[tuple[Any, str]] = []
-        self.rotation = Rotation(
-            cast("Any", self.loop),
-            (service,),
-            self.slots,
-            cast("Any", None),
-            lambda slot, state: self.changes.append((slot, state)),
-            lambda *check: self.checks.append(check),
-        )
-        self.checks: list[tuple[Any, int, bool]] = []
-        self.drained: list[str] = []
-
-    def drain(self, name: str = "drained") -> None:
-        self.rotation.drain(cast("Any", self.worker), lambda: self.drained.append(name))
-
-    def send(self, proxy: int, command: str, **more: Any) -> None:
-        assert self.rotation.handle_message(
-            cast("Any", self.proxies[proxy]), {"cmd": command, **more}
-        )
-
-    def report(self, proxy: int, state: str) -> None:
-        self.send(proxy, "rotation", service="web", slot=0, state=state, reason="said so")
-
-    def proxy_dies(self, slot: int) -> None:
-        """Its process is gone; the channel is closed a moment later, as it really is."""
-        self.proxies[slot].state = State.BACKOFF
-        self.rotation.proxy_exited(cast("Any", self.proxies[slot]))
-        self.proxies[slot].has_channel = False
-        self.slots.covered.add(slot)
-
-    def close(self) -> None:
-        self.rotation.close()
-        for link in self.worker.links:
-            link.close()
 
 
 @pytest.fixture
@@ -215,26 +97,26 @@ def test_an_answer_without_a_valid_number_is_ignored(ports: Harness) -> None:
 
 def test_a_worker_is_up_when_up_at_every_proxy_and_down_when_down_at_one(ports: Harness) -> None:
     ports.report(0, "up")
-    assert not ports.rotation.is_up(WEB)
+    assert not ports.is_up()
     assert ports.rotation.is_up_anywhere(WEB)
     assert ports.rotation.services_up() == set()
     ports.report(1, "up")
-    assert ports.rotation.is_up(WEB)
+    assert ports.is_up()
     assert ports.rotation.services_up() == {"web"}
     ports.report(0, "down")
     ports.report(1, "down")
     ports.report(1, "up")
     ports.report(0, "up")
-    assert ports.changes == [(WEB, "up"), (WEB, "down"), (WEB, "up")]
+    assert ports.changes == [(5, "up"), (5, "down"), (5, "up")]
 
 
 def test_the_view_of_a_proxy_that_is_down_is_not_waited_for(ports: Harness) -> None:
     ports.report(0, "up")
     ports.proxy_dies(1)
-    assert ports.rotation.is_up(WEB)
+    assert ports.is_up()
     assert ports.rotation.services_up() == {"web"}
     ports.proxy_dies(0)
-    assert not ports.rotation.is_up(WEB)
+    assert not ports.is_up()
     assert ports.rotation.services_up() == set()
 
 
@@ -292,6 +174,21 @@ def test_without_any_proxy_a_link_is_reclaimed_by_the_next_one(handoff: Harness)
     assert [one["link"] for one in handoff.proxies[1].received("unlink")] == [
         link.number for link in links
     ]
+
+
+def test_of_a_service_that_is_gone_no_link_is_kept_and_no_proxy_is_told(handoff: Harness) -> None:
+    links = handoff.worker.links
+    handoff.proxy_dies(0)
+    handoff.proxy_dies(1)
+    handoff.rotation.worker_exited(cast("Any", handoff.worker))
+    handoff.rotation.remove(cast("Any", handoff.worker))
+    cast("dict[str, Any]", handoff.rotation._services).clear()
+    assert handoff.rotation.targets() == {}, "its workers may end later than its proxies"
+    handoff.rotation.forget("web")
+    assert {end.fileno() for link in links for end in (link.proxy, link.worker)} == {-1}
+    handoff.proxies[1] = handoff.slots.proxies[1] = cast("Any", Proxy(1))
+    handoff.rotation.proxy_spawned(cast("Any", handoff.proxies[1]), [])
+    assert handoff.proxies[1].messages == []
 
 
 def test_a_new_proxy_is_sent_every_link_and_the_workers_that_have_joined(handoff: Harness) -> None:
@@ -362,6 +259,17 @@ def test_every_proxy_is_told_to_hold_a_worker_and_to_let_it_go(
     assert [len(proxy.received("release")) for proxy in harness.proxies] == [1, 1]
 
 
+def test_who_answers_again_stays_held_while_its_successor_is_compared(ports: Harness) -> None:
+    worker = cast("Any", ports.worker)
+    ports.rotation.join(worker)
+    ports.rotation.hold(worker, "compared", HoldCause.COMPARED)
+    ports.rotation.hold(worker, "does not answer")
+    ports.rotation.release(worker)
+    assert not ports.proxies[0].received("release")
+    ports.rotation.release(worker, HoldCause.COMPARED)
+    assert len(ports.proxies[0].received("release")) == 1
+
+
 def test_a_new_proxy_is_told_after_everything_else_whom_to_hold(handoff: Harness) -> None:
     worker = cast("Any", handoff.worker)
     handoff.rotation.join(worker)
@@ -386,24 +294,156 @@ def test_a_new_process_is_not_held_for_the_one_before(ports: Harness, what: str)
     assert not ports.proxies[0].received("hold")
 
 
+def confirms(harness: Harness, proxy: int, seq: object, member: object = 5) -> None:
+    harness.send(proxy, "confirmed", service="web", member=member, seq=seq)
+
+
+def test_a_worker_is_confirmed_when_every_proxy_has_found_it_well_once_more(
+    ports: Harness,
+) -> None:
+    worker, woken = cast("Any", ports.worker), []
+    ports.rotation.join(worker)
+    for proxy in (0, 1):
+        ports.report(proxy, "up")
+    assert not ports.rotation.is_confirmed(worker), "nobody was asked"
+    ports.rotation.confirm(worker, lambda: woken.append("woken"))
+    (asked,) = ports.proxies[1].received("confirm")
+    assert asked["member"] == 5
+    confirms(ports, 0, asked["seq"])
+    for nonsense in ("1", None, asked["seq"] + 1, [asked["seq"]]):
+        confirms(ports, 1, nonsense)
+    confirms(ports, 1, asked["seq"], member="5")
+    assert not ports.rotation.is_confirmed(worker)
+    confirms(ports, 1, asked["seq"])
+    assert ports.rotation.is_confirmed(worker)
+    assert woken == ["woken"] * 2
+    ports.report(1, "down")
+    assert not ports.rotation.is_confirmed(worker), "it has fallen since"
+
+
+def test_a_proxy_that_starts_meanwhile_is_asked_for_its_confirmation(ports: Harness) -> None:
+    worker, proxy = cast("Any", ports.worker), ports.proxies[1]
+    ports.rotation.join(worker)
+    ports.rotation.confirm(worker, lambda: None)
+    (asked,) = proxy.received("confirm")
+    for number in (0, 1):
+        confirms(ports, number, asked["seq"])
+    proxy.messages.clear()
+    ports.rotation.proxy_spawned(cast("Any", proxy), [("web", 5)])
+    ports.report(0, "up")
+    assert proxy.received("confirm") == [asked]
+    assert ports.is_up()
+    assert not ports.rotation.is_confirmed(worker)
+    confirms(ports, 1, asked["seq"])
+    assert ports.rotation.is_confirmed(worker)
+
+
+def test_every_proxy_is_told_how_a_worker_is_checked_that_keeps_its_checks(ports: Harness) -> None:
+    own = Health(path="/before")
+    successor = cast("Any", Worker(number=WEB[1] + 1))
+    successor.plan.health = own
+    ports.slots.add_successor(successor)
+    ports.rotation.add(successor)
+    told = [message.get("health") for message in ports.proxies[0].received("add_member")]
+    assert told == [None, own.model_dump(mode="json")]
+    assert [target.health for target in ports.rotation.targets()["web"]] == [None, own]
+
+
+def test_a_bad_check_that_was_asked_for_is_told(ports: Harness) -> None:
+    woken: list[str] = []
+    ports.rotation.join(cast("Any", ports.worker))
+    ports.rotation.ask(WEB, lambda: woken.append("woken"))
+    (asked,) = ports.proxies[1].received("confirm")
+    answer = {"service": "web", "member": 5, "seq": asked["seq"]}
+    ports.send(0, "confirmed", **answer)
+    ports.send(1, "confirmed", **answer, reason="HTTP 404")
+    assert woken == ["woken"] * 2
+    assert (ports.rotation.is_asked(WEB), ports.rotation.why_denied(WEB)) == (True, "HTTP 404")
+    ports.rotation.leave(cast("Any", ports.worker))
+    assert (ports.rotation.is_asked(WEB), ports.rotation.why_denied(WEB)) == (False, "")
+
+
+@pytest.mark.parametrize("what", ["leave", "drain", "remove"])
+def test_nobody_is_asked_about_a_worker_that_goes(ports: Harness, what: str) -> None:
+    worker, proxy = cast("Any", ports.worker), ports.proxies[0]
+    ports.rotation.join(worker)
+    ports.rotation.confirm(worker, lambda: None)
+    if what == "drain":
+        ports.drain()
+    else:
+        getattr(ports.rotation, what)(worker)
+    proxy.messages.clear()
+    ports.rotation.proxy_spawned(cast("Any", proxy), [])
+    assert not proxy.received("confirm")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_process_that_is_started_again_joins_held_as_its_slot_is(
+    ports: Harness, handoff: Harness, *, late: bool
+) -> None:
+    for harness in (ports, handoff):
+        worker, proxy = cast("Any", harness.worker), harness.proxies[1]
+        if not late:
+            harness.rotation.join(worker)
+        harness.rotation.hold(worker, "is compared", HoldCause.COMPARED)
+        harness.rotation.leave(worker)
+        proxy.messages.clear()
+        harness.rotation.join(worker)
+        assert [one["held"] for one in proxy.received("join")] == ["is compared"]
+        harness.rotation.release(worker, HoldCause.COMPARED)
+        proxy.messages.clear()
+        harness.rotation.join(worker)
+        assert [one.get("held") for one in proxy.received("join")] == [None]
+
+
 def test_checks_that_nobody_answered_are_passed_on_and_nonsense_is_not(ports: Harness) -> None:
-    ports.send(1, "checked", service="web", slot=0, answered=False)
-    ports.send(1, "checked", service="web", slot="0", answered=False)
-    assert ports.checks == [(WEB, 1, False)]
+    ports.send(1, "checked", service="web", member=5, answered=False)
+    ports.send(1, "checked", service="web", member="5", answered=False)
+    ports.send(1, "checked", service="web", member=6, answered=False)
+    ports.send(1, "checked", service="gone", member=5, answered=False)
+    assert ports.checks == [(5, 1, False)]
 
 
 def test_a_worker_passes_its_checks_if_its_traffic_alone_is_bad(ports: Harness) -> None:
     ports.rotation.join(cast("Any", ports.worker))
     ports.report(0, "ejected")
     ports.report(1, "down")
-    assert ports.rotation.is_ready_anywhere(WEB)
+    worker = cast("Any", ports.worker)
+    assert ports.rotation.take_ready_anywhere(worker)
     ports.report(0, "down")
-    assert not ports.rotation.is_ready_anywhere(WEB)
+    assert not ports.rotation.take_ready_anywhere(worker)
+
+
+def test_what_everybody_had_is_kept_of_a_worker_that_is_ejected(ports: Harness) -> None:
+    ports.rotation.join(cast("Any", ports.worker))
+    worker, seen = cast("Any", ports.worker), {"service": "web", "member": 5, "state": "ejected"}
+    ports.report(1, "up")
+    ports.send(0, "rotation", **seen, recent=[[5, 5, 5], [6, 0, 9]])
+    assert list(map(tuple, ports.rotation.ejection(worker) or ())) == [(5, 5, 5), (6, 0, 9)]
+    ports.send(0, "rotation", **seen, recent="nonsense")
+    assert ports.rotation.ejection(worker) == []
+    ports.report(0, "down")
+    assert ports.rotation.ejection(worker) is None
 
 
 @pytest.mark.parametrize("state", ["absent", "checking", "down"])
 def test_the_log_has_the_words_for_people(state: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     harness = Harness("shared", 0)
-    harness.rotation.worker_changed("web", 0, state, "process is gone")
+    harness.rotation.worker_changed(WEB, state, "process is gone")
     assert caplog.messages == ["web/0 is down: process is gone"]
+
+
+def test_the_log_does_not_take_a_canarys_old_process_for_a_faulty_one(
+    ports: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    worker = cast("Any", ports.worker)
+    ports.rotation.join(worker)
+    ports.rotation.hold(worker, "said so", HoldCause.COMPARED)
+    ports.report(1, "down")
+    ports.rotation.hold(worker, "said so")
+    ports.report(1, "down")
+    assert caplog.messages == [
+        "web/0 is held at proxy/1: said so", "web/0 is down at proxy/1: said so",
+    ]  # fmt: skip

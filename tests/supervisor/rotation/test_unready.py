@@ -87,6 +87,13 @@ def test_time_in_which_the_supervisor_did_not_run_does_not_count() -> None:
     assert slots(unready, "+-", 1000.0) == []
 
 
+def test_who_is_gone_is_forgotten() -> None:
+    unready = Unready()
+    slots(unready, "+--", 0.0)
+    unready.keep({("web", 0), ("web", 1)})
+    assert slots(unready, "+--", 60.0) == [1]
+
+
 @given(st.lists(st.text("+-", min_size=4, max_size=4), min_size=1, max_size=200))
 def test_whoever_is_restarted_others_serve(seconds: list[str]) -> None:
     unready = Unready()

@@ -57,6 +57,8 @@ class Monkey:
         self._stopped: set[psutil.Process] = set()
         self._broken = broken
         self._next_proxy_kill = 0.0
+        self._file = (run.folder / "penstock.toml").read_text()
+        self._changes = 0
         self._does: dict[str, Callable[[], object]] = {
             "worker killed": lambda: self._worker().kill(),
             "worker terminated": lambda: self._worker().terminate(),
@@ -66,6 +68,9 @@ class Monkey:
             "proxy killed": self._kill_proxy,
             "proxy stopped": lambda: self._pause(self._proxy(), 0.3),
             "workers replaced": lambda: self._run.process.send_signal(signal.SIGHUP),
+            "a bad version rolled out": self._roll_out_bad,
+            "file changed": self._change_file,
+            "file broken": self._break_file,
             "log opened anew": lambda: self._run.process.send_signal(signal.SIGUSR1),
         }
 
@@ -82,6 +87,10 @@ class Monkey:
                     self._ledger.faults[deed] += 1
         finally:
             self._mend_starts()
+            if self._changes:
+                # As it was: also the number of workers.
+                self._write_file(self._file)
+                self._run.process.send_signal(signal.SIGHUP)
             for process in tuple(self._stopped):
                 self._continue(process)
 
@@ -114,6 +123,33 @@ class Monkey:
         self._loop.call_soon_threadsafe(self._loop.call_later, wait_s, self._mend_starts)
         # A process that is there already does not notice: one has to start.
         self._worker().kill()
+
+    def _roll_out_bad(self) -> None:
+        """A version that cannot start; it is put right a moment after it was rolled out."""
+        assert self._broken is not None
+        self._broken.touch()
+        self._run.process.send_signal(signal.SIGHUP)
+        wait_s = self._dice.uniform(*BROKEN_S)
+        self._loop.call_soon_threadsafe(self._loop.call_later, wait_s, self._mend_starts)
+
+    def _change_file(self) -> None:
+        """Other settings, and sometimes one worker more or less, in a file that is reloaded."""
+        self._changes += 1
+        more = self._file.replace('"workers" = 4', f'"workers" = {4 + self._changes % 3 % 2}')
+        self._write_file(f'{more}\n[service.web.forwarding]\nvia = "c{self._changes}"\n')
+        self._run.process.send_signal(signal.SIGHUP)
+
+    def _break_file(self) -> None:
+        """It must change nothing."""
+        self._changes += 1
+        self._write_file(self._file[: len(self._file) // 2] + "[[")
+        self._run.process.send_signal(signal.SIGHUP)
+
+    def _write_file(self, text: str) -> None:
+        path = self._run.folder / "penstock.toml"
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        new.replace(path)
 
     def _mend_starts(self) -> None:
         if self._broken is not None:

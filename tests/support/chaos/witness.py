@@ -86,6 +86,7 @@ class Witness:
         self.restless = True
         self._run = run
         self._service = service
+        self._count = len(run.workers(service))
 
     def page(self) -> Page:
         status, text = self._run.get("/metrics", "admin")
@@ -113,7 +114,9 @@ class Witness:
             workers = run.workers(self._service)
             proxies = run.status()["proxies"]
             return (
-                all(process["state"] == "ready" for process in (*workers, *proxies))
+                len(workers) == self._count
+                and not any(one["result"] == "" for one in run.status()["rollouts"])
+                and all(process["state"] == "ready" for process in (*workers, *proxies))
                 and all(worker["health"] in ("up", None) for worker in workers)
                 and not any(worker["active"] for worker in workers)
                 and not page.sum("penstock_connections_active")

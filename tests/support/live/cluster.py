@@ -35,11 +35,8 @@ class Cluster:
         self.folder = folder
         self.may_trace = False
         """A worker's last words have a traceback, and are logged by us."""
-        keys = {"admin": "127.0.0.1:0", **(top or {})}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
-        for name, table in services.items():
-            lines += _table(f"service.{name}", {"listen": "127.0.0.1:0", **table})
-        (folder / "penstock.toml").write_text("\n".join(lines))
+        self._top = top or {}
+        self.configure(services)
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
             self.process = subprocess.Popen(
                 [
@@ -56,6 +53,16 @@ class Cluster:
         except BaseException:
             self.kill()
             raise
+
+    def configure(self, services: Mapping[str, Mapping[str, Any]], **top: Any) -> None:
+        """Write the file; keys in `top` are those of the run, beside those that it began with."""
+        keys = {"admin": "127.0.0.1:0", **self._top, **top}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+        for name, table in services.items():
+            lines += _table(f"service.{name}", {"listen": "127.0.0.1:0", **_soon(table)})
+        new = self.folder / "penstock.new"
+        new.write_text("\n".join(lines))
+        new.replace(self.folder / "penstock.toml")
 
     @property
     def err(self) -> str:
@@ -107,7 +114,11 @@ class Cluster:
 
     def get(self, path: str = "/", name: str = "web") -> tuple[int, str]:
         """One request on a connection of its own: status and body."""
-        connection = http.client.HTTPConnection(*self.address(name), timeout=WAIT_S)
+        return self.get_from(self.address(name), path)
+
+    def get_from(self, address: tuple[str, int], path: str = "/") -> tuple[int, str]:
+        """The same, from an address that was not there at the start."""
+        connection = http.client.HTTPConnection(*address, timeout=WAIT_S)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -140,8 +151,19 @@ class Cluster:
 
     @property
     def proxies(self) -> list[psutil.Process]:
-        """By slot; all of them have to be there."""
-        return [psutil.Process(proxy["pid"]) for proxy in self.status()["proxies"]]
+        """By slot, as soon as all of them are there: the status may name one that has just
+        ended."""
+        found: list[psutil.Process] = []
+
+        def are_there() -> bool:
+            pids = [proxy["pid"] for proxy in self.status()["proxies"]]
+            with suppress(psutil.NoSuchProcess):
+                found[:] = [psutil.Process(pid) for pid in pids if pid is not None]
+                return len(found) == len(pids)
+            return False
+
+        until(are_there, "every proxy")
+        return found
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Tell it to leave; return its exit status once nothing is left of it."""
@@ -172,6 +194,12 @@ class Cluster:
             assert self.may_trace or "Traceback" not in self.said, self.err
         finally:
             self.kill()
+
+
+def _soon(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A roll-out of it looks at each new worker only for a moment."""
+    has_program = "app" in table or "command" in table
+    return {"rollout": {"watch": "200ms"}, **table} if has_program else table
 
 
 def _table(path: str, keys: Mapping[str, Any]) -> Iterator[str]:

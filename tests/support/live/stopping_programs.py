@@ -6,6 +6,7 @@
     /hang    no response
     /stubborn  no response, and its handler ignores that it is cancelled
     /blocked begins a response, and then blocks the event loop
+    /answered  all of a response, and then its handler does not return
     /slow    a response when the file "go-on" is there
 
 Each request leaves a file "begun-PATH"; the clean-up leaves "cleaned-SLOT". It waits for ever
@@ -60,6 +61,12 @@ async def serve(request):
         await stubborn()
     if path == "/slow":
         await until_go_on()
+    if path == "/answered":
+        response = web.StreamResponse()
+        response.content_length = 2
+        await response.prepare(request)
+        await response.write(b"ok")
+        await asyncio.sleep(3600)
     if path in ("/stream", "/blocked"):
         response = web.StreamResponse()
         await response.prepare(request)
@@ -117,6 +124,8 @@ async def app(scope, receive, send):
     headers = [(b"content-length", b"2")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"ok"})
+    if path == "/answered":
+        await asyncio.sleep(3600)
 """
 
 KINDS = ("aio", "asg")

@@ -9,6 +9,7 @@ import socket
 import sys
 
 from penstock_proxy.config import ProxyConfig
+from penstock_proxy.messages import ADD_MEMBER
 from penstock_worker.channel.channel import Channel, Message, inherited
 from penstock_worker.contract import FAILED, PING, PONG, READY, STATS
 
@@ -17,6 +18,8 @@ class Proxy:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.behaviour = os.environ.get("BEHAVIOUR", "")
         self.finished = asyncio.Event()
+        self.slots: dict[tuple[str, int], int] = {}
+        """By service and number of the member."""
         sock = inherited(os.environ)
         assert sock is not None
         self.channel = Channel(loop, sock, self.received, self.finished.set)
@@ -24,7 +27,10 @@ class Proxy:
     def received(self, message: Message, handle: socket.socket | None) -> None:
         if handle is not None:
             handle.close()
-        sys.stderr.write(f"got {message['cmd']} {message.get('slot', '')}".strip() + "\n")
+        if message["cmd"] == ADD_MEMBER:
+            self.slots[message["service"], message["member"]] = message["slot"]
+        slot = self.slots.get((message.get("service", ""), message.get("member", -1)), "")
+        sys.stderr.write(f"got {message['cmd']} {slot}".strip() + "\n")
         sys.stderr.flush()
         if message["cmd"] == PING:
             if self.behaviour != "silent":
@@ -36,6 +42,7 @@ class Proxy:
     def configure(self, message: Message) -> None:
         for service in ProxyConfig.model_validate(message["config"]).services:
             for target in service.targets:
+                self.slots[service.name, target.member] = target.slot
                 sys.stderr.write(f"slot {target.slot} joined={target.joined} up={target.up}\n")
             for listener in service.listeners:
                 os.fstat(listener)
@@ -56,11 +63,17 @@ class Proxy:
             {
                 "cmd": "rotation",
                 "service": message["service"],
-                "slot": message["slot"],
+                "member": message["member"],
                 "state": "up",
                 "reason": "first check",
             }
         )
+
+    def add_member(self, message: Message) -> None:
+        pass
+
+    def remove_member(self, message: Message) -> None:
+        pass
 
     def leave(self, message: Message) -> None:
         pass

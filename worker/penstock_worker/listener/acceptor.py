@@ -99,6 +99,14 @@ class Acceptor:
             self._retry.cancel()
             self.start()
 
+    def pause(self) -> None:
+        """Accept nothing until `start`; who connects waits in the queue."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if not self.closed:
+            self._stop_reading()
+
     def fileno(self) -> int:
         return self._listener.fileno()
 
@@ -112,11 +120,8 @@ class Acceptor:
     def close(self) -> None:
         if self.closed:
             return
-        self._pause()
+        self.pause()
         self.closed = True
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
         self._spare.close()
         self._listener.close()
 
@@ -166,7 +171,7 @@ class Acceptor:
     def _hold(self, reason: bytes) -> None:
         """Leave connections in the queue, and try again soon."""
         if self._retry is None:
-            self._pause()
+            self._stop_reading()
             self._retry = self._loop.call_later(_RETRY_S, self.start)
         if not self._holding:
             self._accept_queue = AcceptQueue(self._max_wait_s)
@@ -184,5 +189,5 @@ class Acceptor:
                 return
             self._accepted += 1
 
-    def _pause(self) -> None:
+    def _stop_reading(self) -> None:
         self._loop.remove_reader(self._listener)

@@ -9,6 +9,9 @@ the queues are emptied before they are closed. An idle connection cannot simply 
 next request may be under way, and the client could not know whether it was served. So `drain`
 waits a moment. A request that comes now is answered, and told that the connection ends. A
 connection that is silent all that time is idle.
+
+A worker may have to serve before it accepts (`pause`, then `open`): it is checked first. And one
+that is about to leave may have to stop accepting first (`pause`). The queues belong to others then.
 """
 
 import asyncio
@@ -90,6 +93,10 @@ class Connections:
         """An ordered set."""
         self._idle_clients: IdleClients | None = None
         self._acceptors: list[Acceptor] = []
+        self._source: Source | None = None
+        """A socket that has to listen before it is accepted from."""
+        self.accepting = True
+        """False: nothing is accepted from listening sockets until `accept`."""
         self._receivers: tuple[LinkReceiver, ...] = ()
         self.max_clients = 0
         """How many accepted connections may be open; 0: no limit."""
@@ -102,7 +109,8 @@ class Connections:
         make_protocol: ProtocolFactory,
         is_idle: Callable[[asyncio.Protocol], bool] = lambda _: False,
     ) -> None:
-        """Take connections from now on; `make_protocol(probe)` makes a protocol for each.
+        """Take connections from now on; `make_protocol(probe)` makes a protocol for each. After
+        `pause` only health checks come until `accept`.
 
         `is_idle`: has it no request, so that its connection may be ended for another client's?
         ListenError if another process listens on our port by now.
@@ -118,10 +126,22 @@ class Connections:
             for receiver in self._receivers:
                 receiver.start()
         elif source.kind == "stream":
-            source.listen()
+            self._source = source
             self._acceptors.append(self._acceptor(source.sock))
+        if self.accepting:
+            self._start_accepting()
+
+    def accept(self) -> None:
+        """Accept from the listening sockets, at last or again. ListenError: as in `open`."""
+        self.accepting = True
+        if self._make_protocol is not None and not self._draining:
+            self._start_accepting()
+
+    def pause(self) -> None:
+        """Accept nothing until `accept`. What is open is served, and so are health checks."""
+        self.accepting = False
         for acceptor in self._acceptors:
-            acceptor.start()
+            acceptor.pause()
 
     def listen(self, sock: socket.socket) -> None:
         """Accept from this socket too; it listens already."""
@@ -131,7 +151,7 @@ class Connections:
         # It replaces one that was shut down.
         self._acceptors = [acceptor for acceptor in self._acceptors if not acceptor.closed]
         self._acceptors.append(self._acceptor(sock))
-        if self._make_protocol is not None:
+        if self._make_protocol is not None and self.accepting:
             self._acceptors[-1].start()
 
     def probe(self, sock: socket.socket) -> None:
@@ -170,7 +190,8 @@ class Connections:
     async def drain(self) -> None:
         """Take what waits, close the sources, and let every client send one more request."""
         self._draining = True
-        queued = max_backlog()
+        # While it is paused, others have what waits.
+        queued = max_backlog() if self.accepting else 0
         for acceptor in self._acceptors:
             acceptor.drain(queued)
         for receiver in self._receivers:
@@ -193,6 +214,14 @@ class Connections:
         for receiver in self._receivers:
             receiver.close()
         self._receivers = ()
+
+    def _start_accepting(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            # Once: a socket that was shut down later must not be revived.
+            source.listen()
+        for acceptor in self._acceptors:
+            acceptor.start()
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
         return Acceptor(

@@ -12,10 +12,11 @@ from collections import deque
 class AcceptQueue:
     """One queue. Call `overdue` now and then while nothing is accepted from it."""
 
-    __slots__ = ("_max_wait_s", "_samples")
+    __slots__ = ("_samples", "max_wait_s")
 
     def __init__(self, max_wait_s: float) -> None:
-        self._max_wait_s = max_wait_s
+        self.max_wait_s = max_wait_s
+        """It can be changed at any time."""
         self._samples: deque[tuple[float, int]] = deque()
         """The time of a look, and how many connections had ever arrived by then."""
 
@@ -27,7 +28,7 @@ class AcceptQueue:
         if not waiting:
             self._samples.clear()
             return 0
-        samples, due = self._samples, now - self._max_wait_s
+        samples, due = self._samples, now - self.max_wait_s
         samples.append((now, accepted + waiting))
         while len(samples) > 1 and samples[1][0] <= due:
             samples.popleft()

@@ -1,8 +1,9 @@
 """A worker's link to its supervisor: messages that it receives, and what it reports.
 
 Owns the channel of a process that runs our runtime. It carries out our own messages (STATS, PING,
-PROBE, LISTEN, MAKE_ROOM, REOPEN, STOP), and hands the program's to `process`. Must not know when
-the worker starts and stops, which is `serve`'s; it only reports that the supervisor is gone.
+PROBE, LISTEN, ACCEPT, PAUSE, MAKE_ROOM, REOPEN, STOP), and hands the program's to `process`. Must
+not know when the worker starts and stops, which is `serve`'s; it only reports that the supervisor
+is gone.
 
 A supervisor that is newer than this worker may send messages unknown here: they are ignored.
 """
@@ -11,13 +12,13 @@ import logging
 import os
 import socket
 from asyncio import AbstractEventLoop, all_tasks
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, Protocol
 
 from penstock_worker import contract, process
 from penstock_worker.channel.channel import Channel
 from penstock_worker.listener.connections import Connections
-from penstock_worker.listener.sources import Source
+from penstock_worker.listener.sources import ListenError, Source
 from penstock_worker.telemetry.counters import (
     RequestCounters,
     Series,
@@ -29,6 +30,19 @@ from penstock_worker.telemetry.loop_lag import LoopLag
 from penstock_worker.telemetry.recorder import Recorder
 
 _log: Final = logging.getLogger("penstock.worker")
+
+
+class Intake(Protocol):
+    """What takes new clients, or their datagrams."""
+
+    def accept(self) -> None:
+        """At last, or again. ListenError: it cannot."""
+
+    def pause(self) -> None:
+        """Take nothing new until `accept`."""
+
+    def descriptors(self) -> Iterable[int]:
+        """Of its sockets."""
 
 
 class SupervisorLink:
@@ -47,14 +61,33 @@ class SupervisorLink:
         self.on_disconnect: Callable[[], None] = lambda: None
         self.on_stop: Callable[[float, float], None] = lambda finish_s, within_s: None
         """Is called with the times of a STOP, in seconds."""
+        self.intake: Intake = connections
+        """What ACCEPT and PAUSE are for."""
+        self.on_cannot_accept: Callable[[str], None] = lambda why: None
+        """Is called if ACCEPT came in vain."""
         self.on_datagram_socket: Callable[[socket.socket], None] = socket.socket.close
         """Is called with a socket for datagrams that replaces the first one."""
         self._scheme = environ.get(contract.SCHEME, "ports")
         self._slot = environ.get(contract.SLOT, "")
         self._lag = LoopLag(loop)
-        self._datagram_socket: socket.socket | None = None
+        self._has_datagrams = False
+        """It reads from a socket for datagrams."""
         self._recorder: Recorder | None = None
         self._started = False
+        self._commands: dict[str, Callable[[dict[str, Any]], object]] = {
+            contract.STATS: lambda message: self._send_stats(message.get("seq")),
+            contract.PING: lambda message: self.send(
+                {"cmd": contract.PONG, "seq": message.get("seq")}
+            ),
+            contract.ACCEPT: self._accept,
+            contract.PAUSE: lambda _: self.intake.pause(),
+            contract.MAKE_ROOM: lambda message: connections.make_room(message.get("count")),
+            contract.STOP: lambda message: self.on_stop(
+                float(message["finish"]), float(message["within"])
+            ),
+            contract.REOPEN: self._reopen,
+        }
+        """Our own messages without a descriptor."""
         self._channel = Channel(loop, sock, self._on_message, self._on_disconnect) if sock else None
         self.send({"cmd": contract.ONLINE, "pid": os.getpid()})
 
@@ -81,14 +114,13 @@ class SupervisorLink:
         """All that no child of this process must have."""
         if self._channel is not None:
             yield self._channel.fileno()
-        if self._datagram_socket is not None:
-            yield self._datagram_socket.fileno()
         yield from self.connections.descriptors()
+        if self.intake is not self.connections:
+            yield from self.intake.descriptors()
 
     def start(self, source: Source, recorder: Recorder | None) -> None:
         """The worker serves from now on."""
-        if source.kind == "datagram":
-            self._datagram_socket = source.sock
+        self._has_datagrams = source.kind == "datagram"
         self._recorder = recorder
         self._started = True
         self._lag.start()
@@ -96,6 +128,10 @@ class SupervisorLink:
     def stop(self) -> None:
         """The worker has served. Send what it counted since it was last asked."""
         self._lag.stop()
+        self.report()
+
+    def report(self) -> None:
+        """Nothing is served any more. Send what was counted since it was last asked."""
         if self._started:
             self._send_stats(None)
 
@@ -116,18 +152,20 @@ class SupervisorLink:
             return
         if handle is not None:
             self._on_handle(command, handle)
-        elif command == contract.STATS:
-            self._send_stats(message.get("seq"))
-        elif command == contract.PING:
-            self.send({"cmd": contract.PONG, "seq": message.get("seq")})
-        elif command == contract.MAKE_ROOM:
-            self.connections.make_room(message.get("count"))
-        elif command == contract.STOP:
-            self.on_stop(float(message["finish"]), float(message["within"]))
-        elif command == contract.REOPEN and self._recorder is not None:
-            self._recorder.reopen()
+        elif (carry_out := self._commands.get(command)) is not None:
+            carry_out(message)
         else:
             _log.debug("a message that this worker does not know: %.80r", command)
+
+    def _accept(self, _: dict[str, Any]) -> None:
+        try:
+            self.intake.accept()
+        except ListenError as error:
+            self.on_cannot_accept(str(error))
+
+    def _reopen(self, _: dict[str, Any]) -> None:
+        if self._recorder is not None:
+            self._recorder.reopen()
 
     def _send_stats(self, seq: object) -> None:
         self.send({"cmd": contract.STATS, "seq": seq, "metrics": self._metrics()})
@@ -136,7 +174,7 @@ class SupervisorLink:
         if command == contract.PROBE:
             self.connections.probe(handle)
         elif command == contract.LISTEN and handle.type == socket.SOCK_DGRAM:
-            self._datagram_socket = handle
+            self._has_datagrams = True
             self.on_datagram_socket(handle)
         elif command == contract.LISTEN:
             self.connections.listen(handle)
@@ -162,7 +200,7 @@ class SupervisorLink:
 
     def _descriptors(self) -> dict[str, int]:
         known = {
-            "listener": self.connections.listeners + (self._datagram_socket is not None),
+            "listener": self.connections.listeners + self._has_datagrams,
             "client": self.connections.clients,
             "channel": 1 + self.connections.links,
         }

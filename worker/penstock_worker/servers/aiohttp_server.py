@@ -131,8 +131,9 @@ class AiohttpServer:
         for connection in self._server.connections:
             transport = connection.transport
             if not _awaits_head(connection) and transport is not None:
-                count += 1
-                self._cut(transport, in_flight.get(connection))
+                answered = _is_answered(connection, transport)
+                count += not answered
+                self._cut(transport, in_flight.get(connection), answered=answered)
         return count
 
     async def clean_up(self) -> None:
@@ -143,10 +144,15 @@ class AiohttpServer:
         finally:
             await self._runner.cleanup()
 
-    def _cut(self, transport: asyncio.Transport, request: web.BaseRequest | None) -> None:
-        """End one connection. The loss of it cancels the handler, which is not counted then."""
+    def _cut(
+        self, transport: asyncio.Transport, request: web.BaseRequest | None, *, answered: bool
+    ) -> None:
+        """End one connection. The loss of it cancels the handler, which is not counted then.
+        `answered`: its client has all of the response, and only the handler goes on."""
         response = None if request is None else request.get(_RESPONSE)
-        if request is not None and response is None:
+        if answered:
+            transport.close()
+        elif request is not None and response is None:
             transport.write(LEAVING)
             transport.close()
         else:
@@ -159,7 +165,8 @@ class AiohttpServer:
             self._recorder.count(request.method, status, total_s)
             if self._recorder.has_log:
                 sent = 0 if response is None else response.body_length
-                self._recorder.log(_record(request, status, sent, total_s, STOP_TIMEOUT))
+                termination = "ok" if answered else STOP_TIMEOUT
+                self._recorder.log(_record(request, status, sent, total_s, termination))
 
     async def _response_begins(self, request: web.Request, response: web.StreamResponse) -> None:
         if self._recorder is not None:
@@ -192,6 +199,16 @@ class _Runner(web.AppRunner):
 
 def _awaits_head(connection: web.RequestHandler) -> bool:
     return connection._waiter is not None and not connection._messages
+
+
+def _is_answered(connection: web.RequestHandler, transport: asyncio.Transport) -> bool:
+    """Has the client all of its response, although the handler has not returned?"""
+    writer = getattr(connection._current_request, "_payload_writer", None)
+    if writer is None or transport.get_write_buffer_size():
+        return False
+    # By its end, or by its Content-Length. The head may still wait for the first of the body.
+    is_complete = getattr(writer, "_eof", False) or getattr(writer, "length", None) == 0
+    return is_complete and getattr(writer, "_headers_written", True)
 
 
 def _without_exit(handle: Callable[..., Any]) -> Callable[..., Any]:

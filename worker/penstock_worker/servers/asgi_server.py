@@ -181,7 +181,9 @@ class AsgiServer:
                     response.status = response.status or _UNAVAILABLE
                 recorder.count(scope.get("method", "GET"), response.status, total_s)
                 if recorder.has_log:
-                    termination = STOP_TIMEOUT if self._is_cut else "ok"
+                    # An application may go on when its client has had everything.
+                    cut = self._is_cut and not response.complete
+                    termination = STOP_TIMEOUT if cut else "ok"
                     recorder.log(_record(scope, response, total_s, termination))
 
         return recorded
@@ -201,17 +203,19 @@ class AsgiServer:
 class _ObservedResponse:
     """Status and size of one response, seen as the application sends it."""
 
-    __slots__ = ("_send", "sent", "status")
+    __slots__ = ("_send", "complete", "sent", "status")
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = 0
         self.sent = 0
+        self.complete = False
 
     def send(self, message: Message) -> Awaitable[None]:
         kind = message["type"]
         if kind == "http.response.body":
             self.sent += len(message.get("body", b""))
+            self.complete = not message.get("more_body", False)
         elif kind == "http.response.start":
             self.status = message["status"]
         elif not self.status:

@@ -63,6 +63,12 @@ class Histogram:
         self.counts[bisect_left(BUCKETS_S, seconds)] += 1
         self.sum_s += seconds
 
+    def add(self, other: "Histogram") -> None:
+        """Count what the other one has counted, too."""
+        for bucket, count in enumerate(other.counts):
+            self.counts[bucket] += count
+        self.sum_s += other.sum_s
+
 
 class RequestCounters:
     """What a worker counts of requests and connections that no proxy counts."""

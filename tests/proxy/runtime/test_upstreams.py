@@ -1,0 +1,107 @@
+"""Upstreams are added, removed and weighed anew in a proxy that runs, by their numbers."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.support.proxy.running_proxy import RunningProxy, Worker, running_proxy, until
+
+from penstock_proxy import messages
+from penstock_proxy.config import Target, Timeouts
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[RunningProxy]:
+    async with running_proxy() as running:
+        yield running
+
+
+def upstream(proxy: RunningProxy, worker: Worker, **keys: int) -> Target:
+    return proxy.target(worker, upstream=True, **keys)
+
+
+async def answers(proxy: RunningProxy, requests: int) -> dict[bytes, int]:
+    """How often each worker answers."""
+    client = await proxy.client("web")
+    found: dict[bytes, int] = {}
+    for _ in range(requests):
+        name = await client.get()
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+async def test_upstreams_come_and_go_and_the_others_keep_their_state(proxy: RunningProxy) -> None:
+    a, b, c = [await proxy.worker(name) for name in "abc"]
+    first, second = upstream(proxy, a), upstream(proxy, b)
+    third = upstream(proxy, c, up=False)
+    await proxy.start(proxy.service("web", first, second))
+    pool = proxy.proxy.services.by_name["web"].pool
+    pool.member(second.member).ejections = 5
+    await proxy.reconfigure(proxy.service("web", second, third))
+    await proxy.answer(messages.ROTATION, member=third.member, state="up")
+    assert await answers(proxy, 6) == {b"b": 3, b"c": 3}
+    assert pool.member(second.member).ejections == 5
+    assert not pool.has(first.member)
+
+
+async def test_a_weight_changes_at_once(proxy: RunningProxy) -> None:
+    a, b = [await proxy.worker(name) for name in "ab"]
+    targets = upstream(proxy, a), upstream(proxy, b)
+    await proxy.start(proxy.service("web", *targets))
+    assert await answers(proxy, 8) == {b"a": 4, b"b": 4}
+    heavy = targets[0].model_copy(update={"weight": 3})
+    await proxy.reconfigure(proxy.service("web", heavy, targets[1]))
+    assert await answers(proxy, 8) == {b"a": 6, b"b": 2}
+
+
+async def test_of_workers_only_the_weight_is_changed(proxy: RunningProxy) -> None:
+    a, b = [await proxy.worker(name) for name in "ab"]
+    targets = proxy.target(a), proxy.target(b)
+    await proxy.start(proxy.service("web", *targets))
+    unknown = proxy.target(await proxy.worker("c"))
+    heavy = targets[0].model_copy(update={"weight": 3, "up": False, "joined": False})
+    await proxy.reconfigure(proxy.service("web", heavy, unknown))
+    assert await answers(proxy, 8) == {b"a": 6, b"b": 2}
+
+
+async def test_the_last_upstream_serves_until_its_successor_has_passed_a_check(
+    proxy: RunningProxy,
+) -> None:
+    a, b = [await proxy.worker(name) for name in "ab"]
+    before, after = upstream(proxy, a), upstream(proxy, b, up=False)
+    await proxy.start(proxy.service("web", before))
+    pool = proxy.proxy.services.by_name["web"].pool
+    await proxy.reconfigure(proxy.service("web", after))
+    assert await proxy.get("web") in (b"a", b"b")
+    await until(lambda: not pool.has(before.member))
+    assert await answers(proxy, 2) == {b"b": 2}
+
+
+async def test_a_removed_upstream_finishes_and_is_cut_when_its_time_is_over(
+    proxy: RunningProxy,
+) -> None:
+    a, b = [await proxy.worker(name) for name in "ab"]
+    removed, stays = upstream(proxy, a), upstream(proxy, b)
+    times = Timeouts(stop=3.0)
+    await proxy.start(proxy.service("web", removed, timeouts=times))
+    busy, tunnel = await proxy.client("web"), await proxy.client("web")
+    await tunnel.upgrade()
+    busy.send(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+    await until(lambda: len(a.heads) == 2)
+    await proxy.reconfigure(proxy.service("web", stays, timeouts=times))
+    a.go_on.set()
+    assert await busy.answer() == b"a"
+    assert await busy.get() == b"b"
+    with pytest.raises(ConnectionResetError):
+        await tunnel.ends()
+
+
+async def test_another_address_under_the_same_number_is_another_server(
+    proxy: RunningProxy,
+) -> None:
+    a, b = [await proxy.worker(name) for name in "ab"]
+    before = upstream(proxy, a)
+    await proxy.start(proxy.service("web", before))
+    assert await proxy.get("web") == b"a"
+    moved = before.model_copy(update={"address": f"127.0.0.1:{b.port}"})
+    await proxy.reconfigure(proxy.service("web", moved))
+    assert await proxy.get("web") == b"b"
