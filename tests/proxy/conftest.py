@@ -124,7 +124,7 @@ class Wire(Transport):
         self._loop.run()
 
     def send_eof(self) -> None:
-        """Close the other end."""
+        """End the other side: a FIN. Nobody can know yet whether it still reads."""
         if not self._closing and not self._protocol.eof_received():
             self.close()
         self._loop.run()
@@ -281,6 +281,7 @@ class Harness:
         queue: float = 0.0,
         total: float = 0.0,
         retries: Retries = Retries(),  # noqa: B008 — it is frozen
+        abort_on_close: bool = False,
         **limits: int,
     ) -> None:
         """Build the service again."""
@@ -300,6 +301,7 @@ class Harness:
             timeouts=Timeouts(queue=queue, total=total, connect=5.0),
             limits=Limits(**{"head": 1024, **limits}),
             retries=retries,
+            abort_on_close=abort_on_close,
             access_log="off",
         )
         self.service = Service(

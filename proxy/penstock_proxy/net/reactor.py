@@ -26,6 +26,8 @@ URGENT: Final = select.EPOLLPRI
 """An urgent mark is in what is to be read; one read stops there."""
 PEER_CLOSED: Final = select.EPOLLRDHUP
 ERROR: Final = select.EPOLLERR
+HANGUP: Final = select.EPOLLHUP
+"""Both directions have ended, or the connection is gone."""
 OUT: Final = select.EPOLLOUT
 
 _MAX_EVENTS: Final = 256

@@ -148,7 +148,7 @@ class Service(HttpContext):
                 client.timeouts_changed(timeouts)
         for relay in self.relays.values():
             if isinstance(relay, ClientHalf):
-                relay.idle_timeout = config.timeouts.tunnel
+                relay.timeouts = config.timeouts
 
     def certificates_changed(self) -> None:
         """A set of certificates is complete: it may be the first one."""
