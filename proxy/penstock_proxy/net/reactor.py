@@ -2,7 +2,9 @@
 
 Owns: the epoll object, the handler of each descriptor, and what is done when all handlers that
 were ready have been called. Deferred writes go out then, and receivers of lost connections are
-told; neither happens in the middle of another call.
+told; neither happens in the middle of another call. It also owns how long a turn of the loop may
+be: events that do not fit are left to the next turn, and work that has to be done for many (all
+clients, all services) is done by `slices`, a part in each turn.
 
 The event loop of the process sees one descriptor. A connection of the loop's own would cost
 five more system calls to make, two turns of the loop before it is served, and four times the
@@ -17,8 +19,12 @@ See docs/decisions/0001-own-epoll-reactor.md.
 import asyncio
 import logging
 import select
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
 from typing import Final, Protocol
+
+from penstock_worker.telemetry.loop_lag import LagHistogram
 
 IN: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI
 """There is something to read, or the peer has shut down its writing side."""
@@ -30,10 +36,14 @@ HANGUP: Final = select.EPOLLHUP
 """Both directions have ended, or the connection is gone."""
 OUT: Final = select.EPOLLOUT
 
-_MAX_EVENTS: Final = 256
+_MAX_EVENTS: Final = 64
 """Of one poll."""
-_MAX_POLLS: Final = 8
-"""In one turn of the event loop, which has other things to do."""
+_TURN_S: Final = 0.00075
+"""What one turn may take. What is ready and was not handled then is reported again."""
+_LOOKS: Final = 4
+"""After so many events the clock is read: four TLS handshakes take a turn."""
+_SLICE_S: Final = 0.00025
+"""The part of a turn that is for `Slices`."""
 _MANY_EVENTS: Final = 4
 """After so many events it is likely that more have come meanwhile, and we poll again."""
 
@@ -53,6 +63,59 @@ class EventHandler(Protocol):
         """A method of this handler raised an unexpected exception."""
 
 
+class Slices:
+    """Does work for many, a slice in each turn of the loop.
+
+    A work is an iterator: each of its steps is short, and others may change what it works on
+    between two of them. So it has to go through a copy, or to take out what it works on.
+    """
+
+    __slots__ = ("_lag", "_loop", "_running", "_scheduled", "_works")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, lag: LagHistogram) -> None:
+        self._loop = loop
+        self._lag = lag
+        self._works: deque[Iterator[object]] = deque()
+        self._running = False
+        self._scheduled = False
+
+    def run(self, work: Iterable[object]) -> None:
+        """Go through `work` to its end. If nothing else waits the first slice is done at once,
+        and with it all of a short work; the rest is done in later turns."""
+        self._works.append(iter(work))
+        if not (self._running or self._scheduled):
+            self._run_slice(monotonic() + _SLICE_S)
+
+    def _run_next(self) -> None:
+        self._scheduled = False
+        began = monotonic()
+        self._run_slice(began + _SLICE_S)
+        self._lag.observe(monotonic() - began)
+
+    def _run_slice(self, end: float) -> None:
+        works = self._works
+        self._running = True
+        while works:
+            if not self._is_done(works[0], end):
+                # The others have the next slice: what is short does not wait for what is long.
+                works.rotate(-1)
+                break
+            works.popleft()
+        self._running = False
+        if works:
+            self._scheduled = True
+            self._loop.call_soon(self._run_next)
+
+    def _is_done(self, work: Iterator[object], end: float) -> bool:
+        try:
+            for _ in work:
+                if monotonic() >= end:
+                    return False
+        except Exception:  # noqa: BLE001 — whatever it is, the other works go on
+            _log.exception("work for many could not be finished")
+        return True
+
+
 class Reactor:
     """Belongs to one event loop. In a proxy it lives as long as the process; tests `close` it."""
 
@@ -64,6 +127,8 @@ class Reactor:
         "_scheduled",
         "deferred",
         "dispatching",
+        "lag",
+        "slices",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -76,6 +141,9 @@ class Reactor:
         """Ready handlers are being called; those in `deferred` follow."""
         self.deferred: list[EventHandler] = []
         """Handlers that have something to send when all ready ones have been called."""
+        self.lag = LagHistogram()
+        """How long turns were, in which nobody else was served."""
+        self.slices = Slices(loop, self.lag)
 
     def register(self, fd: int, handler: EventHandler, events: int) -> None:
         """Call `handler.ready` whenever `fd` is ready for `events`, until `unregister`."""
@@ -118,22 +186,33 @@ class Reactor:
     def _run(self) -> None:
         assert self._epoll is not None
         poll = self._epoll.poll
+        began = monotonic()
+        end = began + _TURN_S
+        now = began
         self.dispatching = True
         try:
-            for _ in range(_MAX_POLLS):
+            while now < end:
                 ready = poll(0, _MAX_EVENTS)
-                self._dispatch(ready)
+                self._dispatch(ready, end)
                 while self.deferred or self._callbacks:
                     self._send_deferred()
                     self._run_callbacks()
+                now = monotonic()
                 if len(ready) < _MANY_EVENTS:
                     break
         finally:
             self.dispatching = False
+            self.lag.observe(now - began)
 
-    def _dispatch(self, ready: list[tuple[int, int]]) -> None:
+    def _dispatch(self, ready: list[tuple[int, int]], end: float) -> None:
         handlers = self._handlers
+        count = 0
         for fd, events in ready:
+            count += 1
+            if count > _LOOKS:
+                count = 1
+                if monotonic() >= end:
+                    break
             handler = handlers.get(fd)
             if handler is None:
                 # The call of another handler has removed it.
