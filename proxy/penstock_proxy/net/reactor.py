@@ -1,8 +1,12 @@
 """One epoll for all connections of a proxy.
 
-Owns: the epoll object, the handler of each descriptor, and what is done when all handlers that
-were ready have been called. Deferred writes go out then, and receivers of lost connections are
-told; neither happens in the middle of another call.
+Owns: the epoll object, the handler of each descriptor, in which order they are called, and what is
+done when all handlers that were ready have been called. Deferred writes go out then, and receivers
+of lost connections are told; neither happens in the middle of another call.
+
+Connections to workers are read before those of clients. So when a client's request is read,
+whatever had come from an idle connection to a worker by then has been seen, and to use that
+connection again takes no system call (`is_current`).
 
 The event loop of the process sees one descriptor. A connection of the loop's own would cost
 five more system calls to make, two turns of the loop before it is served, and four times the
@@ -57,32 +61,45 @@ class Reactor:
     __slots__ = (
         "_callbacks",
         "_epoll",
+        "_first_handlers",
         "_handlers",
         "_loop",
         "_scheduled",
         "deferred",
         "dispatching",
+        "is_current",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._epoll: select.epoll | None = None
         self._handlers: dict[int, EventHandler] = {}
+        self._first_handlers: dict[int, EventHandler] = {}
+        """Called before the others."""
         self._callbacks: list[Callable[[], None]] = []
         self._scheduled = False
         self.dispatching = False
         """Ready handlers are being called; those in `deferred` follow."""
+        self.is_current = False
+        """What this turn's poll has found at those that are called first has been handled, and it
+        has found all of it."""
         self.deferred: list[EventHandler] = []
         """Handlers that have something to send when all ready ones have been called."""
 
-    def register(self, fd: int, handler: EventHandler, events: int) -> None:
-        """Call `handler.ready` whenever `fd` is ready for `events`, until `unregister`."""
+    def register(self, fd: int, handler: EventHandler, events: int, *, first: bool = False) -> None:
+        """Call `handler.ready` whenever `fd` is ready for `events`, until `unregister`.
+
+        `first`: before the handlers without this.
+        """
         epoll = self._epoll
         if epoll is None:
             epoll = self._epoll = select.epoll()
             self._loop.add_reader(epoll.fileno(), self._run)
         epoll.register(fd, events)
-        self._handlers[fd] = handler
+        if first:
+            self._first_handlers[fd] = handler
+        else:
+            self._handlers[fd] = handler
 
     def modify(self, fd: int, events: int) -> None:
         """Wait for other events from now on."""
@@ -92,12 +109,13 @@ class Reactor:
     def unregister(self, fd: int) -> None:
         """Stop. Needed when no event is waited for: epoll would report an error again and again."""
         assert self._epoll is not None
-        del self._handlers[fd]
+        self.discard(fd)
         self._epoll.unregister(fd)
 
     def discard(self, fd: int) -> None:
         """Forget a descriptor that is about to be closed. The kernel drops it by itself then."""
-        self._handlers.pop(fd, None)
+        if self._handlers.pop(fd, None) is None:
+            self._first_handlers.pop(fd, None)
 
     def call_after_events(self, callback: Callable[[], None]) -> None:
         """Call `callback` when all handlers that are ready now have been called."""
@@ -119,22 +137,24 @@ class Reactor:
         self.dispatching = True
         try:
             for _ in range(_MAX_POLLS):
+                self.is_current = False
                 ready = poll(0, _MAX_EVENTS)
-                self._dispatch(ready)
+                self._dispatch(self._first_handlers, ready)
+                self.is_current = len(ready) < _MAX_EVENTS
+                self._dispatch(self._handlers, ready)
                 while self.deferred or self._callbacks:
                     self._send_deferred()
                     self._run_callbacks()
                 if len(ready) < _MANY_EVENTS:
                     break
         finally:
-            self.dispatching = False
+            self.dispatching = self.is_current = False
 
-    def _dispatch(self, ready: list[tuple[int, int]]) -> None:
-        handlers = self._handlers
+    def _dispatch(self, handlers: dict[int, EventHandler], ready: list[tuple[int, int]]) -> None:
         for fd, events in ready:
             handler = handlers.get(fd)
             if handler is None:
-                # The call of another handler has removed it.
+                # It is one of the others, or the call of another handler has removed it.
                 continue
             try:
                 handler.ready(events)
