@@ -128,6 +128,7 @@ class Reactor:
         "_epoll",
         "_first_handlers",
         "_handlers",
+        "_left_at",
         "_loop",
         "_scheduled",
         "deferred",
@@ -147,6 +148,9 @@ class Reactor:
         self._scheduled = False
         self.dispatching = False
         """Ready handlers are being called; those in `deferred` follow."""
+        self._left_at = -1
+        """The descriptor whose turn it was when the time was over. The kernel reports the others
+        in the same order again, and whoever comes first would always be first."""
         self.is_current = False
         """What this turn's poll has found at those that are called first has been handled, and it
         has found all of it."""
@@ -212,6 +216,9 @@ class Reactor:
             while now < end:
                 self.is_current = False
                 ready = poll(0, _MAX_EVENTS)
+                if self._left_at >= 0:
+                    ready = _beginning_with(self._left_at, ready)
+                    self._left_at = -1
                 all_first = self._dispatch(self._first_handlers, ready, end)
                 self.is_current = all_first and len(ready) < _MAX_EVENTS
                 self._dispatch(self._handlers, ready, end)
@@ -238,6 +245,7 @@ class Reactor:
             if not left:
                 left = _LOOKS
                 if monotonic() >= end:
+                    self._left_at = fd
                     return False
             left -= 1
             try:
@@ -265,3 +273,9 @@ class Reactor:
             except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
                 _log.exception("the end of a connection could not be handled")
         self._callbacks.clear()
+
+
+def _beginning_with(fd: int, ready: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same events, from those of this descriptor on, if it is among them."""
+    at = next((index for index, (one, _) in enumerate(ready) if one == fd), 0)
+    return ready[at:] + ready[:at]
