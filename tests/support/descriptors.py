@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 def descriptors() -> int:
-    """How many are open. Those that nobody holds any more, of earlier tests too, are closed first."""
+    """How many are open. Those that nobody holds any more are closed first: they are of earlier
+    tests."""
     gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
 
