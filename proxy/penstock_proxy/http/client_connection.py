@@ -29,7 +29,7 @@ from penstock_proxy.errors import (
 from penstock_proxy.http.client_identity import ClientIdentity
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
-from penstock_proxy.http1 import parser
+from penstock_proxy.http1 import parser, target_forms
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.net.timer_wheel import NEVER
@@ -153,10 +153,11 @@ class ClientConnection(ClientIdentity):
             prepared = self._apply_trust_and_limit(prepared)
         request_id = prepared.request_id or service.error_log.next_request_id()
         exchange = self.exchange = Exchange(self, line, prepared, request_id)
-        if line.minor and line.target.startswith(b"/"):
+        if line.is_plain:
             start = head[: line.end]
         else:
-            start = b"%b %b HTTP/1.1\r\n" % (line.method, parser.worker_target(line))
+            target = target_forms.for_worker(line.method, line.target)
+            start = b"%b %b HTTP/1.1\r\n" % (line.method, target)
         # `join` takes half the time of `%`.
         exchange.start(b"".join((start, prepared.fields, self._fields, request_id, b"\r\n\r\n")))
         if self.buffer and self.exchange is exchange and not exchange.request_done:

@@ -27,6 +27,8 @@ from penstock_proxy.http1.forwarded import FieldValues, ForwardedInfo
 from penstock_proxy.http1.parser import Framing, RequestLine
 from penstock_worker.net.trusted_proxies import TrustedProxies
 
+_DROPPED: Final = NOT_TO_WORKERS | {b"expect"}
+"""The proxy writes what it passes on of Expect itself, as it does with the others."""
 _READ_FIELDS: Final = REWRITTEN | {b"te", b"via"}
 _AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")
 _HTTP_PROTOCOLS: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
@@ -76,7 +78,7 @@ class HeaderRewriter:
         self._port = port
         self._forwarding = forwarding
         self._via = forwarding.via.encode()
-        self._dropped = NOT_TO_WORKERS | own_fields | ({b"via"} if forwarding.via else frozenset())
+        self._dropped = _DROPPED | own_fields | ({b"via"} if forwarding.via else frozenset())
         self._is_default = forwarding.x_forwarded and not forwarding.forwarded
         self._default_rest = tuple(
             self._build_connection_fields("", 0, b"", trusted=trusted).removeprefix(b"unknown")
@@ -120,15 +122,14 @@ class HeaderRewriter:
     def prepare(self, line: RequestLine, block: bytes, *, trusted: bool) -> PreparedRequest:
         """Check a request, and make its fields for the worker. Raises RejectedError."""
         cache = self._cache[trusted]
-        is_cacheable = line.minor == 1 and line.target.startswith(b"/")
-        if is_cacheable:
+        if line.is_plain:
             cached = cache.get(block)
             if cached is not None:
                 return cached
         framing = parser.parse_fields(block, BAD_REQUEST, self._max_fields)
         host = parser.check_request(line, framing)
         prepared = self._prepare_uncached(line, framing, host, trusted=trusted)
-        if is_cacheable and len(block) <= _MAX_CACHED_BLOCK:
+        if line.is_plain and len(block) <= _MAX_CACHED_BLOCK:
             if len(cache) >= _CACHED_BLOCKS:
                 cache.clear()
             cache[block] = prepared
@@ -148,10 +149,10 @@ class HeaderRewriter:
         if trusted:
             info = forwarded.read_trusted(received, self.trusted, self._forwarding.trust)
         upgrade = _allowed_upgrades(framing.upgrade) if line.minor else b""
-        expects_continue = bool(framing.values.get(b"expect")) and line.minor == 1
+        expects_continue = line.minor == 1 and any(
+            value.strip(b", \t") for value in framing.values.get(b"expect", ())
+        )
         dropped = self._dropped | framing.connection
-        if not expects_continue:
-            dropped |= {b"expect"}
         fields = [b"Host: " + (host or b"localhost")]
         fields += [
             raw
@@ -160,12 +161,14 @@ class HeaderRewriter:
             and _AMBIGUOUS.search(name) is None
             and (trusted or not forwarded.is_forwarding_field(name))
         ]
-        if any(b"trailers" in value.lower() for value in received.get(b"te", ())) and not upgrade:
+        if b"te" in received and not upgrade and _takes_trailers(received[b"te"]):
             fields.append(b"TE: trailers\r\nConnection: TE")
         if upgrade:
             fields.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
         if framing.chunked:
             fields.append(b"Transfer-Encoding: chunked")
+        if expects_continue:
+            fields.append(b"Expect: 100-continue")
         fields.append(self._forwarding_fields(line, received, info, host, trusted=trusted))
         request_id = next((one for one in reversed(received.get(b"x-request-id", ())) if one), b"")
         return PreparedRequest(
@@ -175,7 +178,7 @@ class HeaderRewriter:
             client=info.hops[0] if info.hops else "",
             request_id=request_id if trusted and len(request_id) <= _MAX_REQUEST_ID else b"",
             close=b"close" in framing.connection,
-            keep_alive=b"keep-alive" in framing.connection,
+            keep_alive=b"keep-alive" in framing.connection and b"close" not in framing.connection,
             expects_continue=expects_continue,
         )
 
@@ -237,6 +240,13 @@ def _elements(info: ForwardedInfo, proto: bytes, host: bytes) -> bytes:
 def _node(address: str) -> bytes:
     """A node of Forwarded: IPv6 in brackets, and therefore quoted (RFC 7239 §6)."""
     return b'"[%b]"' % address.encode() if ":" in address else (address or "unknown").encode()
+
+
+def _takes_trailers(values: Sequence[bytes]) -> bool:
+    """Is `trailers` one of the members of TE? (RFC 9110 §10.1.4)"""
+    return any(
+        member.strip(b" \t") == b"trailers" for member in b",".join(values).lower().split(b",")
+    )
 
 
 def _allowed_upgrades(upgrade: bytes) -> bytes:
