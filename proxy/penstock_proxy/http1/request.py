@@ -33,11 +33,12 @@ _READ_FIELDS: Final = REWRITTEN | {b"te", b"via"}
 _AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")
 _HTTP_PROTOCOLS: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
 """Protocols of Upgrade that carry HTTP: h2c, HTTP by its version, HTTP over TLS (RFC 2817)."""
-_DEFAULT_PORTS: Final = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
 _DEFAULT_FORWARDING: Final = Forwarding()
 
 _MAX_REQUEST_ID: Final = 128
 _CACHED_BLOCKS: Final = 256
+_MAX_PORTS: Final = 16
+"""Ports with caches of their own: a service has a few at most."""
 MAX_CACHED_HEAD: Final = 4 << 10
 
 
@@ -85,6 +86,8 @@ class HeaderRewriter:
         """`scheme`: http or https, as clients connect to us; `port`: where, 0 for a unix socket.
         `own_fields`: fields that we set ourselves, so that a trusted proxy's are dropped."""
         self.trusted = TrustedProxies(trusted)
+        self._terms = (trusted, max_fields, scheme, own_fields)
+        self._at_ports: dict[int, HeaderRewriter] = {}
         self._scheme = scheme
         self._port = port
         self._forwarding = forwarding
@@ -100,6 +103,16 @@ class HeaderRewriter:
             {},
             {},
         )
+
+    def at_port(self, port: int) -> "HeaderRewriter":
+        """The same for clients that have connected to this port, by the PROXY header of a trusted
+        proxy. It matters where that proxy reports no other one in its requests."""
+        found = self._at_ports.get(port)
+        if found is None:
+            found = HeaderRewriter(*self._terms, port, self._forwarding)
+            if len(self._at_ports) < _MAX_PORTS:
+                self._at_ports[port] = found
+        return found
 
     def connection_fields(self, address: str, port: int, fields: bytes, *, trusted: bool) -> bytes:
         """What each request of a connection has after `PreparedRequest.fields`.
@@ -215,16 +228,11 @@ class HeaderRewriter:
         lines += b"X-Forwarded-Proto: " + proto + b"\r\n"
         if host:
             lines += b"X-Forwarded-Host: " + host + b"\r\n"
-        if trusted and (port := self._client_port(info)):
-            lines += b"X-Forwarded-Port: " + port + b"\r\n"
+        if trusted:
+            port = forwarded.client_port(info, host, self._scheme)
+            port = port or (b"%d" % self._port if self._port else b"")
+            lines += b"X-Forwarded-Port: " + port + b"\r\n" if port else b""
         return lines + b"X-Forwarded-For: " + "".join(hop + ", " for hop in info.hops).encode()
-
-    def _client_port(self, info: ForwardedInfo) -> bytes:
-        """The port that the client connected to. A proxy that reports only the protocol means
-        its default port."""
-        if info.port:
-            return info.port
-        return _DEFAULT_PORTS.get(info.proto, b"") or (b"%d" % self._port if self._port else b"")
 
 
 def rewriter_for(config: ServiceConfig, port: int) -> HeaderRewriter:
