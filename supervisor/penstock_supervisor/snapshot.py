@@ -5,7 +5,7 @@ one. It has no references to the supervisor, so a view can be tested without sta
 No I/O, no clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -239,9 +239,10 @@ class Snapshot:
     listener_fds: int
     channel_fds: int
     """Descriptors of the supervisor itself, by kind."""
-    loop_lag_s: float
+    loop_lag: Sequence[float]
+    """Of the supervisor's event loop: the counts of a histogram by bucket, and their sum."""
     tasks: int = 0
-    """Both are of the supervisor's event loop."""
+    """Of the same loop."""
     worker_checks: Mapping[str, Any] = field(default_factory=dict)
     """Health checks by the supervisor, for services without a proxy. It has the form of a proxy's
     answer to STATS."""

@@ -120,6 +120,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         (When(("ports",)),), "elsewhere the program has the connection, and can speak TLS itself"
     ),
     "forwarding": Applicability((_PROXIED_HTTP,), "no other adds fields to a request"),
+    "abort_on_close": Applicability((_PROXIED_HTTP,), _NO_REQUESTS, (False,)),
     "max_connections": Applicability(
         (When(_PROXIED), When(modes=("http", "tcp"), programs=("app",))), _WORKERS_ACCEPT, (0,)
     ),
@@ -152,6 +153,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
     ),
     "timeouts.total": _REQUEST_LIMIT._replace(off_values=("0s",)),
     "timeouts.tunnel": _RELAYED,
+    "timeouts.half_closed": _RELAYED,
     "timeouts.handshake": Applicability(
         (When(("ports",), with_keys=("tls", "sni")),), "otherwise no TLS is spoken here"
     ),

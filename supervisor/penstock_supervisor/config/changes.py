@@ -70,8 +70,9 @@ SERVICE_NEEDS: Final[Mapping[str, Need]] = {
     **dict.fromkeys(
         (
             "balance", "weights", "trusted_proxies", "send_proxy", "accept_proxy", "sni",
-            "max_connections", "handoff_window", "access_log", "access_log_format", "health",
-            "ejection", "retries", "timeouts", "limits", "forwarding",
+            "max_connections", "handoff_window", "abort_on_close", "access_log",
+            "access_log_format", "health", "ejection", "retries", "timeouts", "limits",
+            "forwarding",
         ),
         Need.SETTINGS,
     ),

@@ -6,6 +6,7 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+from penstock_proxy.config import Timeouts
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.socket_transport import adopt
 from penstock_proxy.tcp.duplex import ClientHalf
@@ -37,7 +38,7 @@ async def relay(worker: socket.socket, ours: socket.socket, answer: bytes) -> tu
     owner = Owner()
     timers: Any = SimpleNamespace(now=0.0, arm_in=lambda *_: None, disarm=lambda _: None)
     counters: Any = SimpleNamespace(sent=0, received=0, errors=Counter())
-    half = ClientHalf(loop, counters, timers, 60.0, owner)
+    half = ClientHalf(loop, counters, timers, Timeouts(), owner)
     reactor = Reactor(loop)
     adopt(reactor, half.worker, Stream(ours.detach(), int(socket.AF_UNIX)))
     adopt(reactor, half, Stream(clients.detach(), int(socket.AF_UNIX)))
