@@ -135,7 +135,7 @@ def test_a_connection_costs_the_descriptors_that_its_scheme_promises(
 
 
 def test_a_relayed_connection_costs_three_descriptors_and_a_port(penstock: "Penstock") -> None:
-    run = penstock(app=DEMO, mode="tcp")
+    run = penstock(app=DEMO, mode="tcp", link="tcp")
     wires = [run.connect() for _ in range(50)]
     for wire in wires:
         wire.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

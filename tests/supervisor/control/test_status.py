@@ -18,7 +18,8 @@ def test_a_status_has_every_field_of_a_worker(made: Any) -> None:
     status = describe(made.snapshot(made.proxy(), worker), "1.2.3", 99, {})
     assert status["services"]["web"]["workers"] == [
         {
-            "slot": 0, "address": "127.0.0.1:8100", "state": "ready", "since": 1.5, "pid": 4711,
+            "slot": 0, "address": "127.0.0.1:8100", "link": "tcp", "socket": None,
+            "state": "ready", "since": 1.5, "pid": 4711,
             "restarts": {"signal": 1}, "last_exit": "SIGKILL", "last_exit_reason": None,
             "crash_loop": False, "next_start": None, "answers": False, "processes": [],
             "alive": True, "ports": [],
@@ -80,12 +81,12 @@ def test_a_status_has_every_process_of_a_slot_with_what_it_has_and_takes(made: A
     assert found["processes"] == [
         {
             "pid": 11, "part": "current", "state": "ready", "address": "127.0.0.1:8101",
-            "age": 2.0, "memory": 1 << 20, "fds": 9, "connections": 5,
+            "link": "tcp", "age": 2.0, "memory": 1 << 20, "fds": 9, "connections": 5,
             "health": None,
         },
         {
             "pid": 10, "part": "draining", "state": "draining", "address": "127.0.0.1:8100",
-            "age": 60.04, "memory": None, "fds": None, "connections": 3,
+            "link": "tcp", "age": 60.04, "memory": None, "fds": None, "connections": 3,
             "health": "draining",
         },
     ]  # fmt: skip

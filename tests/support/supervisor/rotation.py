@@ -48,7 +48,12 @@ class Proxy:
 class Worker:
     def __init__(self, links: int = 0, number: int = WEB[1]) -> None:
         self.plan = SimpleNamespace(
-            service="web", slot=0, role="worker", address="127.0.0.1:1", health=None
+            service="web",
+            slot=0,
+            role="worker",
+            address="127.0.0.1:1",
+            health=None,
+            reached_at="127.0.0.1:1",
         )
         self.name, self.number, self.pid = "web/0", number, 100 + number
         self.state = State.UP

@@ -11,7 +11,7 @@ import asyncio
 import copy
 import signal
 from asyncio import TimerHandle
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from time import monotonic
 from typing import Any, Final
@@ -22,7 +22,13 @@ from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.servers.app_loader import AppLoadError
-from penstock_worker.servers.asgi_limits import IdleConnections, awaits_head, is_http, limit_heads
+from penstock_worker.servers.asgi_limits import (
+    IdleConnections,
+    LoopWithoutTimers,
+    awaits_head,
+    is_http,
+    limit_heads,
+)
 from penstock_worker.servers.asgi_websockets import App, Message, Receive, Send, WebSockets
 from penstock_worker.servers.unavailable import LEAVING
 from penstock_worker.telemetry.counters import STOP_TIMEOUT
@@ -50,7 +56,8 @@ class AsgiServer:
         self._is_cut = False
         """What had not ended in time was cut."""
         self._lifespan_error: Exception | None = None
-        self._idle = IdleConnections(limits.keepalive_s) if limits.direct else None
+        self._idle = IdleConnections(limits.keepalive_s)
+        self._limits_heads = limits.direct
         self._config = uvicorn.Config(
             app,
             interface="asgi3",
@@ -58,8 +65,6 @@ class AsgiServer:
             # The application configures logging; requests are logged by the recorder.
             log_config=None,
             access_log=False,
-            # uvicorn passes it to the loop, which takes fractions of a second as well.
-            timeout_keep_alive=limits.keepalive_s,  # type: ignore[arg-type]
             backlog=max_backlog(),
         )
         self._probe_config = self._config
@@ -69,13 +74,19 @@ class AsgiServer:
     async def start(self) -> None:
         """Run the program's own start. StartError if the application refuses."""
         self._config.load()
-        if self._idle is not None:
+        if self._limits_heads:
             self._config.http_protocol_class = limit_heads(self._config.http_protocol_class)
+        self._loop = LoopWithoutTimers(asyncio.get_running_loop())
         app: App = self._config.loaded_app
-        self._config.loaded_app = self._websockets.wrap(self._without_cancellation(app))
+        others = self._websockets.wrap(self._without_cancellation(app))
+        self._config.loaded_app = self._uncounted(app, others)
         self._probe_config = copy.copy(self._config)
         if self._recorder is not None:
-            self._config.loaded_app = self._with_recorder(self._config.loaded_app, self._recorder)
+            others = self._logged(others, self._recorder)
+            has_log = self._recorder.has_log
+            self._config.loaded_app = (
+                others if has_log else self._counted(app, others, self._recorder.count)
+            )
         self._server.lifespan = self._config.lifespan_class(self._config)
         try:
             await self._server.startup(sockets=[])
@@ -90,6 +101,7 @@ class AsgiServer:
             config=config,
             server_state=self._server.server_state,
             app_state=self._server.lifespan.state,
+            _loop=self._loop,
         )
         return made
 
@@ -161,8 +173,56 @@ class AsgiServer:
 
         return run
 
-    def _with_recorder(self, app: Any, recorder: Recorder) -> App:
-        """`app`, with each of its requests counted when it ends."""
+    def _uncounted(self, app: App, others: App) -> App:
+        """`app` for requests, which a proxy counts, and `others` for all else."""
+
+        async def serve(scope: Message, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await others(scope, receive, send)
+                return
+            try:
+                await app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not self._is_cut:
+                    raise
+
+        return serve
+
+    def _counted(self, app: App, others: App, count: Callable[[str, int, float], None]) -> App:
+        """The same, with each request counted when it ends.
+
+        On the way of every request: one coroutine around the program's, and one call for each of
+        its messages.
+        """
+
+        async def serve(scope: Message, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await others(scope, receive, send)
+                return
+            started = monotonic()
+            status = 0
+
+            def observe(message: Message) -> Awaitable[None]:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                return send(message)
+
+            try:
+                await app(scope, receive, observe)
+            except BaseException as error:
+                if not (self._is_cut and isinstance(error, asyncio.CancelledError)):
+                    # uvicorn answers with that.
+                    status = status or _SERVER_ERROR
+                    raise
+            finally:
+                missing = _UNAVAILABLE if self._is_cut else 0
+                count(scope["method"], status or missing, monotonic() - started)
+
+        return serve
+
+    def _logged(self, app: App, recorder: Recorder) -> App:
+        """`app`, with each of its requests counted and logged when it ends."""
 
         async def recorded(scope: Message, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":
@@ -195,8 +255,7 @@ class AsgiServer:
             (b"date", date), *self._config.encoded_headers
         ]  # fmt: skip
         loop = asyncio.get_running_loop()
-        if self._idle is not None:
-            self._idle.tick(self._server.server_state.connections, loop.time())
+        self._idle.tick(self._server.server_state.connections, loop.time())
         self._timer = loop.call_later(_SECOND_S, self._tick)
 
 

@@ -92,13 +92,21 @@ class RequestCounters:
 
     def ended(self, method: str, status: int, seconds: float) -> None:
         """One request is over."""
+        key = (method, status)
+        total = self.total
+        # bisect_left, because a bucket's bound belongs to the bucket (`le`).
+        total.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        total.sum_s += seconds
+        if key in self.requests:
+            # Nearly always: it was judged when it came first.
+            self.requests[key] += 1
+            return
         if method not in METHODS:
             method = OTHER
         # A program can send any number, and each would become a key.
         if not 0 <= status <= _LAST_CODE:
             status = _LAST_CODE
         self.requests[method, status] += 1
-        self.total.observe(seconds)
 
 
 def request_series(counters: RequestCounters, slot: str) -> Series:
