@@ -72,6 +72,8 @@ class ProcessView(NamedTuple):
     """What a worker says that it has counted itself: a `penstock_proxy.metrics.Series`."""
     is_silent: bool = False
     """It counts requests, and has not said in time how many: what is known of them is older."""
+    socket: str = ""
+    """Where proxies connect to it if not at its address: "unix:/path"."""
 
 
 class UnseenEnd(NamedTuple):
@@ -215,6 +217,8 @@ class ChildView:
     a worker a `penstock_proxy.metrics.Series`, for a proxy a `counter_carryover.Carryover`."""
     events: Mapping[str, int] = field(default_factory=dict)
     """Number of its events so far, by name."""
+    socket: str = ""
+    """Where proxies connect to its current process if not at its address: "unix:/path"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,12 @@ the worker's own (`Keep-Alive: timeout`), or the shortest idle time after which 
 closed a connection, less one second. In addition the kernel is asked whether the connection is
 still established. If it is closed all the same, `tcp_info` finds out whether the request was
 read.
+
+A connection on which anything has come since its last response, or its end, carries no request.
+What the reactor found in this turn was read before the request was; where it may not have looked,
+the kernel is asked (`Transport.is_quiet`). What is left is the time from the reactor's poll to the
+write at the end of the turn. What comes then is in the kernel behind the request, and cannot be
+told from a quick response: HTTP/1.1 does not number them.
 """
 
 from collections import deque
@@ -104,7 +110,8 @@ class ConnectionPool:
                 connection = WorkerConnection(
                     member, receiver, responses, self._connection_lost, self.note_idle_close
                 )
-                adopt(service.reactor, connection, stream, service.config.limits.buffer)
+                limit = service.config.limits.buffer
+                adopt(service.reactor, connection, stream, limit, first=True)
 
         connecting = connect(service.loop, service.addresses[member.number], done, proxy_header)
         if connecting is not None:
@@ -128,7 +135,9 @@ class ConnectionPool:
         idle = self._idle.get(member.number)
         while idle:
             connection = idle.pop()
-            if connection.transport.is_closing():
+            if not connection.transport.is_quiet():
+                # It reads what has come, or its end, in its turn. For this request that is too
+                # late: it would take those bytes for its response.
                 continue
             # Each has a time-out of its own, and `tick` looks at the oldest only.
             if connection.idle_since + connection.max_idle_s >= now:

@@ -1,10 +1,14 @@
 """One epoll for all connections of a proxy.
 
-Owns: the epoll object, the handler of each descriptor, and what is done when all handlers that
-were ready have been called. Deferred writes go out then, and receivers of lost connections are
-told; neither happens in the middle of another call. It also owns how long a turn of the loop may
-be: events that do not fit are left to the next turn, and work that has to be done for many (all
-clients, all services) is done by `slices`, a part in each turn.
+Owns: the epoll object, the handler of each descriptor, in which order they are called, and what is
+done when all handlers that were ready have been called. Deferred writes go out then, and receivers
+of lost connections are told; neither happens in the middle of another call. It also owns how long
+a turn of the loop may be: events that do not fit are left to the next turn, and work that has to
+be done for many (all clients, all services) is done by `slices`, a part in each turn.
+
+Connections to workers are read before those of clients. So when a client's request is read,
+whatever had come from an idle connection to a worker by then has been seen, and to use that
+connection again takes no system call (`is_current`).
 
 The event loop of the process sees one descriptor. A connection of the loop's own would cost
 five more system calls to make, two turns of the loop before it is served, and four times the
@@ -32,9 +36,11 @@ URGENT: Final = select.EPOLLPRI
 """An urgent mark is in what is to be read; one read stops there."""
 PEER_CLOSED: Final = select.EPOLLRDHUP
 ERROR: Final = select.EPOLLERR
+HANGUP: Final = select.EPOLLHUP
+"""Both directions have ended, or the connection is gone."""
 OUT: Final = select.EPOLLOUT
 
-_MAX_EVENTS: Final = 64
+_MAX_EVENTS: Final = 256
 """Of one poll."""
 _TURN_S: Final = 0.00075
 """What one turn may take. What is ready and was not handled then is reported again."""
@@ -120,11 +126,14 @@ class Reactor:
     __slots__ = (
         "_callbacks",
         "_epoll",
+        "_first_handlers",
         "_handlers",
+        "_left_at",
         "_loop",
         "_scheduled",
         "deferred",
         "dispatching",
+        "is_current",
         "lag",
         "slices",
     )
@@ -133,24 +142,38 @@ class Reactor:
         self._loop = loop
         self._epoll: select.epoll | None = None
         self._handlers: dict[int, EventHandler] = {}
+        self._first_handlers: dict[int, EventHandler] = {}
+        """Called before the others."""
         self._callbacks: list[Callable[[], None]] = []
         self._scheduled = False
         self.dispatching = False
         """Ready handlers are being called; those in `deferred` follow."""
+        self._left_at = -1
+        """The descriptor whose turn it was when the time was over. The kernel reports the others
+        in the same order again, and whoever comes first would always be first."""
+        self.is_current = False
+        """What this turn's poll has found at those that are called first has been handled, and it
+        has found all of it."""
         self.deferred: list[EventHandler] = []
         """Handlers that have something to send when all ready ones have been called."""
         self.lag = LagHistogram()
         """How long turns were, in which nobody else was served."""
         self.slices = Slices(loop, self.lag)
 
-    def register(self, fd: int, handler: EventHandler, events: int) -> None:
-        """Call `handler.ready` whenever `fd` is ready for `events`, until `unregister`."""
+    def register(self, fd: int, handler: EventHandler, events: int, *, first: bool = False) -> None:
+        """Call `handler.ready` whenever `fd` is ready for `events`, until `unregister`.
+
+        `first`: before the handlers without this.
+        """
         epoll = self._epoll
         if epoll is None:
             epoll = self._epoll = select.epoll()
             self._loop.add_reader(epoll.fileno(), self._run)
         epoll.register(fd, events)
-        self._handlers[fd] = handler
+        if first:
+            self._first_handlers[fd] = handler
+        else:
+            self._handlers[fd] = handler
 
     def modify(self, fd: int, events: int) -> None:
         """Wait for other events from now on."""
@@ -160,12 +183,13 @@ class Reactor:
     def unregister(self, fd: int) -> None:
         """Stop. Needed when no event is waited for: epoll would report an error again and again."""
         assert self._epoll is not None
-        del self._handlers[fd]
+        self.discard(fd)
         self._epoll.unregister(fd)
 
     def discard(self, fd: int) -> None:
         """Forget a descriptor that is about to be closed. The kernel drops it by itself then."""
-        self._handlers.pop(fd, None)
+        if self._handlers.pop(fd, None) is None:
+            self._first_handlers.pop(fd, None)
 
     def call_after_events(self, callback: Callable[[], None]) -> None:
         """Call `callback` when all handlers that are ready now have been called."""
@@ -190,8 +214,14 @@ class Reactor:
         self.dispatching = True
         try:
             while now < end:
+                self.is_current = False
                 ready = poll(0, _MAX_EVENTS)
-                self._dispatch(ready, end)
+                if self._left_at >= 0:
+                    ready = _beginning_with(self._left_at, ready)
+                    self._left_at = -1
+                all_first = self._dispatch(self._first_handlers, ready, end)
+                self.is_current = all_first and len(ready) < _MAX_EVENTS
+                self._dispatch(self._handlers, ready, end)
                 while self.deferred or self._callbacks:
                     self._send_deferred()
                     self._run_callbacks()
@@ -199,27 +229,31 @@ class Reactor:
                 if len(ready) < _MANY_EVENTS:
                     break
         finally:
-            self.dispatching = False
+            self.dispatching = self.is_current = False
             self.lag.observe(now - began)
 
-    def _dispatch(self, ready: list[tuple[int, int]], end: float) -> None:
-        handlers = self._handlers
-        count = 0
+    def _dispatch(
+        self, handlers: dict[int, EventHandler], ready: list[tuple[int, int]], end: float
+    ) -> bool:
+        """Call those of these handlers that are ready. False: the turn's time was over before."""
+        left = _LOOKS
         for fd, events in ready:
-            count += 1
-            if count > _LOOKS:
-                count = 1
-                if monotonic() >= end:
-                    break
             handler = handlers.get(fd)
             if handler is None:
-                # The call of another handler has removed it.
+                # It is one of the others, or the call of another handler has removed it.
                 continue
+            if not left:
+                left = _LOOKS
+                if monotonic() >= end:
+                    self._left_at = fd
+                    return False
+            left -= 1
             try:
                 handler.ready(events)
             except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
                 _log.exception("a connection could not be handled")
                 handler.failed()
+        return True
 
     def _send_deferred(self) -> None:
         deferred, self.deferred = self.deferred, []
@@ -239,3 +273,9 @@ class Reactor:
             except Exception:  # noqa: BLE001 — whatever it is, it is one connection's
                 _log.exception("the end of a connection could not be handled")
         self._callbacks.clear()
+
+
+def _beginning_with(fd: int, ready: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same events, from those of this descriptor on, if it is among them."""
+    at = next((index for index, (one, _) in enumerate(ready) if one == fd), 0)
+    return ready[at:] + ready[:at]

@@ -162,7 +162,7 @@ class Service(HttpContext):
             self.reactor.slices.run(self._telling)
         for relay in self.relays.values():
             if isinstance(relay, ClientHalf):
-                relay.idle_timeout = config.timeouts.tunnel
+                relay.timeouts = config.timeouts
 
     def certificates_changed(self) -> None:
         """A set of certificates is complete: it may be the first one."""

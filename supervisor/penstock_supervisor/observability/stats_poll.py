@@ -174,6 +174,7 @@ class StatsPoll:
             state=child.shown_state.value,
             pid=child.pid,
             address="" if child.plan.address is None else str(child.plan.address),
+            socket="" if child.plan.socket is None else str(child.plan.socket),
             restarts=dict(child.history.restarts),
             since_s=child.seconds_in_state(),
             last_exit=child.history.last_exit,
@@ -210,6 +211,7 @@ class StatsPoll:
                     child.number,
                     _reported_series(child) if is_worker else None,
                     child in silent,
+                    "" if child.plan.socket is None else str(child.plan.socket),
                 )
 
 
