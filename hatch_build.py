@@ -20,9 +20,13 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = {
     "proxy/penstock_proxy": (
-        "balancing/member", "balancing/member_state", "balancing/outlier_detection",
-        "balancing/policies",
-        "balancing/pool", "balancing/retry_budget", "balancing/schedule", "balancing/slow_start",
+        "balancing/ejections", "balancing/member", "balancing/member_state",
+        "balancing/outlier_detection",
+        "balancing/policies/choice", "balancing/policies/client_hash",
+        "balancing/policies/least_connections", "balancing/policies/policy",
+        "balancing/policies/random_choice", "balancing/policies/round_robin",
+        "balancing/policies/schedule",
+        "balancing/pool", "balancing/retry_budget", "balancing/slow_start",
         "errors",
         "handoff/dispatcher", "handoff/link", "handoff/pending", "http/client_connection",
         "http/client_identity", "http/connection_pool", "http/context", "http/downstream",

@@ -29,6 +29,8 @@ class Member:
     """How it is checked. A process that is about to be replaced keeps what it was added with."""
     active: int = 0
     """Exchanges or connections in flight. The module that forwards them writes it."""
+    is_ordered: bool = False
+    """The policy has to be told when `active` becomes less: call `Pool.released`."""
     consecutive_failures: int = 0
     """Failed requests in a row."""
     ejections: int = 0

@@ -80,7 +80,9 @@ class OutlierDetection:
         self._sampled_at = now
         recent = list(self._recent(requests, now))
         self._sample(requests, now)
-        outliers = [one for one in recent if self._is_outlier(one, recent)]
+        failed = sum(one.failed for one in recent)
+        total = sum(one.requests for one in recent)
+        outliers = [one for one in recent if self._is_outlier(one, failed, total)]
         return max(outliers, key=lambda one: one.failed / one.requests, default=None)
 
     def entered(self, member: Member, requests: Callable[[], Mapping[Member, int]]) -> None:
@@ -124,9 +126,9 @@ class OutlierDetection:
                     yield Outlier(member, failed, max(count - count_before, failed))
                     break
 
-    def _is_outlier(self, one: Outlier, all_: Iterable[Outlier]) -> bool:
+    def _is_outlier(self, one: Outlier, failed: int, requests: int) -> bool:
+        """`failed` and `requests`: of all together."""
         if one.requests < self._min_requests or one.failed < self._failure_ratio * one.requests:
             return False
-        others = [other for other in all_ if other is not one]
-        failed, requests = sum(o.failed for o in others), sum(o.requests for o in others)
+        failed, requests = failed - one.failed, requests - one.requests
         return requests > 0 and one.failed * requests >= _TIMES_THE_OTHERS * failed * one.requests

@@ -18,6 +18,7 @@ See docs/decisions/0011-traffic-ejects-checks-decide.md.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
+from penstock_proxy.balancing.ejections import Ejections
 from penstock_proxy.balancing.member import Member, member_of, row_of
 from penstock_proxy.balancing.member_state import (
     PROCESS_CHANGES,
@@ -25,16 +26,14 @@ from penstock_proxy.balancing.member_state import (
     MemberState,
     next_state,
 )
-from penstock_proxy.balancing.policies import policy
+from penstock_proxy.balancing.policies.choice import policy
 from penstock_proxy.balancing.slow_start import SlowStart
 from penstock_proxy.config import Balance, Ejection, Health, Target
 
-__all__ = ["MAX_EJECTION_MULTIPLIER", "Member", "Pool"]
+__all__ = ["Member", "Pool"]
 
 _UNHEALTHY: Final = (MemberState.DOWN, MemberState.EJECTED)
 """Out of the rotation, but the process may still serve."""
-MAX_EJECTION_MULTIPLIER: Final = 10
-"""Each ejection is longer than the last one, up to this many times `eject_for`."""
 
 
 class Pool:
@@ -67,15 +66,15 @@ class Pool:
         self.in_rotation = 0
         self.eligible: tuple[Member, ...] = ()
         """Members that may be picked: the rotation, or in panic mode all that live."""
+        self._eligible: frozenset[Member] = frozenset()
         self.available = 0
         """How many eligible members are not full."""
         self._per_worker = per_worker
         self._full: set[Member] = set()
         self._by_number = {member.number: member for member in self.members}
-        self._ejections_left: dict[int, int] = {}
-        """By slot that has no member: the ejections of those that it had."""
         self._health = health
         self._ejection = ejection
+        self._ejections = Ejections(ejection)
         self._on_change = on_change
         self._on_panic = on_panic
         self._on_waiting = on_waiting
@@ -90,6 +89,8 @@ class Pool:
         self._policy = policy(balance, self.members, self._random)
         self.counts_open = self._policy.counts_open or self._per_worker > 0
         """`pick` depends on `active`, so the end of a connection must be counted at once."""
+        for member in self.members:
+            member.is_ordered = self._policy.orders_by_load
         self.uses_client_address = self._policy.uses_client_address
         """`pick` depends on the client's address."""
         window = 0.0 if self._policy.ignores_slow_start else self._health.slow_start
@@ -104,6 +105,7 @@ class Pool:
         """
         changes_policy = balance != self._balance or health.slow_start != self._health.slow_start
         self._health, self._ejection, self._per_worker = health, ejection, per_worker
+        self._ejections.configure(ejection)
         for member in self.members:
             member.is_full = 0 < per_worker <= member.active
         self._full = {member for member in self.members if member.is_full}
@@ -134,9 +136,10 @@ class Pool:
         if target.member in self._by_number:
             raise ValueError(f"member {target.member} is there already")
         member = member_of(target, self._health)
-        member.ejections = self._ejections_left.pop(member.slot, 0)
+        self._ejections.inherit(member)
         self._by_number[member.number] = member
         self.members = (*self.members, member)
+        member.is_ordered = self._policy.orders_by_load
         self._policy.add(member)
         if member.state is MemberState.UP:
             self._update_rotation()
@@ -152,21 +155,13 @@ class Pool:
         self._apply(member, MemberEvent.LEAVE, "was removed")
         del self._by_number[number]
         self.members = tuple(self._by_number.values())
-        self._leave_ejections(member)
+        self._ejections.leave(member, self.members)
         self._policy.remove(member)
         self._full.discard(member)
         member.is_full = False
         if self._slow_start.discard(member):
             self._policy.set_slow_start(self._slow_start.slow)
         return member
-
-    def _leave_ejections(self, member: Member) -> None:
-        """Leave its count to its slot, for which it is shown: a counter must not go down."""
-        heir = next((one for one in self.members if one.slot == member.slot), None)
-        if heir is not None:
-            heir.ejections += member.ejections
-        elif member.ejections:
-            self._ejections_left[member.slot] = member.ejections
 
     def pick(self, client: str, avoid: Collection[Member] = ()) -> Member | None:
         """The member for a request of this client address, or None when there is none.
@@ -191,16 +186,16 @@ class Pool:
         return member
 
     def released(self, member: Member) -> bool:
-        """A member that was full has one request less. Returns True if it can take another."""
+        """A member that was full or is ordered by its load has one request less. Returns True if
+        it was full and can take another."""
+        if member.is_ordered:
+            self._policy.lessened(member)
         if not member.is_full or member.active >= self._per_worker:
             return False
         member.is_full = False
         self._full.discard(member)
-        self._count_available()
+        self.available += member in self._eligible
         return True
-
-    def _count_available(self) -> None:
-        self.available = sum(not member.is_full for member in self.eligible)
 
     def join(self, number: int, address: str | None = None) -> None:
         """The member's process is ready; it is picked after its first good check.
@@ -285,13 +280,9 @@ class Pool:
 
     def eject(self, member: Member, now: float, reason: str) -> None:
         """Take a member out of the rotation for a time, unless too many are ejected already."""
-        if not self._may_eject():
+        if not self._ejections.may_eject(self.in_rotation):
             return
-        self._decay_multiplier(member, now)
-        member.ejection_multiplier = min(member.ejection_multiplier + 1, MAX_EJECTION_MULTIPLIER)
-        duration = self._ejection.eject_for * member.ejection_multiplier
-        member.ejected_until = now + duration
-        member.ejections += 1
+        duration = self._ejections.begin(member, now)
         self._apply(member, MemberEvent.EJECT, f"for {duration:g} s, after {reason}")
 
     def succeeded(self, member: Member) -> None:
@@ -302,37 +293,19 @@ class Pool:
         """End ejections and advance slow starts; called four times a second."""
         if self._slow_start.slow:
             self._update_slow_start(now)
-        for member in self.members:
-            if member.state is MemberState.EJECTED and member.ejected_until <= now:
+        for member in tuple(self._ejections.present):
+            if member.ejected_until <= now and member.state is MemberState.EJECTED:
                 self._apply(
                     member, MemberEvent.UNEJECT, "its ejection is over", member.ejected_until
                 )
 
     def ejection_ends(self) -> Iterator[float]:
         """When each present ejection ends."""
-        return (
-            member.ejected_until for member in self.members if member.state is MemberState.EJECTED
-        )
+        return (member.ejected_until for member in self._ejections.present)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """The members as plain values, for the status page and the metrics."""
         return [row_of(member) for member in self.members]
-
-    def _may_eject(self) -> bool:
-        """Never the last member, and never more than `max_ejected` of those whose checks pass."""
-        if self.in_rotation < 2:
-            return False
-        ejected = sum(member.state is MemberState.EJECTED for member in self.members)
-        # Rounded up a little: 0.29 * 100 is 28.999… in binary.
-        allowed = self._ejection.max_ejected * (self.in_rotation + ejected) + 1e-9
-        return ejected + 1 <= allowed
-
-    def _decay_multiplier(self, member: Member, now: float) -> None:
-        """Forget the last ejection if the member was up for as long as that had lasted; repeat."""
-        healthy, base = now - member.up_since, self._ejection.eject_for
-        while (count := member.ejection_multiplier) and healthy >= base * count:
-            healthy -= base * count
-            member.ejection_multiplier -= 1
 
     def _apply(self, member: Member, event: MemberEvent, reason: str, now: float = 0.0) -> None:
         before = member.state
@@ -340,6 +313,7 @@ class Pool:
         if to is before:
             return
         member.state, member.reason = to, reason
+        self._ejections.note(member)
         if event in PROCESS_CHANGES:
             # Another process: the failures of the last one do not count for it.
             member.generation += 1
@@ -364,7 +338,7 @@ class Pool:
 
     def _uneject_all(self) -> None:
         """End all ejections: the rotation is empty."""
-        for member in self.members:
+        for member in tuple(self._ejections.present):
             if member.state is MemberState.EJECTED:
                 self._apply(
                     member, MemberEvent.UNEJECT, "nobody else is left", member.ejected_until
@@ -388,7 +362,8 @@ class Pool:
         in_panic = up < self._ejection.panic * slots - 1e-9
         self.eligible = tuple(living if in_panic else rotation)
         self._policy.set_rotation(self.eligible)
-        self._count_available()
+        self._eligible = frozenset(self.eligible)
+        self.available = len(self.eligible) - len(self._full & self._eligible)
         if in_panic != self._in_panic_mode:
             self._in_panic_mode = in_panic
             self._on_panic(in_panic)

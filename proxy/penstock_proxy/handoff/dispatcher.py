@@ -232,6 +232,7 @@ class Dispatcher(PendingOwner):
     def _window_full(self, link: Link) -> None:
         """Read a link's reports. If its window is still full, its member gets nothing for now."""
         link.poll_reports()
+        self._service.release(link.member)
         if link.in_flight >= self._window:
             self._unavailable.add(link.member)
         self._update_watch(link)

@@ -338,7 +338,7 @@ class UpstreamRequest(ResponseReceiver):
         member, self.member = self.member, None
         if member is not None:
             member.active -= 1
-            if member.is_full:
+            if member.is_full or member.is_ordered:
                 self.client.service.release(member)
         return member
 

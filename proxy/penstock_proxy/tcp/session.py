@@ -175,7 +175,7 @@ class Session:
         service.fd_budget.upstreams -= 1
         service.counters.upstreams -= 1
         member.active -= 1
-        if member.is_full:
+        if member.is_full or member.is_ordered:
             service.release(member)
         return member
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from penstock_proxy.balancing.policies import POLICIES
+from penstock_proxy.balancing.policies.choice import POLICIES
 from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor.config import applicability, per_proxy, tls_rules
 from penstock_supervisor.config.applicability import PROGRAMS

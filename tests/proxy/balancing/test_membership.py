@@ -301,9 +301,9 @@ def test_no_member_is_in_slow_start_when_the_only_one_is_removed(balance: Balanc
     service.add(0, 1)
     service.wait(100.0)
     service.add(2)
-    assert service.pool._policy._has_slow_start  # type: ignore[attr-defined]
+    assert service.pool._slow_start.slow
     service.pool.remove(2)
-    assert not service.pool._policy._has_slow_start  # type: ignore[attr-defined]
+    assert not service.pool._slow_start.slow
 
 
 # Any order of events

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock_proxy.balancing.ejections import MAX_EJECTION_MULTIPLIER
 from penstock_proxy.balancing.member_state import (
     MemberState,
 )
-from penstock_proxy.balancing.pool import MAX_EJECTION_MULTIPLIER, Member, Pool
+from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.config import Balance, Ejection, Health, Target
 
 AT_ONCE = Health(rise=1, fall=1)
