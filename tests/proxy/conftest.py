@@ -18,6 +18,7 @@ from penstock_proxy.http import upstream_request as upstream_request_module
 from penstock_proxy.http import worker_connection as worker_connection_module
 from penstock_proxy.http.client_connection import ClientConnection
 from penstock_proxy.http.worker_connection import WorkerConnection
+from penstock_proxy.http1 import response as response_module
 from penstock_proxy.listener import filter_chain as filter_chain_module
 from penstock_proxy.net.connector import Connecting
 from penstock_proxy.net.reactor import Reactor
@@ -286,6 +287,8 @@ class Harness:
             monkeypatch.setattr(module, "connect", self.network.connect)
         for module in (filter_chain_module, connection_pool_module, session_module):
             monkeypatch.setattr(module, "adopt", self.network.adopt)
+        # The clock is none of the day: no Date is added.
+        monkeypatch.setattr(response_module, "date_line", lambda _second: b"")
         for module in _READS_THE_CLOCK:
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
 

@@ -229,7 +229,11 @@ class ConnectionPool:
         return len(ended)
 
     def tick(self, now: float) -> None:
-        """Close connections that have been idle for as long as they may be."""
+        """Close connections that have been idle for as long as they may be, and tell responses the
+        time of day."""
+        wall = now + self._service.error_log.wall_offset
+        self._responses.tick(wall)
+        self._single_responses.tick(wall)
         overdue: list[WorkerConnection] = []
         for idle in self._idle.values():
             while idle and idle[0].idle_since + idle[0].max_idle_s < now:

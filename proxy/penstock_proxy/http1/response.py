@@ -6,6 +6,7 @@ what `parser` returns, what the client requested. No I/O.
 """
 
 import re
+from email.utils import formatdate
 from typing import Final, NamedTuple
 
 from penstock_proxy.errors import BAD_RESPONSE, RejectedError
@@ -41,6 +42,8 @@ class Response(NamedTuple):
     it has to be decided, unless the request is a HEAD."""
     kept: bytes
     """The whole head for a client of HTTP/1.1 whose connection is kept."""
+    is_dated: bool
+    """It has come with a Date, or needs none."""
     connection: frozenset[bytes] = frozenset()
     """The options of Connection, lower case: no trailer has such a name."""
 
@@ -56,6 +59,11 @@ class ResponseHeads:
         self._limit = limit
         self._keeps_alive = keeps_alive
         self._cache: dict[bytes, Response] = {}
+        self._second = 0
+        self._date = b""
+        """The line for responses without Date, of this second."""
+        self._has_undated = False
+        """Some in the cache have it, and are good for this second only."""
         self.last_head = _NEVER_A_HEAD
         """What was read last. Most responses begin with the same bytes as the one before, and to
         see that costs less than to find the end of the head and to look it up."""
@@ -65,6 +73,17 @@ class ResponseHeads:
     def configure(self, limit: int) -> None:
         """Set the limit. Heads in the cache may be too long for it."""
         self._limit = limit
+        self._forget()
+
+    def tick(self, wall: float) -> None:
+        """Tell responses without Date when they came: `wall` is the time in seconds since 1970."""
+        if (second := int(wall)) != self._second:
+            self._second, self._date = second, date_line(second)
+            if self._has_undated:
+                self._has_undated = False
+                self._forget()
+
+    def _forget(self) -> None:
         self._cache.clear()
         self.last_head, self.last = _NEVER_A_HEAD, None
 
@@ -74,7 +93,8 @@ class ResponseHeads:
         if response is None:
             # Here, and not before every look-up: heads in the cache were short enough.
             self.check(len(head))
-            response = parse_response(head)
+            response = parse_response(head, self._date)
+            self._has_undated = self._has_undated or not response.is_dated
             if not self._keeps_alive:
                 response = response._replace(max_idle_s=0.0)
             if len(head) <= _MAX_CACHED_HEAD:
@@ -90,8 +110,17 @@ class ResponseHeads:
             raise RejectedError(BAD_RESPONSE, f"response head beyond {self._limit} bytes")
 
 
-def parse_response(head: bytes) -> Response:
-    """Parse a worker's response head and make the client's. Raises RejectedError."""
+def date_line(second: int) -> bytes:
+    """The line of Date for this second since 1970 (RFC 9110 §5.6.7)."""
+    return b"Date: %b" % formatdate(second, usegmt=True).encode()
+
+
+def parse_response(head: bytes, date: bytes = b"") -> Response:
+    """Parse a worker's response head and make the client's. Raises RejectedError.
+
+    `date`: the line for a response that has no Date. Whoever forwards it adds one, because caches
+    count from there (RFC 9110 §6.6.1).
+    """
     minor, status, end = parser.parse_status_line(head)
     framing = parser.parse_fields(head[end:], BAD_RESPONSE)
     options = framing.connection
@@ -111,6 +140,9 @@ def parse_response(head: bytes) -> Response:
     # The space behind the status belongs to the grammar, also without a reason (RFC 9112 §4).
     kept = [b"HTTP/1.1" + head[8 : end - 2] + (b" " if end == _BARE_STATUS_LINE else b"")]
     kept += [raw for name, _, raw in framing.lines if name not in dropped]
+    is_dated = status < 200 or any(name == b"date" for name, _, _ in framing.lines)
+    if date and not is_dated:
+        kept.append(date)
     if status == 426 and (protocols := parser.offered_protocols(framing.values)):
         # RFC 9110 §15.5.22: the client has to learn what is required.
         kept.append(b"Connection: Upgrade\r\nUpgrade: " + protocols)
@@ -128,6 +160,7 @@ def parse_response(head: bytes) -> Response:
         client_head,
         is_simple=has_length and 200 <= status < 500 and status not in (204, 304),
         kept=client_head + b"\r\n",
+        is_dated=is_dated,
         connection=options,
     )
 

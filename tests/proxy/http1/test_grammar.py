@@ -19,6 +19,9 @@ from tests.support.proxy.readings import (
     llhttp_request,
 )
 
+from penstock_proxy.http1 import response
+from penstock_proxy.http1.response import date_line
+
 DOCUMENT: Final = Path(__file__).parents[3] / "docs" / "http-grammar.md"
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 GET: Final = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -75,9 +78,11 @@ def test_a_request_is_taken_repaired_or_refused(
 @pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
 @pytest.mark.parametrize("name", RESPONSES)
 def test_a_response_is_taken_repaired_or_refused(
-    harness: Harness, name: str, *, bytewise: bool
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, name: str, *, bytewise: bool
 ) -> None:
     verdict, examples = RESPONSES[name]
+    if name == "no `Date`":
+        monkeypatch.setattr(response, "date_line", date_line)
     for sent, part in examples:
         harness.build()
         client = harness.client()

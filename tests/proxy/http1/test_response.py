@@ -33,6 +33,7 @@ def test_a_response_keeps_all_but_hop_by_hop_fields() -> None:
         head=for_client,
         is_simple=True,
         kept=for_client + b"\r\n",
+        is_dated=False,
         connection=frozenset({b"x-mine", b"keep-alive"}),
     )
 
@@ -111,6 +112,37 @@ def test_a_204_that_announces_a_body_loses_the_field_and_the_connection(field: b
 
     assert answer.head == b"HTTP/1.1 204 No Content\r\nETag: x\r\n"
     assert answer.close
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
+DATE = b"Date: Thu, 01 Jan 1970 00:00:0%d GMT\r\n"
+
+
+def test_a_response_without_a_date_has_that_of_its_second() -> None:
+    responses = ResponseHeads()
+    for second in (1, 1, 2, 3):
+        responses.tick(second + 0.5)
+        for _ in range(2):
+            response = responses.read(OK + b"\r\n")
+            assert response.head == OK + DATE % second
+            assert response.kept == response.head + b"\r\n"
+            assert responses.last is response
+
+
+def test_a_response_with_a_date_keeps_it_and_stays_in_the_cache() -> None:
+    responses = ResponseHeads()
+    responses.tick(1.0)
+    first = responses.read(OK + b"date: x\r\n\r\n")
+    assert first.head == OK + b"date: x\r\n"
+    responses.tick(2.0)
+    assert responses.last is first
+    assert responses.read(OK + b"date: x\r\n\r\n") is first
+
+
+def test_an_interim_response_needs_no_date() -> None:
+    responses = ResponseHeads()
+    responses.tick(1.0)
+    assert responses.read(b"HTTP/1.1 103 E\r\n\r\n").head == b"HTTP/1.1 103 E\r\n"
 
 
 def test_response_heads_are_cached_within_bounds() -> None:

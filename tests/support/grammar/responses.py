@@ -180,5 +180,6 @@ RESPONSES: Final = {
     "`Upgrade` in another response": Row("dropped", (
         (answer(b"Connection: upgrade\r\nUpgrade: h2,h2c\r\n" + LENGTH), b"upgrade"),
     )),
+    "no `Date`": Row("repaired", ((answer(LENGTH), b"\r\nDate: "),)),
     "bytes behind a response": Row("dropped", ((answer(LENGTH, b"okzz9"), b"zz9"),)),
 }  # fmt: skip
