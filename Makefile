@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-wheel wheel chaos lint format bench fuzz clean
+.PHONY: help run test test-wheel wheel chaos lint format bench scale fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 17
@@ -47,6 +47,9 @@ format: $(VENV)/ready ## as lint wants it
 
 bench: $(VENV)/ready ## nanoseconds of the hot path (compare with ARGS="--baseline FILE")
 	$(BIN)/python bench/micro.py $(ARGS)
+
+scale: $(VENV)/ready ## a request's cost with 1,000 upstreams, 200 services, 18,000 clients (needs wrk, nginx)
+	PATH="$$PATH:/usr/sbin" $(BIN)/python bench/scale.py $(ARGS)
 
 fuzz: SECONDS ?= 60
 fuzz: $(VENV)/ready ## look for bytes that are read in two ways (for SECONDS=60; 0: until Ctrl-C)

@@ -26,6 +26,12 @@ MAX_STARTING_CHECKS: Final = 50
 """After so many failed checks a worker is broken and not starting: the interval applies."""
 _NO_ANSWER: Final = ("timeout", "refused")
 """Outcomes of a check to which nobody said anything."""
+_MANY: Final = 16
+"""With more members than this, the first interval of each is a random part of one: all have had
+their first check at about the same time, and would have all others then, too."""
+_STARTED_AT_ONCE: Final = 4
+"""Checks that begin in one turn of the loop: the first ones of a thousand members are begun in
+many turns."""
 _JITTER: Final = 0.1
 """Share of the interval. Without it all proxies would check all members at the same moment."""
 
@@ -154,10 +160,13 @@ class HealthChecker:
     async def run(self) -> None:
         """Check until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for checked in self._checked.values():
-                self._start(checked, group)
             self._group = group
             try:
+                for number, checked in enumerate(tuple(self._checked.values()), 1):
+                    if checked.task is None and self._checked.get(checked.member.number) is checked:
+                        self._start(checked, group)
+                    if number % _STARTED_AT_ONCE == 0:
+                        await asyncio.sleep(0)
                 # Also without members: they may be added later.
                 await asyncio.Event().wait()
             finally:
@@ -173,18 +182,21 @@ class HealthChecker:
             probe = await self._probe_of(checked, stack)
             if checked.begins_later:
                 await self._rest(checked)
+            part = self._random() if len(self._checked) > _MANY else 1.0
             while self._checked.get(member.number) is checked:
                 if member.state is MemberState.ABSENT:
                     await wake.wait()
                 wake.clear()
                 if member.state is not MemberState.ABSENT:
                     await self._check(checked, probe)
-                await self._rest(checked)
+                await self._rest(checked, part)
+                if member.state is MemberState.UP:
+                    part = 1.0
 
-    async def _rest(self, checked: _MemberChecks) -> None:
-        """Until its next check is due."""
+    async def _rest(self, checked: _MemberChecks, part: float = 1.0) -> None:
+        """Until its next check is due: so much of the time between two."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._pause(checked.member)):
+            async with asyncio.timeout(part * self._pause(checked.member)):
                 await checked.wake.wait()
 
     def _pause(self, member: Member) -> float:

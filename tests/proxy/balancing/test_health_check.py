@@ -691,6 +691,29 @@ async def test_a_member_that_is_added_to_an_empty_pool_is_checked() -> None:
     assert dict(checked.counters.checks) == {(3, "ok"): 1, (7, "ok"): 1}
 
 
+async def test_the_first_checks_of_many_members_begin_in_many_turns_and_the_second_are_spread() -> (
+    None
+):
+    begun: list[int] = []
+
+    async def probe(member: Member) -> probes.ProbeResult:
+        begun.append(member.number)
+        return probes.HEALTHY
+
+    # The random part of the first interval is nothing here, and all later ones are an hour.
+    checked = CheckedPool(*("127.0.0.1:1",) * 40, interval=HOUR, random=lambda: 0.0, probe=probe)
+    async with checked.running():
+        turns = []
+        while len(begun) < 80:
+            before = len(begun)
+            await asyncio.sleep(0)
+            turns.append(len(set(begun)) - len(set(begun[:before])))
+        assert max(turns) <= 4
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert sorted(begun) == sorted([*range(40), *range(40)])
+
+
 async def test_a_removed_member_is_checked_no_more_and_all_others_are() -> None:
     async with serving(healthy) as address:
         checked = CheckedPool(address, address)

@@ -1,6 +1,6 @@
 """Turns are exact whichever members come and go, and a client keeps its worker.
 
-Covers `balancing/schedule`.
+Covers `balancing/policies/policy`, `balancing/policies/round_robin`, `balancing/policies/choice`.
 """
 
 import random

@@ -1,7 +1,7 @@
 """The fast order by load picks what a plain definition of the policy picks, whatever happens.
 
-Covers `balancing/policies/least_connections`, `balancing/policies/schedule`,
-`balancing/policies/random_choice` and `balancing/policies/client_hash`.
+Covers `balancing/policies/least_connections` and `balancing/policies/schedule`.
+Covers `balancing/policies/random_choice` and `balancing/policies/client_hash`.
 """
 
 import random

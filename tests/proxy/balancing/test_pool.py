@@ -1,6 +1,6 @@
 """Checks and failures move members as configured, and a usable rotation is never emptied.
 
-Covers `balancing/member`.
+Covers `balancing/member` and `balancing/ejections`.
 """
 
 import pytest
