@@ -78,6 +78,7 @@ class ClientConnection(ClientIdentity):
         self.tls = tls
         self.buffer = b""
         self.exchange: Exchange | None = None
+        self.binding = None
         self.blocked = False
         self.deadline = NEVER
         self.bucket = NEVER
@@ -247,9 +248,14 @@ class ClientConnection(ClientIdentity):
         if self.buffer:
             self._process_buffer()
 
+    def _stop_serving(self) -> None:
+        self._closing = True
+        if self.binding is not None:
+            self.binding.end()
+
     def _end(self, *, linger: bool) -> None:
         """Close when all is written; `linger`: the client may still send."""
-        self._closing = True
+        self._stop_serving()
         self.buffer = b""
         if linger and not self.transport.is_closing():
             self.transport.write_eof()
@@ -267,7 +273,7 @@ class ClientConnection(ClientIdentity):
         if reset:
             self._reset()
         self.transport.break_off()
-        self._closing = True
+        self._stop_serving()
         self.service.timers.arm_in(self, self.service.timeouts.body)
 
     def _reset(self) -> None:
@@ -396,6 +402,7 @@ class ClientConnection(ClientIdentity):
         self._closing = True
         if self.exchange is not None:
             self.exchange.client_disconnected()
+        self._stop_serving()
         self.service.timers.disarm(self)
         self.service.clients.discard(self)
         self.service.client_closed(self.counted_address)

@@ -11,6 +11,7 @@ native ones.
 from penstock_proxy.errors import Fault
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.open_clients import ClientHandle
+from penstock_proxy.http.worker_connection import Binding
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.net.transport import Transport
 
@@ -20,6 +21,7 @@ class Downstream(ClientHandle):
 
     __slots__ = (
         "address",
+        "binding",
         "blocked",
         "bucket",
         "buffer",
@@ -35,6 +37,8 @@ class Downstream(ClientHandle):
     """Writes are paused: the client does not read fast enough."""
     service: HttpContext
     transport: Transport
+    binding: Binding | None
+    """None: it has never had a connection to a worker for itself."""
     address: str
     """The client's address, perhaps as a trusted proxy reported it; empty for a unix socket."""
     proxy_header: bytes

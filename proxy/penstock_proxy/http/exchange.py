@@ -78,6 +78,8 @@ class Exchange(UpstreamRequest):
     def send_request(self, connection: WorkerConnection) -> None:
         """Send all of the request that has arrived over this connection."""
         self.connection = connection
+        if self.prepared.authenticates:
+            self.bind(connection)
         if self.client.blocked:
             connection.transport.pause_reading()
         body = self._body

@@ -61,6 +61,10 @@ class ResponseReceiver:
         """Connecting to the worker failed."""
         raise NotImplementedError
 
+    def bind(self, connection: "WorkerConnection") -> None:
+        """The connection is being authenticated: nobody else may use it from now on."""
+        raise NotImplementedError
+
     def interim_response(self, response: Response) -> None:
         """A 1xx response other than 101 was received."""
         raise NotImplementedError
@@ -116,6 +120,21 @@ class ResponseReceiver:
         raise NotImplementedError
 
 
+class Binding:
+    """A client that has a connection to a worker for itself, as long as both are there."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self) -> None:
+        self.connection: WorkerConnection | None = None
+
+    def end(self) -> None:
+        """The client sends no more requests."""
+        connection, self.connection = self.connection, None
+        if connection is not None and connection.receiver is None:
+            connection.transport.close()
+
+
 class WorkerConnection:
     """One connection to a worker. `receiver` is None while it is idle."""
 
@@ -130,6 +149,7 @@ class WorkerConnection:
         "_on_lost",
         "_responses",
         "acked_before",
+        "binding",
         "blocked",
         "idle_since",
         "max_idle_s",
@@ -154,6 +174,8 @@ class WorkerConnection:
         self.member = member
         self.receiver: ResponseReceiver | None = receiver
         self._responses = responses
+        self.binding: Binding | None = None
+        """The client that alone may use it; None: all may."""
         self.used = False
         """It has carried a request before: the worker may have closed it while it was idle."""
         self.max_idle_s = 0.0
@@ -177,6 +199,11 @@ class WorkerConnection:
         self.transport = transport
         assert self.receiver is not None
         self.receiver.connected(self)
+
+    def bind(self, binding: Binding, responses: ResponseHeads) -> None:
+        """Belong to this client from now on, until this connection ends."""
+        self.binding, binding.connection = binding, self
+        self._responses = responses
 
     def start_request(self, receiver: ResponseReceiver) -> None:
         """Carry another request. The caller writes it."""
@@ -248,6 +275,8 @@ class WorkerConnection:
 
     def _set_framing(self, response: Response, receiver: ResponseReceiver) -> None:
         self.max_idle_s = response.max_idle_s
+        if response.authenticates:
+            receiver.bind(self)
         self._body_left = NO_LENGTH
         if receiver.line.method == b"HEAD" or response.status in (204, 304):
             self._framing = LENGTH

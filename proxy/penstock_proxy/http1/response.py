@@ -9,7 +9,7 @@ import re
 from typing import Final, NamedTuple
 
 from penstock_proxy.errors import BAD_RESPONSE, RejectedError
-from penstock_proxy.http1 import parser
+from penstock_proxy.http1 import authentication, parser
 from penstock_proxy.http1.fields import HOP_BY_HOP, NOT_IN_TRAILERS, keep_trailers
 from penstock_proxy.http1.parser import Framing
 
@@ -32,6 +32,8 @@ class Response(NamedTuple):
     """The worker's connection cannot be reused."""
     max_idle_s: float
     """How long the connection may be idle before it is reused; 0: it cannot be reused."""
+    authenticates: bool
+    """It is a step of an authentication of the worker's connection, and that can be reused."""
     upgrade: bytes
     head: bytes
     """Status line and fields, with Content-Length if there is one, without the empty line."""
@@ -41,7 +43,8 @@ class ResponseHeads:
     """Parses response heads, with a cache: a worker's heads are the same bytes for a second."""
 
     def __init__(self, limit: int = parser.MAX_RESPONSE_HEAD, *, keeps_alive: bool = True) -> None:
-        """`limit`: bytes of one head. `keeps_alive`: connections may be used again."""
+        """`limit`: bytes of one head. `keeps_alive`: connections may be used again. If not, only
+        those may that are authenticated: by their own client."""
         self._limit = limit
         self._keeps_alive = keeps_alive
         self._cache: dict[bytes, Response] = {}
@@ -58,7 +61,7 @@ class ResponseHeads:
             # Here, and not before every look-up: heads in the cache were short enough.
             self.check(len(head))
             response = parse_response(head)
-            if not self._keeps_alive:
+            if not (self._keeps_alive or response.authenticates):
                 response = response._replace(max_idle_s=0.0)
             if len(head) <= _MAX_CACHED_HEAD:
                 if len(self._cache) >= _CACHED_HEADS:
@@ -92,25 +95,32 @@ def parse_response(head: bytes) -> Response:
     kept = [b"HTTP/1.1" + head[8 : end - 2]]
     kept += [raw for name, _, raw in framing.lines if name not in dropped]
     kept.append(b"")
+    max_idle_s, authenticates = (0.0, False) if close else _reuse(framing)
     return Response(
         status,
         minor,
         framing.length,
         framing.chunked,
         close,
-        0.0 if close else _max_idle_s(framing),
+        max_idle_s,
+        authenticates,
         framing.upgrade,
         b"\r\n".join(kept),
     )
 
 
-def _max_idle_s(framing: Framing) -> float:
-    """How long the worker keeps an idle connection, by its Keep-Alive; at most IDLE_S."""
+def _reuse(framing: Framing) -> tuple[float, bool]:
+    """How long the worker keeps an idle connection, by its Keep-Alive, at most IDLE_S; and whether
+    it authenticates the connection."""
+    max_idle_s, authenticates = IDLE_S, False
     for name, value, _ in framing.lines:
-        if name == b"keep-alive" and (match := _TIMEOUT.search(value)) is not None:
-            # timeout=0 means less than a second, not that the connection is closed.
-            return min(IDLE_S, float(match[1]) or 0.001)
-    return IDLE_S
+        if name == b"keep-alive":
+            if (match := _TIMEOUT.search(value)) is not None:
+                # timeout=0 means less than a second, not that the connection is closed.
+                max_idle_s = min(max_idle_s, float(match[1]) or 0.001)
+        elif name in authentication.CHALLENGES and authentication.is_of_connection(value):
+            authenticates = True
+    return max_idle_s, authenticates
 
 
 def keep_response_trailers(block: bytes) -> bytes:

@@ -25,6 +25,7 @@ def test_a_response_keeps_all_but_hop_by_hop_fields() -> None:
         chunked=False,
         close=False,
         max_idle_s=5.0,
+        authenticates=False,
         upgrade=b"",
         head=b"HTTP/1.1 203 Fine\xe4\r\nServer: x\r\nContent-Length: 3\r\n"
         b"Set-Cookie: a\r\nSet-Cookie: b\r\nTrailer: A\r\n",
