@@ -59,6 +59,10 @@ class Downstream(ClientHandle):
         """The exchange has ended; `truncated`: in the middle of the response."""
         raise NotImplementedError
 
+    def skip(self, size: int) -> None:
+        """So much of the last request's body has not come yet: the next request is behind it."""
+        raise NotImplementedError
+
     def expired(self, now: float) -> None:
         """The deadline has passed; called by the timer wheel."""
         raise NotImplementedError

@@ -69,11 +69,10 @@ class ResponseReceiver:
         """A 1xx response other than 101 was received."""
         raise NotImplementedError
 
-    def response_head(self, response: Response, framing: BodyFraming, *, complete: bool) -> bytes:
+    def response_head(self, response: Response, framing: BodyFraming) -> bytes:
         """The head of the final response was received; returns the head for the client.
 
-        `complete`: the whole body was received with it. Empty: the response is discarded, and
-        the receiver has given up this connection.
+        Empty: the response is discarded, and the receiver has given up this connection.
         """
         raise NotImplementedError
 
@@ -246,11 +245,10 @@ class WorkerConnection:
             return
         self._in_head = False
         self._set_framing(response, receiver)
-        complete = self._framing is LENGTH and len(data) >= self._body_left
-        head = receiver.response_head(response, self._framing, complete=complete)
+        head = receiver.response_head(response, self._framing)
         if not head:
             return
-        if complete and len(data) == self._body_left:
+        if self._framing is LENGTH and len(data) == self._body_left:
             # The whole response in one read: one write, and no state to keep.
             receiver.write_to_client(head + data, len(data))
             self._complete(receiver, b"")

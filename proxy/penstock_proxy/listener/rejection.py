@@ -8,7 +8,8 @@ know: why a client is rejected (`overload`).
 import socket
 from typing import Final
 
-from penstock_proxy.errors import Fault, status_line
+from penstock_proxy.errors import Fault
+from penstock_proxy.http1.error_response import error_response
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.service.context import ServiceContext
 from penstock_worker.net import lingering_close
@@ -22,13 +23,7 @@ _RETRY_AFTER_S: Final = 1
 
 def answer(fault: Fault) -> bytes:
     """A complete response, sent before a request was read."""
-    again = f"Retry-After: {_RETRY_AFTER_S}\r\n" if fault.status == 503 else ""
-    return (
-        f"{status_line(fault)}"
-        f"Content-Type: text/plain; charset=utf-8\r\n"
-        f"Content-Length: {len(fault.text) + 1}\r\n"
-        f"{again}Connection: close\r\n\r\n{fault.text}\n"
-    ).encode()
+    return error_response(fault, _RETRY_AFTER_S, "close")[0]
 
 
 class Rejections:
