@@ -19,11 +19,10 @@ from typing import Any, Final
 from penstock_proxy.http.client_identity import ClientIdentity
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.net.timer_wheel import TICK_S
+from penstock_worker.net import lingering_close
 
-LINGER_IDLE_S: Final = 5.0
-"""A client that sends nothing for so long has nothing more to send. nginx: lingering_timeout."""
-LINGER_S: Final = 30.0
-"""A client that sends for longer has had its answer for so long. nginx: lingering_time."""
+LINGER_IDLE_S: Final = lingering_close.IDLE_S
+LINGER_S: Final = lingering_close.TOTAL_S
 _STOPPING_LINGER_S: Final = 2.0
 """When the process stops, it waits no longer for that."""
 MAX_SKIPPED: Final = 256 << 10

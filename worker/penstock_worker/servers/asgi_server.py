@@ -20,9 +20,16 @@ import uvicorn
 
 from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.net.abortive_close import reset_on_close
+from penstock_worker.net.lingering_close import LingeringClients
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.servers.app_loader import AppLoadError
-from penstock_worker.servers.asgi_limits import IdleConnections, awaits_head, is_http, limit_heads
+from penstock_worker.servers.asgi_limits import (
+    IdleConnections,
+    awaits_head,
+    is_http,
+    limit_heads,
+    linger,
+)
 from penstock_worker.servers.asgi_websockets import App, Message, Receive, Send, WebSockets
 from penstock_worker.servers.unavailable import LEAVING
 from penstock_worker.telemetry.counters import STOP_TIMEOUT
@@ -71,6 +78,8 @@ class AsgiServer:
         self._config.load()
         if self._idle is not None:
             self._config.http_protocol_class = limit_heads(self._config.http_protocol_class)
+        clients = LingeringClients(asyncio.get_running_loop())
+        self._config.http_protocol_class = linger(self._config.http_protocol_class, clients)
         app: App = self._config.loaded_app
         self._config.loaded_app = self._websockets.wrap(self._without_cancellation(app))
         self._probe_config = copy.copy(self._config)
