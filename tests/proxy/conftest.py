@@ -132,7 +132,7 @@ class Wire(Transport):
         self._arriving.append(data)
 
     def send_eof(self) -> None:
-        """Close the other end."""
+        """End the other side: a FIN. Nobody can know yet whether it still reads."""
         if not self._closing and not self._protocol.eof_received():
             self.close()
         self._loop.run()
@@ -296,6 +296,7 @@ class Harness:
         queue: float = 0.0,
         total: float = 0.0,
         retries: Retries = Retries(),  # noqa: B008 — it is frozen
+        abort_on_close: bool = False,
         **limits: int,
     ) -> None:
         """Build the service again."""
@@ -315,6 +316,7 @@ class Harness:
             timeouts=Timeouts(queue=queue, total=total, connect=5.0),
             limits=Limits(**{"head": 1024, **limits}),
             retries=retries,
+            abort_on_close=abort_on_close,
             access_log="off",
         )
         self.service = Service(
@@ -327,10 +329,11 @@ class Harness:
             lambda *_: None,
         )
 
-    def client(self) -> Wire:
+    def client(self, port: int = 0) -> Wire:
+        """Connect. `port`: what a PROXY header has reported."""
         self.fd_budget.clients += 1
         self.service.counters.active += 1
-        protocol = ClientConnection(self.service, ("192.0.2.1", 5000))
+        protocol = ClientConnection(self.service, ("192.0.2.1", 5000), port=port)
         if protocol.counted_address:
             self.service.client_limit.acquire(protocol.counted_address)
         self.service.clients.add(protocol)

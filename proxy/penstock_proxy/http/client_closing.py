@@ -74,7 +74,7 @@ class ClosingClient(ClientIdentity):
         self._stop_serving()
         self.buffer = b""
         service = self.service
-        if linger and not self.transport.is_closing():
+        if linger and not (self.at_eof or self.transport.is_closing()):
             self.transport.write_eof()
             seconds = _STOPPING_LINGER_S
             if not service.stopping:

@@ -23,6 +23,7 @@ docs/decisions/0018-authenticated-connections.md.
 """
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heapreplace
 from typing import Final
 
@@ -216,7 +217,10 @@ class ConnectionPool:
 
         `may_repeat`: the request can be sent again if the worker closes it meanwhile.
         """
-        self._bound.pop(connection, None)
+        if connection not in self._bound:
+            # It was dropped, and is about to be closed.
+            return False
+        del self._bound[connection]
         if not connection.transport.is_quiet():
             return False
         if may_repeat:
@@ -261,11 +265,16 @@ class ConnectionPool:
     def drop(self, number: int) -> None:
         """Close a worker's idle connections: it is out of the rotation, or removed."""
         self._closes_after.pop(number, None)
-        for connection in self._idle.pop(number, ()):
-            connection.transport.close()
+        dropped = [*self._idle.pop(number, ())]
         for connection in [one for one in self._bound if one.member.number == number]:
             del self._bound[connection]
-            connection.transport.close()
+            dropped.append(connection)
+        if dropped:
+            self._close(dropped)
+
+    def _close(self, connections: Iterable[WorkerConnection]) -> None:
+        """Close all of these, which are not among the idle ones any more."""
+        self._service.reactor.slices.run(_closing(connections))
 
     def drop_all(self) -> None:
         """Close the idle connections of all workers."""
@@ -279,28 +288,37 @@ class ConnectionPool:
         whatever their worker. Returns how many."""
         oldest = [(idle[0].idle_since, number) for number, idle in self._idle.items() if idle]
         heapify(oldest)
-        ended = 0
-        while oldest and ended < count:
+        ended: list[WorkerConnection] = []
+        while oldest and len(ended) < count:
             number = oldest[0][1]
             idle = self._idle[number]
-            idle.popleft().transport.close()
-            ended += 1
+            ended.append(idle.popleft())
             if idle:
                 heapreplace(oldest, (idle[0].idle_since, number))
             else:
                 heappop(oldest)
-        return ended
+        self._close(ended)
+        return len(ended)
 
     def tick(self, now: float) -> None:
         """Close connections that have been idle for as long as they may be."""
+        overdue: list[WorkerConnection] = []
         for idle in self._idle.values():
             while idle and idle[0].idle_since + idle[0].max_idle_s < now:
-                idle.popleft().transport.close()
+                overdue.append(idle.popleft())
         while self._bound:
             oldest = next(iter(self._bound))
             if oldest.idle_since + oldest.max_idle_s >= now:
                 break
             del self._bound[oldest]
-            oldest.transport.close()
+            overdue.append(oldest)
+        if overdue:
+            self._close(overdue)
         for number in [n for n, (_, until) in self._closes_after.items() if until < now]:
             del self._closes_after[number]
+
+
+def _closing(connections: Iterable[WorkerConnection]) -> Iterator[None]:
+    for connection in connections:
+        connection.transport.close()
+        yield

@@ -21,6 +21,7 @@ class Downstream(ClientHandle):
 
     __slots__ = (
         "address",
+        "at_eof",
         "binding",
         "blocked",
         "bucket",
@@ -35,6 +36,8 @@ class Downstream(ClientHandle):
     # First: compiled, it then shares a word with what the compiler adds for the others.
     blocked: bool
     """Writes are paused: the client does not read fast enough."""
+    at_eof: bool
+    """It sends no more, and waits for the rest of its responses."""
     service: HttpContext
     transport: Transport
     binding: Binding | None

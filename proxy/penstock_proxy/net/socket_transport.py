@@ -23,7 +23,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final
 
-from penstock_proxy.net.reactor import ERROR, IN, OUT, PEER_CLOSED, URGENT, Reactor
+from penstock_proxy.net.reactor import ERROR, HANGUP, IN, OUT, PEER_CLOSED, URGENT, Reactor
 from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
 from penstock_proxy.net.unread_input import is_silent
 from penstock_worker.net.stream import Stream
@@ -62,6 +62,7 @@ class SocketTransport(Transport):
         "_sock",
         "_unsent",
         "_unsent_bytes",
+        "_watches_errors",
         "_writer_paused",
     )
 
@@ -93,6 +94,8 @@ class SocketTransport(Transport):
         self._may_have_more = False
         """The last read has not shown that the kernel has no more."""
         self._at_eof = False
+        self._watches_errors = True
+        """After the end of file: a reset is to be reported."""
         self._eof_written = False
         """`write_eof` was called: shut down for writing when all is written."""
         self._writer_paused = False
@@ -108,6 +111,8 @@ class SocketTransport(Transport):
         if self._events & OUT and events & ~IN:
             self._flush()
         if self._closing or not (self._events & IN and events & ~OUT):
+            if self._at_eof and events & (ERROR | HANGUP):
+                self._ended(events)
             return
         size = self._read_size
         try:
@@ -150,6 +155,19 @@ class SocketTransport(Transport):
         else:
             self.close()
 
+    def _ended(self, events: int) -> None:
+        """After its end of file the peer has reset the connection, or closed its reading side."""
+        if self._closing:
+            return
+        if events & ERROR:
+            number = self.borrow().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._fail(ConnectionResetError(number, os.strerror(number)))
+        else:
+            # Both directions have ended without an error. The receiver closes when it wants to;
+            # until then epoll would report this again and again.
+            self._watches_errors = False
+            self._update_events()
+
     def _flush(self) -> None:
         unsent = self._unsent
         assert unsent is not None
@@ -186,7 +204,10 @@ class SocketTransport(Transport):
     def _update_events(self) -> None:
         """Tell the reactor which events to wait for."""
         events = 0
-        if not (self._paused or self._at_eof or self._closing):
+        if self._at_eof:
+            # Nothing is left to read, but the peer may still reset the connection.
+            events = ERROR if self._watches_errors and not self._closing else 0
+        elif not (self._paused or self._closing):
             events = IN
         if self._unsent is not None:
             events |= OUT

@@ -18,7 +18,7 @@ from tests.support.descriptors import descriptors
 from tests.support.proxy.recorder import Recorder
 
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.socket_transport import HIGH_WATER, adopt
+from penstock_proxy.net.socket_transport import HIGH_WATER, SocketTransport, adopt
 from penstock_worker.net.stream import Stream
 
 RESET = struct.pack("ii", 1, 0)
@@ -248,6 +248,41 @@ def test_a_half_closed_connection_can_be_written_to(harness: Harness) -> None:
     pair.transport.close()
     assert pair.peer.recv(10, socket.MSG_WAITALL) == b"answer"
     pair.expect_calls("made end lost")
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
+@pytest.mark.parametrize("paused", [False, True])
+def test_the_end_of_both_sides_is_reported_once_and_keeps_no_loop_busy(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, family: int, *, paused: bool
+) -> None:
+    pair = harness.pair(family)
+    pair.recorder.stays_open = True
+    pair.peer.shutdown(socket.SHUT_WR)
+    pair.expect_calls("made end")
+    if paused:
+        pair.transport.pause_reading()
+    pair.transport.write_eof()
+    pair.peer.close()
+    harness.turn()
+    calls: list[int] = []
+    monkeypatch.setattr(SocketTransport, "ready", lambda _, events: calls.append(events))
+    for _ in range(20):
+        harness.turn()
+    assert calls == []
+    assert pair.recorder.calls == ["made", "end"]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_reset_after_the_end_of_file_is_reported(harness: Harness, *, paused: bool) -> None:
+    pair = harness.pair()
+    pair.recorder.stays_open = True
+    pair.peer.shutdown(socket.SHUT_WR)
+    pair.expect_calls("made end")
+    if paused:
+        pair.transport.pause_reading()
+    pair.reset()
+    pair.expect_calls("made end lost")
+    assert isinstance(pair.recorder.error, ConnectionResetError)
 
 
 def test_a_reset_is_reported_with_its_error(harness: Harness) -> None:
