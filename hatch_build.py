@@ -25,7 +25,7 @@ COMPILED = {
         "balancing/pool", "balancing/retry_budget", "balancing/schedule", "balancing/slow_start",
         "errors",
         "handoff/dispatcher", "handoff/link", "handoff/pending", "http/client_closing",
-        "http/client_connection",
+        "http/client_connection", "http/client_control",
         "http/client_identity", "http/connection_pool", "http/context", "http/downstream",
         "http/exchange", "http/open_clients", "http/retry", "http/upgrade", "http/upstream_request",
         "http/worker_connection", "http1/authentication", "http1/chunked",

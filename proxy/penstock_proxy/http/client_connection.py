@@ -2,7 +2,7 @@
 
 Owns: one client's connection, which bytes on it are a head, a body or the next request, and when
 it is closed. Must not know: workers (`exchange`), how a request is forwarded, how it is closed
-(`client_closing`, its base).
+(`client_closing`, a base), what the service wants of it (`client_control`, its base).
 
 The requests of one connection are answered in order, one at a time. Pipelined requests wait
 in a buffer up to the size of a head, and beyond that in the kernel.
@@ -10,17 +10,15 @@ in a buffer up to the size of a head, and beyond that in the kernel.
 
 from typing import Any, Final
 
-from penstock_proxy.config import Timeouts
 from penstock_proxy.errors import (
     BAD_REQUEST,
     HEAD_TIMEOUT,
     HEAD_TOO_LARGE,
-    STOP_TIMEOUT,
     TARGET_TOO_LONG,
     Fault,
     RejectedError,
 )
-from penstock_proxy.http.client_closing import ClosingClient
+from penstock_proxy.http.client_control import STOPPING_HEAD_S, ControlledClient
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
 from penstock_proxy.http1 import parser, target_forms
@@ -34,22 +32,17 @@ from penstock_proxy.net.unread_input import has_unread
 
 _HEAD_REQUEST: Final = RequestLine(b"HEAD", b"", 1, 0)
 """Stands for a refused HEAD request: its response has no body."""
-_STOPPING_HEAD_S: Final = 1.0
-"""When the process stops, a client that has sent nothing yet gets this long for its request."""
 
 
-class ClientConnection(ClosingClient):
+class ClientConnection(ControlledClient):
     """The connection of one client."""
 
     __slots__ = (
         "_empty_line_bytes",
-        "_head_timer_runs",
         "_is_processing",
         "_line",
         "_prepared",
         "_repeated",
-        "_requests_left",
-        "exchange",
     )
 
     def __init__(
@@ -72,14 +65,9 @@ class ClientConnection(ClosingClient):
         self.proxy_header = proxy_header
         self.tls = tls
         self.buffer = b""
-        self.exchange: Exchange | None = None
         self.blocked = self.at_eof = False
         self.deadline = NEVER
         self.bucket = NEVER
-        self._head_timer_runs = True
-        """The deadline is the time-out of a head. False: it is keep-alive's or the exchange's."""
-        self._requests_left = service.config.limits.requests or -1
-        """Requests that the client may still send; below zero: no limit."""
         self._line: RequestLine | None = None
         self._prepared: PreparedRequest | None = None
         """The latest request, and its line. With the same again, its head is remembered."""
@@ -91,7 +79,7 @@ class ClientConnection(ClosingClient):
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
         service = self.service
-        seconds = _STOPPING_HEAD_S if service.stopping else service.timeouts.head
+        seconds = STOPPING_HEAD_S if service.stopping else service.timeouts.head
         service.timers.arm_in(self, seconds)
 
     def data_received(self, data: bytes) -> None:
@@ -289,91 +277,6 @@ class ClientConnection(ClosingClient):
             self._process_buffer()
         if self.at_eof:
             self._serve_the_last()
-
-    def retire(self) -> None:
-        """What it was accepted with holds no more: close it when it is idle, and let it serve at
-        most the request that it has, or the next one."""
-        if self.exchange is not None:
-            self.exchange.be_the_last()
-        elif self._discards:
-            if not self._closing:
-                self._end(linger=True)
-        elif self.is_kept_alive and not has_unread(self.transport.borrow()):
-            self._end(linger=False)
-        if self._requests_left:
-            self._requests_left = 1
-
-    def timeouts_changed(self, before: Timeouts) -> None:
-        """The service's time-outs were these: what the client waits for has the new ones."""
-        if self.exchange is not None:
-            self.exchange.timeouts_changed(before)
-        elif not (self._discards or self.blocked):
-            now = self.service.timeouts
-            head_s, idle_s = now.head - before.head, now.keepalive - before.keepalive
-            later_s = head_s if self._head_timer_runs else idle_s
-            self.service.timers.arm(self, self.deadline + later_s)
-
-    @property
-    def idle_since(self) -> float:
-        """Since when it has had no complete request; NEVER while it has one, or while the client
-        still takes its answer. One that has it and still sends is idle."""
-        if self._discarding is not None:
-            return self._discarding.since
-        if self.exchange is not None or self._closing or self.blocked:
-            return NEVER
-        timeouts = self.service.timeouts
-        if self._head_timer_runs:
-            return self.deadline - timeouts.head
-        since = self.deadline - timeouts.keepalive
-        # The end of its answer has `timeouts.body`, as everywhere.
-        return since + timeouts.body if self.transport.get_write_buffer_size() else since
-
-    @property
-    def is_kept_alive(self) -> bool:
-        """It is between two requests. False: its request has not come, or only in part."""
-        return not self._head_timer_runs
-
-    def end_idle(self, fault: Fault) -> bool:
-        """Close it, because another client needs its place. False: its request has just come."""
-        if self._discarding is not None:
-            self._stop_serving()
-            self.transport.abort()
-            return True
-        if has_unread(self.transport.borrow()):
-            return False
-        if self.buffer:
-            self.send_error(fault, None, keep_alive=False)
-        self._end(linger=False)
-        return True
-
-    def stop(self) -> None:
-        """Serve no new requests: close an idle connection, let others finish."""
-        if self._closing:
-            self._hurry()
-        elif self.exchange is not None:
-            return
-        elif not self._head_timer_runs:
-            self._end(linger=self._discards)
-        else:
-            self.service.timers.arm_in(self, _STOPPING_HEAD_S)
-
-    def cut(self) -> bool:
-        """The time to finish is over: end what is open, and let the client see that it was cut."""
-        exchange = self.exchange
-        if exchange is not None:
-            if exchange.status == 101:
-                return False
-            exchange.fail(STOP_TIMEOUT, "its time to finish was over")
-        unsent = self.transport.get_write_buffer_size() > 0
-        if unsent:
-            # It does not read. A response that we have whole and it has not is cut as well.
-            self._reset()
-            if exchange is None:
-                self.service.counters.errors[STOP_TIMEOUT.kind] += 1
-                self.service.counters.broken_off += 1
-        elif exchange is None:
-            self.stop()
-        return unsent or exchange is not None
 
     def expired(self, now: float) -> None:
         if self._discards:

@@ -2,6 +2,7 @@
 
 The fixture `harness` checks at the end of each test that nothing is left open or counted.
 `test_limits` proves the limits of a client connection.
+Covers `http/client_control`.
 """
 
 import pytest
