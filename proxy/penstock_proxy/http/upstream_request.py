@@ -16,6 +16,7 @@ from penstock_proxy.errors import (
     NO_WORKER,
     QUEUE_FULL,
     STOP_TIMEOUT,
+    WORKER_CLOSED,
     Fault,
     Side,
 )
@@ -183,6 +184,16 @@ class UpstreamRequest(ResponseReceiver):
             service.pool.failed(member, monotonic())
         final = "in the middle of an answer" if self.response_started else ""
         self._attempt_failed(failure, fault, "before it answered", final)
+
+    def discard_408(self, connection: WorkerConnection) -> bool:
+        """The worker closes a kept connection with a 408, which may have been sent before this
+        request came, and says that none has (RFC 9110 §15.5.9). True: the request is sent again."""
+        retry_state = self.retry_state or RetryState(self.client.service.config.retries)
+        if self._decide(retry_state, Failure.STALE, WORKER_CLOSED) is not RetryDecision.NEXT_WORKER:
+            return False
+        self.drop_connection()
+        self.worker_connection_lost(connection, WORKER_CLOSED, Failure.STALE)
+        return True
 
     def bad_response(self, fault: Fault, reason: str) -> None:
         """The response is malformed or missing: another worker may do better."""

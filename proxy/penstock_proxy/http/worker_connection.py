@@ -83,6 +83,11 @@ class ResponseReceiver:
         """
         raise NotImplementedError
 
+    def discard_408(self, connection: "WorkerConnection") -> bool:
+        """The worker closes a kept connection with a 408: it has not seen the request, but waited
+        for one for too long. True: the request is sent again, and has given up this connection."""
+        raise NotImplementedError
+
     def write_to_client(self, data: bytes, body: int) -> None:
         """Write a whole response to the client; `body` is how many of the bytes are its body."""
         raise NotImplementedError
@@ -242,8 +247,7 @@ class WorkerConnection:
         response, data = self._read_final_response(receiver, data)
         if response is None:
             return
-        if response.status == 101:
-            receiver.upgraded(self, response, data)
+        if response.status in (101, 408) and self._is_no_answer(receiver, response, data):
             return
         self._in_head = False
         self._set_framing(response, receiver)
@@ -258,6 +262,13 @@ class WorkerConnection:
             receiver.send_head(head)
             if data or self._body_left == 0:
                 self._read_body(receiver, data)
+
+    def _is_no_answer(self, receiver: ResponseReceiver, response: Response, rest: bytes) -> bool:
+        """Pass on what ends the use of this connection for HTTP, or for this request."""
+        if response.status == 101:
+            receiver.upgraded(self, response, rest)
+            return True
+        return response.close and self.used and receiver.discard_408(self)
 
     def _read_as_before(self, receiver: ResponseReceiver, data: bytes) -> bool:
         """Read a whole response that begins with the same head as the one before; False: it does

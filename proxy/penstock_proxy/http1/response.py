@@ -121,7 +121,7 @@ def parse_response(head: bytes) -> Response:
     max_idle_s, authenticates = (0.0, False) if close else _reuse(framing)
     client_head = b"\r\n".join(kept)
     has_length = framing.length != parser.NO_LENGTH and not framing.chunked
-    is_ordinary = 200 <= status < 500 and status not in (204, 304) and not authenticates
+    is_ordinary = 200 <= status < 500 and status not in (204, 304, 408) and not authenticates
     return Response(
         status,
         minor,
