@@ -179,11 +179,16 @@ class Pool:
         member = self._policy.pick(client, avoid)
         if member is None or member in avoid:
             return None
-        if member.active + 1 >= self._per_worker:
+        self.reserve(member)
+        return member
+
+    def reserve(self, member: Member) -> None:
+        """This member, which is not full, gets a request: nobody has picked it for that, or this
+        pool has. The caller increments its `active`."""
+        if 0 < self._per_worker <= member.active + 1 and not member.is_full:
             member.is_full = True
             self._full.add(member)
-            self.available -= 1
-        return member
+            self._count_available()
 
     def released(self, member: Member) -> bool:
         """A member that was full or is ordered by its load has one request less. Returns True if

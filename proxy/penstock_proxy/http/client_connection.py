@@ -1,35 +1,28 @@
 """A connection from a client: where requests are read.
 
-Owns: one client's connection, which bytes on it are a head, a body or the next request,
-and how it is closed. Must not know: workers (`exchange`), how a request is forwarded.
+Owns: one client's connection, which bytes on it are a head, a body or the next request, and when
+it is closed. Must not know: workers (`exchange`), how a request is forwarded, how it is closed
+(`client_closing`, a base), what the service wants of it (`client_control`, its base).
 
 The requests of one connection are answered in order, one at a time. Pipelined requests wait
 in a buffer up to the size of a head, and beyond that in the kernel.
-
-A connection that is closed while its client still sends gets a lingering close: it is shut
-down for writing first, and read until the client has had time to see the response. A plain
-close would make the kernel reset the connection, and the client would lose the response.
 """
 
-import struct
-from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, Final
 
-from penstock_proxy.config import Timeouts
 from penstock_proxy.errors import (
     BAD_REQUEST,
     HEAD_TIMEOUT,
     HEAD_TOO_LARGE,
-    STOP_TIMEOUT,
     TARGET_TOO_LONG,
     Fault,
     RejectedError,
-    status_line,
 )
-from penstock_proxy.http.client_identity import ClientIdentity
+from penstock_proxy.http.client_control import STOPPING_HEAD_S, ControlledClient
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
 from penstock_proxy.http1 import parser, target_forms
+from penstock_proxy.http1.error_response import error_response
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import MAX_CACHED_HEAD, PreparedRequest, RepeatedHead
 from penstock_proxy.net.half_closed import has_left
@@ -37,28 +30,19 @@ from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.net.unread_input import has_unread
 
-_LINGER_S: Final = 2.0
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER of zero seconds: closing resets the connection."""
 _HEAD_REQUEST: Final = RequestLine(b"HEAD", b"", 1, 0)
 """Stands for a refused HEAD request: its response has no body."""
-_STOPPING_HEAD_S: Final = 1.0
-"""When the process stops, a client that has sent nothing yet gets this long for its request."""
 
 
-class ClientConnection(ClientIdentity):
+class ClientConnection(ControlledClient):
     """The connection of one client."""
 
     __slots__ = (
-        "_closing",
         "_empty_line_bytes",
-        "_head_timer_runs",
         "_is_processing",
         "_line",
         "_prepared",
         "_repeated",
-        "_requests_left",
-        "exchange",
     )
 
     def __init__(
@@ -81,14 +65,9 @@ class ClientConnection(ClientIdentity):
         self.proxy_header = proxy_header
         self.tls = tls
         self.buffer = b""
-        self.exchange: Exchange | None = None
         self.blocked = self.at_eof = False
         self.deadline = NEVER
         self.bucket = NEVER
-        self._head_timer_runs = True
-        """The deadline is the time-out of a head. False: it is keep-alive's or the exchange's."""
-        self._requests_left = service.config.limits.requests or -1
-        """Requests that the client may still send; below zero: no limit."""
         self._line: RequestLine | None = None
         self._prepared: PreparedRequest | None = None
         """The latest request, and its line. With the same again, its head is remembered."""
@@ -96,19 +75,20 @@ class ClientConnection(ClientIdentity):
         self._empty_line_bytes = 0
         """Bytes of empty lines that were skipped before requests."""
         self._is_processing = False
-        self._closing = False
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
         service = self.service
-        seconds = _STOPPING_HEAD_S if service.stopping else service.timeouts.head
+        seconds = STOPPING_HEAD_S if service.stopping else service.timeouts.head
         service.timers.arm_in(self, seconds)
 
     def data_received(self, data: bytes) -> None:
         self.service.counters.received += len(data)
         exchange = self.exchange
         if exchange is None or exchange.request_done:
-            if self._closing:
+            if self._discards:
+                if self._discard(data):
+                    self._await_request()
                 return
             repeated = self._repeated
             if (
@@ -257,22 +237,16 @@ class ClientConnection(ClientIdentity):
 
     def send_error(self, fault: Fault, line: RequestLine | None, *, keep_alive: bool) -> int:
         """Send an error response, with one line of text. Returns the size of its body."""
-        body = b"" if line and line.method == b"HEAD" else f"{fault.text}\n".encode()
-        head = (
-            f"{status_line(fault)}"
-            f"Content-Type: text/plain; charset=utf-8\r\n"
-            f"Content-Length: {len(fault.text) + 1}\r\n"
+        option = "close"
+        if keep_alive:
+            option = "" if line is None or line.minor else "keep-alive"
+        has_body = line is None or line.method != b"HEAD"
+        data, size = error_response(
+            fault, self.service.retry_after(fault), option, has_body=has_body
         )
-        if fault.status == 503:
-            head += f"Retry-After: {self.service.retry_after(fault)}\r\n"
-        if not keep_alive:
-            head += "Connection: close\r\n"
-        elif line and not line.minor:
-            head += "Connection: keep-alive\r\n"
-        data = head.encode() + b"\r\n" + body
         self.service.counters.sent += len(data)
         self.transport.write(data)
-        return len(body)
+        return size
 
     def exchange_over(self, *, keep_alive: bool, truncated: bool) -> None:
         """The exchange has ended: start the next request, or close the connection."""
@@ -282,8 +256,19 @@ class ClientConnection(ClientIdentity):
             if truncated:
                 self._close_truncated(reset=not exchange.line.minor)
             else:
-                self._end(linger=not exchange.request_done or bool(self.buffer))
+                self._end(linger=self._may_send(exchange))
             return
+        self._await_request()
+
+    def _may_send(self, exchange: Exchange) -> bool:
+        """Does its client still send? One that has not asked for the close may have begun."""
+        if not exchange.request_done or self.buffer:
+            return True
+        asked_for_close = exchange.prepared.close or not exchange.line.minor
+        return not asked_for_close and has_unread(self.transport.borrow())
+
+    def _await_request(self) -> None:
+        """Read the next request."""
         timeouts = self.service.timeouts
         # Blocked: the client has not taken its answer yet, and has as long as for any other.
         self.service.timers.arm_in(self, timeouts.body if self.blocked else timeouts.keepalive)
@@ -293,112 +278,9 @@ class ClientConnection(ClientIdentity):
         if self.at_eof:
             self._serve_the_last()
 
-    def _end(self, *, linger: bool) -> None:
-        """Close when all is written; `linger`: the client may still send."""
-        self._closing = True
-        self.buffer = b""
-        if linger and not (self.at_eof or self.transport.is_closing()):
-            self.transport.write_eof()
-            self.transport.resume_reading()
-            self.service.timers.arm_in(self, _LINGER_S)
-        else:
-            self.transport.close()
-            self.service.timers.arm_in(self, self.service.timeouts.body)
-
-    def _close_truncated(self, *, reset: bool) -> None:
-        """Close in the middle of a response.
-
-        `reset`: so that an HTTP/1.0 client does not take the end for the end of the body.
-        """
-        if reset:
-            self._reset()
-        self.transport.break_off()
-        self._closing = True
-        self.service.timers.arm_in(self, self.service.timeouts.body)
-
-    def _reset(self) -> None:
-        """Close now, and reset the connection. What is unsent is lost, and the client sees it."""
-        if (sock := self.transport.borrow()) is not None:
-            sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
-        self.transport.abort()
-
-    def retire(self) -> None:
-        """What it was accepted with holds no more: close it when it is idle, and let it serve at
-        most the request that it has, or the next one."""
-        if self.exchange is not None:
-            self.exchange.be_the_last()
-        elif self.is_kept_alive and not (self._closing or has_unread(self.transport.borrow())):
-            self._end(linger=False)
-        if self._requests_left:
-            self._requests_left = 1
-
-    def timeouts_changed(self, before: Timeouts) -> None:
-        """The service's time-outs were these: what the client waits for has the new ones."""
-        if self.exchange is not None:
-            self.exchange.timeouts_changed(before)
-        elif not (self._closing or self.blocked):
-            now = self.service.timeouts
-            head_s, idle_s = now.head - before.head, now.keepalive - before.keepalive
-            later_s = head_s if self._head_timer_runs else idle_s
-            self.service.timers.arm(self, self.deadline + later_s)
-
-    @property
-    def idle_since(self) -> float:
-        """Since when it has had no complete request; NEVER while it has one, or while the client
-        still takes its answer."""
-        if self.exchange is not None or self._closing or self.blocked:
-            return NEVER
-        timeouts = self.service.timeouts
-        if self._head_timer_runs:
-            return self.deadline - timeouts.head
-        since = self.deadline - timeouts.keepalive
-        # The end of its answer has `timeouts.body`, as everywhere.
-        return since + timeouts.body if self.transport.get_write_buffer_size() else since
-
-    @property
-    def is_kept_alive(self) -> bool:
-        """It is between two requests. False: its request has not come, or only in part."""
-        return not self._head_timer_runs
-
-    def end_idle(self, fault: Fault) -> bool:
-        """Close it, because another client needs its place. False: its request has just come."""
-        if has_unread(self.transport.borrow()):
-            return False
-        if self.buffer:
-            self.send_error(fault, None, keep_alive=False)
-        self._end(linger=False)
-        return True
-
-    def stop(self) -> None:
-        """Serve no new requests: close an idle connection, let others finish."""
-        if self.exchange is not None or self._closing:
-            return
-        if not self._head_timer_runs:
-            self._end(linger=False)
-        else:
-            self.service.timers.arm_in(self, _STOPPING_HEAD_S)
-
-    def cut(self) -> bool:
-        """The time to finish is over: end what is open, and let the client see that it was cut."""
-        exchange = self.exchange
-        if exchange is not None:
-            if exchange.status == 101:
-                return False
-            exchange.fail(STOP_TIMEOUT, "its time to finish was over")
-        unsent = self.transport.get_write_buffer_size() > 0
-        if unsent:
-            # It does not read. A response that we have whole and it has not is cut as well.
-            self._reset()
-            if exchange is None:
-                self.service.counters.errors[STOP_TIMEOUT.kind] += 1
-                self.service.counters.broken_off += 1
-        elif exchange is None:
-            self.stop()
-        return unsent or exchange is not None
-
     def expired(self, now: float) -> None:
-        if self._closing:
-            self.transport.abort()
+        if self._discards:
+            self._discarding_expired(now)
         elif self.exchange is not None:
             was_blocked = self.blocked
             self.exchange.expired(now)
@@ -412,10 +294,6 @@ class ClientConnection(ClientIdentity):
         else:
             self._end(linger=False)
 
-    def _abort_if_closing(self) -> None:
-        if self._closing:
-            self.transport.abort()
-
     def pause_writing(self) -> None:
         self.blocked = True
         if self.exchange is not None and self.exchange.connection is not None:
@@ -423,7 +301,7 @@ class ClientConnection(ClientIdentity):
 
     def resume_writing(self) -> None:
         self.blocked = False
-        if self._closing:
+        if self._discards:
             return
         if self.exchange is None:
             self.service.timers.arm_in(self, self.service.timeouts.keepalive)
@@ -468,6 +346,7 @@ class ClientConnection(ClientIdentity):
         self._closing = True
         if self.exchange is not None:
             self.exchange.client_disconnected()
+        self._stop_serving()
         self.service.timers.disarm(self)
         self.service.clients.discard(self)
         self.service.client_closed(self.counted_address)

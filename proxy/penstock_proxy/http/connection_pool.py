@@ -16,7 +16,11 @@ A connection on which anything has come since its last response, or its end, car
 What the reactor found in this turn was read before the request was; where it may not have looked,
 the kernel is asked (`Transport.is_quiet`). What is left is the time from the reactor's poll to the
 write at the end of the turn. What comes then is in the kernel behind the request, and cannot be
-told from a quick response: HTTP/1.1 does not number them.
+told from a quick response: HTTP/1.1 does not number them. A 408 can: it says that the worker has
+seen no request (`upstream_request.discard_408`).
+
+A connection that was authenticated as a whole is kept for one client, see
+docs/decisions/0018-authenticated-connections.md.
 """
 
 from collections import deque
@@ -26,7 +30,7 @@ from typing import Final
 
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.pool import Member
-from penstock_proxy.http.worker_connection import ResponseReceiver, WorkerConnection
+from penstock_proxy.http.worker_connection import Binding, ResponseReceiver, WorkerConnection
 from penstock_proxy.http1.response import IDLE_S, ResponseHeads
 from penstock_proxy.net import tcp_info
 from penstock_proxy.net.connector import Connecting, connect, error_text, fault_of
@@ -49,6 +53,7 @@ class ConnectionPool:
     """The connections of one service to its workers."""
 
     __slots__ = (
+        "_bound",
         "_closes_after",
         "_idle",
         "_max_idle",
@@ -68,12 +73,14 @@ class ConnectionPool:
         self._responses = ResponseHeads(response_limit)
         self._single_responses = ResponseHeads(response_limit, keeps_alive=False)
         """Of connections with a PROXY header: each belongs to one client, and carries one
-        request."""
+        request, if it is not authenticated."""
         self._wanted_idle = max_idle
         # The others have no header, and would be used for clients that need one.
         self._max_idle = 0 if service.proxy_version else max_idle
         self._idle: dict[int, deque[WorkerConnection]] = {}
         """By number of the worker; the most recently used is at the right."""
+        self._bound: dict[WorkerConnection, None] = {}
+        """Those of one client each that are idle; the most recently used is the last."""
         self._closes_after: dict[int, tuple[float, float]] = {}
         """By number of the worker: after how many idle seconds it closed a connection, and until
         when this is remembered."""
@@ -150,24 +157,36 @@ class ConnectionPool:
 
         It is one that the worker is not expected to close yet.
         """
-        closes_after, until = self._closes_after.get(member.number, (IDLE_S, 0.0))
-        if until < now:
-            closes_after = IDLE_S
         while (connection := self.take(member, now)) is not None:
-            if now - connection.idle_since >= min(closes_after, connection.max_idle_s) - _SPARE_S:
+            if self._may_close_soon(connection, now):
                 # The others have been idle for longer.
                 self._idle[member.number].append(connection)
                 return None
-            connection.acked_before = tcp_info.acknowledged(connection.transport)
-            if connection.acked_before != tcp_info.CLOSED:
+            if self._is_established(connection, now):
                 return connection
-            self.note_idle_close(connection, now)
-            connection.transport.close()
         return None
+
+    def _may_close_soon(self, connection: WorkerConnection, now: float) -> bool:
+        closes_after, until = self._closes_after.get(connection.member.number, (IDLE_S, 0.0))
+        if until < now:
+            closes_after = IDLE_S
+        return now - connection.idle_since >= min(closes_after, connection.max_idle_s) - _SPARE_S
+
+    def _is_established(self, connection: WorkerConnection, now: float) -> bool:
+        """Ask the kernel. False: the worker has closed the connection, and now so have we."""
+        connection.acked_before = tcp_info.acknowledged(connection.transport)
+        if connection.acked_before != tcp_info.CLOSED:
+            return True
+        self.note_idle_close(connection, now)
+        connection.transport.close()
+        return False
 
     def put(self, connection: WorkerConnection, now: float) -> None:
         """Put a connection back for the next request, or close it."""
         member, transport = connection.member, connection.transport
+        if connection.binding is not None:
+            self._put_bound(connection, now)
+            return
         # Looked at first: a worker that was removed leaves nothing behind.
         if member.state is not _UP or self.stopping:
             transport.abort()
@@ -182,6 +201,48 @@ class ConnectionPool:
         connection.idle_since = now
         idle.append(connection)
 
+    # -- connections that belong to one client
+    #
+    # They are no more than clients, and `fd_budget` counts two descriptors for each client. So they
+    # need no other limit, and none is ended for others (`end_oldest`) while its client is there.
+
+    def bind(self, connection: WorkerConnection, binding: Binding) -> None:
+        """Only this client may use the connection from now on, until one of both ends."""
+        if connection.binding is None:
+            binding.end()
+            connection.bind(binding, self._responses)
+
+    def take_bound(self, connection: WorkerConnection, now: float, *, may_repeat: bool) -> bool:
+        """Take a client's own connection for its next request. False: that would not be safe, and
+        it is closed.
+
+        `may_repeat`: the request can be sent again if the worker closes it meanwhile.
+        """
+        if connection not in self._bound:
+            # It was dropped, and is about to be closed.
+            return False
+        del self._bound[connection]
+        if not connection.transport.is_quiet():
+            return False
+        if may_repeat:
+            if connection.idle_since + connection.max_idle_s >= now:
+                return True
+        elif not self._may_close_soon(connection, now):
+            return self._is_established(connection, now)
+        connection.transport.close()
+        return False
+
+    def _put_bound(self, connection: WorkerConnection, now: float) -> None:
+        """Keep it for its client. In panic mode that may be a worker that is not in the rotation:
+        an authentication takes several requests."""
+        member = connection.member
+        if self.stopping or not (member.state is _UP or member in self._service.pool.eligible):
+            connection.transport.abort()
+            return
+        connection.transport.resume_reading()
+        connection.idle_since = now
+        self._bound[connection] = None
+
     def note_idle_close(self, connection: WorkerConnection, now: float) -> None:
         """Note that the worker closed a connection while it was idle, and after how long."""
         seconds = now - connection.idle_since
@@ -192,6 +253,12 @@ class ConnectionPool:
 
     def _forget(self, connection: WorkerConnection) -> None:
         """Forget a connection that is lost."""
+        binding = connection.binding
+        if binding is not None:
+            self._bound.pop(connection, None)
+            if binding.connection is connection:
+                binding.connection = None
+            return
         idle = self._idle.get(connection.member.number)
         if idle and connection in idle:
             idle.remove(connection)
@@ -199,8 +266,12 @@ class ConnectionPool:
     def drop(self, number: int) -> None:
         """Close a worker's idle connections: it is out of the rotation, or removed."""
         self._closes_after.pop(number, None)
-        if idle := self._idle.pop(number, None):
-            self._close(idle)
+        dropped = [*self._idle.pop(number, ())]
+        for connection in [one for one in self._bound if one.member.number == number]:
+            del self._bound[connection]
+            dropped.append(connection)
+        if dropped:
+            self._close(dropped)
 
     def _close(self, connections: Iterable[WorkerConnection]) -> None:
         """Close all of these, which are not among the idle ones any more."""
@@ -210,6 +281,8 @@ class ConnectionPool:
         """Close the idle connections of all workers."""
         for number in tuple(self._idle):
             self.drop(number)
+        while self._bound:
+            self._bound.popitem()[0].transport.close()
 
     def end_oldest(self, count: int) -> int:
         """Close up to `count` connections to free descriptors, those idle for longest first,
@@ -238,6 +311,12 @@ class ConnectionPool:
         for idle in self._idle.values():
             while idle and idle[0].idle_since + idle[0].max_idle_s < now:
                 overdue.append(idle.popleft())
+        while self._bound:
+            oldest = next(iter(self._bound))
+            if oldest.idle_since + oldest.max_idle_s >= now:
+                break
+            del self._bound[oldest]
+            overdue.append(oldest)
         if overdue:
             self._close(overdue)
         for number in [n for n, (_, until) in self._closes_after.items() if until < now]:

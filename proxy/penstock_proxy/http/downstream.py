@@ -11,6 +11,7 @@ native ones.
 from penstock_proxy.errors import Fault
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.open_clients import ClientHandle
+from penstock_proxy.http.worker_connection import Binding
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.net.transport import Transport
 
@@ -21,6 +22,7 @@ class Downstream(ClientHandle):
     __slots__ = (
         "address",
         "at_eof",
+        "binding",
         "blocked",
         "bucket",
         "buffer",
@@ -38,6 +40,8 @@ class Downstream(ClientHandle):
     """It sends no more, and waits for the rest of its responses."""
     service: HttpContext
     transport: Transport
+    binding: Binding | None
+    """None: it has never had a connection to a worker for itself."""
     address: str
     """The client's address, perhaps as a trusted proxy reported it; empty for a unix socket."""
     proxy_header: bytes
@@ -56,6 +60,10 @@ class Downstream(ClientHandle):
 
     def exchange_over(self, *, keep_alive: bool, truncated: bool) -> None:
         """The exchange has ended; `truncated`: in the middle of the response."""
+        raise NotImplementedError
+
+    def skip(self, size: int) -> None:
+        """So much of the last request's body has not come yet: the next request is behind it."""
         raise NotImplementedError
 
     def expired(self, now: float) -> None:

@@ -16,6 +16,7 @@ from penstock_proxy import errors
 from penstock_proxy.config import Timeouts
 from penstock_proxy.errors import Fault, RejectedError
 from penstock_proxy.http import upgrade
+from penstock_proxy.http.client_closing import MAX_SKIPPED
 from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.upstream_request import UpstreamRequest
 from penstock_proxy.http.worker_connection import LENGTH, BodyFraming, WorkerConnection
@@ -78,6 +79,8 @@ class Exchange(UpstreamRequest):
     def send_request(self, connection: WorkerConnection) -> None:
         """Send all of the request that has arrived over this connection."""
         self.connection = connection
+        if self.prepared.authenticates:
+            self.bind(connection)
         if self.client.blocked:
             connection.transport.pause_reading()
         body = self._body
@@ -155,7 +158,7 @@ class Exchange(UpstreamRequest):
             self.write_to_client(response.head + b"\r\n", 0)
             self.resume_upload()
 
-    def response_head(self, response: Response, framing: BodyFraming, *, complete: bool) -> bytes:
+    def response_head(self, response: Response, framing: BodyFraming) -> bytes:
         """Record the worker's response, and return the head for the client."""
         client = self.client
         service = client.service
@@ -168,6 +171,7 @@ class Exchange(UpstreamRequest):
                 return b""
         elif member.consecutive_failures:
             service.pool.succeeded(member)
+        self._keep_alive = self._keep_alive and self._may_keep_alive()
         self.response_started = self._anything_sent = True
         self._head = b""
         if self._body is not None:
@@ -176,9 +180,6 @@ class Exchange(UpstreamRequest):
         self.first_byte_s = now - self.started
         service.counters.first_byte.observe(self.first_byte_s)
         minor = self.line.minor
-        # The response is complete before the request: the rest of the body is not read.
-        early = complete and not self.request_done
-        self._keep_alive = self._keep_alive and not early and not service.stopping
         fields = b"\r\n"
         if framing is not LENGTH:
             # The client gets chunks however the worker framed the body, or for HTTP/1.0 the
@@ -191,6 +192,20 @@ class Exchange(UpstreamRequest):
         elif not minor:
             fields = b"Connection: keep-alive\r\n" + fields
         return response.head + fields
+
+    def _may_keep_alive(self) -> bool:
+        """May the client be told, with the head of its response, that its connection is kept?
+
+        The response may end before the request does. Then the rest of the body is read, if it is
+        small. Otherwise, or if that is not known, the client has to know it now. So it has if it
+        waits for a 100: it may send the body all the same, or the next request.
+        """
+        body = self._body
+        if self.client.service.stopping:
+            return False
+        if self.request_done or body is None:
+            return True
+        return 0 <= body.left <= MAX_SKIPPED and not self._awaits_continue()
 
     def whole_response(self, response: Response, body: bytes) -> bool:
         """Forward a whole response in which nothing has to be decided: most of them.
@@ -239,7 +254,9 @@ class Exchange(UpstreamRequest):
         """The response is complete."""
         if self._sends_chunks:
             self.write_to_client(b"0\r\n" + trailers + b"\r\n", 0)
-        self._finish(monotonic(), NO_FAULT, keep_alive=self._keep_alive and self.request_done)
+        self._finish(monotonic(), NO_FAULT, keep_alive=self._keep_alive)
+        if self._body is not None and not self.request_done:
+            self.client.skip(self._body.left)
 
     def upgraded(self, connection: WorkerConnection, response: Response, rest: bytes) -> None:
         """The worker switches to another protocol: from now on both connections are a duplex."""

@@ -16,6 +16,7 @@ from penstock_proxy.errors import (
     NO_WORKER,
     QUEUE_FULL,
     STOP_TIMEOUT,
+    WORKER_CLOSED,
     Fault,
     Side,
 )
@@ -27,7 +28,7 @@ from penstock_proxy.http.retry import (
     RetryState,
     closed_while_idle,
 )
-from penstock_proxy.http.worker_connection import ResponseReceiver, WorkerConnection
+from penstock_proxy.http.worker_connection import Binding, ResponseReceiver, WorkerConnection
 from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.http1.request_body import MAX_REPLAYED
 from penstock_proxy.net.tcp_info import acknowledged
@@ -58,6 +59,13 @@ class UpstreamRequest(ResponseReceiver):
         client, retry_state = self.client, self.retry_state
         service = client.service
         if retry_state is None:
+            binding = client.binding
+            if (
+                binding is not None
+                and binding.connection is not None
+                and self._dispatch_bound(binding.connection)
+            ):
+                return
             member = service.pool.pick(client.address)
         else:
             member = self._pick_another(retry_state)
@@ -73,6 +81,35 @@ class UpstreamRequest(ResponseReceiver):
             return
         self.expire_in(service.timeouts.connect)
         service.connections.connect(member, self, client.proxy_header)
+
+    def _dispatch_bound(self, connection: WorkerConnection) -> bool:
+        """Send it over the client's own connection, or let it wait for the worker of that. False:
+        any worker may have it, because that connection has ended, or can carry it no more."""
+        service, member = self.client.service, connection.member
+        if member.is_full and not connection.transport.is_closing():
+            self.wait()
+            return True
+        framing = self.prepared.framing
+        may_repeat = (
+            self.line.method in IDEMPOTENT
+            and not framing.chunked
+            and framing.length <= MAX_REPLAYED
+        )
+        if not service.connections.take_bound(connection, monotonic(), may_repeat=may_repeat):
+            return False
+        service.pool.reserve(member)
+        self.member = member
+        member.active += 1
+        connection.start_request(self)
+        self.send_request(connection)
+        return True
+
+    def bind(self, connection: WorkerConnection) -> None:
+        """The connection is being authenticated: only this client may use it from now on."""
+        client = self.client
+        if client.binding is None:
+            client.binding = Binding()
+        client.service.connections.bind(connection, client.binding)
 
     def _reusable(self, member: Member) -> WorkerConnection | None:
         """An idle connection that is safe for this request even if its worker closes it, if any."""
@@ -147,6 +184,16 @@ class UpstreamRequest(ResponseReceiver):
             service.pool.failed(member, monotonic())
         final = "in the middle of an answer" if self.response_started else ""
         self._attempt_failed(failure, fault, "before it answered", final)
+
+    def discard_408(self, connection: WorkerConnection) -> bool:
+        """The worker closes a kept connection with a 408, which may have been sent before this
+        request came, and says that none has (RFC 9110 §15.5.9). True: the request is sent again."""
+        retry_state = self.retry_state or RetryState(self.client.service.config.retries)
+        if self._decide(retry_state, Failure.STALE, WORKER_CLOSED) is not RetryDecision.NEXT_WORKER:
+            return False
+        self.drop_connection()
+        self.worker_connection_lost(connection, WORKER_CLOSED, Failure.STALE)
+        return True
 
     def bad_response(self, fault: Fault, reason: str) -> None:
         """The response is malformed or missing: another worker may do better."""

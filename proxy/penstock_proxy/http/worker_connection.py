@@ -61,15 +61,18 @@ class ResponseReceiver:
         """Connecting to the worker failed."""
         raise NotImplementedError
 
+    def bind(self, connection: "WorkerConnection") -> None:
+        """The connection is being authenticated: nobody else may use it from now on."""
+        raise NotImplementedError
+
     def interim_response(self, response: Response) -> None:
         """A 1xx response other than 101 was received."""
         raise NotImplementedError
 
-    def response_head(self, response: Response, framing: BodyFraming, *, complete: bool) -> bytes:
+    def response_head(self, response: Response, framing: BodyFraming) -> bytes:
         """The head of the final response was received; returns the head for the client.
 
-        `complete`: the whole body was received with it. Empty: the response is discarded, and
-        the receiver has given up this connection.
+        Empty: the response is discarded, and the receiver has given up this connection.
         """
         raise NotImplementedError
 
@@ -78,6 +81,11 @@ class ResponseReceiver:
 
         Returns False if something about it has to be decided: then it is to be read step by step.
         """
+        raise NotImplementedError
+
+    def discard_408(self, connection: "WorkerConnection") -> bool:
+        """The worker closes a kept connection with a 408: it has not seen the request, but waited
+        for one for too long. True: the request is sent again, and has given up this connection."""
         raise NotImplementedError
 
     def write_to_client(self, data: bytes, body: int) -> None:
@@ -123,6 +131,21 @@ class ResponseReceiver:
         raise NotImplementedError
 
 
+class Binding:
+    """A client that has a connection to a worker for itself, as long as both are there."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self) -> None:
+        self.connection: WorkerConnection | None = None
+
+    def end(self) -> None:
+        """The client sends no more requests."""
+        connection, self.connection = self.connection, None
+        if connection is not None and connection.receiver is None:
+            connection.transport.close()
+
+
 class WorkerConnection:
     """One connection to a worker. `receiver` is None while it is idle."""
 
@@ -138,6 +161,7 @@ class WorkerConnection:
         "_on_lost",
         "_responses",
         "acked_before",
+        "binding",
         "blocked",
         "idle_since",
         "max_idle_s",
@@ -162,6 +186,8 @@ class WorkerConnection:
         self.member = member
         self.receiver: ResponseReceiver | None = receiver
         self._responses = responses
+        self.binding: Binding | None = None
+        """The client that alone may use it; None: all may."""
         self.used = False
         """It has carried a request before: the worker may have closed it while it was idle."""
         self.max_idle_s = 0.0
@@ -186,6 +212,11 @@ class WorkerConnection:
         self.transport = transport
         assert self.receiver is not None
         self.receiver.connected(self)
+
+    def bind(self, binding: Binding, responses: ResponseHeads) -> None:
+        """Belong to this client from now on, until this connection ends."""
+        self.binding, binding.connection = binding, self
+        self._responses = responses
 
     def start_request(self, receiver: ResponseReceiver) -> None:
         """Carry another request. The caller writes it."""
@@ -216,16 +247,14 @@ class WorkerConnection:
         response, data = self._read_final_response(receiver, data)
         if response is None:
             return
-        if response.status == 101:
-            receiver.upgraded(self, response, data)
+        if response.status in (101, 408) and self._is_no_answer(receiver, response, data):
             return
         self._in_head = False
         self._set_framing(response, receiver)
-        complete = self._framing is LENGTH and len(data) >= self._body_left
-        head = receiver.response_head(response, self._framing, complete=complete)
+        head = receiver.response_head(response, self._framing)
         if not head:
             return
-        if complete and len(data) == self._body_left:
+        if self._framing is LENGTH and len(data) == self._body_left:
             # The whole response in one read: one write, and no state to keep.
             receiver.write_to_client(head + data, len(data))
             self._complete(receiver, b"")
@@ -233,6 +262,13 @@ class WorkerConnection:
             receiver.send_head(head)
             if data or self._body_left == 0:
                 self._read_body(receiver, data)
+
+    def _is_no_answer(self, receiver: ResponseReceiver, response: Response, rest: bytes) -> bool:
+        """Pass on what ends the use of this connection for HTTP, or for this request."""
+        if response.status == 101:
+            receiver.upgraded(self, response, rest)
+            return True
+        return response.close and self.used and receiver.discard_408(self)
 
     def _read_as_before(self, receiver: ResponseReceiver, data: bytes) -> bool:
         """Read a whole response that begins with the same head as the one before; False: it does
@@ -274,6 +310,8 @@ class WorkerConnection:
 
     def _set_framing(self, response: Response, receiver: ResponseReceiver) -> None:
         self.max_idle_s = response.max_idle_s
+        if response.authenticates:
+            receiver.bind(self)
         self._body_left = NO_LENGTH
         if receiver.line.method == b"HEAD" or response.status in (204, 304):
             self._framing = LENGTH

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 from penstock_proxy.config import Forwarding, ServiceConfig
 from penstock_proxy.errors import BAD_REQUEST
-from penstock_proxy.http1 import forwarded, parser
+from penstock_proxy.http1 import authentication, forwarded, parser
 from penstock_proxy.http1.fields import NOT_IN_TRAILERS, NOT_TO_WORKERS, REWRITTEN, keep_trailers
 from penstock_proxy.http1.forwarded import FieldValues, ForwardedInfo
 from penstock_proxy.http1.parser import Framing, RequestLine
@@ -29,7 +29,7 @@ from penstock_worker.net.trusted_proxies import TrustedProxies
 
 _DROPPED: Final = NOT_TO_WORKERS | {b"expect"}
 """The proxy writes what it passes on of Expect itself, as it does with the others."""
-_READ_FIELDS: Final = REWRITTEN | {b"te", b"via"}
+_READ_FIELDS: Final = REWRITTEN | authentication.CREDENTIALS | {b"te", b"via"}
 _AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")
 _HTTP_PROTOCOLS: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
 """Protocols of Upgrade that carry HTTP: h2c, HTTP by its version, HTTP over TLS (RFC 2817)."""
@@ -58,6 +58,8 @@ class PreparedRequest(NamedTuple):
     keep_alive: bool
     expects_continue: bool
     """The client waits for 100 before it sends its body."""
+    authenticates: bool
+    """It authenticates the worker's connection, and not only itself."""
 
 
 class RepeatedHead(NamedTuple):
@@ -204,6 +206,11 @@ class HeaderRewriter:
             close=b"close" in framing.connection,
             keep_alive=b"keep-alive" in framing.connection and b"close" not in framing.connection,
             expects_continue=expects_continue,
+            authenticates=any(
+                authentication.is_of_connection(value)
+                for name in authentication.CREDENTIALS
+                for value in received.get(name, ())
+            ),
         )
 
     def _forwarding_fields(

@@ -11,7 +11,7 @@ from typing import Final
 
 from penstock_proxy.errors import BAD_REQUEST, BODY_TOO_LARGE, RejectedError
 from penstock_proxy.http1.chunked import Chunked
-from penstock_proxy.http1.parser import Framing
+from penstock_proxy.http1.parser import NO_LENGTH, Framing
 from penstock_proxy.http1.request import request_trailers
 
 MAX_REPLAYED: Final = 64 << 10
@@ -57,6 +57,11 @@ class RequestBody:
     def is_too_large(self) -> bool:
         """Is its Content-Length above the limit?"""
         return 0 < self._max_size < self._left
+
+    @property
+    def left(self) -> int:
+        """Bytes that have not come yet; below zero: that is not known."""
+        return NO_LENGTH if self._chunked is not None else self._left
 
     def start_timing(self, now: float) -> None:
         """Measure the client's rate from now on: before, we did not read."""

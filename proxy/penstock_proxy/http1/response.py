@@ -10,7 +10,7 @@ from email.utils import formatdate
 from typing import Final, NamedTuple
 
 from penstock_proxy.errors import BAD_RESPONSE, RejectedError
-from penstock_proxy.http1 import parser
+from penstock_proxy.http1 import authentication, parser
 from penstock_proxy.http1.fields import HOP_BY_HOP, NOT_IN_TRAILERS, keep_trailers
 from penstock_proxy.http1.parser import Framing
 
@@ -34,6 +34,8 @@ class Response(NamedTuple):
     """The worker's connection cannot be reused."""
     max_idle_s: float
     """How long the connection may be idle before it is reused; 0: it cannot be reused."""
+    authenticates: bool
+    """It is a step of an authentication of the worker's connection, and that can be reused."""
     upgrade: bytes
     head: bytes
     """Status line and fields, with Content-Length if there is one, without the empty line."""
@@ -55,7 +57,8 @@ class ResponseHeads:
     """Parses response heads, with a cache: a worker's heads are the same bytes for a second."""
 
     def __init__(self, limit: int = parser.MAX_RESPONSE_HEAD, *, keeps_alive: bool = True) -> None:
-        """`limit`: bytes of one head. `keeps_alive`: connections may be used again."""
+        """`limit`: bytes of one head. `keeps_alive`: connections may be used again. If not, only
+        those may that are authenticated: by their own client."""
         self._limit = limit
         self._keeps_alive = keeps_alive
         self._cache: dict[bytes, Response] = {}
@@ -95,7 +98,7 @@ class ResponseHeads:
             self.check(len(head))
             response = parse_response(head, self._date)
             self._has_undated = self._has_undated or not response.is_dated
-            if not self._keeps_alive:
+            if not (self._keeps_alive or response.authenticates):
                 response = response._replace(max_idle_s=0.0)
             if len(head) <= _MAX_CACHED_HEAD:
                 if len(self._cache) >= _CACHED_HEADS:
@@ -147,31 +150,39 @@ def parse_response(head: bytes, date: bytes = b"") -> Response:
         # RFC 9110 §15.5.22: the client has to learn what is required.
         kept.append(b"Connection: Upgrade\r\nUpgrade: " + protocols)
     kept.append(b"")
+    max_idle_s, authenticates = (0.0, False) if close else _reuse(framing)
     client_head = b"\r\n".join(kept)
     has_length = framing.length != parser.NO_LENGTH and not framing.chunked
+    is_ordinary = 200 <= status < 500 and status not in (204, 304, 408) and not authenticates
     return Response(
         status,
         minor,
         framing.length,
         framing.chunked,
         close,
-        0.0 if close else _max_idle_s(framing),
+        max_idle_s,
+        authenticates,
         framing.upgrade,
         client_head,
-        is_simple=has_length and 200 <= status < 500 and status not in (204, 304),
+        is_simple=has_length and is_ordinary,
         kept=client_head + b"\r\n",
         is_dated=is_dated,
         connection=options,
     )
 
 
-def _max_idle_s(framing: Framing) -> float:
-    """How long the worker keeps an idle connection, by its Keep-Alive; at most IDLE_S."""
+def _reuse(framing: Framing) -> tuple[float, bool]:
+    """How long the worker keeps an idle connection, by its Keep-Alive, at most IDLE_S; and whether
+    it authenticates the connection."""
+    max_idle_s, authenticates = IDLE_S, False
     for name, value, _ in framing.lines:
-        if name == b"keep-alive" and (match := _TIMEOUT.search(value)) is not None:
-            # timeout=0 means less than a second, not that the connection is closed.
-            return min(IDLE_S, float(match[1]) or 0.001)
-    return IDLE_S
+        if name == b"keep-alive":
+            if (match := _TIMEOUT.search(value)) is not None:
+                # timeout=0 means less than a second, not that the connection is closed.
+                max_idle_s = min(max_idle_s, float(match[1]) or 0.001)
+        elif name in authentication.CHALLENGES and authentication.is_of_connection(value):
+            authenticates = True
+    return max_idle_s, authenticates
 
 
 def keep_response_trailers(block: bytes, options: frozenset[bytes]) -> bytes:

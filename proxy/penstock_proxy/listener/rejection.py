@@ -8,27 +8,22 @@ know: why a client is rejected (`overload`).
 import socket
 from typing import Final
 
-from penstock_proxy.errors import Fault, status_line
-from penstock_proxy.net.timer_wheel import NEVER
+from penstock_proxy.errors import Fault
+from penstock_proxy.http1.error_response import error_response
+from penstock_proxy.net.timer_wheel import NEVER, TICK_S
 from penstock_proxy.service.context import ServiceContext
 from penstock_worker.net import lingering_close
 from penstock_worker.net.stream import Stream
 
 MAX_LINGERING: Final = 16
-"""Rejected clients that have not closed yet, at most. Their descriptors are of the reserve."""
-_LINGER_S: Final = 2.0
+"""Rejected clients that have not closed yet, at most: beyond, the one that was rejected first is
+closed. Their descriptors are of the reserve."""
 _RETRY_AFTER_S: Final = 1
 
 
 def answer(fault: Fault) -> bytes:
     """A complete response, sent before a request was read."""
-    again = f"Retry-After: {_RETRY_AFTER_S}\r\n" if fault.status == 503 else ""
-    return (
-        f"{status_line(fault)}"
-        f"Content-Type: text/plain; charset=utf-8\r\n"
-        f"Content-Length: {len(fault.text) + 1}\r\n"
-        f"{again}Connection: close\r\n\r\n{fault.text}\n"
-    ).encode()
+    return error_response(fault, _RETRY_AFTER_S, "close")[0]
 
 
 class Rejections:
@@ -39,17 +34,20 @@ class Rejections:
         self._service = service
         self.speaks_http = speaks_http
         """It can be changed at any time."""
-        self._lingering: set[_Lingering] = set()
+        self._lingering: dict[_Lingering, None] = {}
+        """As an ordered set."""
 
     def reject(self, stream: Stream, fault: Fault) -> None:
         """Send the answer, and leave the client a moment to read it."""
         fd = stream.fileno()
         stream.detach()
         sock = lingering_close.begin(fd, stream.family, self.answer(fault))
-        if lingering_close.is_complete(sock) or len(self._lingering) >= MAX_LINGERING:
+        if lingering_close.is_complete(sock):
             sock.close()
-        else:
-            _Lingering(self._service, sock, self._lingering)
+            return
+        if len(self._lingering) >= MAX_LINGERING:
+            next(iter(self._lingering)).end()
+        _Lingering(self._service, sock, self._lingering)
 
     def answer(self, fault: Fault) -> bytes:
         """The answer to a client; empty for a client that would not understand an answer."""
@@ -64,23 +62,27 @@ class Rejections:
 class _Lingering:
     """One rejected client, until it has closed."""
 
-    __slots__ = ("_registry", "_service", "_sock", "bucket", "deadline")
+    __slots__ = ("_ends_at", "_registry", "_service", "_sock", "bucket", "deadline")
 
     def __init__(
-        self, service: ServiceContext, sock: socket.socket, lingering: "set[_Lingering]"
+        self, service: ServiceContext, sock: socket.socket, lingering: "dict[_Lingering, None]"
     ) -> None:
         self._service = service
         self._sock = sock
         self._registry = lingering
         self.deadline = NEVER
         self.bucket = NEVER
-        lingering.add(self)
+        lingering[self] = None
         service.loop.add_reader(sock, self._readable)
-        service.timers.arm_in(self, _LINGER_S)
+        self._ends_at = service.timers.now + lingering_close.TOTAL_S
+        service.timers.arm_in(self, lingering_close.IDLE_S)
 
     def _readable(self) -> None:
         if lingering_close.is_complete(self._sock):
             self.end()
+            return
+        timers = self._service.timers
+        timers.arm(self, min(timers.now + TICK_S + lingering_close.IDLE_S, self._ends_at))
 
     def expired(self, now: float) -> None:
         self.end()
@@ -88,5 +90,5 @@ class _Lingering:
     def end(self) -> None:
         self._service.loop.remove_reader(self._sock)
         self._service.timers.disarm(self)
-        self._registry.discard(self)
+        self._registry.pop(self, None)
         self._sock.close()

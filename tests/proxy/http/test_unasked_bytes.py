@@ -7,12 +7,13 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
-from tests.proxy.conftest import Harness
+from tests.proxy.conftest import Harness, Wire
 from tests.support.proxy.running_proxy import Client, RunningProxy, running_proxy, until
 
-from penstock_proxy.config import Target
+from penstock_proxy.config import Retries, Target
 
 WAIT_S = 5.0
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -146,3 +147,58 @@ def test_a_connection_with_bytes_behind_its_response_is_not_used_again(
     assert len(harness.network.wires) == 2
     harness.worker.send(OK)
     assert client.received() == OK
+
+
+def served_once(harness: Harness) -> Wire:
+    client = harness.client()
+    client.send(GET)
+    harness.worker.send(OK)
+    assert client.received() == OK
+    return client
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_408_that_crosses_a_request_is_not_its_answer(harness: Harness, *, split: bool) -> None:
+    client = served_once(harness)
+    client.send(GET)
+    at = 20 if split else len(TIMEOUT)
+    idle = harness.worker
+    idle.send(TIMEOUT[:at])
+    if split:
+        idle.send(TIMEOUT[at:])
+    assert idle.lost
+    assert len(harness.network.wires) == 2
+    harness.worker.send(OK)
+    assert client.received() == OK
+    counters = harness.service.counters
+    assert counters.stale == 1
+    assert harness.service.pool.members[0].total_failures == 0
+
+
+def test_a_408_on_a_new_connection_is_an_answer(harness: Harness) -> None:
+    client = served_once(harness)
+    client.send(GET)
+    harness.worker.send(TIMEOUT)
+    harness.worker.send(TIMEOUT)
+    assert client.received().startswith(b"HTTP/1.1 408 ")
+    assert len(harness.network.wires) == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer", "on"),
+    [
+        (POST, TIMEOUT, ("connect", "reset")),
+        (GET, TIMEOUT.replace(b"Connection: close\r\n", b""), ("connect", "reset")),
+        (GET, TIMEOUT, ("connect",)),
+    ],
+    ids=["not idempotent", "kept", "not wanted"],
+)
+def test_a_408_that_cannot_be_a_mistake_or_be_repaired_is_passed_on(
+    harness: Harness, request_: bytes, answer: bytes, on: Any
+) -> None:
+    harness.build(retries=Retries(on=on))
+    client = served_once(harness)
+    client.send(request_)
+    harness.worker.send(answer)
+    assert client.received().startswith(b"HTTP/1.1 408 ")
+    assert len(harness.network.wires) == 1

@@ -29,6 +29,7 @@ def test_a_response_keeps_all_but_hop_by_hop_fields() -> None:
         chunked=False,
         close=False,
         max_idle_s=5.0,
+        authenticates=False,
         upgrade=b"",
         head=for_client,
         is_simple=True,

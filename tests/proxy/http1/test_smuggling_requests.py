@@ -43,7 +43,7 @@ def is_refused(harness: Harness, trick: Trick, pieces: list[bytes]) -> None:
     # Nothing that comes behind is a request any more.
     client.send(EVIL)
     assert client.received() == b""
-    harness.advance(3.0)
+    harness.advance(6.0)
     assert client.lost
 
 

@@ -662,7 +662,7 @@ def test_the_number_of_lingering_clients_is_bounded(runner: asyncio.Runner) -> N
         await harness.until(lambda: harness.counters.rejected["client_limit"] == len(clients))
         assert descriptors() - before - len(clients) <= MAX_LINGERING
         # They never close, and are closed soon.
-        await harness.pass_time(2.75)
+        await harness.pass_time(lingering_close.IDLE_S + 0.75)
         assert descriptors() - before == len(clients)
         await harness.close()
 

@@ -23,6 +23,7 @@ from aiohttp.abc import AbstractAccessLogger
 
 from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.net.abortive_close import reset_on_close
+from penstock_worker.net.lingering_close import LingeringClients
 from penstock_worker.servers import log_filter
 from penstock_worker.servers.unavailable import LEAVING
 from penstock_worker.telemetry.counters import STOP_TIMEOUT
@@ -79,13 +80,15 @@ class AiohttpServer:
         self._server = self._runner.server
         self._server.request_handler = _without_exit(self._server.request_handler)
         self._server.pre_shutdown = self._close_idle  # type: ignore[method-assign]
+        loop = asyncio.get_running_loop()
+        self._handler = _lingering(LingeringClients(loop))
         if self._recorder is not None:
             make = _with_start_time(self._server.request_factory, self._requests)
             self._server.request_factory = make
         self._probe = partial(
-            web.RequestHandler,
+            self._handler,
             self._server,
-            loop=asyncio.get_running_loop(),
+            loop=loop,
             **self._probe_settings,
         )
 
@@ -94,7 +97,10 @@ class AiohttpServer:
 
     def protocol(self, probe: bool) -> asyncio.Protocol:
         """A protocol for one connection. Requests of a probe are not counted."""
-        return self._probe() if probe else self._server()
+        if probe:
+            return self._probe()
+        # As `Server.__call__`, which has no place for another class.
+        return self._handler(self._server, loop=self._server._loop, **self._server._kwargs)
 
     def is_idle(self, protocol: Any) -> bool:
         """Does this connection wait for a request, or for the rest of its head?"""
@@ -195,6 +201,21 @@ class _Runner(web.AppRunner):
             else:
                 busy = True
         return busy
+
+
+def _lingering(clients: LingeringClients) -> type[web.RequestHandler]:
+    """aiohttp's protocol, whose clients may finish what they send. aiohttp lingers for a body that
+    the program has not read, but for ten seconds only, and resets what it refuses."""
+
+    class Lingering(web.RequestHandler):
+        __slots__ = ()
+
+        def connection_lost(self, exc: BaseException | None) -> None:
+            if exc is None:
+                clients.take_over(self.transport)
+            super().connection_lost(exc)
+
+    return Lingering
 
 
 def _awaits_head(connection: web.RequestHandler) -> bool:

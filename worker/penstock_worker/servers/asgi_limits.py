@@ -11,6 +11,8 @@ from asyncio import AbstractEventLoop
 from collections.abc import Iterable
 from typing import Any, Final
 
+from penstock_worker.net.lingering_close import LingeringClients
+
 MAX_HEAD: Final = 64 << 10
 """The limit of h11, uvicorn's other parser."""
 _TOO_LARGE: Final = (
@@ -77,6 +79,20 @@ def limit_heads(protocol_class: Any) -> Any:
                 self.transport.close()
 
     return Limited
+
+
+def linger(protocol_class: Any, clients: LingeringClients) -> Any:
+    """uvicorn's protocol, whose clients may finish what they send. uvicorn resets those that it
+    closes: what it refuses, and requests whose answer says `Connection: close`."""
+
+    class Lingering(protocol_class):  # type: ignore[misc]
+        def connection_lost(self, exc: Exception | None) -> None:
+            # Asked only where there may be more: most requests have no body, or it has come.
+            if exc is None and (self.cycle is None or self.cycle.more_body):
+                clients.take_over(self.transport, expected=self.cycle is not None)
+            super().connection_lost(exc)
+
+    return Lingering
 
 
 def is_http(connection: Any) -> bool:

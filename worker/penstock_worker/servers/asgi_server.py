@@ -20,6 +20,7 @@ import uvicorn
 
 from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.net.abortive_close import reset_on_close
+from penstock_worker.net.lingering_close import LingeringClients
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.servers.app_loader import AppLoadError
 from penstock_worker.servers.asgi_limits import (
@@ -28,6 +29,7 @@ from penstock_worker.servers.asgi_limits import (
     awaits_head,
     is_http,
     limit_heads,
+    linger,
 )
 from penstock_worker.servers.asgi_websockets import App, Message, Receive, Send, WebSockets
 from penstock_worker.servers.unavailable import LEAVING
@@ -76,7 +78,11 @@ class AsgiServer:
         self._config.load()
         if self._limits_heads:
             self._config.http_protocol_class = limit_heads(self._config.http_protocol_class)
-        self._loop = LoopWithoutTimers(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._loop = LoopWithoutTimers(loop)
+        self._config.http_protocol_class = linger(
+            self._config.http_protocol_class, LingeringClients(loop)
+        )
         app: App = self._config.loaded_app
         others = self._websockets.wrap(self._without_cancellation(app))
         self._config.loaded_app = self._uncounted(app, others)
