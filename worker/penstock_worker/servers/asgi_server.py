@@ -22,6 +22,7 @@ from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.servers.app_loader import AppLoadError
+from penstock_worker.servers.asgi_http10 import frame_for_http10
 from penstock_worker.servers.asgi_limits import IdleConnections, awaits_head, is_http, limit_heads
 from penstock_worker.servers.asgi_websockets import App, Message, Receive, Send, WebSockets
 from penstock_worker.servers.unavailable import LEAVING
@@ -69,6 +70,7 @@ class AsgiServer:
     async def start(self) -> None:
         """Run the program's own start. StartError if the application refuses."""
         self._config.load()
+        self._config.http_protocol_class = frame_for_http10(self._config.http_protocol_class)
         if self._idle is not None:
             self._config.http_protocol_class = limit_heads(self._config.http_protocol_class)
         app: App = self._config.loaded_app
