@@ -25,6 +25,7 @@ from typing import Final
 
 from penstock_proxy.net.reactor import ERROR, HANGUP, IN, OUT, PEER_CLOSED, URGENT, Reactor
 from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
+from penstock_proxy.net.unread_input import is_silent
 from penstock_worker.net.stream import Stream
 
 HIGH_WATER: Final = 64 << 10
@@ -50,8 +51,10 @@ class SocketTransport(Transport):
         "_error",
         "_events",
         "_fd",
+        "_first",
         "_high_water",
         "_lost",
+        "_may_have_more",
         "_paused",
         "_protocol",
         "_reactor",
@@ -64,9 +67,16 @@ class SocketTransport(Transport):
     )
 
     def __init__(
-        self, reactor: Reactor, fd: int, protocol: Receiver, high_water: int = HIGH_WATER
+        self,
+        reactor: Reactor,
+        fd: int,
+        protocol: Receiver,
+        high_water: int = HIGH_WATER,
+        *,
+        first: bool = False,
     ) -> None:
         self._reactor = reactor
+        self._first = first
         self._fd = fd
         self._protocol = protocol
         self._unsent: deque[bytes] | None = None
@@ -81,6 +91,8 @@ class SocketTransport(Transport):
         self._read_size = _SMALL_READ
         self._paused = False
         """The receiver does not want to read."""
+        self._may_have_more = False
+        """The last read has not shown that the kernel has no more."""
         self._at_eof = False
         self._watches_errors = True
         """After the end of file: a reset is to be reported."""
@@ -125,6 +137,7 @@ class SocketTransport(Transport):
         """The read filled its buffer, or the peer has shut down its side."""
         size = self._read_size
         if data:
+            self._may_have_more = True
             if len(data) == size:
                 if size < self._high_water * _MAX_READ_FACTOR:
                     self._read_size = size * 2
@@ -207,7 +220,7 @@ class SocketTransport(Transport):
         if not events:
             self._reactor.unregister(self._fd)
         elif not before:
-            self._reactor.register(self._fd, self, events)
+            self._reactor.register(self._fd, self, events, first=self._first)
         else:
             self._reactor.modify(self._fd, events)
 
@@ -288,6 +301,14 @@ class SocketTransport(Transport):
     def is_reading(self) -> bool:
         return not (self._paused or self._closing)
 
+    def is_quiet(self) -> bool:
+        if self._closing:
+            return False
+        if self._may_have_more or not self._reactor.is_current:
+            self._may_have_more = not is_silent(self.borrow())
+            return not self._may_have_more
+        return True
+
     # -- receiver and socket
 
     def set_protocol(self, protocol: Receiver) -> None:
@@ -345,16 +366,22 @@ class SocketTransport(Transport):
 
 
 def adopt(
-    reactor: Reactor, protocol: FirstReceiver, stream: Stream, high_water: int = HIGH_WATER
+    reactor: Reactor,
+    protocol: FirstReceiver,
+    stream: Stream,
+    high_water: int = HIGH_WATER,
+    *,
+    first: bool = False,
 ) -> None:
     """Give a connected stream to a receiver; its `connection_made` is called before this returns.
 
-    `high_water`: bytes that may wait to be written before the receiver has to pause.
+    `high_water`: bytes that may wait to be written before the receiver has to pause. `first`: it is
+    read before the connections without this.
     """
     fd = stream.fileno()
     if stream.blocks:
         os.set_blocking(fd, False)
-    transport = SocketTransport(reactor, fd, protocol, high_water)
+    transport = SocketTransport(reactor, fd, protocol, high_water, first=first)
     stream.detach()
     protocol.connection_made(transport)
     try:

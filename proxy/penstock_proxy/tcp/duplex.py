@@ -17,6 +17,7 @@ slow reader still takes is no silence. See docs/decisions/0021-half-closed.md.
 """
 
 import asyncio
+import os
 import struct
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Final, Protocol
@@ -25,6 +26,7 @@ from penstock_proxy.config import Timeouts
 from penstock_proxy.errors import HALF_CLOSED_TIMEOUT, STOP_TIMEOUT, TUNNEL_TIMEOUT
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.half_closed import unacknowledged
+from penstock_proxy.net.tcp_info import is_unix
 from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.service.context import RelayOwner
@@ -34,6 +36,8 @@ _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on with a time of zero: close sends a reset."""
 _HALF_CLOSED_S: Final = 1.0
 """For a client to close its side too, when the process stops."""
+_PENDING_READ: Final = 64 << 10
+"""Bytes of one read of what waits in the kernel, which has a few hundred thousand at the most."""
 _FLUSH_TIMEOUT_S: Final = 30.0
 """When one side is gone, the other is aborted after this time without taking a byte."""
 _UNKNOWN: Final = 1 << 62
@@ -118,8 +122,28 @@ class WorkerHalf(_Half):
         self.client.expect_less_silence()
 
     def connection_lost(self, error: Exception | None) -> None:
+        if isinstance(error, BrokenPipeError) and self._read_to_end():
+            error = None
         self.transport = None
         self.client.half_closed(error, "worker_reset")
+
+    def _read_to_end(self) -> bool:
+        """Read what the worker had sent when a write failed. True: it had ended its side in order.
+
+        A worker may answer and close while its client still sends. Over TCP its end is read long
+        before a write fails; on a unix socket the next write fails at once, and would make a reset
+        of what was an end. (What it has left unread is a reset there, too: ECONNRESET.)
+        """
+        if self.transport is None or not is_unix(self.transport):
+            return False
+        sock = self.transport.borrow()
+        assert sock is not None
+        try:
+            while data := os.read(sock.fileno(), _PENDING_READ):
+                self.data_received(data)
+        except OSError:
+            return False
+        return True
 
 
 class DuplexOwner(RelayOwner, Protocol):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _INTERRUPTED: Final = 130
 _ARGUMENTS: Final = "penstock.arguments"
 """In a context: the arguments of the command line."""
-_PLOTLY: Final = 'compare --html needs plotly: pip install "penstock[report]"'
+_PLOTLY: Final = 'compare --html needs plotly: pip install "penstock-lb[report]"'
 _FILE: Final = click.Path(path_type=Path)
 
 
@@ -49,7 +49,7 @@ class _Compare(CommandWithProgram):
         return ["[APP | -- COMMAND… | -c FILE]", "[--to ADDR…] [OPTIONS]"]
 
 
-@click.command(cls=_Compare, short_help="Measure every scheme with one program, side by side.")
+@click.command(cls=_Compare)
 @click.argument("app", nargs=-1)
 @click.option("-c", "--config", "file", metavar="FILE", type=_FILE, help="Read a TOML file.")
 @click.option(
@@ -68,7 +68,8 @@ class _Compare(CommandWithProgram):
 @click.option(
     "--schemes",
     metavar="LIST",
-    help="Only these of ports/http, ports/tcp, handoff, shared and reuseport, with commas.",
+    help="Only these of ports/http, ports/http/tcp (its workers are reached over TCP), ports/tcp, "
+    "handoff, shared and reuseport, with commas.",
 )
 @click.option("--quick", is_flag=True, help="Take less than a minute; the default is a few.")
 @click.option("--rounds", type=click.IntRange(1, 100), metavar="N", help="Measure N times.")

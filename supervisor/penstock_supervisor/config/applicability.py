@@ -105,6 +105,11 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         (When(("ports",), programs=("app", "command")),),
         "no other gives workers ports of their own",
     ),
+    "link": Applicability(
+        (When(("ports",), programs=("app", "command")),),
+        "elsewhere no proxy connects to a worker, and the address of an upstream says it",
+        ("auto",),
+    ),
     "balance": Applicability((When(_PROXIED),), _KERNEL_CHOOSES),
     "weights": Applicability((When(_PROXIED, programs=("app", "command")),), _KERNEL_CHOOSES),
     "send_proxy": Applicability(

@@ -257,9 +257,11 @@ def buffered(harness: Harness, _: Connect) -> object:
     sizes = []
     adopt = harness.network.adopt
 
-    def recording(reactor: object, protocol: Any, stream: object, high: int = 0) -> None:
+    def recording(
+        reactor: object, protocol: Any, stream: object, high: int = 0, *, first: bool = False
+    ) -> None:
         sizes.append(high)
-        adopt(reactor, protocol, stream, high)
+        adopt(reactor, protocol, stream, high, first=first)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("listener.filter_chain", "http.connection_pool"):

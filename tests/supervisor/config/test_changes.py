@@ -1,6 +1,7 @@
 """A changed key needs what it says, and new processes exactly if theirs would be others."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ OTHER: dict[str, Any] = {
     "tls.key": "a.key", "tls.certificates": ({"cert": "a", "key": "b"},), "tls.client_ca": "c",
     "tls.client_certificates": "optional", "tls.min_version": "1.3",
     "rollout.surge": 2, "rollout.watch": "9s", "rollout.canary": "5m",
+    "link": "tcp",
 }  # fmt: skip
 """Another value for each key."""
 KEYS = [key for key, _ in values(Service(name="web", listen="127.0.0.1:8000")) if key != "name"]
@@ -57,6 +59,7 @@ BASES: dict[str, dict[str, Any]] = {
     "ports app": {"app": "shop.web:app"},
     "ports app, send_proxy": {"app": "shop.web:app", "send_proxy": "v1"},
     "ports command": {"command": ("node", "server.js", "{port}"), "send_proxy": "v1"},
+    "ports command, unix": {"command": ("node", "server.js", "{socket}"), "link": "unix"},
     "handoff": {"app": "shop.web:app", "scheme": "handoff"},
     "handoff, unix": {"app": "shop.web:app", "scheme": "handoff", "listen": "unix:/run/w"},
     "handoff, off": {"app": "shop.web:app", "scheme": "handoff", "access_log": "off"},
@@ -104,6 +107,7 @@ def plans(one: Service) -> list[plan.ChildPlan]:
     context = plan.WorkerContext(
         environment={}, python="python", directory=one.directory,
         service_address=address(one.listen), stdout=7,
+        sockets=Path("/run/penstock/1.workers"),
     )  # fmt: skip
     found = []
     for slot in range(2):
