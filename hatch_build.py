@@ -41,7 +41,8 @@ COMPILED = {
         "net/socket_transport", "net/tcp_info", "net/timer_wheel", "net/transport",
         "net/unread_input",
         "runtime/service", "service/client_limit", "service/context", "service/error_log",
-        "service/fd_budget", "tcp/duplex", "tcp/session", "tls/transport",
+        "service/fd_budget", "tcp/duplex", "tcp/session", "tls/client_hello",
+        "tls/handshake", "tls/transport",
     ),
     "worker/penstock_worker": (
         "handoff/protocol", "handoff/receiver", "telemetry/access_log", "telemetry/counters",

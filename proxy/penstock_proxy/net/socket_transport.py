@@ -10,7 +10,7 @@ handled: a peer on another core is then woken once for all of them, not once for
 on a relayed HTTP request: 1.0 of 12 µs in the kernel).
 
 Reads are of 16 KiB. They grow as long as they are filled and the receiver keeps up, so something
-huge for a slow receiver costs kilobytes.
+huge for a slow receiver costs kilobytes, and a small read makes them small again.
 
 Must not know: what the bytes mean. Must not be used after `connection_lost`.
 
@@ -123,6 +123,9 @@ class SocketTransport(Transport):
             self._fail(error)
             return
         if 0 < len(data) < size and not events & PEER_CLOSED:
+            if size > _SMALL_READ >= len(data):
+                # A buffer that is made for a flood costs many times as much as what it gets now.
+                self._read_size = _SMALL_READ
             self._protocol.data_received(data)
         else:
             self._read_more(data, events)

@@ -40,10 +40,26 @@ def server_name(data: bytes) -> str | None:
     None while the ClientHello is incomplete: call again with more, at most MAX_HELLO bytes.
     HelloError: the bytes cannot become a valid ClientHello.
     """
-    message = _handshake_body(data)
+    message = _whole_message(data) or _handshake_body(data)
     if message is None:
         return None
     return _name(_extensions(message))
+
+
+def _whole_message(data: bytes) -> bytes:
+    """The body of a handshake message that is alone in one record, as nearly everybody sends it;
+    empty for all else."""
+    size = len(data) - 5
+    if (
+        4 < size <= _MAX_RECORD
+        and data[0] == _HANDSHAKE
+        and data[1] == 3
+        and (data[3] << 8 | data[4]) == size
+        and data[5] == _CLIENT_HELLO
+        and (data[6] << 16 | data[7] << 8 | data[8]) == size - 4
+    ):
+        return data[9:]
+    return b""
 
 
 def _handshake_body(data: bytes) -> bytes | None:
@@ -86,6 +102,52 @@ def _message_length(parts: list[bytes]) -> int:
     return 4 + size
 
 
+def _extensions(message: bytes) -> bytes:
+    """The extensions of a ClientHello (RFC 8446 §4.1.2); old clients send none."""
+    end = len(message)
+    at = 2 + 32  # version and random
+    size = message[at] if at < end else _MAX_RECORD
+    if size > 32 or at + 1 + size + 2 > end:
+        raise HelloError("a session ID that is too long")
+    at += 1 + size
+    size = message[at] << 8 | message[at + 1]
+    at += 2 + size
+    if size < 2 or size % 2 or at >= end:
+        raise HelloError("a list of cipher suites that is none")
+    size = message[at]
+    at += 1 + size
+    if not size or at > end:
+        raise HelloError("no compression method")
+    if at == end:
+        return b""
+    if at + 2 > end or (message[at] << 8 | message[at + 1]) != end - at - 2:
+        raise HelloError("not as many bytes of extensions as announced")
+    return message[at + 2 :]
+
+
+def _name(extensions: bytes) -> str:
+    end = len(extensions)
+    at = 0
+    seen: set[int] = set()
+    name = ""
+    # One step for each of up to a dozen extensions, of each connection: written for speed.
+    while at < end:
+        if at + 4 > end:
+            raise HelloError("a length beyond the end")
+        kind = extensions[at] << 8 | extensions[at + 1]
+        body = at + 4
+        at = body + (extensions[at + 2] << 8 | extensions[at + 3])
+        if at > end:
+            raise HelloError("a length beyond the end")
+        if kind in seen:
+            # RFC 8446 §4.2. Of two names, one program would take the first, another the last.
+            raise HelloError("an extension that comes twice")
+        seen.add(kind)
+        if kind == _SERVER_NAME:
+            name = _host_name(extensions[body:at])
+    return name
+
+
 class _ByteReader:
     """Bytes, read from the front. HelloError if fewer are left than asked for."""
 
@@ -99,55 +161,20 @@ class _ByteReader:
     def __bool__(self) -> bool:
         return self._at < self._end
 
-    def take(self, size: int) -> bytes:
+    def number(self, size: int) -> int:
+        return int.from_bytes(self._take(size), "big")
+
+    def vector(self, size: int) -> bytes:
+        """The bytes that follow their length, which is a number of `size` bytes."""
+        return self._take(self.number(size))
+
+    def _take(self, size: int) -> bytes:
         end = self._at + size
         if end > self._end:
             raise HelloError("a length beyond the end")
         taken = self._data[self._at : end]
         self._at = end
         return taken
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
-
-    def vector(self, size: int) -> bytes:
-        """The bytes that follow their length, which is a number of `size` bytes."""
-        return self.take(self.number(size))
-
-
-def _extensions(message: bytes) -> bytes:
-    """The extensions of a ClientHello (RFC 8446 §4.1.2); old clients send none."""
-    reader = _ByteReader(message)
-    reader.take(2 + 32)  # version and random
-    if len(reader.vector(1)) > 32:
-        raise HelloError("a session ID that is too long")
-    suites = reader.vector(2)
-    if len(suites) < 2 or len(suites) % 2:
-        raise HelloError("a list of cipher suites that is none")
-    if not reader.vector(1):
-        raise HelloError("no compression method")
-    if not reader:
-        return b""
-    extensions = reader.vector(2)
-    if reader:
-        raise HelloError("bytes behind the extensions")
-    return extensions
-
-
-def _name(extensions: bytes) -> str:
-    reader = _ByteReader(extensions)
-    seen: set[int] = set()
-    name = ""
-    while reader:
-        kind = reader.number(2)
-        body = reader.vector(2)
-        if kind in seen:
-            # RFC 8446 §4.2. Of two names, one program would take the first, another the last.
-            raise HelloError("an extension that comes twice")
-        seen.add(kind)
-        if kind == _SERVER_NAME:
-            name = _host_name(body)
-    return name
 
 
 def _host_name(body: bytes) -> str:

@@ -19,6 +19,7 @@ from tests.support.proxy.recorder import Recorder
 
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.socket_transport import HIGH_WATER, SocketTransport, adopt
+from penstock_proxy.net.unread_input import has_unread
 from penstock_worker.net.stream import Stream
 
 RESET = struct.pack("ii", 1, 0)
@@ -391,6 +392,37 @@ def test_after_a_pause_reads_are_small_again(harness: Harness) -> None:
     del sizes[:]
     harness.until(lambda: sizes)
     assert sizes[0] < fast
+
+
+def test_after_a_small_read_reads_are_small_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    read = os.read
+    pair = harness.pair(socket.AF_UNIX)
+
+    def recorded(fd: int, size: int) -> bytes:
+        if fd == pair.fd:
+            sizes.append(size)
+        return read(fd, size)
+
+    monkeypatch.setattr("penstock_proxy.net.socket_transport.os.read", recorded)
+    pair.peer.setblocking(False)
+
+    def more() -> bool:
+        with suppress(BlockingIOError):
+            pair.peer.send(HUGE)
+        return max(sizes, default=0) > HIGH_WATER
+
+    harness.until(more)
+    smallest = min(sizes)
+    harness.until(lambda: len(pair.recorder.data) > 0 and not has_unread(pair.transport.borrow()))
+    pair.peer.send(b"small")
+    harness.until(lambda: pair.recorder.data.endswith(b"small"))
+    del sizes[:]
+    pair.peer.send(b"next")
+    harness.until(lambda: pair.recorder.data.endswith(b"next"))
+    assert sizes == [smallest]
 
 
 def test_hundreds_at_once_are_all_served(harness: Harness) -> None:

@@ -198,6 +198,33 @@ def test_large_data_arrives_whole_though_its_reader_is_slow(harness: Harness) ->
     harness.until(lambda: recorder.data == sender, client)
 
 
+def test_a_large_write_is_encrypted_and_sent_in_pieces_that_stay_small(harness: Harness) -> None:
+    client, recorder = harness.open()
+    connection = recorder.transport
+    sizes: list[int] = []
+    below = connection._transport
+
+    def write(data: bytes) -> None:
+        sizes.append(len(data))
+        below.write(data)
+
+    connection._transport = SimpleNamespace(write=write)
+    data = bytes(range(256)) * (1 << 10)
+    connection.write(data)
+    connection._transport = below
+    assert max(sizes) < 40 << 10
+    assert len(sizes) == len(data) // (32 << 10)
+    harness.until(lambda: client.got == data, client)
+
+
+@pytest.mark.parametrize("size", [1, (32 << 10) - 1, 32 << 10, (32 << 10) + 1, (64 << 10) + 1])
+def test_a_write_of_any_size_arrives_whole(harness: Harness, size: int) -> None:
+    client, recorder = harness.open()
+    data = (bytes(range(251)) * 300)[:size]
+    recorder.transport.write(data)
+    harness.until(lambda: client.got == data, client)
+
+
 def test_each_direction_is_closed_by_itself(harness: Harness) -> None:
     client, recorder = harness.open()
     recorder.stays_open = True

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, Final
 from weakref import WeakSet, WeakValueDictionary
 
-from aiohttp import WSCloseCode, web
+from aiohttp import HttpVersion11, WSCloseCode, web
 from aiohttp.abc import AbstractAccessLogger
 
 from penstock_worker.listener.limits import DirectLimits
@@ -40,6 +40,7 @@ _STARTED_AT: Final = "penstock.begun"
 _RESPONSE: Final = "penstock.response"
 _CUT: Final = "penstock.cut"
 _UNAVAILABLE: Final = 503
+_WITHOUT_BODY: Final = frozenset((204, 304))
 _BEHIND_PROXY: Final = DirectLimits()
 _LOG: Final = log_filter.filtered_logger("aiohttp.server.penstock")
 """A child of aiohttp's own logger, which the program may have configured."""
@@ -183,6 +184,8 @@ class AiohttpServer:
                 task = asyncio.get_running_loop().create_task(_close_websocket(response))
                 self._closings.add(task)
                 task.add_done_callback(self._closings.discard)
+        else:
+            _end_as_framed(request, response)
 
 
 class _Runner(web.AppRunner):
@@ -230,6 +233,20 @@ def _is_answered(connection: web.RequestHandler, transport: asyncio.Transport) -
     # By its end, or by its Content-Length. The head may still wait for the first of the body.
     is_complete = getattr(writer, "_eof", False) or getattr(writer, "length", None) == 0
     return is_complete and getattr(writer, "_headers_written", True)
+
+
+def _end_as_framed(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Two ends of a response that aiohttp itself leaves open.
+
+    A streamed body for an HTTP/1.0 client without a Content-Length ends with its connection
+    (RFC 9112 §6.3); aiohttp says so, and keeps the connection if the client asked for that. What
+    a handler streams in answer to HEAD, or with 204 and 304, is no body (§6.3): a client would take
+    it for its next response.
+    """
+    if request.method == "HEAD" or response.status in _WITHOUT_BODY:
+        request._payload_writer.length = 0
+    elif request.version < HttpVersion11 and response.content_length is None:
+        response.force_close()
 
 
 def _without_exit(handle: Callable[..., Any]) -> Callable[..., Any]:

@@ -23,6 +23,7 @@ from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.net.lingering_close import LingeringClients
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.servers.app_loader import AppLoadError
+from penstock_worker.servers.asgi_http10 import frame_for_http10
 from penstock_worker.servers.asgi_limits import (
     IdleConnections,
     LoopWithoutTimers,
@@ -76,6 +77,7 @@ class AsgiServer:
     async def start(self) -> None:
         """Run the program's own start. StartError if the application refuses."""
         self._config.load()
+        self._config.http_protocol_class = frame_for_http10(self._config.http_protocol_class)
         if self._limits_heads:
             self._config.http_protocol_class = limit_heads(self._config.http_protocol_class)
         loop = asyncio.get_running_loop()
