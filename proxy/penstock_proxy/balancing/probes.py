@@ -170,7 +170,7 @@ async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
             address = parse_address(member.address)
             if address.path:
                 return _get_over_unix(address.path, path)
-            return _get_with(session, f"http://{member.address}{path}")
+            return _get_with(session, f"http://{member.address}{path}", host_of(member))
 
         yield probe
 
@@ -183,13 +183,21 @@ async def _get_over_unix(where: str, path: str) -> ProbeResult:
         return await get(sock, path)
 
 
-async def _get_with(session: "aiohttp.ClientSession", url: str) -> ProbeResult:
+def host_of(member: Member) -> str:
+    """Its Host field (RFC 9110 section 7.2): the name that its clients would have, and without one
+    its address. The port is said unless it is HTTP's own."""
+    return (member.name or member.address).removesuffix(":80")
+
+
+async def _get_with(session: "aiohttp.ClientSession", url: str, host: str) -> ProbeResult:
     from aiohttp import ClientError
     from yarl import URL
 
     try:
         # encoded: the path is sent exactly as it was configured.
-        async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
+        async with session.get(
+            URL(url, encoded=True), headers={"Host": host}, allow_redirects=False
+        ) as response:
             if not _is_good(response.status):
                 return _bad_status(response.status, await _first_bytes(response.content))
             # A response that is not read to its end would be an error in the worker's log.

@@ -20,6 +20,7 @@ from penstock_proxy.config import Health, ProxyConfig, ServiceConfig, Target
 from penstock_proxy.net.address import Address
 from penstock_supervisor.config import per_proxy
 from penstock_supervisor.config.model import Config, Restart, Service
+from penstock_supervisor.names.upstream_member import UpstreamMember
 from penstock_worker import contract
 from penstock_worker.listener import limits
 from penstock_worker.listener.limits import DirectLimits
@@ -32,7 +33,7 @@ Slot = tuple[str, int]
 """A worker's place in the run: name of the service, and number."""
 MemberKey = tuple[str, int]
 """An entry in the proxies' pools: name of the service, and number of the member. A worker has a
-number of its own in the whole run; an upstream has that of its place in the list."""
+number of its own in the whole run, and so has a server that an upstream stands for."""
 
 PROXY_START_S: Final = 30.0
 """Not a service's `timeouts.start`, which is for the user's program."""
@@ -241,15 +242,15 @@ def proxy_config(
     config: Config,
     slot: int,
     listeners: Mapping[str, Sequence[int]],
-    upstreams: Mapping[str, Sequence[tuple[int, Address]]],
+    upstreams: Mapping[str, Sequence[UpstreamMember]],
     workers: Mapping[str, Sequence[Target]],
     up: Callable[[MemberKey], bool],
 ) -> ProxyConfig:
     """The configuration that the proxy in this slot gets when it starts.
 
-    By service: `listeners`, the member numbers and resolved addresses of `upstreams`, the `workers`
-    that there are now, with their state, so that a proxy that is started later knows which it may
-    pick. `up` says the same of an upstream.
+    By service: `listeners`, the members of `upstreams`, the `workers` that there are now, with
+    their state, so that a proxy that is started later knows which it may pick. `up` says the same
+    of an upstream.
     """
     return ProxyConfig(
         services=tuple(
@@ -261,7 +262,7 @@ def proxy_config(
                 listeners=tuple(listeners[service.name]),
                 scheme="handoff" if service.scheme == "handoff" else "ports",
                 targets=(
-                    _upstream_targets(service, upstreams[service.name], up)
+                    upstream_targets(service.name, upstreams[service.name], up)
                     if service.upstreams
                     else tuple(workers.get(service.name, ()))
                 ),
@@ -272,24 +273,22 @@ def proxy_config(
     )
 
 
-def _upstream_targets(
-    service: Service,
-    members: Sequence[tuple[int, Address]],
-    up: Callable[[MemberKey], bool],
+def upstream_targets(
+    service: str, members: Sequence[UpstreamMember], up: Callable[[MemberKey], bool]
 ) -> tuple[Target, ...]:
+    """What a proxy is told of the upstreams of a service."""
     return tuple(
         Target(
-            member=number,
-            slot=slot,
-            address=str(address),
-            weight=upstream.weight,
+            member=one.number,
+            slot=one.slot,
+            address=str(one.endpoint.address),
+            name=one.endpoint.name,
+            weight=one.weight,
             joined=True,
-            up=up((service.name, number)),
+            up=up((service, one.number)),
             upstream=True,
         )
-        for slot, (upstream, (number, address)) in enumerate(
-            zip(service.upstreams, members, strict=True)
-        )
+        for one in members
     )
 
 

@@ -71,7 +71,7 @@ def _rows(name: str, child: Mapping[str, Any], served: int | None = None) -> Ite
         state=", ".join(states),
         process=_pid(child),
         **_usage(current),
-        address=child.get("address") or "",
+        address=_where(child),
         restarts=_restarts(child.get("restarts") or {}),
         reason="; ".join(_reasons(child)),
         served=served,
@@ -81,6 +81,11 @@ def _rows(name: str, child: Mapping[str, Any], served: int | None = None) -> Ite
     for process in processes:
         if process is not current:
             yield _further_row(name, process)
+
+
+def _where(child: Mapping[str, Any]) -> str:
+    name, address = child.get("name"), child.get("address") or ""
+    return f"{name} ({address})" if name else address
 
 
 def _further_row(name: str, process: Mapping[str, Any]) -> SummaryRow:

@@ -1,0 +1,178 @@
+"""The members that the upstreams of all services stand for at this moment.
+
+Owns their numbers and slots. A number is given once in a run: the member that had it may still
+drain. A slot is given again, the lowest first, so that there are no more of them than there were
+members at a time; a member whose name has got another address leaves its own to its successor.
+
+A reload and a name that is looked up again both change what there is. What a name has become while
+a reload was prepared is not taken back by it: an upstream that stays keeps its members of the
+moment. No I/O, no clock.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import NamedTuple
+
+from penstock_supervisor.children.plan import MemberKey
+from penstock_supervisor.config.model import Service, Upstream
+from penstock_supervisor.config.upstream_address import Kind, parse_upstream
+from penstock_supervisor.names.answers import Endpoint
+from penstock_supervisor.names.upstream_member import UpstreamMember
+from penstock_supervisor.rollout.revision import Upstreams
+
+
+class Change(NamedTuple):
+    """What has become of the members of an upstream."""
+
+    joined: tuple[UpstreamMember, ...]
+    left: tuple[UpstreamMember, ...]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One upstream of a service."""
+
+    configured: Upstream
+    members: tuple[UpstreamMember, ...]
+
+    def weight(self, endpoint: Endpoint) -> int:
+        return _weight(self.configured, endpoint)
+
+
+class UpstreamMembers:
+    """Made once for a run."""
+
+    def __init__(self) -> None:
+        self._numbers = count()
+        self._entries: dict[str, dict[str, _Entry]] = {}
+        """By service, and by address in the configuration."""
+
+    # What there is.
+
+    def of(self, service: str) -> tuple[UpstreamMember, ...]:
+        """In the order of the configuration."""
+        entries = self._entries.get(service, {}).values()
+        return tuple(member for entry in entries for member in entry.members)
+
+    def is_known(self, service: str, upstream: str) -> bool:
+        return upstream in self._entries.get(service, ())
+
+    def endpoints(self, service: str, upstream: str) -> tuple[Endpoint, ...]:
+        """What it stands for; empty: nothing, or there is no such upstream."""
+        entry = self._entries.get(service, {}).get(upstream)
+        return () if entry is None else tuple(one.endpoint for one in entry.members)
+
+    def names(self, services: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Service and upstream of those that are names."""
+        for service in services:
+            for text in self._entries.get(service, ()):
+                if parse_upstream(text).kind is not Kind.FIXED:
+                    yield service, text
+
+    def find(self, key: MemberKey) -> UpstreamMember | None:
+        service, number = key
+        return next((one for one in self.of(service) if one.number == number), None)
+
+    def label(self, key: MemberKey) -> str:
+        """What people call it: its slot, and where it is; empty: it is not there."""
+        if (member := self.find(key)) is None:
+            return ""
+        slot = f"{key[0]}/{member.slot}"
+        return f"{slot}, {member}," if member.endpoint.name else slot
+
+    # What changes it.
+
+    def prepare(
+        self,
+        services: Sequence[Service],
+        found: Mapping[str, Mapping[str, tuple[Endpoint, ...]]],
+    ) -> Upstreams:
+        """The members by another configuration. Nothing is changed by it. `found`: what upstreams
+        stand for that are not known."""
+        return {
+            service.name: self._prepared(service, found.get(service.name, {}))
+            for service in services
+            if service.upstreams
+        }
+
+    def _prepared(
+        self, service: Service, found: Mapping[str, tuple[Endpoint, ...]]
+    ) -> dict[str, tuple[UpstreamMember, ...]]:
+        present = self._entries.get(service.name, {})
+        texts = [one.address for one in service.upstreams]
+        kept = {text: present[text].members for text in texts if text in present}
+        slots = _Slots(member.slot for members in kept.values() for member in members)
+        return {
+            one.address: kept[one.address]
+            if one.address in kept
+            else tuple(self._new(one, endpoint, slots) for endpoint in found[one.address])
+            for one in service.upstreams
+        }
+
+    def _new(self, upstream: Upstream, endpoint: Endpoint, slots: "_Slots") -> UpstreamMember:
+        weight = _weight(upstream, endpoint)
+        return UpstreamMember(next(self._numbers), slots.take(), endpoint, weight)
+
+    def use(self, upstreams: Upstreams, services: Mapping[str, Service]) -> None:
+        """From now on there are these. An upstream that was there has what it has become."""
+        for name, prepared in upstreams.items():
+            self._entries[name] = self._used(services[name], prepared)
+
+    def _used(
+        self, service: Service, prepared: Mapping[str, tuple[UpstreamMember, ...]]
+    ) -> dict[str, _Entry]:
+        present = self._entries.get(service.name, {})
+        kept = {one.address: present.get(one.address) for one in service.upstreams}
+        slots = _Slots(one.slot for entry in kept.values() if entry for one in entry.members)
+        entries = {}
+        for one in service.upstreams:
+            before = kept[one.address]
+            # Since it was prepared, a name may have taken the slot of one that is new.
+            members = (
+                (m._replace(slot=slots.take(m.slot)) for m in prepared[one.address])
+                if before is None
+                else before.members
+            )
+            weighed = (m._replace(weight=_weight(one, m.endpoint)) for m in members)
+            entries[one.address] = _Entry(one, tuple(weighed))
+        return entries
+
+    def change(self, service: str, upstream: str, endpoints: Sequence[Endpoint]) -> Change:
+        """A name stands for these from now on. KeyError: there is no such upstream."""
+        entry = self._entries[service][upstream]
+        before = {one.address: one for one in entry.members}
+        wanted = {one.address for one in endpoints}
+        left = tuple(one for one in entry.members if one.address not in wanted)
+        slots = _Slots(one.slot for one in self.of(service) if one not in left)
+        members = tuple(
+            before[one.address]._replace(endpoint=one, weight=entry.weight(one))
+            if one.address in before
+            else self._new(entry.configured, one, slots)
+            for one in endpoints
+        )
+        entry.members = members
+        return Change(tuple(one for one in members if one.address not in before), left)
+
+    def forget(self, service: str) -> None:
+        """Nothing is left of it."""
+        self._entries.pop(service, None)
+
+
+class _Slots:
+    """The slots of a service that are free."""
+
+    def __init__(self, taken: Iterable[int]) -> None:
+        self._taken = set(taken)
+
+    def take(self, wanted: int = -1) -> int:
+        """That one, or the lowest."""
+        is_free = wanted >= 0 and wanted not in self._taken
+        slot = wanted if is_free else next(slot for slot in count() if slot not in self._taken)
+        self._taken.add(slot)
+        return slot
+
+
+def _weight(upstream: Upstream, endpoint: Endpoint) -> int:
+    is_srv = parse_upstream(upstream.address).kind is Kind.SRV
+    return endpoint.weight if is_srv else upstream.weight
