@@ -31,7 +31,7 @@ from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
 from penstock_proxy.http1 import parser
 from penstock_proxy.http1.parser import RequestLine
-from penstock_proxy.http1.request import PreparedRequest
+from penstock_proxy.http1.request import MAX_CACHED_HEAD, PreparedRequest, RepeatedHead
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.net.unread_input import has_unread
@@ -53,6 +53,9 @@ class ClientConnection(ClientIdentity):
         "_empty_line_bytes",
         "_head_timer_runs",
         "_is_processing",
+        "_line",
+        "_prepared",
+        "_repeated",
         "_requests_left",
         "exchange",
     )
@@ -85,6 +88,10 @@ class ClientConnection(ClientIdentity):
         """The deadline is the time-out of a head. False: it is keep-alive's or the exchange's."""
         self._requests_left = service.config.limits.requests or -1
         """Requests that the client may still send; below zero: no limit."""
+        self._line: RequestLine | None = None
+        self._prepared: PreparedRequest | None = None
+        """The latest request, and its line. With the same again, its head is remembered."""
+        self._repeated: RepeatedHead | None = None
         self._empty_line_bytes = 0
         """Bytes of empty lines that were skipped before requests."""
         self._is_processing = False
@@ -101,6 +108,17 @@ class ClientConnection(ClientIdentity):
         exchange = self.exchange
         if exchange is None or exchange.request_done:
             if self._closing:
+                return
+            repeated = self._repeated
+            if (
+                exchange is None
+                and repeated is not None
+                and data == repeated.head
+                and repeated.config is self.service.config
+                and not (self.buffer or self.blocked)
+                and self._requests_left != 1
+            ):
+                self._start_exchange(repeated.line, repeated.prepared, repeated.line_to_worker)
                 return
             self.buffer = self.buffer + data if self.buffer else data
             if exchange is None and not self.blocked:
@@ -147,22 +165,46 @@ class ClientConnection(ClientIdentity):
             self._refuse(rejected.fault, rejected.reason)
             return False
         self.buffer = data[end:]
-        self._head_timer_runs = False
-        self._requests_left -= 1
-        if self._trusted or not self._requests_left:
-            prepared = self._apply_trust_and_limit(prepared)
-        request_id = prepared.request_id or service.error_log.next_request_id()
-        exchange = self.exchange = Exchange(self, line, prepared, request_id)
         if line.minor and line.target.startswith(b"/"):
             start = head[: line.end]
+            if prepared is self._prepared and line == self._line:
+                self._remember(head, line, prepared, start)
+            self._line, self._prepared = line, prepared
         else:
             start = b"%b %b HTTP/1.1\r\n" % (line.method, parser.worker_target(line))
-        # `join` takes half the time of `%`.
-        exchange.start(b"".join((start, prepared.fields, self._fields, request_id, b"\r\n\r\n")))
+        exchange = self._start_exchange(line, prepared, start)
         if self.buffer and self.exchange is exchange and not exchange.request_done:
             rest, self.buffer = self.buffer, b""
             self.buffer = exchange.receive_body(rest)
         return True
+
+    def _start_exchange(
+        self, line: RequestLine, prepared: PreparedRequest, line_to_worker: bytes
+    ) -> Exchange:
+        self._head_timer_runs = False
+        self._requests_left -= 1
+        if self._trusted or not self._requests_left:
+            prepared = self._apply_trust_and_limit(prepared)
+        request_id = prepared.request_id or self.service.error_log.next_request_id()
+        exchange = self.exchange = Exchange(self, line, prepared, request_id)
+        # `join` takes half the time of `%`.
+        exchange.start(
+            b"".join((line_to_worker, prepared.fields, self._fields, request_id, b"\r\n\r\n"))
+        )
+        return exchange
+
+    def _remember(
+        self, head: bytes, line: RequestLine, prepared: PreparedRequest, line_to_worker: bytes
+    ) -> None:
+        """This head has come twice: the same bytes again need not be read again.
+
+        Not one with a body, whose bytes may follow it, and not what a trusted proxy reports.
+        """
+        framing = prepared.framing
+        has_body = framing.length > 0 or framing.chunked
+        if not (self._trusted or has_body) and len(head) <= MAX_CACHED_HEAD:
+            config = self.service.config
+            self._repeated = RepeatedHead(head, config, line, prepared, line_to_worker)
 
     def _apply_trust_and_limit(self, prepared: PreparedRequest) -> PreparedRequest:
         """Handle a request that comes from a trusted proxy, or is the connection's last one."""

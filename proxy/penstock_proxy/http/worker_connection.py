@@ -73,6 +73,13 @@ class ResponseReceiver:
         """
         raise NotImplementedError
 
+    def whole_response(self, response: Response, body: bytes) -> bool:
+        """A simple response (`Response.is_simple`) was received with all of its body at once.
+
+        Returns False if something about it has to be decided: then it is to be read step by step.
+        """
+        raise NotImplementedError
+
     def write_to_client(self, data: bytes, body: int) -> None:
         """Write a whole response to the client; `body` is how many of the bytes are its body."""
         raise NotImplementedError
@@ -202,6 +209,8 @@ class WorkerConnection:
     def _read_head(self, receiver: ResponseReceiver, data: bytes) -> None:
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
+        elif self._read_as_before(receiver, data):
+            return
         response, data = self._read_final_response(receiver, data)
         if response is None:
             return
@@ -222,6 +231,21 @@ class WorkerConnection:
             receiver.send_head(head)
             if data or self._body_left == 0:
                 self._read_body(receiver, data)
+
+    def _read_as_before(self, receiver: ResponseReceiver, data: bytes) -> bool:
+        """Read a whole response that begins with the same head as the one before; False: it does
+        not, or it has to be read step by step."""
+        responses = self._responses
+        response = responses.last
+        if response is None or not (response.is_simple and data.startswith(responses.last_head)):
+            return False
+        body = data[len(responses.last_head) :]
+        if len(body) != response.length:
+            return False
+        # Before the receiver has it: then this connection carries the next request.
+        self.max_idle_s = response.max_idle_s
+        self.used = True
+        return receiver.whole_response(response, body)
 
     def _read_final_response(
         self, receiver: ResponseReceiver, data: bytes

@@ -36,7 +36,7 @@ _DEFAULT_FORWARDING: Final = Forwarding()
 
 _MAX_REQUEST_ID: Final = 128
 _CACHED_BLOCKS: Final = 256
-_MAX_CACHED_BLOCK: Final = 4 << 10
+MAX_CACHED_HEAD: Final = 4 << 10
 
 
 class PreparedRequest(NamedTuple):
@@ -55,6 +55,17 @@ class PreparedRequest(NamedTuple):
     keep_alive: bool
     expects_continue: bool
     """The client waits for 100 before it sends its body."""
+
+
+class RepeatedHead(NamedTuple):
+    """A whole request head that its client sends again and again, as it was read before."""
+
+    head: bytes
+    config: ServiceConfig
+    """By which it was read: with another one it may be refused, or rewritten in another way."""
+    line: RequestLine
+    prepared: PreparedRequest
+    line_to_worker: bytes
 
 
 class HeaderRewriter:
@@ -128,7 +139,7 @@ class HeaderRewriter:
         framing = parser.parse_fields(block, BAD_REQUEST, self._max_fields)
         host = parser.check_request(line, framing)
         prepared = self._prepare_uncached(line, framing, host, trusted=trusted)
-        if is_cacheable and len(block) <= _MAX_CACHED_BLOCK:
+        if is_cacheable and len(block) <= MAX_CACHED_HEAD:
             if len(cache) >= _CACHED_BLOCKS:
                 cache.clear()
             cache[block] = prepared

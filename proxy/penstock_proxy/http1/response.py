@@ -35,6 +35,14 @@ class Response(NamedTuple):
     upgrade: bytes
     head: bytes
     """Status line and fields, with Content-Length if there is one, without the empty line."""
+    is_simple: bool
+    """It is final, says how long its body is, and reports no failure of the worker. Nothing about
+    it has to be decided, unless the request is a HEAD."""
+    kept: bytes
+    """The whole head for a client of HTTP/1.1 whose connection is kept."""
+
+
+_NEVER_A_HEAD: Final = b"\0"
 
 
 class ResponseHeads:
@@ -45,11 +53,17 @@ class ResponseHeads:
         self._limit = limit
         self._keeps_alive = keeps_alive
         self._cache: dict[bytes, Response] = {}
+        self.last_head = _NEVER_A_HEAD
+        """What was read last. Most responses begin with the same bytes as the one before, and to
+        see that costs less than to find the end of the head and to look it up."""
+        self.last: Response | None = None
+        """The response that begins with `last_head`, if there is one."""
 
     def configure(self, limit: int) -> None:
         """Set the limit. Heads in the cache may be too long for it."""
         self._limit = limit
         self._cache.clear()
+        self.last_head, self.last = _NEVER_A_HEAD, None
 
     def read(self, head: bytes) -> Response:
         """Parse a response head, or take it from the cache. Raises RejectedError."""
@@ -64,6 +78,7 @@ class ResponseHeads:
                 if len(self._cache) >= _CACHED_HEADS:
                     self._cache.clear()
                 self._cache[head] = response
+        self.last_head, self.last = head, response
         return response
 
     def check(self, size: int) -> None:
@@ -92,6 +107,8 @@ def parse_response(head: bytes) -> Response:
     kept = [b"HTTP/1.1" + head[8 : end - 2]]
     kept += [raw for name, _, raw in framing.lines if name not in dropped]
     kept.append(b"")
+    client_head = b"\r\n".join(kept)
+    has_length = framing.length != parser.NO_LENGTH and not framing.chunked
     return Response(
         status,
         minor,
@@ -100,7 +117,9 @@ def parse_response(head: bytes) -> Response:
         close,
         0.0 if close else _max_idle_s(framing),
         framing.upgrade,
-        b"\r\n".join(kept),
+        client_head,
+        is_simple=has_length and 200 <= status < 500 and status not in (204, 304),
+        kept=client_head + b"\r\n",
     )
 
 

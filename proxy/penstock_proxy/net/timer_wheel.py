@@ -60,7 +60,10 @@ class TimerWheel:
 
         `now` may be a tick old, so a tick is added: a deadline is never early.
         """
-        self.arm(timed, self.now + TICK_S + seconds)
+        deadline = timed.deadline = self.now + TICK_S + seconds
+        if deadline < timed.bucket:
+            self._remove(timed)
+            self._insert(timed)
 
     def disarm(self, timed: HasDeadline) -> None:
         """Remove the deadline."""

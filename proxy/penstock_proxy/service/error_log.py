@@ -10,7 +10,7 @@ import logging
 from itertools import count
 from os import urandom
 from time import monotonic, time  # noqa: TID251 — a log line tells the time of day
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.errors import Fault, Side
@@ -18,8 +18,13 @@ from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.metrics import OTHER, REJECTIONS, ServiceCounters
 from penstock_worker.telemetry.access_log import AccessLog
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _LINES_A_TICK: Final = 10
 """Log lines about faults; more are only counted. An outage must not fill a disk."""
+
+_ID_ENDS: Final = tuple(b"%03x" % number for number in range(1 << 12))
 
 _log = logging.getLogger("penstock.proxy")
 
@@ -29,8 +34,10 @@ class ErrorLog:
 
     __slots__ = (
         "_counters",
+        "_id_blocks",
+        "_id_ends",
         "_id_prefix",
-        "_ids",
+        "_id_start",
         "_lines",
         "_service",
         "access_log",
@@ -46,7 +53,9 @@ class ErrorLog:
         self.dropped_before = 0
         """Lines that the logs before this one could not write."""
         self._id_prefix = urandom(10).hex().encode()
-        self._ids = count()
+        self._id_start = b""
+        self._id_blocks = count()
+        self._id_ends: Iterator[bytes] = iter(())
         self._lines = 0
         self.wall_offset = 0.0
         """Seconds from the monotonic clock to the wall clock, for the access log."""
@@ -66,7 +75,13 @@ class ErrorLog:
 
     def next_request_id(self) -> bytes:
         """Unique on this host and in this process; 32 hexadecimal digits."""
-        return b"%b%012x" % (self._id_prefix, next(self._ids))
+        end = next(self._id_ends, None)
+        if end is None:
+            # To format a number for each would take three times as long.
+            self._id_start = b"%b%09x" % (self._id_prefix, next(self._id_blocks))
+            self._id_ends = iter(_ID_ENDS)
+            end = next(self._id_ends)
+        return self._id_start + end
 
     def request_refused(
         self, address: str, fault: Fault, reason: str, tls: str, *, sent: int
