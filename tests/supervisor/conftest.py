@@ -75,7 +75,9 @@ def proxy(**changes: Any) -> ChildView:
     return _child(
         {
             "role": "proxy", "service": "", "slot": 0, "address": "", "fresh": True,
-            "stats": proxy_stats(web=[row(0), row(1, "down")], api=[row(0, name="api.internal:8100")]), **changes,
+            "stats": proxy_stats(
+                web=[row(0), row(1, "down")], api=[row(0, name="api.internal:8100")]
+            ), **changes,
         }
     )  # fmt: skip
 
