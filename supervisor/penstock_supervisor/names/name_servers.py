@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ANSWER_S: Final = 5.0
 """For one question, with all of its servers and search domains."""
-_AT_ONCE: Final = 64
+AT_ONCE: Final = 64
 """Questions. Each has a socket, and servers have bounds, too."""
 
 
@@ -101,7 +101,7 @@ class NameServers:
 
 
 def room_for_questions() -> asyncio.Semaphore:
-    return asyncio.Semaphore(_AT_ONCE)
+    return asyncio.Semaphore(AT_ONCE)
 
 
 def configured(servers: Sequence[str]) -> "Resolver | None":

@@ -21,6 +21,7 @@ from penstock_supervisor.names.watch import Name
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.resources import Resources
+from penstock_supervisor.rollout.upstream_members import MAX_NAMED
 from penstock_supervisor.rotation.rotation import Rotation
 
 _MOST_TOLD: Final = 8
@@ -39,6 +40,8 @@ class UpstreamChanges:
         self._proxies = proxies
         self._rotation = rotation
         self._condition = condition
+        self._cut = set[Name]()
+        """Names of which some addresses are not used."""
 
     # As `names.watch.Members`.
 
@@ -55,11 +58,14 @@ class UpstreamChanges:
         if not resources.upstreams.is_known(*name):
             # A reload has taken it away while it was looked up.
             return
-        joined, left = resources.upstreams.change(*name, endpoints)
-        for member in left:
+        change = resources.upstreams.change(*name, endpoints)
+        self._note_left_out(name, change.left_out)
+        if not change.is_any:
+            return
+        for member in change.left:
             self._rotation.upstream_left((service, member.number))
-        _say(name, "joins", "join", joined)
-        _say(name, "leaves", "leave", left)
+        _say(name, "joins", "join", change.joined)
+        _say(name, "leaves", "leave", change.left)
         targets = upstream_targets(
             service, resources.upstreams.of(service), self._rotation.is_up_anywhere
         )
@@ -67,6 +73,15 @@ class UpstreamChanges:
         told = [target.model_dump(mode="json") for target in targets]
         self._proxies.send_to_all({**message, "targets": told})
         self._condition.notify()
+
+    def _note_left_out(self, name: Name, count: int) -> None:
+        """Once, and again when there was room meanwhile."""
+        if not count:
+            self._cut.discard(name)
+        elif name not in self._cut:
+            self._cut.add(name)
+            text = "%s: %s: %d addresses are not used: names have %d members in all already"
+            _log.warning(text, name.service, name.upstream, count, MAX_NAMED)
 
 
 def _say(name: Name, one: str, several: str, members: Sequence[UpstreamMember]) -> None:

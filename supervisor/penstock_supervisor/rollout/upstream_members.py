@@ -12,7 +12,7 @@ moment. No I/O, no clock.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from penstock_supervisor.children.plan import MemberKey
 from penstock_supervisor.config.model import Service, Upstream
@@ -21,12 +21,20 @@ from penstock_supervisor.names.answers import Endpoint
 from penstock_supervisor.names.upstream_member import UpstreamMember
 from penstock_supervisor.rollout.revision import Upstreams
 
+MAX_NAMED: Final = 1024
+"""Members of all names of a run. A proxy is told everything in one message, which has a bound, and
+who answers for a name is not trusted with that."""
+
 
 class Change(NamedTuple):
     """What has become of the members of an upstream."""
 
     joined: tuple[UpstreamMember, ...]
     left: tuple[UpstreamMember, ...]
+    is_any: bool
+    """Something has changed, be it a weight."""
+    left_out: int
+    """Those for which there was no room."""
 
 
 @dataclass(slots=True)
@@ -67,7 +75,7 @@ class UpstreamMembers:
         """Service and upstream of those that are names."""
         for service in services:
             for text in self._entries.get(service, ()):
-                if parse_upstream(text).kind is not Kind.FIXED:
+                if not _is_fixed(text):
                     yield service, text
 
     def find(self, key: MemberKey) -> UpstreamMember | None:
@@ -90,14 +98,15 @@ class UpstreamMembers:
     ) -> Upstreams:
         """The members by another configuration. Nothing is changed by it. `found`: what upstreams
         stand for that are not known."""
+        room = _Room(self._room())
         return {
-            service.name: self._prepared(service, found.get(service.name, {}))
+            service.name: self._prepared(service, found.get(service.name, {}), room)
             for service in services
             if service.upstreams
         }
 
     def _prepared(
-        self, service: Service, found: Mapping[str, tuple[Endpoint, ...]]
+        self, service: Service, found: Mapping[str, tuple[Endpoint, ...]], room: "_Room"
     ) -> dict[str, tuple[UpstreamMember, ...]]:
         present = self._entries.get(service.name, {})
         texts = [one.address for one in service.upstreams]
@@ -106,9 +115,18 @@ class UpstreamMembers:
         return {
             one.address: kept[one.address]
             if one.address in kept
-            else tuple(self._new(one, endpoint, slots) for endpoint in found[one.address])
+            else tuple(
+                self._new(one, endpoint, slots)
+                for endpoint in room.take(one.address, found[one.address])
+            )
             for one in service.upstreams
         }
+
+    def _room(self, but: _Entry | None = None) -> int:
+        """For members of names."""
+        entries = (entry for of_one in self._entries.values() for entry in of_one.values())
+        named = (one for one in entries if one is not but and not _is_fixed(one.configured.address))
+        return max(0, MAX_NAMED - sum(len(entry.members) for entry in named))
 
     def _new(self, upstream: Upstream, endpoint: Endpoint, slots: "_Slots") -> UpstreamMember:
         weight = _weight(upstream, endpoint)
@@ -139,8 +157,10 @@ class UpstreamMembers:
         return entries
 
     def change(self, service: str, upstream: str, endpoints: Sequence[Endpoint]) -> Change:
-        """A name stands for these from now on. KeyError: there is no such upstream."""
+        """A name stands for these from now on, as far as there is room: who stays comes first.
+        KeyError: there is no such upstream."""
         entry = self._entries[service][upstream]
+        offered, endpoints = len(endpoints), endpoints[: self._room(but=entry)]
         before = {one.address: one for one in entry.members}
         wanted = {one.address for one in endpoints}
         left = tuple(one for one in entry.members if one.address not in wanted)
@@ -151,12 +171,28 @@ class UpstreamMembers:
             else self._new(entry.configured, one, slots)
             for one in endpoints
         )
-        entry.members = members
-        return Change(tuple(one for one in members if one.address not in before), left)
+        is_any, entry.members = members != entry.members, members
+        joined = tuple(one for one in members if one.address not in before)
+        return Change(joined, left, is_any, offered - len(endpoints))
 
     def forget(self, service: str) -> None:
         """Nothing is left of it."""
         self._entries.pop(service, None)
+
+
+class _Room:
+    """For members of names, while several services are prepared."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def take(self, upstream: str, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
+        """As many as there is room for. What was given as an address needs none."""
+        if _is_fixed(upstream):
+            return endpoints
+        taken = endpoints[: self._left]
+        self._left -= len(taken)
+        return taken
 
 
 class _Slots:
@@ -171,6 +207,10 @@ class _Slots:
         slot = wanted if is_free else next(slot for slot in count() if slot not in self._taken)
         self._taken.add(slot)
         return slot
+
+
+def _is_fixed(upstream: str) -> bool:
+    return parse_upstream(upstream).kind is Kind.FIXED
 
 
 def _weight(upstream: Upstream, endpoint: Endpoint) -> int:

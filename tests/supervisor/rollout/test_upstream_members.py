@@ -14,7 +14,7 @@ from penstock_supervisor.config.upstream_address import Kind, parse_upstream
 from penstock_supervisor.names.answers import Endpoint
 from penstock_supervisor.names.upstream_member import UpstreamMember
 from penstock_supervisor.rollout.revision import Upstreams
-from penstock_supervisor.rollout.upstream_members import UpstreamMembers
+from penstock_supervisor.rollout.upstream_members import MAX_NAMED, UpstreamMembers
 
 
 def endpoint(text: str, weight: int = 1, name: str = "a:1") -> Endpoint:
@@ -54,8 +54,11 @@ class Scene:
 
     def change(self, upstream: str, *addresses: str) -> tuple[list[str], list[str]]:
         endpoints = [endpoint(one) for one in addresses]
-        joined, left = self.members.change("web", upstream, endpoints)
-        return [str(one.address) for one in joined], [str(one.address) for one in left]
+        change = self.members.change("web", upstream, endpoints)
+        assert change.is_any or not (change.joined or change.left)
+        return (
+            [str(one.address) for one in change.joined], [str(one.address) for one in change.left]
+        )  # fmt: skip
 
     @property
     def rows(self) -> list[tuple[int, int, str]]:
@@ -144,6 +147,23 @@ def test_weights_are_those_of_the_configuration_or_of_the_records() -> None:
     scene.members.change("web", srv, [endpoint(Y, 9, "t:1")])
     scene.change(ALL, X, Z)
     assert [one.weight for one in scene.members.of("web")] == [4, 4, 9]
+
+
+def test_all_names_together_have_a_bound_and_who_is_there_stays() -> None:
+    many = [endpoint(f"10.1.{n // 250}.{n % 250}:1") for n in range(MAX_NAMED + 9)]
+    scene = Scene()
+    scene.names[ALL] = many[: MAX_NAMED - 1]
+    scene.use(ALL, Z, "dns:b:1", "dns:c:1")
+    assert scene.members.change("web", "dns:b:1", many[-2:]).left_out == 1
+    change = scene.members.change("web", "dns:c:1", many[-2:])
+    assert (change.is_any, change.left_out) == (False, 2)
+    assert len(scene.members.of("web")) == MAX_NAMED + 1
+    scene.names["dns:d:1"] = many[:3]
+    scene.use(ALL, Z, "dns:d:1", "dns:c:1")
+    assert scene.members.endpoints("web", "dns:d:1") == ()
+    scene.members.change("web", ALL, many[:2])
+    assert scene.members.change("web", "dns:c:1", many).left_out == 9 + 2
+    assert {(Z, 1)} <= {(str(one.address), one.weight) for one in scene.members.of("web")}
 
 
 def test_names_are_told_and_addresses_are_not() -> None:
