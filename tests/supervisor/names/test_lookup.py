@@ -10,7 +10,9 @@ import socket
 import time
 from typing import Any
 
+import dns.message
 import dns.rcode
+import dns.rrset
 import pytest
 from tests.support.supervisor.name_server import NameServer
 
@@ -250,6 +252,30 @@ async def test_a_name_that_the_dns_cannot_have_is_a_failure(server: NameServer) 
     for name in ("a..test", "x" * 70, "x." * 200):
         with pytest.raises(LookupFailedError):
             await look_up(f"{name}:80", server)
+
+
+async def test_what_is_no_answer_to_the_question_is_not_believed(server: NameServer) -> None:
+    forged = dns.message.make_response(dns.message.make_query("app.test", "A"))
+    forged.answer.append(dns.rrset.from_text("app.test.", 9, "IN", "A", "10.6.6.6"))
+    other = dns.message.make_response(dns.message.make_query("other.test", "A"))
+    server.nonsense = [b"", b"x", b"\xff" * 512, forged.to_wire(), other.to_wire()]
+    server.set("app.test", "A", "10.0.0.1")
+    assert hosts(await look_up("app.test:80", server)) == ["10.0.0.1"]
+    assert hosts(await look_up("dns:app.test:80", server)) == ["10.0.0.1"]
+
+
+async def test_nonsense_alone_is_a_failure_in_time(server: NameServer, impatient: None) -> None:
+    server.nonsense, server.is_silent = [b"", b"x", b"\xc0\x0c" * 200], True
+    with pytest.raises(LookupFailedError):
+        await look_up("app.test:80", server)
+
+
+async def test_a_chain_of_aliases_without_an_end_is_a_failure(
+    server: NameServer, impatient: None
+) -> None:
+    server.loops = True
+    with pytest.raises(LookupFailedError):
+        await look_up("app.test:80", server)
 
 
 async def test_a_port_is_that_of_the_name(server: NameServer) -> None:

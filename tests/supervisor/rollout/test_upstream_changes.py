@@ -23,7 +23,7 @@ from tests.support.supervisor.changing_run import (
 from tests.support.supervisor.name_server import NameServer, name_server
 
 from penstock_supervisor.config.model import Config
-from penstock_supervisor.names import schedule
+from penstock_supervisor.names import schedule, watch
 
 HOSTS = ("127.0.0.11", "127.0.0.12", "127.0.0.13")
 """Addresses of this machine, each with a server on the same port."""
@@ -49,6 +49,15 @@ class Servers:
     def config(self, *upstreams: str, **keys: Any) -> Config:
         front = service(upstreams=[one.format(port=self.port) for one in upstreams], **keys)
         return config(front, name_servers=(self.names.address,))
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are looked up ten times as often as at the most otherwise."""
+    monkeypatch.setattr(schedule, "MIN_TTL_S", 0.1)
+    monkeypatch.setattr(schedule, "MAX_TTL_S", 0.1)
+    monkeypatch.setattr(schedule, "MAX_RETRY_S", 0.1)
+    monkeypatch.setattr(watch, "_LOOK_EVERY_S", 0.05)
 
 
 @pytest.fixture
@@ -188,10 +197,10 @@ async def test_a_reload_keeps_what_a_name_has_become_and_looks_new_ones_up(
     tmp_path: Path, servers: Servers
 ) -> None:
     names = servers.names
-    names.set("app.test", "A", HOSTS[0], ttl=1)
+    names.set("app.test", "A", HOSTS[0])
     names.set("more.test", "A", HOSTS[2])
     async with serving(tmp_path, servers.config("dns:app.test:{port}")) as (run, client):
-        names.set("app.test", "A", HOSTS[1], ttl=300)
+        names.set("app.test", "A", HOSTS[1])
         await client.only(HOSTS[1])
         (member,) = run.resources.upstreams.of("web")
         await run.change(servers.config("dns:app.test:{port} weight=2", balance="random"))

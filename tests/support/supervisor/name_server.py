@@ -26,8 +26,12 @@ class NameServer:
         """Questions by `name type`, in the order of the first."""
         self.over_tcp = 0
         self.is_silent = False
+        self.nonsense: list[bytes] = []
+        """Sent before each answer over UDP."""
         self.rcode = dns.rcode.NOERROR
         """Of all answers, if it is no other than this."""
+        self.loops = False
+        """Each name is an alias of another one, which is an alias of it."""
         self._lock = threading.Lock()
         self._records: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
         self._silent_about: set[str] = set()
@@ -79,6 +83,8 @@ class NameServer:
             if not query:
                 return
             answer = self._answer(query)
+            for wire in self.nonsense:
+                self._udp.sendto(wire, client)
             if answer is not None:
                 wire = answer.to_wire()
                 if len(wire) > MAX_DATAGRAM:
@@ -113,7 +119,10 @@ class NameServer:
                 return None
             response = dns.message.make_response(query)
             response.flags |= dns.flags.RA
-            if self.rcode != dns.rcode.NOERROR:
+            if self.loops:
+                for one, two in ((f"{name}.", "other."), ("other.", f"{name}.")):
+                    response.answer.append(dns.rrset.from_text(one, 1, "IN", "CNAME", two))
+            elif self.rcode != dns.rcode.NOERROR:
                 response.set_rcode(self.rcode)
             elif not any(known == name for known, _ in self._records):
                 response.set_rcode(dns.rcode.NXDOMAIN)
