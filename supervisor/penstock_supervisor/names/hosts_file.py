@@ -15,23 +15,25 @@ _MAX_BYTES: Final = 16 << 20
 
 
 def read(path: Path = PATH) -> str:
-    """What is in the file; empty if there is none. Blocks."""
+    """What is in the file, in small letters: case does not matter (RFC 4343). Empty if there is
+    none. Blocks."""
     try:
         with path.open("rb") as file:
-            return file.read(_MAX_BYTES).decode(errors="replace")
+            return file.read(_MAX_BYTES).decode(errors="replace").lower()
     except OSError:
         return ""
 
 
 def addresses(table: str, name: str) -> tuple[str, ...]:
-    """All addresses of a name, in their order, each once. Case does not matter (RFC 4343)."""
+    """All addresses of a name, in their order, each once. `table` is what `read` returns."""
     wanted = name.lower().removesuffix(".")
-    if wanted not in table.lower():
+    # Most names are in no table, and a table may be large.
+    if wanted not in table:
         return ()
     found: dict[str, None] = {}
     for line in table.splitlines():
         words = line.partition("#")[0].split()
-        if wanted in (word.lower().removesuffix(".") for word in words[1:]):
+        if wanted in (word.removesuffix(".") for word in words[1:]):
             try:
                 found[str(ip_address(words[0]))] = None
             except ValueError:

@@ -4,17 +4,21 @@ Only those of the lowest number of priority are: pools have no members in reserv
 DNS goes up to 65535, a member's from 1 to 100. No I/O, no clock.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
 from penstock_supervisor.names.answers import MAX_ENDPOINTS, SrvRecord
 
 _MAX_WEIGHT: Final = 100
+_HOST: Final = re.compile(r"[A-Za-z0-9_.-]+")
+"""A target is written into logs, and into a field of a request. Any byte may be in a name."""
 
 
 def chosen(records: Sequence[SrvRecord]) -> tuple[SrvRecord, ...]:
-    """In an order that does not depend on theirs. A record without a port or a target is none."""
-    usable = {one for one in records if one.target and one.port}
+    """In an order that does not depend on theirs. A record without a port, or a host as
+    its target, is none."""
+    usable = {one for one in records if _HOST.fullmatch(one.target) and one.port}
     first = min((one.priority for one in usable), default=0)
     best = sorted(
         (one for one in usable if one.priority == first),

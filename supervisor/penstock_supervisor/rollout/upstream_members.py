@@ -42,10 +42,8 @@ class _Entry:
     """One upstream of a service."""
 
     configured: Upstream
+    kind: Kind
     members: tuple[UpstreamMember, ...]
-
-    def weight(self, endpoint: Endpoint) -> int:
-        return _weight(self.configured, endpoint)
 
 
 class UpstreamMembers:
@@ -55,13 +53,14 @@ class UpstreamMembers:
         self._numbers = count()
         self._entries: dict[str, dict[str, _Entry]] = {}
         """By service, and by address in the configuration."""
+        self._by_number: dict[str, dict[int, UpstreamMember]] = {}
+        """By service: each message of a proxy is about one of them."""
 
     # What there is.
 
     def of(self, service: str) -> tuple[UpstreamMember, ...]:
         """In the order of the configuration."""
-        entries = self._entries.get(service, {}).values()
-        return tuple(member for entry in entries for member in entry.members)
+        return tuple(self._by_number.get(service, {}).values())
 
     def is_known(self, service: str, upstream: str) -> bool:
         return upstream in self._entries.get(service, ())
@@ -74,19 +73,16 @@ class UpstreamMembers:
     def names(self, services: Iterable[str]) -> Iterator[tuple[str, str]]:
         """Service and upstream of those that are names."""
         for service in services:
-            for text in self._entries.get(service, ()):
-                if not _is_fixed(text):
+            for text, entry in self._entries.get(service, {}).items():
+                if entry.kind is not Kind.FIXED:
                     yield service, text
-
-    def find(self, key: MemberKey) -> UpstreamMember | None:
-        service, number = key
-        return next((one for one in self.of(service) if one.number == number), None)
 
     def label(self, key: MemberKey) -> str:
         """What people call it: its slot, and where it is; empty: it is not there."""
-        if (member := self.find(key)) is None:
+        service, number = key
+        if (member := self._by_number.get(service, {}).get(number)) is None:
             return ""
-        slot = f"{key[0]}/{member.slot}"
+        slot = f"{service}/{member.slot}"
         return f"{slot}, {member}," if member.endpoint.name else slot
 
     # What changes it.
@@ -115,27 +111,34 @@ class UpstreamMembers:
         return {
             one.address: kept[one.address]
             if one.address in kept
-            else tuple(
-                self._new(one, endpoint, slots)
-                for endpoint in room.take(one.address, found[one.address])
-            )
+            else self._new_members(one, found[one.address], slots, room)
             for one in service.upstreams
         }
+
+    def _new_members(
+        self, upstream: Upstream, endpoints: Sequence[Endpoint], slots: "_Slots", room: "_Room"
+    ) -> tuple[UpstreamMember, ...]:
+        kind = parse_upstream(upstream.address).kind
+        if kind is not Kind.FIXED:
+            endpoints = room.take(endpoints)
+        return tuple(
+            self._new(one, _weight(upstream, kind, one), slots.take()) for one in endpoints
+        )
 
     def _room(self, but: _Entry | None = None) -> int:
         """For members of names."""
         entries = (entry for of_one in self._entries.values() for entry in of_one.values())
-        named = (one for one in entries if one is not but and not _is_fixed(one.configured.address))
+        named = (one for one in entries if one is not but and one.kind is not Kind.FIXED)
         return max(0, MAX_NAMED - sum(len(entry.members) for entry in named))
 
-    def _new(self, upstream: Upstream, endpoint: Endpoint, slots: "_Slots") -> UpstreamMember:
-        weight = _weight(upstream, endpoint)
-        return UpstreamMember(next(self._numbers), slots.take(), endpoint, weight)
+    def _new(self, endpoint: Endpoint, weight: int, slot: int) -> UpstreamMember:
+        return UpstreamMember(next(self._numbers), slot, endpoint, weight)
 
     def use(self, upstreams: Upstreams, services: Mapping[str, Service]) -> None:
         """From now on there are these. An upstream that was there has what it has become."""
         for name, prepared in upstreams.items():
             self._entries[name] = self._used(services[name], prepared)
+            self._number(name)
 
     def _used(
         self, service: Service, prepared: Mapping[str, tuple[UpstreamMember, ...]]
@@ -152,8 +155,9 @@ class UpstreamMembers:
                 if before is None
                 else before.members
             )
-            weighed = (m._replace(weight=_weight(one, m.endpoint)) for m in members)
-            entries[one.address] = _Entry(one, tuple(weighed))
+            kind = parse_upstream(one.address).kind
+            weighed = (m._replace(weight=_weight(one, kind, m.endpoint)) for m in members)
+            entries[one.address] = _Entry(one, kind, tuple(weighed))
         return entries
 
     def change(self, service: str, upstream: str, endpoints: Sequence[Endpoint]) -> Change:
@@ -166,18 +170,25 @@ class UpstreamMembers:
         left = tuple(one for one in entry.members if one.address not in wanted)
         slots = _Slots(one.slot for one in self.of(service) if one not in left)
         members = tuple(
-            before[one.address]._replace(endpoint=one, weight=entry.weight(one))
+            before[one.address]._replace(endpoint=one, weight=weight)
             if one.address in before
-            else self._new(entry.configured, one, slots)
+            else self._new(one, weight, slots.take())
             for one in endpoints
+            for weight in (_weight(entry.configured, entry.kind, one),)
         )
         is_any, entry.members = members != entry.members, members
+        self._number(service)
         joined = tuple(one for one in members if one.address not in before)
         return Change(joined, left, is_any, offered - len(endpoints))
 
     def forget(self, service: str) -> None:
         """Nothing is left of it."""
         self._entries.pop(service, None)
+        self._by_number.pop(service, None)
+
+    def _number(self, service: str) -> None:
+        members = (one for entry in self._entries[service].values() for one in entry.members)
+        self._by_number[service] = {member.number: member for member in members}
 
 
 class _Room:
@@ -186,10 +197,8 @@ class _Room:
     def __init__(self, left: int) -> None:
         self._left = left
 
-    def take(self, upstream: str, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
-        """As many as there is room for. What was given as an address needs none."""
-        if _is_fixed(upstream):
-            return endpoints
+    def take(self, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
+        """As many as there is room for."""
         taken = endpoints[: self._left]
         self._left -= len(taken)
         return taken
@@ -200,19 +209,18 @@ class _Slots:
 
     def __init__(self, taken: Iterable[int]) -> None:
         self._taken = set(taken)
+        self._lowest = 0
 
     def take(self, wanted: int = -1) -> int:
         """That one, or the lowest."""
-        is_free = wanted >= 0 and wanted not in self._taken
-        slot = wanted if is_free else next(slot for slot in count() if slot not in self._taken)
+        slot = wanted
+        if wanted < 0 or wanted in self._taken:
+            while self._lowest in self._taken:
+                self._lowest += 1
+            slot = self._lowest
         self._taken.add(slot)
         return slot
 
 
-def _is_fixed(upstream: str) -> bool:
-    return parse_upstream(upstream).kind is Kind.FIXED
-
-
-def _weight(upstream: Upstream, endpoint: Endpoint) -> int:
-    is_srv = parse_upstream(upstream.address).kind is Kind.SRV
-    return endpoint.weight if is_srv else upstream.weight
+def _weight(upstream: Upstream, kind: Kind, endpoint: Endpoint) -> int:
+    return endpoint.weight if kind is Kind.SRV else upstream.weight

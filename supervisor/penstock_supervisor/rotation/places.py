@@ -39,8 +39,6 @@ class Places:
         self._services = services
         self._slots = slots
         self._upstream_label = upstream_label
-        self._left: set[MemberKey] = set()
-        """Upstreams that have left, while a proxy may still pick them."""
         self._views = ProxyViews()
         self._draining: set[MemberKey] = set()
         self._held = Holds()
@@ -118,21 +116,18 @@ class Places:
         """It is none of the service's any more. As long as no other one serves, proxies may go on
         with it, and their views of it count."""
         self._confirmations.forget(member)
-        self._left.add(member)
-        self._forget_left()
+        self._forget_left(member)
 
-    def _forget_left(self) -> None:
-        for member in tuple(self._left):
-            if self._upstream_label(member):
-                # It has come back.
-                self._left.discard(member)
-            elif not self._views.is_up_anywhere(member):
-                self._left.discard(member)
-                self._views.forget(member)
+    def _forget_left(self, member: MemberKey) -> None:
+        """Forget it, if it is an upstream that has left, and nobody picks it any more."""
+        is_there = self._slots.child_of(member) or self._upstream_label(member)
+        if not is_there and not self._views.is_up_anywhere(member):
+            self._views.forget(member)
 
     def _is_upstream(self, member: MemberKey) -> bool:
-        """Does it count what a proxy says of this upstream?"""
-        return member in self._left or bool(self._upstream_label(member))
+        """Does it count what a proxy says of this upstream? Also of one that has left, as long as a
+        proxy may pick it."""
+        return member in self._views or bool(self._upstream_label(member))
 
     def _label(self, member: MemberKey, child: Child | None) -> str:
         """For the log. A slot's name alone means its current worker."""

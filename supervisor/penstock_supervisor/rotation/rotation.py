@@ -311,7 +311,7 @@ class Rotation(Places):
             return
         before = self._combined(member)
         self._views.report(member, by, state, reason, recent)
-        self._forget_left()
+        self._forget_left(member)
         combined = self._combined(member)
         where = f" at proxy/{by}" if len(self.deciding(member[0])) > 1 and state != UP else ""
         why = f": {reason}" if reason else ""

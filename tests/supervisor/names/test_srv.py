@@ -25,6 +25,7 @@ def test_weights_keep_their_proportion_and_the_smallest_is_one() -> None:
 def test_a_record_without_a_port_or_a_target_is_none() -> None:
     assert chosen([record(0, 1, ""), record(0, 1, "a", port=0)]) == ()
     assert chosen([record(0, 1, ""), record(9, 1, "a")]) == (record(9, 1, "a"),)
+    assert chosen([record(0, 1, one) for one in ("a b", "a\n", "a:1", "\\010", "é")]) == ()
 
 
 RECORDS = st.builds(

@@ -146,6 +146,7 @@ def test_an_upstream_has_no_child_and_a_view_all_the_same(caplog: pytest.LogCapt
     assert caplog.messages == ["api/0, a.internal:1, is up"]
     there.remove(("api", 1))
     rotation.upstream_left(("api", 1))
+    assert rotation.services_up() == {"api"}
     assert rotation.is_up_anywhere(("api", 1)), "the proxy waits for another one"
     report(1, "absent")
     report(1, "up")
@@ -155,3 +156,10 @@ def test_an_upstream_has_no_child_and_a_view_all_the_same(caplog: pytest.LogCapt
     rotation.upstream_left(("api", 2))
     assert list(rotation._views) == []
     assert len(caplog.messages) == 2
+    # A reload takes one away without a word about it.
+    there.add(("api", 2))
+    report(2, "up")
+    there.remove(("api", 2))
+    report(2, "absent")
+    assert list(rotation._views) == []
+    assert rotation.services_up() == set()
