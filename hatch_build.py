@@ -37,7 +37,8 @@ COMPILED = {
         "service/fd_budget", "tcp/duplex", "tcp/session", "tls/transport",
     ),
     "worker/penstock_worker": (
-        "handoff/protocol", "handoff/receiver", "telemetry/counters",
+        "handoff/protocol", "handoff/receiver", "telemetry/access_log", "telemetry/counters",
+        "telemetry/log_field",
     ),
 }  # fmt: skip
 

@@ -61,6 +61,9 @@ class DiscardingTransport(Transport):
     def is_closing(self) -> bool:
         return False
 
+    def is_quiet(self) -> bool:
+        return True
+
     def pause_reading(self) -> None: ...
 
     def resume_reading(self) -> None: ...

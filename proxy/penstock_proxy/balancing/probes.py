@@ -27,7 +27,7 @@ from penstock_proxy.errors import BAD_RESPONSE, RejectedError
 from penstock_proxy.http1.chunked import Chunked
 from penstock_proxy.http1.parser import parse_status_line
 from penstock_proxy.net.address import Address, parse_address
-from penstock_proxy.net.connector import SocketAddress
+from penstock_proxy.net.connector import SocketAddress, connect_unix
 from penstock_proxy.net.proxy_header import local_header
 from penstock_worker.telemetry.printable import printable
 
@@ -76,12 +76,11 @@ def from_error(error: OSError) -> ProbeResult:
 
 async def connect(address: Address) -> ProbeResult:
     """Check that the worker accepts connections."""
-    loop = asyncio.get_running_loop()
-    transport: asyncio.Transport
     if address.path:
-        transport, _ = await loop.create_unix_connection(asyncio.Protocol, address.path)
-    else:
-        transport, _ = await loop.create_connection(asyncio.Protocol, address.host, address.port)
+        (await connect_unix(address.path)).close()
+        return HEALTHY
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, address.host, address.port)
     transport.close()
     return HEALTHY
 
@@ -126,13 +125,25 @@ async def with_proxy_header(
 ) -> ProbeResult:
     """Connect, send a PROXY header, and GET `path` unless it is None; `host`: the Host field."""
     loop = asyncio.get_running_loop()
-    family, sockaddr = address
-    with closing(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)) as sock:
-        await loop.sock_connect(sock, sockaddr)
+    family = address[0]
+    with closing(await _connected(address)) as sock:
         await loop.sock_sendall(sock, local_header(version, sock))
         if path is None:
             return HEALTHY
         return await get(sock, path, "localhost" if family == socket.AF_UNIX else host)
+
+
+async def _connected(address: SocketAddress) -> socket.socket:
+    family, sockaddr = address
+    if family == socket.AF_UNIX:
+        return await connect_unix(sockaddr)
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, sockaddr)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 # With aiohttp
@@ -177,8 +188,7 @@ async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
 
 async def _get_over_unix(where: str, path: str) -> ProbeResult:
     """GET `path` over a unix socket: a session of aiohttp would keep the first one's path."""
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)) as sock:
-        await asyncio.get_running_loop().sock_connect(sock, where)
+    with closing(await connect_unix(where)) as sock:
         # A unix socket has no host name, and many servers refuse an empty Host.
         return await get(sock, path)
 

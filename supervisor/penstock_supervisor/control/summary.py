@@ -71,7 +71,7 @@ def _rows(name: str, child: Mapping[str, Any], served: int | None = None) -> Ite
         state=", ".join(states),
         process=_pid(child),
         **_usage(current),
-        address=_where(child),
+        address=_address(child),
         restarts=_restarts(child.get("restarts") or {}),
         reason="; ".join(_reasons(child)),
         served=served,
@@ -81,11 +81,6 @@ def _rows(name: str, child: Mapping[str, Any], served: int | None = None) -> Ite
     for process in processes:
         if process is not current:
             yield _further_row(name, process)
-
-
-def _where(child: Mapping[str, Any]) -> str:
-    name, address = child.get("name"), child.get("address") or ""
-    return f"{name} ({address})" if name else address
 
 
 def _further_row(name: str, process: Mapping[str, Any]) -> SummaryRow:
@@ -100,13 +95,21 @@ def _further_row(name: str, process: Mapping[str, Any]) -> SummaryRow:
         state=", ".join(_states({"state": process["state"], "health": process.get("health")})),
         process=_pid(process),
         **_usage(process),
-        address=process["address"] or "",
+        address=_address(process),
         restarts="",
         reason=doing,
         served=None,
         active=None,
         health="wait",
     )
+
+
+def _address(one: Mapping[str, Any]) -> str:
+    """Its port, and whether the proxies use its socket instead; of an upstream also its name."""
+    address = one.get("address") or ""
+    if name := one.get("name"):
+        return f"{name} ({address})"
+    return f"{address} (unix)" if one.get("link") == "unix" else address
 
 
 def _finishing(connections: int | None) -> str:

@@ -5,6 +5,7 @@ No I/O, no clock.
 
 from typing import NamedTuple
 
+from penstock_proxy.config import Target
 from penstock_proxy.net.address import Address
 from penstock_supervisor.names.answers import Endpoint
 
@@ -21,6 +22,19 @@ class UpstreamMember(NamedTuple):
     @property
     def address(self) -> Address:
         return self.endpoint.address
+
+    def target(self, *, up: bool) -> Target:
+        """What a proxy is told of it. `up`: it may be picked at once."""
+        return Target(
+            member=self.number,
+            slot=self.slot,
+            address=str(self.address),
+            name=self.endpoint.name,
+            weight=self.weight,
+            joined=True,
+            up=up,
+            upstream=True,
+        )
 
     def __str__(self) -> str:
         """For people: the name, where there is one, and the address."""

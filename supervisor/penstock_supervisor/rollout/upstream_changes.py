@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from penstock_proxy.messages import UPSTREAMS
-from penstock_supervisor.children.plan import upstream_targets
 from penstock_supervisor.names.answers import Endpoint
 from penstock_supervisor.names.lookup import Servers
 from penstock_supervisor.names.upstream_member import UpstreamMember
@@ -66,9 +65,10 @@ class UpstreamChanges:
             self._rotation.upstream_left((service, member.number))
         _say(name, "joins", "join", change.joined)
         _say(name, "leaves", "leave", change.left)
-        targets = upstream_targets(
-            service, resources.upstreams.of(service), self._rotation.is_up_anywhere
-        )
+        targets = [
+            one.target(up=self._rotation.is_up_anywhere((service, one.number)))
+            for one in resources.upstreams.of(service)
+        ]
         message = {"cmd": UPSTREAMS, "service": service}
         told = [target.model_dump(mode="json") for target in targets]
         self._proxies.send_to_all({**message, "targets": told})

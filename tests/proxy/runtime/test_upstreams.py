@@ -129,7 +129,7 @@ async def test_upstreams_change_without_another_configuration(proxy: RunningProx
     await told(proxy, "web", renamed)
     (member,) = service.pool.members
     assert (member.name, member.weight) == ("c.internal:80", 3)
-    assert service.pool_rows()[0]["name"] == "c.internal:80"
+    assert service.pool.snapshot()[0]["name"] == "c.internal:80"
 
 
 async def test_a_service_may_have_no_upstream_for_a_time(proxy: RunningProxy) -> None:
