@@ -260,6 +260,9 @@ class Target(FrozenModel):
     """Its place in the service: what people, metrics and `client_hash` know it by."""
     address: AddressText | Literal[""]
     """Empty: connections are handed over to it by a link."""
+    name: str = ""
+    """The name that has this address, with the port: what a check sends as Host. Empty: it was
+    given as an address."""
     weight: Weight = 1
     joined: bool = False
     """Its process is ready, so it is checked. Upstreams are not ours, and always joined."""

@@ -20,6 +20,8 @@ supervisor → proxy
                                                 there, else the service's. One that is up is
                                                 checked in the new way when its next check is
                                                 due. One that drains only ends in time what it has
+    UPSTREAMS     service, targets              its upstreams are these from now on, as if by
+                                                RECONFIGURE: a name has got other addresses
     ACCEPT                                      the listeners listen: accept from now on
     LISTEN        service                       with a listening socket: accept from it as well
     UNLISTEN      service, keep                 close the listeners but the newest `keep`, also
@@ -128,6 +130,7 @@ __all__ = [
     "UNLINK",
     "UNLINKED",
     "UNLISTEN",
+    "UPSTREAMS",
     "WORKER_DRAINED",
 ]
 
@@ -135,6 +138,7 @@ ACCEPT: Final = "accept"
 CONFIGURE: Final = "configure"
 RECONFIGURE: Final = "reconfigure"
 RECONFIGURED: Final = "reconfigured"
+UPSTREAMS: Final = "upstreams"
 LISTEN: Final = "listen"
 UNLISTEN: Final = "unlisten"
 COVER: Final = "cover"

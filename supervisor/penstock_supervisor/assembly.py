@@ -7,13 +7,13 @@ call is made by a lambda here, so that no part has to be completed later.
 Must not know when a run starts or ends (`supervisor`), nor what a part does with another one.
 """
 
+import time
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, closing
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-from penstock_proxy.net.address import Address
 from penstock_supervisor.child_events import ChildEvents
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
@@ -22,6 +22,8 @@ from penstock_supervisor.children.plan import ChildPlan
 from penstock_supervisor.children.running import Running, spawn
 from penstock_supervisor.children.slots import Slots
 from penstock_supervisor.config.model import Config
+from penstock_supervisor.names.first_lookup import Endpoints
+from penstock_supervisor.names.watch import NameWatch
 from penstock_supervisor.observability.collect import SnapshotCollector
 from penstock_supervisor.observability.rollout_measurements import RolloutMeasurements
 from penstock_supervisor.observability.stats_poll import StatsPoll
@@ -37,6 +39,7 @@ from penstock_supervisor.rollout.rollout_driver import RolloutDriver
 from penstock_supervisor.rollout.rollout_parts import RolloutParts
 from penstock_supervisor.rollout.rollouts import Rollouts
 from penstock_supervisor.rollout.stop_sequence import StopSequence
+from penstock_supervisor.rollout.upstream_changes import UpstreamChanges
 from penstock_supervisor.rollout.versions import RunVersions
 from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.reuseport import ReuseportSockets
@@ -88,6 +91,7 @@ class Parts(NamedTuple):
     rollouts: Rollouts
     reconfiguration: Reconfiguration
     worker_watch: WorkerWatch
+    names: NameWatch
     snapshots: SnapshotCollector
     observer: ChildEvents
     spawn: Callable[..., Running]
@@ -98,7 +102,7 @@ def assemble(
     stack: AsyncExitStack,
     loop: AbstractEventLoop,
     basis: Basis,
-    upstreams: Mapping[str, list[Address]],
+    upstreams: Mapping[str, Endpoints],
     hooks: Hooks,
 ) -> Parts:
     """Make all parts; `stack` closes them. StartError: an address or a file cannot be opened."""
@@ -133,9 +137,16 @@ def assemble(
         Rotation(
             loop, services, slots, worker_checks, worker_changed,
             lambda *check: worker_watch.checked(*check),  # noqa: PLW0108
+            resources.upstreams.label,
         )
     )  # fmt: skip
     proxies = opened(Proxies(loop, resources, slots, rotation))
+    names = NameWatch(
+        resources.lookups.look_up,
+        UpstreamChanges(resources, proxies, rotation, basis.condition),
+        time.monotonic,
+        time.time,  # noqa: TID251 — people are told when
+    )
     versions = RunVersions(resources, slots)
     replacements = Replacements(loop, slots, rotation, basis.condition, versions, hooks.make_child)
     reconfiguration = opened(
@@ -166,6 +177,7 @@ def assemble(
         loop_lag,
         proxies.certificate_reload,
         worker_watch,
+        names,
     )
     observer = ChildEvents(
         resources=resources,
@@ -186,7 +198,7 @@ def assemble(
     start = partial(spawn, loop=loop, guardian=guardian, output=output)
     return Parts(
         resources, output, worker_checks, rotation, proxies, replacements, rollouts,
-        reconfiguration, worker_watch, snapshots, observer, start,
+        reconfiguration, worker_watch, names, snapshots, observer, start,
     )  # fmt: skip
 
 

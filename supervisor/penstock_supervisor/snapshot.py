@@ -51,6 +51,33 @@ class TlsView(NamedTuple):
     """The certificates in use are those on disk."""
 
 
+class UpstreamView(NamedTuple):
+    """A server that an upstream stands for."""
+
+    slot: int
+    address: str
+    name: str
+    """The name that has this address; empty: it was given as an address."""
+
+
+class NameView(NamedTuple):
+    """An upstream that is a name, and what its look-ups have found."""
+
+    service: str
+    name: str
+    """As in the configuration."""
+    lookups: Mapping[str, int]
+    """How many so far, by result: found, not_found, timeout, failed."""
+    result: str
+    """Of the last one; empty: there was none yet."""
+    ttl_s: float
+    """How long the last good answer holds."""
+    last_found_at: float
+    """When there was one, in seconds since 1970; 0: never."""
+    addresses: int
+    """How many members it has."""
+
+
 class ProcessView(NamedTuple):
     """One process of a slot."""
 
@@ -250,6 +277,10 @@ class Snapshot:
     """The listening sockets of all services."""
     tls: Mapping[str, TlsView] = field(default_factory=dict)
     """By service, where the proxy speaks TLS."""
+    upstreams: Mapping[str, tuple[UpstreamView, ...]] = field(default_factory=dict)
+    """By service: the servers that its upstreams stand for."""
+    names: tuple[NameView, ...] = ()
+    """The upstreams that are names."""
     unseen_ends: tuple[UnseenEnd, ...] = ()
     """The last ones."""
     dropped: Mapping[str, int] = field(default_factory=dict)

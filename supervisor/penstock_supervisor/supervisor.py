@@ -25,7 +25,6 @@ from signal import Signals
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.messages import REOPEN
-from penstock_proxy.net.address import Address
 from penstock_supervisor import blocking
 from penstock_supervisor.assembly import Basis, Hooks, assemble
 from penstock_supervisor.children.child import Child
@@ -44,7 +43,8 @@ from penstock_supervisor.errors import (
     StartError,
 )
 from penstock_supervisor.kernel import procfs
-from penstock_supervisor.listeners import resolver
+from penstock_supervisor.names.first_lookup import Endpoints, look_up_all
+from penstock_supervisor.names.lookup import Lookups
 from penstock_supervisor.process import rlimits
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.descriptors import descriptors_needed
@@ -147,7 +147,8 @@ class Supervisor:
             _log.warning("%s", line)
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()
-        upstreams = resolver.resolve_in_thread(self.config.services)
+        first = look_up_all(Lookups(loop.time), self.config.services, self.config.dns.servers)
+        upstreams = loop.create_task(first)
         upstreams.add_done_callback(lambda _: self._condition.notify())
         await self._condition.wait_until(lambda: upstreams.done() or self._stopping)
         if not upstreams.done():
@@ -159,12 +160,13 @@ class Supervisor:
                 await self._open_endpoints(stack)
                 self._tasks = tasks
                 self._spawn_process = partial(spawn_process, tasks=tasks)
-                checks_task = tasks.create_task(self._worker_checks.run())
+                watches = [tasks.create_task(run()) for run in self._watches]
                 try:
                     self._events.emit("setup", "supervisor", text="everything is open")
                     await self._serve()
                 finally:
-                    checks_task.cancel()
+                    for watch in watches:
+                        watch.cancel()
         if self._failure is not None:
             raise self._failure
         return 0
@@ -292,7 +294,7 @@ class Supervisor:
         self,
         stack: AsyncExitStack,
         loop: AbstractEventLoop,
-        upstreams: Mapping[str, list[Address]],
+        upstreams: Mapping[str, Endpoints],
     ) -> Callable[..., Running]:
         """Make all parts; `stack` closes them. Returns the function that starts a process, which
         still needs `tasks`. Raises StartError."""
@@ -314,6 +316,7 @@ class Supervisor:
             self._records,
         )
         self._worker_watch = parts.worker_watch
+        self._watches = (parts.worker_checks.run, parts.names.run)
         self._snapshots = parts.snapshots
         self._observer = parts.observer
         return parts.spawn

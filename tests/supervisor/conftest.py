@@ -14,7 +14,7 @@ import pytest
 
 from penstock_proxy import metrics
 from penstock_proxy.metrics import RemovedWorkers, ServiceCounters
-from penstock_supervisor.snapshot import ChildView, Snapshot
+from penstock_supervisor.snapshot import ChildView, NameView, Snapshot, UpstreamView
 from penstock_worker.telemetry.loop_lag import LagHistogram
 
 
@@ -83,7 +83,9 @@ def proxy(**changes: Any) -> ChildView:
     return _child(
         {
             "role": "proxy", "service": "", "slot": 0, "address": "", "fresh": True,
-            "stats": proxy_stats(web=[row(0), row(1, "down")], api=[row(0)]), **changes,
+            "stats": proxy_stats(
+                web=[row(0), row(1, "down")], api=[row(0, name="api.internal:8100")]
+            ), **changes,
         }
     )  # fmt: skip
 
@@ -119,6 +121,10 @@ def snapshot(*children: ChildView, **changes: Any) -> Snapshot:
                 "upstreams": ("127.0.0.1:8100",),
             },
         },
+        "upstreams": {"api": (UpstreamView(0, "127.0.0.1:8100", "api.internal:8100"),)},
+        "names": (
+            NameView("api", "api.internal:8100", {"found": 3, "timeout": 1}, "found", 5.0, 9.5, 1),
+        ),
         "uptime_s": 12.0, "ready": True, "stopping": False,
         "listener_fds": 3, "channel_fds": 3, "loop_lag": lag(0.001), "tasks": 4,
     }  # fmt: skip

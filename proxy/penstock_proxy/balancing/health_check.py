@@ -293,4 +293,6 @@ class HealthChecker:
 
 def _label(member: Member) -> str:
     """A member's name in log lines; one that gets its connections passed has no address."""
+    if member.name:
+        return f"{member.name} ({member.address})"
     return member.address or f"the worker in slot {member.slot}"

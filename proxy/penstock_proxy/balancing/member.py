@@ -66,6 +66,8 @@ class Member:
     """It has as many requests or connections as `per_worker` allows."""
     is_upstream: bool = False
     """It is not ours, and its slot is only its place in a list."""
+    name: str = ""
+    """The name that has its address, with the port; empty: it was given as an address."""
 
 
 def member_of(target: Target, health: Health) -> Member:
@@ -85,6 +87,7 @@ def member_of(target: Target, health: Health) -> Member:
         target.health or health,
         reason=reason,
         is_upstream=target.upstream,
+        name=target.name,
     )
 
 
@@ -94,6 +97,7 @@ def row_of(member: Member) -> dict[str, Any]:
         "member": member.number,
         "slot": member.slot,
         "address": member.address,
+        "name": member.name,
         "weight": member.weight,
         "health": member.state.value,
         "active": member.active,

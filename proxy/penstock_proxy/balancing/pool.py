@@ -115,9 +115,10 @@ class Pool:
                 self._update_slow_start(now)
         self._update_rotation()
 
-    def set_weight(self, number: int, weight: int) -> None:
-        """The member gets another share from now on."""
+    def set_weight(self, number: int, weight: int, name: str = "") -> None:
+        """The member gets another share from now on. `name`: which leads to its address now."""
         member = self._by_number[number]
+        member.name = name
         if member.weight != weight:
             member.weight = weight
             self._use_policy(self._balance)

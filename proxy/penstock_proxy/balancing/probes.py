@@ -199,7 +199,8 @@ async def http_client(
             address = parse_address(member.address)
             if address.path:
                 return _get_over_unix(address.path, path, on_verdict)
-            return _get_with(session, f"http://{member.address}{path}", on_verdict)
+            url = f"http://{member.address}{path}"
+            return _get_with(session, url, host_of(member), on_verdict)
 
         yield probe
 
@@ -211,13 +212,23 @@ async def _get_over_unix(where: str, path: str, on_verdict: Verdict) -> ProbeRes
         return await get(sock, path, on_verdict=on_verdict)
 
 
-async def _get_with(session: "aiohttp.ClientSession", url: str, on_verdict: Verdict) -> ProbeResult:
+def host_of(member: Member) -> str:
+    """Its Host field (RFC 9110 section 7.2): the name that its clients would have, and without one
+    its address. The port is said unless it is HTTP's own."""
+    return (member.name or member.address).removesuffix(":80")
+
+
+async def _get_with(
+    session: "aiohttp.ClientSession", url: str, host: str, on_verdict: Verdict
+) -> ProbeResult:
     from aiohttp import ClientError
     from yarl import URL
 
     try:
         # encoded: the path is sent exactly as it was configured.
-        async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
+        async with session.get(
+            URL(url, encoded=True), headers={"Host": host}, allow_redirects=False
+        ) as response:
             on_verdict()
             if not _is_good(response.status):
                 body = await _first_bytes(response.content, _MAX_QUOTED_BYTES)

@@ -109,6 +109,14 @@ def _reconfigure(process: CommandTarget, message: Message) -> None:
     process.send({"cmd": messages.RECONFIGURED, "seq": message["seq"], "error": error})
 
 
+def _upstreams(process: CommandTarget, message: Message) -> None:
+    try:
+        targets = [Target.model_validate(one) for one in message["targets"]]
+        process.services.change_upstreams(message["service"], targets)
+    except (ValidationError, OSError) as error:
+        _log.error("the upstreams of %s stay as they were: %s", message["service"], error)
+
+
 def _accept(process: CommandTarget, _: Message) -> None:
     process.services.start()
 
@@ -247,6 +255,7 @@ def _stats(process: CommandTarget, message: Message) -> None:
 _COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], None]]] = {
     messages.CONFIGURE: _configure,
     messages.RECONFIGURE: _reconfigure,
+    messages.UPSTREAMS: _upstreams,
     messages.UNLISTEN: _unlisten,
     messages.ACCEPT: _accept,
     messages.UNCOVER: _uncover,

@@ -17,7 +17,7 @@ from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.outlier_detection import OutlierDetection, Recent
 from penstock_proxy.balancing.pool import Member, Pool
-from penstock_proxy.balancing.probes import Probe, ProbeResult, with_proxy_header
+from penstock_proxy.balancing.probes import Probe, ProbeResult, host_of, with_proxy_header
 from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.context import HttpContext
@@ -249,7 +249,7 @@ class Service(HttpContext):
     async def _probe_with_proxy_header(self, member: Member) -> ProbeResult:
         address = self.addresses[member.number]
         path = member.health.path
-        return await with_proxy_header(address, member.address, self.proxy_version, path)
+        return await with_proxy_header(address, host_of(member), self.proxy_version, path)
 
     # -- hooks of the context
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from penstock_proxy.balancing.outlier_detection import Recent
 from penstock_proxy.balancing.pool import Member
-from penstock_proxy.config import ProxyConfig, ServiceConfig
+from penstock_proxy.config import ProxyConfig, ServiceConfig, Target
 from penstock_proxy.metrics import Series, merge
 from penstock_proxy.net.address import parse_address
 from penstock_proxy.net.connector import socket_address
@@ -114,7 +114,7 @@ class Services:
         for name, one in wanted.items():
             if name in self.by_name:
                 _refuse_other_kind(self.by_name[name].config, one)
-            _check_addresses(one)
+            _check_addresses(one.targets)
         logs = self._open_logs(wanted)
         for name in self.by_name.keys() - wanted.keys():
             service = self.by_name[name]
@@ -125,6 +125,14 @@ class Services:
             else:
                 self._change(self._entries[name], one, logs.get(name))
         self._connect()
+
+    def change_upstreams(self, name: str, targets: Sequence[Target]) -> None:
+        """A service has these upstreams from now on. OSError: one of them has no address, and
+        nothing was changed."""
+        if (entry := self._entries.get(name)) is not None:
+            _check_addresses(targets)
+            entry.upstreams.update(targets, self._shared.timers.now)
+            entry.service.configure_checks(targets)
 
     def _open_logs(self, wanted: Mapping[str, ServiceConfig]) -> dict[str, OpenedLog]:
         """The logs of new services, and of those whose log is another one from now on."""
@@ -301,9 +309,9 @@ def _settings(config: ServiceConfig) -> ServiceConfig:
     return config.model_copy(update={"targets": (), "listeners": ()})
 
 
-def _check_addresses(config: ServiceConfig) -> None:
+def _check_addresses(targets: Sequence[Target]) -> None:
     """OSError: one of them is not an address. Names have been resolved by the supervisor."""
-    for target in config.targets:
+    for target in targets:
         if target.address:
             socket_address(parse_address(target.address))
 

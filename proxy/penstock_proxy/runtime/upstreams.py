@@ -42,7 +42,7 @@ class Upstreams:
                     pool.set_weight(target.member, target.weight)
             elif self._has(target):
                 self._leaving.pop(target.member, None)
-                pool.set_weight(target.member, target.weight)
+                pool.set_weight(target.member, target.weight, target.name)
             else:
                 self._service.add_member(target)
         wanted = {target.member for target in targets}

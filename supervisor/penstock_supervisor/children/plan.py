@@ -20,6 +20,7 @@ from penstock_proxy.config import Health, ProxyConfig, ServiceConfig, Target
 from penstock_proxy.net.address import Address
 from penstock_supervisor.config import per_proxy
 from penstock_supervisor.config.model import Config, Restart, Service
+from penstock_supervisor.names.upstream_member import UpstreamMember
 from penstock_worker import contract
 from penstock_worker.listener import limits
 from penstock_worker.listener.limits import DirectLimits
@@ -32,7 +33,7 @@ Slot = tuple[str, int]
 """A worker's place in the run: name of the service, and number."""
 MemberKey = tuple[str, int]
 """An entry in the proxies' pools: name of the service, and number of the member. A worker has a
-number of its own in the whole run; an upstream has that of its place in the list."""
+number of its own in the whole run, and so has a server that an upstream stands for."""
 
 PROXY_START_S: Final = 30.0
 """Not a service's `timeouts.start`, which is for the user's program."""
@@ -259,15 +260,15 @@ def proxy_config(
     config: Config,
     slot: int,
     listeners: Mapping[str, Sequence[int]],
-    upstreams: Mapping[str, Sequence[tuple[int, Address]]],
+    upstreams: Mapping[str, Sequence[UpstreamMember]],
     workers: Mapping[str, Sequence[Target]],
     up: Callable[[MemberKey], bool],
 ) -> ProxyConfig:
     """The configuration that the proxy in this slot gets when it starts.
 
-    By service: `listeners`, the member numbers and resolved addresses of `upstreams`, the `workers`
-    that there are now, with their state, so that a proxy that is started later knows which it may
-    pick. `up` says the same of an upstream.
+    By service: `listeners`, the members of `upstreams`, the `workers` that there are now, with
+    their state, so that a proxy that is started later knows which it may pick. `up` says the same
+    of an upstream.
     """
     return ProxyConfig(
         services=tuple(
@@ -279,34 +280,16 @@ def proxy_config(
                 listeners=tuple(listeners[service.name]),
                 scheme="handoff" if service.scheme == "handoff" else "ports",
                 targets=(
-                    _upstream_targets(service, upstreams[service.name], up)
+                    tuple(
+                        one.target(up=up((service.name, one.number)))
+                        for one in upstreams[service.name]
+                    )
                     if service.upstreams
                     else tuple(workers.get(service.name, ()))
                 ),
             )
             for service in config.services
             if service.has_proxy
-        )
-    )
-
-
-def _upstream_targets(
-    service: Service,
-    members: Sequence[tuple[int, Address]],
-    up: Callable[[MemberKey], bool],
-) -> tuple[Target, ...]:
-    return tuple(
-        Target(
-            member=number,
-            slot=slot,
-            address=str(address),
-            weight=upstream.weight,
-            joined=True,
-            up=up((service.name, number)),
-            upstream=True,
-        )
-        for slot, (upstream, (number, address)) in enumerate(
-            zip(service.upstreams, members, strict=True)
         )
     )
 

@@ -48,8 +48,9 @@ RUN_NEEDS: Final[Mapping[str, Need]] = {
     "user": Need.RESTART,
     "group": Need.RESTART,
     "no_new_privileges": Need.RESTART,
+    "dns.servers": Need.SUPERVISOR,
 }
-"""By key of the whole run."""
+"""By key of the whole run; a key of a table as `table.key`."""
 
 SERVICE_NEEDS: Final[Mapping[str, Need]] = {
     **dict.fromkeys(("scheme", "mode"), Need.RESTART),
@@ -154,10 +155,11 @@ def compare(old: Config, new: Config) -> Changes:
     """All differences. `change_report.refused` says which of them are not possible."""
     before = {service.name: service for service in old.services}
     after = {service.name: service for service in new.services}
+    was, wanted = dict(values(old)), dict(values(new))
     run = tuple(
-        KeyChange(key, getattr(old, key), getattr(new, key), frozenset({need}))
+        KeyChange(key, was[key], wanted[key], frozenset({need}))
         for key, need in RUN_NEEDS.items()
-        if getattr(old, key) != getattr(new, key)
+        if was[key] != wanted[key]
     )
     return Changes(
         old,

@@ -74,7 +74,7 @@ OPTIONS: Final = {
     "access_log_format": "--access-log-format",
 }
 """Keys by their name on the command line."""
-_RUN_KEYS: Final = ("admin", "proxies", "run_dir", "user", "group", "no_new_privileges")
+_RUN_KEYS: Final = ("admin", "proxies", "run_dir", "user", "group", "no_new_privileges", "dns")
 """Keys of the whole run, outside any service."""
 
 

@@ -8,6 +8,8 @@ clock.
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -22,10 +24,12 @@ from penstock_proxy.config import (
     ProxySettings,
     Weight,
 )
-from penstock_proxy.net.address import parse_address
+from penstock_proxy.net.address import Address, parse_address
+from penstock_supervisor.config.upstream_address import Kind, is_literal, parse_upstream
 from penstock_worker.contract import SCRUBBED
 
 ADMIN: Final = "127.0.0.1:9464"
+DNS_PORT: Final = 53
 MAX_ID: Final = (1 << 32) - 2
 """The largest user or group id. The next number means "no change" to the kernel."""
 STOP_SIGNALS: Final = (
@@ -96,11 +100,20 @@ def _socket_mode(text: str) -> str:
     return text
 
 
-def _reachable(text: str) -> str:
-    address = parse_address(text)
-    if not address.path and not address.port:
-        raise ValueError("expected a port to connect to")
-    return text
+def _upstream(text: str) -> str:
+    upstream = parse_upstream(text)
+    return str(upstream.address) if upstream.kind in (Kind.FIXED, Kind.NAME) else text
+
+
+def _name_server(text: str) -> str:
+    """An address, with a port if it is not the usual one."""
+    with suppress(ValueError):
+        return str(Address(str(ip_address(text)), DNS_PORT))
+    with suppress(ValueError):
+        address = parse_address(text)
+        if address.port and is_literal(address.host):
+            return str(address)
+    raise ValueError('expected an address of a name server, such as "10.0.0.2" or "10.0.0.2:5353"')
 
 
 def _admin(text: str) -> str:
@@ -239,7 +252,8 @@ class WorkerHealth(Health):
 class Upstream(FrozenModel):
     """A server that somebody else runs."""
 
-    address: Annotated[AddressText, AfterValidator(_reachable)]
+    address: Annotated[str, AfterValidator(_upstream)]
+    """As `upstream_address` reads it."""
     weight: Weight = 1
 
     @model_validator(mode="before")
@@ -250,7 +264,13 @@ class Upstream(FrozenModel):
         match = re.fullmatch(r"(\S+)(?:\s+weight=(\d{1,9}))?", str(value).strip())
         if match is None or not isinstance(value, str):
             raise ValueError('expected "host:port" or "host:port weight=3"')
-        return {"address": match[1], "weight": int(match[2] or 1)}
+        return {"address": match[1], **({"weight": int(match[2])} if match[2] else {})}
+
+    @model_validator(mode="after")
+    def _check(self) -> "Upstream":
+        if "weight" in self.model_fields_set and self.address.startswith("dns+srv:"):
+            raise ValueError("expected no weight: its records have their own")
+        return self
 
 
 class Service(ProxySettings):
@@ -313,6 +333,13 @@ class Service(ProxySettings):
         )
 
 
+class Dns(FrozenModel):
+    """Who is asked for the names of upstreams."""
+
+    servers: tuple[Annotated[str, AfterValidator(_name_server)], ...] = ()
+    """Empty: those of this machine, in /etc/resolv.conf."""
+
+
 class Config(FrozenModel):
     """The whole configuration of one `penstock run`."""
 
@@ -328,4 +355,5 @@ class Config(FrozenModel):
     """None: the user's own."""
     no_new_privileges: bool = True
     """Programs that a worker executes gain no privileges, so sudo does not work there."""
+    dns: Dns = Dns()
     services: tuple[Service, ...]

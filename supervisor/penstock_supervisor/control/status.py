@@ -14,6 +14,7 @@ from penstock_supervisor.control import rollouts
 from penstock_supervisor.observability.traffic import Traffic, WorkerRow
 from penstock_supervisor.snapshot import (
     ChildView,
+    NameView,
     ProcessUsage,
     ProcessView,
     ReloadRefusal,
@@ -64,6 +65,7 @@ def describe(
                 "split": _split(traffic, name),
                 "dropped": snapshot.dropped.get(name, 0),
                 "sockets": list(_sockets(snapshot, name, queues)),
+                "names": [_name(view) for view in snapshot.names if view.service == name],
                 "workers": list(
                     _workers(snapshot, name, facts, traffic.pools.get(name, {}), usage)
                 ),
@@ -75,6 +77,17 @@ def describe(
 
 def _refusal(refusal: ReloadRefusal | None) -> dict[str, Any] | None:
     return None if refusal is None else {"reason": refusal.reason, "at": round(refusal.at, 3)}
+
+
+def _name(view: NameView) -> dict[str, Any]:
+    return {
+        "name": view.name,
+        "result": view.result or None,
+        "members": view.addresses,
+        "ttl": round(view.ttl_s, 3),
+        "found_at": round(view.last_found_at, 3) or None,
+        "lookups": dict(view.lookups),
+    }
 
 
 def _pids(snapshot: Snapshot, role: str) -> list[int]:
@@ -115,9 +128,9 @@ def _workers(
         by_slot = facts.get("ports", ())
         ports = list(by_slot[child.slot]) if child.slot < len(by_slot) else []
         yield {**_child(child, usage), "ports": ports, **fields, "alive": alive}
-    if not children:
-        for slot, address in enumerate(facts.get("upstreams", ())):
-            yield {"slot": slot, "address": address, **_pool_fields(pool.get(slot))}
+    for one in snapshot.upstreams.get(name, ()):
+        where = {"slot": one.slot, "address": one.address, "name": one.name or None}
+        yield {**where, **_pool_fields(pool.get(one.slot))}
 
 
 def _child(child: ChildView, usage: Mapping[int, ProcessUsage]) -> dict[str, Any]:

@@ -105,8 +105,10 @@ def _further_row(name: str, process: Mapping[str, Any]) -> SummaryRow:
 
 
 def _address(one: Mapping[str, Any]) -> str:
-    """Its port, and whether the proxies use its socket instead."""
+    """Its port, and whether the proxies use its socket instead; of an upstream also its name."""
     address = one.get("address") or ""
+    if name := one.get("name"):
+        return f"{name} ({address})"
     return f"{address} (unix)" if one.get("link") == "unix" else address
 
 

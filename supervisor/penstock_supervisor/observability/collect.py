@@ -4,15 +4,17 @@ The only place where one is made. It owns no state of its own.
 """
 
 import asyncio
+from operator import attrgetter
 
 from penstock_supervisor.children.slots import Slots
+from penstock_supervisor.names.watch import NameWatch
 from penstock_supervisor.observability.stats_poll import StatsPoll
 from penstock_supervisor.rollout.certificate_reload import CertificateReload
 from penstock_supervisor.rollout.records import RolloutRecords
 from penstock_supervisor.rollout.resources import Resources
 from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
-from penstock_supervisor.snapshot import Snapshot
+from penstock_supervisor.snapshot import Snapshot, UpstreamView
 from penstock_worker.telemetry.loop_lag import LoopLag
 
 
@@ -26,6 +28,7 @@ class SnapshotCollector:
         loop_lag: LoopLag,
         certificate_reload: CertificateReload,
         worker_watch: WorkerWatch,
+        names: NameWatch,
     ) -> None:
         self._resources = resources
         self._slots = slots
@@ -34,6 +37,7 @@ class SnapshotCollector:
         self._loop_lag = loop_lag
         self._certificate_reload = certificate_reload
         self._worker_watch = worker_watch
+        self._names = names
 
     async def take(
         self,
@@ -69,6 +73,8 @@ class SnapshotCollector:
             refusal=records.refusal,
             config_applied_at=records.config_applied_at,
             covered=frozenset(self._slots.covered & {one.plan.slot for one in self._slots.proxies}),
+            upstreams=self._upstreams(),
+            names=self._names.views(),
             silent=self._worker_watch.silent(),
             listener_fds=self._resources.listener_fds(),
             # The supervisor keeps both ends of each link.
@@ -90,5 +96,19 @@ class SnapshotCollector:
             "mode": service.mode,
             "listen": str(self._resources.listeners[name].address),
             "ports": self._resources.ports.numbers(name),
-            "upstreams" if service.upstreams else "workers": self._resources.worker_addresses(name),
+            **(
+                {"upstreams": tuple(one.address for one in service.upstreams)}
+                if service.upstreams
+                else {"workers": self._resources.worker_addresses(name)}
+            ),
+        }
+
+    def _upstreams(self) -> dict[str, tuple[UpstreamView, ...]]:
+        members = {name: self._resources.upstreams.of(name) for name in self._resources.listeners}
+        return {
+            name: tuple(
+                UpstreamView(one.slot, str(one.address), one.endpoint.name)
+                for one in sorted(of_service, key=attrgetter("slot"))
+            )
+            for name, of_service in members.items()
         }

@@ -131,6 +131,15 @@ TABLE: Final = (
            "1 if the last reload has succeeded; 0 if it was refused, or its roll-out did not.", ()),
     Metric("penstock_config_last_reload_success_timestamp_seconds", "gauge",
            "When the configuration was applied last, in seconds since 1970.", ()),
+    Metric("penstock_dns_lookups_total", "counter",
+           "Look-ups of an upstream's name, by result: found, not_found, timeout, failed.",
+           ("service", "name", "result")),
+    Metric("penstock_dns_members", "gauge",
+           "Members that an upstream's name stands for now.", ("service", "name")),
+    Metric("penstock_dns_ttl_seconds", "gauge",
+           "How long the last good answer for a name holds.", ("service", "name")),
+    Metric("penstock_dns_last_success_timestamp_seconds", "gauge",
+           "When a name was found last, in seconds since 1970.", ("service", "name")),
     Metric("penstock_log_lines_lost_total", "counter",
            "Lines of the run's own log, and of its programs, that could not be written.", ()),
     Metric("penstock_tls_certificate_not_after_timestamp_seconds", "gauge",
@@ -186,6 +195,7 @@ class _SnapshotMetrics(Collector):
         self._add_sockets(snapshot)
         self._add_certificates(snapshot)
         self._add_rollouts(snapshot)
+        self._add_names(snapshot)
 
     def collect(self) -> Iterator[Any]:
         for metric in (*TABLE, *metrics.TABLE):
@@ -225,7 +235,7 @@ class _SnapshotMetrics(Collector):
             self._add("penstock_child_events_total", (*labels, event), count)
         if child.pid is None:
             return
-        info = {"pid": str(child.pid), "address": child.address}
+        info = {"pid": str(child.pid), "address": child.address, "name": ""}
         self._add("penstock_child_info", labels, info)
         self._add_process(labels, child.pid)
         reported = as_dict(child.stats.get("metrics"))
@@ -257,7 +267,7 @@ class _SnapshotMetrics(Collector):
         for (service, slot), row in rows.items():
             labels = (service, str(slot))
             if (service, slot) not in supervised:
-                info = {"pid": "", "address": row["address"]}
+                info = {"pid": "", "address": row["address"], "name": row.get("name", "")}
                 self._add("penstock_child_info", ("worker", *labels), info)
             up = row["health"] == MemberState.UP
             self._add("penstock_worker_in_rotation", labels, int(up))
@@ -322,6 +332,17 @@ class _SnapshotMetrics(Collector):
             for result, count in view.reloads.items():
                 self._add("penstock_tls_reloads_total", (service, result), count)
             self._add("penstock_tls_last_reload_successful", (service,), int(view.current))
+
+    def _add_names(self, snapshot: Snapshot) -> None:
+        for view in snapshot.names:
+            labels = (view.service, view.name)
+            for result, count in view.lookups.items():
+                self._add("penstock_dns_lookups_total", (*labels, result), count)
+            self._add("penstock_dns_members", labels, view.addresses)
+            if view.last_found_at:
+                name = "penstock_dns_last_success_timestamp_seconds"
+                self._add(name, labels, view.last_found_at)
+                self._add("penstock_dns_ttl_seconds", labels, view.ttl_s)
 
     def _add_rollouts(self, snapshot: Snapshot) -> None:
         for result in ROLLOUT_RESULTS:

@@ -76,15 +76,11 @@ class ChangedChecks:
 
     def _upstreams(self, before: Revision) -> Iterator[tuple[MemberKey, str]]:
         now = self._resources.revision
-        for name, members in now.upstreams.items():
-            known = {member.number: member.address for member in before.upstreams.get(name, ())}
-            if name not in before.services or (
-                checks_of(before.services[name]) == checks_of(now.services[name])
-            ):
-                continue
-            for member in members:
-                if known.get(member.number) == member.address:
-                    yield (name, member.number), f"{name}: {member.address}"
+        for name, service in now.services.items():
+            old = before.services.get(name)
+            if old is not None and checks_of(old) != checks_of(service):
+                for member in self._resources.upstreams.of(name):
+                    yield (name, member.number), f"{name}: {member}"
 
     async def problems(self, asked: Asked) -> Problems:
         """Have each of these checked, and wait for a good check of all, or a bad one. In words why

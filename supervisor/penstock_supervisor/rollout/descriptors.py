@@ -7,12 +7,16 @@ would need more than there are is refused as a whole.
 from typing import Final
 
 from penstock_supervisor.config.model import Config, Service
+from penstock_supervisor.config.upstream_address import Kind, parse_upstream
+from penstock_supervisor.names import name_servers
 from penstock_supervisor.process.socket_activation import MIN_HIGH_FD
 
 _FIXED_FDS: Final = 24
 """Standard streams, the event loop, the guardian, the admin port, the control socket."""
 _CHILD_FDS: Final = 5
 """Its pidfd, its channel and two pipes; one to spare."""
+_NAMES_FDS: Final = name_servers.AT_ONCE
+"""Questions about the names of upstreams."""
 _HIGH_FDS: Final = 6
 """The copies of a worker's sockets that are open while it is started."""
 
@@ -20,7 +24,7 @@ _HIGH_FDS: Final = 6
 def descriptors_needed(config: Config) -> int:
     """How many it has open at the most, with some to spare."""
     proxies = _proxies(config)
-    count = _FIXED_FDS + _CHILD_FDS * proxies
+    count = _FIXED_FDS + _CHILD_FDS * proxies + _names(config)
     count += sum(_of_service(service, proxies) for service in config.services)
     return max(count, MIN_HIGH_FD + _HIGH_FDS + proxies)
 
@@ -31,7 +35,7 @@ def needed_for_change(old: Config, new: Config) -> int:
     Workers that go drain beside those that come, and both addresses of a service are open.
     """
     proxies = max(_proxies(old), _proxies(new))
-    count = _FIXED_FDS + _CHILD_FDS * proxies
+    count = _FIXED_FDS + _CHILD_FDS * proxies + _names(new)
     before = {service.name: service for service in old.services}
     for service in new.services:
         count += _of_service(service, proxies)
@@ -40,6 +44,12 @@ def needed_for_change(old: Config, new: Config) -> int:
             count += _listeners(same, proxies) + more_workers * _worker(same, proxies)
     count += sum(_of_service(service, proxies) for service in before.values())
     return max(count, MIN_HIGH_FD + _HIGH_FDS + proxies)
+
+
+def _names(config: Config) -> int:
+    upstreams = (one for service in config.services for one in service.upstreams)
+    has_names = any(parse_upstream(one.address).kind is not Kind.FIXED for one in upstreams)
+    return _NAMES_FDS if has_names else 0
 
 
 def _proxies(config: Config) -> int:

@@ -22,20 +22,20 @@ from penstock_supervisor.config.change_report import refused
 from penstock_supervisor.config.changes import compare
 from penstock_supervisor.config.model import Config, Service
 from penstock_supervisor.errors import ReloadRefused, StartError
-from penstock_supervisor.listeners import resolver
 from penstock_supervisor.listeners.listener import SockAddress, sockaddr_of
 from penstock_supervisor.listeners.service_listeners import ServiceListeners
+from penstock_supervisor.names.first_lookup import look_up_all
 from penstock_supervisor.process import rlimits
 from penstock_supervisor.rollout import directories
 from penstock_supervisor.rollout.certificate_reload import ServiceCertificates
 from penstock_supervisor.rollout.descriptors import needed_for_change
 from penstock_supervisor.rollout.directories import Directories
 from penstock_supervisor.rollout.resources import Resources
-from penstock_supervisor.rollout.revision import Revision, number_upstreams, numbers_given
+from penstock_supervisor.rollout.revision import Revision
 from penstock_supervisor.rollout.slot_ports import Assignment
 
 READ_S: Final = 10.0
-"""For the files of a service, or a directory, on a disk that may not answer; and for all names."""
+"""For the files of a service, or a directory, on a disk that may not answer."""
 
 _Result = TypeVar("_Result")
 _Arguments = TypeVarTuple("_Arguments")
@@ -131,20 +131,15 @@ async def check(resources: Resources, new: Config) -> bool:
 
 
 async def _resolve(resources: Resources, new: Config, problems: list[str]) -> Revision:
-    before = resources.revision
-    resolved = await resolver.resolve_within(READ_S, new.services)
+    known = resources.upstreams
+    # What stays is looked up when it is due, and not by a reload.
+    named = await look_up_all(resources.lookups, new.services, new.dns.servers, known.is_known)
     found, faulty = await _within(
         "directories", "directory", _directories, resources.directories, new
     )
     problems += faulty
-    upstreams = number_upstreams(new.services, resolved, before)
-    return Revision(
-        before.number + 1,
-        new,
-        upstreams,
-        found,
-        upstreams_numbered=numbers_given(upstreams, before),
-    )
+    upstreams = known.prepare(new.services, named)
+    return Revision(resources.revision.number + 1, new, upstreams, found)
 
 
 def _directories(known: Directories, new: Config) -> tuple[dict[str, str], list[str]]:

@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,16 +30,19 @@ from penstock_supervisor.listeners.listener import Listener
 from penstock_supervisor.listeners.service_listeners import ServiceListeners
 from penstock_supervisor.listeners.worker_ports import is_free
 from penstock_supervisor.listeners.worker_sockets import WorkerSockets
+from penstock_supervisor.names.lookup import Lookups
 from penstock_supervisor.process import log_files, privileges
 from penstock_supervisor.process.socket_activation import dup_high
 from penstock_supervisor.process.spawn import SpawnError
 from penstock_supervisor.rollout.directories import Directories
-from penstock_supervisor.rollout.revision import Revision, number_upstreams, numbers_given
+from penstock_supervisor.rollout.revision import Revision
 from penstock_supervisor.rollout.slot_ports import SlotPorts
+from penstock_supervisor.rollout.upstream_members import UpstreamMembers
 
 if TYPE_CHECKING:
     from penstock_proxy.config import ProxyConfig, Target
     from penstock_proxy.net.address import Address
+    from penstock_supervisor.names.answers import Endpoint
 
 _log = logging.getLogger("penstock.supervisor")
 
@@ -55,14 +59,16 @@ class Resources:
         self,
         config: Config,
         environment: Mapping[str, str],
-        upstreams: "Mapping[str, list[Address]]",
+        upstreams: "Mapping[str, Mapping[str, tuple[Endpoint, ...]]]",
         *,
         stdout: int,
         python: str = sys.executable,
     ) -> None:
-        """`upstreams` are their resolved addresses, by service."""
+        """`upstreams`: what they stand for, by service and address in the configuration."""
         self.directories = Directories(environment.get("PWD"))
-        self.revision = _first_revision(config, upstreams, self.directories)
+        self.lookups, self.upstreams = Lookups(time.monotonic), UpstreamMembers()
+        numbered = self.upstreams.prepare(config.services, upstreams)
+        self.revision = Revision(1, config, numbered, self.directories.resolve(config))
         self.planned = self.revision
         """What workers are planned by."""
         self.services = self.revision.services
@@ -70,7 +76,7 @@ class Resources:
         # Of these, those that proxies do not serve any more; and those whose newest sockets proxies
         # must not have yet, because another one accepts there.
         self.unserved, self.withheld = set[str](), set[str]()
-        self._upstreams = dict(self.revision.upstreams)
+        self.upstreams.use(self.revision.upstreams, self.services)
         self.listeners: dict[str, ServiceListeners] = {}
         """Of all these services. Those of addresses that a service gives up are in `retiring`."""
         self.retiring: dict[str, tuple[ServiceListeners, ...]] = {}
@@ -136,7 +142,7 @@ class Resources:
         workers that run, until `forget`."""
         self.revision = self.planned = revision
         self.services.update(revision.services)
-        self._upstreams.update(revision.upstreams)
+        self.upstreams.use(revision.upstreams, revision.services)
         self.unserved.difference_update(revision.services)
 
     def moved(self, new: Config) -> dict[str, str]:
@@ -157,7 +163,7 @@ class Resources:
         """Nothing is left of a service that is not configured any more."""
         if name not in self.revision.services:
             self.services.pop(name, None)
-            self._upstreams.pop(name, None)
+            self.upstreams.forget(name)
             self.unserved.discard(name)
             for one in (self.listeners.pop(name, None), *self.retiring.pop(name, ())):
                 if one is not None:
@@ -199,9 +205,8 @@ class Resources:
         return {name for name in names if self.listeners[name].is_listening}
 
     def worker_addresses(self, name: str) -> tuple[str, ...]:
-        """The addresses of a service's upstreams, or of its workers."""
-        upstreams = tuple(upstream.address for upstream in self.services[name].upstreams)
-        return upstreams or tuple(map(str, self.ports.own(name)))
+        """Where a service's upstreams are, or its workers."""
+        return tuple(map(str, self.upstreams.of(name) or self.ports.own(name)))
 
     def listen(self, *, proxied: bool) -> None:
         """Let clients of the services with or without a proxy connect. StartError."""
@@ -291,7 +296,7 @@ class Resources:
             self.config.model_copy(update={"services": served}),
             slot,
             {one.name: self.proxy_fds(one.name, slot) if inherits else () for one in served},
-            self._upstreams,
+            {one.name: self.upstreams.of(one.name) for one in served},
             workers,
             up,
         )
@@ -361,14 +366,6 @@ class Resources:
             sockets=self._worker_sockets.path,
         )
         return plan.worker_plan(by.services[name], slot, own, context)
-
-
-def _first_revision(
-    config: Config, resolved: "Mapping[str, list[Address]]", directories: Directories
-) -> Revision:
-    """Without the addresses of its listeners, which are not open yet."""
-    upstreams, found = number_upstreams(config.services, resolved), directories.resolve(config)
-    return Revision(1, config, upstreams, found, upstreams_numbered=numbers_given(upstreams))
 
 
 def _open_control_socket(config: Config) -> ControlSocket | None:

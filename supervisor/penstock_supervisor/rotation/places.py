@@ -5,7 +5,7 @@ place of a proxy, the worker checks have a view of their own where there is none
 tells nobody: that is `rotation`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from penstock_proxy.balancing.member_state import SHOWN
@@ -27,11 +27,18 @@ WORDS: Final[dict[str, str]] = {one.value: word.value for one, word in SHOWN.ite
 
 
 class Places:
-    """`services`: those of the moment, by name."""
+    """`services`: those of the moment, by name. `upstream_label`: what people call an upstream that
+    is there now; empty: it is not."""
 
-    def __init__(self, services: Mapping[str, Service], slots: Slots) -> None:
+    def __init__(
+        self,
+        services: Mapping[str, Service],
+        slots: Slots,
+        upstream_label: Callable[[MemberKey], str],
+    ) -> None:
         self._services = services
         self._slots = slots
+        self._upstream_label = upstream_label
         self._views = ProxyViews()
         self._draining: set[MemberKey] = set()
         self._held = Holds()
@@ -104,6 +111,29 @@ class Places:
             return [WORKER_CHECKS]
         numbers = (proxy.plan.slot for proxy in self._slots.proxies if not proxy.at_rest)
         return [number for number in numbers if number not in self._slots.covered]
+
+    def upstream_left(self, member: MemberKey) -> None:
+        """It is none of the service's any more. As long as no other one serves, proxies may go on
+        with it, and their views of it count."""
+        self._confirmations.forget(member)
+        self._forget_left(member)
+
+    def _forget_left(self, member: MemberKey) -> None:
+        """Forget it, if it is an upstream that has left, and nobody picks it any more."""
+        is_there = self._slots.child_of(member) or self._upstream_label(member)
+        if not is_there and not self._views.is_up_anywhere(member):
+            self._views.forget(member)
+
+    def _is_upstream(self, member: MemberKey) -> bool:
+        """Does it count what a proxy says of this upstream? Also of one that has left, as long as a
+        proxy may pick it."""
+        return member in self._views or bool(self._upstream_label(member))
+
+    def _label(self, member: MemberKey, child: Child | None) -> str:
+        """For the log. A slot's name alone means its current worker."""
+        if child is None:
+            return self._upstream_label(member) or f"{member[0]}/{member[1]}"
+        return child.name if self._slots.is_current(child) else f"{child.name} (pid {child.pid})"
 
     def services_up(self) -> set[str]:
         """The services that have a worker in rotation, whichever proxy a client comes to."""

@@ -96,6 +96,9 @@ class ProxyViews:
         """All members that anybody has reported."""
         return iter(tuple(self._states))
 
+    def __contains__(self, member: object) -> bool:
+        return member in self._states
+
     def is_up_at(self, member: MemberKey, proxy: int) -> bool:
         return self._states.get(member, {}).get(proxy) == UP
 

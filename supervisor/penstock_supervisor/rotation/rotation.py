@@ -66,10 +66,11 @@ class Rotation(Places):
         worker_checks: WorkerChecks,
         on_change: Callable[[Child | None, str], None],
         on_check: Callable[[Child, int, bool], None] = lambda *_: None,
+        upstream_label: Callable[[MemberKey], str] = lambda _: "",
     ) -> None:
         """`services`: those of the moment, by name. `on_check(child, proxy, answered)`: see
-        CHECKED in `penstock_proxy.messages`."""
-        super().__init__(services, slots)
+        CHECKED in `penstock_proxy.messages`. `upstream_label`: see `Places`."""
+        super().__init__(services, slots, upstream_label)
         self._loop = loop
         self._worker_checks = worker_checks
         self._on_change = on_change
@@ -305,28 +306,24 @@ class Rotation(Places):
     ) -> None:
         child = self._slots.child_of(member)
         service = self._services.get(member[0])
-        if service is None or not (self.is_joined(child) if child else service.upstreams):
+        if service is None or not (self.is_joined(child) if child else self._is_upstream(member)):
             # The proxy sent this before it was told that the process is gone, or has to go.
             return
         before = self._combined(member)
         self._views.report(member, by, state, reason, recent)
+        self._forget_left(member)
         combined = self._combined(member)
         where = f" at proxy/{by}" if len(self.deciding(member[0])) > 1 and state != UP else ""
         why = f": {reason}" if reason else ""
         is_held = self._held.is_compared(member) and reason == self._held.reason(member)
         word = "held" if is_held else WORDS.get(state, state)
+        has_left = child is None and not self._upstream_label(member)
         _log.log(
-            logging.DEBUG if combined == before else logging.INFO,
+            logging.DEBUG if combined == before or has_left else logging.INFO,
             "%s is %s%s%s", self._label(member, child), word, where, why,
         )  # fmt: skip
         if combined != before:
             self._on_change(child, combined)
-
-    def _label(self, member: MemberKey, child: Child | None) -> str:
-        """For the log. A slot's name alone means its current worker."""
-        if child is None:
-            return f"{member[0]}/{member[1]}"
-        return child.name if self._slots.is_current(child) else f"{child.name} (pid {child.pid})"
 
     def _remove_left(self) -> None:
         """Remove the members that are gone for good, as soon as nothing is left in their links.

@@ -208,6 +208,25 @@ async def test_a_check_has_its_own_user_agent_and_keeps_no_connection() -> None:
         assert head.headers["Connection"] == "close"
 
 
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [("app.internal:9000", "app.internal:9000"), ("app.internal:80", "app.internal")],
+)
+async def test_a_member_that_came_from_a_name_is_asked_for_by_it(name: str, host: str) -> None:
+    hosts: list[str] = []
+
+    async def note(request: web.Request) -> web.Response:
+        hosts.append(request.headers["Host"])
+        return web.Response()
+
+    async with serving(note) as address:
+        checked = CheckedPool(address, interval=HOUR)
+        checked.member.name = name
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 1)
+    assert hosts == [host]
+
+
 async def test_a_path_is_sent_as_it_was_configured() -> None:
     said: list[str] = []
 

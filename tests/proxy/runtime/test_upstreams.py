@@ -105,3 +105,50 @@ async def test_another_address_under_the_same_number_is_another_server(
     moved = before.model_copy(update={"address": f"127.0.0.1:{b.port}"})
     await proxy.reconfigure(proxy.service("web", moved))
     assert await proxy.get("web") == b"b"
+
+
+async def told(proxy: RunningProxy, service: str, *targets: Target) -> None:
+    """Tell it of these upstreams, and wait until it has heard."""
+    messages_ = [target.model_dump(mode="json") for target in targets]
+    proxy.send(messages.UPSTREAMS, service=service, targets=messages_)
+    proxy.send(messages.PING)
+    await proxy.answer(messages.PONG)
+
+
+async def test_upstreams_change_without_another_configuration(proxy: RunningProxy) -> None:
+    a, b = [await proxy.worker(name) for name in "ab"]
+    first = upstream(proxy, a)
+    await proxy.start(proxy.service("web", first))
+    service = proxy.proxy.services.by_name["web"]
+    second = upstream(proxy, b, up=False).model_copy(update={"name": "b.internal:80"})
+    await told(proxy, "web", second)
+    await proxy.answer(messages.ROTATION, member=second.member, state="up")
+    await until(lambda: not service.pool.has(first.member))
+    assert await answers(proxy, 2) == {b"b": 2}
+    renamed = second.model_copy(update={"name": "c.internal:80", "weight": 3})
+    await told(proxy, "web", renamed)
+    (member,) = service.pool.members
+    assert (member.name, member.weight) == ("c.internal:80", 3)
+    assert service.pool.snapshot()[0]["name"] == "c.internal:80"
+
+
+async def test_a_service_may_have_no_upstream_for_a_time(proxy: RunningProxy) -> None:
+    await proxy.start(proxy.service("web"))
+    client = await proxy.client("web")
+    assert await client.get() == b"no worker available\n"
+    only = upstream(proxy, await proxy.worker("a"), up=False)
+    await told(proxy, "web", only)
+    await proxy.answer(messages.ROTATION, member=only.member, state="up")
+    assert await client.get() == b"a"
+
+
+async def test_upstreams_that_are_none_change_nothing(
+    proxy: RunningProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = upstream(proxy, await proxy.worker("a"))
+    await proxy.start(proxy.service("web", first))
+    await told(proxy, "web", first, first.model_copy(update={"member": 99, "address": "a.b:80"}))
+    assert "the upstreams of web stay as they were" in caplog.text
+    await told(proxy, "gone", first)
+    proxy.send(messages.UPSTREAMS, service="web", targets=[{"member": "x"}])
+    assert await answers(proxy, 2) == {b"a": 2}

@@ -17,6 +17,8 @@ from penstock_supervisor.children.plan import (
     worker_weight,
 )
 from penstock_supervisor.config.model import Config, Service
+from penstock_supervisor.names.answers import Endpoint
+from penstock_supervisor.names.upstream_member import UpstreamMember
 from penstock_worker.net import trusted_proxies
 
 ADDRESSES = (Address("127.0.0.1", 8101), Address("127.0.0.1", 8102))
@@ -166,14 +168,14 @@ def config_of_proxy(
     config: Config,
     *workers: Target,
     up: tuple[int, ...] = (),
-    upstreams: Sequence[Address] = (),
+    upstreams: Sequence[UpstreamMember] = (),
     proxy: int = 0,
 ) -> ProxyConfig:
     return proxy_config(
         config,
         proxy,
         {"web": (7,)},
-        {"web": [*enumerate(upstreams)]},
+        {"web": upstreams},
         {"web": workers},
         up=lambda member: member in {("web", number) for number in up},
     )
@@ -204,12 +206,16 @@ def test_a_proxy_does_not_get_services_without_a_proxy() -> None:
 
 def test_upstreams_are_always_joined() -> None:
     web = service(upstreams=["localhost:9001", "unix:/run/x.sock weight=3"])
-    addresses = (Address("127.0.0.1", 9001), Address(path="/run/x.sock"))
+    members = (
+        UpstreamMember(4, 0, Endpoint(Address("127.0.0.1", 9001), 1, "localhost:9001"), 1),
+        UpstreamMember(1, 1, Endpoint(Address(path="/run/x.sock")), 3),
+    )
     (proxy,) = config_of_proxy(
-        Config(admin="", services=(web,)), up=(1,), upstreams=addresses
+        Config(admin="", services=(web,)), up=(1,), upstreams=members
     ).services
+    assert [target.name for target in proxy.targets] == ["localhost:9001", ""]
     assert [(t.member, t.slot, t.address, t.weight, t.joined, t.up) for t in proxy.targets] == [
-        (0, 0, "127.0.0.1:9001", 1, True, False),
+        (4, 0, "127.0.0.1:9001", 1, True, False),
         (1, 1, "unix:/run/x.sock", 3, True, True),
     ]
     assert all(target.upstream for target in proxy.targets)

@@ -52,8 +52,16 @@ def test_a_status_has_the_roll_outs_and_whether_the_configuration_was_applied(ma
 
 
 def test_upstreams_are_workers_without_a_process(made: Any) -> None:
-    (upstream,) = describe(made.snapshot(), "", 0, {})["services"]["api"]["workers"]
+    api = describe(made.snapshot(), "", 0, {})["services"]["api"]
+    (upstream,) = api["workers"]
     assert (upstream["slot"], upstream["address"]) == (0, "127.0.0.1:8100")
+    assert upstream["name"] == "api.internal:8100"
+    assert api["names"] == [
+        {
+            "name": "api.internal:8100", "result": "found", "members": 1, "ttl": 5.0,
+            "found_at": 9.5, "lookups": {"found": 3, "timeout": 1},
+        }
+    ]  # fmt: skip
     assert upstream["health"] == "up"
     assert "pid" not in upstream
 

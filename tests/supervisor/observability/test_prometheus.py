@@ -228,9 +228,12 @@ def test_the_rotation_is_the_one_that_the_proxy_reports(made: Any) -> None:
 
 
 def test_upstreams_are_shown_with_their_addresses(made: Any) -> None:
-    found = samples(made.snapshot(), "penstock_child_info", *PROCESS, "pid", "address")
-    assert ("worker", "api", "0", "", "127.0.0.1:8100") in found
-    assert ("worker", "web", "0", str(os.getpid()), "127.0.0.1:8100") in found
+    found = samples(made.snapshot(), "penstock_child_info", *PROCESS, "pid", "address", "name")
+    assert ("worker", "api", "0", "", "127.0.0.1:8100", "api.internal:8100") in found
+    lookups = samples(made.snapshot(), "penstock_dns_lookups_total", "service", "name", "result")
+    name = ("api", "api.internal:8100")
+    assert lookups == {(*name, "found"): 3, (*name, "timeout"): 1}
+    assert ("worker", "web", "0", str(os.getpid()), "127.0.0.1:8100", "") in found
     assert sum(key[1] == "web" for key in found) == 2
 
 

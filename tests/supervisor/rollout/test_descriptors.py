@@ -28,6 +28,15 @@ def test_upstreams_are_no_children() -> None:
     assert descriptors_needed(small) == descriptors_needed(config(web={"workers": 1}))
 
 
+def test_names_of_upstreams_need_some_for_questions() -> None:
+    fixed = config(web={"app": None, "upstreams": ["127.0.0.1:9"]})
+    named = config(web={"app": None, "upstreams": ["127.0.0.1:9", "dns:app.internal:9"]})
+    many = config(proxies=2, web={"workers": 400})
+    more = config(proxies=2, web={"workers": 400}, api={"app": None, "upstreams": ["a.b:9"]})
+    assert needed_for_change(fixed, named) >= needed_for_change(fixed, fixed)
+    assert descriptors_needed(more) - descriptors_needed(many) > 60
+
+
 def test_a_change_needs_what_goes_and_what_comes() -> None:
     old = config(web={"workers": 100}, old={"workers": 50})
     new = config(web={"workers": 20}, new={"workers": 50})

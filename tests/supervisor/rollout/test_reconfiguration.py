@@ -26,11 +26,12 @@ from tests.support.supervisor.changing_run import (
     service,
     until,
 )
+from tests.support.supervisor.name_server import name_server
 
 from penstock_supervisor.children.lifecycle import State
 from penstock_supervisor.config.model import Config
 from penstock_supervisor.errors import ReloadRefused
-from penstock_supervisor.listeners import resolver
+from penstock_supervisor.names import lookup, name_servers
 from penstock_supervisor.rollout import preparation, reconfiguration
 
 PROXIED = ("ports", "handoff")
@@ -462,40 +463,34 @@ async def test_nobody_can_say_what_can_be_had_before_a_change_that_was_left_is_r
 async def test_a_name_server_that_is_away_is_a_refusal_that_names_the_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = threading.Event()
-    monkeypatch.setattr(resolver, "_address_of", lambda _: answers.wait(60))
-    async with running(tmp_path, config(service())) as run:
-        monkeypatch.setattr(preparation, "READ_S", 0.01)
-        front = service("front", upstreams=("db-1.example:80", "db-2.example:80"))
-        with pytest.raises(ReloadRefused, match=r"front\.upstreams: db-1\S+, db-2\S+: no name"):
-            await run.reconfiguration.prepare(config(service(), front))
-        answers.set()
+    monkeypatch.setattr(name_servers, "ANSWER_S", 0.1)
+    front = service("front", upstreams=("db-1.example:80", "db-2.example:80"))
+    with name_server() as server:
+        server.is_silent = True
+        async with running(tmp_path, config(service())) as run:
+            new = config(service(), front, name_servers=(server.address,))
+            with pytest.raises(ReloadRefused, match=r"front\.upstreams: db-1\S+, db-2\S+: no name"):
+                await run.reconfiguration.prepare(new)
 
 
 async def test_a_dry_run_whose_names_are_not_answered_holds_up_no_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, asked = threading.Event(), threading.Event()
-
-    def look_up(_: str) -> object:
-        asked.set()
-        return answers.wait(60)
-
-    monkeypatch.setattr(resolver, "_address_of", look_up)
-    async with running(tmp_path, config(service())) as run:
-        monkeypatch.setattr(preparation, "READ_S", 3600.0)
-        before, fds = run.resources.revision, descriptors()
-        front = service("front", upstreams=("db.example:80",))
-        checks = [
-            asyncio.ensure_future(run.reconfiguration.check(config(service(), front)))
-            for _ in range(2)
-        ]
-        await until(asked.is_set)
-        assert (run.resources.revision, descriptors()) == (before, fds)
-        await run.change(config(service(health={"rise": 3})))
-        async with asyncio.timeout(WAIT_S):
-            assert not any(await asyncio.gather(*checks)), "nobody can say"
-        answers.set()
+    for module, name in ((name_servers, "ANSWER_S"), (lookup, "LOOKUP_S")):
+        monkeypatch.setattr(module, name, 3600.0)
+    front = service("front", upstreams=("db.example:80",))
+    with name_server() as server:
+        server.is_silent = True
+        async with running(tmp_path, config(service())) as run:
+            before, fds = run.resources.revision, descriptors()
+            new = config(service(), front, name_servers=(server.address,))
+            checks = [asyncio.ensure_future(run.reconfiguration.check(new)) for _ in range(2)]
+            await until(lambda: bool(server.asked))
+            assert run.resources.revision == before
+            await run.change(config(service(health={"rise": 3})))
+            async with asyncio.timeout(WAIT_S):
+                assert not any(await asyncio.gather(*checks)), "nobody can say"
+            await until(lambda: descriptors() <= fds)
 
 
 async def test_a_change_that_a_proxy_cannot_follow_is_taken_back(tmp_path: Path) -> None:

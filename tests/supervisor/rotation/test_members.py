@@ -133,8 +133,33 @@ def test_an_upstream_has_no_child_and_a_view_all_the_same(caplog: pytest.LogCapt
     rotation = Rotation(
         cast("Any", Loop()), {service.name: service}, slots, cast("Any", None),
         lambda child, state: changes.append((child, state)),
+        upstream_label=lambda member: "api/0, a.internal:1," if member in there else "",
     )  # fmt: skip
-    message = {"cmd": "rotation", "service": "api", "member": 1, "state": "up", "reason": ""}
-    assert rotation.handle_message(slots.proxies[0], message)
+    there = {("api", 1), ("api", 2)}
+
+    def report(number: int, state: str) -> None:
+        message = {"cmd": "rotation", "service": "api", "member": number, "state": state}
+        assert rotation.handle_message(slots.proxies[0], message)
+
+    report(1, "up")
     assert (changes, rotation.is_up_anywhere(("api", 1))) == ([(None, "up")], True)
-    assert caplog.messages == ["api/1 is up"]
+    assert caplog.messages == ["api/0, a.internal:1, is up"]
+    there.remove(("api", 1))
+    rotation.upstream_left(("api", 1))
+    assert rotation.services_up() == {"api"}
+    assert rotation.is_up_anywhere(("api", 1)), "the proxy waits for another one"
+    report(1, "absent")
+    report(1, "up")
+    assert list(rotation._views) == []
+    report(2, "down")
+    there.remove(("api", 2))
+    rotation.upstream_left(("api", 2))
+    assert list(rotation._views) == []
+    assert len(caplog.messages) == 2
+    # A reload takes one away without a word about it.
+    there.add(("api", 2))
+    report(2, "up")
+    there.remove(("api", 2))
+    report(2, "absent")
+    assert list(rotation._views) == []
+    assert rotation.services_up() == set()

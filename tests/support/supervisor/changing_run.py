@@ -14,7 +14,7 @@ import psutil
 
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.plan import Slot
-from penstock_supervisor.config.model import Config, Service
+from penstock_supervisor.config.model import Config, Dns, Service
 from penstock_supervisor.rollout.preparation import Prepared
 from penstock_supervisor.rollout.reconfiguration import Reconfiguration
 from penstock_supervisor.rollout.resources import Resources
@@ -53,8 +53,9 @@ def service(name: str = "web", **keys: Any) -> Service:
     return Service.model_validate({"name": name, **defaults, **keys})
 
 
-def config(*services: Service, proxies: int = 1) -> Config:
-    return Config(admin="", run_dir="", services=services, proxies=proxies)
+def config(*services: Service, proxies: int = 1, name_servers: tuple[str, ...] = ()) -> Config:
+    dns = Dns(servers=name_servers)
+    return Config(admin="", run_dir="", services=services, proxies=proxies, dns=dns)
 
 
 class ChangingRun:

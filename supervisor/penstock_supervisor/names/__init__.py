@@ -1,0 +1,1 @@
+"""The names of upstreams: what they stand for, and when they are looked up again."""
